@@ -1,0 +1,1 @@
+"""Commands, configurations and reports; no tensor mathematics."""

@@ -1,0 +1,1 @@
+"""Weather: gated data assimilation cycling with a forecast model (FengWu-Adas)."""
