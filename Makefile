@@ -1,0 +1,39 @@
+.DEFAULT_GOAL := help
+.PHONY: help tour test lint docs bench
+
+BIN := .venv/bin
+PYTHON ?= python3
+export OMP_NUM_THREADS ?= 1
+
+help:
+	@echo "make tour    every system on real data in minutes, with a table and an HTML report"
+	@echo "make test    lint, types, import layers and tests"
+	@echo "make lint    lint, types and import layers only"
+	@echo "make docs    the documentation site, in site/"
+	@echo "make bench   the benchmark suites"
+
+# The environment is built once and again only after pyproject.toml has changed.
+.venv/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	@touch $@
+
+tour: .venv/.ready
+	$(BIN)/gates tour
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+docs: .venv/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/zensical build
+
+bench: .venv/.ready
+	$(BIN)/python -m benchmarks.run --suite core

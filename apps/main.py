@@ -1,0 +1,144 @@
+"""The front door ``gates``: a static table answers help and typing errors before anything is imported."""
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+PACKAGES = ("apps", "core_gates", "weather", "benchmarks")
+
+
+class App(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        module: Module with ``main(arguments)``, imported only when a verb is really run.
+        summary: One line for ``gates --help``.
+        verbs: Verb to one line for ``gates APP --help``; empty for a command without verbs.
+    """
+
+    module: str
+    summary: str
+    verbs: Mapping[str, str] = {}
+
+
+APPS: Mapping[str, App] = {
+    "weather": App(
+        "apps.weather",
+        "assimilate observations into weather fields (FengWu-Adas) beside OI and LETKF",
+        {
+            "prepare": "write the nature run or unpack the ERA5 ensemble sample",
+            "observe": "simulate an observing network and its noisy observations",
+            "tune": "choose the settings of every method with one budget of trials",
+            "fit": "train the network, resumable at any step",
+            "assimilate": "cycle a forecast model with observations and write the analyses",
+            "evaluate": "score every method of a configuration and write scores.json",
+            "report": "write the report of a run as one HTML page",
+        },
+    ),
+    "tour": App("apps.tour", "show every system on real data in minutes, with one HTML report"),
+    "doctor": App("apps.doctor", "list versions, devices and extras, and how to install what is missing"),
+}
+
+
+def main(arguments: Sequence[str] | None = None, apps: Mapping[str, App] = APPS) -> int:
+    """Run ``gates APP VERB ...`` and return the exit code.
+
+    Args:
+        arguments: Command line without the program name; ``sys.argv`` when omitted.
+        apps: The table of applications.
+
+    Returns:
+        0 on success, 1 when a check failed, 2 when the user can mend the command, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview(apps))
+        return 0
+    name, rest = words[0], words[1:]
+    if name in ("-V", "--version"):
+        print(_version())
+        return 0
+    if name not in apps:
+        return _unknown("gates", "application", name, apps)
+    app = apps[name]
+    if app.verbs:
+        if not rest or rest[0] in ("-h", "--help", "help"):
+            print(_app_help(name, app))
+            return 0
+        if rest[0] not in app.verbs:
+            return _unknown(f"gates {name}", "verb", rest[0], app.verbs)
+    return _run(name, app, rest, debug=debug)
+
+
+def _run(name: str, app: App, rest: list[str], *, debug: bool) -> int:
+    """Import the application, run it, and turn expected failures into one line."""
+    try:
+        errors = importlib.import_module("core_gates.errors")
+        module = _import(name, app.module, errors)
+        return int(module.main(rest) or 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug or not isinstance(error, errors.GatesError):
+            raise
+        verb = f" {rest[0]}" if app.verbs else ""
+        print(f"gates {name}{verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _import(name: str, module: str, errors):  # noqa: ANN001, ANN202 (types would import the core)
+    """Import an application; a foreign package that is missing becomes a ``MissingExtraError``."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in PACKAGES:
+            raise
+        raise errors.MissingExtraError(name, package) from error
+
+
+def _unknown(prog: str, kind: str, word: str, known: Mapping[str, object]) -> int:
+    """Print one line for a word that is not in the table and return exit code 2."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+    print(f"{prog}: error: unknown {kind} {word!r} ({hint})", file=sys.stderr)
+    return 2
+
+
+def _overview(apps: Mapping[str, App]) -> str:
+    with_verbs = {name: app.summary for name, app in apps.items() if app.verbs}
+    without = {name: app.summary for name, app in apps.items() if not app.verbs}
+    lines = ["usage: gates APP VERB [--config FILE] [--key value ...] [--debug]", ""]
+    lines += ["applications:", *_columns(with_verbs), "", "commands:", *_columns(without), ""]
+    lines += ["gates APP --help lists the verbs of an application,"]
+    lines += ["gates APP VERB --help its options; --debug shows tracebacks."]
+    return "\n".join(lines)
+
+
+def _app_help(name: str, app: App) -> str:
+    lines = [f"usage: gates {name} VERB [--config FILE] [--key value ...]", "", app.summary, ""]
+    lines += ["verbs:", *_columns(app.verbs), ""]
+    lines += [f"gates {name} VERB --help lists the options of a verb; --config NAME is looked up"]
+    lines += ["in the working folder, then among the packaged configurations."]
+    return "\n".join(lines)
+
+
+def _columns(rows: Mapping[str, str]) -> list[str]:
+    width = max(map(len, rows), default=0)
+    return [f"  {key:<{width}}  {text}" for key, text in rows.items()]
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"gatesuite {version('gatesuite')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
