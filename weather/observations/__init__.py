@@ -1,0 +1,1 @@
+"""Observations: reports, simulated networks, and their gridded form with error and confidence."""
