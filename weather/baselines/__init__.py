@@ -1,0 +1,1 @@
+"""Classical assimilation methods, which Adas is compared with."""

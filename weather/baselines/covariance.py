@@ -1,0 +1,133 @@
+"""Background-error covariances, read in blocks so that none has to exist as a whole."""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from weather.baselines.geometry import GridPoints, gaspari_cohn
+from weather.grid import Grid
+
+
+class Covariance(Protocol):
+    """A symmetric covariance B of states flattened to n = C H W values.
+
+    Attributes:
+        size: n.
+        dtype: Type of the blocks.
+    """
+
+    size: int
+    dtype: torch.dtype
+
+    def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Return B at some rows (R,) and columns (K,), or all columns if None."""
+        ...
+
+    def variance(self) -> Tensor:
+        """Return the diagonal (n,)."""
+        ...
+
+
+class DenseCovariance:
+    """A covariance held as a matrix, for states of some thousand values.
+
+    Args:
+        matrix: (n, n), symmetric.
+
+    Raises:
+        ValueError: The matrix is not square.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"expected a square matrix, found shape {tuple(matrix.shape)}")
+        self.matrix = matrix
+        self.size = len(matrix)
+        self.dtype = matrix.dtype
+
+    def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Return (R, K), or (R, n) for all columns."""
+        return self.matrix[rows] if columns is None else self.matrix[rows[:, None], columns]
+
+    def variance(self) -> Tensor:
+        """Return the diagonal (n,)."""
+        return self.matrix.diagonal()
+
+
+class SampleCovariance:
+    """Sample covariance of fields, localised by a Schur product with Gaspari-Cohn.
+
+    ``B = A' A / (K - 1) * rho(d / c)`` with the centered samples A and the great-circle distance d.
+    Only the samples (K, n) are stored.
+
+    Args:
+        samples: (K, C, H, W), for example differences of states 24 hours apart.
+        grid: Grid of the fields.
+        localization_km: Half width c of the taper, which vanishes from 2c on; infinite for none.
+
+    Raises:
+        ValueError: There are fewer than two samples, they are off the grid, or c is not positive.
+    """
+
+    def __init__(self, samples: Tensor, grid: Grid, *, localization_km: float = math.inf) -> None:
+        if samples.ndim != 4 or len(samples) < 2 or tuple(samples.shape[-2:]) != grid.shape:
+            raise ValueError(
+                f"expected at least two samples (K, C, H, W) on {grid.shape}, found shape "
+                f"{tuple(samples.shape)}"
+            )
+        if not localization_km > 0:
+            raise ValueError(f"localization_km must be positive, got {localization_km}")
+        anomalies = samples - samples.mean(0)
+        self._anomalies = anomalies.flatten(1) / math.sqrt(len(samples) - 1)
+        self._points = GridPoints(grid)
+        self.localization_km = localization_km
+        self.size = self._anomalies.shape[1]
+        self.dtype = samples.dtype
+
+    def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Return (R, K), or (R, n) for all columns."""
+        right = self._anomalies if columns is None else self._anomalies[:, columns]
+        covariance = self._anomalies[:, rows].T @ right
+        if math.isinf(self.localization_km):
+            return covariance
+        count = self._points.count
+        points, row = (rows % count).unique(return_inverse=True)
+        if columns is None:
+            taper = self._taper(points)[row]
+            covariance.view(len(rows), -1, count).mul_(taper[:, None])
+            return covariance
+        targets, column = (columns % count).unique(return_inverse=True)
+        return covariance.mul_(self._taper(points, targets)[row[:, None], column])
+
+    def variance(self) -> Tensor:
+        """Return the diagonal (n,)."""
+        return self._anomalies.square().sum(0)
+
+    def dense(self) -> DenseCovariance:
+        """Return the same covariance as a matrix: faster to read for many different networks."""
+        return DenseCovariance(self.block(torch.arange(self.size)))
+
+    def _taper(self, points: Tensor, targets: Tensor | None = None) -> Tensor:
+        distance = self._points.distances(points, targets)
+        return gaspari_cohn(distance / self.localization_km).to(self.dtype)
+
+
+def lagged_differences(states: Tensor, steps: int) -> Tensor:
+    """Return ``x(t + steps) - x(t)`` as samples of a background error.
+
+    Args:
+        states: (T, ..., C, H, W) at equidistant times; any dimension between is a set of timelines.
+        steps: Time steps between the two states, 4 for 24 hours of 6-hourly states.
+
+    Returns:
+        (K, C, H, W) with every pair of every timeline.
+
+    Raises:
+        ValueError: The series is too short.
+    """
+    if not 0 < steps < len(states):
+        raise ValueError(f"a lag of {steps} steps does not fit into {len(states)} states")
+    pairs = states[steps:] - states[:-steps]
+    return pairs.reshape(-1, *states.shape[-3:])

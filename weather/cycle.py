@@ -1,0 +1,104 @@
+"""The assimilation cycle: forecast, observe, analyse, and again."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from weather.baselines.assimilator import Assimilator
+from weather.observations.gridded import GriddedObservations
+
+Forecast = Callable[[Tensor, float], Tensor]
+"""A forecast model: states (N, C, H, W) and hours to states of the same shape."""
+
+QualityControl = Callable[[GriddedObservations, Tensor], GriddedObservations]
+"""Observations and the mean background, both (B, C, H, W), to the observations that pass."""
+
+
+class CycleStep(NamedTuple):
+    """One analysis time.
+
+    Attributes:
+        background: (B, M, C, H, W), the forecast from the previous analysis.
+        analysis: (B, M, C, H, W). What it holds when the generator is advanced is what the next
+            forecast starts from, so a caller may replace a timeline in place.
+        observations: (B, C, H, W), those that passed quality control.
+    """
+
+    background: Tensor
+    analysis: Tensor
+    observations: GriddedObservations
+
+
+class Cycle:
+    """Run forecast and assimilation in turn over independent timelines.
+
+    The analysis, never the background, starts the next forecast. An outage is a set of
+    observations in which nothing is present.
+
+    Args:
+        forecast: Forecast model, called once a cycle with all B M states.
+        assimilator: Assimilation method.
+        hours: Length of a cycle.
+        quality_control: Applied to the observations against the mean background, for example
+            `weather.observations.gridded.gross_check`; none by default.
+    """
+
+    def __init__(
+        self,
+        forecast: Forecast,
+        assimilator: Assimilator,
+        hours: float = 6.0,
+        *,
+        quality_control: QualityControl | None = None,
+    ) -> None:
+        self.forecast = forecast
+        self.assimilator = assimilator
+        self.hours = hours
+        self.quality_control = quality_control
+
+    def run(
+        self, background: Tensor, observations: Iterable[GriddedObservations]
+    ) -> Iterator[CycleStep]:
+        """Yield one step for each set of observations.
+
+        Args:
+            background: (B, M, C, H, W) at the time of the first observations.
+            observations: Sets of fields (B, C, H, W), ``hours`` apart.
+
+        Raises:
+            ValueError: The background does not have the ensemble size of the assimilator.
+        """
+        members = self.assimilator.members
+        if background.ndim != 5 or background.shape[1] != members:
+            raise ValueError(
+                f"expected a first background (B, {members}, C, H, W), found "
+                f"{tuple(background.shape)}: the method works with {members} members"
+            )
+        analysis = None
+        for available in observations:
+            if analysis is not None:
+                flat = self.forecast(analysis.flatten(0, 1), self.hours)
+                background = flat.unflatten(0, analysis.shape[:2])
+            accepted = available
+            if self.quality_control is not None:
+                accepted = self.quality_control(available, background.mean(1))
+            analysis = self.assimilator.analyse(background, accepted)
+            yield CycleStep(background, analysis, accepted)
+
+
+def diverged(states: Tensor, climatological_sd: Tensor, limit: float = 1.5) -> Tensor:
+    """Tell which states are lost: not finite, or farther off than a random state would be.
+
+    Two random states are ``sqrt(2)`` climatological standard deviations apart.
+
+    Args:
+        states: (..., C, H, W) departures from the truth, or from the climatological mean.
+        climatological_sd: (C,) standard deviation of each channel.
+        limit: Root mean square, in climatological standard deviations, of any channel.
+
+    Returns:
+        Boolean (...,).
+    """
+    square = states.square().mean((-2, -1)) / climatological_sd.to(states).square()
+    return ~(square <= limit**2).all(-1)
