@@ -5,7 +5,6 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Literal, TypeVar, cast, get_args
 
 import torch
@@ -26,16 +25,18 @@ def _checked(mode: str, source: str) -> Mode:
     return mode
 
 
-_DEFAULT = _checked(os.environ.get(ENVIRONMENT_VARIABLE) or "reference", ENVIRONMENT_VARIABLE)
-_mode: ContextVar[Mode] = ContextVar("core_gates_kernels", default=_DEFAULT)
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported
+# A plain module variable: Dynamo cannot trace a ContextVar but guards on this.
+_mode: Mode = _checked(os.environ.get(ENVIRONMENT_VARIABLE) or "reference", ENVIRONMENT_VARIABLE)
 
 
 @contextmanager
 def kernels(mode: Mode) -> Iterator[None]:
     """Choose how the ops of this package are computed inside the ``with`` block.
 
-    The choice is made when an op is called; the backward pass follows its forward pass. Outside any
-    block the environment variable ``CORE_GATES_KERNELS`` decides, which is read at import.
+    The choice holds for the whole process and is made when an op is called; a backward pass follows
+    its forward pass. Outside any block the environment variable ``CORE_GATES_KERNELS`` decides,
+    which is read at import.
 
     Args:
         mode: ``reference`` (the default) runs the definition; ``compile`` runs it through a cached
@@ -45,11 +46,12 @@ def kernels(mode: Mode) -> Iterator[None]:
     Raises:
         ValueError: ``mode`` is not one of the three.
     """
-    token = _mode.set(_checked(mode, "mode"))
+    global _mode
+    previous, _mode = _mode, _checked(mode, "mode")
     try:
         yield
     finally:
-        _mode.reset(token)
+        _mode = previous
 
 
 def use_kernel(*tensors: Tensor) -> bool:
@@ -58,25 +60,26 @@ def use_kernel(*tensors: Tensor) -> bool:
     Raises:
         MissingExtraError: The kernel was asked for on CUDA tensors and Triton is not installed.
     """
-    if _mode.get() != "triton":
+    if _mode != "triton":
         return False
     if not all(t.is_cuda and t.dtype != torch.float64 for t in tensors):
         return False
-    if not _has_triton():
+    if not _HAS_TRITON:
         raise MissingExtraError("gpu", "triton")
     return True
 
 
 def definition(reference: F) -> F:
-    """Return the reference function, compiled (once per function) where the mode asks for it."""
-    return _compiled(reference) if _mode.get() == "compile" else reference
+    """Return the reference function, compiled (once per function) where the mode asks for it.
+
+    Inside a region that is itself being compiled the plain function is returned: the outer
+    compilation fuses it.
+    """
+    if _mode != "compile" or torch.compiler.is_compiling():
+        return reference
+    return cast(F, _compiled(reference))
 
 
 @functools.cache
-def _compiled(reference: F) -> F:
-    return cast(F, torch.compile(reference))
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _compiled(reference: Callable[..., object]) -> Callable[..., object]:
+    return torch.compile(reference)
