@@ -79,7 +79,7 @@ class Cycle:
         for available in observations:
             if analysis is not None:
                 flat = self.forecast(analysis.flatten(0, 1), self.hours)
-                background = flat.unflatten(0, analysis.shape[:2])
+                background = flat.reshape(analysis.shape)
             accepted = available
             if self.quality_control is not None:
                 accepted = self.quality_control(available, background.mean(1))

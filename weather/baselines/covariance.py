@@ -93,12 +93,12 @@ class SampleCovariance:
         if math.isinf(self.localization_km):
             return covariance
         count = self._points.count
-        points, row = (rows % count).unique(return_inverse=True)
+        points, row = torch.unique(rows % count, return_inverse=True)
         if columns is None:
             taper = self._taper(points)[row]
             covariance.view(len(rows), -1, count).mul_(taper[:, None])
             return covariance
-        targets, column = (columns % count).unique(return_inverse=True)
+        targets, column = torch.unique(columns % count, return_inverse=True)
         return covariance.mul_(self._taper(points, targets)[row[:, None], column])
 
     def variance(self) -> Tensor:

@@ -91,9 +91,8 @@ class OptimalInterpolation:
             errors: Observation error standard deviations (C, H, W), infinite where absent.
         """
         factor = self._factor(errors.flatten())
-        half = torch.linalg.solve_triangular(
-            factor.cholesky, self._cross(factor).double(), upper=False
-        )
+        cross = self._cross(factor).double()
+        half: Tensor = torch.linalg.solve_triangular(factor.cholesky, cross, upper=False)
         prior = self.scale**2 * self.covariance.variance().double()
         return (prior - half.square().sum(0)).view_as(errors)
 
@@ -125,9 +124,9 @@ class OptimalInterpolation:
         if factor.cross is not None:
             return weights @ factor.cross
         total = weights.new_zeros(len(weights), self.covariance.size)
-        parts = zip(weights.split(_STREAM_ROWS, 1), factor.indices.split(_STREAM_ROWS), strict=True)
-        for part, rows in parts:
-            total += part @ self.covariance.block(rows)
+        for start in range(0, len(factor.indices), _STREAM_ROWS):
+            part = slice(start, start + _STREAM_ROWS)
+            total += weights[:, part] @ self.covariance.block(factor.indices[part])
         return total * self.scale**2
 
     def _cross(self, factor: Factor) -> Tensor:
