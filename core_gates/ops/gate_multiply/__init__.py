@@ -1,0 +1,1 @@
+"""Multiplication with a sigmoid gate: ``x * sigmoid(logits)``."""
