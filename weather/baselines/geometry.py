@@ -1,5 +1,9 @@
 """Distances from every grid point to some of them, and functions of distance."""
 
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -49,3 +53,49 @@ def gaspari_cohn(ratio: Tensor) -> Tensor:
     safe = r.clamp(min=1.0)
     outer = ((((r / 12 - 0.5) * r + 5 / 8) * r + 5 / 3) * r - 5) * r + 4 - 2 / (3 * safe)
     return torch.where(r < 1, inner, outer).clamp(min=0.0)
+
+
+@dataclass(frozen=True)
+class GaspariCohnTaper:
+    """`gaspari_cohn` as a function of the distance in km.
+
+    Args:
+        half_width_km: c; an infinite one gives ones everywhere.
+    """
+
+    half_width_km: float
+
+    def __call__(self, distance_km: Tensor) -> Tensor:
+        """Return the taper of distances of any shape."""
+        return gaspari_cohn(distance_km / self.half_width_km)
+
+
+class DistanceWeights:
+    """A function of the distance from observed points to all points, kept for fixed networks.
+
+    Args:
+        grid: The grid.
+        weight: Function of distances in km, element by element.
+        capacity_mib: Memory for kept weights, least recently used first out.
+    """
+
+    def __init__(
+        self, grid: Grid, weight: Callable[[Tensor], Tensor], *, capacity_mib: float = 256.0
+    ) -> None:
+        self._points = GridPoints(grid)
+        self._weight = weight
+        self._capacity = int(capacity_mib * 2**20)
+        self._kept: OrderedDict[tuple[bytes, torch.dtype], Tensor] = OrderedDict()
+
+    def at(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the weights (R, P) between the points ``rows`` (R,) and all points."""
+        key = (rows.numpy().tobytes(), dtype)
+        if key not in self._kept:
+            self._kept[key] = self._weight(self._points.distances(rows)).to(dtype)
+            while len(self._kept) > 1 and self._num_bytes() > self._capacity:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _num_bytes(self) -> int:
+        return sum(weights.nbytes for weights in self._kept.values())

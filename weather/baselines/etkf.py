@@ -1,0 +1,87 @@
+"""The ensemble transform Kalman filter: an analysis in the space of ensemble weights."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class EnsembleWeights(NamedTuple):
+    """How an analysis ensemble is composed of the background ensemble, in factors.
+
+    With eigenvectors V and eigenvalues of ``Y' R^-1 Y``, the mean moves by ``X (V shift)`` and the
+    anomalies become ``X V diag(shrink) V'``.
+
+    Attributes:
+        vectors: (..., M, M) orthonormal columns V.
+        shift: (..., M).
+        shrink: (..., M), positive.
+    """
+
+    vectors: Tensor
+    shift: Tensor
+    shrink: Tensor
+
+    def mean_weights(self) -> Tensor:
+        """Return w (..., M) of Hunt et al. (2007), equation 21."""
+        return (self.vectors @ self.shift.unsqueeze(-1)).squeeze(-1)
+
+    def transform(self) -> Tensor:
+        """Return the symmetric W (..., M, M) of Hunt et al. (2007), equation 24."""
+        return (self.vectors * self.shrink.unsqueeze(-2)) @ self.vectors.mT
+
+    def update(self, mean: Tensor, anomalies: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean (..., C) and anomalies (..., C, M) of the analysis."""
+        rotated = anomalies @ self.vectors.to(anomalies)
+        shift, shrink = self.shift.to(anomalies), self.shrink.to(anomalies)
+        moved = mean + (rotated @ shift.unsqueeze(-1)).squeeze(-1)
+        return moved, (rotated * shrink.unsqueeze(-2)) @ self.vectors.mT.to(anomalies)
+
+
+def ensemble_weights(signal: Tensor, projection: Tensor, inflation: float) -> EnsembleWeights:
+    """Solve the analysis in weight space (Hunt et al. 2007, equations 21 to 24).
+
+    Args:
+        signal: ``Y' R^-1 Y`` (..., M, M) of the background anomalies at the observations.
+        projection: ``Y' R^-1 (y - mean)`` (..., M).
+        inflation: Factor on the background covariance.
+
+    Returns:
+        Weights in float64, whatever the inputs.
+    """
+    num_members = signal.shape[-1]
+    values, vectors = torch.linalg.eigh(signal.double())
+    precision = values.clamp(min=0.0) + (num_members - 1) / inflation
+    turned = (vectors.mT @ projection.double().unsqueeze(-1)).squeeze(-1)
+    return EnsembleWeights(
+        vectors, turned / precision, (math.sqrt(num_members - 1) / precision.sqrt())
+    )
+
+
+def etkf(
+    states: Tensor,
+    observed: Tensor,
+    values: Tensor,
+    errors: Tensor,
+    *,
+    inflation: float = 1.0,
+) -> Tensor:
+    """Analyse an ensemble globally (Bishop et al. 2001, in the form of Hunt et al. 2007).
+
+    Args:
+        states: Background ensemble (M, n).
+        observed: The ensemble as the observations would see it (M, p).
+        values: Observed values (p,).
+        errors: Observation error standard deviations (p,), positive or infinite.
+        inflation: Factor on the background covariance.
+
+    Returns:
+        Analysis ensemble (M, n).
+    """
+    mean, seen = states.mean(0), observed.mean(0)
+    scaled = (observed - seen) / errors
+    innovation = torch.where(errors.isfinite(), (values - seen) / errors, 0.0)
+    weights = ensemble_weights(scaled @ scaled.T, scaled @ innovation, inflation)
+    moved, anomalies = weights.update(mean, (states - mean).T)
+    return (moved[:, None] + anomalies).T

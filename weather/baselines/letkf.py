@@ -1,0 +1,185 @@
+"""The local ensemble transform Kalman filter."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weather.baselines.assimilator import check_shapes
+from weather.baselines.etkf import ensemble_weights
+from weather.baselines.geometry import DistanceWeights, GaspariCohnTaper
+from weather.grid import Grid
+from weather.observations.gridded import GriddedObservations
+
+_POINT_BLOCK = 8192  # grid points whose eigenproblems are held at a time
+
+
+class LETKF:
+    """Local ensemble transform Kalman filter with localisation of R (Hunt et al. 2007).
+
+    Every grid point has an analysis of its own from the observations within 2c, whose precision is
+    tapered by the Gaspari-Cohn function of the distance. Afterwards the spread is relaxed to the
+    prior spread (RTPS, Whitaker and Hamill 2012).
+
+    Args:
+        grid: Grid of the fields.
+        members: Ensemble size M, at least 2.
+        localization_km: Half width c of the taper, km; infinite for none. A sequence gives one for
+            each analysed channel.
+        inflation: Factor on the background covariance.
+        inflate_unobserved: Whether to inflate points without an observation within 2c too, as the
+            equations have it; such spread grows without bound in a cycle. They keep their
+            background by default.
+        relaxation: RTPS coefficient, 0 (none) to 1 (the prior spread is restored).
+        coupling: (C, C) factors from 0 to 1 on the observation precision: row = analysed channel,
+            column = observed channel. The identity analyses every channel from its own
+            observations alone; None couples all.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        members: int,
+        *,
+        localization_km: float | Sequence[float] = math.inf,
+        inflation: float = 1.0,
+        inflate_unobserved: bool = False,
+        relaxation: float = 0.0,
+        coupling: Tensor | Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        if members < 2:
+            raise ValueError(f"an ensemble filter needs at least two members, got {members}")
+        if not inflation > 0:
+            raise ValueError(f"inflation must be positive, got {inflation}")
+        if not 0 <= relaxation <= 1:
+            raise ValueError(f"relaxation must lie between 0 and 1, got {relaxation}")
+        widths = (
+            tuple(localization_km) if isinstance(localization_km, Sequence) else (localization_km,)
+        )
+        if not all(width > 0 for width in widths):
+            raise ValueError(f"localization_km must be positive, got {localization_km}")
+        self.members = members
+        self.inflation = inflation
+        self.inflate_unobserved = inflate_unobserved
+        self.relaxation = relaxation
+        self.coupling = None if coupling is None else torch.as_tensor(coupling)
+        self._widths = widths
+        self._tapers = {width: DistanceWeights(grid, GaspariCohnTaper(width)) for width in widths}
+
+    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+        """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
+
+        A timeline that is no longer finite is returned as it is.
+
+        Raises:
+            ValueError: Shapes differ, or an observation error is not positive.
+        """
+        check_shapes(background, observations, math.prod(background.shape[2:]), self.members)
+        if not (observations.errors > 0).all():
+            raise ValueError("an observation error is not positive, expected standard deviations")
+        analysis = background.clone()
+        for timeline, states in enumerate(background.flatten(3)):
+            values = observations.values[timeline].flatten(1)
+            errors = observations.errors[timeline].flatten(1)
+            if states.isfinite().all() and errors.isfinite().any():
+                analysis[timeline] = self._timeline(states, values, errors).view_as(
+                    analysis[timeline]
+                )
+        return analysis
+
+    def _timeline(self, states: Tensor, values: Tensor, errors: Tensor) -> Tensor:
+        """Analyse (M, C, P) with observations (C, P)."""
+        mean = states.mean(0)
+        anomalies = states - mean
+        innovation = torch.where(errors.isfinite(), values.to(mean) - mean, 0.0)
+        analysis = states.clone()
+        for channels, width, factors in self._groups(len(mean)):
+            precision = factors.to(mean)[:, None] / errors.to(mean).square()
+            seen = (precision > 0).any(0).nonzero().flatten()
+            if not len(seen):
+                continue
+            scale = precision[:, seen].sqrt()
+            observed = anomalies[:, :, seen] * scale
+            signal, projection = _point_signals(observed, innovation[:, seen] * scale)
+            taper = self._tapers[width].at(seen, mean.dtype)
+            self._update(analysis, mean, anomalies, channels, taper, signal, projection)
+        return analysis
+
+    def _update(
+        self,
+        analysis: Tensor,
+        mean: Tensor,
+        anomalies: Tensor,
+        channels: list[int],
+        taper: Tensor,
+        signal: Tensor,
+        projection: Tensor,
+    ) -> None:
+        """Write the analysis (M, C, P) of some channels at the points that see an observation.
+
+        The taper is (U, P), the signals of the U observed points are (U, M (M+1) / 2) and (U, M).
+        """
+        local = (taper > 0).any(0) | self.inflate_unobserved
+        row, column = torch.tril_indices(self.members, self.members)
+        for points in torch.split(local.nonzero().flatten(), _POINT_BLOCK):
+            weight = taper[:, points].T
+            matrix = weight.new_zeros(len(points), self.members, self.members)
+            matrix[:, row, column] = weight @ signal
+            weights = ensemble_weights(matrix, weight @ projection, self.inflation)
+            cells = (slice(None), torch.tensor(channels)[:, None], points)
+            prior = anomalies[cells].permute(2, 1, 0)  # (points, channels, M)
+            moved, posterior = weights.update(mean[cells[1:]].T, prior)
+            posterior = relax_to_prior_spread(prior, posterior, self.relaxation)
+            analysis[cells] = (moved[:, :, None] + posterior).permute(2, 1, 0)
+
+    def _groups(self, num_channels: int) -> list[tuple[list[int], float, Tensor]]:
+        """Return channels that share an analysis, with their width and coupling (C,)."""
+        if len(self._widths) not in (1, num_channels):
+            raise ValueError(
+                f"localization_km has {len(self._widths)} values, expected 1 or {num_channels}"
+            )
+        coupling = torch.ones(num_channels, num_channels)
+        if self.coupling is not None:
+            if tuple(self.coupling.shape) != (num_channels, num_channels):
+                raise ValueError(
+                    f"coupling is {tuple(self.coupling.shape)}, expected "
+                    f"{(num_channels, num_channels)} for {num_channels} channels"
+                )
+            coupling = self.coupling
+        groups: dict[tuple[float, ...], list[int]] = {}
+        for channel, factors in enumerate(coupling.tolist()):
+            width = self._widths[channel % len(self._widths)]
+            groups.setdefault((width, *factors), []).append(channel)
+        return [(rows, key[0], torch.tensor(key[1:])) for key, rows in groups.items()]
+
+
+def relax_to_prior_spread(prior: Tensor, posterior: Tensor, relaxation: float) -> Tensor:
+    """Scale the anomalies to ``(1 - a) spread + a prior spread`` (Whitaker and Hamill 2012, eq. 2).
+
+    Args:
+        prior: Background anomalies (..., M).
+        posterior: Analysis anomalies (..., M).
+        relaxation: a, from 0 to 1.
+    """
+    if relaxation == 0:
+        return posterior
+    before, after = prior.square().sum(-1).sqrt(), posterior.square().sum(-1).sqrt()
+    factor = 1 + relaxation * torch.where(after > 0, before / after - 1, 0.0)
+    return posterior * factor.unsqueeze(-1)
+
+
+def _point_signals(observed: Tensor, innovation: Tensor) -> tuple[Tensor, Tensor]:
+    """Return lower triangles of Y'Y (U, M (M+1) / 2) and Y'd (U, M) of every observed point.
+
+    Both arguments are in units of the observation error: (M, C, U) and (C, U). The channels of a
+    point are added here, so that the sum over points is one matrix product.
+    """
+    per_point = observed.permute(2, 0, 1)
+    members = len(observed)
+    row, column = torch.tril_indices(members, members)
+    signal = (per_point @ per_point.mT)[:, row, column]
+    return signal, (per_point @ innovation.T.unsqueeze(-1)).squeeze(-1)
