@@ -1,9 +1,9 @@
-"""The front door ``gates``: a static table answers help and typing errors before anything is imported."""
+"""The front door ``gates``: a static table answers help and typing errors, importing nothing."""
 
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PACKAGES = ("apps", "core_gates", "weather", "benchmarks")
 
@@ -37,7 +37,9 @@ APPS: Mapping[str, App] = {
         },
     ),
     "tour": App("apps.tour", "show every system on real data in minutes, with one HTML report"),
-    "doctor": App("apps.doctor", "list versions, devices and extras, and how to install what is missing"),
+    "doctor": App(
+        "apps.doctor", "list versions, devices and extras, and how to install what is missing"
+    ),
 }
 
 
@@ -90,7 +92,7 @@ def _run(name: str, app: App, rest: list[str], *, debug: bool) -> int:
         return 2
 
 
-def _import(name: str, module: str, errors):  # noqa: ANN001, ANN202 (types would import the core)
+def _import(name: str, module: str, errors: Any) -> Any:
     """Import an application; a foreign package that is missing becomes a ``MissingExtraError``."""
     try:
         return importlib.import_module(module)

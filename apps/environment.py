@@ -1,0 +1,73 @@
+"""What a result was computed with: versions, machine, revision."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("gatesuite", "torch", "lightning", "numpy", "xarray", "zarr", "triton")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and revision, as written into ``environment.json``."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "device": device_name(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "git": git_revision(),
+    }
+
+
+def package_version(name: str) -> str | None:
+    """Installed version of a distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def device_name() -> str:
+    """Name of the accelerator, or of the processor where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_processor()} ({os.cpu_count()} cores)"
+
+
+def git_revision(folder: Path | None = None) -> str | None:
+    """Revision of the source tree, with ``-dirty`` for uncommitted changes, or None outside git.
+
+    Args:
+        folder: A folder of the tree; that of this package when omitted.
+    """
+    here = folder or Path(__file__).parent
+    command = [
+        "git",
+        "-C",
+        str(here),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty",
+        "--exclude=*",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
