@@ -1,0 +1,64 @@
+import os
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def inputs():
+    """``inputs(shape, dtype, count=2)``: seeded tensors that require gradients."""
+
+    def make(shape, dtype=torch.float32, count=2):
+        generator = torch.Generator().manual_seed(0)
+        return tuple(
+            torch.randn(shape, generator=generator, dtype=torch.float64)
+            .mul(2)
+            .to(dtype)
+            .requires_grad_()
+            for _ in range(count)
+        )
+
+    return make
+
+
+@pytest.fixture
+def poisoned_empty(monkeypatch):
+    """Fill what ``torch.empty`` and ``torch.empty_like`` return: unwritten elements show."""
+
+    def poisoned(allocate):
+        def filled(*args, **kwargs):
+            out = allocate(*args, **kwargs)
+            if out.is_floating_point():
+                return out.fill_(torch.nan)
+            return out if out.dtype == torch.bool else out.fill_(torch.iinfo(out.dtype).max)
+
+        return filled
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+
+
+@pytest.fixture
+def kernel_device():
+    """Where Triton kernels run: interpreted on the CPU, or natively under TRITON_INTERPRET=0."""
+    pytest.importorskip("triton")
+    if os.environ["TRITON_INTERPRET"] == "1":
+        return "cpu"
+    if not torch.cuda.is_available():
+        pytest.skip("native kernels need a CUDA device")
+    return "cuda"
+
+
+@pytest.fixture
+def relayouts():
+    """Name -> function that gives a tensor other strides and keeps its values."""
+
+    def sliced(t):
+        return torch.stack([t, torch.full_like(t, torch.nan)], -1)[..., 0]
+
+    return {
+        "transposed": lambda t: t.mT.contiguous().mT,
+        "sliced": sliced,
+        "offset": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
+        "expanded": lambda t: t[:1].expand(t.shape),
+    }

@@ -1,0 +1,106 @@
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.errors import MissingExtraError
+from core_gates.ops import _select, kernels
+from core_gates.ops._select import definition, use_kernel
+from core_gates.ops.silu_gate import reference
+from core_gates.ops.silu_gate.op import silu_gate
+
+ON_CUDA = SimpleNamespace(is_cuda=True, dtype=torch.float16)
+DOUBLE_ON_CUDA = SimpleNamespace(is_cuda=True, dtype=torch.float64)
+
+
+def test_the_definition_is_the_default():
+    assert not use_kernel(ON_CUDA)
+    assert definition(reference.forward) is reference.forward
+
+
+def test_triton_is_used_for_cuda_tensors_that_are_not_double(monkeypatch):
+    monkeypatch.setattr(_select, "_HAS_TRITON", True)
+    with kernels("triton"):
+        assert use_kernel(ON_CUDA, ON_CUDA)
+        assert not use_kernel(ON_CUDA, DOUBLE_ON_CUDA)
+        assert not use_kernel(ON_CUDA, torch.zeros(1))
+    assert not use_kernel(ON_CUDA)
+
+
+def test_asking_for_triton_without_triton_names_the_extra(monkeypatch):
+    monkeypatch.setattr(_select, "_HAS_TRITON", False)
+    with kernels("triton"), pytest.raises(MissingExtraError, match=r"pip install '\.\[gpu\]'"):
+        use_kernel(ON_CUDA)
+
+
+def test_modes_nest_and_survive_errors():
+    def fail_in_compile_mode():
+        with kernels("compile"):
+            raise RuntimeError(_select._mode)
+
+    with kernels("triton"):
+        with pytest.raises(RuntimeError, match="compile"):
+            fail_in_compile_mode()
+        assert _select._mode == "triton"
+    assert _select._mode == "reference"
+
+
+def test_unknown_mode_is_refused_and_changes_nothing():
+    with (
+        pytest.raises(ValueError, match="mode is 'cuda'; choose one of reference, compile, triton"),
+        kernels("cuda"),
+    ):
+        pytest.fail("the block must not run")
+    assert _select._mode == "reference"
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "expected"),
+    [
+        ("compile", 0, "compile"),
+        ("", 0, "reference"),
+        ("fast", 1, "CORE_GATES_KERNELS is 'fast'; choose one of reference, compile, triton"),
+    ],
+)
+def test_environment_sets_the_default(value, code, expected):
+    done = subprocess.run(
+        [sys.executable, "-c", "from core_gates.ops import _select; print(_select._mode)"],
+        env=os.environ | {"CORE_GATES_KERNELS": value},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert expected in done.stdout + done.stderr
+
+
+def test_ops_are_traced_without_graph_breaks_and_follow_the_mode():
+    graphs = []
+
+    def record(graph_module, _):
+        graphs.append(str(graph_module.graph))
+        return graph_module.forward
+
+    traced = torch.compile(lambda a, g: silu_gate(a, g)[0], backend=record, fullgraph=True)
+    a, g = torch.randn(2, 3, 4).unbind()
+    expected = silu_gate(a, g)[0]
+    assert_close(traced(a, g), expected)
+    with kernels("compile"):
+        assert_close(traced(a, g), expected)
+    assert len(graphs) == 2
+    assert all("sigmoid" in graph for graph in graphs)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own imports
+def test_compile_mode_matches_the_definition_and_is_cached(inputs):
+    a, g, grad_product, grad_gate = inputs((3, 63), count=4)
+    with kernels("compile"):
+        compiled = definition(reference.forward)
+        assert definition(reference.forward) is compiled is not reference.forward
+        outputs = silu_gate(a, g)
+    gradients = torch.autograd.grad(outputs, (a, g), (grad_product, grad_gate))
+    assert_close(outputs, reference.forward(a, g))
+    assert_close(gradients, reference.backward(grad_product, grad_gate, a, g))
