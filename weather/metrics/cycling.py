@@ -1,0 +1,76 @@
+"""How errors develop along a cycle or a forecast."""
+
+import torch
+from torch import Tensor
+
+
+def drift(errors: Tensor) -> Tensor:
+    """Return the change of the fitted line over the last half, relative to the mean of that half.
+
+    A steady cycle has a drift near 0; 0.1 is the usual limit.
+
+    Args:
+        errors: (T, ...) positive errors of every cycle.
+
+    Returns:
+        (...,), absolute.
+
+    Raises:
+        ValueError: There are fewer than four cycles.
+    """
+    if len(errors) < 4:
+        raise ValueError(f"drift needs at least four cycles, found {len(errors)}")
+    half = errors[len(errors) // 2 :].double()
+    time = torch.arange(len(half), dtype=torch.float64) - (len(half) - 1) / 2
+    slope: Tensor = torch.tensordot(time, half, dims=1) / time.square().sum()
+    return slope.abs() * len(half) / half.mean(0)
+
+
+def recovery_time(
+    errors: Tensor, outage: tuple[int, int], *, hours: float = 6.0, tolerance: float = 1.1
+) -> Tensor:
+    """Return how long after an outage the errors are back at their level before it.
+
+    Args:
+        errors: (T, ...) analysis errors of every cycle.
+        outage: First cycle without observations, and first cycle with observations again.
+        hours: Length of a cycle.
+        tolerance: Accepted error, in units of the mean over as many cycles before the outage as it
+            lasted.
+
+    Returns:
+        (...,) hours from the first cycle with observations to the first accepted error, 0 if that
+        is at once, infinite if it does not come.
+
+    Raises:
+        ValueError: The outage does not lie inside the series.
+    """
+    start, stop = outage
+    if not 0 < start < stop < len(errors):
+        raise ValueError(f"an outage {outage} does not lie inside {len(errors)} cycles")
+    level = errors[max(0, 2 * start - stop) : start].mean(0)
+    accepted = errors[stop:] <= tolerance * level
+    first = accepted.int().argmax(0) * hours
+    return torch.where(accepted.any(0), first, torch.inf)
+
+
+def skilful_lead_time(correlation: Tensor, leads: Tensor, *, threshold: float = 0.6) -> Tensor:
+    """Return the lead at which the anomaly correlation first falls below a threshold.
+
+    Args:
+        correlation: (L, ...) at increasing leads.
+        leads: (L,) in any unit.
+        threshold: Least correlation of a useful forecast.
+
+    Returns:
+        (...,) in the unit of the leads, interpolated linearly; the first lead if that is below
+        already, infinite if none is below.
+    """
+    below = correlation < threshold
+    last = below.int().argmax(0)
+    first = (last - 1).clamp(min=0)
+    low = correlation.gather(0, last[None])[0]
+    high = correlation.gather(0, first[None])[0]
+    share = torch.where(last > 0, (high - threshold) / (high - low), 0.0)
+    lead = leads[first] + share * (leads[last] - leads[first])
+    return torch.where(below.any(0), lead, torch.inf)

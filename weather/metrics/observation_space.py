@@ -1,0 +1,100 @@
+"""Background and analysis against the observations themselves."""
+
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from weather.observations.gridded import GriddedObservations
+
+
+class DepartureSums(NamedTuple):
+    """Sums over observations, (C,) float64 each, that add over cycles and processes.
+
+    With ``b = y - H x_b``, ``a = y - H x_a`` and the stated error sd s of every observation.
+
+    Attributes:
+        number: Number of observations.
+        background: Sum of b.
+        background_square: Sum of b**2.
+        analysis: Sum of a.
+        analysis_square: Sum of a**2.
+        product: Sum of a b / s**2.
+        cost: Sum of a**2 / s**2.
+    """
+
+    number: Tensor
+    background: Tensor
+    background_square: Tensor
+    analysis: Tensor
+    analysis_square: Tensor
+    product: Tensor
+    cost: Tensor
+
+    @classmethod
+    def of(cls, background: Tensor, analysis: Tensor, observations: GriddedObservations) -> Self:
+        """Sum over everything but the channels.
+
+        Args:
+            background: (..., C, H, W), the ensemble mean if there is an ensemble.
+            analysis: (..., C, H, W).
+            observations: Fields (..., C, H, W): those that were assimilated, or some that were
+                withheld and verify the analysis independently.
+        """
+        mask = observations.mask
+        b = torch.where(mask, observations.values - background, 0.0).double()
+        a = torch.where(mask, observations.values - analysis, 0.0).double()
+        precision = observations.errors.double() ** -2  # 0 where absent
+        squares = (a * b * precision, a.square() * precision)
+        terms = (mask.double(), b, b.square(), a, a.square(), *squares)
+        return cls(*(term.movedim(-3, 0).flatten(1).sum(1) for term in terms))
+
+    def plus(self, other: Self) -> Self:
+        """Return the sums over both sets of observations."""
+        return type(self)(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def background_bias(self) -> Tensor:
+        """Return the mean (C,) of O-B; NaN without observations."""
+        return self.background / self.number
+
+    def background_rms(self) -> Tensor:
+        """Return the root mean square (C,) of O-B."""
+        return (self.background_square / self.number).sqrt()
+
+    def analysis_bias(self) -> Tensor:
+        """Return the mean (C,) of O-A."""
+        return self.analysis / self.number
+
+    def analysis_rms(self) -> Tensor:
+        """Return the root mean square (C,) of O-A."""
+        return (self.analysis_square / self.number).sqrt()
+
+    def desroziers_ratio(self) -> Tensor:
+        """Return the diagnosed over the stated observation error variance (C,).
+
+        It is 1 if the assimilated errors are right, since E[(O-A)(O-B)] = R in an optimal analysis
+        (Desroziers et al. 2005, equation 3).
+        """
+        return self.product / self.number
+
+    def signal(self) -> Tensor:
+        """Return the degrees of freedom for signal (C,) that the residuals diagnose.
+
+        ``p - sum((O-A)**2 / s**2)``, which is trace(HK) on average over optimal analyses, because
+        E[(O-A)(O-A)'] = R (HBH'+R)^-1 R; summed over the channels it is the total.
+        """
+        return self.number - self.cost
+
+
+def ensemble_signal(analysis: Tensor, observations: GriddedObservations) -> Tensor:
+    """Return the degrees of freedom for signal (..., C) of an ensemble analysis.
+
+    ``trace(H A H' R^-1)`` with the sample covariance A of the analysis, which is trace(HK) for a
+    consistent filter.
+
+    Args:
+        analysis: (..., M, C, H, W), before any relaxation of the spread if there is a choice.
+        observations: The assimilated fields (..., C, H, W).
+    """
+    precision = observations.errors**-2
+    return (analysis.var(-4) * precision).sum((-2, -1))
