@@ -10,11 +10,10 @@ from importlib.resources import as_file, files
 from typing import NamedTuple
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 
-from weather.data.tensors import to_tensor
+from weather.data.tensors import dataset_grid, to_tensor
 from weather.grid import Grid
 from weather.state import ERA5_SAMPLE, ChannelSpec
 
@@ -49,8 +48,4 @@ def load_era5_sample() -> Era5Sample:
         xr.open_dataset(path, engine="h5netcdf") as dataset,
     ):
         fields = to_tensor(dataset, ERA5_SAMPLE).transpose(0, 1).contiguous()
-        grid = Grid(
-            torch.from_numpy(dataset["latitude"].values.astype(np.float64)),
-            torch.from_numpy(dataset["longitude"].values.astype(np.float64)),
-        )
-        return Era5Sample(fields, grid, ERA5_SAMPLE, dataset["time"].values)
+        return Era5Sample(fields, dataset_grid(dataset), ERA5_SAMPLE, dataset["time"].values)

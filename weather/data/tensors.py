@@ -8,13 +8,14 @@ import xarray as xr
 from torch import Tensor
 
 from core_gates.errors import GatesError
+from weather.data.axes import level_positions
 from weather.grid import Grid
 from weather.state import ChannelSpec
 
 LEADING = ("time", "prediction_timedelta", "number")
 
 
-def to_tensor(dataset: xr.Dataset, channels: ChannelSpec) -> Tensor:
+def to_tensor(dataset: xr.Dataset, channels: ChannelSpec, *, allow_missing: bool = False) -> Tensor:
     """Stack the fields of a dataset into channels, reading levels by their value.
 
     Only what is asked for is read; select times before the call.
@@ -23,12 +24,13 @@ def to_tensor(dataset: xr.Dataset, channels: ChannelSpec) -> Tensor:
         dataset: Dimensions among time, prediction_timedelta, number, level, latitude, longitude
             in any order.
         channels: Variables and levels, in the order of the result.
+        allow_missing: Leave missing values as NaN instead of refusing them.
 
     Returns:
         float32 (T[, lead][, N], C, H, W), one leading dimension for each that the dataset has.
 
     Raises:
-        GatesError: If a variable or a level is missing.
+        GatesError: If a variable, a level or a value is missing.
     """
     missing = [name for name in (*channels.surface, *channels.upper) if name not in dataset]
     if missing:
@@ -43,11 +45,20 @@ def to_tensor(dataset: xr.Dataset, channels: ChannelSpec) -> Tensor:
         np.broadcast_to(_ordered(dataset[name], leading).values, shape) for name in channels.surface
     ]
     if channels.upper:
-        positions = _level_positions(dataset, channels.levels)
+        positions = level_positions(dataset, channels.levels)
         for name in channels.upper:
             array = _ordered(dataset[name].isel(level=positions), [*leading, "level"]).values
             fields += [array[..., index, :, :] for index in range(len(positions))]
-    return torch.from_numpy(np.stack(fields, axis=len(leading)).astype(np.float32, copy=False))
+    stacked = np.stack(fields, axis=len(leading)).astype(np.float32, copy=False)
+    if not allow_missing:
+        _require_finite(stacked, channels)
+    return torch.from_numpy(stacked)
+
+
+def dataset_grid(dataset: xr.Dataset) -> Grid:
+    """Return the grid of a dataset."""
+    coordinates = (dataset[name].values.astype(np.float64) for name in ("latitude", "longitude"))
+    return Grid(*map(torch.from_numpy, coordinates))
 
 
 def to_dataset(
@@ -101,19 +112,19 @@ def to_dataset(
     return xr.Dataset(variables, coordinates)
 
 
+def _require_finite(fields: np.ndarray, channels: ChannelSpec) -> None:
+    missing = ~np.isfinite(fields)
+    if missing.any():
+        shares = np.moveaxis(missing, -3, 0).reshape(channels.num_channels, -1).mean(axis=1)
+        worst = int(shares.argmax())
+        raise GatesError(
+            f"{channels.labels[worst]} is missing (NaN) in {100 * shares[worst]:.2g} % of the "
+            "values read; fill them, choose another period, or accept them with allow_missing=True"
+        )
+
+
 def _ordered(array: xr.DataArray, leading: Sequence[str]) -> xr.DataArray:
     """Return the array with its dimensions in canonical order, absent ones as size 1."""
     order = (*leading, "latitude", "longitude")
     absent = [name for name in order if name not in array.dims]
     return array.expand_dims(absent).transpose(*order)
-
-
-def _level_positions(dataset: xr.Dataset, levels: Sequence[int]) -> list[int]:
-    found = [float(level) for level in dataset["level"].values] if "level" in dataset else []
-    missing = [level for level in levels if float(level) not in found]
-    if missing:
-        raise GatesError(
-            f"level {', '.join(map(str, missing))} is missing, found "
-            f"{', '.join(f'{level:g}' for level in found) or 'none'}; choose levels that exist"
-        )
-    return [found.index(float(level)) for level in levels]

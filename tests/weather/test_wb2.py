@@ -1,0 +1,533 @@
+import shutil
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from core_gates.errors import GatesError
+from weather.data.tensors import dataset_grid, to_tensor
+from weather.data.wb2 import open_wb2
+from weather.state import ChannelSpec
+
+spec = spec_from_file_location("make", Path(__file__).parents[1] / "data/weatherbench2/make.py")
+make = module_from_spec(spec)
+spec.loader.exec_module(make)
+
+CHANNELS = ChannelSpec(
+    surface=("2m_temperature", "mean_sea_level_pressure"),
+    upper=("geopotential", "temperature"),
+    levels=(850, 500),
+)
+
+
+def expected_fields(dataset):
+    """The channels read by hand out of the official layout."""
+    fields = [dataset[name].values for name in CHANNELS.surface]
+    for name in CHANNELS.upper:
+        fields += [dataset[name].values[:, make.LEVELS.index(level)] for level in CHANNELS.levels]
+    return torch.from_numpy(np.stack(fields, 1))
+
+
+def zarr(dataset, folder, *, version=2, consolidated=True, encoding=None, name="store.zarr"):
+    path = folder / name
+    dataset.to_zarr(path, zarr_format=version, consolidated=consolidated, encoding=encoding)
+    return path
+
+
+def netcdf(dataset, folder, *, encoding=None, engine="h5netcdf", name="store.nc"):
+    path = folder / name
+    dataset.to_netcdf(path, engine=engine, encoding=encoding)
+    return path
+
+
+def west_first(dataset):
+    shifted = dataset.assign_coords(longitude=(dataset.longitude + 180) % 360 - 180)
+    return shifted.sortby("longitude")
+
+
+def packed(dataset):
+    """Encoding with 32-bit integers finer than float32, one of them the fill value."""
+    encoding = {}
+    for name, array in dataset.items():
+        middle = float(array.mean().round())
+        encoding[name] = {
+            "dtype": "int32",
+            "scale_factor": 2.0**-14,
+            "add_offset": middle,
+            "_FillValue": -(2**31) + 1,
+        }
+    return encoding
+
+
+def to_memory(dataset, url, **options):
+    dataset.to_zarr(fsspec.get_mapper(url), zarr_format=2, **options)
+    return url
+
+
+def memory_netcdf(dataset, folder):
+    with fsspec.open("memory://accepted/store.nc", "wb") as file:
+        file.write(netcdf(dataset, folder).read_bytes())
+    return "memory://accepted/store.nc"
+
+
+SHORT = {"geopotential": "z", "temperature": "t", "2m_temperature": "t2m"}
+AXES = {"level": "pressure_level", "time": "valid_time", "latitude": "lat", "longitude": "lon"}
+
+ACCEPTED = {
+    "zarr 2": lambda ds, dir: zarr(ds, dir),
+    "zarr 2, not consolidated": lambda ds, dir: zarr(ds, dir, consolidated=False),
+    "zarr 3": lambda ds, dir: zarr(ds, dir, version=3, consolidated=False),
+    "zarr as text": lambda ds, dir: str(zarr(ds, dir)),
+    "zarr by file URL": lambda ds, dir: zarr(ds, dir).as_uri(),
+    "zarr in memory": lambda ds, dir: to_memory(ds, "memory://accepted/store.zarr"),
+    "netcdf 4": lambda ds, dir: netcdf(ds, dir),
+    "netcdf 4 by URL": memory_netcdf,
+    "netcdf 3": lambda ds, dir: netcdf(ds, dir, engine="scipy"),
+    "netcdf packed and masked": lambda ds, dir: netcdf(ds, dir, encoding=packed(ds)),
+    "open dataset": lambda ds, dir: ds,
+    "longitude before latitude": lambda ds, dir: zarr(
+        ds.transpose("time", "level", "longitude", "latitude"), dir
+    ),
+    "time last": lambda ds, dir: zarr(ds.transpose("level", "latitude", "longitude", "time"), dir),
+    "latitude ascending": lambda ds, dir: zarr(ds.sortby("latitude"), dir),
+    "lat and lon": lambda ds, dir: zarr(ds.rename(latitude="lat", longitude="lon"), dir),
+    "names of the climate data store": lambda ds, dir: netcdf(ds.rename(SHORT | AXES), dir),
+    "coordinate named apart from its dimension": lambda ds, dir: netcdf(
+        ds.rename(latitude="lat").rename_vars(lat="latitude"), dir
+    ),
+    "longitude from -180": lambda ds, dir: zarr(west_first(ds), dir),
+    "levels reversed": lambda ds, dir: zarr(ds.isel(level=[2, 1, 0]), dir),
+    "levels shuffled": lambda ds, dir: zarr(ds.isel(level=[1, 2, 0]), dir),
+    "levels as float": lambda ds, dir: zarr(ds.assign_coords(level=[500.0, 700.0, 850.0]), dir),
+    "times unsorted": lambda ds, dir: zarr(ds.isel(time=[2, 0, 3, 1]), dir),
+    "times in seconds": lambda ds, dir: zarr(
+        ds.assign_coords(time=ds.time.values.astype("datetime64[s]")), dir
+    ),
+    "float64": lambda ds, dir: zarr(ds.astype(np.float64), dir),
+    "a dimension of size 1": lambda ds, dir: zarr(ds.expand_dims(expver=[1], axis=2), dir),
+    "other variables": lambda ds, dir: zarr(
+        ds.assign(orography=ds["2m_temperature"][0] * np.nan, name=((), "label")), dir
+    ),
+    "auxiliary coordinates": lambda ds, dir: zarr(
+        ds.assign_coords(day=("time", np.arange(4)), step=0), dir
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", ACCEPTED)
+def test_variants_are_one_dataset(variant, tmp_path):
+    source = ACCEPTED[variant](make.official(), tmp_path)
+    rtol = 2e-7 if "packed" in variant else 0  # unpacking rounds twice
+    with open_wb2(source, CHANNELS) as dataset:
+        torch.testing.assert_close(
+            to_tensor(dataset, CHANNELS), expected_fields(make.official()), rtol=rtol, atol=0
+        )
+        for name in ("latitude", "longitude", "time"):
+            np.testing.assert_array_equal(dataset[name], make.official()[name])
+        assert dataset["time"].dtype == "datetime64[ns]"
+        assert dataset["level"].dtype == np.int64
+        assert dataset["level"].values.tolist() == [850, 500]
+        assert dataset["temperature"].dims == ("time", "level", "latitude", "longitude")
+        assert set(dataset.coords) == {"time", "level", "latitude", "longitude"}
+
+
+def change(name, function):
+    """A fault in the values of one variable."""
+    return lambda ds: ds.assign({name: function(ds[name])})
+
+
+def coordinate(name, values, **attributes):
+    return lambda ds: ds.assign_coords({name: (name, values, attributes)})
+
+
+def spoil(ds, name, value):
+    array = ds[name].copy(deep=True)
+    array[1, ..., 3] = value
+    return ds.assign({name: array})
+
+
+DAY = np.datetime64("2017-01-01", "ns")
+CURVED = {"lat2": (("latitude", "longitude"), np.zeros((8, 16)))}
+
+# what is wrong -> (how a sound dataset gets it, words of the error: the fault and the fix)
+FAULTY_DATASETS = {
+    "no level": (
+        lambda ds: ds.isel(level=0, drop=True),
+        "no dimension level for geopotential, temperature.*choose surface variables",
+    ),
+    "missing variables": (
+        lambda ds: ds.drop_vars(["geopotential", "2m_temperature"]),
+        "variable 2m_temperature, geopotential is missing, found.*choose channels that exist",
+    ),
+    "missing level": (lambda ds: ds.isel(level=[1, 2]), "level 500 is missing, found 700, 850"),
+    "empty time axis": (lambda ds: ds.isel(time=[]), "time is empty; choose a period"),
+    "no time": (lambda ds: ds.isel(time=0, drop=True), "no dimension time.*rename or add it"),
+    "climatology": (
+        lambda ds: ds.rename(time="hour").expand_dims(dayofyear=[1, 2]),
+        "is a climatology.*name a time series",
+    ),
+    "no latitude": (
+        lambda ds: ds.rename(latitude="y"),
+        "no dimension latitude .or lat., found time, y, longitude, level; rename",
+    ),
+    "no values of latitude": (
+        lambda ds: ds.drop_vars("latitude"),
+        "dimension latitude has no values; write its coordinate",
+    ),
+    "curvilinear": (
+        lambda ds: ds.rename(latitude="y", longitude="x").assign_coords(
+            latitude=(("y", "x"), np.zeros((8, 16)))
+        ),
+        "latitude has the dimensions y, x.*regrid it",
+    ),
+    "duplicate times": (
+        lambda ds: ds.isel(time=[0, 1, 1, 2]),
+        "1 of 4 times are duplicates, the first is 2017-01-01 06:00; drop them",
+    ),
+    "NaT": (
+        coordinate("time", [DAY, np.datetime64("NaT"), DAY, DAY]),
+        "1 of 4 times are NaT; drop them",
+    ),
+    "times without units": (coordinate("time", [0, 6, 12, 18]), "time holds int64.*set its attr"),
+    "latitude shuffled": (
+        lambda ds: ds.isel(latitude=[0, 2, 1, 3, 4, 5, 6, 7]),
+        "latitude is not monotonic .*; sort the fields",
+    ),
+    "latitude beyond the pole": (
+        lambda ds: ds.assign_coords(latitude=ds.latitude * 2),
+        "latitude reaches 157.5.*correct it",
+    ),
+    "latitude in radians": (
+        lambda ds: ds.assign_coords(latitude=np.deg2rad(ds.latitude)),
+        "latitude covers -1.37.* only.*radians, convert",
+    ),
+    "latitude is NaN": (
+        lambda ds: ds.assign_coords(latitude=ds.latitude.where(ds.latitude < 70)),
+        "latitude holds NaN.*drop those",
+    ),
+    "northern hemisphere only": (
+        lambda ds: ds.isel(latitude=slice(0, 4)),
+        "latitude covers 11.25 to 78.75 degrees only, expected a global grid",
+    ),
+    "longitude repeated": (
+        lambda ds: ds.pad(longitude=(0, 1), mode="wrap").assign_coords(
+            longitude=np.linspace(0, 360, 17)
+        ),
+        "longitude 0 occurs twice .*drop the repeated meridian",
+    ),
+    "longitude outside": (
+        lambda ds: ds.assign_coords(longitude=ds.longitude + 90),
+        "longitude covers 90 to 427.5.*correct it",
+    ),
+    "region": (
+        lambda ds: ds.isel(longitude=slice(0, 5)),
+        "longitude covers 0, 22.5, .* gap of 270.*choose a global store",
+    ),
+    "levels in Pa": (
+        lambda ds: ds.assign_coords(level=ds.level * 100),
+        "level reaches 85000, expected hPa; it looks like Pa: divide by 100",
+    ),
+    "level repeated": (
+        lambda ds: ds.isel(level=[0, 1, 1, 2]),
+        "level repeats a value in 500, 700, 700, 850; drop",
+    ),
+    "levels as text": (
+        coordinate("level", ["500", "700", "850"]),
+        "level holds .*, expected numbers; convert it",
+    ),
+    "negative level": (coordinate("level", [-5, 700, 850]), "level holds -5, expected positive"),
+    "celsius": (
+        change("temperature", lambda a: a - 273.15),
+        "temperature ranges from .*150 to 350 K; it looks like degrees Celsius: add 273.15",
+    ),
+    "hectopascal": (
+        change("mean_sea_level_pressure", lambda a: a / 100),
+        "mean_sea_level_pressure .*looks like hPa: multiply by 100",
+    ),
+    "geopotential height": (
+        change("geopotential", lambda a: a / 9.80665),
+        "geopotential at 850 hPa averages 14.* height in m: multiply by 9.8",
+    ),
+    "out of range": (
+        change("2m_temperature", lambda a: a * 10),
+        "2m_temperature ranges from .*expected 150 to 350 K; check its unit and its scale_factor",
+    ),
+    "unmasked fill value": (
+        lambda ds: spoil(ds, "temperature", 1e20),
+        "temperature ranges .* to 1e.20, which is a fill value; set the attribute _FillValue",
+    ),
+    "NaN": (
+        lambda ds: spoil(ds, "geopotential", np.nan),
+        "geopotential is missing .NaN. in 2.1 % of the values sampled; fill",
+    ),
+    "infinite": (
+        lambda ds: spoil(ds, "mean_sea_level_pressure", np.inf),
+        "mean_sea_level_pressure is missing .NaN. in 2.1 %",
+    ),
+    "text values": (
+        change("temperature", lambda a: a.astype(str)),
+        "temperature holds .*, expected real numbers; convert it",
+    ),
+    "complex values": (
+        change("temperature", lambda a: a.astype(np.complex64)),
+        "temperature holds complex64, expected real numbers",
+    ),
+    "variable without time": (
+        lambda ds: ds.assign(temperature=ds.temperature[0].drop_vars("time")),
+        "temperature lacks the dimension time.*write it with all dimensions",
+    ),
+    "upper variable without level": (
+        lambda ds: ds.assign(temperature=ds.temperature[:, 0].drop_vars("level")),
+        "temperature lacks the dimension level",
+    ),
+    "surface variable with level": (
+        change("2m_temperature", lambda a: a.expand_dims(level=[500, 700, 850])),
+        "2m_temperature has the dimension level.*select one entry",
+    ),
+    "unknown dimension": (
+        change("temperature", lambda a: a.expand_dims(scenario=[1, 2])),
+        "temperature has the dimension scenario.*select one entry",
+    ),
+    "leads as integers": (
+        lambda ds: ds.expand_dims(prediction_timedelta=[0, 6]),
+        "prediction_timedelta holds int64, expected time differences; set its attribute 'units'",
+    ),
+    "negative leads": (
+        lambda ds: ds.expand_dims(lead_time=np.array([-6, 0], "timedelta64[h]").astype("m8[ns]")),
+        "prediction_timedelta holds NaT or negative leads; drop them",
+    ),
+    "repeated leads": (
+        lambda ds: ds.expand_dims(step=np.array([6, 6], "timedelta64[h]").astype("m8[ns]")),
+        "prediction_timedelta repeats a lead; drop",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY_DATASETS)
+def test_faulty_datasets_are_refused_by_name(fault, tmp_path):
+    spoiler, words = FAULTY_DATASETS[fault]
+    path = zarr(spoiler(make.official()), tmp_path)
+    assert_refused(path, words)
+
+
+def assert_refused(source, words):
+    with pytest.raises(GatesError, match=f"^{source}: .*{words}") as caught:
+        open_wb2(source, CHANNELS)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(source))
+
+
+def truncated(ds, folder, engine):
+    path = netcdf(ds, folder, engine=engine)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    return path
+
+
+def written(folder, content, name="store.nc"):
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def bad_json(ds, folder):
+    path = zarr(ds, folder)
+    (path / ".zmetadata").write_text('{"metadata": {')
+    return path
+
+
+def damaged_chunk(ds, folder):
+    path = zarr(ds, folder)
+    (path / "temperature" / "0.0.0.0").write_bytes(b"nothing like a chunk")
+    return path
+
+
+def lost_chunk(ds, folder):
+    path = zarr(ds, folder, encoding={"temperature": {"chunks": (1, 3, 8, 16)}})
+    (path / "temperature" / "3.0.0.0").unlink()
+    return path
+
+
+def empty_folder(ds, folder):
+    path = folder / "store.zarr"
+    path.mkdir()
+    return path
+
+
+def misspelled(ds, folder):
+    zarr(ds, folder, name="era5_2017.zarr")
+    return folder / "era5_2107.zarr"
+
+
+def unreadable_time(ds, folder, **attributes):
+    times = xr.Variable("time", [0, 6, 12, 18], {"units": "hours since 2017-01-01"} | attributes)
+    return zarr(ds.drop_vars("time").assign(time=times), folder)
+
+
+FAULTY_STORES = {
+    "absent": (lambda ds, dir: dir / "nowhere.zarr", "does not exist; check the path"),
+    "misspelled": (misspelled, "does not exist; did you mean era5_2017.zarr"),
+    "no store at all": (empty_folder, "directory without .zmetadata.*name the store inside it"),
+    "single array": (
+        lambda ds, dir: zarr(ds, dir) / "temperature",
+        "is a single Zarr array, expected a group.*name its parent",
+    ),
+    "single array of zarr 3": (
+        lambda ds, dir: zarr(ds, dir, version=3, consolidated=False) / "temperature",
+        "is a single Zarr array, expected a group.*name its parent",
+    ),
+    "bad metadata": (bad_json, "Zarr metadata is not JSON; copy the store again"),
+    "damaged chunk": (damaged_chunk, "temperature cannot be read: .*; a chunk is damaged"),
+    "lost chunk": (lost_chunk, "temperature is missing .NaN. in 33 %"),
+    "truncated netcdf 4": (
+        lambda ds, dir: truncated(ds, dir, "h5netcdf"),
+        "cannot be read: .*truncated or damaged, download it again",
+    ),
+    "truncated netcdf 3": (
+        lambda ds, dir: truncated(ds, dir, "scipy"),
+        "truncated or damaged, download it again",
+    ),
+    "text file": (
+        lambda ds, dir: written(dir, b"time,temperature\n"),
+        "is neither Zarr, NetCDF nor GRIB .17 bytes.*name another file or convert it",
+    ),
+    "empty file": (lambda ds, dir: written(dir, b""), "0 bytes.*download it again"),
+    "zip": (lambda ds, dir: written(dir, b"PK\x03\x04...."), "is a zip archive: unpack it"),
+    "gzip": (lambda ds, dir: written(dir, b"\x1f\x8b......"), "gzip: unpack it with gunzip"),
+    "bufr": (lambda ds, dir: written(dir, b"BUFR....."), "BUFR file of observations.*convert"),
+    "cdf 5": (lambda ds, dir: written(dir, b"CDF\x05....."), "CDF-5 format: convert it with"),
+    "hdf 5 that is no netcdf": (
+        lambda ds, dir: written(dir, b"\x89HDF\r\n\x1a\n garbage"),
+        "truncated or damaged, download",
+    ),
+    "time units": (
+        lambda ds, dir: unreadable_time(ds, dir, units="hours since the flood"),
+        "cannot be read as Zarr: .*time.*mend it",
+    ),
+    "calendar": (
+        lambda ds, dir: unreadable_time(ds, dir, calendar="noleap"),
+        "(time holds object|cannot be read as Zarr)",
+    ),
+    "protocol": (lambda ds, dir: "gopher://data/store.zarr", "cannot be reached: Protocol not"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY_STORES)
+def test_faulty_stores_are_refused_by_name(fault, tmp_path):
+    build, words = FAULTY_STORES[fault]
+    assert_refused(build(make.official(), tmp_path), words)
+
+
+def test_grib_names_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("weather.data.store.find_spec", lambda name: None)
+    assert_refused(written(tmp_path, b"GRIB...."), "pip install cfgrib")
+
+
+def test_duplicate_times_keep_the_first_on_request(tmp_path):
+    sound = make.official()
+    later = sound.isel(time=[1]) + 1
+    path = zarr(xr.concat([sound, later], "time"), tmp_path)
+    with open_wb2(path, CHANNELS, drop_duplicate_times=True) as dataset:
+        torch.testing.assert_close(to_tensor(dataset, CHANNELS), expected_fields(sound))
+
+
+def test_missing_values_on_request_are_reported(tmp_path):
+    path = zarr(spoil(make.official(), "geopotential", np.nan), tmp_path)
+    with open_wb2(path, CHANNELS, allow_missing=True) as dataset:
+        share = dataset["geopotential"].attrs["missing_fraction"]
+        assert share == pytest.approx(1 / 3 / 16)
+        assert dataset["temperature"].attrs["missing_fraction"] == 0
+        with pytest.raises(GatesError, match=r"z850 is missing \(NaN\) in 1.6 % of the values"):
+            to_tensor(dataset, CHANNELS)
+        assert to_tensor(dataset, CHANNELS, allow_missing=True).isnan().sum() == 2 * 8
+
+
+def test_missing_value_outside_the_sample_is_found_when_read(tmp_path):
+    dataset = make.official(times=9)
+    dataset["temperature"][1, 0, 0, 0] = np.nan
+    with open_wb2(zarr(dataset, tmp_path), CHANNELS) as opened:
+        to_tensor(opened.isel(time=[0, 2]), CHANNELS)
+        with pytest.raises(GatesError, match="t500 is missing"):
+            to_tensor(opened, CHANNELS)
+
+
+def test_uneven_steps_are_accepted_unless_a_step_is_required(tmp_path):
+    path = zarr(make.official().isel(time=[0, 1, 3]), tmp_path)
+    open_wb2(path, CHANNELS).close()
+    words = "1 of 2 time steps are not 6 h, the first is 12 h after 2017-01-01 06:00"
+    with pytest.raises(GatesError, match=words):
+        open_wb2(path, CHANNELS, hours=6)
+    even = zarr(make.official(), tmp_path, name="even.zarr")
+    open_wb2(even, CHANNELS, hours=6).close()
+
+
+def test_scalar_time_becomes_a_dimension(tmp_path):
+    with open_wb2(netcdf(make.official().isel(time=2), tmp_path), CHANNELS) as dataset:
+        torch.testing.assert_close(
+            to_tensor(dataset, CHANNELS), expected_fields(make.official())[2:3]
+        )
+
+
+def test_forecast_ensembles_keep_their_dimensions(tmp_path):
+    leads = np.array([0, 6, 12], "timedelta64[h]").astype("timedelta64[ns]")
+    dataset = make.official().expand_dims(member=[0, 1], lead_time=leads)
+    dataset = dataset * (1 + 1e-3 * dataset.member)
+    with open_wb2(zarr(dataset, tmp_path), CHANNELS) as opened:
+        assert opened["temperature"].dims[:4] == ("time", "prediction_timedelta", "number", "level")
+        np.testing.assert_array_equal(opened["prediction_timedelta"], leads)
+        fields = to_tensor(opened, CHANNELS)
+    assert fields.shape == (4, 3, 2, 6, 8, 16)
+    base = expected_fields(make.official())
+    torch.testing.assert_close(fields[:, 2, 0], base)
+    torch.testing.assert_close(fields[:, 1, 1], base * 1.001)
+
+
+def test_without_channels_everything_on_the_grid_is_kept(tmp_path):
+    dataset = make.official().isel(level=[2, 0, 1]).assign(label=("time", np.arange(4)))
+    with open_wb2(zarr(dataset, tmp_path)) as opened:
+        assert set(opened.data_vars) == {*make.SURFACE, *make.MEAN}
+        assert opened["level"].values.tolist() == [500, 700, 850]
+        assert dataset_grid(opened).shape == (8, 16)
+    with pytest.raises(GatesError, match="no variable on the grid; name a store with fields"):
+        open_wb2(xr.Dataset({"a": 1.0}, {"latitude": [1.0], "longitude": [1.0]}))
+
+
+def test_opening_does_not_change_a_given_dataset():
+    dataset = make.official()
+    copy = dataset.copy(deep=True)
+    open_wb2(dataset, CHANNELS)
+    xr.testing.assert_identical(dataset, copy)
+
+
+def test_only_what_is_needed_is_read(tmp_path):
+    """A century of 0.25-degree fields (9 TB, all chunks absent and so the fill value) opens."""
+    import zarr as zarr_package
+
+    path = tmp_path / "huge.zarr"
+    group = zarr_package.open_group(path, mode="w", zarr_format=2)
+    shape, dims = (146_000, 13, 721, 1440), ["time", "level", "latitude", "longitude"]
+    group.create_array(
+        "temperature", shape=shape, chunks=(1, *shape[1:]), dtype="f4", fill_value=280.0
+    ).attrs["_ARRAY_DIMENSIONS"] = dims
+    coordinates = (
+        np.arange(shape[0]) * 6,
+        np.arange(50, 700, 50),
+        np.linspace(-90, 90, 721),
+        np.arange(1440) / 4,
+    )
+    for name, values in zip(dims, coordinates, strict=True):
+        array = group.create_array(name, data=values, fill_value=-999)
+        array.attrs["_ARRAY_DIMENSIONS"] = [name]
+    group["time"].attrs["units"] = "hours since 1920-01-01"
+    channels = ChannelSpec(upper=("temperature",), levels=(500,))
+    with open_wb2(path, channels) as dataset:
+        assert dataset["temperature"].nbytes > 5e11
+        assert not dataset["temperature"].variable._in_memory
+        last = to_tensor(dataset.isel(time=[-1]), channels)
+    assert last.shape == (1, 1, 721, 1440)
+    assert (last == 280).all()
+    shutil.rmtree(path)

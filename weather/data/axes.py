@@ -1,0 +1,239 @@
+"""Bringing the coordinates of a dataset into one form, or naming what is wrong with them."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import xarray as xr
+
+from core_gates.errors import GatesError
+
+DIMENSIONS = ("time", "prediction_timedelta", "number", "level", "latitude", "longitude")
+ALIASES = {
+    "time": ("valid_time", "init_time", "forecast_reference_time"),
+    "prediction_timedelta": ("lead_time", "step"),
+    "number": ("realization", "member", "ensemble"),
+    "level": ("pressure_level", "isobaricInhPa", "plev", "lev"),
+    "latitude": ("lat",),
+    "longitude": ("lon",),
+}
+
+
+def rename_axes(dataset: xr.Dataset) -> xr.Dataset:
+    """Give dimensions their canonical names, add a scalar time as one, drop those of size 1."""
+    for name, aliases in ALIASES.items():
+        if name in dataset.dims:
+            continue
+        alias = next((alias for alias in aliases if alias in dataset.dims), None)
+        if alias is not None:
+            if name in dataset.variables and dataset[name].dims == (alias,):
+                dataset = dataset.swap_dims({alias: name})
+            else:
+                dataset = dataset.drop_vars(name, errors="ignore").rename({alias: name})
+    if "time" in dataset.coords and dataset["time"].ndim == 0:
+        dataset = dataset.expand_dims("time")
+    single = [name for name, size in dataset.sizes.items() if size == 1 and name not in DIMENSIONS]
+    return dataset.squeeze(single, drop=True)
+
+
+def canonical_axes(dataset: xr.Dataset, *, drop_duplicate_times: bool = False) -> xr.Dataset:
+    """Check every coordinate and sort it.
+
+    Args:
+        dataset: Dimensions under their canonical names.
+        drop_duplicate_times: Keep the first of the fields that share a time.
+
+    Returns:
+        Times, levels and longitudes (0 to 360) ascending, latitudes descending.
+
+    Raises:
+        GatesError: Without the name of the store; the caller adds it.
+    """
+    for name in ("time", "latitude", "longitude"):
+        if name not in dataset.dims:
+            raise GatesError(_absent(dataset, name))
+    for name in DIMENSIONS:
+        if name in dataset.dims:
+            if name not in dataset.coords:
+                raise GatesError(f"dimension {name} has no values; write its coordinate")
+            if dataset.sizes[name] == 0:
+                raise GatesError(f"{name} is empty; choose a period or a store with data")
+    dataset = _canonical_times(dataset, drop_duplicate_times)
+    for name, check in CHECKS.items():
+        if name in dataset.dims:
+            dataset = check(dataset)
+    return dataset.drop_vars([name for name in dataset.coords if name not in DIMENSIONS])
+
+
+def require_step(dataset: xr.Dataset, hours: float) -> None:
+    """Raise unless the times follow each other every ``hours``."""
+    times = dataset["time"].values
+    steps = np.diff(times) / np.timedelta64(3_600_000_000_000, "ns")
+    wrong = np.flatnonzero(steps != hours)
+    if len(wrong):
+        first = wrong[0]
+        raise GatesError(
+            f"{len(wrong)} of {len(steps)} time steps are not {hours:g} h, the first is "
+            f"{steps[first]:g} h after {_stamp(times[first])}; select a period without gaps or "
+            "another step"
+        )
+
+
+def level_positions(dataset: xr.Dataset, levels: Sequence[int]) -> list[int]:
+    """Return where the given level values stand in a dataset.
+
+    Raises:
+        GatesError: If one is missing.
+    """
+    found = dataset["level"].values.tolist() if "level" in dataset.coords else []
+    missing = [level for level in levels if level not in found]
+    if missing:
+        raise GatesError(
+            f"level {', '.join(map(str, missing))} is missing, found "
+            f"{', '.join(f'{level:g}' for level in found) or 'none'}; choose levels that exist"
+        )
+    return [found.index(level) for level in levels]
+
+
+def _canonical_times(dataset: xr.Dataset, drop_duplicates: bool) -> xr.Dataset:
+    times = dataset["time"].values
+    if not np.issubdtype(times.dtype, np.datetime64):
+        raise GatesError(
+            f"time holds {times.dtype} ({times[0]}), expected dates of the standard calendar; set "
+            "its attributes 'units' (\"hours since 1970-01-01\") and 'calendar'"
+        )
+    if np.isnat(times).any():
+        raise GatesError(f"{np.isnat(times).sum()} of {len(times)} times are NaT; drop them")
+    times = times.astype("datetime64[ns]")
+    dataset = dataset.assign_coords(time=times)
+    unique, first = np.unique(times, return_index=True)
+    if len(unique) < len(times) and not drop_duplicates:
+        repeated = np.setdiff1d(np.arange(len(times)), first)
+        raise GatesError(
+            f"{len(repeated)} of {len(times)} times are duplicates, the first is "
+            f"{_stamp(times[repeated[0]])}; drop them, or keep the first field of each with "
+            "drop_duplicate_times=True"
+        )
+    return dataset if np.array_equal(unique, times) else dataset.isel(time=first)
+
+
+def _canonical_leads(dataset: xr.Dataset) -> xr.Dataset:
+    leads = dataset["prediction_timedelta"].values
+    if not np.issubdtype(leads.dtype, np.timedelta64):
+        raise GatesError(
+            f"prediction_timedelta holds {leads.dtype}, expected time differences; set its "
+            "attribute 'units' (\"hours\")"
+        )
+    if np.isnat(leads).any() or (leads < np.timedelta64(0)).any():
+        raise GatesError("prediction_timedelta holds NaT or negative leads; drop them")
+    if len(np.unique(leads)) < len(leads):
+        raise GatesError("prediction_timedelta repeats a lead; drop the duplicates")
+    dataset = dataset.assign_coords(prediction_timedelta=leads.astype("timedelta64[ns]"))
+    return _sorted(dataset, "prediction_timedelta", leads)
+
+
+def _canonical_levels(dataset: xr.Dataset) -> xr.Dataset:
+    levels = _numbers(dataset, "level")
+    if (levels <= 0).any():
+        raise GatesError(f"level holds {levels.min():g}, expected positive levels; correct it")
+    if len(np.unique(levels)) < len(levels):
+        raise GatesError(f"level repeats a value in {_listed(levels)}; drop the duplicates")
+    if levels.max() > 2000:
+        raise GatesError(
+            f"level reaches {levels.max():g}, expected hPa; it looks like Pa: divide by 100"
+        )
+    if np.array_equal(levels, np.rint(levels)):
+        dataset = dataset.assign_coords(level=levels.astype(np.int64))
+    return _sorted(dataset, "level", levels)
+
+
+def _canonical_latitudes(dataset: xr.Dataset) -> xr.Dataset:
+    latitude = _numbers(dataset, "latitude")
+    if np.abs(latitude).max() > 90:
+        raise GatesError(
+            f"latitude reaches {latitude[np.abs(latitude).argmax()]:g}, expected degrees from -90 "
+            "to 90; correct it"
+        )
+    steps = np.diff(latitude)
+    if not ((steps > 0).all() or (steps < 0).all()):
+        raise GatesError(
+            f"latitude is not monotonic ({_listed(latitude)}); sort the fields by latitude"
+        )
+    step = np.abs(steps).max(initial=0.0)
+    if 90 - np.abs(latitude[[0, -1]]).min() > 1.01 * step:
+        raise GatesError(
+            f"latitude covers {latitude.min():g} to {latitude.max():g} degrees only, expected a "
+            "global grid; if these are radians, convert them"
+        )
+    return _sorted(dataset.assign_coords(latitude=latitude), "latitude", -latitude)
+
+
+def _canonical_longitudes(dataset: xr.Dataset) -> xr.Dataset:
+    found = _numbers(dataset, "longitude")
+    if found.min() < -180 or found.max() > 360:
+        raise GatesError(
+            f"longitude covers {found.min():g} to {found.max():g}, expected degrees from 0 to 360 "
+            "or from -180 to 180; correct it"
+        )
+    longitude = found % 360
+    ordered = np.sort(longitude)
+    steps = np.diff(np.append(ordered, ordered[0] + 360))
+    if (steps == 0).any():
+        raise GatesError(
+            f"longitude {ordered[steps == 0][0]:g} occurs twice ({_listed(found)}); drop the "
+            "repeated meridian"
+        )
+    if steps.max() > 1.5 * np.median(steps) or len(ordered) == 1:
+        raise GatesError(
+            f"longitude covers {_listed(found)} with a gap of {steps.max():g} degrees, expected a "
+            "global grid; choose a global store"
+        )
+    return _sorted(dataset.assign_coords(longitude=longitude), "longitude", longitude)
+
+
+CHECKS: dict[str, Callable[[xr.Dataset], xr.Dataset]] = {
+    "prediction_timedelta": _canonical_leads,
+    "level": _canonical_levels,
+    "latitude": _canonical_latitudes,
+    "longitude": _canonical_longitudes,
+}
+
+
+def _absent(dataset: xr.Dataset, name: str) -> str:
+    dimensions = ", ".join(map(str, dataset.dims)) or "none"
+    if name == "time" and {"hour", "dayofyear"} <= set(dataset.dims):
+        return "is a climatology (hour, dayofyear), expected a dimension time; name a time series"
+    if name in dataset.variables and dataset[name].ndim > 1:
+        return (
+            f"{name} has the dimensions {', '.join(map(str, dataset[name].dims))}, expected rows "
+            "and columns of a latitude-longitude grid; regrid it"
+        )
+    aliases = ", ".join(ALIASES[name])
+    return f"has no dimension {name} (or {aliases}), found {dimensions}; rename or add it"
+
+
+def _numbers(dataset: xr.Dataset, name: str) -> np.ndarray:
+    values = dataset[name].values
+    if not np.issubdtype(values.dtype, np.number):
+        raise GatesError(f"{name} holds {values.dtype}, expected numbers; convert it")
+    if not np.isfinite(values).all():
+        raise GatesError(f"{name} holds NaN or infinity; drop those entries")
+    return values.astype(np.float64)
+
+
+def _sorted(dataset: xr.Dataset, name: str, key: np.ndarray) -> xr.Dataset:
+    """Sort along a dimension by ``key``, by a slice where possible, which keeps reads cheap."""
+    order = np.argsort(key, kind="stable")
+    if np.array_equal(order, np.arange(len(key))):
+        return dataset
+    if np.array_equal(order[::-1], np.arange(len(key))):
+        return dataset.isel({name: slice(None, None, -1)})
+    return dataset.isel({name: order})
+
+
+def _listed(values: np.ndarray) -> str:
+    shown = [f"{value:g}" for value in values]
+    return ", ".join(shown if len(shown) <= 5 else [*shown[:3], "...", shown[-1]])
+
+
+def _stamp(time: np.datetime64) -> str:
+    return np.datetime_as_string(time, unit="m").replace("T", " ")

@@ -1,0 +1,97 @@
+"""Checking the values of a dataset on a few time steps: missing values and wrong units."""
+
+import numpy as np
+import xarray as xr
+
+from core_gates.errors import GatesError
+from weather.variables import VARIABLES, Variable
+
+BUDGET_BYTES = 64 * 2**20  # read of each variable
+SAMPLED_TIMES = 3
+GRAVITY = 9.80665
+FILL_VALUE_SIZE = 1e15  # nothing physical is as large; fill values are 1e20 or 9.97e36
+
+
+def check_values(dataset: xr.Dataset, *, allow_missing: bool = False) -> xr.Dataset:
+    """Sample the first, middle and last time of every variable and judge the values.
+
+    At most 64 MiB of a variable are read (but at least one time step), so problems at other times
+    stay unseen; `weather.data.tensors.to_tensor` checks all that it reads for missing values.
+
+    Args:
+        dataset: Canonical axes.
+        allow_missing: Accept missing values.
+
+    Returns:
+        The dataset; each variable carries the attribute ``missing_fraction``, the share of the
+        sample that is not finite.
+
+    Raises:
+        GatesError: Without the name of the store; the caller adds it.
+    """
+    checked = {}
+    for name, array in dataset.data_vars.items():
+        if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
+            raise GatesError(f"{name} holds {array.dtype}, expected real numbers; convert it")
+        values = _sample(array)
+        finite = values[np.isfinite(values)]
+        missing = 1.0 - finite.size / values.size
+        if missing and not allow_missing:
+            raise GatesError(
+                f"{name} is missing (NaN) in {100 * missing:.2g} % of the values sampled; fill "
+                "them, choose another period, or accept them with allow_missing=True"
+            )
+        if finite.size:
+            _check_range(str(name), float(finite.min()), float(finite.max()))
+        if name == "geopotential" and "level" in array.dims:
+            _check_geopotential(array["level"].values, values, array.dims.index("level"))
+        checked[name] = array.assign_attrs(missing_fraction=missing)
+    return dataset.assign(checked)
+
+
+def _sample(array: xr.DataArray) -> np.ndarray:
+    times = array.sizes["time"]
+    affordable = max(1, min(SAMPLED_TIMES, BUDGET_BYTES * times // max(array.nbytes, 1)))
+    positions = np.unique(np.linspace(0, times - 1, affordable).astype(int))
+    try:
+        return np.stack([array.isel(time=position).values for position in positions])
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise GatesError(
+            f"{array.name} cannot be read: {reason}; a chunk is damaged, copy the store again"
+        ) from error
+
+
+def _check_range(name: str, low: float, high: float) -> None:
+    found = f"{name} ranges from {low:.6g} to {high:.6g}"
+    if max(abs(low), abs(high)) > FILL_VALUE_SIZE:
+        raise GatesError(
+            f"{found}, which is a fill value; set the attribute _FillValue so that it is masked"
+        )
+    variable = VARIABLES.get(name)
+    if variable is None:
+        return
+    expected = f"{found}, expected {variable.low:g} to {variable.high:g} {variable.unit}"
+    other = variable.wrong_unit(low, high)
+    if other is not None:
+        raise GatesError(f"{expected}; it looks like {other.name}: {other.fix}")
+    if not _within_twice(variable, low, high):
+        raise GatesError(f"{expected}; check its unit and its scale_factor")
+
+
+def _within_twice(variable: Variable, low: float, high: float) -> bool:
+    """Fields may exceed the plausible range of single values by half its width on each side."""
+    margin = (variable.high - variable.low) / 2
+    return variable.low - margin <= low and high <= variable.high + margin
+
+
+def _check_geopotential(levels: np.ndarray, values: np.ndarray, axis: int) -> None:
+    """Tell geopotential from geopotential height by the standard atmosphere at 100-850 hPa."""
+    for position, level in enumerate(levels):
+        height = 44_330.8 * (1 - (level / 1013.25) ** 0.190263)
+        mean = float(np.nanmean(np.take(values, position, axis)))
+        if 100 <= level <= 850 and 0.7 * height < mean < 1.3 * height:
+            raise GatesError(
+                f"geopotential at {level:g} hPa averages {mean:.6g}, expected about "
+                f"{GRAVITY * height:.3g} m2 s-2; it looks like height in m: multiply by {GRAVITY}"
+            )
