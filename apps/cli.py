@@ -144,7 +144,7 @@ class GatesCLI(LightningCLI):
         return config if config.is_file() else None
 
     def before_instantiate_classes(self) -> None:
-        """Claim the run folder before anything expensive is built."""
+        """Refuse a run folder that is taken before anything expensive is built."""
         options = self.config[self.subcommand]
         self.config_path = getattr(self._parser(self.subcommand), "config_path", None)
         stem = self.config_path.stem if self.config_path else "default"
@@ -157,8 +157,7 @@ class GatesCLI(LightningCLI):
             overwrite=options["overwrite"],
         )
         if self.subcommand in self.trains:
-            self.run_folder.open()
-            self.run_folder.write_config(self._portable_config())
+            self.run_folder.check()
 
     def _portable_config(self) -> str:
         """The configuration as YAML, without the options that belong to one call only."""
@@ -179,6 +178,12 @@ class GatesCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
             raise GatesError(str(error)) from error
+
+    def after_instantiate_classes(self) -> None:
+        """Claim the run folder once everything is built."""
+        if self.subcommand in self.trains and self.trainer.is_global_zero:
+            self.run_folder.open()
+            self.run_folder.write_config(self._portable_config())
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the log, the checkpoints and the progress; tell the Trainer its run."""

@@ -40,7 +40,8 @@ class GatesParser(LightningArgumentParser):
                 raise cause
             cause = cause.__cause__ or cause.__context__
         parser = getattr(ex, "subcommand_parser", None) or self
-        print(f"{_prog(parser)}: error: {one_line(message, option_names(parser))}", file=sys.stderr)
+        line = one_line(message, option_names(parser), getattr(parser, "config_path", None))
+        print(f"{_prog(parser)}: error: {line}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -55,48 +56,44 @@ def option_names(parser: Any) -> list[str]:
     return names
 
 
-def one_line(message: str, options: Iterable[str]) -> str:
-    """Shorten a message of jsonargparse: no trace of unions, one line, a hint for misspelled keys.
+def one_line(message: str, options: Iterable[str], config: Path | None = None) -> str:
+    """Say in one line what jsonargparse says in many.
 
     Args:
-        message: The message, often many lines long.
-        options: Names that are accepted, with leading dashes.
+        message: The message, possibly with a trace of union types.
+        options: Names that are accepted, for a hint when one is misspelled.
+        config: The configuration file, named when the fault must lie in it.
     """
-    first = _without_union_trace(message)
-    unknown = _unknown_key(message)
-    if unknown:
-        known = {name.lstrip("-") for name in options}
-        close = get_close_matches(unknown.lstrip("-"), sorted(known), n=1, cutoff=0.6)
-        dashes = "--" if unknown.startswith("--") else ""
-        if close:
-            first += f" (did you mean {dashes}{close[0]}?)"
-    return first
+    text = " ".join(message.split())
+    key = re.search(r'Parser key "([^"]+)"', text)
+    where = f"{key.group(1)}: " if key else ""
+    if found := re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text):
+        return f"{where}{found.group(1)} does not accept {found.group(2)!r}"
+    if found := re.search(r"Subcommand '[^']+' does not accept option '([^']+)'", text):
+        place = f" in {config}" if config else ""
+        return f"unknown key {found.group(1)!r}{place}{_hint(found.group(1), options)}"
+    if found := re.search(r"Subtypes: \[(.*?)\] Errors:.*Given value: (.*)$", text):
+        return f"{where}expected {_types(found.group(1))}, found {found.group(2)!r}"
+    if found := re.search(r"Expected a (.*)\. Got value: (.*)$", text):
+        return f"{where}expected {_types(found.group(1))}, found {found.group(2)!r}"
+    if found := re.search(r"unrecognized arguments: (--?[\w.\-]+)", text):
+        return text + _hint(found.group(1), options)
+    return text
 
 
-def _without_union_trace(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    kept: list[str] = []
-    for line in lines:
-        if re.match(r"^(- |Errors:|Subtypes|Given value type|Given value:)", line):
-            break
-        kept.append(line)
-    text = " ".join(kept or lines[:1])
-    text = re.sub(r"Does not validate against any of the Union subtypes", "wrong type", text)
-    return text.rstrip(" :,")
+def _hint(name: str, options: Iterable[str]) -> str:
+    known = sorted({option.lstrip("-") for option in options})
+    close = get_close_matches(name.lstrip("-"), known, n=1)
+    dashes = "--" if name.startswith("--") else ""
+    return f" (did you mean {dashes}{close[0]}?)" if close else ""
 
 
-def _unknown_key(message: str) -> str | None:
-    patterns = (
-        r"unrecognized arguments: (--?[\w.\-]+)",
-        r"Key '([\w.\-]+)' is not expected",
-        r'Key "([\w.\-]+)" is not expected',
-        r"No action for key ['\"]([\w.\-]+)['\"]",
-        r"does not accept nested key ['\"]?([\w.\-]+)",
-    )
-    for pattern in patterns:
-        if match := re.search(pattern, message):
-            return match.group(1)
-    return None
+def _types(text: str) -> str:
+    """``<class 'int'>, <class 'NoneType'>`` as ``int or null``."""
+    text = re.sub(r"<class '([\w.]+)'>", lambda m: m.group(1), text).replace("typing.", "")
+    text = re.sub(r"Literal\[([^\]]*)\]", lambda m: m.group(1).replace(", ", " | "), text)
+    text = re.sub(r"(?:\w+\.)+(\w+)", lambda m: m.group(1), text)
+    return text.replace("NoneType", "null").replace(", ", " or ").replace(" | ", ", ")
 
 
 def _prog(parser: Any) -> str:

@@ -89,20 +89,27 @@ class RunFolder:
         """Whether the run holds anything yet."""
         return self.path.is_dir() and any(self.path.iterdir())
 
-    def open(self) -> "RunFolder":
-        """Claim the folder for a new or resumed training and write ``environment.json``.
+    def check(self) -> None:
+        """Refuse a folder that holds a run, unless it is to be resumed or overwritten.
 
         Raises:
             GatesError: It exists and neither ``resume`` nor ``overwrite`` was asked for.
         """
-        if self.exists():
-            if self.overwrite:
-                shutil.rmtree(self.path)
-            elif not self.resume:
-                raise GatesError(
-                    f"run folder {self.path} exists: add --resume to go on, --overwrite to start "
-                    "again, or --name NEW for another run"
-                )
+        if self.exists() and not (self.resume or self.overwrite):
+            raise GatesError(
+                f"run folder {self.path} exists: add --resume to go on, --overwrite to start "
+                "again, or --name NEW for another run"
+            )
+
+    def open(self) -> "RunFolder":
+        """Claim the folder for a new or resumed training and write ``environment.json``.
+
+        Raises:
+            GatesError: See :meth:`check`.
+        """
+        self.check()
+        if self.overwrite and self.path.is_dir():
+            shutil.rmtree(self.path)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.environment, environment())
         return self
