@@ -1,0 +1,1 @@
+"""Attention with gates around it, over shifted windows of a gridded state."""
