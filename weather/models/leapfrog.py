@@ -1,0 +1,95 @@
+"""Time stepping shared by the spectral models."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from weather.grid import Grid
+from weather.state import ChannelSpec
+
+
+class LeapfrogModel(nn.Module, ABC):
+    """A spectral model whose state between calls is the state on the grid.
+
+    Every six hours the model starts anew: grid to spectral, one semi-implicit forward step, then
+    semi-implicit leapfrog steps with the Robert-Asselin filter (Asselin, 1972). A forecast is thus
+    a function of the grid state alone, and one call over a day equals four calls over six hours.
+    The arithmetic is float64; the state keeps its dtype, also where the model starts anew.
+
+    Args:
+        grid: Grid of the state.
+        channels: Channels of the state.
+        time_step: Seconds; divides six hours.
+        time_filter: Coefficient of the Robert-Asselin filter.
+
+    Raises:
+        ValueError: The time step does not divide six hours.
+    """
+
+    restart_hours = 6.0
+
+    def __init__(
+        self, grid: Grid, channels: ChannelSpec, *, time_step: float, time_filter: float
+    ) -> None:
+        super().__init__()
+        steps = self.restart_hours * 3600 / time_step if time_step > 0 else 0.5
+        if abs(steps - round(steps)) > 1e-9:
+            raise ValueError(f"time_step must divide 21600 s, got {time_step} s")
+        self.grid = grid
+        self.channels = channels
+        self.time_step = time_step
+        self.time_filter = time_filter
+
+    def forward(self, state: Tensor, hours: float) -> Tensor:
+        """Integrate the state forwards in time.
+
+        Args:
+            state: (N, C, H, W), physical units, any floating dtype; members are independent.
+            hours: Length of the forecast, a multiple of the time step; 0 returns the state.
+
+        Returns:
+            The state at the end, of the same shape and dtype.
+
+        Raises:
+            ValueError: The shape does not fit the model, or the hours no number of steps.
+        """
+        expected = (self.channels.num_channels, *self.grid.shape)
+        if state.ndim != 4 or tuple(state.shape[1:]) != expected:
+            raise ValueError(f"expected a state (N, {expected}), found {tuple(state.shape)}")
+        steps = round(hours * 3600 / self.time_step)
+        if hours < 0 or abs(steps * self.time_step - hours * 3600) > 1e-6:
+            raise ValueError(
+                f"hours must be a multiple of the time step {self.time_step:g} s, got {hours} h"
+            )
+        segment = round(self.restart_hours * 3600 / self.time_step)
+        for first in range(0, steps, segment):
+            spectral = self.integrate(self.to_spectral(state), min(segment, steps - first))
+            state = self.to_state(spectral).to(state.dtype)
+        return state
+
+    def integrate(self, spectral: Tensor, num_steps: int) -> Tensor:
+        """Take one forward step and then leapfrog steps, in spectral space."""
+        previous, current = spectral, self.advance(spectral, spectral, 1)
+        for _ in range(num_steps - 1):
+            following = self.advance(previous, current, 2)
+            mean = torch.add(previous, following).mul_(0.5)
+            previous = torch.lerp(current, mean, 2 * self.time_filter)
+            current = following
+        return current
+
+    @abstractmethod
+    def to_spectral(self, state: Tensor) -> Tensor:
+        """Transform the grid state (N, C, H, W) to the prognostic coefficients, float64."""
+
+    @abstractmethod
+    def to_state(self, spectral: Tensor) -> Tensor:
+        """Transform the prognostic coefficients to the grid state (N, C, H, W), float64."""
+
+    @abstractmethod
+    def advance(self, previous: Tensor, current: Tensor, span: int) -> Tensor:
+        """Return the coefficients ``span`` time steps after ``previous``.
+
+        The tendencies are those of ``current``: ``span`` is 1 for a forward step, where both states
+        are the same, and 2 for a leapfrog step.
+        """

@@ -1,0 +1,266 @@
+"""Real spherical-harmonic transform on a Gaussian grid, for many fields at once.
+
+A field is ``f = sum over m, l of c[m, l] P[m, l](sin lat) exp(i m lon)`` with triangular truncation
+``l <= T``, real in space, and with Legendre functions of mean square 1, so that ``c[0, 0]`` is the
+mean of the field. Both directions are matrix products, first in longitude, then in latitude.
+
+Two layouts occur. The *plain* one is a grid field ``(..., H, W)`` and complex coefficients
+``(..., M, L)`` with M = L = T + 1. The *packed* one keeps all fields and batch members in the last
+dimension K, so that no step of a transform copies: grid ``(W, H, K)``, Fourier ``(2, M, H, K)`` and
+spectral ``(2, M, L, K)``, all real, where the first dimension of 2 is (real, imaginary).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from weather.grid import Grid, gaussian_grid, gaussian_nodes
+
+EARTH_RADIUS_M = 6.37122e6
+"""Radius of the sphere in Williamson et al. (1992), m."""
+
+
+def legendre_functions(truncation: int, sines: Tensor) -> tuple[Tensor, Tensor]:
+    """Return normalized associated Legendre functions and their derivatives.
+
+    Args:
+        truncation: T, the largest total wavenumber.
+        sines: Sines of the latitudes (H,), float64.
+
+    Returns:
+        ``P`` (M, L, H) with mean square 1 over the sphere together with ``exp(i m lon)``, and
+        ``(1 - sin(lat)**2) dP/dsin(lat)`` (M, L, H); both are zero for l < m.
+    """
+    size = truncation + 2  # the derivative of the last needs one more
+    values = sines.new_zeros(size, size, len(sines))
+    cosines = (1 - sines.square()).sqrt()
+    values[0, 0] = 1.0
+    for m in range(1, size):
+        values[m, m] = math.sqrt((2 * m + 1) / (2 * m)) * cosines * values[m - 1, m - 1]
+    order = torch.arange(size, dtype=sines.dtype)[:, None]
+    degree = torch.arange(size + 1, dtype=sines.dtype)
+    epsilon = ((degree**2 - order**2).clamp(min=0) / (4 * degree**2 - 1)).sqrt()[..., None]
+    for n in range(1, size):
+        below = values[:n, n - 2] * epsilon[:n, n - 1] if n > 1 else 0.0
+        values[:n, n] = (sines * values[:n, n - 1] - below) / epsilon[:n, n]
+    slopes = torch.zeros_like(values[:, :-1])
+    column = degree[:-2, None]
+    slopes -= column * epsilon[:, 1:-1] * values[:, 1:]
+    slopes[:, 1:] += (column[1:] + 1) * epsilon[:, 1:-2] * values[:, :-2]
+    return values[:-1, :-1].contiguous(), slopes[:-1].contiguous()
+
+
+class SphericalTransform(nn.Module):
+    """Transforms between a Gaussian grid and spherical harmonics, in float64.
+
+    Args:
+        truncation: T, the largest total wavenumber kept.
+        num_latitudes: H, Gaussian latitudes, north to south. Products of two fields are free of
+            aliasing if H >= (3 T + 1) / 2.
+        num_longitudes: W, equidistant longitudes from 0 eastwards; likewise W >= 3 T + 1.
+        radius: Radius of the sphere, m.
+
+    Attributes:
+        grid: The Gaussian grid.
+        degree: Total wavenumber l (L,).
+        laplacian: Eigenvalues -l (l + 1) / radius**2 of the Laplacian (L,), m-2.
+
+    Raises:
+        ValueError: The grid cannot represent the truncation.
+    """
+
+    degree: Tensor
+    laplacian: Tensor
+    _to_fourier: Tensor
+    _from_fourier: Tensor
+    _synthesis: Tensor
+    _analysis: Tensor
+    _wind_along: Tensor
+    _wind_across: Tensor
+    _flux_along: Tensor
+    _flux_across: Tensor
+
+    def __init__(
+        self,
+        truncation: int,
+        num_latitudes: int,
+        num_longitudes: int,
+        *,
+        radius: float = EARTH_RADIUS_M,
+    ) -> None:
+        super().__init__()
+        if truncation < 1 or num_latitudes <= truncation or num_longitudes <= 2 * truncation:
+            raise ValueError(
+                f"truncation {truncation} needs more than {truncation} latitudes and more than "
+                f"{2 * truncation} longitudes, got {num_latitudes} and {num_longitudes}"
+            )
+        self.truncation = truncation
+        self.grid: Grid = gaussian_grid(num_latitudes, num_longitudes)
+        tables = {
+            **_longitude_tables(truncation, self.grid.longitude),
+            **_latitude_tables(truncation, num_latitudes, radius),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table.contiguous(), persistent=False)
+
+    @property
+    def size(self) -> int:
+        """M = L = T + 1, the extent of both spectral dimensions."""
+        return self.truncation + 1
+
+    # Plain layout
+
+    def analyze(self, field: Tensor) -> Tensor:
+        """Return the complex coefficients ``(..., M, L)`` of a grid field ``(..., H, W)``."""
+        return self.unpack_coefficients(self.analysis(self.pack_grid(field)), field.shape[:-2])
+
+    def synthesize(self, coefficients: Tensor) -> Tensor:
+        """Return the grid field ``(..., H, W)`` of complex coefficients ``(..., M, L)``."""
+        packed = self.pack_coefficients(coefficients)
+        return self.unpack_grid(self.synthesis(packed), coefficients.shape[:-2])
+
+    def vorticity_divergence(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return complex coefficients of vorticity and divergence, s-1, of a wind.
+
+        Args:
+            u: Eastward wind (..., H, W), m/s.
+            v: Northward wind (..., H, W), m/s.
+        """
+        x, y = self.fourier(self.pack_grid(u)), self.fourier(self.pack_grid(v))
+        shape = u.shape[:-2]
+        curl, divergence = self.curl(x, y), self.divergence(x, y)
+        return self.unpack_coefficients(curl, shape), self.unpack_coefficients(divergence, shape)
+
+    def wind(self, vorticity: Tensor, divergence: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (u, v), each ``(..., H, W)``, m/s, of complex vorticity and divergence, s-1."""
+        u, v = self.wind_synthesis(
+            self.pack_coefficients(vorticity), self.pack_coefficients(divergence)
+        )
+        shape = vorticity.shape[:-2]
+        return self.unpack_grid(u, shape), self.unpack_grid(v, shape)
+
+    def gradient(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the eastward and northward derivative ``(..., H, W)``, per m, of a scalar.
+
+        The gradient of a scalar is the irrotational wind whose divergence is its Laplacian.
+        """
+        return self.wind(torch.zeros_like(coefficients), coefficients * self.laplacian)
+
+    def pack_grid(self, field: Tensor) -> Tensor:
+        """Turn ``(..., H, W)`` into float64 ``(W, H, K)``.
+
+        Raises:
+            ValueError: The field is not on the grid of this transform.
+        """
+        if tuple(field.shape[-2:]) != self.grid.shape:
+            raise ValueError(
+                f"expected (..., H, W) on {self.grid.shape}, found {tuple(field.shape)}"
+            )
+        return field.to(torch.float64).reshape(-1, *self.grid.shape).permute(2, 1, 0).contiguous()
+
+    def unpack_grid(self, packed: Tensor, shape: torch.Size) -> Tensor:
+        """Undo `pack_grid` for the leading ``shape``."""
+        return packed.permute(2, 1, 0).reshape(*shape, *self.grid.shape)
+
+    def pack_coefficients(self, coefficients: Tensor) -> Tensor:
+        """Turn complex ``(..., M, L)`` into float64 ``(2, M, L, K)``."""
+        flat = coefficients.to(torch.complex128).reshape(-1, self.size, self.size)
+        return torch.view_as_real(flat).permute(3, 1, 2, 0).contiguous()
+
+    def unpack_coefficients(self, packed: Tensor, shape: torch.Size) -> Tensor:
+        """Undo `pack_coefficients` for the leading ``shape``."""
+        pairs = packed.permute(3, 1, 2, 0).reshape(*shape, self.size, self.size, 2)
+        return torch.view_as_complex(pairs.contiguous())
+
+    # Packed layout
+
+    def fourier(self, grid: Tensor) -> Tensor:
+        """Return the Fourier coefficients ``(2, M, H, K)`` of a grid field ``(W, H, K)``."""
+        waves = self._to_fourier @ grid.reshape(grid.shape[0], -1)
+        return waves.view(2, self.size, *grid.shape[1:])
+
+    def analysis(self, grid: Tensor) -> Tensor:
+        """Return the coefficients ``(2, M, L, K)`` of a grid field ``(W, H, K)``."""
+        return self.legendre_analysis(self.fourier(grid))
+
+    def legendre_analysis(self, waves: Tensor) -> Tensor:
+        """Return the coefficients ``(2, M, L, K)`` of Fourier coefficients ``(2, M, H, K)``."""
+        return self._legendre(self._analysis, waves)
+
+    def synthesis(self, spectral: Tensor) -> Tensor:
+        """Return the grid field ``(W, H, K)`` of coefficients ``(2, M, L, K)``."""
+        return self._to_grid(self._legendre(self._synthesis, spectral))
+
+    def wind_synthesis(self, vorticity: Tensor, divergence: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (u, v), each ``(W, H, K)``, of vorticity and divergence ``(2, M, L, K)``."""
+        turned_vorticity, turned_divergence = _times_minus_i(vorticity), _times_minus_i(divergence)
+        u = self._legendre(self._wind_across, vorticity)
+        u = self._legendre(self._wind_along, turned_divergence, add=u)
+        v = self._legendre(self._wind_along, turned_vorticity)
+        v = self._legendre(self._wind_across, divergence, add=v, sign=-1)
+        return self._to_grid(u), self._to_grid(v)
+
+    def divergence(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the divergence ``(2, M, L, K)`` of a vector field given as Fourier coefficients.
+
+        Args:
+            x: `fourier` of the eastward component (2, M, H, K).
+            y: `fourier` of the northward component (2, M, H, K).
+        """
+        along = self._legendre(self._flux_along, x)
+        return _times_minus_i(along).add_(self._legendre(self._flux_across, y)).neg_()
+
+    def curl(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the vertical curl ``(2, M, L, K)`` of a vector field, as in `divergence`."""
+        along = self._legendre(self._flux_along, y)
+        return self._legendre(self._flux_across, x) - _times_minus_i(along)
+
+    def _to_grid(self, waves: Tensor) -> Tensor:
+        grid = self._from_fourier @ waves.reshape(2 * self.size, -1)
+        return grid.view(-1, *waves.shape[2:])
+
+    @staticmethod
+    def _legendre(
+        table: Tensor, waves: Tensor, *, add: Tensor | None = None, sign: float = 1.0
+    ) -> Tensor:
+        """Return ``add + sign * table @ waves`` for every order and part."""
+        rows = waves.flatten(0, 1)
+        if add is None:
+            return torch.bmm(table, rows).view(2, -1, table.shape[1], rows.shape[-1])
+        return torch.baddbmm(add.flatten(0, 1), table, rows, alpha=sign).view_as(add)
+
+
+def _times_minus_i(packed: Tensor) -> Tensor:
+    return torch.cat((packed[1:], packed[:1].neg()))
+
+
+def _longitude_tables(truncation: int, longitude: Tensor) -> dict[str, Tensor]:
+    order = torch.arange(truncation + 1, dtype=torch.float64)[:, None]
+    angle_MW = order * longitude.deg2rad()
+    waves = torch.cat((angle_MW.cos(), -angle_MW.sin()))  # (2 M, W)
+    both_signs = torch.where(order > 0, 2.0, 1.0).double().repeat(2, 1)
+    return {"_to_fourier": waves / len(longitude), "_from_fourier": (both_signs * waves).T}
+
+
+def _latitude_tables(truncation: int, num_latitudes: int, radius: float) -> dict[str, Tensor]:
+    sines, weights = gaussian_nodes(num_latitudes)
+    cosines = (1 - sines.square()).sqrt()
+    values, slopes = legendre_functions(truncation, sines)  # (M, L, H)
+    degree = torch.arange(truncation + 1, dtype=torch.float64)
+    order = degree[:, None, None]
+    laplacian = -degree * (degree + 1) / radius**2
+    inverse = torch.where(degree > 0, -1 / laplacian, 0.0)[:, None]
+    wind = inverse / (radius * cosines)
+    flux = weights / 2 / (radius * cosines)
+    # Each table serves the real and the imaginary part: (2 M, ...)
+    return {
+        "degree": degree,
+        "laplacian": laplacian,
+        "_synthesis": values.mT.repeat(2, 1, 1),
+        "_analysis": (values * weights / 2).repeat(2, 1, 1),
+        "_wind_along": (order * values * wind).mT.repeat(2, 1, 1),
+        "_wind_across": (slopes * wind).mT.repeat(2, 1, 1),
+        "_flux_along": (order * values * flux).repeat(2, 1, 1),
+        "_flux_across": (slopes * flux).repeat(2, 1, 1),
+    }
