@@ -1,6 +1,7 @@
 """Background-error covariances, read in blocks so that none has to exist as a whole."""
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -59,19 +60,28 @@ class DenseCovariance:
 class SampleCovariance:
     """Sample covariance of fields, localised by a Schur product with Gaspari-Cohn.
 
-    ``B = A' A / (K - 1) * rho(d / c)`` with the centered samples A and the great-circle distance d.
-    Only the samples (K, n) are stored.
+    ``B = A' A / (K - 1) * rho(d / c) * k`` with the centered samples A, the great-circle distance d
+    and a factor k for each pair of channels. Only the samples (K, n) are stored.
 
     Args:
         samples: (K, C, H, W), for example differences of states 24 hours apart.
         grid: Grid of the fields.
         localization_km: Half width c of the taper, which vanishes from 2c on; infinite for none.
+        coupling: (C, C) positive semidefinite factors between channels; the identity makes the
+            channels independent of each other, None leaves their covariances as they are.
 
     Raises:
         ValueError: There are fewer than two samples, they are off the grid, or c is not positive.
     """
 
-    def __init__(self, samples: Tensor, grid: Grid, *, localization_km: float = math.inf) -> None:
+    def __init__(
+        self,
+        samples: Tensor,
+        grid: Grid,
+        *,
+        localization_km: float = math.inf,
+        coupling: Tensor | Sequence[Sequence[float]] | None = None,
+    ) -> None:
         if samples.ndim != 4 or len(samples) < 2 or tuple(samples.shape[-2:]) != grid.shape:
             raise ValueError(
                 f"expected at least two samples (K, C, H, W) on {grid.shape}, found shape "
@@ -82,6 +92,7 @@ class SampleCovariance:
         anomalies = samples - samples.mean(0)
         self._anomalies = anomalies.flatten(1) / math.sqrt(len(samples) - 1)
         self._points = GridPoints(grid)
+        self._coupling = None if coupling is None else torch.as_tensor(coupling).to(samples)
         self.localization_km = localization_km
         self.size = self._anomalies.shape[1]
         self.dtype = samples.dtype
@@ -90,16 +101,16 @@ class SampleCovariance:
         """Return (R, K), or (R, n) for all columns."""
         right = self._anomalies if columns is None else self._anomalies[:, columns]
         covariance = self._anomalies[:, rows].T @ right
-        if math.isinf(self.localization_km):
-            return covariance
+        columns = torch.arange(self.size) if columns is None else columns
         count = self._points.count
-        points, row = torch.unique(rows % count, return_inverse=True)
-        if columns is None:
-            taper = self._taper(points)[row]
-            covariance.view(len(rows), -1, count).mul_(taper[:, None])
-            return covariance
-        targets, column = torch.unique(columns % count, return_inverse=True)
-        return covariance.mul_(self._taper(points, targets)[row[:, None], column])
+        if self._coupling is not None:
+            covariance *= self._coupling[(rows // count)[:, None], columns // count]
+        if not math.isinf(self.localization_km):
+            points, row = torch.unique(rows % count, return_inverse=True)
+            targets, column = torch.unique(columns % count, return_inverse=True)
+            taper = gaspari_cohn(self._points.distances(points, targets) / self.localization_km)
+            covariance *= taper.to(self.dtype)[row[:, None], column]
+        return covariance
 
     def variance(self) -> Tensor:
         """Return the diagonal (n,)."""
@@ -108,10 +119,6 @@ class SampleCovariance:
     def dense(self) -> DenseCovariance:
         """Return the same covariance as a matrix: faster to read for many different networks."""
         return DenseCovariance(self.block(torch.arange(self.size)))
-
-    def _taper(self, points: Tensor, targets: Tensor | None = None) -> Tensor:
-        distance = self._points.distances(points, targets)
-        return gaspari_cohn(distance / self.localization_km).to(self.dtype)
 
 
 def lagged_differences(states: Tensor, steps: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Optimal interpolation with the covariance of the background ensemble."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,13 +25,20 @@ class EnsembleOptimalInterpolation:
         members: Ensemble size M, at least 2.
         localization_km: Half width c of the Gaspari-Cohn taper.
         scale: Factor on the ensemble standard deviation.
+        coupling: (C, C) positive semidefinite factors on the covariances between channels.
 
     Raises:
         ValueError: The ensemble is too small, or the scale is not positive.
     """
 
     def __init__(
-        self, grid: Grid, members: int, *, localization_km: float = math.inf, scale: float = 1.0
+        self,
+        grid: Grid,
+        members: int,
+        *,
+        localization_km: float = math.inf,
+        scale: float = 1.0,
+        coupling: Tensor | Sequence[Sequence[float]] | None = None,
     ) -> None:
         if members < 2:
             raise ValueError(f"an ensemble covariance needs at least two members, got {members}")
@@ -40,6 +48,7 @@ class EnsembleOptimalInterpolation:
         self.members = members
         self.localization_km = localization_km
         self.scale = scale
+        self.coupling = coupling
 
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
@@ -50,7 +59,12 @@ class EnsembleOptimalInterpolation:
         check_shapes(background, observations, math.prod(background.shape[2:]), self.members)
         analyses = []
         for timeline, ensemble in enumerate(background):
-            covariance = SampleCovariance(ensemble, self.grid, localization_km=self.localization_km)
+            covariance = SampleCovariance(
+                ensemble,
+                self.grid,
+                localization_km=self.localization_km,
+                coupling=self.coupling,
+            )
             method = OptimalInterpolation(covariance, scale=self.scale, members=self.members)
             one = GriddedObservations(*(part[timeline, None] for part in observations))
             analyses.append(method.analyse(ensemble[None], one))
