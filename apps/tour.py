@@ -1,0 +1,154 @@
+"""``gates tour``: every application on real data in minutes, one table and one page."""
+
+import argparse
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from apps.report import Page, Tile
+from core_gates.errors import GatesError, MissingExtraError
+
+STOPS: tuple[tuple[str, str], ...] = (("weather", "apps.weather_tour:tour"),)
+
+
+class TourRow(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        system: What was shown, for example ``Adas (increment)``.
+        metric: Which figure, with its unit.
+        value: The figure.
+        baseline: What it is held against, with its figure.
+        verdict: In words, such as ``better`` or ``within 1.2x``.
+        good: Whether the verdict is the hoped-for one; None where nothing is claimed.
+    """
+
+    system: str
+    metric: str
+    value: str
+    baseline: str
+    verdict: str
+    good: bool | None = None
+
+
+class TourStop(NamedTuple):
+    """What an application shows.
+
+    Attributes:
+        title: Heading of its part of the page.
+        rows: Its lines of the table.
+        draw: Adds text, tables and figures to the page, below the heading.
+    """
+
+    title: str
+    rows: Sequence[TourRow]
+    draw: Callable[[Page], None]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run every stop, print the table and write ``<root>/tour/report.html``.
+
+    A stop is a function ``(folder: Path, say: Callable[[str], None]) -> TourStop`` named in
+    ``STOPS``; it may write into the folder and tell its progress with ``say``. A stop whose extra
+    is not installed is skipped with the line that installs it.
+
+    Args:
+        arguments: ``--root`` and ``--only``.
+
+    Returns:
+        0; 1 if nothing could be shown.
+
+    Raises:
+        GatesError: ``--only`` names no stop.
+    """
+    parser = argparse.ArgumentParser("gates tour", description=str(__doc__))
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument("--only", action="append", help="show this application only (repeatable)")
+    options = parser.parse_args(list(arguments))
+    names = [name for name, _ in STOPS]
+    for name in options.only or []:
+        if name not in names:
+            raise GatesError(f"--only {name!r} is no stop of the tour: choose from {names}")
+    wanted = [stop for stop in STOPS if not options.only or stop[0] in options.only]
+    return _tour(wanted, options.root / "tour")
+
+
+def _tour(wanted: Sequence[tuple[str, str]], folder: Path) -> int:
+    console, begin = Console(), time.monotonic()
+    shown: list[TourStop] = []
+    skipped: list[str] = []
+    for name, target in wanted:
+        console.print(f"[bold]{name}[/]")
+        try:
+            shown.append(_stop(name, target)(folder / name, _speaker(console)))
+        except MissingExtraError as error:
+            skipped.append(str(error))
+            console.print(f"  skipped: {escape(str(error))}")
+    if not shown:
+        return 1
+    seconds = time.monotonic() - begin
+    console.print(_table(shown))
+    path = _page(shown, skipped, seconds).write(folder / "report.html")
+    console.print(f"{seconds:.0f} s")
+    console.print(str(path), highlight=False, soft_wrap=True)
+    return 0
+
+
+def _stop(name: str, target: str) -> Callable[[Path, Callable[[str], None]], TourStop]:
+    module, _, function = target.partition(":")
+    try:
+        found: Callable[[Path, Callable[[str], None]], TourStop]
+        found = getattr(importlib.import_module(module), function)
+        return found
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("apps", "core_gates", name):
+            raise
+        raise MissingExtraError(name, package) from error
+
+
+def _speaker(console: Console) -> Callable[[str], None]:
+    begin = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"  [dim]{time.monotonic() - begin:5.1f} s[/]  {escape(text)}")
+
+    return say
+
+
+def _table(stops: Sequence[TourStop]) -> Table:
+    table = Table("system", "metric", "value", "baseline", "verdict", title_justify="left")
+    for stop in stops:
+        for row in stop.rows:
+            color = {True: "green", False: "red", None: "default"}[row.good]
+            cells = [escape(text) for text in row[:4]]
+            table.add_row(*cells, f"[{color}]{escape(row.verdict)}[/]")
+    return table
+
+
+def _page(stops: Sequence[TourStop], skipped: Sequence[str], seconds: float) -> Page:
+    rows = [row for stop in stops for row in stop.rows]
+    claims = [row.good for row in rows if row.good is not None]
+    page = Page("Tour of the gatesuite", "Learned gates on real data, beside what they must beat.")
+    tiles = [
+        Tile("systems", str(len({row.system for row in rows})), f"{len(stops)} applications"),
+        Tile("time", f"{seconds:.0f} s", "on this machine, training included"),
+    ]
+    if claims:
+        state = "good" if all(claims) else "bad"
+        tiles.insert(1, Tile("verdicts", f"{sum(claims)} of {len(claims)}", "as hoped", state))
+    page.tiles(tiles).section("Overview")
+    header = ["system", "metric", "value", "baseline", "verdict"]
+    page.table(header, [list(row[:5]) for row in rows])
+    for note in skipped:
+        page.text(f"Skipped: {note}")
+    for stop in stops:
+        page.section(stop.title)
+        stop.draw(page)
+    return page
