@@ -38,7 +38,7 @@ def check_values(dataset: xr.Dataset, *, allow_missing: bool = False) -> xr.Data
         missing = 1.0 - finite.size / values.size
         if missing and not allow_missing:
             raise GatesError(
-                f"{name} is missing (NaN) in {100 * missing:.2g} % of the values sampled; fill "
+                f"{name} is missing (NaN) in {100 * missing:.3g} % of the values sampled; fill "
                 "them, choose another period, or accept them with allow_missing=True"
             )
         if finite.size:

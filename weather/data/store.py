@@ -1,8 +1,11 @@
 """Opening a Zarr, NetCDF or GRIB store at a path or URL, with errors that name the fault."""
 
 import difflib
+import gc
 import json
 import os
+import traceback
+import warnings
 from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Any
@@ -76,13 +79,14 @@ def _open_zarr(
 ) -> xr.Dataset:
     try:
         consolidated = _is_consolidated(filesystem, path, url)
-        return xr.open_zarr(
+        dataset: xr.Dataset = xr.open_zarr(
             url,
             chunks=None,
             consolidated=consolidated,
             decode_timedelta=True,
             storage_options=storage_options,
         )
+        return dataset
     except json.JSONDecodeError as error:
         raise GatesError(f"{url}: its Zarr metadata is not JSON; copy the store again") from error
     except (KeyError, ValueError, TypeError, OSError, ImportError, OverflowError) as error:
@@ -126,9 +130,18 @@ def _open_file(filesystem: AbstractFileSystem, path: str, url: str) -> xr.Datase
             path if local else filesystem.open(path), engine=engine, decode_timedelta=True
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError, OverflowError) as error:
+        _release(error)
         damaged = isinstance(error, OSError) or "reshape" in str(error)  # a NetCDF-3 array cut off
         fix = "the file is truncated or damaged, download it again" if damaged else "mend the file"
         raise GatesError(f"{url}: cannot be read: {_first_line(error)}; {fix}") from error
+
+
+def _release(error: BaseException) -> None:
+    """Close what a failed reader left open; scipy warns about a memory map that it has to drop."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
 
 
 def _first_line(error: BaseException) -> str:

@@ -118,7 +118,7 @@ def _require_finite(fields: np.ndarray, channels: ChannelSpec) -> None:
         shares = np.moveaxis(missing, -3, 0).reshape(channels.num_channels, -1).mean(axis=1)
         worst = int(shares.argmax())
         raise GatesError(
-            f"{channels.labels[worst]} is missing (NaN) in {100 * shares[worst]:.2g} % of the "
+            f"{channels.labels[worst]} is missing (NaN) in {100 * shares[worst]:.3g} % of the "
             "values read; fill them, choose another period, or accept them with allow_missing=True"
         )
 

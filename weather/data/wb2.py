@@ -63,7 +63,7 @@ def open_wb2(
         if raw is source:
             raise
         raw.close()
-        raise GatesError(f"{os.fspath(source)}: {error}") from error  # type: ignore[arg-type]
+        raise GatesError(f"{os.fspath(source)}: {error}") from error
     dataset.set_close(raw.close)
     return dataset
 
@@ -91,10 +91,10 @@ def _choose(dataset: xr.Dataset, channels: ChannelSpec | None) -> list[str]:
     wanted = [*channels.surface, *channels.upper]
     missing = [name for name in wanted if name not in dataset.data_vars]
     if missing:
-        found = ", ".join(sorted(map(str, dataset.data_vars))) or "none"
+        available = ", ".join(sorted(map(str, dataset.data_vars))) or "none"
         raise GatesError(
-            f"variable {', '.join(missing)} is missing, found {found}; choose channels that exist "
-            "or add the variable"
+            f"variable {', '.join(missing)} is missing, found {available}; choose channels that "
+            "exist or add the variable"
         )
     if channels.upper and "level" not in dataset.dims:
         raise GatesError(
