@@ -1,0 +1,1 @@
+"""Networks and dynamical models of weather."""
