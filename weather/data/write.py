@@ -1,0 +1,155 @@
+"""Writing analyses and forecasts in the schema of WeatherBench 2, whole or not at all."""
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.errors import ZarrUserWarning
+
+from core_gates.errors import GatesError
+from weather.data.axes import DIMENSIONS
+from weather.variables import unit_of
+
+BLOCK_BYTES = 256 * 2**20  # held in memory at a time
+EPOCH = "seconds since 1970-01-01"
+ATTRIBUTES = {
+    "latitude": {"units": "degrees_north", "standard_name": "latitude"},
+    "longitude": {"units": "degrees_east", "standard_name": "longitude"},
+    "time": {"standard_name": "time"},
+    "number": {"units": "1", "standard_name": "realization"},
+}
+
+
+def write_wb2(
+    dataset: xr.Dataset,
+    path: str | os.PathLike[str],
+    *,
+    zarr_format: Literal[2, 3] = 2,
+    overwrite: bool = False,
+) -> Path:
+    """Write a consolidated Zarr group that WeatherBench 2 reads, replacing an old one at the end.
+
+    Everything goes to a hidden folder beside the target, which is renamed when complete: a write
+    that fails or is killed leaves the old store as it was. Fields are read and written block by
+    block, so a lazy dataset may exceed the memory.
+
+    Args:
+        dataset: float variables with the dimensions time (the initial time of a forecast),
+            optionally prediction_timedelta, number and level, then latitude and longitude, for
+            example from `weather.data.tensors.to_dataset`.
+        path: Folder of the store, by habit ``NAME.zarr``.
+        zarr_format: 2 is read by every tool, 3 is the newer one.
+        overwrite: Replace an existing store.
+
+    Returns:
+        The path. Fields are float32 in chunks of one global field (all levels) of one time, lead
+        and member; times are int64 seconds, leads int64 nanoseconds.
+
+    Raises:
+        GatesError: If the path is taken, or the dimensions do not fit the schema.
+    """
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.partial")
+    previous = target.with_name(f".{target.name}.previous")
+    if previous.exists() and not target.exists():
+        previous.rename(target)  # an earlier call was killed between its two renames
+    if target.exists() and not overwrite:
+        raise GatesError(f"{target} exists; choose another path or overwrite it")
+    canonical = _canonical(dataset)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove(partial)
+    try:
+        for block in _blocks(canonical):
+            _append(block, partial, zarr_format)
+        _consolidate(partial, zarr_format)
+    except BaseException:
+        _remove(partial)
+        raise
+    _remove(previous)
+    if target.exists():
+        target.rename(previous)
+    partial.rename(target)
+    _remove(previous)
+    return target
+
+
+def _canonical(dataset: xr.Dataset) -> xr.Dataset:
+    """Check the dimensions, order them, and set types and attributes."""
+    absent = [name for name in ("time", "latitude", "longitude") if name not in dataset.dims]
+    unknown = [str(name) for name in dataset.dims if name not in DIMENSIONS]
+    if absent or unknown:
+        raise GatesError(
+            f"dataset has the dimensions {', '.join(map(str, dataset.dims))}, expected "
+            f"{', '.join(DIMENSIONS)} (time, latitude and longitude at least); rename or add them"
+        )
+    if dataset.sizes["time"] == 0 or not dataset.data_vars:
+        raise GatesError("dataset holds no fields; nothing is written")
+    incomplete = [
+        str(name)
+        for name, array in dataset.items()
+        if not {"time", "latitude", "longitude"} <= set(array.dims)
+    ]
+    if incomplete:
+        raise GatesError(
+            f"{', '.join(incomplete)} lacks time, latitude or longitude; drop it or add them"
+        )
+    dataset = dataset.transpose(*[name for name in DIMENSIONS if name in dataset.dims])
+    dataset = dataset.drop_vars([name for name in dataset.coords if name not in DIMENSIONS])
+    for name, unit in (("time", "datetime64[ns]"), ("prediction_timedelta", "timedelta64[ns]")):
+        if name in dataset.dims:
+            dataset = dataset.assign_coords({name: dataset[name].values.astype(unit)})
+    if "level" in dataset.dims:
+        dataset = dataset.assign_coords(level=dataset["level"].values.astype(np.int64))
+    for axis in map(str, dataset.coords):
+        dataset[axis].attrs = dict(ATTRIBUTES.get(axis, {}))
+    return dataset.drop_encoding()
+
+
+def _blocks(dataset: xr.Dataset) -> Iterator[xr.Dataset]:
+    """Yield the dataset as float32 in pieces of consecutive times."""
+    times = dataset.sizes["time"]
+    length = max(1, BLOCK_BYTES * times // max(dataset.nbytes, 1))
+    for start in range(0, times, length):
+        block = dataset.isel(time=slice(start, start + length))
+        fields = {}
+        for name, array in block.items():
+            unit = unit_of(str(name))
+            attributes = {"units": unit} if unit else {}
+            fields[name] = array.astype(np.float32).assign_attrs(attributes)
+        yield block.assign(fields)
+
+
+def _append(block: xr.Dataset, path: Path, zarr_format: Literal[2, 3]) -> None:
+    if path.exists():
+        block.to_zarr(path, append_dim="time", consolidated=False, zarr_format=zarr_format)
+        return
+    encoding: dict[str, dict[str, Any]] = {
+        "time": {"units": EPOCH, "dtype": "int64", "calendar": "proleptic_gregorian"},
+    }
+    if "prediction_timedelta" in block.dims:
+        encoding["prediction_timedelta"] = {"units": "nanoseconds", "dtype": "int64"}
+    for name, array in block.items():
+        single = ("time", "prediction_timedelta", "number")
+        chunks = [1 if dim in single else size for dim, size in array.sizes.items()]
+        encoding[str(name)] = {"chunks": tuple(chunks), "_FillValue": np.float32(np.nan)}
+    block.to_zarr(path, mode="w-", encoding=encoding, consolidated=False, zarr_format=zarr_format)
+
+
+def _consolidate(path: Path, zarr_format: Literal[2, 3]) -> None:
+    """Copy all metadata to one place; zarr warns that format 3 does not specify where."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        zarr.consolidate_metadata(str(path), zarr_format=zarr_format)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
