@@ -1,0 +1,1 @@
+"""Routing gates, one a file: a routing input becomes mixture weights over experts."""

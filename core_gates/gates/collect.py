@@ -1,0 +1,97 @@
+"""Gathering what the routing gates of a model return, and advancing their state from it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.module_tracker import ModuleTracker
+
+from core_gates.gates.base import Gate
+from core_gates.gates.routing import RoutingOutput
+
+
+def routing_gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
+    """Iterate over the routing gates of a model and their qualified names.
+
+    A model that is itself a gate is named after its class.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Gate):
+            yield name or type(module).__name__, module
+
+
+@contextmanager
+def collect_routing(model: nn.Module) -> Iterator[dict[str, list[RoutingOutput]]]:
+    """Gather every routing computed inside the ``with`` block, with its gradients.
+
+    Activation checkpointing runs a forward pass twice; the second run, inside the backward pass, is
+    not gathered again. (It must be non-reentrant for the gathered routings to have gradients.)
+
+    Args:
+        model: Model whose gates are listened to; any module that holds gates.
+
+    Yields:
+        Name of each gate -> its routings in order, empty for a gate that did not run. The
+        dictionary stays readable after the block.
+    """
+    with _listening(dict(routing_gates(model)), _unchanged) as routings:
+        yield routings
+
+
+@contextmanager
+def update_gates(model: nn.Module) -> Iterator[None]:
+    """Advance the state of every routing gate once, at the end of the ``with`` block.
+
+    Put all micro-batches of one optimizer step and the optimizer step itself inside. If the block
+    raises, no gate is advanced. All ranks must leave the block: gates that learn from their
+    routings sum over ranks there.
+
+    Args:
+        model: Model whose gates are advanced; any module that holds gates.
+    """
+    gates = dict(routing_gates(model))
+    learning = {name: gate for name, gate in gates.items() if gate.learns_from_routings}
+    with _listening(learning, _detached) as routings:
+        yield
+    with torch.no_grad():
+        for name, gate in gates.items():
+            gate.update(routings.get(name, []))
+
+
+@contextmanager
+def _listening(
+    gates: dict[str, Gate], prepare: Callable[[RoutingOutput], RoutingOutput]
+) -> Iterator[dict[str, list[RoutingOutput]]]:
+    routings: dict[str, list[RoutingOutput]] = {name: [] for name in gates}
+
+    def hook_of(gathered: list[RoutingOutput]) -> Callable[[nn.Module, Any, RoutingOutput], None]:
+        def hook(_gate: nn.Module, _inputs: Any, output: RoutingOutput) -> None:
+            if not in_backward():
+                gathered.append(prepare(output))
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, gate in gates.items():
+            hooks.callback(gate.register_forward_hook(hook_of(routings[name])).remove)
+        yield routings
+
+
+def in_backward() -> bool:
+    """Tell whether the backward pass is running, where activation checkpointing recomputes."""
+    return bool(ModuleTracker().is_bw)
+
+
+def _unchanged(routing: RoutingOutput) -> RoutingOutput:
+    return routing
+
+
+def _detached(routing: RoutingOutput) -> RoutingOutput:
+    def cut(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cut(item) for key, item in value.items()}
+        return value.detach() if isinstance(value, Tensor) else value
+
+    return RoutingOutput(*(cut(value) for value in routing))

@@ -1,0 +1,31 @@
+"""Padding masks: True marks a position to ignore."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_padding_mask(padding_mask: Tensor, shape: Sequence[int]) -> None:
+    """Refuse a mask that is not boolean or does not fit the positions.
+
+    Attention masks of Hugging Face are integers with the opposite meaning; refusing them here is
+    what keeps the two apart.
+
+    Args:
+        padding_mask: The mask.
+        shape: Leading shape of the routing input.
+
+    Raises:
+        ValueError: The dtype is not bool or the shape differs.
+    """
+    if padding_mask.dtype != torch.bool:
+        raise ValueError(
+            f"padding_mask must be bool with True = ignore, got {padding_mask.dtype};"
+            " convert an attention mask by attention_mask == 0"
+        )
+    if tuple(padding_mask.shape) != tuple(shape):
+        raise ValueError(
+            f"padding_mask {tuple(padding_mask.shape)} must have the shape {tuple(shape)} of the"
+            " positions"
+        )

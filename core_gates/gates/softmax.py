@@ -1,0 +1,85 @@
+"""The dense softmax gate."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.gates.base import Gate
+from core_gates.gates.numerics import linear_fp32
+from core_gates.gates.routing import RoutingOutput
+from core_gates.schedules import Schedule
+
+
+class SoftmaxGate(Gate):
+    """Mix all experts with ``softmax(x W / τ)`` (Jacobs et al., 1991).
+
+    The temperature τ is state: with a schedule, each :meth:`update` moves it by one step.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        temperature: τ, or a schedule of τ over optimizer steps; always positive.
+        bias: Whether the logits have a bias.
+        device: Device of the parameters and buffers.
+        dtype: Floating dtype of the parameters; τ is kept in float32 at least.
+
+    Shape:
+        ``x`` (..., D); weights, probs and logits (..., E). ``logits`` are those before division.
+
+    Raises:
+        ValueError: The first temperature is not positive.
+    """
+
+    temperature: Tensor
+    step: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        temperature: float | Schedule = 1.0,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        self._schedule = temperature if callable(temperature) else None
+        self._initial_temperature = temperature(0) if callable(temperature) else temperature
+        if not self._initial_temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self._initial_temperature}")
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.bias = (
+            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
+        )
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
+        self.register_buffer("step", torch.empty((), device=device, dtype=torch.int64))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 0.02²), zero the bias, return to the first temperature."""
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self.temperature.fill_(self._initial_temperature)
+        self.step.zero_()
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`."""
+        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        probs = (logits / self.temperature).softmax(-1)
+        return RoutingOutput(probs, logits=logits, probs=probs).ignore(padding_mask)
+
+    def update(self, routings: Sequence[RoutingOutput]) -> None:  # noqa: ARG002
+        """Count one optimizer step and set the temperature of the next one."""
+        self.step += 1
+        if self._schedule is not None:
+            self.temperature.fill_(self._schedule(int(self.step)))

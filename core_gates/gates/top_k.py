@@ -1,0 +1,78 @@
+"""The top-k gate."""
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.gates.base import Gate
+from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.gates.routing import RoutingOutput
+
+
+class TopKGate(Gate):
+    """Send each position to the ``k`` experts with the largest logits (Shazeer et al., 2017).
+
+    The weights are the softmax over the chosen logits, which equals the softmax over all of them
+    scaled to sum 1 (Mixtral); with ``renormalize=False`` they are the plain softmax over all
+    logits, whose chosen part sums to less (Switch, Qwen). Equal logits go to the lowest index.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        k: Experts kept per position.
+        renormalize: Whether the weights of a position sum to 1.
+        bias: Whether the logits have a bias.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``x`` (..., D); weights and indices (..., K); probs and logits (..., E).
+
+    Raises:
+        ValueError: ``k`` is not between 1 and ``num_experts``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        k: int = 2,
+        renormalize: bool = True,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        if not 1 <= k <= num_experts:
+            raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
+        self.k = k
+        self.renormalize = renormalize
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.bias = (
+            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 0.02²), so that routing starts near uniform; zero the bias."""
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`."""
+        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        probs = logits.softmax(-1)
+        top, indices = lowest_index_top_k(logits, self.k)
+        weights = top.softmax(-1) if self.renormalize else probs.gather(-1, indices)
+        return RoutingOutput(weights, indices, logits=logits, probs=probs).ignore(padding_mask)
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, k={self.k}, renormalize={self.renormalize}"
