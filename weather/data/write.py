@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.errors import ZarrUserWarning
 
 from core_gates.errors import GatesError
 from weather.data.axes import DIMENSIONS
@@ -144,7 +143,7 @@ def _append(block: xr.Dataset, path: Path, zarr_format: Literal[2, 3]) -> None:
 def _consolidate(path: Path, zarr_format: Literal[2, 3]) -> None:
     """Copy all metadata to one place; zarr warns that format 3 does not specify where."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ZarrUserWarning)
+        warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
         zarr.consolidate_metadata(str(path), zarr_format=zarr_format)
 
 

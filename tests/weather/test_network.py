@@ -1,0 +1,176 @@
+import math
+
+import pytest
+import torch
+
+from weather.data.coastline import land_mask
+from weather.grid import gaussian_grid, regular_grid
+from weather.observations.network import (
+    aircraft_network,
+    bernoulli_network,
+    observe,
+    radiosonde_network,
+    station_network,
+)
+from weather.state import FENGWU, SHALLOW_WATER
+
+GRID = regular_grid(60, 120, poles=False)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.1, 1.0])
+def test_bernoulli_density(density):
+    network = bernoulli_network(GRID, density, seed=3)
+    assert network.shape == GRID.shape
+    assert network.dtype == torch.bool
+    deviation = math.sqrt(density * (1 - density) / network.numel())
+    assert network.float().mean().item() == pytest.approx(density, abs=4 * deviation + 1e-12)
+
+
+@pytest.mark.parametrize("density", [-0.1, 1.1, math.nan])
+def test_impossible_densities_are_refused(density):
+    with pytest.raises(ValueError, match="expected a share of grid points from 0 to 1"):
+        bernoulli_network(GRID, density, seed=0)
+
+
+NETWORKS = {
+    "bernoulli": lambda seed: bernoulli_network(GRID, 0.1, seed=seed),
+    "stations": lambda seed: station_network(GRID, 200, seed=seed),
+    "radiosondes": lambda seed: radiosonde_network(GRID, FENGWU, 40, seed=seed),
+    "aircraft": lambda seed: aircraft_network(GRID, FENGWU, 20, seed=seed),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_depend_on_the_seed_alone(name):
+    torch.manual_seed(0)
+    first = NETWORKS[name](5)
+    torch.manual_seed(1)
+    assert torch.equal(first, NETWORKS[name](5))
+    assert not torch.equal(first, NETWORKS[name](6))
+
+
+def test_drawing_a_network_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    for make in NETWORKS.values():
+        make(1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_stations_prefer_land_and_are_counted():
+    network = station_network(GRID, 500, seed=0)
+    assert network.sum() == 500
+    land = land_mask(GRID)
+    weights = GRID.area_weights()[:, None].expand(GRID.shape)
+    density = [network[where].sum() / weights[where].sum() for where in (land, ~land)]
+    assert 6 < density[0] / density[1] < 18
+
+
+def test_stations_are_drawn_by_area():
+    """Rows near the poles hold fewer stations than their share of grid points."""
+    counts = sum(station_network(GRID, 100, seed=seed).sum(1) for seed in range(40))
+    polar, tropical = counts[:5].sum() + counts[-5:].sum(), counts[25:35].sum()
+    assert polar < 0.6 * tropical
+
+
+def test_all_points_may_be_stations():
+    grid = gaussian_grid(4, 8)
+    assert station_network(grid, 32, seed=0).all()
+    with pytest.raises(ValueError, match="count is 33, expected 0 to 32, the points of the grid"):
+        station_network(grid, 33, seed=0)
+
+
+def test_radiosondes_observe_whole_columns_of_upper_variables():
+    network = radiosonde_network(GRID, FENGWU, 40, seed=0)
+    assert network.shape == (69, *GRID.shape)
+    upper = network[4:]
+    assert (upper == upper[0]).all()
+    assert upper[0].sum() == 40
+    assert not network[:4].any()
+    with pytest.raises(ValueError, match="has no upper-air variable"):
+        radiosonde_network(GRID, SHALLOW_WATER, 4, seed=0)
+
+
+def test_aircraft_observe_wind_and_temperature_along_tracks():
+    network = aircraft_network(GRID, FENGWU, 30, seed=0)
+    observed = {FENGWU.variable_of(channel) for channel in network.any((1, 2)).nonzero().flatten()}
+    cruise = {200, 250, 300}
+    assert {name for name, _ in observed} == {
+        "temperature",
+        "u_component_of_wind",
+        "v_component_of_wind",
+    }
+    assert {level for _, level in observed} == cruise
+    u, t = FENGWU.index("u_component_of_wind", 250), FENGWU.index("temperature", 250)
+    assert torch.equal(network[u], network[t])
+    share = network.any(0).float().mean()
+    assert 0.02 < share < 0.3
+
+
+def test_tracks_are_connected():
+    """Every cell of the only track touches another one, across the date line too."""
+    for seed in range(5):
+        track = aircraft_network(GRID, FENGWU, 1, seed=seed).any(0)
+        assert track.sum() > 3
+        padded = torch.nn.functional.pad(track.float()[None], (1, 1), mode="circular")
+        padded = torch.nn.functional.pad(padded, (0, 0, 1, 1))
+        neighbors = torch.nn.functional.conv2d(padded[None], torch.ones(1, 1, 3, 3))[0, 0] - 1
+        assert (neighbors[track] >= 1).all()
+
+
+def test_observations_carry_noise_of_the_stated_size():
+    truth = torch.randn(20, 2, *GRID.shape, generator=generator())
+    network = bernoulli_network(GRID, 0.2, seed=0)
+    errors = torch.tensor([10.0, 0.5])
+    observations = observe(truth, network, errors, generator=generator(1))
+    assert torch.equal(observations.mask, network.expand_as(truth))
+    difference = (observations.values - truth)[..., network]
+    for channel, sd in enumerate(errors.tolist()):
+        sample = difference[:, channel]
+        assert sample.std().item() == pytest.approx(sd, rel=0.03)
+        assert abs(sample.mean().item()) < 4 * sd / math.sqrt(sample.numel())
+        assert (observations.errors[:, channel][:, network] == sd).all()
+    assert observations.values[..., ~network].abs().max() == 0
+
+
+def test_noise_follows_the_generator():
+    truth, network = torch.zeros(1, *GRID.shape), bernoulli_network(GRID, 0.5, seed=0)
+    first, same, other = (
+        observe(truth, network, torch.ones(1), generator=generator(seed)).values
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_noise_free_observations_keep_their_error():
+    truth = torch.randn(2, *GRID.shape, generator=generator())
+    network = bernoulli_network(GRID, 0.5, seed=0)
+    observations = observe(truth, network, torch.tensor([1.0, 2.0]), noise=False)
+    assert torch.equal(observations.values[:, network], truth[:, network])
+    assert (observations.errors[1, network] == 2).all()
+
+
+def test_each_channel_may_have_its_own_points_and_errors():
+    truth = torch.zeros(3, 69, *GRID.shape)
+    network = radiosonde_network(GRID, FENGWU, 10, seed=0)
+    errors = torch.rand(truth.shape, generator=generator()) + 0.1
+    observations = observe(truth, network, errors, generator=generator())
+    assert torch.equal(observations.mask[2], network)
+    assert torch.equal(observations.errors[1][network], errors[1][network])
+
+
+@pytest.mark.parametrize("error", [0.0, -1.0])
+def test_errors_must_be_positive(error):
+    with pytest.raises(ValueError, match="expected a positive standard deviation"):
+        observe(
+            torch.zeros(1, *GRID.shape),
+            bernoulli_network(GRID, 0.1, seed=0),
+            torch.tensor([error]),
+            generator=generator(),
+        )
