@@ -80,15 +80,12 @@ def findings() -> list[Finding]:
         raise GatesError(f"{DISTRIBUTION} is not installed: pip install -e '.[all]'") from error
     found: list[Finding] = []
     for requirement in map(Requirement, lines):
-        if requirement.name == DISTRIBUTION:
-            continue  # an extra made of other extras
         marker = requirement.marker
         if marker is None or marker.evaluate({"extra": ""}):
             found.append(_finding("base", requirement))
             continue
-        for extra in extras:
-            if marker.evaluate({"extra": extra}):
-                found.append(_finding(extra, requirement))
+        wanting = [e for e in extras if e != "all" and marker.evaluate({"extra": e})]
+        found += [_finding(extra, requirement) for extra in wanting]
     return found
 
 

@@ -1,0 +1,103 @@
+"""What a suite consists of, and how suites are found."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from benchmarks import suites
+from core_gates.errors import GatesError
+
+Load = Callable[[str], ModuleType]
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call must at least do, for the share of the machine's limit.
+
+    Attributes:
+        bytes: Bytes that must be read and written.
+        flops: Floating-point operations that must be done.
+    """
+
+    bytes: float = 0.0
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Variants of one computation, timed in turn.
+
+    Attributes:
+        name: What is computed.
+        op: Name under which ``--op`` finds it.
+        build: Makes the inputs and returns the variants, name to function. It gets a function that
+            imports a module, of this tree or of the one that ``--base`` names.
+        baseline: The variant that the ratios refer to.
+        bars: Highest ratio to the baseline that a variant may have.
+        work: What one call must do; None where no limit makes sense.
+        units: How many units of work a call of a variant does (members, days), one if not named;
+            times are given per unit.
+        unit: Unit of work, for the name of the figure.
+        first_calls: Variants whose first call is reported too, since it compiles.
+        memory: Bytes needed at once; a comparison that does not fit is skipped.
+    """
+
+    name: str
+    op: str
+    build: Callable[[Load], Mapping[str, Call]]
+    baseline: str
+    bars: Mapping[str, float] = field(default_factory=dict)
+    work: Work | None = None
+    units: Mapping[str, float] = field(default_factory=dict)
+    unit: str = "call"
+    first_calls: Sequence[str] = ()
+    memory: float = 0.0
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite: comparisons, and the quick tests that must pass before anything is timed."""
+
+    name: str
+    tests: tuple[str, ...]
+    comparisons: Callable[[], Iterable[Comparison]]
+
+
+def suite_names() -> list[str]:
+    """Names of all suites."""
+    return sorted(module.name for module in pkgutil.iter_modules(suites.__path__))
+
+
+def load_suite(name: str) -> Suite:
+    """Import a suite.
+
+    Raises:
+        GatesError: There is no suite of that name.
+    """
+    if name not in suite_names():
+        raise GatesError(f"unknown suite {name!r}: choose from {', '.join(suite_names())}")
+    module = importlib.import_module(f"benchmarks.suites.{name}")
+    return Suite(name, tuple(module.TESTS), module.comparisons)
+
+
+def find_op(op: str) -> Suite:
+    """Collect every comparison of an op, from all suites.
+
+    Raises:
+        GatesError: No suite compares that op.
+    """
+    found: list[Comparison] = []
+    tests: list[str] = []
+    known: set[str] = set()
+    for suite in map(load_suite, suite_names()):
+        comparisons = list(suite.comparisons())
+        known |= {comparison.op for comparison in comparisons}
+        mine = [comparison for comparison in comparisons if comparison.op == op]
+        found += mine
+        tests += suite.tests if mine else ()
+    if not found:
+        raise GatesError(f"no suite compares the op {op!r}: choose from {', '.join(sorted(known))}")
+    return Suite(op, tuple(dict.fromkeys(tests)), lambda: found)

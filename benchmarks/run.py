@@ -1,0 +1,185 @@
+"""``python -m benchmarks.run --suite NAME``: time a suite, print it, write CSV and JSON."""
+
+import argparse
+import gc
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from apps.environment import device_name
+from apps.files import write_json
+from benchmarks.base import BaseTree, load_head
+from benchmarks.output import Result, Row, table, write_csv
+from benchmarks.registry import Call, Comparison, Suite, find_op, load_suite, suite_names
+from benchmarks.timing import ROUNDS, Timing, interleave, limit_calls, ratio
+from core_gates.errors import GatesError
+
+ROOT = Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a suite or the comparisons of one op.
+
+    Args:
+        arguments: Command line; that of the process when None.
+
+    Returns:
+        0; 1 if the suite's tests fail; 2 for a wrong command.
+    """
+    options = _parse(arguments)
+    try:
+        suite = load_suite(options.suite) if options.suite else find_op(options.op)
+        if not options.force and not _tests_pass(suite):
+            print(f"{suite.name}: its tests are red; mend them, or time anyway with --force")
+            return 1
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        rows = _measure_all(suite, options.base, options.rounds)
+    except GatesError as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return 2
+    result: Result = {"device": _device(), "rows": rows}
+    Console().print(table(suite.name, result))
+    write_csv(ROOT / "results", suite.name, result)
+    if options.json:
+        print(write_json(options.json, result))
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks.run", description=str(__doc__))
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--suite", help=f"one of {', '.join(suite_names())}")
+    what.add_argument("--op", help="the comparisons of one op, from every suite")
+    parser.add_argument("--base", metavar="REV", help="time this revision of the library beside it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON, too")
+    parser.add_argument("--threads", type=int, help="threads of torch (1: single-thread)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="samples of each variant")
+    parser.add_argument("--force", action="store_true", help="time even if the tests are red")
+    return parser.parse_args(arguments)
+
+
+def _tests_pass(suite: Suite) -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *suite.tests]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT.parent, env=environment, check=False)
+    return done.returncode == 0
+
+
+def _measure_all(suite: Suite, base: str | None, rounds: int) -> list[Row]:
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        tree = BaseTree(base, Path(folder), ROOT.parent) if base else None
+        for comparison in suite.comparisons():
+            free = available_memory()
+            if free is not None and comparison.memory > 0.5 * free:
+                need = f"{comparison.memory / 2**30:.1f} GiB"
+                print(f"{comparison.name}: skipped, needs {need}, half of the free memory is less")
+                continue
+            rows += measure(comparison, tree, base or "", rounds)
+            gc.collect()
+    return rows
+
+
+def measure(
+    comparison: Comparison, tree: BaseTree | None = None, base: str = "", rounds: int = ROUNDS
+) -> list[Row]:
+    """Time one comparison, its limits among it.
+
+    Args:
+        comparison: What to time.
+        tree: Another revision to hold every variant against.
+        base: Its name.
+        rounds: Samples of each variant.
+
+    Returns:
+        Rows as in the JSON output: one a variant, one a first call that compiles.
+    """
+    calls: dict[str, Call] = dict(comparison.build(load_head))
+    references = dict.fromkeys(calls, comparison.baseline)
+    if tree is not None:
+        theirs = {f"{name}@{base}": call for name, call in comparison.build(tree).items()}
+        references = {name: f"{name}@{base}" for name in calls} | dict.fromkeys(
+            theirs, f"{comparison.baseline}@{base}"
+        )
+        calls.update(theirs)
+    limits, amounts = limit_calls(_torch_device()) if comparison.work else ({}, {})
+    timings = interleave({**calls, **limits}, rounds=rounds)
+    floor = _floor(comparison, timings, amounts)
+    rows = [_row(comparison, name, references[name], timings, floor) for name in calls]
+    compiled = [name for name in comparison.first_calls if name in timings]
+    return rows + [_first_call(comparison, name, timings[name].first) for name in compiled]
+
+
+def _floor(
+    comparison: Comparison, timings: Mapping[str, Timing], amounts: Mapping[str, float]
+) -> float | None:
+    """Seconds that the machine needs at least for one call, by what it managed just now."""
+    if comparison.work is None:
+        return None
+    stream = amounts["stream"] / timings["stream"].median
+    gemm = amounts["gemm"] / timings["gemm"].median
+    return max(comparison.work.bytes / stream, comparison.work.flops / gemm)
+
+
+def _row(
+    comparison: Comparison,
+    name: str,
+    reference: str,
+    timings: Mapping[str, Timing],
+    floor: float | None,
+) -> Row:
+    units = comparison.units.get(name.partition("@")[0], 1.0)
+    theirs = comparison.units.get(reference.partition("@")[0], 1.0)
+    relative = ratio(timings[name], timings[reference]) * theirs / units
+    bar = comparison.bars.get(name)
+    seconds = timings[name].median
+    return {
+        "name": f"{comparison.name} · {name}",
+        "value": 1e3 * seconds / units,
+        "unit": f"ms/{comparison.unit}",
+        "baseline": reference,
+        "ratio": relative,
+        "limit": None if floor is None else 1e3 * floor / units,
+        "share_of_limit": None if floor is None else floor / seconds,
+        "bar": bar,
+        "met": None if bar is None else relative <= bar,
+    }
+
+
+def _first_call(comparison: Comparison, name: str, seconds: float) -> Row:
+    empty = dict.fromkeys(("baseline", "ratio", "limit", "share_of_limit", "bar", "met"))
+    title = f"{comparison.name} · {name}, first call"
+    return {"name": title, "value": 1e3 * seconds, "unit": "ms", **empty}
+
+
+def available_memory() -> int | None:
+    """Bytes that are free for a new allocation, or None where the system does not tell."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    info = Path("/proc/meminfo")
+    if not info.is_file():
+        return None
+    found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text(encoding="utf-8"))
+    return int(found.group(1)) * 1024 if found else None
+
+
+def _torch_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _device() -> str:
+    threads = torch.get_num_threads()
+    many = f"{threads} thread{'s' if threads > 1 else ''}"
+    return device_name() if torch.cuda.is_available() else f"{device_name()}, {many}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
