@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from weather.grid import Grid, gaussian_grid
+from weather.observations.gridded import GriddedObservations
+from weather.observations.network import observe
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "weather"
+
+
+@pytest.fixture
+def grid() -> Grid:
+    return gaussian_grid(6, 12)
+
+
+@pytest.fixture
+def golden_filter():
+    """Vectors of the textbook filters, with their 60 points as a 6 x 10 grid."""
+    with np.load(GOLDEN / "da_oi_etkf_letkf_a.npz") as file:
+        vectors = {name: torch.from_numpy(file[name]) for name in file}
+    grid = Grid(vectors["lat_rad"][::10].rad2deg(), vectors["lon_rad"][:10].rad2deg())
+    values = torch.zeros(60, dtype=torch.float64)
+    errors = torch.full((60,), torch.inf, dtype=torch.float64)
+    values[vectors["obs_index"]] = vectors["y"]
+    errors[vectors["obs_index"]] = vectors["R_diag"].sqrt()
+    shape = (1, 1, 6, 10)
+    return vectors, grid, GriddedObservations(values.view(shape), errors.view(shape))
+
+
+@pytest.fixture
+def problem(grid):
+    """Return a function: B backgrounds of M members with C channels, and noisy observations."""
+
+    def make(timelines=2, members=1, channels=2, *, density=0.3, error=0.5, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        shape = (timelines, members, channels, *grid.shape)
+        background = torch.randn(shape, generator=generator, dtype=torch.float64)
+        truth = torch.randn(
+            (timelines, channels, *grid.shape), generator=generator, dtype=torch.float64
+        )
+        network = torch.rand(truth.shape, generator=generator) < density
+        observations = observe(truth, network, torch.full((channels,), error), generator=generator)
+        return background, observations
+
+    return make

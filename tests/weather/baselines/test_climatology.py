@@ -1,0 +1,26 @@
+import torch
+
+from weather.baselines.climatology import Climatology, Persistence
+from weather.baselines.free_run import FreeRun
+
+
+def test_what_they_return(problem):
+    background, observations = problem(timelines=2)
+    mean, initial = torch.rand(2, 6, 12), torch.rand(2, 2, 6, 12)
+    climatology = Climatology(mean).analyse(background, observations)
+    assert torch.equal(climatology, torch.stack([mean, mean])[:, None].to(background))
+    persisted = Persistence(initial).analyse(background, observations)
+    assert torch.equal(persisted, initial[:, None].to(background))
+    assert torch.equal(FreeRun().analyse(background, observations), background)
+
+
+def test_results_are_free_to_be_changed(problem):
+    background, observations = problem(timelines=2)
+    kept = background.clone()
+    mean = torch.zeros(2, 6, 12)
+    initial = torch.zeros(2, 2, 6, 12)
+    for method in (FreeRun(), Climatology(mean), Persistence(initial)):
+        method.analyse(background, observations)[0] = 1.0
+    assert torch.equal(background, kept)
+    assert not mean.any()
+    assert not initial.any()

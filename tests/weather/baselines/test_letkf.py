@@ -1,0 +1,189 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from weather.baselines.etkf import etkf
+from weather.baselines.letkf import LETKF, relax_to_prior_spread
+from weather.grid import gaussian_grid, great_circle_km
+from weather.observations.gridded import GriddedObservations
+from weather.observations.network import observe
+
+EXACT = {"rtol": 0, "atol": 1e-9}
+
+
+def test_golden(golden_filter):
+    vectors, grid, observations = golden_filter
+    method = LETKF(
+        grid,
+        8,
+        localization_km=vectors["letkf_c_km"].item(),
+        inflation=vectors["infl"].item(),
+        inflate_unobserved=True,
+    )
+    analysis = method.analyse(vectors["X"].T.reshape(1, 8, 1, 6, 10), observations)
+    assert_close(analysis.reshape(8, 60).T, vectors["letkf_Xa"], **EXACT)
+
+
+def test_without_localization_it_is_the_global_filter(problem, grid):
+    background, observations = problem(timelines=2, members=5)
+    analysis = LETKF(grid, 5, inflation=1.2).analyse(background, observations)
+    for line in range(2):
+        states, mask = background[line].flatten(1), observations.mask[line].flatten()
+        values, errors = (part[line].flatten()[mask] for part in observations)
+        expected = etkf(states, states[:, mask], values, errors, inflation=1.2)
+        assert_close(analysis[line].flatten(1), expected, **EXACT)
+
+
+def test_channels_may_be_permuted(problem, grid):
+    background, observations = problem(members=5, channels=3)
+    order = torch.tensor([2, 0, 1])
+    method = LETKF(grid, 5, localization_km=4000.0)
+    analysis = method.analyse(background, observations)
+    permuted = GriddedObservations(*(part[:, order] for part in observations))
+    assert_close(method.analyse(background[:, :, order], permuted), analysis[:, :, order], **EXACT)
+
+
+def test_members_may_be_permuted(problem, grid):
+    background, observations = problem(members=5)
+    order = torch.tensor([2, 0, 4, 1, 3])
+    method = LETKF(grid, 5, localization_km=4000.0, inflation=1.1, relaxation=0.4)
+    analysis = method.analyse(background, observations)
+    assert_close(method.analyse(background[:, order], observations), analysis[:, order], **EXACT)
+
+
+def test_the_globe_has_no_seam(problem, grid):
+    background, observations = problem(members=5)
+    method = LETKF(grid, 5, localization_km=4000.0)
+    rolled = GriddedObservations(*(part.roll(5, -1) for part in observations))
+    analysis = method.analyse(background, observations)
+    assert_close(method.analyse(background.roll(5, -1), rolled), analysis.roll(5, -1), **EXACT)
+
+
+def test_an_observation_acts_within_its_reach_only(problem, grid):
+    background, observations = problem(timelines=1, members=5, density=1.0)
+    single = torch.zeros(2, *grid.shape, dtype=torch.bool)
+    single[0, 2, 3] = True
+    analysis = LETKF(grid, 5, localization_km=2500.0, inflation=1.3).analyse(
+        background, observations.withhold(single)
+    )
+    distance = great_circle_km(
+        grid.latitude[2], grid.longitude[3], grid.latitude[:, None], grid.longitude
+    )
+    unchanged = (analysis == background).all(1).all(1)[0]
+    assert torch.equal(unchanged, distance >= 5000.0)
+
+
+def test_identity_coupling_analyses_channels_apart(problem, grid):
+    background, observations = problem(members=5)
+    apart = LETKF(grid, 5, localization_km=4000.0, coupling=torch.eye(2))
+    together = LETKF(grid, 5, localization_km=4000.0)
+    analysis = apart.analyse(background, observations)
+    for channel in range(2):
+        part = slice(channel, channel + 1)
+        alone = GriddedObservations(*(field[:, part] for field in observations))
+        expected = together.analyse(background[:, :, part], alone)
+        assert_close(analysis[:, :, part], expected, **EXACT)
+
+
+def test_coupling_scales_the_precision_of_the_other_channel(problem, grid):
+    background, observations = problem(members=5)
+    coupling = [[1.0, 0.25], [1.0, 1.0]]
+    analysis = LETKF(grid, 5, localization_km=4000.0, coupling=coupling).analyse(
+        background, observations
+    )
+    doubled = observations.errors.clone()
+    doubled[:, 1] *= 2  # a quarter of the precision
+    method = LETKF(grid, 5, localization_km=4000.0)
+    first = method.analyse(background, observations._replace(errors=doubled))
+    second = method.analyse(background, observations)
+    assert_close(analysis[:, :, 0], first[:, :, 0], **EXACT)
+    assert_close(analysis[:, :, 1], second[:, :, 1], **EXACT)
+
+
+def test_each_channel_may_have_its_own_reach(problem, grid):
+    background, observations = problem(members=5)
+    analysis = LETKF(grid, 5, localization_km=[1500.0, 6000.0]).analyse(background, observations)
+    for channel, width in enumerate((1500.0, 6000.0)):
+        expected = LETKF(grid, 5, localization_km=width).analyse(background, observations)
+        assert_close(analysis[:, :, channel], expected[:, :, channel], **EXACT)
+
+
+@given(seed=st.integers(0, 10**6), density=st.floats(0.02, 1), error=st.floats(0.1, 100))
+def test_the_ensemble_never_becomes_less_certain(seed, density, error):
+    grid = gaussian_grid(4, 8)
+    generator = torch.Generator().manual_seed(seed)
+    background = torch.randn(1, 6, 1, 4, 8, generator=generator, dtype=torch.float64)
+    network = torch.rand(4, 8, generator=generator) < density
+    observations = observe(background[:, 0], network, torch.tensor([error]), generator=generator)
+    method = LETKF(grid, 6, localization_km=3000.0)
+    prior, posterior = background.var(1), method.analyse(background, observations).var(1)
+    assert (posterior <= prior + 1e-12).all()
+    assert (posterior[:, :, network] < prior[:, :, network]).all()
+
+
+def test_inflation_and_relaxation_widen_the_ensemble_only(problem, grid):
+    background, observations = problem(members=5, density=1.0)
+
+    def analyse(**options):
+        method = LETKF(grid, 5, localization_km=4000.0, **options)
+        return method.analyse(background, observations)
+
+    plain, relaxed = analyse(), analyse(relaxation=0.5)
+    assert_close(relaxed.mean(1), plain.mean(1), **EXACT)
+    middle = (plain.std(1) + background.std(1)) / 2
+    assert_close(relaxed.std(1), middle, **EXACT)
+    assert_close(analyse(relaxation=1.0).std(1), background.std(1), **EXACT)
+    assert (analyse(inflation=1.5).std(1) > plain.std(1)).all()
+
+
+def test_relaxation_leaves_a_collapsed_point_alone():
+    zeros = torch.zeros(2, 4)
+    assert torch.equal(relax_to_prior_spread(torch.ones(2, 4), zeros, 0.5), zeros)
+
+
+def test_a_timeline_without_observations_or_without_finite_states_is_returned(problem, grid):
+    background, observations = problem(timelines=3, members=5)
+    keep = torch.tensor([True, False, True]).view(3, 1, 1, 1)
+    background[2, 3, 0, 1, 1] = torch.nan
+    method = LETKF(grid, 5, localization_km=4000.0, inflation=1.2, inflate_unobserved=True)
+    analysis = method.analyse(background, observations.withhold(keep))
+    assert not torch.equal(analysis[0], background[0])
+    assert analysis[0].isfinite().all()
+    assert torch.equal(analysis[1], background[1])
+    assert torch.equal(analysis[2].nan_to_num(), background[2].nan_to_num())
+
+
+def test_float32_is_close_to_float64(problem, grid):
+    background, observations = problem(members=8)
+    method = LETKF(grid, 8, localization_km=4000.0, inflation=1.1, relaxation=0.5)
+    exact = method.analyse(background, observations)
+    rough = method.analyse(background.float(), observations.to(torch.float32))
+    assert rough.dtype == torch.float32
+    assert_close(rough.double(), exact, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"members": 1}, "two members"),
+        ({"inflation": 0.0}, "inflation"),
+        ({"relaxation": 1.5}, "relaxation"),
+        ({"localization_km": 0.0}, "localization_km"),
+        ({"localization_km": [1000.0, 0.0]}, "localization_km"),
+    ],
+)
+def test_bad_arguments(grid, options, message):
+    with pytest.raises(ValueError, match=message):
+        LETKF(grid, **{"members": 5, **options})
+
+
+def test_bad_inputs(problem, grid):
+    background, observations = problem(members=5)
+    with pytest.raises(ValueError, match="3 values, expected 1 or 2"):
+        LETKF(grid, 5, localization_km=[1e3, 2e3, 3e3]).analyse(background, observations)
+    with pytest.raises(ValueError, match="coupling"):
+        LETKF(grid, 5, coupling=torch.eye(3)).analyse(background, observations)
+    with pytest.raises(ValueError, match="not positive"):
+        LETKF(grid, 5).analyse(background, observations._replace(errors=observations.errors * 0))

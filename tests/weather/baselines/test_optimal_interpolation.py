@@ -1,0 +1,192 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from weather.baselines.covariance import DenseCovariance, SampleCovariance
+from weather.baselines.optimal_interpolation import OptimalInterpolation
+from weather.grid import gaussian_grid
+from weather.observations.gridded import GriddedObservations
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "weather"
+
+
+def covariance(channels=2, seed=3):
+    grid = gaussian_grid(6, 12)
+    generator = torch.Generator().manual_seed(seed)
+    samples = torch.randn(40, channels, 6, 12, generator=generator, dtype=torch.float64)
+    return SampleCovariance(samples, grid, localization_km=3000.0)
+
+
+def test_golden(golden_filter):
+    vectors, _, observations = golden_filter
+    method = OptimalInterpolation(DenseCovariance(vectors["B"]))
+    analysis = method.analyse(vectors["xb"].view(1, 1, 1, 6, 10), observations)
+    exact = {"rtol": 0, "atol": 1e-9}
+    assert_close(analysis.flatten(), vectors["oi_xa"], **exact)
+    errors = observations.errors[0]
+    order = vectors["obs_index"].argsort()
+    assert_close(method.gain(errors), vectors["oi_K"][:, order], **exact)
+    assert_close(method.analysis_variance(errors).flatten(), vectors["oi_A_diag"], **exact)
+
+
+def test_the_analysis_has_the_golden_cost_and_minimises_it(golden_filter):
+    vectors, _, observations = golden_filter
+    method = OptimalInterpolation(DenseCovariance(vectors["B"]))
+
+    def cost(state):
+        away = state - vectors["xb"]
+        residual = vectors["y"] - state[vectors["obs_index"]]
+        prior = away @ torch.linalg.lstsq(vectors["B"], away[:, None]).solution[:, 0]
+        return 0.5 * prior + 0.5 * (residual.square() / vectors["R_diag"]).sum()
+
+    analysis = method.analyse(vectors["xb"].view(1, 1, 1, 6, 10), observations).flatten()
+    assert_close(cost(vectors["xb"]), vectors["threedvar_J_xb"], rtol=1e-9, atol=0)
+    assert_close(cost(analysis), vectors["threedvar_J_xa"], rtol=1e-6, atol=0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        direction = vectors["B"] @ torch.randn(60, generator=generator, dtype=torch.float64)
+        assert cost(analysis + 0.01 * direction) > cost(analysis)
+
+
+def test_golden_scalar():
+    with np.load(GOLDEN / "da_scalar.npz") as file:
+        vectors = {name: torch.from_numpy(file[name]).double() for name in file}
+    method = OptimalInterpolation(DenseCovariance(vectors["B"].view(1, 1)))
+    errors = vectors["R"].sqrt().view(1, 1, 1, 1)
+    observations = GriddedObservations(vectors["y"].view(1, 1, 1, 1), errors)
+    analysis = method.analyse(vectors["xb"].view(1, 1, 1, 1, 1), observations)
+    assert_close(analysis.flatten()[0], vectors["xa"], rtol=0, atol=1e-9)
+    assert_close(method.analysis_variance(errors[0]).flatten()[0], vectors["A"], rtol=0, atol=1e-9)
+    assert method.degrees_of_freedom(errors[0]) == pytest.approx(0.8)
+
+
+def test_without_errors_the_observations_are_reproduced(problem):
+    background, observations = problem()
+    exact = observations._replace(errors=observations.errors.where(~observations.mask, 0.0))
+    analysis = OptimalInterpolation(covariance()).analyse(background, exact).squeeze(1)
+    mask = observations.mask
+    assert_close(analysis[mask], observations.values[mask], rtol=0, atol=1e-9)
+    assert not torch.equal(analysis[~mask], background.squeeze(1)[~mask])
+
+
+def test_without_observations_the_background_is_kept_exactly(problem):
+    background, observations = problem()
+    nothing = observations.withhold(torch.zeros(()).bool())
+    analysis = OptimalInterpolation(covariance()).analyse(background, nothing)
+    assert torch.equal(analysis, background)
+    assert analysis.data_ptr() != background.data_ptr()
+
+
+def test_useless_observations_change_next_to_nothing(problem):
+    background, observations = problem()
+    useless = observations._replace(errors=observations.errors * 1e6)
+    analysis = OptimalInterpolation(covariance()).analyse(background, useless)
+    assert_close(analysis, background, rtol=0, atol=1e-9)
+
+
+def test_timelines_with_networks_of_their_own_are_independent(problem):
+    background, observations = problem(timelines=3)
+    method = OptimalInterpolation(covariance())
+    together = method.analyse(background, observations)
+    for line in range(3):
+        one = GriddedObservations(*(part[line, None] for part in observations))
+        alone = OptimalInterpolation(covariance()).analyse(background[line, None], one)
+        assert_close(together[line, None], alone, rtol=0, atol=1e-12)
+    assert torch.equal(method.analyse(background, observations), together)
+
+
+def test_members_are_moved_by_the_same_gain(problem):
+    background, observations = problem(members=3)
+    together = OptimalInterpolation(covariance(), members=3).analyse(background, observations)
+    alone = OptimalInterpolation(covariance()).analyse(background[:, 2:], observations)
+    assert_close(together[:, 2:], alone, rtol=0, atol=1e-12)
+
+
+def test_scale_multiplies_the_background_deviation(problem):
+    background, observations = problem()
+    scaled = OptimalInterpolation(covariance(), scale=0.5).analyse(background, observations)
+    matrix = DenseCovariance(covariance().dense().matrix / 4)
+    expected = OptimalInterpolation(matrix).analyse(background, observations)
+    assert_close(scaled, expected, rtol=0, atol=1e-12)
+
+
+def test_little_memory_changes_only_the_speed(problem, monkeypatch):
+    background, observations = problem()
+    monkeypatch.setattr("weather.baselines.optimal_interpolation._STREAM_ROWS", 5)
+    kept = OptimalInterpolation(covariance(), scale=0.7)
+    streamed = OptimalInterpolation(covariance(), scale=0.7, cache_mib=1e-3)
+    for _ in range(2):
+        assert_close(
+            streamed.analyse(background, observations),
+            kept.analyse(background, observations),
+            rtol=0,
+            atol=1e-12,
+        )
+    assert_close(
+        streamed.analysis_variance(observations.errors[0]),
+        kept.analysis_variance(observations.errors[0]),
+    )
+
+
+def test_an_observation_that_is_less_certain_counts_less(problem):
+    background, observations = problem(timelines=1)
+    where = tuple(observations.mask.nonzero()[0].tolist())
+    method = OptimalInterpolation(covariance())
+    gains = []
+    for factor in (1.0, 3.0):
+        errors = observations.errors.clone()
+        errors[where] *= factor
+        high = observations.values.clone()
+        high[where] += 1.0
+        low = method.analyse(background, GriddedObservations(observations.values, errors))
+        raised = method.analyse(background, GriddedObservations(high, errors))
+        gains.append((raised - low).squeeze(1)[where])
+    assert 0 < gains[1] < 0.5 * gains[0]
+
+
+def test_float32_is_close_to_float64(problem):
+    background, observations = problem()
+    exact = OptimalInterpolation(covariance()).analyse(background, observations)
+    rough = OptimalInterpolation(DenseCovariance(covariance().dense().matrix.float()))
+    analysis = rough.analyse(background.float(), observations.to(torch.float32))
+    assert analysis.dtype == torch.float32
+    assert_close(analysis.double(), exact, rtol=0, atol=1e-5)
+
+
+@given(seed=st.integers(0, 10**6), density=st.floats(0.01, 1), error=st.floats(0.01, 100))
+def test_the_analysis_is_never_less_certain_than_the_background(seed, density, error):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(1, 6, 12, generator=generator) < density
+    errors = torch.full((1, 6, 12), error, dtype=torch.float64).masked_fill(~mask, torch.inf)
+    method = OptimalInterpolation(covariance(channels=1))
+    prior = method.covariance.variance().view(1, 6, 12)
+    posterior = method.analysis_variance(errors)
+    assert (posterior <= prior + 1e-12).all()
+    assert (posterior > 0).all()
+    assert (posterior[mask] < errors[mask].square()).all()
+    freedom = method.gain(errors)[mask.flatten()].diagonal().sum()
+    assert method.degrees_of_freedom(errors) == pytest.approx(freedom.item(), abs=1e-9)
+
+
+def test_dependent_background_errors_without_observation_errors_are_refused(problem):
+    background, observations = problem()
+    method = OptimalInterpolation(DenseCovariance(torch.ones(144, 144, dtype=torch.float64)))
+    exact = observations._replace(errors=observations.errors.where(~observations.mask, 0.0))
+    with pytest.raises(ValueError, match="not positive definite"):
+        method.analyse(background, exact)
+
+
+def test_bad_arguments(problem):
+    background, observations = problem()
+    with pytest.raises(ValueError, match="scale"):
+        OptimalInterpolation(covariance(), scale=0.0)
+    method = OptimalInterpolation(covariance())
+    with pytest.raises(ValueError, match="C\\*H\\*W = 144"):
+        method.analyse(background[..., :5], observations)
+    with pytest.raises(ValueError, match="observations"):
+        method.analyse(background[:1], observations)
