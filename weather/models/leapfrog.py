@@ -1,6 +1,7 @@
 """Time stepping shared by the spectral models."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ class LeapfrogModel(nn.Module, ABC):
         channels: Channels of the state.
         time_step: Seconds; divides six hours.
         time_filter: Coefficient of the Robert-Asselin filter.
+        settings: Everything that the model depends on, by name, for its description.
 
     Raises:
         ValueError: The time step does not divide six hours.
@@ -30,7 +32,13 @@ class LeapfrogModel(nn.Module, ABC):
     restart_hours = 6.0
 
     def __init__(
-        self, grid: Grid, channels: ChannelSpec, *, time_step: float, time_filter: float
+        self,
+        grid: Grid,
+        channels: ChannelSpec,
+        *,
+        time_step: float,
+        time_filter: float,
+        settings: Mapping[str, float],
     ) -> None:
         super().__init__()
         steps = self.restart_hours * 3600 / time_step if time_step > 0 else 0.5
@@ -40,6 +48,15 @@ class LeapfrogModel(nn.Module, ABC):
         self.channels = channels
         self.time_step = time_step
         self.time_filter = time_filter
+        values = ", ".join(f"{name}={value:.12g}" for name, value in settings.items())
+        self.description = f"{type(self).__name__}({values})"
+
+    @abstractmethod
+    def initial_state(self, members: int, *, seed: int) -> Tensor:
+        """Return a float32 state (N, C, H, W) from which the members diverge.
+
+        A member depends on the seed and its number, not on how many members there are.
+        """
 
     def forward(self, state: Tensor, hours: float) -> Tensor:
         """Integrate the state forwards in time.

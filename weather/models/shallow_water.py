@@ -77,6 +77,9 @@ class ShallowWater(LeapfrogModel):
         diffusion_hours: float = 6.0,
         time_filter: float = 0.04,
     ) -> None:
+        settings = {
+            name: value for name, value in locals().items() if isinstance(value, int | float)
+        }
         for name, scale in (
             ("relaxation_days", relaxation_days),
             ("drag_days", drag_days),
@@ -87,7 +90,11 @@ class ShallowWater(LeapfrogModel):
                 raise ValueError(f"{name} must be positive, got {scale}")
         transform = SphericalTransform(truncation, num_latitudes, num_longitudes)
         super().__init__(
-            transform.grid, SHALLOW_WATER, time_step=time_step, time_filter=time_filter
+            transform.grid,
+            SHALLOW_WATER,
+            time_step=time_step,
+            time_filter=time_filter,
+            settings=settings,
         )
         self.transform = transform
         self.mean_depth = mean_depth
@@ -122,10 +129,7 @@ class ShallowWater(LeapfrogModel):
         return cls(**(off | arguments))
 
     def initial_state(self, members: int, *, seed: int) -> Tensor:
-        """Return the balanced jets plus balanced vorticity noise, (N, 3, H, W), float32.
-
-        A member depends on the seed and its number, not on how many members there are.
-        """
+        """Return the balanced jets plus balanced vorticity noise, (N, 3, H, W), float32."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.stack(
             [random_coefficients(self.transform, (1, 12), generator) for _ in range(members)]
