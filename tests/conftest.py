@@ -3,11 +3,16 @@ import runpy
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when triton is first imported
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 HERE = Path(__file__).parent
+
+# No deadline, because other processes share the cores; the same examples on every run.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

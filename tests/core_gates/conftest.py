@@ -1,7 +1,22 @@
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "moe_gates"
+
+
+@pytest.fixture
+def golden():
+    """``golden(name)``: the arrays of a file of golden vectors as tensors."""
+
+    def load(name):
+        with np.load(GOLDEN / f"{name}.npz") as arrays:
+            return {key: torch.from_numpy(arrays[key]) for key in arrays}
+
+    return load
 
 
 @pytest.fixture

@@ -1,0 +1,231 @@
+"""What holds for every routing gate; a new gate is added to ``GATES``."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from core_gates import Gate, SoftmaxGate, TemperatureSchedule, TopKGate, update_gates
+
+DIM, EXPERTS = 6, 5
+GATES = {
+    "softmax": lambda **o: SoftmaxGate(DIM, EXPERTS, **o),
+    "annealed": lambda **o: SoftmaxGate(
+        DIM, EXPERTS, temperature=TemperatureSchedule(2.0, 0.3, 10), bias=True, **o
+    ),
+    "top-k": lambda **o: TopKGate(DIM, EXPERTS, k=2, **o),
+    "top-k of all": lambda **o: TopKGate(DIM, EXPERTS, k=3, renormalize=False, bias=True, **o),
+}
+
+
+@pytest.fixture(params=GATES)
+def make(request):
+    def build(**options):
+        gate = GATES[request.param](**options)
+        if not gate.weight.is_meta:
+            generator = torch.Generator().manual_seed(1)
+            for parameter in gate.parameters():
+                values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.data.copy_(values)
+        return gate
+
+    return build
+
+
+def positions(*shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(*shape, DIM, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def differentiable(routing):
+    return [t for t in (routing.weights, routing.logits, routing.probs) if t is not None]
+
+
+def assert_same_routing(actual, expected, **tolerance):
+    for a, b in zip(actual, expected, strict=True):
+        if isinstance(b, torch.Tensor):
+            assert_close(a, b, **tolerance)
+        else:
+            assert a == b
+
+
+@pytest.mark.parametrize("leading", [(), (7,), (2, 3, 4), (0,), (2, 0)])
+def test_shapes(make, leading):
+    routing = make()(positions(*leading))
+    choices = EXPERTS if routing.indices is None else routing.indices.shape[-1]
+    assert routing.weights.shape == (*leading, choices)
+    assert routing.probs.shape == routing.logits.shape == (*leading, EXPERTS)
+    assert routing.to_dense().weights.shape == (*leading, EXPERTS)
+
+
+def test_positions_do_not_see_each_other(make):
+    gate, x = make(), positions(4, 3)
+    assert not gate.couples_tokens
+    together = gate(x)
+    for i in range(4):
+        alone = gate(x[i])
+        assert_same_routing(
+            alone, type(together)(*(t[i] if t is not None else t for t in together))
+        )
+
+
+def test_weights_are_a_distribution_where_the_gate_says_so(make):
+    gate = make()
+    sums = gate(positions(9)).to_dense().weights.sum(-1)
+    if gate.renormalize or isinstance(gate, SoftmaxGate):
+        assert_close(sums, torch.ones(9))
+    else:
+        assert (sums < 1).all()
+
+
+def test_gradients(make):
+    gate = make(dtype=torch.float64)
+    x = positions(3, dtype=torch.float64).requires_grad_()
+
+    def outputs(x, *parameters):
+        routing = torch.func.functional_call(gate, dict(zip(names, parameters, strict=True)), (x,))
+        return tuple(differentiable(routing))
+
+    names, parameters = zip(*gate.named_parameters(), strict=True)
+    assert gradcheck(outputs, (x, *parameters))
+
+
+def test_routing_is_float32_and_the_same_under_autocast(make):
+    gate, x = make(), positions(50)
+    expected = gate(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        routing = gate(x)
+    assert_same_routing(routing, expected, rtol=0, atol=0)
+    assert {t.dtype for t in differentiable(routing)} == {torch.float32}
+
+
+def test_bfloat16_modules_route_in_float32(make):
+    gate = make().to(torch.bfloat16)
+    x = positions(50).bfloat16()
+    routing = gate(x)
+    assert {t.dtype for t in differentiable(routing)} == {torch.float32}
+    exact = deepcopy(gate).float()(x.float())
+    assert_same_routing(routing, exact)
+
+
+def test_state_is_never_rounded_by_a_cast_to_half_precision(make):
+    gate = make()
+    before = {name: b.clone() for name, b in gate.named_buffers()}
+    torch.nn.Sequential(gate).to(torch.bfloat16)
+    assert gate.weight.dtype == torch.bfloat16
+    assert_close(dict(gate.named_buffers()), before, rtol=0, atol=0)
+
+
+def test_ties_go_to_the_lowest_index(make):
+    gate = make()
+    torch.nn.init.zeros_(gate.weight)
+    if gate.bias is not None:
+        torch.nn.init.zeros_(gate.bias)
+    top = gate(positions(3)).to_top_k(2)
+    assert top.indices.tolist() == [[0, 1]] * 3
+
+
+def test_padding_weighs_nothing_and_changes_nothing_else(make):
+    gate, x = make(), positions(2, 4)
+    mask = torch.tensor([[False, True, False, True], [False, False, True, False]])
+    x_padded = x.masked_fill(mask.unsqueeze(-1), torch.nan)
+    routing, expected = gate(x_padded, padding_mask=mask), gate(x).to_dense().weights
+    dense = routing.to_dense().weights
+    assert (dense[mask] == 0).all()
+    assert_close(dense[~mask], expected[~mask], rtol=0, atol=0)
+    if routing.kept is not None:
+        assert torch.equal(routing.kept.any(-1), ~mask)
+    (dense**2).sum().backward()
+    masked_gradient = gate.weight.grad
+    gate.weight.grad = None
+    (gate(x[~mask]).to_dense().weights ** 2).sum().backward()
+    assert_close(masked_gradient, gate.weight.grad)
+
+
+def test_selectors_sum_to_the_dense_weights(make):
+    gate, x = make(), positions(2, 3)
+    selectors = gate.selectors(x)
+    assert selectors.ndim == 4
+    assert_close(selectors.sum(-2), gate(x).to_dense().weights)
+
+
+def test_forward_changes_no_state(make):
+    gate, x = make().train(), positions(5)
+    before, rng = deepcopy(gate.state_dict()), torch.get_rng_state()
+    gate.eval()(x)
+    assert torch.equal(torch.get_rng_state(), rng)
+    gate.train()(x).weights.sum().backward()
+    assert_close(dict(gate.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_state_resumes_exactly(make):
+    gate, twin = make(), make()
+    x = positions(5)
+    for _ in range(3):
+        with update_gates(gate):
+            gate(x)
+    twin.load_state_dict(gate.state_dict())
+    for g in (gate, twin):
+        with update_gates(g):
+            g(x)
+    assert_same_routing(twin(x), gate(x), rtol=0, atol=0)
+
+
+def test_activation_checkpointing_is_exact(make):
+    gate, x = make(), positions(5)
+    plain = torch.autograd.grad((gate(x).weights ** 2).sum(), gate.weight)
+    again = checkpoint(lambda x: gate(x).weights, x, use_reentrant=False)
+    assert_close(torch.autograd.grad((again**2).sum(), gate.weight), plain, rtol=0, atol=0)
+
+
+def test_meta_device(make):
+    gate = make(device="meta")
+    assert all(t.is_meta for t in gate.state_dict().values())
+    mask = torch.empty(3, dtype=torch.bool, device="meta")
+    routing = gate(torch.empty(3, DIM, device="meta"), padding_mask=mask)
+    assert routing.weights.is_meta
+    assert routing.weights.shape[:-1] == (3,)
+
+
+def test_reset_fills_what_the_meta_device_left_open(make):
+    gate = make(device="meta").to_empty(device="cpu")
+    for tensor in gate.state_dict().values():
+        tensor.fill_(123)
+    gate.reset_parameters()
+    assert 0.01 < gate.weight.std() < 0.04
+    if gate.bias is not None:
+        assert not gate.bias.any()
+    assert_close(dict(gate.named_buffers()), dict(make().named_buffers()), rtol=0, atol=0)
+
+
+def test_compiles_into_one_graph(make):
+    gate, x = make(), positions(5)
+    mask = torch.tensor([True, False, False, True, False])
+    compiled = torch.compile(gate, backend="eager", fullgraph=True)
+    assert_same_routing(compiled(x, padding_mask=mask), gate(x, padding_mask=mask))
+
+
+@pytest.mark.parametrize(("dim", "num_experts"), [(0, 3), (3, 0)])
+def test_sizes_are_checked(dim, num_experts):
+    for kind in (SoftmaxGate, TopKGate):
+        with pytest.raises(ValueError, match="must be at least 1, got 0"):
+            kind(dim, num_experts)
+
+
+def test_a_gate_must_say_how_it_routes():
+    class Unfinished(Gate):
+        def reset_parameters(self):
+            return None
+
+    with pytest.raises(TypeError, match="abstract"):
+        Unfinished(2, 2)
+
+
+def test_defaults_of_the_contract(make):
+    gate = make()
+    assert gate.phases == ("steady",)
+    assert gate.phase == "steady"
+    assert f"num_experts={EXPERTS}" in repr(gate)
