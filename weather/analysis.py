@@ -1,0 +1,110 @@
+"""The network as an assimilation method: physical fields in, physical analysis out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from core_gates.errors import GatesError
+from weather.models.adas import Adas
+from weather.observations.gridded import GriddedObservations, confidence
+from weather.state import Normalizer
+
+
+class AdasAnalysis(nn.Module):
+    """Wrap :class:`Adas` with its units, so that it can replace OI or the LETKF in a cycle.
+
+    With ``network.output == "increment"`` the observation stream is the innovation in units of
+    the background error, ``m (y - x_b) / sigma_b``, and the analysis ``x_b + sigma_b net(...)``.
+    Otherwise it is the normalised observation, zero where there is none, and the network returns
+    the normalised analysis itself (FengWu-Adas, the official form).
+
+    Args:
+        network: The assimilation network.
+        normalizer: Mean and standard deviation of every channel.
+        background_sd: (C,) standard deviation of the background error in the training period.
+        confidence_kind: ``"binary"`` (availability) or ``"error"`` (availability and quality).
+    """
+
+    members = 1
+
+    def __init__(
+        self,
+        network: Adas,
+        normalizer: Normalizer,
+        background_sd: Tensor,
+        *,
+        confidence_kind: str = "error",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.normalizer = normalizer
+        self.confidence_kind = confidence_kind
+        self.register_buffer("background_sd", background_sd.clone())
+        self.background_sd: Tensor
+
+    def forward(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+        """Return the analysis.
+
+        Shape:
+            ``background``, every field of ``observations`` and the result: (B,C,H,W), physical.
+        """
+        sd = self.background_sd[:, None, None]
+        gate = confidence(observations, self.background_sd, kind=self.confidence_kind)
+        gate = gate.to(background.dtype)
+        state = self.normalizer.normalize(background)
+        if self.network.output == "increment":
+            innovation = torch.where(observations.mask, observations.values - background, 0) / sd
+            increment: Tensor = self.network(state, innovation, gate)
+            return background + sd * increment
+        values = self.normalizer.normalize(observations.values)
+        values = torch.where(observations.mask, values, 0)
+        return self.normalizer.denormalize(self.network(state, values, gate))
+
+    @torch.no_grad()
+    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+        """Assimilator protocol: ``background`` (B,1,C,H,W) to the analysis of the same shape."""
+        return self.forward(background.squeeze(1), observations).unsqueeze(1)
+
+
+def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> None:
+    """Write the weights as bfloat16 and the units as float32, atomically, with JSON ``facts``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: (value.bfloat16() if name.startswith("network.") else value.float()).contiguous()
+        for name, value in analysis.state_dict().items()
+    }
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"facts": json.dumps(facts, sort_keys=True)})
+    partial.replace(path)
+
+
+def load_weights(path: str | Path, analysis: AdasAnalysis) -> dict[str, object]:
+    """Read weights written by :func:`save_weights` into ``analysis`` and return their facts.
+
+    Raises:
+        GatesError: The file is missing, truncated, or belongs to another configuration.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError) as error:
+        raise GatesError(f"{path}: not readable as safetensors weights ({error})") from error
+    own = analysis.state_dict()
+    wrong = sorted(set(own) ^ set(tensors)) or [
+        name for name, value in own.items() if value.shape != tensors[name].shape
+    ]
+    if wrong:
+        raise GatesError(
+            f"{path}: weights of another configuration ({len(wrong)} tensors differ, first "
+            f"{wrong[0]}); give the configuration that they were trained with"
+        )
+    analysis.load_state_dict({name: tensors[name].to(value.dtype) for name, value in own.items()})
+    return dict(facts)

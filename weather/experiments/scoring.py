@@ -1,0 +1,101 @@
+"""Run a method in its cycle and keep the errors of every analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from weather.baselines.assimilator import Assimilator
+from weather.cycle import Cycle, Forecast, diverged
+from weather.metrics import rmse
+from weather.observations.gridded import GriddedObservations
+
+
+class CycleScores(NamedTuple):
+    """Errors of T cycles on B timelines, in the units of the C channels.
+
+    Attributes:
+        background: (T,B,C) RMSE of the background (ensemble mean).
+        analysis: (T,B,C) RMSE of the analysis.
+        spread: (T,B,C) ensemble standard deviation of the analysis, 0 for one member.
+        lost: (B,) True where the cycle left the truth and was stopped.
+    """
+
+    background: Tensor
+    analysis: Tensor
+    spread: Tensor
+    lost: Tensor
+
+
+def score_cycle(
+    forecast: Forecast,
+    assimilator: Assimilator,
+    first: Tensor,
+    truth: Tensor,
+    observations: Iterable[GriddedObservations],
+    *,
+    area_weights: Tensor,
+    climatological_sd: Tensor,
+    hours: float = 6.0,
+    guard: bool = True,
+    tick: Callable[[], None] = lambda: None,
+) -> CycleScores:
+    """Cycle a method along a truth.
+
+    Args:
+        forecast: ``(states, hours) -> states``.
+        assimilator: The method.
+        first: (B,M,C,H,W) first background.
+        truth: (T,B,C,H,W).
+        observations: T batches of observations (B,C,H,W).
+        area_weights: (H,) of the grid.
+        climatological_sd: (C,) beyond 1.5 of which, or when not finite, a timeline counts as lost.
+        hours: Length of a cycle.
+        guard: Whether timelines can be lost; a free run cannot.
+        tick: Called after every cycle, for progress.
+    """
+    lost = torch.zeros(truth.shape[1], dtype=torch.bool)
+    backgrounds, analyses, spreads = [], [], []
+    cycle = Cycle(forecast, assimilator, hours)
+    for now, step in zip(truth, cycle.run(first, observations), strict=True):
+        mean = step.analysis.mean(1)
+        analyses.append(rmse(mean, now, area_weights))
+        backgrounds.append(rmse(step.background.mean(1), now, area_weights))
+        spreads.append(_spread(step.analysis, area_weights))
+        if guard:
+            lost |= diverged(mean - now, climatological_sd)
+            # A lost timeline is scored as the free run; the truth keeps its arithmetic finite.
+            step.analysis[lost] = now[lost].unsqueeze(1).to(step.analysis)
+        tick()
+    return CycleScores(torch.stack(backgrounds), torch.stack(analyses), torch.stack(spreads), lost)
+
+
+def _spread(states: Tensor, area_weights: Tensor) -> Tensor:
+    if states.shape[1] == 1:
+        return states.new_zeros(states.shape[0], states.shape[2])
+    variance = states.var(1).mean(-1) * area_weights.to(states)
+    return variance.mean(-1).sqrt()
+
+
+def settled(scores: CycleScores, free: CycleScores | None = None) -> Tensor:
+    """Return the analysis RMSE (B,C) after the first third of the cycles.
+
+    The mean square over the cycles is taken before the root. Lost timelines get the error of the
+    free run.
+    """
+    start = len(scores.analysis) // 3
+    own = scores.analysis[start:].square().mean(0).sqrt()
+    if free is None:
+        return own
+    return torch.where(scores.lost[:, None], settled(free), own)
+
+
+def drift(scores: CycleScores) -> Tensor:
+    """Return the drift (B,C) over the last half: |slope| times half the length over the mean."""
+    half = scores.analysis[len(scores.analysis) // 2 :].double()
+    time = torch.arange(len(half), dtype=torch.float64) - (len(half) - 1) / 2
+    slope = (time[:, None, None] * half).sum(0) / time.square().sum()
+    return slope.abs() * len(half) / 2 / half.mean(0)

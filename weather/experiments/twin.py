@@ -1,0 +1,172 @@
+"""A twin experiment: nature is a model run, and observations are drawn from it with errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from weather.data.batch import generator
+from weather.data.tensors import to_tensor
+from weather.nature import NatureModel, write_nature_run
+from weather.observations.gridded import GriddedObservations
+from weather.observations.network import bernoulli_network, observe
+from weather.state import Normalizer
+
+Period = Literal["test", "tuning", "validation", "training"]
+LEAD = 4  # cycles between the first background and the truth that it was: 24 hours
+
+
+class TwinWorld:
+    """One nature run, whose members are dealt out to testing, tuning, validation and training.
+
+    Members are independent trajectories of one model: no period shares a state with another.
+    Every timeline starts from the truth of 24 hours before. Its observing network is fixed and
+    observes all variables at the same points; networks, noise and states depend on seeds alone.
+
+    Args:
+        model: The model that nature follows, with ``grid`` and ``channels``.
+        imperfect: The same model with an error, for forecasts.
+        path: Zarr store of the nature run, made when missing.
+        error_sd: (C,) observation error standard deviations, in the units of the state.
+        cycles: Cycles of a timeline.
+        num_tests: Timelines for testing, one a seed.
+        num_tuning: Timelines for tuning, each with a network of its own.
+        num_validation: Timelines for validation.
+        num_training: Timelines for training.
+        spin_up_days: Days from the model's initial state that are thrown away.
+        hours: Length of a cycle.
+        seed: Seed of the world.
+    """
+
+    def __init__(
+        self,
+        model: NatureModel,
+        imperfect: NatureModel,
+        path: str,
+        error_sd: tuple[float, ...] = (10.0, 1.0, 1.0),
+        cycles: int = 420,
+        num_tests: int = 3,
+        num_tuning: int = 3,
+        num_validation: int = 8,
+        num_training: int = 16,
+        spin_up_days: float = 100.0,
+        hours: float = 6.0,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.imperfect, self.path = model, imperfect, Path(path)
+        self.grid, self.channels = model.grid, model.channels
+        if len(error_sd) != self.channels.num_channels:
+            raise GatesError(
+                f"error_sd has {len(error_sd)} values, expected {self.channels.num_channels}, "
+                f"one each for {', '.join(self.channels.labels)}"
+            )
+        self.error_sd = torch.tensor(error_sd)
+        self.cycles, self.spin_up_days, self.hours, self.seed = cycles, spin_up_days, hours, seed
+        counts = {
+            "test": num_tests,
+            "tuning": num_tuning,
+            "validation": num_validation,
+            "training": num_training,
+        }
+        self.members: dict[str, range] = {}
+        first = 0
+        for period, count in counts.items():
+            self.members[period] = range(first, first + count)
+            first += count
+        self.num_members = first
+        self._nature: Tensor | None = None
+
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Run nature, or the rest of it if an earlier run was cut off."""
+        write_nature_run(
+            self.path,
+            self.model,
+            members=self.num_members,
+            num_steps=self.cycles + LEAD,
+            spin_up_days=self.spin_up_days,
+            seed=self.seed,
+            hours=self.hours,
+            progress=progress,
+        )
+
+    @property
+    def nature(self) -> Tensor:
+        """(LEAD + cycles, members, C, H, W) float32."""
+        if self._nature is None:
+            if not self.path.exists():
+                raise GatesError(
+                    f"no nature run at {self.path}: make it with `gates weather prepare`"
+                )
+            with xr.open_zarr(self.path) as dataset:
+                self._nature = to_tensor(dataset, self.channels)[: self.cycles + LEAD]
+        return self._nature
+
+    def states(self, period: Period) -> Tensor:
+        """Return the states (T,B,C,H,W) of a period, the lead included."""
+        members = self.members[period]
+        return self.nature[:, members.start : members.stop]
+
+    def truth(self, period: Period) -> Tensor:
+        """Return the truth (cycles,B,C,H,W) at the times of the analyses."""
+        return self.states(period)[LEAD:]
+
+    def first_background(self, period: Period) -> Tensor:
+        """Return the first backgrounds (B,1,C,H,W): the truth of 24 hours before."""
+        return self.states(period)[0].unsqueeze(1)
+
+    def networks(self, period: Period, density: float) -> Tensor:
+        """Return the fixed networks (B,H,W) of a period at a density."""
+        return torch.stack(
+            [
+                bernoulli_network(
+                    self.grid, density, seed=generator(self.seed, member, 1).initial_seed()
+                )
+                for member in self.members[period]
+            ]
+        )
+
+    def observations(
+        self, period: Period, density: float, *, redraw: bool = False
+    ) -> Iterator[GriddedObservations]:
+        """Yield the observations (B,C,H,W) of every cycle, the same at each call.
+
+        Args:
+            period: Whose timelines.
+            density: Share of the grid points that is observed.
+            redraw: Draw a new network in every cycle instead of keeping the timeline's own.
+        """
+        fixed = self.networks(period, density)
+        for cycle, truth in enumerate(self.truth(period)):
+            rows = []
+            for row, member in enumerate(self.members[period]):
+                draw = generator(self.seed, member, 2, cycle)
+                network = fixed[row]
+                if redraw:
+                    seed = int(torch.randint(2**62, (), generator=draw))
+                    network = bernoulli_network(self.grid, density, seed=seed)
+                rows.append(observe(truth[row], network, self.error_sd, generator=draw))
+            yield GriddedObservations.stack(rows)
+
+    def normalizer(self) -> Normalizer:
+        """Return mean and standard deviation of the training members."""
+        return Normalizer.fit(self.states("training")[::8], area_weights=self.grid.area_weights())
+
+    def climatology(self) -> Tensor:
+        """Return the mean (C,H,W) of the training members."""
+        return self.states("training").mean((0, 1))
+
+    def climatological_sd(self) -> Tensor:
+        """Return the standard deviation (C,) of training states about their climatology."""
+        square = (self.states("training")[::8] - self.climatology()).square()
+        return self.grid.area_mean(square).mean((0, 1)).sqrt()
+
+    def day_differences(self) -> Tensor:
+        """Return differences (N,C,H,W) of training states 24 hours apart, for covariances."""
+        states = self.states("training")
+        return (states[LEAD::LEAD] - states[:-LEAD:LEAD]).flatten(0, 1)

@@ -1,0 +1,198 @@
+"""Train Adas on recorded backgrounds, then inside its own cycle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from weather.analysis import AdasAnalysis
+from weather.data.batch import AssimilationBatch
+from weather.data.stream import AssimilationDataModule
+from weather.losses import log_loss, normalized_rmse, unify_loss
+from weather.models.adas import Adas
+from weather.state import Normalizer
+
+LOSSES = {
+    "unify_mae": partial(unify_loss, kind="mae"),
+    "unify_mse": partial(unify_loss, kind="mse"),
+    "log_mae": partial(log_loss, kind="mae"),
+    "log_mse": partial(log_loss, kind="mse"),
+}
+
+
+class AdasModule(L.LightningModule):
+    """FengWu-Adas training: one analysis a step, on whatever background the batch asks for.
+
+    A problem with ``reset`` brings its own recorded background (stage 1, and the first cycle of
+    every block of stage 2). Without it, the background is the 6-hour forecast from the analysis
+    that this module made one step before on the same timeline, detached (stage 2, cyclic
+    training). The carried analyses of all ranks are part of the checkpoint.
+
+    Args:
+        network: The assimilation network.
+        forecasts: Forecast models ``(states, hours) -> states``; a problem names one by number.
+        confidence_kind: ``"binary"`` or ``"error"``.
+        loss: ``unify_mae`` or ``unify_mse`` (FengWu-Adas), ``log_mae`` or ``log_mse``.
+        lat_weight: Weight the loss by cell area; the published loss has none.
+        learning_rate: Peak of the one-cycle schedule.
+        weight_decay: AdamW weight decay.
+        betas: AdamW betas.
+        warmup: Share of the steps in which the learning rate rises.
+        divergence_limit: Normalized RMSE above which a carried analysis returns to the truth.
+        hours: Length of one cycle.
+    """
+
+    area_weights: Tensor
+
+    def __init__(
+        self,
+        network: Adas,
+        forecasts: Sequence[nn.Module] = (),
+        confidence_kind: str = "error",
+        loss: Literal["unify_mae", "unify_mse", "log_mae", "log_mse"] = "unify_mae",
+        lat_weight: bool = False,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.9),
+        warmup: float = 0.2,
+        divergence_limit: float = 3.0,
+        hours: float = 6.0,
+    ) -> None:
+        super().__init__()
+        num_channels = network.num_channels
+        units = Normalizer(torch.zeros(num_channels), torch.ones(num_channels))
+        self.analysis = AdasAnalysis(
+            network, units, torch.ones(num_channels), confidence_kind=confidence_kind
+        )
+        self.forecasts = nn.ModuleList(forecasts)
+        self.loss, self.lat_weight = LOSSES[loss], lat_weight
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.betas, self.warmup = betas, warmup
+        self.divergence_limit, self.hours = divergence_limit, hours
+        self.carried: dict[str, Tensor] = {}
+
+    def setup(self, stage: str) -> None:
+        """Take the units of the training period from the data, unless a checkpoint brings them."""
+        source = self._data.source
+        if stage == "fit":
+            self.analysis.normalizer.load_state_dict(source.normalizer.state_dict())
+            self.analysis.background_sd.copy_(source.background_sd)
+        weights = source.grid.area_weights().to(self.dtype)
+        self.register_buffer("area_weights", weights, persistent=False)
+
+    def forward(self, batch: AssimilationBatch, background: Tensor) -> Tensor:
+        """Return the analysis (B,C,H,W) of ``background`` with the batch's observations."""
+        return self.analysis(background, batch.observations)
+
+    @property
+    def _data(self) -> AssimilationDataModule:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, AssimilationDataModule)
+        return data
+
+    def training_step(self, batch: AssimilationBatch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Analyze once and carry the detached analysis to the timeline's next step."""
+        analysis = self(batch, self.background(batch, "train"))
+        normalize = self.analysis.normalizer.normalize
+        weights = self.area_weights if self.lat_weight else None
+        truth = batch.truth.to(analysis)
+        loss = self.loss(normalize(analysis), normalize(truth), area_weights=weights)
+        score = self._carry(batch, analysis, "train").mean()
+        self.log("train/loss", loss.detach())
+        self.log("train/score", score, prog_bar=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the carried analyses of the last validation pass."""
+        self.carried.pop("val", None)
+
+    def validation_step(self, batch: AssimilationBatch, batch_idx: int) -> None:  # noqa: ARG002
+        """Score the analysis by its mean normalized RMSE over *all* channels.
+
+        The unified loss must not choose the checkpoint: its value is the error of channel 0.
+        """
+        analysis = self(batch, self.background(batch, "val"))
+        score = self._carry(batch, analysis, "val").mean()
+        self.log("val/score", score, prog_bar=True, sync_dist=True, batch_size=len(analysis))
+        std = self.analysis.normalizer.std
+        for channel, label in enumerate(self._data.source.channels.labels):
+            error = analysis[:, channel, None] - batch.truth[:, channel, None].to(analysis)
+            value = normalized_rmse(error, torch.ones_like(std[:1]), self.area_weights).mean()
+            self.log(f"val/rmse_{label}", value, sync_dist=True, batch_size=len(analysis))
+
+    def background(self, batch: AssimilationBatch, period: str) -> Tensor:
+        """Return the recorded background, or the forecast from the carried analysis."""
+        background = batch.background.to(self.dtype)
+        if bool(batch.reset.all()):
+            return background
+        background = background.clone()
+        carried = self.carried[period].to(background)
+        for number, forecast in enumerate(self.forecasts):
+            rows = ~batch.reset & (batch.model == number)
+            if bool(rows.any()):
+                with torch.no_grad():
+                    background[rows] = forecast(carried[batch.timeline[rows]], self.hours)
+        return background
+
+    @torch.no_grad()
+    def _carry(self, batch: AssimilationBatch, analysis: Tensor, period: str) -> Tensor:
+        """Store the analyses by global timeline, guard against divergence, return their scores."""
+        analysis, truth = analysis.detach(), batch.truth.to(analysis)
+        std = self.analysis.normalizer.std
+        score = normalized_rmse(analysis - truth, std, self.area_weights)
+        lost = ~(score <= self.divergence_limit)  # also catches NaN
+        analysis = torch.where(lost[:, None, None, None], truth, analysis)
+        timelines = self._num_timelines(period)
+        if period not in self.carried:
+            self.carried[period] = analysis.new_zeros(timelines, *analysis.shape[1:])
+        self.carried[period][batch.timeline] = analysis
+        self.log(f"{period}/lost", lost.float().mean(), batch_size=len(lost))
+        return score
+
+    def _num_timelines(self, period: str) -> int:
+        data = self._data
+        return data.timelines if period == "train" else data.validation_timelines
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Gather the carried analyses of all ranks; each rank holds zeros elsewhere."""
+        if "train" in self.carried:
+            carried = self._owned_rows(self.carried["train"])
+            checkpoint["carried"] = self.trainer.strategy.reduce(carried, reduce_op="sum")
+
+    def _owned_rows(self, carried: Tensor) -> Tensor:
+        rows = torch.arange(len(carried), device=carried.device)
+        mine = rows % self.trainer.world_size == self.trainer.global_rank
+        return torch.where(mine[:, None, None, None], carried, 0)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give every rank all carried analyses: it reads only the rows of its own timelines."""
+        if "carried" in checkpoint:
+            self.carried["train"] = checkpoint["carried"].clone()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW under a one-cycle schedule with a cosine (FengWu-Adas training options)."""
+        optimizer = torch.optim.AdamW(
+            self.analysis.parameters(),
+            lr=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=self.learning_rate,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=self.warmup,
+            div_factor=100,
+            final_div_factor=1e4,
+            cycle_momentum=False,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
