@@ -1,0 +1,119 @@
+"""Regridding between latitude-longitude grids, conservative or bilinear."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from weather.grid import Grid
+
+Method = Literal["conservative", "bilinear"]
+
+NEGLIGIBLE = 1e-6
+"""Share of a target cell below which a source cell is only a rounding of the edges."""
+
+
+class Regridder(nn.Module):
+    """Map fields from one grid to another with weights that are computed once.
+
+    Both methods are products of one matrix in latitude and one in longitude, with rows that sum
+    to 1. ``conservative`` averages over the overlaps of cells (first order: cells are constant; a
+    cell of row i and column j covers an interval of sin(latitude) times one of longitude) and
+    keeps the area mean. ``bilinear`` interpolates linearly in degrees, around the globe in
+    longitude; beyond the outermost rows it takes the outermost row.
+
+    A value that is not finite makes NaN of the target points to which it contributes, and of no
+    others.
+
+    Args:
+        source: Grid of the input (H, W).
+        target: Grid of the output (H', W').
+        method: "conservative" or "bilinear".
+
+    Raises:
+        ValueError: The method is unknown.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, source: Grid, target: Grid, method: Method = "conservative") -> None:
+        super().__init__()
+        if method == "conservative":
+            rows = _latitude_overlaps(source, target)
+            columns = _longitude_overlaps(source, target)
+        elif method == "bilinear":
+            rows = _linear(source.latitude, target.latitude)
+            columns = _periodic_linear(source.longitude, target.longitude)
+        else:
+            raise ValueError(f"method must be 'conservative' or 'bilinear', got {method!r}")
+        self.source = source
+        self.target = target
+        self.method = method
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+
+    def forward(self, field: Tensor) -> Tensor:
+        """Return the field ``(..., H, W)`` on the target grid ``(..., H', W')``, in its dtype.
+
+        Raises:
+            ValueError: The field is not on the source grid.
+        """
+        if tuple(field.shape[-2:]) != self.source.shape:
+            raise ValueError(
+                f"expected (..., H, W) on {self.source.shape}, found {tuple(field.shape)}"
+            )
+        rows, columns = self.rows.to(field), self.columns.to(field)
+        missing = ~field.isfinite()
+        if not missing.any():
+            return rows @ (field @ columns.T)
+        spoiled = rows @ (missing.to(field) @ columns.T) > NEGLIGIBLE
+        regridded = rows @ (field.masked_fill(missing, 0) @ columns.T)
+        return regridded.masked_fill(spoiled, torch.nan)
+
+
+def _latitude_overlaps(source: Grid, target: Grid) -> Tensor:
+    overlaps = _overlaps(
+        source.latitude_bounds().deg2rad().sin(), target.latitude_bounds().deg2rad().sin()
+    )
+    return overlaps / overlaps.sum(1, keepdim=True)
+
+
+def _longitude_overlaps(source: Grid, target: Grid) -> Tensor:
+    ours, theirs = source.longitude_bounds(), target.longitude_bounds()
+    turns = torch.arange(-3, 4) * 360.0
+    overlaps = torch.stack([_overlaps(ours + turn, theirs) for turn in turns]).sum(0)
+    return overlaps / overlaps.sum(1, keepdim=True)
+
+
+def _overlaps(source: Tensor, target: Tensor) -> Tensor:
+    """Return the lengths shared by intervals with the given ends: (target, source)."""
+    low_S, high_S = torch.stack((source[:-1], source[1:])).sort(0).values
+    low_T, high_T = torch.stack((target[:-1], target[1:])).sort(0).values
+    shared = torch.minimum(high_T[:, None], high_S) - torch.maximum(low_T[:, None], low_S)
+    return shared.clamp(min=0)
+
+
+def _linear(source: Tensor, target: Tensor) -> Tensor:
+    """Return the weights (target, source) of linear interpolation, constant beyond the ends."""
+    order = source.argsort()
+    points = source[order]
+    if len(points) == 1:
+        return torch.ones(len(target), 1, dtype=torch.float64)
+    place = target.clamp(points[0], points[-1])
+    right = torch.searchsorted(points, place).clamp(1, len(points) - 1)
+    share = (place - points[right - 1]) / (points[right] - points[right - 1])
+    weights = torch.zeros(len(target), len(points), dtype=torch.float64)
+    index = torch.arange(len(target))
+    weights[index, order[right - 1]] = 1 - share
+    weights[index, order[right]] += share
+    return weights
+
+
+def _periodic_linear(source: Tensor, target: Tensor) -> Tensor:
+    """Return the weights (target, source) of linear interpolation around the globe."""
+    west = source[0]
+    around = torch.cat((source, west[None] + 360.0))
+    weights = _linear(around, west + (target - west).remainder(360.0))
+    weights[:, 0] += weights[:, -1]
+    return weights[:, :-1]
