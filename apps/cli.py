@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -156,7 +157,7 @@ class GatesCLI(LightningCLI):
             resume=options["resume"],
             overwrite=options["overwrite"],
         )
-        if self.subcommand in self.trains:
+        if self.subcommand in self.trains and rank_zero_only.rank == 0:
             self.run_folder.check()
 
     def _portable_config(self) -> str:
