@@ -1,0 +1,261 @@
+import math
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from core_gates import GatedConv, GateMonitor, RoutingOutput, SoftmaxGate, TopKGate
+from core_gates.routing_statistics import RoutingStatistics
+from core_gates.value_statistics import ValueStatistics
+
+
+class Valve(nn.Module):
+    """A gate that is no routing gate."""
+
+    calls = 0
+
+    def forward(self, x, *, offset=0.0):
+        return x * self.gate_values(x, offset=offset)
+
+    def gate_values(self, x, *, offset=0.0):
+        self.calls += 1
+        return x + offset
+
+
+class SelfCalling(nn.Module):
+    def forward(self, x):
+        return x
+
+    def gate_values(self, x):
+        return self(x)
+
+
+def build_model():
+    torch.manual_seed(0)
+    return nn.ModuleDict(
+        {
+            "top": TopKGate(4, 6, k=2),
+            "all": nn.Sequential(SoftmaxGate(4, 3)),
+            "conv": GatedConv(2, 4, 3, ndim=2),
+            "plain": nn.Linear(4, 4),
+        }
+    )
+
+
+def drive(model, x):
+    for gate in (model["top"], model["all"][0]):
+        gate(x)
+    pixels = x[: x.shape[0] // 2 * 2, :2].reshape(-1, 2, 2, 1)
+    model["conv"](pixels, pixels, 3 * pixels)
+
+
+@pytest.fixture
+def model():
+    return build_model()
+
+
+@pytest.mark.parametrize("name", ["standard_T24_E6_k2", "standard_T32_E8_k3"])
+def test_golden_figures(golden, name):
+    g = golden(name)
+    num_experts = g["logits"].shape[-1]
+    gate = TopKGate(num_experts, num_experts, k=int(g["k"]), renormalize=False, dtype=torch.float64)
+    gate.weight.data.copy_(torch.eye(num_experts))
+    with GateMonitor(gate) as monitor:
+        gate(g["logits"])
+    figures = monitor.compute()["TopKGate"]
+    histograms = monitor.histograms()["TopKGate"]
+    assert histograms["load"].tolist() == g["count"].tolist()
+    assert_close(histograms["importance"], g["softmax_then_topk"].sum(0), rtol=0, atol=1e-10)
+    assert figures["load_cv"] == pytest.approx(g["load_cv"].item(), abs=1e-10)
+    assert figures["load_max_violation"] == pytest.approx(g["max_violation"].item(), abs=1e-10)
+    assert figures["entropy"] == pytest.approx(g["entropy_mean"].item(), abs=1e-10)
+    assert figures["importance_cv"] ** 2 == pytest.approx(g["importance_cv2"].item(), abs=1e-10)
+
+
+def test_figures_of_a_small_routing():
+    statistics = RoutingStatistics(4, bins=10)
+    weights = torch.tensor([[0.75, 0.25], [0.55, 0.45], [1.0, 0.0]])
+    indices = torch.tensor([[0, 1], [0, 1], [0, 2]])
+    kept = torch.tensor([[True, True], [True, False], [True, False]])
+    routing = RoutingOutput(weights, indices, kept, probs=torch.full((3, 4), 0.25))
+    total = statistics.sums(routing)
+    figures = statistics.figures(total)
+    assert figures["positions"] == 3
+    assert figures["active"] == pytest.approx(4 / 3)
+    assert figures["dropped"] == pytest.approx(2 / 6)
+    assert figures["dead"] == 2
+    assert figures["entropy"] == pytest.approx(math.log(4))
+    assert figures["load_entropy"] == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    assert figures["load_max_violation"] == pytest.approx(2)
+    parts = dict(zip(statistics.sizes, total.split(list(statistics.sizes.values())), strict=True))
+    assert parts["load"].tolist() == [3, 1, 0, 0]
+    assert parts["active"].tolist() == [0, 2, 1, 0, 0]
+    assert parts["histogram"].tolist() == [0, 0, 1, 0, 0, 1, 0, 1, 0, 1]
+
+
+def test_entropy_is_absent_without_scores():
+    statistics = RoutingStatistics(2)
+    routing = RoutingOutput(torch.ones(3, 1), torch.tensor([[0], [1], [1]]))
+    assert "entropy" not in statistics.figures(statistics.sums(routing))
+
+
+def test_every_expert_closed_is_no_division_by_zero():
+    statistics = RoutingStatistics(2)
+    figures = statistics.figures(statistics.sums(RoutingOutput(torch.zeros(3, 2))))
+    assert figures == {"positions": 3.0, "non_finite": 0.0, "active": 0.0}
+
+
+def test_figures_of_values():
+    statistics = ValueStatistics(bins=4)
+    values = torch.tensor([0.0, 0.05, 0.3, 0.95, 1.0, torch.nan, torch.inf])
+    total = statistics.sums(values)
+    figures = statistics.figures(total)
+    assert (figures["values"], figures["non_finite"]) == (5, 2)
+    assert figures["mean"] == pytest.approx(0.46)
+    assert figures["std"] == pytest.approx(values[:5].double().std(correction=0).item())
+    assert (figures["closed"], figures["open"]) == (0.4, 0.4)
+    assert total[-4:].tolist() == [2, 1, 0, 2]
+
+
+def test_all_gates_of_a_model_are_measured(model):
+    x = torch.randn(12, 4)
+    monitor = GateMonitor(model)
+    drive(model, x)
+    figures = monitor.compute()
+    assert set(figures) == {"top", "all.0", "conv"}
+    assert figures["top"]["active"] == 2
+    assert figures["all.0"]["active"] == 3
+    pixels = x[:, :2].reshape(-1, 2, 2, 1)
+    gates = model["conv"].gate_values(pixels, pixels, 3 * pixels)
+    assert figures["conv"]["mean"] == pytest.approx(gates.mean().item())
+    assert figures["conv"]["values"] == gates.numel()
+    assert all(isinstance(v, float) for gate in figures.values() for v in gate.values())
+    assert monitor.histograms()["conv"]["histogram"].sum() == gates.numel()
+
+
+def test_observations_add_up(model):
+    x = torch.randn(12, 4)
+    monitor = GateMonitor(model)
+    drive(model, x)
+    once = monitor.compute()
+    monitor.reset()
+    drive(model, x[:4])
+    drive(model, x[4:])
+    assert_close(monitor.compute(), once, rtol=1e-6, atol=1e-9)
+
+
+def test_padding_is_left_out():
+    gate = TopKGate(4, 6)
+    x, mask = torch.randn(2, 5, 4), torch.zeros(2, 5, dtype=torch.bool)
+    mask[:, 3:] = True
+    monitor = GateMonitor(gate)
+    gate(x.masked_fill(mask.unsqueeze(-1), torch.nan), padding_mask=mask)
+    padded = monitor.compute()
+    monitor.reset()
+    gate(x[:, :3])
+    assert padded == monitor.compute()
+    assert padded["TopKGate"]["positions"] == 6
+
+
+def test_positions_that_are_not_finite_are_counted_and_poison_nothing():
+    gate = SoftmaxGate(4, 3)
+    x = torch.randn(5, 4)
+    x[2] = torch.nan
+    monitor = GateMonitor(gate)
+    gate(x)
+    figures = monitor.compute()["SoftmaxGate"]
+    assert (figures["positions"], figures["non_finite"]) == (4, 1)
+    assert all(math.isfinite(v) for v in figures.values())
+    monitor.reset()
+    gate(x[2:3])
+    assert monitor.compute()["SoftmaxGate"] == {"positions": 0.0, "non_finite": 1.0}
+
+
+def test_only_sampled_steps_are_measured():
+    valve = Valve()
+    monitor = GateMonitor(valve, every=3)
+    for step in range(7):
+        monitor.begin_step(step)
+        valve(torch.full((1,), step / 10))
+    figures = monitor.compute()["Valve"]
+    assert figures["values"] == 3
+    assert figures["mean"] == pytest.approx((0.0 + 0.3 + 0.6) / 3)
+    assert valve.calls == 7 + 3
+
+
+def test_keyword_inputs_reach_gate_values():
+    valve = Valve()
+    monitor = GateMonitor(valve)
+    valve(torch.zeros(4), offset=0.25)
+    assert monitor.compute()["Valve"]["mean"] == 0.25
+
+
+def test_gate_values_may_call_their_own_module():
+    module = SelfCalling()
+    monitor = GateMonitor(module)
+    module(torch.full((3,), 0.5))
+    assert monitor.compute()["SelfCalling"]["values"] == 3
+
+
+def test_gradients_and_random_numbers_are_not_touched(model):
+    x = torch.randn(12, 4)
+    expected = torch.autograd.grad(model["top"](x).weights.square().sum(), model["top"].weight)
+    state = torch.get_rng_state()
+    monitor = GateMonitor(model)
+    drive(model, x)
+    actual = torch.autograd.grad(model["top"](x).weights.square().sum(), model["top"].weight)
+    assert_close(actual, expected, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert monitor.compute()["top"]["positions"] == 24
+
+
+def test_checkpointed_passes_are_measured_once():
+    gate, valve, x = TopKGate(4, 3), Valve(), torch.rand(5, 4, requires_grad=True)
+    with GateMonitor(nn.ModuleList([gate, valve])) as monitor:
+        y = checkpoint(lambda x: gate(valve(x)).weights, x, use_reentrant=False)
+        y.square().sum().backward()
+    figures = monitor.compute()
+    assert figures["0"]["positions"] == 5
+    assert figures["1"]["values"] == 20
+
+
+def test_closing_removes_the_hooks_and_keeps_the_figures(model):
+    with GateMonitor(model) as monitor:
+        drive(model, torch.randn(4, 4))
+    before = monitor.compute()
+    drive(model, torch.randn(4, 4))
+    assert monitor.compute() == before
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_models_without_gates_and_gates_that_never_ran(model):
+    assert GateMonitor(nn.Linear(2, 2)).compute(all_reduce=True) == {}
+    empty = {"positions": 0.0, "non_finite": 0.0}
+    assert GateMonitor(model["top"]).compute() == {"TopKGate": empty}
+    with pytest.raises(ValueError, match="at least 1, got 0 and 20"):
+        GateMonitor(model, every=0)
+
+
+def monitor_of_rank(x, sizes):
+    model = build_model()
+    monitor = GateMonitor(model)
+    start = sum(sizes[: dist.get_rank()])
+    mine = x[start : start + sizes[dist.get_rank()]]
+    if len(mine):
+        drive(model, mine)
+    histograms = monitor.histograms(all_reduce=True)
+    return monitor.compute(all_reduce=True), histograms, monitor.compute()["top"]["positions"]
+
+
+@pytest.mark.parametrize("sizes", [[10, 2], [12, 0]])
+def test_sums_of_two_ranks_equal_one_process(ranks, model, sizes):
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(7))
+    monitor = GateMonitor(model)
+    drive(model, x)
+    for rank, (figures, histograms, local) in enumerate(ranks(monitor_of_rank, x, sizes)):
+        assert_close(figures, monitor.compute(), rtol=1e-6, atol=1e-9)
+        assert_close(histograms, monitor.histograms(), rtol=1e-6, atol=1e-9)
+        assert local == sizes[rank]
