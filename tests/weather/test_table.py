@@ -1,0 +1,156 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from core_gates.errors import GatesError
+from weather.observations.table import COLUMNS, OUT_OF_RANGE, ObservationTable
+
+
+def reports(**columns):
+    """Five sound reports, changed by column."""
+    frame = pd.DataFrame(
+        {
+            "time": pd.date_range("2020-01-01", periods=5, freq="h"),
+            "latitude": [-90.0, -45.0, 0.0, 45.0, 90.0],
+            "longitude": [-180.0, -90.0, 0.0, 180.0, 360.0],
+            "variable": "temperature",
+            "value": [230.0, 270.0, 300.0, 280.0, 250.0],
+            "error": 1.0,
+            "level_hpa": 850.0,
+        }
+    )
+    return frame.assign(**columns)
+
+
+def test_columns_are_completed_and_typed():
+    frame = ObservationTable.from_frame(reports(extra=1)).frame
+    assert list(frame.columns) == list(COLUMNS)
+    assert {name: str(kind) for name, kind in frame.dtypes.items()} == dict(COLUMNS)
+    assert frame["height_m"].isna().all()
+    assert (frame["qc"] == 0).all()
+    assert (frame["station"] == "").all()
+
+
+def test_longitudes_run_from_0_to_360():
+    frame = ObservationTable.from_frame(reports()).frame
+    assert frame["longitude"].tolist() == [180, 270, 0, 180, 0]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [f"2020-01-01T0{hour}:00" for hour in range(5)],
+        pd.date_range("2020-01-01T02:00", periods=5, freq="h", tz="Europe/Athens"),
+        pd.date_range("2020-01-01", periods=5, freq="h").to_numpy().astype("datetime64[s]"),
+    ],
+)
+def test_times_become_utc(times):
+    expected = pd.date_range("2020-01-01", periods=5, freq="h").to_numpy("datetime64[ns]")
+    frame = ObservationTable.from_frame(reports(time=times)).frame
+    np.testing.assert_array_equal(frame["time"].to_numpy(), expected)
+
+
+def test_names_are_text():
+    frame = ObservationTable.from_frame(reports(station=[1, 2, 3, np.nan, 5], source=None)).frame
+    assert frame["station"].tolist() == ["1.0", "2.0", "3.0", "", "5.0"]
+    assert frame["source"].tolist() == [""] * 5
+
+
+def test_empty_table_is_valid():
+    table = ObservationTable.empty()
+    assert len(table) == 0
+    assert {name: str(kind) for name, kind in table.frame.dtypes.items()} == dict(COLUMNS)
+
+
+FAULTS = {
+    "no variable": (reports().drop(columns=["variable", "error"]), "lack the column variable, err"),
+    "unknown variable": (
+        reports(variable="temprature"),
+        "temprature is unknown; did you mean temp",
+    ),
+    "strange variable": (reports(variable="xyz"), "xyz is unknown; use one of .*temperature"),
+    "NaT": (
+        reports(time=[pd.NaT, *reports()["time"][1:]]),
+        "1 of 5 observations have a bad time, the first is NaT in row 0.*drop rows without",
+    ),
+    "no date": (reports(time="yesterday at noon"), "time cannot be read as dates .*write them as"),
+    "latitude": (
+        reports(latitude=[0, 0, 91, 0, 0]),
+        "bad latitude, the first is 91.0 in row 2, expected degrees from -90 to 90; correct or",
+    ),
+    "longitude": (
+        reports(longitude=[0, -181, 0, 361, 0]),
+        "2 of 5 observations have a bad longitude, the first is -181.0 in row 1.*-180 to 360",
+    ),
+    "NaN longitude": (reports(longitude=np.nan), "5 of 5 observations have a bad longitude"),
+    "text": (reports(value="warm"), "value holds .* that is no float64 .*convert it"),
+    "NaN value": (reports(value=[np.nan, 1, 1, 1, 1]), "bad value, the first is nan.*drop the row"),
+    "zero error": (
+        reports(error=0.0),
+        "bad error, the first is 0.0.*positive standard dev.*set it",
+    ),
+    "infinite error": (reports(error=np.inf), "bad error, the first is inf"),
+    "level in Pa": (reports(level_hpa=85_000.0), "looks like Pa: divide by 100"),
+    "negative level": (reports(level_hpa=-1.0), "expected a positive pressure"),
+    "celsius": (
+        reports(value=[-40.0, 0.0, 27.0, 7.0, -23.0]),
+        "temperature is mostly .*150 to 350 K; it looks like degrees Celsius: add 273.15",
+    ),
+    "hectopascal": (
+        reports(variable="surface_pressure", value=[700.0, 980, 1010, 1020, 1000]),
+        "expected 40000 to 115000 Pa; it looks like hPa: multiply by 100",
+    ),
+    "gram per kilogram": (
+        reports(variable="specific_humidity", value=[1.0, 3, 12, 4, 0.2]),
+        "it looks like g/kg: divide by 1000",
+    ),
+    "wind": (
+        reports(variable="u_component_of_wind", value=[0.0, 0, 151, 0, 0]),
+        "first is 151.0 in row 2, expected -150 to 150 m s-1 for u_component_of_wind; correct or",
+    ),
+    "one value": (
+        reports(value=[230.0, 270.0, 1e6, 280.0, 250.0]),
+        "1 of 5 observations have a bad value, the first is 1000000.0 in row 2, expected 150",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_named(fault):
+    frame, words = FAULTS[fault]
+    with pytest.raises(GatesError, match=words) as caught:
+        ObservationTable.from_frame(frame)
+    assert "\n" not in str(caught.value)
+
+
+def test_celsius_is_recognized_beside_outliers():
+    values = np.append(np.linspace(-30, 30, 99), 1e6)
+    frame = pd.concat([reports()] * 20, ignore_index=True).assign(value=values)
+    with pytest.raises(GatesError, match="looks like degrees Celsius"):
+        ObservationTable.from_frame(frame, flag_out_of_range=True)
+
+
+def test_out_of_range_values_are_flagged_on_request():
+    frame = reports(value=[230.0, 270.0, 1e6, 280.0, 20.0], qc=[0, 5, 0, 0, 3])
+    flagged = ObservationTable.from_frame(frame, flag_out_of_range=True).frame
+    assert flagged["qc"].tolist() == [0, 5, OUT_OF_RANGE, 0, 3]
+
+
+@pytest.mark.parametrize("name", ["table.parquet", "table.csv"])
+def test_files_round_trip(name, tmp_path):
+    table = ObservationTable.from_frame(reports(station=["a", "b", "c", "d", "e"], source="x"))
+    path = table.write(tmp_path / name)
+    pd.testing.assert_frame_equal(ObservationTable.read(path).frame, table.frame)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(GatesError, match=r"nowhere.csv does not exist; check the path"):
+        ObservationTable.read(tmp_path / "nowhere.csv")
+    garbage = tmp_path / "table.parquet"
+    garbage.write_bytes(b"no parquet")
+    with pytest.raises(GatesError, match=r"table.parquet cannot be read as a table .*convert it"):
+        ObservationTable.read(garbage)
+    reports(latitude=100.0).to_csv(tmp_path / "bad.csv")
+    with pytest.raises(GatesError, match=r"bad.csv: 5 of 5 observations have a bad latitude"):
+        ObservationTable.read(tmp_path / "bad.csv")

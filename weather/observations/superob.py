@@ -1,0 +1,96 @@
+"""Gridding a table of observations: reports that share a cell become one superobservation."""
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from weather.grid import Grid
+from weather.observations.cells import cell_of
+from weather.observations.gridded import GriddedObservations, per_channel
+from weather.observations.table import ObservationTable
+from weather.state import ChannelSpec
+
+LEVEL_TOLERANCE = 0.02  # of the pressure: 10 hPa at 500 hPa
+
+
+def grid_table(
+    table: ObservationTable,
+    grid: Grid,
+    channels: ChannelSpec,
+    time: np.datetime64,
+    *,
+    window_hours: float = 3.0,
+    representativeness_sd: Tensor | None = None,
+    level_tolerance: float = LEVEL_TOLERANCE,
+) -> GriddedObservations:
+    """Average the reports of a time window in every cell and channel.
+
+    With weights w = 1 / error**2, the value of a cell is ``sum(w y) / sum(w)`` and its error
+    variance ``1 / sum(w) + representativeness_sd**2``: that of n equal, independent reports is
+    ``error**2 / n``, while what a cell cannot resolve does not average out.
+
+    Args:
+        table: Rows with a quality flag other than 0, of other variables, or away from the levels
+            are left out. Profiles may be brought to the levels before, see
+            `weather.observations.profile.interpolate_profiles`.
+        grid: Target cells.
+        channels: Target variables and levels; surface variables take rows at any level.
+        time: Center of the window, UTC.
+        window_hours: Half width; a report exactly at the end belongs to the next window.
+        representativeness_sd: (C,) standard deviation within a cell, 0 if not given.
+        level_tolerance: Accepted distance to the nearest level, as a share of its pressure.
+
+    Returns:
+        float32 (C, H, W), all absent if no report qualifies.
+    """
+    rows = _in_window(table.frame, time, window_hours)
+    channel = _channel_of(rows, channels, level_tolerance)
+    rows, channel = rows[channel >= 0], channel[channel >= 0]
+    position = [
+        torch.from_numpy(rows[name].to_numpy(copy=True)) for name in ("latitude", "longitude")
+    ]
+    row, column = cell_of(grid, *position)
+    num_rows, num_columns = grid.shape
+    cell = (torch.from_numpy(channel) * num_rows + row) * num_columns + column
+    shape = (channels.num_channels, num_rows, num_columns)
+    values, variance = _superobs(rows, cell, int(np.prod(shape)))
+    errors = variance.view(shape)
+    if representativeness_sd is not None:
+        errors = errors + per_channel(representativeness_sd.double()) ** 2
+    return GriddedObservations(values.view(shape).float(), errors.sqrt().float())
+
+
+def _superobs(rows: pd.DataFrame, cell: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
+    """Return the weighted mean of every cell, 0 where empty, and its variance, inf where empty."""
+    weight = torch.from_numpy(rows["error"].to_numpy(copy=True)) ** -2
+    value = torch.from_numpy(rows["value"].to_numpy(copy=True))
+    total = torch.zeros(num_cells, dtype=torch.float64).index_add_(0, cell, weight)
+    summed = torch.zeros(num_cells, dtype=torch.float64).index_add_(0, cell, weight * value)
+    mean = torch.where(total > 0, summed / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
+    return mean, 1.0 / total
+
+
+def _in_window(frame: pd.DataFrame, time: np.datetime64, hours: float) -> pd.DataFrame:
+    half = pd.Timedelta(hours=hours)
+    center = pd.Timestamp(time)
+    inside = (frame["time"] >= center - half) & (frame["time"] < center + half)
+    return frame[inside & (frame["qc"] == 0)]
+
+
+def _channel_of(rows: pd.DataFrame, channels: ChannelSpec, tolerance: float) -> np.ndarray:
+    """Return the channel of every row, -1 if it has none."""
+    variable, pressure = rows["variable"].to_numpy(), rows["level_hpa"].to_numpy()
+    channel = np.full(len(rows), -1)
+    for name in channels.surface:
+        channel[variable == name] = channels.index(name)
+    if channels.upper:
+        levels = np.array(channels.levels, dtype=np.float64)
+        distance = np.abs(np.log(pressure[:, None] / levels))
+        nearest = np.where(np.isnan(distance), np.inf, distance).argmin(axis=1)
+        close = np.abs(pressure - levels[nearest]) <= tolerance * levels[nearest]
+        for name in channels.upper:
+            first = channels.index(name, channels.levels[0])
+            matches = (variable == name) & close
+            channel[matches] = first + nearest[matches]
+    return channel

@@ -1,0 +1,212 @@
+"""The canonical table of observations: one report of one variable a row."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from core_gates.errors import GatesError, MissingExtraError
+from weather.variables import VARIABLES
+
+COLUMNS: Mapping[str, Any] = {
+    "time": "datetime64[ns]",
+    "latitude": "float64",
+    "longitude": "float64",
+    "level_hpa": "float64",
+    "height_m": "float64",
+    "variable": "object",
+    "value": "float64",
+    "error": "float64",
+    "station": "object",
+    "source": "object",
+    "qc": "int64",
+}
+"""Columns and types; a missing ``level_hpa`` (surface) or ``height_m`` is NaN, ``qc`` 0 is good."""
+
+DEFAULTS: Mapping[str, object] = {
+    "level_hpa": np.nan,
+    "height_m": np.nan,
+    "station": "",
+    "source": "",
+    "qc": 0,
+}
+OUT_OF_RANGE = 1  # value of qc
+
+
+@dataclass(frozen=True)
+class ObservationTable:
+    """Checked observations in SI units; build one with `from_frame`.
+
+    Attributes:
+        frame: The columns of `COLUMNS` in their order, longitude from 0 to 360, rows numbered
+            from 0.
+    """
+
+    frame: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, *, flag_out_of_range: bool = False) -> Self:
+        """Check and complete a table.
+
+        Args:
+            frame: At least time, latitude, longitude, variable, value and error; other columns of
+                `COLUMNS` have defaults, further columns are dropped. Times without a zone are UTC.
+            flag_out_of_range: Give implausible values the quality flag 1, by which gridding
+                leaves them out, instead of refusing the table. Values in a wrong unit are always
+                refused.
+
+        Raises:
+            GatesError: One line with the fault, the first row that has it, and the fix.
+        """
+        absent = [name for name in COLUMNS if name not in frame and name not in DEFAULTS]
+        if absent:
+            raise GatesError(
+                f"observations lack the column {', '.join(absent)}, found "
+                f"{', '.join(map(str, frame.columns))}; rename or add it"
+            )
+        columns = {
+            name: frame[name] if name in frame else pd.Series(DEFAULTS[name], frame.index)
+            for name in COLUMNS
+        }
+        columns["time"] = _times(frame["time"])
+        for name, kind in COLUMNS.items():
+            if name != "time":
+                columns[name] = _converted(columns[name], name, kind)
+        table = pd.DataFrame(columns).reset_index(drop=True)
+        _check_positions(table)
+        _check_errors(table)
+        table["longitude"] %= 360.0
+        outside = _out_of_range(table)
+        if flag_out_of_range:
+            table.loc[outside & (table["qc"] == 0), "qc"] = OUT_OF_RANGE
+        else:
+            _refuse_out_of_range(table, outside & (table["qc"] == 0))
+        return cls(table)
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Return a table without observations."""
+        return cls.from_frame(pd.DataFrame({name: [] for name in COLUMNS}))
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a table from Parquet or CSV, by the suffix of the file, and check it.
+
+        Raises:
+            GatesError: If the file is absent or unreadable, or for the reasons of `from_frame`.
+        """
+        source = Path(path)
+        if not source.exists():
+            raise GatesError(f"{source} does not exist; check the path")
+        try:
+            frame = pd.read_csv(source) if source.suffix == ".csv" else pd.read_parquet(source)
+        except ImportError as error:
+            raise MissingExtraError("weather", "pyarrow") from error
+        except (ValueError, OSError) as error:
+            raise GatesError(
+                f"{source} cannot be read as a table ({str(error).splitlines()[0]}), expected "
+                "Parquet or CSV; convert it"
+            ) from error
+        try:
+            return cls.from_frame(frame)
+        except GatesError as error:
+            raise GatesError(f"{source}: {error}") from error
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write as Parquet, or as CSV if the suffix says so; an old file is replaced whole."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.partial")
+        if target.suffix == ".csv":
+            self.frame.to_csv(partial, index=False)
+        else:
+            self.frame.to_parquet(partial, index=False)
+        partial.replace(target)
+        return target
+
+
+def _times(times: pd.Series) -> pd.Series:
+    try:
+        converted = pd.to_datetime(times, utc=True, format="ISO8601")
+    except (ValueError, TypeError) as error:
+        raise GatesError(
+            f"time cannot be read as dates ({str(error).splitlines()[0]}); write them as "
+            "2017-01-01T00:00"
+        ) from error
+    _refuse(converted.isna(), "time", converted, "a date", "drop rows without a time (NaT)")
+    return converted.dt.tz_localize(None).astype("datetime64[ns]")
+
+
+def _converted(column: pd.Series, name: str, kind: Any) -> pd.Series:
+    try:
+        if kind == "object":
+            column = column.astype(object).where(column.notna(), "").map(str)
+        converted: pd.Series = column.astype(kind)
+    except (ValueError, TypeError) as error:
+        raise GatesError(
+            f"{name} holds {column.dtype} that is no {kind} ({str(error).splitlines()[0]}); convert"
+            " it"
+        ) from error
+    return converted
+
+
+def _check_positions(table: pd.DataFrame) -> None:
+    for name, low, high in (("latitude", -90, 90), ("longitude", -180, 360)):
+        inside = table[name].between(low, high)
+        _refuse(~inside, name, table[name], f"degrees from {low} to {high}", "correct or drop it")
+    level = table["level_hpa"]
+    _refuse(level <= 0, "level_hpa", level, "a positive pressure", "correct or drop it")
+    _refuse(level > 1200, "level_hpa", level, "hPa", "it looks like Pa: divide by 100")
+
+
+def _check_errors(table: pd.DataFrame) -> None:
+    good = np.isfinite(table["error"]) & (table["error"] > 0)
+    _refuse(~good, "error", table["error"], "a positive standard deviation", "set it")
+    _refuse(~np.isfinite(table["value"]), "value", table["value"], "a number", "drop the row")
+
+
+def _out_of_range(table: pd.DataFrame) -> pd.Series:
+    """Check names and units of the variables, and return which values are implausible."""
+    outside = pd.Series(False, index=table.index)
+    good = table[table["qc"] == 0]
+    for name, values in good.groupby("variable")["value"]:
+        variable = VARIABLES.get(str(name))
+        if variable is None:
+            close = get_close_matches(str(name), VARIABLES, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(VARIABLES)}"
+            raise GatesError(f"variable {name} is unknown; {hint}")
+        low, high = values.quantile([0.05, 0.95])
+        other = variable.wrong_unit(float(low), float(high))
+        if other is not None:
+            raise GatesError(
+                f"{name} is mostly {low:.6g} to {high:.6g}, expected {variable.low:g} to "
+                f"{variable.high:g} {variable.unit}; it looks like {other.name}: {other.fix}"
+            )
+        outside[values.index] = ~values.between(variable.low, variable.high)
+    return outside
+
+
+def _refuse_out_of_range(table: pd.DataFrame, outside: pd.Series) -> None:
+    if outside.any():
+        name = table["variable"].iloc[int(outside.to_numpy().argmax())]
+        variable = VARIABLES[name]
+        expected = f"{variable.low:g} to {variable.high:g} {variable.unit} for {name}"
+        fix = "correct or drop it, or set flag_out_of_range"
+        _refuse(outside, "value", table["value"], expected, fix)
+
+
+def _refuse(bad: pd.Series, name: str, values: pd.Series, expected: str, fix: str) -> None:
+    """Raise if any row is bad, naming the first."""
+    if bad.any():
+        row = int(bad.to_numpy().argmax())
+        raise GatesError(
+            f"{int(bad.sum())} of {len(bad)} observations have a bad {name}, the first is "
+            f"{values.iloc[row]} in row {row}, expected {expected}; {fix}"
+        )
