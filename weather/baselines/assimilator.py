@@ -14,8 +14,9 @@ class Assimilator(Protocol):
     B timelines are independent of each other and may have different networks. M is the number of
     ensemble members, 1 for a deterministic method.
 
-    A timeline without observations keeps its background exactly, unless the method ignores the
-    background by definition. The result never shares memory with the background.
+    The result never shares memory with the background. The classical methods return the background
+    of a timeline without observations exactly, except those that ignore backgrounds altogether; a
+    learned method need not.
 
     Attributes:
         members: M, the ensemble size that ``analyse`` expects.

@@ -57,7 +57,7 @@ class OptimalInterpolation:
         self.scale = scale
         self.members = members
         self._budget = int(cache_mib * 2**20)
-        self._factors: OrderedDict[bytes, Factor] = OrderedDict()
+        self._factors: OrderedDict[tuple[bytes, float], Factor] = OrderedDict()
 
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
@@ -108,7 +108,7 @@ class OptimalInterpolation:
         return float(len(noise) - (noise * inverse).sum())
 
     def _factor(self, errors: Tensor) -> Factor:
-        key = errors.detach().cpu().contiguous().numpy().tobytes()
+        key = (errors.contiguous().numpy().tobytes(), self.scale)
         if key in self._factors:
             self._factors.move_to_end(key)
             return self._factors[key]

@@ -19,10 +19,12 @@ def crps_skill(ensemble: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
 def crps_spread(ensemble: Tensor, weights: Tensor) -> Tensor:
     """Return the mean absolute difference of two different members; half of it enters the CRPS."""
     members = _count(ensemble)
-    # Sorted, each member exceeds `rank` others, so the sum over pairs costs M log M.
+    # Sorted, each member exceeds `rank` others, so the sum over pairs costs M log M. The factors
+    # add up to zero: taking out the mean changes nothing but the rounding.
     rank = torch.arange(members, dtype=ensemble.dtype, device=ensemble.device)
     factor = (2 * rank - members + 1).view(-1, *[1] * (ensemble.ndim - 1))
-    total = (ensemble.sort(0).values * factor).sum(0)
+    ordered = (ensemble - ensemble.mean(0)).sort(0).values
+    total = (ordered * factor).sum(0)
     return spatial_mean(2 * total / (members * (members - 1)), weights)
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from weather.data.era5_sample import load_era5_sample
 from weather.grid import Grid, gaussian_grid
 from weather.observations.gridded import GriddedObservations
-from weather.observations.network import observe
+from weather.observations.network import bernoulli_network, observe
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "weather"
 
@@ -46,3 +47,15 @@ def problem(grid):
         return background, observations
 
     return make
+
+
+@pytest.fixture(scope="session")
+def era5_problem():
+    """One member of ERA5 as truth, the nine others as background, a tenth of the points seen."""
+    sample = load_era5_sample()
+    fields = sample.fields[:, 3]
+    truth, others = fields[4], torch.cat((fields[:4], fields[5:]))
+    error = others.var(0).mean((-2, -1)).sqrt() / 2
+    network = bernoulli_network(sample.grid, 0.1, seed=0)
+    observations = observe(truth[None], network, error, generator=torch.Generator().manual_seed(0))
+    return sample.grid, truth, others[None], observations

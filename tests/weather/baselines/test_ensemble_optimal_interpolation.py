@@ -6,6 +6,7 @@ from weather.baselines.covariance import SampleCovariance
 from weather.baselines.ensemble_optimal_interpolation import EnsembleOptimalInterpolation
 from weather.baselines.letkf import LETKF
 from weather.baselines.optimal_interpolation import OptimalInterpolation
+from weather.metrics import rmse
 
 
 def test_each_timeline_uses_the_covariance_of_its_own_members(problem, grid):
@@ -34,6 +35,15 @@ def test_without_observations_the_background_is_kept_exactly(problem, grid):
     nothing = observations.withhold(torch.tensor(False))
     method = EnsembleOptimalInterpolation(grid, 3)
     assert torch.equal(method.analyse(background, nothing), background)
+
+
+def test_real_fields_come_closer_to_the_truth(era5_problem):
+    grid, truth, background, observations = era5_problem
+    method = EnsembleOptimalInterpolation(grid, 9, localization_km=500.0, coupling=torch.eye(4))
+    analysis = method.analyse(background, observations)
+    weights = grid.area_weights()
+    before, after = (rmse(x[0].mean(0), truth, weights) for x in (background, analysis))
+    assert (after < 0.97 * before).all()
 
 
 def test_bad_arguments(problem, grid):

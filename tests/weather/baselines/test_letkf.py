@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from weather.baselines.etkf import etkf
 from weather.baselines.letkf import LETKF, relax_to_prior_spread
 from weather.grid import gaussian_grid, great_circle_km
+from weather.metrics import rmse
 from weather.observations.gridded import GriddedObservations
 from weather.observations.network import observe
 
@@ -162,6 +163,15 @@ def test_float32_is_close_to_float64(problem, grid):
     rough = method.analyse(background.float(), observations.to(torch.float32))
     assert rough.dtype == torch.float32
     assert_close(rough.double(), exact, rtol=0, atol=1e-4)
+
+
+def test_real_fields_come_closer_to_the_truth(era5_problem):
+    grid, truth, background, observations = era5_problem
+    method = LETKF(grid, 9, localization_km=500.0, coupling=torch.eye(4))
+    analysis = method.analyse(background, observations)
+    weights = grid.area_weights()
+    before, after = (rmse(x[0].mean(0), truth, weights) for x in (background, analysis))
+    assert (after < 0.97 * before).all()
 
 
 @pytest.mark.parametrize(

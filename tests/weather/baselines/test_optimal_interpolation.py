@@ -113,6 +113,10 @@ def test_scale_multiplies_the_background_deviation(problem):
     matrix = DenseCovariance(covariance().dense().matrix / 4)
     expected = OptimalInterpolation(matrix).analyse(background, observations)
     assert_close(scaled, expected, rtol=0, atol=1e-12)
+    method = OptimalInterpolation(covariance())
+    method.analyse(background, observations)
+    method.scale = 0.5
+    assert torch.equal(method.analyse(background, observations), scaled)
 
 
 def test_little_memory_changes_only_the_speed(problem, monkeypatch):

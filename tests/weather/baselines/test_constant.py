@@ -1,6 +1,6 @@
 import torch
 
-from weather.baselines.climatology import Climatology, Persistence
+from weather.baselines.constant import Climatology, Persistence
 from weather.baselines.free_run import FreeRun
 
 
