@@ -1,0 +1,256 @@
+import io
+from itertools import combinations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+
+from weather.grid import Grid, gaussian_grid, regular_grid
+from weather.plots import analysis_figure, cycle_figure, gate_figure, scorecard_figure
+from weather.plots.maps import draw_cells, draw_map, symmetric_levels
+from weather.plots.projection import equal_earth, outline
+from weather.plots.style import method_colors
+
+GRID = regular_grid(31, 60, poles=True)
+METHODS = ("background", "inverse distance", "optimal interpolation", "LETKF", "Adas", "ungated")
+
+
+def wave(amplitude=1.0, grid=GRID, number=3):
+    phase = number * grid.longitude.deg2rad()
+    return amplitude * grid.latitude.deg2rad().cos()[:, None] * phase.sin()
+
+
+def panel(**options):
+    truth = 54_000 + wave(2000)
+    background = truth + wave(400, number=5)
+    analysis = truth + wave(100, number=5)
+    options = {"variable": "geopotential", "level": 500} | options
+    return analysis_figure(truth, background, analysis, GRID, **options)
+
+
+def cycles():
+    generator = np.random.default_rng(0)
+    return {name: 300 / (1 + i) * np.exp(generator.normal(size=(3, 200)) / 10)
+            for i, name in enumerate(METHODS)}  # fmt: skip
+
+
+def card(**options):
+    values = np.linspace(0.6, 1.5, 24).reshape(6, 4) * np.array([396.0, 280, 2.3, 2.3])
+    tasks = ["z500", "z850", "t500", "t850"]
+    return scorecard_figure(METHODS, tasks, values, **({"reference": "background"} | options))
+
+
+FIGURES = {
+    "panel": lambda: panel(observed=wave() > 0.5, title="ERA5 ensemble: geopotential at 500 hPa"),
+    "cycle": lambda: cycle_figure(cycles(), label="RMSE of height", unit="m", spin_up=60),
+    "score card": lambda: card(title="Persistence", units=["m² s⁻²", "m² s⁻²", "K", "K"]),
+    "gates": lambda: gate_figure(
+        {f"stage {i}": wave().sigmoid() for i in range(5)}, GRID, observed=wave() > 0.5
+    ),
+}
+
+
+def drawn(figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_words_do_not_touch_and_lie_inside(name):
+    figure = FIGURES[name]()
+    renderer = drawn(figure).get_renderer()
+    visible = [text for text in words_of(figure) if text.get_text().strip()]
+    assert len(visible) > 5
+    boxes = [(text.get_text(), mpl.text.Text.get_window_extent(text, renderer)) for text in visible]
+    for text, box in boxes:
+        assert box.x0 >= -1, text
+        assert box.y0 >= -1, text
+        assert box.x1 <= figure.bbox.width + 1, text
+        assert box.y1 <= figure.bbox.height + 1, text
+    for (first, a), (second, b) in combinations(boxes, 2):
+        assert not a.padded(-1).overlaps(b.padded(-1)), f"{first!r} touches {second!r}"
+
+
+def words_of(figure):
+    """Texts that are drawn: matplotlib keeps tick labels beyond the limits and of hidden axes."""
+    words = list(figure.texts)
+    for axes in figure.axes:
+        words += [axes.title, axes._left_title, axes._right_title, *axes.texts]
+        if axes.axison:
+            words += [axes.xaxis.label, axes.yaxis.label]
+            for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+                for tick in axis.get_major_ticks():
+                    if min(limits) <= tick.get_loc() <= max(limits):
+                        words += [
+                            label for label in (tick.label1, tick.label2) if label.get_visible()
+                        ]
+    return words
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_written_without_a_display(name):
+    buffer = io.BytesIO()
+    FIGURES[name]().savefig(buffer, format="png")
+    assert buffer.getvalue().startswith(b"\x89PNG")
+    assert len(buffer.getvalue()) > 20_000
+
+
+def filled_contours(axes):
+    return next(
+        c for c in axes.collections if isinstance(c, mpl.contour.QuadContourSet) and c.filled
+    )
+
+
+def test_panel_shares_scales_and_centers_differences():
+    maps = panel().axes[:6]
+    fields = [filled_contours(axes) for axes in maps[:3]]
+    differences = [filled_contours(axes) for axes in maps[3:]]
+    for group in (fields, differences):
+        for other in group[1:]:
+            np.testing.assert_array_equal(other.levels, group[0].levels)
+    levels = differences[0].levels
+    np.testing.assert_allclose(levels, -levels[::-1])
+    assert 0 not in levels
+    middle = np.array(differences[0].cmap(differences[0].norm(0.0))[:3])
+    assert middle.min() > 0.9  # neutral, near white
+    assert fields[0].levels[0] <= 52_000 < 56_000 <= fields[0].levels[-1]
+
+
+def test_panel_states_area_weighted_errors_and_the_network():
+    figure = panel(observed=wave() > 0.5)
+    remarks = [axes.get_title(loc="right") for axes in figure.axes[3:6]]
+    expected = GRID.area_mean((wave(400, number=5).double()) ** 2).sqrt().item()
+    assert remarks[1] == f"rms {expected:.3g} m² s⁻²"
+    assert remarks[2] == f"rms {expected / 4:.3g} m² s⁻²"
+    assert remarks[0] == f"rms {expected * 3 / 4:.3g} m² s⁻²"
+    words = [text.get_text() for text in figure.texts]
+    assert words == [f"{int((wave() > 0.5).sum())} observed points", "Geopotential at 500 hPa"]
+    assert len(figure.axes[3].collections[-1].get_offsets()) == int((wave() > 0.5).sum())
+
+
+def test_panel_of_equal_fields_is_drawn():
+    field = torch.full(GRID.shape, 280.0)
+    drawn(analysis_figure(field, field, field, GRID, variable="2m_temperature"))
+
+
+@pytest.mark.parametrize("size", [0.013, 1.0, 7.3, 1234.0])
+def test_symmetric_levels_cover_the_size(size):
+    levels = symmetric_levels(size)
+    np.testing.assert_allclose(levels, -levels[::-1])
+    np.testing.assert_allclose(np.diff(levels), levels[1] - levels[0])
+    assert 8 <= len(levels) <= 20
+    assert size <= levels[-1] * 1.01 + (levels[1] - levels[0])
+
+
+def test_cycle_names_every_line_once_in_its_color():
+    figure = cycle_figure(cycles(), label="RMSE of height", unit="m")
+    (axes,) = figure.axes
+    colors = method_colors(METHODS)
+    labels = {text.get_text().rsplit("  ", 1)[0]: text for text in axes.texts}
+    assert set(labels) == set(METHODS)
+    assert len({to_rgb(color) for color in colors.values()}) == len(METHODS)
+    for name, line in zip(METHODS, axes.lines, strict=True):
+        assert line.get_color() == labels[name].get_color() == colors[name]
+        np.testing.assert_allclose(line.get_ydata(), np.median(cycles()[name], axis=0))
+        np.testing.assert_allclose(line.get_xdata()[[0, -1]], [0.25, 50])
+
+
+def test_cycle_leaves_gaps_where_not_finite():
+    errors = np.array([3.0, 2.0, np.inf, np.nan, 1.0])
+    figure = cycle_figure({"OI": errors, "lost": errors * np.nan}, label="RMSE", unit="m")
+    drawn(figure)
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [3, 2, np.nan, np.nan, 1])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["OI  1"]
+    with pytest.raises(ValueError, match="errors is empty, expected at least one method"):
+        cycle_figure({}, label="RMSE", unit="m")
+
+
+def test_score_card_shows_values_and_changes():
+    values = np.array([[400.0, 2.0], [300.0, 2.2], [np.nan, 1.996]])
+    figure = scorecard_figure(["background", "OI", "Adas"], ["z500", "t500"], values,
+                              reference="background")  # fmt: skip
+    words = [text.get_text() for text in figure.axes[0].texts]
+    expected = ["400", "2.00", "300", "−25 %", "2.20", "+10 %", "–", "2.00", "±0 %"]
+    assert words == expected
+    image = figure.axes[0].images[0]
+    better, worse = (image.cmap(image.norm(x)) for x in (-0.25, 0.25))
+    assert better[2] > better[0] + 0.2  # blue
+    assert worse[0] > worse[2] + 0.2  # red
+    np.testing.assert_allclose(image.get_array()[1], [-0.25, 0.1])
+
+
+def test_score_card_refuses_nonsense():
+    with pytest.raises(ValueError, match=r"shape \(1, 2\), expected \(2, 2\)"):
+        scorecard_figure(["a", "b"], ["x", "y"], np.ones((1, 2)), reference="a")
+    with pytest.raises(ValueError, match="reference 'c' is none of a, b"):
+        scorecard_figure(["a", "b"], ["x"], np.ones((2, 1)), reference="c")
+
+
+def test_gates_share_the_scale_from_0_to_1():
+    observed = torch.zeros(GRID.shape, dtype=torch.bool)
+    observed[10] = True
+    gate = torch.where(observed, 0.75, 0.25)
+    figure = gate_figure({"first": gate, "second": 0 * gate}, GRID, observed=observed)
+    maps = figure.axes[:2]
+    for axes in maps:
+        mesh = next(c for c in axes.collections if isinstance(c, mpl.collections.QuadMesh))
+        assert (mesh.norm.vmin, mesh.norm.vmax) == (0, 1)
+    assert maps[0].get_title(loc="right") == "observed 0.75, elsewhere 0.25"
+    assert maps[1].get_title(loc="right") == "observed 0.00, elsewhere 0.00"
+    with pytest.raises(ValueError, match="gates is empty"):
+        gate_figure({}, GRID)
+
+
+def test_projection_keeps_area():
+    x, y = outline().T
+    area = 0.5 * abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
+    assert area == pytest.approx(4 * np.pi, rel=1e-3)
+    for latitude in (0.0, 35.0, -60.0, 85.0):
+        lat = np.array([latitude, latitude + 1e-3, latitude])
+        lon = np.array([20.0, 20.0, 20.0 + 1e-3])
+        x, y = equal_earth(lat, lon)
+        cell = (x[2] - x[0]) * (y[1] - y[0]) - (x[1] - x[0]) * (y[2] - y[0])
+        expected = np.deg2rad(1e-3) ** 2 * np.cos(np.deg2rad(latitude))
+        assert cell == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        GRID,
+        gaussian_grid(16, 32),
+        Grid(torch.linspace(-80, 80, 9), torch.arange(24) * 15.0 - 172.5),
+    ],
+)
+def test_maps_show_places_where_they_are(grid):
+    """A field that is 1 over Australia only has its color there, not in the mirror image."""
+    field = torch.zeros(grid.shape)
+    rows = (grid.latitude < -15) & (grid.latitude > -40)
+    columns = (grid.longitude % 360 > 115) & (grid.longitude % 360 < 150)
+    field[rows[:, None] & columns] = 1.0
+    for draw in (smooth, by_cells):
+        figure = mpl.figure.Figure(figsize=(4, 2), dpi=100)
+        axes = figure.add_axes((0, 0, 1, 1))
+        draw(axes, field, grid)
+        pixels = np.asarray(drawn(figure).buffer_rgba())[..., :3].astype(int)
+        assert reddish(pixels, axes, -28, 133)
+        for latitude, longitude in ((28, 133), (-28, -133), (28, -133), (0, 0), (-28, 90)):
+            assert not reddish(pixels, axes, latitude, longitude)
+
+
+def smooth(axes, field, grid):
+    draw_map(axes, field, grid, levels=np.array([-0.5, 0.5, 0.6]), cmap=mpl.colormaps["RdBu_r"])
+
+
+def by_cells(axes, field, grid):
+    draw_cells(axes, field, grid, low=-1, high=1, cmap=mpl.colormaps["RdBu_r"])
+
+
+def reddish(pixels, axes, latitude, longitude):
+    x, y = axes.transData.transform(equal_earth(np.array(latitude), np.array(longitude)))
+    red, _, blue = pixels[pixels.shape[0] - 1 - int(y), int(x)]
+    return red > blue + 60
