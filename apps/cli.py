@@ -1,6 +1,7 @@
 """The command line of an application: typed classes in, one-line errors out."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -222,5 +223,6 @@ def quiet_lightning() -> None:
     """Keep Lightning to its warnings that matter here: no adverts, no list of absent hardware."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls of it
     for message in UNWANTED:
         warnings.filterwarnings("ignore", message=message)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader
 from jsonargparse._actions import ActionConfigFile
 
 from core_gates.errors import GatesError
@@ -40,7 +41,7 @@ def read_config(path: Path) -> dict[str, Any]:
         GatesError: The file is not text, not YAML or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = get_loader("yaml")(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise GatesError(f"{path} is not a text file: --config expects YAML") from error
     except yaml.YAMLError as error:

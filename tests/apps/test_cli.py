@@ -1,0 +1,164 @@
+import json
+
+import pytest
+import yaml
+
+from apps.main import App, main
+
+QUICK = ["--trainer.max_steps", "2", "--trainer.enable_model_summary", "false"]
+QUICK += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+
+
+@pytest.fixture
+def gates(toy, tmp_path, monkeypatch, capsys):
+    """Run ``gates toy ...`` in an empty folder; returns exit code and standard error."""
+    monkeypatch.chdir(tmp_path)
+    table = {"toy": App("toy", "a toy", {"fit": "train", "score": "score"})}
+
+    def run(*words):
+        try:
+            code = main(["toy", *words], table)
+        except SystemExit as leave:
+            code = leave.code
+        return code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("fit --trainer.max_epocs 3", "--trainer.max_epocs 3 (did you mean --trainer.max_epochs?)"),
+        (
+            "fit --trainer.max_epochs three",
+            "trainer.max_epochs: expected int or null, found 'three'",
+        ),
+        ("fit --model.dim x", "model.dim: expected int, found 'x'"),
+        ("fit --model.dim 0", "dim must be at least 1, got 0"),
+        ("fit --checkpoint.mode least", "checkpoint.mode: expected 'min', 'max', found 'least'"),
+        (
+            "fit --checkpoint.every_n_steps 0",
+            "checkpoint.every_n_steps must be at least 1, found 0",
+        ),
+        ("fit --trainer.accelerator gup", "accelerator='gup'"),
+        (
+            "fit --trainer.callbacks Nothing",
+            "trainer.callbacks: expected list[Callback] or Callback",
+        ),
+        ("fit --config nowhere", "configuration 'nowhere' found neither in"),
+        (
+            "fit --config typo.yaml",
+            "unknown key 'model.dimm' in typo.yaml (did you mean model.dim?)",
+        ),
+        ("fit --config broken.yaml", "broken.yaml line 3 is not valid YAML"),
+        ("fit --config list.yaml", "list.yaml holds list, but a configuration is a mapping"),
+        ("fit --config empty.yaml", "empty.yaml holds nothing, but a configuration is a mapping"),
+        ("fit --config binary.yaml", "binary.yaml is not a text file"),
+        (
+            "fit --config class.yaml",
+            "callbacks: lightning.pytorch.callbacks.Timer does not accept 'x'",
+        ),
+        ("fit --name a/b", "--name 'a/b' must be a plain name without '/'"),
+        ("fit --resume --overwrite", "--resume and --overwrite exclude each other"),
+        ("score --repeats many", "repeats: expected int, found 'many'"),
+        ("score --repeats 0", "--repeats must be at least 1, found 0"),
+        ("score --name", "argument --name: expected one argument"),
+    ],
+)
+def test_wrong_input_is_one_line_with_the_fix(gates, tmp_path, words, expected):
+    (tmp_path / "typo.yaml").write_text("model: {dimm: 3}\n")
+    (tmp_path / "broken.yaml").write_text("model:\n  dim: [3\n")
+    (tmp_path / "list.yaml").write_text("- 3\n")
+    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "class.yaml").write_text(
+        "trainer: {callbacks: [{class_path: Timer, init_args: {x: 1}}]}\n"
+    )
+    code, err = gates(*words.split())
+    verb = words.split()[0]
+    assert code == 2
+    assert err.startswith(f"gates toy {verb}: error: ")
+    assert expected in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_has_everything_and_is_refused_twice(gates, tmp_path):
+    assert gates("fit", *QUICK, "--name", "a")[0] in (0, None)
+    folder = tmp_path / "runs" / "toy" / "a"
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.yaml", "environment.json", "checkpoints", "metrics.csv", "tensorboard")
+    }
+    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
+    config = (folder / "config.yaml").read_bytes()
+    code, err = gates("fit", *QUICK, "--name", "a")
+    assert code == 2
+    assert "add --resume to go on, --overwrite to start again, or --name NEW" in err
+    (folder / "leftover").touch()
+    assert gates("fit", *QUICK, "--name", "a", "--overwrite")[0] in (0, None)
+    assert not (folder / "leftover").exists()
+    assert (folder / "config.yaml").read_bytes() == config
+
+
+def test_the_stored_configuration_runs_again_identically(gates, tmp_path, same_checkpoint):
+    gates("fit", *QUICK, "--name", "a", "--model.lr", "0.01", "--model.dim", "4")
+    stored = tmp_path / "runs" / "toy" / "a" / "config.yaml"
+    content = yaml.safe_load(stored.read_text())
+    assert content["model"] == {"dim": 4, "lr": 0.01}
+    assert not {"resume", "overwrite", "config"} & content.keys()
+    gates("fit", "--config", str(stored), "--name", "b")
+    again = tmp_path / "runs" / "toy" / "b"
+    assert yaml.safe_load((again / "config.yaml").read_text()) == {**content, "name": "b"}
+    same_checkpoint(*(f / "checkpoints" / "last.ckpt" for f in (stored.parent, again)))
+
+
+def test_resume_takes_up_the_stored_configuration(gates, tmp_path):
+    gates("fit", *QUICK, "--name", "a", "--model.dim", "4")
+    folder = tmp_path / "runs" / "toy" / "a"
+    assert gates("fit", "--name", "a", "--resume", "--trainer.max_steps", "5")[0] in (0, None)
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    assert content["model"]["dim"] == 4
+    assert content["trainer"]["max_steps"] == 5
+
+
+def test_one_file_serves_every_verb(gates, tmp_path):
+    (tmp_path / "both.yaml").write_text(
+        "model: {dim: 4}\nscore: {repeats: 3}\nfit: {trainer: {max_steps: 1}, model: {lr: 5e-1}}\n"
+        "trainer: {accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}\n"
+    )
+    assert gates("fit", "--config", "both")[0] in (0, None)
+    assert gates("score", "--config", "both")[0] in (0, None)
+    folder = tmp_path / "runs" / "toy" / "both"
+    assert json.loads((folder / "score.json").read_text()) == {"repeats": 3}
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    assert content["model"] == {"dim": 4, "lr": 0.5}
+    assert content["trainer"]["max_steps"] == 1
+    assert "repeats" not in content
+
+
+def test_the_command_line_wins_over_the_file(gates, tmp_path):
+    (tmp_path / "c.yaml").write_text("score: {repeats: 3}\n")
+    gates("score", "--config", "c.yaml", "--repeats", "7")
+    assert json.loads((tmp_path / "runs/toy/c/score.json").read_text()) == {"repeats": 7}
+
+
+def test_output_is_quiet_and_plain(toy, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    table = {"toy": App("toy", "a toy", {"fit": "train"})}
+    words = ["--trainer.max_epochs", "1", "--trainer.enable_model_summary", "false"]
+    main(["toy", "fit", *words, "--trainer.accelerator", "cpu"], table)
+    captured = capfd.readouterr()
+    assert captured.err == ""
+    lines = captured.out.splitlines()
+    assert lines
+    assert all(line.startswith("epoch 0  step ") for line in lines)
+
+
+def test_help_of_a_verb_documents_its_arguments(gates, capsys, toy):
+    with pytest.raises(SystemExit) as leave:
+        main(["toy", "score", "--help"], {"toy": App("toy", "", {"score": "x"})})
+    assert leave.value.code == 0
+    text = capsys.readouterr().out
+    assert "How often to score." in text
+    assert "--repeats REPEATS" in text
+    assert "datamodule" not in text

@@ -1,0 +1,128 @@
+import importlib
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from apps.cli import GatesCLI
+from apps.main import APPS, App, main
+from core_gates.errors import GatesError, MissingExtraError
+
+
+def cpu_seconds(command):
+    """CPU time of a process and of what it started."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done
+
+
+@pytest.mark.parametrize("words", [["--help"], ["weather", "--help"], []])
+def test_help_is_instant(words):
+    seconds, done = min(
+        (cpu_seconds([sys.executable, "-m", "apps.main", *words]) for _ in range(3)),
+        key=lambda pair: pair[0],
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: gates")
+    assert seconds <= 0.15
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from apps.main import main; main(['--help']); main(['weather', '--help']);"
+        "print([m for m in ('torch', 'lightning', 'jsonargparse', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_word_of_the_table_is_in_the_help(capsys):
+    main(["--help"])
+    overview = capsys.readouterr().out
+    for name, app in APPS.items():
+        assert f"  {name} " in overview
+        assert app.summary in overview
+        if app.verbs:
+            main([name, "--help"])
+            text = capsys.readouterr().out
+            assert all(f"  {verb} " in text and line in text for verb, line in app.verbs.items())
+
+
+@pytest.mark.parametrize("name", [name for name, app in APPS.items() if app.verbs])
+def test_the_table_lists_the_verbs_that_exist(name):
+    module = importlib.import_module(APPS[name].module)
+    (cli,) = {
+        item
+        for item in vars(module).values()
+        if isinstance(item, type) and issubclass(item, GatesCLI) and item.app == name
+    }
+    assert set(cli.verbs) == set(APPS[name].verbs)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["wether"], "gates: error: unknown application 'wether' (did you mean weather?)"),
+        (["weather", "fti"], "gates weather: error: unknown verb 'fti' (did you mean fit?)"),
+        (["xyz"], "gates: error: unknown application 'xyz' (choose from "),
+        (["doctor", "--now"], "gates doctor: error: doctor takes no arguments, found '--now'"),
+        (["tour", "--only", "sea"], "gates tour: error: --only 'sea' is no stop of the tour"),
+    ],
+)
+def test_one_line_for_a_wrong_word(words, line, capsys):
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(line)
+    assert captured.err.count("\n") == 1
+
+
+class FakeModule:
+    def __init__(self, error):
+        self.error = error
+
+    def main(self, arguments):
+        if self.error:
+            raise self.error
+        return 0
+
+
+@pytest.fixture
+def front_door(monkeypatch):
+    def run(error, *words):
+        monkeypatch.setitem(sys.modules, "fake_app", FakeModule(error))
+        return main(["fake", "go", *words], {"fake": App("fake_app", "x", {"go": "x"})})
+
+    return run
+
+
+def test_expected_failures_are_one_line(front_door, capsys):
+    assert front_door(None) == 0
+    assert front_door(GatesError("found 3,\n  expected 4")) == 2
+    assert capsys.readouterr().err == "gates fake go: error: found 3, expected 4\n"
+    assert front_door(MissingExtraError("weather", "xarray")) == 2
+    assert "pip install '.[weather]'" in capsys.readouterr().err
+    assert front_door(KeyboardInterrupt()) == 130
+
+
+def test_debug_and_defects_show_the_traceback(front_door):
+    with pytest.raises(GatesError):
+        front_door(GatesError("x"), "--debug")
+    with pytest.raises(ZeroDivisionError):
+        front_door(ZeroDivisionError())
+
+
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, capsys):
+    (tmp_path / "needy_app.py").write_text("import a_package_that_is_missing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    table = {"weather": App("needy_app", "x", {"go": "x"})}
+    assert main(["weather", "go"], table) == 2
+    line = "weather needs a_package_that_is_missing: pip install '.[weather]'"
+    assert capsys.readouterr().err == f"gates weather go: error: {line}\n"
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("gatesuite 0.")
