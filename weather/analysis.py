@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -48,15 +49,26 @@ class AdasAnalysis(nn.Module):
         self.register_buffer("background_sd", background_sd.clone())
         self.background_sd: Tensor
 
-    def forward(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def forward(
+        self,
+        background: Tensor,
+        observations: GriddedObservations,
+        background_sd: Tensor | None = None,
+    ) -> Tensor:
         """Return the analysis.
 
-        Shape:
-            ``background``, every field of ``observations`` and the result: (B,C,H,W), physical.
+        Args:
+            background: (B,C,H,W), physical units.
+            observations: Fields (B,C,H,W) in the same units.
+            background_sd: (B,C) expected background error of every problem; that of the training
+                period if None.
+
+        Returns:
+            (B,C,H,W), physical units.
         """
-        sd = self.background_sd[:, None, None]
-        gate = confidence(observations, self.background_sd, kind=self.confidence_kind)
-        gate = gate.to(background.dtype)
+        sd = self.background_sd if background_sd is None else background_sd
+        sd = sd.to(background)[..., None, None].expand_as(background)
+        gate = confidence(observations, sd, kind=self.confidence_kind).to(background)
         state = self.normalizer.normalize(background)
         if self.network.output == "increment":
             innovation = torch.where(observations.mask, observations.values - background, 0) / sd
@@ -65,6 +77,12 @@ class AdasAnalysis(nn.Module):
         values = self.normalizer.normalize(observations.values)
         values = torch.where(observations.mask, values, 0)
         return self.normalizer.denormalize(self.network(state, values, gate))
+
+    def expecting(self, background_sd: Tensor) -> AdasAnalysis:
+        """Return the analysis that expects another background error (C,); weights are shared."""
+        other = copy.copy(self)
+        other._buffers = {**self._buffers, "background_sd": background_sd.clone()}
+        return other
 
     @torch.no_grad()
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:

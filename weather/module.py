@@ -88,7 +88,8 @@ class AdasModule(L.LightningModule):
 
     def forward(self, batch: AssimilationBatch, background: Tensor) -> Tensor:
         """Return the analysis (B,C,H,W) of ``background`` with the batch's observations."""
-        return self.analysis(background, batch.observations)
+        analysis: Tensor = self.analysis(background, batch.observations, batch.background_sd)
+        return analysis
 
     @property
     def _data(self) -> AssimilationDataModule:

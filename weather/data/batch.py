@@ -21,6 +21,7 @@ class AssimilationBatch(NamedTuple):
         background: (B,C,H,W) recorded background.
         truth: (B,C,H,W) the state to be found.
         observations: values and errors (B,C,H,W).
+        background_sd: (B,C) expected standard deviation of the background error.
         model: (B,) number of the forecast model that carries the timeline.
     """
 
@@ -29,6 +30,7 @@ class AssimilationBatch(NamedTuple):
     background: Tensor
     truth: Tensor
     observations: GriddedObservations
+    background_sd: Tensor
     model: Tensor
 
 

@@ -91,11 +91,3 @@ def settled(scores: CycleScores, free: CycleScores | None = None) -> Tensor:
     if free is None:
         return own
     return torch.where(scores.lost[:, None], settled(free), own)
-
-
-def drift(scores: CycleScores) -> Tensor:
-    """Return the drift (B,C) over the last half: |slope| times half the length over the mean."""
-    half = scores.analysis[len(scores.analysis) // 2 :].double()
-    time = torch.arange(len(half), dtype=torch.float64) - (len(half) - 1) / 2
-    slope = (time[:, None, None] * half).sum(0) / time.square().sum()
-    return slope.abs() * len(half) / 2 / half.mean(0)

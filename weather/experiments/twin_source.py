@@ -136,12 +136,13 @@ class TwinSource:
         observations = observe(truth, network, errors, generator=draw)
         background = self.recording.background[index, row]
         return AssimilationBatch(
-            torch.tensor(timeline),
-            torch.tensor(reset),
-            background,
-            truth,
-            observations,
-            self.recording.model[row],
+            timeline=torch.tensor(timeline),
+            reset=torch.tensor(reset),
+            background=background,
+            truth=truth,
+            observations=observations,
+            background_sd=self.background_sd,
+            model=self.recording.model[row],
         )
 
     def _validation(self, step: int, timeline: int) -> AssimilationBatch:
@@ -153,10 +154,11 @@ class TwinSource:
         draw = generator(self.seed, 3, step, timeline)
         truth = states[LEAD + step]
         return AssimilationBatch(
-            torch.tensor(timeline),
-            torch.tensor(step == 0),
-            states[0],
-            truth,
-            observe(truth, network, self.world.error_sd, generator=draw),
-            torch.tensor(0),
+            timeline=torch.tensor(timeline),
+            reset=torch.tensor(step == 0),
+            background=states[0],
+            truth=truth,
+            observations=observe(truth, network, self.world.error_sd, generator=draw),
+            background_sd=self.background_sd,
+            model=torch.tensor(0),
         )

@@ -1,0 +1,18 @@
+"""The forms of Adas that are compared, as changes of one network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FORMS: Mapping[str, Mapping[str, Any]] = {
+    "adas_increment": {"output": "increment", "gated": True},
+    "adas_official": {"output": "analysis", "gated": True},
+    "ungated": {"output": "increment", "gated": False},
+}
+"""Arguments of :class:`weather.models.adas.Adas` of each form; all have the same parameters.
+
+``adas_increment`` sees innovations and returns an increment, ``adas_official`` sees observations
+and returns the analysis, as published. ``ungated`` is the control of the increment form: the gate
+stream is added before the activation instead of multiplied after it.
+"""

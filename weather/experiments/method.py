@@ -1,0 +1,38 @@
+"""What can be tuned and compared: a name, a box of settings, and how to build from a setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from weather.baselines.assimilator import Assimilator
+from weather.experiments.tuning import Box, Setting
+
+
+class Method(NamedTuple):
+    """A method of an experiment.
+
+    Attributes:
+        name: Its name in tables and settings.
+        build: Returns the assimilator for a setting.
+        box: Bounds of the settings; empty where there is nothing to tune.
+        members: Ensemble size.
+    """
+
+    name: str
+    build: Callable[[Setting], Assimilator]
+    box: Box = MappingProxyType({})
+    members: int = 1
+
+
+Settings = Mapping[str, Mapping[str, float]]
+"""Stored settings: ``"<method>/<task>"`` to the values of the method's box."""
+
+
+def stored(settings: Settings, method: Method, task: str) -> Setting:
+    """Return the setting of a method for a task, the middle of its box where none is stored."""
+    found = settings.get(f"{method.name}/{task}")
+    if found is not None and set(found) == set(method.box):
+        return dict(found)
+    return {name: (low * high) ** 0.5 for name, (low, high) in method.box.items()}

@@ -1,0 +1,126 @@
+"""Compare methods in a twin world: who stays closest to the truth, cycle after cycle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from weather.baselines.assimilator import Assimilator
+from weather.baselines.free_run import FreeRun
+from weather.cycle import Forecast
+from weather.experiments.method import Method
+from weather.experiments.scoring import CycleScores, score_cycle, settled
+from weather.experiments.twin import Period, TwinWorld
+from weather.experiments.twin_methods import TwinMethods
+from weather.observations.gridded import GriddedObservations
+
+
+class TwinTask(NamedTuple):
+    """A density of observations and a forecast model.
+
+    Attributes:
+        density: Share of grid points observed.
+        model: ``"perfect"`` or ``"error"``.
+    """
+
+    density: float
+    model: str
+
+    @property
+    def name(self) -> str:
+        """Name in settings and tables, such as ``1 % perfect``."""
+        return f"{self.density:.3g}/{self.model}"
+
+
+class TwinEvaluation:
+    """Run methods on the timelines of a period; every method sees the same observations.
+
+    Args:
+        world: The world.
+        densities: Shares of grid points observed.
+        cycles: Cycles to run, all of the world's if None.
+    """
+
+    def __init__(
+        self, world: TwinWorld, densities: tuple[float, ...], cycles: int | None = None
+    ) -> None:
+        self.world, self.cycles = world, cycles or world.cycles
+        self.tasks = [TwinTask(d, model) for model in ("perfect", "error") for d in densities]
+        self.methods = TwinMethods(world)
+        self.area_weights = world.grid.area_weights()
+        self.climatological_sd = world.climatological_sd()
+        self._free: dict[tuple[str, Period], CycleScores] = {}
+
+    def forecast(self, task: TwinTask) -> Forecast:
+        """Return the forecast model of a task."""
+        return self.world.model if task.model == "perfect" else self.world.imperfect
+
+    def run(
+        self,
+        task: TwinTask,
+        assimilator: Assimilator,
+        period: Period = "test",
+        *,
+        redraw: bool = False,
+        guard: bool = True,
+        tick: Callable[[], None] = lambda: None,
+    ) -> CycleScores:
+        """Cycle a method on all timelines of a period.
+
+        Args:
+            task: Density and forecast model.
+            assimilator: The method.
+            period: Whose timelines.
+            redraw: A new network in every cycle.
+            guard: Whether timelines can be lost.
+            tick: Called after every cycle.
+        """
+        first = self.methods.first_background(period, assimilator.members)
+        with torch.no_grad():
+            return score_cycle(
+                self.forecast(task),
+                assimilator,
+                first,
+                self.world.truth(period)[: self.cycles],
+                self._observations(task, period, redraw=redraw),
+                area_weights=self.area_weights,
+                climatological_sd=self.climatological_sd,
+                hours=self.world.hours,
+                guard=guard,
+                tick=tick,
+            )
+
+    def _observations(
+        self, task: TwinTask, period: Period, *, redraw: bool
+    ) -> Iterator[GriddedObservations]:
+        stream = self.world.observations(period, task.density, redraw=redraw)
+        for _, observations in zip(range(self.cycles), stream, strict=False):
+            yield observations
+
+    def free_run(self, task: TwinTask, period: Period = "test") -> CycleScores:
+        """Return the scores without assimilation, which lost timelines are given."""
+        key = (task.model, period)
+        if key not in self._free:
+            self._free[key] = self.run(task, FreeRun(), period, guard=False)
+        return self._free[key]
+
+    def error(self, task: TwinTask, scores: CycleScores, period: Period = "test") -> Tensor:
+        """Return the settled analysis RMSE (B,C); lost timelines count as the free run."""
+        return settled(scores, self.free_run(task, period))
+
+    def tuning_score(self, task: TwinTask, assimilator: Assimilator) -> float:
+        """Return what tuning minimizes: the worst network's mean RMSE over climatological sd."""
+        try:
+            scores = self.run(task, assimilator, "tuning")
+        except ValueError:  # an analysis that cannot be computed, such as a matrix not definite
+            return math.inf
+        error = self.error(task, scores, "tuning") / self.climatological_sd
+        return float(error.mean(1).max())
+
+    def classical(self) -> list[Method]:
+        """Return the classical methods."""
+        return self.methods.all()
