@@ -46,6 +46,13 @@ def card(**options):
 FIGURES = {
     "panel": lambda: panel(observed=wave() > 0.5, title="ERA5 ensemble: geopotential at 500 hPa"),
     "cycle": lambda: cycle_figure(cycles(), label="RMSE of height", unit="m", spin_up=60),
+    "long names": lambda: scorecard_figure(
+        ["background of the model with error", "inverse distance of the observations"],
+        ["geopotential 500 hPa, 10 %", "temperature 850 hPa, 10 %"],
+        np.ones((2, 2)),
+        reference="background of the model with error",
+        title="Errors",
+    ),
     "score card": lambda: card(title="Persistence", units=["m² s⁻²", "m² s⁻²", "K", "K"]),
     "gates": lambda: gate_figure(
         {f"stage {i}": wave().sigmoid() for i in range(5)}, GRID, observed=wave() > 0.5
@@ -181,6 +188,13 @@ def test_score_card_shows_values_and_changes():
     assert better[2] > better[0] + 0.2  # blue
     assert worse[0] > worse[2] + 0.2  # red
     np.testing.assert_allclose(image.get_array()[1], [-0.25, 0.1])
+
+
+def test_score_card_without_an_error_to_compare_with():
+    figure = scorecard_figure(["perfect", "OI"], ["z500"], np.array([[0.0], [5.0]]),
+                              reference="perfect")  # fmt: skip
+    drawn(figure)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.00", "5.00"]
 
 
 def test_score_card_refuses_nonsense():

@@ -455,6 +455,17 @@ def test_missing_value_outside_the_sample_is_found_when_read(tmp_path):
             to_tensor(opened, CHANNELS)
 
 
+def test_large_forecasts_are_sampled_at_their_ends(monkeypatch):
+    monkeypatch.setattr("weather.data.quality.BUDGET_BYTES", 5 * 16 * 8 * 4)
+    leads = np.arange(5).astype("timedelta64[h]").astype("timedelta64[ns]")
+    dataset = make.official().expand_dims(lead_time=leads, axis=1).copy(deep=True)
+    dataset["temperature"][0, 2] = np.nan
+    open_wb2(dataset, CHANNELS)
+    dataset["temperature"][0, 4, 0, 0, 0] = np.nan
+    with pytest.raises(GatesError, match="temperature is missing"):
+        open_wb2(dataset, CHANNELS)
+
+
 def test_uneven_steps_are_accepted_unless_a_step_is_required(tmp_path):
     path = zarr(make.official().isel(time=[0, 1, 3]), tmp_path)
     open_wb2(path, CHANNELS).close()
@@ -475,8 +486,9 @@ def test_scalar_time_becomes_a_dimension(tmp_path):
 def test_forecast_ensembles_keep_their_dimensions(tmp_path):
     leads = np.array([0, 6, 12], "timedelta64[h]").astype("timedelta64[ns]")
     dataset = make.official().expand_dims(member=[0, 1], lead_time=leads)
-    dataset = dataset * (1 + 1e-3 * dataset.member)
+    dataset = (dataset * (1 + 1e-3 * dataset.member)).drop_vars("member")
     with open_wb2(zarr(dataset, tmp_path), CHANNELS) as opened:
+        assert opened["number"].values.tolist() == [0, 1]
         assert opened["temperature"].dims[:4] == ("time", "prediction_timedelta", "number", "level")
         np.testing.assert_array_equal(opened["prediction_timedelta"], leads)
         fields = to_tensor(opened, CHANNELS)

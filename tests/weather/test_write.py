@@ -113,6 +113,13 @@ def test_existing_store_is_refused_then_replaced(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.zarr"]
 
 
+def test_urls_are_refused(tmp_path):
+    with pytest.raises(
+        GatesError, match=r"gs://bucket/out\.zarr is a URL, expected a local folder"
+    ):
+        write_wb2(analyses(), "gs://bucket/out.zarr")
+
+
 def test_failed_write_leaves_the_old_store(tmp_path, monkeypatch):
     path = write_wb2(analyses(), tmp_path / "out.zarr")
     monkeypatch.setattr(write, "BLOCK_BYTES", 1)

@@ -51,6 +51,8 @@ def canonical_axes(dataset: xr.Dataset, *, drop_duplicate_times: bool = False) -
     for name in ("time", "latitude", "longitude"):
         if name not in dataset.dims:
             raise GatesError(_absent(dataset, name))
+    if "number" in dataset.dims and "number" not in dataset.coords:
+        dataset = dataset.assign_coords(number=np.arange(dataset.sizes["number"]))
     for name in DIMENSIONS:
         if name in dataset.dims:
             if name not in dataset.coords:

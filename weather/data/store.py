@@ -13,6 +13,7 @@ from typing import Any
 import fsspec
 import xarray as xr
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from core_gates.errors import GatesError
 
@@ -124,10 +125,13 @@ def _open_file(filesystem: AbstractFileSystem, path: str, url: str) -> xr.Datase
         )
     if engine == "cfgrib" and find_spec("cfgrib") is None:
         raise GatesError(f"{url}: is GRIB, which needs cfgrib: pip install cfgrib")
-    local = isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
+    local = isinstance(filesystem, LocalFileSystem)
     try:
         return xr.open_dataset(
-            path if local else filesystem.open(path), engine=engine, decode_timedelta=True
+            path if local else filesystem.open(path),
+            engine=engine,
+            decode_timedelta=True,
+            backend_kwargs={"indexpath": ""} if engine == "cfgrib" else None,
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError, OverflowError) as error:
         _release(error)

@@ -51,8 +51,10 @@ def write_wb2(
         and member; times are int64 seconds, leads int64 nanoseconds.
 
     Raises:
-        GatesError: If the path is taken, or the dimensions do not fit the schema.
+        GatesError: If the path is taken or remote, or the dimensions do not fit the schema.
     """
+    if "://" in str(path):
+        raise GatesError(f"{path} is a URL, expected a local folder; write there and copy it")
     target = Path(path)
     partial = target.with_name(f".{target.name}.partial")
     previous = target.with_name(f".{target.name}.previous")

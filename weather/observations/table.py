@@ -38,7 +38,7 @@ DEFAULTS: Mapping[str, object] = {
 OUT_OF_RANGE = 1  # value of qc
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ObservationTable:
     """Checked observations in SI units; build one with `from_frame`.
 

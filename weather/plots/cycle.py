@@ -64,8 +64,8 @@ def cycle_figure(
     axes.set_xlim(0, days[-1])
     if spin_up:
         axes.axvspan(0, spin_up * hours / 24, color="#f2f4f6", zorder=0, linewidth=0)
-        axes.annotate("spin-up", (spin_up * hours / 48, 0.97), xycoords=("data", "axes fraction"),
-                      ha="center", va="top", fontsize=TEXT_SIZE, color=MUTED)  # fmt: skip
+        axes.annotate("spin-up", (spin_up * hours / 48, 0.03), xycoords=("data", "axes fraction"),
+                      ha="center", va="bottom", fontsize=TEXT_SIZE, color=MUTED)  # fmt: skip
     axes.set_title(
         f"{label} ({unit})", loc="left", fontsize=TITLE_SIZE, fontweight="bold", color=INK
     )

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from weather.plots.style import DPI, INK, MUTED, TEXT_SIZE, TITLE_SIZE
 
+INCHES_PER_LETTER = 0.075
 FULL_COLOR = 0.5  # relative change at which the color saturates
 
 
@@ -39,12 +40,14 @@ def scorecard_figure(
         raise ValueError(f"values have shape {values.shape}, expected {len(methods), len(tasks)}")
     if reference not in methods:
         raise ValueError(f"reference {reference!r} is none of {', '.join(methods)}")
-    base = values[list(methods).index(reference)]
-    change = values / base - 1
-    width, height = 2.2 + 1.12 * len(tasks), 1.15 + 0.42 * len(methods)
+    base = np.broadcast_to(values[list(methods).index(reference)], values.shape)
+    change = np.divide(values, base, out=np.full(values.shape, np.nan), where=base > 0) - 1
+    left = 0.25 + INCHES_PER_LETTER * max(map(len, methods))
+    column = max(1.12, 0.2 + INCHES_PER_LETTER * max(map(len, tasks)))
+    width, height = left + 0.1 + column * len(tasks), 1.15 + 0.42 * len(methods)
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     axes = figure.add_axes(
-        (2.1 / width, 0.12 / height, 1.12 * len(tasks) / width, 0.42 * len(methods) / height)
+        (left / width, 0.12 / height, column * len(tasks) / width, 0.42 * len(methods) / height)
     )
     cmap = mpl.colormaps["RdBu_r"].with_extremes(bad="#f2f4f6")
     shown = np.ma.masked_invalid(np.clip(change, -FULL_COLOR, FULL_COLOR))
