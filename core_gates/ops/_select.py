@@ -42,6 +42,7 @@ def kernels(mode: Mode) -> Iterator[None]:
         mode: ``reference`` (the default) runs the definition; ``compile`` runs it through a cached
             ``torch.compile``; ``triton`` runs the hand-written kernel on CUDA tensors. The kernel
             is never used for float64 or on other devices, where ``triton`` means ``reference``.
+            Second derivatives exist in ``reference`` mode only.
 
     Raises:
         ValueError: ``mode`` is not one of the three.
