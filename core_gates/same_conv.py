@@ -14,8 +14,9 @@ def same_conv(
 
     A volume of few levels is convolved in two dimensions with its levels folded into the channels,
     wherever the kernel reaches from any level to any other: the same sum without products with
-    padding. Deeper volumes are made contiguous first, because the backward pass of a 3-D
-    convolution of channels-last tensors is more than 20 times slower on CPU.
+    padding. Deeper volumes are convolved level by level on CPU, up to four times faster than the
+    3-D convolution; elsewhere they are made contiguous for it, because its backward pass is slow
+    for channels-last strides.
 
     Args:
         x: ``(B, I, D, H, W)`` or ``(B, I, H, W)``, any strides.
@@ -37,6 +38,8 @@ def same_conv(
         return F.conv2d(x, weight, bias, padding=padding)
     if x.shape[2] <= padding[0] + 1:
         return _folded_conv(x, weight, bias, padding[1:])
+    if x.device.type == "cpu":
+        return _levelwise_conv(x, weight, bias, padding[1:])
     return F.conv3d(x.contiguous(), weight, bias, padding=padding)
 
 
@@ -63,6 +66,22 @@ def _folded_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[i
         bias = None if bias is None else bias.repeat(num_levels)
     y = F.conv2d(x, weight, bias, padding=padding)
     return y.view(num_batch, num_levels, num_out, height, y.shape[-1]).transpose(1, 2)
+
+
+def _levelwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
+    num_batch, _, num_levels, height, width = x.shape
+    num_out, _, num_taps = weight.shape[:3]
+    x = x.permute(0, 2, 3, 4, 1).reshape(-1, height, width, x.shape[1]).permute(0, 3, 1, 2)
+    y = F.conv2d(x, weight.permute(2, 0, 1, 3, 4).flatten(0, 1), padding=padding)
+    y = y.permute(0, 2, 3, 1).reshape(num_batch, num_levels, height, -1, num_taps, num_out)
+    center = num_taps // 2
+    taps = y.unbind(4)
+    total = taps[center] if bias is None else taps[center] + bias
+    for tap, part in enumerate(taps):  # tap t of level e belongs to level e + center - t
+        up, down = max(tap - center, 0), max(center - tap, 0)
+        if up or down:
+            total = total + F.pad(part[:, up : num_levels - down], (0,) * 6 + (down, up))
+    return total.movedim(-1, 1)
 
 
 class SameConv(nn.Module):

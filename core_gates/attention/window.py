@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -63,49 +64,54 @@ class WindowAttention(nn.Module):
         Returns:
             ``(B, num_windows, N, C)``.
         """
-        heads = self._project(query, key)  # three of (B * num_windows, heads, N, head_dim)
+        q, k, v = self._project(query, key)
         bias = self._bias(layout, query.device)
-        y = (_fused_attention if query.is_cuda else _attention)(*heads, bias, query.shape[1])
-        y = y.transpose(1, 2).reshape(query.shape)
+        attend = _fused_attention if query.is_cuda else _attention
+        y = attend(q, k, v, bias, query.shape[1])  # (B * num_windows, heads, head_dim, N)
+        y = y.permute(0, 3, 1, 2).reshape(query.shape)
         return F.linear(y, self.proj.weight, self.proj.bias)
 
     def _project(self, query: Tensor, key: Tensor | None) -> tuple[Tensor, ...]:
+        """Return q, k and v, each ``(B * num_windows, heads, head_dim, N)``."""
         batch, num_windows, num_cells, dim = query.shape
+        weight, bias = self.qkv.weight, self.qkv.bias
         if key is None:
-            parts = (F.linear(query, self.qkv.weight, self.qkv.bias),)
+            parts = [F.linear(query, weight, bias)]
         else:
-            sizes = (dim, 2 * dim)
-            weights, biases = self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)
-            parts = (
-                F.linear(query, weights[0], biases[0]),
-                F.linear(key, weights[1], biases[1]),
-            )
+            parts = [
+                F.linear(query, weight[:dim], bias[:dim]),
+                F.linear(key, weight[dim:], bias[dim:]),
+            ]
         shape = (batch * num_windows, num_cells, -1, self.num_heads, dim // self.num_heads)
-        return tuple(
-            head for part in parts for head in part.view(shape).permute(2, 0, 3, 1, 4).unbind(0)
-        )
+        heads = (part.view(shape).permute(2, 0, 3, 4, 1).contiguous().unbind(0) for part in parts)
+        return tuple(head for group in heads for head in group)
 
     def _bias(self, layout: WindowLayout, device: torch.device) -> Tensor:
         """Return position bias plus shift mask, ``(masked windows or 1, 1, heads, N, N)``."""
         index = shape_constant(
             _position_index, layout.window, self.window, self.legacy_clip, device
         )
-        bias = self.position_bias[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
+        table: Tensor = self.position_bias[index.flatten()]
+        bias = table.view(1, 1, *index.shape, -1).permute(0, 1, 4, 2, 3)
         mask = layout.mask(device)
-        return bias[None, None] if mask is None else bias + mask[:, None, None].to(bias.dtype)
+        return bias if mask is None else bias + mask[:, None, None].to(bias.dtype)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, num_windows: int) -> Tensor:
-    """Explicit attention: with windows this small it beats the fused kernels on CPU."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    """Attend in windows of a few cells, where explicit products beat the fused kernels on CPU.
+
+    Features stand before cells, because small matrix products are fast along the longer side.
+    """
+    scores = (q * q.shape[-2] ** -0.5).transpose(-1, -2) @ k
     grouped = scores.view(-1, len(bias), num_windows // len(bias), *scores.shape[1:]) + bias
-    return grouped.view(scores.shape).softmax(-1) @ v
+    return v @ grouped.view(scores.shape).softmax(-1).transpose(-1, -2)
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, num_windows: int) -> Tensor:
     group = (len(q) // num_windows, len(bias), num_windows // len(bias))
     bias = bias.to(q.dtype).expand(*group, *bias.shape[-3:]).reshape(-1, *bias.shape[-3:])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    q, k, v = (head.transpose(-1, -2) for head in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(-1, -2)
 
 
 @functools.lru_cache(maxsize=64)
@@ -162,10 +168,11 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(dim, num_heads, window, legacy_clip=legacy_clip)
         self.norm2 = nn.LayerNorm(dim)
         hidden_dim = int(dim * mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, dim))
-        self.drop_path = DropPath(drop_path)
-        for linear in (self.mlp[0], self.mlp[2]):
+        expand, contract = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
+        for linear in (expand, contract):
             _init_linear(linear)
+        self.mlp = nn.Sequential(expand, nn.GELU(), contract)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, query: Tensor, key: Tensor | None, layout: WindowLayout) -> Tensor:
         """Return ``CB(query, key)``; windows ``(B, num_windows, N, C)`` in and out."""
@@ -185,7 +192,7 @@ class SwinBlock(nn.Module):
         attended = self._branch(self._attend, query, key, layout)
         return attended + self._branch(self._transform, query + attended)
 
-    def _branch(self, function: functools.partial[Tensor], *inputs: object) -> Tensor:
+    def _branch(self, function: Callable[..., Tensor], *inputs: object) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
             return result
