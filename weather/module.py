@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from weather.analysis import AdasAnalysis
 from weather.data.batch import AssimilationBatch
 from weather.data.stream import AssimilationDataModule
+from weather.experiments.forms import FORMS
 from weather.losses import log_loss, normalized_rmse, unify_loss
 from weather.models.adas import Adas
 from weather.state import Normalizer
@@ -76,6 +77,21 @@ class AdasModule(L.LightningModule):
         self.betas, self.warmup = betas, warmup
         self.divergence_limit, self.hours = divergence_limit, hours
         self.carried: dict[str, Tensor] = {}
+
+    def variant(self, form: str, **optimizer: float) -> AdasModule:
+        """Return a fresh module of another form, see :data:`weather.experiments.forms.FORMS`.
+
+        Args:
+            form: Name of the form.
+            **optimizer: ``learning_rate`` or ``weight_decay`` to be replaced.
+        """
+        network = Adas(**{**self.analysis.network.arguments, **FORMS[form]})
+        module = AdasModule(network, list(self.forecasts), self.analysis.confidence_kind)
+        for name in ("loss", "lat_weight", "betas", "warmup", "divergence_limit", "hours"):
+            setattr(module, name, getattr(self, name))
+        module.learning_rate = optimizer.get("learning_rate", self.learning_rate)
+        module.weight_decay = optimizer.get("weight_decay", self.weight_decay)
+        return module
 
     def setup(self, stage: str) -> None:
         """Take the units of the training period from the data, unless a checkpoint brings them."""

@@ -67,9 +67,10 @@ class TwinEvaluation:
         *,
         redraw: bool = False,
         guard: bool = True,
+        only: int | None = None,
         tick: Callable[[], None] = lambda: None,
     ) -> CycleScores:
-        """Cycle a method on all timelines of a period.
+        """Cycle a method on the timelines of a period.
 
         Args:
             task: Density and forecast model.
@@ -77,16 +78,18 @@ class TwinEvaluation:
             period: Whose timelines.
             redraw: A new network in every cycle.
             guard: Whether timelines can be lost.
+            only: The single timeline to run, all if None.
             tick: Called after every cycle.
         """
-        first = self.methods.first_background(period, assimilator.members)
+        rows = slice(None) if only is None else slice(only, only + 1)
+        first = self.methods.first_background(period, assimilator.members)[rows]
         with torch.no_grad():
             return score_cycle(
                 self.forecast(task),
                 assimilator,
                 first,
-                self.world.truth(period)[: self.cycles],
-                self._observations(task, period, redraw=redraw),
+                self.world.truth(period)[: self.cycles, rows],
+                self._observations(task, period, rows, redraw=redraw),
                 area_weights=self.area_weights,
                 climatological_sd=self.climatological_sd,
                 hours=self.world.hours,
@@ -95,11 +98,11 @@ class TwinEvaluation:
             )
 
     def _observations(
-        self, task: TwinTask, period: Period, *, redraw: bool
+        self, task: TwinTask, period: Period, rows: slice, *, redraw: bool
     ) -> Iterator[GriddedObservations]:
         stream = self.world.observations(period, task.density, redraw=redraw)
         for _, observations in zip(range(self.cycles), stream, strict=False):
-            yield observations
+            yield GriddedObservations(observations.values[rows], observations.errors[rows])
 
     def free_run(self, task: TwinTask, period: Period = "test") -> CycleScores:
         """Return the scores without assimilation, which lost timelines are given."""

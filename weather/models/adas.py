@@ -76,8 +76,10 @@ class Adas(nn.Module):
         legacy_clip: bool = False,
         recompute: bool = False,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name != "self"}
         _check(num_surface, num_upper, num_levels, position, output)
         super().__init__()
+        self.arguments = {name: v for name, v in arguments.items() if name != "__class__"}
         self.grid_shape = (grid_shape[0], grid_shape[1])
         self.num_surface, self.num_upper = num_surface, num_upper
         self.num_levels = num_levels

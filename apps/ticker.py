@@ -1,0 +1,37 @@
+"""Progress of work that is no training: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def ticking(label: str, total: int, *, seconds: float = 15.0) -> Iterator[Callable[[], None]]:
+    """Yield a function to be called after each of ``total`` pieces of work.
+
+    Args:
+        label: What is being done.
+        total: Number of calls.
+        seconds: Least time between two plain lines.
+    """
+    if sys.stdout.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda: bar.advance(task)
+        return
+    begin = last = time.monotonic()
+    done = 0
+
+    def tick() -> None:
+        nonlocal done, last
+        done += 1
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            print(f"{label}  {done} of {total}  {last - begin:.0f} s", flush=True)
+
+    yield tick
+    print(f"{label}  {time.monotonic() - begin:.1f} s", flush=True)

@@ -1,0 +1,182 @@
+"""Tune and evaluate on the ERA5 ensemble sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from apps.files import write_json
+from apps.scores import Bar, Row
+from apps.ticker import ticking
+from apps.weather_training import Networks
+from apps.weather_tuning import OPTIMIZER_BOX, TRIAL_STEPS, tune_method
+from weather.bootstrap import Interval, clustered_bootstrap, root, root_ratio
+from weather.experiments.ensemble_methods import ensemble_methods
+from weather.experiments.ensemble_scoring import case_errors, worst_case
+from weather.experiments.ensemble_source import TASKS, Era5EnsembleSource, Task
+from weather.experiments.forms import FORMS
+from weather.experiments.method import Settings, stored
+from weather.experiments.tuning import Setting
+
+
+def task_name(task: Task, density: float) -> str:
+    """Return the name of a task in settings and tables, such as ``persistence/0.1``."""
+    return f"{task}/{density:.3g}"
+
+
+def tune_ensemble(
+    source: Era5EnsembleSource,
+    densities: tuple[float, ...],
+    networks: Networks,
+    trials: int,
+    path: Path,
+) -> dict[str, Setting]:
+    """Give every method ``trials`` trials on cases of the training period; store the settings."""
+    settings: dict[str, Setting] = {}
+    for task in TASKS:
+        for method in ensemble_methods(source, task):
+            for density in densities if method.box else ():
+                name = f"{method.name}/{task_name(task, density)}"
+
+                def score(s: Setting, m=method, t=task, d=density) -> float:  # noqa: ANN001
+                    errors = case_errors(source, t, d, m.build(s), tuning=True)
+                    return worst_case(errors, source.task_background_sd[t])
+
+                settings[name] = tune_method(name, method.box, score, trials)
+                write_json(path, settings)
+    for form in FORMS:
+
+        def worst(setting: Setting, form: str = form) -> float:
+            analysis = networks.fit(form, 0, setting, TRIAL_STEPS)
+            scores = []
+            for task in TASKS:
+                sd = source.task_background_sd[task]
+                for density in densities:
+                    expecting = analysis.expecting(sd)
+                    errors = case_errors(source, task, density, expecting, tuning=True)
+                    scores.append(worst_case(errors, sd))
+            return max(scores)
+
+        settings[form] = tune_method(form, OPTIMIZER_BOX, worst, trials)
+        write_json(path, settings)
+    return settings
+
+
+class EnsembleScores:
+    """Score every method on every test case.
+
+    Args:
+        source: The sample.
+        densities: Shares of grid points observed.
+        networks: Trained networks.
+        seeds: Seeds of the networks.
+        settings: Tuned settings of the classical methods.
+    """
+
+    def __init__(
+        self,
+        source: Era5EnsembleSource,
+        densities: tuple[float, ...],
+        networks: Networks,
+        seeds: tuple[int, ...],
+        settings: Settings,
+    ) -> None:
+        self.source, self.densities = source, densities
+        self.networks, self.seeds, self.settings = networks, seeds, settings
+        self.errors: dict[tuple[str, str], Tensor] = {}
+
+    def run(self) -> None:
+        """Analyze every case with every method."""
+        for task in TASKS:
+            methods = ensemble_methods(self.source, task)
+            count = len(self.source.cases(task))
+            for density in self.densities:
+                name = task_name(task, density)
+                total = count * (len(methods) + len(FORMS) * len(self.seeds))
+                with ticking(f"analyzing {name}", total) as tick:
+                    for method in methods:
+                        built = method.build(stored(self.settings, method, name))
+                        self.errors[name, method.name] = case_errors(
+                            self.source, task, density, built, tick=tick
+                        )
+                    for form in FORMS:
+                        self.errors[name, form] = self._networks(task, density, form, tick)
+
+    def _networks(self, task: Task, density: float, form: str, tick) -> Tensor:  # noqa: ANN001
+        """Return the mean square errors of a form, the seeds one after another."""
+        sd = self.source.task_background_sd[task]
+        parts = [
+            case_errors(
+                self.source,
+                task,
+                density,
+                self.networks.load(form, seed).expecting(sd),
+                tick=tick,
+            )
+            for seed in self.seeds
+        ]
+        return torch.stack(parts).mean(0)
+
+    def _clusters(self, task: Task) -> Tensor:
+        return torch.tensor([case.member for case in self.source.cases(task)])
+
+    def _ratio(self, task: Task, density: float, method: str, base: str) -> list[Interval]:
+        """Return the RMSE of a method over that of another, for every channel."""
+        name = task_name(task, density)
+        own, other = self.errors[name, method], self.errors[name, base]
+        return [
+            clustered_bootstrap(
+                torch.stack((own[:, channel], other[:, channel]), 1),
+                self._clusters(task),
+                transform=root_ratio,
+            )
+            for channel in range(own.shape[1])
+        ]
+
+    def rows(self) -> list[Row]:
+        """Return RMSE and ratio to the background, with intervals clustered by member.
+
+        Only two times exist: the intervals speak of other members at these times, not of other
+        weather.
+        """
+        rows = []
+        labels = self.source.channels.labels
+        for task in TASKS:
+            for density in self.densities:
+                name = task_name(task, density)
+                for (key, method), errors in self.errors.items():
+                    if key != name:
+                        continue
+                    ratios = self._ratio(task, density, method, "background")
+                    for channel, label in enumerate(labels):
+                        rmse = clustered_bootstrap(
+                            errors[:, channel : channel + 1], self._clusters(task), transform=root
+                        )
+                        rows.append(Row(method, name, f"rmse_{label}", *rmse))
+                        rows.append(Row(method, name, f"ratio_{label}", *ratios[channel]))
+        return rows
+
+    def bars(self) -> list[Bar]:
+        """Return what must hold at the largest density."""
+        dense = max(self.densities)
+        bars = []
+
+        def beats(method: str, task: Task) -> Bar:
+            worst = max(ratio.value for ratio in self._ratio(task, dense, method, "background"))
+            label = f"{method} over background, worst field, {task_name(task, dense)}"
+            return Bar(label, worst, "<=", 1.0)
+
+        bars.append(beats("oi", "persistence"))
+        upper = max(
+            r.high for r in self._ratio("persistence", dense, "adas_increment", "background")
+        )
+        name = task_name("persistence", dense)
+        bars.append(
+            Bar(f"adas_increment over background, worst upper end, {name}", upper, "<=", 1.0)
+        )
+        to_oi = max(r.value for r in self._ratio("persistence", dense, "adas_increment", "oi"))
+        bars.append(Bar(f"adas_increment over oi, worst field, {name}", to_oi, "<=", 1.25))
+        bars += [beats("oi", "ensemble"), beats("letkf", "ensemble")]
+        return bars

@@ -1,0 +1,97 @@
+"""Networks that an evaluation needs: found in the run folder or the package, or trained."""
+
+from __future__ import annotations
+
+import copy
+from importlib.resources import files
+from pathlib import Path
+
+import lightning as L
+
+from apps.cli import drop_adverts
+from apps.progress import progress_bar
+from apps.runs import RunFolder
+from weather.analysis import AdasAnalysis, load_weights, save_weights
+from weather.data.stream import AssimilationDataModule
+from weather.experiments.tuning import Setting
+from weather.module import AdasModule
+
+
+class Networks:
+    """The networks of a configuration, one for each form and seed.
+
+    Args:
+        run_folder: Trained weights are kept in its ``weights/``.
+        config: Name of the configuration, whose shipped weights are in ``weather/weights``.
+        model: The module of the configuration.
+        datamodule: Its data; the seed of the source is replaced.
+        settings: Tuned settings of the training, by form.
+    """
+
+    def __init__(
+        self,
+        run_folder: RunFolder,
+        config: str,
+        model: AdasModule,
+        datamodule: AssimilationDataModule,
+        settings: dict[str, Setting],
+    ) -> None:
+        self.run_folder, self.config = run_folder, config
+        self.model, self.datamodule, self.settings = model, datamodule, settings
+
+    def path(self, form: str, seed: int) -> Path | None:
+        """Return the weights of a form and seed, or None if they must be trained."""
+        name = f"{form}-s{seed}.safetensors"
+        shipped = Path(str(files("weather"))) / "weights" / self.config / name
+        places = (self.run_folder.path / "weights" / name, shipped)
+        return next((place for place in places if place.is_file()), None)
+
+    def missing(self, forms: tuple[str, ...], seeds: tuple[int, ...]) -> list[tuple[str, int]]:
+        """Return what has to be trained."""
+        return [(f, s) for f in forms for s in seeds if self.path(f, s) is None]
+
+    def load(self, form: str, seed: int) -> AdasAnalysis:
+        """Return a network in evaluation mode, trained first where it is missing."""
+        path = self.path(form, seed)
+        if path is None:
+            path = self.train(form, seed)
+        analysis = self.model.variant(form).analysis
+        load_weights(path, analysis)
+        return analysis.eval()
+
+    def train(self, form: str, seed: int) -> Path:
+        """Train one network with the configured data and keep its weights."""
+        analysis = self.fit(form, seed, self.settings.get(form, {}), self.datamodule.steps)
+        path = self.run_folder.path / "weights" / f"{form}-s{seed}.safetensors"
+        save_weights(path, analysis, form=form, seed=seed, config=self.config)
+        return path
+
+    def fit(self, form: str, seed: int, setting: Setting, steps: int) -> AdasAnalysis:
+        """Return the analysis after ``steps`` steps with a setting of the optimizer."""
+        L.seed_everything(seed, verbose=False)
+        drop_adverts()
+        module = self.model.variant(form, **setting)
+        source = copy.copy(self.datamodule.source)
+        source.seed = seed
+        data = AssimilationDataModule(
+            source,
+            steps=steps,
+            timelines=self.datamodule.timelines,
+            validation_steps=self.datamodule.validation_steps,
+            validation_timelines=self.datamodule.validation_timelines,
+        )
+        trainer = L.Trainer(
+            max_epochs=1,
+            accelerator="auto",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            val_check_interval=max(steps // 4, 1),
+            callbacks=[progress_bar()],
+            default_root_dir=self.run_folder.path,
+        )
+        print(f"training {form}, seed {seed}: {steps} steps", flush=True)
+        trainer.fit(module, data)
+        return module.analysis.eval()

@@ -1,0 +1,178 @@
+"""Tune and evaluate in a twin world."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from apps.files import write_json
+from apps.scores import Bar, Row
+from apps.ticker import ticking
+from apps.weather_training import Networks
+from apps.weather_tuning import OPTIMIZER_BOX, TRIAL_STEPS, tune_method
+from weather.bootstrap import moving_block_bootstrap, root
+from weather.experiments.forms import FORMS
+from weather.experiments.method import Method, Settings, stored
+from weather.experiments.scoring import CycleScores
+from weather.experiments.tuning import Setting
+from weather.experiments.twin_evaluation import TwinEvaluation, TwinTask
+from weather.metrics import drift
+
+BLOCK = 20  # cycles of one block of the bootstrap, five days
+
+
+def tune_twin(
+    evaluation: TwinEvaluation, networks: Networks, trials: int, path: Path
+) -> dict[str, Setting]:
+    """Give every method ``trials`` trials and store the settings after each method.
+
+    Classical methods are tuned for every density and forecast model; the learning rate and weight
+    decay of a form of Adas once, by the worst task, with a training of 300 steps a trial.
+    """
+    settings: dict[str, Setting] = {}
+    for method in evaluation.classical():
+        for task in evaluation.tasks if method.box else []:
+            settings[f"{method.name}/{task.name}"] = tune_method(
+                f"{method.name} {task.name}",
+                method.box,
+                lambda s, m=method, t=task: evaluation.tuning_score(t, m.build(s)),
+                trials,
+            )
+            write_json(path, settings)
+    for form in FORMS:
+
+        def score(setting: Setting, form: str = form) -> float:
+            analysis = networks.fit(form, 0, setting, TRIAL_STEPS)
+            return max(evaluation.tuning_score(task, analysis) for task in evaluation.tasks)
+
+        settings[form] = tune_method(form, OPTIMIZER_BOX, score, trials)
+        write_json(path, settings)
+    return settings
+
+
+class TwinScores:
+    """Run every method on every task and turn the cycles into rows and bars.
+
+    Args:
+        evaluation: The experiment.
+        networks: Trained networks.
+        seeds: Test timelines and networks, one of each a seed.
+        settings: Tuned settings of the classical methods.
+    """
+
+    def __init__(
+        self,
+        evaluation: TwinEvaluation,
+        networks: Networks,
+        seeds: tuple[int, ...],
+        settings: Settings,
+    ) -> None:
+        self.evaluation, self.networks = evaluation, networks
+        self.seeds, self.settings = seeds, settings
+        self.labels = evaluation.world.channels.labels
+        self.scores: dict[tuple[str, str], CycleScores] = {}
+        self.errors: dict[tuple[str, str], Tensor] = {}
+
+    def run(self) -> None:
+        """Cycle everything, the networks of all forms last."""
+        methods = self.evaluation.classical()
+        total = len(methods) + len(FORMS) * len(self.seeds)
+        for task in self.evaluation.tasks:
+            with ticking(f"cycling {task.name}", total * self.evaluation.cycles) as tick:
+                for method in methods:
+                    self._classical(task, method, tick)
+                for form in FORMS:
+                    self._network(task, form, tick)
+
+    def _classical(self, task: TwinTask, method: Method, tick: Callable[[], None]) -> None:
+        assimilator = method.build(stored(self.settings, method, task.name))
+        guard = method.name not in ("free_run", "climatology")
+        scores = self.evaluation.run(task, assimilator, guard=guard, tick=tick)
+        self._keep(task, method.name, scores)
+
+    def _network(self, task: TwinTask, form: str, tick: Callable[[], None]) -> None:
+        """Run the network of every seed on the timeline of its seed."""
+        parts = [
+            self.evaluation.run(task, self.networks.load(form, seed), tick=tick, only=row)
+            for row, seed in enumerate(self.seeds)
+        ]
+        columns = zip(*parts, strict=True)
+        *errors, lost = (list(column) for column in columns)
+        self._keep(task, form, CycleScores(*(torch.cat(e, 1) for e in errors), torch.cat(lost)))
+
+    def _keep(self, task: TwinTask, method: str, scores: CycleScores) -> None:
+        self.scores[task.name, method] = scores
+        self.errors[task.name, method] = self.evaluation.error(task, scores)
+
+    def rows(self) -> list[Row]:
+        """Return the median over seeds, and every seed, of every method, task and channel."""
+        rows = []
+        for (task, method), error in self.errors.items():
+            for channel, label in enumerate(self.labels):
+                each = error[:, channel].tolist()
+                rows.append(
+                    Row(
+                        method,
+                        task,
+                        f"rmse_{label}",
+                        statistics.median(each),
+                        min(each),
+                        max(each),
+                        len(each),
+                    )
+                )
+            each = error[:, 0].tolist()
+            interval = self._interval(task, method)
+            rows += [
+                Row(method, task, f"rmse_{self.labels[0]}_seed{seed}", value, *interval[row])
+                for row, (seed, value) in enumerate(zip(self.seeds, each, strict=True))
+            ]
+            lost = float(self.scores[task, method].lost.sum())
+            rows.append(Row(method, task, "lost", lost, n=len(each)))
+        return rows
+
+    def _interval(self, task: str, method: str) -> list[tuple[float, float, int]]:
+        """Block-bootstrap interval of every seed; NaN for a lost timeline."""
+        scores = self.scores[task, method]
+        settled = scores.analysis[len(scores.analysis) // 3 :, :, 0].square()
+        intervals = []
+        for row in range(settled.shape[1]):
+            if scores.lost[row] or len(settled) < 2 * BLOCK:
+                intervals.append((float("nan"), float("nan"), 1))
+                continue
+            found = moving_block_bootstrap(settled[:, row : row + 1], BLOCK, transform=root)
+            intervals.append((found.low, found.high, len(settled) // BLOCK))
+        return intervals
+
+    def bars(self) -> list[Bar]:
+        """Return what the better form of Adas must reach, met or missed."""
+        bars = []
+        densities = sorted({task.density for task in self.evaluation.tasks})
+        sparse = densities[0]
+        for model in ("perfect", "error"):
+            task = f"{sparse:.3g}/{model}"
+            better = min(("adas_increment", "adas_official"), key=lambda m: self._median(task, m))
+            ratio = self._median(task, better) / self._median(task, "oi")
+            bars.append(Bar(f"{better} over oi, rmse_{self.labels[0]}, {task}", ratio, "<=", 0.85))
+            gated, control = self._seeds(task, "adas_increment"), self._seeds(task, "ungated")
+            bars.append(
+                Bar(
+                    f"worst gated over best ungated seed, {task}",
+                    max(gated) / min(control),
+                    "<=",
+                    1.0,
+                )
+            )
+            slope = drift(self.scores[task, better].analysis[:, :, 0]).median()
+            bars.append(Bar(f"drift of {better}, {task}", float(slope), "<=", 0.1))
+        return bars
+
+    def _seeds(self, task: str, method: str) -> list[float]:
+        return [float(value) for value in self.errors[task, method][:, 0]]
+
+    def _median(self, task: str, method: str) -> float:
+        return statistics.median(self._seeds(task, method))
