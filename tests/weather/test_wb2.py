@@ -203,7 +203,7 @@ FAULTY_DATASETS = {
     ),
     "latitude in radians": (
         lambda ds: ds.assign_coords(latitude=np.deg2rad(ds.latitude)),
-        "latitude covers -1.37.* only.*radians, convert",
+        "latitude covers -1.37.* only.*; convert the radians",
     ),
     "latitude is NaN": (
         lambda ds: ds.assign_coords(latitude=ds.latitude.where(ds.latitude < 70)),
@@ -211,7 +211,7 @@ FAULTY_DATASETS = {
     ),
     "northern hemisphere only": (
         lambda ds: ds.isel(latitude=slice(0, 4)),
-        "latitude covers 11.25 to 78.75 degrees only, expected a global grid",
+        "latitude covers 11.25 to 78.75 degrees only, expected a global grid; choose a global",
     ),
     "longitude repeated": (
         lambda ds: ds.pad(longitude=(0, 1), mode="wrap").assign_coords(

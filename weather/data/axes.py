@@ -162,9 +162,10 @@ def _canonical_latitudes(dataset: xr.Dataset) -> xr.Dataset:
         )
     step = np.abs(steps).max(initial=0.0)
     if 90 - np.abs(latitude[[0, -1]]).min() > 1.01 * step:
+        radians = np.abs(latitude).max() < 1.58
         raise GatesError(
             f"latitude covers {latitude.min():g} to {latitude.max():g} degrees only, expected a "
-            "global grid; if these are radians, convert them"
+            f"global grid; {'convert the radians' if radians else 'choose a global store'}"
         )
     return _sorted(dataset.assign_coords(latitude=latitude), "latitude", -latitude)
 

@@ -59,7 +59,7 @@ def _sample(array: xr.DataArray) -> np.ndarray:
     positions = np.unique(np.linspace(0, times - 1, affordable).astype(int))
     try:
         return np.stack([array.isel(time=position).values for position in positions])
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # codecs raise errors of many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise GatesError(
             f"{array.name} cannot be read: {reason}; a chunk is damaged, copy the store again"

@@ -32,6 +32,9 @@ FOREIGN = {
 }
 
 
+CFGRIB_OPTIONS = {"indexpath": "", "errors": "raise"}  # no index file, no message left out
+
+
 def open_store(
     source: str | os.PathLike[str], storage_options: dict[str, Any] | None = None
 ) -> xr.Dataset:
@@ -90,7 +93,7 @@ def _open_zarr(
         return dataset
     except json.JSONDecodeError as error:
         raise GatesError(f"{url}: its Zarr metadata is not JSON; copy the store again") from error
-    except (KeyError, ValueError, TypeError, OSError, ImportError, OverflowError) as error:
+    except Exception as error:  # zarr and its codecs raise errors of many types
         raise GatesError(
             f"{url}: cannot be read as Zarr: {_first_line(error)}; mend it or write it again"
         ) from error
@@ -131,12 +134,14 @@ def _open_file(filesystem: AbstractFileSystem, path: str, url: str) -> xr.Datase
             path if local else filesystem.open(path),
             engine=engine,
             decode_timedelta=True,
-            backend_kwargs={"indexpath": ""} if engine == "cfgrib" else None,
+            backend_kwargs=CFGRIB_OPTIONS if engine == "cfgrib" else None,
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError, OverflowError) as error:
+    except Exception as error:  # each reader raises errors of its own types
         _release(error)
         damaged = isinstance(error, OSError) or "reshape" in str(error)  # a NetCDF-3 array cut off
         fix = "the file is truncated or damaged, download it again" if damaged else "mend the file"
+        if engine == "cfgrib":
+            fix = "if it mixes kinds of levels or times, split it with grib_copy"
         raise GatesError(f"{url}: cannot be read: {_first_line(error)}; {fix}") from error
 
 
