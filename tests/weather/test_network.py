@@ -112,6 +112,11 @@ def test_aircraft_observe_wind_and_temperature_along_tracks():
     assert 0.02 < share < 0.3
 
 
+def test_no_aircraft_are_refused():
+    with pytest.raises(ValueError, match="count is 0, expected at least one aircraft"):
+        aircraft_network(GRID, FENGWU, 0, seed=0)
+
+
 def test_tracks_are_connected():
     """Every cell of the only track touches another one, across the date line too."""
     for seed in range(5):

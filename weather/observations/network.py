@@ -73,9 +73,11 @@ def aircraft_network(grid: Grid, channels: ChannelSpec, count: int, *, seed: int
         Boolean (C, H, W).
 
     Raises:
-        ValueError: If there is no upper-air variable.
+        ValueError: If there is no upper-air variable or no aircraft.
     """
     _require_upper(channels)
+    if count < 1:
+        raise ValueError(f"count is {count}, expected at least one aircraft")
     generator = torch.Generator().manual_seed(seed)
     weight = _station_weight(grid).flatten()
     ends = torch.multinomial(weight, 2 * count, replacement=True, generator=generator)

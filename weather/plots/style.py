@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from weather.state import SHORT_NAMES
 from weather.variables import unit_of
 
 INK = "#1f2933"
@@ -42,8 +41,3 @@ def field_label(variable: str, level: int | None) -> str:
     if level is None:
         return words
     return f"{words} at {level} hPa" if level >= 50 else f"{words}, layer {level}"
-
-
-def short_label(variable: str, level: int | None) -> str:
-    """Return a short name such as ``z500``."""
-    return SHORT_NAMES.get(variable, variable) + ("" if level is None else str(level))
