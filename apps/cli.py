@@ -158,7 +158,8 @@ class GatesCLI(LightningCLI):
             resume=options["resume"],
             overwrite=options["overwrite"],
         )
-        if self.subcommand in self.trains and rank_zero_only.rank == 0:
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if self.subcommand in self.trains and first:
             self.run_folder.check()
 
     def _portable_config(self) -> str:

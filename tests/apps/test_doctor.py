@@ -1,0 +1,50 @@
+import pytest
+
+import apps.doctor
+from apps.doctor import Finding, findings, machine
+from apps.main import main
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "fine"),
+    [(">=2.0", "2.1", True), (">=2.0", "1.9", False), (">=2.0", None, False), ("", "1", True),
+     (">=2.6,<2.7", "2.7.1", False), (">=2.6", "2.13.0+cpu", True)],
+)  # fmt: skip
+def test_versions_are_compared(wanted, found, fine):
+    assert Finding("base", "x", wanted, found).fine is fine
+
+
+def test_every_extra_is_looked_at():
+    found = findings()
+    names = {(item.extra, item.package) for item in found}
+    assert {("base", "torch"), ("weather", "xarray"), ("dev", "pytest")} <= names
+    torch = next(item for item in found if item.package == "torch")
+    assert torch.fine
+
+
+def test_the_machine_is_described():
+    facts = machine()
+    assert facts["python"].startswith("3.")
+    assert {"platform", "torch", "Triton", "GPU"} <= facts.keys() or "GPU 0" in facts
+
+
+@pytest.mark.parametrize(
+    ("extra", "command", "code"),
+    [
+        ("weather", "pip install -e '.[weather]'", 1),
+        ("base", "pip install -e .", 1),
+        ("docs", "pip install -e '.[docs]'", 0),  # not needed to run anything
+    ],
+)
+def test_what_is_missing_comes_with_its_command(monkeypatch, capsys, extra, command, code):
+    missing = [Finding("base", "torch", ">=2", "2.5"), Finding(extra, "zarr", ">=3", None)]
+    monkeypatch.setattr(apps.doctor, "findings", lambda: missing)
+    assert main(["doctor"]) == code
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{extra}: zarr missing or too old: {command}" in out
+
+
+def test_a_whole_installation_is_fine(monkeypatch, capsys):
+    monkeypatch.setattr(apps.doctor, "findings", lambda: [Finding("base", "torch", ">=2", "2.5")])
+    assert main(["doctor"]) == 0
+    assert "everything is there" in capsys.readouterr().out

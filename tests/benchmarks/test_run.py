@@ -1,0 +1,168 @@
+import csv
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+
+import benchmarks.run
+from benchmarks.registry import Comparison, Suite, Work, find_op, load_suite, suite_names
+from benchmarks.run import main, measure
+from core_gates.errors import GatesError
+
+ROOT = Path(__file__).parents[2]
+
+
+def schema():
+    text = (ROOT / "docs" / "outputs.md").read_text()
+    found = [json.loads(body) for body in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    return next(s for s in found if s["title"] == "benchmark")
+
+
+def sums(load):
+    small, large = torch.rand(1000), torch.rand(1000, 200)
+    return {"small": lambda: small.cumsum(0), "large": lambda: large.cumsum(0)}
+
+
+def comparison(**options):
+    return Comparison("sums", "cumsum", sums, "small", work=Work(bytes=8000.0), **options)
+
+
+@pytest.fixture
+def suite(monkeypatch, tmp_path):
+    """Replace every suite by one comparison; results go to a temporary folder."""
+
+    def replace(*comparisons, tests=("tests/none.py",)):
+        only = Suite("toy", tests, lambda: comparisons)
+        monkeypatch.setattr(benchmarks.run, "load_suite", lambda name: only)
+        monkeypatch.setattr(benchmarks.run, "ROOT", tmp_path / "benchmarks")
+
+    return replace
+
+
+def test_rows_hold_ratio_limit_and_verdict():
+    small, large = measure(comparison(bars={"large": 1.0, "small": 1.0}), rounds=3)
+    assert small["name"] == "sums · small"
+    assert (small["ratio"], small["met"]) == (1.0, True)
+    assert large["ratio"] > 5
+    assert large["met"] is False
+    assert large["baseline"] == "small"
+    assert small["share_of_limit"] == pytest.approx(small["limit"] / small["value"])
+
+
+def test_times_are_for_one_unit_of_work():
+    rows = measure(comparison(units={"large": 200.0}, unit="column"), rounds=3)
+    plain = measure(comparison(), rounds=3)
+    assert rows[1]["unit"] == "ms/column"
+    assert rows[1]["ratio"] < plain[1]["ratio"] / 20
+    assert rows[0]["ratio"] == 1.0
+
+
+def test_output_files_follow_the_schema(suite, tmp_path, capsys):
+    suite(comparison(bars={"large": 1e9}, first_calls=("large",)))
+    path = tmp_path / "out.json"
+    words = ["--suite", "core", "--force", "--json", str(path), "--rounds", "2"]
+    assert main(words) == 0
+    content = json.loads(path.read_text())
+    jsonschema.validate(content, schema())
+    assert [row["name"] for row in content["rows"]] == [
+        "sums · small",
+        "sums · large",
+        "sums · large, first call",
+    ]
+    (table,) = (tmp_path / "benchmarks" / "results").glob("toy-*.csv")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert len(rows) == 3
+    assert rows[0]["device"] == content["device"]
+    assert "met" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("body", "code"), [("assert True", 0), ("assert False", 1)])
+def test_red_tests_refuse_unless_forced(suite, tmp_path, capfd, body, code):
+    (tmp_path / "test_it.py").write_text(f"def test_it():\n    {body}\n")
+    suite(comparison(), tests=("test_it.py",))
+    assert main(["--suite", "core", "--rounds", "2"]) == code
+    assert ("--force" in capfd.readouterr().out) == bool(code)
+    assert main(["--suite", "core", "--rounds", "2", "--force"]) == 0
+
+
+def test_what_does_not_fit_into_memory_is_skipped(suite, capsys):
+    def explode(load):
+        raise AssertionError("built")
+
+    suite(Comparison("huge", "x", explode, "a", memory=1e15))
+    assert main(["--suite", "core", "--force"]) == 0
+    assert "huge: skipped" in capsys.readouterr().out
+
+
+def test_suites_and_ops_are_found_or_named():
+    assert "core" in suite_names()
+    assert {c.op for c in load_suite("core").comparisons()} == {"silu_gate", "gate_multiply"}
+    found = find_op("gate_multiply")
+    assert {c.op for c in found.comparisons()} == {"gate_multiply"}
+    with pytest.raises(GatesError, match=r"unknown suite 'cor': choose from .*core"):
+        load_suite("cor")
+    with pytest.raises(GatesError, match=r"no suite compares the op 'x': choose from .*silu_gate"):
+        find_op("x")
+
+
+@pytest.mark.parametrize("suite_name", suite_names())
+def test_the_tests_of_a_suite_exist(suite_name):
+    suite = load_suite(suite_name)
+    assert suite.tests
+    assert all((ROOT / path).exists() for path in suite.tests)
+
+
+def test_the_core_is_timed_with_and_without_gradients(monkeypatch):
+    monkeypatch.setitem(benchmarks.suites.core.SHAPES, "cpu", (2, 3, 4))
+    for entry in load_suite("core").comparisons():
+        variants = entry.build(benchmarks.run.load_head)
+        assert {"reference", "compile"} <= variants.keys()
+        result = variants[entry.baseline]()
+        outputs = result if isinstance(result, tuple) else (result,)
+        backward = "backward" in entry.name
+        assert len(outputs) == (2 if backward or entry.op == "silu_gate" else 1)
+        assert all(o.shape == (2, 3, 4) and o.abs().sum() > 0 for o in outputs)
+        assert not any(o.requires_grad for o in outputs)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository whose first revision has another op than its working tree."""
+    folder = tmp_path / "repository"
+    package = folder / "core_gates" / "ops"
+    package.mkdir(parents=True)
+    (folder / "core_gates" / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("from core_gates.ops.factor import FACTOR\n")
+    (package / "factor.py").write_text("import core_gates\nFACTOR = 3\nNAME = 'core_gates::x'\n")
+    run = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run([*run[:3], "init", "-q"], check=True)
+    subprocess.run([*run, "add", "."], check=True)
+    subprocess.run([*run, "commit", "-qm", "first"], check=True)
+    (package / "factor.py").write_text("FACTOR = 4\n")
+    return folder
+
+
+def test_another_revision_lives_beside_this_one(repository, tmp_path):
+    tree = benchmarks.run.BaseTree("HEAD", tmp_path / "base", repository)
+    assert tree("core_gates.ops").FACTOR == 3
+    assert tree("core_gates.ops.factor").NAME == "core_gates_base::x"
+    assert benchmarks.run.load_head("core_gates.ops").__name__ == "core_gates.ops"
+    with pytest.raises(GatesError, match="--base 'nothing' cannot be read"):
+        benchmarks.run.BaseTree("nothing", tmp_path / "other", repository)
+
+
+def test_base_rows_hold_each_variant_against_its_former_self(repository, tmp_path):
+    def build(load):
+        factor = load("core_gates.ops").__dict__.get("FACTOR", 1)
+        x = torch.rand(1000, 20)
+        return {"only": lambda: [x.cumsum(0) for _ in range(factor)]}
+
+    tree = benchmarks.run.BaseTree("HEAD", tmp_path / "base", repository)
+    head, base = measure(Comparison("sums", "x", build, "only"), tree, "HEAD", rounds=3)
+    assert (head["baseline"], base["name"]) == ("only@HEAD", "sums · only@HEAD")
+    assert head["ratio"] < 0.7
+    assert base["ratio"] == 1.0

@@ -1,0 +1,91 @@
+"""Documentation that runs: every Python block is executed, every command and link exists."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from apps.main import APPS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for name, body in FENCE.findall(page.read_text()) if name == language]
+
+
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every ``gates ...`` of a page, in fenced blocks and between backticks."""
+    text = page.read_text()
+    lines = [line for _, body in FENCE.findall(text) for line in body.splitlines()]
+    lines += re.findall(r"`(gates [^`]*)`", FENCE.sub("", text))
+    words = [shlex.split(line.strip(), comments=True) for line in lines if "gates " in line]
+    return [found[1:] for found in words if found[:1] == ["gates"]]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path):
+    """The blocks of a page are one script, run in an empty folder with warnings as errors."""
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(blocks(page, "python")))
+    environment = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", str(script)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page):
+    for words in commands(page):
+        name = words[0]
+        if name.startswith("-") or name == "APP":
+            continue
+        assert name in APPS, f"gates {name}"
+        if APPS[name].verbs and not words[1].startswith("-") and words[1] != "VERB":
+            assert words[1] in APPS[name].verbs, f"gates {name} {words[1]}"
+        if "--config" in words:
+            config = words[words.index("--config") + 1]
+            if config.isidentifier():
+                assert (ROOT / "apps" / "configs" / name / f"{config}.yaml").is_file(), config
+
+
+def test_the_commands_of_the_readme_are_found():
+    found = commands(ROOT / "README.md")
+    assert ["doctor"] in found
+    assert ["weather", "fit", "--config", "tiny"] in found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_files_exist(page):
+    text = FENCE.sub("", page.read_text())
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for path in re.findall(r"`((?:core_gates|weather|apps|tests|benchmarks)/[\w/.]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = {page for entry in navigation for page in entry.values()}
+    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")}
+
+
+def test_the_readme_fits_one_screen():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 60
