@@ -91,10 +91,12 @@ class WindowAttention(nn.Module):
         index = shape_constant(
             _position_index, layout.window, self.window, self.legacy_clip, device
         )
-        table: Tensor = self.position_bias[index.flatten()]
-        bias = table.view(1, 1, *index.shape, -1).permute(0, 1, 4, 2, 3)
+        table = self.position_bias[index.flatten()]
+        bias: Tensor = table.view(1, 1, *index.shape, -1).permute(0, 1, 4, 2, 3)
         mask = layout.mask(device)
-        return bias if mask is None else bias + mask[:, None, None].to(bias.dtype)
+        if mask is not None:
+            bias = bias + mask[:, None, None].to(bias.dtype)
+        return bias
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, num_windows: int) -> Tensor:
@@ -104,7 +106,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, num_windows: int) 
     """
     scores = (q * q.shape[-2] ** -0.5).transpose(-1, -2) @ k
     grouped = scores.view(-1, len(bias), num_windows // len(bias), *scores.shape[1:]) + bias
-    return v @ grouped.view(scores.shape).softmax(-1).transpose(-1, -2)
+    weights: Tensor = grouped.view(scores.shape).softmax(-1)
+    return v @ weights.transpose(-1, -2)
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, num_windows: int) -> Tensor:
