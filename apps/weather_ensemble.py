@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from weather.experiments.ensemble_methods import ensemble_methods
 from weather.experiments.ensemble_scoring import case_errors, worst_case
 from weather.experiments.ensemble_source import TASKS, Era5EnsembleSource, Task
 from weather.experiments.forms import FORMS
-from weather.experiments.method import Settings, stored
+from weather.experiments.method import Method, Settings, stored
 from weather.experiments.tuning import Setting
 
 
@@ -39,11 +41,7 @@ def tune_ensemble(
         for method in ensemble_methods(source, task):
             for density in densities if method.box else ():
                 name = f"{method.name}/{task_name(task, density)}"
-
-                def score(s: Setting, m=method, t=task, d=density) -> float:  # noqa: ANN001
-                    errors = case_errors(source, t, d, m.build(s), tuning=True)
-                    return worst_case(errors, source.task_background_sd[t])
-
+                score = partial(_score, source, task, density, method)
                 settings[name] = tune_method(name, method.box, score, trials)
                 write_json(path, settings)
     for form in FORMS:
@@ -64,6 +62,13 @@ def tune_ensemble(
     return settings
 
 
+def _score(
+    source: Era5EnsembleSource, task: Task, density: float, method: Method, setting: Setting
+) -> float:
+    errors = case_errors(source, task, density, method.build(setting), tuning=True)
+    return worst_case(errors, source.task_background_sd[task])
+
+
 class EnsembleScores:
     """Score every method on every test case.
 
@@ -72,7 +77,9 @@ class EnsembleScores:
         densities: Shares of grid points observed.
         networks: Trained networks.
         seeds: Seeds of the networks.
+        forms: Forms of Adas.
         settings: Tuned settings of the classical methods.
+        cases: Number of cases, all if None.
     """
 
     def __init__(
@@ -81,30 +88,37 @@ class EnsembleScores:
         densities: tuple[float, ...],
         networks: Networks,
         seeds: tuple[int, ...],
+        forms: tuple[str, ...],
         settings: Settings,
+        cases: int | None = None,
     ) -> None:
         self.source, self.densities = source, densities
-        self.networks, self.seeds, self.settings = networks, seeds, settings
+        self.networks, self.settings = networks, settings
+        self.seeds, self.forms, self.cases = seeds, forms, cases
         self.errors: dict[tuple[str, str], Tensor] = {}
+
+    def methods(self, task: Task) -> list[Method]:
+        """Return the classical methods of a task."""
+        return ensemble_methods(self.source, task)
 
     def run(self) -> None:
         """Analyze every case with every method."""
         for task in TASKS:
-            methods = ensemble_methods(self.source, task)
-            count = len(self.source.cases(task))
+            methods = self.methods(task)
+            count = len(self.source.cases(task)[: self.cases])
             for density in self.densities:
                 name = task_name(task, density)
-                total = count * (len(methods) + len(FORMS) * len(self.seeds))
+                total = count * (len(methods) + len(self.forms) * len(self.seeds))
                 with ticking(f"analyzing {name}", total) as tick:
                     for method in methods:
                         built = method.build(stored(self.settings, method, name))
                         self.errors[name, method.name] = case_errors(
-                            self.source, task, density, built, tick=tick
+                            self.source, task, density, built, cases=self.cases, tick=tick
                         )
-                    for form in FORMS:
+                    for form in self.forms:
                         self.errors[name, form] = self._networks(task, density, form, tick)
 
-    def _networks(self, task: Task, density: float, form: str, tick) -> Tensor:  # noqa: ANN001
+    def _networks(self, task: Task, density: float, form: str, tick: Callable[[], None]) -> Tensor:
         """Return the mean square errors of a form, the seeds one after another."""
         sd = self.source.task_background_sd[task]
         parts = [
@@ -113,6 +127,7 @@ class EnsembleScores:
                 task,
                 density,
                 self.networks.load(form, seed).expecting(sd),
+                cases=self.cases,
                 tick=tick,
             )
             for seed in self.seeds
@@ -120,7 +135,7 @@ class EnsembleScores:
         return torch.stack(parts).mean(0)
 
     def _clusters(self, task: Task) -> Tensor:
-        return torch.tensor([case.member for case in self.source.cases(task)])
+        return torch.tensor([case.member for case in self.source.cases(task)[: self.cases]])
 
     def _ratio(self, task: Task, density: float, method: str, base: str) -> list[Interval]:
         """Return the RMSE of a method over that of another, for every channel."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import lightning as L
 
-from apps.cli import drop_adverts
 from apps.progress import progress_bar
 from apps.runs import RunFolder
 from weather.analysis import AdasAnalysis, load_weights, save_weights
 from weather.data.stream import AssimilationDataModule
+from weather.experiments.method import Settings
 from weather.experiments.tuning import Setting
 from weather.module import AdasModule
 
@@ -34,7 +34,7 @@ class Networks:
         config: str,
         model: AdasModule,
         datamodule: AssimilationDataModule,
-        settings: dict[str, Setting],
+        settings: Settings,
     ) -> None:
         self.run_folder, self.config = run_folder, config
         self.model, self.datamodule, self.settings = model, datamodule, settings
@@ -61,7 +61,7 @@ class Networks:
 
     def train(self, form: str, seed: int) -> Path:
         """Train one network with the configured data and keep its weights."""
-        analysis = self.fit(form, seed, self.settings.get(form, {}), self.datamodule.steps)
+        analysis = self.fit(form, seed, dict(self.settings.get(form, {})), self.datamodule.steps)
         path = self.run_folder.path / "weights" / f"{form}-s{seed}.safetensors"
         save_weights(path, analysis, form=form, seed=seed, config=self.config)
         return path
@@ -69,7 +69,6 @@ class Networks:
     def fit(self, form: str, seed: int, setting: Setting, steps: int) -> AdasAnalysis:
         """Return the analysis after ``steps`` steps with a setting of the optimizer."""
         L.seed_everything(seed, verbose=False)
-        drop_adverts()
         module = self.model.variant(form, **setting)
         source = copy.copy(self.datamodule.source)
         source.seed = seed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def tune_twin(
             settings[f"{method.name}/{task.name}"] = tune_method(
                 f"{method.name} {task.name}",
                 method.box,
-                lambda s, m=method, t=task: evaluation.tuning_score(t, m.build(s)),
+                partial(_score, evaluation, method, task),
                 trials,
             )
             write_json(path, settings)
@@ -54,6 +55,10 @@ def tune_twin(
     return settings
 
 
+def _score(evaluation: TwinEvaluation, method: Method, task: TwinTask, setting: Setting) -> float:
+    return evaluation.tuning_score(task, method.build(setting))
+
+
 class TwinScores:
     """Run every method on every task and turn the cycles into rows and bars.
 
@@ -61,6 +66,7 @@ class TwinScores:
         evaluation: The experiment.
         networks: Trained networks.
         seeds: Test timelines and networks, one of each a seed.
+        forms: Forms of Adas.
         settings: Tuned settings of the classical methods.
     """
 
@@ -69,10 +75,11 @@ class TwinScores:
         evaluation: TwinEvaluation,
         networks: Networks,
         seeds: tuple[int, ...],
+        forms: tuple[str, ...],
         settings: Settings,
     ) -> None:
         self.evaluation, self.networks = evaluation, networks
-        self.seeds, self.settings = seeds, settings
+        self.seeds, self.forms, self.settings = seeds, forms, settings
         self.labels = evaluation.world.channels.labels
         self.scores: dict[tuple[str, str], CycleScores] = {}
         self.errors: dict[tuple[str, str], Tensor] = {}
@@ -80,12 +87,12 @@ class TwinScores:
     def run(self) -> None:
         """Cycle everything, the networks of all forms last."""
         methods = self.evaluation.classical()
-        total = len(methods) + len(FORMS) * len(self.seeds)
+        total = len(methods) + len(self.forms) * len(self.seeds)
         for task in self.evaluation.tasks:
             with ticking(f"cycling {task.name}", total * self.evaluation.cycles) as tick:
                 for method in methods:
                     self._classical(task, method, tick)
-                for form in FORMS:
+                for form in self.forms:
                     self._network(task, form, tick)
 
     def _classical(self, task: TwinTask, method: Method, tick: Callable[[], None]) -> None:
@@ -100,9 +107,13 @@ class TwinScores:
             self.evaluation.run(task, self.networks.load(form, seed), tick=tick, only=row)
             for row, seed in enumerate(self.seeds)
         ]
-        columns = zip(*parts, strict=True)
-        *errors, lost = (list(column) for column in columns)
-        self._keep(task, form, CycleScores(*(torch.cat(e, 1) for e in errors), torch.cat(lost)))
+        joined = CycleScores(
+            background=torch.cat([part.background for part in parts], 1),
+            analysis=torch.cat([part.analysis for part in parts], 1),
+            spread=torch.cat([part.spread for part in parts], 1),
+            lost=torch.cat([part.lost for part in parts]),
+        )
+        self._keep(task, form, joined)
 
     def _keep(self, task: TwinTask, method: str, scores: CycleScores) -> None:
         self.scores[task.name, method] = scores
@@ -128,8 +139,8 @@ class TwinScores:
             each = error[:, 0].tolist()
             interval = self._interval(task, method)
             rows += [
-                Row(method, task, f"rmse_{self.labels[0]}_seed{seed}", value, *interval[row])
-                for row, (seed, value) in enumerate(zip(self.seeds, each, strict=True))
+                Row(method, task, f"rmse_{self.labels[0]}_seed{row}", value, *interval[row])
+                for row, value in enumerate(each)
             ]
             lost = float(self.scores[task, method].lost.sum())
             rows.append(Row(method, task, "lost", lost, n=len(each)))

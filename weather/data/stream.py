@@ -24,6 +24,7 @@ class ProblemSource(Protocol):
     grid: Grid
     normalizer: Normalizer
     background_sd: Tensor
+    seed: int
 
     def prepare(self) -> None:
         """Make what is missing on disk; called on one process only."""

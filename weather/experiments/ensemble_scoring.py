@@ -30,11 +30,12 @@ def case_errors(
     method: Assimilator,
     *,
     tuning: bool = False,
+    cases: int | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Return the mean square error (N,C) of the analysis of every case."""
+    """Return the mean square error (N,C) of the analysis of every case, or the first ``cases``."""
     squares = []
-    for case in source.cases(task, tuning=tuning):
+    for case in source.cases(task, tuning=tuning)[:cases]:
         analysis = analyze_case(source, task, case, density, method)
         squares.append(source.grid.area_mean((analysis - case.truth).square()))
         tick()

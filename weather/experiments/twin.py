@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -81,6 +82,11 @@ class TwinWorld:
             first += count
         self.num_members = first
         self._nature: Tensor | None = None
+
+    @property
+    def calls(self) -> int:
+        """Calls of the model that make nature: a progress report each."""
+        return math.ceil(self.spin_up_days * 24 / self.hours) + self.cycles + LEAD - 1
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Run nature, or the rest of it if an earlier run was cut off."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weather.baselines.climatology import Climatology
+from weather.baselines.constant import Climatology
 from weather.baselines.covariance import DenseCovariance, SampleCovariance
 from weather.baselines.free_run import FreeRun
 from weather.baselines.inverse_distance import InverseDistance

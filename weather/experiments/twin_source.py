@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from weather.baselines.covariance import SampleCovariance
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.data.batch import AssimilationBatch, generator
-from weather.experiments.recording import Recording, load_recording, record, save_recording
+from weather.experiments.recording import load_recording, record, save_recording
 from weather.experiments.twin import LEAD, TwinWorld
 from weather.observations.network import bernoulli_network, observe
 
@@ -60,19 +61,30 @@ class TwinSource:
         """Make the nature run and the recording where they are missing."""
         self.world.prepare()
         if not self.path.exists():
-            save_recording(self.path, self.record())
+            self.write_recording()
 
-    def record(self) -> Recording:
-        """Run the OI cycles of the recording."""
+    @property
+    def num_cycles(self) -> int:
+        """Number of batched cycles that make the recording."""
+        return 2 * len(self.densities) * self.world.cycles
+
+    def write_recording(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Run the OI cycles of the recording and keep their backgrounds.
+
+        Args:
+            tick: Called after every cycle.
+        """
         scales = dict(zip(self.densities, self.scales, strict=True))
         covariance = SampleCovariance(
             self.world.day_differences(), self.grid, localization_km=self.length_km
         ).dense()
-        return record(
+        recording = record(
             self.world,
             lambda density: OptimalInterpolation(covariance, scale=scales[density]),
             self.densities,
+            tick=tick,
         )
+        save_recording(self.path, recording)
 
     def setup(self) -> None:
         """Load nature and recording, and the units of the training period."""

@@ -1,0 +1,268 @@
+"""``gates weather``: assimilate observations into weather fields, beside the classical methods."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from apps.cli import GatesCLI
+from apps.scores import print_scores, write_scores
+from apps.ticker import ticking
+from apps.trainer import GatesTrainer
+from apps.weather_assimilation import Assimilation
+from apps.weather_ensemble import EnsembleScores, tune_ensemble
+from apps.weather_figures import save_cycles, save_example
+from apps.weather_observing import era5_store, observe_store
+from apps.weather_report import weather_report
+from apps.weather_training import Networks
+from apps.weather_twin import TwinScores, tune_twin
+from core_gates.errors import GatesError
+from weather.data.stream import AssimilationDataModule
+from weather.experiments.ensemble_source import Era5EnsembleSource
+from weather.experiments.forms import FORMS
+from weather.experiments.method import Settings
+from weather.experiments.twin_evaluation import TwinEvaluation
+from weather.experiments.twin_source import TwinSource
+from weather.module import AdasModule
+
+QUICK_CYCLES, QUICK_CASES = 30, 3
+
+
+class WeatherTrainer(GatesTrainer):
+    """The verbs of ``gates weather``; ``fit`` is Lightning's own."""
+
+    def prepare(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:
+        """Write the nature run and the recorded backgrounds, or unpack the ERA5 sample.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+        """
+        del model
+        source = datamodule.source
+        if isinstance(source, Era5EnsembleSource):
+            print(era5_store(source, self.run_folder.path / "era5_ensemble.zarr"))
+            return
+        assert isinstance(source, TwinSource)
+        with ticking("nature run", source.world.calls) as tick:
+            source.world.prepare(progress=lambda *_: tick())
+        print(source.world.path)
+        if not source.path.exists():
+            with ticking("recording backgrounds", source.num_cycles) as tick:
+                source.write_recording(tick=tick)
+        print(source.path)
+
+    def observe(
+        self,
+        model: AdasModule,
+        datamodule: AssimilationDataModule,
+        truth: str | None = None,
+        stations: int = 500,
+        member: int = 1,
+        time: int = -1,
+        times: int = 1,
+        observation_seed: int = 0,
+        output: str = "observations.parquet",
+    ) -> None:
+        """Simulate stations over a truth and write their noisy reports as a table.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            truth: WeatherBench-2 store; that of ``prepare`` if not given.
+            stations: Number of stations, twelve times denser over land.
+            member: Member of the store that is the truth.
+            time: Index of the first time; negative counts from the end.
+            times: Successive times to observe.
+            observation_seed: Seed of stations and errors.
+            output: Table to write, ``.parquet`` or ``.csv``.
+        """
+        del model
+        path = observe_store(
+            datamodule.source,
+            truth,
+            Path(output),
+            stations=stations,
+            member=member,
+            start=time,
+            times=times,
+            seed=observation_seed,
+        )
+        print(path)
+
+    def tune(
+        self,
+        model: AdasModule,
+        datamodule: AssimilationDataModule,
+        trials: int = 8,
+        densities: tuple[float, ...] = (0.1, 0.01),
+        cycles: int = 160,
+    ) -> None:
+        """Choose the settings of every method with one budget of trials, and store them.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            trials: Trials of every method.
+            densities: Shares of grid points observed.
+            cycles: Cycles of a trial in a twin world.
+        """
+        networks = self._networks(model, datamodule, {})
+        path = self.run_folder.path / "settings.json"
+        source = datamodule.source
+        if isinstance(source, Era5EnsembleSource):
+            tune_ensemble(source, densities, networks, trials, path)
+        else:
+            assert isinstance(source, TwinSource)
+            self.prepare(model, datamodule)
+            tune_twin(TwinEvaluation(source.world, densities, cycles), networks, trials, path)
+        print(path)
+
+    def assimilate(
+        self,
+        model: AdasModule,
+        datamodule: AssimilationDataModule,
+        background: str,
+        observations: str,
+        method: str = "adas_increment",
+        task: str = "persistence/0.1",
+        weights: str | None = None,
+        forecast: str | None = None,
+        cycles: int = 1,
+        output: str = "analysis.zarr",
+        overwrite_output: bool = False,
+    ) -> None:
+        """Assimilate a table of observations into a background and write the analyses.
+
+        Without a forecast model every time of the background store is analyzed for itself; with
+        one, the last time of the store starts a cycle.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            background: WeatherBench-2 store with the channels and the grid of the configuration.
+            observations: Table of observations, Parquet or CSV.
+            method: ``adas_increment``, ``adas_official``, ``oi`` or ``inverse_distance``.
+            task: Task whose stored settings and background error are used.
+            weights: Weights of the network; the shipped ones if not given.
+            forecast: ``model`` for the forecast model of the configuration, or the class path of
+                any callable ``(state, hours) -> state``.
+            cycles: Analyses in a cycle, six hours apart.
+            output: Store to write.
+            overwrite_output: Replace an existing store.
+        """
+        networks = self._networks(model, datamodule, self._settings())
+        job = Assimilation(model, datamodule.source, networks, self._settings(), task)
+        analyses = job.run(background, observations, method, weights, forecast, cycles)
+        print(job.write(analyses, Path(output), overwrite=overwrite_output))
+
+    def evaluate(
+        self,
+        model: AdasModule,
+        datamodule: AssimilationDataModule,
+        seeds: tuple[int, ...] = (0, 1, 2),
+        densities: tuple[float, ...] = (0.1, 0.01),
+        quick: bool = False,
+    ) -> None:
+        """Score every method, train the networks that are missing first, and write scores.json.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            seeds: Seeds of networks, and of test timelines in a twin world.
+            densities: Shares of grid points observed.
+            quick: A short look in two minutes: few cycles or cases, no bars, nothing is trained.
+        """
+        settings = self._settings()
+        networks = self._networks(model, datamodule, settings)
+        forms = tuple(FORMS)
+        missing = networks.missing(forms, seeds)
+        if missing:
+            names = ", ".join(f"{form} seed {seed}" for form, seed in missing)
+            print(f"weights missing: {names}; {'left out' if quick else 'training them now'}")
+        if quick:
+            seeds = tuple(s for s in seeds if all(networks.path(f, s) for f in forms))
+            forms = forms if seeds else ()
+        scores = self._scores(datamodule, networks, settings, seeds, forms, densities, quick=quick)
+        scores.run()
+        folder = self.run_folder.path
+        if isinstance(scores, TwinScores):
+            save_cycles(scores, folder)
+        else:
+            save_example(scores, folder)
+        path = write_scores(
+            self.run_folder.scores,
+            app="weather",
+            config_path=self.config_path,
+            seeds=seeds,
+            rows=scores.rows(),
+            bars=[] if quick else scores.bars(),
+        )
+        print_scores(path)
+
+    def report(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:
+        """Write the report of a run as one HTML page.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+        """
+        del model
+        print(weather_report(self.run_folder, datamodule.source))
+
+    def _scores(
+        self,
+        datamodule: AssimilationDataModule,
+        networks: Networks,
+        settings: Settings,
+        seeds: tuple[int, ...],
+        forms: tuple[str, ...],
+        densities: tuple[float, ...],
+        *,
+        quick: bool,
+    ) -> TwinScores | EnsembleScores:
+        source = datamodule.source
+        if isinstance(source, Era5EnsembleSource):
+            cases = QUICK_CASES if quick else None
+            return EnsembleScores(source, densities, networks, seeds, forms, settings, cases)
+        assert isinstance(source, TwinSource)
+        source.world.prepare()
+        for form, seed in networks.missing(forms, seeds):
+            networks.train(form, seed)
+        evaluation = TwinEvaluation(source.world, densities, QUICK_CYCLES if quick else None)
+        return TwinScores(evaluation, networks, seeds, forms, settings)
+
+    def _networks(
+        self, model: AdasModule, datamodule: AssimilationDataModule, settings: Settings
+    ) -> Networks:
+        config = self.config_path.stem if self.config_path else "default"
+        return Networks(self.run_folder, config, model, datamodule, settings)
+
+    def _settings(self) -> Settings:
+        """Return the settings of the run folder, else those shipped with the configuration."""
+        stem = self.config_path.stem if self.config_path else "default"
+        shipped = Path(str(files("apps"))) / "configs" / "weather" / f"{stem}.settings.json"
+        for path in (self.run_folder.path / "settings.json", shipped):
+            if path.is_file():
+                try:
+                    found: Settings = json.loads(path.read_text(encoding="utf-8"))
+                except json.JSONDecodeError as error:
+                    raise GatesError(
+                        f"{path} is not JSON ({error}): run `gates weather tune` again"
+                    ) from error
+                return found
+        return {}
+
+
+class WeatherCLI(GatesCLI):
+    """The command line of ``gates weather``."""
+
+    app = "weather"
+    verbs = ("prepare", "observe", "tune", "fit", "assimilate", "evaluate", "report")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one verb."""
+    WeatherCLI(AdasModule, AssimilationDataModule, WeatherTrainer, list(arguments))

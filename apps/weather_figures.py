@@ -1,0 +1,105 @@
+"""What `evaluate` keeps for figures, and the figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
+
+from apps.weather_ensemble import EnsembleScores, task_name
+from apps.weather_twin import TwinScores
+from weather.experiments.ensemble_scoring import analyze_case
+from weather.experiments.ensemble_source import Era5EnsembleSource
+from weather.experiments.method import stored
+from weather.experiments.twin_source import TwinSource
+from weather.plots import analysis_figure, cycle_figure
+
+EXAMPLE_FILE, CYCLES_FILE = "example.safetensors", "cycles.safetensors"
+
+
+def save_cycles(scores: TwinScores, folder: Path) -> None:
+    """Keep the analysis RMSE of every cycle, ``task|method`` to (T,B,C)."""
+    tensors = {
+        f"{task}|{method}": cycles.analysis.float().contiguous()
+        for (task, method), cycles in scores.scores.items()
+    }
+    _save(tensors, folder / CYCLES_FILE)
+
+
+def save_example(scores: EnsembleScores, folder: Path) -> None:
+    """Keep the fields of the last case of ``persistence``, analyzed by OI and by Adas."""
+    source, density = scores.source, max(scores.densities)
+    case = source.cases("persistence")[-1]
+    name = task_name("persistence", density)
+    oi = next(m for m in scores.methods("persistence") if m.name == "oi")
+    tensors = {
+        "truth": case.truth,
+        "background": case.background,
+        "observed": source.observe_case("persistence", case, density).mask.any(0).float(),
+    }
+    assimilators = {"oi": oi.build(stored(scores.settings, oi, name))}
+    if scores.seeds:
+        sd = source.task_background_sd["persistence"]
+        network = scores.networks.load("adas_increment", scores.seeds[0])
+        assimilators["adas_increment"] = network.expecting(sd)
+    for method, assimilator in assimilators.items():
+        tensors[method] = analyze_case(source, "persistence", case, density, assimilator)
+    _save({k: v.contiguous().clone() for k, v in tensors.items()}, folder / EXAMPLE_FILE)
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def example_figures(folder: Path, source: Era5EnsembleSource) -> list[tuple[str, Figure]]:
+    """Return a map panel of 500 hPa geopotential for each method, with its caption."""
+    path = folder / EXAMPLE_FILE
+    if not path.is_file():
+        return []
+    fields = load_file(path)
+    channel = source.channels.index("geopotential", 500)
+    figures = []
+    for method in ("adas_increment", "oi"):
+        if method in fields:
+            figure = analysis_figure(
+                fields["truth"][channel],
+                fields["background"][channel],
+                fields[method][channel],
+                source.grid,
+                variable="geopotential",
+                level=500,
+                observed=fields["observed"].bool(),
+                title=f"{method}: geopotential at 500 hPa",
+            )
+            figures.append((f"{method}, 2 January 2017 12 UTC, member 9 is the truth", figure))
+    return figures
+
+
+def cycle_figures(folder: Path, source: TwinSource) -> list[tuple[str, Figure]]:
+    """Return the error of every method over the cycles, one figure a task."""
+    path = folder / CYCLES_FILE
+    if not path.is_file():
+        return []
+    tensors = load_file(path)
+    figures = []
+    for task in dict.fromkeys(key.split("|")[0] for key in tensors):
+        errors: dict[str, np.ndarray] = {
+            key.split("|")[1]: value[:, :, 0].T.numpy()
+            for key, value in tensors.items()
+            if key.split("|")[0] == task
+        }
+        label = f"analysis RMSE of {source.channels.labels[0]}, {task}"
+        cycles = len(next(iter(errors.values())).T)
+        figures.append(
+            (
+                f"Median over seeds and their range, {task}",
+                cycle_figure(errors, label=label, unit="m", spin_up=cycles // 3),
+            )
+        )
+    return figures

@@ -1,0 +1,96 @@
+"""Stores and tables to start from: the ERA5 sample as a store, simulated reports of a truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from weather.data.stream import ProblemSource
+from weather.data.tensors import dataset_grid, to_dataset, to_tensor
+from weather.data.wb2 import open_wb2
+from weather.data.write import write_wb2
+from weather.experiments.ensemble_source import Era5EnsembleSource
+from weather.experiments.twin_source import TwinSource
+from weather.observations.simulation import simulate_table
+from weather.observations.table import ObservationTable
+
+
+def era5_store(source: Era5EnsembleSource, path: Path) -> Path:
+    """Write the shipped ERA5 sample as a WeatherBench-2 store."""
+    states = source.fields.transpose(0, 1)  # (T,N,C,H,W)
+    dataset = to_dataset(states, source.channels, source.grid, times=source.times)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_wb2(dataset, path, overwrite=True)
+
+
+def observe_store(
+    source: ProblemSource,
+    truth: str | None,
+    output: Path,
+    *,
+    stations: int,
+    member: int,
+    start: int,
+    times: int,
+    seed: int,
+) -> Path:
+    """Simulate the reports of stations at some times of a store.
+
+    Args:
+        source: Tells channels and observation errors, and the store if ``truth`` is None.
+        truth: A WeatherBench-2 store.
+        output: Table to write.
+        stations: Number of stations.
+        member: Member that is the truth, if the store has members.
+        start: Index of the first time.
+        times: Number of successive times.
+        seed: Of stations and errors.
+
+    Raises:
+        GatesError: The store has no such member or time.
+    """
+    with open_wb2(truth or _default_store(source), source.channels) as dataset:
+        if "number" in dataset.dims:
+            if not 0 <= member < dataset.sizes["number"]:
+                raise GatesError(
+                    f"member {member} does not exist: the store has {dataset.sizes['number']}"
+                )
+            dataset = dataset.isel(number=member)
+        count = dataset.sizes["time"]
+        first = start % count if -count <= start < count else count
+        if first + times > count:
+            raise GatesError(f"the store has {count} times, {times} from index {start} do not fit")
+        dataset = dataset.isel(time=slice(first, first + times))
+        states, grid = to_tensor(dataset, source.channels), dataset_grid(dataset)
+        tables = [
+            simulate_table(
+                state,
+                grid,
+                source.channels,
+                time=time,
+                count=stations,
+                error_sd=_error_sd(source),
+                seed=seed + number,
+            ).frame
+            for number, (state, time) in enumerate(zip(states, dataset["time"].values, strict=True))
+        ]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return ObservationTable.from_frame(pd.concat(tables, ignore_index=True)).write(output)
+
+
+def _default_store(source: ProblemSource) -> str:
+    if isinstance(source, TwinSource):
+        return str(source.world.path)
+    raise GatesError(
+        "--truth is missing: give a store, for example that of `gates weather prepare`"
+    )
+
+
+def _error_sd(source: ProblemSource) -> Tensor:
+    if isinstance(source, Era5EnsembleSource):
+        return source.error_sd["persistence"]
+    assert isinstance(source, TwinSource)
+    return source.world.error_sd

@@ -1,0 +1,65 @@
+"""The report of a weather run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from apps.report import Page
+from apps.runs import RunFolder
+from apps.weather_figures import cycle_figures, example_figures
+from core_gates.errors import GatesError
+from weather.data.era5_sample import ATTRIBUTION
+from weather.data.stream import ProblemSource
+from weather.experiments.ensemble_source import Era5EnsembleSource
+from weather.experiments.twin_source import TwinSource
+from weather.plots import scorecard_figure
+
+
+def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
+    """Write ``report.html`` from what ``evaluate`` left in the run folder.
+
+    Raises:
+        GatesError: There are no scores yet.
+    """
+    if not run_folder.scores.is_file():
+        raise GatesError(f"{run_folder.scores} does not exist: run `gates weather evaluate` first")
+    scores = json.loads(run_folder.scores.read_text(encoding="utf-8"))
+    page = Page(
+        f"Weather: {run_folder.name}", "Gated data assimilation beside the classical methods"
+    )
+    page.section("Scores").scores(scores)
+    card = _scorecard(scores, source)
+    if card is not None:
+        page.figure(card, "Errors of every method; blue is better than the reference.")
+    page.section("Pictures")
+    if isinstance(source, Era5EnsembleSource):
+        figures = example_figures(run_folder.path, source)
+        page.text(ATTRIBUTION)
+    else:
+        assert isinstance(source, TwinSource)
+        figures = cycle_figures(run_folder.path, source)
+    for caption, figure in figures:
+        page.figure(figure, caption)
+    return page.write(run_folder.report)
+
+
+def _scorecard(scores: dict[str, Any], source: ProblemSource) -> Figure | None:
+    """Return a figure of the first channel that the scores name, or None without rows."""
+    label = "z500" if isinstance(source, Era5EnsembleSource) else source.channels.labels[0]
+    reference = "background" if isinstance(source, Era5EnsembleSource) else "oi"
+    rows = {
+        (r["method"], r["task"]): r["value"]
+        for r in scores["rows"]
+        if r["metric"] == f"rmse_{label}"
+    }
+    methods = list(dict.fromkeys(method for method, _ in rows))
+    tasks = list(dict.fromkeys(task for _, task in rows))
+    if reference not in methods:
+        return None
+    values = np.array([[rows.get((m, t)) or np.nan for t in tasks] for m in methods], dtype=float)
+    return scorecard_figure(methods, tasks, values, reference=reference, title=f"RMSE of {label}")
