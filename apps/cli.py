@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from apps.checkpoint import RunCheckpoint
+from apps.checkpoint import RunCheckpoint, load_weights
 from apps.configfile import ConfigFile
 from apps.logger import ResumableCSVLogger
 from apps.parser import GatesParser
@@ -145,6 +145,13 @@ class GatesCLI(LightningCLI):
         config = RunFolder(self.app, given["--name"], given["--root"]).config
         return config if config.is_file() else None
 
+    def _parse_ckpt_path(self) -> None:
+        """Refuse a ``--ckpt_path`` that is missing or no checkpoint, then let Lightning read it."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path not in ("best", "last", "hpc"):
+            load_weights(Path(path))
+        super()._parse_ckpt_path()
+
     def before_instantiate_classes(self) -> None:
         """Refuse a run folder that is taken before anything expensive is built."""
         options = self.config[self.subcommand]
@@ -212,7 +219,7 @@ class GatesCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if subcommand in self.trains:
+        if subcommand == "fit":
             kwargs["weights_only"] = True
             last = self.run_folder.last_checkpoint
             if self.run_folder.resume and last and not kwargs.get("ckpt_path"):

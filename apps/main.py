@@ -85,7 +85,8 @@ def _run(name: str, app: App, rest: list[str], *, debug: bool) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if debug or not isinstance(error, errors.GatesError):
+        missing = isinstance(error, OSError) and error.filename is not None
+        if debug or not (missing or isinstance(error, errors.GatesError)):
             raise
         verb = f" {rest[0]}" if app.verbs else ""
         print(f"gates {name}{verb}: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -40,19 +40,12 @@ def restore(states: dict[str, Tensor]) -> None:
 
 
 def gather(states: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The tensors of all ranks, in order of rank; every rank must call it with the same shapes."""
+    """The tensors of all ranks, in order of rank; every rank must call it."""
+    own = {name: state.cpu() for name, state in states.items()}
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [{name: state.cpu() for name, state in states.items()}]
-    world = torch.distributed.get_world_size()
-    on_gpu = torch.distributed.get_backend() == "nccl"
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    ranks: list[dict[str, Tensor]] = [{} for _ in range(world)]
-    for name, state in states.items():
-        own = state.to(device).contiguous()
-        parts = [torch.empty_like(own) for _ in range(world)]
-        torch.distributed.all_gather(parts, own)
-        for rank, part in zip(ranks, parts, strict=True):
-            rank[name] = part.cpu()
+        return [own]
+    ranks: list[dict[str, Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(ranks, own)
     return ranks
 
 

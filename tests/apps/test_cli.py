@@ -60,6 +60,8 @@ def gates(toy, tmp_path, monkeypatch, capsys):
         ),
         ("fit --name a/b", "--name 'a/b' must be a plain name without '/'"),
         ("fit --resume --overwrite", "--resume and --overwrite exclude each other"),
+        ("fit --ckpt_path none.ckpt", "no checkpoint at none.ckpt: run fit first"),
+        ("fit --ckpt_path broken.yaml", "broken.yaml is not a readable checkpoint"),
         ("score --repeats many", "repeats: expected int, found 'many'"),
         ("score --repeats 0", "--repeats must be at least 1, found 0"),
         ("score --name", "argument --name: expected one argument"),

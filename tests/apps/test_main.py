@@ -105,6 +105,10 @@ def test_expected_failures_are_one_line(front_door, capsys):
     assert front_door(MissingExtraError("weather", "xarray")) == 2
     assert "pip install '.[weather]'" in capsys.readouterr().err
     assert front_door(KeyboardInterrupt()) == 130
+    capsys.readouterr()
+    assert front_door(FileNotFoundError(2, "No such file or directory", "a.nc")) == 2
+    line = "gates fake go: error: [Errno 2] No such file or directory: 'a.nc'\n"
+    assert capsys.readouterr().err == line
 
 
 def test_debug_and_defects_show_the_traceback(front_door):
@@ -112,6 +116,8 @@ def test_debug_and_defects_show_the_traceback(front_door):
         front_door(GatesError("x"), "--debug")
     with pytest.raises(ZeroDivisionError):
         front_door(ZeroDivisionError())
+    with pytest.raises(OSError, match="no file is named"):
+        front_door(OSError("no file is named"))
 
 
 def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, capsys):
