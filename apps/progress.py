@@ -10,7 +10,20 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 def progress_bar() -> ProgressBar:
     """The progress bar that suits the standard output."""
-    return RichProgressBar(leave=True) if sys.stdout.isatty() else PlainProgress()
+    return TerminalProgress(leave=True) if sys.stdout.isatty() else PlainProgress()
+
+
+def _scores(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Lightning adds a version number that a run folder does not have."""
+    return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
+class TerminalProgress(RichProgressBar):
+    """Lightning's bar with the scores of the module alone."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The scores logged with ``prog_bar=True``."""
+        return _scores(super().get_metrics(trainer, pl_module))
 
 
 class PlainProgress(ProgressBar):
@@ -50,7 +63,7 @@ class PlainProgress(ProgressBar):
         self._last = time.monotonic()
         if not self._enabled:
             return
-        scores = {k: v for k, v in self.get_metrics(trainer, pl_module).items() if k != "v_num"}
+        scores = _scores(self.get_metrics(trainer, pl_module))
         shown = "  ".join(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in scores.items()
