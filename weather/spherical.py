@@ -224,11 +224,11 @@ class SphericalTransform(nn.Module):
     def _legendre(
         table: Tensor, waves: Tensor, *, add: Tensor | None = None, sign: float = 1.0
     ) -> Tensor:
-        """Return ``add + sign * table @ waves`` for every order and part."""
+        """Return ``table @ waves`` for every order and part, accumulated into ``add`` if given."""
         rows = waves.flatten(0, 1)
         if add is None:
             return torch.bmm(table, rows).view(2, -1, table.shape[1], rows.shape[-1])
-        return torch.baddbmm(add.flatten(0, 1), table, rows, alpha=sign).view_as(add)
+        return add.flatten(0, 1).baddbmm_(table, rows, alpha=sign).view_as(add)
 
 
 def _times_minus_i(packed: Tensor) -> Tensor:

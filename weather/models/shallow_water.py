@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from weather.models.earth import GRAVITY, ROTATION
 from weather.models.leapfrog import LeapfrogModel
+from weather.models.noise import random_coefficients
 from weather.models.shallow_water_forcing import (
     jet_profile,
     mountain_heights,
-    random_coefficients,
     stirring_pattern,
 )
 from weather.models.shallow_water_step import (

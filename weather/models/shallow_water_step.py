@@ -62,7 +62,7 @@ class SemiImplicitStep(nn.Module):
         scaling = diffusion[:, None].repeat(1, 3)
         scaling[:, DIVERGENCE] *= implicit
         sources = rates[:, :, None] * target
-        sources[:, :, :, VORTICITY] += stirring
+        sources[..., VORTICITY, :] += stirring
         self.pressure = half * mean_geopotential
         coefficients = {
             "keep": ((1 - interval * rates) * scaling)[..., None],

@@ -1,0 +1,49 @@
+"""Forcing of Held and Suarez (1994, Bull. Amer. Meteor. Soc. 75, 1825-1830)."""
+
+import torch
+from torch import Tensor
+
+from weather.models.earth import DAY, KAPPA
+
+REFERENCE_PRESSURE = 1e5
+"""Pa."""
+
+BOUNDARY_LAYER_TOP = 0.7
+"""Sigma above which (in value) friction and the faster relaxation act."""
+
+FRICTION_RATE = 1 / DAY
+RELAXATION_RATE = 1 / (40 * DAY)
+SURFACE_RELAXATION_RATE = 1 / (4 * DAY)
+STRATOSPHERE = 200.0
+EQUATOR = 315.0
+EQUATOR_TO_POLE = 60.0
+STABILITY = 10.0
+
+
+def friction_rates(sigma: Tensor) -> Tensor:
+    """Return the damping rate of the wind, s-1, at sigma of any shape."""
+    return FRICTION_RATE * _depth(sigma)
+
+
+def relaxation_rates(sigma: Tensor, latitude: Tensor) -> Tensor:
+    """Return the relaxation rate of temperature, s-1; the arguments (latitude in rad) broadcast."""
+    faster = (SURFACE_RELAXATION_RATE - RELAXATION_RATE) * _depth(sigma) * latitude.cos() ** 4
+    return RELAXATION_RATE + faster
+
+
+def equilibrium_temperature(log_pressure: Tensor, latitude: Tensor) -> Tensor:
+    """Return the temperature that the atmosphere relaxes to, K.
+
+    It is ``max(200, (315 - 60 sin2 lat - 10 ln(p/p0) cos2 lat) (p/p0)**kappa)``.
+
+    Args:
+        log_pressure: ln(p / 1e5 Pa).
+        latitude: Latitudes, rad; the arguments broadcast.
+    """
+    surface = EQUATOR - EQUATOR_TO_POLE * latitude.sin().square()
+    potential = torch.addcmul(surface, log_pressure, latitude.cos().square(), value=-STABILITY)
+    return (potential * (KAPPA * log_pressure).exp()).clamp(min=STRATOSPHERE)
+
+
+def _depth(sigma: Tensor) -> Tensor:
+    return ((sigma - BOUNDARY_LAYER_TOP) / (1 - BOUNDARY_LAYER_TOP)).clamp(min=0)
