@@ -43,6 +43,9 @@ def test_clusters_of_different_size_weigh_by_their_samples():
     values = torch.tensor([1.0, 1.0, 1.0, 5.0])
     result = clustered_bootstrap(values, torch.tensor([7, 7, 7, 2]), level=0.98)
     assert (result.value, result.low, result.high, result.units) == (2.0, 1.0, 5.0, 2)
+    # Half of the draws take both clusters, whose samples have the mean 2.
+    middle = clustered_bootstrap(values, torch.tensor([7, 7, 7, 2]), level=0.3)
+    assert (middle.low, middle.high) == (2.0, 2.0)
 
 
 def test_transforms_act_on_resampled_means():

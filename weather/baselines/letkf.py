@@ -85,7 +85,7 @@ class LETKF:
         for timeline, states in enumerate(background.flatten(3)):
             values = observations.values[timeline].flatten(1)
             errors = observations.errors[timeline].flatten(1)
-            if states.isfinite().all() and errors.isfinite().any():
+            if states.isfinite().all():
                 analysis[timeline] = self._timeline(states, values, errors).view_as(
                     analysis[timeline]
                 )

@@ -17,8 +17,8 @@ def test_what_they_return(problem):
 def test_results_are_free_to_be_changed(problem):
     background, observations = problem(timelines=2)
     kept = background.clone()
-    mean = torch.zeros(2, 6, 12)
-    initial = torch.zeros(2, 2, 6, 12)
+    mean = torch.zeros(2, 6, 12, dtype=torch.float64)
+    initial = torch.zeros(2, 2, 6, 12, dtype=torch.float64)
     for method in (FreeRun(), Climatology(mean), Persistence(initial)):
         method.analyse(background, observations)[0] = 1.0
     assert torch.equal(background, kept)

@@ -53,3 +53,10 @@ def test_an_observation_with_an_infinite_error_is_none():
     seen = torch.tensor([0, 2])
     expected = etkf(states, states[:, seen], values[seen], errors[seen])
     assert_close(etkf(states, states, values, errors), expected, **EXACT)
+
+
+def test_rounding_below_zero_is_no_information():
+    signal = torch.diag(torch.tensor([-50.0, 0.0, 3.0]))
+    weights = ensemble_weights(signal, torch.zeros(3), inflation=1.0)
+    expected = torch.diag(torch.tensor([1.0, 1.0, (2 / 5) ** 0.5], dtype=torch.float64))
+    assert_close(weights.transform(), expected, rtol=0, atol=1e-7)

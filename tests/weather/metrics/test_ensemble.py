@@ -40,6 +40,13 @@ def test_crps_spread_is_the_mean_over_pairs():
     assert_close(crps_spread(ensemble, torch.ones(3)), expected)
 
 
+def test_crps_of_large_values_keeps_its_digits():
+    small = torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(0)).mul(16).round() / 16
+    weights = torch.ones(3)
+    expected = crps_spread(small, weights)
+    assert_close(crps_spread(small + 500_000, weights), expected, rtol=1e-4, atol=0)
+
+
 def test_a_reliable_ensemble_has_a_ratio_of_one_and_flat_ranks():
     generator = torch.Generator().manual_seed(1)
     centre = torch.randn(200, 20, 40, generator=generator)

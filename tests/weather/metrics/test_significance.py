@@ -40,6 +40,18 @@ def test_a_first_order_process_has_the_known_inflation():
     assert inflation.item() == pytest.approx((1.5 / 0.5) ** 0.5, rel=0.02)
 
 
+def test_a_second_order_process_has_the_known_inflation():
+    noise = torch.randn(30050, 20, generator=torch.Generator().manual_seed(0)).double()
+    values = [noise[0], noise[1]]
+    for shock in noise[2:]:
+        values.append(0.5 * values[-1] + 0.3 * values[-2] + shock)
+    a = torch.stack(values[50:])
+    r1 = 0.5 / 0.7
+    expected = ((1 - 0.5 * r1 - 0.3 * (0.5 * r1 + 0.3)) / 0.2**2) ** 0.5
+    inflation = paired_difference(a, torch.zeros_like(a)).inflation.mean()
+    assert inflation.item() == pytest.approx(expected, rel=0.02)
+
+
 def test_a_real_difference_is_found_and_equal_scores_are_equal():
     a = series(3, 300, 0.5)
     result = paired_difference(a, a + 0.5 + 0.1 * series(3, 300, 0.0, seed=2))
