@@ -43,7 +43,8 @@ def ensemble_weights(signal: Tensor, projection: Tensor, inflation: float) -> En
     """Solve the analysis in weight space (Hunt et al. 2007, equations 21 to 24).
 
     Args:
-        signal: ``Y' R^-1 Y`` (..., M, M) of the background anomalies at the observations.
+        signal: ``Y' R^-1 Y`` (..., M, M) of the background anomalies at the observations; only the
+            lower triangle is read.
         projection: ``Y' R^-1 (y - mean)`` (..., M).
         inflation: Factor on the background covariance.
 

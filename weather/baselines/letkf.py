@@ -73,7 +73,8 @@ class LETKF:
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
 
-        A timeline that is no longer finite is returned as it is.
+        A timeline that is no longer finite, or so far off that its squares are not, is returned as it
+        is.
 
         Raises:
             ValueError: Shapes differ, or an observation error is not positive.
@@ -105,6 +106,9 @@ class LETKF:
             scale = precision[:, seen].sqrt()
             observed = anomalies[:, :, seen] * scale
             signal, projection = _point_signals(observed, innovation[:, seen] * scale)
+            # The taper is at most 1, so these sums bound those of every grid point.
+            if not torch.cat((signal, projection), 1).abs().sum(0).isfinite().all():
+                return states
             taper = self._tapers[width].at(seen, mean.dtype)
             self._update(analysis, mean, anomalies, channels, taper, signal, projection)
         return analysis

@@ -144,10 +144,11 @@ def test_relaxation_leaves_a_collapsed_point_alone():
     assert torch.equal(relax_to_prior_spread(torch.ones(2, 4), zeros, 0.5), zeros)
 
 
-def test_a_timeline_without_observations_or_without_finite_states_is_returned(problem, grid):
-    background, observations = problem(timelines=3, members=5)
+@pytest.mark.parametrize("bad", [torch.nan, 1e200])
+def test_a_timeline_without_observations_or_lost_is_returned(problem, grid, bad):
+    background, observations = problem(timelines=3, members=5, density=1.0)
     keep = torch.tensor([True, False, True]).view(3, 1, 1, 1)
-    background[2, 3, 0, 1, 1] = torch.nan
+    background[2, 3, 0, 1, 1] = bad
     method = LETKF(grid, 5, localization_km=4000.0, inflation=1.2, inflate_unobserved=True)
     analysis = method.analyse(background, observations.withhold(keep))
     assert not torch.equal(analysis[0], background[0])
