@@ -42,12 +42,8 @@ class RunCheckpoint(Checkpoint, StepCallback):
         super().__init__()
         if every_n_steps < 1:
             raise ValueError(f"checkpoint.every_n_steps must be at least 1, found {every_n_steps}")
-        self.every_n_steps, self.monitor, self.mode, self.folder = (
-            every_n_steps,
-            monitor,
-            mode,
-            folder,
-        )
+        self.every_n_steps, self.folder = every_n_steps, folder
+        self.monitor, self.mode = monitor, mode
         self.saved_step = 0
         self.best_score: float | None = None
         self._best_due = False
@@ -123,7 +119,8 @@ def load_weights(path: Path) -> dict[str, Any]:
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
-        raise GatesError(f"{path} is not a readable checkpoint: {error}") from error
+        kind = type(error).__name__
+        raise GatesError(f"{path} is damaged or no checkpoint ({kind}): give another") from error
 
 
 def _log(trainer: Trainer) -> ResumableCSVLogger | None:

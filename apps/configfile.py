@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader
-from jsonargparse._actions import ActionConfigFile
+from jsonargparse import ActionConfigFile, get_loader  # type: ignore[attr-defined]
 
 from core_gates.errors import GatesError
 
@@ -64,9 +63,17 @@ def select_verb(content: dict[str, Any], verb: str, verbs: tuple[str, ...]) -> d
         model: {dim: 32}
         tune: {trials: 40}
         evaluate: {seeds: [0, 1, 2]}
+
+    Raises:
+        GatesError: The section is no mapping.
     """
     shared = {key: value for key, value in content.items() if key not in verbs}
-    return _merge(shared, content.get(verb) or {})
+    section = content.get(verb) or {}
+    if not isinstance(section, dict):
+        raise GatesError(
+            f"the section {verb!r} of the configuration must be a mapping, found {section!r}"
+        )
+    return _merge(shared, section)
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

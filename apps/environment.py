@@ -40,28 +40,23 @@ def device_name() -> str:
     return f"{_processor()} ({os.cpu_count()} cores)"
 
 
-def git_revision(folder: Path | None = None) -> str | None:
-    """Revision of the source tree, with ``-dirty`` for uncommitted changes, or None outside git.
+def git_revision() -> str | None:
+    """Revision of the source tree, with ``-dirty`` for uncommitted changes.
 
-    Args:
-        folder: A folder of the tree; that of this package when omitted.
+    None outside git, and for an installed package that only lies inside another repository.
     """
-    here = folder or Path(__file__).parent
-    command = [
-        "git",
-        "-C",
-        str(here),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--dirty",
-        "--exclude=*",
-    ]
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return _git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+
+
+def _git(*words: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _processor() -> str:

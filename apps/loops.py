@@ -102,9 +102,10 @@ class ExactEpochLoop(_TrainingEpochLoop):
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Begin the stream of batches, or bring it to where the checkpoint was written."""
-        progress, fit_loop = self.trainer.current_epoch, self.trainer.fit_loop
-        if progress > 0 and not fit_loop.is_resuming and not self.restarting:
+        epoch, fit_loop = self.trainer.current_epoch, self.trainer.fit_loop
+        if epoch > 0 and not fit_loop.is_resuming and not self.restarting:
             self.epoch_start = capture()
+        self.means.resumed = {}
         super().on_run_start(data_fetcher)
         if self.resumed is None:
             return

@@ -69,6 +69,8 @@ def _install(name: str, folder: Path) -> None:
     )
     if spec is None or spec.loader is None:
         raise GatesError(f"{folder} holds no package")
+    for loaded in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+        del sys.modules[loaded]
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

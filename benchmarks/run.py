@@ -139,7 +139,7 @@ def _row(
     units = comparison.units.get(name.partition("@")[0], 1.0)
     theirs = comparison.units.get(reference.partition("@")[0], 1.0)
     relative = ratio(timings[name], timings[reference]) * theirs / units
-    bar = comparison.bars.get(name)
+    bar = comparison.bars.get(name) if reference == comparison.baseline else None
     seconds = timings[name].median
     return {
         "name": f"{comparison.name} · {name}",

@@ -58,10 +58,14 @@ def gates(toy, tmp_path, monkeypatch, capsys):
             "fit --config class.yaml",
             "callbacks: lightning.pytorch.callbacks.Timer does not accept 'x'",
         ),
+        ("score --config section.yaml", "section 'score' of the configuration must be a mapping"),
         ("fit --name a/b", "--name 'a/b' must be a plain name without '/'"),
         ("fit --resume --overwrite", "--resume and --overwrite exclude each other"),
         ("fit --ckpt_path none.ckpt", "no checkpoint at none.ckpt: run fit first"),
-        ("fit --ckpt_path broken.yaml", "broken.yaml is not a readable checkpoint"),
+        (
+            "fit --ckpt_path broken.yaml",
+            "broken.yaml is damaged or no checkpoint (UnpicklingError): give another",
+        ),
         ("score --repeats many", "repeats: expected int, found 'many'"),
         ("score --repeats 0", "--repeats must be at least 1, found 0"),
         ("score --name", "argument --name: expected one argument"),
@@ -72,6 +76,7 @@ def test_wrong_input_is_one_line_with_the_fix(gates, tmp_path, words, expected):
     (tmp_path / "broken.yaml").write_text("model:\n  dim: [3\n")
     (tmp_path / "list.yaml").write_text("- 3\n")
     (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "section.yaml").write_text("score: 3\n")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "class.yaml").write_text(
         "trainer: {callbacks: [{class_path: Timer, init_args: {x: 1}}]}\n"
@@ -136,6 +141,11 @@ def test_one_file_serves_every_verb(gates, tmp_path):
     assert content["model"] == {"dim": 4, "lr": 0.5}
     assert content["trainer"]["max_steps"] == 1
     assert "repeats" not in content
+
+
+def test_a_file_may_hold_nothing_for_a_verb(gates, tmp_path):
+    (tmp_path / "c.yaml").write_text("fit: {model: {lr: 0.5}}\n")
+    assert gates("score", "--config", "c.yaml")[0] in (0, None)
 
 
 def test_the_command_line_wins_over_the_file(gates, tmp_path):
