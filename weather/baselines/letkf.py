@@ -73,8 +73,7 @@ class LETKF:
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
 
-        A timeline that is no longer finite, or so far off that its squares are not, is returned as it
-        is.
+        A timeline that is no longer finite, or whose squares are not, is returned as it is.
 
         Raises:
             ValueError: Shapes differ, or an observation error is not positive.
