@@ -14,7 +14,8 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from weather.data.batch import generator
 from weather.data.tensors import to_tensor
-from weather.nature import NatureModel, write_nature_run
+from weather.models.leapfrog import LeapfrogModel
+from weather.nature import write_nature_run
 from weather.observations.gridded import GriddedObservations
 from weather.observations.network import bernoulli_network, observe
 from weather.state import Normalizer
@@ -47,8 +48,8 @@ class TwinWorld:
 
     def __init__(
         self,
-        model: NatureModel,
-        imperfect: NatureModel,
+        model: LeapfrogModel,
+        imperfect: LeapfrogModel,
         path: str,
         error_sd: tuple[float, ...] = (10.0, 1.0, 1.0),
         cycles: int = 420,
