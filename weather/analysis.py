@@ -16,6 +16,8 @@ from weather.models.adas import Adas
 from weather.observations.gridded import GriddedObservations, confidence
 from weather.state import Normalizer
 
+_WITHOUT_EFFECT = ("drop_path", "recompute")  # arguments that do not change what weights mean
+
 
 class AdasAnalysis(nn.Module):
     """Wrap :class:`Adas` with its units, so that it can replace OI or the LETKF in a cycle.
@@ -55,7 +57,7 @@ class AdasAnalysis(nn.Module):
         observations: GriddedObservations,
         background_sd: Tensor | None = None,
     ) -> Tensor:
-        """Return the analysis.
+        """Return the analysis, computed in the dtype of the background.
 
         Args:
             background: (B,C,H,W), physical units.
@@ -66,9 +68,10 @@ class AdasAnalysis(nn.Module):
         Returns:
             (B,C,H,W), physical units.
         """
+        observations = observations.to(background.device).to(background.dtype)
         sd = self.background_sd if background_sd is None else background_sd
         sd = sd.to(background)[..., None, None].expand_as(background)
-        gate = confidence(observations, sd, kind=self.confidence_kind).to(background)
+        gate = confidence(observations, sd, kind=self.confidence_kind)
         state = self.normalizer.normalize(background)
         if self.network.output == "increment":
             innovation = torch.where(observations.mask, observations.values - background, 0) / sd
@@ -76,7 +79,11 @@ class AdasAnalysis(nn.Module):
             return background + sd * increment
         values = self.normalizer.normalize(observations.values)
         values = torch.where(observations.mask, values, 0)
-        return self.normalizer.denormalize(self.network(state, values, gate))
+        analysis: Tensor = self.network(state, values, gate)
+        if self.network.increment_mode:  # a zero increment must not pass through the units
+            std = self.normalizer.std.to(background)[:, None, None]
+            return background + std * (analysis - state)
+        return self.normalizer.denormalize(analysis)
 
     def expecting(self, background_sd: Tensor) -> AdasAnalysis:
         """Return the analysis that expects another background error (C,); weights are shared."""
@@ -91,15 +98,22 @@ class AdasAnalysis(nn.Module):
 
 
 def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> None:
-    """Write the weights as bfloat16 and the units as float32, atomically, with JSON ``facts``."""
+    """Write the weights as bfloat16 and the units as float32, atomically, with JSON ``facts``.
+
+    What shapes do not tell, such as the form of the network, is written, too.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: (value.bfloat16() if name.startswith("network.") else value.float()).contiguous()
         for name, value in analysis.state_dict().items()
     }
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"facts": json.dumps(facts, sort_keys=True)})
+    metadata = {
+        "facts": json.dumps(facts, sort_keys=True),
+        "form": json.dumps(_form(analysis), sort_keys=True),
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, metadata=metadata)
     partial.replace(path)
 
 
@@ -111,10 +125,14 @@ def load_weights(path: str | Path, analysis: AdasAnalysis) -> dict[str, object]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError) as error:
-        raise GatesError(f"{path}: not readable as safetensors weights ({error})") from error
+    except (OSError, SafetensorError) as error:
+        raise GatesError(
+            f"{path}: not readable as safetensors weights ({error}); give a file written by a "
+            "training, or train anew"
+        ) from error
+    _require_same_form(path, json.loads(metadata.get("form", "{}")), _form(analysis))
     own = analysis.state_dict()
     wrong = sorted(set(own) ^ set(tensors)) or [
         name for name, value in own.items() if value.shape != tensors[name].shape
@@ -125,4 +143,23 @@ def load_weights(path: str | Path, analysis: AdasAnalysis) -> dict[str, object]:
             f"{wrong[0]}); give the configuration that they were trained with"
         )
     analysis.load_state_dict({name: tensors[name].to(value.dtype) for name, value in own.items()})
-    return dict(facts)
+    return dict(json.loads(metadata.get("facts", "{}")))
+
+
+def _form(analysis: AdasAnalysis) -> dict[str, object]:
+    """Return what the analysis depends on beside its weights, as JSON would give it back."""
+    arguments = analysis.network.arguments
+    form = {name: value for name, value in arguments.items() if name not in _WITHOUT_EFFECT}
+    form["confidence_kind"] = analysis.confidence_kind
+    return dict(json.loads(json.dumps(form)))
+
+
+def _require_same_form(
+    path: str | Path, found: dict[str, object], expected: dict[str, object]
+) -> None:
+    for name in sorted(found):
+        if name in expected and found[name] != expected[name]:
+            raise GatesError(
+                f"{path}: weights of another configuration ({name} is {found[name]}, expected "
+                f"{expected[name]}); give the configuration that they were trained with"
+            )

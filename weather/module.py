@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from core_gates.errors import GatesError
 from weather.analysis import AdasAnalysis
 from weather.data.batch import AssimilationBatch
 from weather.data.stream import AssimilationDataModule
@@ -78,27 +79,29 @@ class AdasModule(L.LightningModule):
         self.divergence_limit, self.hours = divergence_limit, hours
         self.carried: dict[str, Tensor] = {}
 
-    def variant(self, form: str, **optimizer: float) -> AdasModule:
+    def variant(
+        self, form: str, *, learning_rate: float | None = None, weight_decay: float | None = None
+    ) -> AdasModule:
         """Return a fresh module of another form, see :data:`weather.experiments.forms.FORMS`.
 
         Args:
             form: Name of the form.
-            **optimizer: ``learning_rate`` or ``weight_decay`` to be replaced.
+            learning_rate: To be replaced, if given.
+            weight_decay: To be replaced, if given.
         """
         network = Adas(**{**self.analysis.network.arguments, **FORMS[form]})
         module = AdasModule(network, list(self.forecasts), self.analysis.confidence_kind)
         for name in ("loss", "lat_weight", "betas", "warmup", "divergence_limit", "hours"):
             setattr(module, name, getattr(self, name))
-        module.learning_rate = optimizer.get("learning_rate", self.learning_rate)
-        module.weight_decay = optimizer.get("weight_decay", self.weight_decay)
+        module.learning_rate = self.learning_rate if learning_rate is None else learning_rate
+        module.weight_decay = self.weight_decay if weight_decay is None else weight_decay
         return module
 
-    def setup(self, stage: str) -> None:
-        """Take the units of the training period from the data, unless a checkpoint brings them."""
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Take the units of the training period from the data; a checkpoint replaces them later."""
         source = self._data.source
-        if stage == "fit":
-            self.analysis.normalizer.load_state_dict(source.normalizer.state_dict())
-            self.analysis.background_sd.copy_(source.background_sd)
+        self.analysis.normalizer.load_state_dict(source.normalizer.state_dict())
+        self.analysis.background_sd.copy_(source.background_sd)
         weights = source.grid.area_weights().to(self.dtype)
         self.register_buffer("area_weights", weights, persistent=False)
 
@@ -143,33 +146,50 @@ class AdasModule(L.LightningModule):
             value = normalized_rmse(error, torch.ones_like(std[:1]), self.area_weights).mean()
             self.log(f"val/rmse_{label}", value, sync_dist=True, batch_size=len(analysis))
 
+    @torch.no_grad()
     def background(self, batch: AssimilationBatch, period: str) -> Tensor:
-        """Return the recorded background, or the forecast from the carried analysis."""
+        """Return the recorded background, or the forecast from the carried analysis.
+
+        Raises:
+            GatesError: A problem is to be cycled with a forecast model that there is not.
+        """
         background = batch.background.to(self.dtype)
-        if bool(batch.reset.all()):
+        cycled = ~batch.reset
+        if not bool(cycled.any()):
             return background
+        if int(batch.model[cycled].max()) >= len(self.forecasts):
+            raise GatesError(
+                f"cycled problems ask for forecast model {int(batch.model[cycled].max())}, but "
+                f"there are {len(self.forecasts)}: list all of them in model.forecasts"
+            )
         background = background.clone()
         carried = self.carried[period].to(background)
         for number, forecast in enumerate(self.forecasts):
-            rows = ~batch.reset & (batch.model == number)
+            rows = cycled & (batch.model == number)
             if bool(rows.any()):
-                with torch.no_grad():
-                    background[rows] = forecast(carried[batch.timeline[rows]], self.hours)
-        return background
+                background[rows] = forecast(carried[batch.timeline[rows]], self.hours)
+        return self._guard(background, batch.truth)[0]
+
+    def _guard(self, states: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Return states, replaced by the truth where they have left it, and their scores (B,)."""
+        truth = truth.to(states)
+        std = self.analysis.normalizer.std
+        score = normalized_rmse(states - truth, std, self.area_weights)
+        lost = ~(score <= self.divergence_limit)  # also catches NaN
+        return torch.where(lost[:, None, None, None], truth, states), score
 
     @torch.no_grad()
     def _carry(self, batch: AssimilationBatch, analysis: Tensor, period: str) -> Tensor:
-        """Store the analyses by global timeline, guard against divergence, return their scores."""
-        analysis, truth = analysis.detach(), batch.truth.to(analysis)
-        std = self.analysis.normalizer.std
-        score = normalized_rmse(analysis - truth, std, self.area_weights)
-        lost = ~(score <= self.divergence_limit)  # also catches NaN
-        analysis = torch.where(lost[:, None, None, None], truth, analysis)
-        timelines = self._num_timelines(period)
-        if period not in self.carried:
-            self.carried[period] = analysis.new_zeros(timelines, *analysis.shape[1:])
-        self.carried[period][batch.timeline] = analysis
-        self.log(f"{period}/lost", lost.float().mean(), batch_size=len(lost))
+        """Store the guarded analyses by global timeline and return the scores of the raw ones."""
+        guarded, score = self._guard(analysis.detach(), batch.truth)
+        carried = self.carried.get(period)
+        if carried is None:
+            carried = guarded.new_zeros(self._num_timelines(period), *guarded.shape[1:])
+        carried = carried.to(guarded)  # a checkpoint is loaded before the module finds its device
+        carried[batch.timeline] = guarded
+        self.carried[period] = carried
+        lost = (~(score <= self.divergence_limit)).float().mean()
+        self.log(f"{period}/lost", lost, batch_size=len(score), sync_dist=period == "val")
         return score
 
     def _num_timelines(self, period: str) -> int:
@@ -188,9 +208,21 @@ class AdasModule(L.LightningModule):
         return torch.where(mine[:, None, None, None], carried, 0)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give every rank all carried analyses: it reads only the rows of its own timelines."""
-        if "carried" in checkpoint:
-            self.carried["train"] = checkpoint["carried"].clone()
+        """Give every rank all carried analyses: it reads only the rows of its own timelines.
+
+        Raises:
+            GatesError: The run has another number of timelines.
+        """
+        if "carried" not in checkpoint:
+            return
+        carried: Tensor = checkpoint["carried"].clone()
+        trainer = self._trainer
+        if trainer is not None and len(carried) != self._data.timelines:
+            raise GatesError(
+                f"the checkpoint carries {len(carried)} timelines, the data has "
+                f"{self._data.timelines}: resume with data.timelines {len(carried)}"
+            )
+        self.carried["train"] = carried
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW under a one-cycle schedule with a cosine (FengWu-Adas training options)."""

@@ -57,7 +57,8 @@ class TimelineStream(IterableDataset[AssimilationBatch]):
         validation: Ask the source for its validation period.
 
     Attributes:
-        position: The step that comes next; set it before iterating to resume there.
+        position: The step that comes next in the pass that runs, or ran last.
+        start: Where the next pass begins, set by a resume; every later pass begins at 0.
     """
 
     def __init__(
@@ -70,14 +71,14 @@ class TimelineStream(IterableDataset[AssimilationBatch]):
     ) -> None:
         self.source, self.steps, self.timelines = source, steps, tuple(timelines)
         self.validation = validation
-        self.position = 0
+        self.position = self.start = 0
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[AssimilationBatch]:
-        start = self.position % self.steps
-        for step in range(start, self.steps):
+        self.position, self.start = self.start, 0
+        for step in range(self.position, self.steps):
             problems = [
                 self.source.problem(step, k, validation=self.validation) for k in self.timelines
             ]
@@ -98,7 +99,7 @@ class TimelineLoader(DataLoader[AssimilationBatch]):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue at the step of ``state``."""
-        self.stream.position = state["position"]
+        self.stream.position = self.stream.start = state["position"] % self.stream.steps
 
 
 class AssimilationDataModule(L.LightningDataModule):
@@ -110,6 +111,9 @@ class AssimilationDataModule(L.LightningDataModule):
         timelines: Timelines over all ranks, the global batch size.
         validation_steps: Cycles of one validation pass.
         validation_timelines: Timelines of the validation pass over all ranks.
+
+    Raises:
+        ValueError: A number is not positive.
     """
 
     def __init__(
@@ -121,6 +125,14 @@ class AssimilationDataModule(L.LightningDataModule):
         validation_timelines: int = 8,
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("steps", steps),
+            ("timelines", timelines),
+            ("validation_steps", validation_steps),
+            ("validation_timelines", validation_timelines),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         self.source, self.steps, self.timelines = source, steps, timelines
         self.validation_steps, self.validation_timelines = validation_steps, validation_timelines
 
