@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from core_gates.errors import GatesError
@@ -19,6 +19,7 @@ from weather.experiments.twin import TwinWorld
 from weather.observations.network import bernoulli_network, observe
 
 SETTLING = 40  # cycles before the first recorded one
+STRIDE = 3  # cycles between two recorded ones
 
 
 class Recording(NamedTuple):
@@ -46,7 +47,8 @@ def record(
     make_assimilator: Callable[[float], Assimilator],
     densities: tuple[float, ...],
     *,
-    stride: int = 3,
+    settling: int = SETTLING,
+    stride: int = STRIDE,
     tick: Callable[[], None] = lambda: None,
 ) -> Recording:
     """Cycle over all training members with every density; half of the cycles err in the model.
@@ -55,16 +57,26 @@ def record(
         world: Nature and forecast models.
         make_assimilator: Returns the method for a density, for example the tuned OI.
         densities: Shares of the grid points observed.
+        settling: Cycles before the first recorded background.
         stride: Cycles between two recorded backgrounds.
         tick: Called after every cycle, for progress.
+
+    Raises:
+        GatesError: The world is too short to record anything.
     """
+    recorded = range(-(-settling // stride) * stride, world.cycles, stride)
+    if not recorded:
+        raise GatesError(
+            f"nothing to record: the world has {world.cycles} cycles, the first {settling} are "
+            "left out; give it more cycles or settle for less"
+        )
     parts = []
     for number, density in enumerate(densities):
         for model in (0, 1):
             members = torch.arange(len(world.members["training"]))
             members = members[(members + number) % 2 == model]
             parts.append(
-                _record_part(world, make_assimilator, density, members, model, stride, tick)
+                _record_part(world, make_assimilator, density, members, model, recorded, tick)
             )
     time = parts[0].time
     columns = zip(*parts, strict=True)
@@ -85,7 +97,7 @@ def _record_part(
     density: float,
     members: Tensor,
     model: int,
-    stride: int,
+    recorded: range,
     tick: Callable[[], None],
 ) -> Recording:
     truth = world.truth("training")[:, members]
@@ -103,18 +115,17 @@ def _record_part(
     first = world.first_background("training")[members]
     sd = world.climatological_sd()
     lost = torch.zeros(len(members), dtype=torch.bool)
-    backgrounds, kept, times = [], [], []
+    backgrounds, kept = [], []
     for number, (now, step) in enumerate(zip(truth, cycle.run(first, observations), strict=True)):
         lost |= diverged(step.analysis[:, 0] - now, sd)
         step.analysis[lost] = now[lost].unsqueeze(1)
-        if number >= SETTLING and number % stride == 0:
+        if number in recorded:
             backgrounds.append(step.background[:, 0].float())
             kept.append(~lost)
-            times.append(number)
         tick()
     return Recording(
         torch.stack(backgrounds),
-        torch.tensor(times),
+        torch.tensor(recorded),
         members,
         networks,
         torch.full_like(members, model),
@@ -122,24 +133,37 @@ def _record_part(
     )
 
 
-def save_recording(path: Path, recording: Recording) -> None:
-    """Write a recording atomically."""
+def save_recording(path: Path, recording: Recording, origin: str) -> None:
+    """Write a recording atomically, with a line that says what it was made of."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file({k: v.contiguous() for k, v in recording._asdict().items()}, partial)
+    partial = path.with_name(f".{path.name}.partial")
+    tensors = {name: value.contiguous() for name, value in recording._asdict().items()}
+    save_file(tensors, partial, metadata={"origin": origin})
     partial.replace(path)
 
 
-def load_recording(path: Path) -> Recording:
+def load_recording(path: Path, origin: str) -> Recording:
     """Read a recording.
 
+    Args:
+        path: File of `save_recording`.
+        origin: What it must have been made of; not compared where the file does not say it.
+
     Raises:
-        GatesError: The file is missing or damaged.
+        GatesError: The file is missing, damaged, or of another origin.
     """
     try:
-        return Recording(**load_file(path))
-    except (FileNotFoundError, SafetensorError, TypeError) as error:
+        with safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get("origin", origin)
+            recording = Recording(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError) as error:
         raise GatesError(
             f"{path} is not a readable recording ({error}): delete it and run "
             "`gates weather prepare` again"
         ) from error
+    if found != origin:
+        raise GatesError(
+            f"{path} was recorded in another world (found {found}; expected {origin}): delete it "
+            "and run `gates weather prepare` again, or name another file"
+        )
+    return recording

@@ -85,9 +85,19 @@ def settled(scores: CycleScores, free: CycleScores | None = None) -> Tensor:
 
     The mean square over the cycles is taken before the root. Lost timelines get the error of the
     free run.
+
+    Args:
+        scores: The scores.
+        free: Those of the free run on the same timelines.
+
+    Raises:
+        ValueError: The free run has other timelines.
     """
     start = len(scores.analysis) // 3
     own = scores.analysis[start:].square().mean(0).sqrt()
     if free is None:
         return own
-    return torch.where(scores.lost[:, None], settled(free), own)
+    other = settled(free)
+    if other.shape != own.shape:
+        raise ValueError(f"{len(own)} timelines, but a free run of {len(other)}: give the same")
+    return torch.where(scores.lost[:, None], other, own)

@@ -79,6 +79,9 @@ class TwinWorld:
         self.members: dict[str, range] = {}
         first = 0
         for period, count in counts.items():
+            least = 2 if period == "training" else 1  # one with each forecast model
+            if count < least:
+                raise GatesError(f"a world needs at least {least} {period} members, got {count}")
             self.members[period] = range(first, first + count)
             first += count
         self.num_members = first

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from core_gates.errors import GatesError
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.free_run import FreeRun
 from weather.cycle import Forecast
@@ -80,7 +81,16 @@ class TwinEvaluation:
             guard: Whether timelines can be lost.
             only: The single timeline to run, all if None.
             tick: Called after every cycle.
+
+        Raises:
+            GatesError: The period has no such timeline.
         """
+        count = len(self.world.members[period])
+        if only is not None and not 0 <= only < count:
+            raise GatesError(
+                f"timeline {only + 1} of {count} in the {period} period: take fewer seeds or a "
+                "world with more"
+            )
         rows = slice(None) if only is None else slice(only, only + 1)
         first = self.methods.first_background(period, assimilator.members)[rows]
         with torch.no_grad():
@@ -112,8 +122,17 @@ class TwinEvaluation:
         return self._free[key]
 
     def error(self, task: TwinTask, scores: CycleScores, period: Period = "test") -> Tensor:
-        """Return the settled analysis RMSE (B,C); lost timelines count as the free run."""
-        return settled(scores, self.free_run(task, period))
+        """Return the settled analysis RMSE (B,C); lost timelines count as the free run.
+
+        Args:
+            task: What was run.
+            scores: Of the first B timelines of the period.
+            period: Whose timelines.
+        """
+        free = self.free_run(task, period)
+        first = slice(len(scores.lost))
+        same = CycleScores(*(part[:, first] for part in free[:3]), free.lost[first])
+        return settled(scores, same)
 
     def tuning_score(self, task: TwinTask, assimilator: Assimilator) -> float:
         """Return what tuning minimizes: the worst network's mean RMSE over climatological sd."""

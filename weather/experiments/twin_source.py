@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from core_gates.errors import GatesError
 from weather.baselines.covariance import SampleCovariance
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.data.batch import AssimilationBatch, generator
-from weather.experiments.recording import load_recording, record, save_recording
+from weather.experiments.recording import SETTLING, load_recording, record, save_recording
 from weather.experiments.twin import LEAD, TwinWorld
 from weather.observations.network import bernoulli_network, observe
 
@@ -34,7 +36,11 @@ class TwinSource:
         recorded_steps: Steps of stage 1.
         block: Cycles of a block in stage 2.
         redraw_share: Share of the stage-1 problems that are observed by a fresh network.
+        settling: Cycles before the first recorded background.
         seed: Of all draws.
+
+    Raises:
+        ValueError: The scales do not fit the densities, or a number is out of range.
     """
 
     def __init__(
@@ -47,14 +53,20 @@ class TwinSource:
         recorded_steps: int = 1000,
         block: int = 40,
         redraw_share: float = 0.25,
+        settling: int = SETTLING,
         seed: int = 0,
     ) -> None:
         if len(densities) != len(scales):
             raise ValueError(f"{len(densities)} densities need as many scales, got {len(scales)}")
+        if recorded_steps < 0 or block < 1 or settling < 0:
+            raise ValueError(
+                "need recorded_steps >= 0, block >= 1 and settling >= 0, got "
+                f"{recorded_steps}, {block} and {settling}"
+            )
         self.world, self.path = world, Path(recording)
         self.densities, self.scales, self.length_km = densities, scales, length_km
         self.recorded_steps, self.block, self.redraw_share = recorded_steps, block, redraw_share
-        self.seed = seed
+        self.settling, self.seed = settling, seed
         self.grid, self.channels = world.grid, world.channels
 
     def prepare(self) -> None:
@@ -67,6 +79,27 @@ class TwinSource:
     def num_cycles(self) -> int:
         """Number of batched cycles that make the recording."""
         return 2 * len(self.densities) * self.world.cycles
+
+    @property
+    def origin(self) -> str:
+        """What a recording of this source is made of, in one line."""
+        world = self.world
+        facts = {
+            "model": world.model.description,
+            "imperfect": world.imperfect.description,
+            "members": world.num_members,
+            "training": len(world.members["training"]),
+            "cycles": world.cycles,
+            "spin_up_days": world.spin_up_days,
+            "hours": world.hours,
+            "world_seed": world.seed,
+            "error_sd": [round(value, 6) for value in world.error_sd.tolist()],
+            "densities": list(self.densities),
+            "scales": list(self.scales),
+            "length_km": self.length_km,
+            "settling": self.settling,
+        }
+        return json.dumps(facts, sort_keys=True)
 
     def write_recording(self, tick: Callable[[], None] = lambda: None) -> None:
         """Run the OI cycles of the recording and keep their backgrounds.
@@ -82,13 +115,24 @@ class TwinSource:
             self.world,
             lambda density: OptimalInterpolation(covariance, scale=scales[density]),
             self.densities,
+            settling=self.settling,
             tick=tick,
         )
-        save_recording(self.path, recording)
+        save_recording(self.path, recording, self.origin)
 
     def setup(self) -> None:
-        """Load nature and recording, and the units of the training period."""
-        self.recording = load_recording(self.path)
+        """Load nature and recording, and the units of the training period.
+
+        Raises:
+            GatesError: The recording is missing, damaged, of another world, or of no use.
+        """
+        self.recording = load_recording(self.path, self.origin)
+        if not self.recording.kept[self.recording.time <= self.world.cycles - self.block].any():
+            raise GatesError(
+                f"{self.path} holds no background that did not lose the truth and has "
+                f"{self.block} cycles to come: change scales, or take more cycles or a smaller "
+                "block, and record again"
+            )
         self.normalizer = self.world.normalizer()
         truth = self.world.truth("training")[self.recording.time][:, self.recording.member]
         error = self.grid.area_mean((self.recording.background - truth).square())
@@ -117,7 +161,7 @@ class TwinSource:
     def _cycled(self, block: int, position: int, timeline: int) -> AssimilationBatch:
         start = generator(self.seed, 1, block, timeline)
         times = self.recording.time
-        last = len(self.world.truth("training")) - self.block
+        last = self.world.cycles - self.block
         index, row = self._draw_kept(start, int((times <= last).sum()))
         draw = generator(self.seed, 2, block, timeline, position)
         network = self.recording.network[row]
@@ -162,6 +206,11 @@ class TwinSource:
         density = self.densities[timeline % len(self.densities)]
         member = timeline % len(self.world.members["validation"])
         states = self.world.states("validation")[:, member]
+        if LEAD + step >= len(states):
+            raise GatesError(
+                f"validation cycle {step + 1} is beyond the {self.world.cycles} cycles of the "
+                f"world: set data.validation_steps to {self.world.cycles} or less"
+            )
         network = self.world.networks("validation", density)[member]
         draw = generator(self.seed, 3, step, timeline)
         truth = states[LEAD + step]
