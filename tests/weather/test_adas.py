@@ -168,6 +168,15 @@ def test_ungated_control_differs_with_the_same_parameters():
     assert not any(part.gated for part in ungated.modules() if hasattr(part, "gated"))
 
 
+def test_a_variant_is_made_from_the_arguments():
+    network = unit(output="increment")
+    variant = Adas(**{**network.arguments, "gated": False})
+    assert variant.arguments == {**network.arguments, "gated": False}
+    assert {n: p.shape for n, p in variant.named_parameters()} == {
+        n: p.shape for n, p in network.named_parameters()
+    }
+
+
 def test_every_parameter_matters_and_both_inputs_are_heard():
     network = unit().eval()
     inputs = [x.requires_grad_() for x in fields(network)]

@@ -16,6 +16,15 @@ from weather.models.adas_stage import STREAM_NAMES, AdasStage, join_features
 
 Kernel = tuple[int, int, int]
 
+SCALES: tuple[tuple[int, Literal["down", "up"] | None], ...] = (
+    (0, None),
+    (1, "down"),
+    (2, "down"),
+    (1, "up"),
+    (0, "up"),
+)
+"""Scale of each stage, 0 being the finest, and how it is reached."""
+
 
 class Adas(nn.Module):
     """Assimilate gridded observations into a background, weighted by gates of confidence.
@@ -49,6 +58,9 @@ class Adas(nn.Module):
         legacy_clip: Position bias of clipped windows as in the official code, for its weights.
         recompute: Recompute attention branches in the backward pass: less memory, more time.
 
+    Attributes:
+        arguments: What the network was made with, to make a variant of it.
+
     Raises:
         ValueError: An argument is impossible; the message names it.
     """
@@ -76,10 +88,10 @@ class Adas(nn.Module):
         legacy_clip: bool = False,
         recompute: bool = False,
     ) -> None:
-        arguments = {name: value for name, value in locals().items() if name != "self"}
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         _check(num_surface, num_upper, num_levels, position, output)
         super().__init__()
-        self.arguments = {name: v for name, v in arguments.items() if name != "__class__"}
+        self.arguments = arguments
         self.grid_shape = (grid_shape[0], grid_shape[1])
         self.num_surface, self.num_upper = num_surface, num_upper
         self.num_levels = num_levels
@@ -94,40 +106,21 @@ class Adas(nn.Module):
         depth = num_levels + bool(num_surface)
         columns = patches.shape[1] if position == "full" else 1
         self.position = nn.Parameter(torch.empty(1, dim, depth, patches.shape[0], columns))
+        common = {"legacy_clip": legacy_clip, "recompute": recompute}
+        trunk = common | {"circular": circular_longitude, "bound_gate": bound_gate, "gated": gated}
         self.stages = nn.ModuleList(
             AdasStage(
-                dim * factor,
-                kernel,
-                num_heads,
-                window_size,
-                sample=sample,  # type: ignore[arg-type]
-                circular=circular_longitude,
-                bound_gate=bound_gate,
-                gated=gated,
-                legacy_clip=legacy_clip,
-                recompute=recompute,
+                dim * 2**scale, kernel_sizes[scale], num_heads, window_size, sample=sample, **trunk
             )
-            for factor, kernel, sample in zip(
-                (1, 2, 4, 2, 1),
-                (*kernel_sizes, *kernel_sizes[1::-1]),
-                (None, "down", "down", "up", "up"),
-                strict=True,
-            )
+            for scale, sample in SCALES
         )
         self.fusion = SameConv(3 * dim, dim, kernel_sizes[0], circular=circular_longitude)
         self.window_size = window_size
         largest = 0.0 if increment_mode else drop_path
+        rates = [largest * index / max(decoder_depth - 1, 1) for index in range(decoder_depth)]
         self.decoder = nn.ModuleList(
-            SwinBlock(
-                dim,
-                num_heads,
-                window_size,
-                cross=False,
-                drop_path=largest * index / max(decoder_depth - 1, 1),
-                legacy_clip=legacy_clip,
-                recompute=recompute,
-            )
-            for index in range(decoder_depth)
+            SwinBlock(dim, num_heads, window_size, cross=False, drop_path=rate, **common)
+            for rate in rates
         )
         self.recovery = PatchRecovery(num_surface, num_upper, dim, patches)
         nn.init.trunc_normal_(self.position, std=INIT_STD)
