@@ -97,8 +97,7 @@ class Adas(nn.Module):
         self.num_levels = num_levels
         self.num_channels = num_surface + num_upper * num_levels
         self.output = output
-        self.increment_mode = increment_mode
-        self.bound_gate = bound_gate
+        self.increment_mode, self.bound_gate = increment_mode, bound_gate
         patches = GridPatches(grid_shape, patch_size)
         self.embeddings = nn.ModuleDict(
             {name: PatchEmbedding(num_surface, num_upper, dim, patches) for name in STREAM_NAMES}
