@@ -25,6 +25,7 @@ from core_gates.errors import GatesError
 UNWANTED = (
     "The number of training batches",  # the log's interval exceeds the epoch: on purpose
     "The '.*dataloader' does not have many workers",  # small data is loaded faster without any
+    "Your `IterableDataset` has `__len__` defined",  # streams here count their own steps
     "You're resuming from a checkpoint that ended before the epoch ended",  # see apps.loops
     "`isinstance\\(treespec, LeafSpec\\)`",  # Lightning's use of torch
     "isinstance\\(treespec, LeafSpec\\)",
@@ -121,7 +122,7 @@ class GatesCLI(LightningCLI):
         parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument("--resume", action="store_true", help="Go on with an existing run.")
         parser.add_argument(
-            "--overwrite", action="store_true", help="Delete an existing run first."
+            "--overwrite", action="store_true", help="Delete an existing training first."
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
 

@@ -9,18 +9,22 @@ from apps.environment import environment
 from apps.files import write_json, write_text
 from core_gates.errors import GatesError
 
+TRAINING = ("config.yaml", "environment.json", "metrics.csv", "checkpoints", "tensorboard")
+OUTCOME = ("scores.json", "report.html")
+
 
 class RunFolder:
     """``<root>/<app>/<name>``: configuration, log, scores, checkpoints and report of one run.
 
-    Nothing is touched before :meth:`open`.
+    Nothing is touched before :meth:`open`. Files that other verbs leave, such as prepared data or
+    tuned settings, are no run: they do not bar a training and are never deleted.
 
     Args:
         app: Application.
         name: Name of the run; a single path component.
         root: Folder of all runs.
         resume: Go on with an existing run.
-        overwrite: Delete an existing run first.
+        overwrite: Delete an existing run first: its training, scores and report.
 
     Raises:
         GatesError: The name is no plain name, or both ``resume`` and ``overwrite`` are asked for.
@@ -86,8 +90,8 @@ class RunFolder:
         return path if path.is_file() else None
 
     def exists(self) -> bool:
-        """Whether the run holds anything yet."""
-        return self.path.is_dir() and any(self.path.iterdir())
+        """Whether the folder holds a training."""
+        return any((self.path / name).exists() for name in TRAINING)
 
     def check(self) -> None:
         """Refuse a folder that holds a run, unless it is to be resumed or overwritten.
@@ -108,8 +112,9 @@ class RunFolder:
             GatesError: See :meth:`check`.
         """
         self.check()
-        if self.overwrite and self.path.is_dir():
-            shutil.rmtree(self.path)
+        if self.overwrite:
+            for name in (*TRAINING, *OUTCOME):
+                _remove(self.path / name)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.environment, environment())
         return self
@@ -129,3 +134,10 @@ class RunFolder:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -17,6 +17,17 @@ def test_an_existing_run_is_refused_resumed_or_overwritten(tmp_path):
     assert not RunFolder("toy", "a", tmp_path, overwrite=True).open().metrics.exists()
 
 
+def test_prepared_files_neither_bar_a_training_nor_are_deleted(tmp_path):
+    prepared = tmp_path / "toy" / "a" / "nature.zarr" / "zarr.json"
+    prepared.parent.mkdir(parents=True)
+    prepared.touch()
+    folder = RunFolder("toy", "a", tmp_path).open()
+    folder.scores.touch()
+    RunFolder("toy", "a", tmp_path, overwrite=True).open()
+    assert prepared.exists()
+    assert not folder.scores.exists()
+
+
 def test_nothing_is_touched_before_it_is_opened(tmp_path):
     folder = RunFolder("toy", "a", tmp_path)
     assert not folder.exists()
