@@ -13,6 +13,7 @@ from core_gates.errors import GatesError
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.free_run import FreeRun
 from weather.cycle import Forecast
+from weather.experiments.departures import Departures, withheld_points
 from weather.experiments.method import Method
 from weather.experiments.scoring import CycleScores, score_cycle, settled
 from weather.experiments.twin import Period, TwinWorld
@@ -69,6 +70,7 @@ class TwinEvaluation:
         redraw: bool = False,
         guard: bool = True,
         only: int | None = None,
+        verify: bool = False,
         tick: Callable[[], None] = lambda: None,
     ) -> CycleScores:
         """Cycle a method on the timelines of a period.
@@ -80,6 +82,7 @@ class TwinEvaluation:
             redraw: A new network in every cycle.
             guard: Whether timelines can be lost.
             only: The single timeline to run, all if None.
+            verify: Also hold the analyses against the observations, a tenth of them withheld.
             tick: Called after every cycle.
 
         Raises:
@@ -104,8 +107,15 @@ class TwinEvaluation:
                 climatological_sd=self.climatological_sd,
                 hours=self.world.hours,
                 guard=guard,
+                departures=self._departures(period, rows) if verify else None,
                 tick=tick,
             )
+
+    def _departures(self, period: Period, rows: slice) -> Departures:
+        """Withhold a tenth of the points of every timeline, in every tenth cycle."""
+        members = self.world.members[period][rows]
+        points = [withheld_points(self.world.grid, self.world.seed, m, 6) for m in members]
+        return Departures(torch.stack(points), every=10)
 
     def _observations(
         self, task: TwinTask, period: Period, rows: slice, *, redraw: bool
@@ -131,7 +141,12 @@ class TwinEvaluation:
         """
         free = self.free_run(task, period)
         first = slice(len(scores.lost))
-        same = CycleScores(*(part[:, first] for part in free[:3]), free.lost[first])
+        same = CycleScores(
+            background=free.background[:, first],
+            analysis=free.analysis[:, first],
+            spread=free.spread[:, first],
+            lost=free.lost[first],
+        )
         return settled(scores, same)
 
     def tuning_score(self, task: TwinTask, assimilator: Assimilator) -> float:
