@@ -18,12 +18,12 @@ from weather.data.batch import generator
 from weather.experiments.twin import TwinWorld
 from weather.observations.network import bernoulli_network, observe
 
-SETTLING = 40  # cycles before the first recorded one
-STRIDE = 3  # cycles between two recorded ones
+TRANSIENT = 40  # first cycles, all recorded: a cycle must also find its way to the truth
+STRIDE = 3  # cycles between two recorded ones after that
 
 
 class Recording(NamedTuple):
-    """Backgrounds of R cycles over training members, at every ``stride``-th time.
+    """Backgrounds of R cycles over training members.
 
     Attributes:
         background: (N,R,C,H,W) float32.
@@ -47,7 +47,7 @@ def record(
     make_assimilator: Callable[[float], Assimilator],
     densities: tuple[float, ...],
     *,
-    settling: int = SETTLING,
+    transient: int = TRANSIENT,
     stride: int = STRIDE,
     tick: Callable[[], None] = lambda: None,
 ) -> Recording:
@@ -57,19 +57,12 @@ def record(
         world: Nature and forecast models.
         make_assimilator: Returns the method for a density, for example the tuned OI.
         densities: Shares of the grid points observed.
-        settling: Cycles before the first recorded background.
-        stride: Cycles between two recorded backgrounds.
+        transient: Cycles at the start that are all recorded.
+        stride: Cycles between two recorded backgrounds after that.
         tick: Called after every cycle, for progress.
-
-    Raises:
-        GatesError: The world is too short to record anything.
     """
-    recorded = range(-(-settling // stride) * stride, world.cycles, stride)
-    if not recorded:
-        raise GatesError(
-            f"nothing to record: the world has {world.cycles} cycles, the first {settling} are "
-            "left out; give it more cycles or settle for less"
-        )
+    start = min(transient, world.cycles)
+    recorded = [*range(start), *range(start, world.cycles, stride)]
     parts = []
     for number, density in enumerate(densities):
         for model in (0, 1):
@@ -97,7 +90,7 @@ def _record_part(
     density: float,
     members: Tensor,
     model: int,
-    recorded: range,
+    recorded: list[int],
     tick: Callable[[], None],
 ) -> Recording:
     truth = world.truth("training")[:, members]

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from weather.baselines.covariance import SampleCovariance
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.data.batch import AssimilationBatch, generator
-from weather.experiments.recording import SETTLING, load_recording, record, save_recording
+from weather.experiments.recording import TRANSIENT, load_recording, record, save_recording
 from weather.experiments.twin import LEAD, TwinWorld
 from weather.observations.network import bernoulli_network, observe
 
@@ -36,7 +35,7 @@ class TwinSource:
         recorded_steps: Steps of stage 1.
         block: Cycles of a block in stage 2.
         redraw_share: Share of the stage-1 problems that are observed by a fresh network.
-        settling: Cycles before the first recorded background.
+        transient: Cycles at the start of a recorded cycle that are all kept; then every third.
         seed: Of all draws.
 
     Raises:
@@ -53,20 +52,20 @@ class TwinSource:
         recorded_steps: int = 1000,
         block: int = 40,
         redraw_share: float = 0.25,
-        settling: int = SETTLING,
+        transient: int = TRANSIENT,
         seed: int = 0,
     ) -> None:
         if len(densities) != len(scales):
             raise ValueError(f"{len(densities)} densities need as many scales, got {len(scales)}")
-        if recorded_steps < 0 or block < 1 or settling < 0:
+        if recorded_steps < 0 or block < 1 or transient < 0:
             raise ValueError(
-                "need recorded_steps >= 0, block >= 1 and settling >= 0, got "
-                f"{recorded_steps}, {block} and {settling}"
+                "need recorded_steps >= 0, block >= 1 and transient >= 0, got "
+                f"{recorded_steps}, {block} and {transient}"
             )
         self.world, self.path = world, Path(recording)
         self.densities, self.scales, self.length_km = densities, scales, length_km
         self.recorded_steps, self.block, self.redraw_share = recorded_steps, block, redraw_share
-        self.settling, self.seed = settling, seed
+        self.transient, self.seed = transient, seed
         self.grid, self.channels = world.grid, world.channels
 
     def prepare(self) -> None:
@@ -97,7 +96,7 @@ class TwinSource:
             "densities": list(self.densities),
             "scales": list(self.scales),
             "length_km": self.length_km,
-            "settling": self.settling,
+            "transient": self.transient,
         }
         return json.dumps(facts, sort_keys=True)
 
@@ -108,14 +107,12 @@ class TwinSource:
             tick: Called after every cycle.
         """
         scales = dict(zip(self.densities, self.scales, strict=True))
-        covariance = SampleCovariance(
-            self.world.day_differences(), self.grid, localization_km=self.length_km
-        ).dense()
+        covariance = self.world.background_covariance(self.length_km)
         recording = record(
             self.world,
             lambda density: OptimalInterpolation(covariance, scale=scales[density]),
             self.densities,
-            settling=self.settling,
+            transient=self.transient,
             tick=tick,
         )
         save_recording(self.path, recording, self.origin)
