@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -96,26 +96,26 @@ def write_scores(
     return write_json(path, content)
 
 
-def print_scores(path: Path, console: Console | None = None) -> None:
+def print_scores(
+    path: Path, console: Console | None = None, *, metrics: Container[str] | None = None
+) -> None:
     """Print the rows and bars of a ``scores.json``, its path last.
+
+    A task whose figures are wider than the console is printed as several tables.
 
     Args:
         path: The file.
         console: Where to print; the standard output when None.
+        metrics: Those to be printed; all when None. What is left out is counted.
     """
     console = console or Console()
     scores = json.loads(path.read_text(encoding="utf-8"))
-    for task in dict.fromkeys(row["task"] for row in scores["rows"]):
-        rows = [row for row in scores["rows"] if row["task"] == task]
-        metrics = list(dict.fromkeys(row["metric"] for row in rows))
-        table = Table(title=task, title_justify="left")
-        table.add_column("method")
-        for metric in metrics:
-            table.add_column(metric, justify="right")
-        for method in dict.fromkeys(row["method"] for row in rows):
-            cells = {row["metric"]: row for row in rows if row["method"] == method}
-            table.add_row(method, *(interval_text(cells.get(metric)) for metric in metrics))
-        console.print(table)
+    shown = [row for row in scores["rows"] if metrics is None or row["metric"] in metrics]
+    for task in dict.fromkeys(row["task"] for row in shown):
+        for table in _tables(task, [row for row in shown if row["task"] == task], console.width):
+            console.print(table)
+    if left_out := len(scores["rows"]) - len(shown):
+        console.print(f"{left_out} more figures are in the file below", highlight=False)
     if scores["bars"]:
         table = Table("bar", "figure", "", "limit", "verdict", title="bars", title_justify="left")
         for bar in scores["bars"]:
@@ -124,6 +124,33 @@ def print_scores(path: Path, console: Console | None = None) -> None:
             table.add_row(bar["name"], figure, bar["sense"], limit, verdict)
         console.print(table)
     console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def _tables(task: str, rows: list[dict[str, Any]], width: int) -> Iterator[Table]:
+    """Yield the figures of one task in tables that fit the width, a column a metric."""
+    cells = {(row["method"], row["metric"]): interval_text(row) for row in rows}
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    widths = {
+        metric: max(
+            len(line)
+            for text in (metric, *(cells.get((method, metric), "–") for method in methods))
+            for line in text.split("\n")
+        )
+        for metric in metrics
+    }
+    while metrics:
+        table = Table(title=task, title_justify="left")
+        table.add_column("method", no_wrap=True)
+        left = width - max(map(len, (*methods, "method"))) - 4
+        chosen: list[str] = []
+        while metrics and (not chosen or left >= widths[metrics[0]] + 3):
+            left -= widths[metrics[0]] + 3
+            chosen.append(metrics.pop(0))
+            table.add_column(chosen[-1], justify="right", no_wrap=True)
+        for method in methods:
+            table.add_row(method, *(cells.get((method, metric), "–") for metric in chosen))
+        yield table
 
 
 def interval_text(row: dict[str, Any] | None) -> str:

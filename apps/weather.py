@@ -15,8 +15,8 @@ from apps.weather_assimilation import Assimilation
 from apps.weather_ensemble import EnsembleScores, tune_ensemble
 from apps.weather_figures import save_cycles, save_example
 from apps.weather_observing import era5_store, observe_store
-from apps.weather_report import weather_report
-from apps.weather_training import Networks
+from apps.weather_report import headline, weather_report
+from apps.weather_training import Networks, keep_weights
 from apps.weather_twin import TwinScores, tune_twin
 from core_gates.errors import GatesError
 from weather.data.stream import AssimilationDataModule
@@ -200,7 +200,7 @@ class WeatherTrainer(GatesTrainer):
             rows=scores.rows(),
             bars=[] if quick else scores.bars(),
         )
-        print_scores(path)
+        print_scores(path, metrics=headline(datamodule.source.channels))
 
     def report(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:
         """Write the report of a run as one HTML page.
@@ -261,6 +261,14 @@ class WeatherCLI(GatesCLI):
 
     app = "weather"
     verbs = ("prepare", "observe", "tune", "fit", "assimilate", "evaluate", "report")
+
+    def after_fit(self) -> None:
+        """Keep the trained weights where ``evaluate`` and ``assimilate`` find them."""
+        if not self.trainer.is_global_zero:
+            return
+        path = keep_weights(self.run_folder, self.model, self.datamodule, self.config_path)
+        if path is not None:
+            print(path)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -14,9 +14,11 @@ from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
 from apps.weather_tuning import OPTIMIZER_BOX, TRIAL_STEPS, tune_method
+from weather.baselines.assimilator import Assimilator
 from weather.bootstrap import Interval, clustered_bootstrap, root, root_ratio
+from weather.experiments.departures import Departures, figures
 from weather.experiments.ensemble_methods import ensemble_methods
-from weather.experiments.ensemble_scoring import case_errors, worst_case
+from weather.experiments.ensemble_scoring import case_departures, case_errors, worst_case
 from weather.experiments.ensemble_source import TASKS, Era5EnsembleSource, Task
 from weather.experiments.forms import FORMS
 from weather.experiments.method import Method, Settings, stored
@@ -96,6 +98,7 @@ class EnsembleScores:
         self.networks, self.settings = networks, settings
         self.seeds, self.forms, self.cases = seeds, forms, cases
         self.errors: dict[tuple[str, str], Tensor] = {}
+        self.departures: dict[tuple[str, str], Departures] = {}
 
     def methods(self, task: Task) -> list[Method]:
         """Return the classical methods of a task."""
@@ -115,12 +118,15 @@ class EnsembleScores:
                         self.errors[name, method.name] = case_errors(
                             self.source, task, density, built, cases=self.cases, tick=tick
                         )
+                        self.departures[name, method.name] = self._depart(task, density, built)
                     for form in self.forms:
                         self.errors[name, form] = self._networks(task, density, form, tick)
 
     def _networks(self, task: Task, density: float, form: str, tick: Callable[[], None]) -> Tensor:
-        """Return the mean square errors of a form, the seeds one after another."""
+        """Return the mean square errors of a form over its seeds; departures of the first seed."""
         sd = self.source.task_background_sd[task]
+        first = self.networks.load(form, self.seeds[0]).expecting(sd)
+        self.departures[task_name(task, density), form] = self._depart(task, density, first)
         parts = [
             case_errors(
                 self.source,
@@ -133,6 +139,9 @@ class EnsembleScores:
             for seed in self.seeds
         ]
         return torch.stack(parts).mean(0)
+
+    def _depart(self, task: Task, density: float, method: Assimilator) -> Departures:
+        return case_departures(self.source, task, density, method, cases=self.cases)
 
     def _clusters(self, task: Task) -> Tensor:
         return torch.tensor([case.member for case in self.source.cases(task)[: self.cases]])
@@ -154,7 +163,8 @@ class EnsembleScores:
         """Return RMSE and ratio to the background, with intervals clustered by member.
 
         Only two times exist: the intervals speak of other members at these times, not of other
-        weather.
+        weather. The other rows are departures from the observations, see
+        :func:`weather.experiments.departures.figures`, in every sixth case.
         """
         rows = []
         labels = self.source.channels.labels
@@ -171,7 +181,16 @@ class EnsembleScores:
                         )
                         rows.append(Row(method, name, f"rmse_{label}", *rmse))
                         rows.append(Row(method, name, f"ratio_{label}", *ratios[channel]))
+                    rows += self._departure_rows(name, method)
         return rows
+
+    def _departure_rows(self, task: str, method: str) -> list[Row]:
+        found = self.departures[task, method]
+        return [
+            Row(method, task, f"{stem}_{label}", value)
+            for stem, values in figures(found.assimilated, found.withheld).items()
+            for label, value in zip(self.source.channels.labels, values, strict=True)
+        ]
 
     def bars(self) -> list[Bar]:
         """Return what must hold at the largest density."""

@@ -18,6 +18,7 @@ from weather.data.stream import ProblemSource
 from weather.experiments.ensemble_source import Era5EnsembleSource
 from weather.experiments.twin_source import TwinSource
 from weather.plots import scorecard_figure
+from weather.state import ChannelSpec
 
 
 def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
@@ -46,6 +47,17 @@ def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
     for caption, figure in figures:
         page.figure(figure, caption)
     return page.write(run_folder.report)
+
+
+def headline(channels: ChannelSpec) -> set[str]:
+    """Return the metrics to be printed: of upper variables only the level in the middle."""
+    middle = channels.levels[len(channels.levels) // 2] if len(channels.levels) > 3 else None
+    labels = [
+        label
+        for label, (_, level) in zip(channels.labels, channels, strict=True)
+        if middle is None or level in (None, middle)
+    ]
+    return {"lost", *(f"{stem}_{label}" for stem in ("rmse", "ratio") for label in labels)}
 
 
 def _scorecard(scores: dict[str, Any], source: ProblemSource) -> Figure | None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import lightning as L
 
+from apps.checkpoint import load_weights as load_checkpoint
 from apps.progress import progress_bar
 from apps.runs import RunFolder
 from weather.analysis import AdasAnalysis, load_weights, save_weights
 from weather.data.stream import AssimilationDataModule
+from weather.experiments.forms import FORMS
 from weather.experiments.method import Settings
 from weather.experiments.tuning import Setting
 from weather.module import AdasModule
@@ -94,3 +96,39 @@ class Networks:
         print(f"training {form}, seed {seed}: {steps} steps", flush=True)
         trainer.fit(module, data)
         return module.analysis.eval()
+
+
+def form_of(analysis: AdasAnalysis) -> str | None:
+    """Return the form of a network, None if it is none of those that are compared."""
+    arguments = analysis.network.arguments
+    return next(
+        (form for form, changes in FORMS.items() if changes.items() <= arguments.items()), None
+    )
+
+
+def keep_weights(
+    run_folder: RunFolder,
+    module: AdasModule,
+    datamodule: AssimilationDataModule,
+    config_path: Path | None,
+) -> Path | None:
+    """Write what ``fit`` trained as the weights of its form and seed; the best, where one is kept.
+
+    Returns:
+        The file, or None if the network is of no form that ``evaluate`` compares.
+    """
+    form = form_of(module.analysis)
+    if form is None:
+        return None
+    best = run_folder.best_checkpoint
+    if best is not None:
+        prefix = "analysis."
+        state = load_checkpoint(best)["state_dict"]
+        module.analysis.load_state_dict(
+            {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+        )
+    config = config_path.stem if config_path else run_folder.name
+    seed = datamodule.source.seed
+    path = run_folder.path / "weights" / f"{form}-s{seed}.safetensors"
+    save_weights(path, module.analysis, form=form, seed=seed, config=config)
+    return path

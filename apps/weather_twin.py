@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,7 @@ from apps.ticker import ticking
 from apps.weather_training import Networks
 from apps.weather_tuning import OPTIMIZER_BOX, TRIAL_STEPS, tune_method
 from weather.bootstrap import moving_block_bootstrap, root
+from weather.experiments.departures import figures, joined
 from weather.experiments.forms import FORMS
 from weather.experiments.method import Method, Settings, stored
 from weather.experiments.scoring import CycleScores
@@ -98,52 +100,59 @@ class TwinScores:
     def _classical(self, task: TwinTask, method: Method, tick: Callable[[], None]) -> None:
         assimilator = method.build(stored(self.settings, method, task.name))
         guard = method.name not in ("free_run", "climatology")
-        scores = self.evaluation.run(task, assimilator, guard=guard, tick=tick)
+        scores = self.evaluation.run(task, assimilator, guard=guard, verify=True, tick=tick)
         self._keep(task, method.name, scores)
 
     def _network(self, task: TwinTask, form: str, tick: Callable[[], None]) -> None:
         """Run the network of every seed on the timeline of its seed."""
         parts = [
-            self.evaluation.run(task, self.networks.load(form, seed), tick=tick, only=row)
+            self.evaluation.run(
+                task, self.networks.load(form, seed), verify=True, tick=tick, only=row
+            )
             for row, seed in enumerate(self.seeds)
         ]
-        joined = CycleScores(
+        whole = CycleScores(
             background=torch.cat([part.background for part in parts], 1),
             analysis=torch.cat([part.analysis for part in parts], 1),
             spread=torch.cat([part.spread for part in parts], 1),
             lost=torch.cat([part.lost for part in parts]),
+            assimilated=joined([part.assimilated for part in parts]),
+            withheld=joined([part.withheld for part in parts]),
         )
-        self._keep(task, form, joined)
+        self._keep(task, form, whole)
 
     def _keep(self, task: TwinTask, method: str, scores: CycleScores) -> None:
         self.scores[task.name, method] = scores
         self.errors[task.name, method] = self.evaluation.error(task, scores)
 
     def rows(self) -> list[Row]:
-        """Return the median over seeds, and every seed, of every method, task and channel."""
+        """Return every figure of every method, task and channel.
+
+        ``rmse``: median over seeds with their range. ``rmse_..._seed0`` and so on: every seed with
+        its bootstrap interval, first channel. ``lost``: timelines that left the truth. The others
+        are departures from the observations, see :func:`weather.experiments.departures.figures`.
+        """
         rows = []
         for (task, method), error in self.errors.items():
             for channel, label in enumerate(self.labels):
                 each = error[:, channel].tolist()
-                rows.append(
-                    Row(
-                        method,
-                        task,
-                        f"rmse_{label}",
-                        statistics.median(each),
-                        min(each),
-                        max(each),
-                        len(each),
-                    )
-                )
+                ends = (min(each), max(each)) if len(each) > 1 else (math.nan, math.nan)
+                middle = statistics.median(each)
+                rows.append(Row(method, task, f"rmse_{label}", middle, *ends, len(each)))
             each = error[:, 0].tolist()
             interval = self._interval(task, method)
             rows += [
-                Row(method, task, f"rmse_{self.labels[0]}_seed{row}", value, *interval[row])
-                for row, value in enumerate(each)
+                Row(method, task, f"rmse_{self.labels[0]}_seed{row}", value, *bounds)
+                for row, (value, bounds) in enumerate(zip(each, interval, strict=True))
             ]
-            lost = float(self.scores[task, method].lost.sum())
-            rows.append(Row(method, task, "lost", lost, n=len(each)))
+            scores = self.scores[task, method]
+            rows.append(Row(method, task, "lost", float(scores.lost.sum()), n=len(each)))
+            kept = int((~scores.lost).sum())
+            for stem, values in figures(scores.assimilated, scores.withheld).items():
+                rows += [
+                    Row(method, task, f"{stem}_{label}", value, n=kept)
+                    for label, value in zip(self.labels, values, strict=True)
+                ]
         return rows
 
     def _interval(self, task: str, method: str) -> list[tuple[float, float, int]]:

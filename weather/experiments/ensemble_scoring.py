@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from weather.baselines.assimilator import Assimilator
+from weather.cycle import CycleStep
+from weather.experiments.departures import Departures, withheld_points
 from weather.experiments.ensemble_source import Case, Era5EnsembleSource, Task
 from weather.observations.gridded import GriddedObservations
 
@@ -40,6 +42,27 @@ def case_errors(
         squares.append(source.grid.area_mean((analysis - case.truth).square()))
         tick()
     return torch.stack(squares)
+
+
+def case_departures(
+    source: Era5EnsembleSource,
+    task: Task,
+    density: float,
+    method: Assimilator,
+    *,
+    cases: int | None = None,
+    every: int = 6,
+) -> Departures:
+    """Return the departures from assimilated and withheld observations in every sixth case."""
+    points = withheld_points(source.grid, 11)
+    departures = Departures(points[None])
+    for case in source.cases(task)[:cases][::every]:
+        observations = GriddedObservations.stack([source.observe_case(task, case, density)])
+        single = method.members == 1
+        background = (case.background[None] if single else case.ensemble)[None]
+        analysis = method.analyse(background, observations)
+        departures.add(CycleStep(background, analysis, observations), method)
+    return departures
 
 
 def worst_case(errors: Tensor, background_sd: Tensor) -> float:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from weather.baselines.assimilator import Assimilator
 from weather.cycle import Cycle, Forecast, diverged
-from weather.metrics import rmse
+from weather.experiments.departures import Departures
+from weather.metrics import DepartureSums, rmse
 from weather.observations.gridded import GriddedObservations
 
 
@@ -22,12 +23,17 @@ class CycleScores(NamedTuple):
         analysis: (T,B,C) RMSE of the analysis.
         spread: (T,B,C) ensemble standard deviation of the analysis, 0 for one member.
         lost: (B,) True where the cycle left the truth and was stopped.
+        assimilated: Departures from the observations after the first third, lost timelines left
+            out; None if not asked for.
+        withheld: Departures from observations that an extra analysis did not see.
     """
 
     background: Tensor
     analysis: Tensor
     spread: Tensor
     lost: Tensor
+    assimilated: DepartureSums | None = None
+    withheld: DepartureSums | None = None
 
 
 def score_cycle(
@@ -41,6 +47,7 @@ def score_cycle(
     climatological_sd: Tensor,
     hours: float = 6.0,
     guard: bool = True,
+    departures: Departures | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> CycleScores:
     """Cycle a method along a truth.
@@ -55,12 +62,13 @@ def score_cycle(
         climatological_sd: (C,) beyond 1.5 of which, or when not finite, a timeline counts as lost.
         hours: Length of a cycle.
         guard: Whether timelines can be lost; a free run cannot.
+        departures: Takes the departures from the observations after the first third.
         tick: Called after every cycle, for progress.
     """
     lost = torch.zeros(truth.shape[1], dtype=torch.bool)
     backgrounds, analyses, spreads = [], [], []
     cycle = Cycle(forecast, assimilator, hours)
-    for now, step in zip(truth, cycle.run(first, observations), strict=True):
+    for number, (now, step) in enumerate(zip(truth, cycle.run(first, observations), strict=True)):
         mean = step.analysis.mean(1)
         analyses.append(rmse(mean, now, area_weights))
         backgrounds.append(rmse(step.background.mean(1), now, area_weights))
@@ -69,8 +77,17 @@ def score_cycle(
             lost |= diverged(mean - now, climatological_sd)
             # A lost timeline is scored as the free run; the truth keeps its arithmetic finite.
             step.analysis[lost] = now[lost].unsqueeze(1).to(step.analysis)
+        if departures is not None and number >= len(truth) // 3:
+            departures.add(step, assimilator, keep=~lost)
         tick()
-    return CycleScores(torch.stack(backgrounds), torch.stack(analyses), torch.stack(spreads), lost)
+    return CycleScores(
+        torch.stack(backgrounds),
+        torch.stack(analyses),
+        torch.stack(spreads),
+        lost,
+        departures.assimilated if departures else None,
+        departures.withheld if departures else None,
+    )
 
 
 def _spread(states: Tensor, area_weights: Tensor) -> Tensor:

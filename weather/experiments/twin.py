@@ -12,15 +12,17 @@ import xarray as xr
 from torch import Tensor
 
 from core_gates.errors import GatesError
+from weather.baselines.covariance import DenseCovariance, SampleCovariance
 from weather.data.batch import generator
 from weather.data.tensors import to_tensor
 from weather.models.leapfrog import LeapfrogModel
 from weather.nature import write_nature_run
 from weather.observations.gridded import GriddedObservations
 from weather.observations.network import bernoulli_network, observe
-from weather.state import Normalizer
+from weather.state import ChannelSpec, Normalizer
 
 Period = Literal["test", "tuning", "validation", "training"]
+DENSE_SIZE = 8192  # largest state whose covariance is held as a matrix
 LEAD = 4  # cycles between the first background and the truth that it was: 24 hours
 
 
@@ -35,7 +37,8 @@ class TwinWorld:
         model: The model that nature follows, with ``grid`` and ``channels``.
         imperfect: The same model with an error, for forecasts.
         path: Zarr store of the nature run, made when missing.
-        error_sd: (C,) observation error standard deviations, in the units of the state.
+        error_sd: Observation error standard deviations in the units of the state: one for each
+            channel, or one for each variable by its name, for all of its levels.
         cycles: Cycles of a timeline.
         num_tests: Timelines for testing, one a seed.
         num_tuning: Timelines for tuning, each with a network of its own.
@@ -51,7 +54,7 @@ class TwinWorld:
         model: LeapfrogModel,
         imperfect: LeapfrogModel,
         path: str,
-        error_sd: tuple[float, ...] = (10.0, 1.0, 1.0),
+        error_sd: tuple[float, ...] | dict[str, float] = (10.0, 1.0, 1.0),
         cycles: int = 420,
         num_tests: int = 3,
         num_tuning: int = 3,
@@ -63,12 +66,7 @@ class TwinWorld:
     ) -> None:
         self.model, self.imperfect, self.path = model, imperfect, Path(path)
         self.grid, self.channels = model.grid, model.channels
-        if len(error_sd) != self.channels.num_channels:
-            raise GatesError(
-                f"error_sd has {len(error_sd)} values, expected {self.channels.num_channels}, "
-                f"one each for {', '.join(self.channels.labels)}"
-            )
-        self.error_sd = torch.tensor(error_sd)
+        self.error_sd = _error_sd(error_sd, self.channels)
         self.cycles, self.spin_up_days, self.hours, self.seed = cycles, spin_up_days, hours, seed
         counts = {
             "test": num_tests,
@@ -180,3 +178,27 @@ class TwinWorld:
         """Return differences (N,C,H,W) of training states 24 hours apart, for covariances."""
         states = self.states("training")
         return (states[LEAD::LEAD] - states[:-LEAD:LEAD]).flatten(0, 1)
+
+    def background_covariance(self, length_km: float) -> DenseCovariance | SampleCovariance:
+        """Return the covariance of day differences, as a matrix where that is small enough."""
+        covariance = SampleCovariance(self.day_differences(), self.grid, localization_km=length_km)
+        return covariance.dense() if covariance.size <= DENSE_SIZE else covariance
+
+
+def _error_sd(given: tuple[float, ...] | dict[str, float], channels: ChannelSpec) -> Tensor:
+    """Return the standard deviations (C,)."""
+    if isinstance(given, dict):
+        names = (*channels.surface, *channels.upper)
+        if set(given) != set(names):
+            raise GatesError(
+                f"error_sd names {', '.join(given)}, expected each of {', '.join(names)}"
+            )
+        given = tuple(given[name] for name, _ in channels)
+    if len(given) != channels.num_channels:
+        raise GatesError(
+            f"error_sd has {len(given)} values, expected {channels.num_channels}, one each for "
+            f"{', '.join(channels.labels)}"
+        )
+    if not all(value > 0 for value in given):
+        raise GatesError(f"error_sd must be positive, got {given}")
+    return torch.tensor(given)

@@ -28,7 +28,7 @@ class TwinMethods:
 
     def __init__(self, world: TwinWorld) -> None:
         self.world = world
-        self._covariance: dict[float, DenseCovariance] = {}
+        self._covariance: dict[float, DenseCovariance | SampleCovariance] = {}
 
     def all(self) -> list[Method]:
         """Return every classical method, the free run first."""
@@ -67,10 +67,7 @@ class TwinMethods:
         length = setting["length_km"]
         if length not in self._covariance:
             self._covariance.clear()  # one matrix is 150 MB at T21
-            samples = self.world.day_differences()
-            self._covariance[length] = SampleCovariance(
-                samples, self.world.grid, localization_km=length
-            ).dense()
+            self._covariance[length] = self.world.background_covariance(length)
         return OptimalInterpolation(self._covariance[length], scale=setting["scale"])
 
     def _letkf(self, setting: Setting) -> LETKF:
