@@ -259,6 +259,13 @@ def test_small_errors_grow(model, climate):
     assert 2 < doubling < 6
 
 
+def test_casting_the_surroundings_leaves_the_arithmetic_in_float64(climate):
+    state = climate[-1, :2].float()
+    cast = torch.nn.ModuleList([ShallowWater()]).to(torch.bfloat16)[0]
+    assert cast.transform.laplacian.dtype == torch.float64
+    assert torch.equal(cast(state, 6.0), ShallowWater()(state, 6.0))
+
+
 def test_more_stirring_is_another_model(model, climate):
     wrong = ShallowWater(stirring=1.2 * 2.5e-10)
     state = climate[-1, :4].float()

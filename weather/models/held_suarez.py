@@ -23,7 +23,10 @@ REFERENCE_TEMPERATURE = 300.0
 """Isothermal atmosphere about which gravity waves are implicit, K."""
 
 FILTER_CUTOFF = 0.4
+"""Share of the truncation up to which the spectral filter does nothing."""
+
 FILTER_POWER = 36
+"""Steepness of the spectral filter."""
 
 MEMBER_NOISE = 0.5
 """Root mean square of the temperature noise that tells initial members apart, K."""
@@ -52,6 +55,8 @@ class HeldSuarez(LeapfrogModel):
     Raises:
         ValueError: A scale or the grid is out of range.
     """
+
+    members_at_once = 10
 
     relaxation: Tensor
     latitude: Tensor

@@ -9,15 +9,28 @@ REFERENCE_PRESSURE = 1e5
 """Pa."""
 
 BOUNDARY_LAYER_TOP = 0.7
-"""Sigma above which (in value) friction and the faster relaxation act."""
+"""Sigma; friction and the faster relaxation act below, towards the surface."""
 
 FRICTION_RATE = 1 / DAY
+"""At the surface, s-1."""
+
 RELAXATION_RATE = 1 / (40 * DAY)
+"""In the free atmosphere, s-1."""
+
 SURFACE_RELAXATION_RATE = 1 / (4 * DAY)
+"""At the surface of the equator, s-1."""
+
 STRATOSPHERE = 200.0
+"""Lowest equilibrium temperature, K."""
+
 EQUATOR = 315.0
+"""Equilibrium temperature at the surface of the equator, K."""
+
 EQUATOR_TO_POLE = 60.0
+"""Its fall to the pole, K."""
+
 STABILITY = 10.0
+"""Rise of equilibrium potential temperature over a factor e in pressure at the equator, K."""
 
 
 def friction_rates(sigma: Tensor) -> Tensor:

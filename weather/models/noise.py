@@ -35,4 +35,4 @@ def random_coefficients(
     power = power[0].sum() + 2 * power[1:].sum()
     coefficients = torch.zeros(transform.size, transform.size, dtype=torch.complex128)
     coefficients[: last + 1, : last + 1] = band / power.sqrt()
-    return coefficients
+    return coefficients.to(transform.degree.device)

@@ -51,25 +51,25 @@ class PrimitiveStep(nn.Module):
     ) -> None:
         super().__init__()
         self.interval = interval
-        self.half = half = interval / 2
+        half = interval / 2
         self.layout = PrimitiveLayout(levels.num_layers)
         outflow = torch.full((levels.num_layers, 1), levels.thickness, dtype=torch.float64)
         surface = torch.full_like(outflow.T, GAS_CONSTANT * reference_temperature)
         heating = KAPPA * reference_temperature * levels.compression
-        squared_speeds, to_modes = torch.linalg.eig(
+        # Symmetric, because hydrostatic and compression are adjoint: the modes are orthonormal.
+        squared_speeds, to_modes = torch.linalg.eigh(
             heating @ levels.hydrostatic + outflow @ surface
         )
-        to_modes = to_modes.real
         wave = -half * transform.laplacian[:, None, None]
         buffers = {
             "to_modes": to_modes,
-            "from_modes": torch.linalg.inv(to_modes),
+            "from_modes": to_modes.T,
             "pull": levels.hydrostatic @ to_modes,
             "surface_pull": surface @ to_modes,
             "heating": half * heating,
             "outflow": half * outflow,
             "wave": wave,
-            "implicit": 1 / (1 + half * wave * squared_speeds.real),
+            "implicit": 1 / (1 + half * wave * squared_speeds),
             "damping": 1 - interval * friction,
             "filter": torch.exp(-interval * diffusion)[:, None],
         }

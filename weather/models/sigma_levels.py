@@ -22,9 +22,9 @@ class SigmaLevels(nn.Module):
         centers: Sigma at the centers (L,).
         thickness: 1 / L.
         hydrostatic: (L, L), temperature to geopotential above the surface, J kg-1 K-1.
-        compression: (L, L), the sum of divergence and advection of ln ps to minus its part in
-            omega / p.
-        lift: (L, L - 1), the same sum to the sigma velocity at the inner edges, times 1.
+        compression: (L, L), the sum of divergence and advection of ln ps to the part of omega / p
+            that it takes away.
+        lift: (L, L - 1), the same sum to the sigma velocity at the inner edges, s-1.
         difference: (L, L - 1), a field to its differences across the inner edges.
         advection: (L - 1, L), sigma velocity times difference to the vertical advection.
 
