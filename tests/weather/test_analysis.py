@@ -1,5 +1,4 @@
 import json
-import os
 
 import pytest
 import torch
@@ -166,7 +165,7 @@ def test_analyse_is_the_protocol_of_the_cycle():
 def test_weights_come_back_as_bfloat16(small_adas, tmp_path):
     analysis, path = analysis_of(small_adas(seed=1)), tmp_path / "new" / "a.b.safetensors"
     save_weights(path, analysis, form="adas_increment", seed=3)
-    assert os.listdir(path.parent) == ["a.b.safetensors"]
+    assert [file.name for file in path.parent.iterdir()] == ["a.b.safetensors"]
     loaded = analysis_of(small_adas(seed=2))
     loaded.background_sd.fill_(1.0)
     assert load_weights(path, loaded) == {"form": "adas_increment", "seed": 3}
