@@ -37,6 +37,11 @@ def device_name() -> str:
     """Name of the accelerator, or of the processor where there is none."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
+    return processor_name()
+
+
+def processor_name() -> str:
+    """Name of the processor with the number of its cores."""
     return f"{_processor()} ({os.cpu_count()} cores)"
 
 

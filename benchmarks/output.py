@@ -14,6 +14,12 @@ from apps.scores import number
 
 Row = dict[str, Any]
 
+_VERDICTS = {
+    None: " [red]not measured[/]",
+    True: " [green]met[/]",
+    False: " [red]missed[/]",
+}
+
 
 class Result(TypedDict):
     """The JSON output: the device, and the rows."""
@@ -40,7 +46,7 @@ def table(title: str, result: Result) -> Table:
             shown.add_row(f"[bold]{escape(comparison)}[/]")
             group = comparison
         share, ratio, bar = row["share_of_limit"], row["ratio"], row["bar"]
-        verdict = {None: "", True: " [green]met[/]", False: " [red]missed[/]"}[row["met"]]
+        verdict = _VERDICTS[row["met"]]
         shown.add_row(
             f"  {escape(variant)}",
             number(row["value"]),

@@ -35,13 +35,15 @@ class Comparison:
         op: Name under which ``--op`` finds it.
         build: Makes the inputs and returns the variants, name to function. It gets a function that
             imports a module, of this tree or of the one that ``--base`` names.
-        baseline: The variant that the ratios refer to.
+        baseline: The variant that the ratios refer to; without ratios if it is absent.
         bars: Highest ratio to the baseline that a variant may have.
         work: What one call must do; None where no limit makes sense.
         units: How many units of work a call of a variant does (members, days), one if not named;
             times are given per unit.
         unit: Unit of work, for the name of the figure.
+        rate: Unit of a second figure for every variant, units of work in a second; empty for none.
         first_calls: Variants whose first call is reported too, since it compiles.
+        absent: Variants that cannot be timed here, name to reason; reported, never passed over.
         memory: Bytes needed at once; a comparison that does not fit is skipped.
     """
 
@@ -53,17 +55,27 @@ class Comparison:
     work: Work | None = None
     units: Mapping[str, float] = field(default_factory=dict)
     unit: str = "call"
+    rate: str = ""
     first_calls: Sequence[str] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
     memory: float = 0.0
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite: comparisons, and the quick tests that must pass before anything is timed."""
+    """A suite: comparisons, and the quick tests that must pass before anything is timed.
+
+    Attributes:
+        name: Its module in `suites`.
+        tests: Files for pytest.
+        comparisons: Makes the comparisons.
+        threads: A suite of CPU code says how many threads it uses; None for any device and number.
+    """
 
     name: str
     tests: tuple[str, ...]
     comparisons: Callable[[], Iterable[Comparison]]
+    threads: int | None = None
 
 
 def suite_names() -> list[str]:
@@ -80,7 +92,8 @@ def load_suite(name: str) -> Suite:
     if name not in suite_names():
         raise GatesError(f"unknown suite {name!r}: choose from {', '.join(suite_names())}")
     module = importlib.import_module(f"benchmarks.suites.{name}")
-    return Suite(name, tuple(module.TESTS), module.comparisons)
+    threads = getattr(module, "THREADS", None)
+    return Suite(name, tuple(module.TESTS), module.comparisons, threads)
 
 
 def find_op(op: str) -> Suite:

@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from apps.environment import device_name
+from apps.environment import device_name, processor_name
 from apps.files import write_json
 from benchmarks.base import BaseTree, load_head
 from benchmarks.output import Result, Row, table, write_csv
@@ -39,13 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.force and not _tests_pass(suite):
             print(f"{suite.name}: its tests are red; mend them, or time anyway with --force")
             return 1
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        rows = _measure_all(suite, options.base, options.rounds)
+        threads = options.threads or suite.threads
+        if threads:
+            torch.set_num_threads(threads)
+        device = torch.device("cpu") if suite.threads else _torch_device()
+        rows = _measure_all(suite, device, options.base, options.rounds)
     except GatesError as error:
         print(f"benchmarks: error: {error}", file=sys.stderr)
         return 2
-    result: Result = {"device": _device(), "rows": rows}
+    result: Result = {"device": _device(device), "rows": rows}
     Console().print(table(suite.name, result))
     write_csv(ROOT / "results", suite.name, result)
     if options.json:
@@ -73,7 +76,7 @@ def _tests_pass(suite: Suite) -> bool:
     return done.returncode == 0
 
 
-def _measure_all(suite: Suite, base: str | None, rounds: int) -> list[Row]:
+def _measure_all(suite: Suite, device: torch.device, base: str | None, rounds: int) -> list[Row]:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         tree = BaseTree(base, Path(folder), ROOT.parent) if base else None
@@ -83,13 +86,17 @@ def _measure_all(suite: Suite, base: str | None, rounds: int) -> list[Row]:
                 need = f"{comparison.memory / 2**30:.1f} GiB"
                 print(f"{comparison.name}: skipped, needs {need}, half of the free memory is less")
                 continue
-            rows += measure(comparison, tree, base or "", rounds)
+            rows += measure(comparison, tree, base or "", rounds, device)
             gc.collect()
     return rows
 
 
 def measure(
-    comparison: Comparison, tree: BaseTree | None = None, base: str = "", rounds: int = ROUNDS
+    comparison: Comparison,
+    tree: BaseTree | None = None,
+    base: str = "",
+    rounds: int = ROUNDS,
+    device: torch.device | None = None,
 ) -> list[Row]:
     """Time one comparison, its limits among it.
 
@@ -98,24 +105,37 @@ def measure(
         tree: Another revision to hold every variant against.
         base: Its name.
         rounds: Samples of each variant.
+        device: Where it runs, for the limits; the GPU if there is one, when None.
 
     Returns:
-        Rows as in the JSON output: one a variant, one a first call that compiles.
+        Rows as in the JSON output: one a variant, one a rate, one a first call that compiles, one a
+        variant that is absent.
     """
+    device = device or _torch_device()
     calls: dict[str, Call] = dict(comparison.build(load_head))
-    references = dict.fromkeys(calls, comparison.baseline)
+    baseline = None if comparison.baseline in comparison.absent else comparison.baseline
+    references: dict[str, str | None] = dict.fromkeys(calls, baseline)
     if tree is not None:
         theirs = {f"{name}@{base}": call for name, call in comparison.build(tree).items()}
-        references = {name: f"{name}@{base}" for name in calls} | dict.fromkeys(
-            theirs, f"{comparison.baseline}@{base}"
-        )
+        their_baseline = None if baseline is None else f"{baseline}@{base}"
+        references = {name: f"{name}@{base}" for name in calls}
+        references |= dict.fromkeys(theirs, their_baseline)
         calls.update(theirs)
-    limits, amounts = limit_calls(_torch_device()) if comparison.work else ({}, {})
-    timings = interleave({**calls, **limits}, rounds=rounds)
+    limits, amounts = limit_calls(device) if comparison.work else ({}, {})
+    timings = interleave(
+        {**calls, **limits}, rounds=rounds, clock=_clock(device), first_clock=time.perf_counter
+    )
     floor = _floor(comparison, timings, amounts)
-    rows = [_row(comparison, name, references[name], timings, floor) for name in calls]
+    rows: list[Row] = []
+    for name in calls:
+        rows.append(_row(comparison, name, references[name], timings, floor))
+        if comparison.rate:
+            rate = _units(comparison, name) / timings[name].median
+            rows.append(_plain(comparison, f"{name}, rate", rate, comparison.rate))
     compiled = [name for name in comparison.first_calls if name in timings]
-    return rows + [_first_call(comparison, name, timings[name].first) for name in compiled]
+    rows += [_plain(comparison, f"{n}, first call", 1e3 * timings[n].first, "ms") for n in compiled]
+    absent = [f"{name}: {reason}" for name, reason in comparison.absent.items()]
+    return rows + [_plain(comparison, name, None, f"ms/{comparison.unit}") for name in absent]
 
 
 def _floor(
@@ -132,14 +152,15 @@ def _floor(
 def _row(
     comparison: Comparison,
     name: str,
-    reference: str,
+    reference: str | None,
     timings: Mapping[str, Timing],
     floor: float | None,
 ) -> Row:
-    units = comparison.units.get(name.partition("@")[0], 1.0)
-    theirs = comparison.units.get(reference.partition("@")[0], 1.0)
-    relative = ratio(timings[name], timings[reference]) * theirs / units
-    bar = comparison.bars.get(name) if reference == comparison.baseline else None
+    units = _units(comparison, name)
+    relative = None
+    if reference is not None:
+        relative = ratio(timings[name], timings[reference]) * _units(comparison, reference) / units
+    bar = comparison.bars.get(name) if reference in (None, comparison.baseline) else None
     seconds = timings[name].median
     return {
         "name": f"{comparison.name} · {name}",
@@ -150,14 +171,17 @@ def _row(
         "limit": None if floor is None else 1e3 * floor / units,
         "share_of_limit": None if floor is None else floor / seconds,
         "bar": bar,
-        "met": None if bar is None else relative <= bar,
+        "met": None if bar is None or relative is None else relative <= bar,
     }
 
 
-def _first_call(comparison: Comparison, name: str, seconds: float) -> Row:
+def _units(comparison: Comparison, name: str) -> float:
+    return comparison.units.get(name.partition("@")[0], 1.0)
+
+
+def _plain(comparison: Comparison, title: str, value: float | None, unit: str) -> Row:
     empty = dict.fromkeys(("baseline", "ratio", "limit", "share_of_limit", "bar", "met"))
-    title = f"{comparison.name} · {name}, first call"
-    return {"name": title, "value": 1e3 * seconds, "unit": "ms", **empty}
+    return {"name": f"{comparison.name} · {title}", "value": value, "unit": unit, **empty}
 
 
 def available_memory() -> int | None:
@@ -175,10 +199,17 @@ def _torch_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _device() -> str:
+def _clock(device: torch.device) -> Callable[[], float]:
+    """CPU seconds of this process where it has one thread: others on the machine do not count."""
+    single = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if single else time.perf_counter
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return device_name()
     threads = torch.get_num_threads()
-    many = f"{threads} thread{'s' if threads > 1 else ''}"
-    return device_name() if torch.cuda.is_available() else f"{device_name()}, {many}"
+    return f"{processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def interleave(
     rounds: int = ROUNDS,
     sample_seconds: float = SAMPLE_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
+    first_clock: Callable[[], float] | None = None,
 ) -> dict[str, Timing]:
     """Time every call once a round, so that a busy moment strikes all of them.
 
@@ -45,11 +46,13 @@ def interleave(
         rounds: Samples of each.
         sample_seconds: Least duration of a sample.
         clock: Seconds that go on.
+        first_clock: Clock of the first call, which may compile in other processes; ``clock`` if
+            None.
     """
     first: dict[str, float] = {}
     repeats: dict[str, int] = {}
     for name, call in calls.items():
-        first[name] = _sample(call, 1, clock)
+        first[name] = _sample(call, 1, first_clock or clock)
         repeats[name] = max(1, round(sample_seconds / max(_sample(call, 1, clock), 1e-7)))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import jsonschema
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 import benchmarks.run
+import benchmarks.timing
+from benchmarks.output import table
 from benchmarks.registry import Comparison, Suite, Work, find_op, load_suite, suite_names
 from benchmarks.run import main, measure
 from core_gates.errors import GatesError
@@ -59,6 +62,51 @@ def test_times_are_for_one_unit_of_work():
     assert rows[1]["unit"] == "ms/column"
     assert rows[1]["ratio"] < plain[1]["ratio"] / 20
     assert rows[0]["ratio"] == 1.0
+
+
+def test_an_absent_baseline_leaves_bars_unmeasured():
+    one = Comparison("sums", "x", sums, "x", bars={"small": 1.0}, absent={"x": "buy it"})
+    small, large, absent = measure(one, rounds=2)
+    assert (small["baseline"], small["ratio"], small["bar"], small["met"]) == (
+        None,
+        None,
+        1.0,
+        None,
+    )
+    assert small["value"] > 0
+    assert large["bar"] is None
+    assert absent["name"] == "sums · x: buy it"
+    assert {absent[key] for key in ("value", "baseline", "ratio", "bar", "met")} == {None}
+    shown = table("x", {"device": "d", "rows": [small, absent]})
+    assert any("not measured" in cell for cell in shown.columns[5].cells)
+
+
+def test_rates_are_units_of_work_in_a_second():
+    rows = measure(comparison(units={"large": 200.0}, rate="columns/s"), rounds=3)
+    assert [row["name"].partition(" · ")[2] for row in rows] == [
+        "small",
+        "small, rate",
+        "large",
+        "large, rate",
+    ]
+    assert rows[3]["unit"] == "columns/s"
+    assert rows[3]["value"] == pytest.approx(1e3 / rows[2]["value"])
+
+
+@pytest.mark.parametrize(("threads", "clock"), [(1, time.process_time), (2, time.perf_counter)])
+def test_one_thread_is_timed_by_its_own_seconds(threads, clock, monkeypatch):
+    """Others on the machine take wall time from a thread, but no CPU time."""
+    taken = {}
+
+    def interleave(calls, **options):
+        taken.update(options)
+        return benchmarks.timing.interleave(calls, rounds=2)
+
+    monkeypatch.setattr(benchmarks.run, "interleave", interleave)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    measure(comparison(), device=torch.device("cpu"))
+    assert taken["clock"] is clock
+    assert taken["first_clock"] is time.perf_counter
 
 
 def test_output_files_follow_the_schema(suite, tmp_path, capsys):

@@ -49,6 +49,17 @@ def test_the_first_call_is_kept_apart():
     assert timing.median == pytest.approx(1.0)
 
 
+def test_the_first_call_may_have_its_own_clock():
+    machine = Machine()
+    timing = interleave(
+        {"a": machine.call("a", 1.0)},
+        rounds=2,
+        clock=machine.clock,
+        first_clock=lambda: 60 * machine.now,
+    )["a"]
+    assert (timing.first, timing.median) == (60.0, 1.0)
+
+
 def test_the_ratio_is_taken_within_rounds():
     """A machine that is slow for some rounds does not change the ratio; that of medians would."""
     mine = Timing([1.0, 10.0, 1.0, 10.0, 2.0], 0.0)

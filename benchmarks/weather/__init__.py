@@ -1,0 +1,1 @@
+"""What the weather suite times: forecasts, analyses, convolutions."""

@@ -1,0 +1,111 @@
+"""Analyses of the shallow-water twin world as multiples of a forecast of one member."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.registry import Call, Comparison, Load
+from benchmarks.weather.forecasts import HOURS, MEMBERS
+
+DENSITY = 0.1
+ERROR_SD = (10.0, 1.0, 1.0)
+CLIMATE_SD = (300.0, 20.0, 20.0)
+BACKGROUND_SD = (15.0, 1.0, 1.0)
+
+
+def cycles() -> Comparison:
+    """Return Adas against the LETKF with the ensemble forecast that it lives on.
+
+    The bar: the analysis of Adas is at least five times cheaper. Adas with a forecast is shown too.
+    """
+    letkf = f"LETKF of {MEMBERS} with its ensemble forecast"
+    return Comparison(
+        name="analysis of 32x64 against a cycle of the LETKF",
+        op="analysis",
+        build=lambda load: _TwinWorld(load).cycles(letkf),
+        baseline=letkf,
+        bars={"Adas": 0.2},
+    )
+
+
+def multiples() -> Comparison:
+    """Return every analysis alone as a multiple of one forecast."""
+    return Comparison(
+        name="analysis of 32x64, 10 % observed",
+        op="analysis",
+        build=lambda load: _TwinWorld(load).analyses(),
+        baseline="forecast of 1 member",
+    )
+
+
+class _TwinWorld:
+    """States, observations and methods; ``load`` imports them, of this or another revision."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.model = load("weather.models.shallow_water").ShallowWater()
+        with torch.no_grad():
+            states = self.model(self.model.initial_state(MEMBERS + 1, seed=0), 24.0)
+        self.ensemble = states[None, 1:]  # (1, M, 3, H, W)
+        network = load("weather.observations.network")
+        self.observations = network.observe(
+            states[:1],
+            network.bernoulli_network(self.model.grid, DENSITY, seed=0),
+            torch.tensor(ERROR_SD),
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def analyses(self) -> Mapping[str, Call]:
+        single, members = self.ensemble[:, :1], self.ensemble
+        letkf, interpolation, adas = self._letkf(), self._interpolation(), self._adas()
+        return {
+            "forecast of 1 member": lambda: self._forecast(single),
+            f"forecast of {MEMBERS} members": lambda: self._forecast(members),
+            "optimal interpolation": lambda: interpolation.analyse(single, self.observations),
+            "Adas": lambda: adas.analyse(single, self.observations),
+            f"LETKF of {MEMBERS}": lambda: letkf.analyse(members, self.observations),
+        }
+
+    def cycles(self, letkf_name: str) -> Mapping[str, Call]:
+        letkf, adas = self._letkf(), self._adas()
+
+        def cycle(method: Any, background: Tensor) -> Call:
+            def call() -> Tensor:
+                analysis = method.analyse(background, self.observations)
+                return self._forecast(analysis)
+
+            return call
+
+        single = self.ensemble[:, :1]
+        return {
+            letkf_name: cycle(letkf, self.ensemble),
+            "Adas": lambda: adas.analyse(single, self.observations),
+            "Adas with its forecast": cycle(adas, single),
+        }
+
+    @torch.no_grad()
+    def _forecast(self, states: Tensor) -> Tensor:
+        result: Tensor = self.model(states[0], HOURS)
+        return result[None]
+
+    def _letkf(self) -> Any:
+        return self.load("weather.baselines.letkf").LETKF(
+            self.model.grid, MEMBERS, localization_km=1500.0, inflation=1.05, relaxation=0.5
+        )
+
+    def _interpolation(self) -> Any:
+        covariance = self.load("weather.baselines.covariance").SampleCovariance(
+            self.ensemble[0], self.model.grid, localization_km=2500.0
+        )
+        module = self.load("weather.baselines.optimal_interpolation")
+        return module.OptimalInterpolation(covariance, scale=0.05)
+
+    def _adas(self) -> Any:
+        network = self.load("weather.models.presets").adas_preset("swe", output="increment")
+        normalizer = self.load("weather.state").Normalizer(
+            torch.tensor((10000.0, 0.0, 0.0)), torch.tensor(CLIMATE_SD)
+        )
+        module = self.load("weather.analysis")
+        return module.AdasAnalysis(network, normalizer, torch.tensor(BACKGROUND_SD)).eval()

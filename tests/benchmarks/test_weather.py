@@ -1,0 +1,145 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from benchmarks.registry import load_suite
+from benchmarks.run import load_head, measure
+from benchmarks.weather import analyses, convolutions, dinosaur, forecasts
+from weather.models.held_suarez import HeldSuarez
+from weather.models.shallow_water import ShallowWater
+
+
+def build(comparison):
+    return comparison.build(load_head)
+
+
+@pytest.fixture
+def without_peer(monkeypatch):
+    monkeypatch.setattr(dinosaur, "is_installed", lambda: False)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Make the gated convolutions small."""
+    monkeypatch.setattr(convolutions, "BATCH", 1)
+    scales = [(dim, (2, 5, 11), kernel) for dim, _, kernel in convolutions.SCALES]
+    monkeypatch.setattr(convolutions, "SCALES", scales)
+    return scales
+
+
+def test_every_bar_and_baseline_belongs_to_a_variant(without_peer, short):
+    bars = {}
+    for comparison in load_suite("weather").comparisons():
+        variants = build(comparison).keys()
+        assert comparison.baseline in {*variants, *comparison.absent}
+        assert comparison.bars.keys() <= variants
+        bars |= {(comparison.op, name): bar for name, bar in comparison.bars.items()}
+    assert bars == {
+        ("shallow_water", "20 members"): 0.25,
+        ("held_suarez", "20 members"): 1.0,
+        ("analysis", "Adas"): 0.2,
+        ("same_conv", "same_conv, token layout"): 1.2,
+        ("gated_conv", "token layout"): 1.2,
+    }
+    assert load_suite("weather").threads == 1
+
+
+@pytest.mark.parametrize("model", [ShallowWater(), HeldSuarez()], ids=["swe", "held_suarez"])
+def test_forecasts_are_six_hours_of_twenty_members_or_one(model):
+    calls = forecasts.forecasts(model)
+    assert forecasts.DAYS == {"1 member": 0.25, "20 members": 5.0}
+    single, batch = calls["1 member"](), calls["20 members"]()
+    assert (len(single), len(batch)) == (1, 20)
+    assert_close(batch[:1], single, rtol=1e-4, atol=1e-2)
+    with torch.no_grad():
+        start = model(model.initial_state(1, seed=0), 24.0)
+        assert torch.equal(single, model(start, 6.0))
+    assert not torch.equal(single, start)
+
+
+def test_an_absent_peer_is_reported_with_its_remedy(without_peer):
+    calls = dict.fromkeys(forecasts.DAYS, torch.zeros(9).clone)
+    comparison = dataclasses.replace(forecasts.held_suarez(), build=lambda load: calls)
+    rows = {row["name"].partition(" · ")[2]: row for row in measure(comparison, rounds=2)}
+    batch = rows["20 members"]
+    assert (batch["baseline"], batch["ratio"], batch["bar"], batch["met"]) == (
+        None,
+        None,
+        1.0,
+        None,
+    )
+    (title,) = [name for name in rows if name.startswith("dinosaur")]
+    assert title == "dinosaur, 1 member: dinosaur is not installed: pip install 'gatesuite[bench]'"
+    assert rows[title]["value"] is rows[title]["baseline"] is None
+    assert rows["1 member, rate"]["unit"] == "member-days/CPU-s"
+    expected = 1e3 / rows["1 member"]["value"]
+    assert rows["1 member, rate"]["value"] == pytest.approx(expected)
+
+
+def test_the_peer_relaxes_to_the_temperature_of_held_and_suarez():
+    pytest.importorskip("dinosaur", reason=dinosaur.ABSENT)
+    run = dinosaur.held_suarez_run(12)
+    before, after = (np.asarray(run.temperature(s)).mean((-1, -2)) for s in (run.start, run.call()))
+    assert_close(before, np.full_like(before, 288.0), rtol=1e-4, atol=0)
+    model = HeldSuarez()
+    start = torch.zeros(1, 25, 32, 64, dtype=torch.float64)
+    start[:, 0] = 1e5
+    start[:, 1:9] = 288.0
+    ours = (model(start, 6.0)[0, 1:9] - 288.0).mean((-1, -2)).numpy()
+    assert np.abs(ours).max() > 0.3
+    assert_close(after - before, ours.astype(after.dtype), rtol=0.05, atol=0.01)
+
+
+def test_analyses_move_the_background_towards_the_observations():
+    calls = build(analyses.multiples())
+    world = analyses._TwinWorld(load_head)
+    seen = world.observations.mask[0]
+    values = world.observations.values[0][seen]
+
+    def misfit(states):
+        return (states[0].mean(0)[seen] - values).square().mean().item()
+
+    single, ensemble = misfit(world.ensemble[:, :1]), misfit(world.ensemble)
+    assert misfit(calls["optimal interpolation"]()) < 0.9 * single
+    assert misfit(calls["LETKF of 20"]()) < 0.5 * ensemble
+    assert calls["LETKF of 20"]().shape == (1, 20, 3, 32, 64)
+    assert calls["Adas"]().shape == (1, 1, 3, 32, 64)
+    assert calls["forecast of 20 members"]().shape == (1, 20, 3, 32, 64)
+
+
+def test_the_cycles_forecast_what_they_analyse():
+    world = analyses._TwinWorld(load_head)
+    calls = world.cycles("LETKF")
+    alone = world.analyses()
+    expected = world._forecast(alone["LETKF of 20"]())
+    assert_close(calls["LETKF"](), expected)
+    assert calls["Adas with its forecast"]().shape == (1, 1, 3, 32, 64)
+    assert not torch.equal(calls["Adas"](), calls["Adas with its forecast"]())
+
+
+def test_layouts_hold_the_same_numbers(short):
+    shape = (2, 3, 4, 5, 6)
+    x, tokens = convolutions.randn(shape, 0), convolutions.token_layout(shape, 0)
+    assert torch.equal(x, tokens)
+    assert x.is_contiguous()
+    assert tokens.movedim(1, -1).is_contiguous()
+    assert not tokens.is_contiguous()
+
+
+def test_all_convolutions_return_the_same_gradients(short):
+    comparisons = [convolutions.conv_backward(), *(convolutions.gated_conv(*s) for s in short)]
+    for comparison in comparisons:
+        calls = build(comparison)
+        expected = calls[comparison.baseline]()
+        assert all(grad.abs().sum() > 0 for grad in expected)
+        for call in calls.values():
+            assert_close(call(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_eager_gate_is_the_gate(short):
+    calls = build(convolutions.silu_gate())
+    assert_close(calls["silu_gate"](), calls["eager"]())
+    assert calls.keys() == {"eager", "silu_gate", "torch.compile"}
