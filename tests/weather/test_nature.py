@@ -138,33 +138,34 @@ def test_damaged_block_after_the_save_point_is_written_again(tmp_path):
 
 
 SCRIPT = """
-import sys
+import os, signal, sys
 import torch
 from weather.models.shallow_water import ShallowWater
 from weather.nature import write_nature_run
-torch.set_num_threads(int(sys.argv[2]))
+from weather.nature_store import NatureStore
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+path, moment, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+save = NatureStore.save
+if moment == "before the save point":
+    NatureStore.save = lambda store, point: kill() if point.written == 40 else save(store, point)
 write_nature_run(
-    sys.argv[1], ShallowWater(), members=2, num_steps=64, spin_up_days=15, seed=4,
-    progress=lambda done, total: print(done, flush=True),
+    path, ShallowWater(), members=2, num_steps=64, spin_up_days=15, seed=4,
+    progress=lambda done, total: kill() if done == 85 and moment == "in a block" else None,
 )
 """
 
 
-def test_killed_process_leaves_a_run_that_resumes_to_the_same_bits(tmp_path):
-    command = [
-        sys.executable,
-        "-c",
-        SCRIPT,
-        str(tmp_path / "cut.zarr"),
-        str(torch.get_num_threads()),
-    ]
+@pytest.mark.parametrize("moment", ["in a block", "before the save point"])
+def test_killed_process_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, moment):
+    threads = str(torch.get_num_threads())
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "cut.zarr"), moment, threads]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stdout:
-            if int(line) == 85:
-                break
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    killed = subprocess.run(command, env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "cut.zarr").exists()
     steps = []
     for name in ("cut.zarr", "whole.zarr"):
@@ -178,7 +179,7 @@ def test_killed_process_leaves_a_run_that_resumes_to_the_same_bits(tmp_path):
             progress=lambda done, total: steps.append(done),
         )
     resumed = steps.index(1)
-    assert steps[0] > 60
+    assert steps[0] == 80  # 60 calls of spin-up, then the 20th stored state is the 79th step
     assert steps[resumed:] == list(range(1, 124))
     xr.testing.assert_identical(stored(tmp_path / "cut.zarr"), stored(tmp_path / "whole.zarr"))
 
