@@ -53,9 +53,9 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, num_surface: int, num_upper: int, dim: int, patches: GridPatches) -> None:
         super().__init__()
-        cut = {"kernel_size": patches.kernel, "stride": patches.stride}
-        self.upper = nn.Conv2d(num_upper, dim, **cut) if num_upper else None
-        self.surface = nn.Conv2d(num_surface, dim, **cut) if num_surface else None
+        cut = (patches.kernel, patches.stride)
+        self.upper = nn.Conv2d(num_upper, dim, *cut) if num_upper else None
+        self.surface = nn.Conv2d(num_surface, dim, *cut) if num_surface else None
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, surface: Tensor, upper: Tensor) -> Tensor:
@@ -67,7 +67,8 @@ class PatchEmbedding(nn.Module):
         if self.surface is not None:
             slices.append(self.surface(surface)[:, None])
         tokens = torch.cat([part.movedim(2, -1) for part in slices], dim=1)
-        return self.norm(tokens).movedim(-1, 1)
+        normalized: Tensor = self.norm(tokens)
+        return normalized.movedim(-1, 1)
 
 
 class PatchRecovery(nn.Module):
@@ -85,9 +86,9 @@ class PatchRecovery(nn.Module):
 
     def __init__(self, num_surface: int, num_upper: int, dim: int, patches: GridPatches) -> None:
         super().__init__()
-        cut = {"kernel_size": patches.kernel, "stride": patches.stride}
-        self.upper = nn.ConvTranspose2d(dim, num_upper, **cut) if num_upper else None
-        self.surface = nn.ConvTranspose2d(dim, num_surface, **cut) if num_surface else None
+        cut = (patches.kernel, patches.stride)
+        self.upper = nn.ConvTranspose2d(dim, num_upper, *cut) if num_upper else None
+        self.surface = nn.ConvTranspose2d(dim, num_surface, *cut) if num_surface else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the fields on the grid."""
