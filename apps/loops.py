@@ -103,6 +103,7 @@ class ExactEpochLoop(_TrainingEpochLoop):
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Begin the stream of batches, or bring it to where the checkpoint was written."""
         epoch, fit_loop = self.trainer.current_epoch, self.trainer.fit_loop
+        assert isinstance(fit_loop, ExactFitLoop)
         if epoch > 0 and not fit_loop.is_resuming and not self.restarting:
             self.epoch_start = capture()
         self.means.resumed = {}
@@ -173,6 +174,7 @@ class ExactFitLoop(_FitLoop):
 
     def _load_combined_loader_states(self) -> None:
         super()._load_combined_loader_states()
+        assert isinstance(self.epoch_loop, ExactEpochLoop)
         self.epoch_loop.before_first_iteration()
 
     def setup_data(self) -> None:

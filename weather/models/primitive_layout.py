@@ -41,8 +41,11 @@ class PrimitiveLayout:
         members = self.members(packed)
         block = members * self.num_layers
         shape = (*packed.shape[:-1], members, self.num_layers)
-        upper = [packed[..., i * block : (i + 1) * block].reshape(shape) for i in range(3)]
-        return PrimitiveFields(*upper, packed[..., 3 * block :].unsqueeze(-1))
+        vorticity, divergence, temperature = (
+            packed[..., i * block : (i + 1) * block].reshape(shape) for i in range(3)
+        )
+        surface = packed[..., 3 * block :].unsqueeze(-1)
+        return PrimitiveFields(vorticity, divergence, temperature, surface)
 
     def join(
         self, vorticity: Tensor, divergence: Tensor, temperature: Tensor, surface: Tensor
