@@ -16,6 +16,7 @@ from apps.weather_ensemble import EnsembleScores, tune_ensemble
 from apps.weather_figures import save_cycles, save_example
 from apps.weather_observing import era5_store, observe_store
 from apps.weather_report import headline, weather_report
+from apps.weather_source import store_of, twin_of
 from apps.weather_training import Networks, keep_weights
 from apps.weather_twin import TwinScores, tune_twin
 from core_gates.errors import GatesError
@@ -23,6 +24,7 @@ from weather.data.stream import AssimilationDataModule
 from weather.experiments.ensemble_source import Era5EnsembleSource
 from weather.experiments.forms import FORMS
 from weather.experiments.method import Settings
+from weather.experiments.twin import TwinWorld
 from weather.experiments.twin_evaluation import TwinEvaluation
 from weather.experiments.twin_source import TwinSource
 from weather.module import AdasModule
@@ -43,11 +45,10 @@ class WeatherTrainer(GatesTrainer):
         del model
         source = datamodule.source
         if isinstance(source, Era5EnsembleSource):
-            print(era5_store(source, self.run_folder.path / "era5_ensemble.zarr"))
+            print(era5_store(source, self.run_folder.path))
             return
-        assert isinstance(source, TwinSource)
-        with ticking("nature run", source.world.calls) as tick:
-            source.world.prepare(progress=lambda *_: tick())
+        source = twin_of(source)
+        make_nature(source)
         print(source.world.path)
         if not source.path.exists():
             with ticking("recording backgrounds", source.num_cycles) as tick:
@@ -65,6 +66,7 @@ class WeatherTrainer(GatesTrainer):
         times: int = 1,
         observation_seed: int = 0,
         output: str = "observations.parquet",
+        overwrite_output: bool = False,
     ) -> None:
         """Simulate stations over a truth and write their noisy reports as a table.
 
@@ -78,19 +80,23 @@ class WeatherTrainer(GatesTrainer):
             times: Successive times to observe.
             observation_seed: Seed of stations and errors.
             output: Table to write, ``.parquet`` or ``.csv``.
+            overwrite_output: Replace an existing table.
         """
         del model
-        path = observe_store(
-            datamodule.source,
-            truth,
+        source = datamodule.source
+        table = observe_store(
+            source,
+            truth or store_of(source, self.run_folder.path),
             Path(output),
             stations=stations,
             member=member,
             start=time,
             times=times,
             seed=observation_seed,
+            overwrite=overwrite_output,
         )
-        print(path)
+        print(f"{len(table)} reports of {stations} stations at {times} times")
+        print(output)
 
     def tune(
         self,
@@ -115,9 +121,9 @@ class WeatherTrainer(GatesTrainer):
         if isinstance(source, Era5EnsembleSource):
             tune_ensemble(source, densities, networks, trials, path)
         else:
-            assert isinstance(source, TwinSource)
+            world = twin_of(source).world
             self.prepare(model, datamodule)
-            tune_twin(TwinEvaluation(source.world, densities, cycles), networks, trials, path)
+            tune_twin(TwinEvaluation(world, densities, cycles), networks, trials, path)
         print(path)
 
     def assimilate(
@@ -127,7 +133,7 @@ class WeatherTrainer(GatesTrainer):
         background: str,
         observations: str,
         method: str = "adas_increment",
-        task: str = "persistence/0.1",
+        task: str | None = None,
         weights: str | None = None,
         forecast: str | None = None,
         cycles: int = 1,
@@ -144,15 +150,18 @@ class WeatherTrainer(GatesTrainer):
             datamodule: Filled in by the command line.
             background: WeatherBench-2 store with the channels and the grid of the configuration.
             observations: Table of observations, Parquet or CSV.
-            method: ``adas_increment``, ``adas_official``, ``oi`` or ``inverse_distance``.
-            task: Task whose stored settings and background error are used.
-            weights: Weights of the network; the shipped ones if not given.
-            forecast: ``model`` for the forecast model of the configuration, or the class path of
-                any callable ``(state, hours) -> state``.
+            method: ``adas_increment``, ``adas_official``, ``oi``, ``inverse_distance`` or another.
+            task: Task whose stored settings and background error are used; by default the first.
+            weights: Weights or checkpoint of the network; if not given those of the run folder,
+                else the shipped ones.
+            forecast: ``model`` for the forecast model of the configuration, or any callable
+                ``(states, hours) -> states`` as ``package.module.Model`` or ``my_model.py:Model``.
             cycles: Analyses in a cycle, six hours apart.
             output: Store to write.
             overwrite_output: Replace an existing store.
         """
+        if Path(output).exists() and not overwrite_output:
+            raise GatesError(f"{output} exists: choose another --output or add --overwrite_output")
         networks = self._networks(model, datamodule, self._settings())
         job = Assimilation(model, datamodule.source, networks, self._settings(), task)
         analyses = job.run(background, observations, method, weights, forecast, cycles)
@@ -227,11 +236,11 @@ class WeatherTrainer(GatesTrainer):
         if isinstance(source, Era5EnsembleSource):
             cases = QUICK_CASES if quick else None
             return EnsembleScores(source, densities, networks, seeds, forms, settings, cases)
-        assert isinstance(source, TwinSource)
-        source.world.prepare()
+        world = make_nature(twin_of(source))
         for form, seed in networks.missing(forms, seeds):
             networks.train(form, seed)
-        evaluation = TwinEvaluation(source.world, densities, QUICK_CYCLES if quick else None)
+        cycles = min(QUICK_CYCLES, world.cycles) if quick else None
+        evaluation = TwinEvaluation(world, densities, cycles)
         return TwinScores(evaluation, networks, seeds, forms, settings)
 
     def _networks(
@@ -254,6 +263,16 @@ class WeatherTrainer(GatesTrainer):
                     ) from error
                 return found
         return {}
+
+
+def make_nature(source: TwinSource) -> TwinWorld:
+    """Run nature, or the rest of it, unless it is there."""
+    world = source.world
+    if not world.path.exists():
+        with ticking("nature run", world.calls) as tick:
+            world.prepare(progress=lambda *_: tick())
+    world.prepare()
+    return world
 
 
 class WeatherCLI(GatesCLI):

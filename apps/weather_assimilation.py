@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,34 +10,34 @@ import torch
 from torch import Tensor
 
 from apps.ticker import ticking
-from apps.weather_training import Networks
+from apps.weather_forecast import find_forecast
+from apps.weather_source import background_sd, methods_of, tasks_of
+from apps.weather_training import Networks, load_trained
 from core_gates.errors import GatesError
-from weather.analysis import load_weights
 from weather.baselines.assimilator import Assimilator
-from weather.cycle import Cycle, Forecast
+from weather.cycle import Cycle
 from weather.data.stream import ProblemSource
 from weather.data.tensors import dataset_grid, to_dataset, to_tensor
 from weather.data.wb2 import open_wb2
 from weather.data.write import write_wb2
-from weather.experiments.ensemble_methods import ensemble_methods
-from weather.experiments.ensemble_source import TASKS, Era5EnsembleSource
+from weather.experiments.ensemble_source import Era5EnsembleSource
 from weather.experiments.forms import FORMS
-from weather.experiments.method import Method, Settings, stored
-from weather.experiments.twin_methods import TwinMethods
-from weather.experiments.twin_source import TwinSource
+from weather.experiments.method import Settings, stored
 from weather.module import AdasModule
 from weather.observations.gridded import GriddedObservations, gross_check
 from weather.observations.superob import grid_table
-from weather.observations.table import ObservationTable
+from weather.observations.table import OUT_OF_RANGE, ObservationTable
+
+WINDOW_HOURS = 3.0
 
 
 class Analyses(NamedTuple):
-    """Analyses (T,C,H,W) at ``times``, and how many cells were observed and rejected."""
+    """Analyses (T,C,H,W) at T ``times``, with the numbers of cells (T,) observed and rejected."""
 
     states: Tensor
     times: np.ndarray
-    observed: int
-    rejected: int
+    observed: list[int]
+    rejected: list[int]
 
 
 class Assimilation:
@@ -49,7 +48,10 @@ class Assimilation:
         source: Its channels, grid and units.
         networks: Where weights are found.
         settings: Tuned settings.
-        task: The task whose settings and background error are used.
+        task: The task whose settings and background error are used; the first one if None.
+
+    Raises:
+        GatesError: There is no such task.
     """
 
     def __init__(
@@ -58,10 +60,17 @@ class Assimilation:
         source: ProblemSource,
         networks: Networks,
         settings: Settings,
-        task: str,
+        task: str | None,
     ) -> None:
         self.model, self.source, self.networks = model, source, networks
-        self.settings, self.task = settings, task
+        self.settings = settings
+        tuned = [name.partition("/")[2] for name in settings if "/" in name]
+        known = list(dict.fromkeys([*tasks_of(source), *tuned]))
+        if task is not None and task not in known:
+            raise GatesError(f"--task {task!r} is unknown: choose from {', '.join(known)}")
+        self.task = task or known[0]
+        self.sd = torch.empty(0)
+        self.counts: dict[str, list[int]] = {"observed": [], "rejected": []}
 
     def run(
         self,
@@ -72,20 +81,37 @@ class Assimilation:
         forecast: str | None,
         cycles: int,
     ) -> Analyses:
-        """Return the analyses; see ``gates weather assimilate --help``."""
-        table = ObservationTable.read(observations)
+        """Return the analyses; see ``gates weather assimilate --help``.
+
+        Raises:
+            GatesError: An input is missing, damaged or does not fit the configuration.
+        """
+        if cycles < 1:
+            raise GatesError(f"--cycles must be at least 1, found {cycles}")
+        if forecast is None and cycles > 1:
+            raise GatesError(
+                f"--cycles {cycles} needs --forecast: give `model` for that of the configuration, "
+                "or the class path of your own"
+            )
+        table = ObservationTable.read(observations, flag_out_of_range=True)
+        if flagged := int((table.frame["qc"] == OUT_OF_RANGE).sum()):
+            print(f"{flagged} of {len(table)} reports are out of range and left out")
         states, times = self._background(background)
-        self.source.setup()
         assimilator = self._method(method, weights)
         if forecast is None:
-            if cycles != 1:
-                raise GatesError("--cycles needs --forecast: without a model there is no cycle")
-            return self._each(assimilator, table, states, times)
-        return self._cycle(assimilator, table, states[-1], times[-1], forecast, cycles)
+            found = self._each(assimilator, table, states, times)
+        else:
+            found = self._cycle(assimilator, table, states[-1], times[-1], forecast, cycles)
+        if not any(found.observed) and len(table):
+            span = table.frame["time"]
+            print(f"no report lies within {WINDOW_HOURS:g} h: {span.min()} to {span.max()}")
+        return found
 
     def write(self, analyses: Analyses, path: Path, *, overwrite: bool) -> Path:
-        """Write the analyses as a WeatherBench-2 store."""
-        print(f"{analyses.observed} cells observed, {analyses.rejected} rejected by gross check")
+        """Write the analyses as a WeatherBench-2 store, and say what they are made of."""
+        for time, observed, rejected in zip(*analyses[1:], strict=True):
+            stamp = np.datetime_as_string(time, unit="m")
+            print(f"{stamp}  {observed} cells observed, {rejected} rejected by the gross check")
         dataset = to_dataset(
             analyses.states, self.source.channels, self.source.grid, times=analyses.times
         )
@@ -93,68 +119,73 @@ class Assimilation:
 
     def _background(self, path: str) -> tuple[Tensor, np.ndarray]:
         with open_wb2(path, self.source.channels) as dataset:
-            if dataset_grid(dataset) != self.source.grid:
+            found, expected = dataset_grid(dataset), self.source.grid
+            if found != expected:
                 raise GatesError(
-                    f"{path} is on {dataset_grid(dataset)}, expected {self.source.grid}: regrid it "
-                    "with weather.regrid.Regridder"
+                    f"{path} has {found.shape[0]} latitudes from {float(found.latitude[0]):g} and "
+                    f"{found.shape[1]} longitudes, expected {expected.shape[0]} from "
+                    f"{float(expected.latitude[0]):g} and {expected.shape[1]}: bring it to the "
+                    "grid of the configuration with weather.regrid.Regridder"
                 )
+            if "prediction_timedelta" in dataset.dims:
+                raise GatesError(f"{path} holds forecasts: select one prediction_timedelta")
             states = to_tensor(dataset, self.source.channels)
             if states.ndim == 5:
                 states = states.mean(1)  # the mean of an ensemble is its best single state
             return states, dataset["time"].values
 
     def _method(self, name: str, weights: str | None) -> Assimilator:
+        """Return the method, and take the background error from it or from the source."""
         if name in FORMS:
             analysis = self.model.variant(name).analysis
             path = weights or self.networks.path(name, 0)
             if path is None:
                 raise GatesError(
-                    f"there are no weights of {name}: train them with `gates weather evaluate`, or "
-                    "give --weights"
+                    f"there are no weights of {name}: train them with `gates weather fit` or "
+                    "`gates weather evaluate`, or give --weights"
                 )
-            load_weights(path, analysis)
-            return analysis.eval().expecting(self._background_sd())
-        methods = {method.name: method for method in self._classical()}
-        if name not in methods or methods[name].members > 1:
-            single = [n for n, method in methods.items() if method.members == 1]
-            raise GatesError(f"--method {name!r} is unknown: choose from {[*FORMS, *single]}")
-        setting = stored(self.settings, methods[name], self.task)
-        return methods[name].build(setting)
-
-    def _classical(self) -> list[Method]:
-        if isinstance(self.source, Era5EnsembleSource):
-            task = next((t for t in TASKS if self.task.startswith(t)), TASKS[0])
-            return ensemble_methods(self.source, task)
-        assert isinstance(self.source, TwinSource)
-        return TwinMethods(self.source.world).all()
-
-    def _background_sd(self) -> Tensor:
-        if isinstance(self.source, Era5EnsembleSource):
-            task = next((t for t in TASKS if self.task.startswith(t)), TASKS[0])
-            return self.source.task_background_sd[task]
-        return self.source.background_sd
+            load_trained(Path(path), analysis)
+            if isinstance(self.source, Era5EnsembleSource):
+                analysis = analysis.expecting(background_sd(self.source, self.task))
+            self.sd = analysis.background_sd
+            return analysis.eval()
+        self.source.setup()
+        self.sd = background_sd(self.source, self.task)
+        methods = {m.name: m for m in methods_of(self.source, self.task) if m.members == 1}
+        if name not in methods:
+            known = ", ".join([*FORMS, *methods])
+            raise GatesError(f"--method {name!r} is unknown: choose from {known}")
+        if methods[name].box and f"{name}/{self.task}" not in self.settings:
+            print(f"{name} is not tuned for {self.task}: the middle of its settings is used")
+        return methods[name].build(stored(self.settings, methods[name], self.task))
 
     def _grid(
         self, table: ObservationTable, time: np.datetime64, background: Tensor
-    ) -> tuple[GriddedObservations, int]:
-        """Return the observations (1,C,H,W) that pass the gross check, and how many did not."""
-        found = grid_table(table, self.source.grid, self.source.channels, time)
-        passed = gross_check(found, background, self._background_sd())
-        rejected = int(found.mask.sum() - passed.mask.sum())
-        return GriddedObservations.stack([passed]), rejected
+    ) -> GriddedObservations:
+        """Return the observations (1,C,H,W) that pass the gross check, and count the others."""
+        found = grid_table(
+            table, self.source.grid, self.source.channels, time, window_hours=WINDOW_HOURS
+        )
+        passed = gross_check(found, background, self.sd)
+        self.counts["observed"].append(int(found.mask.sum()))
+        self.counts["rejected"].append(int(found.mask.sum() - passed.mask.sum()))
+        return GriddedObservations.stack([passed])
+
+    def _analyses(self, states: list[Tensor], times: np.ndarray) -> Analyses:
+        return Analyses(
+            torch.stack(states), times, self.counts["observed"], self.counts["rejected"]
+        )
 
     def _each(
         self, assimilator: Assimilator, table: ObservationTable, states: Tensor, times: np.ndarray
     ) -> Analyses:
-        analyses, observed, rejected = [], 0, 0
+        analyses = []
         with ticking("analyzing", len(times)) as tick:
             for state, time in zip(states, times, strict=True):
-                observations, lost = self._grid(table, time, state)
-                observed += int(observations.mask.sum()) + lost
-                rejected += lost
+                observations = self._grid(table, time, state)
                 analyses.append(assimilator.analyse(state[None, None], observations)[0, 0])
                 tick()
-        return Analyses(torch.stack(analyses), times, observed, rejected)
+        return self._analyses(analyses, times)
 
     def _cycle(
         self,
@@ -162,42 +193,22 @@ class Assimilation:
         table: ObservationTable,
         state: Tensor,
         time: np.datetime64,
-        forecast: str,
+        name: str,
         cycles: int,
     ) -> Analyses:
         hours = self.model.hours
-        step = np.timedelta64(int(hours * 3600), "s")
-        times = np.array([time + number * step for number in range(cycles)])
-        counts = {"observed": 0, "rejected": 0}
+        times = time + np.arange(cycles) * np.timedelta64(round(hours * 3600), "s")
         current = iter(times)
 
         def check(_: GriddedObservations, background: Tensor) -> GriddedObservations:
-            observations, lost = self._grid(table, next(current), background[0])
-            counts["observed"] += int(observations.mask.sum()) + lost
-            counts["rejected"] += lost
-            return observations
+            return self._grid(table, next(current), background[0])
 
-        cycle = Cycle(self._forecast(forecast), assimilator, hours, quality_control=check)
+        forecast = find_forecast(name, self.model)
+        cycle = Cycle(forecast, assimilator, hours, quality_control=check)
         nothing = GriddedObservations.absent((1, *state.shape))
         analyses = []
-        with ticking("cycling", cycles) as tick:
+        with ticking("cycling", cycles) as tick, torch.no_grad():
             for result in cycle.run(state[None, None], [nothing] * cycles):
                 analyses.append(result.analysis[0, 0])
                 tick()
-        return Analyses(torch.stack(analyses), times, counts["observed"], counts["rejected"])
-
-    def _forecast(self, name: str) -> Forecast:
-        if name == "model":
-            if not len(self.model.forecasts):
-                raise GatesError("this configuration has no forecast model: give a class path")
-            return self.model.forecasts[0]
-        module, _, attribute = name.rpartition(".")
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise GatesError(
-                f"--forecast {name!r} cannot be imported ({error}): expected a class path such as "
-                "package.module.Model"
-            ) from error
-        forecast: Forecast = found() if isinstance(found, type) else found
-        return forecast
+        return self._analyses(analyses, times)

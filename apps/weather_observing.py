@@ -5,30 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from torch import Tensor
 
+from apps.weather_source import ERA5_STORE, error_sd
 from core_gates.errors import GatesError
 from weather.data.stream import ProblemSource
 from weather.data.tensors import dataset_grid, to_dataset, to_tensor
 from weather.data.wb2 import open_wb2
 from weather.data.write import write_wb2
 from weather.experiments.ensemble_source import Era5EnsembleSource
-from weather.experiments.twin_source import TwinSource
 from weather.observations.simulation import simulate_table
 from weather.observations.table import ObservationTable
 
 
-def era5_store(source: Era5EnsembleSource, path: Path) -> Path:
+def era5_store(source: Era5EnsembleSource, folder: Path) -> Path:
     """Write the shipped ERA5 sample as a WeatherBench-2 store."""
+    path = folder / ERA5_STORE
     states = source.fields.transpose(0, 1)  # (T,N,C,H,W)
     dataset = to_dataset(states, source.channels, source.grid, times=source.times)
-    path.parent.mkdir(parents=True, exist_ok=True)
     return write_wb2(dataset, path, overwrite=True)
 
 
 def observe_store(
     source: ProblemSource,
-    truth: str | None,
+    truth: str | Path,
     output: Path,
     *,
     stations: int,
@@ -36,11 +35,12 @@ def observe_store(
     start: int,
     times: int,
     seed: int,
-) -> Path:
+    overwrite: bool = False,
+) -> ObservationTable:
     """Simulate the reports of stations at some times of a store.
 
     Args:
-        source: Tells channels and observation errors, and the store if ``truth`` is None.
+        source: Tells channels and observation errors.
         truth: A WeatherBench-2 store.
         output: Table to write.
         stations: Number of stations.
@@ -48,21 +48,35 @@ def observe_store(
         start: Index of the first time.
         times: Number of successive times.
         seed: Of stations and errors.
+        overwrite: Replace an existing table.
+
+    Returns:
+        The table as written.
 
     Raises:
-        GatesError: The store has no such member or time.
+        GatesError: The store has no such member or time, a number is not positive, or the table
+            exists.
     """
-    with open_wb2(truth or _default_store(source), source.channels) as dataset:
+    if output.exists() and not overwrite:
+        raise GatesError(f"{output} exists: choose another --output or add --overwrite_output")
+    for name, value in (("stations", stations), ("times", times)):
+        if value < 1:
+            raise GatesError(f"--{name} must be at least 1, found {value}")
+    with open_wb2(truth, source.channels) as dataset:
         if "number" in dataset.dims:
             if not 0 <= member < dataset.sizes["number"]:
                 raise GatesError(
-                    f"member {member} does not exist: the store has {dataset.sizes['number']}"
+                    f"--member {member} does not exist: the store has members 0 to "
+                    f"{dataset.sizes['number'] - 1}"
                 )
             dataset = dataset.isel(number=member)
         count = dataset.sizes["time"]
         first = start % count if -count <= start < count else count
         if first + times > count:
-            raise GatesError(f"the store has {count} times, {times} from index {start} do not fit")
+            raise GatesError(
+                f"the store has {count} times, {times} from index {start} do not fit: choose "
+                f"--time from {-count} to {count - times}"
+            )
         dataset = dataset.isel(time=slice(first, first + times))
         states, grid = to_tensor(dataset, source.channels), dataset_grid(dataset)
         tables = [
@@ -72,25 +86,12 @@ def observe_store(
                 source.channels,
                 time=time,
                 count=stations,
-                error_sd=_error_sd(source),
+                error_sd=error_sd(source),
                 seed=seed + number,
             ).frame
             for number, (state, time) in enumerate(zip(states, dataset["time"].values, strict=True))
         ]
     output.parent.mkdir(parents=True, exist_ok=True)
-    return ObservationTable.from_frame(pd.concat(tables, ignore_index=True)).write(output)
-
-
-def _default_store(source: ProblemSource) -> str:
-    if isinstance(source, TwinSource):
-        return str(source.world.path)
-    raise GatesError(
-        "--truth is missing: give a store, for example that of `gates weather prepare`"
-    )
-
-
-def _error_sd(source: ProblemSource) -> Tensor:
-    if isinstance(source, Era5EnsembleSource):
-        return source.error_sd["persistence"]
-    assert isinstance(source, TwinSource)
-    return source.world.error_sd
+    table = ObservationTable.from_frame(pd.concat(tables, ignore_index=True))
+    table.write(output)
+    return table

@@ -11,6 +11,7 @@ import lightning as L
 from apps.checkpoint import load_weights as load_checkpoint
 from apps.progress import progress_bar
 from apps.runs import RunFolder
+from core_gates.errors import GatesError
 from weather.analysis import AdasAnalysis, load_weights, save_weights
 from weather.data.stream import AssimilationDataModule
 from weather.experiments.forms import FORMS
@@ -120,15 +121,30 @@ def keep_weights(
     form = form_of(module.analysis)
     if form is None:
         return None
-    best = run_folder.best_checkpoint
-    if best is not None:
-        prefix = "analysis."
-        state = load_checkpoint(best)["state_dict"]
-        module.analysis.load_state_dict(
-            {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-        )
+    if run_folder.best_checkpoint is not None:
+        load_trained(run_folder.best_checkpoint, module.analysis)
     config = config_path.stem if config_path else run_folder.name
     seed = datamodule.source.seed
     path = run_folder.path / "weights" / f"{form}-s{seed}.safetensors"
     save_weights(path, module.analysis, form=form, seed=seed, config=config)
     return path
+
+
+def load_trained(path: Path, analysis: AdasAnalysis) -> None:
+    """Read weights, or those of a checkpoint (``.ckpt``), into ``analysis``.
+
+    Raises:
+        GatesError: The file is missing, damaged, or belongs to another configuration.
+    """
+    if path.suffix != ".ckpt":
+        load_weights(path, analysis)
+        return
+    prefix = "analysis."
+    state = load_checkpoint(path).get("state_dict", {})
+    own = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+    try:
+        analysis.load_state_dict(own)
+    except RuntimeError as error:
+        raise GatesError(
+            f"{path} is a checkpoint of another configuration: give the one it was trained with"
+        ) from error

@@ -136,9 +136,9 @@ class TwinScores:
         for (task, method), error in self.errors.items():
             for channel, label in enumerate(self.labels):
                 each = error[:, channel].tolist()
-                ends = (min(each), max(each)) if len(each) > 1 else (math.nan, math.nan)
-                middle = statistics.median(each)
-                rows.append(Row(method, task, f"rmse_{label}", middle, *ends, len(each)))
+                middle, count = statistics.median(each), len(each)
+                low, high = (min(each), max(each)) if count > 1 else (math.nan, math.nan)
+                rows.append(Row(method, task, f"rmse_{label}", middle, low, high, count))
             each = error[:, 0].tolist()
             interval = self._interval(task, method)
             rows += [

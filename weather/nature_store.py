@@ -14,6 +14,7 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from weather.data.tensors import to_dataset
 from weather.grid import Grid
+from weather.identity import differences
 from weather.state import ChannelSpec
 from weather.variables import unit_of
 
@@ -89,8 +90,8 @@ class NatureStore:
         found, times = _read_identity(self.path)
         if found != self.identity or times < self.num_times:
             raise GatesError(
-                f"{self.path} holds another run ({times} times, {found}), expected "
-                f"{self.num_times} times of {self.identity}: remove it or name another path"
+                f"{self.path} holds another run ({times} times, {self.num_times} needed"
+                f"{_told(found, self.identity)}): remove it or name another path"
             )
         shutil.rmtree(self.folder, ignore_errors=True)
         return True
@@ -155,6 +156,11 @@ class NatureStore:
         """Put the complete store in its place."""
         self._store.replace(self.path)
         shutil.rmtree(self.folder)
+
+
+def _told(found: str, expected: str) -> str:
+    difference = differences(found, expected)
+    return f"; {difference}" if difference else ""
 
 
 def _read_identity(path: Path) -> tuple[str, int]:

@@ -16,6 +16,7 @@ from weather.baselines.assimilator import Assimilator
 from weather.cycle import Cycle, diverged
 from weather.data.batch import generator
 from weather.experiments.twin import TwinWorld
+from weather.identity import differences
 from weather.observations.network import bernoulli_network, observe
 
 TRANSIENT = 40  # first cycles, all recorded: a cycle must also find its way to the truth
@@ -156,7 +157,7 @@ def load_recording(path: Path, origin: str) -> Recording:
         ) from error
     if found != origin:
         raise GatesError(
-            f"{path} was recorded in another world (found {found}; expected {origin}): delete it "
-            "and run `gates weather prepare` again, or name another file"
+            f"{path} was recorded in another world ({differences(found, origin)}): delete it and "
+            "run `gates weather prepare` again, or name another file"
         )
     return recording

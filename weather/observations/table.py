@@ -97,8 +97,12 @@ class ObservationTable:
         return cls.from_frame(pd.DataFrame({name: [] for name in COLUMNS}))
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Self:
+    def read(cls, path: str | os.PathLike[str], *, flag_out_of_range: bool = False) -> Self:
         """Read a table from Parquet or CSV, by the suffix of the file, and check it.
+
+        Args:
+            path: The file.
+            flag_out_of_range: See `from_frame`.
 
         Raises:
             GatesError: If the file is absent or unreadable, or for the reasons of `from_frame`.
@@ -116,7 +120,7 @@ class ObservationTable:
                 "Parquet or CSV; convert it"
             ) from error
         try:
-            return cls.from_frame(frame)
+            return cls.from_frame(frame, flag_out_of_range=flag_out_of_range)
         except GatesError as error:
             raise GatesError(f"{source}: {error}") from error
 

@@ -1,0 +1,85 @@
+"""What the verbs ask of a source of problems: its methods, its units, its store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from weather.data.stream import ProblemSource
+from weather.experiments.ensemble_methods import ensemble_methods
+from weather.experiments.ensemble_source import TASKS, Era5EnsembleSource, Task
+from weather.experiments.method import Method
+from weather.experiments.twin_methods import TwinMethods
+from weather.experiments.twin_source import TwinSource
+
+ERA5_STORE = "era5_ensemble.zarr"
+DENSITIES = (0.1, 0.01)
+
+
+def twin_of(source: ProblemSource) -> TwinSource:
+    """Return the source as a twin experiment.
+
+    Raises:
+        GatesError: It is another source, which has no tasks and no truth to be scored against.
+    """
+    if not isinstance(source, TwinSource):
+        raise GatesError(
+            f"data.source is {type(source).__name__}, expected TwinSource or Era5EnsembleSource: "
+            "a source of your own can be used with fit only"
+        )
+    return source
+
+
+def tasks_of(source: ProblemSource, densities: Sequence[float] = DENSITIES) -> list[str]:
+    """Return the names of the tasks, the default one first."""
+    if isinstance(source, Era5EnsembleSource):
+        return [f"{task}/{density:.3g}" for task in TASKS for density in densities]
+    return [f"{density:.3g}/{model}" for model in ("perfect", "error") for density in densities]
+
+
+def era5_task(name: str) -> Task:
+    """Return the kind of an ERA5 task from its name, such as ``persistence/0.1``."""
+    return next((task for task in TASKS if name.startswith(task)), TASKS[0])
+
+
+def methods_of(source: ProblemSource, task: str) -> list[Method]:
+    """Return the classical methods that can be used for a task."""
+    if isinstance(source, Era5EnsembleSource):
+        return ensemble_methods(source, era5_task(task))
+    return TwinMethods(twin_of(source).world).all()
+
+
+def background_sd(source: ProblemSource, task: str) -> Tensor:
+    """Return the standard deviation (C,) of the background error in a task."""
+    if isinstance(source, Era5EnsembleSource):
+        return source.task_background_sd[era5_task(task)]
+    return source.background_sd
+
+
+def error_sd(source: ProblemSource) -> Tensor:
+    """Return the standard deviations (C,) of the errors of simulated observations."""
+    if isinstance(source, Era5EnsembleSource):
+        return source.error_sd["persistence"]
+    return twin_of(source).world.error_sd
+
+
+def store_of(source: ProblemSource, folder: Path) -> Path:
+    """Return the store that ``prepare`` wrote.
+
+    Args:
+        source: Twin experiment or ERA5 sample.
+        folder: Run folder.
+
+    Raises:
+        GatesError: There is none yet.
+    """
+    if isinstance(source, Era5EnsembleSource):
+        path = folder / ERA5_STORE
+    else:
+        path = twin_of(source).world.path
+    if not path.exists():
+        raise GatesError(f"{path} does not exist: run `gates weather prepare`, or give --truth")
+    return path
