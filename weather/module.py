@@ -235,7 +235,7 @@ class AdasModule(L.LightningModule):
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=self.learning_rate,
-            total_steps=int(self.trainer.estimated_stepping_batches),
+            total_steps=self._schedule_steps(),
             pct_start=self.warmup,
             div_factor=100,
             final_div_factor=1e4,
@@ -245,3 +245,19 @@ class AdasModule(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def _schedule_steps(self) -> int:
+        """Return the optimizer steps of the whole run, were it not stopped.
+
+        Lightning's own estimate builds the loaders before a checkpoint is read, after which it no
+        longer tells them where to resume.
+
+        Raises:
+            GatesError: The run has no end.
+        """
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        if epochs is not None and epochs > 0:
+            return -(-self._data.steps * epochs // self.trainer.accumulate_grad_batches)
+        if steps > 0:
+            return steps
+        raise GatesError("the learning rate needs an end: set trainer.max_epochs or max_steps")
