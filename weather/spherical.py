@@ -141,11 +141,10 @@ class SphericalTransform(nn.Module):
         return self.unpack_grid(u, shape), self.unpack_grid(v, shape)
 
     def gradient(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the eastward and northward derivative ``(..., H, W)``, per m, of a scalar.
-
-        The gradient of a scalar is the irrotational wind whose divergence is its Laplacian.
-        """
-        return self.wind(torch.zeros_like(coefficients), coefficients * self.laplacian)
+        """Return the eastward and northward derivative ``(..., H, W)``, per m, of a scalar."""
+        x, y = self.gradient_synthesis(self.pack_coefficients(coefficients))
+        shape = coefficients.shape[:-2]
+        return self.unpack_grid(x, shape), self.unpack_grid(y, shape)
 
     def pack_grid(self, field: Tensor) -> Tensor:
         """Turn ``(..., H, W)`` into float64 ``(W, H, K)``.
@@ -200,6 +199,16 @@ class SphericalTransform(nn.Module):
         v = self._legendre(self._wind_along, turned_vorticity)
         v = self._legendre(self._wind_across, divergence, add=v, sign=-1)
         return self._to_grid(u), self._to_grid(v)
+
+    def gradient_synthesis(self, spectral: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the eastward and northward derivative ``(W, H, K)`` of ``(2, M, L, K)``, per m.
+
+        The gradient of a scalar is the irrotational wind whose divergence is its Laplacian.
+        """
+        flow = spectral * self.laplacian[:, None]
+        x = self._legendre(self._wind_along, _times_minus_i(flow))
+        y = self._legendre(self._wind_across, flow.neg())
+        return self._to_grid(x), self._to_grid(y)
 
     def divergence(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the divergence ``(2, M, L, K)`` of a vector field given as Fourier coefficients.

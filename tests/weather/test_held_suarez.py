@@ -17,6 +17,7 @@ from weather.models.held_suarez_forcing import (
     friction_rates,
     relaxation_rates,
 )
+from weather.models.primitive_columns import subtract_vertical_advection
 from weather.models.sigma_levels import SigmaLevels
 from weather.state import HELD_SUAREZ
 
@@ -62,9 +63,10 @@ def test_vertical_operators(layers):
     tilted = levels.centers - 0.5  # convergence aloft: the velocity is a parabola
     edges = torch.arange(1, layers).double() / layers
     assert_close(tilted @ levels.lift, edges * (1 - edges) / 2)
-    slope = levels.centers @ levels.difference
-    inside = (slope * torch.ones(layers - 1).double()) @ levels.advection
-    assert_close(inside[1:-1], torch.ones(max(layers - 2, 0), dtype=torch.float64))
+    rate = torch.zeros(layers, dtype=torch.float64)
+    subtract_vertical_advection(rate, 3 * levels.centers, torch.ones(layers - 1), 1 / layers)
+    assert_close(rate[1:-1], torch.full((layers - 2,), -3.0).double())
+    assert_close(rate[[0, -1]], torch.full((2,), -1.5).double())
     # What pressure does on the wind it takes from the heat: hydrostatic and compression adjoint.
     assert_close(levels.hydrostatic, GAS_CONSTANT * levels.compression.T)
 
@@ -121,12 +123,12 @@ def test_long_steps_are_stable_for_gravity_waves():
 
 def test_forcing_follows_held_and_suarez():
     latitude = torch.tensor([0.0, 45.0, 90.0]).double().deg2rad()
-    at_surface = equilibrium_temperature(torch.tensor(0.0).double(), latitude)
-    assert_close(at_surface, torch.tensor([315.0, 285.0, 255.0]).double())
-    ratio = torch.tensor(0.5).double()
-    exact = (315 - 10 * math.log(0.5)) * 0.5**KAPPA
-    assert equilibrium_temperature(ratio.log(), latitude)[0].item() == pytest.approx(exact)
-    assert (equilibrium_temperature(torch.tensor(-3.0).double(), latitude) == 200).all()
+    layers = torch.tensor([1.0, 0.625, math.exp(-3)]).double()
+    target = equilibrium_temperature(torch.tensor(0.8).double().log(), layers / 0.8, latitude)
+    assert_close(target[:, 0], torch.tensor([315.0, 285.0, 255.0]).double())
+    exact = (315 - 10 * math.log(0.625)) * 0.625**KAPPA
+    assert target[0, 1].item() == pytest.approx(exact)
+    assert (target[:, 2] == 200).all()
     sigma = torch.tensor([0.3, 0.7, 0.85, 1.0]).double()
     assert_close(friction_rates(sigma) * DAY, torch.tensor([0, 0, 0.5, 1]).double())
     equator, pole = (relaxation_rates(sigma, lat) * DAY for lat in latitude[[0, 2]])
@@ -139,10 +141,9 @@ def test_temperature_relaxes_to_equilibrium():
     state = model.initial_state(1, seed=0).double()
     state[:, 1:9] = REFERENCE_TEMPERATURE
     gained = model(state, 1.0)[0, 1:9] - REFERENCE_TEMPERATURE
-    log_pressure = model.levels.centers.log()
-    latitude = model.grid.latitude.deg2rad()[:, None]
-    target = equilibrium_temperature(log_pressure, latitude)  # (H, L)
-    rate = relaxation_rates(model.levels.centers, latitude)
+    latitude = model.grid.latitude.deg2rad()
+    target = equilibrium_temperature(torch.zeros(1), model.levels.centers, latitude)  # (H, L)
+    rate = relaxation_rates(model.levels.centers, latitude[:, None])
     expected = (rate * (target - REFERENCE_TEMPERATURE) * 3600).T
     assert_close(gained.mean(-1), expected, rtol=0.1, atol=0.05)
 

@@ -13,7 +13,7 @@ from weather.models.held_suarez_forcing import (
 from weather.models.leapfrog import LeapfrogModel
 from weather.models.noise import random_coefficients
 from weather.models.primitive_columns import Columns, ColumnTendencies, column_tendencies
-from weather.models.primitive_layout import PrimitiveLayout
+from weather.models.primitive_layout import PrimitiveFields, PrimitiveLayout
 from weather.models.primitive_step import PrimitiveStep
 from weather.models.sigma_levels import SigmaLevels
 from weather.spherical import SphericalTransform
@@ -60,7 +60,6 @@ class HeldSuarez(LeapfrogModel):
 
     relaxation: Tensor
     latitude: Tensor
-    log_sigma: Tensor
     planetary: Tensor
 
     def __init__(
@@ -96,12 +95,11 @@ class HeldSuarez(LeapfrogModel):
         self.transform = transform
         self.levels = SigmaLevels(num_layers)
         self.layout = PrimitiveLayout(num_layers)
-        latitude = transform.grid.latitude.deg2rad()[:, None, None]  # (H, 1, 1)
+        latitude = transform.grid.latitude.deg2rad()[:, None]  # (H, 1)
         buffers = {
             "latitude": latitude,
-            "log_sigma": self.levels.centers.log(),
-            "planetary": 2 * ROTATION * latitude.sin(),
-            "relaxation": forcing * relaxation_rates(self.levels.centers, latitude),
+            "planetary": 2 * ROTATION * latitude.sin().unsqueeze(-1),
+            "relaxation": forcing * relaxation_rates(self.levels.centers, latitude.unsqueeze(-1)),
         }
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
@@ -186,38 +184,44 @@ class HeldSuarez(LeapfrogModel):
         step: Tensor = self._steps[span - 1](previous, self.tendency(current))
         return step
 
-    def tendency(self, spectral: Tensor) -> Tensor:
-        """Return the tendencies (2, M, L, K) without friction and linear gravity waves."""
-        transform = self.transform
-        members, block = self._blocks(spectral)
-        vorticity, divergence = spectral[..., :block], spectral[..., block : 2 * block]
-        surface = spectral[..., 3 * block :]
-        # The gradient of ln ps is the irrotational wind whose divergence is its Laplacian.
-        u, v = transform.wind_synthesis(
-            torch.cat((vorticity, torch.zeros_like(surface)), dim=-1),
-            torch.cat((divergence, surface * transform.laplacian[:, None]), dim=-1),
-        )
-        shape = (*u.shape[:2], members, self.levels.num_layers)
-        absolute, diverging, temperature, pressure = self.layout.split(
-            transform.synthesis(spectral)
-        )
-        air = Columns(
-            u=u[..., :block].reshape(shape),
-            v=v[..., :block].reshape(shape),
-            slope_x=u[..., block:, None],
-            slope_y=v[..., block:, None],
-            absolute_vorticity=absolute + self.planetary,
-            divergence=diverging,
-            temperature=temperature,
-        )
+    def tendency(self, spectral: Tensor) -> PrimitiveFields:
+        """Return the tendencies (2, M, L, N, layers) without friction and linear gravity waves."""
+        air, log_pressure = self._on_grid(spectral)
         rates = column_tendencies(air, self.levels, REFERENCE_TEMPERATURE)
-        target = equilibrium_temperature(pressure + self.log_sigma, self.latitude)
-        excess = temperature + REFERENCE_TEMPERATURE - target
-        heating = torch.addcmul(rates.heating, self.relaxation, excess, value=-1)
+        target = equilibrium_temperature(log_pressure, self.levels.centers, self.latitude)
+        deficit = target.sub_(REFERENCE_TEMPERATURE) - air.temperature
+        heating = torch.addcmul(rates.heating, self.relaxation, deficit)
         return self._gather(air, rates, heating)
 
-    def _gather(self, air: Columns, rates: ColumnTendencies, heating: Tensor) -> Tensor:
-        """Turn the tendencies on the grid into those of the coefficients (2, M, L, K)."""
+    def _on_grid(self, spectral: Tensor) -> tuple[Columns, Tensor]:
+        """Return the columns and the logarithm of surface pressure (W, H, N).
+
+        Every field has memory of its own, since the columns are many small steps over all of it.
+        """
+        transform, layers = self.transform, self.levels.num_layers
+        members, block = self._blocks(spectral)
+        vorticity, divergence, temperature, surface = spectral.split(
+            (block, block, block, members), dim=-1
+        )
+
+        def columns(field: Tensor) -> Tensor:
+            return field.view(*field.shape[:2], members, layers)
+
+        u, v = transform.wind_synthesis(vorticity, divergence)
+        slope_x, slope_y = transform.gradient_synthesis(surface)
+        air = Columns(
+            u=columns(u),
+            v=columns(v),
+            slope_x=slope_x.unsqueeze(-1),
+            slope_y=slope_y.unsqueeze(-1),
+            absolute_vorticity=columns(transform.synthesis(vorticity)) + self.planetary,
+            divergence=columns(transform.synthesis(divergence)),
+            temperature=columns(transform.synthesis(temperature)),
+        )
+        return air, transform.synthesis(surface)
+
+    def _gather(self, air: Columns, rates: ColumnTendencies, heating: Tensor) -> PrimitiveFields:
+        """Turn the tendencies on the grid into those of the coefficients."""
         transform = self.transform
         x, y, heat_x, heat_y = (
             transform.fourier(field.flatten(-2))
@@ -235,8 +239,14 @@ class HeldSuarez(LeapfrogModel):
         pull = torch.addcmul(
             transform.divergence(x, y), energy, transform.laplacian[:, None], value=-1
         )
-        warming = warming - transform.divergence(heat_x, heat_y)
-        return torch.cat((transform.curl(x, y), pull, warming, surface), dim=-1)
+        warming -= transform.divergence(heat_x, heat_y)
+
+        def columns(field: Tensor) -> Tensor:
+            return field.view(*field.shape[:3], -1, self.levels.num_layers)
+
+        return PrimitiveFields(
+            columns(transform.curl(x, y)), columns(pull), columns(warming), surface.unsqueeze(-1)
+        )
 
     def _blocks(self, spectral: Tensor) -> tuple[int, int]:
         """Return the number of members and of columns of one upper field."""

@@ -44,18 +44,25 @@ def relaxation_rates(sigma: Tensor, latitude: Tensor) -> Tensor:
     return RELAXATION_RATE + faster
 
 
-def equilibrium_temperature(log_pressure: Tensor, latitude: Tensor) -> Tensor:
-    """Return the temperature that the atmosphere relaxes to, K.
+def equilibrium_temperature(log_pressure: Tensor, sigma: Tensor, latitude: Tensor) -> Tensor:
+    """Return the temperature that the atmosphere relaxes to (..., L), K.
 
     It is ``max(200, (315 - 60 sin2 lat - 10 ln(p/p0) cos2 lat) (p/p0)**kappa)``.
 
     Args:
-        log_pressure: ln(p / 1e5 Pa).
-        latitude: Latitudes, rad; the arguments broadcast.
+        log_pressure: ln(surface pressure / 1e5 Pa) (...).
+        sigma: Pressure over surface pressure in all layers (L,).
+        latitude: Latitudes, rad, that broadcast with the surface pressure.
     """
-    surface = EQUATOR - EQUATOR_TO_POLE * latitude.sin().square()
-    potential = torch.addcmul(surface, log_pressure, latitude.cos().square(), value=-STABILITY)
-    return (potential * (KAPPA * log_pressure).exp()).clamp(min=STRATOSPHERE)
+    exner = sigma.pow(KAPPA)
+    ratio = (KAPPA * log_pressure).exp()
+    slope = -STABILITY * latitude.cos().square()
+    surface = torch.addcmul(
+        EQUATOR - EQUATOR_TO_POLE * latitude.sin().square(), slope, log_pressure
+    )
+    target = (ratio * surface).unsqueeze(-1) * exner
+    target = torch.addcmul(target, (ratio * slope).unsqueeze(-1), exner * sigma.log())
+    return target.clamp_(min=STRATOSPHERE)
 
 
 def _depth(sigma: Tensor) -> Tensor:

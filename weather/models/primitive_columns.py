@@ -56,21 +56,38 @@ def column_tendencies(
     along_slope = torch.addcmul(air.u * air.slope_x, air.v, air.slope_y)
     source = air.divergence + along_slope
     lift = source @ levels.lift
-
-    def carried(field: Tensor) -> Tensor:
-        return ((field @ levels.difference) * lift) @ levels.advection
-
-    pressure = GAS_CONSTANT * air.temperature
-    force_x = torch.addcmul(air.absolute_vorticity * air.v, pressure, air.slope_x, value=-1)
-    force_y = torch.addcmul(air.absolute_vorticity * air.u, pressure, air.slope_y)
-    omega = along_slope - source @ levels.compression  # over pressure
-    forced = along_slope - along_slope @ levels.compression  # without the linear part
-    compression = torch.addcmul(reference_temperature * forced, air.temperature, omega)
-    heating = torch.addcmul(KAPPA * compression, air.temperature, air.divergence)
+    pull_x, pull_y = GAS_CONSTANT * air.slope_x, GAS_CONSTANT * air.slope_y
+    force_x = torch.addcmul(air.absolute_vorticity * air.v, air.temperature, pull_x, value=-1)
+    force_y = torch.addcmul(air.absolute_vorticity * air.u, air.temperature, pull_y).neg_()
+    # Compression heats by kappa omega / p = kappa (source @ residual - divergence), and the
+    # reference temperature by the part of it that is not linear.
+    gain = (source @ levels.residual).mul_(KAPPA).add_(air.divergence, alpha=1 - KAPPA)
+    heating = (along_slope @ levels.residual).mul_(KAPPA * reference_temperature)
+    heating.addcmul_(air.temperature, gain)
+    for rate, field in ((force_x, air.u), (force_y, air.v), (heating, air.temperature)):
+        subtract_vertical_advection(rate, field, lift, levels.thickness)
     return ColumnTendencies(
-        force_x=force_x - carried(air.u),
-        force_y=-force_y - carried(air.v),
-        energy=0.5 * torch.addcmul(air.u * air.u, air.v, air.v),
-        heating=heating - carried(air.temperature),
+        force_x=force_x,
+        force_y=force_y,
+        energy=torch.addcmul(air.u * air.u, air.v, air.v).mul_(0.5),
+        heating=heating,
         surface=-along_slope.mean(-1, keepdim=True),
     )
+
+
+def subtract_vertical_advection(
+    rate: Tensor, field: Tensor, lift: Tensor, thickness: float
+) -> None:
+    """Take the vertical advection off a tendency, in place.
+
+    It is velocity times difference, averaged over both edges of a layer.
+
+    Args:
+        rate: Tendency (..., L).
+        field: What is carried (..., L).
+        lift: Sigma velocity at the inner edges (..., L - 1), s-1.
+        thickness: Of the layers, in sigma.
+    """
+    carried = lift * (field[..., 1:] - field[..., :-1])
+    for layers in (rate[..., 1:], rate[..., :-1]):
+        layers.sub_(carried, alpha=0.5 / thickness)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from weather.models.earth import GAS_CONSTANT, KAPPA
-from weather.models.primitive_layout import PrimitiveLayout
+from weather.models.primitive_layout import PrimitiveFields, PrimitiveLayout
 from weather.models.sigma_levels import SigmaLevels
 from weather.spherical import SphericalTransform
 
@@ -76,19 +76,21 @@ class PrimitiveStep(nn.Module):
         for name, value in buffers.items():
             self.register_buffer(name, value.contiguous(), persistent=False)
 
-    def forward(self, previous: Tensor, tendency: Tensor) -> Tensor:
+    def forward(self, previous: Tensor, tendency: PrimitiveFields) -> Tensor:
         """Return the state at the end of the interval.
 
         Args:
             previous: State at the start (2, M, L, K) in the layout of `PrimitiveLayout`.
-            tendency: Tendencies without gravity waves and damping, in the same layout.
+            tendency: Tendencies without gravity waves and damping, fields of (2, M, L, N, layers).
         """
         old_vorticity, old_divergence, old_temperature, old_surface = self.layout.split(previous)
-        rates = self.layout.split(self.interval * tendency)
-        vorticity = torch.addcmul(rates[0], old_vorticity, self.damping)
-        divergence = torch.addcmul(rates[1], old_divergence, self.damping)
-        temperature = old_temperature + rates[2] - old_divergence @ self.heating
-        surface = old_surface + rates[3] - old_divergence @ self.outflow
+        span = self.interval
+        vorticity = (old_vorticity * self.damping).add_(tendency.vorticity, alpha=span)
+        divergence = (old_divergence * self.damping).add_(tendency.divergence, alpha=span)
+        temperature = torch.add(old_temperature, tendency.temperature, alpha=span)
+        temperature -= old_divergence @ self.heating
+        surface = torch.add(old_surface, tendency.surface, alpha=span)
+        surface -= old_divergence @ self.outflow
         pull = (temperature + old_temperature) @ self.pull
         pull = torch.addcmul(pull, surface + old_surface, self.surface_pull)
         modes = torch.addcmul(divergence @ self.to_modes, pull, self.wave)

@@ -25,8 +25,7 @@ class SigmaLevels(nn.Module):
         compression: (L, L), the sum of divergence and advection of ln ps to the part of omega / p
             that it takes away.
         lift: (L, L - 1), the same sum to the sigma velocity at the inner edges, s-1.
-        difference: (L, L - 1), a field to its differences across the inner edges.
-        advection: (L - 1, L), sigma velocity times difference to the vertical advection.
+        residual: (L, L), one minus `compression`.
 
     Raises:
         ValueError: There are fewer than two layers.
@@ -36,8 +35,7 @@ class SigmaLevels(nn.Module):
     hydrostatic: Tensor
     compression: Tensor
     lift: Tensor
-    difference: Tensor
-    advection: Tensor
+    residual: Tensor
 
     def __init__(self, num_layers: int) -> None:
         super().__init__()
@@ -53,14 +51,12 @@ class SigmaLevels(nn.Module):
         # weights[j, k]: how much of a quantity of layer j, summed from the top, acts in layer k
         weights = ones.triu() * half_logs
         weights[:, 1:] += ones.triu(1)[:, 1:] * half_logs[:-1]
-        eye = torch.eye(num_layers, dtype=torch.float64)
         operators = {
             "centers": centers,
             "hydrostatic": GAS_CONSTANT * weights.T,
             "compression": weights,
             "lift": self.thickness * (edges[1:-1] - ones.triu()[:, :-1]),
-            "difference": eye[:, 1:] - eye[:, :-1],
-            "advection": (eye[:-1] + eye[1:]) / (2 * self.thickness),
+            "residual": torch.eye(num_layers, dtype=torch.float64) - weights,
         }
         for name, operator in operators.items():
             self.register_buffer(name, operator.contiguous(), persistent=False)
