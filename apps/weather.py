@@ -105,6 +105,7 @@ class WeatherTrainer(GatesTrainer):
         trials: int = 8,
         densities: tuple[float, ...] = (0.1, 0.01),
         cycles: int = 160,
+        trial_steps: int = 300,
     ) -> None:
         """Choose the settings of every method with one budget of trials, and store them.
 
@@ -114,16 +115,18 @@ class WeatherTrainer(GatesTrainer):
             trials: Trials of every method.
             densities: Shares of grid points observed.
             cycles: Cycles of a trial in a twin world.
+            trial_steps: Training steps of a trial of a network.
         """
         networks = self._networks(model, datamodule, {})
         path = self.run_folder.path / "settings.json"
         source = datamodule.source
         if isinstance(source, Era5EnsembleSource):
-            tune_ensemble(source, densities, networks, trials, path)
+            tune_ensemble(source, densities, networks, trials, path, trial_steps)
         else:
             world = twin_of(source).world
             self.prepare(model, datamodule)
-            tune_twin(TwinEvaluation(world, densities, cycles), networks, trials, path)
+            evaluation = TwinEvaluation(world, densities, cycles)
+            tune_twin(evaluation, networks, trials, path, trial_steps)
         print(path)
 
     def assimilate(

@@ -13,7 +13,7 @@ from apps.files import write_json
 from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
-from apps.weather_tuning import OPTIMIZER_BOX, TRIAL_STEPS, tune_method
+from apps.weather_tuning import OPTIMIZER_BOX, tune_method
 from weather.baselines.assimilator import Assimilator
 from weather.bootstrap import Interval, clustered_bootstrap, root, root_ratio
 from weather.experiments.departures import Departures, figures
@@ -36,6 +36,7 @@ def tune_ensemble(
     networks: Networks,
     trials: int,
     path: Path,
+    trial_steps: int,
 ) -> dict[str, Setting]:
     """Give every method ``trials`` trials on cases of the training period; store the settings."""
     settings: dict[str, Setting] = {}
@@ -49,7 +50,7 @@ def tune_ensemble(
     for form in FORMS:
 
         def worst(setting: Setting, form: str = form) -> float:
-            analysis = networks.fit(form, 0, setting, TRIAL_STEPS)
+            analysis = networks.fit(form, 0, setting, trial_steps)
             scores = []
             for task in TASKS:
                 sd = source.task_background_sd[task]

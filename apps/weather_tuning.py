@@ -7,7 +7,6 @@ from collections.abc import Callable
 from weather.experiments.tuning import Box, Setting, search
 
 OPTIMIZER_BOX: Box = {"learning_rate": (5e-4, 1e-2), "weight_decay": (1e-3, 1e-1)}
-TRIAL_STEPS = 300
 
 
 def tune_method(label: str, box: Box, score: Callable[[Setting], float], trials: int) -> Setting:

@@ -15,7 +15,7 @@ from apps.files import write_json
 from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
-from apps.weather_tuning import OPTIMIZER_BOX, TRIAL_STEPS, tune_method
+from apps.weather_tuning import OPTIMIZER_BOX, tune_method
 from weather.bootstrap import moving_block_bootstrap, root
 from weather.experiments.departures import figures, joined
 from weather.experiments.forms import FORMS
@@ -29,12 +29,12 @@ BLOCK = 20  # cycles of one block of the bootstrap, five days
 
 
 def tune_twin(
-    evaluation: TwinEvaluation, networks: Networks, trials: int, path: Path
+    evaluation: TwinEvaluation, networks: Networks, trials: int, path: Path, trial_steps: int
 ) -> dict[str, Setting]:
     """Give every method ``trials`` trials and store the settings after each method.
 
     Classical methods are tuned for every density and forecast model; the learning rate and weight
-    decay of a form of Adas once, by the worst task, with a training of 300 steps a trial.
+    decay of a form of Adas once, by the worst task, with a short training a trial.
     """
     settings: dict[str, Setting] = {}
     for method in evaluation.classical():
@@ -49,7 +49,7 @@ def tune_twin(
     for form in FORMS:
 
         def score(setting: Setting, form: str = form) -> float:
-            analysis = networks.fit(form, 0, setting, TRIAL_STEPS)
+            analysis = networks.fit(form, 0, setting, trial_steps)
             return max(evaluation.tuning_score(task, analysis) for task in evaluation.tasks)
 
         settings[form] = tune_method(form, OPTIMIZER_BOX, score, trials)

@@ -21,6 +21,23 @@ def ranks():
     return runpy.run_path(str(HERE / "distributed" / "launch.py"))["run_on_ranks"]
 
 
+@pytest.fixture(scope="session")
+def _harness():
+    return runpy.run_path(str(HERE / "kill_and_resume.py"))
+
+
+@pytest.fixture
+def kill_and_resume(tmp_path, _harness):
+    """Kill a ``fit``, resume it, and hold it bit for bit against an unbroken run."""
+    return _harness["harness"](tmp_path)
+
+
+@pytest.fixture
+def same_checkpoint(_harness):
+    """Assert that two checkpoints hold the same bits."""
+    return _harness["assert_same_checkpoint"]
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if "ranks" in getattr(item, "fixturenames", ()):

@@ -1,0 +1,304 @@
+"""Every verb of ``gates weather`` on the unit configuration, from data to report."""
+
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+import yaml
+from safetensors.torch import load_file
+
+from apps.main import APPS
+from apps.weather import WeatherCLI, WeatherTrainer
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "apps" / "configs" / "weather").glob("*.yaml"))
+NATURE = "runs/weather/unit/nature.zarr"
+
+
+@pytest.fixture(scope="module")
+def evaluated(gates):
+    return gates.weather("evaluate", "--quick")
+
+
+@pytest.fixture(scope="module")
+def scores(gates, evaluated):
+    return json.loads((gates.folder / "runs/weather/unit/scores.json").read_text())
+
+
+def last_time(gates):
+    with xr.open_zarr(gates.folder / NATURE) as nature:
+        return nature["time"].values[-1]
+
+
+def open_output(gates, name):
+    return xr.open_zarr(gates.folder / name, consolidated=True)
+
+
+def test_the_table_of_the_front_door_lists_the_verbs():
+    assert tuple(APPS["weather"].verbs) == WeatherCLI.verbs
+
+
+def test_prepare_leaves_what_exists(gates):
+    recording = gates.folder / "runs/weather/unit/recording.safetensors"
+    before = recording.stat().st_mtime_ns
+    result = gates.weather("prepare")
+    assert result.out.splitlines()[-1] == "runs/weather/unit/recording.safetensors"
+    assert recording.stat().st_mtime_ns == before
+
+
+def test_prepare_unpacks_the_era5_sample(gates):
+    result = gates.weather("prepare", config="era5_ensemble")
+    with open_output(gates, result.out.splitlines()[-1]) as sample:
+        assert dict(sample.sizes) == {
+            "time": 4,
+            "number": 10,
+            "level": 2,
+            "latitude": 61,
+            "longitude": 120,
+        }
+    observed = gates.weather("observe", "--output", "era5.csv", config="era5_ensemble")
+    assert "2000 reports of 500 stations at 1 times" in observed.out
+    assert set(pd.read_csv(gates.folder / "era5.csv")["variable"]) == {
+        "geopotential",
+        "temperature",
+    }
+
+
+def test_observations_are_the_truth_with_errors(gates):
+    table = pd.read_parquet(gates.folder / "observations.parquet")
+    assert len(table) == 600
+    winds = table[table["variable"] == "u_component_of_wind"]
+    with xr.open_zarr(gates.folder / NATURE) as nature:
+        field = nature["u_component_of_wind"].isel(time=-1, number=1)
+        nearest = field.sel(
+            latitude=xr.DataArray(winds["latitude"].values),
+            longitude=xr.DataArray(winds["longitude"].values),
+            method="nearest",
+        ).values
+    departure = winds["value"].to_numpy() - nearest
+    # The nearest point is another one for a few reports, at 360 degrees and between rows.
+    assert 0.7 < 1.4826 * np.median(np.abs(departure)) < 1.4
+
+
+def test_fit_leaves_a_run_and_weights(gates):
+    folder = gates.folder / "runs/weather/unit"
+    log = pd.read_csv(folder / "metrics.csv")
+    assert log["step"].max() == 13
+    assert {"train/loss", "val/score", "val/rmse_h"} <= set(log.columns)
+    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    kept = load_file(folder / "weights/adas_increment-s0.safetensors")
+    name = next(n for n in kept if n.startswith("network.") and kept[n].ndim > 1)
+    assert torch.equal(kept[name], best[f"analysis.{name}"].bfloat16())
+
+
+def test_tune_stores_a_setting_of_every_method(gates):
+    words = ["--name", "tuned", "--cycles", 6, "--densities", "[0.1]", "--trials", 1]
+    short = ["--data.steps", 2, "--data.validation_steps", 1]
+    result = gates.weather("tune", *words, *short, "--trial_steps", 2)
+    settings = json.loads((gates.folder / "runs/weather/tuned/settings.json").read_text())
+    assert set(settings["letkf/0.1/error"]) == {"length_km", "inflation", "relaxation"}
+    assert {"oi/0.1/perfect", "adas_increment", "adas_official", "ungated"} <= set(settings)
+    assert result.out.splitlines()[-1] == "runs/weather/tuned/settings.json"
+
+
+def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, scores):
+    page = (ROOT / "docs" / "outputs.md").read_text()
+    schema = json.loads(re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0])
+    jsonschema.validate(scores, schema)
+    assert evaluated.out.splitlines()[-1] == "runs/weather/unit/scores.json"
+    assert "weights missing: adas_official seed 0, ungated seed 0; left out" in evaluated.out
+    assert scores["bars"] == []
+    assert {row["task"] for row in scores["rows"]} == {"0.1/perfect", "0.1/error"}
+
+
+def figure(scores, method, metric, task="0.1/perfect"):
+    (row,) = [
+        row
+        for row in scores["rows"]
+        if (row["method"], row["metric"], row["task"]) == (method, metric, task)
+    ]
+    return row["value"]
+
+
+def test_assimilation_helps_in_state_and_in_observation_space(scores):
+    assert figure(scores, "letkf", "rmse_h") < 0.5 * figure(scores, "free_run", "rmse_h")
+    for metric in ("ob_rms_h", "oa_rms_h", "withheld_rmse_h"):
+        assert figure(scores, "letkf", metric) < figure(scores, "free_run", metric)
+    assert figure(scores, "letkf", "oa_rms_h") < figure(scores, "letkf", "ob_rms_h")
+    # What is withheld is farther from the analysis than what was assimilated.
+    assert figure(scores, "letkf", "oa_rms_h") < figure(scores, "letkf", "withheld_rmse_h")
+    assert figure(scores, "free_run", "ob_rms_h") == figure(scores, "free_run", "oa_rms_h")
+
+
+def test_evaluate_trains_what_is_missing_and_says_so_first(gates):
+    words = ["--name", "whole", "--data.steps", 2, "--data.source.init_args.recorded_steps", 1]
+    result = gates.weather("evaluate", *words, "--data.validation_steps", 1)
+    assert result.out.splitlines()[0].startswith("weights missing: adas_increment seed 0, adas_")
+    assert result.out.splitlines()[0].endswith("training them now")
+    scores = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
+    assert {row["method"] for row in scores["rows"]} >= {"adas_official", "ungated", "oi"}
+    assert len(scores["bars"]) == 6
+    again = gates.weather("evaluate", *words, "--data.validation_steps", 1)
+    assert "missing" not in again.out
+    scores_again = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
+    assert scores_again["rows"] == scores["rows"]
+
+
+def test_report_is_one_page_without_network(gates, evaluated):
+    result = gates.weather("report")
+    path = result.out.splitlines()[-1]
+    page = (gates.folder / path).read_text()
+    assert path == "runs/weather/unit/report.html"
+    assert page.count("data:image/png;base64,") >= 3
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
+    assert "letkf" in page
+
+
+def test_assimilate_writes_the_schema_of_weatherbench(gates):
+    words = ["--background", NATURE, "--observations", "observations.parquet"]
+    result = gates.weather("assimilate", *words, "--method", "oi", "--output", "all.zarr")
+    assert result.out.splitlines()[-1] == "all.zarr"
+    with open_output(gates, "all.zarr") as found, xr.open_zarr(gates.folder / NATURE) as nature:
+        assert found["height"].dims == ("time", "latitude", "longitude")
+        assert found["height"].dtype == np.float32
+        assert found["height"].encoding["chunks"] == (1, 16, 32)
+        assert np.array_equal(found["time"], nature["time"])
+        truth = nature["height"].isel(number=1).values
+        before = nature["height"].mean("number").values
+        after = found["height"].values
+        errors = [np.sqrt(np.mean((x[-1] - truth[-1]) ** 2)) for x in (before, after)]
+        assert errors[1] < 0.8 * errors[0]  # the reports of the last time are of this member
+        assert np.allclose(after[0], before[0])  # no report lies near the first time
+
+
+def shifted_reports(gates, name, *, hours=0.0, poison=None):
+    """A user's own table: CSV with the columns that are needed, and nothing else."""
+    table = pd.read_parquet(gates.folder / "observations.parquet")
+    table["time"] += pd.Timedelta(hours=hours)
+    if poison is not None:
+        table.loc[table.index[5], "value"] = poison
+    needed = ["time", "latitude", "longitude", "variable", "value", "error"]
+    table[needed].to_csv(gates.folder / name, index=False)
+    return name
+
+
+def analysis(gates, observations, output, *words):
+    options = ["--background", NATURE, "--method", "adas_increment", "--forecast", "model"]
+    result = gates.weather(
+        "assimilate", *options, "--observations", observations, "--output", output, *words
+    )
+    with open_output(gates, output) as found:
+        return result.out, found.load()
+
+
+@pytest.mark.parametrize(("poison", "message"), [(1e6, "1 of 600 reports"), (4000.0, "1 rejected")])
+def test_poisoned_observations_are_rejected(gates, poison, message):
+    """Beyond any plausible height, and plausible but far from the background."""
+    name = f"poison-{poison:.0f}"
+    clean_table = shifted_reports(gates, "clean.csv")
+    table = pd.read_csv(gates.folder / clean_table).drop(index=5)
+    table.to_csv(gates.folder / "without.csv", index=False)
+    _, without = analysis(gates, "without.csv", f"{name}-without.zarr")
+    poisoned = shifted_reports(gates, f"{name}.csv", poison=poison)
+    out, found = analysis(gates, poisoned, f"{name}.zarr")
+    assert message in out
+    xr.testing.assert_equal(found, without)
+
+
+MODEL = """
+import torch
+
+class Roll(torch.nn.Module):
+    def forward(self, states, hours):
+        return states.roll(int(hours), -1)
+"""
+
+
+def test_a_cycle_with_a_forecast_model_of_the_user(gates, monkeypatch):
+    (gates.folder / "my_model.py").write_text(MODEL)
+    late = shifted_reports(gates, "late.csv", hours=240.0)
+    words = ["--background", NATURE, "--observations", late, "--method", "oi", "--cycles", 3]
+    result = gates.weather(
+        "assimilate", *words, "--forecast", "my_model.py:Roll", "--output", "rolled.zarr"
+    )
+    assert "no report lies within 3 h" in result.out
+    with open_output(gates, "rolled.zarr") as found:
+        times = found["time"].values
+        fields = found["height"].values
+    assert times[0] == last_time(gates)
+    assert (np.diff(times) == np.timedelta64(6, "h")).all()
+    assert np.array_equal(fields[2], np.roll(fields[0], 12, -1))  # nothing observed: a free run
+    monkeypatch.syspath_prepend(gates.folder)
+    gates.weather("assimilate", *words, "--forecast", "my_model.Roll", "--output", "path.zarr")
+    sys.modules.pop("my_model")
+    with open_output(gates, "path.zarr") as same:
+        assert np.array_equal(same["height"].values, fields)
+
+
+def test_the_second_analysis_starts_from_the_first(gates):
+    now = shifted_reports(gates, "now.csv")
+    _, one = analysis(gates, now, "one.zarr", "--cycles", 2)
+    late = shifted_reports(gates, "later.csv", hours=240.0)
+    _, none = analysis(gates, late, "none.zarr", "--cycles", 2)
+    difference = np.abs(one["height"].values - none["height"].values).max((1, 2))
+    assert (difference > 0).all()
+
+
+def test_assimilate_takes_a_checkpoint_and_needs_no_recording(gates):
+    words = ["--background", NATURE, "--observations", "observations.parquet"]
+    elsewhere = ["--data.source.init_args.recording", "absent.safetensors", "--name", "other"]
+    best = "runs/weather/unit/checkpoints/best.ckpt"
+    gates.weather(
+        "assimilate", *words, *elsewhere, "--weights", best, "--output", "checkpoint.zarr"
+    )
+    gates.weather("assimilate", *words, "--output", "weights.zarr")
+    with open_output(gates, "checkpoint.zarr") as a, open_output(gates, "weights.zarr") as b:
+        # The kept weights are bfloat16.
+        assert np.allclose(a["height"].values, b["height"].values, atol=1.0)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_trains_a_step(path, gates):
+    words = ["--name", f"step-{path.stem}", "--data.steps", 1, "--data.timelines", 1]
+    words += ["--data.validation_steps", 1, "--data.validation_timelines", 1]
+    words += ["--trainer.val_check_interval", 1, "--trainer.enable_model_summary", "false"]
+    if "TwinSource" in path.read_text():
+        source = "--data.source.init_args"
+        world = f"{source}.world.init_args"
+        small = {"cycles": 6, "spin_up_days": 1, "num_tests": 1, "num_tuning": 1}
+        small |= {"num_validation": 1, "num_training": 4, "path": f"small/{path.stem}.zarr"}
+        for name, value in small.items():
+            words += [f"{world}.{name}", value]
+        words += [f"{source}.recording", f"small/{path.stem}.safetensors"]
+        words += [f"{source}.block", 2]
+    gates.weather("fit", *words, config=path.stem)
+    weights = gates.folder / f"runs/weather/step-{path.stem}/weights"
+    assert (weights / "adas_increment-s0.safetensors").is_file()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_sections_of_verbs_hold_their_options(path):
+    content = yaml.safe_load(path.read_text())
+    for verb in set(content) & set(WeatherCLI.verbs):
+        assert set(content[verb]) <= set(
+            inspect.signature(getattr(WeatherTrainer, verb)).parameters
+        )
+
+
+def test_killed_trainings_end_like_unbroken_ones(gates, kill_and_resume, monkeypatch):
+    """Killed on recorded backgrounds (30 steps) and in its cycles (30 more)."""
+    monkeypatch.chdir(gates.folder)
+    command = [sys.executable, "-m", "apps.main", "weather", "fit", "--config", "unit"]
+    command += ["--data.steps", "60", "--data.source.init_args.recorded_steps", "30"]
+    command += ["--trainer.val_check_interval", "20", "--trainer.enable_model_summary", "false"]
+    folder = kill_and_resume(command, app="weather", rows=[12, 44])
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["carried"].shape == (2, 3, 16, 32)
