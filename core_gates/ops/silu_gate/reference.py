@@ -1,6 +1,7 @@
 """Definition of ``silu_gate``: any floating dtype, half precision computed in float32."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -8,7 +9,7 @@ def forward(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``silu(a) * sigmoid(g)`` in the dtype of ``a`` and ``sigmoid(g)`` in that of ``g``."""
     acc = _accumulation_dtype(a, g)
     signal, gate = a.to(acc), g.to(acc).sigmoid()
-    return (signal * signal.sigmoid() * gate).to(a.dtype), gate.to(g.dtype)
+    return (F.silu(signal) * gate).to(a.dtype), gate.to(g.dtype)
 
 
 def backward(
