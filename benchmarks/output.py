@@ -1,11 +1,14 @@
-"""Results as a table on the terminal and as a CSV file that names the device."""
+"""Results as tables on the terminal and as a CSV file that names the device."""
 
 import csv
 import io
 import re
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypedDict
 
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -28,32 +31,35 @@ class Result(TypedDict):
     rows: list[Row]
 
 
-def table(title: str, result: Result) -> Table:
-    """Rows grouped by comparison.
+def tables(title: str, result: Result) -> Group:
+    """Return one table for each comparison.
 
     Args:
         title: Name of the suite or op.
         result: What was measured.
     """
-    shown = Table(title=f"{title} on {result['device']}", title_justify="left")
-    shown.add_column("")
-    for column in ("time", "unit", "ratio", "of limit", "bar"):
+    shown: list[RenderableType] = [f"[bold]{escape(title)}[/] on {escape(result['device'])}"]
+    for comparison, rows in groupby(result["rows"], lambda row: row["name"].partition(" · ")[0]):
+        shown.append(_table(comparison, rows))
+    return Group(*shown)
+
+
+def _table(comparison: str, rows: Iterable[Row]) -> Table:
+    shown = Table(
+        title=f"\n{escape(comparison)}", title_justify="left", title_style="bold", box=None
+    )
+    shown.add_column("", min_width=22)
+    for column in ("value", "unit", "ratio", "of limit", "bar"):
         shown.add_column(column, justify="right", no_wrap=True)
-    group = None
-    for row in result["rows"]:
-        comparison, _, variant = row["name"].partition(" · ")
-        if comparison != group:
-            shown.add_row(f"[bold]{escape(comparison)}[/]")
-            group = comparison
+    for row in rows:
         share, ratio, bar = row["share_of_limit"], row["ratio"], row["bar"]
-        verdict = _VERDICTS[row["met"]]
         shown.add_row(
-            f"  {escape(variant)}",
+            escape(row["name"].partition(" · ")[2]),
             number(row["value"]),
             row["unit"],
             "" if ratio is None else f"{ratio:.3f}",
             "" if share is None else f"{100 * share:.0f} %",
-            "" if bar is None else f"<= {bar:g}{verdict}",
+            "" if bar is None else f"<= {bar:g}{_VERDICTS[row['met']]}",
         )
     return shown
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from apps.environment import device_name, processor_name
 from apps.files import write_json
 from benchmarks.base import BaseTree, load_head
-from benchmarks.output import Result, Row, table, write_csv
+from benchmarks.output import Result, Row, tables, write_csv
 from benchmarks.registry import Call, Comparison, Suite, find_op, load_suite, suite_names
 from benchmarks.timing import ROUNDS, Timing, interleave, limit_calls, ratio
 from core_gates.errors import GatesError
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"benchmarks: error: {error}", file=sys.stderr)
         return 2
     result: Result = {"device": _device(device), "rows": rows}
-    Console().print(table(suite.name, result))
+    Console().print(tables(suite.name, result))
     write_csv(ROOT / "results", suite.name, result)
     if options.json:
         print(write_json(options.json, result))
