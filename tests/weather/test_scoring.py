@@ -15,7 +15,7 @@ SD = torch.tensor([2.0, 0.5])
 
 
 def forecast(states, hours):
-    return states * 0.9 + hours / 60
+    return states * 0.9 + hours / 300
 
 
 class Shift:
@@ -66,12 +66,12 @@ def test_a_lost_timeline_stays_lost_and_the_others_are_not_touched(by):
     assert scores.lost.tolist() == [False, True, False]
     assert torch.equal(scores.analysis[:, [0, 2]], untouched.analysis[:, [0, 2]])
     assert scores.analysis[3:].isfinite().all()  # the truth keeps the arithmetic going
-    assert_close(scores.background[3, 1], torch.full((C,), 0.1))  # forecast of the truth, 0
+    assert_close(scores.background[3, 1], torch.full((C,), 0.02))  # forecast of the truth, 0
     assert not torch.isclose(scores.analysis[2, 1], untouched.analysis[2, 1]).any()
 
 
 def test_below_the_limit_nothing_is_lost():
-    _, scores = score(Shift(at=2, by=0.8 * 0.5))
+    _, scores = score(Shift(at=2, by=1.2 * 0.5))
     assert not scores.lost.any()
 
 

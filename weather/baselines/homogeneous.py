@@ -22,6 +22,9 @@ class HomogeneousCovariance:
         channel_correlation: (C,C), symmetric, diagonal 1.
         grid: Grid of the fields.
         length_km: Half width of the correlation, which vanishes from twice of it on.
+
+    Raises:
+        ValueError: The shapes do not fit, the correlation is none, or the length is not positive.
     """
 
     dtype = torch.float32
@@ -34,11 +37,22 @@ class HomogeneousCovariance:
         *,
         length_km: float,
     ) -> None:
-        channels = len(channel_correlation)
+        channels = channel_correlation.shape[-1]
         if tuple(standard_deviation.shape) != (channels, *grid.shape):
             raise ValueError(
                 f"expected standard deviations {(channels, *grid.shape)}, found "
                 f"{tuple(standard_deviation.shape)}"
+            )
+        transposed = channel_correlation.T
+        ones = torch.ones_like(channel_correlation[:, 0])
+        if (
+            channel_correlation.shape != transposed.shape
+            or not torch.allclose(channel_correlation, transposed, atol=1e-5)
+            or not torch.allclose(channel_correlation.diagonal(), ones, atol=1e-5)
+        ):
+            raise ValueError(
+                "the correlation of channels must be symmetric with ones on its diagonal, found "
+                f"{channel_correlation.tolist()}"
             )
         if not length_km > 0:
             raise ValueError(f"length_km must be positive, got {length_km}")
