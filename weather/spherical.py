@@ -156,7 +156,11 @@ class SphericalTransform(nn.Module):
             raise ValueError(
                 f"expected (..., H, W) on {self.grid.shape}, found {tuple(field.shape)}"
             )
-        return field.to(torch.float64).reshape(-1, *self.grid.shape).permute(2, 1, 0).contiguous()
+        fields = field.to(torch.float64).reshape(-1, *self.grid.shape)
+        rows = fields.mT.reshape(
+            len(fields), -1
+        )  # two transpositions are faster than a permutation
+        return rows.t().contiguous().view(*self.grid.shape[::-1], -1)
 
     def unpack_grid(self, packed: Tensor, shape: torch.Size) -> Tensor:
         """Undo `pack_grid` for the leading ``shape``."""
@@ -193,11 +197,10 @@ class SphericalTransform(nn.Module):
 
     def wind_synthesis(self, vorticity: Tensor, divergence: Tensor) -> tuple[Tensor, Tensor]:
         """Return (u, v), each ``(W, H, K)``, of vorticity and divergence ``(2, M, L, K)``."""
-        turned_vorticity, turned_divergence = _times_minus_i(vorticity), _times_minus_i(divergence)
         u = self._legendre(self._wind_across, vorticity)
-        u = self._legendre(self._wind_along, turned_divergence, add=u)
-        v = self._legendre(self._wind_along, turned_vorticity)
-        v = self._legendre(self._wind_across, divergence, add=v, sign=-1)
+        _add_turned(u, self._wind_along, divergence)
+        v = self._legendre(self._wind_across, divergence)
+        _add_turned(v, self._wind_along, vorticity, keep=-1)
         return self._to_grid(u), self._to_grid(v)
 
     def gradient_synthesis(self, spectral: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,27 +220,36 @@ class SphericalTransform(nn.Module):
             x: `fourier` of the eastward component (2, M, H, K).
             y: `fourier` of the northward component (2, M, H, K).
         """
-        along = self._legendre(self._flux_along, x)
-        return _times_minus_i(along).add_(self._legendre(self._flux_across, y)).neg_()
+        result = self._legendre(self._flux_across, y)
+        return _add_turned(result, self._flux_along, x, keep=-1, sign=-1)
 
     def curl(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the vertical curl ``(2, M, L, K)`` of a vector field, as in `divergence`."""
-        along = self._legendre(self._flux_along, y)
-        return self._legendre(self._flux_across, x) - _times_minus_i(along)
+        result = self._legendre(self._flux_across, x)
+        return _add_turned(result, self._flux_along, y, sign=-1)
 
     def _to_grid(self, waves: Tensor) -> Tensor:
         grid = self._from_fourier @ waves.reshape(2 * self.size, -1)
         return grid.view(-1, *waves.shape[2:])
 
     @staticmethod
-    def _legendre(
-        table: Tensor, waves: Tensor, *, add: Tensor | None = None, sign: float = 1.0
-    ) -> Tensor:
-        """Return ``table @ waves`` for every order and part, accumulated into ``add`` if given."""
+    def _legendre(table: Tensor, waves: Tensor) -> Tensor:
+        """Return ``table @ waves`` for every order and part."""
         rows = waves.flatten(0, 1)
-        if add is None:
-            return torch.bmm(table, rows).view(2, -1, table.shape[1], rows.shape[-1])
-        return add.flatten(0, 1).baddbmm_(table, rows, alpha=sign).view_as(add)
+        return torch.bmm(table, rows).view(2, -1, table.shape[1], rows.shape[-1])
+
+
+def _add_turned(
+    result: Tensor, table: Tensor, waves: Tensor, *, keep: float = 1, sign: float = 1
+) -> Tensor:
+    """Make ``result`` in place ``keep * result - sign * i * table @ waves``; return it.
+
+    Minus i times the waves are their imaginary part and minus their real part, which takes no copy.
+    """
+    half = table[: len(table) // 2]
+    result[0].baddbmm_(half, waves[1], beta=keep, alpha=sign)
+    result[1].baddbmm_(half, waves[0], beta=keep, alpha=-sign)
+    return result
 
 
 def _times_minus_i(packed: Tensor) -> Tensor:

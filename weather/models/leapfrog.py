@@ -108,8 +108,8 @@ class LeapfrogModel(nn.Module, ABC):
         previous, current = spectral, self.advance(spectral, spectral, 1)
         for _ in range(num_steps - 1):
             following = self.advance(previous, current, 2)
-            mean = torch.add(previous, following).mul_(0.5)
-            previous = torch.lerp(current, mean, 2 * self.time_filter)
+            ends = torch.add(previous, following).mul_(self.time_filter)
+            previous = ends.add_(current, alpha=1 - 2 * self.time_filter)
             current = following
         return current
 

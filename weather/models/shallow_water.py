@@ -184,9 +184,7 @@ class ShallowWater(LeapfrogModel):
         u, v = transform.wind_synthesis(state[..., VORTICITY, :], state[..., DIVERGENCE, :])
         carried = state[..., VORTICITY:, :] + self._offset
         carried = transform.synthesis(carried.flatten(-2))
-        carried = carried.reshape(*carried.shape[:-1], 2, members)
-        x = transform.fourier((u.unsqueeze(-2) * carried).flatten(-2))
-        y = transform.fourier((v.unsqueeze(-2) * carried).flatten(-2))
+        x, y = (transform.fourier(torch.cat((wind, wind), dim=-1) * carried) for wind in (u, v))
         energy = transform.analysis(torch.addcmul(u * u, v, v))
         spin = transform.curl(x[..., :members], y[..., :members])
         pull = torch.addcmul(spin, energy, transform.laplacian[:, None], value=-0.5)
