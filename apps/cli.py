@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from apps.checkpoint import RunCheckpoint, load_weights
 from apps.configfile import ConfigFile
 from apps.logger import ResumableCSVLogger
-from apps.parser import GatesParser
+from apps.parser import GatesParser, let_switches_stand_alone
 from apps.progress import progress_bar
 from apps.runs import RunFolder
 from apps.trainer import GatesTrainer
@@ -131,6 +131,8 @@ class GatesCLI(LightningCLI):
         words = list(args) if isinstance(args, list) else []
         if stored := self._stored_config(words):
             words[1:1] = ["--config", str(stored)]
+        for verb in self._wanted:
+            let_switches_stand_alone(self._parser(verb))
         self.config = parser.parse_args(words)
 
     def _stored_config(self, words: list[str]) -> Path | None:

@@ -30,6 +30,18 @@ class GatesParser(LightningArgumentParser):
         super().__init__(*args, **kwargs)
         self.app, self.verb, self.verbs = app, verb, verbs
 
+    def format_help(self, formatter: Any = None) -> str:
+        """Show a short usage, then the options of the verb first and those of the Trainer last."""
+        if not self.verb:
+            return str(super().format_help(formatter))
+        groups, usage = self._action_groups, self.usage
+        self._action_groups = sorted(groups, key=_rank)
+        self.usage = f"{_prog(self)} [--config FILE] [--key value ...]"
+        try:
+            return str(super().format_help(formatter))
+        finally:
+            self._action_groups, self.usage = groups, usage
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with code 2, or raise where the caller asked for exceptions."""
         if not self.exit_on_error:
@@ -43,6 +55,20 @@ class GatesParser(LightningArgumentParser):
         line = one_line(message, option_names(parser), getattr(parser, "config_path", None))
         print(f"{_prog(parser)}: error: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+def _rank(group: Any) -> int:
+    """Order of a group of options in the help."""
+    names = [action.dest.partition(".")[0] for action in group._group_actions]
+    order = ("help", "data", "model", "checkpoint", "trainer")
+    return 1 + order.index(names[0]) if names and names[0] in order else 0
+
+
+def let_switches_stand_alone(parser: Any) -> None:
+    """Let ``--quick`` mean ``--quick true`` for every option that is true or false."""
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool and action.nargs is None:
+            action.nargs, action.const = "?", True
 
 
 def option_names(parser: Any) -> list[str]:

@@ -16,7 +16,7 @@ from apps.weather_ensemble import EnsembleScores, tune_ensemble
 from apps.weather_figures import save_cycles, save_example
 from apps.weather_observing import era5_store, observe_store
 from apps.weather_report import headline, weather_report
-from apps.weather_source import store_of, twin_of
+from apps.weather_source import check_prepared, check_seeds, store_of, twin_of
 from apps.weather_training import Networks, keep_weights
 from apps.weather_twin import TwinScores, tune_twin
 from core_gates.errors import GatesError
@@ -187,6 +187,7 @@ class WeatherTrainer(GatesTrainer):
             densities: Shares of grid points observed.
             quick: A short look in two minutes: few cycles or cases, no bars, nothing is trained.
         """
+        check_seeds(datamodule.source, seeds)
         settings = self._settings()
         networks = self._networks(model, datamodule, settings)
         forms = tuple(FORMS)
@@ -239,7 +240,8 @@ class WeatherTrainer(GatesTrainer):
         if isinstance(source, Era5EnsembleSource):
             cases = QUICK_CASES if quick else None
             return EnsembleScores(source, densities, networks, seeds, forms, settings, cases)
-        world = make_nature(twin_of(source))
+        source = twin_of(source)
+        world = make_nature(source)
         for form, seed in networks.missing(forms, seeds):
             networks.train(form, seed)
         cycles = min(QUICK_CYCLES, world.cycles) if quick else None
@@ -283,6 +285,12 @@ class WeatherCLI(GatesCLI):
 
     app = "weather"
     verbs = ("prepare", "observe", "tune", "fit", "assimilate", "evaluate", "report")
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse prepared data that is damaged before a run folder is claimed."""
+        if self.subcommand == "fit":
+            check_prepared(self.datamodule.source)
+        super().after_instantiate_classes()
 
     def after_fit(self) -> None:
         """Keep the trained weights where ``evaluate`` and ``assimilate`` find them."""

@@ -29,7 +29,12 @@ def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
     """
     if not run_folder.scores.is_file():
         raise GatesError(f"{run_folder.scores} does not exist: run `gates weather evaluate` first")
-    scores = json.loads(run_folder.scores.read_text(encoding="utf-8"))
+    try:
+        scores = json.loads(run_folder.scores.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise GatesError(
+            f"{run_folder.scores} is damaged ({error}): run `gates weather evaluate` again"
+        ) from error
     page = Page(
         f"Weather: {run_folder.name}", "Gated data assimilation beside the classical methods"
     )

@@ -12,6 +12,7 @@ from weather.data.stream import ProblemSource
 from weather.experiments.ensemble_methods import ensemble_methods
 from weather.experiments.ensemble_source import TASKS, Era5EnsembleSource, Task
 from weather.experiments.method import Method
+from weather.experiments.recording import load_recording
 from weather.experiments.twin_methods import TwinMethods
 from weather.experiments.twin_source import TwinSource
 
@@ -83,3 +84,30 @@ def store_of(source: ProblemSource, folder: Path) -> Path:
     if not path.exists():
         raise GatesError(f"{path} does not exist: run `gates weather prepare`, or give --truth")
     return path
+
+
+def check_prepared(source: ProblemSource) -> None:
+    """Refuse a nature run or a recording that is there and not that of the configuration.
+
+    Raises:
+        GatesError: It is damaged or belongs to another world.
+    """
+    if isinstance(source, TwinSource):
+        if source.world.path.exists():
+            source.world.prepare()
+        if source.path.exists():
+            load_recording(source.path, source.origin)
+
+
+def check_seeds(source: ProblemSource, seeds: Sequence[int]) -> None:
+    """Refuse more seeds than a twin world has timelines to test on.
+
+    Raises:
+        GatesError: There are more.
+    """
+    tests = len(source.world.members["test"]) if isinstance(source, TwinSource) else len(seeds)
+    if len(seeds) > tests:
+        raise GatesError(
+            f"{len(seeds)} seeds need as many test timelines, the world has {tests}: take fewer "
+            "seeds or set num_tests"
+        )

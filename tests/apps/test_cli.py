@@ -101,9 +101,9 @@ def test_a_run_folder_has_everything_and_is_refused_twice(gates, tmp_path):
     code, err = gates("fit", *QUICK, "--name", "a")
     assert code == 2
     assert "add --resume to go on, --overwrite to start again, or --name NEW" in err
-    (folder / "leftover").touch()
+    (folder / "scores.json").touch()
     assert gates("fit", *QUICK, "--name", "a", "--overwrite")[0] in (0, None)
-    assert not (folder / "leftover").exists()
+    assert not (folder / "scores.json").exists()
     assert (folder / "config.yaml").read_bytes() == config
 
 
@@ -174,3 +174,35 @@ def test_help_of_a_verb_documents_its_arguments(gates, capsys, toy):
     assert "How often to score." in text
     assert "--repeats REPEATS" in text
     assert "datamodule" not in text
+
+
+def test_the_help_of_a_verb_begins_with_its_own_options(toy, capsys):
+    with pytest.raises(SystemExit):
+        main(["toy", "score", "--help"], {"toy": App("toy", "", {"score": "x"})})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "usage: gates toy score [--config FILE] [--key value ...]"
+    places = [
+        next(index for index, line in enumerate(lines) if line.lstrip().startswith(option))
+        for option in ("--repeats", "--resume", "--data.batch_size", "--model.dim", "--trainer.devices")
+    ]
+    assert places == sorted(places)
+    assert places[0] < 10
+
+
+def test_switches_need_no_value(gates, toy, monkeypatch):
+    seen = []
+
+    def score(self, model: toy.ToyModule, datamodule: toy.ToyData, quick: bool = False) -> None:
+        """Score.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            quick: Whether to be quick.
+        """
+        seen.append(quick)
+
+    monkeypatch.setattr(toy.ToyTrainer, "score", score)
+    for words in ([], ["--quick"], ["--quick", "false"], ["--quick", "--name", "a"]):
+        assert gates("score", *words)[0] in (0, None)
+    assert seen == [False, True, False, True]

@@ -1,0 +1,319 @@
+"""Faulty calls of ``gates weather``: one line, exit code 2, and nothing is lost or half written."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+from safetensors.torch import load_file, save_file
+
+NATURE = "runs/weather/unit/nature.zarr"
+WEIGHTS = "runs/weather/unit/weights/adas_increment-s0.safetensors"
+STORE, TABLE = ("--background", "good.nc"), ("--observations", "good.csv")
+ERA5 = ("--config", "era5_ensemble", "--method", "oi", "--observations", "good.csv")
+
+
+@pytest.fixture(scope="module")
+def folder(gates):
+    """Good and damaged files beside the prepared run."""
+    here = gates.folder
+    with xr.open_zarr(here / NATURE) as nature:
+        good = nature.isel(time=[-2, -1], number=1, drop=True).load()
+    good.attrs.clear()
+    good.to_netcdf(here / "good.nc", engine="h5netcdf")
+    content = (here / "good.nc").read_bytes()
+    (here / "truncated.nc").write_bytes(content[: len(content) // 2])
+    holes = good.copy(deep=True)
+    holes["height"][0, 3, 5] = np.nan
+    holes.to_netcdf(here / "holes.nc", engine="h5netcdf")
+    good.isel(time=[0, 0]).to_netcdf(here / "twice.nc", engine="h5netcdf")
+    good.isel(longitude=slice(None, None, 2)).to_netcdf(here / "columns.nc", engine="h5netcdf")
+    good.drop_vars("height").to_netcdf(here / "windy.nc", engine="h5netcdf")
+    _era5_files(gates)
+    _tables(here)
+    _weights(here)
+    _runs(here)
+    (here / "scalar.py").write_text("def model(states, hours):\n    return states.mean()\n")
+    (here / "typo.yaml").write_text("model: {learning_rat: 0.1}\n")
+    return here
+
+
+def _era5_files(gates):
+    gates.weather("prepare", config="era5_ensemble")
+    with xr.open_zarr(gates.folder / "runs/weather/era5_ensemble/era5_ensemble.zarr") as sample:
+        good = sample.isel(time=[0], number=1, drop=True).load()
+    good.isel(level=0, drop=True).to_netcdf(gates.folder / "flat.nc", engine="h5netcdf")
+    cold = good.assign(temperature=good["temperature"] - 273.15)
+    cold.to_netcdf(gates.folder / "celsius.nc", engine="h5netcdf")
+
+
+def _tables(here):
+    table = pd.read_parquet(here / "observations.parquet")
+    good = table[["time", "latitude", "longitude", "variable", "value", "error"]].head(20)
+    good.to_csv(here / "good.csv", index=False)
+    good.assign(variable="temperature", value=12.0).to_csv(here / "celsius.csv", index=False)
+    good.assign(variable="hight").to_csv(here / "unknown.csv", index=False)
+    good.assign(time=good["time"].where(good.index != 3)).to_csv(here / "nat.csv", index=False)
+    good.drop(columns="error").to_csv(here / "no_error.csv", index=False)
+    (here / "text.parquet").write_text("no table")
+
+
+def _weights(here):
+    content = (here / WEIGHTS).read_bytes()
+    (here / "truncated.safetensors").write_bytes(content[: len(content) // 2])
+    tensors = load_file(here / WEIGHTS)
+    name = next(n for n in tensors if n.startswith("network.") and tensors[n].ndim > 1)
+    save_file(tensors | {name: torch.zeros(3)}, here / "other.safetensors")
+    (here / "damaged.ckpt").write_bytes(b"no checkpoint")
+
+
+def _runs(here):
+    for name in ("damaged", "unscored", "unwritten"):
+        (here / "runs/weather" / name).mkdir(parents=True)
+    (here / "runs/weather/damaged/settings.json").write_text('{"oi/0.1')
+    (here / "runs/weather/damaged/scores.json").write_text('{"rows": [')
+    (here / "runs/weather/damaged/recording.safetensors").write_bytes(b"\0" * 64)
+    shutil.copytree(here / NATURE, here / "taken.zarr")
+
+
+def assimilate(*words):
+    return ("assimilate", *words)
+
+
+SOURCE = "--data.source.init_args"
+FAULTS = {
+    "misspelled verb": (("asimilate",), "did you mean assimilate"),
+    "misspelled option": (
+        ("fit", "--data.stepz", "3"),
+        "unrecognized arguments: --data.stepz 3 (did you mean --data.steps?)",
+    ),
+    "wrong key in a configuration": (
+        ("fit", "--config", "typo.yaml"),
+        "unknown key 'model.learning_rat' in typo.yaml (did you mean model.learning_rate?)",
+    ),
+    "missing configuration": (
+        ("fit", "--config", "unti"),
+        "configuration 'unti' found neither in .* era5_ensemble, .*unit",
+    ),
+    "value of a wrong type": (
+        ("fit", "--data.steps", "many"),
+        "data.steps: expected int, found 'many'",
+    ),
+    "number out of range": (
+        ("fit", "--name", "new", "--data.steps", "0"),
+        "steps must be at least 1, got 0",
+    ),
+    "class path of no module": (
+        ("fit", "--data.source", "no.such.Source"),
+        "no.such.Source",
+    ),
+    "existing run": (("fit",), "run folder runs/weather/unit exists: add --resume"),
+    "resume and overwrite": (("fit", "--resume", "--overwrite"), "exclude each other"),
+    "nature run of another world": (
+        ("prepare", f"{SOURCE}.world.init_args.seed", "5"),
+        r"nature.zarr holds another run .*seed 0 instead of 5\): remove it or name another path",
+    ),
+    "errors of too few channels": (
+        ("prepare", f"{SOURCE}.world.init_args.error_sd", "[1.0]"),
+        "error_sd has 1 values, expected 3, one each for h, u, v",
+    ),
+    "damaged recording": (
+        (
+            "fit",
+            "--name",
+            "new",
+            f"{SOURCE}.recording",
+            "runs/weather/damaged/recording.safetensors",
+        ),
+        "recording.safetensors is not a readable recording .*: delete it and run",
+    ),
+    "recording of another world": (
+        ("fit", "--name", "new", f"{SOURCE}.scales", "[0.2]"),
+        "was recorded in another world .*scales .* instead of .*: delete it and run",
+    ),
+    "missing background": (
+        assimilate("--background", "absent.nc", *TABLE),
+        "absent.nc",
+    ),
+    "truncated NetCDF": (
+        assimilate("--background", "truncated.nc", *TABLE),
+        "truncated.nc.*(truncated|damaged)",
+    ),
+    "store without level": (
+        assimilate("--background", "flat.nc", *ERA5),
+        "flat.nc: has no dimension level for geopotential, temperature, found .*; name a store",
+    ),
+    "Celsius": (
+        assimilate("--background", "celsius.nc", *ERA5),
+        "temperature ranges from .* expected 150 to 350 K; it looks like degrees Celsius: add",
+    ),
+    "missing values": (
+        assimilate("--background", "holes.nc", *TABLE),
+        "holes.nc: height .*NaN.*; fill them",
+    ),
+    "duplicate times": (
+        assimilate("--background", "twice.nc", *TABLE),
+        "twice.nc: 1 of 2 times are duplicates, the first is .*; drop them",
+    ),
+    "grid of another size": (
+        assimilate("--background", "columns.nc", *TABLE),
+        "columns.nc has 16 latitudes from .* and 16 longitudes, expected 16 .* and 32: bring it to",
+    ),
+    "missing variable": (
+        assimilate("--background", "windy.nc", *TABLE),
+        "windy.nc: variable height is missing, found u_component_of_wind, v_comp.*; choose",
+    ),
+    "missing table": (
+        assimilate(*STORE, "--observations", "absent.csv"),
+        "absent.csv does not exist; check the path",
+    ),
+    "table that is none": (
+        assimilate(*STORE, "--observations", "text.parquet"),
+        "text.parquet cannot be read as a table .* expected Parquet or CSV",
+    ),
+    "reports in degC": (
+        assimilate(*STORE, "--observations", "celsius.csv"),
+        "celsius.csv: temperature is mostly 12 to 12, expected 150 to 350 K; .*Celsius: add 273.15",
+    ),
+    "report without a time": (
+        assimilate(*STORE, "--observations", "nat.csv"),
+        "nat.csv: 1 of 20 observations have a bad time, the first is NaT in row 3.*; drop rows",
+    ),
+    "unknown variable": (
+        assimilate(*STORE, "--observations", "unknown.csv"),
+        "unknown.csv: variable hight is unknown; did you mean height?",
+    ),
+    "missing column": (
+        assimilate(*STORE, "--observations", "no_error.csv"),
+        "no_error.csv: observations lack the column error, found .*; rename or add it",
+    ),
+    "missing weights": (
+        assimilate(*STORE, *TABLE, "--method", "adas_official"),
+        "there are no weights of adas_official: train them with `gates weather fit`",
+    ),
+    "weights that do not exist": (
+        assimilate(*STORE, *TABLE, "--weights", "absent.safetensors"),
+        "absent.safetensors.*; give a file",
+    ),
+    "truncated weights": (
+        assimilate(*STORE, *TABLE, "--weights", "truncated.safetensors"),
+        "truncated.safetensors: not readable as safetensors weights",
+    ),
+    "weights of another configuration": (
+        assimilate(*STORE, *TABLE, "--weights", "other.safetensors"),
+        "other.safetensors: weights of another configuration .*; give the configuration",
+    ),
+    "weights of another form": (
+        assimilate(*STORE, *TABLE, "--method", "ungated", "--weights", WEIGHTS),
+        "weights of another configuration .*gated is True, expected False",
+    ),
+    "damaged checkpoint": (
+        assimilate(*STORE, *TABLE, "--weights", "damaged.ckpt"),
+        "damaged.ckpt is damaged or no checkpoint",
+    ),
+    "damaged settings": (
+        assimilate(*STORE, *TABLE, "--method", "oi", "--name", "damaged"),
+        "damaged/settings.json is not JSON .*: run `gates weather tune` again",
+    ),
+    "unknown method": (
+        assimilate(*STORE, *TABLE, "--method", "kalman"),
+        "--method 'kalman' is unknown: choose from adas_increment, .*oi",
+    ),
+    "unknown task": (
+        assimilate(*STORE, *TABLE, "--method", "oi", "--task", "0.1"),
+        "--task '0.1' is unknown: choose from 0.1/perfect",
+    ),
+    "cycles without a forecast": (
+        assimilate(*STORE, *TABLE, "--cycles", "2"),
+        "--cycles 2 needs --forecast",
+    ),
+    "no cycles": (
+        assimilate(*STORE, *TABLE, "--cycles", "0", "--forecast", "model"),
+        "--cycles must be at least 1, found 0",
+    ),
+    "existing output": (
+        assimilate(*STORE, *TABLE, "--output", "taken.zarr"),
+        "taken.zarr exists: choose another --output or add --overwrite_output",
+    ),
+    "forecast that is no class path": (
+        assimilate(*STORE, *TABLE, "--forecast", "no.such.Model"),
+        "--forecast 'no.such.Model' cannot be imported .* expected a class path",
+    ),
+    "forecast of another shape": (
+        assimilate(*STORE, *TABLE, "--forecast", "scalar.py:model", "--cycles", "2"),
+        r"--forecast 'scalar.py:model' returned the shape \(\), expected \(1, 3, 16, 32\)",
+    ),
+    "member that does not exist": (
+        ("observe", "--member", "99", "--output", "new.csv"),
+        "--member 99 does not exist: the store has members 0 to 7",
+    ),
+    "time that does not exist": (
+        ("observe", "--time", "200", "--output", "new.csv"),
+        "the store has 28 times, 1 from index 200 do not fit: choose --time from -28 to 27",
+    ),
+    "existing table": (("observe",), "observations.parquet exists: choose another --output"),
+    "store that is missing": (
+        ("observe", "--config", "era5_ensemble", "--name", "unwritten", "--output", "new.csv"),
+        "unwritten/era5_ensemble.zarr does not exist: run `gates weather prepare`, or give --truth",
+    ),
+    "more seeds than timelines": (
+        ("evaluate", "--seeds", "[0, 1]"),
+        "2 seeds need as many test timelines, the world has 1: take fewer seeds or set num_tests",
+    ),
+    "report without scores": (
+        ("report", "--name", "unscored"),
+        "unscored/scores.json does not exist: run `gates weather evaluate` first",
+    ),
+    "damaged scores": (
+        ("report", "--name", "damaged"),
+        "damaged/scores.json is damaged .*: run `gates weather evaluate` again",
+    ),
+}
+
+
+def snapshot(folder):
+    """Every file with its content's size and its time of change."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if "__pycache__" not in path.parts
+    }
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_call_is_one_line(fault, gates, folder):
+    words, expected = FAULTS[fault]
+    config = () if "--config" in words or fault == "misspelled verb" else ("--config", "unit")
+    before = snapshot(folder)
+    result = gates("weather", words[0], *config, *words[1:])
+    assert result.code == 2
+    assert result.err.count("\n") == 1, result.err
+    assert len(result.err) < 500
+    assert "Traceback" not in result.err
+    verb = "" if fault == "misspelled verb" else f" {words[0]}"
+    assert result.err.startswith(f"gates weather{verb}: error: ")
+    literal = any(mark in expected for mark in (".*", r"\(", "|"))
+    pattern = expected if literal else re.escape(expected)
+    assert re.search(pattern, result.err), result.err
+    assert snapshot(folder) == before
+
+
+def test_the_good_files_are_good(gates, folder):
+    """What the faults are told from: the same call without the fault."""
+    words = [*STORE, *TABLE, "--method", "oi", "--output", "fine.zarr"]
+    assert gates.weather("assimilate", *words).out.splitlines()[-1] == "fine.zarr"
+    shutil.rmtree(folder / "fine.zarr")
+
+
+def test_a_store_is_replaced_only_when_asked(gates, folder):
+    words = [*STORE, *TABLE, "--method", "oi", "--output", "replaced.zarr"]
+    shutil.copytree(folder / "taken.zarr", folder / "replaced.zarr")
+    gates.weather("assimilate", *words, "--overwrite_output")
+    with xr.open_zarr(folder / "replaced.zarr") as found:
+        assert found.sizes["time"] == 2
+    json.loads((folder / "replaced.zarr" / ".zmetadata").read_text())
+    shutil.rmtree(folder / "replaced.zarr")
