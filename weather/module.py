@@ -99,6 +99,8 @@ class AdasModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Take the units of the training period from the data; a checkpoint replaces them later."""
+        if self.trainer.precision == "64-true":
+            self.double()  # Lightning reads a checkpoint before it does so, and would round it
         source = self._data.source
         self.analysis.normalizer.load_state_dict(source.normalizer.state_dict())
         self.analysis.background_sd.copy_(source.background_sd)

@@ -85,7 +85,9 @@ def attach(module, source, *, timelines=4):
     """Give a module its data without a training."""
     source.setup()
     data = AssimilationDataModule(source, timelines=timelines, validation_timelines=2)
-    module._trainer = SimpleNamespace(datamodule=data, world_size=1, global_rank=0)
+    module._trainer = SimpleNamespace(
+        datamodule=data, world_size=1, global_rank=0, precision="32-true"
+    )
     module.setup("fit")
     module.log = lambda *_, **__: None
     return data
