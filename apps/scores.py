@@ -166,7 +166,9 @@ def number(value: float | None) -> str:
     """A figure with four significant digits, without an exponent where it is readable."""
     if value is None or not math.isfinite(value):
         return "–"
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e6:
         digits = 4 - len(str(int(abs(value)))) if abs(value) >= 1 else 4
         return f"{value:.{max(digits, 0)}f}"
     return f"{value:.3g}"

@@ -196,8 +196,8 @@ class WeatherTrainer(GatesTrainer):
             names = ", ".join(f"{form} seed {seed}" for form, seed in missing)
             print(f"weights missing: {names}; {'left out' if quick else 'training them now'}")
         if quick:
-            seeds = tuple(s for s in seeds if all(networks.path(f, s) for f in forms))
-            forms = forms if seeds else ()
+            seeds = tuple(s for s in seeds if any(networks.path(f, s) for f in forms))
+            forms = tuple(f for f in forms if seeds and not networks.missing((f,), seeds))
         scores = self._scores(datamodule, networks, settings, seeds, forms, densities, quick=quick)
         scores.run()
         folder = self.run_folder.path
@@ -303,4 +303,10 @@ class WeatherCLI(GatesCLI):
 
 def main(arguments: Sequence[str]) -> None:
     """Run one verb."""
-    WeatherCLI(AdasModule, AssimilationDataModule, WeatherTrainer, list(arguments))
+    WeatherCLI(
+        AdasModule,
+        AssimilationDataModule,
+        WeatherTrainer,
+        list(arguments),
+        trainer_defaults={"enable_model_summary": False},
+    )

@@ -16,6 +16,7 @@ from weather.experiments.ensemble_source import Era5EnsembleSource
 from weather.experiments.method import stored
 from weather.experiments.twin_source import TwinSource
 from weather.plots import analysis_figure, cycle_figure
+from weather.plots.style import field_label, unit_label
 
 EXAMPLE_FILE, CYCLES_FILE = "example.safetensors", "cycles.safetensors"
 
@@ -41,7 +42,7 @@ def save_example(scores: EnsembleScores, folder: Path) -> None:
         "observed": source.observe_case("persistence", case, density).mask.any(0).float(),
     }
     assimilators = {"oi": oi.build(stored(scores.settings, oi, name))}
-    if scores.seeds:
+    if "adas_increment" in scores.forms:
         sd = source.task_background_sd["persistence"]
         network = scores.networks.load("adas_increment", scores.seeds[0])
         assimilators["adas_increment"] = network.expecting(sd)
@@ -94,12 +95,19 @@ def cycle_figures(folder: Path, source: TwinSource) -> list[tuple[str, Figure]]:
             for key, value in tensors.items()
             if key.split("|")[0] == task
         }
-        label = f"analysis RMSE of {source.channels.labels[0]}, {task}"
+        variable, level = next(iter(source.channels))
+        label = f"analysis RMSE of {field_label(variable, level)}, {task}"
         cycles = len(next(iter(errors.values())).T)
         figures.append(
             (
                 f"Median over seeds and their range, {task}",
-                cycle_figure(errors, label=label, unit="m", spin_up=cycles // 3),
+                cycle_figure(
+                    errors,
+                    hours=source.world.hours,
+                    label=label,
+                    unit=unit_label(variable),
+                    spin_up=cycles // 3,
+                ),
             )
         )
     return figures

@@ -18,7 +18,18 @@ from weather.data.stream import ProblemSource
 from weather.experiments.ensemble_source import Era5EnsembleSource
 from weather.experiments.twin_source import TwinSource
 from weather.plots import scorecard_figure
-from weather.state import ChannelSpec
+from weather.plots.style import unit_label
+from weather.state import SHORT_NAMES, ChannelSpec
+
+DEPARTURES = ("ob_rms", "oa_rms", "withheld_rmse")
+EXPLANATION = """
+Root mean square errors against the known truth, area-weighted. `ratio` is over the background.
+`lost` counts timelines that left the truth; they are scored as the free run.
+"""
+DEPARTED = """
+Root mean squares of observation minus background (`ob`) and minus analysis (`oa`), and of withheld
+observations minus an analysis that did not see them. All contain the errors of the observations.
+"""
 
 
 def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
@@ -38,10 +49,15 @@ def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
     page = Page(
         f"Weather: {run_folder.name}", "Gated data assimilation beside the classical methods"
     )
-    page.section("Scores").scores(scores)
+    page.section("Scores").text(EXPLANATION + _units(source.channels)).scores(
+        _only(scores, headline(source.channels))
+    )
     card = _scorecard(scores, source)
     if card is not None:
         page.figure(card, "Errors of every method; blue is better than the reference.")
+    departures = _only(scores, headline(source.channels, DEPARTURES)) | {"bars": []}
+    if departures["rows"]:
+        page.section("Against the observations").text(DEPARTED).scores(departures)
     page.section("Pictures")
     if isinstance(source, Era5EnsembleSource):
         figures = example_figures(run_folder.path, source)
@@ -54,15 +70,26 @@ def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
     return page.write(run_folder.report)
 
 
-def headline(channels: ChannelSpec) -> set[str]:
-    """Return the metrics to be printed: of upper variables only the level in the middle."""
+def headline(channels: ChannelSpec, stems: tuple[str, ...] = ("rmse", "ratio")) -> set[str]:
+    """Return the metrics to be shown: of many levels only the one in the middle."""
     middle = channels.levels[len(channels.levels) // 2] if len(channels.levels) > 3 else None
     labels = [
         label
         for label, (_, level) in zip(channels.labels, channels, strict=True)
         if middle is None or level in (None, middle)
     ]
-    return {"lost", *(f"{stem}_{label}" for stem in ("rmse", "ratio") for label in labels)}
+    shown = {f"{stem}_{label}" for stem in stems for label in labels}
+    return shown | {"lost"} if "rmse" in stems else shown
+
+
+def _units(channels: ChannelSpec) -> str:
+    short = {SHORT_NAMES.get(name, name): (name, unit_label(name)) for name, _ in channels}
+    named = (f"`{s}` {name.replace('_', ' ')} in {unit}" for s, (name, unit) in short.items())
+    return f"Errors of {', '.join(named)}."
+
+
+def _only(scores: dict[str, Any], metrics: set[str]) -> dict[str, Any]:
+    return scores | {"rows": [row for row in scores["rows"] if row["metric"] in metrics]}
 
 
 def _scorecard(scores: dict[str, Any], source: ProblemSource) -> Figure | None:

@@ -117,7 +117,7 @@ def test_the_path_is_printed_last(written, capsys):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.0, "0.0000"),
+        (0.0, "0"),
         (312.04, "312.0"),
         (-3.14159, "-3.142"),
         (0.02, "0.0200"),

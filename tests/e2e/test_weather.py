@@ -116,6 +116,9 @@ def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, sco
     assert evaluated.out.splitlines()[-1] == "runs/weather/unit/scores.json"
     assert "weights missing: adas_official seed 0, ungated seed 0; left out" in evaluated.out
     assert scores["bars"] == []
+    methods = {row["method"] for row in scores["rows"]}
+    assert "adas_increment" in methods
+    assert "ungated" not in methods
     assert {row["task"] for row in scores["rows"]} == {"0.1/perfect", "0.1/error"}
 
 
