@@ -36,4 +36,6 @@ docs: .venv/.ready
 	$(BIN)/zensical build
 
 bench: .venv/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.run --suite core
+	$(BIN)/python -m benchmarks.run --suite weather

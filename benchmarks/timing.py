@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 ROUNDS = 7
-SAMPLE_SECONDS = 0.04
+SAMPLE_SECONDS = 0.1
 
 
 class Timing(NamedTuple):
