@@ -96,7 +96,8 @@ def _row(source: Era5EnsembleSource, errors: dict[str, Tensor], field: tuple[str
         f"RMSE of {label} over that of the background",
         f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
         f"optimal interpolation {oi.value:.2f}",
-        "better than the background" if ratio.high < 1 else "not shown to be better",
+        f"{'better than' if ratio.high < 1 else 'not shown to beat'} the background, "
+        f"{ratio.value / oi.value:.2f} x optimal interpolation",
         ratio.high < 1,
     )
 
