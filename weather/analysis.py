@@ -32,6 +32,12 @@ class AdasAnalysis(nn.Module):
         normalizer: Mean and standard deviation of every channel.
         background_sd: (C,) standard deviation of the background error in the training period.
         confidence_kind: ``"binary"`` (availability) or ``"error"`` (availability and quality).
+        confidence_scale: Share of the background error that quality is measured by. Where
+            observations are far better than the background, a share of about the observation
+            error keeps their confidences apart, which otherwise are all near 1.
+
+    Raises:
+        ValueError: The scale is not positive.
     """
 
     members = 1
@@ -43,11 +49,14 @@ class AdasAnalysis(nn.Module):
         background_sd: Tensor,
         *,
         confidence_kind: str = "error",
+        confidence_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        if not confidence_scale > 0:
+            raise ValueError(f"confidence_scale must be positive, got {confidence_scale}")
         self.network = network
         self.normalizer = normalizer
-        self.confidence_kind = confidence_kind
+        self.confidence_kind, self.confidence_scale = confidence_kind, confidence_scale
         self.register_buffer("background_sd", background_sd.clone())
         self.background_sd: Tensor
 
@@ -71,7 +80,7 @@ class AdasAnalysis(nn.Module):
         observations = observations.to(background.device).to(background.dtype)
         sd = self.background_sd if background_sd is None else background_sd
         sd = sd.to(background)[..., None, None].expand_as(background)
-        gate = confidence(observations, sd, kind=self.confidence_kind)
+        gate = confidence(observations, self.confidence_scale * sd, kind=self.confidence_kind)
         state = self.normalizer.normalize(background)
         if self.network.output == "increment":
             innovation = torch.where(observations.mask, observations.values - background, 0) / sd
@@ -151,6 +160,7 @@ def _form(analysis: AdasAnalysis) -> dict[str, object]:
     arguments = analysis.network.arguments
     form = {name: value for name, value in arguments.items() if name not in _WITHOUT_EFFECT}
     form["confidence_kind"] = analysis.confidence_kind
+    form["confidence_scale"] = analysis.confidence_scale
     return dict(json.loads(json.dumps(form)))
 
 

@@ -48,6 +48,7 @@ class AdasModule(L.LightningModule):
         warmup: Share of the steps in which the learning rate rises.
         divergence_limit: Normalized RMSE above which a carried analysis returns to the truth.
         hours: Length of one cycle.
+        confidence_scale: Share of the background error that the confidence is relative to.
     """
 
     area_weights: Tensor
@@ -65,12 +66,17 @@ class AdasModule(L.LightningModule):
         warmup: float = 0.2,
         divergence_limit: float = 3.0,
         hours: float = 6.0,
+        confidence_scale: float = 1.0,
     ) -> None:
         super().__init__()
         num_channels = network.num_channels
         units = Normalizer(torch.zeros(num_channels), torch.ones(num_channels))
         self.analysis = AdasAnalysis(
-            network, units, torch.ones(num_channels), confidence_kind=confidence_kind
+            network,
+            units,
+            torch.ones(num_channels),
+            confidence_kind=confidence_kind,
+            confidence_scale=confidence_scale,
         )
         self.forecasts = nn.ModuleList(forecasts)
         self.loss, self.lat_weight = LOSSES[loss], lat_weight
@@ -90,7 +96,12 @@ class AdasModule(L.LightningModule):
             weight_decay: To be replaced, if given.
         """
         network = Adas(**{**self.analysis.network.arguments, **FORMS[form]})
-        module = AdasModule(network, list(self.forecasts), self.analysis.confidence_kind)
+        module = AdasModule(
+            network,
+            list(self.forecasts),
+            self.analysis.confidence_kind,
+            confidence_scale=self.analysis.confidence_scale,
+        )
         for name in ("loss", "lat_weight", "betas", "warmup", "divergence_limit", "hours"):
             setattr(module, name, getattr(self, name))
         module.learning_rate = self.learning_rate if learning_rate is None else learning_rate

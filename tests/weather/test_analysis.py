@@ -45,8 +45,9 @@ def problem(dtype=torch.float32):
     return background, GriddedObservations(values, errors).withhold(seen)
 
 
-def analysis_of(network, kind="error"):
-    return AdasAnalysis(network, Normalizer(MEAN, STD), SIGMA, confidence_kind=kind)
+def analysis_of(network, kind="error", scale=1.0):
+    options = {"confidence_kind": kind, "confidence_scale": scale}
+    return AdasAnalysis(network, Normalizer(MEAN, STD), SIGMA, **options)
 
 
 def test_a_unit_increment_is_scalar_optimal_interpolation():
@@ -93,6 +94,18 @@ def test_absent_observations_cannot_be_seen(small_adas):
         analysis = analysis_of(network)
         same = analysis(background, observations._replace(values=wild))
         assert torch.equal(analysis(background, observations), same)
+
+
+def test_confidence_is_relative_to_a_share_of_the_background_error():
+    background, observations = problem(torch.float64)
+    network = Stub("increment")
+    analysis_of(network, scale=0.2)(background, observations)
+    reference = (0.2 * SIGMA.double()[:, None, None]) ** 2
+    assert_close(network.seen[2], reference / (reference + observations.errors**2))
+    expected = (observations.values - background) / SIGMA[:, None, None]
+    assert_close(network.seen[1], expected * observations.mask)  # the increment keeps its unit
+    with pytest.raises(ValueError, match="confidence_scale must be positive, got 0"):
+        analysis_of(network, scale=0.0)
 
 
 @pytest.mark.parametrize("output", ["increment", "analysis"])
@@ -222,6 +235,7 @@ def test_weights_of_another_configuration_are_named(small_adas, tmp_path, change
     save_weights(path, analysis_of(small_adas()))
     assert named in refusal(path, analysis_of(small_adas(**changes)))
     assert "confidence_kind" in refusal(path, analysis_of(small_adas(), "binary"))
+    assert "confidence_scale" in refusal(path, analysis_of(small_adas(), scale=0.5))
     load_weights(path, analysis_of(small_adas(drop_path=0.3)))  # has no bearing on the weights
 
 
