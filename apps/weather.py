@@ -140,6 +140,7 @@ class WeatherTrainer(GatesTrainer):
         weights: str | None = None,
         forecast: str | None = None,
         cycles: int = 1,
+        gross_check: float = 5.0,
         output: str = "analysis.zarr",
         overwrite_output: bool = False,
     ) -> None:
@@ -160,13 +161,15 @@ class WeatherTrainer(GatesTrainer):
             forecast: ``model`` for the forecast model of the configuration, or any callable
                 ``(states, hours) -> states`` as ``package.module.Model`` or ``my_model.py:Model``.
             cycles: Analyses in a cycle, six hours apart.
+            gross_check: Departure from the background, in standard deviations, beyond which an
+                observation is rejected.
             output: Store to write.
             overwrite_output: Replace an existing store.
         """
         if Path(output).exists() and not overwrite_output:
             raise GatesError(f"{output} exists: choose another --output or add --overwrite_output")
         networks = self._networks(model, datamodule, self._settings())
-        job = Assimilation(model, datamodule.source, networks, self._settings(), task)
+        job = Assimilation(model, datamodule.source, networks, self._settings(), task, gross_check)
         analyses = job.run(background, observations, method, weights, forecast, cycles)
         print(job.write(analyses, Path(output), overwrite=overwrite_output))
 

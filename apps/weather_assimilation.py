@@ -49,9 +49,10 @@ class Assimilation:
         networks: Where weights are found.
         settings: Tuned settings.
         task: The task whose settings and background error are used; the first one if None.
+        factor: Departure in standard deviations beyond which an observation is rejected.
 
     Raises:
-        GatesError: There is no such task.
+        GatesError: There is no such task, or the factor is not positive.
     """
 
     def __init__(
@@ -61,9 +62,13 @@ class Assimilation:
         networks: Networks,
         settings: Settings,
         task: str | None,
+        factor: float = 5.0,
     ) -> None:
         self.model, self.source, self.networks = model, source, networks
         self.settings = settings
+        if not factor > 0:
+            raise GatesError(f"--gross_check must be positive, found {factor:g}")
+        self.factor = factor
         tuned = [name.partition("/")[2] for name in settings if "/" in name]
         known = list(dict.fromkeys([*tasks_of(source), *tuned]))
         if task is not None and task not in known:
@@ -166,7 +171,7 @@ class Assimilation:
         found = grid_table(
             table, self.source.grid, self.source.channels, time, window_hours=WINDOW_HOURS
         )
-        passed = gross_check(found, background, self.sd)
+        passed = gross_check(found, background, self.sd, self.factor)
         self.counts["observed"].append(int(found.mask.sum()))
         self.counts["rejected"].append(int(found.mask.sum() - passed.mask.sum()))
         return GriddedObservations.stack([passed])

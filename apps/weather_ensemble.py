@@ -181,7 +181,10 @@ class EnsembleScores:
                             errors[:, channel : channel + 1], self._clusters(task), transform=root
                         )
                         rows.append(Row(method, name, f"rmse_{label}", *rmse))
-                        rows.append(Row(method, name, f"ratio_{label}", *ratios[channel]))
+                    rows += [
+                        Row(method, name, f"ratio_{label}", *ratio)
+                        for label, ratio in zip(labels, ratios, strict=True)
+                    ]
                     rows += self._departure_rows(name, method)
         return rows
 

@@ -27,9 +27,11 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 def commands(page: Path) -> list[list[str]]:
     """Every ``gates ...`` of a page, in fenced blocks and between backticks."""
     text = page.read_text()
-    lines = [line for _, body in FENCE.findall(text) for line in body.splitlines()]
+    bodies = [body.replace("\\\n", " ") for _, body in FENCE.findall(text)]
+    lines = [line.removeprefix("$ ") for body in bodies for line in body.splitlines()]
     lines += re.findall(r"`(gates [^`]*)`", FENCE.sub("", text))
-    words = [shlex.split(line.strip(), comments=True) for line in lines if "gates " in line]
+    lines = [line for line in lines if "gates " in line and " error: " not in line]
+    words = [shlex.split(line.strip(), comments=True) for line in lines]
     return [found[1:] for found in words if found[:1] == ["gates"]]
 
 
