@@ -72,6 +72,40 @@ def test_prepare_unpacks_the_era5_sample(gates):
     }
 
 
+def test_real_fields_are_assimilated(gates):
+    """The background is the mean of the members twelve hours earlier; the truth is member 1."""
+    store = gates.weather("prepare", config="era5_ensemble").out.splitlines()[-1]
+    with open_output(gates, store) as sample:
+        sample = sample.load()
+    earlier = sample.isel(time=[2]).mean("number").assign_coords(time=sample["time"][[3]])
+    earlier.to_netcdf(gates.folder / "earlier.nc", engine="h5netcdf")
+    gates.weather("observe", "--output", "real.parquet", config="era5_ensemble")
+    words = ["--background", "earlier.nc", "--observations", "real.parquet", "--method", "oi"]
+    out = gates.weather("assimilate", *words, "--output", "real.zarr", config="era5_ensemble").out
+    assert re.search(r"2017-01-02T12:00  \d+ cells observed, \d+ rejected", out)
+    truth = sample.isel(time=[3], number=1)
+    with open_output(gates, "real.zarr") as found:
+        for name in ("geopotential", "temperature"):
+            errors = [float(np.sqrt(((x - truth)[name] ** 2).mean())) for x in (earlier, found)]
+            assert errors[1] < 0.9 * errors[0], name
+
+
+def test_the_ensemble_tasks_are_scored_and_drawn(gates):
+    words = ["--quick", "--seeds", "[99]", "--densities", "[0.01]", "--name", "real"]
+    out = gates.weather("evaluate", *words, config="era5_ensemble").out
+    assert out.splitlines()[-1] == "runs/weather/real/scores.json"
+    scores = json.loads((gates.folder / "runs/weather/real/scores.json").read_text())
+    assert {row["task"] for row in scores["rows"]} == {"persistence/0.01", "ensemble/0.01"}
+    task = "persistence/0.01"
+    assert figure(scores, "background", "ratio_z500", task) == 1
+    assert figure(scores, "oi", "rmse_z500", task) < figure(scores, "background", "rmse_z500", task)
+    assert figure(scores, "oi", "oa_rms_z500", task) < figure(scores, "oi", "ob_rms_z500", task)
+    gates.weather("report", "--name", "real", config="era5_ensemble")
+    page = (gates.folder / "runs/weather/real/report.html").read_text()
+    assert "member 9 is the truth" in page
+    assert "geopotential in m² s⁻²" in page
+
+
 def test_observations_are_the_truth_with_errors(gates):
     table = pd.read_parquet(gates.folder / "observations.parquet")
     assert len(table) == 600

@@ -121,6 +121,14 @@ FAULTS = {
         ("prepare", f"{SOURCE}.world.init_args.error_sd", "[1.0]"),
         "error_sd has 1 values, expected 3, one each for h, u, v",
     ),
+    "error of an unknown variable": (
+        ("prepare", f"{SOURCE}.world.init_args.error_sd", '{"hight": 10.0}'),
+        "error_sd names hight, expected each of height, u_component_of_wind, v_component_of_wind",
+    ),
+    "gross check of nothing": (
+        assimilate(*STORE, *TABLE, "--gross_check", "0"),
+        "--gross_check must be positive, found 0",
+    ),
     "damaged recording": (
         (
             "fit",
