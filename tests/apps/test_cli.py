@@ -181,9 +181,10 @@ def test_the_help_of_a_verb_begins_with_its_own_options(toy, capsys):
         main(["toy", "score", "--help"], {"toy": App("toy", "", {"score": "x"})})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "usage: gates toy score [--config FILE] [--key value ...]"
+    options = ("--repeats", "--resume", "--data.batch_size", "--model.dim", "--trainer.devices")
     places = [
         next(index for index, line in enumerate(lines) if line.lstrip().startswith(option))
-        for option in ("--repeats", "--resume", "--data.batch_size", "--model.dim", "--trainer.devices")
+        for option in options
     ]
     assert places == sorted(places)
     assert places[0] < 10
