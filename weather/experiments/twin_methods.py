@@ -56,7 +56,7 @@ class TwinMethods:
                 self._letkf,
                 {
                     "length_km": (500.0, 4000.0),
-                    "inflation": (1.01, 1.5),
+                    "excess": (0.005, 0.5),  # of the inflation over 1
                     "relaxation": (0.1, 0.95),
                 },
                 members=MEMBERS,
@@ -75,7 +75,7 @@ class TwinMethods:
             self.world.grid,
             MEMBERS,
             localization_km=setting["length_km"],
-            inflation=setting["inflation"],
+            inflation=1 + setting["excess"],
             relaxation=setting["relaxation"],
         )
 
