@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +17,7 @@ from apps.weather_observing import era5_store, observe_store
 from apps.weather_report import headline, weather_report
 from apps.weather_source import check_prepared, check_seeds, store_of, twin_of
 from apps.weather_training import Networks, keep_weights
+from apps.weather_tuning import Tuner, read_settings
 from apps.weather_twin import TwinScores, tune_twin
 from core_gates.errors import GatesError
 from weather.data.stream import AssimilationDataModule
@@ -30,6 +30,7 @@ from weather.experiments.twin_source import TwinSource
 from weather.module import AdasModule
 
 QUICK_CYCLES, QUICK_CASES = 30, 3
+SETTINGS = "settings.json"
 
 
 class WeatherTrainer(GatesTrainer):
@@ -109,6 +110,8 @@ class WeatherTrainer(GatesTrainer):
     ) -> None:
         """Choose the settings of every method with one budget of trials, and store them.
 
+        An interrupted tuning goes on with ``--resume``.
+
         Args:
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
@@ -118,16 +121,17 @@ class WeatherTrainer(GatesTrainer):
             trial_steps: Training steps of a trial of a network.
         """
         networks = self._networks(model, datamodule, {})
-        path = self.run_folder.path / "settings.json"
+        path = self.run_folder.path / SETTINGS
+        tuner = Tuner(path, trials, resume=self.run_folder.resume)
         source = datamodule.source
         if isinstance(source, Era5EnsembleSource):
-            tune_ensemble(source, densities, networks, trials, path, trial_steps)
+            tune_ensemble(source, densities, networks, tuner, trial_steps)
         else:
             world = twin_of(source).world
             self.prepare(model, datamodule)
             evaluation = TwinEvaluation(world, densities, cycles)
-            tune_twin(evaluation, networks, trials, path, trial_steps)
-        print(path)
+            tune_twin(evaluation, networks, tuner, trial_steps)
+        print(tuner.finish())
 
     def assimilate(
         self,
@@ -261,15 +265,9 @@ class WeatherTrainer(GatesTrainer):
         """Return the settings of the run folder, else those shipped with the configuration."""
         stem = self.config_path.stem if self.config_path else "default"
         shipped = Path(str(files("apps"))) / "configs" / "weather" / f"{stem}.settings.json"
-        for path in (self.run_folder.path / "settings.json", shipped):
+        for path in (self.run_folder.path / SETTINGS, shipped):
             if path.is_file():
-                try:
-                    found: Settings = json.loads(path.read_text(encoding="utf-8"))
-                except json.JSONDecodeError as error:
-                    raise GatesError(
-                        f"{path} is not JSON ({error}): run `gates weather tune` again"
-                    ) from error
-                return found
+                return read_settings(path)
         return {}
 
 

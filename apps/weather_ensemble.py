@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from apps.files import write_json
 from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
-from apps.weather_tuning import OPTIMIZER_BOX, tune_method
+from apps.weather_tuning import OPTIMIZER_BOX, Tuner
 from weather.baselines.assimilator import Assimilator
 from weather.bootstrap import Interval, clustered_bootstrap, root, root_ratio
 from weather.experiments.departures import Departures, figures
@@ -34,19 +32,16 @@ def tune_ensemble(
     source: Era5EnsembleSource,
     densities: tuple[float, ...],
     networks: Networks,
-    trials: int,
-    path: Path,
+    tuner: Tuner,
     trial_steps: int,
-) -> dict[str, Setting]:
-    """Give every method ``trials`` trials on cases of the training period; store the settings."""
-    settings: dict[str, Setting] = {}
+) -> None:
+    """Tune every method on cases of the training period."""
     for task in TASKS:
         for method in ensemble_methods(source, task):
             for density in densities if method.box else ():
                 name = f"{method.name}/{task_name(task, density)}"
                 score = partial(_score, source, task, density, method)
-                settings[name] = tune_method(name, method.box, score, trials)
-                write_json(path, settings)
+                tuner.tune(name, method.box, score)
     for form in FORMS:
 
         def worst(setting: Setting, form: str = form) -> float:
@@ -60,9 +55,7 @@ def tune_ensemble(
                     scores.append(worst_case(errors, sd))
             return max(scores)
 
-        settings[form] = tune_method(form, OPTIMIZER_BOX, worst, trials)
-        write_json(path, settings)
-    return settings
+        tuner.tune(form, OPTIMIZER_BOX, worst)
 
 
 def _score(

@@ -1,21 +1,75 @@
-"""What tuning has in common: the budget, the box of the networks, and a line for each trial."""
+"""What tuning has in common: the budget, the box of the networks, and the file of the settings."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
+from apps.files import write_json
+from core_gates.errors import GatesError
+from weather.experiments.method import Settings
 from weather.experiments.tuning import Box, Setting, search
 
 OPTIMIZER_BOX: Box = {"learning_rate": (5e-4, 1e-2), "weight_decay": (1e-3, 1e-1)}
 
 
-def tune_method(label: str, box: Box, score: Callable[[Setting], float], trials: int) -> Setting:
-    """Return the best setting of ``trials`` and print a line for each."""
+class Tuner:
+    """Tune one method after another; what is done is kept beside the file until all are done.
 
-    def report(trial: int, setting: Setting, value: float) -> None:
-        shown = "  ".join(f"{name} {v:.3g}" for name, v in setting.items())
-        print(f"{label}  trial {trial + 1} of {trials}  {shown}  score {value:.4g}", flush=True)
+    Args:
+        path: File of the settings, replaced by :meth:`finish`.
+        trials: Trials of every method.
+        resume: Leave out what an interrupted tuning has done.
+    """
 
-    best, value = search(box, score, trials=trials, report=report)
-    print(f"{label}  best score {value:.4g}", flush=True)
-    return best
+    def __init__(self, path: Path, trials: int, *, resume: bool = False) -> None:
+        self.path, self.trials = path, trials
+        self.partial = path.with_suffix(".partial.json")
+        done = read_settings(self.partial) if resume and self.partial.is_file() else {}
+        self.settings = {name: dict(setting) for name, setting in done.items()}
+
+    def tune(self, name: str, box: Box, score: Callable[[Setting], float]) -> None:
+        """Give a method its trials, print a line for each, and keep the best setting."""
+        if name in self.settings:
+            print(f"{name}  done before", flush=True)
+            return
+
+        def report(trial: int, setting: Setting, value: float) -> None:
+            shown = "  ".join(f"{key} {v:.3g}" for key, v in setting.items())
+            place = f"trial {trial + 1} of {self.trials}"
+            print(f"{name}  {place}  {shown}  score {value:.4g}", flush=True)
+
+        best, value = search(box, score, trials=self.trials, report=report)
+        print(f"{name}  best score {value:.4g}", flush=True)
+        self.settings[name] = best
+        write_json(self.partial, self.settings)
+
+    def finish(self) -> Path:
+        """Put the settings in their place."""
+        write_json(self.path, self.settings)
+        self.partial.unlink(missing_ok=True)
+        return self.path
+
+
+def read_settings(path: Path) -> Settings:
+    """Read stored settings.
+
+    Raises:
+        GatesError: The file is not JSON, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise GatesError(f"{path} is not JSON ({error}): run `gates weather tune` again") from error
+    numbers = isinstance(found, dict) and all(
+        isinstance(setting, dict) and all(isinstance(v, int | float) for v in setting.values())
+        for setting in found.values()
+    )
+    if not numbers:
+        raise GatesError(
+            f"{path} holds no settings, expected method/task to numbers by name: run `gates "
+            "weather tune` again"
+        )
+    settings: Settings = found
+    return settings

@@ -6,16 +6,14 @@ import math
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from apps.files import write_json
 from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
-from apps.weather_tuning import OPTIMIZER_BOX, tune_method
+from apps.weather_tuning import OPTIMIZER_BOX, Tuner
 from weather.bootstrap import moving_block_bootstrap, root
 from weather.experiments.departures import figures, joined
 from weather.experiments.forms import FORMS
@@ -29,32 +27,24 @@ BLOCK = 20  # cycles of one block of the bootstrap, five days
 
 
 def tune_twin(
-    evaluation: TwinEvaluation, networks: Networks, trials: int, path: Path, trial_steps: int
-) -> dict[str, Setting]:
-    """Give every method ``trials`` trials and store the settings after each method.
+    evaluation: TwinEvaluation, networks: Networks, tuner: Tuner, trial_steps: int
+) -> None:
+    """Tune every method.
 
     Classical methods are tuned for every density and forecast model; the learning rate and weight
     decay of a form of Adas once, by the worst task, with a short training a trial.
     """
-    settings: dict[str, Setting] = {}
     for method in evaluation.classical():
         for task in evaluation.tasks if method.box else []:
-            settings[f"{method.name}/{task.name}"] = tune_method(
-                f"{method.name} {task.name}",
-                method.box,
-                partial(_score, evaluation, method, task),
-                trials,
-            )
-            write_json(path, settings)
+            score = partial(_score, evaluation, method, task)
+            tuner.tune(f"{method.name}/{task.name}", method.box, score)
     for form in FORMS:
 
-        def score(setting: Setting, form: str = form) -> float:
+        def worst(setting: Setting, form: str = form) -> float:
             analysis = networks.fit(form, 0, setting, trial_steps)
             return max(evaluation.tuning_score(task, analysis) for task in evaluation.tasks)
 
-        settings[form] = tune_method(form, OPTIMIZER_BOX, score, trials)
-        write_json(path, settings)
-    return settings
+        tuner.tune(form, OPTIMIZER_BOX, worst)
 
 
 def _score(evaluation: TwinEvaluation, method: Method, task: TwinTask, setting: Setting) -> float:

@@ -141,6 +141,32 @@ def test_tune_stores_a_setting_of_every_method(gates):
     assert set(settings["letkf/0.1/error"]) == {"length_km", "inflation", "relaxation"}
     assert {"oi/0.1/perfect", "adas_increment", "adas_official", "ungated"} <= set(settings)
     assert result.out.splitlines()[-1] == "runs/weather/tuned/settings.json"
+    assert [p.name for p in (gates.folder / "runs/weather/tuned").glob("settings*")] == [
+        "settings.json"
+    ]
+
+
+def test_an_interrupted_tuning_goes_on(gates, monkeypatch):
+    words = ["--name", "broken", "--cycles", 6, "--densities", "[0.1]", "--trials", 1]
+    words += ["--data.steps", 2, "--data.validation_steps", 1, "--trial_steps", 2]
+    begun = []
+
+    def interrupted(self, form, seed, setting, steps):
+        begun.append(form)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("apps.weather_training.Networks.fit", interrupted)
+        assert gates("weather", "tune", "--config", "unit", *words).code == 130
+    folder = gates.folder / "runs/weather/broken"
+    assert begun == ["adas_increment"]
+    assert not (folder / "settings.json").exists()
+    done = json.loads((folder / "settings.partial.json").read_text())
+    out = gates.weather("tune", *words, "--resume").out
+    assert "oi/0.1/perfect  done before" in out
+    assert "adas_official  best score" in out
+    settings = json.loads((folder / "settings.json").read_text())
+    assert done.items() < settings.items()
 
 
 def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, scores):

@@ -75,6 +75,7 @@ def _runs(here):
     for name in ("damaged", "unscored", "unwritten"):
         (here / "runs/weather" / name).mkdir(parents=True)
     (here / "runs/weather/damaged/settings.json").write_text('{"oi/0.1')
+    (here / "runs/weather/unscored/settings.json").write_text('{"oi/0.1/perfect": "fast"}')
     (here / "runs/weather/damaged/scores.json").write_text('{"rows": [')
     (here / "runs/weather/damaged/recording.safetensors").write_bytes(b"\0" * 64)
     shutil.copytree(here / NATURE, here / "taken.zarr")
@@ -226,6 +227,10 @@ FAULTS = {
     "damaged settings": (
         assimilate(*STORE, *TABLE, "--method", "oi", "--name", "damaged"),
         "damaged/settings.json is not JSON .*: run `gates weather tune` again",
+    ),
+    "settings that are none": (
+        assimilate(*STORE, *TABLE, "--method", "oi", "--name", "unscored"),
+        "unscored/settings.json holds no settings, expected method/task to numbers by name: run",
     ),
     "unknown method": (
         assimilate(*STORE, *TABLE, "--method", "kalman"),
