@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import xarray as xr
 
 from apps.weather_source import ERA5_STORE, error_sd
 from core_gates.errors import GatesError
@@ -63,21 +64,7 @@ def observe_store(
         if value < 1:
             raise GatesError(f"--{name} must be at least 1, found {value}")
     with open_wb2(truth, source.channels) as dataset:
-        if "number" in dataset.dims:
-            if not 0 <= member < dataset.sizes["number"]:
-                raise GatesError(
-                    f"--member {member} does not exist: the store has members 0 to "
-                    f"{dataset.sizes['number'] - 1}"
-                )
-            dataset = dataset.isel(number=member)
-        count = dataset.sizes["time"]
-        first = start % count if -count <= start < count else count
-        if first + times > count:
-            raise GatesError(
-                f"the store has {count} times, {times} from index {start} do not fit: choose "
-                f"--time from {-count} to {count - times}"
-            )
-        dataset = dataset.isel(time=slice(first, first + times))
+        dataset = _select(dataset, member, start, times)
         states, grid = to_tensor(dataset, source.channels), dataset_grid(dataset)
         tables = [
             simulate_table(
@@ -95,3 +82,22 @@ def observe_store(
     table = ObservationTable.from_frame(pd.concat(tables, ignore_index=True))
     table.write(output)
     return table
+
+
+def _select(dataset: xr.Dataset, member: int, start: int, times: int) -> xr.Dataset:
+    """Return one member at successive times."""
+    if "number" in dataset.dims:
+        if not 0 <= member < dataset.sizes["number"]:
+            raise GatesError(
+                f"--member {member} does not exist: the store has members 0 to "
+                f"{dataset.sizes['number'] - 1}"
+            )
+        dataset = dataset.isel(number=member)
+    count = dataset.sizes["time"]
+    first = start % count if -count <= start < count else count
+    if first + times > count:
+        raise GatesError(
+            f"the store has {count} times, {times} from index {start} do not fit: choose "
+            f"--time from {-count} to {count - times}"
+        )
+    return dataset.isel(time=slice(first, first + times))
