@@ -14,7 +14,7 @@ from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
 from apps.weather_tuning import OPTIMIZER_BOX, Tuner
-from weather.bootstrap import moving_block_bootstrap, root
+from weather.bootstrap import moving_block_bootstrap
 from weather.experiments.departures import figures, joined
 from weather.experiments.forms import FORMS
 from weather.experiments.method import Method, Settings, stored
@@ -118,22 +118,24 @@ class TwinScores:
     def rows(self) -> list[Row]:
         """Return every figure of every method, task and channel.
 
-        ``rmse``: median over seeds with their range. ``rmse_..._seed0`` and so on: every seed with
-        its bootstrap interval, first channel. ``lost``: timelines that left the truth. The others
-        are departures from the observations, see :func:`weather.experiments.departures.figures`.
+        ``rmse``: median over seeds, the blocks of all seeds drawn together for the interval.
+        ``rmse_..._seed0`` and so on: every seed with its own interval, first channel. ``lost``:
+        timelines that left the truth. The others are departures from the observations, see
+        :func:`weather.experiments.departures.figures`.
         """
         rows = []
         for (task, method), error in self.errors.items():
             for channel, label in enumerate(self.labels):
                 each = error[:, channel].tolist()
-                middle, count = statistics.median(each), len(each)
-                low, high = (min(each), max(each)) if count > 1 else (math.nan, math.nan)
-                rows.append(Row(method, task, f"rmse_{label}", middle, low, high, count))
+                squares = self._settled_squares(task, method)[:, :, channel]
+                bounds = _interval(squares)
+                rows.append(Row(method, task, f"rmse_{label}", statistics.median(each), *bounds))
+            squares = self._settled_squares(task, method)[:, :, 0]
             each = error[:, 0].tolist()
-            interval = self._interval(task, method)
             rows += [
                 Row(method, task, f"rmse_{self.labels[0]}_seed{row}", value, *bounds)
-                for row, (value, bounds) in enumerate(zip(each, interval, strict=True))
+                for row, value in enumerate(each)
+                for bounds in [_interval(squares[:, row : row + 1])]
             ]
             scores = self.scores[task, method]
             rows.append(Row(method, task, "lost", float(scores.lost.sum()), n=len(each)))
@@ -145,18 +147,14 @@ class TwinScores:
                 ]
         return rows
 
-    def _interval(self, task: str, method: str) -> list[tuple[float, float, int]]:
-        """Block-bootstrap interval of every seed; NaN for a lost timeline."""
+    def _settled_squares(self, task: str, method: str) -> Tensor:
+        """Return the square errors (T,B,C) after the first third; lost timelines ran freely."""
         scores = self.scores[task, method]
-        settled = scores.analysis[len(scores.analysis) // 3 :, :, 0].square()
-        intervals = []
-        for row in range(settled.shape[1]):
-            if scores.lost[row] or len(settled) < 2 * BLOCK:
-                intervals.append((float("nan"), float("nan"), 1))
-                continue
-            found = moving_block_bootstrap(settled[:, row : row + 1], BLOCK, transform=root)
-            intervals.append((found.low, found.high, len(settled) // BLOCK))
-        return intervals
+        own = scores.analysis[len(scores.analysis) // 3 :].square()
+        if not bool(scores.lost.any()):
+            return own
+        free = self.scores[task, "free_run"].analysis[-len(own) :, : own.shape[1]].square()
+        return torch.where(scores.lost[:, None], free, own)
 
     def bars(self) -> list[Bar]:
         """Return what the better form of Adas must reach, met or missed."""
@@ -186,3 +184,16 @@ class TwinScores:
 
     def _median(self, task: str, method: str) -> float:
         return statistics.median(self._seeds(task, method))
+
+
+def _median_root(moments: Tensor) -> Tensor:
+    """Return the median over the last dimension of the roots of mean squares."""
+    return moments.sqrt().quantile(0.5, dim=-1)
+
+
+def _interval(squares: Tensor) -> tuple[float, float, int]:
+    """Return low, high and the number of blocks of a series (T,B); NaN where it is too short."""
+    if len(squares) < 2 * BLOCK:
+        return math.nan, math.nan, squares.shape[1]
+    found = moving_block_bootstrap(squares, BLOCK, transform=_median_root)
+    return found.low, found.high, found.units * squares.shape[1]
