@@ -11,7 +11,7 @@ from torch import Tensor
 from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
-from apps.weather_tuning import OPTIMIZER_BOX, Tuner
+from apps.weather_tuning import OPTIMIZER_BOX, Tuner, tuned
 from weather.baselines.assimilator import Assimilator
 from weather.bootstrap import Interval, clustered_bootstrap, root, root_ratio
 from weather.experiments.departures import Departures, figures
@@ -19,7 +19,7 @@ from weather.experiments.ensemble_methods import ensemble_methods
 from weather.experiments.ensemble_scoring import case_departures, case_errors, worst_case
 from weather.experiments.ensemble_source import TASKS, Era5EnsembleSource, Task
 from weather.experiments.forms import FORMS
-from weather.experiments.method import Method, Settings, stored
+from weather.experiments.method import Method, Settings
 from weather.experiments.tuning import Setting
 
 
@@ -108,7 +108,7 @@ class EnsembleScores:
                 total = count * (len(methods) + len(self.forms) * len(self.seeds))
                 with ticking(f"analyzing {name}", total) as tick:
                     for method in methods:
-                        built = method.build(stored(self.settings, method, name))
+                        built = method.build(tuned(self.settings, method, name))
                         self.errors[name, method.name] = case_errors(
                             self.source, task, density, built, cases=self.cases, tick=tick
                         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from apps.files import write_json
 from core_gates.errors import GatesError
-from weather.experiments.method import Settings
+from weather.experiments.method import Method, Settings, is_stored, stored
 from weather.experiments.tuning import Box, Setting, search
 
 OPTIMIZER_BOX: Box = {"learning_rate": (5e-4, 1e-2), "weight_decay": (1e-3, 1e-1)}
@@ -73,3 +73,14 @@ def read_settings(path: Path) -> Settings:
         )
     settings: Settings = found
     return settings
+
+
+def tuned(settings: Settings, method: Method, task: str) -> Setting:
+    """Return the stored setting of a method; say so where the middle of its box stands in."""
+    if method.box and not is_stored(settings, method, task):
+        print(
+            f"{method.name}/{task} was never tuned: the middle of its box is taken; "
+            "`gates weather tune` finds a better setting",
+            flush=True,
+        )
+    return stored(settings, method, task)

@@ -13,11 +13,11 @@ from torch import Tensor
 from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
-from apps.weather_tuning import OPTIMIZER_BOX, Tuner
+from apps.weather_tuning import OPTIMIZER_BOX, Tuner, tuned
 from weather.bootstrap import moving_block_bootstrap
 from weather.experiments.departures import figures, joined
 from weather.experiments.forms import FORMS
-from weather.experiments.method import Method, Settings, stored
+from weather.experiments.method import Method, Settings
 from weather.experiments.scoring import CycleScores
 from weather.experiments.tuning import Setting
 from weather.experiments.twin_evaluation import TwinEvaluation, TwinTask
@@ -88,7 +88,7 @@ class TwinScores:
                     self._network(task, form, tick)
 
     def _classical(self, task: TwinTask, method: Method, tick: Callable[[], None]) -> None:
-        assimilator = method.build(stored(self.settings, method, task.name))
+        assimilator = method.build(tuned(self.settings, method, task.name))
         guard = method.name not in ("free_run", "climatology")
         scores = self.evaluation.run(task, assimilator, guard=guard, verify=True, tick=tick)
         self._keep(task, method.name, scores)

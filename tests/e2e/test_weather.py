@@ -138,7 +138,7 @@ def test_tune_stores_a_setting_of_every_method(gates):
     short = ["--data.steps", 2, "--data.validation_steps", 1]
     result = gates.weather("tune", *words, *short, "--trial_steps", 2)
     settings = json.loads((gates.folder / "runs/weather/tuned/settings.json").read_text())
-    assert set(settings["letkf/0.1/error"]) == {"length_km", "inflation", "relaxation"}
+    assert set(settings["letkf/0.1/error"]) == {"length_km", "excess", "relaxation"}
     assert {"oi/0.1/perfect", "adas_increment", "adas_official", "ungated"} <= set(settings)
     assert result.out.splitlines()[-1] == "runs/weather/tuned/settings.json"
     assert [p.name for p in (gates.folder / "runs/weather/tuned").glob("settings*")] == [

@@ -30,9 +30,13 @@ Settings = Mapping[str, Mapping[str, float]]
 """Stored settings: ``"<method>/<task>"`` to the values of the method's box."""
 
 
+def is_stored(settings: Settings, method: Method, task: str) -> bool:
+    """Tell whether a setting of every value of the method's box is stored for a task."""
+    return set(settings.get(f"{method.name}/{task}", {})) == set(method.box)
+
+
 def stored(settings: Settings, method: Method, task: str) -> Setting:
     """Return the setting of a method for a task, the middle of its box where none is stored."""
-    found = settings.get(f"{method.name}/{task}")
-    if found is not None and set(found) == set(method.box):
-        return dict(found)
+    if is_stored(settings, method, task):
+        return dict(settings.get(f"{method.name}/{task}", {}))
     return {name: (low * high) ** 0.5 for name, (low, high) in method.box.items()}
