@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from core_gates.errors import GatesError
 from weather.models.adas import Adas
+from weather.observations.background_error import innovation_sd
 from weather.observations.gridded import GriddedObservations, confidence
 from weather.state import Normalizer
 
@@ -35,9 +36,12 @@ class AdasAnalysis(nn.Module):
         confidence_scale: Share of the background error that quality is measured by. Where
             observations are far better than the background, a share of about the observation
             error keeps their confidences apart, which otherwise are all near 1.
+        background_error: ``"training"``, that of the training period, or ``"innovation"``, which
+            every analysis estimates from its own innovations: one network then serves dense and
+            sparse observations, whose cycles differ in their errors by orders of magnitude.
 
     Raises:
-        ValueError: The scale is not positive.
+        ValueError: The scale is not positive, or the background error is of another kind.
     """
 
     members = 1
@@ -50,13 +54,19 @@ class AdasAnalysis(nn.Module):
         *,
         confidence_kind: str = "error",
         confidence_scale: float = 1.0,
+        background_error: str = "training",
     ) -> None:
         super().__init__()
         if not confidence_scale > 0:
             raise ValueError(f"confidence_scale must be positive, got {confidence_scale}")
+        if background_error not in ("training", "innovation"):
+            raise ValueError(
+                f"background_error must be 'training' or 'innovation', got {background_error!r}"
+            )
         self.network = network
         self.normalizer = normalizer
         self.confidence_kind, self.confidence_scale = confidence_kind, confidence_scale
+        self.background_error = background_error
         self.register_buffer("background_sd", background_sd.clone())
         self.background_sd: Tensor
 
@@ -72,13 +82,15 @@ class AdasAnalysis(nn.Module):
             background: (B,C,H,W), physical units.
             observations: Fields (B,C,H,W) in the same units.
             background_sd: (B,C) expected background error of every problem; that of the training
-                period if None.
+                period if None. The first guess where the innovations decide.
 
         Returns:
             (B,C,H,W), physical units.
         """
         observations = observations.to(background.device).to(background.dtype)
         sd = self.background_sd if background_sd is None else background_sd
+        if self.background_error == "innovation":
+            sd = innovation_sd(background, observations, sd)
         sd = sd.to(background)[..., None, None].expand_as(background)
         gate = confidence(observations, self.confidence_scale * sd, kind=self.confidence_kind)
         state = self.normalizer.normalize(background)
@@ -161,6 +173,7 @@ def _form(analysis: AdasAnalysis) -> dict[str, object]:
     form = {name: value for name, value in arguments.items() if name not in _WITHOUT_EFFECT}
     form["confidence_kind"] = analysis.confidence_kind
     form["confidence_scale"] = analysis.confidence_scale
+    form["background_error"] = analysis.background_error
     return dict(json.loads(json.dumps(form)))
 
 

@@ -49,6 +49,7 @@ class AdasModule(L.LightningModule):
         divergence_limit: Normalized RMSE above which a carried analysis returns to the truth.
         hours: Length of one cycle.
         confidence_scale: Share of the background error that the confidence is relative to.
+        background_error: ``"training"`` or ``"innovation"``, see :class:`AdasAnalysis`.
     """
 
     area_weights: Tensor
@@ -67,6 +68,7 @@ class AdasModule(L.LightningModule):
         divergence_limit: float = 3.0,
         hours: float = 6.0,
         confidence_scale: float = 1.0,
+        background_error: Literal["training", "innovation"] = "training",
     ) -> None:
         super().__init__()
         num_channels = network.num_channels
@@ -77,6 +79,7 @@ class AdasModule(L.LightningModule):
             torch.ones(num_channels),
             confidence_kind=confidence_kind,
             confidence_scale=confidence_scale,
+            background_error=background_error,
         )
         self.forecasts = nn.ModuleList(forecasts)
         self.loss, self.lat_weight = LOSSES[loss], lat_weight
@@ -101,6 +104,7 @@ class AdasModule(L.LightningModule):
             list(self.forecasts),
             self.analysis.confidence_kind,
             confidence_scale=self.analysis.confidence_scale,
+            background_error=self.analysis.background_error,
         )
         for name in ("loss", "lat_weight", "betas", "warmup", "divergence_limit", "hours"):
             setattr(module, name, getattr(self, name))

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from weather.analysis import AdasAnalysis, load_weights, save_weights
+from weather.observations.background_error import innovation_sd
 from weather.observations.gridded import GriddedObservations
 from weather.state import Normalizer
 
@@ -106,6 +107,25 @@ def test_confidence_is_relative_to_a_share_of_the_background_error():
     assert_close(network.seen[1], expected * observations.mask)  # the increment keeps its unit
     with pytest.raises(ValueError, match="confidence_scale must be positive, got 0"):
         analysis_of(network, scale=0.0)
+
+
+def test_background_error_estimated_from_the_innovations():
+    """Its factor scales what the network sees, the confidence and the increment alike."""
+    background, observations = problem(torch.float64)
+    network = Stub("increment")
+    options = {"background_error": "innovation", "confidence_scale": 2.0}
+    analysis = AdasAnalysis(network, Normalizer(MEAN, STD), SIGMA, **options)
+    found = innovation_sd(background, observations, SIGMA)
+    assert (found > 1.5 * SIGMA).all()  # the departures of `problem` have three times the errors
+    unit = found[..., None, None]
+    result = analysis(background, observations)
+    innovation = torch.where(observations.mask, observations.values - background, 0) / unit
+    gate = 4 * unit**2 / (4 * unit**2 + observations.errors**2)
+    assert_close(network.seen[1], innovation)
+    assert_close(network.seen[2], gate)
+    assert_close(result, background + unit * gate * innovation)
+    with pytest.raises(ValueError, match="'training' or 'innovation', got 'guess'"):
+        AdasAnalysis(network, Normalizer(MEAN, STD), SIGMA, background_error="guess")
 
 
 @pytest.mark.parametrize("output", ["increment", "analysis"])

@@ -434,7 +434,7 @@ def test_schedule_and_optimizer_are_those_of_the_recipe(fit, module_of):
 
 def test_variants_are_fresh_networks_of_the_same_recipe(module_of):
     recipe = {"loss": "log_mse", "lat_weight": True, "divergence_limit": 2.0, "betas": (0.5, 0.6)}
-    module = module_of(**recipe, confidence_scale=0.3)
+    module = module_of(**recipe, confidence_scale=0.3, background_error="innovation")
     for form, gated, output in (
         ("adas_increment", True, "increment"),
         ("adas_official", True, "analysis"),
@@ -448,6 +448,7 @@ def test_variants_are_fresh_networks_of_the_same_recipe(module_of):
         assert (variant.weight_decay, variant.learning_rate) == (0.2, module.learning_rate)
         assert variant.betas == (0.5, 0.6)
         assert variant.analysis.confidence_scale == 0.3
+        assert variant.analysis.background_error == "innovation"
         assert not {id(p) for p in module.parameters()} & {id(p) for p in variant.parameters()}
     assert module.variant("ungated", learning_rate=0.5).learning_rate == 0.5
     with pytest.raises(TypeError, match="learning_rat"):

@@ -23,8 +23,8 @@ class TwinSource:
 
     Stage 1 draws recorded backgrounds of a tuned OI cycle at random. Stage 2 deals every timeline
     contiguous blocks: the first background is recorded, the others are the module's own forecasts.
-    In half of the problems every observation has an error of its own, log-uniform between 0.5 and
-    10 times the nominal one, so that the confidence carries information.
+    In half of the problems every point has observation errors of its own, log-uniform between 0.5
+    and 10 times the nominal ones, so that the confidence carries information.
 
     Args:
         world: Nature, forecast models and observation errors.
@@ -184,7 +184,8 @@ class TwinSource:
         truth = self.world.truth("training")[time, self.recording.member[row]]
         errors = self.world.error_sd[:, None, None].expand_as(truth)
         if bool(torch.rand((), generator=draw) < 0.5):
-            factor = torch.rand(truth.shape, generator=draw) * math.log(20.0) + math.log(0.5)
+            # One factor a point: a poor station is poor in all variables.
+            factor = torch.rand(truth.shape[1:], generator=draw) * math.log(20.0) + math.log(0.5)
             errors = errors * factor.exp()
         observations = observe(truth, network, errors, generator=draw)
         background = self.recording.background[index, row]
