@@ -1,0 +1,173 @@
+"""The GShard top-2 gate."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.gates.base import Gate
+from core_gates.gates.capacity import CapacityRule, check_capacity, limit_capacity
+from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.gates.padding import check_padding_mask
+from core_gates.gates.routing import RoutingOutput
+
+SecondPolicy = Literal["random", "sampling", "all"]
+
+
+class GShardGate(Gate):
+    """Send each position to two experts while there is room (Lepikhin et al., 2021).
+
+    The first expert is the most probable one. How the second comes about in training is the
+    policy: the next probable expert, kept with probability min(1, 2 g₂) where g₂ is its weight
+    (``random``, as published) or always (``all``), or the best of the others after Gumbel noise on
+    the logits (``sampling``). In evaluation it is always the next probable one. Second choices
+    queue behind all first ones. The weights are the probabilities of what is kept, scaled to sum 1.
+
+    The loss ``balance`` is E Σ_e f_e P_e over first choices: f_e the share of positions whose first
+    choice is e, without gradient, P_e the mean probability; 1 if balanced.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts, at least 2.
+        second_policy: How the second expert comes about in training.
+        capacity_factor: Room of an expert over that of one choice per position in balance; None
+            drops nothing.
+        eval_capacity_factor: The same in evaluation.
+        capacity_rule: How the capacity is rounded; ``per_expert`` is the published 2 ⌈T / E⌉.
+        prioritized: Whether positions queue in falling order of their largest probability
+            (Riquelme et al., 2021) instead of their own.
+        normalize_before_drop: Whether the two weights are scaled to sum 1 before anything is
+            dropped, so that what remains may sum to less.
+        count_padding: Whether ignored positions count as tokens in the capacity and in the means of
+            the loss (they choose nothing).
+        group_dim: Dimension of ``x`` whose positions share the room; all positions if None.
+        device: Device of the parameter.
+        dtype: Floating dtype of the parameter.
+
+    Shape:
+        ``x`` (..., D); weights, indices and kept (..., 2); probs and logits (..., E).
+
+    Raises:
+        ValueError: There are fewer than 2 experts, a factor is not positive, or the policy or the
+            rule is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        second_policy: SecondPolicy = "random",
+        capacity_factor: float | None = 2.0,
+        eval_capacity_factor: float | None = 2.0,
+        capacity_rule: CapacityRule = "ceil",
+        prioritized: bool = False,
+        normalize_before_drop: bool = False,
+        count_padding: bool = False,
+        group_dim: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        if num_experts < 2:
+            raise ValueError(f"two choices need num_experts of at least 2, got {num_experts}")
+        if second_policy not in get_args(SecondPolicy):
+            raise ValueError(
+                f"second_policy is {second_policy!r}; choose one of"
+                f" {', '.join(get_args(SecondPolicy))}"
+            )
+        for factor in (capacity_factor, eval_capacity_factor):
+            check_capacity(factor, capacity_rule)
+        self.second_policy = second_policy
+        self.capacity_factor = capacity_factor
+        self.eval_capacity_factor = eval_capacity_factor
+        self.capacity_rule: CapacityRule = capacity_rule
+        self.prioritized = prioritized
+        self.normalize_before_drop = normalize_before_drop
+        self.count_padding = count_padding
+        self.group_dim = group_dim
+        self.couples_tokens = capacity_factor is not None or eval_capacity_factor is not None
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 0.02²), so that routing starts near uniform."""
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`.
+
+        Args:
+            x: Routing input (..., D).
+            ids: Not used.
+            padding_mask: True (...) at positions to ignore.
+            noise: Uniform numbers from [0, 1): (...) for the policy ``random``, (..., E) for
+                ``sampling``; drawn in training if None.
+        """
+        logits = linear_fp32(x, self.weight, padding_mask=padding_mask)
+        probs = logits.softmax(-1)
+        if noise is None and self.training and self.second_policy != "all":
+            noise = torch.rand_like(logits if self.second_policy == "sampling" else logits[..., 0])
+        indices = self._two_experts(logits.detach(), noise)
+        weights = probs.gather(-1, indices)
+        if self.normalize_before_drop:
+            weights = _scaled(weights)
+        routing = RoutingOutput(weights, indices, logits=logits, probs=probs)
+        if noise is not None and self.second_policy == "random":
+            share = _scaled(weights.detach())[..., 1]
+            second = 2 * share > noise
+            routing = routing._replace(kept=torch.stack([torch.ones_like(second), second], -1))
+        routing = limit_capacity(
+            routing.ignore(padding_mask),
+            self.capacity_factor if self.training else self.eval_capacity_factor,
+            rule=self.capacity_rule,
+            padding_mask=padding_mask,
+            count_padding=self.count_padding,
+            group_dim=self.group_dim,
+            priority=probs.amax(-1) if self.prioritized else None,
+        )
+        if routing.kept is not None:
+            weights = routing.weights.masked_fill(~routing.kept, 0)
+        aux = {"balance": self._balance(probs, indices[..., 0], padding_mask)}
+        if not self.normalize_before_drop:
+            weights = _scaled(weights)
+        return routing._replace(weights=weights, aux=aux)
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, second_policy={self.second_policy!r}"
+
+    def _two_experts(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        if noise is None or self.second_policy != "sampling":
+            return lowest_index_top_k(logits, 2)[1]
+        first = lowest_index_top_k(logits, 1)[1]
+        tiny = torch.finfo(noise.dtype).tiny
+        gumbel = -(-noise.clamp(min=tiny).log()).clamp(min=tiny).log()
+        others = (logits + gumbel).scatter(-1, first, -torch.inf)
+        return torch.cat([first, lowest_index_top_k(others, 1)[1]], -1)
+
+    def _balance(self, probs: Tensor, first: Tensor, padding_mask: Tensor | None) -> Tensor:
+        chosen = torch.zeros_like(probs).scatter(-1, first.unsqueeze(-1), 1)
+        number: int | Tensor = max(1, first.numel())
+        if padding_mask is not None:
+            check_padding_mask(padding_mask, first.shape)
+            ignored = padding_mask.unsqueeze(-1)
+            chosen = chosen.masked_fill(ignored, 0)
+            if not self.count_padding:
+                probs = probs.masked_fill(ignored, 0)
+                number = (~padding_mask).sum().clamp(min=1)
+        share = chosen.reshape(-1, self.num_experts).sum(0) / number
+        mean = probs.reshape(-1, self.num_experts).sum(0) / number
+        return self.num_experts * (share * mean).sum()
+
+
+def _scaled(weights: Tensor) -> Tensor:
+    """Return the weights scaled to sum 1, or zeros where they are all zero."""
+    return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)

@@ -1,0 +1,104 @@
+"""The hard concrete gate."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.gates.base import Gate
+from core_gates.gates.numerics import linear_fp32
+from core_gates.gates.routing import RoutingOutput
+from core_gates.losses import l0_loss
+
+
+class HardConcreteGate(Gate):
+    """Open every expert independently by a stretched, clipped sigmoid (Louizos et al., 2018).
+
+    With α = x W and uniform U, in training
+
+        s = sigmoid((log U - log(1 - U) + α) / β),  w = clip(s (ζ - γ) + γ, 0, 1),
+
+    which is exactly 0 or 1 with positive probability; in evaluation s = sigmoid(α). The loss ``l0``
+    is the expected number of open experts of a position, Σ_e sigmoid(α - β log(-γ / ζ)).
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        beta: Temperature β of the concrete distribution.
+        gamma: Lower end γ of the stretched interval, below 0.
+        zeta: Upper end ζ, above 1.
+        count_padding: Whether ignored positions count in the loss all the same.
+        bias: Whether the logits α have a bias.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``x`` (..., D); weights, probs and logits (..., E). ``probs`` are those of an expert to be
+        open; they do not sum to 1.
+
+    Raises:
+        ValueError: β is not positive or the interval does not contain [0, 1].
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        beta: float = 2 / 3,
+        gamma: float = -0.1,
+        zeta: float = 1.1,
+        count_padding: bool = False,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        if not beta > 0:
+            raise ValueError(f"beta must be positive, got {beta}")
+        if not (gamma < 0 and zeta > 1):
+            raise ValueError(f"gamma must be below 0 and zeta above 1, got {gamma} and {zeta}")
+        self.beta = beta
+        self.gamma = gamma
+        self.zeta = zeta
+        self.count_padding = count_padding
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.bias = (
+            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 0.02²), so that experts start half open; zero the bias."""
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`.
+
+        Args:
+            x: Routing input (..., D).
+            ids: Not used.
+            padding_mask: True (...) at positions to ignore.
+            noise: U in (0, 1), (..., E); drawn in training if None.
+        """
+        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        if noise is None and self.training:
+            noise = torch.rand_like(logits)
+        scores = logits.sigmoid()
+        if noise is not None:
+            inner = torch.finfo(noise.dtype).eps
+            scores = ((noise.clamp(inner, 1 - inner).logit() + logits) / self.beta).sigmoid()
+        weights = (scores * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
+        probs = (logits - self.beta * math.log(-self.gamma / self.zeta)).sigmoid()
+        routing = RoutingOutput(weights, logits=logits, probs=probs)
+        l0 = l0_loss(routing, padding_mask=padding_mask, count_padding=self.count_padding)
+        return routing.ignore(padding_mask)._replace(aux={"l0": l0})

@@ -1,0 +1,120 @@
+"""The noisy top-k gate."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core_gates.gates.base import Gate
+from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.gates.routing import RoutingOutput
+from core_gates.losses import importance_loss
+
+_MIN_STD = 0.01
+
+
+class NoisyTopKGate(Gate):
+    """Send each position to the ``k`` experts with the largest noisy logits (Shazeer et al., 2017).
+
+    In training ``H = x W + ε (softplus(x W_noise) + 0.01)`` with standard normal ε, else x W; the
+    weights are the softmax over the k largest H. Two losses balance the experts, both squared
+    coefficients of variation over experts (the paper weighs each by 0.1): ``importance``, of the
+    summed weights, and ``load``, of the expected number of positions,
+
+        load_e = Σ_t Φ((x W - threshold) / std),
+
+    where the threshold of e is what H must exceed: the k-th largest of the other experts. At k = E
+    there is none, and every load is the number of positions. Without noise the load is the plain
+    count, which has no gradient.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        k: Experts kept per position.
+        count_padding: Whether ignored positions count in the losses all the same.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``x`` (..., D); weights and indices (..., K); probs and logits (..., E). ``probs`` is the
+        softmax over all H, ``logits`` is without noise.
+
+    Raises:
+        ValueError: ``k`` is not between 1 and ``num_experts``.
+    """
+
+    renormalize = True
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        k: int = 2,
+        count_padding: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        if not 1 <= k <= num_experts:
+            raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
+        self.k = k
+        self.count_padding = count_padding
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.noise_weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero both weights: the noise alone chooses at first, so that experts start balanced."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.noise_weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`.
+
+        Args:
+            x: Routing input (..., D).
+            ids: Not used.
+            padding_mask: True (...) at positions to ignore.
+            noise: ε (..., E); drawn in training if None.
+        """
+        clean = linear_fp32(x, self.weight, padding_mask=padding_mask)
+        if noise is None and self.training:
+            noise = torch.randn_like(clean)
+        noisy, std = clean, None
+        if noise is not None:
+            raw = linear_fp32(x, self.noise_weight, padding_mask=padding_mask)
+            std = F.softplus(raw) + _MIN_STD
+            noisy = clean + noise * std
+        top, indices = lowest_index_top_k(noisy, min(self.k + 1, self.num_experts))
+        weights, chosen = top[..., : self.k].softmax(-1), indices[..., : self.k]
+        routing = RoutingOutput(weights, chosen, logits=clean, probs=noisy.softmax(-1))
+        aux = {
+            name: importance_loss(
+                totaled, padding_mask=padding_mask, count_padding=self.count_padding
+            )
+            for name, totaled in (
+                ("importance", routing),
+                ("load", RoutingOutput(self._load(routing, top, std))),
+            )
+        }
+        return routing.ignore(padding_mask)._replace(aux=aux)
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, k={self.k}"
+
+    def _load(self, routing: RoutingOutput, top: Tensor, std: Tensor | None) -> Tensor:
+        """Return the probability (..., E) that a new draw of its noise would keep an expert."""
+        chosen = routing.chosen(self.num_experts)
+        if std is None or routing.logits is None or self.k == self.num_experts:
+            return chosen
+        threshold = torch.where(chosen > 0, top[..., self.k, None], top[..., self.k - 1, None])
+        load: Tensor = torch.special.ndtr((routing.logits - threshold) / std)
+        return load

@@ -1,0 +1,139 @@
+"""ReMoE: routing by a rectifier, with a sparsity that is steered."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from core_gates.gates.base import Gate
+from core_gates.gates.numerics import linear_fp32
+from core_gates.gates.routing import RoutingOutput
+
+_BOUNDS = (1e-16, 1e16)  # where λ can still turn back within a few hundred steps
+
+
+class ReMoEGate(Gate):
+    """Weigh experts by ``relu(x W)``; a zero is not routed (Wang et al., 2024).
+
+    How many experts are active is held at ``k`` on average by the loss ``l1``, which is *complete*:
+    add it with weight 1. It is λ mean_t Σ_e f_e w_te with f_e = 1, or f_e = E / (k T) times the
+    number of positions active at e (without gradient), so that busy experts are pressed more. Each
+    :meth:`update` multiplies λ by ``rate`` if more than a share k / E of the weights of all
+    micro-batches and ranks is active, and divides it if less is.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        k: Experts active per position on average.
+        load_balanced: Whether the loss presses busy experts more.
+        initial_penalty: First λ.
+        rate: Factor of λ in one step.
+        count_padding: Whether ignored positions count in the loss all the same.
+        bias: Whether the logits have a bias.
+        device: Device of the parameters and buffers.
+        dtype: Floating dtype of the parameters; λ is kept in float32 at least.
+
+    Shape:
+        ``x`` (..., D); weights, probs and logits (..., E). ``probs`` are the weights scaled to
+        sum 1, uniform where nothing is active and zero at ignored positions.
+
+    Raises:
+        ValueError: ``k`` is not between 0 and ``num_experts``, ``initial_penalty`` is not positive,
+            or ``rate`` not above 1.
+    """
+
+    learns_from_routings = True
+
+    penalty: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        k: float = 2,
+        load_balanced: bool = True,
+        initial_penalty: float = 1e-8,
+        rate: float = 1.2,
+        count_padding: bool = False,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        if not 0 < k <= num_experts:
+            raise ValueError(f"k must lie between 0 and num_experts={num_experts}, got {k}")
+        if not initial_penalty > 0 or not rate > 1:
+            raise ValueError(
+                "initial_penalty must be positive and rate above 1, got"
+                f" {initial_penalty} and {rate}"
+            )
+        self.k = k
+        self.load_balanced = load_balanced
+        self.rate = rate
+        self.count_padding = count_padding
+        self._initial_penalty = initial_penalty
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.bias = (
+            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
+        )
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        self.register_buffer("penalty", torch.empty((), device=device, dtype=exact))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 0.02²), zero the bias, return to the first λ."""
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self.penalty.fill_(self._initial_penalty)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`."""
+        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        weights = logits.relu()
+        total = weights.sum(-1, keepdim=True)
+        tiny = torch.finfo(weights.dtype).tiny
+        probs = torch.where(total == 0, 1 / self.num_experts, weights / total.clamp(min=tiny))
+        if padding_mask is not None:
+            probs = probs.masked_fill(padding_mask.unsqueeze(-1), 0)
+        aux = {"l1": self.penalty * self._l1(weights, padding_mask)}
+        routing = RoutingOutput(weights, logits=logits, probs=probs, aux=aux)
+        return routing.ignore(padding_mask)
+
+    def update(self, routings: Sequence[RoutingOutput]) -> None:
+        """Move λ by one step, against the share of active weights on all ranks."""
+        totals = torch.zeros(2, dtype=torch.int64, device=self.penalty.device)
+        for routing in routings:
+            if routing.probs is None:
+                raise ValueError("ReMoEGate.update needs the routings that the gate returned")
+            real = routing.probs.sum(-1) > 0  # neither ignored nor NaN
+            totals[0] += real.sum()
+            totals[1] += (real.unsqueeze(-1) & (routing.weights > 0)).sum()
+        if dist.is_initialized():
+            dist.all_reduce(totals)
+        active, positions = totals.to(self.penalty.dtype)
+        direction = (active - self.k * positions).sign()
+        self.penalty.copy_((self.penalty * self.rate**direction).clamp(*_BOUNDS))
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, k={self.k}, load_balanced={self.load_balanced}"
+
+    def _l1(self, weights: Tensor, padding_mask: Tensor | None) -> Tensor:
+        number: int | Tensor = max(1, weights.shape[:-1].numel())
+        if padding_mask is not None and not self.count_padding:
+            weights = weights.masked_fill(padding_mask.unsqueeze(-1), 0)
+            number = (~padding_mask).sum().clamp(min=1)
+        weights = weights.reshape(-1, self.num_experts)
+        if self.load_balanced:
+            share = (weights.detach() > 0).sum(0) / number
+            weights = weights * (share * self.num_experts / self.k)
+        return weights.sum() / number

@@ -1,0 +1,164 @@
+"""The sigmoid gate, balanced without a loss and limited to groups of experts."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from core_gates.gates.base import Gate
+from core_gates.gates.counts import count_routed
+from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.gates.routing import RoutingOutput
+
+
+class SigmoidGate(Gate):
+    """Weigh experts by ``s = sigmoid(x W)``, all of them or the ``k`` best (DeepSeek-AI, 2024).
+
+    The weights are the scores of the routed experts, scaled to sum ``scale``. With a
+    ``balance_rate`` u the best are chosen by s + b instead; the bias b, no parameter, never enters
+    the weights, and each :meth:`update` moves it by ``u sign(mean count - count)`` over the
+    positions of all micro-batches and ranks (Wang et al., 2024). With ``num_groups`` the experts
+    form groups of neighbors; a position uses only the ``num_kept_groups`` groups whose two best
+    s + b have the largest sum.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        k: Experts kept per position; None keeps all, in dense form.
+        renormalize: Whether the weights of a position sum to ``scale``.
+        scale: Factor of the weights (2.5 in DeepSeek-V3).
+        balance_rate: u, 0 for no balancing (0.001 in DeepSeek-V3).
+        centered: Whether a step of b has mean zero over the experts.
+        num_groups: Number of groups, a divisor of ``num_experts`` (8 in DeepSeek-V3).
+        num_kept_groups: Groups a position may use (4 in DeepSeek-V3); all if None.
+        bias: Whether the logits have a bias, a parameter.
+        device: Device of the parameters and buffers.
+        dtype: Floating dtype of the parameters; b is kept in float32 at least.
+
+    Shape:
+        ``x`` (..., D); probs and logits (..., E); weights and indices (..., K), or weights (..., E)
+        if ``k`` is None. ``probs`` are the scores scaled to sum 1.
+
+    Raises:
+        ValueError: ``k``, ``balance_rate`` or the groups are out of range, or balancing or groups
+            are asked of a gate that keeps all experts.
+    """
+
+    learns_from_routings = True
+
+    balance_bias: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        k: int | None = None,
+        renormalize: bool = True,
+        scale: float = 1.0,
+        balance_rate: float = 0.0,
+        centered: bool = False,
+        num_groups: int = 1,
+        num_kept_groups: int | None = None,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        self.k = k
+        self.renormalize = renormalize
+        self.scale = scale
+        self.balance_rate = balance_rate
+        self.centered = centered
+        self.num_groups = num_groups
+        self.num_kept_groups = num_groups if num_kept_groups is None else num_kept_groups
+        self._check()
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.bias = (
+            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
+        )
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        self.register_buffer("balance_bias", torch.empty(num_experts, device=device, dtype=exact))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 0.02²) and zero both biases."""
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self.balance_bias.zero_()
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`."""
+        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        # The softmax of log s is s / Σ s, also where every s underflows.
+        log_scores = F.logsigmoid(logits)
+        probs = log_scores.softmax(-1)
+        indices = None if self.k is None else self._best(logits.detach().sigmoid(), self.k)
+        routed = log_scores if indices is None else log_scores.gather(-1, indices)
+        weights = routed.softmax(-1) if self.renormalize else routed.exp()
+        routing = RoutingOutput(self.scale * weights, indices, logits=logits, probs=probs)
+        return routing.ignore(padding_mask)
+
+    def update(self, routings: Sequence[RoutingOutput]) -> None:
+        """Move the balancing bias by one step, against the load of all ranks."""
+        if self.balance_rate == 0:
+            return
+        counts = torch.zeros(
+            self.num_experts + 1, dtype=torch.int64, device=self.balance_bias.device
+        )
+        for routing in routings:
+            counts += count_routed(routing, self.num_experts)
+        if dist.is_initialized():
+            dist.all_reduce(counts)
+        load = counts[:-1]
+        direction = (load.sum() - self.num_experts * load).sign().to(self.balance_bias.dtype)
+        if self.centered:
+            direction -= direction.mean()
+        self.balance_bias += self.balance_rate * direction
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, k={self.k}, balance_rate={self.balance_rate}"
+
+    def _best(self, scores: Tensor, k: int) -> Tensor:
+        biased = scores + self.balance_bias
+        if self.num_kept_groups < self.num_groups:
+            groups = biased.view(
+                *biased.shape[:-1], self.num_groups, self.num_experts // self.num_groups
+            )
+            best_two, _ = lowest_index_top_k(groups, min(2, groups.shape[-1]))
+            _, kept = lowest_index_top_k(best_two.sum(-1), self.num_kept_groups)
+            closed = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, kept, False)
+            biased = groups.masked_fill(closed.unsqueeze(-1), -torch.inf).flatten(-2)
+        return lowest_index_top_k(biased, k)[1]
+
+    def _check(self) -> None:
+        if self.balance_rate < 0:
+            raise ValueError(f"balance_rate must not be negative, got {self.balance_rate}")
+        if self.num_groups < 1 or self.num_experts % self.num_groups:
+            raise ValueError(
+                f"num_groups must divide num_experts={self.num_experts}, got {self.num_groups}"
+            )
+        if not 1 <= self.num_kept_groups <= self.num_groups:
+            raise ValueError(
+                f"num_kept_groups must lie between 1 and num_groups={self.num_groups}, got"
+                f" {self.num_kept_groups}"
+            )
+        if self.k is None:
+            if self.balance_rate or self.num_kept_groups < self.num_groups:
+                raise ValueError("balancing and groups choose among experts: give k")
+            return
+        available = self.num_kept_groups * self.num_experts // self.num_groups
+        if not 1 <= self.k <= available:
+            raise ValueError(
+                f"k must lie between 1 and the {available} experts a position may use, got {self.k}"
+            )

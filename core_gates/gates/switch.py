@@ -1,0 +1,107 @@
+"""The Switch gate."""
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.gates.base import Gate
+from core_gates.gates.capacity import CapacityRule, check_capacity, limit_capacity
+from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.gates.routing import RoutingOutput
+
+
+class SwitchGate(Gate):
+    """Send each position to its most probable expert while there is room (Fedus et al., 2021).
+
+    The weight is the probability itself. Positions queue at their expert in order; those beyond its
+    capacity are dropped (``kept`` False): only the residual connection carries them. In training
+    the input is multiplied by uniform numbers from [1 - jitter, 1 + jitter].
+    Balance it by ``0.01 * balance_loss(routing)``.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        capacity_factor: Room of an expert in training over that of a balanced routing; None drops
+            nothing.
+        eval_capacity_factor: The same in evaluation.
+        capacity_rule: How the capacity is rounded; see :func:`~core_gates.gates.capacity.capacity`.
+        count_padding: Whether ignored positions count as tokens in the capacity.
+        group_dim: Dimension of ``x`` whose positions share the room; all positions if None.
+        jitter: Half width of the noise on the input; 0 for none.
+        device: Device of the parameter.
+        dtype: Floating dtype of the parameter.
+
+    Shape:
+        ``x`` (..., D); weights, indices and kept (..., 1); probs and logits (..., E).
+
+    Raises:
+        ValueError: A factor is not positive, the rule is unknown or ``jitter`` not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        capacity_factor: float | None = 1.25,
+        eval_capacity_factor: float | None = 2.0,
+        capacity_rule: CapacityRule = "ceil",
+        count_padding: bool = False,
+        group_dim: int | None = None,
+        jitter: float = 0.01,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        if not 0 <= jitter < 1:
+            raise ValueError(f"jitter must lie in [0, 1), got {jitter}")
+        for factor in (capacity_factor, eval_capacity_factor):
+            check_capacity(factor, capacity_rule)
+        self.capacity_factor = capacity_factor
+        self.eval_capacity_factor = eval_capacity_factor
+        self.capacity_rule: CapacityRule = capacity_rule
+        self.count_padding = count_padding
+        self.group_dim = group_dim
+        self.jitter = jitter
+        self.couples_tokens = capacity_factor is not None or eval_capacity_factor is not None
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 0.02²), so that routing starts near uniform."""
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`.
+
+        Args:
+            x: Routing input (..., D).
+            ids: Not used.
+            padding_mask: True (...) at positions to ignore.
+            noise: Numbers from [-1, 1] (..., D) that ``jitter`` scales; drawn in training if None.
+        """
+        if self.jitter and (self.training or noise is not None):
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = x * (1 + self.jitter * (2 * torch.rand_like(x) - 1 if noise is None else noise))
+        logits = linear_fp32(x, self.weight, padding_mask=padding_mask)
+        probs = logits.softmax(-1)
+        _, indices = lowest_index_top_k(logits, 1)
+        routing = RoutingOutput(probs.gather(-1, indices), indices, logits=logits, probs=probs)
+        return limit_capacity(
+            routing.ignore(padding_mask),
+            self.capacity_factor if self.training else self.eval_capacity_factor,
+            rule=self.capacity_rule,
+            padding_mask=padding_mask,
+            count_padding=self.count_padding,
+            group_dim=self.group_dim,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, capacity_factor={self.capacity_factor}"

@@ -1,0 +1,131 @@
+"""Gates that route to as many experts as the probabilities call for."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.gates.base import Gate
+from core_gates.gates.numerics import linear_fp32
+from core_gates.gates.routing import RoutingOutput
+
+
+class _SubsetGate(Gate):
+    """A softmax of which a part, different for each position, is routed."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        renormalize: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        self.renormalize = renormalize
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 0.02²), so that routing starts near uniform."""
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`."""
+        logits = linear_fp32(x, self.weight, padding_mask=padding_mask)
+        probs = logits.softmax(-1)
+        weights = probs.masked_fill(~self._routed(probs.detach()), 0)
+        if self.renormalize:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return RoutingOutput(weights, logits=logits, probs=probs).ignore(padding_mask)
+
+    @abstractmethod
+    def _routed(self, probs: Tensor) -> Tensor:
+        """Return True (..., E) at the routed experts, at least one; it must not hide a NaN."""
+
+
+class TopPGate(_SubsetGate):
+    """Send each position to the fewest experts that together reach ``p`` (Huang et al., 2024).
+
+    Unsure positions use many experts, sure ones few. Equal probabilities go to the lowest index.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        p: Probability that the experts must reach together; 1 routes to all.
+        renormalize: Whether the weights of a position sum to 1.
+        device: Device of the parameter.
+        dtype: Floating dtype of the parameter.
+
+    Shape:
+        ``x`` (..., D); weights, zero where nothing is routed, probs and logits (..., E).
+
+    Raises:
+        ValueError: ``p`` is not in (0, 1].
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        p: float = 0.7,
+        renormalize: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not 0 < p <= 1:
+            raise ValueError(f"p must lie in (0, 1], got {p}")
+        super().__init__(dim, num_experts, renormalize=renormalize, device=device, dtype=dtype)
+        self.p = p
+
+    def _routed(self, probs: Tensor) -> Tensor:
+        falling, order = probs.sort(stable=True, dim=-1, descending=True)
+        before = falling.cumsum(-1).roll(1, -1)
+        before[..., 0] = 0
+        return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, before < self.p)
+
+
+class ThresholdGate(_SubsetGate):
+    """Send each position to every expert more probable than ``threshold``, at least to the best.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        threshold: Probability that an expert must exceed.
+        renormalize: Whether the weights of a position sum to 1.
+        device: Device of the parameter.
+        dtype: Floating dtype of the parameter.
+
+    Shape:
+        ``x`` (..., D); weights, zero where nothing is routed, probs and logits (..., E).
+
+    Raises:
+        ValueError: ``threshold`` is not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        threshold: float = 0.1,
+        renormalize: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not 0 <= threshold < 1:
+            raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
+        super().__init__(dim, num_experts, renormalize=renormalize, device=device, dtype=dtype)
+        self.threshold = threshold
+
+    def _routed(self, probs: Tensor) -> Tensor:
+        best = probs.argmax(-1, keepdim=True)
+        return (probs > self.threshold).scatter(-1, best, True)
