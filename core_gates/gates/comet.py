@@ -1,0 +1,173 @@
+"""The COMET gate."""
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.gates.base import Gate
+from core_gates.gates.comet_tree import leaf_probabilities, walk
+from core_gates.gates.numerics import linear_fp32
+from core_gates.gates.padding import check_padding_mask
+from core_gates.gates.regularizers import selection_entropy
+from core_gates.gates.routing import RoutingOutput
+from core_gates.ops.smooth_step.op import check_gamma, smooth_step
+
+
+class CometGate(Gate):
+    """Choose experts by ``k`` trees whose branches close exactly (Ibrahim et al., 2023).
+
+    Every tree has the experts as leaves. At an inner node a position goes left with probability
+    ``smooth_step(x · a + b)``, which is exactly 0 or 1 outside a band of width γ, so that most
+    leaves end with probability P = 0. A leaf scores ``x · v + c + log(P + ε)``; the weights are the
+    softmax of the scores over all leaves of all trees, exactly 0 where P is 0. The loss ``entropy``
+    presses each tree towards one leaf, hence the gate towards at most ``k`` experts; before that
+    up to all of them are active.
+
+    In evaluation without gradients a gate of many experts follows the open branches alone: no node
+    or leaf behind a closed branch is evaluated. On one CPU core that overtakes the product with all
+    nodes at about 256 experts.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts, at least 2.
+        k: Number of trees.
+        gamma: Width γ of the smooth step; small values close branches early.
+        node_bias: Whether inner nodes have a bias; without it, biases of leaves start at zero.
+        prob_floor: Leaves of at most this probability are closed.
+        log_eps: ε in the logarithm.
+        conditional_from: Number of experts from which evaluation follows open branches alone.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``x`` (..., D); weights and probs (..., E), equal. The trees have no common logits.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    renormalize = True
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        k: int = 2,
+        gamma: float = 1.0,
+        node_bias: bool = True,
+        prob_floor: float = 0.0,
+        log_eps: float = 1e-8,
+        conditional_from: int = 256,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        if num_experts < 2:
+            raise ValueError(f"num_experts must be at least 2 for a tree, got {num_experts}")
+        if not 1 <= k <= num_experts:
+            raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
+        check_gamma(gamma)
+        if not 0 <= prob_floor < 1 / num_experts:
+            raise ValueError(
+                f"prob_floor must lie between 0 and 1/num_experts={1 / num_experts:.3g}, which is"
+                f" excluded as it could close every leaf; got {prob_floor}"
+            )
+        if not log_eps > 0:
+            raise ValueError(f"log_eps must be positive, got {log_eps}")
+        self.k = k
+        self.gamma = gamma
+        self.prob_floor = prob_floor
+        self.log_eps = log_eps
+        self.conditional_from = conditional_from
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(k, *shape, device=device, dtype=dtype))
+
+        self.node_weight = parameter(num_experts - 1, dim)
+        self.node_bias = parameter(num_experts - 1) if node_bias else None
+        self.leaf_weight = parameter(num_experts, dim)
+        self.leaf_bias = parameter(num_experts)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw nodes from U(±γ/100), so that all branches start open, and leaves from U(±0.05)."""
+        nn.init.uniform_(self.node_weight, -self.gamma / 100, self.gamma / 100)
+        nn.init.uniform_(self.leaf_weight, -0.05, 0.05)
+        if self.node_bias is None:
+            nn.init.zeros_(self.leaf_bias)
+        else:
+            nn.init.uniform_(self.node_bias, -self.gamma / 100, self.gamma / 100)
+            nn.init.uniform_(self.leaf_bias, -0.05, 0.05)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`."""
+        selectors, leaves = self._select(x, padding_mask)
+        weights = selectors.sum(-2)
+        aux = {"entropy": selection_entropy(leaves, padding_mask, floor=self.prob_floor)}
+        return RoutingOutput(weights, probs=weights, aux=aux).ignore(padding_mask)
+
+    def selectors(self, x: Tensor) -> Tensor:
+        """Return the share (..., J, E) of each of the J = ``k`` trees in the weights."""
+        return self._select(x, None)[0]
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, k={self.k}, gamma={self.gamma}"
+
+    def _select(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the weights (..., J, E) of the leaves and the probabilities of arriving there."""
+        if self._follows_open_branches():
+            scores, leaves = self._scores_along_open_branches(x, padding_mask)
+        else:
+            turns = self._linear(x, self.node_weight, self.node_bias, padding_mask)
+            leaves = leaf_probabilities(smooth_step(turns, self.gamma))
+            scores = self._linear(x, self.leaf_weight, self.leaf_bias, padding_mask)
+            scores = scores + (leaves + self.log_eps).log()
+            scores = scores.masked_fill(leaves <= self.prob_floor, -torch.inf)
+        return scores.flatten(-2).softmax(-1).view(scores.shape), leaves
+
+    def _linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, padding_mask: Tensor | None
+    ) -> Tensor:
+        bias = None if bias is None else bias.flatten()
+        out = linear_fp32(x, weight.flatten(0, 1), bias, padding_mask=padding_mask)
+        return out.view(*x.shape[:-1], *weight.shape[:2])
+
+    def _follows_open_branches(self) -> bool:
+        return not (
+            self.training
+            or self.num_experts < self.conditional_from
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or self.leaf_bias.is_meta
+        )
+
+    def _scores_along_open_branches(
+        self, x: Tensor, padding_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if x.shape[-1:] != (self.dim,):
+            raise ValueError(f"x {tuple(x.shape)} must end in the {self.dim} features of the gate")
+        acc = torch.promote_types(torch.promote_types(x.dtype, self.leaf_bias.dtype), torch.float32)
+        node_weight, leaf_weight = self.node_weight.to(acc), self.leaf_weight.to(acc)
+        node_bias = None if self.node_bias is None else self.node_bias.to(acc)
+        leading, x = x.shape[:-1], x.to(acc).reshape(-1, self.dim)
+        rows = torch.arange(len(x), device=x.device)
+        if padding_mask is not None:
+            check_padding_mask(padding_mask, leading)
+            rows = rows[~padding_mask.flatten()]
+        rows, trees, experts, reach = walk(
+            x, rows, node_weight, node_bias, self.gamma, self.prob_floor
+        )
+        scores = (x[rows] * leaf_weight[trees, experts]).sum(-1) + self.leaf_bias[trees, experts]
+        scores = scores + (reach + self.log_eps).log()
+        places = (rows, trees, experts)
+        leaves = x.new_zeros(len(x), self.k, self.num_experts)
+        all_scores = torch.full_like(leaves, -torch.inf).index_put(places, scores)
+        shape = (*leading, self.k, self.num_experts)
+        return all_scores.view(shape), leaves.index_put(places, reach).view(shape)

@@ -1,0 +1,49 @@
+"""Sums and means over positions, for the losses that gates make themselves."""
+
+import math
+
+from torch import Tensor
+
+_ENTROPY_EPS = 1e-6
+
+
+def sum_over_positions(values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    """Return the sums (N,) of values (..., N) over the positions that are not ignored.
+
+    Args:
+        values: Values (..., N).
+        padding_mask: True (...) at positions to ignore.
+    """
+    if padding_mask is not None:
+        values = values.masked_fill(padding_mask.unsqueeze(-1), 0)
+    return values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).sum(0)
+
+
+def mean_over_positions(values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    """Return the means (N,) of values (..., N) over the positions that are not ignored.
+
+    Args:
+        values: Values (..., N).
+        padding_mask: True (...) at positions to ignore; without any other position the mean is 0.
+    """
+    total = sum_over_positions(values, padding_mask)
+    if padding_mask is None:
+        return total / max(1, math.prod(values.shape[:-1]))
+    return total / (~padding_mask).sum().clamp(min=1)
+
+
+def selection_entropy(
+    probs: Tensor, padding_mask: Tensor | None = None, *, floor: float = 0.0
+) -> Tensor:
+    """Return the mean over positions of ``Σ_j Σ_e -P log(P + 1e-6)``, in nats.
+
+    It is small if every tree or selector j of a position points at one expert.
+
+    Args:
+        probs: Probabilities P (..., J, E).
+        padding_mask: True (...) at positions to ignore.
+        floor: Smaller probabilities count as this one.
+    """
+    probs = probs.clamp(min=floor)
+    entropy = -(probs * (probs + _ENTROPY_EPS).log()).sum((-2, -1))
+    return mean_over_positions(entropy.unsqueeze(-1), padding_mask).squeeze(-1)
