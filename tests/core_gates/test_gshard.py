@@ -1,0 +1,121 @@
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from core_gates.gates.gshard import GShardGate
+
+GOLDEN = ["top2_capacity_T24_E6_all_bpr_normbefore", "top2_capacity_T24_E6_all_mask"]
+
+
+def identity_gate(num_experts, **options):
+    gate = GShardGate(num_experts, num_experts, dtype=torch.float64, **options)
+    gate.weight.data.copy_(torch.eye(num_experts))
+    return gate
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_weights_capacity_loss_and_gradients(golden, name):
+    g = golden(name)
+    gate = identity_gate(
+        6,
+        second_policy="all",
+        capacity_rule="per_expert",
+        prioritized="batch_prioritized_routing" in g,
+        normalize_before_drop="normalize_gate_prob_before_dropping" in g,
+        count_padding=True,
+    )
+    logits, mask = g["logits"].requires_grad_(), g["padding_mask"]
+    routing = gate(logits, padding_mask=mask)
+    weights, balance = routing.to_dense().weights, routing.aux["balance"]
+    kept = routing._replace(weights=torch.ones_like(routing.weights)).to_dense().weights != 0
+    assert torch.equal(kept, g["slot"] >= 0)
+    assert_close(weights, g["gate"], rtol=0, atol=1e-10)
+    assert_close(balance, g["l_aux"], rtol=0, atol=1e-10)
+    of_gate = torch.autograd.grad((weights * g["cotangent"]).sum(), logits, retain_graph=True)[0]
+    assert_close(of_gate, g["grad_logits_gate"], rtol=0, atol=1e-10)
+    of_loss = torch.autograd.grad(balance, logits)[0]
+    assert_close(of_loss, g["grad_logits_aux"], rtol=0, atol=1e-10)
+
+
+def test_random_second_is_kept_with_twice_its_weight():
+    gate = identity_gate(3, capacity_factor=None)
+    x = torch.tensor([[0.8, 0.15, 0.05]], dtype=torch.float64).log().expand(20_000, -1)
+    share = 0.15 / 0.95
+    noise = 2 * share + torch.tensor([-1e-9, 1e-9], dtype=torch.float64)
+    routing = gate(x[:2], noise=noise)
+    assert routing.kept.tolist() == [[True, True], [True, False]]
+    assert_close(routing.weights, torch.tensor([[1 - share, share], [1, 0]], dtype=torch.float64))
+    torch.manual_seed(0)
+    assert gate(x).kept[:, 1].double().mean() == pytest.approx(2 * share, abs=0.015)
+    assert gate.eval()(x).kept is None or gate(x).kept.all()
+
+
+def test_sampled_second_follows_the_probabilities_of_the_others():
+    gate = identity_gate(3, second_policy="sampling", capacity_factor=None)
+    x = torch.tensor([[0.7, 0.1, 0.2]], dtype=torch.float64).log().expand(20_000, -1)
+    torch.manual_seed(0)
+    routing = gate(x)
+    assert (routing.indices[:, 0] == 0).all()
+    shares = torch.bincount(routing.indices[:, 1], minlength=3) / 20_000
+    assert_close(shares, torch.tensor([0, 1 / 3, 2 / 3]), rtol=0, atol=0.015)
+    assert (gate.eval()(x).indices == torch.tensor([0, 2])).all()
+
+
+def test_a_second_choice_that_was_not_drawn_takes_no_place():
+    gate = identity_gate(2, capacity_factor=1.5)  # two positions: capacity 2
+    x = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    assert gate(x, noise=torch.tensor([0.999, 0.0])).kept.tolist() == [[True, False], [True, True]]
+
+
+def test_first_choices_come_before_second_ones():
+    gate = identity_gate(2, second_policy="all", capacity_factor=1.0)
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    routing = gate(x)
+    assert routing.kept.tolist() == [[True, False], [True, False]]
+    assert_close(routing.weights, torch.eye(2, dtype=torch.float64)[[0, 0]])
+
+
+def test_priority_decides_who_is_dropped():
+    x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 0.0], [0.0, 9.0]], dtype=torch.float64)
+    options = {"second_policy": "all", "capacity_factor": 1.0}
+    in_order, by_score = (identity_gate(2, prioritized=p, **options) for p in (False, True))
+    assert in_order(x).kept[:3, 0].tolist() == [True, True, False]
+    assert by_score(x).kept[:3, 0].tolist() == [False, True, True]
+
+
+def test_loss_is_one_if_balanced_and_excludes_padding_by_default():
+    gate = identity_gate(2, second_policy="all")
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 0.0]], dtype=torch.float64)
+    mask = torch.tensor([False, False, True])
+    assert gate(x, padding_mask=mask).aux["balance"].item() == pytest.approx(1)
+    assert gate(x).aux["balance"] > 1.1
+    assert gate(x[:0]).aux["balance"] == 0
+
+
+@pytest.mark.parametrize("policy", ["random", "sampling", "all"])
+def test_gradients(policy):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    noise = torch.rand((5,) if policy == "random" else (5, 4), generator=generator)
+    gate = identity_gate(4, second_policy=policy)
+
+    def outputs(x, weight):
+        routing = torch.func.functional_call(gate, {"weight": weight}, (x,), {"noise": noise})
+        return routing.weights, routing.probs, routing.aux["balance"]
+
+    assert gradcheck(outputs, (x, gate.weight))
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "options", "message"),
+    [
+        (1, {}, "two choices need num_experts of at least 2, got 1"),
+        (4, {"second_policy": "none"}, "second_policy is 'none'; choose one of random, sampling"),
+        (4, {"capacity_factor": 0.0}, "capacity_factor must be positive"),
+        (4, {"capacity_rule": "up"}, "capacity_rule is 'up'"),
+    ],
+)
+def test_arguments_are_checked(num_experts, options, message):
+    with pytest.raises(ValueError, match=message):
+        GShardGate(3, num_experts, **options)

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates import balance_loss
+from core_gates.gates.switch import SwitchGate
+
+STANDARD = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
+
+
+def identity_gate(num_experts, **options):
+    gate = SwitchGate(num_experts, num_experts, jitter=0, dtype=torch.float64, **options)
+    gate.weight.data.copy_(torch.eye(num_experts))
+    return gate
+
+
+def assert_slots(routing, slots):
+    """Check which choices fit against places (T, E) in the buffers, -1 for none."""
+    routed = routing._replace(weights=torch.ones_like(routing.weights)).to_dense().weights != 0
+    assert torch.equal(routed, slots >= 0)
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_golden_weights_and_balance_loss(golden, name):
+    g = golden(name)
+    routing = identity_gate(g["logits"].shape[1])(g["logits"])
+    assert_close(routing.to_dense().weights, g["switch_gate"], rtol=0, atol=1e-10)
+    assert_close(balance_loss(routing), g["switch_lb_loss"], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["top1_capacity_T24_E6_cf1", "top1_capacity_T24_E6_eval"])
+def test_golden_capacity_and_gradients(golden, name):
+    g = golden(name)
+    gate = identity_gate(
+        6,
+        capacity_factor=1.0,
+        eval_capacity_factor=0.25,
+        capacity_rule="per_token" if "eval_mode" in g else "per_expert",
+    ).train("eval_mode" not in g)
+    logits = g["logits"].requires_grad_()
+    routing = gate(logits)
+    weights, balance = routing.to_dense().weights, balance_loss(routing)
+    assert_slots(routing, g["slot"])
+    assert_close(weights, g["gate"], rtol=0, atol=1e-10)
+    assert_close(balance, g["l_aux"], rtol=0, atol=1e-10)
+    of_gate = torch.autograd.grad((weights * g["cotangent"]).sum(), logits, retain_graph=True)[0]
+    assert_close(of_gate, g["grad_logits_gate"], rtol=0, atol=1e-10)
+    of_loss = torch.autograd.grad(balance, logits)[0]
+    assert_close(of_loss, g["grad_logits_aux"], rtol=0, atol=1e-10)
+
+
+def test_capacity_depends_on_the_mode():
+    gate, x = identity_gate(4), torch.eye(4, dtype=torch.float64)[:1].expand(16, 4)
+    assert gate(x).kept.sum() == 5
+    assert gate.eval()(x).kept.sum() == 8
+    unlimited = identity_gate(4, capacity_factor=None, eval_capacity_factor=None)
+    assert unlimited(x).kept is None
+    assert gate.couples_tokens
+    assert not unlimited.couples_tokens
+
+
+def test_groups_do_not_compete():
+    gate = identity_gate(2, group_dim=-2)
+    x = torch.eye(2, dtype=torch.float64)[torch.zeros(3, 4, dtype=torch.int64)]
+    assert gate(x).kept[..., 0].tolist() == [[True, True, True, False]] * 3
+
+
+def test_later_positions_do_not_change_earlier_ones_but_for_the_capacity():
+    gate = identity_gate(3)
+    x = torch.randn(40, 3, dtype=torch.float64)
+    kept = gate(x).kept[:20]
+    assert (gate(x[:20]).kept <= kept).all()  # a longer input has more room
+
+
+def test_jitter_scales_the_input_in_training_only():
+    gate = SwitchGate(3, 4, jitter=0.5)
+    x = torch.randn(6, 3)
+    noise = torch.rand(6, 3) * 2 - 1
+    assert_close(gate(x, noise=noise).logits, x * (1 + 0.5 * noise) @ gate.weight.T)
+    torch.nn.init.eye_(gate.weight)
+    ratio = gate(x).logits[:, :3] / x
+    assert ratio.min() >= 0.5
+    assert ratio.max() <= 1.5
+    assert ratio.std() > 0.1
+    assert_close(gate.eval()(x).logits[:, :3], x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jitter": 1.0}, r"jitter must lie in \[0, 1\), got 1.0"),
+        ({"capacity_factor": 0.0}, "capacity_factor must be positive"),
+        ({"eval_capacity_factor": -1.0}, "capacity_factor must be positive"),
+        ({"capacity_rule": "round"}, "capacity_rule is 'round'"),
+    ],
+)
+def test_arguments_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        SwitchGate(3, 6, **options)
