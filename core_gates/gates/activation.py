@@ -1,0 +1,124 @@
+"""The activation dense-to-sparse gate."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core_gates.gates.base import Gate
+from core_gates.gates.numerics import linear_fp32
+from core_gates.gates.routing import RoutingOutput
+from core_gates.schedules import Schedule
+
+Activation = Literal["identity", "tanh", "sigmoid", "gelu", "silu"]
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda scores: scores,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
+
+
+class ActivationGate(Gate):
+    """Mix all experts with ``softmax((σ(x W) + b) / τ)`` (Nguyen et al., 2024).
+
+    With a linear score (σ the identity) temperature and slope cannot be told apart: only W/τ and
+    b/τ matter, and estimates converge slower than any polynomial rate. A nonlinear σ before the
+    temperature makes both identifiable. The temperature is state that follows a schedule, or with
+    ``learn_tau`` a parameter, kept as its logarithm.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        activation: σ; ``identity`` is the plain dense-to-sparse gate.
+        tau: τ, or a schedule of τ over optimizer steps; always positive.
+        learn_tau: Whether τ is learned, from the value given.
+        device: Device of the parameters and buffers.
+        dtype: Floating dtype of the parameters; a τ that is not learned is float32 at least.
+
+    Shape:
+        ``x`` (..., D); weights, probs and logits (..., E). ``logits`` are those before division.
+
+    Raises:
+        ValueError: The activation is unknown, τ is not positive, or a schedule is to be learned.
+    """
+
+    temperature: Tensor
+    step: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        activation: Activation = "tanh",
+        tau: float | Schedule = 1.0,
+        learn_tau: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        if activation not in _ACTIVATIONS:
+            raise ValueError(
+                f"activation is {activation!r}; choose one of {', '.join(get_args(Activation))}"
+            )
+        self.activation = activation
+        self._schedule = tau if callable(tau) else None
+        self._initial_tau = tau(0) if callable(tau) else tau
+        if not self._initial_tau > 0:
+            raise ValueError(f"tau must be positive, got {self._initial_tau}")
+        if learn_tau and self._schedule is not None:
+            raise ValueError("tau either follows a schedule or is learned; give a number to learn")
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype))
+        self.log_tau = (
+            nn.Parameter(torch.empty((), device=device, dtype=dtype)) if learn_tau else None
+        )
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
+        self.register_buffer("step", torch.empty((), device=device, dtype=torch.int64))
+        self.reset_parameters()
+
+    @property
+    def tau(self) -> Tensor:
+        """The present temperature, with gradient if it is learned."""
+        if self.log_tau is None:
+            return self.temperature
+        return self.log_tau.to(self.temperature.dtype).exp()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 0.02²), zero the bias, return to the first temperature."""
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+        self.temperature.fill_(self._initial_tau)
+        self.step.zero_()
+        if self.log_tau is not None:
+            with torch.no_grad():
+                self.log_tau.copy_(self.temperature.log())
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`."""
+        scores = linear_fp32(x, self.weight, padding_mask=padding_mask)
+        logits = _ACTIVATIONS[self.activation](scores) + self.bias
+        probs = (logits / self.tau).softmax(-1)
+        return RoutingOutput(probs, logits=logits, probs=probs).ignore(padding_mask)
+
+    def update(self, routings: Sequence[RoutingOutput]) -> None:  # noqa: ARG002
+        """Count one optimizer step and set the temperature of the next one."""
+        self.step += 1
+        if self._schedule is not None:
+            self.temperature.fill_(self._schedule(int(self.step)))
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, activation={self.activation!r}"

@@ -1,0 +1,145 @@
+"""The dense-to-sparse gate of EvoMoE."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.gates.regularizers import mean_over_positions
+from core_gates.gates.routing import RoutingOutput
+from core_gates.gates.staged import StagedGate
+from core_gates.spawn import StagedSchedule
+
+Combine = Literal["gumbel", "softmax"]
+
+
+class DenseToSparseGate(StagedGate):
+    """Start with all experts and end with one, by a Gumbel-softmax that cools (Nie et al., 2021).
+
+    With logits h = x W and Gumbel noise ζ, drawn in training only, ``p = softmax((h + ζ) / τ)``.
+
+    - Phase ``shared``: every position uses expert 0 with weight 1.
+    - Phase ``annealing``: experts with p above the threshold c are used. Their weights are p, or
+      those of softmax(h), as ``combine`` says; they are not scaled to sum 1.
+    - Phase ``hard``: the expert with the largest h + ζ alone is used, with that same weight.
+
+    Evaluation goes by the phase too. Phase and temperature follow ``stages``, one step per
+    :meth:`update`; at the end of the phase ``shared`` it is for the training to call
+    :func:`~core_gates.spawn.spawn_experts`. The loss ``balance`` is
+    ``E Σ_e mean_t(weight) mean_t(is used)``: E if all experts are used equally, 1 if one per
+    position is; its gradient goes through the weights only.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        stages: Lengths of the phases, and the temperature.
+        threshold: c, below 1/E.
+        combine: ``gumbel`` weighs by p, ``softmax`` by softmax(h).
+        device: Device of the parameters and buffers.
+        dtype: Floating dtype of the parameters; τ is kept in float32 at least.
+
+    Shape:
+        ``x`` (..., D); probs and logits (..., E), ``probs`` being p; weights (..., E) while
+        annealing, else weights and indices (..., 1).
+
+    Raises:
+        ValueError: The threshold is out of range or ``combine`` is unknown.
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ("shared", "annealing", "hard")
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        stages: StagedSchedule = StagedSchedule(),  # noqa: B008 (frozen)
+        threshold: float = 0.001,
+        combine: Combine = "gumbel",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts, device=device)
+        if not 0 <= threshold < 1 / num_experts:
+            raise ValueError(
+                f"threshold must lie between 0 and 1/num_experts={1 / num_experts:.3g}, which is"
+                f" excluded as it could close every expert; got {threshold}"
+            )
+        if combine not in get_args(Combine):
+            raise ValueError(
+                f"combine is {combine!r}; choose one of {', '.join(get_args(Combine))}"
+            )
+        self.stages = stages
+        self.threshold = threshold
+        self.combine = combine
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero the weight, so that experts start alike, and return to the first phase."""
+        super().reset_parameters()
+        nn.init.zeros_(self.weight)
+        self.temperature.fill_(self.stages.temperature_at(0))
+
+    def stage_at(self, step: int) -> int:
+        """Return the index into ``phases`` after ``step`` updates."""
+        return self.stages.stage_at(step)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`.
+
+        Args:
+            x: Routing input (..., D).
+            ids: Not used.
+            padding_mask: True (...) at positions to ignore.
+            noise: ζ (..., E); drawn in training if None.
+        """
+        logits = linear_fp32(x, self.weight, padding_mask=padding_mask)
+        if noise is None and self.training and self.phase != "shared":
+            noise = -torch.empty_like(logits).exponential_().log()
+        routing = self.route(logits, noise).ignore(padding_mask)
+        used = routing.chosen(self.num_experts, dropped=False)
+        weights = routing.to_dense(self.num_experts).weights
+        mean_weight, mean_use = (mean_over_positions(t, padding_mask) for t in (weights, used))
+        return routing._replace(aux={"balance": self.num_experts * mean_weight @ mean_use})
+
+    def route(self, logits: Tensor, noise: Tensor | None = None) -> RoutingOutput:
+        """Return the routing of given logits in the present phase, without losses.
+
+        Args:
+            logits: h (..., E).
+            noise: ζ (..., E), or None for none.
+        """
+        scores = logits if noise is None else logits + noise
+        probs = (scores / self.temperature).softmax(-1)
+        if self.phase == "shared":
+            first = torch.ones_like(logits[..., :1]) + 0 * logits[..., :1]  # the gate stays in use
+            return RoutingOutput(first, torch.zeros_like(first).long(), logits=logits, probs=probs)
+        weights = probs if self.combine == "gumbel" else logits.softmax(-1)
+        if self.phase == "annealing":
+            weights = weights.masked_fill(probs <= self.threshold, 0)
+            return RoutingOutput(weights, logits=logits, probs=probs)
+        _, best = lowest_index_top_k(scores, 1)
+        return RoutingOutput(weights.gather(-1, best), best, logits=logits, probs=probs)
+
+    def update(self, routings: Sequence[RoutingOutput]) -> None:
+        """Count one optimizer step and set phase and temperature of the next one."""
+        super().update(routings)
+        self.temperature.fill_(self.stages.temperature_at(int(self.step)))
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, phase={self.phase!r}, combine={self.combine!r}"

@@ -1,0 +1,201 @@
+"""Growing experts out of one: the stages of EvoMoE and the spawning of its experts."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from core_gates.schedules import Shape, TemperatureSchedule
+
+OptimizerState = Literal["copy", "reset"]
+
+
+@dataclass(frozen=True)
+class StagedSchedule:
+    """The three stages of EvoMoE (Nie et al., 2021), counted in optimizer steps.
+
+    1. ``shared``: for ``shared_steps`` every position uses expert 0; then spawn the others from it.
+    2. ``annealing``: all experts, fewer and fewer as the temperature falls from ``start`` to
+       ``end`` within ``annealing_steps``.
+    3. ``hard``: one expert per position.
+
+    Args:
+        shared_steps: Length of the first stage; 0 leaves it out.
+        annealing_steps: Length of the second stage (recommended: 40 % of all steps).
+        start: First temperature. At 2, with 8 experts and a gate that is still zero, an expert
+            hardly ever falls below the threshold 0.001: spawning then preserves the function.
+        end: Last temperature.
+        shape: Form of the transition.
+        hardens: Whether there is a third stage; else the last temperature stays.
+
+    Raises:
+        ValueError: A length is negative or a temperature is not positive.
+    """
+
+    shared_steps: int = 0
+    annealing_steps: int = 4000
+    start: float = 2.0
+    end: float = 0.3
+    shape: Shape = "exponential"
+    hardens: bool = True
+
+    def __post_init__(self) -> None:
+        if self.shared_steps < 0 or self.annealing_steps < 0:
+            raise ValueError(
+                "shared_steps and annealing_steps must not be negative, got"
+                f" {self.shared_steps} and {self.annealing_steps}"
+            )
+        if not (self.start > 0 and self.end > 0):
+            raise ValueError(f"temperatures must be positive, got {self.start} and {self.end}")
+        self._schedule()  # checks the shape
+
+    def stage_at(self, step: int) -> int:
+        """Return 0, 1 or 2 for the stage after ``step`` optimizer steps."""
+        if step < self.shared_steps:
+            return 0
+        return 2 if self.hardens and step >= self.shared_steps + self.annealing_steps else 1
+
+    def temperature_at(self, step: int) -> float:
+        """Return the temperature after ``step`` optimizer steps."""
+        return self._schedule()(step)
+
+    def spawns_at(self, step: int) -> bool:
+        """Tell whether experts are to be spawned after ``step`` optimizer steps."""
+        return step == self.shared_steps > 0
+
+    def _schedule(self) -> TemperatureSchedule:
+        return TemperatureSchedule(
+            self.start, self.end, self.annealing_steps, self.shape, self.shared_steps
+        )
+
+
+@torch.no_grad()
+def spawn_experts(
+    experts: nn.Module,
+    *,
+    source: int = 0,
+    mask_prob: float = 0.1,
+    rescale: bool = False,
+    noise_std: float = 0.0,
+    reinit_fraction: float = 0.0,
+    keep_source: bool = False,
+    optimizer: Optimizer | None = None,
+    optimizer_state: OptimizerState = "copy",
+    generator: torch.Generator | None = None,
+) -> None:
+    """Replace all experts by differently perturbed copies of one, in place (Nie et al., 2021).
+
+    Each weight of each copy is masked to zero with probability ``mask_prob``, independently; the
+    variants redraw a fraction of the weights or add noise. Biases are copied as they are.
+
+    Args:
+        experts: Module whose every parameter stacks the experts along its first dimension: weights
+            (E, …, …) and biases (E, …).
+        source: The expert that is copied.
+        mask_prob: Probability that a weight becomes zero (recommended: 0.1).
+        rescale: Whether the weights left are divided by ``1 - mask_prob``.
+        noise_std: Standard deviation of Gaussian noise on the weights, as a share of the standard
+            deviation of the source's weights.
+        reinit_fraction: Probability that a weight is drawn anew, from a normal distribution with
+            the standard deviation of the source's weights.
+        keep_source: Whether the source itself stays as it was.
+        optimizer: Optimizer of the experts, if it has run already.
+        optimizer_state: ``copy`` gives every expert the moments of the source, ``reset`` forgets
+            the state of all parameters of the experts.
+        generator: Source of the random numbers; the global one if None. Ranks that hold copies of
+            the same experts must give it the same seed.
+
+    Raises:
+        ValueError: A number is out of range, the parameters do not stack one number of experts, or
+            the optimizer holds a state that cannot be copied.
+    """
+    parameters = dict(experts.named_parameters())
+    num_experts = _num_experts(parameters)
+    if not 0 <= source < num_experts:
+        raise ValueError(f"source must lie between 0 and {num_experts - 1}, got {source}")
+    _check(mask_prob, noise_std, reinit_fraction, optimizer_state)
+    if optimizer is not None:  # first, because it may refuse
+        _spawn_state(optimizer, parameters, source, optimizer_state)
+    for parameter in parameters.values():
+        original = parameter[source].clone()
+        parameter.copy_(original.expand_as(parameter))
+        if parameter.ndim > 2:
+            parameter.mul_(_mask(parameter, mask_prob, rescale, generator))
+            _redraw(parameter, original, reinit_fraction, noise_std, generator)
+        if keep_source:
+            parameter[source] = original
+
+
+def _mask(like: Tensor, prob: float, rescale: bool, generator: torch.Generator | None) -> Tensor:
+    kept = _uniform(like, generator) >= prob
+    return kept / (1 - prob) if rescale else kept
+
+
+def _redraw(
+    copies: Tensor,
+    original: Tensor,
+    fraction: float,
+    noise_std: float,
+    generator: torch.Generator | None,
+) -> None:
+    spread = original.std(correction=0)
+    if fraction > 0:
+        drawn = _uniform(copies, generator) < fraction
+        copies.copy_(torch.where(drawn, spread * _normal(copies, generator), copies))
+    if noise_std > 0:
+        copies.add_(noise_std * spread * _normal(copies, generator))
+
+
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(like.shape, generator=generator, device=like.device)
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def _spawn_state(
+    optimizer: Optimizer, parameters: dict[str, nn.Parameter], source: int, choice: OptimizerState
+) -> None:
+    if choice == "reset":
+        for parameter in parameters.values():
+            optimizer.state.pop(parameter, None)
+        return
+    moments = [
+        (f"{key!r} of {name}", value, parameter.shape)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor) and value.numel() > 1
+    ]
+    for name, value, shape in moments:
+        if value.shape != shape:
+            raise ValueError(
+                f"the optimizer state {name} has shape {tuple(value.shape)}, not that of the"
+                f" parameter {tuple(shape)}, and cannot be copied: choose optimizer_state='reset'"
+            )
+    for _, value, _ in moments:
+        value.copy_(value[source].clone().expand_as(value))
+
+
+def _num_experts(parameters: dict[str, nn.Parameter]) -> int:
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    sizes = {shape[:1] for shape in shapes.values()}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ValueError(
+            "every parameter must stack the experts along its first dimension, got"
+            f" {shapes or 'a module without parameters'}"
+        )
+    return next(iter(sizes))[0]
+
+
+def _check(mask_prob: float, noise_std: float, reinit_fraction: float, state: str) -> None:
+    if not 0 <= mask_prob < 1:
+        raise ValueError(f"mask_prob must lie between 0 and 1, without 1, got {mask_prob}")
+    if not 0 <= reinit_fraction <= 1:
+        raise ValueError(f"reinit_fraction must lie between 0 and 1, got {reinit_fraction}")
+    if not noise_std >= 0:
+        raise ValueError(f"noise_std must not be negative, got {noise_std}")
+    if state not in get_args(OptimizerState):
+        raise ValueError(f"optimizer_state is {state!r}; choose copy or reset")

@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from core_gates import TemperatureSchedule, update_gates
+from core_gates.gates.activation import ActivationGate
+
+DIM, EXPERTS = 3, 4
+
+
+def build(**options):
+    gate = ActivationGate(DIM, EXPERTS, dtype=torch.float64, **options)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in (gate.weight, gate.bias):
+        values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.data.copy_(values)
+    return gate
+
+
+def positions(*shape):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(*shape, DIM, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        ("identity", lambda z: z),
+        ("tanh", lambda z: (z.exp() - (-z).exp()) / (z.exp() + (-z).exp())),
+        ("sigmoid", lambda z: 1 / (1 + (-z).exp())),
+        ("gelu", lambda z: z * (1 + torch.erf(z / math.sqrt(2))) / 2),
+        ("silu", lambda z: z / (1 + (-z).exp())),
+    ],
+)
+def test_formula(activation, function):
+    gate, x = build(activation=activation, tau=0.4), positions(7)
+    routing = gate(x)
+    logits = function(x @ gate.weight.T) + gate.bias
+    assert_close(routing.logits, logits)
+    expected = (logits / 0.4).exp()
+    assert_close(routing.weights, expected / expected.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.8, 1.25, 2.0])
+def test_only_a_linear_score_has_a_ridge(scale):
+    x, changes = positions(200), {}
+    for activation in ("identity", "tanh", "sigmoid"):
+        gate = build(activation=activation, tau=0.5)
+        scaled = build(activation=activation, tau=0.5 * scale)
+        for parameter in (scaled.weight, scaled.bias):
+            parameter.data.mul_(scale)
+        change = scaled(x).weights.log() - gate(x).weights.log()
+        changes[activation] = change.abs().max().item()
+    assert changes["identity"] < 1e-10
+    assert min(changes["tanh"], changes["sigmoid"]) > 0.01
+
+
+def test_gradients_with_a_learned_temperature():
+    gate, x = build(activation="tanh", tau=0.7, learn_tau=True), positions(3).requires_grad_()
+    names, parameters = zip(*gate.named_parameters(), strict=True)
+    assert "log_tau" in names
+
+    def outputs(x, *parameters):
+        state = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(gate, state, (x,)).weights
+
+    assert gradcheck(outputs, (x, *parameters))
+
+
+def test_learned_temperature_starts_at_its_value_and_learns():
+    gate = build(tau=0.7, learn_tau=True)
+    assert_close(gate.tau.item(), 0.7)
+    assert_close(gate(positions(5)).weights, build(tau=0.7)(positions(5)).weights)
+    gate(positions(5)).weights[:, 0].sum().backward()
+    assert gate.log_tau.grad != 0
+    gate.log_tau.data.fill_(9.0)
+    gate.reset_parameters()
+    assert_close(gate.tau.item(), 0.7)
+
+
+def test_temperature_follows_its_schedule_once_per_step():
+    gate, seen = build(tau=TemperatureSchedule(2.0, 0.5, 3)), []
+    for _ in range(5):
+        with update_gates(gate):
+            gate(positions(2))
+            seen.append(gate.tau.item())
+    assert seen == [2.0, 1.5, 1.0, 0.5, 0.5]
+    twin = build(tau=TemperatureSchedule(2.0, 0.5, 3))
+    twin.load_state_dict(gate.state_dict())
+    assert twin.tau == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "cube"}, "activation is 'cube'; choose one of identity, tanh"),
+        ({"tau": 0.0}, "tau must be positive, got 0.0"),
+        ({"tau": TemperatureSchedule(1, 2, 3), "learn_tau": True}, "give a number to learn"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        ActivationGate(DIM, EXPERTS, **options)
