@@ -1,0 +1,1 @@
+"""Gates on features: they scale their input and route nothing."""

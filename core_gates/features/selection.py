@@ -1,0 +1,160 @@
+"""The feature-selection gate, also known as hard-attention gate."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.features.folding import Side, scale_inputs, scale_outputs
+from core_gates.features.rectifiers import (
+    Rectifier,
+    open_probability,
+    rectify,
+    sample_hard_concrete,
+)
+
+
+class FeatureSelectionGate(nn.Module):
+    """Scale every feature by a learned score, the same at all positions (arXiv 2407.04400).
+
+    ``y = s(g) * x`` with one logit g a feature. The scores do not depend on the input, so that a
+    trained gate folds into the layer before or after it. They become exactly zero for the
+    rectifiers other than the sigmoid of the paper:
+
+    - ``sigmoid``: s = σ(g), near 0.5 at the start;
+    - ``relu``: s = max(g, 0); a gate that is closed gets no gradient, so start it open, e.g. at 1;
+    - ``hard_concrete``: s = clip(1.2 σ(g) - 0.1, 0, 1), in training a random sample with the same
+      mean logit, one a forward pass (Louizos et al., 2018); drive it by :meth:`l0_penalty`;
+    - ``straight_through``: s = 1 where σ(g) > 0.5, else 0, with the gradient of σ(g).
+
+    Args:
+        dim: Number of features.
+        rectifier: One of the four above.
+        init: ``xavier`` draws the logits from N(0, 2 / (1 + dim)), ``he`` from N(0, 2 / dim); a
+            number is the logit of all.
+        feature_dim: Dimension of the features: -1 for tokens, 1 for images (B, C, H, W).
+        device: Device of the logits.
+        dtype: Floating dtype of the logits; the scores are computed in float32 at least.
+
+    Shape:
+        ``x`` and the result (..., dim, ...), any floating dtype.
+
+    Raises:
+        ValueError: ``dim`` is below 1, or rectifier or init is unknown.
+    """
+
+    kept: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        rectifier: Rectifier = "sigmoid",
+        init: Literal["xavier", "he"] | float = "xavier",
+        feature_dim: int = -1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        if rectifier not in get_args(Rectifier):
+            known = ", ".join(get_args(Rectifier))
+            raise ValueError(f"rectifier is {rectifier!r}; choose one of {known}")
+        if isinstance(init, str) and init not in ("xavier", "he"):
+            raise ValueError(f"init is {init!r}; choose xavier, he or a number")
+        self.dim = dim
+        self.rectifier: Rectifier = rectifier
+        self.init = init
+        self.feature_dim = feature_dim
+        self.logits = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
+        self.register_buffer("kept", torch.empty(dim, device=device, dtype=torch.bool))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the logits as ``init`` says and keep every feature."""
+        if isinstance(self.init, str):
+            fan = self.dim + 1 if self.init == "xavier" else self.dim
+            nn.init.normal_(self.logits, std=(2 / fan) ** 0.5)
+        else:
+            nn.init.constant_(self.logits, self.init)
+        self.kept.fill_(True)
+
+    def scores(self) -> Tensor:
+        """Return the scores (dim,) of evaluation, without noise, zero where pruned."""
+        return torch.where(self.kept, rectify(self._exact_logits(), self.rectifier), 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` scaled by the scores, in the dtype of ``x``.
+
+        Raises:
+            ValueError: ``x`` has another number of features.
+        """
+        if x.shape[self.feature_dim] != self.dim:
+            raise ValueError(
+                f"x {tuple(x.shape)} must have {self.dim} features in dimension {self.feature_dim}"
+            )
+        shape = [1] * x.ndim
+        shape[self.feature_dim] = self.dim
+        return x * self._drawn_scores().to(x.dtype).view(shape)
+
+    def gate_values(self, x: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the scores (dim,), whatever the input; those of a ReLU may exceed one."""
+        return self.scores()
+
+    def l0_penalty(self) -> Tensor:
+        """Return the expected number of open gates, to be weighed and added to the loss.
+
+        Raises:
+            ValueError: The rectifier never closes a gate (sigmoid), or not by chance (ReLU).
+        """
+        logits = self._exact_logits()
+        if self.rectifier == "hard_concrete":
+            probability = open_probability(logits)
+        elif self.rectifier == "straight_through":
+            probability = logits.sigmoid()
+        else:
+            raise ValueError(
+                f"an L0 penalty needs gates that close at random, not rectifier {self.rectifier!r};"
+                " choose hard_concrete or straight_through"
+            )
+        return torch.where(self.kept, probability, 0).sum()
+
+    @torch.no_grad()
+    def prune_(self, threshold: float = 0.0) -> int:
+        """Close for good the gates whose score is at most ``threshold``; return how many remain."""
+        self.kept &= self.scores() > threshold
+        return int(self.kept.sum())
+
+    @torch.no_grad()
+    def fold_into(self, module: nn.Module, side: Side) -> None:
+        """Multiply the scores of evaluation into the weights of a neighbor, in place.
+
+        Args:
+            module: Linear layer, convolution or affine normalization.
+            side: ``output`` if the gate follows the module, ``input`` if it precedes it.
+
+        Raises:
+            ValueError: The module cannot absorb the scores, or the side is unknown.
+        """
+        if side not in get_args(Side):
+            raise ValueError(f"side is {side!r}; choose output or input")
+        (scale_outputs if side == "output" else scale_inputs)(module, self.scores())
+
+    def extra_repr(self) -> str:
+        """Show the settings in ``print(gate)``."""
+        return f"dim={self.dim}, rectifier={self.rectifier}, feature_dim={self.feature_dim}"
+
+    def _exact_logits(self) -> Tensor:
+        return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+
+    def _drawn_scores(self) -> Tensor:
+        if self.rectifier != "hard_concrete" or not self.training:
+            return self.scores()
+        logits = self._exact_logits()
+        smallest = torch.finfo(logits.dtype).eps  # the logarithms of the noise stay finite
+        uniform = torch.rand_like(logits).clamp(smallest, 1 - smallest)
+        return torch.where(self.kept, sample_hard_concrete(logits, uniform), 0)
+
+
+HardAttentionGate = FeatureSelectionGate
