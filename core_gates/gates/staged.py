@@ -46,18 +46,18 @@ class StagedGate(Gate):
     def reset_parameters(self) -> None:
         """Return to step 0; a subclass resets its parameters beside it."""
         self.step.zero_()
-        self._stage = self.stage_at(0)
+        self.enter(0)
 
     def update(self, routings: Sequence[RoutingOutput]) -> None:  # noqa: ARG002
         """Count one optimizer step."""
         self.step += 1
-        self.settle()
+        self.enter(int(self.step))
 
-    def settle(self) -> None:
-        """Renew what follows from the count of steps; needed after writing the buffer by hand."""
-        self._stage = self.stage_at(int(self.step))
+    def enter(self, step: int) -> None:
+        """Renew what ``forward`` needs as plain numbers after ``step`` updates."""
+        self._stage = self.stage_at(step)
 
 
 def _settle(gate: StagedGate, _incompatible_keys: Any) -> None:
     if not gate.step.is_meta:
-        gate.settle()
+        gate.enter(int(gate.step))

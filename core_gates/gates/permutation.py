@@ -1,0 +1,207 @@
+"""Local search over permutations of the experts, around any gate (COMET+)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.gates.base import Gate
+from core_gates.gates.numerics import linear_fp32
+from core_gates.gates.permutation_search import (
+    PermutationSearch,
+    best_assignments,
+    permutation_entropy,
+    sinkhorn,
+)
+from core_gates.gates.routing import RoutingOutput
+from core_gates.gates.staged import StagedGate
+
+
+class PermutedGate(StagedGate):
+    """Permute the experts of a gate, and learn how (COMET+, Ibrahim et al., 2023).
+
+    Each tree or selector j of the gate, a row vector over experts, is multiplied by Π_j; the sum
+    over j is scaled as the gate scales its own weights. Phase ``search``: Π is relaxed and learned,
+    which makes any gate dense; evaluation uses the nearest permutation (the best assignment, by
+    SciPy). Phase ``permuted``: Π is fixed, and a gate with indices keeps them. Phases follow the
+    updates of this gate; the wrapped one is updated for itself by
+    :func:`~core_gates.gates.collect.update_gates`.
+
+    The loss ``permutation_entropy`` joins the losses of the gate: the entropies of Π and of Π with
+    rows scaled to sum 1, means over the permutations (published weight: 1e-4). After the search it
+    is 0.
+
+    Args:
+        gate: Any gate whose routing is no mixture of slots.
+        search: Length and temperatures of the search.
+        device: Device of the permutation.
+        dtype: Floating dtype of B; the relaxation is computed in float32 at least.
+
+    Shape:
+        Those of the gate; in the search weights are (..., E) without indices. ``logits`` are in the
+        order of the gate until the search is over, and None with one permutation per tree.
+
+    Raises:
+        ValueError: In ``forward``, if the number of permutations does not fit the gate, or if the
+            gate returns slots.
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ("search", "permuted")
+
+    targets: Tensor
+
+    def __init__(
+        self,
+        gate: Gate,
+        *,
+        search: PermutationSearch,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(gate.dim, gate.num_experts, device=device)
+        self.gate = gate
+        self.search = search
+        self.couples_tokens = gate.couples_tokens
+        self.renormalize = gate.renormalize
+        size = (search.num_permutations, gate.num_experts)
+        scores = torch.empty(*size, gate.num_experts, device=device, dtype=dtype)
+        self.permutation_logits = nn.Parameter(scores)
+        self.register_buffer("targets", torch.empty(size, device=device, dtype=torch.int64))
+        self._reset_search()
+
+    def reset_parameters(self) -> None:
+        """Reset the gate, draw B from U(±0.05), and begin the search anew."""
+        self.gate.reset_parameters()
+        self._reset_search()
+
+    def stage_at(self, step: int) -> int:
+        """Return the index into ``phases`` after ``step`` updates."""
+        return int(step + 1 >= self.search.num_steps)
+
+    def enter(self, step: int) -> None:
+        """Renew phase, temperature and number of iterations after ``step`` updates."""
+        super().enter(step)
+        last_relaxed = min(step + 1, self.search.num_steps - 1)
+        self._temperature = self.search.temperature_at(last_relaxed)
+        self._iterations = self.search.iterations_at(last_relaxed)
+
+    def update(self, routings: Sequence[RoutingOutput]) -> None:
+        """Count one optimizer step; at the end of the search fix the permutations."""
+        was_searching = self.phase == "search"
+        super().update(routings)
+        if was_searching and self.phase == "permuted":
+            self.targets.copy_(best_assignments(self.relaxed()))
+
+    def relaxed(self, *, noisy: bool = False) -> Tensor:
+        """Return the relaxed permutations (Q, E, E), from B at the present temperature.
+
+        Args:
+            noisy: Whether the noise of the search is drawn.
+        """
+        dtype = torch.promote_types(self.permutation_logits.dtype, torch.float32)
+        scores = self.permutation_logits.to(dtype)
+        if noisy and self.search.noise > 0:
+            scores = scores - self.search.noise * torch.empty_like(scores).exponential_().log()
+        return sinkhorn(scores / self._temperature, self._iterations)
+
+    def permutations(self) -> Tensor:
+        """Return the matrices Π (Q, E, E) that a call would use now, 0 and 1 outside training."""
+        if self.training and self.phase == "search":
+            return self.relaxed(noisy=True)
+        return nn.functional.one_hot(self._targets(), self.num_experts).to(torch.float32)
+
+    def forward(
+        self, x: Tensor, *, ids: Tensor | None = None, padding_mask: Tensor | None = None
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`."""
+        routing: RoutingOutput = self.gate(x, ids=ids, padding_mask=padding_mask)
+        if routing.dispatch is not None:
+            raise ValueError("slots mix positions: a gate that returns them cannot be permuted")
+        if self.training and self.phase == "search":
+            relaxed = self.relaxed(noisy=True)
+            entropy = permutation_entropy(relaxed)
+            permuted = self._mixed(routing, self._selectors(x, routing, padding_mask), relaxed)
+        else:
+            entropy = 0 * self.permutation_logits.sum()  # B stays in use, for DDP
+            permuted = self._moved(routing, x, padding_mask, self._targets())
+        aux = {**(routing.aux or {}), "permutation_entropy": entropy}
+        return permuted._replace(aux=aux).ignore(padding_mask)
+
+    @torch.no_grad()
+    def report(self) -> dict[str, float]:
+        """Return how far the search is: ``temperature``, ``iterations``, and of the relaxation.
+
+        ``row_error`` and ``column_error`` are the largest deviations of its sums from 1,
+        ``hardness`` is the mean of the largest entry of its rows, 1 for a permutation.
+        """
+        relaxed = self.relaxed()
+        return {
+            "temperature": self._temperature,
+            "iterations": float(self._iterations),
+            "row_error": (relaxed.sum(-1) - 1).abs().max().item(),
+            "column_error": (relaxed.sum(-2) - 1).abs().max().item(),
+            "hardness": relaxed.amax(-1).mean().item(),
+        }
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, phase={self.phase!r}"
+
+    def _reset_search(self) -> None:
+        super().reset_parameters()
+        nn.init.uniform_(self.permutation_logits, -0.05, 0.05)
+        identity = torch.arange(self.num_experts, device=self.targets.device)
+        self.targets.copy_(identity.expand_as(self.targets))
+
+    def _targets(self) -> Tensor:
+        """Return (Q, E): the expert that each expert of the gate becomes."""
+        if self.phase == "permuted" or self.targets.is_meta:
+            return self.targets
+        return best_assignments(self.relaxed())
+
+    def _selectors(self, x: Tensor, routing: RoutingOutput, padding_mask: Tensor | None) -> Tensor:
+        if type(self.gate).selectors is Gate.selectors:  # J = 1; a second call would draw new noise
+            selectors = routing.to_dense(self.num_experts).weights.unsqueeze(-2)
+        else:
+            if padding_mask is not None:
+                x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
+            selectors = self.gate.selectors(x)
+        if self.search.num_permutations not in (1, selectors.shape[-2]):
+            raise ValueError(
+                f"num_permutations is {self.search.num_permutations}, but the gate is a sum of"
+                f" {selectors.shape[-2]}; give that number, or 1 to share one"
+            )
+        return selectors
+
+    def _mixed(self, routing: RoutingOutput, selectors: Tensor, matrices: Tensor) -> RoutingOutput:
+        if len(matrices) == 1:
+            weights = linear_fp32(selectors.sum(-2), matrices[0].T)
+            probs = None if routing.probs is None else linear_fp32(routing.probs, matrices[0].T)
+        else:
+            rows = zip(selectors.unbind(-2), matrices, strict=True)
+            weights = torch.stack([linear_fp32(row, matrix.T) for row, matrix in rows]).sum(0)
+        if self.renormalize:
+            total = weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+            weights = weights * (selectors.sum((-2, -1)).unsqueeze(-1) / total)
+        if len(matrices) > 1:
+            return RoutingOutput(weights, probs=weights)
+        return RoutingOutput(weights, logits=routing.logits, probs=probs)
+
+    def _moved(
+        self, routing: RoutingOutput, x: Tensor, padding_mask: Tensor | None, targets: Tensor
+    ) -> RoutingOutput:
+        if len(targets) > 1:
+            weights = _move(self._selectors(x, routing, padding_mask), targets).sum(-2)
+            return RoutingOutput(weights, probs=weights)
+        logits = None if routing.logits is None else _move(routing.logits, targets[0])
+        probs = None if routing.probs is None else _move(routing.probs, targets[0])
+        moved = routing._replace(logits=logits, probs=probs)
+        if routing.indices is None:
+            return moved._replace(weights=_move(routing.weights, targets[0]))
+        return moved._replace(indices=targets[0][routing.indices])
+
+
+def _move(values: Tensor, targets: Tensor) -> Tensor:
+    """Return the values with entry e of the last dimension at place ``targets[..., e]``."""
+    return torch.zeros_like(values).scatter(-1, targets.expand(values.shape), values)
