@@ -114,7 +114,8 @@ class DenseToSparseGate(StagedGate):
         used = routing.chosen(self.num_experts, dropped=False)
         weights = routing.to_dense(self.num_experts).weights
         mean_weight, mean_use = (mean_over_positions(t, padding_mask) for t in (weights, used))
-        return routing._replace(aux={"balance": self.num_experts * mean_weight @ mean_use})
+        balance = self.num_experts * (mean_weight * mean_use).sum()
+        return routing._replace(aux={"balance": balance})
 
     def route(self, logits: Tensor, noise: Tensor | None = None) -> RoutingOutput:
         """Return the routing of given logits in the present phase, without losses.

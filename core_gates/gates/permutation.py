@@ -123,7 +123,8 @@ class PermutedGate(StagedGate):
             entropy = permutation_entropy(relaxed)
             permuted = self._mixed(routing, self._selectors(x, routing, padding_mask), relaxed)
         else:
-            entropy = 0 * self.permutation_logits.sum()  # B stays in use, for DDP
+            scores = self.permutation_logits.to(routing.weights.dtype)
+            entropy = 0 * scores.sum()  # B stays in use, for DDP
             permuted = self._moved(routing, x, padding_mask, self._targets())
         aux = {**(routing.aux or {}), "permutation_entropy": entropy}
         return permuted._replace(aux=aux).ignore(padding_mask)

@@ -99,6 +99,13 @@ def test_without_a_threshold_it_is_a_gumbel_softmax():
     assert_close(routing.aux["balance"], torch.tensor(float(EXPERTS)).double())
 
 
+def test_loss_is_float32_under_autocast():
+    gate, x = build(FIRST["annealing"]).eval(), positions(9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        balance = gate(x).aux["balance"]
+    assert_close(balance, gate(x).aux["balance"], rtol=0, atol=0)
+
+
 def test_noise_is_gumbel_and_drawn_in_training_only():
     gate = DenseToSparseGate(1, 2, threshold=0.0, stages=StagedSchedule(0, 1, start=1.0, end=1.0))
     torch.manual_seed(0)

@@ -9,8 +9,16 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from core_gates import Gate, SoftmaxGate, TemperatureSchedule, TopKGate, update_gates
+from core_gates.gates.activation import ActivationGate
+from core_gates.gates.comet import CometGate
+from core_gates.gates.dense_to_sparse import DenseToSparseGate
+from core_gates.gates.dselect import DSelectKGate
+from core_gates.gates.permutation import PermutedGate
+from core_gates.gates.permutation_search import PermutationSearch
+from core_gates.spawn import StagedSchedule
 
 DIM, EXPERTS = 6, 5
+SEARCH = PermutationSearch(6, start=0.1, end=0.01)
 GATES = {
     "softmax": lambda **o: SoftmaxGate(DIM, EXPERTS, **o),
     "annealed": lambda **o: SoftmaxGate(
@@ -18,6 +26,17 @@ GATES = {
     ),
     "top-k": lambda **o: TopKGate(DIM, EXPERTS, k=2, **o),
     "top-k of all": lambda **o: TopKGate(DIM, EXPERTS, k=3, renormalize=False, bias=True, **o),
+    "comet": lambda **o: CometGate(DIM, EXPERTS, k=2, gamma=8.0, **o),
+    "dselect-k": lambda **o: DSelectKGate(DIM, EXPERTS, k=2, gamma=8.0, **o),
+    "static dselect-k": lambda **o: DSelectKGate(DIM, EXPERTS, gamma=8.0, per_example=False, **o),
+    "activation": lambda **o: ActivationGate(DIM, EXPERTS, learn_tau=True, **o),
+    "dense to sparse": lambda **o: DenseToSparseGate(DIM, EXPERTS, **o),
+    "shared": lambda **o: DenseToSparseGate(DIM, EXPERTS, stages=StagedSchedule(2, 3), **o),
+    "hardened": lambda **o: DenseToSparseGate(DIM, EXPERTS, stages=StagedSchedule(0, 0), **o),
+    "permuted top-k": lambda **o: PermutedGate(TopKGate(DIM, EXPERTS, **o), search=SEARCH, **o),
+    "permuted comet": lambda **o: PermutedGate(
+        CometGate(DIM, EXPERTS, gamma=8.0, **o), search=SEARCH, **o
+    ),
 }
 
 
@@ -25,11 +44,12 @@ GATES = {
 def make(request):
     def build(**options):
         gate = GATES[request.param](**options)
-        if not gate.weight.is_meta:
+        if not any(p.is_meta for p in gate.parameters()):
             generator = torch.Generator().manual_seed(1)
             for parameter in gate.parameters():
                 values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.data.copy_(values)
+        torch.manual_seed(0)  # for gates that draw noise
         return gate
 
     return build
@@ -46,7 +66,7 @@ def differentiable(routing):
 
 def assert_same_routing(actual, expected, **tolerance):
     for a, b in zip(actual, expected, strict=True):
-        if isinstance(b, torch.Tensor):
+        if isinstance(b, torch.Tensor | dict):
             assert_close(a, b, **tolerance)
         else:
             assert a == b
@@ -57,16 +77,18 @@ def test_shapes(make, leading):
     routing = make()(positions(*leading))
     choices = EXPERTS if routing.indices is None else routing.indices.shape[-1]
     assert routing.weights.shape == (*leading, choices)
-    assert routing.probs.shape == routing.logits.shape == (*leading, EXPERTS)
+    for scores in (routing.probs, routing.logits):
+        assert scores is None or scores.shape == (*leading, EXPERTS)
+    assert routing.probs is not None
     assert routing.to_dense().weights.shape == (*leading, EXPERTS)
 
 
 def test_positions_do_not_see_each_other(make):
-    gate, x = make(), positions(4, 3)
+    gate, x = make().eval(), positions(4, 3)
     assert not gate.couples_tokens
-    together = gate(x)
+    together = gate(x)._replace(aux=None)
     for i in range(4):
-        alone = gate(x[i])
+        alone = gate(x[i])._replace(aux=None)
         assert_same_routing(
             alone, type(together)(*(t[i] if t is not None else t for t in together))
         )
@@ -78,11 +100,12 @@ def test_weights_are_a_distribution_where_the_gate_says_so(make):
     if gate.renormalize or isinstance(gate, SoftmaxGate):
         assert_close(sums, torch.ones(9))
     else:
-        assert (sums < 1).all()
+        assert (sums <= 1 + 1e-6).all()
 
 
 def test_gradients(make):
     gate = make(dtype=torch.float64)
+    gate.train(not isinstance(gate, DenseToSparseGate))  # which draws noise in training
     x = positions(3, dtype=torch.float64).requires_grad_()
 
     def outputs(x, *parameters):
@@ -95,7 +118,9 @@ def test_gradients(make):
 
 def test_routing_is_float32_and_the_same_under_autocast(make):
     gate, x = make(), positions(50)
+    rng = torch.get_rng_state()
     expected = gate(x)
+    torch.set_rng_state(rng)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         routing = gate(x)
     assert_same_routing(routing, expected, rtol=0, atol=0)
@@ -103,7 +128,7 @@ def test_routing_is_float32_and_the_same_under_autocast(make):
 
 
 def test_bfloat16_modules_route_in_float32(make):
-    gate = make().to(torch.bfloat16)
+    gate = make().to(torch.bfloat16).eval()
     x = positions(50).bfloat16()
     routing = gate(x)
     assert {t.dtype for t in differentiable(routing)} == {torch.float32}
@@ -115,21 +140,25 @@ def test_state_is_never_rounded_by_a_cast_to_half_precision(make):
     gate = make()
     before = {name: b.clone() for name, b in gate.named_buffers()}
     torch.nn.Sequential(gate).to(torch.bfloat16)
-    assert gate.weight.dtype == torch.bfloat16
+    assert {p.dtype for p in gate.parameters()} == {torch.bfloat16}
     assert_close(dict(gate.named_buffers()), before, rtol=0, atol=0)
 
 
 def test_ties_go_to_the_lowest_index(make):
     gate = make()
-    torch.nn.init.zeros_(gate.weight)
-    if gate.bias is not None:
-        torch.nn.init.zeros_(gate.bias)
-    top = gate(positions(3)).to_top_k(2)
-    assert top.indices.tolist() == [[0, 1]] * 3
+    gate.train(not isinstance(gate, DenseToSparseGate))  # which draws noise in training
+    for parameter in gate.parameters():
+        torch.nn.init.zeros_(parameter)
+    routing = gate(positions(3))
+    if routing.logits is None:  # leaves and codes of equal scores are not equally likely
+        assert (routing.weights > 0).all()
+        return
+    k = min(2, routing.weights.shape[-1])
+    assert routing.to_top_k(k).indices.tolist() == [[0, 1][:k]] * 3
 
 
 def test_padding_weighs_nothing_and_changes_nothing_else(make):
-    gate, x = make(), positions(2, 4)
+    gate, x = make().eval(), positions(2, 4)
     mask = torch.tensor([[False, True, False, True], [False, False, True, False]])
     x_padded = x.masked_fill(mask.unsqueeze(-1), torch.nan)
     routing, expected = gate(x_padded, padding_mask=mask), gate(x).to_dense().weights
@@ -139,14 +168,17 @@ def test_padding_weighs_nothing_and_changes_nothing_else(make):
     if routing.kept is not None:
         assert torch.equal(routing.kept.any(-1), ~mask)
     (dense**2).sum().backward()
-    masked_gradient = gate.weight.grad
-    gate.weight.grad = None
+    masked = {name: p.grad for name, p in gate.named_parameters() if p.grad is not None}
+    gate.zero_grad()
     (gate(x[~mask]).to_dense().weights ** 2).sum().backward()
-    assert_close(masked_gradient, gate.weight.grad)
+    assert masked
+    for name, parameter in gate.named_parameters():
+        if name in masked:
+            assert_close(masked[name], parameter.grad)
 
 
 def test_selectors_sum_to_the_dense_weights(make):
-    gate, x = make(), positions(2, 3)
+    gate, x = make().eval(), positions(2, 3)
     selectors = gate.selectors(x)
     assert selectors.ndim == 4
     assert_close(selectors.sum(-2), gate(x).to_dense().weights)
@@ -168,10 +200,13 @@ def test_state_resumes_exactly(make):
         with update_gates(gate):
             gate(x)
     twin.load_state_dict(gate.state_dict())
+    routings = []
     for g in (gate, twin):
+        torch.manual_seed(1)
         with update_gates(g):
             g(x)
-    assert_same_routing(twin(x), gate(x), rtol=0, atol=0)
+        routings.append(g(x))
+    assert_same_routing(*routings, rtol=0, atol=0)
 
 
 def test_activation_checkpointing_is_exact(make):
@@ -180,9 +215,13 @@ def test_activation_checkpointing_is_exact(make):
     def layer(x):
         return gate(x).weights.exp()
 
-    plain = torch.autograd.grad(layer(x).sum(), gate.weight)
+    parameters, rng = list(gate.parameters()), torch.get_rng_state()
+    plain = torch.autograd.grad(layer(x).sum(), parameters, allow_unused=True)
+    torch.set_rng_state(rng)
     again = checkpoint(layer, x, use_reentrant=False)
-    assert_close(torch.autograd.grad(again.sum(), gate.weight), plain, rtol=0, atol=0)
+    again = torch.autograd.grad(again.sum(), parameters, allow_unused=True)
+    assert any(gradient is not None for gradient in plain)
+    assert_close(again, plain, rtol=0, atol=0)
 
 
 def test_meta_device(make):
@@ -199,9 +238,10 @@ def test_reset_fills_what_the_meta_device_left_open(make):
     for tensor in gate.state_dict().values():
         tensor.fill_(123)
     gate.reset_parameters()
-    assert 0.01 < gate.weight.std() < 0.04
-    if gate.bias is not None:
-        assert not gate.bias.any()
+    if isinstance(gate, SoftmaxGate | TopKGate):
+        assert 0.01 < gate.weight.std() < 0.04
+        assert gate.bias is None or not gate.bias.any()
+    assert all(p.abs().max() < 1 for p in gate.parameters())
     assert_close(dict(gate.named_buffers()), dict(make().named_buffers()), rtol=0, atol=0)
 
 
@@ -209,7 +249,10 @@ def test_compiles_into_one_graph(make):
     gate, x = make(), positions(5)
     mask = torch.tensor([True, False, False, True, False])
     compiled = torch.compile(gate, backend="eager", fullgraph=True)
-    assert_same_routing(compiled(x, padding_mask=mask), gate(x, padding_mask=mask))
+    rng = torch.get_rng_state()
+    expected = gate(x, padding_mask=mask)
+    torch.set_rng_state(rng)
+    assert_same_routing(compiled(x, padding_mask=mask), expected)
 
 
 @pytest.mark.parametrize(("dim", "num_experts"), [(0, 3), (3, 0)])
@@ -230,6 +273,5 @@ def test_a_gate_must_say_how_it_routes():
 
 def test_defaults_of_the_contract(make):
     gate = make()
-    assert gate.phases == ("steady",)
-    assert gate.phase == "steady"
+    assert gate.phase in gate.phases
     assert f"num_experts={EXPERTS}" in repr(gate)

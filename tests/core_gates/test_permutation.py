@@ -81,6 +81,7 @@ def test_golden_search(golden, name):
         if gate.phase == "search":
             loss = (matrices * g["cotangent"]).sum() + reg
             (actual,) = torch.autograd.grad(loss, gate.permutation_logits)
+            # The last gradients of the vectors, up to 1.3e-4, are rounding of float32: exact is 0.
             tolerance = 1e-4 + 1e-6 * g["grad_log_weights"].abs().max().item()
             assert_close(actual, gradient, rtol=0, atol=tolerance)
         else:
