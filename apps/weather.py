@@ -12,13 +12,14 @@ from apps.ticker import ticking
 from apps.trainer import GatesTrainer
 from apps.weather_assimilation import Assimilation
 from apps.weather_ensemble import EnsembleScores, tune_ensemble
-from apps.weather_figures import save_cycles, save_example
+from apps.weather_figures import save_cycles, save_example, watch_gates
 from apps.weather_observing import era5_store, observe_store
 from apps.weather_report import headline, weather_report
 from apps.weather_source import check_prepared, check_seeds, store_of, twin_of
 from apps.weather_training import Networks, keep_weights
 from apps.weather_tuning import Tuner, read_settings
 from apps.weather_twin import TwinScores, tune_twin
+from apps.weather_twin_checks import TwinChecks
 from core_gates.errors import GatesError
 from weather.data.stream import AssimilationDataModule
 from weather.experiments.ensemble_source import Era5EnsembleSource
@@ -184,6 +185,7 @@ class WeatherTrainer(GatesTrainer):
         seeds: tuple[int, ...] = (0, 1, 2),
         densities: tuple[float, ...] = (0.1, 0.01),
         quick: bool = False,
+        ckpt_path: str | None = None,
     ) -> None:
         """Score every method, train the networks that are missing first, and write scores.json.
 
@@ -193,11 +195,14 @@ class WeatherTrainer(GatesTrainer):
             seeds: Seeds of networks, and of test timelines in a twin world.
             densities: Shares of grid points observed.
             quick: A short look in two minutes: few cycles or cases, no bars, nothing is trained.
+            ckpt_path: A checkpoint or weights file to score beside the classical methods, in place
+                of the networks of all forms and seeds; no bars.
         """
         check_seeds(datamodule.source, seeds)
         settings = self._settings()
         networks = self._networks(model, datamodule, settings)
-        forms = tuple(FORMS)
+        forms = (networks.pin(Path(ckpt_path)),) if ckpt_path else tuple(FORMS)
+        full = not quick and ckpt_path is None
         missing = networks.missing(forms, seeds)
         if missing:
             names = ", ".join(f"{form} seed {seed}" for form, seed in missing)
@@ -207,20 +212,30 @@ class WeatherTrainer(GatesTrainer):
             forms = tuple(f for f in forms if seeds and not networks.missing((f,), seeds))
         scores = self._scores(datamodule, networks, settings, seeds, forms, densities, quick=quick)
         scores.run()
-        folder = self.run_folder.path
+        path = self._write_scores(scores, full=full)
+        print_scores(path, metrics=headline(datamodule.source.channels))
+
+    def _write_scores(self, scores: TwinScores | EnsembleScores, *, full: bool) -> Path:
+        """Write what figures are drawn from, and the scores; bars and checks only if ``full``."""
+        rows, bars = scores.rows(), scores.bars() if full else []
         if isinstance(scores, TwinScores):
-            save_cycles(scores, folder)
+            save_cycles(scores, self.run_folder.path)
+            if full:
+                checks = TwinChecks(scores)
+                checks.run()
+                rows, bars = rows + checks.rows(), bars + checks.bars()
         else:
-            save_example(scores, folder)
-        path = write_scores(
+            save_example(scores, self.run_folder.path)
+        if scores.forms:
+            watch_gates(scores, self.run_folder.path)
+        return write_scores(
             self.run_folder.scores,
             app="weather",
             config_path=self.config_path,
-            seeds=seeds,
-            rows=scores.rows(),
-            bars=[] if quick else scores.bars(),
+            seeds=scores.seeds,
+            rows=rows,
+            bars=bars,
         )
-        print_scores(path, metrics=headline(datamodule.source.channels))
 
     def report(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:
         """Write the report of a run as one HTML page.

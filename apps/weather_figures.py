@@ -9,12 +9,15 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
+from apps.gates_report import save_gates
 from apps.weather_ensemble import EnsembleScores, task_name
 from apps.weather_twin import TwinScores
+from core_gates.monitor import GateMonitor
 from weather.experiments.ensemble_scoring import analyze_case
 from weather.experiments.ensemble_source import Era5EnsembleSource
 from weather.experiments.method import stored
 from weather.experiments.twin_source import TwinSource
+from weather.observations.gridded import GriddedObservations
 from weather.plots import analysis_figure, cycle_figure
 from weather.plots.style import field_label, unit_label
 
@@ -49,6 +52,32 @@ def save_example(scores: EnsembleScores, folder: Path) -> None:
     for method, assimilator in assimilators.items():
         tensors[method] = analyze_case(source, "persistence", case, density, assimilator)
     _save({k: v.contiguous().clone() for k, v in tensors.items()}, folder / EXAMPLE_FILE)
+
+
+def watch_gates(scores: EnsembleScores | TwinScores, folder: Path) -> None:
+    """Keep the gate values of one analysis by the increment form, or the first form there is.
+
+    It is the last case of ``persistence``, or the first cycle of a twin world, at the largest
+    density.
+    """
+    form = "adas_increment" if "adas_increment" in scores.forms else scores.forms[0]
+    network = scores.networks.load(form, scores.seeds[0])
+    if isinstance(scores, TwinScores):
+        world = scores.evaluation.world
+        density = max(task.density for task in scores.evaluation.tasks)
+        background = world.first_background("test")[:1]
+        first = next(iter(world.observations("test", density)))
+        observations = GriddedObservations(first.values[:1], first.errors[:1])
+    else:
+        source, density = scores.source, max(scores.densities)
+        case = source.cases("persistence")[-1]
+        network = network.expecting(source.task_background_sd["persistence"])
+        background = case.background[None, None]
+        observed = source.observe_case("persistence", case, density)
+        observations = GriddedObservations.stack([observed])
+    with GateMonitor(network) as monitor:
+        network.analyse(background, observations)
+        save_gates(monitor, folder)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:

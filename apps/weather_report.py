@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from apps.gates_report import gate_section
 from apps.report import Page
 from apps.runs import RunFolder
 from apps.weather_figures import cycle_figures, example_figures
@@ -22,9 +23,17 @@ from weather.plots.style import unit_label
 from weather.state import SHORT_NAMES, ChannelSpec
 
 DEPARTURES = ("ob_rms", "oa_rms", "withheld_rmse")
+CORRUPTED = ("declared_over_withheld", "denied_over_withheld")
 EXPLANATION = """
 Root mean square errors against the known truth, area-weighted. `ratio` is over the background.
-`lost` counts timelines that left the truth; they are scored as the free run.
+`lost` counts timelines that left the truth; they are scored as the free run. `redrawn`: the
+observing network is another one in every cycle. `corrupted`: half of the reports have five times
+their errors; the error of the analysis is over that without this half, with the large errors
+`declared` or `denied`.
+"""
+GATES = """
+Values of every gate of the increment form during one analysis at the largest density: how open it
+was on average, and which share was closed (below 0.1) or open (above 0.9).
 """
 DEPARTED = """
 Root mean squares of observation minus background (`ob`) and minus analysis (`oa`), and of withheld
@@ -67,6 +76,7 @@ def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
         figures = cycle_figures(run_folder.path, source)
     for caption, figure in figures:
         page.figure(figure, caption)
+    gate_section(page, run_folder.path, GATES)
     return page.write(run_folder.report)
 
 
@@ -79,7 +89,7 @@ def headline(channels: ChannelSpec, stems: tuple[str, ...] = ("rmse", "ratio")) 
         if middle is None or level in (None, middle)
     ]
     shown = {f"{stem}_{label}" for stem in stems for label in labels}
-    return shown | {"lost"} if "rmse" in stems else shown
+    return shown | {"lost", *CORRUPTED} if "rmse" in stems else shown
 
 
 def _units(channels: ChannelSpec) -> str:

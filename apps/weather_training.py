@@ -41,9 +41,27 @@ class Networks:
     ) -> None:
         self.run_folder, self.config = run_folder, config
         self.model, self.datamodule, self.settings = model, datamodule, settings
+        self.pinned: Path | None = None
+
+    def pin(self, path: Path) -> str:
+        """Take one checkpoint or weights file for every seed and return the form that it has.
+
+        Raises:
+            GatesError: The configured network is of no form that is compared.
+        """
+        form = form_of(self.model.analysis)
+        if form is None:
+            raise GatesError(
+                f"the configured network is none of {', '.join(FORMS)}: set model.network.output "
+                "and model.network.gated as one of them has it"
+            )
+        self.pinned = path
+        return form
 
     def path(self, form: str, seed: int) -> Path | None:
         """Return the weights of a form and seed, or None if they must be trained."""
+        if self.pinned is not None:
+            return self.pinned
         name = f"{form}-s{seed}.safetensors"
         shipped = Path(str(files("weather"))) / "weights" / self.config / name
         places = (self.run_folder.path / "weights" / name, shipped)
@@ -59,7 +77,7 @@ class Networks:
         if path is None:
             path = self.train(form, seed)
         analysis = self.model.variant(form).analysis
-        load_weights(path, analysis)
+        load_trained(path, analysis)
         return analysis.eval()
 
     def train(self, form: str, seed: int) -> Path:

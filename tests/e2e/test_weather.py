@@ -208,11 +208,33 @@ def test_evaluate_trains_what_is_missing_and_says_so_first(gates):
     assert result.out.splitlines()[0].endswith("training them now")
     scores = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
     assert {row["method"] for row in scores["rows"]} >= {"adas_official", "ungated", "oi"}
-    assert len(scores["bars"]) == 6
+    assert len(scores["bars"]) == 8
+    tasks = {row["task"] for row in scores["rows"]}
+    assert tasks >= {"0.1/perfect/redrawn", "0.1/error/redrawn", "0.1/perfect/corrupted"}
+    redrawn = figure(scores, "oi", "rmse_h", "0.1/perfect/redrawn")
+    assert redrawn != figure(scores, "oi", "rmse_h")
+    metrics = ("declared_over_withheld", "denied_over_withheld")
+    declared, denied = (figure(scores, "oi", m, "0.1/perfect/corrupted") for m in metrics)
+    assert declared < denied
     again = gates.weather("evaluate", *words, "--data.validation_steps", 1)
     assert "missing" not in again.out
     scores_again = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
     assert scores_again["rows"] == scores["rows"]
+
+
+def test_evaluate_scores_a_checkpoint_in_place_of_the_networks(gates):
+    weights = "runs/weather/unit/weights/adas_increment-s0.safetensors"
+    words = ["--name", "pinned", "--quick", "--ckpt_path"]
+    result = gates.weather("evaluate", *words, weights)
+    assert "missing" not in result.out
+    scores = json.loads((gates.folder / "runs/weather/pinned/scores.json").read_text())
+    methods = {row["method"] for row in scores["rows"]}
+    assert "adas_increment" in methods
+    assert not methods & {"adas_official", "ungated"}
+    assert scores["bars"] == []
+    missing = gates("weather", "evaluate", "--config", "unit", *words, "nothing.ckpt")
+    assert missing.code == 2
+    assert "no checkpoint at nothing.ckpt" in missing.err.splitlines()[-1]
 
 
 def test_report_is_one_page_without_network(gates, evaluated):
@@ -223,6 +245,8 @@ def test_report_is_one_page_without_network(gates, evaluated):
     assert page.count("data:image/png;base64,") >= 3
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
     assert "letkf" in page
+    assert ">Gates</h2>" in page
+    assert "network.stages.0.conv" in page
 
 
 def test_assimilate_writes_the_schema_of_weatherbench(gates):

@@ -1,0 +1,98 @@
+"""What a twin experiment shows beside its bars on errors: redrawn networks, corrupted reports."""
+
+from __future__ import annotations
+
+import statistics
+
+from apps.scores import Bar, Row
+from apps.ticker import ticking
+from apps.weather_tuning import tuned
+from apps.weather_twin import TwinScores
+from weather.baselines.assimilator import Assimilator
+from weather.experiments.corruption import Corruption, corrupt_half
+from weather.experiments.twin_evaluation import TwinEvaluation, TwinTask
+
+FORM = "adas_increment"
+CORRUPTION_CYCLES = 90
+DECLARED, DENIED = 1.05, 1.10
+
+
+class TwinChecks:
+    """Two checks of the increment form, with OI beside it.
+
+    Redrawn: the observing network is another one in every cycle, at the smallest density.
+    Corrupted: half of the reports get five times their errors, at the largest density in the
+    perfect model; see :func:`weather.experiments.corruption.corrupt_half`.
+
+    Args:
+        scores: The experiment, run before.
+    """
+
+    def __init__(self, scores: TwinScores) -> None:
+        self.scores, self.evaluation = scores, scores.evaluation
+        self.found: list[Row] = []
+        self.corruption: dict[str, Corruption] = {}
+
+    def run(self) -> None:
+        """Run both checks."""
+        sparse = min(task.density for task in self.evaluation.tasks)
+        dense = max(task.density for task in self.evaluation.tasks)
+        for task in self.evaluation.tasks:
+            if task.density == sparse:
+                self._redrawn(task)
+        self._corrupted(TwinTask(dense, "perfect"))
+
+    def rows(self) -> list[Row]:
+        """Return every figure of the checks."""
+        return self.found
+
+    def bars(self) -> list[Bar]:
+        """Return what the corruption must do, and must not do, to Adas."""
+        found = self.corruption[FORM]
+        return [
+            Bar(f"{FORM}, corrupted half declared over withheld", found.declared, "<=", DECLARED),
+            Bar(f"{FORM}, corrupted half denied over withheld", found.denied, ">=", DENIED),
+        ]
+
+    def _methods(self, task: TwinTask) -> dict[str, list[Assimilator]]:
+        """Return OI, and the networks of all seeds."""
+        oi = next(m for m in self.evaluation.classical() if m.name == "oi")
+        found: dict[str, list[Assimilator]] = {
+            "oi": [oi.build(tuned(self.scores.settings, oi, task.name))]
+        }
+        if FORM in self.scores.forms:
+            found[FORM] = [self.scores.networks.load(FORM, seed) for seed in self.scores.seeds]
+        return found
+
+    def _redrawn(self, task: TwinTask) -> None:
+        methods = self._methods(task)
+        cycles = self.evaluation.cycles * len(self.scores.seeds) * len(methods)
+        with ticking(f"cycling {task.name}, networks redrawn", cycles) as tick:
+            for name, members in methods.items():
+                errors, lost = [], 0
+                for row in range(len(self.scores.seeds)):
+                    member = members[row % len(members)]
+                    scored = self.evaluation.run(task, member, redraw=True, only=row, tick=tick)
+                    errors.append(self.evaluation.error(task, scored)[0])
+                    lost += int(scored.lost.sum())
+                place = f"{task.name}/redrawn"
+                for channel, label in enumerate(self.scores.labels):
+                    value = statistics.median(float(error[channel]) for error in errors)
+                    self.found.append(Row(name, place, f"rmse_{label}", value, n=len(errors)))
+                self.found.append(Row(name, place, "lost", lost, n=len(errors)))
+
+    def _corrupted(self, task: TwinTask) -> None:
+        methods = self._methods(task)
+        cycles = min(CORRUPTION_CYCLES, self.evaluation.cycles)
+        short = TwinEvaluation(self.evaluation.world, (task.density,), cycles)
+        total = cycles * sum(map(len, methods.values()))
+        with ticking(f"corrupting half of the reports, {task.name}", total) as tick:
+            for name, members in methods.items():
+                each = [corrupt_half(task, short, member, tick=tick) for member in members]
+                found = Corruption(
+                    *(statistics.median(column) for column in zip(*each, strict=True))
+                )
+                self.corruption[name] = found
+                for key, value in found._asdict().items():
+                    place = f"{task.name}/corrupted"
+                    self.found.append(Row(name, place, f"{key}_over_withheld", value, n=len(each)))
