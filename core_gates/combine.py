@@ -1,0 +1,54 @@
+"""The weighted sum of the results of the experts of a position."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def combine(rows: Tensor, weights: Tensor, place: Tensor) -> Tensor:
+    """Return ``Σ_k weights[t, k] rows[place[t, k]]``, multiplied in the wider of the two dtypes.
+
+    Reading the rows where they are is deterministic, unlike adding them up where they belong.
+
+    Args:
+        rows: Results (N, D).
+        weights: Weights (T, K).
+        place: Row of each choice (T, K), int64.
+
+    Returns:
+        Sums (T, D) in the dtype of ``rows``.
+    """
+    result: Tensor = _Combine.apply(rows, weights, place)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Combine(torch.autograd.Function):
+    # Automatic differentiation would keep and write (T, K, D) several times.
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights, place)
+        if rows.dtype == weights.dtype == torch.float32 and rows.is_cpu and len(rows):
+            return F.embedding_bag(place, rows, per_sample_weights=weights, mode="sum")
+        exact = torch.promote_types(rows.dtype, weights.dtype)
+        total = rows.new_zeros(place.shape[0], rows.shape[1], dtype=exact)
+        for index, weight in zip(place.unbind(1), weights.unbind(1), strict=True):
+            total += rows.index_select(0, index) * weight.unsqueeze(1)
+        return total.to(rows.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        rows, weights, place = ctx.saved_tensors
+        grad_rows = grad_weights = None
+        if ctx.needs_input_grad[0]:
+            shares = (grad.unsqueeze(1) * weights.unsqueeze(2)).to(rows.dtype).flatten(0, 1)
+            grad_rows = torch.zeros_like(rows).index_add(0, place.flatten(), shares)
+        if ctx.needs_input_grad[1]:
+            exact = torch.promote_types(rows.dtype, weights.dtype)
+            dots = [
+                (rows.index_select(0, index) * grad.to(exact)).sum(1) for index in place.unbind(1)
+            ]
+            grad_weights = torch.stack(dots, 1).to(weights.dtype)
+        return grad_rows, grad_weights, None

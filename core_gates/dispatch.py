@@ -1,0 +1,198 @@
+"""Bringing positions to their experts and the results back.
+
+Four ways that agree in results and gradients: ``sorted`` (the fast one), ``capacity`` (a buffer of
+equal length for every expert), ``dense`` (every expert on every position, for export) and ``loop``
+(the definition). None of them drops a choice: what is not ``kept`` was dropped by the gate. A
+choice that is not kept, or a dense weight that is exactly zero, gets no gradient.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from core_gates.combine import combine
+from core_gates.gates.routing import RoutingOutput
+
+Dispatch = Literal["dense", "loop", "sorted", "capacity"]
+
+
+class Experts(Protocol):
+    """What a layer needs of its experts; :class:`~core_gates.experts.StackedExperts` has it."""
+
+    num_experts: int
+
+    def run(self, rows: Tensor, counts: Tensor, *, gather: Tensor | None = None) -> Tensor:
+        """Apply each expert to its ``counts`` consecutive rows."""
+
+    def batched(self, x: Tensor) -> Tensor:
+        """Apply each expert to its part of (E, C, D)."""
+
+    def dense(self, x: Tensor) -> Tensor:
+        """Apply all experts to (T, D), giving (T, E, D)."""
+
+    def single(self, x: Tensor, expert: int) -> Tensor:
+        """Apply one expert to (N, D)."""
+
+
+class Choices(NamedTuple):
+    """Experts of T positions, K choices each; weights are zero where a choice is not kept."""
+
+    weights: Tensor
+    indices: Tensor
+    kept: Tensor | None
+
+
+class Plan(NamedTuple):
+    """Choices sorted by expert, those that are not kept last.
+
+    Attributes:
+        order: Number of the choice at each sorted place (T K,).
+        place: Sorted place of each choice (T, K).
+        counts: Kept choices of every expert (E,).
+    """
+
+    order: Tensor
+    place: Tensor
+    counts: Tensor
+
+
+def dispatch(x: Tensor, routing: RoutingOutput, experts: Experts, how: Dispatch) -> Tensor:
+    """Return the weighted sum of the experts that each position is routed to.
+
+    Args:
+        x: Positions (..., D).
+        routing: Routing of the same leading shape, of choices, dense weights or slots.
+        experts: The experts.
+        how: One of ``dense``, ``loop``, ``sorted`` and ``capacity``; slots know one way only.
+
+    Returns:
+        Results (..., D) in the dtype of the experts' results; zero for positions without expert.
+
+    Raises:
+        ValueError: The leading shapes differ.
+    """
+    leading = routing.weights.shape[: -1 if routing.dispatch is None else -2]
+    if x.shape[:-1] != leading:
+        raise ValueError(f"x {tuple(x.shape)} does not fit a routing of {tuple(leading)} positions")
+    if routing.dispatch is not None:
+        return _slots(x, routing, experts)
+    rows = x.reshape(-1, x.shape[-1])
+    return _WAYS[how](rows, routing, experts).reshape(x.shape)
+
+
+def choices(routing: RoutingOutput) -> Choices:
+    """Return the choices of a routing, flat; dense weights become choices of the non-zero ones."""
+    if routing.indices is None:
+        routing = _chosen(routing)
+    assert routing.indices is not None
+    k = routing.indices.shape[-1]
+    weights, kept = routing.weights.reshape(-1, k), routing.kept
+    if kept is not None:
+        kept = kept.reshape(-1, k)
+        weights = weights.masked_fill(~kept, 0)
+    return Choices(weights, routing.indices.reshape(-1, k), kept)
+
+
+def plan(chosen: Choices, num_experts: int) -> Plan:
+    """Sort the choices by expert; within one, they stay in order."""
+    flat = chosen.indices.flatten()
+    if chosen.kept is not None:
+        flat = torch.where(chosen.kept.flatten(), flat, num_experts)
+    order = flat.argsort(stable=True)
+    place = torch.empty_like(order).scatter(0, order, torch.arange(len(flat), device=flat.device))
+    counts = flat.new_zeros(num_experts + 1).scatter_add(0, flat, torch.ones_like(flat))
+    return Plan(order, place.view_as(chosen.indices), counts[:num_experts])
+
+
+def _sorted(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
+    chosen = choices(routing)
+    order, place, counts = plan(chosen, experts.num_experts)
+    k = chosen.indices.shape[1]
+    rows = experts.run(x, counts, gather=torch.div(order, k, rounding_mode="floor"))
+    return combine(rows, chosen.weights, place)
+
+
+def _capacity(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
+    chosen = choices(routing)
+    order, place, counts = plan(chosen, experts.num_experts)
+    longest = int(counts.max()) if order.numel() else 0
+    flat, k = chosen.indices.flatten(), chosen.indices.shape[1]
+    slot = flat * longest + place.flatten() - (counts.cumsum(0) - counts)[flat]
+    num_slots = experts.num_experts * longest
+    if chosen.kept is not None:
+        slot = torch.where(chosen.kept.flatten(), slot, num_slots)
+    token = torch.div(torch.arange(len(flat), device=x.device), k, rounding_mode="floor")
+    source = slot.new_full((num_slots + 1,), x.shape[0]).scatter(0, slot, token)[:num_slots]
+    padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
+    buffer = padded.index_select(0, source).view(experts.num_experts, longest, -1)
+    rows = experts.batched(buffer).flatten(0, 1)
+    slot = slot.clamp(max=max(num_slots - 1, 0)).view_as(place)  # any: their weights are zero
+    return combine(rows, chosen.weights, slot)
+
+
+def _dense(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
+    if routing.indices is None:
+        weights = routing.weights.reshape(-1, experts.num_experts)
+        weights = torch.where(weights != 0, weights, 0)  # no gradient where nothing is routed
+        routed = (weights != 0).any(-1)
+    else:
+        chosen = choices(routing)
+        zeros = chosen.weights.new_zeros(x.shape[0], experts.num_experts)
+        weights = zeros.scatter_add(-1, chosen.indices, chosen.weights)
+        routed = (
+            torch.ones_like(chosen.indices, dtype=torch.bool)
+            if chosen.kept is None
+            else chosen.kept
+        )
+        routed = routed.any(-1)
+    out = experts.dense(torch.where(routed.unsqueeze(-1), x, 0))
+    exact = torch.promote_types(out.dtype, weights.dtype)
+    return torch.einsum("te,ted->td", weights.to(exact), out.to(exact)).to(out.dtype)
+
+
+def _loop(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
+    weights, indices, kept = choices(routing)
+    y = x.new_zeros(x.shape, dtype=torch.promote_types(x.dtype, weights.dtype))
+    dtype = x.dtype
+    for expert in range(experts.num_experts):
+        mine = indices == expert if kept is None else (indices == expert) & kept
+        token, choice = mine.nonzero(as_tuple=True)
+        out = experts.single(x[token], expert)
+        dtype = out.dtype
+        y = y.index_add(0, token, (weights[token, choice].unsqueeze(-1) * out).to(y.dtype))
+    return y.to(dtype)
+
+
+def _slots(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
+    """Mix positions into slots, apply the experts, mix back (Puigcerver et al., 2024)."""
+    assert routing.dispatch is not None
+    exact = torch.promote_types(x.dtype, routing.weights.dtype)
+    inputs = torch.einsum("...tes,...td->...esd", routing.dispatch.to(exact), x.to(exact))
+    by_expert = inputs.to(x.dtype).movedim(-3, 0)  # (E, ..., S, D)
+    out = experts.batched(by_expert.reshape(experts.num_experts, -1, x.shape[-1]))
+    out = out.view(by_expert.shape).movedim(0, -3)
+    y = torch.einsum("...tes,...esd->...td", routing.weights.to(exact), out.to(exact))
+    return y.to(out.dtype)
+
+
+def _chosen(routing: RoutingOutput) -> RoutingOutput:
+    """Return dense weights as choices, as many as the position with the most experts has."""
+    weights = routing.weights
+    num_experts = weights.shape[-1]
+    if not torch.compiler.is_compiling() and weights.numel():
+        active = int((weights.detach() != 0).sum(-1).max())
+        if active <= num_experts // 2:
+            return routing.to_top_k(max(active, 1))
+    indices = torch.arange(num_experts, device=weights.device).expand(weights.shape)
+    return routing._replace(indices=indices, kept=weights != 0)
+
+
+_WAYS: dict[Dispatch, Callable[[Tensor, RoutingOutput, Experts], Tensor]] = {
+    "dense": _dense,
+    "loop": _loop,
+    "sorted": _sorted,
+    "capacity": _capacity,
+}
+DISPATCHES: tuple[Dispatch, ...] = tuple(_WAYS)

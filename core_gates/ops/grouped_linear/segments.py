@@ -1,0 +1,104 @@
+"""``grouped_linear`` by one matrix product per group, written where the result belongs.
+
+The definition copies every part once more: into the joined rows and, in its backward pass, into the
+stacked gradient of the weights. Here each product goes straight into its place.
+"""
+
+import torch
+from torch import Tensor
+
+from core_gates.ops.grouped_linear.activations import activate, activation_gradient
+from core_gates.ops.grouped_linear.pages import empty
+
+FEW_ROWS = 4
+"""Up to so many rows the weight is the left factor of the product, which then reads it faster."""
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    counts: Tensor,
+    bias: Tensor | None,
+    gather: Tensor | None,
+    scatter: Tensor | None,
+    activation: str,
+    gated: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the result, and the values before the activation if they are to be kept."""
+    num_rows = x.shape[0] if gather is None else gather.shape[0]
+    width = weight.shape[1]
+    out = empty((num_rows, width // 2 if gated else width), x)
+    plain = activation == "identity" and not gated
+    kept = empty((num_rows if keep and not plain else 0, width), x)
+    start = 0
+    for group, size in enumerate(counts.tolist()):
+        if size == 0:
+            continue
+        part = slice(start, start + size)
+        target = out[part] if plain else kept[part] if keep else None
+        score = _linear(_rows(x, gather, part), weight[group], target)
+        if bias is not None:
+            score += bias[group]
+        if not plain:
+            out[part] = activate(score, activation, gated)
+        start += size
+    out[start:] = 0
+    kept[start:] = 0
+    if scatter is not None:
+        out = torch.empty_like(out).index_copy_(0, scatter, out)
+    return out, kept
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    counts: Tensor,
+    gather: Tensor | None,
+    scatter: Tensor | None,
+    kept: Tensor,
+    activation: str,
+    gated: bool,
+    needs_x: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight and bias; empty where they are not needed."""
+    grad_x = (
+        torch.zeros_like(x, memory_format=torch.contiguous_format) if needs_x else x.new_empty(0)
+    )
+    grad_weight = empty(weight.shape if needs_weight else (0,), weight)
+    grad_bias = weight.new_zeros(weight.shape[:2] if needs_bias else (0,))
+    start = 0
+    for group, size in enumerate(counts.tolist()):
+        part = slice(start, start + size)
+        start += size
+        if size == 0:
+            grad_weight[group : group + 1] = 0
+            continue
+        outer = _rows(grad, scatter, part)
+        if activation != "identity" or gated:
+            outer = activation_gradient(outer, kept[part], activation, gated)
+        if needs_weight:
+            torch.mm(outer.t(), _rows(x, gather, part), out=grad_weight[group])
+        if needs_bias:
+            torch.sum(outer, 0, out=grad_bias[group])
+        if needs_x and gather is None:
+            torch.mm(outer, weight[group], out=grad_x[part])
+        elif needs_x and gather is not None:
+            grad_x.index_add_(0, gather[part], outer @ weight[group])
+    return grad_x, grad_weight, grad_bias
+
+
+def _rows(x: Tensor, index: Tensor | None, part: slice) -> Tensor:
+    return x[part] if index is None else x.index_select(0, index[part])
+
+
+def _linear(rows: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
+    size = rows.shape[0]
+    if size > FEW_ROWS:
+        return torch.mm(rows, weight.t()) if out is None else torch.mm(rows, weight.t(), out=out)
+    even = torch.cat([rows, rows[-1:]]) if size % 2 else rows  # a single row is slower than two
+    product = torch.mm(weight, even.t()).t()[:size]
+    return product if out is None else out.copy_(product)

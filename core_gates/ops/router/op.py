@@ -1,0 +1,123 @@
+"""The public function ``router`` and its registration as a PyTorch operator."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from core_gates.ops._select import definition, use_kernel
+from core_gates.ops.router import reference
+
+
+class Routed(NamedTuple):
+    """What the router finds out about N positions and E experts.
+
+    Attributes:
+        weights: Weights of the chosen experts (..., K), in falling order.
+        indices: The chosen experts (..., K), int64.
+        probs: Softmax of all logits (..., E).
+        counts: How often each expert was chosen (E,), int64.
+        z_loss: Mean squared log-partition of the logits.
+    """
+
+    weights: Tensor
+    indices: Tensor
+    probs: Tensor
+    counts: Tensor
+    z_loss: Tensor
+
+
+def router(logits: Tensor, k: int, *, renormalize: bool = True) -> Routed:
+    """Choose the ``k`` largest logits of every position, fused where a kernel is chosen.
+
+    Equal logits go to the lowest index, which ``torch.topk`` does not promise.
+
+    Args:
+        logits: Scores of the experts (..., E), any floating dtype; computed in float32.
+        k: Experts chosen per position.
+        renormalize: Whether the weights are the softmax over the chosen logits, which sums to 1, or
+            the chosen part of the softmax over all.
+
+    Raises:
+        ValueError: ``k`` is not between 1 and E.
+    """
+    num_experts = logits.shape[-1]
+    if not 1 <= k <= num_experts:
+        raise ValueError(f"k must lie between 1 and the {num_experts} experts, got {k}")
+    function = _forward if use_kernel(logits) else definition(reference.forward)
+    flat = function(logits.reshape(-1, num_experts), k, renormalize)
+    weights, indices, probs, counts, z_loss = flat
+    leading = logits.shape[:-1]
+    return Routed(
+        weights.view(*leading, k),
+        indices.view(*leading, k),
+        probs.view(*leading, num_experts),
+        counts,
+        z_loss,
+    )
+
+
+_forward = custom_op("core_gates::router", reference.forward, mutates_args=())
+_backward = custom_op("core_gates::router_backward", reference.backward, mutates_args=())
+
+
+@_forward.register_kernel("cuda")
+def _(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from core_gates.ops.router import kernel  # the only place that needs Triton
+
+    return kernel.forward(logits, k, renormalize)
+
+
+@_backward.register_kernel("cuda")
+def _(
+    grad_weights: Tensor,
+    grad_probs: Tensor,
+    grad_z: Tensor,
+    logits: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    renormalize: bool,
+) -> Tensor:
+    from core_gates.ops.router import kernel
+
+    saved = (logits, indices, weights, renormalize)
+    return kernel.backward(grad_weights, grad_probs, grad_z, *saved)
+
+
+@_forward.register_fake
+def _(logits: Tensor, k: int, _renormalize: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    exact = logits.new_empty(logits.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
+    num_rows, num_experts = logits.shape
+    indices = logits.new_empty((num_rows, k), dtype=torch.int64)
+    counts = logits.new_empty((num_experts,), dtype=torch.int64)
+    return exact.new_empty((num_rows, k)), indices, exact, counts, exact.new_empty(())
+
+
+@_backward.register_fake
+def _(
+    _grad_weights: Tensor,
+    _grad_probs: Tensor,
+    _grad_z: Tensor,
+    logits: Tensor,
+    _indices: Tensor,
+    _weights: Tensor,
+    _renormalize: bool,
+) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, int, bool], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(inputs[0], output[1], output[0])
+    ctx.renormalize = inputs[2]
+    ctx.mark_non_differentiable(output[1], output[3])
+
+
+def _differentiate(
+    ctx: Any, grad_weights: Tensor, _1: Any, grad_probs: Tensor, _2: Any, grad_z: Tensor
+) -> Any:
+    saved = ctx.saved_tensors
+    return _backward(grad_weights, grad_probs, grad_z, *saved, ctx.renormalize), None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
