@@ -77,10 +77,10 @@ class LowRankFeatureGate(nn.Module):
         mixture = linear_fp32(v, self.mixer_weight, self.mixer_bias).softmax(-1)
         rows = v.reshape(-1, self.dim)
         hidden = rows @ self.down.permute(1, 0, 2).flatten(1)  # all maps in one product
-        hidden = hidden.unflatten(-1, (self.num_maps, self.rank)).transpose(0, 1)
+        hidden = hidden.view(-1, self.num_maps, self.rank).transpose(0, 1)
         logits = (hidden @ self.up).to(mixture.dtype)
-        mixture = mixture.reshape(-1, self.num_maps)
-        return (1 + torch.einsum("nl,lnd->nd", mixture, (logits / 2).tanh())).view(v.shape)
+        mixture = mixture.reshape(-1, self.num_maps).mT.unsqueeze(-1)
+        return (1 + (mixture * (logits / 2).tanh()).sum(0)).view(v.shape)
 
     def forward(self, v: Tensor) -> Tensor:
         """Return ``v`` times its factors, in the dtype of ``v``.

@@ -187,4 +187,4 @@ class MaskedMixture(nn.Module):
 def _spread(packed: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
     """Return the values (..., N) at their places in a table of ``shape``, zeros elsewhere."""
     zeros = packed.new_zeros(*packed.shape[:-1], shape.numel())
-    return zeros.index_copy(-1, places, packed).unflatten(-1, shape)
+    return zeros.index_copy(-1, places, packed).view(*packed.shape[:-1], *shape)

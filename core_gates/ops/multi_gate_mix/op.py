@@ -31,7 +31,8 @@ def multi_gate_mix(
         self_mask: True where a self gate sees an expert (S, E).
 
     Returns:
-        Mixtures (..., S, D) in the dtype of ``experts``.
+        Mixtures (..., S, D) in the dtype of ``experts``. Under autocast the definition takes the
+        products in its dtype; the weights are normalized in float32 all the same.
 
     Raises:
         ValueError: The shapes do not fit, a mask is not boolean, or one of the two arguments of

@@ -1,0 +1,215 @@
+"""Putting feature-selection gates into an image model, and taking them out again exactly.
+
+The models are recognized by their structure, which is that of timm; nothing of it is imported.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from core_gates.features.folding import scale_inputs
+from core_gates.features.selection import FeatureSelectionGate
+
+# Blocks that normalize a branch after computing it: the gate then follows the normalization.
+_POST_NORM_BLOCKS = frozenset(
+    {"ResPostBlock", "EvaBlockPostNorm", "SwinTransformerV2Block", "SwinTransformerV2CrBlock"}
+)
+_RESNET_STAGE = re.compile(r"(?:^|\.)layer\d+$")
+
+
+class GateHost(NamedTuple):
+    """A module whose output can be gated: its features and their dimension."""
+
+    module: nn.Module
+    dim: int
+    feature_dim: int
+
+
+def inject_gates(
+    model: nn.Module,
+    *,
+    where: Sequence[str] = ("*",),
+    gate: Callable[..., FeatureSelectionGate] = FeatureSelectionGate,
+) -> dict[str, FeatureSelectionGate]:
+    """Gate the residual branches or stages of an image model, in place (arXiv 2407.04400).
+
+    In transformer blocks (ViT, DeiT, Swin) a gate scales what attention and MLP add to the stream,
+    in ConvNeXt blocks what the MLP adds; in a ResNet it scales the output of every stage. The gate
+    sits at the last linear map of a branch, or at the normalization that follows it, which equals a
+    gate behind LayerScale and dropout and before stochastic depth. Weights keep their names, so
+    that checkpoints of the plain model still load with ``strict=False``.
+
+    Args:
+        model: A ViT, Swin, ConvNeXt or ResNet as timm (or, ResNet, torchvision) builds it.
+        where: Patterns of module names as :func:`gate_hosts` lists them, e.g. ``blocks.*.mlp.*``.
+        gate: Called with the number of features and the keywords ``feature_dim``, ``device`` and
+            ``dtype``; ``functools.partial`` sets other options.
+
+    Returns:
+        Name of each gated module -> its gate, whose parameters are the group of the gate optimizer.
+
+    Raises:
+        ValueError: The model has none of these blocks, no name matches, or it is gated already.
+    """
+    hosts = gate_hosts(model)
+    chosen = {n: h for n, h in hosts.items() if any(fnmatchcase(n, p) for p in where)}
+    if not chosen:
+        raise ValueError(
+            f"no module of {type(model).__name__} matches {list(where)}; it offers"
+            f" {', '.join(hosts) or 'nothing: expected a ViT, Swin, ConvNeXt or ResNet'}"
+        )
+    for name, host in chosen.items():
+        if hasattr(host.module, "gate"):
+            raise ValueError(f"{name} has a gate already; fold it first by fold_gates")
+    gates = {}
+    for name, host in chosen.items():
+        weight = next(host.module.parameters())
+        gates[name] = gate(
+            host.dim, feature_dim=host.feature_dim, device=weight.device, dtype=weight.dtype
+        )
+        gates[name].train(host.module.training)
+        host.module.add_module("gate", gates[name])  # the last step of a stage, which is a sequence
+        if not isinstance(host.module, nn.Sequential):
+            host.module.register_forward_hook(_apply_gate)
+    return gates
+
+
+def gate_hosts(model: nn.Module) -> dict[str, GateHost]:
+    """Return the modules of a model that :func:`inject_gates` can gate, by name."""
+    return dict(_hosts(model))
+
+
+def fold_gates(model: nn.Module, *, where: Sequence[str] = ("*",)) -> nn.Module:
+    """Multiply injected gates into the weights and remove them, in place.
+
+    A gate of a branch folds into the module that it follows; the gate of a ResNet stage into the
+    convolutions of the next stage, or into the classifier. Scores are those of evaluation. The
+    result computes what ``model.eval()`` did, up to rounding, with the modules of the plain model.
+
+    Args:
+        model: A model with gates of :func:`inject_gates`.
+        where: Patterns of the names of the gated modules to fold.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: A stage is followed by nothing that can absorb its gate; nothing is changed.
+    """
+    gated = {
+        name: module
+        for name, module in model.named_modules()
+        if _is_gated(module) and any(fnmatchcase(name, pattern) for pattern in where)
+    }
+    consumers = {
+        name: _consumers(model, name, module)
+        for name, module in gated.items()
+        if isinstance(module, nn.Sequential)
+    }
+    for name, module in gated.items():
+        gate = module.gate
+        assert isinstance(gate, FeatureSelectionGate)
+        if name in consumers:
+            for consumer in consumers[name]:
+                scale_inputs(consumer, gate.scores())
+        else:
+            gate.fold_into(module, "output")
+            for key, hook in list(module._forward_hooks.items()):
+                if hook is _apply_gate:
+                    del module._forward_hooks[key]
+        del module.gate
+    return model
+
+
+def prune_gates(model: nn.Module, *, threshold: float = 0.0) -> dict[str, int]:
+    """Close for good every feature whose score is at most ``threshold``, in place.
+
+    With the threshold 0 only exact zeros are closed and the output stays the same. Folding then
+    leaves exact zeros in the weights. Every module that offers ``prune_(threshold) -> int`` takes
+    part.
+
+    Args:
+        model: Any module that holds gates.
+        threshold: Largest score that is closed.
+
+    Returns:
+        Name of each gate -> number of features that remain.
+    """
+    return {
+        name: int(module.prune_(threshold))
+        for name, module in model.named_modules()
+        if callable(getattr(module, "prune_", None))
+    }
+
+
+def _apply_gate(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    # A function of the module, not a closure: copies and pickles of a model apply their own gate.
+    gate = module.gate
+    assert isinstance(gate, FeatureSelectionGate)
+    return gate(output)  # type: ignore[no-any-return]
+
+
+def _is_gated(module: nn.Module) -> bool:
+    if not isinstance(getattr(module, "gate", None), FeatureSelectionGate):
+        return False
+    return isinstance(module, nn.Sequential) or _apply_gate in module._forward_hooks.values()
+
+
+def _hosts(model: nn.Module) -> Iterator[tuple[str, GateHost]]:
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        prefix = f"{name}." if name else ""
+
+        def has(*children: str, prefix: str = prefix) -> bool:
+            return all(prefix + child in modules for child in children)
+
+        if isinstance(module, nn.Sequential) and _RESNET_STAGE.search(name):
+            last_conv = _last_conv(module)
+            if last_conv is not None:
+                yield name, GateHost(module, last_conv.out_channels, 1)
+        elif has("attn.proj", "mlp.fc2", "norm1", "norm2"):
+            post_norm = type(module).__name__ in _POST_NORM_BLOCKS
+            for child in ("norm1", "norm2") if post_norm else ("attn.proj", "mlp.fc2"):
+                yield prefix + child, _host(modules[prefix + child])
+        elif has("conv_dw", "mlp.fc2"):
+            yield f"{prefix}mlp.fc2", _host(modules[f"{prefix}mlp.fc2"])
+
+
+def _host(module: nn.Module) -> GateHost:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return GateHost(module, weight.shape[0], 1 if isinstance(module, nn.Conv2d) else -1)
+
+
+def _last_conv(stage: nn.Sequential) -> nn.Conv2d | None:
+    """Return the convolution whose channels are the output of a ResNet stage, if it is one."""
+    blocks = [block for block in stage if not isinstance(block, FeatureSelectionGate)]
+    last = blocks[-1] if blocks else None
+    convs = [getattr(last, name, None) for name in ("conv3", "conv2")]
+    return next((conv for conv in convs if isinstance(conv, nn.Conv2d)), None)
+
+
+def _consumers(model: nn.Module, name: str, stage: nn.Sequential) -> list[nn.Module]:
+    """Return what reads the output of a ResNet stage, and nothing else does."""
+    assert isinstance(stage.gate, FeatureSelectionGate)
+    prefix, number = re.fullmatch(r"(.*layer)(\d+)", name).groups()  # type: ignore[union-attr]
+    following = f"{prefix}{int(number) + 1}"
+    if following in dict(model.named_modules()):
+        block = model.get_submodule(following)[0]  # type: ignore[index]
+        shortcut = block.downsample
+        convs = [m for m in shortcut.modules() if isinstance(m, nn.Conv2d)] if shortcut else []
+        consumers: list[nn.Module] = [block.conv1, *convs[:1]]
+        if convs:
+            return consumers
+    else:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        classifier = getattr(parent, "fc", None)
+        if isinstance(classifier, nn.Linear) and classifier.in_features == stage.gate.dim:
+            return [classifier]
+    raise ValueError(
+        f"the gate of {name} cannot be folded: expected convolutions on both paths of {following},"
+        f" or a linear layer 'fc' of {stage.gate.dim} inputs after the last stage"
+    )

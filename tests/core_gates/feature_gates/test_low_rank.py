@@ -1,0 +1,112 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from core_gates import GateMonitor
+from core_gates.features.low_rank import LowRankFeatureGate
+from core_gates.features.self_gate import SelfGate
+
+
+def randomized(module):
+    generator = torch.Generator().manual_seed(0)
+    for p in module.parameters():
+        p.data.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
+def test_formula():
+    gate = randomized(LowRankFeatureGate(6, 2, num_maps=3, dtype=torch.float64))
+    v = torch.randn(4, 6, dtype=torch.float64)
+    mixture = (v @ gate.mixer_weight.mT + gate.mixer_bias).softmax(-1)
+    expected = sum(
+        mixture[:, [i]] * 2 * (v @ gate.down[i] @ gate.up[i]).sigmoid() for i in range(3)
+    )
+    assert_close(gate.factors(v), expected, rtol=0, atol=1e-14)
+    assert_close(gate(v), v * expected, rtol=0, atol=1e-13)
+    assert_close(gate.gate_values(v), expected / 2, rtol=0, atol=1e-14)
+
+
+@given(st.integers(1, 7), st.integers(1, 4), st.integers(0, 5))
+def test_it_starts_as_the_identity_exactly(dim, num_maps, num_rows):
+    gate = LowRankFeatureGate(dim, 3, num_maps=num_maps)
+    v = torch.randn(num_rows, dim) * 10
+    assert torch.equal(gate(v), v)
+
+
+def test_factors_stay_between_zero_and_two():
+    gate = randomized(LowRankFeatureGate(5, 2))
+    factors = gate.factors(torch.randn(100, 5) * 3)
+    assert (factors.min() >= 0) & (factors.max() <= 2)
+    assert factors.max() - factors.min() > 1.5
+
+
+def test_gradients():
+    gate = randomized(LowRankFeatureGate(4, 2, dtype=torch.float64))
+    names, parameters = zip(*gate.named_parameters(), strict=True)
+    v = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    call = torch.func.functional_call
+    assert gradcheck(
+        lambda v, *p: call(gate, dict(zip(names, p, strict=True)), (v,)), (v, *parameters)
+    )
+
+
+def test_the_rank_of_the_paper():
+    assert LowRankFeatureGate(12, "paper", num_maps=3).down.shape == (3, 12, 4)
+    with pytest.raises(ValueError, match="3 does not divide 10"):
+        LowRankFeatureGate(10, "paper", num_maps=3)
+
+
+def test_leading_shapes_dtypes_and_the_monitor():
+    gate = randomized(LowRankFeatureGate(4, 2))
+    v = torch.randn(2, 3, 4)
+    assert_close(gate(v), gate(v.view(6, 4)).view(2, 3, 4))
+    assert gate(v[0, 0]).shape == (4,)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert gate.factors(v.bfloat16()).dtype == torch.float32
+        assert gate(v.bfloat16()).dtype == torch.bfloat16
+    monitor = GateMonitor(torch.nn.Sequential(gate))
+    gate(v)
+    assert 0 < monitor.compute()["0"]["mean"] < 1
+
+
+def test_reset_from_the_meta_device():
+    gate = LowRankFeatureGate(400, 50, device="meta").to_empty(device="cpu")
+    gate.up.data.fill_(7)
+    gate.reset_parameters()
+    assert not gate.up.any()
+    assert_close(gate.down.std().item(), 400**-0.5, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 1), "dim and num_maps must be at least 1, got 0 and 2"),
+        ((3, 0), "rank must be at least 1, got 0"),
+    ],
+)
+def test_sizes_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LowRankFeatureGate(*arguments)
+    with pytest.raises(ValueError, match="must end in the 3 features"):
+        LowRankFeatureGate(3, 1)(torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("num_experts", [1, 3])
+def test_self_gate(num_experts):
+    gate = randomized(SelfGate(5, num_experts, dtype=torch.float64))
+    x, experts = torch.randn(4, 5).double(), torch.randn(4, num_experts, 2).double()
+    logits = x @ gate.weight.mT + gate.bias
+    weights = logits.softmax(-1) if num_experts > 1 else 1 / (1 + (-logits).exp())
+    assert_close(gate(x, experts), (weights.unsqueeze(-1) * experts).sum(1))
+    assert_close(gate.gate_values(x, experts), weights)
+    assert gate(x.view(2, 2, 5), experts.view(2, 2, num_experts, 2)).shape == (2, 2, 2)
+    with pytest.raises(ValueError, match=r"must be \(4, .\) and their features"):
+        gate(x, experts[:, :0])
+
+
+def test_sizes_of_a_self_gate_are_checked():
+    with pytest.raises(ValueError, match="must be at least 1, got 3, 0"):
+        SelfGate(3, 0)

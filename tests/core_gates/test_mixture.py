@@ -1,0 +1,199 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from core_gates import GateMonitor, SoftmaxGate, TopKGate, collect_routing
+from core_gates.gates.mixture import MaskedMixture, MultiGate
+
+DIM, FEATURES = 6, 4
+# Two tasks with an expert of their own each, a category expert, two shared experts.
+MASK = torch.tensor([[1, 0, 1, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
+OWN = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 1, 1]], dtype=torch.bool)
+
+
+def batch(num_experts, *leading, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(*leading, DIM, generator=generator, dtype=dtype)
+    return x, torch.randn(*leading, num_experts, FEATURES, generator=generator, dtype=dtype)
+
+
+def randomized(mixture):
+    generator = torch.Generator().manual_seed(4)
+    for p in mixture.parameters():
+        p.data.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    return mixture
+
+
+@pytest.fixture
+def home():
+    return randomized(MaskedMixture(DIM, MASK, self_mask=OWN, dtype=torch.float64))
+
+
+def test_rows_of_the_weight_follow_the_masks(home):
+    x, experts = batch(5, 7)
+    counts = [int(row.sum()) for row in (*MASK, *OWN)]
+    logits = (x @ home.weight.mT + home.bias).split(counts, -1)
+    expected = []
+    for gate, own, row, own_row in zip(logits[:3], logits[3:], MASK, OWN, strict=True):
+        own = own.sigmoid() if own.shape[-1] == 1 else own.softmax(-1)
+        expected.append(
+            torch.einsum("be,bed->bd", gate.softmax(-1), experts[:, row])
+            + torch.einsum("be,bed->bd", own, experts[:, own_row])
+        )
+    assert_close(home(x, experts), torch.stack(expected, 1), rtol=0, atol=1e-13)
+    assert_close(home.weights(x) @ experts, home(x, experts), rtol=0, atol=1e-13)
+
+
+def test_parameters_are_those_of_visible_experts_alone(home):
+    assert home.weight.shape == (int(MASK.sum() + OWN.sum()), DIM)
+    assert set(home.state_dict()) == {"weight", "bias"}
+
+
+def test_forbidden_experts_get_exactly_zero_gradient(home):
+    """Every pair of gate and expert against the table."""
+    x, experts = batch(5, 7)
+    experts.requires_grad_()
+    mixed = home(x, experts)
+    for s in range(len(MASK)):
+        (grad,) = torch.autograd.grad(mixed[:, s].sum(), experts, retain_graph=True)
+        touched = (grad != 0).any(-1).any(0)
+        assert torch.equal(touched, MASK[s] | OWN[s])
+
+
+def test_gradients(home):
+    x, experts = batch(5, 3)
+    names, parameters = zip(*home.named_parameters(), strict=True)
+
+    def call(x, experts, *parameters):
+        state = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(home, state, (x, experts))
+
+    assert gradcheck(call, (x.requires_grad_(), experts.requires_grad_(), *parameters))
+
+
+def test_without_self_gates_and_mask_it_is_mmoe():
+    x, experts = batch(4, 2, 5)
+    gates = [SoftmaxGate(DIM, 4, bias=True, dtype=torch.float64) for _ in range(3)]
+    mixture = MaskedMixture(DIM, torch.ones(3, 4, dtype=torch.bool), dtype=torch.float64)
+    mixture.load_state_dict(
+        {
+            "weight": torch.cat([g.weight for g in gates]),
+            "bias": torch.cat([randomized(g).bias for g in gates]),
+        }
+    )
+    mixture.weight.data.copy_(torch.cat([g.weight for g in gates]))
+    assert_close(mixture(x, experts), MultiGate(gates)(x, experts), rtol=0, atol=1e-13)
+
+
+def test_cgc_from_any_gates_equals_the_masked_mixture():
+    x, experts = batch(5, 7)
+    gates = [
+        randomized(SoftmaxGate(DIM, int(row.sum()), bias=True, dtype=torch.float64)) for row in MASK
+    ]
+    cgc = MaskedMixture(DIM, MASK, dtype=torch.float64)
+    cgc.weight.data.copy_(torch.cat([g.weight for g in gates]))
+    cgc.bias.data.copy_(torch.cat([g.bias for g in gates]))
+    multi = MultiGate(gates, MASK)
+    assert_close(multi(x, experts), cgc(x, experts), rtol=0, atol=1e-13)
+    assert torch.equal(multi.weights(x) != 0, MASK.expand(7, -1, -1))
+
+
+def test_permuting_experts_with_their_rows_changes_nothing(home):
+    x, experts = batch(5, 7)
+    order = torch.tensor([2, 4, 0, 3, 1])
+    permuted = MaskedMixture(DIM, MASK[:, order], self_mask=OWN[:, order], dtype=torch.float64)
+    tables = torch.stack([MASK, OWN])
+    row_of = torch.full(tables.shape, -1).masked_scatter(tables, torch.arange(len(home.weight)))
+    rows = row_of[..., order][tables[..., order]]
+    permuted.load_state_dict({"weight": home.weight[rows], "bias": home.bias[rows]})
+    assert_close(permuted(x, experts[:, order]), home(x, experts), rtol=0, atol=1e-13)
+
+
+def test_sparse_gates_mix_too():
+    x, experts = batch(5, 7)
+    gates = [TopKGate(DIM, 5, k=2, dtype=torch.float64), SoftmaxGate(DIM, 5, dtype=torch.float64)]
+    multi = MultiGate(gates)
+    with collect_routing(multi) as routings:
+        mixed = multi(x, experts)
+    (top,) = routings["gates.0"]
+    chosen = experts.gather(1, top.indices.unsqueeze(-1).expand(-1, -1, FEATURES))
+    assert_close(mixed[:, 0], (top.weights.unsqueeze(-1) * chosen).sum(1), rtol=0, atol=1e-13)
+    assert ((multi.weights(x)[:, 0] != 0).sum(-1) == 2).all()
+
+
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,)])
+def test_shapes(home, leading):
+    x, experts = batch(5, *leading)
+    assert home(x, experts).shape == (*leading, 3, FEATURES)
+    assert home.weights(x).shape == (*leading, 3, 5)
+    assert home.gate_values(x, experts).shape == (*leading, len(home.weight))
+    assert MultiGate([SoftmaxGate(DIM, 5, dtype=torch.float64)])(x, experts).shape == (
+        *leading,
+        1,
+        FEATURES,
+    )
+
+
+def test_gates_are_float32_under_autocast_and_results_keep_the_dtype_of_the_experts(home):
+    x, experts = batch(5, 7, dtype=torch.float32)
+    home = home.float()
+    expected = home.weights(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weights, mixed = home.weights(x), home(x, experts.bfloat16())
+    assert_close(weights, expected, rtol=0, atol=0)
+    assert mixed.dtype == torch.bfloat16
+
+
+def test_meta_device_and_reset():
+    mixture = MaskedMixture(DIM, MASK, self_mask=OWN, device="meta").to_empty(device="cpu")
+    for tensor in (*mixture.parameters(), *mixture.buffers()):
+        tensor.data.fill_(1)
+    mixture.reset_parameters()
+    x, experts = batch(5, 7, dtype=torch.float32)
+    assert mixture(x, experts).isfinite().all()
+    assert not mixture.bias.any()
+    assert torch.equal(mixture.tables, torch.stack([MASK, OWN]))
+    multi = MultiGate([SoftmaxGate(DIM, 5, device="meta")]).to_empty(device="cpu")
+    multi.places.fill_(0)
+    multi.reset_parameters()
+    assert_close(multi.weights(x).sum(-1), torch.ones(7, 1))
+
+
+def test_copies_and_compilation(home):
+    x, experts = batch(5, 7)
+    assert_close(deepcopy(home)(x, experts), home(x, experts))
+    compiled = torch.compile(home, backend="eager", fullgraph=True)
+    assert_close(compiled(x, experts), home(x, experts))
+
+
+def test_the_monitor_sees_the_weights_of_visible_experts(home):
+    monitor = GateMonitor(torch.nn.Sequential(home))
+    x, experts = batch(5, 7)
+    home(x, experts)
+    (values,) = monitor.compute().values()
+    assert_close(values["mean"], home.gate_values(x, experts).mean().item())
+    assert values["values"] == 7 * len(home.weight)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: MaskedMixture(0, MASK), "dim must be at least 1, got 0"),
+        (lambda: MaskedMixture(3, MASK.int()), "must be boolean tables"),
+        (lambda: MaskedMixture(3, MASK, self_mask=OWN[:2]), "of one shape"),
+        (lambda: MaskedMixture(3, torch.tensor([[True], [False]])), r"gates \[1\] see no expert"),
+        (lambda: MultiGate([]), "at least one gate"),
+        (lambda: MultiGate([SoftmaxGate(3, 4)], MASK), r"boolean table \(1, experts\)"),
+        (lambda: MultiGate([SoftmaxGate(3, 4)], MASK[2:]), "over 4 experts, its row .* shows 5"),
+        (
+            lambda: MultiGate([SoftmaxGate(DIM, 4)])(torch.zeros(2, DIM), torch.zeros(2, 5, 3)),
+            "expected 4 experts, found 5",
+        ),
+    ],
+)
+def test_arguments_are_checked(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

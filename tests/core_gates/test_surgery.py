@@ -1,0 +1,281 @@
+import copy
+import functools
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from core_gates.features.selection import FeatureSelectionGate
+from core_gates.surgery import fold_gates, gate_hosts, inject_gates, prune_gates
+
+# Small models of each family: name, options, image size, gated modules.
+MODELS = {
+    "vit": (
+        "vit_tiny_patch16_224",
+        {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2},
+        16,
+        4,
+    ),
+    "vit with layer scale": (
+        "vit_tiny_patch16_224",
+        {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
+        | {"init_values": 0.5, "drop_path_rate": 0.1},
+        16,
+        4,
+    ),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (1, 2), "num_heads": (2, 4)},
+        32,
+        6,
+    ),
+    "swin v2": (
+        "swinv2_tiny_window8_256",
+        {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (1, 2), "num_heads": (2, 4)},
+        32,
+        6,
+    ),
+    "convnext": ("convnext_tiny", {"depths": (1, 1, 2, 1), "dims": (8, 12, 16, 24)}, 32, 5),
+    "convnext of convolutions": (
+        "convnext_atto",
+        {"depths": (1, 1, 1, 1), "dims": (8, 12, 16, 24)},
+        32,
+        4,
+    ),
+    "resnet": ("resnet10t", {"channels": (8, 12, 16, 24)}, 32, 4),
+    "resnet of bottlenecks": ("resnet26d", {"channels": (4, 8, 8, 12)}, 32, 4),
+}
+
+
+@pytest.fixture(params=MODELS)
+def case(request):
+    """A model in evaluation with trained-looking weights, images, its number of gates."""
+    timm = pytest.importorskip("timm")
+    name, options, size, num_gates = MODELS[request.param]
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, **options).eval()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            tensor.data += 0.2 * torch.rand(tensor.shape)
+    return model, torch.randn(2, 3, size, size), num_gates
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.proj(x)
+
+
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc2(self.fc1(x).relu())
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2, self.attn, self.mlp = (
+            nn.LayerNorm(4), nn.LayerNorm(4), Attention(), Mlp(),
+        )  # fmt: skip
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def two_blocks():
+    torch.manual_seed(1)
+    return nn.Sequential(Block(), Block())
+
+
+def relative_error(actual, expected):
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def test_folded_equals_gated(case):
+    model, images, num_gates = case
+    kinds = [type(module) for module in model.modules()]
+    with torch.no_grad():
+        plain = model(images)
+        gates = inject_gates(model)
+        gated = model(images)
+        folded = fold_gates(copy.deepcopy(model))
+        result = folded(images)
+    assert len(gates) == num_gates
+    assert relative_error(gated, plain) > 1e-3  # the gates do something
+    assert relative_error(result, gated) < 1e-5
+    assert [type(module) for module in folded.modules()] == kinds  # no extra operation
+    assert not any(module._forward_hooks for module in folded.modules())
+
+
+def test_the_seam_is_the_residual_branch(case):
+    """Closing all gates of a branch model removes the branches; of a ResNet, everything."""
+    model, images, _ = case
+    gates = inject_gates(model)
+    for gate in gates.values():
+        gate.kept.fill_(False)
+    stages = any(isinstance(model.get_submodule(name), nn.Sequential) for name in gates)
+    with torch.no_grad():
+        closed = model(images)
+    if stages:
+        assert_close(closed, model.fc.bias.expand_as(closed))
+        return
+    for module in model.modules():
+        if type(module).__name__.endswith("Block"):
+            for name in ("norm1", "norm2") if "V2" in type(module).__name__ else ():
+                nn.init.zeros_(module.get_submodule(name).weight)
+                nn.init.zeros_(module.get_submodule(name).bias)
+            if hasattr(module, "gamma"):
+                nn.init.zeros_(module.gamma)
+            elif "V2" not in type(module).__name__:
+                for linear in (module.attn.proj, module.mlp.fc2):
+                    nn.init.zeros_(linear.weight)
+                    nn.init.zeros_(linear.bias)
+    for gate in gates.values():
+        gate.kept.fill_(True)
+    with torch.no_grad():
+        assert_close(model(images), closed)
+
+
+def test_gates_learn_and_weights_load_by_their_old_names(case):
+    model, images, _ = case
+    state = copy.deepcopy(model.state_dict())
+    gates = inject_gates(model)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert {name.rpartition(".gate.")[0] for name in missing} == set(gates)
+    model.train()(images).square().sum().backward()
+    for gate in gates.values():
+        assert gate.logits.grad.abs().max() > 0
+
+
+def test_copies_and_pickles_use_their_own_gates():
+    model = two_blocks()
+    inject_gates(model)
+    x = torch.randn(3, 4)
+    before = model(x)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), before)
+        for module in twin.modules():
+            if isinstance(module, FeatureSelectionGate):
+                module.logits.data.fill_(9.0)
+        assert not torch.allclose(twin(x), before)
+    assert torch.equal(model(x), before)
+
+
+def test_names_and_patterns():
+    assert list(gate_hosts(two_blocks())) == [
+        "0.attn.proj",
+        "0.mlp.fc2",
+        "1.attn.proj",
+        "1.mlp.fc2",
+    ]
+    assert list(gate_hosts(Block())) == ["attn.proj", "mlp.fc2"]
+    model = two_blocks()
+    assert list(inject_gates(model, where=["1.*", "0.mlp*"])) == [
+        "0.mlp.fc2",
+        "1.attn.proj",
+        "1.mlp.fc2",
+    ]
+    fold_gates(model, where=["1.*"])
+    assert [n for n, m in model.named_modules() if isinstance(m, FeatureSelectionGate)] == [
+        "0.mlp.fc2.gate"
+    ]
+
+
+@pytest.mark.parametrize("rectifier", ["relu", "hard_concrete", "straight_through"])
+def test_every_rectifier_prunes_and_folds(rectifier):
+    model = two_blocks().double()
+    gate = functools.partial(FeatureSelectionGate, rectifier=rectifier)
+    gates = inject_gates(model, gate=gate)
+    for g in gates.values():
+        g.logits.data = torch.tensor([-3.0, 0.4, 1.0, 2.0], dtype=torch.float64)
+    model.eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    before = model(x)
+    remaining = prune_gates(model)
+    assert remaining == {f"{name}.gate": 3 for name in gates}
+    assert_close(model(x), before, rtol=0, atol=0)
+    assert_close(fold_gates(model)(x), before, rtol=1e-12, atol=1e-12)
+    assert (model[0].mlp.fc2.weight[0] == 0).all()
+    assert (model[0].mlp.fc2.weight[1] != 0).all()
+
+
+def test_pruning_asks_every_module_that_offers_it():
+    class Adapter(nn.Module):
+        def prune_(self, threshold):
+            return round(threshold * 10)
+
+    assert prune_gates(nn.Sequential(Adapter(), nn.ReLU()), threshold=0.3) == {"0": 3}
+
+
+def test_gates_follow_device_dtype_and_mode_of_their_host():
+    model = two_blocks().to(torch.bfloat16).eval()
+    for gate in inject_gates(model).values():
+        assert gate.logits.dtype == torch.bfloat16
+        assert not gate.training
+    meta = Block().to("meta")
+    assert all(gate.logits.is_meta for gate in inject_gates(meta).values())
+
+
+def test_gated_models_compile_into_one_graph():
+    model = two_blocks()
+    inject_gates(model)
+    x = torch.randn(3, 4)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert_close(compiled(x), model(x))
+
+
+def test_gates_of_ones_own_are_left_alone():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = FeatureSelectionGate(4)
+
+    model = Own()
+    assert isinstance(fold_gates(model).gate, FeatureSelectionGate)
+
+
+def test_a_model_without_such_blocks_is_refused():
+    with pytest.raises(ValueError, match=r"of Linear matches .* expected a ViT, Swin, ConvNeXt"):
+        inject_gates(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"matches \['head'\]; it offers 0.attn.proj, 0.mlp.fc2"):
+        inject_gates(two_blocks(), where=["head"])
+
+
+def test_a_second_injection_is_refused_and_changes_nothing():
+    model = two_blocks()
+    inject_gates(model, where=["1.mlp.fc2"])
+    with pytest.raises(ValueError, match=r"1\.mlp\.fc2 has a gate already"):
+        inject_gates(model)
+    assert sum(isinstance(m, FeatureSelectionGate) for m in model.modules()) == 1
+
+
+def test_a_stage_that_nothing_can_absorb_is_refused_and_nothing_is_changed():
+    class Stage(nn.Module):
+        def __init__(self, in_dim):
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(in_dim, 4, 1), nn.Conv2d(4, 4, 1)
+            self.downsample = None
+
+    class Trunk(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer1, self.layer2 = nn.Sequential(Stage(4)), nn.Sequential(Stage(4))
+
+    trunk = Trunk()
+    inject_gates(trunk)
+    state = copy.deepcopy(trunk.state_dict())
+    for where, message in (("layer1", "both paths of layer2"), ("layer2", "'fc' of 4 inputs")):
+        with pytest.raises(ValueError, match=f"the gate of {where} cannot be folded.*{message}"):
+            fold_gates(trunk, where=[where])
+    assert_close(dict(trunk.state_dict()), dict(state), rtol=0, atol=0)
