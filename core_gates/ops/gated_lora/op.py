@@ -1,0 +1,176 @@
+"""The public function ``gated_lora`` and its registration as a PyTorch operator."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from core_gates.ops._select import definition, use_kernel
+from core_gates.ops.gated_lora import reference, streamed
+
+
+def gated_lora(
+    base: Tensor,
+    hidden: Tensor,
+    up: Tensor,
+    coefficients: Tensor,
+    ranks: Sequence[int],
+    *,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Add K low-rank adapters to the output of a layer, each behind a gate of its own.
+
+    With ``y_k = hidden_k @ up_k``, the base output and the adapter outputs normalized over the
+    features, ``n`` and ``z_k``, and the rows ``c`` of ``coefficients``, it returns
+    ``base + c_4 Σ_k sigmoid(c_0 + c_1 n + (c_2 + c_3 n) z_k) y_k``, the gate of AutoLoRA (2025)
+    with its affine parameters folded together. No tensor of K times the size of ``base`` exists:
+    the statistics of ``y_k`` come from the Gram matrix of ``up_k``, and tokens pass in blocks, in
+    the backward pass too.
+
+    Args:
+        base: Output of the layer (..., D).
+        hidden: Inputs of the second factors of all adapters, side by side (..., R).
+        up: Second factors of all adapters, stacked (R, D).
+        coefficients: The five rows (5, D): constant, base, adapter, cross and output.
+        ranks: Rank of every adapter; they sum to R.
+        eps: What is added to the variances.
+
+    Returns:
+        The mixed output (..., D) in the dtype of ``base``; half precision is computed in float32.
+
+    Raises:
+        ValueError: A shape does not fit, or there is no adapter.
+    """
+    _check(base, hidden, up, coefficients, ranks)
+    tokens = base.reshape(-1, base.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
+    arguments = *tokens, up, coefficients, list(ranks), eps
+    kernel = use_kernel(base, hidden, up, coefficients)
+    # Dynamo would unroll the loop over blocks, hence the opaque operator while compiling.
+    opaque = kernel or torch.compiler.is_compiling()
+    out: Tensor = _forward(*arguments, kernel) if opaque else _streamed(*arguments)
+    return out.view(base.shape)
+
+
+def _check(
+    base: Tensor, hidden: Tensor, up: Tensor, coefficients: Tensor, ranks: Sequence[int]
+) -> None:
+    if not ranks or min(ranks) < 1:
+        raise ValueError(f"ranks must name at least one adapter, each of rank >= 1, got {ranks}")
+    expected = {
+        "hidden": (hidden, (*base.shape[:-1], sum(ranks))),
+        "up": (up, (sum(ranks), base.shape[-1])),
+        "coefficients": (coefficients, (5, base.shape[-1])),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != tuple(shape):
+            raise ValueError(
+                f"{name} {tuple(tensor.shape)} must have the shape {tuple(shape)} for a base output"
+                f" {tuple(base.shape)} and adapters of ranks {list(ranks)}"
+            )
+
+
+class _Streamed(torch.autograd.Function):
+    """The blockwise definition; its backward pass is differentiable, too."""
+
+    @staticmethod
+    def forward(
+        base: Tensor, hidden: Tensor, up: Tensor, coefficients: Tensor, ranks: list[int], eps: float
+    ) -> Tensor:
+        with _autocast_off(base):
+            mix = definition(reference.mix)
+            return streamed.forward(mix, base, hidden, up, coefficients, ranks, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs[:4])
+        ctx.ranks, ctx.eps = inputs[4:]
+        ctx.mix_backward = definition(reference.mix_backward)  # by the mode of the forward pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        with _autocast_off(grad):
+            base, hidden, up, coefficients = ctx.saved_tensors
+            grads = streamed.backward(
+                ctx.mix_backward, grad, base, hidden, up, coefficients, ctx.ranks, ctx.eps
+            )
+        return *grads, None, None
+
+
+_streamed: Callable[..., Tensor] = _Streamed.apply
+
+
+@custom_op("core_gates::gated_lora", mutates_args=())
+def _forward(
+    base: Tensor,
+    hidden: Tensor,
+    up: Tensor,
+    coefficients: Tensor,
+    ranks: list[int],
+    eps: float,
+    kernel: bool,
+) -> Tensor:
+    tensors = base, hidden, up, coefficients
+    with _autocast_off(base):
+        if kernel:
+            mixed: Tensor = _kernel().forward(*tensors, ranks, eps)
+            return mixed
+        return streamed.forward(definition(reference.mix), *tensors, ranks, eps)
+
+
+@custom_op("core_gates::gated_lora_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    base: Tensor,
+    hidden: Tensor,
+    up: Tensor,
+    coefficients: Tensor,
+    ranks: list[int],
+    eps: float,
+    kernel: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tensors = grad, base, hidden, up, coefficients
+    with _autocast_off(base):
+        if kernel:
+            grads: tuple[Tensor, Tensor, Tensor, Tensor]
+            grads = _kernel().backward(*tensors, ranks, eps)
+            return grads
+        return streamed.backward(definition(reference.mix_backward), *tensors, ranks, eps)
+
+
+def _kernel() -> Any:
+    from core_gates.ops.gated_lora import kernel  # the only place that needs Triton
+
+    return kernel
+
+
+@_forward.register_fake
+def _(base: Tensor, *_rest: Any) -> Tensor:
+    return torch.empty_like(base, memory_format=torch.contiguous_format)
+
+
+@_backward.register_fake
+def _(_grad: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    base, hidden, up, coefficients = (
+        torch.empty_like(t, memory_format=torch.contiguous_format) for t in rest[:4]
+    )
+    return base, hidden, up, coefficients
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> Any:
+    return *_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _autocast_off(x: Tensor) -> AbstractContextManager[object]:
+    # Autocast knows no meta device.
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
