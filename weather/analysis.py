@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,8 @@ from weather.models.adas import Adas
 from weather.observations.background_error import innovation_sd
 from weather.observations.gridded import GriddedObservations, confidence
 from weather.state import Normalizer
+
+BackgroundError = Literal["training", "innovation"]
 
 _WITHOUT_EFFECT = ("drop_path", "recompute")  # arguments that do not change what weights mean
 
@@ -54,7 +57,7 @@ class AdasAnalysis(nn.Module):
         *,
         confidence_kind: str = "error",
         confidence_scale: float = 1.0,
-        background_error: str = "training",
+        background_error: BackgroundError = "training",
     ) -> None:
         super().__init__()
         if not confidence_scale > 0:
@@ -66,7 +69,7 @@ class AdasAnalysis(nn.Module):
         self.network = network
         self.normalizer = normalizer
         self.confidence_kind, self.confidence_scale = confidence_kind, confidence_scale
-        self.background_error = background_error
+        self.background_error: BackgroundError = background_error
         self.register_buffer("background_sd", background_sd.clone())
         self.background_sd: Tensor
 

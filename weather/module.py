@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
-from weather.analysis import AdasAnalysis
+from weather.analysis import AdasAnalysis, BackgroundError
 from weather.data.batch import AssimilationBatch
 from weather.data.stream import AssimilationDataModule
 from weather.experiments.forms import FORMS
@@ -68,7 +68,7 @@ class AdasModule(L.LightningModule):
         divergence_limit: float = 3.0,
         hours: float = 6.0,
         confidence_scale: float = 1.0,
-        background_error: Literal["training", "innovation"] = "training",
+        background_error: BackgroundError = "training",
     ) -> None:
         super().__init__()
         num_channels = network.num_channels
