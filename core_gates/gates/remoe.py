@@ -28,7 +28,7 @@ class ReMoEGate(Gate):
         k: Experts active per position on average.
         load_balanced: Whether the loss presses busy experts more.
         initial_penalty: First λ.
-        rate: Factor of λ in one step.
+        rate: Factor of λ in one step; where few steps change much, 1.05 swings less.
         count_padding: Whether ignored positions count in the loss all the same.
         bias: Whether the logits have a bias.
         device: Device of the parameters and buffers.
@@ -119,7 +119,7 @@ class ReMoEGate(Gate):
             totals[1] += (real.unsqueeze(-1) & (routing.weights > 0)).sum()
         if dist.is_initialized():
             dist.all_reduce(totals)
-        active, positions = totals.to(self.penalty.dtype)
+        positions, active = totals.to(self.penalty.dtype)
         direction = (active - self.k * positions).sign()
         self.penalty.copy_((self.penalty * self.rate**direction).clamp(*_BOUNDS))
 
@@ -134,6 +134,6 @@ class ReMoEGate(Gate):
             number = (~padding_mask).sum().clamp(min=1)
         weights = weights.reshape(-1, self.num_experts)
         if self.load_balanced:
-            share = (weights.detach() > 0).sum(0) / number
+            share = (weights.detach() > 0).to(weights.dtype).sum(0) / number
             weights = weights * (share * self.num_experts / self.k)
         return weights.sum() / number

@@ -39,7 +39,7 @@ def test_golden_weights_capacity_loss_and_gradients(golden, name):
 
 
 def test_random_second_is_kept_with_twice_its_weight():
-    gate = identity_gate(3, capacity_factor=None)
+    gate = identity_gate(3, capacity_factor=None, eval_capacity_factor=None)
     x = torch.tensor([[0.8, 0.15, 0.05]], dtype=torch.float64).log().expand(20_000, -1)
     share = 0.15 / 0.95
     noise = 2 * share + torch.tensor([-1e-9, 1e-9], dtype=torch.float64)
@@ -48,7 +48,7 @@ def test_random_second_is_kept_with_twice_its_weight():
     assert_close(routing.weights, torch.tensor([[1 - share, share], [1, 0]], dtype=torch.float64))
     torch.manual_seed(0)
     assert gate(x).kept[:, 1].double().mean() == pytest.approx(2 * share, abs=0.015)
-    assert gate.eval()(x).kept is None or gate(x).kept.all()
+    assert gate.eval()(x).kept is None
 
 
 def test_sampled_second_follows_the_probabilities_of_the_others():

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.gates.cosine import CosineGate
+
+GOLDEN = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_logits(golden, name):
+    g = golden(name)
+    dim, num_experts = g["cosine_weight"].shape
+    gate = CosineGate(dim, num_experts, projection_dim=None, dtype=torch.float64)
+    gate.weight.data.copy_(g["cosine_weight"].T)
+    gate.log_temperature.data.copy_(g["cosine_tau"].log())
+    assert_close(gate(g["softmoe_x"]).logits, g["cosine_logits"], rtol=0, atol=1e-10)
+
+
+def test_projection_and_both_weightings():
+    x = torch.randn(7, 5)
+    for renormalize in (True, False):
+        gate = CosineGate(5, 4, k=2, projection_dim=3, renormalize=renormalize)
+        u, w = x @ gate.projection.T, gate.weight
+        cosine = (u @ w.T) / u.norm(dim=-1, keepdim=True) / w.norm(dim=-1)
+        routing = gate(x)
+        assert_close(routing.logits, cosine / 0.5)
+        probs = (cosine / 0.5).softmax(-1)
+        top = probs.topk(2)
+        expected = top.values / (top.values.sum(-1, keepdim=True) if renormalize else 1)
+        assert torch.equal(routing.indices, top.indices)
+        assert_close(routing.weights, expected)
+
+
+def test_lengths_do_not_matter():
+    gate, x = CosineGate(5, 4, k=2), torch.randn(7, 5)
+    before = gate(x)
+    gate.weight.data.mul_(torch.tensor([[0.5], [2.0], [8.0], [1.0]]))
+    after = gate(4 * x)
+    assert_close(after.logits, before.logits)
+    assert after.logits.abs().max() <= 1 / 0.5 + 1e-6
+
+
+def test_temperature_is_learned_and_bounded_below():
+    gate = CosineGate(5, 4, k=2, temperature=0.3)
+    assert gate.temperature.item() == pytest.approx(0.3)
+    gate(torch.randn(7, 5)).weights.square().sum().backward()
+    assert gate.log_temperature.grad.abs() > 1e-4
+    gate.log_temperature.data.fill_(-100.0)
+    assert gate.temperature.item() == pytest.approx(0.01)
+
+
+def test_a_position_of_zeros_has_a_finite_gradient():
+    gate, x = CosineGate(5, 4, k=2), torch.zeros(1, 5, requires_grad=True)
+    routing = gate(x)
+    assert not routing.logits.any()
+    routing.weights[0, 0].backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 5}, "k must lie between 1 and num_experts=4, got 5"),
+        ({"projection_dim": 0}, "projection_dim must be at least 1"),
+        ({"temperature": 0.001}, "temperature must be at least 0.01, got 0.001"),
+    ],
+)
+def test_arguments_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        CosineGate(3, 4, **options)

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from core_gates import l0_loss
+from core_gates.gates.hard_concrete import HardConcreteGate
+
+GOLDEN = ["standard_T24_E6_k2", "standard_T32_E8_k3"]
+
+
+def identity_gate(num_experts, **options):
+    gate = HardConcreteGate(num_experts, num_experts, dtype=torch.float64, **options)
+    gate.weight.data.copy_(torch.eye(num_experts))
+    return gate
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_weights_and_l0(golden, name):
+    g = golden(name)
+    options = {key: float(g[f"hc_{key}"]) for key in ("beta", "gamma", "zeta")}
+    gate = identity_gate(g["logits"].shape[1], **options)
+    routing = gate(g["logits"], noise=g["hc_uniform"])
+    assert_close(routing.weights, g["hc_train"], rtol=0, atol=1e-10)
+    assert_close(routing.probs, g["hc_l0"], rtol=0, atol=1e-10)
+    assert_close(routing.aux["l0"], g["hc_l0"].sum(-1).mean(), rtol=0, atol=1e-10)
+    assert_close(gate.eval()(g["logits"]).weights, g["hc_eval"], rtol=0, atol=1e-10)
+
+
+def test_open_share_of_samples_is_the_probability():
+    gate = identity_gate(4)
+    x = torch.tensor([[-2.0, -0.5, 0.5, 2.0]], dtype=torch.float64)
+    torch.manual_seed(0)
+    open_ = (gate(x.expand(40_000, -1)).weights > 0).double().mean(0)
+    assert_close(open_, gate(x).probs[0], rtol=0, atol=0.01)
+
+
+def test_weights_close_and_open_exactly():
+    weights = identity_gate(2)(torch.tensor([[-30.0, 30.0]], dtype=torch.float64)).weights
+    assert weights.tolist() == [[0.0, 1.0]]
+
+
+def test_extreme_draws_are_finite():
+    gate, x = HardConcreteGate(3, 2), torch.randn(2, 3, requires_grad=True)
+    routing = gate(x, noise=torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    assert routing.weights.isfinite().all()
+    routing.weights.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_gradients():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    noise = torch.rand(5, 3, generator=generator, dtype=torch.float64)
+    gate = identity_gate(3, bias=True)
+
+    def outputs(x, weight, bias):
+        parameters = {"weight": weight, "bias": bias}
+        routing = torch.func.functional_call(gate, parameters, (x,), {"noise": noise})
+        return routing.weights, routing.probs, routing.aux["l0"]
+
+    assert gradcheck(outputs, (x.requires_grad_(), gate.weight, gate.bias))
+
+
+def test_l0_excludes_padding_unless_told():
+    x = torch.tensor([[1.0, 2.0], [9.0, 9.0]], dtype=torch.float64)
+    mask = torch.tensor([False, True])
+    alone, together = (identity_gate(2)(part).aux["l0"] for part in (x[:1], x))
+    assert_close(identity_gate(2)(x, padding_mask=mask).aux["l0"], alone)
+    counted = identity_gate(2, count_padding=True)(x, padding_mask=mask)
+    assert_close(counted.aux["l0"], together)
+    assert_close(l0_loss(counted), together)
+    assert together > alone
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": 0.0}, "beta must be positive"),
+        ({"gamma": 0.1}, "gamma must be below 0 and zeta above 1"),
+        ({"zeta": 1.0}, "gamma must be below 0 and zeta above 1"),
+    ],
+)
+def test_arguments_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        HardConcreteGate(3, 4, **options)
