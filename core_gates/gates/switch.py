@@ -88,7 +88,9 @@ class SwitchGate(Gate):
         """
         if self.jitter and (self.training or noise is not None):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-            x = x * (1 + self.jitter * (2 * torch.rand_like(x) - 1 if noise is None else noise))
+            if noise is None:  # in one order, whatever the strides of x
+                noise = 2 * torch.rand_like(x, memory_format=torch.contiguous_format) - 1
+            x = x * (1 + self.jitter * noise)
         logits = linear_fp32(x, self.weight, padding_mask=padding_mask)
         probs = logits.softmax(-1)
         _, indices = lowest_index_top_k(logits, 1)
