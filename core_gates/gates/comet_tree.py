@@ -43,6 +43,12 @@ def leaf_numbers(nodes: Tensor, num_leaves: int) -> Tensor:
     return (nodes - first_of_last_level) % num_leaves
 
 
+def row_products(x: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Return the scalar product of chosen rows (N,) of ``x`` (T, D) with weights (N, D) each."""
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.bmm(x[rows].unsqueeze(1), weights.unsqueeze(2)).flatten()
+
+
 def walk(
     x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, gamma: float, closed: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -65,7 +71,7 @@ def walk(
     nodes, reach = torch.zeros_like(rows), x.new_ones(len(rows))
     arrivals = []
     while len(nodes):
-        scores = (x[rows] * weight[trees, nodes]).sum(-1)
+        scores = row_products(x, rows, weight[trees, nodes])
         if bias is not None:
             scores = scores + bias[trees, nodes]
         left = smooth_step(scores, gamma)

@@ -228,7 +228,7 @@ def test_nan_shows():
     gate = build(9, dtype=torch.float32).eval()
     x = positions(3, dtype=torch.float32)
     x[1, 0] = torch.nan
-    for conditional_from in (256, 2):
+    for conditional_from in (512, 2):
         gate.conditional_from = conditional_from
         with torch.no_grad():
             weights = gate(x).weights

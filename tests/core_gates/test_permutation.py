@@ -18,6 +18,7 @@ from core_gates.gates.permutation_search import (
     permutation_entropy,
     sinkhorn,
 )
+from core_gates.gates.sigmoid import SigmoidGate
 from core_gates.spawn import StagedSchedule
 
 DIM, EXPERTS = 6, 5
@@ -343,6 +344,18 @@ def test_report_shows_how_hard_the_relaxation_is():
     assert hard["iterations"] == 20 + 130 // 6
     assert hard["column_error"] < 1e-5
     assert soft["row_error"] < 0.05
+
+
+def test_the_wrapped_gate_is_updated_once_a_step():
+    sigmoid = SigmoidGate(DIM, EXPERTS, k=1, balance_rate=0.1)
+    gate = permuted(sigmoid, num_steps=3)
+    sigmoid.weight.data.fill_(-9.0)
+    sigmoid.weight.data[2] = 9.0  # takes everything, whatever the bias
+    for steps in (1, 2, 3):
+        with update_gates(gate):
+            gate(torch.ones(20, DIM))
+        assert int(gate.step) == steps
+        assert_close(sigmoid.balance_bias, 0.1 * steps * torch.tensor([1.0, 1, -1, 1, 1]))
 
 
 def test_traits_of_the_gate_are_kept():
