@@ -11,10 +11,18 @@ from torch.utils.checkpoint import checkpoint
 from core_gates import Gate, SoftmaxGate, TemperatureSchedule, TopKGate, update_gates
 from core_gates.gates.activation import ActivationGate
 from core_gates.gates.comet import CometGate
+from core_gates.gates.cosine import CosineGate
 from core_gates.gates.dense_to_sparse import DenseToSparseGate
 from core_gates.gates.dselect import DSelectKGate
+from core_gates.gates.gshard import GShardGate
+from core_gates.gates.hard_concrete import HardConcreteGate
+from core_gates.gates.noisy_top_k import NoisyTopKGate
 from core_gates.gates.permutation import PermutedGate
 from core_gates.gates.permutation_search import PermutationSearch
+from core_gates.gates.remoe import ReMoEGate
+from core_gates.gates.sigmoid import SigmoidGate
+from core_gates.gates.switch import SwitchGate
+from core_gates.gates.top_p import ThresholdGate, TopPGate
 from core_gates.spawn import StagedSchedule
 
 DIM, EXPERTS = 6, 5
@@ -26,6 +34,20 @@ GATES = {
     ),
     "top-k": lambda **o: TopKGate(DIM, EXPERTS, k=2, **o),
     "top-k of all": lambda **o: TopKGate(DIM, EXPERTS, k=3, renormalize=False, bias=True, **o),
+    "sigmoid": lambda **o: SigmoidGate(DIM, EXPERTS, bias=True, **o),
+    "balanced sigmoid": lambda **o: SigmoidGate(DIM, EXPERTS, k=2, balance_rate=0.1, **o),
+    "noisy top-k": lambda **o: NoisyTopKGate(DIM, EXPERTS, **o),
+    "switch": lambda **o: SwitchGate(
+        DIM, EXPERTS, capacity_factor=None, eval_capacity_factor=None, **o
+    ),
+    "gshard": lambda **o: GShardGate(
+        DIM, EXPERTS, capacity_factor=None, eval_capacity_factor=None, **o
+    ),
+    "cosine": lambda **o: CosineGate(DIM, EXPERTS, projection_dim=3, **o),
+    "top-p": lambda **o: TopPGate(DIM, EXPERTS, **o),
+    "threshold": lambda **o: ThresholdGate(DIM, EXPERTS, renormalize=True, **o),
+    "remoe": lambda **o: ReMoEGate(DIM, EXPERTS, **o),
+    "hard concrete": lambda **o: HardConcreteGate(DIM, EXPERTS, **o),
     "comet": lambda **o: CometGate(DIM, EXPERTS, k=2, gamma=8.0, **o),
     "dselect-k": lambda **o: DSelectKGate(DIM, EXPERTS, k=2, gamma=8.0, **o),
     "static dselect-k": lambda **o: DSelectKGate(DIM, EXPERTS, gamma=8.0, per_example=False, **o),
@@ -38,6 +60,9 @@ GATES = {
         CometGate(DIM, EXPERTS, gamma=8.0, **o), search=SEARCH, **o
     ),
 }
+
+NOISY = (DenseToSparseGate, GShardGate, HardConcreteGate, NoisyTopKGate, SwitchGate)
+INDEPENDENT = (HardConcreteGate, ReMoEGate)  # every expert has a weight of its own
 
 
 @pytest.fixture(params=GATES)
@@ -99,13 +124,13 @@ def test_weights_are_a_distribution_where_the_gate_says_so(make):
     sums = gate(positions(9)).to_dense().weights.sum(-1)
     if gate.renormalize or isinstance(gate, SoftmaxGate):
         assert_close(sums, torch.ones(9))
-    else:
+    elif not isinstance(gate, INDEPENDENT):
         assert (sums <= 1 + 1e-6).all()
 
 
 def test_gradients(make):
     gate = make(dtype=torch.float64)
-    gate.train(not isinstance(gate, DenseToSparseGate))  # which draws noise in training
+    gate.train(not isinstance(gate, NOISY))  # which draw noise in training
     x = positions(3, dtype=torch.float64).requires_grad_()
 
     def outputs(x, *parameters):
@@ -146,7 +171,7 @@ def test_state_is_never_rounded_by_a_cast_to_half_precision(make):
 
 def test_ties_go_to_the_lowest_index(make):
     gate = make()
-    gate.train(not isinstance(gate, DenseToSparseGate))  # which draws noise in training
+    gate.train(not isinstance(gate, NOISY))  # which draw noise in training
     for parameter in gate.parameters():
         torch.nn.init.zeros_(parameter)
     routing = gate(positions(3))
@@ -241,7 +266,7 @@ def test_reset_fills_what_the_meta_device_left_open(make):
     if isinstance(gate, SoftmaxGate | TopKGate):
         assert 0.01 < gate.weight.std() < 0.04
         assert gate.bias is None or not gate.bias.any()
-    assert all(p.abs().max() < 1 for p in gate.parameters())
+    assert all(p.abs().max() < 5 for p in gate.parameters())
     assert_close(dict(gate.named_buffers()), dict(make().named_buffers()), rtol=0, atol=0)
 
 
