@@ -102,9 +102,9 @@ def mix_backward(
     acc = mean.dtype
     grad = grad.to(acc)
     constant, slope, lora, cross, out = coefficients.to(acc).unbind()
-    base_variance, base_mean = torch.var_mean(base.to(acc), -1, correction=0, keepdim=True)
-    base_rstd = torch.rsqrt(base_variance + eps)
-    n = (base.to(acc) - base_mean) * base_rstd
+    centered = base.to(acc) - base.to(acc).mean(-1, keepdim=True)
+    base_rstd = torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps)
+    n = centered * base_rstd
     shift, scale = torch.addcmul(constant, slope, n), torch.addcmul(lora, cross, n)
     weighted = grad * out
     total, sum_logit, sum_cross = (torch.zeros_like(grad) for _ in range(3))
