@@ -1,0 +1,1 @@
+"""Low-rank adapters whose ranks or outputs are gated."""

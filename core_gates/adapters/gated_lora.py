@@ -1,0 +1,120 @@
+"""A linear layer with gated low-rank adapters beside it."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core_gates.adapters.lora_gate import LoraGate
+from core_gates.adapters.low_rank import LowRank
+from core_gates.ops.gated_lora.op import gated_lora
+
+
+class GatedLoraLinear(nn.Module):
+    """Add the outputs of K adapters to those of a frozen layer, gated by token and channel.
+
+    The weights of the gate do not depend on the adapters (AutoLoRA, 2025), so
+    :meth:`set_adapters` may exchange them for any others. They are buffers outside the state dict:
+    their files keep them. The side path adds to the output, so the layer may be of any kind,
+    quantized too, and it is left as it is; without adapters its output is returned unchanged.
+
+    Args:
+        base: The layer, a module from (..., D) to (..., D') with ``in_features`` and
+            ``out_features``.
+        adapters: Adapters of this layer; those without factors for it are simply left out, as are
+            those of rank 0.
+        gate: Their gate; a :class:`LoraGate` with default options if None.
+
+    Shape:
+        ``x`` (..., D) to (..., D').
+
+    Raises:
+        ValueError: The factors of an adapter or the gate do not fit the layer.
+    """
+
+    down: Tensor
+    up: Tensor
+
+    def __init__(
+        self,
+        base: nn.Module,
+        adapters: Sequence[LowRank] = (),
+        *,
+        gate: LoraGate | None = None,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.in_features = cast(int, base.in_features)
+        self.out_features = cast(int, base.out_features)
+        some = next(base.parameters(), torch.empty(0))
+        self.gate = LoraGate(self.out_features, device=some.device) if gate is None else gate
+        if self.gate.dim != self.out_features:
+            raise ValueError(
+                f"the gate has {self.gate.dim} features, but the layer has"
+                f" {self.out_features} outputs"
+            )
+        self.ranks: list[int] = []
+        self.set_adapters(adapters)
+
+    def set_adapters(self, adapters: Sequence[LowRank]) -> None:
+        """Exchange the adapters; the gate stays.
+
+        Args:
+            adapters: The new ones, in any number; they are copied.
+
+        Raises:
+            ValueError: The factors of one do not fit the layer.
+        """
+        for adapter in adapters:
+            adapter.check(self.in_features, self.out_features)
+        some = next(self.base.parameters(), None)
+        device = None if some is None else some.device
+        given = [adapter for adapter in adapters if adapter.rank > 0]
+        self.ranks = [adapter.rank for adapter in given]
+        empty = torch.empty(0, self.in_features), torch.empty(0, self.out_features)
+        down = torch.cat([a.down.detach() for a in given]) if given else empty[0]
+        up = torch.cat([a.scale * a.up.detach().mT for a in given]) if given else empty[1]
+        self.register_buffer("down", down.to(device), persistent=False)  # (R, D)
+        self.register_buffer("up", up.to(device), persistent=False)  # (R, D')
+
+    def forward(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
+        """Return the layer's output with the gated adapters.
+
+        Args:
+            x: Inputs (..., D).
+            time: Diffusion time for a gate with ``time="film"``; one number, or one a sample (B,)
+                of ``x`` (B, ..., D).
+
+        Raises:
+            ValueError: The gate needs the time and gets none.
+        """
+        base: Tensor = self.base(x)
+        if not self.ranks:
+            return base
+        hidden, up = F.linear(x, self.down.to(x.dtype)), self.up
+        if self.gate.time == "implicit" or time is None or time.ndim == 0:
+            coefficients = self.gate.coefficients(time)
+            return gated_lora(base, hidden, up, coefficients, self.ranks, eps=self.gate.eps)
+        samples = zip(base, hidden, map(self.gate.coefficients, time), strict=True)
+        return torch.stack(
+            [gated_lora(o, h, up, c, self.ranks, eps=self.gate.eps) for o, h, c in samples]
+        )
+
+    def gate_values(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
+        """Return the gates (..., K, D'), which :meth:`forward` never holds at once."""
+        base, loras = self.base(x), self.adapter_outputs(x)
+        return self.gate.gate_values(base, loras, time=time)
+
+    def adapter_outputs(self, x: Tensor) -> Tensor:
+        """Return the scaled outputs of the adapters (..., K, D') in full, in order."""
+        if not self.ranks:
+            return x.new_zeros(*x.shape[:-1], 0, self.out_features)
+        hidden = torch.split(F.linear(x, self.down.to(x.dtype)), self.ranks, -1)
+        ups = torch.split(self.up.to(x.dtype), self.ranks)
+        return torch.stack([h @ up for h, up in zip(hidden, ups, strict=True)], -2)
+
+    def extra_repr(self) -> str:
+        """Show the ranks in ``print(module)``."""
+        return f"ranks={self.ranks}"

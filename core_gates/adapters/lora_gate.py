@@ -1,0 +1,213 @@
+"""The gate of AutoLoRA: how much of every adapter's output each token and channel takes."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Variant = Literal["full", "no_base", "no_cross", "no_lora"]
+Initialization = Literal["sum", "published"]
+Time = Literal["implicit", "film"]
+
+TIME_FEATURES = 16
+
+
+class LoraGate(nn.Module):
+    """Weigh K adapter outputs by the layer's output and their own (AutoLoRA, 2025, section 3.3).
+
+    With LayerNorms ``n_b`` and ``n_l`` over the features, base output ``o`` and adapter outputs
+    ``y_k``, the gate and the mixed output are::
+
+        g_k = sigmoid(n_b(o) w_base + n_l(y_k) w_lora + n_b(o) n_l(y_k) w_cross + bias)
+        out = o + w_out Σ_k g_k y_k
+
+    All parameters are vectors over the features that the adapters share: a trained gate serves any
+    number of adapters in any order. Each adapter has a sigmoid of its own, they do not compete.
+
+    Args:
+        dim: Output features of the layer.
+        variant: Terms of the gate: ``full``; ``no_base`` without that of ``w_base``; ``no_lora``
+            without that of ``w_lora``; ``no_cross`` with ``w_lora`` and the bias only.
+        initialization: ``sum`` starts as the plain sum of all adapters; ``published`` draws the
+            weights and the bias from N(0, 1) and scales by 0.512.
+        time: ``film`` adds ``w_time φ(t)`` to the bias, with 16 sinusoids φ of the diffusion time,
+            zero at the start; ``implicit`` (published) knows the time by the activations alone.
+        eps: What is added to the variances of the LayerNorms.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``base`` (..., D) and ``loras`` (..., K, D) to (..., D).
+
+    Raises:
+        ValueError: An option is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        variant: Variant = "full",
+        initialization: Initialization = "sum",
+        time: Time = "implicit",
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_option("variant", variant, get_args(Variant))
+        _check_option("initialization", initialization, get_args(Initialization))
+        _check_option("time", time, get_args(Time))
+        self.dim = dim
+        self.variant = variant
+        self.initialization = initialization
+        self.time = time
+        self.eps = eps
+
+        def vector(wanted: bool) -> nn.Parameter | None:
+            return nn.Parameter(torch.empty(dim, device=device, dtype=dtype)) if wanted else None
+
+        self.weight_base = vector(variant in ("full", "no_lora"))
+        self.weight_lora = vector(variant != "no_lora")
+        self.weight_cross = vector(variant != "no_cross")
+        self.weight_out = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
+        self.weight_time = (
+            nn.Parameter(torch.empty(dim, TIME_FEATURES, device=device, dtype=dtype))
+            if time == "film"
+            else None
+        )
+        self.norm_base = (
+            None if variant == "no_cross" else nn.LayerNorm(dim, eps, device=device, dtype=dtype)
+        )
+        self.norm_lora = nn.LayerNorm(dim, eps, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the parameters as ``initialization`` says, the norms to the identity."""
+        weights = [
+            w for w in (self.weight_base, self.weight_lora, self.weight_cross) if w is not None
+        ]
+        if self.initialization == "published":
+            for parameter in (*weights, self.bias):
+                nn.init.normal_(parameter)
+            nn.init.constant_(self.weight_out, 0.512)
+        else:
+            for parameter in weights:
+                nn.init.zeros_(parameter)
+            nn.init.constant_(self.bias, 2.0)
+            nn.init.constant_(self.weight_out, 1 + math.exp(-2.0))  # 1 / sigmoid(2)
+        if self.weight_time is not None:
+            nn.init.zeros_(self.weight_time)
+        for norm in (self.norm_base, self.norm_lora):
+            if norm is not None:
+                norm.reset_parameters()
+
+    def forward(self, base: Tensor, loras: Tensor, *, time: Tensor | None = None) -> Tensor:
+        """Mix adapter outputs that exist in full.
+
+        :class:`GatedLoraLinear` computes the same without them.
+
+        Args:
+            base: Output of the layer (..., D).
+            loras: Outputs of the adapters, scaled (..., K, D).
+            time: Diffusion time between 0 and 1000 for ``film``: one number, or one a sample (B,)
+                of ``base`` (B, ..., D).
+
+        Raises:
+            ValueError: The gate needs the time and gets none.
+        """
+        gates = self.gate_values(base, loras, time=time)
+        mixed = (gates * loras.to(gates.dtype)).sum(-2) * self.weight_out.to(gates.dtype)
+        return (base.to(gates.dtype) + mixed).to(base.dtype)
+
+    def gate_values(self, base: Tensor, loras: Tensor, *, time: Tensor | None = None) -> Tensor:
+        """Return the gates ``g_k`` (..., K, D); arguments as in :meth:`forward`."""
+        bias = self._bias(time)
+        if bias.ndim == 2:  # one row a sample
+            bias = bias.view(len(bias), *[1] * (base.ndim - 1), self.dim)
+        acc = torch.promote_types(bias.dtype, base.dtype)
+        z = _normalize(loras.to(acc), self.norm_lora)
+        logits = bias.expand_as(z)
+        if self.weight_lora is not None:
+            logits = logits + z * self.weight_lora
+        if self.norm_base is not None:
+            n = _normalize(base.to(acc), self.norm_base).unsqueeze(-2)
+            if self.weight_base is not None:
+                logits = logits + n * self.weight_base
+            if self.weight_cross is not None:
+                logits = logits + n * z * self.weight_cross
+        return logits.sigmoid()
+
+    def coefficients(self, time: Tensor | None = None) -> Tensor:
+        """Fold the parameters into the rows (5, D) that the op ``gated_lora`` takes.
+
+        Args:
+            time: Diffusion time, one number, for ``film``.
+
+        Raises:
+            ValueError: The gate needs the time and gets none, or gets more than one.
+        """
+        constant = self._bias(time)
+        if constant.ndim != 1:
+            raise ValueError("coefficients exist for one time; call sample by sample")
+        acc = constant.dtype
+        gain, offset = self.norm_lora.weight.to(acc), self.norm_lora.bias.to(acc)
+        slope, along_z, cross = (torch.zeros_like(constant) for _ in range(3))
+        # Each term as a product of n and z before their affine maps.
+        if self.weight_lora is not None:
+            constant = constant + offset * self.weight_lora
+            along_z = along_z + gain * self.weight_lora
+        if self.norm_base is not None:
+            base_gain, base_offset = self.norm_base.weight.to(acc), self.norm_base.bias.to(acc)
+            if self.weight_base is not None:
+                constant = constant + base_offset * self.weight_base
+                slope = slope + base_gain * self.weight_base
+            if self.weight_cross is not None:
+                constant = constant + base_offset * offset * self.weight_cross
+                slope = slope + base_gain * offset * self.weight_cross
+                along_z = along_z + base_offset * gain * self.weight_cross
+                cross = cross + base_gain * gain * self.weight_cross
+        return torch.stack([constant, slope, along_z, cross, self.weight_out.to(acc)])
+
+    def extra_repr(self) -> str:
+        """Show the options in ``print(gate)``."""
+        return f"dim={self.dim}, variant={self.variant}, time={self.time}"
+
+    def _bias(self, time: Tensor | None) -> Tensor:
+        """Return the bias (D,), or (B, D) for one time a sample, in float32 at least."""
+        bias = self.bias.to(torch.promote_types(self.bias.dtype, torch.float32))
+        if self.weight_time is None:
+            return bias
+        if time is None:
+            raise ValueError("a gate with time='film' needs the diffusion time: pass time=")
+        return bias + time_features(time.to(bias.dtype)) @ self.weight_time.to(bias.dtype).mT
+
+
+def time_features(time: Tensor) -> Tensor:
+    """Return 8 cosines and 8 sines of a diffusion time between 0 and 1000.
+
+    Their wavelengths rise from 2π by factors of 10000^(1/8), as those of positional encodings.
+
+    Args:
+        time: Any shape.
+
+    Returns:
+        Features (..., 16).
+    """
+    half = TIME_FEATURES // 2
+    steps = torch.arange(half, device=time.device, dtype=time.dtype)
+    angles = time.unsqueeze(-1) * torch.exp(-math.log(10000.0) / half * steps)
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def _normalize(value: Tensor, norm: nn.LayerNorm) -> Tensor:
+    weight, bias = norm.weight.to(value.dtype), norm.bias.to(value.dtype)
+    return F.layer_norm(value, value.shape[-1:], weight, bias, norm.eps)
+
+
+def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
