@@ -192,6 +192,7 @@ def fetch_order(predicted: RoutingOutput, num_experts: int | None = None) -> tup
         Experts by falling count (E,), equal counts by rising number, and their counts; those that
         nobody uses come last, with count zero.
     """
-    counts = predicted.chosen(num_experts, dropped=False).flatten(0, -2).sum(0).long()
+    chosen = predicted.chosen(num_experts, dropped=False)
+    counts = chosen.reshape(-1, chosen.shape[-1]).sum(0).long()
     order = counts.argsort(descending=True, stable=True)
     return order, counts[order]
