@@ -1,0 +1,1 @@
+"""Attention restricted to the kept blocks of a boolean block mask."""

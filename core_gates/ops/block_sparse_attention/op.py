@@ -1,0 +1,215 @@
+"""The public function ``block_sparse_attention`` and its registration as a PyTorch operator."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import custom_op
+
+from core_gates.ops._select import use_kernel
+from core_gates.ops.block_sparse_attention import gather
+from core_gates.ops.block_sparse_attention.layout import BlockLayout
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_mask: Tensor,
+    block_size: int,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    dense_above: float = 1.0,
+) -> Tensor:
+    """Attend to the kept blocks of keys only (SeerAttention, arXiv 2410.13276).
+
+    Blocks are cut at multiples of ``block_size``. Under causality the queries are the last Lq of
+    the Lk positions; blocks in the future are ignored whatever the mask says. A query without a
+    visible key gets 0. Without a kernel the kept blocks are gathered, also in mode ``compile``;
+    half precision is then computed in float32.
+
+    Gathering pays below roughly two thirds of the blocks. A caller to whom the mask names what
+    must be attended at least sets ``dense_above``: beyond that share plain attention is faster.
+    There are no second derivatives.
+
+    Args:
+        q: Queries (B, H, Lq, D).
+        k: Keys (B, K, Lk, D), where K divides H.
+        v: Values (B, K, Lk, D).
+        block_mask: True for kept blocks, bool (B, H, Nq, Nk); the first dimension may also be 1,
+            the second also 1, or K for one choice per head of keys.
+        block_size: Positions of a block.
+        causal: Whether a query sees no key behind its own position.
+        scale: Factor of the scores, ``D ** -0.5`` if None.
+        dense_above: Share of the reachable blocks; if the mask keeps more, all are attended. It
+            reads the mask on the host.
+
+    Returns:
+        Output (B, H, Lq, D) in the dtype of ``q``.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
+    """
+    _check(q, k, v)
+    layout = BlockLayout(block_size, q.shape[2], k.shape[2], causal)
+    block_mask = _expand(block_mask, q, k, layout)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if not torch.compiler.is_compiling() and _is_dense(block_mask, layout, dense_above):
+        return _dense(q, k, v, layout, scale)
+    backend = "triton" if use_kernel(q, k, v) else "gather"
+    result: Tensor = _forward(q, k, v, block_mask, block_size, causal, scale, backend)[0]
+    return result
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    fits = (
+        q.ndim == k.ndim == 4
+        and k.shape == v.shape
+        and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
+    )
+    if not fits or k.shape[1] < 1 or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} must be (B, H, Lq, D),"
+            " (B, K, Lk, D) and (B, K, Lk, D), where K divides H"
+        )
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
+
+
+def _expand(block_mask: Tensor, q: Tensor, k: Tensor, layout: BlockLayout) -> Tensor:
+    """Return the mask as (B, H, Nq, Nk)."""
+    if layout.size < 1:
+        raise ValueError(f"block_size must be at least 1, got {layout.size}")
+    if layout.offset < 0:
+        raise ValueError(
+            f"causal attention needs no more queries than keys, got {layout.num_queries} and"
+            f" {layout.num_keys}"
+        )
+    batch, heads = q.shape[:2]
+    grid = (layout.num_query_blocks, layout.num_key_blocks)
+    if block_mask.dtype != torch.bool:
+        raise ValueError(f"block_mask must be bool with True = keep, got {block_mask.dtype}")
+    if (
+        block_mask.ndim != 4
+        or block_mask.shape[0] not in (1, batch)
+        or block_mask.shape[1] not in (1, heads, k.shape[1])
+        or block_mask.shape[2:] != grid
+    ):
+        raise ValueError(
+            f"block_mask {tuple(block_mask.shape)} must be {(batch, heads, *grid)} for blocks of"
+            f" {layout.size} positions; batch and heads may be 1, heads may be {k.shape[1]}"
+        )
+    if block_mask.shape[1] == k.shape[1] != heads:
+        block_mask = block_mask.repeat_interleave(heads // k.shape[1], 1)
+    return block_mask.expand(batch, heads, *grid)
+
+
+def _is_dense(block_mask: Tensor, layout: BlockLayout, dense_above: float) -> bool:
+    if not block_mask.numel():
+        return False
+    reachable = layout.reachable(block_mask.device)
+    possible = reachable.sum() * (block_mask.shape[0] * block_mask.shape[1])
+    kept = (block_mask & reachable).sum()
+    return bool((kept == possible) | (kept > dense_above * possible))
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float) -> Tensor:
+    group = q.shape[1] // k.shape[1]
+    if group > 1:
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    if layout.offset == 0:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=layout.causal, scale=scale)
+    mask = layout.visible(q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_mask: Tensor,
+    block_size: int,
+    causal: bool,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Return the output, and the log-sum-exp where the backward pass of the backend needs it."""
+    arguments = (q, k, v, block_mask, block_size, causal, scale)
+    if backend == "triton":
+        from core_gates.ops.block_sparse_attention import kernel  # the only place for Triton
+
+        return kernel.forward(*arguments)
+    return gather.forward(*arguments), q.new_empty(0, dtype=torch.float32)
+
+
+def _run_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_mask: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    block_size: int,
+    causal: bool,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v."""
+    settings = (block_size, causal, scale)
+    if backend == "triton":
+        from core_gates.ops.block_sparse_attention import kernel
+
+        return kernel.backward(grad, q, k, v, block_mask, out, lse, *settings)
+    return gather.backward(grad, q, k, v, block_mask, out, *settings)
+
+
+_forward = custom_op("core_gates::block_sparse_attention", _run, mutates_args=())
+_backward = custom_op("core_gates::block_sparse_attention_backward", _run_backward, mutates_args=())
+
+
+@_forward.register_fake
+def _(
+    q: Tensor,
+    _k: Tensor,
+    _v: Tensor,
+    _block_mask: Tensor,
+    _block_size: int,
+    _causal: bool,
+    _scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    shape = q.shape[:3] if backend == "triton" else (0,)
+    return q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
+
+
+@_backward.register_fake
+def _(
+    _grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    _block_mask: Tensor,
+    _out: Tensor,
+    _lse: Tensor,
+    _block_size: int,
+    _causal: bool,
+    _scale: float,
+    _backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, block_mask, *ctx.settings = inputs
+    ctx.save_for_backward(q, k, v, block_mask, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Any) -> Any:
+    return *_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)

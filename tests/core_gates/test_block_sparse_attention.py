@@ -1,0 +1,296 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+from torch.library import opcheck
+from torch.nn.functional import scaled_dot_product_attention
+from torch.testing import assert_close
+
+from core_gates.ops import kernels
+from core_gates.ops.block_sparse_attention import gather, reference
+from core_gates.ops.block_sparse_attention.layout import BlockLayout
+from core_gates.ops.block_sparse_attention.op import block_sparse_attention
+
+OP = torch.ops.core_gates.block_sparse_attention.default
+SCALE = 0.3
+# Lq, Lk, block size, causal
+CASES = [
+    (32, 32, 8, True),
+    (29, 29, 8, True),
+    (13, 30, 8, True),  # the queries begin in the middle of a block
+    (1, 17, 16, True),
+    (29, 21, 8, False),
+    (16, 32, 16, False),
+    (7, 7, 3, True),
+    (5, 5, 20, True),
+]
+
+
+def case(
+    num_queries,
+    num_keys,
+    size,
+    causal,
+    *,
+    share=0.5,
+    dtype=torch.float64,
+    seed=0,
+    dim=5,
+    sizes=(2, 4),
+):
+    """Random inputs and mask of a batch and heads, two of them for each head of keys."""
+    batch, heads = sizes
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(heads, length):
+        return torch.randn(batch, heads, length, dim, generator=generator, dtype=torch.float64)
+
+    layout = BlockLayout(size, num_queries, num_keys, causal)
+    grid = (batch, heads, layout.num_query_blocks, layout.num_key_blocks)
+    mask = torch.rand(grid, generator=generator) < share
+    q, k, v = (
+        randn(heads, num_queries),
+        randn(heads // 2, num_keys),
+        randn(heads // 2, num_keys),
+    )
+    return (*(t.to(dtype).requires_grad_() for t in (q, k, v)), mask)
+
+
+def by_hand(q, k, v, mask, size, causal):
+    """Attend query by query, key by key."""
+    out = torch.zeros_like(q)
+    offset = k.shape[2] - q.shape[2] if causal else 0
+    first_block = offset // size
+    for batch, head, i in itertools.product(*map(range, q.shape[:3])):
+        row = (offset + i) // size - first_block
+        seen = [
+            j
+            for j in range(k.shape[2])
+            if mask[batch, head, row, j // size] and not (causal and j > offset + i)
+        ]
+        if seen:
+            scores = k[batch, head // 2, seen] @ q[batch, head, i] * SCALE
+            out[batch, head, i] = scores.softmax(0) @ v[batch, head // 2, seen]
+    return out
+
+
+@pytest.mark.parametrize("shape", CASES, ids=str)
+def test_only_kept_visible_keys_are_attended(shape):
+    q, k, v, mask = case(*shape, sizes=(1, 4))
+    size, causal = shape[2:]
+    expected = by_hand(*(t.detach() for t in (q, k, v)), mask, size, causal)
+    out, lse = reference.forward(q, k, v, mask, size, causal, SCALE)
+    assert_close(out, expected)
+    assert torch.equal(lse == -torch.inf, (expected == 0).all(-1))
+    found = block_sparse_attention(q, k, v, mask, size, causal=causal, scale=SCALE)
+    assert_close(found, expected)
+    assert not (found.detach().abs().sum((0, 1, 3)) == 0).all()
+
+
+@pytest.mark.parametrize("shape", CASES, ids=str)
+@pytest.mark.parametrize("share", [0.2, 0.8, 1.0])
+def test_gradients_are_those_of_the_definition(shape, share):
+    q, k, v, mask = case(*shape, share=share)
+    size, causal = shape[2:]
+    definition = reference.forward(q, k, v, mask, size, causal, SCALE)[0]
+    grad = torch.randn(definition.shape, generator=torch.Generator().manual_seed(1)).double()
+    expected = torch.autograd.grad(definition, (q, k, v), grad)
+    found = OP(q, k, v, mask, size, causal, SCALE, "gather")[0]
+    assert_close(torch.autograd.grad(found, (q, k, v), grad), expected)
+    public = block_sparse_attention(q, k, v, mask, size, causal=causal, scale=SCALE)
+    assert_close(torch.autograd.grad(public, (q, k, v), grad), expected)
+
+
+def test_gradcheck():
+    q, k, v, mask = case(5, 7, 4, True, dim=2, sizes=(1, 2))
+    assert gradcheck(lambda q, k, v: block_sparse_attention(q, k, v, mask, 4), (q, k, v))
+
+
+@pytest.mark.parametrize("limit", [1, 300, 2**17])
+def test_the_size_of_a_group_changes_nothing(limit, monkeypatch):
+    q, k, v, mask = (t.detach() for t in case(32, 32, 8, True))
+    expected = reference.forward(q, k, v, mask, 8, True, SCALE)[0]
+    monkeypatch.setattr(gather, "CPU_SCORES", limit)
+    layout = BlockLayout(8, 32, 32, True)
+    found = list(gather.groups(mask, layout, 2, limit))
+    assert sum(len(g.rows) for g in found) == (mask & layout.reachable("cpu")).any(-1).sum()
+    assert sum(len(g.blocks) for g in found) == (mask & layout.reachable("cpu")).sum()
+    assert all(len(g.blocks) * 64 <= limit or len(g.rows) == 1 for g in found)
+    assert (max(len(g.rows) for g in found) > 1) == (limit > 1)
+    assert_close(gather.forward(q, k, v, mask, 8, True, SCALE), expected)
+
+
+@settings(max_examples=40)
+@given(
+    num_queries=st.integers(0, 12),
+    more=st.integers(0, 9),
+    size=st.integers(1, 6),
+    causal=st.booleans(),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_any_lengths_and_masks(num_queries, more, size, causal, share, seed):
+    q, k, v, mask = case(num_queries, num_queries + more, size, causal, share=share, seed=seed)
+    out = block_sparse_attention(q, k, v, mask, size, causal=causal)
+    expected = reference.forward(q, k, v, mask, size, causal, 5**-0.5)[0]
+    assert_close(out, expected)
+    grads = torch.autograd.grad(out.square().sum(), (q, k, v))
+    assert_close(grads, torch.autograd.grad(expected.square().sum(), (q, k, v)))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_masks_are_shared_among_heads_and_batch(heads):
+    q, k, v, mask = case(20, 20, 8, True)
+    shared = mask[:1, :heads]
+    full = shared.repeat_interleave(4 // heads, 1).expand_as(mask)
+    found = block_sparse_attention(q, k, v, shared, 8)
+    assert_close(found, reference.forward(q, k, v, full, 8, True, 5**-0.5)[0])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("num_queries", [27, 14])
+def test_a_full_mask_is_plain_attention(causal, num_queries):
+    q, k, v, mask = (t.detach() for t in case(num_queries, 27, 8, causal, dtype=torch.float32))
+    full = torch.ones_like(mask)
+    seen = torch.ones(num_queries, 27, dtype=torch.bool)
+    seen = seen.tril(27 - num_queries) if causal else seen
+    expected = scaled_dot_product_attention(
+        q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), attn_mask=seen
+    )
+    for out in (
+        block_sparse_attention(q, k, v, full, 8, causal=causal),
+        block_sparse_attention(q, k, v, mask, 8, causal=causal, dense_above=0.0),
+        gather.forward(q, k, v, full, 8, causal, 5**-0.5),
+    ):
+        assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dense_above_counts_the_reachable_blocks():
+    q, k, v, mask = case(32, 32, 8, True)
+    mask = torch.ones_like(mask)
+    mask[..., 3, 0] = False  # nine of ten
+    exact = reference.forward(q, k, v, mask, 8, True, 5**-0.5)[0]
+    dense = reference.forward(q, k, v, torch.ones_like(mask), 8, True, 5**-0.5)[0]
+    assert (exact - dense).abs().max() > 1e-2
+    assert_close(block_sparse_attention(q, k, v, mask, 8, dense_above=0.91), exact)
+    assert_close(block_sparse_attention(q, k, v, mask, 8, dense_above=0.89), dense)
+
+
+def test_half_precision_is_computed_in_float32():
+    q, k, v, mask = (t.detach() for t in case(32, 32, 8, True, dtype=torch.bfloat16))
+    out = block_sparse_attention(q, k, v, mask, 8)
+    assert out.dtype == torch.bfloat16
+    exact = reference.forward(q.float(), k.float(), v.float(), mask, 8, True, 5**-0.5)[0]
+    assert_close(out, exact.bfloat16(), rtol=1e-2, atol=1e-3)
+
+
+def test_layouts_do_not_matter_and_inputs_stay():
+    q, k, v, mask = (t.detach() for t in case(32, 32, 8, True))
+    expected = block_sparse_attention(q, k, v, mask, 8)
+    apart = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v)]
+    before = [t.clone() for t in apart]
+    assert_close(block_sparse_attention(*apart, mask.mT.contiguous().mT, 8), expected)
+    assert_close(apart, before, rtol=0, atol=0)
+
+
+def test_a_constant_gradient_of_stride_zero():
+    q, k, v, mask = case(29, 29, 8, True)
+    found = torch.autograd.grad(block_sparse_attention(q, k, v, mask, 8).sum(), (q, k, v))
+    definition = reference.forward(q, k, v, mask, 8, True, 5**-0.5)[0]
+    assert_close(found, torch.autograd.grad(definition.sum(), (q, k, v)))
+
+
+@pytest.mark.parametrize("shape", [*CASES[1:3], (0, 9, 4, False)], ids=str)
+def test_registration(shape):
+    q, k, v, mask = case(*shape, sizes=(1, 2))
+    opcheck(OP, (q, k, v, mask, *shape[2:], SCALE, "gather"))
+
+
+def test_one_graph():
+    q, k, v, mask = case(29, 29, 8, True)
+    compiled = torch.compile(block_sparse_attention, backend="eager", fullgraph=True)
+    assert_close(compiled(q, k, v, mask, 8), block_sparse_attention(q, k, v, mask, 8))
+    with kernels("compile"):
+        assert_close(block_sparse_attention(q, k, v, mask, 8), compiled(q, k, v, mask, 8))
+
+
+def test_wrong_arguments_are_named():
+    q, k, v, mask = case(16, 16, 8, True)
+    with pytest.raises(ValueError, match=r"block_mask \(2, 4, 2, 2\) must be \(2, 4, 4, 4\)"):
+        block_sparse_attention(q, k, v, mask, 4)
+    with pytest.raises(ValueError, match=r"must be bool with True = keep, got torch\.float32"):
+        block_sparse_attention(q, k, v, mask.float(), 8)
+    with pytest.raises(ValueError, match="where K divides H"):
+        block_sparse_attention(q[:, :3], k, v, mask[:, :3], 8)
+    with pytest.raises(ValueError, match="one dtype"):
+        block_sparse_attention(q.float(), k, v, mask, 8)
+    with pytest.raises(ValueError, match="block_size must be at least 1, got 0"):
+        block_sparse_attention(q, k, v, mask, 0)
+    with pytest.raises(ValueError, match="no more queries than keys, got 16 and 15"):
+        block_sparse_attention(q, k[:, :, 1:], v[:, :, 1:], mask, 8)
+
+
+@pytest.fixture
+def kernel(kernel_device):
+    from core_gates.ops.block_sparse_attention import kernel
+
+    return kernel
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *((shape, torch.float32) for shape in CASES[1:]),
+        (CASES[2], torch.float16),
+        (CASES[2], torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_kernel_matches_definition(shape, dtype, kernel, kernel_device, poisoned_empty):
+    q, k, v, mask = (t.detach().to(kernel_device) for t in case(*shape, dtype=dtype, sizes=(1, 2)))
+    arguments = (mask, *shape[2:], SCALE)
+    before = q.clone(), k.clone(), v.clone()
+    exact = [t.float().requires_grad_() for t in (q, k, v)]
+    expected, expected_lse = reference.forward(*exact, *arguments)
+    out, lse = kernel.forward(q, k, v, *arguments)
+    tolerance = {} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+    assert_close(out, expected.to(dtype), **tolerance)
+    assert_close(lse, expected_lse, rtol=1e-5, atol=1e-5)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(out.shape, generator=generator).to(kernel_device, dtype)
+    wanted = torch.autograd.grad(expected, exact, grad.float())
+    found = kernel.backward(grad, q, k, v, mask, out, lse, *shape[2:], SCALE)
+    if dtype == torch.float32:
+        tolerance = {"rtol": 1e-4, "atol": 1e-5}
+    assert_close(found, tuple(t.to(dtype) for t in wanted), **tolerance)
+    assert_close((q, k, v), before, rtol=0, atol=0)
+
+
+def test_kernel_takes_any_layout(kernel, kernel_device, poisoned_empty):
+    q, k, v, mask = (t.detach().to(kernel_device) for t in case(20, 20, 16, True, sizes=(2, 2)))
+    q, k, v = (t.float().transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v))
+    arguments = (mask[:1].expand_as(mask), 16, True, SCALE)
+    out, lse = kernel.forward(q, k, v, *arguments)
+    exact = [t.requires_grad_() for t in (q, k, v)]
+    expected = reference.forward(*exact, *arguments)[0]
+    assert_close(out, expected)
+    grad = torch.ones((), device=kernel_device).expand(out.shape)
+    found = kernel.backward(
+        grad, *(t.detach() for t in exact), arguments[0], out, lse, *arguments[1:]
+    )
+    assert_close(found, torch.autograd.grad(expected, exact, grad), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_triton_mode_on_cuda():
+    q, k, v, mask = case(200, 200, 64, True, dtype=torch.float32, dim=64)
+    q, k, v = (t.detach().cuda().requires_grad_() for t in (q, k, v))
+    results = {}
+    for mode in ("reference", "triton"):
+        with kernels(mode):
+            out = block_sparse_attention(q, k, v, mask.cuda(), 64)
+        results[mode] = out, *torch.autograd.grad(out.square().sum(), (q, k, v))
+    assert_close(results["triton"], results["reference"], rtol=1e-4, atol=1e-4)
