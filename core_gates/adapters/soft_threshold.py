@@ -15,7 +15,10 @@ class SoftThreshold(nn.Module):
 
     The gate is trained by gradient and shrunk by ``S_ξ(g) = sign(g) max(|g| - ξ, 0)`` after every
     optimizer step, which makes components exactly zero. A zero gate still receives a gradient and
-    may come back.
+    may come back. The optimizer takes the step where its group says so::
+
+        gates = [m.weight for m in model.modules() if isinstance(m, SoftThreshold)]
+        ProximalAdamW([{"params": others}, {"params": gates, "xi": 3e-4}], lr=8e-4)
 
     Args:
         r: Number of components R.
@@ -84,3 +87,21 @@ class SoftThreshold(nn.Module):
     def extra_repr(self) -> str:
         """Show the size in ``print(gate)``."""
         return f"r={self.weight.shape[0]}"
+
+
+def gate_l1_loss(model: nn.Module) -> Tensor:
+    """Return the mean of ``|g|`` over all entries of all soft-thresholded gates of a model.
+
+    The published code adds it to the loss, times a factor, beside the proximal step.
+
+    Args:
+        model: Module that holds gates; any :class:`SoftThreshold` in it counts.
+
+    Raises:
+        ValueError: The model holds no such gate.
+    """
+    gates = [m.weight for m in model.modules() if isinstance(m, SoftThreshold)]
+    if not gates:
+        raise ValueError(f"{type(model).__name__} holds no SoftThreshold gate to take the norm of")
+    absolute = torch.stack([gate.abs().sum() for gate in gates])
+    return absolute.sum() / sum(gate.numel() for gate in gates)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from core_gates.adapters.gated_lora import GatedLoraLinear
-from core_gates.adapters.soft_threshold import SoftThreshold
+from core_gates.adapters.soft_threshold import SoftThreshold, gate_l1_loss
 from core_gates.adapters.sparse_low_rank import SparseLowRank
 from core_gates.optim import ProximalAdamW
 
@@ -196,6 +196,20 @@ def test_golden_trajectories_by_hand(number, golden):
         optimizer.step()
         gate.shrink_(xi.item())
         assert_close(gate.weight.detach(), expected[0], **EXACT)
+
+
+def test_golden_l1_loss(golden):
+    gates = nn.ModuleList()
+    for number in range(3):
+        gates.append(SoftThreshold(golden[f"l1_gate{number}"].shape[1], dtype=torch.float64))
+        gates[-1].weight.data = golden[f"l1_gate{number}"][0].clone()
+    loss = golden["l1_lambda"] * gate_l1_loss(gates)
+    assert_close(loss, golden["l1_value"], **EXACT)
+    loss.backward()
+    for number, gate in enumerate(gates):
+        assert_close(gate.weight.grad, golden[f"l1_grad{number}"][0], **EXACT)
+    with pytest.raises(ValueError, match="Linear holds no SoftThreshold gate"):
+        gate_l1_loss(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(("xi", "rank"), [(2e-3, 3), (0.0, 6)])
