@@ -14,8 +14,10 @@ from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
 from apps.weather_tuning import OPTIMIZER_BOX, Tuner, tuned
+from weather.baselines.assimilator import Assimilator
+from weather.baselines.per_timeline import PerTimeline
 from weather.bootstrap import moving_block_bootstrap
-from weather.experiments.departures import figures, joined
+from weather.experiments.departures import figures
 from weather.experiments.forms import FORMS
 from weather.experiments.method import Method, Settings
 from weather.experiments.scoring import CycleScores
@@ -81,7 +83,7 @@ class TwinScores:
     def run(self) -> None:
         """Cycle everything, the networks of all forms last."""
         methods = self.evaluation.classical()
-        total = len(methods) + len(self.forms) * len(self.seeds)
+        total = len(methods) + len(self.forms)
         for task in self.evaluation.tasks:
             with ticking(f"cycling {task.name}", total * self.evaluation.cycles) as tick:
                 for method in methods:
@@ -92,28 +94,27 @@ class TwinScores:
     def _classical(self, task: TwinTask, method: Method, tick: Callable[[], None]) -> None:
         assimilator = method.build(tuned(self.settings, method, task.name))
         guard = method.name not in ("free_run", "climatology")
-        scores = self.evaluation.run(task, assimilator, guard=guard, verify=True, tick=tick)
-        self._keep(task, method.name, scores)
+        self._keep(task, method.name, assimilator, tick, guard=guard)
 
     def _network(self, task: TwinTask, form: str, tick: Callable[[], None]) -> None:
         """Run the network of every seed on the timeline of its seed."""
-        parts = [
-            self.evaluation.run(
-                task, self.networks.load(form, seed), verify=True, tick=tick, only=row
-            )
-            for row, seed in enumerate(self.seeds)
-        ]
-        whole = CycleScores(
-            background=torch.cat([part.background for part in parts], 1),
-            analysis=torch.cat([part.analysis for part in parts], 1),
-            spread=torch.cat([part.spread for part in parts], 1),
-            lost=torch.cat([part.lost for part in parts]),
-            assimilated=joined([part.assimilated for part in parts]),
-            withheld=joined([part.withheld for part in parts]),
-        )
-        self._keep(task, form, whole)
+        each = [self.networks.load(form, seed) for seed in self.seeds]
+        self._keep(task, form, PerTimeline(each), tick)
 
-    def _keep(self, task: TwinTask, method: str, scores: CycleScores) -> None:
+    def _keep(
+        self,
+        task: TwinTask,
+        method: str,
+        assimilator: Assimilator,
+        tick: Callable[[], None],
+        *,
+        guard: bool = True,
+    ) -> None:
+        """Run a method on as many timelines as there are seeds, all if none; keep its scores."""
+        count = len(self.seeds) or None
+        scores = self.evaluation.run(
+            task, assimilator, guard=guard, verify=True, timelines=count, tick=tick
+        )
         self.scores[task.name, method] = scores
         self.errors[task.name, method] = self.evaluation.error(task, scores)
 

@@ -9,6 +9,7 @@ from apps.ticker import ticking
 from apps.weather_tuning import tuned
 from apps.weather_twin import TwinScores
 from weather.baselines.assimilator import Assimilator
+from weather.baselines.per_timeline import PerTimeline
 from weather.experiments.corruption import Corruption, corrupt_half
 from weather.experiments.twin_evaluation import TwinEvaluation, TwinTask
 
@@ -65,21 +66,19 @@ class TwinChecks:
         return found
 
     def _redrawn(self, task: TwinTask) -> None:
-        methods = self._methods(task)
-        cycles = self.evaluation.cycles * len(self.scores.seeds) * len(methods)
-        with ticking(f"cycling {task.name}, networks redrawn", cycles) as tick:
+        methods, count = self._methods(task), len(self.scores.seeds)
+        place = f"{task.name}/redrawn"
+        total = self.evaluation.cycles * len(methods)
+        with ticking(f"cycling {task.name}, networks redrawn", total) as tick:
             for name, members in methods.items():
-                errors, lost = [], 0
-                for row in range(len(self.scores.seeds)):
-                    member = members[row % len(members)]
-                    scored = self.evaluation.run(task, member, redraw=True, only=row, tick=tick)
-                    errors.append(self.evaluation.error(task, scored)[0])
-                    lost += int(scored.lost.sum())
-                place = f"{task.name}/redrawn"
-                for channel, label in enumerate(self.scores.labels):
-                    value = statistics.median(float(error[channel]) for error in errors)
-                    self.found.append(Row(name, place, f"rmse_{label}", value, n=len(errors)))
-                self.found.append(Row(name, place, "lost", lost, n=len(errors)))
+                method = members[0] if len(members) == 1 else PerTimeline(members)
+                scored = self.evaluation.run(task, method, redraw=True, timelines=count, tick=tick)
+                median = self.evaluation.error(task, scored).median(0).values.tolist()
+                self.found += [
+                    Row(name, place, f"rmse_{label}", value, n=count)
+                    for label, value in zip(self.scores.labels, median, strict=True)
+                ]
+                self.found.append(Row(name, place, "lost", float(scored.lost.sum()), n=count))
 
     def _corrupted(self, task: TwinTask) -> None:
         methods = self._methods(task)

@@ -5,7 +5,7 @@ import torch
 
 from weather.baselines.free_run import FreeRun
 from weather.cycle import CycleStep
-from weather.experiments.departures import Departures, figures, joined, withheld_points
+from weather.experiments.departures import Departures, figures, withheld_points
 from weather.grid import regular_grid
 from weather.observations.gridded import GriddedObservations
 
@@ -82,10 +82,5 @@ def test_extra_analyses_are_made_every_so_often(step):
     assert float(departures.assimilated.number[0]) == 7 * 2 * 16 * 32
 
 
-def test_sums_of_several_runs_are_joined(step):
-    departures = Departures(points())
-    departures.add(step, HalfWay())
-    total = joined([None, departures.assimilated, departures.assimilated])
-    assert float(total.number[0]) == 2 * float(departures.assimilated.number[0])
-    assert joined([None]) is None
+def test_nothing_departed_nothing_to_show():
     assert figures(None, None) == {}

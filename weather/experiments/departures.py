@@ -72,15 +72,6 @@ def _plus(
     return found if sums is None else sums.plus(found)
 
 
-def joined(parts: list[DepartureSums | None]) -> DepartureSums | None:
-    """Return the sums over several runs, None where none has any."""
-    total: DepartureSums | None = None
-    for part in parts:
-        if part is not None:
-            total = part if total is None else total.plus(part)
-    return total
-
-
 def figures(
     assimilated: DepartureSums | None, withheld: DepartureSums | None
 ) -> dict[str, list[float]]:

@@ -69,7 +69,7 @@ class TwinEvaluation:
         *,
         redraw: bool = False,
         guard: bool = True,
-        only: int | None = None,
+        timelines: int | None = None,
         verify: bool = False,
         tick: Callable[[], None] = lambda: None,
     ) -> CycleScores:
@@ -81,20 +81,20 @@ class TwinEvaluation:
             period: Whose timelines.
             redraw: A new network in every cycle.
             guard: Whether timelines can be lost.
-            only: The single timeline to run, all if None.
+            timelines: How many timelines to run, from the first on; all if None.
             verify: Also hold the analyses against the observations, a tenth of them withheld.
             tick: Called after every cycle.
 
         Raises:
-            GatesError: The period has no such timeline.
+            GatesError: The period has fewer timelines.
         """
         count = len(self.world.members[period])
-        if only is not None and not 0 <= only < count:
+        if timelines is not None and not 1 <= timelines <= count:
             raise GatesError(
-                f"timeline {only + 1} of {count} in the {period} period: take fewer seeds or a "
+                f"{timelines} timelines of {count} in the {period} period: take fewer seeds or a "
                 "world with more"
             )
-        rows = slice(None) if only is None else slice(only, only + 1)
+        rows = slice(timelines)
         first = self.methods.first_background(period, assimilator.members)[rows]
         with torch.no_grad():
             return score_cycle(
