@@ -185,7 +185,8 @@ def test_penalty_is_zero_for_permutations_alone():
 
 @pytest.mark.parametrize("name", GATES)
 def test_any_gate_is_searched_densely_and_then_permuted(name):
-    gate = permuted(GATES[name](), start=0.05, end=0.02)
+    gate = permuted(GATES[name](), start=0.05, end=0.02, first_iterations=1, last_iterations=1)
+    assert gate.report()["row_error"] > 0.01  # so that scaling the weights matters
     x, numbers = positions(2, 7), ids(2, 7)
     inner = gate.gate
     if name == "dense to sparse":
