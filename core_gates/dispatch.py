@@ -78,8 +78,8 @@ def dispatch(x: Tensor, routing: RoutingOutput, experts: Experts, how: Dispatch)
         raise ValueError(f"x {tuple(x.shape)} does not fit a routing of {tuple(leading)} positions")
     if routing.dispatch is not None:
         return _slots(x, routing, experts)
-    rows = x.reshape(-1, x.shape[-1])
-    return _WAYS[how](rows, routing, experts).reshape(x.shape)
+    y = _WAYS[how](x.reshape(-1, x.shape[-1]), routing, experts)
+    return y if x.ndim == 2 else y.view(x.shape)
 
 
 def choices(routing: RoutingOutput) -> Choices:
@@ -116,8 +116,8 @@ def _sorted(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
 
 def _capacity(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
     chosen = choices(routing)
-    order, place, counts = plan(chosen, experts.num_experts)
-    longest = int(counts.max()) if order.numel() else 0
+    _, place, counts = plan(chosen, experts.num_experts)
+    longest = max(int(counts.max()), 1)
     flat, k = chosen.indices.flatten(), chosen.indices.shape[1]
     slot = flat * longest + place.flatten() - (counts.cumsum(0) - counts)[flat]
     num_slots = experts.num_experts * longest
@@ -128,7 +128,7 @@ def _capacity(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
     padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
     buffer = padded.index_select(0, source).view(experts.num_experts, longest, -1)
     rows = experts.batched(buffer).flatten(0, 1)
-    slot = slot.clamp(max=max(num_slots - 1, 0)).view_as(place)  # any: their weights are zero
+    slot = slot.clamp(max=num_slots - 1).view_as(place)  # any slot will do for a zero weight
     return combine(rows, chosen.weights, slot)
 
 

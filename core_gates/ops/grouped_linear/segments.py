@@ -65,9 +65,9 @@ def backward(
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and bias; empty where they are not needed."""
-    grad_x = (
-        torch.zeros_like(x, memory_format=torch.contiguous_format) if needs_x else x.new_empty(0)
-    )
+    grad_x = empty(x.shape if needs_x else (0,), x)
+    if gather is not None:
+        grad_x.zero_()  # rows are added
     grad_weight = empty(weight.shape if needs_weight else (0,), weight)
     grad_bias = weight.new_zeros(weight.shape[:2] if needs_bias else (0,))
     start = 0
@@ -88,6 +88,8 @@ def backward(
             torch.mm(outer, weight[group], out=grad_x[part])
         elif needs_x and gather is not None:
             grad_x.index_add_(0, gather[part], outer @ weight[group])
+    if gather is None:
+        grad_x[start:] = 0
     return grad_x, grad_weight, grad_bias
 
 
