@@ -18,17 +18,21 @@ from core_gates import (
 )
 from core_gates.experts import StackedExperts
 from core_gates.gates.activation import ActivationGate
+from core_gates.gates.base_layer import BaseLayerGate
 from core_gates.gates.comet import CometGate
 from core_gates.gates.cosine import CosineGate
 from core_gates.gates.counts import count_routed, read_counts
 from core_gates.gates.dense_to_sparse import DenseToSparseGate
 from core_gates.gates.dselect import DSelectKGate
+from core_gates.gates.expert_choice import ExpertChoiceGate
 from core_gates.gates.gshard import GShardGate
 from core_gates.gates.hard_concrete import HardConcreteGate
 from core_gates.gates.hash import HashGate
 from core_gates.gates.noisy_top_k import NoisyTopKGate
 from core_gates.gates.remoe import ReMoEGate
 from core_gates.gates.sigmoid import SigmoidGate
+from core_gates.gates.sinkhorn import SinkhornGate
+from core_gates.gates.soft_moe import SoftMoEGate
 from core_gates.gates.switch import SwitchGate
 from core_gates.gates.top_p import ThresholdGate, TopPGate
 from core_gates.moe import MoELayer
@@ -57,6 +61,10 @@ GATES = {
     "noisy top-k": Case(lambda n, k: NoisyTopKGate(DIM, n, k=k)),
     "switch": Case(lambda n, k: SwitchGate(DIM, n)),
     "grouped switch": Case(lambda n, k: SwitchGate(DIM, n, group_dim=-2)),
+    "base layer": Case(lambda n, k: BaseLayerGate(DIM, n)),
+    "expert choice": Case(lambda n, k: ExpertChoiceGate(DIM, n)),
+    "sinkhorn": Case(lambda n, k: SinkhornGate(DIM, n, k=k)),
+    "soft moe": Case(lambda n, k: SoftMoEGate(DIM, n, num_slots=k), ties=False),
     "gshard": Case(lambda n, k: GShardGate(DIM, n)),
     "gshard sampling": Case(lambda n, k: GShardGate(DIM, n, second_policy="sampling")),
     "gshard by priority": Case(lambda n, k: GShardGate(DIM, n, prioritized=True)),

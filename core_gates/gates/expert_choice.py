@@ -1,0 +1,103 @@
+"""The gate by which experts choose their positions."""
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.gates.base import Gate
+from core_gates.gates.capacity import capacity, check_capacity
+from core_gates.gates.groups import group_positions, ungroup_positions
+from core_gates.gates.numerics import linear_fp32
+from core_gates.gates.routing import RoutingOutput
+
+
+class ExpertChoiceGate(Gate):
+    """Let every expert take the positions that score highest for it (Zhou et al., 2022).
+
+    The scores are S = softmax(x W) over the experts; each expert takes the C = ⌈cf T / E⌉ best of T
+    positions, and the weight of what it took is S. The load is equal by construction, and a
+    position is used by any number of experts, also by none. Equal scores go to the first position.
+
+    The gate compares positions with each other: a causal model must not use it.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        capacity_factor: Mean number of experts of a position, cf.
+        count_padding: Whether ignored positions count as tokens in the capacity.
+        group_dim: Dimension of ``x`` along which positions compete; all positions if None.
+        bias: Whether the logits have a bias.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``x`` (..., D); weights, probs and logits (..., E).
+
+    Raises:
+        ValueError: The capacity factor is not positive.
+    """
+
+    couples_tokens = True
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        capacity_factor: float = 2.0,
+        count_padding: bool = False,
+        group_dim: int | None = None,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        check_capacity(capacity_factor, "ceil")
+        self.capacity_factor = capacity_factor
+        self.count_padding = count_padding
+        self.group_dim = group_dim
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.bias = (
+            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 0.02²), so that scores start near uniform; zero the bias."""
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`."""
+        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        probs = logits.softmax(-1)
+        chosen = self._choose(probs.detach(), padding_mask)
+        return RoutingOutput(probs.masked_fill(~chosen, 0), logits=logits, probs=probs)
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, capacity_factor={self.capacity_factor}"
+
+    def _choose(self, probs: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Return (..., E), True where the expert takes the position."""
+        scores = group_positions(probs, self.group_dim)
+        num_tokens = scores.shape[1]
+        limit: int | Tensor = capacity(num_tokens, self.num_experts, self.capacity_factor)
+        if padding_mask is not None:
+            padding = group_positions(padding_mask.unsqueeze(-1), self.group_dim)
+            scores = scores.masked_fill(padding, -1)  # behind every probability
+            if not self.count_padding:
+                real = (~padding).sum(1, keepdim=True).double()
+                share = self.capacity_factor / self.num_experts
+                limit = (real * share * (1 - 1e-12)).ceil().clamp(min=1)
+        order = scores.argsort(stable=True, dim=1, descending=True)
+        places = torch.arange(num_tokens, device=order.device).view(1, -1, 1).expand_as(order)
+        chosen = torch.zeros_like(order).scatter(1, order, places) < limit
+        chosen = ungroup_positions(chosen, probs.shape[:-1], self.group_dim)
+        return chosen if padding_mask is None else chosen & ~padding_mask.unsqueeze(-1)

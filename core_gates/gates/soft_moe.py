@@ -1,0 +1,112 @@
+"""The Soft-MoE gate."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.gates.base import Gate
+from core_gates.gates.numerics import linear_fp32
+from core_gates.gates.padding import check_padding_mask
+from core_gates.gates.routing import RoutingOutput
+
+_EPS = 1e-6
+
+
+class SoftMoEGate(Gate):
+    """Give the experts slots, each a mixture of all positions (Puigcerver et al., 2024).
+
+    The logits of T positions and E S slots are ``unit(x) (scale unit(Φ))``, where ``unit(v)`` is
+    ``v / sqrt(‖v‖² + 1e-6)``. A slot is the mixture of the positions by the softmax over the
+    positions; a position receives the results of all slots, mixed by the softmax over the slots.
+    Everything is smooth, nothing is dropped, and the cost is that of E S positions; with S = T / E
+    slots it is that of one expert per position.
+
+    Every position takes part in every slot: a causal model must not use this gate.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        num_slots: Slots S of an expert.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``x`` (..., T, D); dispatch and weights (..., T, E, S); probs and logits (..., T, E), those
+        of the slots of an expert taken together.
+
+    Raises:
+        ValueError: ``num_slots`` is below 1.
+    """
+
+    couples_tokens = True
+    group_dim: ClassVar[int] = -2
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        num_slots: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        if num_slots < 1:
+            raise ValueError(f"num_slots must be at least 1, got {num_slots}")
+        self.num_slots = num_slots
+        self.weight = nn.Parameter(
+            torch.empty(num_experts * num_slots, dim, device=device, dtype=dtype)
+        )
+        self.scale = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the slots with expected length 1; the scale starts at 1."""
+        nn.init.normal_(self.weight, std=self.dim**-0.5)
+        nn.init.ones_(self.scale)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> RoutingOutput:
+        """Route every position of ``x``; see :class:`Gate`.
+
+        Raises:
+            ValueError: ``x`` is a single position, or the mask does not fit.
+        """
+        if x.ndim < 2:
+            raise ValueError(f"x {tuple(x.shape)} must be (..., T, D): slots mix positions")
+        ignored = None
+        if padding_mask is not None:
+            check_padding_mask(padding_mask, x.shape[:-1])
+            ignored = padding_mask.unsqueeze(-1)
+            x = x.masked_fill(ignored, 0)
+        logits = self.scale * linear_fp32(_unit(x), _unit(self.weight))
+        over_positions, weights = logits, logits.softmax(-1)
+        if ignored is not None:
+            over_positions = logits.masked_fill(ignored, torch.finfo(logits.dtype).min)
+            weights = weights.masked_fill(ignored, 0)
+        dispatch = over_positions.softmax(-2)
+        if ignored is not None:
+            dispatch = dispatch.masked_fill(ignored, 0)  # where all positions are ignored
+        slots = (*x.shape[:-1], self.num_experts, self.num_slots)
+        by_expert = logits.view(slots).logsumexp(-1)
+        return RoutingOutput(
+            weights.view(slots),
+            logits=by_expert,
+            probs=by_expert.softmax(-1),
+            dispatch=dispatch.view(slots),
+        )
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, num_slots={self.num_slots}"
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    return vectors * (vectors.square().sum(-1, keepdim=True) + _EPS).rsqrt()

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.gates.expert_choice import ExpertChoiceGate
+
+
+def identity_gate(num_experts, **options):
+    gate = ExpertChoiceGate(num_experts, num_experts, dtype=torch.float64, **options)
+    gate.weight.data.copy_(torch.eye(num_experts))
+    return gate
+
+
+def scores(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["standard_T24_E6_k2", "standard_T32_E8_k3"])
+def test_golden_choices_and_weights(golden, name):
+    g = golden(name)
+    num_tokens, num_experts = g["logits"].shape
+    capacity = int(g["expert_choice_capacity"])
+    gate = identity_gate(num_experts, capacity_factor=capacity * num_experts / num_tokens)
+    weights = gate(g["logits"]).weights
+    assert_close(weights, g["expert_choice_gate"], rtol=0, atol=1e-10)
+    taken = [set(column.nonzero().flatten().tolist()) for column in weights.T]
+    assert taken == [set(row.tolist()) for row in g["expert_choice_index"]]
+
+
+def test_gradient_is_that_of_the_softmax_where_an_expert_took_the_position():
+    gate, x = identity_gate(4, capacity_factor=1.0), scores(8, 4).requires_grad_()
+    routing = gate(x)
+    cotangent = scores(8, 4)
+    chosen = routing.weights.detach() != 0
+    found = torch.autograd.grad((routing.weights * cotangent).sum(), x)[0]
+    p = x.detach().softmax(-1)
+    inner = cotangent * chosen
+    assert_close(found, p * (inner - (p * inner).sum(-1, keepdim=True)))
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "factor", "load"), [(10, 2.0, 5), (10, 1.1, 3), (3, 0.1, 1), (3, 9.0, 3)]
+)
+def test_every_expert_takes_its_capacity(num_tokens, factor, load):
+    for gate in (identity_gate(4, capacity_factor=factor).train(mode) for mode in (True, False)):
+        routing = gate(scores(num_tokens, 4))
+        assert routing.chosen().sum(0).tolist() == [load] * 4
+        assert routing.kept is None
+
+
+def test_equal_scores_go_to_the_first_position():
+    routing = identity_gate(4, capacity_factor=1.0)(torch.zeros(8, 4, dtype=torch.float64))
+    assert routing.chosen()[:2].all()
+    assert not routing.chosen()[2:].any()
+
+
+def test_groups_choose_for_themselves():
+    gate, x = identity_gate(3, group_dim=1, capacity_factor=1.0), scores(2, 6, 5, 3)
+    weights = gate(x).weights
+    for b in range(2):
+        for h in range(5):
+            alone = identity_gate(3, capacity_factor=1.0)(x[b, :, h]).weights
+            assert_close(weights[b, :, h], alone, rtol=0, atol=0)
+
+
+def test_later_positions_change_what_earlier_ones_get():
+    gate, x = identity_gate(3, capacity_factor=1.0), scores(20, 3)
+    assert not torch.equal(gate(x).chosen()[:10], gate(x[:10]).chosen())
+
+
+@pytest.mark.parametrize("count_padding", [False, True])
+def test_capacity_excludes_padding_by_default(count_padding):
+    x, mask = scores(2, 6, 3), torch.tensor([[False] * 6, [False, False] + [True] * 4])
+    gate = identity_gate(3, capacity_factor=1.5, group_dim=-2, count_padding=count_padding)
+    chosen = gate(x.masked_fill(mask.unsqueeze(-1), 9), padding_mask=mask).chosen()
+    # Three of six, and half of two; if padding counts, both of the two.
+    assert chosen.sum(1).tolist() == [[3] * 3, [2 if count_padding else 1] * 3]
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="capacity_factor must be positive, got 0"):
+        ExpertChoiceGate(3, 4, capacity_factor=0)
+    with pytest.raises(ValueError, match="group_dim must be a dimension"):
+        identity_gate(3, group_dim=-1)(scores(5, 3))

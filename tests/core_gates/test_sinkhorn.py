@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.gates.sinkhorn import SinkhornGate, sinkhorn_prices
+
+
+def identity_gate(num_experts, **options):
+    gate = SinkhornGate(num_experts, num_experts, dtype=torch.float64, **options)
+    gate.weight.data.copy_(torch.eye(num_experts))
+    return gate
+
+
+def scores(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def skewed(num_tokens, num_experts):
+    return scores(num_tokens, num_experts) + torch.linspace(0, 2, num_experts)
+
+
+def test_prices_balance_the_plan():
+    values = scores(3, 40, 5) + torch.linspace(0, 2, 5)
+    plan = (values - sinkhorn_prices(values, 200)).softmax(-1)
+    assert_close(plan.sum(1), torch.full((3, 5), 8.0, dtype=torch.float64))
+
+
+def test_prices_follow_the_scaling_of_the_matrix_itself():
+    values = skewed(12, 4)
+    plan = values.exp()
+    for _ in range(7):
+        plan = plan / plan.sum(1, keepdim=True) / 12
+        plan = plan / plan.sum(0) / 4
+    expected = values - (plan / plan.sum(1, keepdim=True)).log()
+    found = sinkhorn_prices(values[None], 7)[0]
+    assert_close(found - found[:, :1], (expected - expected[:, :1])[:1])
+
+
+def test_prices_of_experts_that_differ_by_a_constant_are_that_constant():
+    shift = torch.tensor([0.0, 3.0, -1.0], dtype=torch.float64)
+    values = scores(5, 1).expand(5, 3) + shift
+    assert_close(sinkhorn_prices(values[None], 1)[0, 0].diff(), shift.diff())
+
+
+def test_large_scores_and_empty_groups_stay_finite():
+    assert sinkhorn_prices(1e4 * scores(1, 6, 3), 20).isfinite().all()
+    assert sinkhorn_prices(scores(2, 0, 3), 20).tolist() == [[[0.0] * 3]] * 2
+    padding = torch.ones(1, 6, 1, dtype=torch.bool)
+    assert not sinkhorn_prices(scores(1, 6, 3), 20, padding).any()
+
+
+def test_training_spreads_the_load_and_evaluation_takes_the_best():
+    gate, x = identity_gate(8), skewed(400, 8)
+    load = torch.bincount(gate(x).indices.flatten(), minlength=8).double()
+    best = torch.bincount(x.argmax(-1), minlength=8).double()
+    assert best.std() / best.mean() > 0.8
+    assert load.std() / load.mean() < 0.15
+    assert torch.equal(gate.eval()(x).indices, x.argmax(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+def test_weights_are_scores_of_the_raw_logits(score):
+    gate, x = identity_gate(4, k=2, score=score), skewed(30, 4)
+    routing = gate(x)
+    expected = x.softmax(-1) if score == "softmax" else x.sigmoid()
+    assert_close(routing.weights, expected.gather(-1, routing.indices))
+    assert_close(routing.probs, expected / expected.sum(-1, keepdim=True))
+    changed = routing.indices != x.topk(2).indices
+    assert changed.any()
+
+
+def test_groups_and_padding_do_not_compete():
+    x = skewed(12, 3).view(2, 6, 3)
+    mask = torch.zeros(2, 6, dtype=torch.bool)
+    mask[1, 2:] = True
+    indices = identity_gate(3, group_dim=-2)(x, padding_mask=mask).indices
+    assert torch.equal(indices[0], identity_gate(3)(x[0]).indices)
+    assert torch.equal(indices[1, :2], identity_gate(3)(x[1, :2]).indices)
+    together = identity_gate(3)(x, padding_mask=mask).indices
+    assert torch.equal(together[~mask], identity_gate(3)(x[~mask]).indices)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k must lie between 1 and num_experts=4, got 0"),
+        ({"k": 5}, "k must lie between 1 and num_experts=4, got 5"),
+        ({"score": "tanh"}, "score is 'tanh'; choose one of softmax, sigmoid"),
+        ({"num_iterations": 0}, "num_iterations must be at least 1, got 0"),
+    ],
+)
+def test_arguments_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        SinkhornGate(3, 4, **options)
