@@ -1,0 +1,1 @@
+"""Gated residual branch and the LayerNorm that follows it, in one pass."""

@@ -1,0 +1,162 @@
+from itertools import product
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from core_gates.ops import kernels
+from core_gates.ops.gated_residual_norm import reference
+from core_gates.ops.gated_residual_norm.op import gated_residual_norm
+
+SHAPES = [(0, 4), (1, 1), (3, 63), (5, 130)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+OP = torch.ops.core_gates.gated_residual_norm.default
+EPS = 1e-5
+
+
+def arguments(shape, dtype=torch.float32):
+    """Stream, branch, scores, weight and bias."""
+    generator = torch.Generator().manual_seed(0)
+    rows = shape, shape, shape[-1:], shape[-1:], shape[-1:]
+    tensors = [torch.randn(s, generator=generator, dtype=torch.float64) for s in rows]
+    tensors[2] = tensors[2].sigmoid()
+    return tuple(t.to(dtype).requires_grad_() for t in tensors)
+
+
+def gradients(shape, dtype):
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+
+
+@pytest.fixture(params=list(product(SHAPES, DTYPES)), ids=str)
+def case(request):
+    return request.param
+
+
+@pytest.fixture
+def kernel(kernel_device):
+    from core_gates.ops.gated_residual_norm import kernel
+
+    return kernel
+
+
+def test_formula():
+    x, branch, scores, weight, bias = arguments((2, 3, 7), torch.float64)
+    total, normalized = gated_residual_norm(x, branch, scores, weight, bias, EPS)
+    assert_close(total, x + scores * branch, rtol=0, atol=1e-14)
+    mean, variance = total.mean(-1, keepdim=True), total.var(-1, correction=0, keepdim=True)
+    expected = (total - mean) / (variance + EPS).sqrt() * weight + bias
+    assert_close(normalized, expected, rtol=0, atol=1e-13)
+
+
+def test_closed_gates_leave_the_stream_alone():
+    x, branch, scores, weight, bias = arguments((4, 6))
+    total, normalized = gated_residual_norm(x, branch, scores * 0, weight, bias, EPS)
+    assert torch.equal(total, x)
+    assert_close(normalized, F.layer_norm(x, (6,), weight, bias, EPS))
+
+
+def test_the_scale_of_the_stream_cancels():
+    x, branch, scores, weight, bias = arguments((4, 6), torch.float64)
+    _, once = gated_residual_norm(x, branch, scores, weight, bias, 0.0)
+    total, thrice = gated_residual_norm(3 * x, 3 * branch, scores, weight, bias, 0.0)
+    assert_close(thrice, once, rtol=1e-12, atol=1e-12)
+    assert_close(total, 3 * (x + scores * branch))
+
+
+def test_half_precision_rounds_once_and_normalizes_the_exact_sum():
+    half = arguments((40, 25), torch.bfloat16)
+    exact = reference.forward(*(t.float() for t in half), EPS)
+    for actual, full in zip(gated_residual_norm(*half, EPS), exact, strict=True):
+        assert actual.dtype == torch.bfloat16
+        assert torch.equal(actual, full.bfloat16())
+
+
+def test_parameters_may_stay_in_float32():
+    x, branch, *vectors = arguments((4, 6))
+    total, normalized = gated_residual_norm(x.bfloat16(), branch.bfloat16(), *vectors, EPS)
+    assert total.dtype == normalized.dtype == torch.bfloat16
+    assert_close(total.float(), x + vectors[0] * branch, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((2, 3), (2, 4), 3, 3, 3), r"x \(2, 3\) and branch \(2, 4\) must have one shape"),
+        (((2, 3), (2, 3), 2, 3, 3), r"scores \(2,\) must have the shape \(3,\)"),
+        (((2, 3), (2, 3), 3, 3, 1), r"bias \(1,\) must have the shape \(3,\)"),
+    ],
+)
+def test_shapes_are_checked(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        gated_residual_norm(*(torch.zeros(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("function", [gated_residual_norm, OP])
+def test_gradients(function):
+    tensors = arguments((3, 5), torch.float64)
+    assert gradcheck(lambda *t: function(*t, EPS), tensors)
+    assert gradcheck(lambda *t: function(*t, EPS)[1], tensors)
+    assert gradcheck(
+        lambda *t: function(*t, EPS)[0], tensors[:3] + tuple(t.detach() for t in tensors[3:])
+    )
+
+
+def test_second_derivatives_of_the_definition():
+    assert gradgradcheck(lambda *t: gated_residual_norm(*t, EPS), arguments((2, 4), torch.float64))
+
+
+def test_backward_is_the_derivative_of_forward():
+    tensors = arguments((6, 9), torch.float64)
+    grads = [g.double() for g in gradients((6, 9), torch.float32)]
+    expected = torch.autograd.grad(reference.forward(*tensors, EPS), tensors, grads)
+    assert_close(reference.backward(*grads, *tensors[:4], EPS), expected, rtol=0, atol=1e-12)
+
+
+def test_registration(case):
+    opcheck(OP, (*arguments(*case), EPS))
+
+
+def test_kernel_matches_definition(case, kernel, kernel_device, poisoned_empty):
+    tensors = [t.detach().to(kernel_device) for t in arguments(*case)]
+    before = [t.clone() for t in tensors]
+    assert_close(kernel.forward(*tensors, EPS), reference.forward(*tensors, EPS))
+    grads = [g.to(kernel_device) for g in gradients(*case)]
+    actual = kernel.backward(*grads, *tensors[:4], EPS)
+    assert_close(actual, reference.backward(*grads, *tensors[:4], EPS))
+    assert_close(tensors, before, rtol=0, atol=0)
+
+
+def test_a_program_of_the_kernel_sums_several_rows(kernel, kernel_device, monkeypatch):
+    monkeypatch.setattr(kernel, "NUM_PROGRAMS", 3)
+    tensors = [t.detach().to(kernel_device) for t in arguments((11, 20))]
+    grads = [g.to(kernel_device) for g in gradients((11, 20), torch.float32)]
+    actual = kernel.backward(*grads, *tensors[:4], EPS)
+    assert_close(actual, reference.backward(*grads, *tensors[:4], EPS))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "offset", "expanded"])
+def test_kernel_takes_any_layout(layout, relayouts, kernel, kernel_device, poisoned_empty):
+    x, branch, *vectors = (t.detach().to(kernel_device) for t in arguments((6, 7)))
+    x, branch = relayouts[layout](x), relayouts[layout](branch)
+    grads = [relayouts[layout](g.to(kernel_device)) for g in gradients((6, 7), torch.float32)]
+    assert_close(
+        kernel.forward(x, branch, *vectors, EPS), reference.forward(x, branch, *vectors, EPS)
+    )
+    actual = kernel.backward(*grads, x, branch, *vectors[:2], EPS)
+    assert_close(actual, reference.backward(*grads, x, branch, *vectors[:2], EPS))
+
+
+@pytest.mark.gpu
+def test_triton_mode_on_cuda():
+    tensors = [t.detach().cuda().requires_grad_() for t in arguments((577, 192))]
+    results = {}
+    for mode in ("reference", "triton"):
+        with kernels(mode):
+            outputs = gated_residual_norm(*tensors, EPS)
+        grads = [torch.ones_like(o) for o in outputs]
+        results[mode] = *outputs, *torch.autograd.grad(outputs, tensors, grads)
+    assert_close(results["triton"], results["reference"], rtol=1e-4, atol=1e-4)
