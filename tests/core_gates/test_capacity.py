@@ -34,6 +34,8 @@ def test_capacity_is_at_least_one_and_not_raised_by_rounding():
     assert capacity(0, 4, 1.0) == capacity(1, 64, 1.0) == 1
     assert 1.1 * 100 / 10 > 11
     assert capacity(100, 10, 1.1) == 11
+    assert 0.07 * 100 > 7
+    assert capacity(100, 10, 0.07, "per_token") == 7
     assert 0.29 * 100 < 29
     assert capacity(100, 1, 0.29, "floor") == 29
 
