@@ -1,0 +1,119 @@
+"""A gate on what the heads of an attention layer hold."""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Granularity = Literal["elementwise", "headwise"]
+Sharing = Literal["head_specific", "head_shared"]
+Form = Literal["multiplicative", "additive"]
+Activation = Literal["sigmoid", "silu", "identity", "tanh", "ns_sigmoid"]
+
+INIT_STD = 0.02
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "identity": lambda z: z,
+    "tanh": torch.tanh,
+    "ns_sigmoid": lambda z: 0.5 + 0.5 * torch.sigmoid(z),
+}
+
+
+class HeadGate(nn.Module):
+    """Gate the heads by the input of their layer: ``y * act(x W)`` or ``y + act(x W)``.
+
+    From *Gated Attention for Large Language Models* (arXiv 2505.06708), equation 5 and its
+    variants. The activation is computed in float32.
+
+    Args:
+        dim: Features of the input of the layer, behind its norm.
+        num_heads: Heads of the gated tensor.
+        head_dim: Features of a head.
+        granularity: One gate a feature or one a head.
+        sharing: Whether every head has gates of its own or all heads share those of one.
+        form: Whether the gate multiplies or is added.
+        activation: ``ns_sigmoid`` is ``0.5 + 0.5 sigmoid(z)``, which cannot close.
+        input_dependent: False for learned gates that are the same for all tokens, a control.
+        bias_init: Value of a bias (+3 opens a sigmoid to 0.95, to gate a trained model); no bias if
+            None.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``x`` (..., dim) and ``y`` (..., num_heads, head_dim) to the shape of ``y``.
+
+    Raises:
+        ValueError: A size is below 1 or an option is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        granularity: Granularity = "elementwise",
+        sharing: Sharing = "head_specific",
+        form: Form = "multiplicative",
+        activation: Activation = "sigmoid",
+        input_dependent: bool = True,
+        bias_init: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("dim", dim), ("num_heads", num_heads), ("head_dim", head_dim)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        check_option("granularity", granularity, get_args(Granularity))
+        check_option("sharing", sharing, get_args(Sharing))
+        check_option("form", form, get_args(Form))
+        check_option("activation", activation, get_args(Activation))
+        self.form, self.activation, self.bias_init = form, activation, bias_init
+        self.gate_shape = (
+            1 if sharing == "head_shared" else num_heads,
+            1 if granularity == "headwise" else head_dim,
+        )
+        width = self.gate_shape[0] * self.gate_shape[1]
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(width, dim, **options)) if input_dependent else None
+        has_bias = bias_init is not None or not input_dependent
+        self.bias = nn.Parameter(torch.empty(width, **options)) if has_bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight from N(0, 0.02²), so that a sigmoid starts half open."""
+        if self.weight is not None:
+            nn.init.normal_(self.weight, std=INIT_STD)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, self.bias_init or 0.0)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``y`` behind the gate, in its dtype."""
+        gate = self.gate_values(x)
+        value = y.to(gate.dtype)
+        return (value * gate if self.form == "multiplicative" else value + gate).to(y.dtype)
+
+    def gate_values(self, x: Tensor) -> Tensor:
+        """Return the gates (..., num_heads or 1, head_dim or 1) in float32 at least."""
+        if self.weight is None:
+            assert self.bias is not None
+            logits = self.bias.expand(*x.shape[:-1], -1)
+        else:
+            logits = F.linear(x, self.weight, self.bias)
+        acc = torch.promote_types(logits.dtype, torch.float32)
+        values = _ACTIVATIONS[self.activation](logits.to(acc))
+        return values.reshape(*x.shape[:-1], *self.gate_shape)
+
+    def extra_repr(self) -> str:
+        """Show the shape of the gates and how they act."""
+        return f"gates={self.gate_shape}, form={self.form}, activation={self.activation}"
+
+
+def check_option(name: str, found: str, known: tuple[str, ...]) -> None:
+    """Refuse an unknown option."""
+    if found not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {found!r}")

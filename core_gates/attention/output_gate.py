@@ -1,0 +1,202 @@
+"""Attention with a gate at one of five places."""
+
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core_gates.attention.head_gate import (
+    Activation,
+    Form,
+    Granularity,
+    HeadGate,
+    Sharing,
+    check_option,
+)
+from core_gates.attention.rotary import rotate
+from core_gates.gates.padding import check_padding_mask
+
+Position = Literal["none", "G1", "G2", "G3", "G4", "G5"]
+INIT_STD = 0.02
+NORM_EPS = 1e-6
+
+
+class GatedAttention(nn.Module):
+    """Causal self-attention with a gate computed from its input (arXiv 2505.06708).
+
+    The gate sits at ``G1`` the output of the heads, before the output projection (the paper's
+    choice); ``G2`` the values; ``G3`` the keys or ``G4`` the queries, before norm and rotation;
+    ``G5`` the result. The input is that behind the norm of the block.
+
+    Args:
+        dim: Features of a token.
+        num_heads: Heads of queries.
+        num_kv_heads: Heads of keys and values, which divide ``num_heads``; ``num_heads`` if None.
+        head_dim: Features of a head; ``dim / num_heads`` if None.
+        position: Place of the gate; ``none`` is plain attention.
+        granularity: One gate a feature or one a head; G5 has no heads and is ``elementwise``.
+        sharing: See `HeadGate`.
+        form: See `HeadGate`.
+        activation: See `HeadGate`.
+        input_dependent: See `HeadGate`.
+        gate_bias_init: ``bias_init`` of `HeadGate`.
+        qk_norm: Whether queries and keys go through an RMSNorm over the features of a head.
+        qkv_bias: Whether the projections of queries, keys and values have a bias.
+        rope_theta: Base of the rotary embedding; no positions if None.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``x`` (B, T, dim) to (B, T, dim).
+
+    Raises:
+        ValueError: Heads do not divide, or an option is unknown or does not fit the position.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        *,
+        head_dim: int | None = None,
+        position: Position = "G1",
+        granularity: Granularity = "elementwise",
+        sharing: Sharing = "head_specific",
+        form: Form = "multiplicative",
+        activation: Activation = "sigmoid",
+        input_dependent: bool = True,
+        gate_bias_init: float | None = None,
+        qk_norm: bool = False,
+        qkv_bias: bool = False,
+        rope_theta: float | None = 10000.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
+        if head_dim is None and dim % num_heads:
+            raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}; set head_dim")
+        check_option("position", position, get_args(Position))
+        if position == "G5" and (granularity, sharing) != ("elementwise", "head_specific"):
+            raise ValueError("a gate at G5 has no heads: use elementwise and head_specific")
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.head_dim = dim // num_heads if head_dim is None else head_dim
+        self.position, self.rope_theta = position, rope_theta
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        inner, kv_inner = num_heads * self.head_dim, num_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(dim, inner, bias=qkv_bias, **options)
+        self.k_proj = nn.Linear(dim, kv_inner, bias=qkv_bias, **options)
+        self.v_proj = nn.Linear(dim, kv_inner, bias=qkv_bias, **options)
+        self.o_proj = nn.Linear(inner, dim, bias=False, **options)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS, **options) if qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS, **options) if qk_norm else None
+        self.gate = None
+        if position != "none":
+            self.gate = HeadGate(
+                dim,
+                *self._gated_heads(dim),
+                granularity=granularity,
+                sharing=sharing,
+                form=form,
+                activation=activation,
+                input_dependent=input_dependent,
+                bias_init=gate_bias_init,
+                device=device,
+                dtype=dtype,
+            )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights from N(0, 0.02²); biases start at zero, norms at one."""
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
+            nn.init.normal_(projection.weight, std=INIT_STD)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+        for norm in (self.q_norm, self.k_norm):
+            if norm is not None:
+                norm.reset_parameters()
+        if self.gate is not None:
+            self.gate.reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        positions: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attend among the tokens of ``x``.
+
+        Args:
+            x: Tokens (B, T, dim) behind the norm of the block.
+            positions: Positions (B, T) or (T,) for the rotation; 0 to T - 1 if None.
+            padding_mask: True (B, T) at tokens to ignore; their result is 0.
+
+        Raises:
+            ValueError: The mask does not fit.
+        """
+        q, k, v = self._project(x, positions)
+        mask = None
+        if padding_mask is not None:
+            check_padding_mask(padding_mask, x.shape[:-1])
+            length = x.shape[1]
+            past = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+            itself = torch.eye(length, dtype=torch.bool, device=x.device)
+            mask = (past & ~padding_mask[:, None, None, :]) | itself  # no query without a key
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y = self._gated("G1", x, heads.transpose(1, 2)).flatten(-2)
+        result: Tensor = self._gated("G5", x, self.o_proj(y).unsqueeze(-2)).squeeze(-2)
+        if padding_mask is not None:
+            result = result.masked_fill(padding_mask[..., None], 0)
+        return result
+
+    def gate_values(self, x: Tensor) -> Tensor:
+        """Return the gates (B, T, heads or 1, features or 1).
+
+        Raises:
+            ValueError: There is no gate.
+        """
+        if self.gate is None:
+            raise ValueError("position is 'none': this attention has no gate")
+        return self.gate.gate_values(x)
+
+    def _project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k and v, each (B, num_heads, T, head_dim)."""
+        shape = (-1, self.head_dim)
+        q = self._gated("G4", x, self.q_proj(x).unflatten(-1, shape))
+        k = self._gated("G3", x, self.k_proj(x).unflatten(-1, shape))
+        v = self._gated("G2", x, self.v_proj(x).unflatten(-1, shape))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope_theta is not None:
+            if positions is None:
+                positions = torch.arange(x.shape[1], device=x.device)
+            q, k = (rotate(t, positions, self.rope_theta) for t in (q, k))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        group = self.num_heads // self.num_kv_heads
+        if group > 1:
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        return q, k, v
+
+    def _gated_heads(self, dim: int) -> tuple[int, int]:
+        """Return the heads of the gated tensor and their features."""
+        if self.position == "G5":
+            return 1, dim
+        return self.num_kv_heads if self.position in ("G2", "G3") else self.num_heads, self.head_dim
+
+    def _gated(self, position: Position, x: Tensor, y: Tensor) -> Tensor:
+        if self.gate is None or position != self.position:
+            return y
+        gated: Tensor = self.gate(x, y)
+        return gated
+
+    def extra_repr(self) -> str:
+        """Show the heads and the place of the gate."""
+        return (
+            f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads},"
+            f" head_dim={self.head_dim}, position={self.position}"
+        )

@@ -1,0 +1,1 @@
+"""Causal attention that also returns the largest weight in every block."""

@@ -1,0 +1,119 @@
+"""The public function ``block_max_attention`` and its registration as a PyTorch operator."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from core_gates.ops._select import use_kernel
+from core_gates.ops.block_max_attention import row_chunks
+
+
+class BlockMaxOutput(NamedTuple):
+    """Result of `block_max_attention`.
+
+    Attributes:
+        out: Attention output (B, H, L, D).
+        lse: Log-sum-exp of the scores of every query (B, H, L), float32 at least.
+        block_max: Largest attention weight in every block (B, H, N, N), or of every query in every
+            block of keys (B, H, L, N); float32 at least, zero in the future.
+    """
+
+    out: Tensor
+    lse: Tensor
+    block_max: Tensor
+
+
+def block_max_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_size: int,
+    *,
+    scale: float | None = None,
+    per_row: bool = False,
+) -> BlockMaxOutput:
+    """Causal attention with the largest weight of every block (arXiv 2410.13276, section 3.3).
+
+    The maxima are what a SeerAttention gate is distilled from; the map of weights is never stored.
+    Only ``out`` has gradients, those of plain attention; the maxima are constants.
+
+    Args:
+        q: Queries (B, H, L, D).
+        k: Keys (B, K, L, D), where K divides H.
+        v: Values (B, K, L, D).
+        block_size: Positions of a block; the last one may be short.
+        scale: Factor of the scores, ``D ** -0.5`` if None.
+        per_row: Whether the maxima are kept for every query, as gates for decoding need them.
+
+    Raises:
+        ValueError: The shapes do not fit, or ``block_size`` is below 1.
+    """
+    fits = (
+        q.ndim == k.ndim == 4
+        and k.shape == v.shape
+        and (q.shape[0], *q.shape[2:]) == (k.shape[0], *k.shape[2:])
+    )
+    if not fits or k.shape[1] < 1 or q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} must be (B, H, L, D),"
+            " (B, K, L, D) and (B, K, L, D), where K divides H"
+        )
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    backend = "triton" if use_kernel(q, k, v) else "row_chunks"
+    return BlockMaxOutput(*_forward(q, k, v, block_size, scale, per_row, backend))
+
+
+def _run(
+    q: Tensor, k: Tensor, v: Tensor, block_size: int, scale: float, per_row: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = (q, k, v, block_size, scale, per_row)
+    if backend == "triton":
+        from core_gates.ops.block_max_attention import kernel  # the only place for Triton
+
+        return kernel.forward(*arguments)
+    return row_chunks.forward(*arguments)
+
+
+_forward = custom_op("core_gates::block_max_attention", _run, mutates_args=())
+_backward = custom_op(
+    "core_gates::block_max_attention_backward", row_chunks.backward, mutates_args=()
+)
+
+
+@_forward.register_fake
+def _(
+    q: Tensor, _k: Tensor, _v: Tensor, block_size: int, _scale: float, per_row: bool, _backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, heads, length, _ = q.shape
+    acc = torch.promote_types(q.dtype, torch.float32)
+    num_blocks = -(-length // block_size)
+    maxima = (batch, heads, length if per_row else num_blocks, num_blocks)
+    return (
+        q.new_empty(q.shape),
+        q.new_empty(q.shape[:3], dtype=acc),
+        q.new_empty(maxima, dtype=acc),
+    )
+
+
+@_backward.register_fake
+def _(
+    _grad: Tensor, q: Tensor, k: Tensor, v: Tensor, _out: Tensor, _scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3], output[0])
+    ctx.scale = inputs[4]
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> Any:
+    return *_backward(grad, *ctx.saved_tensors, ctx.scale), None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)

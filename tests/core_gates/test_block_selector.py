@@ -1,0 +1,122 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from core_gates.attention.block_selector import BlockSelector, block_density
+
+LOWEST = torch.finfo(torch.float32).min
+RULES = [
+    {"threshold": 0.2},
+    {"nz_ratio": 0.5},
+    {"token_budget": 128},
+    {"top_k": 2},
+    {"top_p": 0.6},
+]
+
+
+def logits(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_threshold_compares_probabilities():
+    row = torch.tensor([[0.5, 0.26, 0.14, 0.1]]).log()
+    selector = BlockSelector(threshold=0.2)
+    assert selector(row).tolist() == [[True, True, False, True]]
+    assert BlockSelector(threshold=0.6)(row).tolist() == [[False, False, False, True]]
+
+
+def test_top_k_and_budget():
+    row = torch.tensor([[0.5, 0.26, 0.9, 0.1, 0.2]])
+    for selector in (BlockSelector(top_k=2), BlockSelector(token_budget=47, block_size=16)):
+        assert selector(row).tolist() == [[True, False, True, False, True]]
+    assert BlockSelector(top_k=99)(row).all()
+
+
+def test_ties_go_to_the_lowest_index():
+    row = torch.zeros(1, 40)
+    assert BlockSelector(top_k=3)(row)[0].nonzero().flatten().tolist() == [0, 1, 2, 39]
+    assert BlockSelector(top_p=0.1)(row)[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 39]
+
+
+def test_top_p_stops_at_the_sum():
+    row = torch.tensor([[0.05, 0.5, 0.3, 0.14, 0.01]]).log()
+    assert BlockSelector(top_p=0.45)(row).tolist() == [[False, True, False, False, True]]
+    assert BlockSelector(top_p=0.79)(row).tolist() == [[False, True, True, False, True]]
+    assert BlockSelector(top_p=1.0)(row).all()
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.0, 1), (0.3, 1), (0.6, 3), (1.0, 9)])
+def test_ratio_of_the_causal_area(ratio, kept):
+    mask = BlockSelector(nz_ratio=ratio, dense_rows=0)(logits(9, 9).tril())
+    chosen = mask & ~torch.eye(9, dtype=torch.bool)
+    assert (chosen.sum(-1) <= torch.arange(9).clamp(max=kept)).all()
+    assert (chosen.sum(-1) >= torch.arange(9).clamp(max=kept) - 1).all()
+
+
+def test_last_rows_of_a_square_map_are_dense():
+    selector = BlockSelector(top_k=1)
+    mask = selector(logits(2, 3, 8, 8))
+    assert mask[..., 6:, :].sum((-2, -1)).eq(7 + 8).all()
+    assert mask[..., :6, :].sum(-1).le(2).all()
+    assert selector(logits(2, 3, 1, 8)).sum(-1).le(2).all()
+    assert BlockSelector(top_k=1, dense_rows=0)(logits(8, 8)).sum(-1).le(2).all()
+    assert torch.equal(
+        BlockSelector(top_k=1, dense_rows=20)(logits(8, 8)), torch.ones(8, 8).tril() > 0
+    )
+
+
+def test_hidden_blocks_are_never_chosen():
+    scores = logits(2, 6, 6)
+    scores[0, :, :2] = scores[0, :2] = LOWEST  # two blocks of padding
+    for options in RULES:
+        mask = BlockSelector(**options)(scores)[0]
+        assert torch.equal(mask[:2], torch.eye(6, dtype=torch.bool)[:2])
+        assert not mask[2:, :2].any()
+
+
+@pytest.mark.parametrize("options", RULES, ids=str)
+@given(st.integers(1, 7), st.integers(0, 4), st.integers(0, 99))
+def test_the_diagonal_and_nothing_of_the_future(options, rows, more, seed):
+    scores = logits(2, rows, rows + more, seed=seed) * 3
+    mask = BlockSelector(**options)(scores)
+    assert mask.diagonal(more, -2, -1).all()
+    assert not mask.triu(more + 1).any()
+    if rows != rows + more:  # rows do not see each other
+        for row in range(rows):
+            alone = BlockSelector(**options)(scores[:, row : row + 1, : more + row + 1])
+            if "nz_ratio" not in options:
+                assert torch.equal(mask[:, row : row + 1, : more + row + 1], alone)
+
+
+def test_density_is_over_the_causal_area():
+    assert block_density(torch.ones(2, 4, 4, dtype=torch.bool)) == 1
+    assert_close(block_density(torch.eye(4, dtype=torch.bool)), torch.tensor(0.4))
+    assert_close(block_density(torch.tensor([[[1, 0, 1, 1]]]).bool()), torch.tensor(0.75))
+    with pytest.raises(ValueError, match="a map of 3 rows needs as many columns, got 2"):
+        block_density(torch.ones(3, 2, dtype=torch.bool))
+
+
+def test_masks_carry_no_gradient_and_half_precision_works():
+    scores = logits(4, 4).requires_grad_()
+    assert not BlockSelector(top_k=1)(scores).requires_grad
+    assert BlockSelector(top_p=0.5)(scores.bfloat16()).diagonal().all()
+    compiled = torch.compile(BlockSelector(threshold=0.3), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(scores), BlockSelector(threshold=0.3)(scores))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give one of threshold, nz_ratio, token_budget, top_k, top_p, got none"),
+        ({"top_k": 1, "top_p": 0.5}, "got top_k, top_p"),
+        ({"threshold": 1.5}, r"threshold must lie in \[0, 1\], got 1.5"),
+        ({"token_budget": 63}, "token_budget must be at least one block of 64, got 63"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_k": 1, "dense_rows": -1}, "dense_rows at least 0"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        BlockSelector(**options)
