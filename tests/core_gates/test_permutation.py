@@ -271,6 +271,14 @@ def test_search_finds_a_planted_permutation():
     assert gate.targets.tolist() == [planted.tolist()]
 
 
+def test_after_the_search_its_parameter_stays_in_use_without_a_gradient():
+    gate = permuted(TopKGate(DIM, EXPERTS), step=5)
+    routing = gate(positions(3))
+    (routing.weights.sum() + routing.aux["permutation_entropy"]).backward()
+    assert gate.permutation_logits.grad is not None
+    assert not gate.permutation_logits.grad.any()
+
+
 def test_padding_does_not_reach_the_gradients():
     mask = torch.tensor([False, True, False, True])
     x = positions(4)
