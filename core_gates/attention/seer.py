@@ -1,0 +1,169 @@
+"""The gate of SeerAttention: which blocks of a prompt need each other."""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core_gates.attention.block_pooling import parse_pooling, pool_blocks
+from core_gates.attention.rotary import rotate
+from core_gates.gates.padding import check_padding_mask
+
+INIT_STD = 0.02
+
+
+class AttnGate(nn.Module):
+    """Predict the map of attention between blocks while a prompt is read (arXiv 2410.13276).
+
+    Queries and keys are pooled over blocks, projected, rotated to the first position of their block
+    and multiplied. The projection of the queries is left out where it could be absorbed into that
+    of the keys: with a single kind of pooling and ``gate_dim == head_dim``.
+
+    Everything behind the pooling is computed in float32.
+
+    Args:
+        num_heads: Heads H of queries.
+        num_kv_heads: Heads K of keys.
+        head_dim: Features of a head.
+        block_size: Tokens of a block.
+        gate_dim: Features of the gate.
+        pooling: ``Q`` and ``K``, each with some of ``max``, ``min``, ``avg`` in this order.
+        force_double: Whether the queries are projected in any case.
+        rope_theta: Base of the rotary embedding, that of the model.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``q`` (B, Tq, H, D) and ``k`` (B, Tk, K, D), before any rotation, to logits (B, H, Nq, Nk).
+
+    Raises:
+        ValueError: Heads do not divide, or the pooling is unknown.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        block_size: int = 64,
+        gate_dim: int = 128,
+        pooling: str = "Qavg_Kmaxminavg",
+        force_double: bool = False,
+        rope_theta: float = 10000.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_heads(num_heads, num_kv_heads, block_size)
+        found = re.fullmatch(r"Q(\w+)_K(\w+)", pooling)
+        if found is None:
+            raise ValueError(f"pooling must look like 'Qavg_Kmaxminavg', got {pooling!r}")
+        self.q_kinds, self.k_kinds = parse_pooling(found[1]), parse_pooling(found[2])
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.block_size, self.gate_dim, self.rope_theta = block_size, gate_dim, rope_theta
+        double = force_double or len(self.q_kinds) > 1 or gate_dim != head_dim
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        q_shape = (num_heads, head_dim * len(self.q_kinds), gate_dim)
+        k_shape = (num_kv_heads if double else num_heads, head_dim * len(self.k_kinds), gate_dim)
+        self.weight_q = nn.Parameter(torch.empty(q_shape, **options)) if double else None
+        self.weight_k = nn.Parameter(torch.empty(k_shape, **options))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights from N(0, 0.02²)."""
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=INIT_STD)
+
+    def forward(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
+        """Return the logits of every block of keys for every block of queries.
+
+        Blocks in the future, and rows and columns of blocks that hold nothing but padding, have the
+        lowest finite value.
+
+        Args:
+            q: Queries (B, Tq, H, D) before rotation; the last Tq of the Tk positions, from the
+                start of a block.
+            k: Keys (B, Tk, K, D) before rotation.
+            padding_mask: True (B, Tk) at tokens to ignore.
+
+        Raises:
+            ValueError: The shapes do not fit.
+        """
+        check_tokens(q, k, self.num_heads, self.num_kv_heads)
+        offset = k.shape[1] - q.shape[1]
+        if offset < 0 or offset % self.block_size:
+            raise ValueError(
+                f"{q.shape[1]} queries must be the last of {k.shape[1]} positions and begin at a"
+                f" multiple of block_size={self.block_size}"
+            )
+        queries = as_float32(pool_blocks(q, self.block_size, self.q_kinds))
+        keys = as_float32(pool_blocks(k, self.block_size, self.k_kinds))
+        group, num_blocks = self.num_heads // self.num_kv_heads, keys.shape[1]
+        with torch.autocast(q.device.type, enabled=False):
+            if self.weight_q is None:
+                keys = keys.repeat_interleave(group, 2)
+            else:
+                queries = project_heads(queries, self.weight_q)
+            keys = project_heads(keys, self.weight_k)
+            starts = torch.arange(num_blocks, device=q.device) * self.block_size
+            queries = rotate(queries, starts[offset // self.block_size :], self.rope_theta)
+            keys = rotate(keys, starts, self.rope_theta)
+            if self.weight_q is not None:
+                keys = keys.repeat_interleave(group, 2)
+            logits: Tensor = torch.einsum("bihd,bjhd->bhij", queries, keys) * self.gate_dim**-0.5
+        hidden = self._hidden(logits, padding_mask, k.shape[:2])
+        return logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
+
+    def gate_values(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return the probabilities of the blocks of keys, (B, H, Nq, Nk)."""
+        logits: Tensor = self(q, k)
+        return logits.softmax(-1)
+
+    def _hidden(self, logits: Tensor, padding_mask: Tensor | None, shape: torch.Size) -> Tensor:
+        num_rows, num_blocks = logits.shape[-2:]
+        future = torch.ones(num_rows, num_blocks, dtype=torch.bool, device=logits.device)
+        future = future.triu(num_blocks - num_rows + 1)
+        if padding_mask is None:
+            return future
+        check_padding_mask(padding_mask, shape)
+        padded = F.pad(padding_mask, (0, -shape[1] % self.block_size), value=True)
+        empty = padded.view(shape[0], num_blocks, self.block_size).all(-1)[:, None]
+        rows = empty[..., num_blocks - num_rows :, None]
+        hidden: Tensor = future | rows | empty[..., None, :]
+        return hidden
+
+    def extra_repr(self) -> str:
+        """Show the sizes and the pooling."""
+        q, k = "".join(self.q_kinds), "".join(self.k_kinds)
+        return f"block_size={self.block_size}, gate_dim={self.gate_dim}, pooling=Q{q}_K{k}"
+
+
+def as_float32(x: Tensor) -> Tensor:
+    """Return half precision as float32, and anything else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def project_heads(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply every head (B, N, H, C) by a matrix of its own (H, C, G)."""
+    result: Tensor = torch.einsum("bnhc,hcg->bnhg", x, as_float32(weight))
+    return result
+
+
+def check_heads(num_heads: int, num_kv_heads: int, block_size: int) -> None:
+    """Refuse heads that do not fall into groups, and empty blocks."""
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+
+
+def check_tokens(q: Tensor, k: Tensor, num_heads: int, num_kv_heads: int) -> None:
+    """Refuse tokens of another number of heads."""
+    if q.ndim != 4 or k.ndim != 4 or q.shape[2] != num_heads or k.shape[2] != num_kv_heads:
+        raise ValueError(
+            f"q {tuple(q.shape)} and k {tuple(k.shape)} must be (B, T, {num_heads}, D) and"
+            f" (B, T, {num_kv_heads}, D), before rotation"
+        )
