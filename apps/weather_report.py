@@ -26,10 +26,11 @@ DEPARTURES = ("ob_rms", "oa_rms", "withheld_rmse")
 CORRUPTED = ("declared_over_withheld", "denied_over_withheld")
 EXPLANATION = """
 Root mean square errors against the known truth, area-weighted. `ratio` is over the background.
-`lost` counts timelines that left the truth; they are scored as the free run. `redrawn`: the
-observing network is another one in every cycle. `corrupted`: half of the reports have five times
-their errors; the error of the analysis is over that without this half, with the large errors
-`declared` or `denied`.
+`lost` counts timelines that left the truth; they are scored as the free run.
+
+`crossed`: the network of every seed on the timelines of all seeds. `redrawn`: the observing network
+is another one in every cycle. `corrupted`: half of the reports have five times their errors; the
+error of the analysis is over that without this half, with the large errors `declared` or `denied`.
 """
 GATES = """
 Values of every gate of the increment form during one analysis at the largest density: how open it

@@ -169,15 +169,6 @@ class TwinScores:
             better = min(("adas_increment", "adas_official"), key=lambda m: self._median(task, m))
             ratio = self._median(task, better) / self._median(task, "oi")
             bars.append(Bar(f"{better} over oi, rmse_{self.labels[0]}, {task}", ratio, "<=", 0.85))
-            gated, control = self._seeds(task, "adas_increment"), self._seeds(task, "ungated")
-            bars.append(
-                Bar(
-                    f"worst gated over best ungated seed, {task}",
-                    max(gated) / min(control),
-                    "<=",
-                    1.0,
-                )
-            )
             slope = drift(self.scores[task, better].analysis[:, :, 0]).median()
             bars.append(Bar(f"drift of {better}, {task}", float(slope), "<=", 0.1))
         return bars

@@ -1,4 +1,4 @@
-"""What a twin experiment shows beside its bars on errors: redrawn networks, corrupted reports."""
+"""What a twin experiment shows beside the methods: crossed seeds, redrawn networks, bad reports."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from weather.baselines.per_timeline import PerTimeline
 from weather.experiments.corruption import Corruption, corrupt_half
 from weather.experiments.twin_evaluation import TwinEvaluation, TwinTask
 
-FORM = "adas_increment"
+FORM, CONTROL = "adas_increment", "ungated"
 CORRUPTION_CYCLES = 90
 DECLARED, DENIED = 1.05, 1.10
 
 
 class TwinChecks:
-    """Two checks of the increment form, with OI beside it.
+    """Three checks of the increment form.
 
+    Crossed: the network of every seed on the timelines of all seeds, beside the ungated control,
+    at the smallest density. Timelines differ more than networks do, so only networks that have
+    seen the same ones tell whether the gate matters beyond the spread of the seeds.
     Redrawn: the observing network is another one in every cycle, at the smallest density.
     Corrupted: half of the reports get five times their errors, at the largest density in the
     perfect model; see :func:`weather.experiments.corruption.corrupt_half`.
@@ -33,13 +36,15 @@ class TwinChecks:
         self.scores, self.evaluation = scores, scores.evaluation
         self.found: list[Row] = []
         self.corruption: dict[str, Corruption] = {}
+        self.crossed: dict[tuple[str, str], list[float]] = {}
 
     def run(self) -> None:
-        """Run both checks."""
+        """Run all checks."""
         sparse = min(task.density for task in self.evaluation.tasks)
         dense = max(task.density for task in self.evaluation.tasks)
         for task in self.evaluation.tasks:
             if task.density == sparse:
+                self._crossed(task)
                 self._redrawn(task)
         self._corrupted(TwinTask(dense, "perfect"))
 
@@ -51,6 +56,15 @@ class TwinChecks:
         """Return what the corruption must do, and must not do, to Adas."""
         found = self.corruption[FORM]
         return [
+            *(
+                Bar(
+                    f"worst gated over best ungated seed, rmse_{self.scores.labels[0]}, {task}",
+                    max(self.crossed[task, FORM]) / min(self.crossed[task, CONTROL]),
+                    "<=",
+                    1.0,
+                )
+                for task in dict.fromkeys(task for task, _ in self.crossed)
+            ),
             Bar(f"{FORM}, corrupted half declared over withheld", found.declared, "<=", DECLARED),
             Bar(f"{FORM}, corrupted half denied over withheld", found.denied, ">=", DENIED),
         ]
@@ -64,6 +78,24 @@ class TwinChecks:
         if FORM in self.scores.forms:
             found[FORM] = [self.scores.networks.load(FORM, seed) for seed in self.scores.seeds]
         return found
+
+    def _crossed(self, task: TwinTask) -> None:
+        """Keep the root of the mean square over the timelines for every seed, first channel."""
+        count, label = len(self.scores.seeds), self.scores.labels[0]
+        total = 2 * count * self.evaluation.cycles
+        with ticking(f"cycling {task.name}, seeds crossed", total) as tick:
+            for form in (FORM, CONTROL):
+                each = []
+                for seed in self.scores.seeds:
+                    network = self.scores.networks.load(form, seed)
+                    scored = self.evaluation.run(task, network, timelines=count, tick=tick)
+                    error = self.evaluation.error(task, scored)[:, 0]
+                    each.append(float(error.square().mean().sqrt()))
+                self.crossed[task.name, form] = each
+                self.found += [
+                    Row(form, f"{task.name}/crossed", f"rmse_{label}_seed{row}", value, n=count)
+                    for row, value in enumerate(each)
+                ]
 
     def _redrawn(self, task: TwinTask) -> None:
         methods, count = self._methods(task), len(self.scores.seeds)

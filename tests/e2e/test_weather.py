@@ -210,7 +210,12 @@ def test_evaluate_trains_what_is_missing_and_says_so_first(gates):
     assert {row["method"] for row in scores["rows"]} >= {"adas_official", "ungated", "oi"}
     assert len(scores["bars"]) == 8
     tasks = {row["task"] for row in scores["rows"]}
-    assert tasks >= {"0.1/perfect/redrawn", "0.1/error/redrawn", "0.1/perfect/corrupted"}
+    assert tasks >= {
+        "0.1/perfect/crossed",
+        "0.1/perfect/redrawn",
+        "0.1/error/redrawn",
+        "0.1/perfect/corrupted",
+    }
     redrawn = figure(scores, "oi", "rmse_h", "0.1/perfect/redrawn")
     assert redrawn != figure(scores, "oi", "rmse_h")
     metrics = ("declared_over_withheld", "denied_over_withheld")
