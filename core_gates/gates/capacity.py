@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from core_gates.gates.groups import group_positions, ungroup_positions
 from core_gates.gates.padding import check_padding_mask
 from core_gates.gates.routing import RoutingOutput
 
@@ -124,23 +125,24 @@ def limit_capacity(
         return routing
     if routing.indices is None:
         raise ValueError("only a routing with indices has a capacity; call to_top_k first")
-    num_experts, shape = routing.num_experts, routing.indices.shape
-    limit: int | Tensor = capacity(
-        _group_size(shape, group_dim), num_experts, capacity_factor, rule
-    )
+    num_experts = routing.num_experts
+    indices = group_positions(routing.indices, group_dim)
+    limit: int | Tensor = capacity(indices.shape[-2], num_experts, capacity_factor, rule)
     if padding_mask is not None:
-        check_padding_mask(padding_mask, shape[:-1])
+        check_padding_mask(padding_mask, routing.indices.shape[:-1])
         if not count_padding:
-            real = _grouped(~padding_mask.unsqueeze(-1), group_dim).sum(-2, keepdim=True).double()
-            number = _by_rule(real, num_experts, capacity_factor, rule, torch)
-            limit = number.clamp(min=1)
+            real = group_positions(~padding_mask.unsqueeze(-1), group_dim)
+            number = real.sum(-2, keepdim=True).double()
+            limit = _by_rule(number, num_experts, capacity_factor, rule, torch).clamp(min=1)
     places = positions_in_expert(
-        _grouped(routing.indices, group_dim),
+        indices,
         num_experts,
-        counted=None if routing.kept is None else _grouped(routing.kept, group_dim),
-        priority=None if priority is None else _grouped(priority.unsqueeze(-1), group_dim)[..., 0],
+        counted=None if routing.kept is None else group_positions(routing.kept, group_dim),
+        priority=None
+        if priority is None
+        else group_positions(priority.unsqueeze(-1), group_dim).squeeze(-1),
     )
-    fits = _ungrouped(places < limit, shape, group_dim)
+    fits = ungroup_positions(places < limit, routing.indices.shape[:-1], group_dim)
     return routing._replace(kept=fits if routing.kept is None else routing.kept & fits)
 
 
@@ -153,26 +155,3 @@ def _by_rule(num_tokens: Any, num_experts: int, factor: float, rule: CapacityRul
     if rule == "floor":
         return by.floor(factor * num_tokens / num_experts * (1 + _SLACK))
     return by.ceil(factor * num_tokens / num_experts * (1 - _SLACK))
-
-
-def _group_size(shape: torch.Size, group_dim: int | None) -> int:
-    if group_dim is None:
-        return math.prod(shape[:-1])
-    num_dims = len(shape)
-    if not -num_dims <= group_dim < num_dims or group_dim % num_dims == num_dims - 1:
-        raise ValueError(
-            f"group_dim must be a dimension of the {num_dims - 1} before the features, got"
-            f" {group_dim}"
-        )
-    return shape[group_dim]
-
-
-def _grouped(values: Tensor, group_dim: int | None) -> Tensor:
-    """Return (..., T, K) with the positions of a group along T."""
-    if group_dim is None:
-        return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])
-    return values.movedim(group_dim, -2)
-
-
-def _ungrouped(values: Tensor, shape: torch.Size, group_dim: int | None) -> Tensor:
-    return values.reshape(shape) if group_dim is None else values.movedim(-2, group_dim)

@@ -88,15 +88,14 @@ class HardConcreteGate(Gate):
             x: Routing input (..., D).
             ids: Not used.
             padding_mask: True (...) at positions to ignore.
-            noise: U in (0, 1), (..., E); drawn in training if None.
+            noise: U in [0, 1], (..., E); drawn in training if None.
         """
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
         if noise is None and self.training:
             noise = torch.rand_like(logits)
         scores = logits.sigmoid()
         if noise is not None:
-            inner = torch.finfo(noise.dtype).eps
-            scores = ((noise.clamp(inner, 1 - inner).logit() + logits) / self.beta).sigmoid()
+            scores = ((noise.logit() + logits) / self.beta).sigmoid()  # finite at U = 0 too
         weights = (scores * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
         probs = (logits - self.beta * math.log(-self.gamma / self.zeta)).sigmoid()
         routing = RoutingOutput(weights, logits=logits, probs=probs)
