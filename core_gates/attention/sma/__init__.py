@@ -1,0 +1,1 @@
+"""Sparse modular activation: attention that runs on the tokens which ask for it (SeqBoat)."""

@@ -1,0 +1,61 @@
+"""Norms of token sequences that PyTorch has not: one scale for all features, and over a batch."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ScaleNorm(nn.Module):
+    """Divide a token by its root mean square and multiply it by one learned number.
+
+    Nguyen & Salazar, 2019, with the mean in place of the sum of squares.
+
+    Args:
+        eps: Added to the mean square.
+        device: Device of the parameter.
+        dtype: Floating dtype of the parameter.
+
+    Shape:
+        (..., D) to the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        eps: float = 1e-6,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the scale to one."""
+        nn.init.ones_(self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normed tokens."""
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean_square = exact.square().mean(-1, keepdim=True)
+        return (exact * (mean_square + self.eps).rsqrt() * self.scale).to(x.dtype)
+
+
+class TokenBatchNorm(nn.Module):
+    """Apply a batch norm to every feature over all tokens of all sequences, padding included.
+
+    Args:
+        norm: Norm of (N, D), such as ``torch.nn.BatchNorm1d(D)`` or a synchronized one.
+
+    Shape:
+        (B, T, D) to the same.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normed tokens."""
+        normed: Tensor = self.norm(x.flatten(0, -2))
+        return normed.view(x.shape)

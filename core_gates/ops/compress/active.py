@@ -1,0 +1,51 @@
+"""Which tokens of a batch of sequences are active, and the slots they are compressed to."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class ActiveTokens(NamedTuple):
+    """A one-to-one map between the active tokens of every sequence and its first slots.
+
+    Attributes:
+        slots: Slot of every token (B, T), int64; -1 for a token that has none.
+        positions: Token in every slot (B, T'), int64, rising; -1 for an empty slot, of which there
+            are only some behind the last token.
+    """
+
+    slots: Tensor
+    positions: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor, num_slots: int | None = None) -> "ActiveTokens":
+        """Give the active tokens of every sequence slots in their order.
+
+        Args:
+            mask: True at active tokens (B, T).
+            num_slots: T', at most T. By default the largest number of active tokens in the batch,
+                at least one where there are tokens; finding it out waits for the device. A given
+                number waits for nothing and keeps shapes static; tokens that find no slot are left
+                out.
+
+        Raises:
+            ValueError: The mask is not a boolean (B, T), or ``num_slots`` is negative.
+        """
+        if mask.dtype != torch.bool or mask.ndim != 2:
+            raise ValueError(
+                f"mask must be a boolean (batch, tokens), got {mask.dtype} {tuple(mask.shape)}"
+            )
+        if num_slots is None:
+            counts = mask.sum(-1)
+            num_slots = max(int(counts.max()), 1) if mask.numel() else 0
+        if num_slots < 0:
+            raise ValueError(f"num_slots must not be negative, got {num_slots}")
+        num_slots = min(num_slots, mask.shape[1])
+        order = mask.cumsum(-1) - 1
+        slots = order.masked_fill(~mask | (order >= num_slots), -1)
+        tokens = torch.arange(mask.shape[1], device=mask.device).expand_as(slots)
+        # Whatever has no slot is written behind the last one and cut off.
+        behind = torch.where(slots < 0, num_slots, slots)
+        positions = slots.new_full((mask.shape[0], num_slots + 1), -1)
+        return cls(slots, positions.scatter(1, behind, tokens)[:, :num_slots])

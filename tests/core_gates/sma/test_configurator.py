@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from core_gates import GateMonitor
+from core_gates.attention.sma.configurator import SparseModularActivation
+
+
+def build(**options):
+    torch.manual_seed(0)
+    configurator = SparseModularActivation(4, **options).double()
+    torch.nn.init.normal_(configurator.weight)
+    torch.nn.init.normal_(configurator.bias)
+    return configurator
+
+
+def test_formula():
+    configurator = build(temperature_scale=0.3)
+    assert configurator.log_temperature.exp().item() == pytest.approx(0.3 * math.sqrt(4))
+    x = torch.randn(2, 50, 4, dtype=torch.float64)
+    probs = ((x @ configurator.weight.T + configurator.bias) / 0.6).softmax(-1)
+    mask, confidence = configurator(x)
+    assert torch.equal(mask, probs.argmax(-1) == 1)
+    assert 0 < mask.sum() < mask.numel()
+    assert_close(confidence, probs.max(-1).values * mask)
+    assert (confidence[mask] > 0.5).all()
+
+
+def test_the_gradient_flows_through_the_confidence_of_active_tokens():
+    configurator = build()
+    x = torch.randn(1, 12, 4, dtype=torch.float64, requires_grad=True)
+    mask, confidence = configurator(x)
+    confidence.sum().backward()
+    assert torch.equal(x.grad.abs().sum(-1) > 0, mask)
+    assert configurator.log_temperature.grad.abs() > 0
+
+
+def test_gradients():
+    configurator = build()
+    x = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
+    weights = dict(configurator.named_parameters())
+
+    def run(x, *parameters):
+        named = dict(zip(weights, parameters, strict=True))
+        return torch.func.functional_call(configurator, named, (x,)).confidence
+
+    assert gradcheck(run, (x, *weights.values()))
+
+
+def test_a_tie_is_off():
+    configurator = build()
+    torch.nn.init.zeros_(configurator.weight)
+    torch.nn.init.zeros_(configurator.bias)
+    mask, confidence = configurator(torch.randn(2, 3, 4).double())
+    assert not mask.any()
+    assert not confidence.any()
+
+
+def test_padding_is_never_active_whatever_it_holds():
+    configurator = build()
+    x = torch.randn(2, 6, 4, dtype=torch.float64)
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    padding[:, 4:] = True
+    poisoned = x.masked_fill(padding.unsqueeze(-1), torch.nan)
+    mask, confidence = configurator(poisoned, padding)
+    assert_close(confidence[:, :4], configurator(x[:, :4]).confidence)
+    assert not mask[:, 4:].any()
+    confidence.sum().backward()
+    assert configurator.weight.grad.isfinite().all()
+    assert configurator.gate_values(poisoned, padding).numel() == 8
+
+
+def test_it_decides_in_float32_under_autocast():
+    configurator = build().float()
+    x = torch.randn(2, 30, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = configurator(x.bfloat16())
+    expected = configurator(x.bfloat16().float())
+    assert found.confidence.dtype == torch.float32
+    assert torch.equal(found.mask, expected.mask)
+    assert_close(found.confidence, expected.confidence)
+
+
+def test_the_monitor_sees_the_share_of_inactive_tokens():
+    configurator = build()
+    x = torch.randn(2, 50, 4, dtype=torch.float64)
+    with GateMonitor(configurator) as monitor:
+        mask, _ = configurator(x)
+    figures = monitor.compute()["SparseModularActivation"]
+    assert figures["zero"] == pytest.approx(1 - mask.double().mean().item())
+
+
+@pytest.mark.parametrize("arguments", [(0, 1.0), (3, 0.0), (3, math.nan)])
+def test_errors(arguments):
+    with pytest.raises(ValueError, match="dim must be at least 1 and temperature_scale positive"):
+        SparseModularActivation(arguments[0], temperature_scale=arguments[1])

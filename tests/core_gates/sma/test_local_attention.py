@@ -1,0 +1,95 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from core_gates.attention.sma.local_attention import local_attention
+from core_gates.attention.sma.positions import DistanceBias, rotate
+
+
+def random(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def by_full_scores(query, key, value, window, causal, weighting, filled):
+    num_slots, key_dim = query.shape[1:]
+    apart = torch.arange(num_slots) - torch.arange(num_slots).unsqueeze(-1)
+    seen = (apart >= -window) & (apart <= (0 if causal else window)) & filled.unsqueeze(1)
+    scores = query @ key.mT
+    if weighting == "softmax":
+        weights = (scores / key_dim**0.5).masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
+    else:
+        weights = (scores / (window if causal else 2 * window)).relu().square() * seen
+    return weights @ value
+
+
+@given(
+    st.integers(1, 11),
+    st.integers(1, 5),
+    st.booleans(),
+    st.sampled_from(["softmax", "relu2"]),
+    st.lists(st.booleans(), min_size=22, max_size=22),
+)
+def test_equals_attention_over_all_slots_with_a_band_mask(num, window, causal, weighting, filled):
+    query, key, value = (random(2, num, d, seed=i) for i, d in enumerate((4, 4, 3)))
+    filled = torch.tensor(filled).view(2, 11)[:, :num]
+    options = {"window": window, "causal": causal, "weighting": weighting, "filled": filled}
+    found = local_attention(query, key, value, **options)
+    expected = by_full_scores(query, key, value, window, causal, weighting, filled)
+    assert found.isfinite().all()
+    assert_close(found[filled], expected[filled])
+
+
+@pytest.mark.parametrize("weighting", ["softmax", "relu2"])
+def test_gradients(weighting):
+    query, key, value = (random(1, 5, d, seed=i).requires_grad_() for i, d in enumerate((2, 2, 3)))
+    bias = random(2, 6, seed=4).requires_grad_()
+    filled = torch.tensor([[True, True, False, True, True]])
+    options = {"window": 2, "causal": False, "weighting": weighting, "filled": filled}
+    assert gradcheck(
+        lambda q, k, v, b: local_attention(q, k, v, bias=b, **options), (query, key, value, bias)
+    )
+
+
+def test_no_slot_and_no_sequence():
+    for shape in ((2, 0, 3), (0, 4, 3)):
+        empty, filled = torch.zeros(shape), torch.zeros(shape[:2], dtype=torch.bool)
+        options = {"window": 2, "causal": True, "weighting": "softmax"}
+        assert local_attention(empty, empty, empty, filled=filled, **options).shape == shape
+
+
+def test_options_are_checked():
+    x, filled = torch.zeros(1, 2, 2), torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        local_attention(x, x, x, window=0, causal=True, weighting="softmax", filled=filled)
+    with pytest.raises(ValueError, match="weighting is 'relu'; choose one of"):
+        local_attention(x, x, x, window=1, causal=True, weighting="relu", filled=filled)
+
+
+def test_distances_beyond_the_table_take_its_ends():
+    bias = DistanceBias(3)
+    bias.table.data = torch.arange(5.0)
+    distances = torch.tensor([[-9, -2, -1], [0, 2, 7]])
+    assert bias(distances).tolist() == [[0, 0, 1], [2, 4, 4]]
+    with pytest.raises(ValueError, match="max_positions must be at least 1, got 0"):
+        DistanceBias(0)
+
+
+def test_rotations_depend_on_the_distance_alone():
+    query, key = random(1, 1, 6), random(1, 1, 6, seed=1)
+
+    def product(i, j):
+        turned = (rotate(t, torch.tensor([[p]])) for t, p in ((query, i), (key, j)))
+        return torch.mul(*turned).sum()
+
+    assert_close(product(3, 10), product(103, 110))
+    assert not torch.isclose(product(3, 10), product(3, 11))
+    assert_close(product(0, 0), (query * key).sum())
+    quarter = rotate(torch.tensor([[[1.0, 0.0]]], dtype=torch.float64), torch.tensor([[2]]))
+    angle = torch.tensor(2.0, dtype=torch.float64)
+    assert_close(quarter.flatten(), torch.stack([angle.cos(), angle.sin()]))
+    with pytest.raises(ValueError, match="must be even, got 3"):
+        rotate(torch.zeros(1, 1, 3), torch.zeros(1, 1))
