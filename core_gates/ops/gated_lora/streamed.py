@@ -28,8 +28,12 @@ def forward(
     mean, rstd = reference.statistics(hidden, up, ranks, eps)
     size = block_size(base)
     up, coefficients = up.to(mean.dtype), coefficients.to(mean.dtype)
-    blocks = zip(*(torch.split(t, size) for t in (base, hidden, mean, rstd)), strict=True)
-    return torch.cat([mix(*block, up, coefficients, ranks, eps) for block in blocks])
+    out = torch.empty_like(base, memory_format=torch.contiguous_format)
+    for start in range(0, len(base), size):
+        rows = slice(start, start + size)
+        block = [t[rows] for t in (base, hidden, mean, rstd)]
+        out[rows] = mix(*block, up, coefficients, ranks, eps)
+    return out
 
 
 def backward(
@@ -46,21 +50,18 @@ def backward(
     mean, rstd = reference.statistics(hidden, up, ranks, eps)
     size = block_size(base)
     exact = up.to(mean.dtype), coefficients.to(mean.dtype)
-    grads_base, grads_hidden = [], []
+    grad_base, grad_hidden = (
+        torch.empty_like(t, memory_format=torch.contiguous_format) for t in (base, hidden)
+    )
     grad_up, grad_coefficients = (torch.zeros_like(t) for t in exact)
-    tokens = grad, base, hidden, mean, rstd
-    for block in zip(*(torch.split(t, size) for t in tokens), strict=True):
+    for start in range(0, len(base), size):
+        rows = slice(start, start + size)
+        block = [t[rows] for t in (grad, base, hidden, mean, rstd)]
         of_base, of_hidden, of_up, of_coefficients = mix_backward(*block, *exact, ranks, eps)
-        grads_base.append(of_base)
-        grads_hidden.append(of_hidden)
+        grad_base[rows], grad_hidden[rows] = of_base, of_hidden
         grad_up = grad_up + of_up
         grad_coefficients = grad_coefficients + of_coefficients
-    return (
-        torch.cat(grads_base),
-        torch.cat(grads_hidden),
-        grad_up.to(up.dtype),
-        grad_coefficients.to(coefficients.dtype),
-    )
+    return grad_base, grad_hidden, grad_up.to(up.dtype), grad_coefficients.to(coefficients.dtype)
 
 
 def block_size(base: Tensor) -> int:

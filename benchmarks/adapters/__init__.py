@@ -1,0 +1,1 @@
+"""Benchmarks of gated adapters and their peers."""

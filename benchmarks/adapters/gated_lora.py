@@ -1,0 +1,82 @@
+"""A gated linear layer against the plain layer, the published gate and PEFT."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.adapters import peft
+from benchmarks.registry import Call, Comparison, Load, Work
+
+TOKENS, DIM, RANK = 1024, 3072, 16
+BARS = {
+    3: {"reference": 1.25, "compile": 1.15},
+    8: {"reference": 1.45, "compile": 1.30},
+}
+
+
+def gated_lora(num_adapters: int, *, backward: bool = False) -> Comparison:
+    """Compare the layer with ``num_adapters`` adapters with the layer alone.
+
+    With ``backward``, the gate and the input have gradients, while layer and adapters are frozen;
+    then there are no bars.
+    """
+    flops = 2.0 * TOKENS * DIM * (DIM + 2 * num_adapters * RANK)
+    passes = "forward+backward" if backward else "forward"
+
+    def build(load: Load) -> Mapping[str, Call]:
+        return _variants(load, num_adapters, backward)
+
+    return Comparison(
+        name=f"gated LoRA {passes} {TOKENS}x{DIM}, rank {RANK}, K={num_adapters}",
+        op="gated_lora",
+        build=build,
+        baseline="linear",
+        bars={} if backward else BARS.get(num_adapters, {}),
+        work=None if backward else Work(flops=flops),
+        first_calls=("compile",),
+        absent={} if peft.is_installed() else {"peft": peft.ABSENT},
+        memory=4.0 * TOKENS * DIM * (10 * num_adapters + 10),
+    )
+
+
+def _variants(load: Load, num_adapters: int, backward: bool) -> Mapping[str, Call]:
+    torch.manual_seed(0)
+    kernels = load("core_gates.ops").kernels
+    adapters = [
+        load("core_gates.adapters.low_rank").LowRank(
+            torch.randn(RANK, DIM) / DIM**0.5, torch.randn(DIM, RANK) / RANK**0.5, 0.5
+        )
+        for _ in range(num_adapters)
+    ]
+    linear = nn.Linear(DIM, DIM).requires_grad_(False)
+    module = load("core_gates.adapters.gated_lora").GatedLoraLinear(linear, adapters)
+    for parameter in module.gate.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(TOKENS, DIM, requires_grad=backward)
+
+    def published(x: Tensor) -> Tensor:
+        return module.gate(linear(x), module.adapter_outputs(x))
+
+    layers: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+        "linear": (linear, "reference"),
+        "reference": (module, "reference"),
+        "compile": (module, "compile"),
+        "published gate": (published, "reference"),
+    }
+    if peft.is_installed():
+        frozen = peft.active_adapters(linear, adapters).requires_grad_(False)
+        layers["peft, without gate"] = (frozen, "reference")
+    parameters = list(module.gate.parameters())
+
+    def variant(layer: Callable[[Tensor], Tensor], mode: str) -> Call:
+        def call() -> object:
+            with kernels(mode), torch.set_grad_enabled(backward):
+                out = layer(x)
+                if not backward:
+                    return out
+                return torch.autograd.grad(out.sum(), (x, *parameters), allow_unused=True)
+
+        return call
+
+    return {name: variant(layer, mode) for name, (layer, mode) in layers.items()}

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from benchmarks.adapters import gated_lora, peft
+from benchmarks.registry import load_suite
+from benchmarks.run import load_head
+
+
+@pytest.fixture
+def small(monkeypatch):
+    for name, value in (("TOKENS", 5), ("DIM", 12), ("RANK", 2)):
+        monkeypatch.setattr(gated_lora, name, value)
+    monkeypatch.setattr(peft, "is_installed", lambda: False)
+
+
+def test_every_bar_belongs_to_a_variant(small):
+    bars = {}
+    for comparison in load_suite("adapters").comparisons():
+        variants = comparison.build(load_head).keys()
+        assert comparison.baseline in variants
+        assert comparison.bars.keys() <= variants
+        assert comparison.first_calls == ("compile",)
+        assert comparison.absent == {"peft": peft.ABSENT}
+        bars |= {(comparison.name[-3:], name): bar for name, bar in comparison.bars.items()}
+    assert bars == {
+        ("K=3", "reference"): 1.25,
+        ("K=3", "compile"): 1.15,
+        ("K=8", "reference"): 1.45,
+        ("K=8", "compile"): 1.30,
+    }
+    assert load_suite("adapters").threads == 1
+
+
+def test_sizes_are_those_of_the_bars():
+    assert (gated_lora.TOKENS, gated_lora.DIM, gated_lora.RANK) == (1024, 3072, 16)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_variants_compute_the_same(backward, small):
+    variants = gated_lora.gated_lora(3, backward=backward).build(load_head)
+    plain, ours, published = (variants[k]() for k in ("linear", "reference", "published gate"))
+    if not backward:
+        assert_close(ours, published)
+        assert not torch.allclose(ours, plain)
+        assert not ours.requires_grad
+        return
+    for mine, theirs in zip(ours, published, strict=True):
+        assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+        assert mine.abs().sum() > 0
+    assert plain[0].shape == (5, 12)
+    assert all(gradient is None for gradient in plain[1:])
+
+
+def test_the_mode_is_that_of_the_variant(small, monkeypatch):
+    from core_gates.ops import _select
+
+    asked = []
+    monkeypatch.setattr(_select, "_compiled", lambda function: asked.append(function) or function)
+    variants = gated_lora.gated_lora(3).build(load_head)
+    reference = variants["reference"]()
+    assert not asked
+    assert_close(variants["compile"](), reference)
+    assert asked
+
+
+def test_peft_adds_the_plain_outputs():
+    pytest.importorskip("peft")
+    from core_gates.adapters.low_rank import LowRank
+
+    linear = nn.Linear(12, 8)
+    adapters = [LowRank(torch.randn(2, 12), torch.randn(8, 2), 0.5) for _ in range(3)]
+    x = torch.randn(5, 12)
+    expected = linear(x) + sum(x @ adapter.delta_weight().T for adapter in adapters)
+    assert_close(peft.active_adapters(linear, adapters)(x), expected)
