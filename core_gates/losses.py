@@ -1,4 +1,4 @@
-"""Losses over one routing: balance, z, entropy, L0 and importance.
+"""Losses over one routing: balance, z, entropy, information, L0 and importance.
 
 Each returns an unweighted scalar, the mean over positions that count. Positions where
 ``padding_mask`` is True do not count unless ``count_padding`` is True; if no position counts the
@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.nn import functional as F
 
 from core_gates.gates.padding import check_padding_mask
 from core_gates.gates.routing import RoutingOutput
@@ -104,9 +105,36 @@ def entropy_loss(
     """
     probs = _field(routing, "probs", gate)
     counts = _counted(probs, padding_mask, count_padding)
+    return _mean(_entropy(_zeroed(probs, counts)), counts)
+
+
+def information_loss(
+    routing: RoutingOutput,
+    *,
+    padding_mask: Tensor | None = None,
+    count_padding: bool = False,
+    gate: str = "gate",
+) -> Tensor:
+    """Return the negative mutual information of positions and experts, in nats.
+
+    The mean entropy of a position less the entropy of the mean probabilities: between ``-log E``,
+    where every position is sure of its expert and all experts are used alike, and 0, where all
+    positions choose alike (Chen et al., 2023).
+
+    Args:
+        routing: Output of a gate, with ``probs`` (..., E).
+        padding_mask: True (...) at positions to ignore.
+        count_padding: Whether ignored positions count all the same.
+        gate: Name of the gate, for errors.
+
+    Raises:
+        ValueError: ``probs`` is missing or the mask does not fit.
+    """
+    probs = _field(routing, "probs", gate)
+    counts = _counted(probs, padding_mask, count_padding)
     safe = _zeroed(probs, counts)
-    logs = safe.clamp(min=torch.finfo(safe.dtype).tiny).log()  # 0 log 0 = 0, gradient finite
-    return _mean(-(safe * logs).sum(-1), counts)
+    mean = _total(safe) / counts.sum().clamp(min=1)
+    return _mean(_entropy(safe), counts) - _entropy(mean)
 
 
 def l0_loss(
@@ -158,6 +186,24 @@ def importance_loss(
     return importance.var(correction=0) / importance.mean().square().clamp(min=_TINY)
 
 
+def orthogonality_loss(weight: Tensor) -> Tensor:
+    """Return the mean squared cosine between the rows of different experts.
+
+    0 where the rows are orthogonal, 1 where all point the same way or the opposite. The lengths of
+    the rows do not matter.
+
+    Args:
+        weight: Weight of a gate (..., E, D), one row an expert; leading dimensions, such as trees,
+            are averaged. One expert gives 0.
+    """
+    num_experts = weight.shape[-2]
+    directions = F.normalize(weight, dim=-1)
+    cosines = directions @ directions.mT
+    others = ~torch.eye(num_experts, dtype=torch.bool, device=weight.device)
+    pairs = max(num_experts * (num_experts - 1), 1)
+    return (cosines.square() * others).sum((-2, -1)).mean() / pairs
+
+
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -185,6 +231,11 @@ def _zeroed(scores: Tensor, counts: Tensor) -> Tensor:
 
 def _total(values: Tensor) -> Tensor:
     return values.reshape(-1, values.shape[-1]).sum(0)
+
+
+def _entropy(probs: Tensor) -> Tensor:
+    logs = probs.clamp(min=torch.finfo(probs.dtype).tiny).log()  # 0 log 0 = 0, gradient finite
+    return -(probs * logs).sum(-1)
 
 
 def _mean(values: Tensor, counts: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Schedules: pure functions from a step to a float, safe to copy, store and compare."""
+"""Schedules of temperatures, thresholds and sparsities.
+
+A schedule is a pure function from a step to a float, safe to copy, store and compare.
+"""
 
 import math
 from collections.abc import Callable
@@ -6,18 +9,23 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Schedule = Callable[[int], float]
-Shape = Literal["linear", "exponential", "cosine"]
+Shape = Literal["linear", "exponential", "cosine", "cubic", "logarithmic"]
 
 
 @dataclass(frozen=True)
 class TemperatureSchedule:
     """Go from ``start`` to ``end`` within ``num_steps`` steps and stay there.
 
+    The value may be a temperature or anything else, such as a threshold that grows in stages:
+    ``[schedule(stage) for stage in range(num_steps + 1)]``.
+
     With progress p = (step - delay) / num_steps, clipped to [0, 1], the value is
 
     - linear: start + p (end - start),
     - exponential: start (end / start)^p, the decay of EvoMoE (Nie et al., 2021),
-    - cosine: end + (start - end) (1 + cos πp) / 2.
+    - cosine: end + (start - end) (1 + cos πp) / 2,
+    - cubic: end + (start - end) (1 - p)³, which changes most at the beginning,
+    - logarithmic: log(e^start + p (e^end - e^start)), for thresholds of SoRA (arXiv 2311.11696).
 
     Args:
         start: Value up to and including step ``delay``.
@@ -55,12 +63,62 @@ class TemperatureSchedule:
             return self.start
         if step >= self.delay + self.num_steps:
             return self.end
-        progress = (step - self.delay) / self.num_steps
+        return self._between((step - self.delay) / self.num_steps)
+
+    def _between(self, progress: float) -> float:
         if self.shape == "exponential":
             return self.start * math.pow(self.end / self.start, progress)
         if self.shape == "cosine":
             return self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
+        if self.shape == "cubic":
+            return self.end + (self.start - self.end) * (1 - progress) ** 3
+        if self.shape == "logarithmic":
+            top = max(self.start, self.end)  # taken out, so that no power overflows
+            low, high = math.exp(self.start - top), math.exp(self.end - top)
+            return top + math.log(low + progress * (high - low))
         return self.start + progress * (self.end - self.start)
+
+
+@dataclass(frozen=True)
+class SparsitySchedule:
+    """Raise the share of closed experts, gates or weights by a cubic (Zhu & Gupta, 2017).
+
+    The sparsity goes from ``start`` to ``end`` as ``end + (start - end) (1 - p)³``: much is closed
+    while much is left, little at the end.
+
+    Args:
+        end: Last sparsity; ``1 - k / num_experts`` leaves k experts open on average.
+        num_steps: Length of the transition.
+        start: First sparsity.
+        delay: Steps before the transition.
+        every: Steps between two changes; the value stays in between.
+
+    Raises:
+        ValueError: A sparsity is not between 0 and 1, or a length is out of range.
+    """
+
+    end: float
+    num_steps: int
+    start: float = 0.0
+    delay: int = 0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in (("start", self.start), ("end", self.end)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is a sparsity between 0 and 1, got {value}")
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, got {self.every}")
+        self._transition()  # checks the lengths
+
+    def __call__(self, step: int) -> float:
+        """Return the sparsity at ``step``."""
+        if self.delay < step < self.delay + self.num_steps:
+            step -= (step - self.delay) % self.every
+        return self._transition()(step)
+
+    def _transition(self) -> TemperatureSchedule:
+        return TemperatureSchedule(self.start, self.end, self.num_steps, "cubic", self.delay)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,14 @@ from core_gates import (
     l0_loss,
     z_loss,
 )
+from core_gates.losses import information_loss, orthogonality_loss
 
 LOSSES = {
     "balance": balance_loss,
     "balance of sequences": partial(balance_loss, scope="sequence"),
     "z": z_loss,
     "entropy": entropy_loss,
+    "information": information_loss,
     "l0": l0_loss,
     "importance": importance_loss,
 }
@@ -120,6 +122,44 @@ def test_closed_forms():
     assert l0_loss(gates).item() == pytest.approx(2.25)
 
 
+def test_information_lies_between_its_extremes():
+    alike = RoutingOutput(torch.ones(4, 4), probs=torch.softmax(torch.arange(4.0), 0).expand(4, 4))
+    assert information_loss(alike).item() == pytest.approx(0, abs=1e-6)
+    sure = RoutingOutput(torch.eye(4), probs=torch.eye(4))
+    assert information_loss(sure).item() == pytest.approx(-math.log(4))
+    routing = example(40)
+    joint = routing.probs / 40  # of position and expert
+    outer = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    assert_close(information_loss(routing), -(joint * (joint / outer).log()).sum())
+
+
+def test_orthogonality_is_the_mean_squared_cosine():
+    weight = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    cosines = [torch.cosine_similarity(w[i], w[j], 0) for w in weight for i, j in pairs]
+    assert_close(orthogonality_loss(weight), torch.stack(cosines).square().mean())
+    assert_close(orthogonality_loss(7 * weight), orthogonality_loss(weight))
+    assert orthogonality_loss(torch.eye(4)) == 0
+    assert orthogonality_loss(torch.tensor([[1.0, 2], [-2, -4]])).item() == pytest.approx(1)
+    assert orthogonality_loss(torch.ones(1, 5)) == 0
+    assert gradcheck(orthogonality_loss, (weight.requires_grad_(),))
+
+
+def test_orthogonality_separates_the_rows_of_a_gate():
+    torch.manual_seed(0)
+    gate = TopKGate(8, 6)
+    torch.nn.init.normal_(gate.weight)
+    gate.weight.data += 2  # all rows point the same way
+    optimizer = torch.optim.SGD(gate.parameters(), lr=5.0)
+    before = orthogonality_loss(gate.weight).item()
+    for _ in range(100):
+        optimizer.zero_grad()
+        orthogonality_loss(gate.weight).backward()
+        optimizer.step()
+    assert before > 0.5
+    assert orthogonality_loss(gate.weight).item() < 0.01
+
+
 def test_entropy_of_a_certain_choice_is_zero_with_a_finite_gradient():
     probs = torch.tensor([[1.0, 0.0]], requires_grad=True)
     value = entropy_loss(RoutingOutput(probs, probs=probs))
@@ -169,7 +209,13 @@ def test_gradients(loss):
 
 @pytest.mark.parametrize(
     ("loss", "field"),
-    [(balance_loss, "probs"), (z_loss, "logits"), (entropy_loss, "probs"), (l0_loss, "probs")],
+    [
+        (balance_loss, "probs"),
+        (z_loss, "logits"),
+        (entropy_loss, "probs"),
+        (information_loss, "probs"),
+        (l0_loss, "probs"),
+    ],
 )
 def test_a_missing_field_is_named_with_its_gate(loss, field):
     message = rf"RoutingOutput\.{field}, which gate 'layers\.3\.gate' does not return"
