@@ -1,21 +1,25 @@
 """Watching the gates of a model through hooks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from core_gates.activation_statistics import ActivationStatistics
+from core_gates.gate_report import GateReport
 from core_gates.gates.base import Gate
 from core_gates.gates.collect import in_backward
 from core_gates.gates.routing import RoutingOutput
-from core_gates.routing_statistics import RoutingStatistics
+from core_gates.routing_statistics import Choices, RoutingStatistics
 from core_gates.sums import split
 from core_gates.value_statistics import ValueStatistics
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+Statistics = RoutingStatistics | ValueStatistics | ActivationStatistics
 
 
 class OffersGateValues(Protocol):
@@ -32,8 +36,9 @@ class GateMonitor:
     """Measure every gate of a model on sampled steps.
 
     Routing gates (:class:`~core_gates.gates.base.Gate`) are measured from what they return, other
-    modules that offer ``gate_values`` by one more call of it. Nothing is read on the host before
-    :meth:`compute`. Recomputation by activation checkpointing is not counted again.
+    modules that offer ``gate_values`` by one more call of it, and ``experts`` from their outputs.
+    Nothing is read on the host before :meth:`compute`. Recomputation by activation checkpointing is
+    not counted again.
 
     Example:
         >>> monitor = GateMonitor(model, every=50)
@@ -47,13 +52,22 @@ class GateMonitor:
         every: Measure steps 0, n, 2n, …; without :meth:`begin_step` everything is measured.
         bins: Bins of the histograms over [0, 1].
         dead_share: A routed expert is dead below this part of the mean load.
+        experts: Names of modules that compute experts, with their number E: outputs (..., E, D), or
+            of any shape for one expert. Their zero-activation rate and scale are measured.
 
     Raises:
-        ValueError: ``every`` or ``bins`` is below 1.
+        ValueError: ``every`` or ``bins`` is below 1, or ``experts`` names no module, or one that is
+            measured as a gate.
     """
 
     def __init__(
-        self, model: nn.Module, *, every: int = 1, bins: int = 20, dead_share: float = 0.1
+        self,
+        model: nn.Module,
+        *,
+        every: int = 1,
+        bins: int = 20,
+        dead_share: float = 0.1,
+        experts: Mapping[str, int] | None = None,
     ) -> None:
         if every < 1 or bins < 1:
             raise ValueError(f"every and bins must be at least 1, got {every} and {bins}")
@@ -61,18 +75,62 @@ class GateMonitor:
         self._every = every
         self._sampling = True
         self._measuring = False
-        self._statistics: dict[str, RoutingStatistics | ValueStatistics] = {}
+        self._statistics: dict[str, Statistics] = {}
         self._totals: dict[str, Tensor] = {}
+        self._choices: dict[str, list[Choices]] = {}
+        self._probe: dict[str, list[Choices]] | None = None
         self._hooks = [
             module.register_forward_hook(hook, with_kwargs=True)
             for name, module in model.named_modules()
             if (hook := self._hook(name or type(module).__name__, module, bins, dead_share))
         ]
+        for name, num_experts in (experts or {}).items():
+            hook = self._expert_hook(name, num_experts)
+            module = dict(model.named_modules())[name]
+            self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
         self.reset()
 
     def begin_step(self, step: int) -> None:
         """Say which optimizer step the next forward passes belong to."""
         self._sampling = step % self._every == 0
+
+    @contextmanager
+    def probing(self) -> Iterator[None]:
+        """Compare the routing of a fixed batch with that at the last probe: the figure ``churn``.
+
+        Run the same batch through the model inside the ``with`` block every time, in evaluation
+        mode, so that no noise of the gates counts as change. Nothing else is measured meanwhile.
+
+        Raises:
+            ValueError: The batch has another shape than at the last probe.
+        """
+        self._probe = {}
+        try:
+            yield
+            probe = self._probe
+        finally:
+            self._probe = None
+        for name, choices in probe.items():
+            statistics = cast(RoutingStatistics, self._statistics[name])
+            for before, after in zip(self._choices.get(name, []), choices, strict=False):
+                self._add(name, statistics.changes(before, after))
+        self._choices = probe
+
+    def report(
+        self, *, all_reduce: bool = False, group: dist.ProcessGroup | None = None
+    ) -> GateReport:
+        """Return figures and distributions since the last :meth:`reset`, to be shown or saved.
+
+        Args:
+            all_reduce: Whether to sum over ranks first, if there are several; then every rank must
+                call.
+            group: The ranks to sum over; all by default.
+        """
+        totals = self._summed(all_reduce, group)
+        return GateReport(
+            {name: s.figures(totals[name]) for name, s in self._statistics.items()},
+            {name: s.distributions(totals[name]) for name, s in self._statistics.items()},
+        )
 
     def compute(
         self, *, all_reduce: bool = False, group: dist.ProcessGroup | None = None
@@ -86,11 +144,11 @@ class GateMonitor:
 
         Returns:
             Gate name -> figure -> value; the figures are those of
-            :class:`~core_gates.routing_statistics.RoutingStatistics` and
-            :class:`~core_gates.value_statistics.ValueStatistics`.
+            :class:`~core_gates.routing_statistics.RoutingStatistics`,
+            :class:`~core_gates.value_statistics.ValueStatistics` and
+            :class:`~core_gates.activation_statistics.ActivationStatistics`.
         """
-        totals = self._summed(all_reduce, group)
-        return {name: s.figures(totals[name]) for name, s in self._statistics.items()}
+        return self.report(all_reduce=all_reduce, group=group).figures
 
     def histograms(
         self, *, all_reduce: bool = False, group: dist.ProcessGroup | None = None
@@ -103,19 +161,12 @@ class GateMonitor:
             group: The ranks to sum over; all by default.
 
         Returns:
-            Gate name -> ``histogram`` of gate values or routed weights over [0, 1]; for routing
-            gates also ``load`` and ``importance`` (E,) and ``active`` (E + 1,), the number of
-            positions with 0, 1, … experts.
+            Gate name -> distribution -> counts, those of the same classes.
         """
-        totals = self._summed(all_reduce, group)
-        shown = ("histogram", "load", "importance", "active")
-        return {
-            name: {k: v for k, v in split(totals[name], s.sizes).items() if k in shown}
-            for name, s in self._statistics.items()
-        }
+        return self.report(all_reduce=all_reduce, group=group).distributions
 
     def reset(self) -> None:
-        """Forget everything measured so far."""
+        """Forget everything measured so far, but not the last probe."""
         for name, statistics in self._statistics.items():
             self._totals[name] = torch.zeros(sum(statistics.sizes.values()), dtype=torch.float64)
 
@@ -138,9 +189,15 @@ class GateMonitor:
         def hook(
             _gate: nn.Module, _inputs: Any, options: dict[str, Any], routing: RoutingOutput
         ) -> None:
-            if self._sampling and not in_backward():
-                with torch.no_grad():
-                    self._add(name, statistics.sums(routing, options.get("padding_mask")))
+            if in_backward():
+                return
+            padding_mask = options.get("padding_mask")
+            with torch.no_grad():
+                if self._probe is not None:
+                    choices = statistics.choices(routing, padding_mask)
+                    self._probe.setdefault(name, []).append(choices)
+                elif self._sampling:
+                    self._add(name, statistics.sums(routing, padding_mask))
 
         return hook
 
@@ -148,7 +205,7 @@ class GateMonitor:
         self._statistics[name] = statistics
 
         def hook(module: Any, inputs: tuple[Any, ...], options: dict[str, Any], _: Any) -> None:
-            if self._measuring or not self._sampling or in_backward():
+            if self._measuring or not self._samples():
                 return
             self._measuring = True  # gate_values may run hooked modules, even this one
             try:
@@ -159,10 +216,29 @@ class GateMonitor:
 
         return hook
 
+    def _expert_hook(self, name: str, num_experts: int) -> Hook:
+        if name not in dict(self._model.named_modules()):
+            raise ValueError(f"experts names {name!r}, which is no module of the model")
+        if name in self._statistics:
+            raise ValueError(f"experts names {name!r}, which is a gate; name what it mixes")
+        statistics = ActivationStatistics(num_experts)
+        self._statistics[name] = statistics
+
+        def hook(_module: Any, _inputs: Any, _options: Any, outputs: Tensor) -> None:
+            if self._samples() and not self._measuring:
+                with torch.no_grad():
+                    self._add(name, statistics.sums(outputs))
+
+        return hook
+
+    def _samples(self) -> bool:
+        return self._sampling and self._probe is None and not in_backward()
+
     def _add(self, name: str, sums: Tensor) -> None:
         self._totals[name] = self._totals[name].to(sums.device) + sums
 
     def _summed(self, all_reduce: bool, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
+        """Return the flat sums of every gate, on the host."""
         sizes = {name: total.numel() for name, total in self._totals.items()}
         if not sizes:
             return {}

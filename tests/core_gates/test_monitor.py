@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from core_gates import GatedConv, GateMonitor, RoutingOutput, SoftmaxGate, TopKGate
+from core_gates.activation_statistics import ActivationStatistics
 from core_gates.routing_statistics import RoutingStatistics
 from core_gates.value_statistics import ValueStatistics
 
@@ -88,12 +89,155 @@ def test_figures_of_a_small_routing():
     assert figures["dropped"] == pytest.approx(2 / 6)
     assert figures["dead"] == 2
     assert figures["entropy"] == pytest.approx(math.log(4))
+    assert figures["captured"] == pytest.approx((0.5 + 0.25 + 0.25) / 3)
+    assert figures["unrouted"] == 0
+    assert "logit_rms" not in figures
     assert figures["load_entropy"] == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
     assert figures["load_max_violation"] == pytest.approx(2)
-    parts = dict(zip(statistics.sizes, total.split(list(statistics.sizes.values())), strict=True))
+    parts = statistics.distributions(total)
     assert parts["load"].tolist() == [3, 1, 0, 0]
     assert parts["active"].tolist() == [0, 2, 1, 0, 0]
     assert parts["histogram"].tolist() == [0, 0, 1, 0, 0, 1, 0, 1, 0, 1]
+
+
+def test_coactivation_counts_the_positions_that_use_both():
+    statistics = RoutingStatistics(4)
+    indices = torch.tensor([[0, 1], [1, 0], [0, 2], [3, 1]])
+    kept = torch.tensor([[True, True], [True, True], [True, True], [True, False]])
+    total = statistics.sums(RoutingOutput(torch.ones(4, 2), indices, kept))
+    expected = [[3, 2, 1, 0], [2, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+    assert statistics.distributions(total)["coactivation"].tolist() == expected
+    assert statistics.figures(total)["coactivation"] == pytest.approx(2 / 3)
+    always = RoutingOutput(torch.ones(5, 3))
+    assert statistics_of(always)["coactivation"] == 1
+    alone = RoutingOutput(torch.eye(3))
+    assert statistics_of(alone)["coactivation"] == 0
+
+
+def statistics_of(routing):
+    statistics = RoutingStatistics(routing.num_experts)
+    return statistics.figures(statistics.sums(routing))
+
+
+def test_many_experts_have_no_table_of_pairs():
+    statistics = RoutingStatistics(257)
+    total = statistics.sums(RoutingOutput(torch.ones(2, 257)))
+    assert "coactivation" not in statistics.distributions(total)
+    assert "coactivation" not in statistics.figures(total)
+    assert statistics.figures(total)["active"] == 257
+
+
+def test_unrouted_positions_and_the_size_of_logits():
+    weights = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.0, 0.0]])
+    logits = torch.tensor([[3.0, 1.0], [-torch.inf, 1.0], [1.0, torch.nan], [9.0, 9.0]])
+    mask = torch.tensor([False, False, False, True])
+    statistics = RoutingStatistics(2)
+    figures = statistics.figures(statistics.sums(RoutingOutput(weights, logits=logits), mask))
+    assert figures["unrouted"] == pytest.approx(1 / 3)
+    assert figures["logit_rms"] == pytest.approx(((9 + 1 + 1 + 1) / 4) ** 0.5)
+
+
+def test_sums_do_not_suffer_from_autocast():
+    """Counts above 256 are not exact in bfloat16."""
+    routing = RoutingOutput(torch.ones(1001, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        total = RoutingStatistics(3).sums(routing)
+    assert (RoutingStatistics(3).distributions(total)["coactivation"] == 1001).all()
+
+
+def test_churn_is_the_share_of_positions_whose_experts_change():
+    gate = TopKGate(3, 3, k=2)
+    gate.weight.data.copy_(torch.eye(3))
+    x = torch.tensor([[3.0, 2, 1], [3, 1, 2], [1, 2, 3], [9, 9, 9], [1, 1, 1]])
+    x[3] = torch.nan
+    mask = torch.tensor([False, False, False, False, True])
+    monitor = GateMonitor(gate)
+
+    def probe(x):
+        with monitor.probing():
+            gate(x, padding_mask=mask)
+
+    probe(x)
+    assert monitor.compute()["TopKGate"] == {"positions": 0.0, "non_finite": 0.0}
+    # The order of the first position changes, the experts of the second, the third stays.
+    probe(torch.cat([torch.tensor([[2.0, 3, 1], [3, 2, 1]]), x[2:]]))
+    assert monitor.compute()["TopKGate"]["churn"] == pytest.approx(1 / 3)
+    monitor.reset()
+    probe(torch.cat([torch.tensor([[2.0, 3, 1], [3, 2, 1]]), x[2:]]))
+    assert monitor.compute()["TopKGate"]["churn"] == 0
+    with pytest.raises(ValueError, match=r"use one fixed batch"):
+        probe_of_another_size(monitor, gate)
+
+
+def probe_of_another_size(monitor, gate):
+    with monitor.probing():
+        gate(torch.randn(2, 3))
+
+
+def test_a_failed_probe_is_forgotten(model):
+    monitor = GateMonitor(model)
+    x = torch.randn(12, 4)
+    with monitor.probing():
+        drive(model, x)
+    with pytest.raises(ValueError, match="must end in the 4 features"), monitor.probing():
+        drive(model, -x[:, :3])
+    drive(model, x)
+    assert "churn" not in monitor.compute()["top"]
+    with monitor.probing():
+        drive(model, x)
+    figures = monitor.compute()
+    assert figures["top"]["churn"] == 0
+    assert figures["top"]["positions"] == 12  # probes count nowhere else
+    assert figures["conv"]["values"] == 48
+
+
+def test_experts_are_measured_by_their_outputs():
+    class Experts(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.relu(), 100 * x + 1], -2)
+
+    model = nn.ModuleDict({"experts": Experts(), "one": nn.ReLU()})
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    monitor = GateMonitor(model, experts={"experts": 2, "one": 1})
+    monitor.begin_step(0)
+    model["experts"](x)
+    model["one"](x)
+    figures, tables = monitor.compute(), monitor.histograms()
+    zero = (x <= 0).double().mean().item()
+    assert figures["experts"]["zero_rate"] == pytest.approx(zero / 2)
+    assert figures["experts"]["zero_rate_max"] == pytest.approx(zero)
+    assert figures["one"]["zero_rate"] == pytest.approx(zero)
+    assert tables["experts"]["zero_rate"].tolist() == pytest.approx([zero, 0])
+    stds = [t.double().std(correction=0).item() for t in (x.relu(), 100 * x + 1)]
+    assert tables["experts"]["std"].tolist() == pytest.approx(stds)
+    assert figures["experts"]["std_ratio"] == pytest.approx(stds[1] / stds[0])
+    near = sum(
+        (t.abs() < 0.05 * std).sum().item()
+        for t, std in zip((x.relu(), 100 * x + 1), stds, strict=True)
+    )
+    assert figures["experts"]["near_zero_rate"] == pytest.approx(near / 400)
+    assert figures["experts"]["activations"] == 400
+
+
+def test_experts_that_do_not_fit_are_refused(model):
+    with pytest.raises(ValueError, match="experts names 'nothing', which is no module"):
+        GateMonitor(model, experts={"nothing": 2})
+    with pytest.raises(ValueError, match="experts names 'top', which is a gate"):
+        GateMonitor(model, experts={"top": 2})
+    GateMonitor(model, experts={"plain": 3})
+    with pytest.raises(ValueError, match=r"outputs \(5, 4\) must be \(\.\.\., 3, features\)"):
+        model["plain"](torch.randn(5, 4))
+
+
+def test_activations_that_are_not_finite_poison_nothing():
+    statistics = ActivationStatistics(1)
+    figures = statistics.figures(statistics.sums(torch.tensor([[1.0, torch.nan, -torch.inf, 3.0]])))
+    assert (figures["activations"], figures["non_finite"]) == (2, 2)
+    assert all(math.isfinite(v) for v in figures.values())
+    assert statistics.figures(statistics.sums(torch.zeros(0, 3))) == {
+        "activations": 0.0,
+        "non_finite": 0.0,
+    }
 
 
 def test_entropy_is_absent_without_scores():
@@ -105,7 +249,7 @@ def test_entropy_is_absent_without_scores():
 def test_every_expert_closed_is_no_division_by_zero():
     statistics = RoutingStatistics(2)
     figures = statistics.figures(statistics.sums(RoutingOutput(torch.zeros(3, 2))))
-    assert figures == {"positions": 3.0, "non_finite": 0.0, "active": 0.0}
+    assert figures == {"positions": 3.0, "non_finite": 0.0, "active": 0.0, "unrouted": 1.0}
 
 
 def test_figures_of_values():
@@ -116,7 +260,7 @@ def test_figures_of_values():
     assert (figures["values"], figures["non_finite"]) == (5, 2)
     assert figures["mean"] == pytest.approx(0.46)
     assert figures["std"] == pytest.approx(values[:5].double().std(correction=0).item())
-    assert (figures["closed"], figures["open"]) == (0.4, 0.4)
+    assert (figures["zero"], figures["closed"], figures["open"]) == (0.2, 0.4, 0.4)
     assert total[-4:].tolist() == [2, 1, 0, 2]
 
 
@@ -244,6 +388,9 @@ def monitor_of_rank(x, sizes):
     monitor = GateMonitor(model)
     start = sum(sizes[: dist.get_rank()])
     mine = x[start : start + sizes[dist.get_rank()]]
+    for sign in (1, -1):
+        with monitor.probing():
+            model["top"](sign * mine)
     if len(mine):
         drive(model, mine)
     histograms = monitor.histograms(all_reduce=True)
@@ -254,7 +401,11 @@ def monitor_of_rank(x, sizes):
 def test_sums_of_two_ranks_equal_one_process(ranks, model, sizes):
     x = torch.randn(12, 4, generator=torch.Generator().manual_seed(7))
     monitor = GateMonitor(model)
+    for sign in (1, -1):
+        with monitor.probing():
+            model["top"](sign * x)
     drive(model, x)
+    assert monitor.compute()["top"]["churn"] > 0
     for rank, (figures, histograms, local) in enumerate(ranks(monitor_of_rank, x, sizes)):
         assert_close(figures, monitor.compute(), rtol=1e-6, atol=1e-9)
         assert_close(histograms, monitor.histograms(), rtol=1e-6, atol=1e-9)
