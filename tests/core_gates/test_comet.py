@@ -201,6 +201,10 @@ def test_closed_branches_are_not_evaluated():
             weight[part] = torch.nan
             bias[part] = torch.nan
         assert_close(gate(x).weights, expected.weights, rtol=0, atol=0)
+        with torch.enable_grad():
+            assert gate(x).weights.isnan().any()
+        assert gate.train()(x).weights.isnan().any()
+        gate.eval()
         gate.conditional_from = 17
         assert gate(x).weights.isnan().any()
 
