@@ -232,6 +232,7 @@ def test_buffers_return_when_the_loss_raises():
         routing.step(model, loss)
     assert not changed(before, snapshot(model))
     assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("mode", MODES)

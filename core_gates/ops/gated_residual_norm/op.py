@@ -44,9 +44,10 @@ def gated_residual_norm(
     for name, vector in (("scores", scores), ("weight", weight), ("bias", bias)):
         if vector.shape != (dim,):
             raise ValueError(f"{name} {tuple(vector.shape)} must have the shape ({dim},)")
-    function = _forward if use_kernel(x, branch, scores, weight) else definition(reference.forward)
+    if not use_kernel(x, branch, scores, weight):
+        return definition(reference.forward)(x, branch, scores, weight, bias, eps)
     rows = x.reshape(-1, dim), branch.reshape(-1, dim)
-    total, normalized = function(*rows, scores, weight, bias, eps)
+    total, normalized = _forward(*rows, scores, weight, bias, eps)
     return total.view(x.shape), normalized.view(x.shape)
 
 

@@ -15,7 +15,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Return ``x + scores * branch`` and its LayerNorm, both (N, D) in the dtype of ``x``."""
     acc = _accumulation_dtype(x, branch)
-    total = torch.addcmul(x.to(acc), branch.to(acc), scores.to(acc))
+    total = x.to(acc) + scores.to(acc) * branch.to(acc)
     normalized = F.layer_norm(total, total.shape[-1:], weight.to(acc), bias.to(acc), eps)
     return total.to(x.dtype), normalized.to(x.dtype)
 
@@ -31,7 +31,7 @@ def backward(
 ) -> Gradients:
     """Return the gradients with respect to x, branch, scores, weight and bias."""
     acc = _accumulation_dtype(x, branch)
-    total = torch.addcmul(x.to(acc), branch.to(acc), scores.to(acc))
+    total = x.to(acc) + scores.to(acc) * branch.to(acc)
     deviation = total - total.mean(-1, keepdim=True)
     rstd = (deviation.square().mean(-1, keepdim=True) + eps).rsqrt()
     unit, outer = deviation * rstd, grad_normalized.to(acc)
