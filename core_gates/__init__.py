@@ -8,75 +8,285 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from core_gates.adapters.gated_lora import GatedLoraLinear
+    from core_gates.adapters.lora_gate import LoraGate
+    from core_gates.adapters.soft_threshold import SoftThreshold, gate_l1_loss
+    from core_gates.adapters.sparse_low_rank import SparseLowRank
+    from core_gates.attention.block_selector import BlockSelector
     from core_gates.attention.cross import GatedCrossAttention
+    from core_gates.attention.output_gate import GatedAttention
+    from core_gates.attention.seer import AttnGate
+    from core_gates.attention.seer_decode import CompressedKeys, DecodeAttnGate
+    from core_gates.attention.seer_distillation import gate_distillation_loss
+    from core_gates.attention.sma.configurator import SparseModularActivation
+    from core_gates.attention.sma.ema import MultiHeadEMA
+    from core_gates.attention.sma.gated_attention_unit import GatedAttentionUnit
+    from core_gates.attention.sma.layer import SeqBoatLayer
     from core_gates.conv import GatedConv, PartialConv
     from core_gates.errors import GatesError, MissingExtraError
+    from core_gates.expert_parallel import ExpertParallel
+    from core_gates.experts import StackedExperts
+    from core_gates.features.low_rank import LowRankFeatureGate
+    from core_gates.features.selection import FeatureSelectionGate, HardAttentionGate
+    from core_gates.features.self_gate import SelfGate
+    from core_gates.gate_report import GateReport
+    from core_gates.gates.activation import ActivationGate
     from core_gates.gates.base import Gate
+    from core_gates.gates.base_layer import BaseLayerGate
+    from core_gates.gates.capacity import capacity
+    from core_gates.gates.causality import refuse_coupled_gates
     from core_gates.gates.collect import collect_routing, routing_gates, update_gates
+    from core_gates.gates.comet import CometGate
+    from core_gates.gates.cosine import CosineGate
+    from core_gates.gates.counts import count_routed, read_counts
+    from core_gates.gates.dense_to_sparse import DenseToSparseGate
+    from core_gates.gates.dselect import DSelectKGate
+    from core_gates.gates.expert_choice import ExpertChoiceGate
+    from core_gates.gates.gshard import GShardGate
+    from core_gates.gates.hard_concrete import HardConcreteGate
+    from core_gates.gates.hash import HashGate
+    from core_gates.gates.mixture import MaskedMixture, MultiGate
+    from core_gates.gates.noisy_top_k import NoisyTopKGate
+    from core_gates.gates.permutation import PermutedGate
+    from core_gates.gates.permutation_search import PermutationSearch
+    from core_gates.gates.predictive import CrossLayerPredictor, PreGate
+    from core_gates.gates.remoe import ReMoEGate
     from core_gates.gates.routing import RoutingOutput
+    from core_gates.gates.sigmoid import SigmoidGate
+    from core_gates.gates.sinkhorn import SinkhornGate
+    from core_gates.gates.soft_moe import SoftMoEGate
     from core_gates.gates.softmax import SoftmaxGate
+    from core_gates.gates.switch import SwitchGate
     from core_gates.gates.top_k import TopKGate
+    from core_gates.gates.top_p import ThresholdGate, TopPGate
+    from core_gates.gradient_routing import GradientRouting
     from core_gates.losses import (
         balance_loss,
         entropy_loss,
         importance_loss,
+        information_loss,
         l0_loss,
+        orthogonality_loss,
         z_loss,
     )
+    from core_gates.moe import MoELayer
     from core_gates.monitor import GateMonitor
     from core_gates.ops import kernels
+    from core_gates.ops.block_max_attention.op import block_max_attention
+    from core_gates.ops.block_sparse_attention.op import block_sparse_attention
+    from core_gates.ops.compress.active import ActiveTokens
+    from core_gates.ops.compress.op import compress, extract
     from core_gates.ops.gate_multiply.op import gate_multiply
+    from core_gates.ops.gated_lora.op import gated_lora
+    from core_gates.ops.gated_residual_norm.op import gated_residual_norm
+    from core_gates.ops.grouped_linear.op import grouped_linear
+    from core_gates.ops.multi_gate_mix.op import multi_gate_mix
+    from core_gates.ops.router.op import router
     from core_gates.ops.silu_gate.op import silu_gate
-    from core_gates.schedules import PiecewiseSchedule, TemperatureSchedule
+    from core_gates.ops.smooth_step.op import smooth_step
+    from core_gates.ops.soft_threshold.op import soft_threshold
+    from core_gates.optim import ProximalAdamW
+    from core_gates.schedules import PiecewiseSchedule, SparsitySchedule, TemperatureSchedule
+    from core_gates.spawn import StagedSchedule, spawn_experts
+    from core_gates.surgery import fold_gates, inject_gates, prune_gates
+    from core_gates.sync_batch_norm import SyncBatchNorm
 
 _HOMES = {
-    "GateMonitor": "monitor",
+    "ActivationGate": "gates.activation",
+    "ActiveTokens": "ops.compress.active",
+    "AttnGate": "attention.seer",
+    "BaseLayerGate": "gates.base_layer",
+    "BlockSelector": "attention.block_selector",
+    "CometGate": "gates.comet",
+    "CompressedKeys": "attention.seer_decode",
+    "CosineGate": "gates.cosine",
+    "CrossLayerPredictor": "gates.predictive",
+    "DSelectKGate": "gates.dselect",
+    "DecodeAttnGate": "attention.seer_decode",
+    "DenseToSparseGate": "gates.dense_to_sparse",
+    "ExpertChoiceGate": "gates.expert_choice",
+    "ExpertParallel": "expert_parallel",
+    "FeatureSelectionGate": "features.selection",
+    "GShardGate": "gates.gshard",
     "Gate": "gates.base",
+    "GateMonitor": "monitor",
+    "GateReport": "gate_report",
+    "GatedAttention": "attention.output_gate",
+    "GatedAttentionUnit": "attention.sma.gated_attention_unit",
     "GatedConv": "conv",
     "GatedCrossAttention": "attention.cross",
+    "GatedLoraLinear": "adapters.gated_lora",
     "GatesError": "errors",
+    "GradientRouting": "gradient_routing",
+    "HardAttentionGate": "features.selection",
+    "HardConcreteGate": "gates.hard_concrete",
+    "HashGate": "gates.hash",
+    "LoraGate": "adapters.lora_gate",
+    "LowRankFeatureGate": "features.low_rank",
+    "MaskedMixture": "gates.mixture",
     "MissingExtraError": "errors",
+    "MoELayer": "moe",
+    "MultiGate": "gates.mixture",
+    "MultiHeadEMA": "attention.sma.ema",
+    "NoisyTopKGate": "gates.noisy_top_k",
     "PartialConv": "conv",
+    "PermutationSearch": "gates.permutation_search",
+    "PermutedGate": "gates.permutation",
     "PiecewiseSchedule": "schedules",
+    "PreGate": "gates.predictive",
+    "ProximalAdamW": "optim",
+    "ReMoEGate": "gates.remoe",
     "RoutingOutput": "gates.routing",
+    "SelfGate": "features.self_gate",
+    "SeqBoatLayer": "attention.sma.layer",
+    "SigmoidGate": "gates.sigmoid",
+    "SinkhornGate": "gates.sinkhorn",
+    "SoftMoEGate": "gates.soft_moe",
+    "SoftThreshold": "adapters.soft_threshold",
     "SoftmaxGate": "gates.softmax",
+    "SparseLowRank": "adapters.sparse_low_rank",
+    "SparseModularActivation": "attention.sma.configurator",
+    "SparsitySchedule": "schedules",
+    "StackedExperts": "experts",
+    "StagedSchedule": "spawn",
+    "SwitchGate": "gates.switch",
+    "SyncBatchNorm": "sync_batch_norm",
     "TemperatureSchedule": "schedules",
+    "ThresholdGate": "gates.top_p",
     "TopKGate": "gates.top_k",
+    "TopPGate": "gates.top_p",
     "balance_loss": "losses",
+    "block_max_attention": "ops.block_max_attention.op",
+    "block_sparse_attention": "ops.block_sparse_attention.op",
+    "capacity": "gates.capacity",
     "collect_routing": "gates.collect",
+    "compress": "ops.compress.op",
+    "count_routed": "gates.counts",
     "entropy_loss": "losses",
+    "extract": "ops.compress.op",
+    "fold_gates": "surgery",
+    "gate_distillation_loss": "attention.seer_distillation",
+    "gate_l1_loss": "adapters.soft_threshold",
     "gate_multiply": "ops.gate_multiply.op",
+    "gated_lora": "ops.gated_lora.op",
+    "gated_residual_norm": "ops.gated_residual_norm.op",
+    "grouped_linear": "ops.grouped_linear.op",
     "importance_loss": "losses",
+    "information_loss": "losses",
+    "inject_gates": "surgery",
     "kernels": "ops",
     "l0_loss": "losses",
+    "multi_gate_mix": "ops.multi_gate_mix.op",
+    "orthogonality_loss": "losses",
+    "prune_gates": "surgery",
+    "read_counts": "gates.counts",
+    "refuse_coupled_gates": "gates.causality",
+    "router": "ops.router.op",
     "routing_gates": "gates.collect",
     "silu_gate": "ops.silu_gate.op",
+    "smooth_step": "ops.smooth_step.op",
+    "soft_threshold": "ops.soft_threshold.op",
+    "spawn_experts": "spawn",
     "update_gates": "gates.collect",
     "z_loss": "losses",
 }
 
 __all__ = [
+    "ActivationGate",
+    "ActiveTokens",
+    "AttnGate",
+    "BaseLayerGate",
+    "BlockSelector",
+    "CometGate",
+    "CompressedKeys",
+    "CosineGate",
+    "CrossLayerPredictor",
+    "DSelectKGate",
+    "DecodeAttnGate",
+    "DenseToSparseGate",
+    "ExpertChoiceGate",
+    "ExpertParallel",
+    "FeatureSelectionGate",
+    "GShardGate",
     "Gate",
     "GateMonitor",
+    "GateReport",
+    "GatedAttention",
+    "GatedAttentionUnit",
     "GatedConv",
     "GatedCrossAttention",
+    "GatedLoraLinear",
     "GatesError",
+    "GradientRouting",
+    "HardAttentionGate",
+    "HardConcreteGate",
+    "HashGate",
+    "LoraGate",
+    "LowRankFeatureGate",
+    "MaskedMixture",
     "MissingExtraError",
+    "MoELayer",
+    "MultiGate",
+    "MultiHeadEMA",
+    "NoisyTopKGate",
     "PartialConv",
+    "PermutationSearch",
+    "PermutedGate",
     "PiecewiseSchedule",
+    "PreGate",
+    "ProximalAdamW",
+    "ReMoEGate",
     "RoutingOutput",
+    "SelfGate",
+    "SeqBoatLayer",
+    "SigmoidGate",
+    "SinkhornGate",
+    "SoftMoEGate",
+    "SoftThreshold",
     "SoftmaxGate",
+    "SparseLowRank",
+    "SparseModularActivation",
+    "SparsitySchedule",
+    "StackedExperts",
+    "StagedSchedule",
+    "SwitchGate",
+    "SyncBatchNorm",
     "TemperatureSchedule",
+    "ThresholdGate",
     "TopKGate",
+    "TopPGate",
     "balance_loss",
+    "block_max_attention",
+    "block_sparse_attention",
+    "capacity",
     "collect_routing",
+    "compress",
+    "count_routed",
     "entropy_loss",
+    "extract",
+    "fold_gates",
+    "gate_distillation_loss",
+    "gate_l1_loss",
     "gate_multiply",
+    "gated_lora",
+    "gated_residual_norm",
+    "grouped_linear",
     "importance_loss",
+    "information_loss",
+    "inject_gates",
     "kernels",
     "l0_loss",
+    "multi_gate_mix",
+    "orthogonality_loss",
+    "prune_gates",
+    "read_counts",
+    "refuse_coupled_gates",
+    "router",
     "routing_gates",
     "silu_gate",
+    "smooth_step",
+    "soft_threshold",
+    "spawn_experts",
     "update_gates",
     "z_loss",
 ]

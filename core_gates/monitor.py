@@ -12,7 +12,7 @@ from torch import distributed as dist
 from core_gates.activation_statistics import ActivationStatistics
 from core_gates.gate_report import GateReport
 from core_gates.gates.base import Gate
-from core_gates.gates.collect import in_backward
+from core_gates.gates.collect import in_backward, outermost_gates
 from core_gates.gates.routing import RoutingOutput
 from core_gates.routing_statistics import Choices, RoutingStatistics
 from core_gates.sums import split
@@ -79,10 +79,12 @@ class GateMonitor:
         self._totals: dict[str, Tensor] = {}
         self._choices: dict[str, list[Choices]] = {}
         self._probe: dict[str, list[Choices]] | None = None
+        outermost = {gate for _, gate in outermost_gates(model)}
         self._hooks = [
             module.register_forward_hook(hook, with_kwargs=True)
             for name, module in model.named_modules()
-            if (hook := self._hook(name or type(module).__name__, module, bins, dead_share))
+            if (module in outermost or not isinstance(module, Gate))
+            and (hook := self._hook(name or type(module).__name__, module, bins, dead_share))
         ]
         for name, num_experts in (experts or {}).items():
             hook = self._expert_hook(name, num_experts)

@@ -38,7 +38,7 @@ class Gate(nn.Module, ABC):
     """
 
     phases: ClassVar[tuple[str, ...]] = ("steady",)
-    learns_from_routings: ClassVar[bool] = False
+    learns_from_routings: bool = False
     couples_tokens: bool = False
     renormalize: bool = False
 

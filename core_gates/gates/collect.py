@@ -22,6 +22,19 @@ def routing_gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
             yield name or type(module).__name__, module
 
 
+def outermost_gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
+    """Iterate over the routing gates that lie in no other one, as :func:`routing_gates` does.
+
+    A gate around another returns what both have done, auxiliary losses included: whoever counts
+    routings must not count those of the inner gate again.
+    """
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, Gate) and not any(name.startswith(prefix) for prefix in inside):
+            inside.append(f"{name}." if name else "")
+            yield name or type(module).__name__, module
+
+
 @contextmanager
 def collect_routing(model: nn.Module) -> Iterator[dict[str, list[RoutingOutput]]]:
     """Gather every routing computed inside the ``with`` block, with its gradients.
@@ -33,10 +46,10 @@ def collect_routing(model: nn.Module) -> Iterator[dict[str, list[RoutingOutput]]
         model: Model whose gates are listened to; any module that holds gates.
 
     Yields:
-        Name of each gate -> its routings in order, empty for a gate that did not run. The
+        Name of each outermost gate -> its routings in order, empty for one that did not run. The
         dictionary stays readable after the block.
     """
-    with _listening(dict(routing_gates(model)), _unchanged) as routings:
+    with _listening(dict(outermost_gates(model)), _unchanged) as routings:
         yield routings
 
 

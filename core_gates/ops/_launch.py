@@ -20,13 +20,13 @@ def in_layout_of(layout: Tensor, tensor: Tensor) -> Tensor:
     return torch.empty_like(layout, dtype=tensor.dtype).copy_(tensor)
 
 
-def launch_elementwise(kernel: Any, *tensors: Tensor) -> None:
-    """Run ``kernel(*tensors, numel, BLOCK)``, one program for each ``BLOCK`` elements.
+def launch_elementwise(kernel: Any, first: Tensor, *others: Tensor | float) -> None:
+    """Run ``kernel(first, *others, numel, BLOCK)``, one program for each ``BLOCK`` elements.
 
     All tensors must be dense and have equal strides: the kernel walks memory, not indices.
     """
-    numel = tensors[0].numel()
+    numel = first.numel()
     if numel == 0:
         return
-    with torch.cuda.device_of(tensors[0]):  # type: ignore[no-untyped-call]
-        kernel[(-(-numel // BLOCK),)](*tensors, numel, BLOCK=BLOCK)
+    with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
+        kernel[(-(-numel // BLOCK),)](first, *others, numel, BLOCK=BLOCK)

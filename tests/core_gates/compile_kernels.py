@@ -17,6 +17,8 @@ for name, function in vars(kernel).items():
     for dtype in ("fp32", "fp16", "bf16"):
         signature = dict.fromkeys(function.arg_names, f"*{dtype}")
         signature |= {"numel": "i32", "BLOCK": "constexpr"}
+        if "gamma" in signature:
+            signature["gamma"] = "fp32"
         source = ASTSource(fn=function, signature=signature, constexprs={"BLOCK": 1024})
         compiled = compile_kernel(source, target=GPUTarget("cuda", 80, 32))
         report[f"{name} {dtype}"] = {

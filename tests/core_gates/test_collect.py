@@ -5,7 +5,11 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from core_gates import (
+    CometGate,
     Gate,
+    GateMonitor,
+    PermutationSearch,
+    PermutedGate,
     RoutingOutput,
     SoftmaxGate,
     TopKGate,
@@ -97,3 +101,16 @@ def test_gates_that_do_not_learn_from_routings_are_updated_without():
         gate(torch.randn(3, 2))
         assert not gate._forward_hooks
     assert gate.step == 1
+
+
+def test_a_gate_within_a_gate_is_not_counted_again():
+    """A wrapper returns the auxiliary losses of what it wraps: both together would double them."""
+    wrapped = PermutedGate(CometGate(4, 3, k=1), search=PermutationSearch(5))
+    model = nn.ModuleDict({"layer": wrapped})
+    names = [name for name, _ in routing_gates(model)]
+    assert len(names) == 2
+    with collect_routing(model) as routings, GateMonitor(model) as monitor:
+        wrapped(torch.randn(6, 4))
+    assert list(routings) == ["layer"]
+    assert len(routings["layer"]) == 1
+    assert list(monitor.compute()) == ["layer"]

@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 
 
-@pytest.fixture(scope="module", params=["gate_multiply", "silu_gate"])
+@pytest.fixture(scope="module", params=["gate_multiply", "silu_gate", "smooth_step"])
 def compiled(request, tmp_path_factory):
     pytest.importorskip("triton")
     environment = {
