@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 
 from core_gates.combine import combine
+from core_gates.experts import StackedExperts
 from core_gates.gates.routing import RoutingOutput
+
+CHOICES_OF_A_STEP = 8
+"""Up to so many choices, a compiled forward pass does not sort them."""
 
 Dispatch = Literal["dense", "loop", "sorted", "capacity"]
 
@@ -108,10 +112,19 @@ def plan(chosen: Choices, num_experts: int) -> Plan:
 
 def _sorted(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
     chosen = choices(routing)
+    if _is_compiled_step(chosen) and isinstance(experts, StackedExperts):
+        out = experts.chosen(x, chosen.indices)
+        return (out * chosen.weights.unsqueeze(-1)).sum(-2).to(out.dtype)
     order, place, counts = plan(chosen, experts.num_experts)
     k = chosen.indices.shape[1]
     rows = experts.run(x, counts, gather=torch.div(order, k, rounding_mode="floor"))
     return combine(rows, chosen.weights, place)
+
+
+def _is_compiled_step(chosen: Choices) -> bool:
+    """Tell whether so few choices are made that only reading the weights takes time."""
+    few = chosen.indices.numel() <= CHOICES_OF_A_STEP
+    return few and torch.compiler.is_compiling() and not torch.is_grad_enabled()
 
 
 def _capacity(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:

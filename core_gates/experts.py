@@ -12,6 +12,8 @@ from core_gates.dense_mlp import read_mlp
 from core_gates.ops.grouped_linear.activations import activate, check_activation
 from core_gates.ops.grouped_linear.op import grouped_linear
 
+Method = Literal["run", "batched", "dense", "single", "chosen"]
+
 
 class StackedExperts(nn.Module):
     """E feed-forward networks ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` if not gated.
@@ -161,7 +163,16 @@ class StackedExperts(nn.Module):
         result: Tensor = self("single", x, expert)
         return result
 
-    def forward(self, method: Literal["run", "batched", "dense", "single"], *inputs: Any) -> Tensor:
+    def chosen(self, x: Tensor, indices: Tensor) -> Tensor:
+        """Apply to each position its own experts: (T, D) and (T, K) to (T, K, D).
+
+        For a compiled step of few positions: products and sums that read a weight at the bandwidth
+        of the memory once they are fused. Elsewhere it copies the weights of every choice.
+        """
+        result: Tensor = self("chosen", x, indices)
+        return result
+
+    def forward(self, method: Method, *inputs: Any) -> Tensor:
         """Return what the method of that name does.
 
         All go through here, so that hooks on the module (FSDP gathers its parameters in one) run.
@@ -206,10 +217,21 @@ class StackedExperts(nn.Module):
         hidden = activate(F.linear(x, first, first_bias), self.activation, self.gated)
         return F.linear(hidden, down, down_bias)
 
+    def _chosen(self, x: Tensor, indices: Tensor) -> Tensor:
+        first, first_bias, down, down_bias = self._weights()
+
+        def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            product = (weight[indices].float() * x.float().unsqueeze(-2)).sum(-1).to(x.dtype)
+            return product if bias is None else product + bias[indices]
+
+        hidden = activate(linear(x.unsqueeze(-2), first, first_bias), self.activation, self.gated)
+        return linear(hidden, down, down_bias)
+
     def _weights(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        first = self.get_parameter(self._first)
+        first, down = self._parameters[self._first], self.down_proj
+        assert first is not None
         first_bias = self._parameters[f"{self._first}_bias"]
-        return first, first_bias, self.down_proj, self._parameters["down_proj_bias"]
+        return first, first_bias, down, self._parameters["down_proj_bias"]
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(experts)``."""

@@ -49,6 +49,7 @@ def test_all_methods_agree_with_biases(gated):
         assert_close(experts.single(x, e), expected[:, e])
         counts = torch.zeros(EXPERTS, dtype=torch.int64)
         counts[e] = 5
+        assert_close(experts.chosen(x, torch.full((5, 2), e))[:, 1], expected[:, e])
         assert_close(experts.run(x, counts), expected[:, e])
 
 

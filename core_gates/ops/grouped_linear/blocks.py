@@ -54,30 +54,6 @@ def forward(
     return out if scatter is None else torch.empty_like(out).index_copy_(0, scatter, out)
 
 
-def per_row(
-    x: Tensor,
-    weight: Tensor,
-    counts: Tensor,
-    bias: Tensor | None,
-    gather: Tensor | None,
-    scatter: Tensor | None,
-    activation: str,
-    gated: bool,
-) -> Tensor:
-    """Return the same by one product and sum a row, for a surrounding ``torch.compile``.
-
-    No step depends on the values of ``counts``, and nothing but the weights used is read.
-    """
-    rows = x if gather is None else x.index_select(0, gather)
-    group = _group_of_row(counts, rows.shape[0])
-    z = (weight[group].float() * rows.float().unsqueeze(1)).sum(-1).to(x.dtype)
-    if bias is not None:
-        z = z + bias[group]
-    routed = torch.arange(rows.shape[0], device=x.device) < counts.sum()
-    out = torch.where(routed.unsqueeze(1), activate(z, activation, gated), 0)
-    return out if scatter is None else torch.zeros_like(out).index_copy(0, scatter, out)
-
-
 def cut(counts: Sequence[int]) -> list[Blocks]:
     """Cut the rows of every group into blocks.
 

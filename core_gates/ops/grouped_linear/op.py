@@ -10,9 +10,6 @@ from core_gates.ops import _select
 from core_gates.ops.grouped_linear import blocks, grouped_mm, reference, segments
 from core_gates.ops.grouped_linear.activations import check_activation
 
-ROWS_IN_GRAPH = 8
-"""Up to so many rows, a surrounding ``torch.compile`` gets the definition by row and fuses it."""
-
 
 def grouped_linear(
     x: Tensor,
@@ -61,10 +58,11 @@ def grouped_linear(
         t is not None and t.requires_grad for t in (x, weight, bias)
     )
     num_rows = x.shape[0] if gather is None else gather.shape[0]
-    if torch.compiler.is_compiling() and not keep and num_rows <= ROWS_IN_GRAPH:
-        return blocks.per_row(*arguments)
-    result: Tensor = _forward(*arguments, keep, _backend(x, weight, num_rows, keep))[0]
-    return result
+    backend = _backend(x, weight, num_rows, keep)
+    if keep or torch.compiler.is_compiling():
+        result: Tensor = _forward(*arguments, keep, backend)[0]
+        return result
+    return _run(*arguments, keep, backend)[0]  # a registered operator costs more than its work
 
 
 def _check(

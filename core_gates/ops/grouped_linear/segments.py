@@ -28,6 +28,11 @@ def forward(
     """Return the result, and the values before the activation if they are to be kept."""
     num_rows = x.shape[0] if gather is None else gather.shape[0]
     width = weight.shape[1]
+    if not keep and num_rows <= FEW_ROWS * weight.shape[0]:
+        z = _few_rows(_rows(x, gather, slice(None)), weight, counts, bias)
+        out = activate(z, activation, gated)
+        out = out if scatter is None else torch.empty_like(out).index_copy_(0, scatter, out)
+        return out, z.new_empty(0, width)
     out = empty((num_rows, width // 2 if gated else width), x)
     plain = activation == "identity" and not gated
     kept = empty((num_rows if keep and not plain else 0, width), x)
@@ -37,7 +42,7 @@ def forward(
             continue
         part = slice(start, start + size)
         target = out[part] if plain else kept[part] if keep else None
-        score = _linear(_rows(x, gather, part), weight[group], target)
+        score = _product(_rows(x, gather, part), weight[group], target)
         if bias is not None:
             score += bias[group]
         if not plain:
@@ -97,10 +102,31 @@ def _rows(x: Tensor, index: Tensor | None, part: slice) -> Tensor:
     return x[part] if index is None else x.index_select(0, index[part])
 
 
-def _linear(rows: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
-    size = rows.shape[0]
-    if size > FEW_ROWS:
-        return torch.mm(rows, weight.t()) if out is None else torch.mm(rows, weight.t(), out=out)
-    even = torch.cat([rows, rows[-1:]]) if size % 2 else rows  # a single row is slower than two
-    product = torch.mm(weight, even.t()).t()[:size]
-    return product if out is None else out.copy_(product)
+def _product(rows: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
+    return torch.mm(rows, weight.t()) if out is None else torch.mm(rows, weight.t(), out=out)
+
+
+def _few_rows(rows: Tensor, weight: Tensor, counts: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the values before the activation where only the weights take time.
+
+    Two rows are faster than one: an odd part takes in a neighbor, whose product is not used.
+    """
+    num_rows = rows.shape[0]
+    z = rows.new_empty(num_rows, weight.shape[1])
+    start = 0
+    for group, size in enumerate(counts.tolist()):
+        if size == 0:
+            continue
+        end = start + size
+        if size > FEW_ROWS:
+            torch.mm(rows[start:end], weight[group].t(), out=z[start:end])
+        else:
+            odd = size % 2
+            first = start - 1 if odd and end == num_rows and start > 0 else start
+            product = torch.mm(weight[group], rows[first : first + size + odd].t())
+            z[start:end] = product[:, start - first : end - first].t()
+        if bias is not None:
+            z[start:end] += bias[group]
+        start = end
+    z[start:] = 0
+    return z

@@ -1,0 +1,1 @@
+"""Comparisons of the core beyond its element-wise ops."""

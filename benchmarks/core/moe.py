@@ -1,0 +1,206 @@
+"""The expert layer against a dense network of equal work, other layers, and the memory's limit.
+
+The shape is T = 4096 positions, d = 512, F = 1024, k = 2, float32, experts without a gated half.
+The dense network is as wide as the chosen experts together, plus the width that costs as much as
+the projection of the gate. The bars hold in the default mode unless the name says ``compile``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.base import load_head
+from benchmarks.core.moe_peers import GroupedMm, NaiveLoop, Transformers, has_transformers
+from benchmarks.registry import Call, Comparison, Load, Work
+
+TOKENS, DIM, HIDDEN, K = 4096, 512, 1024, 2
+FORWARD_BARS = {16: 1 / 0.95, 64: 1 / 0.85}
+TRAINING_BARS = {16: 1 / 0.85, 64: 1 / 0.72}
+NAIVE_BAR, ROUTER_BAR = 1 / 10, 0.015
+DECODE_BARS = {"eager": 1 / 0.5, "compile": 1 / 0.8}
+DECODE_STEPS = {1: 32, 16: 4, 64: 2}
+"""Steps of a call by batch: together they read more weights than a cache holds."""
+
+_REMEDY = "not installed: pip install transformers"
+
+
+def comparisons() -> Iterator[Comparison]:
+    """All comparisons of the expert layer; on one CPU thread."""
+    for num_experts in FORWARD_BARS:
+        yield against_dense(num_experts, backward=False)
+        yield against_dense(num_experts, backward=True)
+    yield against_naive(64)
+    for num_experts in FORWARD_BARS:
+        yield router_share(num_experts)
+    for backward in (False, True):
+        yield against_transformers(64, backward)
+    for batch in DECODE_STEPS:
+        yield decode(batch)
+
+
+def against_dense(num_experts: int, backward: bool) -> Comparison:
+    """Return the layer, one of ``grouped_mm``, and the dense network of equal work."""
+
+    def build(load: Load) -> Mapping[str, Call]:
+        x, layer = _layer(load, num_experts, gated=False)
+        width = K * HIDDEN + num_experts // 2
+        dense = nn.Sequential(
+            nn.Linear(DIM, width, bias=False), nn.SiLU(), nn.Linear(width, DIM, bias=False)
+        )
+        peer = GroupedMm(layer.gate, layer.experts)
+        models = {"dense": dense, "MoELayer": layer, "grouped_mm": peer}
+        return {name: _call(model, x, backward) for name, model in models.items()}
+
+    flops = 4.0 * TOKENS * K * DIM * HIDDEN + 2.0 * TOKENS * DIM * num_experts
+    return Comparison(
+        name=f"MoE of {num_experts}, {'forward+backward' if backward else 'forward'}",
+        op="moe",
+        build=build,
+        baseline="dense",
+        bars={"MoELayer": (TRAINING_BARS if backward else FORWARD_BARS)[num_experts]},
+        work=Work(flops=flops * (3 if backward else 1)),
+        memory=4.0 * 6 * num_experts * DIM * HIDDEN,
+    )
+
+
+def against_naive(num_experts: int) -> Comparison:
+    """Return forward and backward of the layer and of a loop over indexed weights."""
+
+    def build(load: Load) -> Mapping[str, Call]:
+        x, layer = _layer(load, num_experts, gated=False)
+        naive = NaiveLoop(layer.gate, layer.experts)
+        return {name: _call(m, x, True) for name, m in (("naive loop", naive), ("MoELayer", layer))}
+
+    return Comparison(
+        name=f"MoE of {num_experts}, forward+backward, against a loop",
+        op="moe",
+        build=build,
+        baseline="naive loop",
+        bars={"MoELayer": NAIVE_BAR},
+        memory=4.0 * 10 * num_experts * DIM * HIDDEN,
+    )
+
+
+def router_share(num_experts: int) -> Comparison:
+    """Return softmax, top-k and scaling beside the forward pass of the whole layer."""
+
+    def build(load: Load) -> Mapping[str, Call]:
+        x, layer = _layer(load, num_experts, gated=False)
+        router = load("core_gates.ops.router.op").router
+        logits = torch.randn(TOKENS, num_experts)
+
+        def route() -> object:
+            with torch.no_grad():
+                return router(logits, K)
+
+        return {"MoELayer": _call(layer, x, False), "router": route}
+
+    return Comparison(
+        name=f"router of {num_experts} within its layer",
+        op="router",
+        build=build,
+        baseline="MoELayer",
+        bars={"router": ROUTER_BAR},
+    )
+
+
+def against_transformers(num_experts: int, backward: bool) -> Comparison:
+    """Return the layer with gated experts and the experts of Mixtral in transformers."""
+    modes = {"transformers eager": "eager", "transformers grouped": "grouped_mm"}
+
+    def build(load: Load) -> Mapping[str, Call]:
+        x, layer = _layer(load, num_experts, gated=True)
+        models: dict[str, nn.Module] = {"MoELayer": layer}
+        if has_transformers():
+            for name, mode in modes.items():
+                models[name] = Transformers(layer.gate, layer.experts, mode)
+        return {name: _call(model, x, backward) for name, model in models.items()}
+
+    return Comparison(
+        name=f"gated MoE of {num_experts}, {'forward+backward' if backward else 'forward'}",
+        op="moe",
+        build=build,
+        baseline="transformers eager",
+        absent={} if has_transformers() else dict.fromkeys(modes, _REMEDY),
+        memory=4.0 * 20 * num_experts * DIM * HIDDEN,
+    )
+
+
+def decode(batch: int, num_experts: int = 64) -> Comparison:
+    """Return steps of a small batch beside a copy that moves as many bytes as they must read."""
+    steps = DECODE_STEPS[batch]
+    experts_read = _experts_read(batch, num_experts)
+    num_bytes = experts_read * 2 * DIM * HIDDEN * 4
+
+    def build(load: Load) -> Mapping[str, Call]:
+        _, layer = _layer(load, num_experts, gated=False)
+        batches = _batches(batch)
+        compiled = torch.compile(layer, dynamic=False)
+        source = torch.rand(num_bytes // 8)
+        target = torch.empty_like(source)
+        kernels = load("core_gates.ops").kernels
+
+        def run(model: Callable[[Tensor], object], mode: str) -> Call:
+            def call() -> None:
+                with torch.no_grad(), kernels(mode):
+                    for x in batches:
+                        model(x)
+
+            return call
+
+        return {
+            "memory": lambda: target.copy_(source),
+            "eager": run(layer, "reference"),
+            "compile": run(compiled, "compile"),
+        }
+
+    return Comparison(
+        name=f"MoE of {num_experts}, decode of batch {batch}",
+        op="moe",
+        build=build,
+        baseline="memory",
+        bars=DECODE_BARS,
+        work=Work(bytes=num_bytes),
+        units=dict.fromkeys(("memory", "eager", "compile"), steps),
+        unit="step",
+        first_calls=("compile",),
+        memory=4.0 * 2 * num_experts * DIM * HIDDEN + num_bytes,
+    )
+
+
+def _experts_read(batch: int, num_experts: int) -> int:
+    gate = _gate(load_head, num_experts)
+    with torch.no_grad():
+        return sum(gate(x).indices.unique().numel() for x in _batches(batch))
+
+
+def _batches(batch: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(batch)
+    return [torch.randn(batch, DIM, generator=generator) for _ in range(DECODE_STEPS[batch])]
+
+
+def _layer(load: Load, num_experts: int, *, gated: bool) -> tuple[Tensor, Any]:
+    gate = _gate(load, num_experts)
+    experts = load("core_gates.experts").StackedExperts(num_experts, DIM, HIDDEN, gated=gated)
+    layer = load("core_gates.moe").MoELayer(gate, experts, return_routing=False)
+    return torch.randn(TOKENS, DIM), layer
+
+
+def _gate(load: Load, num_experts: int) -> Any:
+    torch.manual_seed(0)
+    return load("core_gates.gates.top_k").TopKGate(DIM, num_experts, k=K)
+
+
+def _call(model: nn.Module, x: Tensor, backward: bool) -> Call:
+    if not backward:
+
+        def forward() -> object:
+            with torch.no_grad():
+                return model(x)
+
+        return forward
+    inputs = [x.clone().requires_grad_(), *model.parameters()]
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    return lambda: torch.autograd.grad(model(inputs[0]), inputs, grad)
