@@ -192,8 +192,9 @@ class GradientRouting:
         with self._replayed(bare), _frozen(self.weights):
             for loss in losses:
                 value = loss(bare) / len(losses)
-                parts = torch.autograd.grad(self._scaled(value), gates, allow_unused=True)
-                sums = [_add(*pair) for pair in zip(sums, parts, strict=True)]
+                if value.requires_grad:  # else no gate took part in it
+                    parts = torch.autograd.grad(self._scaled(value), gates, allow_unused=True)
+                    sums = [_add(*pair) for pair in zip(sums, parts, strict=True)]
                 total = total + value.detach()
         group = self._group
         if group is None and isinstance(model, DistributedDataParallel):
