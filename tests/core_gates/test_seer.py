@@ -277,13 +277,6 @@ def test_decoding_token_by_token_equals_reading_at_once(reduction, qk_norm):
 def test_reductions_of_a_group_agree_where_they_should():
     make = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "block_size": 4, "gate_dim": 6}
     make["qk_norm"] = False
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 6,
-        "block_size": 4,
-        "gate_dim": 6,
-        "qk_norm": False,
-    }
     q, k = tokens(9, 4), tokens(9, 2)
     gates = {
         r: filled(DecodeAttnGate(**make, reduction=r, dtype=torch.float64))

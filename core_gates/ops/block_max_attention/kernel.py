@@ -45,7 +45,7 @@ def _forward_kernel(
     No GPU has measured this kernel yet; it is not the default.
     """
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    r = tl.arange(0, BLOCK)
+    r = tl.arange(0, BLOCK).to(tl.int64)
     query = row * SIZE + r
     inside = (r < SIZE) & (query < length)
     k += head // group * length * dim
@@ -85,8 +85,8 @@ def _forward_kernel(
         if PER_ROW:
             tl.store(maxima + (head * length + query) * num_blocks + block, largest, inside)
         else:
-            place = (head * num_blocks + row) * num_blocks + block
-            tl.store(maxima + place, tl.max(largest, 0))
+            entry = (head * num_blocks + row) * num_blocks + block
+            tl.store(maxima + entry, tl.max(largest, 0))
 
 
 def forward(

@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+import benchmarks.suites.core_attention as suite
+from benchmarks.run import load_head
+
+
+@pytest.mark.parametrize("share", suite.SHARES)
+@pytest.mark.parametrize("block_size", suite.SPARSE_BARS)
+def test_masks_keep_the_share_they_name(share, block_size):
+    num_blocks = suite.LENGTH // block_size
+    mask = suite.random_mask(num_blocks, share)[0, 0]
+    assert mask.diagonal().all()
+    assert not mask.triu(1).any()
+    area = num_blocks * (num_blocks + 1) / 2
+    assert mask.sum() / area == pytest.approx(share, abs=1 / area)
+
+
+def test_every_variant_runs_and_has_a_bar(monkeypatch):
+    monkeypatch.setattr(suite, "LENGTH", 512)
+    for comparison in suite.comparisons():
+        calls = comparison.build(load_head)
+        assert comparison.baseline in calls
+        if "backward" not in comparison.name:
+            assert set(calls) - {suite.BASELINE} <= comparison.bars.keys()
+        plain = calls.pop(suite.BASELINE)()
+        for name, call in calls.items():
+            result = call()
+            out = result if isinstance(result, torch.Tensor) else result[0]
+            wanted = plain if isinstance(plain, torch.Tensor) else plain[0]
+            same = torch.allclose(out, wanted, atol=1e-5)
+            assert out.shape == wanted.shape
+            assert same == (
+                comparison.op == "block_max_attention"
+                or name.startswith("100 %")
+                or "dense_above" in name
+            )
