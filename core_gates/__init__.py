@@ -12,12 +12,18 @@ if TYPE_CHECKING:
     from core_gates.adapters.lora_gate import LoraGate
     from core_gates.adapters.soft_threshold import SoftThreshold, gate_l1_loss
     from core_gates.adapters.sparse_low_rank import SparseLowRank
-    from core_gates.attention.block_selector import BlockSelector
+    from core_gates.attention.block_selector import BlockSelector, block_density
     from core_gates.attention.cross import GatedCrossAttention
+    from core_gates.attention.fused_query import fuse_q_proj, split_fused_q_proj
+    from core_gates.attention.head_gate import HeadGate
     from core_gates.attention.output_gate import GatedAttention
     from core_gates.attention.seer import AttnGate
     from core_gates.attention.seer_decode import CompressedKeys, DecodeAttnGate
-    from core_gates.attention.seer_distillation import gate_distillation_loss
+    from core_gates.attention.seer_distillation import (
+        decode_target,
+        gate_distillation_loss,
+        prefill_target,
+    )
     from core_gates.attention.sma.configurator import SparseModularActivation
     from core_gates.attention.sma.ema import MultiHeadEMA
     from core_gates.attention.sma.gated_attention_unit import GatedAttentionUnit
@@ -121,6 +127,7 @@ _HOMES = {
     "HardAttentionGate": "features.selection",
     "HardConcreteGate": "gates.hard_concrete",
     "HashGate": "gates.hash",
+    "HeadGate": "attention.head_gate",
     "LoraGate": "adapters.lora_gate",
     "LowRankFeatureGate": "features.low_rank",
     "MaskedMixture": "gates.mixture",
@@ -156,15 +163,18 @@ _HOMES = {
     "TopKGate": "gates.top_k",
     "TopPGate": "gates.top_p",
     "balance_loss": "losses",
+    "block_density": "attention.block_selector",
     "block_max_attention": "ops.block_max_attention.op",
     "block_sparse_attention": "ops.block_sparse_attention.op",
     "capacity": "gates.capacity",
     "collect_routing": "gates.collect",
     "compress": "ops.compress.op",
     "count_routed": "gates.counts",
+    "decode_target": "attention.seer_distillation",
     "entropy_loss": "losses",
     "extract": "ops.compress.op",
     "fold_gates": "surgery",
+    "fuse_q_proj": "attention.fused_query",
     "gate_distillation_loss": "attention.seer_distillation",
     "gate_l1_loss": "adapters.soft_threshold",
     "gate_multiply": "ops.gate_multiply.op",
@@ -178,6 +188,7 @@ _HOMES = {
     "l0_loss": "losses",
     "multi_gate_mix": "ops.multi_gate_mix.op",
     "orthogonality_loss": "losses",
+    "prefill_target": "attention.seer_distillation",
     "prune_gates": "surgery",
     "read_counts": "gates.counts",
     "refuse_coupled_gates": "gates.causality",
@@ -187,6 +198,7 @@ _HOMES = {
     "smooth_step": "ops.smooth_step.op",
     "soft_threshold": "ops.soft_threshold.op",
     "spawn_experts": "spawn",
+    "split_fused_q_proj": "attention.fused_query",
     "update_gates": "gates.collect",
     "z_loss": "losses",
 }
@@ -221,6 +233,7 @@ __all__ = [
     "HardAttentionGate",
     "HardConcreteGate",
     "HashGate",
+    "HeadGate",
     "LoraGate",
     "LowRankFeatureGate",
     "MaskedMixture",
@@ -256,15 +269,18 @@ __all__ = [
     "TopKGate",
     "TopPGate",
     "balance_loss",
+    "block_density",
     "block_max_attention",
     "block_sparse_attention",
     "capacity",
     "collect_routing",
     "compress",
     "count_routed",
+    "decode_target",
     "entropy_loss",
     "extract",
     "fold_gates",
+    "fuse_q_proj",
     "gate_distillation_loss",
     "gate_l1_loss",
     "gate_multiply",
@@ -278,6 +294,7 @@ __all__ = [
     "l0_loss",
     "multi_gate_mix",
     "orthogonality_loss",
+    "prefill_target",
     "prune_gates",
     "read_counts",
     "refuse_coupled_gates",
@@ -287,6 +304,7 @@ __all__ = [
     "smooth_step",
     "soft_threshold",
     "spawn_experts",
+    "split_fused_q_proj",
     "update_gates",
     "z_loss",
 ]

@@ -1,1 +1,1 @@
-"""Attention with gates around it, over shifted windows of a gridded state."""
+"""Attention with gates around it: over windows of a grid, blocks of a text, or active tokens."""
