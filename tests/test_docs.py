@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import core_gates
 from apps.main import APPS
+from core_gates import Gate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,6 +89,18 @@ def test_every_page_is_in_the_navigation():
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     listed = {page for entry in navigation for page in entry.values()}
     assert listed == {page.name for page in (ROOT / "docs").glob("*.md")}
+
+
+def test_the_page_of_gates_names_every_gate():
+    page = (ROOT / "docs" / "gates.md").read_text()
+    exported = {name: getattr(core_gates, name) for name in core_gates.__all__}
+    gates = {
+        name
+        for name, kind in exported.items()
+        if isinstance(kind, type) and (issubclass(kind, Gate) or hasattr(kind, "gate_values"))
+    }
+    assert {"CometGate", "LoraGate"} < gates
+    assert {name for name in gates - {"Gate"} if f"`{name}`" not in page} == set()
 
 
 def test_the_readme_fits_one_screen():
