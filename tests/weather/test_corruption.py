@@ -77,11 +77,13 @@ def real_evaluation(tmp_path_factory):
 
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="no weights of osse_shallow_water are shipped")
 def test_shipped_weights_heed_declared_errors(real_evaluation):
-    network = yaml.safe_load(CONFIG.read_text())["model"]["network"]
+    model = yaml.safe_load(CONFIG.read_text())["model"]
     analysis = AdasAnalysis(
-        Adas(**network | FORMS["adas_increment"]),
+        Adas(**model["network"] | FORMS["adas_increment"]),
         Normalizer(torch.zeros(3), torch.ones(3)),
         torch.ones(3),
+        confidence_scale=model["confidence_scale"],
+        background_error=model["background_error"],
     )
     load_weights(WEIGHTS / "adas_increment-s0.safetensors", analysis)
     ratios = corrupt_half(TwinTask(0.1, "perfect"), real_evaluation, analysis.eval())
