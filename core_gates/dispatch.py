@@ -17,7 +17,7 @@ from core_gates.experts import StackedExperts
 from core_gates.gates.routing import RoutingOutput
 
 CHOICES_OF_A_STEP = 8
-"""Up to so many choices, a compiled forward pass does not sort them."""
+"""Up to so many choices, a pass without gradients does not sort them."""
 
 Dispatch = Literal["dense", "loop", "sorted", "capacity"]
 
@@ -112,7 +112,7 @@ def plan(chosen: Choices, num_experts: int) -> Plan:
 
 def _sorted(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
     chosen = choices(routing)
-    if _is_compiled_step(chosen) and isinstance(experts, StackedExperts):
+    if isinstance(experts, StackedExperts) and _is_step(chosen):
         out = experts.chosen(x, chosen.indices)
         return (out * chosen.weights.unsqueeze(-1)).sum(-2).to(out.dtype)
     order, place, counts = plan(chosen, experts.num_experts)
@@ -121,10 +121,11 @@ def _sorted(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
     return combine(rows, chosen.weights, place)
 
 
-def _is_compiled_step(chosen: Choices) -> bool:
-    """Tell whether so few choices are made that only reading the weights takes time."""
-    few = chosen.indices.numel() <= CHOICES_OF_A_STEP
-    return few and torch.compiler.is_compiling() and not torch.is_grad_enabled()
+def _is_step(chosen: Choices) -> bool:
+    """Tell whether this is a step of generation, where only reading the weights takes time."""
+    if torch.is_grad_enabled() or not 0 < chosen.indices.numel() <= CHOICES_OF_A_STEP:
+        return False
+    return torch.compiler.is_compiling() or chosen.indices.is_cpu
 
 
 def _capacity(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:

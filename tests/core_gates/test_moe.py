@@ -180,6 +180,20 @@ def test_few_positions(shape, dispatch):
     assert all(p.grad is not None for p in layer.parameters())
 
 
+@pytest.mark.parametrize("gate", ["top-k", "softmax", "switch"])
+def test_a_step_of_generation_is_the_same(gate):
+    for gated, bias in ((True, False), (False, True)):
+        made = GATES[gate]().eval()
+        experts = StackedExperts(EXPERTS, DIM, HIDDEN, gated=gated, bias=bias)
+        layer, x = MoELayer(made, experts), positions(1, 1)
+        expected, _ = layer(x)
+        for mode in (torch.no_grad(), torch.inference_mode()):
+            with mode:
+                assert_close(layer(x)[0], expected)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            assert_close(layer(x)[0].float(), expected, rtol=3e-2, atol=3e-2)
+
+
 @pytest.mark.parametrize("dispatch", DISPATCHES)
 def test_layouts_of_the_input(dispatch, relayouts):
     x = positions(6)

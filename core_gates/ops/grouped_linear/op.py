@@ -78,15 +78,15 @@ def _check(
             f"x {tuple(x.shape)} must be (M, D) and weight {tuple(weight.shape)} (E, F, D)"
         )
     num_rows = x.shape[0] if gather is None else gather.shape[0]
-    expected = {
-        "counts": (counts, (weight.shape[0],)),
-        "bias": (bias, weight.shape[:2]),
-        "gather": (gather, (num_rows,)),
-        "scatter": (scatter, (num_rows,)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} {tuple(tensor.shape)} must have the shape {tuple(shape)}")
+    _check_shape("counts", counts, (weight.shape[0],))
+    _check_shape("bias", bias, weight.shape[:2])
+    _check_shape("gather", gather, (num_rows,))
+    _check_shape("scatter", scatter, (num_rows,))
+
+
+def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    if tensor is not None and tensor.shape != shape:
+        raise ValueError(f"{name} {tuple(tensor.shape)} must have the shape {tuple(shape)}")
 
 
 def _autocast(
