@@ -1,6 +1,7 @@
 """A linear layer with gated low-rank adapters beside it."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -94,13 +95,11 @@ class GatedLoraLinear(nn.Module):
         if not self.ranks:
             return base
         hidden, up = F.linear(x, self.down.to(x.dtype)), self.up
+        mix = partial(gated_lora, eps=self.gate.eps, overwrite_base=self._may_overwrite())
         if self.gate.time == "implicit" or time is None or time.ndim == 0:
-            coefficients = self.gate.coefficients(time)
-            return gated_lora(base, hidden, up, coefficients, self.ranks, eps=self.gate.eps)
+            return mix(base, hidden, up, self.gate.coefficients(time), self.ranks)
         samples = zip(base, hidden, map(self.gate.coefficients, time), strict=True)
-        return torch.stack(
-            [gated_lora(o, h, up, c, self.ranks, eps=self.gate.eps) for o, h, c in samples]
-        )
+        return torch.stack([mix(o, h, up, c, self.ranks) for o, h, c in samples])
 
     def gate_values(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the gates (..., K, D'), which :meth:`forward` never holds at once."""
@@ -114,6 +113,11 @@ class GatedLoraLinear(nn.Module):
         hidden = torch.split(F.linear(x, self.down.to(x.dtype)), self.ranks, -1)
         ups = torch.split(self.up.to(x.dtype), self.ranks)
         return torch.stack([h @ up for h, up in zip(hidden, ups, strict=True)], -2)
+
+    def _may_overwrite(self) -> bool:
+        """Tell whether nobody else can see the output of the layer."""
+        unseen = type(self.base) is nn.Linear and not self.base._forward_hooks
+        return unseen and not torch.is_grad_enabled()
 
     def extra_repr(self) -> str:
         """Show the ranks in ``print(module)``."""

@@ -174,6 +174,37 @@ def test_any_layer_can_be_the_base():
     assert_close(fake(x) - fake.base(x), exact(x) - exact.base(x), rtol=1e-5, atol=1e-5)
 
 
+def test_inference_gives_the_numbers_of_training_and_keeps_what_others_hold():
+    module, x = random_module(2, 3), inputs(2, 5)
+    expected, base = module(x).detach(), module.base(x).detach()
+    kept = []
+    with torch.no_grad():
+        assert_close(module(x), expected, rtol=0, atol=0)
+        hook = module.base.register_forward_hook(
+            lambda _module, _inputs, output: kept.append(output)
+        )
+        assert_close(module(x), expected, rtol=0, atol=0)
+        hook.remove()
+        assert_close(kept[0], base, rtol=0, atol=0)
+
+
+class Passing(nn.Module):
+    """A layer that returns its input, which belongs to the caller."""
+
+    in_features = out_features = OUT
+
+    def forward(self, x):
+        return x
+
+
+def test_the_output_of_an_unknown_layer_is_never_overwritten():
+    ones = LowRank(torch.ones(1, OUT), torch.ones(OUT, 1))
+    module, x = GatedLoraLinear(Passing(), [ones]), torch.ones(4, OUT)
+    with torch.no_grad():
+        assert_close(module(x), torch.full_like(x, 1.0 + OUT))
+    assert torch.equal(x, torch.ones_like(x))
+
+
 def test_film_takes_one_time_or_one_a_sample():
     module, x = random_module(2, 3, time="film"), inputs(2, 5)
     times = torch.tensor([30.0, 700.0], dtype=torch.float64)

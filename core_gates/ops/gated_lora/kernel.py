@@ -94,12 +94,12 @@ def _forward_kernel(
     """
     rows = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     cols = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    value, _, shift, scale = _base_terms(
+    value, _n, shift, scale = _base_terms(
         base, base_mean, base_rstd, coefficients, rows, cols, num_tokens, dim
     )
     total = tl.zeros((TOKENS, FEATURES), tl.float32)
     for k in range(num_adapters):
-        _, _, _, y, z = _adapter(
+        _h, _u, _inverse, y, z = _adapter(
             hidden, up, mean, rstd, k, num_adapters, rows, cols, num_tokens, dim, R
         )
         total += tl.sigmoid(shift + scale * z) * y
@@ -135,10 +135,10 @@ def _row_sums_kernel(
     of_n_n = tl.zeros((TOKENS,), tl.float32)
     for start in range(0, dim, FEATURES):
         cols = start + tl.arange(0, FEATURES)
-        _, n, shift, scale = _base_terms(
+        _value, n, shift, scale = _base_terms(
             base, base_mean, base_rstd, coefficients, rows, cols, num_tokens, dim
         )
-        _, u, inverse, y, z = _adapter(
+        _h, u, inverse, y, z = _adapter(
             hidden, up, mean, rstd, k, num_adapters, rows, cols, num_tokens, dim, R
         )
         gate = tl.sigmoid(shift + scale * z)
@@ -177,7 +177,7 @@ def _grad_base_kernel(
     """
     rows = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     cols = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
-    _, n, shift, scale = _base_terms(
+    _value, n, shift, scale = _base_terms(
         base, base_mean, base_rstd, coefficients, rows, cols, num_tokens, dim
     )
     outer = _load_grad(grad, rows, cols, num_tokens, dim)
@@ -185,7 +185,7 @@ def _grad_base_kernel(
     sum_logit = tl.zeros((TOKENS, FEATURES), tl.float32)
     sum_cross = tl.zeros((TOKENS, FEATURES), tl.float32)
     for k in range(num_adapters):
-        _, _, _, y, z = _adapter(
+        _h, _u, _inverse, y, z = _adapter(
             hidden, up, mean, rstd, k, num_adapters, rows, cols, num_tokens, dim, R
         )
         gate = tl.sigmoid(shift + scale * z)
@@ -228,10 +228,10 @@ def _shared_grads_kernel(
     out = tl.zeros((FEATURES,), tl.float32)
     for start in range(0, tokens_of_a_sum, TOKENS):
         rows = first + start + tl.arange(0, TOKENS)
-        _, n, shift, scale = _base_terms(
+        _value, n, shift, scale = _base_terms(
             base, base_mean, base_rstd, coefficients, rows, cols, num_tokens, dim
         )
-        h, _, inverse, y, z = _adapter(
+        h, _u, inverse, y, z = _adapter(
             hidden, up, mean, rstd, k, num_adapters, rows, cols, num_tokens, dim, R
         )
         gate = tl.sigmoid(shift + scale * z)

@@ -20,6 +20,7 @@ def gated_lora(
     ranks: Sequence[int],
     *,
     eps: float = 1e-5,
+    overwrite_base: bool = False,
 ) -> Tensor:
     """Add K low-rank adapters to the output of a layer, each behind a gate of its own.
 
@@ -37,20 +38,30 @@ def gated_lora(
         coefficients: The five rows (5, D): constant, base, adapter, cross and output.
         ranks: Rank of every adapter; they sum to R.
         eps: What is added to the variances.
+        overwrite_base: Whether the result may take the memory of ``base``, which spares the system
+            the pages of a second output; for inference, without gradients.
 
     Returns:
         The mixed output (..., D) in the dtype of ``base``; half precision is computed in float32.
 
     Raises:
-        ValueError: A shape does not fit, or there is no adapter.
+        ValueError: A shape does not fit, there is no adapter, or ``base`` is to be overwritten
+            where gradients are recorded.
     """
     _check(base, hidden, up, coefficients, ranks)
+    if overwrite_base and torch.is_grad_enabled():
+        raise ValueError("base can be overwritten under torch.no_grad() only")
     tokens = base.reshape(-1, base.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
     arguments = *tokens, up, coefficients, list(ranks), eps
     kernel = use_kernel(base, hidden, up, coefficients)
     # Dynamo would unroll the loop over blocks, hence the opaque operator while compiling.
     opaque = kernel or torch.compiler.is_compiling()
-    out: Tensor = _forward(*arguments, kernel) if opaque else _streamed(*arguments)
+    if opaque:
+        out: Tensor = _forward(*arguments, kernel)
+    elif overwrite_base:
+        out = _run_streamed(*arguments, out=tokens[0])
+    else:
+        out = _streamed(*arguments)
     return out.view(base.shape)
 
 
@@ -72,6 +83,22 @@ def _check(
             )
 
 
+def _run_streamed(
+    base: Tensor,
+    hidden: Tensor,
+    up: Tensor,
+    coefficients: Tensor,
+    ranks: list[int],
+    eps: float,
+    out: Tensor | None = None,
+) -> Tensor:
+    if out is None:
+        out = torch.empty_like(base, memory_format=torch.contiguous_format)
+    with _autocast_off(base):
+        mix = definition(reference.mix)
+        return streamed.forward(mix, base, hidden, up, coefficients, ranks, eps, out)
+
+
 class _Streamed(torch.autograd.Function):
     """The blockwise definition; its backward pass is differentiable, too."""
 
@@ -79,9 +106,7 @@ class _Streamed(torch.autograd.Function):
     def forward(
         base: Tensor, hidden: Tensor, up: Tensor, coefficients: Tensor, ranks: list[int], eps: float
     ) -> Tensor:
-        with _autocast_off(base):
-            mix = definition(reference.mix)
-            return streamed.forward(mix, base, hidden, up, coefficients, ranks, eps)
+        return _run_streamed(base, hidden, up, coefficients, ranks, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
@@ -112,12 +137,11 @@ def _forward(
     eps: float,
     kernel: bool,
 ) -> Tensor:
-    tensors = base, hidden, up, coefficients
+    if not kernel:
+        return _run_streamed(base, hidden, up, coefficients, ranks, eps)
     with _autocast_off(base):
-        if kernel:
-            mixed: Tensor = _kernel().forward(*tensors, ranks, eps)
-            return mixed
-        return streamed.forward(definition(reference.mix), *tensors, ranks, eps)
+        mixed: Tensor = _kernel().forward(base, hidden, up, coefficients, ranks, eps)
+        return mixed
 
 
 @custom_op("core_gates::gated_lora_backward", mutates_args=())
