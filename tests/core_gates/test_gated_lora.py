@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core_gates.adapters.lora_gate import LoraGate
 from core_gates.ops import kernels
-from core_gates.ops.gated_lora import reference, streamed
+from core_gates.ops.gated_lora import op, reference, streamed
 from core_gates.ops.gated_lora.op import gated_lora
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "autolora"
@@ -351,6 +351,18 @@ def test_kernel_takes_any_layout(first, second, relayouts, kernel, kernel_device
     assert_close(kernel.forward(*given_, [2, 3], 1e-5), reference.forward(*tensors, [2, 3], 1e-5))
     expected = reference.backward(grad.contiguous(), *tensors, [2, 3], 1e-5)
     assert_close(kernel.backward(grad, *given_, [2, 3], 1e-5), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rank", "kernel_runs"), [(128, True), (129, False)])
+def test_ranks_whose_tiles_do_not_fit_run_the_definition(rank, kernel_runs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(op, "use_kernel", lambda *tensors: True)
+    monkeypatch.setattr(op, "_forward", lambda *given_: asked.append(given_[-1]) or given_[0])
+    tensors = operands(3, 8, [2, rank])
+    out = gated_lora(*tensors, [2, rank])
+    assert asked == [True] * kernel_runs
+    if not kernel_runs:
+        assert_close(out, reference.forward(*tensors, [2, rank], 1e-5))
 
 
 @pytest.mark.gpu

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core_gates.ops.gated_lora import reference
 
-TOKENS, FEATURES = 64, 128  # of a tile
+TOKENS, FEATURES = 32, 64  # of a tile
 TOKENS_OF_A_PARTIAL_SUM = 512
 
 
@@ -158,7 +158,7 @@ def _row_sums_kernel(
     inner = k * R + tl.arange(0, R)
     target = grad_hidden + rows[:, None] * (num_adapters * R) + inner[None, :]
     tl.store(target, of_hidden, rows[:, None] < num_tokens)
-    size = num_tokens.to(tl.int64) * num_adapters
+    size = tl.cast(num_tokens, tl.int64) * num_adapters
     place = sums + rows * num_adapters + k
     tl.store(place, of_z, rows < num_tokens)
     tl.store(place + size, of_z_z, rows < num_tokens)
@@ -219,7 +219,7 @@ def _shared_grads_kernel(
     k = tl.program_id(1)
     part = tl.program_id(2).to(tl.int64)
     first = part * tokens_of_a_sum
-    size = num_tokens.to(tl.int64) * num_adapters
+    size = tl.cast(num_tokens, tl.int64) * num_adapters
     of_up = tl.zeros((R, FEATURES), tl.float32)
     constant = tl.zeros((FEATURES,), tl.float32)
     slope = tl.zeros((FEATURES,), tl.float32)

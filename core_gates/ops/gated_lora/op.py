@@ -11,6 +11,9 @@ from torch.library import custom_op
 from core_gates.ops._select import definition, use_kernel
 from core_gates.ops.gated_lora import reference, streamed
 
+# Tiles of larger ranks exceed the shared memory of a multiprocessor (160 KiB and more).
+LARGEST_KERNEL_RANK = 128
+
 
 def gated_lora(
     base: Tensor,
@@ -53,7 +56,7 @@ def gated_lora(
         raise ValueError("base can be overwritten under torch.no_grad() only")
     tokens = base.reshape(-1, base.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
     arguments = *tokens, up, coefficients, list(ranks), eps
-    kernel = use_kernel(base, hidden, up, coefficients)
+    kernel = use_kernel(base, hidden, up, coefficients) and max(ranks) <= LARGEST_KERNEL_RANK
     # Dynamo would unroll the loop over blocks, hence the opaque operator while compiling.
     opaque = kernel or torch.compiler.is_compiling()
     if opaque:
