@@ -4,11 +4,12 @@ The definition copies every part once more: into the joined rows and, in its bac
 stacked gradient of the weights. Here each product goes straight into its place.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from core_gates.ops.grouped_linear.activations import activate, activation_gradient
-from core_gates.ops.grouped_linear.pages import empty
 
 FEW_ROWS = 4
 """Up to so many rows the weight is the left factor of the product, which then reads it faster."""
@@ -33,9 +34,9 @@ def forward(
         out = activate(z, activation, gated)
         out = out if scatter is None else torch.empty_like(out).index_copy_(0, scatter, out)
         return out, z.new_empty(0, width)
-    out = empty((num_rows, width // 2 if gated else width), x)
+    out = _empty((num_rows, width // 2 if gated else width), x)
     plain = activation == "identity" and not gated
-    kept = empty((num_rows if keep and not plain else 0, width), x)
+    kept = _empty((num_rows if keep and not plain else 0, width), x)
     start = 0
     for group, size in enumerate(counts.tolist()):
         if size == 0:
@@ -70,10 +71,10 @@ def backward(
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and bias; empty where they are not needed."""
-    grad_x = empty(x.shape if needs_x else (0,), x)
+    grad_x = _empty(x.shape if needs_x else (0,), x)
     if gather is not None:
         grad_x.zero_()  # rows are added
-    grad_weight = empty(weight.shape if needs_weight else (0,), weight)
+    grad_weight = _empty(weight.shape if needs_weight else (0,), weight)
     grad_bias = weight.new_zeros(weight.shape[:2] if needs_bias else (0,))
     start = 0
     for group, size in enumerate(counts.tolist()):
@@ -98,6 +99,10 @@ def backward(
     return grad_x, grad_weight, grad_bias
 
 
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
 def _rows(x: Tensor, index: Tensor | None, part: slice) -> Tensor:
     return x[part] if index is None else x.index_select(0, index[part])
 
@@ -112,7 +117,7 @@ def _few_rows(rows: Tensor, weight: Tensor, counts: Tensor, bias: Tensor | None)
     Two rows are faster than one: an odd part takes in a neighbor, whose product is not used.
     """
     num_rows = rows.shape[0]
-    z = rows.new_empty(num_rows, weight.shape[1])
+    z = _empty((num_rows, weight.shape[1]), rows)
     start = 0
     for group, size in enumerate(counts.tolist()):
         if size == 0:
