@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from core_gates.gates.collect import unobserved
+
 Mode = Literal["dual", "reference", "joint", "every_k", "off"]
 Loss = Callable[[nn.Module], Tensor]
 
@@ -275,7 +277,7 @@ class GradientRouting:
 
     @contextmanager
     def _replayed(self, model: nn.Module) -> Iterator[None]:
-        """Undo what the block does to buffers and random generators."""
+        """Undo what the block does to buffers and random generators; gates do not count it."""
         devices = {p.device for p in (*self.weights, *self.gates) if p.is_cuda}
         places = [
             (buffers, name, buffer, buffer.clone())
@@ -284,7 +286,7 @@ class GradientRouting:
             if buffer is not None
         ]
         try:
-            with torch.random.fork_rng(devices=sorted(devices, key=str)):
+            with torch.random.fork_rng(devices=sorted(devices, key=str)), unobserved():
                 yield
         finally:
             with torch.no_grad():

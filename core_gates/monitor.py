@@ -12,7 +12,7 @@ from torch import distributed as dist
 from core_gates.activation_statistics import ActivationStatistics
 from core_gates.gate_report import GateReport
 from core_gates.gates.base import Gate
-from core_gates.gates.collect import in_backward, outermost_gates
+from core_gates.gates.collect import is_repeated, outermost_gates
 from core_gates.gates.routing import RoutingOutput
 from core_gates.routing_statistics import Choices, RoutingStatistics
 from core_gates.sums import split
@@ -79,12 +79,11 @@ class GateMonitor:
         self._totals: dict[str, Tensor] = {}
         self._choices: dict[str, list[Choices]] = {}
         self._probe: dict[str, list[Choices]] | None = None
-        outermost = {gate for _, gate in outermost_gates(model)}
         self._hooks = [
-            module.register_forward_hook(hook, with_kwargs=True)
-            for name, module in model.named_modules()
-            if (module in outermost or not isinstance(module, Gate))
-            and (hook := self._hook(name or type(module).__name__, module, bins, dead_share))
+            module.register_forward_hook(
+                self._hook(name, module, bins, dead_share), with_kwargs=True
+            )
+            for name, module in (*outermost_gates(model), *_value_gates(model))
         ]
         for name, num_experts in (experts or {}).items():
             hook = self._expert_hook(name, num_experts)
@@ -178,12 +177,10 @@ class GateMonitor:
             hook.remove()
         self._hooks.clear()
 
-    def _hook(self, name: str, module: nn.Module, bins: int, dead_share: float) -> Hook | None:
+    def _hook(self, name: str, module: nn.Module, bins: int, dead_share: float) -> Hook:
         if isinstance(module, Gate):
             return self._routing_hook(name, RoutingStatistics(module.num_experts, bins, dead_share))
-        if callable(getattr(type(module), "gate_values", None)):
-            return self._value_hook(name, ValueStatistics(bins))
-        return None
+        return self._value_hook(name, ValueStatistics(bins))
 
     def _routing_hook(self, name: str, statistics: RoutingStatistics) -> Hook:
         self._statistics[name] = statistics
@@ -191,7 +188,7 @@ class GateMonitor:
         def hook(
             _gate: nn.Module, _inputs: Any, options: dict[str, Any], routing: RoutingOutput
         ) -> None:
-            if in_backward():
+            if is_repeated():
                 return
             padding_mask = options.get("padding_mask")
             with torch.no_grad():
@@ -234,7 +231,7 @@ class GateMonitor:
         return hook
 
     def _samples(self) -> bool:
-        return self._sampling and self._probe is None and not in_backward()
+        return self._sampling and self._probe is None and not is_repeated()
 
     def _add(self, name: str, sums: Tensor) -> None:
         self._totals[name] = self._totals[name].to(sums.device) + sums
@@ -261,3 +258,15 @@ class GateMonitor:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _value_gates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Iterate over modules that offer gate values, but not over those within another of them."""
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        offers = callable(getattr(type(module), "gate_values", None))
+        if isinstance(module, Gate) or not offers:
+            continue
+        if not any(name.startswith(prefix) for prefix in inside):
+            inside.append(f"{name}." if name else "")
+            yield name or type(module).__name__, module

@@ -16,7 +16,7 @@ class ValueStatistics:
     """Mean, spread and saturation of gate values between 0 and 1.
 
     Args:
-        bins: Bins of the histogram over [0, 1].
+        bins: Bins of the histogram over [0, 1]; values beyond count in the first or last bin.
     """
 
     bins: int = 20

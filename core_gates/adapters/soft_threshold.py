@@ -63,8 +63,8 @@ class SoftThreshold(nn.Module):
         """Return ``hidden * gate``."""
         return hidden * self.weight.to(hidden.dtype)
 
-    def gate_values(self) -> Tensor:
-        """Return the gate (R,)."""
+    def gate_values(self, hidden: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Return the gate (R,), which no input changes."""
         return self.weight
 
     @property

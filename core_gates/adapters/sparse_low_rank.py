@@ -73,8 +73,8 @@ class SparseLowRank(nn.Module):
         hidden = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A)
         return F.linear(self.scale * self.lora_gate(hidden), self.lora_B)
 
-    def gate_values(self) -> Tensor:
-        """Return the gate (R,)."""
+    def gate_values(self, x: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Return the gate (R,), which no input changes."""
         return self.lora_gate.gate_values()
 
     @property

@@ -97,7 +97,7 @@ class HeadGate(nn.Module):
         value = y.to(gate.dtype)
         return (value * gate if self.form == "multiplicative" else value + gate).to(y.dtype)
 
-    def gate_values(self, x: Tensor) -> Tensor:
+    def gate_values(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return the gates (..., num_heads or 1, head_dim or 1) in float32 at least."""
         if self.weight is None:
             assert self.bias is not None

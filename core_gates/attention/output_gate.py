@@ -154,15 +154,21 @@ class GatedAttention(nn.Module):
             result = result.masked_fill(padding_mask[..., None], 0)
         return result
 
-    def gate_values(self, x: Tensor) -> Tensor:
-        """Return the gates (B, T, heads or 1, features or 1).
+    def gate_values(
+        self,
+        x: Tensor,
+        *,
+        positions: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return the gates (B, T, heads or 1, features or 1), none for position ``none``.
 
-        Raises:
-            ValueError: There is no gate.
+        With a ``padding_mask``, those of the N tokens that are not ignored, (N, ...).
         """
         if self.gate is None:
-            raise ValueError("position is 'none': this attention has no gate")
-        return self.gate.gate_values(x)
+            return x.new_zeros(*x.shape[:-1], 0, 0)
+        values = self.gate.gate_values(x)
+        return values if padding_mask is None else values[~padding_mask]
 
     def _project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v, each (B, num_heads, T, head_dim)."""

@@ -117,9 +117,9 @@ class AttnGate(nn.Module):
         hidden = self._hidden(logits, padding_mask, k.shape[:2])
         return logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
 
-    def gate_values(self, q: Tensor, k: Tensor) -> Tensor:
+    def gate_values(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return the probabilities of the blocks of keys, (B, H, Nq, Nk)."""
-        logits: Tensor = self(q, k)
+        logits: Tensor = self(q, k, padding_mask=padding_mask)
         return logits.softmax(-1)
 
     def _hidden(self, logits: Tensor, padding_mask: Tensor | None, shape: torch.Size) -> Tensor:

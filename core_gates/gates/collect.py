@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.utils.module_tracker import ModuleTracker
 
 from core_gates.gates.base import Gate
 from core_gates.gates.routing import RoutingOutput
+
+_hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 
 
 def routing_gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
@@ -81,7 +84,7 @@ def _listening(
 
     def hook_of(gathered: list[RoutingOutput]) -> Callable[[nn.Module, Any, RoutingOutput], None]:
         def hook(_gate: nn.Module, _inputs: Any, output: RoutingOutput) -> None:
-            if not in_backward():
+            if not is_repeated():
                 gathered.append(prepare(output))
 
         return hook
@@ -92,9 +95,30 @@ def _listening(
         yield routings
 
 
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Hide the forward passes inside the ``with`` block from routings gathered and monitors.
+
+    For passes over positions that another pass of the step counts, too.
+    """
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
+
+
 def in_backward() -> bool:
     """Tell whether the backward pass is running, where activation checkpointing recomputes."""
     return bool(ModuleTracker().is_bw)
+
+
+def is_repeated() -> bool:
+    """Tell whether this forward pass repeats another one, so that nothing may count it again.
+
+    That is in the backward pass, where activation checkpointing recomputes, and in `unobserved`.
+    """
+    return _hidden.get() or in_backward()
 
 
 def _unchanged(routing: RoutingOutput) -> RoutingOutput:

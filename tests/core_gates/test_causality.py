@@ -41,8 +41,9 @@ def test_gates_that_couple_positions_are_refused_by_name(gate):
 
 
 def test_other_gates_are_accepted():
-    refuse_coupled_gates(model(TopKGate(6, 4)))
-    refuse_coupled_gates(model(SwitchGate(6, 4, capacity_factor=None, eval_capacity_factor=None)))
+    assert refuse_coupled_gates(model(TopKGate(6, 4))) is None
+    roomy = SwitchGate(6, 4, capacity_factor=None, eval_capacity_factor=None)
+    assert refuse_coupled_gates(model(roomy)) is None
 
 
 def test_a_model_may_itself_be_the_gate():

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
+from core_gates import GateMonitor, TopKGate, collect_routing
 from core_gates.features.selection import FeatureSelectionGate
 from core_gates.gradient_routing import GradientRouting
 
@@ -464,3 +465,26 @@ def test_two_ranks_equal_one_process(ranks):
         assert torch.equal(full, torch.full((2, 3), 3.0))
         assert torch.equal(single, torch.full((4,), 0.5))
         assert none.isnan()
+
+
+class Routed(Net):
+    """A gated net that also routes to experts."""
+
+    def __init__(self):
+        super().__init__()
+        self.router, self.experts = TopKGate(3, 2, k=1), nn.Linear(3, 4)
+
+    def forward(self, x):
+        routing = self.router(x).to_dense()
+        outputs = self.experts(x).unflatten(-1, (2, 2))
+        return super().forward(x) + (routing.weights.unsqueeze(-1) * outputs).sum(-2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_routing_gates_and_monitors_count_a_batch_once(mode):
+    """The gate pass repeats the positions of the main pass: balancing must not see them twice."""
+    model, routing = build(mode, make=Routed)
+    with collect_routing(model) as routings, GateMonitor(model) as monitor:
+        train(model, routing, steps=2)
+    assert len(routings["router"]) == 2
+    assert monitor.compute()["gate"]["values"] == 2 * 8
