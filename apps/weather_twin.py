@@ -14,8 +14,7 @@ from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
 from apps.weather_tuning import OPTIMIZER_BOX, Tuner, tuned
-from weather.baselines.assimilator import Assimilator
-from weather.baselines.per_timeline import PerTimeline
+from weather.baselines.side_by_side import SideBySide
 from weather.bootstrap import moving_block_bootstrap
 from weather.experiments.departures import figures
 from weather.experiments.forms import FORMS
@@ -79,6 +78,7 @@ class TwinScores:
         self.labels = evaluation.world.channels.labels
         self.scores: dict[tuple[str, str], CycleScores] = {}
         self.errors: dict[tuple[str, str], Tensor] = {}
+        self.crossed: dict[tuple[str, str], Tensor] = {}
 
     def run(self) -> None:
         """Cycle everything, the networks of all forms last."""
@@ -94,37 +94,36 @@ class TwinScores:
     def _classical(self, task: TwinTask, method: Method, tick: Callable[[], None]) -> None:
         assimilator = method.build(tuned(self.settings, method, task.name))
         guard = method.name not in ("free_run", "climatology")
-        self._keep(task, method.name, assimilator, tick, guard=guard)
+        timelines = range(len(self.seeds)) or None
+        scores = self.evaluation.run(
+            task, assimilator, guard=guard, verify=True, timelines=timelines, tick=tick
+        )
+        self.scores[task.name, method.name] = scores
+        self.errors[task.name, method.name] = self.evaluation.error(task, scores)
 
     def _network(self, task: TwinTask, form: str, tick: Callable[[], None]) -> None:
-        """Run the network of every seed on the timeline of its seed."""
-        each = [self.networks.load(form, seed) for seed in self.seeds]
-        self._keep(task, form, PerTimeline(each), tick)
+        """Run the networks of all seeds on the timelines of all seeds.
 
-    def _keep(
-        self,
-        task: TwinTask,
-        method: str,
-        assimilator: Assimilator,
-        tick: Callable[[], None],
-        *,
-        guard: bool = True,
-    ) -> None:
-        """Run a method on as many timelines as there are seeds, all if none; keep its scores."""
-        count = len(self.seeds) or None
-        scores = self.evaluation.run(
-            task, assimilator, guard=guard, verify=True, timelines=count, tick=tick
-        )
-        self.scores[task.name, method] = scores
-        self.errors[task.name, method] = self.evaluation.error(task, scores)
+        The scores of a form are those of every network on the timeline of its own seed;
+        ``crossed`` keeps the errors (seeds, timelines, C) of all.
+        """
+        count = len(self.seeds)
+        networks = SideBySide([self.networks.load(form, seed) for seed in self.seeds])
+        timelines = [*range(count)] * count
+        scores = self.evaluation.run(task, networks, verify=True, timelines=timelines, tick=tick)
+        error = self.evaluation.error(task, scores).unflatten(0, (count, count))
+        self.crossed[task.name, form] = error
+        own = torch.arange(count)
+        self.scores[task.name, form] = scores.rows(own * (count + 1))
+        self.errors[task.name, form] = error[own, own]
 
     def rows(self) -> list[Row]:
         """Return every figure of every method, task and channel.
 
         ``rmse``: median over seeds, the blocks of all seeds drawn together for the interval.
         ``rmse_..._seed0`` and so on: every seed with its own interval, first channel. ``lost``:
-        timelines that left the truth. The others are departures from the observations, see
-        :func:`weather.experiments.departures.figures`.
+        timelines that left the truth. The others are departures from the observations, those of a
+        form over all timelines, see :func:`weather.experiments.departures.figures`.
         """
         rows = []
         for (task, method), error in self.errors.items():

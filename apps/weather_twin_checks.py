@@ -9,7 +9,7 @@ from apps.ticker import ticking
 from apps.weather_tuning import tuned
 from apps.weather_twin import TwinScores
 from weather.baselines.assimilator import Assimilator
-from weather.baselines.per_timeline import PerTimeline
+from weather.baselines.side_by_side import SideBySide
 from weather.experiments.corruption import Corruption, corrupt_half
 from weather.experiments.twin_evaluation import TwinEvaluation, TwinTask
 
@@ -80,22 +80,16 @@ class TwinChecks:
         return found
 
     def _crossed(self, task: TwinTask) -> None:
-        """Keep the root of the mean square over the timelines for every seed, first channel."""
-        count, label = len(self.scores.seeds), self.scores.labels[0]
-        total = 2 * count * self.evaluation.cycles
-        with ticking(f"cycling {task.name}, seeds crossed", total) as tick:
-            for form in (FORM, CONTROL):
-                each = []
-                for seed in self.scores.seeds:
-                    network = self.scores.networks.load(form, seed)
-                    scored = self.evaluation.run(task, network, timelines=count, tick=tick)
-                    error = self.evaluation.error(task, scored)[:, 0]
-                    each.append(float(error.square().mean().sqrt()))
-                self.crossed[task.name, form] = each
-                self.found += [
-                    Row(form, f"{task.name}/crossed", f"rmse_{label}_seed{row}", value, n=count)
-                    for row, value in enumerate(each)
-                ]
+        """Take the root of the mean square over the timelines for every seed, first channel."""
+        label = self.scores.labels[0]
+        for form in (FORM, CONTROL):
+            squares = self.scores.crossed[task.name, form][..., 0].square()
+            each = squares.mean(1).sqrt().tolist()
+            self.crossed[task.name, form] = each
+            self.found += [
+                Row(form, f"{task.name}/crossed", f"rmse_{label}_seed{row}", value, n=len(each))
+                for row, value in enumerate(each)
+            ]
 
     def _redrawn(self, task: TwinTask) -> None:
         methods, count = self._methods(task), len(self.scores.seeds)
@@ -103,8 +97,10 @@ class TwinChecks:
         total = self.evaluation.cycles * len(methods)
         with ticking(f"cycling {task.name}, networks redrawn", total) as tick:
             for name, members in methods.items():
-                method = members[0] if len(members) == 1 else PerTimeline(members)
-                scored = self.evaluation.run(task, method, redraw=True, timelines=count, tick=tick)
+                method = members[0] if len(members) == 1 else SideBySide(members)
+                scored = self.evaluation.run(
+                    task, method, redraw=True, timelines=range(count), tick=tick
+                )
                 median = self.evaluation.error(task, scored).median(0).values.tolist()
                 self.found += [
                     Row(name, place, f"rmse_{label}", value, n=count)

@@ -4,7 +4,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from weather.baselines.free_run import FreeRun
-from weather.baselines.per_timeline import PerTimeline
+from weather.baselines.side_by_side import SideBySide
 from weather.experiments.scoring import CycleScores, score_cycle, settled
 from weather.experiments.twin_evaluation import TwinEvaluation, TwinTask
 from weather.metrics import rmse
@@ -145,33 +145,37 @@ def test_every_method_sees_the_same_observations(evaluation):
         assert torch.equal(left.errors, right.errors)
 
 
-def test_the_first_timelines_are_those_of_all(evaluation):
+def test_chosen_timelines_are_those_of_all(evaluation):
     task = TwinTask(0.3, "perfect")
     oi = next(m for m in evaluation.classical() if m.name == "oi")
     method = oi.build({"scale": 0.2, "length_km": 2000.0})
     together = evaluation.run(task, method)
-    alone = evaluation.run(task, method, timelines=1)
-    assert alone.analysis.shape[1] == 1
-    assert_close(alone.analysis[:, 0], together.analysis[:, 0], rtol=1e-4, atol=1e-4)
+    again = evaluation.run(task, method, timelines=[1, 0, 1])
+    assert again.timelines.tolist() == [1, 0, 1]
+    assert_close(again.analysis, together.analysis[:, [1, 0, 1]], rtol=1e-4, atol=1e-4)
+    assert_close(again.rows(torch.tensor([1])).analysis, again.analysis[:, 1:2])
+    errors = evaluation.error(task, again)
+    assert_close(errors, evaluation.error(task, together)[[1, 0, 1]], rtol=1e-4, atol=1e-4)
     assert (
         evaluation.error(task, together) < evaluation.error(task, evaluation.run(task, FreeRun()))
     ).all()
-    with pytest.raises(GatesError, match="3 timelines of 2 in the test period"):
-        evaluation.run(task, method, timelines=3)
+    with pytest.raises(GatesError, match="timeline 3 of 2 in the test period"):
+        evaluation.run(task, method, timelines=[0, 2])
 
 
-def test_timelines_can_have_methods_of_their_own(evaluation):
+def test_methods_side_by_side_share_a_cycle(evaluation):
     task = TwinTask(0.3, "perfect")
     oi = next(m for m in evaluation.classical() if m.name == "oi")
     method = oi.build({"scale": 0.2, "length_km": 2000.0})
-    mixed = evaluation.run(task, PerTimeline([method, FreeRun()]), verify=True)
-    whole = evaluation.run(task, method)
-    assert_close(mixed.analysis[:, 0], whole.analysis[:, 0], rtol=1e-4, atol=1e-4)
-    assert_close(mixed.analysis[:, 1], evaluation.free_run(task).analysis[:, 1])
-    with pytest.raises(ValueError, match="2 timelines, expected 1"):
-        evaluation.run(task, PerTimeline([method]))
+    both = SideBySide([method, FreeRun()])
+    mixed = evaluation.run(task, both, verify=True, timelines=[0, 1, 0, 1])
+    whole, free = evaluation.run(task, method), evaluation.free_run(task)
+    assert_close(mixed.analysis[:, :2], whole.analysis, rtol=1e-4, atol=1e-4)
+    assert_close(mixed.analysis[:, 2:], free.analysis)
+    with pytest.raises(ValueError, match="1 timelines cannot be shared out to 2 methods"):
+        evaluation.run(task, both, timelines=[1])
     with pytest.raises(ValueError, match=r"one ensemble size, found \[1, 2\]"):
-        PerTimeline([method, FreeRun(members=2)])
+        SideBySide([method, FreeRun(members=2)])
 
 
 def test_the_free_run_in_the_perfect_model_is_nature_late_by_a_day(evaluation, twin):
@@ -192,8 +196,8 @@ def test_an_exploding_method_is_scored_as_the_free_run(evaluation):
         assert scores.lost.all()
         free = settled(evaluation.free_run(task, period))
         assert torch.equal(evaluation.error(task, scores, period), free)
-    one = evaluation.run(task, Explode(), timelines=1)
-    assert_close(evaluation.error(task, one), settled(evaluation.free_run(task))[:1])
+    one = evaluation.run(task, Explode(), timelines=[1])
+    assert_close(evaluation.error(task, one), settled(evaluation.free_run(task))[1:])
     worst = (settled(evaluation.free_run(task, "tuning")) / evaluation.climatological_sd).mean(1)
     assert_close(evaluation.tuning_score(task, Explode()), float(worst.max()))
 

@@ -26,6 +26,7 @@ class CycleScores(NamedTuple):
         assimilated: Departures from the observations after the first third, lost timelines left
             out; None if not asked for.
         withheld: Departures from observations that an extra analysis did not see.
+        timelines: (B,) number of each timeline in its period; None for all, in order.
     """
 
     background: Tensor
@@ -34,6 +35,17 @@ class CycleScores(NamedTuple):
     lost: Tensor
     assimilated: DepartureSums | None = None
     withheld: DepartureSums | None = None
+    timelines: Tensor | None = None
+
+    def rows(self, chosen: Tensor) -> CycleScores:
+        """Return some of the timelines, with the departures of all."""
+        return self._replace(
+            background=self.background[:, chosen],
+            analysis=self.analysis[:, chosen],
+            spread=self.spread[:, chosen],
+            lost=self.lost[chosen],
+            timelines=chosen if self.timelines is None else self.timelines[chosen],
+        )
 
 
 def score_cycle(

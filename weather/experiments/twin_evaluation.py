@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,7 +69,7 @@ class TwinEvaluation:
         *,
         redraw: bool = False,
         guard: bool = True,
-        timelines: int | None = None,
+        timelines: Sequence[int] | None = None,
         verify: bool = False,
         tick: Callable[[], None] = lambda: None,
     ) -> CycleScores:
@@ -81,7 +81,7 @@ class TwinEvaluation:
             period: Whose timelines.
             redraw: A new network in every cycle.
             guard: Whether timelines can be lost.
-            timelines: How many timelines to run, from the first on; all if None.
+            timelines: Numbers of the timelines to run, repeated if need be; all if None.
             verify: Also hold the analyses against the observations, a tenth of them withheld.
             tick: Called after every cycle.
 
@@ -89,19 +89,19 @@ class TwinEvaluation:
             GatesError: The period has fewer timelines.
         """
         count = len(self.world.members[period])
-        if timelines is not None and not 1 <= timelines <= count:
+        rows = torch.arange(count) if timelines is None else torch.tensor(timelines)
+        if int(rows.max()) >= count:
             raise GatesError(
-                f"{timelines} timelines of {count} in the {period} period: take fewer seeds or a "
-                "world with more"
+                f"timeline {int(rows.max()) + 1} of {count} in the {period} period: take fewer "
+                "seeds or a world with more"
             )
-        rows = slice(timelines)
         first = self.methods.first_background(period, assimilator.members)[rows]
         with torch.no_grad():
-            return score_cycle(
+            scores = score_cycle(
                 self.forecast(task),
                 assimilator,
                 first,
-                self.world.truth(period)[: self.cycles, rows],
+                self.world.truth(period)[: self.cycles][:, rows],
                 self._observations(task, period, rows, redraw=redraw),
                 area_weights=self.area_weights,
                 climatological_sd=self.climatological_sd,
@@ -110,15 +110,16 @@ class TwinEvaluation:
                 departures=self._departures(period, rows) if verify else None,
                 tick=tick,
             )
+        return scores._replace(timelines=rows)
 
-    def _departures(self, period: Period, rows: slice) -> Departures:
+    def _departures(self, period: Period, rows: Tensor) -> Departures:
         """Withhold a tenth of the points of every timeline, in every tenth cycle."""
-        members = self.world.members[period][rows]
+        members = self.world.members[period]
         points = [withheld_points(self.world.grid, self.world.seed, m, 6) for m in members]
-        return Departures(torch.stack(points), every=10)
+        return Departures(torch.stack(points)[rows], every=10)
 
     def _observations(
-        self, task: TwinTask, period: Period, rows: slice, *, redraw: bool
+        self, task: TwinTask, period: Period, rows: Tensor, *, redraw: bool
     ) -> Iterator[GriddedObservations]:
         stream = self.world.observations(period, task.density, redraw=redraw)
         for _, observations in zip(range(self.cycles), stream, strict=False):
@@ -136,18 +137,11 @@ class TwinEvaluation:
 
         Args:
             task: What was run.
-            scores: Of the first B timelines of the period.
+            scores: Of B timelines of the period.
             period: Whose timelines.
         """
         free = self.free_run(task, period)
-        first = slice(len(scores.lost))
-        same = CycleScores(
-            background=free.background[:, first],
-            analysis=free.analysis[:, first],
-            spread=free.spread[:, first],
-            lost=free.lost[first],
-        )
-        return settled(scores, same)
+        return settled(scores, free if scores.timelines is None else free.rows(scores.timelines))
 
     def tuning_score(self, task: TwinTask, assimilator: Assimilator) -> float:
         """Return what tuning minimizes: the worst network's mean RMSE over climatological sd."""
