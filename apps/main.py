@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-PACKAGES = ("apps", "core_gates", "weather", "benchmarks")
+PACKAGES = ("apps", "core_gates", "endoscopy", "weather", "benchmarks")
 
 
 class App(NamedTuple):

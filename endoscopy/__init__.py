@@ -1,0 +1,1 @@
+"""Polyp sizing from colonoscopy frames with feature-selection gates and gradient routing."""
