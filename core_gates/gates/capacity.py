@@ -39,6 +39,32 @@ def capacity(
     return max(1, int(_by_rule(num_tokens, num_experts, capacity_factor, rule, math)))
 
 
+def group_capacity(
+    num_tokens: int,
+    num_experts: int,
+    capacity_factor: float,
+    rule: CapacityRule,
+    real: Tensor | None,
+) -> int | Tensor:
+    """Return :func:`capacity` of every group of tokens, of which only some are real.
+
+    Args:
+        num_tokens: Tokens T of a group.
+        num_experts: As in :func:`capacity`.
+        capacity_factor: As in :func:`capacity`.
+        rule: As in :func:`capacity`.
+        real: True (G, T, 1) at tokens that count; None if all do.
+
+    Returns:
+        One number for all groups, or one of each (G, 1, 1), float64.
+    """
+    if real is None:
+        return capacity(num_tokens, num_experts, capacity_factor, rule)
+    number = real.sum(-2, keepdim=True).double()
+    limits: Tensor = _by_rule(number, num_experts, capacity_factor, rule, torch).clamp(min=1)
+    return limits
+
+
 def check_capacity(capacity_factor: float | None, rule: CapacityRule) -> None:
     """Refuse a factor that is neither positive nor None (no limit), and an unknown rule.
 
@@ -127,13 +153,12 @@ def limit_capacity(
         raise ValueError("only a routing with indices has a capacity; call to_top_k first")
     num_experts = routing.num_experts
     indices = group_positions(routing.indices, group_dim)
-    limit: int | Tensor = capacity(indices.shape[-2], num_experts, capacity_factor, rule)
+    real = None
     if padding_mask is not None:
         check_padding_mask(padding_mask, routing.indices.shape[:-1])
         if not count_padding:
             real = group_positions(~padding_mask.unsqueeze(-1), group_dim)
-            number = real.sum(-2, keepdim=True).double()
-            limit = _by_rule(number, num_experts, capacity_factor, rule, torch).clamp(min=1)
+    limit = group_capacity(indices.shape[-2], num_experts, capacity_factor, rule, real)
     places = positions_in_expert(
         indices,
         num_experts,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.gates.base import Gate
-from core_gates.gates.capacity import capacity, check_capacity
+from core_gates.gates.capacity import CapacityRule, check_capacity, group_capacity
 from core_gates.gates.groups import group_positions, ungroup_positions
 from core_gates.gates.numerics import linear_fp32
 from core_gates.gates.routing import RoutingOutput
@@ -23,6 +23,7 @@ class ExpertChoiceGate(Gate):
         dim: Features of a position.
         num_experts: Number of experts.
         capacity_factor: Mean number of experts of a position, cf.
+        capacity_rule: How C is rounded, see :func:`core_gates.gates.capacity.capacity`.
         count_padding: Whether ignored positions count as tokens in the capacity.
         group_dim: Dimension of ``x`` along which positions compete; all positions if None.
         bias: Whether the logits have a bias.
@@ -33,7 +34,7 @@ class ExpertChoiceGate(Gate):
         ``x`` (..., D); weights, probs and logits (..., E).
 
     Raises:
-        ValueError: The capacity factor is not positive.
+        ValueError: The capacity factor is not positive, or the rule is unknown.
     """
 
     couples_tokens = True
@@ -44,6 +45,7 @@ class ExpertChoiceGate(Gate):
         num_experts: int,
         *,
         capacity_factor: float = 2.0,
+        capacity_rule: CapacityRule = "ceil",
         count_padding: bool = False,
         group_dim: int | None = None,
         bias: bool = False,
@@ -51,8 +53,9 @@ class ExpertChoiceGate(Gate):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_experts)
-        check_capacity(capacity_factor, "ceil")
+        check_capacity(capacity_factor, capacity_rule)
         self.capacity_factor = capacity_factor
+        self.capacity_rule: CapacityRule = capacity_rule
         self.count_padding = count_padding
         self.group_dim = group_dim
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
@@ -87,15 +90,14 @@ class ExpertChoiceGate(Gate):
     def _choose(self, probs: Tensor, padding_mask: Tensor | None) -> Tensor:
         """Return (..., E), True where the expert takes the position."""
         scores = group_positions(probs, self.group_dim)
-        num_tokens = scores.shape[1]
-        limit: int | Tensor = capacity(num_tokens, self.num_experts, self.capacity_factor)
+        num_tokens, real = scores.shape[1], None
         if padding_mask is not None:
             padding = group_positions(padding_mask.unsqueeze(-1), self.group_dim)
             scores = scores.masked_fill(padding, -1)  # behind every probability
-            if not self.count_padding:
-                real = (~padding).sum(1, keepdim=True).double()
-                share = self.capacity_factor / self.num_experts
-                limit = (real * share * (1 - 1e-12)).ceil().clamp(min=1)
+            real = None if self.count_padding else ~padding
+        limit = group_capacity(
+            num_tokens, self.num_experts, self.capacity_factor, self.capacity_rule, real
+        )
         order = scores.argsort(stable=True, dim=1, descending=True)
         places = torch.arange(num_tokens, device=order.device).view(1, -1, 1).expand_as(order)
         chosen = torch.zeros_like(order).scatter(1, order, places) < limit

@@ -48,6 +48,19 @@ def test_every_expert_takes_its_capacity(num_tokens, factor, load):
         assert routing.kept is None
 
 
+@pytest.mark.parametrize(
+    ("rule", "load"), [("ceil", 6), ("floor", 5), ("per_expert", 6), ("per_token", 10)]
+)
+def test_capacity_rules(rule, load):
+    factor = 1.0 if rule == "per_token" else 2.0
+    gate = identity_gate(4, capacity_factor=factor, capacity_rule=rule)
+    x = scores(11, 4)[: 10 if rule == "per_token" else 11]
+    assert gate(x).chosen().sum(0).tolist() == [load] * 4
+    padded = torch.cat([x, x[:3]])
+    mask = torch.arange(len(padded)) >= len(x)
+    assert gate(padded, padding_mask=mask).chosen().sum(0).tolist() == [load] * 4
+
+
 def test_equal_scores_go_to_the_first_position():
     routing = identity_gate(4, capacity_factor=1.0)(torch.zeros(8, 4, dtype=torch.float64))
     assert routing.chosen()[:2].all()
@@ -80,5 +93,7 @@ def test_capacity_excludes_padding_by_default(count_padding):
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="capacity_factor must be positive, got 0"):
         ExpertChoiceGate(3, 4, capacity_factor=0)
+    with pytest.raises(ValueError, match="capacity_rule is 'round'"):
+        ExpertChoiceGate(3, 4, capacity_rule="round")
     with pytest.raises(ValueError, match="group_dim must be a dimension"):
         identity_gate(3, group_dim=-1)(scores(5, 3))
