@@ -23,7 +23,7 @@ from apps.weather_twin_checks import TwinChecks
 from core_gates.errors import GatesError
 from weather.data.stream import AssimilationDataModule
 from weather.experiments.ensemble_source import Era5EnsembleSource
-from weather.experiments.forms import FORMS
+from weather.experiments.forms import COMPARED
 from weather.experiments.method import Settings
 from weather.experiments.twin import TwinWorld
 from weather.experiments.twin_evaluation import TwinEvaluation
@@ -185,6 +185,7 @@ class WeatherTrainer(GatesTrainer):
         seeds: tuple[int, ...] = (0, 1, 2),
         densities: tuple[float, ...] = (0.1, 0.01),
         quick: bool = False,
+        open_gate: bool = False,
         ckpt_path: str | None = None,
     ) -> None:
         """Score every method, train the networks that are missing first, and write scores.json.
@@ -195,13 +196,17 @@ class WeatherTrainer(GatesTrainer):
             seeds: Seeds of networks, and of test timelines in a twin world.
             densities: Shares of grid points observed.
             quick: A short look in two minutes: few cycles or cases, no bars, nothing is trained.
+            open_gate: Score networks with all gates open, too. None is shipped: they are trained
+                with the settings of ``adas_increment``.
             ckpt_path: A checkpoint or weights file to score beside the classical methods, in place
                 of the networks of all forms and seeds; no bars.
         """
         check_seeds(datamodule.source, seeds)
         settings = self._settings()
         networks = self._networks(model, datamodule, settings)
-        forms = (networks.pin(Path(ckpt_path)),) if ckpt_path else tuple(FORMS)
+        forms = (*COMPARED, "open_gate") if open_gate else COMPARED
+        if ckpt_path:
+            forms = (networks.pin(Path(ckpt_path)),)
         full = not quick and ckpt_path is None
         missing = networks.missing(forms, seeds)
         if missing:

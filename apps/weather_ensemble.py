@@ -18,7 +18,7 @@ from weather.experiments.departures import Departures, figures
 from weather.experiments.ensemble_methods import ensemble_methods
 from weather.experiments.ensemble_scoring import case_departures, case_errors, worst_case
 from weather.experiments.ensemble_source import TASKS, Era5EnsembleSource, Task
-from weather.experiments.forms import FORMS
+from weather.experiments.forms import COMPARED
 from weather.experiments.method import Method, Settings
 from weather.experiments.tuning import Setting
 
@@ -42,7 +42,7 @@ def tune_ensemble(
                 name = f"{method.name}/{task_name(task, density)}"
                 score = partial(_score, source, task, density, method)
                 tuner.tune(name, method.box, score)
-    for form in FORMS:
+    for form in COMPARED:
 
         def worst(setting: Setting, form: str = form) -> float:
             analysis = networks.fit(form, 0, setting, trial_steps)

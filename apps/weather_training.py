@@ -82,7 +82,9 @@ class Networks:
 
     def train(self, form: str, seed: int) -> Path:
         """Train one network with the configured data and keep its weights."""
-        analysis = self.fit(form, seed, dict(self.settings.get(form, {})), self.datamodule.steps)
+        tuned = "adas_increment" if form == "open_gate" else form
+        setting = dict(self.settings.get(tuned, {}))
+        analysis = self.fit(form, seed, setting, self.datamodule.steps)
         path = self.run_folder.path / "weights" / f"{form}-s{seed}.safetensors"
         save_weights(path, analysis, form=form, seed=seed, config=self.config)
         return path

@@ -17,7 +17,7 @@ from apps.weather_tuning import OPTIMIZER_BOX, Tuner, tuned
 from weather.baselines.side_by_side import SideBySide
 from weather.bootstrap import moving_block_bootstrap
 from weather.experiments.departures import figures
-from weather.experiments.forms import FORMS
+from weather.experiments.forms import COMPARED
 from weather.experiments.method import Method, Settings
 from weather.experiments.scoring import CycleScores
 from weather.experiments.tuning import Setting
@@ -40,7 +40,7 @@ def tune_twin(
         for task in evaluation.tasks if method.box else []:
             score = partial(_score, evaluation, method, task)
             tuner.tune(f"{method.name}/{task.name}", method.box, score)
-    for form in FORMS:
+    for form in COMPARED:
 
         def score_of(setting: Setting, form: str = form) -> float:
             analysis = networks.fit(form, 0, setting, trial_steps)

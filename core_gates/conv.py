@@ -25,6 +25,8 @@ class GatedConv(nn.Module):
         circular: Pad the last dimension (longitude) periodically; the others with zeros.
         gated: False gives the control with the same parameters that adds instead of multiplying,
             ``o1 = silu(K_o o + K_g g)``.
+        open_gate: True gives the control whose gates are all one, ``o1 = silu(K_o o)``; the gate
+            stream is not read.
 
     Shape:
         Three streams (B, I, [D,] H, W) to three streams (B, C, [D,] H, W).
@@ -39,9 +41,10 @@ class GatedConv(nn.Module):
         ndim: int = 3,
         circular: bool = False,
         gated: bool = True,
+        open_gate: bool = False,
     ) -> None:
         super().__init__()
-        self.gated = gated
+        self.gated, self.open_gate = gated, open_gate
         self.conv_x = SameConv(in_dim, dim, kernel_size, ndim=ndim, circular=circular)
         self.conv_o = SameConv(in_dim, dim, kernel_size, ndim=ndim, circular=circular)
         self.conv_g = SameConv(in_dim, dim, kernel_size, ndim=ndim, circular=circular)
@@ -57,7 +60,10 @@ class GatedConv(nn.Module):
                 "the three streams must have one shape, found "
                 f"{tuple(x.shape)}, {tuple(o.shape)} and {tuple(g.shape)}"
             )
-        signal, logits = self.conv_o(o), self.conv_g(g)
+        signal = self.conv_o(o)
+        if self.open_gate:
+            return F.silu(self.conv_x(x)), F.silu(signal), torch.ones_like(signal)
+        logits = self.conv_g(g)
         if self.gated:
             o1, g1 = silu_gate(signal, logits)
         else:
@@ -67,7 +73,7 @@ class GatedConv(nn.Module):
     def gate_values(self, x: Tensor, o: Tensor, g: Tensor) -> Tensor:  # noqa: ARG002
         """Return the gates ``sigmoid(K_g g)`` (B, C, [D,] H, W) that the observations meet."""
         values: Tensor = self.conv_g(g).sigmoid()
-        return values
+        return torch.ones_like(values) if self.open_gate else values
 
 
 class PartialConv(nn.Module):

@@ -116,6 +116,19 @@ def test_a_closed_gate_silences_observations_and_only_the_gated_form_does():
         assert (gated(x, o, g)[1] - ungated(x, o, g)[1]).abs().max() > 1e-2
 
 
+def test_an_open_gate_passes_the_observations_and_does_not_read_its_stream():
+    x, o, g = (randn(1, 2, 3, 4, 6, seed=seed) for seed in range(3))
+    module = GatedConv(2, 3, 3, open_gate=True).double()
+    expected = (
+        F.silu(module.conv_x(x)),
+        F.silu(module.conv_o(o)),
+        torch.ones(1, 3, 3, 4, 6).double(),
+    )
+    assert_close(module(x, o, g), expected)
+    assert_close(module(x, o, -g), expected)
+    assert torch.equal(module.gate_values(x, o, g), expected[2])
+
+
 def test_gated_conv_runs_in_bfloat16_and_traces_whole():
     module = GatedConv(2, 3, (3, 3, 5), circular=True)
     streams = [randn(1, 2, 4, 4, 6, seed=seed).float() for seed in range(3)]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from weather.experiments.forms import FORMS
+from weather.experiments.forms import COMPARED, FORMS
 from weather.experiments.method import Method, stored
 from weather.models.adas import Adas
 
@@ -28,7 +28,7 @@ def inputs():
 
 def test_the_forms_have_the_same_parameters(build):
     shapes = [{n: p.shape for n, p in build(form).named_parameters()} for form in FORMS]
-    assert shapes[0] == shapes[1] == shapes[2]
+    assert all(shape == shapes[0] for shape in shapes)
 
 
 def test_the_ungated_control_is_another_function_of_the_same_weights(build):
@@ -41,9 +41,16 @@ def test_the_ungated_control_is_another_function_of_the_same_weights(build):
 
 def test_the_control_still_reads_the_confidence(build):
     x, y, c = inputs()
-    for form in FORMS:
+    for form in COMPARED:
         network = build(form)
         assert not torch.allclose(network(x, y, c), network(x, y, torch.zeros_like(c)), atol=1e-6)
+
+
+def test_with_open_gates_an_observation_of_zero_looks_like_none(build):
+    x, y, c = inputs()
+    network = build("open_gate")
+    torch.testing.assert_close(network(x, y, c), network(x, y, torch.zeros_like(c)))
+    assert not torch.allclose(network(x, y, c), network(x, 0 * y, c), atol=1e-6)
 
 
 def test_only_the_official_form_returns_the_analysis():
@@ -52,6 +59,7 @@ def test_only_the_official_form_returns_the_analysis():
         "adas_increment": "increment",
         "adas_official": "analysis",
         "ungated": "increment",
+        "open_gate": "increment",
     }
 
 

@@ -55,6 +55,8 @@ class Adas(nn.Module):
             observations the background stays exactly what it is. Stochastic depth is off.
         bound_gate: Clip the gate stream to [0, 1] after the embedding and each stage.
         gated: False gives the control with the same parameters, see `core_gates.conv.GatedConv`.
+        open_gate: True gives the control whose gates are all one: it cannot tell an observation of
+            zero from none.
         legacy_clip: Position bias of clipped windows as in the official code, for its weights.
         recompute: Recompute attention branches in the backward pass: less memory, more time.
 
@@ -85,6 +87,7 @@ class Adas(nn.Module):
         increment_mode: bool = False,
         bound_gate: bool = False,
         gated: bool = True,
+        open_gate: bool = False,
         legacy_clip: bool = False,
         recompute: bool = False,
     ) -> None:
@@ -98,6 +101,7 @@ class Adas(nn.Module):
         self.num_channels = num_surface + num_upper * num_levels
         self.output = output
         self.increment_mode, self.bound_gate = increment_mode, bound_gate
+        self.open_gate = open_gate
         patches = GridPatches(grid_shape, patch_size)
         self.embeddings = nn.ModuleDict(
             {name: PatchEmbedding(num_surface, num_upper, dim, patches) for name in STREAM_NAMES}
@@ -106,7 +110,8 @@ class Adas(nn.Module):
         columns = patches.shape[1] if position == "full" else 1
         self.position = nn.Parameter(torch.empty(1, dim, depth, patches.shape[0], columns))
         common = {"legacy_clip": legacy_clip, "recompute": recompute}
-        trunk = common | {"circular": circular_longitude, "bound_gate": bound_gate, "gated": gated}
+        gate = {"bound_gate": bound_gate, "gated": gated, "open_gate": open_gate}
+        trunk = common | {"circular": circular_longitude} | gate
         self.stages = nn.ModuleList(
             AdasStage(
                 dim * 2**scale, kernel_sizes[scale], num_heads, window_size, sample=sample, **trunk
@@ -167,7 +172,7 @@ class Adas(nn.Module):
             self.embeddings[name](*self._split(field))
             for name, field in zip(STREAM_NAMES, fields, strict=True)
         )
-        g = g.sigmoid() + self.position
+        g = torch.ones_like(o) if self.open_gate else g.sigmoid() + self.position
         return x + self.position, o + self.position, g.clamp(0, 1) if self.bound_gate else g
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ class AdasStage(nn.Module):
         circular: Pad longitude periodically in the convolutions.
         bound_gate: Clip the outgoing gate stream to [0, 1].
         gated: False gives the control that adds instead of gating.
+        open_gate: True gives the control whose gates are all one.
         legacy_clip: See `core_gates.attention.window.WindowAttention`.
         recompute: Recompute attention branches in the backward pass instead of storing them.
 
@@ -45,6 +46,7 @@ class AdasStage(nn.Module):
         circular: bool = False,
         bound_gate: bool = False,
         gated: bool = True,
+        open_gate: bool = False,
         legacy_clip: bool = False,
         recompute: bool = False,
     ) -> None:
@@ -59,7 +61,9 @@ class AdasStage(nn.Module):
                 }
             )
         in_dim = 2 * dim if sample == "up" else dim
-        self.conv = GatedConv(in_dim, dim, kernel_size, circular=circular, gated=gated)
+        self.conv = GatedConv(
+            in_dim, dim, kernel_size, circular=circular, gated=gated, open_gate=open_gate
+        )
         self.cross = GatedCrossAttention(
             dim, num_heads, window, gated=gated, legacy_clip=legacy_clip, recompute=recompute
         )
