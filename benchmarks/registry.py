@@ -108,7 +108,8 @@ def find_op(op: str) -> Suite:
     for suite in map(load_suite, suite_names()):
         comparisons = list(suite.comparisons())
         known |= {comparison.op for comparison in comparisons}
-        mine = [comparison for comparison in comparisons if comparison.op == op]
+        named = {comparison.name for comparison in found}
+        mine = [c for c in comparisons if c.op == op and c.name not in named]
         found += mine
         tests += suite.tests if mine else ()
     if not found:

@@ -151,9 +151,14 @@ def test_what_does_not_fit_into_memory_is_skipped(suite, capsys):
 
 def test_suites_and_ops_are_found_or_named():
     assert "core" in suite_names()
-    assert {c.op for c in load_suite("core").comparisons()} == {"silu_gate", "gate_multiply"}
-    found = find_op("gate_multiply")
-    assert {c.op for c in found.comparisons()} == {"gate_multiply"}
+    assert {c.op for c in load_suite("core_ops").comparisons()} == {"silu_gate", "gate_multiply"}
+    found = list(find_op("gate_multiply").comparisons())
+    assert {c.op for c in found} == {"gate_multiply"}
+    assert len({c.name for c in found}) == len(found) == 2  # though in two suites
+    parts = ("core_moe", "adapters", "core_attention", "core_ops")
+    assert len(list(load_suite("core").comparisons())) == sum(
+        len(list(load_suite(part).comparisons())) for part in parts
+    )
     with pytest.raises(GatesError, match=r"unknown suite 'cor': choose from .*core"):
         load_suite("cor")
     with pytest.raises(GatesError, match=r"no suite compares the op 'x': choose from .*silu_gate"):
@@ -168,8 +173,8 @@ def test_the_tests_of_a_suite_exist(suite_name):
 
 
 def test_the_core_is_timed_with_and_without_gradients(monkeypatch):
-    monkeypatch.setitem(benchmarks.suites.core.SHAPES, "cpu", (2, 3, 4))
-    for entry in load_suite("core").comparisons():
+    monkeypatch.setitem(benchmarks.suites.core_ops.SHAPES, "cpu", (2, 3, 4))
+    for entry in load_suite("core_ops").comparisons():
         variants = entry.build(benchmarks.run.load_head)
         assert {"reference", "compile"} <= variants.keys()
         result = variants[entry.baseline]()
