@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from apps.scores import Bar, Row
+from apps.threads import Tick, in_threads
 from apps.ticker import ticking
 from apps.weather_training import Networks
 from apps.weather_tuning import OPTIMIZER_BOX, Tuner, tuned
@@ -81,17 +81,22 @@ class TwinScores:
         self.crossed: dict[tuple[str, str], Tensor] = {}
 
     def run(self) -> None:
-        """Cycle everything, the networks of all forms last."""
-        methods = self.evaluation.classical()
-        total = len(methods) + len(self.forms)
-        for task in self.evaluation.tasks:
-            with ticking(f"cycling {task.name}", total * self.evaluation.cycles) as tick:
-                for method in methods:
-                    self._classical(task, method, tick)
-                for form in self.forms:
-                    self._network(task, form, tick)
+        """Cycle everything on all cores, the free runs first, which lost timelines are given."""
+        evaluation = self.evaluation
+        for task in {task.model: task for task in evaluation.tasks}.values():
+            evaluation.free_run(task)
+        forms = [partial(self._network, t, f) for f in self.forms for t in evaluation.tasks]
+        methods = evaluation.classical()[::-1]  # the longest one first
+        jobs = forms + [partial(self._classical, t, m) for m in methods for t in evaluation.tasks]
+        with ticking("cycling", len(jobs) * evaluation.cycles) as tick:
+            in_threads(jobs, tick)
+        order = [(t.name, m) for t in evaluation.tasks for m in self._names()]
+        self.errors = {key: self.errors[key] for key in order}
 
-    def _classical(self, task: TwinTask, method: Method, tick: Callable[[], None]) -> None:
+    def _names(self) -> list[str]:
+        return [*(method.name for method in self.evaluation.classical()), *self.forms]
+
+    def _classical(self, task: TwinTask, method: Method, tick: Tick) -> None:
         assimilator = method.build(tuned(self.settings, method, task.name))
         guard = method.name not in ("free_run", "climatology")
         timelines = range(len(self.seeds)) or None
@@ -101,7 +106,7 @@ class TwinScores:
         self.scores[task.name, method.name] = scores
         self.errors[task.name, method.name] = self.evaluation.error(task, scores)
 
-    def _network(self, task: TwinTask, form: str, tick: Callable[[], None]) -> None:
+    def _network(self, task: TwinTask, form: str, tick: Tick) -> None:
         """Run the networks of all seeds on the timelines of all seeds.
 
         The scores of a form are those of every network on the timeline of its own seed;

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
 from apps.scores import Bar, Row
+from apps.threads import Tick, in_threads
 from apps.ticker import ticking
 from apps.weather_tuning import tuned
 from apps.weather_twin import TwinScores
@@ -39,18 +41,26 @@ class TwinChecks:
         self.crossed: dict[tuple[str, str], list[float]] = {}
 
     def run(self) -> None:
-        """Run all checks."""
-        sparse = min(task.density for task in self.evaluation.tasks)
-        dense = max(task.density for task in self.evaluation.tasks)
-        for task in self.evaluation.tasks:
-            if task.density == sparse:
-                self._crossed(task)
-                self._redrawn(task)
-        self._corrupted(TwinTask(dense, "perfect"))
+        """Run all checks on all cores."""
+        tasks, cycles = self.evaluation.tasks, self.evaluation.cycles
+        sparse = [task for task in tasks if task.density == min(t.density for t in tasks)]
+        dense = TwinTask(max(task.density for task in tasks), "perfect")
+        names = ("oi", FORM) if FORM in self.scores.forms else ("oi",)
+        short = TwinEvaluation(
+            self.evaluation.world, (dense.density,), min(CORRUPTION_CYCLES, cycles)
+        )
+        jobs = [partial(self._redrawn, task, name) for name in names[::-1] for task in sparse]
+        jobs += [partial(self._corrupted, dense, short, name) for name in names]
+        corrupted = short.cycles * (1 + len(self.scores.seeds) * (len(names) - 1))
+        total = cycles * len(sparse) * len(names) + corrupted
+        with ticking("redrawing networks, corrupting reports", total) as tick:
+            in_threads(jobs, tick)
+        for task in sparse:
+            self._crossed(task)
 
     def rows(self) -> list[Row]:
         """Return every figure of the checks."""
-        return self.found
+        return sorted(self.found, key=lambda row: (row.task, row.method, row.metric))
 
     def bars(self) -> list[Bar]:
         """Return what the corruption must do, and must not do, to Adas."""
@@ -69,15 +79,12 @@ class TwinChecks:
             Bar(f"{FORM}, corrupted half denied over withheld", found.denied, ">=", DENIED),
         ]
 
-    def _methods(self, task: TwinTask) -> dict[str, list[Assimilator]]:
-        """Return OI, and the networks of all seeds."""
+    def _methods(self, task: TwinTask, name: str) -> list[Assimilator]:
+        """Return OI, or the networks of all seeds."""
+        if name == FORM:
+            return [self.scores.networks.load(FORM, seed) for seed in self.scores.seeds]
         oi = next(m for m in self.evaluation.classical() if m.name == "oi")
-        found: dict[str, list[Assimilator]] = {
-            "oi": [oi.build(tuned(self.scores.settings, oi, task.name))]
-        }
-        if FORM in self.scores.forms:
-            found[FORM] = [self.scores.networks.load(FORM, seed) for seed in self.scores.seeds]
-        return found
+        return [oi.build(tuned(self.scores.settings, oi, task.name))]
 
     def _crossed(self, task: TwinTask) -> None:
         """Take the root of the mean square over the timelines for every seed, first channel."""
@@ -91,35 +98,24 @@ class TwinChecks:
                 for row, value in enumerate(each)
             ]
 
-    def _redrawn(self, task: TwinTask) -> None:
-        methods, count = self._methods(task), len(self.scores.seeds)
+    def _redrawn(self, task: TwinTask, name: str, tick: Tick) -> None:
+        members, count = self._methods(task, name), len(self.scores.seeds)
+        method = members[0] if len(members) == 1 else SideBySide(members)
+        scored = self.evaluation.run(task, method, redraw=True, timelines=range(count), tick=tick)
+        median = self.evaluation.error(task, scored).median(0).values.tolist()
         place = f"{task.name}/redrawn"
-        total = self.evaluation.cycles * len(methods)
-        with ticking(f"cycling {task.name}, networks redrawn", total) as tick:
-            for name, members in methods.items():
-                method = members[0] if len(members) == 1 else SideBySide(members)
-                scored = self.evaluation.run(
-                    task, method, redraw=True, timelines=range(count), tick=tick
-                )
-                median = self.evaluation.error(task, scored).median(0).values.tolist()
-                self.found += [
-                    Row(name, place, f"rmse_{label}", value, n=count)
-                    for label, value in zip(self.scores.labels, median, strict=True)
-                ]
-                self.found.append(Row(name, place, "lost", float(scored.lost.sum()), n=count))
+        self.found += [
+            Row(name, place, f"rmse_{label}", value, n=count)
+            for label, value in zip(self.scores.labels, median, strict=True)
+        ]
+        self.found.append(Row(name, place, "lost", float(scored.lost.sum()), n=count))
 
-    def _corrupted(self, task: TwinTask) -> None:
-        methods = self._methods(task)
-        cycles = min(CORRUPTION_CYCLES, self.evaluation.cycles)
-        short = TwinEvaluation(self.evaluation.world, (task.density,), cycles)
-        total = cycles * sum(map(len, methods.values()))
-        with ticking(f"corrupting half of the reports, {task.name}", total) as tick:
-            for name, members in methods.items():
-                each = [corrupt_half(task, short, member, tick=tick) for member in members]
-                found = Corruption(
-                    *(statistics.median(column) for column in zip(*each, strict=True))
-                )
-                self.corruption[name] = found
-                for key, value in found._asdict().items():
-                    place = f"{task.name}/corrupted"
-                    self.found.append(Row(name, place, f"{key}_over_withheld", value, n=len(each)))
+    def _corrupted(self, task: TwinTask, short: TwinEvaluation, name: str, tick: Tick) -> None:
+        members = self._methods(task, name)
+        each = [corrupt_half(task, short, member, tick=tick) for member in members]
+        found = Corruption(*(statistics.median(column) for column in zip(*each, strict=True)))
+        self.corruption[name] = found
+        self.found += [
+            Row(name, f"{task.name}/corrupted", f"{key}_over_withheld", value, n=len(each))
+            for key, value in found._asdict().items()
+        ]

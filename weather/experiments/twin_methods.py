@@ -65,10 +65,11 @@ class TwinMethods:
 
     def _optimal_interpolation(self, setting: Setting) -> OptimalInterpolation:
         length = setting["length_km"]
-        if length not in self._covariance:
-            self._covariance.clear()  # one matrix is 150 MB at T21
-            self._covariance[length] = self.world.background_covariance(length)
-        return OptimalInterpolation(self._covariance[length], scale=setting["scale"])
+        covariance = self._covariance.get(length)
+        if covariance is None:
+            covariance = self.world.background_covariance(length)
+            self._covariance = {length: covariance}  # only one, of 150 MB at T21
+        return OptimalInterpolation(covariance, scale=setting["scale"])
 
     def _letkf(self, setting: Setting) -> LETKF:
         return LETKF(
