@@ -1,0 +1,130 @@
+"""From predictions of frames to one of each object, and of each patient."""
+
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from core_gates.errors import GatesError
+
+Level = Literal["median", "mean", "best_k"]
+PROBABILITIES = ("p_diminutive", "p_small", "p_large")
+REQUIRED = ("unique_id", "gt", "predicted_mm")
+
+
+def object_table(predictions: pd.DataFrame, level: Level = "median", *, k: int = 5) -> pd.DataFrame:
+    """Aggregate the frames of each object.
+
+    Args:
+        predictions: One row a frame: ``unique_id``, ``gt`` (mm), ``predicted_mm``; optional
+            ``censored`` (gt is a lower bound), ``patient``, ``sharpness``, probabilities
+            ``p_diminutive``, ``p_small`` and ``p_large``, ``reasons`` (why a frame abstains, empty
+            if it does not), and any other column, such as those of subgroups.
+        level: ``median`` or ``mean`` of the sizes of frames, or ``best_k``, the median of the k
+            sharpest frames. Probabilities are averaged over the same frames.
+        k: Number of frames of ``best_k``.
+
+    Returns:
+        One row an object, in order of first appearance: all columns, ``num_frames`` (those that
+        count) and ``abstained``. Frames that abstain do not count unless all of an object do.
+        Other columns become the median if numbers, else the most frequent value.
+
+    Raises:
+        GatesError: A column is missing, a prediction is not finite, or an object has two sizes.
+    """
+    if level not in get_args(Level):
+        raise ValueError(f"level is {level!r}; choose one of {', '.join(get_args(Level))}")
+    needed = (*REQUIRED, "sharpness") if level == "best_k" else REQUIRED
+    _check(predictions, needed)
+    frames = predictions.assign(
+        censored=_column(predictions, "censored", False).astype(bool),
+        reasons=_column(predictions, "reasons", "").fillna("").astype(str),
+    )
+    abstains = frames["reasons"] != ""
+    all_abstain = abstains.groupby(frames["unique_id"]).transform("all")
+    counting = frames[~abstains | all_abstain]
+    if level == "best_k":
+        sharp = counting.sort_values("sharpness", ascending=False, kind="stable")
+        counting = sharp.groupby("unique_id", sort=False).head(k)
+    how = "mean" if level == "mean" else "median"
+    order = frames["unique_id"].drop_duplicates()
+    grouped = counting.groupby("unique_id", sort=False)
+    columns = {"gt": grouped["gt"].first(), "predicted_mm": grouped["predicted_mm"].agg(how)}
+    for name in counting.columns.difference(["unique_id", *columns], sort=False):
+        columns[name] = _summary(counting, name)
+    table = pd.DataFrame(columns).loc[order]
+    table["num_frames"] = grouped.size()
+    table["abstained"] = table["reasons"] != ""
+    return table.rename_axis("unique_id").reset_index()
+
+
+def patient_table(objects: pd.DataFrame) -> pd.DataFrame:
+    """Keep the worst lesion of each patient: the greatest true and the greatest predicted size.
+
+    Args:
+        objects: From :func:`object_table`, with a column ``patient``.
+
+    Returns:
+        One row a patient: patient, unique_id (the patient's), gt, predicted_mm, censored,
+        num_objects. A size is a lower bound if that of the largest lesion is.
+
+    Raises:
+        GatesError: There is no column ``patient``.
+    """
+    _check(objects, ("patient", *REQUIRED))
+    objects = objects.assign(censored=_column(objects, "censored", False).astype(bool))
+    largest = objects.sort_values(["gt", "censored"], kind="stable")
+    grouped = largest.groupby("patient", sort=False)
+    table = pd.DataFrame(
+        {
+            "gt": grouped["gt"].last(),
+            "censored": grouped["censored"].last(),
+            "predicted_mm": grouped["predicted_mm"].max(),
+            "num_objects": grouped.size(),
+        }
+    ).loc[objects["patient"].drop_duplicates()]
+    table = table.rename_axis("patient").reset_index()
+    return table.assign(unique_id=table["patient"])
+
+
+def clusters_of(table: pd.DataFrame) -> np.ndarray:
+    """Return what samples depend on: the patient where known, else the object."""
+    if "patient" not in table or table["patient"].isna().all():
+        return table["unique_id"].astype(str).to_numpy()
+    own = "object " + table["unique_id"].astype(str)
+    patient = "patient " + table["patient"].astype(str)
+    return patient.where(table["patient"].notna(), own).to_numpy()
+
+
+def _check(table: pd.DataFrame, needed: tuple[str, ...]) -> None:
+    missing = [name for name in needed if name not in table]
+    if missing:
+        raise GatesError(
+            f"predictions lack {', '.join(missing)}; found {', '.join(map(str, table.columns))}"
+        )
+    if table.empty:
+        raise GatesError("predictions are empty; expected one row a frame")
+    broken = int((~np.isfinite(table["predicted_mm"].to_numpy(dtype=float))).sum())
+    if broken:
+        raise GatesError(f"{broken} of {len(table)} predictions are not finite; expected mm")
+    sizes = table.groupby("unique_id")["gt"].nunique(dropna=False)
+    if (sizes > 1).any():
+        name = sizes.index[sizes > 1][0]
+        raise GatesError(f"object {name} has {sizes[name]} true sizes; expected one an object")
+
+
+def _column(table: pd.DataFrame, name: str, default: object) -> pd.Series:
+    return table[name] if name in table else pd.Series(default, table.index, dtype=object)
+
+
+def _summary(frames: pd.DataFrame, name: str) -> pd.Series:
+    grouped = frames.groupby("unique_id", sort=False)[name]
+    if name in PROBABILITIES:
+        return grouped.mean()
+    if pd.api.types.is_bool_dtype(frames[name]):
+        return grouped.any()
+    if pd.api.types.is_numeric_dtype(frames[name]):
+        return grouped.median()
+    counts = frames.groupby(["unique_id", name], sort=False, dropna=False).size()
+    most = counts.sort_values(ascending=False, kind="stable").groupby("unique_id").head(1)
+    return most.reset_index(level=name)[name]

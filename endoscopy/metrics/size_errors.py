@@ -1,0 +1,78 @@
+"""Errors of sizes in millimeters, also of many weighted samples at once.
+
+The error is predicted minus true. Sizes that are lower bounds have no error: leave them out.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+NORMAL_95 = 1.959963984540054
+
+
+class LimitsOfAgreement(NamedTuple):
+    """Bland-Altman limits (Bland and Altman, 1986), scalars or (...) of weights (..., N).
+
+    Attributes:
+        bias: Mean error, mm.
+        low: Bias - 1.96 standard deviations of the error, mm.
+        high: Bias + 1.96 standard deviations, mm.
+    """
+
+    bias: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return the mean of values (N,) under weights (..., N); NaN without weight."""
+    if weights is None:
+        weights = np.ones(len(values))
+    total = weights.sum(-1)
+    return np.divide(weights @ values, total, out=np.full(total.shape, np.nan), where=total > 0)
+
+
+def mean_absolute_error(
+    gt: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the mean of |predicted - gt|, mm."""
+    return weighted_mean(np.abs(predicted - gt), weights)
+
+
+def root_mean_square_error(
+    gt: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the root of the mean square error, mm."""
+    return np.sqrt(weighted_mean((predicted - gt) ** 2, weights))
+
+
+def mean_relative_error(
+    gt: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the mean of |predicted - gt| / gt, known as MAPE; a ratio, not per cent."""
+    return weighted_mean(np.abs(predicted - gt) / gt, weights)
+
+
+def bias(gt: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return the mean of predicted - gt, mm; positive where sizes are overestimated."""
+    return weighted_mean(predicted - gt, weights)
+
+
+def limits_of_agreement(
+    gt: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None
+) -> LimitsOfAgreement:
+    """Return the bias and the limits that hold 95 % of normally distributed errors.
+
+    Args:
+        gt: (N,) true sizes, mm.
+        predicted: (N,), mm.
+        weights: (..., N) counts; all one by default.
+    """
+    if weights is None:
+        weights = np.ones(len(gt))
+    error = predicted - gt
+    mean, total = weighted_mean(error, weights), weights.sum(-1)
+    square = np.maximum(weighted_mean(error**2, weights) - mean**2, 0)
+    freedom = np.divide(total, total - 1, out=np.full(total.shape, np.nan), where=total > 1)
+    half = NORMAL_95 * np.sqrt(square * freedom)
+    return LimitsOfAgreement(mean, mean - half, mean + half)

@@ -1,0 +1,105 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core_gates.errors import GatesError
+from endoscopy.metrics import clusters_of, object_table, patient_table
+
+
+def frames(**columns):
+    table = {
+        "unique_id": ["b", "b", "b", "a", "a"],
+        "patient": ["p", "p", "p", "p", "p"],
+        "frame_id": [1, 2, 3, 1, 2],
+        "gt": [4.0, 4.0, 4.0, 12.0, 12.0],
+        "predicted_mm": [3.0, 5.0, 10.0, 11.0, 14.0],
+    }
+    return pd.DataFrame(table | columns)
+
+
+def test_median_and_mean_over_frames():
+    median = object_table(frames())
+    assert median["unique_id"].tolist() == ["b", "a"]
+    assert median["predicted_mm"].tolist() == [5.0, 12.5]
+    assert median["gt"].tolist() == [4.0, 12.0]
+    assert median["num_frames"].tolist() == [3, 2]
+    assert not median["abstained"].any()
+    assert object_table(frames(), "mean")["predicted_mm"].tolist() == [6.0, 12.5]
+
+
+def test_best_k_takes_the_sharpest_frames():
+    sharp = frames(sharpness=[0.1, 0.9, 0.8, 0.3, 0.7])
+    assert object_table(sharp, "best_k", k=1)["predicted_mm"].tolist() == [5.0, 14.0]
+    assert object_table(sharp, "best_k", k=2)["predicted_mm"].tolist() == [7.5, 12.5]
+    with pytest.raises(GatesError, match="lack sharpness"):
+        object_table(frames(), "best_k")
+
+
+def test_frames_that_abstain_do_not_count_unless_all_do():
+    table = object_table(frames(reasons=["", "too near", "", "blurred", "blurred"]))
+    assert table["predicted_mm"].tolist() == [6.5, 12.5]
+    assert table["num_frames"].tolist() == [2, 2]
+    assert table["abstained"].tolist() == [False, True]
+    assert table["reasons"].tolist() == ["", "blurred"]
+
+
+def test_probabilities_and_other_columns():
+    table = object_table(
+        frames(
+            p_diminutive=[0.2, 0.4, 0.9, 0.0, 0.1],
+            shape=["flat", "flat", "sessile", None, None],
+            distance_mm=[10.0, 12.0, 30.0, 8.0, 9.0],
+            censored=[False, False, False, True, True],
+        )
+    )
+    assert table["p_diminutive"].tolist() == pytest.approx([0.5, 0.05])
+    assert table["shape"].iloc[0] == "flat"
+    assert table["shape"].isna().iloc[1]
+    assert table["distance_mm"].tolist() == [12.0, 8.5]
+    assert table["censored"].tolist() == [False, True]
+    assert table["patient"].tolist() == ["p", "p"]
+
+
+def test_a_patient_is_as_bad_as_the_worst_lesion():
+    objects = object_table(frames(patient=["p", "p", "p", "q", "q"]))
+    assert patient_table(objects)["gt"].tolist() == [4.0, 12.0]
+    both = patient_table(object_table(frames()))
+    assert both[["patient", "gt", "predicted_mm", "num_objects"]].to_numpy().tolist() == [
+        ["p", 12.0, 12.5, 2]
+    ]
+    censored = frames(gt=[15.0] * 5, censored=[True] * 3 + [False] * 2)
+    assert patient_table(object_table(censored))["censored"].tolist() == [True]
+
+
+@given(st.permutations(range(5)))
+def test_the_order_of_frames_does_not_matter(order):
+    shuffled = object_table(frames().iloc[list(order)]).set_index("unique_id")
+    plain = object_table(frames()).set_index("unique_id")
+    numbers = ["gt", "predicted_mm", "num_frames"]
+    assert (shuffled.loc[plain.index, numbers] == plain[numbers]).all(axis=None)
+
+
+def test_clusters_are_patients_where_known():
+    table = pd.DataFrame({"unique_id": ["a", "b", "c"], "patient": ["p", "p", None]})
+    first, second, third = clusters_of(table)
+    assert first == second != third
+    assert len(set(clusters_of(table[["unique_id"]]))) == 3
+    same_name = pd.DataFrame({"unique_id": ["a", "b"], "patient": ["b", None]})
+    assert len(set(clusters_of(same_name))) == 2
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (frames().drop(columns="gt"), "lack gt"),
+        (frames().iloc[:0], "empty"),
+        (frames(predicted_mm=[1.0, 2.0, np.nan, 3.0, np.inf]), "2 of 5 predictions"),
+        (frames(gt=[4.0, 5.0, 4.0, 12.0, 12.0]), "object b has 2 true sizes"),
+    ],
+)
+def test_faulty_tables_are_refused_in_one_line(table, message):
+    with pytest.raises(GatesError, match=message) as caught:
+        object_table(table)
+    assert "\n" not in str(caught.value)
