@@ -37,10 +37,11 @@ def inject_gates(
     """Gate the residual branches or stages of an image model, in place (arXiv 2407.04400).
 
     In transformer blocks (ViT, DeiT, Swin) a gate scales what attention and MLP add to the stream,
-    in ConvNeXt blocks what the MLP adds; in a ResNet it scales the output of every stage. The gate
-    sits at the last linear map of a branch, or at the normalization that follows it, which equals a
-    gate behind LayerScale and dropout and before stochastic depth. Weights keep their names, so
-    that checkpoints of the plain model still load with ``strict=False``.
+    also where several of them add in parallel; in ConvNeXt blocks what the MLP adds; in a ResNet it
+    scales the output of every stage. The gate sits at the last linear map of a branch, or at the
+    normalization that follows it, which equals a gate behind LayerScale and dropout and before
+    stochastic depth. Weights keep their names, so that checkpoints of the plain model still load
+    with ``strict=False``.
 
     Args:
         model: A ViT, Swin, ConvNeXt or ResNet as timm (or, ResNet, torchvision) builds it.
@@ -174,8 +175,16 @@ def _hosts(model: nn.Module) -> Iterator[tuple[str, GateHost]]:
             post_norm = type(module).__name__ in _POST_NORM_BLOCKS
             for child in ("norm1", "norm2") if post_norm else ("attn.proj", "mlp.fc2"):
                 yield prefix + child, _host(modules[prefix + child])
-        elif has("conv_dw", "mlp.fc2"):
+        elif isinstance(module, nn.Sequential) and has("norm", "attn.proj"):
+            yield f"{prefix}attn.proj", _host(modules[f"{prefix}attn.proj"])
+        elif has("conv_dw", "mlp.fc2") or (
+            isinstance(module, nn.Sequential) and has("norm", "mlp.fc2")
+        ):
             yield f"{prefix}mlp.fc2", _host(modules[f"{prefix}mlp.fc2"])
+        elif has("in_norm", "in_proj"):
+            for child in ("attn_out_proj", "mlp_out_proj", "out_proj"):
+                if has(child):
+                    yield prefix + child, _host(modules[prefix + child])
 
 
 def _host(module: nn.Module) -> GateHost:

@@ -25,6 +25,24 @@ MODELS = {
         16,
         4,
     ),
+    "vit of parallel branches": (
+        "vit_small_patch16_18x2_224",
+        {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2},
+        16,
+        8,
+    ),
+    "vit of joint projections": (
+        "vit_base_patch16_xp_224",
+        {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2},
+        16,
+        4,
+    ),
+    "vit of one joint projection": (
+        "vit_dpwee_patch16_reg1_gap_256",
+        {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2},
+        16,
+        2,
+    ),
     "swin": (
         "swin_tiny_patch4_window7_224",
         {"img_size": 32, "window_size": 4, "embed_dim": 12, "depths": (1, 2), "num_heads": (2, 4)},
@@ -137,9 +155,10 @@ def test_the_seam_is_the_residual_branch(case):
             if hasattr(module, "gamma"):
                 nn.init.zeros_(module.gamma)
             elif "V2" not in type(module).__name__:
-                for linear in (module.attn.proj, module.mlp.fc2):
-                    nn.init.zeros_(linear.weight)
-                    nn.init.zeros_(linear.bias)
+                for name, linear in module.named_modules():
+                    if name.endswith(("attn.proj", "mlp.fc2", "out_proj")):
+                        nn.init.zeros_(linear.weight)
+                        nn.init.zeros_(linear.bias)
     for gate in gates.values():
         gate.kept.fill_(True)
     with torch.no_grad():
