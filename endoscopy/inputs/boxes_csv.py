@@ -1,0 +1,100 @@
+"""Boxes from a CSV file."""
+
+import csv
+import math
+from collections import defaultdict
+from pathlib import Path
+
+from core_gates.errors import GatesError
+from endoscopy.inputs.image_files import stem
+from endoscopy.inputs.locations import AnnotatedLocations, Annotation, Lesion
+
+NAMES = ("frame", "frame_id", "file", "filename", "frame_path")
+CORNERS = ("xmin", "xmax", "ymin", "ymax")
+LESIONS = ("lesion", "unique_id", "object")
+SIZES = ("width", "height")
+
+
+class CsvLocations(AnnotatedLocations):
+    """Boxes from a CSV file with a header, a row for each lesion on each frame.
+
+    Columns: ``frame`` (or ``frame_id``, ``file``, ``filename``, ``frame_path``): name, with or
+    without ending, or number from 0; ``xmin, xmax, ymin, ymax`` (also as ``bbox_xmin`` …) in
+    pixels; optional ``lesion`` (or ``unique_id``, ``object``), which tells lesions apart over the
+    frames, and ``width, height`` of the frame that the box refers to.
+
+    Args:
+        path: The file.
+
+    Raises:
+        GatesError: The file cannot be read, or lacks a column or all rows.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._annotations: dict[str, Annotation] = {}
+        rows, columns = _rows(Path(path))
+        lesions: dict[str, list[Lesion]] = defaultdict(list)
+        sizes: dict[str, tuple[int, int]] = {}
+        faults = []
+        for line, row in rows:
+            name = _frame_name(row[columns["frame"]] or "")
+            box = tuple(_number(row[columns[corner]]) for corner in CORNERS)
+            if not name or not all(map(math.isfinite, box)):
+                faults.append(f"line {line}")
+                continue
+            label = (row.get(columns["lesion"]) or "").strip() if "lesion" in columns else ""
+            lesions[name].append(Lesion((box[0], box[1], box[2], box[3]), label))
+            width, height = (_number(row.get(columns.get(size, ""))) for size in SIZES)
+            if width > 0 and height > 0:
+                sizes[name] = (round(width), round(height))
+        super().__init__(str(path), "boxes", list(lesions))
+        self.report.found += len(faults)
+        self.report.add(
+            "excluded", "row without a frame or with a corner that is no number", faults
+        )
+        if not lesions:
+            raise GatesError(f"{path}: none of its {len(rows)} rows is a box; mend the numbers")
+        for name, found in lesions.items():
+            self._annotations[name] = Annotation(tuple(found), sizes.get(name))
+
+    def annotation(self, name: str) -> Annotation:
+        """Return the lesions of a frame."""
+        return self._annotations[name]
+
+
+def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], dict[str, str]]:
+    """Return the numbered rows, and our name to the file's name of each column."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = header
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise GatesError(f"{path}: cannot be read as CSV: {error}; save it as UTF-8") from error
+    known = {"frame": NAMES, "lesion": LESIONS, "width": ("width",), "height": ("height",)}
+    known |= {corner: (corner, f"bbox_{corner}") for corner in CORNERS}
+    matches = {key: [name for name in names if name in header] for key, names in known.items()}
+    columns = {key: names[0] for key, names in matches.items() if names}
+    missing = [name for name in ("frame", *CORNERS) if name not in columns]
+    if missing:
+        raise GatesError(
+            f"{path}: lacks the columns {', '.join(missing)}; found {', '.join(header) or 'none'}"
+        )
+    return rows, columns
+
+
+def _frame_name(text: str) -> str:
+    """Return the name without a known ending and without leading ``$MACRO/`` or ``./``."""
+    name = text.strip().replace("\\", "/").removeprefix("./")
+    if name.startswith("$"):
+        name = name.partition("/")[2]
+    ending = name.rpartition(".")[2].lower()
+    return stem(name) if ending in ("jpg", "jpeg", "png", "bmp", "tif", "tiff", "dcm") else name
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan

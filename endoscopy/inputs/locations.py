@@ -1,0 +1,220 @@
+"""Where the lesions of a frame are, and how annotations find their frames."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from core_gates.errors import GatesError
+from endoscopy.data.boxes import mend_boxes
+from endoscopy.data.read_report import ReadReport
+from endoscopy.inputs.content import stated_part, trim_black
+from endoscopy.inputs.frame import InputFrame, InputReport
+from endoscopy.inputs.image_files import natural_key
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion on a frame.
+
+    Attributes:
+        box: xmin, xmax, ymin, ymax in pixels of the frame, edges not centers.
+        name: Identity of the lesion over the frames; empty if unknown.
+        mask: Boolean (H, W), if it is known.
+    """
+
+    box: Box
+    name: str = ""
+    mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What is known of a frame: its lesions, and its true width and height if stated."""
+
+    lesions: tuple[Lesion, ...]
+    size: tuple[int, int] | None = None
+
+
+class Locator(ABC):
+    """Finds the lesions of frames, one frame after the other.
+
+    Args:
+        path: Where the locations come from, for messages.
+        origin: ``boxes``, ``masks`` or ``automatic``; outputs carry it.
+
+    Attributes:
+        report: What was found, mended and left out; a row is a lesion.
+    """
+
+    def __init__(self, path: str, origin: str) -> None:
+        self.path, self.origin = path, origin
+        self.report = ReadReport(path)
+
+    @abstractmethod
+    def locate(self, frame: InputFrame, *, trim: bool) -> tuple[np.ndarray, list[Lesion]]:
+        """Return the frame without padding, and its lesions in pixels of that.
+
+        Args:
+            frame: A frame.
+            trim: Cut black borders where the size of the frame is not stated.
+        """
+
+    def begin(self, source: InputReport) -> None:  # noqa: B027
+        """Learn what the source is, at its first frame."""
+
+    def finish(self, source: InputReport) -> None:  # noqa: B027
+        """Judge the whole, after the last frame."""
+
+
+class AnnotatedLocations(Locator):
+    """Locations from annotations that name their frames.
+
+    A frame finds its annotation by its key, by the last part of its key, or, if all names are
+    numbers, by its position (from 0). If no name belongs to a video or DICOM source, the
+    annotations are taken in their natural order, one for each frame.
+
+    Args:
+        path: Where the annotations are, for messages.
+        origin: ``boxes`` or ``masks``.
+        names: Names of the annotated frames, without endings.
+    """
+
+    def __init__(self, path: str, origin: str, names: list[str]) -> None:
+        super().__init__(path, origin)
+        self.names = sorted(names, key=natural_key)
+        self._by_name = _last_parts(self.names) | {name: name for name in self.names}
+        self._numbered = all(name.isdecimal() for name in self.names)
+        self._ordered = False
+        self._found: set[str] = set()
+
+    @abstractmethod
+    def annotation(self, name: str) -> Annotation:
+        """Return the annotation of one of the names."""
+
+    def unreadable(self, path: Path, error: GatesError) -> Annotation:
+        """Count a file that cannot be read, and return an empty annotation."""
+        self.report.skip_unreadable(path, str(error).removeprefix(str(path)).lstrip(" :"))
+        return Annotation(())
+
+    def begin(self, source: InputReport) -> None:
+        """Decide whether annotations name their frames or come in order.
+
+        Raises:
+            GatesError: They come in order, but are not as many as the frames.
+        """
+        own = re.compile(re.escape(source.source) + r"([_#]\d+)?")
+        named = any(own.fullmatch(PurePosixPath(name).name) for name in self.names)
+        self._ordered = source.kind != "images" and not named and not self._numbered
+        if self._ordered and source.expected is not None:
+            self._check_number(source.source, source.expected)
+
+    def finish(self, source: InputReport) -> None:
+        """Check that annotations and frames belong together.
+
+        Raises:
+            GatesError: No annotation found a frame, or their numbers differ.
+        """
+        if self._ordered:
+            self._check_number(source.source, source.read + len(source.unreadable))
+            self.report.notes.append(f"{self.path}: taken in order, one for each frame")
+        if self.report.files and len(self.report.unreadable) == self.report.files:
+            _, reason = next(iter(self.report.findings))
+            raise GatesError(f"{self.path}: none of its files can be read: {reason}")
+        if not self._found:
+            example = f" (for one, it names {self.names[0]!r})" if self.names else ""
+            raise GatesError(
+                f"{self.path}: none of its {len(self.names)} frames is in {source.source}"
+                f"{example}; name frames as the source does"
+            )
+        unused = [name for name in self.names if name not in self._found]
+        self.report.add("noted", "annotation without a frame", unused)
+
+    def locate(self, frame: InputFrame, *, trim: bool) -> tuple[np.ndarray, list[Lesion]]:
+        """Return the frame without padding, and its annotated lesions."""
+        name = self._name_of(frame)
+        if name is None:
+            self.report.add("noted", "frame without a location", [frame.key])
+            return (trim_black(frame.image)[0] if trim else frame.image), []
+        self._found.add(name)
+        annotation = self.annotation(name)
+        image, (left, top) = frame.image, (0, 0)
+        if annotation.size is not None:
+            image = stated_part(image, annotation.size)
+        elif trim:
+            image, (left, top) = trim_black(image)
+        lesions = [_moved(lesion, -left, -top) for lesion in annotation.lesions]
+        return image, self._mended(lesions, annotation.size, image.shape, frame.key)
+
+    def _name_of(self, frame: InputFrame) -> str | None:
+        if self._ordered:
+            return self.names[frame.index] if frame.index < len(self.names) else None
+        key = frame.key
+        found = self._by_name.get(key) or self._by_name.get(PurePosixPath(key).name)
+        if found is None and self._numbered:
+            return {int(name): name for name in self.names}.get(frame.index)
+        return found
+
+    def _mended(
+        self,
+        lesions: list[Lesion],
+        size: tuple[int, int] | None,
+        shape: tuple[int, ...],
+        key: str,
+    ) -> list[Lesion]:
+        """Rescale, order, clip and drop boxes, and count each of it."""
+        self.report.found += len(lesions)
+        actual = np.array([[shape[1], shape[0]]], dtype=np.float64)
+        annotated = np.full((1, 2), np.nan) if size is None else np.array([size], dtype=np.float64)
+        kept = []
+        for lesion in lesions:
+            mended = mend_boxes(np.array([lesion.box]), annotated, actual)
+            faults = (
+                ("mended", "location rescaled to the size of the frame", mended.rescaled),
+                ("mended", "box with swapped corners", mended.swapped),
+                ("mended", "box clipped to the frame", mended.clipped),
+                ("excluded", "box is not finite", mended.invalid),
+                ("excluded", "box below 16 square pixels", mended.small),
+            )
+            for action, reason, flags in faults:
+                if flags[0]:
+                    self.report.add(action, reason, [key])  # type: ignore[arg-type]
+            if not (mended.invalid[0] or mended.small[0]):
+                xmin, xmax, ymin, ymax = map(float, mended.boxes[0])
+                mask = _resized(lesion.mask, shape)
+                kept.append(Lesion((xmin, xmax, ymin, ymax), lesion.name, mask))
+        return kept
+
+    def _check_number(self, source: str, frames: int) -> None:
+        if frames != len(self.names):
+            raise GatesError(
+                f"{self.path}: names {len(self.names)} frames, none of them of {source}, which has "
+                f"{frames}; number the frames from 0, or annotate each of them in order"
+            )
+
+
+def _last_parts(names: list[str]) -> dict[str, str]:
+    """Return the last part of every path for which it is unique."""
+    last = Counter(PurePosixPath(name).name for name in names)
+    parts = ((PurePosixPath(name).name, name) for name in names)
+    return {part: name for part, name in parts if last[part] == 1}
+
+
+def _moved(lesion: Lesion, x: int, y: int) -> Lesion:
+    xmin, xmax, ymin, ymax = lesion.box
+    return replace(lesion, box=(xmin + x, xmax + x, ymin + y, ymax + y))
+
+
+def _resized(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    if mask is None or mask.shape == shape[:2]:
+        return mask
+    size = (shape[1], shape[0])
+    return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))

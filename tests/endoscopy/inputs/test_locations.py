@@ -1,0 +1,227 @@
+"""Annotations find their frames, and mean the same in every container."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from core_gates.errors import GatesError
+from endoscopy.data.voc import VocAnnotation, VocObject, write_voc
+from endoscopy.inputs.boxes_csv import CsvLocations
+from endoscopy.inputs.content import stated_part, trim_black
+from endoscopy.inputs.frame import InputReport
+from endoscopy.inputs.kind import frames
+from endoscopy.inputs.mask_files import MaskLocations, lesions_of
+from endoscopy.inputs.voc_folder import VocLocations
+
+BOXES = [(10.0, 30.0, 5.0, 25.0), (3.0, 20.0, 8.0, 31.0), (20.0, 44.0, 2.0, 30.0)]
+
+
+def located(source, locations, trim=False):
+    report = InputReport()
+    found = []
+    for frame in frames(source, report):
+        if frame.index == 0:
+            locations.begin(report)
+        found.append(locations.locate(frame, trim=trim))
+    locations.finish(report)
+    return found
+
+
+def csv_text(images, names, boxes=BOXES, size=True):
+    lines = ["file,xmin,xmax,ymin,ymax" + (",width,height" if size else "")]
+    for name, box, image in zip(names, boxes, images, strict=True):
+        sizes = [image.shape[1], image.shape[0]] if size else []
+        lines.append(",".join(map(str, (name, *box, *sizes))))
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def sources(tmp_path, pictures, write):
+    """The same three frames in every container; the frames of videos are padded to one size."""
+    folder = write.images(tmp_path / "folder", pictures)
+    images = write.padded(pictures)
+    video = write.video(tmp_path / "video.mp4", images)
+    dicom = write.dicom(tmp_path / "image.dcm", images)
+    return [folder, video, dicom]
+
+
+def assert_same(found, pictures, boxes=BOXES):
+    for (image, lesions), picture, box in zip(found, pictures, boxes, strict=True):
+        assert np.array_equal(image, picture)
+        assert [lesion.box for lesion in lesions] == [box]
+
+
+def test_boxes_are_the_same_in_all_containers(tmp_path, pictures, sources):
+    names = ["frame_0.png", "frame_1.png", "frame_2.png"]
+    (tmp_path / "boxes.csv").write_text(csv_text(pictures, names))
+    for source in sources:
+        assert_same(located(source, CsvLocations(tmp_path / "boxes.csv")), pictures)
+
+
+def test_boxes_find_frames_by_name_and_number(tmp_path, pictures, sources):
+    _, video, dicom = sources
+    for names in (["0", "1", "2"], ["video_000000", "video_000001", "video_000002"]):
+        order = [2, 0, 1]
+        shuffled = csv_text(
+            [pictures[i] for i in order], [names[i] for i in order], [BOXES[i] for i in order]
+        )
+        (tmp_path / "boxes.csv").write_text(shuffled)
+        assert_same(located(video, CsvLocations(tmp_path / "boxes.csv")), pictures)
+    uid = next(frames(dicom)).uid
+    (tmp_path / "boxes.csv").write_text(csv_text(pictures, [f"{uid}#{n}" for n in (1, 2, 3)]))
+    assert_same(located(dicom, CsvLocations(tmp_path / "boxes.csv")), pictures)
+
+
+def test_padding_is_found_without_stated_sizes_too(tmp_path, pictures, sources):
+    names = ["frame_0", "frame_1", "frame_2"]
+    (tmp_path / "boxes.csv").write_text(csv_text(pictures, names, size=False))
+    for source in sources:
+        assert_same(located(source, CsvLocations(tmp_path / "boxes.csv"), trim=True), pictures)
+
+
+def test_boxes_that_cannot_be_matched_in_order_are_refused(tmp_path, pictures, sources):
+    names = ["a", "b"]
+    (tmp_path / "boxes.csv").write_text(csv_text(pictures[:2], names, BOXES[:2]))
+    with pytest.raises(GatesError, match="names 2 frames, none of them of video, which has 3"):
+        located(sources[1], CsvLocations(tmp_path / "boxes.csv"))
+    with pytest.raises(GatesError, match=r"none of its 2 frames is in folder \(for one, .* 'a'\)"):
+        located(sources[0], CsvLocations(tmp_path / "boxes.csv"))
+
+
+def test_several_lesions_on_a_frame_keep_their_names(tmp_path, pictures, write):
+    folder = write.images(tmp_path / "folder", pictures)
+    rows = ["frame_id,bbox_xmin,bbox_xmax,bbox_ymin,bbox_ymax,unique_id"]
+    rows += ["frame_0,1,10,1,10,a", "frame_0,20,40,20,30,b", "frame_2,5,15,5,15,b"]
+    (tmp_path / "boxes.csv").write_text("\n".join(rows))
+    locations = CsvLocations(tmp_path / "boxes.csv")
+    found = located(folder, locations)
+    assert [[lesion.name for lesion in lesions] for _, lesions in found] == [["a", "b"], [], ["b"]]
+    assert locations.report.count("frame without a location") == 1
+
+
+def test_faulty_boxes_are_counted_and_mended(tmp_path, pictures, write):
+    folder = write.images(tmp_path / "folder", pictures)
+    rows = ["frame,xmin,xmax,ymin,ymax,width,height"]
+    rows += ["frame_0,30,10,25,5,56,40"]  # swapped
+    rows += ["frame_0,-5,10,5,400,56,40"]  # beyond the frame
+    rows += ["frame_0,60,80,5,10,56,40"]  # outside
+    rows += ["frame_0,nan,10,5,10,56,40", "frame_0,abc,10,5,10,56,40", ",1,10,5,10,56,40"]
+    rows += ["frame_1,6,40,16,62,102,94"]  # the annotated frame was twice as large
+    rows += ["gone,1,10,5,10,56,40"]
+    (tmp_path / "boxes.csv").write_text("\n".join(rows))
+    locations = CsvLocations(tmp_path / "boxes.csv")
+    found = located(folder, locations)
+    boxes = [lesion.box for _, lesions in found for lesion in lesions]
+    assert boxes == [(10, 30, 5, 25), (0, 10, 5, 40), (3, 20, 8, 31)]
+    counts = {reason: len(places) for (_, reason), places in locations.report.findings.items()}
+    assert counts == {
+        "row without a frame or with a corner that is no number": 3,
+        "box with swapped corners": 1,
+        "box clipped to the frame": 2,
+        "box below 16 square pixels": 1,
+        "location rescaled to the size of the frame": 1,
+        "frame without a location": 1,
+        "annotation without a frame": 1,
+    }
+    kept = locations.report.found - locations.report.total("excluded")
+    assert kept == len(boxes)
+
+
+def test_voc_round_trip(tmp_path, pictures, sources):
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    for number, (image, box) in enumerate(zip(pictures, BOXES, strict=True)):
+        lesions = (VocObject("lesion", "001-001_1", "1", box),)
+        height, width = image.shape[:2]
+        write_voc(folder / f"frame_{number}.xml", VocAnnotation(width, height, lesions))
+    for source in sources:
+        found = located(source, VocLocations(folder))
+        assert_same(found, pictures)
+        assert {lesion.name for _, lesions in found for lesion in lesions} == {"001-001_1"}
+
+
+def test_real_voc_files_fit_their_frames(real_frames):
+    folder = real_frames / "gastric_polyp_original"
+    locations = VocLocations(folder)
+    found = located(folder, locations)
+    assert all(lesions for _, lesions in found)
+    assert not any(action == "excluded" for action, _ in locations.report.findings)
+
+
+def test_masks_round_trip(tmp_path, pictures, sources):
+    masks = []
+    for number, (image, (xmin, xmax, ymin, ymax)) in enumerate(zip(pictures, BOXES, strict=True)):
+        mask = np.zeros(image.shape[:2], dtype=bool)
+        mask[int(ymin) : int(ymax), int(xmin) : int(xmax)] = True
+        mask[int(ymin), int(xmin)] = False  # not only a box
+        masks.append(mask)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).convert("L").save(tmp_path / "masks" / f"frame_{number}.png")
+    for source in sources:
+        found = located(source, MaskLocations(tmp_path / "masks"))
+        assert_same(found, pictures)
+        for (_, lesions), mask in zip(found, masks, strict=True):
+            assert np.array_equal(lesions[0].mask, mask)
+
+
+def test_a_mask_of_another_size_is_rescaled_and_counted(tmp_path, pictures, write):
+    folder = write.images(tmp_path / "folder", pictures[:1])
+    (tmp_path / "masks").mkdir()
+    mask = np.zeros((80, 112), dtype=np.uint8)
+    mask[20:40, 30:60] = 255
+    Image.fromarray(mask).save(tmp_path / "masks" / "frame_0.png")
+    locations = MaskLocations(tmp_path / "masks")
+    [(_, [lesion])] = located(folder, locations)
+    assert lesion.box == (15, 30, 10, 20)
+    assert np.array_equal(lesion.mask, mask[::2, ::2] > 0)
+    assert locations.report.count("location rescaled to the size of the frame") == 1
+
+
+def test_real_masks_agree_with_their_boxes(real_frames):
+    folder = real_frames / "kvasir_seg"
+    by_mask = located(folder / "images", MaskLocations(folder / "masks"))
+    by_box = located(folder / "images", CsvLocations(real_frames / "kvasir_seg_boxes.csv"))
+    distances = []
+    for (_, lesions), (_, [box]) in zip(by_mask, by_box, strict=True):
+        corners = np.array([lesion.box for lesion in lesions])
+        low, high = corners[:, ::2].min(axis=0), corners[:, 1::2].max(axis=0)
+        xmin, xmax, ymin, ymax = box.box
+        distances.append(np.abs([*(low - (xmin, ymin)), *(high - (xmax, ymax))]).max())
+    assert len(distances) == 5
+    assert sorted(distances)[3] <= 3  # the box of the fifth encloses specks of its JPEG mask
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_parts_of_a_mask_are_a_partition(seed):
+    mask = np.random.default_rng(seed).random((24, 24)) > 0.6
+    parts = [lesion.mask for lesion in lesions_of(mask)]
+    total = np.sum(parts, axis=0) if parts else np.zeros_like(mask, dtype=int)
+    assert total.max() <= 1
+    assert not (total & ~mask).any()
+    assert [part.sum() for part in parts] == sorted((part.sum() for part in parts), reverse=True)
+    for lesion in lesions_of(mask):
+        xmin, xmax, ymin, ymax = map(int, lesion.box)
+        inside = lesion.mask[ymin:ymax, xmin:xmax]
+        assert inside.sum() == lesion.mask.sum() >= 16
+        assert inside.any(axis=0)[[0, -1]].all()
+        assert inside.any(axis=1)[[0, -1]].all()
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 10**6))
+def test_padding_never_changes_what_is_trimmed(right, bottom, seed):
+    image = np.random.default_rng(seed).integers(0, 30, (9, 8, 3)).astype(np.uint8)
+    padded = np.pad(image, ((0, bottom), (0, right), (0, 0)))
+    (plain, offset), (trimmed, same) = trim_black(image), trim_black(padded)
+    if (image > 10).any():
+        assert np.array_equal(plain, trimmed)
+        assert offset == same
+    assert np.array_equal(stated_part(padded, (8, 9)), image)
+
+
+def test_an_enlarged_frame_is_not_taken_for_a_padded_one(pictures):
+    image = pictures[0]
+    assert stated_part(image, (28, 20)).shape == image.shape
+    assert stated_part(image, (112, 80)).shape == image.shape
+    assert stated_part(image, (56, 80)).shape == image.shape
