@@ -9,11 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from apps.processes import Tick, in_processes
 from apps.scores import Bar, Row
-from apps.threads import Tick, in_threads
 from apps.ticker import ticking
 from apps.weather_training import Networks
 from apps.weather_tuning import OPTIMIZER_BOX, Tuner, tuned
+from weather.baselines.assimilator import Assimilator
 from weather.baselines.side_by_side import SideBySide
 from weather.bootstrap import moving_block_bootstrap
 from weather.experiments.departures import figures
@@ -81,53 +82,52 @@ class TwinScores:
         self.crossed: dict[tuple[str, str], Tensor] = {}
 
     def run(self) -> None:
-        """Cycle everything on all cores, the free runs first, which lost timelines are given."""
+        """Cycle everything on all cores."""
         evaluation = self.evaluation
-        for task in {task.model: task for task in evaluation.tasks}.values():
-            evaluation.free_run(task)
-        forms = [partial(self._network, t, f) for f in self.forms for t in evaluation.tasks]
-        methods = evaluation.classical()[::-1]  # the longest one first
-        jobs = forms + [partial(self._classical, t, m) for m in methods for t in evaluation.tasks]
+        forms = [(task, form) for form in self.forms for task in evaluation.tasks]
+        names = [method.name for method in evaluation.classical()]
+        jobs = forms + [(t, name) for name in names[::-1] for t in evaluation.tasks]  # long first
         with ticking("cycling", len(jobs) * evaluation.cycles) as tick:
-            in_threads(jobs, tick)
-        order = [(t.name, m) for t in evaluation.tasks for m in self._names()]
-        self.errors = {key: self.errors[key] for key in order}
+            found = dict(zip(jobs, in_processes(self._cycle, jobs, tick), strict=True))
+        for task in evaluation.tasks:
+            for name in (*names, *self.forms):
+                self._take(task, name, found[task, name])
 
-    def _names(self) -> list[str]:
-        return [*(method.name for method in self.evaluation.classical()), *self.forms]
-
-    def _classical(self, task: TwinTask, method: Method, tick: Tick) -> None:
-        assimilator = method.build(tuned(self.settings, method, task.name))
-        guard = method.name not in ("free_run", "climatology")
-        timelines = range(len(self.seeds)) or None
-        scores = self.evaluation.run(
-            task, assimilator, guard=guard, verify=True, timelines=timelines, tick=tick
-        )
-        self.scores[task.name, method.name] = scores
-        self.errors[task.name, method.name] = self.evaluation.error(task, scores)
-
-    def _network(self, task: TwinTask, form: str, tick: Tick) -> None:
-        """Run the networks of all seeds on the timelines of all seeds.
-
-        The scores of a form are those of every network on the timeline of its own seed;
-        ``crossed`` keeps the errors (seeds, timelines, C) of all.
-        """
+    def _cycle(self, task: TwinTask, name: str, tick: Tick) -> CycleScores:
+        """Return the scores of a method, or of the networks of all seeds on all timelines."""
         count = len(self.seeds)
-        networks = SideBySide([self.networks.load(form, seed) for seed in self.seeds])
-        timelines = [*range(count)] * count
-        scores = self.evaluation.run(task, networks, verify=True, timelines=timelines, tick=tick)
-        error = self.evaluation.error(task, scores).unflatten(0, (count, count))
-        self.crossed[task.name, form] = error
-        own = torch.arange(count)
-        self.scores[task.name, form] = scores.rows(own * (count + 1))
-        self.errors[task.name, form] = error[own, own]
+        timelines, guard = [*range(count)], name not in ("free_run", "climatology")
+        assimilator: Assimilator
+        if name in self.forms:
+            assimilator = SideBySide([self.networks.load(name, seed) for seed in self.seeds])
+            timelines = timelines * count
+        else:
+            method = next(m for m in self.evaluation.classical() if m.name == name)
+            assimilator = method.build(tuned(self.settings, method, task.name))
+        return self.evaluation.run(
+            task, assimilator, guard=guard, verify=True, timelines=timelines or None, tick=tick
+        )
+
+    def _take(self, task: TwinTask, name: str, scores: CycleScores) -> None:
+        """Keep scores; those of a form are of every network on the timeline of its own seed.
+
+        ``crossed`` keeps the errors (seeds, timelines, C) of all networks on all timelines.
+        """
+        error = self.evaluation.error(task, scores)
+        if name in self.forms:
+            count = len(self.seeds)
+            error = self.crossed[task.name, name] = error.unflatten(0, (count, count))
+            own = torch.arange(count)
+            scores, error = scores.rows(own * (count + 1)), error[own, own]
+        self.scores[task.name, name], self.errors[task.name, name] = scores, error
 
     def rows(self) -> list[Row]:
         """Return every figure of every method, task and channel.
 
         ``rmse``: median over seeds, the blocks of all seeds drawn together for the interval.
         ``rmse_..._seed0`` and so on: every seed with its own interval, first channel. ``lost``:
-        timelines that left the truth. The others are departures from the observations, those of a
+        timelines that left the truth. ``drift``: median over seeds of the trend of the error within
+        the last half, over its mean. The others are departures from the observations, those of a
         form over all timelines, see :func:`weather.experiments.departures.figures`.
         """
         rows = []
@@ -146,6 +146,8 @@ class TwinScores:
             ]
             scores = self.scores[task, method]
             rows.append(Row(method, task, "lost", float(scores.lost.sum()), n=len(each)))
+            trend = float(drift(scores.analysis[:, :, 0]).median())
+            rows.append(Row(method, task, "drift", trend, n=len(each)))
             kept = int((~scores.lost).sum())
             for stem, values in figures(scores.assimilated, scores.withheld).items():
                 rows += [

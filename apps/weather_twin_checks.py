@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from functools import partial
 
+from apps.processes import Tick, in_processes
 from apps.scores import Bar, Row
-from apps.threads import Tick, in_threads
 from apps.ticker import ticking
 from apps.weather_tuning import tuned
 from apps.weather_twin import TwinScores
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.side_by_side import SideBySide
 from weather.experiments.corruption import Corruption, corrupt_half
+from weather.experiments.scoring import CycleScores
 from weather.experiments.twin_evaluation import TwinEvaluation, TwinTask
 
 FORM, CONTROL = "adas_increment", "ungated"
@@ -49,12 +49,17 @@ class TwinChecks:
         short = TwinEvaluation(
             self.evaluation.world, (dense.density,), min(CORRUPTION_CYCLES, cycles)
         )
-        jobs = [partial(self._redrawn, task, name) for name in names[::-1] for task in sparse]
-        jobs += [partial(self._corrupted, dense, short, name) for name in names]
-        corrupted = short.cycles * (1 + len(self.scores.seeds) * (len(names) - 1))
-        total = cycles * len(sparse) * len(names) + corrupted
-        with ticking("redrawing networks, corrupting reports", total) as tick:
-            in_threads(jobs, tick)
+        redrawn = [(task, name) for name in names[::-1] for task in sparse]
+        with ticking("redrawing networks", cycles * len(redrawn)) as tick:
+            for key, scores in zip(redrawn, in_processes(self._redraw, redrawn, tick), strict=True):
+                self._redrawn(*key, scores)
+        corrupted = [(dense, short, name) for name in names]
+        total = short.cycles * (1 + len(self.scores.seeds) * (len(names) - 1))
+        with ticking("corrupting reports", total) as tick:
+            for (*_, name), found in zip(
+                corrupted, in_processes(self._corrupt, corrupted, tick), strict=True
+            ):
+                self._corrupted(dense, name, found)
         for task in sparse:
             self._crossed(task)
 
@@ -98,10 +103,13 @@ class TwinChecks:
                 for row, value in enumerate(each)
             ]
 
-    def _redrawn(self, task: TwinTask, name: str, tick: Tick) -> None:
+    def _redraw(self, task: TwinTask, name: str, tick: Tick) -> CycleScores:
         members, count = self._methods(task, name), len(self.scores.seeds)
         method = members[0] if len(members) == 1 else SideBySide(members)
-        scored = self.evaluation.run(task, method, redraw=True, timelines=range(count), tick=tick)
+        return self.evaluation.run(task, method, redraw=True, timelines=range(count), tick=tick)
+
+    def _redrawn(self, task: TwinTask, name: str, scored: CycleScores) -> None:
+        count = len(self.scores.seeds)
         median = self.evaluation.error(task, scored).median(0).values.tolist()
         place = f"{task.name}/redrawn"
         self.found += [
@@ -110,9 +118,13 @@ class TwinChecks:
         ]
         self.found.append(Row(name, place, "lost", float(scored.lost.sum()), n=count))
 
-    def _corrupted(self, task: TwinTask, short: TwinEvaluation, name: str, tick: Tick) -> None:
+    def _corrupt(
+        self, task: TwinTask, short: TwinEvaluation, name: str, tick: Tick
+    ) -> list[Corruption]:
         members = self._methods(task, name)
-        each = [corrupt_half(task, short, member, tick=tick) for member in members]
+        return [corrupt_half(task, short, member, tick=tick) for member in members]
+
+    def _corrupted(self, task: TwinTask, name: str, each: list[Corruption]) -> None:
         found = Corruption(*(statistics.median(column) for column in zip(*each, strict=True)))
         self.corruption[name] = found
         self.found += [
