@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.base import load_head
 from benchmarks.core.moe_peers import GroupedMm, NaiveLoop, Transformers, has_transformers
+from benchmarks.core.monitor import monitored
 from benchmarks.registry import Call, Comparison, Load, Work
 
 TOKENS, DIM, HIDDEN, K = 4096, 512, 1024, 2
@@ -42,6 +43,7 @@ def comparisons() -> Iterator[Comparison]:
         yield against_transformers(64, backward)
     for batch in DECODE_STEPS:
         yield decode(batch)
+    yield monitored()
 
 
 def against_dense(num_experts: int, backward: bool) -> Comparison:
