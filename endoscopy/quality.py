@@ -1,0 +1,188 @@
+"""Frames that no size should be read from, and why: limits fitted to the training frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+OUT_OF_DISTRIBUTION = "out of distribution"
+BLURRED = "blurred"
+CLIPPED_EXPOSURE = "clipped exposure"
+CLIPPED_FRAME = "clipped by the frame"
+TOO_NEAR = "too near"
+TOO_SMALL = "too small in the frame"
+
+DARK, BRIGHT = 8, 250  # of 255
+GROWTH = 0.5  # share of the box added on each side: the surroundings carry the sharpness too
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+NOISE = 4.0  # variance of luminance, of 255², that every frame has
+SLACK = {"clipped": 0.05, "cut": 0.02}  # shares that are harmless whatever the training frames
+SHRINKAGE = 0.05
+
+
+@dataclass(frozen=True)
+class QualityLimits:
+    """Limits on the frames that a size is read from.
+
+    Args:
+        mean: (K,) of the statistics of the training frames.
+        precision: (K, K), inverse of their covariance.
+        distance: Largest Mahalanobis distance.
+        sharpness: Least sharpness.
+        clipped: Largest share of dark or saturated pixels around the lesion.
+        cut: Largest share of the box's perimeter on the edge of the frame.
+        area: Least and largest share of the frame that the box covers.
+    """
+
+    mean: np.ndarray
+    precision: np.ndarray
+    distance: float
+    sharpness: float
+    clipped: float
+    cut: float
+    area: tuple[float, float]
+
+    def reasons(self, images: np.ndarray, boxes: np.ndarray) -> list[str]:
+        """Return why each frame should not be sized: empty, or reasons separated by "; ".
+
+        Args:
+            images: (N, H, W, 3) uint8, resized as for the network.
+            boxes: (N, 4) xmin, ymin, xmax, ymax in pixels.
+        """
+        found = frame_statistics(images, boxes)
+        checks = (
+            (OUT_OF_DISTRIBUTION, self.distances(found["statistics"]) > self.distance),
+            (BLURRED, found["sharpness"] < self.sharpness),
+            (CLIPPED_EXPOSURE, found["clipped"] > self.clipped),
+            (CLIPPED_FRAME, found["cut"] > self.cut),
+            (TOO_NEAR, found["area"] > self.area[1]),
+            (TOO_SMALL, found["area"] < self.area[0]),
+        )
+        return [
+            "; ".join(reason for reason, flags in checks if flags[row])
+            for row in range(len(images))
+        ]
+
+    def distances(self, statistics: np.ndarray) -> np.ndarray:
+        """Return the Mahalanobis distances (N,) of statistics (N, K) from the training frames."""
+        difference = statistics - self.mean
+        squared = np.einsum("nk,kj,nj->n", difference, self.precision, difference)
+        return np.sqrt(squared.clip(min=0))
+
+    def state(self) -> dict[str, Any]:
+        """Return plain numbers for a JSON file."""
+        numbers = {
+            name: getattr(self, name) for name in ("distance", "sharpness", "clipped", "cut")
+        }
+        return {
+            "mean": self.mean.tolist(),
+            "precision": self.precision.tolist(),
+            "area": list(self.area),
+            **numbers,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> QualityLimits:
+        """Build it from :meth:`state`."""
+        numbers = {name: float(state[name]) for name in ("distance", "sharpness", "clipped", "cut")}
+        low, high = state["area"]
+        mean, precision = np.asarray(state["mean"]), np.asarray(state["precision"])
+        return cls(mean, precision, area=(float(low), float(high)), **numbers)
+
+
+def fit_quality(images: np.ndarray, boxes: np.ndarray, *, rate: float = 0.01) -> QualityLimits:
+    """Fit the limits so that each reason holds for a share ``rate`` of the training frames.
+
+    Args:
+        images: (N, H, W, 3) uint8, resized as for the network, without augmentation.
+        boxes: (N, 4) xmin, ymin, xmax, ymax in pixels.
+        rate: Share of the training frames beyond each limit; of the area, on either side.
+
+    Raises:
+        ValueError: There are fewer frames than twice the number of statistics.
+    """
+    found = frame_statistics(images, boxes)
+    statistics = found["statistics"]
+    count, dim = statistics.shape
+    if count < 2 * dim:
+        raise ValueError(f"{count} frames are too few to fit {dim} statistics; give {2 * dim}")
+    covariance = np.cov(statistics, rowvar=False)
+    shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(np.diag(covariance) + 1e-6)
+    mean, precision = statistics.mean(axis=0), np.linalg.inv(shrunk)
+    limits = QualityLimits(mean, precision, 0.0, 0.0, 0.0, 0.0, (0.0, 1.0))
+    low, high = np.quantile(found["area"], [rate, 1 - rate])
+    return QualityLimits(
+        mean,
+        precision,
+        distance=float(np.quantile(limits.distances(statistics), 1 - rate)),
+        sharpness=float(np.quantile(found["sharpness"], rate)),
+        clipped=max(float(np.quantile(found["clipped"], 1 - rate)), SLACK["clipped"]),
+        cut=max(float(np.quantile(found["cut"], 1 - rate)), SLACK["cut"]),
+        area=(float(low), float(high)),
+    )
+
+
+def frame_statistics(images: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndarray]:
+    """Measure frames.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        boxes: (N, 4) xmin, ymin, xmax, ymax in pixels.
+
+    Returns:
+        - ``sharpness`` (N,): variance of the Laplacian over the variance of the luminance, around
+          the lesion (Pech-Pacheco et al., 2000, relative so that contrast does not count);
+        - ``clipped`` (N,): share of dark or saturated pixels around the lesion;
+        - ``cut`` (N,): share of the box's perimeter on the edge of the frame;
+        - ``area`` (N,): share of the frame that the box covers;
+        - ``statistics`` (N, K): colors of the frame and around the lesion, and sharpness, the
+          space in which frames are compared with those of training.
+    """
+    height, width = images.shape[1:3]
+    rows: list[list[float]] = []
+    statistics: list[np.ndarray] = []
+    for image, box in zip(images, boxes.astype(float), strict=True):
+        part = image[_around(box, height, width)].astype(np.float64)
+        luminance = part @ LUMINANCE
+        laplacian = ndimage.laplace(luminance, mode="nearest")
+        sharpness = laplacian.var() / (luminance.var() + NOISE)
+        darkest, brightest = part.max(axis=2), part.min(axis=2)
+        clipped = ((darkest <= DARK) | (brightest >= BRIGHT)).mean()
+        share = (box[2] - box[0]) * (box[3] - box[1]) / (height * width)
+        rows.append([sharpness, clipped, _cut(box, height, width), share])
+        inside = _colors(part)
+        statistics.append(np.concatenate([_colors(image), inside, [np.log(sharpness + 1e-3)]]))
+    values = np.array(rows, dtype=np.float64).reshape(-1, 4)
+    names = ("sharpness", "clipped", "cut", "area")
+    measured = {name: values[:, k] for k, name in enumerate(names)}
+    return measured | {"statistics": np.array(statistics, dtype=np.float64)}
+
+
+def _around(box: np.ndarray, height: int, width: int) -> tuple[slice, slice]:
+    """Return the pixels of the grown box, three on each side at least."""
+    grow_x, grow_y = GROWTH * (box[2] - box[0]), GROWTH * (box[3] - box[1])
+    left = int(np.clip(box[0] - grow_x, 0, width - 3))
+    top = int(np.clip(box[1] - grow_y, 0, height - 3))
+    right = int(np.clip(np.ceil(box[2] + grow_x), left + 3, width))
+    bottom = int(np.clip(np.ceil(box[3] + grow_y), top + 3, height))
+    return slice(top, bottom), slice(left, right)
+
+
+def _colors(pixels: np.ndarray) -> np.ndarray:
+    """Return means and deviations of the luminance and of two color ratios (6,)."""
+    red, green, blue = pixels.reshape(-1, 3).astype(np.float64).T + 1.0
+    values = np.stack(
+        [pixels.reshape(-1, 3) @ LUMINANCE / 255, *np.log([red / green, green / blue])]
+    )
+    return np.concatenate([values.mean(axis=1), values.std(axis=1)])
+
+
+def _cut(box: np.ndarray, height: int, width: int) -> float:
+    sides = (box[2] - box[0], box[3] - box[1])
+    touching = (box[0] < 0.5) + (box[2] > width - 0.5), (box[1] < 0.5) + (box[3] > height - 0.5)
+    length = touching[0] * sides[1] + touching[1] * sides[0]
+    return float(length / max(2 * sum(sides), 1e-6))

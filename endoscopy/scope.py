@@ -1,0 +1,116 @@
+"""Where millimeters mean something: the scope that a model was calibrated for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from core_gates.errors import GatesError
+
+SYNTHETIC = "synthetic"
+NO_CALIBRATION = "no millimetre calibration for this scope"
+RESEARCH_ONLY = "research only"
+MANIFEST = "manifest.json"
+IN_MM = ("predicted_mm", "lower_mm", "upper_mm")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a model may be asked.
+
+    On a source of another scope sizes are not given in millimeters but as a size index: the
+    predicted size over ``reference_mm``, 1 for a lesion that the model takes for an average one.
+
+    Args:
+        trained_on: What the training data are, for the model card.
+        calibrated_for: Scopes in which millimeters are given; ``synthetic`` is that of rendered
+            frames.
+        reference_mm: Geometric mean of the training sizes.
+
+    Raises:
+        ValueError: The reference is not positive.
+    """
+
+    trained_on: str = SYNTHETIC
+    calibrated_for: tuple[str, ...] = (SYNTHETIC,)
+    reference_mm: float = 6.3
+
+    def __post_init__(self) -> None:
+        if not self.reference_mm > 0:
+            raise ValueError(f"reference_mm must be positive, got {self.reference_mm}")
+
+    def is_calibrated(self, source: str | None) -> bool:
+        """Return whether sizes on a source of this scope may be given in millimeters."""
+        return source is not None and source in self.calibrated_for
+
+    def express(self, table: pd.DataFrame, source: str | None) -> pd.DataFrame:
+        """Return predictions as they may be shown for a source.
+
+        Args:
+            table: With ``predicted_mm`` and perhaps ``lower_mm`` and ``upper_mm``.
+            source: Scope of the source, None if unknown.
+
+        Returns:
+            The table itself if the scope is calibrated, else one in which ``size_index``,
+            ``lower_index`` and ``upper_index`` stand for them and a column ``note`` says why.
+        """
+        if self.is_calibrated(source):
+            return table
+        present = [name for name in IN_MM if name in table]
+        shown = table.copy()
+        shown[present] = table[present] / self.reference_mm
+        names = {name: _index_name(name) for name in present}
+        return shown.rename(columns=names).assign(note=NO_CALIBRATION)
+
+    def lines(self, source: str | None) -> list[str]:
+        """Return what must stand beside every number, a line each."""
+        if self.is_calibrated(source):
+            return [f"{RESEARCH_ONLY}; millimeters are calibrated for the scope {source!r}"]
+        return [
+            f"{RESEARCH_ONLY}; {NO_CALIBRATION}: the size index is relative to an average lesion "
+            f"of {self.trained_on}, and no size in millimeters"
+        ]
+
+
+def source_scope(source: str | Path, stated: str | None = None) -> str | None:
+    """Return the scope of a source, None if unknown.
+
+    The manifest of prepared data, in the folder of the source or up to two above it, names it;
+    otherwise it is what the user states. That frames are synthetic only a manifest can say.
+
+    Raises:
+        GatesError: The statement contradicts the manifest, or claims synthetic frames without one.
+    """
+    path = Path(source).absolute()
+    folders = [path, *path.parents][: 3 if path.is_dir() else 4]
+    for folder in folders:
+        named = _named_in(folder / MANIFEST)
+        if named is not None:
+            if stated not in (None, named):
+                raise GatesError(
+                    f"{source}: its manifest names the scope {named!r}, not {stated!r}; leave the "
+                    "scope out"
+                )
+            return named
+    if stated == SYNTHETIC:
+        raise GatesError(
+            f"{source}: has no {MANIFEST} that says its frames are synthetic; render or prepare "
+            "them, or leave the scope out"
+        )
+    return stated
+
+
+def _named_in(path: Path) -> str | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    named = content.get("scope") if isinstance(content, dict) else None
+    return named if isinstance(named, str) else None
+
+
+def _index_name(name: str) -> str:
+    return "size_index" if name == "predicted_mm" else name.replace("_mm", "_index")
