@@ -1,0 +1,129 @@
+"""A network of one to several streams that sizes the polyp in a frame."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from core_gates.errors import GatesError
+from endoscopy.data.streams import STREAMS
+from endoscopy.models.gate_kinds import GateKind, gate_trunk
+from endoscopy.models.heads import NUM_GEOMETRY, GatedHead, LinearHead
+from endoscopy.models.trunks import build_trunk
+
+Streams = Sequence[str | tuple[str, int]] | Mapping[str, int]
+
+
+class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
+    """A gated trunk for each stream, joined by a head (arXiv 2407.04400).
+
+    Args:
+        trunk: ``tiny_resnet`` or any model of timm, built anew for each stream.
+        streams: Names of the streams, in the order in which their features are joined; those that
+            :data:`endoscopy.data.streams.STREAMS` does not know with their number of channels, as
+            pairs or all in a mapping.
+        outputs: Numbers that the network returns: 1 for millimeters, more for ordinal or classes.
+        gates: Kind of the gates, see :func:`endoscopy.models.gate_kinds.gate_trunk`.
+        hidden_dim: Features between the two layers of a gated head; None for one linear map.
+        geometry: Whether the head also reads the box: log width and height, and center.
+        trunk_options: Other arguments of the trunk.
+
+    Attributes:
+        arguments: What the network was made with, to make a variant of it.
+
+    Shape:
+        Streams (B, C, H, W) by name and geometry (B, 4) to (B, outputs), without activation.
+
+    Raises:
+        ValueError: An argument is unknown, or there is no place for such gates.
+    """
+
+    def __init__(
+        self,
+        trunk: str = "resnet18",
+        streams: Streams = ("rgb",),
+        outputs: int = 1,
+        gates: GateKind = "fsg",
+        hidden_dim: int | None = 128,
+        geometry: bool = False,
+        trunk_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        channels = channels_of(streams)
+        for name, value in (("outputs", outputs), ("hidden_dim", hidden_dim)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.arguments: dict[str, Any] = {
+            "trunk": trunk,
+            "streams": [
+                n if STREAMS.get(n) == count else [n, count] for n, count in channels.items()
+            ],
+            "outputs": outputs,
+            "gates": gates,
+            "hidden_dim": hidden_dim,
+            "geometry": geometry,
+            "trunk_options": dict(trunk_options or {}),
+        }
+        self._hub_mixin_config.update(self.arguments)  # a mapping would be saved in another order
+        self.outputs, self.geometry = outputs, geometry
+        self.branches = nn.ModuleDict()
+        dim = num_gates = 0
+        for name, count in channels.items():
+            self.branches[name], num_features = build_trunk(trunk, count, trunk_options or {})
+            num_gates += gate_trunk(self.branches[name], gates)
+            dim += num_features
+        extra = NUM_GEOMETRY if geometry else 0
+        self.head: LinearHead | GatedHead
+        if hidden_dim is None:
+            self.head = LinearHead(dim, outputs, extra)
+        else:
+            self.head = GatedHead(dim, hidden_dim, outputs, gates, extra)
+        in_head = hidden_dim is not None and gates in ("fsg", "l0", "layer_scale")
+        if gates != "none" and not num_gates and not in_head:
+            raise ValueError(f"trunk {trunk!r} has no place for gates {gates!r}; choose 'none'")
+
+    def forward(self, streams: Mapping[str, Tensor], geometry: Tensor | None = None) -> Tensor:
+        """Return the raw output (B, outputs).
+
+        Args:
+            streams: Normalized images by name of the stream; others than those of the network are
+                left aside.
+            geometry: Log width, log height and center (x, y) of the box relative to the frame,
+                (B, 4); needed by a network with ``geometry``, left aside by another.
+
+        Raises:
+            GatesError: A stream or the geometry is missing.
+        """
+        missing = [name for name in self.branches if name not in streams]
+        if missing:
+            raise GatesError(
+                f"streams {', '.join(streams)} lack {', '.join(missing)}, which the network reads:"
+                " let the data make them"
+            )
+        if self.geometry and geometry is None:
+            raise GatesError("the network reads the geometry of the box, but the batch has none")
+        features = [trunk(streams[name]) for name, trunk in self.branches.items()]
+        joined = features[0] if len(features) == 1 else torch.cat(features, 1)
+        out: Tensor = self.head(joined, geometry if self.geometry else None)
+        return out
+
+
+def channels_of(streams: Streams) -> dict[str, int]:
+    """Return the number of channels of each stream by name.
+
+    Raises:
+        ValueError: A name is unknown or comes twice, or there is none.
+    """
+    if isinstance(streams, str):
+        raise ValueError(f"streams is {streams!r}; expected a list such as ['{streams}']")
+    pairs = streams.items() if isinstance(streams, Mapping) else streams
+    named = [(pair, STREAMS.get(pair)) if isinstance(pair, str) else tuple(pair) for pair in pairs]
+    channels = dict(named)
+    unknown = [name for name, count in channels.items() if count is None]
+    if unknown:
+        raise ValueError(f"unknown streams {unknown}; choose from {', '.join(STREAMS)}")
+    if not channels or len(channels) < len(named):
+        raise ValueError(f"streams must name at least one, each once; found {list(streams)}")
+    return channels  # type: ignore[return-value]

@@ -1,0 +1,108 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.features.selection import FeatureSelectionGate
+from core_gates.surgery import gate_hosts
+from endoscopy.models import gate_parameters, gates_of, tiny_resnet, tiny_vit, weight_parameters
+from endoscopy.models.layer_scale import LayerScale
+from endoscopy.models.recalibration import Recalibration
+
+
+def test_gates_and_weights_split_the_parameters():
+    for kind in ("fsg", "l0", "layer_scale", "se", "none"):
+        model = tiny_resnet(gates=kind, hidden_dim=8)
+        gates, weights = gate_parameters(model), weight_parameters(model)
+        everything = dict(model.named_parameters())
+        assert gates.keys() | weights.keys() == everything.keys()
+        assert not gates.keys() & weights.keys()
+        assert len(gates) == (6 if kind in ("fsg", "l0") else 0)
+        assert all(parameter is everything[name] for name, parameter in gates.items())
+
+
+@pytest.mark.parametrize("kind", ["fsg", "l0", "layer_scale", "se", "eca", "cbam"])
+def test_every_kind_changes_what_the_network_computes_and_learns(kind):
+    torch.manual_seed(0)
+    model = tiny_resnet(gates=kind)
+    images = {"rgb_mask": torch.randn(4, 4, 32, 32)}
+    out = model(images)
+    plain = tiny_resnet(gates="none")
+    plain.load_state_dict(model.state_dict(), strict=False)
+    if kind != "layer_scale":  # which starts at one
+        assert not torch.allclose(plain(images), out, rtol=1e-3)
+    out.square().sum().backward()
+    added = [p for name, p in model.named_parameters() if ".gate." in name or ".attention." in name]
+    assert len(added) >= 4
+    assert all(p.grad.abs().max() > 0 for p in added)
+
+
+def test_l0_gates_start_open_draw_noise_in_training_and_cost():
+    model = tiny_resnet(gates="l0")
+    images = {"rgb_mask": torch.randn(4, 4, 32, 32)}
+    gates = gates_of(model)
+    assert all(gate.scores().min() > 0.95 for gate in gates.values())
+    assert all(gate.l0_penalty() / gate.dim > 0.95 for gate in gates.values())
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+def test_layer_scale_is_a_plain_product():
+    scale = LayerScale(3, init=0.5, feature_dim=1)
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    assert_close(scale(x), 0.5 * x)
+    scale.logits.data = torch.tensor([-2.0, 0.0, 0.25])
+    y = scale(x)
+    assert_close(y, x * torch.tensor([-2.0, 0.0, 0.25]).view(1, 3, 1, 1))
+    y.sum().backward()
+    assert_close(scale.logits.grad, x.detach().sum((0, 2, 3)))
+    assert scale.prune_(0.3) == 1
+    assert torch.equal(scale.kept, torch.tensor([True, False, False]))
+
+
+def test_layer_scale_starts_small_in_residual_branches_and_at_one_behind_stages():
+    starts = {
+        m.logits[0].item(): m.dim
+        for build in (tiny_vit, tiny_resnet)
+        for m in build(gates="layer_scale").modules()
+        if isinstance(m, LayerScale)
+    }
+    assert set(starts) == {pytest.approx(1e-5), 1.0}
+
+
+@pytest.mark.parametrize("kind", ["se", "eca"])
+def test_attention_over_tokens_is_that_over_the_pixels_of_an_image(kind):
+    tokens, images = Recalibration(kind, 16, -1), Recalibration(kind, 16, 1)
+    images.load_state_dict(tokens.state_dict())
+    x = torch.randn(2, 16, 3, 5)
+    expected = images(x)
+    assert not torch.allclose(expected, x)
+    assert_close(tokens(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), expected)
+    assert_close(tokens(x.flatten(2).mT).mT.reshape(x.shape), expected)
+
+
+def test_squeeze_and_excitation_is_its_equation():
+    attention = Recalibration("se", 32, 1)
+    x = torch.randn(2, 32, 4, 4)
+    first, second = attention.attention.fc1, attention.attention.fc2
+    squeezed = x.mean((2, 3))
+    hidden = (squeezed @ first.weight.flatten(1).mT + first.bias).relu()
+    scores = (hidden @ second.weight.flatten(1).mT + second.bias).sigmoid()
+    assert_close(attention(x), x * scores[..., None, None])
+
+
+def test_baselines_sit_where_the_gates_do():
+    gated, attended = tiny_vit(gates="fsg"), tiny_vit(gates="se")
+    places = {
+        name.rpartition(".gate")[0]
+        for name, m in gated.named_modules()
+        if isinstance(m, FeatureSelectionGate)
+    }
+    assert places == {
+        name.rpartition(".attention")[0]
+        for name, m in attended.named_modules()
+        if isinstance(m, Recalibration)
+    }
+    assert len(places) == len(gate_hosts(gated)) == 8
+    with pytest.raises(ValueError, match="kind is 'gct'; choose one of se, eca, cbam"):
+        Recalibration("gct", 8, 1)
