@@ -1,0 +1,1 @@
+"""Frame tables, their readers, splits, samplers, transforms, and what a network is fed."""

@@ -1,0 +1,295 @@
+"""Training, validation, calibration and test frames for polyp sizing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import lightning as L
+import numpy as np
+from numpy.typing import NDArray
+
+from core_gates.errors import GatesError
+from endoscopy.data.cache import FrameCache
+from endoscopy.data.dataset import PolypBatches, PolypFrames
+from endoscopy.data.folds import Folds, Level, Split
+from endoscopy.data.frame_reader import FrameReader
+from endoscopy.data.frame_store import StoreForm
+from endoscopy.data.frame_table import FrameTable, concatenate
+from endoscopy.data.loader import BatchOrder, FrameLoader
+from endoscopy.data.random_split import split_by_counts
+from endoscopy.data.read_report import ReadReport
+from endoscopy.data.read_table import read_frame_table
+from endoscopy.data.real_colon import read_real_colon
+from endoscopy.data.samplers import EpochSampler, ObjectBalancedSampler, WeightedFrameSampler
+from endoscopy.data.splits import audit5, make_folds, official_hag6, read_folds, strata
+from endoscopy.data.streams import NEEDS_DEPTH, check_streams
+from endoscopy.data.sun import read_sun
+from endoscopy.data.transforms import Recipe, train_pipeline
+
+Part = Literal["train", "validation", "test", "calibration"]
+SplitKind = Literal["audit5", "hag6", "made", "file", "counts"]
+WITH_MASK = frozenset({"rgb_mask", "rgb_mask_depth"})
+
+
+class PolypSizingDataModule(L.LightningDataModule):
+    """Frames of lesions with their sizes, for :class:`endoscopy.module.SizingModule`.
+
+    Name one source or several, which are joined. Evaluation parts take the first frames of every
+    object, in order. A batch is what :func:`endoscopy.data.dataset.collate` returns.
+
+    Args:
+        table: Parquet file, CSV file or folder of CSV parts, see
+            :func:`endoscopy.data.read_table.read_frame_table`.
+        real_colon: Folder in the layout of REAL-Colon.
+        sun: Folder in the layout of SUN.
+        synthetic: Folder of rendered data.
+        split: ``audit5`` and ``hag6`` are published, ``made`` folds are made anew, ``file`` reads
+            folds of your own, ``counts`` draws objects at random.
+        fold: Fold that tests; the next validates.
+        split_file: CSV of the official split or of your folds.
+        num_folds: Of ``made`` folds.
+        level: What ``made`` folds keep together.
+        split_seed: Of ``made`` and ``counts``.
+        train_objects: Of ``counts``.
+        validation_objects: Of ``counts``.
+        calibration_objects: Of ``counts``.
+        test_objects: Of ``counts``.
+        streams: What the network is fed, see :data:`endoscopy.data.streams.STREAMS`.
+        size: Pixels of a side.
+        aperture: Radius of a round aperture in half sides; none by default.
+        batch_size: Frames of a step over all ranks.
+        sampler: ``object`` draws equally many frames of each object, ``class`` and ``effective``
+            draw by weights.
+        frames_per_object: Drawn of each object in an epoch of training.
+        eval_frames_per_object: Most frames of an object in the other parts.
+        augmentation: Recipe of :func:`endoscopy.data.transforms.train_pipeline`.
+        cache_folder: Parent of the cache of decoded frames; none by default.
+        cache_form: ``raw`` or ``jpeg``.
+        cache_epochs: Epochs whose training frames the cache holds; others are decoded.
+        num_workers: Processes that read.
+        seed: Of order and augmentation.
+
+    Attributes:
+        frame_table: All frames, after :meth:`load`.
+        report: What readers excluded and mended.
+        folds: The folds; None for ``counts``.
+        parts: Rows of each part.
+
+    Raises:
+        ValueError: No source is named, or a number is not positive.
+        GatesError: A stream is unknown.
+    """
+
+    def __init__(
+        self,
+        table: str | None = None,
+        real_colon: str | None = None,
+        sun: str | None = None,
+        synthetic: str | None = None,
+        split: SplitKind = "audit5",
+        fold: int = 0,
+        split_file: str | None = None,
+        num_folds: int = 5,
+        level: Level = "patient",
+        split_seed: int = 1,
+        train_objects: int = 150,
+        validation_objects: int = 100,
+        calibration_objects: int = 0,
+        test_objects: int = 1000,
+        streams: Sequence[str] = ("rgb",),
+        size: int = 384,
+        aperture: float | None = None,
+        batch_size: int = 32,
+        sampler: Literal["object", "class", "effective"] = "object",
+        frames_per_object: int = 40,
+        eval_frames_per_object: int = 300,
+        augmentation: Recipe = "published",
+        cache_folder: str | None = None,
+        cache_form: StoreForm = "raw",
+        cache_epochs: int = 40,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("size", size),
+            ("batch_size", batch_size),
+            ("frames_per_object", frames_per_object),
+            ("eval_frames_per_object", eval_frames_per_object),
+            ("cache_epochs", cache_epochs),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        sources = {"table": table, "real_colon": real_colon, "sun": sun, "synthetic": synthetic}
+        self.sources = {name: path for name, path in sources.items() if path is not None}
+        if not self.sources:
+            raise ValueError(f"no source is named: give one of {', '.join(sources)}")
+        if split in ("hag6", "file") and split_file is None:
+            raise ValueError(f"split {split} needs split_file, the CSV with the folds")
+        self.streams = check_streams(streams, has_depth=True)
+        self.split_kind, self.fold, self.split_file = split, fold, split_file
+        self.num_folds, self.level, self.split_seed = num_folds, level, split_seed
+        self.counts = (train_objects, validation_objects, test_objects, calibration_objects)
+        self.size, self.aperture, self.batch_size = size, aperture, batch_size
+        self.sampler, self.augmentation = sampler, augmentation
+        self.frames_per_object = frames_per_object
+        self.eval_frames_per_object = eval_frames_per_object
+        self.cache_folder, self.cache_form = cache_folder, cache_form
+        self.cache_epochs, self.num_workers, self.seed = cache_epochs, num_workers, seed
+        self.frame_table: FrameTable | None = None
+        self.report = ReadReport("")
+        self.folds: Folds | None = None
+        self.parts: Split | None = None
+        self.cache: FrameCache | None = None
+
+    def load(self) -> FrameTable:
+        """Read and split the table, once; nothing is decoded."""
+        if self.frame_table is not None:
+            return self.frame_table
+        read: dict[str, Callable[[str], tuple[FrameTable, ReadReport]]] = {
+            "table": read_frame_table,
+            "real_colon": read_real_colon,
+            "sun": read_sun,
+            "synthetic": read_real_colon,
+        }
+        tables = []
+        for name, path in self.sources.items():
+            table, report = read[name](path)
+            tables.append(table)
+            self.report.merge(report)
+        joined = concatenate(tables) if len(tables) > 1 else tables[0]
+        self.parts = self._split(joined)
+        self.frame_table = joined
+        return joined
+
+    def plan_cache(self) -> FrameCache | None:
+        """Return the cache to come, which tells its size before it is built; None without one."""
+        if self.cache_folder is None:
+            return None
+        self.load()
+        if self.cache is None:
+            others: tuple[Part, ...] = ("validation", "test", "calibration")
+            rows = [
+                self._sampler("train", 0, 1).drawable(self.cache_epochs),
+                *(self._sampler(part, 0, 1).draw(0) for part in others if len(self._rows(part))),
+            ]
+            self.cache = FrameCache(
+                self._reader(), np.concatenate(rows), self.cache_folder, self.cache_form
+            )
+        return self.cache
+
+    def prepare_data(self) -> None:
+        """Build the cache, on one process only."""
+        cache = self.plan_cache()
+        if cache is not None:
+            cache.build()
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Read the table and leave out frames that the cache found unreadable."""
+        self.load()
+        cache = self.plan_cache()
+        if cache is None or not cache.is_complete():
+            return
+        bad = cache.unreadable_rows()
+        if len(bad) and self.parts is not None:
+            self.parts = Split(*(np.setdiff1d(rows, bad) for rows in self.parts))
+            found = cache.build()
+            if found.unreadable and not set(found.unreadable) <= set(self.report.unreadable):
+                self.report.merge(found)
+
+    def loader(self, part: Part) -> FrameLoader:
+        """Return the frames of a part: shuffled and augmented for training, in order otherwise."""
+        rank, world = self._rank()
+        trains = part == "train"
+        if self.batch_size % world:
+            raise GatesError(
+                f"batch_size {self.batch_size} cannot be shared evenly by {world} processes; "
+                f"choose a multiple of {world}"
+            )
+        pipeline = train_pipeline(self.size, self.augmentation) if trains else None
+        frames = PolypFrames(self._reader(), pipeline, self.cache, self.seed)
+        order = BatchOrder(
+            self._sampler(part, rank, world), self.batch_size // world, even=not trains
+        )
+        batches = PolypBatches(frames, self.streams, self.aperture)
+        return FrameLoader.over(batches, order, self.num_workers)
+
+    def train_dataloader(self) -> FrameLoader:
+        """Return the training frames of this rank."""
+        return self.loader("train")
+
+    def val_dataloader(self) -> FrameLoader:
+        """Return the validation frames of this rank."""
+        return self.loader("validation")
+
+    def test_dataloader(self) -> FrameLoader:
+        """Return the test frames of this rank."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> FrameLoader:
+        """Return the test frames of this rank."""
+        return self.loader("test")
+
+    def _split(self, table: FrameTable) -> Split:
+        if self.split_kind == "counts":
+            train, validation, test, calibration = self.counts
+            return split_by_counts(
+                table, train, validation, test, calibration, seed=self.split_seed
+            )
+        match self.split_kind:
+            case "audit5":
+                folds = audit5(table)
+            case "hag6":
+                folds = official_hag6(str(self.split_file))
+            case "file":
+                folds = read_folds(str(self.split_file), self.level)
+            case _:
+                folds = make_folds(table, self.num_folds, self.level, self.split_seed)
+        self.folds = folds
+        if missing := folds.unassigned(table):
+            self.report.add("noted", f"object is in no fold of {folds.name}", missing)
+        self.report.notes += [f"{folds.name}: {note}" for note in folds.notes]
+        return folds.split(table, self.fold)
+
+    def _rows(self, part: Part) -> NDArray[np.int64]:
+        if self.parts is None:
+            raise GatesError("the data is not loaded; call setup first")
+        rows: NDArray[np.int64] = getattr(self.parts, part)
+        return rows
+
+    def _reader(self) -> FrameReader:
+        depths = bool(NEEDS_DEPTH & set(self.streams))
+        masks = bool(WITH_MASK & set(self.streams))
+        return FrameReader(self.load(), self.size, masks=masks, depths=depths)
+
+    def _sampler(self, part: Part, rank: int, world: int) -> EpochSampler:
+        table, rows = self.load(), self._rows(part)
+        if len(rows) == 0:
+            raise GatesError(f"the {part} part is empty; give it objects")
+        balanced = ObjectBalancedSampler(
+            table.object_codes,
+            self.frames_per_object if part == "train" else self.eval_frames_per_object,
+            rows=rows,
+            seed=self.seed,
+            frozen=part != "train",
+            num_replicas=world,
+            rank=rank,
+            even=part == "train",
+        )
+        if part != "train" or self.sampler == "object":
+            return balanced
+        return WeightedFrameSampler(
+            table.object_codes,
+            strata(table.frames["gt"].to_numpy(np.float64)),
+            balanced.num_rows,
+            balance=self.sampler,
+            rows=rows,
+            seed=self.seed,
+            num_replicas=world,
+            rank=rank,
+            even=True,
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -1,0 +1,107 @@
+"""What a reader met: every row that was left out or mended, with the reason and where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from core_gates.errors import GatesError
+
+Action = Literal["excluded", "mended", "noted"]
+SHOWN = 3
+UNREADABLE_LIMIT = 0.01
+
+
+@dataclass
+class ReadReport:
+    """Counts and places of everything unusual; nothing disappears without a line here.
+
+    Attributes:
+        source: What was read.
+        found: Rows that the source holds, before any was excluded.
+        findings: (action, reason) to the places it happened, one entry for each row: paths, or
+            keys such as ``003-001_2 frame 17``.
+        unreadable: Files that could not be read; more than 1 % of all is an error.
+        files: Files that were looked at.
+        notes: Lines about the source as a whole.
+    """
+
+    source: str
+    found: int = 0
+    findings: dict[tuple[Action, str], list[str]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+    files: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, action: Action, reason: str, places: Iterable[object]) -> None:
+        """Record rows; an excluded row is one that the table does not hold.
+
+        Raises:
+            ValueError: The action is unknown.
+        """
+        if action not in get_args(Action):
+            raise ValueError(f"action must be one of {get_args(Action)}, got {action!r}")
+        if places := [str(place) for place in places]:
+            self.findings.setdefault((action, reason), []).extend(places)
+
+    def skip_unreadable(self, path: object, reason: str, rows: int = 1) -> None:
+        """Record a damaged or missing file and the rows that go with it."""
+        self.unreadable.append(str(path))
+        self.add("excluded", reason, [path] * rows)
+
+    def require_readable(self) -> None:
+        """Refuse a source of which more than 1 % cannot be read.
+
+        Raises:
+            GatesError: Too many files are unreadable.
+        """
+        bad = len(self.unreadable)
+        if bad > UNREADABLE_LIMIT * max(self.files, 1):
+            raise GatesError(
+                f"{self.source}: {bad} of {self.files} files cannot be read, more than 1 %, the "
+                f"first is {self.unreadable[0]}; copy or download them again"
+            )
+
+    def count(self, reason: str) -> int:
+        """Return how often a reason occurred, under any action."""
+        return sum(len(places) for (_, known), places in self.findings.items() if known == reason)
+
+    def total(self, action: Action) -> int:
+        """Return how many rows were excluded, mended or noted."""
+        return sum(len(places) for (known, _), places in self.findings.items() if known == action)
+
+    def merge(self, other: ReadReport) -> None:
+        """Add another report, for example of a second data set."""
+        self.source = f"{self.source}, {other.source}" if self.source else other.source
+        self.found += other.found
+        self.files += other.files
+        self.unreadable += other.unreadable
+        self.notes += other.notes
+        for (action, reason), places in other.findings.items():
+            self.add(action, reason, places)
+
+    def lines(self) -> list[str]:
+        """Return one line for each note and each reason, with the first places."""
+        summary = f"{self.source}: {self.found} rows, {self.found - self.total('excluded')} kept"
+        rows = [
+            f"{action} {len(places)}: {reason} ({', '.join(dict.fromkeys(places[:SHOWN]))}"
+            f"{', ...' if len(places) > SHOWN else ''})"
+            for (action, reason), places in self.findings.items()
+        ]
+        return [summary, *rows, *self.notes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, all places included, for a JSON file."""
+        return {
+            "source": self.source,
+            "found": self.found,
+            "kept": self.found - self.total("excluded"),
+            "files": self.files,
+            "unreadable": self.unreadable,
+            "findings": [
+                {"action": action, "reason": reason, "count": len(places), "places": places}
+                for (action, reason), places in self.findings.items()
+            ],
+            "notes": self.notes,
+        }

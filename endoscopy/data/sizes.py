@@ -1,0 +1,46 @@
+"""Reading polyp sizes as data sets write them: ``6``, ``6mm``, ``15mm-`` (15 mm or more)."""
+
+import math
+import re
+from typing import NamedTuple
+
+LARGEST_MM = 200.0
+MISSING = frozenset({"", "nan", "na", "n/a", "none", "null", "-", "?", "unknown"})
+_PATTERN = re.compile(
+    r"(?P<above>>=|>|≥)?\s*(?P<number>\d+(?:[.,]\d+)?)\s*(?P<unit>mm|cm)?\s*(?P<open>-|–|\+)?"
+)
+
+
+class Size(NamedTuple):
+    """A size, or the reason why there is none.
+
+    Attributes:
+        mm: Diameter in millimetres; NaN without one.
+        censored: Whether the polyp has this size or a larger one.
+        fault: Empty, or why the row has to be excluded.
+    """
+
+    mm: float
+    censored: bool = False
+    fault: str = ""
+
+
+def parse_size(value: object) -> Size:
+    """Parse a size in millimetres, or centimetres if the unit says so.
+
+    Args:
+        value: A number or text such as ``6``, ``6mm``, ``15mm-``, ``>=15``, ``0.6 cm``.
+
+    Returns:
+        The size. A missing value is no class of its own, and never "large".
+    """
+    text = str(value).strip().lower() if value is not None else ""
+    if text in MISSING or text == "<na>":
+        return Size(math.nan, fault="size is missing")
+    match = _PATTERN.fullmatch(text)
+    if match is None:
+        return Size(math.nan, fault="size cannot be read")
+    mm = float(match["number"].replace(",", ".")) * (10.0 if match["unit"] == "cm" else 1.0)
+    if not 0.0 < mm <= LARGEST_MM:
+        return Size(math.nan, fault=f"size is not between 0 and {LARGEST_MM:g} mm")
+    return Size(mm, censored=bool(match["open"] or match["above"]))
