@@ -46,14 +46,12 @@ class QualityLimits:
     cut: float
     area: tuple[float, float]
 
-    def reasons(self, images: np.ndarray, boxes: np.ndarray) -> list[str]:
+    def reasons(self, found: Mapping[str, np.ndarray]) -> list[str]:
         """Return why each frame should not be sized: empty, or reasons separated by "; ".
 
         Args:
-            images: (N, H, W, 3) uint8, resized as for the network.
-            boxes: (N, 4) xmin, ymin, xmax, ymax in pixels.
+            found: :func:`frame_statistics` of frames resized as for the network.
         """
-        found = frame_statistics(images, boxes)
         checks = (
             (OUT_OF_DISTRIBUTION, self.distances(found["statistics"]) > self.distance),
             (BLURRED, found["sharpness"] < self.sharpness),
@@ -64,7 +62,7 @@ class QualityLimits:
         )
         return [
             "; ".join(reason for reason, flags in checks if flags[row])
-            for row in range(len(images))
+            for row in range(len(found["area"]))
         ]
 
     def distances(self, statistics: np.ndarray) -> np.ndarray:

@@ -80,9 +80,9 @@ def decode_image(content: bytes) -> tuple[np.ndarray, str]:
         gray = (np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2), "16-bit to 8-bit"
     if content.startswith(PNG) and content[PNG_DEPTH] == 16:
-        return np.asarray(image.convert("RGB")), "16-bit to 8-bit"
+        return np.array(image.convert("RGB")), "16-bit to 8-bit"
     conversion = "" if image.mode == "RGB" else f"{NAMES.get(image.mode, image.mode)} to RGB"
-    return np.asarray(image.convert("RGB")), conversion
+    return np.array(image.convert("RGB")), conversion
 
 
 def _loaded(content: bytes) -> Image.Image:

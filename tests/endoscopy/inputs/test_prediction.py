@@ -1,0 +1,248 @@
+"""The same numbers whatever contains the frames, on planted and on real ones."""
+
+import csv
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from core_gates.errors import GatesError
+from endoscopy.bundle import SizingBundle, load_bundle
+from endoscopy.evaluation.conformal import SplitConformal
+from endoscopy.inputs.boxes_csv import CsvLocations
+from endoscopy.inputs.mask_files import MaskLocations
+from endoscopy.models.presets import tiny_resnet
+from endoscopy.prediction import objects_of, predict
+from endoscopy.quality import fit_quality
+from endoscopy.scope import Scope
+from endoscopy.segmenter import AutomaticLocations, Segmenter
+from endoscopy.targets import Classes, LogSize, Ordinal, ScaledMillimeters
+
+NUMBERS = ["predicted_mm", "sharpness", "bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax"]
+
+
+def small_bundle(streams=("rgb_mask", "crop"), target=None, **changes):
+    target = target or LogSize()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = tiny_resnet(streams, outputs=target.outputs, geometry=True).eval()
+    return SizingBundle(model, target, 64, **changes)
+
+
+@pytest.fixture
+def bundle():
+    return small_bundle()
+
+
+@pytest.fixture
+def boxes(tmp_path, pictures):
+    lines = ["file,xmin,ymin,xmax,ymax,width,height"]
+    for number, image in enumerate(pictures):
+        height, width = image.shape[:2]
+        lines.append(f"frame_{number}.png,{5 + number},4,{30 + number},25,{width},{height}")
+    (tmp_path / "boxes.csv").write_text("\n".join(lines))
+    return tmp_path / "boxes.csv"
+
+
+@pytest.fixture
+def sources(tmp_path, pictures, write):
+    images = write.padded(pictures)
+    video = write.video(tmp_path / "video.mp4", images)
+    return {
+        "folder": write.images(tmp_path / "folder", pictures),
+        "video": video,
+        "dicom": write.dicom(tmp_path / "image.dcm", images),
+        "dicom video": write.dicom(tmp_path / "video.dcm", images, video=video),
+    }
+
+
+def assert_same_numbers(found, expected):
+    pd.testing.assert_frame_equal(found.frames[NUMBERS], expected.frames[NUMBERS], check_exact=True)
+
+
+def test_all_containers_give_exactly_the_same(sources, boxes, bundle):
+    expected = predict(sources["folder"], CsvLocations(boxes), bundle)
+    assert expected.frames["predicted_mm"].nunique() == 3
+    for source in list(sources.values())[1:]:
+        assert_same_numbers(predict(source, CsvLocations(boxes), bundle), expected)
+
+
+def test_so_they_do_with_automatic_locations(sources, bundle):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        segmenter = Segmenter(48)
+    nn.init.constant_(segmenter.head.bias, 0.0)
+    expected = predict(sources["folder"], AutomaticLocations(segmenter), bundle)
+    assert expected.frames["predicted_mm"].notna().all()
+    assert set(expected.frames["location"]) == {"automatic"}
+    for source in list(sources.values())[1:]:
+        found = predict(source, AutomaticLocations(segmenter), bundle)
+        assert_same_numbers(found, expected)
+
+
+def real_images(real_frames):
+    """The first six small frames and their rows, made unequal in size so that padding matters."""
+    with (real_frames / "gastric_polyp_256_boxes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with zipfile.ZipFile(real_frames / "gastric_polyp_256.zip") as archive:
+        names = archive.namelist()[:6]
+        images = [np.asarray(Image.open(archive.open(name))) for name in names]
+    images = [image[: 220 - 5 * i, : 256 - 3 * i] for i, image in enumerate(images)]
+    sizes = {name: image.shape[:2] for name, image in zip(names, images, strict=True)}
+    kept = [row | {"height": sizes[row["file"]][0], "width": sizes[row["file"]][1]}
+            for row in rows if row["file"] in sizes]  # fmt: skip
+    return names, images, kept
+
+
+def test_real_frames_give_the_same_losslessly_and_nearly_at_crf_18(
+    tmp_path, real_frames, write, bundle
+):
+    names, images, rows = real_images(real_frames)
+    pd.DataFrame(rows).to_csv(tmp_path / "boxes.csv", index=False)
+    folder = write.images(tmp_path / "folder", images, [name[:-4] for name in names])
+    padded = write.padded(images)
+    expected = predict(folder, CsvLocations(tmp_path / "boxes.csv"), bundle)
+    assert len(expected.frames) == len(rows) >= 6
+    lossless = write.video(tmp_path / "lossless.mp4", padded)
+    dicom = write.dicom(tmp_path / "image.dcm", padded)
+    for source in (lossless, dicom):
+        found = predict(source, CsvLocations(tmp_path / "boxes.csv"), bundle)
+        assert_same_numbers(found, expected)
+    lossy = write.video(tmp_path / "lossy.mp4", padded, write.crf_18)
+    found = predict(lossy, CsvLocations(tmp_path / "boxes.csv"), bundle)
+    ratio = found.frames["predicted_mm"] / expected.frames["predicted_mm"]
+    assert (ratio - 1).abs().max() < 0.05
+    assert not (ratio == 1).all()
+
+
+def test_batches_do_not_change_the_rows(sources, boxes, bundle):
+    whole = predict(sources["folder"], CsvLocations(boxes), bundle)
+    single = predict(sources["folder"], CsvLocations(boxes), bundle, batch_size=1)
+    np.testing.assert_allclose(
+        whole.frames["predicted_mm"], single.frames["predicted_mm"], rtol=1e-5
+    )
+    assert whole.frames["frame_id"].tolist() == ["frame_0", "frame_1", "frame_2"]
+
+
+def test_a_clip_shows_one_lesion_and_a_folder_many(sources, boxes, bundle):
+    for source, expected in (("folder", 3), ("video", 1), ("dicom", 1)):
+        prediction = predict(sources[source], CsvLocations(boxes), bundle)
+        assert len(objects_of(prediction, bundle)) == expected
+    one = predict(sources["folder"], CsvLocations(boxes), bundle, objects="source")
+    table = objects_of(one, bundle)
+    assert table["num_frames"].tolist() == [3]
+    assert table["predicted_mm"][0] == one.frames["predicted_mm"].median()
+
+
+def test_objects_have_the_interval_of_the_bundle(sources, boxes):
+    residuals = tuple(np.linspace(-0.3, 0.3, 99))
+    bundle = small_bundle(conformal=SplitConformal(residuals))
+    table = objects_of(predict(sources["video"], CsvLocations(boxes), bundle), bundle)
+    ratio = table["upper_mm"] / table["predicted_mm"]
+    np.testing.assert_allclose(np.log(ratio), bundle.conformal.half_width)
+    np.testing.assert_allclose(table["predicted_mm"] / table["lower_mm"], ratio)
+
+
+def test_masks_matter_to_a_network_of_masks_only(tmp_path, sources, pictures):
+    (tmp_path / "masks").mkdir()
+    for number, image in enumerate(pictures):
+        mask = np.zeros(image.shape[:2], dtype=np.uint8)
+        mask[4:25, 5 + number : 30 + number] = 255
+        mask[10:20, 10:20] = 0
+        Image.fromarray(mask).save(tmp_path / "masks" / f"frame_{number}.png")
+    (tmp_path / "boxes.csv").write_text(
+        "frame,xmin,ymin,xmax,ymax\n"
+        + "".join(f"frame_{n},{5 + n},4,{30 + n},25\n" for n in range(3))
+    )
+    for masks, same in ((True, False), (False, True)):
+        bundle = small_bundle(masks=masks, scope=Scope(calibrated_for=("ward",)))
+        numbers = [
+            predict(sources["folder"], locations, bundle, scope="ward").frames["predicted_mm"]
+            for locations in (
+                MaskLocations(tmp_path / "masks"), CsvLocations(tmp_path / "boxes.csv"),
+            )
+        ]  # fmt: skip
+        assert (numbers[0] == numbers[1]).all() == same
+
+
+def test_frames_without_a_polyp_abstain(sources, bundle):
+    segmenter = Segmenter(48)
+    nn.init.zeros_(segmenter.head.weight)
+    nn.init.constant_(segmenter.head.bias, -5.0)
+    prediction = predict(sources["folder"], AutomaticLocations(segmenter), bundle)
+    assert prediction.frames["reasons"].tolist() == ["no polyp found"] * 3
+    assert prediction.frames["predicted_mm"].isna().all()
+    with pytest.raises(GatesError, match="no polyp found on any of 3 frames; give boxes or masks"):
+        objects_of(prediction, bundle)
+
+
+def test_abstention_names_its_reason(sources, boxes, pictures):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 255, (100, 64, 64, 3)).astype(np.uint8)
+    limits = fit_quality(images, np.tile([10.0, 10.0, 30.0, 30.0], (100, 1)))
+    prediction = predict(sources["folder"], CsvLocations(boxes), small_bundle(quality=limits))
+    assert all("out of distribution" in r for r in prediction.frames["reasons"])
+    table = objects_of(prediction, small_bundle())
+    assert table["abstained"].all()
+
+
+def test_outputs_name_no_patient(sources, boxes, bundle):
+    for name in ("dicom", "dicom video"):
+        prediction = predict(sources[name], CsvLocations(boxes), bundle)
+        text = prediction.frames.to_csv() + objects_of(prediction, bundle).to_csv()
+        text += "\n".join(prediction.input.lines() + prediction.locations.lines())
+        assert "secret" not in text.lower()
+        assert prediction.input.source in text
+
+
+def test_depth_cannot_be_read_from_a_source(sources, boxes):
+    with pytest.raises(GatesError, match="needs depths"):
+        predict(sources["folder"], CsvLocations(boxes), small_bundle(("rgb", "depth")))
+
+
+def test_classes_come_with_probabilities(sources, boxes):
+    prediction = predict(sources["folder"], CsvLocations(boxes), small_bundle(target=Classes()))
+    probabilities = prediction.frames[["p_diminutive", "p_small", "p_large"]]
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", [LogSize(), ScaledMillimeters(), Ordinal(), Classes()])
+def test_a_bundle_survives_the_disk(tmp_path, sources, boxes, target):
+    bundle = small_bundle(
+        target=target, aperture=0.9, scope=Scope("tubes", ("tubes",), 7.0), masks=False,
+        conformal=SplitConformal(tuple(np.linspace(-0.3, 0.3, 99))), facts={"objects": 150},
+    )  # fmt: skip
+    again = load_bundle(bundle.save(tmp_path / "bundle"))
+    assert again.config() == bundle.config()
+    locations = [CsvLocations(boxes), CsvLocations(boxes)]
+    expected = predict(sources["folder"], locations[0], bundle)
+    assert_same_numbers(predict(sources["folder"], locations[1], again), expected)
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    for words in ("research only", "tubes", "no millimetre calibration for this scope", "150"):
+        assert words in card
+    small = load_bundle(bundle.save(tmp_path / "half", torch.bfloat16))
+    found = predict(sources["folder"], CsvLocations(boxes), small)
+    ratio = found.frames["predicted_mm"] / expected.frames["predicted_mm"]
+    assert 0 < (ratio - 1).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("damage", ["absent", "config", "weights", "format"])
+def test_a_damaged_bundle_is_refused_in_one_line(tmp_path, damage):
+    folder = tmp_path / "bundle"
+    if damage != "absent":
+        small_bundle().save(folder)
+    if damage == "config":
+        (folder / "config.json").write_text("{")
+    if damage == "weights":
+        content = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(content[:1000])
+    if damage == "format":
+        (folder / "config.json").write_text('{"format": 99}')
+    with pytest.raises(GatesError) as caught:
+        load_bundle(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
