@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -17,7 +18,7 @@ from endoscopy.data.frame_reader import FrameReader
 from endoscopy.data.frame_store import StoreForm
 from endoscopy.data.frame_table import FrameTable, concatenate
 from endoscopy.data.loader import BatchOrder, FrameLoader
-from endoscopy.data.random_split import split_by_counts
+from endoscopy.data.random_split import draw_objects, split_by_counts
 from endoscopy.data.read_report import ReadReport
 from endoscopy.data.read_table import read_frame_table
 from endoscopy.data.real_colon import read_real_colon
@@ -163,6 +164,40 @@ class PolypSizingDataModule(L.LightningDataModule):
         self.frame_table = joined
         return joined
 
+    def variant(
+        self,
+        *,
+        seed: int | None = None,
+        streams: Sequence[str] | None = None,
+        fold: int | None = None,
+        train_objects: int | None = None,
+    ) -> PolypSizingDataModule:
+        """Return other data of the same table, which shares table and cache with this one.
+
+        Args:
+            seed: Of order and augmentation, and of the draw of training objects.
+            streams: What the network is fed.
+            fold: Fold that tests.
+            train_objects: Objects drawn from the training part; all of it by default.
+
+        Raises:
+            GatesError: The training part has fewer objects.
+        """
+        table = self.load()
+        other = copy.copy(self)
+        other.trainer, other.cache = None, self.plan_cache()
+        other.report = ReadReport("")
+        other.seed = self.seed if seed is None else seed
+        if streams is not None:
+            other.streams = check_streams(streams, has_depth=True)
+        if fold is not None and fold != self.fold:
+            other.fold = fold
+            other.parts = other._split(table)
+        if train_objects is not None and other.parts is not None:
+            rows = draw_objects(table, other.parts.train, train_objects, other.seed)
+            other.parts = other.parts._replace(train=rows)
+        return other
+
     def plan_cache(self) -> FrameCache | None:
         """Return the cache to come, which tells its size before it is built; None without one."""
         if self.cache_folder is None:
@@ -172,7 +207,7 @@ class PolypSizingDataModule(L.LightningDataModule):
             others: tuple[Part, ...] = ("validation", "test", "calibration")
             rows = [
                 self._sampler("train", 0, 1).drawable(self.cache_epochs),
-                *(self._sampler(part, 0, 1).draw(0) for part in others if len(self._rows(part))),
+                *(self.evaluation_rows(part) for part in others if len(self.rows(part))),
             ]
             self.cache = FrameCache(
                 self._reader(), np.concatenate(rows), self.cache_folder, self.cache_form
@@ -197,6 +232,32 @@ class PolypSizingDataModule(L.LightningDataModule):
             found = cache.build()
             if found.unreadable and not set(found.unreadable) <= set(self.report.unreadable):
                 self.report.merge(found)
+
+    def rows(self, part: Part) -> NDArray[np.int64]:
+        """Return the rows (N,) of a part, ascending.
+
+        Raises:
+            GatesError: The data is not loaded.
+        """
+        if self.parts is None:
+            raise GatesError("the data is not loaded; call setup first")
+        rows: NDArray[np.int64] = getattr(self.parts, part)
+        return rows
+
+    def evaluation_rows(self, part: Part) -> NDArray[np.int64]:
+        """Return the rows of a part that are evaluated: the first of every object, in order.
+
+        Raises:
+            GatesError: The part is empty.
+        """
+        if part != "train":
+            return self._sampler(part, 0, 1).draw(0)
+        codes, most = self.load().object_codes, self.eval_frames_per_object
+        return ObjectBalancedSampler(codes, most, rows=self.rows(part), frozen=True).draw(0)
+
+    def frames(self) -> PolypFrames:
+        """Return the lesions of all rows, not augmented."""
+        return PolypFrames(self._reader(), None, self.cache, self.seed)
 
     def loader(self, part: Part) -> FrameLoader:
         """Return the frames of a part: shuffled and augmented for training, in order otherwise."""
@@ -252,19 +313,13 @@ class PolypSizingDataModule(L.LightningDataModule):
         self.report.notes += [f"{folds.name}: {note}" for note in folds.notes]
         return folds.split(table, self.fold)
 
-    def _rows(self, part: Part) -> NDArray[np.int64]:
-        if self.parts is None:
-            raise GatesError("the data is not loaded; call setup first")
-        rows: NDArray[np.int64] = getattr(self.parts, part)
-        return rows
-
     def _reader(self) -> FrameReader:
         depths = bool(NEEDS_DEPTH & set(self.streams))
         masks = bool(WITH_MASK & set(self.streams))
         return FrameReader(self.load(), self.size, masks=masks, depths=depths)
 
     def _sampler(self, part: Part, rank: int, world: int) -> EpochSampler:
-        table, rows = self.load(), self._rows(part)
+        table, rows = self.load(), self.rows(part)
         if len(rows) == 0:
             raise GatesError(f"the {part} part is empty; give it objects")
         balanced = ObjectBalancedSampler(

@@ -1,8 +1,9 @@
-"""A split at random into parts of given numbers of objects."""
+"""Splits and draws at random, of given numbers of objects."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from endoscopy.data.folds import Split, check_leakage
@@ -51,3 +52,19 @@ def split_by_counts(
     split = Split(*(np.flatnonzero(parts == number) for number in range(len(Split._fields))))
     check_leakage(table, split, "patient")
     return split
+
+
+def draw_objects(
+    table: FrameTable, rows: NDArray[np.int64], number: int, seed: int
+) -> NDArray[np.int64]:
+    """Return the rows of some objects, drawn at random from those of the rows.
+
+    Raises:
+        GatesError: There are fewer objects.
+    """
+    codes = table.object_codes[rows]
+    objects = np.unique(codes)
+    if not 1 <= number <= len(objects):
+        raise GatesError(f"{number} objects cannot be drawn from {len(objects)}; ask for fewer")
+    drawn = np.random.default_rng(seed).choice(objects, number, replace=False)
+    return rows[np.isin(codes, drawn)]
