@@ -38,8 +38,9 @@ def in_processes(
         return [work(*one, tick=tick) for one in arguments]
     context = get_context("spawn")
     queue = context.SimpleQueue()
-    start = {"mp_context": context, "initializer": _start, "initargs": (work, queue, os.getpid())}
-    with ProcessPoolExecutor(count, **start) as pool:  # type: ignore[arg-type]
+    with ProcessPoolExecutor(
+        count, mp_context=context, initializer=_start, initargs=(work, queue, os.getpid())
+    ) as pool:
         futures = [pool.submit(_run, one) for one in arguments]
         try:
             _watch(futures, queue, tick)

@@ -204,7 +204,7 @@ class WeatherTrainer(GatesTrainer):
         check_seeds(datamodule.source, seeds)
         settings = self._settings()
         networks = self._networks(model, datamodule, settings)
-        forms = (*COMPARED, "open_gate") if open_gate else COMPARED
+        forms: tuple[str, ...] = (*COMPARED, "open_gate") if open_gate else COMPARED
         if ckpt_path:
             forms = (networks.pin(Path(ckpt_path)),)
         full = not quick and ckpt_path is None

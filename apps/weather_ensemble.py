@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from apps.processes import Tick, in_processes
 from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
@@ -99,43 +99,46 @@ class EnsembleScores:
         return ensemble_methods(self.source, task)
 
     def run(self) -> None:
-        """Analyze every case with every method."""
-        for task in TASKS:
-            methods = self.methods(task)
-            count = len(self.source.cases(task)[: self.cases])
-            for density in self.densities:
-                name = task_name(task, density)
-                total = count * (len(methods) + len(self.forms) * len(self.seeds))
-                with ticking(f"analyzing {name}", total) as tick:
-                    for method in methods:
-                        built = method.build(tuned(self.settings, method, name))
-                        self.errors[name, method.name] = case_errors(
-                            self.source, task, density, built, cases=self.cases, tick=tick
-                        )
-                        self.departures[name, method.name] = self._depart(task, density, built)
-                    for form in self.forms:
-                        self.errors[name, form] = self._networks(task, density, form, tick)
-
-    def _networks(self, task: Task, density: float, form: str, tick: Callable[[], None]) -> Tensor:
-        """Return the mean square errors of a form over its seeds; departures of the first seed."""
-        sd = self.source.task_background_sd[task]
-        first = self.networks.load(form, self.seeds[0]).expecting(sd)
-        self.departures[task_name(task, density), form] = self._depart(task, density, first)
-        parts = [
-            case_errors(
-                self.source,
-                task,
-                density,
-                self.networks.load(form, seed).expecting(sd),
-                cases=self.cases,
-                tick=tick,
-            )
-            for seed in self.seeds
+        """Analyze every case with every method on all cores."""
+        jobs = [
+            (task, density, name)
+            for task in TASKS
+            for density in self.densities
+            for name in (*(method.name for method in self.methods(task)), *self.forms)
         ]
-        return torch.stack(parts).mean(0)
+        analyses = [
+            len(self.source.cases(task)[: self.cases])
+            * (len(self.seeds) if name in self.forms else 1)
+            for task, _, name in jobs
+        ]
+        with ticking("analyzing", sum(analyses)) as tick:
+            for (task, density, name), (errors, departures) in zip(
+                jobs, in_processes(self._analyze, jobs, tick), strict=True
+            ):
+                key = task_name(task, density), name
+                self.errors[key], self.departures[key] = errors, departures
 
-    def _depart(self, task: Task, density: float, method: Assimilator) -> Departures:
-        return case_departures(self.source, task, density, method, cases=self.cases)
+    def _analyze(
+        self, task: Task, density: float, name: str, tick: Tick
+    ) -> tuple[Tensor, Departures]:
+        """Return the mean square errors of a method, and its departures.
+
+        The errors of a form are means over its seeds, the departures those of the first.
+        """
+        if name in self.forms:
+            sd = self.source.task_background_sd[task]
+            built: list[Assimilator] = [
+                self.networks.load(name, seed).expecting(sd) for seed in self.seeds
+            ]
+        else:
+            method = next(m for m in self.methods(task) if m.name == name)
+            built = [method.build(tuned(self.settings, method, task_name(task, density)))]
+        errors = [
+            case_errors(self.source, task, density, one, cases=self.cases, tick=tick)
+            for one in built
+        ]
+        departures = case_departures(self.source, task, density, built[0], cases=self.cases)
+        return torch.stack(errors).mean(0), departures
 
     def _clusters(self, task: Task) -> Tensor:
         return torch.tensor([case.member for case in self.source.cases(task)[: self.cases]])
