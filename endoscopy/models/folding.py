@@ -28,7 +28,7 @@ def fold(model: MultiStreamSizer) -> MultiStreamSizer:
     if model.arguments["gates"] not in STATIC:
         return twin
     twin.head.fold_(torch.cat([_fold_trunk(trunk, twin) for trunk in twin.branches.values()]))
-    twin.arguments["gates"] = twin._hub_mixin_config["gates"] = "none"  # what it is saved as
+    twin.arguments["gates"] = "none"  # what it is saved as
     return twin
 
 

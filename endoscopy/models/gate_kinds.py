@@ -1,5 +1,6 @@
 """The gates that a sizing network can have, and their parameters."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, get_args
 
@@ -11,6 +12,8 @@ from endoscopy.models.layer_scale import LayerScale
 from endoscopy.models.recalibration import Recalibrator, recalibrate
 
 GateKind = Literal["fsg", "none", "layer_scale", "se", "eca", "cbam", "l0"]
+
+GateMaker = Callable[..., FeatureSelectionGate]
 
 L0_START = 2.2
 """Logit of L0 gates at the start: open with probability 0.98, a score of 0.98."""
@@ -40,19 +43,19 @@ def gate_trunk(trunk: nn.Module, kind: GateKind) -> int:
         return len(recalibrate(trunk, kind))  # type: ignore[arg-type]
     if kind == "layer_scale":
         stages = any(isinstance(host.module, nn.Sequential) for host in hosts.values())
-        make = partial(LayerScale, init=1.0 if stages else 1e-5)
+        make: GateMaker = partial(LayerScale, init=1.0 if stages else 1e-5)
     else:
         make = static_gate(kind)
     return len(inject_gates(trunk, gate=make))
 
 
-def static_gate(kind: GateKind) -> partial[FeatureSelectionGate]:
+def static_gate(kind: GateKind) -> GateMaker:
     """Return the constructor of a static gate, which takes the number of features."""
     if kind == "layer_scale":
         return partial(LayerScale, init=1.0)
     if kind == "l0":
         return partial(FeatureSelectionGate, rectifier="hard_concrete", init=L0_START)
-    return partial(FeatureSelectionGate)
+    return FeatureSelectionGate
 
 
 def head_gate(kind: GateKind, dim: int) -> nn.Module:

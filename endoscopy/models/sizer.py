@@ -66,7 +66,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
             "geometry": geometry,
             "trunk_options": dict(trunk_options or {}),
         }
-        self._hub_mixin_config.update(self.arguments)  # a mapping would be saved in another order
+        self._hub_mixin_config = self.arguments  # a mapping would be saved in another order
         self.outputs, self.geometry = outputs, geometry
         self.branches = nn.ModuleDict()
         dim = num_gates = 0
@@ -119,11 +119,12 @@ def channels_of(streams: Streams) -> dict[str, int]:
     if isinstance(streams, str):
         raise ValueError(f"streams is {streams!r}; expected a list such as ['{streams}']")
     pairs = streams.items() if isinstance(streams, Mapping) else streams
-    named = [(pair, STREAMS.get(pair)) if isinstance(pair, str) else tuple(pair) for pair in pairs]
-    channels = dict(named)
-    unknown = [name for name, count in channels.items() if count is None]
-    if unknown:
-        raise ValueError(f"unknown streams {unknown}; choose from {', '.join(STREAMS)}")
-    if not channels or len(channels) < len(named):
+    channels: dict[str, int] = {}
+    for pair in pairs:
+        name, count = (pair, STREAMS.get(pair, 0)) if isinstance(pair, str) else pair
+        if count < 1:
+            raise ValueError(f"unknown stream {name!r}; choose from {', '.join(STREAMS)}")
+        channels[name] = count
+    if not channels or len(channels) < len(streams):
         raise ValueError(f"streams must name at least one, each once; found {list(streams)}")
-    return channels  # type: ignore[return-value]
+    return channels

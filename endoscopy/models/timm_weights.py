@@ -87,7 +87,10 @@ def _fit(
     trunk: nn.Module, state: dict[str, Tensor], file: str
 ) -> tuple[dict[str, Tensor], LoadedWeights]:
     own = trunk.state_dict()
-    tensors, fresh, resampled, wrong = {}, [], [], []
+    tensors: dict[str, Tensor] = {}
+    fresh: list[str] = []
+    resampled: list[str] = []
+    wrong: list[str] = []
     for name, mine in own.items():
         theirs = state.get(name)
         if theirs is None:

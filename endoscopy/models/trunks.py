@@ -39,4 +39,6 @@ def build_trunk(name: str, in_channels: int, options: Mapping[str, Any]) -> tupl
         trunk = timm.create_model(name, in_chans=in_channels, num_classes=0, **options)
     except TypeError as error:  # Python's message names the argument
         raise ValueError(f"trunk {name!r} refuses its options {dict(options)}: {error}") from error
-    return trunk, int(trunk.num_features)
+    num_features = trunk.num_features
+    assert isinstance(num_features, int)
+    return trunk, num_features

@@ -61,13 +61,10 @@ def test_layer_scale_is_a_plain_product():
 
 
 def test_layer_scale_starts_small_in_residual_branches_and_at_one_behind_stages():
-    starts = {
-        m.logits[0].item(): m.dim
-        for build in (tiny_vit, tiny_resnet)
-        for m in build(gates="layer_scale").modules()
-        if isinstance(m, LayerScale)
-    }
-    assert set(starts) == {pytest.approx(1e-5), 1.0}
+    for build, start in ((tiny_vit, 1e-5), (tiny_resnet, 1.0)):
+        scales = [m for m in build(gates="layer_scale").modules() if isinstance(m, LayerScale)]
+        assert len(scales) >= 4
+        assert all((scale.logits == start).all() for scale in scales)
 
 
 @pytest.mark.parametrize("kind", ["se", "eca"])

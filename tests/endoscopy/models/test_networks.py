@@ -137,7 +137,7 @@ SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_head
         ({"trunk": "resnet81"}, "'resnet81' is neither 'tiny_resnet' nor a model .* 'resnet18'"),
         ({"trunk": "tiny_resnet", "trunk_options": {"deep": 1}}, "refuses its options"),
         ({"trunk": "tiny_resnet", "trunk_options": {"depths": [1]}}, "widths has 5 entries"),
-        ({"streams": ("rgb", "thermal")}, r"unknown streams \['thermal'\]; choose from rgb"),
+        ({"streams": ("rgb", "thermal")}, "unknown stream 'thermal'; choose from rgb"),
         ({"streams": "rgb"}, r"streams is 'rgb'; expected a list such as \['rgb'\]"),
         ({"streams": ()}, "streams must name at least one"),
         ({"streams": ("rgb", "rgb")}, "each once"),
