@@ -1,0 +1,129 @@
+"""What every model must beat: a constant, the apparent area, and regressions on hand-made cues."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from core_gates.errors import GatesError
+
+BOXES = ("bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax", "width", "height")
+
+
+class LogLinear(NamedTuple):
+    """Log size as a linear function of features: ``log t = intercept + (x - mean) / scale · w``.
+
+    Attributes:
+        mean: (F,) of the features in training.
+        scale: (F,) their standard deviation.
+        weights: (F,).
+        intercept: Mean log size in training.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    intercept: float
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Return sizes (N,) in mm from features (N, F)."""
+        return np.exp(self.intercept + (features - self.mean) / self.scale @ self.weights)
+
+
+def fit_log_linear(
+    features: np.ndarray, gt: np.ndarray, objects: np.ndarray, *, ridge: float = 1e-3
+) -> LogLinear:
+    """Fit a ridge regression of log size in which every object weighs the same.
+
+    Args:
+        features: (N, F); with F = 0 the fit is the constant, the geometric mean of sizes.
+        gt: (N,) true sizes, mm.
+        objects: (N,) identity of the object of each row.
+        ridge: Penalty on the weights of standardized features, relative to their variance.
+
+    Raises:
+        ValueError: The lengths differ, or a feature is not finite.
+    """
+    if not len(features) == len(gt) == len(objects) > 0:
+        raise ValueError(f"features {len(features)}, gt {len(gt)} and objects {len(objects)} must"
+                         " have one length above zero")  # fmt: skip
+    if not np.isfinite(features).all():
+        raise ValueError(f"{(~np.isfinite(features)).any(1).sum()} rows have features that are not"
+                         " finite; leave out frames without a mask")  # fmt: skip
+    _, index, counts = np.unique(objects, return_inverse=True, return_counts=True)
+    share = (1 / counts[index]) / len(counts)
+    mean = share @ features
+    scale = np.sqrt(share @ (features - mean) ** 2)
+    scale[scale == 0] = 1.0
+    standard = (features - mean) / scale
+    target = np.log(gt)
+    intercept = float(share @ target)
+    normal = standard.T @ (share[:, None] * standard) + ridge * np.eye(features.shape[1])
+    weights = np.linalg.solve(normal, standard.T @ (share * (target - intercept)))
+    return LogLinear(mean, scale, weights, intercept)
+
+
+class Pinhole(NamedTuple):
+    """Size = factor × apparent extent × distance, what a camera without distortion sees.
+
+    Attributes:
+        factor: Millimeters a unit of extent and millimeter of distance.
+    """
+
+    factor: float
+
+    def predict(self, extent: np.ndarray, distance_mm: np.ndarray) -> np.ndarray:
+        """Return sizes (N,) in mm.
+
+        Args:
+            extent: (N,) root of the apparent area, relative to the frame.
+            distance_mm: (N,).
+        """
+        return self.factor * extent * distance_mm
+
+
+def fit_pinhole(extent: np.ndarray, distance_mm: np.ndarray, gt: np.ndarray) -> Pinhole:
+    """Fit the factor so that the median ratio of predicted to true size is one."""
+    return Pinhole(float(1 / np.median(extent * distance_mm / gt)))
+
+
+def constant_size(train: pd.DataFrame) -> float:
+    """Return the constant to predict: the median size, mm, of the training objects."""
+    return float(train.drop_duplicates("unique_id")["gt"].median())
+
+
+def box_features(frames: pd.DataFrame) -> np.ndarray:
+    """Return the log extent (N, 1) of the boxes: half the log of their share of the frame.
+
+    Raises:
+        GatesError: A column of the frame table is missing, or a box is empty.
+    """
+    missing = [name for name in BOXES if name not in frames]
+    if missing:
+        raise GatesError(f"the frame table lacks {', '.join(missing)} for the area baseline")
+    wide = frames["bbox_xmax"] - frames["bbox_xmin"]
+    high = frames["bbox_ymax"] - frames["bbox_ymin"]
+    share = (wide * high / (frames["width"] * frames["height"])).to_numpy(float)
+    if not (share > 0).all():
+        raise GatesError(f"{(~(share > 0)).sum()} of {len(frames)} boxes are empty; drop them")
+    return 0.5 * np.log(share)[:, None]
+
+
+def baseline_predictions(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Predict the test frames by the two baselines of every report.
+
+    Args:
+        train: Frame table of training, columns as in :class:`FrameTable`.
+        test: Frame table of the test, or its predictions with the columns of the boxes.
+
+    Returns:
+        ``constant`` and ``area``: test with ``predicted_mm``. The area is that of the box, so that
+        it works for every data set.
+    """
+    regression = fit_log_linear(
+        box_features(train), train["gt"].to_numpy(float), train["unique_id"].to_numpy()
+    )
+    return {
+        "constant": test.assign(predicted_mm=constant_size(train)),
+        "area": test.assign(predicted_mm=regression.predict(box_features(test))),
+    }

@@ -1,0 +1,68 @@
+"""The first line of every report: the baselines, and whether the model beats a constant."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from endoscopy.evaluation.scores import score_differences, score_intervals
+from endoscopy.metrics import CONTINUOUS, TRUTH, CutOffs, count_on_cut_offs
+
+Tables = pd.DataFrame | Sequence[pd.DataFrame]
+
+
+def headline(
+    model: Tables,
+    constant: pd.DataFrame,
+    area: pd.DataFrame,
+    *,
+    cut_offs: CutOffs = CONTINUOUS,
+    resamples: int = 2000,
+) -> str:
+    """Say in one line what a constant and the apparent area reach, and whether the model is better.
+
+    The model is called significantly better than the constant only if the 95 % intervals of both
+    paired differences, in macro F1 and in MAPE, exclude zero on the right side.
+
+    Args:
+        model: Object table of the model, or one for each seed.
+        constant: Object table of the constant baseline, same objects.
+        area: That of the area baseline.
+        cut_offs: Of the predictions.
+        resamples: Draws of the bootstrap.
+    """
+    tables = [model] if isinstance(model, pd.DataFrame) else list(model)
+    parts = []
+    for name, one in (("constant", [constant]), ("area alone", [area]), ("model", tables)):
+        scores = score_intervals(one, cut_offs, resamples=resamples)
+        f1, mape = scores["macro_f1"], scores["mape"]
+        parts.append(f"{name}: macro F1 {f1.value:.3f} [{f1.low:.3f}, {f1.high:.3f}], "
+                     f"MAPE {mape.value:.3f}")  # fmt: skip
+    verdicts = [
+        f"{verdict(tables, constant, cut_offs=cut_offs, resamples=resamples)} than the constant",
+        f"{verdict(tables, area, cut_offs=cut_offs, resamples=resamples)} than the area",
+    ]
+    return f"{'; '.join(parts)}; the model is {' and '.join(verdicts)}."
+
+
+def verdict(
+    model: Tables, baseline: pd.DataFrame, *, cut_offs: CutOffs = CONTINUOUS, resamples: int = 2000
+) -> str:
+    """Return ``significantly better``, ``significantly worse`` or ``NOT significantly better``."""
+    tables = [model] if isinstance(model, pd.DataFrame) else list(model)
+    gaps = score_differences(tables, [baseline] * len(tables), cut_offs, resamples=resamples)
+    f1, mape = gaps["macro_f1"], gaps["mape"]
+    if f1.low > 0 and mape.high < 0:
+        return "significantly better"
+    if f1.high < 0 and mape.low > 0:
+        return "significantly worse"
+    return "NOT significantly better"
+
+
+def cut_off_note(objects: pd.DataFrame, cut_offs: CutOffs) -> str:
+    """Say which cut-offs were used and how many objects lie exactly on those of the truth."""
+    on = count_on_cut_offs(objects["gt"].to_numpy(float))
+    exact = ", ".join(f"{count} on {cut:g} mm" for cut, count in on.items())
+    return (
+        f"classes of the truth at {TRUTH}, of predictions at {cut_offs}; of {len(objects)} objects"
+        f" {exact} exactly."
+    )

@@ -1,0 +1,173 @@
+"""The honest table: does any kind of gate beat the plain network at the same budget?"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from core_gates.errors import GatesError
+from endoscopy.evaluation.scores import score_differences, score_intervals
+from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
+
+REFERENCE = "plain"
+SCORES = ("macro_f1", "mape")
+LOWER_IS_BETTER = ("mape", "mae_mm", "rmse_mm")
+
+
+class Design(NamedTuple):
+    """The columns that tell one training from another in a table of predictions."""
+
+    variant: str = "variant"
+    objects: str = "train_objects"
+    seed: str = "seed"
+
+
+DESIGN = Design()
+
+
+def honest_table(
+    predictions: pd.DataFrame,
+    *,
+    reference: str = REFERENCE,
+    scores: Sequence[str] = SCORES,
+    cut_offs: CutOffs = CONTINUOUS,
+    resamples: int = 2000,
+) -> pd.DataFrame:
+    """Compare every variant with the reference at every number of training objects.
+
+    Differences are paired by test object and by seed: the same test objects and the same seeds for
+    all variants of one size. Resamples draw patients and seeds. P-values of one score are
+    corrected for all comparisons of the table (Holm, 1979).
+
+    Args:
+        predictions: Predictions of frames, or of objects, of all trainings: the columns of
+            :func:`object_table` and variant, train_objects, seed.
+        reference: The variant to compare with.
+        scores: Names of :func:`size_scores`.
+        cut_offs: Of the predictions.
+        resamples: Draws of the bootstrap.
+
+    Returns:
+        One row a (train_objects, variant, score): seeds, test_objects, value, low, high, and,
+        except for the reference, difference, difference_low, difference_high, p_value, p_holm,
+        verdict: ``better`` or ``worse`` if the interval excludes zero and p_holm is below 0.05,
+        ``better alone`` or ``worse alone`` if only the former holds, else ``no difference``.
+
+    Raises:
+        GatesError: A column or the reference is missing, or a variant lacks seeds of the reference.
+    """
+    missing = [name for name in DESIGN if name not in predictions]
+    if missing:
+        raise GatesError(f"predictions lack {', '.join(missing)}; expected {', '.join(DESIGN)}")
+    rows = []
+    for size, trained in predictions.groupby(DESIGN.objects, sort=True):
+        tables = {
+            str(variant): _by_seed(group)
+            for variant, group in trained.groupby(DESIGN.variant, sort=False)
+        }
+        if reference not in tables:
+            raise GatesError(f"at {size} objects there is no {reference!r}, only {sorted(tables)}")
+        for variant in [reference, *(name for name in tables if name != reference)]:
+            seeds = _matched(tables, variant, reference, size)
+            rows += _rows(tables, variant, reference, seeds, scores, cut_offs, resamples,
+                          {DESIGN.objects: size})  # fmt: skip
+    return _with_verdicts(pd.DataFrame(rows))
+
+
+def honest_headline(table: pd.DataFrame, *, score: str = "macro_f1") -> str:
+    """Say in one sentence what the table of :func:`honest_table` shows for a score."""
+    compared = table[(table["score"] == score) & table["difference"].notna()]
+    clear = compared[compared["verdict"].isin(["better", "worse"])]
+    extreme = compared.iloc[int(compared["difference"].abs().argmax())]
+    span = (
+        f"{extreme['variant']} at {extreme[DESIGN.objects]} objects, {extreme['difference']:+.3f}"
+        f" [{extreme['difference_low']:+.3f}, {extreme['difference_high']:+.3f}]"
+    )
+    seeds = int(compared["seeds"].min())
+    if clear.empty:
+        return (
+            f"No variant differs significantly from the plain network in {score} at any of"
+            f" {compared[DESIGN.objects].nunique()} data sizes ({len(compared)} comparisons,"
+            f" {seeds} seeds, Holm-corrected); the largest difference is {span}."
+        )
+    named = "; ".join(
+        f"{row['variant']} {row['verdict']} at {row[DESIGN.objects]} objects"
+        f" ({row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}])"
+        for _, row in clear.iterrows()
+    )
+    return (
+        f"{len(clear)} of {len(compared)} comparisons with the plain network differ significantly"
+        f" in {score} ({seeds} seeds, Holm-corrected): {named}."
+    )
+
+
+def _by_seed(group: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    return {
+        int(str(seed)): object_table(one.drop(columns=list(DESIGN)))
+        for seed, one in group.groupby(DESIGN.seed, sort=True)
+    }
+
+
+def _matched(
+    tables: dict[str, dict[int, pd.DataFrame]], variant: str, reference: str, size: object
+) -> list[int]:
+    ours, theirs = set(tables[variant]), set(tables[reference])
+    if ours != theirs:
+        raise GatesError(
+            f"at {size} objects {variant} has seeds {sorted(ours)} and {reference}"
+            f" {sorted(theirs)}; run the same seeds of both"
+        )
+    return sorted(ours)
+
+
+def _rows(
+    tables: dict[str, dict[int, pd.DataFrame]],
+    variant: str,
+    reference: str,
+    seeds: list[int],
+    scores: Sequence[str],
+    cut_offs: CutOffs,
+    resamples: int,
+    common: dict[str, object],
+) -> list[dict[str, object]]:
+    ours = [tables[variant][seed] for seed in seeds]
+    values = score_intervals(ours, cut_offs, resamples=resamples)
+    differences = {}
+    if variant != reference:
+        theirs = [tables[reference][seed] for seed in seeds]
+        differences = score_differences(ours, theirs, cut_offs, resamples=resamples)
+    rows = []
+    for score in scores:
+        value, low, high, _ = values[score]
+        row = common | {
+            "variant": variant, "score": score, "seeds": len(seeds), "test_objects": len(ours[0]),
+            "value": value, "low": low, "high": high,
+        }  # fmt: skip
+        if score in differences:
+            gap = differences[score]
+            row |= {"difference": gap.value, "difference_low": gap.low,
+                    "difference_high": gap.high, "p_value": gap.p_value}  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def _with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.reindex(columns=[*table.columns.difference(["p_value"], sort=False), "p_value"])
+    if "difference" not in table:
+        table[["difference", "difference_low", "difference_high"]] = float("nan")
+    table["p_holm"] = table.groupby("score")["p_value"].transform(_holm)
+    excludes = (table["difference_low"] > 0) | (table["difference_high"] < 0)
+    gain = table["difference"] > 0
+    gain ^= table["score"].isin(LOWER_IS_BETTER)
+    verdict = gain.map({True: "better", False: "worse"})
+    verdict = verdict.where(table["p_holm"] < 0.05, verdict + " alone")
+    verdict = verdict.where(excludes, "no difference")
+    table["verdict"] = verdict.where(table["difference"].notna(), "")
+    return table
+
+
+def _holm(p_values: pd.Series) -> pd.Series:
+    """Return step-down corrected p-values, NaN where there was none."""
+    ordered = p_values.dropna().sort_values()
+    factors = pd.Series(range(len(ordered), 0, -1), ordered.index, dtype=float)
+    return (ordered * factors).cummax().clip(upper=1.0).reindex(p_values.index)

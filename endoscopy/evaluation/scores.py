@@ -1,0 +1,188 @@
+"""All scores of a table of predictions, as functions of the weights of its rows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from core_gates.errors import GatesError
+from endoscopy.evaluation.bootstrap import ClusterBootstrap, Difference, Interval, Scores
+from endoscopy.metrics import (
+    CLASS_NAMES,
+    CONTINUOUS,
+    TRUTH,
+    CutOffs,
+    accuracy,
+    at_cut_off,
+    balanced_accuracy,
+    bias,
+    clusters_of,
+    confusion_matrix,
+    expected_calibration_error,
+    has_known_class,
+    limits_of_agreement,
+    macro_f1,
+    mean_absolute_error,
+    mean_relative_error,
+    negative_predictive_value,
+    positive_predictive_value,
+    quadratic_kappa,
+    root_mean_square_error,
+    sensitivity,
+    size_auroc,
+    specificity,
+    weighted_f1,
+)
+from endoscopy.metrics.aggregation import PROBABILITIES
+
+_EACH_CLASS = {
+    "sensitivity": sensitivity,
+    "specificity": specificity,
+    "ppv": positive_predictive_value,
+    "npv": negative_predictive_value,
+}
+
+
+def size_scores(table: pd.DataFrame, cut_offs: CutOffs = CONTINUOUS) -> Scores:
+    """Return all scores of sizes, for a bootstrap.
+
+    Sizes that are lower bounds (``censored``) have no error in mm; they count in the classes where
+    the bound is large already.
+
+    Args:
+        table: Rows of frames, objects or patients: gt, predicted_mm (mm), optional censored and
+            probabilities of classes.
+        cut_offs: Of the predictions.
+
+    Returns:
+        Function of weights (R, N). Scores: macro and weighted F1, accuracy, balanced accuracy,
+        quadratic kappa; macro F1 and AUROC at 5 and 10 mm, weighted F1 at 10 mm; sensitivity,
+        specificity, PPV and NPV of each class; MAE, RMSE, MAPE, bias and Bland-Altman limits; ECE
+        if there are probabilities.
+    """
+    gt, predicted = table["gt"].to_numpy(dtype=float), table["predicted_mm"].to_numpy(dtype=float)
+    censored = table["censored"].to_numpy(dtype=bool) if "censored" in table else gt < 0
+    known = np.flatnonzero(has_known_class(gt, censored))
+    exact = np.flatnonzero(~censored)
+    truth, called = TRUTH.classes(gt[known]), cut_offs.classes(predicted[known])
+    has_probabilities = set(PROBABILITIES) <= set(table.columns)
+    chances = table[list(PROBABILITIES)].to_numpy()[known] if has_probabilities else None
+
+    def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
+        of_known, of_exact = weights[..., known], weights[..., exact]
+        result = _class_scores(confusion_matrix(truth, called, weights=of_known))
+        for cut in (5, 10):
+            result[f"auroc_{cut}mm"] = size_auroc(gt[known], predicted[known], cut, of_known)
+        if chances is not None:
+            result["ece"] = expected_calibration_error(chances, truth, weights=of_known)
+        return result | _millimeter_scores(gt[exact], predicted[exact], of_exact)
+
+    return scores
+
+
+def score_intervals(
+    table: pd.DataFrame | Sequence[pd.DataFrame],
+    cut_offs: CutOffs = CONTINUOUS,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Score a table with 95 % intervals over patients, or the mean over tables of several seeds.
+
+    Args:
+        table: Predictions of one seed, or a table for each seed with the same rows in any order.
+        cut_offs: Of the predictions.
+        resamples: Draws of the bootstrap.
+        seed: Of the draws.
+
+    Raises:
+        GatesError: Tables of seeds hold different rows.
+    """
+    tables = _aligned([table] if isinstance(table, pd.DataFrame) else list(table))
+    bootstrap = ClusterBootstrap(clusters_of(tables[0]), resamples=resamples, seed=seed)
+    return bootstrap.intervals([size_scores(one, cut_offs) for one in tables])
+
+
+def score_differences(
+    table: pd.DataFrame | Sequence[pd.DataFrame],
+    other: pd.DataFrame | Sequence[pd.DataFrame],
+    cut_offs: CutOffs = CONTINUOUS,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """Compare two models on the same rows, paired by patient and, if there are several, by seed.
+
+    Args:
+        table: Predictions of the model, or a table for each seed.
+        other: Those of the model to compare with.
+        cut_offs: Of the predictions of both.
+        resamples: Draws of the bootstrap.
+        seed: Of the draws.
+
+    Returns:
+        Score -> model minus other.
+
+    Raises:
+        GatesError: The tables hold different rows.
+    """
+    ours = [table] if isinstance(table, pd.DataFrame) else list(table)
+    theirs = [other] if isinstance(other, pd.DataFrame) else list(other)
+    tables = _aligned([*ours, *theirs])
+    bootstrap = ClusterBootstrap(clusters_of(tables[0]), resamples=resamples, seed=seed)
+    functions = [size_scores(one, cut_offs) for one in tables]
+    return bootstrap.differences(functions[: len(ours)], functions[len(ours) :])
+
+
+def _aligned(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Return the tables with their rows in the order of the first; compare its keys and sizes."""
+    keys = ["unique_id", "frame_id"] if all(_has_frames(t) for t in tables) else ["unique_id"]
+    indexed = [table.set_index(keys) for table in tables]
+    for one in indexed:
+        if not one.index.is_unique:
+            raise GatesError(f"{' and '.join(keys)} repeat in predictions; expected one row each")
+        if len(one) != len(indexed[0]) or not one.index.isin(indexed[0].index).all():
+            raise GatesError(
+                f"predictions of {len(one)} and {len(indexed[0])} rows hold different"
+                f" {keys[-1].removesuffix('_id')}s; compare models on the same ones"
+            )
+    ordered = [one.loc[indexed[0].index] for one in indexed]
+    for one in ordered:
+        if not np.allclose(one["gt"].to_numpy(float), ordered[0]["gt"].to_numpy(float)):
+            raise GatesError("predictions to compare have different true sizes; check their data")
+    return [one.reset_index() for one in ordered]
+
+
+def _has_frames(table: pd.DataFrame) -> bool:
+    return "frame_id" in table and "num_frames" not in table
+
+
+def _class_scores(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    result = {
+        "macro_f1": macro_f1(matrix),
+        "weighted_f1": weighted_f1(matrix),
+        "accuracy": accuracy(matrix),
+        "balanced_accuracy": balanced_accuracy(matrix),
+        "quadratic_kappa": quadratic_kappa(matrix),
+        "f1_5mm": macro_f1(at_cut_off(matrix, 5)),
+        "f1_10mm": macro_f1(at_cut_off(matrix, 10)),
+        "weighted_f1_10mm": weighted_f1(at_cut_off(matrix, 10)),
+    }
+    for name, score in _EACH_CLASS.items():
+        for k, values in enumerate(np.moveaxis(score(matrix), -1, 0)):
+            result[f"{name}_{CLASS_NAMES[k]}"] = values
+    return result
+
+
+def _millimeter_scores(
+    gt: np.ndarray, predicted: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    limits = limits_of_agreement(gt, predicted, weights)
+    return {
+        "mae_mm": mean_absolute_error(gt, predicted, weights),
+        "rmse_mm": root_mean_square_error(gt, predicted, weights),
+        "mape": mean_relative_error(gt, predicted, weights),
+        "bias_mm": bias(gt, predicted, weights),
+        "limit_low_mm": limits.low,
+        "limit_high_mm": limits.high,
+    }

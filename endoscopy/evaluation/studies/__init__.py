@@ -1,0 +1,31 @@
+"""Studies that can prove or refute what gates are said to do."""
+
+from endoscopy.evaluation.studies.generalization import (
+    Budget,
+    ImageSet,
+    digits_set,
+    generalization_study,
+    generalization_table,
+)
+from endoscopy.evaluation.studies.planted_features import (
+    PlantedTask,
+    planted_data,
+    planted_features_study,
+)
+from endoscopy.evaluation.studies.planted_features_table import (
+    planted_features_headline,
+    planted_features_table,
+)
+
+__all__ = [
+    "Budget",
+    "ImageSet",
+    "PlantedTask",
+    "digits_set",
+    "generalization_study",
+    "generalization_table",
+    "planted_data",
+    "planted_features_headline",
+    "planted_features_study",
+    "planted_features_table",
+]

@@ -1,0 +1,27 @@
+"""Figures of the evaluation of polyp sizing."""
+
+from endoscopy.plots.agreement import bland_altman_figure, size_figure
+from endoscopy.plots.classes import confusion_figure, reliability_figure
+from endoscopy.plots.forest import Estimate, Panel, forest_figure
+from endoscopy.plots.tables import (
+    audit_figure,
+    honest_figure,
+    ladder_figure,
+    study_figure,
+    subgroup_figure,
+)
+
+__all__ = [
+    "Estimate",
+    "Panel",
+    "audit_figure",
+    "bland_altman_figure",
+    "confusion_figure",
+    "forest_figure",
+    "honest_figure",
+    "ladder_figure",
+    "reliability_figure",
+    "size_figure",
+    "study_figure",
+    "subgroup_figure",
+]

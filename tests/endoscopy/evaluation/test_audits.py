@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core_gates.errors import GatesError
+from endoscopy.evaluation.audits import (
+    box_audit,
+    fit_scale,
+    mask_audit,
+    oracle_scale_audit,
+    oracle_scales,
+    partition_audit,
+    shortcut_audit,
+    size_proxy,
+)
+from endoscopy.evaluation.baselines import fit_log_linear, fit_pinhole
+from endoscopy.evaluation.features import masked_median
+from endoscopy.evaluation.frames import Frames, predictions_of
+from endoscopy.evaluation.masks import box_masks, boxes_of, ellipse_masks, perturbed_boxes
+
+
+@pytest.fixture(scope="module")
+def pinhole(disks):
+    def parts(frames):
+        return np.sqrt(frames.masks.mean((1, 2))), masked_median(frames.depths, frames.masks)
+
+    train = disks(150)
+    fit = fit_pinhole(*parts(train), train.gt)
+    return lambda frames: fit.predict(*parts(frames))
+
+
+@pytest.fixture(scope="module")
+def habit(disks):
+    """Predicts the size from the distance alone, as it went together in training."""
+
+    def distance(frames):
+        return np.log(masked_median(frames.depths, frames.masks))[:, None]
+
+    train = disks(200, rho=0.8)
+    fit = fit_log_linear(distance(train), train.gt, train.objects)
+    return lambda frames: fit.predict(distance(frames))
+
+
+def test_a_shortcut_is_found(disks, habit, pinhole):
+    tests = {rho: disks(150, rho=rho, seed=3) for rho in (0.8, 0.0, -0.8)}
+    leaning = shortcut_audit(habit, tests, resamples=300).set_index("condition")
+    assert list(leaning.index) == ["rho 0.8", "rho 0", "rho -0.8"]
+    assert leaning["paired"].all()
+    assert np.isnan(leaning.loc["rho 0.8", "macro_f1_change"])
+    assert (leaning["macro_f1_change_high"].dropna() < 0).all()
+    assert leaning.loc["rho 0", "mape_change_low"] > 0
+    assert leaning.loc["rho 0", "mape_change"] < leaning.loc["rho -0.8", "mape_change"]
+    honest = shortcut_audit(pinhole, tests, resamples=300).set_index("condition")
+    assert honest["macro_f1_change"].abs().max() < 0.06
+    with pytest.raises(GatesError, match=r"expected the trained 0\.5"):
+        shortcut_audit(pinhole, tests, trained_rho=0.5)
+
+
+def test_other_objects_are_compared_as_independent(disks, pinhole):
+    tests = {0.8: disks(60, rho=0.8), 0.0: disks(80, seed=4, first=1000)}
+    rows = shortcut_audit(pinhole, tests, resamples=300).set_index("condition")
+    assert rows["paired"].tolist() == [True, False]
+    other = rows.loc["rho 0"]
+    change = other["mape_change"]
+    assert change == pytest.approx(other["mape"] - rows.loc["rho 0.8", "mape"])
+    widths = rows["mape_high"] - rows["mape_low"]
+    assert other["mape_change_high"] - other["mape_change_low"] > widths.max()
+
+
+def test_objects_against_the_habit_are_set_apart(disks, habit):
+    predictions = predictions_of(habit, disks(300, rho=0.8, seed=5))
+    rows = partition_audit(predictions, resamples=300).set_index("condition")
+    assert rows["objects"].sum() == 300
+    assert rows.loc["consistent", "objects"] > rows.loc["inconsistent", "objects"]
+    assert rows["correlation"].iloc[0] > 0.4
+    assert rows.loc["inconsistent", "mape_change_low"] > 0
+    assert rows.loc["inconsistent", "macro_f1_change_high"] < 0
+    with pytest.raises(GatesError, match="lack the column brand"):
+        partition_audit(predictions, cue="brand")
+
+
+def test_masks_of_disks(disks, pinhole):
+    frames = disks(60, seed=6)
+    poor = np.zeros_like(frames.masks)
+    poor[:, :20, :20] = True
+    poor[::4] = False
+    rows = mask_audit(pinhole, frames, predicted={"segmenter": poor}, resamples=300)
+    rows = rows.set_index("condition")
+    assert rows.loc["true mask", "overlap"] == 1
+    assert rows.loc["ellipse in the box", "overlap"] > 0.85  # the disk itself, up to pixels
+    assert rows.loc["ellipse in the box", "mape_change"] == pytest.approx(0, abs=0.02)
+    box = rows.loc["box"]
+    assert box["overlap"] == pytest.approx(np.pi / 4, abs=0.05)
+    # A box has 4/π of the area of its disk.
+    assert box["mape"] == pytest.approx((4 / np.pi) ** 0.5 - 1, abs=0.03)
+    assert rows.loc["segmenter", "mape_change_low"] > 0
+
+
+def test_a_box_that_is_wrong_by_a_fifth(disks, pinhole):
+    def by_mask(frames):
+        true_depth = masked_median(original.depths, original.masks)
+        extent = np.sqrt(frames.masks.mean((1, 2)))
+        return 1.26 * extent * true_depth
+
+    original = disks(60, seed=7)
+    rows = box_audit(by_mask, original, resamples=300).set_index("condition")
+    assert rows.loc["right box", "log_change"] == 0
+    assert rows.loc["box 80%", "log_change"] == pytest.approx(-np.log(0.8), abs=0.05)
+    assert rows.loc["box 120%", "log_change"] == pytest.approx(np.log(1.2), abs=0.05)
+    assert rows.loc["shift 20% down", "log_change"] < 0.06
+    assert (
+        rows.loc["box 120%", "bias_mm_change_low"] > 0 > rows.loc["box 80%", "bias_mm_change_high"]
+    )
+
+
+def test_the_true_scale_is_worth_what_the_mask_lets_it(disks):
+    frames = disks(120, seed=8)
+    scale = np.exp(0.5 * np.random.default_rng(0).normal(size=len(frames)))
+    unscaled = frames.depths / scale[:, None, None]
+    train = disks(150)
+    global_scale = fit_scale(size_proxy(train.masks, train.depths), train.gt)
+
+    def predict(seen):  # metric depth makes the proxy the size
+        return size_proxy(seen.masks, seen.depths)
+
+    poor = box_masks(perturbed_boxes(frames.boxes, 48, 48, scale=0.5), 48, 48)
+    rows = oracle_scale_audit(
+        predict,
+        frames,
+        unscaled,
+        global_scale=global_scale,
+        masks={"half box": poor},
+        resamples=300,
+    ).set_index("condition")
+    assert rows.loc["true scale of each frame", "mape"] == pytest.approx(0, abs=1e-6)
+    assert 0 < rows.loc["true scale of each polyp", "mape"] < rows.loc["one scale", "mape"]
+    assert rows.loc["true scale of each frame, half box", "mape"] > 0.3
+
+
+@given(st.floats(0.1, 10))
+def test_oracle_scales_absorb_any_unit(unit):
+    draws = np.random.default_rng(0)
+    gt = draws.uniform(2, 20, 10).repeat(3)
+    proxy, objects = gt * draws.uniform(0.5, 2, 30), np.arange(10).repeat(3)
+    for per in ("frame", "polyp", "all"):
+        sizes = oracle_scales(proxy, gt, objects, per) * proxy
+        again = oracle_scales(unit * proxy, gt, objects, per) * unit * proxy
+        np.testing.assert_allclose(sizes, again)
+        errors = np.abs(sizes - gt)
+        assert (errors.max() < 1e-9) == (per == "frame")
+    one_object = oracle_scales(proxy, gt, np.zeros(30), "polyp")
+    np.testing.assert_allclose(one_object, oracle_scales(proxy, gt, objects, "all"))
+
+
+boxes = st.tuples(st.floats(0, 20), st.floats(0, 20), st.floats(1, 12), st.floats(1, 12))
+
+
+@given(boxes, st.floats(0.5, 1.5), st.floats(-0.5, 0.5))
+def test_boxes_and_masks(box, scale, shift):
+    x, y, wide, high = box
+    one = np.array([[x, y, x + wide, y + high]])
+    filled, round_ = box_masks(one, 40, 40), ellipse_masks(one, 40, 40)
+    assert (filled | ~round_).all()  # the ellipse lies in the box
+    moved = perturbed_boxes(one, 40, 40, scale=scale, shift=(shift, 0))
+    assert (moved[:, 2:] - moved[:, :2] >= 1 - 1e-9).all()
+    assert (moved >= 0).all()
+    assert (moved <= 40).all()
+    np.testing.assert_allclose(perturbed_boxes(one, 40, 40), one, atol=1e-9)
+    whole = np.floor(one)
+    np.testing.assert_array_equal(boxes_of(box_masks(whole, 40, 40)), whole)
+
+
+def test_frames_must_fit_together(disks):
+    frames = disks(3)
+    with pytest.raises(ValueError, match="lengths"):
+        frames.with_(masks=frames.masks[1:])
+    with pytest.raises(ValueError, match="lacks gt"):
+        Frames(frames.images, frames.masks, frames.boxes, frames.table.drop(columns="gt"))
+    with pytest.raises(ValueError, match="returned"):
+        predictions_of(lambda f: np.ones(2), frames)
+    part = frames.take(frames.objects == "o1")
+    assert part.objects.tolist() == ["o1"] * 4
+    np.testing.assert_array_equal(part.masks, frames.masks[4:8])

@@ -1,0 +1,100 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core_gates.errors import GatesError
+from endoscopy.evaluation.conformal import SplitConformal, calibrate
+from endoscopy.evaluation.coverage import coverage_table
+from endoscopy.metrics import TRUTH, expected_calibration_error
+
+
+def test_coverage_of_exchangeable_objects(noisy_objects):
+    shares = []
+    for seed in range(60):
+        objects = noisy_objects(500, 0.15, seed=seed, shift=0.05)
+        conformal = calibrate(objects.iloc[:200], training_ids=[])
+        table = coverage_table(objects.iloc[200:], conformal, resamples=2)
+        shares.append(table["coverage"].iloc[0])
+    # Beta(181, 20) over calibrations, then 300 objects: mean .9005, deviation .0275.
+    assert np.mean(shares) == pytest.approx(0.9005, abs=4 * 0.0275 / 60**0.5)
+    assert np.std(shares) == pytest.approx(0.0275, rel=0.4)
+
+
+def test_the_quantile_counts_the_new_object():
+    conformal = SplitConformal(tuple(np.arange(1, 11) / 100), coverage=0.9)
+    assert conformal.half_width == pytest.approx(0.10)  # the 10th of 10, not their 90 % quantile
+    low, high = conformal.interval(np.array([10.0]))
+    assert np.log(high / low) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="8 objects cannot give 90%"):
+        SplitConformal(tuple([0.1] * 8), coverage=0.9)
+
+
+@given(st.floats(0.1, 3.0), st.floats(0.5, 25.0))
+def test_intervals_follow_the_unit(scale, size):
+    conformal = SplitConformal(tuple(np.linspace(-0.3, 0.2, 50)))
+    low, high = conformal.interval(np.array([size]))
+    scaled_low, scaled_high = conformal.interval(np.array([size * scale]))
+    assert scaled_low == pytest.approx(low * scale)
+    assert scaled_high == pytest.approx(high * scale)
+    assert low < size < high
+
+
+def test_a_shift_breaks_coverage_and_shows(noisy_objects):
+    conformal = calibrate(noisy_objects(300, 0.1), training_ids=[])
+    mixed = noisy_objects(300, 0.1, seed=1).assign(brand="A")
+    shifted = noisy_objects(300, 0.1, seed=2, shift=0.3).assign(brand="B")
+    shifted["unique_id"] += "b"
+    both = pd.concat([mixed, shifted], ignore_index=True)
+    table = coverage_table(both, conformal, by="brand").set_index("group")
+    assert table.loc["brand A", "low"] < 0.9 < table.loc["brand A", "high"] + 0.02
+    assert table.loc["brand B", "high"] < 0.3
+    assert table.loc["all", "objects"] == 600
+
+
+def test_lower_bounds_and_abstention(noisy_objects):
+    objects = noisy_objects(4, 0.0)
+    objects["gt"], objects["predicted_mm"] = [3.0, 15.0, 15.0, 8.0], [3.0, 30.0, 10.0, 4.0]
+    objects["censored"] = [False, True, True, False]
+    objects["abstained"] = [False, False, False, True]
+    conformal = SplitConformal(tuple(np.linspace(-0.1, 0.1, 200)))
+    table = coverage_table(objects, conformal, resamples=50).set_index("group")
+    assert table.loc["all", "coverage"] == 0.5
+    assert table.loc["accepted", "coverage"] == pytest.approx(2 / 3)
+    assert table.loc["abstained", "coverage"] == 0
+    assert table.loc["all", "undecided"] == 0.25  # 10 mm crosses the cut-off
+
+
+def test_too_few_or_seen_objects_are_refused_in_one_line(noisy_objects):
+    objects = noisy_objects(200, 0.1)
+    with pytest.raises(
+        GatesError, match=r"found 199 calibration objects .* at least 200"
+    ) as caught:
+        calibrate(objects.iloc[:199], training_ids=[])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(GatesError, match="found 150"):
+        calibrate(objects.assign(censored=np.arange(200) < 50), training_ids=[])
+    with pytest.raises(
+        GatesError, match="1 of 200 calibration objects were trained on, such as o7"
+    ):
+        calibrate(objects, training_ids={"o7", "x"})
+
+
+def test_probabilities_of_classes_are_calibrated(noisy_objects):
+    conformal = calibrate(noisy_objects(1000, 0.25, seed=1), training_ids=[])
+    objects = noisy_objects(6000, 0.25, seed=2)
+    chances = conformal.probabilities(objects["predicted_mm"].to_numpy())
+    assert chances.sum(1) == pytest.approx(np.ones(6000))
+    assert chances.min() > 0
+    truth = TRUTH.classes(objects["gt"])
+    assert expected_calibration_error(chances, truth) < 0.04
+    overconfident = np.eye(3)[chances.argmax(1)]
+    assert expected_calibration_error(overconfident, truth) > 0.1
+
+
+def test_state_survives_json():
+    conformal = SplitConformal((-0.2, 0.0, 0.1), coverage=0.6)
+    assert SplitConformal.from_state(json.loads(json.dumps(conformal.state()))) == conformal

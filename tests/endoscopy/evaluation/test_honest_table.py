@@ -1,0 +1,85 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from core_gates.errors import GatesError
+from endoscopy.evaluation.honest_table import honest_headline, honest_table
+
+COUNT = 150
+
+
+def trainings(effects, *, sizes=(50, 150), seeds=range(3), frames=2):
+    """Predictions whose errors share a part by object and by seed; effects scale the error."""
+    draws = np.random.default_rng(0)
+    gt = np.exp(draws.uniform(np.log(2), np.log(20), COUNT))
+    hard = draws.normal(size=COUNT)
+    tables = []
+    for size in sizes:
+        for seed in seeds:
+            of_seed = np.random.default_rng((size, seed))
+            error = hard + 0.3 * of_seed.normal(size=COUNT)
+            for variant, effect in effects.items():
+                own = np.random.default_rng((size, seed, len(variant))).normal(size=COUNT)
+                sizes_mm = gt * np.exp(0.2 * effect * (error + 0.3 * own))
+                tables.append(pd.DataFrame({
+                    "variant": variant, "train_objects": size, "seed": seed,
+                    "unique_id": [f"o{i}" for i in range(COUNT) for _ in range(frames)],
+                    "frame_id": list(range(frames)) * COUNT, "gt": gt.repeat(frames),
+                    "predicted_mm": sizes_mm.repeat(frames)}))  # fmt: skip
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_no_difference_is_said_to_be_none():
+    predictions = trainings({"plain": 1.0, "gates, dual": 1.0, "SE": 1.0})
+    table = honest_table(predictions, resamples=400)
+    assert len(table) == 2 * 3 * 2
+    compared = table[table["variant"] != "plain"]
+    assert (compared["verdict"].isin(["no difference", "better alone", "worse alone"])).all()
+    assert (compared["p_holm"] >= compared["p_value"]).all()
+    line = honest_headline(table)
+    assert line.startswith("No variant differs significantly from the plain network in macro_f1")
+    assert "4 comparisons, 3 seeds" in line
+
+
+def test_a_real_gain_is_found_and_signed():
+    predictions = trainings({"plain": 1.0, "good": 0.4, "bad!": 2.0})
+    table = honest_table(predictions, resamples=400)
+    verdicts = table.set_index(["train_objects", "variant", "score"])["verdict"]
+    for size in (50, 150):
+        assert verdicts[size, "plain", "mape"] == ""
+        assert verdicts[size, "good", "mape"] == verdicts[size, "good", "macro_f1"] == "better"
+        assert verdicts[size, "bad!", "mape"] == verdicts[size, "bad!", "macro_f1"] == "worse"
+    gain = table.set_index(["train_objects", "variant", "score"]).loc[(50, "good", "mape")]
+    assert gain["difference"] < 0
+    assert gain["difference_low"] < gain["difference"] < gain["difference_high"] < 0
+    line = honest_headline(table)
+    assert line.startswith("4 of 4 comparisons")
+    assert "good better at 50 objects (+" in line
+
+
+def test_pairing_narrows_the_intervals():
+    table = honest_table(trainings({"plain": 1.0, "same": 1.0}), resamples=400)
+    row = table[(table["variant"] == "same") & (table["score"] == "mape")].iloc[0]
+    paired = row["difference_high"] - row["difference_low"]
+    assert paired < 0.7 * (row["high"] - row["low"]) * 2**0.5
+
+
+def test_the_order_of_rows_does_not_matter():
+    predictions = trainings({"plain": 1.0, "other": 0.9}, sizes=(50,))
+    shuffled = predictions.sample(frac=1, random_state=0)
+    table = honest_table(predictions, resamples=200)
+    again = honest_table(shuffled, resamples=200).set_index(["variant", "score"])
+    again = again.loc[table.set_index(["variant", "score"]).index].reset_index()
+    for column in ("value", "low", "difference", "difference_high"):
+        np.testing.assert_allclose(table[column], again[column], atol=1e-9)
+
+
+def test_unequal_designs_are_refused():
+    predictions = trainings({"plain": 1.0, "other": 1.0}, sizes=(50,))
+    with pytest.raises(GatesError, match="lack seed"):
+        honest_table(predictions.drop(columns="seed"))
+    with pytest.raises(GatesError, match="no 'LayerScale'"):
+        honest_table(predictions, reference="LayerScale")
+    short = predictions[(predictions["variant"] == "plain") | (predictions["seed"] < 2)]
+    with pytest.raises(GatesError, match=r"other has seeds \[0, 1\] and plain \[0, 1, 2\]"):
+        honest_table(short)

@@ -1,0 +1,97 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from core_gates.errors import GatesError
+from endoscopy.evaluation.scores import score_differences, score_intervals, size_scores
+from endoscopy.metrics import INTEGER, auroc, confusion_matrix, macro_f1
+
+
+def plain(table, **options):
+    return {
+        k: float(v[0]) for k, v in size_scores(table, **options)(np.ones((1, len(table)))).items()
+    }
+
+
+def test_a_perfect_model(noisy_objects):
+    scores = plain(noisy_objects(50, 0.0))
+    ones = [k for k in scores if "mm" not in k and k != "mape"]
+    assert [scores[k] for k in ones] == pytest.approx([1] * len(ones))
+    assert scores["f1_5mm"] == scores["auroc_10mm"] == 1
+    assert scores["mape"] == scores["rmse_mm"] == pytest.approx(0, abs=1e-12)
+
+
+def test_lower_bounds_count_in_classes_alone():
+    table = pd.DataFrame(
+        {
+            "unique_id": list("abcd"),
+            "gt": [4.0, 8.0, 15.0, 7.0],
+            "predicted_mm": [4.4, 8.0, 30.0, 20.0],
+            "censored": [False, False, True, True],
+        }
+    )
+    scores = plain(table)
+    assert scores["mae_mm"] == pytest.approx(0.2)  # of the exact sizes
+    assert scores["macro_f1"] == 1  # "7 mm or more" has no class
+    assert scores["sensitivity_large"] == 1
+    assert plain(table.assign(censored=False))["macro_f1"] < 1
+
+
+def test_cut_offs_of_the_predictions():
+    table = pd.DataFrame({"unique_id": ["a"], "gt": [5.0], "predicted_mm": [5.3]})
+    assert plain(table)["accuracy"] == 0
+    assert plain(table, cut_offs=INTEGER)["accuracy"] == 1
+
+
+def test_intervals_hold_the_values_of_resamples(noisy_objects):
+    table = noisy_objects(120, 0.2)
+    intervals = score_intervals(table, resamples=500)
+    draws = np.random.default_rng(5)
+    repeated = []
+    for _ in range(200):
+        rows = table.iloc[draws.integers(120, size=120)]
+        matrix = confusion_matrix(
+            (rows["gt"] > 5).astype(int) + (rows["gt"] >= 10),
+            (rows["predicted_mm"] > 5).astype(int) + (rows["predicted_mm"] >= 10),
+        )
+        repeated.append(
+            (macro_f1(matrix), auroc(rows["predicted_mm"].to_numpy(), (rows["gt"] > 5).to_numpy()))
+        )
+    low, high = np.quantile(repeated, [0.025, 0.975], axis=0)
+    for name, a, b in zip(("macro_f1", "auroc_5mm"), low, high, strict=True):
+        width = b - a
+        assert intervals[name].low == pytest.approx(a, abs=0.25 * width)
+        assert intervals[name].high == pytest.approx(b, abs=0.25 * width)
+
+
+def test_calibration_error_needs_probabilities(noisy_objects):
+    table = noisy_objects(30, 0.1)
+    assert "ece" not in plain(table)
+    sure = table.assign(p_diminutive=1.0, p_small=0.0, p_large=0.0)
+    assert plain(sure)["ece"] == pytest.approx((table["gt"] > 5).mean())
+
+
+def test_differences_ignore_the_order_of_rows(noisy_objects):
+    good, bad = noisy_objects(150, 0.05), noisy_objects(150, 0.05).copy()
+    bad["predicted_mm"] *= 1.2
+    gap = score_differences(good, bad.sample(frac=1, random_state=0), resamples=300)
+    assert gap["bias_mm"].high < 0
+    assert gap["mape"].significant
+    assert gap == score_differences(good, bad, resamples=300)
+
+
+def test_more_seeds_narrow_nothing_that_objects_cause(noisy_objects):
+    tables = [noisy_objects(100, 0.2)] * 4
+    one = score_intervals(tables[0], resamples=300)
+    four = score_intervals(tables, resamples=300)
+    assert four["mape"][:3] == pytest.approx(one["mape"][:3])
+
+
+def test_models_are_compared_on_the_same_objects(noisy_objects):
+    table = noisy_objects(20, 0.1)
+    with pytest.raises(GatesError, match="19 and 20 rows hold different unique"):
+        score_differences(table, table.iloc[1:])
+    with pytest.raises(GatesError, match="different true sizes"):
+        score_differences(table, table.assign(gt=table["gt"] + 1))
+    with pytest.raises(GatesError, match="repeat"):
+        score_differences(table, pd.concat([table, table.iloc[:1]]))
