@@ -52,7 +52,7 @@ class SizingBundle:
     @property
     def streams(self) -> tuple[str, ...]:
         """Names of the streams that the network reads."""
-        return tuple(self.model.arguments["streams"])
+        return tuple(self.model.branches)
 
     def config(self) -> dict[str, Any]:
         """Return everything but the weights as plain values for JSON."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from endoscopy.models.sizer import channels_of
 from endoscopy.scope import NO_CALIBRATION
 
 TEMPLATE = """---
@@ -53,7 +54,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         calibrated_for=", ".join(scope["calibrated_for"]) or "nothing",
         reference_mm=scope["reference_mm"],
         note=NO_CALIBRATION,
-        streams=", ".join(model["streams"]),
+        streams=", ".join(channels_of(model["streams"])),
         image_size=config["image_size"],
         location=masks,
         target=config["target"]["name"],
