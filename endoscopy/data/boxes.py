@@ -20,7 +20,8 @@ class MendedBoxes(NamedTuple):
         swapped: (N,) a minimum was above its maximum.
         clipped: (N,) the box left the frame.
         invalid: (N,) a corner is not a finite number; to be excluded.
-        small: (N,) less than 16 square pixels are inside the frame; to be excluded.
+        small: (N,) less than 16 square pixels, or ``smallest``, are inside the frame; to be
+            excluded.
     """
 
     boxes: Floats
@@ -31,7 +32,9 @@ class MendedBoxes(NamedTuple):
     small: Flags
 
 
-def mend_boxes(boxes: Floats, annotated: Floats, actual: Floats) -> MendedBoxes:
+def mend_boxes(
+    boxes: Floats, annotated: Floats, actual: Floats, smallest: float | Floats = SMALLEST_AREA
+) -> MendedBoxes:
     """Bring boxes into the frame of their images.
 
     Args:
@@ -39,6 +42,7 @@ def mend_boxes(boxes: Floats, annotated: Floats, actual: Floats) -> MendedBoxes:
         annotated: (N,2) width and height that the annotation gives; not above 0 or NaN where it
             gives none.
         actual: (N,2) width and height of the image.
+        smallest: Least area in square pixels, of all or (N,) of each.
     """
     boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     stated = np.nan_to_num(annotated, nan=0.0) > 0
@@ -54,7 +58,7 @@ def mend_boxes(boxes: Floats, annotated: Floats, actual: Floats) -> MendedBoxes:
     low, high = np.minimum(low, high), np.maximum(low, high)
     inside_low, inside_high = np.clip(low, 0.0, actual), np.clip(high, 0.0, actual)
     clipped = (inside_low != low).any(axis=1) | (inside_high != high).any(axis=1)
-    small = ~invalid & ((inside_high - inside_low).prod(axis=1) < SMALLEST_AREA)
+    small = ~invalid & ((inside_high - inside_low).prod(axis=1) < smallest)
 
     boxes[:, 0::2], boxes[:, 1::2] = inside_low, inside_high
     return MendedBoxes(boxes, rescaled, swapped, clipped, invalid, small)

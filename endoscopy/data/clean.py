@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from endoscopy.data.boxes import SMALLEST_AREA, mend_boxes
@@ -54,7 +53,9 @@ def clean(
     frames["frame_id"] = _frame_numbers(frames["frame_id"])
     for name in TEXT & set(frames.columns) - {"unique_id"}:
         frames[name] = frames[name].astype(object).where(frames[name].notna(), "").astype(str)
-    frames = _exclude(frames, frames["unique_id"] == "", NO_ID, report)
+    named = frames["unique_id"] != ""
+    report.add("excluded", NO_ID, frames.loc[~named, "frame_path"])
+    frames = frames[named].reset_index(drop=True)
     _refuse_duplicates(frames, report.source)
     frames = _with_sizes(frames, report)
     if check_images:
@@ -85,14 +86,6 @@ def _frame_numbers(values: pd.Series) -> pd.Series:
 
 def _places(frames: pd.DataFrame) -> pd.Series:
     return frames["unique_id"].astype(str) + " frame " + frames["frame_id"].astype(str)
-
-
-def _exclude(
-    frames: pd.DataFrame, bad: pd.Series | NDArray[np.bool_], reason: str, report: ReadReport
-) -> pd.DataFrame:
-    bad = np.asarray(bad, dtype=bool)
-    report.add("excluded", reason, _places(frames[bad]))
-    return frames[~bad].reset_index(drop=True)
 
 
 def _refuse_duplicates(frames: pd.DataFrame, source: str) -> None:
@@ -172,7 +165,10 @@ def _with_boxes(frames: pd.DataFrame, report: ReadReport) -> pd.DataFrame:
     actual = annotated
     if "actual_width" in frames:
         actual = frames[["actual_width", "actual_height"]].to_numpy(np.float64)
-    mended = mend_boxes(frames[list(BOX)].to_numpy(np.float64), annotated, actual)
+    boxes = frames[list(BOX)].to_numpy(np.float64)
+    # Nobody drew the boxes of rendered frames: small ones are right.
+    smallest = np.where(frames["database"] == "SYNTH", 1.0, SMALLEST_AREA)
+    mended = mend_boxes(boxes, annotated, actual, smallest)
     frames = frames.assign(width=actual[:, 0], height=actual[:, 1])
     frames[list(BOX)] = mended.boxes
     kept = ~(mended.invalid | mended.small)

@@ -172,7 +172,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         fold: int | None = None,
         train_objects: int | None = None,
     ) -> PolypSizingDataModule:
-        """Return other data of the same table, which shares table and cache with this one.
+        """Return data of the same table that differ; table and cache are shared.
 
         Args:
             seed: Of order and augmentation, and of the draw of training objects.
@@ -196,6 +196,20 @@ class PolypSizingDataModule(L.LightningDataModule):
         if train_objects is not None and other.parts is not None:
             rows = draw_objects(table, other.parts.train, train_objects, other.seed)
             other.parts = other.parts._replace(train=rows)
+        return other
+
+    def elsewhere(self, synthetic: str, train_objects: int) -> PolypSizingDataModule:
+        """Return data of another rendered folder, all else alike, for training only.
+
+        Args:
+            synthetic: Folder of rendered data with two objects more than are trained on.
+            train_objects: Of the training part; one object validates and one tests.
+        """
+        other = copy.copy(self)
+        other.trainer, other.cache, other.frame_table, other.parts = None, None, None, None
+        other.report, other.folds = ReadReport(""), None
+        other.sources, other.split_kind = {"synthetic": synthetic}, "counts"
+        other.counts = (train_objects, 1, 1, 0)
         return other
 
     def plan_cache(self) -> FrameCache | None:

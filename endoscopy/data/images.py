@@ -1,4 +1,4 @@
-"""Reading frames, masks and depths of any bit depth; a damaged file is an error, never grey."""
+"""Reading frames, masks and depths of any bit depth; a truncated file is an error, never gray."""
 
 from __future__ import annotations
 
