@@ -23,6 +23,11 @@ from benchmarks.timing import ROUNDS, Timing, interleave, limit_calls, ratio
 from core_gates.errors import GatesError
 
 ROOT = Path(__file__).parent
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "68719476736",
+    "MALLOC_TOP_PAD_": "67108864",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -212,5 +217,17 @@ def _device(device: torch.device) -> str:
     return f"{processor_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
+def keep_freed_memory() -> None:
+    """Start this process anew with a malloc that keeps what is freed, as a training should have it.
+
+    Returning large buffers to the system and getting them back page by page is otherwise a good
+    part of some calls, and the noisiest. A malloc other than that of glibc ignores the settings.
+    """
+    if not KEEP_MEMORY.items() <= os.environ.items():
+        command = [sys.executable, "-m", "benchmarks.run", *sys.argv[1:]]
+        os.execve(sys.executable, command, os.environ | KEEP_MEMORY)
+
+
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

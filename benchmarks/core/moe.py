@@ -5,8 +5,8 @@ The dense network is as wide as the chosen experts together, plus the width that
 the projection of the gate. The bars hold in the default mode unless the name says ``compile``.
 
 The gradients of 64 experts are 268 MB, which malloc by default returns to the system after every
-step and gets back page by page, for a sixth of the step. Training on a CPU should keep them:
-``MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736`` in the environment.
+step and gets back page by page, for up to a third of the step. The benchmarks keep them, see
+``benchmarks.run.KEEP_MEMORY``, and a training on a CPU should, too.
 """
 
 from collections.abc import Callable, Iterator, Mapping
