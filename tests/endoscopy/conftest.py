@@ -1,8 +1,13 @@
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, default_collate
+
+from endoscopy.models import tiny_resnet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "endoscopy"
 
@@ -42,3 +47,56 @@ def own_name():
         return f"branches.{stream}.{name}"
 
     return rename
+
+
+class Frames(L.LightningDataModule):
+    """Random frames in memory, three of each object, whose brightness tells the size."""
+
+    def __init__(self, num_objects=8, batch_size=6, size=32, shuffle=False, dtype=torch.float32):
+        super().__init__()
+        draw = torch.Generator().manual_seed(3)
+        mm = torch.linspace(2, 20, num_objects).repeat_interleave(3)
+        noise = torch.randn(len(mm), 3, size, size, generator=draw, dtype=torch.float64)
+        self.frames = [
+            {
+                "streams": {"rgb": (0.5 * noise[i] + (mm[i] / 8).log()).to(dtype)},
+                "geometry": torch.zeros(4),
+                "size_mm": mm[i],
+                "censored": torch.tensor(i >= len(mm) - 3),
+                "object": torch.tensor(i // 3),
+                "frame": torch.tensor(i),
+            }
+            for i in range(len(mm))
+        ]
+        self.batch_size, self.shuffle = batch_size, shuffle
+
+    def train_dataloader(self):
+        return DataLoader(self.frames, batch_size=self.batch_size, shuffle=self.shuffle)
+
+    def val_dataloader(self):
+        return DataLoader(self.frames, batch_size=self.batch_size)
+
+    predict_dataloader = val_dataloader
+
+    def batch(self, *rows):
+        return default_collate([self.frames[row] for row in rows or range(self.batch_size)])
+
+
+@pytest.fixture(scope="session")
+def frames():
+    """``frames(**changes)``: a data module in memory."""
+    return Frames
+
+
+@pytest.fixture(scope="session")
+def small_sizer():
+    """``small_sizer(**changes)``: a ResNet of 7 k weights with dropout in its head."""
+
+    def build(seed=0, dropout=0.0, **changes):
+        torch.manual_seed(seed)
+        options = {"widths": [4, 4, 8, 8, 8]}
+        model = tiny_resnet(("rgb",), trunk_options=options, hidden_dim=8, **changes)
+        model.head.fc2 = nn.Sequential(model.head.fc2, nn.Dropout(dropout))
+        return model
+
+    return build
