@@ -1,0 +1,1 @@
+"""What a sizing network attends to, and figures of it."""
