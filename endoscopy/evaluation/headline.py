@@ -7,6 +7,7 @@ import pandas as pd
 from endoscopy.evaluation.scores import score_differences, score_intervals
 from endoscopy.metrics import CONTINUOUS, TRUTH, CutOffs, count_on_cut_offs
 
+SCORES = ("macro_f1", "mape")
 Tables = pd.DataFrame | Sequence[pd.DataFrame]
 
 
@@ -33,7 +34,7 @@ def headline(
     tables = [model] if isinstance(model, pd.DataFrame) else list(model)
     parts = []
     for name, one in (("constant", [constant]), ("area alone", [area]), ("model", tables)):
-        scores = score_intervals(one, cut_offs, resamples=resamples)
+        scores = score_intervals(one, cut_offs, only=SCORES, resamples=resamples)
         f1, mape = scores["macro_f1"], scores["mape"]
         parts.append(f"{name}: macro F1 {f1.value:.3f} [{f1.low:.3f}, {f1.high:.3f}], "
                      f"MAPE {mape.value:.3f}")  # fmt: skip
@@ -49,7 +50,9 @@ def verdict(
 ) -> str:
     """Return ``significantly better``, ``significantly worse`` or ``NOT significantly better``."""
     tables = [model] if isinstance(model, pd.DataFrame) else list(model)
-    gaps = score_differences(tables, [baseline] * len(tables), cut_offs, resamples=resamples)
+    gaps = score_differences(
+        tables, [baseline] * len(tables), cut_offs, only=SCORES, resamples=resamples
+    )
     f1, mape = gaps["macro_f1"], gaps["mape"]
     if f1.low > 0 and mape.high < 0:
         return "significantly better"

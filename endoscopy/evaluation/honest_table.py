@@ -131,11 +131,11 @@ def _rows(
     common: dict[str, object],
 ) -> list[dict[str, object]]:
     ours = [tables[variant][seed] for seed in seeds]
-    values = score_intervals(ours, cut_offs, resamples=resamples)
+    values = score_intervals(ours, cut_offs, only=scores, resamples=resamples)
     differences = {}
     if variant != reference:
         theirs = [tables[reference][seed] for seed in seeds]
-        differences = score_differences(ours, theirs, cut_offs, resamples=resamples)
+        differences = score_differences(ours, theirs, cut_offs, only=scores, resamples=resamples)
     rows = []
     for score in scores:
         value, low, high, _ = values[score]

@@ -15,6 +15,7 @@ from endoscopy.evaluation.scores import score_differences, score_intervals
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 
 SCORES = ("mape", "mae_mm", "macro_f1", "f1_5mm", "f1_10mm")
+COMPARED = ("macro_f1", "mape")
 
 
 class Rung(NamedTuple):
@@ -116,7 +117,7 @@ def ladder(
         row: dict[str, object] = {
             "features": rung.name, "exposure": rung.exposure, "objects": len(table)
         }  # fmt: skip
-        intervals = score_intervals(table, cut_offs, resamples=resamples)
+        intervals = score_intervals(table, cut_offs, only=SCORES, resamples=resamples)
         for score in SCORES:
             value, low, high, _ = intervals[score]
             row |= {score: value, f"{score}_low": low, f"{score}_high": high}
@@ -153,10 +154,14 @@ def ladder_order(
         (LOCAL_FIXED, "≤", METRIC),
         (AREA, "≈", LOCAL_AGC),
     ]
-    full = score_differences(tables[METRIC], tables[AREA], cut_offs, resamples=resamples)
+    full = score_differences(
+        tables[METRIC], tables[AREA], cut_offs, only=COMPARED, resamples=resamples
+    )
     rows = []
     for lower, relation, upper in claims:
-        gaps = score_differences(tables[upper], tables[lower], cut_offs, resamples=resamples)
+        gaps = score_differences(
+            tables[upper], tables[lower], cut_offs, only=COMPARED, resamples=resamples
+        )
         f1, mape = gaps["macro_f1"], gaps["mape"]
         holds = {
             "<": mape.high < 0 < f1.low,

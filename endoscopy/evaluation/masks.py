@@ -34,7 +34,7 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
     """Return the tight boxes (N, 4) of masks (N, H, W), zeros where a mask is empty."""
     result = np.zeros((len(masks), 4))
     for axis, (low, high) in ((1, (0, 2)), (2, (1, 3))):  # any over rows gives columns
-        inside = masks.any(axis)
+        inside = np.asarray(masks.any(axis))
         result[:, low] = inside.argmax(1)
         result[:, high] = inside.shape[1] - inside[:, ::-1].argmax(1)
     result[~masks.any((1, 2))] = 0

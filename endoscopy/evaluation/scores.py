@@ -1,6 +1,6 @@
 """All scores of a table of predictions, as functions of the weights of its rows."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,9 @@ _EACH_CLASS = {
 }
 
 
-def size_scores(table: pd.DataFrame, cut_offs: CutOffs = CONTINUOUS) -> Scores:
+def size_scores(
+    table: pd.DataFrame, cut_offs: CutOffs = CONTINUOUS, *, only: Collection[str] | None = None
+) -> Scores:
     """Return all scores of sizes, for a bootstrap.
 
     Sizes that are lower bounds (``censored``) have no error in mm; they count in the classes where
@@ -53,12 +55,14 @@ def size_scores(table: pd.DataFrame, cut_offs: CutOffs = CONTINUOUS) -> Scores:
         table: Rows of frames, objects or patients: gt, predicted_mm (mm), optional censored and
             probabilities of classes.
         cut_offs: Of the predictions.
+        only: Names of the scores to compute; all by default.
 
     Returns:
         Function of weights (R, N). Scores: macro and weighted F1, accuracy, balanced accuracy,
         quadratic kappa; macro F1 and AUROC at 5 and 10 mm, weighted F1 at 10 mm; sensitivity,
-        specificity, PPV and NPV of each class; MAE, RMSE, MAPE, bias and Bland-Altman limits; ECE
-        if there are probabilities.
+        specificity, PPV and NPV of each class; MAE, RMSE, MAPE, bias and Bland-Altman limits. If
+        there are probabilities, ECE, and the F1 of their most probable class instead of that of
+        the size: macro_f1_probability and weighted_f1_probability.
     """
     gt, predicted = table["gt"].to_numpy(dtype=float), table["predicted_mm"].to_numpy(dtype=float)
     censored = table["censored"].to_numpy(dtype=bool) if "censored" in table else gt < 0
@@ -72,10 +76,12 @@ def size_scores(table: pd.DataFrame, cut_offs: CutOffs = CONTINUOUS) -> Scores:
         of_known, of_exact = weights[..., known], weights[..., exact]
         result = _class_scores(confusion_matrix(truth, called, weights=of_known))
         for cut in (5, 10):
-            result[f"auroc_{cut}mm"] = size_auroc(gt[known], predicted[known], cut, of_known)
+            if only is None or f"auroc_{cut}mm" in only:
+                result[f"auroc_{cut}mm"] = size_auroc(gt[known], predicted[known], cut, of_known)
         if chances is not None:
-            result["ece"] = expected_calibration_error(chances, truth, weights=of_known)
-        return result | _millimeter_scores(gt[exact], predicted[exact], of_exact)
+            result |= _probability_scores(chances, truth, of_known)
+        result |= _millimeter_scores(gt[exact], predicted[exact], of_exact)
+        return result if only is None else {k: v for k, v in result.items() if k in only}
 
     return scores
 
@@ -84,6 +90,7 @@ def score_intervals(
     table: pd.DataFrame | Sequence[pd.DataFrame],
     cut_offs: CutOffs = CONTINUOUS,
     *,
+    only: Collection[str] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Interval]:
@@ -92,6 +99,7 @@ def score_intervals(
     Args:
         table: Predictions of one seed, or a table for each seed with the same rows in any order.
         cut_offs: Of the predictions.
+        only: Names of the scores to compute; all by default.
         resamples: Draws of the bootstrap.
         seed: Of the draws.
 
@@ -100,7 +108,7 @@ def score_intervals(
     """
     tables = _aligned([table] if isinstance(table, pd.DataFrame) else list(table))
     bootstrap = ClusterBootstrap(clusters_of(tables[0]), resamples=resamples, seed=seed)
-    return bootstrap.intervals([size_scores(one, cut_offs) for one in tables])
+    return bootstrap.intervals([size_scores(one, cut_offs, only=only) for one in tables])
 
 
 def score_differences(
@@ -108,6 +116,7 @@ def score_differences(
     other: pd.DataFrame | Sequence[pd.DataFrame],
     cut_offs: CutOffs = CONTINUOUS,
     *,
+    only: Collection[str] | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Difference]:
@@ -117,6 +126,7 @@ def score_differences(
         table: Predictions of the model, or a table for each seed.
         other: Those of the model to compare with.
         cut_offs: Of the predictions of both.
+        only: Names of the scores to compute; all by default.
         resamples: Draws of the bootstrap.
         seed: Of the draws.
 
@@ -130,7 +140,7 @@ def score_differences(
     theirs = [other] if isinstance(other, pd.DataFrame) else list(other)
     tables = _aligned([*ours, *theirs])
     bootstrap = ClusterBootstrap(clusters_of(tables[0]), resamples=resamples, seed=seed)
-    functions = [size_scores(one, cut_offs) for one in tables]
+    functions = [size_scores(one, cut_offs, only=only) for one in tables]
     return bootstrap.differences(functions[: len(ours)], functions[len(ours) :])
 
 
@@ -172,6 +182,17 @@ def _class_scores(matrix: np.ndarray) -> dict[str, np.ndarray]:
         for k, values in enumerate(np.moveaxis(score(matrix), -1, 0)):
             result[f"{name}_{CLASS_NAMES[k]}"] = values
     return result
+
+
+def _probability_scores(
+    chances: np.ndarray, truth: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    matrix = confusion_matrix(truth, chances.argmax(1), weights=weights)
+    return {
+        "ece": expected_calibration_error(chances, truth, weights=weights),
+        "macro_f1_probability": macro_f1(matrix),
+        "weighted_f1_probability": weighted_f1(matrix),
+    }
 
 
 def _millimeter_scores(

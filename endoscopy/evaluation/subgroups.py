@@ -49,7 +49,7 @@ def subgroup_table(
     for column, group, inside in groups:
         row: dict[str, object] = {"column": column, "group": group, "objects": int(inside.sum())}
         if inside.sum() >= minimum:
-            intervals = score_intervals(objects[inside], cut_offs, resamples=resamples)
+            intervals = score_intervals(objects[inside], cut_offs, only=scores, resamples=resamples)
             for score in scores:
                 value, low, high, _ = intervals[score]
                 row |= {score: value, f"{score}_low": low, f"{score}_high": high}

@@ -36,14 +36,14 @@ def condition_rows(
     """
     tables = {name: object_table(predictions) for name, predictions in conditions.items()}
     base = tables[reference]
-    of_base = score_intervals(base, cut_offs, resamples=resamples)
+    of_base = score_intervals(base, cut_offs, only=scores, resamples=resamples)
     rows = []
     for name, table in tables.items():
-        values = score_intervals(table, cut_offs, resamples=resamples)
+        values = score_intervals(table, cut_offs, only=scores, resamples=resamples)
         paired = set(table["unique_id"]) == set(base["unique_id"])
         changes = {}
         if name != reference and paired:
-            gaps = score_differences(table, base, cut_offs, resamples=resamples)
+            gaps = score_differences(table, base, cut_offs, only=scores, resamples=resamples)
             changes = {score: (gap.value, gap.low, gap.high) for score, gap in gaps.items()}
         row: dict[str, object] = {"condition": name, "objects": len(table), "paired": paired}
         for score in scores:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from core_gates.errors import GatesError
+from endoscopy.evaluation.cue_baselines import cue_baselines
 from endoscopy.evaluation.features import frame_features, masked_median, radiance, relative
 from endoscopy.evaluation.frames import Frames
 from endoscopy.evaluation.ladder import (
@@ -99,3 +100,16 @@ def test_empty_masks_are_refused(disks):
         frame_features(frames.with_(masks=np.zeros_like(frames.masks)))
     without = frame_features(frames.with_(depths=None))
     assert without["log_depth"].isna().all()
+
+
+def test_baselines_of_masks_and_depth(features):
+    train, test = features["train"]["fixed"], features["test"]["fixed"]
+    errors = {
+        name: np.abs(np.log(sizes / test["gt"])).mean()
+        for name, sizes in cue_baselines(train, test).items()
+    }
+    assert errors["mask area × depth"] < 0.1
+    assert errors["mask area + photometry"] < 0.1
+    assert 0.1 < errors["mask area"] < 0.6 * errors["constant"]
+    without = cue_baselines(train, test.assign(log_depth=np.nan))
+    assert "mask area × depth" not in without

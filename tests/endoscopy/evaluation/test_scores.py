@@ -71,6 +71,16 @@ def test_calibration_error_needs_probabilities(noisy_objects):
     assert plain(sure)["ece"] == pytest.approx((table["gt"] > 5).mean())
 
 
+def test_classes_of_the_most_probable_instead_of_the_size(noisy_objects):
+    table = noisy_objects(60, 2.0)
+    right = np.eye(3)[(table["gt"] > 5).astype(int) + (table["gt"] >= 10)] * 0.6 + 0.4 / 3
+    table[["p_diminutive", "p_small", "p_large"]] = right
+    scores = plain(table)
+    assert scores["macro_f1_probability"] == scores["weighted_f1_probability"] == 1
+    assert scores["macro_f1"] < 0.7
+    assert set(plain(table, only=("mape", "auroc_5mm"))) == {"mape", "auroc_5mm"}
+
+
 def test_differences_ignore_the_order_of_rows(noisy_objects):
     good, bad = noisy_objects(150, 0.05), noisy_objects(150, 0.05).copy()
     bad["predicted_mm"] *= 1.2
