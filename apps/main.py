@@ -36,6 +36,18 @@ APPS: Mapping[str, App] = {
             "report": "write the report of a run as one HTML page",
         },
     ),
+    "endoscopy": App(
+        "apps.endoscopy",
+        "size polyps with feature-selection gates and gradient routing",
+        {
+            "render": "render colonoscopies of known truth, in the layout of real data",
+            "prepare": "read raw data, report every fault, write one table and the cache",
+            "fit": "train the network, resumable at any step",
+            "evaluate": "score networks beside a constant and the apparent area",
+            "audit": "find out what a network leans on; studies of gates",
+            "report": "write the report of a run as one HTML page",
+        },
+    ),
     "tour": App("apps.tour", "show every system on real data in minutes, with one HTML report"),
     "doctor": App(
         "apps.doctor", "list versions, devices and extras, and how to install what is missing"
@@ -78,6 +90,7 @@ def main(arguments: Sequence[str] | None = None, apps: Mapping[str, App] = APPS)
 def _run(name: str, app: App, rest: list[str], *, debug: bool) -> int:
     """Import the application, run it, and turn expected failures into one line."""
     try:
+        importlib.import_module("apps.memory").keep_freed_memory()
         errors = importlib.import_module("core_gates.errors")
         module = _import(name, app.module, errors)
         return int(module.main(rest) or 0)

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from apps.memory import keep_freed_memory
+
 Result = TypeVar("Result")
 Tick = Callable[[], None]
 POLL = 0.5  # seconds
@@ -64,6 +66,7 @@ def _watch(futures: list[Future[Any]], queue: "SimpleQueue[int]", tick: Tick) ->
 def _start(work: Callable[..., Any], ticks: "SimpleQueue[int]", parent: int) -> None:
     global _work, _ticks
     _work, _ticks = work, ticks
+    keep_freed_memory()
     torch.set_num_threads(1)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 
