@@ -185,11 +185,15 @@ class PolypSizingDataModule(L.LightningDataModule):
         """
         table = self.load()
         other = copy.copy(self)
-        other.trainer, other.cache = None, self.plan_cache()
+        other.trainer = None
         other.report = ReadReport("")
         other.seed = self.seed if seed is None else seed
         if streams is not None:
             other.streams = check_streams(streams, has_depth=True)
+        other.cache = self.plan_cache()
+        reader = other._reader()
+        if other.cache and (reader.masks, reader.depths) > (other.cache.masks, other.cache.depths):
+            other.cache = None  # it makes one of its own
         if fold is not None and fold != self.fold:
             other.fold = fold
             other.parts = other._split(table)

@@ -134,7 +134,7 @@ def _fetch(
     while not _is_full(file, partial):
         before = _length(partial)
         try:
-            if _receive(file, partial, progress, timeout):
+            if _receive(file, partial, progress, timeout) or _is_full(file, partial):
                 return
             problem = "the connection broke"
         except urllib.error.HTTPError as error:

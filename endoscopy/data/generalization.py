@@ -104,15 +104,12 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     except (OSError, EOFError, zlib.error) as error:
         what = getattr(error, "strerror", None) or str(error)
         raise GatesError(f"{path} cannot be read: {what}; install or copy it again") from error
-    header = np.frombuffer(content[: 4 * (dimensions + 1)], dtype=">i4")
+    start = 4 * (dimensions + 1)
+    header = np.frombuffer(content[:start].ljust(start, b"\0"), dtype=">i4")
     shape = tuple(int(side) for side in header[1:])
-    if (
-        len(header) != dimensions + 1
-        or header[0] != _MAGIC[dimensions]
-        or len(content) - header.nbytes != np.prod(shape)
-    ):
+    if header[0] != _MAGIC[dimensions] or len(content) - start != np.prod(shape):
         raise GatesError(f"{path} is no idx file of {dimensions} dimensions; copy it again")
-    return np.frombuffer(content, dtype=np.uint8, offset=header.nbytes).reshape(shape)
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
 def _tensors(images: NDArray[Any], labels: NDArray[Any]) -> tuple[Tensor, Tensor]:
