@@ -22,7 +22,7 @@ from endoscopy.data.transforms import Frame, resize_frame
 from endoscopy.evaluation.masks import ellipse_masks
 from endoscopy.inputs.frame import InputFrame, InputReport
 from endoscopy.inputs.kind import frames
-from endoscopy.inputs.locations import Lesion, Locator
+from endoscopy.inputs.locations import Lesion, Located, Locator
 from endoscopy.metrics.aggregation import Level, object_table
 from endoscopy.quality import frame_statistics
 from endoscopy.scope import source_scope
@@ -40,9 +40,10 @@ class Prediction:
 
     Attributes:
         frames: One row for each lesion on each frame, and one for each frame in which the
-            segmenter finds none: unique_id, frame_id, frame_index, bbox_xmin, bbox_xmax,
-            bbox_ymin, bbox_ymax, width, height, location, predicted_mm, sharpness, reasons (why
-            the frame abstains, separated by "; "), and p_* of a network of classes.
+            segmenter finds none: unique_id, frame_id, frame_index; bbox_xmin, bbox_xmax,
+            bbox_ymin, bbox_ymax in pixels of the frame; left, top, width, height of its part
+            without padding; location, predicted_mm, sharpness, reasons (why the frame abstains,
+            separated by "; "), and p_* of a network of classes.
         scope: Scope of the source, None if unknown.
         input: What became of the frames.
         locations: What became of the locations.
@@ -145,16 +146,17 @@ def _items(
     for position, frame in enumerate(read):
         if position == 0:
             locator.begin(report)
-        image, lesions = locator.locate(frame, trim=trim)
+        part = locator.locate(frame, trim=trim)
         if progress is not None:
             progress(report.read, report.expected)
-        if not lesions and locator.origin == "automatic":
-            lesions = [NOTHING]
-        for number, lesion in enumerate(lesions):
+        found = part.lesions
+        if not found and locator.origin == "automatic":
+            found = [NOTHING]
+        for number, lesion in enumerate(found):
             identity = lesion.name or _identity(frame, report, objects, number)
             yield _Item(
-                _row(frame, image, lesion, identity, locator.origin),
-                None if lesion is NOTHING else _resized(image, lesion, bundle),
+                _row(frame, part, lesion, identity, locator.origin),
+                None if lesion is NOTHING else _resized(part.image, lesion, bundle),
             )
 
 
@@ -166,16 +168,21 @@ def _identity(frame: InputFrame, report: InputReport, objects: Objects, number: 
 
 
 def _row(
-    frame: InputFrame, image: np.ndarray, lesion: Lesion, identity: str, origin: str
+    frame: InputFrame, part: Located, lesion: Lesion, identity: str, origin: str
 ) -> dict[str, Any]:
-    sides = ("bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax")
+    xmin, xmax, ymin, ymax = lesion.box
     return {
         "unique_id": identity,
         "frame_id": frame.key,
         "frame_index": frame.index,
-        **dict(zip(sides, lesion.box, strict=True)),
-        "width": image.shape[1],
-        "height": image.shape[0],
+        "bbox_xmin": xmin + part.left,
+        "bbox_xmax": xmax + part.left,
+        "bbox_ymin": ymin + part.top,
+        "bbox_ymax": ymax + part.top,
+        "left": part.left,
+        "top": part.top,
+        "width": part.image.shape[1],
+        "height": part.image.shape[0],
         "location": origin,
     }
 

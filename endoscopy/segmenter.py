@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.errors import GatesError
-from endoscopy.inputs.content import trim_black
 from endoscopy.inputs.frame import InputFrame
-from endoscopy.inputs.locations import Lesion, Locator
+from endoscopy.inputs.locations import Located, Locator, trimmed
 from endoscopy.inputs.mask_files import lesions_of
 
 NO_POLYP = "no polyp found"
@@ -119,17 +118,17 @@ class AutomaticLocations(Locator):
         self.segmenter = segmenter.eval()
         self.threshold, self.max_lesions = threshold, max_lesions
 
-    def locate(self, frame: InputFrame, *, trim: bool) -> tuple[np.ndarray, list[Lesion]]:
+    def locate(self, frame: InputFrame, *, trim: bool) -> Located:
         """Return the frame without black borders if ``trim``, and its likeliest lesions."""
-        image = trim_black(frame.image)[0] if trim else frame.image
-        probability = self.segmenter.probability(image)
+        part = trimmed(frame.image, trim=trim)
+        probability = self.segmenter.probability(part.image)
         lesions = lesions_of(probability > self.threshold)
         lesions.sort(key=lambda lesion: -float(probability[lesion.mask].sum()))
         self.report.found += len(lesions)
         if not lesions:
             self.report.add("noted", NO_POLYP, [frame.key])
         self.report.add("excluded", "less likely part", [frame.key] * (len(lesions) - 1))
-        return image, lesions[: self.max_lesions]
+        return part._replace(lesions=lesions[: self.max_lesions])
 
 
 def _double_conv(in_dim: int, dim: int) -> nn.Sequential:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -44,6 +45,22 @@ class Annotation:
     size: tuple[int, int] | None = None
 
 
+class Located(NamedTuple):
+    """A frame without padding.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        lesions: In pixels of ``image``.
+        left: First column of ``image`` in the frame.
+        top: First row.
+    """
+
+    image: np.ndarray
+    lesions: list[Lesion]
+    left: int = 0
+    top: int = 0
+
+
 class Locator(ABC):
     """Finds the lesions of frames, one frame after the other.
 
@@ -60,7 +77,7 @@ class Locator(ABC):
         self.report = ReadReport(path)
 
     @abstractmethod
-    def locate(self, frame: InputFrame, *, trim: bool) -> tuple[np.ndarray, list[Lesion]]:
+    def locate(self, frame: InputFrame, *, trim: bool) -> Located:
         """Return the frame without padding, and its lesions in pixels of that.
 
         Args:
@@ -138,21 +155,21 @@ class AnnotatedLocations(Locator):
         unused = [name for name in self.names if name not in self._found]
         self.report.add("noted", "annotation without a frame", unused)
 
-    def locate(self, frame: InputFrame, *, trim: bool) -> tuple[np.ndarray, list[Lesion]]:
+    def locate(self, frame: InputFrame, *, trim: bool) -> Located:
         """Return the frame without padding, and its annotated lesions."""
         name = self._name_of(frame)
         if name is None:
             self.report.add("noted", "frame without a location", [frame.key])
-            return (trim_black(frame.image)[0] if trim else frame.image), []
+            return trimmed(frame.image, trim=trim)
         self._found.add(name)
         annotation = self.annotation(name)
-        image, (left, top) = frame.image, (0, 0)
         if annotation.size is not None:
-            image = stated_part(image, annotation.size)
-        elif trim:
-            image, (left, top) = trim_black(image)
-        lesions = [_moved(lesion, -left, -top) for lesion in annotation.lesions]
-        return image, self._mended(lesions, annotation.size, image.shape, frame.key)
+            part = Located(stated_part(frame.image, annotation.size), [])
+        else:
+            part = trimmed(frame.image, trim=trim)
+        lesions = [_moved(lesion, -part.left, -part.top) for lesion in annotation.lesions]
+        mended = self._mended(lesions, annotation.size, part.image.shape, frame.key)
+        return part._replace(lesions=mended)
 
     def _name_of(self, frame: InputFrame) -> str | None:
         if self._ordered:
@@ -199,6 +216,14 @@ class AnnotatedLocations(Locator):
                 f"{self.path}: names {len(self.names)} frames, none of them of {source}, which has "
                 f"{frames}; number the frames from 0, or annotate each of them in order"
             )
+
+
+def trimmed(image: np.ndarray, *, trim: bool) -> Located:
+    """Return a frame without its black borders if ``trim``, and without lesions."""
+    if not trim:
+        return Located(image, [])
+    part, (left, top) = trim_black(image)
+    return Located(part, [], left, top)
 
 
 def _last_parts(names: list[str]) -> dict[str, str]:

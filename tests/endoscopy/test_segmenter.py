@@ -131,8 +131,8 @@ def test_a_frame_without_a_polyp_is_counted():
     nn.init.zeros_(segmenter.head.weight)
     nn.init.constant_(segmenter.head.bias, -5.0)
     locations = AutomaticLocations(segmenter)
-    _, lesions = locations.locate(InputFrame(np.full((40, 40, 3), 90, np.uint8), "a", 0), trim=True)
-    assert lesions == []
+    frame = InputFrame(np.full((40, 40, 3), 90, np.uint8), "a", 0)
+    assert locations.locate(frame, trim=True).lesions == []
     assert locations.report.count("no polyp found") == 1
 
 

@@ -24,7 +24,7 @@ def located(source, locations, trim=False):
     for frame in frames(source, report):
         if frame.index == 0:
             locations.begin(report)
-        found.append(locations.locate(frame, trim=trim))
+        found.append(locations.locate(frame, trim=trim)[:2])
     locations.finish(report)
     return found
 
@@ -79,6 +79,17 @@ def test_padding_is_found_without_stated_sizes_too(tmp_path, pictures, sources):
     (tmp_path / "boxes.csv").write_text(csv_text(pictures, names, size=False))
     for source in sources:
         assert_same(located(source, CsvLocations(tmp_path / "boxes.csv"), trim=True), pictures)
+
+
+def test_boxes_move_with_what_is_trimmed(tmp_path, pictures, write):
+    framed = [np.pad(image, ((3, 4), (7, 2), (0, 0))) for image in pictures[:1]]
+    folder = write.images(tmp_path / "folder", framed)
+    (tmp_path / "boxes.csv").write_text("frame,xmin,xmax,ymin,ymax\nframe_0,17,37,8,28\n")
+    locations = CsvLocations(tmp_path / "boxes.csv")
+    part = locations.locate(next(frames(folder)), trim=True)
+    assert np.array_equal(part.image, pictures[0])
+    assert part.lesions[0].box == BOXES[0]
+    assert (part.left, part.top) == (7, 3)
 
 
 def test_boxes_that_cannot_be_matched_in_order_are_refused(tmp_path, pictures, sources):

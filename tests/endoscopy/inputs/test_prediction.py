@@ -1,6 +1,7 @@
 """The same numbers whatever contains the frames, on planted and on real ones."""
 
 import csv
+import dataclasses
 import zipfile
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from core_gates.errors import GatesError
 from endoscopy.bundle import SizingBundle, load_bundle
 from endoscopy.evaluation.conformal import SplitConformal
+from endoscopy.explain.tracks import tracks_of
 from endoscopy.inputs.boxes_csv import CsvLocations
 from endoscopy.inputs.mask_files import MaskLocations
 from endoscopy.models.presets import tiny_resnet
@@ -246,3 +248,24 @@ def test_a_damaged_bundle_is_refused_in_one_line(tmp_path, damage):
         load_bundle(folder)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("container", ["folder", "video", "dicom"])
+def test_tracks_show_the_frames_and_boxes_of_the_source(container, sources, boxes, pictures):
+    residuals = tuple(np.linspace(-0.3, 0.3, 99))
+    bundle = small_bundle(conformal=SplitConformal(residuals), scope=Scope(reference_mm=2.0))
+    prediction = predict(sources[container], CsvLocations(boxes), bundle, objects="source")
+    objects = objects_of(prediction, bundle)
+    [track] = tracks_of(prediction, objects, bundle.scope, sources[container])
+    for image, picture in zip(track.images, pictures, strict=True):
+        height, width = picture.shape[:2]
+        assert np.array_equal(image[:height, :width], picture)
+    assert track.boxes.tolist() == [[5 + n, 30 + n, 4, 25] for n in range(3)]
+    np.testing.assert_allclose(2 * track.sizes, prediction.frames["predicted_mm"])
+    np.testing.assert_allclose(2 * track.high, objects["upper_mm"])
+    assert "no millimetre calibration for this scope" in track.caption()
+    shown = Scope(calibrated_for=("ward",))
+    calibrated = dataclasses.replace(prediction, scope="ward")
+    [track] = tracks_of(calibrated, objects, shown, sources[container])
+    assert track.caption().startswith(f"{track.size:.1f} mm (")
+    np.testing.assert_allclose(track.sizes, prediction.frames["predicted_mm"])
