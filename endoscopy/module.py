@@ -216,7 +216,7 @@ class SizingModule(L.LightningModule):
             ("high", high),
             ("nearly_closed", closed),
         ):
-            self.log(f"gate/{name}", value)
+            self.log(f"gate/{name}", value, sync_dist=True)  # equal on all ranks
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Predict the frames of a batch."""

@@ -1,0 +1,144 @@
+"""Sizing networks trained by gradient routing on two processes against one."""
+
+import logging
+import warnings
+
+import lightning as L
+import pytest
+import torch
+from torch.distributed import get_rank, is_initialized
+from torch.utils.data import DataLoader, DistributedSampler
+
+from core_gates.sync_batch_norm import SyncBatchNorm
+from endoscopy.models import tiny_resnet
+from endoscopy.module import SizingModule
+
+UNIMPORTANT = (".*does not have many workers", ".*LeafSpec")
+STEPS, BATCH = 5, 8
+RUNS = [
+    ("dual", "adam", "64-true", 1),
+    ("dual", "sgd", "32-true", 1),
+    ("dual", "adam", "64-true", 2),
+    ("reference", "adam", "64-true", 2),
+    ("joint", "sgd", "32-true", 1),
+    ("every_k", "adam", "64-true", 1),
+    ("off", "adam", "64-true", 1),
+]
+
+
+class Frames(L.LightningDataModule):
+    """Random frames of two streams; each rank gets every other row."""
+
+    def __init__(self):
+        super().__init__()
+        draw = torch.Generator().manual_seed(3)
+        rows = STEPS * BATCH
+        rgb = torch.randn(rows, 3, 32, 32, generator=draw, dtype=torch.float64)
+        depth = torch.randn(rows, 1, 32, 32, generator=draw, dtype=torch.float64)
+        mm = 2 + 18 * torch.rand(rows, generator=draw, dtype=torch.float64)
+        self.frames = [
+            {
+                "streams": {"rgb": rgb[i] + (mm[i] / 8).log(), "depth": depth[i]},
+                "geometry": rgb[i, 0, 0, :4],
+                "size_mm": mm[i],
+                "object": torch.tensor(i // 2),
+                "frame": torch.tensor(i),
+            }
+            for i in range(rows)
+        ]
+
+    def train_dataloader(self):
+        size = 2 if is_initialized() else 1
+        rank = get_rank() if is_initialized() else 0
+        sampler = DistributedSampler(self.frames, size, rank, shuffle=False)
+        return DataLoader(self.frames, batch_size=BATCH // size, sampler=sampler)
+
+    val_dataloader = train_dataloader
+
+
+def train(mode, optimizer, precision, accumulate, folder):
+    """Return the state of the network after five steps, and the scores of validation."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("error")
+    for message in UNIMPORTANT:
+        warnings.filterwarnings("ignore", message=message)
+    torch.manual_seed(0)
+    options = {"widths": [4, 4, 8, 8, 8]}
+    model = tiny_resnet(("rgb", "depth"), hidden_dim=8, geometry=True, trunk_options=options)
+    module = SizingModule(
+        model,
+        gradient_routing=mode,
+        every_k=2,
+        optimizer=optimizer,
+        learning_rate=0.01,
+        gate_learning_rate=0.02,
+        clip=0.5,
+        gate_clip=0.02,
+        accumulate=accumulate,
+    )
+    data = Frames()
+    for frame in data.frames:
+        if precision == "32-true":
+            frame["streams"] = {name: x.float() for name, x in frame["streams"].items()}
+            frame["size_mm"], frame["geometry"] = (
+                frame["size_mm"].float(),
+                frame["geometry"].float(),
+            )
+    ranks = {"strategy": "ddp", "devices": 2} if is_initialized() else {"devices": 1}
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        precision=precision,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        **ranks,
+    )
+    trainer.fit(module, data)
+    assert trainer.global_step == STEPS
+    synchronized = sum(isinstance(m, SyncBatchNorm) for m in module.modules())
+    assert bool(synchronized) == is_initialized()
+    assert str(next(module.parameters()).dtype) == f"torch.float{precision[:2]}"
+    scores = {k: float(v) for k, v in trainer.callback_metrics.items() if "val/" in k}
+    return {"state": dict(module.model.state_dict()), "scores": scores}
+
+
+def train_all(folder):
+    return [train(*run, folder) for run in RUNS]
+
+
+@pytest.fixture(scope="module")
+def results(ranks, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("ranks"))
+    with warnings.catch_warnings():
+        one = train_all(folder)
+        return one, ranks(train_all, folder, timeout=300.0)
+
+
+@pytest.mark.parametrize("number", range(len(RUNS)), ids=["-".join(map(str, r)) for r in RUNS])
+def test_two_ranks_equal_one_process(results, number):
+    one, pair = results[0][number], [of_rank[number] for of_rank in results[1]]
+    torch.manual_seed(0)
+    options = {"widths": [4, 4, 8, 8, 8]}
+    start = tiny_resnet(("rgb", "depth"), hidden_dim=8, geometry=True, trunk_options=options)
+    for name, tensor in start.state_dict().items():
+        expected = one["state"][name].double()
+        moves = (expected - tensor.double()).abs().max()
+        if name.endswith("gate.logits"):
+            assert (moves > 1e-6) == (RUNS[number][0] != "off"), name
+        if name.endswith(("conv1.weight", "running_mean", "fc3.weight")):
+            assert moves > 1e-4, name
+        for result in pair:
+            difference = (result["state"][name].double() - expected).abs().max()
+            assert difference <= 1e-6, name
+
+
+def test_validation_counts_the_objects_of_all_ranks(results):
+    for one, *pair in zip(results[0], *results[1], strict=True):
+        for result in pair:
+            assert result["scores"] == pytest.approx(one["scores"], rel=1e-4)
+        assert {"val/loss", "val/mae_mm", "val/macro_f1"} <= one["scores"].keys()
