@@ -55,7 +55,7 @@ def read_dicom(
         GatesError: A file is not DICOM, no endoscopic image, or without pixels; or too much is
             damaged.
     """
-    headers = sorted(map(_header, _files(Path(path))), key=_place)
+    headers = dicom_headers(path)
     report.kind = "dicom"
     report.source = str(headers[0][1].SOPInstanceUID)
     report.expected = sum(_num_frames(header) for _, header in headers)
@@ -69,6 +69,15 @@ def read_dicom(
             yield InputFrame(image, key, index + number, number, uid)
         index += count
     report.finish(max_unreadable)
+
+
+def dicom_headers(path: str | Path) -> list[tuple[Path, FileDataset]]:
+    """Return the files of a source and their headers without pixels, in the order of reading.
+
+    Raises:
+        GatesError: A file is not DICOM or no endoscopic image.
+    """
+    return sorted(map(_header, _files(Path(path))), key=_place)
 
 
 def _files(path: Path) -> list[Path]:
