@@ -1,0 +1,138 @@
+"""The track of the camera: where it is and where it looks, frame by frame."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from endoscopy.renderer.brand import BRANDS, Brand
+from endoscopy.renderer.config import RendererConfig
+from endoscopy.renderer.field import field
+from endoscopy.renderer.randomness import Purpose, numpy_generator
+from endoscopy.renderer.scene import Scene
+
+CLEARANCE = 2.0
+"""Least distance in mm of the camera from any surface."""
+
+NEAREST, FARTHEST = 9.0, 30.0
+CENTER_SIZE = math.sqrt(2 * 20)  # at this size the shortcut leaves the distance as it is
+CANDIDATES = 2
+ROUNDS = 256
+SHELL_POINTS = 48
+SIGHT_POINTS = 16
+Array = np.ndarray
+
+
+class Track(NamedTuple):
+    """T poses of the camera.
+
+    Attributes:
+        position: (T, 3) float32 in mm.
+        axes: (T, 3, 3) float32, columns right, down and forward.
+        distance: (T,) float32, distance in mm from the base of the polyp.
+        brand: The endoscope.
+    """
+
+    position: Tensor
+    axes: Tensor
+    distance: Tensor
+    brand: Brand
+
+
+def draw_track(config: RendererConfig, index: int, scene: Scene) -> Track:
+    """Draw the track of object ``index``: every frame has clearance and sees the polyp.
+
+    Raises:
+        RuntimeError: No such track was found, which no scene within the ranges should cause.
+    """
+    rng = numpy_generator(config.seed, index, Purpose.CAMERA)
+    name = config.brand if config.brand != "mixed" else str(rng.choice(list(BRANDS)))
+    for _ in range(ROUNDS):
+        distance = _draw_distances(rng, config, scene)
+        positions = [_draw_positions(rng, scene, distance) for _ in range(CANDIDATES)]
+        free = _is_free(scene, torch.from_numpy(np.stack(positions)).float())
+        if free.any():
+            position = positions[int(free.int().argmax())]
+            axes = _look(rng, scene, position)
+            return Track(
+                torch.from_numpy(position).float(),
+                torch.from_numpy(axes).float(),
+                torch.from_numpy(distance).float(),
+                BRANDS[name],
+            )
+    raise RuntimeError(f"no free track for object {index} of seed {config.seed}")
+
+
+def _draw_distances(rng: np.random.Generator, config: RendererConfig, scene: Scene) -> Array:
+    """Return (T,) distances: log-uniform, then a slow approach or retreat."""
+    share = rng.uniform()
+    shift = config.shortcut_rho * math.log(scene.size / CENTER_SIZE)
+    start = NEAREST * (FARTHEST / NEAREST) ** share * math.exp(shift)
+    swing, phase = rng.uniform(0.04, 0.2), rng.uniform(0, 2 * np.pi)
+    moving = start * np.exp(swing * np.sin(_times(config.frames) * np.pi + phase))
+    return np.maximum(moving, 0.9 * scene.size + 4)
+
+
+def _draw_positions(rng: np.random.Generator, scene: Scene, distance: Array) -> Array:
+    """Return (T, 3): at these distances from the base, between the axis and the wall."""
+    highest = np.arcsin(np.minimum(1, 0.95 * scene.radius / distance))
+    times = _times(len(distance))
+    rise = rng.uniform(math.radians(18), math.radians(75)) + _drift(rng, times, math.radians(4))
+    turn = rng.normal(0, math.radians(22)) + _drift(rng, times, math.radians(5))
+    rise = np.minimum(rise, highest)
+    offset = np.stack(
+        [-np.sin(rise), np.cos(rise) * np.sin(turn), -np.cos(rise) * np.cos(turn)], axis=1
+    )
+    return np.array([scene.radius, 0.0, 0.0]) + distance[:, None] * offset
+
+
+def _is_free(scene: Scene, position: Tensor) -> Tensor:
+    """Tell which of the candidates (K, T, 3) keep their clearance and see the polyp."""
+    shell = position.unsqueeze(-2) + (1.1 * CLEARANCE) * _sphere(SHELL_POINTS)
+    apex = torch.tensor([scene.radius - scene.apex - 0.15 * scene.size, 0.0, 0.0])
+    share = torch.linspace(0, 1, SIGHT_POINTS).unsqueeze(1)
+    sight = position.unsqueeze(-2) * (1 - share) + apex * share
+    points = torch.cat([shell, sight], -2)
+    inside = field(scene, *(component.contiguous() for component in points.unbind(-1))) > 0
+    return inside.flatten(1).all(1)
+
+
+def _look(rng: np.random.Generator, scene: Scene, position: Array) -> Array:
+    """Return the axes (T, 3, 3): toward a point between polyp and lumen, rolled at random."""
+    times = _times(len(position))
+    mix = rng.uniform(0, 0.45)
+    target = np.array([scene.radius - scene.apex / 2, 0.0, 0.0])
+    forward = _unit(_unit(target - position) * (1 - mix) + np.array([0.0, 0.0, mix]))
+    tremor = [_drift(rng, times, 0.05, faster=5) for _ in range(3)]
+    forward = _unit(forward + rng.normal(0, 0.08, size=3) + np.stack(tremor, axis=1))
+    roll = rng.uniform(0, 2 * np.pi) + _drift(rng, times, 0.1)
+    helper = np.where(np.abs(forward[:, :1]) < 0.9, [[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]])
+    across = _unit(np.cross(forward, helper))
+    up = np.cross(forward, across)
+    right = np.cos(roll)[:, None] * across + np.sin(roll)[:, None] * up
+    return np.stack([right, np.cross(forward, right), forward], axis=2)
+
+
+def _times(frames: int) -> Array:
+    return (np.arange(frames) + 0.5) / frames
+
+
+def _drift(rng: np.random.Generator, times: Array, size: float, faster: float = 1) -> Array:
+    """Return a smooth wandering of about this size, one value a frame."""
+    phase = rng.uniform(0, 2 * np.pi, size=2)
+    waves = np.sin(2 * np.pi * faster * times + phase[0])
+    return np.asarray(size * (waves + 0.5 * np.sin(4.6 * np.pi * faster * times + phase[1])))
+
+
+def _sphere(count: int) -> Tensor:
+    """Return points (count, 3) spread evenly over the unit sphere."""
+    height = 1 - (torch.arange(count) + 0.5) * (2 / count)
+    angle = torch.arange(count) * (math.pi * (3 - math.sqrt(5)))
+    around = (1 - height.square()).sqrt()
+    return torch.stack([around * angle.cos(), around * angle.sin(), height], dim=1)
+
+
+def _unit(vectors: Array) -> Array:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
