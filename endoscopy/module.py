@@ -14,7 +14,7 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 
 from core_gates.errors import GatesError
-from core_gates.gradient_routing import GradientRouting, Loss, Mode
+from core_gates.gradient_routing import GradientRouting, Loss, Mode, RoutedStep
 from core_gates.sync_batch_norm import SyncBatchNorm
 from endoscopy.metrics.size_classes import CutOffs
 from endoscopy.models.gate_kinds import gate_parameters, gates_of, weight_parameters
@@ -172,7 +172,13 @@ class SizingModule(L.LightningModule):
         progress.increment_completed()
         schedule: Any = self.lr_schedulers()
         schedule.step(self.trainer.current_epoch + batch_idx / self._batches_per_epoch())
-        size = len(batch["size_mm"])
+        self._log_step(step, len(batch["size_mm"]))
+
+    def _log_step(self, step: RoutedStep, size: int) -> None:
+        if self.gradient_routing == "every_k" and step.gate_loss is None:
+            nothing = step.loss.new_tensor(torch.nan)  # else the last value would be logged again
+            norm = None if self.gate_clip is None else nothing
+            step = step._replace(gate_loss=nothing, gate_grad_norm=norm)
         self.log("train/loss", step.loss, prog_bar=True, batch_size=size)
         for name in ("gate_loss", "grad_norm", "gate_grad_norm"):
             value = getattr(step, name)

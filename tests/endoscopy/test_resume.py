@@ -1,0 +1,105 @@
+"""Sizing networks stopped within an epoch and resumed, against unbroken trainings, bit for bit."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from apps.checkpoint import RunCheckpoint
+from apps.logger import ResumableCSVLogger
+from apps.trainer import GatesTrainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+]
+APP = Path(__file__).with_name("sizing_app.py")
+
+
+@pytest.fixture
+def app(monkeypatch):
+    spec = importlib.util.spec_from_file_location("sizing_app", APP)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "sizing_app", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def fit(app, tmp_path):
+    """Train in ``tmp_path/name``; a second call of that name resumes it."""
+    from apps.cli import quiet_lightning
+
+    quiet_lightning()
+
+    def run(name, mode, *, max_steps=-1, half=False):
+        folder = tmp_path / name
+        seed_everything(5)
+        options = {}
+        if half:
+            plugin = MixedPrecision("16-mixed", "cpu")
+            # Grows every two steps until it overflows, so that its state matters.
+            plugin.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=2)
+            options = {"plugins": [plugin]}
+        trainer = GatesTrainer(
+            max_steps=max_steps,
+            max_epochs=4,
+            accelerator="cpu",
+            log_every_n_steps=1,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            default_root_dir=folder,
+            logger=ResumableCSVLogger(folder),
+            callbacks=[RunCheckpoint(every_n_steps=2, monitor="val/mae_mm")],
+            **options,
+        )
+        last = folder / "checkpoints" / "last.ckpt"
+        resume = str(last) if last.is_file() else None
+        module = app.SmallSizing(mode)
+        trainer.fit(module, app.SizingData(), ckpt_path=resume, weights_only=True)
+        return folder
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("mode", "half"), [("dual", False), ("every_k", False), ("reference", False), ("dual", True)]
+)
+def test_stopped_trainings_end_like_unbroken_ones(fit, same_checkpoint, mode, half):
+    """An epoch has six steps: stopped within an epoch, twice, and at its end."""
+    whole = fit("whole", mode, half=half)
+    for stop in (2, 9, 12):
+        fit("broken", mode, half=half, max_steps=stop)
+    broken = fit("broken", mode, half=half)
+    assert (whole / "metrics.csv").read_text() == (broken / "metrics.csv").read_text()
+    for name in ("last.ckpt", "best.ckpt"):
+        same_checkpoint(whole / "checkpoints" / name, broken / "checkpoints" / name)
+    saved = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == saved["gradient_routing"]["num_steps"] == 24
+    assert len(saved["optimizer_states"]) == 2
+    assert saved["lr_schedulers"][0]["T_0"] == 2
+    if half:
+        assert saved["MixedPrecision"]["scale"] > 2.0**14
+
+
+def test_a_resumed_training_takes_up_the_period_of_the_gates(fit):
+    """Mode ``every_k`` of period 3, stopped after one step: the next two steps leave the gates."""
+    fit("run", "every_k", max_steps=1)
+    folder = fit("run", "every_k", max_steps=4)
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("train/gate_loss")
+    cells = [line.split(",")[column] for line in lines[1:]]
+    assert [cell != "nan" for cell in cells if cell] == [True, False, False, True]
+
+
+def test_killed_trainings_end_like_unbroken_ones(kill_and_resume):
+    options = ["--trainer.max_epochs", "12", "--trainer.log_every_n_steps", "1"]
+    options += ["--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
+    options += ["--checkpoint.every_n_steps", "4", "--checkpoint.monitor", "val/mae_mm"]
+    command = [sys.executable, str(APP), "fit", *options]
+    folder = kill_and_resume(command, app="sizing", kills=1)
+    assert (folder / "checkpoints" / "best.ckpt").is_file()
