@@ -12,7 +12,7 @@ from types import ModuleType
 
 from core_gates.errors import GatesError
 
-PACKAGES = ("core_gates", "weather")
+PACKAGES = ("core_gates", "endoscopy", "weather")
 
 
 def load_head(name: str) -> ModuleType:

@@ -26,7 +26,7 @@ class FrameReader:
         self.table, self.size, self.masks, self.depths = table, size, masks, depths
         columns = ["bbox_xmin", "bbox_ymin", "bbox_xmax", "bbox_ymax"]
         sides = table.frames[["width", "height"]].to_numpy(float)
-        boxes = table.frames[columns].to_numpy(float)
+        boxes = table.frames[columns].to_numpy(float, copy=True)
         boxes[:, 0::2] *= size / sides[:, :1]
         boxes[:, 1::2] *= size / sides[:, 1:]
         self.boxes = boxes

@@ -48,7 +48,7 @@ def read_frame_table(
             raise GatesError(f"{path} holds no polypsizing_*_part*.csv; name a folder with parts")
         frames = pd.concat([read_csv(part) for part in parts], ignore_index=True)
     elif path.suffix == ".parquet":
-        frames = _read_parquet(path)
+        frames = read_parquet(path)
     else:
         frames = read_csv(path)
     missing = [name for name in REQUIRED if name not in frames]
@@ -78,7 +78,12 @@ def read_csv(path: Path) -> pd.DataFrame:
     return frames.rename(columns=lambda name: str(name).strip())
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Read a parquet file, dictionaries as text.
+
+    Raises:
+        GatesError: The file is absent or no parquet.
+    """
     try:
         frames = pd.read_parquet(path)
     except (OSError, ValueError, pa.ArrowException) as error:

@@ -177,3 +177,9 @@ def test_wrong_numbers_are_refused(colon):
         BatchOrder(ObjectBalancedSampler([1]), 0)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         FrameReader(colon, 0)
+
+
+def test_a_reader_scales_boxes_and_leaves_the_table_alone(make_table):
+    table = make_table({"a": 5})
+    assert FrameReader(table, 32).box(0) == pytest.approx((5, 10 / 3, 15, 50 / 3))
+    assert table.frames.loc[0, ["bbox_xmin", "bbox_ymax"]].tolist() == [10, 25]
