@@ -1,36 +1,61 @@
 """Sizing networks stopped within an epoch and resumed, against unbroken trainings, bit for bit."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.utils.data import DataLoader
 
 from apps.checkpoint import RunCheckpoint
 from apps.logger import ResumableCSVLogger
 from apps.trainer import GatesTrainer
+from endoscopy.models import tiny_resnet
+from endoscopy.module import SizingModule
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
 ]
-APP = Path(__file__).with_name("sizing_app.py")
+
+
+class SizingData(L.LightningDataModule):
+    """Random frames, two of each of twelve objects, whose brightness tells the size."""
+
+    def __init__(self):
+        super().__init__()
+        draw = torch.Generator().manual_seed(1)
+        mm = torch.linspace(2, 20, 12).repeat_interleave(2)
+        noise = torch.randn(len(mm), 3, 32, 32, generator=draw)
+        self.frames = [
+            {
+                "streams": {"rgb": 0.5 * noise[i] + (mm[i] / 8).log()},
+                "size_mm": mm[i],
+                "object": torch.tensor(i // 2),
+                "frame": torch.tensor(i),
+            }
+            for i in range(len(mm))
+        ]
+
+    def train_dataloader(self):
+        return DataLoader(self.frames, batch_size=4, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(self.frames, batch_size=8)
+
+
+class SmallSizing(SizingModule):
+    """A network of few weights with dropout, gates in its trunk and head."""
+
+    def __init__(self, mode):
+        sizes = {"widths": [4, 4, 8], "depths": [1, 1]}
+        model = tiny_resnet(("rgb",), hidden_dim=8, trunk_options=sizes)
+        model.head.fc2 = torch.nn.Sequential(model.head.fc2, torch.nn.Dropout(0.3))
+        super().__init__(model, gradient_routing=mode, every_k=3, clip=0.5, cycles=2)
 
 
 @pytest.fixture
-def app(monkeypatch):
-    spec = importlib.util.spec_from_file_location("sizing_app", APP)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "sizing_app", module)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def fit(app, tmp_path):
+def fit(tmp_path):
     """Train in ``tmp_path/name``; a second call of that name resumes it."""
     from apps.cli import quiet_lightning
 
@@ -59,8 +84,8 @@ def fit(app, tmp_path):
         )
         last = folder / "checkpoints" / "last.ckpt"
         resume = str(last) if last.is_file() else None
-        module = app.SmallSizing(mode)
-        trainer.fit(module, app.SizingData(), ckpt_path=resume, weights_only=True)
+        module = SmallSizing(mode)
+        trainer.fit(module, SizingData(), ckpt_path=resume, weights_only=True)
         return folder
 
     return run
@@ -94,12 +119,3 @@ def test_a_resumed_training_takes_up_the_period_of_the_gates(fit):
     column = lines[0].split(",").index("train/gate_loss")
     cells = [line.split(",")[column] for line in lines[1:]]
     assert [cell != "nan" for cell in cells if cell] == [True, False, False, True]
-
-
-def test_killed_trainings_end_like_unbroken_ones(kill_and_resume):
-    options = ["--trainer.max_epochs", "12", "--trainer.log_every_n_steps", "1"]
-    options += ["--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
-    options += ["--checkpoint.every_n_steps", "4", "--checkpoint.monitor", "val/mae_mm"]
-    command = [sys.executable, str(APP), "fit", *options]
-    folder = kill_and_resume(command, app="sizing", kills=1)
-    assert (folder / "checkpoints" / "best.ckpt").is_file()
