@@ -7,8 +7,8 @@ UNIFORM = 24  # of 255; what lossy coding makes of padding of one color stays wi
 OUTLIERS = 0.1  # share of padding that ringing at its edge may disturb
 
 
-def stated_part(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Cut padding at the right and at the bottom, if that is why the size is not as stated.
+def stated_part(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """Cut padding at the right and at the bottom, or all around, if the frame is padded.
 
     A frame that is larger than stated was either padded or enlarged. It was padded if everything
     beyond the stated size has one color.
@@ -18,17 +18,22 @@ def stated_part(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         size: Stated width and height.
 
     Returns:
-        The frame, cut to the stated size if it is padded, else as it is.
+        The frame, cut to the stated size if it is padded, else as it is, and the offset (x, y).
     """
     width, height = size
-    if image.shape[0] < height or image.shape[1] < width or image.shape[:2] == (height, width):
-        return image
-    outside = np.ones(image.shape[:2], dtype=bool)
-    outside[:height, :width] = False
-    padding = image[outside].astype(np.int16)
-    deviation = np.abs(padding - np.median(padding, axis=0)).max(axis=1)
-    is_padded = (deviation > UNIFORM).mean() <= OUTLIERS
-    return image[:height, :width] if is_padded else image
+    spare_x, spare_y = image.shape[1] - width, image.shape[0] - height
+    if min(spare_x, spare_y) < 0 or max(spare_x, spare_y) == 0:
+        return image, (0, 0)
+    half = spare_x // 2, spare_y // 2
+    for left, top in ((0, 0), half, (half[0] // 2 * 2, half[1] // 2 * 2)):
+        part = (slice(top, top + height), slice(left, left + width))
+        outside = np.ones(image.shape[:2], dtype=bool)
+        outside[part] = False
+        padding = image[outside].astype(np.int16)
+        deviation = np.abs(padding - np.median(padding, axis=0)).max(axis=1)
+        if (deviation > UNIFORM).mean() <= OUTLIERS:
+            return image[part], (left, top)
+    return image, (0, 0)
 
 
 def trim_black(image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:

@@ -164,10 +164,11 @@ class AnnotatedLocations(Locator):
         self._found.add(name)
         annotation = self.annotation(name)
         if annotation.size is not None:
-            part = Located(stated_part(frame.image, annotation.size), [])
+            image, (left, top) = stated_part(frame.image, annotation.size)
+            part, lesions = Located(image, [], left, top), list(annotation.lesions)
         else:
             part = trimmed(frame.image, trim=trim)
-        lesions = [_moved(lesion, -part.left, -part.top) for lesion in annotation.lesions]
+            lesions = [_moved(lesion, -part.left, -part.top) for lesion in annotation.lesions]
         mended = self._mended(lesions, annotation.size, part.image.shape, frame.key)
         return part._replace(lesions=mended)
 

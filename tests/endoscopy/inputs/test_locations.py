@@ -11,6 +11,7 @@ from endoscopy.data.voc import VocAnnotation, VocObject, write_voc
 from endoscopy.inputs.boxes_csv import CsvLocations
 from endoscopy.inputs.content import stated_part, trim_black
 from endoscopy.inputs.frame import InputReport
+from endoscopy.inputs.given_boxes import GivenBoxes
 from endoscopy.inputs.kind import frames
 from endoscopy.inputs.mask_files import MaskLocations, lesions_of
 from endoscopy.inputs.voc_folder import VocLocations
@@ -79,6 +80,16 @@ def test_padding_is_found_without_stated_sizes_too(tmp_path, pictures, sources):
     (tmp_path / "boxes.csv").write_text(csv_text(pictures, names, size=False))
     for source in sources:
         assert_same(located(source, CsvLocations(tmp_path / "boxes.csv"), trim=True), pictures)
+
+
+def test_padding_all_around_is_found_too(tmp_path, pictures, write):
+    (tmp_path / "boxes.csv").write_text(csv_text(pictures[:1], ["frame_0"], BOXES[:1]))
+    framed = [np.pad(pictures[0], ((3, 4), (6, 7), (0, 0)), constant_values=80)]
+    folder = write.images(tmp_path / "folder", framed)
+    part = CsvLocations(tmp_path / "boxes.csv").locate(next(frames(folder)), trim=True)
+    assert np.array_equal(part.image, pictures[0])
+    assert part.lesions[0].box == BOXES[0]
+    assert (part.left, part.top) == (6, 3)
 
 
 def test_boxes_move_with_what_is_trimmed(tmp_path, pictures, write):
@@ -228,11 +239,23 @@ def test_padding_never_changes_what_is_trimmed(right, bottom, seed):
     if (image > 10).any():
         assert np.array_equal(plain, trimmed)
         assert offset == same
-    assert np.array_equal(stated_part(padded, (8, 9)), image)
+    part, offset = stated_part(padded, (8, 9))
+    assert np.array_equal(part, image)
+    assert offset == (0, 0)
 
 
 def test_an_enlarged_frame_is_not_taken_for_a_padded_one(pictures):
     image = pictures[0]
-    assert stated_part(image, (28, 20)).shape == image.shape
-    assert stated_part(image, (112, 80)).shape == image.shape
-    assert stated_part(image, (56, 80)).shape == image.shape
+    for size in ((28, 20), (112, 80), (56, 80), (56, 40)):
+        part, offset = stated_part(image, size)
+        assert part is image
+        assert offset == (0, 0)
+
+
+def test_given_boxes_go_by_position(tmp_path, pictures, write, sources):
+    folder = write.images(tmp_path / "other", pictures, ["2", "5", "7"])
+    for source in (folder, sources[1]):
+        found = located(source, GivenBoxes({0: [BOXES[0]], 2: [BOXES[1], BOXES[2]]}))
+        assert [[lesion.box for lesion in lesions] for _, lesions in found] == [
+            [BOXES[0]], [], [BOXES[1], BOXES[2]],
+        ]  # fmt: skip
