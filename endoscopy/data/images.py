@@ -73,7 +73,7 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
         gray = (np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))  # torch wants to be able to write
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.uint8]:

@@ -46,6 +46,18 @@ def test_rendered_layout_brings_masks_depths_and_columns(real_colon, tmp_path):
     assert report.findings == {}
 
 
+def test_small_boxes_of_rendered_frames_are_right(real_colon, tmp_path):
+    """A far polyp covers a few pixels of a small frame; a box drawn by hand so small is a slip."""
+    root = real_colon.official(tmp_path / "colon")
+    real_colon.write_annotation(root, "002-001", 5, {"002-001_1": (10, 12, 10, 13)})
+    _, report = read_real_colon(root)
+    assert report.total("excluded") == 1
+    (root / "manifest.json").write_text('{"scope": "synthetic"}')
+    table, report = read_real_colon(root)
+    assert report.findings == {}
+    assert len(table) == 44
+
+
 def test_sun_original_in_numerical_order(sun, tmp_path):
     table, report = read_sun(sun.official(tmp_path / "sun"))
     assert table.unique_ids == ("1", "2", "10", "24")
