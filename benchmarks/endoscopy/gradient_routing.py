@@ -1,0 +1,101 @@
+"""Steps of gradient routing against a plain step of the same gated network."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.registry import Call, Comparison, Load
+
+PLAIN = "plain step"
+JOINT_BAR = 1.05
+
+
+class Case(NamedTuple):
+    """A network and how long its step may take.
+
+    Attributes:
+        preset: Function of `endoscopy.models.presets`.
+        stream: What it reads.
+        channels: Channels of the stream.
+        size: Pixels of a side.
+        batch: Frames of a step.
+        bar: Highest time of a dual step over a plain one.
+    """
+
+    preset: str
+    stream: str
+    channels: int
+    size: int
+    batch: int
+    bar: float
+
+
+CASES = (
+    Case("tiny_resnet", "rgb_mask", 4, 64, 32, 1.75),
+    Case("tiny_vit", "rgb_mask", 4, 64, 32, 1.75),
+    Case("fsg_vit_tiny_patch16_384", "rgb", 3, 384, 2, 1.85),
+)
+
+
+def gradient_routing(case: Case) -> Comparison:
+    """Return one step of the weights and gates in every mode.
+
+    The plain step is a loop without gradient routing: one forward and backward pass and one AdamW
+    over all parameters of the gated network.
+    """
+
+    def build(load: Load) -> Mapping[str, Call]:
+        steps = {PLAIN: _plain(_Training(load, case))}
+        for mode in ("joint", "dual", "reference"):
+            steps[mode] = _routed(_Training(load, case), mode)
+        steps["plain step without gates"] = _plain(_Training(load, case, gates="none"))
+        return steps
+
+    return Comparison(
+        name=f"training step of {case.preset}, batch {case.batch}x{case.size}x{case.size}",
+        op="gradient_routing",
+        build=build,
+        baseline=PLAIN,
+        bars={"dual": case.bar, "joint": JOINT_BAR},
+    )
+
+
+class _Training:
+    """A fresh network with a batch; ``load`` imports it, of this or another revision."""
+
+    def __init__(self, load: Load, case: Case, gates: str = "fsg") -> None:
+        torch.manual_seed(0)
+        self.load = load
+        preset = getattr(load("endoscopy.models.presets"), case.preset)
+        self.model: Any = preset((case.stream,), gates=gates)
+        images = torch.randn(case.batch, case.channels, case.size, case.size)
+        self.streams = {case.stream: images}
+        self.mm = torch.linspace(2, 20, case.batch)
+        self.target = load("endoscopy.targets").LogSize()
+
+    def loss(self, model: Callable[..., Tensor]) -> Tensor:
+        result: Tensor = self.target.loss(model(self.streams), self.mm)
+        return result
+
+
+def _plain(training: _Training) -> Call:
+    optimizer = torch.optim.AdamW(training.model.parameters(), 1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        training.loss(training.model).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def _routed(training: _Training, mode: str) -> Call:
+    kinds = training.load("endoscopy.models.gate_kinds")
+    weights = torch.optim.AdamW(kinds.weight_parameters(training.model).values(), 1e-3)
+    gates = torch.optim.AdamW(kinds.gate_parameters(training.model).values(), 1e-2, weight_decay=0)
+    routing = training.load("core_gates.gradient_routing").GradientRouting(
+        weights, gates, mode=mode
+    )
+    return lambda: routing.step(training.model, training.loss)

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from benchmarks.endoscopy import gradient_routing
+from benchmarks.endoscopy.gradient_routing import CASES, _Training
+from benchmarks.registry import load_suite
+from benchmarks.run import load_head
+
+BARS = {"tiny_resnet": 1.75, "tiny_vit": 1.75, "fsg_vit_tiny_patch16_384": 1.85}
+
+
+def test_the_bars_are_those_of_gradient_routing():
+    rows = [c for c in load_suite("endoscopy").comparisons() if c.op == "gradient_routing"]
+    assert [row.bars for row in rows] == [{"dual": bar, "joint": 1.05} for bar in BARS.values()]
+    assert [case.preset for case in CASES] == list(BARS)
+    assert load_suite("endoscopy").threads == 1
+
+
+@pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.preset)
+def test_every_variant_is_a_step_of_training(case, monkeypatch):
+    made = []
+
+    class Recorded(_Training):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr(gradient_routing, "_Training", Recorded)
+    small = case._replace(batch=2)
+    calls = gradient_routing.gradient_routing(small).build(load_head)
+    assert list(calls) == ["plain step", "joint", "dual", "reference", "plain step without gates"]
+    states = []
+    for training, call in zip(made, calls.values(), strict=True):
+        before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+        call()
+        after = dict(training.model.named_parameters())
+        assert any(not torch.equal(before[name], p) for name, p in after.items())
+        assert all(not torch.equal(before[n], p) for n, p in after.items() if n.endswith("logits"))
+        states.append({name: p.detach().clone() for name, p in after.items()})
+    weight = next(name for name in states[0] if name.endswith("conv1.weight") or "patch" in name)
+    assert torch.allclose(states[0][weight], states[1][weight], atol=1e-6)  # plain and joint
