@@ -69,18 +69,19 @@ def _draw_distances(rng: np.random.Generator, config: RendererConfig, scene: Sce
     """Return (T,) distances: log-uniform, then a slow approach or retreat."""
     share = rng.uniform()
     shift = config.shortcut_rho * math.log(scene.size / CENTER_SIZE)
-    start = NEAREST * (FARTHEST / NEAREST) ** share * math.exp(shift)
-    swing, phase = rng.uniform(0.04, 0.2), rng.uniform(0, 2 * np.pi)
+    nearest = max(NEAREST, 0.9 * scene.size + 4)
+    start = nearest * (FARTHEST / nearest) ** share * math.exp(shift)
+    swing, phase = rng.uniform(0.03, 0.15), rng.uniform(0, 2 * np.pi)
     moving = start * np.exp(swing * np.sin(_times(config.frames) * np.pi + phase))
     return np.maximum(moving, 0.9 * scene.size + 4)
 
 
 def _draw_positions(rng: np.random.Generator, scene: Scene, distance: Array) -> Array:
     """Return (T, 3): at these distances from the base, between the axis and the wall."""
-    highest = np.arcsin(np.minimum(1, 0.95 * scene.radius / distance))
+    highest = np.arcsin(np.minimum(1, 1.3 * scene.radius / distance))
     times = _times(len(distance))
-    rise = rng.uniform(math.radians(18), math.radians(75)) + _drift(rng, times, math.radians(4))
-    turn = rng.normal(0, math.radians(22)) + _drift(rng, times, math.radians(5))
+    rise = rng.uniform(math.radians(14), math.radians(78)) + _drift(rng, times, math.radians(4))
+    turn = rng.normal(0, math.radians(30)) + _drift(rng, times, math.radians(5))
     rise = np.minimum(rise, highest)
     offset = np.stack(
         [-np.sin(rise), np.cos(rise) * np.sin(turn), -np.cos(rise) * np.cos(turn)], axis=1

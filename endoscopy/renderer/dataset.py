@@ -5,7 +5,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,21 +68,61 @@ def render_dataset(
         GatesError: The folder holds something else.
         ValueError: ``num_objects`` is below 1 or ``first`` below 0.
     """
+    claim_dataset(root, config, num_objects, first=first)
+    yield from write_objects(root, config, range(first, first + num_objects))
+    finish_dataset(root, config, num_objects, first=first)
+
+
+def claim_dataset(
+    root: str | os.PathLike[str], config: RendererConfig, num_objects: int, *, first: int = 0
+) -> bool:
+    """Make a folder ours before objects are written to it; return whether it is complete already.
+
+    For :func:`write_objects` in several processes; arguments and errors of :func:`render_dataset`.
+    """
     if num_objects < 1 or first < 0:
         raise ValueError(
             f"num_objects must be at least 1 and first at least 0, got {num_objects} and {first}"
         )
+    return _claim(Path(root), _manifest(config, num_objects, first))
+
+
+def write_objects(
+    root: str | os.PathLike[str], config: RendererConfig, indices: Iterable[int]
+) -> Iterator[int]:
+    """Write objects that are not there; processes may write different ones to one folder at once.
+
+    Yields:
+        The number of these objects on disk.
+    """
     root = Path(root)
-    manifest = _manifest(config, num_objects, first)
-    _claim(root, manifest)
-    indices = range(first, first + num_objects)
     for count, index in enumerate(indices, 1):
         video = video_name(index)
         if not (root / f"{video}_cameras.csv").exists():
             _write_object(root, video, render_object(config, index), config)
         yield count
-    _write_tables(root, config, indices)
+
+
+def finish_dataset(
+    root: str | os.PathLike[str], config: RendererConfig, num_objects: int, *, first: int = 0
+) -> None:
+    """Write the tables and say in the manifest that all objects are there."""
+    root = Path(root)
+    _write_tables(root, config, range(first, first + num_objects))
+    manifest = _manifest(config, num_objects, first)
     _write_text(root / "manifest.json", _json(manifest | {"complete": True}))
+
+
+def is_complete(
+    root: str | os.PathLike[str], config: RendererConfig, num_objects: int, *, first: int = 0
+) -> bool:
+    """Return whether a folder holds all these objects.
+
+    Raises:
+        GatesError: It holds something else.
+    """
+    path = Path(root) / "manifest.json"
+    return path.exists() and _is_complete(path, _manifest(config, num_objects, first))
 
 
 def _manifest(config: RendererConfig, num_objects: int, first: int) -> dict[str, Any]:
@@ -98,29 +138,38 @@ def _manifest(config: RendererConfig, num_objects: int, first: int) -> dict[str,
     }
 
 
-def _claim(root: Path, manifest: dict[str, Any]) -> None:
+def _claim(root: Path, manifest: dict[str, Any]) -> bool:
     """Make the folder ours, or find that an earlier call with the same arguments did."""
     path = root / "manifest.json"
+    complete = False
     if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise GatesError(f"{path} is no JSON: {error}; render to an empty folder") from error
-        if not isinstance(found, dict) or found | {"complete": False} != manifest:
-            raise GatesError(
-                f"{root} holds data rendered with other settings; name another folder or remove it"
-            )
+        complete = _is_complete(path, manifest)
     elif root.exists() and any(root.iterdir()):
         raise GatesError(f"{root} holds other files, expected an empty folder; name another one")
     else:
         root.mkdir(parents=True, exist_ok=True)
         _write_text(path, _json(manifest))
-    shutil.rmtree(root / ".partial", ignore_errors=True)
+    for left in root.glob(".partial*"):
+        shutil.rmtree(left)
+    return complete
+
+
+def _is_complete(path: Path, manifest: dict[str, Any]) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise GatesError(f"{path} is no JSON: {error}; render to an empty folder") from error
+    if not isinstance(found, dict) or found | {"complete": False} != manifest:
+        raise GatesError(
+            f"{path.parent} holds data rendered with other settings; name another folder or "
+            "remove it"
+        )
+    return bool(found.get("complete"))
 
 
 def _write_object(root: Path, video: str, item: RenderedObject, config: RendererConfig) -> None:
     """Write the folders of an object aside, then move them; its camera file comes last."""
-    aside = root / ".partial"
+    aside = root / f".partial-{video}"
     folders = [name for name in FOLDERS if name != "depths" or config.depth != "none"]
     for name in folders:
         shutil.rmtree(root / f"{video}_{name}", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Depth as a monocular network returns it: blurred, noisy, its inverse known up to an affine map."""
+"""Depth as a monocular network returns it: blurred, noisy, inverse, known up to an affine map."""
 
 import torch
 from torch import Tensor
