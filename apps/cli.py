@@ -66,6 +66,7 @@ class GatesCLI(LightningCLI):
 
     app: ClassVar[str] = ""
     verbs: ClassVar[tuple[str, ...]] = ("fit", "validate", "test", "predict")
+    other_verbs: ClassVar[tuple[str, ...]] = ()  # of apps.verbs, with sections of their own
     trains: ClassVar[frozenset[str]] = frozenset({"fit"})  # verbs that claim a run folder
 
     def __init__(
@@ -84,6 +85,7 @@ class GatesCLI(LightningCLI):
         kwargs.setdefault("parser_class", GatesParser)
         kwargs.setdefault("seed_everything_default", 0)
         kwargs.setdefault("auto_configure_optimizers", False)
+        sections = (*self.verbs, *self.other_verbs)
         kwargs["trainer_defaults"] = {"log_every_n_steps": 10, **kwargs.get("trainer_defaults", {})}
         super().__init__(
             model_class,
@@ -92,7 +94,7 @@ class GatesCLI(LightningCLI):
             trainer_class=trainer_class,
             parser_kwargs={
                 "prog": f"gates {self.app}",
-                **{v: {"app": self.app, "verb": v, "verbs": self.verbs} for v in self._wanted},
+                **{v: {"app": self.app, "verb": v, "verbs": sections} for v in self._wanted},
             },
             args=self.arguments,
             **kwargs,

@@ -35,3 +35,30 @@ def ticking(label: str, total: int, *, seconds: float = 15.0) -> Iterator[Callab
 
     yield tick
     print(f"{label}  {time.monotonic() - begin:.1f} s", flush=True)
+
+
+@contextmanager
+def counting(label: str, *, seconds: float = 15.0) -> Iterator[Callable[[int, int | None], None]]:
+    """Yield a function to be called with the pieces that are done, and all of them if known.
+
+    Args:
+        label: What is being done.
+        seconds: Least time between two plain lines.
+    """
+    if sys.stdout.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns) as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    begin = last = time.monotonic()
+
+    def count(done: int, total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            of = f" of {total}" if total else ""
+            print(f"{label}  {done}{of}  {last - begin:.0f} s", flush=True)
+
+    yield count
+    print(f"{label}  {time.monotonic() - begin:.1f} s", flush=True)

@@ -54,14 +54,7 @@ def write_dicom_report(
         GatesError: The source is not DICOM, lacks a tag, or its scope has no calibration.
         MissingExtraError: highdicom is not installed.
     """
-    highdicom = _highdicom()
-    if prediction.input.kind != "dicom":
-        raise GatesError(f"{source}: is no DICOM source; a structured report needs its study")
-    if not scope.is_calibrated(prediction.scope):
-        raise GatesError(
-            f"{source}: {NO_CALIBRATION}, and a structured report holds millimeters; name a scope "
-            f"that the model card names: {', '.join(scope.calibrated_for) or 'it names none'}"
-        )
+    highdicom = require_reportable(source, prediction.input.kind, prediction.scope, scope)
     headers = {str(header.SOPInstanceUID): header for _, header in dicom_headers(source)}
     groups = [
         _group(highdicom.sr, row, prediction.frames, headers) for _, row in objects.iterrows()
@@ -78,6 +71,33 @@ def write_dicom_report(
     partial = path.with_name(f".{path.name}.partial")
     report.save_as(partial, enforce_file_format=True)
     return partial.replace(path)
+
+
+def require_reportable(source: str | Path, kind: str, named: str | None, scope: Scope) -> Any:
+    """Refuse a source that no report can be written of, before anything is predicted.
+
+    Args:
+        source: For messages.
+        kind: Of the source, see :func:`endoscopy.inputs.kind.source_kind`.
+        named: Scope of the source, None if unknown.
+        scope: Of the model.
+
+    Returns:
+        The package highdicom.
+
+    Raises:
+        GatesError: The source is not DICOM, or its scope has no calibration.
+        MissingExtraError: highdicom is not installed.
+    """
+    highdicom = _highdicom()
+    if kind != "dicom":
+        raise GatesError(f"{source}: is no DICOM source; a structured report needs its study")
+    if not scope.is_calibrated(named):
+        raise GatesError(
+            f"{source}: {NO_CALIBRATION}, and a structured report holds millimeters; name a scope "
+            f"that the model card names: {', '.join(scope.calibrated_for) or 'it names none'}"
+        )
+    return highdicom
 
 
 def _report(highdicom: Any, groups: list[Any], evidence: list[Dataset], procedure: Code) -> Dataset:

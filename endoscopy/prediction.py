@@ -156,7 +156,7 @@ def _items(
             identity = lesion.name or _identity(frame, report, objects, number)
             yield _Item(
                 _row(frame, part, lesion, identity, locator.origin),
-                None if lesion is NOTHING else _resized(part.image, lesion, bundle),
+                None if lesion is NOTHING else network_frame(part.image, lesion, bundle),
             )
 
 
@@ -187,8 +187,14 @@ def _row(
     }
 
 
-def _resized(image: np.ndarray, lesion: Lesion, bundle: SizingBundle) -> Frame:
-    """Return the frame as the network takes it; a box without a mask becomes an ellipse."""
+def network_frame(image: np.ndarray, lesion: Lesion, bundle: SizingBundle) -> Frame:
+    """Return a frame as the network takes it; a box without a mask becomes an ellipse.
+
+    Args:
+        image: (H, W, 3) uint8, without padding.
+        lesion: In its pixels.
+        bundle: Trained network.
+    """
     xmin, xmax, ymin, ymax = lesion.box
     box = (xmin, ymin, xmax, ymax)
     mask = None if lesion.mask is None else lesion.mask.astype(np.uint8)

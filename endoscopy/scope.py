@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ NO_CALIBRATION = "no millimetre calibration for this scope"
 RESEARCH_ONLY = "research only"
 MANIFEST = "manifest.json"
 IN_MM = ("predicted_mm", "lower_mm", "upper_mm")
+OF_CLASSES = ("p_diminutive", "p_small", "p_large")
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,28 @@ class Scope:
 
         Returns:
             The table itself if the scope is calibrated, else one in which ``size_index``,
-            ``lower_index`` and ``upper_index`` stand for them and a column ``note`` says why.
+            ``lower_index`` and ``upper_index`` stand for them and a column ``note`` says why;
+            chances of size classes, which are in millimeters, are left out.
         """
         if self.is_calibrated(source):
             return table
         present = [name for name in IN_MM if name in table]
-        shown = table.copy()
+        shown = table.drop(columns=[name for name in OF_CLASSES if name in table])
         shown[present] = table[present] / self.reference_mm
         names = {name: _index_name(name) for name in present}
         return shown.rename(columns=names).assign(note=NO_CALIBRATION)
+
+    def text(
+        self, size_mm: float, source: str | None, low: float = math.nan, high: float = math.nan
+    ) -> str:
+        """Return a size as it may be shown for a source, with its interval if that is finite."""
+        calibrated = self.is_calibrated(source)
+        unit = 1.0 if calibrated else self.reference_mm
+        size, interval = size_mm / unit, ""
+        if math.isfinite(low) and math.isfinite(high):
+            interval = f" ({low / unit:.3g} to {high / unit:.3g})"
+        shown = f"{size:.1f} mm" if calibrated else f"size index {size:.2f}"
+        return shown + interval
 
     def lines(self, source: str | None) -> list[str]:
         """Return what must stand beside every number, a line each."""

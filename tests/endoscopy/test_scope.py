@@ -26,6 +26,8 @@ def test_any_other_scope_gets_an_index(source):
     assert shown["upper_index"].tolist() == [0.625, 2.0]
     assert set(shown["note"]) == {NO_CALIBRATION} == {"no millimetre calibration for this scope"}
     assert any(NO_CALIBRATION in line for line in Scope().lines(source))
+    of_classes = TABLE.assign(p_diminutive=0.5, p_small=0.3, p_large=0.2)
+    assert list(Scope().express(of_classes, source)) == list(shown)
 
 
 def test_a_model_card_may_name_further_scopes():

@@ -1,0 +1,71 @@
+"""Which trained network a verb uses: the one named, that of the run, or the shipped one."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from apps.endoscopy_training import WEIGHTS, Training
+from apps.verbs import Place
+from core_gates.errors import GatesError
+from endoscopy.bundle import SizingBundle, load_bundle
+from endoscopy.segmenter import Segmenter, load_segmenter
+
+SEGMENTER = "segmenter.safetensors"
+
+
+class NamedBundle(NamedTuple):
+    """A trained network and where it came from.
+
+    Attributes:
+        name: For people: a folder, or ``shipped synthetic/configured-s0``.
+        bundle: The network.
+    """
+
+    name: str
+    bundle: SizingBundle
+
+
+def find_bundle(place: Place, weights: str | None) -> NamedBundle:
+    """Return the network of ``weights``, or of the run folder, or the shipped one, in this order.
+
+    Args:
+        place: Run folder and configuration.
+        weights: A folder of weights.
+
+    Raises:
+        GatesError: There is none, or it is damaged.
+    """
+    if weights is not None:
+        return NamedBundle(weights, load_bundle(weights))
+    name = Training().name
+    own = place.run_folder.path / WEIGHTS / name
+    if own.is_dir():
+        return NamedBundle(str(own), load_bundle(own))
+    shipped = _shipped() / place.config / name
+    if shipped.is_dir():
+        return NamedBundle(f"shipped {place.config}/{name}", load_bundle(shipped))
+    raise GatesError(
+        f"there are no weights in {own.parent} and none are shipped for the configuration "
+        f"{place.config!r}: train them with `gates endoscopy fit --config {place.config}`, or "
+        "give --weights"
+    )
+
+
+def find_segmenter(path: str | None = None) -> Segmenter:
+    """Return the segmenter of a file, or the shipped one.
+
+    Raises:
+        GatesError: There is none, or it is damaged.
+    """
+    file = _shipped() / SEGMENTER if path is None else Path(path)
+    if path is None and not file.is_file():
+        raise GatesError(
+            "no segmenter is shipped: say where the polyps are with --boxes or --masks"
+        )
+    return load_segmenter(file)
+
+
+def _shipped() -> Path:
+    return Path(str(files("endoscopy"))) / WEIGHTS

@@ -1,0 +1,93 @@
+"""The segmenter that is shipped: trained on rendered frames, whole ones and parts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from endoscopy.renderer.config import RendererConfig
+from endoscopy.renderer.render import render_object
+from endoscopy.segmenter import Segmenter
+from endoscopy.segmenter_module import train_segmenter
+
+SIDE = 128  # pixels of a rendered frame
+SMALLEST_PART = 0.35  # of a side
+LEAST_POLYP = 0.6  # share of the polyp that a part must show, unless it shows none
+
+
+def rendered_masks(
+    objects: int, frames: int, *, seed: int, size: int, tick: Callable[[], None] = lambda: None
+) -> tuple[Tensor, Tensor]:
+    """Render frames of both endoscopes and exposures, each whole and as a random part.
+
+    Parts stand for the closer views and the rectangular fields of other endoscopes.
+
+    Args:
+        objects: Number of polyps.
+        frames: Frames of each.
+        seed: Of objects and parts.
+        size: Pixels of a side of what is returned.
+        tick: Called after every object.
+
+    Returns:
+        Images (2N, 3, size, size) uint8 and masks (2N, size, size) bool of N frames.
+    """
+    generator = np.random.default_rng(seed)
+    images, masks = [], []
+    for index in range(objects):
+        exposure = "agc" if index % 2 else "fixed"
+        config = RendererConfig(
+            seed=seed, side=SIDE, frames=frames, exposure=exposure, depth="none", brand="mixed"
+        )
+        seen = render_object(config, index)
+        for image, mask in zip(seen.images, seen.masks, strict=True):
+            for left, top, side in ((0, 0, SIDE), _part(mask.numpy(), generator)):
+                window = (..., slice(top, top + side), slice(left, left + side))
+                part, of_mask = image[window].float(), mask[window].float()
+                images.append(
+                    F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
+                )
+                masks.append(F.interpolate(of_mask[None, None], (size, size), mode="area")[0, 0])
+        tick()
+    return torch.stack(images).round().byte(), torch.stack(masks) > 0.5
+
+
+def train_rendered_segmenter(
+    objects: int = 700,
+    frames: int = 3,
+    *,
+    size: int = 96,
+    epochs: int = 12,
+    seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
+    progress: Callable[[int, float], None] | None = None,
+) -> Segmenter:
+    """Train the segmenter that is shipped; the same arguments give the same weights.
+
+    Args:
+        objects: Rendered polyps.
+        frames: Frames of each.
+        size: Pixels of a side that the segmenter works on.
+        epochs: Passes over all frames and parts.
+        seed: Of everything.
+        tick: Called after every rendered object.
+        progress: Called after every epoch with its number and mean loss.
+    """
+    images, masks = rendered_masks(objects, frames, seed=seed, size=size, tick=tick)
+    return train_segmenter(images, masks, size=size, epochs=epochs, seed=seed, progress=progress)
+
+
+def _part(mask: np.ndarray, generator: np.random.Generator) -> tuple[int, int, int]:
+    """Draw left, top and side of a part that shows most of the polyp or nothing of it."""
+    whole = mask.sum()
+    for _ in range(20):
+        side = round(SIDE * generator.uniform(SMALLEST_PART, 0.85))
+        left, top = generator.integers(0, SIDE - side + 1, 2)
+        share = mask[top : top + side, left : left + side].sum() / whole
+        if share >= LEAST_POLYP or (share == 0 and generator.random() < 0.1):
+            return int(left), int(top), side
+    return 0, 0, SIDE
