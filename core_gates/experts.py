@@ -11,6 +11,7 @@ from core_gates.checkpoint_layouts import Layout, check_layout, merge_experts, s
 from core_gates.dense_mlp import read_mlp
 from core_gates.ops.grouped_linear.activations import activate, check_activation
 from core_gates.ops.grouped_linear.op import grouped_linear
+from core_gates.ops.grouped_linear.segments import WEIGHT_FIRST
 
 Method = Literal["run", "batched", "dense", "single", "chosen"]
 
@@ -220,6 +221,10 @@ class StackedExperts(nn.Module):
 
     def _chosen(self, x: Tensor, indices: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
+            if not WEIGHT_FIRST:
+                pairs = zip(x, indices.tolist(), strict=True)
+                rows = [self._single(row, e) for row, experts in pairs for e in experts]
+                return torch.stack(rows).view(*indices.shape, -1)
             twice = x.repeat_interleave(2, 0).view(-1, 2, self.dim)
             pairs = zip(twice, indices.tolist(), strict=True)
             rows = [self._step(pair, e) for pair, experts in pairs for e in experts]

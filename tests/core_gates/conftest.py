@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from core_gates import experts
+from core_gates.ops.grouped_linear import segments
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "moe_gates"
 
 
@@ -40,8 +43,14 @@ def inputs():
     return make
 
 
+@pytest.fixture(scope="session")
+def compiler_tables():
+    """Let the compiler list the functions of torch before any of them is replaced."""
+    torch.compile(lambda x: torch.empty_like(x).copy_(x), backend="eager")(torch.ones(1))
+
+
 @pytest.fixture
-def poisoned_empty(monkeypatch):
+def poisoned_empty(monkeypatch, compiler_tables):
     """Fill what ``torch.empty`` and ``torch.empty_like`` return: unwritten elements show."""
 
     def poisoned(allocate):
@@ -81,3 +90,11 @@ def relayouts():
         "offset": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
         "expanded": lambda t: t[:1].expand(t.shape),
     }
+
+
+@pytest.fixture(params=[True, False], ids=["weight first", "rows first"])
+def weight_first(request, monkeypatch):
+    """Multiply few rows as one kind of processor does it, then as another."""
+    for module in (experts, segments):
+        monkeypatch.setattr(module, "WEIGHT_FIRST", request.param)
+    return request.param

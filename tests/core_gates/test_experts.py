@@ -39,7 +39,7 @@ def test_formula(gated):
 
 
 @pytest.mark.parametrize("gated", [True, False])
-def test_all_methods_agree_with_biases(gated):
+def test_all_methods_agree_with_biases(gated, weight_first):
     experts = StackedExperts(EXPERTS, DIM, HIDDEN, gated=gated, bias=True, activation="gelu_tanh")
     for parameter in experts.parameters():
         nn.init.normal_(parameter)

@@ -134,7 +134,7 @@ def test_gradients_of_the_definition(op_):
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("options", list(product([False, True], repeat=3)), ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_backends_match_the_definition(backend, options, load, poisoned_empty):
+def test_backends_match_the_definition(backend, options, load, poisoned_empty, weight_first):
     bias, indexed, gated = options
     arguments = problem(load, bias=bias, gather=indexed, scatter=indexed)
     expected = reference.forward(*arguments, "silu", gated)
@@ -226,6 +226,7 @@ def test_blocks_cover_every_row(counts):
 
 def test_compile_mode_reads_few_rows_by_blocks(monkeypatch):
     calls = []
+    monkeypatch.setattr(segments, "WEIGHT_FIRST", True)
     monkeypatch.setattr(blocks, "_compiled", lambda: calls.append(1) or blocks._product)
     x, weight, counts, *_ = detached(problem("rest", gather=False))
     expected = grouped_linear(x, weight, counts)
@@ -235,6 +236,8 @@ def test_compile_mode_reads_few_rows_by_blocks(monkeypatch):
         assert calls
         calls.clear()
         grouped_linear(x, weight.requires_grad_(), counts).sum().backward()
+        monkeypatch.setattr(segments, "WEIGHT_FIRST", False)
+        assert_close(grouped_linear(x, weight.detach(), counts), expected)
     assert not calls
 
 

@@ -181,7 +181,7 @@ def test_few_positions(shape, dispatch):
 
 
 @pytest.mark.parametrize("gate", ["top-k", "softmax", "switch"])
-def test_a_step_of_generation_is_the_same(gate):
+def test_a_step_of_generation_is_the_same(gate, weight_first):
     for gated, bias in ((True, False), (False, True)):
         made = GATES[gate]().eval()
         experts = StackedExperts(EXPERTS, DIM, HIDDEN, gated=gated, bias=bias)

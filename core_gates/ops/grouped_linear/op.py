@@ -104,7 +104,8 @@ def _backend(x: Tensor, weight: Tensor, num_rows: int, keep: bool) -> str:
         return "triton"
     if grouped_mm.possible(x, weight):
         return "grouped_mm"
-    if not keep and _select._mode == "compile" and blocks.worthwhile(num_rows, weight.shape[0]):
+    few = segments.WEIGHT_FIRST and blocks.worthwhile(num_rows, weight.shape[0])
+    if not keep and _select._mode == "compile" and few:
         return "blocks"
     return "segments"
 
