@@ -252,3 +252,5 @@ def test_random_parts_keep_patients_whole(make_table):
         split_by_counts(table, 20, 6, 7, 4)
     with pytest.raises(GatesError, match="40 objects cannot give 50 for training"):
         split_by_counts(table, 50, 6, 8)
+    with pytest.raises(GatesError, match="the validation part of the split is empty"):
+        split_by_counts(table, 20, 0, 8)
