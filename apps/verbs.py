@@ -89,7 +89,7 @@ def run_verb(
     parser.add_argument(
         "-c", "--config", action=OwnSection, help="Configuration: a path, or a packaged name."
     )
-    skip = {"place"}
+    skip: set[str | int] = {"place"}
     if positional is not None:
         skip.add(positional)
         parser.add_argument(positional, nargs="+", type=str, help="See above.")

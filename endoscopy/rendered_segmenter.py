@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from endoscopy.renderer.config import RendererConfig
+from endoscopy.renderer.config import Exposure, RendererConfig
 from endoscopy.renderer.render import render_object
 from endoscopy.segmenter import Segmenter
 from endoscopy.segmenter_module import train_segmenter
@@ -39,7 +39,7 @@ def rendered_masks(
     generator = np.random.default_rng(seed)
     images, masks = [], []
     for index in range(objects):
-        exposure = "agc" if index % 2 else "fixed"
+        exposure: Exposure = "agc" if index % 2 else "fixed"
         config = RendererConfig(
             seed=seed, side=SIDE, frames=frames, exposure=exposure, depth="none", brand="mixed"
         )

@@ -1,12 +1,18 @@
 import contextlib
 import io
 import os
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import torch
 
 from apps.main import main
+
+HERE = Path(__file__).parent
 
 
 class Result(NamedTuple):
@@ -37,7 +43,14 @@ class Gates:
 
     def weather(self, verb: str, *words: object, config: str = "unit") -> Result:
         """Run a verb that must succeed."""
-        result = self("weather", verb, "--config", config, *words)
+        return self.succeed("weather", verb, "--config", config, *words)
+
+    def endoscopy(self, verb: str, *words: object, config: str = "unit") -> Result:
+        """Run a verb that must succeed."""
+        return self.succeed("endoscopy", verb, "--config", config, *words)
+
+    def succeed(self, *words: object) -> Result:
+        result = self(*words)
         assert result.code == 0, result.err
         return result
 
@@ -50,3 +63,44 @@ def gates(tmp_path_factory):
     run.weather("fit", "--trainer.enable_model_summary", "false")
     run.weather("observe", "--stations", 200)
     return run
+
+
+@pytest.fixture(scope="session")
+def sizing(tmp_path_factory):
+    """The unit configuration of endoscopy with its frames rendered and its network trained."""
+    run = Gates(tmp_path_factory.mktemp("sizing"))
+    run.endoscopy("render")
+    run.endoscopy("fit")
+    return run
+
+
+@pytest.fixture(scope="session")
+def gates_in():
+    """``gates_in(folder)`` runs commands in a folder."""
+    return Gates
+
+
+@pytest.fixture(scope="session")
+def write():
+    """``write.images``, ``write.video`` and the like make sources of frames; ``write.weights``."""
+    made = runpy.run_path(str(HERE.parent / "endoscopy" / "inputs" / "conftest.py"))
+    names = ("images", "video", "dicom")
+    writers = {name: made[f"write_{name}"] for name in names}
+    return SimpleNamespace(
+        **writers, padded=made["padded"], picture=made["picture"], crf_18=made["CRF_18"],
+        header=made["header"], shared=made["SHARED"], weights=write_weights,
+    )  # fmt: skip
+
+
+def write_weights(folder, **changes):
+    """Write an untrained sizing network for 64 pixels with intervals."""
+    from endoscopy.bundle import SizingBundle
+    from endoscopy.evaluation.conformal import SplitConformal
+    from endoscopy.models.presets import tiny_resnet
+    from endoscopy.targets import LogSize
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = tiny_resnet(("rgb_mask",), geometry=True).eval()
+    settings = {"conformal": SplitConformal(tuple(np.linspace(-0.3, 0.3, 99)))} | changes
+    return SizingBundle(model, LogSize(), 64, **settings).save(folder)
