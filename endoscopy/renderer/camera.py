@@ -20,6 +20,7 @@ NEAREST, FARTHEST = 9.0, 30.0
 CENTER_SIZE = math.sqrt(2 * 20)  # at this size the shortcut leaves the distance as it is
 CANDIDATES = 2
 ROUNDS = 256
+RETREAT = 0.01  # a round, in the second half of the rounds
 SHELL_POINTS = 48
 SIGHT_POINTS = 16
 Array = np.ndarray
@@ -49,8 +50,10 @@ def draw_track(config: RendererConfig, index: int, scene: Scene) -> Track:
     """
     rng = numpy_generator(config.seed, index, Purpose.CAMERA)
     name = config.brand if config.brand != "mixed" else str(rng.choice(list(BRANDS)))
-    for _ in range(ROUNDS):
-        distance = _draw_distances(rng, config, scene)
+    for attempt in range(ROUNDS):
+        # A shortcut may put the camera nearer than the head of a polyp on a stalk: back away.
+        retreat = 1 + RETREAT * max(0, attempt - ROUNDS // 2)
+        distance = retreat * _draw_distances(rng, config, scene)
         positions = [_draw_positions(rng, scene, distance) for _ in range(CANDIDATES)]
         free = _is_free(scene, torch.from_numpy(np.stack(positions)).float())
         if free.any():

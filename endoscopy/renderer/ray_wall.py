@@ -20,7 +20,7 @@ from endoscopy.renderer.rays import FAR, Rays
 from endoscopy.renderer.scene import Scene
 
 TURN = 0.2  # radians around the center line
-TURNING = 0.1  # by which the slope of the center line may grow within a step, relative to its most
+TURNING = 0.2  # by which the slope of the center line may grow within a step, relative to its most
 
 
 class RayWall:
@@ -53,7 +53,7 @@ class RayWall:
         self.rows = self._prepare(scene, rays, cosine, sine)
 
     def _prepare(self, scene: Scene, rays: Rays, cosine: float, sine: float) -> Tensor:
-        """Return the constants (11, N) of the rays."""
+        """Return the constants (12, N) of the rays."""
         x = rays.x * cosine + rays.y * sine + self.bend_x
         y = rays.y * cosine - rays.x * sine + self.bend_y
         dx, dy = rays.dx * cosine + rays.dy * sine, rays.dy * cosine - rays.dx * sine
@@ -72,6 +72,7 @@ class RayWall:
                 squared * self.decay, slope * (2 * self.decay),
                 (along * (2 * math.pi / scene.fold_period)).add_(1e-6).reciprocal_(),
                 away, along * scene.bend,
+                (along * (1 / (TURNING * scene.bend_length))).add_(1e-6).reciprocal_(),
             ]
         )  # fmt: skip
 
@@ -99,6 +100,8 @@ class RayWall:
         until_phase = torch.addcmul(self.one, cosine, cosine, value=-1).clamp_(min=0).sqrt_()
         step = torch.minimum((gap - half).mul_(away), until_phase.mul_(per_phase))
         step = torch.maximum(step, (gap - crest).mul_(away))
+        if self.bent:
+            step = torch.minimum(step, self.rows[11])
         return torch.minimum(step, rho.mul_(away).mul_(TURN)).clamp_(min=0)
 
     def _place(self, distance: Tensor) -> tuple[Tensor, ...]:
