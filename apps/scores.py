@@ -97,7 +97,11 @@ def write_scores(
 
 
 def print_scores(
-    path: Path, console: Console | None = None, *, metrics: Container[str] | None = None
+    path: Path,
+    console: Console | None = None,
+    *,
+    metrics: Container[str] | None = None,
+    tasks: str = "",
 ) -> None:
     """Print the rows and bars of a ``scores.json``, its path last.
 
@@ -107,18 +111,24 @@ def print_scores(
         path: The file.
         console: Where to print; the standard output when None.
         metrics: Those to be printed; all when None. What is left out is counted.
+        tasks: Print only tasks, and bars, whose name begins so.
     """
     console = console or Console()
     scores = json.loads(path.read_text(encoding="utf-8"))
-    shown = [row for row in scores["rows"] if metrics is None or row["metric"] in metrics]
+    shown = [
+        row
+        for row in scores["rows"]
+        if (metrics is None or row["metric"] in metrics) and row["task"].startswith(tasks)
+    ]
     for task in dict.fromkeys(row["task"] for row in shown):
         for table in _tables(task, [row for row in shown if row["task"] == task], console.width):
             console.print(table)
     if left_out := len(scores["rows"]) - len(shown):
         console.print(f"{left_out} more figures are in the file below", highlight=False)
-    if scores["bars"]:
+    bars = [bar for bar in scores["bars"] if bar["name"].startswith(tasks)]
+    if bars:
         table = Table("bar", "figure", "", "limit", "verdict", title="bars", title_justify="left")
-        for bar in scores["bars"]:
+        for bar in bars:
             verdict = "[green]met[/]" if bar["met"] else "[red]missed[/]"
             figure, limit = number(bar["value"]), f"{number(bar['bar'])} {bar['unit']}".strip()
             table.add_row(bar["name"], figure, bar["sense"], limit, verdict)

@@ -1,0 +1,119 @@
+"""The report of an endoscopy run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+
+from apps.endoscopy_evaluation import HEADLINE, TEST
+from apps.endoscopy_figures import agreement_figures, audit_figures, study_figures, subgroups
+from apps.endoscopy_pictures import picture_figures
+from apps.endoscopy_scores import AUDIT, read_headline
+from apps.endoscopy_scoring import PREDICTIONS
+from apps.endoscopy_training import Sizers, Training
+from apps.gates_report import gate_section
+from apps.report import Page
+from core_gates.errors import GatesError
+from endoscopy.bundle import SizingBundle
+from endoscopy.variants import VARIANTS
+
+EXPLANATION = """
+Objects count, not frames: the size of a lesion is the median over its frames. Intervals are
+bootstrapped over patients, and over seeds where there are several. `macro_f1` is of the classes up
+to 5 mm, between, and from 10 mm on; `mape` is the mean relative error. `coverage` is the share of
+true sizes inside their 90 % intervals, `abstained` the share of frames that no size should be read
+from.
+"""
+GATES = """
+Values of every gate on some test frames: how open it was on average, and which share was closed
+(below 0.1) or open (above 0.9).
+"""
+RESEARCH = "**Research only.** Not a medical device; not for any decision about a patient."
+
+
+def endoscopy_report(sizers: Sizers) -> Any:
+    """Write ``report.html`` from what the verbs left in the run folder.
+
+    Raises:
+        GatesError: There are no scores yet.
+    """
+    folder = sizers.run_folder
+    scores = _scores(sizers)
+    headline, note = read_headline(folder.path)
+    page = Page(f"Endoscopy: {folder.name}", headline or "Polyp sizing with gates")
+    page.text(RESEARCH)
+    if note:
+        page.text(note)
+    _add_scores(page, scores)
+    path = folder.path / PREDICTIONS
+    if path.is_file():
+        _add_predictions(page, sizers, pd.read_parquet(path))
+    gate_section(page, folder.path, GATES)
+    audits = list(audit_figures(folder.path))
+    if audits:
+        page.section("Audits").text("What the network leans on.")
+        for figure, caption in audits:
+            page.figure(figure, caption)
+    studies = list(study_figures(folder.path))
+    if studies:
+        page.section("Do gates help?")
+        for figure, caption in studies:
+            page.figure(figure, caption)
+    return page.write(folder.report)
+
+
+def _scores(sizers: Sizers) -> dict[str, Any]:
+    path = sizers.run_folder.scores
+    if not path.is_file():
+        raise GatesError(f"{path} does not exist: run `gates endoscopy evaluate` first")
+    try:
+        scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise GatesError(
+            f"{path} is damaged ({error}): run `gates endoscopy evaluate` again"
+        ) from error
+    return scores
+
+
+def _add_scores(page: Page, scores: dict[str, Any]) -> None:
+    """Add the figures of the evaluation; those of audits are in their figures."""
+    rows = [row for row in scores["rows"] if not row["task"].startswith(AUDIT)]
+    shown = [row for row in rows if row["metric"] in HEADLINE] or rows
+    methods = dict.fromkeys(row["method"] for row in shown)
+    page.section("Scores").text(EXPLANATION)
+    page.scores(scores | {"rows": shown})
+    named = [f"`{m}`: {VARIANTS[m].summary}" for m in methods if m in VARIANTS]
+    if named:
+        page.text(f"{'; '.join(named)}.")
+
+
+def _add_predictions(page: Page, sizers: Sizers, predictions: pd.DataFrame) -> None:
+    """Add figures of the first seed of the first variant."""
+    trained = predictions[predictions["variant"].isin(VARIANTS)]
+    first = trained.iloc[0]
+    training = Training(first["variant"], int(first["seed"]))
+    bundle = _bundle(sizers, training)
+    if bundle is None:
+        return
+    cut_offs = sizers.module.cut_offs
+    of_first = (trained["variant"] == training.variant) & (trained["seed"] == training.seed)
+    own = trained[of_first].drop(columns=["variant", "seed"])
+    test = own[own["task"] == TEST].drop(columns=["task"]).dropna(axis=1, how="all")
+    page.section("Agreement").text(f"{VARIANTS[training.variant].summary}, seed {training.seed}.")
+    for figure, caption in agreement_figures(test, bundle, cut_offs):
+        page.figure(figure, caption)
+    groups = subgroups(test, cut_offs)
+    if groups is not None:
+        page.section("Subgroups").figure(*groups)
+    page.section("Pictures")
+    for figure, caption in picture_figures(test, bundle, sizers.data(training)):
+        page.figure(figure, caption)
+
+
+def _bundle(sizers: Sizers, training: Training) -> SizingBundle | None:
+    try:
+        return sizers.load(training)
+    except GatesError:  # a checkpoint was scored, or the weights were removed since
+        return None

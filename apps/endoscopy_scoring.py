@@ -1,0 +1,157 @@
+"""``gates endoscopy evaluate``: render and train what is missing, score, write, print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from apps.endoscopy_evaluation import HEADLINE, Bars, Evaluation
+from apps.endoscopy_honest import HonestTable
+from apps.endoscopy_rendering import MAIN, SHIFTS, Rendering
+from apps.endoscopy_scores import write_headline, write_markdown, write_part
+from apps.endoscopy_training import Sizers, Training
+from apps.files import write_bytes
+from apps.gates_report import save_gates
+from apps.scores import print_scores
+from core_gates.errors import GatesError
+from core_gates.monitor import GateMonitor
+from endoscopy.bundling import frame_predictions
+from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.variants import VARIANTS
+
+PREDICTIONS, MARKDOWN = "predictions.parquet", "scores.md"
+QUICK_RESAMPLES = 300
+
+
+def render_missing(data: PolypSizingDataModule, rendering: Rendering, names: Sequence[str]) -> None:
+    """Render the sets that are not there, saying so first; nothing for data of other kinds."""
+    if "synthetic" not in data.sources:
+        return
+    missing = rendering.missing(data, names)
+    if missing:
+        sets = ", ".join(f"{one.name} of {one.objects} objects" for one in missing)
+        print(f"rendered sets missing: {sets}; rendering them now", flush=True)
+        rendering.render(data, names)
+
+
+def score(
+    sizers: Sizers,
+    rendering: Rendering,
+    config_path: Path | None,
+    *,
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    folds: Sequence[int],
+    shifts: Sequence[str],
+    bars: Bars,
+    quick: bool,
+) -> Path:
+    """Score every variant and write scores, tables and what the report is drawn from."""
+    _check(variants, shifts)
+    evaluation = Evaluation(
+        sizers,
+        variants,
+        seeds,
+        folds,
+        sizers.module.cut_offs,
+        QUICK_RESAMPLES if quick else 2000,
+        cues=not quick,
+    )
+    shifts = () if quick else tuple(shifts)
+    missing = sizers.missing(evaluation.trainings())
+    if missing:
+        names = ", ".join(training.name for training in missing)
+        print(f"weights missing: {names}; {'left out' if quick else 'training them now'}")
+    if quick:
+        evaluation = _without(evaluation, missing)
+    render_missing(sizers.datamodule, rendering, (MAIN, *shifts))
+    sizers.datamodule.setup("test")
+    sizers.train_missing(evaluation.trainings())
+    evaluation.run(rendering, shifts)
+    folder = sizers.run_folder.path
+    write_bytes(folder / PREDICTIONS, evaluation.table().to_parquet(None, index=False))
+    write_headline(folder, evaluation.headline, evaluation.note)
+    watch_gates(evaluation, folder)
+    rows = evaluation.rows
+    path = write_part(
+        sizers.run_folder.scores,
+        audit=False,
+        config_path=config_path,
+        seeds=evaluation.seeds,
+        rows=rows,
+        bars=[] if quick or sizers.pinned else evaluation.bars(bars),
+    )
+    write_markdown(folder / MARKDOWN, evaluation.headline, evaluation.note, rows, HEADLINE)
+    print(evaluation.headline)
+    print(evaluation.note)
+    print_scores(path, metrics=HEADLINE)
+    return path
+
+
+def score_honest(table: HonestTable, config_path: Path | None, rendering: Rendering) -> Path:
+    """Run the honest table's missing trainings, and write and print the comparison."""
+    sizers = table.sizers
+    missing = table.missing()
+    if missing:
+        total = len(table.trainings())
+        print(f"runs missing: {len(missing)} of {total}; training them now", flush=True)
+        render_missing(sizers.datamodule, rendering, (MAIN,))
+        table.run()
+    folder = sizers.run_folder.path
+    write_bytes(folder / "honest.parquet", table.table.to_parquet(None, index=False))
+    rows, note = table.rows(), f"{table.steps} optimizer steps of every training."
+    write_headline(folder, table.headline, note)
+    path = write_part(
+        sizers.run_folder.scores,
+        audit=False,
+        config_path=config_path,
+        seeds=table.seeds,
+        rows=rows,
+        bars=[],
+    )
+    metrics = {row.metric for row in rows}
+    write_markdown(folder / MARKDOWN, table.headline, note, rows, metrics)
+    print(table.headline)
+    print_scores(path)
+    return path
+
+
+def watch_gates(evaluation: Evaluation, folder: Path) -> None:
+    """Keep the values of the gates of the first seed on some test frames."""
+    bundle, data = evaluation.bundles()[0], evaluation.sizers.datamodule
+    rows = data.evaluation_rows("test")[:64]
+    with GateMonitor(bundle.model) as monitor:
+        frame_predictions(bundle, data.frames(), rows)
+        save_gates(monitor, folder)
+
+
+def _without(evaluation: Evaluation, missing: Sequence[Training]) -> Evaluation:
+    """Return an evaluation of the seeds and variants that are there."""
+    lacking = {(one.variant, one.seed) for one in missing}
+    seeds = [s for s in evaluation.seeds if (evaluation.main, s) not in lacking]
+    if not seeds:
+        raise GatesError(
+            f"no trained network of {evaluation.main} is there: run fit, or evaluate without "
+            "--quick, which trains"
+        )
+    variants = [v for v in evaluation.variants if not any((v, s) in lacking for s in seeds)]
+    return Evaluation(
+        evaluation.sizers,
+        variants,
+        seeds,
+        [fold for fold in evaluation.folds if fold is not None],
+        evaluation.cut_offs,
+        evaluation.resamples,
+        evaluation.cues,
+    )
+
+
+def _check(variants: Sequence[str], shifts: Sequence[str]) -> None:
+    for kind, names, known in (("variants", variants, VARIANTS), ("shifts", shifts, SHIFTS)):
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise GatesError(
+                f"evaluate.{kind} {', '.join(unknown)} is unknown: choose from {', '.join(known)}"
+            )
+    if not variants:
+        raise GatesError("evaluate.variants is empty: name configured, or another variant")

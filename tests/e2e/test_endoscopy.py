@@ -1,0 +1,263 @@
+"""Every verb of ``gates endoscopy`` on the unit configuration, from frames to report."""
+
+import inspect
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from apps.endoscopy import FUNCTIONS, EndoscopyCLI, EndoscopyTrainer
+from apps.main import APPS
+from endoscopy.bundle import load_bundle
+from endoscopy.data.real_colon import read_real_colon
+from endoscopy.data.sun import read_sun
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "apps" / "configs" / "endoscopy").glob("*.yaml"))
+RUN = Path("runs/endoscopy/unit")
+
+
+@pytest.fixture(scope="module")
+def evaluated(sizing):
+    return sizing.endoscopy("evaluate")
+
+
+@pytest.fixture(scope="module")
+def audited(sizing, evaluated):
+    return sizing.endoscopy("audit")
+
+
+def read_scores(sizing, name="unit"):
+    return json.loads((sizing.folder / f"runs/endoscopy/{name}/scores.json").read_text())
+
+
+def figure(scores, method, metric, task="test"):
+    (row,) = [
+        row
+        for row in scores["rows"]
+        if (row["method"], row["metric"], row["task"]) == (method, metric, task)
+    ]
+    return row["value"]
+
+
+def test_the_table_of_the_front_door_lists_the_verbs():
+    assert tuple(APPS["endoscopy"].verbs) == (*EndoscopyCLI.verbs, *FUNCTIONS)
+
+
+def test_render_writes_the_layout_of_real_data_once(sizing):
+    table, report = read_real_colon(sizing.folder / RUN / "rendered")
+    assert len(table) == 64
+    assert set(table.frames["database"]) == {"SYNTH"}
+    assert report.total("excluded") == 0
+    other, _ = read_real_colon(sizing.folder / RUN / "rendered-brand_b")
+    assert set(other.frames["brand"]) == {"B"}
+    frame = table.path(0)
+    before = frame.stat().st_mtime_ns
+    out = sizing.endoscopy("render").out.splitlines()
+    assert out[0] == str(RUN / "rendered")
+    assert frame.stat().st_mtime_ns == before
+
+
+def test_prepare_reports_and_writes_one_table(sizing):
+    out = sizing.endoscopy("prepare").out
+    assert "64 frames of 32 objects" in out
+    assert "train 12 objects, 24 frames; validation 4 objects" in out
+    path = sizing.folder / out.splitlines()[-1]
+    assert len(pd.read_parquet(path)) == 64
+    assert json.loads((path.parent / "read_report.json").read_text())["kept"] == 64
+
+
+def test_prepare_tells_the_size_of_the_cache_before_it_builds_it(sizing):
+    words = ["--name", "cached", "--data.cache_folder", "another", "--data.cache_form", "raw"]
+    lines = sizing.endoscopy("prepare", *words).out.splitlines()
+    (told,) = [line for line in lines if line.startswith("cache of")]
+    built = Path(sizing.folder / lines[-2])
+    size = sum(path.stat().st_size for path in built.iterdir())
+    stated = float(re.search(r"([\d.]+) MB", told)[1]) * 1e6
+    assert abs(size - stated) < 0.05 * size + 5e4
+
+
+def test_fit_leaves_a_run_and_a_network_that_knows_its_scope(sizing):
+    folder = sizing.folder / RUN
+    log = pd.read_csv(folder / "metrics.csv")
+    assert {"train/loss", "val/mae_mm", "val/macro_f1", "gate/mean"} <= set(log.columns)
+    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    bundle = load_bundle(folder / "weights/configured-s0")
+    name, kept = next((n, v) for n, v in bundle.model.state_dict().items() if v.ndim > 1)
+    assert torch.equal(kept, best[f"model.{name}"].bfloat16().float())
+    assert bundle.scope.calibrated_for == ("synthetic",)
+    assert bundle.conformal is None  # four calibration objects are too few
+    assert "research only" in (folder / "weights/configured-s0/README.md").read_text().lower()
+
+
+def test_evaluate_begins_with_the_baselines_and_ends_with_the_path(sizing, evaluated):
+    lines = evaluated.out.splitlines()
+    assert lines[0] == "weights missing: crop-s0; training them now"
+    (first,) = [line for line in lines if line.startswith("constant: macro F1")]
+    assert "area alone" in first
+    assert re.search(r"significantly (better|worse) than the constant", first)
+    assert lines[-1] == str(RUN / "scores.json")
+    markdown = (sizing.folder / RUN / "scores.md").read_text()
+    assert markdown.splitlines()[0] == first
+    assert "| constant |" in markdown
+    page = (ROOT / "docs" / "outputs.md").read_text()
+    schema = json.loads(re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0])
+    jsonschema.validate(read_scores(sizing), schema)
+
+
+def test_scores_are_those_of_the_predictions(sizing, evaluated):
+    scores = read_scores(sizing)
+    frames = pd.read_parquet(sizing.folder / RUN / "predictions.parquet")
+    own = frames[(frames["task"] == "test") & (frames["variant"] == "configured")]
+    assert own["unique_id"].nunique() == 12
+    objects = own.groupby("unique_id").agg({"gt": "first", "predicted_mm": "median"})
+    mae = (objects["predicted_mm"] - objects["gt"]).abs().mean()
+    assert np.isclose(figure(scores, "configured", "mae_mm"), mae)
+    assert {row["task"] for row in scores["rows"]} >= {"test", "test, frames", "agc"}
+    assert figure(scores, "area", "mape") < figure(scores, "constant", "mape")
+    assert figure(scores, "configured", "mape") != figure(scores, "crop", "mape")
+
+
+def test_evaluate_again_trains_nothing_and_scores_the_same(sizing, evaluated):
+    before = read_scores(sizing)["rows"]
+    again = sizing.endoscopy("evaluate")
+    assert "missing" not in again.out
+    assert "training" not in again.out
+    assert read_scores(sizing)["rows"] == before
+
+
+def test_quick_leaves_out_what_is_missing(sizing, evaluated):
+    words = ["--name", "quick", "--quick", "--seeds", "[0]"]
+    refused = sizing("endoscopy", "evaluate", "--config", "unit", *words)
+    assert refused.code == 2
+    assert "no trained network of configured" in refused.err.splitlines()[-1]
+
+
+def test_evaluate_scores_a_checkpoint(sizing, evaluated):
+    words = ["--name", "pinned", "--ckpt_path", RUN / "checkpoints/best.ckpt"]
+    result = sizing.endoscopy("evaluate", *words)
+    assert "missing" not in result.out
+    pinned, kept = read_scores(sizing, "pinned"), read_scores(sizing)
+    value = figure(pinned, "configured", "mape")
+    assert np.isclose(value, figure(kept, "configured", "mape"))
+    missing = sizing("endoscopy", "evaluate", "--config", "unit", "--ckpt_path", "nothing.ckpt")
+    assert missing.code == 2
+    assert "no checkpoint at nothing.ckpt" in missing.err.splitlines()[-1]
+
+
+def test_audit_adds_its_figures_to_the_scores(sizing, audited):
+    assert audited.out.splitlines()[0].startswith("weights missing: shortcut-s0, depth-s0")
+    scores = read_scores(sizing)
+    tasks = {row["task"] for row in scores["rows"]}
+    audits = ("shortcut", "partition", "masks", "boxes", "oracle_scale", "ladder", "ladder_order")
+    assert {f"audit: {name}" for name in audits} | {"test"} <= tasks
+    constant = figure(scores, "constant", "mape", "audit: ladder")
+    assert figure(scores, "area + metric depth", "mape", "audit: ladder") < 0.6 * constant
+    sizing.endoscopy("evaluate")
+    assert {row["task"] for row in read_scores(sizing)["rows"]} == tasks
+
+
+def test_report_is_one_page_that_begins_with_the_baselines(sizing, audited):
+    path = sizing.endoscopy("report").out.splitlines()[-1]
+    page = (sizing.folder / path).read_text()
+    assert path == str(RUN / "report.html")
+    assert page.index("constant: macro F1") < page.index("<h2")
+    assert page.count("data:image/png;base64,") >= 8
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
+    for title in ("Agreement", "Gates", "Audits"):
+        assert f">{title}</h2>" in page
+
+
+HONEST = ["--variants", "[plain, dual]", "--seeds", "[0, 1]", "--train_objects", "[6, 8]"]
+HONEST += ["--steps", "3", "--name", "honest"]
+
+
+def test_the_honest_table_runs_only_what_is_missing(sizing):
+    trials = {
+        name: [{"learning_rate": rate} for rate in (1e-3, 1e-2)] for name in ("plain", "dual")
+    }
+    words = [*HONEST, "--trials", json.dumps(trials), "--trial_objects", "6"]
+    first = sizing.endoscopy("evaluate", *words).out
+    assert "runs missing: 8 of 8" in first
+    folder = sizing.folder / "runs/endoscopy/honest"
+    runs = sorted(path.name for path in (folder / "runs").iterdir())
+    assert runs[0] == "dual-n6-s0.parquet"
+    assert len(runs) == 8
+    assert len(list((folder / "trials").iterdir())) == 4
+    before = read_scores(sizing, "honest")["rows"]
+    (folder / "runs" / "plain-n8-s1.parquet").unlink()
+    kept = (folder / "runs" / runs[0]).stat().st_mtime_ns
+    again = sizing.endoscopy("evaluate", *words).out
+    assert "runs missing: 1 of 8" in again
+    assert "tuning" not in again
+    assert (folder / "runs" / runs[0]).stat().st_mtime_ns == kept
+    assert read_scores(sizing, "honest")["rows"] == before
+    table = pd.read_parquet(folder / "honest.parquet")
+    assert set(table["train_objects"]) == {6, 8}
+    assert set(table["seeds"]) == {2}
+
+
+def test_trials_must_be_equally_many(sizing):
+    words = [*HONEST, "--trials", json.dumps({"plain": [{"learning_rate": 1e-3}]})]
+    result = sizing("endoscopy", "evaluate", "--config", "unit", *words)
+    assert result.code == 2
+    assert "as many trials" in result.err
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_sections_of_verbs_hold_their_options(path):
+    content = yaml.safe_load(path.read_text())
+    for verb in set(content) & set(EndoscopyCLI.verbs) - {"fit"}:
+        assert set(content[verb]) <= set(
+            inspect.signature(getattr(EndoscopyTrainer, verb)).parameters
+        )
+
+
+@pytest.fixture(scope="module")
+def real_layouts(sizing):
+    """Fake colonoscopies in the layouts of REAL-Colon and SUN, and three folds of each."""
+    readers = {"real_colon": read_real_colon, "sun": read_sun}
+    for name, read in readers.items():
+        make = runpy.run_path(str(ROOT / "tests" / "data" / name / "make.py"))
+        make["official"](sizing.folder / "data" / name)
+        objects = read(sizing.folder / "data" / name)[0].objects
+        folds = objects["patient"].factorize()[0] % 3 if name == "real_colon" else range(3)
+        table = pd.DataFrame({"unique_id": objects["unique_id"]})
+        table["kfold_id"] = [folds[row % len(folds)] for row in range(len(table))]
+        table.to_csv(sizing.folder / "data" / f"{name}_folds.csv", index=False)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_trains_a_step(path, sizing, real_layouts):
+    words = ["--name", f"step-{path.stem}", "--trainer.max_epochs", 1, "--data.batch_size", 2]
+    words += ["--trainer.limit_train_batches", 1, "--trainer.limit_val_batches", 1]
+    words += ["--trainer.check_val_every_n_epoch", 1, "--trainer.precision", "32-true"]
+    words += ["--data.num_workers", 0, "--data.cache_folder", f"small/{path.stem}-cache"]
+    words += ["--data.eval_frames_per_object", 1, "--data.frames_per_object", 1]
+    if "synthetic:" in path.read_text():
+        counts = {"train": 2, "validation": 1, "test": 1, "calibration": 1}
+        for part, count in counts.items():
+            words += [f"--data.{part}_objects", count]
+        words += ["--data.synthetic", f"small/{path.stem}", "--rendering.frames", 1]
+    else:
+        words += ["--data.split", "file", "--data.split_file", f"data/{path.stem}_folds.csv"]
+    sizing.endoscopy("fit", *words, config=path.stem)
+    weights = sizing.folder / f"runs/endoscopy/step-{path.stem}/weights"
+    assert load_bundle(weights / "configured-s0").scope.calibrated_for
+
+
+def test_killed_trainings_end_like_unbroken_ones(sizing, kill_and_resume, monkeypatch):
+    monkeypatch.chdir(sizing.folder)
+    command = [sys.executable, "-m", "apps.main", "endoscopy", "fit", "--config", "unit"]
+    command += ["--trainer.max_epochs", "12"]
+    folder = kill_and_resume(command, app="endoscopy", rows=[5, 22])
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert len(state["optimizer_states"]) == 2
