@@ -3,8 +3,10 @@
 PEFT (https://github.com/huggingface/peft, Apache-2.0) is not among the dependencies.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,16 +32,15 @@ def active_adapters(linear: nn.Linear, adapters: Sequence[LowRank]) -> nn.Module
     Returns:
         A module from (..., D) to (..., D').
     """
-    from peft import LoraConfig, get_peft_model
-
+    peft: Any = importlib.import_module("peft")
     copy = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
     copy.load_state_dict(linear.state_dict())
     configs = {
-        f"adapter{k}": LoraConfig(r=a.rank, lora_alpha=a.rank * a.scale, target_modules=["0"])
+        f"adapter{k}": peft.LoraConfig(r=a.rank, lora_alpha=a.rank * a.scale, target_modules=["0"])
         for k, a in enumerate(adapters)
     }
     first = next(iter(configs))
-    model = get_peft_model(nn.Sequential(copy), configs[first], adapter_name=first)
+    model = peft.get_peft_model(nn.Sequential(copy), configs[first], adapter_name=first)
     for name, config in configs.items():
         if name != first:
             model.add_adapter(name, config)
@@ -48,4 +49,5 @@ def active_adapters(linear: nn.Linear, adapters: Sequence[LowRank]) -> nn.Module
         layer.lora_A[name].weight.copy_(adapter.down)
         layer.lora_B[name].weight.copy_(adapter.up)
     model.base_model.set_adapter(list(configs))
-    return layer
+    wrapped: nn.Module = layer
+    return wrapped

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core_gates.ops.grouped_linear.activations import activate, activation_gradient
 
-_CAPABILITIES = getattr(torch.cpu, "get_capabilities", dict)()
+_CAPABILITIES: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
 WEIGHT_FIRST = not str(_CAPABILITIES.get("cpu_name", "")).startswith("Intel")
 """Whether a product of few rows reads the weight faster as its left factor.
 
