@@ -11,7 +11,8 @@ def stated_part(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, t
     """Cut padding at the right and at the bottom, or all around, if the frame is padded.
 
     A frame that is larger than stated was either padded or enlarged. It was padded if everything
-    beyond the stated size has one color.
+    beyond the stated size has one color, or is a single row or column, as of frames that are made
+    even for video: lossy colors bleed into it.
 
     Args:
         image: (H, W, 3) uint8.
@@ -24,6 +25,8 @@ def stated_part(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, t
     spare_x, spare_y = image.shape[1] - width, image.shape[0] - height
     if min(spare_x, spare_y) < 0 or max(spare_x, spare_y) == 0:
         return image, (0, 0)
+    if max(spare_x, spare_y) == 1:
+        return image[:height, :width], (0, 0)
     half = spare_x // 2, spare_y // 2
     for left, top in ((0, 0), half, (half[0] // 2 * 2, half[1] // 2 * 2)):
         part = (slice(top, top + height), slice(left, left + width))

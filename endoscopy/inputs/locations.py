@@ -118,7 +118,8 @@ class AnnotatedLocations(Locator):
         """Return the annotation of one of the names."""
 
     def unreadable(self, path: Path, error: GatesError) -> Annotation:
-        """Count a file that cannot be read, and return an empty annotation."""
+        """Count a file that cannot be read as one row, and return an empty annotation."""
+        self.report.found += 1
         self.report.skip_unreadable(path, str(error).removeprefix(str(path)).lstrip(" :"))
         return Annotation(())
 

@@ -92,6 +92,12 @@ def test_padding_all_around_is_found_too(tmp_path, pictures, write):
     assert (part.left, part.top) == (6, 3)
 
 
+def test_a_frame_made_even_is_padded_whatever_the_color_of_its_edge(pictures):
+    image = pictures[1]
+    even = np.pad(image, ((0, 1), (0, 1), (0, 0)), mode="edge")
+    assert np.array_equal(stated_part(even, (51, 47))[0], image)
+
+
 def test_boxes_move_with_what_is_trimmed(tmp_path, pictures, write):
     framed = [np.pad(image, ((3, 4), (7, 2), (0, 0))) for image in pictures[:1]]
     folder = write.images(tmp_path / "folder", framed)
