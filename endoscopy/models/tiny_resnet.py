@@ -60,6 +60,7 @@ def _stage(in_dim: int, dim: int, depth: int, stride: int) -> nn.Sequential:
     shortcut = None
     if stride > 1 or in_dim != dim:
         conv = nn.Conv2d(in_dim, dim, 1, stride, bias=False)
+        conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as its gradient
         shortcut = nn.Sequential(conv, nn.BatchNorm2d(dim))
     blocks = [BasicBlock(in_dim, dim, stride, shortcut)]
     blocks += [BasicBlock(dim, dim) for _ in range(depth - 1)]
