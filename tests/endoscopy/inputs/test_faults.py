@@ -1,5 +1,8 @@
 """Faulty sources: one line that says what was found, or a count, and never a traceback."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -219,3 +222,29 @@ def test_an_unreadable_mask_is_counted(tmp_path, folder):
     locations.finish(report)
     assert found == [0, 1, 0]
     assert len(locations.report.unreadable) == 1
+
+
+def test_a_video_damaged_in_the_middle_is_counted(tmp_path, write):
+    generator = np.random.default_rng(0)
+    images = list(generator.integers(0, 255, (12, 64, 64, 3)).astype(np.uint8))
+    path = write.video(tmp_path / "a.mp4", images)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 20_000] = b"\xff" * 20_000
+    path.write_bytes(content)
+    with pytest.raises(GatesError, match="of 12 frames cannot be read"):
+        list(frames(path))
+    report = InputReport()
+    found = list(frames(path, report, max_unreadable=1.0))
+    assert 0 < len(found) < 12
+    assert report.read == len(found)
+    assert len(report.unreadable) >= 1
+    assert np.array_equal(found[0].image, images[0])
+
+
+def test_missing_pydicom_names_the_extra():
+    script = "import sys; sys.modules['pydicom'] = None; import endoscopy.inputs.kind"
+    command = [sys.executable, "-c", script]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    last = finished.stderr.strip().splitlines()[-1]
+    assert last.endswith("MissingExtraError: endoscopy needs pydicom: pip install '.[endoscopy]'")
