@@ -85,7 +85,7 @@ def predict(
     found = find_bundle(place, weights)
     found.bundle.model.to(_device(device))
     locate = _locations(boxes, masks, segmenter)
-    named = _names(sources)
+    named = _names(sources, max_unreadable)
     if dicom_report is not None:
         _check_report(Path(dicom_report), sources, scope, found.bundle, overwrite_output or resume)
     root = place.run_folder.path / "predictions" if output is None else Path(output)
@@ -163,7 +163,7 @@ def _locations(
     return locate
 
 
-def _names(sources: list[str]) -> dict[str, str]:
+def _names(sources: list[str], max_unreadable: float) -> dict[str, str]:
     """Return the name of each source, which is a UID for DICOM.
 
     Raises:
@@ -172,7 +172,7 @@ def _names(sources: list[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for source in sources:
         report = InputReport()
-        next(iter(frames(source, report, max_unreadable=1.0)), None)
+        next(iter(frames(source, report, max_unreadable=max_unreadable)), None)
         if report.source in named:
             raise GatesError(
                 f"{named[report.source]} and {source} have the same name {report.source}: predict "

@@ -95,7 +95,8 @@ def one_line(message: str, options: Iterable[str], config: Path | None = None) -
     where = f"{key.group(1)}: " if key else ""
     if found := re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text):
         return f"{where}{found.group(1)} does not accept {found.group(2)!r}"
-    if found := re.search(r"Subcommand '[^']+' does not accept option '([^']+)'", text):
+    unknown = r"(?:Subcommand '[^']+' does not accept option|Option) '([^']+)'(?: is not accepted)?"
+    if found := re.search(unknown, text):
         place = f" in {config}" if config else ""
         return f"unknown key {found.group(1)!r}{place}{_hint(found.group(1), options)}"
     if found := re.search(r"Subtypes: \[(.*?)\] Errors:.*Given value: (.*)$", text):
