@@ -5,7 +5,7 @@ import pandas as pd
 
 from endoscopy.evaluation.baselines import constant_size, fit_log_linear, fit_pinhole
 
-PHOTOMETRY = ("log_extent", "log_local", "log_frame")
+PHOTOMETRY = ("log_extent", "local_brightness", "frame_brightness")
 
 
 def cue_baselines(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, np.ndarray]:

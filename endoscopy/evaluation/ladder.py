@@ -48,9 +48,9 @@ RUNGS = (
     Rung("constant", "fixed", (), 0.612, 0.156),
     Rung(AREA, "fixed", ("log_extent",), 0.319, 0.692),
     Rung(MIN_MAX, "fixed", ("log_extent", "relative_depth"), 0.306, 0.730),
-    Rung(LOCAL_FIXED, "fixed", ("log_extent", "log_local"), 0.138, 0.872),
-    Rung(LOCAL_AGC, "agc", ("log_extent", "log_local"), 0.286, 0.746),
-    Rung(FRAME_AGC, "agc", ("log_extent", "log_local", "log_frame"), 0.187, 0.864),
+    Rung(LOCAL_FIXED, "fixed", ("log_extent", "local_brightness"), 0.138, 0.872),
+    Rung(LOCAL_AGC, "agc", ("log_extent", "local_brightness"), 0.286, 0.746),
+    Rung(FRAME_AGC, "agc", ("log_extent", "local_brightness", "frame_brightness"), 0.187, 0.864),
     Rung(METRIC, "fixed", ("log_extent", "log_depth"), 0.129, 0.900),
 )
 
