@@ -15,7 +15,7 @@ NAMES = {
     "bias_mm": "bias (mm)",
     "sensitivity_large": "large ones found",
     "accuracy": "accuracy",
-    "ranking_auc": "ranking AUC of the gates",
+    "ranking_auc": "ranking AUC",
 }
 LOWER_IS_BETTER = ("mape", "mae_mm")
 
