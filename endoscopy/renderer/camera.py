@@ -18,7 +18,7 @@ CLEARANCE = 2.0
 
 NEAREST, FARTHEST = 9.0, 30.0
 CENTER_SIZE = math.sqrt(2 * 20)  # at this size the shortcut leaves the distance as it is
-CANDIDATES = 2
+CANDIDATES = 1
 ROUNDS = 256
 RETREAT = 0.01  # a round, in the second half of the rounds
 SHELL_POINTS = 48

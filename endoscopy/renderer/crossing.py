@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 PIECES = 8
+BLOCK = 2**15
+"""Values that are computed together; larger arrays cost more to allocate than to fill."""
 
 
 class AlongRays(Protocol):
@@ -44,22 +46,37 @@ class Bracket(NamedTuple):
         return type(self)(*(part.index_select(0, index) for part in self))
 
 
-def first_crossing(values: Tensor, samples: Tensor) -> tuple[Tensor, Bracket]:
-    """Return which rays cross zero between two of their samples, and the first such interval.
+def first_crossing(
+    function: AlongRays, origin: Tensor, extent: Tensor, shares: Tensor
+) -> tuple[Tensor, Bracket]:
+    """Return which rays cross zero between two samples, and the first such interval.
 
     Args:
-        values: (K, N) values, K < 256; those of the first samples count as positive.
-        samples: (K, N) increasing distances.
+        function: The function; its values at the first samples count as positive.
+        origin: (N,) distances from which the samples are counted.
+        extent: (N,) lengths in which they are counted.
+        shares: (K,) increasing, K < 256: the samples lie at ``origin + shares * extent``.
     """
-    num_samples = len(values)
+    num_samples, num_rays = len(shares), len(origin)
+    rows = max(1, BLOCK // max(num_rays, 1))
+    values = torch.cat(
+        [
+            function.value(torch.addcmul(origin, extent, part.unsqueeze(1)))
+            for part in shares.split(rows)
+        ]
+    )
     weights = torch.arange(num_samples, 0, -1, dtype=torch.uint8).unsqueeze(1)
     rank = (values < 0).view(torch.uint8).mul_(weights)[1:].amax(0)
     crossed = rank.nonzero().squeeze(1)
-    values, samples = values.index_select(1, crossed), samples.index_select(1, crossed)
-    first = num_samples - rank.index_select(0, crossed).long().unsqueeze(0)
-    above = values.gather(0, first - 1)[0].clamp_(min=1e-6)
-    low, high = samples.gather(0, first - 1)[0], samples.gather(0, first)[0]
-    return crossed, Bracket(low, above, high, values.gather(0, first)[0])
+    below = num_samples - rank.index_select(0, crossed).long()  # the first sample below zero
+    place = crossed + below * num_rays
+    origin, extent = origin.index_select(0, crossed), extent.index_select(0, crossed)
+    return crossed, Bracket(
+        torch.addcmul(origin, extent, shares.index_select(0, below - 1)),
+        values.view(-1).index_select(0, place - num_rays).clamp_(min=1e-6),
+        torch.addcmul(origin, extent, shares.index_select(0, below)),
+        values.view(-1).index_select(0, place),
+    )
 
 
 def close_in(function: AlongRays, bracket: Bracket, tolerance: float) -> Tensor:
@@ -72,15 +89,14 @@ def close_in(function: AlongRays, bracket: Bracket, tolerance: float) -> Tensor:
     """
     middle = bracket.secant()
     value = function.value(middle)
-    slope = (bracket.above - value).clamp(min=1e-6) / (middle - bracket.low).clamp(min=1e-6)
-    result = middle + (value / slope).clamp(-0.5, 0.5)
+    slope = (bracket.above - value).clamp_(min=1e-6).div_((middle - bracket.low).clamp_(min=1e-6))
+    result = middle + (value / slope).clamp_(-0.5, 0.5)
     order = (value.abs() >= tolerance).nonzero().squeeze(1)
-    function = copy(function)
-    pieces = torch.linspace(0, 1, PIECES + 1).unsqueeze(1)
     if len(order):
+        function = copy(function)
         function.select(order)
-        bracket = bracket.select(order)
-        samples = bracket.low + (bracket.high - bracket.low) * pieces
-        crossed, bracket = first_crossing(function.value(samples), samples)
-        result[order[crossed]] = bracket.secant()
+        low, _, high, _ = bracket.select(order)
+        shares = torch.linspace(0, 1, PIECES + 1)
+        crossed, inner = first_crossing(function, low, high - low, shares)
+        result.index_copy_(0, order.index_select(0, crossed), inner.secant())
     return result

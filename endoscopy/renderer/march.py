@@ -20,7 +20,7 @@ from endoscopy.renderer.scene import Scene
 from endoscopy.renderer.surface import polyp_ball
 
 TOLERANCE = 0.02
-SAFE_STEPS = 3
+SAFE_STEPS = 2
 LEAST_STEP = 0.025
 ROUNDS = (4, 10, 20, 32, 32, 32, 32, 32)
 POLYP_SAMPLES = 10
@@ -36,11 +36,11 @@ def march(scene: Scene, rays: Rays) -> Tensor:
     distance = _to_wall(scene, rays)
     near, start, end = _through_ball(scene, rays, distance)
     if len(near):
-        passing = _select(rays, near)
-        samples = start + (end - start) * torch.linspace(0, 1, POLYP_SAMPLES + 1).unsqueeze(1)
-        crossed, bracket = first_crossing(field(scene, *passing.at(samples)), samples)
-        part = _Surface(scene, _select(passing, crossed))
-        distance[near[crossed]] = close_in(part, bracket, TOLERANCE)
+        passing = _Surface(scene, _select(rays, near))
+        shares = torch.linspace(0, 1, POLYP_SAMPLES + 1)
+        crossed, bracket = first_crossing(passing, start, end - start, shares)
+        passing.select(crossed)
+        distance[near[crossed]] = close_in(passing, bracket, TOLERANCE)
     return distance
 
 
@@ -63,21 +63,22 @@ def _to_wall(scene: Scene, rays: Rays) -> Tensor:
     distance = leave_open_tube(scene, rays)
     for _ in range(SAFE_STEPS):
         distance = distance + tube.safe_step(distance)
-    ends = torch.tensor([FAR, 1.0, FAR, 0.0]).unsqueeze(1).repeat(1, len(distance))
+    found = Bracket(*(torch.full_like(distance, end) for end in (FAR, 1.0, FAR, 0.0)))
     marching, order = copy(tube), torch.arange(len(distance))
     for count in ROUNDS:
-        growth = (1 + LEAST_STEP) ** torch.arange(count + 1).unsqueeze(1)
-        samples = distance * growth
-        crossed, bracket = first_crossing(marching.value(samples), samples)
-        ends.index_copy_(1, order.index_select(0, crossed), torch.stack(bracket))
-        on = samples[-1] < FAR
-        on[crossed] = False
+        growth = (1 + LEAST_STEP) ** torch.arange(count + 1)
+        crossed, bracket = first_crossing(marching, distance, distance, growth - 1)
+        place = order.index_select(0, crossed)
+        for all_rays, part in zip(found, bracket, strict=True):
+            all_rays.index_copy_(0, place, part)
+        distance = distance * growth[-1]
+        on = (distance < FAR).index_fill_(0, crossed, False)
         kept = on.nonzero().squeeze(1)
         if not len(kept):
             break
         marching.select(kept)
-        order, distance = order.index_select(0, kept), samples[-1].index_select(0, kept)
-    return close_in(tube, Bracket(*ends), TOLERANCE).clamp(max=FAR)
+        order, distance = order.index_select(0, kept), distance.index_select(0, kept)
+    return close_in(tube, found, TOLERANCE).clamp_(max=FAR)
 
 
 def _through_ball(scene: Scene, rays: Rays, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:

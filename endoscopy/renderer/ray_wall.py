@@ -20,6 +20,7 @@ from endoscopy.renderer.rays import FAR, Rays
 from endoscopy.renderer.scene import Scene
 
 TURN = 0.2  # radians around the center line
+PASSES = 2
 TURNING = 0.2  # by which the slope of the center line may grow within a step, relative to its most
 
 
@@ -52,8 +53,8 @@ class RayWall:
         self.crest_mean = torch.tensor(self.fold * 1.05 * TURN)
         self.rows = self._prepare(scene, rays, cosine, sine)
 
-    def _prepare(self, scene: Scene, rays: Rays, cosine: float, sine: float) -> Tensor:
-        """Return the constants (12, N) of the rays."""
+    def _prepare(self, scene: Scene, rays: Rays, cosine: float, sine: float) -> list[Tensor]:
+        """Return the constants of the rays, each (N,)."""
         x = rays.x * cosine + rays.y * sine + self.bend_x
         y = rays.y * cosine - rays.x * sine + self.bend_y
         dx, dy = rays.dx * cosine + rays.dy * sine, rays.dy * cosine - rays.dx * sine
@@ -66,19 +67,17 @@ class RayWall:
             away = away.add_(along, alpha=TURNING * scene.bend)
         else:
             away.reciprocal_()
-        return torch.stack(
-            [
-                x, y, rays.z / scene.bend_length, dx, dy, rays.dz / scene.bend_length,
-                squared * self.decay, slope * (2 * self.decay),
-                (along * (2 * math.pi / scene.fold_period)).add_(1e-6).reciprocal_(),
-                away, along * scene.bend,
-                (along * (1 / (TURNING * scene.bend_length))).add_(1e-6).reciprocal_(),
-            ]
-        )  # fmt: skip
+        return [
+            x, y, rays.z / scene.bend_length, dx, dy, rays.dz / scene.bend_length,
+            squared.mul_(self.decay), slope.mul_(2 * self.decay),
+            (along * (2 * math.pi / scene.fold_period)).add_(1e-6).reciprocal_(),
+            away, along * scene.bend,
+            (along * (1 / (TURNING * scene.bend_length))).add_(1e-6).reciprocal_(),
+        ]  # fmt: skip
 
     def select(self, index: Tensor) -> None:
         """Keep these rays only."""
-        self.rows = self.rows.index_select(1, index)
+        self.rows = [row.index_select(0, index) for row in self.rows]
 
     def value(self, distance: Tensor) -> Tensor:
         """Return the field (..., N) at these distances (..., N)."""
@@ -133,7 +132,7 @@ def leave_open_tube(scene: Scene, rays: Rays) -> Tensor:
     curvature = rays.dz.square() * (0.5 * scene.bend / scene.bend_length) + 1e-9
     length = scene.bend_length
     distance = torch.zeros_like(rays.x)
-    for _ in range(2 if scene.bend else 1):
+    for _ in range(PASSES if scene.bend else 1):
         x, y, z = rays.at(distance)
         z = z / length
         root = (z.square() + 1).sqrt_()

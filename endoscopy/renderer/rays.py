@@ -45,17 +45,18 @@ class Lens(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def fisheye(side: int, field_of_view: float) -> Lens:
+def fisheye(side: int, field_of_view: float, *, whole: bool = False) -> Lens:
     """Return the lens: the angle off the axis is proportional to the distance from the center.
 
     Args:
         side: Height and width of the frame in pixels, the diameter of the aperture.
         field_of_view: Full angle in degrees.
+        whole: Take the pixels outside the aperture too, which see nothing in a real endoscope.
     """
     center = (torch.arange(side, dtype=torch.float64) + 0.5) * (2 / side) - 1
     down, right = torch.meshgrid(center, center, indexing="ij")
     radius = torch.hypot(right, down).flatten()
-    pixels = (radius <= 1).nonzero().squeeze(1)
+    pixels = torch.arange(side**2) if whole else (radius <= 1).nonzero().squeeze(1)
     radius = radius[pixels]
     angle = radius * math.radians(field_of_view / 2)
     outward = angle.sin() / radius.clamp(min=1e-12)

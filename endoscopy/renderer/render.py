@@ -10,30 +10,12 @@ from endoscopy.renderer.camera import Track, draw_track
 from endoscopy.renderer.camera_response import expose
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.renderer.depth import degrade
-from endoscopy.renderer.march import march
+from endoscopy.renderer.radiance import Radiance, render_radiance
 from endoscopy.renderer.randomness import Purpose, torch_generator
-from endoscopy.renderer.rays import FAR, Lens, Rays, camera_rays, fisheye
+from endoscopy.renderer.rays import FAR, Lens, fisheye
 from endoscopy.renderer.scene import Scene, draw_scene
-from endoscopy.renderer.shading import LIGHT_OFFSET, shade
 
-CHUNK = 20480
-"""Rays that are marched together: their arrays fit the cache, and no thread splits them."""
-
-March = Callable[[Scene, Rays], Tensor]
-
-
-class Radiance(NamedTuple):
-    """What reaches the lens, linear, before vignetting, exposure and noise.
-
-    Attributes:
-        radiance: (3, T, P) of the P pixels inside the aperture.
-        depth: (T, P) distance along the ray in mm; `FAR` where there is nothing.
-        mask: (T, P) True on the polyp.
-    """
-
-    radiance: Tensor
-    depth: Tensor
-    mask: Tensor
+MakeRadiance = Callable[[Scene, Track, Lens], Radiance]
 
 
 class RenderedObject(NamedTuple):
@@ -61,13 +43,15 @@ class RenderedObject(NamedTuple):
     gains: Tensor
 
 
-def render_object(config: RendererConfig, index: int, march: March = march) -> RenderedObject:
+def render_object(
+    config: RendererConfig, index: int, radiance: MakeRadiance = render_radiance
+) -> RenderedObject:
     """Render the track of object ``index``; the bits depend on configuration and index alone.
 
     Args:
         config: What is rendered.
         index: Number of the object, from zero.
-        march: Returns the length of every ray.
+        radiance: Returns what reaches the lens.
 
     Raises:
         ValueError: The index is negative.
@@ -76,46 +60,51 @@ def render_object(config: RendererConfig, index: int, march: March = march) -> R
         raise ValueError(f"index must not be negative, got {index}")
     scene = draw_scene(config, index)
     track = draw_track(config, index, scene)
-    return render_scene(config, index, scene, track, march)
+    return render_scene(config, index, scene, track, radiance)
 
 
 def render_scene(
-    config: RendererConfig, index: int, scene: Scene, track: Track, march: March = march
+    config: RendererConfig,
+    index: int,
+    scene: Scene,
+    track: Track,
+    radiance: MakeRadiance = render_radiance,
 ) -> RenderedObject:
     """Render a given scene from given poses; ``index`` decides the noise."""
+    lens = fisheye(config.side, track.brand.field_of_view)
+    with torch.inference_mode():  # less to do for every operation
+        images, depths, masks, boxes, gains = _render(config, index, scene, track, lens, radiance)
+    return RenderedObject(
+        index,
+        scene,
+        track,
+        images.clone(),
+        depths.clone(),
+        masks.clone(),
+        boxes.clone(),
+        gains.clone(),
+    )
+
+
+def _render(
+    config: RendererConfig,
+    index: int,
+    scene: Scene,
+    track: Track,
+    lens: Lens,
+    radiance: MakeRadiance,
+) -> tuple[Tensor, ...]:
     side = config.side
-    lens = fisheye(side, track.brand.field_of_view)
-    seen = render_radiance(scene, track, lens, march)
+    seen = radiance(scene, track, lens)
     sensor = torch_generator(config.seed, index, Purpose.SENSOR)
     images, gains = expose(seen.radiance, lens, side, track.brand, config.exposure, sensor)
-    depths = _frames(torch.where(seen.depth < FAR, seen.depth, 0.0), lens, side)
+    depths = _frames(seen.depth.masked_fill(seen.depth >= FAR, 0.0), lens, side)
     if config.depth == "relative":
         depths = degrade(depths, torch_generator(config.seed, index, Purpose.DEPTH))
     elif config.depth == "none":
         depths = torch.zeros_like(depths)
     masks = _frames(seen.mask | _projected(scene, track, lens, seen.mask), lens, side)
-    boxes = torch.stack([_box(mask) for mask in masks])
-    return RenderedObject(index, scene, track, images, depths, masks, boxes, gains)
-
-
-def render_radiance(scene: Scene, track: Track, lens: Lens, march: March = march) -> Radiance:
-    """Return linear radiance, depth and mask of every frame of a track."""
-    rays = camera_rays(lens, track.position, track.axes)
-    num_frames, num_pixels = len(track.position), len(lens.pixels)
-    beside = track.position + LIGHT_OFFSET * track.axes[:, :, 0]
-    light = beside.t().unsqueeze(2).expand(3, num_frames, num_pixels).flatten(1)
-    parts = []
-    for start in range(0, num_frames * num_pixels, CHUNK):
-        chunk = Rays(*(component[start : start + CHUNK] for component in rays))
-        x, y, z = light[:, start : start + CHUNK]
-        distance = march(scene, chunk)
-        parts.append((*shade(scene, chunk, (x, y, z), distance), distance))
-    radiance, mask, depth = (torch.cat(part, -1) for part in zip(*parts, strict=True))
-    return Radiance(
-        radiance.view(3, num_frames, num_pixels),
-        depth.view(num_frames, num_pixels),
-        mask.view(num_frames, num_pixels),
-    )
+    return images, depths, masks, _boxes(masks), gains
 
 
 def _projected(scene: Scene, track: Track, lens: Lens, mask: Tensor) -> Tensor:
@@ -137,6 +126,16 @@ def _frames(values: Tensor, lens: Lens, side: int) -> Tensor:
     return frames.index_copy_(1, lens.pixels, values).view(-1, side, side)
 
 
-def _box(mask: Tensor) -> Tensor:
-    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
-    return torch.cat([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+def _boxes(masks: Tensor) -> Tensor:
+    """Return the boxes (T, 4) of masks (T, H, W)."""
+    height, width = masks.shape[1:]
+    columns, rows = masks.any(1).int(), masks.any(2).int()
+    return torch.stack(
+        [
+            columns.argmax(1),
+            rows.argmax(1),
+            width - columns.flip(1).argmax(1),
+            height - rows.flip(1).argmax(1),
+        ],
+        dim=1,
+    )

@@ -36,9 +36,10 @@ def shade(scene: Scene, rays: Rays, light: Vectors, distance: Tensor) -> tuple[T
     """
     x, y, z = rays.at(distance)
     normal, polypous = surface(scene, x, y, z)
-    toward = torch.stack([light[0] - x, light[1] - y, light[2] - z])
+    toward = (light[0] - x, light[1] - y, light[2] - z)
     squared = _dot(toward, toward)
-    toward = toward.mul_(squared.rsqrt())
+    reach = squared.sqrt()
+    toward = (toward[0].div_(reach), toward[1].div_(reach), toward[2].div_(reach))
     falloff = squared.reciprocal_().mul_(distance < FAR).mul_(LIGHT_POWER)
     facing = _dot(normal, toward).clamp_(min=0)
     waves = _waves(scene, x, y, z)
@@ -79,21 +80,22 @@ def _waves(scene: Scene, x: Tensor, y: Tensor, z: Tensor) -> list[Tensor]:
 
 
 def _highlight(
-    scene: Scene, rays: Rays, normal: Tensor, toward: Tensor, waves: list[Tensor]
+    scene: Scene, rays: Rays, normal: Vectors, toward: Vectors, waves: list[Tensor]
 ) -> Tensor:
     """Return the Blinn-Phong term of a surface that fine waves make uneven."""
-    halfway = [toward[0] - rays.dx, toward[1] - rays.dy, toward[2] - rays.dz]
+    halfway = (toward[0] - rays.dx, toward[1] - rays.dy, toward[2] - rays.dz)
     ripple = (F.normalize(scene.waves[6:, :3], dim=1) * ROUGHNESS).tolist()
-    uneven = [
+    first, second, third = (
         torch.add(axis, waves[6], alpha=ripple[0][i])
         .add_(waves[7], alpha=ripple[1][i])
         .add_(waves[8], alpha=ripple[2][i])
         for i, axis in enumerate(normal)
-    ]
+    )
+    uneven = (first, second, third)
     cosine = _dot(uneven, halfway).clamp_(min=1e-3)
     squared = cosine.square_().div_(_dot(halfway, halfway)).div_(_dot(uneven, uneven))
     return squared.clamp_(max=1).log_().mul_(SHININESS / 2).exp_().mul_(scene.specular)
 
 
-def _dot(a: Tensor | list[Tensor], b: Tensor | list[Tensor]) -> Tensor:
+def _dot(a: Vectors, b: Vectors) -> Tensor:
     return (a[0] * b[0]).addcmul_(a[1], b[1]).addcmul_(a[2], b[2])

@@ -42,8 +42,8 @@ def polyp_ball(scene: Scene) -> Ball:
     )
 
 
-def surface(scene: Scene, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the unit normals (3, N) toward the lumen, and which points (N,) are polyp.
+def surface(scene: Scene, x: Tensor, y: Tensor, z: Tensor) -> tuple[Vectors, Tensor]:
+    """Return the unit normals toward the lumen, three parts (N,), and which points (N,) are polyp.
 
     The normals are those of the wall, but of the whole field inside the ball around the polyp.
 
@@ -61,15 +61,17 @@ def surface(scene: Scene, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tens
     if len(close):
         part = [component.index_select(0, close) for component in (x, y, z)]
         inner, found = _tapped_gradient(scene, *part)
-        gradient.index_copy_(1, close, inner)
+        for whole, part in zip(gradient, inner, strict=True):
+            whole.index_copy_(0, close, part)
         polypous.index_copy_(0, close, found)
     first, second, third = gradient
     length = first.square().addcmul_(second, second).addcmul_(third, third).sqrt_()
-    return gradient.div_(length.clamp_(min=1e-12)), polypous
+    length.clamp_(min=1e-12)
+    return (first.div_(length), second.div_(length), third.div_(length)), polypous
 
 
-def wall_gradient(scene: Scene, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Return the gradient (3, N) of the field of the wall, by its derivatives."""
+def wall_gradient(scene: Scene, x: Tensor, y: Tensor, z: Tensor) -> Vectors:
+    """Return the gradient of the field of the wall, three parts (N,), by its derivatives."""
     length, wavenumber = scene.bend_length, 2 * math.pi / scene.fold_period
     relative = z / length
     root = torch.addcmul(torch.tensor(1.0), relative, relative).sqrt_()
@@ -96,12 +98,10 @@ def wall_gradient(scene: Scene, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     tilt = relative.div_(root)
     axial = phase.sin_().mul_(height).mul_(fade).mul_(FOLD_SHARPNESS * wavenumber)
     axial.sub_((tilt * radial).mul_(scene.bend_x)).sub_((tilt * tangential).mul_(scene.bend_y))
-    return torch.stack(
-        [
-            radial.addcmul_(fading, from_base, value=-1),
-            tangential.addcmul_(fading, y, value=-1),
-            axial.addcmul_(fading, z, value=-1),
-        ]
+    return (
+        radial.addcmul_(fading, from_base, value=-1),
+        tangential.addcmul_(fading, y, value=-1),
+        axial.addcmul_(fading, z, value=-1),
     )
 
 

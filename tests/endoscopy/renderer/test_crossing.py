@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from endoscopy.renderer import crossing
 from endoscopy.renderer.crossing import Bracket, close_in, first_crossing
 
 
@@ -20,17 +21,39 @@ class Line:
         return (root - distance) * slope * (1 + bow * distance)
 
 
+class Table:
+    """Values at whole distances."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def select(self, index):
+        self.values = self.values[:, index]
+
+    def value(self, distance):
+        return self.values.gather(0, distance.round().long())
+
+
 @given(st.lists(st.lists(st.floats(-1, 1, width=32), min_size=5, max_size=5), min_size=1))
 def test_the_first_crossing_is_found(table):
     values = torch.tensor(table).t()
-    samples = torch.arange(5.0).unsqueeze(1).repeat(1, values.shape[1])
-    crossed, bracket = first_crossing(values, samples)
+    origin, extent = torch.zeros(len(table)), torch.full((len(table),), 4.0)
+    crossed, bracket = first_crossing(Table(values), origin, extent, torch.linspace(0, 1, 5))
     expected = [ray for ray, column in enumerate(table) if min(column[1:]) < 0]
     assert crossed.tolist() == expected
     for place, ray in enumerate(expected):
         first = next(k for k in range(1, 5) if table[ray][k] < 0)
         assert (bracket.low[place], bracket.high[place]) == (first - 1, first)
         assert bracket.below[place] == values[first, ray] < 0 < bracket.above[place]
+
+
+def test_many_samples_are_taken_in_blocks(monkeypatch):
+    monkeypatch.setattr(crossing, "BLOCK", 4)
+    values = torch.tensor([[1.0, 1, -1, 1, 1], [1, 1, 1, 1, -1], [1, 1, 1, 1, 1]]).t()
+    origin, extent = torch.zeros(3), torch.full((3,), 4.0)
+    crossed, bracket = first_crossing(Table(values), origin, extent, torch.linspace(0, 1, 5))
+    assert crossed.tolist() == [0, 1]
+    assert bracket.high.tolist() == [2, 4]
 
 
 def test_roots_are_closed_in_and_the_function_is_left_alone():

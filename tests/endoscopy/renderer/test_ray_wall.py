@@ -9,7 +9,6 @@ from endoscopy.renderer.ray_wall import RayWall, leave_open_tube
 from endoscopy.renderer.rays import camera_rays, fisheye
 from endoscopy.renderer.scene import draw_scene
 
-
 CASES = range(8, 14)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from endoscopy.renderer import RendererConfig, render_objects
-from endoscopy.renderer.fixed_march import fixed_march
+from endoscopy.renderer.eager import eager_radiance
 from endoscopy.renderer.rays import FAR
 from endoscopy.renderer.render import render_object
 from endoscopy.renderer.scene import SHAPES
@@ -99,13 +99,11 @@ def test_a_polyp_too_small_for_a_pixel_keeps_one():
     assert masks.max() > 5
 
 
-def test_the_fixed_march_draws_about_the_same_picture(rendered):
-    plain = render_object(CONFIG, 3, fixed_march)
+def test_the_eager_renderer_draws_about_the_same_picture(rendered):
+    plain = render_object(CONFIG, 3, eager_radiance)
     difference = (plain.images.float() - rendered.images[3].float()).abs()
     assert difference.median() <= 2
-    assert torch.equal(plain.masks, rendered.masks[3]) or (
-        (plain.masks ^ rendered.masks[3]).sum() < 10
-    )
+    assert (plain.masks ^ rendered.masks[3]).sum() < 0.1 * plain.masks.sum()
     assert not torch.equal(plain.depths, rendered.depths[3])
 
 
