@@ -21,6 +21,7 @@ from apps.ticker import ticking
 from core_gates.errors import GatesError
 from endoscopy.bundling import part_predictions
 from endoscopy.data.dataset import PolypFrames
+from endoscopy.data.generalization import digits
 from endoscopy.evaluation.audits import (
     box_audit,
     fit_scale,
@@ -33,7 +34,6 @@ from endoscopy.evaluation.audits import (
 from endoscopy.evaluation.frames import Frames
 from endoscopy.evaluation.ladder import ladder, ladder_order, ladder_predictions
 from endoscopy.evaluation.studies import (
-    digits_set,
     generalization_study,
     generalization_table,
     planted_features_headline,
@@ -213,7 +213,7 @@ class Audit:
         self._keep("planted", table)
 
     def _generalization(self) -> None:
-        table = generalization_table(generalization_study(digits_set()))
+        table = generalization_table(generalization_study(digits()))
         self._keep("generalization", table)
 
     def rows(self) -> list[Row]:

@@ -2,8 +2,6 @@
 
 from endoscopy.evaluation.studies.generalization import (
     Budget,
-    ImageSet,
-    digits_set,
     generalization_study,
     generalization_table,
 )
@@ -19,9 +17,7 @@ from endoscopy.evaluation.studies.planted_features_table import (
 
 __all__ = [
     "Budget",
-    "ImageSet",
     "PlantedTask",
-    "digits_set",
     "generalization_study",
     "generalization_table",
     "planted_data",

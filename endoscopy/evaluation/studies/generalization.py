@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.gradient_routing import GradientRouting, Mode
+from endoscopy.data.generalization import LabeledImages
 from endoscopy.evaluation.bootstrap import ClusterBootstrap, Scores
 from endoscopy.metrics import confusion_matrix, macro_f1
 from endoscopy.models.gate_kinds import GateKind, gate_parameters, gate_trunk, weight_parameters
@@ -28,15 +29,6 @@ _BUILD: dict[str, tuple[GateKind, Mode]] = {
 }
 
 
-class ImageSet(NamedTuple):
-    """Images (N, C, H, W) float in 0 to 1 with labels (N,) int64, apart for training and test."""
-
-    images: Tensor
-    labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-
-
 @dataclass(frozen=True)
 class Budget:
     """What every variant gets.
@@ -48,6 +40,7 @@ class Budget:
         gate_learning_rate: Constant, of the gates, Adam.
         weight_decay: Of the weights.
         widths: Channels of the stem and the stages.
+        num_train: Training images used, the first ones; all if None.
     """
 
     epochs: int = 25
@@ -56,55 +49,45 @@ class Budget:
     gate_learning_rate: float = 1e-2
     weight_decay: float = 1e-4
     widths: tuple[int, ...] = (16, 16, 32, 64)
-
-
-def digits_set(*, test_share: float = 0.4, seed: int = 0) -> ImageSet:
-    """Return the handwritten digits that scikit-learn brings, 8 × 8 pixels, doubled in size.
-
-    The split is stratified by digit; writers are not told apart in this data set.
-    """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).float()[:, None] / 16
-    images = F.interpolate(images, scale_factor=2, mode="bilinear", align_corners=False)
-    labels = torch.from_numpy(bunch.target).long()
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=test_share, random_state=seed, stratify=bunch.target
-    )
-    return ImageSet(images[train], labels[train], images[test], labels[test])
+    num_train: int | None = None
 
 
 def generalization_study(
-    data: ImageSet,
+    data: LabeledImages,
     *,
     variants: Sequence[Variant] = VARIANTS,
     seeds: Iterable[int] = range(5),
     budget: Budget | None = None,
 ) -> pd.DataFrame:
-    """Train every variant with every seed and predict the test images.
+    """Train every variant with every seed and predict the images held out.
 
     Variants of one seed share the weights at the start, as far as they have them, and the batches.
+    Nothing is chosen by the validation images, so they are tested too.
+
+    Args:
+        data: :func:`endoscopy.data.generalization.digits` or ``fashion_mnist``.
+        variants: Which to train.
+        seeds: Of weights and batches.
+        budget: The same for all.
 
     Returns:
         One row a (variant, seed, sample): variant, seed, sample, label, predicted.
     """
     budget = budget or Budget()
-    labels = data.test_labels.numpy()
+    images, labels = (torch.cat(parts) for parts in zip(data.validation, data.test, strict=True))
     tables = []
     for seed in seeds:
         for variant in variants:
             model = _train(variant, data, budget, seed)
             with torch.no_grad():
-                parts = [model(part).argmax(1) for part in data.test_images.split(512)]
+                parts = [model(part).argmax(1) for part in images.split(512)]
             tables.append(
                 pd.DataFrame(
                     {
                         "variant": variant,
                         "seed": seed,
                         "sample": np.arange(len(labels)),
-                        "label": labels,
+                        "label": labels.numpy(),
                         "predicted": torch.cat(parts).numpy(),
                     }
                 )
@@ -151,14 +134,13 @@ def generalization_table(
     return pd.DataFrame(rows)
 
 
-def _train(variant: Variant, data: ImageSet, budget: Budget, seed: int) -> nn.Module:
+def _train(variant: Variant, data: LabeledImages, budget: Budget, seed: int) -> nn.Module:
     kind, mode = _BUILD[variant]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         depths = (1,) * (len(budget.widths) - 1)
-        trunk = TinyResNet(data.images.shape[1], budget.widths, depths)
-        classes = int(data.labels.max()) + 1
-        model = nn.Sequential(trunk, nn.Linear(trunk.num_features, classes))
+        trunk = TinyResNet(data.train[0].shape[1], budget.widths, depths)
+        model = nn.Sequential(trunk, nn.Linear(trunk.num_features, data.num_classes))
         gate_trunk(trunk, kind)
     gates = list(gate_parameters(model).values())
     optimizer = torch.optim.AdamW(
@@ -166,12 +148,13 @@ def _train(variant: Variant, data: ImageSet, budget: Budget, seed: int) -> nn.Mo
     )
     gate_optimizer = torch.optim.Adam(gates, budget.gate_learning_rate) if mode != "off" else None
     routing = GradientRouting(optimizer, gate_optimizer, mode=mode)
-    num_steps = budget.epochs * -(-len(data.labels) // budget.batch)
+    images, labels = (part[: budget.num_train] for part in data.train)
+    num_steps = budget.epochs * -(-len(labels) // budget.batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(budget.epochs):
-        for rows in torch.randperm(len(data.labels), generator=generator).split(budget.batch):
-            routing.step(model, partial(_loss, data.images[rows], data.labels[rows]))
+        for rows in torch.randperm(len(labels), generator=generator).split(budget.batch):
+            routing.step(model, partial(_loss, images[rows], labels[rows]))
             schedule.step()
     return model.eval()
 
