@@ -1,20 +1,25 @@
-"""Endoscopy: training steps of gradient routing, and reading frames."""
+"""Endoscopy: gated seams and training steps, reading frames, and rendering them."""
 
 from collections.abc import Iterator
 
-from benchmarks.endoscopy import cache, gradient_routing
+from benchmarks.endoscopy import cache, gradient_routing, renderer, residual_norm
 from benchmarks.registry import Comparison
 
 TESTS = (
     "tests/core_gates/test_gradient_routing.py",
     "tests/endoscopy/test_targets.py",
     "tests/endoscopy/data/test_cache.py",
+    "tests/core_gates/test_gated_residual_norm.py",
+    "tests/endoscopy/renderer/test_eager.py",
+    "tests/endoscopy/renderer/test_march.py",
 )
 THREADS = 1
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Training steps, then frames; all on one CPU thread."""
+    """The seam of a block, training steps, then frames; all on one CPU thread."""
+    yield residual_norm.gated_residual_norm()
     for case in gradient_routing.CASES:
         yield gradient_routing.gradient_routing(case)
     yield cache.cached_read()
+    yield renderer.frames()
