@@ -18,6 +18,7 @@ from endoscopy.evaluation.coverage import coverage_interval
 from endoscopy.evaluation.features import frame_features
 from endoscopy.evaluation.frames import Frames, predictions_of
 from endoscopy.evaluation.headline import verdict
+from endoscopy.evaluation.rendered import rendered_frames
 from endoscopy.evaluation.scores import score_intervals
 from endoscopy.explain.gate_bars import gate_figure
 from endoscopy.explain.strip import Track, strip_figure
@@ -26,7 +27,7 @@ from endoscopy.metrics import object_table
 from endoscopy.models import gates_of
 from endoscopy.plots import size_figure
 from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.render import render_object
+from endoscopy.renderer.objects import render_objects
 
 WEIGHTS = "synthetic/configured-s0"
 OBJECTS, SEED = 60, 777  # no training has this seed
@@ -42,7 +43,10 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
     """
     del folder
     bundle = load_bundle(Path(str(files("endoscopy"))) / "weights" / WEIGHTS)
-    train, test = _render(SEED + 1), _render(SEED)
+    train, test = (
+        rendered_frames(render_objects(RendererConfig(seed=seed), range(OBJECTS)))
+        for seed in (SEED + 1, SEED)
+    )
     say(f"rendered {2 * OBJECTS} objects, {len(train) + len(test)} frames")
     tables = _baselines(train, test)
     frames = predictions_of(predictor_of(bundle), test)
@@ -67,24 +71,6 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
         page.figure(gate_figure(gates), "The gates after training.")
 
     return TourStop("Endoscopy: polyp sizing", rows, draw)
-
-
-def _render(seed: int) -> Frames:
-    config = RendererConfig(seed=seed)
-    found = [render_object(config, index) for index in range(OBJECTS)]
-    table = pd.DataFrame(
-        {
-            "unique_id": np.repeat([str(one.index) for one in found], config.frames),
-            "gt": np.repeat([one.scene.size for one in found], config.frames),
-        }
-    )
-    return Frames(
-        images=np.concatenate([one.images.permute(0, 2, 3, 1).numpy() for one in found]),
-        masks=np.concatenate([one.masks.numpy() for one in found]),
-        boxes=np.concatenate([one.boxes.numpy() for one in found]).astype(float),
-        table=table,
-        depths=np.concatenate([one.depths.numpy() for one in found]),
-    )
 
 
 def _baselines(train: Frames, test: Frames) -> dict[str, pd.DataFrame]:
