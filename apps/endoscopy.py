@@ -143,6 +143,7 @@ class EndoscopyTrainer(GatesTrainer):
         test_objects: int = 300,
         ladder_objects: tuple[int, int] = (700, 3000),
         audit_seed: int = 0,
+        images: str = "digits",
     ) -> None:
         """Find out what a trained network leans on, or run one of the studies of gates.
 
@@ -155,6 +156,8 @@ class EndoscopyTrainer(GatesTrainer):
             test_objects: Objects of the audits of masks, boxes and scale.
             ladder_objects: Training and test objects of the ladder.
             audit_seed: Seed of the network that is audited.
+            images: Of the study of generalization: ``digits``, ``fashion_mnist`` where its Debian
+                package puts it, or a folder with its files.
         """
         audit = Audit(
             self.sizers(model, datamodule),
@@ -164,6 +167,7 @@ class EndoscopyTrainer(GatesTrainer):
             ladder_objects,
             model.cut_offs,
             audit_seed,
+            images,
         )
         write_audit(audit, study, self.config_path)
 
@@ -204,23 +208,27 @@ class EndoscopyCLI(GatesCLI):
     def after_instantiate_classes(self) -> None:
         """Tell the trainer what belongs to no Lightning class, then claim the run folder."""
         options = self.config_init[self.subcommand]
-        assert isinstance(self.trainer, EndoscopyTrainer)
-        self.trainer.rendering = options["rendering"]
-        self.trainer.timm_weights = options["timm_weights"]
+        self._trainer.rendering = options["rendering"]
+        self._trainer.timm_weights = options["timm_weights"]
         super().after_instantiate_classes()
 
     def before_fit(self) -> None:
         """Render what is missing and start from pretrained weights, if any are named."""
-        if self.trainer.is_global_zero:
-            render_missing(self.datamodule, self.trainer.rendering, (MAIN,))
-        if self.trainer.timm_weights is not None:
-            load_timm_weights(self.model.model, self.trainer.timm_weights)
+        trainer = self._trainer
+        if trainer.is_global_zero:
+            render_missing(self.datamodule, trainer.rendering, (MAIN,))
+        if trainer.timm_weights is not None:
+            load_timm_weights(self.model.model, trainer.timm_weights)
 
     def after_fit(self) -> None:
         """Keep the trained network where ``evaluate`` and the others find it."""
         if self.trainer.is_global_zero:
-            sizers = self.trainer.sizers(self.model, self.datamodule)
-            print(keep_fit(sizers))
+            print(keep_fit(self._trainer.sizers(self.model, self.datamodule)))
+
+    @property
+    def _trainer(self) -> EndoscopyTrainer:
+        assert isinstance(self.trainer, EndoscopyTrainer)
+        return self.trainer
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from apps.ticker import ticking
 from core_gates.errors import GatesError
 from endoscopy.bundling import part_predictions
 from endoscopy.data.dataset import PolypFrames
-from endoscopy.data.generalization import digits
+from endoscopy.data.generalization import LabeledImages, digits, fashion_mnist
 from endoscopy.evaluation.audits import (
     box_audit,
     fit_scale,
@@ -34,6 +34,7 @@ from endoscopy.evaluation.audits import (
 from endoscopy.evaluation.frames import Frames
 from endoscopy.evaluation.ladder import ladder, ladder_order, ladder_predictions
 from endoscopy.evaluation.studies import (
+    Budget,
     generalization_study,
     generalization_table,
     planted_features_headline,
@@ -51,6 +52,7 @@ Study = Literal[
 AUDITS = ("shortcut", "masks", "boxes", "oracle_scale", "ladder")
 FOLDER = "audits"
 TRAINED_RHO, TESTED_RHOS = 0.8, (0.8, 0.0, -0.8)
+FASHION_IMAGES = 6000
 LADDER_MAPE, LADDER_F1 = 0.03, 0.06
 """How far the ladder may be from the published one."""
 
@@ -68,6 +70,8 @@ class Audit:
         ladder_objects: Training and test objects of the ladder.
         cut_offs: Of the predictions.
         seed: Of the audited network, and of those that audits train.
+        images: Of the study of generalization: ``digits``, ``fashion_mnist`` where its Debian
+            package puts it, or a folder with its files.
         resamples: Draws of the bootstrap.
     """
 
@@ -80,8 +84,10 @@ class Audit:
         ladder_objects: tuple[int, int] = (700, 3000),
         cut_offs: CutOffs = CONTINUOUS,
         seed: int = 0,
+        images: str = "digits",
         resamples: int = 2000,
     ) -> None:
+        self.images = images
         self.sizers, self.rendering, self.segmenter = sizers, rendering, segmenter
         self.test_objects, self.ladder_objects = test_objects, ladder_objects
         self.cut_offs, self.seed, self.resamples = cut_offs, seed, resamples
@@ -154,7 +160,7 @@ class Audit:
         for rho in TESTED_RHOS:
             source = self.rendering.shifted(self.sizers.datamodule, f"rho {rho:g}")
             tests[rho], _ = without_mask(frames_of(source, np.arange(len(source))))
-        options = {"cut_offs": self.cut_offs, "resamples": self.resamples}
+        options: dict[str, Any] = {"cut_offs": self.cut_offs, "resamples": self.resamples}
         self._keep("shortcut", shortcut_audit(predict, tests, trained_rho=TRAINED_RHO, **options))
         bundle, data = self.sizers.load(Training(seed=self.seed)), self.sizers.datamodule
         found = part_predictions(bundle, data, "test")
@@ -203,7 +209,7 @@ class Audit:
 
     def _ladder(self) -> None:
         train, test = ladder_features(self.rendering, self.sizers, self.ladder_objects, self.folder)
-        options = {"cut_offs": self.cut_offs, "resamples": self.resamples}
+        options: dict[str, Any] = {"cut_offs": self.cut_offs, "resamples": self.resamples}
         self._keep("ladder", ladder(train, test, **options))
         self._keep("ladder_order", ladder_order(ladder_predictions(train, test), **options))
 
@@ -213,8 +219,15 @@ class Audit:
         self._keep("planted", table)
 
     def _generalization(self) -> None:
-        table = generalization_table(generalization_study(digits()))
+        data = self._images()
+        budget = Budget(num_train=FASHION_IMAGES) if len(data.train[0]) > FASHION_IMAGES else None
+        table = generalization_table(generalization_study(data, budget=budget))
         self._keep("generalization", table)
+
+    def _images(self) -> LabeledImages:
+        if self.images == "digits":
+            return digits()
+        return fashion_mnist() if self.images == "fashion_mnist" else fashion_mnist(self.images)
 
     def rows(self) -> list[Row]:
         """Return the figures of all tables."""

@@ -68,7 +68,8 @@ def _rows(
     found = {}
     for example in examples:
         own = frames[frames["unique_id"] == example]
-        rows = keys.get_indexer(list(zip(own["unique_id"], own["frame_id"], strict=True)))
+        wanted = own.set_index(["unique_id", "frame_id"]).index
+        rows = np.asarray(keys.get_indexer(wanted))
         if (rows < 0).any():
             raise GatesError(f"the data has no object {example}: evaluate again")
         found[example] = rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from apps.processes import Tick, in_processes
 from apps.ticker import ticking
@@ -24,8 +24,10 @@ from endoscopy.renderer.dataset import (
 
 CHUNK = 20
 MAIN, SHORTCUT = "main", "rho 0.8, training"
-SHIFTS = {"agc": {"exposure": "agc"}, "brand_b": {"brand": "B"}}
-RHOS = {f"rho {rho:g}": {"shortcut_rho": rho} for rho in (0.8, 0.0, -0.8)}
+SHIFTS: dict[str, dict[str, Any]] = {"agc": {"exposure": "agc"}, "brand_b": {"brand": "B"}}
+RHOS: dict[str, dict[str, Any]] = {
+    f"rho {rho:g}": {"shortcut_rho": rho} for rho in (0.8, 0.0, -0.8)
+}
 
 
 class RenderedSet(NamedTuple):

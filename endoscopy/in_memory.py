@@ -40,7 +40,7 @@ def frames_of(source: PolypFrames, rows: np.ndarray) -> Frames:
 
 def without_mask(frames: Frames) -> tuple[Frames, int]:
     """Return the frames whose mask is not empty, and the number of the others."""
-    seen = frames.masks.any((1, 2))
+    seen = np.asarray(frames.masks.any((1, 2)))
     return frames.take(seen), int((~seen).sum())
 
 
