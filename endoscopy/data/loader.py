@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -64,13 +65,17 @@ class FrameLoader(DataLoader[Batch]):
 
     @classmethod
     def over(cls, batches: PolypBatches, order: BatchOrder, num_workers: int = 0) -> FrameLoader:
-        """Return a loader of the batches in that order."""
+        """Return a loader of the batches in that order.
+
+        It draws no random number of the global generator, so that a resume draws as many.
+        """
         return cls(
             batches,
             batch_size=None,
             sampler=order,  # type: ignore[arg-type]
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            generator=torch.Generator(),
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]

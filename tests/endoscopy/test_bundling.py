@@ -145,3 +145,10 @@ def test_data_elsewhere_has_only_a_training_part_of_size(folder, data):
     assert len(other.rows("calibration")) == 0
     assert other.streams == data.streams
     assert data.counts[0] == 6
+
+
+def test_a_pass_leaves_the_global_random_numbers_alone(data):
+    loader = data.loader("train")
+    before = torch.get_rng_state()
+    assert len(list(loader)) == len(loader)
+    assert torch.equal(torch.get_rng_state(), before)
