@@ -86,7 +86,7 @@ class Scope:
             return [f"{RESEARCH_ONLY}; millimeters are calibrated for the scope {source!r}"]
         return [
             f"{RESEARCH_ONLY}; {NO_CALIBRATION}: the size index is relative to an average lesion "
-            f"of {self.trained_on}, and no size in millimeters"
+            f"of the training data ({self.trained_on}), and no size in millimeters"
         ]
 
 

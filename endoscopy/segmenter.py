@@ -68,7 +68,8 @@ class Segmenter(nn.Module):
     def probability(self, image: np.ndarray) -> np.ndarray:
         """Return the probability of polyp (H, W) float32 of a frame (H, W, 3) uint8."""
         device = self.head.weight.device
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None]
+        writable = np.require(image, requirements=["C", "W"])  # PyTorch warns of others
+        pixels = torch.from_numpy(writable).to(device).permute(2, 0, 1)[None]
         size = (self.size, self.size)
         small = F.interpolate(pixels / 255.0, size, mode="bilinear", antialias=True)
         logits = self(small)

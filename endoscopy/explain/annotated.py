@@ -53,7 +53,7 @@ def annotated_frame(
         (kH, kW, 3) uint8.
     """
     height, width = image.shape[:2]
-    scale = max(1, round(SIDE / max(height, width)))
+    scale = enlargement(image)
     large = Image.fromarray(image).resize((scale * width, scale * height), Image.Resampling.BICUBIC)
     if heat is not None:
         large = Image.fromarray(overlay(np.asarray(large), heat))
@@ -68,6 +68,11 @@ def annotated_frame(
         if mark.text:
             _label(draw, large.size, (xmin, ymin, ymax), mark.text, color, font)
     return np.asarray(large)
+
+
+def enlargement(image: np.ndarray) -> int:
+    """Return k of :func:`annotated_frame`."""
+    return max(1, round(SIDE / max(image.shape[:2])))
 
 
 def annotated_frames(

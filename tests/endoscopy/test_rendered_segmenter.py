@@ -1,0 +1,45 @@
+"""Training on rendered frames, and what the shipped segmenter finds."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import endoscopy
+from endoscopy.rendered_segmenter import rendered_masks, train_rendered_segmenter
+from endoscopy.segmenter import load_segmenter
+from endoscopy.segmenter_module import intersection_over_union
+
+SHIPPED = Path(endoscopy.__file__).parent / "weights" / "segmenter.safetensors"
+
+
+def test_whole_frames_alternate_with_parts_that_show_most_of_the_polyp():
+    images, masks = rendered_masks(6, 2, seed=5, size=64)
+    assert images.shape == (24, 3, 64, 64)
+    assert images.dtype == torch.uint8
+    areas = masks.sum((1, 2)).float()
+    enlarged = areas[1::2] / areas[0::2].clamp(min=1)
+    assert (enlarged > 1).float().mean() > 0.7
+    corners = images[:, :, 0, 0].float().mean(1)
+    assert (corners[0::2] < 10).all()  # outside the aperture
+    assert (corners[1::2] > 10).any()
+    again, _ = rendered_masks(6, 2, seed=5, size=64)
+    assert torch.equal(images, again)
+
+
+def test_training_is_the_same_twice():
+    one, two = (
+        train_rendered_segmenter(2, 1, size=32, epochs=2, seed=4).state_dict() for _ in range(2)
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_shipped_segmenter_finds_rendered_polyps():
+    assert SHIPPED.stat().st_size < 1_000_000
+    segmenter = load_segmenter(SHIPPED)
+    images, masks = rendered_masks(20, 1, seed=99, size=segmenter.size)
+    probability = np.stack([segmenter.probability(i.permute(1, 2, 0).numpy()) for i in images])
+    found = torch.from_numpy(probability > 0.5)
+    assert intersection_over_union(found, masks).mean() > 0.7
+    moved = masks.roll(20, dims=2)
+    assert intersection_over_union(found, moved).mean() < 0.3
