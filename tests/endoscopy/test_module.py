@@ -343,7 +343,7 @@ def test_predictions(frames, small_sizer, target, tmp_path):
         ({"l0_weight": 1.0}, "an L0 penalty needs gates that close at random"),
         ({"cut_offs_mm": (10.0, 5.0)}, "cut-offs must be positive and ascending"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_arguments_are_checked(small_sizer, arguments, message):
     with pytest.raises(ValueError, match=message):
