@@ -31,7 +31,7 @@ from endoscopy.prediction import Objects, Prediction
 
 FRAMES, OBJECTS, REPORT, RAW = "predictions", "objects", "report.json", ".raw.parquet"
 SHOWN = 20  # polyps in the table on the screen
-OF_FRAMES = ("frame_id", "frame_index", "left", "top", "sharpness", "width", "height")
+OF_FRAMES = ("censored", "frame_id", "frame_index", "left", "top", "sharpness", "width", "height")
 CORNERS = ("bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax")
 
 
