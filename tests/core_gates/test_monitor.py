@@ -300,7 +300,8 @@ def test_padding_is_left_out():
     padded = monitor.compute()
     monitor.reset()
     gate(x[:, :3])
-    assert padded == monitor.compute()
+    # Sums of other lengths are taken in another order.
+    assert padded["TopKGate"] == pytest.approx(monitor.compute()["TopKGate"], rel=1e-12, abs=0)
     assert padded["TopKGate"]["positions"] == 6
 
 
