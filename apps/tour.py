@@ -14,7 +14,10 @@ from rich.table import Table
 from apps.report import Page, Tile
 from core_gates.errors import GatesError, MissingExtraError
 
-STOPS: tuple[tuple[str, str], ...] = (("weather", "apps.weather_tour:tour"),)
+STOPS: tuple[tuple[str, str], ...] = (
+    ("weather", "apps.weather_tour:tour"),
+    ("endoscopy", "apps.endoscopy_tour:tour"),
+)
 
 
 class TourRow(NamedTuple):

@@ -81,7 +81,7 @@ def test_links_and_files_exist(page):
     text = FENCE.sub("", page.read_text())
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / target).exists(), target
-    for path in re.findall(r"`((?:core_gates|weather|apps|tests|benchmarks)/[\w/.]*)`", text):
+    for path in re.findall(r"`((?:core_gates|endoscopy|weather|apps|tests|benchmarks)/[\w/.]*)`", text):
         assert (ROOT / path).exists(), path
 
 

@@ -1,0 +1,27 @@
+"""The endoscopy stop of the tour, with the shipped network on a few rendered polyps."""
+
+from apps import endoscopy_tour
+from apps.report import Page
+from apps.tour import STOPS
+
+
+def test_the_stop_sizes_fresh_polyps_beside_both_baselines(monkeypatch, tmp_path):
+    monkeypatch.setattr(endoscopy_tour, "OBJECTS", 12)
+    said = []
+    stop = endoscopy_tour.tour(tmp_path, said.append)
+    assert said[0] == "rendered 24 objects, 144 frames"
+    assert [row.system for row in stop.rows] == [
+        "Feature-selection gates, gradient routing",
+        "Conformal intervals",
+    ]
+    error = float(stop.rows[0].value.split()[0])
+    constant = float(stop.rows[0].baseline.removeprefix("constant ").split(",")[0])
+    assert error < 0.25 < constant
+    page = Page("tour")
+    stop.draw(page)
+    assert page.html().count("data:image/png;base64,") == 3
+    assert "Research only" in page.html()
+
+
+def test_the_stop_is_on_the_tour():
+    assert ("endoscopy", "apps.endoscopy_tour:tour") in STOPS
