@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -20,7 +20,7 @@ from endoscopy.inputs.frame import InputReport
 from endoscopy.inputs.kind import frames, source_kind
 from endoscopy.inputs.locations import Locator
 from endoscopy.metrics.aggregation import Level
-from endoscopy.prediction import Objects, objects_of
+from endoscopy.prediction import Objects, Prediction, objects_of
 from endoscopy.prediction import predict as predict_sizes
 from endoscopy.scope import source_scope
 from endoscopy.segmenter import AutomaticLocations
@@ -76,12 +76,8 @@ def predict(
         resume: Keep what is complete and go on with what is not.
         overwrite_output: Replace outputs that exist.
     """
-    if resume and overwrite_output:
-        raise GatesError("--resume and --overwrite_output exclude each other: give one of them")
-    for name, number, least in (("batch_size", batch_size, 1), ("overlays", overlays, 0),
-                                ("strips", strips, 0)):  # fmt: skip
-        if number < least:
-            raise GatesError(f"--{name} must be at least {least}, found {number}")
+    _check_least({"batch_size": batch_size}, 1)
+    _check_least({"overlays": overlays, "strips": strips}, 0)
     found = find_bundle(place, weights)
     found.bundle.model.to(_device(device))
     locate = _locations(boxes, masks, segmenter)
@@ -90,59 +86,82 @@ def predict(
         _check_report(Path(dicom_report), sources, scope, found.bundle, overwrite_output or resume)
     root = place.run_folder.path / "predictions" if output is None else Path(output)
     recipe = Recipe(scope, objects, level, overlays, strips)
-    wanted = []
-    for name, source in named.items():
-        mark = fingerprint(found.bundle, source, (boxes, masks, segmenter), recipe)
-        outputs = Outputs(root / name, mark)
+    marks = {s: fingerprint(found.bundle, s, (boxes, masks, segmenter), recipe) for s in sources}
+    wanted = {source: Outputs(root / name, marks[source]) for name, source in named.items()}
+    wanted = _missing(wanted, resume=resume, overwrite=overwrite_output)
+    print(f"weights: {found.name}")
+    job = Job(found, locate, recipe, batch_size, max_unreadable, dicom_report, resume)
+    for source, outputs in wanted.items():
+        job.run(source, outputs)
+
+
+class Job(NamedTuple):
+    """What is done with each source; see the options of :func:`predict`."""
+
+    found: NamedBundle
+    locate: Callable[[], Locator]
+    recipe: Recipe
+    batch_size: int
+    max_unreadable: float
+    dicom_report: str | None
+    resume: bool
+
+    def run(self, source: str, outputs: Outputs) -> None:
+        """Predict one source and write everything that was asked for."""
+        bundle, recipe = self.found.bundle, self.recipe
+        prediction = outputs.kept() if self.resume else None
+        new = prediction is None
+        if prediction is None:
+            prediction = self._predicted(source)
+        table = objects_of(prediction, bundle, recipe.level)
+        if new:
+            outputs.write_tables(prediction, table, self.found)
+        outputs.tell(prediction, table, bundle)
+        if recipe.overlays:
+            outputs.write_overlays(prediction, source, self.locate(), bundle, recipe.overlays)
+        if recipe.strips:
+            outputs.write_strips(prediction, source, table, bundle, recipe.strips)
+        if self.dicom_report is not None:
+            path = Path(self.dicom_report)
+            print(write_dicom_report(path, source, prediction, table, bundle.scope))
+        print(outputs.finish())
+
+    def _predicted(self, source: str) -> Prediction:
+        with counting("sizing frames") as count:
+            return predict_sizes(
+                source,
+                self.locate(),
+                self.found.bundle,
+                scope=self.recipe.scope,
+                objects=self.recipe.objects,
+                batch_size=self.batch_size,
+                max_unreadable=self.max_unreadable,
+                progress=count,
+            )
+
+
+def _missing(wanted: dict[str, Outputs], *, resume: bool, overwrite: bool) -> dict[str, Outputs]:
+    """Return the outputs that are to be made.
+
+    Raises:
+        GatesError: One exists and may be neither kept nor replaced.
+    """
+    if resume and overwrite:
+        raise GatesError("--resume and --overwrite_output exclude each other: give one of them")
+    missing = {}
+    for source, outputs in wanted.items():
         if resume and outputs.is_complete():
             print(f"{outputs.folder}: complete already")
             continue
-        refuse_existing(outputs.folder, overwrite=overwrite_output)
-        wanted.append((source, outputs))
-    print(f"weights: {found.name}")
-    for source, outputs in wanted:
-        _one(source, locate, found, recipe, outputs, resume, batch_size, max_unreadable,
-             dicom_report)  # fmt: skip
+        refuse_existing(outputs.folder, overwrite=overwrite)
+        missing[source] = outputs
+    return missing
 
 
-def _one(
-    source: str,
-    locate: Callable[[], Locator],
-    found: NamedBundle,
-    recipe: Recipe,
-    outputs: Outputs,
-    resume: bool,
-    batch_size: int,
-    max_unreadable: float,
-    dicom_report: str | None,
-) -> None:
-    """Predict one source and write everything that was asked for."""
-    bundle = found.bundle
-    prediction = outputs.kept() if resume else None
-    if prediction is None:
-        with counting("sizing frames") as count:
-            prediction = predict_sizes(
-                source,
-                locate(),
-                bundle,
-                scope=recipe.scope,
-                objects=recipe.objects,
-                batch_size=batch_size,
-                max_unreadable=max_unreadable,
-                progress=count,
-            )
-        table = objects_of(prediction, bundle, recipe.level)
-        outputs.write_tables(prediction, table, found)
-    table = objects_of(prediction, bundle, recipe.level)
-    outputs.tell(prediction, table, bundle)
-    if recipe.overlays:
-        outputs.write_overlays(prediction, source, locate(), bundle, recipe.overlays)
-    if recipe.strips:
-        outputs.write_strips(prediction, source, table, bundle, recipe.strips)
-    if dicom_report is not None:
-        path = Path(dicom_report)
-        print(write_dicom_report(path, source, prediction, table, bundle.scope))
-    print(outputs.finish())
+def _check_least(numbers: dict[str, int], least: int) -> None:
+    for name, number in numbers.items():
+        if number < least:
+            raise GatesError(f"--{name} must be at least {least}, found {number}")
 
 
 def _locations(

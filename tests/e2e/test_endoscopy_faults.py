@@ -149,8 +149,7 @@ def _tables(here):
 
 def changed_row(row, **values):
     def change(table, here):
-        for name, value in values.items():
-            table.loc[row, name] = value
+        table.loc[row, list(values)] = list(values.values())
         return table
 
     return change
@@ -158,8 +157,7 @@ def changed_row(row, **values):
 
 def changed_object(number, **values):
     def change(table, here):
-        for name, value in values.items():
-            table.loc[table["unique_id"] == f"case{number}", name] = value
+        table.loc[table["unique_id"] == f"case{number}", list(values)] = list(values.values())
         return table
 
     return change
