@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from apps.endoscopy_weights import NamedBundle
 from apps.files import write_bytes, write_json, write_text
@@ -142,7 +142,7 @@ class Outputs:
             console.print(escape(line), soft_wrap=True)
         for line in scope.lines(prediction.scope):
             console.print(f"[bold]{escape(line)}[/]", soft_wrap=True)
-        table = Table("polyp", "frames", "size", "location", "abstains")
+        table = Table(Column("polyp", overflow="fold"), "frames", "size", "location", "abstains")
         for _, row in objects.head(SHOWN).iterrows():
             bounds = (float(row.get(name, float("nan"))) for name in ("lower_mm", "upper_mm"))
             size = scope.text(float(row["predicted_mm"]), prediction.scope, *bounds)
