@@ -81,7 +81,8 @@ def test_links_and_files_exist(page):
     text = FENCE.sub("", page.read_text())
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (page.parent / target).exists(), target
-    for path in re.findall(r"`((?:core_gates|endoscopy|weather|apps|tests|benchmarks)/[\w/.]*)`", text):
+    folders = "core_gates|endoscopy|weather|apps|tests|benchmarks"
+    for path in re.findall(rf"`((?:{folders})/[\w/.]*)`", text):
         assert (ROOT / path).exists(), path
 
 
