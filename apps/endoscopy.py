@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.cli import GatesCLI
-from apps.endoscopy_audit import Audit, Study, find_segmenter, write_audit
+from apps.endoscopy_audit import Audit, Study, write_audit
 from apps.endoscopy_evaluation import Bars
 from apps.endoscopy_honest import HonestTable
 from apps.endoscopy_preparing import prepare_data
@@ -16,6 +16,7 @@ from apps.endoscopy_rendering import MAIN, SHIFTS, Rendering
 from apps.endoscopy_report import endoscopy_report
 from apps.endoscopy_scoring import render_missing, score, score_honest
 from apps.endoscopy_training import Sizers, keep_fit
+from apps.endoscopy_weights import find_segmenter
 from apps.trainer import GatesTrainer
 from apps.verbs import FunctionVerb, run_verb
 from endoscopy.data.datamodule import PolypSizingDataModule

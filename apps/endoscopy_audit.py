@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from apps.endoscopy_ladder import ladder_features
 from apps.endoscopy_rendering import MAIN, RHOS, SHORTCUT, Rendering
 from apps.endoscopy_scores import AUDIT, write_part
 from apps.endoscopy_scoring import render_missing
-from apps.endoscopy_training import WEIGHTS, Sizers, Training
+from apps.endoscopy_training import Sizers, Training
 from apps.files import write_bytes
 from apps.scores import Bar, Row, print_scores
 from apps.ticker import ticking
@@ -43,7 +42,7 @@ from endoscopy.evaluation.studies import (
 )
 from endoscopy.in_memory import frames_of, predictor_of, without_mask
 from endoscopy.metrics import CONTINUOUS, CutOffs
-from endoscopy.segmenter import Segmenter, load_segmenter
+from endoscopy.segmenter import Segmenter
 from endoscopy.variants import CONFIGURED
 
 Study = Literal[
@@ -256,6 +255,13 @@ NAMES = {
 }
 """Column that names the rows of a table; ``condition`` for audits."""
 
+PLAIN = ("overlap", "log_change", "correlation")
+SHOWN = {
+    *("macro_f1", "macro_f1_change", "mape", "mape_change", *PLAIN, "holds"),
+    *("ranking_auc", "gain", "open_rest", "r2", "accuracy", "accuracy_difference"),
+}
+"""Figures that are printed; all are in the scores."""
+
 
 def table_rows(name: str, table: pd.DataFrame) -> list[Row]:
     """Return every figure of a table of an audit or study, with its interval."""
@@ -267,20 +273,14 @@ def table_rows(name: str, table: pd.DataFrame) -> list[Row]:
             rows.append(Row(claim, task, "holds", float(one["holds"])))
         return rows
     label = NAMES.get(name, "condition")
-    figures = [c for c in table.columns if f"{c}_low" in table]
+    figures = [c for c in table.columns if f"{c}_low" in table or c in PLAIN]
     for _, one in table.iterrows():
         units = int(one["objects"] if "objects" in table else one["seeds"])
         for figure in figures:
-            value, low, high = one[figure], one[f"{figure}_low"], one[f"{figure}_high"]
-            if np.isfinite(value):
-                rows.append(Row(str(one[label]), task, figure, value, low, high, units))
+            bounds = (one.get(f"{figure}_low", np.nan), one.get(f"{figure}_high", np.nan))
+            if np.isfinite(one[figure]):
+                rows.append(Row(str(one[label]), task, figure, one[figure], *bounds, units))
     return rows
-
-
-def find_segmenter() -> Segmenter | None:
-    """Return the shipped segmenter; None if there is none."""
-    path = Path(str(files("endoscopy"))) / WEIGHTS / "segmenter.safetensors"
-    return load_segmenter(path) if path.is_file() else None
 
 
 def write_audit(audit: Audit, study: Study, config_path: Path | None) -> Path:
@@ -306,7 +306,8 @@ def write_audit(audit: Audit, study: Study, config_path: Path | None) -> Path:
     )
     for note in audit.notes:
         print(note)
-    print_scores(path, tasks=AUDIT)
+    tasks = AUDIT if study == "audits" else f"{AUDIT}{study}"
+    print_scores(path, metrics=SHOWN, tasks=tasks)
     return path
 
 

@@ -1,4 +1,4 @@
-"""The segmenter that is shipped: trained on rendered frames, whole ones and parts of them."""
+"""What the shipped segmenter is trained on: rendered frames, whole ones and parts of them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch.nn import functional as F
 
 from endoscopy.renderer.config import Exposure, RendererConfig
 from endoscopy.renderer.render import render_object
-from endoscopy.segmenter import Segmenter
-from endoscopy.segmenter_module import train_segmenter
 
 SIDE = 128  # pixels of a rendered frame
 SMALLEST_PART = 0.35  # of a side
@@ -54,31 +52,6 @@ def rendered_masks(
                 masks.append(F.interpolate(of_mask[None, None], (size, size), mode="area")[0, 0])
         tick()
     return torch.stack(images).round().byte(), torch.stack(masks) > 0.5
-
-
-def train_rendered_segmenter(
-    objects: int = 700,
-    frames: int = 3,
-    *,
-    size: int = 96,
-    epochs: int = 12,
-    seed: int = 0,
-    tick: Callable[[], None] = lambda: None,
-    progress: Callable[[int, float], None] | None = None,
-) -> Segmenter:
-    """Train the segmenter that is shipped; the same arguments give the same weights.
-
-    Args:
-        objects: Rendered polyps.
-        frames: Frames of each.
-        size: Pixels of a side that the segmenter works on.
-        epochs: Passes over all frames and parts.
-        seed: Of everything.
-        tick: Called after every rendered object.
-        progress: Called after every epoch with its number and mean loss.
-    """
-    images, masks = rendered_masks(objects, frames, seed=seed, size=size, tick=tick)
-    return train_segmenter(images, masks, size=size, epochs=epochs, seed=seed, progress=progress)
 
 
 def _part(mask: np.ndarray, generator: np.random.Generator) -> tuple[int, int, int]:

@@ -178,6 +178,8 @@ def test_another_box_gives_another_size_and_none_gives_a_message(run, page):
     corner(page, 440, 330, "1 drawn box")
     page.click("#go")
     page.wait_for_function("old => document.querySelector('#card').innerText !== old", arg=before)
+    page.wait_for_selector("#card .interval")
+    assert page.inner_text("#card") != before
     page.click("#clear")
     page.get_by_text("click two opposite corners").wait_for()
 

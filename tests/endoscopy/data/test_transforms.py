@@ -163,14 +163,13 @@ def test_scale_changes_are_refused_at_any_depth(step):
 
 
 def test_isometries_and_colors_are_allowed():
-    Pipeline(
-        [
-            A.Resize(8, 8),
-            A.Affine(rotate=(-9, 9), translate_px=3, scale=1.0, shear=0.0),
-            A.OneOf([A.GaussianBlur(), A.CLAHE(), A.ToGray()]),
-            A.Transpose(),
-        ]
-    )
+    steps = [
+        A.Resize(8, 8),
+        A.Affine(rotate=(-9, 9), translate_px=3, scale=1.0, shear=0.0),
+        A.OneOf([A.GaussianBlur(), A.CLAHE(), A.ToGray()]),
+        A.Transpose(),
+    ]
+    assert Pipeline(steps)(frame(), 1).image.shape == (8, 8, 3)
 
 
 def test_wrong_names_are_refused():

@@ -1,4 +1,4 @@
-"""Training on rendered frames, and what the shipped segmenter finds."""
+"""What the segmenter is trained on, its command, and what the shipped one finds."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 import endoscopy
-from endoscopy.rendered_segmenter import rendered_masks, train_rendered_segmenter
+from apps.endoscopy_segmenter import main
+from endoscopy.rendered_segmenter import rendered_masks
 from endoscopy.segmenter import load_segmenter
 from endoscopy.segmenter_module import intersection_over_union
 
@@ -27,11 +28,14 @@ def test_whole_frames_alternate_with_parts_that_show_most_of_the_polyp():
     assert torch.equal(images, again)
 
 
-def test_training_is_the_same_twice():
-    one, two = (
-        train_rendered_segmenter(2, 1, size=32, epochs=2, seed=4).state_dict() for _ in range(2)
-    )
+def test_the_command_trains_the_same_twice_and_tells_its_score(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("apps.endoscopy_segmenter.TEST_OBJECTS", 4)
+    words = ["--objects", "2", "--frames", "1", "--epochs", "2", "--output"]
+    for name in ("one", "two"):
+        main([*words, str(tmp_path / name)])
+    one, two = (load_segmenter(tmp_path / name).state_dict() for name in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+    assert "intersection over union of new polyps: 0." in capsys.readouterr().out
 
 
 def test_the_shipped_segmenter_finds_rendered_polyps():
