@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from core_gates.ops.gated_lora.op import gated_lora
     from core_gates.ops.gated_residual_norm.op import gated_residual_norm
     from core_gates.ops.grouped_linear.op import grouped_linear
+    from core_gates.ops.grouped_mlp.op import grouped_mlp
     from core_gates.ops.multi_gate_mix.op import multi_gate_mix
     from core_gates.ops.router.op import router
     from core_gates.ops.silu_gate.op import silu_gate
@@ -181,6 +182,7 @@ _HOMES = {
     "gated_lora": "ops.gated_lora.op",
     "gated_residual_norm": "ops.gated_residual_norm.op",
     "grouped_linear": "ops.grouped_linear.op",
+    "grouped_mlp": "ops.grouped_mlp.op",
     "importance_loss": "losses",
     "information_loss": "losses",
     "inject_gates": "surgery",
@@ -287,6 +289,7 @@ __all__ = [
     "gated_lora",
     "gated_residual_norm",
     "grouped_linear",
+    "grouped_mlp",
     "importance_loss",
     "information_loss",
     "inject_gates",

@@ -118,7 +118,7 @@ def _sorted(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
     order, place, counts = plan(chosen, experts.num_experts)
     k = chosen.indices.shape[1]
     rows = experts.run(x, counts, gather=torch.div(order, k, rounding_mode="floor"))
-    return combine(rows, chosen.weights, place)
+    return combine(rows, chosen.weights, place, order)
 
 
 def _is_step(chosen: Choices) -> bool:

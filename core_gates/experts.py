@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from core_gates.checkpoint_layouts import Layout, check_layout, merge_experts, split_experts
 from core_gates.dense_mlp import read_mlp
 from core_gates.ops.grouped_linear.activations import activate, check_activation
-from core_gates.ops.grouped_linear.op import grouped_linear
 from core_gates.ops.grouped_linear.segments import WEIGHT_FIRST
+from core_gates.ops.grouped_mlp.op import grouped_mlp
 
 Method = Literal["run", "batched", "dense", "single", "chosen"]
 
@@ -184,16 +184,17 @@ class StackedExperts(nn.Module):
 
     def _run(self, rows: Tensor, counts: Tensor, gather: Tensor | None) -> Tensor:
         first, first_bias, down, down_bias = self._weights()
-        hidden = grouped_linear(
+        return grouped_mlp(
             rows,
             first,
+            down,
             counts,
-            bias=first_bias,
+            first_bias=first_bias,
+            down_bias=down_bias,
             activation=self.activation,
             gated=self.gated,
             gather=gather,
         )
-        return grouped_linear(hidden, down, counts, bias=down_bias)
 
     def _batched(self, x: Tensor) -> Tensor:
         first, first_bias, down, down_bias = self._weights()

@@ -8,6 +8,7 @@ TESTS = (
     "tests/core_gates/test_dispatch.py",
     "tests/core_gates/test_experts.py",
     "tests/core_gates/test_grouped_linear.py",
+    "tests/core_gates/test_grouped_mlp.py",
     "tests/core_gates/test_router.py",
 )
 THREADS = 1

@@ -6,6 +6,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 from core_gates import RoutingOutput
+from core_gates import combine as combining
 from core_gates.combine import combine
 from core_gates.dispatch import DISPATCHES, choices, dispatch, plan
 from core_gates.experts import StackedExperts
@@ -196,6 +197,21 @@ def test_gradients_of_combine():
     place = torch.tensor([[0, 5], [3, 3], [1, 2]])
     assert gradcheck(combine, (rows, weights, place))
     assert gradgradcheck(combine, (rows, weights, place))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_gradients_of_combine_where_every_row_is_one_choice(chunk, monkeypatch, poisoned_empty):
+    monkeypatch.setattr(combining, "CHUNK", chunk)
+    rows = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
+    order = torch.tensor([4, 0, 3, 5, 1, 2])
+    place = order.argsort().view(3, 2)
+    assert gradcheck(combine, (rows, weights, place, order))
+    assert gradgradcheck(combine, (rows, weights, place, order))
+    half = rows.detach().bfloat16().requires_grad_()
+    grad = torch.randn(3, 4).bfloat16()
+    results = [combine(half, weights, place, *way) for way in ((), (order,))]
+    assert_close(*(torch.autograd.grad(r, (half, weights), grad) for r in results))
 
 
 def test_the_positions_must_fit(experts):

@@ -1,30 +1,84 @@
 """Activations of an expert, their values and their gradients."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_aten = torch.ops.aten
+_aten: Any = torch.ops.aten  # whose functions are not typed
 
 
 class Activation(NamedTuple):
-    """An element-wise function and its derivative times a gradient."""
+    """An element-wise function and its derivative times a gradient, both with ``out=``."""
 
-    value: Callable[[Tensor], Tensor]
-    gradient: Callable[[Tensor, Tensor], Tensor]
+    value: Callable[..., Tensor]
+    gradient: Callable[..., Tensor]
+
+
+def _identity(z: Tensor, *, out: Tensor | None = None) -> Tensor:
+    return z if out is None else out.copy_(z)
+
+
+def _relu(z: Tensor, *, out: Tensor | None = None) -> Tensor:
+    return F.relu(z) if out is None else torch.clamp_min(z, 0, out=out)
+
+
+def _silu(z: Tensor, *, out: Tensor | None = None) -> Tensor:
+    result: Tensor = F.silu(z) if out is None else _aten.silu.out(z, out=out)
+    return result
+
+
+def _gelu(z: Tensor, *, approximate: str, out: Tensor | None = None) -> Tensor:
+    how = {"approximate": approximate}
+    result: Tensor = F.gelu(z, **how) if out is None else _aten.gelu.out(z, **how, out=out)
+    return result
+
+
+def _identity_gradient(grad: Tensor, _: Tensor, *, out: Tensor | None = None) -> Tensor:
+    return grad if out is None else out.copy_(grad)
+
+
+def _relu_gradient(grad: Tensor, z: Tensor, *, out: Tensor | None = None) -> Tensor:
+    result: Tensor = (
+        _aten.threshold_backward(grad, z, 0)
+        if out is None
+        else _aten.threshold_backward.grad_input(grad, z, 0, grad_input=out)
+    )
+    return result
+
+
+def _silu_gradient(grad: Tensor, z: Tensor, *, out: Tensor | None = None) -> Tensor:
+    result: Tensor = (
+        _aten.silu_backward(grad, z)
+        if out is None
+        else _aten.silu_backward.grad_input(grad, z, grad_input=out)
+    )
+    return result
+
+
+def _gelu_gradient(
+    grad: Tensor, z: Tensor, *, approximate: str, out: Tensor | None = None
+) -> Tensor:
+    result: Tensor = (
+        _aten.gelu_backward(grad, z, approximate=approximate)
+        if out is None
+        else _aten.gelu_backward.grad_input(grad, z, approximate=approximate, grad_input=out)
+    )
+    return result
 
 
 ACTIVATIONS = {
-    "identity": Activation(lambda z: z, lambda grad, _: grad),
-    "relu": Activation(F.relu, lambda grad, z: _aten.threshold_backward(grad, z, 0)),
-    "silu": Activation(F.silu, lambda grad, z: _aten.silu_backward(grad, z)),
-    "gelu": Activation(F.gelu, lambda grad, z: _aten.gelu_backward(grad, z)),
+    "identity": Activation(_identity, _identity_gradient),
+    "relu": Activation(_relu, _relu_gradient),
+    "silu": Activation(_silu, _silu_gradient),
+    "gelu": Activation(
+        partial(_gelu, approximate="none"), partial(_gelu_gradient, approximate="none")
+    ),
     "gelu_tanh": Activation(
-        lambda z: F.gelu(z, approximate="tanh"),
-        lambda grad, z: _aten.gelu_backward(grad, z, approximate="tanh"),
+        partial(_gelu, approximate="tanh"), partial(_gelu_gradient, approximate="tanh")
     ),
 }
 
@@ -39,23 +93,25 @@ def check_activation(name: str) -> None:
         raise ValueError(f"unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}")
 
 
-def activate(z: Tensor, name: str, gated: bool) -> Tensor:
+def activate(z: Tensor, name: str, gated: bool, *, out: Tensor | None = None) -> Tensor:
     """Return ``act(z)``, or ``act(first half) * second half`` of the features if gated."""
     value = ACTIVATIONS[name].value
     if not gated:
-        return value(z)
+        return value(z, out=out)
     gate, up = z.chunk(2, -1)
-    return value(gate) * up
+    return torch.mul(value(gate, out=out), up, out=out)
 
 
-def activation_gradient(grad: Tensor, z: Tensor, name: str, gated: bool) -> Tensor:
+def activation_gradient(
+    grad: Tensor, z: Tensor, name: str, gated: bool, *, out: Tensor | None = None
+) -> Tensor:
     """Return the gradient with respect to ``z``, given that of ``activate(z, name, gated)``."""
     activation = ACTIVATIONS[name]
     if not gated:
-        return activation.gradient(grad, z)
+        return activation.gradient(grad, z, out=out)
     gate, up = z.chunk(2, -1)
-    out = torch.empty_like(z)
+    out = torch.empty_like(z) if out is None else out
     out_gate, out_up = out.chunk(2, -1)
-    out_gate.copy_(activation.gradient(grad * up, gate))
-    torch.mul(activation.value(gate), grad, out=out_up)
+    activation.gradient(torch.mul(grad, up, out=out_up), gate, out=out_gate)
+    torch.mul(activation.value(gate, out=out_up), grad, out=out_up)
     return out

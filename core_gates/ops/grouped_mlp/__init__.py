@@ -1,0 +1,1 @@
+"""Both linear maps of stacked experts as one op, group by group."""
