@@ -107,6 +107,7 @@ def machine() -> dict[str, str]:
     if not gpus:
         facts["GPU"] = "none: everything runs on the processor"
     facts["Triton"] = _triton(bool(gpus))
+    facts["C++ compiler"] = _compiler()
     return facts
 
 
@@ -132,6 +133,16 @@ def _triton(gpu: bool) -> str:
         return "not installed: the reference definitions are used"
     where = "kernels on the GPU" if gpu else "kernels only through its interpreter, in tests"
     return f"{done.stdout.strip()}, {where}"
+
+
+def _compiler() -> str:
+    from core_gates.errors import GatesError
+    from core_gates.ops._native import compiler
+
+    try:
+        return f"{compiler()}, for kernels('cpp') and torch.compile on the processor"
+    except GatesError:
+        return "none: kernels('cpp') and torch.compile on the processor need one, such as g++"
 
 
 def _facts(title: str, facts: dict[str, str]) -> Table:

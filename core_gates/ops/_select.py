@@ -1,4 +1,4 @@
-"""The choice between an op's definition, its compiled definition and its Triton kernel."""
+"""The choice between an op's definition, compiled or not, and its Triton and C++ kernels."""
 
 import functools
 import importlib.util
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from core_gates.errors import MissingExtraError
 
-Mode = Literal["reference", "compile", "triton"]
+Mode = Literal["reference", "compile", "triton", "cpp"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 ENVIRONMENT_VARIABLE = "CORE_GATES_KERNELS"
 
@@ -42,10 +42,12 @@ def kernels(mode: Mode) -> Iterator[None]:
         mode: ``reference`` (the default) runs the definition; ``compile`` runs it through a cached
             ``torch.compile``; ``triton`` runs the hand-written kernel on CUDA tensors. The kernel
             is never used for float64 or on other devices, where ``triton`` means ``reference``.
-            Second derivatives exist in ``reference`` mode only.
+            ``cpp`` runs C++ on float32 tensors of the CPU, compiled by the system's compiler at
+            the first call; other tensors, and ops without such a kernel, are computed by the
+            definition. Second derivatives exist in ``reference`` mode only.
 
     Raises:
-        ValueError: ``mode`` is not one of the three.
+        ValueError: ``mode`` is not one of the four.
     """
     global _mode
     previous, _mode = _mode, _checked(mode, "mode")
@@ -68,6 +70,11 @@ def use_kernel(*tensors: Tensor) -> bool:
     if not _HAS_TRITON:
         raise MissingExtraError("gpu", "triton")
     return True
+
+
+def use_cpp(*tensors: Tensor) -> bool:
+    """Tell whether the C++ kernel computes an op of these tensors."""
+    return _mode == "cpp" and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
 
 
 def definition(reference: F) -> F:

@@ -25,7 +25,13 @@ def test_every_extra_is_looked_at():
 def test_the_machine_is_described():
     facts = machine()
     assert facts["python"].startswith("3.")
-    assert {"platform", "torch", "Triton", "GPU"} <= facts.keys() or "GPU 0" in facts
+    assert {
+        "platform",
+        "torch",
+        "Triton",
+        "C++ compiler",
+        "GPU",
+    } <= facts.keys() or "GPU 0" in facts
 
 
 @pytest.mark.parametrize(

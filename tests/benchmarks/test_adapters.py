@@ -21,14 +21,14 @@ def test_every_bar_belongs_to_a_variant(small):
         variants = comparison.build(load_head).keys()
         assert comparison.baseline in variants
         assert comparison.bars.keys() <= variants
-        assert comparison.first_calls == ("compile",)
+        assert {"compile"} <= set(comparison.first_calls) <= {"compile", "cpp"}
         assert comparison.absent == {"peft": peft.ABSENT}
         bars |= {(comparison.name[-3:], name): bar for name, bar in comparison.bars.items()}
     assert bars == {
         ("K=3", "reference"): 1.25,
-        ("K=3", "compile"): 1.15,
+        ("K=3", "cpp"): 1.15,
         ("K=8", "reference"): 1.45,
-        ("K=8", "compile"): 1.30,
+        ("K=8", "cpp"): 1.30,
     }
     assert load_suite("adapters").threads == 1
 

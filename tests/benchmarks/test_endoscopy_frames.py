@@ -9,7 +9,7 @@ from benchmarks.run import load_head
 def test_the_bars_are_those_of_rendering_and_of_the_seam():
     bars = {c.op: c.bars for c in load_suite("endoscopy").comparisons()}
     assert bars["renderer"] == {"render_object": 0.5}
-    assert bars["gated_residual_norm"] == {"gated_residual_norm, compiled": 1 / 1.5}
+    assert bars["gated_residual_norm"] == {"gated_residual_norm, C++": 1 / 1.5}
 
 
 def test_all_renderers_draw_the_same_objects(monkeypatch):

@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from core_gates import experts
+from core_gates.ops import _native, kernels
 from core_gates.ops.grouped_linear import segments
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "moe_gates"
@@ -75,6 +77,15 @@ def kernel_device():
     if not torch.cuda.is_available():
         pytest.skip("native kernels need a CUDA device")
     return "cuda"
+
+
+@pytest.fixture
+def cpp():
+    """The mode of C++ kernels, compiled into the user's cache as they are elsewhere."""
+    if not any(map(shutil.which, _native.COMPILERS)):
+        pytest.skip("there is no C++ compiler")
+    with kernels("cpp"):
+        yield
 
 
 @pytest.fixture

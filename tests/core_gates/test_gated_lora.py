@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core_gates.adapters.lora_gate import LoraGate
 from core_gates.ops import kernels
-from core_gates.ops.gated_lora import op, reference, streamed
+from core_gates.ops.gated_lora import native, op, reference, streamed
 from core_gates.ops.gated_lora.op import gated_lora
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "autolora"
@@ -188,7 +188,7 @@ def test_blocks_change_nothing(tokens, small_blocks):
     assert_close(gradients(gated_lora, tensors, grad, [2, 3]), expected)
 
 
-@pytest.mark.parametrize(("dim", "size"), [(3072, 64), (2**18, 1), (2**20, 1), (64, 4096)])
+@pytest.mark.parametrize(("dim", "size"), [(3072, 32), (2**17, 1), (2**20, 1), (64, 2048)])
 def test_size_of_blocks(dim, size):
     assert streamed.block_size(torch.empty(1, dim, device="meta")) == size
 
@@ -374,3 +374,47 @@ def test_triton_mode_on_cuda():
             out = gated_lora(*tensors, [3, 17])
         results[mode] = out, *torch.autograd.grad(out.square().sum(), tensors)
     assert_close(results["triton"], results["reference"], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5, 40])
+@pytest.mark.parametrize("ranks", [[1], [4, 1, 2], [16] * 8], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_cpp_matches_the_definition(tokens, ranks, scale, cpp, poisoned_empty):
+    tensors = operands(tokens, 192, ranks)
+    with torch.no_grad():
+        tensors[3][:4] *= scale  # gates that are all but closed or open
+    exact = [t.detach().double() for t in tensors]
+    out = gated_lora(*tensors, ranks)
+    assert_close(out.double(), gated_lora(*exact, ranks), rtol=1e-4, atol=1e-4)
+    grad = torch.randn(tokens, 192, generator=torch.Generator().manual_seed(3))
+    found = torch.autograd.grad(out, tensors, grad)
+    with kernels("reference"):
+        assert_close(found, gradients(gated_lora, tensors, grad, ranks), rtol=0, atol=0)
+
+
+def test_cpp_may_overwrite_the_base_of_any_layout(cpp):
+    base, *others = (t.detach() for t in operands(9, 64, [2, 3]))
+    expected = gated_lora(base.clone(), *others, [2, 3])
+    with torch.no_grad():
+        wide = torch.stack([base, base], -1)[..., 0]
+        assert_close(gated_lora(wide, *others, [2, 3], overwrite_base=True), expected)
+        out = gated_lora(base, *others, [2, 3], overwrite_base=True)
+    assert torch.equal(out, expected)
+    assert out.data_ptr() == base.data_ptr()
+
+
+def test_cpp_passes_on_what_is_not_a_number(cpp):
+    tensors = [t.detach() for t in operands(8, 64, [2, 3])]
+    tensors[0][5, 7] = torch.nan
+    found = gated_lora(*tensors, [2, 3])
+    assert found[5].isnan().all()
+    assert found[[0, 1, 2, 3, 4, 6, 7]].isfinite().all()
+
+
+@pytest.mark.parametrize(("dim", "dtype"), [(63, torch.float32), (64, torch.bfloat16)])
+def test_what_cpp_does_not_compute_is_left_to_the_definition(dim, dtype, cpp, monkeypatch):
+    monkeypatch.setattr(native, "library", lambda _: pytest.fail("was called"))
+    tensors = operands(3, dim, [2, 3], dtype)
+    found = gated_lora(*tensors, [2, 3])
+    with kernels("reference"):
+        assert torch.equal(found, gated_lora(*tensors, [2, 3]))

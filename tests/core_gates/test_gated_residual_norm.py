@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from core_gates.ops import kernels
-from core_gates.ops.gated_residual_norm import reference
+from core_gates.ops.gated_residual_norm import native, reference
 from core_gates.ops.gated_residual_norm.op import gated_residual_norm
 
 SHAPES = [(0, 4), (1, 1), (3, 63), (5, 130)]
@@ -160,3 +160,51 @@ def test_triton_mode_on_cuda():
         grads = [torch.ones_like(o) for o in outputs]
         results[mode] = *outputs, *torch.autograd.grad(outputs, tensors, grads)
     assert_close(results["triton"], results["reference"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (1, 1), (3, 63), (300, 130), (2, 5, 48)], ids=str)
+def test_cpp_matches_the_definition(shape, cpp, poisoned_empty):
+    tensors, grads = arguments(shape), gradients(shape, torch.float32)
+    found = gated_residual_norm(*tensors, EPS)
+    precise = [t.detach().double().requires_grad_() for t in tensors]
+    expected = reference.forward(*precise, EPS)
+    assert_close([f.double() for f in found], list(expected), rtol=1e-5, atol=1e-5)
+    result = torch.autograd.grad(found, tensors, grads)
+    exact = torch.autograd.grad(expected, precise, [g.double() for g in grads])
+    for actual, wanted in zip(result, exact, strict=True):
+        scale = wanted.abs().max().item() if wanted.numel() else 1.0
+        assert_close(actual.double(), wanted, rtol=0, atol=1e-5 * max(scale, 1.0))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "offset", "expanded"])
+def test_cpp_takes_any_layout(layout, relayouts, cpp):
+    x, branch, *vectors = (t.detach() for t in arguments((6, 7)))
+    found = gated_residual_norm(relayouts[layout](x), relayouts[layout](branch), *vectors, EPS)
+    plain = relayouts[layout](x).contiguous(), relayouts[layout](branch).contiguous()
+    assert_close(found, gated_residual_norm(*plain, *vectors, EPS), rtol=0, atol=0)
+
+
+def test_cpp_gives_the_same_bits_on_any_number_of_threads(cpp, monkeypatch):
+    tensors, grads = arguments((500, 33)), gradients((500, 33), torch.float32)
+    results = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
+        found = gated_residual_norm(*tensors, EPS)
+        results.append([*found, *torch.autograd.grad(found, tensors, grads)])
+    assert all(map(torch.equal, *results))
+
+
+def test_cpp_is_one_node_of_a_compiled_region(cpp):
+    tensors, grads = arguments((5, 12)), gradients((5, 12), torch.float32)
+    compiled = torch.compile(gated_residual_norm, backend="aot_eager", fullgraph=True)
+    results = [torch.autograd.grad(f(*tensors, EPS), tensors, grads) for f in (compiled, OP)]
+    assert_close(*results)
+    opcheck(torch.ops.core_gates.gated_residual_norm_cpp.default, (*tensors, EPS))
+
+
+def test_what_cpp_does_not_compute_is_left_to_the_definition(cpp, monkeypatch):
+    monkeypatch.setattr(native, "library", lambda _: pytest.fail("was called"))
+    for dtype in (torch.float64, torch.bfloat16):
+        tensors = arguments((3, 8), dtype)
+        expected = reference.forward(*tensors, EPS)
+        assert_close(gated_residual_norm(*tensors, EPS), expected, rtol=0, atol=0)

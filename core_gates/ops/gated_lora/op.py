@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from core_gates.ops._select import definition, use_kernel
-from core_gates.ops.gated_lora import reference, streamed
+from core_gates.ops._select import definition, use_cpp, use_kernel
+from core_gates.ops.gated_lora import native, reference, streamed
 
 # Tiles of larger ranks exceed the shared memory of a multiprocessor (160 KiB and more).
 LARGEST_KERNEL_RANK = 128
@@ -98,6 +98,8 @@ def _run_streamed(
     if out is None:
         out = torch.empty_like(base, memory_format=torch.contiguous_format)
     with _autocast_off(base):
+        if use_cpp(base, hidden, up, coefficients) and native.possible(base):
+            return native.forward(base, hidden, up, coefficients, ranks, eps, out)
         mix = definition(reference.mix)
         return streamed.forward(mix, base, hidden, up, coefficients, ranks, eps, out)
 

@@ -78,10 +78,16 @@ def mix(
     scale = F.layer_norm(value, features, cross, lora, eps)
     total = torch.zeros_like(value)
     for k, (h, u) in enumerate(_adapters(hidden.to(acc), up.to(acc), ranks)):
-        y = h @ u
-        z = (y - mean[:, k : k + 1]).mul_(rstd[:, k : k + 1])
-        total.addcmul_(torch.addcmul(shift, scale, z).sigmoid_(), y)
+        _add_gated(total, h @ u, mean[:, k : k + 1], rstd[:, k : k + 1], shift, scale)
     return torch.addcmul(value, total, out).to(base.dtype)
+
+
+def _add_gated(
+    total: Tensor, y: Tensor, mean: Tensor, rstd: Tensor, shift: Tensor, scale: Tensor
+) -> None:
+    """Add ``sigmoid(shift + scale z) y``; temporaries end here and the next are as warm."""
+    z = (y - mean).mul_(rstd)
+    total.addcmul_(torch.addcmul(shift, scale, z).sigmoid_(), y)
 
 
 def mix_backward(

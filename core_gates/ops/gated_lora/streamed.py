@@ -12,7 +12,7 @@ from torch import Tensor
 from core_gates.ops.gated_lora import reference
 
 # Elements of a temporary: a few of them stay in the caches of a core; a GPU needs long blocks.
-_CPU_ELEMENTS, _GPU_ELEMENTS = 2**18, 2**24
+_CPU_ELEMENTS, _GPU_ELEMENTS = 2**17, 2**24
 
 
 def forward(

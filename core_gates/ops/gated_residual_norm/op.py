@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from core_gates.ops._select import definition, use_kernel
-from core_gates.ops.gated_residual_norm import reference
+from core_gates.ops._select import definition, use_cpp, use_kernel
+from core_gates.ops.gated_residual_norm import native, reference
 
 
 def gated_residual_norm(
@@ -44,16 +44,22 @@ def gated_residual_norm(
     for name, vector in (("scores", scores), ("weight", weight), ("bias", bias)):
         if vector.shape != (dim,):
             raise ValueError(f"{name} {tuple(vector.shape)} must have the shape ({dim},)")
-    if not use_kernel(x, branch, scores, weight):
+    cpp = use_cpp(x, branch, scores, weight, bias)
+    if not cpp and not use_kernel(x, branch, scores, weight):
         return definition(reference.forward)(x, branch, scores, weight, bias, eps)
     rows = x.reshape(-1, dim), branch.reshape(-1, dim)
-    total, normalized = _forward(*rows, scores, weight, bias, eps)
+    total, normalized = (_cpp if cpp else _forward)(*rows, scores, weight, bias, eps)
     return total.view(x.shape), normalized.view(x.shape)
 
 
 _forward = custom_op("core_gates::gated_residual_norm", reference.forward, mutates_args=())
 _backward = custom_op(
     "core_gates::gated_residual_norm_backward", reference.backward, mutates_args=()
+)
+
+_cpp = custom_op("core_gates::gated_residual_norm_cpp", native.forward, mutates_args=())
+_cpp_backward = custom_op(
+    "core_gates::gated_residual_norm_cpp_backward", native.backward, mutates_args=()
 )
 
 
@@ -81,6 +87,7 @@ def _(
     return kernel.backward(grad_total, grad_normalized, x, branch, scores, weight, eps)
 
 
+@_cpp.register_fake
 @_forward.register_fake
 def _(
     x: Tensor, _branch: Tensor, _scores: Tensor, _weight: Tensor, _bias: Tensor, _eps: float
@@ -88,6 +95,7 @@ def _(
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
+@_cpp_backward.register_fake
 @_backward.register_fake
 def _(
     _grad_total: Tensor,
@@ -113,3 +121,16 @@ def _differentiate(ctx: Any, grad_total: Tensor, grad_normalized: Tensor) -> Any
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _, branch, scores, weight, _, eps = inputs
+    ctx.save_for_backward(output[0], branch, scores, weight)
+    ctx.eps = eps
+
+
+def _differentiate_cpp(ctx: Any, grad_total: Tensor, grad_normalized: Tensor) -> Any:
+    return *_cpp_backward(grad_total, grad_normalized, *ctx.saved_tensors, ctx.eps), None
+
+
+_cpp.register_autograd(_differentiate_cpp, setup_context=_save_sum)

@@ -1,0 +1,151 @@
+// The output of K gated adapters for tokens whose statistics are known: products of low rank, gates
+// and sums stay in registers. Vectors are written in the extension that GCC and Clang share.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int LANES = 16, PARTS = 4;
+#elif defined(__AVX__)
+constexpr int LANES = 8, PARTS = 2;
+#else
+constexpr int LANES = 4, PARTS = 4;
+#endif
+constexpr int TOKENS = 4, BLOCK = LANES * PARTS;  // a tile: tokens and features
+
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+inline Vector load(const float* from) {
+    Vector value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline void store(float* to, Vector value) { std::memcpy(to, &value, sizeof value); }
+
+// exp for |x| <= LARGEST, with a relative error of 2e-7 (Cephes): 2^n times a polynomial.
+constexpr float LARGEST = 40;
+
+inline Vector exponential(Vector x) {
+    const Vector shifted = x * 1.44269504f + 12582912.f;  // rounds to an integer in the low bits
+    const Vector n = shifted - 12582912.f;
+    const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.f;
+    Integers bits, power;
+    std::memcpy(&bits, &p, sizeof bits);
+    std::memcpy(&power, &shifted, sizeof power);
+    bits += power << 23;
+    std::memcpy(&p, &bits, sizeof p);
+    return p;
+}
+
+inline Vector clamp(Vector x) {
+    x = x > LARGEST ? Vector{} + LARGEST : x;
+    return x < -LARGEST ? Vector{} - LARGEST : x;
+}
+
+// Mean and inverse standard deviation of a multiple of BLOCK values.
+void statistics(const float* values, int64_t dim, float eps, float& mean, float& rstd) {
+    Vector sums[PARTS] = {}, squares[PARTS] = {};
+    for (int64_t d = 0; d < dim; d += BLOCK)
+        for (int i = 0; i < PARTS; ++i) sums[i] += load(values + d + i * LANES);
+    float total = 0, spread = 0;
+    for (int i = 0; i < BLOCK; ++i) total += sums[i / LANES][i % LANES];
+    mean = total / dim;
+    for (int64_t d = 0; d < dim; d += BLOCK)
+        for (int i = 0; i < PARTS; ++i) {
+            const Vector deviation = load(values + d + i * LANES) - mean;
+            squares[i] += deviation * deviation;
+        }
+    for (int i = 0; i < BLOCK; ++i) spread += squares[i / LANES][i % LANES];
+    rstd = 1 / std::sqrt(spread / dim + eps);
+}
+
+// What the tokens of a tile bring along. Beyond ``count`` the last token is repeated, unwritten.
+struct Tokens {
+    int64_t count;
+    const float *base[TOKENS], *hidden[TOKENS], *mean[TOKENS], *rstd[TOKENS];
+    float base_mean[TOKENS], base_rstd[TOKENS];
+    float* out[TOKENS];
+};
+
+// Adapters: the rank where each one ends, and their BLOCK features in rows of ``stride``.
+struct Adapters {
+    const int64_t* ends;
+    int64_t count, stride;
+    const float *up, *coefficients;
+};
+
+// Features ``d`` to ``d + BLOCK`` of the tokens.
+void tile(const Tokens& tokens, const Adapters& adapters, int64_t d) {
+    Vector shift[TOKENS][PARTS], scale[TOKENS][PARTS], total[TOKENS][PARTS] = {};
+    for (int i = 0; i < PARTS; ++i) {
+        const float* row = adapters.coefficients + i * LANES;
+        Vector c[4];
+        for (int j = 0; j < 4; ++j) c[j] = load(row + j * adapters.stride);
+        for (int t = 0; t < TOKENS; ++t) {
+            const Vector base = load(tokens.base[t] + d + i * LANES);
+            const Vector n = (base - tokens.base_mean[t]) * tokens.base_rstd[t];
+            shift[t][i] = c[0] + c[1] * n;
+            scale[t][i] = c[2] + c[3] * n;
+        }
+    }
+    int64_t r = 0;
+    for (int64_t k = 0; k < adapters.count; ++k) {
+        Vector y[TOKENS][PARTS] = {};
+        for (; r < adapters.ends[k]; ++r) {
+            Vector row[PARTS];
+            for (int i = 0; i < PARTS; ++i)
+                row[i] = load(adapters.up + r * adapters.stride + i * LANES);
+            for (int t = 0; t < TOKENS; ++t)
+                for (int i = 0; i < PARTS; ++i) y[t][i] += row[i] * tokens.hidden[t][r];
+        }
+        for (int t = 0; t < TOKENS; ++t) {
+            const float mean = tokens.mean[t][k], rstd = tokens.rstd[t][k];
+            for (int i = 0; i < PARTS; ++i) {
+                const Vector logit = shift[t][i] + scale[t][i] * ((y[t][i] - mean) * rstd);
+                total[t][i] += y[t][i] / (exponential(clamp(-logit)) + 1.f);
+            }
+        }
+    }
+    for (int64_t t = 0; t < tokens.count; ++t)
+        for (int i = 0; i < PARTS; ++i) {
+            const Vector out = load(adapters.coefficients + 4 * adapters.stride + i * LANES);
+            const Vector base = load(tokens.base[t] + d + i * LANES);
+            store(tokens.out[t] + d + i * LANES, base + out * total[t][i]);
+        }
+}
+
+}  // namespace
+
+// base and out (N, dim) with dim a multiple of 64, hidden (N, R), mean and rstd (N, K), up (R, dim),
+// coefficients (5, dim).
+extern "C" void mix(const float* base, const float* hidden, const float* mean, const float* rstd,
+                    const float* up, const float* coefficients, const int64_t* ends, float* out,
+                    int64_t count, int64_t dim, float eps, int64_t start, int64_t end) {
+    const int64_t ranks = ends[count - 1], tiles = (end - start + TOKENS - 1) / TOKENS;
+    std::vector<Tokens> tokens(tiles);
+    for (int64_t i = 0; i < tiles * TOKENS; ++i) {
+        Tokens& one = tokens[i / TOKENS];
+        const int64_t row = std::min(start + i, end - 1), t = i % TOKENS;
+        if (start + i < end) one.count = t + 1;
+        one.base[t] = base + row * dim, one.hidden[t] = hidden + row * ranks;
+        one.mean[t] = mean + row * count, one.rstd[t] = rstd + row * count;
+        one.out[t] = out + row * dim;
+        statistics(one.base[t], dim, eps, one.base_mean[t], one.base_rstd[t]);
+    }
+    for (int64_t d = 0; d < dim; d += BLOCK) {
+        const Adapters adapters{ends, count, dim, up + d, coefficients + d};
+        for (const Tokens& one : tokens) tile(one, adapters, d);
+    }
+}

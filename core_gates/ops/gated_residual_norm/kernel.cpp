@@ -1,0 +1,106 @@
+// y = x + s * branch and its LayerNorm, forwards and backwards, a row at a time: a row is read from
+// memory once and stays in the first cache until all is done with it.
+#include <cmath>
+#include <cstdint>
+
+namespace {
+
+constexpr int WIDTH = 16;  // partial sums, so that the compiler may vectorize without reordering
+
+float sum(const float* values, int64_t dim) {
+    float partial[WIDTH] = {};
+    int64_t d = 0;
+    for (; d + WIDTH <= dim; d += WIDTH)
+        for (int lane = 0; lane < WIDTH; ++lane) partial[lane] += values[d + lane];
+    float total = 0;
+    for (; d < dim; ++d) total += values[d];
+    for (float one : partial) total += one;
+    return total;
+}
+
+float sum_of_squares(const float* values, float mean, int64_t dim) {
+    float partial[WIDTH] = {};
+    int64_t d = 0;
+    for (; d + WIDTH <= dim; d += WIDTH)
+        for (int lane = 0; lane < WIDTH; ++lane) {
+            const float deviation = values[d + lane] - mean;
+            partial[lane] += deviation * deviation;
+        }
+    float total = 0;
+    for (; d < dim; ++d) total += (values[d] - mean) * (values[d] - mean);
+    for (float one : partial) total += one;
+    return total;
+}
+
+void statistics(const float* values, int64_t dim, float eps, float& mean, float& rstd) {
+    mean = sum(values, dim) / dim;
+    rstd = 1 / std::sqrt(sum_of_squares(values, mean, dim) / dim + eps);
+}
+
+// Sums of outer * weight, and of that times the normalized values.
+void projections(const float* __restrict outer, const float* __restrict total,
+                 const float* __restrict weight, float mean, float rstd, int64_t dim, float& plain,
+                 float& along) {
+    float plains[WIDTH] = {}, alongs[WIDTH] = {};
+    int64_t d = 0;
+    for (; d + WIDTH <= dim; d += WIDTH)
+        for (int lane = 0; lane < WIDTH; ++lane) {
+            const float scaled = outer[d + lane] * weight[d + lane];
+            plains[lane] += scaled;
+            alongs[lane] += scaled * ((total[d + lane] - mean) * rstd);
+        }
+    plain = along = 0;
+    for (; d < dim; ++d) {
+        const float scaled = outer[d] * weight[d];
+        plain += scaled;
+        along += scaled * ((total[d] - mean) * rstd);
+    }
+    for (int lane = 0; lane < WIDTH; ++lane) plain += plains[lane], along += alongs[lane];
+}
+
+}  // namespace
+
+extern "C" void forward(const float* __restrict x, const float* __restrict branch,
+                        const float* __restrict scores, const float* __restrict weight,
+                        const float* __restrict bias, float* __restrict total,
+                        float* __restrict normalized, int64_t dim, float eps, int64_t start,
+                        int64_t end) {
+    for (int64_t row = start; row < end; ++row) {
+        const int64_t at = row * dim;
+        for (int64_t d = 0; d < dim; ++d) total[at + d] = x[at + d] + scores[d] * branch[at + d];
+        float mean, rstd;
+        statistics(total + at, dim, eps, mean, rstd);
+        for (int64_t d = 0; d < dim; ++d)
+            normalized[at + d] = (total[at + d] - mean) * rstd * weight[d] + bias[d];
+    }
+}
+
+// ``sums`` holds, for every chunk of rows, the gradients of scores, weight and bias.
+extern "C" void backward(const float* __restrict grad_total, const float* __restrict grad_normalized,
+                         const float* __restrict total, const float* __restrict branch,
+                         const float* __restrict scores, const float* __restrict weight,
+                         float* __restrict grad_x, float* __restrict grad_branch,
+                         float* __restrict sums, int64_t dim, int64_t chunk, float eps,
+                         int64_t start, int64_t end) {
+    float* __restrict sum_scores = sums + start / chunk * 3 * dim;
+    float* __restrict sum_weight = sum_scores + dim;
+    float* __restrict sum_bias = sum_weight + dim;
+    for (int64_t row = start; row < end; ++row) {
+        const int64_t at = row * dim;
+        float mean, rstd, plain, along;
+        statistics(total + at, dim, eps, mean, rstd);
+        projections(grad_normalized + at, total + at, weight, mean, rstd, dim, plain, along);
+        plain /= dim, along /= dim;
+        for (int64_t d = 0; d < dim; ++d) {
+            const float outer = grad_normalized[at + d];
+            const float unit = (total[at + d] - mean) * rstd;
+            const float grad =
+                grad_total[at + d] + rstd * (outer * weight[d] - plain - unit * along);
+            grad_x[at + d] = grad;
+            grad_branch[at + d] = grad * scores[d];
+            sum_scores[d] += grad * branch[at + d];
+            sum_weight[d] += outer * unit;
+            sum_bias[d] += outer;
+        }
+    }
+}
