@@ -91,7 +91,7 @@ class WindowAttention(nn.Module):
         index = shape_constant(
             _position_index, layout.window, self.window, self.legacy_clip, device
         )
-        table = self.position_bias[index.flatten()]
+        table = self.position_bias.index_select(0, index.view(-1))
         bias: Tensor = table.view(1, 1, *index.shape, -1).permute(0, 1, 4, 2, 3)
         mask = layout.mask(device)
         if mask is not None:
@@ -127,7 +127,7 @@ def _position_index(window: Extents, full: Extents, legacy: bool, device: torch.
     offset = cells[:, None] - cells[None, :] + torch.tensor(full, device=device) - 1
     rows, columns = 2 * full[1] - 1, 2 * full[2] - 1
     index = (offset[..., 0] * rows + offset[..., 1]) * columns + offset[..., 2]
-    return index[:num_cells, :num_cells]
+    return index[:num_cells, :num_cells].contiguous()
 
 
 def _init_linear(linear: nn.Linear) -> None:

@@ -16,6 +16,7 @@ constexpr int LANES = 8, PARTS = 2;
 constexpr int LANES = 4, PARTS = 4;
 #endif
 constexpr int TOKENS = 4, BLOCK = LANES * PARTS;  // a tile: tokens and features
+constexpr int FEATURES = 64;                      // of a packed piece of ``up``
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(int32_t))));
@@ -79,10 +80,11 @@ struct Tokens {
     float* out[TOKENS];
 };
 
-// Adapters: the rank where each one ends, and their BLOCK features in rows of ``stride``.
+// Adapters: the rank where each one ends, and BLOCK features of theirs. Those of ``up`` lie FEATURES
+// apart: rows as long as a page would push each other out of the first cache.
 struct Adapters {
     const int64_t* ends;
-    int64_t count, stride;
+    int64_t count, dim;
     const float *up, *coefficients;
 };
 
@@ -92,7 +94,7 @@ void tile(const Tokens& tokens, const Adapters& adapters, int64_t d) {
     for (int i = 0; i < PARTS; ++i) {
         const float* row = adapters.coefficients + i * LANES;
         Vector c[4];
-        for (int j = 0; j < 4; ++j) c[j] = load(row + j * adapters.stride);
+        for (int j = 0; j < 4; ++j) c[j] = load(row + j * adapters.dim);
         for (int t = 0; t < TOKENS; ++t) {
             const Vector base = load(tokens.base[t] + d + i * LANES);
             const Vector n = (base - tokens.base_mean[t]) * tokens.base_rstd[t];
@@ -106,21 +108,27 @@ void tile(const Tokens& tokens, const Adapters& adapters, int64_t d) {
         for (; r < adapters.ends[k]; ++r) {
             Vector row[PARTS];
             for (int i = 0; i < PARTS; ++i)
-                row[i] = load(adapters.up + r * adapters.stride + i * LANES);
+                row[i] = load(adapters.up + r * FEATURES + i * LANES);
             for (int t = 0; t < TOKENS; ++t)
                 for (int i = 0; i < PARTS; ++i) y[t][i] += row[i] * tokens.hidden[t][r];
         }
         for (int t = 0; t < TOKENS; ++t) {
             const float mean = tokens.mean[t][k], rstd = tokens.rstd[t][k];
+            Vector odds[PARTS];  // of a closed gate, plus 1: what y is divided by
             for (int i = 0; i < PARTS; ++i) {
                 const Vector logit = shift[t][i] + scale[t][i] * ((y[t][i] - mean) * rstd);
-                total[t][i] += y[t][i] / (exponential(clamp(-logit)) + 1.f);
+                odds[i] = exponential(clamp(-logit)) + 1.f;
+            }
+            for (int i = 0; i < PARTS; i += 2) {  // one division for two
+                const Vector inverse = 1.f / (odds[i] * odds[i + 1]);
+                total[t][i] += y[t][i] * (inverse * odds[i + 1]);
+                total[t][i + 1] += y[t][i + 1] * (inverse * odds[i]);
             }
         }
     }
     for (int64_t t = 0; t < tokens.count; ++t)
         for (int i = 0; i < PARTS; ++i) {
-            const Vector out = load(adapters.coefficients + 4 * adapters.stride + i * LANES);
+            const Vector out = load(adapters.coefficients + 4 * adapters.dim + i * LANES);
             const Vector base = load(tokens.base[t] + d + i * LANES);
             store(tokens.out[t] + d + i * LANES, base + out * total[t][i]);
         }
@@ -128,8 +136,8 @@ void tile(const Tokens& tokens, const Adapters& adapters, int64_t d) {
 
 }  // namespace
 
-// base and out (N, dim) with dim a multiple of 64, hidden (N, R), mean and rstd (N, K), up (R, dim),
-// coefficients (5, dim).
+// base and out (N, dim) with dim a multiple of 64, hidden (N, R), mean and rstd (N, K),
+// up (dim / 64, R, 64), coefficients (5, dim).
 extern "C" void mix(const float* base, const float* hidden, const float* mean, const float* rstd,
                     const float* up, const float* coefficients, const int64_t* ends, float* out,
                     int64_t count, int64_t dim, float eps, int64_t start, int64_t end) {
@@ -145,7 +153,8 @@ extern "C" void mix(const float* base, const float* hidden, const float* mean, c
         statistics(one.base[t], dim, eps, one.base_mean[t], one.base_rstd[t]);
     }
     for (int64_t d = 0; d < dim; d += BLOCK) {
-        const Adapters adapters{ends, count, dim, up + d, coefficients + d};
+        const float* piece = up + d / FEATURES * FEATURES * ranks + d % FEATURES;
+        const Adapters adapters{ends, count, dim, piece, coefficients + d};
         for (const Tokens& one : tokens) tile(one, adapters, d);
     }
 }

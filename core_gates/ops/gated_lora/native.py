@@ -38,7 +38,8 @@ def forward(
     """
     mean, rstd = reference.statistics(hidden, up, ranks, eps)
     ends = torch.tensor(list(accumulate(ranks)))
-    inputs = [t.contiguous() for t in (base, hidden, mean, rstd, up, coefficients)]
+    packed = up.view(len(up), -1, FEATURES).transpose(0, 1)
+    inputs = [t.contiguous() for t in (base, hidden, mean, rstd, packed, coefficients)]
     target = out if out.is_contiguous() else torch.empty(out.shape)
     arguments = [*inputs, ends, target, len(ranks), base.shape[1], float(eps)]
     run_rows(library(SOURCE).mix, arguments, len(base), CHUNK)
