@@ -140,7 +140,7 @@ def _compiler() -> str:
     from core_gates.ops._native import compiler
 
     try:
-        return f"{compiler()}, for kernels('cpp') and torch.compile on the processor"
+        return f"{' '.join(compiler())}, for kernels('cpp') and torch.compile on the processor"
     except GatesError:
         return "none: kernels('cpp') and torch.compile on the processor need one, such as g++"
 

@@ -123,14 +123,17 @@ class Sizers:
         return bundle_of(module, self.datamodule, facts={"checkpoint": str(path)})
 
     def train_missing(self, trainings: Sequence[Training]) -> None:
-        """Train what is missing, on all cores of a CPU."""
+        """Build the caches that trainings and predictions read, and train what is missing.
+
+        A CPU trains on all of its cores; only one process may build a cache.
+        """
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+        for training in trainings:
+            self.data(training).prepare_data()
         missing = self.missing(trainings)
         if not missing:
             return
-        self.datamodule.prepare_data()
-        self.datamodule.setup("fit")
-        for training in missing:  # caches are built here, since only one process may build one
-            self.data(training).prepare_data()
         with ticking("training", self.epochs * len(missing)) as tick:
             run_all(self.train, [(one,) for one in missing], tick)
 

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "68719476736",
     "MALLOC_TOP_PAD_": "67108864",
 }
+
+CACHES = ("CORE_GATES_CACHE", "TORCHINDUCTOR_CACHE_DIR")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,7 +86,7 @@ def _tests_pass(suite: Suite) -> bool:
 
 def _measure_all(suite: Suite, device: torch.device, base: str | None, rounds: int) -> list[Row]:
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _empty_caches(Path(folder)):
         tree = BaseTree(base, Path(folder), ROOT.parent) if base else None
         for comparison in suite.comparisons():
             free = available_memory()
@@ -94,6 +97,20 @@ def _measure_all(suite: Suite, device: torch.device, base: str | None, rounds: i
             rows += measure(comparison, tree, base or "", rounds, device)
             gc.collect()
     return rows
+
+
+@contextmanager
+def _empty_caches(folder: Path) -> Iterator[None]:
+    """Have all that is compiled compiled anew, so that first calls are first calls."""
+    before = {name: os.environ.get(name) for name in CACHES}
+    os.environ.update({name: str(folder / name.lower()) for name in CACHES})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def measure(

@@ -52,7 +52,8 @@ class _Combine(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         rows, weights, place, order = ctx.saved_tensors
         if order is not None and rows.is_cpu:
-            return *_row_by_row(grad, rows, weights, place, order), None, None
+            needs = ctx.needs_input_grad
+            return *_row_by_row(grad, rows, weights, place, order, needs), None, None
         grad_rows = grad_weights = None
         if ctx.needs_input_grad[0]:
             shares = (grad.unsqueeze(1) * weights.unsqueeze(2)).to(rows.dtype).flatten(0, 1)
@@ -67,17 +68,24 @@ class _Combine(torch.autograd.Function):
 
 
 def _row_by_row(
-    grad: Tensor, rows: Tensor, weights: Tensor, place: Tensor, order: Tensor
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor,
+    rows: Tensor,
+    weights: Tensor,
+    place: Tensor,
+    order: Tensor,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of rows and weights from that of the sums, in one pass over the rows."""
     exact = torch.promote_types(rows.dtype, weights.dtype)
-    grad_rows = torch.empty_like(rows)
-    dots = torch.empty(len(rows), dtype=weights.dtype)
+    grad_rows = torch.empty_like(rows) if needs[0] else None
+    dots = torch.empty(len(rows), dtype=weights.dtype, device=rows.device) if needs[1] else None
     position = torch.div(order, place.shape[1], rounding_mode="floor")
     scale = weights.flatten()[order].unsqueeze(1)
     for start in range(0, len(rows), CHUNK):
         part = slice(start, start + CHUNK)
         share = grad.index_select(0, position[part]).to(exact)
-        dots[part] = (rows[part] * share).sum(1)
-        grad_rows[part] = share * scale[part]
-    return grad_rows, dots[place]
+        if dots is not None:
+            dots[part] = (rows[part] * share).sum(1)
+        if grad_rows is not None:
+            grad_rows[part] = share * scale[part]
+    return grad_rows, None if dots is None else dots[place]

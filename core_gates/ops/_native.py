@@ -9,11 +9,12 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,22 @@ FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contr
 COMPILERS = ("c++", "g++", "clang++")
 
 
-def compiler() -> str:
-    """Return the path of the C++ compiler: ``CXX``, or the first one that is found.
+def compiler() -> list[str]:
+    """Return the command of the C++ compiler: ``CXX``, or the first one that is found.
 
     Raises:
         GatesError: There is none.
     """
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
-    found = next(filter(None, map(shutil.which, names)), None)
-    if found is None:
-        raise GatesError(
-            f"kernels('cpp') needs a C++ compiler, found no {' or '.join(names)}: install g++ or"
-            " clang, or name one in CXX"
-        )
-    return found
+    named = shlex.split(os.environ.get("CXX", ""))
+    for command in [named] if named else [[name] for name in COMPILERS]:
+        path = shutil.which(command[0])
+        if path is not None:
+            return [path, *command[1:]]
+    wanted = named[0] if named else " or ".join(COMPILERS)
+    raise GatesError(
+        f"kernels('cpp') needs a C++ compiler, found no {wanted}: install g++ or clang, or name one"
+        " in CXX"
+    )
 
 
 @functools.cache
@@ -50,46 +53,86 @@ def library(source: Path) -> ctypes.CDLL:
     Libraries are kept in ``CORE_GATES_CACHE``, or in ``gatesuite`` of the user's cache folder.
 
     Raises:
-        GatesError: There is no compiler, or it fails.
+        GatesError: There is no compiler, it fails, or the folder cannot be used.
     """
-    content = source.read_bytes()
-    key = hashlib.sha256(b"\0".join([content, repr(FLAGS).encode(), _processor()])).hexdigest()
-    path = _cache_folder() / f"{source.parent.name}-{key[:16]}.so"
-    if not path.is_file():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            built = Path(folder) / path.name
-            _compile(source, built)
-            built.replace(path)
-    return ctypes.CDLL(str(path))
-
-
-def _compile(source: Path, target: Path) -> None:
-    command = [compiler(), *FLAGS, "-march=native", str(source), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        reason = next((line for line in lines if "error" in line), "no message")
+    try:
+        path = _cache_folder() / f"{source.parent.name}-{_key(source)}.so"
+        if not path.is_file():
+            _build(source, path)
+        _refuse_foreign(path)
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # damaged, or of another system
+            _build(source, path)
+            return ctypes.CDLL(str(path))
+    except (OSError, RuntimeError) as error:
         raise GatesError(
-            f"{command[0]} could not compile {source.name} of {source.parent.name}: {reason}; use"
-            " kernels('reference')"
-        )
+            f"kernels('cpp') cannot keep what it compiles: {error}; name a folder that you may"
+            f" write in {CACHE_VARIABLE}"
+        ) from None
+
+
+def _key(source: Path) -> str:
+    """Return what tells libraries apart; a home may be shared by processors of many kinds."""
+    flags = b""
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+        flags = next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
+    named = os.environ.get("CXX", "")
+    facts = [source.read_bytes(), repr((FLAGS, platform.machine(), named)).encode(), flags]
+    return hashlib.sha256(b"\0".join(facts)).hexdigest()[:16]
 
 
 def _cache_folder() -> Path:
     named = os.environ.get(CACHE_VARIABLE)
     if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatesuite"
+        return Path(named).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache").absolute() / "gatesuite"
 
 
-def _processor() -> bytes:
-    """Return what tells processors apart that need other code: a home may be shared by many."""
-    flags = b""
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-        flags = next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
-    return platform.machine().encode() + flags
+def _refuse_foreign(path: Path) -> None:
+    """Refuse to run what another user may have written."""
+    if not hasattr(os, "getuid"):
+        return
+    for one in (path.parent, path):
+        found = one.stat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise GatesError(
+                f"others may write to {one}, which kernels('cpp') would run: chmod go-w it, or"
+                f" name a folder of your own in {CACHE_VARIABLE}"
+            )
+
+
+def _build(source: Path, path: Path) -> None:
+    command = compiler()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / path.name
+        ends = (str(source), "-o", str(built))
+        done = _call([*command, *FLAGS, "-march=native", *ends])
+        if done.returncode:  # not every compiler knows the processor that it runs on
+            done = _call([*command, *FLAGS, *ends])
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            reason = next((line for line in lines if "error" in line), lines[-1])
+            raise GatesError(
+                f"{command[0]} could not compile {source.name} of {source.parent.name}: {reason};"
+                " use kernels('reference')"
+            )
+        built.chmod(0o700)
+        built.replace(path)
+
+
+def _call(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=os.environ | {"LC_ALL": "C"},
+        check=False,
+    )
 
 
 def run_rows(function: Any, arguments: Sequence[object], num_rows: int, chunk: int) -> None:
@@ -97,9 +140,12 @@ def run_rows(function: Any, arguments: Sequence[object], num_rows: int, chunk: i
 
     Args:
         function: Function of a library.
-        arguments: Tensors, which must be contiguous, integers and floats.
+        arguments: Contiguous float32 and int64 tensors of the CPU, integers and floats.
         num_rows: Number of rows.
         chunk: Rows of a call; results may depend on it, but not on the number of threads.
+
+    Raises:
+        TypeError: A tensor is of another kind.
     """
     fixed = [_argument(one) for one in arguments]
     starts = range(0, num_rows, chunk)
@@ -112,17 +158,36 @@ def run_rows(function: Any, arguments: Sequence[object], num_rows: int, chunk: i
     if threads <= 1:
         for start in starts:
             call(start)
-    else:
-        list(_pool(threads).map(call, starts))
+        return
+    waiting = [_pool(threads).submit(call, start) for start in starts]
+    try:
+        for one in waiting:
+            one.result()
+    finally:  # whatever interrupts: nothing may write to tensors that are given up
+        for one in waiting:
+            one.cancel()
+        wait(waiting)
 
 
 def _argument(value: object) -> Any:
     if isinstance(value, Tensor):
-        assert value.is_contiguous()
+        known = value.dtype in (torch.float32, torch.int64) and value.is_cpu
+        if not known or not value.is_contiguous() or (value.numel() and not value.data_ptr()):
+            raise TypeError(
+                f"a C++ kernel needs contiguous float32 or int64 of the CPU, got {value.dtype} on"
+                f" {value.device} with strides {value.stride()}"
+            )
         return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_float(value)  # type: ignore[arg-type]
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    assert isinstance(value, float)
+    return ctypes.c_float(value)
 
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="core_gates")
+
+
+if hasattr(os, "register_at_fork"):  # a child has no threads but the one that forked
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from core_gates.errors import MissingExtraError
 
@@ -44,7 +45,8 @@ def kernels(mode: Mode) -> Iterator[None]:
             is never used for float64 or on other devices, where ``triton`` means ``reference``.
             ``cpp`` runs C++ on float32 tensors of the CPU, compiled by the system's compiler at
             the first call; other tensors, and ops without such a kernel, are computed by the
-            definition. Second derivatives exist in ``reference`` mode only.
+            definition. Second derivatives exist in ``reference`` mode only, and for stacked
+            experts in float64 only.
 
     Raises:
         ValueError: ``mode`` is not one of the four.
@@ -73,8 +75,11 @@ def use_kernel(*tensors: Tensor) -> bool:
 
 
 def use_cpp(*tensors: Tensor) -> bool:
-    """Tell whether the C++ kernel computes an op of these tensors."""
-    return _mode == "cpp" and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
+    """Tell whether the C++ kernel computes an op of these tensors, which must be plain ones."""
+    if _mode != "cpp" or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        return False
+    plain = all(type(t) in (Tensor, Parameter) for t in tensors)
+    return plain and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
 
 
 def definition(reference: F) -> F:

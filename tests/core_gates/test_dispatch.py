@@ -208,6 +208,8 @@ def test_gradients_of_combine_where_every_row_is_one_choice(chunk, monkeypatch, 
     place = order.argsort().view(3, 2)
     assert gradcheck(combine, (rows, weights, place, order))
     assert gradgradcheck(combine, (rows, weights, place, order))
+    assert gradcheck(lambda r: combine(r, weights.detach(), place, order), rows)
+    assert gradcheck(lambda w: combine(rows.detach(), w, place, order), weights)
     half = rows.detach().bfloat16().requires_grad_()
     grad = torch.randn(3, 4).bfloat16()
     results = [combine(half, weights, place, *way) for way in ((), (order,))]

@@ -403,9 +403,10 @@ def test_cpp_may_overwrite_the_base_of_any_layout(cpp):
     assert out.data_ptr() == base.data_ptr()
 
 
-def test_cpp_passes_on_what_is_not_a_number(cpp):
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, -1], ids=hex)
+def test_cpp_passes_on_what_is_not_a_number(bits, cpp):
     tensors = [t.detach() for t in operands(8, 64, [2, 3])]
-    tensors[0][5, 7] = torch.nan
+    tensors[0].view(torch.int32)[5, 7] = bits
     found = gated_lora(*tensors, [2, 3])
     assert found[5].isnan().all()
     assert found[[0, 1, 2, 3, 4, 6, 7]].isfinite().all()

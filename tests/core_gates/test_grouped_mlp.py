@@ -146,6 +146,11 @@ def test_compiles_into_one_graph():
     assert_close(*(torch.autograd.grad(r.square().sum(), leaves(arguments)) for r in results))
 
 
+def test_more_rows_than_there_are_are_refused():
+    with pytest.raises(ValueError, match="counts are those of 45 rows, but there are 18"):
+        grouped_mlp(**(problem("balanced") | {"counts": torch.tensor([15, 15, 15])}))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -47,7 +47,7 @@ inline Vector exponential(Vector x) {
     std::memcpy(&power, &shifted, sizeof power);
     bits += power << 23;
     std::memcpy(&p, &bits, sizeof p);
-    return p;
+    return x == x ? p : x;  // what is not a number stays so
 }
 
 inline Vector clamp(Vector x) {

@@ -17,7 +17,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Return the sum and its normalization (N, D)."""
     inputs = [t.contiguous() for t in (x, branch, scores, weight, bias)]
-    total, normalized = (torch.empty(x.shape) for _ in range(2))
+    total, normalized = (_empty_like(x) for _ in range(2))
     arguments = [*inputs, total, normalized, x.shape[1], float(eps)]
     run_rows(library(SOURCE).forward, arguments, len(x), CHUNK)
     return total, normalized
@@ -35,9 +35,13 @@ def backward(
     """Return the gradients of x, branch, scores, weight and bias, given the sum ``total``."""
     inputs = [t.contiguous() for t in (grad_total, grad_normalized, total, branch, scores, weight)]
     rows, dim = total.shape
-    grad_x, grad_branch = (torch.empty(total.shape) for _ in range(2))
-    sums = torch.zeros(-(-rows // CHUNK), 3, dim)
+    grad_x, grad_branch = (_empty_like(total) for _ in range(2))
+    sums = total.new_zeros(-(-rows // CHUNK), 3, dim)
     arguments = [*inputs, grad_x, grad_branch, sums, dim, CHUNK, float(eps)]
     run_rows(library(SOURCE).backward, arguments, rows, CHUNK)
     of_scores, of_weight, of_bias = (row.clone() for row in sums.sum(0))
     return grad_x, grad_branch, of_scores, of_weight, of_bias
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,8 +1,8 @@
 """``grouped_mlp`` group by group: what is between the two maps of a group stays in the cache.
 
 The definition writes the hidden values of all rows to memory and reads them again, forwards and
-backwards. Here the values before the activation are all that is kept, the activation is computed
-once more in the backward pass, and every buffer is as long as the longest group.
+backwards. Here the values before the activation are all that is kept, for training alone; the
+activation is computed once more in the backward pass, and buffers are as long as the longest group.
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,8 @@ def forward(
     num_rows = x.shape[0] if gather is None else gather.shape[0]
     sizes = counts.tolist()
     longest, used = max(sizes, default=0), sum(sizes)
+    if used > num_rows:
+        raise ValueError(f"counts are those of {used} rows, but there are {num_rows}")
     out = _empty((num_rows, down.shape[1]), x)
     kept = _empty((num_rows if keep else 0, first.shape[1]), x)
     scores = kept if keep else _empty((longest, first.shape[1]), x)
