@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def test_fit_leaves_a_run_and_a_network_that_knows_its_scope(sizing):
     assert bundle.scope.calibrated_for == ("synthetic",)
     assert bundle.conformal is None  # four calibration objects are too few
     assert "research only" in (folder / "weights/configured-s0/README.md").read_text().lower()
+
+
+def test_evaluate_with_all_weights_builds_the_cache_that_it_reads(sizing, evaluated):
+    before = read_scores(sizing)
+    shutil.rmtree(sizing.folder / RUN / "cache")
+    assert "weights missing" not in sizing.endoscopy("evaluate").out
+    after = read_scores(sizing)
+    test = [[r for r in s["rows"] if not r["task"].startswith("audit")] for s in (before, after)]
+    assert test[0] == test[1]
 
 
 def test_evaluate_begins_with_the_baselines_and_ends_with_the_path(sizing, evaluated):
