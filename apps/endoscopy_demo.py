@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
@@ -14,6 +14,7 @@ from apps.verbs import Place
 from core_gates.errors import GatesError, MissingExtraError
 
 LOCAL = "127.0.0.1"
+ENDS = (signal.SIGINT, signal.SIGTERM)
 PRIVATE = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
@@ -72,10 +73,20 @@ def demo(
         print(f"weights: {found.name}")
         print(f"http://{LOCAL}:{page.server_port} (Ctrl-C ends it)", flush=True)
         try:
-            with suppress(KeyboardInterrupt):
-                Event().wait()
+            _wait_for_the_end()
         finally:
             page.close(verbose=False)
+
+
+def _wait_for_the_end() -> None:
+    """Wait for Ctrl-C, which jobs of a shell ignore without a handler, or for a polite kill."""
+    ended = Event()
+    kept = {one: signal.signal(one, lambda *_: ended.set()) for one in ENDS}
+    try:
+        ended.wait()
+    finally:
+        for one, handler in kept.items():
+            signal.signal(one, handler)
 
 
 def free_port(port: int) -> int:
