@@ -2,6 +2,11 @@
 // memory once and stays in the first cache until all is done with it.
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <vector>
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 
 namespace {
 
@@ -58,6 +63,23 @@ void projections(const float* __restrict outer, const float* __restrict total,
     for (int lane = 0; lane < WIDTH; ++lane) plain += plains[lane], along += alongs[lane];
 }
 
+// Write a row past the caches: a line that is overwritten need not be read from memory before.
+void stream(float* __restrict to, const float* __restrict from, int64_t dim) {
+#ifdef __SSE__
+    if (dim % 4 == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+        for (int64_t d = 0; d < dim; d += 4) _mm_stream_ps(to + d, _mm_loadu_ps(from + d));
+        return;
+    }
+#endif
+    std::memcpy(to, from, dim * sizeof(float));
+}
+
+void finish() {
+#ifdef __SSE__
+    _mm_sfence();
+#endif
+}
+
 }  // namespace
 
 extern "C" void forward(const float* __restrict x, const float* __restrict branch,
@@ -65,14 +87,19 @@ extern "C" void forward(const float* __restrict x, const float* __restrict branc
                         const float* __restrict bias, float* __restrict total,
                         float* __restrict normalized, int64_t dim, float eps, int64_t start,
                         int64_t end) {
+    std::vector<float> buffers(2 * dim);
+    float* __restrict sum = buffers.data();
+    float* __restrict unit = sum + dim;
     for (int64_t row = start; row < end; ++row) {
         const int64_t at = row * dim;
-        for (int64_t d = 0; d < dim; ++d) total[at + d] = x[at + d] + scores[d] * branch[at + d];
+        for (int64_t d = 0; d < dim; ++d) sum[d] = x[at + d] + scores[d] * branch[at + d];
         float mean, rstd;
-        statistics(total + at, dim, eps, mean, rstd);
-        for (int64_t d = 0; d < dim; ++d)
-            normalized[at + d] = (total[at + d] - mean) * rstd * weight[d] + bias[d];
+        statistics(sum, dim, eps, mean, rstd);
+        for (int64_t d = 0; d < dim; ++d) unit[d] = (sum[d] - mean) * rstd * weight[d] + bias[d];
+        stream(total + at, sum, dim);
+        stream(normalized + at, unit, dim);
     }
+    finish();
 }
 
 // ``sums`` holds, for every chunk of rows, the gradients of scores, weight and bias.
@@ -85,6 +112,9 @@ extern "C" void backward(const float* __restrict grad_total, const float* __rest
     float* __restrict sum_scores = sums + start / chunk * 3 * dim;
     float* __restrict sum_weight = sum_scores + dim;
     float* __restrict sum_bias = sum_weight + dim;
+    std::vector<float> buffers(2 * dim);
+    float* __restrict inner = buffers.data();
+    float* __restrict outwards = inner + dim;
     for (int64_t row = start; row < end; ++row) {
         const int64_t at = row * dim;
         float mean, rstd, plain, along;
@@ -96,11 +126,14 @@ extern "C" void backward(const float* __restrict grad_total, const float* __rest
             const float unit = (total[at + d] - mean) * rstd;
             const float grad =
                 grad_total[at + d] + rstd * (outer * weight[d] - plain - unit * along);
-            grad_x[at + d] = grad;
-            grad_branch[at + d] = grad * scores[d];
+            inner[d] = grad;
+            outwards[d] = grad * scores[d];
             sum_scores[d] += grad * branch[at + d];
             sum_weight[d] += outer * unit;
             sum_bias[d] += outer;
         }
+        stream(grad_x + at, inner, dim);
+        stream(grad_branch + at, outwards, dim);
     }
+    finish();
 }
