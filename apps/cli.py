@@ -1,8 +1,5 @@
 """The command line of an application: typed classes in, one-line errors out."""
 
-import logging
-import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,18 +15,11 @@ from apps.configfile import ConfigFile
 from apps.logger import ResumableCSVLogger
 from apps.parser import GatesParser, let_switches_stand_alone
 from apps.progress import progress_bar
+from apps.quiet import quiet_lightning
 from apps.runs import RunFolder
 from apps.trainer import GatesTrainer
 from core_gates.errors import GatesError
 
-UNWANTED = (
-    "The number of training batches",  # the log's interval exceeds the epoch: on purpose
-    "The '.*dataloader' does not have many workers",  # small data is loaded faster without any
-    "Your `IterableDataset` has `__len__` defined",  # streams here count their own steps
-    "You're resuming from a checkpoint that ended before the epoch ended",  # see apps.loops
-    "`isinstance\\(treespec, LeafSpec\\)`",  # Lightning's use of torch
-    "isinstance\\(treespec, LeafSpec\\)",
-)
 OWN_OPTIONS = ("config", "resume", "overwrite", "ckpt_path")
 
 
@@ -230,12 +220,3 @@ class GatesCLI(LightningCLI):
             if self.run_folder.resume and last and not kwargs.get("ckpt_path"):
                 kwargs["ckpt_path"] = str(last)
         return kwargs
-
-
-def quiet_lightning() -> None:
-    """Keep Lightning to its warnings that matter here: no adverts, no list of absent hardware."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls of it
-    for message in UNWANTED:
-        warnings.filterwarnings("ignore", message=message)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from apps.memory import keep_freed_memory
+from apps.quiet import quiet_lightning
 
 Result = TypeVar("Result")
 Tick = Callable[[], None]
@@ -67,6 +68,7 @@ def _start(work: Callable[..., Any], ticks: "SimpleQueue[int]", parent: int) -> 
     global _work, _ticks
     _work, _ticks = work, ticks
     keep_freed_memory()
+    quiet_lightning()
     torch.set_num_threads(1)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from apps.cli import quiet_lightning
 from apps.configfile import ConfigFile, find_config, read_config
 from apps.parser import GatesParser, let_switches_stand_alone
+from apps.quiet import quiet_lightning
 from apps.runs import RunFolder
 from core_gates.errors import GatesError
 

@@ -9,7 +9,8 @@ import time
 import pytest
 
 SCRIPT = """
-import os, sys, time
+import logging, os, sys, time
+import lightning.pytorch
 import torch
 from apps.processes import in_processes
 
@@ -22,14 +23,16 @@ class Work:
         for _ in range(4):
             tick()
             time.sleep({seconds})
-        return self.factor * number, torch.get_num_threads(), os.getpid()
+        loud = logging.getLogger("lightning.pytorch").isEnabledFor(logging.INFO)
+        return self.factor * number, torch.get_num_threads(), loud, os.getpid()
 
 if __name__ == "__main__":
     torch.set_num_threads({threads})
     ticks = []
     found = in_processes(Work().run, [(n,) for n in {numbers}], lambda: ticks.append(1))
     assert [value for value, *_ in found] == [3 * n for n in {numbers}], found
-    assert {{threads for _, threads, _ in found}} == {{1}}
+    assert {{threads for _, threads, *_ in found}} == {{1}}
+    assert {threads} == 1 or not any(loud for *_, loud, _ in found)  # adverts of Lightning
     assert len(ticks) == 4 * len(found)
     print(len({{pid for *_, pid in found}} - {{os.getpid()}}), "others")
 """

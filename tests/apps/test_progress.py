@@ -3,8 +3,8 @@ import sys
 import pytest
 from lightning.pytorch.callbacks import RichProgressBar
 
-from apps.cli import quiet_lightning
 from apps.progress import PlainProgress, progress_bar
+from apps.quiet import quiet_lightning
 from apps.trainer import GatesTrainer
 
 

@@ -50,7 +50,7 @@ def fit(toy, tmp_path):
 
 @pytest.fixture(autouse=True)
 def quiet():
-    from apps.cli import quiet_lightning
+    from apps.quiet import quiet_lightning
 
     quiet_lightning()
 

@@ -57,7 +57,7 @@ class SmallSizing(SizingModule):
 @pytest.fixture
 def fit(tmp_path):
     """Train in ``tmp_path/name``; a second call of that name resumes it."""
-    from apps.cli import quiet_lightning
+    from apps.quiet import quiet_lightning
 
     quiet_lightning()
 
