@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 import logging, os, sys, time
-import lightning.pytorch
+import {module}
 import torch
 from apps.processes import in_processes
 
@@ -41,7 +41,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def start(tmp_path):
     def run(**values):
-        values = {"threads": 2, "numbers": [1, 2, 3, 4], "seconds": 0.1} | values
+        values = {"threads": 2, "numbers": [1, 2, 3, 4], "seconds": 0.1, "module": "torch"} | values
         script = tmp_path / "work.py"
         script.write_text(SCRIPT.format(**values))
         pipe = subprocess.PIPE
@@ -52,7 +52,7 @@ def start(tmp_path):
 
 @pytest.mark.parametrize(("threads", "others"), [(1, 0), (2, 2)])
 def test_every_piece_is_done_once_and_ticks_arrive(start, threads, others):
-    process = start(threads=threads)
+    process = start(threads=threads, module="lightning.pytorch")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.splitlines()[-1] == f"{others} others"
