@@ -15,9 +15,11 @@ from core_gates.features.selection import FeatureSelectionGate
 
 # Blocks that normalize a branch after computing it: the gate then follows the normalization.
 _POST_NORM_BLOCKS = frozenset(
-    {"ResPostBlock", "EvaBlockPostNorm", "SwinTransformerV2Block", "SwinTransformerV2CrBlock"}
+    {"ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm"}
+    | {"SwinTransformerV2Block", "SwinTransformerV2CrBlock"}
 )
-_RESNET_STAGE = re.compile(r"(?:^|\.)layer\d+$")
+_RESNET_STAGE = re.compile(r"(.*\.|)layer(\d+)")
+_PRE_ACTIVATION_STAGE = "ResNetStage"  # of timm's ResNetV2, which normalizes what it returns
 
 
 class GateHost(NamedTuple):
@@ -41,7 +43,7 @@ def inject_gates(
     scales the output of every stage. The gate sits at the last linear map of a branch, or at the
     normalization that follows it, which equals a gate behind LayerScale and dropout and before
     stochastic depth. Weights keep their names, so that checkpoints of the plain model still load
-    with ``strict=False``.
+    with ``strict=False``. Hybrids of these families, such as ViTamin, are refused.
 
     Args:
         model: A ViT, Swin, ConvNeXt or ResNet as timm (or, ResNet, torchvision) builds it.
@@ -87,8 +89,8 @@ def fold_gates(model: nn.Module, *, where: Sequence[str] = ("*",)) -> nn.Module:
     """Multiply injected gates into the weights and remove them, in place.
 
     A gate of a branch folds into the module that it follows; the gate of a ResNet stage into the
-    convolutions of the next stage, or into the classifier. Scores are those of evaluation. The
-    result computes what ``model.eval()`` did, up to rounding, with the modules of the plain model.
+    convolutions of the next stage, or into the classifier; not those of a ResNetV2, whose stages
+    are followed by a normalization. Scores are those of evaluation. The result computes what ``model.eval()`` did, up to rounding, with the modules of the plain model.
 
     Args:
         model: A model with gates of :func:`inject_gates`.
@@ -167,10 +169,10 @@ def _hosts(model: nn.Module) -> Iterator[tuple[str, GateHost]]:
         def has(*children: str, prefix: str = prefix) -> bool:
             return all(prefix + child in modules for child in children)
 
-        if isinstance(module, nn.Sequential) and _RESNET_STAGE.search(name):
-            last_conv = _last_conv(module)
-            if last_conv is not None:
-                yield name, GateHost(module, last_conv.out_channels, 1)
+        if isinstance(module, nn.Sequential) and _RESNET_STAGE.fullmatch(name):
+            yield from _stage_hosts(name, module)
+        elif type(module).__name__ == _PRE_ACTIVATION_STAGE and has("blocks"):
+            yield from _stage_hosts(f"{prefix}blocks", modules[f"{prefix}blocks"])
         elif has("attn.proj", "mlp.fc2", "norm1", "norm2"):
             post_norm = type(module).__name__ in _POST_NORM_BLOCKS
             for child in ("norm1", "norm2") if post_norm else ("attn.proj", "mlp.fc2"):
@@ -193,29 +195,32 @@ def _host(module: nn.Module) -> GateHost:
     return GateHost(module, weight.shape[0], 1 if isinstance(module, nn.Conv2d) else -1)
 
 
-def _last_conv(stage: nn.Sequential) -> nn.Conv2d | None:
-    """Return the convolution whose channels are the output of a ResNet stage, if it is one."""
+def _stage_hosts(name: str, stage: nn.Module) -> Iterator[tuple[str, GateHost]]:
+    """Yield a ResNet stage, if it ends with a convolution, whose channels are its output."""
+    assert isinstance(stage, nn.Sequential)
     blocks = [block for block in stage if not isinstance(block, FeatureSelectionGate)]
-    last = blocks[-1] if blocks else None
-    convs = [getattr(last, name, None) for name in ("conv3", "conv2")]
-    return next((conv for conv in convs if isinstance(conv, nn.Conv2d)), None)
+    for child in ("conv3", "conv2"):
+        conv = getattr(blocks[-1], child, None) if blocks else None
+        conv = getattr(conv, "conv", conv)  # inside the ConvNormAct of selective kernels
+        if isinstance(conv, nn.Conv2d):
+            yield name, GateHost(stage, conv.out_channels, 1)
+            return
 
 
 def _consumers(model: nn.Module, name: str, stage: nn.Sequential) -> list[nn.Module]:
     """Return what reads the output of a ResNet stage, and nothing else does."""
     assert isinstance(stage.gate, FeatureSelectionGate)
-    prefix, number = re.fullmatch(r"(.*layer)(\d+)", name).groups()  # type: ignore[union-attr]
-    following = f"{prefix}{int(number) + 1}"
+    found = _RESNET_STAGE.fullmatch(name)
+    following = f"{found[1]}layer{int(found[2]) + 1}" if found else "the next stage"
     if following in dict(model.named_modules()):
         block = model.get_submodule(following)[0]  # type: ignore[index]
         shortcut = block.downsample
         convs = [m for m in shortcut.modules() if isinstance(m, nn.Conv2d)] if shortcut else []
-        consumers: list[nn.Module] = [block.conv1, *convs[:1]]
-        if convs:
-            return consumers
-    else:
-        parent = model.get_submodule(name.rpartition(".")[0])
-        classifier = getattr(parent, "fc", None)
+        first = getattr(block.conv1, "conv", block.conv1)
+        if convs and isinstance(first, nn.Conv2d):
+            return [first, *convs[:1]]
+    elif found:
+        classifier = getattr(model.get_submodule(name.rpartition(".")[0]), "fc", None)
         if isinstance(classifier, nn.Linear) and classifier.in_features == stage.gate.dim:
             return [classifier]
     raise ValueError(

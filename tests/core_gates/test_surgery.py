@@ -55,6 +55,12 @@ MODELS = {
         32,
         6,
     ),
+    "vit of relative positions": (
+        "vit_relpos_base_patch16_rpn_224",
+        {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2},
+        16,
+        4,
+    ),
     "convnext": ("convnext_tiny", {"depths": (1, 1, 2, 1), "dims": (8, 12, 16, 24)}, 32, 5),
     "convnext of convolutions": (
         "convnext_atto",
@@ -64,7 +70,9 @@ MODELS = {
     ),
     "resnet": ("resnet10t", {"channels": (8, 12, 16, 24)}, 32, 4),
     "resnet of bottlenecks": ("resnet26d", {"channels": (4, 8, 8, 12)}, 32, 4),
+    "resnet of selective kernels": ("skresnet50", {"channels": (4, 8, 8, 12)}, 32, 4),
 }
+POST_NORM = {"SwinTransformerV2Block", "ResPostRelPosBlock"}
 
 
 @pytest.fixture(params=MODELS)
@@ -149,12 +157,12 @@ def test_the_seam_is_the_residual_branch(case):
         return
     for module in model.modules():
         if type(module).__name__.endswith("Block"):
-            for name in ("norm1", "norm2") if "V2" in type(module).__name__ else ():
+            for name in ("norm1", "norm2") if type(module).__name__ in POST_NORM else ():
                 nn.init.zeros_(module.get_submodule(name).weight)
                 nn.init.zeros_(module.get_submodule(name).bias)
             if hasattr(module, "gamma"):
                 nn.init.zeros_(module.gamma)
-            elif "V2" not in type(module).__name__:
+            elif type(module).__name__ not in POST_NORM:
                 for name, linear in module.named_modules():
                     if name.endswith(("attn.proj", "mlp.fc2", "out_proj")):
                         nn.init.zeros_(linear.weight)
@@ -163,6 +171,28 @@ def test_the_seam_is_the_residual_branch(case):
         gate.kept.fill_(True)
     with torch.no_grad():
         assert_close(model(images), closed)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnetv2_18", {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}),
+        ("skresnet18", {"layers": (1, 1, 1, 1), "channels": (8, 16, 16, 16)}),
+    ],
+)
+def test_other_resnets_are_gated_and_refuse_to_be_folded(name, options):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(name, num_classes=5, **options).eval()
+    images = torch.randn(2, 3, 32, 32)
+    plain = model(images)
+    gates = inject_gates(model)
+    assert len(gates) == 4
+    assert relative_error(model(images), plain) > 1e-3
+    model(images).square().sum().backward()
+    assert all(gate.logits.grad.abs().sum() > 0 for gate in gates.values())
+    with pytest.raises(ValueError, match="cannot be folded"):
+        fold_gates(model)
+    assert all(module in model.modules() for module in gates.values())  # nothing has changed
 
 
 def test_gates_learn_and_weights_load_by_their_old_names(case):
