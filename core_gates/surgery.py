@@ -90,7 +90,8 @@ def fold_gates(model: nn.Module, *, where: Sequence[str] = ("*",)) -> nn.Module:
 
     A gate of a branch folds into the module that it follows; the gate of a ResNet stage into the
     convolutions of the next stage, or into the classifier; not those of a ResNetV2, whose stages
-    are followed by a normalization. Scores are those of evaluation. The result computes what ``model.eval()`` did, up to rounding, with the modules of the plain model.
+    are followed by a normalization. Scores are those of evaluation. The result computes what
+    ``model.eval()`` did, up to rounding, with the modules of the plain model.
 
     Args:
         model: A model with gates of :func:`inject_gates`.

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core_gates.ops.gate_multiply.op import gate_multiply
+
 Granularity = Literal["elementwise", "headwise"]
 Sharing = Literal["head_specific", "head_shared"]
 Form = Literal["multiplicative", "additive"]
@@ -93,20 +95,29 @@ class HeadGate(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``y`` behind the gate, in its dtype."""
-        gate = self.gate_values(x)
+        logits = self._logits(x)
+        multiplies = self.form == "multiplicative"
+        if multiplies and self.activation == "sigmoid" and logits.shape == y.shape:
+            return gate_multiply(y, logits)
+        gate = self._activate(logits)
         value = y.to(gate.dtype)
-        return (value * gate if self.form == "multiplicative" else value + gate).to(y.dtype)
+        return (value * gate if multiplies else value + gate).to(y.dtype)
 
     def gate_values(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return the gates (..., num_heads or 1, head_dim or 1) in float32 at least."""
+        return self._activate(self._logits(x))
+
+    def _activate(self, logits: Tensor) -> Tensor:
+        acc = torch.promote_types(logits.dtype, torch.float32)
+        return _ACTIVATIONS[self.activation](logits.to(acc))
+
+    def _logits(self, x: Tensor) -> Tensor:
         if self.weight is None:
             assert self.bias is not None
             logits = self.bias.expand(*x.shape[:-1], -1)
         else:
             logits = F.linear(x, self.weight, self.bias)
-        acc = torch.promote_types(logits.dtype, torch.float32)
-        values = _ACTIVATIONS[self.activation](logits.to(acc))
-        return values.reshape(*x.shape[:-1], *self.gate_shape)
+        return logits.reshape(*x.shape[:-1], *self.gate_shape)
 
     def extra_repr(self) -> str:
         """Show the shape of the gates and how they act."""

@@ -56,11 +56,10 @@ def lowest_index_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     lowest = torch.finfo(scores.dtype).min
     remaining = scores.detach().clamp(min=lowest)  # -inf becomes available after everything else
-    chosen = []
-    for _ in range(k):
-        best = remaining.argmax(-1, keepdim=True)
-        remaining = remaining.scatter(-1, best, -torch.inf)
-        chosen.append(best)
+    chosen = [remaining.argmax(-1, keepdim=True)]
+    for _ in range(k - 1):
+        remaining.scatter_(-1, chosen[-1], -torch.inf)
+        chosen.append(remaining.argmax(-1, keepdim=True))
     indices = torch.cat(chosen, -1)
     return scores.gather(-1, indices), indices
 

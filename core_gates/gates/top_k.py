@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.gates.base import Gate
-from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.gates.numerics import linear_fp32
 from core_gates.gates.routing import RoutingOutput
+from core_gates.ops.router.op import router
 
 
 class TopKGate(Gate):
@@ -68,9 +69,7 @@ class TopKGate(Gate):
     ) -> RoutingOutput:
         """Route every position of ``x``; see :class:`Gate`."""
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
-        probs = logits.softmax(-1)
-        top, indices = lowest_index_top_k(logits, self.k)
-        weights = top.softmax(-1) if self.renormalize else probs.gather(-1, indices)
+        weights, indices, probs, *_ = router(logits, self.k, renormalize=self.renormalize)
         return RoutingOutput(weights, indices, logits=logits, probs=probs).ignore(padding_mask)
 
     def extra_repr(self) -> str:

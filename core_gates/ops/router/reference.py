@@ -13,11 +13,14 @@ def forward(
     logits = logits.to(_exact(logits))
     probs = logits.softmax(-1)
     top, indices = lowest_index_top_k(logits, k)
-    weights = top.softmax(-1) if renormalize else probs.gather(-1, indices)
+    chosen_probs = probs.gather(-1, indices)
+    weights = top.softmax(-1) if renormalize else chosen_probs
     chosen = indices.flatten()
     counts = torch.zeros_like(logits[:0], dtype=torch.int64).sum(0)
     counts = counts.scatter_add(0, chosen, torch.ones_like(chosen))
-    z_loss = logits.logsumexp(-1).square().sum() / max(logits.shape[0], 1)
+    # The largest share is at least 1 / E, so that its logarithm is exact where others underflow.
+    log_partition = top[:, 0] - chosen_probs[:, 0].log()
+    z_loss = log_partition.square().sum() / max(logits.shape[0], 1)
     return weights, indices, probs, counts, z_loss
 
 
