@@ -30,7 +30,9 @@ def balance_loss(
     """Return ``E Σ_e f_e P_e`` (Fedus et al., 2021), which is 1 for a balanced routing.
 
     f_e is the share of choices that fall on expert e, dropped ones included and without gradient;
-    P_e the mean of the full ``probs``.
+    P_e the mean of the full ``probs``, divided by their sum at each position, so that a gate whose
+    experts open independently does not lower the loss by closing them. Positions where ``probs``
+    are all zero do not count.
 
     Args:
         routing: Output of a gate, with ``probs`` (..., E).
@@ -48,7 +50,7 @@ def balance_loss(
     if scope not in get_args(Scope):
         raise ValueError(f"scope is {scope!r}; choose one of {', '.join(get_args(Scope))}")
     probs = _field(routing, "probs", gate)
-    counts = _counted(probs, padding_mask, count_padding)
+    probs, counts = _normalized(probs, _counted(probs, padding_mask, count_padding))
     chosen = _zeroed(routing.chosen(probs.shape[-1]), counts)
     if scope == "sequence":
         return _mean_over_sequences(chosen, probs, counts)
@@ -227,6 +229,13 @@ def _counted(scores: Tensor, padding_mask: Tensor | None, count_padding: bool) -
 
 def _zeroed(scores: Tensor, counts: Tensor) -> Tensor:
     return scores.masked_fill(~counts.unsqueeze(-1), 0)
+
+
+def _normalized(probs: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return probabilities that sum to one where positions count, and where they do."""
+    total = _zeroed(probs, counts).sum(-1)
+    counts = counts & ~(total < torch.finfo(total.dtype).tiny)  # a NaN counts, to be seen
+    return probs / total.masked_fill(~counts, 1).unsqueeze(-1), counts
 
 
 def _total(values: Tensor) -> Tensor:

@@ -122,17 +122,24 @@ class SparseLowRank(nn.Module):
             linear.weight += exported.delta_weight().to(linear.weight.dtype)
 
     @torch.no_grad()
-    def prune_(self) -> None:
-        """Cut the components whose gate is zero, down to rank 0; the output stays the same.
+    def prune_(self, threshold: float = 0.0) -> int:
+        """Cut the components whose gate is at most ``threshold`` in magnitude, down to rank 0.
 
-        The parameters become new ones without gradient history: make a new optimizer if training
-        goes on.
+        With the threshold 0 the output stays the same. The parameters become new ones without
+        gradient history: make a new optimizer if training goes on.
+
+        Args:
+            threshold: Largest magnitude of a gate that is cut.
+
+        Returns:
+            Number of components that remain.
         """
-        kept = self.lora_gate.kept
+        gate = self.lora_gate.weight
+        kept = ~(gate.abs() <= threshold)  # a NaN stays, to be seen
         self.lora_A = nn.Parameter(self.lora_A[kept], self.lora_A.requires_grad)
         self.lora_B = nn.Parameter(self.lora_B[:, kept], self.lora_B.requires_grad)
-        gate = self.lora_gate.weight
         self.lora_gate.weight = nn.Parameter(gate[kept], gate.requires_grad)
+        return len(self.lora_gate.weight)
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(adapter)``."""

@@ -17,6 +17,8 @@ from core_gates import (
     l0_loss,
     z_loss,
 )
+from core_gates.gates.dselect import DSelectKGate
+from core_gates.gates.hard_concrete import HardConcreteGate
 from core_gates.losses import information_loss, orthogonality_loss
 
 LOSSES = {
@@ -82,8 +84,37 @@ def test_balance_gradient_flows_through_all_probs_but_not_the_counts():
     weights = torch.tensor([[0.7, 0.2]], requires_grad=True)
     routing = RoutingOutput(weights, torch.tensor([[0, 1]]), probs=probs)
     balance_loss(routing).backward()
-    assert_close(probs.grad, torch.tensor([[1.5, 1.5, 0.0]]))
+    assert_close(probs.grad, torch.tensor([[1.5, 1.5, 0.0]]) - 1.35)  # of probs over their sum
     assert weights.grad is None
+
+
+@pytest.mark.parametrize("scope", ["batch", "sequence", "global"])
+@pytest.mark.parametrize("gate", [DSelectKGate, HardConcreteGate])
+def test_balance_is_not_escaped_by_losing_mass(gate, scope):
+    torch.manual_seed(0)
+    gate, x = gate(8, 5), torch.randn(4, 16, 8)
+    routing = gate(x)
+    loss = balance_loss(routing, scope=scope)
+    assert loss.item() == pytest.approx(1, abs=1e-3)
+    half = balance_loss(routing._replace(probs=routing.probs / 2), scope=scope)
+    assert_close(half, loss)
+    routing.probs[0, 3:] *= 1e-30  # all but closed
+    assert balance_loss(routing, scope=scope).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_balance_skips_positions_without_any_mass():
+    whole, part = example(2, 8), example(2, 8)
+    probs = part.probs.clone()
+    probs[0, :3] = 0
+    probs.requires_grad_()
+    mask = torch.zeros(2, 8, dtype=torch.bool)
+    mask[0, :3] = True
+    for scope in ("batch", "sequence"):
+        loss = balance_loss(part._replace(probs=probs), scope=scope)
+        assert_close(loss, balance_loss(whole, scope=scope, padding_mask=mask))
+        assert torch.autograd.grad(loss, probs)[0].isfinite().all()
+    poisoned = part._replace(probs=torch.full_like(probs, torch.nan))
+    assert balance_loss(poisoned).isnan()
 
 
 def test_balance_counts_dropped_choices():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from core_gates.adapters.sparse_low_rank import SparseLowRank
 from core_gates.features.selection import FeatureSelectionGate
 from core_gates.surgery import fold_gates, gate_hosts, inject_gates, prune_gates
 
@@ -260,11 +261,17 @@ def test_every_rectifier_prunes_and_folds(rectifier):
 
 
 def test_pruning_asks_every_module_that_offers_it():
-    class Adapter(nn.Module):
-        def prune_(self, threshold):
-            return round(threshold * 10)
-
-    assert prune_gates(nn.Sequential(Adapter(), nn.ReLU()), threshold=0.3) == {"0": 3}
+    model = nn.Sequential(FeatureSelectionGate(3, rectifier="relu"), SparseLowRank(3, 2, r=4))
+    model[0].logits.data.copy_(torch.tensor([-1.0, 0.2, 0.5]))
+    model[1].lora_gate.weight.data.copy_(torch.tensor([0.0, -0.3, 0.2, -2.0]))
+    nn.init.normal_(model[1].lora_B)
+    x = torch.randn(5, 3)
+    before = model(x)
+    assert prune_gates(model) == {"0": 2, "1": 3}  # with exact zeros alone the output stays
+    assert_close(model(x), before)
+    assert prune_gates(model, threshold=0.3) == {"0": 1, "1": 1}
+    assert model[1].lora_gate.weight.tolist() == [-2.0]
+    assert model[1](x).shape == (5, 2)
 
 
 def test_gates_follow_device_dtype_and_mode_of_their_host():
