@@ -35,7 +35,8 @@ def clean(
 
     Args:
         frames: Raw rows with the columns of the frame table. ``gt`` is a number or text such as
-            ``15mm-``; width and height are those of the annotation and may be NaN.
+            ``15mm-``; width and height are those of the annotation and may be NaN. An object of
+            REAL-Colon without a patient gets the video that its id begins with.
         report: Its ``found`` counts these rows already.
         roots: Folders of variables in paths.
         check_images: Read the header and the end of every image.
@@ -57,6 +58,7 @@ def clean(
     report.add("excluded", NO_ID, frames.loc[~named, "frame_path"])
     frames = frames[named].reset_index(drop=True)
     _refuse_duplicates(frames, report.source)
+    frames = _with_patients(frames)
     frames = _with_sizes(frames, report)
     if check_images:
         frames = _with_images(frames, report, roots, decode)
@@ -110,6 +112,18 @@ def _refuse_contradictions(frames: pd.DataFrame, source: str) -> None:
             raise GatesError(
                 f"{source}: object {name} has two {what}, {found[0]} and {found[1]}; correct one"
             )
+
+
+def _with_patients(frames: pd.DataFrame) -> pd.DataFrame:
+    """Name the patient of REAL-Colon objects that have none: the video, before the last ``_``."""
+    unnamed = frames["database"] == "REALC"
+    if "patient" in frames:
+        unnamed &= frames["patient"] == ""
+    if not unnamed.any():
+        return frames
+    patients = frames["patient"].copy() if "patient" in frames else pd.Series("", frames.index)
+    patients[unnamed] = frames.loc[unnamed, "unique_id"].str.rpartition("_")[0]
+    return frames.assign(patient=patients)
 
 
 def _with_sizes(frames: pd.DataFrame, report: ReadReport) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from core_gates.errors import GatesError
 from endoscopy.data.folds import Folds, Split, check_leakage
 from endoscopy.data.frame_table import FrameTable
 from endoscopy.data.random_split import split_by_counts
+from endoscopy.data.read_table import read_frame_table
 from endoscopy.data.splits import audit5, make_folds, official_hag6, read_folds, strata
 
 COUNTS = {  # objects of each fold: diminutive, small, large (figures of arXiv 2407.04400)
@@ -254,3 +255,19 @@ def test_random_parts_keep_patients_whole(make_table):
         split_by_counts(table, 50, 6, 8)
     with pytest.raises(GatesError, match="the validation part of the split is empty"):
         split_by_counts(table, 20, 0, 8)
+
+
+def test_a_table_without_patients_keeps_lesions_of_a_video_together(tmp_path, make_table):
+    ids = [f"{video:03d}-001_{lesion}" for video in range(1, 21) for lesion in (1, 2)]
+    sizes = {name: 3.0 + 5 * (number % 3) for number, name in enumerate([*ids, "7"])}
+    frames = make_table(sizes, frames=1, database="REALC").frames
+    frames.loc[frames["unique_id"] == "7", "database"] = "SUN"
+    path = tmp_path / "frames.csv"
+    frames.drop(columns="patient").to_csv(path, index=False)
+    table, _ = read_frame_table(path, check_images=False)
+    assert table.patients[:4].tolist() == ["001-001", "001-001", "002-001", "002-001"]
+    assert table.patients[-1] == "7"
+    folds = make_folds(table, 5, level="patient").assignment
+    assert all(folds[one] == folds[other] for one, other in zip(ids[::2], ids[1::2], strict=True))
+    frames.assign(patient="").to_csv(path, index=False)
+    assert read_frame_table(path, check_images=False)[0].patients.tolist() == table.patients.tolist()
