@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     )
     from core_gates.moe import MoELayer
     from core_gates.monitor import GateMonitor
+    from core_gates.normed_experts import NormedExperts
     from core_gates.ops import kernels
     from core_gates.ops.block_max_attention.op import block_max_attention
     from core_gates.ops.block_sparse_attention.op import block_sparse_attention
@@ -137,6 +138,7 @@ _HOMES = {
     "MultiGate": "gates.mixture",
     "MultiHeadEMA": "attention.sma.ema",
     "NoisyTopKGate": "gates.noisy_top_k",
+    "NormedExperts": "normed_experts",
     "PartialConv": "conv",
     "PermutationSearch": "gates.permutation_search",
     "PermutedGate": "gates.permutation",
@@ -244,6 +246,7 @@ __all__ = [
     "MultiGate",
     "MultiHeadEMA",
     "NoisyTopKGate",
+    "NormedExperts",
     "PartialConv",
     "PermutationSearch",
     "PermutedGate",

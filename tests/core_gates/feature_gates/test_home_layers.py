@@ -10,10 +10,11 @@ from torch.testing import assert_close
 from core_gates.features.low_rank import LowRankFeatureGate
 from core_gates.features.self_gate import SelfGate
 from core_gates.gates.mixture import MaskedMixture
+from core_gates.normed_experts import NormedExperts
 
 
 class Home:
-    """The model of the vectors; experts and towers are written out, gates are the modules."""
+    """The model of the vectors; towers are written out, gates and experts are the modules."""
 
     def __init__(self, arrays, training):
         self.config = json.loads(arrays["config"])
@@ -21,19 +22,25 @@ class Home:
         self.training = training
         self.z, self.h = {}, {}
 
-    def expert(self, group, i, x):
-        j = 0
-        while f"{group}.{i}.{j}.W" in self.p:
-            name = f"{group}.{i}.{j}"
-            x = F.linear(x, self.p[f"{name}.W"], self.p[f"{name}.b"])
-            mean, var, gamma, beta = (
-                self.p[f"{name}.bn.{part}"] for part in ("mean", "var", "gamma", "beta")
-            )
-            x = F.silu(
-                F.batch_norm(x, mean.clone(), var.clone(), gamma, beta, self.training, 0.1, 1e-5)
-            )
-            j += 1
-        return x
+    def normed(self, group):
+        """The experts of a group, with the parameters and statistics of the vectors."""
+        shapes = []
+        while f"{group}.0.{len(shapes)}.W" in self.p:
+            shapes.append(self.p[f"{group}.0.{len(shapes)}.W"].shape)
+        number = sum(f"{group}.{i}.0.W" in self.p for i in range(len(self.p)))
+        dims = [outputs for outputs, _ in shapes]
+        experts = NormedExperts(number, shapes[0][1], dims, dtype=torch.float64)
+        names = {"weight": "gamma", "bias": "beta", "running_mean": "mean", "running_var": "var"}
+        state = experts.state_dict()
+        for j in range(len(shapes)):
+            for key, name in {"weights": "W", "biases": "b"}.items():
+                parts = [self.p[f"{group}.{i}.{j}.{name}"] for i in range(number)]
+                state[f"{key}.{j}"] = torch.stack(parts)
+            for key, name in names.items():
+                parts = [self.p[f"{group}.{i}.{j}.bn.{name}"] for i in range(number)]
+                state[f"norms.{j}.{key}"] = torch.cat(parts)
+        experts.load_state_dict(state)
+        return experts.train(self.training)
 
     def experts(self, layer, group, x):
         """Outputs (B, N, D) of the experts of a group, behind its feature gate."""
@@ -43,11 +50,7 @@ class Home:
         names = {"mixer_weight": "Wg", "mixer_bias": "bg", "down": "B", "up": "A"}
         gate.load_state_dict({key: self.p[f"{fea}.{name}"] for key, name in names.items()})
         x = gate(x)
-        i, outputs = 0, []
-        while f"{layer}.exp.{group}.{i}.0.W" in self.p:
-            outputs.append(self.expert(f"{layer}.exp.{group}", i, x))
-            i += 1
-        return torch.stack(outputs, 1)
+        return self.normed(f"{layer}.exp.{group}")(x)
 
     def mixture(self, layer, groups, mask, self_mask):
         mixture = MaskedMixture(
