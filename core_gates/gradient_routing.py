@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal, NamedTuple, get_args
+from copy import deepcopy
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +113,7 @@ class GradientRouting:
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._group = group
         self._backward = backward
+        self._overflowed = False  # in this step, by the gates
         shared = {id(p) for p in self.weights} & {id(p) for p in self.gates}
         if shared:
             raise ValueError(
@@ -159,6 +161,8 @@ class GradientRouting:
             raise ValueError("a step needs at least one micro-batch, got none")
         for p in (*self.weights, *self.gates):
             p.grad = None
+        self._overflowed = False
+        before = None if self._scaler is None else _state_of(self.gate_optimizer)
         if self.mode == "reference":
             step = self._reference_step(model, losses, gate_losses)
         elif self.mode == "joint":
@@ -173,7 +177,10 @@ class GradientRouting:
         for p in self.gates:
             p.grad = None  # hooks of a distributed model leave one
         if self._scaler is not None:
+            scale = self._scaler.get_scale()
             self._scaler.update()
+            if before and self._scaler.get_scale() < scale:  # perhaps of the weights alone
+                _restore(self.gate_optimizer, before)
         self.num_steps += 1
         return step
 
@@ -265,11 +272,13 @@ class GradientRouting:
             self._scaler.unscale_(optimizer)
             if others:
                 _scale(others, 1 / self._scaler.get_scale())
+            if optimizer is self.gate_optimizer:
+                self._overflowed = not _finite([*parameters, *others])
         norm = None if clip is None else clip_grad_norm_([*parameters, *others], clip)
-        if self._scaler is not None:
-            self._scaler.step(optimizer)
-        else:
+        if self._scaler is None:
             optimizer.step()
+        elif not self._overflowed:
+            self._scaler.step(optimizer)
         return norm
 
     def _scaled(self, loss: Tensor) -> Tensor:
@@ -309,6 +318,32 @@ def _frozen(parameters: list[Tensor]) -> Iterator[None]:
 def _parameters(optimizer: Optimizer | None) -> list[Tensor]:
     groups = [] if optimizer is None else optimizer.param_groups
     return [p for group in groups for p in group["params"] if p.requires_grad]
+
+
+def _finite(parameters: Sequence[Tensor]) -> bool:
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return all(bool(grad.isfinite().all()) for grad in grads)
+
+
+def _state_of(optimizer: Optimizer | None) -> list[tuple[Tensor, Tensor, dict[str, Any] | None]]:
+    """Return copies of the parameters of an optimizer and of what it knows about each."""
+    return [
+        (p, p.detach().clone(), deepcopy(optimizer.state[p]) if p in optimizer.state else None)
+        for p in _parameters(optimizer)
+        if optimizer is not None
+    ]
+
+
+def _restore(
+    optimizer: Optimizer | None, states: list[tuple[Tensor, Tensor, dict[str, Any] | None]]
+) -> None:
+    assert optimizer is not None
+    for p, value, state in states:
+        p.data.copy_(value)
+        if state is None:
+            optimizer.state.pop(p, None)
+        else:
+            optimizer.state[p] = state
 
 
 def _add(total: Tensor | None, part: Tensor | None) -> Tensor | None:
