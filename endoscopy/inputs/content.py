@@ -2,7 +2,10 @@
 
 import numpy as np
 
-BLACK = 10  # of 255; darker in all channels counts as border
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+BLACK = 10  # of 255; no brighter luma counts as border
+DARK = 1 / 8  # of the brightest luma; color that bleeds into padding stays below
+SPARSE = 1 / 50  # of the lit pixels of the fullest row; light that bleeds into padding stays below
 UNIFORM = 24  # of 255; what lossy coding makes of padding of one color stays within
 OUTLIERS = 0.1  # share of padding that ringing at its edge may disturb
 
@@ -40,20 +43,29 @@ def stated_part(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, t
 
 
 def trim_black(image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Cut rows and columns at the four sides in which no pixel is brighter than 10 of 255.
+    """Cut dark rows and columns at the four sides.
 
-    A frame and the same frame padded with black give the same result.
+    A pixel is dark if its luma is at most an eighth of the largest one, or at most 10;
+    a row is dark if it has no more than a fiftieth of the other pixels that the fullest row has. So
+    lossy coding, which lets color and some light bleed into a black border, moves no edge, a frame
+    and the same frame padded with black give the same result, and video black (16) is black.
 
     Args:
         image: (H, W, 3) uint8.
 
     Returns:
-        The part within, and its offset (x, y). A frame that is black throughout stays as it is.
+        The part within, and its offset (x, y). A frame that is dark throughout stays as it is.
     """
-    brightest = image.max(axis=2)
-    rows = np.flatnonzero(brightest.max(axis=1) > BLACK)
-    columns = np.flatnonzero(brightest.max(axis=0) > BLACK)
-    if not len(rows):
+    luma = image @ LUMA
+    lit = luma > max(BLACK, DARK * luma.max())
+    if not lit.any():
         return image, (0, 0)
-    top, left = int(rows[0]), int(columns[0])
-    return image[top : rows[-1] + 1, left : columns[-1] + 1], (left, top)
+    top, bottom = _ends(lit.sum(axis=1))
+    left, right = _ends(lit.sum(axis=0))
+    return image[top:bottom, left:right], (left, top)
+
+
+def _ends(counts: np.ndarray) -> tuple[int, int]:
+    """Return the first and the last place, exclusive, that is well filled."""
+    filled = np.flatnonzero(counts > SPARSE * counts.max())
+    return int(filled[0]), int(filled[-1]) + 1

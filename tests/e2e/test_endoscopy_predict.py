@@ -4,6 +4,8 @@ import csv
 import json
 import shutil
 import zipfile
+from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from endoscopy.scope import Scope
 from endoscopy.segmenter import Segmenter
 
 WARD = Scope("our ward", ("ward",), 6.0)
+SHIPPED = Path(str(files("endoscopy"))) / "weights/synthetic/configured-s0"
 INDEX = "no millimetre calibration for this scope"
 
 
@@ -81,7 +84,9 @@ def real_boxes(shared, here):
     return [name[:-4] for name in names], images
 
 
-def test_real_frames_have_the_same_sizes_in_every_container(run, write):
+@pytest.fixture(scope="module")
+def real_sizes(run, write):
+    """``real_sizes(boxes)``: sizes of the shipped network on real frames, by container."""
     here = run.folder
     names, images = real_boxes(write.shared, here)
     padded = write.padded(images)
@@ -90,18 +95,39 @@ def test_real_frames_have_the_same_sizes_in_every_container(run, write):
     write.video(here / "real_lossless.mp4", padded)
     write.video(here / "real_lossy.mp4", padded, write.crf_18)
     write.dicom(here / "real.dcm", padded)
-    found = {
-        source: sizes(run, predict(run, source, boxes="real.csv"))
-        for source in ("real", "real_lossless.mp4", "real.dcm", "real_lossy.mp4")
-    }
+
+    def found(boxes, output):
+        return {
+            source: sizes(run, predict(run, source, weights=SHIPPED, boxes=boxes, output=output))
+            for source in ("real", "real_lossless.mp4", "real.dcm", "real_lossy.mp4")
+        }
+
+    return found
+
+
+def test_real_frames_have_the_same_sizes_in_every_container(real_sizes):
+    found = real_sizes("real.csv", "boxed")
     expected = found["real"]
     assert len(expected) >= 40
     assert len(set(expected)) > 30
+    assert expected.std() > 0.2 * expected.mean()
     assert np.array_equal(found["real_lossless.mp4"], expected)
     assert np.array_equal(found["real.dcm"], expected)
     ratio = found["real_lossy.mp4"] / expected
     assert np.abs(ratio - 1).max() < 0.05
     assert not (ratio == 1).all()
+
+
+def test_real_frames_have_similar_sizes_where_the_segmenter_locates(real_sizes):
+    found = real_sizes(None, "located")
+    expected = found["real"]
+    assert np.isfinite(expected).sum() > 30
+    assert np.array_equal(found["real_lossless.mp4"], expected, equal_nan=True)
+    assert np.array_equal(found["real.dcm"], expected, equal_nan=True)
+    change = np.abs(found["real_lossy.mp4"] / expected - 1)
+    assert np.array_equal(np.isfinite(change), np.isfinite(expected))
+    assert np.nanmax(change) < 0.25
+    assert np.nanmedian(change) < 0.02
 
 
 def test_sizes_are_an_index_where_no_scope_is_calibrated(run):

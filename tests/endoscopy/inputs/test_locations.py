@@ -237,9 +237,9 @@ def test_parts_of_a_mask_are_a_partition(seed):
         assert inside.any(axis=1)[[0, -1]].all()
 
 
-@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 10**6))
-def test_padding_never_changes_what_is_trimmed(right, bottom, seed):
-    image = np.random.default_rng(seed).integers(0, 30, (9, 8, 3)).astype(np.uint8)
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(30, 256), st.integers(0, 10**6))
+def test_padding_never_changes_what_is_trimmed(right, bottom, brightest, seed):
+    image = np.random.default_rng(seed).integers(0, brightest, (9, 8, 3)).astype(np.uint8)
     padded = np.pad(image, ((0, bottom), (0, right), (0, 0)))
     (plain, offset), (trimmed, same) = trim_black(image), trim_black(padded)
     if (image > 10).any():
@@ -248,6 +248,19 @@ def test_padding_never_changes_what_is_trimmed(right, bottom, seed):
     part, offset = stated_part(padded, (8, 9))
     assert np.array_equal(part, image)
     assert offset == (0, 0)
+
+
+def test_lossy_coding_moves_no_edge_of_a_black_border(tmp_path, pictures, write):
+    """Colors bleed into padding that begins at an odd row or column."""
+    framed = [np.pad(image, ((3, 4), (7, 5), (0, 0))) for image in pictures]
+    (padded,) = {image.shape for image in write.padded(framed)}
+    video = write.video(tmp_path / "video.mp4", write.padded(framed), write.crf_18)
+    for frame, image in zip(frames(video), pictures, strict=True):
+        assert frame.image.shape == padded
+        assert frame.image[3 + image.shape[0], 7:-12].max() > 10
+        part, offset = trim_black(frame.image)
+        assert part.shape == image.shape
+        assert offset == (7, 3)
 
 
 def test_an_enlarged_frame_is_not_taken_for_a_padded_one(pictures):
