@@ -45,6 +45,9 @@ class Comparison:
         first_calls: Variants whose first call is reported too, since it compiles.
         absent: Variants that cannot be timed here, name to reason; reported, never passed over.
         memory: Bytes needed at once; a comparison that does not fit is skipped.
+        single_calls: So many single calls of every variant in turn take the place of one sample,
+            for differences smaller than the drift of the machine between two samples.
+        mixtures: Further variants, whose time is that of shares of others, name to share.
     """
 
     name: str
@@ -59,6 +62,8 @@ class Comparison:
     first_calls: Sequence[str] = ()
     absent: Mapping[str, str] = field(default_factory=dict)
     memory: float = 0.0
+    single_calls: int = 0
+    mixtures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,15 @@ from apps.files import write_json
 from benchmarks.base import BaseTree, load_head
 from benchmarks.output import Result, Row, tables, write_csv
 from benchmarks.registry import Call, Comparison, Suite, find_op, load_suite, suite_names
-from benchmarks.timing import ROUNDS, Timing, interleave, limit_calls, ratio
+from benchmarks.timing import (
+    ROUNDS,
+    SAMPLE_SECONDS,
+    Timing,
+    interleave,
+    limit_calls,
+    mixed,
+    ratio,
+)
 from core_gates.errors import GatesError
 
 ROOT = Path(__file__).parent
@@ -135,21 +143,30 @@ def measure(
     """
     device = device or _torch_device()
     calls: dict[str, Call] = dict(comparison.build(load_head))
+    names = [*calls, *comparison.mixtures]
     baseline = None if comparison.baseline in comparison.absent else comparison.baseline
-    references: dict[str, str | None] = dict.fromkeys(calls, baseline)
+    references: dict[str, str | None] = dict.fromkeys(names, baseline)
     if tree is not None:
         theirs = {f"{name}@{base}": call for name, call in comparison.build(tree).items()}
         their_baseline = None if baseline is None else f"{baseline}@{base}"
-        references = {name: f"{name}@{base}" for name in calls}
-        references |= dict.fromkeys(theirs, their_baseline)
+        references = {name: f"{name}@{base}" for name in names}
+        references |= dict.fromkeys((f"{name}@{base}" for name in names), their_baseline)
         calls.update(theirs)
     limits, amounts = limit_calls(device) if comparison.work else ({}, {})
+    single = comparison.single_calls
     timings = interleave(
-        {**calls, **limits}, rounds=rounds, clock=_clock(device), first_clock=time.perf_counter
+        {**calls, **limits},
+        rounds=rounds * single or rounds,
+        sample_seconds=0.0 if single else SAMPLE_SECONDS,
+        clock=_clock(device),
+        first_clock=time.perf_counter,
     )
+    for name in references.keys() - calls.keys():
+        plain, _, revision = name.partition("@")
+        timings[name] = mixed(timings, comparison.mixtures[plain], revision)
     floor = _floor(comparison, timings, amounts)
     rows: list[Row] = []
-    for name in calls:
+    for name in references:
         rows.append(_row(comparison, name, references[name], timings, floor))
         if comparison.rate:
             rate = _units(comparison, name) / timings[name].median

@@ -62,6 +62,15 @@ def interleave(
     return {name: Timing(seconds[name], first[name]) for name in calls}
 
 
+def mixed(timings: Mapping[str, Timing], shares: Mapping[str, float], revision: str = "") -> Timing:
+    """Time of a call that consists of shares of others, of another revision if one is named."""
+    suffix = f"@{revision}" if revision else ""
+    parts = [(share, timings[name + suffix]) for name, share in shares.items()]
+    seconds = [[share * second for second in timing.seconds] for share, timing in parts]
+    first = sum(share * timing.first for share, timing in parts)
+    return Timing([sum(each) for each in zip(*seconds, strict=True)], first)
+
+
 def ratio(timing: Timing, baseline: Timing) -> float:
     """Median over the rounds of the ratio within each round."""
     pairs = zip(timing.seconds, baseline.seconds, strict=True)

@@ -16,6 +16,7 @@ import benchmarks.timing
 from benchmarks.output import tables
 from benchmarks.registry import Comparison, Suite, Work, find_op, load_suite, suite_names
 from benchmarks.run import main, measure
+from benchmarks.timing import Timing, mixed
 from core_gates.errors import GatesError
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,24 @@ def test_times_are_for_one_unit_of_work():
     assert rows[1]["unit"] == "ms/column"
     assert rows[1]["ratio"] < plain[1]["ratio"] / 20
     assert rows[0]["ratio"] == 1.0
+
+
+def test_single_calls_in_turn_and_mixtures_of_them():
+    order = []
+
+    def build(load):
+        return {name: (lambda name=name: order.append(name)) for name in ("a", "b")}
+
+    mixtures = {"both": {"a": 0.75, "b": 0.25}}
+    bars = {"both": 1e9}
+    one = Comparison("x", "x", build, "a", bars=bars, single_calls=5, mixtures=mixtures)
+    rows = {row["name"]: row for row in measure(one, rounds=3)}
+    assert "".join(order) == "aabb" + "abba" * 7 + "ab"
+    assert list(rows) == ["x · a", "x · b", "x · both"]
+    assert rows["x · both"]["met"] is True
+    timings = {"a": Timing([4.0, 8.0], 1.0), "b@old": Timing([8.0, 4.0], 3.0)}
+    timings["a@old"] = timings["a"]
+    assert mixed(timings, mixtures["both"], "old") == Timing([5.0, 7.0], 1.5)
 
 
 def test_an_absent_baseline_leaves_bars_unmeasured():
