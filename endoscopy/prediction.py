@@ -97,16 +97,16 @@ def predict(
     named = source_scope(source, scope)
     report = InputReport()
     read = frames(source, report, max_unreadable=max_unreadable)
-    trim = not bundle.scope.is_calibrated(named)  # calibrated frames are like those of training
-    items = _items(read, report, locator, bundle, objects, trim, progress)
+    items = _items(read, report, locator, bundle, objects, named, progress)
     rows: list[dict[str, Any]] = []
     while batch := list(itertools.islice(items, batch_size)):
         rows += _sized(batch, bundle)
     locator.finish(report)
     if not rows:
+        left_out = ", ".join(locator.report.reasons("excluded"))
+        why = f"left out {left_out}; mend them" if left_out else "it has none for them"
         raise GatesError(
-            f"{report.source}: no lesion on any of {report.read} frames; {locator.path} has none "
-            "for them"
+            f"{report.source}: no lesion on any of {report.read} frames; {locator.path}: {why}"
         )
     return Prediction(pd.DataFrame(rows), named, report, locator.report)
 
@@ -140,12 +140,13 @@ def _items(
     locator: Locator,
     bundle: SizingBundle,
     objects: Objects,
-    trim: bool,
+    scope: str | None,
     progress: Callable[[int, int | None], None] | None,
 ) -> Iterator[_Item]:
+    trim = not bundle.scope.is_calibrated(scope)  # calibrated frames are like those of training
     for position, frame in enumerate(read):
         if position == 0:
-            locator.begin(report)
+            locator.begin(report, scope)
         part = locator.locate(frame, trim=trim)
         if progress is not None:
             progress(report.read, report.expected)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMALLEST_AREA = 16.0
+SMALLEST_RENDERED = 1.0  # nobody drew the boxes of rendered frames: small ones are right
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

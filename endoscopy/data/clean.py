@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.data.boxes import SMALLEST_AREA, mend_boxes
+from endoscopy.data.boxes import SMALLEST_AREA, SMALLEST_RENDERED, mend_boxes
 from endoscopy.data.frame_table import BOX, OPTIONAL, REQUIRED, TEXT, FrameTable, expand
 from endoscopy.data.images import probe, read_rgb
 from endoscopy.data.read_report import ReadReport
@@ -180,8 +180,7 @@ def _with_boxes(frames: pd.DataFrame, report: ReadReport) -> pd.DataFrame:
     if "actual_width" in frames:
         actual = frames[["actual_width", "actual_height"]].to_numpy(np.float64)
     boxes = frames[list(BOX)].to_numpy(np.float64)
-    # Nobody drew the boxes of rendered frames: small ones are right.
-    smallest = np.where(frames["database"] == "SYNTH", 1.0, SMALLEST_AREA)
+    smallest = np.where(frames["database"] == "SYNTH", SMALLEST_RENDERED, SMALLEST_AREA)
     mended = mend_boxes(boxes, annotated, actual, smallest)
     frames = frames.assign(width=actual[:, 0], height=actual[:, 1])
     frames[list(BOX)] = mended.boxes

@@ -71,6 +71,14 @@ class ReadReport:
         """Return how many rows were excluded, mended or noted."""
         return sum(len(places) for (known, _), places in self.findings.items() if known == action)
 
+    def reasons(self, action: Action) -> list[str]:
+        """Return every reason of an action and how often it occurred, such as ``2: no size``."""
+        return [
+            f"{len(places)}: {reason}"
+            for (known, reason), places in self.findings.items()
+            if known == action
+        ]
+
     def merge(self, other: ReadReport) -> None:
         """Add another report, for example of a second data set."""
         self.source = f"{self.source}, {other.source}" if self.source else other.source

@@ -103,7 +103,7 @@ def annotated_frames(
     report = prediction.input
     for position, frame in enumerate(frames(source, max_unreadable=1.0)):
         if position == 0:
-            locator.begin(report)
+            locator.begin(report, prediction.scope)
         if frame.index not in chosen or frame.key in skip:
             continue
         part = locator.locate(frame, trim=trim)

@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from core_gates.errors import GatesError
-from endoscopy.data.boxes import mend_boxes
+from endoscopy.data.boxes import SMALLEST_AREA, SMALLEST_RENDERED, mend_boxes
 from endoscopy.data.read_report import ReadReport
 from endoscopy.inputs.content import stated_part, trim_black
 from endoscopy.inputs.frame import InputFrame, InputReport
 from endoscopy.inputs.image_files import natural_key
+from endoscopy.scope import SYNTHETIC
 
 Box = tuple[float, float, float, float]
 
@@ -85,8 +86,8 @@ class Locator(ABC):
             trim: Cut black borders where the size of the frame is not stated.
         """
 
-    def begin(self, source: InputReport) -> None:  # noqa: B027
-        """Learn what the source is, at its first frame."""
+    def begin(self, source: InputReport, scope: str | None = None) -> None:  # noqa: B027
+        """Learn what the source is, and its scope if that is known, at its first frame."""
 
     def finish(self, source: InputReport) -> None:  # noqa: B027
         """Judge the whole, after the last frame."""
@@ -110,7 +111,7 @@ class AnnotatedLocations(Locator):
         self.names = sorted(names, key=natural_key)
         self._by_name = _last_parts(self.names) | {name: name for name in self.names}
         self._numbered = all(name.isdecimal() for name in self.names)
-        self._ordered = False
+        self._ordered, self._smallest = False, SMALLEST_AREA
         self._found: set[str] = set()
 
     @abstractmethod
@@ -123,12 +124,13 @@ class AnnotatedLocations(Locator):
         self.report.skip_unreadable(path, str(error).removeprefix(str(path)).lstrip(" :"))
         return Annotation(())
 
-    def begin(self, source: InputReport) -> None:
-        """Decide whether annotations name their frames or come in order.
+    def begin(self, source: InputReport, scope: str | None = None) -> None:
+        """Decide whether annotations name their frames or come in order, and which are too small.
 
         Raises:
             GatesError: They come in order, but are not as many as the frames.
         """
+        self._smallest = SMALLEST_RENDERED if scope == SYNTHETIC else SMALLEST_AREA
         own = re.compile(re.escape(source.source) + r"([_#]\d+)?")
         named = any(own.fullmatch(PurePosixPath(name).name) for name in self.names)
         self._ordered = source.kind != "images" and not named and not self._numbered
@@ -195,13 +197,13 @@ class AnnotatedLocations(Locator):
         annotated = np.full((1, 2), np.nan) if size is None else np.array([size], dtype=np.float64)
         kept = []
         for lesion in lesions:
-            mended = mend_boxes(np.array([lesion.box]), annotated, actual)
+            mended = mend_boxes(np.array([lesion.box]), annotated, actual, self._smallest)
             faults = (
                 ("mended", "location rescaled to the size of the frame", mended.rescaled),
                 ("mended", "box with swapped corners", mended.swapped),
                 ("mended", "box clipped to the frame", mended.clipped),
                 ("excluded", "box is not finite", mended.invalid),
-                ("excluded", "box below 16 square pixels", mended.small),
+                ("excluded", f"box below {self._smallest:g} square pixels", mended.small),
             )
             for action, reason, flags in faults:
                 if flags[0]:

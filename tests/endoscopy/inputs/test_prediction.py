@@ -73,6 +73,19 @@ def test_all_containers_give_exactly_the_same(sources, boxes, bundle):
         assert_same_numbers(predict(source, CsvLocations(boxes), bundle), expected)
 
 
+def test_small_boxes_count_on_rendered_frames_and_are_named_on_others(sources, tmp_path, bundle):
+    small = tmp_path / "small.csv"
+    rows = ["frame_0,5,8,4,7", "frame_1,5,8,4,7", "frame_2,5,5.5,4,5"]
+    small.write_text("\n".join(["frame,xmin,xmax,ymin,ymax", *rows]))
+    with pytest.raises(GatesError, match="left out 3: box below 16 square pixels"):
+        predict(sources["folder"], CsvLocations(small), bundle)
+    (sources["folder"] / "manifest.json").write_text('{"scope": "synthetic"}')
+    locator = CsvLocations(small)
+    found = predict(sources["folder"], locator, bundle)
+    assert found.frames["frame_id"].tolist() == ["frame_0", "frame_1"]
+    assert locator.report.count("box below 1 square pixels") == 1
+
+
 def test_so_they_do_with_automatic_locations(sources, bundle):
     with torch.random.fork_rng():
         torch.manual_seed(3)
