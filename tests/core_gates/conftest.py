@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from core_gates import experts
+from core_gates.errors import GatesError
 from core_gates.ops import _native, kernels
 from core_gates.ops.grouped_linear import segments
 
@@ -82,10 +83,19 @@ def kernel_device():
 @pytest.fixture
 def cpp():
     """The mode of C++ kernels, compiled into the user's cache as they are elsewhere."""
-    if not any(map(shutil.which, _native.COMPILERS)):
+    try:
+        _native.compiler()
+    except GatesError:
         pytest.skip("there is no C++ compiler")
     with kernels("cpp"):
         yield
+
+
+@pytest.fixture
+def inductor():
+    """For tests of what ``torch.compile`` generates for the CPU, which needs a C++ compiler."""
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("there is no C++ compiler for Inductor")
 
 
 @pytest.fixture

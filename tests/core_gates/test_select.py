@@ -95,7 +95,7 @@ def test_ops_are_traced_without_graph_breaks_and_follow_the_mode():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own imports
-def test_compile_mode_matches_the_definition_and_is_cached(inputs):
+def test_compile_mode_matches_the_definition_and_is_cached(inputs, inductor):
     a, g, grad_product, grad_gate = inputs((3, 63), count=4)
     with kernels("compile"):
         compiled = definition(reference.forward)
