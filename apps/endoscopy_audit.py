@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,12 @@ Study = Literal[
     "audits", "shortcut", "masks", "boxes", "oracle_scale", "ladder", "planted", "generalization"
 ]
 AUDITS = ("shortcut", "masks", "boxes", "oracle_scale", "ladder")
+OF_TRUTH = {
+    "masks": {"mask_path": "a mask"},
+    "oracle_scale": {"mask_path": "a mask", "depth_path": "a depth"},
+}
+"""Columns of the frame table that audits need, and what they name."""
+
 FOLDER = "audits"
 TRAINED_RHO, TESTED_RHOS = 0.8, (0.8, 0.0, -0.8)
 FASHION_IMAGES = 6000
@@ -99,9 +105,36 @@ class Audit:
         """Where tables are kept."""
         return self.sizers.run_folder.path / FOLDER
 
-    def run(self, study: Study) -> None:
-        """Run one audit or study, or all audits."""
+    def supported(self, study: Study) -> tuple[str, ...]:
+        """Return the audits or studies to run; say which ones the data cannot support, and why.
+
+        Raises:
+            GatesError: None can be run.
+        """
         names = AUDITS if study == "audits" else (study,)
+        obstacles = {name: self._obstacle(name) for name in names}
+        for name, why in obstacles.items():
+            if why and study != "audits":
+                raise GatesError(f"--study {name} {why}")
+            if why:
+                print(f"{name} left out: it {why}", flush=True)
+        return tuple(name for name, why in obstacles.items() if not why)
+
+    def _obstacle(self, name: str) -> str:
+        """Return what a study needs and the data lack, and what to do; empty if nothing."""
+        data = self.sizers.datamodule
+        if "synthetic" in data.sources:
+            return ""
+        if name in ("shortcut", "ladder"):
+            return "needs rendered frames: take the configuration synthetic"
+        frames = data.load().frames
+        for column, what in OF_TRUTH.get(name, {}).items():
+            if column not in frames or (frames[column].fillna("") == "").any():
+                return f"needs {what} of every frame: fill {column}, or take rendered frames"
+        return ""
+
+    def run(self, names: Sequence[str]) -> None:
+        """Run audits or studies."""
         with ticking("auditing", len(names)) as tick:
             for name in names:
                 audits: dict[str, Callable[[], None]] = {
@@ -116,9 +149,8 @@ class Audit:
                 audits[name]()
                 tick()
 
-    def needs(self, study: Study) -> list[Training]:
-        """Return the trainings that a study is about."""
-        names = AUDITS if study == "audits" else (study,)
+    def needs(self, names: Sequence[str]) -> list[Training]:
+        """Return the trainings that audits or studies are about."""
         variants = {
             "shortcut": (CONFIGURED, "shortcut"),
             "masks": (CONFIGURED,),
@@ -285,16 +317,17 @@ def table_rows(name: str, table: pd.DataFrame) -> list[Row]:
 
 def write_audit(audit: Audit, study: Study, config_path: Path | None) -> Path:
     """Render and train what a study needs, run it, and add its figures to the scores."""
-    sizers, needs = audit.sizers, audit.needs(study)
+    sizers, names = audit.sizers, audit.supported(study)
+    needs = audit.needs(names)
     missing = sizers.missing(needs)
     if missing:
         print(f"weights missing: {', '.join(one.name for one in missing)}; training them now")
     if needs:
-        sets = (MAIN, *RHOS, SHORTCUT) if study in ("audits", "shortcut") else (MAIN,)
+        sets = (MAIN, *RHOS, SHORTCUT) if "shortcut" in names else (MAIN,)
         render_missing(sizers.datamodule, audit.rendering, sets)
         sizers.datamodule.setup("test")
         sizers.train_missing(needs)
-    audit.run(study)
+    audit.run(names)
     rows = audit.rows()
     path = write_part(
         sizers.run_folder.scores,

@@ -245,6 +245,22 @@ def real_layouts(sizing):
         table.to_csv(sizing.folder / "data" / f"{name}_folds.csv", index=False)
 
 
+def test_audits_that_the_data_cannot_support_are_left_out_before_training(sizing, real_layouts):
+    words = ["--name", "real", "--data.synthetic", "null", "--data.real_colon", "data/real_colon"]
+    words += ["--data.split", "file", "--data.split_file", "data/real_colon_folds.csv"]
+    words += ["--trainer.max_epochs", 1, "--data.batch_size", 2]
+    lines = sizing.endoscopy("audit", *words).out.splitlines()
+    left_out = [line.split()[0] for line in lines[:4]]
+    assert left_out == ["shortcut", "masks", "oracle_scale", "ladder"]
+    assert all(" left out: it needs " in line for line in lines[:4])
+    assert re.fullmatch(r"weights missing: configured(-f0)?-s0; training them now", lines[4])
+    assert {row["task"] for row in read_scores(sizing, "real")["rows"]} == {"audit: boxes"}
+    refused = sizing("endoscopy", "audit", "--config", "unit", *words, "--study", "oracle_scale")
+    assert refused.code == 2
+    (line,) = refused.err.splitlines()
+    assert "--study oracle_scale needs a mask of every frame: fill mask_path" in line
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_trains_a_step(path, sizing, real_layouts):
     words = ["--name", f"step-{path.stem}", "--trainer.max_epochs", 1, "--data.batch_size", 2]
