@@ -31,23 +31,31 @@ class ActivationStatistics:
         parts = ("values", "non_finite", "zero", "near_zero", "sum", "squares")
         return dict.fromkeys(parts, self.num_experts)
 
-    def sums(self, outputs: Tensor) -> Tensor:
+    def sums(self, outputs: Tensor, experts: Tensor | None = None) -> Tensor:
         """Return the flat sums of the outputs of experts.
+
+        Args:
+            outputs: Outputs (..., E, D), of any shape for one expert, or (..., D) of ``experts``.
+            experts: The expert of each output (...), int64; E where it is not to be measured.
 
         Raises:
             ValueError: The outputs are not those of E experts.
         """
-        if self.num_experts > 1 and outputs.shape[-2:-1] != (self.num_experts,):
-            raise ValueError(
-                f"outputs {tuple(outputs.shape)} must be (..., {self.num_experts}, features)"
-            )
-        values = outputs.detach().double().reshape(-1, self.num_experts, outputs.shape[-1])
+        if experts is None:
+            experts = self._experts_in_turn(outputs)
+        expert = experts.flatten()
+        values = outputs.detach().double().reshape(len(expert), outputs.shape[-1])
+
+        def total(part: Tensor) -> Tensor:
+            zeros = values.new_zeros(self.num_experts + 1)  # the last for what is not measured
+            return zeros.index_add(0, expert, part.sum(1, dtype=values.dtype))
+
         finite = values.isfinite()
         values = values.masked_fill(~finite, 0)
-        number = finite.sum((0, 2)).clamp(min=1)
-        mean = values.sum((0, 2)) / number
-        std = (values.square().sum((0, 2)) / number - mean.square()).clamp(min=0).sqrt()
-        near = values.abs() < NEAR_ZERO * std.unsqueeze(-1)
+        number = total(finite).clamp(min=1)
+        mean = total(values) / number
+        std = (total(values.square()) / number - mean.square()).clamp(min=0).sqrt()
+        near = values.abs() < NEAR_ZERO * std[expert].unsqueeze(-1)
         zero = values == 0
         parts = {
             "values": finite,
@@ -57,7 +65,16 @@ class ActivationStatistics:
             "sum": values,
             "squares": values.square(),
         }
-        return join({name: part.sum((0, 2)) for name, part in parts.items()}, self.sizes)
+        return join({name: total(part)[:-1] for name, part in parts.items()}, self.sizes)
+
+    def _experts_in_turn(self, outputs: Tensor) -> Tensor:
+        if self.num_experts == 1:
+            return torch.zeros(outputs.shape[:-1], dtype=torch.int64, device=outputs.device)
+        if outputs.shape[-2:-1] != (self.num_experts,):
+            raise ValueError(
+                f"outputs {tuple(outputs.shape)} must be (..., {self.num_experts}, features)"
+            )
+        return torch.arange(self.num_experts, device=outputs.device).expand(outputs.shape[:-1])
 
     def figures(self, total: Tensor) -> dict[str, float]:
         """Return the figures of a total; without any value only the two counts.

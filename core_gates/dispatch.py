@@ -14,6 +14,7 @@ from torch import Tensor
 
 from core_gates.combine import combine
 from core_gates.experts import StackedExperts
+from core_gates.gates.counts import count_non_finite, refuse_non_finite
 from core_gates.gates.routing import RoutingOutput
 
 CHOICES_OF_A_STEP = 8
@@ -27,14 +28,24 @@ class Experts(Protocol):
 
     num_experts: int
 
-    def run(self, rows: Tensor, counts: Tensor, *, gather: Tensor | None = None) -> Tensor:
-        """Apply each expert to its ``counts`` consecutive rows."""
+    def run(
+        self,
+        rows: Tensor,
+        counts: Tensor,
+        *,
+        gather: Tensor | None = None,
+        non_finite: Tensor | None = None,
+    ) -> Tensor:
+        """Apply each expert to its ``counts`` consecutive rows.
 
-    def batched(self, x: Tensor) -> Tensor:
-        """Apply each expert to its part of (E, C, D)."""
+        Experts that bring the counts to the host refuse a number ``non_finite`` () that is not 0.
+        """
 
-    def dense(self, x: Tensor) -> Tensor:
-        """Apply all experts to (T, D), giving (T, E, D)."""
+    def batched(self, x: Tensor, *, used: Tensor | None = None) -> Tensor:
+        """Apply each expert to its part of (E, C, D); results that are not ``used`` may be any."""
+
+    def dense(self, x: Tensor, *, used: Tensor | None = None) -> Tensor:
+        """Apply all experts to (T, D), giving (T, E, D); ``used`` is (T, E)."""
 
     def single(self, x: Tensor, expert: int) -> Tensor:
         """Apply one expert to (N, D)."""
@@ -75,6 +86,8 @@ def dispatch(x: Tensor, routing: RoutingOutput, experts: Experts, how: Dispatch)
         Results (..., D) in the dtype of the experts' results; zero for positions without expert.
 
     Raises:
+        GatesError: A weight is not finite, where a count reaches the host anyway: the dispatch
+            ``capacity``, experts of several ranks, choices of dense weights.
         ValueError: The leading shapes differ.
     """
     leading = routing.weights.shape[: -1 if routing.dispatch is None else -2]
@@ -113,11 +126,14 @@ def plan(chosen: Choices, num_experts: int) -> Plan:
 def _sorted(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
     chosen = choices(routing)
     if isinstance(experts, StackedExperts) and _is_step(chosen):
-        out = experts.chosen(x, chosen.indices)
+        out = experts.chosen(x, chosen.indices, used=chosen.kept)
         return (out * chosen.weights.unsqueeze(-1)).sum(-2).to(out.dtype)
     order, place, counts = plan(chosen, experts.num_experts)
     k = chosen.indices.shape[1]
-    rows = experts.run(x, counts, gather=torch.div(order, k, rounding_mode="floor"))
+    gather = torch.div(order, k, rounding_mode="floor")
+    reads = not isinstance(experts, StackedExperts)
+    non_finite = count_non_finite(chosen.weights) if reads else None
+    rows = experts.run(x, counts, gather=gather, non_finite=non_finite)
     return combine(rows, chosen.weights, place, order)
 
 
@@ -131,7 +147,9 @@ def _is_step(chosen: Choices) -> bool:
 def _capacity(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
     chosen = choices(routing)
     _, place, counts = plan(chosen, experts.num_experts)
-    longest = max(int(counts.max()), 1)
+    largest, bad = torch.stack([counts.max(), count_non_finite(chosen.weights)]).tolist()
+    refuse_non_finite(bad)
+    longest = max(largest, 1)
     flat, k = chosen.indices.flatten(), chosen.indices.shape[1]
     slot = flat * longest + place.flatten() - (counts.cumsum(0) - counts)[flat]
     num_slots = experts.num_experts * longest
@@ -141,7 +159,8 @@ def _capacity(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
     source = slot.new_full((num_slots + 1,), x.shape[0]).scatter(0, slot, token)[:num_slots]
     padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
     buffer = padded.index_select(0, source).view(experts.num_experts, longest, -1)
-    rows = experts.batched(buffer).flatten(0, 1)
+    used = (source < x.shape[0]).view(experts.num_experts, longest)
+    rows = experts.batched(buffer, used=used).flatten(0, 1)
     slot = slot.clamp(max=num_slots - 1).view_as(place)  # any slot will do for a zero weight
     return combine(rows, chosen.weights, slot)
 
@@ -149,19 +168,15 @@ def _capacity(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
 def _dense(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
     if routing.indices is None:
         weights = routing.weights.reshape(-1, experts.num_experts)
-        weights = torch.where(weights != 0, weights, 0)  # no gradient where nothing is routed
-        routed = (weights != 0).any(-1)
+        used = weights != 0
+        weights = torch.where(used, weights, 0)  # no gradient where nothing is routed
     else:
         chosen = choices(routing)
         zeros = chosen.weights.new_zeros(x.shape[0], experts.num_experts)
         weights = zeros.scatter_add(-1, chosen.indices, chosen.weights)
-        routed = (
-            torch.ones_like(chosen.indices, dtype=torch.bool)
-            if chosen.kept is None
-            else chosen.kept
-        )
-        routed = routed.any(-1)
-    out = experts.dense(torch.where(routed.unsqueeze(-1), x, 0))
+        kept = torch.ones_like(chosen.weights) if chosen.kept is None else chosen.kept.to(zeros)
+        used = zeros.scatter_add(-1, chosen.indices, kept) != 0
+    out = experts.dense(torch.where(used.any(-1, keepdim=True), x, 0), used=used)
     exact = torch.promote_types(out.dtype, weights.dtype)
     return torch.einsum("te,ted->td", weights.to(exact), out.to(exact)).to(out.dtype)
 
@@ -196,7 +211,9 @@ def _chosen(routing: RoutingOutput) -> RoutingOutput:
     weights = routing.weights
     num_experts = weights.shape[-1]
     if not torch.compiler.is_compiling() and weights.numel():
-        active = int((weights.detach() != 0).sum(-1).max())
+        most = (weights.detach() != 0).sum(-1).max()
+        active, bad = torch.stack([most, count_non_finite(weights)]).tolist()
+        refuse_non_finite(bad)
         if active <= num_experts // 2:
             return routing.to_top_k(max(active, 1))
     indices = torch.arange(num_experts, device=weights.device).expand(weights.shape)

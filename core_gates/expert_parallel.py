@@ -8,6 +8,7 @@ from torch import distributed as dist
 
 from core_gates.collectives import Group, all_to_all, num_ranks
 from core_gates.experts import StackedExperts
+from core_gates.gates.counts import refuse_non_finite
 
 
 class ExpertParallel(nn.Module):
@@ -85,19 +86,41 @@ class ExpertParallel(nn.Module):
                 parameter.copy_(torch.cat(parts))
         return everyone
 
-    def run(self, rows: Tensor, counts: Tensor, *, gather: Tensor | None = None) -> Tensor:
-        """Apply each expert to its rows, wherever it is; see :meth:`StackedExperts.run`."""
+    def run(
+        self,
+        rows: Tensor,
+        counts: Tensor,
+        *,
+        gather: Tensor | None = None,
+        non_finite: Tensor | None = None,
+    ) -> Tensor:
+        """Apply each expert to its rows, wherever it is; see :meth:`StackedExperts.run`.
+
+        Args:
+            rows: Rows (N, D) sorted by expert, or any rows (M, D) beside ``gather``.
+            counts: Number of rows of every expert of all ranks (E,).
+            gather: For each sorted row, the row of ``rows`` that it is (N,).
+            non_finite: Number of weights that are not finite (), which travels with the counts.
+
+        Raises:
+            GatesError: On every rank: the weights of some rank are not finite.
+        """
         if self.num_ranks == 1:
             return self.experts.run(rows, counts, gather=gather)
         number = self.experts.num_experts
-        arriving = torch.empty_like(counts)  # for each rank, the rows for each expert here
-        dist.all_to_all_single(arriving, counts.contiguous(), group=self.group)
-        by_rank = torch.stack([counts, arriving]).view(2, self.num_ranks, number)
-        sent, received = by_rank.sum(-1).tolist()
+        flag = counts.new_zeros(()) if non_finite is None else non_finite
+        flags = flag.expand(self.num_ranks, 1)
+        leaving = torch.cat([counts.view(self.num_ranks, number), flags], 1)
+        coming = torch.empty_like(leaving)  # for each rank, the rows for each expert here
+        dist.all_to_all_single(coming, leaving, group=self.group)
+        by_rank, flags = torch.stack([leaving, coming])[..., :-1], coming[:, -1]
+        sent, received, bad = torch.stack([*by_rank.sum(-1), flags]).tolist()
+        refuse_non_finite(sum(bad), "a gate")
         rows = rows if gather is None else rows.index_select(0, gather)
         here = all_to_all(rows[: sum(sent)], sent, received, self.group)
 
         expert = torch.arange(number, device=counts.device).repeat(self.num_ranks)
+        arriving = by_rank[1].flatten()
         order = expert.repeat_interleave(arriving, output_size=sum(received)).argsort(stable=True)
         back = torch.empty_like(order).scatter(
             0, order, torch.arange(len(order), device=order.device)
@@ -110,12 +133,12 @@ class ExpertParallel(nn.Module):
         out = all_to_all(out.index_select(0, back), received, sent, self.group)
         return torch.cat([out, out.new_zeros(rows.shape[0] - sum(sent), out.shape[1])])
 
-    def batched(self, x: Tensor) -> Tensor:
+    def batched(self, x: Tensor, *, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Apply each expert to as many rows as every other: (E, C, D) to (E, C, D)."""
         counts = torch.full((x.shape[0],), x.shape[1], device=x.device)
         return self.run(x.flatten(0, 1), counts).view(x.shape)
 
-    def dense(self, x: Tensor) -> Tensor:
+    def dense(self, x: Tensor, *, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Apply all experts to all positions: (..., D) to (..., E, D)."""
         out = self.batched(x.reshape(1, -1, x.shape[-1]).expand(self.num_experts, -1, -1))
         return out.transpose(0, 1).reshape(*x.shape[:-1], self.num_experts, x.shape[-1])

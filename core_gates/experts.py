@@ -134,7 +134,14 @@ class StackedExperts(nn.Module):
                     experts.get_parameter(name)[e] = value
         return experts
 
-    def run(self, rows: Tensor, counts: Tensor, *, gather: Tensor | None = None) -> Tensor:
+    def run(
+        self,
+        rows: Tensor,
+        counts: Tensor,
+        *,
+        gather: Tensor | None = None,
+        non_finite: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """Apply each expert to its rows.
 
         Args:
@@ -142,6 +149,7 @@ class StackedExperts(nn.Module):
             counts: Number of rows of every expert (E,), int64. Rows beyond their sum belong to no
                 expert and give zeros.
             gather: For each sorted row, the row of ``rows`` that it is (N,).
+            non_finite: Not read: on a GPU nothing here waits for the host.
 
         Returns:
             Rows (N, D), sorted by expert.
@@ -149,14 +157,17 @@ class StackedExperts(nn.Module):
         result: Tensor = self("run", rows, counts, gather)
         return result
 
-    def batched(self, x: Tensor) -> Tensor:
-        """Apply each expert to as many rows as every other: (E, C, D) to (E, C, D)."""
-        result: Tensor = self("batched", x)
+    def batched(self, x: Tensor, *, used: Tensor | None = None) -> Tensor:
+        """Apply each expert to as many rows as every other: (E, C, D) to (E, C, D).
+
+        Hooks learn from ``used`` (E, C) which results are of use; it changes none of them.
+        """
+        result: Tensor = self("batched", x, used=used)
         return result
 
-    def dense(self, x: Tensor) -> Tensor:
-        """Apply all experts to all positions: (..., D) to (..., E, D)."""
-        result: Tensor = self("dense", x)
+    def dense(self, x: Tensor, *, used: Tensor | None = None) -> Tensor:
+        """Apply all experts to all positions: (..., D) to (..., E, D); ``used`` is (..., E)."""
+        result: Tensor = self("dense", x, used=used)
         return result
 
     def single(self, x: Tensor, expert: int) -> Tensor:
@@ -164,23 +175,50 @@ class StackedExperts(nn.Module):
         result: Tensor = self("single", x, expert)
         return result
 
-    def chosen(self, x: Tensor, indices: Tensor) -> Tensor:
+    def chosen(self, x: Tensor, indices: Tensor, *, used: Tensor | None = None) -> Tensor:
         """Apply to each position its own experts: (T, D) and (T, K) to (T, K, D).
 
         For a step of few positions, where reading the weights takes the time. Inside
         ``torch.compile`` these are products and sums, which read at the bandwidth of the memory
         once they are fused.
         """
-        result: Tensor = self("chosen", x, indices)
+        result: Tensor = self("chosen", x, indices, used=used)
         return result
 
-    def forward(self, method: Method, *inputs: Any) -> Tensor:
+    def forward(self, method: Method, *inputs: Any, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return what the method of that name does.
 
         All go through here, so that hooks on the module (FSDP gathers its parameters in one) run.
         """
         result: Tensor = getattr(self, f"_{method}")(*inputs)
         return result
+
+    def experts_of(
+        self, outputs: Tensor, method: Method, *inputs: Any, used: Tensor | None = None
+    ) -> Tensor:
+        """Return which expert each result of a call of ``forward`` is of, for hooks.
+
+        Args:
+            outputs: Results (..., D) of the call.
+            method: Method of the call.
+            inputs: Its arguments.
+            used: True (...) at the results that are of use; all by default.
+
+        Returns:
+            Experts (...), int64; E where a result is of no expert or of no use.
+        """
+        shape, device = outputs.shape[:-1], outputs.device
+        if method == "run":
+            ends, row = inputs[1].cumsum(0), torch.arange(shape[0], device=device)
+            experts = torch.searchsorted(ends, row, right=True)
+        elif method == "single":
+            experts = torch.full(shape, inputs[1], device=device)
+        elif method == "chosen":
+            experts = inputs[1]
+        else:
+            experts = torch.arange(self.num_experts, device=device)
+            experts = (experts.unsqueeze(1) if method == "batched" else experts).expand(shape)
+        return experts if used is None else experts.masked_fill(~used, self.num_experts)
 
     def _run(self, rows: Tensor, counts: Tensor, gather: Tensor | None) -> Tensor:
         first, first_bias, down, down_bias = self._weights()

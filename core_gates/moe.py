@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from core_gates.checkpoint_layouts import rename_on_load, rename_on_save
 from core_gates.dispatch import DISPATCHES, Dispatch, Experts, dispatch
-from core_gates.errors import GatesError
 from core_gates.gates.base import Gate
+from core_gates.gates.counts import count_non_finite, refuse_non_finite
 from core_gates.gates.routing import RoutingOutput
 
 
@@ -18,6 +18,12 @@ class MoELayer(nn.Module):
 
     Any routing gate goes with any way of dispatch. What the gate dropped (capacity) or ignores
     (padding) contributes nothing, so that the residual connection around the layer passes it on.
+
+    A routing that is not finite is refused on the CPU, by the class of the gate, for a layer does
+    not know its own name in the model. On other devices it is refused where counts reach the host
+    anyway: by the dispatch ``capacity``, by ``ExpertParallel`` over several ranks (on all of them),
+    and where dense weights become choices. Elsewhere, and inside ``torch.compile``, it shows in the
+    result alone; ``GateMonitor`` counts it as ``non_finite`` under the full name of the gate.
 
     Inside ``torch.export`` the dispatch is ``dense``, whose shapes do not depend on the routing.
 
@@ -82,7 +88,7 @@ class MoELayer(nn.Module):
             padding_mask: True (...) at positions to ignore.
 
         Raises:
-            GatesError: On the CPU, outside ``torch.compile``: the routing is not finite.
+            GatesError: The routing is not finite; not on every device, see the class.
             ValueError: Shapes do not fit.
         """
         if routing is None:
@@ -110,9 +116,4 @@ def _refuse_non_finite(routing: RoutingOutput, gate: str) -> None:
         return  # reading the flag would wait for the device
     if math.isfinite(float(weights.sum())):
         return
-    num_bad = weights.numel() - int(weights.isfinite().sum())
-    if num_bad:
-        raise GatesError(
-            f"gate {gate!r} returned {num_bad} weight{'s' * (num_bad > 1)} that are not finite;"
-            " look for NaN or infinity in its input and its parameters"
-        )
+    refuse_non_finite(int(count_non_finite(weights)), f"gate {gate!r}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from core_gates.activation_statistics import ActivationStatistics
+from core_gates.experts import StackedExperts
 from core_gates.gate_report import GateReport
 from core_gates.gates.base import Gate
 from core_gates.gates.collect import is_repeated, outermost_gates
@@ -52,12 +53,14 @@ class GateMonitor:
         every: Measure steps 0, n, 2n, …; without :meth:`begin_step` everything is measured.
         bins: Bins of the histograms over [0, 1].
         dead_share: A routed expert is dead below this part of the mean load.
-        experts: Names of modules that compute experts, with their number E: outputs (..., E, D), or
-            of any shape for one expert. Their zero-activation rate and scale are measured.
+        experts: Names of modules that compute experts, with their number E: ``StackedExperts`` of
+            any dispatch, or outputs (..., E, D), of any shape for one expert. Their zero-activation
+            rate and scale are measured, of what positions are routed to alone (of the experts in an
+            ``ExpertParallel``, with the dispatch ``sorted`` or ``loop``).
 
     Raises:
-        ValueError: ``every`` or ``bins`` is below 1, or ``experts`` names no module, or one that is
-            measured as a gate.
+        ValueError: ``every`` or ``bins`` is below 1, or ``experts`` names no module, one that is
+            measured as a gate, or one of another number of experts.
     """
 
     def __init__(
@@ -220,13 +223,22 @@ class GateMonitor:
             raise ValueError(f"experts names {name!r}, which is no module of the model")
         if name in self._statistics:
             raise ValueError(f"experts names {name!r}, which is a gate; name what it mixes")
+        experts = self._model.get_submodule(name)
+        if isinstance(experts, StackedExperts) and experts.num_experts != num_experts:
+            raise ValueError(f"{name!r} has {experts.num_experts} experts, not {num_experts}")
         statistics = ActivationStatistics(num_experts)
         self._statistics[name] = statistics
 
-        def hook(_module: Any, _inputs: Any, _options: Any, outputs: Tensor) -> None:
-            if self._samples() and not self._measuring:
-                with torch.no_grad():
-                    self._add(name, statistics.sums(outputs))
+        def hook(
+            module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], outputs: Tensor
+        ) -> None:
+            if not self._samples() or self._measuring:
+                return
+            with torch.no_grad():
+                numbers = None
+                if isinstance(module, StackedExperts):
+                    numbers = module.experts_of(outputs, *inputs, **options)
+                self._add(name, statistics.sums(outputs, numbers))
 
         return hook
 

@@ -33,6 +33,24 @@ def count_routed(routing: RoutingOutput, num_experts: int | None = None) -> Tens
     return torch.cat([counts, (~finite).sum().reshape(1)])
 
 
+def count_non_finite(weights: Tensor) -> Tensor:
+    """Return the number of weights that are not finite (), int64; not read on the host."""
+    return (~weights.detach().isfinite()).sum()
+
+
+def refuse_non_finite(number: int, gate: str = "the gate") -> None:
+    """Refuse a routing by the number of its weights that are not finite, outside of compilation.
+
+    Raises:
+        GatesError: The number is not zero.
+    """
+    if not torch.compiler.is_compiling() and number:
+        raise GatesError(
+            f"{gate} returned {number} weight{'s' * (number > 1)} that are not finite;"
+            " look for NaN or infinity in its input and its parameters"
+        )
+
+
 def read_counts(counts: Tensor, gate: str = "gate") -> list[int]:
     """Bring counts of :func:`count_routed` to the host.
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
-from core_gates import RoutingOutput
+from core_gates import GatesError, RoutingOutput
 from core_gates import combine as combining
 from core_gates.combine import combine
 from core_gates.dispatch import DISPATCHES, choices, dispatch, plan
@@ -214,6 +214,19 @@ def test_gradients_of_combine_where_every_row_is_one_choice(chunk, monkeypatch, 
     grad = torch.randn(3, 4).bfloat16()
     results = [combine(half, weights, place, *way) for way in ((), (order,))]
     assert_close(*(torch.autograd.grad(r, (half, weights), grad) for r in results))
+
+
+@pytest.mark.parametrize(("form", "how"), [("dropped", "capacity"), ("dense", "sorted")])
+def test_counts_on_the_host_bring_weights_that_are_not_finite(form, how, experts):
+    routing = routing_of("balanced", form)
+    weights = routing.weights.detach().clone()
+    weights[7, 4:] = torch.nan
+    weights[7, 0] = torch.inf
+    if routing.kept is not None:
+        routing = routing._replace(kept=torch.ones_like(routing.kept))
+    number = int((~weights.isfinite()).sum())
+    with pytest.raises(GatesError, match=f"the gate returned {number} weights? that are not fin"):
+        dispatch(torch.zeros(TOKENS, DIM), routing._replace(weights=weights), experts, how)
 
 
 def test_the_positions_must_fit(experts):

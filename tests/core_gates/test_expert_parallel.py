@@ -9,8 +9,9 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from core_gates import TopKGate
+from core_gates import GatesError, TopKGate
 from core_gates.dispatch import DISPATCHES
+from core_gates.dispatch import dispatch as mix_experts
 from core_gates.expert_parallel import ExpertParallel, expert_parameters
 from core_gates.experts import StackedExperts
 from core_gates.gates.expert_choice import ExpertChoiceGate
@@ -72,11 +73,21 @@ def cases_of_rank(x):
     return found
 
 
+def refusal_of_rank(x):
+    """What a rank says of weights that only those of rank 0 make infinite."""
+    routing = layer_of().gate(x)
+    weights = routing.weights / dist.get_rank()
+    with pytest.raises(GatesError) as refused:
+        mix_experts(x, routing._replace(weights=weights), sharded().experts, "sorted")
+    return str(refused.value)
+
+
 def special_of_rank(x, empty):
     rank, layer = dist.get_rank(), sharded()
     return {
         "checkpointed": run(Checkpointed(layer), x[rank]),
         "empty": run(layer, empty[rank]),
+        "refusal": refusal_of_rank(x[rank]),
         "float64": run(sharded("top-k", "sorted", torch.float64), x[rank].double()),
         "whole": dict(layer.experts.unshard().state_dict()),
         "number": layer.experts.num_experts,
@@ -160,6 +171,12 @@ def test_checkpointed_layers_and_ranks_without_positions(special):
     dense = [run(layer_of(), x) for x in batches([0, 5])]
     assert dense[0]["y"].shape == (0, DIM)
     assert_equals_dense([s["empty"] for s in special], dense, rtol=1e-6, atol=1e-6)
+
+
+def test_weights_that_are_not_finite_stop_every_rank(special):
+    number = 2 * SIZES[0]
+    for found in special:
+        assert f"a gate returned {number} weights that are not finite" in found["refusal"]
 
 
 def test_shards_join_to_the_whole(special):

@@ -9,6 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from core_gates import GatedConv, GateMonitor, RoutingOutput, SoftmaxGate, TopKGate
 from core_gates.activation_statistics import ActivationStatistics
+from core_gates.dispatch import DISPATCHES
+from core_gates.experts import StackedExperts
+from core_gates.moe import MoELayer
 from core_gates.routing_statistics import RoutingStatistics
 from core_gates.value_statistics import ValueStatistics
 
@@ -219,7 +222,57 @@ def test_experts_are_measured_by_their_outputs():
     assert figures["experts"]["activations"] == 400
 
 
+def mixture(dispatch):
+    """A layer whose expert e gives exact zeros in e features."""
+    torch.manual_seed(0)
+    layer = MoELayer(TopKGate(8, 5, k=2), StackedExperts(5, 8, 6, bias=True), dispatch=dispatch)
+    nn.init.normal_(layer.gate.weight)
+    for expert in range(5):
+        layer.experts.down_proj.data[expert, :expert] = 0
+    nn.init.ones_(layer.experts.gate_up_proj_bias)  # results of idle slots are not zero
+    return layer
+
+
+def routed_results(layer, x, weights):
+    """For each expert, its results at the positions that are routed to it."""
+    results = []
+    for expert in range(5):
+        rows = [x[t] for t in range(len(x)) if weights[t, expert] != 0]
+        results.append(layer.experts.single(torch.stack(rows), expert) if rows else x[:0])
+    return [result.detach().double() for result in results]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("number", [12, 3])
+@pytest.mark.parametrize("dispatch", DISPATCHES)
+def test_experts_of_a_layer_are_measured_where_they_are_used(dispatch, number, dense, grad):
+    layer = mixture(dispatch)
+    x = torch.randn(number, 8, generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(number) % 3 == 0
+    routing = layer.gate(x, padding_mask=mask)
+    routing = routing._replace(kept=routing.kept & (routing.indices != 4))
+    weights = routing.to_dense(5).weights
+    with GateMonitor(layer, experts={"experts": 5}) as monitor, torch.set_grad_enabled(grad):
+        layer(x, routing=routing.to_dense(5) if dense else routing)
+    tables = monitor.histograms()["experts"]
+    results = routed_results(layer, x, weights)
+    used = [r for r in results if len(r)]
+    assert len(results[4]) == 0 < len(used)
+    figures = monitor.compute()["experts"]
+    assert figures["activations"] == sum(r.numel() for r in used)
+    near = [(r.abs() < 0.05 * r.std(correction=0)) | (r == 0) for r in used]
+    assert figures["near_zero_rate"] == pytest.approx(torch.cat(near).double().mean().item())
+    of_experts = [
+        torch.stack([(r == 0).double().mean(), r.mean(), r.std(correction=0)]) for r in used
+    ]
+    found = torch.stack([tables[name] for name in ("zero_rate", "mean", "std")], 1)
+    assert_close(found[[len(r) > 0 for r in results]], torch.stack(of_experts))
+
+
 def test_experts_that_do_not_fit_are_refused(model):
+    with pytest.raises(ValueError, match="'experts' has 5 experts, not 4"):
+        GateMonitor(mixture("sorted"), experts={"experts": 4})
     with pytest.raises(ValueError, match="experts names 'nothing', which is no module"):
         GateMonitor(model, experts={"nothing": 2})
     with pytest.raises(ValueError, match="experts names 'top', which is a gate"):
