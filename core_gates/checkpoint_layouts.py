@@ -2,13 +2,16 @@
 
 Mixtral, Qwen3-MoE and DeepSeek-V3 store the three matrices of every expert by themselves; here they
 are stacked. The hooks of this file translate while a state dictionary is loaded or saved, so that
-a published checkpoint fits without conversion, and one saved here fits the published model.
+a published checkpoint fits without conversion, and one saved here fits the published model. Under
+FSDP they gather the experts of a layer on every rank, and spread those of rank 0.
 """
 
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+
+from core_gates.collectives import gathered, sharded_like
 
 Layout = Literal["stacked", "mixtral", "qwen3_moe", "deepseek_v3"]
 State = dict[str, Any]
@@ -41,14 +44,16 @@ def check_layout(layout: str, *, gated: bool, bias: bool) -> None:
 
 def merge_experts(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
     """Stack the entries of single experts; a hook that runs before a state is loaded."""
-    num_experts = int(module.num_experts)  # type: ignore[arg-type]
+    experts = _numbers(module)
     for names in dict.fromkeys(_EXPERT_NAMES.values()):
-        keys = [[f"{prefix}{e}.{name}.weight" for name in names] for e in range(num_experts)]
+        keys = [[f"{prefix}{e}.{name}.weight" for name in names] for e in experts]
         if not all(key in state for expert in keys for key in expert):
             continue  # if some are there, loading reports them
         parts = [[state.pop(key) for key in expert] for expert in keys]
-        state[f"{prefix}gate_up_proj"] = torch.stack([torch.cat(part[:2]) for part in parts])
-        state[f"{prefix}down_proj"] = torch.stack([part[2] for part in parts])
+        first = torch.stack([torch.cat(part[:2]) for part in parts])
+        down = torch.stack([part[2] for part in parts])
+        for name, value in (("gate_up_proj", first), ("down_proj", down)):
+            state[prefix + name] = sharded_like(value, getattr(module, name, None))
 
 
 def split_experts(module: nn.Module, state: State, prefix: str, _: Any) -> None:
@@ -56,10 +61,16 @@ def split_experts(module: nn.Module, state: State, prefix: str, _: Any) -> None:
     names = _EXPERT_NAMES.get(str(module.layout))
     if names is None:
         return
-    first, down = state.pop(f"{prefix}gate_up_proj"), state.pop(f"{prefix}down_proj")
-    for e, (gate_up, last) in enumerate(zip(first.unbind(), down.unbind(), strict=True)):
+    first, down = (gathered(state.pop(prefix + name)) for name in ("gate_up_proj", "down_proj"))
+    for e, gate_up, last in zip(_numbers(module), first.unbind(), down.unbind(), strict=True):
         for name, value in zip(names, (*gate_up.chunk(2), last), strict=True):
             state[f"{prefix}{e}.{name}.weight"] = value
+
+
+def _numbers(module: nn.Module) -> range:
+    """Return the numbers of the experts of a module among those of all ranks."""
+    first = int(module.first_expert)  # type: ignore[arg-type]
+    return range(first, first + int(module.num_experts))  # type: ignore[arg-type]
 
 
 def rename_on_load(_module: nn.Module, state: State, prefix: str, *_: Any) -> None:

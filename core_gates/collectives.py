@@ -1,6 +1,6 @@
-"""Differentiable sums and exchanges between the ranks of a process group."""
+"""Sums, exchanges and gathering between the ranks of a process group."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,33 @@ Group = dist.ProcessGroup | None
 def num_ranks(group: Group = None) -> int:
     """Return the number of ranks of a group, 1 where nothing is distributed."""
     return dist.get_world_size(group) if dist.is_initialized() else 1
+
+
+def rank_in(group: Group = None) -> int:
+    """Return the number of this rank in a group, 0 where nothing is distributed."""
+    return dist.get_rank(group) if dist.is_initialized() else 0
+
+
+def gathered(x: Tensor) -> Tensor:
+    """Return all of a tensor that FSDP has spread over the ranks; any other as it is.
+
+    Every rank must call this.
+    """
+    full_tensor = getattr(x, "full_tensor", None)  # only a DTensor, whose import is slow, has one
+    return x if full_tensor is None else cast(Tensor, full_tensor())
+
+
+def sharded_like(x: Tensor, like: Tensor | None) -> Tensor:
+    """Return ``x``, as rank 0 has it, spread over the ranks as FSDP has spread ``like``.
+
+    Every rank must call this. Where ``like`` is not spread, ``x`` is returned as it is.
+    """
+    mesh = getattr(like, "device_mesh", None)
+    if mesh is None:
+        return x
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    return distribute_tensor(x, mesh, cast(DTensor, like).placements)
 
 
 def all_reduce(x: Tensor, group: Group = None) -> Tensor:

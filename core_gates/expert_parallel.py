@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from core_gates.collectives import Group, all_to_all, num_ranks
+from core_gates.collectives import Group, all_to_all, num_ranks, rank_in
 from core_gates.experts import StackedExperts
 from core_gates.gates.counts import refuse_non_finite
 
@@ -27,6 +27,9 @@ class ExpertParallel(nn.Module):
     the ranks (``DistributedDataParallel``, which must be told to ignore the experts), it has to be
     averaged, too: see ``average_gradients``.
 
+    Where the experts have a published ``layout``, the state of a rank has its own experts under
+    their numbers among all, and a rank loads its own from the joined states with ``strict=False``.
+
     Args:
         experts: The experts of this rank, as many on each.
         group: Process group; all ranks if None.
@@ -44,6 +47,7 @@ class ExpertParallel(nn.Module):
         self.group = group
         self.num_ranks = num_ranks(group)
         self.num_experts = experts.num_experts * self.num_ranks
+        experts.first_expert = experts.num_experts * rank_in(group)
         self.average_gradients = average_gradients
 
     @classmethod
@@ -66,7 +70,7 @@ class ExpertParallel(nn.Module):
                 f"{experts.num_experts} experts cannot be spread evenly over {size} ranks"
             )
         number = experts.num_experts // size
-        start = number * (dist.get_rank(group) if size > 1 else 0)
+        start = number * rank_in(group)
         mine = _alike(experts, number)
         with torch.no_grad():
             for name, parameter in mine.named_parameters():

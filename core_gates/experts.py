@@ -36,6 +36,10 @@ class StackedExperts(nn.Module):
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
+    Attributes:
+        first_expert: Number of the first expert in a state with one entry per expert; not 0 where
+            the experts are a part of those of all ranks.
+
     Raises:
         ValueError: A size is below 1, or the activation or the layout is unknown.
     """
@@ -61,6 +65,7 @@ class StackedExperts(nn.Module):
         check_activation(activation)
         check_layout(layout, gated=gated, bias=bias)
         self.num_experts, self.dim, self.hidden_dim = num_experts, dim, hidden_dim
+        self.first_expert = 0
         self.activation, self.gated, self.layout = activation, gated, layout
 
         def parameter(*shape: int) -> nn.Parameter:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from core_gates.collectives import gathered, sharded_like
 from core_gates.schedules import Shape, TemperatureSchedule
 
 OptimizerState = Literal["copy", "reset"]
@@ -90,6 +91,8 @@ def spawn_experts(
     Each weight of each copy is masked to zero with probability ``mask_prob``, independently; the
     variants redraw a fraction of the weights or add noise. Biases are copied as they are.
 
+    Under FSDP every rank must call this; all get the copies of rank 0.
+
     Args:
         experts: Module whose every parameter stacks the experts along its first dimension: weights
             (E, …, …) and biases (E, …).
@@ -111,6 +114,7 @@ def spawn_experts(
         ValueError: A number is out of range, the parameters do not stack one number of experts, or
             the optimizer holds a state that cannot be copied.
     """
+    experts.state_dict()  # makes FSDP shard again what a forward pass has left gathered
     parameters = dict(experts.named_parameters())
     num_experts = _num_experts(parameters)
     if not 0 <= source < num_experts:
@@ -119,13 +123,16 @@ def spawn_experts(
     if optimizer is not None:  # first, because it may refuse
         _spawn_state(optimizer, parameters, source, optimizer_state)
     for parameter in parameters.values():
-        original = parameter[source].clone()
-        parameter.copy_(original.expand_as(parameter))
-        if parameter.ndim > 2:
-            parameter.mul_(_mask(parameter, mask_prob, rescale, generator))
-            _redraw(parameter, original, reinit_fraction, noise_std, generator)
+        copies = gathered(parameter)
+        original = copies[source].clone()
+        copies.copy_(original.expand_as(copies))
+        if copies.ndim > 2:
+            copies.mul_(_mask(copies, mask_prob, rescale, generator))
+            _redraw(copies, original, reinit_fraction, noise_std, generator)
         if keep_source:
-            parameter[source] = original
+            copies[source] = original
+        if copies is not parameter:
+            parameter.copy_(sharded_like(copies, parameter))
 
 
 def _mask(like: Tensor, prob: float, rescale: bool, generator: torch.Generator | None) -> Tensor:
@@ -176,7 +183,8 @@ def _spawn_state(
                 f" parameter {tuple(shape)}, and cannot be copied: choose optimizer_state='reset'"
             )
     for _, value, _ in moments:
-        value.copy_(value[source].clone().expand_as(value))
+        original = gathered(value)[source].clone()
+        value.copy_(sharded_like(original.expand(value.shape), value))
 
 
 def _num_experts(parameters: dict[str, nn.Parameter]) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core_gates.collectives import gathered
 from core_gates.gates.base import Gate
 from core_gates.gates.numerics import linear_fp32
 from core_gates.gates.routing import RoutingOutput
@@ -76,7 +77,7 @@ class ActivationGate(Gate):
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype))
         self.log_tau = (
-            nn.Parameter(torch.empty((), device=device, dtype=dtype)) if learn_tau else None
+            nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if learn_tau else None
         )
         exact = torch.promote_types(self.weight.dtype, torch.float32)
         self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
@@ -88,7 +89,7 @@ class ActivationGate(Gate):
         """The present temperature, with gradient if it is learned."""
         if self.log_tau is None:
             return self.temperature
-        return self.log_tau.to(self.temperature.dtype).exp()
+        return gathered(self.log_tau).squeeze(0).to(self.temperature.dtype).exp()
 
     def reset_parameters(self) -> None:
         """Draw the weight from N(0, 0.02²), zero the bias, return to the first temperature."""

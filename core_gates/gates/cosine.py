@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core_gates.collectives import gathered
 from core_gates.gates.base import Gate
 from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
 from core_gates.gates.padding import check_padding_mask
@@ -68,7 +69,7 @@ class CosineGate(Gate):
             else nn.Parameter(torch.empty(projection_dim, dim, device=device, dtype=dtype))
         )
         self.weight = nn.Parameter(torch.empty(num_experts, compared, device=device, dtype=dtype))
-        self.log_temperature = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        self.log_temperature = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -82,7 +83,8 @@ class CosineGate(Gate):
     def temperature(self) -> Tensor:
         """The temperature τ, a scalar in float32 at least."""
         dtype = torch.promote_types(self.log_temperature.dtype, torch.float32)
-        return self.log_temperature.to(dtype).clamp(min=math.log(_MIN_TEMPERATURE)).exp()
+        logarithm = gathered(self.log_temperature).squeeze(0).to(dtype)
+        return logarithm.clamp(min=math.log(_MIN_TEMPERATURE)).exp()
 
     def forward(
         self,

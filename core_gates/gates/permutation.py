@@ -6,11 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from core_gates.collectives import gathered
 from core_gates.gates.base import Gate
 from core_gates.gates.numerics import linear_fp32
 from core_gates.gates.permutation_search import (
     PermutationSearch,
-    best_assignments,
+    nearest_permutations,
     permutation_entropy,
     sinkhorn,
 )
@@ -91,7 +92,7 @@ class PermutedGate(StagedGate):
         was_searching = self.phase == "search"
         super().update(routings)
         if was_searching and self.phase == "permuted":
-            self.targets.copy_(best_assignments(self.relaxed()))
+            self.targets.copy_(nearest_permutations(self._scores(), self._iterations))
 
     def relaxed(self, *, noisy: bool = False) -> Tensor:
         """Return the relaxed permutations (Q, E, E), from B at the present temperature.
@@ -99,11 +100,7 @@ class PermutedGate(StagedGate):
         Args:
             noisy: Whether the noise of the search is drawn.
         """
-        dtype = torch.promote_types(self.permutation_logits.dtype, torch.float32)
-        scores = self.permutation_logits.to(dtype)
-        if noisy and self.search.noise > 0:
-            scores = scores - self.search.noise * torch.empty_like(scores).exponential_().log()
-        return sinkhorn(scores / self._temperature, self._iterations)
+        return sinkhorn(self._scores(noisy=noisy), self._iterations)
 
     def permutations(self) -> Tensor:
         """Return the matrices Π (Q, E, E) that a call would use now, 0 and 1 outside training."""
@@ -124,8 +121,9 @@ class PermutedGate(StagedGate):
             permuted = self._mixed(routing, self._selectors(x, routing, padding_mask), relaxed)
         else:
             scores = self.permutation_logits.to(routing.weights.dtype)
-            entropy = 0 * scores.sum()  # B stays in use, for DDP
+            entropy = 0 * scores.sum()
             permuted = self._moved(routing, x, padding_mask, self._targets())
+            permuted = permuted._replace(weights=permuted.weights + entropy)  # in use, for DDP
         aux = {**(routing.aux or {}), "permutation_entropy": entropy}
         return permuted._replace(aux=aux).ignore(padding_mask)
 
@@ -159,7 +157,15 @@ class PermutedGate(StagedGate):
         """Return (Q, E): the expert that each expert of the gate becomes."""
         if self.phase == "permuted" or self.targets.is_meta:
             return self.targets
-        return best_assignments(self.relaxed())
+        return nearest_permutations(self._scores(), self._iterations)
+
+    def _scores(self, *, noisy: bool = False) -> Tensor:
+        """Return B / τ (Q, E, E)."""
+        dtype = torch.promote_types(self.permutation_logits.dtype, torch.float32)
+        scores = gathered(self.permutation_logits).to(dtype)
+        if noisy and self.search.noise > 0:
+            scores = scores - self.search.noise * torch.empty_like(scores).exponential_().log()
+        return scores / self._temperature
 
     def _selectors(self, x: Tensor, routing: RoutingOutput, padding_mask: Tensor | None) -> Tensor:
         if type(self.gate).selectors is Gate.selectors:  # J = 1; a second call would draw new noise

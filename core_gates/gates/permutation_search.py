@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from core_gates.schedules import TemperatureSchedule
 
@@ -114,3 +115,26 @@ def best_assignments(matrices: Tensor) -> Tensor:
         for matrix in matrices.detach().cpu().double().numpy()
     ]
     return torch.stack(columns).to(matrices.device, torch.int64)
+
+
+def nearest_permutations(scores: Tensor, num_iterations: int) -> Tensor:
+    """Return ``best_assignments(sinkhorn(scores, num_iterations))``, as one op when compiled.
+
+    Args:
+        scores: Logarithms of positive matrices (Q, E, E).
+        num_iterations: Number of Sinkhorn iterations.
+    """
+    result: Tensor = _nearest(scores.detach(), num_iterations)
+    return result
+
+
+def _nearest_permutations(scores: Tensor, num_iterations: int) -> Tensor:
+    return best_assignments(sinkhorn(scores, num_iterations))
+
+
+_nearest = custom_op("core_gates::nearest_permutations", _nearest_permutations, mutates_args=())
+
+
+@_nearest.register_fake
+def _(scores: Tensor, _num_iterations: int) -> Tensor:
+    return scores.new_empty(scores.shape[:2], dtype=torch.int64)

@@ -58,7 +58,7 @@ class SoftMoEGate(Gate):
         self.weight = nn.Parameter(
             torch.empty(num_experts * num_slots, dim, device=device, dtype=dtype)
         )
-        self.scale = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        self.scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -4,6 +4,7 @@ from math import log
 
 import pytest
 import torch
+from torch.library import opcheck
 from torch.testing import assert_close
 
 from core_gates import Gate, RoutingOutput, SoftmaxGate, TopKGate, update_gates
@@ -15,6 +16,7 @@ from core_gates.gates.permutation import PermutedGate
 from core_gates.gates.permutation_search import (
     PermutationSearch,
     best_assignments,
+    nearest_permutations,
     permutation_entropy,
     sinkhorn,
 )
@@ -247,6 +249,27 @@ def test_evaluation_during_the_search_is_hard_and_changes_nothing():
     assert_close(routing.indices, targets[0][gate.gate(positions(9)).indices])
     assert_close(dict(gate.state_dict()), before, rtol=0, atol=0)
     assert_close(gate.permutations().argmax(-1), targets)
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_evaluation_is_compiled_and_exported_whole(step):
+    gate = permuted(TopKGate(DIM, EXPERTS, k=2), step=step, start=0.1, end=0.05).eval()
+    x = positions(9)
+    expected = gate(x)
+    assert (gate.permutations().argmax(-1) != torch.arange(EXPERTS)).any()
+    compiled = torch.compile(gate, fullgraph=True, backend="aot_eager")
+    exported = torch.export.export(gate, (x,)).module()
+    for routing in (compiled(x), exported(x)):
+        assert_close(routing.weights, expected.weights)
+        assert torch.equal(routing.indices, expected.indices)
+    assert "logsumexp" not in str(exported.graph)  # no iterations one by one
+
+
+def test_registration_of_the_assignment():
+    scores = torch.randn(2, EXPERTS, EXPERTS, generator=torch.Generator().manual_seed(0))
+    opcheck(torch.ops.core_gates.nearest_permutations.default, (scores, 3))
+    expected = best_assignments(sinkhorn(scores, 3))
+    assert torch.equal(nearest_permutations(scores, 3), expected)
 
 
 def test_search_finds_a_planted_permutation():
