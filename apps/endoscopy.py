@@ -12,6 +12,7 @@ from apps.endoscopy_audit import Audit, Study, write_audit
 from apps.endoscopy_evaluation import Bars
 from apps.endoscopy_honest import HonestTable
 from apps.endoscopy_preparing import prepare_data
+from apps.endoscopy_provenance import Recipe
 from apps.endoscopy_rendering import MAIN, SHIFTS, Rendering
 from apps.endoscopy_report import endoscopy_report
 from apps.endoscopy_scoring import render_missing, score, score_honest
@@ -39,10 +40,12 @@ class EndoscopyTrainer(GatesTrainer):
     Attributes:
         rendering: Rendered sets of the configuration.
         timm_weights: State dict of timm that trainings start from.
+        recipe: How trainings of ``evaluate`` and ``audit`` go, which is as ``fit`` trains.
     """
 
     rendering: Rendering
     timm_weights: str | None = None
+    recipe: Recipe
 
     def render(
         self,
@@ -186,7 +189,14 @@ class EndoscopyTrainer(GatesTrainer):
         config = self.config_path.stem if self.config_path else "default"
         epochs = self.max_epochs or 1
         return Sizers(
-            self.run_folder, config, model, datamodule, epochs, self.rendering, self.timm_weights
+            self.run_folder,
+            config,
+            model,
+            datamodule,
+            epochs,
+            self.rendering,
+            self.timm_weights,
+            self.recipe,
         )
 
 
@@ -207,10 +217,12 @@ class EndoscopyCLI(GatesCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def after_instantiate_classes(self) -> None:
-        """Tell the trainer what belongs to no Lightning class, then claim the run folder."""
+        """Tell trainer and data what the command line knows, then claim the run folder."""
         options = self.config_init[self.subcommand]
         self._trainer.rendering = options["rendering"]
         self._trainer.timm_weights = options["timm_weights"]
+        self._trainer.recipe = Recipe.of(options["trainer"], options["checkpoint"])
+        self.datamodule.announce = print
         super().after_instantiate_classes()
 
     def before_fit(self) -> None:

@@ -321,7 +321,7 @@ def write_audit(audit: Audit, study: Study, config_path: Path | None) -> Path:
     needs = audit.needs(names)
     missing = sizers.missing(needs)
     if missing:
-        print(f"weights missing: {', '.join(one.name for one in missing)}; training them now")
+        print(f"weights missing: {sizers.reasons(missing)}; training them now")
     if needs:
         sets = (MAIN, *RHOS, SHORTCUT) if "shortcut" in names else (MAIN,)
         render_missing(sizers.datamodule, audit.rendering, sets)

@@ -60,8 +60,8 @@ def score(
     shifts = () if quick else tuple(shifts)
     missing = sizers.missing(evaluation.trainings())
     if missing:
-        names = ", ".join(training.name for training in missing)
-        print(f"weights missing: {names}; {'left out' if quick else 'training them now'}")
+        names, then = sizers.reasons(missing), "left out" if quick else "training them now"
+        print(f"weights missing: {names}; {then}")
     if quick:
         evaluation = _without(evaluation, missing)
     render_missing(sizers.datamodule, rendering, (MAIN, *shifts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -13,16 +14,24 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from apps.checkpoint import load_weights
+from apps.endoscopy_provenance import (
+    Recipe,
+    data_settings,
+    file_hash,
+    module_settings,
+    rendering_settings,
+)
 from apps.endoscopy_rendering import SHORTCUT, Rendering
 from apps.processes import Tick, in_processes
 from apps.runs import RunFolder
 from apps.ticker import ticking
 from core_gates.errors import GatesError
-from endoscopy.bundle import SizingBundle, load_bundle
-from endoscopy.bundling import bundle_of
+from endoscopy.bundle import SizingBundle, load_bundle, read_training
+from endoscopy.bundling import bundle_of, refuse_trained
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.models import load_timm_weights
 from endoscopy.module import SizingModule
+from endoscopy.provenance import Provenance, differences
 from endoscopy.variants import CONFIGURED, VARIANTS, variant_of
 
 WEIGHTS = "weights"
@@ -65,6 +74,7 @@ class Sizers:
         epochs: Of a training.
         rendering: Where the set is that the variant ``shortcut`` is trained on.
         timm_weights: State dict of timm that every training starts from.
+        recipe: How the configured Trainer trains.
     """
 
     def __init__(
@@ -76,40 +86,105 @@ class Sizers:
         epochs: int,
         rendering: Rendering | None = None,
         timm_weights: str | None = None,
+        recipe: Recipe | None = None,
     ) -> None:
         self.run_folder, self.config = run_folder, config
         self.module, self.datamodule = module, datamodule
         self.epochs, self.rendering, self.timm_weights = epochs, rendering, timm_weights
+        self.recipe = recipe or Recipe()
+        self.timm_hash = file_hash(timm_weights)
         self.pinned: Path | None = None
 
+    @property
+    def folder(self) -> Path:
+        """Where trained networks are kept."""
+        return self.run_folder.path / WEIGHTS
+
+    @property
+    def shipped(self) -> Path:
+        """Where those of the package are, if there are any."""
+        return Path(str(files("endoscopy"))) / WEIGHTS / self.config
+
+    def resolved(self, training: Training) -> Training:
+        """Return a training with its fold: the configured one if none is named, None of counts."""
+        data = self.datamodule
+        fold = data.fold if training.fold is None else training.fold
+        return training._replace(fold=None if data.split_kind == "counts" else fold)
+
+    def settings(
+        self, training: Training, *, steps: int | None = None, **settings: Any
+    ) -> dict[str, Any]:
+        """Return everything that decides the weights of a training, by name.
+
+        Args:
+            training: Which.
+            steps: Optimizer steps in place of the configured epochs; the last weights are kept.
+            settings: Arguments of the module that override the configuration.
+        """
+        training, data = self.resolved(training), self.datamodule
+        found = self.recipe.settings(self.epochs, steps)
+        found |= module_settings(self.module, training.variant, **settings)
+        found |= data_settings(data, training.variant) | training._asdict()
+        if self.rendering is not None:
+            found |= rendering_settings(data, self.rendering.config)
+        return found | {"timm_weights": self.timm_hash}
+
+    def gap(self, folder: Path, training: Training) -> str:
+        """Say in which settings a trained network differs from a training; empty if in none."""
+        known = read_training(folder)
+        return differences(known and known.settings, self.settings(training))
+
     def path(self, training: Training) -> Path | None:
-        """Return the folder of a trained network, or None if it must be trained."""
+        """Return the folder of a trained network, or None if it must be trained.
+
+        Networks of the package that were trained with other settings are passed over.
+
+        Raises:
+            GatesError: The network of the run was trained with other settings, and it may not be
+                overwritten.
+        """
         if self.pinned is not None:
             return self.pinned
-        names = [training.name]
-        if training.fold == self.datamodule.fold:
-            names.append(training._replace(fold=None).name)  # what fit leaves
-        shipped = Path(str(files("endoscopy"))) / WEIGHTS / self.config
-        roots = (self.run_folder.path / WEIGHTS, shipped)
-        places = [root / name for root in roots for name in names]
-        return next((place for place in places if place.is_dir()), None)
+        training = self.resolved(training)
+        own, shipped = (root / training.name for root in (self.folder, self.shipped))
+        if own.is_dir():
+            gap = self.gap(own, training)
+            if not gap:
+                return own
+            if not self.run_folder.overwrite:
+                raise GatesError(changed(own, gap))
+        return shipped if shipped.is_dir() and not self.gap(shipped, training) else None
 
     def missing(self, trainings: Sequence[Training]) -> list[Training]:
-        """Return what has to be trained."""
-        return [training for training in trainings if self.path(training) is None]
+        """Return what has to be trained.
+
+        Raises:
+            GatesError: See :meth:`path`.
+        """
+        wanted = dict.fromkeys(self.resolved(training) for training in trainings)
+        return [training for training in wanted if self.path(training) is None]
+
+    def reasons(self, missing: Sequence[Training]) -> str:
+        """Name what has to be trained, and say why what is there does not do."""
+        named = []
+        for one in missing:
+            found = [p for p in (self.folder / one.name, self.shipped / one.name) if p.is_dir()]
+            why = f" ({found[0]} has {self.gap(found[0], one)})" if found else ""
+            named.append(f"{one.name}{why}")
+        return ", ".join(named)
 
     def load(self, training: Training) -> SizingBundle:
         """Return a trained network.
 
         Raises:
-            GatesError: It is not there or damaged.
+            GatesError: It is not there or damaged, or was trained on test objects.
         """
         path = self.path(training)
         if path is None:
             raise GatesError(f"{training.name} is not trained: run `gates endoscopy evaluate`")
-        if path.suffix == ".ckpt":
-            return self.from_checkpoint(path)
-        return load_bundle(path)
+        bundle = self.from_checkpoint(path) if path.suffix == ".ckpt" else load_bundle(path)
+        refuse_trained(bundle, self.data(training))
+        return bundle
 
     def from_checkpoint(self, path: Path) -> SizingBundle:
         """Return the network of a checkpoint of ``fit``, its intervals calibrated anew.
@@ -118,9 +193,11 @@ class Sizers:
             GatesError: It is damaged or belongs to another configuration.
         """
         module = variant_of(self.module, CONFIGURED)
-        load_checkpoint(path, module)
+        trained_on = load_checkpoint(path, module)
         self.datamodule.setup("test")
-        return bundle_of(module, self.datamodule, facts={"checkpoint": str(path)})
+        bundle = bundle_of(module, self.datamodule, facts={"checkpoint": str(path)})
+        bundle.training = Provenance({}, trained_on)
+        return bundle
 
     def train_missing(self, trainings: Sequence[Training]) -> None:
         """Build the caches that trainings and predictions read, and train what is missing.
@@ -142,8 +219,8 @@ class Sizers:
         begin = time.monotonic()
         module, data = self.fit(training, tick=tick)
         facts = self.facts(training) | {"training seconds": round(time.monotonic() - begin)}
-        bundle = bundle_of(module, data, facts=facts)
-        return keep_bundle(bundle, self.run_folder.path / WEIGHTS / training.name)
+        bundle = bundle_of(module, data, facts=facts, settings=self.settings(training))
+        return keep_bundle(bundle, self.folder / self.resolved(training).name)
 
     def fit(
         self,
@@ -151,7 +228,7 @@ class Sizers:
         *,
         tick: Tick,
         epochs: int | None = None,
-        steps: int = -1,
+        steps: int | None = None,
         **settings: Any,
     ) -> tuple[SizingModule, PolypSizingDataModule]:
         """Return a trained module and the data that it was trained on.
@@ -160,7 +237,8 @@ class Sizers:
             training: Which.
             tick: Called after each epoch.
             epochs: Length of the schedule; as configured when None.
-            steps: Optimizer steps after which the training ends, if before its last epoch.
+            steps: Optimizer steps after which the training ends, if before its last epoch; then
+                the last weights are returned, else the best ones where the recipe has a monitor.
             settings: Arguments of the module that override the configuration.
         """
         L.seed_everything(training.seed, verbose=False)
@@ -168,9 +246,14 @@ class Sizers:
         if self.timm_weights is not None:
             load_timm_weights(module.model, self.timm_weights)
         data = self.data(training)
+        best = BestWeights(self.recipe) if self.recipe.monitor and steps is None else None
+        options = dict(self.recipe.options) | {"max_epochs": epochs or self.epochs}
+        if best is None:
+            options["limit_val_batches"] = 0
+        if steps is not None:
+            options["max_steps"] = steps
         trainer = L.Trainer(
-            max_epochs=epochs or self.epochs,
-            max_steps=steps,
+            **options,
             accelerator="auto",
             devices=1,
             logger=False,
@@ -178,11 +261,12 @@ class Sizers:
             enable_model_summary=False,
             enable_progress_bar=False,
             num_sanity_val_steps=0,
-            limit_val_batches=0,
-            callbacks=[EpochTicks(tick)],
+            callbacks=[EpochTicks(tick), *([best] if best else [])],
             default_root_dir=self.run_folder.path,
         )
         trainer.fit(module, data)
+        if best is not None and best.weights is not None:
+            module.load_state_dict(best.weights)
         return module.eval(), data
 
     def data(self, training: Training) -> PolypSizingDataModule:
@@ -220,6 +304,35 @@ class EpochTicks(Callback):
         self.tick()
 
 
+class BestWeights(Callback):
+    """Hold the weights with the best validation score, by the rule of ``best.ckpt``.
+
+    Attributes:
+        weights: State of the module; None before the first score.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.monitor, self.sign = str(recipe.monitor), 1 if recipe.mode == "min" else -1
+        self.score = math.inf
+        self.weights: dict[str, torch.Tensor] | None = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the weights if they are better than all before.
+
+        Raises:
+            GatesError: The score is not logged.
+        """
+        if self.monitor not in trainer.callback_metrics:
+            raise GatesError(
+                f"checkpoint.monitor {self.monitor!r} is not logged; logged are "
+                f"{', '.join(sorted(trainer.callback_metrics)) or 'no scores'}"
+            )
+        score = self.sign * float(trainer.callback_metrics[self.monitor])
+        if score < self.score or (self.weights is None and not math.isnan(score)):
+            self.score = score
+            self.weights = {n: v.detach().clone() for n, v in pl_module.state_dict().items()}
+
+
 def run_all(
     work: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], tick: Tick
 ) -> list[Any]:
@@ -242,18 +355,28 @@ def keep_bundle(bundle: SizingBundle, folder: Path) -> Path:
     return folder
 
 
-def load_checkpoint(path: Path, module: SizingModule) -> None:
-    """Read the weights of a checkpoint into a module.
+def changed(path: Path, gap: str) -> str:
+    """Say that something was trained with other settings, and how to go on."""
+    return (
+        f"{path} was trained with other settings ({gap}): give those, or --name NEW to train "
+        "beside it, or --overwrite to replace it"
+    )
+
+
+def load_checkpoint(path: Path, module: SizingModule) -> tuple[str, ...]:
+    """Read the weights of a checkpoint into a module; return the keys of its training objects.
 
     Raises:
         GatesError: It is damaged or belongs to another configuration.
     """
+    checkpoint = load_weights(path)
     try:
-        module.load_state_dict(load_weights(path).get("state_dict", {}))
+        module.load_state_dict(checkpoint.get("state_dict", {}))
     except RuntimeError as error:
         raise GatesError(
             f"{path} is a checkpoint of another configuration: give the one it was trained with"
         ) from error
+    return tuple(checkpoint.get(PolypSizingDataModule.__name__, {}).get("trained_on", ()))
 
 
 def keep_fit(sizers: Sizers) -> Path:
@@ -261,7 +384,7 @@ def keep_fit(sizers: Sizers) -> Path:
     best = sizers.run_folder.best_checkpoint
     if best is not None:
         load_checkpoint(best, sizers.module)
-    training = Training(CONFIGURED, sizers.datamodule.seed)
-    facts = sizers.facts(training)
-    bundle = bundle_of(sizers.module, sizers.datamodule, facts=facts)
-    return keep_bundle(bundle, sizers.run_folder.path / WEIGHTS / training.name)
+    training = sizers.resolved(Training(CONFIGURED, sizers.datamodule.seed))
+    facts, settings = sizers.facts(training), sizers.settings(training)
+    bundle = bundle_of(sizers.module, sizers.datamodule, facts=facts, settings=settings)
+    return keep_bundle(bundle, sizers.folder / training.name)

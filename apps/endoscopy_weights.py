@@ -11,8 +11,10 @@ from apps.verbs import Place
 from core_gates.errors import GatesError
 from endoscopy.bundle import SizingBundle, load_bundle
 from endoscopy.segmenter import Segmenter, load_segmenter
+from endoscopy.variants import CONFIGURED
 
 SEGMENTER = "segmenter.safetensors"
+FOLDS = f"{CONFIGURED}-f[0-9]*-s0"
 
 
 class NamedBundle(NamedTuple):
@@ -30,6 +32,8 @@ class NamedBundle(NamedTuple):
 def find_bundle(place: Place, weights: str | None) -> NamedBundle:
     """Return the network of ``weights``, or of the run folder, or the shipped one, in this order.
 
+    Of a run with several folds it is that of the lowest.
+
     Args:
         place: Run folder and configuration.
         weights: A folder of weights.
@@ -39,15 +43,16 @@ def find_bundle(place: Place, weights: str | None) -> NamedBundle:
     """
     if weights is not None:
         return NamedBundle(weights, load_bundle(weights))
-    name = Training().name
-    own = place.run_folder.path / WEIGHTS / name
-    if own.is_dir():
-        return NamedBundle(str(own), load_bundle(own))
+    folder, name = place.run_folder.path / WEIGHTS, Training().name
+    folds = sorted(folder.glob(FOLDS), key=lambda path: int(path.name.split("-")[1][1:]))
+    for own in (folder / name, *folds):
+        if own.is_dir():
+            return NamedBundle(str(own), load_bundle(own))
     shipped = _shipped() / place.config / name
     if shipped.is_dir():
         return NamedBundle(f"shipped {place.config}/{name}", load_bundle(shipped))
     raise GatesError(
-        f"there are no weights in {own.parent} and none are shipped for the configuration "
+        f"there are no weights in {folder} and none are shipped for the configuration "
         f"{place.config!r}: train them with `gates endoscopy fit --config {place.config}`, or "
         "give --weights"
     )

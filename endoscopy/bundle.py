@@ -15,6 +15,7 @@ from core_gates.errors import GatesError
 from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.model_card import model_card
 from endoscopy.models.sizer import MultiStreamSizer
+from endoscopy.provenance import Provenance
 from endoscopy.quality import QualityLimits
 from endoscopy.scope import Scope
 from endoscopy.targets import Classes, LogSize, Ordinal, ScaledMillimeters, SizeTarget
@@ -37,6 +38,7 @@ class SizingBundle:
         quality: Limits on the frames that a size is read from.
         conformal: Intervals of sizes of objects.
         facts: Anything that the model card should show, by name; plain values for JSON.
+        training: What the network was trained with; None where nobody knows.
     """
 
     model: MultiStreamSizer
@@ -48,6 +50,7 @@ class SizingBundle:
     quality: QualityLimits | None = None
     conformal: SplitConformal | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    training: Provenance | None = None
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -71,6 +74,7 @@ class SizingBundle:
             "quality": None if self.quality is None else self.quality.state(),
             "conformal": None if self.conformal is None else self.conformal.state(),
             "facts": self.facts,
+            "training": None if self.training is None else self.training.state(),
         }
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -122,6 +126,15 @@ def load_bundle(folder: str | Path) -> SizingBundle:
         ) from error
 
 
+def read_training(folder: str | Path) -> Provenance | None:
+    """Return what a stored network was trained with; None if it does not say, or is damaged."""
+    try:
+        config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+        return _training(config)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
 def describe_target(target: SizeTarget) -> dict[str, Any]:
     """Return name and arguments of a target, as far as reading millimeters needs them.
 
@@ -169,7 +182,13 @@ def _assembled(model: MultiStreamSizer, config: dict[str, Any]) -> SizingBundle:
         None if quality is None else QualityLimits.from_state(quality),
         None if conformal is None else SplitConformal.from_state(conformal),
         config["facts"],
+        _training(config),
     )
+
+
+def _training(config: Mapping[str, Any]) -> Provenance | None:
+    state = config.get("training")  # absent from weights of earlier versions
+    return None if state is None else Provenance.from_state(state)
 
 
 def _stored(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

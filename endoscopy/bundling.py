@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from core_gates.errors import GatesError
 from endoscopy.bundle import SizingBundle
 from endoscopy.data.datamodule import WITH_MASK, Part, PolypSizingDataModule
 from endoscopy.data.dataset import PolypFrames, Sample, collate
 from endoscopy.evaluation.conformal import MINIMUM, SplitConformal, calibrate
 from endoscopy.metrics.aggregation import PROBABILITIES, object_table
 from endoscopy.module import SizingModule
+from endoscopy.provenance import Provenance, object_keys
 from endoscopy.quality import QualityLimits, fit_quality, frame_statistics
 from endoscopy.scope import SYNTHETIC, Scope
 
@@ -32,7 +34,10 @@ CARRIED = (
 
 
 def bundle_of(
-    module: SizingModule, data: PolypSizingDataModule, facts: dict[str, Any] | None = None
+    module: SizingModule,
+    data: PolypSizingDataModule,
+    facts: dict[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> SizingBundle:
     """Round the weights to bfloat16 and fit everything that a prediction needs.
 
@@ -43,6 +48,7 @@ def bundle_of(
         module: Trained.
         data: What it was trained on, set up.
         facts: For the model card.
+        settings: Everything that decided the training, by name.
     """
     table = data.load()
     train = table.frames.iloc[data.rows("train")]
@@ -53,8 +59,28 @@ def bundle_of(
     bundle.scope = Scope(", ".join(names), tuple(names), mean_size)
     bundle.quality = _quality(data)
     bundle.facts = {"training objects": len(sizes)} | (facts or {})
+    bundle.training = Provenance(settings or {}, tuple(object_keys(train)))
     bundle.conformal = _conformal(bundle, data)
     return bundle
+
+
+def refuse_trained(bundle: SizingBundle, data: PolypSizingDataModule) -> None:
+    """Refuse a network that was trained on objects of the test or the calibration part.
+
+    Raises:
+        GatesError: It was.
+    """
+    if bundle.training is None:
+        return
+    parts: tuple[Part, ...] = ("test", "calibration")
+    for part in parts:
+        held = object_keys(data.load().frames.iloc[data.rows(part)])
+        shared = set(bundle.training.objects) & set(held)
+        if shared:
+            raise GatesError(
+                f"the network was trained on {len(shared)} of {len(held)} {part} objects: give the "
+                "split and the fold that it was trained with, or train anew under another --name"
+            )
 
 
 def rounded_bundle(module: SizingModule, data: PolypSizingDataModule) -> SizingBundle:
@@ -81,7 +107,12 @@ def part_predictions(
     Returns:
         One row a frame: the columns ``CARRIED`` of the frame table, ``predicted_mm``, ``p_*`` of a
         network of classes, and ``sharpness`` and ``reasons`` if asked for.
+
+    Raises:
+        GatesError: The network was trained on test objects.
     """
+    if part == "test":
+        refuse_trained(bundle, data)
     rows = data.evaluation_rows(part)
     return frame_predictions(bundle, data.frames(), rows, reasons=reasons)
 

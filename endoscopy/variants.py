@@ -69,6 +69,18 @@ def variant_of(module: SizingModule, name: str, **settings: Any) -> SizingModule
     Raises:
         ValueError: The name is unknown, or the arguments do not fit each other.
     """
+    network, options = variant_arguments(module, name, **settings)
+    return SizingModule(MultiStreamSizer(**network), **options)
+
+
+def variant_arguments(
+    module: SizingModule, name: str, **settings: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of :class:`MultiStreamSizer` and of :class:`SizingModule` of a variant.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
     if name not in VARIANTS:
         raise ValueError(f"variant {name!r} is unknown; choose from {', '.join(VARIANTS)}")
     variant = VARIANTS[name]
@@ -79,13 +91,12 @@ def variant_of(module: SizingModule, name: str, **settings: Any) -> SizingModule
         arguments["streams"] = variant.streams
     if variant.millimeters:
         arguments["outputs"] = 1
-    model = MultiStreamSizer(**arguments)
     target, gate_target = _targets(module, variant)
     options = _options(module) | {"target": target, "gate_target": gate_target}
     for field in ("gradient_routing", "l0_weight"):
         if getattr(variant, field) is not None:
             options[field] = getattr(variant, field)
-    return SizingModule(model, **(options | settings))
+    return arguments, options | settings
 
 
 def _options(module: SizingModule) -> dict[str, Any]:

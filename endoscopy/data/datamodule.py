@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -27,6 +27,7 @@ from endoscopy.data.splits import audit5, make_folds, official_hag6, read_folds,
 from endoscopy.data.streams import NEEDS_DEPTH, check_streams
 from endoscopy.data.sun import read_sun
 from endoscopy.data.transforms import Recipe, train_pipeline
+from endoscopy.provenance import object_keys
 
 Part = Literal["train", "validation", "test", "calibration"]
 SplitKind = Literal["audit5", "hag6", "made", "file", "counts"]
@@ -76,6 +77,8 @@ class PolypSizingDataModule(L.LightningDataModule):
         report: What readers excluded and mended.
         folds: The folds; None for ``counts``.
         parts: Rows of each part.
+        announce: Told the size of a cache before :meth:`prepare_data` builds it; the command line
+            prints it.
 
     Raises:
         ValueError: No source is named, or a number is not positive.
@@ -143,6 +146,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         self.folds: Folds | None = None
         self.parts: Split | None = None
         self.cache: FrameCache | None = None
+        self.announce: Callable[[str], object] | None = None
 
     def load(self) -> FrameTable:
         """Read and split the table, once; nothing is decoded."""
@@ -172,7 +176,8 @@ class PolypSizingDataModule(L.LightningDataModule):
         fold: int | None = None,
         train_objects: int | None = None,
     ) -> PolypSizingDataModule:
-        """Return data of the same table that differ; table and cache are shared.
+        """Return data of the same table that differ; the table is shared, and so is the cache if
+        it holds what is read: another fold, masks or depths need another.
 
         Args:
             seed: Of order and augmentation, and of the draw of training objects.
@@ -195,7 +200,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         if other.cache and (reader.masks, reader.depths) > (other.cache.masks, other.cache.depths):
             other.cache = None  # it makes one of its own
         if fold is not None and fold != self.fold:
-            other.fold = fold
+            other.fold, other.cache = fold, None
             other.parts = other._split(table)
         if train_objects is not None and other.parts is not None:
             rows = draw_objects(table, other.parts.train, train_objects, other.seed)
@@ -233,10 +238,13 @@ class PolypSizingDataModule(L.LightningDataModule):
         return self.cache
 
     def prepare_data(self) -> None:
-        """Build the cache, on one process only."""
+        """Announce and build the cache, on one process only."""
         cache = self.plan_cache()
-        if cache is not None:
-            cache.build()
+        if cache is None:
+            return
+        if self.announce is not None and not cache.is_complete():
+            self.announce(cache.summary())
+        cache.build()
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Read the table and leave out frames that the cache found unreadable."""
@@ -250,6 +258,10 @@ class PolypSizingDataModule(L.LightningDataModule):
             found = cache.build()
             if found.unreadable and not set(found.unreadable) <= set(self.report.unreadable):
                 self.report.merge(found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the keys of the training objects, so that a checkpoint tells what it has seen."""
+        return {"trained_on": object_keys(self.load().frames.iloc[self.rows("train")])}
 
     def rows(self, part: Part) -> NDArray[np.int64]:
         """Return the rows (N,) of a part, ascending.

@@ -86,6 +86,12 @@ def test_prepare_tells_the_size_of_the_cache_before_it_builds_it(sizing):
     assert abs(size - stated) < 0.05 * size + 5e4
 
 
+def test_fit_tells_the_size_of_the_cache_that_it_builds(sizing):
+    words = ["--name", "cached-fit", "--data.cache_folder", "of-fit", "--trainer.max_epochs", 1]
+    lines = sizing.endoscopy("fit", *words).out.splitlines()
+    assert sum(line.startswith("cache of 64 frames: ") for line in lines) == 1
+
+
 def test_fit_leaves_a_run_and_a_network_that_knows_its_scope(sizing):
     folder = sizing.folder / RUN
     log = pd.read_csv(folder / "metrics.csv")
@@ -161,6 +167,35 @@ def test_evaluate_scores_a_checkpoint(sizing, evaluated):
     missing = sizing("endoscopy", "evaluate", "--config", "unit", "--ckpt_path", "nothing.ckpt")
     assert missing.code == 2
     assert "no checkpoint at nothing.ckpt" in missing.err.splitlines()[-1]
+
+
+OTHER = {
+    "longer": (["--trainer.max_epochs", "9"], "trainer.max_epochs 2, now 9"),
+    "another split": (["--data.split_seed", "7"], "data.split_seed 1, now 7"),
+    "no gates": (
+        ["--model.model.init_args.gates", "none", "--model.gradient_routing", "off"],
+        "model.model.gates fsg, now none",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_evaluate_takes_no_network_of_other_settings(case, sizing, evaluated):
+    words, told = OTHER[case]
+    refused = sizing("endoscopy", "evaluate", "--config", "unit", *words)
+    assert refused.code == 2
+    last = refused.err.splitlines()[-1]
+    assert "configured-s0 was trained with other settings" in last
+    assert told in last
+    assert "--overwrite" in last
+
+
+def test_a_checkpoint_is_not_scored_on_what_it_was_trained_on(sizing, evaluated):
+    words = ["--name", "leaking", "--ckpt_path", RUN / "checkpoints/best.ckpt"]
+    words += ["--data.split_seed", "7"]
+    refused = sizing("endoscopy", "evaluate", "--config", "unit", *words)
+    assert refused.code == 2
+    assert re.search(r"trained on \d+ of 12 test objects", refused.err.splitlines()[-1])
 
 
 def test_audit_adds_its_figures_to_the_scores(sizing, audited):
@@ -277,7 +312,8 @@ def test_every_configuration_trains_a_step(path, sizing, real_layouts):
         words += ["--data.split", "file", "--data.split_file", f"data/{path.stem}_folds.csv"]
     sizing.endoscopy("fit", *words, config=path.stem)
     weights = sizing.folder / f"runs/endoscopy/step-{path.stem}/weights"
-    assert load_bundle(weights / "configured-s0").scope.calibrated_for
+    name = "configured-s0" if "split: counts" in path.read_text() else "configured-f0-s0"
+    assert load_bundle(weights / name).scope.calibrated_for
 
 
 def test_killed_trainings_end_like_unbroken_ones(sizing, kill_and_resume, monkeypatch):
