@@ -41,7 +41,7 @@ def prepare_data(data: PolypSizingDataModule, folder: Path) -> Path:
     print(f"split {data.folds.name if data.folds else data.split_kind}: {'; '.join(parts)}")
     cache = data.plan_cache()
     if cache is not None and not cache.is_complete():
-        print(f"cache of {len(cache)} frames: {cache.planned_bytes() / 1e6:.1f} MB")
+        print(cache.summary())
         with ticking("caching", len(cache)) as tick:
             found = cache.build(lambda *_: tick())
         if found.unreadable:

@@ -93,6 +93,10 @@ class FrameCache:
                     continue  # the build reports it
         return self.store.nbytes(float(np.mean(lengths)) if lengths else 0.0)
 
+    def summary(self) -> str:
+        """Return the numbers of frames and megabytes, in a line."""
+        return f"cache of {len(self)} frames: {self.planned_bytes() / 1e6:.1f} MB"
+
     def is_complete(self) -> bool:
         """Return whether the cache is built."""
         return self.folder.is_dir()

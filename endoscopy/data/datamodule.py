@@ -176,8 +176,9 @@ class PolypSizingDataModule(L.LightningDataModule):
         fold: int | None = None,
         train_objects: int | None = None,
     ) -> PolypSizingDataModule:
-        """Return data of the same table that differ; the table is shared, and so is the cache if
-        it holds what is read: another fold, masks or depths need another.
+        """Return data of the same table that differ; table and cache are shared.
+
+        Another fold has a cache of its own, and so have masks or depths that this one lacks.
 
         Args:
             seed: Of order and augmentation, and of the draw of training objects.

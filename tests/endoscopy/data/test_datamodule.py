@@ -229,6 +229,24 @@ def test_a_frame_that_the_cache_cannot_read_is_left_out_and_reported(real_colon,
     assert row not in rows(data.train_dataloader())
 
 
+def test_another_fold_has_a_cache_of_its_rows_that_is_announced_first(rendered, tmp_path):
+    data = module(
+        rendered, split="made", num_folds=5, frames_per_object=1, cache_epochs=1,
+        eval_frames_per_object=1, cache_folder=str(tmp_path),
+    )  # fmt: skip
+    told = []
+    data.announce = lambda line: told.append((line, len(list(tmp_path.glob("frames-*")))))
+    for fold in (0, 3):
+        other = data.variant(fold=fold)
+        other.prepare_data()
+        other.prepare_data()
+        drawn = [other._sampler("train", 0, 1).draw(0), other.evaluation_rows("test")]
+        assert all(row in other.cache for row in np.concatenate(drawn))
+    assert data.variant(fold=0).cache is data.cache
+    assert [caches for _, caches in told] == [0, 1]
+    assert told[1][0].startswith(f"cache of {OBJECTS} frames: 0.0 MB")
+
+
 def test_sources_are_joined(real_colon, sun, tmp_path):
     data = PolypSizingDataModule(
         real_colon=str(real_colon.official(tmp_path / "colon")),
