@@ -6,6 +6,24 @@ import os
 from pathlib import Path
 from typing import Any
 
+from core_gates.errors import GatesError
+
+
+def require_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place for an output that cannot be written, before anything expensive is done.
+
+    Raises:
+        GatesError: It is taken and ``overwrite`` is not asked for, or lies below a file.
+    """
+    if path.exists() and not overwrite:
+        raise GatesError(f"{path} exists: choose another --output or add --overwrite_output")
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise GatesError(
+                f"{path} cannot be written, {parent} is a file and no folder: choose another "
+                "--output"
+            )
+
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file atomically: a temporary file beside it, then a rename."""

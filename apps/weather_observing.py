@@ -7,15 +7,17 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
+from apps.files import require_free
 from apps.weather_source import ERA5_STORE, error_sd
 from core_gates.errors import GatesError
+from weather.data.store import naming
 from weather.data.stream import ProblemSource
 from weather.data.tensors import dataset_grid, to_dataset, to_tensor
 from weather.data.wb2 import open_wb2
 from weather.data.write import write_wb2
 from weather.experiments.ensemble_source import Era5EnsembleSource
 from weather.observations.simulation import simulate_table
-from weather.observations.table import ObservationTable
+from weather.observations.table import ObservationTable, table_format
 
 
 def era5_store(source: Era5EnsembleSource, folder: Path) -> Path:
@@ -56,16 +58,17 @@ def observe_store(
 
     Raises:
         GatesError: The store has no such member or time, a number is not positive, or the table
-            exists.
+            exists or would be neither Parquet nor CSV.
     """
-    if output.exists() and not overwrite:
-        raise GatesError(f"{output} exists: choose another --output or add --overwrite_output")
+    require_free(output, overwrite=overwrite)
+    table_format(output)
     for name, value in (("stations", stations), ("times", times)):
         if value < 1:
             raise GatesError(f"--{name} must be at least 1, found {value}")
     with open_wb2(truth, source.channels) as dataset:
         dataset = _select(dataset, member, start, times)
-        states, grid = to_tensor(dataset, source.channels), dataset_grid(dataset)
+        with naming(truth):
+            states, grid = to_tensor(dataset, source.channels), dataset_grid(dataset)
         tables = [
             simulate_table(
                 state,

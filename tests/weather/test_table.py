@@ -154,3 +154,24 @@ def test_bad_files_are_named(tmp_path):
     reports(latitude=100.0).to_csv(tmp_path / "bad.csv")
     with pytest.raises(GatesError, match=r"bad.csv: 5 of 5 observations have a bad latitude"):
         ObservationTable.read(tmp_path / "bad.csv")
+
+
+@pytest.mark.parametrize("year", ["0001", "3000"])
+def test_times_beyond_nanoseconds_are_refused(year):
+    times = ["2020-01-01", f"{year}-01-01", "2020-01-01", "2020-01-01", "2020-01-01"]
+    with pytest.raises(GatesError, match=rf"1 of 5 .* bad time, .*{year}-01-01.* in row 1, .*1678"):
+        ObservationTable.from_frame(reports(time=times))
+
+
+def test_the_suffix_decides_and_others_are_refused(tmp_path):
+    table = ObservationTable.from_frame(reports())
+    assert table.write(tmp_path / "table.CSV").read_text().startswith("time,")
+    assert len(ObservationTable.read(tmp_path / "table.CSV")) == 5
+    assert table.write(tmp_path / "table.Parquet").read_bytes()[:4] == b"PAR1"
+    for name in ("table.txt", "table"):
+        with pytest.raises(GatesError, match=rf"{name} ends in .*, expected \.parquet or \.csv"):
+            table.write(tmp_path / name)
+        assert not (tmp_path / name).exists()
+        (tmp_path / name).touch()
+        with pytest.raises(GatesError, match="rename or convert it"):
+            ObservationTable.read(tmp_path / name)

@@ -1,4 +1,5 @@
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -146,3 +147,14 @@ def test_impossible_worlds_are_refused(twin, changes, message):
     world = twin.world
     with pytest.raises(GatesError, match=message):
         TwinWorld(world.model, world.imperfect, "none", **changes)
+
+
+def test_a_damaged_nature_run_is_named(twin, tmp_path):
+    path = tmp_path / "nature.zarr"
+    shutil.copytree(twin.world.path, path)
+    world = twin.make(path)
+    next((path / "height").glob("1.*")).write_bytes(b"nothing like a chunk")
+    with pytest.raises(GatesError) as caught:
+        world.truth("test")
+    assert str(caught.value).startswith(f"{path}: height cannot be read: ")
+    assert str(caught.value).endswith("or delete it and run `gates weather prepare`")

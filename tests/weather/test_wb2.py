@@ -9,8 +9,10 @@ import torch
 import xarray as xr
 
 from core_gates.errors import GatesError
+from weather.data.store import naming
 from weather.data.tensors import dataset_grid, to_tensor
 from weather.data.wb2 import open_wb2
+from weather.data.write import write_wb2
 from weather.state import ChannelSpec
 
 spec = spec_from_file_location("make", Path(__file__).parents[1] / "data/weatherbench2/make.py")
@@ -547,3 +549,27 @@ def test_only_what_is_needed_is_read(tmp_path):
     assert last.shape == (1, 1, 721, 1440)
     assert (last == 280).all()
     shutil.rmtree(path)
+
+
+def test_a_damaged_chunk_outside_the_sample_is_one_line_with_the_store(tmp_path):
+    path = tmp_path / "store.zarr"
+    write_wb2(make.official(times=28)[[*CHANNELS.surface, *CHANNELS.upper]], path)
+    (path / "temperature" / "5.0.0.0").write_bytes(b"nothing like a chunk")
+    with open_wb2(path, CHANNELS) as opened:  # the times 0, 13 and 27 are sound
+        with pytest.raises(GatesError) as caught, naming(path):
+            to_tensor(opened, CHANNELS)
+        to_tensor(opened.isel(time=slice(6, None)), CHANNELS)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: temperature cannot be read: ")
+    assert message.endswith("; a chunk is damaged, copy the store again")
+    assert "\n" not in message
+
+
+def test_fixes_are_no_options_of_python(tmp_path):
+    holes = zarr(spoil(make.official(), "geopotential", np.nan), tmp_path)
+    assert_refused(holes, "fill them or choose another period")
+    later = zarr(make.official().isel(time=[0, 0]), tmp_path, name="twice.zarr")
+    for path in (holes, later):
+        with pytest.raises(GatesError) as caught:
+            open_wb2(path, CHANNELS)
+        assert "=True" not in str(caught.value)

@@ -112,8 +112,7 @@ def _canonical_times(dataset: xr.Dataset, drop_duplicates: bool) -> xr.Dataset:
         repeated = np.setdiff1d(np.arange(len(times)), first)
         raise GatesError(
             f"{len(repeated)} of {len(times)} times are duplicates, the first is "
-            f"{_stamp(times[repeated[0]])}; drop them, or keep the first field of each with "
-            "drop_duplicate_times=True"
+            f"{_stamp(times[repeated[0]])}; drop them"
         )
     return dataset if np.array_equal(unique, times) else dataset.isel(time=first)
 

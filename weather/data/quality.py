@@ -1,4 +1,4 @@
-"""Checking the values of a dataset on a few time steps: missing values and wrong units."""
+"""Reading the values of a dataset, and checking a few times for missing values and wrong units."""
 
 import numpy as np
 import xarray as xr
@@ -40,7 +40,7 @@ def check_values(dataset: xr.Dataset, *, allow_missing: bool = False) -> xr.Data
         if missing and not allow_missing:
             raise GatesError(
                 f"{name} is missing (NaN) in {100 * missing:.3g} % of the values sampled; fill "
-                "them, choose another period, or accept them with allow_missing=True"
+                "them or choose another period"
             )
         if finite.size:
             _check_range(str(name), float(finite.min()), float(finite.max()))
@@ -57,8 +57,17 @@ def _sample(array: xr.DataArray) -> np.ndarray:
             array = array.isel({name: [0, -1]})
     affordable = max(1, min(SAMPLED_TIMES, BUDGET_BYTES * times // max(array.nbytes, 1)))
     positions = np.unique(np.linspace(0, times - 1, affordable).astype(int))
+    return np.stack([read_values(array.isel(time=position)) for position in positions])
+
+
+def read_values(array: xr.DataArray) -> np.ndarray:
+    """Return the values of an array that may still lie in a store.
+
+    Raises:
+        GatesError: A part of the store is damaged; without its name, which the caller adds.
+    """
     try:
-        return np.stack([array.isel(time=position).values for position in positions])
+        return array.values
     except Exception as error:  # codecs raise errors of many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise GatesError(

@@ -6,6 +6,8 @@ import json
 import os
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Any
@@ -60,6 +62,15 @@ def open_store(
         return _open_file(filesystem, path, url)
     except PermissionError as error:
         raise GatesError(f"{url}: permission denied; give yourself read access") from error
+
+
+@contextmanager
+def naming(source: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the name of a store before the message of a `GatesError` that does not know it."""
+    try:
+        yield
+    except GatesError as error:
+        raise GatesError(f"{os.fspath(source)}: {error}") from error
 
 
 def _require(filesystem: AbstractFileSystem, path: str, url: str) -> None:

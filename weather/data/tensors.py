@@ -9,6 +9,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from weather.data.axes import level_positions
+from weather.data.quality import read_values
 from weather.grid import Grid
 from weather.state import ChannelSpec
 
@@ -30,7 +31,8 @@ def to_tensor(dataset: xr.Dataset, channels: ChannelSpec, *, allow_missing: bool
         float32 (T[, lead][, N], C, H, W), one leading dimension for each that the dataset has.
 
     Raises:
-        GatesError: If a variable, a level or a value is missing.
+        GatesError: If a variable, a level or a value is missing, or a part of the store is damaged;
+            without the name of the store, see `weather.data.store.naming`.
     """
     missing = [name for name in (*channels.surface, *channels.upper) if name not in dataset]
     if missing:
@@ -42,12 +44,13 @@ def to_tensor(dataset: xr.Dataset, channels: ChannelSpec, *, allow_missing: bool
     sizes = tuple(dataset.sizes[name] for name in leading)
     shape = (*sizes, dataset.sizes["latitude"], dataset.sizes["longitude"])
     fields = [
-        np.broadcast_to(_ordered(dataset[name], leading).values, shape) for name in channels.surface
+        np.broadcast_to(read_values(_ordered(dataset[name], leading)), shape)
+        for name in channels.surface
     ]
     if channels.upper:
         positions = level_positions(dataset, channels.levels)
         for name in channels.upper:
-            array = _ordered(dataset[name].isel(level=positions), [*leading, "level"]).values
+            array = read_values(_ordered(dataset[name].isel(level=positions), [*leading, "level"]))
             fields += [array[..., index, :, :] for index in range(len(positions))]
     stacked = np.stack(fields, axis=len(leading)).astype(np.float32, copy=False)
     if not allow_missing:
@@ -119,7 +122,7 @@ def _require_finite(fields: np.ndarray, channels: ChannelSpec) -> None:
         worst = int(shares.argmax())
         raise GatesError(
             f"{channels.labels[worst]} is missing (NaN) in {100 * shares[worst]:.3g} % of the "
-            "values read; fill them, choose another period, or accept them with allow_missing=True"
+            "values read; fill them or choose another period"
         )
 
 

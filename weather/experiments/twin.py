@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import xarray as xr
 from torch import Tensor
 
 from core_gates.errors import GatesError
 from weather.baselines.covariance import DenseCovariance, SampleCovariance
 from weather.data.batch import generator
+from weather.data.store import naming, open_store
 from weather.data.tensors import to_tensor
 from weather.models.leapfrog import LeapfrogModel
 from weather.nature import write_nature_run
@@ -105,14 +105,23 @@ class TwinWorld:
 
     @property
     def nature(self) -> Tensor:
-        """(LEAD + cycles, members, C, H, W) float32."""
+        """(LEAD + cycles, members, C, H, W) float32.
+
+        Raises:
+            GatesError: There is no nature run, or it is damaged.
+        """
         if self._nature is None:
             if not self.path.exists():
                 raise GatesError(
                     f"no nature run at {self.path}: make it with `gates weather prepare`"
                 )
-            with xr.open_zarr(self.path) as dataset:
-                self._nature = to_tensor(dataset, self.channels)[: self.cycles + LEAD]
+            with naming(self.path), open_store(self.path) as dataset:
+                try:
+                    self._nature = to_tensor(dataset, self.channels)[: self.cycles + LEAD]
+                except GatesError as error:
+                    raise GatesError(
+                        f"{error}, or delete it and run `gates weather prepare`"
+                    ) from error
         return self._nature
 
     def states(self, period: Period) -> Tensor:

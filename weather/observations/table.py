@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -110,8 +110,9 @@ class ObservationTable:
         source = Path(path)
         if not source.exists():
             raise GatesError(f"{source} does not exist; check the path")
+        kind = table_format(source)
         try:
-            frame = pd.read_csv(source) if source.suffix == ".csv" else pd.read_parquet(source)
+            frame = pd.read_csv(source) if kind == "csv" else pd.read_parquet(source)
         except ImportError as error:
             raise MissingExtraError("weather", "pyarrow") from error
         except (ValueError, OSError) as error:
@@ -125,15 +126,34 @@ class ObservationTable:
             raise GatesError(f"{source}: {error}") from error
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write as Parquet, or as CSV if the suffix says so; an old file is replaced whole."""
+        """Write as Parquet or CSV, by the suffix of the file; an old file is replaced whole.
+
+        Raises:
+            GatesError: If the suffix is another one.
+        """
         target = Path(path)
         partial = target.with_name(f".{target.name}.partial")
-        if target.suffix == ".csv":
+        if table_format(target) == "csv":
             self.frame.to_csv(partial, index=False)
         else:
             self.frame.to_parquet(partial, index=False)
         partial.replace(target)
         return target
+
+
+def table_format(path: Path) -> Literal["csv", "parquet"]:
+    """Return what the suffix of a file says that it holds.
+
+    Raises:
+        GatesError: It says neither.
+    """
+    formats: dict[str, Literal["csv", "parquet"]] = {".csv": "csv", ".parquet": "parquet"}
+    found = formats.get(path.suffix.lower())
+    if found is None:
+        raise GatesError(
+            f"{path} ends in {path.suffix!r}, expected .parquet or .csv: rename or convert it"
+        )
+    return found
 
 
 def _times(times: pd.Series) -> pd.Series:
@@ -145,6 +165,9 @@ def _times(times: pd.Series) -> pd.Series:
             "2017-01-01T00:00"
         ) from error
     _refuse(converted.isna(), "time", converted, "a date", "drop rows without a time (NaT)")
+    low, high = (stamp.tz_localize("UTC") for stamp in (pd.Timestamp.min, pd.Timestamp.max))
+    outside = (converted <= low) | (converted >= high)
+    _refuse(outside, "time", converted, "a date from 1678 to 2261", "correct or drop it")
     return converted.dt.tz_localize(None).astype("datetime64[ns]")
 
 
