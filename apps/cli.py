@@ -20,6 +20,8 @@ from apps.runs import RunFolder
 from apps.trainer import GatesTrainer
 from core_gates.errors import GatesError
 
+LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+LIGHTNING_KEYS = {"pytorch-lightning_version", "state_dict"}
 OWN_OPTIONS = ("config", "resume", "overwrite", "ckpt_path")
 
 
@@ -55,7 +57,7 @@ class GatesCLI(LightningCLI):
     """
 
     app: ClassVar[str] = ""
-    verbs: ClassVar[tuple[str, ...]] = ("fit", "validate", "test", "predict")
+    verbs: ClassVar[tuple[str, ...]] = LIGHTNING_VERBS
     other_verbs: ClassVar[tuple[str, ...]] = ()  # of apps.verbs, with sections of their own
     trains: ClassVar[frozenset[str]] = frozenset({"fit"})  # verbs that claim a run folder
 
@@ -144,7 +146,12 @@ class GatesCLI(LightningCLI):
         """Refuse a ``--ckpt_path`` that is missing or no checkpoint, then let Lightning read it."""
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and path not in ("best", "last", "hpc"):
-            load_weights(Path(path))
+            found = load_weights(Path(path))
+            if self.config.subcommand in LIGHTNING_VERBS and LIGHTNING_KEYS - found.keys():
+                raise GatesError(
+                    f"{path} is no checkpoint of a training: give checkpoints/last.ckpt or "
+                    "best.ckpt of a run"
+                )
         super()._parse_ckpt_path()
 
     def before_instantiate_classes(self) -> None:

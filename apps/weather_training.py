@@ -12,7 +12,7 @@ from apps.checkpoint import load_weights as load_checkpoint
 from apps.progress import progress_bar
 from apps.runs import RunFolder
 from core_gates.errors import GatesError
-from weather.analysis import AdasAnalysis, load_weights, save_weights
+from weather.analysis import AdasAnalysis, load_weights, save_weights, take_weights
 from weather.data.stream import AssimilationDataModule
 from weather.experiments.forms import FORMS
 from weather.experiments.method import Settings
@@ -160,11 +160,11 @@ def load_trained(path: Path, analysis: AdasAnalysis) -> None:
         load_weights(path, analysis)
         return
     prefix = "analysis."
-    state = load_checkpoint(path).get("state_dict", {})
-    own = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-    try:
-        analysis.load_state_dict(own)
-    except RuntimeError as error:
+    state = load_checkpoint(path).get("state_dict")
+    if not isinstance(state, dict):
         raise GatesError(
-            f"{path} is a checkpoint of another configuration: give the one it was trained with"
-        ) from error
+            f"{path} is no checkpoint of a training: give checkpoints/last.ckpt or best.ckpt of a "
+            "run, or a file of its weights/"
+        )
+    own = {str(n).removeprefix(prefix): v for n, v in state.items() if str(n).startswith(prefix)}
+    take_weights(path, own, analysis)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -145,29 +146,46 @@ def load_weights(path: str | Path, analysis: AdasAnalysis) -> dict[str, object]:
     """Read weights written by :func:`save_weights` into ``analysis`` and return their facts.
 
     Raises:
-        GatesError: The file is missing, truncated, or belongs to another configuration.
+        GatesError: The file is missing or damaged, or belongs to another configuration.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            facts, form = (dict(json.loads(metadata.get(key, "{}"))) for key in ("facts", "form"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise GatesError(
             f"{path}: not readable as safetensors weights ({error}); give a file written by a "
             "training, or train anew"
         ) from error
-    _require_same_form(path, json.loads(metadata.get("form", "{}")), _form(analysis))
+    _require_same_form(path, form, _form(analysis))
+    take_weights(path, tensors, analysis)
+    return facts
+
+
+def take_weights(path: str | Path, tensors: Mapping[str, object], analysis: AdasAnalysis) -> None:
+    """Put the tensors of a file into ``analysis``.
+
+    Raises:
+        GatesError: They belong to another configuration or are not finite.
+    """
     own = analysis.state_dict()
-    wrong = sorted(set(own) ^ set(tensors)) or [
-        name for name, value in own.items() if value.shape != tensors[name].shape
+    found = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    wrong = sorted(set(own) ^ set(found)) or [
+        name for name, value in own.items() if value.shape != found[name].shape
     ]
     if wrong:
         raise GatesError(
             f"{path}: weights of another configuration ({len(wrong)} tensors differ, first "
             f"{wrong[0]}); give the configuration that they were trained with"
         )
-    analysis.load_state_dict({name: tensors[name].to(value.dtype) for name, value in own.items()})
-    return dict(json.loads(metadata.get("facts", "{}")))
+    damaged = sorted(name for name, value in found.items() if not value.isfinite().all())
+    if damaged:
+        raise GatesError(
+            f"{path}: {len(damaged)} tensors are not finite, first {damaged[0]}; give the weights "
+            "of another training, or train anew"
+        )
+    analysis.load_state_dict({name: found[name].to(value.dtype) for name, value in own.items()})
 
 
 def _form(analysis: AdasAnalysis) -> dict[str, object]:

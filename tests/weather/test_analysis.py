@@ -265,3 +265,21 @@ def test_other_tensors_are_refused(small_adas, tmp_path):
     for name, value in (("background_sd", torch.ones(4)), ("extra", torch.ones(1))):
         save_file(tensors | {name: value}, path, metadata={"facts": json.dumps({})})
         assert f"1 tensors differ, first {name}" in refusal(path, analysis)
+
+
+def test_weights_that_are_not_finite_are_refused(small_adas, tmp_path):
+    path, analysis = tmp_path / "w.safetensors", analysis_of(small_adas())
+    tensors = {name: value.clone() for name, value in analysis.state_dict().items()}
+    for name, value in (("network.position", torch.nan), ("background_sd", torch.inf)):
+        damaged = tensors[name].clone()
+        damaged.view(-1)[0] = value
+        save_file(tensors | {name: damaged}, path)
+        assert f"1 tensors are not finite, first {name}; give" in refusal(path, analysis)
+
+
+@pytest.mark.parametrize("key", ["form", "facts"])
+@pytest.mark.parametrize("content", ["{", "3", "[1]"])
+def test_metadata_that_is_no_json_is_refused(small_adas, tmp_path, key, content):
+    path, analysis = tmp_path / "w.safetensors", analysis_of(small_adas())
+    save_file(analysis.state_dict(), path, metadata={key: content})
+    assert "not readable" in refusal(path, analysis)
