@@ -31,11 +31,13 @@ lint: .venv/.ready
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
-docs: .venv/.ready
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+# What only these two need is installed at the first call.
+.venv/.ready-%: .venv/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+docs: .venv/.ready-docs
 	$(BIN)/zensical build
 
-bench: .venv/.ready
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	$(BIN)/python -m benchmarks.run --suite core
-	$(BIN)/python -m benchmarks.run --suite weather
+bench: .venv/.ready-bench
+	for suite in core adapters weather endoscopy; do $(BIN)/python -m benchmarks.run --suite $$suite || exit; done

@@ -9,8 +9,13 @@ TESTS = (
     "tests/weather/test_spherical.py",
     "tests/weather/test_shallow_water.py",
     "tests/weather/test_held_suarez.py",
+    "tests/weather/test_adas.py",
+    "tests/weather/test_analysis.py",
+    "tests/weather/baselines/test_letkf.py",
+    "tests/weather/baselines/test_optimal_interpolation.py",
     "tests/core_gates/test_conv.py",
     "tests/core_gates/test_silu_gate.py",
+    "tests/core_gates/test_cross.py",
 )
 THREADS = 1
 
