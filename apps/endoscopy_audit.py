@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -253,7 +254,12 @@ class Audit:
         data = self._images()
         budget = Budget(num_train=FASHION_IMAGES) if len(data.train[0]) > FASHION_IMAGES else None
         table = generalization_table(generalization_study(data, budget=budget))
-        self._keep("generalization", table)
+        self._keep(f"generalization_{self._data_set}", table)
+
+    @property
+    def _data_set(self) -> str:
+        """``digits``, ``fashion_mnist``, or the name of the folder, in letters for a file."""
+        return re.sub(r"\W+", "_", Path(self.images).absolute().name)
 
     def _images(self) -> LabeledImages:
         if self.images == "digits":
@@ -285,7 +291,7 @@ NAMES = {
     "planted": "method",
     "generalization": "variant",
 }
-"""Column that names the rows of a table; ``condition`` for audits."""
+"""Column that names the rows of a table, by its first word; ``condition`` for audits."""
 
 PLAIN = ("overlap", "log_change", "correlation")
 SHOWN = {
@@ -304,7 +310,7 @@ def table_rows(name: str, table: pd.DataFrame) -> list[Row]:
             claim = f"{one['lower']} {one['relation']} {one['upper']}"
             rows.append(Row(claim, task, "holds", float(one["holds"])))
         return rows
-    label = NAMES.get(name, "condition")
+    label = NAMES.get(name.partition("_")[0], "condition")
     figures = [c for c in table.columns if f"{c}_low" in table or c in PLAIN]
     for _, one in table.iterrows():
         units = int(one["objects"] if "objects" in table else one["seeds"])

@@ -35,6 +35,8 @@ from endoscopy.plots import (
 )
 
 Captioned = tuple[Figure, str]
+DATA_SETS = {"digits": "Handwritten digits", "fashion_mnist": "Fashion-MNIST"}
+"""Titles of data sets of the study of generalization; a folder has its name."""
 AUDITS = {
     "shortcut": (
         "Trained where large lesions are seen from afar (rho 0.8), tested where they are not.",
@@ -119,12 +121,12 @@ def study_figures(folder: Path) -> Iterator[Captioned]:
             study_figure(table, score="ranking_auc", names="method", title=title),
             "Ranking of 8 informative among 64 inputs by the values of the gates.",
         )
-    table = _read(folder, "generalization")
-    if table is not None:
-        title = "Handwritten digits"
+    for path in sorted((folder / FOLDER).glob("generalization_*.parquet")):
+        name = path.stem.partition("_")[2]
+        title = DATA_SETS.get(name, name)
         yield (
-            study_figure(table, score="accuracy", names="variant", title=title),
-            "The same small network with and without gates on the digits of scikit-learn.",
+            study_figure(pd.read_parquet(path), score="accuracy", names="variant", title=title),
+            f"The same small network with and without gates: {title}.",
         )
 
 

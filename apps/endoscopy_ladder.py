@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -61,8 +62,9 @@ class Cues:
         self.folder = folder
 
     def path(self, config: RendererConfig, first: int, end: int) -> Path:
-        """Return the file of a chunk."""
-        return self.folder / f"s{config.seed}-p{config.side}-{first}-{end}.parquet"
+        """Return the file of a chunk, which belongs to all settings of the renderer."""
+        settings = hashlib.sha256(repr(config).encode()).hexdigest()[:8]
+        return self.folder / f"{settings}-{first}-{end}.parquet"
 
     def __call__(self, config: RendererConfig, first: int, end: int, *, tick: Tick) -> None:
         """Render a chunk."""
