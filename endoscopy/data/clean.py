@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -160,7 +161,8 @@ def _with_images(
             if decode:
                 read_rgb(full)
         except GatesError as error:
-            report.skip_unreadable(full, _why(error), len(rows))
+            why = _why(error) if Path(full).exists() else "image does not exist"
+            report.skip_unreadable(full, why, len(rows))
             kept[rows] = False
             continue
         sizes[rows] = header.width, header.height

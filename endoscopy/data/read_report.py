@@ -24,6 +24,7 @@ class ReadReport:
             keys such as ``003-001_2 frame 17``.
         unreadable: Files that could not be read; more than 1 % of all is an error.
         files: Files that were looked at.
+        base: Folder in which relative paths of the source begin; empty if it has none.
         notes: Lines about the source as a whole.
     """
 
@@ -32,6 +33,7 @@ class ReadReport:
     findings: dict[tuple[Action, str], list[str]] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     files: int = 0
+    base: str = ""
     notes: list[str] = field(default_factory=list)
 
     def add(self, action: Action, reason: str, places: Iterable[object]) -> None:
@@ -58,9 +60,12 @@ class ReadReport:
         """
         bad = len(self.unreadable)
         if bad > UNREADABLE_LIMIT * max(self.files, 1):
+            first = self.unreadable[0]
+            why = [reason for (_, reason), places in self.findings.items() if first in places]
+            why += [f"relative paths begin in {self.base}"] if self.base else []
             raise GatesError(
                 f"{self.source}: {bad} of {self.files} files cannot be read, more than 1 %, the "
-                f"first is {self.unreadable[0]}; copy or download them again"
+                f"first is {first} ({'; '.join(why)}); copy or download them again"
             )
 
     def count(self, reason: str) -> int:

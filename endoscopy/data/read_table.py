@@ -16,6 +16,7 @@ from endoscopy.data.clean import clean
 from endoscopy.data.frame_table import BOX, REQUIRED, FrameTable
 from endoscopy.data.read_report import ReadReport
 
+PATHS = ("frame_path", "mask_path", "depth_path")
 NUMBERS = (*BOX, "width", "height", "gt_minor", "distance_mm")
 
 
@@ -29,7 +30,8 @@ def read_frame_table(
     """Read a table and check every row of it.
 
     Args:
-        path: ``*.parquet``, ``*.csv``, or a folder with ``polypsizing_*_part{k}.csv``.
+        path: ``*.parquet``, ``*.csv``, or a folder with ``polypsizing_*_part{k}.csv``. Relative
+            paths in it begin in its folder.
         roots: Variable such as ``SUN_DATA_PATH`` to its folder; else the environment is asked.
         check_images: Look at every image; by default for CSV only, since a parquet file was
             written from a checked table.
@@ -60,6 +62,7 @@ def read_frame_table(
     if check_images is None:
         check_images = path.suffix != ".parquet"
     report = ReadReport(str(path), found=len(frames))
+    _resolve(frames, path if path.is_dir() else path.parent, report)
     table = clean(frames, report, roots or {}, check_images=check_images, decode=decode)
     return table, report
 
@@ -92,6 +95,18 @@ def read_parquet(path: Path) -> pd.DataFrame:
     for name in frames.select_dtypes("category"):
         frames[name] = frames[name].astype(str)
     return frames
+
+
+def _resolve(frames: pd.DataFrame, folder: Path, report: ReadReport) -> None:
+    """Let relative paths begin in the folder of the table, and tell the report of it."""
+    for name in PATHS:
+        if name not in frames:
+            continue
+        values = frames[name].astype("string").fillna("").str.strip()
+        relative = (values != "") & ~values.str.match(r"[$/]")
+        if relative.any():
+            report.base = str(folder.absolute())
+            frames[name] = values.where(~relative, f"{report.base}/" + values).astype(object)
 
 
 def _part_order(path: Path) -> tuple[str, int]:

@@ -18,6 +18,7 @@ import yaml
 from apps.endoscopy import FUNCTIONS, EndoscopyCLI, EndoscopyTrainer
 from apps.main import APPS
 from endoscopy.bundle import load_bundle
+from endoscopy.data.frame_table import REQUIRED
 from endoscopy.data.real_colon import read_real_colon
 from endoscopy.data.sun import read_sun
 
@@ -278,6 +279,13 @@ def real_layouts(sizing):
         table = pd.DataFrame({"unique_id": objects["unique_id"]})
         table["kfold_id"] = [folds[row % len(folds)] for row in range(len(table))]
         table.to_csv(sizing.folder / "data" / f"{name}_folds.csv", index=False)
+    make = runpy.run_path(str(ROOT / "tests" / "data" / "real_colon" / "make.py"))
+    make["official"](sizing.folder / "data" / "with_depths", targets=True)
+    frames = read_real_colon(sizing.folder / RUN / "rendered")[0].frames
+    frames["frame_path"] = frames["frame_path"].str.replace("$SYNTHETIC_PATH", "rendered")
+    (sizing.folder / "data" / "rendered").symlink_to(sizing.folder / RUN / "rendered")
+    columns = [*REQUIRED, "patient"]
+    frames[columns].to_csv(sizing.folder / "data" / "frames.csv", index=False)
 
 
 def test_audits_that_the_data_cannot_support_are_left_out_before_training(sizing, real_layouts):
@@ -296,6 +304,24 @@ def test_audits_that_the_data_cannot_support_are_left_out_before_training(sizing
     assert "--study oracle_scale needs a mask of every frame: fill mask_path" in line
 
 
+def test_a_table_of_frames_is_enough(sizing, real_layouts):
+    words = ["--data.table", "data/frames.csv", "--name", "own", "--data.size", 32]
+    out = sizing.endoscopy("prepare", *words, config="table").out
+    assert "64 frames of 32 objects" in out
+    assert "split 5 folds of patients, made with seed 1: " in out
+    folder = sizing.folder / out.splitlines()[-1]
+    assert Path(pd.read_parquet(folder)["frame_path"][0]).is_file()
+    frames = pd.read_csv(sizing.folder / "data/frames.csv", dtype=str)
+    frames.loc[:1, "frame_path"] = "nowhere.jpg"
+    frames.to_csv(sizing.folder / "data/gone.csv", index=False)
+    words[1] = "data/gone.csv"
+    refused = sizing("endoscopy", "prepare", "--config", "table", *words)
+    data = sizing.folder / "data"
+    assert refused.code == 2
+    expected = f"{data}/nowhere.jpg (image does not exist; relative paths begin in {data})"
+    assert expected in refused.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_trains_a_step(path, sizing, real_layouts):
     words = ["--name", f"step-{path.stem}", "--trainer.max_epochs", 1, "--data.batch_size", 2]
@@ -308,8 +334,11 @@ def test_every_configuration_trains_a_step(path, sizing, real_layouts):
         for part, count in counts.items():
             words += [f"--data.{part}_objects", count]
         words += ["--data.synthetic", f"small/{path.stem}", "--rendering.frames", 1]
-    else:
-        words += ["--data.split", "file", "--data.split_file", f"data/{path.stem}_folds.csv"]
+    elif path.stem != "table":
+        source = "sun" if path.stem == "sun" else "real_colon"
+        words += ["--data.split", "file", "--data.split_file", f"data/{source}_folds.csv"]
+    if path.stem == "resnet_depth":
+        words += ["--data.real_colon", "data/with_depths"]
     sizing.endoscopy("fit", *words, config=path.stem)
     weights = sizing.folder / f"runs/endoscopy/step-{path.stem}/weights"
     name = "configured-s0" if "split: counts" in path.read_text() else "configured-f0-s0"

@@ -98,7 +98,7 @@ MENDED = {
     "image of another size": (other_size, "box rescaled", "mended", 1),
     "16-bit image": (gray16, "more than 8 bits a channel", "mended", 1),
     "truncated JPEG": (lambda r, m: truncate(frame(r)), "image is truncated", "excluded", 1),
-    "absent JPEG": (lambda r, m: frame(r).unlink(), "image cannot be read", "excluded", 1),
+    "absent JPEG": (lambda r, m: frame(r).unlink(), "image does not exist", "excluded", 1),
     "empty JPEG": (lambda r, m: frame(r).write_bytes(b""), "image cannot be read", "excluded", 1),
     "lesion of no table": (unknown_lesion, "object is not in lesion_info.csv", "excluded", 1),
     "id is nan": (no_id, "object has no id", "excluded", 1),
