@@ -79,7 +79,6 @@ def module_settings(module: SizingModule, variant: str, **settings: Any) -> dict
 def data_settings(data: PolypSizingDataModule, variant: str) -> dict[str, Any]:
     """Return what decides samples and images: neither folders nor processes."""
     found = {
-        "sources": sorted(data.sources),
         "streams": list(VARIANTS[variant].streams or data.streams),
         "size": data.size,
         "aperture": data.aperture,
@@ -88,8 +87,13 @@ def data_settings(data: PolypSizingDataModule, variant: str) -> dict[str, Any]:
         "frames_per_object": data.frames_per_object,
         "augmentation": data.augmentation,
         "cache_form": data.cache_form if data.cache_folder is not None else "raw",
-        "split": data.split_kind,
     }
+    return {f"data.{name}": value for name, value in found.items()} | split_settings(data)
+
+
+def split_settings(data: PolypSizingDataModule) -> dict[str, Any]:
+    """Return what decides which objects are trained on and which are tested."""
+    found: dict[str, Any] = {"sources": sorted(data.sources), "split": data.split_kind}
     if data.split_kind == "counts":
         names = ("train", "validation", "test", "calibration")
         found |= {f"{name}_objects": n for name, n in zip(names, data.counts, strict=True)}

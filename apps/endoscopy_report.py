@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,9 +11,11 @@ import pandas as pd
 from apps.endoscopy_evaluation import HEADLINE, TEST
 from apps.endoscopy_figures import agreement_figures, audit_figures, study_figures, subgroups
 from apps.endoscopy_pictures import picture_figures
+from apps.endoscopy_runs import json_record
 from apps.endoscopy_scores import AUDIT, read_headline
 from apps.endoscopy_scoring import PREDICTIONS
 from apps.endoscopy_training import Sizers, Training
+from apps.endoscopy_tuning import SETTINGS
 from apps.gates_report import gate_section
 from apps.report import Page
 from core_gates.errors import GatesError
@@ -37,12 +40,17 @@ def endoscopy_report(sizers: Sizers) -> Any:
     """Write ``report.html`` from what the verbs left in the run folder.
 
     Raises:
-        GatesError: There are no scores yet.
+        GatesError: There are no scores yet, or none of an evaluation.
     """
     folder = sizers.run_folder
     scores = _scores(sizers)
     headline, note = read_headline(folder.path)
-    page = Page(f"Endoscopy: {folder.name}", headline or "Polyp sizing with gates")
+    if not headline:
+        raise GatesError(
+            f"{folder.path} has no scores of a constant and the apparent area, with which a report "
+            "begins: run `gates endoscopy evaluate` first"
+        )
+    page = Page(f"Endoscopy: {folder.name}", headline)
     page.text(RESEARCH)
     if note:
         page.text(note)
@@ -61,7 +69,23 @@ def endoscopy_report(sizers: Sizers) -> Any:
         page.section("Do gates help?")
         for figure, caption in studies:
             page.figure(figure, caption)
+        _add_settings(page, folder.path)
     return page.write(folder.report)
+
+
+def _add_settings(page: Page, folder: Path) -> None:
+    """Add the settings of the honest table's variants, which trials have chosen."""
+    record = json_record(folder / SETTINGS)
+    if record is None or not record["chosen"]:
+        return
+    rates = sorted({name for chosen in record["chosen"].values() for name in chosen})
+    rows, errors = [], record["errors"]
+    for variant, chosen in record["chosen"].items():
+        least = min((e for e in errors[variant] if e is not None), default=float("nan"))
+        rows.append([variant, *(chosen.get(name) for name in rates), least])
+    count = max(map(len, errors.values()))
+    caption = f"Chosen of {count} trials of each variant, by the error of the validation objects"
+    page.table(["variant", *rates, "mean error of log size"], rows, caption)
 
 
 def _scores(sizers: Sizers) -> dict[str, Any]:

@@ -93,10 +93,12 @@ def score_honest(table: HonestTable, config_path: Path | None, rendering: Render
     sizers = table.sizers
     missing = table.missing()
     if missing:
-        total = len(table.trainings())
-        print(f"runs missing: {len(missing)} of {total}; training them now", flush=True)
+        reason = table.reason(missing)
+        why = f" ({reason})" if reason else ""
+        print(f"{table.named(missing)}{why}; training them now", flush=True)
         render_missing(sizers.datamodule, rendering, (MAIN,))
         table.run()
+    table.tuning.keep()
     folder = sizers.run_folder.path
     write_bytes(folder / "honest.parquet", table.table.to_parquet(None, index=False))
     rows, note = table.rows(), f"{table.steps} optimizer steps of every training."

@@ -13,9 +13,10 @@ Tables = pd.DataFrame | Sequence[pd.DataFrame]
 
 def headline(
     model: Tables,
-    constant: pd.DataFrame,
-    area: pd.DataFrame,
+    constant: Tables,
+    area: Tables,
     *,
+    name: str = "model",
     cut_offs: CutOffs = CONTINUOUS,
     resamples: int = 2000,
 ) -> str:
@@ -26,39 +27,44 @@ def headline(
 
     Args:
         model: Object table of the model, or one for each seed.
-        constant: Object table of the constant baseline, same objects.
+        constant: Object table of the constant baseline, same objects, or one for each seed.
         area: That of the area baseline.
+        name: Of the model.
         cut_offs: Of the predictions.
         resamples: Draws of the bootstrap.
     """
-    tables = [model] if isinstance(model, pd.DataFrame) else list(model)
+    tables = _as_list(model)
     parts = []
-    for name, one in (("constant", [constant]), ("area alone", [area]), ("model", tables)):
+    for title, one in (("constant", constant), ("area alone", area), (name, tables)):
         scores = score_intervals(one, cut_offs, only=SCORES, resamples=resamples)
         f1, mape = scores["macro_f1"], scores["mape"]
-        parts.append(f"{name}: macro F1 {f1.value:.3f} [{f1.low:.3f}, {f1.high:.3f}], "
+        parts.append(f"{title}: macro F1 {f1.value:.3f} [{f1.low:.3f}, {f1.high:.3f}], "
                      f"MAPE {mape.value:.3f}")  # fmt: skip
     verdicts = [
         f"{verdict(tables, constant, cut_offs=cut_offs, resamples=resamples)} than the constant",
         f"{verdict(tables, area, cut_offs=cut_offs, resamples=resamples)} than the area",
     ]
-    return f"{'; '.join(parts)}; the model is {' and '.join(verdicts)}."
+    return f"{'; '.join(parts)}; the {name} is {' and '.join(verdicts)}."
 
 
 def verdict(
-    model: Tables, baseline: pd.DataFrame, *, cut_offs: CutOffs = CONTINUOUS, resamples: int = 2000
+    model: Tables, baseline: Tables, *, cut_offs: CutOffs = CONTINUOUS, resamples: int = 2000
 ) -> str:
     """Return ``significantly better``, ``significantly worse`` or ``NOT significantly better``."""
-    tables = [model] if isinstance(model, pd.DataFrame) else list(model)
-    gaps = score_differences(
-        tables, [baseline] * len(tables), cut_offs, only=SCORES, resamples=resamples
-    )
+    tables, others = _as_list(model), _as_list(baseline)
+    if len(others) == 1:
+        others = others * len(tables)
+    gaps = score_differences(tables, others, cut_offs, only=SCORES, resamples=resamples)
     f1, mape = gaps["macro_f1"], gaps["mape"]
     if f1.low > 0 and mape.high < 0:
         return "significantly better"
     if f1.high < 0 and mape.low > 0:
         return "significantly worse"
     return "NOT significantly better"
+
+
+def _as_list(tables: Tables) -> list[pd.DataFrame]:
+    return [tables] if isinstance(tables, pd.DataFrame) else list(tables)
 
 
 def cut_off_note(objects: pd.DataFrame, cut_offs: CutOffs) -> str:

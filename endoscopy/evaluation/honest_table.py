@@ -61,10 +61,7 @@ def honest_table(
         raise GatesError(f"predictions lack {', '.join(missing)}; expected {', '.join(DESIGN)}")
     rows = []
     for size, trained in predictions.groupby(DESIGN.objects, sort=True):
-        tables = {
-            str(variant): _by_seed(group)
-            for variant, group in trained.groupby(DESIGN.variant, sort=False)
-        }
+        tables = seed_tables(trained)
         if reference not in tables:
             raise GatesError(f"at {size} objects there is no {reference!r}, only {sorted(tables)}")
         for variant in [reference, *(name for name in tables if name != reference)]:
@@ -72,6 +69,41 @@ def honest_table(
             rows += _rows(tables, variant, reference, seeds, scores, cut_offs, resamples,
                           {DESIGN.objects: size})  # fmt: skip
     return _with_verdicts(pd.DataFrame(rows))
+
+
+def baseline_table(
+    predictions: pd.DataFrame,
+    *,
+    scores: Sequence[str] = SCORES,
+    cut_offs: CutOffs = CONTINUOUS,
+    resamples: int = 2000,
+) -> pd.DataFrame:
+    """Score baselines, which are compared with nothing, at every number of training objects.
+
+    Args:
+        predictions: As for :func:`honest_table`.
+        scores: Names of :func:`size_scores`.
+        cut_offs: Of the predictions.
+        resamples: Draws of the bootstrap.
+
+    Returns:
+        One row a (train_objects, variant, score): seeds, test_objects, value, low, high.
+    """
+    rows = []
+    for size, fitted in predictions.groupby(DESIGN.objects, sort=True):
+        tables = seed_tables(fitted)
+        common: dict[str, object] = {DESIGN.objects: size}
+        for name, own in tables.items():
+            rows += _rows(tables, name, name, list(own), scores, cut_offs, resamples, common)
+    return pd.DataFrame(rows)
+
+
+def seed_tables(predictions: pd.DataFrame) -> dict[str, dict[int, pd.DataFrame]]:
+    """Return the object table of every variant and seed of one number of training objects."""
+    return {
+        str(variant): _by_seed(group)
+        for variant, group in predictions.groupby(DESIGN.variant, sort=False)
+    }
 
 
 def honest_headline(table: pd.DataFrame, *, score: str = "macro_f1") -> str:

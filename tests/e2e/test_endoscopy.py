@@ -235,20 +235,54 @@ def test_the_honest_table_runs_only_what_is_missing(sizing):
     assert "runs missing: 8 of 8" in first
     folder = sizing.folder / "runs/endoscopy/honest"
     runs = sorted(path.name for path in (folder / "runs").iterdir())
-    assert runs[0] == "dual-n6-s0.parquet"
-    assert len(runs) == 8
+    assert runs[0] == "baselines-n6-s0.parquet"
+    assert len(runs) == 8 + 4
     assert len(list((folder / "trials").iterdir())) == 4
     before = read_scores(sizing, "honest")["rows"]
     (folder / "runs" / "plain-n8-s1.parquet").unlink()
-    kept = (folder / "runs" / runs[0]).stat().st_mtime_ns
+    kept = (folder / "runs" / "dual-n6-s0.parquet").stat().st_mtime_ns
     again = sizing.endoscopy("evaluate", *words).out
     assert "runs missing: 1 of 8" in again
     assert "tuning" not in again
-    assert (folder / "runs" / runs[0]).stat().st_mtime_ns == kept
+    assert (folder / "runs" / "dual-n6-s0.parquet").stat().st_mtime_ns == kept
     assert read_scores(sizing, "honest")["rows"] == before
     table = pd.read_parquet(folder / "honest.parquet")
     assert set(table["train_objects"]) == {6, 8}
     assert set(table["seeds"]) == {2}
+    _check_honest_report(sizing, folder, again)
+    refused = sizing("endoscopy", "evaluate", "--config", "unit", *words, "--steps", "5")
+    assert refused.code == 2
+    assert "trainer.max_steps 3, now 5" in refused.err.splitlines()[-1]
+    words = [*words, "--steps", "5", "--overwrite"]
+    assert "runs missing: 8 of 8" in sizing.endoscopy("evaluate", *words).out
+    assert "5 optimizer steps" in (folder / "scores.md").read_text()
+
+
+def _check_honest_report(sizing, folder, printed):
+    """Baselines stand in the first line and at every size, the chosen settings in the page."""
+    scores = read_scores(sizing, "honest")
+    for task in ("6 objects", "8 objects"):
+        area = figure(scores, "area", "mape", task)
+        assert area != figure(scores, "constant", "mape", task)
+    lines = (folder / "scores.md").read_text().splitlines()
+    assert "constant: macro F1" in lines[0]
+    assert "area alone: macro F1" in lines[0]
+    assert "the plain network is" in lines[0]
+    assert lines[0] in printed
+    path = sizing.endoscopy("report", "--name", "honest").out.splitlines()[-1]
+    text = (sizing.folder / path).read_text()
+    assert text.index("constant: macro F1") < text.index("<h2")
+    chosen = json.loads((folder / "settings.json").read_text())["chosen"]
+    assert set(chosen) == {"plain", "dual"}
+    assert "Chosen of 2 trials of each variant" in text
+
+
+def test_a_report_begins_with_the_baselines_or_is_refused(sizing):
+    words = ["--name", "audited", "--study", "ladder"]
+    sizing.endoscopy("audit", *words)
+    refused = sizing("endoscopy", "report", "--config", "unit", "--name", "audited")
+    assert refused.code == 2
+    assert "run `gates endoscopy evaluate` first" in refused.err.splitlines()[-1]
 
 
 def test_trials_must_be_equally_many(sizing):
