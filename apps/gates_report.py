@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from apps.files import write_json
 from apps.report import Page
+from core_gates.errors import GatesError
 from core_gates.monitor import GateMonitor
 
 FILE = "gates.json"
@@ -37,6 +38,21 @@ def save_gates(monitor: GateMonitor, folder: Path) -> Path:
     return write_json(folder / FILE, content)
 
 
+def read_gates(path: Path) -> dict[str, Any]:
+    """Read what `save_gates` kept.
+
+    Raises:
+        GatesError: The file is damaged.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(kept[part], dict) for part in ("figures", "histograms", "experts")):
+            raise ValueError("no figures of gates")
+        return dict(kept)
+    except (ValueError, KeyError, TypeError) as error:
+        raise GatesError(f"{path} is damaged ({error}): run `evaluate` again") from error
+
+
 def gate_section(page: Page, folder: Path, explanation: str) -> None:
     """Add tables and figures of the gates, if `save_gates` kept any.
 
@@ -44,11 +60,14 @@ def gate_section(page: Page, folder: Path, explanation: str) -> None:
         page: The report.
         folder: The run folder.
         explanation: What was measured.
+
+    Raises:
+        GatesError: What was kept is damaged.
     """
     path = folder / FILE
     if not path.is_file():
         return
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = read_gates(path)
     values, routings, experts = (
         {name: found for name, found in kept["figures"].items() if mark in found}
         for mark in ("mean", "active", "zero_rate")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from apps.environment import git_revision
 from apps.files import write_json
+from core_gates.errors import GatesError
 
 
 class Row(NamedTuple):
@@ -94,6 +95,50 @@ def write_scores(
         "bars": [{**_plain(bar), "met": bool(bar.met)} for bar in bars],
     }
     return write_json(path, content)
+
+
+def read_scores(path: Path, app: str) -> dict[str, Any]:
+    """Read a ``scores.json``.
+
+    Args:
+        path: The file.
+        app: Application, whose ``evaluate`` writes the file again.
+
+    Raises:
+        GatesError: The file is missing or damaged.
+    """
+    again = f"run `gates {app} evaluate`"
+    if not path.is_file():
+        raise GatesError(f"{path} does not exist: {again} first")
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise GatesError(f"{path} is damaged ({error}): {again} again") from error
+    if not isinstance(scores, dict):
+        raise GatesError(f"{path} is damaged (it holds no table of names): {again} again")
+    for part, expected in (("rows", Row), ("bars", Bar)):
+        fields = {*expected._fields, *(("met",) if expected is Bar else ())}
+        if not _are_entries(scores.get(part), fields):
+            raise GatesError(
+                f"{path} is damaged ({part} are not all {', '.join(sorted(fields))}): {again} again"
+            )
+    return scores
+
+
+def _are_entries(found: Any, fields: set[str]) -> bool:
+    """Tell whether ``found`` is a list of entries with these fields: words, numbers or nothing."""
+    words = {"method", "task", "metric", "name", "sense", "unit"}
+    return isinstance(found, list) and all(
+        isinstance(entry, dict)
+        and fields <= entry.keys()
+        and all(
+            isinstance(entry[field], str)
+            if field in words
+            else entry[field] is None or isinstance(entry[field], int | float)
+            for field in fields
+        )
+        for entry in found
+    )
 
 
 def print_scores(

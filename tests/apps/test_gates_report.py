@@ -14,6 +14,7 @@ from apps.gates_report import (
 )
 from apps.report import Page
 from core_gates import GateMonitor, TopKGate
+from core_gates.errors import GatesError
 
 
 class Valve(nn.Module):
@@ -81,3 +82,11 @@ def test_what_the_figures_show():
     assert [axis.axison for axis in figure.axes] == [True] * 6 + [False] * 4
     table = coactivation_figure({"a": [[4.0, 1.0], [1.0, 2.0]]}).axes[0].images[0].get_array()
     assert table.tolist() == [[1.0, 0.25], [0.5, 1.0]]
+
+
+def test_damaged_figures_are_named(tmp_path, model):
+    content = save_gates(GateMonitor(model), tmp_path).read_bytes()
+    for damaged in (content[: len(content) // 2], b"\xff", b"[]", b"null", b'{"figures": 3}'):
+        (tmp_path / FILE).write_bytes(damaged)
+        with pytest.raises(GatesError, match=r"gates\.json is damaged .*: run `evaluate` again"):
+            section(tmp_path)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from apps.scores import Bar, Row, number, print_scores, write_scores
+from apps.scores import Bar, Row, number, print_scores, read_scores, write_scores
+from core_gates.errors import GatesError
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,3 +131,44 @@ def test_the_path_is_printed_last(written, capsys):
 )
 def test_numbers_have_four_digits(value, text):
     assert number(value) == text
+
+
+def test_scores_are_read_as_they_were_written(written):
+    path, _ = written
+    assert read_scores(path, "weather") == json.loads(path.read_text())
+
+
+def without(part, field):
+    return lambda scores: scores[part][0].pop(field) and scores
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda scores: [],
+        lambda scores: {},
+        lambda scores: None,
+        lambda scores: scores | {"rows": 3},
+        lambda scores: scores | {"rows": [3]},
+        lambda scores: scores | {"bars": None},
+        without("rows", "metric"),
+        without("bars", "met"),
+        lambda scores: scores | {"rows": [scores["rows"][0] | {"value": "high"}]},
+        lambda scores: scores | {"rows": [scores["rows"][0] | {"task": 3}]},
+    ],
+)
+def test_damaged_scores_are_one_line(written, damage):
+    path, _ = written
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.raises(GatesError, match=r"is damaged .*: run `gates weather evaluate` again"):
+        read_scores(path, "weather")
+
+
+@pytest.mark.parametrize("content", [b'{"rows": [', b"\xff\xfe{}", b""])
+def test_scores_that_are_no_json_are_one_line(tmp_path, content):
+    path = tmp_path / "scores.json"
+    with pytest.raises(GatesError, match="does not exist: run `gates weather evaluate` first"):
+        read_scores(path, "weather")
+    path.write_bytes(content)
+    with pytest.raises(GatesError, match=r"is damaged .*: run `gates weather evaluate` again"):
+        read_scores(path, "weather")
