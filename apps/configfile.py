@@ -94,9 +94,14 @@ class ConfigFile(ActionConfigFile):
         """Merge the selected part of the file into the namespace.
 
         Raises:
-            GatesError: See :func:`find_config` and :func:`read_config`.
+            GatesError: See :func:`find_config` and :func:`read_config`; or a group of options, such
+                as ``model``, is a number or a list.
         """
         path = find_config(str(values), parser.app)
         content = select_verb(read_config(path), parser.verb, parser.verbs)
+        groups = {option.split(".")[0] for option in parser._option_string_actions if "." in option}
+        for key, value in content.items():
+            if f"--{key}" in groups and not isinstance(value, dict | str | None):
+                raise GatesError(f"{path}: {key} is {value!r}, expected a mapping 'key: value'")
         parser.config_path = path
         self.apply_config(parser, cfg, self.dest, yaml.safe_dump(content, sort_keys=False))

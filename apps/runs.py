@@ -10,7 +10,7 @@ from apps.files import write_json, write_text
 from core_gates.errors import GatesError
 
 TRAINING = ("config.yaml", "environment.json", "metrics.csv", "checkpoints", "tensorboard")
-OUTCOME = ("scores.json", "report.html")
+OUTCOME = ("scores.json", "scores.md", "report.html")
 
 
 class RunFolder:

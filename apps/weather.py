@@ -7,7 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from apps.cli import GatesCLI
-from apps.scores import print_scores, write_scores
+from apps.files import require_free
+from apps.markdown import write_markdown
+from apps.scores import print_scores, read_scores, write_scores
 from apps.ticker import ticking
 from apps.trainer import GatesTrainer
 from apps.weather_assimilation import Assimilation
@@ -15,7 +17,14 @@ from apps.weather_ensemble import EnsembleScores, tune_ensemble
 from apps.weather_figures import save_cycles, save_example, watch_gates
 from apps.weather_observing import era5_store, observe_store
 from apps.weather_report import headline, weather_report
-from apps.weather_source import check_prepared, check_seeds, store_of, twin_of
+from apps.weather_source import (
+    check_densities,
+    check_prepared,
+    check_seeds,
+    check_tuning,
+    store_of,
+    twin_of,
+)
 from apps.weather_training import Networks, keep_weights
 from apps.weather_tuning import Tuner, read_settings
 from apps.weather_twin import TwinScores, tune_twin
@@ -121,6 +130,8 @@ class WeatherTrainer(GatesTrainer):
             cycles: Cycles of a trial in a twin world.
             trial_steps: Training steps of a trial of a network.
         """
+        check_densities(densities)
+        check_tuning(datamodule.source, trials, cycles, trial_steps)
         networks = self._networks(model, datamodule, {})
         path = self.run_folder.path / SETTINGS
         tuner = Tuner(path, trials, resume=self.run_folder.resume)
@@ -171,8 +182,7 @@ class WeatherTrainer(GatesTrainer):
             output: Store to write.
             overwrite_output: Replace an existing store.
         """
-        if Path(output).exists() and not overwrite_output:
-            raise GatesError(f"{output} exists: choose another --output or add --overwrite_output")
+        require_free(Path(output), overwrite=overwrite_output)
         networks = self._networks(model, datamodule, self._settings())
         job = Assimilation(model, datamodule.source, networks, self._settings(), task, gross_check)
         analyses = job.run(background, observations, method, weights, forecast, cycles)
@@ -202,12 +212,16 @@ class WeatherTrainer(GatesTrainer):
                 of the networks of all forms and seeds; no bars.
         """
         check_seeds(datamodule.source, seeds)
+        check_densities(densities)
         settings = self._settings()
         networks = self._networks(model, datamodule, settings)
         forms: tuple[str, ...] = (*COMPARED, "open_gate") if open_gate else COMPARED
+        full = not quick and ckpt_path is None
+        if not full:
+            self._keep_full_scores()
         if ckpt_path:
             forms = (networks.pin(Path(ckpt_path)),)
-        full = not quick and ckpt_path is None
+            networks.load(forms[0], seeds[0])  # refused now, if it must be
         missing = networks.missing(forms, seeds)
         if missing:
             names = ", ".join(f"{form} seed {seed}" for form, seed in missing)
@@ -219,6 +233,23 @@ class WeatherTrainer(GatesTrainer):
         scores.run()
         path = self._write_scores(scores, full=full)
         print_scores(path, metrics=headline(datamodule.source.channels))
+
+    def _keep_full_scores(self) -> None:
+        """Refuse to replace the scores of a full evaluation by those of a short look.
+
+        Raises:
+            GatesError: The run folder holds scores with bars.
+        """
+        path = self.run_folder.scores
+        try:
+            full = bool(read_scores(path, "weather")["bars"])
+        except GatesError:  # there are none, or what is there is worth nothing
+            full = False
+        if full:
+            raise GatesError(
+                f"{path} holds a full evaluation, which --quick and --ckpt_path would replace: add "
+                "--name NEW, or delete it"
+            )
 
     def _write_scores(self, scores: TwinScores | EnsembleScores, *, full: bool) -> Path:
         """Write what figures are drawn from, and the scores; bars and checks only if ``full``."""
@@ -233,6 +264,13 @@ class WeatherTrainer(GatesTrainer):
             save_example(scores, self.run_folder.path)
         if scores.forms:
             watch_gates(scores, self.run_folder.path)
+        write_markdown(
+            self.run_folder.scores.with_suffix(".md"),
+            f"Weather: {self.run_folder.name}",
+            rows,
+            bars,
+            headline(scores.channels),
+        )
         return write_scores(
             self.run_folder.scores,
             app="weather",
@@ -308,8 +346,9 @@ class WeatherCLI(GatesCLI):
     verbs = ("prepare", "observe", "tune", "fit", "assimilate", "evaluate", "report")
 
     def after_instantiate_classes(self) -> None:
-        """Refuse prepared data that is damaged before a run folder is claimed."""
+        """Refuse data that is damaged, or not that of the model, before a run folder is claimed."""
         if self.subcommand == "fit":
+            self.model.check_source(self.datamodule.source)
             check_prepared(self.datamodule.source)
         super().after_instantiate_classes()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -13,22 +15,27 @@ from apps.ticker import ticking
 from apps.weather_forecast import find_forecast
 from apps.weather_source import background_sd, methods_of, tasks_of
 from apps.weather_training import Networks, load_trained
+from apps.weather_tuning import built
 from core_gates.errors import GatesError
 from weather.baselines.assimilator import Assimilator
 from weather.cycle import Cycle
+from weather.data.store import naming
 from weather.data.stream import ProblemSource
 from weather.data.tensors import dataset_grid, to_dataset, to_tensor
 from weather.data.wb2 import open_wb2
 from weather.data.write import write_wb2
 from weather.experiments.ensemble_source import Era5EnsembleSource
 from weather.experiments.forms import FORMS
-from weather.experiments.method import Settings, stored
+from weather.experiments.method import Settings
+from weather.grid import Grid
 from weather.module import AdasModule
 from weather.observations.gridded import GriddedObservations, gross_check
-from weather.observations.superob import grid_table
+from weather.observations.superob import grid_table, left_out
 from weather.observations.table import OUT_OF_RANGE, ObservationTable
+from weather.state import ChannelSpec
 
 WINDOW_HOURS = 3.0
+GRID_TOLERANCE = 1e-4  # degrees; coordinates in float32 differ by 2e-5
 
 
 class Analyses(NamedTuple):
@@ -89,7 +96,8 @@ class Assimilation:
         """Return the analyses; see ``gates weather assimilate --help``.
 
         Raises:
-            GatesError: An input is missing, damaged or does not fit the configuration.
+            GatesError: An input is missing, damaged or does not fit the configuration, or an
+                analysis is not finite.
         """
         if cycles < 1:
             raise GatesError(f"--cycles must be at least 1, found {cycles}")
@@ -107,9 +115,15 @@ class Assimilation:
             found = self._each(assimilator, table, states, times)
         else:
             found = self._cycle(assimilator, table, states[-1], times[-1], forecast, cycles)
-        if not any(found.observed) and len(table):
-            span = table.frame["time"]
-            print(f"no report lies within {WINDOW_HOURS:g} h: {span.min()} to {span.max()}")
+        if line := left_out_line(table, self.source.channels, found.times):
+            print(line)
+        bad = ~found.states.isfinite().flatten(1).all(1).numpy()
+        if bad.any():
+            stamp = np.datetime_as_string(found.times[bad][0], unit="m")
+            raise GatesError(
+                f"{int(bad.sum())} of {len(bad)} analyses are not finite, the first of {stamp}: "
+                "check the weights, the forecast model and the observation errors"
+            )
         return found
 
     def write(self, analyses: Analyses, path: Path, *, overwrite: bool) -> Path:
@@ -124,23 +138,31 @@ class Assimilation:
 
     def _background(self, path: str) -> tuple[Tensor, np.ndarray]:
         with open_wb2(path, self.source.channels) as dataset:
-            found, expected = dataset_grid(dataset), self.source.grid
-            if found != expected:
-                raise GatesError(
-                    f"{path} has {found.shape[0]} latitudes from {float(found.latitude[0]):g} and "
-                    f"{found.shape[1]} longitudes, expected {expected.shape[0]} from "
-                    f"{float(expected.latitude[0]):g} and {expected.shape[1]}: bring it to the "
-                    "grid of the configuration with weather.regrid.Regridder"
-                )
+            _require_grid(path, dataset_grid(dataset), self.source.grid)
             if "prediction_timedelta" in dataset.dims:
                 raise GatesError(f"{path} holds forecasts: select one prediction_timedelta")
-            states = to_tensor(dataset, self.source.channels)
+            with naming(path):
+                states = to_tensor(dataset, self.source.channels)
             if states.ndim == 5:
                 states = states.mean(1)  # the mean of an ensemble is its best single state
             return states, dataset["time"].values
 
     def _method(self, name: str, weights: str | None) -> Assimilator:
-        """Return the method, and take the background error from it or from the source."""
+        """Return the method, and take the background error from it or from the source.
+
+        Raises:
+            GatesError: It is unknown, has no usable weights or settings, or the background error is
+                not positive.
+        """
+        assimilator = self._build(name, weights)
+        if not (self.sd.isfinite() & (self.sd > 0)).all():
+            raise GatesError(
+                f"the background error of {self.task} is {self.sd.tolist()}, expected positive "
+                "numbers: give other weights or run `gates weather prepare` again"
+            )
+        return assimilator
+
+    def _build(self, name: str, weights: str | None) -> Assimilator:
         if name in FORMS:
             analysis = self.model.variant(name).analysis
             path = weights or self.networks.path(name, 0)
@@ -160,9 +182,7 @@ class Assimilation:
         if name not in methods:
             known = ", ".join([*FORMS, *methods])
             raise GatesError(f"--method {name!r} is unknown: choose from {known}")
-        if methods[name].box and f"{name}/{self.task}" not in self.settings:
-            print(f"{name} is not tuned for {self.task}: the middle of its settings is used")
-        return methods[name].build(stored(self.settings, methods[name], self.task))
+        return built(self.settings, methods[name], self.task)
 
     def _grid(
         self, table: ObservationTable, time: np.datetime64, background: Tensor
@@ -217,3 +237,41 @@ class Assimilation:
                 analyses.append(result.analysis[0, 0])
                 tick()
         return self._analyses(analyses, times)
+
+
+def left_out_line(table: ObservationTable, channels: ChannelSpec, times: np.ndarray) -> str:
+    """Say how many reports no analysis at ``times`` takes, and why; empty if there are none."""
+    time, variable, level = left_out(table, channels, times, window_hours=WINDOW_HOURS)
+    reasons = []
+    if len(time):
+        span = f"{time['time'].min()} to {time['time'].max()}"
+        reasons.append(f"{len(time)} not within {WINDOW_HOURS:g} h of an analysis ({span})")
+    if len(variable):
+        names = ", ".join(sorted(set(variable["variable"])))
+        reasons.append(f"{len(variable)} of variables that the configuration lacks ({names})")
+    if len(level):
+        reasons.append(f"{len(level)} of levels that it lacks ({_levels(level)})")
+    total = len(time) + len(variable) + len(level)
+    return f"{total} of {len(table)} reports are left out: {'; '.join(reasons)}" if reasons else ""
+
+
+def _levels(rows: pd.DataFrame) -> str:
+    """Return the first levels of some reports as text."""
+    found = sorted(set(rows["level_hpa"].dropna()))
+    shown = [f"{level:g}" for level in found[:5]] + ["..."] * (len(found) > 5)
+    return ", ".join(shown + ["none given"] * bool(rows["level_hpa"].isna().any()))
+
+
+def _require_grid(path: str, found: Grid, expected: Grid) -> None:
+    """Refuse a grid that is not that of the configuration."""
+    difference = found.difference(expected)
+    if difference <= GRID_TOLERANCE:
+        return
+    largest = f", whose coordinates differ by up to {difference:.3g} degrees"
+    raise GatesError(
+        f"{path} has {found.shape[0]} latitudes from {float(found.latitude[0]):g} and "
+        f"{found.shape[1]} longitudes, expected {expected.shape[0]} from "
+        f"{float(expected.latitude[0]):g} and {expected.shape[1]}"
+        f"{largest if difference < math.inf else ''}: bring it to the grid of the configuration "
+        "with weather.regrid.Regridder"
+    )

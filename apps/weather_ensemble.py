@@ -11,7 +11,7 @@ from apps.processes import Tick, in_processes
 from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
-from apps.weather_tuning import OPTIMIZER_BOX, Tuner, tuned
+from apps.weather_tuning import OPTIMIZER_BOX, Tuner, built
 from weather.baselines.assimilator import Assimilator
 from weather.bootstrap import Interval, clustered_bootstrap, root, root_ratio
 from weather.experiments.departures import Departures, figures
@@ -89,6 +89,7 @@ class EnsembleScores:
         cases: int | None = None,
     ) -> None:
         self.source, self.densities = source, densities
+        self.channels = source.channels
         self.networks, self.settings = networks, settings
         self.seeds, self.forms, self.cases = seeds, forms, cases
         self.errors: dict[tuple[str, str], Tensor] = {}
@@ -127,17 +128,17 @@ class EnsembleScores:
         """
         if name in self.forms:
             sd = self.source.task_background_sd[task]
-            built: list[Assimilator] = [
+            members: list[Assimilator] = [
                 self.networks.load(name, seed).expecting(sd) for seed in self.seeds
             ]
         else:
             method = next(m for m in self.methods(task) if m.name == name)
-            built = [method.build(tuned(self.settings, method, task_name(task, density)))]
+            members = [built(self.settings, method, task_name(task, density))]
         errors = [
             case_errors(self.source, task, density, one, cases=self.cases, tick=tick)
-            for one in built
+            for one in members
         ]
-        departures = case_departures(self.source, task, density, built[0], cases=self.cases)
+        departures = case_departures(self.source, task, density, members[0], cases=self.cases)
         return torch.stack(errors).mean(0), departures
 
     def _clusters(self, task: Task) -> Tensor:

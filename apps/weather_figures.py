@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from apps.gates_report import save_gates
 from apps.weather_ensemble import EnsembleScores, task_name
+from apps.weather_tuning import built
 from apps.weather_twin import TwinScores
+from core_gates.errors import GatesError
 from core_gates.monitor import GateMonitor
 from weather.experiments.ensemble_scoring import analyze_case
 from weather.experiments.ensemble_source import Era5EnsembleSource
-from weather.experiments.method import stored
 from weather.experiments.twin_source import TwinSource
 from weather.observations.gridded import GriddedObservations
 from weather.plots import analysis_figure, cycle_figure
@@ -44,7 +46,7 @@ def save_example(scores: EnsembleScores, folder: Path) -> None:
         "background": case.background,
         "observed": source.observe_case("persistence", case, density).mask.any(0).float(),
     }
-    assimilators = {"oi": oi.build(stored(scores.settings, oi, name))}
+    assimilators = {"oi": built(scores.settings, oi, name)}
     if "adas_increment" in scores.forms:
         sd = source.task_background_sd["persistence"]
         network = scores.networks.load("adas_increment", scores.seeds[0])
@@ -87,12 +89,26 @@ def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     partial.replace(path)
 
 
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    """Read tensors that `_save` wrote.
+
+    Raises:
+        GatesError: The file is damaged.
+    """
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise GatesError(
+            f"{path} is damaged ({error}): run `gates weather evaluate` again"
+        ) from error
+
+
 def example_figures(folder: Path, source: Era5EnsembleSource) -> list[tuple[str, Figure]]:
     """Return a map panel of 500 hPa geopotential for each method, with its caption."""
     path = folder / EXAMPLE_FILE
     if not path.is_file():
         return []
-    fields = load_file(path)
+    fields = _load(path)
     channel = source.channels.index("geopotential", 500)
     figures = []
     for method in ("adas_increment", "oi"):
@@ -116,7 +132,7 @@ def cycle_figures(folder: Path, source: TwinSource) -> list[tuple[str, Figure]]:
     path = folder / CYCLES_FILE
     if not path.is_file():
         return []
-    tensors = load_file(path)
+    tensors = _load(path)
     figures = []
     for task in dict.fromkeys(key.split("|")[0] for key in tensors):
         errors: dict[str, np.ndarray] = {

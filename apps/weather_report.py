@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from matplotlib.figure import Figure
 from apps.gates_report import gate_section
 from apps.report import Page
 from apps.runs import RunFolder
+from apps.scores import read_scores
 from apps.weather_figures import cycle_figures, example_figures
-from core_gates.errors import GatesError
 from weather.data.era5_sample import ATTRIBUTION
 from weather.data.stream import ProblemSource
 from weather.experiments.ensemble_source import Era5EnsembleSource
@@ -23,14 +22,15 @@ from weather.plots.style import unit_label
 from weather.state import SHORT_NAMES, ChannelSpec
 
 DEPARTURES = ("ob_rms", "oa_rms", "withheld_rmse")
-CORRUPTED = ("declared_over_withheld", "denied_over_withheld")
+CORRUPTED = ("declared_over_withheld", "denied_over_withheld", "forced_over_withheld")
 EXPLANATION = """
 Root mean square errors against the known truth, area-weighted. `ratio` is over the background.
 `lost` counts timelines that left the truth; they are scored as the free run.
 
 `crossed`: the network of every seed on the timelines of all seeds. `redrawn`: the observing network
 is another one in every cycle. `corrupted`: half of the reports have five times their errors; the
-error of the analysis is over that without this half, with the large errors `declared` or `denied`.
+error of the analysis is over that without this half, with the large errors `declared`, `denied`
+(stated as usual) or the confidence `forced` to one.
 """
 GATES = """
 Values of every gate of the increment form during one analysis at the largest density: how open it
@@ -46,16 +46,9 @@ def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
     """Write ``report.html`` from what ``evaluate`` left in the run folder.
 
     Raises:
-        GatesError: There are no scores yet.
+        GatesError: There are no scores yet, or a file of the run folder is damaged.
     """
-    if not run_folder.scores.is_file():
-        raise GatesError(f"{run_folder.scores} does not exist: run `gates weather evaluate` first")
-    try:
-        scores = json.loads(run_folder.scores.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise GatesError(
-            f"{run_folder.scores} is damaged ({error}): run `gates weather evaluate` again"
-        ) from error
+    scores = read_scores(run_folder.scores, "weather")
     page = Page(
         f"Weather: {run_folder.name}", "Gated data assimilation beside the classical methods"
     )

@@ -18,6 +18,7 @@ from weather.experiments.twin_source import TwinSource
 
 ERA5_STORE = "era5_ensemble.zarr"
 DENSITIES = (0.1, 0.01)
+MAX_SEED = 2**32  # what Lightning and NumPy take
 
 
 def twin_of(source: ProblemSource) -> TwinSource:
@@ -99,12 +100,49 @@ def check_prepared(source: ProblemSource) -> None:
             load_recording(source.path, source.origin)
 
 
-def check_seeds(source: ProblemSource, seeds: Sequence[int]) -> None:
-    """Refuse more seeds than a twin world has timelines to test on.
+def check_densities(densities: Sequence[float]) -> None:
+    """Refuse shares of grid points that are no shares, or not told apart by the names of tasks.
 
     Raises:
-        GatesError: There are more.
+        GatesError: There are none, or one is not a share, or two have one name.
     """
+    names = {f"{density:.3g}" for density in densities}
+    shares = all(0 < density <= 1 for density in densities)  # false for NaN
+    if not densities or not shares or len(names) < len(densities):
+        raise GatesError(
+            f"--densities {list(densities)} are no shares of grid points: give one or more numbers "
+            "above 0 and up to 1, no two alike"
+        )
+
+
+def check_tuning(source: ProblemSource, trials: int, cycles: int, trial_steps: int) -> None:
+    """Refuse a budget of tuning that is nothing, or longer than a twin world.
+
+    Raises:
+        GatesError: A number is too small or too large.
+    """
+    for name, value in (("trials", trials), ("cycles", cycles), ("trial_steps", trial_steps)):
+        if value < 1:
+            raise GatesError(f"--{name} must be at least 1, found {value}")
+    if isinstance(source, TwinSource) and cycles > source.world.cycles:
+        raise GatesError(
+            f"--cycles {cycles} is more than the {source.world.cycles} cycles of the world: take "
+            "fewer or set cycles of the world"
+        )
+
+
+def check_seeds(source: ProblemSource, seeds: Sequence[int]) -> None:
+    """Refuse seeds that are none, and more than a twin world has timelines to test on.
+
+    Raises:
+        GatesError: There is no seed, one is out of range or given twice, or there are too many.
+    """
+    valid = all(0 <= seed < MAX_SEED for seed in seeds)
+    if not seeds or not valid or len(set(seeds)) < len(seeds):
+        raise GatesError(
+            f"--seeds {list(seeds)} are no seeds: give one or more numbers from 0 to "
+            f"{MAX_SEED - 1}, no two alike"
+        )
     tests = len(source.world.members["test"]) if isinstance(source, TwinSource) else len(seeds)
     if len(seeds) > tests:
         raise GatesError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 from apps.files import write_json
 from core_gates.errors import GatesError
+from weather.baselines.assimilator import Assimilator
 from weather.experiments.method import Method, Settings, is_stored, stored
 from weather.experiments.tuning import Box, Setting, search
 
@@ -56,23 +58,42 @@ def read_settings(path: Path) -> Settings:
     """Read stored settings.
 
     Raises:
-        GatesError: The file is not JSON, or holds something else.
+        GatesError: The file is not JSON, or holds something else than positive numbers by name.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise GatesError(f"{path} is not JSON ({error}): run `gates weather tune` again") from error
-    numbers = isinstance(found, dict) and all(
-        isinstance(setting, dict) and all(isinstance(v, int | float) for v in setting.values())
-        for setting in found.values()
-    )
-    if not numbers:
+    again = "run `gates weather tune` again"
+    if not (isinstance(found, dict) and all(isinstance(one, dict) for one in found.values())):
         raise GatesError(
-            f"{path} holds no settings, expected method/task to numbers by name: run `gates "
-            "weather tune` again"
+            f"{path} holds no settings, expected method/task to numbers by name: {again}"
         )
+    for method, setting in found.items():
+        for name, value in setting.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and 0 < value < math.inf):
+                raise GatesError(
+                    f"{path}: {name} of {method} is {value!r}, expected a positive number: {again}"
+                )
     settings: Settings = found
     return settings
+
+
+def built(settings: Settings, method: Method, task: str) -> Assimilator:
+    """Return a method with its stored setting, see :func:`tuned`.
+
+    Raises:
+        GatesError: It refuses the setting.
+    """
+    setting = tuned(settings, method, task)
+    try:
+        return method.build(setting)
+    except ValueError as error:
+        raise GatesError(
+            f"settings.json of {method.name}/{task} cannot be used ({error}): run `gates weather "
+            "tune` again"
+        ) from error
 
 
 def tuned(settings: Settings, method: Method, task: str) -> Setting:

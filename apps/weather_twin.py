@@ -13,7 +13,7 @@ from apps.processes import Tick, in_processes
 from apps.scores import Bar, Row
 from apps.ticker import ticking
 from apps.weather_training import Networks
-from apps.weather_tuning import OPTIMIZER_BOX, Tuner, tuned
+from apps.weather_tuning import OPTIMIZER_BOX, Tuner, built
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.side_by_side import SideBySide
 from weather.bootstrap import moving_block_bootstrap
@@ -23,8 +23,9 @@ from weather.experiments.method import Method, Settings
 from weather.experiments.scoring import CycleScores
 from weather.experiments.tuning import Setting
 from weather.experiments.twin_evaluation import TwinEvaluation, TwinTask
-from weather.metrics import drift
+from weather.metrics import drift, trend
 
+UNGUIDED = ("free_run", "persistence", "climatology")  # see no observations, cannot be lost
 BLOCK = 20  # cycles of one block of the bootstrap, five days
 
 
@@ -76,7 +77,8 @@ class TwinScores:
     ) -> None:
         self.evaluation, self.networks = evaluation, networks
         self.seeds, self.forms, self.settings = seeds, forms, settings
-        self.labels = evaluation.world.channels.labels
+        self.channels = evaluation.world.channels
+        self.labels = self.channels.labels
         self.scores: dict[tuple[str, str], CycleScores] = {}
         self.errors: dict[tuple[str, str], Tensor] = {}
         self.crossed: dict[tuple[str, str], Tensor] = {}
@@ -96,14 +98,14 @@ class TwinScores:
     def _cycle(self, task: TwinTask, name: str, tick: Tick) -> CycleScores:
         """Return the scores of a method, or of the networks of all seeds on all timelines."""
         count = len(self.seeds)
-        timelines, guard = [*range(count)], name not in ("free_run", "climatology")
+        timelines, guard = [*range(count)], name not in UNGUIDED
         assimilator: Assimilator
         if name in self.forms:
             assimilator = SideBySide([self.networks.load(name, seed) for seed in self.seeds])
             timelines = timelines * count
         else:
             method = next(m for m in self.evaluation.classical() if m.name == name)
-            assimilator = method.build(tuned(self.settings, method, task.name))
+            assimilator = built(self.settings, method, task.name)
         return self.evaluation.run(
             task, assimilator, guard=guard, verify=True, timelines=timelines or None, tick=tick
         )
@@ -127,7 +129,8 @@ class TwinScores:
         ``rmse``: median over seeds, the blocks of all seeds drawn together for the interval.
         ``rmse_..._seed0`` and so on: every seed with its own interval, first channel. ``lost``:
         timelines that left the truth. ``drift``: median over seeds of the trend of the error within
-        the last half, over its mean. The others are departures from the observations, those of a
+        the last half, over its mean, without sign; ``drift_..._seed0`` and so on: that of every
+        seed, with its sign. The others are departures from the observations, those of a
         form over all timelines, see :func:`weather.experiments.departures.figures`.
         """
         rows = []
@@ -146,8 +149,12 @@ class TwinScores:
             ]
             scores = self.scores[task, method]
             rows.append(Row(method, task, "lost", float(scores.lost.sum()), n=len(each)))
-            trend = float(drift(scores.analysis[:, :, 0]).median())
-            rows.append(Row(method, task, "drift", trend, n=len(each)))
+            slopes = trend(scores.analysis[:, :, 0])
+            rows.append(Row(method, task, "drift", float(slopes.abs().median()), n=len(each)))
+            rows += [
+                Row(method, task, f"drift_{self.labels[0]}_seed{row}", value)
+                for row, value in enumerate(slopes.tolist())
+            ]
             kept = int((~scores.lost).sum())
             for stem, values in figures(scores.assimilated, scores.withheld).items():
                 rows += [

@@ -7,7 +7,7 @@ import statistics
 from apps.processes import Tick, in_processes
 from apps.scores import Bar, Row
 from apps.ticker import ticking
-from apps.weather_tuning import tuned
+from apps.weather_tuning import built
 from apps.weather_twin import TwinScores
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.side_by_side import SideBySide
@@ -82,6 +82,7 @@ class TwinChecks:
             ),
             Bar(f"{FORM}, corrupted half declared over withheld", found.declared, "<=", DECLARED),
             Bar(f"{FORM}, corrupted half denied over withheld", found.denied, ">=", DENIED),
+            Bar(f"{FORM}, corrupted half forced over withheld", found.forced, ">=", DENIED),
         ]
 
     def _methods(self, task: TwinTask, name: str) -> list[Assimilator]:
@@ -89,7 +90,7 @@ class TwinChecks:
         if name == FORM:
             return [self.scores.networks.load(FORM, seed) for seed in self.scores.seeds]
         oi = next(m for m in self.evaluation.classical() if m.name == "oi")
-        return [oi.build(tuned(self.scores.settings, oi, task.name))]
+        return [built(self.scores.settings, oi, task.name)]
 
     def _crossed(self, task: TwinTask) -> None:
         """Take the root of the mean square over the timelines for every seed, first channel."""

@@ -1,5 +1,8 @@
 """Latitude-longitude grids: coordinates, cells, area weights and distances."""
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +53,15 @@ class Grid:
             isinstance(other, Grid)
             and torch.equal(self.latitude, other.latitude)
             and torch.equal(self.longitude, other.longitude)
+        )
+
+    def difference(self, other: Grid) -> float:
+        """Return the largest difference of two coordinates, degrees; infinite for other shapes."""
+        if self.shape != other.shape:
+            return math.inf
+        return max(
+            float((self.latitude - other.latitude).abs().max()),
+            float((self.longitude - other.longitude).abs().max()),
         )
 
     def __hash__(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core_gates.errors import GatesError
 from weather.analysis import AdasAnalysis, BackgroundError
 from weather.data.batch import AssimilationBatch
-from weather.data.stream import AssimilationDataModule
+from weather.data.stream import AssimilationDataModule, ProblemSource
 from weather.experiments.forms import FORMS
 from weather.losses import log_loss, normalized_rmse, unify_loss
 from weather.models.adas import Adas
@@ -113,14 +113,39 @@ class AdasModule(L.LightningModule):
         return module
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Take the units of the training period from the data; a checkpoint replaces them later."""
+        """Take the units of the training period from the data; a checkpoint replaces them later.
+
+        Raises:
+            GatesError: The data has other channels or another grid than the network.
+        """
         if self.trainer.precision == "64-true":
             self.double()  # Lightning reads a checkpoint before it does so, and would round it
         source = self._data.source
+        self.check_source(source)
         self.analysis.normalizer.load_state_dict(source.normalizer.state_dict())
         self.analysis.background_sd.copy_(source.background_sd)
         weights = source.grid.area_weights().to(self.dtype)
         self.register_buffer("area_weights", weights, persistent=False)
+
+    def check_source(self, source: ProblemSource) -> None:
+        """Refuse data of other channels or another grid than those of the network.
+
+        Raises:
+            GatesError: One of them differs; the message names the argument of the network.
+        """
+        network, channels = self.analysis.network, source.channels
+        expected = {
+            "grid_shape": source.grid.shape,
+            "num_surface": len(channels.surface),
+            "num_upper": len(channels.upper),
+            "num_levels": len(channels.levels),
+        }
+        for name, value in expected.items():
+            found = network.arguments[name]
+            if (tuple(found) if name == "grid_shape" else found) != value:
+                raise GatesError(
+                    f"model.network.{name} is {found}, the data has {value}: set it to that"
+                )
 
     def forward(self, batch: AssimilationBatch, background: Tensor) -> Tensor:
         """Return the analysis (B,C,H,W) of ``background`` with the batch's observations."""

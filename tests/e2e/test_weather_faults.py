@@ -33,12 +33,17 @@ def folder(gates):
     good.isel(time=[0, 0]).to_netcdf(here / "twice.nc", engine="h5netcdf")
     good.isel(longitude=slice(None, None, 2)).to_netcdf(here / "columns.nc", engine="h5netcdf")
     good.drop_vars("height").to_netcdf(here / "windy.nc", engine="h5netcdf")
+    moved = good.assign_coords(latitude=good["latitude"] - 0.25)
+    moved.to_netcdf(here / "moved.nc", engine="h5netcdf")
+    single = {name: good[name].astype(np.float32) for name in ("latitude", "longitude")}
+    good.assign_coords(single).to_netcdf(here / "single.nc", engine="h5netcdf")
     _era5_files(gates)
     _tables(here)
     _weights(here)
     _runs(here)
     (here / "scalar.py").write_text("def model(states, hours):\n    return states.mean()\n")
     (here / "typo.yaml").write_text("model: {learning_rat: 0.1}\n")
+    (here / "three.yaml").write_text("model: 3\n")
     return here
 
 
@@ -59,6 +64,7 @@ def _tables(here):
     good.assign(variable="hight").to_csv(here / "unknown.csv", index=False)
     good.assign(time=good["time"].where(good.index != 3)).to_csv(here / "nat.csv", index=False)
     good.drop(columns="error").to_csv(here / "no_error.csv", index=False)
+    good.assign(time="3000-01-01").to_csv(here / "late.csv", index=False)
     (here / "text.parquet").write_text("no table")
 
 
@@ -68,17 +74,30 @@ def _weights(here):
     tensors = load_file(here / WEIGHTS)
     name = next(n for n in tensors if n.startswith("network.") and tensors[n].ndim > 1)
     save_file(tensors | {name: torch.zeros(3)}, here / "other.safetensors")
+    save_file(tensors | {name: tensors[name] * torch.nan}, here / "nan.safetensors")
+    save_file(tensors, here / "no_json.safetensors", metadata={"form": "{"})
     (here / "damaged.ckpt").write_bytes(b"no checkpoint")
+    torch.save({"state_dict": [1]}, here / "list.ckpt")
+    torch.save({"weight": torch.ones(1)}, here / "plain.ckpt")
 
 
 def _runs(here):
-    for name in ("damaged", "unscored", "unwritten"):
+    for name in ("damaged", "unscored", "unwritten", "negative", "half", "full"):
         (here / "runs/weather" / name).mkdir(parents=True)
     (here / "runs/weather/damaged/settings.json").write_text('{"oi/0.1')
     (here / "runs/weather/unscored/settings.json").write_text('{"oi/0.1/perfect": "fast"}')
     (here / "runs/weather/damaged/scores.json").write_text('{"rows": [')
     (here / "runs/weather/damaged/recording.safetensors").write_bytes(b"\0" * 64)
+    setting = {"oi/0.1/perfect": {"scale": -1, "length_km": 900.0}}
+    (here / "runs/weather/negative/settings.json").write_text(json.dumps(setting))
+    empty = {"app": "weather", "rows": [], "bars": []}
+    (here / "runs/weather/half/scores.json").write_text(json.dumps(empty))
+    (here / "runs/weather/half/cycles.safetensors").write_bytes(b"\0" * 64)
+    bar = {"name": "a", "value": 1.0, "sense": "<=", "bar": 1.0, "unit": "", "met": True}
+    (here / "runs/weather/full/scores.json").write_text(json.dumps(empty | {"bars": [bar]}))
     shutil.copytree(here / NATURE, here / "taken.zarr")
+    shutil.copytree(here / NATURE, here / "damaged.zarr")
+    next((here / "damaged.zarr/height").glob("1.*")).write_bytes(b"nothing like a chunk")
 
 
 def assimilate(*words):
@@ -172,6 +191,14 @@ FAULTS = {
         assimilate("--background", "columns.nc", *TABLE),
         "columns.nc has 16 latitudes from .* and 16 longitudes, expected 16 .* and 32: bring it to",
     ),
+    "grid beside that of the configuration": (
+        assimilate("--background", "moved.nc", *TABLE),
+        "moved.nc has 16 .*, whose coordinates differ by up to 0.25 degrees: bring it to",
+    ),
+    "report of the future": (
+        assimilate(*STORE, "--observations", "late.csv"),
+        "late.csv: 20 of 20 observations have a bad time, .* a date from 1678 to 2261; correct",
+    ),
     "missing variable": (
         assimilate("--background", "windy.nc", *TABLE),
         "windy.nc: variable height is missing, found u_component_of_wind, v_comp.*; choose",
@@ -224,6 +251,67 @@ FAULTS = {
         assimilate(*STORE, *TABLE, "--weights", "damaged.ckpt"),
         "damaged.ckpt is damaged or no checkpoint",
     ),
+    "weights that are not finite": (
+        assimilate(*STORE, *TABLE, "--weights", "nan.safetensors"),
+        "nan.safetensors: 1 tensors are not finite, first network.*; give",
+    ),
+    "weights whose form is no JSON": (
+        assimilate(*STORE, *TABLE, "--weights", "no_json.safetensors"),
+        "no_json.safetensors: not readable as safetensors weights .*; give",
+    ),
+    "checkpoint of a list": (
+        assimilate(*STORE, *TABLE, "--weights", "list.ckpt"),
+        "list.ckpt is no checkpoint of a training: give checkpoints/last.ckpt",
+    ),
+    "training from a file of tensors": (
+        ("fit", "--name", "new", "--ckpt_path", "plain.ckpt"),
+        "plain.ckpt is no checkpoint of a training: give checkpoints/last.ckpt",
+    ),
+    "training from weights": (
+        ("fit", "--name", "new", "--ckpt_path", WEIGHTS),
+        "adas_increment-s0.safetensors is no checkpoint of a training: give",
+    ),
+    "evaluation of a file of tensors": (
+        ("evaluate", "--name", "new", "--ckpt_path", "plain.ckpt"),
+        "plain.ckpt is no checkpoint of a training: give",
+    ),
+    "model that is a number": (
+        ("fit", "--config", "three.yaml"),
+        "three.yaml: model is 3, expected a mapping 'key: value'",
+    ),
+    "network of another grid": (
+        ("fit", "--name", "new", "--model.network.grid_shape", "[16, 16]"),
+        r"model.network.grid_shape is .*16, 16.*, the data has \(16, 32\): set it to that",
+    ),
+    "network of other channels": (
+        ("fit", "--name", "new", "--model.network.num_surface", "4"),
+        "model.network.num_surface is 4, the data has 3: set it to that",
+    ),
+    "density that is no share": (
+        ("evaluate", "--densities", "[2.0]"),
+        r"--densities \[2.0\] are no shares of grid points: give",
+    ),
+    "seed that is none": (("evaluate", "--seeds", "[-1]"), r"--seeds \[-1\] are no seeds: give"),
+    "tuning without trials": (
+        ("tune", "--trials", "0"),
+        "--trials must be at least 1, found 0",
+    ),
+    "tuning longer than the world": (
+        ("tune", "--cycles", "10000"),
+        "--cycles 10000 is more than the 24 cycles of the world: take fewer",
+    ),
+    "nature run with a damaged chunk": (
+        ("evaluate", "--name", "new", "--quick", f"{SOURCE}.world.init_args.path", "damaged.zarr"),
+        "damaged.zarr: height cannot be read: .* or delete it and run `gates weather prepare`",
+    ),
+    "short look at a full evaluation": (
+        ("evaluate", "--name", "full", "--quick"),
+        "full/scores.json holds a full evaluation, which --quick .* would replace: add --name",
+    ),
+    "setting that is not positive": (
+        assimilate(*STORE, *TABLE, "--method", "oi", "--name", "negative"),
+        "negative/settings.json: scale of oi/0.1/perfect is -1, expected a positive number: run",
+    ),
     "damaged settings": (
         assimilate(*STORE, *TABLE, "--method", "oi", "--name", "damaged"),
         "damaged/settings.json is not JSON .*: run `gates weather tune` again",
@@ -252,6 +340,10 @@ FAULTS = {
         assimilate(*STORE, *TABLE, "--output", "taken.zarr"),
         "taken.zarr exists: choose another --output or add --overwrite_output",
     ),
+    "output below a file": (
+        assimilate(*STORE, *TABLE, "--output", "good.csv/x.zarr"),
+        "good.csv/x.zarr cannot be written, good.csv is a file and no folder: choose another",
+    ),
     "forecast that is no class path": (
         assimilate(*STORE, *TABLE, "--forecast", "no.such.Model"),
         "--forecast 'no.such.Model' cannot be imported .* expected a class path",
@@ -268,6 +360,10 @@ FAULTS = {
         ("observe", "--time", "200", "--output", "new.csv"),
         "the store has 28 times, 1 from index 200 do not fit: choose --time from -28 to 27",
     ),
+    "table of another format": (
+        ("observe", "--output", "new.txt"),
+        "new.txt ends in '.txt', expected .parquet or .csv: rename or convert it",
+    ),
     "existing table": (("observe",), "observations.parquet exists: choose another --output"),
     "store that is missing": (
         ("observe", "--config", "era5_ensemble", "--name", "unwritten", "--output", "new.csv"),
@@ -280,6 +376,10 @@ FAULTS = {
     "report without scores": (
         ("report", "--name", "unscored"),
         "unscored/scores.json does not exist: run `gates weather evaluate` first",
+    ),
+    "damaged cycles": (
+        ("report", "--name", "half"),
+        "half/cycles.safetensors is damaged .*: run `gates weather evaluate` again",
     ),
     "damaged scores": (
         ("report", "--name", "damaged"),
@@ -320,6 +420,15 @@ def test_the_good_files_are_good(gates, folder):
     words = [*STORE, *TABLE, "--method", "oi", "--output", "fine.zarr"]
     assert gates.weather("assimilate", *words).out.splitlines()[-1] == "fine.zarr"
     shutil.rmtree(folder / "fine.zarr")
+
+
+def test_coordinates_in_single_precision_are_those_of_the_configuration(gates, folder):
+    words = ["--background", "single.nc", *TABLE, "--method", "oi", "--output", "single.zarr"]
+    gates.weather("assimilate", *words)
+    with xr.open_zarr(folder / "single.zarr") as found, xr.open_zarr(folder / NATURE) as nature:
+        for name in ("latitude", "longitude"):
+            assert np.array_equal(found[name], nature[name])
+    shutil.rmtree(folder / "single.zarr")
 
 
 def test_a_store_is_replaced_only_when_asked(gates, folder):

@@ -26,19 +26,21 @@ def test_half_of_the_points_are_corrupted_as_declared():
     truth = torch.randn(2, 3, 40, 50, generator=torch.Generator().manual_seed(1))
     errors = torch.full_like(truth, 2.0)
     clean = GriddedObservations(truth + 0.1, errors).withhold(truth[:, :1] < 0.5)
-    without, declared, denied = _variants(truth, clean, torch.Generator().manual_seed(2))
+    without, declared, denied, forced = _variants(truth, clean, torch.Generator().manual_seed(2))
     assert torch.equal(declared.mask, clean.mask)
     assert torch.equal(denied.mask, clean.mask)
     hit = clean.mask & ~without.mask
     assert_close(float(hit.sum() / clean.mask.sum()), 0.5, rtol=0, atol=0.03)
     assert torch.equal(hit[:, 0], hit[:, 2])  # all variables of a station
     kept = without.mask
-    for variant in (without, declared, denied):
+    for variant in (without, declared, denied, forced):
         assert torch.equal(variant.values[kept], clean.values[kept])
         assert torch.equal(variant.errors[kept], clean.errors[kept])
     assert (declared.errors[hit] == 10.0).all()
     assert (denied.errors[hit] == 2.0).all()
+    assert_close(forced.errors[hit], torch.full_like(forced.errors[hit], 0.02))
     assert torch.equal(declared.values, denied.values)
+    assert torch.equal(declared.values, forced.values)
     assert abs(float(((declared.values - truth)[hit] / 10.0).std()) - 1) < 0.03
 
 
@@ -54,13 +56,13 @@ def test_optimal_interpolation_knows_what_it_is_told(evaluation):
     task = TwinTask(0.3, "perfect")
     ratios = corrupt_half(task, evaluation, method, tick=lambda: ticks.append(1))
     assert ratios.declared < 1.05
-    assert ratios.denied > 1.10
+    assert 1.10 < ratios.denied < ratios.forced
     assert len(ticks) == 18
     assert corrupt_half(task, evaluation, method) == ratios
 
 
 def test_a_method_that_does_not_look_is_not_corrupted(evaluation):
-    assert corrupt_half(TwinTask(0.3, "perfect"), evaluation, FreeRun()) == (1.0, 1.0)
+    assert corrupt_half(TwinTask(0.3, "perfect"), evaluation, FreeRun()) == (1.0, 1.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +91,4 @@ def test_shipped_weights_heed_declared_errors(real_evaluation):
     ratios = corrupt_half(TwinTask(0.1, "perfect"), real_evaluation, analysis.eval())
     assert ratios.declared <= 1.05
     assert ratios.denied >= 1.10
+    assert ratios.forced >= 1.10

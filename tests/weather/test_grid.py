@@ -92,3 +92,13 @@ def test_equal_grids_compare_and_hash_equal():
 def test_bad_coordinates_are_refused(latitude, longitude, message):
     with pytest.raises(ValueError, match=message):
         Grid(torch.tensor(latitude), torch.tensor(longitude))
+
+
+def test_the_difference_of_grids():
+    grid = gaussian_grid(16, 32)
+    rounded = Grid(grid.latitude.float(), grid.longitude.float())
+    assert grid != rounded
+    assert 0 < grid.difference(rounded) < 1e-5
+    assert grid.difference(Grid(grid.latitude, grid.longitude + 0.25)) == 0.25
+    assert grid.difference(Grid(grid.latitude - 0.5, grid.longitude)) == 0.5
+    assert grid.difference(gaussian_grid(16, 16)) == math.inf

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 
 from weather.grid import gaussian_grid, regular_grid
-from weather.observations.superob import grid_table
+from weather.observations.superob import grid_table, left_out
 from weather.observations.table import ObservationTable
 from weather.state import ChannelSpec
 
@@ -145,3 +145,23 @@ def test_empty_batch_is_all_absent():
     assert gridded.values.shape == (5, 8, 16)
     assert not gridded.mask.any()
     assert gridded.values.abs().max() == 0
+
+
+def test_what_no_analysis_takes_is_told_apart():
+    rows = [
+        (0, 0, "temperature", 850, 270.0, 2.0),
+        (0, 0, "2m_temperature", np.nan, 270.0, 2.0),
+        (0, 0, "temperature", 700, 270.0, 2.0),
+        (0, 0, "temperature", np.nan, 270.0, 2.0),
+        (0, 0, "geopotential", 850, 15000.0, 50.0),
+        (0, 0, "geopotential", 700, 30000.0, 50.0),
+    ]
+    late = pd.to_datetime(["2020-01-01T12"] * 5 + ["2020-01-01T15"])
+    reports = table(rows, time=late, qc=[0, 0, 0, 0, 0, 0])
+    found = left_out(reports, CHANNELS, [NOON])
+    assert [part.index.tolist() for part in found] == [[5], [4], [2, 3]]
+    evening = NOON + np.timedelta64(6, "h")
+    found = left_out(reports, CHANNELS, [NOON, evening])
+    assert [part.index.tolist() for part in found] == [[], [4, 5], [2, 3]]
+    flagged = table(rows, time=late, qc=1)
+    assert not any(map(len, left_out(flagged, CHANNELS, [NOON])))

@@ -1,4 +1,4 @@
-"""Analyses that never change: the climatological mean and the persisted initial state."""
+"""Analyses that never change: the climatological mean and the first background."""
 
 from torch import Tensor
 
@@ -23,17 +23,15 @@ class Climatology:
 
 
 class Persistence:
-    """Take the state from which the timelines started for every analysis.
-
-    Args:
-        initial: (B, C, H, W) in physical units.
-    """
+    """Take the first background, from which the timelines started, for every analysis."""
 
     members = 1
 
-    def __init__(self, initial: Tensor) -> None:
-        self.initial = initial
+    def __init__(self) -> None:
+        self.initial: Tensor | None = None
 
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:  # noqa: ARG002
-        """Return the initial states (B, 1, C, H, W)."""
-        return self.initial.to(background).unsqueeze(1).expand_as(background).clone()
+        """Return the background (B, 1, C, H, W) of the first call."""
+        if self.initial is None:
+            self.initial = background.clone()
+        return self.initial.to(background).clone()

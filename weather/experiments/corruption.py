@@ -16,6 +16,7 @@ from weather.experiments.twin_evaluation import TwinEvaluation, TwinTask
 from weather.observations.gridded import GriddedObservations
 
 FACTOR = 5.0  # errors of the corrupted half over nominal ones
+CERTAIN = 0.01  # stated errors over nominal ones, which make the confidence one
 
 
 class Corruption(NamedTuple):
@@ -26,10 +27,12 @@ class Corruption(NamedTuple):
     Attributes:
         declared: The large errors are stated, so that the confidence is low.
         denied: They are stated as nominal, so that the confidence is as high as elsewhere.
+        forced: They are stated as next to nothing, so that the confidence is one.
     """
 
     declared: float
     denied: float
+    forced: float
 
 
 @torch.no_grad()
@@ -74,22 +77,22 @@ def corrupt_half(
             ]
             squares.append(torch.stack(errors)[:, ~lost])
         tick()
-    withheld, declared, denied = torch.cat(squares, 1).mean(1).sqrt()
-    return Corruption(float((declared / withheld).mean()), float((denied / withheld).mean()))
+    withheld, *corrupted = torch.cat(squares, 1).mean(1).sqrt()
+    return Corruption(*(float((error / withheld).mean()) for error in corrupted))
 
 
 def _variants(
     truth: Tensor, observations: GriddedObservations, draw: torch.Generator
-) -> tuple[GriddedObservations, GriddedObservations, GriddedObservations]:
-    """Return the observations without a half, and with it corrupted: declared, denied."""
+) -> tuple[GriddedObservations, ...]:
+    """Return the observations without a half, and with it corrupted: declared, denied, forced."""
     hit = torch.rand(truth[:, :1].shape, generator=draw) < 0.5
     hit = hit & observations.mask
     nominal = torch.where(hit, observations.errors, 0)
     noise = torch.randn(truth.shape, generator=draw)
     values = torch.where(hit, truth + FACTOR * nominal * noise, observations.values)
-    errors = torch.where(hit, FACTOR * observations.errors, observations.errors)
-    return (
-        observations.withhold(~hit),
-        GriddedObservations(values, errors),
-        GriddedObservations(values, observations.errors),
+    stated = (
+        torch.where(hit, factor * observations.errors, observations.errors)
+        for factor in (FACTOR, 1.0, CERTAIN)
     )
+    corrupted = (GriddedObservations(values, errors) for errors in stated)
+    return observations.withhold(~hit), *corrupted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weather.baselines.constant import Climatology
+from weather.baselines.constant import Climatology, Persistence
 from weather.baselines.covariance import DenseCovariance, SampleCovariance
 from weather.baselines.free_run import FreeRun
 from weather.baselines.inverse_distance import InverseDistance
@@ -35,6 +35,7 @@ class TwinMethods:
         grid, climatology = self.world.grid, self.world.climatology()
         return [
             Method("free_run", lambda _: FreeRun()),
+            Method("persistence", lambda _: Persistence()),
             Method("climatology", lambda _: Climatology(climatology)),
             Method(
                 "inverse_distance",

@@ -1,7 +1,7 @@
 """Scores: plain functions of tensors, with the definitions of WeatherBench."""
 
 from weather.metrics.climatology import climatology_at
-from weather.metrics.cycling import drift, recovery_time, skilful_lead_time
+from weather.metrics.cycling import drift, recovery_time, skilful_lead_time, trend
 from weather.metrics.deterministic import acc, activity, bias, mae, mse, rmse, wind_vector_mse
 from weather.metrics.ensemble import (
     crps,
@@ -49,6 +49,7 @@ __all__ = [
     "skilful_lead_time",
     "spatial_mean",
     "spread_skill_ratio",
+    "trend",
     "unbiased_mean_mse",
     "unbiased_mean_rmse",
     "wind_vector_mse",

@@ -5,15 +5,18 @@ from torch import Tensor
 
 
 def drift(errors: Tensor) -> Tensor:
-    """Return the change of the fitted line over the last half, relative to the mean of that half.
+    """Return the size of the `trend`; a steady cycle has a drift near 0, 0.1 is the usual limit."""
+    return trend(errors).abs()
 
-    A steady cycle has a drift near 0; 0.1 is the usual limit.
+
+def trend(errors: Tensor) -> Tensor:
+    """Return the change of the fitted line over the last half, relative to the mean of that half.
 
     Args:
         errors: (T, ...) positive errors of every cycle.
 
     Returns:
-        (...,), absolute.
+        (...,), positive where the errors grow.
 
     Raises:
         ValueError: There are fewer than four cycles.
@@ -23,7 +26,7 @@ def drift(errors: Tensor) -> Tensor:
     half = errors[len(errors) // 2 :].double()
     time = torch.arange(len(half), dtype=torch.float64) - (len(half) - 1) / 2
     slope: Tensor = torch.tensordot(time, half, dims=1) / time.square().sum()
-    return slope.abs() * len(half) / half.mean(0)
+    return slope * len(half) / half.mean(0)
 
 
 def recovery_time(

@@ -1,5 +1,8 @@
 """Gridding a table of observations: reports that share a cell become one superobservation."""
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import torch
@@ -12,6 +15,20 @@ from weather.observations.table import ObservationTable
 from weather.state import ChannelSpec
 
 LEVEL_TOLERANCE = 0.02  # of the pressure: 10 hPa at 500 hPa
+
+
+class LeftOut(NamedTuple):
+    """Rows of a table that no analysis takes, each in the first part that fits.
+
+    Attributes:
+        time: Outside the window of every analysis.
+        variable: Of a variable that is none of the channels.
+        level: Of a level that is none of the channels.
+    """
+
+    time: pd.DataFrame
+    variable: pd.DataFrame
+    level: pd.DataFrame
 
 
 def grid_table(
@@ -59,6 +76,24 @@ def grid_table(
     if representativeness_sd is not None:
         errors = errors + per_channel(representativeness_sd.double()) ** 2
     return GriddedObservations(values.view(shape).float(), errors.sqrt().float())
+
+
+def left_out(
+    table: ObservationTable,
+    channels: ChannelSpec,
+    times: Iterable[np.datetime64],
+    *,
+    window_hours: float = 3.0,
+    level_tolerance: float = LEVEL_TOLERANCE,
+) -> LeftOut:
+    """Return the good reports that `grid_table` takes at none of ``times``, and why not."""
+    rows = table.frame[table.frame["qc"] == 0]
+    timely = np.zeros(len(rows), dtype=bool)
+    for time in times:
+        timely |= rows.index.isin(_in_window(rows, time, window_hours).index)
+    known = rows["variable"].isin([*channels.surface, *channels.upper]).to_numpy()
+    placed = _channel_of(rows, channels, level_tolerance) >= 0
+    return LeftOut(rows[~timely], rows[timely & ~known], rows[timely & known & ~placed])
 
 
 def _superobs(rows: pd.DataFrame, cell: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:

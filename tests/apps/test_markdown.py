@@ -1,0 +1,37 @@
+import math
+
+from apps.markdown import write_markdown
+from apps.scores import Bar, Row
+
+EXPECTED = """# Weather: unit
+
+## Bars
+
+| bar | figure | limit | verdict |
+|---|---|---|---|
+| oi over background | 0.5000 | <= 1.000 x | met |
+| adas over oi | 1.500 | <= 1.000 | missed |
+
+## 0.1
+
+| method | rmse | ratio |
+|---|---|---|
+| oi | 3.000 [2.000, 4.000] | 0.5000 |
+| free run | – |  |
+"""
+
+
+def test_bars_then_a_table_a_task(tmp_path):
+    rows = [
+        Row("oi", "0.1", "rmse", 3.0, 2.0, 4.0),
+        Row("oi", "0.1", "ratio", 0.5),
+        Row("oi", "0.1", "bias", 7.0),
+        Row("free run", "0.1", "rmse", math.nan, 1.0, 2.0),
+    ]
+    rows[-1] = rows[-1]._replace(low=math.nan)
+    bars = [Bar("oi over background", 0.5, "<=", 1.0, "x"), Bar("adas over oi", 1.5, "<=", 1.0)]
+    path = tmp_path / "scores.md"
+    write_markdown(path, "Weather: unit", rows, bars, {"rmse", "ratio"})
+    assert path.read_text() == EXPECTED
+    write_markdown(path, "Short look", rows[:1], [], {"rmse"})
+    assert "Bars" not in path.read_text()
