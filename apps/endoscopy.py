@@ -11,7 +11,7 @@ from apps.cli import GatesCLI
 from apps.endoscopy_audit import Audit, Study, write_audit
 from apps.endoscopy_evaluation import Bars
 from apps.endoscopy_honest import HonestTable
-from apps.endoscopy_preparing import prepare_data
+from apps.endoscopy_preparing import download_real_colon, prepare_data
 from apps.endoscopy_provenance import Recipe
 from apps.endoscopy_rendering import MAIN, SHIFTS, Rendering
 from apps.endoscopy_report import endoscopy_report
@@ -65,14 +65,25 @@ class EndoscopyTrainer(GatesTrainer):
         for one in self.rendering.render(datamodule, sets):
             print(one.folder)
 
-    def prepare(self, model: SizingModule, datamodule: PolypSizingDataModule) -> None:
+    def prepare(
+        self,
+        model: SizingModule,
+        datamodule: PolypSizingDataModule,
+        download: str | None = None,
+        manifest: str | None = None,
+    ) -> None:
         """Read raw data, report every fault, build the cache and write one frame table.
 
         Args:
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
+            download: Folder into which REAL-Colon is downloaded first (about 880 GB), and from
+                which it is read; a download that was stopped goes on.
+            manifest: JSON list of the files to download; that of figshare by default.
         """
         del model
+        if download is not None:
+            download_real_colon(datamodule, download, manifest)
         render_missing(datamodule, self.rendering, (MAIN,))
         print(prepare_data(datamodule, self.run_folder.path))
 

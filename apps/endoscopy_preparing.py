@@ -6,7 +6,10 @@ from pathlib import Path
 
 from apps.files import write_json
 from apps.ticker import ticking
+from core_gates.errors import GatesError
 from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.data.manifest import figshare_manifest, read_manifest, total_bytes
+from endoscopy.data.unpack import download_and_unpack
 from endoscopy.metrics import TRUTH, count_on_cut_offs
 
 TABLE, REPORT = "frames.parquet", "read_report.json"
@@ -50,6 +53,27 @@ def prepare_data(data: PolypSizingDataModule, folder: Path) -> Path:
         print(cache.folder)
     write_json(folder / REPORT, data.report.to_dict())
     return table.write_parquet(folder / TABLE)
+
+
+def download_real_colon(data: PolypSizingDataModule, folder: str, manifest: str | None) -> None:
+    """Download and unpack REAL-Colon, the total size printed first, and let the data read it.
+
+    Args:
+        data: Of a configuration that reads REAL-Colon.
+        folder: Where it goes.
+        manifest: JSON list of files; figshare is asked where it is None.
+
+    Raises:
+        GatesError: The configuration reads something else, or the download fails.
+    """
+    if "real_colon" not in data.sources:
+        raise GatesError(
+            f"--download brings REAL-Colon, and the data are {', '.join(data.sources)}: take a "
+            "configuration of REAL-Colon, such as real_colon"
+        )
+    files = figshare_manifest() if manifest is None else read_manifest(manifest)
+    print(f"{len(files)} files of {total_bytes(files) / 1e9:.2f} GB into {folder}", flush=True)
+    data.sources["real_colon"] = str(download_and_unpack(files, folder, tell=print))
 
 
 CLASSES = ("diminutive", "small", "large")

@@ -41,6 +41,20 @@ def download_all(
     """
     files, folder = list(files), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    require_space(files, folder)
+    return [
+        download(f, folder, progress=progress, retries=retries, pause=pause, timeout=timeout)
+        for f in files
+    ]
+
+
+def require_space(files: Iterable[RemoteFile], folder: Path) -> None:
+    """Refuse a download of what is missing that the disk cannot hold.
+
+    Raises:
+        GatesError: The disk is too small.
+    """
+    files = list(files)
     needed = total_bytes(f for f in files if not (folder / f.name).exists())
     needed -= sum(p.stat().st_size for f in files if (p := partial_path(folder, f)).exists())
     if needed > (free := shutil.disk_usage(folder).free):
@@ -48,10 +62,6 @@ def download_all(
             f"{folder} has {free / 1e9:.1f} GB free and the files need {needed / 1e9:.1f} GB; "
             "choose another folder or fewer files"
         )
-    return [
-        download(f, folder, progress=progress, retries=retries, pause=pause, timeout=timeout)
-        for f in files
-    ]
 
 
 def download(

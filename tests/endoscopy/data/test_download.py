@@ -1,7 +1,10 @@
 import hashlib
 import http.server
+import io
 import json
+import tarfile
 import threading
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from endoscopy.data.manifest import (
     read_manifest,
     total_bytes,
 )
+from endoscopy.data.unpack import download_and_unpack, unpack
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8).tobytes()
 
@@ -289,3 +293,66 @@ def test_what_is_no_manifest_is_refused(tmp_path):
         parse_manifest({"files": []}, "m.json")
     with pytest.raises(GatesError, match=r"lists a\.tar\.gz twice"):
         parse_manifest([GOOD, GOOD], "m.json")
+
+
+def packed(files, kind):
+    """An archive with these files, as bytes."""
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def served(server, files):
+    """Serve files and return the entries of a manifest."""
+    server.files = {f"/{name}": content for name, content in files.items()}
+    return [
+        RemoteFile(name, f"{server.url}/{name}", len(content), "md5",
+                   hashlib.md5(content, usedforsecurity=False).hexdigest())
+        for name, content in files.items()
+    ]  # fmt: skip
+
+
+def test_archives_are_unpacked_and_removed_and_a_stopped_download_goes_on(server, tmp_path):
+    files = served(server, {
+        "v_frames.tar.gz": packed({"v_frames/v_1.jpg": CONTENT}, "tar"),
+        "info.csv": b"a,b",
+        "w_frames.zip": packed({"w_frames/w_1.jpg": b"w"}, "zip"),
+    })  # fmt: skip
+    told = []
+    server.status = [0, 0, 404]
+    with pytest.raises(GatesError, match="answers 404"):
+        download_and_unpack(files, tmp_path / "colon", tell=told.append)
+    assert download_and_unpack(files, tmp_path / "colon", tell=told.append) == tmp_path / "colon"
+    assert (tmp_path / "colon/v_frames/v_1.jpg").read_bytes() == CONTENT
+    assert (tmp_path / "colon/w_frames/w_1.jpg").read_bytes() == b"w"
+    shown = sorted(p.name for p in (tmp_path / "colon").iterdir() if p.name[0] != ".")
+    assert shown == ["info.csv", "v_frames", "w_frames"]
+    asked = [path for path, _ in server.requests]
+    assert asked == ["/v_frames.tar.gz", "/info.csv", "/w_frames.zip", "/w_frames.zip"]
+    assert [line.partition(",")[0] for line in told] == [
+        "1 of 3: v_frames.tar.gz", "2 of 3: info.csv", "3 of 3: w_frames.zip",
+        "3 of 3: w_frames.zip",
+    ]  # fmt: skip
+    download_and_unpack(files, tmp_path / "colon")
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_never_leaves_its_folder(kind, tmp_path):
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(packed({"../evil.txt": b"x"}, kind))
+    with pytest.raises(GatesError, match=r"cannot be unpacked: .*evil\.txt.*outside"):
+        unpack(path, tmp_path / "folder")
+    assert not (tmp_path / "evil.txt").exists()
+    path.write_bytes(b"no archive")
+    with pytest.raises(GatesError, match=r"cannot be unpacked: .*remove it"):
+        unpack(path, tmp_path / "folder")
