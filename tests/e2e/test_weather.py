@@ -180,6 +180,20 @@ def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, sco
     assert "adas_increment" in methods
     assert "ungated" not in methods
     assert {row["task"] for row in scores["rows"]} == {"0.1/perfect", "0.1/error"}
+    text = (gates.folder / "runs/weather/unit/scores.md").read_text()
+    assert text.startswith("# Weather: unit\n\n## 0.1/perfect\n\n| method | rmse_h |")
+
+
+def test_persistence_and_the_signs_of_drifts_are_scored(scores):
+    assert figure(scores, "persistence", "rmse_h") != figure(scores, "free_run", "rmse_h")
+    assert figure(scores, "persistence", "lost") == 0
+    tasks = ("0.1/perfect", "0.1/error")
+    methods = {row["method"] for row in scores["rows"]}
+    signed = {key: figure(scores, key[0], "drift_h_seed0", key[1])
+              for key in ((method, task) for method in methods for task in tasks)}  # fmt: skip
+    for (method, task), value in signed.items():
+        assert abs(value) == figure(scores, method, "drift", task)
+    assert min(signed.values()) < 0 < max(signed.values())
 
 
 def figure(scores, method, metric, task="0.1/perfect"):

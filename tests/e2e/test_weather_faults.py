@@ -439,3 +439,27 @@ def test_a_store_is_replaced_only_when_asked(gates, folder):
         assert found.sizes["time"] == 2
     json.loads((folder / "replaced.zarr" / ".zmetadata").read_text())
     shutil.rmtree(folder / "replaced.zarr")
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "message"),
+    [
+        (
+            "weather.baselines.optimal_interpolation.OptimalInterpolation.analyse",
+            lambda self, background, observations: background * torch.nan,
+            "2 of 2 analyses are not finite, the first of .*: check the weights",
+        ),
+        (
+            "apps.weather_assimilation.background_sd",
+            lambda source, task: torch.tensor([1.0, torch.nan, 0.0]),
+            "the background error of 0.1/perfect is .*nan, 0.0.*, expected positive numbers: give",
+        ),
+    ],
+)
+def test_what_is_not_finite_is_not_written(gates, folder, monkeypatch, target, value, message):
+    monkeypatch.setattr(target, value)
+    words = [*STORE, *TABLE, "--method", "oi", "--output", "not_finite.zarr"]
+    result = gates("weather", "assimilate", "--config", "unit", *words)
+    assert result.code == 2
+    assert re.search(message, result.err), result.err
+    assert not (folder / "not_finite.zarr").exists()

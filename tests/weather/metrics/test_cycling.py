@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.metrics import drift, recovery_time, skilful_lead_time
+from weather.metrics import drift, recovery_time, skilful_lead_time, trend
 
 
 def test_drift_is_the_relative_change_over_the_last_half():
@@ -16,6 +16,8 @@ def test_drift_is_the_relative_change_over_the_last_half():
     # Flipped, its last half falls by 2 around 8 + 12.
     expected = torch.tensor([0.0, 0.2, 0.1, 0.0]).double()
     assert_close(drift(errors), expected, rtol=0, atol=1e-6)
+    signed = expected * torch.tensor([1, 1, -1, 1])
+    assert_close(trend(errors), signed, rtol=0, atol=1e-6)
 
 
 def test_drift_needs_some_cycles():
