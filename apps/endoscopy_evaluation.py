@@ -23,13 +23,30 @@ from endoscopy.evaluation.coverage import coverage_interval
 from endoscopy.evaluation.cue_baselines import cue_baselines
 from endoscopy.evaluation.features import frame_features
 from endoscopy.evaluation.headline import cut_off_note, headline
-from endoscopy.evaluation.scores import score_intervals
+from endoscopy.evaluation.scores import score_differences, score_intervals
+from endoscopy.evaluation.subgroups import COLUMNS, subgroup_table
 from endoscopy.in_memory import frames_of
-from endoscopy.metrics import CONTINUOUS, PUBLISHED, CutOffs, object_table, patient_table
+from endoscopy.metrics import (
+    CLASS_NAMES,
+    CONTINUOUS,
+    PUBLISHED,
+    CutOffs,
+    object_table,
+    patient_table,
+)
 
-TEST = "test"
+TEST, DIFFERENCES = "test", "test, differences"
 BASELINES = ("constant", "area")
 HEADLINE = ("macro_f1", "f1_5mm", "f1_10mm", "mape", "mae_mm", "bias_mm", "coverage", "abstained")
+OTHER_CUT_OFFS = tuple(f"macro_f1 at {c.small:g}/{c.large:g}" for c in (CONTINUOUS, PUBLISHED))
+SECONDARY = (
+    *OTHER_CUT_OFFS, "weighted_f1_10mm", "balanced_accuracy", "quadratic_kappa",
+    *("auroc_5mm", "auroc_10mm", *(f"sensitivity_{name}" for name in CLASS_NAMES)),
+    *("rmse_mm", "limit_low_mm", "limit_high_mm"),
+)  # fmt: skip
+"""Figures of the test objects that tables show beside those of ``HEADLINE``."""
+
+COMPARED = ("macro_f1", "f1_5mm", "f1_10mm", "mape", "mae_mm", "bias_mm")
 FRAME_SCORES = ("macro_f1", "weighted_f1", "weighted_f1_10mm", "mape", "mae_mm")
 
 
@@ -207,7 +224,34 @@ class Evaluation:
                 if method == self.main:
                     rows += self._intervals(task, tables)
                 tick()
+        return rows + self._differences()
+
+    def _differences(self) -> list[Row]:
+        """Return every other variant minus the main one, paired by object, patient and seed."""
+        rows: list[Row] = []
+        main = self.objects(TEST, self.main)
+        for name in self.variants[1:]:
+            tables = self.objects(TEST, name)
+            found = score_differences(
+                tables, main, self.cut_offs, only=COMPARED, resamples=self.resamples
+            )
+            pair = f"{name} minus {self.main}"
+            for metric, (value, low, high, _, units) in found.items():
+                rows.append(Row(pair, DIFFERENCES, metric, value, low, high, units))
         return rows
+
+    def subgroups(self) -> pd.DataFrame | None:
+        """Return scores of shapes, sites, brands and distances; None if none of them varies.
+
+        They are those of the first seed of the main variant.
+        """
+        objects = self.objects(TEST, self.main)[0]
+        varied = [c for c in COLUMNS if c in objects and objects[c].nunique() > 1]
+        if not varied:
+            return None
+        return subgroup_table(
+            objects, varied, cut_offs=self.cut_offs, resamples=min(self.resamples, 500)
+        )
 
     def _score(
         self,

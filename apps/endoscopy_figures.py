@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from apps.endoscopy_audit import FOLDER
 from endoscopy.bundle import SizingBundle
-from endoscopy.evaluation.subgroups import COLUMNS, subgroup_table
 from endoscopy.metrics import (
     TRUTH,
     CutOffs,
@@ -31,7 +30,6 @@ from endoscopy.plots import (
     reliability_figure,
     size_figure,
     study_figure,
-    subgroup_figure,
 )
 
 Captioned = tuple[Figure, str]
@@ -83,16 +81,6 @@ def agreement_figures(
             reliability_figure(reliability(chances, truth), error=error),
             "Chances of the classes as the calibration objects imply them.",
         )
-
-
-def subgroups(frames: pd.DataFrame, cut_offs: CutOffs) -> Captioned | None:
-    """Return scores of shapes, sites, brands and distances; None if none is known."""
-    objects = object_table(frames.drop(columns=["reasons"], errors="ignore"))
-    varied = [c for c in COLUMNS if c in objects and objects[c].nunique() > 1]
-    if not varied:
-        return None
-    table = subgroup_table(objects, varied, cut_offs=cut_offs, resamples=500)
-    return subgroup_figure(table), "Groups of test objects."
 
 
 def audit_figures(folder: Path) -> Iterator[Captioned]:

@@ -8,18 +8,19 @@ from typing import Any
 
 import pandas as pd
 
-from apps.endoscopy_evaluation import HEADLINE, TEST
-from apps.endoscopy_figures import agreement_figures, audit_figures, study_figures, subgroups
+from apps.endoscopy_evaluation import HEADLINE, SECONDARY, TEST
+from apps.endoscopy_figures import agreement_figures, audit_figures, study_figures
 from apps.endoscopy_pictures import picture_figures
 from apps.endoscopy_runs import json_record
 from apps.endoscopy_scores import AUDIT, read_headline
-from apps.endoscopy_scoring import PREDICTIONS
+from apps.endoscopy_scoring import PREDICTIONS, SUBGROUPS
 from apps.endoscopy_training import Sizers, Training
 from apps.endoscopy_tuning import SETTINGS
 from apps.gates_report import gate_section
 from apps.report import Page
+from apps.scores import number
 from core_gates.errors import GatesError
-from endoscopy.bundle import SizingBundle
+from endoscopy.plots import subgroup_figure
 from endoscopy.variants import VARIANTS
 
 EXPLANATION = """
@@ -55,6 +56,7 @@ def endoscopy_report(sizers: Sizers) -> Any:
     if note:
         page.text(note)
     _add_scores(page, scores)
+    _add_subgroups(page, folder.path)
     path = folder.path / PREDICTIONS
     if path.is_file():
         _add_predictions(page, sizers, pd.read_parquet(path))
@@ -111,6 +113,32 @@ def _add_scores(page: Page, scores: dict[str, Any]) -> None:
     named = [f"`{m}`: {VARIANTS[m].summary}" for m in methods if m in VARIANTS]
     if named:
         page.text(f"{'; '.join(named)}.")
+    other = [row for row in rows if row["task"] == TEST and row["metric"] in SECONDARY]
+    if other:
+        page.section("Other scores").text("Of the same test objects.")
+        page.scores({"bars": [], "rows": other})
+
+
+def _add_subgroups(page: Page, folder: Path) -> None:
+    """Add figure and numbers of the groups of test objects that the evaluation has left."""
+    path = folder / SUBGROUPS
+    if not path.is_file():
+        return
+    table = pd.read_parquet(path)
+    page.section("Subgroups").figure(subgroup_figure(table), "Groups of test objects.")
+    names = [str(name) for name in table if f"{name}_low" in table]
+    rows = [
+        [one["column"], one["group"], int(one["objects"]), *(_interval(one, n) for n in names)]
+        for _, one in table.iterrows()
+    ]
+    caption = "95 % intervals; groups of few objects have no scores"
+    page.table(["by", "group", "objects", *names], rows, caption)
+
+
+def _interval(one: pd.Series, name: str) -> str:
+    if pd.isna(one[name]):
+        return "–"
+    return f"{number(one[name])} [{number(one[f'{name}_low'])}, {number(one[f'{name}_high'])}]"
 
 
 def _add_predictions(page: Page, sizers: Sizers, predictions: pd.DataFrame) -> None:
@@ -118,8 +146,10 @@ def _add_predictions(page: Page, sizers: Sizers, predictions: pd.DataFrame) -> N
     trained = predictions[predictions["variant"].isin(VARIANTS)]
     first = trained.iloc[0]
     training = Training(first["variant"], int(first["seed"]))
-    bundle = _bundle(sizers, training)
-    if bundle is None:
+    try:
+        bundle = sizers.load(training)
+    except GatesError as error:  # a checkpoint was scored, or the weights differ or are gone
+        page.text(f"Agreement and pictures are left out: {error}.")
         return
     cut_offs = sizers.module.cut_offs
     of_first = (trained["variant"] == training.variant) & (trained["seed"] == training.seed)
@@ -128,16 +158,6 @@ def _add_predictions(page: Page, sizers: Sizers, predictions: pd.DataFrame) -> N
     page.section("Agreement").text(f"{VARIANTS[training.variant].summary}, seed {training.seed}.")
     for figure, caption in agreement_figures(test, bundle, cut_offs):
         page.figure(figure, caption)
-    groups = subgroups(test, cut_offs)
-    if groups is not None:
-        page.section("Subgroups").figure(*groups)
     page.section("Pictures")
     for figure, caption in picture_figures(test, bundle, sizers.data(training)):
         page.figure(figure, caption)
-
-
-def _bundle(sizers: Sizers, training: Training) -> SizingBundle | None:
-    try:
-        return sizers.load(training)
-    except GatesError:  # a checkpoint was scored, or the weights were removed since
-        return None

@@ -68,12 +68,32 @@ def read_headline(folder: Path) -> tuple[str, str]:
 
 
 def write_markdown(
-    path: Path, headline: str, note: str, rows: Sequence[Row], metrics: Container[str]
+    path: Path,
+    headline: str,
+    note: str,
+    rows: Sequence[Row],
+    metrics: Container[str],
+    other: Sequence[Row] = (),
 ) -> Path:
-    """Write a table for each task: a line a method, its figures with their intervals."""
-    parts = [headline, "", note]
-    for task in dict.fromkeys(row.task for row in rows if row.metric in metrics):
-        here = [row for row in rows if row.task == task and row.metric in metrics]
+    """Write a table for each task: a line a method, its figures with their intervals.
+
+    Args:
+        path: The file.
+        headline: First line.
+        note: Next paragraph.
+        rows: Figures.
+        metrics: Those of them that are shown.
+        other: Figures of tables of their own below.
+    """
+    parts = [headline, "", note, *_tables([row for row in rows if row.metric in metrics])]
+    parts += _tables([row._replace(task=f"{row.task}, other scores") for row in other])
+    return write_text(path, "\n".join(parts) + "\n")
+
+
+def _tables(rows: Sequence[Row]) -> list[str]:
+    parts = []
+    for task in dict.fromkeys(row.task for row in rows):
+        here = [row for row in rows if row.task == task]
         columns = list(dict.fromkeys(row.metric for row in here))
         cells = {(row.method, row.metric): _cell(row) for row in here}
         parts += ["", f"## {task}", "", _line("method", *columns)]
@@ -82,7 +102,7 @@ def write_markdown(
             _line(method, *(cells.get((method, column), "") for column in columns))
             for method in dict.fromkeys(row.method for row in here)
         ]
-    return write_text(path, "\n".join(parts) + "\n")
+    return parts
 
 
 def _cell(row: Row) -> str:

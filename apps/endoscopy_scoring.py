@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from apps.endoscopy_evaluation import HEADLINE, Bars, Evaluation
+from apps.endoscopy_evaluation import HEADLINE, SECONDARY, TEST, Bars, Evaluation
 from apps.endoscopy_honest import HonestTable
 from apps.endoscopy_rendering import MAIN, SHIFTS, Rendering
 from apps.endoscopy_scores import write_headline, write_markdown, write_part
@@ -19,7 +19,7 @@ from endoscopy.bundling import frame_predictions
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.variants import VARIANTS
 
-PREDICTIONS, MARKDOWN = "predictions.parquet", "scores.md"
+PREDICTIONS, MARKDOWN, SUBGROUPS = "predictions.parquet", "scores.md", "subgroups.parquet"
 QUICK_RESAMPLES = 300
 
 
@@ -72,6 +72,7 @@ def score(
     write_bytes(folder / PREDICTIONS, evaluation.table().to_parquet(None, index=False))
     write_headline(folder, evaluation.headline, evaluation.note)
     watch_gates(evaluation, folder)
+    write_subgroups(evaluation, folder)
     rows = evaluation.rows
     path = write_part(
         sizers.run_folder.scores,
@@ -81,7 +82,8 @@ def score(
         rows=rows,
         bars=[] if quick or sizers.pinned else evaluation.bars(bars),
     )
-    write_markdown(folder / MARKDOWN, evaluation.headline, evaluation.note, rows, HEADLINE)
+    other = [row for row in rows if row.task == TEST and row.metric in SECONDARY]
+    write_markdown(folder / MARKDOWN, evaluation.headline, evaluation.note, rows, HEADLINE, other)
     print(evaluation.headline)
     print(evaluation.note)
     print_scores(path, metrics=HEADLINE)
@@ -116,6 +118,15 @@ def score_honest(table: HonestTable, config_path: Path | None, rendering: Render
     print(table.headline)
     print_scores(path)
     return path
+
+
+def write_subgroups(evaluation: Evaluation, folder: Path) -> None:
+    """Keep the scores of subgroups, or remove those of an earlier evaluation."""
+    table = evaluation.subgroups()
+    if table is None:
+        (folder / SUBGROUPS).unlink(missing_ok=True)
+    else:
+        write_bytes(folder / SUBGROUPS, table.to_parquet(None, index=False))
 
 
 def watch_gates(evaluation: Evaluation, folder: Path) -> None:

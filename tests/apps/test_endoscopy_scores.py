@@ -52,10 +52,14 @@ def test_markdown_begins_with_the_headline(tmp_path):
         Row("configured", "test", "coverage", 0.9, 0.8, 1.0, 10),
         Row("configured", "test", "hidden", 1.0),
     ]
-    text = write_markdown(tmp_path / "a.md", "line", "note", rows, {"mape", "coverage"}).read_text()
+    other = [Row("configured", "test", "auroc_5mm", 0.75)]
+    path = write_markdown(tmp_path / "a.md", "line", "note", rows, {"mape", "coverage"}, other)
+    text = path.read_text()
     lines = text.splitlines()
     assert lines[0] == "line"
     assert "| method | mape | coverage |" in lines
     assert "| constant | 0.6000 [0.5000, 0.7000] |  |" in lines
     assert "| configured | 0.1000 | 0.9000 [0.8000, 1.000] |" in lines
     assert "hidden" not in text
+    assert lines[lines.index("## test, other scores") + 2] == "| method | auroc_5mm |"
+    assert lines[-1] == "| configured | 0.7500 |"

@@ -170,6 +170,30 @@ def test_evaluate_scores_a_checkpoint(sizing, evaluated):
     assert "no checkpoint at nothing.ckpt" in missing.err.splitlines()[-1]
 
 
+def test_variants_are_compared_in_pairs(sizing, evaluated):
+    scores = read_scores(sizing)
+    rows = [row for row in scores["rows"] if row["task"] == "test, differences"]
+    assert {row["method"] for row in rows} == {"crop minus configured"}
+    for row in rows:
+        gap = [figure(scores, name, row["metric"]) for name in ("crop", "configured")]
+        assert np.isclose(row["value"], gap[0] - gap[1])
+        assert row["low"] <= row["high"]
+    assert {"macro_f1", "mape"} <= {row["metric"] for row in rows}
+    markdown = (sizing.folder / RUN / "scores.md").read_text()
+    assert "| crop minus configured |" in markdown
+    (header,) = re.findall(r"## test, other scores\n\n(.*)", markdown)
+    for metric in ("macro_f1 at 4.75/10", "auroc_5mm", "quadratic_kappa", "sensitivity_large"):
+        assert f"| {metric} |" in header
+
+
+def test_subgroups_are_numbers(sizing, evaluated):
+    table = pd.read_parquet(sizing.folder / RUN / "subgroups.parquet")
+    assert {"all", "shape", "distance_mm"} <= set(table["column"])
+    everyone = table[table["column"] == "all"].iloc[0]
+    assert everyone["objects"] == 12
+    assert np.isclose(everyone["mape"], figure(read_scores(sizing), "configured", "mape"))
+
+
 OTHER = {
     "longer": (["--trainer.max_epochs", "9"], "trainer.max_epochs 2, now 9"),
     "another split": (["--data.split_seed", "7"], "data.split_seed 1, now 7"),
@@ -218,7 +242,10 @@ def test_report_is_one_page_that_begins_with_the_baselines(sizing, audited):
     assert page.index("constant: macro F1") < page.index("<h2")
     assert page.count("data:image/png;base64,") >= 8
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
-    for title in ("Agreement", "Gates", "Audits"):
+    assert "crop minus configured" in page
+    assert "macro_f1 at 4.75/10" in page
+    assert "distance_mm" in page
+    for title in ("Agreement", "Other scores", "Subgroups", "Gates", "Audits"):
         assert f">{title}</h2>" in page
 
 
