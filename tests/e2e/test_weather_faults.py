@@ -289,9 +289,9 @@ FAULTS = {
     ),
     "density that is no share": (
         ("evaluate", "--densities", "[2.0]"),
-        r"--densities \[2.0\] are no shares of grid points: give",
+        "--densities [2.0] are no shares of grid points: give",
     ),
-    "seed that is none": (("evaluate", "--seeds", "[-1]"), r"--seeds \[-1\] are no seeds: give"),
+    "seed that is none": (("evaluate", "--seeds", "[-1]"), "--seeds [-1] are no seeds: give"),
     "tuning without trials": (
         ("tune", "--trials", "0"),
         "--trials must be at least 1, found 0",

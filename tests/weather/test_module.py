@@ -276,6 +276,8 @@ class PerfectInChannel(nn.Module):
 
     def __init__(self, error):
         super().__init__()
+        sizes = {"num_surface": 3, "num_upper": 0, "num_levels": 0}
+        self.arguments = {"grid_shape": (16, 32)} | sizes
         self.error = torch.tensor(error)[:, None, None]
         self.unused = nn.Parameter(torch.zeros(()))
 
@@ -453,3 +455,19 @@ def test_variants_are_fresh_networks_of_the_same_recipe(module_of):
     assert module.variant("ungated", learning_rate=0.5).learning_rate == 0.5
     with pytest.raises(TypeError, match="learning_rat"):
         module.variant("ungated", learning_rat=0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid_shape": (16, 16)}, r"grid_shape is \(16, 16\), the data has \(16, 32\)"),
+        ({"num_surface": 4}, "num_surface is 4, the data has 3"),
+        ({"num_upper": 1, "num_levels": 2}, "num_upper is 1, the data has 0"),
+    ],
+)
+def test_data_of_another_grid_or_other_channels_is_refused(
+    module_of, twin, small_adas, changes, message
+):
+    module = module_of(small_adas(**changes))
+    with pytest.raises(GatesError, match=rf"model\.network\.{message}: set it to that"):
+        attach(module, twin.source())
