@@ -126,7 +126,9 @@ def _speaker(console: Console) -> Callable[[str], None]:
 
 
 def _table(stops: Sequence[TourStop]) -> Table:
-    table = Table("system", "metric", "value", "baseline", "verdict", title_justify="left")
+    table = Table(show_lines=True)  # texts wrap, so that nothing is cut on a narrow screen
+    for title in ("system", "metric", "value", "baseline", "verdict"):
+        table.add_column(title, overflow="fold")
     for stop in stops:
         for row in stop.rows:
             color = {True: "green", False: "red", None: "default"}[row.good]
