@@ -1,5 +1,8 @@
 """Documentation that runs: every Python block is executed, every command and link exists."""
 
+import contextlib
+import functools
+import io
 import os
 import re
 import shlex
@@ -11,7 +14,7 @@ import pytest
 import yaml
 
 import core_gates
-from apps.main import APPS
+from apps.main import APPS, main
 from core_gates import Gate
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +71,31 @@ def test_commands_exist(page):
             config = words[words.index("--config") + 1]
             if config.isidentifier():
                 assert (ROOT / "apps" / "configs" / name / f"{config}.yaml").is_file(), config
+
+
+@functools.cache
+def help_of(*words: str) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stop:
+        main([*words, "--help"])
+    assert not stop.value.code
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_exist(page):
+    for words in commands(page):
+        options = [word.partition("=")[0] for word in words if word.startswith("--")]
+        if words[0] not in APPS or not options:
+            continue
+        verb = words[1:2] if APPS[words[0]].verbs else []
+        if verb in (["VERB"], options[:1]):
+            continue
+        known = re.findall(r"--[\w.]+", help_of(words[0], *verb))
+        for option in options:
+            if f"unrecognized arguments: {option}" in page.read_text():
+                continue  # the page shows what becomes of a slip
+            assert option in known, f"gates {' '.join([words[0], *verb])} {option}"
 
 
 def test_the_commands_of_the_readme_are_found():

@@ -1,6 +1,7 @@
 """Exported networks compute what PyTorch computes, for any number of frames, without gates."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,16 +20,16 @@ from endoscopy.export import (
     save_program,
 )
 from endoscopy.models.folding import fold
-from endoscopy.models.presets import tiny_resnet, tiny_vit
+from endoscopy.models.presets import fsg_resnet18, fsg_vit, tiny_resnet, tiny_vit
 from endoscopy.targets import LogSize
 
-STREAMS = {"rgb_mask": 4, "crop": 3}
+STREAMS = {"rgb_mask": 4, "crop": 3, "rgb": 3, "loc": 3, "depth": 1}
 
 
 def network(make, gates="fsg", geometry=False, streams=("rgb_mask",)):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return make(streams, gates=gates, geometry=geometry).eval()
+        return make(streams=streams, gates=gates, geometry=geometry).eval()
 
 
 def example(streams=("rgb_mask",), geometry=False, count=2, seed=1):
@@ -40,6 +41,17 @@ def example(streams=("rgb_mask",), geometry=False, count=2, seed=1):
 CASES = {
     "vit": (tiny_vit, ("rgb_mask",), False),
     "resnet of two streams with geometry": (tiny_resnet, ("rgb_mask", "crop"), True),
+    "resnet-18 of three streams": (fsg_resnet18, ("rgb", "loc", "depth"), False),
+    "vit with SwiGLU": (
+        partial(
+            fsg_vit,
+            "eva02_tiny_patch14_224",
+            trunk_options={"img_size": 64, "patch_size": 16, "depth": 2},
+        ),
+        ("rgb",),
+        False,
+    ),
+    "convnext": (partial(fsg_vit, "convnext_atto"), ("rgb",), False),
 }
 
 
