@@ -150,6 +150,24 @@ def test_shipped_networks_fit_the_shipped_configuration(monkeypatch, tmp_path):
     assert all(len(read_training(shipped / t.name).objects) == 150 for t in trainings)
 
 
+def test_shipped_runs_of_the_honest_table_fit_its_configuration(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(endoscopy, "score_honest", lambda table, *_: seen.append(table))
+    endoscopy.main(["evaluate", "--config", "honest"])
+    (table,) = seen
+    assert table.missing() == []
+    assert len(table.trainings()) == 90
+    (plain,) = (
+        row
+        for row in table.rows()
+        if row.method == "plain" and "700" in row.task and row.metric == "macro_f1"
+    )
+    assert 0.9 < plain.value < 0.92
+    endoscopy.main(["evaluate", "--config", "honest", "--steps", "800"])
+    assert len(seen[1].missing()) == 90
+
+
 def test_the_best_weights_are_those_of_the_best_score():
     module = torch.nn.Linear(1, 1)
     for mode, scores, expected in (("min", [3, 1, 2], 1), ("max", [float("nan"), 3, 3], 1)):
