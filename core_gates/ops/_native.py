@@ -24,7 +24,10 @@ from torch import Tensor
 from core_gates.errors import GatesError
 
 CACHE_VARIABLE = "CORE_GATES_CACHE"
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast")
+FLAGS = (
+    *("-O3", "-std=c++17", "-shared", "-fPIC"),
+    *("-fno-math-errno", "-ffp-contract=fast", "-fopenmp-simd"),
+)
 COMPILERS = ("c++", "g++", "clang++")
 
 

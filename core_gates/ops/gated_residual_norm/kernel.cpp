@@ -10,30 +10,17 @@
 
 namespace {
 
-constexpr int WIDTH = 16;  // partial sums, so that the compiler may vectorize without reordering
-
-float sum(const float* values, int64_t dim) {
-    float partial[WIDTH] = {};
-    int64_t d = 0;
-    for (; d + WIDTH <= dim; d += WIDTH)
-        for (int lane = 0; lane < WIDTH; ++lane) partial[lane] += values[d + lane];
+float sum(const float* __restrict values, int64_t dim) {
     float total = 0;
-    for (; d < dim; ++d) total += values[d];
-    for (float one : partial) total += one;
+#pragma omp simd reduction(+ : total)
+    for (int64_t d = 0; d < dim; ++d) total += values[d];
     return total;
 }
 
-float sum_of_squares(const float* values, float mean, int64_t dim) {
-    float partial[WIDTH] = {};
-    int64_t d = 0;
-    for (; d + WIDTH <= dim; d += WIDTH)
-        for (int lane = 0; lane < WIDTH; ++lane) {
-            const float deviation = values[d + lane] - mean;
-            partial[lane] += deviation * deviation;
-        }
+float sum_of_squares(const float* __restrict values, float mean, int64_t dim) {
     float total = 0;
-    for (; d < dim; ++d) total += (values[d] - mean) * (values[d] - mean);
-    for (float one : partial) total += one;
+#pragma omp simd reduction(+ : total)
+    for (int64_t d = 0; d < dim; ++d) total += (values[d] - mean) * (values[d] - mean);
     return total;
 }
 
@@ -46,21 +33,14 @@ void statistics(const float* values, int64_t dim, float eps, float& mean, float&
 void projections(const float* __restrict outer, const float* __restrict total,
                  const float* __restrict weight, float mean, float rstd, int64_t dim, float& plain,
                  float& along) {
-    float plains[WIDTH] = {}, alongs[WIDTH] = {};
-    int64_t d = 0;
-    for (; d + WIDTH <= dim; d += WIDTH)
-        for (int lane = 0; lane < WIDTH; ++lane) {
-            const float scaled = outer[d + lane] * weight[d + lane];
-            plains[lane] += scaled;
-            alongs[lane] += scaled * ((total[d + lane] - mean) * rstd);
-        }
-    plain = along = 0;
-    for (; d < dim; ++d) {
+    float first = 0, second = 0;
+#pragma omp simd reduction(+ : first, second)
+    for (int64_t d = 0; d < dim; ++d) {
         const float scaled = outer[d] * weight[d];
-        plain += scaled;
-        along += scaled * ((total[d] - mean) * rstd);
+        first += scaled;
+        second += scaled * ((total[d] - mean) * rstd);
     }
-    for (int lane = 0; lane < WIDTH; ++lane) plain += plains[lane], along += alongs[lane];
+    plain = first, along = second;
 }
 
 // Write a row past the caches: a line that is overwritten need not be read from memory before.

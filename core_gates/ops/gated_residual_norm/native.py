@@ -8,7 +8,7 @@ from torch import Tensor
 from core_gates.ops._native import library, run_rows
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
-CHUNK = 128
+CHUNK = 512
 """Rows of a chunk; their sums over rows are taken in float32, and those of chunks by torch."""
 
 
