@@ -116,10 +116,11 @@ class AdasAnalysis(nn.Module):
         other._buffers = {**self._buffers, "background_sd": background_sd.clone()}
         return other
 
-    @torch.no_grad()
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Assimilator protocol: ``background`` (B,1,C,H,W) to the analysis of the same shape."""
-        return self.forward(background.squeeze(1), observations).unsqueeze(1)
+        with torch.inference_mode():  # a tenth of the time of thousands of small operations
+            analysis = self.forward(background.squeeze(1), observations)
+        return analysis.unsqueeze(1).clone()  # an ordinary tensor again
 
 
 def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> None:

@@ -195,6 +195,15 @@ def test_analyse_is_the_protocol_of_the_cycle():
     assert analysis.members == 1
 
 
+def test_a_network_learns_after_an_analysis_and_from_it(small_adas):
+    background, observations = problem()
+    analysis = analysis_of(small_adas(seed=1))
+    first = analysis.analyse(background.unsqueeze(1), observations).squeeze(1)
+    assert not first.is_inference()
+    (analysis(first, observations) * first).sum().backward()
+    assert all(p.grad is not None for p in analysis.parameters())
+
+
 def test_weights_come_back_as_bfloat16(small_adas, tmp_path):
     analysis, path = analysis_of(small_adas(seed=1)), tmp_path / "new" / "a.b.safetensors"
     save_weights(path, analysis, form="adas_increment", seed=3)
