@@ -1,15 +1,16 @@
-"""Scores of evaluation and audits in one file, and as a table in Markdown."""
+"""Scores of evaluation and audits in one file, and the first line of their report."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from apps.files import write_json, write_text
-from apps.scores import Bar, Row, number, write_scores
+from apps.files import write_json
+from apps.scores import Bar, Row, read_scores, write_scores
+from core_gates.errors import GatesError
 
 AUDIT = "audit: "
 HEADLINE = "headline.json"
@@ -59,69 +60,26 @@ def write_headline(folder: Path, headline: str, note: str) -> None:
 
 
 def read_headline(folder: Path) -> tuple[str, str]:
-    """Return headline and note; empty before an evaluation."""
+    """Return headline and note; empty before an evaluation.
+
+    Raises:
+        GatesError: The file is damaged.
+    """
     path = folder / HEADLINE
     if not path.is_file():
         return "", ""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content["headline"], content["note"]
-
-
-def write_markdown(
-    path: Path,
-    headline: str,
-    note: str,
-    rows: Sequence[Row],
-    metrics: Container[str],
-    other: Sequence[Row] = (),
-) -> Path:
-    """Write a table for each task: a line a method, its figures with their intervals.
-
-    Args:
-        path: The file.
-        headline: First line.
-        note: Next paragraph.
-        rows: Figures.
-        metrics: Those of them that are shown.
-        other: Figures of tables of their own below.
-    """
-    parts = [headline, "", note, *_tables([row for row in rows if row.metric in metrics])]
-    parts += _tables([row._replace(task=f"{row.task}, other scores") for row in other])
-    return write_text(path, "\n".join(parts) + "\n")
-
-
-def _tables(rows: Sequence[Row]) -> list[str]:
-    parts = []
-    for task in dict.fromkeys(row.task for row in rows):
-        here = [row for row in rows if row.task == task]
-        columns = list(dict.fromkeys(row.metric for row in here))
-        cells = {(row.method, row.metric): _cell(row) for row in here}
-        parts += ["", f"## {task}", "", _line("method", *columns)]
-        parts.append("|---" * (len(columns) + 1) + "|")
-        parts += [
-            _line(method, *(cells.get((method, column), "") for column in columns))
-            for method in dict.fromkeys(row.method for row in here)
-        ]
-    return parts
-
-
-def _cell(row: Row) -> str:
-    if not (math.isfinite(row.low) and math.isfinite(row.high)):
-        return number(row.value)
-    return f"{number(row.value)} [{number(row.low)}, {number(row.high)}]"
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["headline"], content["note"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise GatesError(f"{path} is damaged: run `gates endoscopy evaluate` again") from error
 
 
 def _read(path: Path) -> tuple[list[Row], list[Bar], list[int]]:
     """Return what a file of scores holds; nothing if there is none."""
-    if not path.is_file():
-        return [], [], []
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:  # it is about to be replaced
+        content = read_scores(path, "endoscopy")
+    except GatesError:  # missing, or damaged and about to be replaced
         return [], [], []
     restore: Callable[[Any], Any] = lambda value: math.nan if value is None else value  # noqa: E731
     rows = [Row(**{name: restore(v) for name, v in row.items()}) for row in content["rows"]]

@@ -8,10 +8,11 @@ from pathlib import Path
 from apps.endoscopy_evaluation import HEADLINE, SECONDARY, TEST, Bars, Evaluation
 from apps.endoscopy_honest import HonestTable
 from apps.endoscopy_rendering import MAIN, SHIFTS, Rendering
-from apps.endoscopy_scores import write_headline, write_markdown, write_part
+from apps.endoscopy_scores import write_headline, write_part
 from apps.endoscopy_training import Sizers, Training
 from apps.files import write_bytes
 from apps.gates_report import save_gates
+from apps.markdown import write_markdown
 from apps.scores import print_scores
 from core_gates.errors import GatesError
 from core_gates.monitor import GateMonitor
@@ -74,16 +75,23 @@ def score(
     watch_gates(evaluation, folder)
     write_subgroups(evaluation, folder)
     rows = evaluation.rows
+    met_or_missed = [] if quick or sizers.pinned else evaluation.bars(bars)
     path = write_part(
         sizers.run_folder.scores,
         audit=False,
         config_path=config_path,
         seeds=evaluation.seeds,
         rows=rows,
-        bars=[] if quick or sizers.pinned else evaluation.bars(bars),
+        bars=met_or_missed,
     )
-    other = [row for row in rows if row.task == TEST and row.metric in SECONDARY]
-    write_markdown(folder / MARKDOWN, evaluation.headline, evaluation.note, rows, HEADLINE, other)
+    shown = [row for row in rows if row.metric in HEADLINE]
+    shown += [
+        row._replace(task=f"{TEST}, other scores")
+        for row in rows
+        if row.task == TEST and row.metric in SECONDARY
+    ]
+    opening = [evaluation.headline, evaluation.note]
+    write_markdown(folder / MARKDOWN, opening, shown, met_or_missed)
     print(evaluation.headline)
     print(evaluation.note)
     print_scores(path, metrics=HEADLINE)
@@ -113,8 +121,7 @@ def score_honest(table: HonestTable, config_path: Path | None, rendering: Render
         rows=rows,
         bars=[],
     )
-    metrics = {row.metric for row in rows}
-    write_markdown(folder / MARKDOWN, table.headline, note, rows, metrics)
+    write_markdown(folder / MARKDOWN, [table.headline, note], rows)
     print(table.headline)
     print_scores(path)
     return path

@@ -1,7 +1,7 @@
 """``scores.md``: the headline figures of an evaluation, to be read as they are."""
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from apps.files import write_text
@@ -9,18 +9,17 @@ from apps.scores import Bar, Row, number
 
 
 def write_markdown(
-    path: Path, title: str, rows: Sequence[Row], bars: Sequence[Bar], metrics: Container[str]
+    path: Path, opening: Sequence[str], rows: Sequence[Row], bars: Sequence[Bar] = ()
 ) -> Path:
     """Write a table of the bars, and one for each task: a line a method, a column a metric.
 
     Args:
         path: The file.
-        title: Its heading.
-        rows: Figures, of which those of ``metrics`` are shown.
+        opening: Paragraphs above the tables.
+        rows: Figures that are shown.
         bars: May be none.
-        metrics: What is shown.
     """
-    lines = [f"# {title}"]
+    lines = ["\n\n".join(opening)]
     if bars:
         cells = [
             [bar.name, number(bar.value), f"{bar.sense} {number(bar.bar)} {bar.unit}".strip(),
@@ -28,9 +27,8 @@ def write_markdown(
             for bar in bars
         ]  # fmt: skip
         lines += _table("Bars", ["bar", "figure", "limit", "verdict"], cells)
-    shown = [row for row in rows if row.metric in metrics]
-    for task in dict.fromkeys(row.task for row in shown):
-        here = {(row.method, row.metric): row for row in shown if row.task == task}
+    for task in dict.fromkeys(row.task for row in rows):
+        here = {(row.method, row.metric): row for row in rows if row.task == task}
         columns = list(dict.fromkeys(metric for _, metric in here))
         cells = [
             [method, *(_cell(here.get((method, column))) for column in columns)]

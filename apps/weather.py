@@ -264,13 +264,9 @@ class WeatherTrainer(GatesTrainer):
             save_example(scores, self.run_folder.path)
         if scores.forms:
             watch_gates(scores, self.run_folder.path)
-        write_markdown(
-            self.run_folder.scores.with_suffix(".md"),
-            f"Weather: {self.run_folder.name}",
-            rows,
-            bars,
-            headline(scores.channels),
-        )
+        shown = [row for row in rows if row.metric in headline(scores.channels)]
+        title = f"# Weather: {self.run_folder.name}"
+        write_markdown(self.run_folder.scores.with_suffix(".md"), [title], shown, bars)
         return write_scores(
             self.run_folder.scores,
             app="weather",

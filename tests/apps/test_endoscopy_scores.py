@@ -1,8 +1,11 @@
 import json
 import math
 
-from apps.endoscopy_scores import read_headline, write_headline, write_markdown, write_part
+import pytest
+
+from apps.endoscopy_scores import read_headline, write_headline, write_part
 from apps.scores import Bar, Row
+from core_gates.errors import GatesError
 
 
 def tasks(path):
@@ -45,21 +48,8 @@ def test_headline_comes_back(tmp_path):
     assert read_headline(tmp_path) == ("constant: …", "note")
 
 
-def test_markdown_begins_with_the_headline(tmp_path):
-    rows = [
-        Row("constant", "test", "mape", 0.6, 0.5, 0.7, 10),
-        Row("configured", "test", "mape", 0.1),
-        Row("configured", "test", "coverage", 0.9, 0.8, 1.0, 10),
-        Row("configured", "test", "hidden", 1.0),
-    ]
-    other = [Row("configured", "test", "auroc_5mm", 0.75)]
-    path = write_markdown(tmp_path / "a.md", "line", "note", rows, {"mape", "coverage"}, other)
-    text = path.read_text()
-    lines = text.splitlines()
-    assert lines[0] == "line"
-    assert "| method | mape | coverage |" in lines
-    assert "| constant | 0.6000 [0.5000, 0.7000] |  |" in lines
-    assert "| configured | 0.1000 | 0.9000 [0.8000, 1.000] |" in lines
-    assert "hidden" not in text
-    assert lines[lines.index("## test, other scores") + 2] == "| method | auroc_5mm |"
-    assert lines[-1] == "| configured | 0.7500 |"
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{"])
+def test_a_damaged_headline_is_one_line(tmp_path, content):
+    (tmp_path / "headline.json").write_text(content)
+    with pytest.raises(GatesError, match="is damaged: run `gates endoscopy evaluate` again"):
+        read_headline(tmp_path)

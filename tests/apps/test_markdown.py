@@ -25,13 +25,12 @@ def test_bars_then_a_table_a_task(tmp_path):
     rows = [
         Row("oi", "0.1", "rmse", 3.0, 2.0, 4.0),
         Row("oi", "0.1", "ratio", 0.5),
-        Row("oi", "0.1", "bias", 7.0),
         Row("free run", "0.1", "rmse", math.nan, 1.0, 2.0),
     ]
     rows[-1] = rows[-1]._replace(low=math.nan)
     bars = [Bar("oi over background", 0.5, "<=", 1.0, "x"), Bar("adas over oi", 1.5, "<=", 1.0)]
     path = tmp_path / "scores.md"
-    write_markdown(path, "Weather: unit", rows, bars, {"rmse", "ratio"})
+    write_markdown(path, ["# Weather: unit"], rows, bars)
     assert path.read_text() == EXPECTED
-    write_markdown(path, "Short look", rows[:1], [], {"rmse"})
-    assert "Bars" not in path.read_text()
+    write_markdown(path, ["Short look", "A note"], rows[:1])
+    assert path.read_text().startswith("Short look\n\nA note\n\n## 0.1\n")
