@@ -41,6 +41,7 @@ from endoscopy.evaluation.studies import (
     planted_features_study,
     planted_features_table,
 )
+from endoscopy.evaluation.studies.generalization import VARIANTS
 from endoscopy.in_memory import frames_of, predictor_of, without_mask
 from endoscopy.metrics import CONTINUOUS, CutOffs
 from endoscopy.segmenter import Segmenter
@@ -253,7 +254,10 @@ class Audit:
     def _generalization(self) -> None:
         data = self._images()
         budget = Budget(num_train=FASHION_IMAGES) if len(data.train[0]) > FASHION_IMAGES else None
-        table = generalization_table(generalization_study(data, budget=budget))
+        seeds = range(5)
+        with ticking(f"training on {self._data_set}", len(seeds) * len(VARIANTS)) as tick:
+            found = generalization_study(data, seeds=seeds, budget=budget, tick=tick)
+        table = generalization_table(found)
         self._keep(f"generalization_{self._data_set}", table)
 
     @property

@@ -1,6 +1,6 @@
 """Do gates help outside endoscopy? Small networks on small images, the same budget for all."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -58,6 +58,7 @@ def generalization_study(
     variants: Sequence[Variant] = VARIANTS,
     seeds: Iterable[int] = range(5),
     budget: Budget | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Train every variant with every seed and predict the images held out.
 
@@ -69,6 +70,7 @@ def generalization_study(
         variants: Which to train.
         seeds: Of weights and batches.
         budget: The same for all.
+        tick: Called after each training.
 
     Returns:
         One row a (variant, seed, sample): variant, seed, sample, label, predicted.
@@ -92,6 +94,7 @@ def generalization_study(
                     }
                 )
             )
+            tick()
     return pd.concat(tables, ignore_index=True)
 
 

@@ -82,7 +82,11 @@ def test_verdicts_on_selection():
 
 def test_every_variant_learns_digits_with_one_budget():
     budget = Budget(epochs=5, batch=32, widths=(8, 8, 16), num_train=400)
-    predictions = generalization_study(digits(), seeds=range(2), budget=budget)
+    ticks = []
+    predictions = generalization_study(
+        digits(), seeds=range(2), budget=budget, tick=lambda: ticks.append(1)
+    )
+    assert len(ticks) == predictions.groupby(["variant", "seed"]).ngroups
     assert len(predictions) == 5 * 2 * 720
     table = generalization_table(predictions, resamples=200).set_index("variant")
     assert next(iter(table.index)) == "plain"
