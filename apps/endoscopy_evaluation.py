@@ -19,6 +19,7 @@ from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.data.dataset import PolypFrames
 from endoscopy.evaluation.abstention import abstention_table
 from endoscopy.evaluation.baselines import baseline_predictions
+from endoscopy.evaluation.conformal import draw_frames
 from endoscopy.evaluation.coverage import coverage_interval
 from endoscopy.evaluation.cue_baselines import cue_baselines
 from endoscopy.evaluation.features import frame_features
@@ -274,9 +275,7 @@ class Evaluation:
 
     def _levels(self, method: str, tables: list[pd.DataFrame]) -> list[Row]:
         frames = [
-            found.drop(columns=["reasons"], errors="ignore")
-            for (task, name, _), found in self.predictions.items()
-            if (task, name) == (TEST, method)
+            found.drop(columns=["reasons"], errors="ignore") for found in self._frames(TEST, method)
         ]
         rows = self._score(method, f"{TEST}, frames", frames, FRAME_SCORES)
         if "patient" in tables[0] and tables[0]["patient"].nunique() < len(tables[0]):
@@ -294,11 +293,12 @@ class Evaluation:
             rows.append(Row(self.main, task, "coverage", *found))
             factor = float(np.mean([np.exp(one.half_width) for one in conformals]))
             rows.append(Row(self.main, task, "interval_factor", factor, n=len(conformals)))
-        frames = [
-            found
-            for (of, name, _), found in self.predictions.items()
-            if (of, name) == (task, self.main) and "reasons" in found
-        ]
+            if task == TEST:
+                drawn = [draw_frames(found, 1) for found in self._frames(task, self.main)]
+                single = [object_table(frames) for frames in drawn]
+                found = coverage_interval(single, conformals, resamples=self.resamples)
+                rows.append(Row(self.main, f"{TEST}, frames", "coverage", *found))
+        frames = [found for found in self._frames(task, self.main) if "reasons" in found]
         if frames:
             first = abstention_table(frames[0], cut_offs=self.cut_offs).set_index("reason")
             counts = tables[0]["unique_id"].size
@@ -309,8 +309,16 @@ class Evaluation:
             ]  # fmt: skip
         return rows
 
+    def _frames(self, task: str, method: str) -> list[pd.DataFrame]:
+        """Return the frames of a method, a table a seed."""
+        return [
+            found
+            for (of, name, _), found in self.predictions.items()
+            if (of, name) == (task, method)
+        ]
+
     def bars(self, bars: Bars) -> list[Bar]:
-        """Return what must hold, met or missed."""
+        """Return what must hold, met or missed, for the variants that were compared."""
         found: list[Bar] = []
         if bars.macro_f1 is not None:
             value = self._value(self.main, "macro_f1")
@@ -318,7 +326,7 @@ class Evaluation:
         if bars.mape is not None:
             value = self._value(self.main, "mape")
             found.append(Bar("MAPE of objects, mean over seeds", value, "<=", bars.mape))
-        if bars.crop_macro_f1 is not None:
+        if bars.crop_macro_f1 is not None and "crop" in self.variants:
             value = self._value("crop", "macro_f1")
             found.append(Bar("macro F1 of the crop only", value, "<=", bars.crop_macro_f1))
         if bars.coverage is not None:

@@ -12,6 +12,7 @@ from core_gates.errors import GatesError
 from endoscopy.bundle import SizingBundle
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.data.dataset import collate
+from endoscopy.evaluation.coverage import bounds
 from endoscopy.explain.gate_bars import gate_figure
 from endoscopy.explain.grad_cam import grad_cam
 from endoscopy.explain.overlay import attention_figure
@@ -83,17 +84,17 @@ def _track(
     read = [source.sample(int(row)).frame for row in rows]
     sizes = own["predicted_mm"].to_numpy(float)
     reasons = own["reasons"].fillna("").tolist() if "reasons" in own else [""] * len(own)
-    size = float(object_table(own)["predicted_mm"].iloc[0])
+    objects = object_table(own)
     low = high = float("nan")
     if bundle.conformal is not None:
-        low, high = (float(bound[0]) for bound in bundle.conformal.interval(np.array([size])))
+        low, high = (float(bound[0]) for bound in bounds(objects, bundle.conformal))
     boxes = np.array([frame.box for frame in read])[:, [0, 2, 1, 3]]
     return Track(
         images=[frame.image for frame in read],
         boxes=boxes,
         sizes=sizes,
         reasons=reasons,
-        size=size,
+        size=float(objects["predicted_mm"].iloc[0]),
         low=low,
         high=high,
         calibrated=True,

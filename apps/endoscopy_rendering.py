@@ -114,8 +114,9 @@ class Rendering:
         """Return the sets that must be rendered, wholly or in part.
 
         Raises:
-            GatesError: A folder holds another set.
+            GatesError: A folder holds another set, or a source to be joined to them is absent.
         """
+        data.check_sources()
         sets = [self.set(data, name) for name in names]
         return [one for one in sets if not is_complete(one.folder, one.config, one.objects)]
 

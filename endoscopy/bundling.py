@@ -14,7 +14,7 @@ from core_gates.errors import GatesError
 from endoscopy.bundle import SizingBundle
 from endoscopy.data.datamodule import WITH_MASK, Part, PolypSizingDataModule
 from endoscopy.data.dataset import PolypFrames, Sample, collate
-from endoscopy.evaluation.conformal import MINIMUM, SplitConformal, calibrate
+from endoscopy.evaluation.conformal import MINIMUM, SplitConformal, calibrate, calibrate_few_frames
 from endoscopy.metrics.aggregation import PROBABILITIES, object_table
 from endoscopy.module import SizingModule
 from endoscopy.provenance import Provenance, object_keys
@@ -168,6 +168,7 @@ def _conformal(bundle: SizingBundle, data: PolypSizingDataModule) -> SplitConfor
     held = data.load().frames.iloc[data.rows("calibration")]
     if held["unique_id"].nunique() < MINIMUM:
         return None
-    objects = object_table(part_predictions(bundle, data, "calibration"))
+    frames = part_predictions(bundle, data, "calibration")
     trained = data.load().frames.iloc[data.rows("train")]["unique_id"]
-    return calibrate(objects, training_ids=set(trained))
+    conformal = calibrate(object_table(frames), training_ids=set(trained))
+    return calibrate_few_frames(conformal, frames)

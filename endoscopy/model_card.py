@@ -44,8 +44,9 @@ def model_card(config: Mapping[str, Any]) -> str:
     intervals = "none"
     if conformal is not None:
         intervals = (
-            f"split conformal, {conformal['coverage']:.0%} nominal, of whole objects, from "
-            f"{len(conformal['residuals'])} objects; they hold for exchangeable objects only"
+            f"split conformal, {conformal['coverage']:.0%} nominal, of whole objects and "
+            f"of few frames, from {len(conformal['residuals'])} objects; they hold for "
+            "exchangeable objects only"
         )
     return TEMPLATE.format(
         trunk=model["trunk"],

@@ -130,7 +130,9 @@ def objects_of(
     table = object_table(sized.assign(gt=np.nan), level).drop(columns=["gt"])
     if bundle.conformal is None:
         return table
-    lower, upper = bundle.conformal.interval(table["predicted_mm"].to_numpy(float))
+    lower, upper = bundle.conformal.interval(
+        table["predicted_mm"].to_numpy(float), table["num_frames"].to_numpy()
+    )
     return table.assign(lower_mm=lower, upper_mm=upper)
 
 

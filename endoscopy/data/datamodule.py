@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -147,6 +148,19 @@ class PolypSizingDataModule(L.LightningDataModule):
         self.parts: Split | None = None
         self.cache: FrameCache | None = None
         self.announce: Callable[[str], object] | None = None
+
+    def check_sources(self) -> None:
+        """Look whether the sources are there, before anything is rendered to be joined to them.
+
+        Raises:
+            GatesError: One is absent. Rendered data may be.
+        """
+        given = {n: p for n, p in self.sources.items() if n != "synthetic"}
+        if self.split_file is not None:
+            given["split_file"] = self.split_file
+        for name, path in given.items():
+            if not Path(path).exists():
+                raise GatesError(f"data.{name}: {path} is absent; name the file or folder it is in")
 
     def load(self) -> FrameTable:
         """Read and split the table, once; nothing is decoded."""

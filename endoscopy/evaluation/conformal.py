@@ -1,16 +1,18 @@
 """Split-conformal intervals of sizes, and the probabilities of classes that follow from them."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.metrics import TRUTH, CutOffs
+from endoscopy.metrics import TRUTH, CutOffs, object_table
 
 MINIMUM = 200
+SHORT_TRACKS = 0.1
+"""Share of calibration objects that may have fewer frames than usual."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,15 @@ class SplitConformal:
     q is the ``⌈(n + 1) c⌉``-th smallest of the |log p - log t| of n calibration objects, none of
     which the model was trained on. Then the true size of an object that is exchangeable with them
     lies inside with probability c at least (Papadopoulos et al., 2002). Nothing is promised for
-    other objects: other exposure, brand or number of frames.
+    other objects: other exposure or brand. An object that is seen on fewer frames than usual has
+    the wider interval of calibration objects of which as few frames were drawn.
 
     Args:
         residuals: (n,) log p - log t of the calibration objects, ascending.
         coverage: Nominal coverage c.
+        few_frames: (k, half width) of objects of k frames, ascending; see
+            :func:`calibrate_few_frames`.
+        usual_frames: Objects of as many frames or more have the half width q.
 
     Raises:
         ValueError: The coverage is not between 0 and 1, or more than n objects can give.
@@ -32,6 +38,8 @@ class SplitConformal:
 
     residuals: tuple[float, ...]
     coverage: float = 0.9
+    few_frames: tuple[tuple[int, float], ...] = ()
+    usual_frames: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1:
@@ -48,10 +56,22 @@ class SplitConformal:
         """The half width q in log size."""
         return float(np.sort(np.abs(self.residuals))[self._rank - 1])
 
-    def interval(self, predicted_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return lower and upper bounds, mm, of predicted sizes of any shape."""
-        factor = np.exp(self.half_width)
-        return predicted_mm / factor, predicted_mm * factor
+    def interval(
+        self, predicted_mm: np.ndarray, num_frames: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return lower and upper bounds, mm.
+
+        Args:
+            predicted_mm: Sizes of objects, of any shape.
+            num_frames: On how many frames each object was seen; as many as usual by default.
+        """
+        widths = np.full(np.shape(predicted_mm), self.half_width)
+        if num_frames is not None:
+            for k, width in self.few_frames:
+                widths = np.where(
+                    (num_frames >= k) & (num_frames < self.usual_frames), width, widths
+                )
+        return predicted_mm / np.exp(widths), predicted_mm * np.exp(widths)
 
     def probabilities(self, predicted_mm: np.ndarray, cut_offs: CutOffs = TRUTH) -> np.ndarray:
         """Return the chances of the three classes, as if the calibration residuals were drawn.
@@ -73,12 +93,22 @@ class SplitConformal:
 
     def state(self) -> dict[str, Any]:
         """Return plain numbers for a JSON file."""
-        return {"coverage": self.coverage, "residuals": list(self.residuals)}
+        return {
+            "coverage": self.coverage,
+            "residuals": list(self.residuals),
+            "few_frames": [list(pair) for pair in self.few_frames],
+            "usual_frames": self.usual_frames,
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "SplitConformal":
         """Build it from :meth:`state`."""
-        return cls(tuple(float(value) for value in state["residuals"]), float(state["coverage"]))
+        return cls(
+            tuple(float(value) for value in state["residuals"]),
+            float(state["coverage"]),
+            tuple((int(k), float(width)) for k, width in state.get("few_frames", [])),
+            int(state.get("usual_frames", 1)),
+        )
 
 
 def calibrate(
@@ -118,3 +148,34 @@ def calibrate(
     kept = objects[usable]
     residuals = np.log(kept["predicted_mm"].to_numpy(float)) - np.log(kept["gt"].to_numpy(float))
     return SplitConformal(tuple(np.sort(residuals).tolist()), coverage)
+
+
+def draw_frames(frames: pd.DataFrame, k: int) -> pd.DataFrame:
+    """Return k frames of every object that has as many, drawn at random, the same each time."""
+    drawn = frames.sample(frac=1.0, random_state=k).groupby("unique_id", sort=False).head(k)
+    kept = drawn[drawn.groupby("unique_id")["unique_id"].transform("size") == k]
+    return kept.sort_index()
+
+
+def calibrate_few_frames(
+    conformal: SplitConformal, frames: pd.DataFrame, *, minimum: int = MINIMUM
+) -> SplitConformal:
+    """Fit half widths for objects of 1, 2, 4, ... frames, as far as whole tracks are longer.
+
+    None is narrower than one for more frames, which chance would make some.
+
+    Args:
+        conformal: Fitted to the same objects by :func:`calibrate`.
+        frames: Predictions of their frames, as for :func:`endoscopy.metrics.object_table`.
+        minimum: Least number of objects with as many frames.
+    """
+    lengths = frames.groupby("unique_id").size().to_numpy()
+    usual = int(np.quantile(lengths, SHORT_TRACKS, method="lower"))
+    widths: list[tuple[int, float]] = []
+    widest = conformal.half_width
+    for k in reversed([2**i for i in range(usual.bit_length()) if 2**i < usual]):
+        objects = object_table(draw_frames(frames, k))
+        few = calibrate(objects, training_ids=(), coverage=conformal.coverage, minimum=minimum)
+        widest = max(widest, few.half_width)
+        widths.append((k, widest))
+    return replace(conformal, few_frames=tuple(reversed(widths)), usual_frames=usual)

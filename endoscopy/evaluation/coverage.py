@@ -10,9 +10,15 @@ from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.metrics import TRUTH, clusters_of
 
 
+def bounds(objects: pd.DataFrame, conformal: SplitConformal) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounds (N,) of each object, mm, by its ``num_frames`` if the table has them."""
+    num_frames = objects["num_frames"].to_numpy() if "num_frames" in objects else None
+    return conformal.interval(objects["predicted_mm"].to_numpy(float), num_frames)
+
+
 def is_covered(objects: pd.DataFrame, conformal: SplitConformal) -> np.ndarray:
     """Return whether the interval of each object (N,) covers its size or reaches its bound."""
-    low, high = conformal.interval(objects["predicted_mm"].to_numpy(float))
+    low, high = bounds(objects, conformal)
     gt = objects["gt"].to_numpy(float)
     censored = objects["censored"].to_numpy(bool) if "censored" in objects else gt < 0
     covered: np.ndarray = np.where(censored, gt <= high, (low <= gt) & (gt <= high))
@@ -64,7 +70,7 @@ def coverage_table(
         Rows: all; accepted and abstained, if objects abstain; every value of ``by``. Columns group,
         objects, coverage, low, high, nominal, undecided.
     """
-    low, high = conformal.interval(objects["predicted_mm"].to_numpy(float))
+    low, high = bounds(objects, conformal)
     undecided = TRUTH.classes(low) != TRUTH.classes(high)
     groups = {"all": np.ones(len(objects), dtype=bool)}
     if "abstained" in objects and objects["abstained"].any():

@@ -11,6 +11,7 @@ import torch
 
 from apps import endoscopy
 from apps.endoscopy_provenance import Recipe
+from apps.endoscopy_rendering import MAIN, Rendering
 from apps.endoscopy_training import BestWeights, Sizers, Training, keep_fit
 from apps.endoscopy_weights import find_bundle
 from apps.runs import RunFolder
@@ -196,3 +197,12 @@ def test_trainings_follow_the_configured_trainer(make):
     last, _ = make(recipe=Recipe(options, "val/mae_mm")).fit(Training(), tick=lambda: None, steps=1)
     assert last.trainer.global_step == 1
     assert not any(isinstance(c, BestWeights) for c in last.trainer.callbacks)
+
+
+@pytest.mark.parametrize("option", ["table", "split_file"])
+def test_a_missing_source_is_found_before_anything_is_rendered(make, tmp_path, option):
+    changes = {option: str(tmp_path / "absent.csv"), "synthetic": str(tmp_path / "new")}
+    data = make(**changes).datamodule
+    with pytest.raises(GatesError, match=rf"^data\.{option}: \S+absent.csv is absent; name"):
+        Rendering(frames=1).render(data, [MAIN])
+    assert not (tmp_path / "new").exists()

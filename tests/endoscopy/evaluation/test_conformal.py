@@ -7,9 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.conformal import SplitConformal, calibrate
+from endoscopy.evaluation.conformal import (
+    SplitConformal,
+    calibrate,
+    calibrate_few_frames,
+    draw_frames,
+)
 from endoscopy.evaluation.coverage import coverage_table
-from endoscopy.metrics import TRUTH, expected_calibration_error
+from endoscopy.metrics import TRUTH, expected_calibration_error, object_table
 
 
 def test_coverage_of_exchangeable_objects(noisy_objects):
@@ -83,6 +88,43 @@ def test_too_few_or_seen_objects_are_refused_in_one_line(noisy_objects):
         calibrate(objects, training_ids={"o7", "x"})
 
 
+def noisy_frames(noisy_objects, objects, count, seed):
+    """Frames of objects; every frame errs on its own beside the error of its object."""
+    rng = np.random.default_rng(seed)
+    frames = noisy_objects(objects, 0.05, seed=seed).loc[lambda t: t.index.repeat(count)]
+    error = np.exp(rng.normal(0, 0.3, len(frames)))
+    return frames.assign(predicted_mm=frames["predicted_mm"] * error).reset_index(drop=True)
+
+
+def test_few_frames_have_wider_intervals_that_cover(noisy_objects):
+    shares = {k: [] for k in (1, 2, 3, 9)}
+    for seed in range(30):
+        frames = noisy_frames(noisy_objects, 250, 9, seed)
+        conformal = calibrate_few_frames(calibrate(object_table(frames), training_ids=[]), frames)
+        assert [k for k, _ in conformal.few_frames] == [1, 2, 4, 8]
+        assert conformal.usual_frames == 9
+        test = noisy_frames(noisy_objects, 250, 9, 1000 + seed)
+        for k, found in shares.items():
+            drawn = object_table(draw_frames(test, k))
+            assert (drawn["num_frames"] == k).all()
+            found.append(coverage_table(drawn, conformal, resamples=2)["coverage"].iloc[0])
+    for k in (1, 2, 9):
+        assert np.mean(shares[k]) == pytest.approx(0.9, abs=0.02)
+    assert np.mean(shares[3]) > 0.9  # three frames have the interval of two
+    low, _ = conformal.interval(np.full(5, 10.0), np.array([1, 2, 3, 9, 300]))
+    assert low[0] < 0.8 * low[3]
+    assert low[1] == low[2] < low[3] == low[4] == conformal.interval(np.array([10.0]))[0]
+
+
+def test_a_few_short_tracks_do_not_set_what_is_usual(noisy_objects):
+    frames = noisy_frames(noisy_objects, 250, 4, 0)
+    short = frames.groupby("unique_id").cumcount() < (frames["unique_id"] != "o3") * 4
+    frames = frames[short | (frames.groupby("unique_id").cumcount() == 0)]
+    conformal = calibrate_few_frames(calibrate(object_table(frames), training_ids=[]), frames)
+    assert conformal.usual_frames == 4
+    assert [k for k, _ in conformal.few_frames] == [1, 2]
+
+
 def test_probabilities_of_classes_are_calibrated(noisy_objects):
     conformal = calibrate(noisy_objects(1000, 0.25, seed=1), training_ids=[])
     objects = noisy_objects(6000, 0.25, seed=2)
@@ -96,5 +138,5 @@ def test_probabilities_of_classes_are_calibrated(noisy_objects):
 
 
 def test_state_survives_json():
-    conformal = SplitConformal((-0.2, 0.0, 0.1), coverage=0.6)
+    conformal = SplitConformal((-0.2, 0.0, 0.1), 0.6, ((1, 0.4), (2, 0.3)), usual_frames=4)
     assert SplitConformal.from_state(json.loads(json.dumps(conformal.state()))) == conformal
