@@ -21,11 +21,8 @@ class Net(nn.Module):
     def __init__(self, dropout=0.0, norm=nn.LayerNorm):
         super().__init__()
         self.first, self.norm, self.gate = nn.Linear(3, 8), norm(8), FeatureSelectionGate(8)
-        self.drop, self.last, self.last_gate = (
-            nn.Dropout(dropout),
-            nn.Linear(8, 2),
-            FeatureSelectionGate(2),
-        )
+        self.drop, self.last = nn.Dropout(dropout), nn.Linear(8, 2)
+        self.last_gate = FeatureSelectionGate(2)
 
     def forward(self, x):
         return self.last_gate(self.last(self.drop(self.gate(self.norm(self.first(x)).relu()))))
