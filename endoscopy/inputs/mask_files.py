@@ -11,11 +11,14 @@ from endoscopy.inputs.image_files import ImageFiles, stem
 from endoscopy.inputs.locations import AnnotatedLocations, Annotation, Box, Lesion
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-MIN_AREA = 16  # pixels; what is smaller is noise of the mask
+MIN_AREA = 16  # pixels; what is smaller is noise, unless a person drew nothing else
 
 
 class MaskLocations(AnnotatedLocations):
     """Lesions from masks named like their frames; every connected part is a lesion.
+
+    Parts below 16 pixels are left out where a larger one is there: a far polyp of a small frame
+    has no more pixels.
 
     A pixel belongs to a lesion if it is above the middle of the range, or, in a file without
     values above 1, if it is 1.
@@ -44,18 +47,22 @@ class MaskLocations(AnnotatedLocations):
             mask = read_mask(self._files[name]) > 0
         except GatesError as error:
             return self.unreadable(self._files[name], error)
-        return Annotation(tuple(lesions_of(mask)), (mask.shape[1], mask.shape[0]))
+        return Annotation(
+            tuple(lesions_of(mask, keep_largest=True)), (mask.shape[1], mask.shape[0])
+        )
 
 
-def lesions_of(mask: np.ndarray) -> list[Lesion]:
+def lesions_of(mask: np.ndarray, *, keep_largest: bool = False) -> list[Lesion]:
     """Return the connected parts (8 neighbors) of at least 16 pixels, the largest first.
 
     Args:
         mask: Boolean (H, W).
+        keep_largest: Keep the largest part however small it is, and what is as large.
     """
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = np.bincount(labels.ravel())[1:]
-    order = [i for i in np.argsort(-areas, kind="stable") if areas[i] >= MIN_AREA]
+    least = min(MIN_AREA, areas.max(initial=0)) if keep_largest else MIN_AREA
+    order = [i for i in np.argsort(-areas, kind="stable") if areas[i] >= least]
     slices = ndimage.find_objects(labels)
     return [Lesion(_box(slices[i]), mask=labels == i + 1) for i in order]
 

@@ -19,12 +19,12 @@ from endoscopy.inputs.voc_folder import VocLocations
 BOXES = [(10.0, 30.0, 5.0, 25.0), (3.0, 20.0, 8.0, 31.0), (20.0, 44.0, 2.0, 30.0)]
 
 
-def located(source, locations, trim=False):
+def located(source, locations, trim=False, scope=None):
     report = InputReport()
     found = []
     for frame in frames(source, report):
         if frame.index == 0:
-            locations.begin(report)
+            locations.begin(report, scope)
         found.append(locations.locate(frame, trim=trim)[:2])
     locations.finish(report)
     return found
@@ -235,6 +235,26 @@ def test_parts_of_a_mask_are_a_partition(seed):
         assert inside.sum() == lesion.mask.sum() >= 16
         assert inside.any(axis=0)[[0, -1]].all()
         assert inside.any(axis=1)[[0, -1]].all()
+
+
+def test_a_far_polyp_is_no_noise(sources, pictures, tmp_path):
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for number, height in enumerate((2, 6, 0)):
+        mask = np.zeros(pictures[number].shape[:2], dtype=np.uint8)
+        mask[4 : 4 + height, 10:13] = 255
+        mask[30, 40] = 255 if height else 0
+        Image.fromarray(mask).save(folder / f"frame_{number}.png")
+    rendered = MaskLocations(folder)
+    first, second, third = located(sources[0], rendered, scope="synthetic")
+    assert [lesion.box for lesion in first[1]] == [(10, 13, 4, 6)]
+    assert [lesion.box for lesion in second[1]] == [(10, 13, 4, 10)]
+    assert not third[1]
+    assert not rendered.report.count("box below 16 square pixels")
+    real = MaskLocations(folder)
+    assert [len(lesions) for _, lesions in located(sources[0], real)] == [0, 1, 0]
+    assert real.report.count("box below 16 square pixels") == 1
+    assert not lesions_of(np.pad(np.ones((2, 3), dtype=bool), 5))
 
 
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(30, 256), st.integers(0, 10**6))
