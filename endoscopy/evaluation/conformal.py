@@ -151,15 +151,12 @@ def calibrate(
 
 
 def draw_frames(frames: pd.DataFrame, k: int) -> pd.DataFrame:
-    """Return k frames of every object that has as many, drawn at random, the same each time."""
+    """Return k frames of every object, or all that it has, drawn at random, the same each time."""
     drawn = frames.sample(frac=1.0, random_state=k).groupby("unique_id", sort=False).head(k)
-    kept = drawn[drawn.groupby("unique_id")["unique_id"].transform("size") == k]
-    return kept.sort_index()
+    return drawn.sort_index()
 
 
-def calibrate_few_frames(
-    conformal: SplitConformal, frames: pd.DataFrame, *, minimum: int = MINIMUM
-) -> SplitConformal:
+def calibrate_few_frames(conformal: SplitConformal, frames: pd.DataFrame) -> SplitConformal:
     """Fit half widths for objects of 1, 2, 4, ... frames, as far as whole tracks are longer.
 
     None is narrower than one for more frames, which chance would make some.
@@ -167,7 +164,6 @@ def calibrate_few_frames(
     Args:
         conformal: Fitted to the same objects by :func:`calibrate`.
         frames: Predictions of their frames, as for :func:`endoscopy.metrics.object_table`.
-        minimum: Least number of objects with as many frames.
     """
     lengths = frames.groupby("unique_id").size().to_numpy()
     usual = int(np.quantile(lengths, SHORT_TRACKS, method="lower"))
@@ -175,7 +171,7 @@ def calibrate_few_frames(
     widest = conformal.half_width
     for k in reversed([2**i for i in range(usual.bit_length()) if 2**i < usual]):
         objects = object_table(draw_frames(frames, k))
-        few = calibrate(objects, training_ids=(), coverage=conformal.coverage, minimum=minimum)
+        few = calibrate(objects, training_ids=(), coverage=conformal.coverage, minimum=0)
         widest = max(widest, few.half_width)
         widths.append((k, widest))
     return replace(conformal, few_frames=tuple(reversed(widths)), usual_frames=usual)
