@@ -20,7 +20,7 @@ from endoscopy.quality import QualityLimits
 from endoscopy.scope import Scope
 from endoscopy.targets import Classes, LogSize, Ordinal, ScaledMillimeters, SizeTarget
 
-FORMAT = 1
+FORMAT = 2  # 2: statistics of abstention blind to black pixels
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 

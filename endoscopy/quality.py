@@ -19,6 +19,7 @@ TOO_SMALL = "too small in the frame"
 DARK, BRIGHT = 8, 250  # of 255
 GROWTH = 0.5  # share of the box added on each side: the surroundings carry the sharpness too
 LUMINANCE = np.array([0.299, 0.587, 0.114])
+BLACK = 16.0  # of 255; below, ratios of colors tell the coding of the file
 NOISE = 4.0  # variance of luminance, of 255², that every frame has
 SLACK = {"clipped": 0.05, "cut": 0.02}  # shares that are harmless whatever the training frames
 SHRINKAGE = 0.05
@@ -172,7 +173,7 @@ def _around(box: np.ndarray, height: int, width: int) -> tuple[slice, slice]:
 
 def _colors(pixels: np.ndarray) -> np.ndarray:
     """Return means and deviations of the luminance and of two color ratios (6,)."""
-    red, green, blue = pixels.reshape(-1, 3).astype(np.float64).T + 1.0
+    red, green, blue = pixels.reshape(-1, 3).astype(np.float64).T + BLACK
     values = np.stack(
         [pixels.reshape(-1, 3) @ LUMINANCE / 255, *np.log([red / green, green / blue])]
     )

@@ -6,15 +6,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from apps.endoscopy_demo_clip import MOST_FRAMES, Clip, read_clip
+from apps.endoscopy_demo_clip import MOST_FRAMES, Clip, measure, read_clip, rendered_clip
+from core_gates.errors import GatesError
+from endoscopy.bundle import load_bundle
 from endoscopy.scope import Scope
-from endoscopy.segmenter import Segmenter
+from endoscopy.segmenter import Segmenter, load_segmenter
+
+WEIGHTS = Path(str(files("endoscopy"))) / "weights"
 
 WATCH = """
 import socket
@@ -260,3 +266,17 @@ def test_corners_may_come_in_any_order(tmp_path):
     clip.click(0, 10, 10)
     assert clip.drawn == {0: (20, 100, 10, 50)}
     assert clip.corner is None
+
+
+def test_the_shipped_network_measures_most_of_the_examples(tmp_path):
+    bundle = load_bundle(WEIGHTS / "synthetic/configured-s0")
+    segmenter = load_segmenter(WEIGHTS / "segmenter.safetensors")
+    abstained = []
+    for index in range(6):
+        clip = rendered_clip(tmp_path, index)
+        try:
+            abstained.append(measure(clip, 0, bundle, segmenter).reasons)
+        except GatesError:  # the polyp is too far for the segmenter
+            continue
+    assert len(abstained) >= 3
+    assert abstained.count("") > len(abstained) / 2, abstained

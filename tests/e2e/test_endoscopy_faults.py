@@ -296,7 +296,7 @@ REFUSED = {
     ),
     "weights of a later version": (
         predict("frames", *GOOD, "--weights", "later"),
-        "later: has format 99, expected 1; install the version",
+        "later: has format 99, expected 2; install the version",
     ),
     "no weights at all": (
         predict("frames", *GOOD, "--config", "unit"),

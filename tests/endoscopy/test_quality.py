@@ -1,11 +1,13 @@
 """Every reason to abstain is given for the fault that it names, and not for training frames."""
 
 import json
+from io import BytesIO
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import ndimage
 
 from endoscopy.quality import (
@@ -19,6 +21,8 @@ from endoscopy.quality import (
     fit_quality,
     frame_statistics,
 )
+from endoscopy.renderer.config import RendererConfig
+from endoscopy.renderer.render import render_object
 
 SIZE = 48
 
@@ -81,6 +85,24 @@ def test_each_fault_has_its_reason(limits):
         assert share(limits, *case, reason) > 0.9, reason
         assert share(limits, images, boxes, reason) < 0.1, reason
     assert share(limits, bright, boxes, CLIPPED_EXPOSURE) > 0.9
+
+
+def test_the_coding_of_the_file_is_no_reason():
+    """Frames with a black border, in JPEG in training: the same as PNG are not another world."""
+    images, boxes = (np.concatenate(parts) for parts in zip(*map(rendered, range(60)), strict=True))
+    limits = fit_quality(np.stack([coded(image) for image in images]), boxes)
+    assert share(limits, images, boxes, OUT_OF_DISTRIBUTION) < 0.05
+
+
+def rendered(index):
+    seen = render_object(RendererConfig(frames=6, depth="none"), index)
+    return seen.images.permute(0, 2, 3, 1).numpy(), np.asarray(seen.boxes)
+
+
+def coded(image):
+    file = BytesIO()
+    Image.fromarray(image).save(file, "jpeg", quality=95, subsampling=0)
+    return np.asarray(Image.open(file))
 
 
 def test_the_rate_is_that_of_the_training_frames():
