@@ -92,6 +92,7 @@ def test_the_coding_of_the_file_is_no_reason():
     images, boxes = (np.concatenate(parts) for parts in zip(*map(rendered, range(60)), strict=True))
     limits = fit_quality(np.stack([coded(image) for image in images]), boxes)
     assert share(limits, images, boxes, OUT_OF_DISTRIBUTION) < 0.05
+    assert share(limits, images[..., ::-1], boxes, OUT_OF_DISTRIBUTION) > 0.9
 
 
 def rendered(index):

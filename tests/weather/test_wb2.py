@@ -17,11 +17,7 @@ spec = spec_from_file_location("make", Path(__file__).parents[1] / "data/weather
 make = module_from_spec(spec)
 spec.loader.exec_module(make)
 
-CHANNELS = ChannelSpec(
-    surface=("2m_temperature", "mean_sea_level_pressure"),
-    upper=("geopotential", "temperature"),
-    levels=(850, 500),
-)
+CHANNELS, zarr, netcdf = make.CHANNELS, make.zarr, make.netcdf
 
 
 def expected_fields(dataset):
@@ -30,18 +26,6 @@ def expected_fields(dataset):
     for name in CHANNELS.upper:
         fields += [dataset[name].values[:, make.LEVELS.index(level)] for level in CHANNELS.levels]
     return torch.from_numpy(np.stack(fields, 1))
-
-
-def zarr(dataset, folder, *, version=2, consolidated=True, encoding=None, name="store.zarr"):
-    path = folder / name
-    dataset.to_zarr(path, zarr_format=version, consolidated=consolidated, encoding=encoding)
-    return path
-
-
-def netcdf(dataset, folder, *, encoding=None, engine="h5netcdf", name="store.nc"):
-    path = folder / name
-    dataset.to_netcdf(path, engine=engine, encoding=encoding)
-    return path
 
 
 def west_first(dataset):

@@ -12,29 +12,12 @@ from weather.data.store import naming
 from weather.data.tensors import to_tensor
 from weather.data.wb2 import open_wb2
 from weather.data.write import write_wb2
-from weather.state import ChannelSpec
 
 spec = spec_from_file_location("make", Path(__file__).parents[1] / "data/weatherbench2/make.py")
 make = module_from_spec(spec)
 spec.loader.exec_module(make)
 
-CHANNELS = ChannelSpec(
-    surface=("2m_temperature", "mean_sea_level_pressure"),
-    upper=("geopotential", "temperature"),
-    levels=(850, 500),
-)
-
-
-def zarr(dataset, folder, *, version=2, consolidated=True, encoding=None, name="store.zarr"):
-    path = folder / name
-    dataset.to_zarr(path, zarr_format=version, consolidated=consolidated, encoding=encoding)
-    return path
-
-
-def netcdf(dataset, folder, engine):
-    path = folder / "store.nc"
-    dataset.to_netcdf(path, engine=engine)
-    return path
+CHANNELS, zarr, netcdf = make.CHANNELS, make.zarr, make.netcdf
 
 
 def change(name, function):

@@ -1,7 +1,18 @@
 """Fake reanalysis in the layout of the WeatherBench-2 stores, tiny and smooth."""
 
+from pathlib import Path
+
 import numpy as np
 import xarray as xr
+
+from weather.state import ChannelSpec
+
+CHANNELS = ChannelSpec(
+    surface=("2m_temperature", "mean_sea_level_pressure"),
+    upper=("geopotential", "temperature"),
+    levels=(850, 500),
+)
+"""Some of the fields, in another order of levels."""
 
 LEVELS = (500, 700, 850)
 MEAN = {"geopotential": (54_000.0, 29_000.0, 14_000.0), "temperature": (255.0, 272.0, 283.0)}
@@ -45,3 +56,32 @@ def official(times: int = 4, rows: int = 8, columns: int = 16, *, order: str = "
     if order == "lon":
         dataset = dataset.transpose("time", "level", "longitude", "latitude")
     return dataset
+
+
+def zarr(
+    dataset: xr.Dataset,
+    folder: Path,
+    *,
+    version: int = 2,
+    consolidated: bool = True,
+    encoding: dict | None = None,
+    name: str = "store.zarr",
+) -> Path:
+    """Write a dataset into a new Zarr store of a folder."""
+    path = folder / name
+    dataset.to_zarr(path, zarr_format=version, consolidated=consolidated, encoding=encoding)
+    return path
+
+
+def netcdf(
+    dataset: xr.Dataset,
+    folder: Path,
+    *,
+    encoding: dict | None = None,
+    engine: str = "h5netcdf",
+    name: str = "store.nc",
+) -> Path:
+    """Write a dataset into a NetCDF file of a folder."""
+    path = folder / name
+    dataset.to_netcdf(path, engine=engine, encoding=encoding)
+    return path
