@@ -1,6 +1,8 @@
 """The front door ``gates``: a static table answers help and typing errors, importing nothing."""
 
 import importlib
+import os
+import select
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -66,8 +68,30 @@ def main(arguments: Sequence[str] | None = None, apps: Mapping[str, App] = APPS)
         apps: The table of applications.
 
     Returns:
-        0 on success, 1 when a check failed, 2 when the user can mend the command, 130 after Ctrl-C.
+        0 on success, 1 when a check failed, 2 when the user can mend the command, 130 after Ctrl-C,
+        141 when the reader of the output, such as ``head``, has left.
     """
+    try:
+        code = _dispatch(arguments, apps)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 141
+    return code
+
+
+def _reader_left() -> bool:
+    """Tell whether nobody reads the output any more; what is left of it then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLOUT)
+    left = any(event & select.POLLERR for _, event in poll.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return left
+
+
+def _dispatch(arguments: Sequence[str] | None, apps: Mapping[str, App]) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

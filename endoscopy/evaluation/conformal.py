@@ -33,7 +33,8 @@ class SplitConformal:
         usual_frames: Objects of as many frames or more have the half width q.
 
     Raises:
-        ValueError: The coverage is not between 0 and 1, or more than n objects can give.
+        ValueError: The coverage is not between 0 and 1, or more than n objects can give, or a
+            number is not finite.
     """
 
     residuals: tuple[float, ...]
@@ -44,6 +45,9 @@ class SplitConformal:
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1:
             raise ValueError(f"coverage must lie between 0 and 1, got {self.coverage}")
+        widths = [width for _, width in self.few_frames]
+        if not np.isfinite([*self.residuals, *widths]).all():
+            raise ValueError("residuals and half widths must be finite")
         if self._rank > len(self.residuals):
             raise ValueError(f"{len(self.residuals)} objects cannot give {self.coverage:.0%}")
 

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from core_gates.errors import GatesError
 
+ZIP = b"PK\x03\x04"
 MAX_BYTES = 512 * 2**20  # a frame never needs as much; keeps decompression bombs out
 
 
@@ -27,19 +28,18 @@ class ImageFiles:
         names: Names below the source with ``/``, in natural order.
 
     Raises:
-        GatesError: There is nothing at the path, or it is not a zip archive inside.
+        GatesError: There is nothing at the path, or a damaged zip archive.
     """
 
     def __init__(self, path: str | Path, endings: tuple[str, ...] = ()) -> None:
         self.path = Path(path)
-        self._archive: zipfile.ZipFile | None = None
         if not self.path.exists():
             raise GatesError(f"{self.path}: does not exist; check the path")
+        self._archive = _archive(self.path)
         if self.path.is_dir():
             found = [p.relative_to(self.path) for p in self.path.rglob("*") if p.is_file()]
             names = [p.as_posix() for p in found]
-        elif zipfile.is_zipfile(self.path):
-            self._archive = zipfile.ZipFile(self.path)
+        elif self._archive is not None:
             names = [info.filename for info in self._archive.infolist() if not info.is_dir()]
         else:
             self.names = [self.path.name]
@@ -62,6 +62,22 @@ class ImageFiles:
             return self._archive.read(name)
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
             raise OSError(str(error)) from error
+
+
+def _archive(path: Path) -> zipfile.ZipFile | None:
+    """Open a zip archive; None if the path is none."""
+    if path.is_dir():
+        return None
+    with path.open("rb") as file:
+        head = file.read(len(ZIP))
+    if head != ZIP and not zipfile.is_zipfile(path):
+        return None
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise GatesError(
+            f"{path}: is a damaged or truncated zip archive ({error}); copy it again"
+        ) from error
 
 
 def stem(name: str) -> str:

@@ -29,6 +29,14 @@ def test_help_is_instant(words):
     assert seconds <= 0.15
 
 
+@pytest.mark.parametrize("unbuffered", ["", "-u"])
+def test_a_reader_may_leave(unbuffered):
+    run = f"{sys.executable} {unbuffered} -m apps.main --help"
+    command = f"{{ sleep 0.3; {run}; echo $? >&2; }} | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stderr.split() == ["141"]
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from apps.main import main; main(['--help']); main(['weather', '--help']);"

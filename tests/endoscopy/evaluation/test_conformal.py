@@ -36,6 +36,9 @@ def test_the_quantile_counts_the_new_object():
     assert np.log(high / low) == pytest.approx(0.2)
     with pytest.raises(ValueError, match="8 objects cannot give 90%"):
         SplitConformal(tuple([0.1] * 8), coverage=0.9)
+    for numbers in ((np.nan, 0.1, 0.2), (0.0, 0.1, 0.2)):
+        with pytest.raises(ValueError, match="must be finite"):
+            SplitConformal(numbers, 0.5, ((1, np.inf),))
 
 
 @given(st.floats(0.1, 3.0), st.floats(0.5, 25.0))

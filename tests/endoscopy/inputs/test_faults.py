@@ -1,7 +1,9 @@
 """Faulty sources: one line that says what was found, or a count, and never a traceback."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,7 +109,25 @@ def dicom_without_instance(folder, write, pictures):
     return folder / "a.dcm"
 
 
+def truncated_archive(folder, write, pictures):
+    path = archive(folder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def archive_of_damaged_directory(folder, write, pictures):
+    path = archive(folder)
+    path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"XXXX"))
+    return path
+
+
+def archive(folder):
+    return Path(shutil.make_archive(str(folder.parent / "frames"), "zip", folder))
+
+
 FAULTS = {
+    truncated_archive: r"zip: is a damaged or truncated zip archive \(File is not a zip.*copy it",
+    archive_of_damaged_directory: r"zip: is a damaged or truncated zip archive \(Bad magic",
     truncated_jpeg: r"1 of 4 frames cannot be read, at most 1 % may \(first a: .*[Tt]runcated",
     no_image_at_all: "1 of 4 frames cannot be read",
     empty_image: "first a: the file is empty",
