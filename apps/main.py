@@ -26,7 +26,7 @@ class App(NamedTuple):
 
 APPS: Mapping[str, App] = {
     "weather": App(
-        "apps.weather",
+        "apps.weather.commands",
         "assimilate observations into weather fields (FengWu-Adas) beside OI and LETKF",
         {
             "prepare": "write the nature run or unpack the ERA5 ensemble sample",
@@ -39,7 +39,7 @@ APPS: Mapping[str, App] = {
         },
     ),
     "endoscopy": App(
-        "apps.endoscopy",
+        "apps.endoscopy.commands",
         "size polyps with feature-selection gates and gradient routing",
         {
             "render": "render colonoscopies of known truth, in the layout of real data",
@@ -117,7 +117,7 @@ def _dispatch(arguments: Sequence[str] | None, apps: Mapping[str, App]) -> int:
 def _run(name: str, app: App, rest: list[str], *, debug: bool) -> int:
     """Import the application, run it, and turn expected failures into one line."""
     try:
-        importlib.import_module("apps.memory").keep_freed_memory()
+        importlib.import_module("harness.runs.memory").keep_freed_memory()
         errors = importlib.import_module("core_gates.errors")
         module = _import(name, app.module, errors)
         return int(module.main(rest) or 0)

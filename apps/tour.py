@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from apps.report import Page, Tile
 from core_gates.errors import GatesError, MissingExtraError
+from harness.report.page import Page, Tile
 
 STOPS: tuple[tuple[str, str], ...] = (
-    ("weather", "apps.weather_tour:tour"),
-    ("endoscopy", "apps.endoscopy_tour:tour"),
+    ("weather", "apps.weather.tour:tour"),
+    ("endoscopy", "apps.endoscopy.tour:tour"),
 )
 
 

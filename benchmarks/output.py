@@ -12,8 +12,8 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from apps.files import write_text
-from apps.scores import number
+from harness.experiment.scores import number
+from harness.files.atomic import write_text
 
 Row = dict[str, Any]
 

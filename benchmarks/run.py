@@ -15,8 +15,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from apps.environment import device_name, processor_name
-from apps.files import write_json
 from benchmarks.base import BaseTree, load_head
 from benchmarks.output import Result, Row, tables, write_csv
 from benchmarks.registry import Call, Comparison, Suite, find_op, load_suite, suite_names
@@ -30,6 +28,8 @@ from benchmarks.timing import (
     ratio,
 )
 from core_gates.errors import GatesError
+from harness.files.atomic import write_json
+from harness.runs.environment import device_name, processor_name
 
 ROOT = Path(__file__).parent
 KEEP_MEMORY = {

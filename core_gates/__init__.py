@@ -28,23 +28,15 @@ if TYPE_CHECKING:
     from core_gates.attention.sma.ema import MultiHeadEMA
     from core_gates.attention.sma.gated_attention_unit import GatedAttentionUnit
     from core_gates.attention.sma.layer import SeqBoatLayer
-    from core_gates.conv import GatedConv, PartialConv
+    from core_gates.conv.gated import GatedConv, PartialConv
     from core_gates.errors import GatesError, MissingExtraError
-    from core_gates.expert_parallel import ExpertParallel
-    from core_gates.experts import StackedExperts
     from core_gates.features.low_rank import LowRankFeatureGate
     from core_gates.features.selection import FeatureSelectionGate, HardAttentionGate
     from core_gates.features.self_gate import SelfGate
-    from core_gates.gate_report import GateReport
     from core_gates.gates.activation import ActivationGate
-    from core_gates.gates.base import Gate
     from core_gates.gates.base_layer import BaseLayerGate
-    from core_gates.gates.capacity import capacity
-    from core_gates.gates.causality import refuse_coupled_gates
-    from core_gates.gates.collect import collect_routing, routing_gates, update_gates
     from core_gates.gates.comet import CometGate
     from core_gates.gates.cosine import CosineGate
-    from core_gates.gates.counts import count_routed, read_counts
     from core_gates.gates.dense_to_sparse import DenseToSparseGate
     from core_gates.gates.dselect import DSelectKGate
     from core_gates.gates.expert_choice import ExpertChoiceGate
@@ -54,10 +46,8 @@ if TYPE_CHECKING:
     from core_gates.gates.mixture import MaskedMixture, MultiGate
     from core_gates.gates.noisy_top_k import NoisyTopKGate
     from core_gates.gates.permutation import PermutedGate
-    from core_gates.gates.permutation_search import PermutationSearch
     from core_gates.gates.predictive import CrossLayerPredictor, PreGate
     from core_gates.gates.remoe import ReMoEGate
-    from core_gates.gates.routing import RoutingOutput
     from core_gates.gates.sigmoid import SigmoidGate
     from core_gates.gates.sinkhorn import SinkhornGate
     from core_gates.gates.soft_moe import SoftMoEGate
@@ -65,19 +55,13 @@ if TYPE_CHECKING:
     from core_gates.gates.switch import SwitchGate
     from core_gates.gates.top_k import TopKGate
     from core_gates.gates.top_p import ThresholdGate, TopPGate
-    from core_gates.gradient_routing import GradientRouting
-    from core_gates.losses import (
-        balance_loss,
-        entropy_loss,
-        importance_loss,
-        information_loss,
-        l0_loss,
-        orthogonality_loss,
-        z_loss,
-    )
-    from core_gates.moe import MoELayer
-    from core_gates.monitor import GateMonitor
-    from core_gates.normed_experts import NormedExperts
+    from core_gates.moe.expert_parallel import ExpertParallel
+    from core_gates.moe.experts import StackedExperts
+    from core_gates.moe.layer import MoELayer
+    from core_gates.moe.normed_experts import NormedExperts
+    from core_gates.moe.spawn import spawn_experts
+    from core_gates.monitor.hooks import GateMonitor
+    from core_gates.monitor.report import GateReport
     from core_gates.ops import kernels
     from core_gates.ops.block_max_attention.op import block_max_attention
     from core_gates.ops.block_sparse_attention.op import block_sparse_attention
@@ -93,11 +77,31 @@ if TYPE_CHECKING:
     from core_gates.ops.silu_gate.op import silu_gate
     from core_gates.ops.smooth_step.op import smooth_step
     from core_gates.ops.soft_threshold.op import soft_threshold
-    from core_gates.optim import ProximalAdamW
-    from core_gates.schedules import PiecewiseSchedule, SparsitySchedule, TemperatureSchedule
-    from core_gates.spawn import StagedSchedule, spawn_experts
+    from core_gates.routing.base import Gate
+    from core_gates.routing.capacity import capacity
+    from core_gates.routing.causality import refuse_coupled_gates
+    from core_gates.routing.collect import collect_routing, routing_gates, update_gates
+    from core_gates.routing.counts import count_routed, read_counts
+    from core_gates.routing.losses import (
+        balance_loss,
+        entropy_loss,
+        importance_loss,
+        information_loss,
+        l0_loss,
+        orthogonality_loss,
+        z_loss,
+    )
+    from core_gates.routing.output import RoutingOutput
+    from core_gates.routing.permutation_search import PermutationSearch
+    from core_gates.routing.schedules import (
+        PiecewiseSchedule,
+        SparsitySchedule,
+        TemperatureSchedule,
+    )
     from core_gates.surgery import fold_gates, inject_gates, prune_gates
-    from core_gates.sync_batch_norm import SyncBatchNorm
+    from core_gates.training.gradient_routing import GradientRouting
+    from core_gates.training.proximal import ProximalAdamW
+    from core_gates.training.sync_batch_norm import SyncBatchNorm
 
 _HOMES = {
     "ActivationGate": "gates.activation",
@@ -113,19 +117,19 @@ _HOMES = {
     "DecodeAttnGate": "attention.seer_decode",
     "DenseToSparseGate": "gates.dense_to_sparse",
     "ExpertChoiceGate": "gates.expert_choice",
-    "ExpertParallel": "expert_parallel",
+    "ExpertParallel": "moe.expert_parallel",
     "FeatureSelectionGate": "features.selection",
     "GShardGate": "gates.gshard",
-    "Gate": "gates.base",
-    "GateMonitor": "monitor",
-    "GateReport": "gate_report",
+    "Gate": "routing.base",
+    "GateMonitor": "monitor.hooks",
+    "GateReport": "monitor.report",
     "GatedAttention": "attention.output_gate",
     "GatedAttentionUnit": "attention.sma.gated_attention_unit",
-    "GatedConv": "conv",
+    "GatedConv": "conv.gated",
     "GatedCrossAttention": "attention.cross",
     "GatedLoraLinear": "adapters.gated_lora",
     "GatesError": "errors",
-    "GradientRouting": "gradient_routing",
+    "GradientRouting": "training.gradient_routing",
     "HardAttentionGate": "features.selection",
     "HardConcreteGate": "gates.hard_concrete",
     "HashGate": "gates.hash",
@@ -134,19 +138,19 @@ _HOMES = {
     "LowRankFeatureGate": "features.low_rank",
     "MaskedMixture": "gates.mixture",
     "MissingExtraError": "errors",
-    "MoELayer": "moe",
+    "MoELayer": "moe.layer",
     "MultiGate": "gates.mixture",
     "MultiHeadEMA": "attention.sma.ema",
     "NoisyTopKGate": "gates.noisy_top_k",
-    "NormedExperts": "normed_experts",
-    "PartialConv": "conv",
-    "PermutationSearch": "gates.permutation_search",
+    "NormedExperts": "moe.normed_experts",
+    "PartialConv": "conv.gated",
+    "PermutationSearch": "routing.permutation_search",
     "PermutedGate": "gates.permutation",
-    "PiecewiseSchedule": "schedules",
+    "PiecewiseSchedule": "routing.schedules",
     "PreGate": "gates.predictive",
-    "ProximalAdamW": "optim",
+    "ProximalAdamW": "training.proximal",
     "ReMoEGate": "gates.remoe",
-    "RoutingOutput": "gates.routing",
+    "RoutingOutput": "routing.output",
     "SelfGate": "features.self_gate",
     "SeqBoatLayer": "attention.sma.layer",
     "SigmoidGate": "gates.sigmoid",
@@ -156,25 +160,25 @@ _HOMES = {
     "SoftmaxGate": "gates.softmax",
     "SparseLowRank": "adapters.sparse_low_rank",
     "SparseModularActivation": "attention.sma.configurator",
-    "SparsitySchedule": "schedules",
-    "StackedExperts": "experts",
-    "StagedSchedule": "spawn",
+    "SparsitySchedule": "routing.schedules",
+    "StackedExperts": "moe.experts",
+    "StagedSchedule": "routing.schedules",
     "SwitchGate": "gates.switch",
-    "SyncBatchNorm": "sync_batch_norm",
-    "TemperatureSchedule": "schedules",
+    "SyncBatchNorm": "training.sync_batch_norm",
+    "TemperatureSchedule": "routing.schedules",
     "ThresholdGate": "gates.top_p",
     "TopKGate": "gates.top_k",
     "TopPGate": "gates.top_p",
-    "balance_loss": "losses",
+    "balance_loss": "routing.losses",
     "block_density": "attention.block_selector",
     "block_max_attention": "ops.block_max_attention.op",
     "block_sparse_attention": "ops.block_sparse_attention.op",
-    "capacity": "gates.capacity",
-    "collect_routing": "gates.collect",
+    "capacity": "routing.capacity",
+    "collect_routing": "routing.collect",
     "compress": "ops.compress.op",
-    "count_routed": "gates.counts",
+    "count_routed": "routing.counts",
     "decode_target": "attention.seer_distillation",
-    "entropy_loss": "losses",
+    "entropy_loss": "routing.losses",
     "extract": "ops.compress.op",
     "fold_gates": "surgery",
     "fuse_q_proj": "attention.fused_query",
@@ -185,26 +189,26 @@ _HOMES = {
     "gated_residual_norm": "ops.gated_residual_norm.op",
     "grouped_linear": "ops.grouped_linear.op",
     "grouped_mlp": "ops.grouped_mlp.op",
-    "importance_loss": "losses",
-    "information_loss": "losses",
+    "importance_loss": "routing.losses",
+    "information_loss": "routing.losses",
     "inject_gates": "surgery",
     "kernels": "ops",
-    "l0_loss": "losses",
+    "l0_loss": "routing.losses",
     "multi_gate_mix": "ops.multi_gate_mix.op",
-    "orthogonality_loss": "losses",
+    "orthogonality_loss": "routing.losses",
     "prefill_target": "attention.seer_distillation",
     "prune_gates": "surgery",
-    "read_counts": "gates.counts",
-    "refuse_coupled_gates": "gates.causality",
+    "read_counts": "routing.counts",
+    "refuse_coupled_gates": "routing.causality",
     "router": "ops.router.op",
-    "routing_gates": "gates.collect",
+    "routing_gates": "routing.collect",
     "silu_gate": "ops.silu_gate.op",
     "smooth_step": "ops.smooth_step.op",
     "soft_threshold": "ops.soft_threshold.op",
-    "spawn_experts": "spawn",
+    "spawn_experts": "moe.spawn",
     "split_fused_q_proj": "attention.fused_query",
-    "update_gates": "gates.collect",
-    "z_loss": "losses",
+    "update_gates": "routing.collect",
+    "z_loss": "routing.losses",
 }
 
 __all__ = [

@@ -70,7 +70,7 @@ def test_commands_exist(page):
         if "--config" in words:
             config = words[words.index("--config") + 1]
             if config.isidentifier():
-                assert (ROOT / "apps" / "configs" / name / f"{config}.yaml").is_file(), config
+                assert (ROOT / "apps" / name / "configs" / f"{config}.yaml").is_file(), config
 
 
 @functools.cache

@@ -189,8 +189,8 @@ def _batches(batch: int) -> list[Tensor]:
 
 def _layer(load: Load, num_experts: int, *, gated: bool) -> tuple[Tensor, Any]:
     gate = _gate(load, num_experts)
-    experts = load("core_gates.experts").StackedExperts(num_experts, DIM, HIDDEN, gated=gated)
-    layer = load("core_gates.moe").MoELayer(gate, experts, return_routing=False)
+    experts = load("core_gates.moe.experts").StackedExperts(num_experts, DIM, HIDDEN, gated=gated)
+    layer = load("core_gates.moe.layer").MoELayer(gate, experts, return_routing=False)
     return torch.randn(TOKENS, DIM), layer
 
 

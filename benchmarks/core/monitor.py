@@ -22,11 +22,11 @@ def monitored() -> Comparison:
     def build(load: Load) -> Mapping[str, Call]:
         torch.manual_seed(0)
         gate = load("core_gates.gates.top_k").TopKGate(DIM, EXPERTS, k=K)
-        experts = load("core_gates.experts").StackedExperts(EXPERTS, DIM, HIDDEN)
-        layer = load("core_gates.moe").MoELayer(gate, experts, return_routing=False)
+        experts = load("core_gates.moe.experts").StackedExperts(EXPERTS, DIM, HIDDEN)
+        layer = load("core_gates.moe.layer").MoELayer(gate, experts, return_routing=False)
         inputs = list(layer.parameters())
         watched = copy.deepcopy(layer, {id(p): p for p in inputs})  # the same parameters
-        monitor = load("core_gates.monitor").GateMonitor(watched, every=STEPS)
+        monitor = load("core_gates.monitor.hooks").GateMonitor(watched, every=STEPS)
         x = torch.randn(TOKENS, DIM)
 
         def step(model: torch.nn.Module) -> None:

@@ -73,7 +73,7 @@ class _Training:
         images = torch.randn(case.batch, case.channels, case.size, case.size)
         self.streams = {case.stream: images}
         self.mm = torch.linspace(2, 20, case.batch)
-        self.target = load("endoscopy.targets").LogSize()
+        self.target = load("endoscopy.training.targets").LogSize()
 
     def loss(self, model: Callable[..., Tensor]) -> Tensor:
         result: Tensor = self.target.loss(model(self.streams), self.mm)
@@ -95,7 +95,7 @@ def _routed(training: _Training, mode: str) -> Call:
     kinds = training.load("endoscopy.models.gate_kinds")
     weights = torch.optim.AdamW(kinds.weight_parameters(training.model).values(), 1e-3)
     gates = torch.optim.AdamW(kinds.gate_parameters(training.model).values(), 1e-2, weight_decay=0)
-    routing = training.load("core_gates.gradient_routing").GradientRouting(
+    routing = training.load("core_gates.training.gradient_routing").GradientRouting(
         weights, gates, mode=mode
     )
     return lambda: routing.step(training.model, training.loss)

@@ -23,7 +23,7 @@ def frames() -> Comparison:
     def build(load: Load) -> Mapping[str, Call]:
         config = load("endoscopy.renderer.config").RendererConfig(side=SIDE, frames=FRAMES)
         render = load("endoscopy.renderer.render").render_object
-        eager = load("endoscopy.renderer.eager").eager_radiance
+        eager = load("benchmarks.endoscopy.eager_renderer").eager_radiance
         variants = {
             EAGER: lambda scene, track, lens: _square(load, scene, track, lens),
             APERTURE: eager,
@@ -50,6 +50,8 @@ def frames() -> Comparison:
 
 def _square(load: Load, scene: Any, track: Any, lens: Any) -> Any:
     """Render the whole square and keep the pixels of the lens."""
-    whole = load("endoscopy.renderer.rays").fisheye(SIDE, track.brand.field_of_view, whole=True)
-    seen = load("endoscopy.renderer.eager").eager_radiance(scene, track, whole)
+    whole = load("endoscopy.renderer.geometry.rays").fisheye(
+        SIDE, track.brand.field_of_view, whole=True
+    )
+    seen = load("benchmarks.endoscopy.eager_renderer").eager_radiance(scene, track, whole)
     return type(seen)(*(part[..., lens.pixels] for part in seen))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from benchmarks.adapters.gated_lora import gated_lora
 from benchmarks.registry import Comparison
 
-TESTS = ("tests/core_gates/test_gated_lora.py", "tests/core_gates/test_gated_lora_linear.py")
+TESTS = ("tests/core_gates/ops/test_gated_lora.py", "tests/core_gates/adapters/test_gated_lora.py")
 THREADS = 1
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from benchmarks.registry import Call, Comparison, Load, Work
 
 TESTS = (
-    "tests/core_gates/test_block_sparse_attention.py",
-    "tests/core_gates/test_block_max_attention.py",
+    "tests/core_gates/ops/test_block_sparse_attention.py",
+    "tests/core_gates/ops/test_block_max_attention.py",
 )
 THREADS = 1
 LENGTH, HEAD_DIM = 8192, 64

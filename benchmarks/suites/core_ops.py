@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.registry import Call, Comparison, Load, Work
 
-TESTS = ("tests/core_gates/test_silu_gate.py", "tests/core_gates/test_gate_multiply.py")
+TESTS = ("tests/core_gates/ops/test_silu_gate.py", "tests/core_gates/ops/test_gate_multiply.py")
 SHAPES = {"cpu": (4, 64, 8, 32, 64), "cuda": (8, 192, 13, 46, 90)}
 
 

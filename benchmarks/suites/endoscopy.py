@@ -6,12 +6,12 @@ from benchmarks.endoscopy import cache, gradient_routing, renderer, residual_nor
 from benchmarks.registry import Comparison
 
 TESTS = (
-    "tests/core_gates/test_gradient_routing.py",
-    "tests/endoscopy/test_targets.py",
-    "tests/endoscopy/data/test_cache.py",
-    "tests/core_gates/test_gated_residual_norm.py",
-    "tests/endoscopy/renderer/test_eager.py",
-    "tests/endoscopy/renderer/test_march.py",
+    "tests/core_gates/training/test_gradient_routing.py",
+    "tests/endoscopy/training/test_targets.py",
+    "tests/endoscopy/data/frames/test_cache.py",
+    "tests/core_gates/ops/test_gated_residual_norm.py",
+    "tests/benchmarks/test_eager_renderer.py",
+    "tests/endoscopy/renderer/geometry/test_march.py",
 )
 THREADS = 1
 

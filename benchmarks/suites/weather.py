@@ -7,15 +7,15 @@ from benchmarks.weather import analyses, convolutions, forecasts
 
 TESTS = (
     "tests/weather/test_spherical.py",
-    "tests/weather/test_shallow_water.py",
-    "tests/weather/test_held_suarez.py",
-    "tests/weather/test_adas.py",
-    "tests/weather/test_analysis.py",
+    "tests/weather/models/shallow_water/test_model.py",
+    "tests/weather/models/held_suarez/test_model.py",
+    "tests/weather/models/adas/test_network.py",
+    "tests/weather/models/adas/test_analysis.py",
     "tests/weather/baselines/test_letkf.py",
     "tests/weather/baselines/test_optimal_interpolation.py",
-    "tests/core_gates/test_conv.py",
-    "tests/core_gates/test_silu_gate.py",
-    "tests/core_gates/test_cross.py",
+    "tests/core_gates/conv/test_gated.py",
+    "tests/core_gates/ops/test_silu_gate.py",
+    "tests/core_gates/attention/test_cross.py",
 )
 THREADS = 1
 

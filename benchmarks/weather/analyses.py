@@ -45,7 +45,7 @@ class _TwinWorld:
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self.model = load("weather.models.shallow_water").ShallowWater()
+        self.model = load("weather.models.shallow_water.model").ShallowWater()
         with torch.no_grad():
             states = self.model(self.model.initial_state(MEMBERS + 1, seed=0), 24.0)
         self.ensemble = states[None, 1:]  # (1, M, 3, H, W)
@@ -103,9 +103,9 @@ class _TwinWorld:
         return module.OptimalInterpolation(covariance, scale=0.05)
 
     def _adas(self) -> Any:
-        network = self.load("weather.models.presets").adas_preset("swe", output="increment")
+        network = self.load("weather.models.adas.presets").adas_preset("swe", output="increment")
         normalizer = self.load("weather.state").Normalizer(
             torch.tensor((10000.0, 0.0, 0.0)), torch.tensor(CLIMATE_SD)
         )
-        module = self.load("weather.analysis")
+        module = self.load("weather.models.adas.analysis")
         return module.AdasAnalysis(network, normalizer, torch.tensor(BACKGROUND_SD)).eval()

@@ -25,7 +25,7 @@ def shallow_water() -> Comparison:
     """Return what a member costs in a batch of twenty against alone; the bar is a quarter."""
 
     def build(load: Load) -> Mapping[str, Call]:
-        return forecasts(load("weather.models.shallow_water").ShallowWater())
+        return forecasts(load("weather.models.shallow_water.model").ShallowWater())
 
     return Comparison(
         name="shallow water T21, steps of 3600 s",
@@ -45,7 +45,7 @@ def held_suarez() -> Comparison:
     present = dinosaur.is_installed()
 
     def build(load: Load) -> Mapping[str, Call]:
-        calls = forecasts(load("weather.models.held_suarez").HeldSuarez())
+        calls = forecasts(load("weather.models.held_suarez.model").HeldSuarez())
         if present:
             calls[peer] = dinosaur.held_suarez_run(HELD_SUAREZ_STEPS).call
             calls[peers] = dinosaur.held_suarez_run(HELD_SUAREZ_STEPS, members=MEMBERS).call

@@ -15,7 +15,7 @@ from core_gates.attention.head_gate import (
     check_option,
 )
 from core_gates.attention.rotary import rotate
-from core_gates.gates.padding import check_padding_mask
+from core_gates.padding import check_padding_mask
 
 Position = Literal["none", "G1", "G2", "G3", "G4", "G5"]
 INIT_STD = 0.02

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from core_gates.attention.block_pooling import parse_pooling, pool_blocks
 from core_gates.attention.rotary import rotate
-from core_gates.gates.padding import check_padding_mask
+from core_gates.padding import check_padding_mask
 
 INIT_STD = 0.02
 

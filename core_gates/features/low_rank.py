@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.numerics import linear_fp32
+from core_gates.numerics import linear_fp32
 
 
 class LowRankFeatureGate(nn.Module):

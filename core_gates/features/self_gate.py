@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.numerics import linear_fp32
+from core_gates.numerics import linear_fp32
 
 
 class SelfGate(nn.Module):

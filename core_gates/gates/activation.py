@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.collectives import gathered
-from core_gates.gates.base import Gate
-from core_gates.gates.numerics import linear_fp32
-from core_gates.gates.routing import RoutingOutput
-from core_gates.schedules import Schedule
+from core_gates.numerics import linear_fp32
+from core_gates.routing.base import Gate
+from core_gates.routing.output import RoutingOutput
+from core_gates.routing.schedules import Schedule
 
 Activation = Literal["identity", "tanh", "sigmoid", "gelu", "silu"]
 

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.gates.balanced_assignment import balanced_assignment
-from core_gates.gates.base import Gate
-from core_gates.gates.groups import group_positions, ungroup_positions
-from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
-from core_gates.gates.routing import RoutingOutput
+from core_gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.routing.balanced_assignment import balanced_assignment
+from core_gates.routing.base import Gate
+from core_gates.routing.groups import group_positions, ungroup_positions
+from core_gates.routing.output import RoutingOutput
 
 
 class BaseLayerGate(Gate):

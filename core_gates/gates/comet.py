@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.base import Gate
-from core_gates.gates.comet_tree import leaf_probabilities, row_products, walk
-from core_gates.gates.numerics import linear_fp32
-from core_gates.gates.padding import check_padding_mask
-from core_gates.gates.regularizers import selection_entropy
-from core_gates.gates.routing import RoutingOutput
+from core_gates.numerics import linear_fp32
 from core_gates.ops.smooth_step.op import check_gamma, smooth_step
+from core_gates.padding import check_padding_mask
+from core_gates.routing.base import Gate
+from core_gates.routing.output import RoutingOutput
+from core_gates.routing.regularizers import selection_entropy
+from core_gates.routing.trees import leaf_probabilities, row_products, walk
 
 
 class CometGate(Gate):

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
-from core_gates.gates.regularizers import mean_over_positions
-from core_gates.gates.routing import RoutingOutput
-from core_gates.gates.staged import StagedGate
-from core_gates.spawn import StagedSchedule
+from core_gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.routing.output import RoutingOutput
+from core_gates.routing.regularizers import mean_over_positions
+from core_gates.routing.schedules import StagedSchedule
+from core_gates.routing.staged import StagedGate
 
 Combine = Literal["gumbel", "softmax"]
 
@@ -27,7 +27,7 @@ class DenseToSparseGate(StagedGate):
 
     Evaluation goes by the phase too. Phase and temperature follow ``stages``, one step per
     :meth:`update`; at the end of the phase ``shared`` it is for the training to call
-    :func:`~core_gates.spawn.spawn_experts`. The loss ``balance`` is
+    :func:`~core_gates.moe.spawn.spawn_experts`. The loss ``balance`` is
     ``E Σ_e mean_t(weight) mean_t(is used)``: E if all experts are used equally, 1 if one per
     position is; its gradient goes through the weights only.
 

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.base import Gate
-from core_gates.gates.numerics import linear_fp32
-from core_gates.gates.padding import check_padding_mask
-from core_gates.gates.regularizers import selection_entropy, sum_over_positions
-from core_gates.gates.routing import RoutingOutput
+from core_gates.numerics import linear_fp32
 from core_gates.ops.smooth_step.op import check_gamma, smooth_step
+from core_gates.padding import check_padding_mask
+from core_gates.routing.base import Gate
+from core_gates.routing.output import RoutingOutput
+from core_gates.routing.regularizers import selection_entropy, sum_over_positions
 
 _MASS_EPS = 1e-6
 

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.base import Gate
-from core_gates.gates.capacity import CapacityRule, check_capacity, group_capacity
-from core_gates.gates.groups import group_positions, ungroup_positions
-from core_gates.gates.numerics import linear_fp32
-from core_gates.gates.routing import RoutingOutput
+from core_gates.numerics import linear_fp32
+from core_gates.routing.base import Gate
+from core_gates.routing.capacity import CapacityRule, check_capacity, group_capacity
+from core_gates.routing.groups import group_positions, ungroup_positions
+from core_gates.routing.output import RoutingOutput
 
 
 class ExpertChoiceGate(Gate):
@@ -23,7 +23,7 @@ class ExpertChoiceGate(Gate):
         dim: Features of a position.
         num_experts: Number of experts.
         capacity_factor: Mean number of experts of a position, cf.
-        capacity_rule: How C is rounded, see :func:`core_gates.gates.capacity.capacity`.
+        capacity_rule: How C is rounded, see :func:`core_gates.routing.capacity.capacity`.
         count_padding: Whether ignored positions count as tokens in the capacity.
         group_dim: Dimension of ``x`` along which positions compete; all positions if None.
         bias: Whether the logits have a bias.

@@ -5,11 +5,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.base import Gate
-from core_gates.gates.capacity import CapacityRule, check_capacity, limit_capacity
-from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
-from core_gates.gates.padding import check_padding_mask
-from core_gates.gates.routing import RoutingOutput
+from core_gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.padding import check_padding_mask
+from core_gates.routing.base import Gate
+from core_gates.routing.capacity import CapacityRule, check_capacity, limit_capacity
+from core_gates.routing.output import RoutingOutput
 
 SecondPolicy = Literal["random", "sampling", "all"]
 

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.base import Gate
-from core_gates.gates.numerics import linear_fp32
-from core_gates.gates.routing import RoutingOutput
-from core_gates.losses import l0_loss
+from core_gates.numerics import linear_fp32
+from core_gates.routing.base import Gate
+from core_gates.routing.losses import l0_loss
+from core_gates.routing.output import RoutingOutput
 
 
 class HardConcreteGate(Gate):

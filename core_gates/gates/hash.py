@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from core_gates.gates.base import Gate
-from core_gates.gates.padding import check_padding_mask
-from core_gates.gates.routing import RoutingOutput
+from core_gates.padding import check_padding_mask
+from core_gates.routing.base import Gate
+from core_gates.routing.output import RoutingOutput
 
 HashTable = Literal["balanced", "random"]
 

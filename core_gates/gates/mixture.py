@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.base import Gate
-from core_gates.gates.numerics import linear_fp32
+from core_gates.numerics import linear_fp32
 from core_gates.ops.multi_gate_mix import reference
 from core_gates.ops.multi_gate_mix.op import multi_gate_mix
+from core_gates.routing.base import Gate
 
 
 class MultiGate(nn.Module):

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.gates.base import Gate
-from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
-from core_gates.gates.routing import RoutingOutput
-from core_gates.losses import importance_loss
+from core_gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.routing.base import Gate
+from core_gates.routing.losses import importance_loss
+from core_gates.routing.output import RoutingOutput
 
 _MIN_STD = 0.01
 

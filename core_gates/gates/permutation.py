@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.collectives import gathered
-from core_gates.gates.base import Gate
-from core_gates.gates.numerics import linear_fp32
-from core_gates.gates.permutation_search import (
+from core_gates.numerics import linear_fp32
+from core_gates.routing.base import Gate
+from core_gates.routing.output import RoutingOutput
+from core_gates.routing.permutation_search import (
     PermutationSearch,
     nearest_permutations,
     permutation_entropy,
     sinkhorn,
 )
-from core_gates.gates.routing import RoutingOutput
-from core_gates.gates.staged import StagedGate
+from core_gates.routing.staged import StagedGate
 
 
 class PermutedGate(StagedGate):
@@ -27,7 +27,7 @@ class PermutedGate(StagedGate):
     which makes any gate dense; evaluation uses the nearest permutation (the best assignment, by
     SciPy). Phase ``permuted``: Π is fixed, and a gate with indices keeps them. Phases follow the
     updates of this gate; the wrapped one is updated for itself by
-    :func:`~core_gates.gates.collect.update_gates`.
+    :func:`~core_gates.routing.collect.update_gates`.
 
     The loss ``permutation_entropy`` joins the losses of the gate: the entropies of Π and of Π with
     rows scaled to sum 1, means over the permutations (published weight: 1e-4). After the search it

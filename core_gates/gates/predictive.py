@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from core_gates.gates.base import Gate
-from core_gates.gates.numerics import lowest_index_top_k
-from core_gates.gates.routing import RoutingOutput
+from core_gates.numerics import lowest_index_top_k
+from core_gates.routing.base import Gate
+from core_gates.routing.output import RoutingOutput
 
 Ahead = Mapping[int, RoutingOutput]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from core_gates.gates.base import Gate
-from core_gates.gates.numerics import linear_fp32
-from core_gates.gates.routing import RoutingOutput
+from core_gates.numerics import linear_fp32
+from core_gates.routing.base import Gate
+from core_gates.routing.output import RoutingOutput
 
 _BOUNDS = (1e-16, 1e16)  # where λ can still turn back within a few hundred steps
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from core_gates.gates.base import Gate
-from core_gates.gates.counts import count_routed
-from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
-from core_gates.gates.routing import RoutingOutput
+from core_gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.routing.base import Gate
+from core_gates.routing.counts import count_routed
+from core_gates.routing.output import RoutingOutput
 
 
 class SigmoidGate(Gate):

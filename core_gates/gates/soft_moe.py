@@ -5,10 +5,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.base import Gate
-from core_gates.gates.numerics import linear_fp32
-from core_gates.gates.padding import check_padding_mask
-from core_gates.gates.routing import RoutingOutput
+from core_gates.numerics import linear_fp32
+from core_gates.padding import check_padding_mask
+from core_gates.routing.base import Gate
+from core_gates.routing.output import RoutingOutput
 
 _EPS = 1e-6
 

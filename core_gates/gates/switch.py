@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.base import Gate
-from core_gates.gates.capacity import CapacityRule, check_capacity, limit_capacity
-from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
-from core_gates.gates.routing import RoutingOutput
+from core_gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.routing.base import Gate
+from core_gates.routing.capacity import CapacityRule, check_capacity, limit_capacity
+from core_gates.routing.output import RoutingOutput
 
 
 class SwitchGate(Gate):
@@ -23,7 +23,8 @@ class SwitchGate(Gate):
         capacity_factor: Room of an expert in training over that of a balanced routing; None drops
             nothing.
         eval_capacity_factor: The same in evaluation.
-        capacity_rule: How the capacity is rounded; see :func:`~core_gates.gates.capacity.capacity`.
+        capacity_rule: How the capacity is rounded; see
+            :func:`~core_gates.routing.capacity.capacity`.
         count_padding: Whether ignored positions count as tokens in the capacity.
         group_dim: Dimension of ``x`` whose positions share the room; all positions if None.
         jitter: Half width of the noise on the input; 0 for none.

@@ -5,9 +5,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.base import Gate
-from core_gates.gates.numerics import linear_fp32
-from core_gates.gates.routing import RoutingOutput
+from core_gates.numerics import linear_fp32
+from core_gates.routing.base import Gate
+from core_gates.routing.output import RoutingOutput
 
 
 class _SubsetGate(Gate):

@@ -12,23 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
-from endoscopy.data.cache import FrameCache
-from endoscopy.data.dataset import PolypBatches, PolypFrames
-from endoscopy.data.folds import Folds, Level, Split
-from endoscopy.data.frame_reader import FrameReader
-from endoscopy.data.frame_store import StoreForm
-from endoscopy.data.frame_table import FrameTable, concatenate
-from endoscopy.data.loader import BatchOrder, FrameLoader
-from endoscopy.data.random_split import draw_objects, split_by_counts
-from endoscopy.data.read_report import ReadReport
-from endoscopy.data.read_table import read_frame_table
-from endoscopy.data.real_colon import read_real_colon
-from endoscopy.data.samplers import EpochSampler, ObjectBalancedSampler, WeightedFrameSampler
-from endoscopy.data.splits import audit5, make_folds, official_hag6, read_folds, strata
-from endoscopy.data.streams import NEEDS_DEPTH, check_streams
-from endoscopy.data.sun import read_sun
-from endoscopy.data.transforms import Recipe, train_pipeline
-from endoscopy.provenance import object_keys
+from endoscopy.data.frames.cache import FrameCache
+from endoscopy.data.frames.dataset import PolypBatches, PolypFrames
+from endoscopy.data.frames.loader import BatchOrder, FrameLoader
+from endoscopy.data.frames.reader import FrameReader
+from endoscopy.data.frames.samplers import EpochSampler, ObjectBalancedSampler, WeightedFrameSampler
+from endoscopy.data.frames.store import StoreForm
+from endoscopy.data.frames.streams import NEEDS_DEPTH, check_streams
+from endoscopy.data.frames.transforms import Recipe, train_pipeline
+from endoscopy.data.readers.real_colon import read_real_colon
+from endoscopy.data.readers.report import ReadReport
+from endoscopy.data.readers.sun import read_sun
+from endoscopy.data.readers.table import read_frame_table
+from endoscopy.data.splits.folds import Folds, Level, Split
+from endoscopy.data.splits.published import audit5, make_folds, official_hag6, read_folds, strata
+from endoscopy.data.splits.random import draw_objects, split_by_counts
+from endoscopy.data.tables.frame_table import FrameTable, concatenate
+from endoscopy.data.provenance import object_keys
 
 Part = Literal["train", "validation", "test", "calibration"]
 SplitKind = Literal["audit5", "hag6", "made", "file", "counts"]
@@ -36,14 +36,14 @@ WITH_MASK = frozenset({"rgb_mask", "rgb_mask_depth"})
 
 
 class PolypSizingDataModule(L.LightningDataModule):
-    """Frames of lesions with their sizes, for :class:`endoscopy.module.SizingModule`.
+    """Frames of lesions with their sizes, for :class:`endoscopy.training.module.SizingModule`.
 
     Name one source or several, which are joined. Evaluation parts take the first frames of every
-    object, in order. A batch is what :func:`endoscopy.data.dataset.collate` returns.
+    object, in order. A batch is what :func:`endoscopy.data.frames.dataset.collate` returns.
 
     Args:
         table: Parquet file, CSV file or folder of CSV parts, see
-            :func:`endoscopy.data.read_table.read_frame_table`.
+            :func:`endoscopy.data.readers.table.read_frame_table`.
         real_colon: Folder in the layout of REAL-Colon.
         sun: Folder in the layout of SUN.
         synthetic: Folder of rendered data.
@@ -58,7 +58,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         validation_objects: Of ``counts``.
         calibration_objects: Of ``counts``.
         test_objects: Of ``counts``.
-        streams: What the network is fed, see :data:`endoscopy.data.streams.STREAMS`.
+        streams: What the network is fed, see :data:`endoscopy.data.frames.streams.STREAMS`.
         size: Pixels of a side.
         aperture: Radius of a round aperture in half sides; none by default.
         batch_size: Frames of a step over all ranks.
@@ -66,7 +66,7 @@ class PolypSizingDataModule(L.LightningDataModule):
             draw by weights.
         frames_per_object: Drawn of each object in an epoch of training.
         eval_frames_per_object: Most frames of an object in the other parts.
-        augmentation: Recipe of :func:`endoscopy.data.transforms.train_pipeline`.
+        augmentation: Recipe of :func:`endoscopy.data.frames.transforms.train_pipeline`.
         cache_folder: Parent of the cache of decoded frames; none by default.
         cache_form: ``raw`` or ``jpeg``.
         cache_epochs: Epochs whose training frames the cache holds; others are decoded.

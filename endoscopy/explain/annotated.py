@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from endoscopy.bundle import SizingBundle
+from endoscopy.bundles.contents import SizingBundle
 from endoscopy.explain.attention import attention_maps
 from endoscopy.explain.overlay import overlay
 from endoscopy.explain.strip import drawn_frames
+from endoscopy.inference.prediction import Prediction, network_frame
 from endoscopy.inputs.kind import frames
 from endoscopy.inputs.locations import Locator
 from endoscopy.plots.style import BLUE, ORANGE
-from endoscopy.prediction import Prediction, network_frame
 
 SIDE = 480  # pixels; smaller frames are enlarged to about that
 CORNERS = ["bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax"]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from core_gates.errors import GatesError
-from endoscopy.bundle import SizingBundle
-from endoscopy.data.dataset import Sample, collate
-from endoscopy.data.transforms import Frame
+from endoscopy.bundles.contents import SizingBundle
+from endoscopy.data.frames.dataset import Sample, collate
+from endoscopy.data.frames.transforms import Frame
 from endoscopy.explain.grad_cam import grad_cam
 from endoscopy.explain.rollout import attention_rollout
 

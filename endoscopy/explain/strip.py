@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from endoscopy.bundles.scope import NO_CALIBRATION
 from endoscopy.plots.style import (
     BLUE,
     GRID,
@@ -20,7 +21,6 @@ from endoscopy.plots.style import (
     new_figure,
     place,
 )
-from endoscopy.scope import NO_CALIBRATION
 
 FRAME = 1.3  # inches
 GAP = 0.07

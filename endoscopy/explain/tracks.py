@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
+from endoscopy.bundles.scope import Scope
 from endoscopy.explain.strip import Track, drawn_frames
+from endoscopy.inference.prediction import Prediction
 from endoscopy.inputs.kind import frames
-from endoscopy.prediction import Prediction
-from endoscopy.scope import Scope
 
 
 def tracks_of(
@@ -26,7 +26,7 @@ def tracks_of(
 
     Args:
         prediction: Of the source.
-        objects: From :func:`endoscopy.prediction.objects_of`, in millimeters.
+        objects: From :func:`endoscopy.inference.prediction.objects_of`, in millimeters.
         scope: Of the model; sizes become an index where it is not calibrated for the source.
         source: The source itself.
         most: Objects at most; those of the most frames come first.

@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from core_gates.errors import GatesError
-from endoscopy.data.boxes import SMALLEST_AREA, SMALLEST_RENDERED, mend_boxes
-from endoscopy.data.read_report import ReadReport
+from endoscopy.bundles.scope import SYNTHETIC
+from endoscopy.data.readers.report import ReadReport
+from endoscopy.data.tables.boxes import SMALLEST_AREA, SMALLEST_RENDERED, mend_boxes
 from endoscopy.inputs.content import stated_part, trim_black
 from endoscopy.inputs.frame import InputFrame, InputReport
 from endoscopy.inputs.image_files import natural_key
-from endoscopy.scope import SYNTHETIC
 
 Box = tuple[float, float, float, float]
 

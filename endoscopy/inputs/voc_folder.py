@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from core_gates.errors import GatesError
-from endoscopy.data.voc import read_voc
+from endoscopy.data.readers.voc import read_voc
 from endoscopy.inputs.locations import AnnotatedLocations, Annotation, Lesion
 
 

@@ -8,7 +8,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
-from endoscopy.data.streams import STREAMS
+from endoscopy.data.frames.streams import STREAMS
 from endoscopy.models.gate_kinds import GateKind, gate_trunk
 from endoscopy.models.heads import NUM_GEOMETRY, GatedHead, LinearHead
 from endoscopy.models.trunks import build_trunk
@@ -22,7 +22,8 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
     Args:
         trunk: ``tiny_resnet`` or any model of timm, built anew for each stream.
         streams: Names of the streams, in the order in which their features are joined; those that
-            :data:`endoscopy.data.streams.STREAMS` does not know with their number of channels, as
+            :data:`endoscopy.data.frames.streams.STREAMS` does not know with their number of channels,
+            as
             pairs or all in a mapping.
         outputs: Numbers that the network returns: 1 for millimeters, more for ordinal or classes.
         gates: Kind of the gates, see :func:`endoscopy.models.gate_kinds.gate_trunk`.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from endoscopy.renderer.brand import BRANDS, Brand
 from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.field import field
+from endoscopy.renderer.geometry.field import field
 from endoscopy.renderer.randomness import Purpose, numpy_generator
 from endoscopy.renderer.scene import Scene
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from endoscopy.renderer.brand import Brand
 from endoscopy.renderer.config import Exposure
-from endoscopy.renderer.rays import Lens
+from endoscopy.renderer.geometry.rays import Lens
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 TARGET_LUMINANCE = 0.22

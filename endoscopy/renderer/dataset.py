@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from core_gates.errors import GatesError
-from endoscopy.data.voc import VocAnnotation, VocObject, write_voc
+from endoscopy.data.readers.voc import VocAnnotation, VocObject, write_voc
 from endoscopy.renderer.camera import Track, draw_track
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.renderer.render import RenderedObject, render_object

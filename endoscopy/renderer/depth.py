@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from endoscopy.renderer.rays import FAR
+from endoscopy.renderer.geometry.rays import FAR
 
 NOISE = 0.03
 NEAREST = 1.0

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from endoscopy.renderer.camera import Track
-from endoscopy.renderer.march import march
-from endoscopy.renderer.rays import Lens, Rays, camera_rays
+from endoscopy.renderer.geometry.march import march
+from endoscopy.renderer.geometry.rays import Lens, Rays, camera_rays
 from endoscopy.renderer.scene import Scene
 from endoscopy.renderer.shading import LIGHT_OFFSET, shade
 

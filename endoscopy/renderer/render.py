@@ -10,9 +10,9 @@ from endoscopy.renderer.camera import Track, draw_track
 from endoscopy.renderer.camera_response import expose
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.renderer.depth import degrade
+from endoscopy.renderer.geometry.rays import FAR, Lens, fisheye
 from endoscopy.renderer.radiance import Radiance, render_radiance
 from endoscopy.renderer.randomness import Purpose, torch_generator
-from endoscopy.renderer.rays import FAR, Lens, fisheye
 from endoscopy.renderer.scene import Scene, draw_scene
 
 MakeRadiance = Callable[[Scene, Track, Lens], Radiance]

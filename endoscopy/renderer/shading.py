@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from endoscopy.renderer.rays import FAR, Rays
+from endoscopy.renderer.geometry.rays import FAR, Rays
+from endoscopy.renderer.geometry.surface import Vectors, surface
 from endoscopy.renderer.scene import Scene
-from endoscopy.renderer.surface import Vectors, surface
 
 LIGHT_OFFSET = 2.0
 LIGHT_POWER = 260.0

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from apps.cli import GatesCLI
 from apps.main import APPS, App, main
 from core_gates.errors import GatesError, MissingExtraError
+from harness.command.cli import GatesCLI
 
 
 def cpu_seconds(command):

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 from benchmarks.registry import load_suite
 from benchmarks.run import load_head, measure
 from benchmarks.weather import analyses, convolutions, dinosaur, forecasts
-from weather.models.held_suarez import HeldSuarez
-from weather.models.shallow_water import ShallowWater
+from weather.models.held_suarez.model import HeldSuarez
+from weather.models.shallow_water.model import ShallowWater
 
 
 def build(comparison):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from core_gates.gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.numerics import linear_fp32, lowest_index_top_k
 
 SCORES = st.sampled_from([-torch.inf, -1.0, 0.0, 0.5, 0.5000001, 2.0])
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.distributed import get_rank, is_initialized
 
-from weather.data.batch import AssimilationBatch, generator
-from weather.data.stream import AssimilationDataModule
 from weather.grid import gaussian_grid
-from weather.models.adas import Adas
-from weather.module import AdasModule
+from weather.models.adas.network import Adas
 from weather.observations.gridded import GriddedObservations
 from weather.state import SHALLOW_WATER, Normalizer
+from weather.training.batch import AssimilationBatch, generator
+from weather.training.module import AdasModule
+from weather.training.stream import AssimilationDataModule
 
 STEPS, TIMELINES, BLOCK = 8, 4, 4
 UNIMPORTANT = (

@@ -9,9 +9,9 @@ import torch
 from torch.distributed import get_rank, is_initialized
 from torch.utils.data import DataLoader, DistributedSampler
 
-from core_gates.sync_batch_norm import SyncBatchNorm
+from core_gates.training.sync_batch_norm import SyncBatchNorm
 from endoscopy.models import tiny_resnet
-from endoscopy.module import SizingModule
+from endoscopy.training.module import SizingModule
 
 UNIMPORTANT = (".*does not have many workers", ".*LeafSpec")
 STEPS, BATCH = 5, 8

@@ -94,10 +94,10 @@ def write():
 
 def write_weights(folder, **changes):
     """Write an untrained sizing network for 64 pixels with intervals."""
-    from endoscopy.bundle import SizingBundle
+    from endoscopy.bundles.contents import SizingBundle
     from endoscopy.evaluation.conformal import SplitConformal
     from endoscopy.models.presets import tiny_resnet
-    from endoscopy.targets import LogSize
+    from endoscopy.training.targets import LogSize
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

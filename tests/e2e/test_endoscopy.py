@@ -15,15 +15,15 @@ import pytest
 import torch
 import yaml
 
-from apps.endoscopy import FUNCTIONS, EndoscopyCLI, EndoscopyTrainer
+from apps.endoscopy.commands import FUNCTIONS, EndoscopyCLI, EndoscopyTrainer
 from apps.main import APPS
-from endoscopy.bundle import load_bundle
-from endoscopy.data.frame_table import REQUIRED
-from endoscopy.data.real_colon import read_real_colon
-from endoscopy.data.sun import read_sun
+from endoscopy.bundles.contents import load_bundle
+from endoscopy.data.readers.real_colon import read_real_colon
+from endoscopy.data.readers.sun import read_sun
+from endoscopy.data.tables.frame_table import REQUIRED
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "apps" / "configs" / "endoscopy").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "apps" / "endoscopy" / "configs").glob("*.yaml"))
 RUN = Path("runs/endoscopy/unit")
 
 

@@ -1,8 +1,8 @@
 """The endoscopy stop of the tour, with the shipped network on a few rendered polyps."""
 
-from apps import endoscopy_tour
-from apps.report import Page
+from apps.endoscopy.commands import tour as endoscopy_tour
 from apps.tour import STOPS
+from harness.report.page import Page
 
 
 def test_the_stop_sizes_fresh_polyps_beside_both_baselines(monkeypatch, tmp_path):
@@ -24,4 +24,4 @@ def test_the_stop_sizes_fresh_polyps_beside_both_baselines(monkeypatch, tmp_path
 
 
 def test_the_stop_is_on_the_tour():
-    assert ("endoscopy", "apps.endoscopy_tour:tour") in STOPS
+    assert ("endoscopy", "apps.endoscopy.tour:tour") in STOPS

@@ -16,10 +16,10 @@ import yaml
 from safetensors.torch import load_file
 
 from apps.main import APPS
-from apps.weather import WeatherCLI, WeatherTrainer
+from apps.weather.commands import WeatherCLI, WeatherTrainer
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "apps" / "configs" / "weather").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "apps" / "weather" / "configs").glob("*.yaml"))
 NATURE = "runs/weather/unit/nature.zarr"
 
 
@@ -156,7 +156,7 @@ def test_an_interrupted_tuning_goes_on(gates, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("apps.weather_training.Networks.fit", interrupted)
+        patch.setattr("apps.weather.training.Networks.fit", interrupted)
         assert gates("weather", "tune", "--config", "unit", *words).code == 130
     folder = gates.folder / "runs/weather/broken"
     assert begun == ["adas_increment"]

@@ -450,7 +450,7 @@ def test_a_store_is_replaced_only_when_asked(gates, folder):
             "2 of 2 analyses are not finite, the first of .*: check the weights",
         ),
         (
-            "apps.weather_assimilation.background_sd",
+            "apps.weather.assimilation.background_sd",
             lambda source, task: torch.tensor([1.0, torch.nan, 0.0]),
             "the background error of 0.1/perfect is .*nan, 0.0.*, expected positive numbers: give",
         ),

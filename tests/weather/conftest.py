@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from weather.experiments.twin import TwinWorld
-from weather.experiments.twin_source import TwinSource
-from weather.models.adas import Adas
-from weather.models.shallow_water import ShallowWater
+from weather.experiments.twin.source import TwinSource
+from weather.experiments.twin.world import TwinWorld
+from weather.models.adas.network import Adas
+from weather.models.shallow_water.model import ShallowWater
 
 COARSE = {"truncation": 12, "num_latitudes": 16, "num_longitudes": 32, "time_step": 3600.0}
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from weather.baselines.assimilator import Assimilator
 from weather.cycle import CycleStep
-from weather.data.batch import generator
 from weather.grid import Grid
 from weather.metrics import DepartureSums
 from weather.observations.gridded import GriddedObservations
 from weather.observations.network import bernoulli_network
+from weather.training.batch import generator
 
 WITHHELD_SHARE = 0.1
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.numerics import linear_fp32
-from core_gates.gates.padding import check_padding_mask
+from core_gates.numerics import linear_fp32
+from core_gates.padding import check_padding_mask
 
 
 class Activation(NamedTuple):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.padding import check_padding_mask
+from core_gates.padding import check_padding_mask
 
 _LARGEST_DECAY = 1 - 2**-24  # the logarithm of what is left stays finite
 

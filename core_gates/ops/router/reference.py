@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from core_gates.gates.numerics import lowest_index_top_k
+from core_gates.numerics import lowest_index_top_k
 
 
 def forward(

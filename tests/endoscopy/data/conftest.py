@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from endoscopy.data.frame_table import FrameTable
+from endoscopy.data.tables.frame_table import FrameTable
 
 TESTS = Path(__file__).parents[2]
 

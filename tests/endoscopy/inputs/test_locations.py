@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from core_gates.errors import GatesError
-from endoscopy.data.voc import VocAnnotation, VocObject, write_voc
+from endoscopy.data.readers.voc import VocAnnotation, VocObject, write_voc
 from endoscopy.inputs.boxes_csv import CsvLocations
 from endoscopy.inputs.content import stated_part, trim_black
 from endoscopy.inputs.frame import InputReport

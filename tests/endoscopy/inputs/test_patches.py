@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from core_gates.errors import GatesError
+from endoscopy.inference.patch_features import patch_features, position_features
+from endoscopy.inference.patches import case_of_name, cut_patches, patch_study
 from endoscopy.inputs.boxes_csv import CsvLocations
-from endoscopy.patch_features import patch_features, position_features
-from endoscopy.patches import case_of_name, cut_patches, patch_study
 
 
 def planted(folder, cases, *, bump, seed=0):

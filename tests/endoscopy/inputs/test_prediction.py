@@ -12,17 +12,17 @@ from PIL import Image
 from torch import nn
 
 from core_gates.errors import GatesError
-from endoscopy.bundle import SizingBundle, load_bundle
+from endoscopy.bundles.contents import SizingBundle, load_bundle
+from endoscopy.bundles.quality import fit_quality
+from endoscopy.bundles.scope import Scope
 from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.explain.tracks import tracks_of
+from endoscopy.inference.prediction import objects_of, predict
 from endoscopy.inputs.boxes_csv import CsvLocations
 from endoscopy.inputs.mask_files import MaskLocations
 from endoscopy.models.presets import tiny_resnet
-from endoscopy.prediction import objects_of, predict
-from endoscopy.quality import fit_quality
-from endoscopy.scope import Scope
-from endoscopy.segmenter import AutomaticLocations, Segmenter
-from endoscopy.targets import Classes, LogSize, Ordinal, ScaledMillimeters
+from endoscopy.segmentation.segmenter import AutomaticLocations, Segmenter
+from endoscopy.training.targets import Classes, LogSize, Ordinal, ScaledMillimeters
 
 NUMBERS = ["predicted_mm", "sharpness", "bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.rays import Rays
+from endoscopy.renderer.geometry.rays import Rays
 from endoscopy.renderer.scene import SHAPES, draw_scene
 
 

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from endoscopy.renderer.camera import CLEARANCE, draw_track
 from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.field import field
+from endoscopy.renderer.geometry.field import field
 from endoscopy.renderer.scene import draw_scene
 
 

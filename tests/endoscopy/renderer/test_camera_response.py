@@ -5,7 +5,7 @@ from torch.testing import assert_close
 from endoscopy.renderer import camera_response
 from endoscopy.renderer.brand import BRANDS
 from endoscopy.renderer.camera_response import expose, gains, mean_luminance, tone, vignetting
-from endoscopy.renderer.rays import fisheye
+from endoscopy.renderer.geometry.rays import fisheye
 
 SIDE = 48
 LENS = fisheye(SIDE, 140.0)

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.field import polyp, smooth_minimum, wall
+from endoscopy.renderer.geometry.field import polyp, smooth_minimum, wall
 from endoscopy.renderer.scene import SHAPES, draw_scene
 
 

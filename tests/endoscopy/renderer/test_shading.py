@@ -5,9 +5,9 @@ from torch.testing import assert_close
 
 from endoscopy.renderer.brand import BRANDS
 from endoscopy.renderer.camera import Track
-from endoscopy.renderer.march import march
+from endoscopy.renderer.geometry.march import march
+from endoscopy.renderer.geometry.rays import FAR, camera_rays, fisheye
 from endoscopy.renderer.radiance import render_radiance
-from endoscopy.renderer.rays import FAR, camera_rays, fisheye
 from endoscopy.renderer.shading import LIGHT_POWER, shade
 
 

@@ -1,0 +1,1 @@
+"""``gates endoscopy``: polyp sizing with feature-selection gates and gradient routing."""

@@ -1,0 +1,269 @@
+"""``gates endoscopy``: polyp sizing with feature-selection gates and gradient routing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from apps.endoscopy.audit import Audit, Study, write_audit
+from apps.endoscopy.evaluation import Bars
+from apps.endoscopy.honest import HonestTable
+from apps.endoscopy.preparing import download_real_colon, prepare_data
+from apps.endoscopy.provenance import Recipe
+from apps.endoscopy.rendering import MAIN, SHIFTS, Rendering
+from apps.endoscopy.report import endoscopy_report
+from apps.endoscopy.scoring import render_missing, score, score_honest
+from apps.endoscopy.training import Sizers, keep_fit
+from apps.endoscopy.weights import find_segmenter
+from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.models import load_timm_weights
+from endoscopy.training.module import SizingModule
+from endoscopy.training.variants import CONFIGURED
+from harness.command.cli import GatesCLI
+from harness.command.verbs import FunctionVerb, run_verb
+from harness.runs.trainer import GatesTrainer
+
+DEFAULT_CONFIG = "synthetic"  # of verbs that need no data
+FUNCTIONS = {
+    "predict": FunctionVerb("apps.endoscopy.predict.command:predict", "sources"),
+    "export": FunctionVerb("apps.endoscopy.export:export"),
+    "demo": FunctionVerb("apps.endoscopy.demo.command:demo"),
+}
+"""Verbs that need neither data nor a Trainer."""
+
+
+class EndoscopyTrainer(GatesTrainer):
+    """The verbs of ``gates endoscopy``; ``fit`` is Lightning's own.
+
+    Attributes:
+        rendering: Rendered sets of the configuration.
+        timm_weights: State dict of timm that trainings start from.
+        recipe: How trainings of ``evaluate`` and ``audit`` go, which is as ``fit`` trains.
+    """
+
+    rendering: Rendering
+    timm_weights: str | None = None
+    recipe: Recipe
+
+    def render(
+        self,
+        model: SizingModule,
+        datamodule: PolypSizingDataModule,
+        sets: tuple[str, ...] = (MAIN, *SHIFTS),
+    ) -> None:
+        """Render colonoscopies of known truth; a killed rendering goes on where it stopped.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            sets: ``main``, which is trained on; ``agc`` and ``brand_b``, seen with automatic
+                exposure and through another endoscope.
+        """
+        del model
+        for one in self.rendering.render(datamodule, sets):
+            print(one.folder)
+
+    def prepare(
+        self,
+        model: SizingModule,
+        datamodule: PolypSizingDataModule,
+        download: str | None = None,
+        manifest: str | None = None,
+    ) -> None:
+        """Read raw data, report every fault, build the cache and write one frame table.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            download: Folder into which REAL-Colon is downloaded first (about 880 GB), and from
+                which it is read; a download that was stopped goes on.
+            manifest: JSON list of the files to download; that of figshare by default.
+        """
+        del model
+        if download is not None:
+            download_real_colon(datamodule, download, manifest)
+        render_missing(datamodule, self.rendering, (MAIN,))
+        print(prepare_data(datamodule, self.run_folder.path))
+
+    def evaluate(
+        self,
+        model: SizingModule,
+        datamodule: PolypSizingDataModule,
+        variants: tuple[str, ...] = (CONFIGURED,),
+        seeds: tuple[int, ...] = (0,),
+        folds: tuple[int, ...] = (),
+        shifts: tuple[str, ...] = (),
+        bars: Bars | None = None,
+        train_objects: tuple[int, ...] = (),
+        steps: int = 900,
+        trials: dict[str, list[dict[str, float]]] | None = None,
+        trial_objects: int = 150,
+        quick: bool = False,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Score networks beside a constant and the apparent area; train first what is missing.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            variants: What is compared, see :data:`endoscopy.training.variants.VARIANTS`; bars,
+                intervals and shifts are about the first.
+            seeds: Seeds of each variant.
+            folds: Folds whose test parts are scored together; that of the data if none is named.
+            shifts: Rendered sets on which the first variant is scored, too.
+            bars: What must be reached.
+            train_objects: Numbers of training objects of the honest table, which compares the
+                variants with ``plain`` at each; none for the evaluation of one configuration.
+            steps: Optimizer steps of every training of the honest table.
+            trials: Settings that are tried for each variant of the honest table.
+            trial_objects: Training objects of a trial.
+            quick: A short look: nothing is trained, no shifts, no bars.
+            ckpt_path: A checkpoint or folder of weights to score in place of all seeds; no bars.
+        """
+        sizers = self.sizers(model, datamodule)
+        if train_objects:
+            table = HonestTable(
+                sizers,
+                variants,
+                train_objects,
+                seeds,
+                steps,
+                trials,
+                trial_objects,
+                cut_offs=model.cut_offs,
+            )
+            score_honest(table, self.config_path, self.rendering)
+            return
+        if ckpt_path:
+            sizers.pinned, variants, seeds = Path(ckpt_path), variants[:1], seeds[:1]
+        score(
+            sizers,
+            self.rendering,
+            self.config_path,
+            variants=variants,
+            seeds=seeds,
+            folds=folds,
+            shifts=shifts,
+            bars=bars or Bars(),
+            quick=quick,
+        )
+
+    def audit(
+        self,
+        model: SizingModule,
+        datamodule: PolypSizingDataModule,
+        study: Study = "audits",
+        test_objects: int = 300,
+        ladder_objects: tuple[int, int] = (700, 3000),
+        audit_seed: int = 0,
+        images: str = "digits",
+    ) -> None:
+        """Find out what a trained network leans on, or run one of the studies of gates.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            study: ``audits`` for all of ``shortcut``, ``masks``, ``boxes``, ``oracle_scale`` and
+                ``ladder``, or one of them; ``planted`` features and ``generalization`` to digits
+                are studies of gates.
+            test_objects: Objects of the audits of masks, boxes and scale.
+            ladder_objects: Training and test objects of the ladder.
+            audit_seed: Seed of the network that is audited.
+            images: Of the study of generalization: ``digits``, ``fashion_mnist`` where its Debian
+                package puts it, or a folder with its files.
+        """
+        audit = Audit(
+            self.sizers(model, datamodule),
+            self.rendering,
+            find_segmenter(),
+            test_objects,
+            ladder_objects,
+            model.cut_offs,
+            audit_seed,
+            images,
+        )
+        write_audit(audit, study, self.config_path)
+
+    def report(self, model: SizingModule, datamodule: PolypSizingDataModule) -> None:
+        """Write the report of a run as one HTML page.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+        """
+        print(endoscopy_report(self.sizers(model, datamodule)))
+
+    def sizers(self, model: SizingModule, datamodule: PolypSizingDataModule) -> Sizers:
+        """Return the trained networks of the configuration."""
+        config = self.config_path.stem if self.config_path else "default"
+        epochs = self.max_epochs or 1
+        return Sizers(
+            self.run_folder,
+            config,
+            model,
+            datamodule,
+            epochs,
+            self.rendering,
+            self.timm_weights,
+            self.recipe,
+        )
+
+
+class EndoscopyCLI(GatesCLI):
+    """The command line of ``gates endoscopy``."""
+
+    app = "endoscopy"
+    verbs = ("render", "prepare", "fit", "evaluate", "audit", "report")
+    other_verbs = tuple(FUNCTIONS)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what rendered data look like, and pretrained weights; order follows the seed."""
+        super().add_arguments_to_parser(parser)
+        parser.add_class_arguments(Rendering, "rendering")
+        parser.add_argument(
+            "--timm_weights", type=str | None, help="State dict of timm to start trainings from."
+        )
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def after_instantiate_classes(self) -> None:
+        """Tell trainer and data what the command line knows, then claim the run folder."""
+        options = self.config_init[self.subcommand]
+        self._trainer.rendering = options["rendering"]
+        self._trainer.timm_weights = options["timm_weights"]
+        self._trainer.recipe = Recipe.of(options["trainer"], options["checkpoint"])
+        self.datamodule.announce = print
+        super().after_instantiate_classes()
+
+    def before_fit(self) -> None:
+        """Render what is missing and start from pretrained weights, if any are named."""
+        trainer = self._trainer
+        if trainer.is_global_zero:
+            render_missing(self.datamodule, trainer.rendering, (MAIN,))
+        if trainer.timm_weights is not None:
+            load_timm_weights(self.model.model, trainer.timm_weights)
+
+    def after_fit(self) -> None:
+        """Keep the trained network where ``evaluate`` and the others find it."""
+        if self.trainer.is_global_zero:
+            print(keep_fit(self._trainer.sizers(self.model, self.datamodule)))
+
+    @property
+    def _trainer(self) -> EndoscopyTrainer:
+        assert isinstance(self.trainer, EndoscopyTrainer)
+        return self.trainer
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one verb."""
+    if arguments[0] in FUNCTIONS:
+        run_verb("endoscopy", FUNCTIONS, arguments, config=DEFAULT_CONFIG)
+        return
+    EndoscopyCLI(
+        SizingModule,
+        PolypSizingDataModule,
+        EndoscopyTrainer,
+        list(arguments),
+        trainer_defaults={"enable_model_summary": False},
+    )

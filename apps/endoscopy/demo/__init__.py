@@ -1,0 +1,1 @@
+"""``gates endoscopy demo``: a page that sizes what is dropped on it."""

@@ -1,0 +1,1 @@
+"""``gates endoscopy predict``: size the polyps on images, videos or DICOM."""

@@ -1,0 +1,163 @@
+"""The report of an endoscopy run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from apps.endoscopy.evaluation import HEADLINE, SECONDARY, TEST
+from apps.endoscopy.figures import agreement_figures, audit_figures, study_figures
+from apps.endoscopy.predict.pictures import picture_figures
+from apps.endoscopy.runs import json_record
+from apps.endoscopy.scores import AUDIT, read_headline
+from apps.endoscopy.scoring import PREDICTIONS, SUBGROUPS
+from apps.endoscopy.training import Sizers, Training
+from apps.endoscopy.tuning import SETTINGS
+from core_gates.errors import GatesError
+from endoscopy.plots import subgroup_figure
+from endoscopy.training.variants import VARIANTS
+from harness.experiment.scores import number
+from harness.report.gates import gate_section
+from harness.report.page import Page
+
+EXPLANATION = """
+Objects count, not frames: the size of a lesion is the median over its frames. Intervals are
+bootstrapped over patients, and over seeds where there are several. `macro_f1` is of the classes up
+to 5 mm, between, and from 10 mm on; `mape` is the mean relative error. `coverage` is the share of
+true sizes inside their 90 % intervals, `abstained` the share of frames that no size should be read
+from.
+"""
+GATES = """
+Values of every gate on some test frames: how open it was on average, and which share was closed
+(below 0.1) or open (above 0.9).
+"""
+RESEARCH = "**Research only.** Not a medical device; not for any decision about a patient."
+
+
+def endoscopy_report(sizers: Sizers) -> Any:
+    """Write ``report.html`` from what the verbs left in the run folder.
+
+    Raises:
+        GatesError: There are no scores yet, or none of an evaluation.
+    """
+    folder = sizers.run_folder
+    scores = _scores(sizers)
+    headline, note = read_headline(folder.path)
+    if not headline:
+        raise GatesError(
+            f"{folder.path} has no scores of a constant and the apparent area, with which a report "
+            "begins: run `gates endoscopy evaluate` first"
+        )
+    page = Page(f"Endoscopy: {folder.name}", headline)
+    page.text(RESEARCH)
+    if note:
+        page.text(note)
+    _add_scores(page, scores)
+    _add_subgroups(page, folder.path)
+    path = folder.path / PREDICTIONS
+    if path.is_file():
+        _add_predictions(page, sizers, pd.read_parquet(path))
+    gate_section(page, folder.path, GATES)
+    audits = list(audit_figures(folder.path))
+    if audits:
+        page.section("Audits").text("What the network leans on.")
+        for figure, caption in audits:
+            page.figure(figure, caption)
+    studies = list(study_figures(folder.path))
+    if studies:
+        page.section("Do gates help?")
+        for figure, caption in studies:
+            page.figure(figure, caption)
+        _add_settings(page, folder.path)
+    return page.write(folder.report)
+
+
+def _add_settings(page: Page, folder: Path) -> None:
+    """Add the settings of the honest table's variants, which trials have chosen."""
+    record = json_record(folder / SETTINGS)
+    if record is None or not record["chosen"]:
+        return
+    rates = sorted({name for chosen in record["chosen"].values() for name in chosen})
+    rows, errors = [], record["errors"]
+    for variant, chosen in record["chosen"].items():
+        least = min((e for e in errors[variant] if e is not None), default=float("nan"))
+        rows.append([variant, *(chosen.get(name) for name in rates), least])
+    count = max(map(len, errors.values()))
+    caption = f"Chosen of {count} trials of each variant, by the error of the validation objects"
+    page.table(["variant", *rates, "mean error of log size"], rows, caption)
+
+
+def _scores(sizers: Sizers) -> dict[str, Any]:
+    path = sizers.run_folder.scores
+    if not path.is_file():
+        raise GatesError(f"{path} does not exist: run `gates endoscopy evaluate` first")
+    try:
+        scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise GatesError(
+            f"{path} is damaged ({error}): run `gates endoscopy evaluate` again"
+        ) from error
+    return scores
+
+
+def _add_scores(page: Page, scores: dict[str, Any]) -> None:
+    """Add the figures of the evaluation; those of audits are in their figures."""
+    rows = [row for row in scores["rows"] if not row["task"].startswith(AUDIT)]
+    shown = [row for row in rows if row["metric"] in HEADLINE] or rows
+    methods = dict.fromkeys(row["method"] for row in shown)
+    page.section("Scores").text(EXPLANATION)
+    page.scores(scores | {"rows": shown})
+    named = [f"`{m}`: {VARIANTS[m].summary}" for m in methods if m in VARIANTS]
+    if named:
+        page.text(f"{'; '.join(named)}.")
+    other = [row for row in rows if row["task"] == TEST and row["metric"] in SECONDARY]
+    if other:
+        page.section("Other scores").text("Of the same test objects.")
+        page.scores({"bars": [], "rows": other})
+
+
+def _add_subgroups(page: Page, folder: Path) -> None:
+    """Add figure and numbers of the groups of test objects that the evaluation has left."""
+    path = folder / SUBGROUPS
+    if not path.is_file():
+        return
+    table = pd.read_parquet(path)
+    page.section("Subgroups").figure(subgroup_figure(table), "Groups of test objects.")
+    names = [str(name) for name in table if f"{name}_low" in table]
+    rows = [
+        [one["column"], one["group"], int(one["objects"]), *(_interval(one, n) for n in names)]
+        for _, one in table.iterrows()
+    ]
+    caption = "95 % intervals; groups of few objects have no scores"
+    page.table(["by", "group", "objects", *names], rows, caption)
+
+
+def _interval(one: pd.Series, name: str) -> str:
+    if pd.isna(one[name]):
+        return "–"
+    return f"{number(one[name])} [{number(one[f'{name}_low'])}, {number(one[f'{name}_high'])}]"
+
+
+def _add_predictions(page: Page, sizers: Sizers, predictions: pd.DataFrame) -> None:
+    """Add figures of the first seed of the first variant."""
+    trained = predictions[predictions["variant"].isin(VARIANTS)]
+    first = trained.iloc[0]
+    training = Training(first["variant"], int(first["seed"]))
+    try:
+        bundle = sizers.load(training)
+    except GatesError as error:  # a checkpoint was scored, or the weights differ or are gone
+        page.text(f"Agreement and pictures are left out: {error}.")
+        return
+    cut_offs = sizers.module.cut_offs
+    of_first = (trained["variant"] == training.variant) & (trained["seed"] == training.seed)
+    own = trained[of_first].drop(columns=["variant", "seed"])
+    test = own[own["task"] == TEST].drop(columns=["task"]).dropna(axis=1, how="all")
+    page.section("Agreement").text(f"{VARIANTS[training.variant].summary}, seed {training.seed}.")
+    for figure, caption in agreement_figures(test, bundle, cut_offs):
+        page.figure(figure, caption)
+    page.section("Pictures")
+    for figure, caption in picture_figures(test, bundle, sizers.data(training)):
+        page.figure(figure, caption)

@@ -1,0 +1,1 @@
+"""``gates weather``: assimilate observations into weather fields."""

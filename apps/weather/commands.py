@@ -1,0 +1,368 @@
+"""``gates weather``: assimilate observations into weather fields, beside the classical methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from apps.weather.assimilation import Assimilation
+from apps.weather.ensemble import EnsembleScores, tune_ensemble
+from apps.weather.figures import save_cycles, save_example, watch_gates
+from apps.weather.observing import era5_store, observe_store
+from apps.weather.report import headline, weather_report
+from apps.weather.source import (
+    check_densities,
+    check_prepared,
+    check_seeds,
+    check_tuning,
+    store_of,
+    twin_of,
+)
+from apps.weather.training import Networks, keep_weights
+from apps.weather.tuning import Tuner, read_settings
+from apps.weather.twin import TwinScores, tune_twin
+from apps.weather.twin_checks import TwinChecks
+from core_gates.errors import GatesError
+from harness.command.cli import GatesCLI
+from harness.experiment.markdown import write_markdown
+from harness.experiment.scores import print_scores, read_scores, write_scores
+from harness.files.atomic import require_free
+from harness.runs.ticker import ticking
+from harness.runs.trainer import GatesTrainer
+from weather.experiments.ensemble.source import Era5EnsembleSource
+from weather.experiments.method import Settings
+from weather.experiments.twin.evaluation import TwinEvaluation
+from weather.experiments.twin.source import TwinSource
+from weather.experiments.twin.world import TwinWorld
+from weather.models.adas.forms import COMPARED
+from weather.training.module import AdasModule
+from weather.training.stream import AssimilationDataModule
+
+QUICK_CYCLES, QUICK_CASES = 30, 3
+SETTINGS = "settings.json"
+
+
+class WeatherTrainer(GatesTrainer):
+    """The verbs of ``gates weather``; ``fit`` is Lightning's own."""
+
+    def prepare(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:
+        """Write the nature run and the recorded backgrounds, or unpack the ERA5 sample.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+        """
+        del model
+        source = datamodule.source
+        if isinstance(source, Era5EnsembleSource):
+            print(era5_store(source, self.run_folder.path))
+            return
+        source = twin_of(source)
+        make_nature(source)
+        print(source.world.path)
+        if not source.path.exists():
+            with ticking("recording backgrounds", source.num_cycles) as tick:
+                source.write_recording(tick=tick)
+        print(source.path)
+
+    def observe(
+        self,
+        model: AdasModule,
+        datamodule: AssimilationDataModule,
+        truth: str | None = None,
+        stations: int = 500,
+        member: int = 1,
+        time: int = -1,
+        times: int = 1,
+        observation_seed: int = 0,
+        output: str = "observations.parquet",
+        overwrite_output: bool = False,
+    ) -> None:
+        """Simulate stations over a truth and write their noisy reports as a table.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            truth: WeatherBench-2 store; that of ``prepare`` if not given.
+            stations: Number of stations, twelve times denser over land.
+            member: Member of the store that is the truth.
+            time: Index of the first time; negative counts from the end.
+            times: Successive times to observe.
+            observation_seed: Seed of stations and errors.
+            output: Table to write, ``.parquet`` or ``.csv``.
+            overwrite_output: Replace an existing table.
+        """
+        del model
+        source = datamodule.source
+        table = observe_store(
+            source,
+            truth or store_of(source, self.run_folder.path),
+            Path(output),
+            stations=stations,
+            member=member,
+            start=time,
+            times=times,
+            seed=observation_seed,
+            overwrite=overwrite_output,
+        )
+        print(f"{len(table)} reports of {stations} stations at {times} times")
+        print(output)
+
+    def tune(
+        self,
+        model: AdasModule,
+        datamodule: AssimilationDataModule,
+        trials: int = 8,
+        densities: tuple[float, ...] = (0.1, 0.01),
+        cycles: int = 160,
+        trial_steps: int = 300,
+    ) -> None:
+        """Choose the settings of every method with one budget of trials, and store them.
+
+        An interrupted tuning goes on with ``--resume``.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            trials: Trials of every method.
+            densities: Shares of grid points observed.
+            cycles: Cycles of a trial in a twin world.
+            trial_steps: Training steps of a trial of a network.
+        """
+        check_densities(densities)
+        check_tuning(datamodule.source, trials, cycles, trial_steps)
+        networks = self._networks(model, datamodule, {})
+        path = self.run_folder.path / SETTINGS
+        tuner = Tuner(path, trials, resume=self.run_folder.resume)
+        source = datamodule.source
+        if isinstance(source, Era5EnsembleSource):
+            tune_ensemble(source, densities, networks, tuner, trial_steps)
+        else:
+            world = twin_of(source).world
+            self.prepare(model, datamodule)
+            evaluation = TwinEvaluation(world, densities, cycles)
+            tune_twin(evaluation, networks, tuner, trial_steps)
+        print(tuner.finish())
+
+    def assimilate(
+        self,
+        model: AdasModule,
+        datamodule: AssimilationDataModule,
+        background: str,
+        observations: str,
+        method: str = "adas_increment",
+        task: str | None = None,
+        weights: str | None = None,
+        forecast: str | None = None,
+        cycles: int = 1,
+        gross_check: float = 5.0,
+        output: str = "analysis.zarr",
+        overwrite_output: bool = False,
+    ) -> None:
+        """Assimilate a table of observations into a background and write the analyses.
+
+        Without a forecast model every time of the background store is analyzed for itself; with
+        one, the last time of the store starts a cycle.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            background: WeatherBench-2 store with the channels and the grid of the configuration.
+            observations: Table of observations, Parquet or CSV.
+            method: ``adas_increment``, ``adas_official``, ``oi``, ``inverse_distance`` or another.
+            task: Task whose stored settings and background error are used; by default the first.
+            weights: Weights or checkpoint of the network; if not given those of the run folder,
+                else the shipped ones.
+            forecast: ``model`` for the forecast model of the configuration, or any callable
+                ``(states, hours) -> states`` as ``package.module.Model`` or ``my_model.py:Model``.
+            cycles: Analyses in a cycle, six hours apart.
+            gross_check: Departure from the background, in standard deviations, beyond which an
+                observation is rejected.
+            output: Store to write.
+            overwrite_output: Replace an existing store.
+        """
+        require_free(Path(output), overwrite=overwrite_output)
+        networks = self._networks(model, datamodule, self._settings())
+        job = Assimilation(model, datamodule.source, networks, self._settings(), task, gross_check)
+        analyses = job.run(background, observations, method, weights, forecast, cycles)
+        print(job.write(analyses, Path(output), overwrite=overwrite_output))
+
+    def evaluate(
+        self,
+        model: AdasModule,
+        datamodule: AssimilationDataModule,
+        seeds: tuple[int, ...] = (0, 1, 2),
+        densities: tuple[float, ...] = (0.1, 0.01),
+        quick: bool = False,
+        open_gate: bool = False,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Score every method, train the networks that are missing first, and write scores.json.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            seeds: Seeds of networks, and of test timelines in a twin world.
+            densities: Shares of grid points observed.
+            quick: A short look in two minutes: few cycles or cases, no bars, nothing is trained.
+            open_gate: Score networks with all gates open, too. None is shipped: they are trained
+                with the settings of ``adas_increment``.
+            ckpt_path: A checkpoint or weights file to score beside the classical methods, in place
+                of the networks of all forms and seeds; no bars.
+        """
+        check_seeds(datamodule.source, seeds)
+        check_densities(densities)
+        settings = self._settings()
+        networks = self._networks(model, datamodule, settings)
+        forms: tuple[str, ...] = (*COMPARED, "open_gate") if open_gate else COMPARED
+        full = not quick and ckpt_path is None
+        if not full:
+            self._keep_full_scores()
+        if ckpt_path:
+            forms = (networks.pin(Path(ckpt_path)),)
+            networks.load(forms[0], seeds[0])  # refused now, if it must be
+        missing = networks.missing(forms, seeds)
+        if missing:
+            names = ", ".join(f"{form} seed {seed}" for form, seed in missing)
+            print(f"weights missing: {names}; {'left out' if quick else 'training them now'}")
+        if quick:
+            seeds = tuple(s for s in seeds if any(networks.path(f, s) for f in forms))
+            forms = tuple(f for f in forms if seeds and not networks.missing((f,), seeds))
+        scores = self._scores(datamodule, networks, settings, seeds, forms, densities, quick=quick)
+        scores.run()
+        path = self._write_scores(scores, full=full)
+        print_scores(path, metrics=headline(datamodule.source.channels))
+
+    def _keep_full_scores(self) -> None:
+        """Refuse to replace the scores of a full evaluation by those of a short look.
+
+        Raises:
+            GatesError: The run folder holds scores with bars.
+        """
+        path = self.run_folder.scores
+        try:
+            full = bool(read_scores(path, "weather")["bars"])
+        except GatesError:  # there are none, or what is there is worth nothing
+            full = False
+        if full:
+            raise GatesError(
+                f"{path} holds a full evaluation, which --quick and --ckpt_path would replace: add "
+                "--name NEW, or delete it"
+            )
+
+    def _write_scores(self, scores: TwinScores | EnsembleScores, *, full: bool) -> Path:
+        """Write what figures are drawn from, and the scores; bars and checks only if ``full``."""
+        rows, bars = scores.rows(), scores.bars() if full else []
+        if isinstance(scores, TwinScores):
+            save_cycles(scores, self.run_folder.path)
+            if full:
+                checks = TwinChecks(scores)
+                checks.run()
+                rows, bars = rows + checks.rows(), bars + checks.bars()
+        else:
+            save_example(scores, self.run_folder.path)
+        if scores.forms:
+            watch_gates(scores, self.run_folder.path)
+        shown = [row for row in rows if row.metric in headline(scores.channels)]
+        title = f"# Weather: {self.run_folder.name}"
+        write_markdown(self.run_folder.scores.with_suffix(".md"), [title], shown, bars)
+        return write_scores(
+            self.run_folder.scores,
+            app="weather",
+            config_path=self.config_path,
+            seeds=scores.seeds,
+            rows=rows,
+            bars=bars,
+        )
+
+    def report(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:
+        """Write the report of a run as one HTML page.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+        """
+        del model
+        print(weather_report(self.run_folder, datamodule.source))
+
+    def _scores(
+        self,
+        datamodule: AssimilationDataModule,
+        networks: Networks,
+        settings: Settings,
+        seeds: tuple[int, ...],
+        forms: tuple[str, ...],
+        densities: tuple[float, ...],
+        *,
+        quick: bool,
+    ) -> TwinScores | EnsembleScores:
+        source = datamodule.source
+        if isinstance(source, Era5EnsembleSource):
+            cases = QUICK_CASES if quick else None
+            return EnsembleScores(source, densities, networks, seeds, forms, settings, cases)
+        source = twin_of(source)
+        world = make_nature(source)
+        for form, seed in networks.missing(forms, seeds):
+            networks.train(form, seed)
+        cycles = min(QUICK_CYCLES, world.cycles) if quick else None
+        evaluation = TwinEvaluation(world, densities, cycles)
+        return TwinScores(evaluation, networks, seeds, forms, settings)
+
+    def _networks(
+        self, model: AdasModule, datamodule: AssimilationDataModule, settings: Settings
+    ) -> Networks:
+        config = self.config_path.stem if self.config_path else "default"
+        return Networks(self.run_folder, config, model, datamodule, settings)
+
+    def _settings(self) -> Settings:
+        """Return the settings of the run folder, else those shipped with the configuration."""
+        stem = self.config_path.stem if self.config_path else "default"
+        shipped = Path(str(files("apps.weather"))) / "configs" / f"{stem}.settings.json"
+        for path in (self.run_folder.path / SETTINGS, shipped):
+            if path.is_file():
+                return read_settings(path)
+        return {}
+
+
+def make_nature(source: TwinSource) -> TwinWorld:
+    """Run nature, or the rest of it, unless it is there."""
+    world = source.world
+    if not world.path.exists():
+        with ticking("nature run", world.calls) as tick:
+            world.prepare(progress=lambda *_: tick())
+    world.prepare()
+    return world
+
+
+class WeatherCLI(GatesCLI):
+    """The command line of ``gates weather``."""
+
+    app = "weather"
+    verbs = ("prepare", "observe", "tune", "fit", "assimilate", "evaluate", "report")
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse data that is damaged, or not that of the model, before a run folder is claimed."""
+        if self.subcommand == "fit":
+            self.model.check_source(self.datamodule.source)
+            check_prepared(self.datamodule.source)
+        super().after_instantiate_classes()
+
+    def after_fit(self) -> None:
+        """Keep the trained weights where ``evaluate`` and ``assimilate`` find them."""
+        if not self.trainer.is_global_zero:
+            return
+        path = keep_weights(self.run_folder, self.model, self.datamodule, self.config_path)
+        if path is not None:
+            print(path)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one verb."""
+    WeatherCLI(
+        AdasModule,
+        AssimilationDataModule,
+        WeatherTrainer,
+        list(arguments),
+        trainer_defaults={"enable_model_summary": False},
+    )

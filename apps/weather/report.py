@@ -1,0 +1,113 @@
+"""The report of a weather run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from apps.weather.figures import cycle_figures, example_figures
+from harness.experiment.scores import read_scores
+from harness.report.gates import gate_section
+from harness.report.page import Page
+from harness.runs.folder import RunFolder
+from weather.data.era5_sample import ATTRIBUTION
+from weather.experiments.ensemble.source import Era5EnsembleSource
+from weather.experiments.twin.source import TwinSource
+from weather.plots import scorecard_figure
+from weather.plots.style import unit_label
+from weather.state import SHORT_NAMES, ChannelSpec
+from weather.training.stream import ProblemSource
+
+DEPARTURES = ("ob_rms", "oa_rms", "withheld_rmse")
+CORRUPTED = ("declared_over_withheld", "denied_over_withheld", "forced_over_withheld")
+EXPLANATION = """
+Root mean square errors against the known truth, area-weighted. `ratio` is over the background.
+`lost` counts timelines that left the truth; they are scored as the free run.
+
+`crossed`: the network of every seed on the timelines of all seeds. `redrawn`: the observing network
+is another one in every cycle. `corrupted`: half of the reports have five times their errors; the
+error of the analysis is over that without this half, with the large errors `declared`, `denied`
+(stated as usual) or the confidence `forced` to one.
+"""
+GATES = """
+Values of every gate of the increment form during one analysis at the largest density: how open it
+was on average, and which share was closed (below 0.1) or open (above 0.9).
+"""
+DEPARTED = """
+Root mean squares of observation minus background (`ob`) and minus analysis (`oa`), and of withheld
+observations minus an analysis that did not see them. All contain the errors of the observations.
+"""
+
+
+def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
+    """Write ``report.html`` from what ``evaluate`` left in the run folder.
+
+    Raises:
+        GatesError: There are no scores yet, or a file of the run folder is damaged.
+    """
+    scores = read_scores(run_folder.scores, "weather")
+    page = Page(
+        f"Weather: {run_folder.name}", "Gated data assimilation beside the classical methods"
+    )
+    page.section("Scores").text(EXPLANATION + _units(source.channels)).scores(
+        _only(scores, headline(source.channels))
+    )
+    card = _scorecard(scores, source)
+    if card is not None:
+        page.figure(card, "Errors of every method; blue is better than the reference.")
+    departures = _only(scores, headline(source.channels, DEPARTURES)) | {"bars": []}
+    if departures["rows"]:
+        page.section("Against the observations").text(DEPARTED).scores(departures)
+    page.section("Pictures")
+    if isinstance(source, Era5EnsembleSource):
+        figures = example_figures(run_folder.path, source)
+        page.text(ATTRIBUTION)
+    else:
+        assert isinstance(source, TwinSource)
+        figures = cycle_figures(run_folder.path, source)
+    for caption, figure in figures:
+        page.figure(figure, caption)
+    gate_section(page, run_folder.path, GATES)
+    return page.write(run_folder.report)
+
+
+def headline(channels: ChannelSpec, stems: tuple[str, ...] = ("rmse", "ratio")) -> set[str]:
+    """Return the metrics to be shown: of many levels only the one in the middle."""
+    middle = channels.levels[len(channels.levels) // 2] if len(channels.levels) > 3 else None
+    labels = [
+        label
+        for label, (_, level) in zip(channels.labels, channels, strict=True)
+        if middle is None or level in (None, middle)
+    ]
+    shown = {f"{stem}_{label}" for stem in stems for label in labels}
+    return shown | {"lost", *CORRUPTED} if "rmse" in stems else shown
+
+
+def _units(channels: ChannelSpec) -> str:
+    short = {SHORT_NAMES.get(name, name): (name, unit_label(name)) for name, _ in channels}
+    named = (f"`{s}` {name.replace('_', ' ')} in {unit}" for s, (name, unit) in short.items())
+    return f"Errors of {', '.join(named)}."
+
+
+def _only(scores: dict[str, Any], metrics: set[str]) -> dict[str, Any]:
+    return scores | {"rows": [row for row in scores["rows"] if row["metric"] in metrics]}
+
+
+def _scorecard(scores: dict[str, Any], source: ProblemSource) -> Figure | None:
+    """Return a figure of the first channel that the scores name, or None without rows."""
+    label = "z500" if isinstance(source, Era5EnsembleSource) else source.channels.labels[0]
+    reference = "background" if isinstance(source, Era5EnsembleSource) else "oi"
+    rows = {
+        (r["method"], r["task"]): r["value"]
+        for r in scores["rows"]
+        if r["metric"] == f"rmse_{label}"
+    }
+    methods = list(dict.fromkeys(method for method, _ in rows))
+    tasks = list(dict.fromkeys(task for _, task in rows))
+    if reference not in methods:
+        return None
+    values = np.array([[rows.get((m, t)) or np.nan for t in tasks] for m in methods], dtype=float)
+    return scorecard_figure(methods, tasks, values, reference=reference, title=f"RMSE of {label}")

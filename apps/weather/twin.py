@@ -1,0 +1,206 @@
+"""Tune and evaluate in a twin world."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from apps.weather.training import Networks
+from apps.weather.tuning import OPTIMIZER_BOX, Tuner, built
+from harness.experiment.scores import Bar, Row
+from harness.runs.processes import Tick, in_processes
+from harness.runs.ticker import ticking
+from weather.baselines.assimilator import Assimilator
+from weather.baselines.side_by_side import SideBySide
+from weather.bootstrap import moving_block_bootstrap
+from weather.experiments.departures import figures
+from weather.experiments.method import Method, Settings
+from weather.experiments.tuning import Setting
+from weather.experiments.twin.cycle_scores import CycleScores
+from weather.experiments.twin.evaluation import TwinEvaluation, TwinTask
+from weather.metrics import drift, trend
+from weather.models.adas.forms import COMPARED
+
+UNGUIDED = ("free_run", "persistence", "climatology")  # see no observations, cannot be lost
+BLOCK = 20  # cycles of one block of the bootstrap, five days
+
+
+def tune_twin(
+    evaluation: TwinEvaluation, networks: Networks, tuner: Tuner, trial_steps: int
+) -> None:
+    """Tune every method.
+
+    Classical methods are tuned for every density and forecast model; the learning rate and weight
+    decay of a form of Adas once, with a short training a trial, by the geometric mean over the
+    tasks: the worst of them is often lost after so few steps, and then tells nothing.
+    """
+    for method in evaluation.classical():
+        for task in evaluation.tasks if method.box else []:
+            score = partial(_score, evaluation, method, task)
+            tuner.tune(f"{method.name}/{task.name}", method.box, score)
+    for form in COMPARED:
+
+        def score_of(setting: Setting, form: str = form) -> float:
+            analysis = networks.fit(form, 0, setting, trial_steps)
+            scores = [evaluation.tuning_score(task, analysis) for task in evaluation.tasks]
+            return statistics.geometric_mean(scores)
+
+        tuner.tune(form, OPTIMIZER_BOX, score_of)
+
+
+def _score(evaluation: TwinEvaluation, method: Method, task: TwinTask, setting: Setting) -> float:
+    return evaluation.tuning_score(task, method.build(setting))
+
+
+class TwinScores:
+    """Run every method on every task and turn the cycles into rows and bars.
+
+    Args:
+        evaluation: The experiment.
+        networks: Trained networks.
+        seeds: Test timelines and networks, one of each a seed.
+        forms: Forms of Adas.
+        settings: Tuned settings of the classical methods.
+    """
+
+    def __init__(
+        self,
+        evaluation: TwinEvaluation,
+        networks: Networks,
+        seeds: tuple[int, ...],
+        forms: tuple[str, ...],
+        settings: Settings,
+    ) -> None:
+        self.evaluation, self.networks = evaluation, networks
+        self.seeds, self.forms, self.settings = seeds, forms, settings
+        self.channels = evaluation.world.channels
+        self.labels = self.channels.labels
+        self.scores: dict[tuple[str, str], CycleScores] = {}
+        self.errors: dict[tuple[str, str], Tensor] = {}
+        self.crossed: dict[tuple[str, str], Tensor] = {}
+
+    def run(self) -> None:
+        """Cycle everything on all cores."""
+        evaluation = self.evaluation
+        forms = [(task, form) for form in self.forms for task in evaluation.tasks]
+        names = [method.name for method in evaluation.classical()]
+        jobs = forms + [(t, name) for name in names[::-1] for t in evaluation.tasks]  # long first
+        with ticking("cycling", len(jobs) * evaluation.cycles) as tick:
+            found = dict(zip(jobs, in_processes(self._cycle, jobs, tick), strict=True))
+        for task in evaluation.tasks:
+            for name in (*names, *self.forms):
+                self._take(task, name, found[task, name])
+
+    def _cycle(self, task: TwinTask, name: str, tick: Tick) -> CycleScores:
+        """Return the scores of a method, or of the networks of all seeds on all timelines."""
+        count = len(self.seeds)
+        timelines, guard = [*range(count)], name not in UNGUIDED
+        assimilator: Assimilator
+        if name in self.forms:
+            assimilator = SideBySide([self.networks.load(name, seed) for seed in self.seeds])
+            timelines = timelines * count
+        else:
+            method = next(m for m in self.evaluation.classical() if m.name == name)
+            assimilator = built(self.settings, method, task.name)
+        return self.evaluation.run(
+            task, assimilator, guard=guard, verify=True, timelines=timelines or None, tick=tick
+        )
+
+    def _take(self, task: TwinTask, name: str, scores: CycleScores) -> None:
+        """Keep scores; those of a form are of every network on the timeline of its own seed.
+
+        ``crossed`` keeps the errors (seeds, timelines, C) of all networks on all timelines.
+        """
+        error = self.evaluation.error(task, scores)
+        if name in self.forms:
+            count = len(self.seeds)
+            error = self.crossed[task.name, name] = error.unflatten(0, (count, count))
+            own = torch.arange(count)
+            scores, error = scores.rows(own * (count + 1)), error[own, own]
+        self.scores[task.name, name], self.errors[task.name, name] = scores, error
+
+    def rows(self) -> list[Row]:
+        """Return every figure of every method, task and channel.
+
+        ``rmse``: median over seeds, the blocks of all seeds drawn together for the interval.
+        ``rmse_..._seed0`` and so on: every seed with its own interval, first channel. ``lost``:
+        timelines that left the truth. ``drift``: median over seeds of the trend of the error within
+        the last half, over its mean, without sign; ``drift_..._seed0`` and so on: that of every
+        seed, with its sign. The others are departures from the observations, those of a
+        form over all timelines, see :func:`weather.experiments.departures.figures`.
+        """
+        rows = []
+        for (task, method), error in self.errors.items():
+            for channel, label in enumerate(self.labels):
+                each = error[:, channel].tolist()
+                squares = self._settled_squares(task, method)[:, :, channel]
+                bounds = _interval(squares)
+                rows.append(Row(method, task, f"rmse_{label}", statistics.median(each), *bounds))
+            squares = self._settled_squares(task, method)[:, :, 0]
+            each = error[:, 0].tolist()
+            rows += [
+                Row(method, task, f"rmse_{self.labels[0]}_seed{row}", value, *bounds)
+                for row, value in enumerate(each)
+                for bounds in [_interval(squares[:, row : row + 1])]
+            ]
+            scores = self.scores[task, method]
+            rows.append(Row(method, task, "lost", float(scores.lost.sum()), n=len(each)))
+            slopes = trend(scores.analysis[:, :, 0])
+            rows.append(Row(method, task, "drift", float(slopes.abs().median()), n=len(each)))
+            rows += [
+                Row(method, task, f"drift_{self.labels[0]}_seed{row}", value)
+                for row, value in enumerate(slopes.tolist())
+            ]
+            kept = int((~scores.lost).sum())
+            for stem, values in figures(scores.assimilated, scores.withheld).items():
+                rows += [
+                    Row(method, task, f"{stem}_{label}", value, n=kept)
+                    for label, value in zip(self.labels, values, strict=True)
+                ]
+        return rows
+
+    def _settled_squares(self, task: str, method: str) -> Tensor:
+        """Return the square errors (T,B,C) after the first third; lost timelines ran freely."""
+        scores = self.scores[task, method]
+        own = scores.analysis[len(scores.analysis) // 3 :].square()
+        if not bool(scores.lost.any()):
+            return own
+        free = self.scores[task, "free_run"].analysis[-len(own) :, : own.shape[1]].square()
+        return torch.where(scores.lost[:, None], free, own)
+
+    def bars(self) -> list[Bar]:
+        """Return what the better form of Adas must reach, met or missed."""
+        bars = []
+        densities = sorted({task.density for task in self.evaluation.tasks})
+        sparse = densities[0]
+        for model in ("perfect", "error"):
+            task = f"{sparse:.3g}/{model}"
+            better = min(("adas_increment", "adas_official"), key=lambda m: self._median(task, m))
+            ratio = self._median(task, better) / self._median(task, "oi")
+            bars.append(Bar(f"{better} over oi, rmse_{self.labels[0]}, {task}", ratio, "<=", 0.85))
+            slope = drift(self.scores[task, better].analysis[:, :, 0]).median()
+            bars.append(Bar(f"drift of {better}, {task}", float(slope), "<=", 0.1))
+        return bars
+
+    def _seeds(self, task: str, method: str) -> list[float]:
+        return [float(value) for value in self.errors[task, method][:, 0]]
+
+    def _median(self, task: str, method: str) -> float:
+        return statistics.median(self._seeds(task, method))
+
+
+def _median_root(moments: Tensor) -> Tensor:
+    """Return the median over the last dimension of the roots of mean squares."""
+    return moments.sqrt().quantile(0.5, dim=-1)
+
+
+def _interval(squares: Tensor) -> tuple[float, float, int]:
+    """Return low, high and the number of blocks of a series (T,B); NaN where it is too short."""
+    if len(squares) < 2 * BLOCK:
+        return math.nan, math.nan, squares.shape[1]
+    found = moving_block_bootstrap(squares, BLOCK, transform=_median_root)
+    return found.low, found.high, found.units * squares.shape[1]

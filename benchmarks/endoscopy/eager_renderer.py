@@ -1,0 +1,85 @@
+"""Radiance in its plainest form: the definition that `endoscopy.renderer.radiance` replaces.
+
+The same operations on every pixel of the frame: `fixed_march` in 26 steps, normals by four taps of
+the field, then light, texture and highlight as formulas.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.endoscopy.fixed_march import fixed_march
+from endoscopy.renderer import shading
+from endoscopy.renderer.camera import Track
+from endoscopy.renderer.geometry.field import field, polyp, wall
+from endoscopy.renderer.geometry.rays import FAR, Lens, Rays, camera_rays
+from endoscopy.renderer.geometry.surface import TAP, TETRAHEDRON
+from endoscopy.renderer.radiance import Radiance
+from endoscopy.renderer.scene import Scene
+
+
+def eager_radiance(
+    scene: Scene,
+    track: Track,
+    lens: Lens,
+    march: Callable[[Scene, Rays], Tensor] = fixed_march,
+) -> Radiance:
+    """Return linear radiance, depth and mask of every frame of a track.
+
+    Args:
+        scene: The scene.
+        track: Poses of the camera.
+        lens: Its pixels; the eager renderer of old took the whole square.
+        march: Returns the length of every ray.
+    """
+    rays = camera_rays(lens, track.position, track.axes)
+    distance = march(scene, rays)
+    point = torch.stack(rays.at(distance))
+    normal = _normals(scene, point)
+    folded = wall(scene, *point)
+    mask = polyp(scene, folded.x, folded.y, point[2]) < folded.value
+    beside = track.position + shading.LIGHT_OFFSET * track.axes[:, :, 0]
+    light = beside.t().repeat_interleave(len(lens.pixels), 1)
+    toward = F.normalize(light - point, dim=0)
+    falloff = shading.LIGHT_POWER / (light - point).square().sum(0)
+    facing = (normal * toward).sum(0).clamp(min=0)
+    waves = _waves(scene, point)
+    ripple = F.normalize(scene.waves[6:, :3], dim=1).t() @ waves[6:]
+    uneven = F.normalize(normal + shading.ROUGHNESS * ripple, dim=0)
+    halfway = F.normalize(toward - torch.stack([rays.dx, rays.dy, rays.dz]), dim=0)
+    shine = scene.specular * (uneven * halfway).sum(0).clamp(min=0) ** shading.SHININESS
+    albedo = _albedo(scene, waves, mask)
+    radiance = (albedo * facing + shine) * falloff * (distance < FAR)
+    shape = (len(track.position), len(lens.pixels))
+    return Radiance(radiance.view(3, *shape), distance.view(shape), mask.view(shape))
+
+
+def _normals(scene: Scene, point: Tensor) -> Tensor:
+    """Return the unit normals (3, N) at points (3, N)."""
+    total = torch.zeros_like(point)
+    for corner in torch.tensor(TETRAHEDRON).unsqueeze(2):
+        total = total + corner * field(scene, *(point + TAP * corner))
+    return F.normalize(total, dim=0)
+
+
+def _waves(scene: Scene, point: Tensor) -> Tensor:
+    """Return vessels, tint and fine waves, three rows each (9, N)."""
+    phase = scene.waves[:, :3] @ point + scene.waves[:, 3:]
+    tint = phase[3:6].sin()
+    vessels = (phase[:3] + shading.WARP * tint).sin()
+    fine = (phase[6:] + shading.WARP * tint).sin()
+    return torch.cat([vessels, tint, fine])
+
+
+def _albedo(scene: Scene, waves: Tensor, mask: Tensor) -> Tensor:
+    """Return the reflectance (3, N) of mucosa and polyp."""
+    vessel = torch.exp(-shading.VESSEL_SHARPNESS * (waves[0] + waves[1] + waves[2]) ** 2)
+    vessel = scene.vessels * vessel * (0.6 + 0.4 * waves[3])
+    vessel = vessel * torch.where(mask, shading.VESSELS_ON_POLYP, 1.0)
+    tint = waves[4] + waves[5] + torch.where(mask, shading.POLYP_TINT, 0.0)
+    tone = torch.where(mask, scene.polyp_tone * (1 + shading.PITS * waves[6] * waves[7]), 1.0)
+    absorbed, tinted = (torch.tensor(v).unsqueeze(1) for v in (shading.VESSEL_COLOR, shading.TINT))
+    albedo = torch.tensor(scene.albedo).unsqueeze(1)
+    return albedo * tone * (1 - absorbed * vessel - tinted * tint)

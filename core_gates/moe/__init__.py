@@ -1,0 +1,1 @@
+"""Mixtures of experts: the layer, experts, dispatch, upcycling and expert parallelism."""

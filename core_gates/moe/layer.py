@@ -1,0 +1,119 @@
+"""The mixture-of-experts layer: a gate, its experts, and the way between them."""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.moe.checkpoint_layouts import rename_on_load, rename_on_save
+from core_gates.moe.dispatch import DISPATCHES, Dispatch, Experts, dispatch
+from core_gates.routing.base import Gate
+from core_gates.routing.counts import count_non_finite, refuse_non_finite
+from core_gates.routing.output import RoutingOutput
+
+
+class MoELayer(nn.Module):
+    """Route every position to experts and add up their weighted results.
+
+    Any routing gate goes with any way of dispatch. What the gate dropped (capacity) or ignores
+    (padding) contributes nothing, so that the residual connection around the layer passes it on.
+
+    A routing that is not finite is refused on the CPU, by the class of the gate, for a layer does
+    not know its own name in the model. On other devices it is refused where counts reach the host
+    anyway: by the dispatch ``capacity``, by ``ExpertParallel`` over several ranks (on all of them),
+    and where dense weights become choices. Elsewhere, and inside ``torch.compile``, it shows in the
+    result alone; ``GateMonitor`` counts it as ``non_finite`` under the full name of the gate.
+
+    Inside ``torch.export`` the dispatch is ``dense``, whose shapes do not depend on the routing.
+
+    Args:
+        gate: Routing gate.
+        experts: Experts, normally :class:`~core_gates.moe.experts.StackedExperts`.
+        dispatch: ``sorted`` (fast), ``capacity``, ``dense`` or ``loop``; the results agree.
+        shared: Network from (..., D) to (..., D) that all positions use, added to the result.
+        return_routing: Whether the routing is returned too. Without, the layer takes the place of
+            an MLP, and ``collect_routing`` gathers the routings.
+
+    Shape:
+        ``x`` (..., D) to the same.
+
+    Raises:
+        ValueError: The gate has another number of experts, or the dispatch is unknown.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        experts: nn.Module,
+        *,
+        dispatch: Dispatch = "sorted",
+        shared: nn.Module | None = None,
+        return_routing: bool = True,
+    ) -> None:
+        super().__init__()
+        if dispatch not in DISPATCHES:
+            raise ValueError(
+                f"unknown dispatch {dispatch!r}; choose one of {', '.join(DISPATCHES)}"
+            )
+        if gate.num_experts != experts.num_experts:
+            raise ValueError(
+                f"the gate routes to {gate.num_experts} experts, but there are"
+                f" {experts.num_experts}"
+            )
+        self.gate = gate
+        self.experts = experts
+        self.shared = shared
+        self.dispatch = dispatch
+        self.return_routing = return_routing
+        self.register_load_state_dict_pre_hook(rename_on_load)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(rename_on_save)  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        gate_input: Tensor | None = None,
+        routing: RoutingOutput | None = None,
+        ids: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, RoutingOutput] | Tensor:
+        """Return the mixed results of the experts, and the routing unless it is not wanted.
+
+        Args:
+            x: Positions (..., D).
+            gate_input: What the gate looks at (..., D'), ``x`` itself if not given.
+            routing: A routing to follow (of an earlier layer, or a replay); the gate is not called.
+            ids: Token or user numbers (...), for gates that route by identity.
+            padding_mask: True (...) at positions to ignore.
+
+        Raises:
+            GatesError: The routing is not finite; not on every device, see the class.
+            ValueError: Shapes do not fit.
+        """
+        if routing is None:
+            gate_input = x if gate_input is None else gate_input
+            routing = cast(RoutingOutput, self.gate(gate_input, ids=ids, padding_mask=padding_mask))
+        else:
+            routing = routing.ignore(padding_mask)
+        _refuse_non_finite(routing, type(self.gate).__name__)
+        if padding_mask is not None:
+            x = x.masked_fill(padding_mask.unsqueeze(-1), 0)  # 0 · NaN = NaN
+        how: Dispatch = "dense" if torch.compiler.is_exporting() else self.dispatch
+        y = dispatch(x, routing, cast(Experts, self.experts), how)
+        if self.shared is not None:
+            y = y + self.shared(x)
+        return (y, routing) if self.return_routing else y
+
+    def extra_repr(self) -> str:
+        """Show the dispatch in ``print(layer)``."""
+        return f"dispatch={self.dispatch}"
+
+
+def _refuse_non_finite(routing: RoutingOutput, gate: str) -> None:
+    weights = routing.weights.detach()
+    if torch.compiler.is_compiling() or not weights.is_cpu:
+        return  # reading the flag would wait for the device
+    if math.isfinite(float(weights.sum())):
+        return
+    refuse_non_finite(int(count_non_finite(weights)), f"gate {gate!r}")

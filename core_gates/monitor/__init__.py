@@ -1,0 +1,1 @@
+"""What the gates of a model do, counted while it runs."""

@@ -1,0 +1,1 @@
+"""What all routing gates share: outputs, counts, capacity, losses and schedules."""

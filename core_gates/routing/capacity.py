@@ -1,0 +1,182 @@
+"""Capacity: how many choices an expert takes, and which ones are dropped."""
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from core_gates.padding import check_padding_mask
+from core_gates.routing.groups import group_positions, ungroup_positions
+from core_gates.routing.output import RoutingOutput
+
+CapacityRule = Literal["ceil", "floor", "per_expert", "per_token"]
+_SLACK = 1e-12  # 1.1 · 100 / 10 is 11.000000000000002
+
+
+def capacity(
+    num_tokens: int, num_experts: int, capacity_factor: float, rule: CapacityRule = "ceil"
+) -> int:
+    """Return how many choices an expert takes, at least 1.
+
+    With T tokens, E experts and factor cf, the rules are
+
+    - ``ceil``: ⌈cf T / E⌉,
+    - ``floor``: ⌊cf T / E⌋ (Fedus et al., 2021),
+    - ``per_expert``: ⌊cf ⌈T / E⌉⌋ (fairseq; GShard with cf = 2),
+    - ``per_token``: ⌈cf T⌉ (evaluation in fairseq with cf = 0.25).
+
+    Args:
+        num_tokens: Number of tokens T.
+        num_experts: Number of experts E.
+        capacity_factor: Factor cf; 1 fits a balanced routing of one choice per token.
+        rule: How the number is rounded.
+
+    Raises:
+        ValueError: The factor is not positive or the rule is unknown.
+    """
+    check_capacity(capacity_factor, rule)
+    return max(1, int(_by_rule(num_tokens, num_experts, capacity_factor, rule, math)))
+
+
+def group_capacity(
+    num_tokens: int,
+    num_experts: int,
+    capacity_factor: float,
+    rule: CapacityRule,
+    real: Tensor | None,
+) -> int | Tensor:
+    """Return :func:`capacity` of every group of tokens, of which only some are real.
+
+    Args:
+        num_tokens: Tokens T of a group.
+        num_experts: As in :func:`capacity`.
+        capacity_factor: As in :func:`capacity`.
+        rule: As in :func:`capacity`.
+        real: True (G, T, 1) at tokens that count; None if all do.
+
+    Returns:
+        One number for all groups, or one of each (G, 1, 1), float64.
+    """
+    if real is None:
+        return capacity(num_tokens, num_experts, capacity_factor, rule)
+    number = real.sum(-2, keepdim=True).double()
+    limits: Tensor = _by_rule(number, num_experts, capacity_factor, rule, torch).clamp(min=1)
+    return limits
+
+
+def check_capacity(capacity_factor: float | None, rule: CapacityRule) -> None:
+    """Refuse a factor that is neither positive nor None (no limit), and an unknown rule.
+
+    Raises:
+        ValueError: One of the two does not hold.
+    """
+    if capacity_factor is not None and not capacity_factor > 0:
+        raise ValueError(f"capacity_factor must be positive, got {capacity_factor}")
+    if rule not in get_args(CapacityRule):
+        raise ValueError(
+            f"capacity_rule is {rule!r}; choose one of {', '.join(get_args(CapacityRule))}"
+        )
+
+
+def positions_in_expert(
+    indices: Tensor,
+    num_experts: int,
+    *,
+    counted: Tensor | None = None,
+    priority: Tensor | None = None,
+) -> Tensor:
+    """Return the place of every choice in the queue of its expert, from 0.
+
+    First choices queue in token order, behind them the second choices of all tokens, and so on.
+
+    Args:
+        indices: Expert of every choice (..., T, K); each leading index is a group with queues of
+            its own.
+        num_experts: Number of experts.
+        counted: False (..., T, K) at choices that do not queue; their place has no meaning.
+        priority: Score (..., T); tokens queue in falling order of it instead.
+
+    Returns:
+        Places (..., T, K), int64.
+    """
+    if priority is not None:
+        order = priority.detach().argsort(stable=True, dim=-1, descending=True)
+        order = order.unsqueeze(-1).expand_as(indices)
+        ranked = None if counted is None else counted.gather(-2, order)
+        places = positions_in_expert(indices.gather(-2, order), num_experts, counted=ranked)
+        return torch.zeros_like(places).scatter(-2, order, places)
+    # One stable sort by (group, expert); what does not queue goes to an expert beyond the last.
+    queue = indices if counted is None else torch.where(counted, indices, num_experts)
+    queue = queue.mT
+    num_groups = math.prod(queue.shape[:-2])
+    group = torch.arange(num_groups, device=queue.device).view(*queue.shape[:-2], 1, 1)
+    flat = (queue + group * (num_experts + 1)).flatten()
+    order = flat.argsort(stable=True)
+    sizes = flat.new_zeros(num_groups * (num_experts + 1))
+    sizes = sizes.scatter_add(0, flat, torch.ones_like(flat))
+    starts = sizes.cumsum(0) - sizes
+    rank = torch.arange(flat.numel(), device=flat.device) - starts[flat[order]]
+    return torch.zeros_like(flat).scatter(0, order, rank).view(queue.shape).mT
+
+
+def limit_capacity(
+    routing: RoutingOutput,
+    capacity_factor: float | None,
+    *,
+    rule: CapacityRule = "ceil",
+    padding_mask: Tensor | None = None,
+    count_padding: bool = False,
+    group_dim: int | None = None,
+    priority: Tensor | None = None,
+) -> RoutingOutput:
+    """Drop, by ``kept`` False, what exceeds the capacity of an expert.
+
+    Choices that are not kept already, such as those of padding, take no place in a queue.
+
+    Args:
+        routing: Routing with indices (..., K).
+        capacity_factor: Factor of :func:`capacity`; None drops nothing.
+        rule: Rule of :func:`capacity`.
+        padding_mask: True (...) at positions to ignore.
+        count_padding: Whether ignored positions count as tokens in the capacity.
+        group_dim: Dimension of the routing input whose positions share queues; all positions of
+            the call if None.
+        priority: Score (...); positions queue in falling order of it, not in their own.
+
+    Raises:
+        ValueError: The routing has no indices, or the mask or the dimension does not fit.
+    """
+    if capacity_factor is None:
+        return routing
+    if routing.indices is None:
+        raise ValueError("only a routing with indices has a capacity; call to_top_k first")
+    num_experts = routing.num_experts
+    indices = group_positions(routing.indices, group_dim)
+    real = None
+    if padding_mask is not None:
+        check_padding_mask(padding_mask, routing.indices.shape[:-1])
+        if not count_padding:
+            real = group_positions(~padding_mask.unsqueeze(-1), group_dim)
+    limit = group_capacity(indices.shape[-2], num_experts, capacity_factor, rule, real)
+    places = positions_in_expert(
+        indices,
+        num_experts,
+        counted=None if routing.kept is None else group_positions(routing.kept, group_dim),
+        priority=None
+        if priority is None
+        else group_positions(priority.unsqueeze(-1), group_dim).squeeze(-1),
+    )
+    fits = ungroup_positions(places < limit, routing.indices.shape[:-1], group_dim)
+    return routing._replace(kept=fits if routing.kept is None else routing.kept & fits)
+
+
+def _by_rule(num_tokens: Any, num_experts: int, factor: float, rule: CapacityRule, by: Any) -> Any:
+    """Evaluate a rule by the functions of ``math`` (numbers) or ``torch`` (float64 tensors)."""
+    if rule == "per_token":
+        return by.ceil(factor * num_tokens * (1 - _SLACK))
+    if rule == "per_expert":
+        return by.floor(factor * by.ceil(num_tokens / num_experts) * (1 + _SLACK))
+    if rule == "floor":
+        return by.floor(factor * num_tokens / num_experts * (1 + _SLACK))
+    return by.ceil(factor * num_tokens / num_experts * (1 - _SLACK))

@@ -1,0 +1,259 @@
+"""Losses over one routing: balance, z, entropy, information, L0 and importance.
+
+Each returns an unweighted scalar, the mean over positions that count. Positions where
+``padding_mask`` is True do not count unless ``count_padding`` is True; if no position counts the
+loss is 0. A field that the gate did not return raises a ValueError that names gate and field.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from core_gates.padding import check_padding_mask
+from core_gates.routing.output import RoutingOutput
+
+Scope = Literal["batch", "sequence", "global"]
+
+
+def balance_loss(
+    routing: RoutingOutput,
+    *,
+    scope: Scope = "batch",
+    padding_mask: Tensor | None = None,
+    count_padding: bool = False,
+    group: dist.ProcessGroup | None = None,
+    gate: str = "gate",
+) -> Tensor:
+    """Return ``E Σ_e f_e P_e`` (Fedus et al., 2021), which is 1 for a balanced routing.
+
+    f_e is the share of choices that fall on expert e, dropped ones included and without gradient;
+    P_e the mean of the full ``probs``, divided by their sum at each position, so that a gate whose
+    experts open independently does not lower the loss by closing them. Positions where ``probs``
+    are all zero do not count.
+
+    Args:
+        routing: Output of a gate, with ``probs`` (..., E).
+        scope: Over what f and P are taken: ``batch``, all positions of this call; ``sequence``,
+            each sequence along dimension -2, then averaged over sequences; ``global``, all ranks
+            (every rank must call): the mean of the loss over ranks is that of the joined batch.
+        padding_mask: True (...) at positions to ignore.
+        count_padding: Whether ignored positions count all the same.
+        group: Ranks of the scope ``global``; all by default.
+        gate: Name of the gate, for errors.
+
+    Raises:
+        ValueError: ``probs`` is missing, the mask does not fit, or the scope is unknown.
+    """
+    if scope not in get_args(Scope):
+        raise ValueError(f"scope is {scope!r}; choose one of {', '.join(get_args(Scope))}")
+    probs = _field(routing, "probs", gate)
+    probs, counts = _normalized(probs, _counted(probs, padding_mask, count_padding))
+    chosen = _zeroed(routing.chosen(probs.shape[-1]), counts)
+    if scope == "sequence":
+        return _mean_over_sequences(chosen, probs, counts)
+    num_positions = counts.sum().to(probs.dtype)
+    total_chosen, total_probs = _total(chosen), _total(_zeroed(probs, counts))
+    if scope == "global" and dist.is_initialized():
+        for total in (total_chosen, num_positions):
+            dist.all_reduce(total, group=group)
+        num_positions = num_positions / dist.get_world_size(group)
+    share = total_chosen / total_chosen.sum().clamp(min=1)
+    return probs.shape[-1] * (share * total_probs).sum() / num_positions.clamp(min=_TINY)
+
+
+def z_loss(
+    routing: RoutingOutput,
+    *,
+    padding_mask: Tensor | None = None,
+    count_padding: bool = False,
+    gate: str = "gate",
+) -> Tensor:
+    """Return the mean squared log-partition of the logits (Zoph et al., 2022).
+
+    Args:
+        routing: Output of a gate, with ``logits`` (..., E).
+        padding_mask: True (...) at positions to ignore.
+        count_padding: Whether ignored positions count all the same.
+        gate: Name of the gate, for errors.
+
+    Raises:
+        ValueError: ``logits`` is missing or the mask does not fit.
+    """
+    logits = _field(routing, "logits", gate)
+    counts = _counted(logits, padding_mask, count_padding)
+    return _mean(_zeroed(logits, counts).logsumexp(-1).square(), counts)
+
+
+def entropy_loss(
+    routing: RoutingOutput,
+    *,
+    padding_mask: Tensor | None = None,
+    count_padding: bool = False,
+    gate: str = "gate",
+) -> Tensor:
+    """Return the mean entropy of the probabilities of a position, in nats.
+
+    Args:
+        routing: Output of a gate, with ``probs`` (..., E).
+        padding_mask: True (...) at positions to ignore.
+        count_padding: Whether ignored positions count all the same.
+        gate: Name of the gate, for errors.
+
+    Raises:
+        ValueError: ``probs`` is missing or the mask does not fit.
+    """
+    probs = _field(routing, "probs", gate)
+    counts = _counted(probs, padding_mask, count_padding)
+    return _mean(_entropy(_zeroed(probs, counts)), counts)
+
+
+def information_loss(
+    routing: RoutingOutput,
+    *,
+    padding_mask: Tensor | None = None,
+    count_padding: bool = False,
+    gate: str = "gate",
+) -> Tensor:
+    """Return the negative mutual information of positions and experts, in nats.
+
+    The mean entropy of a position less the entropy of the mean probabilities: between ``-log E``,
+    where every position is sure of its expert and all experts are used alike, and 0, where all
+    positions choose alike (Chen et al., 2023).
+
+    Args:
+        routing: Output of a gate, with ``probs`` (..., E).
+        padding_mask: True (...) at positions to ignore.
+        count_padding: Whether ignored positions count all the same.
+        gate: Name of the gate, for errors.
+
+    Raises:
+        ValueError: ``probs`` is missing or the mask does not fit.
+    """
+    probs = _field(routing, "probs", gate)
+    counts = _counted(probs, padding_mask, count_padding)
+    safe = _zeroed(probs, counts)
+    mean = _total(safe) / counts.sum().clamp(min=1)
+    return _mean(_entropy(safe), counts) - _entropy(mean)
+
+
+def l0_loss(
+    routing: RoutingOutput,
+    *,
+    padding_mask: Tensor | None = None,
+    count_padding: bool = False,
+    gate: str = "gate",
+) -> Tensor:
+    """Return the expected number of open experts of a position (Louizos et al., 2018).
+
+    For gates whose experts open independently: ``probs`` is then the probability that an expert is
+    open. A softmax gives the constant 1.
+
+    Args:
+        routing: Output of a gate, with ``probs`` (..., E).
+        padding_mask: True (...) at positions to ignore.
+        count_padding: Whether ignored positions count all the same.
+        gate: Name of the gate, for errors.
+
+    Raises:
+        ValueError: ``probs`` is missing or the mask does not fit.
+    """
+    probs = _field(routing, "probs", gate)
+    counts = _counted(probs, padding_mask, count_padding)
+    return _mean(_zeroed(probs, counts).sum(-1), counts)
+
+
+def importance_loss(
+    routing: RoutingOutput,
+    *,
+    padding_mask: Tensor | None = None,
+    count_padding: bool = False,
+) -> Tensor:
+    """Return the squared coefficient of variation of the experts' total weights.
+
+    Population variance over squared mean (Shazeer et al., 2017); 0 for equal totals.
+
+    Args:
+        routing: Output of a gate that knows its number of experts.
+        padding_mask: True (...) at positions to ignore.
+        count_padding: Whether ignored positions count all the same.
+
+    Raises:
+        ValueError: The routing does not know its number of experts or the mask does not fit.
+    """
+    weights = routing.to_dense().weights
+    importance = _total(_zeroed(weights, _counted(weights, padding_mask, count_padding)))
+    return importance.var(correction=0) / importance.mean().square().clamp(min=_TINY)
+
+
+def orthogonality_loss(weight: Tensor) -> Tensor:
+    """Return the mean squared cosine between the rows of different experts.
+
+    0 where the rows are orthogonal, 1 where all point the same way or the opposite. The lengths of
+    the rows do not matter.
+
+    Args:
+        weight: Weight of a gate (..., E, D), one row an expert; leading dimensions, such as trees,
+            are averaged. One expert gives 0.
+    """
+    num_experts = weight.shape[-2]
+    directions = F.normalize(weight, dim=-1)
+    cosines = directions @ directions.mT
+    others = ~torch.eye(num_experts, dtype=torch.bool, device=weight.device)
+    pairs = max(num_experts * (num_experts - 1), 1)
+    return (cosines.square() * others).sum((-2, -1)).mean() / pairs
+
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def _field(routing: RoutingOutput, field: Literal["logits", "probs"], gate: str) -> Tensor:
+    value = getattr(routing, field)
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"this loss needs RoutingOutput.{field}, which gate {gate!r} does not return;"
+            " choose another loss or gate"
+        )
+    return value
+
+
+def _counted(scores: Tensor, padding_mask: Tensor | None, count_padding: bool) -> Tensor:
+    """Return True (...) at the positions that count."""
+    if padding_mask is None:
+        return torch.ones(scores.shape[:-1], dtype=torch.bool, device=scores.device)
+    check_padding_mask(padding_mask, scores.shape[:-1])
+    return torch.ones_like(padding_mask) if count_padding else ~padding_mask
+
+
+def _zeroed(scores: Tensor, counts: Tensor) -> Tensor:
+    return scores.masked_fill(~counts.unsqueeze(-1), 0)
+
+
+def _normalized(probs: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return probabilities that sum to one where positions count, and where they do."""
+    total = _zeroed(probs, counts).sum(-1)
+    counts = counts & ~(total < torch.finfo(total.dtype).tiny)  # a NaN counts, to be seen
+    return probs / total.masked_fill(~counts, 1).unsqueeze(-1), counts
+
+
+def _total(values: Tensor) -> Tensor:
+    return values.reshape(-1, values.shape[-1]).sum(0)
+
+
+def _entropy(probs: Tensor) -> Tensor:
+    logs = probs.clamp(min=torch.finfo(probs.dtype).tiny).log()  # 0 log 0 = 0, gradient finite
+    return -(probs * logs).sum(-1)
+
+
+def _mean(values: Tensor, counts: Tensor) -> Tensor:
+    return values.masked_fill(~counts, 0).sum() / counts.sum().clamp(min=1)
+
+
+def _mean_over_sequences(chosen: Tensor, probs: Tensor, counts: Tensor) -> Tensor:
+    num_positions = counts.sum(-1)
+    totals = chosen.sum(-2)
+    share = totals / totals.sum(-1, keepdim=True).clamp(min=1)
+    mean = _zeroed(probs, counts).sum(-2) / num_positions.clamp(min=1).unsqueeze(-1)
+    return _mean(probs.shape[-1] * (share * mean).sum(-1), num_positions > 0)

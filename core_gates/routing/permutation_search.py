@@ -1,0 +1,140 @@
+"""The search for a permutation: its schedule, relaxation, penalty and rounding."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from core_gates.routing.schedules import TemperatureSchedule
+
+_ENTROPY_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class PermutationSearch:
+    """How a :class:`~core_gates.gates.permutation.PermutedGate` searches (Ibrahim et al., 2023).
+
+    In step t = 1, 2, …, S - 1 the permutation is relaxed to ``exp(Sinkhorn(B / τ))``; from step S
+    on it is fixed. τ falls from ``start`` to ``end`` and the Sinkhorn iterations rise from
+    ``first_iterations`` to ``last_iterations`` with t / S.
+
+    At the published ``start`` of 0.001 the scores B / τ begin at ± 50, so that the relaxation is
+    almost a permutation from the first step, and the search little more than a random proposal.
+    A start of 0.01 or 0.1 moves more mass; the gate's ``report`` measures it.
+
+    Args:
+        num_steps: S, in optimizer steps (published: 1 to 10 % of all steps).
+        num_permutations: 1 for one permutation that all trees or selectors of the gate share, or
+            their number for one each.
+        start: First temperature.
+        end: Last temperature.
+        first_iterations: Sinkhorn iterations at first.
+        last_iterations: Sinkhorn iterations at last.
+        noise: Factor of Gumbel noise on B in training.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    num_steps: int
+    num_permutations: int = 1
+    start: float = 1e-3
+    end: float = 1e-7
+    first_iterations: int = 20
+    last_iterations: int = 150
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_steps", 2),
+            ("num_permutations", 1),
+            ("first_iterations", 1),
+            ("last_iterations", self.first_iterations),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.noise < 0:
+            raise ValueError(f"noise must not be negative, got {self.noise}")
+        self._schedule()  # checks the temperatures
+
+    def temperature_at(self, t: int) -> float:
+        """Return τ in step t."""
+        return self._schedule()(t)
+
+    def iterations_at(self, t: int) -> int:
+        """Return the number of Sinkhorn iterations in step t."""
+        added = (self.last_iterations - self.first_iterations) * t // self.num_steps
+        return self.first_iterations + added
+
+    def _schedule(self) -> TemperatureSchedule:
+        return TemperatureSchedule(self.start, self.end, self.num_steps, "exponential")
+
+
+def sinkhorn(scores: Tensor, num_iterations: int) -> Tensor:
+    """Return ``exp(scores)`` after scaling rows, then columns, to sum 1, time and again.
+
+    The scaling is done on logarithms. It tends to a doubly stochastic matrix; columns are exact.
+
+    Args:
+        scores: Logarithms of positive matrices (..., E, E).
+        num_iterations: Number of scalings of rows and columns.
+    """
+    for _ in range(num_iterations):
+        scores = scores - scores.logsumexp(-1, keepdim=True)
+        scores = scores - scores.logsumexp(-2, keepdim=True)
+    return scores.exp()
+
+
+def permutation_entropy(matrices: Tensor) -> Tensor:
+    """Return the entropy of the matrices plus that of their rows scaled to sum 1.
+
+    Args:
+        matrices: Relaxed permutations (Q, E, E).
+
+    Returns:
+        ``Σ -P log(P + 1e-6)`` of both, mean over the Q matrices, in nats; 0 for permutations.
+    """
+    both = torch.stack([matrices, matrices / matrices.sum(-1, keepdim=True)])
+    return -(both * (both + _ENTROPY_EPS).log()).sum((-2, -1)).mean(-1).sum()
+
+
+def best_assignments(matrices: Tensor) -> Tensor:
+    """Return the permutations nearest to relaxed ones, by the Hungarian algorithm.
+
+    Args:
+        matrices: Relaxed permutations (Q, E, E), read on the host.
+
+    Returns:
+        Column (Q, E) of the entry chosen in every row, so that their sum is the largest.
+    """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and needed here alone
+
+    columns = [
+        torch.from_numpy(linear_sum_assignment(matrix, maximize=True)[1])
+        for matrix in matrices.detach().cpu().double().numpy()
+    ]
+    return torch.stack(columns).to(matrices.device, torch.int64)
+
+
+def nearest_permutations(scores: Tensor, num_iterations: int) -> Tensor:
+    """Return ``best_assignments(sinkhorn(scores, num_iterations))``, as one op when compiled.
+
+    Args:
+        scores: Logarithms of positive matrices (Q, E, E).
+        num_iterations: Number of Sinkhorn iterations.
+    """
+    result: Tensor = _nearest(scores.detach(), num_iterations)
+    return result
+
+
+def _nearest_permutations(scores: Tensor, num_iterations: int) -> Tensor:
+    return best_assignments(sinkhorn(scores, num_iterations))
+
+
+_nearest = custom_op("core_gates::nearest_permutations", _nearest_permutations, mutates_args=())
+
+
+@_nearest.register_fake
+def _(scores: Tensor, _num_iterations: int) -> Tensor:
+    return scores.new_empty(scores.shape[:2], dtype=torch.int64)

@@ -1,0 +1,209 @@
+"""Schedules of temperatures, thresholds and sparsities.
+
+A schedule is a pure function from a step to a float, safe to copy, store and compare.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Schedule = Callable[[int], float]
+Shape = Literal["linear", "exponential", "cosine", "cubic", "logarithmic"]
+
+
+@dataclass(frozen=True)
+class TemperatureSchedule:
+    """Go from ``start`` to ``end`` within ``num_steps`` steps and stay there.
+
+    The value may be a temperature or anything else, such as a threshold that grows in stages:
+    ``[schedule(stage) for stage in range(num_steps + 1)]``.
+
+    With progress p = (step - delay) / num_steps, clipped to [0, 1], the value is
+
+    - linear: start + p (end - start),
+    - exponential: start (end / start)^p, the decay of EvoMoE (Nie et al., 2021),
+    - cosine: end + (start - end) (1 + cos πp) / 2,
+    - cubic: end + (start - end) (1 - p)³, which changes most at the beginning,
+    - logarithmic: log(e^start + p (e^end - e^start)), for thresholds of SoRA (arXiv 2311.11696).
+
+    Args:
+        start: Value up to and including step ``delay``.
+        end: Value from step ``delay + num_steps`` on.
+        num_steps: Length of the transition; 0 jumps to ``end`` after step ``delay``.
+        shape: Form of the transition.
+        delay: Steps before the transition.
+
+    Raises:
+        ValueError: ``num_steps`` or ``delay`` is negative, the shape is unknown, or an exponential
+            transition has an end that is not positive.
+    """
+
+    start: float
+    end: float
+    num_steps: int
+    shape: Shape = "linear"
+    delay: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 0 or self.delay < 0:
+            raise ValueError(
+                f"num_steps and delay must not be negative, got {self.num_steps} and {self.delay}"
+            )
+        if self.shape not in get_args(Shape):
+            raise ValueError(f"shape is {self.shape!r}; choose one of {', '.join(get_args(Shape))}")
+        if self.shape == "exponential" and min(self.start, self.end) <= 0:
+            raise ValueError(
+                f"an exponential schedule needs positive ends, got {self.start} and {self.end}"
+            )
+
+    def __call__(self, step: int) -> float:
+        """Return the value at ``step``."""
+        if step <= self.delay:
+            return self.start
+        if step >= self.delay + self.num_steps:
+            return self.end
+        return self._between((step - self.delay) / self.num_steps)
+
+    def _between(self, progress: float) -> float:
+        if self.shape == "exponential":
+            return self.start * math.pow(self.end / self.start, progress)
+        if self.shape == "cosine":
+            return self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
+        if self.shape == "cubic":
+            return self.end + (self.start - self.end) * (1 - progress) ** 3
+        if self.shape == "logarithmic":
+            top = max(self.start, self.end)  # taken out, so that no power overflows
+            low, high = math.exp(self.start - top), math.exp(self.end - top)
+            return top + math.log(low + progress * (high - low))
+        return self.start + progress * (self.end - self.start)
+
+
+@dataclass(frozen=True)
+class SparsitySchedule:
+    """Raise the share of closed experts, gates or weights by a cubic (Zhu & Gupta, 2017).
+
+    The sparsity goes from ``start`` to ``end`` as ``end + (start - end) (1 - p)³``: much is closed
+    while much is left, little at the end.
+
+    Args:
+        end: Last sparsity; ``1 - k / num_experts`` leaves k experts open on average.
+        num_steps: Length of the transition.
+        start: First sparsity.
+        delay: Steps before the transition.
+        every: Steps between two changes; the value stays in between.
+
+    Raises:
+        ValueError: A sparsity is not between 0 and 1, or a length is out of range.
+    """
+
+    end: float
+    num_steps: int
+    start: float = 0.0
+    delay: int = 0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in (("start", self.start), ("end", self.end)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is a sparsity between 0 and 1, got {value}")
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, got {self.every}")
+        self._transition()  # checks the lengths
+
+    def __call__(self, step: int) -> float:
+        """Return the sparsity at ``step``."""
+        if self.delay < step < self.delay + self.num_steps:
+            step -= (step - self.delay) % self.every
+        return self._transition()(step)
+
+    def _transition(self) -> TemperatureSchedule:
+        return TemperatureSchedule(self.start, self.end, self.num_steps, "cubic", self.delay)
+
+
+@dataclass(frozen=True)
+class PiecewiseSchedule:
+    """Hold ``values[i]`` from step ``boundaries[i - 1]`` until the next boundary.
+
+    Args:
+        boundaries: Steps, strictly rising, at which the value changes.
+        values: One value more than there are boundaries.
+
+    Raises:
+        ValueError: The boundaries do not rise or the lengths do not fit.
+    """
+
+    boundaries: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.boundaries) + 1:
+            raise ValueError(
+                f"{len(self.boundaries)} boundaries need {len(self.boundaries) + 1} values,"
+                f" got {len(self.values)}"
+            )
+        if any(a >= b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
+            raise ValueError(f"boundaries must rise strictly, got {self.boundaries}")
+
+    def __call__(self, step: int) -> float:
+        """Return the value at ``step``."""
+        return self.values[sum(step >= boundary for boundary in self.boundaries)]
+
+
+@dataclass(frozen=True)
+class StagedSchedule:
+    """The three stages of EvoMoE (Nie et al., 2021), counted in optimizer steps.
+
+    1. ``shared``: for ``shared_steps`` every position uses expert 0; then spawn the others from it.
+    2. ``annealing``: all experts, fewer and fewer as the temperature falls from ``start`` to
+       ``end`` within ``annealing_steps``.
+    3. ``hard``: one expert per position.
+
+    Args:
+        shared_steps: Length of the first stage; 0 leaves it out.
+        annealing_steps: Length of the second stage (recommended: 40 % of all steps).
+        start: First temperature. At 2, with 8 experts and a gate that is still zero, an expert
+            hardly ever falls below the threshold 0.001: spawning then preserves the function.
+        end: Last temperature.
+        shape: Form of the transition.
+        hardens: Whether there is a third stage; else the last temperature stays.
+
+    Raises:
+        ValueError: A length is negative or a temperature is not positive.
+    """
+
+    shared_steps: int = 0
+    annealing_steps: int = 4000
+    start: float = 2.0
+    end: float = 0.3
+    shape: Shape = "exponential"
+    hardens: bool = True
+
+    def __post_init__(self) -> None:
+        if self.shared_steps < 0 or self.annealing_steps < 0:
+            raise ValueError(
+                "shared_steps and annealing_steps must not be negative, got"
+                f" {self.shared_steps} and {self.annealing_steps}"
+            )
+        if not (self.start > 0 and self.end > 0):
+            raise ValueError(f"temperatures must be positive, got {self.start} and {self.end}")
+        self._schedule()  # checks the shape
+
+    def stage_at(self, step: int) -> int:
+        """Return 0, 1 or 2 for the stage after ``step`` optimizer steps."""
+        if step < self.shared_steps:
+            return 0
+        return 2 if self.hardens and step >= self.shared_steps + self.annealing_steps else 1
+
+    def temperature_at(self, step: int) -> float:
+        """Return the temperature after ``step`` optimizer steps."""
+        return self._schedule()(step)
+
+    def spawns_at(self, step: int) -> bool:
+        """Tell whether experts are to be spawned after ``step`` optimizer steps."""
+        return step == self.shared_steps > 0
+
+    def _schedule(self) -> TemperatureSchedule:
+        return TemperatureSchedule(
+            self.start, self.end, self.annealing_steps, self.shape, self.shared_steps
+        )

@@ -1,0 +1,1 @@
+"""Training with gates: gradient routing, proximal steps, batch norm across ranks."""

@@ -1,0 +1,1 @@
+"""Trained networks as folders: weights, target, scope, intervals, abstention."""

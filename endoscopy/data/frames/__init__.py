@@ -1,0 +1,1 @@
+"""Frames as arrays: reading, caching, streams, samplers."""

@@ -1,0 +1,176 @@
+"""Samples of a frame table: a frame with its targets, and whole batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from core_gates.errors import GatesError
+from endoscopy.data.frames.cache import FrameCache
+from endoscopy.data.frames.reader import FrameReader
+from endoscopy.data.frames.streams import (
+    ENDOSCOPY,
+    NEEDS_DEPTH,
+    box_geometry,
+    build_streams,
+    fill_boxes,
+    normalize,
+)
+from endoscopy.data.frames.transforms import Frame, Pipeline
+
+LEAST_SHARE = 0.5
+Batch = dict[str, Any]
+
+
+class Sample(NamedTuple):
+    """A lesion on a frame.
+
+    Attributes:
+        frame: (S,S) frame with box, mask and depth, if there are any.
+        size_mm: Diameter.
+        censored: Whether the diameter is a lower bound.
+        object: Position of the object in ``table.unique_ids``.
+        row: Row of the frame table.
+    """
+
+    frame: Frame
+    size_mm: float
+    censored: bool
+    object: int
+    row: int
+
+
+class PolypFrames(Dataset[Sample]):
+    """Lesions of a frame table, by row.
+
+    A sample depends on (seed, epoch, row) alone, whichever process asks for it and whatever was
+    asked before. Where the pipeline moves more than half of the box out of the frame, the frame is
+    given as it was.
+
+    Args:
+        reader: Table and size.
+        pipeline: Augmentation; none by default.
+        cache: Asked before the reader.
+        seed: Of the augmentation.
+    """
+
+    def __init__(
+        self,
+        reader: FrameReader,
+        pipeline: Pipeline | None = None,
+        cache: FrameCache | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.reader, self.pipeline, self.cache, self.seed = reader, pipeline, cache, seed
+        self.sizes: NDArray[np.float64] = reader.table.frames["gt"].to_numpy(np.float64)
+
+    def __len__(self) -> int:
+        return len(self.reader.table)
+
+    def __getitem__(self, row: int) -> Sample:
+        return self.sample(row)
+
+    def sample(self, row: int, epoch: int = 0) -> Sample:
+        """Return a row as epoch ``epoch`` sees it.
+
+        Raises:
+            GatesError: A file cannot be read.
+        """
+        held = self.cache is not None and row in self.cache
+        frame = self.cache.read(row) if self.cache and held else self.reader.read(row)
+        if self.pipeline is not None:
+            moved = self.pipeline(frame, self.seed, epoch, row)
+            if _area(moved.box) >= LEAST_SHARE * _area(frame.box):
+                frame = moved
+        table = self.reader.table
+        return Sample(
+            frame,
+            float(self.sizes[row]),
+            bool(table.censored[row]),
+            int(table.object_codes[row]),
+            int(row),
+        )
+
+
+class PolypBatches(Dataset[Batch]):
+    """Batches, by epoch and rows.
+
+    Args:
+        frames: Samples.
+        streams: Names of the streams to make.
+        aperture: See :func:`endoscopy.data.frames.streams.build_streams`.
+    """
+
+    def __init__(
+        self, frames: PolypFrames, streams: Sequence[str], aperture: float | None = None
+    ) -> None:
+        self.frames, self.streams, self.aperture = frames, tuple(streams), aperture
+
+    def __getitem__(self, key: tuple[int, Iterable[int]]) -> Batch:
+        epoch, rows = key
+        samples = [self.frames.sample(row, epoch) for row in rows]
+        return collate(samples, self.streams, self.aperture)
+
+
+def collate(
+    samples: Sequence[Sample], streams: Sequence[str], aperture: float | None = None
+) -> Batch:
+    """Make a batch of B samples.
+
+    Returns:
+        ``streams``: name to (B,C,H,W) float32; ``geometry`` (B,4) float32, see
+        :func:`~.streams.box_geometry`; ``size_mm`` (B,) float32; ``censored`` (B,)
+        bool; ``object`` and ``frame`` (B,) int64, the latter rows of the frame table.
+
+    Raises:
+        GatesError: A stream needs a depth that a sample lacks.
+    """
+    frames = [sample.frame for sample in samples]
+    images = normalize(torch.stack([_image(frame) for frame in frames]), ENDOSCOPY)
+    height, width = images.shape[-2:]
+    boxes = torch.tensor([frame.box for frame in frames], dtype=torch.float32)
+    depths = None
+    if NEEDS_DEPTH & set(streams):
+        missing = [sample.row for sample in samples if sample.frame.depth is None]
+        if missing:
+            raise GatesError(
+                f"row {missing[0]} of the frame table has no depth, which the streams "
+                f"{', '.join(streams)} need; leave them out"
+            )
+        depths = torch.stack([torch.from_numpy(frame.depth) for frame in frames])[:, None]
+    masks = _masks(frames, boxes, height, width)
+    return {
+        "streams": build_streams(images, masks, depths, boxes, streams, aperture=aperture),
+        "geometry": box_geometry(boxes, height, width),
+        "size_mm": torch.tensor([sample.size_mm for sample in samples], dtype=torch.float32),
+        "censored": torch.tensor([sample.censored for sample in samples]),
+        "object": torch.tensor([sample.object for sample in samples]),
+        "frame": torch.tensor([sample.row for sample in samples]),
+    }
+
+
+def _image(frame: Frame) -> Tensor:
+    image = torch.from_numpy(np.ascontiguousarray(frame.image)).permute(2, 0, 1)
+    return image.float() / 255.0 if image.dtype == torch.uint8 else image
+
+
+def _masks(frames: Sequence[Frame], boxes: Tensor, height: int, width: int) -> Tensor | None:
+    """Stack the masks; a sample without one gets its filled box."""
+    if all(frame.mask is None for frame in frames):
+        return None
+    masks = fill_boxes(boxes, height, width)
+    for index, frame in enumerate(frames):
+        if frame.mask is not None:
+            masks[index, 0] = torch.from_numpy(frame.mask)
+    return masks
+
+
+def _area(box: tuple[float, float, float, float]) -> float:
+    xmin, ymin, xmax, ymax = box
+    return (xmax - xmin) * (ymax - ymin)

@@ -1,0 +1,156 @@
+"""The SUN Colonoscopy Video Database (Misawa et al., GIE 2021), original and renamed frames."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from core_gates.errors import GatesError
+from endoscopy.data.readers.clean import clean
+from endoscopy.data.readers.report import ReadReport
+from endoscopy.data.readers.table import read_csv
+from endoscopy.data.tables.frame_table import FrameTable
+
+IMAGES = {".jpg", ".jpeg", ".png"}
+BAD_LINE = "line of the annotation cannot be read"
+NOT_A_POLYP = "box is of another class than 0, polyp"
+UNKNOWN_CASE = "case is not in the table of sizes"
+
+
+def read_sun(
+    root: str | os.PathLike[str],
+    sizes: str | os.PathLike[str] | None = None,
+    *,
+    check_images: bool = True,
+    decode: bool = False,
+) -> tuple[FrameTable, ReadReport]:
+    """Read the polyp frames of all cases.
+
+    Expected are ``annotation_txt/case{N}.txt``, a line ``FILENAME xmin,ymin,xmax,ymax,class`` for
+    each frame, and the frames as ``case{N}/FILENAME`` or, numbered in the order of the file names,
+    as ``renamed/case{N}/image_{k:03d}.jpg``. A case is one polyp; which two cases share a patient
+    is not published, so each counts as a patient.
+
+    Args:
+        root: Folder that holds all this.
+        sizes: CSV with ``case`` and ``size_raw``, by default the published table; ``15mm-`` means
+            15 mm or more and is kept as a lower bound.
+        check_images: Read the header and the end of every image.
+        decode: Decode every image too.
+
+    Returns:
+        The table and what was excluded or mended.
+
+    Raises:
+        GatesError: One line with the path, what was found and expected, and how to mend it.
+    """
+    root = Path(root)
+    objects = _read_objects(sizes)
+    report = ReadReport(str(root))
+    rows: list[dict[str, Any]] = []
+    for path in _annotations(root):
+        case = path.stem.removeprefix("case")
+        for row in _read_case(root, path, case, report):
+            if case in objects.index:
+                rows.append(row)
+            else:
+                report.add("excluded", UNKNOWN_CASE, [f"case {case} frame {row['frame_id']}"])
+    if not rows:
+        raise GatesError(f"{root} holds no frame of a case of known size; check the layout")
+    report.notes.append("two of the 100 cases are of one patient; which ones is not published")
+    frames = pd.DataFrame(rows).join(objects, on="unique_id")
+    frames["database"], frames["patient"] = "SUN", "SUN " + frames["unique_id"]
+    roots = {"SUN_DATA_PATH": str(root)}
+    return clean(frames, report, roots, check_images=check_images, decode=decode), report
+
+
+def _read_objects(path: str | os.PathLike[str] | None) -> pd.DataFrame:
+    asset = files("endoscopy.data") / "assets" / "sun_objects.csv"
+    table = read_csv(Path(path) if path is not None else Path(str(asset)))
+    missing = [name for name in ("case", "size_raw") if name not in table]
+    if missing:
+        raise GatesError(f"{path} lacks the columns {', '.join(missing)}; add them")
+    if table["case"].duplicated().any():
+        raise GatesError(
+            f"{path} lists case {table['case'][table['case'].duplicated()].iloc[0]} twice"
+        )
+    objects = pd.DataFrame({"gt": table["size_raw"]})
+    for name, column in (("shape", "shape"), ("location", "site"), ("pathology", "histology")):
+        if name in table:
+            objects[column] = table[name]
+    return objects.set_index(table["case"].str.strip())
+
+
+def _annotations(root: Path) -> list[Path]:
+    found = [p for p in (root / "annotation_txt").glob("case*.txt") if p.stem[4:].isdigit()]
+    if not found:
+        raise GatesError(
+            f"{root} holds no annotation_txt/case*.txt, expected the layout of SUN; name its root"
+        )
+    return sorted(found, key=lambda path: int(path.stem[4:]))
+
+
+def _read_case(root: Path, path: Path, case: str, report: ReadReport) -> Iterator[dict[str, Any]]:
+    """Yield a raw row for each box, frames in the numerical order of their names."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    entries = sorted((line.split() for line in lines if line.strip()), key=lambda e: _natural(e[0]))
+    frames = {name: number for number, name in enumerate(dict.fromkeys(e[0] for e in entries))}
+    folder, mapping = _frames(root, case, list(frames))
+    for name, *boxes in entries:
+        for text in boxes or [""]:
+            report.found += 1
+            numbers = _numbers(text)
+            if len(numbers) not in (4, 5):
+                report.add("excluded", BAD_LINE, [f"{path}: {name} {text}".rstrip()])
+                continue
+            if len(numbers) == 5 and numbers[4] != 0:
+                report.add("excluded", NOT_A_POLYP, [f"{path}: {name} {text}"])
+                continue
+            yield {
+                "unique_id": case,
+                "frame_id": frames[name],
+                "frame_path": f"$SUN_DATA_PATH/{folder}/{mapping.get(name, name)}",
+                "width": float("nan"),
+                "height": float("nan"),
+                "bbox_xmin": numbers[0],
+                "bbox_ymin": numbers[1],
+                "bbox_xmax": numbers[2],
+                "bbox_ymax": numbers[3],
+            }
+
+
+def _frames(root: Path, case: str, names: list[str]) -> tuple[str, dict[str, str]]:
+    """Return the folder of a case and the file name of every annotated frame in it."""
+    original, renamed = f"case{case}", f"renamed/case{case}"
+    if (root / original).is_dir():
+        return original, {}
+    if not (root / renamed).is_dir():
+        raise GatesError(f"{root} holds neither {original} nor {renamed}; unpack the frames there")
+    found = [p.name for p in (root / renamed).iterdir() if p.suffix.lower() in IMAGES]
+    if set(names) <= set(found):
+        return renamed, {}
+    if len(found) != len(names):
+        raise GatesError(
+            f"{root / renamed} holds {len(found)} frames and its annotation {len(names)}, so that "
+            "renamed frames cannot be told apart; copy the case again"
+        )
+    return renamed, dict(zip(names, sorted(found, key=_natural), strict=True))
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(value) for value in text.split(",")]
+    except ValueError:
+        return []
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Sort key by which ``image_10`` follows ``image_9``."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]

@@ -1,0 +1,1 @@
+"""Folds and splits that refuse leakage."""

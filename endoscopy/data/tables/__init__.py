@@ -1,0 +1,1 @@
+"""The frame table, and the sizes and boxes in it."""

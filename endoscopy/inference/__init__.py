@@ -1,0 +1,1 @@
+"""Sizing the polyps of images, videos and DICOM with a trained network."""

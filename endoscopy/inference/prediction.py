@@ -1,0 +1,244 @@
+"""Sizes of the lesions on the frames of a source, the same numbers whatever contains them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from core_gates.errors import GatesError
+from endoscopy.bundles.contents import SizingBundle
+from endoscopy.bundles.quality import frame_statistics
+from endoscopy.bundles.scope import source_scope
+from endoscopy.data.frames.dataset import Sample, collate
+from endoscopy.data.frames.streams import check_streams
+from endoscopy.data.frames.transforms import Frame, resize_frame
+from endoscopy.data.readers.report import ReadReport
+from endoscopy.evaluation.masks import ellipse_masks
+from endoscopy.inputs.frame import InputFrame, InputReport
+from endoscopy.inputs.kind import frames
+from endoscopy.inputs.locations import Lesion, Located, Locator
+from endoscopy.metrics.aggregation import Level, object_table
+from endoscopy.segmentation.segmenter import NO_POLYP
+
+Objects = Literal["auto", "frame", "source"]
+PROBABILITIES = ("p_diminutive", "p_small", "p_large")
+NOTHING = Lesion((math.nan, math.nan, math.nan, math.nan))
+"""Stands for a frame on which the segmenter finds no polyp."""
+
+
+@dataclass
+class Prediction:
+    """Sizes on a source.
+
+    Attributes:
+        frames: One row for each lesion on each frame, and one for each frame in which the
+            segmenter finds none: unique_id, frame_id, frame_index; bbox_xmin, bbox_xmax,
+            bbox_ymin, bbox_ymax in pixels of the frame; left, top, width, height of its part
+            without padding; location, predicted_mm, sharpness, reasons (why the frame abstains,
+            separated by "; "), and p_* of a network of classes.
+        scope: Scope of the source, None if unknown.
+        input: What became of the frames.
+        locations: What became of the locations.
+    """
+
+    frames: pd.DataFrame
+    scope: str | None
+    input: InputReport
+    locations: ReadReport
+
+
+class _Item(NamedTuple):
+    """A lesion, ready for the network; without a frame if there is none."""
+
+    row: dict[str, Any]
+    frame: Frame | None
+
+
+def predict(
+    source: str | Path,
+    locator: Locator,
+    bundle: SizingBundle,
+    *,
+    scope: str | None = None,
+    objects: Objects = "auto",
+    batch_size: int = 32,
+    max_unreadable: float = 0.01,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Prediction:
+    """Predict the size of every lesion that is located on the frames of a source.
+
+    Frames are decoded, located and sized in batches; no more than a batch is held.
+
+    Args:
+        source: Folder or zip archive of images, image, video, or DICOM.
+        locator: Says where the lesions are.
+        bundle: Trained network.
+        scope: Scope of the source as the user states it, see
+            :func:`endoscopy.bundles.scope.source_scope`.
+        objects: What an unnamed lesion is: ``frame``, another on every frame; ``source``, the same
+            on all frames; ``auto``, the latter in videos and DICOM.
+        batch_size: Lesions at a time.
+        max_unreadable: Share of frames that may be unreadable.
+        progress: Called with the numbers of frames read and announced.
+
+    Raises:
+        GatesError: In one line, if the source or its locations cannot be used, or the network
+            reads depths, which a source does not have.
+    """
+    check_streams(bundle.streams, has_depth=False)
+    named = source_scope(source, scope)
+    report = InputReport()
+    read = frames(source, report, max_unreadable=max_unreadable)
+    items = _items(read, report, locator, bundle, objects, named, progress)
+    rows: list[dict[str, Any]] = []
+    while batch := list(itertools.islice(items, batch_size)):
+        rows += _sized(batch, bundle)
+    locator.finish(report)
+    if not rows:
+        left_out = ", ".join(locator.report.reasons("excluded"))
+        why = f"left out {left_out}; mend them" if left_out else "it has none for them"
+        raise GatesError(
+            f"{report.source}: no lesion on any of {report.read} frames; {locator.path}: {why}"
+        )
+    return Prediction(pd.DataFrame(rows), named, report, locator.report)
+
+
+def objects_of(
+    prediction: Prediction, bundle: SizingBundle, level: Level = "median"
+) -> pd.DataFrame:
+    """Return one row an object, with the interval of its size if the bundle has intervals.
+
+    Frames without a polyp do not count, and frames that abstain only where all of an object do.
+
+    Raises:
+        GatesError: No frame shows a polyp.
+    """
+    sized = prediction.frames[prediction.frames["predicted_mm"].notna()]
+    if sized.empty:
+        raise GatesError(
+            f"{prediction.input.source}: {NO_POLYP} on any of {prediction.input.read} frames; give "
+            "boxes or masks"
+        )
+    table = object_table(sized.assign(gt=np.nan), level).drop(columns=["gt"])
+    if bundle.conformal is None:
+        return table
+    lower, upper = bundle.conformal.interval(
+        table["predicted_mm"].to_numpy(float), table["num_frames"].to_numpy()
+    )
+    return table.assign(lower_mm=lower, upper_mm=upper)
+
+
+def _items(
+    read: Iterable[InputFrame],
+    report: InputReport,
+    locator: Locator,
+    bundle: SizingBundle,
+    objects: Objects,
+    scope: str | None,
+    progress: Callable[[int, int | None], None] | None,
+) -> Iterator[_Item]:
+    trim = not bundle.scope.is_calibrated(scope)  # calibrated frames are like those of training
+    for position, frame in enumerate(read):
+        if position == 0:
+            locator.begin(report, scope)
+        part = locator.locate(frame, trim=trim)
+        if progress is not None:
+            progress(report.read, report.expected)
+        found = part.lesions
+        if not found and locator.origin == "automatic":
+            found = [NOTHING]
+        for number, lesion in enumerate(found):
+            identity = lesion.name or _identity(frame, report, objects, number)
+            yield _Item(
+                _row(frame, part, lesion, identity, locator.origin),
+                None if lesion is NOTHING else network_frame(part.image, lesion, bundle),
+            )
+
+
+def _identity(frame: InputFrame, report: InputReport, objects: Objects, number: int) -> str:
+    if objects == "auto":
+        objects = "frame" if report.kind == "images" else "source"
+    base = frame.key if objects == "frame" else report.source
+    return f"{base}:{number + 1}" if number else base
+
+
+def _row(
+    frame: InputFrame, part: Located, lesion: Lesion, identity: str, origin: str
+) -> dict[str, Any]:
+    xmin, xmax, ymin, ymax = lesion.box
+    return {
+        "unique_id": identity,
+        "frame_id": frame.key,
+        "frame_index": frame.index,
+        "bbox_xmin": xmin + part.left,
+        "bbox_xmax": xmax + part.left,
+        "bbox_ymin": ymin + part.top,
+        "bbox_ymax": ymax + part.top,
+        "left": part.left,
+        "top": part.top,
+        "width": part.image.shape[1],
+        "height": part.image.shape[0],
+        "location": origin,
+    }
+
+
+def network_frame(image: np.ndarray, lesion: Lesion, bundle: SizingBundle) -> Frame:
+    """Return a frame as the network takes it; a box without a mask becomes an ellipse.
+
+    Args:
+        image: (H, W, 3) uint8, without padding.
+        lesion: In its pixels.
+        bundle: Trained network.
+    """
+    xmin, xmax, ymin, ymax = lesion.box
+    box = (xmin, ymin, xmax, ymax)
+    mask = None if lesion.mask is None else lesion.mask.astype(np.uint8)
+    frame = resize_frame(Frame(np.ascontiguousarray(image), box, mask), bundle.image_size)
+    if not bundle.masks:
+        return frame._replace(mask=None)
+    if frame.mask is None:
+        size = bundle.image_size
+        ellipse = ellipse_masks(np.array([frame.box]), size, size)[0]
+        frame = frame._replace(mask=ellipse.astype(np.uint8))
+    return frame
+
+
+def _sized(items: list[_Item], bundle: SizingBundle) -> list[dict[str, Any]]:
+    """Return the rows of a batch with its sizes."""
+    rows = [item.row for item in items]
+    for row in rows:
+        row |= {"predicted_mm": np.nan, "sharpness": np.nan, "reasons": NO_POLYP}
+    known = {i: item.frame for i, item in enumerate(items) if item.frame is not None}
+    if not known:
+        return rows
+    samples = [Sample(frame, 0.0, False, 0, 0) for frame in known.values()]
+    batch = collate(samples, bundle.streams, bundle.aperture)
+    device = next(bundle.model.parameters()).device
+    streams = {name: value.to(device) for name, value in batch["streams"].items()}
+    with torch.no_grad():
+        raw = bundle.model(streams, batch["geometry"].to(device))
+    sizes = bundle.target.decode(raw).cpu().numpy()
+    probabilities = bundle.target.probabilities(raw)
+    images = np.stack([frame.image for frame in known.values()])
+    boxes = np.array([frame.box for frame in known.values()])
+    measured = frame_statistics(images, boxes)
+    reasons = [""] * len(known)
+    if bundle.quality is not None:
+        reasons = bundle.quality.reasons(measured)
+    for place, i in enumerate(known):
+        rows[i] |= {
+            "predicted_mm": float(sizes[place]),
+            "sharpness": float(measured["sharpness"][place]),
+            "reasons": reasons[place],
+        }
+        if probabilities is not None and probabilities.shape[1] == len(PROBABILITIES):
+            rows[i] |= dict(zip(PROBABILITIES, probabilities[place].tolist(), strict=True))
+    return rows

@@ -1,0 +1,1 @@
+"""Where the rays of the camera meet the wall of a rendered colon."""

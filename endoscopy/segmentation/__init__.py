@@ -1,0 +1,1 @@
+"""The segmenter that locates polyps, and its training on rendered frames."""

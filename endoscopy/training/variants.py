@@ -1,0 +1,120 @@
+"""Networks and trainings that a comparison sets beside the configured one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+from core_gates.training.gradient_routing import Mode
+from endoscopy.models.gate_kinds import GateKind
+from endoscopy.models.sizer import MultiStreamSizer
+from endoscopy.training.losses import SizeWeightedLoss
+from endoscopy.training.module import SizingModule
+from endoscopy.training.targets import ScaledMillimeters, SizeTarget
+
+L0_WEIGHT = 1e-4  # of a gate; some hundred gates then cost about as much as the loss at its end
+
+
+class Variant(NamedTuple):
+    """What differs from the configuration; None leaves it as configured.
+
+    Attributes:
+        summary: A few words for tables.
+        gates: Kind of the gates.
+        gradient_routing: How the gates learn.
+        l0_weight: Of the expected number of open gates.
+        streams: What the network is fed.
+        millimeters: Train on millimeters under the size-weighted loss of arXiv 2407.04400.
+    """
+
+    summary: str
+    gates: GateKind | None = None
+    gradient_routing: Mode | None = None
+    l0_weight: float | None = None
+    streams: tuple[str, ...] | None = None
+    millimeters: bool = False
+
+
+CONFIGURED = "configured"
+VARIANTS: dict[str, Variant] = {
+    CONFIGURED: Variant("as configured"),
+    "plain": Variant("no gates", "none", "off", 0.0),
+    "dual": Variant("gates, gradient routing in two passes", "fsg", "dual", 0.0),
+    "joint": Variant("gates, one pass with two learning rates", "fsg", "joint", 0.0),
+    "frozen": Variant("gates that never learn", "fsg", "off", 0.0),
+    "layer_scale": Variant("LayerScale", "layer_scale", "off", 0.0),
+    "l0": Variant("hard-concrete gates with an L0 penalty", "l0", "joint", L0_WEIGHT),
+    "se": Variant("squeeze and excitation", "se", "off", 0.0),
+    "eca": Variant("efficient channel attention", "eca", "off", 0.0),
+    "cbam": Variant("channel and spatial attention", "cbam", "off", 0.0),
+    "millimeters": Variant("size-weighted loss in millimeters", millimeters=True),
+    "crop": Variant("box crop only, apparent size lost", streams=("crop",)),
+    "depth": Variant("metric depth besides", streams=("rgb_mask_depth",)),
+    "shortcut": Variant("trained where the distance goes with the size"),
+}
+"""By the name that configurations and score tables use."""
+
+
+def variant_of(module: SizingModule, name: str, **settings: Any) -> SizingModule:
+    """Return an untrained module that differs from a configured one by a variant.
+
+    Weights are drawn from the global generator, whatever those of ``module`` are.
+
+    Args:
+        module: The configured module; it is not changed.
+        name: Key of ``VARIANTS``.
+        settings: Arguments of :class:`SizingModule` that override both, such as
+            ``learning_rate``.
+
+    Raises:
+        ValueError: The name is unknown, or the arguments do not fit each other.
+    """
+    network, options = variant_arguments(module, name, **settings)
+    return SizingModule(MultiStreamSizer(**network), **options)
+
+
+def variant_arguments(
+    module: SizingModule, name: str, **settings: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of :class:`MultiStreamSizer` and of :class:`SizingModule` of a variant.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"variant {name!r} is unknown; choose from {', '.join(VARIANTS)}")
+    variant = VARIANTS[name]
+    arguments = dict(module.model.arguments)
+    if variant.gates is not None:
+        arguments["gates"] = variant.gates
+    if variant.streams is not None:
+        arguments["streams"] = variant.streams
+    if variant.millimeters:
+        arguments["outputs"] = 1
+    target, gate_target = _targets(module, variant)
+    options = _options(module) | {"target": target, "gate_target": gate_target}
+    for field in ("gradient_routing", "l0_weight"):
+        if getattr(variant, field) is not None:
+            options[field] = getattr(variant, field)
+    return arguments, options | settings
+
+
+def _options(module: SizingModule) -> dict[str, Any]:
+    """Return the arguments of the training, all but network and targets."""
+    kept = (
+        "gradient_routing", "every_k", "learning_rate", "min_learning_rate", "weight_decay",
+        "gate_learning_rate", "clip", "gate_clip", "cycles", "accumulate", "l0_weight",
+        "sync_batch_norm",
+    )  # fmt: skip
+    cut_offs = (module.cut_offs.small, module.cut_offs.large)
+    options: dict[str, Any] = {name: getattr(module, name) for name in kept}
+    return options | {"optimizer": module.optimizer_name, "cut_offs_mm": cut_offs}
+
+
+def _targets(module: SizingModule, variant: Variant) -> tuple[SizeTarget, SizeTarget]:
+    if variant.millimeters:  # the weights of the published configurations
+        return (
+            ScaledMillimeters(SizeWeightedLoss(weights=(3.0, 5.0))),
+            ScaledMillimeters(SizeWeightedLoss(weights=(5.0, 10.0))),
+        )
+    return copy.deepcopy((module.target, module.gate_target))

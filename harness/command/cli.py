@@ -1,0 +1,232 @@
+"""The command line of an application: typed classes in, one-line errors out."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from core_gates.errors import GatesError
+from harness.command.configfile import ConfigFile
+from harness.command.parser import GatesParser, let_switches_stand_alone
+from harness.runs.checkpoint import RunCheckpoint, load_weights
+from harness.runs.folder import RunFolder
+from harness.runs.logger import ResumableCSVLogger
+from harness.runs.progress import progress_bar
+from harness.runs.quiet import quiet_lightning
+from harness.runs.trainer import GatesTrainer
+
+LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+LIGHTNING_KEYS = {"pytorch-lightning_version", "state_dict"}
+OWN_OPTIONS = ("config", "resume", "overwrite", "ckpt_path")
+
+
+class GatesCLI(LightningCLI):
+    """LightningCLI with run folders, resuming, packaged configurations and one-line errors.
+
+    An application is a subclass, a Trainer with its verbs, and ``main``::
+
+        class WeatherCLI(GatesCLI):
+            app = "weather"
+            verbs = ("prepare", "fit", "evaluate", "report")
+
+        def main(arguments: Sequence[str]) -> None:
+            WeatherCLI(AssimilationModule, WeatherData, WeatherTrainer, arguments)
+
+    plus its line in ``apps.main.APPS``. Every verb other than ``fit validate test predict`` is a
+    method of the Trainer class (see :class:`harness.runs.trainer.GatesTrainer`). Arguments that two
+    classes share are linked in ``add_arguments_to_parser`` (call ``super()`` first)::
+
+        parser.link_arguments("data.channels", "model.channels", apply_on="instantiate")
+
+    A configuration may hold one section for each verb (see
+    :func:`harness.command.configfile.select_verb`).
+
+    Args:
+        model_class: The LightningModule, or a base class when ``subclass_mode_model=True``.
+        datamodule_class: The LightningDataModule.
+        trainer_class: Trainer with the verbs as methods.
+        arguments: Command line, verb first.
+        kwargs: Passed on to ``LightningCLI``.
+
+    Raises:
+        GatesError: The configuration or a value is wrong, or the run folder is taken.
+    """
+
+    app: ClassVar[str] = ""
+    verbs: ClassVar[tuple[str, ...]] = LIGHTNING_VERBS
+    other_verbs: ClassVar[
+        tuple[str, ...]
+    ] = ()  # of harness.command.verbs, with sections of their own
+    trains: ClassVar[frozenset[str]] = frozenset({"fit"})  # verbs that claim a run folder
+
+    def __init__(
+        self,
+        model_class: Callable[..., LightningModule],
+        datamodule_class: Callable[..., LightningDataModule] | None = None,
+        trainer_class: type[GatesTrainer] = GatesTrainer,
+        arguments: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        quiet_lightning()
+        self.arguments = list(arguments)
+        verb = self.arguments[0] if self.arguments else ""
+        # Building the parser of a verb costs half a second, so only the wanted one is built.
+        self._wanted = (verb,) if verb in self.verbs else self.verbs
+        kwargs.setdefault("parser_class", GatesParser)
+        kwargs.setdefault("seed_everything_default", 0)
+        kwargs.setdefault("auto_configure_optimizers", False)
+        sections = (*self.verbs, *self.other_verbs)
+        kwargs["trainer_defaults"] = {"log_every_n_steps": 10, **kwargs.get("trainer_defaults", {})}
+        super().__init__(
+            model_class,
+            datamodule_class,
+            save_config_callback=None,
+            trainer_class=trainer_class,
+            parser_kwargs={
+                "prog": f"gates {self.app}",
+                **{v: {"app": self.app, "verb": v, "verbs": sections} for v in self._wanted},
+            },
+            args=self.arguments,
+            **kwargs,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Verbs and the arguments that are no options, being filled in by the command line."""
+        filled = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+        return {verb: filled | {"weights_only"} for verb in self._wanted}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Create a parser with our look-up of configurations."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ConfigFile,
+            help="Configuration: a path, or the name of a packaged one.",
+        )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options that every application has; an application calls ``super()`` first."""
+        parser.add_argument(
+            "--name", type=str | None, help="Run name (default: that of the config)."
+        )
+        parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument("--resume", action="store_true", help="Go on with an existing run.")
+        parser.add_argument(
+            "--overwrite", action="store_true", help="Delete an existing training first."
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; a resumed run without ``--config`` takes up its own stored configuration."""
+        words = list(args) if isinstance(args, list) else []
+        if stored := self._stored_config(words):
+            words[1:1] = ["--config", str(stored)]
+        for verb in self._wanted:
+            let_switches_stand_alone(self._parser(verb))
+        self.config = parser.parse_args(words)
+
+    def _stored_config(self, words: list[str]) -> Path | None:
+        if "--resume" not in words or any(w.split("=")[0] in ("-c", "--config") for w in words):
+            return None
+        given = {"--root": "runs", "--name": "default"}
+        for option in given:
+            for index, word in enumerate(words):
+                if word == option and index + 1 < len(words):
+                    given[option] = words[index + 1]
+                elif word.startswith(f"{option}="):
+                    given[option] = word.partition("=")[2]
+        config = RunFolder(self.app, given["--name"], given["--root"]).config
+        return config if config.is_file() else None
+
+    def _parse_ckpt_path(self) -> None:
+        """Refuse a ``--ckpt_path`` that is missing or no checkpoint, then let Lightning read it."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path not in ("best", "last", "hpc"):
+            found = load_weights(Path(path))
+            if self.config.subcommand in LIGHTNING_VERBS and LIGHTNING_KEYS - found.keys():
+                raise GatesError(
+                    f"{path} is no checkpoint of a training: give checkpoints/last.ckpt or "
+                    "best.ckpt of a run"
+                )
+        super()._parse_ckpt_path()
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a run folder that is taken before anything expensive is built."""
+        options = self.config[self.subcommand]
+        self.config_path = getattr(self._parser(self.subcommand), "config_path", None)
+        stem = self.config_path.stem if self.config_path else "default"
+        options["name"] = options.get("name") or stem
+        self.run_folder = RunFolder(
+            self.app,
+            options["name"],
+            options["root"],
+            resume=options["resume"],
+            overwrite=options["overwrite"],
+        )
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if self.subcommand in self.trains and first:
+            self.run_folder.check()
+
+    def _portable_config(self) -> str:
+        """The configuration as YAML, without the options that belong to one call only."""
+        options = self.config[self.subcommand].clone()
+        for name in OWN_OPTIONS:
+            options.pop(name, None)
+        return str(
+            self._parser(self.subcommand).dump(options, skip_none=False, skip_validation=True)
+        )
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; a refused value becomes one line.
+
+        Raises:
+            GatesError: A constructor refused a value.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise GatesError(str(error)) from error
+
+    def after_instantiate_classes(self) -> None:
+        """Claim the run folder once everything is built."""
+        if self.subcommand in self.trains and self.trainer.is_global_zero:
+            self.run_folder.open()
+            self.run_folder.write_config(self._portable_config())
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the log, the checkpoints and the progress; tell the Trainer its run."""
+        options = self._get(self.config_init, "trainer")
+        kwargs.setdefault("logger", self._loggers(options.get("logger")))
+        kwargs.setdefault("default_root_dir", str(self.run_folder.path))
+        callbacks = list(options.get("callbacks") or [])
+        if options.get("enable_progress_bar") is not False:
+            callbacks.append(progress_bar())
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        assert isinstance(trainer, GatesTrainer)
+        trainer.run_folder, trainer.config_path = self.run_folder, self.config_path
+        return trainer
+
+    def _loggers(self, given: Any) -> list[Logger] | bool:
+        if given is False or self.subcommand not in self.trains:
+            return False
+        path = self.run_folder.path
+        log = ResumableCSVLogger(path)
+        if given in (None, True):
+            return [log, TensorBoardLogger(path, name="", version="tensorboard")]
+        return [log, *(given if isinstance(given, list) else [given])]
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "fit":
+            kwargs["weights_only"] = True
+            last = self.run_folder.last_checkpoint
+            if self.run_folder.resume and last and not kwargs.get("ckpt_path"):
+                kwargs["ckpt_path"] = str(last)
+        return kwargs

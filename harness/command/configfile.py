@@ -1,0 +1,107 @@
+"""Where ``--config NAME`` is looked up, and which of its sections a verb reads."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, get_loader  # type: ignore[attr-defined]
+
+from core_gates.errors import GatesError
+
+
+def find_config(name: str, app: str) -> Path:
+    """Find a configuration file in the working folder, then among the packaged ones.
+
+    Args:
+        name: Path or bare name, with or without ``.yaml``.
+        app: Application whose packaged configurations (``apps/<app>/configs``) are searched.
+
+    Raises:
+        GatesError: Nothing is found; the message lists the packaged names.
+    """
+    packaged = Path(str(files("apps"))) / app / "configs"
+    names = [name] if name.endswith((".yaml", ".yml", ".json")) else [name, f"{name}.yaml"]
+    places = [Path(n) for n in names] + [packaged / n for n in names]
+    found = next((place for place in places if place.is_file()), None)
+    if found is not None:
+        return found
+    known = sorted(path.stem for path in packaged.glob("*.yaml"))
+    raise GatesError(
+        f"configuration {name!r} found neither in {Path.cwd()} nor among the packaged ones: "
+        f"give a path or one of {', '.join(known) or '(none)'}"
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        GatesError: The file is not text, not YAML or not a mapping.
+    """
+    try:
+        content = get_loader("yaml")(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise GatesError(f"{path} is not a text file: --config expects YAML") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error)
+        raise GatesError(f"{path}{place} is not valid YAML: {reason}") from error
+    if not isinstance(content, dict):
+        kind = "nothing" if content is None else type(content).__name__
+        raise GatesError(f"{path} holds {kind}, but a configuration is a mapping 'key: value'")
+    return content
+
+
+def select_verb(content: dict[str, Any], verb: str, verbs: tuple[str, ...]) -> dict[str, Any]:
+    """Keep what one verb reads: the shared keys, and on top of them its own section.
+
+    A top-level key that is the name of a verb is that verb's section, so that one file serves
+    every verb of an application::
+
+        model: {dim: 32}
+        tune: {trials: 40}
+        evaluate: {seeds: [0, 1, 2]}
+
+    Raises:
+        GatesError: The section is no mapping.
+    """
+    shared = {key: value for key, value in content.items() if key not in verbs}
+    section = content.get(verb) or {}
+    if not isinstance(section, dict):
+        raise GatesError(
+            f"the section {verb!r} of the configuration must be a mapping, found {section!r}"
+        )
+    return _merge(shared, section)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        nested = isinstance(old, dict) and isinstance(value, dict) and "class_path" not in value
+        merged[key] = _merge(old, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+class ConfigFile(ActionConfigFile):
+    """The ``--config`` option of every verb: looked up, checked, selected."""
+
+    def __call__(
+        self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        """Merge the selected part of the file into the namespace.
+
+        Raises:
+            GatesError: See :func:`find_config` and :func:`read_config`; or a group of options, such
+                as ``model``, is a number or a list.
+        """
+        path = find_config(str(values), parser.app)
+        content = select_verb(read_config(path), parser.verb, parser.verbs)
+        groups = {option.split(".")[0] for option in parser._option_string_actions if "." in option}
+        for key, value in content.items():
+            if f"--{key}" in groups and not isinstance(value, dict | str | None):
+                raise GatesError(f"{path}: {key} is {value!r}, expected a mapping 'key: value'")
+        parser.config_path = path
+        self.apply_config(parser, cfg, self.dest, yaml.safe_dump(content, sort_keys=False))

@@ -1,0 +1,119 @@
+"""Verbs that need no Trainer: typed functions with the options and errors of all others."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from core_gates.errors import GatesError
+from harness.command.configfile import ConfigFile, find_config, read_config
+from harness.command.parser import GatesParser, let_switches_stand_alone
+from harness.runs.folder import RunFolder
+from harness.runs.quiet import quiet_lightning
+
+
+class Place(NamedTuple):
+    """Where a verb finds what ``fit`` left, and leaves what it makes.
+
+    Attributes:
+        run_folder: Folder of the run.
+        config: Name of the configuration, under which weights are shipped.
+    """
+
+    run_folder: RunFolder
+    config: str
+
+
+class OwnSection(ConfigFile):
+    """The ``--config`` option of a verb that reads its own section and nothing else."""
+
+    def __call__(
+        self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        """Merge the section of the verb into the namespace.
+
+        Raises:
+            GatesError: The file is not found or not readable, or the section is no mapping.
+        """
+        path = find_config(str(values), parser.app)
+        section = read_config(path).get(parser.verb) or {}
+        if not isinstance(section, dict):
+            raise GatesError(f"the section {parser.verb!r} of {path} must be a mapping")
+        parser.config_path = path
+        self.apply_config(parser, cfg, self.dest, yaml.safe_dump(section, sort_keys=False))
+
+
+class FunctionVerb(NamedTuple):
+    """A verb.
+
+    Attributes:
+        target: ``module:function``, imported only for this verb. The function takes a
+            :class:`Place` first; its other arguments, typed and documented, are the options.
+        positional: Argument that stands without an option; a list of one path or several.
+    """
+
+    target: str
+    positional: str | None = None
+
+    def load(self) -> Callable[..., None]:
+        """Return the function."""
+        module, _, name = self.target.partition(":")
+        function: Callable[..., None] = getattr(importlib.import_module(module), name)
+        return function
+
+
+def run_verb(
+    app: str, verbs: Mapping[str, FunctionVerb], arguments: Sequence[str], *, config: str
+) -> None:
+    """Parse the command line of one verb and run it.
+
+    Args:
+        app: Application.
+        verbs: Those of it that are functions.
+        arguments: Verb and options.
+        config: Configuration that is meant where none is named.
+
+    Raises:
+        GatesError: A value is wrong.
+    """
+    quiet_lightning()
+    verb, *words = arguments
+    function, positional = verbs[verb].load(), verbs[verb].positional
+    parser = GatesParser(prog=f"gates {app} {verb}", app=app, verb=verb)
+    parser.description = _summary(function)
+    parser.add_argument(
+        "-c", "--config", action=OwnSection, help="Configuration: a path, or a packaged name."
+    )
+    skip: set[str | int] = {"place"}
+    if positional is not None:
+        skip.add(positional)
+        parser.add_argument(positional, nargs="+", type=str, help="Paths, see above.")
+    parser.add_argument("--name", type=str | None, help="Run name (default: that of the config).")
+    parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
+    parser.add_function_arguments(function, skip=skip, as_group=False)
+    let_switches_stand_alone(parser)
+    options = vars(parser.parse_args(words))
+    stem = parser.config_path.stem if parser.config_path else config
+    folder = RunFolder(app, options.pop("name") or stem, options.pop("root"))
+    options.pop("config")
+    function(Place(folder, stem), **options)
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Refuse to replace an output unless asked for.
+
+    Raises:
+        GatesError: It exists.
+    """
+    if path.exists() and not overwrite:
+        raise GatesError(f"{path} exists: choose another --output or add --overwrite_output")
+
+
+def _summary(function: Callable[..., None]) -> str:
+    """Return what a docstring says before its arguments."""
+    return inspect.cleandoc(function.__doc__ or "").partition("\nArgs:")[0].strip()

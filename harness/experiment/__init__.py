@@ -1,0 +1,1 @@
+"""Experiments of an application: scores and what is computed for them."""

@@ -1,0 +1,1 @@
+"""Figures: the style of all plots and those that domains share."""

@@ -1,0 +1,166 @@
+"""The gate section of a report, the same for every application."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from core_gates.errors import GatesError
+from core_gates.monitor.hooks import GateMonitor
+from harness.files.atomic import write_json
+from harness.report.page import Page
+
+FILE = "gates.json"
+BLUE = "#0072B2"
+VALUE_COLUMNS = ("mean", "std", "zero", "closed", "open", "non_finite")
+ROUTING_COLUMNS = (
+    "active", "load_cv", "load_max_violation", "load_entropy", "entropy", "dead", "unrouted",
+    "dropped", "churn", "coactivation", "non_finite",
+)  # fmt: skip
+EXPERT_COLUMNS = ("zero_rate", "near_zero_rate", "zero_rate_max", "std_ratio", "non_finite")
+
+
+def save_gates(monitor: GateMonitor, folder: Path) -> Path:
+    """Keep what a monitor measured in the run folder."""
+    report = monitor.report()
+    experts = {
+        name: {part: counts.tolist() for part, counts in parts.items()}
+        for name, parts in report.distributions.items()
+    }
+    histograms = {
+        name: parts.pop("histogram") for name, parts in experts.items() if "histogram" in parts
+    }
+    content = {"figures": report.figures, "histograms": histograms, "experts": experts}
+    return write_json(folder / FILE, content)
+
+
+def read_gates(path: Path) -> dict[str, Any]:
+    """Read what `save_gates` kept.
+
+    Raises:
+        GatesError: The file is damaged.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(kept[part], dict) for part in ("figures", "histograms", "experts")):
+            raise ValueError("no figures of gates")
+        return dict(kept)
+    except (ValueError, KeyError, TypeError) as error:
+        raise GatesError(f"{path} is damaged ({error}): run `evaluate` again") from error
+
+
+def gate_section(page: Page, folder: Path, explanation: str) -> None:
+    """Add tables and figures of the gates, if `save_gates` kept any.
+
+    Args:
+        page: The report.
+        folder: The run folder.
+        explanation: What was measured.
+
+    Raises:
+        GatesError: What was kept is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return
+    kept = read_gates(path)
+    values, routings, experts = (
+        {name: found for name, found in kept["figures"].items() if mark in found}
+        for mark in ("mean", "active", "zero_rate")
+    )
+    if not (values or routings or experts):
+        return
+    histograms = kept["histograms"]
+    page.section("Gates").text(explanation)
+    if values:
+        _table(page, values, VALUE_COLUMNS)
+        page.figure(
+            histogram_figure({name: histograms[name] for name in values}),
+            "Distribution of the values of every gate, from closed to open.",
+        )
+    if routings:
+        _add_routings(page, routings, kept)
+    if experts:
+        _table(page, experts, EXPERT_COLUMNS)
+
+
+def histogram_figure(histograms: dict[str, list[float]]) -> Figure:
+    """Draw counts over [0, 1], one panel a gate."""
+    figure, panels = _panels(histograms)
+    for axis, counts in zip(panels, histograms.values(), strict=True):
+        bins = len(counts)
+        axis.bar([(i + 0.5) / bins for i in range(bins)], counts, width=1 / bins, color=BLUE)
+        axis.set_xlim(0, 1)
+    return figure
+
+
+def load_figure(loads: dict[str, list[float]]) -> Figure:
+    """Draw the share of every expert, one panel a gate."""
+    figure, panels = _panels(loads)
+    for axis, load in zip(panels, loads.values(), strict=True):
+        total = sum(load) or 1
+        axis.bar(range(len(load)), [count / total for count in load], color=BLUE)
+        axis.axhline(1 / len(load), color="black", linewidth=0.8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def coactivation_figure(tables: dict[str, list[list[float]]]) -> Figure:
+    """Draw how often an expert (column) works beside another (row), one panel a gate."""
+    figure, panels = _panels(tables)
+    for axis, table in zip(panels, tables.values(), strict=True):
+        shares = [[count / (row[i] or 1) for count in row] for i, row in enumerate(table)]
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        axis.spines[["bottom"]].set_visible(False)
+        axis.set_xticks([])
+    return figure
+
+
+def _add_routings(page: Page, routings: dict[str, dict[str, Any]], kept: dict[str, Any]) -> None:
+    _table(page, routings, ROUTING_COLUMNS)
+    page.figure(
+        load_figure({name: kept["experts"][name]["load"] for name in routings}),
+        "Share of the positions of every expert; the line is an even share.",
+    )
+    page.figure(
+        histogram_figure({name: kept["histograms"][name] for name in routings}),
+        "Distribution of the routed weights, from 0 to 1.",
+    )
+    pairs = {
+        name: kept["experts"][name]["coactivation"]
+        for name, found in routings.items()
+        if "coactivation" in kept["experts"][name] and found["active"] > 1
+    }
+    if pairs:
+        page.figure(
+            coactivation_figure(pairs),
+            "Experts that work together: positions that use both, over those of the row.",
+        )
+
+
+def _table(page: Page, gates: dict[str, dict[str, Any]], columns: Sequence[str]) -> None:
+    """Add the columns that any gate has."""
+    shown = [column for column in columns if any(column in found for found in gates.values())]
+    rows = [[name, *(found.get(column, "") for column in shown)] for name, found in gates.items()]
+    page.table(["gate", *shown], rows)
+
+
+def _panels(gates: dict[str, Any]) -> tuple[Figure, list[Any]]:
+    """Return a figure with one titled panel for every gate, five in a row."""
+    columns = min(5, len(gates))
+    rows = -(-len(gates) // columns)
+    figure = Figure(figsize=(2.3 * columns, 1.5 * rows + 0.3), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[len(gates) :]:
+        axis.set_axis_off()
+    panels = axes[: len(gates)]
+    for axis, name in zip(panels, gates, strict=True):
+        axis.set_title(name, fontsize=8)
+        axis.set_yticks([])
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    return figure, panels

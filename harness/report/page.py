@@ -1,0 +1,236 @@
+"""The page that every application writes: one HTML file, no network, for laptop and phone."""
+
+import base64
+import html
+import io
+import json
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from harness.experiment.scores import number
+from harness.files.atomic import write_text
+from harness.runs.environment import git_revision, package_version
+
+
+class Tile(NamedTuple):
+    """A headline figure.
+
+    Attributes:
+        label: What it is.
+        value: The figure with its unit.
+        note: A few words below it.
+        state: ``good``, ``bad`` or empty, which colors it.
+    """
+
+    label: str
+    value: str
+    note: str = ""
+    state: str = ""
+
+
+class Page:
+    """A page built from top to bottom; every method returns the page.
+
+    Text may hold ``**bold**`` and `` `code` ``; everything else is escaped. Example::
+
+        Page("Weather assimilation").text("One cycle ...").figure(figure, "Analysis").write(path)
+
+    Args:
+        title: Heading of the page.
+        subtitle: A line below it.
+    """
+
+    def __init__(self, title: str, subtitle: str = "") -> None:
+        self.title, self.subtitle = title, subtitle
+        self._parts: list[str] = []
+        self._sections: list[tuple[str, str]] = []
+
+    def section(self, title: str) -> "Page":
+        """Begin a section, which the navigation of the page links to."""
+        anchor = f"s{len(self._sections) + 1}"
+        self._sections.append((anchor, title))
+        self._parts.append(f'<h2 id="{anchor}">{_inline(title)}</h2>')
+        return self
+
+    def text(self, text: str) -> "Page":
+        """Add paragraphs, separated by empty lines."""
+        for paragraph in re.split(r"\n\s*\n", text.strip()):
+            self._parts.append(f"<p>{_inline(' '.join(paragraph.split()))}</p>")
+        return self
+
+    def tiles(self, tiles: Sequence[Tile]) -> "Page":
+        """Add headline figures side by side."""
+        boxes = "".join(
+            f'<div class="tile {html.escape(tile.state)}"><span>{_inline(tile.label)}</span>'
+            f"<b>{_inline(tile.value)}</b><small>{_inline(tile.note)}</small></div>"
+            for tile in tiles
+        )
+        self._parts.append(f'<div class="tiles">{boxes}</div>')
+        return self
+
+    def table(
+        self, header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = ""
+    ) -> "Page":
+        """Add a table; numbers are aligned to the right.
+
+        Args:
+            header: Names of the columns.
+            rows: Cells; floats are shown with four significant digits, booleans as met or missed.
+            caption: A line above it.
+
+        Raises:
+            ValueError: A row is longer or shorter than the header.
+        """
+        for row in rows:
+            if len(row) != len(header):
+                raise ValueError(f"a row has {len(row)} cells, the header {len(header)}: {row}")
+        numeric = [any(_is_number(row[i]) for row in rows) for i in range(len(header))]
+        head = "".join(
+            _cell("th", _inline(h), right) for h, right in zip(header, numeric, strict=True)
+        )
+        body = "".join(
+            "<tr>"
+            + "".join(_cell("td", _show(v), right) for v, right in zip(row, numeric, strict=True))
+            + "</tr>"
+            for row in rows
+        )
+        self._add_table(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", caption)
+        return self
+
+    def figure(self, figure: Figure, caption: str = "", *, dpi: int = 150) -> "Page":
+        """Add a matplotlib figure as an embedded PNG.
+
+        Args:
+            figure: The figure; it is neither changed nor closed.
+            caption: Text below it, also its description for screen readers.
+            dpi: Resolution.
+        """
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        below = f"<figcaption>{_inline(caption)}</figcaption>" if caption else ""
+        alt = html.escape(caption, quote=True)
+        self._parts.append(
+            f'<figure><img src="data:image/png;base64,{data}" alt="{alt}">{below}</figure>'
+        )
+        return self
+
+    def scores(self, scores: dict[str, Any] | Path) -> "Page":
+        """Add the bars and the score tables of a ``scores.json`` (content or path)."""
+        if isinstance(scores, Path):
+            scores = json.loads(scores.read_text(encoding="utf-8"))
+        assert isinstance(scores, dict)
+        if scores["bars"]:
+            self._bars(scores["bars"])
+        for task in dict.fromkeys(row["task"] for row in scores["rows"]):
+            self._task(task, [row for row in scores["rows"] if row["task"] == task])
+        return self
+
+    def write(self, path: Path) -> Path:
+        """Write the page atomically."""
+        return write_text(path, self.html())
+
+    def html(self) -> str:
+        """The whole page."""
+        links = "".join(f'<a href="#{a}">{_inline(title)}</a>' for a, title in self._sections)
+        navigation = f"<nav>{links}</nav>" if len(self._sections) > 1 else ""
+        subtitle = f'<p class="lead">{_inline(self.subtitle)}</p>' if self.subtitle else ""
+        style = (files("harness.report") / "report.css").read_text(encoding="utf-8")
+        revision = (git_revision() or "no revision")[:12]
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            '<meta name="color-scheme" content="light dark">'
+            f"<title>{html.escape(self.title)}</title><style>{style}</style></head><body>"
+            f'<header><div class="wrap"><h1>{_inline(self.title)}</h1>{subtitle}</div></header>'
+            f'{navigation}<main class="wrap">{"".join(self._parts)}</main>'
+            f'<footer class="wrap">gatesuite {package_version("gatesuite")} · {revision}</footer>'
+            "</body></html>\n"
+        )
+
+    def _add_table(self, inner: str, caption: str) -> None:
+        above = f"<caption>{_inline(caption)}</caption>" if caption else ""
+        self._parts.append(f'<div class="scroll"><table>{above}{inner}</table></div>')
+
+    def _bars(self, bars: Sequence[dict[str, Any]]) -> None:
+        met = sum(bool(bar["met"]) for bar in bars)
+        rows = [
+            [
+                bar["name"],
+                number(bar["value"]),
+                f"{'≤' if bar['sense'] == '<=' else '≥'} {number(bar['bar'])}",
+                bar["unit"],
+                bool(bar["met"]),
+            ]
+            for bar in bars
+        ]
+        header = ["bar", "figure", "limit", "unit", "verdict"]
+        self.table(header, rows, f"{met} of {len(bars)} bars met")
+
+    def _task(self, task: str, rows: Sequence[dict[str, Any]]) -> None:
+        metrics = list(dict.fromkeys(row["metric"] for row in rows))
+        spans = {metric: _span([r for r in rows if r["metric"] == metric]) for metric in metrics}
+        head = "<th>method</th>" + "".join(_cell("th", _inline(m), True) for m in metrics)
+        body = ""
+        for method in dict.fromkeys(row["method"] for row in rows):
+            cells = {row["metric"]: row for row in rows if row["method"] == method}
+            marks = "".join(f"<td class=n>{_mark(cells.get(m), spans[m])}</td>" for m in metrics)
+            body += f"<tr><td>{_inline(method)}</td>{marks}</tr>"
+        units = sorted({row["n"] for row in rows})
+        note = f"{task} · 95 % intervals over {' or '.join(map(str, units))} independent units"
+        self._add_table(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", note)
+
+
+def _inline(text: str) -> str:
+    escaped = html.escape(str(text), quote=False)
+    escaped = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escaped)
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", escaped)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"[≤≥]? ?-?[\d.]+(e-?\d+)?", value) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        verdict = "met" if value else "missed"
+        return f'<span class="chip {verdict}">{verdict}</span>'
+    if isinstance(value, float):
+        return number(value)
+    return _inline("–" if value is None else str(value))
+
+
+def _cell(tag: str, inner: str, right: bool) -> str:
+    return f"<{tag} class=n>{inner}</{tag}>" if right else f"<{tag}>{inner}</{tag}>"
+
+
+def _span(rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Range of all values and intervals of one metric, for a common scale."""
+    ends = [row[key] for row in rows for key in ("value", "low", "high") if row[key] is not None]
+    return (min(ends), max(ends)) if ends else (0.0, 0.0)
+
+
+def _mark(row: dict[str, Any] | None, span: tuple[float, float]) -> str:
+    """A figure above its interval, drawn on the scale that all methods share."""
+    if row is None or row["value"] is None:
+        return "–"
+    text = f"<b>{number(row['value'])}</b>"
+    low, high = row["low"], row["high"]
+    if low is None or high is None:
+        return text
+    left, width = span[0], (span[1] - span[0]) or 1.0
+    x = [100 * (end - left) / width for end in (low, row["value"], high)]
+    title = f"{number(low)} to {number(high)}"
+    return (
+        f'{text}<small>{title}</small><svg viewBox="-4 0 108 8" preserveAspectRatio="none" '
+        f'role="img" aria-label="{title}"><line class="axis" x1="-4" x2="104" y1="4" y2="4"/>'
+        f'<line class="whisker" x1="{x[0]:.1f}" x2="{x[2]:.1f}" y1="4" y2="4"/>'
+        f'<rect class="point" x="{x[1] - 1.5:.1f}" y="1" width="3" height="6" rx="1"/></svg>'
+    )

@@ -1,0 +1,135 @@
+"""Which checkpoints a run keeps: the last one, and the best one by a validation score."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from harness.runs.logger import ResumableCSVLogger
+from harness.runs.loops import StepCallback
+from core_gates.errors import GatesError
+
+
+class RunCheckpoint(Checkpoint, StepCallback):
+    """Write ``checkpoints/last.ckpt`` every few steps and ``best.ckpt`` when a score improves.
+
+    Both are written between two steps (see :mod:`harness.runs.loops`) and atomically: a killed run has
+    either the old file or the new one. The log is flushed first, and its length is stored.
+
+    Args:
+        every_n_steps: Optimizer steps between two writings of ``last.ckpt``; the end of the
+            training is always written.
+        monitor: Logged validation score that decides on ``best.ckpt``; None keeps no best.
+        mode: Whether the score is to be small (``min``) or large (``max``).
+        folder: Where to write; ``checkpoints`` in the Trainer's ``default_root_dir`` when None.
+
+    Raises:
+        ValueError: ``every_n_steps`` is not positive.
+        GatesError: ``monitor`` is not among the logged scores.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        folder: str | None = None,
+    ) -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise ValueError(f"checkpoint.every_n_steps must be at least 1, found {every_n_steps}")
+        self.every_n_steps, self.folder = every_n_steps, folder
+        self.monitor, self.mode = monitor, mode
+        self.saved_step = 0
+        self.best_score: float | None = None
+        self._best_due = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step of the last writing and the best score."""
+        return {"saved_step": self.saved_step, "best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them up again."""
+        self.saved_step, self.best_score = state_dict["saved_step"], state_dict["best_score"]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Store how many rows of the log belong to the saved state."""
+        log = _log(trainer)
+        checkpoint["log_rows"] = log.num_rows if log else 0
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Cut the log back to the saved state."""
+        log = _log(trainer)
+        if log and trainer.state.fn == TrainerFn.FITTING:
+            log.truncate(checkpoint.get("log_rows", 0))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the score with the best one; the file is written when the step is complete."""
+        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            raise GatesError(
+                f"checkpoint.monitor {self.monitor!r} is not logged; "
+                f"logged are {', '.join(sorted(trainer.callback_metrics)) or 'no scores'}"
+            )
+        score = float(trainer.callback_metrics[self.monitor])
+        best = self.best_score
+        better = best is None or (score < best if self.mode == "min" else score > best)
+        if trainer.strategy.broadcast(better and score == score):
+            self.best_score, self._best_due = score, True
+
+    def on_step_complete(self, trainer: Trainer) -> None:
+        """Write what is due."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        step, best_due = trainer.global_step, self._best_due
+        if not (best_due or step - self.saved_step >= self.every_n_steps or _ends(trainer)):
+            return
+        self._best_due = False
+        self.saved_step = step
+        for logger in trainer.loggers:
+            logger.save()
+        folder = Path(self.folder or Path(trainer.default_root_dir) / "checkpoints")
+        temporary = folder / ".saving.ckpt"
+        trainer.save_checkpoint(temporary, weights_only=False)
+        if trainer.is_global_zero:
+            if best_due:
+                copy = folder / ".best.ckpt"
+                shutil.copyfile(temporary, copy)
+                copy.replace(folder / "best.ckpt")
+            temporary.replace(folder / "last.ckpt")
+
+
+def load_weights(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without executing anything that it holds.
+
+    Raises:
+        GatesError: There is none, or it is not one.
+    """
+    if not path.is_file():
+        raise GatesError(f"no checkpoint at {path}: run fit first, or give --ckpt_path")
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        kind = type(error).__name__
+        raise GatesError(f"{path} is damaged or no checkpoint ({kind}): give another") from error
+
+
+def _log(trainer: Trainer) -> ResumableCSVLogger | None:
+    return next((log for log in trainer.loggers if isinstance(log, ResumableCSVLogger)), None)
+
+
+def _ends(trainer: Trainer) -> bool:
+    loop = trainer.fit_loop
+    steps_done = loop.max_steps != -1 and trainer.global_step >= loop.max_steps
+    epochs = loop.max_epochs
+    epochs_done = epochs is not None and epochs != -1 and trainer.current_epoch >= epochs
+    return bool(trainer.should_stop or steps_done or epochs_done)

@@ -1,0 +1,143 @@
+"""The folder of a run: one place for its configuration, log, scores, checkpoints and report."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.runs.environment import environment
+from harness.files.atomic import write_json, write_text
+from core_gates.errors import GatesError
+
+TRAINING = ("config.yaml", "environment.json", "metrics.csv", "checkpoints", "tensorboard")
+OUTCOME = ("scores.json", "scores.md", "report.html")
+
+
+class RunFolder:
+    """``<root>/<app>/<name>``: configuration, log, scores, checkpoints and report of one run.
+
+    Nothing is touched before :meth:`open`. Files that other verbs leave, such as prepared data or
+    tuned settings, are no run: they do not bar a training and are never deleted.
+
+    Args:
+        app: Application.
+        name: Name of the run; a single path component.
+        root: Folder of all runs.
+        resume: Go on with an existing run.
+        overwrite: Delete an existing run first: its training, scores and report.
+
+    Raises:
+        GatesError: The name is no plain name, or both ``resume`` and ``overwrite`` are asked for.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        name: str,
+        root: str | Path = "runs",
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        if not name or Path(name).name != name or name in (".", ".."):
+            raise GatesError(f"--name {name!r} must be a plain name without '/'")
+        if resume and overwrite:
+            raise GatesError("--resume and --overwrite exclude each other: give one of them")
+        self.app, self.name = app, name
+        self.path = Path(root) / app / name
+        self.resume, self.overwrite = resume, overwrite
+
+    @property
+    def config(self) -> Path:
+        """The parsed configuration of the last ``fit``, which runs again as it stands."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """The training log."""
+        return self.path / "metrics.csv"
+
+    @property
+    def scores(self) -> Path:
+        """The figures of ``evaluate``."""
+        return self.path / "scores.json"
+
+    @property
+    def report(self) -> Path:
+        """The page of ``report``."""
+        return self.path / "report.html"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine and revision."""
+        return self.path / "environment.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of ``last.ckpt`` and ``best.ckpt``."""
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint, or None before the first one."""
+        path = self.checkpoints / "last.ckpt"
+        return path if path.is_file() else None
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint with the best validation score, or None."""
+        path = self.checkpoints / "best.ckpt"
+        return path if path.is_file() else None
+
+    def exists(self) -> bool:
+        """Whether the folder holds a training."""
+        return any((self.path / name).exists() for name in TRAINING)
+
+    def check(self) -> None:
+        """Refuse a folder that holds a run, unless it is to be resumed or overwritten.
+
+        Raises:
+            GatesError: It exists and neither ``resume`` nor ``overwrite`` was asked for.
+        """
+        if self.exists() and not (self.resume or self.overwrite):
+            raise GatesError(
+                f"run folder {self.path} exists: add --resume to go on, --overwrite to start "
+                "again, or --name NEW for another run"
+            )
+
+    def open(self) -> "RunFolder":
+        """Claim the folder for a new or resumed training and write ``environment.json``.
+
+        Raises:
+            GatesError: See :meth:`check`.
+        """
+        self.check()
+        if self.overwrite:
+            for name in (*TRAINING, *OUTCOME):
+                _remove(self.path / name)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(self.environment, environment())
+        return self
+
+    def write_config(self, text: str) -> Path:
+        """Write ``config.yaml``."""
+        return write_text(self.config, text)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield a temporary path that becomes ``<run>/<name>`` when the block ends well."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.tmp{target.suffix}")
+        try:
+            yield temporary
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,198 @@
+"""Training loops that save between two steps and resume bit for bit.
+
+Lightning saves in ``on_train_batch_end``: before the module's own hook of that name, before the row
+of the step is logged and before a validation that is due. A run resumed from there lacks all three,
+and its shuffled loader begins another epoch. These loops save after everything that belongs to a
+step. When resuming, Lightning has restored weights, optimizers, ``global_step`` and the batch
+progress before it calls ``train_dataloader()``. A loader with ``state_dict`` and
+``load_state_dict`` is then asked for its position; any other is replayed: the random states of the
+epoch's start, the batches seen so far fetched and dropped, the random states of the checkpoint.
+"""
+
+from typing import Any
+
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.trainer.connectors.logger_connector.result import (
+    _ResultCollection,
+    _ResultMetric,
+)
+from lightning.pytorch.trainer.trainer import Trainer
+from torch import Tensor
+
+from harness.runs.random_state import capture, gather, restore
+from core_gates.errors import GatesError
+
+States = dict[str, Tensor]
+
+
+class StepCallback:
+    """What a callback inherits to be told that everything of a step is done and may be saved."""
+
+    def on_step_complete(self, trainer: Trainer) -> None:
+        """Called between two steps, after validation and logging, and after an epoch."""
+
+
+class EpochMeans(_ResultCollection):
+    """What ``self.log(..., on_epoch=True)`` summed up in this epoch, which Lightning forgets."""
+
+    def __init__(self) -> None:
+        super().__init__(training=True)
+        self.resumed: States = {}
+
+    def __setitem__(self, key: str, metric: _ResultMetric) -> None:
+        """Register a metric at its first value and hand it what it had summed up before."""
+        super().__setitem__(key, metric)
+        for name in ("value", "cumulated_batch_size"):
+            if (sum_so_far := self.resumed.pop(f"{key}:{name}", None)) is not None:
+                setattr(metric, name, sum_so_far)
+
+    def sums(self) -> States:
+        """The sums of this epoch; empty sums are left out."""
+        found: States = {}
+        for key, metric in self.items():
+            if metric.is_tensor and metric.meta.on_epoch and not metric.has_reset:
+                found[f"{key}:value"] = metric.value
+                if metric.meta.is_mean_reduction:
+                    found[f"{key}:cumulated_batch_size"] = metric.cumulated_batch_size
+        return found
+
+    def resumable(self) -> bool:
+        """False while a torchmetrics object accumulates, whose state is its module's own."""
+        return all(m.is_tensor or not m.meta.on_epoch or m.has_reset for m in self.values())
+
+
+class ExactEpochLoop(_TrainingEpochLoop):
+    """An epoch that reports complete steps, and whose stream of batches can be replayed."""
+
+    def __init__(self, trainer: Trainer, min_steps: int | None, max_steps: int) -> None:
+        super().__init__(trainer, min_steps, max_steps)
+        self._results = self.means = EpochMeans()
+        self.epoch_start: States = {}  # random states before the loader drew its order
+        self.resumed: dict[str, list[States]] | None = None
+
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        """Add the random states and the sums of the epoch, of every rank."""
+        state = super().on_save_checkpoint()
+        state["exact"] = {
+            "random": gather(capture()),
+            "epoch_start": gather(self.epoch_start),
+            "sums": gather(self.means.sums()),
+        }
+        return state
+
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Keep them until the loader is there."""
+        super().on_load_checkpoint(state_dict)
+        self.resumed = state_dict.get("exact")
+
+    def own(self, part: str) -> States | None:
+        """A part of the resumed state; None if this rank did not exist in the saved run."""
+        ranks = (self.resumed or {}).get(part, [])
+        return ranks[self.trainer.global_rank] if self.trainer.global_rank < len(ranks) else None
+
+    def before_first_iteration(self) -> None:
+        """Called when the loaders are built and draw their order next."""
+        state = self.own("epoch_start" if self.restarting else "random")
+        if state:
+            restore(state)
+        self.epoch_start = capture()
+
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        """Begin the stream of batches, or bring it to where the checkpoint was written."""
+        epoch, fit_loop = self.trainer.current_epoch, self.trainer.fit_loop
+        assert isinstance(fit_loop, ExactFitLoop)
+        if epoch > 0 and not fit_loop.is_resuming and not self.restarting:
+            self.epoch_start = capture()
+        self.means.resumed = {}
+        super().on_run_start(data_fetcher)
+        if self.resumed is None:
+            return
+        if self.restarting:
+            self.means.resumed = dict(self.own("sums") or {})
+            self._replay(data_fetcher)
+            if state := self.own("random"):
+                restore(state)
+        elif state := fit_loop.after_first_iteration:
+            restore(state)
+        self.resumed = None
+
+    def _replay(self, data_fetcher: _DataFetcher) -> None:
+        if all(isinstance(loader, _Stateful) for loader in data_fetcher.combined_loader.flattened):
+            return
+        seen = self.batch_progress.current.ready
+        data_fetcher.fetched = 0
+        for number in range(seen):
+            try:
+                next(data_fetcher)
+            except StopIteration as error:
+                raise GatesError(
+                    f"the checkpoint was written after {seen} batches of an epoch, but the data "
+                    f"has {number}: resume with the run's data, or start anew with --overwrite"
+                ) from error
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        """Run one step; nothing of the step before the checkpoint is left to be made up for."""
+        if self._restarting and self.restarted_on_last:
+            self.restarting = False
+        super().advance(data_fetcher)
+
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+        """Validate and log, then tell the callbacks; at the last batch the epoch's end does so."""
+        super().on_advance_end(data_fetcher)
+        between = not (self._should_accumulate() or self._num_ready_batches_reached())
+        if between and self.means.resumable():
+            _tell(self.trainer)
+
+
+class ExactFitLoop(_FitLoop):
+    """A training that reports complete epochs and, once resumed at one, begins the next."""
+
+    def __init__(self, trainer: Trainer, min_epochs: int | None, max_epochs: int | None) -> None:
+        super().__init__(trainer, min_epochs, max_epochs)
+        self.after_first_iteration: States | None = None
+
+    @property
+    def restarting(self) -> bool:
+        """Whether the next epoch continues one that the checkpoint was written in."""
+        return bool(self._restarting)
+
+    @restarting.setter
+    def restarting(self, restarting: bool) -> None:
+        resumed = (
+            isinstance(self.epoch_loop, ExactEpochLoop) and self.epoch_loop.resumed is not None
+        )
+        current = self.epoch_progress.current
+        if restarting and resumed:
+            self.trainer.num_sanity_val_steps = 0
+            self._restarting = current.ready != current.completed
+            self.epoch_loop.restarting = self._restarting
+        else:
+            _FitLoop.restarting.fset(self, restarting)
+
+    def _load_combined_loader_states(self) -> None:
+        super()._load_combined_loader_states()
+        assert isinstance(self.epoch_loop, ExactEpochLoop)
+        self.epoch_loop.before_first_iteration()
+
+    def setup_data(self) -> None:
+        """Build the loaders and remember the random states after they drew their first order."""
+        first = self._combined_loader is None
+        super().setup_data()
+        if first:
+            self.after_first_iteration = capture()
+
+    def on_advance_end(self) -> None:
+        """Finish the epoch, then tell the callbacks, unless it was cut short by ``max_steps``."""
+        whole = self.epoch_loop._num_ready_batches_reached()
+        super().on_advance_end()
+        if whole:
+            _tell(self.trainer)
+
+
+def _tell(trainer: Trainer) -> None:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StepCallback):
+            callback.on_step_complete(trainer)

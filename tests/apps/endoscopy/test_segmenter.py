@@ -1,0 +1,49 @@
+"""What the segmenter is trained on, its command, and what the shipped one finds."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import endoscopy
+from apps.endoscopy.segmenter import main
+from endoscopy.segmentation.module import intersection_over_union
+from endoscopy.segmentation.rendered import rendered_masks
+from endoscopy.segmentation.segmenter import load_segmenter
+
+SHIPPED = Path(endoscopy.__file__).parent / "weights" / "segmenter.safetensors"
+
+
+def test_whole_frames_alternate_with_parts_that_show_most_of_the_polyp():
+    images, masks = rendered_masks(6, 2, seed=5, size=64)
+    assert images.shape == (24, 3, 64, 64)
+    assert images.dtype == torch.uint8
+    areas = masks.sum((1, 2)).float()
+    enlarged = areas[1::2] / areas[0::2].clamp(min=1)
+    assert (enlarged > 1).float().mean() > 0.7
+    corners = images[:, :, 0, 0].float().mean(1)
+    assert (corners[0::2] < 10).all()  # outside the aperture
+    assert (corners[1::2] > 10).any()
+    again, _ = rendered_masks(6, 2, seed=5, size=64)
+    assert torch.equal(images, again)
+
+
+def test_the_command_trains_the_same_twice_and_tells_its_score(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("apps.endoscopy.segmenter.TEST_OBJECTS", 4)
+    words = ["--objects", "2", "--frames", "1", "--epochs", "2", "--output"]
+    for name in ("one", "two"):
+        main([*words, str(tmp_path / name)])
+    one, two = (load_segmenter(tmp_path / name).state_dict() for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert "intersection over union of new polyps: 0." in capsys.readouterr().out
+
+
+def test_the_shipped_segmenter_finds_rendered_polyps():
+    assert SHIPPED.stat().st_size < 1_000_000
+    segmenter = load_segmenter(SHIPPED)
+    images, masks = rendered_masks(20, 1, seed=99, size=segmenter.size)
+    probability = np.stack([segmenter.probability(i.permute(1, 2, 0).numpy()) for i in images])
+    found = torch.from_numpy(probability > 0.5)
+    assert intersection_over_union(found, masks).mean() > 0.7
+    moved = masks.roll(20, dims=2)
+    assert intersection_over_union(found, moved).mean() < 0.3

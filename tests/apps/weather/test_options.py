@@ -1,0 +1,133 @@
+"""What ``gates weather`` refuses before it begins: options, settings, checkpoints, places."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from apps.weather.assimilation import left_out_line
+from apps.weather.figures import CYCLES_FILE, EXAMPLE_FILE, cycle_figures, example_figures
+from apps.weather.source import check_densities, check_seeds, check_tuning
+from apps.weather.training import load_trained
+from apps.weather.tuning import built, read_settings
+from core_gates.errors import GatesError
+from harness.files.atomic import require_free
+from weather.baselines.homogeneous import HomogeneousCovariance
+from weather.experiments.method import Method
+from weather.experiments.twin.source import TwinSource
+from weather.grid import regular_grid
+from weather.observations.table import ObservationTable
+from weather.state import ChannelSpec
+
+WORLD = SimpleNamespace(cycles=24, members={"test": range(2)})
+
+
+@pytest.fixture
+def source():
+    """A twin source that knows its world and nothing else."""
+    made = object.__new__(TwinSource)
+    made.world = WORLD
+    return made
+
+
+def test_densities_are_shares_of_grid_points():
+    check_densities((0.1, 0.01, 1.0))
+    for wrong in ((), (2.0,), (-1.0,), (0.0,), (0.1, math.nan), (0.1, 0.1), (0.1, 0.1000001)):
+        with pytest.raises(GatesError, match=r"--densities \[.*\] are no shares .*: give one or"):
+            check_densities(wrong)
+
+
+def test_seeds_are_numbers_that_a_generator_takes(source):
+    check_seeds(source, (0, 2**32 - 1))
+    for wrong in ((), (-1,), (2**32,), (1, 1)):
+        with pytest.raises(GatesError, match=r"--seeds \[.*\] are no seeds: give one or more"):
+            check_seeds(source, wrong)
+    with pytest.raises(GatesError, match="3 seeds need as many test timelines, the world has 2"):
+        check_seeds(source, (0, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["trials", "cycles", "trial_steps"])
+def test_a_budget_of_tuning_is_not_nothing(source, name):
+    budget = {"trials": 1, "cycles": 24, "trial_steps": 1}
+    check_tuning(source, **budget)
+    for wrong in (0, -3):
+        with pytest.raises(GatesError, match=f"--{name} must be at least 1, found {wrong}"):
+            check_tuning(source, **budget | {name: wrong})
+    with pytest.raises(GatesError, match="--cycles 25 is more than the 24 cycles of the world"):
+        check_tuning(source, 1, 25, 1)
+    check_tuning(SimpleNamespace(), 1, 25, 1)  # the ensemble sample has no cycles
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "NaN", "Infinity", '"fast"', "true", "null"])
+def test_settings_are_positive_numbers(tmp_path, value):
+    path = tmp_path / "settings.json"
+    path.write_text('{"oi/0.1": {"length_km": 900, "scale": VALUE}}'.replace("VALUE", value))
+    with pytest.raises(GatesError, match=r"settings\.json: scale of oi/0\.1 is .* positive number"):
+        read_settings(path)
+    path.write_text('{"oi/0.1": {"length_km": 900, "scale": 0.5}}')
+    assert read_settings(path) == {"oi/0.1": {"length_km": 900, "scale": 0.5}}
+
+
+def test_a_setting_that_a_method_refuses_is_named():
+    grid, samples = regular_grid(4, 8, poles=False), torch.randn(5, 1, 4, 8)
+    method = Method(
+        "oi",
+        lambda s: HomogeneousCovariance.from_samples(samples, grid, length_km=s["length_km"]),
+        {"length_km": (100.0, 1000.0)},
+    )
+    settings = {"oi/0.1": {"length_km": -5.0}}
+    with pytest.raises(GatesError, match=r"settings\.json of oi/0\.1 .*length_km must be positive"):
+        built(settings, method, "0.1")
+
+
+def test_a_checkpoint_of_no_training_is_named(tmp_path):
+    for number, content in enumerate(({"state_dict": [1]}, {"a": torch.ones(1)})):
+        path = tmp_path / f"{number}.ckpt"
+        torch.save(content, path)
+        with pytest.raises(GatesError, match=rf"{number}.ckpt is no checkpoint of a training"):
+            load_trained(path, None)
+
+
+def test_a_place_for_an_output(tmp_path):
+    (tmp_path / "file").touch()
+    require_free(tmp_path / "new" / "x.zarr", overwrite=False)
+    require_free(tmp_path / "file", overwrite=True)
+    with pytest.raises(GatesError, match="file exists: choose another --output or add --overwrite"):
+        require_free(tmp_path / "file", overwrite=False)
+    for below in ("file/x.zarr", "file/y/x.zarr"):
+        with pytest.raises(GatesError, match="is a file and no folder: choose another --output"):
+            require_free(tmp_path / below, overwrite=True)
+
+
+def test_damaged_pictures_are_named(tmp_path):
+    for name, figures in ((EXAMPLE_FILE, example_figures), (CYCLES_FILE, cycle_figures)):
+        assert figures(tmp_path, None) == []
+        save_file({"a|b": torch.ones(9)}, tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(GatesError, match=f"{name} is damaged .*: run `gates weather evaluate`"):
+            figures(tmp_path, None)
+
+
+def test_reports_that_count_nowhere_are_explained():
+    channels = ChannelSpec((), ("temperature",), (850,))
+    noon = np.datetime64("2020-01-01T12", "ns")
+    rows = {
+        "time": [noon, noon, noon, noon, noon + np.timedelta64(9, "h")],
+        "variable": ["temperature", "geopotential", "temperature", "temperature", "temperature"],
+        "value": [280.0, 15000.0, 260.0, 250.0, 280.0],
+        "level_hpa": [850.0, 850.0, 700.0, np.nan, 850.0],
+    }
+    frame = pd.DataFrame(rows).assign(latitude=0.0, longitude=0.0, error=1.0)
+    table = ObservationTable.from_frame(frame)
+    assert left_out_line(table, channels, np.array([noon])) == (
+        "4 of 5 reports are left out: 1 not within 3 h of an analysis (2020-01-01 21:00:00 to "
+        "2020-01-01 21:00:00); 1 of variables that the configuration lacks (geopotential); 2 of "
+        "levels that it lacks (700, none given)"
+    )
+    good = ObservationTable.from_frame(frame.head(1))
+    assert left_out_line(good, channels, np.array([noon])) == ""

@@ -1,0 +1,295 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from core_gates.adapters.gated_lora import GatedLoraLinear
+from core_gates.adapters.lora_gate import LoraGate
+from core_gates.adapters.low_rank import LowRank
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "autolora" / "gated_linear_a.npz"
+IN, OUT = 6, 8
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays}
+
+
+def adapters(*ranks, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def factor(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return [LowRank(factor(r, IN), factor(OUT, r), 0.5 + k) for k, r in enumerate(ranks)]
+
+
+def random_module(*ranks, dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    module = GatedLoraLinear(
+        nn.Linear(IN, OUT, dtype=dtype),
+        adapters(*ranks, dtype=dtype),
+        gate=LoraGate(OUT, dtype=dtype, **options),
+    )
+    for parameter in module.gate.parameters():
+        nn.init.normal_(parameter)
+    return module
+
+
+def inputs(*leading, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(*leading, IN, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def golden_module(golden, chosen):
+    linear = nn.Linear(20, 28, dtype=torch.float64)
+    linear.weight.data, linear.bias.data = golden["W"].clone(), golden["b"].clone()
+    factors = [
+        LowRank(golden[f"A{k}"], golden[f"B{k}"], golden["alphas"][k].item()) for k in chosen
+    ]
+    return GatedLoraLinear(linear, factors, gate=LoraGate(28, dtype=torch.float64))
+
+
+def load_gate(gate, golden):
+    for name, parameter in gate.named_parameters():
+        parameter.data.copy_(golden[f"gate.{name}"])
+
+
+def test_golden_sum(golden):
+    """At its start the gate is the plain sum."""
+    out = golden_module(golden, range(3))(golden["x"])
+    assert_close(out, golden["naive"], rtol=1e-9, atol=1e-12)
+
+
+def test_golden_gated(golden):
+    module = golden_module(golden, range(3))
+    load_gate(module.gate, golden)
+    assert_close(module(golden["x"]), golden["gated"], rtol=1e-9, atol=1e-12)
+
+
+def test_golden_missing_adapters(golden):
+    module = golden_module(golden, [0, 2])
+    load_gate(module.gate, golden)
+    assert_close(module(golden["x"]), golden["gated_missing"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", ["full", "no_base", "no_cross", "no_lora"])
+def test_equals_the_gate_over_full_outputs(variant):
+    module, x = random_module(1, 4, 2, variant=variant), inputs(2, 5).requires_grad_()
+    tensors = x, *module.parameters()
+
+    def explicit(x):
+        return module.gate(module.base(x), module.adapter_outputs(x))
+
+    assert_close(module(x), explicit(x))
+    cotangent = torch.randn(2, 5, OUT, dtype=torch.float64)
+    expected = torch.autograd.grad(explicit(x), tensors, cotangent)
+    assert_close(torch.autograd.grad(module(x), tensors, cotangent), expected)
+
+
+def test_outputs_of_the_adapters():
+    module, x = random_module(1, 4, 2), inputs(5)
+    outputs = module.adapter_outputs(x)
+    for k, adapter in enumerate(adapters(1, 4, 2)):
+        assert_close(outputs[:, k], x @ adapter.delta_weight().T)
+
+
+def test_gate_values_are_those_of_the_gate():
+    module, x = random_module(1, 4, 2), inputs(2, 5)
+    gates = module.gate_values(x)
+    assert gates.shape == (2, 5, 3, OUT)
+    mixed = (gates * module.adapter_outputs(x)).sum(-2) * module.gate.weight_out
+    assert_close(module(x), module.base(x) + mixed)
+
+
+def test_without_adapters_the_layer_is_untouched():
+    module, x = random_module(), inputs(5)
+    assert torch.equal(module(x), module.base(x))
+    assert module.gate_values(x).shape == (5, 0, OUT)
+    module.set_adapters(adapters(2))
+    assert not torch.equal(module(x), module.base(x))
+    module.set_adapters([])
+    assert torch.equal(module(x), module.base(x))
+
+
+def test_rank_zero_is_no_adapter():
+    module, x = random_module(2, 3), inputs(5)
+    expected = module(x)
+    first, second = adapters(2, 3)
+    empty = LowRank(torch.empty(0, IN), torch.empty(OUT, 0))
+    module.set_adapters([first, empty, second])
+    assert module.ranks == [2, 3]
+    assert_close(module(x), expected)
+
+
+def test_adapters_are_exchanged_under_a_trained_gate():
+    module, x = random_module(2, 3), inputs(5)
+    state = {name: t.clone() for name, t in module.state_dict().items()}
+    assert not any("up" in name or "down" in name for name in state)
+    module.set_adapters(adapters(1, 1, 1, 1, seed=5))
+    other = random_module(1, 1, 1, 1)
+    other.load_state_dict(state)
+    other.set_adapters(adapters(1, 1, 1, 1, seed=5))
+    assert_close(module(x), other(x), rtol=0, atol=0)
+    assert_close(dict(module.state_dict()), state, rtol=0, atol=0)
+
+
+def test_one_adapter_wide_open_equals_merging():
+    module, x = random_module(3), inputs(5)
+    for parameter in module.gate.parameters():
+        nn.init.zeros_(parameter)
+    nn.init.constant_(module.gate.bias, 1e3)
+    nn.init.ones_(module.gate.weight_out)
+    merged = nn.Linear(IN, OUT, dtype=torch.float64)
+    merged.load_state_dict(module.base.state_dict())
+    merged.weight.data += adapters(3)[0].delta_weight()
+    assert_close(module(x), merged(x))
+
+
+class Quantized(nn.Module):
+    """A layer with eight-bit weights and no float parameter."""
+
+    in_features, out_features = IN, OUT
+
+    def __init__(self, linear):
+        super().__init__()
+        self.step = linear.weight.abs().max().item() / 127
+        self.register_buffer("codes", (linear.weight / self.step).round().to(torch.int8))
+
+    def forward(self, x):
+        return x @ (self.codes.to(x.dtype) * self.step).T
+
+
+def test_any_layer_can_be_the_base():
+    linear = nn.Linear(IN, OUT, bias=False, dtype=torch.float64)
+    exact = GatedLoraLinear(linear, adapters(2, 3))
+    fake = GatedLoraLinear(Quantized(linear), adapters(2, 3))
+    x = inputs(5)
+    assert_close(fake(x) - fake.base(x), exact(x) - exact.base(x), rtol=1e-5, atol=1e-5)
+
+
+def test_inference_gives_the_numbers_of_training_and_keeps_what_others_hold():
+    module, x = random_module(2, 3), inputs(2, 5)
+    expected, base = module(x).detach(), module.base(x).detach()
+    kept = []
+    with torch.no_grad():
+        assert_close(module(x), expected, rtol=0, atol=0)
+        hook = module.base.register_forward_hook(
+            lambda _module, _inputs, output: kept.append(output)
+        )
+        assert_close(module(x), expected, rtol=0, atol=0)
+        hook.remove()
+        assert_close(kept[0], base, rtol=0, atol=0)
+
+
+class Passing(nn.Module):
+    """A layer that returns its input, which belongs to the caller."""
+
+    in_features = out_features = OUT
+
+    def forward(self, x):
+        return x
+
+
+def test_the_output_of_an_unknown_layer_is_never_overwritten():
+    ones = LowRank(torch.ones(1, OUT), torch.ones(OUT, 1))
+    module, x = GatedLoraLinear(Passing(), [ones]), torch.ones(4, OUT)
+    with torch.no_grad():
+        assert_close(module(x), torch.full_like(x, 1.0 + OUT))
+    assert torch.equal(x, torch.ones_like(x))
+
+
+def test_film_takes_one_time_or_one_a_sample():
+    module, x = random_module(2, 3, time="film"), inputs(2, 5)
+    times = torch.tensor([30.0, 700.0], dtype=torch.float64)
+    together = module(x, time=times)
+    for i in range(2):
+        assert_close(module(x[i], time=times[i]), together[i])
+        assert_close(module.gate_values(x[i], time=times[i]), module.gate_values(x, time=times)[i])
+    expected = module.gate(module.base(x), module.adapter_outputs(x), time=times)
+    assert_close(together, expected)
+    with pytest.raises(ValueError, match="pass time="):
+        module(x)
+
+
+@pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 0), (2, 3, 4)])
+def test_shapes(leading):
+    module, x = random_module(2, 3), inputs(*leading).requires_grad_()
+    out = module(x)
+    assert out.shape == (*leading, OUT)
+    out.sum().backward()
+    assert x.grad.shape == x.shape
+    assert module.gate.bias.grad is not None
+
+
+def test_autocast_gates_in_float32():
+    module, x = random_module(2, 3, dtype=torch.float32), inputs(50, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, base = module(x), module.base(x)
+        hidden = nn.functional.linear(x, module.down)
+    assert out.dtype == torch.bfloat16
+    loras = torch.stack(
+        [
+            h.float() @ u
+            for h, u in zip(hidden.split([2, 3], -1), module.up.split([2, 3]), strict=True)
+        ],
+        -2,
+    )
+    expected = module.gate(base.float(), loras)
+    assert_close(out, expected.bfloat16(), rtol=1e-2, atol=1e-3)
+
+
+def test_activation_checkpointing_is_exact():
+    module, x = random_module(2, 3), inputs(5).requires_grad_()
+    tensors = x, *module.gate.parameters()
+    plain = torch.autograd.grad(module(x).square().sum(), tensors)
+    again = checkpoint(module, x, use_reentrant=False).square().sum()
+    assert_close(torch.autograd.grad(again, tensors), plain, rtol=0, atol=0)
+
+
+def test_compiles_into_one_graph():
+    module, x = random_module(2, 3), inputs(5).requires_grad_()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    tensors = x, *module.gate.parameters()
+    expected = torch.autograd.grad(module(x).square().sum(), tensors)
+    assert_close(torch.autograd.grad(compiled(x).square().sum(), tensors), expected)
+
+
+def test_gate_learns_which_adapter_serves_which_token():
+    """Two adapters, of which one is right for a token by the sign of its first feature."""
+    torch.manual_seed(0)
+    base = nn.Linear(IN, OUT)
+    base.weight.data.zero_()
+    base.weight.data[:, 0] = torch.linspace(-1, 1, OUT)
+    pair = [LowRank(torch.randn(2, IN), torch.randn(OUT, 2)) for _ in range(2)]
+    module = GatedLoraLinear(base, pair).requires_grad_(False)
+    module.gate.requires_grad_(True)
+    x = torch.randn(256, IN)
+    which = (x[:, 0] > 0).long()
+    outputs = module.adapter_outputs(x)
+    target = base(x) + outputs[torch.arange(256), which]
+    optimizer = torch.optim.Adam(module.gate.parameters(), lr=0.05)
+    losses = []
+    for _ in range(60):
+        loss = (module(x) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_misfits_are_refused():
+    linear = nn.Linear(IN, OUT)
+    with pytest.raises(ValueError, match=r"do not fit a layer of 6 inputs and 8 outputs"):
+        GatedLoraLinear(linear, [LowRank(torch.zeros(2, IN + 1), torch.zeros(OUT, 2))])
+    with pytest.raises(ValueError, match=r"expected \(r, 6\) and \(8, r\)"):
+        GatedLoraLinear(linear, [LowRank(torch.zeros(2, IN), torch.zeros(OUT, 3))])
+    with pytest.raises(ValueError, match="gate has 6 features, but the layer has 8 outputs"):
+        GatedLoraLinear(linear, gate=LoraGate(IN))

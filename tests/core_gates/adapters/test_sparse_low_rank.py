@@ -1,0 +1,311 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from core_gates.adapters.gated_lora import GatedLoraLinear
+from core_gates.adapters.soft_threshold import SoftThreshold, gate_l1_loss
+from core_gates.adapters.sparse_low_rank import SparseLowRank
+from core_gates.training.proximal import ProximalAdamW
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora" / "sora.npz"
+EXACT = {"rtol": 0, "atol": 1e-9}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as arrays:
+        return {k: torch.from_numpy(v) for k, v in arrays.items() if v.dtype.kind != "U"}
+
+
+@pytest.fixture(params=[0, 1, 2])
+def layer(request, golden):
+    """The arrays of a layer and the adapter that holds them."""
+    prefix = f"lin{request.param}_"
+    arrays = {k.removeprefix(prefix): v for k, v in golden.items() if k.startswith(prefix)}
+    (r, in_features), out_features = arrays["A"].shape, len(arrays["B"])
+    adapter = SparseLowRank(
+        in_features, out_features, r, alpha=arrays["alpha"].item(), dtype=torch.float64
+    )
+    adapter.lora_A.data, adapter.lora_B.data = arrays["A"].clone(), arrays["B"].clone()
+    adapter.lora_gate.weight.data = arrays["gate"][0].clone()
+    return arrays, adapter
+
+
+def random_adapter(r, dead=(), dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    adapter = SparseLowRank(6, 8, r, dtype=dtype, **options)
+    nn.init.normal_(adapter.lora_B)
+    with torch.no_grad():
+        adapter.lora_gate.weight[list(dead)] = 0
+    return adapter
+
+
+def inputs(*leading, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(*leading, 6, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def test_golden_output_and_gradients(layer):
+    arrays, adapter = layer
+    x = arrays["x"].clone().requires_grad_()
+    y = adapter(x)
+    assert_close(y, arrays["y"], **EXACT)
+    y.backward(arrays["grad_y"])
+    assert_close(x.grad, arrays["grad_x"], **EXACT)
+    assert_close(adapter.lora_A.grad, arrays["grad_A"], **EXACT)
+    assert_close(adapter.lora_B.grad, arrays["grad_B"], **EXACT)
+    assert_close(adapter.lora_gate.weight.grad, arrays["grad_gate"][0], **EXACT)
+
+
+def test_golden_export_and_pruning(layer):
+    arrays, adapter = layer
+    assert torch.equal(adapter.lora_gate.kept, arrays["keep"])
+    assert adapter.rank == arrays["keep"].sum()
+    exported = adapter.export()
+    assert exported.scale == 1.0
+    assert_close(exported.down, arrays["pruned_A"], **EXACT)
+    assert_close(exported.up, arrays["pruned_B_folded"], **EXACT)
+    assert_close(adapter.delta_weight(), arrays["delta_w"], **EXACT)
+    adapter.prune_()
+    assert_close(adapter.lora_A, arrays["pruned_A"], **EXACT)
+    assert_close(adapter(arrays["x"]), arrays["y"], **EXACT)
+
+
+@given(dead=st.sets(st.integers(0, 4)))
+def test_pruning_export_and_merging_are_exact(dead):
+    adapter, x = random_adapter(5, dead), inputs(4)
+    linear = nn.Linear(6, 8, dtype=torch.float64)
+    expected, weight = adapter(x), linear.weight.detach().clone()
+    summed = linear(x) + expected
+    exported = adapter.export()
+    assert adapter.rank == 5 - len(dead)
+    assert adapter.num_retained == adapter.rank * (6 + 8)
+    if exported is None:
+        assert len(dead) == 5
+    else:
+        assert_close(F.linear(F.linear(x, exported.down), exported.up), expected)
+    adapter.merge_into(linear)
+    assert_close(linear(x), summed)
+    if adapter.rank == 0:
+        assert torch.equal(linear.weight, weight)
+    adapter.prune_()
+    assert adapter.lora_A.shape == (5 - len(dead), 6)
+    assert sum(p.numel() for p in (adapter.lora_A, adapter.lora_B)) == adapter.num_retained
+    assert_close(adapter(x), expected)
+    assert_close(adapter.delta_weight(), linear.weight.detach() - weight)
+
+
+def test_rank_zero_still_works():
+    adapter, x = random_adapter(3, dead=range(3)), inputs(2, 4).requires_grad_()
+    adapter.prune_()
+    assert adapter.export() is None
+    assert adapter.rank == adapter.num_retained == 0
+    assert not adapter.delta_weight().any()
+    out = adapter(x)
+    assert out.shape == (2, 4, 8)
+    assert not out.any()
+    out.sum().backward()
+    assert not x.grad.any()
+    adapter.prune_()
+    adapter.reset_parameters()
+
+
+def test_a_pruned_adapter_stays_trainable_or_frozen():
+    adapter = random_adapter(4, dead=[1])
+    adapter.lora_A.requires_grad_(False)
+    adapter.prune_()
+    assert not adapter.lora_A.requires_grad
+    assert adapter.lora_B.requires_grad
+    assert adapter.lora_gate.weight.requires_grad
+
+
+@given(order=st.permutations(range(4)))
+def test_order_of_components_does_not_matter(order):
+    adapter, x = random_adapter(4, dead=[2]), inputs(4)
+    expected = adapter(x)
+    with torch.no_grad():
+        adapter.lora_A.copy_(adapter.lora_A[order])
+        adapter.lora_B.copy_(adapter.lora_B[:, order])
+        adapter.lora_gate.weight.copy_(adapter.lora_gate.weight[order])
+    assert_close(adapter(x), expected)
+
+
+def test_exported_adapters_can_be_gated():
+    linear, x = nn.Linear(6, 8, dtype=torch.float64), inputs(4)
+    pair = [random_adapter(5, dead=[0]), random_adapter(3)]
+    module = GatedLoraLinear(linear, [adapter.export() for adapter in pair])
+    module.gate.to(torch.float64)
+    assert module.ranks == [4, 3]
+    assert_close(module(x), linear(x) + sum(adapter(x) for adapter in pair))
+
+
+def test_a_dead_component_freezes_its_factors_and_can_revive():
+    adapter = random_adapter(3, dead=[1])
+    adapter(inputs(4)).square().sum().backward()
+    assert not adapter.lora_A.grad[1].any()
+    assert not adapter.lora_B.grad[:, 1].any()
+    assert adapter.lora_gate.weight.grad[1] != 0
+    with torch.no_grad():
+        adapter.lora_gate.weight -= 0.1 * adapter.lora_gate.weight.grad
+    assert adapter.lora_gate.kept.all()
+
+
+def test_starts_as_nothing_with_the_published_draw():
+    torch.manual_seed(0)
+    adapter = SparseLowRank(2000, 8, 500)
+    assert not adapter(torch.randn(3, 2000)).any()
+    assert abs(adapter.gate_values().mean()) < 0.2
+    assert 0.9 < adapter.gate_values().std() < 1.1
+    assert 0.95 < adapter.lora_A.abs().max() * 2000**0.5 <= 1.0
+    adapter(torch.randn(3, 2000)).sum().backward()
+    assert not adapter.gate_values().grad.any()  # as B is zero
+    assert torch.equal(SparseLowRank(6, 8, 3, initialization="ones").gate_values(), torch.ones(3))
+
+
+@given(xi=st.floats(0, 2))
+def test_shrinking_is_the_soft_threshold(xi):
+    gate = SoftThreshold(50, dtype=torch.float64)
+    before = gate.weight.detach().clone()
+    gate.shrink_(xi)
+    assert_close(gate.weight.detach(), before.sign() * (before.abs() - xi).clamp(min=0))
+    assert torch.equal(gate.kept, before.abs() > xi)
+    assert gate.weight.grad_fn is None
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_golden_trajectories_by_hand(number, golden):
+    """Adam of the reference, then :meth:`SoftThreshold.shrink_`, with a constant threshold."""
+    part = {k.removeprefix(f"opt{number}_"): v for k, v in golden.items()}
+    gate = SoftThreshold(part["p0"].shape[1], dtype=torch.float64)
+    gate.weight.data = part["p0"][0].clone()
+    optimizer = ProximalAdamW(gate.parameters(), weight_decay=part["wd"].item())
+    steps = zip(
+        part["grads"], part["lrs"], part["lambdas"], part["traj_soft_threshold"], strict=True
+    )
+    for grad, lr, xi, expected in steps:
+        gate.weight.grad = grad[0].clone()
+        optimizer.param_groups[0]["lr"] = lr.item()
+        optimizer.step()
+        gate.shrink_(xi.item())
+        assert_close(gate.weight.detach(), expected[0], **EXACT)
+
+
+def test_golden_l1_loss(golden):
+    gates = nn.ModuleList()
+    for number in range(3):
+        gates.append(SoftThreshold(golden[f"l1_gate{number}"].shape[1], dtype=torch.float64))
+        gates[-1].weight.data = golden[f"l1_gate{number}"][0].clone()
+    loss = golden["l1_lambda"] * gate_l1_loss(gates)
+    assert_close(loss, golden["l1_value"], **EXACT)
+    loss.backward()
+    for number, gate in enumerate(gates):
+        assert_close(gate.weight.grad, golden[f"l1_grad{number}"][0], **EXACT)
+    with pytest.raises(ValueError, match="Linear holds no SoftThreshold gate"):
+        gate_l1_loss(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("xi", "rank"), [(2e-3, 3), (0.0, 6)])
+def test_training_kills_the_components_that_serve_nothing(xi, rank):
+    """Of six components three are planted; without threshold the others come close to zero only."""
+    torch.manual_seed(0)
+    adapter = SparseLowRank(6, 8, 6, alpha=6.0, initialization="ones").requires_grad_(False)
+    nn.init.orthogonal_(adapter.lora_A)
+    nn.init.orthogonal_(adapter.lora_B)
+    adapter.lora_gate.requires_grad_(True)
+    planted = torch.tensor([2.0, 0.0, -1.5, 0.0, 0.0, 1.0])
+    target = adapter.lora_B @ planted.diag() @ adapter.lora_A
+    optimizer = ProximalAdamW(adapter.lora_gate.parameters(), lr=1e-2, xi=xi)
+    for _ in range(500):
+        x = torch.randn(64, 6)
+        loss = (adapter(x) - x @ target.T).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert adapter.rank == rank
+    assert_close(adapter.gate_values(), planted, rtol=0, atol=0.35)
+    if xi:
+        assert torch.equal(adapter.lora_gate.kept, planted != 0)
+
+
+def test_gradients():
+    adapter = random_adapter(3, dead=[1])
+    names, parameters = zip(*adapter.named_parameters(), strict=True)
+
+    def outputs(x, *parameters):
+        given_ = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(adapter, given_, (x,))
+
+    assert gradcheck(outputs, (inputs(4).requires_grad_(), *parameters))
+
+
+def test_dropout_hits_the_input_in_training_only():
+    adapter, x = random_adapter(3, dropout=0.5), inputs(200)
+    torch.manual_seed(2)
+    dropped = adapter(x)
+    torch.manual_seed(2)
+    by_hand = F.dropout(x, 0.5)
+    adapter.eval()
+    assert_close(dropped, adapter(by_hand))
+    assert not torch.allclose(dropped, adapter(x))
+
+
+@pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 0), (2, 3)])
+def test_shapes(leading):
+    assert random_adapter(3)(inputs(*leading)).shape == (*leading, 8)
+
+
+def test_autocast_and_bfloat16():
+    adapter, x = random_adapter(3, dtype=torch.float32), inputs(50, dtype=torch.float32)
+    expected = adapter(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(adapter(x).float(), expected, rtol=0.05, atol=0.2)
+    out = adapter.to(torch.bfloat16)(x.bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert_close(out.float(), expected, rtol=0.05, atol=0.2)
+
+
+def test_names_are_those_that_lora_formats_filter():
+    adapter = SparseLowRank(6, 8, 3, device="meta")
+    assert {name for name, _ in adapter.named_parameters()} == {
+        "lora_A",
+        "lora_B",
+        "lora_gate.weight",
+    }
+    assert all(p.is_meta for p in adapter.parameters())
+    adapter = adapter.to_empty(device="cpu")
+    for parameter in adapter.parameters():
+        parameter.data.fill_(123)
+    adapter.reset_parameters()
+    assert not adapter.lora_B.any()
+    assert adapter.lora_A.abs().max() <= 6**-0.5
+    assert adapter.gate_values().abs().max() < 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": 0}, "r must be at least 1, got 0"),
+        ({"in_features": 0}, "in_features must be at least 1"),
+        ({"dropout": 1.0}, "dropout must lie between 0 and 1"),
+        ({"initialization": "zeros"}, "unknown initialization 'zeros'; choose one of normal, ones"),
+    ],
+)
+def test_settings_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        SparseLowRank(**{"in_features": 6, "out_features": 8, **options})
+
+
+def test_merging_into_another_layer_is_refused():
+    for dead in ([], range(3)):
+        with pytest.raises(ValueError, match="do not fit a layer of 6 inputs and 9 outputs"):
+            random_adapter(3, dead).merge_into(nn.Linear(6, 9))
+    with pytest.raises(ValueError, match="must not be negative"):
+        SoftThreshold(3).shrink_(-1.0)

@@ -1,0 +1,276 @@
+"""The hard inputs that every routing gate must bear; a new gate is one line in ``GATES``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates import (
+    Gate,
+    GateMonitor,
+    GatesError,
+    SoftmaxGate,
+    TopKGate,
+    collect_routing,
+    update_gates,
+)
+from core_gates.gates.activation import ActivationGate
+from core_gates.gates.base_layer import BaseLayerGate
+from core_gates.gates.comet import CometGate
+from core_gates.gates.cosine import CosineGate
+from core_gates.gates.dense_to_sparse import DenseToSparseGate
+from core_gates.gates.dselect import DSelectKGate
+from core_gates.gates.expert_choice import ExpertChoiceGate
+from core_gates.gates.gshard import GShardGate
+from core_gates.gates.hard_concrete import HardConcreteGate
+from core_gates.gates.hash import HashGate
+from core_gates.gates.noisy_top_k import NoisyTopKGate
+from core_gates.gates.remoe import ReMoEGate
+from core_gates.gates.sigmoid import SigmoidGate
+from core_gates.gates.sinkhorn import SinkhornGate
+from core_gates.gates.soft_moe import SoftMoEGate
+from core_gates.gates.switch import SwitchGate
+from core_gates.gates.top_p import ThresholdGate, TopPGate
+from core_gates.moe.experts import StackedExperts
+from core_gates.moe.layer import MoELayer
+from core_gates.routing.counts import count_routed, read_counts
+from core_gates.routing.schedules import StagedSchedule
+
+DIM, EXPERTS = 4, 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A gate of ``n`` experts, of which a position uses ``k`` if the gate knows such a number.
+
+    ``ties``: equal parameters make all experts equal. ``sees_x``: the features decide.
+    """
+
+    make: Callable[[int, int], Gate]
+    ties: bool = True
+    sees_x: bool = True
+
+
+GATES = {
+    "softmax": Case(lambda n, k: SoftmaxGate(DIM, n)),
+    "top-k": Case(lambda n, k: TopKGate(DIM, n, k=k)),
+    "sigmoid": Case(lambda n, k: SigmoidGate(DIM, n)),
+    "balanced sigmoid": Case(lambda n, k: SigmoidGate(DIM, n, k=k, balance_rate=0.1)),
+    "noisy top-k": Case(lambda n, k: NoisyTopKGate(DIM, n, k=k)),
+    "switch": Case(lambda n, k: SwitchGate(DIM, n)),
+    "grouped switch": Case(lambda n, k: SwitchGate(DIM, n, group_dim=-2)),
+    "base layer": Case(lambda n, k: BaseLayerGate(DIM, n)),
+    "expert choice": Case(lambda n, k: ExpertChoiceGate(DIM, n)),
+    "sinkhorn": Case(lambda n, k: SinkhornGate(DIM, n, k=k)),
+    "soft moe": Case(lambda n, k: SoftMoEGate(DIM, n, num_slots=k), ties=False),
+    "gshard": Case(lambda n, k: GShardGate(DIM, n)),
+    "gshard sampling": Case(lambda n, k: GShardGate(DIM, n, second_policy="sampling")),
+    "gshard by priority": Case(lambda n, k: GShardGate(DIM, n, prioritized=True)),
+    "hash": Case(lambda n, k: HashGate(DIM, n, num_ids=99, k=k), ties=False, sees_x=False),
+    "cosine": Case(lambda n, k: CosineGate(DIM, n, k=k, projection_dim=3)),
+    "top-p": Case(lambda n, k: TopPGate(DIM, n, p=1.0 if k == n else 0.5)),
+    "threshold": Case(lambda n, k: ThresholdGate(DIM, n, threshold=0.3, renormalize=True)),
+    "remoe": Case(lambda n, k: ReMoEGate(DIM, n, k=k)),
+    "activation": Case(lambda n, k: ActivationGate(DIM, n)),
+    "comet": Case(lambda n, k: CometGate(DIM, n, k=k, gamma=4.0), ties=False),
+    "dselect-k": Case(lambda n, k: DSelectKGate(DIM, n, k=k, gamma=4.0), ties=False),
+    "dense to sparse": Case(lambda n, k: DenseToSparseGate(DIM, n)),
+    "hardened": Case(lambda n, k: DenseToSparseGate(DIM, n, stages=StagedSchedule(0, 0))),
+    "hard concrete": Case(lambda n, k: HardConcreteGate(DIM, n)),
+}
+
+
+@pytest.fixture(params=GATES)
+def case(request):
+    return GATES[request.param]
+
+
+@pytest.fixture(params=["training", "evaluation"])
+def make(case, request):
+    def build(num_experts=EXPERTS, k=2):
+        gate = case.make(num_experts, k).train(request.param == "training")
+        generator = torch.Generator().manual_seed(1)
+        for parameter in gate.parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+        return gate
+
+    return build
+
+
+def positions(*shape):
+    return torch.randn(*shape, DIM, generator=torch.Generator().manual_seed(2))
+
+
+def route(gate, x, ids=None, padding_mask=None):
+    """Route with the same noise, and the same ids of the positions, on every call."""
+    torch.manual_seed(0)
+    if ids is None:
+        ids = torch.arange(x.shape[:-1].numel()).view(x.shape[:-1]) % 99
+    return gate(x, ids=ids, padding_mask=padding_mask)
+
+
+def dense(gate, routing):
+    return routing.to_dense(gate.num_experts).weights
+
+
+def assert_trains(gate, routing):
+    """Check that weights, losses, gradients and the state after an update are finite."""
+    loss = dense(gate, routing).square().sum() + sum((routing.aux or {}).values())
+    assert loss.isfinite()
+    if loss.requires_grad:
+        loss.backward()
+    gradients = [p.grad for p in gate.parameters() if p.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    with torch.no_grad():
+        gate.update([routing] if gate.learns_from_routings else [])
+    assert all(buffer.isfinite().all() for buffer in gate.buffers())
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0)])
+def test_no_position(make, shape):
+    gate = make()
+    routing = route(gate, positions(*shape).requires_grad_())
+    assert dense(gate, routing).shape == (*shape, EXPERTS)
+    assert all(loss == 0 for loss in (routing.aux or {}).values())
+    assert not count_routed(routing, EXPERTS).any()
+    assert_trains(gate, routing)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_one_position(make, shape):
+    gate = make()
+    routing = route(gate, positions(*shape))
+    assert dense(gate, routing).shape == (*shape, EXPERTS)
+    assert dense(gate, routing).isfinite().all()
+    if not gate.training and not gate.couples_tokens:
+        among = route(gate, positions(*shape).expand(3, *shape[1:], DIM).clone())
+        assert_close(dense(gate, routing)[0], dense(gate, among)[0])
+    assert_trains(gate, routing)
+
+
+@pytest.mark.parametrize("num_experts", [2, 3, 7])
+def test_as_many_choices_as_experts_and_odd_numbers_of_them(make, num_experts):
+    gate = make(num_experts, k=num_experts)
+    routing = route(gate, positions(6))
+    weights = dense(gate, routing)
+    assert weights.shape == (6, num_experts)
+    assert weights.isfinite().all()
+    assert (weights >= 0).all()
+    if routing.indices is not None and routing.indices.shape[-1] == num_experts:
+        everyone = torch.arange(num_experts).expand(6, num_experts)
+        assert torch.equal(routing.indices.sort(-1).values, everyone)
+    assert_trains(gate, routing)
+
+
+def test_nothing_but_padding(make):
+    gate = make()
+    before = {name: buffer.clone() for name, buffer in gate.named_buffers()}
+    x, mask = torch.full((2, 3, DIM), torch.nan), torch.ones(2, 3, dtype=torch.bool)
+    routing = route(gate, x, padding_mask=mask)
+    assert not dense(gate, routing).any()
+    assert not count_routed(routing, EXPERTS).any()
+    assert all(loss == 0 for loss in (routing.aux or {}).values())
+    assert_trains(gate, routing)
+    assert all(p.grad is None or not p.grad.any() for p in gate.parameters())
+    if gate.learns_from_routings:
+        assert_close(dict(gate.named_buffers()), before, rtol=0, atol=0)
+
+
+def test_one_expert_takes_everything(make):
+    gate = make()
+    x, ids = positions(1).expand(40, DIM).clone(), torch.zeros(40, dtype=torch.int64)
+    routing = route(gate, x, ids)
+    counts = count_routed(routing, EXPERTS)
+    if not gate.training and not gate.couples_tokens:
+        assert set(counts.tolist()) <= {0, 40}
+    if routing.kept is not None and gate.couples_tokens:
+        assert counts.max() < 40
+    assert (dense(gate, routing) != 0).any()
+    assert_trains(gate, routing)
+
+
+def test_layout_of_the_input_does_not_matter(make):
+    x = positions(3, 6)
+    expected = route(make(), x)
+    strided = torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
+    for other in (x.mT.contiguous().mT, x.transpose(0, 1).contiguous().transpose(0, 1), strided):
+        assert not other.is_contiguous()
+        gate = make()
+        routing = route(gate, other.requires_grad_())
+        assert_close(dense(gate, routing), dense(gate, expected))
+        assert_close(routing.aux, expected.aux)
+        assert_trains(gate, routing)
+
+
+def test_gradient_of_stride_zero(make):
+    gradients = []
+    for cotangent in (torch.ones(6, EXPERTS), torch.ones(()).expand(6, EXPERTS)):
+        gate, x = make(), positions(6).requires_grad_()
+        weights = dense(gate, route(gate, x))
+        if weights.requires_grad:
+            weights.backward(cotangent)
+        gradients.append([x.grad, *(p.grad for p in gate.parameters())])
+    assert_close(*gradients)
+
+
+def test_autocast_leaves_the_routing_in_float32(make):
+    gate, x = make(), positions(50)
+    expected = route(gate, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        routing = route(gate, x)
+    for name in ("weights", "logits", "probs"):
+        actual = getattr(routing, name)
+        assert actual is None or actual.dtype == torch.float32
+        assert_close(actual, getattr(expected, name), rtol=0, atol=0)
+    assert_close(routing.aux, expected.aux, rtol=0, atol=0)
+
+
+def test_ties_go_to_the_lowest_index(case):
+    gate = case.make(EXPERTS, 2).eval()
+    for parameter in gate.parameters():
+        torch.nn.init.zeros_(parameter)
+    routing = route(gate, positions(1))
+    if case.ties:
+        k = min(2, routing.weights.shape[-1])
+        assert routing.to_top_k(k).indices.tolist() == [[0, 1][:k]]
+
+
+def test_nan_is_flagged_with_the_counts_and_the_error_names_the_gate(make, case):
+    gate, x = make(), positions(6)
+    expected = dense(gate, route(gate, x))
+    x[0, 1] = torch.nan
+    with GateMonitor(torch.nn.ModuleDict({"router": gate})) as monitor:
+        with torch.no_grad(), update_gates(gate):
+            routing = route(gate, x)
+        non_finite = monitor.compute()["router"]["non_finite"]
+    assert all(buffer.isfinite().all() for buffer in gate.buffers())
+    flag = int(count_routed(routing, EXPERTS)[-1])
+    if not case.sees_x:
+        assert flag == non_finite == 0
+        return
+    assert flag >= 1
+    assert non_finite >= 1
+    if not gate.couples_tokens:
+        assert flag == 1
+        assert_close(dense(gate, routing)[1:], expected[1:], rtol=0, atol=0)
+    with pytest.raises(GatesError, match=r"gate 'layers\.3\.router' routed"):
+        read_counts(count_routed(routing, EXPERTS), "layers.3.router")
+    layer = MoELayer(gate, StackedExperts(EXPERTS, DIM, 3))
+    with pytest.raises(GatesError, match=f"gate '{type(gate).__name__}' returned"):
+        layer(x, ids=torch.zeros(6, dtype=torch.int64))
+
+
+def test_layers_bear_the_hard_inputs(make):
+    layer = MoELayer(make(), StackedExperts(EXPERTS, DIM, 3))
+    mask = torch.tensor([[True, True], [False, True]])
+    x = positions(2, 2).masked_fill(mask.unsqueeze(-1), torch.nan)
+    ids = torch.zeros(2, 2, dtype=torch.int64)
+    with collect_routing(layer) as routings, torch.autocast("cpu", dtype=torch.bfloat16):
+        y, routing = layer(x, ids=ids, padding_mask=mask)
+        nothing, _ = layer(x[:0], ids=ids[:0])
+    assert nothing.shape == (0, 2, DIM)
+    assert not y[mask].any()
+    assert y.isfinite().all()
+    assert routings["gate"][0] is routing

@@ -1,0 +1,180 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from core_gates.gates.dense_to_sparse import DenseToSparseGate
+from core_gates.moe.experts import StackedExperts
+from core_gates.moe.layer import MoELayer
+from core_gates.moe.spawn import spawn_experts
+from core_gates.routing.schedules import StagedSchedule
+
+DIM, HIDDEN, EXPERTS = 16, 32, 8
+
+
+class Stack(nn.Module):
+    """Experts of one hidden layer, stacked."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(EXPERTS, HIDDEN, DIM) / 4)
+        self.up_bias = nn.Parameter(torch.randn(EXPERTS, HIDDEN))
+        self.down = nn.Parameter(torch.randn(EXPERTS, DIM, HIDDEN) / 6)
+
+    def dense(self, x):
+        hidden = torch.einsum("ehd,...d->...eh", self.up, x) + self.up_bias
+        return torch.einsum("edh,...eh->...ed", self.down, hidden.relu())
+
+
+@pytest.fixture
+def experts():
+    torch.manual_seed(0)
+    return Stack()
+
+
+@pytest.mark.parametrize("dispatch", ["sorted", "dense"])
+@pytest.mark.parametrize("training", [True, False])
+def test_spawning_preserves_the_function(training, dispatch):
+    torch.manual_seed(0)
+    gate = DenseToSparseGate(DIM, EXPERTS, stages=StagedSchedule(1, 10))
+    layer = MoELayer(gate, StackedExperts(EXPERTS, DIM, HIDDEN, bias=True), dispatch=dispatch)
+    layer.train(training)
+    x, target = torch.randn(512, DIM), torch.randn(512, DIM)
+    before, routing = layer(x)
+    assert gate.phase == "shared"
+    assert not routing.indices.any()
+    assert_close(before, layer.experts.dense(x)[:, 0])
+    gate.update([])
+    spawn_experts(layer.experts, mask_prob=0.0)
+    after, routing = layer(x)
+    assert gate.phase == "annealing"
+    assert (routing.weights > 0).all()
+    if training:  # noise makes the weights uneven
+        assert routing.weights.max() > 0.5
+    change = (after - target).square().mean() - (before - target).square().mean()
+    assert abs(change.item()) < 1e-6
+    assert (after - before).abs().max() < 1e-6
+
+
+def test_a_cold_start_does_not_preserve_the_function():
+    torch.manual_seed(0)
+    gate = DenseToSparseGate(DIM, EXPERTS, stages=StagedSchedule(1, 10, start=0.5))
+    layer = MoELayer(gate, StackedExperts(EXPERTS, DIM, HIDDEN))
+    x = torch.randn(512, DIM)
+    before, _ = layer(x)
+    gate.update([])
+    spawn_experts(layer.experts, mask_prob=0.0)
+    assert (layer(x)[0] - before).abs().max() > 1e-4
+
+
+def test_masks_are_independent_and_biases_are_kept(experts):
+    original = deepcopy(experts)
+    spawn_experts(experts, mask_prob=0.25, generator=torch.Generator().manual_seed(1))
+    for name in ("up", "down"):
+        copies, source = getattr(experts, name), getattr(original, name)[0]
+        zero = copies == 0
+        assert_close(copies, torch.where(zero, 0, source))
+        share = zero.flatten(1).double().mean(-1)
+        assert ((share - 0.25).abs() < 0.1).all()
+        together = (zero[0] & zero[1]).double().mean()
+        assert abs(together - 0.0625) < 0.05
+    assert_close(experts.up_bias, original.up_bias[:1].expand(EXPERTS, -1))
+
+
+def test_rescaling_keeps_the_mean(experts):
+    source = experts.up[2].detach().clone()
+    spawn_experts(experts, source=2, mask_prob=0.5, rescale=True)
+    left = experts.up != 0
+    assert_close(experts.up[left], (2 * source).expand_as(experts.up)[left])
+
+
+def test_noise_and_redrawing_are_relative_to_the_source(experts):
+    source = experts.up[0].detach().clone()
+    noisy, redrawn, anew = (deepcopy(experts) for _ in range(3))
+    spawn_experts(noisy, mask_prob=0.0, noise_std=0.1)
+    change = noisy.up - source
+    assert_close(change.std() / source.std(), torch.tensor(0.1), rtol=0.05, atol=0)
+    spawn_experts(redrawn, mask_prob=0.0, reinit_fraction=0.3)
+    changed = redrawn.up != source
+    assert abs(changed.double().mean() - 0.3) < 0.03
+    spawn_experts(anew, mask_prob=0.0, reinit_fraction=1.0)
+    assert_close(anew.up.std(), source.std(), rtol=0.05, atol=0)
+    assert abs(torch.corrcoef(torch.stack([anew.up[0].flatten(), source.flatten()]))[0, 1]) < 0.15
+
+
+def test_the_source_can_stay(experts):
+    source = {name: p[3].detach().clone() for name, p in experts.named_parameters()}
+    spawn_experts(experts, source=3, mask_prob=0.5, noise_std=1.0, keep_source=True)
+    for name, parameter in experts.named_parameters():
+        assert_close(parameter[3], source[name], rtol=0, atol=0)
+    assert (experts.up[0] != source["up"]).any()
+
+
+@pytest.mark.parametrize("state", ["copy", "reset"])
+def test_optimizer_state(experts, state):
+    other = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([*experts.parameters(), other], lr=0.01)
+
+    def step():
+        optimizer.zero_grad()
+        (experts.dense(torch.randn(64, DIM)).square().sum() + other.sum()).backward()
+        optimizer.step()
+
+    step()
+    before = deepcopy(optimizer.state[experts.up])
+    spawn_experts(experts, source=1, optimizer=optimizer, optimizer_state=state)
+    if state == "copy":
+        after = optimizer.state[experts.up]
+        assert after["step"] == before["step"]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert_close(after[moment], before[moment][1:2].expand_as(experts.up), rtol=0, atol=0)
+    else:
+        assert not any(parameter in optimizer.state for parameter in experts.parameters())
+    assert other in optimizer.state
+    step()
+    assert optimizer.state[experts.up]["step"] == (2 if state == "copy" else 1)
+
+
+def test_a_state_of_another_shape_is_refused_before_anything_changes(experts):
+    optimizer = torch.optim.Adafactor(experts.parameters())
+    experts.dense(torch.randn(4, DIM)).square().sum().backward()
+    optimizer.step()
+    before = deepcopy(experts.state_dict())
+    with pytest.raises(ValueError, match="cannot be copied: choose optimizer_state='reset'"):
+        spawn_experts(experts, optimizer=optimizer)
+    assert_close(dict(experts.state_dict()), dict(before), rtol=0, atol=0)
+    spawn_experts(experts, optimizer=optimizer, optimizer_state="reset")
+
+
+def test_a_generator_repeats_the_masks(experts):
+    twin = deepcopy(experts)
+    for stack in (experts, twin):
+        spawn_experts(stack, generator=torch.Generator().manual_seed(5))
+    assert_close(dict(experts.state_dict()), dict(twin.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": 8}, "source must lie between 0 and 7, got 8"),
+        ({"mask_prob": 1.0}, "mask_prob must lie between 0 and 1, without 1, got 1.0"),
+        ({"reinit_fraction": 1.5}, "reinit_fraction must lie between 0 and 1, got 1.5"),
+        ({"noise_std": -1.0}, "noise_std must not be negative, got -1.0"),
+        ({"optimizer_state": "keep"}, "optimizer_state is 'keep'; choose copy or reset"),
+    ],
+)
+def test_errors(experts, options, message):
+    with pytest.raises(ValueError, match=message):
+        spawn_experts(experts, **options)
+
+
+def test_modules_that_stack_no_experts_are_refused():
+    for module in (nn.Linear(2, 3), nn.Identity(), nn.PReLU()):
+        if isinstance(module, nn.PReLU):
+            module.scale = nn.Parameter(torch.ones(()))
+        if isinstance(module, nn.Linear):
+            module.bias = nn.Parameter(torch.ones(2))
+        with pytest.raises(ValueError, match="stack the experts along its first dimension"):
+            spawn_experts(module)

@@ -1,0 +1,51 @@
+import pytest
+from torch import nn
+
+from core_gates import TopKGate
+from core_gates.gates.base_layer import BaseLayerGate
+from core_gates.gates.expert_choice import ExpertChoiceGate
+from core_gates.gates.permutation import PermutedGate
+from core_gates.gates.sinkhorn import SinkhornGate
+from core_gates.gates.soft_moe import SoftMoEGate
+from core_gates.gates.switch import SwitchGate
+from core_gates.moe.experts import StackedExperts
+from core_gates.moe.layer import MoELayer
+from core_gates.routing.causality import refuse_coupled_gates
+from core_gates.routing.permutation_search import PermutationSearch
+
+
+def model(gate):
+    experts = StackedExperts(4, 6, 3)
+    return nn.ModuleList([MoELayer(TopKGate(6, 4), experts), MoELayer(gate, experts)])
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        BaseLayerGate(6, 4),
+        ExpertChoiceGate(6, 4),
+        SinkhornGate(6, 4),
+        SoftMoEGate(6, 4),
+        SwitchGate(6, 4),
+        PermutedGate(ExpertChoiceGate(6, 4), search=PermutationSearch(6)),
+    ],
+    ids=lambda gate: type(gate).__name__,
+)
+def test_gates_that_couple_positions_are_refused_by_name(gate):
+    causal = model(gate)
+    with pytest.raises(ValueError, match=rf"as 1\.gate \({type(gate).__name__}\)") as caught:
+        refuse_coupled_gates(causal)
+    assert "0.gate" not in str(caught.value)
+    assert "allow_leak=True" in str(caught.value)
+    refuse_coupled_gates(causal, allow_leak=True)
+
+
+def test_other_gates_are_accepted():
+    assert refuse_coupled_gates(model(TopKGate(6, 4))) is None
+    roomy = SwitchGate(6, 4, capacity_factor=None, eval_capacity_factor=None)
+    assert refuse_coupled_gates(model(roomy)) is None
+
+
+def test_a_model_may_itself_be_the_gate():
+    with pytest.raises(ValueError, match=r"as SinkhornGate \(SinkhornGate\) would"):
+        refuse_coupled_gates(SinkhornGate(6, 4))

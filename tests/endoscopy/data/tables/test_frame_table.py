@@ -1,0 +1,170 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from core_gates.errors import GatesError
+from endoscopy.data.readers.real_colon import read_real_colon
+from endoscopy.data.readers.sun import read_sun
+from endoscopy.data.readers.table import read_frame_table
+from endoscopy.data.tables.frame_table import REQUIRED, FrameTable, concatenate
+
+
+def test_objects_come_numbers_first(make_table):
+    table = make_table({"10": 6, "b_1": 4, "9": 12, "a_2": 3}, frames=2)
+    assert table.unique_ids == ("9", "10", "a_2", "b_1")
+    assert table.object_codes.tolist() == [1, 1, 3, 3, 0, 0, 2, 2]
+    assert table.objects["gt"].tolist() == [12, 6, 3, 4]
+    rows = table.take([4, 0])
+    assert rows.frames["unique_id"].tolist() == ["9", "10"]
+    assert rows.frames.index.tolist() == [0, 1]
+
+
+def test_a_lesion_without_patient_is_its_own(make_table):
+    table = make_table({"a": 6, "b": 4}, frames=1, patients={"a": "", "b": "p"})
+    assert table.patients.tolist() == ["a", "p"]
+
+
+def test_required_columns_are_required(make_table):
+    frames = make_table({"a": 6}).frames
+    for name in REQUIRED:
+        with pytest.raises(ValueError, match=f"lack the columns {name}"):
+            FrameTable(frames.drop(columns=name))
+    with pytest.raises(ValueError, match="hold no row"):
+        FrameTable(frames.iloc[:0])
+
+
+def test_macros_are_expanded_by_roots_then_by_the_environment(make_table, monkeypatch, tmp_path):
+    table = make_table({"a": 6})
+    monkeypatch.delenv("SYNTHETIC_PATH", raising=False)
+    with pytest.raises(GatesError, match=r"needs \$SYNTHETIC_PATH, which has no value"):
+        table.path(0)
+    monkeypatch.setenv("SYNTHETIC_PATH", "/elsewhere")
+    assert str(table.path(1)) == "/elsewhere/a_1.jpg"
+    here = FrameTable(table.frames, {"SYNTHETIC_PATH": str(tmp_path)})
+    assert here.path(1) == tmp_path / "a_1.jpg"
+    assert here.path(1, "mask_path") is None
+    braces = table.frames.assign(frame_path="${SYNTHETIC_PATH}/x.jpg")
+    assert FrameTable(braces, {"SYNTHETIC_PATH": "/r"}).path(0).as_posix() == "/r/x.jpg"
+
+
+@pytest.fixture
+def both(real_colon, sun, tmp_path):
+    """Tables of both fake data sets, joined."""
+    root = real_colon.official(tmp_path / "colon", targets=True)
+    table, _ = read_real_colon(root)
+    other, _ = read_sun(sun.official(tmp_path / "sun"))
+    return concatenate([table, other])
+
+
+def test_parquet_round_trip_keeps_every_value(both, tmp_path):
+    path = both.write_parquet(tmp_path / "out" / "frames.parquet")
+    assert [p.name for p in path.parent.iterdir()] == ["frames.parquet"]
+    read, report = read_frame_table(path, both.roots)
+    columns = sorted(both.frames.columns)
+    assert sorted(read.frames.columns) == columns
+    filled = both.frames[columns].copy()
+    for name in filled.columns:
+        if read.frames[name].dtype == object or str(read.frames[name].dtype) == "str":
+            filled[name] = filled[name].fillna("")
+    pd.testing.assert_frame_equal(read.frames[columns], filled, check_dtype=False)
+    assert report.found == len(both)
+    assert report.findings == {}
+    assert both.path(0, "mask_path").exists()
+    assert read.path(0, "mask_path") == both.path(0, "mask_path")
+    assert read.censored.sum() == both.censored.sum() > 0
+
+
+def test_csv_parts_round_trip_in_numerical_order(both, tmp_path):
+    paths = both.write_parts(tmp_path / "parts", rows=5)
+    names = [path.name for path in paths]
+    assert "polypsizing_real_part10.csv" not in names[:2]
+    assert {"polypsizing_real_part0.csv", "polypsizing_sun_part8.csv"} <= set(names)
+    assert max(len(pd.read_csv(path)) for path in paths) == 5
+    read, report = read_frame_table(tmp_path / "parts", both.roots)
+    columns = list(REQUIRED)
+    pd.testing.assert_frame_equal(read.frames[columns], both.frames[columns], check_dtype=False)
+    assert report.files == both.frames["frame_path"].nunique()
+    assert report.findings == {}
+
+
+def test_frames_of_a_part_file_come_in_the_order_of_part_numbers(make_table, tmp_path):
+    table = make_table({f"{k}": 6 for k in range(12)}, frames=1)
+    table.write_parts(tmp_path, rows=1)
+    assert len(list(tmp_path.iterdir())) == 12
+    read, _ = read_frame_table(tmp_path, check_images=False)
+    assert read.frames["unique_id"].tolist() == [str(k) for k in range(12)]
+
+
+def test_the_whole_collection_fits_ten_megabytes(tmp_path):
+    """372,000 rows of 232 objects, with the paths of the official layout."""
+    number, objects = 372_000, 232
+    code = np.sort(np.random.default_rng(0).integers(0, objects, number))
+    video = np.char.add("001-", np.char.zfill((code % 60).astype(str), 3))
+    frame = np.arange(number) % 45_000
+    stem = np.char.add(np.char.add(video, "_"), frame.astype(str))
+    paths = np.char.add(np.char.add(np.char.add("$REAL_COLON_PATH/", video), "_frames/"), stem)
+    rng = np.random.default_rng(1)
+    walk = np.cumsum(rng.integers(-3, 4, (4, number)), 1) % 1000
+    frames = pd.DataFrame(
+        {
+            "database": "REALC",
+            "unique_id": np.char.add(np.char.add(video, "_"), (code // 60).astype(str)),
+            "frame_id": frame,
+            **{name: walk[k].astype(float) for k, name in enumerate(REQUIRED[3:7])},
+            "width": 1352,
+            "height": 1080,
+            "frame_path": np.char.add(paths, ".jpg"),
+            "gt": (code % 20 + 1).astype(float),
+        }
+    )
+    path = FrameTable(frames).write_parquet(tmp_path / "all.parquet")
+    assert path.stat().st_size < 10e6
+
+
+def test_tables_that_share_an_object_are_not_joined(make_table):
+    with pytest.raises(GatesError, match="object b is in two tables"):
+        concatenate([make_table({"a": 3, "b": 4}), make_table({"b": 5, "c": 6})])
+    first = FrameTable(make_table({"a": 3}).frames, {"SYNTHETIC_PATH": "/x"})
+    second = FrameTable(make_table({"b": 3}).frames, {"SYNTHETIC_PATH": "/y"})
+    with pytest.raises(GatesError, match="SYNTHETIC_PATH is /x in one table and /y"):
+        concatenate([first, second])
+
+
+def test_a_report_is_json(both, tmp_path):
+    both.frames.loc[0, "gt"] = np.nan
+    path = both.write_parquet(tmp_path / "a.parquet")
+    _, report = read_frame_table(path, both.roots)
+    content = json.loads(json.dumps(report.to_dict()))
+    assert content["found"] - content["kept"] == 1
+    assert content["findings"][0]["reason"] == "size is missing"
+    assert content["findings"][0]["places"] == ["001-001_1 frame 1"]
+    assert any("size is missing (001-001_1 frame 1)" in line for line in report.lines())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"", "cannot be read"),
+        ("a.csv", b"unique_id,gt\n1,2\n", "lacks the columns database"),
+        ("a.csv", b"\xff\xfe\x00bad", "cannot be read"),
+        ("a.csv", b'a,b\n"1,2\n3', "cannot be read"),
+        ("a.parquet", b"PAR1 nothing", "prepare it again"),
+        ("nowhere.csv", None, "cannot be read"),
+        ("nowhere.parquet", None, "cannot be read"),
+    ],
+)
+def test_files_that_are_no_table_are_refused(name, content, words, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(GatesError, match=words) as caught:
+        read_frame_table(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_parts_is_refused(tmp_path):
+    with pytest.raises(GatesError, match="holds no polypsizing"):
+        read_frame_table(tmp_path)

@@ -1,0 +1,174 @@
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from core_gates.errors import GatesError
+from harness.experiment.scores import Bar, Row, number, print_scores, read_scores, write_scores
+
+ROOT = Path(__file__).parents[3]
+
+
+def schema(title):
+    """A schema of docs/outputs.md."""
+    text = (ROOT / "docs" / "outputs.md").read_text()
+    found = [json.loads(body) for body in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    return next(s for s in found if s["title"] == title)
+
+
+@pytest.fixture
+def written(tmp_path):
+    config = tmp_path / "era5.yaml"
+    config.write_text("a: 1\n")
+    rows = [
+        Row(
+            "oi",
+            "persistence",
+            "rmse_z500",
+            np.float32(3.5),
+            torch.tensor(3.0),
+            4.0,
+            n=np.int64(40),
+        ),
+        Row("free run", "persistence", "rmse_z500", math.nan, -math.inf, math.inf),
+    ]
+    bars = [
+        Bar("low enough", 1.0, "<=", 1.0, "m"),
+        Bar("not high enough", 1.0, ">=", 1.5),
+        Bar("no figure", math.nan, "<=", 1.0),
+    ]
+    path = write_scores(
+        tmp_path / "scores.json",
+        app="weather",
+        config_path=config,
+        seeds=range(3),
+        rows=rows,
+        bars=bars,
+    )
+    return path, config
+
+
+def test_the_file_follows_the_documented_schema(written):
+    path, config = written
+    content = json.loads(path.read_text(), parse_constant=pytest.fail)
+    jsonschema.validate(content, schema("scores.json"))
+    assert content["config"] == {
+        "name": "era5.yaml",
+        "sha256": hashlib.sha256(config.read_bytes()).hexdigest(),
+    }
+    assert content["seeds"] == [0, 1, 2]
+    assert content["rows"][0]["n"] == 40
+    assert content["rows"][1]["value"] is None
+    assert content["rows"][1]["low"] is None
+    assert [bar["met"] for bar in content["bars"]] == [True, False, False]
+    assert content["bars"][2]["value"] is None
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", content["git"])
+
+
+def test_the_schema_refuses_what_is_wrong(written):
+    content = json.loads(written[0].read_text())
+    for wrong in ({"app": 3}, {"seeds": [0.5]}, {"extra": 1}, {"bars": [{}]}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**content, **wrong}, schema("scores.json"))
+
+
+def test_a_wrong_sense_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="sense '<=' or '>='"):
+        write_scores(
+            tmp_path / "s.json",
+            app="x",
+            config_path=None,
+            seeds=[],
+            rows=[],
+            bars=[Bar("b", 1.0, "<", 2.0)],
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.floats(), st.floats(allow_nan=False), st.sampled_from(["<=", ">="]))
+def test_a_bar_is_met_on_the_right_side_only(value, bar, sense):
+    met = Bar("b", value, sense, bar).met
+    if math.isnan(value):
+        assert not met
+    else:
+        assert met == (value <= bar if sense == "<=" else value >= bar)
+
+
+def test_the_path_is_printed_last(written, capsys):
+    path, _ = written
+    print_scores(path, Console(width=100))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == str(path)
+    text = "\n".join(lines)
+    assert "3.500" in text
+    assert "[3.000, 4.000]" in text
+    assert "met" in text
+    assert "missed" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (312.04, "312.0"),
+        (-3.14159, "-3.142"),
+        (0.02, "0.0200"),
+        (1e-9, "1e-09"),
+        (2.5e7, "2.5e+07"),
+        (12345.6, "12346"),
+        (None, "–"),
+        (math.nan, "–"),
+    ],
+)
+def test_numbers_have_four_digits(value, text):
+    assert number(value) == text
+
+
+def test_scores_are_read_as_they_were_written(written):
+    path, _ = written
+    assert read_scores(path, "weather") == json.loads(path.read_text())
+
+
+def without(part, field):
+    return lambda scores: scores[part][0].pop(field) and scores
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda scores: [],
+        lambda scores: {},
+        lambda scores: None,
+        lambda scores: scores | {"rows": 3},
+        lambda scores: scores | {"rows": [3]},
+        lambda scores: scores | {"bars": None},
+        without("rows", "metric"),
+        without("bars", "met"),
+        lambda scores: scores | {"rows": [scores["rows"][0] | {"value": "high"}]},
+        lambda scores: scores | {"rows": [scores["rows"][0] | {"task": 3}]},
+    ],
+)
+def test_damaged_scores_are_one_line(written, damage):
+    path, _ = written
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.raises(GatesError, match=r"is damaged .*: run `gates weather evaluate` again"):
+        read_scores(path, "weather")
+
+
+@pytest.mark.parametrize("content", [b'{"rows": [', b"\xff\xfe{}", b""])
+def test_scores_that_are_no_json_are_one_line(tmp_path, content):
+    path = tmp_path / "scores.json"
+    with pytest.raises(GatesError, match="does not exist: run `gates weather evaluate` first"):
+        read_scores(path, "weather")
+    path.write_bytes(content)
+    with pytest.raises(GatesError, match=r"is damaged .*: run `gates weather evaluate` again"):
+        read_scores(path, "weather")

@@ -1,0 +1,89 @@
+import json
+from contextlib import suppress
+
+import pytest
+
+from harness.files.atomic import write_bytes, write_json, write_text
+from harness.runs.folder import RunFolder
+from core_gates.errors import GatesError
+
+
+def test_an_existing_run_is_refused_resumed_or_overwritten(tmp_path):
+    folder = RunFolder("toy", "a", tmp_path).open()
+    folder.metrics.write_text("step\n")
+    with pytest.raises(GatesError, match="add --resume to go on, --overwrite to start again"):
+        RunFolder("toy", "a", tmp_path).open()
+    assert RunFolder("toy", "a", tmp_path, resume=True).open().metrics.is_file()
+    assert not RunFolder("toy", "a", tmp_path, overwrite=True).open().metrics.exists()
+
+
+def test_prepared_files_neither_bar_a_training_nor_are_deleted(tmp_path):
+    prepared = tmp_path / "toy" / "a" / "nature.zarr" / "zarr.json"
+    prepared.parent.mkdir(parents=True)
+    prepared.touch()
+    folder = RunFolder("toy", "a", tmp_path).open()
+    folder.scores.touch()
+    RunFolder("toy", "a", tmp_path, overwrite=True).open()
+    assert prepared.exists()
+    assert not folder.scores.exists()
+
+
+def test_nothing_is_touched_before_it_is_opened(tmp_path):
+    folder = RunFolder("toy", "a", tmp_path)
+    assert not folder.exists()
+    assert folder.last_checkpoint is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_are_found_once_they_exist(tmp_path):
+    folder = RunFolder("toy", "a", tmp_path).open()
+    assert folder.last_checkpoint is None
+    (folder.checkpoints / "last.ckpt").touch()
+    assert folder.last_checkpoint == folder.checkpoints / "last.ckpt"
+    assert folder.best_checkpoint is None
+
+
+def test_the_environment_is_recorded(tmp_path):
+    content = json.loads(RunFolder("toy", "a", tmp_path).open().environment.read_text())
+    assert content["packages"]["lightning"].startswith("2.")
+    assert content["device"]
+    assert content["cpus"] >= 1
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".", "/abs"])
+def test_a_name_is_one_component(tmp_path, name):
+    with pytest.raises(GatesError, match="plain name"):
+        RunFolder("toy", name, tmp_path)
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path):
+    with pytest.raises(GatesError, match="exclude each other"):
+        RunFolder("toy", "a", tmp_path, resume=True, overwrite=True)
+
+
+def test_writing_leaves_the_old_file_when_it_fails(tmp_path):
+    folder = RunFolder("toy", "a", tmp_path).open()
+    write_text(folder.report, "old")
+    with suppress(ZeroDivisionError), folder.writing("report.html") as path:
+        path.write_text("half")
+        path.write_text(str(1 / 0))
+    assert folder.report.read_text() == "old"
+    with folder.writing("report.html") as path:
+        path.write_text("new")
+    assert folder.report.read_text() == "new"
+    leftovers = [p.name for p in folder.path.iterdir() if ".tmp" in p.name]
+    assert leftovers == []
+
+
+def test_files_are_replaced_not_rewritten(tmp_path):
+    path = write_bytes(tmp_path / "deep" / "a.bin", b"one")
+    before = path.stat().st_ino
+    write_bytes(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert path.stat().st_ino != before
+    assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    path = write_json(tmp_path / "a.json", {"x": [float("nan"), 1.5, (float("inf"),)]})
+    assert json.loads(path.read_text()) == {"x": [None, 1.5, [None]]}

@@ -1,0 +1,120 @@
+"""The smallest application: a noisy regression with dropout, used to test the command line."""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from apps.main import App
+from apps.main import main as front_door
+from core_gates.errors import GatesError
+from harness.command.cli import GatesCLI
+from harness.files.atomic import write_json
+from harness.runs.trainer import GatesTrainer
+
+
+class ToyModule(LightningModule):
+    """Linear regression with dropout.
+
+    Args:
+        dim: Number of features.
+        lr: Learning rate.
+    """
+
+    def __init__(self, dim: int = 8, lr: float = 0.05) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
+        self.lr = lr
+        self.net = nn.Sequential(nn.Linear(dim, 16), nn.Dropout(0.2), nn.SiLU(), nn.Linear(16, 1))
+        self.register_buffer("steps_seen", torch.zeros(()))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = (self.net(x + 0.1 * torch.randn_like(x)).squeeze(-1) - y).square().mean()
+        self.log("train/loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.steps_seen += 1  # a state change after Lightning's own point of saving
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        x, y = batch
+        self.log("val/loss", (self.net(x).squeeze(-1) - y).square().mean())
+
+    def configure_optimizers(self) -> dict[str, object]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class ToyData(LightningDataModule):
+    """Random features with a linear target.
+
+    Args:
+        dim: Number of features.
+        batch_size: Samples of a batch.
+        num_samples: Samples of the training set.
+        num_workers: Processes that load.
+    """
+
+    def __init__(
+        self, dim: int = 8, batch_size: int = 8, num_samples: int = 52, num_workers: int = 0
+    ) -> None:
+        super().__init__()
+        self.dim, self.batch_size, self.num_samples = dim, batch_size, num_samples
+        self.num_workers = num_workers
+
+    def _set(self, num: int, seed: int) -> TensorDataset:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(num, self.dim, generator=generator)
+        return TensorDataset(x, x @ torch.arange(1.0, self.dim + 1))
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(
+            self._set(self.num_samples, 1),
+            self.batch_size,
+            shuffle=True,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self._set(16, 2), self.batch_size)
+
+
+class ToyTrainer(GatesTrainer):
+    """A Trainer with one verb of its own."""
+
+    def score(self, model: ToyModule, datamodule: ToyData, repeats: int = 1) -> None:
+        """Write the score of the network.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            repeats: How often to score.
+        """
+        if repeats < 1:
+            raise GatesError(f"--repeats must be at least 1, found {repeats}")
+        write_json(self.run_folder.path / "score.json", {"repeats": repeats})
+
+
+class ToyCLI(GatesCLI):
+    app = "toy"
+    verbs = ("fit", "score")
+
+    def add_arguments_to_parser(self, parser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.link_arguments("model.dim", "data.dim")
+
+
+def main(arguments: Sequence[str]) -> None:
+    ToyCLI(ToyModule, ToyData, ToyTrainer, arguments)
+
+
+if __name__ == "__main__":
+    table = {"toy": App("toy", "a toy", {"fit": "train", "score": "score"})}
+    sys.exit(front_door(["toy", *sys.argv[1:]], table))

@@ -1,0 +1,294 @@
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.testing import assert_close
+
+from core_gates.errors import GatesError
+from weather.models.adas.analysis import AdasAnalysis, load_weights, save_weights
+from weather.observations.background_error import innovation_sd
+from weather.observations.gridded import GriddedObservations
+from weather.state import Normalizer
+
+SHAPE = (2, 3, 16, 32)
+MEAN = torch.tensor([10000.0, 5.0, -2.0])
+STD = torch.tensor([300.0, 15.0, 11.0])
+SIGMA = torch.tensor([40.0, 4.0, 2.0])
+
+
+class Stub(nn.Module):
+    """Answers ``factor`` times the gated observation stream, whatever the form."""
+
+    increment_mode = False
+
+    def __init__(self, output, factor=1.0):
+        super().__init__()
+        self.output, self.factor = output, factor
+
+    def forward(self, background, observation, gate):
+        self.seen = background, observation, gate
+        return self.factor * gate * observation
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def problem(dtype=torch.float32):
+    noise = torch.randn(2, *SHAPE, generator=draw(), dtype=dtype)
+    background = MEAN.to(dtype)[:, None, None] + STD.to(dtype)[:, None, None] * noise[0]
+    values = background + 3 * SIGMA.to(dtype)[:, None, None] * noise[1]
+    errors = SIGMA.to(dtype)[:, None, None] * (0.5 + torch.rand(SHAPE, generator=draw(1)).to(dtype))
+    seen = torch.rand(SHAPE, generator=draw(2)) < 0.3
+    return background, GriddedObservations(values, errors).withhold(seen)
+
+
+def analysis_of(network, kind="error", scale=1.0):
+    options = {"confidence_kind": kind, "confidence_scale": scale}
+    return AdasAnalysis(network, Normalizer(MEAN, STD), SIGMA, **options)
+
+
+def test_a_unit_increment_is_scalar_optimal_interpolation():
+    """With ``net = c d`` the increment form must be x_b + (y - x_b) sigma_b^2/(sigma_b^2 + s^2)."""
+    background, observations = problem(torch.float64)
+    analysis = analysis_of(Stub("increment"))(background, observations)
+    variance = SIGMA.double()[:, None, None] ** 2
+    weight = variance / (variance + observations.errors**2)
+    expected = background + weight * (observations.values - background)
+    assert_close(analysis, torch.where(observations.mask, expected, background))
+    assert analysis.dtype == torch.float64
+
+
+def test_the_network_sees_innovations_in_background_errors():
+    background, observations = problem()
+    network = Stub("increment")
+    analysis_of(network, "binary")(background, observations)
+    state, innovation, gate = network.seen
+    assert_close(state, (background - MEAN[:, None, None]) / STD[:, None, None])
+    expected = (observations.values - background) / SIGMA[:, None, None]
+    assert_close(innovation, expected * observations.mask)
+    assert torch.equal(gate, observations.mask.float())
+
+
+def test_the_official_form_takes_and_returns_normalized_states():
+    background, observations = problem(torch.float64)
+    network = Stub("analysis")
+    analysis = analysis_of(network, "binary")(background, observations)
+    units = Normalizer(MEAN, STD)
+    expected = units.normalize(observations.values) * observations.mask
+    assert_close(network.seen[1], expected)
+    assert_close(analysis, units.denormalize(expected))
+    unseen = ~observations.mask  # a normalised zero is the climatological mean
+    assert_close(analysis[unseen], MEAN.double()[:, None, None].expand_as(analysis)[unseen])
+
+
+def test_absent_observations_cannot_be_seen(small_adas):
+    """What an absent cell holds, be it the climate or a wild value, changes nothing."""
+    background, observations = problem()
+    wild = torch.where(observations.mask, observations.values, 1e6)
+    for output in ("increment", "analysis"):
+        network = small_adas(output=output)
+        nn.init.normal_(network.recovery.surface.weight, std=0.1)
+        analysis = analysis_of(network)
+        same = analysis(background, observations._replace(values=wild))
+        assert torch.equal(analysis(background, observations), same)
+
+
+def test_confidence_is_relative_to_a_share_of_the_background_error():
+    background, observations = problem(torch.float64)
+    network = Stub("increment")
+    analysis_of(network, scale=0.2)(background, observations)
+    reference = (0.2 * SIGMA.double()[:, None, None]) ** 2
+    assert_close(network.seen[2], reference / (reference + observations.errors**2))
+    expected = (observations.values - background) / SIGMA[:, None, None]
+    assert_close(network.seen[1], expected * observations.mask)  # the increment keeps its unit
+    with pytest.raises(ValueError, match="confidence_scale must be positive, got 0"):
+        analysis_of(network, scale=0.0)
+
+
+def test_background_error_estimated_from_the_innovations():
+    """Its factor scales what the network sees, the confidence and the increment alike."""
+    background, observations = problem(torch.float64)
+    network = Stub("increment")
+    options = {"background_error": "innovation", "confidence_scale": 2.0}
+    analysis = AdasAnalysis(network, Normalizer(MEAN, STD), SIGMA, **options)
+    found = innovation_sd(background, observations, SIGMA)
+    assert (found > 1.5 * SIGMA).all()  # the departures of `problem` have three times the errors
+    unit = found[..., None, None]
+    result = analysis(background, observations)
+    innovation = torch.where(observations.mask, observations.values - background, 0) / unit
+    gate = 4 * unit**2 / (4 * unit**2 + observations.errors**2)
+    assert_close(network.seen[1], innovation)
+    assert_close(network.seen[2], gate)
+    assert_close(result, background + unit * gate * innovation)
+    with pytest.raises(ValueError, match="'training' or 'innovation', got 'guess'"):
+        AdasAnalysis(network, Normalizer(MEAN, STD), SIGMA, background_error="guess")
+
+
+@pytest.mark.parametrize("output", ["increment", "analysis"])
+@pytest.mark.parametrize("kind", ["error", "binary"])
+def test_background_error_of_each_problem(output, kind):
+    """A (B,C) argument acts row by row; in the official form it acts through the gate alone."""
+    background, observations = problem()
+    sd = torch.stack((SIGMA, 3 * SIGMA))
+    analysis = analysis_of(Stub(output), kind)
+    both = analysis(background, observations, sd)
+    for row in range(2):
+        one = GriddedObservations(
+            observations.values[row : row + 1], observations.errors[row, None]
+        )
+        alone = analysis.expecting(sd[row])(background[row : row + 1], one)
+        assert_close(both[row : row + 1], alone)
+    own = analysis(background, observations)
+    assert_close(own[:1], both[:1])
+    unaffected = kind == "binary"  # increments in units of sigma come back in units of sigma
+    assert torch.allclose(own[1], both[1], rtol=1e-5, atol=1e-3) is unaffected
+
+
+@pytest.mark.parametrize("output", ["increment", "analysis"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_increment_mode_without_observations_is_the_background(small_adas, output, dtype):
+    network = small_adas(output=output, increment_mode=True)
+    for weights in network.recovery.parameters():
+        nn.init.normal_(weights, std=0.3)  # an increment starts at zero, which proves nothing
+    analysis = analysis_of(network.to(dtype)).to(dtype)
+    background, observations = problem(dtype)
+    nothing = observations.withhold(torch.tensor(False))
+    assert torch.equal(analysis(background, nothing), background)
+    moved = analysis(background, observations) - background
+    assert (moved.abs().mean((0, 2, 3)) > 1e-2 * SIGMA).all()
+    network.increment_mode = False
+    assert not torch.equal(analysis(background, nothing), background)
+
+
+def test_float32_observations_of_a_float64_network(small_adas):
+    background, observations = problem(torch.float64)
+    for output in ("increment", "analysis"):
+        analysis = analysis_of(small_adas(output=output).double())
+        assert analysis(background, observations.to(torch.float32)).dtype == torch.float64
+
+
+def test_expecting_shares_weights_but_not_the_scale(small_adas):
+    analysis = analysis_of(small_adas())
+    other = analysis.expecting(2 * SIGMA)
+    assert torch.equal(other.background_sd, 2 * SIGMA)
+    assert torch.equal(analysis.background_sd, SIGMA)
+    pairs = zip(analysis.parameters(), other.parameters(), strict=True)
+    assert all(mine is theirs for mine, theirs in pairs)
+    with torch.no_grad():
+        analysis.network.position.fill_(0.5)
+    assert (other.network.position == 0.5).all()
+    assert other.normalizer is analysis.normalizer
+    assert torch.equal(other.state_dict()["background_sd"], 2 * SIGMA)
+
+
+def test_analyse_is_the_protocol_of_the_cycle():
+    background, observations = problem()
+    analysis = analysis_of(Stub("increment"))
+    result = analysis.analyse(background.unsqueeze(1).requires_grad_(), observations)
+    assert result.shape == (2, 1, 3, 16, 32)
+    assert not result.requires_grad
+    assert torch.equal(result.squeeze(1), analysis(background, observations))
+    assert analysis.members == 1
+
+
+def test_a_network_learns_after_an_analysis_and_from_it(small_adas):
+    background, observations = problem()
+    analysis = analysis_of(small_adas(seed=1))
+    first = analysis.analyse(background.unsqueeze(1), observations).squeeze(1)
+    assert not first.is_inference()
+    (analysis(first, observations) * first).sum().backward()
+    assert all(p.grad is not None for p in analysis.parameters())
+
+
+def test_weights_come_back_as_bfloat16(small_adas, tmp_path):
+    analysis, path = analysis_of(small_adas(seed=1)), tmp_path / "new" / "a.b.safetensors"
+    save_weights(path, analysis, form="adas_increment", seed=3)
+    assert [file.name for file in path.parent.iterdir()] == ["a.b.safetensors"]
+    loaded = analysis_of(small_adas(seed=2))
+    loaded.background_sd.fill_(1.0)
+    assert load_weights(path, loaded) == {"form": "adas_increment", "seed": 3}
+    assert torch.equal(loaded.background_sd, SIGMA)  # units are not rounded
+    assert torch.equal(loaded.normalizer.mean, MEAN)
+    for name, value in analysis.network.state_dict().items():
+        assert torch.equal(loaded.network.state_dict()[name], value.bfloat16().float())
+    with safe_open(path, framework="pt") as file:
+        assert file.get_tensor("network.position").dtype == torch.bfloat16
+    background, observations = problem()
+    assert_close(
+        loaded(background, observations), analysis(background, observations), rtol=0, atol=1.0
+    )
+
+
+def refusal(path, analysis):
+    before = {name: value.clone() for name, value in analysis.state_dict().items()}
+    with pytest.raises(GatesError) as caught:
+        load_weights(path, analysis)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    after = analysis.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    return message
+
+
+def test_unreadable_weights_are_one_line(small_adas, tmp_path):
+    analysis, path = analysis_of(small_adas()), tmp_path / "w.safetensors"
+    assert "not readable" in refusal(path, analysis)
+    assert "not readable" in refusal(tmp_path, analysis)  # a folder
+    save_weights(path, analysis)
+    whole = path.read_bytes()
+    for length in (0, 4, 200, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert "not readable" in refusal(path, analysis)
+    path.write_bytes(b"\x93NUMPY" + whole)
+    assert "not readable" in refusal(path, analysis)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"dim": 8}, "dim is 4, expected 8"),
+        ({"decoder_depth": 2}, "decoder_depth is 1, expected 2"),
+        ({"output": "analysis"}, "output is increment, expected analysis"),
+        ({"gated": False}, "gated is True, expected False"),
+        ({"circular_longitude": False}, "circular_longitude is True, expected False"),
+    ],
+)
+def test_weights_of_another_configuration_are_named(small_adas, tmp_path, changes, named):
+    """Three of these have the same tensors: only the stored form tells them apart."""
+    path = tmp_path / "w.safetensors"
+    save_weights(path, analysis_of(small_adas()))
+    assert named in refusal(path, analysis_of(small_adas(**changes)))
+    assert "confidence_kind" in refusal(path, analysis_of(small_adas(), "binary"))
+    assert "confidence_scale" in refusal(path, analysis_of(small_adas(), scale=0.5))
+    load_weights(path, analysis_of(small_adas(drop_path=0.3)))  # has no bearing on the weights
+
+
+def test_other_tensors_are_refused(small_adas, tmp_path):
+    path, analysis = tmp_path / "w.safetensors", analysis_of(small_adas())
+    tensors = {name: value.clone() for name, value in analysis.state_dict().items()}
+    for name, value in (("background_sd", torch.ones(4)), ("extra", torch.ones(1))):
+        save_file(tensors | {name: value}, path, metadata={"facts": json.dumps({})})
+        assert f"1 tensors differ, first {name}" in refusal(path, analysis)
+
+
+def test_weights_that_are_not_finite_are_refused(small_adas, tmp_path):
+    path, analysis = tmp_path / "w.safetensors", analysis_of(small_adas())
+    tensors = {name: value.clone() for name, value in analysis.state_dict().items()}
+    for name, value in (("network.position", torch.nan), ("background_sd", torch.inf)):
+        damaged = tensors[name].clone()
+        damaged.view(-1)[0] = value
+        save_file(tensors | {name: damaged}, path)
+        assert f"1 tensors are not finite, first {name}; give" in refusal(path, analysis)
+
+
+@pytest.mark.parametrize("key", ["form", "facts"])
+@pytest.mark.parametrize("content", ["{", "3", "[1]"])
+def test_metadata_that_is_no_json_is_refused(small_adas, tmp_path, key, content):
+    path, analysis = tmp_path / "w.safetensors", analysis_of(small_adas())
+    save_file(analysis.state_dict(), path, metadata={key: content})
+    assert "not readable" in refusal(path, analysis)

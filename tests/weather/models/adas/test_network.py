@@ -1,0 +1,325 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.attention.drop_path import DropPath
+from weather.models.adas.embedding import GridPatches, PatchEmbedding, PatchRecovery
+from weather.models.adas.network import Adas
+from weather.models.adas.official import convert_official_state_dict
+from weather.models.adas.presets import adas_preset
+from weather.models.adas.resample import Downsample, Upsample
+from weather.models.adas.stage import AdasStage
+from weather.training.losses import unify_loss
+
+GOLDEN = Path(__file__).parents[3] / "golden" / "weather"
+EXACT = {"rtol": 0, "atol": 1e-10}
+
+
+def load(name):
+    with np.load(GOLDEN / name) as file:
+        arrays = {key: file[key] for key in file.files}
+    return {
+        key: torch.from_numpy(np.asarray(a)) for key, a in arrays.items() if a.dtype.kind != "U"
+    }
+
+
+def weights(golden, prefix=""):
+    return {f"{prefix}{name[2:]}": value for name, value in golden.items() if name[:2] == "w/"}
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def fields(network, batch=1):
+    shape = (batch, network.num_channels, *network.grid_shape)
+    confidence = (randn(*shape, seed=2) > 0.5).double()
+    return randn(*shape), randn(*shape, seed=1) * confidence, confidence
+
+
+def unit(**overrides):
+    torch.manual_seed(0)
+    network = adas_preset("unit", **overrides).double()
+    for parameter in network.parameters():  # larger than the initial values, so that all matters
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return network
+
+
+@pytest.fixture(scope="module")
+def official():
+    golden = load("adas_full_even.npz")
+    network = Adas(
+        grid_shape=(16, 32),
+        num_surface=4,
+        num_upper=5,
+        num_levels=2,
+        dim=4,
+        window_size=(2, 2, 4),
+        num_heads=2,
+        decoder_depth=2,
+        legacy_clip=True,
+    )
+    network = network.double().eval()
+    network.load_state_dict(convert_official_state_dict(weights(golden)))
+    return golden, network
+
+
+def test_official_network_with_losses_and_gradients(official):
+    golden, network = official
+    background = golden["in/background"].clone().requires_grad_()
+    analysis = network(background, golden["in/observation"], golden["in/mask"])
+    assert_close(analysis, golden["out/analysis"], **EXACT)
+    mae, mse = (unify_loss(analysis, golden["in/truth"], kind=kind) for kind in ("mae", "mse"))
+    assert_close(mae, golden["out/unify_mae"], **EXACT)
+    assert_close(mse, golden["out/unify_mse"], **EXACT)
+    mae.backward()
+    assert_close(background.grad, golden["grad/background"], **EXACT)
+    assert_close(network.position.grad, golden["grad/w/absolute_pos_embed"], **EXACT)
+    assert_close(network.fusion.bias.grad, golden["grad/w/fusion.bias"], **EXACT)
+
+
+def test_official_checkpoints_of_parallel_training_load(official):
+    golden, network = official
+    state = {f"module.{name}": value for name, value in weights(golden).items()}
+    name = "module.layer1.crosslayer.back1.attn.relative_position_index"
+    state[name] = torch.zeros(16, 16, dtype=torch.long)
+    converted = convert_official_state_dict(state)
+    assert set(converted) == set(network.state_dict())
+
+
+@pytest.mark.parametrize(("name", "sample"), [("same", None), ("down", "down")])
+def test_official_stage(name, sample):
+    golden = load(f"adas_basiclayer_{name}.npz")
+    kernel, window = (tuple(golden[key].tolist()) for key in ("kernel", "window"))
+    stage = AdasStage(golden["out/x1"].shape[1], kernel, 2, window, sample=sample).double()
+    converted = convert_official_state_dict(weights(golden, "layer1."))
+    stage.load_state_dict({key.removeprefix("stages.0."): v for key, v in converted.items()})
+    outputs = stage(tuple(golden[f"in/{key}"] for key in ("x1", "x2", "gate")))
+    for key, output in zip(("x1", "x2", "gate"), outputs, strict=True):
+        assert_close(output, golden[f"out/{key}"], **EXACT)
+
+
+@pytest.mark.parametrize("name", ["small", "tiny", "unit", "swe", "era5"])
+def test_rolling_the_globe_rolls_the_analysis(name):
+    torch.manual_seed(0)
+    network = adas_preset(name).double().eval()
+    inputs = fields(network)
+    columns = network.window_size[2] * 4 * 2
+    assert columns < network.grid_shape[1]
+    with torch.no_grad():
+        rolled = network(*[x.roll(columns, -1) for x in inputs])
+        assert_close(rolled, network(*inputs).roll(columns, -1), **EXACT)
+
+
+def test_the_seam_of_the_published_form_is_seen_by_the_roll_test():
+    network = unit(circular_longitude=False)
+    inputs = fields(network)
+    rolled = network(*[x.roll(16, -1) for x in inputs])
+    assert (rolled - network(*inputs).roll(16, -1)).abs().max() > 1e-3
+
+
+def test_a_stage_rolls_by_one_window():
+    torch.manual_seed(0)
+    stage = AdasStage(4, (3, 5, 7), 2, (2, 3, 4), circular=True).double()
+    streams = tuple(randn(1, 4, 3, 6, 12, seed=seed) for seed in range(3))
+    rolled = stage(tuple(stream.roll(4, -1) for stream in streams))
+    assert_close(rolled, tuple(y.roll(4, -1) for y in stage(streams)))
+
+
+def test_an_increment_starts_at_zero_and_then_learns():
+    network = adas_preset("unit", output="increment").double()
+    inputs = fields(network)
+    increment = network(*inputs)
+    assert torch.equal(increment, torch.zeros_like(increment))
+    (increment - inputs[1]).square().mean().backward()
+    assert network.recovery.upper.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("output", ["analysis", "increment"])
+def test_increment_mode_without_observations_is_the_background(output):
+    network = unit(output=output, increment_mode=True)
+    assert not any(m.rate for m in network.modules() if isinstance(m, DropPath))
+    torch.nn.init.normal_(network.recovery.upper.weight)
+    background, observation, confidence = fields(network, batch=2)
+    observation[0], confidence[0] = 0, 0
+    result = network.train()(background, observation, confidence)
+    nothing = background[0] if output == "analysis" else torch.zeros_like(background[0])
+    assert torch.equal(result[0], nothing)
+    assert (result[1] - (background[1] if output == "analysis" else 0)).abs().max() > 1e-3
+
+
+def test_increment_mode_is_the_difference_of_two_answers():
+    network, plain = unit(increment_mode=True), unit(drop_path=0.0)
+    background, observation, confidence = fields(network)
+    zero = torch.zeros_like(background)
+    difference = plain(background, observation, confidence) - plain(background, zero, zero)
+    assert_close(network(background, observation, confidence), background + difference)
+
+
+def test_ungated_control_differs_with_the_same_parameters():
+    gated, ungated = unit().eval(), unit(gated=False).eval()
+    ungated.load_state_dict(gated.state_dict())
+    inputs = fields(gated)
+    assert (gated(*inputs) - ungated(*inputs)).abs().max() > 1e-3
+    assert not any(part.gated for part in ungated.modules() if hasattr(part, "gated"))
+
+
+def test_a_variant_is_made_from_the_arguments():
+    network = unit(output="increment")
+    variant = Adas(**{**network.arguments, "gated": False})
+    assert variant.arguments == {**network.arguments, "gated": False}
+    assert {n: p.shape for n, p in variant.named_parameters()} == {
+        n: p.shape for n, p in network.named_parameters()
+    }
+
+
+def test_every_parameter_matters_and_both_inputs_are_heard():
+    network = unit().eval()
+    inputs = [x.requires_grad_() for x in fields(network)]
+    network(*inputs).square().sum().backward()
+    silent = {n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()}
+    # the gate that leaves the last stage is fused, therefore heard; nothing is left over
+    assert not silent
+    assert all(x.grad.abs().max() > 0 for x in inputs)
+
+
+def test_bounded_gates_stay_between_zero_and_one():
+    for bound in (False, True):
+        network = unit(bound_gate=bound)
+        gates = []
+        for stage in network.stages:
+            stage.register_forward_hook(lambda *args, gates=gates: gates.append(args[2][2]))
+        network(*fields(network))
+        largest = max(gate.max().item() for gate in gates)
+        assert (largest <= 1) == bound
+        assert len(gates) == 5
+
+
+def test_stochastic_depth_grows_through_the_decoder_and_sleeps_in_evaluation():
+    network = unit(drop_path=0.6, decoder_depth=3)
+    assert [block.drop_path.rate for block in network.decoder] == pytest.approx([0, 0.3, 0.6])
+    inputs = fields(network)
+    torch.manual_seed(0)
+    assert not torch.equal(network(*inputs), network(*inputs))
+    network.eval()
+    assert torch.equal(network(*inputs), network(*inputs))
+
+
+def test_recomputing_changes_no_gradient():
+    results = []
+    for recompute in (False, True):
+        network = unit(recompute=recompute)
+        inputs = [x.requires_grad_() for x in fields(network)]
+        torch.manual_seed(1)
+        network(*inputs).square().sum().backward()
+        results.append([*(x.grad for x in inputs), *(p.grad for p in network.parameters())])
+    assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"num_surface": 3, "num_upper": 0, "num_levels": 0},
+        {"num_surface": 0, "num_upper": 2, "num_levels": 2},
+        {"num_surface": 1, "num_upper": 3, "num_levels": 8},
+    ],
+)
+def test_any_state_on_an_odd_grid(state):
+    network = Adas(grid_shape=(13, 20), dim=4, window_size=(2, 3, 5), position="latitude", **state)
+    network = network.double()
+    depth = state["num_levels"] + bool(state["num_surface"])
+    assert network.position.shape == (1, 4, depth, 6, 1)
+    inputs = [x.requires_grad_() for x in fields(network, batch=2)]
+    analysis = network(*inputs)
+    assert analysis.shape == inputs[0].shape
+    analysis.sum().backward()
+    assert (inputs[1].grad != 0).all()  # every row and column is inside a patch
+    embedding = network.embeddings["background"]
+    assert (embedding.surface is None) == (not state["num_surface"])
+    assert (embedding.upper is None) == (not state["num_upper"])
+
+
+def test_levels_stay_apart_and_the_surface_is_the_last():
+    patches = GridPatches((4, 6), (2, 2))
+    embed = PatchEmbedding(2, 3, 5, patches).double()
+    surface, upper = randn(1, 2, 4, 6), randn(1, 3, 4, 4, 6, seed=1)
+    tokens = embed(surface, upper)
+    assert tokens.shape == (1, 5, 5, 2, 3)
+    other = upper.clone()
+    other[:, :, 2] += randn(1, 3, 4, 6, seed=2)
+    changed = (embed(surface, other) != tokens).flatten(3).any(-1).any(1)[0]
+    assert changed.tolist() == [False, False, True, False, False]
+    changed = (embed(surface + randn(1, 2, 4, 6, seed=3), upper) != tokens).any(1)[0]
+    assert changed.flatten(1).any(1).tolist() == [False] * 4 + [True]
+
+    recover = PatchRecovery(2, 3, 5, patches).double()
+    state = recover(tokens)
+    assert state.shape == (1, 2 + 3 * 4, 4, 6)
+    moved = tokens.clone()
+    moved[:, :, 2] += 1
+    changed = (recover(moved) != state).flatten(2).any(-1)[0]
+    assert changed.nonzero().flatten().tolist() == [2 + 4 * variable + 2 for variable in range(3)]
+
+
+def test_odd_extents_are_padded_going_down_and_cropped_coming_up():
+    down, up = Downsample(4).double(), Upsample(8).double()
+    x = randn(1, 4, 2, 5, 7)
+    coarse = down(x)
+    assert coarse.shape == (1, 8, 2, 3, 4)
+    padded = torch.nn.functional.pad(x, (0, 1, 0, 1))
+    assert_close(down(padded), coarse)
+    assert up(coarse).shape == (1, 4, 2, 6, 8)
+    stage = AdasStage(4, (1, 3, 3), 2, (1, 2, 2), sample="up").double()
+    skip = tuple(randn(1, 4, 2, 5, 7, seed=seed) for seed in range(3))
+    outputs = stage(tuple(randn(1, 8, 2, 3, 4, seed=seed) for seed in range(3)), skip)
+    assert all(y.shape == x.shape for y in outputs)
+
+
+def test_pixels_are_shuffled_row_by_row():
+    up = Upsample(4).double()
+    with torch.no_grad():
+        up.linear.weight.copy_(torch.eye(8, 4))
+    x = randn(1, 4, 1, 1, 1)
+    normed = up.norm(x.flatten()).detach()
+    fine = up(x)[0, :, 0]
+    assert_close(fine[:, 0, 0], normed[:2])
+    assert_close(fine[:, 0, 1], normed[2:])
+    assert_close(fine[:, 1], torch.zeros(2, 2).double())
+
+
+def test_bfloat16_autocast_returns_the_dtype_of_the_background():
+    network = adas_preset("unit")
+    inputs = [x.float() for x in fields(network)]
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = network.eval()(*inputs)
+    assert rough.dtype == torch.float32
+    assert_close(rough, network(*inputs), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"grid_shape": (15, 32), "patch_size": (4, 2)}, "do not cover a grid of 15 x 32"),
+        ({"grid_shape": (16, 31)}, "divisors of 16 and 31"),
+        ({"num_levels": 0}, "needs surface channels"),
+        ({"num_upper": 0}, "needs surface channels"),
+        ({"num_upper": 0, "num_levels": 0, "num_surface": 0}, "needs surface channels"),
+        ({"position": "longitude"}, "position must be"),
+        ({"output": "anomaly"}, "output must be"),
+        ({"num_heads": 3}, "multiple of num_heads=3"),
+    ],
+)
+def test_impossible_configurations_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        adas_preset("unit", **overrides)
+
+
+def test_misshaped_fields_are_named():
+    network = unit()
+    background, observation, confidence = fields(network)
+    with pytest.raises(ValueError, match=r"observation must be \(1, 14, 16, 32\)"):
+        network(background, observation[:, :3], confidence)

@@ -1,0 +1,473 @@
+import itertools
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from core_gates.errors import GatesError
+from weather.training.losses import normalized_rmse, unify_loss
+from weather.training.module import LOSSES, AdasModule
+from weather.training.stream import AssimilationDataModule
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*IterableDataset. has .__len__. defined"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*ended before the epoch ended"),
+]
+
+
+class Recorder(L.Callback):
+    """Keeps what the module saw and made at every step."""
+
+    def __init__(self):
+        self.backgrounds, self.analyses, self.batches, self.scores = [], [], [], []
+
+    def setup(self, trainer, module, stage):
+        original = module.forward
+
+        def forward(batch, background):
+            analysis = original(batch, background)
+            if module.training:
+                self.backgrounds.append(background)
+                self.analyses.append(analysis.detach().clone())
+                self.batches.append(batch)
+            return analysis
+
+        module.forward = forward
+
+    def on_train_batch_end(self, trainer, *_):
+        self.scores.append(float(trainer.callback_metrics["train/score"]))
+
+
+@pytest.fixture
+def module_of(twin, small_adas):
+    def build(network=None, **changes):
+        forecasts = [twin.world.model, twin.world.imperfect]
+        return AdasModule(network or small_adas(), **{"forecasts": forecasts} | changes)
+
+    return build
+
+
+@pytest.fixture
+def fit(twin, tmp_path):
+    def run(module, *, source=None, steps=12, ckpt_path=None, callbacks=(), **options):
+        data = AssimilationDataModule(
+            source or twin.source(),
+            steps=steps,
+            timelines=4,
+            validation_steps=6,
+            validation_timelines=2,
+        )
+        torch.manual_seed(0)
+        settings = {
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+        } | options
+        recorder = Recorder()
+        trainer = L.Trainer(**settings, callbacks=[recorder, *callbacks])
+        trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+        recorder.trainer = trainer
+        return recorder
+
+    return run
+
+
+def attach(module, source, *, timelines=4):
+    """Give a module its data without a training."""
+    source.setup()
+    data = AssimilationDataModule(source, timelines=timelines, validation_timelines=2)
+    module._trainer = SimpleNamespace(
+        datamodule=data, world_size=1, global_rank=0, precision="32-true"
+    )
+    module.setup("fit")
+    module.log = lambda *_, **__: None
+    return data
+
+
+def batches(data, steps, **changes):
+    loader = data.train_dataloader()
+    return [batch._replace(**changes) for batch in itertools.islice(loader, steps)]
+
+
+def test_stage_one_takes_recorded_backgrounds_and_stage_two_its_own_forecasts(fit, module_of, twin):
+    seen = fit(module_of(), limit_val_batches=0)
+    world = twin.world
+    forecasts = [world.model, world.imperfect]
+    own = 0
+    assert len(seen.batches) == 12
+    for step, (batch, background) in enumerate(zip(seen.batches, seen.backgrounds, strict=True)):
+        cycled = step >= 4 and (step - 4) % 5 != 0  # 4 recorded steps, then blocks of 5 cycles
+        assert batch.reset.tolist() == [not cycled] * 4
+        if not cycled:
+            assert torch.equal(background, batch.background)
+            continue
+        previous = seen.analyses[step - 1]
+        for row, model in enumerate(batch.model.tolist()):
+            expected = forecasts[model](previous[row : row + 1], 6.0)[0]
+            assert_close(background[row], expected, rtol=1e-6, atol=1e-3)
+            assert not torch.equal(background[row], batch.background[row])
+            own += 1
+    assert own == 4 * (4 + 2)
+    assert len({int(model) for batch in seen.batches for model in batch.model}) == 2
+
+
+def test_the_second_cycle_depends_on_the_first_analysis_but_not_its_gradient(module_of, twin):
+    module = module_of()
+    data = attach(module, twin.source(recorded_steps=0))
+    first, second = batches(data, 2)
+    nn.init.normal_(module.analysis.network.recovery.surface.weight, std=0.1)
+    backgrounds, losses = [], []
+    for observations in (first.observations, first.observations.withhold(torch.tensor(False))):
+        module.carried.clear()
+        module.zero_grad()
+        loss = module.training_step(first._replace(observations=observations), 0)
+        loss.backward()
+        background = module.background(second, "train")
+        assert not background.requires_grad
+        assert not module.carried["train"].requires_grad
+        losses.append(module.training_step(second, 1))
+        backgrounds.append(background)
+    assert not torch.allclose(backgrounds[0], backgrounds[1])
+    assert losses[0] != losses[1]
+    losses[1].backward()  # would ask for the freed graph of the first step if it reached back
+
+
+def test_gradient_of_the_second_step_is_that_of_one_analysis(module_of, twin):
+    module = module_of()
+    data = attach(module, twin.source(recorded_steps=0))
+    first, second = batches(data, 2)
+    module.training_step(first, 0)
+    background = module.background(second, "train")
+    module.training_step(second, 1).backward()
+    got = [p.grad.clone() for p in module.analysis.parameters() if p.grad is not None]
+    module.zero_grad()
+    alone = second._replace(reset=torch.ones_like(second.reset), background=background)
+    module.training_step(alone, 1).backward()
+    expected = [p.grad for p in module.analysis.parameters() if p.grad is not None]
+    assert len(got) > 10
+    assert_close(got, expected)
+
+
+def test_carried_states_are_kept_by_global_timeline(module_of, twin):
+    module = module_of()
+    attach(module, twin.source(recorded_steps=0))
+    full = next(iter(module._data.train_dataloader()))
+    rows = torch.tensor([3, 1])
+    some = full._replace(
+        **{
+            name: getattr(full, name)[rows]
+            for name in full._fields
+            if name not in ("observations",)
+        },
+        observations=type(full.observations)(*(part[rows] for part in full.observations)),
+    )
+    analysis = module(some, some.background)
+    module._carry(some, analysis, "train")
+    assert torch.equal(module.carried["train"][rows], analysis)
+    assert (module.carried["train"][[0, 2]] == 0).all()
+    later = some._replace(reset=torch.zeros(2, dtype=torch.bool))
+    expected = torch.cat(
+        [
+            module.forecasts[int(model)](row[None], 6.0)
+            for model, row in zip(some.model, analysis, strict=True)
+        ]
+    )
+    assert_close(module.background(later, "train"), expected, rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize("fault", ["nan", "far"])
+def test_a_lost_analysis_returns_to_the_truth(module_of, twin, fault):
+    module = module_of()
+    data = attach(module, twin.source(recorded_steps=0))
+    first, _ = batches(data, 2)
+    std = module.analysis.normalizer.std
+    analysis = first.background.clone()
+    analysis[1] = torch.nan if fault == "nan" else first.truth[1] + 3.01 * std[:, None, None]
+    analysis[2] = first.truth[2] + 2.99 * std[:, None, None]
+    score = module._carry(first, analysis, "train")
+    assert torch.equal(module.carried["train"][1], first.truth[1])
+    for row in (0, 2, 3):
+        assert torch.equal(module.carried["train"][row], analysis[row])
+    assert_close(score[2], torch.tensor(2.99))
+    assert fault == "far" or score[1].isnan()
+    if fault == "far":
+        assert_close(score[1], torch.tensor(3.01))
+
+
+def test_a_forecast_that_blows_up_does_not_reach_the_weights(module_of, twin, small_adas):
+    class Exploding(nn.Module):
+        def forward(self, states, hours):
+            states = states.clone()
+            states[0] = torch.nan
+            return states
+
+    module = module_of(forecasts=[Exploding(), Exploding()])
+    data = attach(module, twin.source(recorded_steps=0))
+    first, second = batches(data, 2)
+    module.training_step(first, 0)
+    background = module.background(second, "train")
+    assert background.isfinite().all()
+    exploded = {int((second.model == number).nonzero()[0]) for number in second.model.tolist()}
+    for row in exploded:
+        assert torch.equal(background[row], second.truth[row])
+    module.training_step(second, 1).backward()
+    assert all(p.grad.isfinite().all() for p in module.analysis.parameters() if p.grad is not None)
+
+
+def test_a_missing_forecast_model_is_named(module_of, twin):
+    module = module_of(forecasts=[twin.world.model])
+    data = attach(module, twin.source(recorded_steps=0))
+    first, second = batches(data, 2, model=torch.tensor([0, 1, 0, 0]))
+    module.training_step(first, 0)
+    with pytest.raises(GatesError, match=r"forecast model 1, but there are 1.*model\.forecasts"):
+        module.training_step(second, 1)
+
+
+class StopAfter(L.Callback):
+    """Saves after a step and stops there, without a change of the schedule."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+def test_carried_states_are_saved_and_taken_up_again(fit, module_of, tmp_path):
+    """The step after the resume is inside a block: without them there is nothing to forecast."""
+    whole_module = module_of()
+    whole = fit(whole_module, limit_val_batches=0)
+    path = tmp_path / "stopped.ckpt"
+    fit(module_of(), limit_val_batches=0, callbacks=[StopAfter(7, path)])
+    saved = torch.load(path, weights_only=True)["carried"]
+    assert torch.equal(saved, whole.analyses[6])
+    resumed_module = module_of()
+    resumed = fit(resumed_module, limit_val_batches=0, ckpt_path=path)
+    assert len(resumed.batches) == 12 - 7
+    assert torch.equal(resumed.backgrounds[0], whole.backgrounds[7])
+    for left, right in zip(resumed.analyses, whole.analyses[7:], strict=True):
+        assert torch.equal(left, right)
+    pairs = zip(resumed_module.parameters(), whole_module.parameters(), strict=True)
+    assert all(torch.equal(left, right) for left, right in pairs)
+
+
+def test_another_number_of_timelines_is_refused(module_of, twin):
+    module = module_of()
+    attach(module, twin.source(), timelines=2)
+    with pytest.raises(GatesError, match=r"carries 4 timelines, the data has 2.*data\.timelines 4"):
+        module.on_load_checkpoint({"carried": torch.zeros(4, 3, 16, 32)})
+
+
+class PerfectInChannel(nn.Module):
+    """A network that finds the truth in some channels and nothing in the others."""
+
+    output, increment_mode, num_channels = "analysis", False, 3
+
+    def __init__(self, error):
+        super().__init__()
+        sizes = {"num_surface": 3, "num_upper": 0, "num_levels": 0}
+        self.arguments = {"grid_shape": (16, 32)} | sizes
+        self.error = torch.tensor(error)[:, None, None]
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def forward(self, background, observation, gate):
+        return self.truth + self.error + 0 * self.unused
+
+
+def test_a_model_perfect_in_channel_zero_does_not_win_the_selection(module_of, twin):
+    """The unified loss says that it is the better model; the validation score says the truth."""
+    losses, scores = {}, {}
+    for name, error in (("channel 0 only", (0.0, 2.0, 2.0)), ("balanced", (0.1, 0.1, 0.1))):
+        module = module_of(PerfectInChannel(error))
+        data = attach(module, twin.source())
+        logged = {}
+        module.log = lambda key, value, store=logged, **_: store.update({key: value.item()})
+        batch = next(iter(data.val_dataloader()))
+        module.analysis.network.truth = module.analysis.normalizer.normalize(batch.truth)
+        module.validation_step(batch, 0)
+        scores[name] = logged["val/score"]
+        analysis = module(batch, batch.background)
+        units = module.analysis.normalizer
+        loss = unify_loss(units.normalize(analysis), units.normalize(batch.truth))
+        losses[name] = loss.item()
+        assert_close(logged["val/score"], sum(error) / 3, rtol=1e-4, atol=1e-4)
+        std = units.std
+        for channel, label in enumerate(twin.world.channels.labels):
+            expected = error[channel] * float(std[channel])
+            assert_close(logged[f"val/rmse_{label}"], expected, rtol=1e-3, atol=1e-2)
+    assert losses["channel 0 only"] < 1e-3 < losses["balanced"]
+    assert scores["channel 0 only"] > 10 * scores["balanced"]
+
+
+def test_validation_cycles_the_analysis_from_the_first_background(fit, module_of, twin):
+    """Against a cycle written out by hand, after a sanity check that drops its pass half way."""
+    module = module_of()
+    seen = fit(module, steps=6, num_sanity_val_steps=2)
+    logged = seen.trainer.callback_metrics
+    source = twin.source()
+    source.setup()
+    scores = []
+    for timeline in range(2):
+        state = None
+        for step in range(6):
+            problem = source.problem(step, timeline, validation=True)
+            background = problem.background if state is None else twin.world.model(state, 6.0)[0]
+            batched = type(problem.observations)(*(part[None] for part in problem.observations))
+            state = module.analysis.eval()(background[None], batched, problem.background_sd[None])
+            error = state.detach() - problem.truth
+            weights = twin.world.grid.area_weights()
+            scores.append(normalized_rmse(error, source.normalizer.std, weights).item())
+            state = state.detach()
+    assert_close(float(logged["val/score"]), sum(scores) / 12, rtol=1e-4, atol=1e-5)
+    assert float(logged["val/lost"]) == 0
+
+
+def test_validation_leaves_the_training_cycle_alone(fit, module_of):
+    with_validation = fit(module_of(), val_check_interval=3)
+    without = fit(module_of(), limit_val_batches=0)
+    pairs = zip(with_validation.analyses, without.analyses, strict=True)
+    assert all(torch.equal(left, right) for left, right in pairs)
+
+
+def test_units_come_from_the_data_and_go_into_the_checkpoint(fit, module_of, twin, tmp_path):
+    module = module_of()
+    seen = fit(module, steps=2, limit_val_batches=0)
+    source = twin.source()
+    source.setup()
+    assert torch.equal(module.analysis.background_sd, source.background_sd)
+    assert torch.equal(module.analysis.normalizer.mean, source.normalizer.mean)
+    assert torch.equal(module.analysis.normalizer.std, source.normalizer.std)
+    seen.trainer.save_checkpoint(tmp_path / "a.ckpt")
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(state["analysis.background_sd"], source.background_sd)
+    assert not any(key.startswith("forecasts") for key in state)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("lat_weight", [False, True])
+def test_the_loss_is_the_one_asked_for(module_of, twin, name, lat_weight):
+    module = module_of(loss=name, lat_weight=lat_weight)
+    data = attach(module, twin.source())
+    (batch,) = batches(data, 1)
+    loss = module.training_step(batch, 0)
+    units = module.analysis.normalizer
+    error = (units.normalize(batch.background) - units.normalize(batch.truth)).detach()
+    error = error.abs() if "mae" in name else error.square()  # an increment starts at zero
+    if lat_weight:
+        error = error * twin.world.grid.area_weights().float()[:, None]
+    each = error.mean((2, 3))
+    expected = each[:, 0].mean() if "unify" in name else (each + 1e-6).log().mean()
+    assert_close(loss.detach(), expected)
+    loss.backward()
+    assert module.analysis.network.recovery.surface.weight.grad.abs().max() > 0
+
+
+class OneProblem:
+    """Deals the same problem at every step."""
+
+    def __init__(self, source):
+        self.source = source
+        self.channels, self.grid = source.channels, source.grid
+
+    def prepare(self):
+        self.source.prepare()
+
+    def setup(self):
+        self.source.setup()
+        self.normalizer, self.background_sd = self.source.normalizer, self.source.background_sd
+
+    def problem(self, step, timeline, *, validation=False):
+        return self.source.problem(0, timeline)
+
+
+def trained_score(fit, module_of, source, **changes):
+    module = module_of(learning_rate=1e-2, loss="log_mae", **changes)
+    return fit(module, source=OneProblem(source), steps=40, limit_val_batches=0).scores
+
+
+def test_training_reduces_the_score(fit, module_of, twin):
+    """It fails with an optimizer that does nothing and with an observation stream cut off."""
+    source = twin.source()
+    scores = trained_score(fit, module_of, source)
+    assert scores[-1] < 0.85 * scores[0]
+    unseen = twin.source()
+    original = unseen.problem
+
+    def blind(step, timeline, **options):
+        problem = original(step, timeline, **options)
+        nothing = problem.observations.withhold(torch.tensor(False))
+        return problem._replace(observations=nothing)
+
+    unseen.problem = blind
+    without = trained_score(fit, module_of, unseen)
+    assert without[0] == scores[0]
+    assert scores[-1] < 0.95 * without[-1]
+
+
+def test_schedule_and_optimizer_are_those_of_the_recipe(fit, module_of):
+    rates = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    module = module_of(learning_rate=2e-3, weight_decay=0.03, betas=(0.8, 0.9), warmup=0.25)
+    seen = fit(module, steps=9, limit_val_batches=0, callbacks=[Watch()])
+    group = seen.trainer.optimizers[0].param_groups[0]
+    assert isinstance(seen.trainer.optimizers[0], torch.optim.AdamW)
+    assert (group["betas"], group["weight_decay"]) == ((0.8, 0.9), 0.03)
+    assert len(rates) == 9
+    assert_close(rates[0], 2e-5)
+    assert max(rates) <= 2e-3
+    assert rates.index(max(rates)) in (1, 2)
+    assert_close(rates[-1], 2e-9, rtol=1e-3, atol=0)
+
+
+def test_variants_are_fresh_networks_of_the_same_recipe(module_of):
+    recipe = {"loss": "log_mse", "lat_weight": True, "divergence_limit": 2.0, "betas": (0.5, 0.6)}
+    module = module_of(**recipe, confidence_scale=0.3, background_error="innovation")
+    for form, gated, output in (
+        ("adas_increment", True, "increment"),
+        ("adas_official", True, "analysis"),
+        ("ungated", False, "increment"),
+    ):
+        variant = module.variant(form, weight_decay=0.2)
+        arguments = variant.analysis.network.arguments
+        assert (arguments["gated"], arguments["output"]) == (gated, output)
+        assert variant.loss is LOSSES["log_mse"]
+        assert (variant.lat_weight, variant.divergence_limit) == (True, 2.0)
+        assert (variant.weight_decay, variant.learning_rate) == (0.2, module.learning_rate)
+        assert variant.betas == (0.5, 0.6)
+        assert variant.analysis.confidence_scale == 0.3
+        assert variant.analysis.background_error == "innovation"
+        assert not {id(p) for p in module.parameters()} & {id(p) for p in variant.parameters()}
+    assert module.variant("ungated", learning_rate=0.5).learning_rate == 0.5
+    with pytest.raises(TypeError, match="learning_rat"):
+        module.variant("ungated", learning_rat=0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid_shape": (16, 16)}, r"grid_shape is \(16, 16\), the data has \(16, 32\)"),
+        ({"num_surface": 4}, "num_surface is 4, the data has 3"),
+        ({"num_upper": 1, "num_levels": 2}, "num_upper is 1, the data has 0"),
+    ],
+)
+def test_data_of_another_grid_or_other_channels_is_refused(
+    module_of, twin, small_adas, changes, message
+):
+    module = module_of(small_adas(**changes))
+    with pytest.raises(GatesError, match=rf"model\.network\.{message}: set it to that"):
+        attach(module, twin.source())

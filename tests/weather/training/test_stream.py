@@ -1,0 +1,156 @@
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core_gates.errors import GatesError
+from weather.observations.gridded import GriddedObservations
+from weather.training.batch import AssimilationBatch, generator
+from weather.training.stream import AssimilationDataModule, TimelineLoader, TimelineStream, stack
+
+
+class Source:
+    """Problems that say which they are; it counts how many were drawn."""
+
+    def __init__(self):
+        self.calls = []
+
+    def problem(self, step, timeline, *, validation=False):
+        self.calls.append((step, timeline))
+        field = torch.full((1, 2, 3), 100.0 * step + timeline + 0.5 * validation)
+        noise = torch.randn(1, 2, 3, generator=generator(step, timeline, int(validation)))
+        return AssimilationBatch(
+            timeline=torch.tensor(timeline),
+            reset=torch.tensor(step == 0),
+            background=field,
+            truth=field + noise,
+            observations=GriddedObservations(noise, noise.abs()),
+            background_sd=torch.ones(1),
+            model=torch.tensor(0),
+        )
+
+
+def data(world_size=1, rank=0, **arguments):
+    sizes = {"steps": 5, "timelines": 4, "validation_steps": 3, "validation_timelines": 2}
+    module = AssimilationDataModule(Source(), **(sizes | arguments))
+    if world_size:
+        module.trainer = SimpleNamespace(world_size=world_size, global_rank=rank)
+    return module
+
+
+def by_timeline(batches):
+    """(step, timeline) to everything of that problem, as lists."""
+    table = {}
+    for step, batch in enumerate(batches):
+        for row, timeline in enumerate(batch.timeline.tolist()):
+            columns = [column[row].tolist() for column in batch if isinstance(column, torch.Tensor)]
+            seen = [part[row].tolist() for part in batch.observations]
+            assert (step, timeline) not in table
+            table[step, timeline] = columns, seen
+    return table
+
+
+@pytest.mark.parametrize("name", ["train_dataloader", "val_dataloader"])
+def test_two_ranks_share_the_problems_of_one(name):
+    alone = by_timeline(getattr(data(), name)())
+    ranks = [by_timeline(getattr(data(2, rank), name)()) for rank in (0, 1)]
+    assert ranks[0] | ranks[1] == alone
+    assert not ranks[0].keys() & ranks[1].keys()
+    steps, timelines = (5, 4) if name == "train_dataloader" else (3, 2)
+    assert set(alone) == set(itertools.product(range(steps), range(timelines)))
+
+
+def test_training_and_validation_are_asked_for_as_such():
+    assert next(iter(data().train_dataloader())).background.unique().tolist() == [0, 1, 2, 3]
+    assert next(iter(data().val_dataloader())).background.unique().tolist() == [0.5, 1.5]
+
+
+def test_without_a_trainer_all_timelines_are_here():
+    assert len(next(iter(data(0).train_dataloader())).timeline) == 4
+
+
+@given(st.integers(0, 4))
+def test_a_resumed_loader_goes_on_without_drawing_what_was(stop):
+    whole = by_timeline(data().train_dataloader())
+    first = data().train_dataloader()
+    broken = list(itertools.islice(first, stop))
+    state = first.state_dict()
+    assert state == {"position": stop}
+    module = data()
+    second = module.train_dataloader()
+    second.load_state_dict(state)
+    assert second.state_dict() == state  # saved again before the first step
+    assert by_timeline(broken + list(second)) == whole
+    assert min(module.source.calls)[0] == stop
+    assert len(second) == len(first) == 5
+
+
+def test_a_pass_begins_at_the_first_step_whatever_became_of_the_last():
+    """A sanity check draws two validation batches and drops the rest of the pass."""
+    loader = data().val_dataloader()
+    list(itertools.islice(loader, 2))
+    assert [bool(batch.reset.all()) for batch in loader] == [True, False, False]
+    train = data().train_dataloader()
+    train.load_state_dict({"position": 3})
+    assert [len(list(train)), len(list(train))] == [2, 5]
+
+
+def test_a_state_saved_at_the_end_of_an_epoch_begins_the_next():
+    loader = data().train_dataloader()
+    list(loader)
+    again = data().train_dataloader()
+    again.load_state_dict(loader.state_dict())
+    assert len(list(again)) == 5
+
+
+@pytest.mark.parametrize("name", ["timelines", "validation_timelines"])
+def test_timelines_that_cannot_be_shared_are_refused(name):
+    module = data(2, 1, **{name: 3})
+    with pytest.raises(GatesError, match="3 timelines cannot be shared evenly by 2 processes"):
+        list((module.val_dataloader if "val" in name else module.train_dataloader)())
+
+
+@pytest.mark.parametrize("name", ["steps", "timelines", "validation_steps", "validation_timelines"])
+def test_numbers_that_are_not_positive_are_refused(name):
+    with pytest.raises(ValueError, match=f"^{name} must be at least 1, got 0"):
+        data(**{name: 0})
+
+
+def test_the_source_is_prepared_and_loaded():
+    done = []
+    module = data()
+    module.source.prepare = lambda: done.append("prepare")
+    module.source.setup = lambda: done.append("setup")
+    module.prepare_data()
+    module.setup("fit")
+    assert done == ["prepare", "setup"]
+
+
+def test_stacking_keeps_the_observations_together():
+    batch = stack([Source().problem(2, k) for k in (3, 1)])
+    assert batch.timeline.tolist() == [3, 1]
+    assert batch.observations.values.shape == batch.truth.shape == (2, 1, 2, 3)
+    assert torch.equal(batch.truth, batch.background + batch.observations.values)
+
+
+def test_a_loader_knows_its_stream():
+    stream = TimelineStream(Source(), 5, range(2))
+    loader = TimelineLoader(stream)
+    next(iter(loader))
+    assert stream.position == 1
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=5))
+def test_random_numbers_depend_on_the_keys_alone(keys):
+    again = generator(*keys)
+    assert torch.equal(torch.rand(3, generator=generator(*keys)), torch.rand(3, generator=again))
+    other = generator(keys[0] + 1, *keys[1:])
+    assert generator(*keys).initial_seed() != other.initial_seed()
+    assert generator(*keys).initial_seed() < 2**63
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    generator(*keys)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,1 @@
+"""The ERA5 ensemble sample as an experiment."""

@@ -1,0 +1,223 @@
+"""Assimilation problems from a twin world: recorded backgrounds, then blocks to be cycled."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from weather.baselines.optimal_interpolation import OptimalInterpolation
+from weather.experiments.twin.recording import TRANSIENT, load_recording, record, save_recording
+from weather.experiments.twin.world import LEAD, TwinWorld
+from weather.observations.network import bernoulli_network, observe
+from weather.training.batch import AssimilationBatch, generator
+
+
+class TwinSource:
+    """Problems for :class:`weather.training.module.AdasModule` from a :class:`TwinWorld`.
+
+    Stage 1 draws recorded backgrounds of a tuned OI cycle at random. Stage 2 deals every timeline
+    contiguous blocks: the first background is recorded, the others are the module's own forecasts.
+    In half of the problems every point has observation errors of its own, log-uniform between 0.5
+    and 10 times the nominal ones, so that the confidence carries information.
+
+    Args:
+        world: Nature, forecast models and observation errors.
+        recording: File of recorded backgrounds, made when missing.
+        densities: Shares of grid points observed in the recorded cycles.
+        scales: Scale of the OI background covariance for each density.
+        length_km: Localization half-width of that covariance.
+        recorded_steps: Steps of stage 1.
+        block: Cycles of a block in stage 2.
+        redraw_share: Share of the stage-1 problems that are observed by a fresh network.
+        transient: Cycles at the start of a recorded cycle that are all kept; then every third.
+        seed: Of all draws.
+
+    Raises:
+        ValueError: The scales do not fit the densities, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        world: TwinWorld,
+        recording: str,
+        densities: tuple[float, ...] = (0.1, 0.01),
+        scales: tuple[float, ...] = (0.02, 0.1),
+        length_km: float = 2000.0,
+        recorded_steps: int = 1000,
+        block: int = 40,
+        redraw_share: float = 0.25,
+        transient: int = TRANSIENT,
+        seed: int = 0,
+    ) -> None:
+        if len(densities) != len(scales):
+            raise ValueError(f"{len(densities)} densities need as many scales, got {len(scales)}")
+        if recorded_steps < 0 or block < 1 or transient < 0:
+            raise ValueError(
+                "need recorded_steps >= 0, block >= 1 and transient >= 0, got "
+                f"{recorded_steps}, {block} and {transient}"
+            )
+        self.world, self.path = world, Path(recording)
+        self.densities, self.scales, self.length_km = densities, scales, length_km
+        self.recorded_steps, self.block, self.redraw_share = recorded_steps, block, redraw_share
+        self.transient, self.seed = transient, seed
+        self.grid, self.channels = world.grid, world.channels
+
+    def prepare(self) -> None:
+        """Make the nature run and the recording where they are missing."""
+        self.world.prepare()
+        if not self.path.exists():
+            self.write_recording()
+
+    @property
+    def num_cycles(self) -> int:
+        """Number of batched cycles that make the recording."""
+        return 2 * len(self.densities) * self.world.cycles
+
+    @property
+    def origin(self) -> str:
+        """What a recording of this source is made of, in one line."""
+        world = self.world
+        facts = {
+            "model": world.model.description,
+            "imperfect": world.imperfect.description,
+            "members": world.num_members,
+            "training": len(world.members["training"]),
+            "cycles": world.cycles,
+            "spin_up_days": world.spin_up_days,
+            "hours": world.hours,
+            "world_seed": world.seed,
+            "error_sd": [round(value, 6) for value in world.error_sd.tolist()],
+            "densities": list(self.densities),
+            "scales": list(self.scales),
+            "length_km": self.length_km,
+            "transient": self.transient,
+        }
+        return json.dumps(facts, sort_keys=True)
+
+    def write_recording(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Run the OI cycles of the recording and keep their backgrounds.
+
+        Args:
+            tick: Called after every cycle.
+        """
+        scales = dict(zip(self.densities, self.scales, strict=True))
+        covariance = self.world.background_covariance(self.length_km)
+        recording = record(
+            self.world,
+            lambda density: OptimalInterpolation(covariance, scale=scales[density]),
+            self.densities,
+            transient=self.transient,
+            tick=tick,
+        )
+        save_recording(self.path, recording, self.origin)
+
+    def setup(self) -> None:
+        """Load nature and recording, and the units of the training period.
+
+        Raises:
+            GatesError: The recording is missing, damaged, of another world, or of no use.
+        """
+        self.recording = load_recording(self.path, self.origin)
+        if not self.recording.kept[self.recording.time <= self.world.cycles - self.block].any():
+            raise GatesError(
+                f"{self.path} holds no background that did not lose the truth and has "
+                f"{self.block} cycles to come: change scales, or take more cycles or a smaller "
+                "block, and record again"
+            )
+        self.normalizer = self.world.normalizer()
+        truth = self.world.truth("training")[self.recording.time][:, self.recording.member]
+        error = self.grid.area_mean((self.recording.background - truth).square())
+        self.background_sd = error[self.recording.kept].mean(0).sqrt()
+
+    def problem(self, step: int, timeline: int, *, validation: bool = False) -> AssimilationBatch:
+        """Return the problem of a timeline at a step."""
+        if validation:
+            return self._validation(step, timeline)
+        if step < self.recorded_steps:
+            return self._recorded(step, timeline)
+        block, position = divmod(step - self.recorded_steps, self.block)
+        return self._cycled(block, position, timeline)
+
+    def _recorded(self, step: int, timeline: int) -> AssimilationBatch:
+        draw = generator(self.seed, 0, step, timeline)
+        index, row = self._draw_kept(draw)
+        network = self.recording.network[row]
+        if bool(torch.rand((), generator=draw) < self.redraw_share):
+            low, high = math.log(min(self.densities)), math.log(max(self.densities))
+            density = math.exp(low + (high - low) * torch.rand((), generator=draw).item())
+            seed = int(torch.randint(2**62, (), generator=draw))
+            network = bernoulli_network(self.grid, density, seed=seed)
+        return self._problem(timeline, True, index, row, 0, network, draw)
+
+    def _cycled(self, block: int, position: int, timeline: int) -> AssimilationBatch:
+        start = generator(self.seed, 1, block, timeline)
+        times = self.recording.time
+        last = self.world.cycles - self.block
+        index, row = self._draw_kept(start, int((times <= last).sum()))
+        draw = generator(self.seed, 2, block, timeline, position)
+        network = self.recording.network[row]
+        return self._problem(timeline, position == 0, index, row, position, network, draw)
+
+    def _draw_kept(self, draw: torch.Generator, limit: int | None = None) -> tuple[int, int]:
+        """Draw a recorded background of a cycle that has not lost the truth."""
+        kept = self.recording.kept[:limit].nonzero()
+        index, row = kept[int(torch.randint(len(kept), (), generator=draw))].tolist()
+        return index, row
+
+    def _problem(
+        self,
+        timeline: int,
+        reset: bool,
+        index: int,
+        row: int,
+        offset: int,
+        network: Tensor,
+        draw: torch.Generator,
+    ) -> AssimilationBatch:
+        time = int(self.recording.time[index]) + offset
+        truth = self.world.truth("training")[time, self.recording.member[row]]
+        errors = self.world.error_sd[:, None, None].expand_as(truth)
+        if bool(torch.rand((), generator=draw) < 0.5):
+            # One factor a point: a poor station is poor in all variables.
+            factor = torch.rand(truth.shape[1:], generator=draw) * math.log(20.0) + math.log(0.5)
+            errors = errors * factor.exp()
+        observations = observe(truth, network, errors, generator=draw)
+        background = self.recording.background[index, row]
+        return AssimilationBatch(
+            timeline=torch.tensor(timeline),
+            reset=torch.tensor(reset),
+            background=background,
+            truth=truth,
+            observations=observations,
+            background_sd=self.background_sd,
+            model=self.recording.model[row],
+        )
+
+    def _validation(self, step: int, timeline: int) -> AssimilationBatch:
+        """Cycle the validation members from the truth of 24 hours before, densities in turn."""
+        density = self.densities[timeline % len(self.densities)]
+        member = timeline % len(self.world.members["validation"])
+        states = self.world.states("validation")[:, member]
+        if LEAD + step >= len(states):
+            raise GatesError(
+                f"validation cycle {step + 1} is beyond the {self.world.cycles} cycles of the "
+                f"world: set data.validation_steps to {self.world.cycles} or less"
+            )
+        network = self.world.networks("validation", density)[member]
+        draw = generator(self.seed, 3, step, timeline)
+        truth = states[LEAD + step]
+        return AssimilationBatch(
+            timeline=torch.tensor(timeline),
+            reset=torch.tensor(step == 0),
+            background=states[0],
+            truth=truth,
+            observations=observe(truth, network, self.world.error_sd, generator=draw),
+            background_sd=self.background_sd,
+            model=torch.tensor(0),
+        )

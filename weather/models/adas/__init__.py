@@ -1,0 +1,1 @@
+"""FengWu-Adas: gated assimilation of observations into a background."""

@@ -1,0 +1,210 @@
+"""The network as an assimilation method: physical fields in, physical analysis out."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from core_gates.errors import GatesError
+from weather.models.adas.network import Adas
+from weather.observations.background_error import innovation_sd
+from weather.observations.gridded import GriddedObservations, confidence
+from weather.state import Normalizer
+
+BackgroundError = Literal["training", "innovation"]
+
+_WITHOUT_EFFECT = ("drop_path", "recompute")  # arguments that do not change what weights mean
+
+
+class AdasAnalysis(nn.Module):
+    """Wrap :class:`Adas` with its units, so that it can replace OI or the LETKF in a cycle.
+
+    With ``network.output == "increment"`` the observation stream is the innovation in units of
+    the background error, ``m (y - x_b) / sigma_b``, and the analysis ``x_b + sigma_b net(...)``.
+    Otherwise it is the normalised observation, zero where there is none, and the network returns
+    the normalised analysis itself (FengWu-Adas, the official form).
+
+    Args:
+        network: The assimilation network.
+        normalizer: Mean and standard deviation of every channel.
+        background_sd: (C,) standard deviation of the background error in the training period.
+        confidence_kind: ``"binary"`` (availability) or ``"error"`` (availability and quality).
+        confidence_scale: Share of the background error that quality is measured by. Where
+            observations are far better than the background, a share of about the observation
+            error keeps their confidences apart, which otherwise are all near 1.
+        background_error: ``"training"``, that of the training period, or ``"innovation"``, which
+            every analysis estimates from its own innovations: one network then serves dense and
+            sparse observations, whose cycles differ in their errors by orders of magnitude.
+
+    Raises:
+        ValueError: The scale is not positive, or the background error is of another kind.
+    """
+
+    members = 1
+
+    def __init__(
+        self,
+        network: Adas,
+        normalizer: Normalizer,
+        background_sd: Tensor,
+        *,
+        confidence_kind: str = "error",
+        confidence_scale: float = 1.0,
+        background_error: BackgroundError = "training",
+    ) -> None:
+        super().__init__()
+        if not confidence_scale > 0:
+            raise ValueError(f"confidence_scale must be positive, got {confidence_scale}")
+        if background_error not in ("training", "innovation"):
+            raise ValueError(
+                f"background_error must be 'training' or 'innovation', got {background_error!r}"
+            )
+        self.network = network
+        self.normalizer = normalizer
+        self.confidence_kind, self.confidence_scale = confidence_kind, confidence_scale
+        self.background_error: BackgroundError = background_error
+        self.register_buffer("background_sd", background_sd.clone())
+        self.background_sd: Tensor
+
+    def forward(
+        self,
+        background: Tensor,
+        observations: GriddedObservations,
+        background_sd: Tensor | None = None,
+    ) -> Tensor:
+        """Return the analysis, computed in the dtype of the background.
+
+        Args:
+            background: (B,C,H,W), physical units.
+            observations: Fields (B,C,H,W) in the same units.
+            background_sd: (B,C) expected background error of every problem; that of the training
+                period if None. The first guess where the innovations decide.
+
+        Returns:
+            (B,C,H,W), physical units.
+        """
+        observations = observations.to(background.device).to(background.dtype)
+        sd = self.background_sd if background_sd is None else background_sd
+        if self.background_error == "innovation":
+            sd = innovation_sd(background, observations, sd)
+        sd = sd.to(background)[..., None, None].expand_as(background)
+        gate = confidence(observations, self.confidence_scale * sd, kind=self.confidence_kind)
+        state = self.normalizer.normalize(background)
+        if self.network.output == "increment":
+            innovation = torch.where(observations.mask, observations.values - background, 0) / sd
+            increment: Tensor = self.network(state, innovation, gate)
+            return background + sd * increment
+        values = self.normalizer.normalize(observations.values)
+        values = torch.where(observations.mask, values, 0)
+        analysis: Tensor = self.network(state, values, gate)
+        if self.network.increment_mode:  # a zero increment must not pass through the units
+            std = self.normalizer.std.to(background)[:, None, None]
+            return background + std * (analysis - state)
+        return self.normalizer.denormalize(analysis)
+
+    def expecting(self, background_sd: Tensor) -> AdasAnalysis:
+        """Return the analysis that expects another background error (C,); weights are shared."""
+        other = copy.copy(self)
+        other._buffers = {**self._buffers, "background_sd": background_sd.clone()}
+        return other
+
+    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+        """Assimilator protocol: ``background`` (B,1,C,H,W) to the analysis of the same shape."""
+        with torch.inference_mode():  # a tenth of the time of thousands of small operations
+            analysis = self.forward(background.squeeze(1), observations)
+        return analysis.unsqueeze(1).clone()  # an ordinary tensor again
+
+
+def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> None:
+    """Write the weights as bfloat16 and the units as float32, atomically, with JSON ``facts``.
+
+    What shapes do not tell, such as the form of the network, is written, too.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: (value.bfloat16() if name.startswith("network.") else value.float()).contiguous()
+        for name, value in analysis.state_dict().items()
+    }
+    metadata = {
+        "facts": json.dumps(facts, sort_keys=True),
+        "form": json.dumps(_form(analysis), sort_keys=True),
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, metadata=metadata)
+    partial.replace(path)
+
+
+def load_weights(path: str | Path, analysis: AdasAnalysis) -> dict[str, object]:
+    """Read weights written by :func:`save_weights` into ``analysis`` and return their facts.
+
+    Raises:
+        GatesError: The file is missing or damaged, or belongs to another configuration.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            facts, form = (dict(json.loads(metadata.get(key, "{}"))) for key in ("facts", "form"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        raise GatesError(
+            f"{path}: not readable as safetensors weights ({error}); give a file written by a "
+            "training, or train anew"
+        ) from error
+    _require_same_form(path, form, _form(analysis))
+    take_weights(path, tensors, analysis)
+    return facts
+
+
+def take_weights(path: str | Path, tensors: Mapping[str, object], analysis: AdasAnalysis) -> None:
+    """Put the tensors of a file into ``analysis``.
+
+    Raises:
+        GatesError: They belong to another configuration or are not finite.
+    """
+    own = analysis.state_dict()
+    found = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    wrong = sorted(set(own) ^ set(found)) or [
+        name for name, value in own.items() if value.shape != found[name].shape
+    ]
+    if wrong:
+        raise GatesError(
+            f"{path}: weights of another configuration ({len(wrong)} tensors differ, first "
+            f"{wrong[0]}); give the configuration that they were trained with"
+        )
+    damaged = sorted(name for name, value in found.items() if not value.isfinite().all())
+    if damaged:
+        raise GatesError(
+            f"{path}: {len(damaged)} tensors are not finite, first {damaged[0]}; give the weights "
+            "of another training, or train anew"
+        )
+    analysis.load_state_dict({name: found[name].to(value.dtype) for name, value in own.items()})
+
+
+def _form(analysis: AdasAnalysis) -> dict[str, object]:
+    """Return what the analysis depends on beside its weights, as JSON would give it back."""
+    arguments = analysis.network.arguments
+    form = {name: value for name, value in arguments.items() if name not in _WITHOUT_EFFECT}
+    form["confidence_kind"] = analysis.confidence_kind
+    form["confidence_scale"] = analysis.confidence_scale
+    form["background_error"] = analysis.background_error
+    return dict(json.loads(json.dumps(form)))
+
+
+def _require_same_form(
+    path: str | Path, found: dict[str, object], expected: dict[str, object]
+) -> None:
+    for name in sorted(found):
+        if name in expected and found[name] != expected[name]:
+            raise GatesError(
+                f"{path}: weights of another configuration ({name} is {found[name]}, expected "
+                f"{expected[name]}); give the configuration that they were trained with"
+            )

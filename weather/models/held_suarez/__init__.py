@@ -1,0 +1,1 @@
+"""Dry primitive equations with Held-Suarez forcing."""

@@ -1,0 +1,1 @@
+"""Stirred shallow water on the sphere."""

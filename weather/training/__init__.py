@@ -1,0 +1,1 @@
+"""Training of assimilation networks: batches, streams of problems, losses, the module."""

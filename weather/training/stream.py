@@ -1,0 +1,166 @@
+"""Deliver assimilation problems by step and timeline, alike on one rank and on many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from core_gates.errors import GatesError
+from weather.grid import Grid
+from weather.observations.gridded import GriddedObservations
+from weather.state import ChannelSpec, Normalizer
+from weather.training.batch import AssimilationBatch
+
+
+class ProblemSource(Protocol):
+    """Where problems come from: a twin experiment, or pairs of reanalysis fields."""
+
+    channels: ChannelSpec
+    grid: Grid
+    normalizer: Normalizer
+    background_sd: Tensor
+    seed: int
+
+    def prepare(self) -> None:
+        """Make what is missing on disk; called on one process only."""
+
+    def setup(self) -> None:
+        """Load what :meth:`prepare` made."""
+
+    def problem(self, step: int, timeline: int, *, validation: bool = False) -> AssimilationBatch:
+        """Return one problem without batch dimension, a function of its arguments alone."""
+
+
+def stack(problems: Sequence[AssimilationBatch]) -> AssimilationBatch:
+    """Stack problems without batch dimension into one batch."""
+    observations = GriddedObservations.stack([p.observations for p in problems])
+    columns = {
+        name: torch.stack([getattr(p, name) for p in problems])
+        for name in AssimilationBatch._fields
+        if name != "observations"
+    }
+    return AssimilationBatch(observations=observations, **columns)
+
+
+class TimelineStream(IterableDataset[AssimilationBatch]):
+    """Yield for every step the batch of the timelines that this rank owns.
+
+    Args:
+        source: Where the problems come from.
+        steps: Steps of the whole run; ``len`` says this even after a resume.
+        timelines: Global numbers of the timelines of this rank.
+        validation: Ask the source for its validation period.
+
+    Attributes:
+        position: The step that comes next in the pass that runs, or ran last.
+        start: Where the next pass begins, set by a resume; every later pass begins at 0.
+    """
+
+    def __init__(
+        self,
+        source: ProblemSource,
+        steps: int,
+        timelines: Sequence[int],
+        *,
+        validation: bool = False,
+    ) -> None:
+        self.source, self.steps, self.timelines = source, steps, tuple(timelines)
+        self.validation = validation
+        self.position = self.start = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[AssimilationBatch]:
+        self.position, self.start = self.start, 0
+        for step in range(self.position, self.steps):
+            problems = [
+                self.source.problem(step, k, validation=self.validation) for k in self.timelines
+            ]
+            self.position = step + 1
+            yield stack(problems)
+
+
+class TimelineLoader(DataLoader[AssimilationBatch]):
+    """A loader that a checkpoint brings back to its step without drawing the steps before."""
+
+    def __init__(self, stream: TimelineStream) -> None:
+        super().__init__(stream, batch_size=None)
+        self.stream = stream
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the step that comes next."""
+        return {"position": self.stream.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at the step of ``state``."""
+        self.stream.position = self.stream.start = state["position"] % self.stream.steps
+
+
+class AssimilationDataModule(L.LightningDataModule):
+    """Training and validation problems for :class:`weather.training.module.AdasModule`.
+
+    Args:
+        source: Where the problems come from.
+        steps: Optimizer steps of the whole run (one epoch).
+        timelines: Timelines over all ranks, the global batch size.
+        validation_steps: Cycles of one validation pass.
+        validation_timelines: Timelines of the validation pass over all ranks.
+
+    Raises:
+        ValueError: A number is not positive.
+    """
+
+    def __init__(
+        self,
+        source: ProblemSource,
+        steps: int = 1000,
+        timelines: int = 16,
+        validation_steps: int = 24,
+        validation_timelines: int = 8,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("steps", steps),
+            ("timelines", timelines),
+            ("validation_steps", validation_steps),
+            ("validation_timelines", validation_timelines),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.source, self.steps, self.timelines = source, steps, timelines
+        self.validation_steps, self.validation_timelines = validation_steps, validation_timelines
+
+    def prepare_data(self) -> None:
+        """Let the source make what is missing on disk."""
+        self.source.prepare()
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Load the source."""
+        self.source.setup()
+
+    def _owned(self, timelines: int) -> range:
+        world, rank = (
+            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        )
+        if timelines % world:
+            raise GatesError(
+                f"{timelines} timelines cannot be shared evenly by {world} processes; "
+                f"choose a multiple of {world}"
+            )
+        return range(rank, timelines, world)
+
+    def train_dataloader(self) -> DataLoader[AssimilationBatch]:
+        """Return the training problems of this rank."""
+        return TimelineLoader(TimelineStream(self.source, self.steps, self._owned(self.timelines)))
+
+    def val_dataloader(self) -> DataLoader[AssimilationBatch]:
+        """Return the validation cycles of this rank."""
+        owned = self._owned(self.validation_timelines)
+        stream = TimelineStream(self.source, self.validation_steps, owned, validation=True)
+        return DataLoader(stream, batch_size=None)
