@@ -17,6 +17,7 @@ from apps.endoscopy.tuning import Trials, Tuning
 from core_gates.errors import GatesError
 from endoscopy.bundles.building import CARRIED, part_predictions, rounded_bundle
 from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.data.provenance import differences
 from endoscopy.evaluation.baselines import baseline_predictions
 from endoscopy.evaluation.headline import headline
 from endoscopy.evaluation.honest_table import (
@@ -28,7 +29,6 @@ from endoscopy.evaluation.honest_table import (
 )
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 from endoscopy.training.module import SizingModule
-from endoscopy.data.provenance import differences
 from endoscopy.training.variants import CONFIGURED, VARIANTS
 from harness.experiment.scores import Row
 from harness.runs.processes import Tick

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.data.provenance import plain
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.training.module import SizingModule
-from endoscopy.data.provenance import plain
 from endoscopy.training.variants import VARIANTS, variant_arguments
 from harness.runs.checkpoint import RunCheckpoint
 

@@ -25,9 +25,9 @@ from core_gates.errors import GatesError
 from endoscopy.bundles.building import bundle_of, refuse_trained
 from endoscopy.bundles.contents import SizingBundle, load_bundle, read_training
 from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.data.provenance import Provenance, differences
 from endoscopy.models import load_timm_weights
 from endoscopy.training.module import SizingModule
-from endoscopy.data.provenance import Provenance, differences
 from endoscopy.training.variants import CONFIGURED, VARIANTS, variant_of
 from harness.runs.checkpoint import load_weights
 from harness.runs.folder import RunFolder

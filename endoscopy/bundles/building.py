@@ -16,10 +16,10 @@ from endoscopy.bundles.quality import QualityLimits, fit_quality, frame_statisti
 from endoscopy.bundles.scope import SYNTHETIC, Scope
 from endoscopy.data.datamodule import WITH_MASK, Part, PolypSizingDataModule
 from endoscopy.data.frames.dataset import PolypFrames, Sample, collate
+from endoscopy.data.provenance import Provenance, object_keys
 from endoscopy.evaluation.conformal import MINIMUM, SplitConformal, calibrate, calibrate_few_frames
 from endoscopy.metrics.aggregation import PROBABILITIES, object_table
 from endoscopy.training.module import SizingModule
-from endoscopy.data.provenance import Provenance, object_keys
 
 SCOPES = {"SYNTH": SYNTHETIC, "REALC": "real_colon", "SUN": "sun"}
 """Database to the scope in which millimeters learned from it are given."""

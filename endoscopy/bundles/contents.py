@@ -15,9 +15,9 @@ from core_gates.errors import GatesError
 from endoscopy.bundles.model_card import model_card
 from endoscopy.bundles.quality import QualityLimits
 from endoscopy.bundles.scope import Scope
+from endoscopy.data.provenance import Provenance
 from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.models.sizer import MultiStreamSizer
-from endoscopy.data.provenance import Provenance
 from endoscopy.training.targets import Classes, LogSize, Ordinal, ScaledMillimeters, SizeTarget
 
 FORMAT = 2  # 2: statistics of abstention blind to black pixels

@@ -20,6 +20,7 @@ from endoscopy.data.frames.samplers import EpochSampler, ObjectBalancedSampler, 
 from endoscopy.data.frames.store import StoreForm
 from endoscopy.data.frames.streams import NEEDS_DEPTH, check_streams
 from endoscopy.data.frames.transforms import Recipe, train_pipeline
+from endoscopy.data.provenance import object_keys
 from endoscopy.data.readers.real_colon import read_real_colon
 from endoscopy.data.readers.report import ReadReport
 from endoscopy.data.readers.sun import read_sun
@@ -28,7 +29,6 @@ from endoscopy.data.splits.folds import Folds, Level, Split
 from endoscopy.data.splits.published import audit5, make_folds, official_hag6, read_folds, strata
 from endoscopy.data.splits.random import draw_objects, split_by_counts
 from endoscopy.data.tables.frame_table import FrameTable, concatenate
-from endoscopy.data.provenance import object_keys
 
 Part = Literal["train", "validation", "test", "calibration"]
 SplitKind = Literal["audit5", "hag6", "made", "file", "counts"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from core_gates.errors import GatesError
-from endoscopy.data.images import read_depth, read_mask, read_rgb
 from endoscopy.data.frames.transforms import Frame, resize_frame
+from endoscopy.data.images import read_depth, read_mask, read_rgb
 from endoscopy.data.tables.frame_table import FrameTable
 
 
