@@ -18,12 +18,12 @@ settings.load_profile("tests")
 @pytest.fixture(scope="session")
 def ranks():
     """``ranks(function, *args, world_size=2, timeout=120)`` runs a function on gloo processes."""
-    return runpy.run_path(str(HERE / "distributed" / "launch.py"))["run_on_ranks"]
+    return runpy.run_path(str(HERE / "fixtures" / "launch.py"))["run_on_ranks"]
 
 
 @pytest.fixture(scope="session")
 def _harness():
-    return runpy.run_path(str(HERE / "kill_and_resume.py"))
+    return runpy.run_path(str(HERE / "fixtures" / "kill_and_resume.py"))
 
 
 @pytest.fixture

@@ -23,8 +23,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
         trunk: ``tiny_resnet`` or any model of timm, built anew for each stream.
         streams: Names of the streams, in the order in which their features are joined; those that
             :data:`~endoscopy.data.frames.streams.STREAMS` does not know with their number of
-            channels, as
-            pairs or all in a mapping.
+            channels, as pairs or all in a mapping.
         outputs: Numbers that the network returns: 1 for millimeters, more for ordinal or classes.
         gates: Kind of the gates, see :func:`endoscopy.models.gate_kinds.gate_trunk`.
         hidden_dim: Features between the two layers of a gated head; None for one linear map.

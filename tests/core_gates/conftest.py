@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from core_gates.errors import GatesError
-from core_gates.moe.layer import experts
+from core_gates.moe import experts
 from core_gates.ops import _native, kernels
 from core_gates.ops.grouped_linear import segments
 

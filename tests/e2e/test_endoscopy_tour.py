@@ -1,6 +1,6 @@
 """The endoscopy stop of the tour, with the shipped network on a few rendered polyps."""
 
-from apps.endoscopy.commands import tour as endoscopy_tour
+from apps.endoscopy import tour as endoscopy_tour
 from apps.tour import STOPS
 from harness.report.page import Page
 

@@ -6,10 +6,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 from core_gates import GatesError, RoutingOutput
+from core_gates.moe import combine as combining
 from core_gates.moe.combine import combine
 from core_gates.moe.dispatch import DISPATCHES, choices, dispatch, plan
 from core_gates.moe.experts import StackedExperts
-from core_gates.moe.layer import combine as combining
 
 EXPERTS, DIM, HIDDEN, TOKENS, K = 6, 8, 12, 40, 3
 
