@@ -1,1 +1,26 @@
-"""Files that are either old or new, never torn."""
+"""Files: atomic writes, hashes, downloads; open to domain packages, too."""
+
+from harness.files.atomic import (
+    finite,
+    remove,
+    replacing,
+    require_free,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from harness.files.digest import Content, content_digest, sha256, short_digest
+
+__all__ = [
+    "Content",
+    "content_digest",
+    "finite",
+    "remove",
+    "replacing",
+    "require_free",
+    "sha256",
+    "short_digest",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

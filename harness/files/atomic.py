@@ -1,8 +1,11 @@
-"""Files that are either the old or the new one, never a torn one."""
+"""Files and folders that are either the old or the new one, never a torn one."""
 
 import json
 import math
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +28,66 @@ def require_free(path: Path, *, overwrite: bool) -> None:
             )
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path for a new file or folder, which replaces ``path`` when the block ends well.
+
+    After an exception what was written is deleted and ``path`` is as before. A folder that is to be
+    replaced is first renamed, and comes back at the next call if the process is killed right then.
+
+    Args:
+        path: Target; the path that is yielded lies in the same folder and has the same suffix.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    previous = path.with_name(f".{path.name}.previous")
+    if previous.exists() and not path.exists():
+        previous.rename(path)
+    remove(previous)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    remove(temporary)
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rename(previous)
+        temporary.replace(path)
+        remove(previous)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file atomically: a temporary file beside it, then a rename."""
+    """Write a text file atomically, in UTF-8."""
     return write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a binary file atomically: a temporary file beside it, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a binary file atomically."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     return path
 
 
 def write_json(path: Path, content: Any) -> Path:
     """Write JSON atomically; NaN and infinities become null, since JSON has no such numbers."""
-    return write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    return write_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain values in which NaN and infinities are None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,12 +1,9 @@
 """The folder of a run: one place for its configuration, log, scores, checkpoints and report."""
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from harness.runs.environment import environment
-from harness.files.atomic import write_json, write_text
+from harness.files.atomic import remove, write_json, write_text
 from core_gates.errors import GatesError
 
 TRAINING = ("config.yaml", "environment.json", "metrics.csv", "checkpoints", "tensorboard")
@@ -114,7 +111,7 @@ class RunFolder:
         self.check()
         if self.overwrite:
             for name in (*TRAINING, *OUTCOME):
-                _remove(self.path / name)
+                remove(self.path / name)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.environment, environment())
         return self
@@ -122,22 +119,3 @@ class RunFolder:
     def write_config(self, text: str) -> Path:
         """Write ``config.yaml``."""
         return write_text(self.config, text)
-
-    @contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
-        """Yield a temporary path that becomes ``<run>/<name>`` when the block ends well."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp{target.suffix}")
-        try:
-            yield temporary
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -61,20 +61,6 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path):
         RunFolder("toy", "a", tmp_path, resume=True, overwrite=True)
 
 
-def test_writing_leaves_the_old_file_when_it_fails(tmp_path):
-    folder = RunFolder("toy", "a", tmp_path).open()
-    write_text(folder.report, "old")
-    with suppress(ZeroDivisionError), folder.writing("report.html") as path:
-        path.write_text("half")
-        path.write_text(str(1 / 0))
-    assert folder.report.read_text() == "old"
-    with folder.writing("report.html") as path:
-        path.write_text("new")
-    assert folder.report.read_text() == "new"
-    leftovers = [p.name for p in folder.path.iterdir() if ".tmp" in p.name]
-    assert leftovers == []
-
-
 def test_files_are_replaced_not_rewritten(tmp_path):
     path = write_bytes(tmp_path / "deep" / "a.bin", b"one")
     before = path.stat().st_ino

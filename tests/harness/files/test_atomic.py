@@ -1,0 +1,70 @@
+"""Outputs are the old ones or the new ones, whatever happens in between."""
+
+import json
+import math
+
+import pytest
+
+from core_gates.errors import GatesError
+from harness.files import content_digest, replacing, require_free, short_digest, write_json
+
+
+def test_a_file_is_replaced_only_when_the_block_ends_well(tmp_path):
+    path = tmp_path / "a" / "table.csv"
+    with replacing(path) as temporary:
+        assert temporary.suffix == ".csv"
+        temporary.write_text("old")
+    with pytest.raises(ValueError, match="torn"), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise ValueError("torn")
+    assert path.read_text() == "old"
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert [one.name for one in path.parent.iterdir()] == ["table.csv"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    path = tmp_path / "weights"
+    for number in range(2):
+        with replacing(path) as temporary:
+            temporary.mkdir()
+            (temporary / f"{number}.bin").write_bytes(b"x")
+    assert [one.name for one in path.iterdir()] == ["1.bin"]
+    assert [one.name for one in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_folder_that_a_kill_left_aside_comes_back(tmp_path):
+    path = tmp_path / "weights"
+    (tmp_path / ".weights.previous").mkdir()
+    (tmp_path / ".weights.previous" / "kept.bin").touch()
+    with pytest.raises(ValueError, match="again"), replacing(path):
+        raise ValueError("again")
+    assert (path / "kept.bin").is_file()
+
+
+def test_json_has_no_nan(tmp_path):
+    path = write_json(tmp_path / "a.json", {"a": [math.nan, 1.0], "b": (math.inf,)})
+    assert json.loads(path.read_text()) == {"a": [None, 1.0], "b": [None]}
+
+
+def test_a_place_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(GatesError, match="is a file and no folder"):
+        require_free(tmp_path / "file" / "out", overwrite=True)
+
+
+def test_contents_are_told_apart_by_names_and_bytes(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("same")
+    assert content_digest(tmp_path / "one") == content_digest(tmp_path / "two")
+    (tmp_path / "one" / ".b.partial").write_text("hidden")
+    assert content_digest(tmp_path / "one") == content_digest(tmp_path / "two")
+    (tmp_path / "two" / "a").write_text("else")
+    assert content_digest(tmp_path / "one").sha256 != content_digest(tmp_path / "two").sha256
+    one, two = (content_digest(tmp_path / n, listed_above=3) for n in ("one", "two"))
+    assert one.listing
+    assert one == two  # names and sizes agree
+    assert content_digest(tmp_path / "one" / "a").size == 4
+    assert short_digest({"a": 1, "b": 2}) == short_digest({"b": 2, "a": 1}) != short_digest({})
