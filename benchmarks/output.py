@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from harness.experiment.scores import number
+from harness.experiment.printing import number
 from harness.files.atomic import write_text
 
 Row = dict[str, Any]

@@ -33,7 +33,9 @@ from endoscopy.inference.in_memory import frames_of, predictor_of, without_mask
 from endoscopy.metrics import CONTINUOUS, CutOffs
 from endoscopy.segmentation.segmenter import Segmenter
 from endoscopy.training.variants import CONFIGURED
-from harness.experiment.scores import Bar, Row, print_scores
+from harness.evidence.rows import Bar, Row
+from harness.experiment.printing import print_scores
+from harness.experiment.scores import read_scores
 from harness.files.atomic import write_bytes
 from harness.runs.ticker import ticking
 from studies import (
@@ -350,7 +352,7 @@ def write_audit(audit: Audit, study: Study, config_path: Path | None) -> Path:
     for note in audit.notes:
         print(note)
     tasks = AUDIT if study == "audits" else f"{AUDIT}{study}"
-    print_scores(path, metrics=SHOWN, tasks=tasks)
+    print_scores(path, read_scores(path, "endoscopy"), metrics=SHOWN, tasks=tasks)
     return path
 
 

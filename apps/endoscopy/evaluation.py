@@ -33,7 +33,7 @@ from endoscopy.metrics import (
     object_table,
     patient_table,
 )
-from harness.experiment.scores import Bar, Row
+from harness.evidence.rows import Bar, Row
 from harness.runs.ticker import ticking
 
 TEST, DIFFERENCES = "test", "test, differences"

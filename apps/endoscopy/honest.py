@@ -30,7 +30,7 @@ from endoscopy.evaluation.honest_table import (
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 from endoscopy.training.module import SizingModule
 from endoscopy.training.variants import CONFIGURED, VARIANTS
-from harness.experiment.scores import Row
+from harness.evidence.rows import Row
 from harness.runs.processes import Tick
 from harness.runs.ticker import ticking
 

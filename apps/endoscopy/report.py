@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from apps.endoscopy.tuning import SETTINGS
 from core_gates.errors import GatesError
 from endoscopy.plots import subgroup_figure
 from endoscopy.training.variants import VARIANTS
-from harness.experiment.scores import number
+from harness.experiment.printing import number
+from harness.experiment.scores import Scores, read_scores
 from harness.report.gates import gate_section
 from harness.report.page import Page
 
@@ -44,7 +44,7 @@ def endoscopy_report(sizers: Sizers) -> Any:
         GatesError: There are no scores yet, or none of an evaluation.
     """
     folder = sizers.run_folder
-    scores = _scores(sizers)
+    scores = read_scores(folder.scores, "endoscopy")
     headline, note = read_headline(folder.path)
     if not headline:
         raise GatesError(
@@ -90,33 +90,20 @@ def _add_settings(page: Page, folder: Path) -> None:
     page.table(["variant", *rates, "mean error of log size"], rows, caption)
 
 
-def _scores(sizers: Sizers) -> dict[str, Any]:
-    path = sizers.run_folder.scores
-    if not path.is_file():
-        raise GatesError(f"{path} does not exist: run `gates endoscopy evaluate` first")
-    try:
-        scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise GatesError(
-            f"{path} is damaged ({error}): run `gates endoscopy evaluate` again"
-        ) from error
-    return scores
-
-
-def _add_scores(page: Page, scores: dict[str, Any]) -> None:
+def _add_scores(page: Page, scores: Scores) -> None:
     """Add the figures of the evaluation; those of audits are in their figures."""
-    rows = [row for row in scores["rows"] if not row["task"].startswith(AUDIT)]
-    shown = [row for row in rows if row["metric"] in HEADLINE] or rows
-    methods = dict.fromkeys(row["method"] for row in shown)
+    rows = [row for row in scores.rows if not row.task.startswith(AUDIT)]
+    shown = [row for row in rows if row.metric in HEADLINE] or rows
+    methods = dict.fromkeys(row.method for row in shown)
     page.section("Scores").text(EXPLANATION)
-    page.scores(scores | {"rows": shown})
+    page.scores(scores._replace(rows=shown))
     named = [f"`{m}`: {VARIANTS[m].summary}" for m in methods if m in VARIANTS]
     if named:
         page.text(f"{'; '.join(named)}.")
-    other = [row for row in rows if row["task"] == TEST and row["metric"] in SECONDARY]
+    other = [row for row in rows if row.task == TEST and row.metric in SECONDARY]
     if other:
         page.section("Other scores").text("Of the same test objects.")
-        page.scores({"bars": [], "rows": other})
+        page.scores(Scores(other))
 
 
 def _add_subgroups(page: Page, folder: Path) -> None:

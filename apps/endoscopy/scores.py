@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from core_gates.errors import GatesError
-from harness.experiment.scores import Bar, Row, read_scores, write_scores
+from harness.evidence.rows import Bar, Row
+from harness.experiment.scores import Scores, read_scores, write_scores
 from harness.files.atomic import write_json
 
 AUDIT = "audit: "
@@ -44,14 +43,12 @@ def write_part(
 
     kept_rows = [row for row in old_rows if is_kept(row.task)]
     kept_bars = [bar for bar in old_bars if is_kept(bar.name)]
-    return write_scores(
-        path,
-        app="endoscopy",
-        config_path=config_path,
-        seeds=sorted({*seeds, *(old_seeds if audit else ())}),
-        rows=[*kept_rows, *rows] if audit else [*rows, *kept_rows],
-        bars=[*kept_bars, *bars] if audit else [*bars, *kept_bars],
+    scores = Scores(
+        [*kept_rows, *rows] if audit else [*rows, *kept_rows],
+        [*kept_bars, *bars] if audit else [*bars, *kept_bars],
+        sorted({*seeds, *(old_seeds if audit else ())}),
     )
+    return write_scores(path, scores, app="endoscopy", config_path=config_path)
 
 
 def write_headline(folder: Path, headline: str, note: str) -> None:
@@ -81,10 +78,4 @@ def _read(path: Path) -> tuple[list[Row], list[Bar], list[int]]:
         content = read_scores(path, "endoscopy")
     except GatesError:  # missing, or damaged and about to be replaced
         return [], [], []
-    restore: Callable[[Any], Any] = lambda value: math.nan if value is None else value  # noqa: E731
-    rows = [Row(**{name: restore(v) for name, v in row.items()}) for row in content["rows"]]
-    bars = [
-        Bar(bar["name"], restore(bar["value"]), bar["sense"], bar["bar"], bar["unit"])
-        for bar in content["bars"]
-    ]
-    return rows, bars, list(content["seeds"])
+    return list(content.rows), list(content.bars), list(content.seeds)

@@ -16,7 +16,8 @@ from endoscopy.bundles.building import frame_predictions
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.training.variants import VARIANTS
 from harness.experiment.markdown import write_markdown
-from harness.experiment.scores import print_scores
+from harness.experiment.printing import print_scores
+from harness.experiment.scores import read_scores
 from harness.files.atomic import write_bytes
 from harness.report.gates import save_gates
 
@@ -94,7 +95,7 @@ def score(
     write_markdown(folder / MARKDOWN, opening, shown, met_or_missed)
     print(evaluation.headline)
     print(evaluation.note)
-    print_scores(path, metrics=HEADLINE)
+    print_scores(path, read_scores(path, "endoscopy"), metrics=HEADLINE)
     return path
 
 
@@ -123,7 +124,7 @@ def score_honest(table: HonestTable, config_path: Path | None, rendering: Render
     )
     write_markdown(folder / MARKDOWN, [table.headline, note], rows)
     print(table.headline)
-    print_scores(path)
+    print_scores(path, read_scores(path, "endoscopy"))
     return path
 
 

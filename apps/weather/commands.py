@@ -26,7 +26,8 @@ from apps.weather.twin_checks import TwinChecks
 from core_gates.errors import GatesError
 from harness.command.cli import GatesCLI
 from harness.experiment.markdown import write_markdown
-from harness.experiment.scores import print_scores, read_scores, write_scores
+from harness.experiment.printing import print_scores
+from harness.experiment.scores import Scores, read_scores, write_scores
 from harness.files.atomic import require_free
 from harness.runs.ticker import ticking
 from harness.runs.trainer import GatesTrainer
@@ -231,8 +232,10 @@ class WeatherTrainer(GatesTrainer):
             forms = tuple(f for f in forms if seeds and not networks.missing((f,), seeds))
         scores = self._scores(datamodule, networks, settings, seeds, forms, densities, quick=quick)
         scores.run()
-        path = self._write_scores(scores, full=full)
-        print_scores(path, metrics=headline(datamodule.source.channels))
+        self._write_scores(scores, full=full)
+        written = read_scores(self.run_folder.scores, "weather")
+        shown = headline(datamodule.source.channels)
+        print_scores(self.run_folder.scores, written, metrics=shown)
 
     def _keep_full_scores(self) -> None:
         """Refuse to replace the scores of a full evaluation by those of a short look.
@@ -242,7 +245,7 @@ class WeatherTrainer(GatesTrainer):
         """
         path = self.run_folder.scores
         try:
-            full = bool(read_scores(path, "weather")["bars"])
+            full = bool(read_scores(path, "weather").bars)
         except GatesError:  # there are none, or what is there is worth nothing
             full = False
         if full:
@@ -267,13 +270,9 @@ class WeatherTrainer(GatesTrainer):
         shown = [row for row in rows if row.metric in headline(scores.channels)]
         title = f"# Weather: {self.run_folder.name}"
         write_markdown(self.run_folder.scores.with_suffix(".md"), [title], shown, bars)
+        found = Scores(rows, bars, scores.seeds, quick=not full)
         return write_scores(
-            self.run_folder.scores,
-            app="weather",
-            config_path=self.config_path,
-            seeds=scores.seeds,
-            rows=rows,
-            bars=bars,
+            self.run_folder.scores, found, app="weather", config_path=self.config_path
         )
 
     def report(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apps.weather.training import Networks
 from apps.weather.tuning import OPTIMIZER_BOX, Tuner, built
-from harness.experiment.scores import Bar, Row
+from harness.evidence.rows import Bar, Row
 from harness.runs.processes import Tick, in_processes
 from harness.runs.ticker import ticking
 from weather.baselines.assimilator import Assimilator

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from apps.weather.figures import cycle_figures, example_figures
-from harness.experiment.scores import read_scores
+from harness.experiment.scores import Scores, read_scores
 from harness.report.gates import gate_section
 from harness.report.page import Page
 from harness.runs.folder import RunFolder
@@ -58,8 +57,8 @@ def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
     card = _scorecard(scores, source)
     if card is not None:
         page.figure(card, "Errors of every method; blue is better than the reference.")
-    departures = _only(scores, headline(source.channels, DEPARTURES)) | {"bars": []}
-    if departures["rows"]:
+    departures = _only(scores, headline(source.channels, DEPARTURES))._replace(bars=[])
+    if departures.rows:
         page.section("Against the observations").text(DEPARTED).scores(departures)
     page.section("Pictures")
     if isinstance(source, Era5EnsembleSource):
@@ -92,22 +91,20 @@ def _units(channels: ChannelSpec) -> str:
     return f"Errors of {', '.join(named)}."
 
 
-def _only(scores: dict[str, Any], metrics: set[str]) -> dict[str, Any]:
-    return scores | {"rows": [row for row in scores["rows"] if row["metric"] in metrics]}
+def _only(scores: Scores, metrics: set[str]) -> Scores:
+    return scores._replace(rows=[row for row in scores.rows if row.metric in metrics])
 
 
-def _scorecard(scores: dict[str, Any], source: ProblemSource) -> Figure | None:
+def _scorecard(scores: Scores, source: ProblemSource) -> Figure | None:
     """Return a figure of the first channel that the scores name, or None without rows."""
     label = "z500" if isinstance(source, Era5EnsembleSource) else source.channels.labels[0]
     reference = "background" if isinstance(source, Era5EnsembleSource) else "oi"
     rows = {
-        (r["method"], r["task"]): r["value"]
-        for r in scores["rows"]
-        if r["metric"] == f"rmse_{label}"
+        (row.method, row.task): row.value for row in scores.rows if row.metric == f"rmse_{label}"
     }
     methods = list(dict.fromkeys(method for method, _ in rows))
     tasks = list(dict.fromkeys(task for _, task in rows))
     if reference not in methods:
         return None
-    values = np.array([[rows.get((m, t)) or np.nan for t in tasks] for m in methods], dtype=float)
+    values = np.array([[rows.get((m, t), np.nan) for t in tasks] for m in methods], dtype=float)
     return scorecard_figure(methods, tasks, values, reference=reference, title=f"RMSE of {label}")

@@ -6,7 +6,7 @@ import statistics
 
 from apps.weather.tuning import built
 from apps.weather.twin import TwinScores
-from harness.experiment.scores import Bar, Row
+from harness.evidence.rows import Bar, Row
 from harness.runs.processes import Tick, in_processes
 from harness.runs.ticker import ticking
 from weather.baselines.assimilator import Assimilator

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.experiment.scores import Bar, Row, number
+from harness.evidence.rows import Bar, Row
+from harness.experiment.printing import number
 from harness.files.atomic import write_text
 
 

@@ -9,10 +9,11 @@ from harness.files.atomic import (
     write_json,
     write_text,
 )
-from harness.files.digest import Content, content_digest, sha256, short_digest
+from harness.files.digest import Content, Data, content_digest, sha256, short_digest
 
 __all__ = [
     "Content",
+    "Data",
     "content_digest",
     "finite",
     "remove",

@@ -23,6 +23,36 @@ class Content(NamedTuple):
     listing: bool = False
 
 
+class Data(NamedTuple):
+    """Data behind a result.
+
+    Attributes:
+        name: Of the data set.
+        role: What it was used for, such as ``training`` or ``test``.
+        sha256: Hexadecimal SHA-256 of its content.
+        size: Number of units.
+        unit: ``bytes``, or what is counted, such as ``objects``.
+        listing: Whether names and sizes of files alone are hashed.
+    """
+
+    name: str
+    role: str
+    sha256: str
+    size: int
+    unit: str = "bytes"
+    listing: bool = False
+
+    @classmethod
+    def of(cls, name: str, role: str, path: Path) -> "Data":
+        """Describe a file or folder, see :func:`content_digest`."""
+        found = content_digest(path)
+        return cls(name, role, found.sha256, found.size, listing=found.listing)
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values for JSON; ``listing`` only where it is true."""
+        return {n: value for n, value in self._asdict().items() if n != "listing" or value}
+
+
 def sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:

@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-import json
+import math
 import re
 from collections.abc import Sequence
 from importlib.resources import files
@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from harness.experiment.scores import number
+from harness.evidence.rows import Bar, Row
+from harness.experiment.printing import number
+from harness.experiment.scores import Scores
 from harness.files.atomic import write_text
 from harness.runs.environment import git_revision, package_version
 
@@ -120,15 +122,12 @@ class Page:
         )
         return self
 
-    def scores(self, scores: dict[str, Any] | Path) -> "Page":
-        """Add the bars and the score tables of a ``scores.json`` (content or path)."""
-        if isinstance(scores, Path):
-            scores = json.loads(scores.read_text(encoding="utf-8"))
-        assert isinstance(scores, dict)
-        if scores["bars"]:
-            self._bars(scores["bars"])
-        for task in dict.fromkeys(row["task"] for row in scores["rows"]):
-            self._task(task, [row for row in scores["rows"] if row["task"] == task])
+    def scores(self, scores: Scores) -> "Page":
+        """Add the bars and a table for each task."""
+        if scores.bars:
+            self._bars(scores.bars)
+        for task in dict.fromkeys(row.task for row in scores.rows):
+            self._task(task, [row for row in scores.rows if row.task == task])
         return self
 
     def write(self, path: Path) -> Path:
@@ -157,31 +156,30 @@ class Page:
         above = f"<caption>{_inline(caption)}</caption>" if caption else ""
         self._parts.append(f'<div class="scroll"><table>{above}{inner}</table></div>')
 
-    def _bars(self, bars: Sequence[dict[str, Any]]) -> None:
-        met = sum(bool(bar["met"]) for bar in bars)
+    def _bars(self, bars: Sequence[Bar]) -> None:
         rows = [
             [
-                bar["name"],
-                number(bar["value"]),
-                f"{'≤' if bar['sense'] == '<=' else '≥'} {number(bar['bar'])}",
-                bar["unit"],
-                bool(bar["met"]),
+                bar.name,
+                number(bar.value),
+                f"{'≤' if bar.sense == '<=' else '≥'} {number(bar.bar)}",
+                bar.unit,
+                bar.met,
             ]
             for bar in bars
         ]
         header = ["bar", "figure", "limit", "unit", "verdict"]
-        self.table(header, rows, f"{met} of {len(bars)} bars met")
+        self.table(header, rows, f"{sum(bar.met for bar in bars)} of {len(bars)} bars met")
 
-    def _task(self, task: str, rows: Sequence[dict[str, Any]]) -> None:
-        metrics = list(dict.fromkeys(row["metric"] for row in rows))
-        spans = {metric: _span([r for r in rows if r["metric"] == metric]) for metric in metrics}
+    def _task(self, task: str, rows: Sequence[Row]) -> None:
+        metrics = list(dict.fromkeys(row.metric for row in rows))
+        spans = {metric: _span([r for r in rows if r.metric == metric]) for metric in metrics}
         head = "<th>method</th>" + "".join(_cell("th", _inline(m), True) for m in metrics)
         body = ""
-        for method in dict.fromkeys(row["method"] for row in rows):
-            cells = {row["metric"]: row for row in rows if row["method"] == method}
+        for method in dict.fromkeys(row.method for row in rows):
+            cells = {row.metric: row for row in rows if row.method == method}
             marks = "".join(f"<td class=n>{_mark(cells.get(m), spans[m])}</td>" for m in metrics)
             body += f"<tr><td>{_inline(method)}</td>{marks}</tr>"
-        units = sorted({row["n"] for row in rows})
+        units = sorted({row.n for row in rows})
         note = f"{task} · 95 % intervals over {' or '.join(map(str, units))} independent units"
         self._add_table(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", note)
 
@@ -211,22 +209,22 @@ def _cell(tag: str, inner: str, right: bool) -> str:
     return f"<{tag} class=n>{inner}</{tag}>" if right else f"<{tag}>{inner}</{tag}>"
 
 
-def _span(rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
+def _span(rows: Sequence[Row]) -> tuple[float, float]:
     """Range of all values and intervals of one metric, for a common scale."""
-    ends = [row[key] for row in rows for key in ("value", "low", "high") if row[key] is not None]
+    ends = [end for row in rows for end in (row.value, row.low, row.high) if math.isfinite(end)]
     return (min(ends), max(ends)) if ends else (0.0, 0.0)
 
 
-def _mark(row: dict[str, Any] | None, span: tuple[float, float]) -> str:
+def _mark(row: Row | None, span: tuple[float, float]) -> str:
     """A figure above its interval, drawn on the scale that all methods share."""
-    if row is None or row["value"] is None:
+    if row is None or not math.isfinite(row.value):
         return "–"
-    text = f"<b>{number(row['value'])}</b>"
-    low, high = row["low"], row["high"]
-    if low is None or high is None:
+    text = f"<b>{number(row.value)}</b>"
+    low, high = row.low, row.high
+    if not (math.isfinite(low) and math.isfinite(high)):
         return text
     left, width = span[0], (span[1] - span[0]) or 1.0
-    x = [100 * (end - left) / width for end in (low, row["value"], high)]
+    x = [100 * (end - left) / width for end in (low, row.value, high)]
     title = f"{number(low)} to {number(high)}"
     return (
         f'{text}<small>{title}</small><svg viewBox="-4 0 108 8" preserveAspectRatio="none" '

@@ -5,7 +5,7 @@ import pytest
 
 from apps.endoscopy.scores import read_headline, write_headline, write_part
 from core_gates.errors import GatesError
-from harness.experiment.scores import Bar, Row
+from harness.evidence.rows import Bar, Row
 
 
 def tasks(path):

@@ -1,7 +1,7 @@
 import math
 
+from harness.evidence.rows import Bar, Row
 from harness.experiment.markdown import write_markdown
-from harness.experiment.scores import Bar, Row
 
 EXPECTED = """# Weather: unit
 

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from core_gates.errors import GatesError
-from harness.experiment.scores import Bar, Row, number, print_scores, read_scores, write_scores
+from harness.evidence.rows import Bar, Row
+from harness.experiment.printing import number, print_scores
+from harness.experiment.scores import Scores, read_scores, write_scores
+from harness.files import Data
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,14 +49,10 @@ def written(tmp_path):
         Bar("not high enough", 1.0, ">=", 1.5),
         Bar("no figure", math.nan, "<=", 1.0),
     ]
-    path = write_scores(
-        tmp_path / "scores.json",
-        app="weather",
-        config_path=config,
-        seeds=range(3),
-        rows=rows,
-        bars=bars,
+    scores = Scores(
+        rows, bars, range(3), [Data("era5", "test", 64 * "0", 9)], "A headline.", ["note"]
     )
+    path = write_scores(tmp_path / "scores.json", scores, app="weather", config_path=config)
     return path, config
 
 
@@ -84,12 +83,7 @@ def test_the_schema_refuses_what_is_wrong(written):
 def test_a_wrong_sense_is_refused(tmp_path):
     with pytest.raises(ValueError, match="sense '<=' or '>='"):
         write_scores(
-            tmp_path / "s.json",
-            app="x",
-            config_path=None,
-            seeds=[],
-            rows=[],
-            bars=[Bar("b", 1.0, "<", 2.0)],
+            tmp_path / "s.json", Scores(bars=[Bar("b", 1.0, "<", 2.0)]), app="x", config_path=None
         )
     assert not list(tmp_path.iterdir())
 
@@ -105,7 +99,7 @@ def test_a_bar_is_met_on_the_right_side_only(value, bar, sense):
 
 def test_the_path_is_printed_last(written, capsys):
     path, _ = written
-    print_scores(path, Console(width=100))
+    print_scores(path, read_scores(path, "weather"), console=Console(width=100))
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == str(path)
     text = "\n".join(lines)
@@ -135,7 +129,18 @@ def test_numbers_have_four_digits(value, text):
 
 def test_scores_are_read_as_they_were_written(written):
     path, _ = written
-    assert read_scores(path, "weather") == json.loads(path.read_text())
+    found, content = read_scores(path, "weather"), json.loads(path.read_text())
+    assert found.rows[0] == Row("oi", "persistence", "rmse_z500", 3.5, 3.0, 4.0, 40)._replace(
+        p=found.rows[0].p
+    )
+    assert math.isnan(found.rows[0].p)
+    assert math.isnan(found.rows[1].value)
+    assert [bar.met for bar in found.bars] == [bar["met"] for bar in content["bars"]]
+    assert found.seeds == [0, 1, 2]
+    assert found.data == [Data("era5", "test", 64 * "0", 9)]
+    assert (found.headline, found.notes, found.quick) == ("A headline.", ["note"], False)
+    again = write_scores(path.with_name("again.json"), found, app="weather", config_path=written[1])
+    assert json.loads(again.read_text()) == content
 
 
 def without(part, field):

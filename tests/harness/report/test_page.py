@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from harness.experiment.scores import Bar, Row, write_scores
+from harness.evidence.rows import Bar, Row
+from harness.experiment.scores import Scores
 from harness.report.page import Page, Tile
 
 VOID = {"meta", "img", "line", "rect", "br", "hr"}
@@ -44,9 +45,7 @@ def page(tmp_path):
         Row("free run", "10 %", "bias", float("nan")),
     ]
     bars = [Bar("oi below background", 0.5, "<=", 1.0, "x"), Bar("speed", 2.0, ">=", 5.0, "x")]
-    scores = write_scores(
-        tmp_path / "scores.json", app="weather", config_path=None, seeds=[0], rows=rows, bars=bars
-    )
+    scores = Scores(rows, bars)
     page = Page("A <b> & title", "**lead**")
     page.tiles([Tile("error", "1.5 K", "was 3 K", "good")])
     page.section("Scores").text("One `code` & <script>alert(1)</script>.\n\nTwo.").scores(scores)

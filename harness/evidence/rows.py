@@ -1,0 +1,53 @@
+"""What an evaluation leaves: figures of methods on tasks, and bars that they must reach."""
+
+import math
+from typing import Literal, NamedTuple
+
+
+class Row(NamedTuple):
+    """One figure of one method on one task.
+
+    Attributes:
+        method: What was scored, for example ``oi``.
+        task: On what, for example ``persistence 10 %``.
+        metric: Which figure, with its unit where it has one, for example ``rmse_z500``.
+        value: The figure; NaN where there is none.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        n: Independent units behind the interval.
+        versus: Method that was subtracted, where the figure is a paired difference; else empty.
+        p: Probability of so large a difference by chance, corrected by Holm; NaN where none.
+    """
+
+    method: str
+    task: str
+    metric: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 1
+    versus: str = ""
+    p: float = math.nan
+
+
+class Bar(NamedTuple):
+    """A figure that must not lie above, or below, a bar.
+
+    Attributes:
+        name: What is claimed.
+        value: The figure; NaN counts as missed.
+        sense: ``<=`` or ``>=``.
+        bar: The bar.
+        unit: Unit of figure and bar.
+    """
+
+    name: str
+    value: float
+    sense: Literal["<=", ">="]
+    bar: float
+    unit: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is on the right side of the bar."""
+        return self.value <= self.bar if self.sense == "<=" else self.value >= self.bar
