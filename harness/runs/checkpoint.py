@@ -1,6 +1,7 @@
 """Which checkpoints a run keeps: the last one, and the best one by a validation score."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +23,12 @@ class RunCheckpoint(Checkpoint, StepCallback):
 
     Args:
         every_n_steps: Optimizer steps between two writings of ``last.ckpt``; the end of the
-            training is always written.
+            training is always written. None leaves it to ``every_seconds``.
         monitor: Logged validation score that decides on ``best.ckpt``; None keeps no best.
         mode: Whether the score is to be small (``min``) or large (``max``).
         folder: Where to write; ``checkpoints`` in the Trainer's ``default_root_dir`` when None.
+        every_seconds: Seconds between two writings; None leaves it to ``every_n_steps``. One
+            process only: ranks would not agree on the time.
 
     Raises:
         ValueError: ``every_n_steps`` is not positive.
@@ -34,15 +37,17 @@ class RunCheckpoint(Checkpoint, StepCallback):
 
     def __init__(
         self,
-        every_n_steps: int = 100,
+        every_n_steps: int | None = 100,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
         folder: str | None = None,
+        every_seconds: float | None = None,
     ) -> None:
         super().__init__()
-        if every_n_steps < 1:
+        if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"checkpoint.every_n_steps must be at least 1, found {every_n_steps}")
         self.every_n_steps, self.folder = every_n_steps, folder
+        self.every_seconds, self._saved_at = every_seconds, time.monotonic()
         self.monitor, self.mode = monitor, mode
         self.saved_step = 0
         self.best_score: float | None = None
@@ -91,7 +96,7 @@ class RunCheckpoint(Checkpoint, StepCallback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         step, best_due = trainer.global_step, self._best_due
-        if not (best_due or step - self.saved_step >= self.every_n_steps or _ends(trainer)):
+        if not (best_due or self._is_due(step) or _ends(trainer)):
             return
         self._best_due = False
         self.saved_step = step
@@ -106,6 +111,13 @@ class RunCheckpoint(Checkpoint, StepCallback):
                 shutil.copyfile(temporary, copy)
                 copy.replace(folder / "best.ckpt")
             temporary.replace(folder / "last.ckpt")
+        self._saved_at = time.monotonic()
+
+    def _is_due(self, step: int) -> bool:
+        """Tell whether so many steps or seconds have passed since the last writing."""
+        seconds = time.monotonic() - self._saved_at
+        steps_passed = self.every_n_steps is not None and step - self.saved_step >= self.every_n_steps
+        return steps_passed or (self.every_seconds is not None and seconds >= self.every_seconds)
 
 
 def load_weights(path: Path) -> dict[str, Any]:

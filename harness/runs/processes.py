@@ -3,70 +3,106 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from harness.runs.memory import keep_freed_memory
 from harness.runs.quiet import quiet_lightning
 
-Result = TypeVar("Result")
 Tick = Callable[[], None]
+Work = Callable[..., Any]
 POLL = 0.5  # seconds
 
-_work: Callable[..., Any]
 _ticks: "SimpleQueue[int]"
 
 
-def in_processes(
-    work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], tick: Tick
-) -> list[Result]:
-    """Return ``work(*one, tick=tick)`` for each of ``arguments``.
+class Pool:
+    """Processes with one thread each, started at the first use and kept until :meth:`close`.
 
-    As many processes as torch may use threads share them, each with one thread: work of thousands
-    of small operations is bound by Python, which threads do not share. With one thread, or for one
-    piece of work, everything runs here.
-
-    Args:
-        work: What to do, such as a bound method; it is sent to every process once.
-        arguments: Of each piece of work, in the order of starting.
-        tick: Called whenever a piece of work calls the function that it is given as ``tick``.
+    There are as many as torch may use threads: work of thousands of small operations is bound by
+    Python, which threads do not share. With one thread, with one call, or where there is a GPU,
+    work runs in this process.
     """
-    count = min(torch.get_num_threads(), len(arguments))
-    if count <= 1:
-        return [work(*one, tick=tick) for one in arguments]
-    context = get_context("spawn")
-    queue = context.SimpleQueue()
-    with ProcessPoolExecutor(
-        count, mp_context=context, initializer=_start, initargs=(work, queue, os.getpid())
-    ) as pool:
-        futures = [pool.submit(_run, one) for one in arguments]
-        try:
-            _watch(futures, queue, tick)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-        return [future.result() for future in futures]
 
+    def __init__(self) -> None:
+        self._executor: ProcessPoolExecutor | None = None
 
-def _watch(futures: list[Future[Any]], queue: "SimpleQueue[int]", tick: Tick) -> None:
-    """Pass ticks on until all is done; raise the first exception."""
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=POLL, return_when=FIRST_EXCEPTION)
-        while not queue.empty():
-            for _ in range(queue.get()):
+    def run(self, work: Work, calls: Iterable[tuple[Any, ...]], tick: Tick) -> list[Any]:
+        """Return ``work(*call, tick=tick)`` of each call; after a failure none is begun.
+
+        Args:
+            work: An importable function, or a partial or bound method of importable ones.
+            calls: Arguments, in the order of starting.
+            tick: Called whenever the work calls the function that it is given as ``tick``.
+
+        Raises:
+            Exception: The first that a call raised, when the calls under way have ended.
+        """
+        calls = list(calls)
+        if min(torch.get_num_threads(), len(calls)) <= 1 or torch.cuda.is_available():
+            return [work(*call, tick=tick) for call in calls]
+        executor, count = self._started(), torch.get_num_threads()
+        results: list[Any] = [None] * len(calls)
+        waiting, failure = list(enumerate(calls))[::-1], None
+        running: dict[Future[Any], int] = {}
+        while running or (waiting and failure is None):
+            while waiting and len(running) < count and failure is None:
+                index, call = waiting.pop()
+                running[executor.submit(_run, work, call)] = index
+            for future in self._finished(running, tick):
+                index, error = running.pop(future), future.exception()
+                failure = failure or error
+                results[index] = None if error else future.result()
+        if failure is not None:
+            raise failure
+        return results
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._executor is None:
+            context = get_context("spawn")
+            self._queue: SimpleQueue[int] = context.SimpleQueue()
+            self._executor = ProcessPoolExecutor(
+                torch.get_num_threads(),
+                mp_context=context,
+                initializer=_start,
+                initargs=(self._queue, os.getpid()),
+            )
+        return self._executor
+
+    def _finished(self, running: Iterable[Future[Any]], tick: Tick) -> set[Future[Any]]:
+        """Pass ticks on, and return what has ended within a moment."""
+        done, _ = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
+        while not self._queue.empty():
+            for _ in range(self._queue.get()):
                 tick()
-        for future in done:
-            future.result()
+        return done
 
 
-def _start(work: Callable[..., Any], ticks: "SimpleQueue[int]", parent: int) -> None:
-    global _work, _ticks
-    _work, _ticks = work, ticks
+@contextmanager
+def pooled() -> Iterator[Pool]:
+    """Yield a pool of processes that ends with the block."""
+    pool = Pool()
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def _start(ticks: "SimpleQueue[int]", parent: int) -> None:
+    global _ticks
+    _ticks = ticks
     keep_freed_memory()
     quiet_lightning()
     torch.set_num_threads(1)
@@ -80,5 +116,11 @@ def _follow(parent: int) -> None:
     os._exit(1)
 
 
-def _run(one: tuple[Any, ...]) -> Any:
-    return _work(*one, tick=lambda: _ticks.put(1))
+def _run(work: Work, call: tuple[Any, ...]) -> Any:
+    return work(*call, tick=lambda: _ticks.put(1))
+
+
+def in_processes(work: Work, arguments: Iterable[tuple[Any, ...]], tick: Tick) -> list[Any]:
+    """Return ``work(*one, tick=tick)`` of each of ``arguments``, see :meth:`Pool.run`."""
+    with pooled() as pool:
+        return pool.run(work, arguments, tick)

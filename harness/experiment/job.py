@@ -1,0 +1,156 @@
+"""What a piece of work may use: a folder that survives a kill, a training that resumes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+
+from core_gates.errors import GatesError
+from harness.experiment.piece import Piece
+from harness.experiment.record import Record, gap, read_record
+from harness.files import remove
+from harness.runs.checkpoint import RunCheckpoint, load_weights
+from harness.runs.quiet import quiet_lightning
+from harness.runs.trainer import GatesTrainer
+
+SAVED_EVERY = 60.0  # seconds of steps that a kill may cost
+
+
+class Job:
+    """What a piece of work may use.
+
+    Args:
+        folder: Survives a kill, and goes when the result is whole.
+        tick: To be called as the work proceeds.
+
+    Attributes:
+        objects: Short hashes of what was trained on.
+        facts: What else the record says.
+    """
+
+    def __init__(self, folder: Path, tick: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.tick = folder, tick
+        self.objects: set[str] = set()
+        self.facts: dict[str, Any] = {}
+        self._fits = 0
+
+    def note(self, *, objects: Iterable[str] = (), **facts: Any) -> None:
+        """Keep for the record what was trained on, and other facts."""
+        self.objects |= set(objects)
+        self.facts |= facts
+
+    def fit(
+        self,
+        module: L.LightningModule,
+        data: L.LightningDataModule,
+        *,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        patience: int | None = None,
+        **trainer: Any,
+    ) -> L.LightningModule:
+        """Train a module, from the last checkpoint of a killed attempt where there is one.
+
+        The result has the same bits as that of an unbroken training. It ticks after each epoch.
+
+        Args:
+            module: Is trained in place.
+            data: What it is trained on.
+            monitor: Logged validation score of the weights that are returned; the last weights
+                when None.
+            mode: Whether the score is to be small or large.
+            patience: Validations without a better score after which the training ends.
+            trainer: Arguments of the Trainer.
+
+        Returns:
+            The module in evaluation mode.
+        """
+        quiet_lightning()
+        folder = self.folder / f"fit{self._fits}"
+        self._fits += 1
+        folder.mkdir(parents=True, exist_ok=True)
+        keeper = RunCheckpoint(
+            every_n_steps=None, every_seconds=SAVED_EVERY, monitor=monitor, mode=mode,
+            folder=str(folder),
+        )  # fmt: skip
+        callbacks: list[Callback] = [_Ticks(self.tick)]
+        if patience is not None:
+            if monitor is None:
+                raise ValueError("patience needs a monitor: name a logged validation score")
+            callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
+        fixed = {
+            "accelerator": "auto",
+            "devices": 1,
+            "logger": False,
+            "enable_model_summary": False,
+            "enable_progress_bar": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": folder,
+        }
+        last, best, done = folder / "last.ckpt", folder / "best.ckpt", folder / "done"
+        if not done.is_file():
+            own = trainer.pop("callbacks", None) or []
+            fitter = GatesTrainer(**{**fixed, **trainer}, callbacks=[*own, *callbacks, keeper])
+            start = str(last) if last.is_file() else None
+            fitter.fit(module, data, ckpt_path=start, weights_only=True)
+            done.touch()
+        module.load_state_dict(load_weights(best if best.is_file() else last)["state_dict"])
+        return module.eval()
+
+
+class _Ticks(Callback):
+    """Call a function after every epoch."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self.tick = tick
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tick."""
+        self.tick()
+
+
+@contextmanager
+def claimed(folder: Path, piece: Piece) -> Iterator[Path]:
+    """Yield the partial folder ``.NAME.partial`` of a piece, which no other process uses.
+
+    A partial folder of another record is begun anew. It is left as it is after an exception, and
+    deleted when the block ends well.
+
+    Raises:
+        GatesError: Another process is at work on the piece.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / f".{piece.name}.lock", piece):
+        partial = folder / f".{piece.name}.partial"
+        if partial.exists() and gap(read_record(partial), piece):
+            remove(partial)
+        partial.mkdir(exist_ok=True)
+        if read_record(partial) is None:
+            Record.of(piece).write(partial)
+        yield partial
+        remove(partial)
+
+
+@contextmanager
+def _locked(path: Path, piece: Piece) -> Iterator[None]:
+    """Hold the lock of a piece, which ends with the process, however that ends."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            gone = not path.exists() or os.fstat(lock.fileno()).st_ino != path.stat().st_ino
+        except OSError:
+            gone = True
+        if gone:
+            raise GatesError(
+                f"another process is at work on {path.parent / piece.name}: wait for it, or give "
+                "--name NEW"
+            )
+        yield
+        path.unlink()

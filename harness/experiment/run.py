@@ -1,0 +1,343 @@
+"""A configuration in a run folder: what ``tune``, ``evaluate`` and studies share."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+from core_gates.errors import GatesError
+from harness.evidence import Bar, Row
+from harness.experiment import tuning
+from harness.experiment.forms import Figures, Form
+from harness.experiment.job import Job, claimed
+from harness.experiment.markdown import write_markdown
+from harness.experiment.piece import Piece, Setting
+from harness.experiment.printing import print_scores
+from harness.experiment.scores import Scores, read_scores, replace_part, write_scores
+from harness.experiment.store import Store
+from harness.experiment.tuning import Choice, Choose, Space, lowest
+from harness.files import Data
+from harness.runs.environment import git_revision
+from harness.runs.folder import RunFolder
+from harness.runs.processes import Pool, Tick
+from harness.runs.ticker import ticking
+
+R = TypeVar("R")
+Work = Callable[[Piece, Job], R]
+TRIALS, CHOICES = "trials", "choices"
+
+
+class Run:
+    """A configuration in a run folder.
+
+    Args:
+        folder: Of the run.
+        app: Application.
+        config_path: Configuration; None for none.
+        settings: All that decides results, by name; pieces add theirs.
+        package: Package with shipped results in ``weights/<configuration>``; None for none.
+        overwrite: Replace results of the run folder that have other settings, one by one.
+        quick: A short look: nothing is trained, scores have no bars.
+        only: Methods that take part; all when empty.
+        command: Command line, for records.
+
+    Raises:
+        GatesError: Scores of a full evaluation are there, which a short look would replace.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        app: str,
+        config_path: Path | None = None,
+        settings: Setting | None = None,
+        package: str | None = None,
+        overwrite: bool = False,
+        quick: bool = False,
+        only: Collection[str] = (),
+        command: str = "",
+    ) -> None:
+        self.folder, self.app, self.config_path = folder, app, config_path
+        self.config = config_path.stem if config_path else "default"
+        self.settings = dict(settings or {})
+        self.package, self.overwrite = package, overwrite
+        self.quick, self.only, self.command = quick, tuple(only), command
+        self._pool = Pool()
+        weakref.finalize(self, self._pool.close)
+        if quick:
+            self._keep_full_scores()
+
+    @classmethod
+    def of(cls, run_folder: RunFolder, **options: Any) -> Run:
+        """Return the run of a run folder."""
+        return cls(run_folder.path, app=run_folder.app, overwrite=run_folder.overwrite, **options)
+
+    @property
+    def scores(self) -> Path:
+        """The file ``scores.json``."""
+        return self.folder / "scores.json"
+
+    def piece(
+        self,
+        method: str,
+        seed: int | None = None,
+        keys: Mapping[str, str | int | float] | None = None,
+        **settings: Any,
+    ) -> Piece:
+        """Return a piece with the settings of the configuration and its own.
+
+        Args:
+            method: What is trained or computed.
+            seed: Of everything random.
+            keys: What else tells it from others.
+            settings: Added to those of the configuration; None takes one away.
+        """
+        return Piece(method, seed, keys, {**self.settings, **settings})
+
+    def store(self, kind: str, form: Form[R]) -> Store[R]:
+        """Return the results of one kind, of the run folder and the package."""
+        shipped = None
+        if self.package is not None:
+            shipped = Path(str(files(self.package))) / "weights" / self.config
+        origin = {
+            "package": self.package or "",
+            "configuration": self.config,
+            "command": self.command,
+        }
+        return Store(kind, form, self.folder, shipped, overwrite=self.overwrite, origin=origin)
+
+    def obtain(
+        self,
+        store: Store[R],
+        pieces: Iterable[Piece],
+        work: Work[R],
+        *,
+        ticks: int | Callable[[Piece], int] = 1,
+    ) -> list[Piece]:
+        """Compute what is missing, and return the pieces that there are results of.
+
+        It first says what is missing and why. Every result is kept as soon as it is there, so that
+        a kill costs no more than the pieces under way; of those, what they keep in their folder is
+        taken up again. Nothing is computed for a short look.
+
+        Args:
+            store: Where results are kept.
+            pieces: All that are wanted; those of other methods than ``only`` are left out.
+            work: An importable function that seeds itself.
+            ticks: Ticks of a piece; the longest pieces are begun first.
+
+        Raises:
+            SettingsDiffer: A result of the run folder has other settings.
+            GatesError: Another process is at work on a piece; or what the work raises.
+        """
+        wanted = [p for p in dict.fromkeys(pieces) if not self.only or p.method in self.only]
+        missing = store.missing(wanted)
+        if missing:
+            what = "left out" if self.quick else "making them now"
+            count = f"{len(missing)} of {len(wanted)}"
+            print(f"{store.kind} missing: {count}, {store.why(missing)}; {what}", flush=True)
+        if self.quick:
+            return [piece for piece in wanted if piece not in set(missing)]
+        lengths = {piece: ticks(piece) if callable(ticks) else ticks for piece in missing}
+        missing.sort(key=lengths.__getitem__, reverse=True)
+        if missing:
+            revision = git_revision()
+            compute = partial(_compute, store, work, revision)
+            with ticking(store.kind, sum(lengths.values())) as tick, self._pooled():
+                self._pool.run(compute, [(piece,) for piece in missing], tick)
+        return wanted
+
+    def tune(
+        self,
+        spaces: Mapping[str, Space],
+        work: Work[dict[str, float]],
+        *,
+        trials: int,
+        seed: int = 100,
+        choose: Choose = lowest,
+        ticks: int | Callable[[Piece], int] = 1,
+        **settings: Any,
+    ) -> dict[str, Choice]:
+        """Give every method its trials and return the setting of each.
+
+        A name such as ``oi@0.1/error`` is a choice for a task: the trials have the method before
+        the sign and the key ``task``.
+
+        Args:
+            spaces: What is searched, by method.
+            work: Returns figures of a trial, among them ``score``.
+            trials: Of every method.
+            seed: Of trials and of the points in a box.
+            choose: Returns the place of the best figures.
+            ticks: Ticks of a trial.
+            settings: Of every trial.
+
+        Raises:
+            GatesError: A space cannot be searched with so many trials, or no trial has a score.
+        """
+        spaces = {
+            name: space
+            for name, space in spaces.items()
+            if not self.only or name.partition("@")[0] in self.only
+        }
+        for name, space in spaces.items():
+            tuning.check_space(name, space, trials)
+        choices = self.store(CHOICES, Figures())
+        named = {
+            name: self._trial(name, None, space=space, trials=trials, seed=seed, **settings)
+            for name, space in spaces.items()
+        }
+        unknown = {p.name: name for name, p in named.items() if choices.find(p) is None}
+        if unknown and self.quick:
+            print(f"never tuned: {', '.join(unknown.values())}; the middle of what is searched")
+        elif unknown:
+            self._search({n: spaces[n] for n in unknown.values()}, named, work, trials=trials,
+                         seed=seed, choose=choose, ticks=ticks, **settings)  # fmt: skip
+        found = {}
+        for name, piece in named.items():
+            if choices.find(piece) is None:
+                found[name] = Choice(tuning.middle(spaces[name]), [], [])
+                continue
+            found[name] = Choice(**choices.load(piece))
+            for edge in found[name].edges:
+                value = found[name].setting[edge]
+                print(f"{name}: the best {edge}, {value:.3g}, lies at an edge of what was searched")
+        return found
+
+    def finish(
+        self,
+        rows: Sequence[Row],
+        bars: Sequence[Bar] = (),
+        *,
+        seeds: Iterable[int],
+        data: Sequence[Data] = (),
+        headline: str = "",
+        notes: Sequence[str] = (),
+        part: str = "",
+        metrics: Collection[str] = (),
+    ) -> Path:
+        """Write ``scores.json`` and ``scores.md``, print a table a task, and return the former.
+
+        Args:
+            rows: Every figure.
+            bars: Dropped for a short look, or where ``only`` leaves methods out.
+            seeds: Behind the figures.
+            data: Behind the figures.
+            headline: What they say, in a sentence.
+            notes: What a reader must know.
+            part: Replace only the tasks and bars whose name begins so.
+            metrics: Those that tables show; all when empty.
+        """
+        complete = not self.quick and not self.only
+        scores = Scores(list(rows), list(bars) if complete else [], list(seeds), list(data),
+                        headline, list(notes), self.quick)  # fmt: skip
+        if part:
+            scores = replace_part(self._old_scores(), scores, part)
+        write_scores(self.scores, scores, app=self.app, config_path=self.config_path)
+        shown = [row for row in scores.rows if not metrics or row.metric in metrics]
+        opening = [f"# {self.app}: {self.folder.name}", scores.headline, *scores.notes]
+        write_markdown(
+            self.scores.with_suffix(".md"), [line for line in opening if line], shown, scores.bars
+        )
+        print_scores(self.scores, scores, metrics=metrics, tasks=part)
+        return self.scores
+
+    def _trial(self, name: str, number: int | None, **settings: Any) -> Piece:
+        method, _, task = name.partition("@")
+        keys: dict[str, str | int | float] = {"task-": task} if task else {}
+        if number is not None:
+            keys["trial"] = number
+        seed = settings.pop("seed")
+        return self.piece(method, seed, keys, **settings)
+
+    def _search(
+        self,
+        spaces: Mapping[str, Space],
+        named: Mapping[str, Piece],
+        work: Work[dict[str, float]],
+        *,
+        trials: int,
+        seed: int,
+        choose: Choose,
+        ticks: int | Callable[[Piece], int],
+        **settings: Any,
+    ) -> None:
+        """Run the trials of these methods and keep their choices."""
+        store = self.store(TRIALS, Figures())
+        tried = {n: tuning.first_trials(space, trials, seed) for n, space in spaces.items()}
+        figures: dict[str, list[dict[str, float]]] = {}
+        for _ in range(2):
+            pieces = {
+                name: [
+                    self._trial(name, number, seed=seed, **{**settings, **setting})
+                    for number, setting in enumerate(points)
+                ]
+                for name, points in tried.items()
+            }
+            every = [piece for name in pieces for piece in pieces[name]]
+            self.obtain(store, every, work, ticks=ticks)
+            figures = {name: [store.load(piece) for piece in pieces[name]] for name in pieces}
+            for name, space in spaces.items():
+                if len(tried[name]) < trials:
+                    best = tried[name][choose(figures[name])]
+                    tried[name] = tried[name] + tuning.more_trials(space, trials, seed, best)
+        choices = self.store(CHOICES, Figures())
+        for name, points in tried.items():
+            place = choose(figures[name])
+            together: list[Setting] = [
+                {**p, **f} for p, f in zip(points, figures[name], strict=True)
+            ]
+            edges = tuning.edges_of(spaces[name], points, place)
+            choice = Choice(points[place], together, edges)
+            choices.keep(named[name], choice._asdict(), revision=git_revision())
+
+    @contextmanager
+    def _pooled(self) -> Iterator[None]:
+        """Keep the processes for the next pieces, but end them after a failure."""
+        try:
+            yield
+        except BaseException:
+            self._pool.close()
+            raise
+
+    def _old_scores(self) -> Scores:
+        try:
+            return read_scores(self.scores, self.app)
+        except GatesError:  # missing, or damaged and about to be replaced
+            return Scores()
+
+    def _keep_full_scores(self) -> None:
+        if self._old_scores().rows and not self._old_scores().quick:
+            raise GatesError(
+                f"{self.scores} holds a full evaluation, which a short look would replace: add "
+                "--name NEW, or delete it"
+            )
+
+
+def _compute(
+    store: Store[Any], work: Work[Any], revision: str | None, piece: Piece, *, tick: Tick
+) -> None:
+    """Compute the result of a piece and keep it; an error names the piece."""
+    begin = time.monotonic()
+    try:
+        with claimed(store.folder, piece) as folder:
+            if store.find(piece) is not None:  # made by another process in the meantime
+                return
+            job = Job(folder, tick)
+            result = work(piece, job)
+            seconds = round(time.monotonic() - begin, 1)
+            store.keep(
+                piece, result, objects=job.objects, seconds=seconds, revision=revision, **job.facts
+            )
+    except GatesError as error:
+        raise type(error)(f"{piece.name}: {error}") from error
+    except Exception as error:
+        error.add_note(f"while working on {store.kind}/{piece.name}")
+        raise

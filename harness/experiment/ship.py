@@ -1,0 +1,99 @@
+"""``python -m harness.experiment.ship RUN_FOLDER``: put results of a run into its package."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from core_gates.errors import GatesError
+from harness.experiment.forms import Arrays, cast
+from harness.experiment.record import RECORD, read_record
+from harness.files import replacing
+
+NEVER = ("trials",)  # the choice holds them
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Copy every result of a run folder to ``<package>/weights/<configuration>/<kind>/<piece>``.
+
+    Args:
+        arguments: Command line; that of the process when None.
+
+    Returns:
+        0; 2 if there is nothing to be shipped.
+    """
+    parser = argparse.ArgumentParser("python -m harness.experiment.ship", description=__doc__)
+    parser.add_argument("run_folder", type=Path, help="Folder of the run.")
+    parser.add_argument("--kinds", nargs="+", help="Kinds of results; all but trials if not given.")
+    parser.add_argument("--package", type=Path, help="Folder of the package, in place of its own.")
+    parser.add_argument("--bfloat16", action="store_true", help="Round tensors to bfloat16.")
+    options = parser.parse_args(arguments)
+    try:
+        shipped = ship(
+            options.run_folder,
+            kinds=options.kinds,
+            package=options.package,
+            dtype=torch.bfloat16 if options.bfloat16 else None,
+        )
+    except GatesError as error:
+        print(f"ship: error: {error}", file=sys.stderr)
+        return 2
+    for path in shipped:
+        print(path)
+    return 0
+
+
+def ship(
+    run_folder: Path,
+    *,
+    kinds: Sequence[str] | None = None,
+    package: Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[Path]:
+    """Copy results of a run folder into the package that their records name.
+
+    Args:
+        run_folder: Folder of the run.
+        kinds: Kinds of results; all but trials when None.
+        package: Folder of the package, in place of its own.
+        dtype: Floating-point type of tensors.
+
+    Returns:
+        Folders of what was shipped.
+
+    Raises:
+        GatesError: There is nothing, or a record names no package.
+    """
+    records = sorted(run_folder.glob(f"*/*/{RECORD}"))
+    shipped = []
+    for path in records:
+        folder, kind = path.parent, path.parents[1].name
+        if folder.name.startswith(".") or kind in NEVER or (kinds and kind not in kinds):
+            continue
+        record = read_record(folder)
+        if record is None or not (record.package or package):
+            raise GatesError(f"{path} names no package: give --package")
+        home = package or Path(str(files(record.package)))
+        target = home / "weights" / record.configuration / kind / folder.name
+        with replacing(target) as temporary:
+            shutil.copytree(folder, temporary)
+            if dtype is not None and (temporary / Arrays.FILE).is_file():
+                arrays = Arrays()
+                arrays.save(temporary, cast(arrays.load(temporary), dtype))
+        shipped.append(target)
+    if not shipped:
+        raise GatesError(
+            f"{run_folder} holds no results to ship: give the folder of a run after `evaluate` or "
+            "`tune`"
+        )
+    return shipped
+
+
+if __name__ == "__main__":
+    sys.exit(main())

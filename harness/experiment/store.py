@@ -1,0 +1,163 @@
+"""Results of pieces: found in the run folder or in the package, never taken for another."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from core_gates.errors import GatesError
+from harness.experiment.forms import Form, cast
+from harness.experiment.piece import Piece
+from harness.experiment.record import Record, gap, read_record
+from harness.files import replacing
+
+R = TypeVar("R")
+NAMED = 4  # pieces that a message names
+OWN_FIELDS = ("seconds", "revision", "command", "origin")  # of a record
+
+
+class SettingsDiffer(GatesError):  # noqa: N818
+    """A result of the run folder has other settings than those of now."""
+
+
+class Store(Generic[R]):
+    """Results of one kind: ``<run>/<kind>/<piece>/{record.json, result.*}``.
+
+    Args:
+        kind: What they are, such as ``weights``.
+        form: How they are saved.
+        folder: Run folder.
+        shipped: Folder of the configuration in the package; None to pass it over.
+        overwrite: Whether results of the run folder with other settings are replaced.
+        origin: Package, configuration and command, for records.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        form: Form[R],
+        folder: Path,
+        shipped: Path | None = None,
+        *,
+        overwrite: bool = False,
+        origin: dict[str, Any] | None = None,
+    ) -> None:
+        self.kind, self.form = kind, form
+        self.folder = folder / kind
+        self.shipped = None if shipped is None else shipped / kind
+        self.overwrite, self.origin = overwrite, origin or {}
+
+    def find(self, piece: Piece) -> Path | None:
+        """Return the folder of a result with these settings: of the run, else of the package.
+
+        Raises:
+            SettingsDiffer: That of the run folder has others, and may not be overwritten.
+        """
+        own = self.folder / piece.name
+        if own.is_dir():
+            found = gap(read_record(own), piece)
+            if not found:
+                return own
+            if not self.overwrite:
+                raise SettingsDiffer(
+                    f"{own} was made with other settings ({found}): give those, or --name NEW for "
+                    "another run, or --overwrite to replace it"
+                )
+        if self.shipped is not None:
+            path = self.shipped / piece.name
+            if path.is_dir() and not gap(read_record(path), piece):
+                return path
+        return None
+
+    def missing(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """Return the pieces without a result, each once.
+
+        Raises:
+            SettingsDiffer: See :meth:`find`.
+        """
+        return [piece for piece in dict.fromkeys(pieces) if self.find(piece) is None]
+
+    def why(self, pieces: Sequence[Piece]) -> str:
+        """Name pieces without a result, and say why what is there does not do."""
+        named = []
+        for piece in pieces[:NAMED]:
+            places = [self.folder / piece.name]
+            if self.shipped is not None:
+                places.append(self.shipped / piece.name)
+            found = [(place, gap(read_record(place), piece)) for place in places if place.is_dir()]
+            reason = f" ({found[0][0]} has {found[0][1]})" if found else ""
+            named.append(f"{piece.name}{reason}")
+        if len(pieces) > NAMED:
+            named.append(f"{len(pieces) - NAMED} more")
+        return ", ".join(named)
+
+    def record(self, piece: Piece) -> Record:
+        """Return what a result was made with.
+
+        Raises:
+            GatesError: There is no such result.
+        """
+        path = self.find(piece)
+        record = None if path is None else read_record(path)
+        if record is None:
+            raise GatesError(f"{self.kind} of {piece.name} are missing: run `evaluate` first")
+        return record
+
+    def load(self, piece: Piece, *, tested: Collection[str] = ()) -> R:
+        """Return a result.
+
+        Args:
+            piece: Which.
+            tested: Short hashes of what the result will be tested on.
+
+        Raises:
+            GatesError: It is missing or damaged, or was trained on what it is to be tested on.
+        """
+        record = self.record(piece)
+        if leaked := set(record.objects) & set(tested):
+            raise GatesError(
+                f"{piece.name} was trained on {len(leaked)} of the {len(set(tested))} objects that "
+                "it is to be tested on: give the data and split that it was trained with"
+            )
+        path = self.find(piece)
+        assert path is not None
+        return self.form.load(path)
+
+    def keep(self, piece: Piece, result: R, *, objects: Iterable[str] = (), **facts: Any) -> Path:
+        """Save a result with its record; it is whole or absent.
+
+        Args:
+            piece: Whose.
+            result: What the form saves.
+            objects: Short hashes of what it was trained on.
+            facts: Other fields of the record, such as ``seconds``; the rest are its facts.
+        """
+        fields = dict(self.origin)
+        fields |= {name: facts.pop(name) for name in OWN_FIELDS if name in facts}
+        record = Record.of(piece, objects=sorted(set(objects)), facts=facts, **fields)
+        target = self.folder / piece.name
+        with replacing(target) as temporary:
+            temporary.mkdir()
+            self.form.save(temporary, result)
+            record.write(temporary)
+        return target
+
+    def ship(
+        self, pieces: Iterable[Piece], package: Path, *, dtype: torch.dtype | None = None
+    ) -> None:
+        """Copy results and records to ``<package>/<kind>/<piece>``.
+
+        Args:
+            pieces: Which.
+            package: Folder of the configuration in the package.
+            dtype: Floating-point type of tensors that are shipped; as they are when None.
+        """
+        for piece in pieces:
+            record, result = self.record(piece), self.load(piece)
+            with replacing(package / self.kind / piece.name) as temporary:
+                temporary.mkdir()
+                self.form.save(temporary, cast(result, dtype))
+                record.write(temporary)

@@ -1,0 +1,163 @@
+"""Settings by equally many trials for every method.
+
+A box is searched twice: as a whole, then around the best, also beyond an edge that it lies at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from core_gates.errors import GatesError
+from harness.experiment.piece import Setting
+
+Box = Mapping[str, tuple[float, float]]
+Space = Box | Sequence[Setting]
+"""A box with logarithmic axes, or a list of settings."""
+
+Figures = Mapping[str, float]
+Choose = Callable[[Sequence[Figures]], int]
+
+EXPLORED = 5 / 8  # of the trials
+QUARTER = 0.25  # width of the second box, in widths of the first
+NEAR_EDGE = 0.05
+BEYOND = 0.5  # widths that the second box reaches beyond an edge
+
+
+class Choice(NamedTuple):
+    """The setting of a method.
+
+    Attributes:
+        setting: The best that was tried.
+        trials: Everything that was tried, each with its figures.
+        edges: Settings whose best value lies at an edge of what was searched.
+    """
+
+    setting: Setting
+    trials: list[Setting]
+    edges: list[str]
+
+
+def lowest(figures: Sequence[Figures]) -> int:
+    """Return the place of the lowest ``score``; NaN is never taken.
+
+    Raises:
+        GatesError: All are NaN.
+    """
+    scores = [float(one["score"]) for one in figures]
+    finite = [place for place, score in enumerate(scores) if not math.isnan(score)]
+    if not finite:
+        raise GatesError(f"none of {len(scores)} trials has a score: all are NaN")
+    return min(finite, key=scores.__getitem__)
+
+
+def check_space(name: str, space: Space, trials: int) -> None:
+    """Refuse a space that cannot be searched with so many trials.
+
+    Raises:
+        GatesError: There are no trials; a list has another length; a box has an empty side, or
+            one that is not positive.
+    """
+    if trials < 1:
+        raise GatesError(f"--trials must be at least 1, found {trials}")
+    if isinstance(space, Mapping):
+        for axis, (low, high) in space.items():
+            if not 0 < low < high < math.inf:
+                raise GatesError(
+                    f"{axis} of {name} is searched from {low} to {high}: expected two positive "
+                    "numbers, the lower one first"
+                )
+    elif len(space) != trials:
+        raise GatesError(
+            f"{name} lists {len(space)} settings, but every method gets {trials} trials: list as "
+            "many, or set trials"
+        )
+
+
+def first_trials(space: Space, trials: int, seed: int) -> list[Setting]:
+    """Return the settings that are tried first: all of a list, five eighths of those of a box."""
+    if not isinstance(space, Mapping):
+        return [dict(one) for one in space]
+    count = math.ceil(EXPLORED * trials)
+    return [_setting(space, point) for point in _sobol(len(space), count, seed)]
+
+
+def more_trials(space: Space, trials: int, seed: int, best: Setting) -> list[Setting]:
+    """Return the settings that are tried next, in a quarter-wide box around the best so far.
+
+    Where that box comes within 5 % of an edge, it reaches half a width beyond the edge.
+    """
+    count = trials - math.ceil(EXPLORED * trials)
+    if not isinstance(space, Mapping) or count == 0:
+        return []
+    sides = [_around(_place(space[axis], best[axis])) for axis in space]
+    points = _sobol(len(space), count, seed + 1)
+    return [
+        _setting(
+            space, [low + (high - low) * x for (low, high), x in zip(sides, point, strict=True)]
+        )
+        for point in points
+    ]
+
+
+def edges_of(space: Space, tried: Sequence[Setting], best: int) -> list[str]:
+    """Return the settings whose best value lies at an edge of what was searched.
+
+    Those of a box are within 5 % of a width of the edge that was reached; of a list, at one of its
+    ends, if it has more than one value.
+    """
+    names = list(space) if isinstance(space, Mapping) else sorted({n for one in tried for n in one})
+    found = []
+    for name in names:
+        values = [one[name] for one in tried if isinstance(one.get(name), int | float)]
+        if len(set(values)) < 2 or name not in tried[best]:
+            continue
+        if not isinstance(space, Mapping):
+            at_edge = tried[best][name] in (min(values), max(values))
+        else:
+            places = [_place(space[name], value) for value in values]
+            low, high = min(0.0, *places), max(1.0, *places)
+            place = _place(space[name], tried[best][name])
+            at_edge = place < low + NEAR_EDGE or place > high - NEAR_EDGE
+        if at_edge:
+            found.append(name)
+    return found
+
+
+def middle(space: Space) -> Setting:
+    """Return the middle of a box, or of a list: a setting that nobody has tuned."""
+    if isinstance(space, Mapping):
+        return _setting(space, [0.5] * len(space))
+    return dict(space[len(space) // 2])
+
+
+def _around(place: float) -> tuple[float, float]:
+    low, high = max(place - QUARTER / 2, 0.0), min(place + QUARTER / 2, 1.0)
+    if place - QUARTER / 2 < NEAR_EDGE:
+        low = -BEYOND
+    if place + QUARTER / 2 > 1 - NEAR_EDGE:
+        high = 1 + BEYOND
+    return low, high
+
+
+def _sobol(dimensions: int, count: int, seed: int) -> list[list[float]]:
+    if dimensions == 0:
+        return [[] for _ in range(count)]
+    engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=seed)
+    points: list[list[float]] = engine.draw(count, dtype=torch.float64).tolist()
+    return points
+
+
+def _setting(space: Box, point: Sequence[float]) -> dict[str, Any]:
+    return {
+        axis: math.exp(math.log(low) + x * (math.log(high) - math.log(low)))
+        for (axis, (low, high)), x in zip(space.items(), point, strict=True)
+    }
+
+
+def _place(side: tuple[float, float], value: float) -> float:
+    low, high = map(math.log, side)
+    return (math.log(value) - low) / (high - low)

@@ -1,0 +1,320 @@
+"""Results are made once, found again, and never taken for others."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from core_gates.errors import GatesError
+from harness.evidence import Bar, Row
+from harness.experiment import Arrays, Figures, Piece, Run, SettingsDiffer, Store, Table
+from harness.experiment.forms import cast
+from harness.experiment.record import read_record
+from harness.experiment.ship import main as ship
+from harness.files import Data
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def work(monkeypatch):
+    """The module of work, importable here and in other processes."""
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
+    import work
+
+    return work
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(
+        tmp_path / "runs" / "toy" / "a", app="toy", settings={"model.dim": 8, "data.n": None}
+    )
+
+
+def logged(path):
+    return [line.split()[0] for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def test_absent_equals_null_and_order_does_not_matter():
+    one = Piece("a", 0, {"n": 5}, {"x": 1, "y": None, "z": (1, 2)})
+    two = Piece("a", 0, {"n": 5}, {"z": [1, 2], "x": 1})
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one.name == "a-n5-s0"
+    assert one != Piece("a", 1, {"n": 5}, {"x": 1, "z": [1, 2]})
+    assert one != Piece("a", 0, {"n": 6}, {"x": 1, "z": [1, 2]})
+    assert Piece("oi", keys={"task-": "0.1/error"}).name == "oi-task-0.1_error"
+    with pytest.raises(KeyError, match="no setting 'epochs', only x, z"):
+        one["epochs"]
+
+
+def test_what_is_there_is_not_made_again(run, work, tmp_path, capsys):
+    log = tmp_path / "log"
+    store = run.store("squares", Figures())
+    pieces = [run.piece("square", seed, log=str(log)) for seed in range(3)]
+    assert run.obtain(store, pieces[:2], work.square) == pieces[:2]
+    assert run.obtain(store, [*pieces, pieces[0]], work.square) == pieces
+    assert sorted(logged(log)) == ["square-s0", "square-s1", "square-s2"]
+    assert "squares missing: 1 of 3, square-s2; making them now" in capsys.readouterr().out
+    assert [store.load(piece)["score"] for piece in pieces] == [0.0, 1.0, 4.0]
+    record = store.record(pieces[1])
+    assert record.settings["model.dim"] == 8
+    assert list(record.objects) == ["object1"]
+    assert record.facts == {"note": "squared"}
+    assert record.origin == "trained"
+    assert [path.name for path in store.folder.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.fault("endoscopy A1")
+def test_results_of_other_settings_are_refused_by_name(run, work):
+    store = run.store("squares", Figures())
+    run.obtain(store, [run.piece("square", 1, rate=0.1)], work.square)
+    other = run.piece("square", 1, rate=0.2)
+    with pytest.raises(SettingsDiffer, match=r"rate 0\.1, now 0\.2.*--name NEW.*--overwrite"):
+        store.missing([other])
+    again = Run(run.folder, app="toy", settings=run.settings, overwrite=True)
+    fresh = again.store("squares", Figures())
+    assert fresh.missing([other]) == [other]
+    again.obtain(fresh, [other], work.square)
+    assert fresh.record(other).settings["rate"] == 0.2
+
+
+def test_a_package_result_of_other_settings_is_passed_over(tmp_path, work):
+    package = tmp_path / "package"
+    one, two = (
+        Piece("square", 1, settings={"rate": 0.1}),
+        Piece("square", 1, settings={"rate": 0.2}),
+    )
+    Store("squares", Figures(), package).keep(one, {"score": 7.0})
+    store = Store("squares", Figures(), tmp_path / "run", package)
+    assert store.load(one)["score"] == 7.0
+    assert store.find(two) is None
+    assert "rate 0.1, now 0.2" in store.why([two])
+    without = Store("squares", Figures(), tmp_path / "run", None)
+    assert without.find(one) is None
+
+
+def test_a_result_is_never_tested_on_what_it_was_trained_on(run, work):
+    store = run.store("squares", Figures())
+    piece = run.piece("square", 1)
+    run.obtain(store, [piece], work.square)
+    assert store.load(piece, tested=["object2"])["score"] == 1.0
+    with pytest.raises(GatesError, match="was trained on 1 of the 2 objects"):
+        store.load(piece, tested=["object1", "object2"])
+
+
+def test_a_failure_names_the_piece_and_keeps_the_rest(run, work, tmp_path):
+    store, log = run.store("squares", Figures()), tmp_path / "log"
+    pieces = [
+        run.piece(m, s, log=str(log)) for m, s in (("square", 1), ("broken", 2), ("square", 3))
+    ]
+    with pytest.raises(GatesError, match="broken-s2: it does not work"):
+        run.obtain(store, pieces, work.square)
+    assert store.find(pieces[0]) is not None
+    assert "square-s3" not in logged(log)
+
+
+def test_a_short_look_computes_nothing(run, work, tmp_path):
+    store = run.store("squares", Figures())
+    piece, other = run.piece("square", 1), run.piece("square", 2)
+    run.obtain(store, [piece], work.square)
+    quick = Run(run.folder, app="toy", settings=run.settings, quick=True)
+    assert quick.obtain(quick.store("squares", Figures()), [piece, other], work.square) == [piece]
+
+
+def test_only_some_methods_take_part(run, work):
+    some = Run(run.folder, app="toy", settings=run.settings, only=["square"])
+    store = some.store("squares", Figures())
+    pieces = [some.piece("square", 1), some.piece("broken", 1)]
+    assert some.obtain(store, pieces, work.square) == pieces[:1]
+    path = some.finish([Row("square", "t", "m", 1.0)], [Bar("b", 1.0, "<=", 2.0)], seeds=[1])
+    assert json.loads(path.read_text())["bars"] == []
+
+
+def test_a_second_process_at_a_piece_ends_with_one_line(run, work, tmp_path):
+    script = tmp_path / "second.py"
+    script.write_text(
+        "import sys\n"
+        "import work\n"
+        "from pathlib import Path\n"
+        "from harness.experiment import Figures, Run\n"
+        "from core_gates.errors import GatesError\n"
+        "run = Run(Path(sys.argv[1]), app='toy')\n"
+        "piece = run.piece('square', 3, seconds=300, log=sys.argv[2])\n"
+        "try:\n"
+        "    run.obtain(run.store('squares', Figures()), [piece], work.square)\n"
+        "except GatesError as error:\n"
+        "    sys.exit(str(error))\n"
+    )
+    log = tmp_path / "log"
+    command = [sys.executable, str(script), str(run.folder), str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+        while not log.is_file():
+            assert first.poll() is None
+            time.sleep(0.05)
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        first.kill()
+    assert second.returncode == 1
+    assert second.stderr.count("\n") == 1
+    assert "another process is at work on" in second.stderr
+    assert logged(log) == ["square-s3"]
+
+
+@pytest.mark.parametrize("monitor", [None, "val/loss"])
+def test_a_training_killed_at_any_step_ends_with_the_same_bits(
+    tmp_path, work, monkeypatch, monitor
+):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, work\n"
+        "from pathlib import Path\n"
+        "from harness.experiment import Arrays, Run, job\n"
+        "job.SAVED_EVERY = 0.0\n"
+        "run = Run(Path(sys.argv[1]), app='toy')\n"
+        f"piece = run.piece('ridge', 3, epochs=4, monitor={monitor!r})\n"
+        "run.obtain(run.store('weights', Arrays()), [piece], work.train)\n"
+    )
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    base = [sys.executable, str(script)]
+    subprocess.run([*base, str(unbroken)], check=True)
+    for step in (5, 16, 30):
+        environment = os.environ | {"KILL_AT": f"{tmp_path / f'at{step}'}@{step}"}
+        done = subprocess.run([*base, str(killed)], check=False, env=environment)
+        assert done.returncode == -9
+    subprocess.run([*base, str(killed)], check=True)
+    one, two = (Arrays().load(path / "weights" / "ridge-s3") for path in (unbroken, killed))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    records = [read_record(path / "weights" / "ridge-s3") for path in (unbroken, killed)]
+    assert records[0]._replace(seconds=0, command="") == records[1]._replace(seconds=0, command="")
+
+
+def test_an_optimum_beyond_the_box_is_reached_and_warned_of(run, work, capsys):
+    spaces = {name: {"x": (1.0, 100.0)} for name in ("inside", "outside")}
+    found = run.tune(spaces, work.bowl, trials=16)
+    assert found["inside"].edges == []
+    assert found["inside"].setting["x"] == pytest.approx(3.0, rel=0.3)
+    assert found["outside"].setting["x"] == pytest.approx(150.0, rel=0.25)
+    assert max(trial["x"] for trial in found["outside"].trials) <= 1000.0 * (1 + 1e-9)
+    assert all(len(choice.trials) == 16 for choice in found.values())
+    capsys.readouterr()
+    again = run.tune(spaces, work.bowl, trials=16)
+    assert again == found
+    assert "missing" not in capsys.readouterr().out
+
+
+def test_an_optimum_at_the_edge_of_what_was_searched_is_kept_and_said(run, work, capsys):
+    found = run.tune({"outside": {"x": (1.0, 2.0)}}, work.bowl, trials=8)
+    assert found["outside"].edges == ["x"]
+    assert "lies at an edge of what was searched" in capsys.readouterr().out
+    listed = {"inside": [{"x": 3.0}, {"x": 9.0}, {"x": 27.0}]}
+    assert run.tune(listed, work.bowl, trials=3)["inside"].edges == ["x"]
+
+
+def test_every_method_gets_as_many_trials(run, work):
+    with pytest.raises(GatesError, match="lists 1 settings, but every method gets 2 trials"):
+        run.tune({"inside": [{"x": 1.0}]}, work.bowl, trials=2)
+    with pytest.raises(GatesError, match="two positive numbers, the lower one first"):
+        run.tune({"inside": {"x": (2.0, 1.0)}}, work.bowl, trials=2)
+    with pytest.raises(GatesError, match="none of 3 trials has a score"):
+        run.tune({"nan": {"x": (1.0, 2.0)}}, work.bowl, trials=4)
+
+
+def test_a_choice_may_be_for_a_task(run, work):
+    found = run.tune({"inside@0.1/error": {"x": (1.0, 9.0)}}, work.bowl, trials=4)
+    assert set(found) == {"inside@0.1/error"}
+    assert (run.folder / "choices" / "inside-task-0.1_error-s100" / "record.json").is_file()
+
+
+def test_scores_of_a_short_look_never_replace_full_ones(run):
+    rows = [Row("a", "t", "m", 1.0)]
+    data = [Data("set", "test", 64 * "0", 3, "objects")]
+    run.finish(rows, [Bar("b", 3.0, "<=", 2.0)], seeds=[0], data=data, headline="A wins.")
+    with pytest.raises(GatesError, match="holds a full evaluation"):
+        Run(run.folder, app="toy", quick=True)
+    content = json.loads(run.scores.read_text())
+    assert content["data"] == [data[0].state()]
+    assert "A wins." in run.scores.with_suffix(".md").read_text()
+
+
+def test_a_part_replaces_its_own_rows_alone(run):
+    run.finish([Row("a", "t", "m", 1.0)], [Bar("t", 1.0, "<=", 2.0)], seeds=[0])
+    for value in (2.0, 3.0):
+        run.finish([Row("a", "audit/x", "m", value)], seeds=[1], part="audit")
+    content = json.loads(run.scores.read_text())
+    assert [(row["task"], row["value"]) for row in content["rows"]] == [
+        ("t", 1.0),
+        ("audit/x", 3.0),
+    ]
+    assert content["seeds"] == [0, 1]
+    assert len(content["bars"]) == 1
+
+
+def test_the_verdict_is_one_line_and_tables_fit_a_pipe(run, capsys):
+    rows = [
+        Row(f"method{i}", "task", f"a_rather_long_metric_{j}", 1 / (i + j + 1), 0.1, 2.0)
+        for i in range(3)
+        for j in range(9)
+    ]
+    bars = [Bar("good", 1.0, "<=", 2.0), Bar("bad", 3.0, "<=", 2.0, "mm")]
+    run.finish(rows, bars, seeds=[0])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-1])) <= 100
+    assert "1 of 2 bars met; missed: bad 3.000, needed <= 2.000 mm." in lines
+    assert lines[-1] == str(run.scores)
+
+
+@pytest.mark.parametrize(
+    ("form", "result"),
+    [
+        (Figures(), {"a": 1.5, "b": math.nan}),
+        (Arrays(), {"w": torch.arange(6.0).reshape(2, 3).T}),
+    ],
+)
+def test_forms_give_back_what_they_took_and_refuse_damage(tmp_path, form, result):
+    form.save(tmp_path, result)
+    found = form.load(tmp_path)
+    assert repr(found) == repr(result)
+    (tmp_path / form.FILE).write_bytes(b"{")
+    with pytest.raises(GatesError, match="missing or damaged"):
+        form.load(tmp_path)
+
+
+def test_tables_are_kept(tmp_path):
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame({"a": [1, 2], "b": ["x", None]})
+    Table().save(tmp_path, table)
+    pd.testing.assert_frame_equal(Table().load(tmp_path), table)
+    (tmp_path / Table.FILE).write_bytes(b"PAR1")
+    with pytest.raises(GatesError, match="missing or damaged"):
+        Table().load(tmp_path)
+
+
+def test_results_ship_with_their_records(tmp_path, work, capsys):
+    run = Run(tmp_path / "run", app="toy", command="gates toy evaluate")
+    pieces = [run.piece("ridge", seed, epochs=1) for seed in (0, 1)]
+    store = run.store("weights", Arrays())
+    run.obtain(store, pieces, work.train)
+    run.tune({"inside": {"x": (1.0, 9.0)}}, work.bowl, trials=2)
+    package = tmp_path / "package"
+    assert ship([str(run.folder), "--package", str(package), "--bfloat16"]) == 0
+    names = sorted(str(p.relative_to(package)) for p in package.glob("weights/default/*/*"))
+    assert names == [
+        "weights/default/choices/inside-s100",
+        "weights/default/weights/ridge-s0",
+        "weights/default/weights/ridge-s1",
+    ]
+    shipped = Store("weights", Arrays(), tmp_path / "other", package / "weights" / "default")
+    exact, rounded = store.load(pieces[0]), shipped.load(pieces[0])
+    assert all(torch.equal(rounded[n], cast(exact, torch.bfloat16)[n]) for n in exact)
+    assert shipped.record(pieces[0]).command == "gates toy evaluate"
+    assert ship([str(tmp_path / "nothing")]) == 2
+    assert "holds no results to ship" in capsys.readouterr().err
