@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from core_gates import GateMonitor, TopKGate, collect_routing
 from core_gates.features.selection import FeatureSelectionGate
 from core_gates.training.gradient_routing import GradientRouting
+from core_gates.training.proximal import ProximalStep
 
 MODES = ["dual", "every_k", "joint", "off", "reference"]
 
@@ -399,11 +400,67 @@ def test_mode_off_needs_no_gates():
     assert changed(before, snapshot(model)) == {"weight", "bias"}
 
 
-def test_gates_and_optimizer_with_proximal_steps_work_together():
-    from core_gates.training.proximal import ProximalAdamW
+def frozen(mode, *, weights=False, gates=False, **options):
+    """A model whose weights or gates do not learn, and its routing."""
+    model, routing = build(mode, **options)
+    for name, parameter in model.named_parameters():
+        if gates if "gate" in name else weights:
+            parameter.requires_grad_(False)
+    return model, routing
 
-    model, routing = build(kind=ProximalAdamW)
-    routing.gate_optimizer.param_groups[0]["xi"] = 10.0
+
+@pytest.mark.fault("core A16")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_gates_learn_while_all_weights_are_frozen(mode, scaled):
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0) if scaled else None
+    model, routing = frozen(mode, weights=True, clip=10.0, gate_clip=10.0, scaler=scaler)
+    before = snapshot(model)
+    steps = train(model, routing)
+    assert changed(before, snapshot(model)) == (set() if mode == "off" else GATES)
+    twin, _ = frozen(mode, weights=True)
+    if mode == "off":
+        assert steps[0].gate_grad_norm is None
+    else:
+        assert all(step.gate_grad_norm > 0 for step in steps)
+    if mode in ("joint", "off"):
+        assert_close(steps[0].loss, loss_on(*batch())(twin).detach())
+    assert all(step.loss.isfinite() for step in steps)
+
+
+@pytest.mark.fault("core A16")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_weights_learn_while_all_gates_are_frozen(mode, scaled):
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0) if scaled else None
+    model, routing = frozen(mode, gates=True, clip=10.0, gate_clip=10.0, scaler=scaler)
+    before = snapshot(model)
+    steps = train(model, routing)
+    assert changed(before, snapshot(model)) == WEIGHTS
+    assert all(step.grad_norm > 0 for step in steps)
+    if mode != "reference":  # which adds the gradients of both passes
+        plain, unrouted = frozen("off", gates=True, clip=10.0)
+        train(plain, unrouted)
+        assert not changed(snapshot(plain), snapshot(model))
+
+
+@pytest.mark.fault("core A16")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_frozen_model_only_measures_its_loss(mode, scaled):
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0) if scaled else None
+    model, routing = frozen(mode, weights=True, gates=True, clip=1.0, scaler=scaler)
+    before = snapshot(model)
+    step = routing.step(model, loss_on(*batch()))
+    assert not changed(before, snapshot(model))
+    assert_close(step.loss, loss_on(*batch())(model))
+    assert step.grad_norm is None
+    assert step.gate_grad_norm is None
+
+
+def test_gates_and_optimizer_with_proximal_steps_work_together():
+    model, routing = build()
+    ProximalStep(routing.gate_optimizer, routing.gates, 10.0)
     train(model, routing, 1)
     assert not model.gate.logits.any()
     assert model.first.weight.all()
