@@ -235,16 +235,6 @@ def test_starts_as_nothing_with_the_published_draw():
     assert torch.equal(SparseLowRank(6, 8, 3, initialization="ones").gate_values(), torch.ones(3))
 
 
-@given(xi=st.floats(0, 2))
-def test_shrinking_is_the_soft_threshold(xi):
-    gate = SoftThreshold(50, dtype=torch.float64)
-    before = gate.weight.detach().clone()
-    gate.shrink_(xi)
-    assert_close(gate.weight.detach(), before.sign() * (before.abs() - xi).clamp(min=0))
-    assert torch.equal(gate.kept, before.abs() > xi)
-    assert gate.weight.grad_fn is None
-
-
 def test_golden_l1_loss(golden):
     gates = nn.ModuleList()
     for number in range(3):
