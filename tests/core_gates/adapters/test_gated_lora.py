@@ -293,7 +293,9 @@ def test_an_empty_batch_may_have_a_time_a_sample(leading):
 @pytest.mark.parametrize("shape", [(2,), (0,), (3, 1)])
 def test_times_that_fit_no_batch_are_refused(shape):
     module, x = random_module(2, 3, time="film"), inputs(3, 5)
-    message = rf"time \({', '.join(map(str, shape))},?\) must be one number, or one a sample: \(3,\)"
+    message = (
+        rf"time \({', '.join(map(str, shape))},?\) must be one number, or one a sample: \(3,\)"
+    )
     for call in (module, module.gate_values):
         with pytest.raises(ValueError, match=message):
             call(x, time=torch.zeros(shape))
