@@ -56,9 +56,9 @@ class GradientRouting:
       Buffers and random numbers are treated as in ``dual``.
 
     Either group may be frozen, or both: its pass only measures the loss, or is left out. Under a
-    :class:`DistributedDataParallel` model the main pass uses its hooks, and the gate gradients, which
-    they do not see, are averaged here. A gradient scaler is unscaled before clipping and updated
-    once a step.
+    :class:`DistributedDataParallel` model the main pass uses its hooks, and the gate gradients,
+    which they do not see, are averaged here. A gradient scaler is unscaled before clipping and
+    updated once a step.
 
     Example:
         >>> routing = GradientRouting(optimizer, gate_optimizer, clip=10.0, gate_clip=32.0)
