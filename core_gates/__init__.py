@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from core_gates.routing.schedules import (
         PiecewiseSchedule,
         SparsitySchedule,
+        StagedSchedule,
         TemperatureSchedule,
     )
     from core_gates.surgery import fold_gates, inject_gates, prune_gates
