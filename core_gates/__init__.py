@@ -96,11 +96,12 @@ if TYPE_CHECKING:
     from core_gates.routing.schedules import (
         PiecewiseSchedule,
         SparsitySchedule,
+        StagedSchedule,
         TemperatureSchedule,
     )
     from core_gates.surgery import fold_gates, inject_gates, prune_gates
     from core_gates.training.gradient_routing import GradientRouting
-    from core_gates.training.proximal import ProximalAdamW
+    from core_gates.training.proximal import ProximalStep
     from core_gates.training.sync_batch_norm import SyncBatchNorm
 
 _HOMES = {
@@ -148,7 +149,7 @@ _HOMES = {
     "PermutedGate": "gates.permutation",
     "PiecewiseSchedule": "routing.schedules",
     "PreGate": "gates.predictive",
-    "ProximalAdamW": "training.proximal",
+    "ProximalStep": "training.proximal",
     "ReMoEGate": "gates.remoe",
     "RoutingOutput": "routing.output",
     "SelfGate": "features.self_gate",
@@ -256,7 +257,7 @@ __all__ = [
     "PermutedGate",
     "PiecewiseSchedule",
     "PreGate",
-    "ProximalAdamW",
+    "ProximalStep",
     "ReMoEGate",
     "RoutingOutput",
     "SelfGate",

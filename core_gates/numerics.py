@@ -1,5 +1,6 @@
-"""Numerics that every routing gate shares: float32 logits and a stable choice of the largest."""
+"""Numerics that gates share: float32 logits, exact state, a stable choice of the largest."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core_gates.padding import check_padding_mask
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def linear_fp32(
@@ -62,6 +65,20 @@ def lowest_index_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         chosen.append(remaining.argmax(-1, keepdim=True))
     indices = torch.cat(chosen, -1)
     return scores.gather(-1, indices), indices
+
+
+def unrounded(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return ``fn`` of ``nn.Module._apply`` without its cast to half precision.
+
+    For what must stay exact in ``module.to(torch.bfloat16)``; it still moves between devices.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        rounded = result.dtype in _HALF and tensor.dtype not in _HALF
+        return tensor.to(result.device) if rounded else result
+
+    return moved
 
 
 def _autocast_off(x: Tensor) -> AbstractContextManager[object]:

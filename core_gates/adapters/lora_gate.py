@@ -117,7 +117,7 @@ class LoraGate(nn.Module):
                 of ``base`` (B, ..., D).
 
         Raises:
-            ValueError: The gate needs the time and gets none.
+            ValueError: The gate needs the time and gets none, or gets times that fit no batch.
         """
         gates = self.gate_values(base, loras, time=time)
         mixed = (gates * loras.to(gates.dtype)).sum(-2) * self.weight_out.to(gates.dtype)
@@ -125,7 +125,7 @@ class LoraGate(nn.Module):
 
     def gate_values(self, base: Tensor, loras: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the gates ``g_k`` (..., K, D); arguments as in :meth:`forward`."""
-        bias = self._bias(time)
+        bias = self._bias(self.checked_time(time, base))
         if bias.ndim == 2:  # one row a sample
             bias = bias.view(len(bias), *[1] * (base.ndim - 1), self.dim)
         acc = torch.promote_types(bias.dtype, base.dtype)
@@ -156,7 +156,7 @@ class LoraGate(nn.Module):
         acc = constant.dtype
         gain, offset = self.norm_lora.weight.to(acc), self.norm_lora.bias.to(acc)
         slope, along_z, cross = (torch.zeros_like(constant) for _ in range(3))
-        # Each term as a product of n and z before their affine maps.
+        # Each term as a multiple of n and z before their affine maps.
         if self.weight_lora is not None:
             constant = constant + offset * self.weight_lora
             along_z = along_z + gain * self.weight_lora
@@ -171,6 +171,29 @@ class LoraGate(nn.Module):
                 along_z = along_z + base_offset * gain * self.weight_cross
                 cross = cross + base_gain * gain * self.weight_cross
         return torch.stack([constant, slope, along_z, cross, self.weight_out.to(acc)])
+
+    def checked_time(self, time: Tensor | None, x: Tensor) -> Tensor | None:
+        """Return the time of a batch: None if the gate takes none, one number, or one a sample.
+
+        Args:
+            time: Diffusion time, one number (also in a list of one), or one a sample (B,).
+            x: Batch (B, ..., D), of which nothing but the shape is read.
+
+        Raises:
+            ValueError: The gate needs the time and gets none, or the times do not fit the batch.
+        """
+        if self.weight_time is None:
+            return None
+        if time is None:
+            raise ValueError("a gate with time='film' needs the diffusion time: pass time=")
+        if time.shape in ((), (1,)) or (time.shape == (0,) == x.shape[:1] and x.ndim > 1):
+            return time.sum()  # an empty batch, too, has one time: any
+        if x.ndim < 2 or time.shape != x.shape[:1]:
+            raise ValueError(
+                f"time {tuple(time.shape)} must be one number, or one a sample:"
+                f" {tuple(x.shape[: min(1, x.ndim - 1)])}"
+            )
+        return time
 
     def extra_repr(self) -> str:
         """Show the options in ``print(gate)``."""

@@ -1,11 +1,12 @@
 """The gate of SoRA: a factor for each rank component, which soft thresholding makes zero."""
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from core_gates.ops.soft_threshold.op import soft_threshold
+from core_gates.numerics import unrounded
 
 GateInitialization = Literal["normal", "ones"]
 
@@ -15,41 +16,46 @@ class SoftThreshold(nn.Module):
 
     The gate is trained by gradient and shrunk by ``S_ξ(g) = sign(g) max(|g| - ξ, 0)`` after every
     optimizer step, which makes components exactly zero. A zero gate still receives a gradient and
-    may come back. The optimizer takes the step where its group says so::
+    may come back. The step can follow any optimizer::
 
-        gates = [m.weight for m in model.modules() if isinstance(m, SoftThreshold)]
-        ProximalAdamW([{"params": others}, {"params": gates, "xi": 3e-4}], lr=8e-4)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=8e-4)
+        core_gates.training.ProximalStep(optimizer, rank_gates(model), 3e-4)
+
+    The gate stays in float32 where ``.to(torch.bfloat16)`` rounds everything else: ξ is below the
+    resolution of half precision. FSDP2 wants one dtype in each group of parameters: in a model of
+    half precision give it the gates first, ``fully_shard(gate)``.
 
     Args:
-        r: Number of components R.
+        rank: Number of components R; 0 for a gate that is loaded or was pruned away.
         initialization: ``normal`` draws the gate from N(0, 1) as published; ``ones`` starts as a
             plain LoRA.
         device: Device of the gate.
-        dtype: Floating dtype of the gate.
+        dtype: Floating dtype of the gate, float32 in place of half precision.
 
     Shape:
         (..., R) to the same; ``weight`` (R,).
 
     Raises:
-        ValueError: ``r`` is below 1 or the initialization is unknown.
+        ValueError: ``rank`` is negative or the initialization is unknown.
     """
 
     def __init__(
         self,
-        r: int,
+        rank: int,
         *,
         initialization: GateInitialization = "normal",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if r < 1:
-            raise ValueError(f"r must be at least 1, got {r}")
+        if rank < 0:
+            raise ValueError(f"rank must not be negative, got {rank}")
         if initialization not in get_args(GateInitialization):
             known = ", ".join(get_args(GateInitialization))
             raise ValueError(f"unknown initialization {initialization!r}; choose one of {known}")
         self.initialization = initialization
-        self.weight = nn.Parameter(torch.empty(r, device=device, dtype=dtype))
+        exact = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        self.weight = nn.Parameter(torch.empty(rank, device=device, dtype=exact))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -72,27 +78,27 @@ class SoftThreshold(nn.Module):
         """True (R,) where the gate is not zero."""
         return self.weight.detach() != 0
 
-    @torch.no_grad()
-    def shrink_(self, threshold: float) -> None:
-        """Take one proximal step in place, for training loops without a proximal optimizer.
-
-        Args:
-            threshold: ξ, not negative; learning rate times the factor of the L1 penalty.
-
-        Raises:
-            ValueError: The threshold is negative or NaN.
-        """
-        self.weight.copy_(soft_threshold(self.weight, threshold))
-
     def extra_repr(self) -> str:
         """Show the size in ``print(gate)``."""
-        return f"r={self.weight.shape[0]}"
+        return f"rank={self.weight.shape[0]}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(unrounded(fn), recurse)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def rank_gates(model: nn.Module) -> list[nn.Parameter]:
+    """Return the soft-thresholded gates of a model, for an optimizer and its proximal step.
+
+    Args:
+        model: Module that holds gates; any :class:`SoftThreshold` in it counts.
+    """
+    return [module.weight for module in model.modules() if isinstance(module, SoftThreshold)]
 
 
 def gate_l1_loss(model: nn.Module) -> Tensor:
     """Return the mean of ``|g|`` over all entries of all soft-thresholded gates of a model.
 
-    The published code adds it to the loss, times a factor, beside the proximal step.
+    The published code adds it to the loss, times a factor, next to the proximal step.
 
     Args:
         model: Module that holds gates; any :class:`SoftThreshold` in it counts.
@@ -100,8 +106,8 @@ def gate_l1_loss(model: nn.Module) -> Tensor:
     Raises:
         ValueError: The model holds no such gate.
     """
-    gates = [m.weight for m in model.modules() if isinstance(m, SoftThreshold)]
+    gates = rank_gates(model)
     if not gates:
         raise ValueError(f"{type(model).__name__} holds no SoftThreshold gate to take the norm of")
-    absolute = torch.stack([gate.abs().sum() for gate in gates])
-    return absolute.sum() / sum(gate.numel() for gate in gates)
+    absolute = torch.stack([gate.abs().sum().to(gates[0].device) for gate in gates])
+    return absolute.sum() / max(1, sum(gate.numel() for gate in gates))

@@ -27,6 +27,8 @@ class GatedConv(nn.Module):
             ``o1 = silu(K_o o + K_g g)``.
         open_gate: True gives the control whose gates are all one, ``o1 = silu(K_o o)``; the gate
             stream is not read.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
 
     Shape:
         Three streams (B, I, [D,] H, W) to three streams (B, C, [D,] H, W).
@@ -42,12 +44,18 @@ class GatedConv(nn.Module):
         circular: bool = False,
         gated: bool = True,
         open_gate: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.gated, self.open_gate = gated, open_gate
-        self.conv_x = SameConv(in_dim, dim, kernel_size, ndim=ndim, circular=circular)
-        self.conv_o = SameConv(in_dim, dim, kernel_size, ndim=ndim, circular=circular)
-        self.conv_g = SameConv(in_dim, dim, kernel_size, ndim=ndim, circular=circular)
+
+        def conv() -> SameConv:
+            return SameConv(
+                in_dim, dim, kernel_size, ndim=ndim, circular=circular, device=device, dtype=dtype
+            )
+
+        self.conv_x, self.conv_o, self.conv_g = conv(), conv(), conv()
 
     def forward(self, x: Tensor, o: Tensor, g: Tensor) -> Streams:
         """Return the next background, observation and gate features.
@@ -80,7 +88,8 @@ class PartialConv(nn.Module):
     """Partial convolution, the rule-based rival of a learned gate (Liu et al., 2018).
 
     ``o1 = W (o * m) * k / sum(m) + b`` over the window of each cell, k its number of entries, and
-    ``m1 = 1[sum(m) > 0]``; cells without any entry become zero.
+    ``m1 = 1[sum(m) > 0]``; cells without any entry become zero. What lies under the mask is ignored
+    whatever it holds, NaN too.
 
     Args:
         in_dim: Channels of the input.
@@ -88,6 +97,8 @@ class PartialConv(nn.Module):
         kernel_size: Odd extents of the kernel, one integer for all or ``ndim`` of them.
         ndim: 2 or 3 spatial dimensions.
         circular: Pad the last dimension (longitude) periodically; the others with zeros.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
 
     Shape:
         ``o`` (B, I, [D,] H, W); ``mask`` (B, I or 1, [D,] H, W) of zeros and ones; outputs
@@ -102,9 +113,13 @@ class PartialConv(nn.Module):
         *,
         ndim: int = 3,
         circular: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.conv = SameConv(in_dim, dim, kernel_size, ndim=ndim, circular=circular)
+        self.conv = SameConv(
+            in_dim, dim, kernel_size, ndim=ndim, circular=circular, device=device, dtype=dtype
+        )
 
     def forward(self, o: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the convolved observations and the mask of the cells that saw at least one."""
@@ -113,6 +128,7 @@ class PartialConv(nn.Module):
         window = torch.ones_like(weight[:1, : mask.shape[1]])
         total = same_conv(mask, window, circular=circular)
         seen = (total > 0.5).to(o.dtype)
-        signal = same_conv(o * mask, weight, circular=circular)
+        visible = torch.where(mask != 0, o, 0)  # a product would keep what is not finite
+        signal = same_conv(visible, weight, circular=circular)
         scale = window.numel() / total.clamp_min(1)
         return (signal * scale + bias.view(-1, *(1,) * self.conv.ndim)) * seen, seen

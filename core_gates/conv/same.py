@@ -13,7 +13,7 @@ def same_conv(
     """Convolve with stride 1 and the padding that keeps every extent.
 
     A volume of few levels is convolved in two dimensions with its levels folded into the channels,
-    wherever the kernel reaches from any level to any other: the same sum without products with
+    wherever the kernel reaches from any level to any other: the same sum without multiplying by
     padding. Deeper volumes are convolved level by level on CPU, up to four times faster than the
     3-D convolution; elsewhere they are made contiguous for it, because its backward pass is slow
     for channels-last strides.
@@ -87,7 +87,7 @@ def _levelwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: lis
 class SameConv(nn.Module):
     """Convolution over ``(B, C, D, H, W)`` or ``(B, C, H, W)`` that keeps the grid.
 
-    Initialised as the convolutions of PyTorch.
+    Initialized as the convolutions of PyTorch.
 
     Args:
         in_dim: Channels of the input.
@@ -95,6 +95,8 @@ class SameConv(nn.Module):
         kernel_size: Extents of the kernel, all odd; an integer stands for all of them.
         ndim: 2 or 3 spatial dimensions.
         circular: Pad the last dimension (longitude) periodically; the others with zeros.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
 
     Raises:
         ValueError: The kernel has an even extent or another number of dimensions.
@@ -108,6 +110,8 @@ class SameConv(nn.Module):
         *,
         ndim: int = 3,
         circular: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if ndim not in (2, 3):
             raise ValueError(f"ndim must be 2 or 3, found {ndim}")
@@ -117,8 +121,8 @@ class SameConv(nn.Module):
         super().__init__()
         self.ndim = ndim
         self.circular = circular
-        self.weight = nn.Parameter(torch.empty(dim, in_dim, *kernel))
-        self.bias = nn.Parameter(torch.empty(dim))
+        self.weight = nn.Parameter(torch.empty(dim, in_dim, *kernel, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

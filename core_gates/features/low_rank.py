@@ -76,7 +76,7 @@ class LowRankFeatureGate(nn.Module):
         """
         mixture = linear_fp32(v, self.mixer_weight, self.mixer_bias).softmax(-1)
         rows = v.reshape(-1, self.dim)
-        hidden = rows @ self.down.permute(1, 0, 2).flatten(1)  # all maps in one product
+        hidden = rows @ self.down.permute(1, 0, 2).flatten(1)  # all maps in one matmul
         hidden = hidden.view(-1, self.num_maps, self.rank).transpose(0, 1)
         logits = (hidden @ self.up).to(mixture.dtype)
         mixture = mixture.reshape(-1, self.num_maps).mT.unsqueeze(-1)

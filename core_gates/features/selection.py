@@ -6,12 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.features.folding import Side, scale_inputs, scale_outputs
-from core_gates.features.rectifiers import (
-    Rectifier,
-    open_probability,
-    rectify,
-    sample_hard_concrete,
-)
+from core_gates.features.rectifiers import HARD_CONCRETE, Rectifier, rectify
 
 
 class FeatureSelectionGate(nn.Module):
@@ -24,7 +19,9 @@ class FeatureSelectionGate(nn.Module):
     - ``sigmoid``: s = σ(g), near 0.5 at the start;
     - ``relu``: s = max(g, 0); a gate that is closed gets no gradient, so start it open, e.g. at 1;
     - ``hard_concrete``: s = clip(1.2 σ(g) - 0.1, 0, 1), in training a random sample with the same
-      mean logit, one a forward pass (Louizos et al., 2018); drive it by :meth:`l0_penalty`;
+      mean logit, one a forward pass (Louizos et al., 2018); drive it by :meth:`l0_penalty`, and
+      before evaluation measure the statistics of batch normalization anew, which the noise has
+      spread: ``core_gates.training.recalibrate_batch_norm``;
     - ``straight_through``: s = 1 where σ(g) > 0.5, else 0, with the gradient of σ(g).
 
     Args:
@@ -110,7 +107,7 @@ class FeatureSelectionGate(nn.Module):
         """
         logits = self._exact_logits()
         if self.rectifier == "hard_concrete":
-            probability = open_probability(logits)
+            probability = HARD_CONCRETE.open_probability(logits)
         elif self.rectifier == "straight_through":
             probability = logits.sigmoid()
         else:
@@ -154,7 +151,7 @@ class FeatureSelectionGate(nn.Module):
         logits = self._exact_logits()
         smallest = torch.finfo(logits.dtype).eps  # the logarithms of the noise stay finite
         uniform = torch.rand_like(logits).clamp(smallest, 1 - smallest)
-        return torch.where(self.kept, sample_hard_concrete(logits, uniform), 0)
+        return torch.where(self.kept, HARD_CONCRETE.sample(logits, uniform), 0)
 
 
 HardAttentionGate = FeatureSelectionGate

@@ -1,12 +1,11 @@
 """The hard concrete gate."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from core_gates.numerics import linear_fp32
 from core_gates.routing.base import Gate
+from core_gates.routing.hard_concrete import HardConcrete
 from core_gates.routing.losses import l0_loss
 from core_gates.routing.output import RoutingOutput
 
@@ -54,13 +53,8 @@ class HardConcreteGate(Gate):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_experts)
-        if not beta > 0:
-            raise ValueError(f"beta must be positive, got {beta}")
-        if not (gamma < 0 and zeta > 1):
-            raise ValueError(f"gamma must be below 0 and zeta above 1, got {gamma} and {zeta}")
-        self.beta = beta
-        self.gamma = gamma
-        self.zeta = zeta
+        self.distribution = HardConcrete(beta, gamma, zeta)
+        self.distribution.check()
         self.count_padding = count_padding
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.bias = (
@@ -93,11 +87,11 @@ class HardConcreteGate(Gate):
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
         if noise is None and self.training:
             noise = torch.rand_like(logits)
-        scores = logits.sigmoid()
-        if noise is not None:
-            scores = ((noise.logit() + logits) / self.beta).sigmoid()  # finite at U = 0 too
-        weights = (scores * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
-        probs = (logits - self.beta * math.log(-self.gamma / self.zeta)).sigmoid()
+        if noise is None:
+            weights = self.distribution.deterministic(logits)
+        else:
+            weights = self.distribution.sample(logits, noise)
+        probs = self.distribution.open_probability(logits)
         routing = RoutingOutput(weights, logits=logits, probs=probs)
         l0 = l0_loss(routing, padding_mask=padding_mask, count_padding=self.count_padding)
         return routing.ignore(padding_mask)._replace(aux={"l0": l0})

@@ -55,9 +55,10 @@ class GradientRouting:
       add to all of them and clip over all parameters, so that the weights move along the sum.
       Buffers and random numbers are treated as in ``dual``.
 
-    Under a :class:`DistributedDataParallel` model the main pass uses its hooks, and the gate
-    gradients, which they do not see, are averaged here. A gradient scaler is unscaled before
-    clipping and updated once a step.
+    Either group may be frozen, or both: its pass only measures the loss, or is left out. Under a
+    :class:`DistributedDataParallel` model the main pass uses its hooks, and the gate gradients,
+    which they do not see, are averaged here. A gradient scaler is unscaled before clipping and
+    updated once a step.
 
     Example:
         >>> routing = GradientRouting(optimizer, gate_optimizer, clip=10.0, gate_clip=32.0)
@@ -114,6 +115,7 @@ class GradientRouting:
         self._group = group
         self._backward = backward
         self._overflowed = False  # in this step, by the gates
+        self._checked = False  # in this step, whether the scaler has looked at any gradient
         shared = {id(p) for p in self.weights} & {id(p) for p in self.gates}
         if shared:
             raise ValueError(
@@ -161,7 +163,7 @@ class GradientRouting:
             raise ValueError("a step needs at least one micro-batch, got none")
         for p in (*self.weights, *self.gates):
             p.grad = None
-        self._overflowed = False
+        self._overflowed = self._checked = False
         before = None if self._scaler is None else _state_of(self.gate_optimizer)
         if self.mode == "reference":
             step = self._reference_step(model, losses, gate_losses)
@@ -176,7 +178,7 @@ class GradientRouting:
             step = RoutedStep(value, gate_value, norm, gate_norm)
         for p in self.gates:
             p.grad = None  # hooks of a distributed model leave one
-        if self._scaler is not None:
+        if self._scaler is not None and self._checked:
             scale = self._scaler.get_scale()
             self._scaler.update()
             if before and self._scaler.get_scale() < scale:  # perhaps of the weights alone
@@ -192,19 +194,23 @@ class GradientRouting:
         """Continue the count of steps."""
         self.num_steps = state["num_steps"]
 
-    def _gate_pass(self, model: nn.Module, losses: list[Loss]) -> tuple[Tensor, Tensor | None]:
+    def _gate_pass(
+        self, model: nn.Module, losses: list[Loss]
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Move the gates by their own gradient; touch neither weights, buffers nor generators."""
         bare = model.module if isinstance(model, DistributedDataParallel) else model
         gates = self.gates
+        if not gates:
+            return None, None
         sums: list[Tensor | None] = [None] * len(gates)
-        total = torch.zeros((), device=gates[0].device)
+        values = []
         with self._replayed(bare), _frozen(self.weights):
             for loss in losses:
                 value = loss(bare) / len(losses)
                 if value.requires_grad:  # else no gate took part in it
                     parts = torch.autograd.grad(self._scaled(value), gates, allow_unused=True)
                     sums = [_add(*pair) for pair in zip(sums, parts, strict=True)]
-                total = total + value.detach()
+                values.append(value.detach())
         group = self._group
         if group is None and isinstance(model, DistributedDataParallel):
             group = model.process_group
@@ -218,7 +224,7 @@ class GradientRouting:
         for gate in gates:
             gate.grad = None
         torch.clear_autocast_cache()  # it may hold the old gates in half precision
-        return total, norm
+        return torch.stack(values).sum(), norm
 
     def _joint_step(self, model: nn.Module, losses: list[Loss]) -> RoutedStep:
         value = self._backward_pass(model, losses, [*self.weights, *self.gates])
@@ -244,20 +250,24 @@ class GradientRouting:
         self, model: nn.Module, losses: list[Loss], learners: list[Tensor]
     ) -> Tensor:
         """Add the gradient of the mean loss to that of the learners; return the mean loss."""
-        total = torch.zeros((), device=learners[0].device)
+        values = []
         for i, loss in enumerate(losses):
             distributed = isinstance(model, DistributedDataParallel)
             local = distributed and i < len(losses) - 1
             with model.no_sync() if local else nullcontext():  # type: ignore[operator]
                 value = loss(model) / len(losses)
-                if self._backward is not None:
-                    self._backward(value)
-                elif distributed:
-                    self._scaled(value).backward()  # type: ignore[no-untyped-call]
-                else:
-                    self._scaled(value).backward(inputs=learners)  # type: ignore[no-untyped-call]
-            total = total + value.detach()
-        return total
+                hooked = distributed or self._backward is not None  # hooks wait for the gates, too
+                if learners or (hooked and value.requires_grad):
+                    self._run_backward(value, None if distributed else learners)
+            values.append(value.detach())
+        return torch.stack(values).sum()
+
+    def _run_backward(self, value: Tensor, learners: list[Tensor] | None) -> None:
+        """Run the backward pass, for all parameters if no learners are named."""
+        if self._backward is not None:
+            self._backward(value)
+        else:
+            self._scaled(value).backward(inputs=learners)  # type: ignore[no-untyped-call]
 
     def _move(
         self,
@@ -269,12 +279,16 @@ class GradientRouting:
         """Unscale, clip over parameters and others, and step; return the norm before clipping."""
         assert optimizer is not None
         if self._scaler is not None:
-            self._scaler.unscale_(optimizer)
+            if parameters:
+                self._scaler.unscale_(optimizer)
+                self._checked = True
             if others:
                 _scale(others, 1 / self._scaler.get_scale())
             if optimizer is self.gate_optimizer:
                 self._overflowed = not _finite([*parameters, *others])
         norm = None if clip is None else clip_grad_norm_([*parameters, *others], clip)
+        if not parameters:
+            return None
         if self._scaler is None:
             optimizer.step()
         elif not self._overflowed:

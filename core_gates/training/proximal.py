@@ -1,7 +1,8 @@
-"""AdamW whose groups of gates take a proximal step, so that gates become exactly zero."""
+"""A proximal step after each step of any optimizer, so that gates become exactly zero."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args, overload
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,145 +10,119 @@ from torch.optim import Optimizer
 
 from core_gates.ops.soft_threshold.op import soft_threshold
 
-Threshold = Literal["constant", "lr_scaled"]
-Prox = Literal["soft", "reference"]
+Rule = Literal["soft", "reference"]
 
 
-class ProximalAdamW(Optimizer):
-    """AdamW followed, in the groups that set ``xi``, by a soft threshold (arXiv 2311.11696).
+class ProximalStep:
+    """End every step of an optimizer with a soft threshold of its gates (arXiv 2311.11696).
 
-    One optimizer for both kinds of parameters: a group with ``xi=None`` is an ordinary group; in a
-    group with a number every step ends in ``g ← sign(g) max(|g| - ξ, 0)``, the proximal map of the
-    L1 norm. N steps without gradient take N ξ off a gate, and as a step of Adam is at most about
-    the learning rate, a useful gate survives only while ``lr > ξ``.
+    ``g ← sign(g) max(|g| - ξ, 0)``, the proximal map of the L1 norm, after any optimizer: fused,
+    8-bit, Muon, sharded by FSDP2 or not. N steps without gradient take N ξ off a gate. A step of
+    Adam is at most about the learning rate, so under Adam a useful gate survives only while
+    ``lr > ξ``. A gate that the optimizer leaves alone, because it has no gradient or a gradient
+    scaler met an overflow, is left alone here, too.
 
-    The step of Adam is that of the published experiments: ``lr √(1 - β2^t) / (1 - β1^t)`` times
-    ``m / (√v + ε)``, where ε is not divided by the bias correction as in ``torch.optim.AdamW``;
-    decoupled weight decay uses the value before the step. ``xi`` is read from the groups at every
-    step, like the learning rate, and is part of the state: schedules may change it.
+    Nothing needs to hold this object: the optimizer does. A copied or unpickled optimizer takes no
+    proximal steps until it gets a new one.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=8e-4, fused=True)
+        >>> ProximalStep(optimizer, rank_gates(model), 3e-4)
 
     Args:
-        params: Parameters or groups; a group may set each of the following for itself.
-        lr: Learning rate.
-        betas: Decay rates of the first and second moment.
-        eps: ε.
-        weight_decay: Decoupled decay rate.
-        xi: Threshold ξ, or None for no proximal step.
-        threshold: ``constant`` subtracts ξ a step; ``lr_scaled`` ξ · lr, the proximal gradient step
-            of ``loss + ξ |g|_1`` but for Adam's scaling of the gradient.
-        prox: ``soft``, or ``reference`` for the map of the published code, which after shrinking
+        optimizer: Any optimizer.
+        gates: Parameters of it that become sparse, float32 or float64.
+        threshold: ξ. It is read at every step: schedules may set this attribute.
+        scaled_by_lr: Subtract ξ times the learning rate of the group instead, the proximal gradient
+            step of ``loss + ξ |g|_1`` but for the optimizer's scaling of the gradient.
+        rule: ``soft``, or ``reference`` for the map of the published code, which after shrinking
             by ξ also zeroes what is then below ξ, and leaves ``|g| = ξ`` as it is.
 
     Raises:
-        ValueError: A setting is out of range or unknown.
+        ValueError: The threshold is negative, the rule unknown, or a gate is of half precision,
+            which is too coarse for small thresholds, or no parameter of the optimizer.
     """
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 1e-3,
+        optimizer: Optimizer,
+        gates: Iterable[Tensor],
+        threshold: float,
         *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        xi: float | None = None,
-        threshold: Threshold = "constant",
-        prox: Prox = "soft",
+        scaled_by_lr: bool = False,
+        rule: Rule = "soft",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "xi": xi,
-            "threshold": threshold,
-            "prox": prox,
-        }
-        super().__init__(params, defaults)
+        if not threshold >= 0:
+            raise ValueError(f"threshold must not be negative, got {threshold}")
+        if rule not in get_args(Rule):
+            raise ValueError(f"rule is {rule!r}; choose one of {', '.join(get_args(Rule))}")
+        gates = list(gates)
+        _check_gates(optimizer, gates)
+        self.threshold = threshold
+        self.scaled_by_lr = scaled_by_lr
+        self.rule: Rule = rule
+        self._gates = {id(gate): gate for gate in gates}  # held, so that no id is used again
+        self._handle = optimizer.register_step_post_hook(self._shrink)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group after checking its settings.
+    def remove(self) -> None:
+        """Take no more proximal steps."""
+        self._handle.remove()
 
-        Raises:
-            ValueError: A setting is out of range or unknown.
-        """
-        _check_settings(self.defaults | param_group)
-        super().add_param_group(param_group)
+    def state_dict(self) -> dict[str, float]:
+        """Return the present threshold."""
+        return {"threshold": self.threshold}
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue with a saved threshold."""
+        self.threshold = state["threshold"]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step in every group; return the loss of the closure, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._adam(parameters, group)
-                if group["xi"] is not None:
-                    scale = group["lr"] if group["threshold"] == "lr_scaled" else 1.0
-                    _shrink(parameters, float(group["xi"] * scale), group["prox"])
-        return loss
-
-    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        states = [self._initialized(p) for p in parameters]
-        grads = [p.grad for p in parameters if p.grad is not None]
-        means = [state["exp_avg"] for state in states]
-        squares = [state["exp_avg_sq"] for state in states]
-        first, second = group["betas"]
-        for state in states:
-            state["step"] += 1
-        torch._foreach_lerp_(means, grads, 1 - first)
-        torch._foreach_mul_(squares, second)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - second)
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, group["eps"])
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        steps = [float(state["step"]) for state in states]
-        sizes = [-group["lr"] * (1 - second**t) ** 0.5 / (1 - first**t) for t in steps]
-        torch._foreach_addcdiv_(parameters, means, denominators, sizes)
-
-    def _initialized(self, parameter: Tensor) -> dict[str, Any]:
-        state: dict[str, Any] = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return state
+    def _shrink(self, optimizer: Optimizer, _args: Any, _options: Any) -> None:
+        """Shrink all gates alike at once: they are many and small."""
+        alike: dict[tuple[torch.device, torch.dtype, float], list[Tensor]] = defaultdict(list)
+        for group in optimizer.param_groups:
+            threshold = self.threshold * (float(group["lr"]) if self.scaled_by_lr else 1.0)
+            for p in group["params"]:
+                if id(p) in self._gates and p.grad is not None:
+                    alike[p.device, p.dtype, threshold].append(_local(p))
+        found_inf = getattr(optimizer, "found_inf", None)  # a fused step that may have been skipped
+        for (device, _, threshold), gates in alike.items():
+            flat = torch.cat([gate.flatten() for gate in gates])
+            shrunk = _RULES[self.rule](flat, threshold)
+            if found_inf is not None:
+                shrunk = torch.where(found_inf.to(device) > 0, flat, shrunk)
+            parts = shrunk.split_with_sizes([gate.numel() for gate in gates])
+            for gate, part in zip(gates, parts, strict=True):
+                gate.copy_(part.view_as(gate))
 
 
-def _shrink(parameters: list[Tensor], xi: float, prox: Prox) -> None:
-    """Apply the threshold to all gates at once: they are many and small."""
-    flat = torch.cat([p.flatten() for p in parameters])
-    shrunk = soft_threshold(flat, xi) if prox == "soft" else _reference_threshold(flat, xi)
-    parts = shrunk.split_with_sizes([p.numel() for p in parameters])
-    torch._foreach_copy_(
-        parameters, [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+def _reference_threshold(g: Tensor, threshold: float) -> Tensor:
+    shrunk = torch.where(
+        g > threshold, g - threshold, torch.where(g < -threshold, g + threshold, g)
     )
+    return torch.where((shrunk.abs() < threshold) & (g.abs() != threshold), 0, shrunk)
 
 
-def _reference_threshold(g: Tensor, xi: float) -> Tensor:
-    shrunk = torch.where(g > xi, g - xi, torch.where(g < -xi, g + xi, g))
-    return torch.where((shrunk.abs() < xi) & (g.abs() != xi), 0, shrunk)
+_RULES = {"soft": soft_threshold, "reference": _reference_threshold}
 
 
-def _check_settings(group: dict[str, Any]) -> None:
-    for name in ("lr", "eps", "weight_decay"):
-        if not group[name] >= 0:
-            raise ValueError(f"{name} must not be negative, got {group[name]}")
-    if not all(0 <= beta < 1 for beta in group["betas"]):
-        raise ValueError(f"betas must lie in [0, 1), got {group['betas']}")
-    if group["xi"] is not None and not group["xi"] >= 0:
-        raise ValueError(f"xi must not be negative, got {group['xi']}; None means no threshold")
-    for name, kind in (("threshold", Threshold), ("prox", Prox)):
-        if group[name] not in get_args(kind):
-            known = ", ".join(get_args(kind))
-            raise ValueError(f"{name} is {group[name]!r}; choose one of {known}")
+def _local(p: Tensor) -> Tensor:
+    """Return this rank's part of a sharded parameter: the threshold acts on each value alone."""
+    to_local = getattr(p, "to_local", None)
+    return p if to_local is None else to_local()  # type: ignore[no-any-return]
+
+
+def _check_gates(optimizer: Optimizer, gates: list[Tensor]) -> None:
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    foreign = sum(id(gate) not in known for gate in gates)
+    if foreign:
+        raise ValueError(
+            f"{foreign} of {len(gates)} gates are no parameters of the optimizer; make it of the"
+            " parameters that the model has after sharding and pruning"
+        )
+    coarse = {gate.dtype for gate in gates} & {torch.float16, torch.bfloat16}
+    if coarse:
+        raise ValueError(
+            f"gates of {', '.join(map(str, coarse))} are too coarse to shrink; keep them in"
+            " torch.float32"
+        )

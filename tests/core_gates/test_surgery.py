@@ -261,7 +261,7 @@ def test_every_rectifier_prunes_and_folds(rectifier):
 
 
 def test_pruning_asks_every_module_that_offers_it():
-    model = nn.Sequential(FeatureSelectionGate(3, rectifier="relu"), SparseLowRank(3, 2, r=4))
+    model = nn.Sequential(FeatureSelectionGate(3, rectifier="relu"), SparseLowRank(3, 2, rank=4))
     model[0].logits.data.copy_(torch.tensor([-1.0, 0.2, 0.5]))
     model[1].lora_gate.weight.data.copy_(torch.tensor([0.0, -0.3, 0.2, -2.0]))
     nn.init.normal_(model[1].lora_B)

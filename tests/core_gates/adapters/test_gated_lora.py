@@ -131,13 +131,40 @@ def test_rank_zero_is_no_adapter():
 def test_adapters_are_exchanged_under_a_trained_gate():
     module, x = random_module(2, 3), inputs(5)
     state = {name: t.clone() for name, t in module.state_dict().items()}
-    assert not any("up" in name or "down" in name for name in state)
     module.set_adapters(adapters(1, 1, 1, 1, seed=5))
     other = random_module(1, 1, 1, 1)
     other.load_state_dict(state)
+    assert other.ranks == [2, 3]
     other.set_adapters(adapters(1, 1, 1, 1, seed=5))
     assert_close(module(x), other(x), rtol=0, atol=0)
-    assert_close(dict(module.state_dict()), state, rtol=0, atol=0)
+    gate = {name: t for name, t in module.state_dict().items() if name.startswith("gate.")}
+    assert_close(gate, {name: state[name] for name in gate}, rtol=0, atol=0)
+
+
+@pytest.mark.fault("core F7")
+@pytest.mark.parametrize("ranks", [(), (2,), (1, 4, 2)])
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_checkpoint_restores_the_adapters(tmp_path, ranks, assign):
+    module, x = random_module(2, 3), inputs(5)
+    torch.save(nn.Sequential(module).state_dict(), tmp_path / "model.pt")
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    restored = random_module(*ranks)
+    nn.Sequential(restored).load_state_dict(state, assign=assign)
+    assert restored.ranks == [2, 3]
+    assert_close(restored(x), module(x), rtol=0, atol=0)
+    before = random_module()
+    restored.load_state_dict(before.state_dict())
+    assert torch.equal(restored(x), before(x))
+
+
+@pytest.mark.fault("core F7")
+def test_a_checkpoint_without_adapters_is_refused_with_advice():
+    module, plain = random_module(2, 3), random_module(2, 3).base
+    with pytest.raises(RuntimeError, match="attach adapters after loading"):
+        nn.Sequential(module).load_state_dict({f"0.{k}": v for k, v in plain.state_dict().items()})
+    state = random_module(2, 3).state_dict()
+    with pytest.raises(RuntimeError, match="ranks of its adapters sum to 4, its factors to 5"):
+        module.load_state_dict(state | {"adapter_ranks": torch.tensor([2, 2])})
 
 
 def test_one_adapter_wide_open_equals_merging():
@@ -188,6 +215,30 @@ def test_inference_gives_the_numbers_of_training_and_keeps_what_others_hold():
         assert_close(kept[0], base, rtol=0, atol=0)
 
 
+@pytest.mark.fault("core F8")
+@pytest.mark.parametrize("how", ["global hook", "replaced forward"])
+def test_inference_overwrites_nothing_that_others_may_hold(how):
+    module, x = random_module(2, 3), inputs(2, 5)
+    with torch.no_grad():
+        expected, kept = module.base(x), []
+
+        def keep(output):
+            kept.append(output)
+            return output
+
+        if how == "global hook":
+            hook = nn.modules.module.register_module_forward_hook(
+                lambda seen, _inputs, output: kept.append(output) if seen is module.base else None
+            )
+            module(x)
+            hook.remove()
+        else:  # as libraries do that move weights between devices
+            linear = module.base.forward
+            module.base.forward = lambda x: keep(linear(x))
+            module(x)
+    assert_close(kept, [expected], rtol=0, atol=0)
+
+
 class Passing(nn.Module):
     """A layer that returns its input, which belongs to the caller."""
 
@@ -216,6 +267,38 @@ def test_film_takes_one_time_or_one_a_sample():
     assert_close(together, expected)
     with pytest.raises(ValueError, match="pass time="):
         module(x)
+
+
+@pytest.mark.fault("core F7")
+@pytest.mark.parametrize("leading", [(), (1,), (3,), (3, 5)])
+def test_one_time_in_a_list_is_one_time(leading):
+    module, x = random_module(2, 3, time="film"), inputs(*leading)
+    time = torch.tensor(30.0, dtype=torch.float64)
+    assert_close(module(x, time=time.view(1)), module(x, time=time))
+    assert_close(module.gate_values(x, time=time.view(1)), module.gate_values(x, time=time))
+
+
+@pytest.mark.fault("core F7")
+@pytest.mark.parametrize("leading", [(0,), (0, 5)])
+def test_an_empty_batch_may_have_a_time_a_sample(leading):
+    module, x = random_module(2, 3, time="film"), inputs(*leading).requires_grad_()
+    out = module(x, time=torch.empty(0))
+    assert out.shape == (*leading, OUT)
+    out.sum().backward()
+    assert x.grad.shape == x.shape
+    assert module.gate_values(x, time=torch.empty(0)).shape == (*leading, 2, OUT)
+
+
+@pytest.mark.fault("core F7")
+@pytest.mark.parametrize("shape", [(2,), (0,), (3, 1)])
+def test_times_that_fit_no_batch_are_refused(shape):
+    module, x = random_module(2, 3, time="film"), inputs(3, 5)
+    message = (
+        rf"time \({', '.join(map(str, shape))},?\) must be one number, or one a sample: \(3,\)"
+    )
+    for call in (module, module.gate_values):
+        with pytest.raises(ValueError, match=message):
+            call(x, time=torch.zeros(shape))
 
 
 @pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 0), (2, 3, 4)])

@@ -173,6 +173,26 @@ def test_partial_conv_hears_nothing_through_its_mask():
     assert_close(module(spoiled, mask)[0], module(o, mask)[0])
 
 
+@pytest.mark.fault("core A17")
+@pytest.mark.parametrize("mask_channels", [1, 2])
+@pytest.mark.parametrize("hidden", [float("nan"), float("inf")])
+def test_partial_conv_ignores_whatever_lies_under_its_mask(hidden, mask_channels):
+    module, o = PartialConv(2, 3, 3, ndim=2).double(), randn(1, 2, 5, 5)
+    mask = torch.ones(1, mask_channels, 5, 5)
+    mask[:, :, 2, 2] = 0
+    results = []
+    for value in (0.0, hidden):
+        given = o.clone()
+        given[:, :, 2, 2] = value
+        given.requires_grad_()
+        module.zero_grad()
+        result, seen = module(given, mask)
+        result.square().sum().backward()
+        results.append([result, seen, given.grad, *(p.grad.clone() for p in module.parameters())])
+    assert_close(results[1], results[0], rtol=0, atol=0)
+    assert results[0][2].any()
+
+
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     torch.manual_seed(0)
     drop = DropPath(0.25)

@@ -7,7 +7,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from core_gates import GateMonitor
-from core_gates.features.rectifiers import open_probability, sample_hard_concrete
+from core_gates.features.rectifiers import HARD_CONCRETE
 from core_gates.features.selection import FeatureSelectionGate, HardAttentionGate
 
 RECTIFIERS = ["sigmoid", "relu", "hard_concrete", "straight_through"]
@@ -92,8 +92,8 @@ def test_hard_concrete_samples_in_training_only():
     assert torch.equal(y[0], y[2])  # one sample for the batch
     assert not torch.equal(gate(x), y)
     share_open = (y[0] > 0).float().mean()
-    assert_close(share_open, open_probability(torch.tensor(-1.0)), rtol=0, atol=0.03)
-    assert_close(gate.l0_penalty() / 2000, open_probability(torch.tensor(-1.0)))
+    assert_close(share_open, HARD_CONCRETE.open_probability(torch.tensor(-1.0)), rtol=0, atol=0.03)
+    assert_close(gate.l0_penalty() / 2000, HARD_CONCRETE.open_probability(torch.tensor(-1.0)))
 
 
 def test_closed_form_of_the_hard_concrete_distribution():
@@ -101,9 +101,9 @@ def test_closed_form_of_the_hard_concrete_distribution():
     log_alpha = torch.linspace(-3, 3, 7, dtype=torch.float64)
     edge = torch.tensor(0.1 / 1.2, dtype=torch.float64)
     closed = torch.sigmoid(2 / 3 * (edge / (1 - edge)).log() - log_alpha)
-    assert_close(open_probability(log_alpha), 1 - closed)
+    assert_close(HARD_CONCRETE.open_probability(log_alpha), 1 - closed)
     for nudge, is_open in ((-1e-6, False), (1e-6, True)):
-        sample = sample_hard_concrete(log_alpha, closed + nudge)
+        sample = HARD_CONCRETE.sample(log_alpha, closed + nudge)
         assert ((sample > 0) == is_open).all()
 
 

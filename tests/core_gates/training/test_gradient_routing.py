@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from core_gates import GateMonitor, TopKGate, collect_routing
 from core_gates.features.selection import FeatureSelectionGate
 from core_gates.training.gradient_routing import GradientRouting
+from core_gates.training.proximal import ProximalStep
 
 MODES = ["dual", "every_k", "joint", "off", "reference"]
 
@@ -399,11 +400,67 @@ def test_mode_off_needs_no_gates():
     assert changed(before, snapshot(model)) == {"weight", "bias"}
 
 
-def test_gates_and_optimizer_with_proximal_steps_work_together():
-    from core_gates.training.proximal import ProximalAdamW
+def frozen(mode, *, weights=False, gates=False, **options):
+    """A model whose weights or gates do not learn, and its routing."""
+    model, routing = build(mode, **options)
+    for name, parameter in model.named_parameters():
+        if gates if "gate" in name else weights:
+            parameter.requires_grad_(False)
+    return model, routing
 
-    model, routing = build(kind=ProximalAdamW)
-    routing.gate_optimizer.param_groups[0]["xi"] = 10.0
+
+@pytest.mark.fault("core A16")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_gates_learn_while_all_weights_are_frozen(mode, scaled):
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0) if scaled else None
+    model, routing = frozen(mode, weights=True, clip=10.0, gate_clip=10.0, scaler=scaler)
+    before = snapshot(model)
+    steps = train(model, routing)
+    assert changed(before, snapshot(model)) == (set() if mode == "off" else GATES)
+    twin, _ = frozen(mode, weights=True)
+    if mode == "off":
+        assert steps[0].gate_grad_norm is None
+    else:
+        assert all(step.gate_grad_norm > 0 for step in steps)
+    if mode in ("joint", "off"):
+        assert_close(steps[0].loss, loss_on(*batch())(twin).detach())
+    assert all(step.loss.isfinite() for step in steps)
+
+
+@pytest.mark.fault("core A16")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_weights_learn_while_all_gates_are_frozen(mode, scaled):
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0) if scaled else None
+    model, routing = frozen(mode, gates=True, clip=10.0, gate_clip=10.0, scaler=scaler)
+    before = snapshot(model)
+    steps = train(model, routing)
+    assert changed(before, snapshot(model)) == WEIGHTS
+    assert all(step.grad_norm > 0 for step in steps)
+    if mode != "reference":  # which adds the gradients of both passes
+        plain, unrouted = frozen("off", gates=True, clip=10.0)
+        train(plain, unrouted)
+        assert not changed(snapshot(plain), snapshot(model))
+
+
+@pytest.mark.fault("core A16")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_frozen_model_only_measures_its_loss(mode, scaled):
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0) if scaled else None
+    model, routing = frozen(mode, weights=True, gates=True, clip=1.0, scaler=scaler)
+    before = snapshot(model)
+    step = routing.step(model, loss_on(*batch()))
+    assert not changed(before, snapshot(model))
+    assert_close(step.loss, loss_on(*batch())(model))
+    assert step.grad_norm is None
+    assert step.gate_grad_norm is None
+
+
+def test_gates_and_optimizer_with_proximal_steps_work_together():
+    model, routing = build()
+    ProximalStep(routing.gate_optimizer, routing.gates, 10.0)
     train(model, routing, 1)
     assert not model.gate.logits.any()
     assert model.first.weight.all()
@@ -416,15 +473,17 @@ def shard(tensors, accumulate):
     return [loss_on(*(t.chunk(size)[rank] for t in pair)) for pair in pairs]
 
 
-def train_on_ranks(mode, accumulate, bare, clip):
-    """Five steps of Adam in float64."""
+def train_on_ranks(mode, accumulate, bare, clip, still=frozenset()):
+    """Five steps of Adam in float64; parameters named in ``still`` are frozen."""
     options = {}
     if dist.is_initialized() and bare:
         options = {"group": dist.group.WORLD, "backward": lambda loss: loss.backward()}
     model, routing = build(mode, dtype=torch.float64, clip=clip, gate_clip=clip, **options)
+    for name in still:
+        model.get_parameter(name).requires_grad_(False)
     runner = model
     if dist.is_initialized() and bare:
-        for p in model.parameters():
+        for p in filter(lambda p: p.requires_grad, model.parameters()):
             p.register_post_accumulate_grad_hook(average)
     elif dist.is_initialized():
         runner = DistributedDataParallel(model)
@@ -446,6 +505,9 @@ RUNS = [
     ("every_k", 1, False, 0.1),
     ("joint", 2, False, 0.1),
     ("reference", 2, False, 0.1),
+    ("dual", 2, False, 0.1, WEIGHTS),
+    ("dual", 2, True, 0.1, WEIGHTS),
+    ("dual", 2, False, 0.1, GATES),
 ]
 
 
@@ -469,7 +531,7 @@ def test_two_ranks_equal_one_process(ranks):
     expected = [train_on_ranks(*run) for run in RUNS]
     for result in ranks(everything_on_ranks, timeout=300.0):
         for run, mine, one in zip(RUNS, result["trained"], expected, strict=True):
-            assert changed(start, one) == GATES | WEIGHTS
+            assert changed(start, one) == (GATES | WEIGHTS) - set().union(*run[4:])
             assert_close(mine, one, rtol=0, atol=1e-10, msg=lambda m, run=run: f"{run}: {m}")
         full, single, none = result["averaged"]
         assert torch.equal(full, torch.full((2, 3), 3.0))

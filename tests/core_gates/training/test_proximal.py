@@ -6,10 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.testing import assert_close
 
-from core_gates.training.proximal import ProximalAdamW
+from core_gates.adapters import SparseLowRank, rank_gates
+from core_gates.training import ProximalStep
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora" / "sora.npz"
 
@@ -23,16 +26,22 @@ def sora():
         }
 
 
-def trajectory(sora, i, prox):
-    """The gate after each step with the learning rates and thresholds of the file."""
+def trajectory(sora, i, rule):
+    """The gate after each step with the learning rates and thresholds of the file.
+
+    The published AdamW does not divide ε by the bias correction of the second moment.
+    """
     gate = nn.Parameter(sora[f"opt{i}_p0"].clone())
-    options = {"weight_decay": float(sora[f"opt{i}_wd"]), "threshold": sora[f"opt{i}_mode"]}
-    optimizer = ProximalAdamW([gate], 1.0, xi=0.0, prox=prox, **options)
+    optimizer = torch.optim.AdamW([gate], 1.0, weight_decay=float(sora[f"opt{i}_wd"]))
+    scaled = sora[f"opt{i}_mode"] == "lr_scaled"
+    proximal = ProximalStep(optimizer, [gate], 0.0, scaled_by_lr=scaled, rule=rule)
     values = []
-    for grad, lr, xi in zip(
-        *(sora[f"opt{i}_{name}"] for name in ("grads", "lrs", "lambdas")), strict=True
+    names = ("grads", "lrs", "lambdas")
+    for step, (grad, lr, threshold) in enumerate(
+        zip(*(sora[f"opt{i}_{name}"] for name in names), strict=True), 1
     ):
-        optimizer.param_groups[0] |= {"lr": float(lr), "xi": float(xi)}
+        optimizer.param_groups[0] |= {"lr": float(lr), "eps": 1e-6 / (1 - 0.999**step) ** 0.5}
+        proximal.threshold = float(threshold)
         gate.grad = grad
         optimizer.step()
         values.append(gate.detach().clone())
@@ -40,76 +49,85 @@ def trajectory(sora, i, prox):
 
 
 @pytest.mark.parametrize("i", range(4))
-@pytest.mark.parametrize(("prox", "name"), [("soft", "soft_threshold"), ("reference", "reference")])
-def test_golden_trajectories(sora, i, prox, name):
+@pytest.mark.parametrize(("rule", "name"), [("soft", "soft_threshold"), ("reference", "reference")])
+def test_golden_trajectories(sora, i, rule, name):
     expected = sora[f"opt{i}_traj_{name}"]
-    actual = trajectory(sora, i, prox)
+    actual = trajectory(sora, i, rule)
     assert_close(actual, expected, rtol=1e-9, atol=1e-12)
     assert torch.equal(actual == 0, expected == 0)
 
 
+def at_rest(*values, dtype=None):
+    """A gate with a gradient of zero, and an optimizer that leaves it where it is."""
+    gate = nn.Parameter(torch.tensor(values, dtype=dtype))
+    gate.grad = torch.zeros_like(gate)
+    return gate, torch.optim.SGD([gate], lr=0.1)
+
+
 def test_golden_reference_threshold(sora):
     """A step without gradient is the threshold alone."""
-    gate = nn.Parameter(sora["prox_in"].clone())
-    optimizer = ProximalAdamW([gate], xi=float(sora["prox_lambda"]), prox="reference")
-    gate.grad = torch.zeros_like(gate)
+    gate, optimizer = at_rest(*sora["prox_in"].tolist(), dtype=torch.float64)
+    ProximalStep(optimizer, [gate], float(sora["prox_lambda"]), rule="reference")
     optimizer.step()
     assert_close(gate.data, sora["prox_reference"], rtol=0, atol=1e-15)
 
 
-def two_groups(**gates):
+OPTIMIZERS = {
+    "SGD": lambda groups: torch.optim.SGD(groups, lr=0.02, momentum=0.9),
+    "foreach": lambda groups: torch.optim.AdamW(groups, lr=0.02, foreach=True),
+    "fused": lambda groups: torch.optim.AdamW(groups, lr=0.02, fused=True),
+    "tensor lr": lambda groups: torch.optim.AdamW(groups, lr=torch.tensor(0.02)),
+    "Adagrad": lambda groups: torch.optim.Adagrad(groups, lr=0.02),
+    "Muon": lambda groups: torch.optim.Muon(groups, lr=0.02),
+}
+
+
+@pytest.mark.fault("core A5")
+@pytest.mark.fault("core F5")
+@pytest.mark.parametrize("scaled_by_lr", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optimizer_ends_its_step_with_the_threshold(name, scaled_by_lr):
     torch.manual_seed(0)
-    weight, gate = nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(4))
-    groups = [
-        {"params": [weight], "weight_decay": 0.1},
-        {"params": [gate], "lr": 0.02, "xi": 0.05} | gates,
-    ]
-    return weight, gate, ProximalAdamW(groups, lr=0.01)
+    start = torch.randn(3, 2), torch.randn(4, 5)
+    results = []
+    for shrunk in (False, True):
+        weight, gate = (nn.Parameter(t.clone()) for t in start)
+        optimizer = OPTIMIZERS[name]([{"params": [weight]}, {"params": [gate]}])
+        if shrunk:
+            ProximalStep(optimizer, [gate], 5.0 if scaled_by_lr else 0.1, scaled_by_lr=scaled_by_lr)
+        for p in (weight, gate):
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        results.append((weight.data, gate.data))
+    (weight, gate), (same, shrunken) = results
+    assert torch.equal(same, weight)
+    assert_close(shrunken, gate.sign() * (gate.abs() - 0.1).clamp(min=0))
+    assert 0 < (shrunken == 0).sum() < gate.numel()
 
 
-def test_one_optimizer_with_two_kinds_of_groups():
-    weight, gate, optimizer = two_groups()
-    for p in (weight, gate):
-        p.grad = torch.zeros_like(p)
-    before = weight.detach().clone(), gate.detach().clone()
-    optimizer.step()
-    assert_close(weight.data, before[0] * (1 - 0.01 * 0.1))
-    assert_close(gate.data, before[1].sign() * (before[1].abs() - 0.05).clamp(min=0))
-
-
-def test_a_plain_group_is_adamw_up_to_epsilon():
-    torch.manual_seed(0)
-    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 5).double()) for _ in range(2))
-    optimizers = (
-        ProximalAdamW([ours], lr=0.1, eps=0.0, weight_decay=0.2),
-        torch.optim.AdamW([theirs], lr=0.1, eps=0.0, weight_decay=0.2),
-    )
-    for _ in range(5):
-        grad = torch.randn(5).double()
-        for p, optimizer in zip((ours, theirs), optimizers, strict=True):
-            p.grad = grad.clone()
-            optimizer.step()
-    assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-
-
-def test_lr_scaled_thresholds_follow_the_learning_rate():
-    gate = nn.Parameter(torch.tensor([1.0, -1.0, 0.01], dtype=torch.float64))
-    optimizer = ProximalAdamW([gate], xi=0.5, threshold="lr_scaled")
+def test_lr_scaled_thresholds_follow_the_learning_rate_of_each_group():
+    gates = [nn.Parameter(torch.tensor([1.0, -1.0, 0.01], dtype=torch.float64)) for _ in range(2)]
+    groups = [{"params": [gates[0]]}, {"params": [gates[1]], "lr": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    ProximalStep(optimizer, gates, 0.5, scaled_by_lr=True)
     for lr in (0.1, 0.05, 0.02):
         optimizer.param_groups[0]["lr"] = lr
-        gate.grad = torch.zeros_like(gate)
+        for gate in gates:
+            gate.grad = torch.zeros_like(gate)
         optimizer.step()
     expected = torch.tensor([1 - 0.5 * 0.17, -1 + 0.5 * 0.17, 0], dtype=torch.float64)
-    assert_close(gate.data, expected, rtol=0, atol=1e-12)
+    assert_close(gates[0].data, expected, rtol=0, atol=1e-12)
+    assert gates[1].tolist() == [1.0, -1.0, 0.01]
 
 
 def test_useless_gates_die_and_useful_ones_live():
     torch.manual_seed(0)
     x, wanted = torch.randn(256, 8), torch.tensor([1.0, -1, 0.5, 0, 0, 0, 0, 0])
     zeros = []
-    for xi in (None, 3e-3):
+    for threshold in (0.0, 3e-3):
         gate = nn.Parameter(torch.ones(8))
-        optimizer = ProximalAdamW([gate], lr=0.02, xi=xi)
+        optimizer = torch.optim.AdamW([gate], lr=0.02, weight_decay=0.0)
+        ProximalStep(optimizer, [gate], threshold)
         for step in range(500):
             optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 500)
             optimizer.zero_grad()
@@ -125,13 +143,12 @@ def test_useless_gates_die_and_useful_ones_live():
     st.floats(0, 0.5),
     st.floats(0, 0.5),
 )
-def test_retained_gates_never_grow_with_xi(values, first, second):
+def test_retained_gates_never_grow_with_the_threshold(values, first, second):
     retained = []
-    for xi in sorted((first, second)):
-        gate = nn.Parameter(torch.tensor(values))
-        optimizer = ProximalAdamW([gate], xi=xi)
+    for threshold in sorted((first, second)):
+        gate, optimizer = at_rest(*values)
+        ProximalStep(optimizer, [gate], threshold)
         for _ in range(3):
-            gate.grad = torch.zeros_like(gate)
             optimizer.step()
         retained.append(int((gate != 0).sum()))
     assert retained[0] >= retained[1]
@@ -139,80 +156,169 @@ def test_retained_gates_never_grow_with_xi(values, first, second):
 
 def test_a_dead_gate_can_revive():
     gate = nn.Parameter(torch.zeros(2))
-    optimizer = ProximalAdamW([gate], lr=0.1, eps=1e-12, xi=0.03)
+    optimizer = torch.optim.Adam([gate], lr=0.1, eps=1e-12)
+    ProximalStep(optimizer, [gate], 0.03)
     gate.grad = torch.tensor([1.0, 0.0])
     optimizer.step()
     assert_close(gate.data, torch.tensor([-0.07, 0.0]), rtol=0, atol=1e-6)
 
 
 def test_many_gates_of_different_shapes_are_thresholded_each():
-    gates = [nn.Parameter(torch.full(shape, 1.0)) for shape in ((3,), (1, 2), ())]
-    optimizer = ProximalAdamW(gates, xi=0.25)
-    for gate in gates[:2]:
+    shapes = ((3,), (1, 2), (0,), ())
+    gates = [nn.Parameter(torch.full(shape, 1.0)) for shape in shapes]
+    gates.append(nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    optimizer = torch.optim.SGD(gates, lr=0.1)
+    ProximalStep(optimizer, gates, 0.25)
+    for gate in (*gates[:3], gates[4]):
         gate.grad = torch.zeros_like(gate)
     optimizer.step()
-    assert [g.detach().max().item() for g in gates] == [0.75, 0.75, 1.0]  # no gradient, no step
+    assert gates[0].tolist() == [0.75] * 3
+    assert gates[1].tolist() == [[0.75, 0.75]]
+    assert gates[4].tolist() == [0.75, 0.75]
+    assert gates[3] == 1  # no gradient, no step
+
+
+@pytest.mark.fault("core F5")
+def test_gates_of_one_group_may_lie_on_two_devices():
+    here, there = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, device="meta"))
+    optimizer = torch.optim.SGD([there, here], lr=0.1)
+    ProximalStep(optimizer, [there, here], 0.25)
+    for gate in (here, there):
+        gate.grad = torch.zeros_like(gate)
+    optimizer.step()
+    assert here.tolist() == [0.75] * 3
+    assert there.is_meta
+
+
+def sparsified(dtype):
+    """How many of eight ranks remain after training on what needs three of them."""
+    torch.manual_seed(0)
+    adapter = SparseLowRank(6, 8, 8, alpha=8.0, initialization="ones").to(dtype)
+    nn.init.normal_(adapter.lora_B, std=0.5)
+    useful = torch.tensor([1.0] * 3 + [0.0] * 5)
+    x = torch.randn(256, 6)
+    target = (x @ (adapter.lora_B.float() * useful @ adapter.lora_A.float()).T).detach()
+    optimizer = torch.optim.AdamW(
+        [{"params": rank_gates(adapter), "lr": 4e-3, "weight_decay": 0.0}]
+    )
+    ProximalStep(optimizer, rank_gates(adapter), 1e-3)
+    for _ in range(500):
+        optimizer.zero_grad()
+        (adapter(x.to(dtype)).float() - target).square().mean().backward()
+        optimizer.step()
+    return adapter.rank
+
+
+@pytest.mark.fault("core F5")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sora_sparsifies_in_every_precision(dtype):
+    assert sparsified(dtype) == 3
+
+
+def sharded(dtype):
+    """Three steps of a sharded model whose five ranks divide unevenly, against a whole one."""
+    from torch.distributed.fsdp import fully_shard
+
+    results = []
+    for mesh in (None, init_device_mesh("cpu", (dist.get_world_size(),))):
+        torch.manual_seed(0)
+        model = nn.Sequential(SparseLowRank(6, 6, 5), SparseLowRank(6, 6, 1)).to(dtype)
+        for adapter in model:
+            nn.init.normal_(adapter.lora_B)
+        if mesh is not None:
+            for part in (*(adapter.lora_gate for adapter in model), *model, model):
+                fully_shard(part, mesh=mesh)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        gates = rank_gates(model)
+        ProximalStep(optimizer, gates, 0.2)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(4, 6, dtype=dtype)).float().square().mean().backward()
+            optimizer.step()
+        if mesh is not None:
+            gates = [gate.full_tensor() for gate in gates]
+        results.append([gate.detach() for gate in gates])
+    return results
+
+
+def sharded_in_two_precisions():
+    return [sharded(dtype) for dtype in (torch.float32, torch.bfloat16)]
+
+
+@pytest.mark.fault("core A5")
+def test_two_ranks_of_fsdp_shrink_as_one_process(ranks):
+    for of_rank in ranks(sharded_in_two_precisions):
+        for whole, found in of_rank:
+            assert_close(found, whole, rtol=1e-5, atol=1e-5)
+            assert 0 < (whole[0] == 0).sum() < 5
+            assert torch.equal(found[0] == 0, whole[0] == 0)
 
 
 def test_it_resumes_bit_for_bit_with_its_threshold():
-    weight, gate, optimizer = two_groups(threshold="lr_scaled")
-    copies = [nn.Parameter(p.detach().clone()) for p in (weight, gate)]
+    def fresh(values):
+        gate = nn.Parameter(values.clone())
+        optimizer = torch.optim.Adam([gate], lr=0.02)
+        return gate, optimizer, ProximalStep(optimizer, [gate], 0.01)
 
-    def run(parameters, optimizer, steps):
+    def run(gate, optimizer, proximal, steps):
         for t in steps:
-            for p in parameters:
-                p.grad = torch.full_like(p, 0.1 * (t + 1))
-            optimizer.param_groups[1]["xi"] += 0.01
+            gate.grad = torch.full_like(gate, 0.1 * (t - 2))
+            proximal.threshold += 0.01
             optimizer.step()
 
-    run((weight, gate), optimizer, range(3))
-    state = deepcopy(optimizer.state_dict())
-    for copied, p in zip(copies, (weight, gate), strict=True):
-        copied.data.copy_(p.data)
-    resumed = ProximalAdamW([{"params": [p]} for p in copies])
-    resumed.load_state_dict(state)
-    assert resumed.param_groups[1]["xi"] == pytest.approx(0.08)
-    run((weight, gate), optimizer, range(3, 6))
-    run(copies, resumed, range(3, 6))
-    for copied, p in zip(copies, (weight, gate), strict=True):
-        assert torch.equal(copied, p)
+    gate, optimizer, proximal = fresh(torch.randn(6))
+    run(gate, optimizer, proximal, range(3))
+    copied, resumed, again = fresh(gate.data)
+    resumed.load_state_dict(deepcopy(optimizer.state_dict()))
+    again.load_state_dict(proximal.state_dict())
+    assert again.threshold == pytest.approx(0.04)
+    run(gate, optimizer, proximal, range(3, 6))
+    run(copied, resumed, again, range(3, 6))
+    assert torch.equal(copied, gate)
 
 
-def test_it_works_with_schedulers_closures_and_a_gradient_scaler():
-    weight, gate, optimizer = two_groups()
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    optimizer.zero_grad()
-    scaler.scale(weight.square().sum() + gate.square().sum()).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    scheduler.step()
-    assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.01]
-
-    def closure():
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_a_gradient_scaler_skips_shrinks_nothing(fused):
+    gate = nn.Parameter(torch.tensor([1.0, -0.01]))
+    optimizer = torch.optim.AdamW([gate], lr=0.0, fused=fused)
+    ProximalStep(optimizer, [gate], 0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for factor, expected in ((float("inf"), [1.0, -0.01]), (1.0, [0.9, 0.0])):
         optimizer.zero_grad()
-        loss = weight.square().sum()
-        loss.backward()
-        return loss
+        scaler.scale(factor * gate.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert_close(gate.tolist(), expected)
 
-    before = weight.detach().clone()
-    assert optimizer.step(closure) == before.square().sum()
-    assert not torch.equal(weight, before)
+
+def test_it_works_with_closures_and_can_be_removed():
+    gate, optimizer = at_rest(1.0, -1.0)
+    proximal = ProximalStep(optimizer, [gate], 0.25)
+    assert optimizer.step(lambda: 3.0) == 3.0
+    assert gate.tolist() == [0.75, -0.75]
+    proximal.remove()
+    optimizer.step()
+    assert gate.tolist() == [0.75, -0.75]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": -1.0}, "lr must not be negative, got -1.0"),
-        ({"betas": (0.9, 1.0)}, r"betas must lie in \[0, 1\), got \(0.9, 1.0\)"),
-        ({"xi": -0.1}, "xi must not be negative, got -0.1; None means no threshold"),
-        ({"threshold": "adaptive"}, "threshold is 'adaptive'; choose one of constant, lr_scaled"),
-        ({"prox": "hard"}, "prox is 'hard'; choose one of soft, reference"),
+        ({"threshold": -0.1}, "threshold must not be negative, got -0.1"),
+        ({"threshold": float("nan")}, "threshold must not be negative, got nan"),
+        ({"rule": "hard"}, "rule is 'hard'; choose one of soft, reference"),
+        ({"gates": [torch.zeros(2)]}, "1 of 1 gates are no parameters of the optimizer"),
     ],
 )
 def test_settings_are_checked(options, message):
-    gate = nn.Parameter(torch.zeros(2))
+    gate, optimizer = at_rest(1.0)
     with pytest.raises(ValueError, match=message):
-        ProximalAdamW([gate], **options)
-    with pytest.raises(ValueError, match=message):
-        ProximalAdamW([{"params": [gate]} | options])
+        ProximalStep(**{"optimizer": optimizer, "gates": [gate], "threshold": 0.1} | options)
+
+
+@pytest.mark.fault("core F5")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gates_too_coarse_to_shrink_are_refused(dtype):
+    gate, optimizer = at_rest(1.0, dtype=dtype)
+    with pytest.raises(ValueError, match=f"gates of {dtype} are too coarse"):
+        ProximalStep(optimizer, [gate], 0.1)
