@@ -199,14 +199,14 @@ def test_a_training_killed_at_any_step_ends_with_the_same_bits(
 
 def test_an_optimum_beyond_the_box_is_reached_and_warned_of(run, work, capsys):
     spaces = {name: {"x": (1.0, 100.0)} for name in ("inside", "outside")}
-    found = run.tune(spaces, work.bowl, trials=16)
+    found = run.tune(spaces, work.bowl, trials=32)
     assert found["inside"].edges == []
     assert found["inside"].setting["x"] == pytest.approx(3.0, rel=0.3)
-    assert found["outside"].setting["x"] == pytest.approx(150.0, rel=0.25)
+    assert 100.0 < found["outside"].setting["x"] < 200.0
     assert max(trial["x"] for trial in found["outside"].trials) <= 1000.0 * (1 + 1e-9)
-    assert all(len(choice.trials) == 16 for choice in found.values())
+    assert all(len(choice.trials) == 32 for choice in found.values())
     capsys.readouterr()
-    again = run.tune(spaces, work.bowl, trials=16)
+    again = run.tune(spaces, work.bowl, trials=32)
     assert again == found
     assert "missing" not in capsys.readouterr().out
 
