@@ -13,24 +13,24 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from core_gates.errors import GatesError
 from harness.command.configfile import ConfigFile
 from harness.command.parser import GatesParser, let_switches_stand_alone
+from harness.command.trainer import GatesRunTrainer
 from harness.runs.checkpoint import RunCheckpoint, load_weights
 from harness.runs.folder import RunFolder
 from harness.runs.logger import ResumableCSVLogger
 from harness.runs.progress import progress_bar
 from harness.runs.quiet import quiet_lightning
-from harness.runs.trainer import GatesTrainer
 
 LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
 LIGHTNING_KEYS = {"pytorch-lightning_version", "state_dict"}
 OWN_OPTIONS = ("config", "resume", "overwrite", "ckpt_path")
 
 
-class GatesCLI(LightningCLI):
+class GatesRunCLI(LightningCLI):
     """LightningCLI with run folders, resuming, packaged configurations and one-line errors.
 
     An application is a subclass, a Trainer with its verbs, and ``main``::
 
-        class WeatherCLI(GatesCLI):
+        class WeatherCLI(GatesRunCLI):
             app = "weather"
             verbs = ("prepare", "fit", "evaluate", "report")
 
@@ -38,8 +38,8 @@ class GatesCLI(LightningCLI):
             WeatherCLI(AssimilationModule, WeatherData, WeatherTrainer, arguments)
 
     plus its line in ``apps.main.APPS``. Every verb other than ``fit validate test predict`` is a
-    method of the Trainer class (see :class:`harness.runs.trainer.GatesTrainer`). Arguments that two
-    classes share are linked in ``add_arguments_to_parser`` (call ``super()`` first)::
+    method of the Trainer class, see :class:`harness.command.trainer.GatesRunTrainer`. Arguments
+    that two classes share are linked in ``add_arguments_to_parser`` (call ``super()`` first)::
 
         parser.link_arguments("data.channels", "model.channels", apply_on="instantiate")
 
@@ -68,7 +68,7 @@ class GatesCLI(LightningCLI):
         self,
         model_class: Callable[..., LightningModule],
         datamodule_class: Callable[..., LightningDataModule] | None = None,
-        trainer_class: type[GatesTrainer] = GatesTrainer,
+        trainer_class: type[GatesRunTrainer] = GatesRunTrainer,
         arguments: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
@@ -209,7 +209,7 @@ class GatesCLI(LightningCLI):
         if options.get("enable_progress_bar") is not False:
             callbacks.append(progress_bar())
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        assert isinstance(trainer, GatesTrainer)
+        assert isinstance(trainer, GatesRunTrainer)
         trainer.run_folder, trainer.config_path = self.run_folder, self.config_path
         return trainer
 
