@@ -170,8 +170,8 @@ class EndoscopyTrainer(GatesRunTrainer):
             test_objects: Objects of the audits of masks, boxes and scale.
             ladder_objects: Training and test objects of the ladder.
             audit_seed: Seed of the network that is audited.
-            images: Of the study of generalization: ``digits``, ``fashion_mnist`` where its Debian
-                package puts it, or a folder with its files.
+            images: Images of the study of generalization: ``digits``, ``fashion_mnist`` where its
+                Debian package puts it, or a folder with its files.
         """
         audit = Audit(
             self.sizers(model, datamodule),

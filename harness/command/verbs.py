@@ -12,7 +12,13 @@ import yaml
 
 from core_gates.errors import GatesError
 from harness.command.configfile import ConfigFile, find_config, read_config
-from harness.command.parser import GatesParser, let_switches_stand_alone
+from harness.command.parser import (
+    COMMON_OPTIONS,
+    GatesParser,
+    describe,
+    let_lists_be_plain,
+    let_switches_stand_alone,
+)
 from harness.runs.folder import RunFolder
 from harness.runs.quiet import quiet_lightning
 
@@ -97,7 +103,8 @@ def run_verb(
     parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
     parser.add_function_arguments(function, skip=skip, as_group=False)
     let_switches_stand_alone(parser)
-    options = vars(parser.parse_args(words))
+    describe(parser, COMMON_OPTIONS)
+    options = vars(parser.parse_args(let_lists_be_plain(parser, words)))
     stem = parser.config_path.stem if parser.config_path else config
     folder = RunFolder(app, options.pop("name") or stem, options.pop("root"))
     options.pop("config")

@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 
 from endoscopy.models import tiny_resnet
 from endoscopy.training.module import SizingModule
+from harness.command import GatesRunTrainer
 from harness.runs.checkpoint import RunCheckpoint
 from harness.runs.logger import ResumableCSVLogger
-from harness.command import GatesRunTrainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
