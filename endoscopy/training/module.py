@@ -41,7 +41,7 @@ class SizingModule(L.LightningModule):
     scores the median prediction of each object.
 
     Args:
-        model: The network.
+        model: The network that is trained.
         target: What it returns; the logarithm of the size when None.
         gate_target: Another target, of the same outputs, whose loss moves the gates; ``target``
             when None.

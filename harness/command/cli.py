@@ -137,7 +137,7 @@ class GatesRunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that every application has; an application calls ``super()`` first."""
         parser.add_argument(
-            "--name", type=str | None, help="Run name (default: that of the config)."
+            "--name", type=str | None, help="Name of the run; that of the configuration if null."
         )
         parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument("--resume", action="store_true", help="Go on with an existing run.")

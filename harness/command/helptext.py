@@ -50,8 +50,8 @@ def help_text(parser: Any, *, trainer: bool = False) -> str:
     for group in groups:
         lines += ["", *textwrap.wrap(f"{group.title}:", width)]
         for action in group.actions:
-            lines += _option(action, width, _notes(action, parser.required_args))
-    if any(_classes(action) for group in groups for action in group.actions):
+            lines += _option(action, width, _notes(action, parser.needed))
+    if any(_names_class(action, trainer=trainer) for action in parser._actions):
         lines += ["", "--OPTION.help CLASS lists what the class of an option takes."]
     return "\n".join(lines).lstrip("\n") + "\n"
 
@@ -79,6 +79,12 @@ def _groups(parser: Any) -> Iterator[Group]:
         elif parser.verb and key != "options":
             title = f"{key}: {title}"
         yield Group(key, title, actions)
+
+
+def _names_class(action: Action, *, trainer: bool) -> bool:
+    """Tell whether an action is the help of a class, whose option is shown."""
+    of_trainer = action.dest.startswith("trainer.")
+    return type(action).__name__ == "_ActionHelpClassPath" and of_trainer == trainer
 
 
 def _rank(group: Group) -> int:

@@ -33,6 +33,7 @@ class GatesParser(LightningArgumentParser):
     """
 
     config_path: Path | None = None
+    needed: frozenset[str] = frozenset()  # options that are required, noted by `describe`
 
     def __init__(
         self, *args: Any, app: str = "", verb: str = "", verbs: tuple[str, ...] = (), **kwargs: Any
@@ -63,14 +64,14 @@ class GatesParser(LightningArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self._only_verb() or self
         config = getattr(parser, "config_path", None)
         if missing := re.search(r"arguments are required: (.+)", message):
-            line = needed(missing.group(1).split(", "), parser.verb, parser.app, config)
+            line = lacking(missing.group(1).split(", "), parser.verb, parser.app, config)
         else:
             line = one_line(message, option_names(parser), config)
         print(f"{_prog(parser)}: error: {line}", file=sys.stderr)
         sys.exit(2)
 
 
-def needed(names: Sequence[str], verb: str, app: str, config: Path | None = None) -> str:
+def lacking(names: Sequence[str], verb: str, app: str, config: Path | None = None) -> str:
     """Say in one line which arguments are missing, and where they are usually found.
 
     Args:
@@ -135,7 +136,8 @@ def _bracketed(value: str) -> str:
 
 
 def describe(parser: Any, texts: Mapping[str, str]) -> None:
-    """Replace the help of options, which are named without dashes."""
+    """Replace the help of options, named without dashes, and note which ones are required."""
+    parser.needed = frozenset(action.dest for action in parser._actions if action.required)
     for action in parser._actions:
         action.help = texts.get(action.dest, action.help)
 

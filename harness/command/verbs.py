@@ -99,7 +99,9 @@ def run_verb(
     if positional is not None:
         skip.add(positional)
         parser.add_argument(positional, nargs="+", type=str, help="Paths, see above.")
-    parser.add_argument("--name", type=str | None, help="Run name (default: that of the config).")
+    parser.add_argument(
+        "--name", type=str | None, help="Name of the run; that of the configuration if null."
+    )
     parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
     parser.add_function_arguments(function, skip=skip, as_group=False)
     let_switches_stand_alone(parser)

@@ -213,7 +213,7 @@ REFUSED = {
         predict("frames", "--boxs", "boxes.csv"),
         r"unrecognized arguments: --boxs boxes.csv \(did you mean --boxes\?\)",
     ),
-    "no source": (predict(*GOOD), "sources"),
+    "no source": (predict(*GOOD), "nothing is given for SOURCES"),
     "value of a wrong type": (
         predict("frames", *GOOD, "--overlays", "many"),
         "overlays: expected int, found 'many'",

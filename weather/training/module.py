@@ -45,8 +45,8 @@ class AdasModule(L.LightningModule):
             ``log_mse``.
         lat_weight: Weight the loss by cell area; the published loss has none.
         learning_rate: Peak of the one-cycle schedule.
-        weight_decay: AdamW weight decay.
-        betas: AdamW betas.
+        weight_decay: Weight decay of AdamW.
+        betas: Both betas of AdamW.
         warmup: Share of the steps in which the learning rate rises.
         divergence_limit: Normalized RMSE above which a carried analysis returns to the truth.
         hours: Length of one cycle.
