@@ -1,14 +1,16 @@
 """``gates doctor``: what is installed, what it runs on, what is missing and how to get it."""
 
+from __future__ import annotations
+
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from packaging.requirements import Requirement
 from rich.console import Console
@@ -16,6 +18,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from core_gates.errors import GatesError
+
+if TYPE_CHECKING:
+    from apps.main import App
 
 DISTRIBUTION = "gatesuite"
 
@@ -43,11 +48,12 @@ class Finding(NamedTuple):
         return Requirement(f"{self.package}{self.wanted}").specifier.contains(self.found, True)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], apps: Mapping[str, App]) -> int:
     """Print the state of the installation.
 
     Args:
         arguments: ``--help`` or nothing.
+        apps: The table of applications, whose extras are needed; those of developers are not.
 
     Returns:
         0 if everything that the base and the applications need is there, else 1.
@@ -64,7 +70,8 @@ def main(arguments: Sequence[str]) -> int:
     console.print(_facts("machine", machine()))
     found = findings()
     console.print(_packages(found))
-    return _advise(console, found)
+    needed = {"base"}.union(*(app.extras for app in apps.values()))
+    return _advise(console, found, needed)
 
 
 def findings() -> list[Finding]:
@@ -162,7 +169,7 @@ def _packages(found: list[Finding]) -> Table:
     return table
 
 
-def _advise(console: Console, found: list[Finding]) -> int:
+def _advise(console: Console, found: list[Finding], needed: Collection[str]) -> int:
     lacking: dict[str, list[str]] = {}
     for item in found:
         if not item.fine:
@@ -172,5 +179,4 @@ def _advise(console: Console, found: list[Finding]) -> int:
         console.print(f"{extra}: {', '.join(packages)} missing or too old: {escape(command)}")
     if not lacking:
         console.print("[green]everything is there[/]")
-    optional = {"bench", "dev", "docs", "gpu"}
-    return int(bool(set(lacking) - optional))
+    return int(any(extra in needed for extra in lacking))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-PACKAGES = ("apps", "core_gates", "endoscopy", "weather", "benchmarks")
+PACKAGES = ("apps", "benchmarks", "core_gates", "endoscopy", "harness", "studies", "weather")
 
 
 class App(NamedTuple):
@@ -16,12 +16,17 @@ class App(NamedTuple):
     Attributes:
         module: Module with ``main(arguments)``, imported only when a verb is really run.
         summary: One line for ``gates --help``.
-        verbs: Verb to one line for ``gates APP --help``; empty for a command without verbs.
+        verbs: Verb to one line for ``gates APP --help``; empty for a command without verbs, whose
+            ``main`` is handed the table after its arguments.
+        stop: ``module:function`` of its part of the tour, see :func:`apps.tour.main`.
+        extras: Extras that it needs: the first for all verbs, the others for some of them.
     """
 
     module: str
     summary: str
     verbs: Mapping[str, str] = {}
+    stop: str = ""
+    extras: tuple[str, ...] = ()
 
 
 APPS: Mapping[str, App] = {
@@ -37,6 +42,8 @@ APPS: Mapping[str, App] = {
             "evaluate": "score every method of a configuration and write scores.json",
             "report": "write the report of a run as one HTML page",
         },
+        stop="apps.weather.tour:tour",
+        extras=("weather",),
     ),
     "endoscopy": App(
         "apps.endoscopy.commands",
@@ -52,6 +59,8 @@ APPS: Mapping[str, App] = {
             "export": "write the folded network as ONNX and for torch.export",
             "demo": "open a page that sizes what is dropped on it, on this machine only",
         },
+        stop="apps.endoscopy.tour:tour",
+        extras=("endoscopy", "export", "dicom-sr", "demo"),
     ),
     "tour": App("apps.tour", "show every system on real data in minutes, with one HTML report"),
     "doctor": App(
@@ -111,16 +120,18 @@ def _dispatch(arguments: Sequence[str] | None, apps: Mapping[str, App]) -> int:
             return 0
         if rest[0] not in app.verbs:
             return _unknown(f"gates {name}", "verb", rest[0], app.verbs)
-    return _run(name, app, rest, debug=debug)
+    return _run(name, apps, rest, debug=debug)
 
 
-def _run(name: str, app: App, rest: list[str], *, debug: bool) -> int:
+def _run(name: str, apps: Mapping[str, App], rest: list[str], *, debug: bool) -> int:
     """Import the application, run it, and turn expected failures into one line."""
+    app = apps[name]
     try:
         importlib.import_module("harness.runs.memory").keep_freed_memory()
         errors = importlib.import_module("core_gates.errors")
-        module = _import(name, app.module, errors)
-        return int(module.main(rest) or 0)
+        module = _import(name, app, errors)
+        code = module.main(rest) if app.verbs else module.main(rest, apps)
+        return int(code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -133,10 +144,10 @@ def _run(name: str, app: App, rest: list[str], *, debug: bool) -> int:
         return 2
 
 
-def _import(name: str, module: str, errors: Any) -> Any:
+def _import(name: str, app: App, errors: Any) -> Any:
     """Import an application; a foreign package that is missing becomes a ``MissingExtraError``."""
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(app.module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in PACKAGES:

@@ -1,11 +1,13 @@
 """``gates tour``: every application on real data in minutes, one table and one page."""
 
+from __future__ import annotations
+
 import argparse
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,56 +15,24 @@ from rich.table import Table
 
 from core_gates.errors import GatesError, MissingExtraError
 from harness.report.page import Page, Tile
+from harness.report.stop import TourStop
 
-STOPS: tuple[tuple[str, str], ...] = (
-    ("weather", "apps.weather.tour:tour"),
-    ("endoscopy", "apps.endoscopy.tour:tour"),
-)
+if TYPE_CHECKING:
+    from apps.main import App
 
-
-class TourRow(NamedTuple):
-    """One line of the table.
-
-    Attributes:
-        system: What was shown, for example ``Adas (increment)``.
-        metric: Which figure, with its unit.
-        value: The figure.
-        baseline: What it is held against, with its figure.
-        verdict: In words, such as ``better`` or ``within 1.2x``.
-        good: Whether the verdict is the hoped-for one; None where nothing is claimed.
-    """
-
-    system: str
-    metric: str
-    value: str
-    baseline: str
-    verdict: str
-    good: bool | None = None
+Stop = Callable[[Path, Callable[[str], None]], TourStop]
 
 
-class TourStop(NamedTuple):
-    """What an application shows.
-
-    Attributes:
-        title: Heading of its part of the page.
-        rows: Its lines of the table.
-        draw: Adds text, tables and figures to the page, below the heading.
-    """
-
-    title: str
-    rows: Sequence[TourRow]
-    draw: Callable[[Page], None]
-
-
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], apps: Mapping[str, App]) -> int:
     """Run every stop, print the table and write ``<root>/tour/report.html``.
 
-    A stop is a function ``(folder: Path, say: Callable[[str], None]) -> TourStop`` named in
-    ``STOPS``; it may write into the folder and tell its progress with ``say``. A stop whose extra
-    is not installed is skipped with the line that installs it.
+    A stop is a function ``(folder: Path, say: Callable[[str], None]) -> TourStop`` named in the
+    table; it may write into the folder and tell its progress with ``say``. A stop whose extra is
+    not installed is skipped with the line that installs it.
 
     Args:
         arguments: ``--root`` and ``--only``.
+        apps: The table of applications.
 
     Returns:
         0; 1 if nothing could be shown.
@@ -74,19 +44,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--only", action="append", help="show this application only (repeatable)")
     options = parser.parse_args(list(arguments))
-    names = [name for name, _ in STOPS]
+    stops = {name: app.stop for name, app in apps.items() if app.stop}
     for name in options.only or []:
-        if name not in names:
-            raise GatesError(f"--only {name!r} is no stop of the tour: choose from {names}")
-    wanted = [stop for stop in STOPS if not options.only or stop[0] in options.only]
+        if name not in stops:
+            raise GatesError(f"--only {name!r} is no stop of the tour: choose from {list(stops)}")
+    wanted = {name: stop for name, stop in stops.items() if name in (options.only or stops)}
     return _tour(wanted, options.root / "tour")
 
 
-def _tour(wanted: Sequence[tuple[str, str]], folder: Path) -> int:
+def _tour(wanted: Mapping[str, str], folder: Path) -> int:
     console, begin = Console(), time.monotonic()
     shown: list[TourStop] = []
     skipped: list[str] = []
-    for name, target in wanted:
+    for name, target in wanted.items():
         console.print(f"[bold]{name}[/]")
         try:
             shown.append(_stop(name, target)(folder / name, _speaker(console)))
@@ -103,15 +73,14 @@ def _tour(wanted: Sequence[tuple[str, str]], folder: Path) -> int:
     return 0
 
 
-def _stop(name: str, target: str) -> Callable[[Path, Callable[[str], None]], TourStop]:
+def _stop(name: str, target: str) -> Stop:
     module, _, function = target.partition(":")
     try:
-        found: Callable[[Path, Callable[[str], None]], TourStop]
-        found = getattr(importlib.import_module(module), function)
+        found: Stop = getattr(importlib.import_module(module), function)
         return found
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in ("apps", "core_gates", name):
+        if package in ("apps", "core_gates", "harness", name):
             raise
         raise MissingExtraError(name, package) from error
 

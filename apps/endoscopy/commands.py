@@ -21,9 +21,8 @@ from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.models import load_timm_weights
 from endoscopy.training.module import SizingModule
 from endoscopy.training.variants import CONFIGURED
-from harness.command.cli import GatesCLI
+from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.command.verbs import FunctionVerb, run_verb
-from harness.runs.trainer import GatesTrainer
 
 DEFAULT_CONFIG = "synthetic"  # of verbs that need no data
 FUNCTIONS = {
@@ -34,7 +33,7 @@ FUNCTIONS = {
 """Verbs that need neither data nor a Trainer."""
 
 
-class EndoscopyTrainer(GatesTrainer):
+class EndoscopyTrainer(GatesRunTrainer):
     """The verbs of ``gates endoscopy``; ``fit`` is Lightning's own.
 
     Attributes:
@@ -171,8 +170,8 @@ class EndoscopyTrainer(GatesTrainer):
             test_objects: Objects of the audits of masks, boxes and scale.
             ladder_objects: Training and test objects of the ladder.
             audit_seed: Seed of the network that is audited.
-            images: Of the study of generalization: ``digits``, ``fashion_mnist`` where its Debian
-                package puts it, or a folder with its files.
+            images: Images of the study of generalization: ``digits``, ``fashion_mnist`` where its
+                Debian package puts it, or a folder with its files.
         """
         audit = Audit(
             self.sizers(model, datamodule),
@@ -211,7 +210,7 @@ class EndoscopyTrainer(GatesTrainer):
         )
 
 
-class EndoscopyCLI(GatesCLI):
+class EndoscopyCLI(GatesRunCLI):
     """The command line of ``gates endoscopy``."""
 
     app = "endoscopy"

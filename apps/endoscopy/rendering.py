@@ -53,10 +53,11 @@ class Rendering:
     hold the same objects, seen otherwise.
 
     Args:
-        seed: Of all sets.
+        seed: Seed of all sets.
         frames: Frames of an object.
-        exposure: Of the main set: ``fixed`` gain, or ``agc``.
-        frequencies: ``balanced`` sizes, or the ``real`` 76, 14 and 10 % of the three classes.
+        exposure: Exposure of the main set: ``fixed`` gain, or ``agc``.
+        frequencies: How often sizes occur: ``balanced``, or the ``real`` 76, 14 and 10 % of the
+            three classes.
         brand: Endoscope of the main set: ``A``, ``B`` or ``mixed``.
         shortcut_rho: How far the distance of the camera goes with the size in the main set.
         shift_objects: Objects of every other set.

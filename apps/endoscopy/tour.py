@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from apps.tour import TourRow, TourStop
 from endoscopy.bundles.contents import load_bundle
 from endoscopy.evaluation.baselines import fit_log_linear
 from endoscopy.evaluation.bootstrap import Interval
@@ -28,6 +27,7 @@ from endoscopy.plots import size_figure
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.renderer.objects import render_objects
 from harness.report.page import Page
+from harness.report.stop import TourRow, TourStop
 
 WEIGHTS = "synthetic/configured-s0"
 OBJECTS, SEED = 100, 777  # no training has this seed

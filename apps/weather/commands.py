@@ -24,13 +24,12 @@ from apps.weather.tuning import Tuner, read_settings
 from apps.weather.twin import TwinScores, tune_twin
 from apps.weather.twin_checks import TwinChecks
 from core_gates.errors import GatesError
-from harness.command.cli import GatesCLI
+from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.experiment.markdown import write_markdown
 from harness.experiment.printing import print_scores
 from harness.experiment.scores import Scores, read_scores, write_scores
 from harness.files.atomic import require_free
 from harness.runs.ticker import ticking
-from harness.runs.trainer import GatesTrainer
 from weather.experiments.ensemble.source import Era5EnsembleSource
 from weather.experiments.method import Settings
 from weather.experiments.twin.evaluation import TwinEvaluation
@@ -44,7 +43,7 @@ QUICK_CYCLES, QUICK_CASES = 30, 3
 SETTINGS = "settings.json"
 
 
-class WeatherTrainer(GatesTrainer):
+class WeatherTrainer(GatesRunTrainer):
     """The verbs of ``gates weather``; ``fit`` is Lightning's own."""
 
     def prepare(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:
@@ -334,7 +333,7 @@ def make_nature(source: TwinSource) -> TwinWorld:
     return world
 
 
-class WeatherCLI(GatesCLI):
+class WeatherCLI(GatesRunCLI):
     """The command line of ``gates weather``."""
 
     app = "weather"

@@ -12,8 +12,8 @@ import yaml
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from apps.tour import TourRow, TourStop
 from harness.report.page import Page
+from harness.report.stop import TourRow, TourStop
 from weather.baselines.assimilator import Assimilator
 from weather.bootstrap import Interval, clustered_bootstrap, root_ratio
 from weather.data.era5_sample import ATTRIBUTION

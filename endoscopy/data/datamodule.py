@@ -51,27 +51,27 @@ class PolypSizingDataModule(L.LightningDataModule):
             folds of your own, ``counts`` draws objects at random.
         fold: Fold that tests; the next validates.
         split_file: CSV of the official split or of your folds.
-        num_folds: Of ``made`` folds.
+        num_folds: Number of folds where they are ``made``.
         level: What ``made`` folds keep together.
-        split_seed: Of ``made`` and ``counts``.
-        train_objects: Of ``counts``.
-        validation_objects: Of ``counts``.
-        calibration_objects: Of ``counts``.
-        test_objects: Of ``counts``.
+        split_seed: Seed of a split that is ``made`` or drawn by ``counts``.
+        train_objects: Objects to train on, where split is ``counts``.
+        validation_objects: Objects to validate on, where split is ``counts``.
+        calibration_objects: Objects to calibrate intervals on, where split is ``counts``.
+        test_objects: Objects to test on, where split is ``counts``.
         streams: What the network is fed, see :data:`endoscopy.data.frames.streams.STREAMS`.
         size: Pixels of a side.
         aperture: Radius of a round aperture in half sides; none by default.
         batch_size: Frames of a step over all ranks.
         sampler: ``object`` draws equally many frames of each object, ``class`` and ``effective``
             draw by weights.
-        frames_per_object: Drawn of each object in an epoch of training.
+        frames_per_object: Frames drawn of each object in an epoch of training.
         eval_frames_per_object: Most frames of an object in the other parts.
         augmentation: Recipe of :func:`endoscopy.data.frames.transforms.train_pipeline`.
         cache_folder: Parent of the cache of decoded frames; none by default.
-        cache_form: ``raw`` or ``jpeg``.
+        cache_form: How the cache stores a frame: ``raw`` or as ``jpeg``.
         cache_epochs: Epochs whose training frames the cache holds; others are decoded.
-        num_workers: Processes that read.
-        seed: Of order and augmentation.
+        num_workers: Processes that read frames; with 0 the training reads them itself.
+        seed: Seed of order and augmentation.
 
     Attributes:
         frame_table: All frames, after :meth:`load`.

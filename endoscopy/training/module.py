@@ -41,18 +41,18 @@ class SizingModule(L.LightningModule):
     scores the median prediction of each object.
 
     Args:
-        model: The network.
+        model: The network that is trained.
         target: What it returns; the logarithm of the size when None.
         gate_target: Another target, of the same outputs, whose loss moves the gates; ``target``
             when None.
         gradient_routing: How gates and weights learn, see
             :class:`core_gates.GradientRouting`; ``off`` freezes the gates.
         every_k: Period of mode ``every_k``.
-        optimizer: Of the weights; gates have the same without weight decay.
-        learning_rate: Of the weights at the start of each cycle.
-        min_learning_rate: At the end of each cycle.
-        weight_decay: Of the weights.
-        gate_learning_rate: Of the gates, constant.
+        optimizer: Optimizer of the weights; gates have the same without weight decay.
+        learning_rate: Learning rate of the weights at the start of each cycle.
+        min_learning_rate: Learning rate of the weights at the end of each cycle.
+        weight_decay: Weight decay of the weights; gates have none.
+        gate_learning_rate: Learning rate of the gates, which is constant.
         clip: Largest gradient norm of the weights.
         gate_clip: Largest gradient norm of the gates.
         cycles: Number of cosines during the training.

@@ -11,26 +11,40 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from core_gates.errors import GatesError
+from harness.command.claim import FolderClaim
 from harness.command.configfile import ConfigFile
-from harness.command.parser import GatesParser, let_switches_stand_alone
+from harness.command.parser import (
+    COMMON_OPTIONS,
+    GatesParser,
+    TrainerHelp,
+    describe,
+    let_lists_be_plain,
+    let_switches_stand_alone,
+)
+from harness.command.trainer import GatesRunTrainer
 from harness.runs.checkpoint import RunCheckpoint, load_weights
 from harness.runs.folder import RunFolder
 from harness.runs.logger import ResumableCSVLogger
 from harness.runs.progress import progress_bar
-from harness.runs.quiet import quiet_lightning
-from harness.runs.trainer import GatesTrainer
+from harness.runs.quiet import held_warnings, quiet_lightning
 
-LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+LIGHTNING_VERBS = {
+    "fit": "Train the network, resumable at any step.",
+    "validate": "Compute the validation scores of a network.",
+    "test": "Compute the test scores of a network.",
+    "predict": "Compute the predictions of a network.",
+}
+START = "Checkpoint of a training to start from."
 LIGHTNING_KEYS = {"pytorch-lightning_version", "state_dict"}
 OWN_OPTIONS = ("config", "resume", "overwrite", "ckpt_path")
 
 
-class GatesCLI(LightningCLI):
+class GatesRunCLI(LightningCLI):
     """LightningCLI with run folders, resuming, packaged configurations and one-line errors.
 
     An application is a subclass, a Trainer with its verbs, and ``main``::
 
-        class WeatherCLI(GatesCLI):
+        class WeatherCLI(GatesRunCLI):
             app = "weather"
             verbs = ("prepare", "fit", "evaluate", "report")
 
@@ -38,8 +52,8 @@ class GatesCLI(LightningCLI):
             WeatherCLI(AssimilationModule, WeatherData, WeatherTrainer, arguments)
 
     plus its line in ``apps.main.APPS``. Every verb other than ``fit validate test predict`` is a
-    method of the Trainer class (see :class:`harness.runs.trainer.GatesTrainer`). Arguments that two
-    classes share are linked in ``add_arguments_to_parser`` (call ``super()`` first)::
+    method of the Trainer class, see :class:`harness.command.trainer.GatesRunTrainer`. Arguments
+    that two classes share are linked in ``add_arguments_to_parser`` (call ``super()`` first)::
 
         parser.link_arguments("data.channels", "model.channels", apply_on="instantiate")
 
@@ -58,7 +72,7 @@ class GatesCLI(LightningCLI):
     """
 
     app: ClassVar[str] = ""
-    verbs: ClassVar[tuple[str, ...]] = LIGHTNING_VERBS
+    verbs: ClassVar[tuple[str, ...]] = tuple(LIGHTNING_VERBS)
     other_verbs: ClassVar[
         tuple[str, ...]
     ] = ()  # of harness.command.verbs, with sections of their own
@@ -68,7 +82,7 @@ class GatesCLI(LightningCLI):
         self,
         model_class: Callable[..., LightningModule],
         datamodule_class: Callable[..., LightningDataModule] | None = None,
-        trainer_class: type[GatesTrainer] = GatesTrainer,
+        trainer_class: type[GatesRunTrainer] = GatesRunTrainer,
         arguments: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
@@ -82,18 +96,21 @@ class GatesCLI(LightningCLI):
         kwargs.setdefault("auto_configure_optimizers", False)
         sections = (*self.verbs, *self.other_verbs)
         kwargs["trainer_defaults"] = {"log_every_n_steps": 10, **kwargs.get("trainer_defaults", {})}
-        super().__init__(
-            model_class,
-            datamodule_class,
-            save_config_callback=None,
-            trainer_class=trainer_class,
-            parser_kwargs={
-                "prog": f"gates {self.app}",
-                **{v: {"app": self.app, "verb": v, "verbs": sections} for v in self._wanted},
-            },
-            args=self.arguments,
-            **kwargs,
-        )
+        parsers: dict[str, dict[str, Any]] = {
+            v: {"app": self.app, "verb": v, "verbs": sections} for v in self._wanted
+        }
+        for v in LIGHTNING_VERBS.keys() & parsers.keys():
+            parsers[v]["description"] = LIGHTNING_VERBS[v]
+        with held_warnings():
+            super().__init__(
+                model_class,
+                datamodule_class,
+                save_config_callback=None,
+                trainer_class=trainer_class,
+                parser_kwargs={"prog": f"gates {self.app}", **parsers},
+                args=self.arguments,
+                **kwargs,
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Verbs and the arguments that are no options, being filled in by the command line."""
@@ -101,8 +118,14 @@ class GatesCLI(LightningCLI):
         return {verb: filled | {"weights_only"} for verb in self._wanted}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Create a parser with our look-up of configurations."""
+        """Create a parser with our look-up of configurations and our help."""
         parser = self.parser_class(**kwargs)
+        if kwargs.get("verb"):
+            parser.add_argument(
+                "--help.trainer",
+                action=TrainerHelp,
+                help="Show the options of the Trainer, such as --trainer.max_epochs, and exit.",
+            )
         parser.add_argument(
             "-c",
             "--config",
@@ -114,7 +137,7 @@ class GatesCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that every application has; an application calls ``super()`` first."""
         parser.add_argument(
-            "--name", type=str | None, help="Run name (default: that of the config)."
+            "--name", type=str | None, help="Name of the run; that of the configuration if null."
         )
         parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument("--resume", action="store_true", help="Go on with an existing run.")
@@ -130,7 +153,9 @@ class GatesCLI(LightningCLI):
             words[1:1] = ["--config", str(stored)]
         for verb in self._wanted:
             let_switches_stand_alone(self._parser(verb))
-        self.config = parser.parse_args(words)
+            start = {"ckpt_path": START} if verb in LIGHTNING_VERBS else {}
+            describe(self._parser(verb), {**COMMON_OPTIONS, **start})
+        self.config = parser.parse_args(let_lists_be_plain(self._parser(self._wanted[0]), words))
 
     def _stored_config(self, words: list[str]) -> Path | None:
         if "--resume" not in words or any(w.split("=")[0] in ("-c", "--config") for w in words):
@@ -194,28 +219,25 @@ class GatesCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise GatesError(str(error)) from error
 
-    def after_instantiate_classes(self) -> None:
-        """Claim the run folder once everything is built."""
-        if self.subcommand in self.trains and self.trainer.is_global_zero:
-            self.run_folder.open()
-            self.run_folder.write_config(self._portable_config())
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the log, the checkpoints and the progress; tell the Trainer its run."""
+        """Add the claim of the run folder, the log and the progress; tell the Trainer its run."""
         options = self._get(self.config_init, "trainer")
-        kwargs.setdefault("logger", self._loggers(options.get("logger")))
+        kwargs.setdefault("logger", False)  # those of a training come with the claim
         kwargs.setdefault("default_root_dir", str(self.run_folder.path))
         callbacks = list(options.get("callbacks") or [])
+        if self.subcommand in self.trains:
+            loggers = self._loggers(options.get("logger"))
+            callbacks.insert(0, FolderClaim(self.run_folder, self._portable_config(), loggers))
         if options.get("enable_progress_bar") is not False:
             callbacks.append(progress_bar())
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        assert isinstance(trainer, GatesTrainer)
+        assert isinstance(trainer, GatesRunTrainer)
         trainer.run_folder, trainer.config_path = self.run_folder, self.config_path
         return trainer
 
-    def _loggers(self, given: Any) -> list[Logger] | bool:
-        if given is False or self.subcommand not in self.trains:
-            return False
+    def _loggers(self, given: Any) -> list[Logger]:
+        if given is False:
+            return []
         path = self.run_folder.path
         log = ResumableCSVLogger(path)
         if given in (None, True):

@@ -20,17 +20,26 @@ def find_config(name: str, app: str) -> Path:
     Raises:
         GatesError: Nothing is found; the message lists the packaged names.
     """
-    packaged = Path(str(files("apps"))) / app / "configs"
+    packaged = _packaged(app)
     names = [name] if name.endswith((".yaml", ".yml", ".json")) else [name, f"{name}.yaml"]
     places = [Path(n) for n in names] + [packaged / n for n in names]
     found = next((place for place in places if place.is_file()), None)
     if found is not None:
         return found
-    known = sorted(path.stem for path in packaged.glob("*.yaml"))
+    known = packaged_configs(app)
     raise GatesError(
         f"configuration {name!r} found neither in {Path.cwd()} nor among the packaged ones: "
         f"give a path or one of {', '.join(known) or '(none)'}"
     )
+
+
+def packaged_configs(app: str) -> list[str]:
+    """Return the names of the packaged configurations of an application."""
+    return sorted(path.stem for path in _packaged(app).glob("*.yaml"))
+
+
+def _packaged(app: str) -> Path:
+    return Path(str(files("apps"))) / app / "configs"
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Iterable
+from argparse import SUPPRESS, Action
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,6 +11,15 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 from core_gates.errors import GatesError
+from harness.command.configfile import packaged_configs
+from harness.command.helptext import help_text, is_plain_sequence
+
+COMMON_OPTIONS = {
+    "help": "Show this help and exit.",
+    "print_config": "Print the configuration with all other options applied, and exit.",
+    "seed_everything": "Seed of all random numbers; true takes a random one.",
+}
+"""Help in place of that of the libraries."""
 
 
 class GatesParser(LightningArgumentParser):
@@ -23,6 +33,7 @@ class GatesParser(LightningArgumentParser):
     """
 
     config_path: Path | None = None
+    needed: frozenset[str] = frozenset()  # options that are required, noted by `describe`
 
     def __init__(
         self, *args: Any, app: str = "", verb: str = "", verbs: tuple[str, ...] = (), **kwargs: Any
@@ -31,16 +42,15 @@ class GatesParser(LightningArgumentParser):
         self.app, self.verb, self.verbs = app, verb, verbs
 
     def format_help(self, formatter: Any = None) -> str:
-        """Show a short usage, then the options of the verb first and those of the Trainer last."""
-        if not self.verb:
+        """Return plain text, the options of data and model first, those of the Trainer apart."""
+        if self._subcommands_action is not None:
             return str(super().format_help(formatter))
-        groups, usage = self._action_groups, self.usage
-        self._action_groups = sorted(groups, key=_rank)
-        self.usage = f"{_prog(self)} [--config FILE] [--key value ...]"
-        try:
-            return str(super().format_help(formatter))
-        finally:
-            self._action_groups, self.usage = groups, usage
+        return help_text(self)
+
+    def _only_verb(self) -> Any:
+        """Return the parser of the verb, where only one was built."""
+        verbs = getattr(self._subcommands_action, "_name_parser_map", {})
+        return next(iter(verbs.values())) if len(verbs) == 1 else None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with code 2, or raise where the caller asked for exceptions."""
@@ -51,17 +61,45 @@ class GatesParser(LightningArgumentParser):
             if isinstance(cause, GatesError):
                 raise cause
             cause = cause.__cause__ or cause.__context__
-        parser = getattr(ex, "subcommand_parser", None) or self
-        line = one_line(message, option_names(parser), getattr(parser, "config_path", None))
+        parser = getattr(ex, "subcommand_parser", None) or self._only_verb() or self
+        config = getattr(parser, "config_path", None)
+        if missing := re.search(r"arguments are required: (.+)", message):
+            line = lacking(missing.group(1).split(", "), parser.verb, parser.app, config)
+        else:
+            line = one_line(message, option_names(parser), config)
         print(f"{_prog(parser)}: error: {line}", file=sys.stderr)
         sys.exit(2)
 
 
-def _rank(group: Any) -> int:
-    """Order of a group of options in the help."""
-    names = [action.dest.partition(".")[0] for action in group._group_actions]
-    order = ("help", "data", "model", "checkpoint", "trainer")
-    return 1 + order.index(names[0]) if names and names[0] in order else 0
+def lacking(names: Sequence[str], verb: str, app: str, config: Path | None = None) -> str:
+    """Say in one line which arguments are missing, and where they are usually found.
+
+    Args:
+        names: Arguments, such as ``fit.model.network``; one without a dot is no option.
+        verb: The verb that is parsed.
+        app: Application, whose packaged configurations are named.
+        config: The configuration file that was given.
+    """
+    keys = [name.removeprefix(f"{verb}.") for name in names]
+    if places := [key for key in keys if "." not in key]:
+        return f"nothing is given for {', '.join(key.upper() for key in places)}"
+    if config is not None:
+        return f"{config} lacks {', '.join(keys)}"
+    known = packaged_configs(app)
+    choices = f"one of {', '.join(known)}, or a path" if known else f"a file with {', '.join(keys)}"
+    return f"no configuration is named: give --config NAME: {choices}"
+
+
+class TrainerHelp(Action):
+    """The ``--help.trainer`` option of every verb that has a Trainer."""
+
+    def __init__(self, option_strings: list[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest=SUPPRESS, nargs=0, default=SUPPRESS, **kwargs)
+
+    def __call__(self, parser: Any, *_: Any) -> NoReturn:
+        """Print the options of the Trainer and exit."""
+        print(help_text(parser, trainer=True), end="")
+        sys.exit(0)
 
 
 def let_switches_stand_alone(parser: Any) -> None:
@@ -69,6 +107,39 @@ def let_switches_stand_alone(parser: Any) -> None:
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool and action.nargs is None:
             action.nargs, action.const = "?", True
+
+
+def let_lists_be_plain(parser: Any, words: Sequence[str]) -> list[str]:
+    """Return the words with ``--seeds 0,1`` as ``--seeds [0,1]`` where a sequence is expected."""
+    lists = {
+        name
+        for action in parser._actions
+        if is_plain_sequence(getattr(action, "_typehint", None))
+        for name in action.option_strings
+        if not name.endswith("+")
+    }
+    found = list(words)
+    for index, word in enumerate(found):
+        name, equals, value = word.partition("=")
+        if name in lists and equals:
+            found[index] = f"{name}={_bracketed(value)}"
+        elif index and found[index - 1] in lists:
+            found[index] = _bracketed(word)
+    return found
+
+
+def _bracketed(value: str) -> str:
+    if value.startswith("(") and value.endswith(")"):
+        value = value[1:-1]
+    closed = value.startswith(("[", "{", "-")) and not re.match(r"-[\d.]", value)
+    return value if closed or value in ("", "null") else f"[{value.strip(', ')}]"
+
+
+def describe(parser: Any, texts: Mapping[str, str]) -> None:
+    """Replace the help of options, named without dashes, and note which ones are required."""
+    parser.needed = frozenset(action.dest for action in parser._actions if action.required)
+    for action in parser._actions:
+        action.help = texts.get(action.dest, action.help)
 
 
 def option_names(parser: Any) -> list[str]:
@@ -91,8 +162,8 @@ def one_line(message: str, options: Iterable[str], config: Path | None = None) -
         config: The configuration file, named when the fault must lie in it.
     """
     text = " ".join(message.split())
-    key = re.search(r'Parser key "([^"]+)"', text)
-    where = f"{key.group(1)}: " if key else ""
+    keys = re.findall(r'Parser key "([^"]+)"', text)
+    where = f"{'.'.join(keys[:1] if 'Subtypes:' in text else keys)}: " if keys else ""
     if found := re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text):
         return f"{where}{found.group(1)} does not accept {found.group(2)!r}"
     unknown = r"(?:Subcommand '[^']+' does not accept option|Option) '([^']+)'(?: is not accepted)?"
@@ -103,6 +174,8 @@ def one_line(message: str, options: Iterable[str], config: Path | None = None) -
         return f"{where}expected {_types(found.group(1))}, found {found.group(2)!r}"
     if found := re.search(r"Expected a (.*)\. Got value: (.*)$", text):
         return f"{where}expected {_types(found.group(1))}, found {found.group(2)!r}"
+    if found := re.search(r"Expected a dot import path string: (\S+)", text):
+        return f"{where}no class {found.group(1)!r}: give it as package.module.Class"
     if found := re.search(r"unrecognized arguments: (--?[\w.\-]+)", text):
         return text + _hint(found.group(1), options)
     return text

@@ -12,7 +12,13 @@ import yaml
 
 from core_gates.errors import GatesError
 from harness.command.configfile import ConfigFile, find_config, read_config
-from harness.command.parser import GatesParser, let_switches_stand_alone
+from harness.command.parser import (
+    COMMON_OPTIONS,
+    GatesParser,
+    describe,
+    let_lists_be_plain,
+    let_switches_stand_alone,
+)
 from harness.runs.folder import RunFolder
 from harness.runs.quiet import quiet_lightning
 
@@ -93,11 +99,14 @@ def run_verb(
     if positional is not None:
         skip.add(positional)
         parser.add_argument(positional, nargs="+", type=str, help="Paths, see above.")
-    parser.add_argument("--name", type=str | None, help="Run name (default: that of the config).")
+    parser.add_argument(
+        "--name", type=str | None, help="Name of the run; that of the configuration if null."
+    )
     parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
     parser.add_function_arguments(function, skip=skip, as_group=False)
     let_switches_stand_alone(parser)
-    options = vars(parser.parse_args(words))
+    describe(parser, COMMON_OPTIONS)
+    options = vars(parser.parse_args(let_lists_be_plain(parser, words)))
     stem = parser.config_path.stem if parser.config_path else config
     folder = RunFolder(app, options.pop("name") or stem, options.pop("root"))
     options.pop("config")

@@ -1,8 +1,10 @@
+from importlib.metadata import metadata
+
 import pytest
 
 import apps.doctor
-from apps.doctor import Finding, findings, machine
-from apps.main import main
+from apps.doctor import DISTRIBUTION, Finding, findings, machine
+from apps.main import APPS, App, main
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,17 @@ def test_a_whole_installation_is_fine(monkeypatch, capsys):
     monkeypatch.setattr(apps.doctor, "findings", lambda: [Finding("base", "torch", ">=2", "2.5")])
     assert main(["doctor"]) == 0
     assert "everything is there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("extra", "code"), [("sea", 1), ("sea-demo", 1), ("land", 0)])
+def test_the_table_says_which_extras_are_needed(monkeypatch, extra, code):
+    lacking = [Finding(extra, "x", ">=3", None)]
+    monkeypatch.setattr(apps.doctor, "findings", lambda: lacking)
+    table = {"doctor": APPS["doctor"], "sea": App("", "x", extras=("sea", "sea-demo"))}
+    assert main(["doctor"], table) == code
+
+
+def test_the_extras_of_the_table_exist():
+    provided = set(metadata(DISTRIBUTION).get_all("Provides-Extra"))
+    for app in APPS.values():
+        assert provided.issuperset(app.extras)

@@ -1,5 +1,6 @@
 import importlib
 import resource
+import statistics
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 
 from apps.main import APPS, App, main
 from core_gates.errors import GatesError, MissingExtraError
-from harness.command.cli import GatesCLI
+from harness.command import GatesRunCLI
 
 
 def cpu_seconds(command):
@@ -20,13 +21,10 @@ def cpu_seconds(command):
 
 @pytest.mark.parametrize("words", [["--help"], ["weather", "--help"], []])
 def test_help_is_instant(words):
-    seconds, done = min(
-        (cpu_seconds([sys.executable, "-m", "apps.main", *words]) for _ in range(3)),
-        key=lambda pair: pair[0],
-    )
-    assert done.returncode == 0
-    assert done.stdout.startswith("usage: gates")
-    assert seconds <= 0.15
+    runs = [cpu_seconds([sys.executable, "-m", "apps.main", *words]) for _ in range(5)]
+    assert all(done.returncode == 0 for _, done in runs)
+    assert all(done.stdout.startswith("usage: gates") for _, done in runs)
+    assert statistics.median(seconds for seconds, _ in runs) <= 0.15
 
 
 @pytest.mark.parametrize("unbuffered", ["", "-u"])
@@ -37,13 +35,15 @@ def test_a_reader_may_leave(unbuffered):
     assert done.stderr.split() == ["141"]
 
 
-def test_help_imports_nothing_heavy():
+def test_help_imports_the_standard_library_only():
     code = (
-        "import sys; from apps.main import main; main(['--help']); main(['weather', '--help']);"
-        "print([m for m in ('torch', 'lightning', 'jsonargparse', 'rich') if m in sys.modules])"
+        "import sys; before = set(sys.modules); from apps.main import main\n"
+        "main(['--help']); main(['weather', '--help'])\n"
+        "print(sorted({name.partition('.')[0] for name in set(sys.modules) - before}"
+        " - sys.stdlib_module_names))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.splitlines()[-1] == "['apps']"
 
 
 def test_every_word_of_the_table_is_in_the_help(capsys):
@@ -64,7 +64,7 @@ def test_the_table_lists_the_verbs_that_exist(name):
     (cli,) = {
         item
         for item in vars(module).values()
-        if isinstance(item, type) and issubclass(item, GatesCLI) and item.app == name
+        if isinstance(item, type) and issubclass(item, GatesRunCLI) and item.app == name
     }
     assert {*cli.verbs, *cli.other_verbs} == set(APPS[name].verbs)
 

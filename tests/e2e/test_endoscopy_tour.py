@@ -1,7 +1,6 @@
 """The endoscopy stop of the tour, with the shipped network on a few rendered polyps."""
 
 from apps.endoscopy import tour as endoscopy_tour
-from apps.tour import STOPS
 from harness.report.page import Page
 
 
@@ -21,7 +20,3 @@ def test_the_stop_sizes_fresh_polyps_beside_both_baselines(monkeypatch, tmp_path
     stop.draw(page)
     assert page.html().count("data:image/png;base64,") == 3
     assert "Research only" in page.html()
-
-
-def test_the_stop_is_on_the_tour():
-    assert ("endoscopy", "apps.endoscopy.tour:tour") in STOPS

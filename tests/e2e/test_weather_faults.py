@@ -131,6 +131,10 @@ FAULTS = {
         ("fit", "--data.source", "no.such.Source"),
         "no.such.Source",
     ),
+    "data of no use, found out when they are set up": (
+        ("fit", "--name", "new", f"{SOURCE}.block", "30"),
+        "recording.safetensors holds no background that did not lose the truth and has 30 cycles",
+    ),
     "existing run": (("fit",), "run folder runs/weather/unit exists: add --resume"),
     "resume and overwrite": (("fit", "--resume", "--overwrite"), "exclude each other"),
     "nature run of another world": (
@@ -397,7 +401,11 @@ def snapshot(folder):
     }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+CLAIMS = "data of no use, found out when they are set up"
+MARKED = {CLAIMS: pytest.param(CLAIMS, marks=pytest.mark.fault("endoscopy D17"))}
+
+
+@pytest.mark.parametrize("fault", [MARKED.get(fault, fault) for fault in FAULTS])
 def test_a_faulty_call_is_one_line(fault, gates, folder):
     words, expected = FAULTS[fault]
     config = () if "--config" in words or fault == "misspelled verb" else ("--config", "unit")
@@ -413,6 +421,16 @@ def test_a_faulty_call_is_one_line(fault, gates, folder):
     pattern = expected if literal else re.escape(expected)
     assert re.search(pattern, result.err), result.err
     assert snapshot(folder) == before
+
+
+@pytest.mark.fault("weather Bd")
+@pytest.mark.parametrize("verb", ["fit", "evaluate"])
+def test_a_call_without_configuration_is_told_their_names(gates, verb):
+    result = gates("weather", verb)
+    assert result.code == 2
+    start = f"gates weather {verb}: error: no configuration is named: give --config NAME: one of "
+    assert result.err.startswith(f"{start}era5_ensemble, ")
+    assert result.err.count("\n") == 1
 
 
 def test_the_good_files_are_good(gates, folder):

@@ -11,9 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from apps.main import App
 from apps.main import main as front_door
 from core_gates.errors import GatesError
-from harness.command.cli import GatesCLI
+from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.files.atomic import write_json
-from harness.runs.trainer import GatesTrainer
 
 
 class ToyModule(LightningModule):
@@ -86,7 +85,7 @@ class ToyData(LightningDataModule):
         return DataLoader(self._set(16, 2), self.batch_size)
 
 
-class ToyTrainer(GatesTrainer):
+class ToyTrainer(GatesRunTrainer):
     """A Trainer with one verb of its own."""
 
     def score(self, model: ToyModule, datamodule: ToyData, repeats: int = 1) -> None:
@@ -102,7 +101,7 @@ class ToyTrainer(GatesTrainer):
         write_json(self.run_folder.path / "score.json", {"repeats": repeats})
 
 
-class ToyCLI(GatesCLI):
+class ToyCLI(GatesRunCLI):
     app = "toy"
     verbs = ("fit", "score")
 

@@ -160,9 +160,9 @@ def _times(times: pd.Series) -> pd.Series:
     try:
         converted = pd.to_datetime(times, utc=True, format="ISO8601")
     except (ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0].partition(". You might")[0]  # advice about pandas
         raise GatesError(
-            f"time cannot be read as dates ({str(error).splitlines()[0]}); write them as "
-            "2017-01-01T00:00"
+            f"time cannot be read as dates ({reason}); write them as 2017-01-01T00:00"
         ) from error
     _refuse(converted.isna(), "time", converted, "a date", "drop rows without a time (NaT)")
     low, high = (stamp.tz_localize("UTC") for stamp in (pd.Timestamp.min, pd.Timestamp.max))

@@ -39,17 +39,20 @@ class AdasModule(L.LightningModule):
     Args:
         network: The assimilation network.
         forecasts: Forecast models ``(states, hours) -> states``; a problem names one by number.
-        confidence_kind: ``"binary"`` or ``"error"``.
-        loss: ``unify_mae`` or ``unify_mse`` (FengWu-Adas), ``log_mae`` or ``log_mse``.
+        confidence_kind: What the network is told of an observation: that it is there (``binary``),
+            or how good it is, too (``error``).
+        loss: Training loss: ``unify_mae`` or ``unify_mse`` (FengWu-Adas), ``log_mae`` or
+            ``log_mse``.
         lat_weight: Weight the loss by cell area; the published loss has none.
         learning_rate: Peak of the one-cycle schedule.
-        weight_decay: AdamW weight decay.
-        betas: AdamW betas.
+        weight_decay: Weight decay of AdamW.
+        betas: Both betas of AdamW.
         warmup: Share of the steps in which the learning rate rises.
         divergence_limit: Normalized RMSE above which a carried analysis returns to the truth.
         hours: Length of one cycle.
         confidence_scale: Share of the background error that the confidence is relative to.
-        background_error: ``"training"`` or ``"innovation"``, see :class:`AdasAnalysis`.
+        background_error: Where the background error comes from: ``training`` or the
+            ``innovation``, see :class:`AdasAnalysis`.
     """
 
     area_weights: Tensor

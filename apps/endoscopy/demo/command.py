@@ -42,7 +42,7 @@ def demo(
         place: Filled in by the command line.
         weights: Folder of weights; by default those of the run, else the shipped ones.
         segmenter: Weights of another segmenter than the shipped one, which proposes the box.
-        port: Of the page; 0 takes a free one.
+        port: Port of the page; 0 takes a free one.
         browser: Open a browser, too.
     """
     if not 0 <= port <= 65535:

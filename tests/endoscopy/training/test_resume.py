@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 
 from endoscopy.models import tiny_resnet
 from endoscopy.training.module import SizingModule
+from harness.command import GatesRunTrainer
 from harness.runs.checkpoint import RunCheckpoint
 from harness.runs.logger import ResumableCSVLogger
-from harness.runs.trainer import GatesTrainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -70,7 +70,7 @@ def fit(tmp_path):
             # Grows every two steps until it overflows, so that its state matters.
             plugin.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=2)
             options = {"plugins": [plugin]}
-        trainer = GatesTrainer(
+        trainer = GatesRunTrainer(
             max_steps=max_steps,
             max_epochs=4,
             accelerator="cpu",

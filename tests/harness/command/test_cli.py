@@ -1,4 +1,6 @@
 import json
+from collections.abc import Sequence
+from typing import Literal
 
 import pytest
 import yaml
@@ -171,23 +173,33 @@ def test_help_of_a_verb_documents_its_arguments(gates, capsys, toy):
         main(["toy", "score", "--help"], {"toy": App("toy", "", {"score": "x"})})
     assert leave.value.code == 0
     text = capsys.readouterr().out
-    assert "How often to score." in text
-    assert "--repeats REPEATS" in text
+    assert "  --repeats INT                     How often to score. (default: 1)\n" in text
     assert "datamodule" not in text
 
 
-def test_the_help_of_a_verb_begins_with_its_own_options(toy, capsys):
+def test_the_help_begins_with_data_and_model(toy, capsys):
     with pytest.raises(SystemExit):
         main(["toy", "score", "--help"], {"toy": App("toy", "", {"score": "x"})})
-    lines = capsys.readouterr().out.splitlines()
+    text = capsys.readouterr().out
+    lines = text.splitlines()
     assert lines[0] == "usage: gates toy score [--config FILE] [--key value ...]"
-    options = ("--repeats", "--resume", "--data.batch_size", "--model.dim", "--trainer.devices")
+    options = ("--data.batch_size", "--model.dim", "--repeats", "--resume", "--checkpoint.mode")
     places = [
         next(index for index, line in enumerate(lines) if line.lstrip().startswith(option))
         for option in options
     ]
     assert places == sorted(places)
     assert places[0] < 10
+    assert "--trainer.devices" not in text
+
+
+def test_the_options_of_the_trainer_have_a_help_of_their_own(toy, capsys):
+    with pytest.raises(SystemExit) as leave:
+        main(["toy", "score", "--help.trainer"], {"toy": App("toy", "", {"score": "x"})})
+    assert leave.value.code == 0
+    text = capsys.readouterr().out
+    assert "  --trainer.devices " in text
+    assert "--model.dim" not in text
 
 
 def test_switches_need_no_value(gates, toy, monkeypatch):
@@ -207,3 +219,114 @@ def test_switches_need_no_value(gates, toy, monkeypatch):
     for words in ([], ["--quick"], ["--quick", "false"], ["--quick", "--name", "a"]):
         assert gates("score", *words)[0] in (0, None)
     assert seen == [False, True, False, True]
+
+
+@pytest.fixture
+def seen(toy, monkeypatch):
+    """What the verb ``score`` is given for arguments that are sequences."""
+    found = []
+
+    def score(
+        self,
+        model: toy.ToyModule,
+        datamodule: toy.ToyData,
+        seeds: tuple[int, ...] = (0, 1),
+        densities: Sequence[float] = (0.5,),
+        only: list[str] | None = None,
+        pair: tuple[int, int] = (1, 2),
+        kinds: tuple[Literal["one", "two"], ...] = ("one",),
+        optional: Literal["one", "two"] | None = None,
+    ) -> None:
+        """Score.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            seeds: Some seeds.
+            densities: Some shares.
+            only: Some methods.
+            pair: Two numbers.
+            kinds: Some choices.
+            optional: A choice.
+        """
+        found.append([tuple(seeds), tuple(densities), only, pair, kinds])
+
+    monkeypatch.setattr(toy.ToyTrainer, "score", score)
+    return found
+
+
+@pytest.mark.fault("weather Be")
+@pytest.mark.parametrize(
+    ("words", "place", "value"),
+    [
+        ("--seeds 0", 0, (0,)),
+        ("--seeds 0,1", 0, (0, 1)),
+        ("--seeds=3,4", 0, (3, 4)),
+        ("--seeds -1", 0, (-1,)),
+        ("--seeds [0,2]", 0, (0, 2)),
+        ("--seeds (0,2)", 0, (0, 2)),
+        ("--densities 0.1", 1, (0.1,)),
+        ("--densities 0.1,1e-2", 1, (0.1, 0.01)),
+        ("--only oi", 2, ["oi"]),
+        ("--only oi,letkf", 2, ["oi", "letkf"]),
+        ("--only null", 2, None),
+        ("--pair 3,4", 3, (3, 4)),
+        ("--kinds two", 4, ("two",)),
+        ("--kinds one,two", 4, ("one", "two")),
+    ],
+)
+def test_sequences_need_no_brackets(gates, seen, words, place, value):
+    assert gates("score", *words.split())[0] in (0, None)
+    assert seen[0][place] == value
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--seeds 0,x", "seeds: expected int, found 'x'"),
+        ("--pair 3", "pair: expected"),
+        ("--kinds three", "kinds: expected 'one', 'two', found 'three'"),
+        ("--kinds one,three", "kinds: expected 'one', 'two', found 'three'"),
+        ("--optional three", "optional: expected 'one', 'two' or null, found 'three'"),
+    ],
+)
+def test_a_typo_in_fixed_choices_is_refused_with_the_choices(gates, seen, words, expected):
+    code, err = gates("score", *words.split())
+    assert code == 2
+    assert f"gates toy score: error: {expected}" in err
+    assert err.count("\n") == 1
+    assert seen == []
+
+
+@pytest.fixture
+def needy(toy, monkeypatch):
+    """The toy with an option that has no default."""
+
+    class Needy(toy.ToyModule):
+        def __init__(self, dim: int = 8, *, share: float) -> None:
+            super().__init__(dim)
+
+    monkeypatch.setattr(toy, "ToyModule", Needy)
+
+
+@pytest.mark.fault("weather Bd")
+@pytest.mark.parametrize(
+    ("names", "words", "expected"),
+    [
+        (["b", "a"], "", "no configuration is named: give --config NAME: one of a, b, or a path"),
+        ([], "", "no configuration is named: give --config NAME: a file with model.share"),
+        ([], "--config c.yaml", "c.yaml lacks model.share"),
+    ],
+)
+def test_a_call_without_configuration_is_told_their_names(
+    gates, needy, monkeypatch, tmp_path, names, words, expected
+):
+    (tmp_path / "c.yaml").write_text("model: {dim: 3}\n")
+    packaged = tmp_path / "packaged"
+    packaged.mkdir()
+    for name in names:
+        (packaged / f"{name}.yaml").touch()
+    monkeypatch.setattr("harness.command.configfile._packaged", lambda app: packaged)
+    code, err = gates("fit", *words.split())
+    assert code == 2
+    assert err == f"gates toy fit: error: {expected}\n"

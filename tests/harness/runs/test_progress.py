@@ -5,7 +5,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from harness.runs.progress import PlainProgress, progress_bar
 from harness.runs.quiet import quiet_lightning
-from harness.runs.trainer import GatesTrainer
+from harness.command import GatesRunTrainer
 
 
 def test_the_bar_suits_the_output(monkeypatch):
@@ -25,7 +25,7 @@ def train(toy, tmp_path, capsys):
 
     def run(bar):
         quiet_lightning()
-        trainer = GatesTrainer(
+        trainer = GatesRunTrainer(
             max_epochs=2,
             accelerator="cpu",
             logger=False,

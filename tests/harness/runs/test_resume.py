@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from harness.runs.checkpoint import RunCheckpoint, load_weights
 from harness.runs.logger import ResumableCSVLogger
-from harness.runs.trainer import GatesTrainer
+from harness.command import GatesRunTrainer
 from core_gates.errors import GatesError
 
 
@@ -29,7 +29,7 @@ def fit(toy, tmp_path):
         seed_everything(5)
         module, data = module or toy.ToyModule(), data or toy.ToyData(num_workers=workers)
         last = folder / "checkpoints" / "last.ckpt"
-        trainer = GatesTrainer(
+        trainer = GatesRunTrainer(
             max_steps=max_steps,
             max_epochs=4,
             accelerator="cpu",
@@ -167,7 +167,7 @@ def test_the_best_checkpoint_is_the_best(fit):
 
 
 def test_a_score_that_is_not_logged_is_named(toy, tmp_path):
-    trainer = GatesTrainer(
+    trainer = GatesRunTrainer(
         max_epochs=1,
         accelerator="cpu",
         logger=False,

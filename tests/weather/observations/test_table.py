@@ -73,7 +73,10 @@ FAULTS = {
         reports(time=[pd.NaT, *reports()["time"][1:]]),
         "1 of 5 observations have a bad time, the first is NaT in row 0.*drop rows without",
     ),
-    "no date": (reports(time="yesterday at noon"), "time cannot be read as dates .*write them as"),
+    "no date": (
+        reports(time="yesterday at noon"),
+        r"time cannot be read as dates \(.* format\); write them as",
+    ),
     "latitude": (
         reports(latitude=[0, 0, 91, 0, 0]),
         "bad latitude, the first is 91.0 in row 2, expected degrees from -90 to 90; correct or",
@@ -113,6 +116,13 @@ FAULTS = {
         "1 of 5 observations have a bad value, the first is 1000000.0 in row 2, expected 150",
     ),
 }
+
+
+@pytest.mark.fault("weather Bf")
+def test_no_advice_about_pandas_is_passed_on():
+    with pytest.raises(GatesError, match=r"\(.*noon is not ISO8601 format\); write") as caught:
+        ObservationTable.from_frame(reports(time="yesterday at noon"))
+    assert "You might want" not in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

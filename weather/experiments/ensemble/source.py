@@ -54,7 +54,7 @@ class Era5EnsembleSource:
         min_density: Least share of grid points observed in a training problem.
         max_density: Largest share; the draw is log-uniform between the two.
         augment: Roll longitudes, flip hemispheres, turn the sign of the increment round.
-        seed: Of all draws.
+        seed: Seed of all draws.
     """
 
     def __init__(

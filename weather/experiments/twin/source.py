@@ -36,7 +36,7 @@ class TwinSource:
         block: Cycles of a block in stage 2.
         redraw_share: Share of the stage-1 problems that are observed by a fresh network.
         transient: Cycles at the start of a recorded cycle that are all kept; then every third.
-        seed: Of all draws.
+        seed: Seed of all draws.
 
     Raises:
         ValueError: The scales do not fit the densities, or a number is out of range.

@@ -5,17 +5,17 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from harness.runs.loops import ExactEpochLoop, ExactFitLoop
 from harness.runs.folder import RunFolder
+from harness.runs.loops import ExactEpochLoop, ExactFitLoop
 
 
-class GatesTrainer(Trainer):
+class GatesRunTrainer(Trainer):
     """Lightning's Trainer with exact resuming and a run folder; an application adds its verbs.
 
     A verb is a documented, typed method that takes ``model`` and ``datamodule`` first; its other
     arguments become options of the command line::
 
-        class WeatherTrainer(GatesTrainer):
+        class WeatherTrainer(GatesRunTrainer):
             def tune(self, model: Assimilation, datamodule: WeatherData, trials: int = 40) -> None:
                 \"\"\"Choose the settings of every method.
 
@@ -28,7 +28,8 @@ class GatesTrainer(Trainer):
                 write_json(self.run_folder.path / "settings.json", settings)
 
     Attributes:
-        run_folder: Where the verb writes; claimed already for ``fit``, untouched for other verbs.
+        run_folder: Where the verb writes; claimed for ``fit`` once its data are ready, untouched
+            for other verbs.
         config_path: The file given with ``--config``, or None.
     """
 

@@ -1,0 +1,47 @@
+"""The help of every verb: short, plain, whole sentences."""
+
+import re
+
+import pytest
+
+from apps.main import APPS, main
+
+VERBS = [(name, verb) for name, app in APPS.items() for verb in app.verbs]
+
+
+def text_of(capsys, *words):
+    with pytest.raises(SystemExit) as leave:
+        main([*words])
+    assert leave.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.fault("endoscopy D16")
+@pytest.mark.parametrize("name", ["weather", "endoscopy"])
+def test_the_help_of_fit_is_short(name, capsys):
+    assert len(text_of(capsys, name, "fit", "--help").splitlines()) <= 150
+
+
+@pytest.mark.fault("endoscopy D16")
+@pytest.mark.parametrize(("name", "verb"), VERBS)
+def test_the_help_is_plain_text_within_100_columns(name, verb, capsys):
+    text = text_of(capsys, name, verb, "--help")
+    assert max(map(len, text.splitlines())) <= 100
+    assert re.search(r"`|:(class|func|data|mod|meth):|torch\\.nn|==SUPPRESS==", text) is None
+
+
+@pytest.mark.fault("endoscopy D16")
+@pytest.mark.parametrize(("name", "verb"), VERBS)
+def test_options_are_described_by_sentences(name, verb, capsys):
+    lines = text_of(capsys, name, verb, "--help").split("\n\n", 1)[1]
+    options = re.findall(r"^  (--\w.*?)(?=^  -|^\S|\Z)", lines, flags=re.M | re.S)
+    assert len(options) > 5
+    assert [" ".join(option.split()) for option in options if not sentence(option)] == []
+
+
+def sentence(option):
+    """Whether the help of an option is one: three words or more, from no preposition to a stop."""
+    text = re.split(r"\s{2,}", option.strip(), maxsplit=1)[1]
+    text = re.sub(r" \((required|known|default).*", "", " ".join(text.split()))
+    begins = re.match(r"(Of|At|In|For|By|To) ", text) is None
+    return begins and text.endswith(".") and len(text.split()) >= 3
