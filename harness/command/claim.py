@@ -2,44 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
+from core_gates.errors import GatesError
+from harness.experiment.piece import Piece, differences
+from harness.experiment.record import RECORD, Record, gap, read_record
+from harness.runs.environment import git_revision
 from harness.runs.folder import RunFolder
 from harness.runs.quiet import release_warnings
+
+GROWING = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
+LENGTHENED = "lengthened"
 
 
 class FolderClaim(Callback):
     """Claim the run folder after ``prepare_data`` and ``setup`` of the data, before the first step.
 
-    Lightning opens the files of its loggers before it sets up the data, so the Trainer gets them
-    here. Only the first rank claims; the others wait.
+    The folder then says in ``record.json`` what is trained, and a training that is resumed must be
+    the same. Lightning opens the files of its loggers before it sets up the data, so the Trainer
+    gets them here. Only the first rank claims; the others wait.
 
     Args:
         run_folder: The folder of the run.
         config: What becomes its ``config.yaml``.
         loggers: Those of the training.
+        describe: Returns the piece that is trained, and short hashes of what it is trained on.
+        origin: Other fields of the record.
+
+    Attributes:
+        piece: What is trained; None before the claim.
+        objects: Short hashes of what it is trained on.
     """
 
-    def __init__(self, run_folder: RunFolder, config: str, loggers: Sequence[Logger]) -> None:
+    def __init__(
+        self,
+        run_folder: RunFolder,
+        config: str,
+        loggers: Sequence[Logger],
+        describe: Callable[[], tuple[Piece, Sequence[str]]],
+        origin: dict[str, Any],
+    ) -> None:
         self.run_folder, self.config, self.loggers = run_folder, config, list(loggers)
-        self.claimed = False
+        self.describe, self.origin = describe, origin
+        self.piece: Piece | None = None
+        self.objects: Sequence[str] = ()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Claim the folder for a training, once.
 
         Raises:
-            GatesError: Another run has taken it meanwhile.
+            GatesError: Another run has taken it meanwhile, or what is to be resumed is another
+                training.
         """
         release_warnings()
-        if stage != "fit" or self.claimed:
+        if stage != "fit" or self.piece is not None:
             return
-        self.claimed = True
+        piece, self.objects = self.describe()
+        self.piece = resumed(self.run_folder, piece, self.objects)
         if trainer.is_global_zero:
             self.run_folder.open()
             self.run_folder.write_config(self.config)
+            record = Record.of(
+                self.piece,
+                objects=sorted(self.objects),
+                revision=git_revision(),
+                **self.origin,
+            )
+            record.write(self.run_folder.training)
         trainer.strategy.barrier("claim")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.loggers = self.loggers
+
+
+def resumed(run_folder: RunFolder, piece: Piece, objects: Sequence[str] | None = None) -> Piece:
+    """Return the piece that a folder is claimed for, after comparing it with what is there.
+
+    Args:
+        run_folder: The folder; nothing is compared unless it is to be resumed and holds a training.
+        piece: What is to be trained.
+        objects: What it is trained on; None while that is not known.
+
+    Returns:
+        The piece; one that says ``lengthened`` if the training may now take longer.
+
+    Raises:
+        GatesError: The training that is there has another identity, other settings or other
+            objects, or was longer.
+    """
+    if not run_folder.resume or not run_folder.exists():
+        return piece
+    record = read_record(run_folder.training)
+    if record is None:
+        raise GatesError(
+            f"{run_folder.training / RECORD} is missing or damaged, so nobody can say what "
+            f"{run_folder.training} was trained with: add --overwrite to start again, or --name "
+            "NEW for another run"
+        )
+    found, wanted = dict(record.settings), dict(piece.settings)
+    if objects is None:  # before the data are there
+        for settings in (found, wanted):
+            settings.pop("data.digest", None)
+    lengthened = bool(found.pop(LENGTHENED, False))
+    for name in GROWING:
+        if _grows(found.get(name), wanted.get(name)):
+            found[name], lengthened = wanted.get(name), True
+    same = Piece(piece.method, piece.seed, piece.keys, wanted)
+    if said := gap(record._replace(settings=found, fingerprint=""), same):
+        _refuse(run_folder, said)
+    if objects is not None and sorted(objects) != sorted(record.objects):
+        said = differences(
+            {"training objects": len(record.objects)}, {"training objects": len(objects)}
+        )
+        _refuse(run_folder, said or f"{len(objects)} training objects, but others")
+    if not lengthened:
+        return piece
+    return Piece(piece.method, piece.seed, piece.keys, {**piece.settings, LENGTHENED: True})
+
+
+def _refuse(run_folder: RunFolder, said: str) -> None:
+    raise GatesError(
+        f"{run_folder.training} was trained with other settings ({said}): resume it with those, "
+        "or add --name NEW for another run, or --overwrite to start again"
+    )
+
+
+def _grows(old: Any, new: Any) -> bool:
+    """Tell whether a limit is larger than before; None and -1 are no limit."""
+    if old in (None, -1):
+        return False
+    if new in (None, -1):
+        return True
+    return type(old) is type(new) and bool(new > old)

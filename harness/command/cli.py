@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -11,7 +12,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from core_gates.errors import GatesError
-from harness.command.claim import FolderClaim
+from harness.command.claim import FolderClaim, resumed
 from harness.command.configfile import ConfigFile
 from harness.command.parser import (
     COMMON_OPTIONS,
@@ -21,7 +22,9 @@ from harness.command.parser import (
     let_lists_be_plain,
     let_switches_stand_alone,
 )
+from harness.command.settings import decisive_settings, start_of
 from harness.command.trainer import GatesRunTrainer
+from harness.experiment import Arrays, Piece, Run
 from harness.runs.checkpoint import RunCheckpoint, load_weights
 from harness.runs.folder import RunFolder
 from harness.runs.logger import ResumableCSVLogger
@@ -36,7 +39,7 @@ LIGHTNING_VERBS = {
 }
 START = "Checkpoint of a training to start from."
 LIGHTNING_KEYS = {"pytorch-lightning_version", "state_dict"}
-OWN_OPTIONS = ("config", "resume", "overwrite", "ckpt_path")
+OWN_OPTIONS = ("config", "resume", "overwrite", "shipped", "ckpt_path")
 
 
 class GatesRunCLI(LightningCLI):
@@ -58,7 +61,9 @@ class GatesRunCLI(LightningCLI):
         parser.link_arguments("data.channels", "model.channels", apply_on="instantiate")
 
     A configuration may hold one section for each verb (see
-    :func:`harness.command.configfile.select_verb`).
+    :func:`harness.command.configfile.select_verb`). Verbs of ``trains`` are trainings by
+    :meth:`Trainer.fit`; an application with several picks their classes in ``main``. What a
+    training makes enters the results of the run, see :meth:`training` and :meth:`keep`.
 
     Args:
         model_class: The LightningModule, or a base class when ``subclass_mode_model=True``.
@@ -77,6 +82,8 @@ class GatesRunCLI(LightningCLI):
         tuple[str, ...]
     ] = ()  # of harness.command.verbs, with sections of their own
     trains: ClassVar[frozenset[str]] = frozenset({"fit"})  # verbs that claim a run folder
+    package: ClassVar[str | None] = None  # with shipped results
+    neutral: ClassVar[tuple[str, ...]] = ()  # options that decide no result
 
     def __init__(
         self,
@@ -88,16 +95,25 @@ class GatesRunCLI(LightningCLI):
     ) -> None:
         quiet_lightning()
         self.arguments = list(arguments)
-        verb = self.arguments[0] if self.arguments else ""
+        self.verb = self.arguments[0] if self.arguments else ""
+        self.command = f"gates {self.app} {' '.join(self.arguments)}"
+        verb = "fit" if self.verb in self.trains else self.verb  # what Lightning calls it
+        self.arguments[:1] = [verb] if self.arguments else []
         # Building the parser of a verb costs half a second, so only the wanted one is built.
-        self._wanted = (verb,) if verb in self.verbs else self.verbs
+        self._wanted = (verb,) if self.verb in self.verbs else self.verbs
         kwargs.setdefault("parser_class", GatesParser)
         kwargs.setdefault("seed_everything_default", 0)
         kwargs.setdefault("auto_configure_optimizers", False)
         sections = (*self.verbs, *self.other_verbs)
         kwargs["trainer_defaults"] = {"log_every_n_steps": 10, **kwargs.get("trainer_defaults", {})}
         parsers: dict[str, dict[str, Any]] = {
-            v: {"app": self.app, "verb": v, "verbs": sections} for v in self._wanted
+            v: {
+                "app": self.app,
+                "verb": self.verb if v == verb else v,
+                "verbs": sections,
+                "prog": f"gates {self.app} {self.verb if v == verb else v}",
+            }
+            for v in self._wanted
         }
         for v in LIGHTNING_VERBS.keys() & parsers.keys():
             parsers[v]["description"] = LIGHTNING_VERBS[v]
@@ -140,9 +156,19 @@ class GatesRunCLI(LightningCLI):
             "--name", type=str | None, help="Name of the run; that of the configuration if null."
         )
         parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
-        parser.add_argument("--resume", action="store_true", help="Go on with an existing run.")
         parser.add_argument(
-            "--overwrite", action="store_true", help="Delete an existing training first."
+            "--resume", action="store_true", help="Go on with a training that was stopped."
+        )
+        parser.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="Begin a training again; replace results that have other settings.",
+        )
+        parser.add_argument(
+            "--shipped",
+            type=bool,
+            default=True,
+            help="Use results that ship with the package where their settings agree.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
 
@@ -167,7 +193,8 @@ class GatesRunCLI(LightningCLI):
                     given[option] = words[index + 1]
                 elif word.startswith(f"{option}="):
                     given[option] = word.partition("=")[2]
-        config = RunFolder(self.app, given["--name"], given["--root"]).config
+        verb = self.verb if self.verb in self.trains else "fit"
+        config = RunFolder(self.app, given["--name"], given["--root"], verb=verb).config
         return config if config.is_file() else None
 
     def _parse_ckpt_path(self) -> None:
@@ -194,10 +221,12 @@ class GatesRunCLI(LightningCLI):
             options["root"],
             resume=options["resume"],
             overwrite=options["overwrite"],
+            verb=self.verb if self.subcommand in self.trains else "fit",
         )
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         if self.subcommand in self.trains and first:
             self.run_folder.check()
+            resumed(self.run_folder, self.training(self._run()))
 
     def _portable_config(self) -> str:
         """The configuration as YAML, without the options that belong to one call only."""
@@ -227,13 +256,75 @@ class GatesRunCLI(LightningCLI):
         callbacks = list(options.get("callbacks") or [])
         if self.subcommand in self.trains:
             loggers = self._loggers(options.get("logger"))
-            callbacks.insert(0, FolderClaim(self.run_folder, self._portable_config(), loggers))
+            self.claim = FolderClaim(
+                self.run_folder, self._portable_config(), loggers, self._described, self._origin()
+            )
+            callbacks.insert(0, self.claim)
         if options.get("enable_progress_bar") is not False:
             callbacks.append(progress_bar())
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         assert isinstance(trainer, GatesRunTrainer)
         trainer.run_folder, trainer.config_path = self.run_folder, self.config_path
+        trainer.run_options = self._run_options()
         return trainer
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that decides a result, by name: of model, data and training."""
+        options = yaml.safe_load(self._portable_config())
+        found = decisive_settings(options, self.neutral)
+        if not self.run_folder.resume:
+            found["start"] = start_of(self.config[self.subcommand].get("ckpt_path"))
+        return found
+
+    def training(self, run: Run) -> Piece:
+        """Return the piece that a training makes, as ``evaluate`` would name it."""
+        return run.piece(self.verb, run.settings.get("seed"))
+
+    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
+        """Keep what was trained where other verbs find it, and return where.
+
+        Args:
+            run: The run.
+            piece: What was trained.
+            objects: Short hashes of what it was trained on.
+        """
+        path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
+        if path is None:
+            return None
+        weights = load_weights(path)["state_dict"]
+        return run.store("weights", Arrays()).keep(piece, weights, objects=objects)
+
+    def after_fit(self) -> None:
+        """Keep what was trained."""
+        whole = self.trainer.state.finished and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if whole and self.trainer.is_global_zero and self.claim.piece is not None:
+            path = self.keep(self._run(), self.claim.piece, self.claim.objects)
+            if path is not None:
+                print(path)
+
+    def _run(self) -> Run:
+        return Run.of(self.run_folder, config_path=self.config_path, **self._run_options())
+
+    def _run_options(self) -> dict[str, Any]:
+        return {
+            "settings": self.settings(),
+            "package": self.package,
+            "shipped": self.config[self.subcommand]["shipped"],
+            "command": self.command,
+        }
+
+    def _origin(self) -> dict[str, Any]:
+        config = self.config_path.stem if self.config_path else "default"
+        return {"package": self.package or "", "configuration": config, "command": self.command}
+
+    def _described(self) -> tuple[Piece, Sequence[str]]:
+        """Return what is trained, now that its data are there, and on which objects."""
+        data, run = self.datamodule, self._run()
+        digest = getattr(data, "digest", None)
+        if digest is not None:
+            run.settings["data.digest"] = [one.sha256 for one in digest()]
+        objects = getattr(data, "training_objects", None)
+        return self.training(run), [] if objects is None else list(objects())
 
     def _loggers(self, given: Any) -> list[Logger]:
         if given is False:

@@ -1,22 +1,22 @@
 """The Trainer whose public methods are the verbs of an application."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-
+from harness.experiment import Run
 from harness.runs.folder import RunFolder
-from harness.runs.loops import ExactEpochLoop, ExactFitLoop
+from harness.runs.trainer import ExactTrainer
 
 
-class GatesRunTrainer(Trainer):
+class GatesRunTrainer(ExactTrainer):
     """Lightning's Trainer with exact resuming and a run folder; an application adds its verbs.
 
     A verb is a documented, typed method that takes ``model`` and ``datamodule`` first; its other
     arguments become options of the command line::
 
         class WeatherTrainer(GatesRunTrainer):
-            def tune(self, model: Assimilation, datamodule: WeatherData, trials: int = 40) -> None:
+            def tune(self, model: Assimilation, datamodule: WeatherData, trials: int = 8) -> None:
                 \"\"\"Choose the settings of every method.
 
     Args:
@@ -24,20 +24,33 @@ class GatesRunTrainer(Trainer):
                     datamodule: Filled in by the command line.
                     trials: Trials of each method.
                 \"\"\"
-                settings = ...
-                write_json(self.run_folder.path / "settings.json", settings)
+                self.run().tune(SPACES, trial, trials=trials)
 
     Attributes:
         run_folder: Where the verb writes; claimed for ``fit`` once its data are ready, untouched
             for other verbs.
         config_path: The file given with ``--config``, or None.
+        run_options: What the command line says of runs: settings, package, command.
     """
 
     run_folder: RunFolder
     config_path: Path | None = None
+    run_options: dict[str, Any]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        steps = self.fit_loop.epoch_loop
-        self.fit_loop = ExactFitLoop(self, self.fit_loop.min_epochs, self.fit_loop.max_epochs)
-        self.fit_loop.epoch_loop = ExactEpochLoop(self, steps.min_steps, steps.max_steps)
+    def run(self, *, quick: bool = False, only: Collection[str] = ()) -> Run:
+        """Return the run: its settings, results, tuning and scores.
+
+        Args:
+            quick: A short look: nothing is trained, scores have no bars.
+            only: Methods that take part; all when empty.
+
+        Raises:
+            GatesError: Scores of a full evaluation are there, which a short look would replace.
+        """
+        return Run.of(
+            self.run_folder,
+            config_path=self.config_path,
+            quick=quick,
+            only=only,
+            **self.run_options,
+        )

@@ -18,7 +18,7 @@ from harness.experiment.record import Record, gap, read_record
 from harness.files import remove
 from harness.runs.checkpoint import RunCheckpoint, load_weights
 from harness.runs.quiet import quiet_lightning
-from harness.runs.trainer import GatesTrainer
+from harness.runs.trainer import ExactTrainer
 
 SAVED_EVERY = 60.0  # seconds of steps that a kill may cost
 
@@ -97,7 +97,7 @@ class Job:
         last, best, done = folder / "last.ckpt", folder / "best.ckpt", folder / "done"
         if not done.is_file():
             own = trainer.pop("callbacks", None) or []
-            fitter = GatesTrainer(**{**fixed, **trainer}, callbacks=[*own, *callbacks, keeper])
+            fitter = ExactTrainer(**{**fixed, **trainer}, callbacks=[*own, *callbacks, keeper])
             start = str(last) if last.is_file() else None
             fitter.fit(module, data, ckpt_path=start, weights_only=True)
             done.touch()

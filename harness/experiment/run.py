@@ -42,6 +42,7 @@ class Run:
         config_path: Configuration; None for none.
         settings: All that decides results, by name; pieces add theirs.
         package: Package with shipped results in ``weights/<configuration>``; None for none.
+        shipped: Whether results of the package are used.
         overwrite: Replace results of the run folder that have other settings, one by one.
         quick: A short look: nothing is trained, scores have no bars.
         only: Methods that take part; all when empty.
@@ -59,6 +60,7 @@ class Run:
         config_path: Path | None = None,
         settings: Setting | None = None,
         package: str | None = None,
+        shipped: bool = True,
         overwrite: bool = False,
         quick: bool = False,
         only: Collection[str] = (),
@@ -67,7 +69,7 @@ class Run:
         self.folder, self.app, self.config_path = folder, app, config_path
         self.config = config_path.stem if config_path else "default"
         self.settings = dict(settings or {})
-        self.package, self.overwrite = package, overwrite
+        self.package, self.shipped, self.overwrite = package, shipped, overwrite
         self.quick, self.only, self.command = quick, tuple(only), command
         self._pool = Pool()
         weakref.finalize(self, self._pool.close)
@@ -104,7 +106,7 @@ class Run:
     def store(self, kind: str, form: Form[R]) -> Store[R]:
         """Return the results of one kind, of the run folder and the package."""
         shipped = None
-        if self.package is not None:
+        if self.package is not None and self.shipped:
             shipped = Path(str(files(self.package))) / "weights" / self.config
         origin = {
             "package": self.package or "",

@@ -10,16 +10,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from core_gates.errors import GatesError
 from harness.runs.logger import ResumableCSVLogger
 from harness.runs.loops import StepCallback
-from core_gates.errors import GatesError
 
 
 class RunCheckpoint(Checkpoint, StepCallback):
     """Write ``checkpoints/last.ckpt`` every few steps and ``best.ckpt`` when a score improves.
 
-    Both are written between two steps (see :mod:`harness.runs.loops`) and atomically: a killed run has
-    either the old file or the new one. The log is flushed first, and its length is stored.
+    Both are written between two steps (see :mod:`harness.runs.loops`) and atomically: a killed run
+    has either the old file or the new one. The log is flushed first, and its length is stored.
 
     Args:
         every_n_steps: Optimizer steps between two writings of ``last.ckpt``; the end of the
@@ -116,7 +116,9 @@ class RunCheckpoint(Checkpoint, StepCallback):
     def _is_due(self, step: int) -> bool:
         """Tell whether so many steps or seconds have passed since the last writing."""
         seconds = time.monotonic() - self._saved_at
-        steps_passed = self.every_n_steps is not None and step - self.saved_step >= self.every_n_steps
+        steps_passed = (
+            self.every_n_steps is not None and step - self.saved_step >= self.every_n_steps
+        )
         return steps_passed or (self.every_seconds is not None and seconds >= self.every_seconds)
 
 

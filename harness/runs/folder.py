@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from harness.runs.environment import environment
-from harness.files.atomic import remove, write_json, write_text
 from core_gates.errors import GatesError
+from harness.files.atomic import remove, write_json, write_text
+from harness.runs.environment import environment
 
-TRAINING = ("config.yaml", "environment.json", "metrics.csv", "checkpoints", "tensorboard")
+TRAINING = (
+    "config.yaml", "environment.json", "record.json", "metrics.csv", "checkpoints", "tensorboard",
+)  # fmt: skip
 OUTCOME = ("scores.json", "scores.md", "report.html")
 
 
@@ -22,6 +24,7 @@ class RunFolder:
         root: Folder of all runs.
         resume: Go on with an existing run.
         overwrite: Delete an existing run first: its training, scores and report.
+        verb: Verb that trains; the files of any but ``fit`` lie in a folder of its name.
 
     Raises:
         GatesError: The name is no plain name, or both ``resume`` and ``overwrite`` are asked for.
@@ -35,6 +38,7 @@ class RunFolder:
         *,
         resume: bool = False,
         overwrite: bool = False,
+        verb: str = "fit",
     ) -> None:
         if not name or Path(name).name != name or name in (".", ".."):
             raise GatesError(f"--name {name!r} must be a plain name without '/'")
@@ -42,17 +46,18 @@ class RunFolder:
             raise GatesError("--resume and --overwrite exclude each other: give one of them")
         self.app, self.name = app, name
         self.path = Path(root) / app / name
+        self.training = self.path if verb == "fit" else self.path / verb
         self.resume, self.overwrite = resume, overwrite
 
     @property
     def config(self) -> Path:
         """The parsed configuration of the last ``fit``, which runs again as it stands."""
-        return self.path / "config.yaml"
+        return self.training / "config.yaml"
 
     @property
     def metrics(self) -> Path:
         """The training log."""
-        return self.path / "metrics.csv"
+        return self.training / "metrics.csv"
 
     @property
     def scores(self) -> Path:
@@ -67,12 +72,12 @@ class RunFolder:
     @property
     def environment(self) -> Path:
         """Versions, machine and revision."""
-        return self.path / "environment.json"
+        return self.training / "environment.json"
 
     @property
     def checkpoints(self) -> Path:
         """Folder of ``last.ckpt`` and ``best.ckpt``."""
-        return self.path / "checkpoints"
+        return self.training / "checkpoints"
 
     @property
     def last_checkpoint(self) -> Path | None:
@@ -88,7 +93,7 @@ class RunFolder:
 
     def exists(self) -> bool:
         """Whether the folder holds a training."""
-        return any((self.path / name).exists() for name in TRAINING)
+        return any((self.training / name).exists() for name in TRAINING)
 
     def check(self) -> None:
         """Refuse a folder that holds a run, unless it is to be resumed or overwritten.
@@ -98,7 +103,7 @@ class RunFolder:
         """
         if self.exists() and not (self.resume or self.overwrite):
             raise GatesError(
-                f"run folder {self.path} exists: add --resume to go on, --overwrite to start "
+                f"run folder {self.training} exists: add --resume to go on, --overwrite to start "
                 "again, or --name NEW for another run"
             )
 
@@ -110,7 +115,9 @@ class RunFolder:
         """
         self.check()
         if self.overwrite:
-            for name in (*TRAINING, *OUTCOME):
+            for name in TRAINING:
+                remove(self.training / name)
+            for name in OUTCOME:
                 remove(self.path / name)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.environment, environment())

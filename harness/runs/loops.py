@@ -22,8 +22,8 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import (
 from lightning.pytorch.trainer.trainer import Trainer
 from torch import Tensor
 
-from harness.runs.random_state import capture, gather, restore
 from core_gates.errors import GatesError
+from harness.runs.random_state import capture, gather, restore
 
 States = dict[str, Tensor]
 

@@ -1,11 +1,10 @@
 import json
-from contextlib import suppress
 
 import pytest
 
-from harness.files.atomic import write_bytes, write_json, write_text
-from harness.runs.folder import RunFolder
 from core_gates.errors import GatesError
+from harness.files.atomic import write_bytes, write_json
+from harness.runs.folder import RunFolder
 
 
 def test_an_existing_run_is_refused_resumed_or_overwritten(tmp_path):

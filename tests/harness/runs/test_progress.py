@@ -3,9 +3,9 @@ import sys
 import pytest
 from lightning.pytorch.callbacks import RichProgressBar
 
+from harness.command import GatesRunTrainer
 from harness.runs.progress import PlainProgress, progress_bar
 from harness.runs.quiet import quiet_lightning
-from harness.command import GatesRunTrainer
 
 
 def test_the_bar_suits_the_output(monkeypatch):

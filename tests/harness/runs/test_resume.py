@@ -12,10 +12,10 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
+from core_gates.errors import GatesError
+from harness.command import GatesRunTrainer
 from harness.runs.checkpoint import RunCheckpoint, load_weights
 from harness.runs.logger import ResumableCSVLogger
-from harness.command import GatesRunTrainer
-from core_gates.errors import GatesError
 
 
 @pytest.fixture

@@ -1,0 +1,51 @@
+"""What of a parsed configuration decides a result."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.experiment.piece import flatten
+from harness.files import sha256
+
+TRAINER = (
+    "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches",
+    "limit_val_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
+    "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision",
+    "reload_dataloaders_every_n_epochs",
+)  # fmt: skip
+"""Options of the Trainer that change what is trained; devices, processes and logs do not."""
+
+CHECKPOINT = ("monitor", "mode")
+
+
+def decisive_settings(options: Mapping[str, Any], neutral: Collection[str] = ()) -> dict[str, Any]:
+    """Return the settings of model, data and training under dotted names.
+
+    Args:
+        options: The parsed configuration of a verb, nested.
+        neutral: Dotted names, or beginnings of them, of options that decide nothing: folders,
+            processes, logs.
+    """
+    found = {
+        "seed": options.get("seed_everything"),
+        **{f"trainer.{name}": (options.get("trainer") or {}).get(name) for name in TRAINER},
+        **{
+            f"checkpoint.{name}": (options.get("checkpoint") or {}).get(name) for name in CHECKPOINT
+        },
+    }
+    for group in ("model", "data"):
+        value = options.get(group)
+        found |= flatten(value, f"{group}.") if isinstance(value, Mapping) else {group: value}
+    return {
+        name: value
+        for name, value in found.items()
+        if value is not None
+        and not any(name == one or name.startswith(f"{one}.") for one in neutral)
+    }
+
+
+def start_of(path: str | None) -> str | None:
+    """Return a short hash of the checkpoint that a training starts from; None for none."""
+    return None if path is None else sha256(Path(path))[:16]

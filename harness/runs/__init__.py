@@ -1,0 +1,1 @@
+"""Run folders, checkpoints, exact loops, logs, processes and progress."""
