@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from core_gates.attention.window import SwinBlock
-from core_gates.attention.window_layout import Extents, WindowLayout
+from core_gates.attention.window.layout import Extents, WindowLayout
+from core_gates.attention.window.swin import SwinBlock
 
 
 class GatedCrossAttention(nn.Module):
@@ -28,7 +28,7 @@ class GatedCrossAttention(nn.Module):
         window: Extents of a window in depth, latitude and longitude.
         mlp_ratio: Hidden channels of the MLPs over ``dim``.
         drop_path: Rate at which a residual branch is dropped.
-        legacy_clip: See `core_gates.attention.window.WindowAttention`.
+        legacy_clip: See `core_gates.attention.window.swin.WindowAttention`.
         gated: False gives the control with the same parameters, ``x * g -> x`` and ``1 - g -> 0``.
         recompute: Recompute branches in the backward pass instead of storing them.
 

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from core_gates.attention.window import INIT_STD, SwinBlock
-from core_gates.attention.window_layout import WindowLayout
+from core_gates.attention.window.layout import WindowLayout
+from core_gates.attention.window.swin import INIT_STD, SwinBlock
 from core_gates.conv.gated import Streams
 from core_gates.conv.same import SameConv
 from weather.models.adas.embedding import GridPatches, PatchEmbedding, PatchRecovery

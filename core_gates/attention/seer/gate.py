@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.attention.block_pooling import parse_pooling, pool_blocks
 from core_gates.attention.rotary import rotate
+from core_gates.attention.seer.pooling import parse_pooling, pool_blocks
 from core_gates.padding import check_padding_mask
 
 INIT_STD = 0.02

@@ -8,20 +8,20 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from core_gates.attention.block_pooling import pool_blocks
-from core_gates.attention.block_selector import BlockSelector
 from core_gates.attention.rotary import rotate
-from core_gates.attention.seer import AttnGate
-from core_gates.attention.seer_decode import DecodeAttnGate
-from core_gates.attention.seer_distillation import (
+from core_gates.attention.seer.decode import DecodeAttnGate
+from core_gates.attention.seer.distillation import (
     decode_target,
     gate_distillation_loss,
     prefill_target,
 )
+from core_gates.attention.seer.gate import AttnGate
+from core_gates.attention.seer.pooling import pool_blocks
+from core_gates.attention.seer.selector import BlockSelector
 from core_gates.ops.block_max_attention.op import block_max_attention
 from core_gates.ops.block_sparse_attention.op import block_sparse_attention
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "attention_sequence"
+GOLDEN = Path(__file__).parents[3] / "golden" / "attention_sequence"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 PREFILL = ["seer_prefill_Qavg_Kmaxminavg", "seer_prefill_Qmaxavg_Kavg_double"]
 LOWEST = torch.finfo(torch.float32).min

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.attention.block_pooling import parse_pooling, pool_blocks
 from core_gates.attention.rotary import rotate
-from core_gates.attention.seer import (
+from core_gates.attention.seer.gate import (
     INIT_STD,
     as_float32,
     check_heads,
     check_tokens,
     project_heads,
 )
+from core_gates.attention.seer.pooling import parse_pooling, pool_blocks
 
 QueryReduction = Literal["Qproj", "Qavgproj", "Qavg", "Qorig"]
 NORM_EPS = 1e-6

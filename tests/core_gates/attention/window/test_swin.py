@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from core_gates.attention.window import (
+from core_gates.attention.window.layout import MASKED, WindowLayout
+from core_gates.attention.window.swin import (
     SwinBlock,
     WindowAttention,
     _attention,
     _fused_attention,
     _position_index,
 )
-from core_gates.attention.window_layout import MASKED, WindowLayout
 
 CPU = torch.device("cpu")
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 7), st.integers(1, 8))

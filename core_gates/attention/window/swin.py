@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from core_gates.attention.drop_path import DropPath
-from core_gates.attention.window_layout import Extents, WindowLayout, shape_constant
+from core_gates.attention.window.drop_path import DropPath
+from core_gates.attention.window.layout import Extents, WindowLayout, shape_constant
 
 INIT_STD = 0.02
 
