@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 KINDS = ("max", "min", "avg")
@@ -20,19 +21,25 @@ def parse_pooling(name: str) -> tuple[str, ...]:
     return kinds
 
 
-def pool_blocks(x: Tensor, block_size: int, kinds: tuple[str, ...]) -> Tensor:
+def pool_blocks(
+    x: Tensor, block_size: int, kinds: tuple[str, ...], padding_mask: Tensor | None = None
+) -> Tensor:
     """Pool the tokens of every block and join the kinds of pooling along the features.
 
-    The last block may be short; its average is over the tokens that it has.
+    Averages are over the tokens that a block has: the last one may be short, and padding is no
+    token. A block of nothing but padding is pooled to 0.
 
     Args:
         x: Tokens (B, T, H, D).
         block_size: Tokens of a block.
         kinds: Some of ``max``, ``min``, ``avg``.
+        padding_mask: True (B, T) at tokens to ignore, whatever they hold.
 
     Returns:
         Pooled (B, ceil(T / block_size), H, D * number of kinds).
     """
+    if padding_mask is not None:
+        return _pool_tokens(x, block_size, kinds, padding_mask)
     whole = x.shape[1] // block_size * block_size
     blocks = (x.shape[0], whole // block_size, block_size, *x.shape[2:])
     parts = [x[:, :whole].reshape(blocks)]
@@ -46,3 +53,25 @@ def pool_blocks(x: Tensor, block_size: int, kinds: tuple[str, ...]) -> Tensor:
     return torch.cat(
         [torch.cat([reduce[kind](part, 2) for kind in kinds], -1) for part in parts], 1
     )
+
+
+def pad_to_blocks(padding_mask: Tensor, block_size: int) -> Tensor:
+    """Cut a mask (B, T) into blocks (B, ceil(T / block_size), block_size), True where none is."""
+    padded = F.pad(padding_mask, (0, -padding_mask.shape[1] % block_size), value=True)
+    return padded.unflatten(1, (padded.shape[1] // block_size, block_size))
+
+
+def _pool_tokens(
+    x: Tensor, block_size: int, kinds: tuple[str, ...], padding_mask: Tensor
+) -> Tensor:
+    ignored = pad_to_blocks(padding_mask, block_size)
+    x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % block_size))
+    blocks = x.unflatten(1, ignored.shape[1:])
+    number = (~ignored).sum(2)[..., None, None]
+    ignored = ignored[..., None, None]
+    pooled = {
+        "max": lambda: blocks.masked_fill(ignored, -torch.inf).amax(2).masked_fill(number == 0, 0),
+        "min": lambda: blocks.masked_fill(ignored, torch.inf).amin(2).masked_fill(number == 0, 0),
+        "avg": lambda: blocks.masked_fill(ignored, 0).sum(2) / number.clamp(min=1),
+    }
+    return torch.cat([pooled[kind]() for kind in kinds], -1)

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from core_gates.attention.fused_query import fuse_q_proj, split_fused_q_proj
 from core_gates.attention.head_gate import HeadGate
 from core_gates.attention.output_gate import GatedAttention
-from core_gates.attention.rotary import rotate
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "attention_sequence"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -228,20 +227,6 @@ def test_tokens_see_the_past_and_nothing_of_padding(position):
     assert module(x, padding_mask=torch.ones_like(padding)).isfinite().all()
 
 
-def test_rotation_depends_on_distance():
-    x = torch.randn(1, 6, 1, 8, dtype=torch.float64)
-    query, key = (rotate(x[:, :1].expand(1, 6, 1, 8), torch.arange(6) + n) for n in (3, 0))
-    products = (query * key).sum(-1).flatten()
-    assert_close(products, products[:1].expand(6))
-    assert_close(rotate(x, torch.zeros(6)), x)
-    turned = rotate(torch.eye(4, dtype=torch.float64)[None, :, None], torch.full((4,), 2), 100.0)
-    expected = torch.tensor([2.0, 0.2]).double().cos()
-    assert_close(turned[0, :2, 0].diagonal(), expected)
-    assert_close(turned[0, 0, 0, 2], torch.tensor(2.0).double().sin())
-    with pytest.raises(ValueError, match="even number of features, got 3"):
-        rotate(torch.zeros(1, 1, 1, 3), torch.zeros(1))
-
-
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0), (1, 1)])
 def test_few_tokens(shape):
     assert attention()(tokens(*shape)).shape == (*shape, DIM)
@@ -261,12 +246,15 @@ def test_meta_device_and_round_trip():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"position": "G6"}, "position must be one of none, G1, G2, G3, G4, G5, got 'G6'"),
+        ({"position": "G6"}, "position is 'G6'; choose one of none, G1, G2, G3, G4, G5"),
         ({"position": "G5", "granularity": "headwise"}, "a gate at G5 has no heads"),
-        ({"granularity": "tokenwise"}, "granularity must be one of elementwise, headwise"),
-        ({"form": "divisive"}, "form must be one of multiplicative, additive"),
-        ({"activation": "relu"}, "activation must be one of sigmoid, silu"),
-        ({"sharing": "none"}, "sharing must be one of head_specific, head_shared"),
+        (
+            {"granularity": "tokenwise"},
+            "granularity is 'tokenwise'; choose one of elementwise, headwise",
+        ),
+        ({"form": "divisive"}, "form is 'divisive'; choose one of multiplicative, additive"),
+        ({"activation": "relu"}, "activation is 'relu'; choose one of sigmoid, silu"),
+        ({"sharing": "none"}, "sharing is 'none'; choose one of head_specific, head_shared"),
         ({"num_kv_heads": 3}, "num_kv_heads=3 must divide num_heads=4"),
         ({"num_heads": 5}, "dim=12 must be a multiple of num_heads=5; set head_dim"),
     ],

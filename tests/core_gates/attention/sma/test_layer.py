@@ -108,9 +108,9 @@ def test_a_sequence_does_not_depend_on_its_batch_or_its_padding(options, lively_
     x = torch.randn(3, 14, 8, dtype=torch.float64)
     mask = torch.zeros(3, 14, dtype=torch.bool)
     mask[0, 9:] = True
-    counts = layer.configurator(layer.mix(x, mask), mask).mask.sum(-1)
+    counts = layer.configurator(layer.mix(x, padding_mask=mask), padding_mask=mask).mask.sum(-1)
     assert len(set(counts.tolist())) > 1  # the batch fills its slots unevenly
-    together = layer(x.masked_fill(mask.unsqueeze(-1), 50.0), mask)
+    together = layer(x.masked_fill(mask.unsqueeze(-1), 50.0), padding_mask=mask)
     assert_close(together[0, :9], layer(x[:1, :9])[0])
     assert_close(together[1:2], layer(x[1:2]))
 
@@ -169,9 +169,9 @@ def test_few_tokens(shape):
     layer = SeqBoatLayer(8, 4, 6, causal=False, position="simple")
     x = torch.zeros(shape, requires_grad=True)
     mask = torch.zeros(shape[:2], dtype=torch.bool)
-    assert layer(x, mask).shape == shape
-    layer(x, mask).sum().backward()
-    assert layer(x, ~mask).isfinite().all()
+    assert layer(x, padding_mask=mask).shape == shape
+    layer(x, padding_mask=mask).sum().backward()
+    assert layer(x, padding_mask=~mask).isfinite().all()
 
 
 @pytest.mark.parametrize("norm", [ScaleNorm(), TokenBatchNorm(nn.BatchNorm1d(8))])
