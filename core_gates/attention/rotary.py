@@ -34,7 +34,7 @@ def rotate(
     angles = positions.to(acc).unsqueeze(-1) * theta**-exponents
     cos, sin = angles.cos(), angles.sin()
     axis = -1 if interleaved else -2  # of the two in a pair, once the features are cut into pairs
-    pairs = x.to(acc).unflatten(-1, (dim // 2, 2) if interleaved else (2, dim // 2))
+    pairs = x.to(acc).reshape(*x.shape[:-1], *((dim // 2, 2) if interleaved else (2, dim // 2)))
     first, second = pairs.unbind(axis)
     turned = torch.stack([first * cos - second * sin, second * cos + first * sin], axis)
     return turned.flatten(-2).to(x.dtype)

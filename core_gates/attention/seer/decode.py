@@ -247,7 +247,7 @@ class DecodeAttnGate(nn.Module):
 
 def _without(x: Tensor, padding_mask: Tensor | None) -> Tensor:
     """Return tokens (B, T, H, D) with zeros at padding (B, T)."""
-    return zero_padding(x.flatten(2), padding_mask).view(x.shape)
+    return zero_padding(x.flatten(2), padding_mask).reshape(x.shape)
 
 
 def _normed(norm: nn.RMSNorm | None, x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def pool_blocks(
 def pad_to_blocks(padding_mask: Tensor, block_size: int) -> Tensor:
     """Cut a mask (B, T) into blocks (B, ceil(T / block_size), block_size), True where none is."""
     padded = F.pad(padding_mask, (0, -padding_mask.shape[1] % block_size), value=True)
-    return padded.unflatten(1, (padded.shape[1] // block_size, block_size))
+    return padded.reshape(len(padded), padded.shape[1] // block_size, block_size)
 
 
 def _pool_tokens(
@@ -66,7 +66,7 @@ def _pool_tokens(
 ) -> Tensor:
     ignored = pad_to_blocks(padding_mask, block_size)
     x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % block_size))
-    blocks = x.unflatten(1, ignored.shape[1:])
+    blocks = x.reshape(*ignored.shape, *x.shape[2:])
     number = (~ignored).sum(2)[..., None, None]
     ignored = ignored[..., None, None]
     pooled = {

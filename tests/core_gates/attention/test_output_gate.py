@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
@@ -93,6 +94,82 @@ def test_fused_projections_come_back_exactly(mode):
         split_fused_q_proj(fused, 4, 2, 7)
     with pytest.raises(ValueError, match="do not fall into 3 groups"):
         fuse_q_proj(queries, gates, 3)
+
+
+@pytest.mark.fault("core A15")
+@pytest.mark.parametrize("mode", ["elementwise", "headwise"])
+def test_published_weights_with_biases(mode):
+    """The reference gives all four projections a bias, the gate's rows of the first included."""
+    golden, meta = load(f"gated_attn_{mode}")
+    published = {k.removeprefix("weight."): v for k, v in golden.items() if "weight." in k}
+    generator = torch.Generator().manual_seed(3)
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        rows = len(published[f"{name}.weight"])
+        published[f"{name}.bias"] = torch.randn(rows, generator=generator)
+    ours = unfused(published, meta)
+    heads, groups, width = meta["num_heads"], meta["num_kv_heads"], meta["head_dim"]
+    ours["q_proj.bias"], ours["gate.bias"] = split_fused_q_proj(
+        published["q_proj.bias"], heads, groups, width
+    )
+    module = GatedAttention(
+        meta["hidden_size"],
+        heads,
+        groups,
+        head_dim=width,
+        granularity=mode,
+        qk_norm=True,
+        qkv_bias=True,
+    )
+    assert not any(p.any() for name, p in module.named_parameters() if name.endswith("bias"))
+    module.load_state_dict(ours)
+    x = golden["x"]
+    fused, k, v = (
+        F.linear(x, published[f"{name}.weight"], published[f"{name}.bias"])
+        for name in ("q_proj", "k_proj", "v_proj")
+    )
+    fused = fused.unflatten(-1, (groups, -1))
+    cut = heads // groups * width
+    q = fused[..., :cut].reshape(*x.shape[:2], heads, width)
+    gate = fused[..., cut:].reshape(*x.shape[:2], heads, -1).sigmoid()
+    k, v = (t.unflatten(-1, (groups, width)).repeat_interleave(heads // groups, 2) for t in (k, v))
+    q, k = (
+        F.rms_norm(t, (width,), published[f"{name}_norm.weight"], 1e-6)
+        for t, name in ((q, "q"), (k, "k"))
+    )
+    cos, sin = (golden[name][:, :, None] for name in ("cos", "sin"))
+
+    def turned(t):
+        first, second = t.chunk(2, -1)
+        return t * cos + torch.cat([-second, first], -1) * sin
+
+    y = F.scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in (turned(q), turned(k), v)), is_causal=True
+    )
+    y = (y.transpose(1, 2) * gate).flatten(-2)
+    expected = F.linear(y, published["o_proj.weight"], published["o_proj.bias"])
+    assert_close(module(x), expected, **TOLERANCE)
+
+
+@pytest.mark.fault("core A15")
+@pytest.mark.parametrize("padded", [False, True])
+def test_without_causality_every_token_sees_all(padded):
+    module, x = attention(causal=False), tokens(2, 5)
+    padding = torch.tensor([[1, 0, 0, 0, 1], [0, 0, 0, 0, 0]]).bool()
+    out = module(x, padding_mask=padding if padded else None)
+    q, k, v = (
+        projection(x).unflatten(-1, (-1, HEAD_DIM))
+        for projection in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    k, v = k.repeat_interleave(2, 2), v.repeat_interleave(2, 2)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) * HEAD_DIM**-0.5
+    if padded:
+        scores = scores.masked_fill(padding[:, None, None], -torch.inf)
+    y = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v)
+    gate = (x @ module.gate.weight.mT).sigmoid().unflatten(-1, (-1, HEAD_DIM))
+    expected = module.o_proj((y * gate).flatten(-2))
+    if padded:
+        expected = expected.masked_fill(padding[..., None], 0)
+    assert_close(out, expected)
 
 
 def plain(module, x, *, q=None, k=None, v=None):

@@ -236,6 +236,16 @@ def test_meta_device_and_reset():
     assert_close(layer.state_dict(), again.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.fault("core A17")
+def test_a_batch_norm_is_reset_with_its_layer():
+    layer = SeqBoatLayer(8, 4, 6, norm=TokenBatchNorm(nn.BatchNorm1d(8, device="meta")))
+    layer.to_empty(device="cpu")
+    for tensor in (*layer.norm.parameters(), *layer.norm.buffers()):
+        tensor.data.fill_(7)
+    layer.reset_parameters()
+    assert_close(layer.norm.state_dict(), TokenBatchNorm(nn.BatchNorm1d(8)).state_dict())
+
+
 def test_options_are_checked():
     with pytest.raises(ValueError, match="dropout must lie between 0 and 1, without 1, got 1"):
         SeqBoatLayer(8, 4, 6, dropout=1)
