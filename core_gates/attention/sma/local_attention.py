@@ -70,7 +70,7 @@ def local_attention(
 
 
 def score_scale(key_dim: int, window: int, *, causal: bool, weighting: Weighting) -> float:
-    """Return the factor of the product of a query and a key."""
+    """Return the factor of the dot product of a query and a key."""
     if weighting == "softmax":
         return float(key_dim**-0.5)
     return 1 / (window if causal else 2 * window)
@@ -88,7 +88,7 @@ def weigh(scores: Tensor, hidden: Tensor, weighting: Weighting) -> Tensor:
 
 
 def in_blocks(slots: Tensor, window: int) -> Tensor:
-    """Cut (B, N, D) into (B, blocks, window, D), zeros behind the last slot."""
+    """Cut (B, N, D) into (B, blocks, window, D), zeros after the last slot."""
     missing = -slots.shape[1] % window
     batch, num_slots, dim = slots.shape
     num_blocks = (num_slots + missing) // window

@@ -40,7 +40,7 @@ def prefill(
     Args:
         layer: A causal layer without truncation.
         x: Sequences (B, T, D); T may be 0.
-        padding_mask: True (B, T) at tokens to ignore. Put padding in front: behind a prompt it
+        padding_mask: True (B, T) at tokens to ignore. Put it before the tokens: after a prompt it
             counts as time that passes.
 
     Returns:
