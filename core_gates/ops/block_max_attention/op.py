@@ -37,9 +37,10 @@ def block_max_attention(
     """Causal attention with the largest weight of every block (arXiv 2410.13276, section 3.3).
 
     The maxima are what a SeerAttention gate is distilled from; the map of weights is never stored.
-    Only ``out`` has gradients, those of plain attention; the maxima are constants. Padding is read like
-    tokens: put it after them, where causality hides it, and let it hold something finite;
-    `core_gates.attention.gate_distillation_loss` leaves its rows and columns out.
+    Only ``out`` has gradients, those of plain attention; the maxima are constants.
+
+    Padding is read like tokens: put it after them, where causality hides it, and let it hold
+    something finite; ``gate_distillation_loss`` leaves its rows and columns out.
 
     Args:
         q: Queries (B, H, L, D).

@@ -27,8 +27,8 @@ def block_sparse_attention(
 
     Blocks are cut at multiples of ``block_size``. Under causality the queries are the last Lq of
     the Lk tokens; blocks in the future are ignored whatever the mask says. A query without a
-    visible key gets 0. Without a kernel the kept blocks are gathered, also in mode ``compile``; half
-    precision is then computed in float32.
+    visible key gets 0. Without a kernel the kept blocks are gathered, also in mode ``compile``;
+    half precision is then computed in float32.
 
     All keys of a kept block are attended to, padding included: put padding after the tokens, where
     causality hides it, or before them in whole blocks, which the mask leaves out. What it holds
