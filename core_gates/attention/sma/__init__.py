@@ -1,6 +1,6 @@
 """Sparse modular activation: attention that runs on the tokens which ask for it (SeqBoat)."""
 
-from core_gates.attention.sma.configurator import Activation, SparseModularActivation
+from core_gates.attention.sma.configurator import SparseModularActivation, TokenActivation
 from core_gates.attention.sma.distance_bias import DistanceBias
 from core_gates.attention.sma.ema import MultiHeadEMA
 from core_gates.attention.sma.gated_attention_unit import GatedAttentionUnit
@@ -10,7 +10,6 @@ from core_gates.attention.sma.norms import ScaleNorm, TokenBatchNorm
 from core_gates.attention.sma.streaming import SeqBoatState, prefill, step
 
 __all__ = [
-    "Activation",
     "DistanceBias",
     "GatedAttentionUnit",
     "MultiHeadEMA",
@@ -18,6 +17,7 @@ __all__ = [
     "SeqBoatLayer",
     "SeqBoatState",
     "SparseModularActivation",
+    "TokenActivation",
     "TokenBatchNorm",
     "local_attention",
     "prefill",

@@ -10,7 +10,7 @@ from core_gates.numerics import linear_fp32
 from core_gates.padding import check_padding_mask
 
 
-class Activation(NamedTuple):
+class TokenActivation(NamedTuple):
     """What a configurator decides for every token.
 
     Attributes:
@@ -77,7 +77,7 @@ class SparseModularActivation(nn.Module):
         scores = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
         return scores / self.log_temperature.to(scores.dtype).exp()
 
-    def forward(self, x: Tensor, *, padding_mask: Tensor | None = None) -> Activation:
+    def forward(self, x: Tensor, *, padding_mask: Tensor | None = None) -> TokenActivation:
         """Decide for every token; the module never runs where ``padding_mask`` (...) is True.
 
         Raises:
@@ -87,7 +87,7 @@ class SparseModularActivation(nn.Module):
         mask = logits[..., 1] > logits[..., 0]
         if padding_mask is not None:
             mask = mask & ~padding_mask
-        return Activation(mask, logits.softmax(-1)[..., 1].masked_fill(~mask, 0))
+        return TokenActivation(mask, logits.softmax(-1)[..., 1].masked_fill(~mask, 0))
 
     def gate_values(self, x: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return the confidences, exactly 0 where the module does not run, without padding."""

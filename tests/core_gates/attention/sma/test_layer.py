@@ -246,6 +246,19 @@ def test_a_batch_norm_is_reset_with_its_layer():
     assert_close(layer.norm.state_dict(), TokenBatchNorm(nn.BatchNorm1d(8)).state_dict())
 
 
+@pytest.mark.fault("core A14")
+@pytest.mark.parametrize("weighting", ["softmax", "relu2"])
+def test_what_empty_slots_hold_is_ignored(weighting):
+    unit = GatedAttentionUnit(8, 4, 6, window=3, weighting=weighting)
+    x = torch.randn(2, 5, 8)
+    positions = torch.tensor([[0, 2, 5, -1, -1], [1, 2, 3, 4, 9]])
+    spoiled = x.masked_fill((positions < 0).unsqueeze(-1), torch.nan).requires_grad_()
+    out = unit(spoiled, positions)
+    out.sum().backward()
+    assert torch.equal(out[positions >= 0], unit(x, positions)[positions >= 0])
+    assert all(p.grad.isfinite().all() for p in (spoiled, *unit.parameters()))
+
+
 def test_options_are_checked():
     with pytest.raises(ValueError, match="dropout must lie between 0 and 1, without 1, got 1"):
         SeqBoatLayer(8, 4, 6, dropout=1)
