@@ -64,6 +64,8 @@ class TokenBatchNorm(nn.Module):
     def forward(self, x: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return the normed tokens; padding is in no statistic and its result is 0.
 
+        With a mask the number of tokens is read on the host, as the norm gets the tokens alone.
+
         Args:
             x: Tokens (B, T, D).
             padding_mask: True (B, T) at tokens to ignore.
