@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from core_gates.adapters.lora_gate import LoraGate
     from core_gates.adapters.soft_threshold import SoftThreshold, gate_l1_loss
     from core_gates.adapters.sparse_low_rank import SparseLowRank
-    from core_gates.attention.block_selector import BlockSelector, block_density
     from core_gates.attention.cross import GatedCrossAttention
     from core_gates.attention.fused_query import fuse_q_proj, split_fused_q_proj
     from core_gates.attention.head_gate import HeadGate
     from core_gates.attention.output_gate import GatedAttention
-    from core_gates.attention.seer import AttnGate
-    from core_gates.attention.seer_decode import CompressedKeys, DecodeAttnGate
-    from core_gates.attention.seer_distillation import (
+    from core_gates.attention.seer.decode import CompressedKeys, DecodeAttnGate
+    from core_gates.attention.seer.distillation import (
         decode_target,
         gate_distillation_loss,
         prefill_target,
     )
+    from core_gates.attention.seer.gate import AttnGate
+    from core_gates.attention.seer.selector import BlockSelector, block_density
     from core_gates.attention.sma.configurator import SparseModularActivation
     from core_gates.attention.sma.ema import MultiHeadEMA
     from core_gates.attention.sma.gated_attention_unit import GatedAttentionUnit
@@ -107,15 +107,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "ActivationGate": "gates.activation",
     "ActiveTokens": "ops.compress.active",
-    "AttnGate": "attention.seer",
+    "AttnGate": "attention.seer.gate",
     "BaseLayerGate": "gates.base_layer",
-    "BlockSelector": "attention.block_selector",
+    "BlockSelector": "attention.seer.selector",
     "CometGate": "gates.comet",
-    "CompressedKeys": "attention.seer_decode",
+    "CompressedKeys": "attention.seer.decode",
     "CosineGate": "gates.cosine",
     "CrossLayerPredictor": "gates.predictive",
     "DSelectKGate": "gates.dselect",
-    "DecodeAttnGate": "attention.seer_decode",
+    "DecodeAttnGate": "attention.seer.decode",
     "DenseToSparseGate": "gates.dense_to_sparse",
     "ExpertChoiceGate": "gates.expert_choice",
     "ExpertParallel": "moe.expert_parallel",
@@ -171,19 +171,19 @@ _HOMES = {
     "TopKGate": "gates.top_k",
     "TopPGate": "gates.top_p",
     "balance_loss": "routing.losses",
-    "block_density": "attention.block_selector",
+    "block_density": "attention.seer.selector",
     "block_max_attention": "ops.block_max_attention.op",
     "block_sparse_attention": "ops.block_sparse_attention.op",
     "capacity": "routing.capacity",
     "collect_routing": "routing.collect",
     "compress": "ops.compress.op",
     "count_routed": "routing.counts",
-    "decode_target": "attention.seer_distillation",
+    "decode_target": "attention.seer.distillation",
     "entropy_loss": "routing.losses",
     "extract": "ops.compress.op",
     "fold_gates": "surgery",
     "fuse_q_proj": "attention.fused_query",
-    "gate_distillation_loss": "attention.seer_distillation",
+    "gate_distillation_loss": "attention.seer.distillation",
     "gate_l1_loss": "adapters.soft_threshold",
     "gate_multiply": "ops.gate_multiply.op",
     "gated_lora": "ops.gated_lora.op",
@@ -197,7 +197,7 @@ _HOMES = {
     "l0_loss": "routing.losses",
     "multi_gate_mix": "ops.multi_gate_mix.op",
     "orthogonality_loss": "routing.losses",
-    "prefill_target": "attention.seer_distillation",
+    "prefill_target": "attention.seer.distillation",
     "prune_gates": "surgery",
     "read_counts": "routing.counts",
     "refuse_coupled_gates": "routing.causality",

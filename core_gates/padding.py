@@ -29,3 +29,21 @@ def check_padding_mask(padding_mask: Tensor, shape: Sequence[int]) -> None:
             f"padding_mask {tuple(padding_mask.shape)} must have the shape {tuple(shape)} of the"
             " positions"
         )
+
+
+def zero_padding(x: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Return features with zeros at padding, whatever stands there; no gradient goes back to it.
+
+    A product with zero would not do: it keeps NaN and infinity.
+
+    Args:
+        x: Features (..., D).
+        padding_mask: True (...) at positions to ignore; nothing is ignored if None.
+
+    Raises:
+        ValueError: The mask is not boolean or has another shape.
+    """
+    if padding_mask is None:
+        return x
+    check_padding_mask(padding_mask, x.shape[:-1])
+    return x.masked_fill(padding_mask.unsqueeze(-1), 0)

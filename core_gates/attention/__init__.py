@@ -1,1 +1,61 @@
-"""Attention with gates around it: over windows of a grid, blocks of a text, or active tokens."""
+"""Attention with gates around it: over windows of a grid, blocks of a text, or active tokens.
+
+Padding is one contract: where ``padding_mask`` is True, a token is ignored whatever it holds, NaN
+included, in results, gradients and statistics, and has the result 0 where it has one of its own.
+"""
+
+from core_gates.attention import sma
+from core_gates.attention.cross import GatedCrossAttention
+from core_gates.attention.fused_query import fuse_q_proj, split_fused_q_proj
+from core_gates.attention.head_gate import HeadGate
+from core_gates.attention.kv_cache import KeyValueCache
+from core_gates.attention.output_gate import GatedAttention
+from core_gates.attention.rotary import rotate
+from core_gates.attention.seer.decode import CompressedKeys, DecodeAttnGate
+from core_gates.attention.seer.distillation import (
+    decode_target,
+    gate_distillation_loss,
+    prefill_target,
+)
+from core_gates.attention.seer.gate import AttnGate
+from core_gates.attention.seer.selector import BlockSelector, block_density
+from core_gates.attention.sma import (
+    GatedAttentionUnit,
+    MultiHeadEMA,
+    ScaleNorm,
+    SeqBoatLayer,
+    SeqBoatState,
+    SparseModularActivation,
+    TokenBatchNorm,
+)
+from core_gates.attention.window.layout import WindowLayout
+from core_gates.attention.window.swin import SwinBlock, WindowAttention
+
+__all__ = [
+    "AttnGate",
+    "BlockSelector",
+    "CompressedKeys",
+    "DecodeAttnGate",
+    "GatedAttention",
+    "GatedAttentionUnit",
+    "GatedCrossAttention",
+    "HeadGate",
+    "KeyValueCache",
+    "MultiHeadEMA",
+    "ScaleNorm",
+    "SeqBoatLayer",
+    "SeqBoatState",
+    "SparseModularActivation",
+    "SwinBlock",
+    "TokenBatchNorm",
+    "WindowAttention",
+    "WindowLayout",
+    "block_density",
+    "decode_target",
+    "fuse_q_proj",
+    "gate_distillation_loss",
+    "prefill_target",
+    "rotate",
+    "sma",
+    "split_fused_q_proj",
+]

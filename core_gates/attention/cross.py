@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from core_gates.attention.window import SwinBlock
-from core_gates.attention.window_layout import Extents, WindowLayout
+from core_gates.attention.window.layout import Extents, WindowLayout
+from core_gates.attention.window.swin import SwinBlock
 
 
 class GatedCrossAttention(nn.Module):
@@ -28,9 +29,11 @@ class GatedCrossAttention(nn.Module):
         window: Extents of a window in depth, latitude and longitude.
         mlp_ratio: Hidden channels of the MLPs over ``dim``.
         drop_path: Rate at which a residual branch is dropped.
-        legacy_clip: See `core_gates.attention.window.WindowAttention`.
+        legacy_clip: See `core_gates.attention.WindowAttention`.
         gated: False gives the control with the same parameters, ``x * g -> x`` and ``1 - g -> 0``.
         recompute: Recompute branches in the backward pass instead of storing them.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
 
     Shape:
         Three streams (B, C, D, H, W) to three streams of the same shape.
@@ -47,6 +50,8 @@ class GatedCrossAttention(nn.Module):
         legacy_clip: bool = False,
         gated: bool = True,
         recompute: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.window: Extents = (window[0], window[1], window[2])
@@ -61,11 +66,19 @@ class GatedCrossAttention(nn.Module):
                 drop_path=drop_path,
                 legacy_clip=legacy_clip,
                 recompute=recompute,
+                device=device,
+                dtype=dtype,
             )
 
         self.background1, self.observation1 = block(), block()
         self.background2, self.observation2 = block(), block()
-        self.gate = nn.Linear(dim, dim)
+        self.gate = nn.Linear(dim, dim, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Reset the four blocks and the gate."""
+        for block in (self.background1, self.observation1, self.background2, self.observation2):
+            block.reset_parameters()
+        self.gate.reset_parameters()
 
     def forward(self, x: Tensor, o: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the next background, observation and gate features.

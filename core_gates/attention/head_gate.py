@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core_gates.attention.options import check_option
 from core_gates.ops.gate_multiply.op import gate_multiply
 
 Granularity = Literal["elementwise", "headwise"]
@@ -31,7 +32,7 @@ class HeadGate(nn.Module):
     variants. The activation is computed in float32.
 
     Args:
-        dim: Features of the input of the layer, behind its norm.
+        dim: Features of the normed input of the layer.
         num_heads: Heads of the gated tensor.
         head_dim: Features of a head.
         granularity: One gate a feature or one a head.
@@ -94,7 +95,7 @@ class HeadGate(nn.Module):
             nn.init.constant_(self.bias, self.bias_init or 0.0)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``y`` behind the gate, in its dtype."""
+        """Return the gated ``y``, in its dtype."""
         logits = self._logits(x)
         multiplies = self.form == "multiplicative"
         if multiplies and self.activation == "sigmoid" and logits.shape == y.shape:
@@ -122,9 +123,3 @@ class HeadGate(nn.Module):
     def extra_repr(self) -> str:
         """Show the shape of the gates and how they act."""
         return f"gates={self.gate_shape}, form={self.form}, activation={self.activation}"
-
-
-def check_option(name: str, found: str, known: tuple[str, ...]) -> None:
-    """Refuse an unknown option."""
-    if found not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {found!r}")

@@ -12,10 +12,11 @@ from core_gates.attention.head_gate import (
     Granularity,
     HeadGate,
     Sharing,
-    check_option,
 )
+from core_gates.attention.kv_cache import KeyValueCache
+from core_gates.attention.options import check_option
 from core_gates.attention.rotary import rotate
-from core_gates.padding import check_padding_mask
+from core_gates.padding import zero_padding
 
 Position = Literal["none", "G1", "G2", "G3", "G4", "G5"]
 INIT_STD = 0.02
@@ -23,11 +24,11 @@ NORM_EPS = 1e-6
 
 
 class GatedAttention(nn.Module):
-    """Causal self-attention with a gate computed from its input (arXiv 2505.06708).
+    """Self-attention with a gate computed from its input (arXiv 2505.06708).
 
     The gate sits at ``G1`` the output of the heads, before the output projection (the paper's
     choice); ``G2`` the values; ``G3`` the keys or ``G4`` the queries, before norm and rotation;
-    ``G5`` the result. The input is that behind the norm of the block.
+    ``G5`` the result. The input is the normed input of the block.
 
     Args:
         dim: Features of a token.
@@ -40,9 +41,11 @@ class GatedAttention(nn.Module):
         form: See `HeadGate`.
         activation: See `HeadGate`.
         input_dependent: See `HeadGate`.
-        gate_bias_init: ``bias_init`` of `HeadGate`.
+        gate_bias_init: ``bias_init`` of `HeadGate`; with ``qkv_bias`` 0 if None.
         qk_norm: Whether queries and keys go through an RMSNorm over the features of a head.
-        qkv_bias: Whether the projections of queries, keys and values have a bias.
+        qkv_bias: Whether all projections have a bias, that of the gate and of the result included,
+            as in published models with this option.
+        causal: Whether no token sees a later one.
         rope_theta: Base of the rotary embedding; no positions if None.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
@@ -70,6 +73,7 @@ class GatedAttention(nn.Module):
         gate_bias_init: float | None = None,
         qk_norm: bool = False,
         qkv_bias: bool = False,
+        causal: bool = True,
         rope_theta: float | None = 10000.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -85,13 +89,15 @@ class GatedAttention(nn.Module):
             raise ValueError("a gate at G5 has no heads: use elementwise and head_specific")
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_dim = dim // num_heads if head_dim is None else head_dim
-        self.position, self.rope_theta = position, rope_theta
+        self.position, self.rope_theta, self.causal = position, rope_theta, causal
+        if qkv_bias and gate_bias_init is None:
+            gate_bias_init = 0.0
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         inner, kv_inner = num_heads * self.head_dim, num_kv_heads * self.head_dim
         self.q_proj = nn.Linear(dim, inner, bias=qkv_bias, **options)
         self.k_proj = nn.Linear(dim, kv_inner, bias=qkv_bias, **options)
         self.v_proj = nn.Linear(dim, kv_inner, bias=qkv_bias, **options)
-        self.o_proj = nn.Linear(inner, dim, bias=False, **options)
+        self.o_proj = nn.Linear(inner, dim, bias=qkv_bias, **options)
         self.q_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS, **options) if qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_dim, eps=NORM_EPS, **options) if qk_norm else None
         self.gate = None
@@ -128,31 +134,38 @@ class GatedAttention(nn.Module):
         *,
         positions: Tensor | None = None,
         padding_mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Attend among the tokens of ``x``.
+        """Attend among the tokens of ``x`` and, with a cache, to those before.
 
         Args:
-            x: Tokens (B, T, dim) behind the norm of the block.
-            positions: Positions (B, T) or (T,) for the rotation; 0 to T - 1 if None.
+            x: Tokens (B, T, dim), the normed input of the block.
+            positions: Positions (B, T) or (T,) for the rotation; if None, the tokens of the cache
+                and of ``x`` are counted from 0, padding included.
             padding_mask: True (B, T) at tokens to ignore; their result is 0.
+            cache: What the layer has seen before; the tokens of ``x`` are added to it.
 
         Raises:
-            ValueError: The mask does not fit.
+            ValueError: The mask or the cache does not fit, or the layer is not causal and got a
+                cache.
         """
-        q, k, v = self._project(x, positions)
-        mask = None
-        if padding_mask is not None:
-            check_padding_mask(padding_mask, x.shape[:-1])
-            length = x.shape[1]
-            past = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-            itself = torch.eye(length, dtype=torch.bool, device=x.device)
-            mask = (past & ~padding_mask[:, None, None, :]) | itself  # no query without a key
-        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        if cache is not None and not self.causal:
+            raise ValueError("a cache needs causal attention: earlier results would change")
+        x = zero_padding(x, padding_mask)
+        num_before = 0 if cache is None else len(cache)
+        q, k, v = self._project(x, positions, num_before)
+        ignored = padding_mask
+        if cache is not None:
+            k, v, ignored = cache.extend(k, v, padding_mask)
+        mask = self._visible(x.shape[1], num_before, ignored, x.device)
+        group = self.num_heads // self.num_kv_heads
+        if group > 1:
+            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        square = self.causal and mask is None and x.shape[1] > 1  # one token sees all before it
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=square)
         y = self._gated("G1", x, heads.transpose(1, 2)).flatten(-2)
         result: Tensor = self._gated("G5", x, self.o_proj(y).unsqueeze(-2)).squeeze(-2)
-        if padding_mask is not None:
-            result = result.masked_fill(padding_mask[..., None], 0)
-        return result
+        return zero_padding(result, padding_mask)
 
     def gate_values(
         self,
@@ -160,6 +173,7 @@ class GatedAttention(nn.Module):
         *,
         positions: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Return the gates (B, T, heads or 1, features or 1), none for position ``none``.
 
@@ -170,8 +184,10 @@ class GatedAttention(nn.Module):
         values = self.gate.gate_values(x)
         return values if padding_mask is None else values[~padding_mask]
 
-    def _project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q, k and v, each (B, num_heads, T, head_dim)."""
+    def _project(
+        self, x: Tensor, positions: Tensor | None, num_before: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q (B, num_heads, T, head_dim), k and v (B, num_kv_heads, T, head_dim)."""
         shape = (-1, self.head_dim)
         q = self._gated("G4", x, self.q_proj(x).unflatten(-1, shape))
         k = self._gated("G3", x, self.k_proj(x).unflatten(-1, shape))
@@ -180,13 +196,29 @@ class GatedAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope_theta is not None:
             if positions is None:
-                positions = torch.arange(x.shape[1], device=x.device)
-            q, k = (rotate(t, positions, self.rope_theta) for t in (q, k))
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        group = self.num_heads // self.num_kv_heads
-        if group > 1:
-            k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        return q, k, v
+                positions = torch.arange(num_before, num_before + x.shape[1], device=x.device)
+            places = positions.unsqueeze(-1)  # the same for all heads
+            q, k = (rotate(t, places, self.rope_theta) for t in (q, k))
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _visible(
+        self, length: int, num_before: int, ignored: Tensor | None, device: torch.device
+    ) -> Tensor | None:
+        """Return which keys the queries see, bool, broadcastable to (B, 1, T, S + T).
+
+        None stands for all keys, or for all keys up to the query's own if the map is square.
+        """
+        simple = not self.causal or num_before == 0 or length == 1
+        if ignored is None and simple:
+            return None
+        shape = (length, num_before + length)
+        itself = torch.arange(length, device=device).unsqueeze(-1) + num_before
+        keys = torch.arange(shape[1], device=device)
+        seen = keys <= itself if self.causal else torch.ones(shape, dtype=torch.bool, device=device)
+        if ignored is None:
+            return seen
+        # Padding sees itself, so that no query is without a key.
+        return (seen & ~ignored[:, None, None, :]) | (keys == itself)
 
     def _gated_heads(self, dim: int) -> tuple[int, int]:
         """Return the heads of the gated tensor and their features."""

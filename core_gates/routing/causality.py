@@ -6,10 +6,10 @@ from core_gates.routing.collect import routing_gates
 
 
 def refuse_coupled_gates(model: nn.Module, *, allow_leak: bool = False) -> None:
-    """Refuse a causal model with a gate that couples positions.
+    """Refuse a causal model with a gate that couples tokens.
 
-    Such a gate routes a position by what stands behind it, too: a language model then sees in
-    training what it must predict, and routes otherwise when it generates.
+    Such a gate routes a token by those after it, too: a language model then sees in training what
+    it must predict, and routes otherwise when it generates.
 
     Args:
         model: Model that must be causal; any module that holds gates.

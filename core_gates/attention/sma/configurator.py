@@ -10,7 +10,7 @@ from core_gates.numerics import linear_fp32
 from core_gates.padding import check_padding_mask
 
 
-class Activation(NamedTuple):
+class TokenActivation(NamedTuple):
     """What a configurator decides for every token.
 
     Attributes:
@@ -72,26 +72,26 @@ class SparseModularActivation(nn.Module):
             self.log_temperature, math.log(self.temperature_scale * math.sqrt(self.dim))
         )
 
-    def logits(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def logits(self, x: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return ``(x W + b) / T`` (..., 2) for off and on."""
         scores = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
         return scores / self.log_temperature.to(scores.dtype).exp()
 
-    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Activation:
-        """Decide for every token; positions where ``padding_mask`` is True never run.
+    def forward(self, x: Tensor, *, padding_mask: Tensor | None = None) -> TokenActivation:
+        """Decide for every token; the module never runs where ``padding_mask`` (...) is True.
 
         Raises:
             ValueError: ``x`` or the mask has another shape.
         """
-        logits = self.logits(x, padding_mask)
+        logits = self.logits(x, padding_mask=padding_mask)
         mask = logits[..., 1] > logits[..., 0]
         if padding_mask is not None:
             mask = mask & ~padding_mask
-        return Activation(mask, logits.softmax(-1)[..., 1].masked_fill(~mask, 0))
+        return TokenActivation(mask, logits.softmax(-1)[..., 1].masked_fill(~mask, 0))
 
-    def gate_values(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def gate_values(self, x: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return the confidences, exactly 0 where the module does not run, without padding."""
-        confidence: Tensor = self(x, padding_mask).confidence
+        confidence: Tensor = self(x, padding_mask=padding_mask).confidence
         if padding_mask is None:
             return confidence
         check_padding_mask(padding_mask, confidence.shape)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from core_gates.padding import check_padding_mask
+from core_gates.padding import zero_padding
 
 _LARGEST_DECAY = 1 - 2**-24  # the logarithm of what is left stays finite
 
@@ -80,19 +80,23 @@ class MultiHeadEMA(nn.Module):
             self.beta[:, 0::2] += 1
             self.beta[:, 1::2] -= 1
 
-    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Average whole sequences.
 
         Args:
             x: Sequences (B, T, D).
-            padding_mask: True (B, T) at positions to ignore: they count as zero for all others.
+            padding_mask: True (B, T) at tokens to ignore: they count as zero for all others. Their
+                own result is ``ω x``, as published, or 0 where x is not finite.
 
         Raises:
             ValueError: ``x`` or the mask has another shape.
         """
         self._check(x)
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        seen = _without_padding(exact, padding_mask)
+        seen = zero_padding(exact, padding_mask)
+        if padding_mask is not None:
+            finite = exact.nan_to_num(0.0, 0.0, 0.0)
+            exact = torch.where(padding_mask.unsqueeze(-1), finite, exact)
         return (self._convolve(seen) + self.omega * exact).to(x.dtype)
 
     def kernel(self, length: int) -> Tensor:
@@ -129,7 +133,7 @@ class MultiHeadEMA(nn.Module):
         averaged = (self.gamma * state).sum(-1) / math.sqrt(self.num_states)
         return (averaged + self.omega * exact).to(x.dtype), state
 
-    def state(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def state(self, x: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return the states (B, D, n) after sequences ``x`` (B, T, D), zeros for T = 0.
 
         Raises:
@@ -141,7 +145,7 @@ class MultiHeadEMA(nn.Module):
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         lags = torch.arange(x.shape[1] - 1, -1, -1, device=x.device, dtype=decay.dtype)
         powers = (decay.log().unsqueeze(-1) * lags).exp()  # (D, n, T)
-        seen = _without_padding(exact, padding_mask)
+        seen = zero_padding(exact, padding_mask)
         return gain * torch.einsum("btd,dnt->bdn", seen, powers)
 
     def extra_repr(self) -> str:
@@ -158,7 +162,7 @@ class MultiHeadEMA(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         num_tokens = x.shape[1]
         if x.numel() == 0:
-            return x
+            return x * self.kernel(1).sum()  # empty, with a gradient for every parameter
         num_taps = min(num_tokens, self.truncation or num_tokens)
         size = num_tokens + num_taps  # neither the end nor the taps of the past wrap around
         taps = self.kernel(num_taps)
@@ -181,10 +185,3 @@ class MultiHeadEMA(nn.Module):
                 "a bidirectional or truncated average has no recurrent form; process whole"
                 " sequences"
             )
-
-
-def _without_padding(x: Tensor, padding_mask: Tensor | None) -> Tensor:
-    if padding_mask is None:
-        return x
-    check_padding_mask(padding_mask, x.shape[:-1])
-    return x.masked_fill(padding_mask.unsqueeze(-1), 0)

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core_gates.attention.options import check_option
+from core_gates.attention.rotary import rotate
+from core_gates.attention.sma.distance_bias import DistanceBias
 from core_gates.attention.sma.local_attention import (
     Weighting,
     check_attention,
@@ -14,7 +17,7 @@ from core_gates.attention.sma.local_attention import (
     in_neighborhoods,
     local_attention,
 )
-from core_gates.attention.sma.positions import DistanceBias, rotate
+from core_gates.padding import zero_padding
 
 Position = Literal["simple", "local", "rotary"]
 
@@ -76,8 +79,7 @@ class GatedAttentionUnit(nn.Module):
                 f" {dim}, {key_dim} and {hidden_dim}"
             )
         check_attention(window, weighting)
-        if position not in get_args(Position):
-            raise ValueError(f"position is {position!r}; choose one of {get_args(Position)}")
+        check_option("position", position, get_args(Position))
         if position == "rotary" and key_dim % 2:
             raise ValueError(f"rotary positions turn pairs: key_dim must be even, got {key_dim}")
         self.key_dim, self.hidden_dim = key_dim, hidden_dim
@@ -109,13 +111,13 @@ class GatedAttentionUnit(nn.Module):
         """Attend among the slots of every sequence.
 
         Args:
-            x: Compressed tokens (B, N, D).
+            x: Compressed tokens (B, N, D); what an empty slot holds is ignored.
             positions: Original position of every slot (B, N), -1 for an empty one.
 
         Returns:
             Results (B, N, D); those of empty slots mean nothing.
         """
-        return self.attend(self.project(x, positions), positions)
+        return self.attend(self.project(zero_padding(x, positions < 0), positions), positions)
 
     def project(self, x: Tensor, positions: Tensor) -> Projected:
         """Return what the tokens ``x`` (B, N, D) at ``positions`` (B, N) contribute."""
@@ -124,7 +126,7 @@ class GatedAttentionUnit(nn.Module):
         shared, gate, value = features.split_with_sizes(sizes, -1)
         query, key = (shared.unsqueeze(-2) * self.gamma + self.beta).unbind(-2)
         if self.position == "rotary":
-            query, key = rotate(query, positions), rotate(key, positions)
+            query, key = (rotate(t, positions, interleaved=True) for t in (query, key))
         return Projected(query, key, value, gate)
 
     def attend(self, projected: Projected, positions: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ from core_gates.attention.sma.configurator import SparseModularActivation
 from core_gates.attention.sma.ema import MultiHeadEMA
 from core_gates.attention.sma.gated_attention_unit import GatedAttentionUnit, Position
 from core_gates.attention.sma.local_attention import Weighting
+from core_gates.attention.sma.norms import TokenBatchNorm
 from core_gates.ops.compress.active import ActiveTokens
 from core_gates.ops.compress.op import compress, extract
+from core_gates.padding import zero_padding
 
 
 class SeqBoatLayer(nn.Module):
@@ -111,32 +113,41 @@ class SeqBoatLayer(nn.Module):
             self.norm.reset_parameters()  # type: ignore[operator]
         self._reset_carry()
 
-    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Process whole sequences.
 
         Args:
             x: Sequences (B, T, D).
-            padding_mask: True (B, T) at positions that no other position may see.
+            padding_mask: True (B, T) at tokens to ignore; their result is 0.
 
         Raises:
             ValueError: ``x`` or the mask has another shape.
         """
-        mixed = self.mix(x, padding_mask)
-        mask, confidence = self.configurator(mixed, padding_mask)
+        x = zero_padding(x, padding_mask)
+        mixed = self.mix(x, padding_mask=padding_mask)
+        mask, confidence = self.configurator(mixed, padding_mask=padding_mask)
         active = ActiveTokens.of(mask, x.shape[1] if self.static_shapes else None)
         attended = extract(self.unit(compress(mixed, active), active.positions), active)
-        return self.merge(x, mixed, attended, confidence)
+        return self.merge(x, mixed, attended, confidence, padding_mask=padding_mask)
 
-    def mix(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def mix(self, x: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return ``silu(EMA(norm(x)))`` (B, T, D)."""
-        return F.silu(self.ema(self.normalize(x), padding_mask))
+        normed = self.normalize(x, padding_mask=padding_mask)
+        return F.silu(self.ema(normed, padding_mask=padding_mask))
 
-    def normalize(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return the norm of x if it comes before everything else, else x."""
-        normed: Tensor = self.norm(x) if self.prenorm else x
-        return normed
+        return self._norm(x, padding_mask) if self.prenorm else x
 
-    def merge(self, x: Tensor, mixed: Tensor, attended: Tensor, confidence: Tensor) -> Tensor:
+    def merge(
+        self,
+        x: Tensor,
+        mixed: Tensor,
+        attended: Tensor,
+        confidence: Tensor,
+        *,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
         """Return the result (..., D) from its parts (..., D) and the confidence (...)."""
         attended = confidence.unsqueeze(-1).to(attended.dtype) * attended
         if self.causal:
@@ -144,9 +155,13 @@ class SeqBoatLayer(nn.Module):
         else:
             update = self.carry_proj(mixed) + self.dropout(attended)
         result = F.silu(update + x)
-        if self.prenorm:
-            return result
-        normed: Tensor = self.norm(result)
+        if not self.prenorm:
+            result = self._norm(result, padding_mask)
+        return zero_padding(result, padding_mask)
+
+    def _norm(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        options = {"padding_mask": padding_mask} if isinstance(self.norm, TokenBatchNorm) else {}
+        normed: Tensor = self.norm(x, **options)
         return normed
 
     def _reset_carry(self) -> None:

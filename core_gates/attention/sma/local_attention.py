@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from core_gates.attention.options import check_option
+
 Weighting = Literal["softmax", "relu2"]
 
 
@@ -52,7 +54,8 @@ def local_attention(
     check_attention(window, weighting)
     num_slots, key_dim = query.shape[1:]
     if query.shape[0] * num_slots == 0:
-        return torch.zeros_like(value)
+        everything = query.sum() + key.sum() + (0 if bias is None else bias.sum())
+        return value * everything  # empty, with a gradient for every input
     scale = score_scale(key_dim, window, causal=causal, weighting=weighting)
     queries = in_blocks(query * scale, window)
     keys = in_neighborhoods(key, window, causal=causal)
@@ -67,7 +70,7 @@ def local_attention(
 
 
 def score_scale(key_dim: int, window: int, *, causal: bool, weighting: Weighting) -> float:
-    """Return the factor of the product of a query and a key."""
+    """Return the factor of the dot product of a query and a key."""
     if weighting == "softmax":
         return float(key_dim**-0.5)
     return 1 / (window if causal else 2 * window)
@@ -85,7 +88,7 @@ def weigh(scores: Tensor, hidden: Tensor, weighting: Weighting) -> Tensor:
 
 
 def in_blocks(slots: Tensor, window: int) -> Tensor:
-    """Cut (B, N, D) into (B, blocks, window, D), zeros behind the last slot."""
+    """Cut (B, N, D) into (B, blocks, window, D), zeros after the last slot."""
     missing = -slots.shape[1] % window
     batch, num_slots, dim = slots.shape
     num_blocks = (num_slots + missing) // window
@@ -119,8 +122,7 @@ def check_attention(window: int, weighting: str) -> None:
     """
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    if weighting not in get_args(Weighting):
-        raise ValueError(f"weighting is {weighting!r}; choose one of {get_args(Weighting)}")
+    check_option("weighting", weighting, get_args(Weighting))
 
 
 def _too_far(window: int, causal: bool, device: torch.device) -> Tensor:

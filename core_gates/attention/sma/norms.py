@@ -1,7 +1,9 @@
-"""Norms of token sequences that PyTorch has not: one scale for all features, and over a batch."""
+"""Norms of token sequences that PyTorch lacks: one scale for all features, and over a batch."""
 
 import torch
 from torch import Tensor, nn
+
+from core_gates.padding import check_padding_mask
 
 
 class ScaleNorm(nn.Module):
@@ -42,7 +44,7 @@ class ScaleNorm(nn.Module):
 
 
 class TokenBatchNorm(nn.Module):
-    """Apply a batch norm to every feature over all tokens of all sequences, padding included.
+    """Apply a batch norm to every feature over all tokens of all sequences.
 
     Args:
         norm: Norm of (N, D), such as ``torch.nn.BatchNorm1d(D)`` or a synchronized one.
@@ -55,7 +57,25 @@ class TokenBatchNorm(nn.Module):
         super().__init__()
         self.norm = norm
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normed tokens."""
-        normed: Tensor = self.norm(x.flatten(0, -2))
-        return normed.view(x.shape)
+    def reset_parameters(self) -> None:
+        """Reset the norm, running statistics included."""
+        self.norm.reset_parameters()  # type: ignore[operator]
+
+    def forward(self, x: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
+        """Return the normed tokens; padding is in no statistic and its result is 0.
+
+        With a mask the number of tokens is read on the host, as the norm gets the tokens alone.
+
+        Args:
+            x: Tokens (B, T, D).
+            padding_mask: True (B, T) at tokens to ignore.
+
+        Raises:
+            ValueError: The mask is not boolean or has another shape.
+        """
+        if padding_mask is None:
+            normed: Tensor = self.norm(x.flatten(0, -2))
+            return normed.view(x.shape)
+        check_padding_mask(padding_mask, x.shape[:-1])
+        normed = self.norm(x[~padding_mask])
+        return normed.new_zeros(x.shape).index_put((~padding_mask,), normed)

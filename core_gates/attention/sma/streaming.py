@@ -11,6 +11,7 @@ from core_gates.attention.sma.layer import SeqBoatLayer
 from core_gates.attention.sma.local_attention import score_scale, weigh
 from core_gates.ops.compress.active import ActiveTokens
 from core_gates.ops.compress.op import compress, extract
+from core_gates.padding import zero_padding
 
 
 class SeqBoatState(NamedTuple):
@@ -31,23 +32,29 @@ class SeqBoatState(NamedTuple):
     num_tokens: int
 
 
-def prefill(layer: SeqBoatLayer, x: Tensor) -> tuple[Tensor, SeqBoatState]:
+def prefill(
+    layer: SeqBoatLayer, x: Tensor, *, padding_mask: Tensor | None = None
+) -> tuple[Tensor, SeqBoatState]:
     """Process sequences at once and return the results with the state to continue from.
 
     Args:
         layer: A causal layer without truncation.
-        x: Sequences of one length (B, T, D), without padding; T may be 0.
+        x: Sequences (B, T, D); T may be 0.
+        padding_mask: True (B, T) at tokens to ignore. Put it before the tokens: after a prompt it
+            counts as time that passes.
 
     Returns:
-        ``layer(x)`` (B, T, D) and the state.
+        ``layer(x, padding_mask=padding_mask)`` (B, T, D) and the state.
 
     Raises:
         ValueError: The layer is bidirectional or truncated.
     """
     window = layer.unit.window
-    ema = layer.ema.state(layer.normalize(x))
-    mixed = layer.mix(x)
-    mask, confidence = layer.configurator(mixed)
+    x = zero_padding(x, padding_mask)
+    normed = layer.normalize(x, padding_mask=padding_mask)
+    ema = layer.ema.state(normed, padding_mask=padding_mask)
+    mixed = F.silu(layer.ema(normed, padding_mask=padding_mask))
+    mask, confidence = layer.configurator(mixed, padding_mask=padding_mask)
     active = ActiveTokens.of(mask)
     projected = layer.unit.project(compress(mixed, active), active.positions)
     attended = extract(layer.unit.attend(projected, active.positions), active)
@@ -60,30 +67,39 @@ def prefill(layer: SeqBoatLayer, x: Tensor) -> tuple[Tensor, SeqBoatState]:
         F.pad(active.positions, (window, 0), value=-1).gather(1, last),
         x.shape[1],
     )
-    return layer.merge(x, mixed, attended, confidence), state
+    return layer.merge(x, mixed, attended, confidence, padding_mask=padding_mask), state
 
 
-def step(layer: SeqBoatLayer, x: Tensor, state: SeqBoatState) -> tuple[Tensor, SeqBoatState]:
+def step(
+    layer: SeqBoatLayer,
+    x: Tensor,
+    state: SeqBoatState,
+    *,
+    padding_mask: Tensor | None = None,
+) -> tuple[Tensor, SeqBoatState]:
     """Process the next token of every sequence.
 
     Args:
         layer: The layer that made the state.
         x: One token of every sequence (B, D).
         state: State after the tokens before it.
+        padding_mask: True (B,) at sequences whose token is to be ignored; its result is 0.
 
     Returns:
         The result (B, D), that of the whole sequence at this token, and the next state.
     """
-    averaged, ema = layer.ema.step(layer.normalize(x), state.ema)
+    x = zero_padding(x, padding_mask)
+    normed = zero_padding(layer.normalize(x, padding_mask=padding_mask), padding_mask)
+    averaged, ema = layer.ema.step(normed, state.ema)
     mixed = F.silu(averaged)
-    mask, confidence = layer.configurator(mixed)
+    mask, confidence = layer.configurator(mixed, padding_mask=padding_mask)
     position = torch.full_like(state.positions[:, :1], state.num_tokens)
     projected = layer.unit.project(mixed.unsqueeze(1), position)
     keys = torch.cat([state.keys, projected.key], 1)
     values = torch.cat([state.values, projected.value], 1)
     positions = torch.cat([state.positions, position], 1)
     attended = _attend(layer.unit, projected, keys, values, positions)
-    y = layer.merge(x, mixed, attended, confidence)
+    y = layer.merge(x, mixed, attended, confidence, padding_mask=padding_mask)
     joins = mask.view(-1, 1, 1)
     following = SeqBoatState(
         ema,

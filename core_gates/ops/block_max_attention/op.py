@@ -39,11 +39,14 @@ def block_max_attention(
     The maxima are what a SeerAttention gate is distilled from; the map of weights is never stored.
     Only ``out`` has gradients, those of plain attention; the maxima are constants.
 
+    Padding is read like tokens: put it after them, where causality hides it, and let it hold
+    something finite; ``gate_distillation_loss`` leaves its rows and columns out.
+
     Args:
         q: Queries (B, H, L, D).
         k: Keys (B, K, L, D), where K divides H.
         v: Values (B, K, L, D).
-        block_size: Positions of a block; the last one may be short.
+        block_size: Tokens of a block; the last one may be short.
         scale: Factor of the scores, ``D ** -0.5`` if None.
         per_row: Whether the maxima are kept for every query, as gates for decoding need them.
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from core_gates.ops.block_sparse_attention import gather
 
-ROWS = 128  # queries at once: their scores leave the cache late, their products are large
+ROWS = 128  # queries at once: their scores leave the cache late, their matmuls are large
 
 
 def forward(

@@ -1,8 +1,8 @@
-"""``block_sparse_attention`` by matrix products over gathered blocks.
+"""``block_sparse_attention`` by matmuls over gathered blocks.
 
 Blocks of queries that keep equally many blocks of keys form a group; their keys and values are
 gathered, and a few members of a group at a time, so many that their scores stay in the cache, go
-through two batched products and a softmax. The backward pass recomputes the weights, so that
+through two batched matmuls and a softmax. The backward pass recomputes the weights, so that
 nothing but the inputs and the output is stored.
 """
 
@@ -169,7 +169,7 @@ def _cut(
 
 
 def _blocks(x: Tensor, size: int, lead: int) -> Tensor:
-    """Return (B * H * N, size, D) with ``lead`` zeros before the positions and some behind."""
+    """Return (B * H * N, size, D) with ``lead`` zeros before the positions and some after."""
     num_blocks = -(-(lead + x.shape[2]) // size) if x.shape[2] else 0
     tail = num_blocks * size - lead - x.shape[2] if num_blocks else 0
     if lead or tail:

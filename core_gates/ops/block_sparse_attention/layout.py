@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 class BlockLayout(NamedTuple):
-    """Blocks of ``size`` positions, cut at multiples of ``size`` for queries and keys alike.
+    """Blocks of ``size`` tokens, cut at multiples of ``size`` for queries and keys alike.
 
-    Under causality the queries are the last positions of the keys, so that the first block of
-    queries may begin in the middle: it has ``lead`` positions that are no queries.
+    Under causality the queries are the last tokens of the keys, so that the first block of
+    queries may begin in the middle: it has ``lead`` tokens that are no queries.
 
     Attributes:
-        size: Positions of a block.
+        size: Tokens of a block.
         num_queries: Number of queries.
         num_keys: Number of keys.
-        causal: Whether a query sees no key behind its own position.
+        causal: Whether a query sees no key that comes after it.
     """
 
     size: int
@@ -31,7 +31,7 @@ class BlockLayout(NamedTuple):
 
     @property
     def lead(self) -> int:
-        """Positions before the first query in its block."""
+        """Tokens before the first query in its block."""
         return self.offset % self.size
 
     @property

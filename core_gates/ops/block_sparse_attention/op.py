@@ -26,9 +26,13 @@ def block_sparse_attention(
     """Attend to the kept blocks of keys only (SeerAttention, arXiv 2410.13276).
 
     Blocks are cut at multiples of ``block_size``. Under causality the queries are the last Lq of
-    the Lk positions; blocks in the future are ignored whatever the mask says. A query without a
+    the Lk tokens; blocks in the future are ignored whatever the mask says. A query without a
     visible key gets 0. Without a kernel the kept blocks are gathered, also in mode ``compile``;
     half precision is then computed in float32.
+
+    All keys of a kept block are attended to, padding included: put padding after the tokens, where
+    causality hides it, or before them in whole blocks, which the mask leaves out. What it holds
+    must be finite.
 
     Gathering pays below roughly two thirds of the blocks. A caller to whom the mask names what
     must be attended at least sets ``dense_above``: beyond that share plain attention is faster.
@@ -40,8 +44,8 @@ def block_sparse_attention(
         v: Values (B, K, Lk, D).
         block_mask: True for kept blocks, bool (B, H, Nq, Nk); the first dimension may also be 1,
             the second also 1, or K for one choice per head of keys.
-        block_size: Positions of a block.
-        causal: Whether a query sees no key behind its own position.
+        block_size: Tokens of a block.
+        causal: Whether a query sees no key that comes after it.
         scale: Factor of the scores, ``D ** -0.5`` if None.
         dense_above: Share of the reachable blocks; if the mask keeps more, all are attended. It
             reads the mask on the host.

@@ -12,7 +12,7 @@ class ActiveTokens(NamedTuple):
     Attributes:
         slots: Slot of every token (B, T), int64; -1 for a token that has none.
         positions: Token in every slot (B, T'), int64, rising; -1 for an empty slot, of which there
-            are only some behind the last token.
+            are only some after the last token.
     """
 
     slots: Tensor
@@ -45,7 +45,7 @@ class ActiveTokens(NamedTuple):
         order = mask.cumsum(-1) - 1
         slots = order.masked_fill(~mask | (order >= num_slots), -1)
         tokens = torch.arange(mask.shape[1], device=mask.device).expand_as(slots)
-        # Whatever has no slot is written behind the last one and cut off.
-        behind = torch.where(slots < 0, num_slots, slots)
+        # Whatever has no slot is written after the last one and cut off.
+        after = torch.where(slots < 0, num_slots, slots)
         positions = slots.new_full((mask.shape[0], num_slots + 1), -1)
-        return cls(slots, positions.scatter(1, behind, tokens)[:, :num_slots])
+        return cls(slots, positions.scatter(1, after, tokens)[:, :num_slots])

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.attention.cross import GatedCrossAttention
-from core_gates.attention.window_layout import WindowLayout
+from core_gates.attention.window.layout import WindowLayout
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "weather" / "adas_gated_cross_attention_a.npz"
 WINDOW = (2, 3, 4)
@@ -172,3 +172,15 @@ def test_streams_must_agree():
         cross()(x, o[..., :-1], g)
     with pytest.raises(ValueError, match=r"\(B, C, D, H, W\)"):
         cross()(*[t[:, :, 0] for t in (x, o, g)])
+
+
+@pytest.mark.fault("core A17")
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("size", [(4, 6, 16), (4, 9, 15)])
+def test_an_empty_batch_gives_an_empty_batch(size, gated):
+    module = cross(gated=gated)
+    inputs = [torch.zeros(0, 6, *size, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    outputs = module(*inputs)
+    assert [y.shape for y in outputs] == [(0, 6, *size)] * 3
+    sum(y.sum() for y in outputs).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters())

@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from core_gates.attention.fused_query import fuse_q_proj, split_fused_q_proj
 from core_gates.attention.head_gate import HeadGate
 from core_gates.attention.output_gate import GatedAttention
-from core_gates.attention.rotary import rotate
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "attention_sequence"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -94,6 +94,82 @@ def test_fused_projections_come_back_exactly(mode):
         split_fused_q_proj(fused, 4, 2, 7)
     with pytest.raises(ValueError, match="do not fall into 3 groups"):
         fuse_q_proj(queries, gates, 3)
+
+
+@pytest.mark.fault("core A15")
+@pytest.mark.parametrize("mode", ["elementwise", "headwise"])
+def test_published_weights_with_biases(mode):
+    """The reference gives all four projections a bias, the gate's rows of the first included."""
+    golden, meta = load(f"gated_attn_{mode}")
+    published = {k.removeprefix("weight."): v for k, v in golden.items() if "weight." in k}
+    generator = torch.Generator().manual_seed(3)
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        rows = len(published[f"{name}.weight"])
+        published[f"{name}.bias"] = torch.randn(rows, generator=generator)
+    ours = unfused(published, meta)
+    heads, groups, width = meta["num_heads"], meta["num_kv_heads"], meta["head_dim"]
+    ours["q_proj.bias"], ours["gate.bias"] = split_fused_q_proj(
+        published["q_proj.bias"], heads, groups, width
+    )
+    module = GatedAttention(
+        meta["hidden_size"],
+        heads,
+        groups,
+        head_dim=width,
+        granularity=mode,
+        qk_norm=True,
+        qkv_bias=True,
+    )
+    assert not any(p.any() for name, p in module.named_parameters() if name.endswith("bias"))
+    module.load_state_dict(ours)
+    x = golden["x"]
+    fused, k, v = (
+        F.linear(x, published[f"{name}.weight"], published[f"{name}.bias"])
+        for name in ("q_proj", "k_proj", "v_proj")
+    )
+    fused = fused.unflatten(-1, (groups, -1))
+    cut = heads // groups * width
+    q = fused[..., :cut].reshape(*x.shape[:2], heads, width)
+    gate = fused[..., cut:].reshape(*x.shape[:2], heads, -1).sigmoid()
+    k, v = (t.unflatten(-1, (groups, width)).repeat_interleave(heads // groups, 2) for t in (k, v))
+    q, k = (
+        F.rms_norm(t, (width,), published[f"{name}_norm.weight"], 1e-6)
+        for t, name in ((q, "q"), (k, "k"))
+    )
+    cos, sin = (golden[name][:, :, None] for name in ("cos", "sin"))
+
+    def turned(t):
+        first, second = t.chunk(2, -1)
+        return t * cos + torch.cat([-second, first], -1) * sin
+
+    y = F.scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in (turned(q), turned(k), v)), is_causal=True
+    )
+    y = (y.transpose(1, 2) * gate).flatten(-2)
+    expected = F.linear(y, published["o_proj.weight"], published["o_proj.bias"])
+    assert_close(module(x), expected, **TOLERANCE)
+
+
+@pytest.mark.fault("core A15")
+@pytest.mark.parametrize("padded", [False, True])
+def test_without_causality_every_token_sees_all(padded):
+    module, x = attention(causal=False), tokens(2, 5)
+    padding = torch.tensor([[1, 0, 0, 0, 1], [0, 0, 0, 0, 0]]).bool()
+    out = module(x, padding_mask=padding if padded else None)
+    q, k, v = (
+        projection(x).unflatten(-1, (-1, HEAD_DIM))
+        for projection in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    k, v = k.repeat_interleave(2, 2), v.repeat_interleave(2, 2)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) * HEAD_DIM**-0.5
+    if padded:
+        scores = scores.masked_fill(padding[:, None, None], -torch.inf)
+    y = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v)
+    gate = (x @ module.gate.weight.mT).sigmoid().unflatten(-1, (-1, HEAD_DIM))
+    expected = module.o_proj((y * gate).flatten(-2))
+    if padded:
+        expected = expected.masked_fill(padding[..., None], 0)
+    assert_close(out, expected)
 
 
 def plain(module, x, *, q=None, k=None, v=None):
@@ -228,20 +304,6 @@ def test_tokens_see_the_past_and_nothing_of_padding(position):
     assert module(x, padding_mask=torch.ones_like(padding)).isfinite().all()
 
 
-def test_rotation_depends_on_distance():
-    x = torch.randn(1, 6, 1, 8, dtype=torch.float64)
-    query, key = (rotate(x[:, :1].expand(1, 6, 1, 8), torch.arange(6) + n) for n in (3, 0))
-    products = (query * key).sum(-1).flatten()
-    assert_close(products, products[:1].expand(6))
-    assert_close(rotate(x, torch.zeros(6)), x)
-    turned = rotate(torch.eye(4, dtype=torch.float64)[None, :, None], torch.full((4,), 2), 100.0)
-    expected = torch.tensor([2.0, 0.2]).double().cos()
-    assert_close(turned[0, :2, 0].diagonal(), expected)
-    assert_close(turned[0, 0, 0, 2], torch.tensor(2.0).double().sin())
-    with pytest.raises(ValueError, match="even number of features, got 3"):
-        rotate(torch.zeros(1, 1, 1, 3), torch.zeros(1))
-
-
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0), (1, 1)])
 def test_few_tokens(shape):
     assert attention()(tokens(*shape)).shape == (*shape, DIM)
@@ -261,12 +323,15 @@ def test_meta_device_and_round_trip():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"position": "G6"}, "position must be one of none, G1, G2, G3, G4, G5, got 'G6'"),
+        ({"position": "G6"}, "position is 'G6'; choose one of none, G1, G2, G3, G4, G5"),
         ({"position": "G5", "granularity": "headwise"}, "a gate at G5 has no heads"),
-        ({"granularity": "tokenwise"}, "granularity must be one of elementwise, headwise"),
-        ({"form": "divisive"}, "form must be one of multiplicative, additive"),
-        ({"activation": "relu"}, "activation must be one of sigmoid, silu"),
-        ({"sharing": "none"}, "sharing must be one of head_specific, head_shared"),
+        (
+            {"granularity": "tokenwise"},
+            "granularity is 'tokenwise'; choose one of elementwise, headwise",
+        ),
+        ({"form": "divisive"}, "form is 'divisive'; choose one of multiplicative, additive"),
+        ({"activation": "relu"}, "activation is 'relu'; choose one of sigmoid, silu"),
+        ({"sharing": "none"}, "sharing is 'none'; choose one of head_specific, head_shared"),
         ({"num_kv_heads": 3}, "num_kv_heads=3 must divide num_heads=4"),
         ({"num_heads": 5}, "dim=12 must be a multiple of num_heads=5; set head_dim"),
     ],

@@ -73,7 +73,11 @@ CASES = {
     "SelfGate": (lambda: SelfGate(D, E), (draw(5, D), draw(5, E, D)), {}),
     "SoftThreshold": (lambda: SoftThreshold(4), (draw(5, 4),), {}),
     "SparseLowRank": (lambda: SparseLowRank(D, D, 4), (TOKENS,), {}),
-    "SparseModularActivation": (lambda: SparseModularActivation(D), (TOKENS, PADDED), {}),
+    "SparseModularActivation": (
+        lambda: SparseModularActivation(D),
+        (TOKENS,),
+        {"padding_mask": PADDED},
+    ),
 }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from core_gates.attention.window import INIT_STD, SwinBlock
-from core_gates.attention.window_layout import WindowLayout
+from core_gates.attention.window.layout import WindowLayout
+from core_gates.attention.window.swin import INIT_STD, SwinBlock
 from core_gates.conv.gated import Streams
 from core_gates.conv.same import SameConv
 from weather.models.adas.embedding import GridPatches, PatchEmbedding, PatchRecovery
@@ -109,7 +109,7 @@ class Adas(nn.Module):
         depth = num_levels + bool(num_surface)
         columns = patches.shape[1] if position == "full" else 1
         self.position = nn.Parameter(torch.empty(1, dim, depth, patches.shape[0], columns))
-        common = {"legacy_clip": legacy_clip, "recompute": recompute}
+        common: dict[str, Any] = {"legacy_clip": legacy_clip, "recompute": recompute}
         gate = {"bound_gate": bound_gate, "gated": gated, "open_gate": open_gate}
         trunk = common | {"circular": circular_longitude} | gate
         self.stages = nn.ModuleList(

@@ -28,7 +28,7 @@ class AdasStage(nn.Module):
         bound_gate: Clip the outgoing gate stream to [0, 1].
         gated: False gives the control that adds instead of gating.
         open_gate: True gives the control whose gates are all one.
-        legacy_clip: See `core_gates.attention.window.WindowAttention`.
+        legacy_clip: See `core_gates.attention.WindowAttention`.
         recompute: Recompute attention branches in the backward pass instead of storing them.
 
     Shape:

@@ -65,12 +65,12 @@ def test_padding_is_never_active_whatever_it_holds():
     padding = torch.zeros(2, 6, dtype=torch.bool)
     padding[:, 4:] = True
     poisoned = x.masked_fill(padding.unsqueeze(-1), torch.nan)
-    mask, confidence = configurator(poisoned, padding)
+    mask, confidence = configurator(poisoned, padding_mask=padding)
     assert_close(confidence[:, :4], configurator(x[:, :4]).confidence)
     assert not mask[:, 4:].any()
     confidence.sum().backward()
     assert configurator.weight.grad.isfinite().all()
-    assert configurator.gate_values(poisoned, padding).numel() == 8
+    assert configurator.gate_values(poisoned, padding_mask=padding).numel() == 8
 
 
 def test_it_decides_in_float32_under_autocast():

@@ -37,7 +37,7 @@ def test_golden_values_and_gradients(prefix, vectors):
     g, meta = vectors("seqboat_ema", prefix)
     ema = build(g, meta)
     x = g["x"].transpose(0, 1).requires_grad_()
-    out = ema(x, g["padding_mask"])
+    out = ema(x, padding_mask=g["padding_mask"])
     assert_close(ema.kernel(g["kernel"].shape[1]), g["kernel"], **TOLERANCE)
     assert_close(out, g["out"].transpose(0, 1), **TOLERANCE)
     parameters = dict(ema.named_parameters())
@@ -110,7 +110,7 @@ def test_padding_reaches_no_other_token():
     x = torch.randn(2, 10, 3, dtype=torch.float64)
     mask = torch.zeros(2, 10, dtype=torch.bool)
     mask[:, 6:] = True
-    padded = ema(x.masked_fill(mask.unsqueeze(-1), 1e3), mask)
+    padded = ema(x.masked_fill(mask.unsqueeze(-1), 1e3), padding_mask=mask)
     assert_close(padded[:, :6], ema(x[:, :6]))
 
 

@@ -108,9 +108,9 @@ def test_a_sequence_does_not_depend_on_its_batch_or_its_padding(options, lively_
     x = torch.randn(3, 14, 8, dtype=torch.float64)
     mask = torch.zeros(3, 14, dtype=torch.bool)
     mask[0, 9:] = True
-    counts = layer.configurator(layer.mix(x, mask), mask).mask.sum(-1)
+    counts = layer.configurator(layer.mix(x, padding_mask=mask), padding_mask=mask).mask.sum(-1)
     assert len(set(counts.tolist())) > 1  # the batch fills its slots unevenly
-    together = layer(x.masked_fill(mask.unsqueeze(-1), 50.0), mask)
+    together = layer(x.masked_fill(mask.unsqueeze(-1), 50.0), padding_mask=mask)
     assert_close(together[0, :9], layer(x[:1, :9])[0])
     assert_close(together[1:2], layer(x[1:2]))
 
@@ -169,9 +169,9 @@ def test_few_tokens(shape):
     layer = SeqBoatLayer(8, 4, 6, causal=False, position="simple")
     x = torch.zeros(shape, requires_grad=True)
     mask = torch.zeros(shape[:2], dtype=torch.bool)
-    assert layer(x, mask).shape == shape
-    layer(x, mask).sum().backward()
-    assert layer(x, ~mask).isfinite().all()
+    assert layer(x, padding_mask=mask).shape == shape
+    layer(x, padding_mask=mask).sum().backward()
+    assert layer(x, padding_mask=~mask).isfinite().all()
 
 
 @pytest.mark.parametrize("norm", [ScaleNorm(), TokenBatchNorm(nn.BatchNorm1d(8))])
@@ -234,6 +234,29 @@ def test_meta_device_and_reset():
     torch.manual_seed(0)
     again.reset_parameters()
     assert_close(layer.state_dict(), again.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.fault("core A17")
+def test_a_batch_norm_is_reset_with_its_layer():
+    layer = SeqBoatLayer(8, 4, 6, norm=TokenBatchNorm(nn.BatchNorm1d(8, device="meta")))
+    layer.to_empty(device="cpu")
+    for tensor in (*layer.norm.parameters(), *layer.norm.buffers()):
+        tensor.data.fill_(7)
+    layer.reset_parameters()
+    assert_close(layer.norm.state_dict(), TokenBatchNorm(nn.BatchNorm1d(8)).state_dict())
+
+
+@pytest.mark.fault("core A14")
+@pytest.mark.parametrize("weighting", ["softmax", "relu2"])
+def test_what_empty_slots_hold_is_ignored(weighting):
+    unit = GatedAttentionUnit(8, 4, 6, window=3, weighting=weighting)
+    x = torch.randn(2, 5, 8)
+    positions = torch.tensor([[0, 2, 5, -1, -1], [1, 2, 3, 4, 9]])
+    spoiled = x.masked_fill((positions < 0).unsqueeze(-1), torch.nan).requires_grad_()
+    out = unit(spoiled, positions)
+    out.sum().backward()
+    assert torch.equal(out[positions >= 0], unit(x, positions)[positions >= 0])
+    assert all(p.grad.isfinite().all() for p in (spoiled, *unit.parameters()))
 
 
 def test_options_are_checked():

@@ -6,7 +6,6 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from core_gates.attention.sma.local_attention import local_attention
-from core_gates.attention.sma.positions import DistanceBias, rotate
 
 
 def random(*shape, seed=0):
@@ -67,29 +66,3 @@ def test_options_are_checked():
         local_attention(x, x, x, window=0, causal=True, weighting="softmax", filled=filled)
     with pytest.raises(ValueError, match="weighting is 'relu'; choose one of"):
         local_attention(x, x, x, window=1, causal=True, weighting="relu", filled=filled)
-
-
-def test_distances_beyond_the_table_take_its_ends():
-    bias = DistanceBias(3)
-    bias.table.data = torch.arange(5.0)
-    distances = torch.tensor([[-9, -2, -1], [0, 2, 7]])
-    assert bias(distances).tolist() == [[0, 0, 1], [2, 4, 4]]
-    with pytest.raises(ValueError, match="max_positions must be at least 1, got 0"):
-        DistanceBias(0)
-
-
-def test_rotations_depend_on_the_distance_alone():
-    query, key = random(1, 1, 6), random(1, 1, 6, seed=1)
-
-    def product(i, j):
-        turned = (rotate(t, torch.tensor([[p]])) for t, p in ((query, i), (key, j)))
-        return torch.mul(*turned).sum()
-
-    assert_close(product(3, 10), product(103, 110))
-    assert not torch.isclose(product(3, 10), product(3, 11))
-    assert_close(product(0, 0), (query * key).sum())
-    quarter = rotate(torch.tensor([[[1.0, 0.0]]], dtype=torch.float64), torch.tensor([[2]]))
-    angle = torch.tensor(2.0, dtype=torch.float64)
-    assert_close(quarter.flatten(), torch.stack([angle.cos(), angle.sin()]))
-    with pytest.raises(ValueError, match="must be even, got 3"):
-        rotate(torch.zeros(1, 1, 3), torch.zeros(1, 1))

@@ -40,3 +40,22 @@ def test_layers_without_a_recurrent_form_are_refused(lively_layer):
     for options in ({"causal": False}, {"truncation": 4}):
         with pytest.raises(ValueError, match="has no recurrent form"):
             prefill(lively_layer(**options), torch.zeros(1, 3, 8, dtype=torch.float64))
+
+
+@pytest.mark.fault("core A14")
+@pytest.mark.parametrize("num_prompt", [0, 5])
+def test_padding_is_ignored_token_by_token_too(num_prompt, lively_layer):
+    layer = lively_layer()
+    padding = torch.zeros(3, 12, dtype=torch.bool)
+    padding[0, :4] = padding[1, 8:] = True
+    x = torch.randn(3, 12, 8, dtype=torch.float64).masked_fill(padding[..., None], torch.nan)
+    with torch.no_grad():
+        y, state = prefill(layer, x[:, :num_prompt], padding_mask=padding[:, :num_prompt])
+        results = [y]
+        for token in range(num_prompt, 12):
+            y, state = step(layer, x[:, token], state, padding_mask=padding[:, token])
+            results.append(y.unsqueeze(1))
+        found = torch.cat(results, 1)
+        assert_close(found, layer(x, padding_mask=padding))
+        assert_close(found[:1, 4:], layer(x[:1, 4:]))
+        assert not found[padding].any()

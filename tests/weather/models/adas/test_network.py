@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from core_gates.attention.drop_path import DropPath
+from core_gates.attention.window.drop_path import DropPath
 from weather.models.adas.embedding import GridPatches, PatchEmbedding, PatchRecovery
 from weather.models.adas.network import Adas
 from weather.models.adas.official import convert_official_state_dict

@@ -21,7 +21,7 @@ Extents = tuple[int, int, int]
 class WindowLayout:
     """Windows of a grid (D, H, W) of depth, latitude and longitude.
 
-    The grid is padded with zeros behind its last level, row and column to whole windows, then
+    The grid is padded with zeros after its last level, row and column to whole windows, then
     rolled back by ``shift`` cells. Windows count in depth, latitude, longitude order, and so do the
     cells of a window.
 
@@ -70,13 +70,15 @@ class WindowLayout:
         x = _roll(x, self.shift, sign=-1)
         (nd, nh, nw), (d, h, w) = self.counts, self.window
         x = x.reshape(x.shape[0], nd, d, nh, h, nw, w, x.shape[-1])
-        return x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(x.shape[0], nd * nh * nw, d * h * w, -1)
+        windows = x.permute(0, 1, 3, 5, 2, 4, 6, 7)
+        return windows.reshape(x.shape[0], nd * nh * nw, d * h * w, x.shape[-1])
 
     def reverse(self, windows: Tensor) -> Tensor:
         """Undo `partition`; the result ``(B, C, D, H, W)`` has channels-last strides."""
         (nd, nh, nw), (d, h, w) = self.counts, self.window
         x = windows.reshape(windows.shape[0], nd, nh, nw, d, h, w, windows.shape[-1])
-        x = x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(x.shape[0], nd * d, nh * h, nw * w, -1)
+        x = x.permute(0, 1, 4, 2, 5, 3, 6, 7)
+        x = x.reshape(x.shape[0], nd * d, nh * h, nw * w, x.shape[-1])
         x = _roll(x, self.shift, sign=1)
         if any(self.padding):
             x = x[:, : self.size[0], : self.size[1], : self.size[2]]

@@ -1,4 +1,4 @@
-"""Positions in attention over compressed tokens: a table of distances, or rotations."""
+"""A learned bias for the distance between two tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -43,32 +43,3 @@ class DistanceBias(nn.Module):
         """Return the bias of every distance."""
         entries = (distance + self.max_positions - 1).clamp(0, 2 * self.max_positions - 2)
         return self.table.index_select(0, entries.flatten()).view(entries.shape)
-
-
-def rotate(x: Tensor, positions: Tensor, *, base: float = 10000.0) -> Tensor:
-    """Rotate neighboring pairs of features by angles that grow with the position (Su et al., 2021).
-
-    Pair i turns by ``position base^(-2 i / D)``, so that the product of a rotated query and a
-    rotated key depends on their distance alone.
-
-    Args:
-        x: Queries or keys (..., N, D), D even.
-        positions: Positions (..., N).
-        base: Base of the wavelengths.
-
-    Returns:
-        Rotated ``x``.
-
-    Raises:
-        ValueError: D is odd.
-    """
-    dim = x.shape[-1]
-    if dim % 2:
-        raise ValueError(f"rotations turn pairs: the features must be even, got {dim}")
-    exact = torch.promote_types(x.dtype, torch.float32)
-    pairs = torch.arange(0, dim, 2, device=x.device, dtype=exact)
-    angles = positions.unsqueeze(-1).to(exact) * base ** (-pairs / dim)
-    even, odd = x.to(exact).reshape(*x.shape[:-1], dim // 2, 2).unbind(-1)
-    cos, sin = angles.cos(), angles.sin()
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
-    return turned.flatten(-2).to(x.dtype)

@@ -6,15 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.attention.block_pooling import parse_pooling, pool_blocks
+from core_gates.attention.options import check_option
 from core_gates.attention.rotary import rotate
-from core_gates.attention.seer import (
+from core_gates.attention.seer.gate import (
     INIT_STD,
     as_float32,
     check_heads,
     check_tokens,
     project_heads,
+    shown_probs,
 )
+from core_gates.attention.seer.pooling import pad_to_blocks, parse_pooling, pool_blocks
+from core_gates.padding import zero_padding
 
 QueryReduction = Literal["Qproj", "Qavgproj", "Qavg", "Qorig"]
 NORM_EPS = 1e-6
@@ -26,10 +29,14 @@ class CompressedKeys(NamedTuple):
     Attributes:
         blocks: One vector a complete block and head of keys (B, n, K, gate_dim), rotated.
         rest: Keys of the unfinished block (B, fewer than block_size, K, D), before rotation.
+        empty: True (B, n) at complete blocks that hold nothing but padding.
+        rest_padding: True (B, fewer than block_size) at padding in the unfinished block.
     """
 
     blocks: Tensor
     rest: Tensor
+    empty: Tensor
+    rest_padding: Tensor
 
 
 class DecodeAttnGate(nn.Module):
@@ -39,7 +46,7 @@ class DecodeAttnGate(nn.Module):
     projected and rotated to its first position once it is complete. The unfinished block, which
     holds the token itself, has logit 0 and takes part in the softmax.
 
-    Everything behind the pooling is computed in float32.
+    Everything after the pooling is computed in float32.
 
     Args:
         num_heads: Heads H of queries.
@@ -80,9 +87,7 @@ class DecodeAttnGate(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(num_heads, num_kv_heads, block_size)
-        if reduction not in get_args(QueryReduction):
-            known = ", ".join(get_args(QueryReduction))
-            raise ValueError(f"reduction must be one of {known}, got {reduction!r}")
+        check_option("reduction", reduction, get_args(QueryReduction))
         if reduction in ("Qavg", "Qorig") and gate_dim != head_dim:
             raise ValueError(f"{reduction} needs gate_dim == head_dim={head_dim}, got {gate_dim}")
         self.k_kinds = parse_pooling(k_pooling.removeprefix("K"))
@@ -110,10 +115,16 @@ class DecodeAttnGate(nn.Module):
             if norm is not None:
                 norm.reset_parameters()
 
-    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return the logits that `decode` gives for every token, as distillation needs them.
 
-        Blocks in the future have the lowest finite value.
+        Blocks in the future, complete blocks of nothing but padding, and the rows of padding have
+        the lowest finite value.
+
+        Args:
+            q: Queries (B, T, H, D) before rotation.
+            k: Keys (B, T, K, D) before rotation.
+            padding_mask: True (B, T) at tokens to ignore, whatever they hold.
 
         Raises:
             ValueError: The shapes do not fit.
@@ -123,43 +134,70 @@ class DecodeAttnGate(nn.Module):
             raise ValueError(f"q and k must have as many tokens, got {q.shape[1]} and {k.shape[1]}")
         length = k.shape[1]
         positions = torch.arange(length, device=k.device)
-        keys = self.compress(k).blocks
+        keys = self.compress(k, padding_mask=padding_mask)
         num_blocks = -(-length // self.block_size)
-        logits = self._logits(q, positions, keys)
+        logits = self._logits(_without(q, padding_mask), positions, keys)
         logits = F.pad(logits, (0, num_blocks - logits.shape[-1]))
         block = torch.arange(num_blocks, device=k.device)
         complete = (block + 1) * self.block_size <= positions[:, None] + 1
         future = block * self.block_size > positions[:, None]
         logits = logits.masked_fill(~complete, 0)
-        return logits.masked_fill(future, torch.finfo(logits.dtype).min)
+        hidden = future if padding_mask is None else future | padding_mask[:, None, :, None]
+        if padding_mask is not None:  # an unfinished block is not empty for the token in it
+            empty = F.pad(keys.empty, (0, num_blocks - keys.empty.shape[1]))
+            hidden = hidden | empty[:, None, None, :] & complete
+        return logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
 
-    def compress(self, k: Tensor, past: CompressedKeys | None = None) -> CompressedKeys:
+    def compress(
+        self,
+        k: Tensor,
+        past: CompressedKeys | None = None,
+        *,
+        padding_mask: Tensor | None = None,
+    ) -> CompressedKeys:
         """Add keys to what is remembered.
 
         Args:
             k: New keys (B, T, K, D) before rotation.
             past: What was remembered before them.
+            padding_mask: True (B, T) at new tokens to ignore, whatever they hold.
+
+        Raises:
+            ValueError: The mask does not fit.
         """
+        padding = k.new_zeros(k.shape[:2], dtype=torch.bool)
+        if padding_mask is not None:
+            k, padding = _without(k, padding_mask), padding_mask
         num_before = 0 if past is None else past.blocks.shape[1]
         rest = k if past is None else torch.cat([past.rest, k], 1)
+        padding = padding if past is None else torch.cat([past.rest_padding, padding], 1)
         whole = rest.shape[1] // self.block_size * self.block_size
         if past is not None and not whole:
-            return CompressedKeys(past.blocks, rest)
-        blocks = as_float32(pool_blocks(rest[:, :whole], self.block_size, self.k_kinds))
+            return CompressedKeys(past.blocks, rest, past.empty, padding)
+        now = padding[:, :whole]
+        masked = padding_mask is not None or past is not None
+        blocks = pool_blocks(
+            rest[:, :whole], self.block_size, self.k_kinds, now if masked else None
+        )
+        blocks = as_float32(blocks)
         with torch.autocast(k.device.type, enabled=False):
             blocks = _normed(self.k_norm, project_heads(blocks, self.weight_k))
             starts = torch.arange(num_before, num_before + blocks.shape[1], device=k.device)
-            blocks = rotate(blocks, starts * self.block_size, self.rope_theta)
+            blocks = rotate(blocks, starts.unsqueeze(-1) * self.block_size, self.rope_theta)
+        empty = pad_to_blocks(now, self.block_size).all(-1)
         if past is not None:
-            blocks = torch.cat([past.blocks, blocks], 1)
-        return CompressedKeys(blocks, rest[:, whole:])
+            blocks, empty = torch.cat([past.blocks, blocks], 1), torch.cat([past.empty, empty], 1)
+        return CompressedKeys(blocks, rest[:, whole:], empty, padding[:, whole:])
 
-    def decode(self, q: Tensor, keys: CompressedKeys) -> Tensor:
+    def decode(
+        self, q: Tensor, keys: CompressedKeys, *, padding_mask: Tensor | None = None
+    ) -> Tensor:
         """Return the logits (B, K, 1, N) of the newest token, whose key is among ``keys``.
 
         Args:
             q: Its query (B, 1, H, D) before rotation.
             keys: What `compress` returned.
+            padding_mask: True (B, 1) where the newest token is padding.
 
         Raises:
             ValueError: There are no keys, or ``q`` holds more than one token.
@@ -168,15 +206,22 @@ class DecodeAttnGate(nn.Module):
         if length == 0 or q.shape[1] != 1:
             raise ValueError(f"decode takes one query after its key, got {q.shape[1]} of {length}")
         position = torch.tensor([length - 1], device=q.device)
-        logits = self._logits(q, position, keys.blocks)
-        return F.pad(logits, (0, 1)) if keys.rest.shape[1] else logits
+        logits = self._logits(_without(q, padding_mask), position, keys)
+        lowest = torch.finfo(logits.dtype).min
+        logits = logits.masked_fill(keys.empty[:, None, None, :], lowest)
+        logits = F.pad(logits, (0, 1)) if keys.rest.shape[1] else logits
+        if padding_mask is None:
+            return logits
+        return logits.masked_fill(padding_mask[:, None, :, None], lowest)
 
-    def gate_values(self, q: Tensor, k: Tensor) -> Tensor:
-        """Return the probabilities of the blocks of keys, (B, K, T, N)."""
-        logits: Tensor = self(q, k)
-        return logits.softmax(-1)
+    def gate_values(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
+        """Return the probabilities of the blocks of keys that a token may choose from, flat (M,).
 
-    def _logits(self, q: Tensor, positions: Tensor, keys: Tensor) -> Tensor:
+        Those of the future and of padding are left out: they are no choices of the gate.
+        """
+        return shown_probs(self(q, k, padding_mask=padding_mask))
+
+    def _logits(self, q: Tensor, positions: Tensor, keys: CompressedKeys) -> Tensor:
         """Return the logits of complete blocks (B, K, T, n)."""
         groups = (self.num_kv_heads, self.num_heads // self.num_kv_heads)
         queries = as_float32(q.reshape(*q.shape[:2], *groups, q.shape[-1]))
@@ -187,8 +232,8 @@ class DecodeAttnGate(nn.Module):
                 weight = as_float32(self.weight_q)
                 queries = torch.einsum("btkgd,kgdc->btkc", queries, weight).unsqueeze(3)
             queries = _normed(self.q_norm, queries)
-            queries = rotate(queries, positions[:, None], self.rope_theta)
-            logits = torch.einsum("btkgc,bnkc->bktgn", queries, keys).mean(3)
+            queries = rotate(queries, positions[:, None, None], self.rope_theta)
+            logits = torch.einsum("btkgc,bnkc->bktgn", queries, keys.blocks).mean(3)
             result: Tensor = logits * self.gate_dim**-0.5
             return result
 
@@ -198,6 +243,11 @@ class DecodeAttnGate(nn.Module):
             f"block_size={self.block_size}, gate_dim={self.gate_dim}, reduction={self.reduction},"
             f" k_pooling=K{''.join(self.k_kinds)}"
         )
+
+
+def _without(x: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Return tokens (B, T, H, D) with zeros at padding (B, T)."""
+    return zero_padding(x.flatten(2), padding_mask).reshape(x.shape)
 
 
 def _normed(norm: nn.RMSNorm | None, x: Tensor) -> Tensor:

@@ -4,15 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from core_gates.attention.block_selector import BlockSelector, block_density
+from core_gates.attention.seer.selector import BlockSelector, block_density
+from core_gates.errors import GatesError
 
 LOWEST = torch.finfo(torch.float32).min
 RULES = [
     {"threshold": 0.2},
     {"nz_ratio": 0.5},
     {"token_budget": 128},
-    {"top_k": 2},
-    {"top_p": 0.6},
+    {"k": 2},
+    {"p": 0.6},
 ]
 
 
@@ -27,24 +28,24 @@ def test_threshold_compares_probabilities():
     assert BlockSelector(threshold=0.6)(row).tolist() == [[False, False, False, True]]
 
 
-def test_top_k_and_budget():
+def test_k_and_budget():
     row = torch.tensor([[0.5, 0.26, 0.9, 0.1, 0.2]])
-    for selector in (BlockSelector(top_k=2), BlockSelector(token_budget=47, block_size=16)):
+    for selector in (BlockSelector(k=2), BlockSelector(token_budget=47, block_size=16)):
         assert selector(row).tolist() == [[True, False, True, False, True]]
-    assert BlockSelector(top_k=99)(row).all()
+    assert BlockSelector(k=99)(row).all()
 
 
 def test_ties_go_to_the_lowest_index():
     row = torch.zeros(1, 40)
-    assert BlockSelector(top_k=3)(row)[0].nonzero().flatten().tolist() == [0, 1, 2, 39]
-    assert BlockSelector(top_p=0.1)(row)[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 39]
+    assert BlockSelector(k=3)(row)[0].nonzero().flatten().tolist() == [0, 1, 2, 39]
+    assert BlockSelector(p=0.1)(row)[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 39]
 
 
-def test_top_p_stops_at_the_sum():
+def test_p_stops_at_the_sum():
     row = torch.tensor([[0.05, 0.5, 0.3, 0.14, 0.01]]).log()
-    assert BlockSelector(top_p=0.45)(row).tolist() == [[False, True, False, False, True]]
-    assert BlockSelector(top_p=0.79)(row).tolist() == [[False, True, True, False, True]]
-    assert BlockSelector(top_p=1.0)(row).all()
+    assert BlockSelector(p=0.45)(row).tolist() == [[False, True, False, False, True]]
+    assert BlockSelector(p=0.79)(row).tolist() == [[False, True, True, False, True]]
+    assert BlockSelector(p=1.0)(row).all()
 
 
 @pytest.mark.parametrize(("ratio", "kept"), [(0.0, 1), (0.3, 1), (0.6, 3), (1.0, 9)])
@@ -56,15 +57,13 @@ def test_ratio_of_the_causal_area(ratio, kept):
 
 
 def test_last_rows_of_a_square_map_are_dense():
-    selector = BlockSelector(top_k=1)
+    selector = BlockSelector(k=1)
     mask = selector(logits(2, 3, 8, 8))
     assert mask[..., 6:, :].sum((-2, -1)).eq(7 + 8).all()
     assert mask[..., :6, :].sum(-1).le(2).all()
     assert selector(logits(2, 3, 1, 8)).sum(-1).le(2).all()
-    assert BlockSelector(top_k=1, dense_rows=0)(logits(8, 8)).sum(-1).le(2).all()
-    assert torch.equal(
-        BlockSelector(top_k=1, dense_rows=20)(logits(8, 8)), torch.ones(8, 8).tril() > 0
-    )
+    assert BlockSelector(k=1, dense_rows=0)(logits(8, 8)).sum(-1).le(2).all()
+    assert torch.equal(BlockSelector(k=1, dense_rows=20)(logits(8, 8)), torch.ones(8, 8).tril() > 0)
 
 
 def test_hidden_blocks_are_never_chosen():
@@ -74,6 +73,20 @@ def test_hidden_blocks_are_never_chosen():
         mask = BlockSelector(**options)(scores)[0]
         assert torch.equal(mask[:2], torch.eye(6, dtype=torch.bool)[:2])
         assert not mask[2:, :2].any()
+
+
+@pytest.mark.fault("core A13")
+@pytest.mark.parametrize("content", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("options", RULES, ids=str)
+def test_logits_that_are_not_finite_are_refused(options, content):
+    scores = logits(2, 6, 6).tril() + torch.full((6, 6), LOWEST).triu(1)
+    selector = BlockSelector(**options)
+    future = scores.clone()
+    future[0, 2, 4] = content
+    assert torch.equal(selector(future), selector(scores))
+    scores[1, 4, 1] = content
+    with pytest.raises(GatesError, match="1 of the logits to choose from are not finite"):
+        selector(scores)
 
 
 @pytest.mark.parametrize("options", RULES, ids=str)
@@ -100,8 +113,8 @@ def test_density_is_over_the_causal_area():
 
 def test_masks_carry_no_gradient_and_half_precision_works():
     scores = logits(4, 4).requires_grad_()
-    assert not BlockSelector(top_k=1)(scores).requires_grad
-    assert BlockSelector(top_p=0.5)(scores.bfloat16()).diagonal().all()
+    assert not BlockSelector(k=1)(scores).requires_grad
+    assert BlockSelector(p=0.5)(scores.bfloat16()).diagonal().all()
     compiled = torch.compile(BlockSelector(threshold=0.3), backend="eager", fullgraph=True)
     assert torch.equal(compiled(scores), BlockSelector(threshold=0.3)(scores))
 
@@ -109,12 +122,12 @@ def test_masks_carry_no_gradient_and_half_precision_works():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give one of threshold, nz_ratio, token_budget, top_k, top_p, got none"),
-        ({"top_k": 1, "top_p": 0.5}, "got top_k, top_p"),
+        ({}, "give one of threshold, nz_ratio, token_budget, k, p, got none"),
+        ({"k": 1, "p": 0.5}, "got k, p"),
         ({"threshold": 1.5}, r"threshold must lie in \[0, 1\], got 1.5"),
         ({"token_budget": 63}, "token_budget must be at least one block of 64, got 63"),
-        ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"top_k": 1, "dense_rows": -1}, "dense_rows at least 0"),
+        ({"k": 0}, "k must be at least 1, got 0"),
+        ({"k": 1, "dense_rows": -1}, "dense_rows at least 0"),
     ],
 )
 def test_wrong_options_are_named(options, message):

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import GatesError
+
 
 class BlockSelector(nn.Module):
     """Turn the logits of an attention gate into a block mask (arXiv 2410.13276 and 2506.08889).
@@ -17,9 +19,9 @@ class BlockSelector(nn.Module):
         nz_ratio: Share of the causal area to keep: every row of a map of N blocks keeps its
             ``max(1, int((1 - sqrt(1 - nz_ratio)) * N))`` best.
         token_budget: Tokens to attend, in whole blocks of ``block_size``.
-        top_k: Blocks to keep.
-        top_p: Keep the best blocks until their probabilities sum to this.
-        block_size: Positions of a block, for ``token_budget``.
+        k: Blocks to keep.
+        p: Keep the best blocks until their probabilities sum to this.
+        block_size: Tokens of a block, for ``token_budget``.
         dense_rows: Last rows of a square map that keep everything. A map with fewer rows than
             columns, as in decoding, has none.
 
@@ -37,8 +39,8 @@ class BlockSelector(nn.Module):
         threshold: float | None = None,
         nz_ratio: float | None = None,
         token_budget: int | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        k: int | None = None,
+        p: float | None = None,
         block_size: int = 64,
         dense_rows: int = 2,
     ) -> None:
@@ -47,21 +49,21 @@ class BlockSelector(nn.Module):
             "threshold": threshold,
             "nz_ratio": nz_ratio,
             "token_budget": token_budget,
-            "top_k": top_k,
-            "top_p": top_p,
+            "k": k,
+            "p": p,
         }
         given = {name: value for name, value in rules.items() if value is not None}
         if len(given) != 1:
             raise ValueError(f"give one of {', '.join(rules)}, got {', '.join(given) or 'none'}")
         ((self.rule, self.value),) = given.items()
-        if self.rule in ("threshold", "nz_ratio", "top_p") and not 0 <= self.value <= 1:
+        if self.rule in ("threshold", "nz_ratio", "p") and not 0 <= self.value <= 1:
             raise ValueError(f"{self.rule} must lie in [0, 1], got {self.value}")
         if self.rule == "token_budget" and self.value < block_size:
             raise ValueError(
                 f"token_budget must be at least one block of {block_size}, got {self.value}"
             )
-        if self.rule == "top_k" and self.value < 1:
-            raise ValueError(f"top_k must be at least 1, got {self.value}")
+        if self.rule == "k" and self.value < 1:
+            raise ValueError(f"k must be at least 1, got {self.value}")
         if block_size < 1 or dense_rows < 0:
             raise ValueError(
                 f"block_size must be at least 1 and dense_rows at least 0, got {block_size} and"
@@ -74,8 +76,12 @@ class BlockSelector(nn.Module):
 
         Raises:
             ValueError: There are more rows than columns.
+            GatesError: A logit that is not in the future is NaN or infinite; not checked while
+                compiling.
         """
         past = _past(logits)
+        if not torch.compiler.is_compiling():
+            _refuse_non_finite(logits, past)
         scores = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
         lowest = torch.finfo(logits.dtype).min
         available = past & (scores > lowest)
@@ -91,7 +97,7 @@ class BlockSelector(nn.Module):
         if self.rule == "threshold":
             return scores.softmax(-1) > self.value
         order = scores.argsort(dim=-1, descending=True, stable=True)
-        if self.rule == "top_p":
+        if self.rule == "p":
             probs = scores.softmax(-1).gather(-1, order)
             before = probs.cumsum(-1) - probs
             chosen = before < self.value
@@ -121,6 +127,15 @@ def block_density(block_mask: Tensor) -> Tensor:
     """
     past = _past(block_mask).expand(block_mask.shape)
     return (block_mask & past).sum() / past.sum()
+
+
+def _refuse_non_finite(logits: Tensor, past: Tensor) -> None:
+    wrong = int((past & ~logits.isfinite()).sum())
+    if wrong:
+        raise GatesError(
+            f"{wrong} of the logits to choose from are not finite; look for NaN in queries or keys,"
+            " give the gate the padding_mask, and hide blocks by the lowest finite value"
+        )
 
 
 def _past(blocks: Tensor) -> Tensor:

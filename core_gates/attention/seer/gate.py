@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from core_gates.attention.block_pooling import parse_pooling, pool_blocks
 from core_gates.attention.rotary import rotate
+from core_gates.attention.seer.pooling import pad_to_blocks, parse_pooling, pool_blocks
 from core_gates.padding import check_padding_mask
 
 INIT_STD = 0.02
@@ -21,7 +20,7 @@ class AttnGate(nn.Module):
     and multiplied. The projection of the queries is left out where it could be absorbed into that
     of the keys: with a single kind of pooling and ``gate_dim == head_dim``.
 
-    Everything behind the pooling is computed in float32.
+    Everything after the pooling is computed in float32.
 
     Args:
         num_heads: Heads H of queries.
@@ -80,14 +79,14 @@ class AttnGate(nn.Module):
     def forward(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return the logits of every block of keys for every block of queries.
 
-        Blocks in the future, and rows and columns of blocks that hold nothing but padding, have the
-        lowest finite value.
+        Padding is not pooled. Blocks in the future, and rows and columns of nothing but padding,
+        have the lowest finite value.
 
         Args:
             q: Queries (B, Tq, H, D) before rotation; the last Tq of the Tk positions, from the
                 start of a block.
             k: Keys (B, Tk, K, D) before rotation.
-            padding_mask: True (B, Tk) at tokens to ignore.
+            padding_mask: True (B, Tk) at tokens to ignore, whatever they hold.
 
         Raises:
             ValueError: The shapes do not fit.
@@ -99,8 +98,12 @@ class AttnGate(nn.Module):
                 f"{q.shape[1]} queries must be the last of {k.shape[1]} positions and begin at a"
                 f" multiple of block_size={self.block_size}"
             )
-        queries = as_float32(pool_blocks(q, self.block_size, self.q_kinds))
-        keys = as_float32(pool_blocks(k, self.block_size, self.k_kinds))
+        q_mask = None
+        if padding_mask is not None:
+            check_padding_mask(padding_mask, k.shape[:2])
+            q_mask = padding_mask[:, offset:]
+        queries = as_float32(pool_blocks(q, self.block_size, self.q_kinds, q_mask))
+        keys = as_float32(pool_blocks(k, self.block_size, self.k_kinds, padding_mask))
         group, num_blocks = self.num_heads // self.num_kv_heads, keys.shape[1]
         with torch.autocast(q.device.type, enabled=False):
             if self.weight_q is None:
@@ -108,29 +111,29 @@ class AttnGate(nn.Module):
             else:
                 queries = project_heads(queries, self.weight_q)
             keys = project_heads(keys, self.weight_k)
-            starts = torch.arange(num_blocks, device=q.device) * self.block_size
+            starts = torch.arange(num_blocks, device=q.device).unsqueeze(-1) * self.block_size
             queries = rotate(queries, starts[offset // self.block_size :], self.rope_theta)
             keys = rotate(keys, starts, self.rope_theta)
             if self.weight_q is not None:
                 keys = keys.repeat_interleave(group, 2)
             logits: Tensor = torch.einsum("bihd,bjhd->bhij", queries, keys) * self.gate_dim**-0.5
-        hidden = self._hidden(logits, padding_mask, k.shape[:2])
+        hidden = self._hidden(logits, padding_mask)
         return logits.masked_fill(hidden, torch.finfo(logits.dtype).min)
 
     def gate_values(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
-        """Return the probabilities of the blocks of keys, (B, H, Nq, Nk)."""
-        logits: Tensor = self(q, k, padding_mask=padding_mask)
-        return logits.softmax(-1)
+        """Return the probabilities of the blocks of keys that a row may choose from, flat (M,).
 
-    def _hidden(self, logits: Tensor, padding_mask: Tensor | None, shape: torch.Size) -> Tensor:
+        Those of the future and of padding are left out: they are no choices of the gate.
+        """
+        return shown_probs(self(q, k, padding_mask=padding_mask))
+
+    def _hidden(self, logits: Tensor, padding_mask: Tensor | None) -> Tensor:
         num_rows, num_blocks = logits.shape[-2:]
         future = torch.ones(num_rows, num_blocks, dtype=torch.bool, device=logits.device)
         future = future.triu(num_blocks - num_rows + 1)
         if padding_mask is None:
             return future
-        check_padding_mask(padding_mask, shape)
-        padded = F.pad(padding_mask, (0, -shape[1] % self.block_size), value=True)
-        empty = padded.view(shape[0], num_blocks, self.block_size).all(-1)[:, None]
+        empty = pad_to_blocks(padding_mask, self.block_size).all(-1)[:, None]
         rows = empty[..., num_blocks - num_rows :, None]
         hidden: Tensor = future | rows | empty[..., None, :]
         return hidden
@@ -139,6 +142,11 @@ class AttnGate(nn.Module):
         """Show the sizes and the pooling."""
         q, k = "".join(self.q_kinds), "".join(self.k_kinds)
         return f"block_size={self.block_size}, gate_dim={self.gate_dim}, pooling=Q{q}_K{k}"
+
+
+def shown_probs(logits: Tensor) -> Tensor:
+    """Return the probabilities of the logits that are not hidden, flat (M,)."""
+    return logits.softmax(-1)[logits > torch.finfo(logits.dtype).min]
 
 
 def as_float32(x: Tensor) -> Tensor:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from core_gates.attention.drop_path import DropPath
-from core_gates.attention.window_layout import Extents, WindowLayout, shape_constant
+from core_gates.attention.window.drop_path import DropPath
+from core_gates.attention.window.layout import Extents, WindowLayout, shape_constant
 
 INIT_STD = 0.02
 
@@ -26,13 +27,22 @@ class WindowAttention(nn.Module):
         legacy_clip: Where a grid is smaller than the window, pair cells with the entries of the
             position table as FengWu-Adas does, which takes the first rows and columns of the full
             window's index (only to load its weights); otherwise pair them by their true offsets.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
 
     Raises:
         ValueError: ``dim`` is not a multiple of ``num_heads``.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, window: Extents, *, legacy_clip: bool = False
+        self,
+        dim: int,
+        num_heads: int,
+        window: Extents,
+        *,
+        legacy_clip: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if dim % num_heads:
             raise ValueError(f"dim must be a multiple of num_heads={num_heads}, found {dim}")
@@ -42,9 +52,10 @@ class WindowAttention(nn.Module):
         self.window: Extents = (window[0], window[1], window[2])
         self.legacy_clip = legacy_clip
         table_size = (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-        self.position_bias = nn.Parameter(torch.empty(table_size, num_heads))
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.qkv = nn.Linear(dim, 3 * dim, **options)
+        self.proj = nn.Linear(dim, dim, **options)
+        self.position_bias = nn.Parameter(torch.empty(table_size, num_heads, **options))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -82,8 +93,14 @@ class WindowAttention(nn.Module):
                 F.linear(query, weight[:dim], bias[:dim]),
                 F.linear(key, weight[dim:], bias[dim:]),
             ]
-        shape = (batch * num_windows, num_cells, -1, self.num_heads, dim // self.num_heads)
-        heads = (part.view(shape).permute(2, 0, 3, 4, 1).contiguous().unbind(0) for part in parts)
+        windows, split = (batch * num_windows, num_cells), (self.num_heads, dim // self.num_heads)
+        heads = (
+            part.view(*windows, part.shape[-1] // dim, *split)
+            .permute(2, 0, 3, 4, 1)
+            .contiguous()
+            .unbind(0)
+            for part in parts
+        )
         return tuple(head for group in heads for head in group)
 
     def _bias(self, layout: WindowLayout, device: torch.device) -> Tensor:
@@ -100,12 +117,13 @@ class WindowAttention(nn.Module):
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, num_windows: int) -> Tensor:
-    """Attend in windows of a few cells, where explicit products beat the fused kernels on CPU.
+    """Attend in windows of a few cells, where explicit matmuls beat the fused kernels on CPU.
 
-    Features stand before cells, because small matrix products are fast along the longer side.
+    Features stand before cells, because small matmuls are fast along the longer side.
     """
     scores = (q * q.shape[-2] ** -0.5).transpose(-1, -2) @ k
-    grouped = scores.view(-1, len(bias), num_windows // len(bias), *scores.shape[1:]) + bias
+    group = (len(q) // num_windows, len(bias), num_windows // len(bias))
+    grouped = scores.view(*group, *scores.shape[1:]) + bias
     weights: Tensor = grouped.view(scores.shape).softmax(-1)
     return v @ weights.transpose(-1, -2)
 
@@ -139,7 +157,8 @@ class SwinBlock(nn.Module):
     """Transformer block over windows: queries from one stream, keys and values from another.
 
     ``CB(q, k) = r + MLP(LN2(r))`` with ``r = q + Attn(LN1(q), LNk(k))``; both branches may be
-    dropped. Padding is zero behind the norms and takes part in the attention as a zero token.
+    dropped. Cells that fill the last windows are zero after the norms and take part in the
+    attention as zero tokens, as published.
 
     Args:
         dim: Channels.
@@ -150,6 +169,8 @@ class SwinBlock(nn.Module):
         drop_path: Rate at which a branch is dropped.
         legacy_clip: See `WindowAttention`.
         recompute: Recompute each of the two branches in the backward pass instead of storing it.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
     """
 
     def __init__(
@@ -163,19 +184,32 @@ class SwinBlock(nn.Module):
         drop_path: float = 0.0,
         legacy_clip: bool = False,
         recompute: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.recompute = recompute
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm_key = nn.LayerNorm(dim) if cross else None
-        self.attn = WindowAttention(dim, num_heads, window, legacy_clip=legacy_clip)
-        self.norm2 = nn.LayerNorm(dim)
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm1 = nn.LayerNorm(dim, **options)
+        self.norm_key = nn.LayerNorm(dim, **options) if cross else None
+        self.attn = WindowAttention(dim, num_heads, window, legacy_clip=legacy_clip, **options)
+        self.norm2 = nn.LayerNorm(dim, **options)
         hidden_dim = int(dim * mlp_ratio)
-        expand, contract = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
-        for linear in (expand, contract):
-            _init_linear(linear)
-        self.mlp = nn.Sequential(expand, nn.GELU(), contract)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden_dim, **options),
+            nn.GELU(),
+            nn.Linear(hidden_dim, dim, **options),
+        )
+        self._reset_mlp()
         self.drop_path = DropPath(drop_path)
+
+    def reset_parameters(self) -> None:
+        """Draw weights and position bias from a truncated normal; biases start at 0, norms at 1."""
+        for norm in (self.norm1, self.norm_key, self.norm2):
+            if norm is not None:
+                norm.reset_parameters()
+        self.attn.reset_parameters()
+        self._reset_mlp()
 
     def forward(self, query: Tensor, key: Tensor | None, layout: WindowLayout) -> Tensor:
         """Return ``CB(query, key)``; windows ``(B, num_windows, N, C)`` in and out."""
@@ -194,6 +228,11 @@ class SwinBlock(nn.Module):
             )
         attended = self._branch(self._attend, query, key, layout)
         return attended + self._branch(self._transform, query + attended)
+
+    def _reset_mlp(self) -> None:
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                _init_linear(layer)
 
     def _branch(self, function: Callable[..., Tensor], *inputs: object) -> Tensor:
         if self.recompute and torch.is_grad_enabled():

@@ -1,0 +1,1 @@
+"""SeerAttention: a small gate predicts which blocks of keys attention needs."""

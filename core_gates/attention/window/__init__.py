@@ -1,0 +1,1 @@
+"""Attention within shifted windows of a grid, and the transformer block made of it."""

@@ -1,0 +1,37 @@
+import subprocess
+import sys
+
+import pytest
+
+import core_gates.attention
+from core_gates.attention import sma
+
+
+@pytest.mark.fault("core S6")
+@pytest.mark.parametrize(
+    ("room", "needed"),
+    [
+        (
+            core_gates.attention,
+            "AttnGate BlockSelector CompressedKeys DecodeAttnGate GatedAttention"
+            " GatedCrossAttention HeadGate KeyValueCache SeqBoatLayer TokenBatchNorm"
+            " gate_distillation_loss rotate sma",
+        ),
+        (sma, "SeqBoatLayer SeqBoatState ScaleNorm TokenBatchNorm prefill step"),
+    ],
+)
+def test_what_users_need_is_exported(room, needed):
+    assert set(needed.split()) <= set(room.__all__)
+    assert sorted(room.__all__) == sorted(set(room.__all__))
+    assert all(getattr(room, name) is not None for name in room.__all__)
+
+
+def test_the_room_needs_nothing_but_pytorch():
+    code = (
+        "import sys, torch; before = set(sys.modules); import core_gates.attention;"
+        " print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    added = set(done.stdout.strip("[]\n").replace("'", "").split(", "))
+    assert not added & {"triton", "numpy", "lightning"}
+    assert "core_gates" in added

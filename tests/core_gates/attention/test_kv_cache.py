@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.attention import GatedAttention, KeyValueCache
+
+DIM, T = 12, 9
+EXACT = {torch.float32: {"rtol": 0, "atol": 1e-6}, torch.float64: {"rtol": 0, "atol": 1e-13}}
+PADDING = torch.zeros(3, T, dtype=torch.bool)
+PADDING[0, :3] = True
+PADDING[1, :1] = PADDING[1, 7:] = True
+OPTIONS = [
+    {"position": "none"},
+    {"position": "G1", "granularity": "headwise"},
+    {"position": "G2", "qk_norm": True},
+    {"position": "G3", "rope_theta": None},
+    {"position": "G4", "num_kv_heads": 4},
+    {"position": "G5", "qkv_bias": True},
+]
+
+
+def attention(**options):
+    torch.manual_seed(0)
+    module = GatedAttention(DIM, 4, **({"num_kv_heads": 2, "head_dim": 4} | options))
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.25)
+    return module
+
+
+def in_parts(module, x, sizes, padding):
+    """Return the results of the parts of ``x``, each of which is added to one cache."""
+    cache, results = KeyValueCache(), []
+    parts = [None] * len(sizes) if padding is None else padding.split(sizes, 1)
+    for part, mask in zip(x.split(sizes, 1), parts, strict=True):
+        results.append(module(part, padding_mask=mask, cache=cache))
+    assert len(cache) == x.shape[1]
+    return torch.cat(results, 1)
+
+
+@pytest.mark.fault("core A15")
+@pytest.mark.parametrize("dtype", EXACT, ids=str)
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["whole", "padded"])
+@pytest.mark.parametrize("sizes", [[1] * T, [4, 1, 1, 3], [0, 9], [5, 0, 4]], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_tokens_one_by_one_equal_the_whole(options, sizes, padding, dtype):
+    module = attention(**options).to(dtype)
+    x = torch.randn(3, T, DIM, generator=torch.Generator().manual_seed(1)).to(dtype)
+    if padding is not None:
+        x[padding] = torch.nan
+    with torch.no_grad():
+        whole = module(x, padding_mask=padding)
+        assert_close(in_parts(module, x, sizes, padding), whole, **EXACT[dtype])
+    assert whole.isfinite().all()
+
+
+@pytest.mark.fault("core A15")
+def test_padding_of_the_prompt_alone():
+    """Once the prompt is read, tokens need no mask; positions may be those without padding."""
+    module = attention()
+    x = torch.randn(3, T, DIM, generator=torch.Generator().manual_seed(1))
+    mask = PADDING.clone()
+    mask[:, 4:] = False
+    places = (~mask).cumsum(-1) - 1
+    with torch.no_grad():
+        whole = module(x, padding_mask=mask, positions=places)
+        cache = KeyValueCache()
+        module(x[:, :4], padding_mask=mask[:, :4], positions=places[:, :4], cache=cache)
+        rest = module(x[:, 4:], positions=places[:, 4:], cache=cache)
+        assert_close(rest, whole[:, 4:], **EXACT[torch.float32])
+        # and the first mask may come late
+        late = KeyValueCache()
+        module(x[2:, :4], cache=late)
+        now = torch.tensor([[False, True, True, True, True]])
+        module(x[2:, 4:], padding_mask=now, cache=late)
+        assert late.padding_mask.tolist() == [[False] * 5 + [True] * 4]
+
+
+def test_gradients_pass_through_the_cache():
+    module = attention().double()
+    x = torch.randn(3, T, DIM, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(module(x).square().sum(), module.k_proj.weight)
+    result = in_parts(module, x, [3, 6], None)
+    (found,) = torch.autograd.grad(result.square().sum(), module.k_proj.weight)
+    assert_close(found, expected)
+
+
+def test_a_cache_of_something_else_is_refused():
+    module, cache = attention(), KeyValueCache()
+    module(torch.zeros(3, 2, DIM), cache=cache)
+    with pytest.raises(ValueError, match=r"holds .* \(3, 2, 4\), got tokens of \(2, 2, 4\)"):
+        module(torch.zeros(2, 2, DIM), cache=cache)
+    assert len(cache) == 2
+    with pytest.raises(ValueError, match="a cache needs causal attention"):
+        attention(causal=False)(torch.zeros(2, 2, DIM), cache=KeyValueCache())
