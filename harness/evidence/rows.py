@@ -3,6 +3,8 @@
 import math
 from typing import Literal, NamedTuple
 
+from harness.evidence.interval import ALPHA, excludes_zero
+
 
 class Row(NamedTuple):
     """One figure of one method on one task.
@@ -28,6 +30,16 @@ class Row(NamedTuple):
     n: int = 1
     versus: str = ""
     p: float = math.nan
+
+    @property
+    def label(self) -> str:
+        """The method, or ``method − versus`` of a difference."""
+        return f"{self.method} − {self.versus}" if self.versus else self.method
+
+    @property
+    def significant(self) -> bool:
+        """Whether this is a difference whose interval excludes zero and whose p is below 0.05."""
+        return excludes_zero(self.low, self.high) and self.p < ALPHA
 
 
 class Bar(NamedTuple):
