@@ -10,9 +10,9 @@ class Row(NamedTuple):
     """One figure of one method on one task.
 
     Attributes:
-        method: What was scored, for example ``oi``.
-        task: On what, for example ``persistence 10 %``.
-        metric: Which figure, with its unit where it has one, for example ``rmse_z500``.
+        method: What was scored, for example ``top2``.
+        task: On what, for example ``test``.
+        metric: Which figure, with its unit where it has one, for example ``mae_mm``.
         value: The figure; NaN where there is none.
         low: Lower end of its 95 % interval.
         high: Upper end.

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -71,3 +74,12 @@ def test_methods_with_other_scores_and_seeds(scores):
 def test_the_reference_must_be_there(scores):
     with pytest.raises(ValueError, match="reference 'none' is none of base, same, more"):
         compare(scores, Resamples.clusters(range(COUNT)), task="t", reference="none")
+
+
+def test_evidence_needs_numpy_alone():
+    code = (
+        "import sys, harness.evidence;"
+        "print({'torch', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
