@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.training.gradient_routing import GradientRouting, Mode
-from endoscopy.evaluation.bootstrap import ClusterBootstrap, Scores
 from endoscopy.metrics import confusion_matrix, macro_f1
 from endoscopy.models.gate_kinds import GateKind, gate_parameters, gate_trunk, weight_parameters
 from endoscopy.models.tiny_resnet import TinyResNet
+from harness.evidence import Resamples, Scores
 from studies.image_sets import LabeledImages
 
 Variant = Literal["plain", "gates, dual", "gates, joint", "gates, off", "LayerScale"]
@@ -117,21 +117,21 @@ def generalization_table(
         str(variant): [_scores(one) for _, one in group.groupby("seed", sort=True)]
         for variant, group in predictions.groupby("variant", sort=False)
     }
-    bootstrap = ClusterBootstrap(np.unique(predictions["sample"]), resamples=resamples)
+    draws = Resamples.clusters(np.unique(predictions["sample"]), resamples=resamples)
     rows = []
     for variant, ours in scores.items():
         row: dict[str, object] = {"variant": variant, "seeds": len(ours)}
-        for name, interval in bootstrap.intervals(ours).items():
+        for name, interval in draws.intervals(ours).items():
             row |= {
                 name: interval.value,
                 f"{name}_low": interval.low,
                 f"{name}_high": interval.high,
             }
         if variant != reference:
-            for name, gap in bootstrap.differences(ours, scores[reference]).items():
+            for name, gap in draws.differences(ours, scores[reference]).items():
                 row |= {
                     f"{name}_difference": gap.value, f"{name}_difference_low": gap.low,
-                    f"{name}_difference_high": gap.high, f"{name}_p_value": gap.p_value,
+                    f"{name}_difference_high": gap.high, f"{name}_p_value": gap.p,
                 }  # fmt: skip
         rows.append(row)
     return pd.DataFrame(rows)

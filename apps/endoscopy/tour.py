@@ -11,7 +11,6 @@ import pandas as pd
 
 from endoscopy.bundles.contents import load_bundle
 from endoscopy.evaluation.baselines import fit_log_linear
-from endoscopy.evaluation.bootstrap import Interval
 from endoscopy.evaluation.coverage import coverage_interval
 from endoscopy.evaluation.features import frame_features
 from endoscopy.evaluation.frames import Frames, predictions_of
@@ -26,6 +25,7 @@ from endoscopy.models import gates_of
 from endoscopy.plots import size_figure
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.renderer.objects import render_objects
+from harness.evidence import Interval
 from harness.report.page import Page
 from harness.report.stop import TourRow, TourStop
 

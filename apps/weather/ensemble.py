@@ -9,11 +9,10 @@ from torch import Tensor
 
 from apps.weather.training import Networks
 from apps.weather.tuning import OPTIMIZER_BOX, Tuner, built
-from harness.evidence.rows import Bar, Row
+from harness.evidence import Bar, Interval, Resamples, Row, moments, root, root_ratio
 from harness.runs.processes import Tick, in_processes
 from harness.runs.ticker import ticking
 from weather.baselines.assimilator import Assimilator
-from weather.bootstrap import Interval, clustered_bootstrap, root, root_ratio
 from weather.experiments.departures import Departures, figures
 from weather.experiments.ensemble.cases import case_departures, case_errors, worst_case
 from weather.experiments.ensemble.methods import ensemble_methods
@@ -141,20 +140,17 @@ class EnsembleScores:
         departures = case_departures(self.source, task, density, members[0], cases=self.cases)
         return torch.stack(errors).mean(0), departures
 
-    def _clusters(self, task: Task) -> Tensor:
-        return torch.tensor([case.member for case in self.source.cases(task)[: self.cases]])
+    def _draws(self, task: Task) -> Resamples:
+        return Resamples.clusters(case.member for case in self.source.cases(task)[: self.cases])
 
     def _ratio(self, task: Task, density: float, method: str, base: str) -> list[Interval]:
         """Return the RMSE of a method over that of another, for every channel."""
         name = task_name(task, density)
         own, other = self.errors[name, method], self.errors[name, base]
+        draws = self._draws(task)
         return [
-            clustered_bootstrap(
-                torch.stack((own[:, channel], other[:, channel]), 1),
-                self._clusters(task),
-                transform=root_ratio,
-            )
-            for channel in range(own.shape[1])
+            draws.intervals(moments(pairs, root_ratio))["value"]
+            for pairs in torch.stack((own, other), -1).unbind(1)
         ]
 
     def rows(self) -> list[Row]:
@@ -174,10 +170,9 @@ class EnsembleScores:
                         continue
                     ratios = self._ratio(task, density, method, "background")
                     for channel, label in enumerate(labels):
-                        rmse = clustered_bootstrap(
-                            errors[:, channel : channel + 1], self._clusters(task), transform=root
-                        )
-                        rows.append(Row(method, name, f"rmse_{label}", *rmse))
+                        rmse = moments(errors[:, channel], root)
+                        interval = self._draws(task).intervals(rmse)["value"]
+                        rows.append(Row(method, name, f"rmse_{label}", *interval))
                     rows += [
                         Row(method, name, f"ratio_{label}", *ratio)
                         for label, ratio in zip(labels, ratios, strict=True)

@@ -21,7 +21,7 @@ from weather.experiments.ensemble.source import Era5EnsembleSource
 from weather.experiments.twin.source import TwinSource
 from weather.observations.gridded import GriddedObservations
 from weather.plots import analysis_figure, cycle_figure
-from weather.plots.style import field_label, unit_label
+from weather.plots.labels import field_label, unit_label
 
 EXAMPLE_FILE, CYCLES_FILE = "example.safetensors", "cycles.safetensors"
 

@@ -16,7 +16,7 @@ from weather.data.era5_sample import ATTRIBUTION
 from weather.experiments.ensemble.source import Era5EnsembleSource
 from weather.experiments.twin.source import TwinSource
 from weather.plots import scorecard_figure
-from weather.plots.style import unit_label
+from weather.plots.labels import unit_label
 from weather.state import SHORT_NAMES, ChannelSpec
 from weather.training.stream import ProblemSource
 

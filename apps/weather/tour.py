@@ -12,10 +12,10 @@ import yaml
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from harness.evidence import Interval, Resamples, moments, root_ratio
 from harness.report.page import Page
 from harness.report.stop import TourRow, TourStop
 from weather.baselines.assimilator import Assimilator
-from weather.bootstrap import Interval, clustered_bootstrap, root_ratio
 from weather.data.era5_sample import ATTRIBUTION
 from weather.experiments.ensemble.cases import analyze_case
 from weather.experiments.ensemble.methods import ensemble_methods
@@ -105,8 +105,8 @@ def _row(source: Era5EnsembleSource, errors: dict[str, Tensor], field: tuple[str
 
 
 def _ratio(own: Tensor, other: Tensor, channel: int) -> Interval:
-    moments = torch.stack((own[:, channel], other[:, channel]), 1)
-    return clustered_bootstrap(moments, torch.arange(len(own)), transform=root_ratio)
+    pairs = torch.stack((own[:, channel], other[:, channel]), 1)
+    return Resamples.clusters(range(len(own))).intervals(moments(pairs, root_ratio))["value"]
 
 
 def _figure(source: Era5EnsembleSource, analysis: Tensor, name: str) -> Figure:

@@ -6,17 +6,17 @@ import math
 import statistics
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from apps.weather.training import Networks
 from apps.weather.tuning import OPTIMIZER_BOX, Tuner, built
-from harness.evidence.rows import Bar, Row
+from harness.evidence import Bar, Resamples, Row, moments
 from harness.runs.processes import Tick, in_processes
 from harness.runs.ticker import ticking
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.side_by_side import SideBySide
-from weather.bootstrap import moving_block_bootstrap
 from weather.experiments.departures import figures
 from weather.experiments.method import Method, Settings
 from weather.experiments.tuning import Setting
@@ -193,14 +193,15 @@ class TwinScores:
         return statistics.median(self._seeds(task, method))
 
 
-def _median_root(moments: Tensor) -> Tensor:
+def _median_root(means: np.ndarray) -> np.ndarray:
     """Return the median over the last dimension of the roots of mean squares."""
-    return moments.sqrt().quantile(0.5, dim=-1)
+    return np.median(np.sqrt(means), axis=-1)
 
 
 def _interval(squares: Tensor) -> tuple[float, float, int]:
     """Return low, high and the number of blocks of a series (T,B); NaN where it is too short."""
     if len(squares) < 2 * BLOCK:
         return math.nan, math.nan, squares.shape[1]
-    found = moving_block_bootstrap(squares, BLOCK, transform=_median_root)
+    draws = Resamples.blocks(len(squares), BLOCK)
+    found = draws.intervals(moments(squares, _median_root))["value"]
     return found.low, found.high, found.units * squares.shape[1]

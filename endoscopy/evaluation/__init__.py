@@ -6,7 +6,6 @@ frames of the renderer in :mod:`endoscopy.evaluation.rendered`.
 
 from endoscopy.evaluation.abstention import abstention_table
 from endoscopy.evaluation.baselines import baseline_predictions
-from endoscopy.evaluation.bootstrap import ClusterBootstrap, Difference, Interval
 from endoscopy.evaluation.conformal import SplitConformal, calibrate
 from endoscopy.evaluation.coverage import coverage_interval, coverage_table
 from endoscopy.evaluation.cue_baselines import cue_baselines
@@ -19,10 +18,7 @@ from endoscopy.evaluation.scores import score_differences, score_intervals, size
 from endoscopy.evaluation.subgroups import subgroup_table
 
 __all__ = [
-    "ClusterBootstrap",
-    "Difference",
     "Frames",
-    "Interval",
     "Predictor",
     "SplitConformal",
     "abstention_table",

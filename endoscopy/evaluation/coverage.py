@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from endoscopy.evaluation.bootstrap import ClusterBootstrap, Interval, Scores
 from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.metrics import TRUTH, clusters_of
+from harness.evidence import Interval, Resamples, Scores, moments
 
 
 def bounds(objects: pd.DataFrame, conformal: SplitConformal) -> tuple[np.ndarray, np.ndarray]:
@@ -40,12 +40,11 @@ def coverage_interval(
     """
 
     def score(table: pd.DataFrame, conformal: SplitConformal) -> Scores:
-        hit = is_covered(table, conformal).astype(float)
-        return lambda weights: {"coverage": weights @ hit / weights.sum(-1)}
+        return moments(is_covered(table, conformal), name="coverage")
 
     scores = [score(table, one) for table, one in zip(objects, conformals, strict=True)]
-    bootstrap = ClusterBootstrap(clusters_of(objects[0]), resamples=resamples)
-    return bootstrap.intervals(scores)["coverage"]
+    draws = Resamples.clusters(clusters_of(objects[0]), resamples=resamples)
+    return draws.intervals(scores)["coverage"]
 
 
 def coverage_table(

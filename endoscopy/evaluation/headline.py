@@ -22,8 +22,8 @@ def headline(
 ) -> str:
     """Say in one line what a constant and the apparent area reach, and whether the model is better.
 
-    The model is called significantly better than the constant only if the 95 % intervals of both
-    paired differences, in macro F1 and in MAPE, exclude zero on the right side.
+    The model is called significantly better than the constant only if both paired differences, in
+    macro F1 and in MAPE, are significant and on the right side.
 
     Args:
         model: Object table of the model, or one for each seed.
@@ -33,16 +33,15 @@ def headline(
         cut_offs: Of the predictions.
         resamples: Draws of the bootstrap.
     """
-    tables = _as_list(model)
     parts = []
-    for title, one in (("constant", constant), ("area alone", area), (name, tables)):
+    for title, one in (("constant", constant), ("area alone", area), (name, model)):
         scores = score_intervals(one, cut_offs, only=SCORES, resamples=resamples)
         f1, mape = scores["macro_f1"], scores["mape"]
         parts.append(f"{title}: macro F1 {f1.value:.3f} [{f1.low:.3f}, {f1.high:.3f}], "
                      f"MAPE {mape.value:.3f}")  # fmt: skip
     verdicts = [
-        f"{verdict(tables, constant, cut_offs=cut_offs, resamples=resamples)} than the constant",
-        f"{verdict(tables, area, cut_offs=cut_offs, resamples=resamples)} than the area",
+        f"{verdict(model, constant, cut_offs=cut_offs, resamples=resamples)} than the constant",
+        f"{verdict(model, area, cut_offs=cut_offs, resamples=resamples)} than the area",
     ]
     return f"{'; '.join(parts)}; the {name} is {' and '.join(verdicts)}."
 
@@ -51,20 +50,14 @@ def verdict(
     model: Tables, baseline: Tables, *, cut_offs: CutOffs = CONTINUOUS, resamples: int = 2000
 ) -> str:
     """Return ``significantly better``, ``significantly worse`` or ``NOT significantly better``."""
-    tables, others = _as_list(model), _as_list(baseline)
-    if len(others) == 1:
-        others = others * len(tables)
-    gaps = score_differences(tables, others, cut_offs, only=SCORES, resamples=resamples)
+    gaps = score_differences(model, baseline, cut_offs, only=SCORES, resamples=resamples)
     f1, mape = gaps["macro_f1"], gaps["mape"]
-    if f1.low > 0 and mape.high < 0:
-        return "significantly better"
-    if f1.high < 0 and mape.low > 0:
-        return "significantly worse"
+    if f1.significant and mape.significant:
+        if mape.value < 0 < f1.value:
+            return "significantly better"
+        if f1.value < 0 < mape.value:
+            return "significantly worse"
     return "NOT significantly better"
-
-
-def _as_list(tables: Tables) -> list[pd.DataFrame]:
-    return [tables] if isinstance(tables, pd.DataFrame) else list(tables)
 
 
 def cut_off_note(objects: pd.DataFrame, cut_offs: CutOffs) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 from core_gates.errors import GatesError
 from endoscopy.evaluation.scores import score_differences, score_intervals
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
+from harness.evidence import holm
 
 REFERENCE = "plain"
 SCORES = ("macro_f1", "mape")
@@ -178,7 +179,7 @@ def _rows(
         if score in differences:
             gap = differences[score]
             row |= {"difference": gap.value, "difference_low": gap.low,
-                    "difference_high": gap.high, "p_value": gap.p_value}  # fmt: skip
+                    "difference_high": gap.high, "p_value": gap.p}  # fmt: skip
         rows.append(row)
     return rows
 
@@ -187,7 +188,7 @@ def _with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
     table = table.reindex(columns=[*table.columns.difference(["p_value"], sort=False), "p_value"])
     if "difference" not in table:
         table[["difference", "difference_low", "difference_high"]] = float("nan")
-    table["p_holm"] = table.groupby("score")["p_value"].transform(_holm)
+    table["p_holm"] = table.groupby("score")["p_value"].transform(holm)
     excludes = (table["difference_low"] > 0) | (table["difference_high"] < 0)
     gain = table["difference"] > 0
     gain ^= table["score"].isin(LOWER_IS_BETTER)
@@ -196,10 +197,3 @@ def _with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
     verdict = verdict.where(excludes, "no difference")
     table["verdict"] = verdict.where(table["difference"].notna(), "")
     return table
-
-
-def _holm(p_values: pd.Series) -> pd.Series:
-    """Return step-down corrected p-values, NaN where there was none."""
-    ordered = p_values.dropna().sort_values()
-    factors = pd.Series(range(len(ordered), 0, -1), ordered.index, dtype=float)
-    return (ordered * factors).cummax().clip(upper=1.0).reindex(p_values.index)

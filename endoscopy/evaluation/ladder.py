@@ -164,7 +164,7 @@ def ladder_order(
         )
         f1, mape = gaps["macro_f1"], gaps["mape"]
         holds = {
-            "<": mape.high < 0 < f1.low,
+            "<": f1.significant and mape.significant and mape.value < 0 < f1.value,
             "≤": f1.high >= 0,
             "≈": max(abs(mape.low), abs(mape.high)) < NEGLIGIBLE * -full["mape"].value,
         }[relation]

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.bootstrap import ClusterBootstrap, Difference, Interval, Scores
 from endoscopy.metrics import (
     CLASS_NAMES,
     CONTINUOUS,
@@ -34,6 +33,7 @@ from endoscopy.metrics import (
     weighted_f1,
 )
 from endoscopy.metrics.aggregation import PROBABILITIES
+from harness.evidence import Difference, Interval, Resamples, Scores
 
 _EACH_CLASS = {
     "sensitivity": sensitivity,
@@ -107,8 +107,8 @@ def score_intervals(
         GatesError: Tables of seeds hold different rows.
     """
     tables = _aligned([table] if isinstance(table, pd.DataFrame) else list(table))
-    bootstrap = ClusterBootstrap(clusters_of(tables[0]), resamples=resamples, seed=seed)
-    return bootstrap.intervals([size_scores(one, cut_offs, only=only) for one in tables])
+    draws = Resamples.clusters(clusters_of(tables[0]), resamples=resamples, seed=seed)
+    return draws.intervals([size_scores(one, cut_offs, only=only) for one in tables])
 
 
 def score_differences(
@@ -139,9 +139,9 @@ def score_differences(
     ours = [table] if isinstance(table, pd.DataFrame) else list(table)
     theirs = [other] if isinstance(other, pd.DataFrame) else list(other)
     tables = _aligned([*ours, *theirs])
-    bootstrap = ClusterBootstrap(clusters_of(tables[0]), resamples=resamples, seed=seed)
+    draws = Resamples.clusters(clusters_of(tables[0]), resamples=resamples, seed=seed)
     functions = [size_scores(one, cut_offs, only=only) for one in tables]
-    return bootstrap.differences(functions[: len(ours)], functions[len(ours) :])
+    return draws.differences(functions[: len(ours)], functions[len(ours) :])
 
 
 def _aligned(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:

@@ -17,7 +17,7 @@ from endoscopy.explain.strip import drawn_frames
 from endoscopy.inference.prediction import Prediction, network_frame
 from endoscopy.inputs.kind import frames
 from endoscopy.inputs.locations import Locator
-from endoscopy.plots.style import BLUE, ORANGE
+from harness.figures.style import BLUE, ORANGE
 
 SIDE = 480  # pixels; smaller frames are enlarged to about that
 CORNERS = ["bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax"]

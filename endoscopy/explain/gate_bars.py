@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from endoscopy.plots.style import BLUE, GRID, INK, MUTED, ORANGE, TEXT_SIZE, new_figure, place
+from harness.figures.style import BLUE, GRID, INK, MUTED, ORANGE, TEXT_SIZE, new_figure, place
 
 COLUMNS = 4
 WIDTH, HEIGHT = 2.05, 1.0  # inches of a panel

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from endoscopy.plots.style import INK, MUTED, TEXT_SIZE, new_figure, place
+from harness.figures.style import INK, MUTED, TEXT_SIZE, new_figure, place
 
 COLORS = "inferno"
 STRENGTH = 0.6  # opacity where the map is 1

@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from endoscopy.bundles.scope import NO_CALIBRATION
-from endoscopy.plots.style import (
+from harness.figures.style import (
     BLUE,
     GRID,
     INK,

@@ -6,7 +6,7 @@ by a bootstrap over cases. It tells whether real frames are read and cut right, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +19,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.bootstrap import ClusterBootstrap, Interval
 from endoscopy.inference.patch_features import POSITION, patch_features, position_features
 from endoscopy.inputs.frame import InputReport
 from endoscopy.inputs.kind import frames
 from endoscopy.inputs.locations import Locator
 from endoscopy.metrics.ranking import auroc
+from harness.evidence import Interval, Resamples, Scores
 
 SIDE = 48  # pixels of a patch
 GROWTH = 1.3  # side of a patch over the longer side of the box
@@ -111,9 +111,9 @@ def patch_study(
             fitted = _model().fit(values[train], labels[train])
             probabilities[model][test] = fitted.predict_proba(values[test])[:, 1]
         probabilities["constant"][test] = labels[train].mean()
-    bootstrap = ClusterBootstrap(cases, resamples=resamples, seed=seed)
+    draws = Resamples.clusters(cases, resamples=resamples, seed=seed)
     scores = {
-        model: bootstrap.intervals(_scores(found, labels)) for model, found in probabilities.items()
+        model: draws.intervals(_scores(found, labels)) for model, found in probabilities.items()
     }
     return PatchStudy(patches.assign(fold=fold, **probabilities), scores)
 
@@ -214,9 +214,7 @@ def _model() -> LogisticRegression:
     return make_pipeline(StandardScaler(), LogisticRegression(C=REGULARIZATION, max_iter=500))
 
 
-def _scores(
-    probability: np.ndarray, labels: np.ndarray
-) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+def _scores(probability: np.ndarray, labels: np.ndarray) -> Scores:
     """Return scores as functions of the weights of patches."""
     right = (probability >= 0.5) == labels
 
@@ -225,7 +223,7 @@ def _scores(
         hits = (weights * (among & right)).sum(-1)
         return np.divide(hits, total, out=np.full(total.shape, np.nan), where=total > 0)
 
-    def scores(weights: np.ndarray) -> Mapping[str, np.ndarray]:
+    def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
         return {
             "auroc": auroc(probability, labels, weights),
             "accuracy": share(weights, np.ones_like(labels)),

@@ -2,7 +2,6 @@
 
 from endoscopy.plots.agreement import bland_altman_figure, size_figure
 from endoscopy.plots.classes import confusion_figure, reliability_figure
-from endoscopy.plots.forest import Estimate, Panel, forest_figure
 from endoscopy.plots.tables import (
     audit_figure,
     honest_figure,
@@ -12,12 +11,9 @@ from endoscopy.plots.tables import (
 )
 
 __all__ = [
-    "Estimate",
-    "Panel",
     "audit_figure",
     "bland_altman_figure",
     "confusion_figure",
-    "forest_figure",
     "honest_figure",
     "ladder_figure",
     "reliability_figure",

@@ -7,17 +7,8 @@ from matplotlib.figure import Figure
 
 from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.metrics import CLASS_NAMES, CONTINUOUS, TRUTH, CutOffs, limits_of_agreement
-from endoscopy.plots.style import (
-    CLASS_COLORS,
-    GRID,
-    INK,
-    MUTED,
-    TEXT_SIZE,
-    dress,
-    new_figure,
-    place,
-    size_axis,
-)
+from endoscopy.plots.sizes import CLASS_COLORS, size_axis
+from harness.figures.style import GRID, INK, MUTED, TEXT_SIZE, dress, new_figure, place
 
 
 def bland_altman_figure(objects: pd.DataFrame, *, title: str = "Agreement with truth") -> Figure:

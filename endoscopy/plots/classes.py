@@ -6,15 +6,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from endoscopy.metrics import CLASS_NAMES, sensitivity
-from endoscopy.plots.style import (
-    BLUE,
-    GRID,
+from harness.figures.calibration import calibration_figure
+from harness.figures.style import (
     INK,
     MUTED,
-    SEQUENTIAL,
+    SHARES,
     TEXT_SIZE,
     TITLE_SIZE,
-    dress,
     new_figure,
     place,
 )
@@ -32,7 +30,7 @@ def confusion_figure(matrix: np.ndarray, *, title: str = "True and predicted cla
     support = matrix.sum(1, keepdims=True)
     shares = np.divide(matrix, support, out=np.zeros_like(matrix, dtype=float), where=support > 0)
     edges = np.arange(4) - 0.5
-    axes.pcolormesh(edges, edges, shares, cmap=mpl.colormaps[SEQUENTIAL], vmin=0, vmax=1.25,
+    axes.pcolormesh(edges, edges, shares, cmap=mpl.colormaps[SHARES], vmin=0, vmax=1.25,
                     edgecolors="white", linewidth=2.5)  # fmt: skip
     axes.invert_yaxis()
     for (row, column), count in np.ndenumerate(matrix):
@@ -66,22 +64,13 @@ def reliability_figure(
         error: Expected calibration error, written down.
         title: Heading.
     """
-    figure = new_figure(4.9, 4.3)
-    axes = place(figure, 0.65, 0.55, 3.9, 3.2)
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle="--")
-    for _, row in table.iterrows():
-        axes.plot([row["confidence"]] * 2, [row["confidence"], row["accuracy"]], color=GRID,
-                  linewidth=5, solid_capstyle="butt", zorder=1)  # fmt: skip
-    area = 20 + 260 * table["count"] / table["count"].max()
-    axes.plot(table["confidence"], table["accuracy"], color=BLUE, linewidth=1.3)
-    axes.scatter(table["confidence"], table["accuracy"], s=area, color=BLUE, alpha=0.85,
-                 linewidths=0, zorder=3)  # fmt: skip
-    low = min(0.3, float(table[["confidence", "accuracy"]].min().min()) - 0.05)
-    axes.set_xlim(max(low, -0.02), 1.02)
-    axes.set_ylim(max(low, -0.02), 1.05)
-    dress(axes, title=title, x="confidence in the class", y="share that is right")
-    note = f"{int(table['count'].sum())} objects"
-    note += "" if error is None else f", calibration error {error:.3f}"
-    axes.annotate(note, (0.985, 0.03), xycoords="axes fraction", ha="right", fontsize=TEXT_SIZE,
-                  color=MUTED)  # fmt: skip
-    return figure
+    return calibration_figure(
+        table["confidence"],
+        table["accuracy"],
+        table["count"],
+        error=error,
+        samples="objects",
+        x="confidence in the class",
+        y="share that is right",
+        title=title,
+    )

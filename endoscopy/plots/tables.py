@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from endoscopy.plots.forest import Estimate, Panel, forest_figure
-from endoscopy.plots.style import BLUE, GREEN, MUTED, ORANGE
+from harness.figures.forest import Estimate, Panel, forest_figure
+from harness.figures.style import BLUE, GREEN, MUTED, ORANGE
 
 NAMES = {
     "macro_f1": "macro F1",

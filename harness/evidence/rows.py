@@ -3,14 +3,16 @@
 import math
 from typing import Literal, NamedTuple
 
+from harness.evidence.interval import ALPHA, excludes_zero
+
 
 class Row(NamedTuple):
     """One figure of one method on one task.
 
     Attributes:
-        method: What was scored, for example ``oi``.
-        task: On what, for example ``persistence 10 %``.
-        metric: Which figure, with its unit where it has one, for example ``rmse_z500``.
+        method: What was scored, for example ``top2``.
+        task: On what, for example ``test``.
+        metric: Which figure, with its unit where it has one, for example ``mae_mm``.
         value: The figure; NaN where there is none.
         low: Lower end of its 95 % interval.
         high: Upper end.
@@ -28,6 +30,16 @@ class Row(NamedTuple):
     n: int = 1
     versus: str = ""
     p: float = math.nan
+
+    @property
+    def label(self) -> str:
+        """The method, or ``method − versus`` of a difference."""
+        return f"{self.method} − {self.versus}" if self.versus else self.method
+
+    @property
+    def significant(self) -> bool:
+        """Whether this is a difference whose interval excludes zero and whose p is below 0.05."""
+        return excludes_zero(self.low, self.high) and self.p < ALPHA
 
 
 class Bar(NamedTuple):

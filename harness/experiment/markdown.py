@@ -29,7 +29,7 @@ def write_markdown(
         ]  # fmt: skip
         lines += _table("Bars", ["bar", "figure", "limit", "verdict"], cells)
     for task in dict.fromkeys(row.task for row in rows):
-        here = {(row.method, row.metric): row for row in rows if row.task == task}
+        here = {(row.label, row.metric): row for row in rows if row.task == task}
         columns = list(dict.fromkeys(metric for _, metric in here))
         cells = [
             [method, *(_cell(here.get((method, column))) for column in columns)]

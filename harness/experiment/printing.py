@@ -69,8 +69,8 @@ def verdict(bars: Sequence[Bar]) -> str:
 
 def _table(task: str, rows: Sequence[Row]) -> tuple[Table, int]:
     """Return the figures of a task, a column a metric, as many as fit; and how many they are."""
-    cells = {(row.method, row.metric): interval_text(row) for row in rows}
-    methods = list(dict.fromkeys(row.method for row in rows))
+    cells = {(row.label, row.metric): interval_text(row) for row in rows}
+    methods = list(dict.fromkeys(row.label for row in rows))
     table = Table(title=escape(task), title_justify="left")
     table.add_column("method", no_wrap=True)
     left = WIDTH - max(map(len, (*methods, "method"))) - 4

@@ -1,1 +1,20 @@
-"""Figures: the style of all plots and those that domains share."""
+"""Figures: the style of all plots and those that domains share. They write no files."""
+
+from harness.figures.bars import bar_panels, limits_figure, panel_grid
+from harness.figures.calibration import calibration_figure
+from harness.figures.curves import Curve, learning_figure, read_metrics
+from harness.figures.forest import Estimate, Panel, differences_figure, forest_figure
+
+__all__ = [
+    "Curve",
+    "Estimate",
+    "Panel",
+    "bar_panels",
+    "calibration_figure",
+    "differences_figure",
+    "forest_figure",
+    "learning_figure",
+    "limits_figure",
+    "panel_grid",
+    "read_metrics",
+]

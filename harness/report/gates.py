@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 
 from core_gates.errors import GatesError
 from core_gates.monitor.hooks import GateMonitor
+from harness.figures import bar_panels, panel_grid
+from harness.figures.style import SHARES
 from harness.files.atomic import write_json
 from harness.report.page import Page
 
 FILE = "gates.json"
-BLUE = "#0072B2"
 VALUE_COLUMNS = ("mean", "std", "zero", "closed", "open", "non_finite")
 ROUTING_COLUMNS = (
     "active", "load_cv", "load_max_violation", "load_entropy", "entropy", "dead", "unrouted",
@@ -90,31 +91,22 @@ def gate_section(page: Page, folder: Path, explanation: str) -> None:
 
 def histogram_figure(histograms: dict[str, list[float]]) -> Figure:
     """Draw counts over [0, 1], one panel a gate."""
-    figure, panels = _panels(histograms)
-    for axis, counts in zip(panels, histograms.values(), strict=True):
-        bins = len(counts)
-        axis.bar([(i + 0.5) / bins for i in range(bins)], counts, width=1 / bins, color=BLUE)
-        axis.set_xlim(0, 1)
-    return figure
+    return bar_panels(histograms, span=(0, 1))
 
 
 def load_figure(loads: dict[str, list[float]]) -> Figure:
-    """Draw the share of every expert, one panel a gate."""
-    figure, panels = _panels(loads)
-    for axis, load in zip(panels, loads.values(), strict=True):
-        total = sum(load) or 1
-        axis.bar(range(len(load)), [count / total for count in load], color=BLUE)
-        axis.axhline(1 / len(load), color="black", linewidth=0.8)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    return figure
+    """Draw the share of every expert, one panel a gate; the line is an even share."""
+    totals = {name: sum(load) or 1 for name, load in loads.items()}
+    shares = {name: [count / totals[name] for count in load] for name, load in loads.items()}
+    return bar_panels(shares, lines={name: 1 / len(load) for name, load in loads.items()})
 
 
 def coactivation_figure(tables: dict[str, list[list[float]]]) -> Figure:
     """Draw how often an expert (column) works beside another (row), one panel a gate."""
-    figure, panels = _panels(tables)
+    figure, panels = panel_grid(list(tables))
     for axis, table in zip(panels, tables.values(), strict=True):
         shares = [[count / (row[i] or 1) for count in row] for i, row in enumerate(table)]
-        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(shares, cmap=SHARES, vmin=0, vmax=1, interpolation="nearest")
         axis.spines[["bottom"]].set_visible(False)
         axis.set_xticks([])
     return figure
@@ -147,20 +139,3 @@ def _table(page: Page, gates: dict[str, dict[str, Any]], columns: Sequence[str])
     shown = [column for column in columns if any(column in found for found in gates.values())]
     rows = [[name, *(found.get(column, "") for column in shown)] for name, found in gates.items()]
     page.table(["gate", *shown], rows)
-
-
-def _panels(gates: dict[str, Any]) -> tuple[Figure, list[Any]]:
-    """Return a figure with one titled panel for every gate, five in a row."""
-    columns = min(5, len(gates))
-    rows = -(-len(gates) // columns)
-    figure = Figure(figsize=(2.3 * columns, 1.5 * rows + 0.3), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes[len(gates) :]:
-        axis.set_axis_off()
-    panels = axes[: len(gates)]
-    for axis, name in zip(panels, gates, strict=True):
-        axis.set_title(name, fontsize=8)
-        axis.set_yticks([])
-        axis.tick_params(labelsize=7)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-    return figure, panels

@@ -127,7 +127,12 @@ class Page:
         if scores.bars:
             self._bars(scores.bars)
         for task in dict.fromkeys(row.task for row in scores.rows):
-            self._task(task, [row for row in scores.rows if row.task == task])
+            of_task = [row for row in scores.rows if row.task == task]
+            compared = [row for row in of_task if row.versus]
+            if alone := [row for row in of_task if not row.versus]:
+                self._task(task, alone)
+            if compared:
+                self._task(f"{task}, paired differences", compared)
         return self
 
     def write(self, path: Path) -> Path:
@@ -175,8 +180,8 @@ class Page:
         spans = {metric: _span([r for r in rows if r.metric == metric]) for metric in metrics}
         head = "<th>method</th>" + "".join(_cell("th", _inline(m), True) for m in metrics)
         body = ""
-        for method in dict.fromkeys(row.method for row in rows):
-            cells = {row.metric: row for row in rows if row.method == method}
+        for method in dict.fromkeys(row.label for row in rows):
+            cells = {row.metric: row for row in rows if row.label == method}
             marks = "".join(f"<td class=n>{_mark(cells.get(m), spans[m])}</td>" for m in metrics)
             body += f"<tr><td>{_inline(method)}</td>{marks}</tr>"
         units = sorted({row.n for row in rows})

@@ -6,9 +6,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from harness.figures.style import INK, MUTED, TEXT_SIZE, new_figure
 from weather.grid import Grid
 from weather.plots.maps import draw_cells, head
-from weather.plots.style import DPI, INK, MUTED, TEXT_SIZE
 
 
 def gate_figure(
@@ -35,7 +35,7 @@ def gate_figure(
     columns = {1: 1, 2: 2, 4: 2}.get(len(gates), 3)
     rows = -(-len(gates) // columns)
     width, height = 4.0 * columns + 0.9, 2.3 * rows + 0.6
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    figure = new_figure(width, height)
     axes = figure.subplots(
         rows, columns, squeeze=False,
         gridspec_kw={"left": 0.1 / width, "right": 1 - 0.8 / width, "top": 1 - 0.78 / height,

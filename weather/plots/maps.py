@@ -9,10 +9,10 @@ from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from harness.figures.style import INK, MUTED, SHADE, TEXT_SIZE, TITLE_SIZE
 from weather.data.coastline import coastline
 from weather.grid import Grid
 from weather.plots.projection import equal_earth, outline
-from weather.plots.style import INK, MUTED, TEXT_SIZE, TITLE_SIZE
 
 
 def draw_map(
@@ -87,7 +87,7 @@ def world(axes: Axes) -> Polygon:
     shape = outline()
     axes.set_xlim(shape[:, 0].min() * 1.01, shape[:, 0].max() * 1.01)
     axes.set_ylim(shape[:, 1].min() * 1.02, shape[:, 1].max() * 1.02)
-    border = Polygon(shape, closed=True, facecolor="#f2f4f6", edgecolor=MUTED, linewidth=0.8)
+    border = Polygon(shape, closed=True, facecolor=SHADE, edgecolor=MUTED, linewidth=0.8)
     axes.add_patch(border)
     return border
 

@@ -10,18 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from harness.figures.style import DIVERGING, INK, MUTED, SEQUENTIAL, TEXT_SIZE, new_figure
 from weather.grid import Grid
+from weather.plots.labels import field_label, unit_label
 from weather.plots.maps import draw_map, draw_points, head, round_levels, symmetric_levels
-from weather.plots.style import (
-    DIVERGING,
-    DPI,
-    INK,
-    MUTED,
-    SEQUENTIAL,
-    TEXT_SIZE,
-    field_label,
-    unit_label,
-)
 
 QUANTILE = 0.995  # of the differences; single cells beyond it share the last color
 
@@ -52,7 +44,7 @@ def analysis_figure(
         observed: Boolean (H, W) of the observed points, drawn as dots.
         title: Heading of the figure; the variable if empty.
     """
-    figure = Figure(figsize=(12.0, 4.95), dpi=DPI, facecolor="white")
+    figure = new_figure(12.0, 4.95)
     axes = figure.subplots(
         2, 3, gridspec_kw={"left": 0.012, "right": 0.905, "top": 0.85, "bottom": 0.02,
                            "wspace": 0.03, "hspace": 0.17},

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from weather.plots.style import DPI, INK, MUTED, TEXT_SIZE, TITLE_SIZE
+from harness.figures.style import INK, MUTED, SHADE, TEXT_SIZE, TITLE_SIZE, new_figure
 
 INCHES_PER_LETTER = 0.075
 FULL_COLOR = 0.5  # relative change at which the color saturates
@@ -45,11 +45,11 @@ def scorecard_figure(
     left = 0.25 + INCHES_PER_LETTER * max(map(len, methods))
     column = max(1.12, 0.2 + INCHES_PER_LETTER * max(map(len, tasks)))
     width, height = left + 0.1 + column * len(tasks), 1.15 + 0.42 * len(methods)
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    figure = new_figure(width, height)
     axes = figure.add_axes(
         (left / width, 0.12 / height, column * len(tasks) / width, 0.42 * len(methods) / height)
     )
-    cmap = mpl.colormaps["RdBu_r"].with_extremes(bad="#f2f4f6")
+    cmap = mpl.colormaps["RdBu_r"].with_extremes(bad=SHADE)
     shown = np.ma.masked_invalid(np.clip(change, -FULL_COLOR, FULL_COLOR))
     axes.imshow(shown, cmap=cmap, vmin=-1.35 * FULL_COLOR, vmax=1.35 * FULL_COLOR, aspect="auto")
     for (row, column), value in np.ndenumerate(values):

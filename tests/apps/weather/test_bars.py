@@ -8,7 +8,7 @@ import torch
 from apps.weather.ensemble import EnsembleScores
 from apps.weather.twin import TwinScores
 from apps.weather.twin_checks import TwinChecks
-from weather.bootstrap import clustered_bootstrap, root_ratio
+from harness.evidence import Resamples, moments, root_ratio
 from weather.experiments.twin.corruption import Corruption
 from weather.experiments.twin.evaluation import TwinTask
 
@@ -62,8 +62,8 @@ def test_the_network_is_held_to_the_upper_end(ensemble):
     errors = ensemble.errors["persistence/0.1", "adas_increment"]
     errors[:, 0] = own
     bar = next(bar for bar in ensemble.bars() if "upper end" in bar.name)
-    moments = torch.stack((own, torch.full((4,), 4.0)), 1)
-    interval = clustered_bootstrap(moments, torch.arange(4), transform=root_ratio)
+    pairs = torch.stack((own, torch.full((4,), 4.0)), 1)
+    interval = Resamples.clusters(range(4)).intervals(moments(pairs, root_ratio))["value"]
     assert interval.value < 1 < interval.high
     assert bar.value == interval.high
     assert not bar.met

@@ -95,6 +95,14 @@ def test_a_model_that_is_a_constant_is_called_so(noisy_objects):
     )
 
 
+@pytest.mark.fault("faults 4")
+def test_no_verdict_from_five_objects(noisy_objects):
+    objects = noisy_objects(100, 0.02).nsmallest(5, "gt")
+    larger = objects.assign(predicted_mm=4 * objects["predicted_mm"])
+    assert verdict(objects, larger, resamples=300) == "NOT significantly better"
+    assert verdict(larger, objects, resamples=300) == "NOT significantly better"
+
+
 def test_objects_on_the_cut_offs_are_told():
     objects = pd.DataFrame({"gt": [5.0, 5.0, 10.0, 7.0]})
     assert cut_off_note(objects, INTEGER) == (

@@ -90,6 +90,16 @@ def test_differences_ignore_the_order_of_rows(noisy_objects):
     assert gap == score_differences(good, bad, resamples=300)
 
 
+@pytest.mark.fault("faults 4")
+@pytest.mark.parametrize("units", [1, 2, 5, 6])
+def test_few_patients_show_nothing(noisy_objects, units):
+    table = noisy_objects(60, 0.05).assign(patient=np.arange(60) % units)
+    gap = score_differences(table, table.assign(predicted_mm=2 * table["predicted_mm"]))["mape"]
+    assert gap.units == units
+    assert gap.p >= 2.0 ** (1 - units)
+    assert gap.significant == (units == 6)
+
+
 def test_more_seeds_narrow_nothing_that_objects_cause(noisy_objects):
     tables = [noisy_objects(100, 0.2)] * 4
     one = score_intervals(tables[0], resamples=300)

@@ -10,12 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.metrics import TRUTH, confusion_matrix, reliability
 from endoscopy.plots import (
-    Estimate,
-    Panel,
     audit_figure,
     bland_altman_figure,
     confusion_figure,
-    forest_figure,
     honest_figure,
     ladder_figure,
     reliability_figure,
@@ -146,11 +143,3 @@ def test_numbers_are_those_of_the_table():
     assert f"bias {bias:+.2f} mm".replace("-", "−") in drawn
     assert "195 objects, 5 lower bounds left out" in drawn
     assert "too few" in texts_of(FIGURES["subgroups"]())
-
-
-def test_panels_share_their_labels():
-    one = Panel([Estimate("a", 1, 0, 2)], "x")
-    with pytest.raises(ValueError, match="same labels"):
-        forest_figure([one, Panel([Estimate("b", 1, 0, 2)], "y")], title="")
-    with pytest.raises(ValueError, match="at least one"):
-        forest_figure([], title="")

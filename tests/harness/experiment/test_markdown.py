@@ -18,6 +18,7 @@ EXPECTED = """# Weather: unit
 |---|---|---|
 | oi | 3.000 [2.000, 4.000] | 0.5000 |
 | free run | – |  |
+| oi − free run | -0.5000 [-0.7000, -0.3000] |  |
 """
 
 
@@ -25,9 +26,9 @@ def test_bars_then_a_table_a_task(tmp_path):
     rows = [
         Row("oi", "0.1", "rmse", 3.0, 2.0, 4.0),
         Row("oi", "0.1", "ratio", 0.5),
-        Row("free run", "0.1", "rmse", math.nan, 1.0, 2.0),
+        Row("free run", "0.1", "rmse", math.nan, math.nan, 2.0),
+        Row("oi", "0.1", "rmse", -0.5, -0.7, -0.3, versus="free run", p=0.001),
     ]
-    rows[-1] = rows[-1]._replace(low=math.nan)
     bars = [Bar("oi over background", 0.5, "<=", 1.0, "x"), Bar("adas over oi", 1.5, "<=", 1.0)]
     path = tmp_path / "scores.md"
     write_markdown(path, ["# Weather: unit"], rows, bars)

@@ -148,3 +148,17 @@ def test_nothing_is_wider_than_the_screen(page, tmp_path, width):
     content, window = map(int, found.groups())
     assert window == width
     assert content <= window
+
+
+def test_differences_have_a_table_and_a_scale_of_their_own():
+    rows = [
+        Row("oi", "10 %", "rmse", 300.0, 290.0, 310.0, 40),
+        Row("adas", "10 %", "rmse", 299.0, 289.0, 309.0, 40),
+        Row("adas", "10 %", "rmse", -1.0, -2.0, 0.5, 40, "oi", 0.3),
+    ]
+    text = Page("P").scores(Scores(rows, [])).html()
+    assert text.count("<table>") == 2
+    assert "adas − oi" in text
+    assert "10 %, paired differences · 95 %" in text
+    _, compared = text.split("paired differences")
+    assert 'x1="0.0" x2="100.0"' in compared  # the interval fills its own scale

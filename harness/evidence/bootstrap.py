@@ -1,0 +1,182 @@
+"""Percentile intervals from resampled clusters or blocks, alone, in pairs, and over seeds."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from harness.evidence.draws import draw_blocks, draw_clusters, numbered
+from harness.evidence.interval import Difference, Interval
+from harness.evidence.moments import Scores
+
+CHUNK = 4_000_000  # weights held at once
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+"""Generator, number of resamples R -> weights (R, N)."""
+
+
+class Resamples:
+    """One set of draws: all that goes through it is paired.
+
+    Made by :meth:`clusters` or :meth:`blocks`. Every score sees the same draws, which makes
+    differences paired. Where scores of S seeds are given, a draw also takes S - 1 of them, with
+    replacement: this keeps the variance over few seeds unbiased (McCarthy and Snowden, 1985).
+
+    Args:
+        draw: Makes weights of samples.
+        size: Number of samples N.
+        units: Number of independent units among them.
+        resamples: Number of draws.
+        level: Coverage of intervals.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: There is no draw, or the level is none.
+    """
+
+    def __init__(
+        self, draw: Draw, size: int, units: int, *, resamples: int, level: float, seed: int
+    ) -> None:
+        if resamples < 1 or not 0 < level < 1:
+            raise ValueError(
+                f"found {resamples} resamples at level {level}, expected one or more, and 0 to 1"
+            )
+        self._draw, self.size, self.units = draw, size, units
+        self.resamples, self.level, self.seed = resamples, level, seed
+
+    @classmethod
+    def clusters(
+        cls, ids: Iterable[object], *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+    ) -> "Resamples":
+        """Draw whole clusters with replacement, so that only clusters need to be independent.
+
+        Args:
+            ids: (N,) cluster of each sample. A sample whose cluster is missing (None, NaN, an empty
+                text, ``pandas.NA``) is a cluster of its own.
+            resamples: Number of draws.
+            level: Coverage of intervals.
+            seed: Of the draws.
+
+        Raises:
+            ValueError: There is no sample, or not one id a sample.
+        """
+        index, units = numbered(ids)
+        draw = partial(draw_clusters, index, units)
+        return cls(draw, len(index), units, resamples=resamples, level=level, seed=seed)
+
+    @classmethod
+    def blocks(
+        cls, length: int, block: int, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+    ) -> "Resamples":
+        """Draw blocks of successive samples of one time series (Künsch, 1989).
+
+        Args:
+            length: Samples of the series, in order of time.
+            block: Length of a block, longer than the autocorrelation. The last block of a draw is
+                cut, so that every draw has the length of the series.
+            resamples: Number of draws.
+            level: Coverage of intervals.
+            seed: Of the draws.
+
+        Raises:
+            ValueError: The block does not fit twice into the series.
+        """
+        if not 1 <= block <= length // 2:
+            raise ValueError(f"a block of {block} does not fit twice into {length} samples")
+        draw = partial(draw_blocks, length, block)
+        return cls(draw, length, length // block, resamples=resamples, level=level, seed=seed)
+
+    def intervals(self, scores: Scores | Sequence[Scores]) -> dict[str, Interval]:
+        """Return the interval of every score; with a single unit its bounds are NaN.
+
+        Args:
+            scores: Of one method, or one for each of its seeds, on the same samples.
+
+        Raises:
+            ValueError: Seeds differ in their scores, or there is none.
+        """
+        values, drawn = self._over_seeds(_as_list(scores))
+        return {
+            name: Interval(values[name], *self._percentiles(drawn[name]), self.units)
+            for name in values
+        }
+
+    def differences(
+        self, scores: Scores | Sequence[Scores], others: Scores | Sequence[Scores]
+    ) -> dict[str, Difference]:
+        """Return the paired differences of the scores that both methods have.
+
+        p is twice the smaller share of draws on either side of zero, and at least 2 / (draws + 1)
+        and 2^(1 - units), the least p of a sign test: few units show nothing, one unit p = 1.
+
+        Args:
+            scores: Of one method, or one for each seed.
+            others: Of the method that is subtracted, on the same samples and for the same seeds. A
+                single one, such as a method without seeds, is paired with every seed.
+
+        Raises:
+            ValueError: The numbers of seeds differ, or seeds differ in their scores.
+        """
+        ours, theirs = _as_list(scores), _as_list(others)
+        if len(ours) != len(theirs) and 1 not in (len(ours), len(theirs)):
+            raise ValueError(f"{len(ours)} seeds cannot be paired with {len(theirs)}")
+        values, drawn = self._over_seeds(ours)
+        other_values, other_drawn = self._over_seeds(theirs)
+        result = {}
+        for name in (name for name in values if name in other_values):
+            gaps = drawn[name] - other_drawn[name]
+            gaps = gaps[np.isfinite(gaps)]
+            value = values[name] - other_values[name]
+            low, high = self._percentiles(gaps)
+            result[name] = Difference(value, low, high, self._probability(gaps), self.units)
+        return result
+
+    def _probability(self, gaps: np.ndarray) -> float:
+        sides = 1 + min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
+        return min(1.0, max(2 * sides / (1 + len(gaps)), 2.0 ** (1 - self.units)))
+
+    def _percentiles(self, scores: np.ndarray) -> tuple[float, float]:
+        known = scores[np.isfinite(scores)]
+        if self.units == 1 or known.size == 0:
+            return float("nan"), float("nan")
+        tail = (1 - self.level) / 2
+        low, high = np.quantile(known, [tail, 1 - tail])
+        return float(low), float(high)
+
+    def _over_seeds(self, scores: list[Scores]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Return the mean over seeds of every score and of its resamples (R,)."""
+        ones = np.ones((1, self.size))
+        plain = [{name: float(v[0]) for name, v in score(ones).items()} for score in scores]
+        names = list(plain[0])
+        for other in plain[1:]:
+            if other.keys() != plain[0].keys():
+                raise ValueError(
+                    f"seeds differ in their scores: {', '.join(sorted(names ^ other.keys()))}"
+                )
+        values = {name: float(np.mean([one[name] for one in plain])) for name in names}
+        chunks = [[score(weights) for score in scores] for weights in self._weights()]
+        drawn = {
+            name: np.concatenate([np.stack([one[name] for one in chunk]) for chunk in chunks], 1)
+            for name in names
+        }
+        if len(scores) == 1:
+            return values, {name: array[0] for name, array in drawn.items()}
+        draws = np.random.default_rng((self.seed, 1))
+        picked = draws.integers(len(scores), size=(len(scores) - 1, self.resamples))
+        return values, {
+            name: np.take_along_axis(array, picked, 0).mean(0) for name, array in drawn.items()
+        }
+
+    def _weights(self) -> Iterator[np.ndarray]:
+        """Yield weights (R, N) of all draws, a few at a time; the same whatever the chunks."""
+        generator = np.random.default_rng(self.seed)
+        step = max(1, CHUNK // self.size)
+        for start in range(0, self.resamples, step):
+            yield self._draw(generator, min(step, self.resamples - start))
+
+
+def _as_list(scores: Scores | Sequence[Scores]) -> list[Scores]:
+    found = [scores] if callable(scores) else list(scores)
+    if not found:
+        raise ValueError("there are no scores, expected one a seed")
+    return found

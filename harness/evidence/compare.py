@@ -1,0 +1,59 @@
+"""Rows of an evaluation: intervals of all methods, and what they gain over one of them."""
+
+from collections.abc import Mapping, Sequence
+
+from harness.evidence.bootstrap import Resamples
+from harness.evidence.moments import Scores
+from harness.evidence.rows import Row
+from harness.evidence.significance import holm
+
+
+def compare(
+    scores: Mapping[str, Scores | Sequence[Scores]],
+    draws: Resamples,
+    *,
+    task: str,
+    reference: str | None = None,
+) -> list[Row]:
+    """Return the rows of a task: every score of every method, then the paired differences.
+
+    Args:
+        scores: Method to its scores, one for each seed. A method with one of them is compared with
+            every seed of the reference, or the other way round.
+        draws: Of the samples that all methods share.
+        task: Name of the rows.
+        reference: Method that is subtracted from all others; no differences by default.
+
+    Returns:
+        Rows of intervals, method by method; with a reference, rows of differences, whose ``versus``
+        is the reference and whose ``p`` is corrected, metric by metric, for the number of methods
+        compared (Holm).
+
+    Raises:
+        ValueError: The reference is not among the methods, or seeds cannot be paired.
+    """
+    rows = [
+        Row(method, task, metric, *interval)
+        for method, own in scores.items()
+        for metric, interval in draws.intervals(own).items()
+    ]
+    if reference is None:
+        return rows
+    if reference not in scores:
+        raise ValueError(f"reference {reference!r} is none of {', '.join(scores)}")
+    found = {
+        (method, metric): gap
+        for method, own in scores.items()
+        if method != reference
+        for metric, gap in draws.differences(own, scores[reference]).items()
+    }
+    corrected: dict[tuple[str, str], float] = {}
+    for metric in {metric for _, metric in found}:
+        compared = [key for key in found if key[1] == metric]
+        holms = holm([found[key].p for key in compared]).tolist()
+        corrected |= dict(zip(compared, holms, strict=True))
+    return rows + [
+        Row(method, task, metric, gap.value, gap.low, gap.high, gap.units, reference,
+            corrected[method, metric])
+        for (method, metric), gap in found.items()
+    ]  # fmt: skip

@@ -1,0 +1,154 @@
+"""Bars: figures held to their limits, and panels of bars of many parts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from harness.figures.style import (
+    BLUE,
+    GREEN,
+    INCHES_PER_LETTER,
+    INK,
+    MUTED,
+    ORANGE,
+    TEXT_SIZE,
+    dress,
+    head,
+    new_figure,
+    place,
+    width_of_head,
+)
+
+ROW = 0.3  # inches
+REACH = 1.0  # margins beyond it are cut, and marked by an arrow
+COLUMNS, PANEL = 5, (1.75, 0.85)  # panels in a row, inches
+
+
+class Limit(Protocol):
+    """A figure and its limit, see :class:`harness.evidence.Bar`."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def value(self) -> float: ...  # noqa: D102
+    @property
+    def sense(self) -> str: ...  # noqa: D102
+    @property
+    def bar(self) -> float: ...  # noqa: D102
+    @property
+    def unit(self) -> str: ...  # noqa: D102
+    @property
+    def met(self) -> bool: ...  # noqa: D102
+
+
+def limits_figure(limits: Sequence[Limit], *, title: str = "Bars") -> Figure:
+    """Draw by which share of its limit every figure meets (right) or misses it (left).
+
+    Args:
+        limits: Bars of an evaluation. Where the limit is 0, the margin is the figure itself.
+        title: Heading.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not limits:
+        raise ValueError("limits are empty, expected at least one")
+    texts = [_verdict(one) for one in limits]
+    left = 0.3 + INCHES_PER_LETTER * max(len(one.name) for one in limits)
+    note = f"{sum(one.met for one in limits)} of {len(limits)} met"
+    total = left + 2.9 + INCHES_PER_LETTER * (max(map(len, texts)) + 4)
+    figure = new_figure(max(total, width_of_head(title, note)), 1.2 + ROW * len(limits))
+    axes = place(figure, left, 0.5, 2.6, ROW * len(limits))
+    for row, (one, text) in enumerate(zip(limits, texts, strict=True)):
+        margin = _margin(one)
+        color = GREEN if one.met else ORANGE
+        if math.isfinite(margin):
+            axes.barh(row, margin, height=0.62, color=color, linewidth=0)
+        if abs(margin) == REACH:
+            axes.scatter([0.97 * margin], [row], s=26, color="white", linewidths=0,
+                         marker=">" if margin > 0 else "<", zorder=3)  # fmt: skip
+        axes.annotate(text, (1.03, row), xycoords=("axes fraction", "data"), va="center",
+                      fontsize=TEXT_SIZE, color=INK, annotation_clip=False)  # fmt: skip
+    axes.axvline(0, color=INK, linewidth=1.0)
+    axes.set_xlim(-1.02 * REACH, 1.02 * REACH)
+    axes.set_ylim(len(limits) - 0.4, -0.6)
+    axes.set_yticks(range(len(limits)), [one.name for one in limits])
+    axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−100 %", "−50 %", "limit", "+50 %", "+100 %"])
+    dress(axes, x="missed by | met by, share of the limit")
+    axes.grid(False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    head(figure, title, note)
+    return figure
+
+
+def bar_panels(
+    parts: Mapping[str, Sequence[float]],
+    *,
+    span: tuple[float, float] | None = None,
+    lines: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw the bars of every part in a panel of its own, five in a row.
+
+    Args:
+        parts: Title of a panel to the heights of its bars, such as a histogram.
+        span: Where the first bar begins and the last ends; the bars are numbered from 0 by default.
+        lines: Title of a panel to a height to compare with, a line.
+    """
+    figure, panels = panel_grid(list(parts))
+    for axes, (name, heights) in zip(panels, parts.items(), strict=True):
+        low, high = span or (-0.5, len(heights) - 0.5)
+        width = (high - low) / max(len(heights), 1)
+        centers = [low + (i + 0.5) * width for i in range(len(heights))]
+        axes.bar(centers, heights, width=width if span else 0.8, color=BLUE, linewidth=0)
+        axes.set_xlim(low, high)
+        if span is None:
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if lines and name in lines:
+            axes.axhline(lines[name], color=INK, linewidth=0.8)
+    return figure
+
+
+def panel_grid(names: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """Return a figure with one small titled panel for every name, five in a row.
+
+    Raises:
+        ValueError: There is no name.
+    """
+    if not names:
+        raise ValueError("names are empty, expected at least one panel")
+    columns = min(COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    letters = max(max(map(len, names)), 1)
+    wide = max(PANEL[0], INCHES_PER_LETTER * letters)
+    figure = new_figure(0.2 + columns * (wide + 0.25), 0.1 + rows * (PANEL[1] + 0.6))
+    panels = []
+    for position, name in enumerate(names):
+        row, column = divmod(position, columns)
+        bottom = 0.3 + (rows - 1 - row) * (PANEL[1] + 0.6)
+        axes = place(figure, 0.2 + column * (wide + 0.25), bottom, wide, PANEL[1])
+        dress(axes, grid=False)
+        axes.set_title(name, loc="left", fontsize=TEXT_SIZE - 0.5, color=INK, pad=5)
+        axes.set_yticks([])
+        axes.tick_params(labelsize=TEXT_SIZE - 1.5, color=MUTED, labelcolor=MUTED)
+        axes.spines["left"].set_visible(False)
+        panels.append(axes)
+    return figure, panels
+
+
+def _margin(one: Limit) -> float:
+    """Return how far a figure lies on the right side of its limit, in shares of it, cut."""
+    gap = one.bar - one.value if one.sense == "<=" else one.value - one.bar
+    margin = gap / (abs(one.bar) or 1.0)
+    return margin if math.isnan(margin) else max(-REACH, min(REACH, margin))
+
+
+def _verdict(one: Limit) -> str:
+    sign = "≤" if one.sense == "<=" else "≥"
+    value = f"{one.value:.4g}" if math.isfinite(one.value) else "–"
+    limit = f"{sign} {one.bar:.4g} {one.unit}".rstrip()
+    return f"{value}, needed {limit}: {'met' if one.met else 'missed'}".replace("-", "−")

@@ -1,0 +1,237 @@
+"""Estimates with their intervals, one under the other, and the differences from a reference."""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, Protocol
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from harness.figures.style import (
+    BLUE,
+    GREEN,
+    GRID,
+    INCHES_PER_LETTER,
+    INK,
+    MUTED,
+    ORANGE,
+    TEXT_SIZE,
+    dress,
+    head,
+    new_figure,
+    place,
+    width_of_head,
+)
+
+ROW = 0.27  # inches
+DECIMALS = ((1e-4, 7), (1e-2, 5), (10, 3), (100, 2), (1000, 1), (math.inf, 0))
+
+
+class Estimate(NamedTuple):
+    """A line of a forest plot, or a heading.
+
+    Attributes:
+        label: Its name.
+        value: Mark; None where there is none.
+        low: End of its interval.
+        high: Other end.
+        color: Of mark and interval.
+        note: Text at the right; the numbers if empty.
+        target: Another value to compare with, an open diamond.
+        heading: Whether the label is a heading of those below.
+        hollow: Whether the mark is open.
+    """
+
+    label: str
+    value: float | None = None
+    low: float = float("nan")
+    high: float = float("nan")
+    color: str = BLUE
+    note: str = ""
+    target: float | None = None
+    heading: bool = False
+    hollow: bool = False
+
+
+class Panel(NamedTuple):
+    """One column of estimates over a shared list of labels.
+
+    Attributes:
+        estimates: As many in every panel.
+        name: Of the axis.
+        zero: Where a line is drawn, such as no difference.
+        limits: Of the axis; from the intervals if None.
+        signed: Whether numbers carry their sign.
+    """
+
+    estimates: Sequence[Estimate]
+    name: str
+    zero: float | None = None
+    limits: tuple[float, float] | None = None
+    signed: bool = False
+
+
+class DifferenceRow(Protocol):
+    """A row of an evaluation, see :class:`harness.evidence.Row`."""
+
+    @property
+    def method(self) -> str: ...  # noqa: D102
+    @property
+    def task(self) -> str: ...  # noqa: D102
+    @property
+    def metric(self) -> str: ...  # noqa: D102
+    @property
+    def value(self) -> float: ...  # noqa: D102
+    @property
+    def low(self) -> float: ...  # noqa: D102
+    @property
+    def high(self) -> float: ...  # noqa: D102
+    @property
+    def n(self) -> int: ...  # noqa: D102
+    @property
+    def versus(self) -> str: ...  # noqa: D102
+    @property
+    def significant(self) -> bool: ...  # noqa: D102
+
+
+def forest_figure(
+    panels: Sequence[Panel], *, title: str, note: str = "", width: float = 2.6
+) -> Figure:
+    """Draw panels side by side; their rows share the labels at the left.
+
+    Args:
+        panels: One or more, with the same labels.
+        title: Heading.
+        note: Small print below it.
+        width: Of the axes of a panel, inches.
+
+    Raises:
+        ValueError: Panels differ in their labels, or there is none.
+    """
+    labels = [estimate.label for estimate in panels[0].estimates] if panels else []
+    if not labels or any([e.label for e in panel.estimates] != labels for panel in panels):
+        raise ValueError("panels must have the same labels, and at least one")
+    left = 0.3 + INCHES_PER_LETTER * max(map(len, labels))
+    numbers = 0.2 + INCHES_PER_LETTER * max(
+        len(text) for panel in panels for text in _numbers(panel)
+    )
+    height = ROW * len(labels)
+    total = max(left + len(panels) * (width + numbers + 0.15), width_of_head(title, note))
+    figure = new_figure(total, (0.55 if note else 0.3) + height + 0.6)
+    for k, panel in enumerate(panels):
+        axes = place(figure, left + k * (width + numbers + 0.15), 0.5, width, height)
+        _draw(axes, panel, first=k == 0)
+    head(figure, title, note)
+    return figure
+
+
+def differences_figure(
+    rows: Sequence[DifferenceRow],
+    *,
+    metrics: Sequence[str] = (),
+    smaller_is_better: Collection[str] | None = None,
+    title: str = "Paired differences",
+) -> Figure:
+    """Draw the paired differences of an evaluation, a panel a metric, a heading a task.
+
+    Filled marks are significant after correction. They are blue; or, where it is said which metrics
+    are better when small, green if better than the reference and orange if worse.
+
+    Args:
+        rows: Of an evaluation; those without ``versus`` are left out.
+        metrics: Panels; all metrics of the differences by default.
+        smaller_is_better: Names of the metrics that should be small; all others should be large.
+        title: Heading.
+
+    Raises:
+        ValueError: No row is a difference in one of the metrics.
+    """
+    chosen = [row for row in rows if row.versus and (not metrics or row.metric in metrics)]
+    if not chosen:
+        raise ValueError("no row is a difference: expected rows with `versus`")
+    pairs = list(dict.fromkeys((row.task, row.method, row.versus) for row in chosen))
+    tasks = list(dict.fromkeys(row.task for row in chosen))
+    references = list(dict.fromkeys(row.versus for row in chosen))
+    panels = []
+    for metric in metrics or dict.fromkeys(row.metric for row in chosen):
+        found = {(r.task, r.method, r.versus): r for r in chosen if r.metric == metric}
+        better = None if smaller_is_better is None else -1 if metric in smaller_is_better else 1
+        estimates = []
+        for task in tasks:
+            if len(tasks) > 1:
+                estimates.append(Estimate(task, heading=True))
+            estimates += [
+                _difference(
+                    method if len(references) == 1 else f"{method} − {versus}",
+                    found.get((of, method, versus)),
+                    better,
+                )
+                for of, method, versus in pairs
+                if of == task
+            ]
+        side = {None: "", -1: ", left is better", 1: ", right is better"}[better]
+        panels.append(Panel(estimates, metric + side, zero=0.0, signed=True))
+    units = " or ".join(map(str, sorted({row.n for row in chosen})))
+    note = f"minus {', '.join(references)}; " if len(references) == 1 else ""
+    note += f"95 % intervals over {units} independent units; filled: significant (Holm)"
+    return forest_figure(panels, title=title, note=note)
+
+
+def _difference(label: str, row: DifferenceRow | None, better: int | None) -> Estimate:
+    if row is None or not math.isfinite(row.value):
+        return Estimate(label, note="–")
+    color = MUTED
+    if row.significant:
+        color = BLUE if better is None else GREEN if better * row.value > 0 else ORANGE
+    note = "" if math.isfinite(row.low) else "no interval"
+    return Estimate(label, row.value, row.low, row.high, color, note, hollow=not row.significant)
+
+
+def _draw(axes: Axes, panel: Panel, *, first: bool) -> None:
+    rows = range(len(panel.estimates))
+    if panel.zero is not None:
+        axes.axvline(panel.zero, color=MUTED, linewidth=1.0, zorder=1)
+    for row, one, text in zip(rows, panel.estimates, _numbers(panel), strict=True):
+        axes.annotate(text, (1.03, row), va="center", fontsize=TEXT_SIZE,
+                      xycoords=("axes fraction", "data"), color=MUTED if one.note else INK,
+                      annotation_clip=False)  # fmt: skip
+        if one.value is None:
+            continue
+        axes.plot([one.low, one.high], [row, row], color=one.color, linewidth=2.2,
+                  solid_capstyle="butt", alpha=0.55, zorder=2)  # fmt: skip
+        axes.scatter([one.value], [row], s=30, edgecolors=one.color, zorder=3,
+                     linewidths=1.3 if one.hollow else 0,
+                     facecolors="white" if one.hollow else one.color)  # fmt: skip
+        if one.target is not None:
+            axes.scatter([one.target], [row], s=44, marker="D", facecolors="none",
+                         edgecolors=INK, linewidths=0.9, zorder=4)  # fmt: skip
+    axes.set_ylim(len(panel.estimates) - 0.4, -0.6)
+    if panel.limits is not None:
+        axes.set_xlim(*panel.limits)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_yticks(list(rows), [one.label if first else "" for one in panel.estimates])
+    dress(axes, x=panel.name)
+    axes.grid(False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    for label, one in zip(axes.get_yticklabels(), panel.estimates, strict=True):
+        label.set_fontweight("bold" if one.heading else "normal")
+    for row, one in zip(rows, panel.estimates, strict=True):
+        if one.heading and row:
+            axes.axhline(row - 0.5, color=GRID, linewidth=1.0)
+
+
+def _numbers(panel: Panel) -> list[str]:
+    """Return the text at the right of every estimate, all with as many decimals."""
+    known = [e for e in panel.estimates if e.value is not None and not e.note]
+    ends = [abs(x) for e in known for x in (e.value, e.low, e.high) if x is not None]
+    largest = max((x for x in ends if math.isfinite(x)), default=1.0)
+    decimals = next(count for bound, count in DECIMALS if largest < bound)
+    form = f"{{:{'+' if panel.signed else ''}.{decimals}f}}"
+    texts = [
+        one.note
+        if one.note or one.value is None
+        else f"{form.format(one.value)} [{form.format(one.low)}, {form.format(one.high)}]"
+        for one in panel.estimates
+    ]
+    return [text.replace("-", "−") for text in texts]

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.evidence import holm, sign_test
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 5))
+def test_the_sign_test_is_the_binomial_test(positive, negative, zero):
+    differences = [0.3] * positive + [-2.0] * negative + [0.0] * zero
+    count = positive + negative
+    expected = scipy.stats.binomtest(positive, count).pvalue if count else 1.0
+    assert sign_test(differences) == pytest.approx(expected)
+
+
+def test_five_units_of_one_sign():
+    assert sign_test([1, 2, 3, 4, 5]) == 0.0625
+    assert sign_test(np.array([np.inf, 1, 1, 1, 1, 1])) == 0.03125
+    with pytest.raises(ValueError, match="NaN"):
+        sign_test([1, np.nan])
+
+
+def test_holm_of_a_known_example():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+
+
+probabilities = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+@given(probabilities)
+def test_holm_lies_between_no_correction_and_bonferroni(p):
+    found = holm(p)
+    assert (found >= np.array(p)).all()
+    assert (found <= np.minimum(1, len(p) * np.array(p))).all()
+    order = np.argsort(p, kind="stable")
+    assert (np.diff(found[order]) >= 0).all()
+
+
+@given(probabilities)
+def test_what_was_not_compared_does_not_count(p):
+    found = holm([np.nan, *p, np.nan])
+    assert np.isnan(found[[0, -1]]).all()
+    np.testing.assert_array_equal(found[1:-1], holm(p))
+
+
+def test_holm_of_nothing_and_of_nonsense():
+    assert holm([]).shape == (0,)
+    assert np.isnan(holm([np.nan])).all()
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holm([0.1, 1.5])

@@ -1,0 +1,107 @@
+import math
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
+
+from harness.evidence import Row
+from harness.figures import Estimate, Panel, differences_figure, forest_figure
+from harness.figures.style import BLUE, GREEN, MUTED, ORANGE
+
+
+def texts_of(figure):
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def marks_of(axes):
+    """Return (value, edge color, filled) of every mark from top to bottom."""
+    found = []
+    for marks in axes.collections:
+        ((x, _),) = marks.get_offsets()
+        edge = to_rgb(marks.get_edgecolor()[0][:3])
+        found.append((float(x), edge, np.allclose(marks.get_facecolor()[0][:3], edge)))
+    return found
+
+
+def test_differences_of_an_evaluation(rows, legible):
+    figure = differences_figure(rows, smaller_is_better=["error (K)"])
+    legible(figure)
+    errors, hits = figure.axes
+    assert errors.get_xlabel() == "error (K), left is better"
+    assert hits.get_xlabel() == "hits, right is better"
+    labels = [label.get_text() for label in errors.get_yticklabels()]
+    methods = ["inverse distance", "optimal interpolation", "network, gated"]
+    assert labels == ["10 % of the points", *methods, "1 % of the points", *methods]
+    for axes, metric in ((errors, "error (K)"), (hits, "hits")):
+        chosen = [row for row in rows if row.versus and row.metric == metric]
+        good = [(row.value < 0) == (metric == "error (K)") for row in chosen]
+        expected = [
+            (row.value, to_rgb((GREEN if better else ORANGE) if row.significant else MUTED),
+             row.significant)
+            for row, better in zip(chosen, good, strict=True)
+        ]  # fmt: skip
+        assert marks_of(axes) == expected
+    assert any("40 independent units" in text for text in texts_of(figure))
+    row = next(row for row in rows if row.versus)
+    numbers = f"{row.value:+.3f} [{row.low:+.3f}, {row.high:+.3f}]".replace("-", "−")
+    assert numbers in texts_of(figure)
+
+
+def test_significant_marks_are_filled_and_others_hollow():
+    rows = [
+        Row("a", "t", "m", 1.0, 0.5, 1.5, 20, "z", 0.01),
+        Row("b", "t", "m", 1.0, 0.5, 1.5, 20, "z", 0.06),
+        Row("c", "t", "m", 1.0, -0.5, 1.5, 20, "z", 0.01),
+        Row("d", "t", "m", 1.0, math.nan, math.nan, 1, "z", 1.0),
+        Row("e", "t", "other", 1.0, 0.5, 1.5, 20, "z", 0.01),
+        Row("z", "t", "m", 9.0, 8.0, 10.0, 20),
+    ]
+    figure = differences_figure(rows, metrics=["m"])
+    (axes,) = figure.axes
+    filled, hollow = (1.0, to_rgb(BLUE), True), (1.0, to_rgb(MUTED), False)
+    assert marks_of(axes) == [filled, hollow, hollow, hollow]
+    assert "no interval" in texts_of(figure)
+    both = differences_figure(rows)
+    assert len(both.axes) == 2
+    assert texts_of(both).count("–") == 5  # what a method has not
+
+
+def test_references_are_named():
+    rows = [Row("a", "t", "m", 1.0, 0.5, 1.5, 9, versus, 0.1) for versus in ("y", "z")]
+    assert {"a − y", "a − z"} <= set(texts_of(differences_figure(rows)))
+    assert any("minus y;" in text for text in texts_of(differences_figure(rows[:1])))
+
+
+def test_rows_without_differences_are_refused(rows):
+    with pytest.raises(ValueError, match="no row is a difference"):
+        differences_figure([row for row in rows if not row.versus])
+    with pytest.raises(ValueError, match="no row is a difference"):
+        differences_figure(rows, metrics=["bias"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0042, "0.00420 [0.00410, 0.00430]"), (0.42, "0.420 [0.410, 0.430]"),
+     (420.0, "420.0 [410.0, 430.0]"), (42000.0, "42000 [41000, 43000]")],
+)  # fmt: skip
+def test_decimals_follow_the_size_of_the_numbers(value, text, legible):
+    scale = value / 42
+    one = Estimate("a method", value, 41 * scale, 43 * scale)
+    figure = forest_figure([Panel([one], "x")], title="Title")
+    legible(figure)
+    assert text in texts_of(figure)
+
+
+def test_long_words_fit(legible):
+    label = "a method whose name needs more room than any other in this table"
+    panels = [Panel([Estimate(label, -0.5, -1, 0.1), Estimate("b", 2, 1, 3)], "x", signed=True)] * 3
+    legible(forest_figure(panels, title="A title", note="A note of many words, " * 9))
+
+
+def test_panels_share_their_labels():
+    one = Panel([Estimate("a", 1, 0, 2)], "x")
+    with pytest.raises(ValueError, match="same labels"):
+        forest_figure([one, Panel([Estimate("b", 1, 0, 2)], "y")], title="")
+    with pytest.raises(ValueError, match="at least one"):
+        forest_figure([], title="")

@@ -1,0 +1,111 @@
+import io
+import re
+from itertools import combinations
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from harness.figures import bar_panels, calibration_figure, limits_figure, panel_grid
+from harness.figures.style import MUTED, PALETTE, colors_of, new_figure, place
+
+# Linear RGB as seen without red or green cones (Viénot, Brettel and Mollon, 1999).
+SEEN = {
+    "protan": [[0.1124, 0.8876, 0], [0.1124, 0.8876, 0], [0.0040, -0.0040, 1]],
+    "deutan": [[0.2920, 0.7080, 0], [0.2920, 0.7080, 0], [-0.0224, 0.0224, 1]],
+}
+
+
+def linear(color):
+    rgb = np.array(to_rgb(color))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize("kind", SEEN)
+def test_six_colors_stay_apart_for_color_blind_readers(kind):
+    seen = [np.cbrt(np.clip(np.array(SEEN[kind]) @ linear(c), 0, 1)) for c in PALETTE[:6]]
+    for one, other in combinations(seen, 2):
+        assert np.abs(one - other).max() > 0.1
+
+
+def test_the_first_colors_stand_out_from_white():
+    for color in (*PALETTE[:4], MUTED):
+        luminance = linear(color) @ [0.2126, 0.7152, 0.0722]
+        assert 1.05 / (luminance + 0.05) > 3  # contrast with white for marks
+
+
+def test_every_name_has_a_color_and_references_are_gray():
+    names = [f"method {i}" for i in range(10)]
+    colors = colors_of(names, muted=("method 0",))
+    assert list(colors) == names
+    assert colors["method 0"] == MUTED
+    assert [colors[name] for name in names[1:9]] == list(PALETTE)
+    assert colors["method 9"] == PALETTE[0]
+
+
+def test_places_are_in_inches():
+    figure = new_figure(8, 4)
+    axes = place(figure, 1, 0.5, 2, 3)
+    corners = axes.get_position().get_points() * figure.get_size_inches()
+    np.testing.assert_allclose(corners, [[1, 0.5], [3, 3.5]])
+
+
+def drawn(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    assert buffer.getvalue().startswith(b"\x89PNG")
+    return buffer.getvalue()
+
+
+def test_limits_tell_what_is_met(bars, legible):
+    figure = limits_figure(bars)
+    legible(figure)
+    assert len(drawn(figure)) > 8_000
+    axes = figure.axes[0]
+    assert [round(bar.get_width(), 4) for bar in axes.patches] == [0.38, -0.0471, -1, 0.02]
+    colors = [to_rgb(bar.get_facecolor()[:3]) for bar in axes.patches]
+    assert [color == colors[0] for color in colors] == [True, False, False, True]
+    words = [text.get_text() for text in axes.texts]
+    assert words[1] == "0.81, needed ≥ 0.85: missed"
+    assert words[3] == "−0.02, needed ≤ 0 K a day: met"
+    assert words[4] == "–, needed ≤ 1: missed"
+    assert "2 of 5 met" in [text.get_text() for text in figure.texts]
+
+
+def test_calibration_shows_the_bins_that_have_samples(legible):
+    figure = calibration_figure(
+        [0.1, 0.5, 0.7, 0.9], [0.2, 0.45, np.nan, 0.95], [10, 40, 0, 160], error=0.031
+    )
+    legible(figure)
+    marks = figure.axes[0].collections[-1]
+    np.testing.assert_allclose(marks.get_offsets(), [[0.1, 0.2], [0.5, 0.45], [0.9, 0.95]])
+    np.testing.assert_allclose(marks.get_sizes(), [20 + 260 / 16, 20 + 260 / 4, 280])
+    assert figure.axes[0].texts[0].get_text() == "210 samples, calibration error 0.031"
+    low, high = figure.axes[0].get_xlim()
+    assert low < 0.1 < 0.95 < high
+
+
+def test_bars_of_parts(legible):
+    figure = bar_panels({f"layers.{i}.attention.gate": [1, 3, 2, 4] for i in range(7)}, span=(0, 1))
+    legible(figure)
+    assert len(figure.axes) == 7
+    edges = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in figure.axes[6].patches]
+    np.testing.assert_allclose(edges, [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)])
+    figure = bar_panels({"a": [0.75, 0.25], "b": [0.5, 0.5]}, lines={"a": 0.5})
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.75, 0.25]
+    assert figure.axes[0].lines[0].get_ydata()[0] == 0.5
+    assert not figure.axes[1].lines
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: limits_figure([]), "limits are empty"),
+        (lambda: panel_grid([]), "names are empty"),
+        (lambda: calibration_figure([0.1], [0.1, 0.2], [1]), "expected three (B,)"),
+        (lambda: calibration_figure([0.1], [0.1], [0]), "counts are all 0"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
