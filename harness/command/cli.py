@@ -252,7 +252,7 @@ class GatesRunCLI(LightningCLI):
         """Add the claim of the run folder, the log and the progress; tell the Trainer its run."""
         options = self._get(self.config_init, "trainer")
         kwargs.setdefault("logger", False)  # those of a training come with the claim
-        kwargs.setdefault("default_root_dir", str(self.run_folder.path))
+        kwargs.setdefault("default_root_dir", str(self.run_folder.training))
         callbacks = list(options.get("callbacks") or [])
         if self.subcommand in self.trains:
             loggers = self._loggers(options.get("logger"))
@@ -329,7 +329,7 @@ class GatesRunCLI(LightningCLI):
     def _loggers(self, given: Any) -> list[Logger]:
         if given is False:
             return []
-        path = self.run_folder.path
+        path = self.run_folder.training
         log = ResumableCSVLogger(path)
         if given in (None, True):
             return [log, TensorBoardLogger(path, name="", version="tensorboard")]

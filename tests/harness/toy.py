@@ -67,6 +67,9 @@ class ToyData(LightningDataModule):
         self.dim, self.batch_size, self.num_samples = dim, batch_size, num_samples
         self.num_workers = num_workers
 
+    def training_objects(self) -> list[str]:
+        return [f"sample{number}" for number in range(self.num_samples)]
+
     def _set(self, num: int, seed: int) -> TensorDataset:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(num, self.dim, generator=generator)
@@ -83,6 +86,20 @@ class ToyData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self._set(16, 2), self.batch_size)
+
+
+class Student(ToyModule):
+    """A smaller network, trained by a verb of its own.
+
+    Args:
+        dim: Number of features.
+        lr: Learning rate.
+        width: Hidden features.
+    """
+
+    def __init__(self, dim: int = 8, lr: float = 0.05, width: int = 4) -> None:
+        super().__init__(dim, lr)
+        self.net = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, 1))
 
 
 class ToyTrainer(GatesRunTrainer):
@@ -103,7 +120,9 @@ class ToyTrainer(GatesRunTrainer):
 
 class ToyCLI(GatesRunCLI):
     app = "toy"
-    verbs = ("fit", "score")
+    verbs = ("fit", "distill", "score")
+    trains = frozenset({"fit", "distill"})
+    neutral = ("data.num_workers",)
 
     def add_arguments_to_parser(self, parser) -> None:
         super().add_arguments_to_parser(parser)
@@ -111,9 +130,11 @@ class ToyCLI(GatesRunCLI):
 
 
 def main(arguments: Sequence[str]) -> None:
-    ToyCLI(ToyModule, ToyData, ToyTrainer, arguments)
+    model = Student if arguments[0] == "distill" else ToyModule
+    ToyCLI(model, ToyData, ToyTrainer, arguments)
 
 
 if __name__ == "__main__":
-    table = {"toy": App("toy", "a toy", {"fit": "train", "score": "score"})}
+    verbs = {"fit": "train", "distill": "train a small one", "score": "score"}
+    table = {"toy": App("toy", "a toy", verbs)}
     sys.exit(front_door(["toy", *sys.argv[1:]], table))

@@ -1,0 +1,127 @@
+"""A training that is resumed is the same training, or it is refused before a file is touched."""
+
+import json
+
+import pytest
+import torch
+
+from apps.main import App, main
+from harness.experiment import Arrays
+from harness.experiment.record import read_record
+
+OPTIONS = ["--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
+OPTIONS += ["--trainer.enable_progress_bar", "false", "--trainer.logger", "false"]
+TABLE = {"toy": App("toy", "a toy", {"fit": "train", "distill": "train", "score": "score"})}
+
+
+@pytest.fixture
+def run(toy, tmp_path, monkeypatch):
+    """``run(verb, *words)`` returns the exit code of a verb of the toy in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return lambda verb, *words: main(["toy", verb, *OPTIONS, "--name", "a", *words], TABLE)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.fault("endoscopy A1")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed_everything", "1"], "seed 0, now 1"),
+        (["--model.lr", "0.5"], "model.lr 0.05, now 0.5"),
+        (["--data.batch_size", "4"], "data.batch_size 8, now 4"),
+        (["--data.num_samples", "48"], "data.num_samples 52, now 48"),
+        (["--trainer.max_epochs", "1"], "trainer.max_epochs 2, now 1"),
+        (["--trainer.gradient_clip_val", "1"], "trainer.gradient_clip_val null, now 1"),
+    ],
+)
+def test_another_training_is_refused_before_a_file_is_touched(run, tmp_path, capsys, words, said):
+    assert run("fit", "--trainer.max_epochs", "2") == 0
+    before = contents(tmp_path)
+    options = [] if "--trainer.max_epochs" in words else ["--trainer.max_epochs", "2"]
+    assert run("fit", "--resume", *options, *words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "--name NEW" in error
+    assert error.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.fault("endoscopy A1")
+def test_other_training_objects_are_refused(run, toy, tmp_path, capsys, monkeypatch):
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    before = contents(tmp_path)
+    monkeypatch.setattr(toy.ToyData, "training_objects", lambda self: ["others"] * 52)
+    assert run("fit", "--resume", "--trainer.max_epochs", "1") == 2
+    assert "52 training objects, but others" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.fault("endoscopy A1")
+def test_a_training_without_a_record_is_not_resumed(run, tmp_path, capsys):
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    (tmp_path / "runs/toy/a/record.json").write_text("{")
+    assert run("fit", "--resume", "--trainer.max_epochs", "1") == 2
+    assert "nobody can say what" in capsys.readouterr().err
+
+
+def test_what_decides_nothing_may_differ(run):
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    more = ("--data.num_workers", "1", "--trainer.log_every_n_steps", "3")
+    assert run("fit", "--resume", "--trainer.max_epochs", "1", *more) == 0
+
+
+def test_a_longer_training_goes_on_and_says_so(run, tmp_path):
+    folder = tmp_path / "runs/toy/a"
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    short = read_record(folder)
+    assert run("fit", "--resume", "--trainer.max_epochs", "2") == 0
+    record = read_record(folder)
+    assert record.settings["trainer.max_epochs"] == 2
+    assert record.settings["lengthened"] is True
+    assert record.fingerprint != short.fingerprint
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+    kept = read_record(folder / "weights/fit-s0")
+    assert kept.fingerprint == record.fingerprint
+    assert run("fit", "--resume", "--trainer.max_epochs", "2") == 0
+    assert read_record(folder).settings["lengthened"] is True
+
+
+def test_trained_weights_enter_the_results_of_the_run(run, tmp_path):
+    folder = tmp_path / "runs/toy/a"
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    kept = Arrays().load(folder / "weights/fit-s0")
+    last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert kept.keys() == last.keys()
+    assert all(torch.equal(kept[name], last[name]) for name in kept)
+    record = json.loads((folder / "weights/fit-s0/record.json").read_text())
+    assert record["objects"] == sorted(f"sample{number}" for number in range(52))
+    assert record["command"].startswith("gates toy fit")
+
+
+def test_an_application_may_train_by_several_verbs(run, tmp_path, capsys):
+    folder = tmp_path / "runs/toy/a"
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    before = contents(folder)
+    assert run("distill", "--trainer.max_epochs", "1", "--model.width", "3") == 0
+    assert before.items() <= contents(folder).items()
+    assert (folder / "distill/checkpoints/last.ckpt").is_file()
+    assert Arrays().load(folder / "weights/distill-s0")["net.0.weight"].shape == (3, 8)
+    assert run("distill", "--resume", "--trainer.max_epochs", "1", "--model.width", "4") == 2
+    assert "model.width 3, now 4" in capsys.readouterr().err
+    assert run("distill", "--trainer.max_epochs", "1") == 2
+    assert "--resume to go on" in capsys.readouterr().err
+
+
+def test_each_training_verb_has_its_section(run, tmp_path):
+    config = tmp_path / "both.yaml"
+    config.write_text(
+        "trainer: {max_epochs: 1}\nfit: {model: {lr: 0.1}}\ndistill: {model: {width: 2}}\n"
+    )
+    assert run("fit", "--config", str(config)) == 0
+    assert run("distill", "--config", str(config)) == 0
+    assert read_record(tmp_path / "runs/toy/a").settings["model.lr"] == 0.1
+    distilled = read_record(tmp_path / "runs/toy/a/distill").settings
+    assert (distilled["model.width"], distilled["model.lr"]) == (2, 0.05)
