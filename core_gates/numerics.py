@@ -58,7 +58,7 @@ def lowest_index_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     remaining = scores.detach().clamp(min=lowest)  # -inf becomes available after everything else
     chosen = [remaining.argmax(-1, keepdim=True)]
     for _ in range(k - 1):
-        remaining.scatter_(-1, chosen[-1], -torch.inf)
+        remaining = remaining.scatter(-1, chosen[-1], -torch.inf)
         chosen.append(remaining.argmax(-1, keepdim=True))
     indices = torch.cat(chosen, -1)
     return scores.gather(-1, indices), indices
