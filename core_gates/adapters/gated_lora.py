@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import module
 
 from core_gates.adapters.lora_gate import LoraGate
 from core_gates.adapters.low_rank import LowRank
@@ -116,8 +117,8 @@ class GatedLoraLinear(nn.Module):
 
     def _may_overwrite(self) -> bool:
         """Tell whether nobody else can see the output of the layer."""
-        unseen = type(self.base) is nn.Linear and not self.base._forward_hooks
-        return unseen and not torch.is_grad_enabled()
+        hooks = self.base._forward_hooks or module._global_forward_hooks
+        return type(self.base) is nn.Linear and not hooks and not torch.is_grad_enabled()
 
     def extra_repr(self) -> str:
         """Show the ranks in ``print(module)``."""

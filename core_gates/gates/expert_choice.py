@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from core_gates.numerics import linear_fp32
+from core_gates.numerics import linear_fp32, stable_sort
 from core_gates.routing.base import Gate
 from core_gates.routing.capacity import CapacityRule, check_capacity, group_capacity
 from core_gates.routing.groups import group_positions, ungroup_positions
@@ -96,9 +96,14 @@ class ExpertChoiceGate(Gate):
             scores = scores.masked_fill(padding, -1)  # behind every probability
             real = None if self.count_padding else ~padding
         limit = group_capacity(
-            num_tokens, self.num_experts, self.capacity_factor, self.capacity_rule, real
+            num_tokens,
+            self.num_experts,
+            self.capacity_factor,
+            self.capacity_rule,
+            real,
+            scores.device,
         )
-        order = scores.argsort(stable=True, dim=1, descending=True)
+        order = stable_sort(scores, dim=1, descending=True)[1]
         places = torch.arange(num_tokens, device=order.device).view(1, -1, 1).expand_as(order)
         chosen = torch.zeros_like(order).scatter(1, order, places) < limit
         chosen = ungroup_positions(chosen, probs.shape[:-1], self.group_dim)

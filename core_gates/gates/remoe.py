@@ -1,5 +1,6 @@
 """ReMoE: routing by a rectifier, with a sparsity that is steered."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -128,7 +129,7 @@ class ReMoEGate(Gate):
         return f"{super().extra_repr()}, k={self.k}, load_balanced={self.load_balanced}"
 
     def _l1(self, weights: Tensor, padding_mask: Tensor | None) -> Tensor:
-        number: int | Tensor = max(1, weights.shape[:-1].numel())
+        number: int | Tensor = max(1, math.prod(weights.shape[:-1]))
         if padding_mask is not None and not self.count_padding:
             weights = weights.masked_fill(padding_mask.unsqueeze(-1), 0)
             number = (~padding_mask).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Calls that PyTorch transforms or traces, where grouped operators and the host are out of reach."""
+"""Calls that PyTorch transforms or traces: grouped operators and the host are out of reach."""
 
 import torch
 

@@ -11,8 +11,10 @@ from core_gates.moe.combine import combine
 from core_gates.moe.dispatch import DISPATCHES
 
 EXPERTS, DIM = 4, 6
-# torch.func.jvp itself calls torch.jit.script at its first use.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),  # by torch.func.jvp
+    pytest.mark.filterwarnings("ignore:There is a performance drop"),  # vmap of scatter_
+]
 
 
 def layer_of(dispatch="sorted", gate=TopKGate):
