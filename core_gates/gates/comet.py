@@ -5,12 +5,11 @@ from torch import Tensor, nn
 
 from core_gates.numerics import linear_fp32
 from core_gates.ops.smooth_step.op import check_gamma, smooth_step
-from core_gates.padding import check_padding_mask
+from core_gates.padding import check_padding_mask, ignored_as_zero
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.regularizers import selection_entropy
 from core_gates.routing.trees import leaf_probabilities, row_products, walk
-
 
 _MOST_OPEN = 8  # branches of a tree that scattered reads follow faster than one matmul
 
@@ -117,9 +116,15 @@ class CometGate(Gate):
         aux = {"entropy": selection_entropy(leaves, padding_mask, floor=self.prob_floor)}
         return RoutingOutput(weights, probs=weights, aux=aux).ignore(padding_mask)
 
-    def selectors(self, x: Tensor) -> Tensor:
+    def selectors(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
         """Return the share (..., J, E) of each of the J = ``k`` trees in the weights."""
-        return self._select(x, None)[0]
+        return ignored_as_zero(self._select(x, padding_mask)[0], padding_mask)
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(gate)``."""

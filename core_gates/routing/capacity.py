@@ -135,7 +135,7 @@ def limit_capacity(
     *,
     rule: CapacityRule = "ceil",
     padding_mask: Tensor | None = None,
-    count_padding: bool = False,
+    padding_in_capacity: bool = False,
     group_dim: int | None = None,
     priority: Tensor | None = None,
 ) -> RoutingOutput:
@@ -148,7 +148,7 @@ def limit_capacity(
         capacity_factor: Factor of :func:`capacity`; None drops nothing.
         rule: Rule of :func:`capacity`.
         padding_mask: True (...) at positions to ignore.
-        count_padding: Whether ignored positions count as tokens in the capacity.
+        padding_in_capacity: Whether ignored positions count as tokens in the capacity.
         group_dim: Dimension of the routing input whose positions share queues; all positions of
             the call if None.
         priority: Score (...); positions queue in falling order of it, not in their own.
@@ -165,7 +165,7 @@ def limit_capacity(
     real = None
     if padding_mask is not None:
         check_padding_mask(padding_mask, routing.indices.shape[:-1])
-        if not count_padding:
+        if not padding_in_capacity:
             real = group_positions(~padding_mask.unsqueeze(-1), group_dim)
     limit = group_capacity(
         indices.shape[-2], num_experts, capacity_factor, rule, real, indices.device

@@ -61,14 +61,13 @@ def row_products(x: Tensor, rows: Tensor, weight: Tensor, trees: Tensor, nodes: 
         Products (N,).
     """
     size = max(1, CHUNK // x.shape[1])
+    parts = []
     with torch.autocast(x.device.type, enabled=False):
-        parts = [
-            torch.bmm(x[row].unsqueeze(1), weight[tree, node].unsqueeze(2)).flatten()
-            for row, tree, node in zip(
-                rows.split(size), trees.split(size), nodes.split(size), strict=True
-            )
-        ]
-    return torch.cat(parts)
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            chosen = weight[trees[part], nodes[part]]
+            parts.append(torch.bmm(x[rows[part]].unsqueeze(1), chosen.unsqueeze(2)).flatten())
+    return torch.cat(parts) if parts else x.new_empty(0)
 
 
 def walk(

@@ -82,6 +82,16 @@ def test_the_table_of_another_number_of_experts_is_refused(others):
     assert torch.equal(gate.table, before)
 
 
+@pytest.mark.fault("core F9")
+def test_selectors_route_by_ids():
+    gate, ids = HashGate(2, 5, num_ids=9, k=2), torch.tensor([8, 0, 3])
+    x, mask = torch.zeros(3, 2), torch.tensor([False, True, False])
+    selectors = gate.selectors(x, ids=ids, padding_mask=mask)
+    expected = gate(x, ids=ids, padding_mask=mask).to_dense().weights
+    assert_close(selectors.squeeze(-2), expected)
+    assert not selectors[1].any()
+
+
 def test_ids_at_ignored_positions_may_be_anything():
     gate = HashGate(2, 3, num_ids=4)
     mask = torch.tensor([False, True])
