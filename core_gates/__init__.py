@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from core_gates.gates.switch import SwitchGate
     from core_gates.gates.top_k import TopKGate
     from core_gates.gates.top_p import ThresholdGate, TopPGate
+    from core_gates.moe.checkpoint_export import export_state_dict
     from core_gates.moe.expert_parallel import ExpertParallel
     from core_gates.moe.experts import StackedExperts
     from core_gates.moe.layer import MoELayer
@@ -180,6 +181,7 @@ _HOMES = {
     "count_routed": "routing.counts",
     "decode_target": "attention.seer.distillation",
     "entropy_loss": "routing.losses",
+    "export_state_dict": "moe.checkpoint_export",
     "extract": "ops.compress.op",
     "fold_gates": "surgery",
     "fuse_q_proj": "attention.fused_query",
@@ -288,6 +290,7 @@ __all__ = [
     "count_routed",
     "decode_target",
     "entropy_loss",
+    "export_state_dict",
     "extract",
     "fold_gates",
     "fuse_q_proj",

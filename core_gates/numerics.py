@@ -44,7 +44,9 @@ def linear_fp32(
         return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
-def lowest_index_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def lowest_index_top_k(
+    scores: Tensor, k: int, *, ties: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the ``k`` largest scores and their indices; ties go to the lowest index.
 
     ``torch.topk`` leaves the order of ties open. ``k`` passes of ``argmax``, which promises the
@@ -53,17 +55,23 @@ def lowest_index_top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Args:
         scores: Scores (..., E).
         k: Number kept, between 1 and E.
+        ties: Second scores (..., E), by which equal ones are ordered first.
 
     Returns:
         Values, differentiable, and distinct int64 indices, both (..., K), in falling order.
     """
     lowest = torch.finfo(scores.dtype).min
     remaining = scores.detach().clamp(min=lowest)  # -inf becomes available after everything else
+    if ties is not None:  # about as expensive as the passes
+        remaining = _break_ties(remaining, ties.detach(), k)
     chosen = [remaining.argmax(-1, keepdim=True)]
     for _ in range(k - 1):
         remaining.scatter_(-1, chosen[-1], -torch.inf)
         chosen.append(remaining.argmax(-1, keepdim=True))
     indices = torch.cat(chosen, -1)
+    if ties is not None:
+        _, order = stable_sort(scores.detach().gather(-1, indices), descending=True)
+        indices = indices.gather(-1, order)
     return scores.gather(-1, indices), indices
 
 
@@ -79,6 +87,34 @@ def unrounded(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return tensor.to(result.device) if rounded else result
 
     return moved
+
+
+def _break_ties(scores: Tensor, ties: Tensor, k: int) -> Tensor:
+    """Return scores with the same ``k`` largest, where those equal to the k-th are their ``ties``.
+
+    What is larger is infinite, what is smaller is -inf.
+    """
+    least = scores.topk(k).values[..., -1:]
+    ties = ties.clamp(torch.finfo(ties.dtype).min, torch.finfo(ties.dtype).max)
+    return ties.masked_fill_(scores > least, torch.inf).masked_fill_(scores < least, -torch.inf)
+
+
+def stable_sort(
+    values: Tensor, *, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the values in order and where they were; equal values keep their order.
+
+    ONNX has no stable sort, but its ``TopK``, to which a plain sort is exported, keeps the order of
+    equal values.
+
+    Args:
+        values: Values, sorted along ``dim``.
+        dim: Dimension along which they are sorted.
+        descending: Whether the largest comes first.
+    """
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+        return torch.sort(values, dim, descending)
+    return torch.sort(values, stable=True, dim=dim, descending=descending)
 
 
 def _autocast_off(x: Tensor) -> AbstractContextManager[object]:

@@ -6,6 +6,18 @@ import torch
 from torch import Tensor
 
 
+def ignored_as_zero(values: Tensor, padding_mask: Tensor | None) -> Tensor:
+    """Return values (..., A, B) that are zero where ``padding_mask`` (...) is True.
+
+    Raises:
+        ValueError: The mask is not boolean or does not fit.
+    """
+    if padding_mask is None:
+        return values
+    check_padding_mask(padding_mask, values.shape[:-2])
+    return values.masked_fill(padding_mask[..., None, None], 0)
+
+
 def check_padding_mask(padding_mask: Tensor, shape: Sequence[int]) -> None:
     """Refuse a mask that is not boolean or does not fit the positions.
 

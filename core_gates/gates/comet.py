@@ -5,11 +5,13 @@ from torch import Tensor, nn
 
 from core_gates.numerics import linear_fp32
 from core_gates.ops.smooth_step.op import check_gamma, smooth_step
-from core_gates.padding import check_padding_mask
+from core_gates.padding import check_padding_mask, ignored_as_zero
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.regularizers import selection_entropy
 from core_gates.routing.trees import leaf_probabilities, row_products, walk
+
+_MOST_OPEN = 8  # branches of a tree that scattered reads follow faster than one matmul
 
 
 class CometGate(Gate):
@@ -24,8 +26,9 @@ class CometGate(Gate):
 
     In evaluation without gradients a gate of many experts follows the open branches alone: no node
     or leaf behind a closed branch is evaluated. The scattered reads make that slower than one
-    product with all nodes for fewer experts: on one CPU core they meet between 256 and 512 experts
-    (k = 2, batches of 2048; at 1024 it is twice as fast).
+    matmul with all nodes for fewer experts: on one CPU core they meet between 256 and 512 experts
+    (k = 2, batches of 2048; at 1024 it is twice as fast). While more than 8 branches of a tree are
+    open on average, as early in training, everything is evaluated.
 
     Args:
         dim: Features of a position.
@@ -113,9 +116,15 @@ class CometGate(Gate):
         aux = {"entropy": selection_entropy(leaves, padding_mask, floor=self.prob_floor)}
         return RoutingOutput(weights, probs=weights, aux=aux).ignore(padding_mask)
 
-    def selectors(self, x: Tensor) -> Tensor:
+    def selectors(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
         """Return the share (..., J, E) of each of the J = ``k`` trees in the weights."""
-        return self._select(x, None)[0]
+        return ignored_as_zero(self._select(x, padding_mask)[0], padding_mask)
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(gate)``."""
@@ -123,15 +132,18 @@ class CometGate(Gate):
 
     def _select(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the weights (..., J, E) of the leaves and the probabilities of arriving there."""
+        found = None
         if self._follows_open_branches():
-            scores, leaves = self._scores_along_open_branches(x, padding_mask)
-        else:
-            turns = self._linear(x, self.node_weight, self.node_bias, padding_mask)
-            leaves = leaf_probabilities(smooth_step(turns, self.gamma))
-            scores = self._linear(x, self.leaf_weight, self.leaf_bias, padding_mask)
-            scores = scores + (leaves + self.log_eps).log()
-            scores = scores.masked_fill(leaves <= self.prob_floor, -torch.inf)
+            found = self._scores_along_open_branches(x, padding_mask)
+        scores, leaves = self._scores_of_all(x, padding_mask) if found is None else found
         return scores.flatten(-2).softmax(-1).view(scores.shape), leaves
+
+    def _scores_of_all(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        turns = self._linear(x, self.node_weight, self.node_bias, padding_mask)
+        leaves = leaf_probabilities(smooth_step(turns, self.gamma))
+        scores = self._linear(x, self.leaf_weight, self.leaf_bias, padding_mask)
+        scores = scores + (leaves + self.log_eps).log()
+        return scores.masked_fill(leaves <= self.prob_floor, -torch.inf), leaves
 
     def _linear(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, padding_mask: Tensor | None
@@ -151,7 +163,8 @@ class CometGate(Gate):
 
     def _scores_along_open_branches(
         self, x: Tensor, padding_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return scores and probabilities of the leaves (..., J, E); None if many are open."""
         if x.shape[-1:] != (self.dim,):
             raise ValueError(f"x {tuple(x.shape)} must end in the {self.dim} features of the gate")
         acc = torch.promote_types(torch.promote_types(x.dtype, self.leaf_bias.dtype), torch.float32)
@@ -162,10 +175,12 @@ class CometGate(Gate):
         if padding_mask is not None:
             check_padding_mask(padding_mask, leading)
             rows = rows[~padding_mask.flatten()]
-        rows, trees, experts, reach = walk(
-            x, rows, node_weight, node_bias, self.gamma, self.prob_floor
-        )
-        scores = row_products(x, rows, leaf_weight[trees, experts]) + self.leaf_bias[trees, experts]
+        arrivals = walk(x, rows, node_weight, node_bias, self.gamma, self.prob_floor, _MOST_OPEN)
+        if arrivals is None:
+            return None
+        rows, trees, experts, reach = arrivals
+        scores = row_products(x, rows, leaf_weight, trees, experts)
+        scores = scores + self.leaf_bias[trees, experts]
         scores = scores + (reach + self.log_eps).log()
         places = (rows, trees, experts)
         leaves = x.new_zeros(len(x), self.k, self.num_experts)

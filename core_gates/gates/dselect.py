@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from core_gates.numerics import linear_fp32
 from core_gates.ops.smooth_step.op import check_gamma, smooth_step
-from core_gates.padding import check_padding_mask
+from core_gates.padding import check_padding_mask, ignored_as_zero
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.regularizers import selection_entropy, sum_over_positions
@@ -105,11 +105,17 @@ class DSelectKGate(Gate):
         aux = self._losses(choices, padding_mask if self.per_example else None)
         return RoutingOutput(weights, probs=weights, aux=aux).ignore(padding_mask)
 
-    def selectors(self, x: Tensor) -> Tensor:
+    def selectors(
+        self,
+        x: Tensor,
+        *,
+        ids: Tensor | None = None,  # noqa: ARG002
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
         """Return the share (..., J, E) of each of the J = ``k`` selectors in the weights."""
-        shares, choices = self._select(x, None)
-        selectors = shares.unsqueeze(-1) * choices
-        return selectors.expand(*x.shape[:-1], -1, -1)
+        shares, choices = self._select(x, padding_mask)
+        selectors = (shares.unsqueeze(-1) * choices).expand(*x.shape[:-1], -1, -1)
+        return ignored_as_zero(selectors, padding_mask)
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(gate)``."""

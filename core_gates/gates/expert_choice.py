@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from core_gates.numerics import linear_fp32
+from core_gates.numerics import linear_fp32, stable_sort
 from core_gates.routing.base import Gate
 from core_gates.routing.capacity import CapacityRule, check_capacity, group_capacity
 from core_gates.routing.groups import group_positions, ungroup_positions
@@ -22,9 +22,11 @@ class ExpertChoiceGate(Gate):
     Args:
         dim: Features of a position.
         num_experts: Number of experts.
-        capacity_factor: Mean number of experts of a position, cf.
+        capacity_factor: Mean number of experts of a position in training, cf.
+        eval_capacity_factor: The same in evaluation; that of training if None.
         capacity_rule: How C is rounded, see :func:`core_gates.routing.capacity.capacity`.
-        count_padding: Whether ignored positions count as tokens in the capacity.
+        eval_capacity_rule: The same in evaluation; that of training if None.
+        padding_in_capacity: Whether ignored positions count as tokens in the capacity.
         group_dim: Dimension of ``x`` along which positions compete; all positions if None.
         bias: Whether the logits have a bias.
         device: Device of the parameters.
@@ -45,18 +47,26 @@ class ExpertChoiceGate(Gate):
         num_experts: int,
         *,
         capacity_factor: float = 2.0,
+        eval_capacity_factor: float | None = None,
         capacity_rule: CapacityRule = "ceil",
-        count_padding: bool = False,
+        eval_capacity_rule: CapacityRule | None = None,
+        padding_in_capacity: bool = False,
         group_dim: int | None = None,
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_experts)
+        if eval_capacity_factor is None:
+            eval_capacity_factor = capacity_factor
+        eval_capacity_rule = eval_capacity_rule or capacity_rule
         check_capacity(capacity_factor, capacity_rule)
+        check_capacity(eval_capacity_factor, eval_capacity_rule)
         self.capacity_factor = capacity_factor
+        self.eval_capacity_factor = eval_capacity_factor
         self.capacity_rule: CapacityRule = capacity_rule
-        self.count_padding = count_padding
+        self.eval_capacity_rule: CapacityRule = eval_capacity_rule
+        self.padding_in_capacity = padding_in_capacity
         self.group_dim = group_dim
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.bias = (
@@ -94,11 +104,16 @@ class ExpertChoiceGate(Gate):
         if padding_mask is not None:
             padding = group_positions(padding_mask.unsqueeze(-1), self.group_dim)
             scores = scores.masked_fill(padding, -1)  # behind every probability
-            real = None if self.count_padding else ~padding
+            real = None if self.padding_in_capacity else ~padding
         limit = group_capacity(
-            num_tokens, self.num_experts, self.capacity_factor, self.capacity_rule, real
+            num_tokens,
+            self.num_experts,
+            self.capacity_factor if self.training else self.eval_capacity_factor,
+            self.capacity_rule if self.training else self.eval_capacity_rule,
+            real,
+            scores.device,
         )
-        order = scores.argsort(stable=True, dim=1, descending=True)
+        order = stable_sort(scores, dim=1, descending=True)[1]
         places = torch.arange(num_tokens, device=order.device).view(1, -1, 1).expand_as(order)
         chosen = torch.zeros_like(order).scatter(1, order, places) < limit
         chosen = ungroup_positions(chosen, probs.shape[:-1], self.group_dim)

@@ -34,12 +34,14 @@ class GShardGate(Gate):
             drops nothing.
         eval_capacity_factor: The same in evaluation.
         capacity_rule: How the capacity is rounded; ``per_expert`` is the published 2 ⌈T / E⌉.
+        eval_capacity_rule: The same in evaluation; that of training if None.
         prioritized: Whether positions queue in falling order of their largest probability
             (Riquelme et al., 2021) instead of their own.
         normalize_before_drop: Whether the two weights are scaled to sum 1 before anything is
             dropped, so that what remains may sum to less.
-        count_padding: Whether ignored positions count as tokens in the capacity and in the means of
-            the loss (they choose nothing).
+        padding_in_capacity: Whether ignored positions count as tokens in the capacity.
+        padding_in_mean: Whether they count as tokens in the two means of the loss, to which they
+            add their probabilities but no choice.
         group_dim: Dimension of ``x`` whose positions share the room; all positions if None.
         device: Device of the parameter.
         dtype: Floating dtype of the parameter.
@@ -61,9 +63,11 @@ class GShardGate(Gate):
         capacity_factor: float | None = 2.0,
         eval_capacity_factor: float | None = 2.0,
         capacity_rule: CapacityRule = "ceil",
+        eval_capacity_rule: CapacityRule | None = None,
         prioritized: bool = False,
         normalize_before_drop: bool = False,
-        count_padding: bool = False,
+        padding_in_capacity: bool = False,
+        padding_in_mean: bool = False,
         group_dim: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -76,15 +80,18 @@ class GShardGate(Gate):
                 f"second_policy is {second_policy!r}; choose one of"
                 f" {', '.join(get_args(SecondPolicy))}"
             )
-        for factor in (capacity_factor, eval_capacity_factor):
-            check_capacity(factor, capacity_rule)
+        eval_capacity_rule = eval_capacity_rule or capacity_rule
+        check_capacity(capacity_factor, capacity_rule)
+        check_capacity(eval_capacity_factor, eval_capacity_rule)
         self.second_policy = second_policy
         self.capacity_factor = capacity_factor
         self.eval_capacity_factor = eval_capacity_factor
         self.capacity_rule: CapacityRule = capacity_rule
+        self.eval_capacity_rule: CapacityRule = eval_capacity_rule
         self.prioritized = prioritized
         self.normalize_before_drop = normalize_before_drop
-        self.count_padding = count_padding
+        self.padding_in_capacity = padding_in_capacity
+        self.padding_in_mean = padding_in_mean
         self.group_dim = group_dim
         self.couples_tokens = capacity_factor is not None or eval_capacity_factor is not None
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
@@ -127,9 +134,9 @@ class GShardGate(Gate):
         routing = limit_capacity(
             routing.ignore(padding_mask),
             self.capacity_factor if self.training else self.eval_capacity_factor,
-            rule=self.capacity_rule,
+            rule=self.capacity_rule if self.training else self.eval_capacity_rule,
             padding_mask=padding_mask,
-            count_padding=self.count_padding,
+            padding_in_capacity=self.padding_in_capacity,
             group_dim=self.group_dim,
             priority=probs.amax(-1) if self.prioritized else None,
         )
@@ -160,7 +167,7 @@ class GShardGate(Gate):
             check_padding_mask(padding_mask, first.shape)
             ignored = padding_mask.unsqueeze(-1)
             chosen = chosen.masked_fill(ignored, 0)
-            if not self.count_padding:
+            if not self.padding_in_mean:
                 probs = probs.masked_fill(ignored, 0)
                 number = (~padding_mask).sum().clamp(min=1)
         share = chosen.reshape(-1, self.num_experts).sum(0) / number

@@ -26,7 +26,7 @@ class HardConcreteGate(Gate):
         beta: Temperature β of the concrete distribution.
         gamma: Lower end γ of the stretched interval, below 0.
         zeta: Upper end ζ, above 1.
-        count_padding: Whether ignored positions count in the loss all the same.
+        padding_in_loss: Whether ignored positions count in the loss all the same.
         bias: Whether the logits α have a bias.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
@@ -47,7 +47,7 @@ class HardConcreteGate(Gate):
         beta: float = 2 / 3,
         gamma: float = -0.1,
         zeta: float = 1.1,
-        count_padding: bool = False,
+        padding_in_loss: bool = False,
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -55,7 +55,7 @@ class HardConcreteGate(Gate):
         super().__init__(dim, num_experts)
         self.distribution = HardConcrete(beta, gamma, zeta)
         self.distribution.check()
-        self.count_padding = count_padding
+        self.padding_in_loss = padding_in_loss
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.bias = (
             nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
@@ -93,5 +93,5 @@ class HardConcreteGate(Gate):
             weights = self.distribution.sample(logits, noise)
         probs = self.distribution.open_probability(logits)
         routing = RoutingOutput(weights, logits=logits, probs=probs)
-        l0 = l0_loss(routing, padding_mask=padding_mask, count_padding=self.count_padding)
+        l0 = l0_loss(routing, padding_mask=padding_mask, padding_in_loss=self.padding_in_loss)
         return routing.ignore(padding_mask)._replace(aux={"l0": l0})

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Sequence
 from random import Random
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ class HashGate(Gate):
 
     A table drawn once from ``seed`` and kept in the state gives every id ``k`` different experts,
     each with weight 1 / k: ``random``, independently of each other, or ``balanced``, the most
-    frequent ids first, each to the experts with the least load so far. There are no parameters.
+    frequent ids first, each to the experts with the least load so far. There are no parameters. The
+    state says for how many experts the table is; loading that of another number is an error.
 
     Args:
         dim: Features of a position; only their shape is used.
@@ -44,6 +45,7 @@ class HashGate(Gate):
     renormalize = True
 
     table: Tensor
+    table_experts: Tensor
 
     def __init__(
         self,
@@ -80,12 +82,14 @@ class HashGate(Gate):
         self._frequencies: list[float] | None = frequencies
         self._dtype = torch.promote_types(dtype or torch.float32, torch.float32)
         self.register_buffer("table", torch.empty(num_ids, k, device=device, dtype=torch.int64))
+        self.register_buffer("table_experts", torch.empty((), device=device, dtype=torch.int64))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the table anew from its seed."""
         if self.table.is_meta:
             return
+        self.table_experts.fill_(self.num_experts)
         if self._kind == "random":
             generator = torch.Generator().manual_seed(self.seed)
             scores = torch.rand(self.num_ids, self.num_experts, generator=generator)
@@ -122,6 +126,17 @@ class HashGate(Gate):
         weights = torch.full(indices.shape, 1 / self.k, dtype=dtype, device=indices.device)
         probs = weights.new_zeros(*ids.shape, self.num_experts).scatter(-1, indices, weights)
         return RoutingOutput(weights, indices, probs=probs).ignore(padding_mask)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        found = state_dict.get(f"{prefix}table_experts")
+        if isinstance(found, Tensor) and not found.is_meta and int(found) != self.num_experts:
+            errors: list[str] = args[-1]  # what load_state_dict raises in the end
+            errors.append(
+                f"the table {prefix}table spreads ids over {int(found)} experts, but the gate has"
+                f" {self.num_experts}"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(gate)``."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from core_gates.numerics import linear_fp32
 from core_gates.ops.multi_gate_mix import reference
 from core_gates.ops.multi_gate_mix.op import multi_gate_mix
+from core_gates.padding import ignored_as_zero
 from core_gates.routing.base import Gate
 
 
@@ -59,20 +60,40 @@ class MultiGate(nn.Module):
             gate.reset_parameters()  # type: ignore[operator]
         self.places.copy_(self._places)
 
-    def weights(self, x: Tensor) -> Tensor:
-        """Return the weights (..., S, E), exactly zero where a gate does not route."""
-        rows = [gate(x).to_dense(gate.num_experts).weights for gate in self.gates]
+    def weights(
+        self, x: Tensor, *, ids: Tensor | None = None, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the weights (..., S, E), exactly zero where a gate does not route.
+
+        The arguments are those of :meth:`~core_gates.routing.base.Gate.forward`.
+        """
+        routings = [(gate(x, ids=ids, padding_mask=padding_mask), gate) for gate in self.gates]
+        rows = [routing.to_dense(gate.num_experts).weights for routing, gate in routings]
         return _spread(torch.cat(rows, -1), self.places, self._shape)
 
-    def forward(self, x: Tensor, experts: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        experts: Tensor,
+        *,
+        ids: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
         """Return the mixtures (..., S, D) of the outputs of the experts (..., E, D).
 
+        Args:
+            x: Routing input (..., dim).
+            experts: Outputs of the experts (..., E, D).
+            ids: Token or user numbers (...), for gates that route by identity.
+            padding_mask: True (...) at positions to ignore, whose mixtures are zero.
+
         Raises:
-            ValueError: ``experts`` has another number of experts.
+            ValueError: ``experts`` has another number of experts, or the mask does not fit.
         """
         if experts.shape[-2] != self._shape[1]:
             raise ValueError(f"expected {self._shape[1]} experts, found {experts.shape[-2]}")
-        weights = self.weights(x)
+        weights = self.weights(x, ids=ids, padding_mask=padding_mask)
+        experts = ignored_as_zero(experts, padding_mask)  # 0 · NaN = NaN
         acc = torch.promote_types(weights.dtype, experts.dtype)
         return (weights.to(acc) @ experts.to(acc)).to(experts.dtype)
 

@@ -30,7 +30,7 @@ class NoisyTopKGate(Gate):
         dim: Features of a position.
         num_experts: Number of experts.
         k: Experts kept per position.
-        count_padding: Whether ignored positions count in the losses all the same.
+        padding_in_loss: Whether ignored positions count in the losses all the same.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
@@ -50,7 +50,7 @@ class NoisyTopKGate(Gate):
         num_experts: int,
         *,
         k: int = 2,
-        count_padding: bool = False,
+        padding_in_loss: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -58,7 +58,7 @@ class NoisyTopKGate(Gate):
         if not 1 <= k <= num_experts:
             raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
         self.k = k
-        self.count_padding = count_padding
+        self.padding_in_loss = padding_in_loss
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.noise_weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.reset_parameters()
@@ -97,7 +97,7 @@ class NoisyTopKGate(Gate):
         routing = RoutingOutput(weights, chosen, logits=clean, probs=noisy.softmax(-1))
         aux = {
             name: importance_loss(
-                totaled, padding_mask=padding_mask, count_padding=self.count_padding
+                totaled, padding_mask=padding_mask, padding_in_loss=self.padding_in_loss
             )
             for name, totaled in (
                 ("importance", routing),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.collectives import gathered
+from core_gates.errors import GatesError
 from core_gates.numerics import linear_fp32
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
@@ -25,9 +26,9 @@ class PermutedGate(StagedGate):
     Each tree or selector j of the gate, a row vector over experts, is multiplied by Π_j; the sum
     over j is scaled as the gate scales its own weights. Phase ``search``: Π is relaxed and learned,
     which makes any gate dense; evaluation uses the nearest permutation (the best assignment, by
-    SciPy). Phase ``permuted``: Π is fixed, and a gate with indices keeps them. Phases follow the
-    updates of this gate; the wrapped one is updated for itself by
-    :func:`~core_gates.routing.collect.update_gates`.
+    SciPy). Phase ``permuted``: Π is fixed, and a gate with indices keeps them;
+    :meth:`set_permutations` begins it with given ones. Phases follow the updates of this gate; the
+    wrapped one is updated for itself by :func:`~core_gates.routing.collect.update_gates`.
 
     The loss ``permutation_entropy`` joins the losses of the gate: the entropies of Π and of Π with
     rows scaled to sum 1, means over the permutations (published weight: 1e-4). After the search it
@@ -108,6 +109,27 @@ class PermutedGate(StagedGate):
             return self.relaxed(noisy=True)
         return nn.functional.one_hot(self._targets(), self.num_experts).to(torch.float32)
 
+    def set_permutations(self, targets: Tensor) -> None:
+        """End the search with given permutations, learned elsewhere or drawn.
+
+        Args:
+            targets: For each expert of the gate the expert that it becomes: (E,), alike for all
+                trees, or (Q, E), one row a permutation.
+
+        Raises:
+            GatesError: The rows are no permutations of the experts, or of another number.
+        """
+        num_experts = self.num_experts
+        rows = targets.expand(len(self.targets), -1) if targets.ndim == 1 else targets
+        ordered = torch.arange(num_experts, device=rows.device).expand(self.targets.shape)
+        if rows.dtype != torch.int64 or not torch.equal(rows.sort(-1).values, ordered):
+            raise GatesError(
+                f"targets {tuple(targets.shape)} must be one or {len(self.targets)} permutations of"
+                f" the numbers 0 to {num_experts - 1}, int64"
+            )
+        step = torch.tensor(self.search.num_steps - 1)  # the last of the search
+        self.load_state_dict({"step": step, "targets": rows}, strict=False)
+
     def forward(
         self, x: Tensor, *, ids: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> RoutingOutput:
@@ -118,11 +140,12 @@ class PermutedGate(StagedGate):
         if self.training and self.phase == "search":
             relaxed = self.relaxed(noisy=True)
             entropy = permutation_entropy(relaxed)
-            permuted = self._mixed(routing, self._selectors(x, routing, padding_mask), relaxed)
+            selectors = self._selectors(x, routing, ids, padding_mask)
+            permuted = self._mixed(routing, selectors, relaxed)
         else:
             scores = self.permutation_logits.to(routing.weights.dtype)
             entropy = 0 * scores.sum()
-            permuted = self._moved(routing, x, padding_mask, self._targets())
+            permuted = self._moved(routing, x, ids, padding_mask, self._targets())
             permuted = permuted._replace(weights=permuted.weights + entropy)  # in use, for DDP
         aux = {**(routing.aux or {}), "permutation_entropy": entropy}
         return permuted._replace(aux=aux).ignore(padding_mask)
@@ -167,13 +190,13 @@ class PermutedGate(StagedGate):
             scores = scores - self.search.noise * torch.empty_like(scores).exponential_().log()
         return scores / self._temperature
 
-    def _selectors(self, x: Tensor, routing: RoutingOutput, padding_mask: Tensor | None) -> Tensor:
+    def _selectors(
+        self, x: Tensor, routing: RoutingOutput, ids: Tensor | None, padding_mask: Tensor | None
+    ) -> Tensor:
         if type(self.gate).selectors is Gate.selectors:  # J = 1; a second call would draw new noise
             selectors = routing.to_dense(self.num_experts).weights.unsqueeze(-2)
         else:
-            if padding_mask is not None:
-                x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
-            selectors = self.gate.selectors(x)
+            selectors = self.gate.selectors(x, ids=ids, padding_mask=padding_mask)
         if self.search.num_permutations not in (1, selectors.shape[-2]):
             raise ValueError(
                 f"num_permutations is {self.search.num_permutations}, but the gate is a sum of"
@@ -196,10 +219,15 @@ class PermutedGate(StagedGate):
         return RoutingOutput(weights, logits=routing.logits, probs=probs)
 
     def _moved(
-        self, routing: RoutingOutput, x: Tensor, padding_mask: Tensor | None, targets: Tensor
+        self,
+        routing: RoutingOutput,
+        x: Tensor,
+        ids: Tensor | None,
+        padding_mask: Tensor | None,
+        targets: Tensor,
     ) -> RoutingOutput:
         if len(targets) > 1:
-            weights = _move(self._selectors(x, routing, padding_mask), targets).sum(-2)
+            weights = _move(self._selectors(x, routing, ids, padding_mask), targets).sum(-2)
             return RoutingOutput(weights, probs=weights)
         logits = None if routing.logits is None else _move(routing.logits, targets[0])
         probs = None if routing.probs is None else _move(routing.probs, targets[0])

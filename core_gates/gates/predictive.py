@@ -126,12 +126,13 @@ class CrossLayerPredictor:
             ValueError: ``width`` is below the choices of the gate or above its experts, or the gate
                 gives no indices.
         """
-        training = self.gate.training
+        modes = [(module, module.training) for module in self.gate.modules()]
         self.gate.eval()
         try:
             routing = self.gate.forward(x, ids=ids, padding_mask=padding_mask)  # without hooks
         finally:
-            self.gate.train(training)
+            for module, mode in modes:  # an inner gate may be frozen in another one
+                module.training = mode
         return self._widened(routing)
 
     def _widened(self, routing: RoutingOutput) -> RoutingOutput:
@@ -162,7 +163,7 @@ class CrossLayerPredictor:
 def prediction_recall(predicted: RoutingOutput, actual: RoutingOutput) -> Tensor:
     """Return the share (...) of the experts a position really uses that were predicted.
 
-    It is NaN for positions that use none.
+    It is NaN for positions that use none, and in the wider dtype of the weights of the two.
 
     Args:
         predicted: Routing of a predictor; all of its choices count, kept or not.
@@ -175,7 +176,8 @@ def prediction_recall(predicted: RoutingOutput, actual: RoutingOutput) -> Tensor
         raise ValueError("recall compares indices, but a routing is dense: use to_top_k(k)")
     found = (actual.indices.unsqueeze(-1) == predicted.indices.unsqueeze(-2)).any(-1)
     used = torch.ones_like(found) if actual.kept is None else actual.kept
-    return (found & used).sum(-1) / used.sum(-1)
+    dtype = torch.promote_types(predicted.weights.dtype, actual.weights.dtype)
+    return (found & used).sum(-1).to(dtype) / used.sum(-1)
 
 
 def fetch_order(predicted: RoutingOutput, num_experts: int | None = None) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """ReMoE: routing by a rectifier, with a sparsity that is steered."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,7 @@ class ReMoEGate(Gate):
         load_balanced: Whether the loss presses busy experts more.
         initial_penalty: First λ.
         rate: Factor of λ in one step; where few steps change much, 1.05 swings less.
-        count_padding: Whether ignored positions count in the loss all the same.
+        padding_in_loss: Whether ignored positions count in the loss all the same.
         bias: Whether the logits have a bias.
         device: Device of the parameters and buffers.
         dtype: Floating dtype of the parameters; λ is kept in float32 at least.
@@ -56,7 +57,7 @@ class ReMoEGate(Gate):
         load_balanced: bool = True,
         initial_penalty: float = 1e-8,
         rate: float = 1.2,
-        count_padding: bool = False,
+        padding_in_loss: bool = False,
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -72,7 +73,7 @@ class ReMoEGate(Gate):
         self.k = k
         self.load_balanced = load_balanced
         self.rate = rate
-        self.count_padding = count_padding
+        self.padding_in_loss = padding_in_loss
         self._initial_penalty = initial_penalty
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.bias = (
@@ -128,8 +129,8 @@ class ReMoEGate(Gate):
         return f"{super().extra_repr()}, k={self.k}, load_balanced={self.load_balanced}"
 
     def _l1(self, weights: Tensor, padding_mask: Tensor | None) -> Tensor:
-        number: int | Tensor = max(1, weights.shape[:-1].numel())
-        if padding_mask is not None and not self.count_padding:
+        number: int | Tensor = max(1, math.prod(weights.shape[:-1]))
+        if padding_mask is not None and not self.padding_in_loss:
             weights = weights.masked_fill(padding_mask.unsqueeze(-1), 0)
             number = (~padding_mask).sum().clamp(min=1)
         weights = weights.reshape(-1, self.num_experts)

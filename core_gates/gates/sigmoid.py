@@ -16,6 +16,8 @@ from core_gates.routing.output import RoutingOutput
 class SigmoidGate(Gate):
     """Weigh experts by ``s = sigmoid(x W)``, all of them or the ``k`` best (DeepSeek-AI, 2024).
 
+    Where scores are equal because the sigmoid saturates, the larger logit is better.
+
     The weights are the scores of the routed experts, scaled to sum ``scale``. With a
     ``balance_rate`` u the best are chosen by s + b instead; the bias b, no parameter, never enters
     the weights, and each :meth:`update` moves it by ``u sign(mean count - count)`` over the
@@ -102,7 +104,7 @@ class SigmoidGate(Gate):
         # The softmax of log s is s / Σ s, also where every s underflows.
         log_scores = F.logsigmoid(logits)
         probs = log_scores.softmax(-1)
-        indices = None if self.k is None else self._best(logits.detach().sigmoid(), self.k)
+        indices = None if self.k is None else self._best(logits.detach(), self.k)
         routed = log_scores if indices is None else log_scores.gather(-1, indices)
         weights = routed.softmax(-1) if self.renormalize else routed.exp()
         routing = RoutingOutput(self.scale * weights, indices, logits=logits, probs=probs)
@@ -129,17 +131,20 @@ class SigmoidGate(Gate):
         """Show the sizes in ``print(gate)``."""
         return f"{super().extra_repr()}, k={self.k}, balance_rate={self.balance_rate}"
 
-    def _best(self, scores: Tensor, k: int) -> Tensor:
-        biased = scores + self.balance_bias
+    def _best(self, logits: Tensor, k: int) -> Tensor:
+        biased = logits.sigmoid() + self.balance_bias
         if self.num_kept_groups < self.num_groups:
             groups = biased.view(
                 *biased.shape[:-1], self.num_groups, self.num_experts // self.num_groups
             )
-            best_two, _ = lowest_index_top_k(groups, min(2, groups.shape[-1]))
-            _, kept = lowest_index_top_k(best_two.sum(-1), self.num_kept_groups)
+            by_group = logits.view_as(groups)
+            best_two, which = lowest_index_top_k(groups, min(2, groups.shape[-1]), ties=by_group)
+            _, kept = lowest_index_top_k(
+                best_two.sum(-1), self.num_kept_groups, ties=by_group.gather(-1, which).sum(-1)
+            )
             closed = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, kept, False)
             biased = groups.masked_fill(closed.unsqueeze(-1), -torch.inf).flatten(-2)
-        return lowest_index_top_k(biased, k)[1]
+        return lowest_index_top_k(biased, k, ties=logits)[1]
 
     def _check(self) -> None:
         if self.balance_rate < 0:

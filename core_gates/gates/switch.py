@@ -25,7 +25,8 @@ class SwitchGate(Gate):
         eval_capacity_factor: The same in evaluation.
         capacity_rule: How the capacity is rounded; see
             :func:`~core_gates.routing.capacity.capacity`.
-        count_padding: Whether ignored positions count as tokens in the capacity.
+        eval_capacity_rule: The same in evaluation; that of training if None.
+        padding_in_capacity: Whether ignored positions count as tokens in the capacity.
         group_dim: Dimension of ``x`` whose positions share the room; all positions if None.
         jitter: Half width of the noise on the input; 0 for none.
         device: Device of the parameter.
@@ -46,7 +47,8 @@ class SwitchGate(Gate):
         capacity_factor: float | None = 1.25,
         eval_capacity_factor: float | None = 2.0,
         capacity_rule: CapacityRule = "ceil",
-        count_padding: bool = False,
+        eval_capacity_rule: CapacityRule | None = None,
+        padding_in_capacity: bool = False,
         group_dim: int | None = None,
         jitter: float = 0.01,
         device: torch.device | str | None = None,
@@ -55,12 +57,14 @@ class SwitchGate(Gate):
         super().__init__(dim, num_experts)
         if not 0 <= jitter < 1:
             raise ValueError(f"jitter must lie in [0, 1), got {jitter}")
-        for factor in (capacity_factor, eval_capacity_factor):
-            check_capacity(factor, capacity_rule)
+        eval_capacity_rule = eval_capacity_rule or capacity_rule
+        check_capacity(capacity_factor, capacity_rule)
+        check_capacity(eval_capacity_factor, eval_capacity_rule)
         self.capacity_factor = capacity_factor
         self.eval_capacity_factor = eval_capacity_factor
         self.capacity_rule: CapacityRule = capacity_rule
-        self.count_padding = count_padding
+        self.eval_capacity_rule: CapacityRule = eval_capacity_rule
+        self.padding_in_capacity = padding_in_capacity
         self.group_dim = group_dim
         self.jitter = jitter
         self.couples_tokens = capacity_factor is not None or eval_capacity_factor is not None
@@ -99,9 +103,9 @@ class SwitchGate(Gate):
         return limit_capacity(
             routing.ignore(padding_mask),
             self.capacity_factor if self.training else self.eval_capacity_factor,
-            rule=self.capacity_rule,
+            rule=self.capacity_rule if self.training else self.eval_capacity_rule,
             padding_mask=padding_mask,
-            count_padding=self.count_padding,
+            padding_in_capacity=self.padding_in_capacity,
             group_dim=self.group_dim,
         )
 

@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from core_gates.numerics import linear_fp32
+from core_gates.numerics import linear_fp32, stable_sort
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 
@@ -87,7 +87,9 @@ class TopPGate(_SubsetGate):
         self.p = p
 
     def _routed(self, probs: Tensor) -> Tensor:
-        falling, order = probs.sort(stable=True, dim=-1, descending=True)
+        if self.p == 1:  # rounded sums reach 1 before the last expert
+            return torch.ones_like(probs, dtype=torch.bool)
+        falling, order = stable_sort(probs, descending=True)
         before = falling.cumsum(-1).roll(1, -1)
         before[..., 0] = 0
         return torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, before < self.p)

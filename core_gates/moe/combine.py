@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from core_gates.moe.transforms import is_transformed
+
 CHUNK = 256
 """Rows at a time whose gradient stays in the cache until all is done with it."""
 
@@ -13,7 +15,8 @@ CHUNK = 256
 def combine(rows: Tensor, weights: Tensor, place: Tensor, order: Tensor | None = None) -> Tensor:
     """Return ``Σ_k weights[t, k] rows[place[t, k]]``, multiplied in the wider of the two dtypes.
 
-    Reading the rows where they are is deterministic, unlike adding them up where they belong.
+    Reading the rows where they are is deterministic, unlike adding them up where they belong. The
+    plain formula, which ``torch.compile`` fuses, is also what ``torch.func`` transforms.
 
     Args:
         rows: Results (N, D).
@@ -25,7 +28,7 @@ def combine(rows: Tensor, weights: Tensor, place: Tensor, order: Tensor | None =
     Returns:
         Sums (T, D) in the dtype of ``rows``.
     """
-    if torch.compiler.is_compiling():  # fuses the plain formula
+    if torch.compiler.is_compiling() or is_transformed():
         exact = torch.promote_types(rows.dtype, weights.dtype)
         return (rows[place].to(exact) * weights.unsqueeze(-1)).sum(-2).to(rows.dtype)
     result: Tensor = _Combine.apply(rows, weights, place, order)  # type: ignore[no-untyped-call]

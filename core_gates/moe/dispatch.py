@@ -1,8 +1,8 @@
 """Bringing positions to their experts and the results back.
 
 Four ways that agree in results and gradients: ``sorted`` (the fast one), ``capacity`` (a buffer of
-equal length for every expert), ``dense`` (every expert on every position, for export) and ``loop``
-(the definition). None of them drops a choice: what is not ``kept`` was dropped by the gate. A
+equal length for every expert), ``dense`` (every expert on every position) and ``loop`` (the
+definition). None of them drops a choice: what is not ``kept`` was dropped by the gate. A
 choice that is not kept, or a dense weight that is exactly zero, gets no gradient.
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from core_gates.moe.combine import combine
 from core_gates.moe.experts import StackedExperts
+from core_gates.moe.transforms import is_transformed
 from core_gates.routing.counts import count_non_finite, refuse_non_finite
 from core_gates.routing.output import RoutingOutput
 
@@ -81,6 +82,8 @@ def dispatch(x: Tensor, routing: RoutingOutput, experts: Experts, how: Dispatch)
         routing: Routing of the same leading shape, of choices, dense weights or slots.
         experts: The experts.
         how: One of ``dense``, ``loop``, ``sorted`` and ``capacity``; slots know one way only.
+            ``torch.export`` and the transforms of ``torch.func`` always get ``dense``, whose shapes
+            do not depend on the routing.
 
     Returns:
         Results (..., D) in the dtype of the experts' results; zero for positions without expert.
@@ -95,6 +98,8 @@ def dispatch(x: Tensor, routing: RoutingOutput, experts: Experts, how: Dispatch)
         raise ValueError(f"x {tuple(x.shape)} does not fit a routing of {tuple(leading)} positions")
     if routing.dispatch is not None:
         return _slots(x, routing, experts)
+    if torch.compiler.is_exporting() or is_transformed():
+        how = "dense"
     y = _WAYS[how](x.reshape(-1, x.shape[-1]), routing, experts)
     return y if x.ndim == 2 else y.view(x.shape)
 

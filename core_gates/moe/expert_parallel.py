@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from core_gates.collectives import Group, all_to_all, num_ranks, rank_in
+from core_gates.moe.checkpoint_layouts import take_own_experts
 from core_gates.moe.experts import StackedExperts
 from core_gates.routing.counts import refuse_non_finite
 
@@ -27,8 +28,8 @@ class ExpertParallel(nn.Module):
     the ranks (``DistributedDataParallel``, which must be told to ignore the experts), it has to be
     averaged, too: see ``average_gradients``.
 
-    Where the experts have a published ``layout``, the state of a rank has its own experts under
-    their numbers among all, and a rank loads its own from the joined states with ``strict=False``.
+    A published state, with one entry per expert, is loaded as it is: each rank takes its own. The
+    part of a rank is written by :func:`~core_gates.moe.checkpoint_export.export_state_dict`.
 
     Args:
         experts: The experts of this rank, as many on each.
@@ -37,6 +38,7 @@ class ExpertParallel(nn.Module):
 
     Attributes:
         num_experts: Number of experts of all ranks.
+        first_expert: Number of the first expert of this rank among those of all.
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class ExpertParallel(nn.Module):
         self.group = group
         self.num_ranks = num_ranks(group)
         self.num_experts = experts.num_experts * self.num_ranks
-        experts.first_expert = experts.num_experts * rank_in(group)
+        self.first_expert = experts.num_experts * rank_in(group)
         self.average_gradients = average_gradients
+        self.register_load_state_dict_pre_hook(take_own_experts)  # type: ignore[no-untyped-call]
 
     @classmethod
     def shard(
@@ -193,8 +196,7 @@ def _alike(experts: StackedExperts, num_experts: int) -> StackedExperts:
         experts.hidden_dim,
         activation=experts.activation,
         gated=experts.gated,
-        bias=experts._parameters["down_proj_bias"] is not None,
-        layout=experts.layout,
+        bias=experts.down_proj_bias is not None,
         device=weight.device,
         dtype=weight.dtype,
     )

@@ -1,14 +1,16 @@
 """Experts whose weights are stacked, so that all of them are one module and one op."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.moe.checkpoint_layouts import Layout, check_layout, merge_experts, split_experts
+from core_gates.errors import GatesError
+from core_gates.moe.checkpoint_layouts import merge_experts
 from core_gates.moe.dense_mlp import read_mlp
+from core_gates.moe.transforms import is_transformed
 from core_gates.ops.grouped_linear.activations import activate, check_activation
 from core_gates.ops.grouped_linear.segments import WEIGHT_FIRST
 from core_gates.ops.grouped_mlp.op import grouped_mlp
@@ -22,8 +24,8 @@ class StackedExperts(nn.Module):
     The weights are those of E pairs of linear layers, stacked: ``gate_up_proj`` (E, 2F, D) with the
     gate first (``up_proj`` (E, F, D) if not gated) and ``down_proj`` (E, D, F), which are also the
     names of the fused layout of transformers. State dictionaries with one entry per expert, as
-    Mixtral, Qwen3-MoE and DeepSeek-V3 publish them, are loaded as they are; ``layout`` says in
-    which form they are saved.
+    Mixtral, Qwen3-MoE and DeepSeek-V3 publish them, are loaded as they are;
+    :func:`~core_gates.moe.checkpoint_export.export_state_dict` writes them.
 
     Args:
         num_experts: Number of experts E.
@@ -32,7 +34,6 @@ class StackedExperts(nn.Module):
         activation: ``silu``, ``gelu``, ``gelu_tanh``, ``relu`` or ``identity``.
         gated: Whether the activated half multiplies another one (Shazeer, 2020: SwiGLU).
         bias: Whether both layers have biases.
-        layout: Form of saved state: ``stacked``, ``mixtral``, ``qwen3_moe`` or ``deepseek_v3``.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
@@ -41,7 +42,7 @@ class StackedExperts(nn.Module):
             the experts are a part of those of all ranks.
 
     Raises:
-        ValueError: A size is below 1, or the activation or the layout is unknown.
+        ValueError: A size is below 1, or the activation is unknown.
     """
 
     def __init__(
@@ -53,7 +54,6 @@ class StackedExperts(nn.Module):
         activation: str = "silu",
         gated: bool = True,
         bias: bool = False,
-        layout: Layout = "stacked",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -63,10 +63,9 @@ class StackedExperts(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         check_activation(activation)
-        check_layout(layout, gated=gated, bias=bias)
         self.num_experts, self.dim, self.hidden_dim = num_experts, dim, hidden_dim
         self.first_expert = 0
-        self.activation, self.gated, self.layout = activation, gated, layout
+        self.activation, self.gated = activation, gated
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(num_experts, *shape, device=device, dtype=dtype))
@@ -78,13 +77,12 @@ class StackedExperts(nn.Module):
         self.down_proj = parameter(dim, hidden_dim)
         self.register_parameter("down_proj_bias", parameter(dim) if bias else None)
         self.register_load_state_dict_pre_hook(merge_experts)  # type: ignore[no-untyped-call]
-        self.register_state_dict_post_hook(split_experts)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw every weight as ``nn.Linear`` of its size does; zero the biases."""
         for name, parameter in self.named_parameters():
-            if name.endswith("_bias"):
+            if "_bias" in name:  # a parametrization calls it parametrizations.NAME.original
                 nn.init.zeros_(parameter)
             else:
                 bound = parameter.shape[-1] ** -0.5
@@ -97,7 +95,6 @@ class StackedExperts(nn.Module):
         num_experts: int | None = None,
         *,
         activation: str | None = None,
-        layout: Layout = "stacked",
     ) -> Self:
         """Return experts that are copies of a trained network (Komatsuzaki et al., 2023).
 
@@ -107,7 +104,6 @@ class StackedExperts(nn.Module):
                 is ``nn.Sequential(linear, activation, linear)``.
             num_experts: Number of copies of one network.
             activation: Needed where no submodule of the network shows it.
-            layout: Form of saved state.
 
         Raises:
             ValueError: The network is of another form, or the number of experts is unclear.
@@ -129,7 +125,6 @@ class StackedExperts(nn.Module):
             activation=first.activation,
             gated=first.gate is not None,
             bias=first.up_bias is not None,
-            layout=layout,
             device=first.down.device,
             dtype=first.down.dtype,
         )
@@ -194,7 +189,16 @@ class StackedExperts(nn.Module):
         """Return what the method of that name does.
 
         All go through here, so that hooks on the module (FSDP gathers its parameters in one) run.
+
+        Raises:
+            GatesError: ``method`` is the name of none.
         """
+        if not isinstance(method, str) or method not in get_args(Method):
+            found = repr(method) if isinstance(method, str) else type(method).__name__
+            raise GatesError(
+                f"which expert takes which row? {type(self).__name__} was called with {found}: use"
+                " a MoELayer, or experts.run(rows, counts), .batched, .dense, .single or .chosen"
+            )
         result: Tensor = getattr(self, f"_{method}")(*inputs)
         return result
 
@@ -226,6 +230,11 @@ class StackedExperts(nn.Module):
         return experts if used is None else experts.masked_fill(~used, self.num_experts)
 
     def _run(self, rows: Tensor, counts: Tensor, gather: Tensor | None) -> Tensor:
+        if is_transformed():
+            raise GatesError(
+                "experts.run knows no transform of torch.func, which would drop its derivatives:"
+                " use experts.dense, or a MoELayer"
+            )
         first, first_bias, down, down_bias = self._weights()
         return grouped_mlp(
             rows,
@@ -292,10 +301,10 @@ class StackedExperts(nn.Module):
         return out if down_bias is None else out + down_bias[expert]
 
     def _weights(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        first, down = self._parameters[self._first], self.down_proj
-        assert first is not None
-        first_bias = self._parameters[f"{self._first}_bias"]
-        return first, first_bias, down, self._parameters["down_proj_bias"]
+        # By name, not from ``_parameters``, where a parametrized weight does not lie.
+        first: Tensor = getattr(self, self._first)
+        first_bias: Tensor | None = getattr(self, f"{self._first}_bias")
+        return first, first_bias, self.down_proj, cast(Tensor | None, self.down_proj_bias)
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(experts)``."""

@@ -6,8 +6,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from core_gates.moe.checkpoint_layouts import rename_on_load, rename_on_save
+from core_gates.moe.checkpoint_layouts import rename_on_load
 from core_gates.moe.dispatch import DISPATCHES, Dispatch, Experts, dispatch
+from core_gates.moe.transforms import is_transformed, refuse_tracing
 from core_gates.routing.base import Gate
 from core_gates.routing.counts import count_non_finite, refuse_non_finite
 from core_gates.routing.output import RoutingOutput
@@ -25,7 +26,9 @@ class MoELayer(nn.Module):
     and where dense weights become choices. Elsewhere, and inside ``torch.compile``, it shows in the
     result alone; ``GateMonitor`` counts it as ``non_finite`` under the full name of the gate.
 
-    Inside ``torch.export`` the dispatch is ``dense``, whose shapes do not depend on the routing.
+    Inside ``torch.export`` and the transforms of ``torch.func`` (``grad``, ``vmap``, ``jvp``) the
+    dispatch is ``dense``, whose shapes do not depend on the routing. The number of tokens may be
+    dynamic. ``torch.jit.trace`` is refused.
 
     Args:
         gate: Routing gate.
@@ -67,7 +70,6 @@ class MoELayer(nn.Module):
         self.dispatch = dispatch
         self.return_routing = return_routing
         self.register_load_state_dict_pre_hook(rename_on_load)  # type: ignore[no-untyped-call]
-        self.register_state_dict_post_hook(rename_on_save)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
@@ -88,9 +90,11 @@ class MoELayer(nn.Module):
             padding_mask: True (...) at positions to ignore.
 
         Raises:
-            GatesError: The routing is not finite; not on every device, see the class.
+            GatesError: The routing is not finite (not on every device, see the class), or the call
+                is traced by ``torch.jit.trace``.
             ValueError: Shapes do not fit.
         """
+        refuse_tracing(type(self).__name__)
         if routing is None:
             gate_input = x if gate_input is None else gate_input
             routing = cast(RoutingOutput, self.gate(gate_input, ids=ids, padding_mask=padding_mask))
@@ -99,8 +103,7 @@ class MoELayer(nn.Module):
         _refuse_non_finite(routing, type(self.gate).__name__)
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)  # 0 · NaN = NaN
-        how: Dispatch = "dense" if torch.compiler.is_exporting() else self.dispatch
-        y = dispatch(x, routing, cast(Experts, self.experts), how)
+        y = dispatch(x, routing, cast(Experts, self.experts), self.dispatch)
         if self.shared is not None:
             y = y + self.shared(x)
         return (y, routing) if self.return_routing else y
@@ -112,8 +115,8 @@ class MoELayer(nn.Module):
 
 def _refuse_non_finite(routing: RoutingOutput, gate: str) -> None:
     weights = routing.weights.detach()
-    if torch.compiler.is_compiling() or not weights.is_cpu:
-        return  # reading the flag would wait for the device
+    if torch.compiler.is_compiling() or is_transformed() or not weights.is_cpu:
+        return  # reading the flag would wait for the device, or cannot be done
     if math.isfinite(float(weights.sum())):
         return
     refuse_non_finite(int(count_non_finite(weights)), f"gate {gate!r}")

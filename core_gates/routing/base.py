@@ -72,12 +72,15 @@ class Gate(nn.Module, ABC):
         """Name of the present stage; a staged gate derives it from its buffers."""
         return self.phases[0]
 
-    def selectors(self, x: Tensor) -> Tensor:
+    def selectors(
+        self, x: Tensor, *, ids: Tensor | None = None, padding_mask: Tensor | None = None
+    ) -> Tensor:
         """Return (..., J, E) whose sum over J is the dense weights of ``x``.
 
-        J is the number of trees or selectors of a gate that is a sum of several, else 1.
+        J is the number of trees or selectors of a gate that is a sum of several, else 1. The
+        arguments are those of :meth:`forward`.
         """
-        routing: RoutingOutput = self(x)
+        routing: RoutingOutput = self(x, ids=ids, padding_mask=padding_mask)
         return routing.to_dense(self.num_experts).weights.unsqueeze(-2)
 
     def update(self, routings: Sequence[RoutingOutput]) -> None:

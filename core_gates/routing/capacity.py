@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from core_gates.numerics import stable_sort
 from core_gates.padding import check_padding_mask
 from core_gates.routing.groups import group_positions, ungroup_positions
 from core_gates.routing.output import RoutingOutput
@@ -45,8 +46,12 @@ def group_capacity(
     capacity_factor: float,
     rule: CapacityRule,
     real: Tensor | None,
+    device: torch.device,
 ) -> int | Tensor:
     """Return :func:`capacity` of every group of tokens, of which only some are real.
+
+    Where the call is compiled or exported it is computed on the device, so that the number of
+    tokens may be dynamic.
 
     Args:
         num_tokens: Tokens T of a group.
@@ -54,13 +59,17 @@ def group_capacity(
         capacity_factor: As in :func:`capacity`.
         rule: As in :func:`capacity`.
         real: True (G, T, 1) at tokens that count; None if all do.
+        device: Device of the result, if it is a tensor.
 
     Returns:
         One number for all groups, or one of each (G, 1, 1), float64.
     """
-    if real is None:
+    if real is not None:
+        number = real.sum(-2, keepdim=True).double()
+    elif torch.compiler.is_compiling():
+        number = torch.full((1, 1, 1), num_tokens, dtype=torch.float64, device=device)
+    else:
         return capacity(num_tokens, num_experts, capacity_factor, rule)
-    number = real.sum(-2, keepdim=True).double()
     limits: Tensor = _by_rule(number, num_experts, capacity_factor, rule, torch).clamp(min=1)
     return limits
 
@@ -101,7 +110,7 @@ def positions_in_expert(
         Places (..., T, K), int64.
     """
     if priority is not None:
-        order = priority.detach().argsort(stable=True, dim=-1, descending=True)
+        order = stable_sort(priority.detach(), descending=True)[1]
         order = order.unsqueeze(-1).expand_as(indices)
         ranked = None if counted is None else counted.gather(-2, order)
         places = positions_in_expert(indices.gather(-2, order), num_experts, counted=ranked)
@@ -112,7 +121,7 @@ def positions_in_expert(
     num_groups = math.prod(queue.shape[:-2])
     group = torch.arange(num_groups, device=queue.device).view(*queue.shape[:-2], 1, 1)
     flat = (queue + group * (num_experts + 1)).flatten()
-    order = flat.argsort(stable=True)
+    order = stable_sort(flat)[1]
     sizes = flat.new_zeros(num_groups * (num_experts + 1))
     sizes = sizes.scatter_add(0, flat, torch.ones_like(flat))
     starts = sizes.cumsum(0) - sizes
@@ -126,7 +135,7 @@ def limit_capacity(
     *,
     rule: CapacityRule = "ceil",
     padding_mask: Tensor | None = None,
-    count_padding: bool = False,
+    padding_in_capacity: bool = False,
     group_dim: int | None = None,
     priority: Tensor | None = None,
 ) -> RoutingOutput:
@@ -139,7 +148,7 @@ def limit_capacity(
         capacity_factor: Factor of :func:`capacity`; None drops nothing.
         rule: Rule of :func:`capacity`.
         padding_mask: True (...) at positions to ignore.
-        count_padding: Whether ignored positions count as tokens in the capacity.
+        padding_in_capacity: Whether ignored positions count as tokens in the capacity.
         group_dim: Dimension of the routing input whose positions share queues; all positions of
             the call if None.
         priority: Score (...); positions queue in falling order of it, not in their own.
@@ -156,9 +165,11 @@ def limit_capacity(
     real = None
     if padding_mask is not None:
         check_padding_mask(padding_mask, routing.indices.shape[:-1])
-        if not count_padding:
+        if not padding_in_capacity:
             real = group_positions(~padding_mask.unsqueeze(-1), group_dim)
-    limit = group_capacity(indices.shape[-2], num_experts, capacity_factor, rule, real)
+    limit = group_capacity(
+        indices.shape[-2], num_experts, capacity_factor, rule, real, indices.device
+    )
     places = positions_in_expert(
         indices,
         num_experts,

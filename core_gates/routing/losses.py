@@ -1,7 +1,7 @@
 """Losses over one routing: balance, z, entropy, information, L0 and importance.
 
 Each returns an unweighted scalar, the mean over positions that count. Positions where
-``padding_mask`` is True do not count unless ``count_padding`` is True; if no position counts the
+``padding_mask`` is True do not count unless ``padding_in_loss`` is True; if no position counts the
 loss is 0. A field that the gate did not return raises a ValueError that names gate and field.
 """
 
@@ -23,7 +23,7 @@ def balance_loss(
     *,
     scope: Scope = "batch",
     padding_mask: Tensor | None = None,
-    count_padding: bool = False,
+    padding_in_loss: bool = False,
     group: dist.ProcessGroup | None = None,
     gate: str = "gate",
 ) -> Tensor:
@@ -40,7 +40,7 @@ def balance_loss(
             each sequence along dimension -2, then averaged over sequences; ``global``, all ranks
             (every rank must call): the mean of the loss over ranks is that of the joined batch.
         padding_mask: True (...) at positions to ignore.
-        count_padding: Whether ignored positions count all the same.
+        padding_in_loss: Whether ignored positions count all the same.
         group: Ranks of the scope ``global``; all by default.
         gate: Name of the gate, for errors.
 
@@ -50,7 +50,7 @@ def balance_loss(
     if scope not in get_args(Scope):
         raise ValueError(f"scope is {scope!r}; choose one of {', '.join(get_args(Scope))}")
     probs = _field(routing, "probs", gate)
-    probs, counts = _normalized(probs, _counted(probs, padding_mask, count_padding))
+    probs, counts = _normalized(probs, _counted(probs, padding_mask, padding_in_loss))
     chosen = _zeroed(routing.chosen(probs.shape[-1]), counts)
     if scope == "sequence":
         return _mean_over_sequences(chosen, probs, counts)
@@ -68,7 +68,7 @@ def z_loss(
     routing: RoutingOutput,
     *,
     padding_mask: Tensor | None = None,
-    count_padding: bool = False,
+    padding_in_loss: bool = False,
     gate: str = "gate",
 ) -> Tensor:
     """Return the mean squared log-partition of the logits (Zoph et al., 2022).
@@ -76,14 +76,14 @@ def z_loss(
     Args:
         routing: Output of a gate, with ``logits`` (..., E).
         padding_mask: True (...) at positions to ignore.
-        count_padding: Whether ignored positions count all the same.
+        padding_in_loss: Whether ignored positions count all the same.
         gate: Name of the gate, for errors.
 
     Raises:
         ValueError: ``logits`` is missing or the mask does not fit.
     """
     logits = _field(routing, "logits", gate)
-    counts = _counted(logits, padding_mask, count_padding)
+    counts = _counted(logits, padding_mask, padding_in_loss)
     return _mean(_zeroed(logits, counts).logsumexp(-1).square(), counts)
 
 
@@ -91,7 +91,7 @@ def entropy_loss(
     routing: RoutingOutput,
     *,
     padding_mask: Tensor | None = None,
-    count_padding: bool = False,
+    padding_in_loss: bool = False,
     gate: str = "gate",
 ) -> Tensor:
     """Return the mean entropy of the probabilities of a position, in nats.
@@ -99,14 +99,14 @@ def entropy_loss(
     Args:
         routing: Output of a gate, with ``probs`` (..., E).
         padding_mask: True (...) at positions to ignore.
-        count_padding: Whether ignored positions count all the same.
+        padding_in_loss: Whether ignored positions count all the same.
         gate: Name of the gate, for errors.
 
     Raises:
         ValueError: ``probs`` is missing or the mask does not fit.
     """
     probs = _field(routing, "probs", gate)
-    counts = _counted(probs, padding_mask, count_padding)
+    counts = _counted(probs, padding_mask, padding_in_loss)
     return _mean(_entropy(_zeroed(probs, counts)), counts)
 
 
@@ -114,7 +114,7 @@ def information_loss(
     routing: RoutingOutput,
     *,
     padding_mask: Tensor | None = None,
-    count_padding: bool = False,
+    padding_in_loss: bool = False,
     gate: str = "gate",
 ) -> Tensor:
     """Return the negative mutual information of positions and experts, in nats.
@@ -126,14 +126,14 @@ def information_loss(
     Args:
         routing: Output of a gate, with ``probs`` (..., E).
         padding_mask: True (...) at positions to ignore.
-        count_padding: Whether ignored positions count all the same.
+        padding_in_loss: Whether ignored positions count all the same.
         gate: Name of the gate, for errors.
 
     Raises:
         ValueError: ``probs`` is missing or the mask does not fit.
     """
     probs = _field(routing, "probs", gate)
-    counts = _counted(probs, padding_mask, count_padding)
+    counts = _counted(probs, padding_mask, padding_in_loss)
     safe = _zeroed(probs, counts)
     mean = _total(safe) / counts.sum().clamp(min=1)
     return _mean(_entropy(safe), counts) - _entropy(mean)
@@ -143,7 +143,7 @@ def l0_loss(
     routing: RoutingOutput,
     *,
     padding_mask: Tensor | None = None,
-    count_padding: bool = False,
+    padding_in_loss: bool = False,
     gate: str = "gate",
 ) -> Tensor:
     """Return the expected number of open experts of a position (Louizos et al., 2018).
@@ -154,14 +154,14 @@ def l0_loss(
     Args:
         routing: Output of a gate, with ``probs`` (..., E).
         padding_mask: True (...) at positions to ignore.
-        count_padding: Whether ignored positions count all the same.
+        padding_in_loss: Whether ignored positions count all the same.
         gate: Name of the gate, for errors.
 
     Raises:
         ValueError: ``probs`` is missing or the mask does not fit.
     """
     probs = _field(routing, "probs", gate)
-    counts = _counted(probs, padding_mask, count_padding)
+    counts = _counted(probs, padding_mask, padding_in_loss)
     return _mean(_zeroed(probs, counts).sum(-1), counts)
 
 
@@ -169,7 +169,7 @@ def importance_loss(
     routing: RoutingOutput,
     *,
     padding_mask: Tensor | None = None,
-    count_padding: bool = False,
+    padding_in_loss: bool = False,
 ) -> Tensor:
     """Return the squared coefficient of variation of the experts' total weights.
 
@@ -178,13 +178,13 @@ def importance_loss(
     Args:
         routing: Output of a gate that knows its number of experts.
         padding_mask: True (...) at positions to ignore.
-        count_padding: Whether ignored positions count all the same.
+        padding_in_loss: Whether ignored positions count all the same.
 
     Raises:
         ValueError: The routing does not know its number of experts or the mask does not fit.
     """
     weights = routing.to_dense().weights
-    importance = _total(_zeroed(weights, _counted(weights, padding_mask, count_padding)))
+    importance = _total(_zeroed(weights, _counted(weights, padding_mask, padding_in_loss)))
     return importance.var(correction=0) / importance.mean().square().clamp(min=_TINY)
 
 
@@ -219,12 +219,12 @@ def _field(routing: RoutingOutput, field: Literal["logits", "probs"], gate: str)
     return value
 
 
-def _counted(scores: Tensor, padding_mask: Tensor | None, count_padding: bool) -> Tensor:
+def _counted(scores: Tensor, padding_mask: Tensor | None, padding_in_loss: bool) -> Tensor:
     """Return True (...) at the positions that count."""
     if padding_mask is None:
         return torch.ones(scores.shape[:-1], dtype=torch.bool, device=scores.device)
     check_padding_mask(padding_mask, scores.shape[:-1])
-    return torch.ones_like(padding_mask) if count_padding else ~padding_mask
+    return torch.ones_like(padding_mask) if padding_in_loss else ~padding_mask
 
 
 def _zeroed(scores: Tensor, counts: Tensor) -> Tensor:

@@ -43,15 +43,42 @@ def leaf_numbers(nodes: Tensor, num_leaves: int) -> Tensor:
     return (nodes - first_of_last_level) % num_leaves
 
 
-def row_products(x: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """Return the scalar product of chosen rows (N,) of ``x`` (T, D) with weights (N, D) each."""
+CHUNK = 2**20
+"""Elements of the copies of inputs and weights that scattered products make at a time."""
+
+
+def row_products(x: Tensor, rows: Tensor, weight: Tensor, trees: Tensor, nodes: Tensor) -> Tensor:
+    """Return the scalar products of chosen rows of inputs and weights.
+
+    Args:
+        x: Inputs (T, D).
+        rows: Row of ``x`` of each product (N,).
+        weight: Weights (J, nodes, D).
+        trees: Tree of each product (N,).
+        nodes: Node of each product (N,).
+
+    Returns:
+        Products (N,).
+    """
+    size = max(1, CHUNK // x.shape[1])
+    parts = []
     with torch.autocast(x.device.type, enabled=False):
-        return torch.bmm(x[rows].unsqueeze(1), weights.unsqueeze(2)).flatten()
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            chosen = weight[trees[part], nodes[part]]
+            parts.append(torch.bmm(x[rows[part]].unsqueeze(1), chosen.unsqueeze(2)).flatten())
+    return torch.cat(parts) if parts else x.new_empty(0)
 
 
 def walk(
-    x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, gamma: float, closed: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: float,
+    closed: float,
+    most_open: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Follow every tree from its root, evaluating a node only for rows that arrive at it.
 
     Args:
@@ -61,17 +88,21 @@ def walk(
         bias: Biases (J, E - 1).
         gamma: Width of the smooth step.
         closed: A branch of at most this probability is not followed.
+        most_open: Largest mean number of branches of a tree that are followed side by side.
 
     Returns:
-        Row, tree, leaf from the left, and probability of every arrival at a leaf.
+        Row, tree, leaf from the left, and probability of every arrival at a leaf; None where more
+        branches are open.
     """
     num_trees, num_nodes = weight.shape[:2]
     trees = torch.arange(num_trees, device=x.device).repeat(len(rows))
     rows = rows.repeat_interleave(num_trees)
     nodes, reach = torch.zeros_like(rows), x.new_ones(len(rows))
-    arrivals = []
+    most, arrivals = most_open * len(nodes), []
     while len(nodes):
-        scores = row_products(x, rows, weight[trees, nodes])
+        if len(nodes) > most:
+            return None
+        scores = row_products(x, rows, weight, trees, nodes)
         if bias is not None:
             scores = scores + bias[trees, nodes]
         left = smooth_step(scores, gamma)

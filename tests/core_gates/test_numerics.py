@@ -23,6 +23,30 @@ def test_top_k_gives_distinct_indices_with_nan():
     assert indices.tolist() == [[1, 3, 2]]
 
 
+@pytest.mark.fault("core F8")
+@given(st.integers(0, 10_000), st.integers(1, 6))
+def test_second_scores_order_equal_ones(seed, k):
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(0, 3, (4, 6), generator=generator).float()
+    second = torch.randint(-2, 3, (4, 6), generator=generator) * torch.inf  # also NaN: 0 · inf
+    second = second.nan_to_num(0.0, torch.inf, -torch.inf)
+    values, indices = lowest_index_top_k(first, k, ties=second)
+    for row, found in enumerate(indices.tolist()):
+        pairs = list(zip(first[row].tolist(), second[row].tolist(), strict=True))
+        best = sorted(range(6), key=lambda e: (-pairs[e][0], -pairs[e][1], e))[:k]
+        assert sorted(pairs[e] for e in found) == sorted(pairs[e] for e in best)
+        assert len(set(found)) == k
+    assert torch.equal(values, first.gather(-1, indices))
+    assert (values.diff(dim=-1) <= 0).all()
+
+
+@pytest.mark.fault("core F8")
+def test_second_scores_do_not_hide_a_nan():
+    first = torch.tensor([0.0, torch.nan, 2.0, torch.nan])
+    _, indices = lowest_index_top_k(first, 3, ties=first)
+    assert set(indices.tolist()) == {1, 2, 3}
+
+
 def test_top_k_passes_gradients_to_the_chosen_scores():
     scores = torch.tensor([[3.0, 1.0, 2.0]], requires_grad=True)
     values, _ = lowest_index_top_k(scores, 2)

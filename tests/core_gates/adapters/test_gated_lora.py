@@ -256,6 +256,24 @@ def test_the_output_of_an_unknown_layer_is_never_overwritten():
     assert torch.equal(x, torch.ones_like(x))
 
 
+@pytest.mark.fault("core F8")
+def test_a_global_hook_keeps_what_the_layer_returned():
+    module, x = random_module(2, 3, dtype=torch.float32), inputs(5, dtype=torch.float32)
+    seen = []
+
+    def hook(layer, _inputs, output):
+        if layer is module.base:
+            seen.append(output)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:
+        handle.remove()
+    assert torch.equal(seen[0], module.base(x))
+
+
 def test_film_takes_one_time_or_one_a_sample():
     module, x = random_module(2, 3, time="film"), inputs(2, 5)
     times = torch.tensor([30.0, 700.0], dtype=torch.float64)

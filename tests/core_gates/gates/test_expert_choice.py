@@ -81,13 +81,27 @@ def test_later_positions_change_what_earlier_ones_get():
     assert not torch.equal(gate(x).chosen()[:10], gate(x[:10]).chosen())
 
 
-@pytest.mark.parametrize("count_padding", [False, True])
-def test_capacity_excludes_padding_by_default(count_padding):
+@pytest.mark.fault("core F9")
+def test_training_and_evaluation_have_capacities_of_their_own():
+    options = {"eval_capacity_factor": 1.1, "eval_capacity_rule": "floor"}
+    gate, x = identity_gate(2, capacity_factor=0.5, **options), torch.eye(2).repeat(5, 1).double()
+    assert gate.train()(x).chosen().sum(0).tolist() == [3, 3]
+    assert gate.eval()(x).chosen().sum(0).tolist() == [5, 5]
+    alike = identity_gate(2, capacity_factor=0.5).eval()
+    assert alike(x).chosen().sum(0).tolist() == [3, 3]
+    with pytest.raises(ValueError, match="capacity_factor must be positive"):
+        identity_gate(2, eval_capacity_factor=0.0)
+
+
+@pytest.mark.parametrize("padding_in_capacity", [False, True])
+def test_capacity_excludes_padding_by_default(padding_in_capacity):
     x, mask = scores(2, 6, 3), torch.tensor([[False] * 6, [False, False] + [True] * 4])
-    gate = identity_gate(3, capacity_factor=1.5, group_dim=-2, count_padding=count_padding)
+    gate = identity_gate(
+        3, capacity_factor=1.5, group_dim=-2, padding_in_capacity=padding_in_capacity
+    )
     chosen = gate(x.masked_fill(mask.unsqueeze(-1), 9), padding_mask=mask).chosen()
     # Three of six, and half of two; if padding counts, both of the two.
-    assert chosen.sum(1).tolist() == [[3] * 3, [2 if count_padding else 1] * 3]
+    assert chosen.sum(1).tolist() == [[3] * 3, [2 if padding_in_capacity else 1] * 3]
 
 
 def test_arguments_are_checked():

@@ -209,6 +209,16 @@ def test_selectors_sum_to_the_dense_weights(make):
     assert_close(selectors.sum(-2), gate(x).to_dense().weights)
 
 
+@pytest.mark.fault("core F9")
+def test_selectors_of_ignored_positions_are_zero(make):
+    gate, x = make().eval(), positions(2, 3)
+    mask = torch.tensor([[False, True, False], [False, False, True]])
+    expected = gate.selectors(x)
+    selectors = gate.selectors(x.masked_fill(mask.unsqueeze(-1), torch.nan), padding_mask=mask)
+    assert not selectors[mask].any()
+    assert_close(selectors[~mask], expected[~mask], rtol=0, atol=0)
+
+
 def test_forward_changes_no_state(make):
     gate, x = make().train(), positions(5)
     before, rng = deepcopy(gate.state_dict()), torch.get_rng_state()

@@ -23,7 +23,8 @@ def test_golden_weights_capacity_loss_and_gradients(golden, name):
         capacity_rule="per_expert",
         prioritized="batch_prioritized_routing" in g,
         normalize_before_drop="normalize_gate_prob_before_dropping" in g,
-        count_padding=True,
+        padding_in_capacity=True,
+        padding_in_mean=True,
     )
     logits, mask = g["logits"].requires_grad_(), g["padding_mask"]
     routing = gate(logits, padding_mask=mask)
@@ -82,6 +83,32 @@ def test_priority_decides_who_is_dropped():
     in_order, by_score = (identity_gate(2, prioritized=p, **options) for p in (False, True))
     assert in_order(x).kept[:3, 0].tolist() == [True, True, False]
     assert by_score(x).kept[:3, 0].tolist() == [False, True, True]
+
+
+@pytest.mark.fault("core F9")
+def test_training_and_evaluation_have_rules_of_their_own():
+    options = {"second_policy": "all", "capacity_factor": 1.0, "eval_capacity_factor": 1.0}
+    gate = identity_gate(2, capacity_rule="floor", eval_capacity_rule="per_token", **options)
+    x = torch.tensor([[1.0, 0.0]]).double().expand(9, -1)
+    assert gate.train()(x).kept.sum(0).tolist() == [4, 4]
+    assert gate.eval()(x).kept.sum(0).tolist() == [9, 9]
+
+
+@pytest.mark.fault("core F9")
+def test_padding_counts_in_the_capacity_and_in_the_mean_apart():
+    x = torch.tensor([[1.0, 0.0]]).double().expand(8, -1)
+    mask = torch.arange(8) >= 4
+    options = {"second_policy": "all", "capacity_factor": 1.0}
+    found = {}
+    for name in ("neither", "padding_in_capacity", "padding_in_mean"):
+        extra = {} if name == "neither" else {name: True}
+        routing = identity_gate(2, **options, **extra)(x, padding_mask=mask)
+        found[name] = (int(routing.kept[:, 0].sum()), routing.aux["balance"].item())
+    assert found["neither"][0] == found["padding_in_mean"][0] == 2
+    assert found["padding_in_capacity"][0] == 4
+    assert found["padding_in_capacity"][1] == found["neither"][1]
+    # Padding adds its probabilities, but no choice: half the share of first choices.
+    assert found["padding_in_mean"][1] == pytest.approx(found["neither"][1] / 2)
 
 
 def test_loss_is_one_if_balanced_and_excludes_padding_by_default():

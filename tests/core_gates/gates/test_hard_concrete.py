@@ -67,7 +67,7 @@ def test_l0_excludes_padding_unless_told():
     mask = torch.tensor([False, True])
     alone, together = (identity_gate(2)(part).aux["l0"] for part in (x[:1], x))
     assert_close(identity_gate(2)(x, padding_mask=mask).aux["l0"], alone)
-    counted = identity_gate(2, count_padding=True)(x, padding_mask=mask)
+    counted = identity_gate(2, padding_in_loss=True)(x, padding_mask=mask)
     assert_close(counted.aux["l0"], together)
     assert_close(l0_loss(counted), together)
     assert together > alone

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.testing import assert_close
 
 from core_gates.gates.hash import HashGate
@@ -68,6 +69,27 @@ def test_table_belongs_to_the_seed_and_to_the_state():
     meta = HashGate(1, 5, num_ids=99, table="random", device="meta").to_empty(device="cpu")
     meta.reset_parameters()
     assert torch.equal(meta.table, first.table)
+
+
+@pytest.mark.fault("core F8")
+@pytest.mark.parametrize("others", [3, 16])
+def test_the_table_of_another_number_of_experts_is_refused(others):
+    gate, other = HashGate(1, 8, num_ids=2), HashGate(1, others, num_ids=2)
+    before = gate.table.clone()
+    message = f"layer.table spreads ids over {others} experts, but the gate has 8"
+    with pytest.raises(RuntimeError, match=message):
+        nn.ModuleDict({"layer": gate}).load_state_dict(nn.ModuleDict({"layer": other}).state_dict())
+    assert torch.equal(gate.table, before)
+
+
+@pytest.mark.fault("core F9")
+def test_selectors_route_by_ids():
+    gate, ids = HashGate(2, 5, num_ids=9, k=2), torch.tensor([8, 0, 3])
+    x, mask = torch.zeros(3, 2), torch.tensor([False, True, False])
+    selectors = gate.selectors(x, ids=ids, padding_mask=mask)
+    expected = gate(x, ids=ids, padding_mask=mask).to_dense().weights
+    assert_close(selectors.squeeze(-2), expected)
+    assert not selectors[1].any()
 
 
 def test_ids_at_ignored_positions_may_be_anything():

@@ -6,6 +6,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from core_gates import GateMonitor, SoftmaxGate, TopKGate, collect_routing
+from core_gates.gates.hash import HashGate
 from core_gates.gates.mixture import MaskedMixture, MultiGate
 
 DIM, FEATURES = 6, 4
@@ -122,6 +123,21 @@ def test_sparse_gates_mix_too():
     chosen = experts.gather(1, top.indices.unsqueeze(-1).expand(-1, -1, FEATURES))
     assert_close(mixed[:, 0], (top.weights.unsqueeze(-1) * chosen).sum(1), rtol=0, atol=1e-13)
     assert ((multi.weights(x)[:, 0] != 0).sum(-1) == 2).all()
+
+
+@pytest.mark.fault("core F9")
+def test_gates_by_identity_and_padding():
+    x, experts = batch(5, 4)
+    hashed = HashGate(DIM, 5, num_ids=3, dtype=torch.float64)
+    multi = MultiGate([SoftmaxGate(DIM, 5, dtype=torch.float64), hashed])
+    ids, mask = torch.tensor([2, 0, 2, 1]), torch.tensor([False, False, False, True])
+    expected = multi(x, experts, ids=ids)
+    assert_close(expected[:, 1], experts[torch.arange(4), hashed.table[ids, 0]])
+    x[3] = experts[3] = torch.nan
+    mixed = multi(x, experts, ids=ids, padding_mask=mask)
+    assert_close(mixed[:3], expected[:3], rtol=0, atol=0)
+    assert not mixed[3].any()
+    assert not multi.weights(x, ids=ids, padding_mask=mask)[3].any()
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3), (0,)])

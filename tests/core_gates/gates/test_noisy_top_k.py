@@ -96,7 +96,7 @@ def test_losses_exclude_padding_unless_told():
     x[1] = torch.nan
     assert_close(gate(x, padding_mask=mask, noise=noise).aux, expected)
     x[1] = 0
-    gate.count_padding = True
+    gate.padding_in_loss = True
     assert_close(gate(x, padding_mask=mask, noise=noise).aux, gate(x, noise=noise).aux)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.library import opcheck
 from torch.testing import assert_close
 
-from core_gates import Gate, RoutingOutput, SoftmaxGate, TopKGate, update_gates
+from core_gates import Gate, GatesError, RoutingOutput, SoftmaxGate, TopKGate, update_gates
 from core_gates.gates.comet import CometGate
 from core_gates.gates.dense_to_sparse import DenseToSparseGate
 from core_gates.gates.dselect import DSelectKGate
@@ -24,6 +24,7 @@ from core_gates.routing.permutation_search import (
 from core_gates.routing.schedules import StagedSchedule
 
 DIM, EXPERTS = 6, 5
+SEARCH = PermutationSearch(6)
 GATES = {
     "softmax": lambda: SoftmaxGate(DIM, EXPERTS),
     "top-k": lambda: TopKGate(DIM, EXPERTS, k=2),
@@ -238,6 +239,56 @@ def test_one_permutation_per_tree():
     assert routing.logits is None
     with pytest.raises(ValueError, match="num_permutations is 3, but the gate is a sum of 2"):
         permuted(CometGate(DIM, EXPERTS, k=2), num_permutations=3)(x)
+
+
+@pytest.mark.fault("core F9")
+@pytest.mark.parametrize("training", [True, False])
+def test_a_fixed_permutation_is_given(training):
+    targets = torch.tensor([3, 0, 4, 1, 2])
+    gate = PermutedGate(TopKGate(DIM, EXPERTS), search=SEARCH).train(training)
+    gate.set_permutations(targets)
+    assert gate.phase == "permuted"
+    x = positions(9)
+    for _ in range(2):
+        assert torch.equal(gate(x).indices, targets[gate.gate(x).indices])
+        assert torch.equal(gate.permutations()[0].argmax(-1), targets)
+        with update_gates(gate):
+            gate(x)
+    twin = PermutedGate(TopKGate(DIM, EXPERTS), search=SEARCH)
+    twin.load_state_dict(gate.state_dict())
+    assert torch.equal(twin(x).indices, gate(x).indices)
+
+
+@pytest.mark.fault("core F9")
+def test_fixed_permutations_of_trees():
+    targets = torch.stack([torch.randperm(EXPERTS) for _ in range(2)])
+    search = PermutationSearch(9, num_permutations=2)
+    gate, x = PermutedGate(CometGate(DIM, EXPERTS), search=search), positions(7)
+    gate.set_permutations(targets)
+    expected = torch.zeros(7, EXPERTS)
+    for tree in range(2):
+        expected[:, targets[tree]] += gate.gate.selectors(x)[:, tree]
+    assert_close(gate(x).weights, expected)
+    gate.set_permutations(targets[0])
+    assert torch.equal(gate.targets, targets[:1].expand(2, -1))
+
+
+@pytest.mark.fault("core F9")
+@pytest.mark.parametrize(
+    "targets",
+    [
+        torch.arange(4),
+        torch.zeros(EXPERTS).long(),
+        torch.arange(1, EXPERTS + 1),
+        torch.eye(5),
+        torch.arange(5.0),
+    ],
+)
+def test_what_is_no_permutation_is_refused(targets):
+    gate = PermutedGate(TopKGate(DIM, EXPERTS), search=SEARCH)
+    with pytest.raises(GatesError, match="must be one or 1 permutations of the numbers 0 to 4"):
+        gate.set_permutations(targets)
+    assert gate.phase == "search"
 
 
 def test_evaluation_during_the_search_is_hard_and_changes_nothing():

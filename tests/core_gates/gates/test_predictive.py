@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates import SoftmaxGate, TopKGate, collect_routing
+from core_gates import PermutationSearch, PermutedGate, SoftmaxGate, TopKGate, collect_routing
 from core_gates.gates.noisy_top_k import NoisyTopKGate
 from core_gates.gates.predictive import (
     CrossLayerPredictor,
@@ -260,6 +260,27 @@ def test_a_prediction_is_silent():
     assert gate.training
     assert not predicted.weights.requires_grad
     assert torch.equal(predicted.indices, gate.eval()(x).indices)
+
+
+@pytest.mark.fault("core F8")
+def test_a_prediction_leaves_every_mode_as_it_is():
+    (inner,) = random_gates(1)
+    gate = PermutedGate(inner, search=PermutationSearch(2)).train()
+    inner.eval()
+    CrossLayerPredictor(gate)(positions(3))
+    assert gate.training
+    assert not inner.training
+
+
+@pytest.mark.fault("core F8")
+def test_recall_is_as_exact_as_the_gates():
+    predicted = RoutingOutput(torch.ones(1, 3), torch.tensor([[0, 1, 2]]))
+    actual = RoutingOutput(torch.ones(1, 3).double(), torch.tensor([[1, 3, 4]]))
+    assert prediction_recall(predicted, predicted).dtype == torch.float32
+    for pair in ((predicted, actual), (actual, predicted)):
+        recall = prediction_recall(*pair)
+        assert recall.dtype == torch.float64
+        assert recall.item() == 1 / 3
 
 
 def test_padding_is_not_fetched():

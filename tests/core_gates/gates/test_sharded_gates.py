@@ -19,6 +19,7 @@ from core_gates import (
     SoftMoEGate,
     StackedExperts,
     TopKGate,
+    export_state_dict,
     spawn_experts,
     update_gates,
 )
@@ -110,9 +111,9 @@ def test_ddp_trains_on_after_the_search_without_its_loss(training):
     assert not gate.permutation_logits.grad[0].isnan().any()
 
 
-def experts_of(layout="stacked"):
+def experts_of(bias=True):
     torch.manual_seed(0)
-    return StackedExperts(5, 4, 6, layout=layout, bias=layout == "stacked")
+    return StackedExperts(5, 4, 6, bias=bias)
 
 
 def spawned(experts, seed):
@@ -132,19 +133,19 @@ def spawned(experts, seed):
     return {n: whole(p).detach() for n, p in parameters.items()}, moments
 
 
-def published(experts):
-    """Save the experts as Mixtral does, then load other ones."""
-    state = {name: value.clone() for name, value in experts.state_dict().items()}
+def loaded(experts):
+    """Load other experts, in the form in which Mixtral publishes them."""
+    state = export_state_dict(experts_of(bias=False), "mixtral")
     experts.load_state_dict({name: value + 1 for name, value in state.items()})
-    return state, {name: whole(p).detach() for name, p in experts.named_parameters()}
+    return {name: whole(p).detach() for name, p in experts.named_parameters()}
 
 
 def sharded_experts_of_rank():
-    return spawned(shard(experts_of()), dist.get_rank()), published(shard(experts_of("mixtral")))
+    return spawned(shard(experts_of()), dist.get_rank()), loaded(shard(experts_of(bias=False)))
 
 
-def test_sharded_experts_are_spawned_and_published_like_whole_ones(ranks):
-    expected = spawned(experts_of(), 0), published(experts_of("mixtral"))
+def test_sharded_experts_are_spawned_and_loaded_like_whole_ones(ranks):
+    expected = spawned(experts_of(), 0), loaded(experts_of(bias=False))
     assert expected[0][1]["down_proj"].any()
     for found in ranks(sharded_experts_of_rank):
         assert_close(found, expected)

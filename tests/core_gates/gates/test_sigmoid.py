@@ -52,6 +52,27 @@ def test_dense_form():
     assert_close(scaled, torch.full((5,), 2.5))
 
 
+@pytest.mark.fault("core F8")
+@pytest.mark.parametrize("balanced", [False, True])
+def test_logits_choose_where_scores_saturate(balanced):
+    gate = identity_gate(4, k=1).float()
+    x = torch.tensor([[20.0, 30.0, 25.0, 1.0], [-200.0, -300.0, -150.0, -190.0]])
+    if balanced:
+        gate.balance_bias += 0.25
+    assert gate(x).indices.tolist() == [[1], [2]]
+    gate.k = 2
+    assert gate(x).indices.sort().values.tolist() == [[1, 2], [2, 3]]
+    gate.balance_bias[3] = 1  # a bias still outweighs any logit
+    assert (gate(x).indices == 3).any(-1).all()
+
+
+@pytest.mark.fault("core F8")
+def test_logits_choose_groups_where_scores_saturate():
+    gate = identity_gate(6, k=1, num_groups=3, num_kept_groups=1).float()
+    x = torch.tensor([[20.0, 30.0, 21.0, 40.0, 22.0, 22.0]])
+    assert gate(x).indices.tolist() == [[3]]
+
+
 def test_bias_chooses_and_never_weighs():
     gate = identity_gate(4, k=2, renormalize=False)
     x = torch.tensor([[2.0, 1.0, 0.0, -1.0]], dtype=torch.float64)

@@ -20,6 +20,23 @@ def assert_slots(routing, slots):
     assert torch.equal(routed, slots >= 0)
 
 
+@pytest.mark.fault("core F9")
+def test_training_and_evaluation_have_rules_of_their_own():
+    gate = identity_gate(
+        2,
+        capacity_factor=1.0,
+        eval_capacity_factor=0.5,
+        capacity_rule="per_expert",
+        eval_capacity_rule="per_token",
+    )
+    x = torch.tensor([[1.0, 0.0]]).double().expand(10, -1)
+    assert gate.train()(x).kept.sum() == 5  # ⌈10 / 2⌉
+    assert gate.eval()(x).kept.sum() == 5  # ⌈0.5 · 10⌉
+    gate.eval_capacity_rule = "floor"
+    assert gate.eval()(x).kept.sum() == 2
+    assert identity_gate(2, capacity_rule="floor").eval_capacity_rule == "floor"
+
+
 @pytest.mark.parametrize("name", STANDARD)
 def test_golden_weights_and_balance_loss(golden, name):
     g = golden(name)
@@ -92,6 +109,7 @@ def test_jitter_scales_the_input_in_training_only():
         ({"capacity_factor": 0.0}, "capacity_factor must be positive"),
         ({"eval_capacity_factor": -1.0}, "capacity_factor must be positive"),
         ({"capacity_rule": "round"}, "capacity_rule is 'round'"),
+        ({"eval_capacity_rule": "round"}, "capacity_rule is 'round'"),
     ],
 )
 def test_arguments_are_checked(options, message):

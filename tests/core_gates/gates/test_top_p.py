@@ -31,6 +31,13 @@ def test_top_p_is_the_smallest_set_that_reaches_p(num_experts, p, seed):
         assert_close(weights, torch.where(weights != 0, probs, 0))
 
 
+@pytest.mark.fault("core F8")
+def test_all_probability_is_all_experts():
+    routing = identity(TopPGate(4, 4, p=1.0))(torch.tensor([[20.0, 0.0, 0.0, 0.0], [0.0] * 4]))
+    assert (routing.weights > 0).all()
+    assert torch.equal(routing.weights, routing.probs)
+
+
 def test_unsure_positions_use_more_experts():
     gate = identity(TopPGate(4, 4, p=0.75))
     x = logits_of([0.8, 0.1, 0.05, 0.05], [0.4, 0.3, 0.2, 0.1], [0.25] * 4)

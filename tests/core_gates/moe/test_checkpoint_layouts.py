@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.testing import assert_close
 
 from core_gates import TopKGate
@@ -35,8 +36,8 @@ def published(layout):
     return state
 
 
-def layer_for(layout, saved_as):
-    experts = StackedExperts(EXPERTS, DIM, HIDDEN, layout=saved_as)
+def layer_for(layout):
+    experts = StackedExperts(EXPERTS, DIM, HIDDEN)
     if layout == "deepseek_v3":
         gate = SigmoidGate(DIM, EXPERTS, k=2, balance_rate=1e-3)
         return MoELayer(gate, experts, shared=GatedMlp(DIM, 8))
@@ -46,7 +47,7 @@ def layer_for(layout, saved_as):
 @pytest.mark.parametrize("layout", PROJECTIONS)
 def test_published_state_is_loaded_where_it_belongs(layout):
     state = published(layout)
-    layer = layer_for(layout, "stacked")
+    layer = layer_for(layout)
     layer.load_state_dict(copy.copy(state))
     gate, up, down = PROJECTIONS[layout]
     for e in range(EXPERTS):
@@ -61,22 +62,19 @@ def test_published_state_is_loaded_where_it_belongs(layout):
         assert torch.equal(layer.shared.up_proj.weight, state["shared_experts.up_proj.weight"])
 
 
+@pytest.mark.fault("core A4")
 @pytest.mark.parametrize("layout", PROJECTIONS)
-def test_state_is_saved_as_published(layout):
-    state = published(layout)
-    layer = layer_for(layout, layout)
-    layer.load_state_dict(copy.copy(state))
-    saved = layer.state_dict()
-    assert set(saved) == set(state)
-    for key, value in state.items():
-        assert torch.equal(saved[key], value), key
-    twin = layer_for(layout, "stacked")
-    twin.load_state_dict(saved)
-    assert_close(dict(twin.experts.named_parameters()), dict(layer.experts.named_parameters()))
+def test_loading_a_published_state_leaves_distributed_checkpoints_working(layout):
+    layer, twin = layer_for(layout), layer_for(layout)
+    layer.load_state_dict(published(layout))
+    state = get_model_state_dict(layer)
+    assert state["experts.gate_up_proj"].shape == (EXPERTS, 2 * HIDDEN, DIM)
+    set_model_state_dict(twin, state)
+    assert_close(dict(twin.state_dict()), dict(layer.state_dict()), rtol=0, atol=0)
 
 
-def test_the_stacked_form_is_the_default_and_has_the_names_of_transformers():
-    layer = layer_for("mixtral", "stacked")
+def test_the_stacked_form_has_the_names_of_transformers():
+    layer = layer_for("mixtral")
     assert set(layer.state_dict()) == {
         "gate.weight",
         "experts.gate_up_proj",
@@ -89,14 +87,15 @@ def test_prefixes_and_the_given_dictionary_are_respected():
     state = {f"layers.0.mlp.{key}": value for key, value in published("qwen3_moe").items()}
     before = set(state)
     model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Module()])})
-    model["layers"][0].mlp = layer_for("qwen3_moe", "qwen3_moe")
+    model["layers"][0].mlp = layer_for("qwen3_moe")
     model.load_state_dict(state)
     assert set(state) == before
-    assert set(model.state_dict()) == before
+    gate_up = model.state_dict()["layers.0.mlp.experts.gate_up_proj"]
+    assert torch.equal(gate_up[1, :HIDDEN], state["layers.0.mlp.experts.1.gate_proj.weight"])
 
 
 def test_a_missing_expert_is_reported():
     state = published("mixtral")
     del state["experts.1.w3.weight"]
     with pytest.raises(RuntimeError, match=r"experts\.gate_up_proj"):
-        layer_for("mixtral", "stacked").load_state_dict(state)
+        layer_for("mixtral").load_state_dict(state)

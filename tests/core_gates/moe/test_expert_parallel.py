@@ -92,20 +92,7 @@ def special_of_rank(x, empty):
         "whole": dict(layer.experts.unshard().state_dict()),
         "number": layer.experts.num_experts,
         "local": layer.experts.experts.num_experts,
-        "published": published_of_rank(),
     }
-
-
-def published_of_rank():
-    """The state of this rank, and the whole after all have loaded what is 1 more."""
-    torch.manual_seed(0)
-    parallel = ExpertParallel.shard(StackedExperts(EXPERTS, DIM, 5, layout="mixtral"))
-    mine = {name: value.clone() for name, value in parallel.state_dict().items()}
-    states = [None, None]
-    dist.all_gather_object(states, mine)
-    joined = {name: value + 1 for state in states for name, value in state.items()}
-    parallel.load_state_dict(joined, strict=False)
-    return {"mine": mine, "loaded": dict(parallel.unshard().state_dict())}
 
 
 class Checkpointed(nn.Module):
@@ -197,18 +184,6 @@ def test_shards_join_to_the_whole(special):
     for found in special:
         assert (found["number"], found["local"]) == (4, 2)
         assert_close(found["whole"], whole, rtol=0, atol=0)
-
-
-def test_ranks_save_and_load_their_own_experts_in_a_published_layout(special):
-    torch.manual_seed(0)
-    whole = dict(StackedExperts(EXPERTS, DIM, 5, layout="mixtral").state_dict())
-    first, second = (found["published"]["mine"] for found in special)
-    assert not first.keys() & second.keys()
-    joined = {name.removeprefix("experts."): value for name, value in (first | second).items()}
-    assert_close(joined, whole, rtol=0, atol=0)
-    for found in special:
-        expected = {name: value + 1 for name, value in whole.items()}
-        assert_close(found["published"]["loaded"], expected, rtol=0, atol=0)
 
 
 def test_averaged_gradients_are_those_of_the_mean_over_ranks(on_ranks):

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
+from core_gates.errors import GatesError
 from core_gates.moe.dense_mlp import GatedMlp
 from core_gates.moe.experts import StackedExperts
 
@@ -132,9 +134,6 @@ def test_an_unseen_activation_can_be_named():
         ({"num_experts": 0}, "num_experts must be at least 1, got 0"),
         ({"hidden_dim": -1}, "hidden_dim must be at least 1, got -1"),
         ({"activation": "mish"}, "unknown activation 'mish'"),
-        ({"layout": "llama"}, "unknown layout 'llama'; choose one of stacked, mixtral"),
-        ({"layout": "mixtral", "gated": False}, "'mixtral' holds gated experts without biases"),
-        ({"layout": "qwen3_moe", "bias": True}, "'qwen3_moe' holds gated experts without biases"),
     ],
 )
 def test_wrong_arguments(change, message):
@@ -155,3 +154,66 @@ def test_meta_device_and_initial_values():
 
 def test_repr():
     assert "num_experts=4, dim=6, hidden_dim=10, activation=silu" in repr(StackedExperts(4, 6, 10))
+
+
+class Halved(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+@pytest.mark.fault("core A8")
+@pytest.mark.parametrize("gated", [True, False])
+def test_parametrized_weights_are_used(gated):
+    experts = StackedExperts(EXPERTS, DIM, HIDDEN, gated=gated, bias=True)
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter)
+    halved = copy.deepcopy(experts)
+    names = [name for name, _ in experts.named_parameters()]
+    for name in names:
+        parametrize.register_parametrization(halved, name, Halved())
+        experts.get_parameter(name).data /= 2
+    x, counts = torch.randn(5, DIM), torch.tensor([2, 0, 3, 0])
+    with torch.no_grad():
+        indices = torch.randint(EXPERTS, (5, 2))
+        assert_close(halved.chosen(x, indices), experts.chosen(x, indices))
+    assert_close(halved.run(x, counts), experts.run(x, counts))
+    assert_close(halved.dense(x), experts.dense(x))
+    halved.run(x, counts).square().sum().backward()
+    experts.run(x, counts).square().sum().backward()
+    for name in names:
+        original = halved.get_parameter(f"parametrizations.{name}.original")
+        assert_close(original.grad, experts.get_parameter(name).grad / 2)
+    halved.reset_parameters()
+    assert not halved.down_proj_bias.any()
+
+
+@pytest.mark.fault("core A8")
+def test_spectral_norm_of_the_stack():
+    experts = StackedExperts(EXPERTS, DIM, HIDDEN)
+    nn.utils.parametrizations.spectral_norm(experts, "gate_up_proj")
+    out = experts.dense(torch.randn(3, DIM))
+    out.sum().backward()
+    assert_close(
+        torch.linalg.matrix_norm(experts.gate_up_proj.flatten(1), 2),
+        torch.tensor(1.0),
+        atol=0.1,
+        rtol=0,
+    )
+
+
+@pytest.mark.fault("core A8")
+@pytest.mark.parametrize("method", [torch.ones(2, DIM), "dance", None])
+def test_a_call_without_counts_says_what_to_call(method):
+    experts = StackedExperts(EXPERTS, DIM, HIDDEN)
+    found = repr(method) if isinstance(method, str) else type(method).__name__
+    message = f"StackedExperts was called with {found}: use a MoELayer, or experts.run"
+    with pytest.raises(GatesError, match=message) as refused:
+        experts(method)
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.fault("core A7")
+def test_rows_by_counts_refuse_transforms():
+    experts, counts = StackedExperts(2, DIM, HIDDEN), torch.tensor([2, 1])
+    with pytest.raises(GatesError, match="knows no transform of"):
+        torch.func.grad(lambda x: experts.run(x, counts).sum())(torch.ones(3, DIM))

@@ -108,7 +108,7 @@ def test_dropped_choices_and_padding_take_no_place():
     routing = routing_of(indices).ignore(mask)
     kept = limit_capacity(routing, 1.0, padding_mask=mask).kept
     assert kept[:, 0].tolist() == [False, True, False, False]  # 3 tokens: capacity 1
-    kept = limit_capacity(routing, 1.0, padding_mask=mask, count_padding=True).kept
+    kept = limit_capacity(routing, 1.0, padding_mask=mask, padding_in_capacity=True).kept
     assert kept[:, 0].tolist() == [False, True, True, False]  # 4 tokens: capacity 2
 
 

@@ -218,7 +218,7 @@ def test_padding_does_not_count_whatever_it_holds(loss):
 def test_padding_counts_on_request(loss):
     routing, mask = example(3, 8), torch.zeros(3, 8, dtype=torch.bool)
     mask[:, 3:] = True
-    assert loss(routing, padding_mask=mask, count_padding=True) == loss(routing)
+    assert loss(routing, padding_mask=mask, padding_in_loss=True) == loss(routing)
     assert l0_loss is loss or loss(routing, padding_mask=mask) != loss(routing)
 
 
