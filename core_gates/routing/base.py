@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, ClassVar, Protocol, Self
 
 import torch
@@ -15,6 +16,20 @@ _HALF = (torch.float16, torch.bfloat16)
 
 class Listener(Protocol):
     """What is told every routing of a gate, also inside ``torch.compile``, which must trace it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the class a ``__call__`` of its own.
+
+        ``torch.compile`` limits the number of graphs that begin at one code object, and gates of
+        all classes would share those of ``Gate.__call__``.
+        """
+        super().__init_subclass__(**kwargs)
+        if "__call__" not in vars(cls):
+            shared = Gate.__call__
+            own = FunctionType(
+                shared.__code__.replace(), shared.__globals__, closure=shared.__closure__
+            )
+            cls.__call__ = own  # type: ignore[method-assign]
 
     def __call__(self, routing: RoutingOutput, padding_mask: Tensor | None) -> None:
         """Take notice of a routing."""
