@@ -61,7 +61,7 @@ class Gate(nn.Module, ABC):
     Attributes:
         counted: Calls in training mode since the last update, then the sum of their summaries
             (1 + S,), int64; None if there is no summary.
-        listeners: Called with each routing; see :class:`Listener`.
+        listeners: Called with each routing; see :class:`Listener`. Copies of the gate have none.
         couples_tokens: True if the routing of a position depends on others. A causal model must
             refuse such a gate: it looks into the future.
         renormalize: True if the gate scales its weights to sum 1 after selection.
@@ -204,6 +204,9 @@ class Gate(nn.Module, ABC):
             kept = torch.zeros_like(self.counted, device=device) if self.counted.is_meta else None
             self.counted = self.counted.to(device) if kept is None else kept
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "listeners": ()}  # a copy has none
 
     @torch.no_grad()
     def _count(self, routing: RoutingOutput) -> None:

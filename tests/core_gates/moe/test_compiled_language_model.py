@@ -19,7 +19,10 @@ from core_gates import (
     update_gates,
 )
 
-VOCABULARY, DIM, EXPERTS, LAYERS, BATCH, LENGTH = 19, 8, 4, 4, 3, 7
+VOCABULARY, DIM, EXPERTS, BATCH, LENGTH = 19, 8, 4, 3, 7
+
+# Dynamo asks every input of a graph for its gradient, also one that has none.
+IGNORE_GRAD = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 
 
 class Block(nn.Module):
@@ -39,10 +42,10 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     """Returns its loss: next token and, weighted, balance of the experts."""
 
-    def __init__(self, use_reentrant=None):
+    def __init__(self, layers=1, use_reentrant=None):
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, DIM)
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
+        self.blocks = nn.ModuleList(Block() for _ in range(layers))
         self.head = nn.Linear(DIM, VOCABULARY)
         self.use_reentrant = use_reentrant
 
@@ -127,7 +130,7 @@ def called_before(model, call):
 def test_compiled_trains_like_eager_in_one_compilation(
     backend, dtype, steps, tolerance, warm, inductor
 ):
-    eager, model = build(dtype), build(dtype)
+    eager, model = build(dtype, layers=4), build(dtype, layers=4)
     losses, loads, biases = train(eager, eager, steps)
     counting = Counting(backend)
     compiled = torch.compile(model, backend=counting, fullgraph=True)
@@ -156,6 +159,7 @@ def test_checkpointed_tokens_count_once(use_reentrant, compiled):
     assert torch.equal(found[2], biases)
 
 
+@IGNORE_GRAD
 @pytest.mark.fault("core A1")
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpoints_around_compiled_blocks_count_once(use_reentrant):
@@ -170,17 +174,17 @@ def test_checkpoints_around_compiled_blocks_count_once(use_reentrant):
 
 @pytest.mark.fault("core A1")
 def test_evaluation_counts_nothing():
-    model = build().eval()
+    model = build(layers=2).eval()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     compiled(batches(1)[0, 0])
     assert not any(gate.counted.any() for gate in gates(model))
-    with pytest.raises(ValueError, match=r"gate 'blocks\.0\.moe\.gate' learns .* \(nor did 3 more"):
+    with pytest.raises(ValueError, match=r"gate 'blocks\.0\.moe\.gate' learns .* \(nor did 1 more"):
         update_gates(model)
 
 
 @pytest.mark.fault("core A1")
 def test_routings_of_a_compiled_model_are_gathered():
-    model, tokens = build(), batches(3)[:, 0]
+    model, tokens = build(layers=2), batches(3)[:, 0]
     counting = Counting("aot_eager")
     compiled = torch.compile(model, backend=counting, fullgraph=True)
     compiled(tokens[0])
@@ -192,7 +196,7 @@ def test_routings_of_a_compiled_model_are_gathered():
         model.zero_grad()
         with collect_routing(model) as expected:
             (model(batch) + sum(r.logits.square().mean() for r, in expected.values())).backward()
-        assert list(routings) == [f"blocks.{n}.moe.gate" for n in range(LAYERS)]
+        assert list(routings) == [f"blocks.{n}.moe.gate" for n in range(2)]
         for name, (routing,) in routings.items():
             assert_close(routing.weights, expected[name][0].weights)
             assert torch.equal(routing.indices, expected[name][0].indices)
@@ -206,6 +210,7 @@ def test_routings_of_a_compiled_model_are_gathered():
     assert counting.graphs == 2
 
 
+@IGNORE_GRAD
 @pytest.mark.fault("core A1")
 def test_recomputed_routings_of_compiled_blocks_are_not_gathered_again():
     model = build(use_reentrant=True)
@@ -268,7 +273,7 @@ def test_a_monitor_measures_value_gates_and_experts_of_a_compiled_model():
             figures.append(monitor.compute())
             assert_close(copy.deepcopy(model)(x), call(x))
         call(x)
-        assert monitor.compute()["0"]["values"] == 2 * x.numel()
+        assert monitor.compute()["0"]["values"] == 3 * x.numel()  # of the copy, too
     assert_close(figures[0], figures[1])
     assert_close(figures[2], figures[1])
     assert figures[0]["0"]["values"] == x.numel()
