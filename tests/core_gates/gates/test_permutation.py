@@ -20,6 +20,7 @@ from core_gates.routing.permutation_search import (
     nearest_permutations,
     permutation_entropy,
     sinkhorn,
+    sinkhorn_in_one_op,
 )
 from core_gates.routing.schedules import StagedSchedule
 
@@ -357,6 +358,41 @@ def test_a_search_resumes_bit_for_bit():
     torch.set_rng_state(rng)
     assert train(resumed, resumed_optimizer, 6) == losses
     assert_close(dict(resumed.state_dict()), dict(gate.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.fault("core F4")
+def test_a_search_is_compiled_once_and_learns_like_eager():
+    """Temperature and iterations change in each step; a graph holds for all of a search."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    options = {"num_steps": 14, "start": 0.1, "end": 0.01}
+    eager, gate = (permuted(CometGate(DIM, EXPERTS), **options) for _ in range(2))
+    compiled = torch.compile(gate, backend=backend, fullgraph=True)
+    x, target = positions(8), torch.randn(8, EXPERTS)
+    for step in range(16):
+        for each, call in ((eager, eager), (gate, compiled)):
+            each.zero_grad()
+            routing = call(x)
+            loss = (routing.weights * target).sum() + routing.aux["permutation_entropy"]
+            loss.backward()
+            update_gates(each)
+        for ours, theirs in zip(gate.parameters(), eager.parameters(), strict=True):
+            assert_close(ours.grad, theirs.grad)
+        assert len(graphs) == (1 if step < 13 else 2)  # one a phase
+    assert gate.phase == "permuted"
+    assert torch.equal(gate.targets, eager.targets)
+
+
+def test_registration_of_the_iterations():
+    scores = torch.randn(2, EXPERTS, EXPERTS, dtype=torch.float64, requires_grad=True)
+    number = torch.tensor(3)
+    opcheck(torch.ops.core_gates.sinkhorn.default, (scores, number))
+    assert_close(sinkhorn_in_one_op(scores, number), sinkhorn(scores, 3), rtol=0, atol=0)
+    assert torch.autograd.gradcheck(lambda s: sinkhorn_in_one_op(s, number), (scores,))
 
 
 def test_reset_begins_anew():

@@ -120,6 +120,7 @@ def called_before(model, call):
         gate.counted.zero_()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # Inductor's
 @pytest.mark.fault("core A1")
 @pytest.mark.parametrize("warm", [False, True], ids=["fresh", "called before"])
 @pytest.mark.parametrize(
