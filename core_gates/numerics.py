@@ -117,6 +117,11 @@ def stable_sort(
     return torch.sort(values, stable=True, dim=dim, descending=descending)
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on the devices that have nothing wider (Apple's GPUs)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _autocast_off(x: Tensor) -> AbstractContextManager[object]:
     # Autocast knows no meta device.
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -1,6 +1,6 @@
 """The activation dense-to-sparse gate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from core_gates.collectives import gathered
 from core_gates.numerics import linear_fp32
-from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.schedules import Schedule
+from core_gates.routing.staged import SteppedGate
 
 Activation = Literal["identity", "tanh", "sigmoid", "gelu", "silu"]
 
@@ -24,7 +24,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class ActivationGate(Gate):
+class ActivationGate(SteppedGate):
     """Mix all experts with ``softmax((σ(x W) + b) / τ)`` (Nguyen et al., 2024).
 
     With a linear score (σ the identity) temperature and slope cannot be told apart: only W/τ and
@@ -49,7 +49,6 @@ class ActivationGate(Gate):
     """
 
     temperature: Tensor
-    step: Tensor
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class ActivationGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
+        super().__init__(dim, num_experts, device=device)
         if activation not in _ACTIVATIONS:
             raise ValueError(
                 f"activation is {activation!r}; choose one of {', '.join(get_args(Activation))}"
@@ -81,7 +80,6 @@ class ActivationGate(Gate):
         )
         exact = torch.promote_types(self.weight.dtype, torch.float32)
         self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
-        self.register_buffer("step", torch.empty((), device=device, dtype=torch.int64))
         self.reset_parameters()
 
     @property
@@ -93,10 +91,10 @@ class ActivationGate(Gate):
 
     def reset_parameters(self) -> None:
         """Draw the weight from N(0, 0.02²), zero the bias, return to the first temperature."""
+        super().reset_parameters()
         nn.init.normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
         self.temperature.fill_(self._initial_tau)
-        self.step.zero_()
         if self.log_tau is not None:
             with torch.no_grad():
                 self.log_tau.copy_(self.temperature.log())
@@ -114,11 +112,10 @@ class ActivationGate(Gate):
         probs = (logits / self.tau).softmax(-1)
         return RoutingOutput(probs, logits=logits, probs=probs).ignore(padding_mask)
 
-    def update(self, routings: Sequence[RoutingOutput]) -> None:  # noqa: ARG002
-        """Count one optimizer step and set the temperature of the next one."""
-        self.step += 1
+    def advance(self, step: int) -> None:
+        """Set the temperature after ``step`` updates."""
         if self._schedule is not None:
-            self.temperature.fill_(self._schedule(int(self.step)))
+            self.temperature.fill_(self._schedule(step))
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(gate)``."""

@@ -1,6 +1,5 @@
 """The dense-to-sparse gate of EvoMoE."""
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -87,9 +86,10 @@ class DenseToSparseGate(StagedGate):
         nn.init.zeros_(self.weight)
         self.temperature.fill_(self.stages.temperature_at(0))
 
-    def stage_at(self, step: int) -> int:
-        """Return the index into ``phases`` after ``step`` updates."""
-        return self.stages.stage_at(step)
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Numbers of updates after which the next of the ``phases`` begins."""
+        return self.stages.boundaries
 
     def forward(
         self,
@@ -126,20 +126,21 @@ class DenseToSparseGate(StagedGate):
         """
         scores = logits if noise is None else logits + noise
         probs = (scores / self.temperature).softmax(-1)
-        if self.phase == "shared":
+        phase = self.phase
+        if phase == "shared":
             first = torch.ones_like(logits[..., :1]) + 0 * logits[..., :1]  # the gate stays in use
             return RoutingOutput(first, torch.zeros_like(first).long(), logits=logits, probs=probs)
         weights = probs if self.combine == "gumbel" else logits.softmax(-1)
-        if self.phase == "annealing":
+        if phase == "annealing":
             weights = weights.masked_fill(probs <= self.threshold, 0)
             return RoutingOutput(weights, logits=logits, probs=probs)
         _, best = lowest_index_top_k(scores, 1)
         return RoutingOutput(weights.gather(-1, best), best, logits=logits, probs=probs)
 
-    def update(self, routings: Sequence[RoutingOutput]) -> None:
-        """Count one optimizer step and set phase and temperature of the next one."""
-        super().update(routings)
-        self.temperature.fill_(self.stages.temperature_at(int(self.step)))
+    def advance(self, step: int) -> None:
+        """Enter the phase after ``step`` updates and set its temperature."""
+        super().advance(step)
+        self.temperature.fill_(self.stages.temperature_at(step))
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(gate)``."""

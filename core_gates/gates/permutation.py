@@ -1,6 +1,5 @@
 """Local search over permutations of the experts, around any gate (COMET+)."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from core_gates.collectives import gathered
 from core_gates.errors import GatesError
-from core_gates.numerics import linear_fp32
+from core_gates.numerics import linear_fp32, widest_float
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.permutation_search import (
@@ -16,6 +15,7 @@ from core_gates.routing.permutation_search import (
     nearest_permutations,
     permutation_entropy,
     sinkhorn,
+    sinkhorn_in_one_op,
 )
 from core_gates.routing.staged import StagedGate
 
@@ -46,7 +46,8 @@ class PermutedGate(StagedGate):
 
     Raises:
         ValueError: In ``forward``, if the number of permutations does not fit the gate, or if the
-            gate returns slots.
+            gate returns slots. In ``load_state_dict`` or the first use after another way of
+            loading, if the state is of a longer search that had not ended yet.
     """
 
     phases: ClassVar[tuple[str, ...]] = ("search", "permuted")
@@ -77,23 +78,39 @@ class PermutedGate(StagedGate):
         self.gate.reset_parameters()
         self._reset_search()
 
-    def stage_at(self, step: int) -> int:
-        """Return the index into ``phases`` after ``step`` updates."""
-        return int(step + 1 >= self.search.num_steps)
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Number of updates after which the search is over."""
+        return (self.search.num_steps - 1,)
 
-    def enter(self, step: int) -> None:
-        """Renew phase, temperature and number of iterations after ``step`` updates."""
-        super().enter(step)
-        last_relaxed = min(step + 1, self.search.num_steps - 1)
-        self._temperature = self.search.temperature_at(last_relaxed)
-        self._iterations = self.search.iterations_at(last_relaxed)
+    @property
+    def temperature(self) -> Tensor:
+        """Temperature () of the relaxation, from the number of steps."""
+        return self.search.temperature_at(self._time().to(widest_float(self.step.device)))
 
-    def update(self, routings: Sequence[RoutingOutput]) -> None:
-        """Count one optimizer step; at the end of the search fix the permutations."""
-        was_searching = self.phase == "search"
-        super().update(routings)
-        if was_searching and self.phase == "permuted":
-            self.targets.copy_(nearest_permutations(self._scores(), self._iterations))
+    @property
+    def iterations(self) -> Tensor:
+        """Number () of Sinkhorn iterations, from the number of steps."""
+        return self.search.iterations_at(self._time())
+
+    def advance(self, step: int) -> None:
+        """Enter the phase after ``step`` updates; at the end of the search fix the permutations."""
+        if step == self.boundaries[0]:
+            self.targets.copy_(nearest_permutations(self._scores(), self.iterations))
+        super().advance(step)
+
+    def resume(self, step: int) -> None:
+        """Take notice of a number of updates that the buffer got in another way than by them.
+
+        Raises:
+            ValueError: The search should be over, but its end has fixed no permutation.
+        """
+        if self.stage_at(step) == 1 and bool((self.targets < 0).any()):
+            raise ValueError(
+                f"the state is of a permutation search that had not ended after {step} steps, but"
+                f" num_steps is {self.search.num_steps}; resume it with the num_steps it began with"
+            )
+        super().resume(step)
 
     def relaxed(self, *, noisy: bool = False) -> Tensor:
         """Return the relaxed permutations (Q, E, E), from B at the present temperature.
@@ -101,7 +118,11 @@ class PermutedGate(StagedGate):
         Args:
             noisy: Whether the noise of the search is drawn.
         """
-        return sinkhorn(self._scores(noisy=noisy), self._iterations)
+        scores = self._scores(noisy=noisy)
+        if torch.compiler.is_compiling():
+            return sinkhorn_in_one_op(scores, self.iterations)
+        last = self.search.num_steps - 1
+        return sinkhorn(scores, self.search.iterations_at(min(self.known_step + 1, last)))
 
     def permutations(self) -> Tensor:
         """Return the matrices Π (Q, E, E) that a call would use now, 0 and 1 outside training."""
@@ -159,8 +180,8 @@ class PermutedGate(StagedGate):
         """
         relaxed = self.relaxed()
         return {
-            "temperature": self._temperature,
-            "iterations": float(self._iterations),
+            "temperature": float(self.temperature),
+            "iterations": float(self.iterations),
             "row_error": (relaxed.sum(-1) - 1).abs().max().item(),
             "column_error": (relaxed.sum(-2) - 1).abs().max().item(),
             "hardness": relaxed.amax(-1).mean().item(),
@@ -173,14 +194,17 @@ class PermutedGate(StagedGate):
     def _reset_search(self) -> None:
         super().reset_parameters()
         nn.init.uniform_(self.permutation_logits, -0.05, 0.05)
-        identity = torch.arange(self.num_experts, device=self.targets.device)
-        self.targets.copy_(identity.expand_as(self.targets))
+        self.targets.fill_(-1)  # until the search fixes them
+
+    def _time(self) -> Tensor:
+        """Return the step t () of the search, from its buffer; the last one once it is over."""
+        return (self.step + 1).clamp(max=self.search.num_steps - 1)
 
     def _targets(self) -> Tensor:
         """Return (Q, E): the expert that each expert of the gate becomes."""
         if self.phase == "permuted" or self.targets.is_meta:
             return self.targets
-        return nearest_permutations(self._scores(), self._iterations)
+        return nearest_permutations(self._scores(), self.iterations)
 
     def _scores(self, *, noisy: bool = False) -> Tensor:
         """Return B / τ (Q, E, E)."""
@@ -188,7 +212,7 @@ class PermutedGate(StagedGate):
         scores = gathered(self.permutation_logits).to(dtype)
         if noisy and self.search.noise > 0:
             scores = scores - self.search.noise * torch.empty_like(scores).exponential_().log()
-        return scores / self._temperature
+        return scores / self.temperature
 
     def _selectors(
         self, x: Tensor, routing: RoutingOutput, ids: Tensor | None, padding_mask: Tensor | None

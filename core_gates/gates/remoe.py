@@ -1,11 +1,9 @@
 """ReMoE: routing by a rectifier, with a sparsity that is steered."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from core_gates.numerics import linear_fp32
 from core_gates.routing.base import Gate
@@ -44,8 +42,6 @@ class ReMoEGate(Gate):
             or ``rate`` not above 1.
     """
 
-    learns_from_routings = True
-
     penalty: Tensor
 
     def __init__(
@@ -62,7 +58,7 @@ class ReMoEGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
+        super().__init__(dim, num_experts, summary_size=2, device=device)
         if not 0 < k <= num_experts:
             raise ValueError(f"k must lie between 0 and num_experts={num_experts}, got {k}")
         if not initial_penalty > 0 or not rate > 1:
@@ -109,18 +105,17 @@ class ReMoEGate(Gate):
         routing = RoutingOutput(weights, logits=logits, probs=probs, aux=aux)
         return routing.ignore(padding_mask)
 
-    def update(self, routings: Sequence[RoutingOutput]) -> None:
+    def summary(self, routing: RoutingOutput) -> Tensor:
+        """Return the number of tokens and that of their active experts."""
+        if routing.probs is None:
+            raise ValueError("ReMoEGate.summary needs a routing that the gate returned")
+        real = routing.probs.sum(-1) > 0  # neither ignored nor NaN
+        active = real.unsqueeze(-1) & (routing.weights > 0)
+        return torch.stack([real.sum(), active.sum()])
+
+    def update(self, summary: Tensor | None = None, step: int | None = None) -> None:  # noqa: ARG002
         """Move λ by one step, against the share of active weights on all ranks."""
-        totals = torch.zeros(2, dtype=torch.int64, device=self.penalty.device)
-        for routing in routings:
-            if routing.probs is None:
-                raise ValueError("ReMoEGate.update needs the routings that the gate returned")
-            real = routing.probs.sum(-1) > 0  # neither ignored nor NaN
-            totals[0] += real.sum()
-            totals[1] += (real.unsqueeze(-1) & (routing.weights > 0)).sum()
-        if dist.is_initialized():
-            dist.all_reduce(totals)
-        positions, active = totals.to(self.penalty.dtype)
+        positions, active = self.given(summary).to(self.penalty.dtype)
         direction = (active - self.k * positions).sign()
         self.penalty.copy_((self.penalty * self.rate**direction).clamp(*_BOUNDS))
 

@@ -1,10 +1,7 @@
 """The sigmoid gate, balanced without a loss and limited to groups of experts."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
 
 from core_gates.numerics import linear_fp32, lowest_index_top_k
@@ -48,8 +45,6 @@ class SigmoidGate(Gate):
             are asked of a gate that keeps all experts.
     """
 
-    learns_from_routings = True
-
     balance_bias: Tensor
 
     def __init__(
@@ -68,7 +63,7 @@ class SigmoidGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
+        super().__init__(dim, num_experts, summary_size=num_experts + 1, device=device)
         self.k = k
         self.renormalize = renormalize
         self.scale = scale
@@ -110,18 +105,20 @@ class SigmoidGate(Gate):
         routing = RoutingOutput(self.scale * weights, indices, logits=logits, probs=probs)
         return routing.ignore(padding_mask)
 
-    def update(self, routings: Sequence[RoutingOutput]) -> None:
+    @property
+    def learns_from_routings(self) -> bool:
+        """True if the gate balances."""
+        return self.balance_rate > 0
+
+    def summary(self, routing: RoutingOutput) -> Tensor:
+        """Return the choices of every expert and the number of tokens that are not finite."""
+        return count_routed(routing, self.num_experts)
+
+    def update(self, summary: Tensor | None = None, step: int | None = None) -> None:  # noqa: ARG002
         """Move the balancing bias by one step, against the load of all ranks."""
-        if self.balance_rate == 0:
+        if not self.learns_from_routings:
             return
-        counts = torch.zeros(
-            self.num_experts + 1, dtype=torch.int64, device=self.balance_bias.device
-        )
-        for routing in routings:
-            counts += count_routed(routing, self.num_experts)
-        if dist.is_initialized():
-            dist.all_reduce(counts)
-        load = counts[:-1]
+        load = self.given(summary)[:-1]
         direction = (load.sum() - self.num_experts * load).sign().to(self.balance_bias.dtype)
         if self.centered:
             direction -= direction.mean()

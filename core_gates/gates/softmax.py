@@ -1,17 +1,15 @@
 """The dense softmax gate."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from core_gates.numerics import linear_fp32
-from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.schedules import Schedule
+from core_gates.routing.staged import SteppedGate
 
 
-class SoftmaxGate(Gate):
+class SoftmaxGate(SteppedGate):
     """Mix all experts with ``softmax(x W / τ)`` (Jacobs et al., 1991).
 
     The temperature τ is state: with a schedule, each :meth:`update` moves it by one step.
@@ -32,7 +30,6 @@ class SoftmaxGate(Gate):
     """
 
     temperature: Tensor
-    step: Tensor
 
     def __init__(
         self,
@@ -44,7 +41,7 @@ class SoftmaxGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
+        super().__init__(dim, num_experts, device=device)
         self._schedule = temperature if callable(temperature) else None
         self._initial_temperature = temperature(0) if callable(temperature) else temperature
         if not self._initial_temperature > 0:
@@ -55,16 +52,15 @@ class SoftmaxGate(Gate):
         )
         exact = torch.promote_types(self.weight.dtype, torch.float32)
         self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
-        self.register_buffer("step", torch.empty((), device=device, dtype=torch.int64))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weight from N(0, 0.02²), zero the bias, return to the first temperature."""
+        super().reset_parameters()
         nn.init.normal_(self.weight, std=0.02)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
         self.temperature.fill_(self._initial_temperature)
-        self.step.zero_()
 
     def forward(
         self,
@@ -78,8 +74,7 @@ class SoftmaxGate(Gate):
         probs = (logits / self.temperature).softmax(-1)
         return RoutingOutput(probs, logits=logits, probs=probs).ignore(padding_mask)
 
-    def update(self, routings: Sequence[RoutingOutput]) -> None:  # noqa: ARG002
-        """Count one optimizer step and set the temperature of the next one."""
-        self.step += 1
+    def advance(self, step: int) -> None:
+        """Set the temperature after ``step`` updates."""
         if self._schedule is not None:
-            self.temperature.fill_(self._schedule(int(self.step)))
+            self.temperature.fill_(self._schedule(step))

@@ -1,16 +1,13 @@
 """The mixture-of-experts layer: a gate, its experts, and the way between them."""
 
-import math
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from core_gates.moe.checkpoint_layouts import rename_on_load
 from core_gates.moe.dispatch import DISPATCHES, Dispatch, Experts, dispatch
-from core_gates.moe.transforms import is_transformed, refuse_tracing
+from core_gates.moe.transforms import refuse_tracing
 from core_gates.routing.base import Gate
-from core_gates.routing.counts import count_non_finite, refuse_non_finite
 from core_gates.routing.output import RoutingOutput
 
 
@@ -20,9 +17,8 @@ class MoELayer(nn.Module):
     Any routing gate goes with any way of dispatch. What the gate dropped (capacity) or ignores
     (padding) contributes nothing, so that the residual connection around the layer passes it on.
 
-    A routing that is not finite is refused on the CPU, by the class of the gate, for a layer does
-    not know its own name in the model. On other devices it is refused where counts reach the host
-    anyway: by the dispatch ``capacity``, by ``ExpertParallel`` over several ranks (on all of them),
+    A routing that is not finite is refused where counts reach the host anyway, on every device
+    alike: by the dispatch ``capacity``, by ``ExpertParallel`` over several ranks (on all of them),
     and where dense weights become choices. Elsewhere, and inside ``torch.compile``, it shows in the
     result alone; ``GateMonitor`` counts it as ``non_finite`` under the full name of the gate.
 
@@ -90,7 +86,7 @@ class MoELayer(nn.Module):
             padding_mask: True (...) at positions to ignore.
 
         Raises:
-            GatesError: The routing is not finite (not on every device, see the class), or the call
+            GatesError: The routing is not finite (not with every dispatch, see the class), or the call
                 is traced by ``torch.jit.trace``.
             ValueError: Shapes do not fit.
         """
@@ -100,7 +96,6 @@ class MoELayer(nn.Module):
             routing = cast(RoutingOutput, self.gate(gate_input, ids=ids, padding_mask=padding_mask))
         else:
             routing = routing.ignore(padding_mask)
-        _refuse_non_finite(routing, type(self.gate).__name__)
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)  # 0 · NaN = NaN
         y = dispatch(x, routing, cast(Experts, self.experts), self.dispatch)
@@ -111,12 +106,3 @@ class MoELayer(nn.Module):
     def extra_repr(self) -> str:
         """Show the dispatch in ``print(layer)``."""
         return f"dispatch={self.dispatch}"
-
-
-def _refuse_non_finite(routing: RoutingOutput, gate: str) -> None:
-    weights = routing.weights.detach()
-    if torch.compiler.is_compiling() or is_transformed() or not weights.is_cpu:
-        return  # reading the flag would wait for the device, or cannot be done
-    if math.isfinite(float(weights.sum())):
-        return
-    refuse_non_finite(int(count_non_finite(weights)), f"gate {gate!r}")

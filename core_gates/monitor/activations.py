@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core_gates.monitor.sums import join, split
+from core_gates.monitor.sums import exact, join, split
 
 NEAR_ZERO = 0.05
 """Values below this part of their expert's standard deviation are nearly zero."""
@@ -44,7 +44,7 @@ class ActivationStatistics:
         if experts is None:
             experts = self._experts_in_turn(outputs)
         expert = experts.flatten()
-        values = outputs.detach().double().reshape(len(expert), outputs.shape[-1])
+        values = exact(outputs.detach()).reshape(len(expert), outputs.shape[-1])
 
         def total(part: Tensor) -> Tensor:
             zeros = values.new_zeros(self.num_experts + 1)  # the last for what is not measured

@@ -1,9 +1,9 @@
-"""Watching the gates of a model through hooks."""
+"""Watching the gates of a model."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from core_gates.monitor.report import GateReport
 from core_gates.monitor.routings import Choices, RoutingStatistics
 from core_gates.monitor.sums import split
 from core_gates.monitor.values import ValueStatistics
+from core_gates.numerics import widest_float
 from core_gates.routing.base import Gate
-from core_gates.routing.collect import is_repeated, outermost_gates
+from core_gates.routing.collect import outermost_gates
 from core_gates.routing.output import RoutingOutput
+from core_gates.routing.repeated import Gathered, accumulate, is_repeated
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 Statistics = RoutingStatistics | ValueStatistics | ActivationStatistics
@@ -39,7 +41,8 @@ class GateMonitor:
     Routing gates (:class:`~core_gates.routing.base.Gate`) are measured from what they return, other
     modules that offer ``gate_values`` by one more call of it, and ``experts`` from their outputs.
     Nothing is read on the host before :meth:`compute`. Recomputation by activation checkpointing is
-    not counted again.
+    not counted again. A compiled model is measured as well, whenever it was compiled: it is compiled
+    once more for steps that are measured.
 
     Example:
         >>> monitor = GateMonitor(model, every=50)
@@ -77,22 +80,23 @@ class GateMonitor:
         self._model = model
         self._every = every
         self._sampling = True
+        self._probing = False
         self._measuring = False
         self._statistics: dict[str, Statistics] = {}
         self._totals: dict[str, Tensor] = {}
         self._choices: dict[str, list[Choices]] = {}
-        self._probe: dict[str, list[Choices]] | None = None
-        self._hooks = [
-            module.register_forward_hook(
-                self._hook(name, module, bins, dead_share), with_kwargs=True
-            )
-            for name, module in (*outermost_gates(model), *_value_gates(model))
-        ]
+        self._watched: list[_Watched] = []
+        self._listeners: dict[str, _RoutingListener] = {}
+        for name, gate in outermost_gates(model):
+            statistics = RoutingStatistics(gate.num_experts, bins, dead_share)
+            self._start(name, gate, statistics)
+            self._listeners[name] = _RoutingListener(self, name, statistics)
+            gate.listeners = (*gate.listeners, self._listeners[name])
+        for name, module in _value_gates(model):
+            self._watched.append(_Watched(module, self._value_hook(name, module, bins)))
         for name, num_experts in (experts or {}).items():
             hook = self._expert_hook(name, num_experts)
-            module = dict(model.named_modules())[name]
-            self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
-        self.reset()
+            self._watched.append(_Watched(model.get_submodule(name), hook))
 
     def begin_step(self, step: int) -> None:
         """Say which optimizer step the next forward passes belong to."""
@@ -108,17 +112,18 @@ class GateMonitor:
         Raises:
             ValueError: The batch has another shape than at the last probe.
         """
-        self._probe = {}
+        for listener in self._listeners.values():
+            listener.probed = Gathered()
+        self._probing = True
         try:
             yield
-            probe = self._probe
         finally:
-            self._probe = None
-        for name, choices in probe.items():
-            statistics = cast(RoutingStatistics, self._statistics[name])
+            self._probing = False
+        for name, listener in self._listeners.items():
+            choices = listener.probed.items()
             for before, after in zip(self._choices.get(name, []), choices, strict=False):
-                self._add(name, statistics.changes(before, after))
-        self._choices = probe
+                self._add(name, listener.statistics.changes(before, after))
+            self._choices[name] = choices
 
     def report(
         self, *, all_reduce: bool = False, group: dist.ProcessGroup | None = None
@@ -171,40 +176,27 @@ class GateMonitor:
 
     def reset(self) -> None:
         """Forget everything measured so far, but not the last probe."""
-        for name, statistics in self._statistics.items():
-            self._totals[name] = torch.zeros(sum(statistics.sizes.values()), dtype=torch.float64)
+        for total in self._totals.values():
+            total.zero_()
 
     def close(self) -> None:
-        """Remove the hooks; what was measured stays readable."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        """Stop measuring; what was measured stays readable."""
+        for watched in self._watched:
+            watched.release()
+        self._watched.clear()
+        listeners = tuple(self._listeners.values())
+        for _, gate in outermost_gates(self._model):
+            gate.listeners = tuple(x for x in gate.listeners if x not in listeners)
 
-    def _hook(self, name: str, module: nn.Module, bins: int, dead_share: float) -> Hook:
-        if isinstance(module, Gate):
-            return self._routing_hook(name, RoutingStatistics(module.num_experts, bins, dead_share))
-        return self._value_hook(name, ValueStatistics(bins))
-
-    def _routing_hook(self, name: str, statistics: RoutingStatistics) -> Hook:
+    def _start(self, name: str, module: nn.Module, statistics: Statistics) -> None:
         self._statistics[name] = statistics
+        device = _device_of(module)
+        size = sum(statistics.sizes.values())
+        self._totals[name] = torch.zeros(size, dtype=widest_float(device), device=device)
 
-        def hook(
-            _gate: nn.Module, _inputs: Any, options: dict[str, Any], routing: RoutingOutput
-        ) -> None:
-            if is_repeated():
-                return
-            padding_mask = options.get("padding_mask")
-            with torch.no_grad():
-                if self._probe is not None:
-                    choices = statistics.choices(routing, padding_mask)
-                    self._probe.setdefault(name, []).append(choices)
-                elif self._sampling:
-                    self._add(name, statistics.sums(routing, padding_mask))
-
-        return hook
-
-    def _value_hook(self, name: str, statistics: ValueStatistics) -> Hook:
-        self._statistics[name] = statistics
+    def _value_hook(self, name: str, module: nn.Module, bins: int) -> Hook:
+        statistics = ValueStatistics(bins)
+        self._start(name, module, statistics)
 
         def hook(module: Any, inputs: tuple[Any, ...], options: dict[str, Any], _: Any) -> None:
             if self._measuring or not self._samples():
@@ -227,7 +219,7 @@ class GateMonitor:
         if isinstance(experts, StackedExperts) and experts.num_experts != num_experts:
             raise ValueError(f"{name!r} has {experts.num_experts} experts, not {num_experts}")
         statistics = ActivationStatistics(num_experts)
-        self._statistics[name] = statistics
+        self._start(name, experts, statistics)
 
         def hook(
             module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], outputs: Tensor
@@ -243,22 +235,26 @@ class GateMonitor:
         return hook
 
     def _samples(self) -> bool:
-        return self._sampling and self._probe is None and not is_repeated()
+        if not self._sampling or self._probing:
+            return False
+        return torch.compiler.is_compiling() or not is_repeated()
 
     def _add(self, name: str, sums: Tensor) -> None:
-        self._totals[name] = self._totals[name].to(sums.device) + sums
+        if self._totals[name].device != sums.device:
+            self._totals[name] = self._totals[name].to(sums)
+        accumulate(self._totals[name], sums)
 
     def _summed(self, all_reduce: bool, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
         """Return the flat sums of every gate, on the host."""
         sizes = {name: total.numel() for name, total in self._totals.items()}
         if not sizes:
             return {}
-        parameter = next(self._model.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
-        total = torch.cat([total.to(device) for total in self._totals.values()])
+        device = _device_of(self._model)
+        exact = widest_float(device)
+        total = torch.cat([total.to(device, exact) for total in self._totals.values()])
         if all_reduce and dist.is_initialized():
             dist.all_reduce(total, group=group)
-        return split(total.cpu(), sizes)
+        return split(total.cpu().double(), sizes)
 
     def __enter__(self) -> Self:
         return self
@@ -270,6 +266,51 @@ class GateMonitor:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _RoutingListener:
+    """Adds up what a routing gate returns; ``torch.compile`` traces it with the gate."""
+
+    def __init__(self, monitor: GateMonitor, name: str, statistics: RoutingStatistics) -> None:
+        self.monitor = monitor
+        self.name = name
+        self.statistics = statistics
+        self.probed: Gathered[Choices] = Gathered()
+
+    @torch.no_grad()
+    def __call__(self, routing: RoutingOutput, padding_mask: Tensor | None) -> None:
+        if not torch.compiler.is_compiling() and is_repeated():
+            return
+        if self.monitor._probing:
+            choices = self.statistics.choices(routing, padding_mask)
+            self.probed.append(choices, routing.weights)
+        elif self.monitor._sampling:
+            self.monitor._add(self.name, self.statistics.sums(routing, padding_mask))
+
+
+class _Watched:
+    """A module with a forward hook that graphs of ``torch.compile`` do not miss.
+
+    They do not guard on hooks, but on whether ``forward`` is an attribute of the module itself,
+    which therefore is set, to what it is anyway.
+    """
+
+    def __init__(self, module: nn.Module, hook: Hook) -> None:
+        self._module = module
+        self._hook = module.register_forward_hook(hook, with_kwargs=True)
+        self._is_set = "forward" not in vars(module)
+        if self._is_set:
+            module.forward = module.forward
+
+    def release(self) -> None:
+        self._hook.remove()
+        if self._is_set:
+            del self._module.forward
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    tensors = (*module.parameters(), *module.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def _value_gates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core_gates.monitor.sums import counts, join, split
+from core_gates.monitor.sums import counts, exact, join, split
+from core_gates.numerics import widest_float
 from core_gates.routing.output import RoutingOutput
 
 MAX_COACTIVE = 256
@@ -57,14 +58,14 @@ class RoutingStatistics:
 
     def sums(self, routing: RoutingOutput, padding_mask: Tensor | None = None) -> Tensor:
         """Return the flat sums of one routing; positions under the mask do not count."""
-        weights = routing.to_dense(self.num_experts).weights.double()
+        weights = exact(routing.to_dense(self.num_experts).weights)
         finite = weights.isfinite().all(-1)
         counted = torch.ones_like(finite) if padding_mask is None else ~padding_mask
         measured = counted & finite
-        kept = _where(measured, routing.chosen(self.num_experts, dropped=False).double())
-        chosen = _where(measured, routing.chosen(self.num_experts).double())
+        kept = _where(measured, exact(routing.chosen(self.num_experts, dropped=False)))
+        chosen = _where(measured, exact(routing.chosen(self.num_experts)))
         weights = _where(measured, weights)
-        used = (kept > 0).double().reshape(-1, self.num_experts)
+        used = exact(kept > 0).reshape(-1, self.num_experts)
         parts = {
             "positions": measured.sum(),
             "non_finite": (counted & ~finite).sum(),
@@ -76,13 +77,13 @@ class RoutingStatistics:
             "histogram": counts((weights * self.bins).long(), weights != 0, self.bins),
         }
         if routing.probs is not None:
-            probs = _where(measured, routing.probs.double())
+            probs = _where(measured, exact(routing.probs))
             parts["entropy"] = _entropy(probs).sum()
             captured = (probs * (kept > 0)).sum(-1) / _positive(probs.sum(-1))
             parts["captured"] = captured.sum()
             parts["scored"] = measured.sum()
         if routing.logits is not None:
-            logits = _where(measured, routing.logits.double())
+            logits = _where(measured, exact(routing.logits))
             known = measured.unsqueeze(-1) & logits.isfinite()
             parts["logits"] = known.sum()
             parts["logit_squares"] = logits.masked_fill(~known, 0).square().sum()
@@ -172,7 +173,7 @@ class RoutingStatistics:
     def _join(self, parts: dict[str, Tensor], like: Tensor) -> Tensor:
         """Return the parts as a flat vector, zeros where one is absent."""
         absent = {
-            name: torch.zeros(size, dtype=torch.float64, device=like.device)
+            name: torch.zeros(size, dtype=widest_float(like.device), device=like.device)
             for name, size in self.sizes.items()
             if name not in parts
         }

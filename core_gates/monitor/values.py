@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from core_gates.monitor.sums import counts, join, split
+from core_gates.monitor.sums import counts, exact, join, split
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ValueStatistics:
 
     def sums(self, values: Tensor) -> Tensor:
         """Return the flat sums of gate values of any shape."""
-        values = values.detach().flatten().double()
+        values = exact(values.detach().flatten())
         finite = values.isfinite()
         values = values.masked_fill(~finite, 0)
         parts = {

@@ -1,15 +1,38 @@
 """The contract of routing gates."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from core_gates.routing.output import RoutingOutput
+from core_gates.routing.repeated import accumulate
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+class Listener(Protocol):
+    """What is told every routing of a gate, also inside ``torch.compile``, which must trace it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the class a ``__call__`` of its own.
+
+        ``torch.compile`` limits the number of graphs that begin at one code object, and gates of
+        all classes would share those of ``Gate.__call__``.
+        """
+        super().__init_subclass__(**kwargs)
+        if "__call__" not in vars(cls):
+            shared = Gate.__call__
+            own = FunctionType(
+                shared.__code__.replace(), shared.__globals__, closure=shared.__closure__
+            )
+            cls.__call__ = own  # type: ignore[method-assign]
+
+    def __call__(self, routing: RoutingOutput, padding_mask: Tensor | None) -> None:
+        """Take notice of a routing."""
 
 
 class Gate(nn.Module, ABC):
@@ -22,15 +45,26 @@ class Gate(nn.Module, ABC):
     activation checkpointing, gradient accumulation and resuming exact. Noise comes from the global
     random generator and is drawn in training mode only.
 
+    A gate that learns from its routings names the size of their :meth:`summary`. Each call in
+    training mode adds it to ``counted``, compiled or not, and no tensor of the routing is kept;
+    :func:`~core_gates.routing.collect.update_gates` sums over ranks, hands the sum to
+    :meth:`update` and clears it. What a step has counted so far is no state: it is neither saved
+    nor a buffer, which ``DistributedDataParallel`` would overwrite by that of rank 0 in every
+    forward pass.
+
     Args:
         dim: Features of a routing input.
         num_experts: Number of experts.
+        summary_size: Length S of the summary of a routing; 0 if :meth:`update` needs none.
+        device: Device of the counts.
 
     Attributes:
+        counted: Calls in training mode since the last update, then the sum of their summaries
+            (1 + S,), int64; None if there is no summary.
+        listeners: Called with each routing; see :class:`Listener`. Copies of the gate have none.
         couples_tokens: True if the routing of a position depends on others. A causal model must
             refuse such a gate: it looks into the future.
         renormalize: True if the gate scales its weights to sum 1 after selection.
-        learns_from_routings: True if :meth:`update` reads its routings; only then are they kept.
         phases: Names of the stages of the gate, in order. A staged gate evaluates by its phase.
 
     Raises:
@@ -38,17 +72,43 @@ class Gate(nn.Module, ABC):
     """
 
     phases: ClassVar[tuple[str, ...]] = ("steady",)
-    learns_from_routings: bool = False
     couples_tokens: bool = False
     renormalize: bool = False
 
-    def __init__(self, dim: int, num_experts: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        summary_size: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("num_experts", num_experts)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.dim = dim
         self.num_experts = num_experts
+        self.listeners: tuple[Listener, ...] = ()
+        self.counted = (
+            torch.zeros(1 + summary_size, dtype=torch.int64, device=device)
+            if summary_size
+            else None
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Route as ``forward`` does, count the routing and tell it to the listeners."""
+        routing: RoutingOutput = super().__call__(*args, **kwargs)
+        if self.training and self.learns_from_routings and not torch.compiler.is_exporting():
+            self._count(routing)
+        for listener in self.listeners:
+            listener(routing, kwargs.get("padding_mask"))
+        return routing
+
+    @property
+    def learns_from_routings(self) -> bool:
+        """True if :meth:`update` needs the summaries of the routings of a step."""
+        return self.counted is not None
 
     @abstractmethod
     def reset_parameters(self) -> None:
@@ -83,14 +143,44 @@ class Gate(nn.Module, ABC):
         routing: RoutingOutput = self(x, ids=ids, padding_mask=padding_mask)
         return routing.to_dense(self.num_experts).weights.unsqueeze(-2)
 
-    def update(self, routings: Sequence[RoutingOutput]) -> None:
+    def summary(self, routing: RoutingOutput) -> Tensor:
+        """Return what :meth:`update` needs to know of a routing.
+
+        Sums over micro-batches and ranks must be what it needs to know of the joined batch.
+
+        Args:
+            routing: What the gate returned for one micro-batch.
+
+        Returns:
+            Numbers (S,), int64, on the device of the weights; not read on the host.
+
+        Raises:
+            NotImplementedError: The gate does not learn from its routings.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not learn from its routings")
+
+    def update(self, summary: Tensor | None = None, step: int | None = None) -> None:
         """Advance the state by one optimizer step; a gate without state keeps this empty default.
 
         Args:
-            routings: What this gate returned for the micro-batches of the step on this rank,
-                detached; empty unless ``learns_from_routings``. A gate that learns from them sums
-                over ranks itself.
+            summary: Sum (S,) of the summaries of all micro-batches and ranks; None unless
+                ``learns_from_routings``.
+            step: Number of optimizer steps done, this one included, for gates that count them;
+                read from their buffer if None, which waits for the device.
         """
+
+    def given(self, summary: Tensor | None) -> Tensor:
+        """Return the summary that :meth:`update` of a learning gate needs.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if summary is None:
+            raise ValueError(
+                f"{type(self).__name__}.update needs the sum of the summaries of its routings; call"
+                " update_gates(model), which has it"
+            )
+        return summary
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(gate)``."""
@@ -112,4 +202,19 @@ class Gate(nn.Module, ABC):
             moved = self._buffers[name]
             if moved is not None and moved.dtype in _HALF:
                 self._buffers[name] = buffer.to(moved.device)
+        if self.counted is not None:  # keeps its values, for to_empty would leave any
+            device = fn(self.counted).device
+            kept = torch.zeros_like(self.counted, device=device) if self.counted.is_meta else None
+            self.counted = self.counted.to(device) if kept is None else kept
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "listeners": ()}  # a copy has none
+
+    @torch.no_grad()
+    def _count(self, routing: RoutingOutput) -> None:
+        assert self.counted is not None
+        summary = self.summary(routing)
+        if self.counted.device != summary.device:  # FSDP moves parameters and buffers alone
+            self.counted = self.counted.to(summary.device)
+        accumulate(self.counted, torch.cat([torch.ones_like(summary[:1]), summary]))

@@ -6,13 +6,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from core_gates.numerics import stable_sort
+from core_gates.numerics import stable_sort, widest_float
 from core_gates.padding import check_padding_mask
 from core_gates.routing.groups import group_positions, ungroup_positions
 from core_gates.routing.output import RoutingOutput
 
 CapacityRule = Literal["ceil", "floor", "per_expert", "per_token"]
-_SLACK = 1e-12  # 1.1 · 100 / 10 is 11.000000000000002
+_SLACK = 1e-12  # 1.1 · 100 / 10 is 11.000000000000002 ...
+_SLACK_FLOAT32 = 1e-6  # ... and 11.000001 where there is no float64
 
 
 def capacity(
@@ -62,10 +63,10 @@ def group_capacity(
         device: Device of the result, if it is a tensor.
 
     Returns:
-        One number for all groups, or one of each (G, 1, 1), float64.
+        One number for all groups, or one of each (G, 1, 1), in the widest dtype of the device.
     """
     if real is not None:
-        number = real.sum(-2, keepdim=True).double()
+        number = real.sum(-2, keepdim=True).to(widest_float(real.device))
     elif torch.compiler.is_compiling():
         number = torch.full((1, 1, 1), num_tokens, dtype=torch.float64, device=device)
     else:
@@ -183,11 +184,13 @@ def limit_capacity(
 
 
 def _by_rule(num_tokens: Any, num_experts: int, factor: float, rule: CapacityRule, by: Any) -> Any:
-    """Evaluate a rule by the functions of ``math`` (numbers) or ``torch`` (float64 tensors)."""
+    """Evaluate a rule by the functions of ``math`` (numbers) or ``torch`` (floating tensors)."""
+    short = isinstance(num_tokens, Tensor) and num_tokens.dtype == torch.float32
+    slack = _SLACK_FLOAT32 if short else _SLACK
     if rule == "per_token":
-        return by.ceil(factor * num_tokens * (1 - _SLACK))
+        return by.ceil(factor * num_tokens * (1 - slack))
     if rule == "per_expert":
-        return by.floor(factor * by.ceil(num_tokens / num_experts) * (1 + _SLACK))
+        return by.floor(factor * by.ceil(num_tokens / num_experts) * (1 + slack))
     if rule == "floor":
-        return by.floor(factor * num_tokens / num_experts * (1 + _SLACK))
-    return by.ceil(factor * num_tokens / num_experts * (1 - _SLACK))
+        return by.floor(factor * num_tokens / num_experts * (1 + slack))
+    return by.ceil(factor * num_tokens / num_experts * (1 - slack))

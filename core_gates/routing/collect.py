@@ -1,18 +1,18 @@
-"""Gathering what the routing gates of a model return, and advancing their state from it."""
+"""Gathering what the routing gates of a model return, and advancing their state."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.module_tracker import ModuleTracker
+from torch import distributed as dist
 
+from core_gates.collectives import Group
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
-
-_hidden: ContextVar[bool] = ContextVar("hidden", default=False)
+from core_gates.routing.repeated import Gathered
+from core_gates.routing.staged import SteppedGate
 
 
 def routing_gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
@@ -38,97 +38,121 @@ def outermost_gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
             yield name or type(module).__name__, module
 
 
+class _Routings(Mapping[str, list[RoutingOutput]]):
+    """Name of each gate -> what it has returned so far."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._gathered = {name: Gathered[RoutingOutput]() for name in names}
+
+    def listener(self, name: str) -> "_Listener":
+        return _Listener(self._gathered[name])
+
+    def __getitem__(self, name: str) -> list[RoutingOutput]:
+        return self._gathered[name].items()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._gathered)
+
+    def __len__(self) -> int:
+        return len(self._gathered)
+
+
+class _Listener:
+    def __init__(self, gathered: Gathered[RoutingOutput]) -> None:
+        self._gathered = gathered
+
+    def __call__(self, routing: RoutingOutput, padding_mask: Tensor | None) -> None:  # noqa: ARG002
+        self._gathered.append(routing, routing.weights)
+
+
 @contextmanager
-def collect_routing(model: nn.Module) -> Iterator[dict[str, list[RoutingOutput]]]:
+def collect_routing(model: nn.Module) -> Iterator[Mapping[str, list[RoutingOutput]]]:
     """Gather every routing computed inside the ``with`` block, with its gradients.
 
     Activation checkpointing runs a forward pass twice; the second run, inside the backward pass, is
     not gathered again. (It must be non-reentrant for the gathered routings to have gradients.)
+
+    A compiled model is compiled once more for the passes inside such blocks, whenever it was
+    compiled first. Checkpointing *within* the compiled part allows no gathering and raises there:
+    let the model return its routings or losses instead, as ``MoELayer`` does.
 
     Args:
         model: Model whose gates are listened to; any module that holds gates.
 
     Yields:
         Name of each outermost gate -> its routings in order, empty for one that did not run. The
-        dictionary stays readable after the block.
+        mapping stays readable after the block.
     """
-    with _listening(dict(outermost_gates(model)), _unchanged) as routings:
+    gates = dict(outermost_gates(model))
+    routings = _Routings(list(gates))
+    listeners = {name: routings.listener(name) for name in gates}
+    for name, gate in gates.items():
+        gate.listeners = (*gate.listeners, listeners[name])
+    try:
         yield routings
+    finally:
+        for name, gate in gates.items():
+            gate.listeners = tuple(x for x in gate.listeners if x is not listeners[name])
 
 
-@contextmanager
-def update_gates(model: nn.Module) -> Iterator[None]:
-    """Advance the state of every routing gate once, at the end of the ``with`` block.
+@torch.no_grad()
+def update_gates(model: nn.Module, group: Group = None) -> None:
+    """Advance the state of every routing gate by one optimizer step.
 
-    Put all micro-batches of one optimizer step and the optimizer step itself inside. If the block
-    raises, no gate is advanced. All ranks must leave the block: gates that learn from their
-    routings sum over ranks there.
+    Call it once a step, after all micro-batches and best after the optimizer. What gates have
+    counted in training mode since the last call is summed over the ranks in one reduction, handed
+    to :meth:`~core_gates.routing.base.Gate.update` and cleared. The host waits for the device once.
 
     Args:
         model: Model whose gates are advanced; any module that holds gates.
+        group: Ranks that hold the same gates, such as those of one pipeline stage; all ranks if
+            None. Each of them must call this.
+
+    Raises:
+        ValueError: A gate that learns from its routings was not called in training mode, on any of
+            the ranks, since the last update. No gate is advanced then.
     """
     gates = dict(routing_gates(model))
     learning = {name: gate for name, gate in gates.items() if gate.learns_from_routings}
-    with _listening(learning, _detached) as routings:
-        yield
-    with torch.no_grad():
-        for name, gate in gates.items():
-            gate.update(routings.get(name, []))
+    stepped = {name: gate for name, gate in gates.items() if isinstance(gate, SteppedGate)}
+    counted = [cast(Tensor, gate.counted) for gate in learning.values()]
+    sums = dict(zip(learning, _summed(counted, group), strict=True))
+    steps = [gate.step for gate in stepped.values()]
+    numbers = _on_host([*(total[0] for total in sums.values()), *steps])
+    _refuse_unseen([name for name, calls in zip(learning, numbers, strict=False) if not calls])
+    step_of = dict(zip(stepped, numbers[len(learning) :], strict=True))
+    for name, gate in gates.items():
+        step = step_of[name] + 1 if name in stepped else None
+        gate.update(sums[name][1:] if name in learning else None, step)
+    for total in counted:
+        total.zero_()
 
 
-@contextmanager
-def _listening(
-    gates: dict[str, Gate], prepare: Callable[[RoutingOutput], RoutingOutput]
-) -> Iterator[dict[str, list[RoutingOutput]]]:
-    routings: dict[str, list[RoutingOutput]] = {name: [] for name in gates}
-
-    def hook_of(gathered: list[RoutingOutput]) -> Callable[[nn.Module, Any, RoutingOutput], None]:
-        def hook(_gate: nn.Module, _inputs: Any, output: RoutingOutput) -> None:
-            if not is_repeated():
-                gathered.append(prepare(output))
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name, gate in gates.items():
-            hooks.callback(gate.register_forward_hook(hook_of(routings[name])).remove)
-        yield routings
+def _summed(counted: list[Tensor], group: Group) -> list[Tensor]:
+    """Return the sum over ranks of each tensor, on its device."""
+    if not counted:
+        return []
+    total = torch.cat([tensor.to(counted[0].device) for tensor in counted])
+    if dist.is_initialized():
+        dist.all_reduce(total, group=group)
+    parts = total.split([len(tensor) for tensor in counted])
+    return [part.to(tensor.device) for part, tensor in zip(parts, counted, strict=True)]
 
 
-@contextmanager
-def unobserved() -> Iterator[None]:
-    """Hide the forward passes inside the ``with`` block from routings gathered and monitors.
-
-    For passes over positions that another pass of the step counts, too.
-    """
-    token = _hidden.set(True)
-    try:
-        yield
-    finally:
-        _hidden.reset(token)
+def _on_host(numbers: list[Tensor]) -> list[int]:
+    """Return integers () as plain numbers, with one wait for the device."""
+    if not numbers:
+        return []
+    device = numbers[0].device
+    values: list[int] = torch.stack([number.to(device) for number in numbers]).tolist()
+    return values
 
 
-def in_backward() -> bool:
-    """Tell whether the backward pass is running, where activation checkpointing recomputes."""
-    return bool(ModuleTracker().is_bw)
-
-
-def is_repeated() -> bool:
-    """Tell whether this forward pass repeats another one, so that nothing may count it again.
-
-    That is in the backward pass, where activation checkpointing recomputes, and in `unobserved`.
-    """
-    return _hidden.get() or in_backward()
-
-
-def _unchanged(routing: RoutingOutput) -> RoutingOutput:
-    return routing
-
-
-def _detached(routing: RoutingOutput) -> RoutingOutput:
-    def cut(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: cut(item) for key, item in value.items()}
-        return value.detach() if isinstance(value, Tensor) else value
-
-    return RoutingOutput(*(cut(value) for value in routing))
+def _refuse_unseen(names: list[str]) -> None:
+    if not names:
+        return
+    more = f" (nor did {len(names) - 1} more)" if len(names) > 1 else ""
+    raise ValueError(
+        f"gate {names[0]!r} learns from its routings, but saw none since the last update{more};"
+        " run the model in training mode before update_gates, or pass only the part of it that ran"
+    )

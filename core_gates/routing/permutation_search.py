@@ -1,12 +1,13 @@
 """The search for a permutation: its schedule, relaxation, penalty and rounding."""
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from core_gates.routing.schedules import TemperatureSchedule
+T = TypeVar("T", int, float, Tensor)
 
 _ENTROPY_EPS = 1e-6
 
@@ -56,19 +57,18 @@ class PermutationSearch:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.noise < 0:
             raise ValueError(f"noise must not be negative, got {self.noise}")
-        self._schedule()  # checks the temperatures
+        if not min(self.start, self.end) > 0:
+            raise ValueError(f"start and end must be positive, got {self.start} and {self.end}")
 
-    def temperature_at(self, t: int) -> float:
-        """Return τ in step t."""
-        return self._schedule()(t)
+    def temperature_at(self, t: T) -> T:
+        """Return τ in step t, a number or a floating tensor."""
+        ratio: T = (self.end / self.start) ** (t / self.num_steps)
+        return self.start * ratio
 
-    def iterations_at(self, t: int) -> int:
-        """Return the number of Sinkhorn iterations in step t."""
-        added = (self.last_iterations - self.first_iterations) * t // self.num_steps
+    def iterations_at(self, t: T) -> T:
+        """Return the number of Sinkhorn iterations in step t, a number or an integer tensor."""
+        added: T = (self.last_iterations - self.first_iterations) * t // self.num_steps
         return self.first_iterations + added
-
-    def _schedule(self) -> TemperatureSchedule:
-        return TemperatureSchedule(self.start, self.end, self.num_steps, "exponential")
 
 
 def sinkhorn(scores: Tensor, num_iterations: int) -> Tensor:
@@ -117,24 +117,76 @@ def best_assignments(matrices: Tensor) -> Tensor:
     return torch.stack(columns).to(matrices.device, torch.int64)
 
 
-def nearest_permutations(scores: Tensor, num_iterations: int) -> Tensor:
+def nearest_permutations(scores: Tensor, num_iterations: Tensor) -> Tensor:
     """Return ``best_assignments(sinkhorn(scores, num_iterations))``, as one op when compiled.
 
     Args:
         scores: Logarithms of positive matrices (Q, E, E).
-        num_iterations: Number of Sinkhorn iterations.
+        num_iterations: Number () of Sinkhorn iterations; a tensor, so that a compiled graph
+            holds for any.
     """
     result: Tensor = _nearest(scores.detach(), num_iterations)
     return result
 
 
-def _nearest_permutations(scores: Tensor, num_iterations: int) -> Tensor:
-    return best_assignments(sinkhorn(scores, num_iterations))
+def sinkhorn_in_one_op(scores: Tensor, num_iterations: Tensor) -> Tensor:
+    """Return :func:`sinkhorn` of any number of iterations, for graphs of ``torch.compile``.
+
+    A graph of the iterations one by one would be compiled again as their number grows.
+
+    Args:
+        scores: Logarithms of positive matrices (..., E, E).
+        num_iterations: Number () of scalings of rows and columns.
+    """
+    result: Tensor = _sinkhorn(scores, num_iterations)
+    return result
+
+
+def _sinkhorn_forward(scores: Tensor, num_iterations: Tensor) -> Tensor:
+    return sinkhorn(scores, int(num_iterations))
+
+
+def _sinkhorn_backward(grad: Tensor, scores: Tensor, num_iterations: Tensor) -> Tensor:
+    """Return the gradient of the scores, from all intermediate matrices, computed once more."""
+    matrices = []
+    for _ in range(int(num_iterations)):
+        for dim in (-1, -2):
+            scores = scores - scores.logsumexp(dim, keepdim=True)
+            matrices.append((dim, scores.exp()))
+    grad = grad * scores.exp()
+    for dim, matrix in reversed(matrices):
+        grad = grad - matrix * grad.sum(dim, keepdim=True)
+    return grad
+
+
+def _nearest_permutations(scores: Tensor, num_iterations: Tensor) -> Tensor:
+    return best_assignments(sinkhorn(scores, int(num_iterations)))
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return _backward(grad, *ctx.saved_tensors), None
 
 
 _nearest = custom_op("core_gates::nearest_permutations", _nearest_permutations, mutates_args=())
+_sinkhorn = custom_op("core_gates::sinkhorn", _sinkhorn_forward, mutates_args=())
+_backward = custom_op("core_gates::sinkhorn_backward", _sinkhorn_backward, mutates_args=())
+_sinkhorn.register_autograd(_differentiate, setup_context=_save)
 
 
 @_nearest.register_fake
-def _(scores: Tensor, _num_iterations: int) -> Tensor:
+def _(scores: Tensor, _num_iterations: Tensor) -> Tensor:
     return scores.new_empty(scores.shape[:2], dtype=torch.int64)
+
+
+@_sinkhorn.register_fake
+def _(scores: Tensor, _num_iterations: Tensor) -> Tensor:
+    return torch.empty_like(scores)
+
+
+@_backward.register_fake
+def _(grad: Tensor, _scores: Tensor, _num_iterations: Tensor) -> Tensor:
+    return torch.empty_like(grad)

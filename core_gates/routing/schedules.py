@@ -4,6 +4,7 @@ A schedule is a pure function from a step to a float, safe to copy, store and co
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -189,11 +190,15 @@ class StagedSchedule:
             raise ValueError(f"temperatures must be positive, got {self.start} and {self.end}")
         self._schedule()  # checks the shape
 
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Numbers of optimizer steps after which the next stage begins."""
+        end = self.shared_steps + self.annealing_steps
+        return (self.shared_steps, end) if self.hardens else (self.shared_steps,)
+
     def stage_at(self, step: int) -> int:
         """Return 0, 1 or 2 for the stage after ``step`` optimizer steps."""
-        if step < self.shared_steps:
-            return 0
-        return 2 if self.hardens and step >= self.shared_steps + self.annealing_steps else 1
+        return bisect_right(self.boundaries, step)
 
     def temperature_at(self, step: int) -> float:
         """Return the temperature after ``step`` optimizer steps."""

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from core_gates.routing.collect import unobserved
+from core_gates.routing.repeated import unobserved
 
 Mode = Literal["dual", "reference", "joint", "every_k", "off"]
 Loss = Callable[[nn.Module], Tensor]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from core_gates.collectives import Group, all_reduce, num_ranks
-from core_gates.routing.collect import in_backward
+from core_gates.routing.repeated import in_backward
 
 
 class SyncBatchNorm(_BatchNorm):

@@ -84,9 +84,9 @@ def test_learned_temperature_starts_at_its_value_and_learns():
 def test_temperature_follows_its_schedule_once_per_step():
     gate, seen = build(tau=TemperatureSchedule(2.0, 0.5, 3)), []
     for _ in range(5):
-        with update_gates(gate):
-            gate(positions(2))
-            seen.append(gate.tau.item())
+        gate(positions(2))
+        seen.append(gate.tau.item())
+        update_gates(gate)
     assert seen == [2.0, 1.5, 1.0, 0.5, 0.5]
     twin = build(tau=TemperatureSchedule(2.0, 0.5, 3))
     twin.load_state_dict(gate.state_dict())

@@ -128,12 +128,12 @@ def share_of_loss_left(layer):
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
     layer.train()
     for _ in range(STEPS):
-        with update_gates(layer):
-            optimizer.zero_grad()
-            found = loss()
-            if found.requires_grad:
-                found.backward()
-            optimizer.step()
+        optimizer.zero_grad()
+        found = loss()
+        if found.requires_grad:
+            found.backward()
+        optimizer.step()
+        update_gates(layer)
     layer.eval()
     return loss().item() / before
 

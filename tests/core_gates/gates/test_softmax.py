@@ -23,10 +23,10 @@ def test_temperature_follows_its_schedule_once_per_step():
     gate = SoftmaxGate(3, 4, temperature=schedule)
     seen = []
     for _ in range(5):
-        with update_gates(gate):
-            for _micro_batch in range(2):
-                gate(torch.randn(2, 3))
-            seen.append(gate.temperature.item())
+        for _micro_batch in range(2):
+            gate(torch.randn(2, 3))
+        seen.append(gate.temperature.item())
+        update_gates(gate)
     assert seen == [2.0, 1.5, 1.0, 0.5, 0.5]
     assert int(gate.step) == 5
     gate.reset_parameters()

@@ -46,7 +46,7 @@ def test_spawning_preserves_the_function(training, dispatch):
     assert gate.phase == "shared"
     assert not routing.indices.any()
     assert_close(before, layer.experts.dense(x)[:, 0])
-    gate.update([])
+    gate.update()
     spawn_experts(layer.experts, mask_prob=0.0)
     after, routing = layer(x)
     assert gate.phase == "annealing"
@@ -64,7 +64,7 @@ def test_a_cold_start_does_not_preserve_the_function():
     layer = MoELayer(gate, StackedExperts(EXPERTS, DIM, HIDDEN))
     x = torch.randn(512, DIM)
     before, _ = layer(x)
-    gate.update([])
+    gate.update()
     spawn_experts(layer.experts, mask_prob=0.0)
     assert (layer(x)[0] - before).abs().max() > 1e-4
 
