@@ -32,6 +32,7 @@ from endoscopy.metrics import (
     CutOffs,
     object_table,
     patient_table,
+    patients_of,
 )
 from harness.evidence.rows import Bar, Row
 from harness.runs.ticker import ticking
@@ -278,7 +279,7 @@ class Evaluation:
             found.drop(columns=["reasons"], errors="ignore") for found in self._frames(TEST, method)
         ]
         rows = self._score(method, f"{TEST}, frames", frames, FRAME_SCORES)
-        if "patient" in tables[0] and tables[0]["patient"].nunique() < len(tables[0]):
+        if len(set(patients_of(tables[0]))) < len(tables[0]):
             patients = [patient_table(table) for table in tables]
             rows += self._score(method, f"{TEST}, patients", patients)
         return rows

@@ -18,7 +18,7 @@ from endoscopy.data.datamodule import WITH_MASK, Part, PolypSizingDataModule
 from endoscopy.data.frames.dataset import PolypFrames, Sample, collate
 from endoscopy.data.provenance import Provenance, object_keys
 from endoscopy.evaluation.conformal import MINIMUM, SplitConformal, calibrate, calibrate_few_frames
-from endoscopy.metrics.aggregation import PROBABILITIES, object_table
+from endoscopy.metrics import PROBABILITIES, object_table
 from endoscopy.training.module import SizingModule
 
 SCOPES = {"SYNTH": SYNTHETIC, "REALC": "real_colon", "SUN": "sun"}

@@ -10,13 +10,13 @@ from pathlib import Path
 import pandas as pd
 
 from core_gates.errors import GatesError
+from endoscopy.metrics.columns import PROBABILITIES
 
 SYNTHETIC = "synthetic"
 NO_CALIBRATION = "no millimetre calibration for this scope"
 RESEARCH_ONLY = "research only"
 MANIFEST = "manifest.json"
 IN_MM = ("predicted_mm", "lower_mm", "upper_mm")
-OF_CLASSES = ("p_diminutive", "p_small", "p_large")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Scope:
         if self.is_calibrated(source):
             return table
         present = [name for name in IN_MM if name in table]
-        shown = table.drop(columns=[name for name in OF_CLASSES if name in table])
+        shown = table.drop(columns=[name for name in PROBABILITIES if name in table])
         shown[present] = table[present] / self.reference_mm
         names = {name: _index_name(name) for name in present}
         return shown.rename(columns=names).assign(note=NO_CALIBRATION)

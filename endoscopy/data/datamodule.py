@@ -20,18 +20,21 @@ from endoscopy.data.frames.samplers import EpochSampler, ObjectBalancedSampler, 
 from endoscopy.data.frames.store import StoreForm
 from endoscopy.data.frames.streams import NEEDS_DEPTH, check_streams
 from endoscopy.data.frames.transforms import Recipe, train_pipeline
+from endoscopy.data.options import check_option
 from endoscopy.data.provenance import object_keys
 from endoscopy.data.readers.real_colon import read_real_colon
 from endoscopy.data.readers.report import ReadReport
 from endoscopy.data.readers.sun import read_sun
 from endoscopy.data.readers.table import read_frame_table
 from endoscopy.data.splits.folds import Folds, Level, Split
-from endoscopy.data.splits.published import audit5, make_folds, official_hag6, read_folds, strata
+from endoscopy.data.splits.published import audit5, make_folds, official_hag6, read_folds
 from endoscopy.data.splits.random import draw_objects, split_by_counts
 from endoscopy.data.tables.frame_table import FrameTable, concatenate
+from endoscopy.metrics.size_classes import TRUTH
 
 Part = Literal["train", "validation", "test", "calibration"]
 SplitKind = Literal["audit5", "hag6", "made", "file", "counts"]
+SamplerKind = Literal["object", "class", "effective"]
 WITH_MASK = frozenset({"rgb_mask", "rgb_mask_depth"})
 
 
@@ -82,7 +85,7 @@ class PolypSizingDataModule(L.LightningDataModule):
             prints it.
 
     Raises:
-        ValueError: No source is named, or a number is not positive.
+        ValueError: No source is named, a number is not positive, or an option has no such value.
         GatesError: A stream is unknown.
     """
 
@@ -106,7 +109,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         size: int = 384,
         aperture: float | None = None,
         batch_size: int = 32,
-        sampler: Literal["object", "class", "effective"] = "object",
+        sampler: SamplerKind = "object",
         frames_per_object: int = 40,
         eval_frames_per_object: int = 300,
         augmentation: Recipe = "published",
@@ -126,6 +129,14 @@ class PolypSizingDataModule(L.LightningDataModule):
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for name, given, kind in (
+            ("split", split, SplitKind),
+            ("level", level, Level),
+            ("sampler", sampler, SamplerKind),
+            ("augmentation", augmentation, Recipe),
+            ("cache_form", cache_form, StoreForm),
+        ):
+            check_option(name, given, kind)
         sources = {"table": table, "real_colon": real_colon, "sun": sun, "synthetic": synthetic}
         self.sources = {name: path for name, path in sources.items() if path is not None}
         if not self.sources:
@@ -283,9 +294,11 @@ class PolypSizingDataModule(L.LightningDataModule):
 
         Raises:
             GatesError: The data is not loaded.
+            ValueError: There is no such part.
         """
         if self.parts is None:
             raise GatesError("the data is not loaded; call setup first")
+        check_option("part", part, Part)
         rows: NDArray[np.int64] = getattr(self.parts, part)
         return rows
 
@@ -381,7 +394,7 @@ class PolypSizingDataModule(L.LightningDataModule):
             return balanced
         return WeightedFrameSampler(
             table.object_codes,
-            strata(table.frames["gt"].to_numpy(np.float64)),
+            TRUTH.classes(table.frames["gt"]),
             balanced.num_rows,
             balance=self.sampler,
             rows=rows,

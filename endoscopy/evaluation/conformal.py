@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.metrics import TRUTH, CutOffs, object_table
+from endoscopy.metrics import TRUTH, CutOffs, flags_of, object_table
 
 MINIMUM = 200
 SHORT_TRACKS = 0.1
@@ -142,8 +142,7 @@ def calibrate(
         )
     usable = np.ones(len(objects), dtype=bool)
     for column in ("censored", "abstained"):
-        if column in objects:
-            usable &= ~objects[column].to_numpy(dtype=bool)
+        usable &= ~flags_of(objects, column)
     if usable.sum() < minimum:
         raise GatesError(
             f"found {usable.sum()} calibration objects with a known size, expected at least"

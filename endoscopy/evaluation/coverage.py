@@ -7,7 +7,7 @@ import pandas as pd
 
 from endoscopy.evaluation.bootstrap import ClusterBootstrap, Interval, Scores
 from endoscopy.evaluation.conformal import SplitConformal
-from endoscopy.metrics import TRUTH, clusters_of
+from endoscopy.metrics import TRUTH, clusters_of, flags_of
 
 
 def bounds(objects: pd.DataFrame, conformal: SplitConformal) -> tuple[np.ndarray, np.ndarray]:
@@ -20,7 +20,7 @@ def is_covered(objects: pd.DataFrame, conformal: SplitConformal) -> np.ndarray:
     """Return whether the interval of each object (N,) covers its size or reaches its bound."""
     low, high = bounds(objects, conformal)
     gt = objects["gt"].to_numpy(float)
-    censored = objects["censored"].to_numpy(bool) if "censored" in objects else gt < 0
+    censored = flags_of(objects, "censored")
     covered: np.ndarray = np.where(censored, gt <= high, (low <= gt) & (gt <= high))
     return covered
 
@@ -74,7 +74,7 @@ def coverage_table(
     undecided = TRUTH.classes(low) != TRUTH.classes(high)
     groups = {"all": np.ones(len(objects), dtype=bool)}
     if "abstained" in objects and objects["abstained"].any():
-        abstained = objects["abstained"].to_numpy(bool)
+        abstained = flags_of(objects, "abstained")
         groups |= {"accepted": ~abstained, "abstained": abstained}
     if by is not None:
         values = objects[by].astype(str)

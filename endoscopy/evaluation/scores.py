@@ -10,6 +10,7 @@ from endoscopy.evaluation.bootstrap import ClusterBootstrap, Difference, Interva
 from endoscopy.metrics import (
     CLASS_NAMES,
     CONTINUOUS,
+    PROBABILITIES,
     TRUTH,
     CutOffs,
     accuracy,
@@ -19,6 +20,7 @@ from endoscopy.metrics import (
     clusters_of,
     confusion_matrix,
     expected_calibration_error,
+    flags_of,
     has_known_class,
     limits_of_agreement,
     macro_f1,
@@ -33,7 +35,6 @@ from endoscopy.metrics import (
     specificity,
     weighted_f1,
 )
-from endoscopy.metrics.aggregation import PROBABILITIES
 
 _EACH_CLASS = {
     "sensitivity": sensitivity,
@@ -65,7 +66,7 @@ def size_scores(
         the size: macro_f1_probability and weighted_f1_probability.
     """
     gt, predicted = table["gt"].to_numpy(dtype=float), table["predicted_mm"].to_numpy(dtype=float)
-    censored = table["censored"].to_numpy(dtype=bool) if "censored" in table else gt < 0
+    censored = flags_of(table, "censored")
     known = np.flatnonzero(has_known_class(gt, censored))
     exact = np.flatnonzero(~censored)
     truth, called = TRUTH.classes(gt[known]), cut_offs.classes(predicted[known])

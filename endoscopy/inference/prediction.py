@@ -26,10 +26,10 @@ from endoscopy.inputs.frame import InputFrame, InputReport
 from endoscopy.inputs.kind import frames
 from endoscopy.inputs.locations import Lesion, Located, Locator
 from endoscopy.metrics.aggregation import Level, object_table
+from endoscopy.metrics.columns import PROBABILITIES
 from endoscopy.segmentation.segmenter import NO_POLYP
 
 Objects = Literal["auto", "frame", "source"]
-PROBABILITIES = ("p_diminutive", "p_small", "p_large")
 NOTHING = Lesion((math.nan, math.nan, math.nan, math.nan))
 """Stands for a frame on which the segmenter finds no polyp."""
 

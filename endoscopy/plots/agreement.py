@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from endoscopy.evaluation.conformal import SplitConformal
-from endoscopy.metrics import CLASS_NAMES, CONTINUOUS, TRUTH, CutOffs, limits_of_agreement
+from endoscopy.metrics import CLASS_NAMES, CONTINUOUS, TRUTH, CutOffs, flags_of, limits_of_agreement
 from endoscopy.plots.style import (
     CLASS_COLORS,
     GRID,
@@ -27,7 +27,7 @@ def bland_altman_figure(objects: pd.DataFrame, *, title: str = "Agreement with t
         objects: Object table; lower bounds (``censored``) are left out and counted.
         title: Heading.
     """
-    censored = _flags(objects, "censored")
+    censored = flags_of(objects, "censored")
     gt, predicted = _sizes(objects[~censored])
     figure = new_figure(7.6, 4.3)
     axes = place(figure, 0.65, 0.55, 5.2, 3.2)
@@ -66,7 +66,7 @@ def size_figure(
         cut_offs: Of the predictions.
         title: Heading.
     """
-    censored, abstained = _flags(objects, "censored"), _flags(objects, "abstained")
+    censored, abstained = flags_of(objects, "censored"), flags_of(objects, "abstained")
     gt, predicted = _sizes(objects)
     low, high = min(gt.min(), predicted.min()) / 1.12, max(gt.max(), predicted.max()) * 1.12
     figure = new_figure(6.6, 5.1)
@@ -119,12 +119,6 @@ def _points(axes: Axes, gt: np.ndarray, y: np.ndarray, *, hollow: bool = False) 
 
 def _sizes(objects: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return objects["gt"].to_numpy(float), objects["predicted_mm"].to_numpy(float)
-
-
-def _flags(objects: pd.DataFrame, name: str) -> np.ndarray:
-    if name not in objects:
-        return np.zeros(len(objects), dtype=bool)
-    return objects[name].to_numpy(dtype=bool)
 
 
 def _note(figure: Figure, text: str) -> None:

@@ -14,6 +14,7 @@ from endoscopy.data.readers.report import ReadReport
 from endoscopy.data.tables.boxes import SMALLEST_AREA, SMALLEST_RENDERED, mend_boxes
 from endoscopy.data.tables.frame_table import BOX, OPTIONAL, REQUIRED, TEXT, FrameTable, expand
 from endoscopy.data.tables.sizes import Size, parse_size
+from endoscopy.metrics.columns import flags_of
 
 RESCALED = "box rescaled, the image has another size than its annotation"
 SWAPPED = "corners of the box were swapped"
@@ -137,9 +138,7 @@ def _with_sizes(frames: pd.DataFrame, report: ReadReport) -> pd.DataFrame:
             parsed[key] = parse_size(value)
         sizes.append(parsed[key])
     censored = np.array([size.censored for size in sizes], dtype=bool)
-    if "censored" in frames:
-        given = frames["censored"].astype("string").fillna("").str.strip().str.lower()
-        censored |= given.isin(["true", "1", "1.0", "yes"]).to_numpy(bool)
+    censored |= flags_of(frames, "censored")
     frames = frames.assign(gt=[size.mm for size in sizes], censored=censored)
     faults = pd.Series([size.fault for size in sizes], index=frames.index, dtype=object)
     for reason in [fault for fault in faults.unique() if fault]:

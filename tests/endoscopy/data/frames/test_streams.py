@@ -20,6 +20,7 @@ from endoscopy.data.frames.streams import (
     normalize,
     relative_inverse,
 )
+from endoscopy.data.splits.published import make_folds
 
 
 @pytest.mark.parametrize("seed", [81, 82, 84])
@@ -163,3 +164,22 @@ def test_unknown_streams_and_missing_depths_are_refused(batch):
     for name in ("depth", "relative_depth", "rgb_mask_depth"):
         with pytest.raises(GatesError, match=f"stream {name} needs depths"):
             build_streams(images, masks, None, boxes, [name])
+
+
+@pytest.mark.fault("faults 9")
+@pytest.mark.parametrize(
+    "box",
+    [(30, 5, 40, 15), (-12, 5, -2, 15), (5, 24, 15, 30), (5, -9, 15, -1), (24, 0, 30, 5)],
+)
+def test_the_crop_of_a_box_outside_the_frame_is_empty(box):
+    images = torch.rand(2, 3, 20, 24)
+    boxes = torch.tensor([[4.0, 6.0, 12.0, 14.0], list(box)], dtype=torch.float32)
+    crops = crop_to_boxes(images, boxes)
+    assert torch.equal(crops[:1], crop_to_boxes(images[:1], boxes[:1]))
+    assert not crops[1].any()
+
+
+@pytest.mark.fault("faults 9")
+def test_a_size_that_is_no_number_is_in_no_class(make_table):
+    with pytest.raises(GatesError, match="sizes are NaN"):
+        make_folds(make_table({"a": 3.0, "b": 7.0, "c": math.nan}), 2, level="object")
