@@ -15,6 +15,7 @@ from core_gates.errors import GatesError
 from endoscopy.data.frames.cache import FrameCache
 from endoscopy.data.frames.dataset import PolypBatches, PolypFrames
 from endoscopy.data.frames.loader import BatchOrder, FrameLoader
+from endoscopy.data.frames.network_input import WITH_MASK, InputForm, Outline
 from endoscopy.data.frames.reader import FrameReader
 from endoscopy.data.frames.samplers import EpochSampler, ObjectBalancedSampler, WeightedFrameSampler
 from endoscopy.data.frames.store import StoreForm
@@ -35,7 +36,6 @@ from endoscopy.metrics.size_classes import TRUTH
 Part = Literal["train", "validation", "test", "calibration"]
 SplitKind = Literal["audit5", "hag6", "made", "file", "counts"]
 SamplerKind = Literal["object", "class", "effective"]
-WITH_MASK = frozenset({"rgb_mask", "rgb_mask_depth"})
 
 
 class PolypSizingDataModule(L.LightningDataModule):
@@ -313,6 +313,11 @@ class PolypSizingDataModule(L.LightningDataModule):
         codes, most = self.load().object_codes, self.eval_frames_per_object
         return ObjectBalancedSampler(codes, most, rows=self.rows(part), frozen=True).draw(0)
 
+    @property
+    def form(self) -> InputForm:
+        """What a network that learns from the training part is fed."""
+        return InputForm(self.streams, self.size, self.aperture, self._outline())
+
     def frames(self) -> PolypFrames:
         """Return the lesions of all rows, not augmented."""
         return PolypFrames(self._reader(), None, self.cache, self.seed)
@@ -331,7 +336,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         order = BatchOrder(
             self._sampler(part, rank, world), self.batch_size // world, even=not trains
         )
-        batches = PolypBatches(frames, self.streams, self.aperture)
+        batches = PolypBatches(frames, self.form)
         return FrameLoader.over(batches, order, self.num_workers)
 
     def train_dataloader(self) -> FrameLoader:
@@ -370,6 +375,14 @@ class PolypSizingDataModule(L.LightningDataModule):
             self.report.add("noted", f"object is in no fold of {folds.name}", missing)
         self.report.notes += [f"{folds.name}: {note}" for note in folds.notes]
         return folds.split(table, self.fold)
+
+    def _outline(self) -> Outline:
+        """Return what tells the outline of lesions in the training part."""
+        frames = self.load().frames
+        if "mask_path" not in frames or not WITH_MASK & set(self.streams):
+            return "box"
+        known = frames["mask_path"].iloc[self.rows("train")].fillna("") != ""
+        return "mask" if known.all() else "either" if known.any() else "box"
 
     def _reader(self) -> FrameReader:
         depths = bool(NEEDS_DEPTH & set(self.streams))

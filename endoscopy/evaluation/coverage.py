@@ -16,6 +16,20 @@ def bounds(objects: pd.DataFrame, conformal: SplitConformal) -> tuple[np.ndarray
     return conformal.interval(objects["predicted_mm"].to_numpy(float), num_frames)
 
 
+def crossed(low: np.ndarray, high: np.ndarray) -> list[str]:
+    """Return the cut-offs of the true classes inside each interval, as ``5 and 10 mm``; or empty.
+
+    Args:
+        low: Lower bounds (N,), mm.
+        high: Upper bounds (N,), mm.
+    """
+    small = (low <= TRUTH.small) & (high > TRUTH.small)
+    large = (low < TRUTH.large) & (high >= TRUTH.large)
+    names = {0: "", 1: f"{TRUTH.small:g} mm", 2: f"{TRUTH.large:g} mm",
+             3: f"{TRUTH.small:g} and {TRUTH.large:g} mm"}  # fmt: skip
+    return [names[int(key)] for key in small + 2 * large]
+
+
 def is_covered(objects: pd.DataFrame, conformal: SplitConformal) -> np.ndarray:
     """Return whether the interval of each object (N,) covers its size or reaches its bound."""
     low, high = bounds(objects, conformal)

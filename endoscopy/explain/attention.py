@@ -8,7 +8,7 @@ import numpy as np
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.contents import SizingBundle
-from endoscopy.data.frames.dataset import Sample, collate
+from endoscopy.data.frames.network_input import network_input
 from endoscopy.data.frames.transforms import Frame
 from endoscopy.explain.grad_cam import grad_cam
 from endoscopy.explain.rollout import attention_rollout
@@ -26,11 +26,10 @@ def attention_maps(bundle: SizingBundle, frames: Sequence[Frame]) -> tuple[np.nd
     Returns:
         (N, S, S) float32 in [0, 1] and its name; None for networks that have neither.
     """
-    samples = [Sample(frame, 0.0, False, 0, 0) for frame in frames]
-    batch = collate(samples, bundle.streams, bundle.aperture)
+    inputs = network_input(frames, bundle.form)
     device = next(bundle.model.parameters()).device
-    streams = {name: value.to(device) for name, value in batch["streams"].items()}
-    geometry = batch["geometry"].to(device)
+    streams = {name: value.to(device) for name, value in inputs.streams.items()}
+    geometry = inputs.geometry.to(device)
     for method, name in ((grad_cam, GRAD_CAM), (attention_rollout, ROLLOUT)):
         try:
             return method(bundle.model, streams, geometry).detach().float().cpu().numpy(), name

@@ -320,7 +320,7 @@ REFUSED = {
     ),
     "report without millimeters": (
         predict("image.dcm", *GOOD, "--dicom_report", "sr.dcm"),
-        "no millimetre calibration for this scope, and a structured report holds millimeters",
+        "no millimeter calibration for this scope, and a structured report holds millimeters",
     ),
     "report of two sources": (
         predict("frames", "clip.mp4", *GOOD, "--dicom_report", "sr.dcm"),

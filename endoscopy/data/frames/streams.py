@@ -149,19 +149,6 @@ def fill_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
     return (inside_x[:, None] & inside_y).float()[:, None]
 
 
-def boxes_from_masks(masks: Tensor) -> Tensor:
-    """Return (B,4) float32 boxes around masks (B,1,H,W); zeros where a mask is empty."""
-    rows, columns = masks.bool().any(3)[:, 0], masks.bool().any(2)[:, 0]
-    corners = []
-    for line in (columns, rows):
-        size = line.shape[1]
-        first = line.float().argmax(1)
-        last = size - line.flip(1).float().argmax(1)
-        corners.append((first * line.any(1), last * line.any(1)))
-    (xmin, xmax), (ymin, ymax) = corners
-    return torch.stack([xmin, ymin, xmax, ymax], 1).float()
-
-
 def crop_to_boxes(images: Tensor, boxes: Tensor, growth: float = GROWTH) -> Tensor:
     """Cut the boxes out with their surroundings and resize them to the size of the frame.
 

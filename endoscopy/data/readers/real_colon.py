@@ -17,7 +17,7 @@ from endoscopy.data.readers.clean import clean
 from endoscopy.data.readers.report import ReadReport
 from endoscopy.data.readers.table import read_csv
 from endoscopy.data.readers.voc import VocAnnotation, read_voc
-from endoscopy.data.tables.frame_table import MACROS, FrameTable
+from endoscopy.data.tables.frame_table import MACROS, SYNTHETIC, FrameTable
 
 SIZE = "size [mm]"
 OBJECT_COLUMNS = {
@@ -131,7 +131,7 @@ def _database(root: Path) -> str:
         scope = content.get("scope")
     except (OSError, ValueError, AttributeError) as error:
         raise GatesError(f"{manifest} is no JSON object: {error}; render the data again") from error
-    return "SYNTH" if scope == "synthetic" else "REALC"
+    return "SYNTH" if scope == SYNTHETIC else "REALC"
 
 
 def _videos(root: Path) -> list[str]:

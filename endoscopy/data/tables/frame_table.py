@@ -49,6 +49,9 @@ TEXT = frozenset(
     | {"brand", "shape", "site", "exposure", "histology"}
 )
 BOX = ("bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax")
+SYNTHETIC = "synthetic"
+"""Scope of rendered frames, as their manifest names it."""
+
 MACROS = {"SUN": "SUN_DATA_PATH", "REALC": "REAL_COLON_PATH", "SYNTH": "SYNTHETIC_PATH"}
 """Database to the variable that stands for its folder in paths."""
 

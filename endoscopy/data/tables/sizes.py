@@ -15,7 +15,7 @@ class Size(NamedTuple):
     """A size, or the reason why there is none.
 
     Attributes:
-        mm: Diameter in millimetres; NaN without one.
+        mm: Diameter in millimeters; NaN without one.
         censored: Whether the polyp has this size or a larger one.
         fault: Empty, or why the row has to be excluded.
     """
@@ -26,7 +26,7 @@ class Size(NamedTuple):
 
 
 def parse_size(value: object) -> Size:
-    """Parse a size in millimetres, or centimetres if the unit says so.
+    """Parse a size in millimeters, or centimetres if the unit says so.
 
     Args:
         value: A number or text such as ``6``, ``6mm``, ``15mm-``, ``>=15``, ``0.6 cm``.

@@ -84,4 +84,4 @@ def test_flags_written_as_text_mean_what_they_say(written, meant, make_table):
 def test_a_flag_that_says_neither_is_refused(make_table):
     table = make_table({"a": 4.0}, censored=["perhaps"] * 3)
     with pytest.raises(GatesError, match=r"censored is 'perhaps' in row 0: write true or false"):
-        FrameTable(table.frames).censored
+        _ = FrameTable(table.frames).censored
