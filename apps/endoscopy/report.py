@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from apps.endoscopy.evaluation import HEADLINE, SECONDARY, TEST
 from apps.endoscopy.figures import agreement_figures, audit_figures, study_figures
 from apps.endoscopy.predict.pictures import picture_figures
 from apps.endoscopy.runs import json_record
@@ -16,6 +15,7 @@ from apps.endoscopy.scoring import PREDICTIONS, SUBGROUPS
 from apps.endoscopy.training import Sizers, Training
 from apps.endoscopy.tuning import SETTINGS
 from core_gates.errors import GatesError
+from endoscopy.evaluation.size_evaluation import HEADLINE, SECONDARY, TEST
 from endoscopy.plots import subgroup_figure
 from endoscopy.training.variants import VARIANTS
 from harness.experiment.printing import number

@@ -45,7 +45,12 @@ def coverage_interval(
     *,
     resamples: int = 2000,
 ) -> Interval:
-    """Return the coverage, the mean over seeds, with a 95 % interval over patients.
+    """Return the coverage, the mean over seeds, with a 95 % interval.
+
+    The interval counts the sampling of the test patients, by a bootstrap, and that of the
+    calibration objects: the coverage of split-conformal intervals varies from calibration set to
+    calibration set as Beta(k, n + 1 - k), with k the rank of the half width among n (Vovk, 2012).
+    Seeds share their calibration objects, so that it does not average out. Both add in squares.
 
     Args:
         objects: Object table of each seed, the same objects in the same order.
@@ -59,7 +64,31 @@ def coverage_interval(
 
     scores = [score(table, one) for table, one in zip(objects, conformals, strict=True)]
     bootstrap = ClusterBootstrap(clusters_of(objects[0]), resamples=resamples)
-    return bootstrap.intervals(scores)["coverage"]
+    found = bootstrap.intervals(scores)["coverage"]
+    down, up = max(one.calibration_spread() for one in conformals)
+    low, high = found.value - found.low, found.high - found.value
+    return found._replace(
+        low=max(0.0, float(found.value - np.hypot(low, down))),
+        high=min(1.0, float(found.value + np.hypot(high, up))),
+    )
+
+
+def coverage_note(task: str, found: tuple[float, float, float], nominal: float) -> str:
+    """Say where an interval of the coverage excludes the nominal one; empty where it does not.
+
+    Args:
+        task: What was scored.
+        found: Coverage, and the ends of its interval.
+        nominal: What the intervals promise.
+    """
+    value, low, high = found
+    if low <= nominal <= high or not np.isfinite([low, high]).all():
+        return ""
+    side = "fewer" if value < nominal else "more"
+    return (
+        f"{task}: the {nominal:.0%} intervals cover {value:.3f} [{low:.3f}, {high:.3f}] of the true"
+        f" sizes, {side} than they promise."
+    )
 
 
 def coverage_table(
