@@ -69,7 +69,10 @@ def agreement_figures(
         size_figure(objects, bundle.conformal, cut_offs=cut_offs),
         "Median over the frames of every object.",
     )
-    yield bland_altman_figure(objects), "Error against true size; the largest lesions last."
+    yield (
+        bland_altman_figure(objects),
+        "Predicted over true size, with the limits of 95 % of the ratios; the largest last.",
+    )
     known = has_known_class(objects["gt"].to_numpy(float), flags_of(objects, "censored"))
     objects = objects[known]
     truth = TRUTH.classes(objects["gt"])

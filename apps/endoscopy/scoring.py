@@ -14,7 +14,14 @@ from core_gates.errors import GatesError
 from core_gates.monitor.hooks import GateMonitor
 from endoscopy.bundles.building import frame_predictions
 from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.evaluation.size_evaluation import HEADLINE, SECONDARY, TEST, Bars, SizeEvaluation
+from endoscopy.evaluation.size_evaluation import (
+    HEADLINE,
+    SECONDARY,
+    TEST,
+    Bars,
+    SizeEvaluation,
+    apart,
+)
 from endoscopy.training.variants import VARIANTS
 from harness.experiment.markdown import write_markdown
 from harness.experiment.printing import print_scores
@@ -89,7 +96,7 @@ def score(
         rows=rows,
         bars=met_or_missed,
     )
-    shown = [row for row in rows if row.metric in HEADLINE]
+    shown = apart([row for row in rows if row.metric in HEADLINE])
     shown += [
         row._replace(task=f"{TEST}, other scores")
         for row in rows

@@ -31,19 +31,23 @@ from harness.evidence.rows import Bar, Row
 
 TEST, DIFFERENCES = "test", "test, differences"
 BASELINES = ("constant", "area")
-HEADLINE = (
-    *("macro_f1", "f1_5mm", "f1_10mm", "mape", "mae_mm", "bias_mm", "coverage", "abstained"),
-    *("coverage_accepted", "coverage_abstained", "mape_accepted", "mape_abstained"),
+ACCURACY = ("macro_f1", "f1_5mm", "f1_10mm", "mape", "mae_mm", "bias_mm")
+CERTAINTY = (
+    *("coverage", "coverage_accepted", "coverage_abstained"),
+    *("abstained", "mape_accepted", "mape_abstained"),
 )
+"""Figures of the intervals and of abstention, which the main network alone has."""
+
+HEADLINE = (*ACCURACY, *CERTAINTY)
 OTHER_CUT_OFFS = tuple(f"macro_f1 at {c.small:g}/{c.large:g}" for c in (CONTINUOUS, PUBLISHED))
 SECONDARY = (
     *OTHER_CUT_OFFS, "weighted_f1_10mm", "balanced_accuracy", "quadratic_kappa",
     *("auroc_5mm", "auroc_10mm", *(f"sensitivity_{name}" for name in CLASS_NAMES)),
-    *("rmse_mm", "limit_low_mm", "limit_high_mm"),
+    *("rmse_mm", "limit_low_ratio", "limit_high_ratio"),
 )  # fmt: skip
 """Figures of the test objects that tables show after those of ``HEADLINE``."""
 
-COMPARED = ("macro_f1", "f1_5mm", "f1_10mm", "mape", "mae_mm", "bias_mm")
+COMPARED = ACCURACY
 FRAME_SCORES = ("macro_f1", "weighted_f1", "weighted_f1_10mm", "mape", "mae_mm")
 OF_QUALITY = ["reasons", "sharpness"]
 
@@ -63,6 +67,16 @@ class Bars:
     mape: float | None = None
     crop_macro_f1: float | None = None
     coverage: tuple[float, float] | None = None
+
+
+def apart(rows: Sequence[Row]) -> list[Row]:
+    """Return rows with the figures of ``CERTAINTY`` under a task of their own, for tables."""
+    return [
+        row._replace(task=f"{row.task}, intervals and abstention")
+        if row.metric in CERTAINTY
+        else row
+        for row in rows
+    ]
 
 
 def nothing() -> None:

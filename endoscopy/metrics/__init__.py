@@ -34,6 +34,7 @@ from endoscopy.metrics.size_errors import (
     limits_of_agreement,
     mean_absolute_error,
     mean_relative_error,
+    ratio_limits,
     root_mean_square_error,
 )
 
@@ -69,6 +70,7 @@ __all__ = [
     "positive_predictive_value",
     "published_scores",
     "quadratic_kappa",
+    "ratio_limits",
     "reliability",
     "root_mean_square_error",
     "sensitivity",

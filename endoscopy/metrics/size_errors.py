@@ -15,9 +15,9 @@ class LimitsOfAgreement(NamedTuple):
     """Bland-Altman limits (Bland and Altman, 1986), scalars or (...) of weights (..., N).
 
     Attributes:
-        bias: Mean error, mm.
-        low: Bias - 1.96 standard deviations of the error, mm.
-        high: Bias + 1.96 standard deviations, mm.
+        bias: Mean error, mm; or the mean ratio.
+        low: Bias - 1.96 standard deviations of the error, mm; or the lower ratio.
+        high: Bias + 1.96 standard deviations, mm; or the upper ratio.
     """
 
     bias: np.ndarray
@@ -77,6 +77,23 @@ def limits_of_agreement(
     freedom = np.divide(total, total - 1, out=np.full(total.shape, np.nan), where=total > 1)
     half = NORMAL_95 * np.sqrt(square * freedom)
     return LimitsOfAgreement(mean, mean - half, mean + half)
+
+
+def ratio_limits(
+    gt: ArrayLike, predicted: ArrayLike, weights: np.ndarray | None = None
+) -> LimitsOfAgreement:
+    """Return limits of the ratio of predicted to true size, for errors that grow with the size.
+
+    Those of the logarithms, raised to powers of e again (Bland and Altman, 1999, section 3.1): 95 %
+    of the ratios lie between, if they are distributed log-normally. The bias is the geometric mean.
+
+    Args:
+        gt: (N,) true sizes, mm.
+        predicted: (N,), mm.
+        weights: (..., N) counts; all one by default.
+    """
+    log_gt, log_predicted = (np.log(np.asarray(one, dtype=float)) for one in (gt, predicted))
+    return LimitsOfAgreement(*map(np.exp, limits_of_agreement(log_gt, log_predicted, weights)))
 
 
 def _errors(gt: ArrayLike, predicted: ArrayLike) -> np.ndarray:

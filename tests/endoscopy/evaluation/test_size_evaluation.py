@@ -7,7 +7,7 @@ from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.evaluation.coverage import coverage_interval, coverage_note
 from endoscopy.evaluation.cue_baselines import REGRESSION
 from endoscopy.evaluation.frames import predictions_of
-from endoscopy.evaluation.size_evaluation import HEADLINE, Bars, SizeEvaluation
+from endoscopy.evaluation.size_evaluation import HEADLINE, Bars, SizeEvaluation, apart
 
 
 def nearly_right(error, seed):
@@ -119,3 +119,11 @@ def test_methods_are_compared_and_all_predictions_are_kept(evaluated):
     assert set(table["variant"]) >= {"ours", "other", "constant", "area", REGRESSION}
     assert len(table[(table["variant"] == "ours") & (table["task"] == "test")]) == 2 * 80 * 4
     assert evaluated.subgroups() is not None
+
+
+@pytest.mark.fault("endoscopy C15")
+def test_no_table_is_wider_than_a_page(evaluated):
+    shown = apart([row for row in evaluated.rows() if row.metric in HEADLINE])
+    for task in {row.task for row in shown}:
+        assert len({row.metric for row in shown if row.task == task}) <= 6
+    assert {row.method for row in shown if row.task.endswith("abstention")} == {"ours"}
