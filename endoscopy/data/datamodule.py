@@ -23,7 +23,7 @@ from endoscopy.data.frames.streams import NEEDS_DEPTH, check_streams
 from endoscopy.data.frames.transforms import Recipe, train_pipeline
 from endoscopy.data.options import check_option
 from endoscopy.data.provenance import object_keys
-from endoscopy.data.readers.real_colon import read_real_colon
+from endoscopy.data.readers.real_colon import DOWNLOAD, read_real_colon
 from endoscopy.data.readers.report import ReadReport
 from endoscopy.data.readers.sun import read_sun
 from endoscopy.data.readers.table import read_frame_table
@@ -171,12 +171,22 @@ class PolypSizingDataModule(L.LightningDataModule):
             given["split_file"] = self.split_file
         for name, path in given.items():
             if not Path(path).exists():
-                raise GatesError(f"data.{name}: {path} is absent; name the file or folder it is in")
+                get = DOWNLOAD if name == "real_colon" else ""
+                raise GatesError(
+                    f"data.{name}: {path} is absent; name the file or folder it is in with "
+                    f"--data.{name}{get}"
+                )
 
     def load(self) -> FrameTable:
-        """Read and split the table, once; nothing is decoded."""
+        """Read and split the table, once; nothing is decoded.
+
+        Raises:
+            GatesError: A source is absent or cannot be read, or the split cannot be made; then the
+                message says what was left out before.
+        """
         if self.frame_table is not None:
             return self.frame_table
+        self.check_sources()
         read: dict[str, Callable[[str], tuple[FrameTable, ReadReport]]] = {
             "table": read_frame_table,
             "real_colon": read_real_colon,
@@ -189,9 +199,20 @@ class PolypSizingDataModule(L.LightningDataModule):
             tables.append(table)
             self.report.merge(report)
         joined = concatenate(tables) if len(tables) > 1 else tables[0]
-        self.parts = self._split(joined)
+        try:
+            self.parts = self._split(joined)
+        except GatesError as error:
+            raise GatesError(f"{error}{self._left_out()}") from error
         self.frame_table = joined
         return joined
+
+    def _left_out(self) -> str:
+        """Say what the readers left out, for a message about what is left; empty if nothing."""
+        count = self.report.total("excluded")
+        if not count:
+            return ""
+        reasons = ", ".join(self.report.reasons("excluded"))
+        return f" (before, {count} of {self.report.found} rows were left out: {reasons})"
 
     def variant(
         self,
