@@ -8,7 +8,6 @@ from pathlib import Path
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.endoscopy.audit import Audit, Study, write_audit
-from apps.endoscopy.evaluation import Bars
 from apps.endoscopy.honest import HonestTable
 from apps.endoscopy.preparing import download_real_colon, prepare_data
 from apps.endoscopy.provenance import Recipe
@@ -18,6 +17,7 @@ from apps.endoscopy.scoring import render_missing, score, score_honest
 from apps.endoscopy.training import Sizers, keep_fit
 from apps.endoscopy.weights import find_segmenter
 from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.evaluation.size_evaluation import Bars
 from endoscopy.models import load_timm_weights
 from endoscopy.training.module import SizingModule
 from endoscopy.training.variants import CONFIGURED

@@ -12,15 +12,16 @@ from matplotlib.figure import Figure
 from apps.endoscopy.audit import FOLDER
 from endoscopy.bundles.contents import SizingBundle
 from endoscopy.metrics import (
+    PROBABILITIES,
     TRUTH,
     CutOffs,
     confusion_matrix,
     expected_calibration_error,
+    flags_of,
     has_known_class,
     object_table,
     reliability,
 )
-from endoscopy.metrics.aggregation import PROBABILITIES
 from endoscopy.plots import (
     audit_figure,
     bland_altman_figure,
@@ -68,8 +69,11 @@ def agreement_figures(
         size_figure(objects, bundle.conformal, cut_offs=cut_offs),
         "Median over the frames of every object.",
     )
-    yield bland_altman_figure(objects), "Error against true size; the largest lesions last."
-    known = has_known_class(objects["gt"].to_numpy(float), _censored(objects))
+    yield (
+        bland_altman_figure(objects),
+        "Predicted over true size, with the limits of 95 % of the ratios; the largest last.",
+    )
+    known = has_known_class(objects["gt"].to_numpy(float), flags_of(objects, "censored"))
     objects = objects[known]
     truth = TRUTH.classes(objects["gt"])
     matrix = confusion_matrix(truth, cut_offs.classes(objects["predicted_mm"]))
@@ -121,12 +125,6 @@ def study_figures(folder: Path) -> Iterator[Captioned]:
 def _read(folder: Path, name: str) -> pd.DataFrame | None:
     path = folder / FOLDER / f"{name}.parquet"
     return pd.read_parquet(path) if path.is_file() else None
-
-
-def _censored(objects: pd.DataFrame) -> np.ndarray:
-    if "censored" not in objects:
-        return np.zeros(len(objects), dtype=bool)
-    return objects["censored"].to_numpy(bool)
 
 
 def _probabilities(objects: pd.DataFrame, bundle: SizingBundle) -> np.ndarray | None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from apps.endoscopy.evaluation import HEADLINE, SECONDARY, TEST
 from apps.endoscopy.figures import agreement_figures, audit_figures, study_figures
 from apps.endoscopy.predict.pictures import picture_figures
 from apps.endoscopy.runs import json_record
@@ -16,6 +15,7 @@ from apps.endoscopy.scoring import PREDICTIONS, SUBGROUPS
 from apps.endoscopy.training import Sizers, Training
 from apps.endoscopy.tuning import SETTINGS
 from core_gates.errors import GatesError
+from endoscopy.evaluation.size_evaluation import HEADLINE, SECONDARY, TEST, apart
 from endoscopy.plots import subgroup_figure
 from endoscopy.training.variants import VARIANTS
 from harness.experiment.printing import number
@@ -28,7 +28,7 @@ Objects count, not frames: the size of a lesion is the median over its frames. I
 bootstrapped over patients, and over seeds where there are several. `macro_f1` is of the classes up
 to 5 mm, between, and from 10 mm on; `mape` is the mean relative error. `coverage` is the share of
 true sizes inside their 90 % intervals, `abstained` the share of frames that no size should be read
-from.
+from; `accepted` are the objects with other frames, `abstained` those without.
 """
 GATES = """
 Values of every gate on some test frames: how open it was on average, and which share was closed
@@ -93,7 +93,7 @@ def _add_settings(page: Page, folder: Path) -> None:
 def _add_scores(page: Page, scores: Scores) -> None:
     """Add the figures of the evaluation; those of audits are in their figures."""
     rows = [row for row in scores.rows if not row.task.startswith(AUDIT)]
-    shown = [row for row in rows if row.metric in HEADLINE] or rows
+    shown = apart([row for row in rows if row.metric in HEADLINE]) or rows
     methods = dict.fromkeys(row.method for row in shown)
     page.section("Scores").text(EXPLANATION)
     page.scores(scores._replace(rows=shown))

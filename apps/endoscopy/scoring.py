@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from apps.endoscopy.evaluation import HEADLINE, SECONDARY, TEST, Bars, Evaluation
+from apps.endoscopy.evaluation import Evaluation
 from apps.endoscopy.honest import HonestTable
 from apps.endoscopy.rendering import MAIN, SHIFTS, Rendering
 from apps.endoscopy.scores import write_headline, write_part
@@ -14,12 +14,21 @@ from core_gates.errors import GatesError
 from core_gates.monitor.hooks import GateMonitor
 from endoscopy.bundles.building import frame_predictions
 from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.evaluation.size_evaluation import (
+    HEADLINE,
+    SECONDARY,
+    TEST,
+    Bars,
+    SizeEvaluation,
+    apart,
+)
 from endoscopy.training.variants import VARIANTS
 from harness.experiment.markdown import write_markdown
 from harness.experiment.printing import print_scores
 from harness.experiment.scores import read_scores
 from harness.files.atomic import write_bytes
 from harness.report.gates import save_gates
+from harness.runs.ticker import ticking
 
 PREDICTIONS, MARKDOWN, SUBGROUPS = "predictions.parquet", "scores.md", "subgroups.parquet"
 QUICK_RESAMPLES = 300
@@ -70,13 +79,15 @@ def score(
     sizers.datamodule.setup("test")
     sizers.train_missing(evaluation.trainings())
     evaluation.run(rendering, shifts)
-    folder = sizers.run_folder.path
-    write_bytes(folder / PREDICTIONS, evaluation.table().to_parquet(None, index=False))
-    write_headline(folder, evaluation.headline, evaluation.note)
+    folder, scores = sizers.run_folder.path, evaluation.scores
+    write_bytes(folder / PREDICTIONS, scores.table().to_parquet(None, index=False))
+    with ticking("bootstrap", len(scores.pairs())) as tick:
+        rows = scores.rows(tick)
+    opening = [scores.headline, scores.note]
+    write_headline(folder, *opening)
     watch_gates(evaluation, folder)
-    write_subgroups(evaluation, folder)
-    rows = evaluation.rows
-    met_or_missed = [] if quick or sizers.pinned else evaluation.bars(bars)
+    write_subgroups(scores, folder)
+    met_or_missed = [] if quick or sizers.pinned else scores.bars(bars)
     path = write_part(
         sizers.run_folder.scores,
         audit=False,
@@ -85,16 +96,14 @@ def score(
         rows=rows,
         bars=met_or_missed,
     )
-    shown = [row for row in rows if row.metric in HEADLINE]
+    shown = apart([row for row in rows if row.metric in HEADLINE])
     shown += [
         row._replace(task=f"{TEST}, other scores")
         for row in rows
         if row.task == TEST and row.metric in SECONDARY
     ]
-    opening = [evaluation.headline, evaluation.note]
     write_markdown(folder / MARKDOWN, opening, shown, met_or_missed)
-    print(evaluation.headline)
-    print(evaluation.note)
+    print("\n".join(opening))
     print_scores(path, read_scores(path, "endoscopy"), metrics=HEADLINE)
     return path
 
@@ -128,9 +137,9 @@ def score_honest(table: HonestTable, config_path: Path | None, rendering: Render
     return path
 
 
-def write_subgroups(evaluation: Evaluation, folder: Path) -> None:
+def write_subgroups(scores: SizeEvaluation, folder: Path) -> None:
     """Keep the scores of subgroups, or remove those of an earlier evaluation."""
-    table = evaluation.subgroups()
+    table = scores.subgroups()
     if table is None:
         (folder / SUBGROUPS).unlink(missing_ok=True)
     else:
@@ -161,8 +170,8 @@ def _without(evaluation: Evaluation, missing: Sequence[Training]) -> Evaluation:
         variants,
         seeds,
         [fold for fold in evaluation.folds if fold is not None],
-        evaluation.cut_offs,
-        evaluation.resamples,
+        evaluation.scores.cut_offs,
+        evaluation.scores.resamples,
         evaluation.cues,
     )
 

@@ -12,6 +12,7 @@ import pandas as pd
 from endoscopy.bundles.contents import load_bundle
 from endoscopy.evaluation.baselines import fit_log_linear
 from endoscopy.evaluation.coverage import coverage_interval
+from endoscopy.evaluation.cue_baselines import PHOTOMETRY
 from endoscopy.evaluation.features import frame_features
 from endoscopy.evaluation.frames import Frames, predictions_of
 from endoscopy.evaluation.headline import verdict
@@ -32,6 +33,7 @@ from harness.report.stop import TourRow, TourStop
 WEIGHTS = "synthetic/configured-s0"
 OBJECTS, SEED = 100, 777  # no training has this seed
 SCORES = ("mape", "macro_f1")
+CUES = {"constant": [], "area": ["log_extent"], "area and brightness": list(PHOTOMETRY)}
 
 
 def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
@@ -60,8 +62,10 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
     def draw(page: Page) -> None:
         page.text(
             f"{OBJECTS} polyps rendered just now, six frames each, sized from the frame and the "
-            "outline of the polyp. The network has learned on 150 others. Truth is known to the "
-            "micrometer; nothing here says anything about real polyps. **Research only.**"
+            "outline of the polyp. The network has learned on 150 others. Rendered sizes can "
+            "nearly be read from three numbers: a regression on the area of the outline and two "
+            "brightnesses stands in the table, too. Truth is known to the micrometer; nothing here "
+            "says anything about real polyps. **Research only.**"
         )
         header = ["method", *SCORES]
         page.table(header, [[n, *(s[k].value for k in SCORES)] for n, s in scores.items()])
@@ -74,10 +78,10 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
 
 
 def _baselines(train: Frames, test: Frames) -> dict[str, pd.DataFrame]:
-    """Return object tables of the constant and of the apparent area."""
+    """Return object tables of the constant, the apparent area, and area and brightness."""
     features = {name: frame_features(one) for name, one in (("train", train), ("test", test))}
     tables = {}
-    for name, cues in (("constant", []), ("area", ["log_extent"])):
+    for name, cues in CUES.items():
         known = features["train"][cues].to_numpy(float)
         fit = fit_log_linear(known, train.gt, train.objects)
         sizes = fit.predict(features["test"][cues].to_numpy(float))
@@ -89,14 +93,15 @@ def _baselines(train: Frames, test: Frames) -> dict[str, pd.DataFrame]:
 def _row(tables: dict[str, pd.DataFrame], scores: dict[str, dict[str, Interval]]) -> TourRow:
     mape = {name: found["mape"] for name, found in scores.items()}
     own = mape["network"]
-    better = [name for name in ("constant", "area") if _beats(tables, name)]
+    better = [name for name in CUES if _beats(tables, name)]
     return TourRow(
         "Feature-selection gates, gradient routing",
         "relative error of the size (MAPE)",
         f"{own.value:.3f} [{own.low:.3f}, {own.high:.3f}]",
-        f"constant {mape['constant'].value:.2f}, apparent area {mape['area'].value:.2f}",
-        f"significantly better than {' and '.join(f'the {name}' for name in better) or 'neither'}",
-        len(better) == 2,
+        f"constant {mape['constant'].value:.2f}, area {mape['area'].value:.2f}, area and brightness"
+        f" {mape['area and brightness'].value:.2f}",
+        f"significantly better than {', '.join(better) or 'none'}",
+        {"constant", "area"} <= set(better),
     )
 
 

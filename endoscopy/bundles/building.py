@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError
+from endoscopy.bundles.calibration import calibrate_locations, held_out
 from endoscopy.bundles.contents import SizingBundle
 from endoscopy.bundles.quality import QualityLimits, fit_quality, frame_statistics
 from endoscopy.bundles.scope import SYNTHETIC, Scope
-from endoscopy.data.datamodule import WITH_MASK, Part, PolypSizingDataModule
-from endoscopy.data.frames.dataset import PolypFrames, Sample, collate
+from endoscopy.data.datamodule import Part, PolypSizingDataModule
+from endoscopy.data.frames.dataset import PolypFrames, Sample
 from endoscopy.data.provenance import Provenance, object_keys
-from endoscopy.evaluation.conformal import MINIMUM, SplitConformal, calibrate, calibrate_few_frames
-from endoscopy.metrics.aggregation import PROBABILITIES, object_table
+from endoscopy.metrics import PROBABILITIES
+from endoscopy.segmentation.segmenter import Segmenter, shipped_segmenter
 from endoscopy.training.module import SizingModule
 
 SCOPES = {"SYNTH": SYNTHETIC, "REALC": "real_colon", "SUN": "sun"}
@@ -38,17 +39,20 @@ def bundle_of(
     data: PolypSizingDataModule,
     facts: dict[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
+    segmenter: Segmenter | None = None,
 ) -> SizingBundle:
     """Round the weights to bfloat16 and fit everything that a prediction needs.
 
-    Intervals are fitted to the calibration part, if it has objects enough
-    (:data:`endoscopy.evaluation.conformal.MINIMUM`).
+    Intervals are fitted to the calibration part, see
+    :func:`endoscopy.bundles.calibration.calibrate_locations`. Millimeters count as calibrated for
+    the scope of the data only if held-out objects are sized better than by a constant.
 
     Args:
         module: Trained.
         data: What it was trained on, set up.
         facts: For the model card.
         settings: Everything that decided the training, by name.
+        segmenter: For intervals of automatic locations; the shipped one when None.
     """
     table = data.load()
     train = table.frames.iloc[data.rows("train")]
@@ -56,11 +60,12 @@ def bundle_of(
     names = [SCOPES.get(name, name) for name in sorted(set(table.frames["database"]))]
     bundle = rounded_bundle(module, data)
     mean_size = float(np.exp(np.log(sizes).mean()))
-    bundle.scope = Scope(", ".join(names), tuple(names), mean_size)
+    compared = held_out(bundle, data)
+    bundle.scope = Scope(", ".join(names), tuple(names) if compared.better else (), mean_size)
     bundle.quality = _quality(data)
-    bundle.facts = {"training objects": len(sizes)} | (facts or {})
+    bundle.facts = {"training objects": len(sizes), "held out": str(compared)} | (facts or {})
     bundle.training = Provenance(settings or {}, tuple(object_keys(train)))
-    bundle.conformal = _conformal(bundle, data)
+    bundle.intervals = calibrate_locations(bundle, data, segmenter or shipped_segmenter())
     return bundle
 
 
@@ -89,8 +94,15 @@ def rounded_bundle(module: SizingModule, data: PolypSizingDataModule) -> SizingB
     for value in model.state_dict().values():
         if value.is_floating_point():
             value.copy_(value.bfloat16())
-    masks = bool(WITH_MASK & set(data.streams))
-    return SizingBundle(model, module.target, data.size, masks=masks, aperture=data.aperture)
+    form = data.form
+    return SizingBundle(
+        model,
+        module.target,
+        form.size,
+        aperture=form.aperture,
+        outline=form.outline,
+        cut_offs=module.cut_offs,
+    )
 
 
 def part_predictions(
@@ -117,19 +129,15 @@ def part_predictions(
     return frame_predictions(bundle, data.frames(), rows, reasons=reasons)
 
 
-@torch.no_grad()
 def frame_predictions(
     bundle: SizingBundle, frames: PolypFrames, rows: np.ndarray, *, reasons: bool = False
 ) -> pd.DataFrame:
     """Predict some rows of a frame table; see :func:`part_predictions`."""
-    device = next(bundle.model.parameters()).device
     raws: list[Tensor] = []
     sharpness: list[float] = []
     why: list[str] = []
     for samples in _chunks(frames, rows):
-        batch = collate(samples, bundle.streams, bundle.aperture)
-        streams = {name: value.to(device) for name, value in batch["streams"].items()}
-        raws.append(bundle.model(streams, batch["geometry"].to(device)).cpu())
+        raws.append(bundle.raw([sample.frame for sample in samples]))
         if reasons and bundle.quality is not None:
             images = np.stack([sample.frame.image for sample in samples])
             measured = frame_statistics(images, np.array([s.frame.box for s in samples]))
@@ -162,13 +170,3 @@ def _quality(data: PolypSizingDataModule) -> QualityLimits | None:
         return fit_quality(images, boxes)
     except ValueError:  # too few frames
         return None
-
-
-def _conformal(bundle: SizingBundle, data: PolypSizingDataModule) -> SplitConformal | None:
-    held = data.load().frames.iloc[data.rows("calibration")]
-    if held["unique_id"].nunique() < MINIMUM:
-        return None
-    frames = part_predictions(bundle, data, "calibration")
-    trained = data.load().frames.iloc[data.rows("train")]["unique_id"]
-    conformal = calibrate(object_table(frames), training_ids=set(trained))
-    return calibrate_few_frames(conformal, frames)

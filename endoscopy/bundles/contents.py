@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,17 @@ from core_gates.errors import GatesError
 from endoscopy.bundles.model_card import model_card
 from endoscopy.bundles.quality import QualityLimits
 from endoscopy.bundles.scope import Scope
+from endoscopy.data.frames.network_input import InputForm, Outline, network_input
+from endoscopy.data.frames.transforms import Frame
 from endoscopy.data.provenance import Provenance
 from endoscopy.evaluation.conformal import SplitConformal
+from endoscopy.inputs.locations import Origin
+from endoscopy.metrics.size_classes import CONTINUOUS, CutOffs
 from endoscopy.models.sizer import MultiStreamSizer
 from endoscopy.training.targets import Classes, LogSize, Ordinal, ScaledMillimeters, SizeTarget
+from harness.files.atomic import write_bytes, write_text
 
-FORMAT = 2  # 2: statistics of abstention blind to black pixels
+FORMAT = 3  # 3: intervals by location, and the outline
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
@@ -33,10 +38,12 @@ class SizingBundle:
         target: What it returns.
         image_size: Pixels of a side of the frames that it takes.
         scope: Where its millimeters mean something.
-        masks: Whether it was trained with masks; else masks are the filled boxes.
+        outline: What told the outline of lesions in training.
         aperture: Of :func:`endoscopy.data.frames.streams.build_streams`.
         quality: Limits on the frames that a size is read from.
-        conformal: Intervals of sizes of objects.
+        intervals: Of sizes of objects, by what tells where lesions are; none where nobody knows how
+            far such sizes are off.
+        cut_offs: Sizes that cut predictions into classes.
         facts: Anything that the model card should show, by name; plain values for JSON.
         training: What the network was trained with; None where nobody knows.
     """
@@ -45,10 +52,11 @@ class SizingBundle:
     target: SizeTarget
     image_size: int
     scope: Scope = field(default_factory=Scope)
-    masks: bool = True
+    outline: Outline = "mask"
     aperture: float | None = None
     quality: QualityLimits | None = None
-    conformal: SplitConformal | None = None
+    intervals: dict[Origin, SplitConformal] = field(default_factory=dict)
+    cut_offs: CutOffs = CONTINUOUS
     facts: dict[str, Any] = field(default_factory=dict)
     training: Provenance | None = None
 
@@ -57,6 +65,25 @@ class SizingBundle:
         """Names of the streams that the network reads."""
         return tuple(self.model.branches)
 
+    @property
+    def conformal(self) -> SplitConformal | None:
+        """Intervals of lesions that are located as in training; None without any."""
+        return self.intervals.get("boxes" if self.outline == "box" else "masks")
+
+    @torch.no_grad()
+    def raw(self, frames: Sequence[Frame]) -> torch.Tensor:
+        """Return the raw outputs (B, outputs) for frames of any size, on the CPU."""
+        device = next(self.model.parameters()).device
+        inputs = network_input(frames, self.form)
+        streams = {name: value.to(device) for name, value in inputs.streams.items()}
+        outputs: torch.Tensor = self.model(streams, inputs.geometry.to(device))
+        return outputs.cpu()
+
+    @property
+    def form(self) -> InputForm:
+        """What the network is fed."""
+        return InputForm(self.streams, self.image_size, self.aperture, self.outline)
+
     def config(self) -> dict[str, Any]:
         """Return everything but the weights as plain values for JSON."""
         return {
@@ -64,7 +91,7 @@ class SizingBundle:
             "model": self.model.arguments,
             "target": describe_target(self.target),
             "image_size": self.image_size,
-            "masks": self.masks,
+            "outline": self.outline,
             "aperture": self.aperture,
             "scope": {
                 "trained_on": self.scope.trained_on,
@@ -72,7 +99,8 @@ class SizingBundle:
                 "reference_mm": self.scope.reference_mm,
             },
             "quality": None if self.quality is None else self.quality.state(),
-            "conformal": None if self.conformal is None else self.conformal.state(),
+            "intervals": {name: one.state() for name, one in self.intervals.items()},
+            "cut_offs_mm": [self.cut_offs.small, self.cut_offs.large],
             "facts": self.facts,
             "training": None if self.training is None else self.training.state(),
         }
@@ -88,9 +116,9 @@ class SizingBundle:
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: _stored(value, dtype) for name, value in self.model.state_dict().items()}
         config = self.config()
-        _write(folder / WEIGHTS, save(state))
-        _write(folder / CARD, model_card(config).encode())
-        _write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+        write_bytes(folder / WEIGHTS, save(state))
+        write_text(folder / CARD, model_card(config))
+        write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
         return folder
 
 
@@ -171,16 +199,17 @@ def build_target(description: Mapping[str, Any]) -> SizeTarget:
 
 
 def _assembled(model: MultiStreamSizer, config: dict[str, Any]) -> SizingBundle:
-    scope, quality, conformal = (config[name] for name in ("scope", "quality", "conformal"))
+    scope, quality = config["scope"], config["quality"]
     return SizingBundle(
         model,
         build_target(config["target"]),
         config["image_size"],
         Scope(scope["trained_on"], tuple(scope["calibrated_for"]), scope["reference_mm"]),
-        config["masks"],
+        config["outline"],
         config["aperture"],
         None if quality is None else QualityLimits.from_state(quality),
-        None if conformal is None else SplitConformal.from_state(conformal),
+        {name: SplitConformal.from_state(one) for name, one in config["intervals"].items()},
+        CutOffs(*config["cut_offs_mm"]),
         config["facts"],
         _training(config),
     )
@@ -194,9 +223,3 @@ def _training(config: Mapping[str, Any]) -> Provenance | None:
 def _stored(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     value = value.detach().cpu()
     return (value.to(dtype) if value.is_floating_point() else value).contiguous()
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -29,8 +29,16 @@ about a patient.
 - Location of the lesion: {location}.
 - Target: {target}.
 - Abstention: {quality}.
-- Intervals: {conformal}.
+- Intervals: {intervals}.
 {facts}"""
+
+
+LOCATIONS = {
+    "mask": "mask, or the ellipse inscribed into its box",
+    "box": "box",
+    "either": "mask, or its box",
+}
+"""What a network needs of a lesion, by the outline that it was trained with."""
 
 
 def model_card(config: Mapping[str, Any]) -> str:
@@ -39,14 +47,16 @@ def model_card(config: Mapping[str, Any]) -> str:
     Args:
         config: Of :meth:`endoscopy.bundles.contents.SizingBundle.config`.
     """
-    scope, model, conformal = config["scope"], config["model"], config["conformal"]
-    masks = "mask, or the ellipse inscribed into its box" if config["masks"] else "box"
+    scope, model, fitted = config["scope"], config["model"], config["intervals"]
+    masks = LOCATIONS[config["outline"]]
     intervals = "none"
-    if conformal is not None:
+    if fitted:
+        counts = ", ".join(f"{name} {len(one['residuals'])}" for name, one in fitted.items())
+        coverage = next(iter(fitted.values()))["coverage"]
         intervals = (
-            f"split conformal, {conformal['coverage']:.0%} nominal, of whole objects and "
-            f"of few frames, from {len(conformal['residuals'])} objects; they hold for "
-            "exchangeable objects only"
+            f"split conformal, {coverage:.0%} nominal, of whole objects and of few frames, fitted"
+            f" to each way of locating lesions (objects: {counts}); they hold for exchangeable"
+            " objects located in the same way only"
         )
     return TEMPLATE.format(
         trunk=model["trunk"],
@@ -60,7 +70,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         location=masks,
         target=config["target"]["name"],
         quality="none" if config["quality"] is None else "limits fitted to the training frames",
-        conformal=intervals,
+        intervals=intervals,
         facts=_facts(config["facts"]),
     )
 

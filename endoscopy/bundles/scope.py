@@ -10,13 +10,13 @@ from pathlib import Path
 import pandas as pd
 
 from core_gates.errors import GatesError
+from endoscopy.data.tables.frame_table import SYNTHETIC
+from endoscopy.metrics.columns import PROBABILITIES
 
-SYNTHETIC = "synthetic"
-NO_CALIBRATION = "no millimetre calibration for this scope"
+NO_CALIBRATION = "no millimeter calibration for this scope"
 RESEARCH_ONLY = "research only"
 MANIFEST = "manifest.json"
-IN_MM = ("predicted_mm", "lower_mm", "upper_mm")
-OF_CLASSES = ("p_diminutive", "p_small", "p_large")
+OF_MILLIMETERS = ("lower_mm", "upper_mm", "size_class", "interval_crosses", *PROBABILITIES)
 
 
 @dataclass(frozen=True)
@@ -52,33 +52,30 @@ class Scope:
         """Return predictions as they may be shown for a source.
 
         Args:
-            table: With ``predicted_mm`` and perhaps ``lower_mm`` and ``upper_mm``.
+            table: With ``predicted_mm`` and perhaps what follows from it in millimeters.
             source: Scope of the source, None if unknown.
 
         Returns:
-            The table itself if the scope is calibrated, else one in which ``size_index``,
-            ``lower_index`` and ``upper_index`` stand for them and a column ``note`` says why;
-            chances of size classes, which are in millimeters, are left out.
+            The table itself if the scope is calibrated, else one in which ``size_index`` stands for
+            the size and a column ``note`` says why; intervals, classes and their chances, which are
+            those of millimeters, are left out.
         """
         if self.is_calibrated(source):
             return table
-        present = [name for name in IN_MM if name in table]
-        shown = table.drop(columns=[name for name in OF_CLASSES if name in table])
-        shown[present] = table[present] / self.reference_mm
-        names = {name: _index_name(name) for name in present}
-        return shown.rename(columns=names).assign(note=NO_CALIBRATION)
+        shown = table.drop(columns=[name for name in OF_MILLIMETERS if name in table])
+        shown["predicted_mm"] = table["predicted_mm"] / self.reference_mm
+        return shown.rename(columns={"predicted_mm": "size_index"}).assign(note=NO_CALIBRATION)
 
     def text(
         self, size_mm: float, source: str | None, low: float = math.nan, high: float = math.nan
     ) -> str:
-        """Return a size as it may be shown for a source, with its interval if that is finite."""
-        calibrated = self.is_calibrated(source)
-        unit = 1.0 if calibrated else self.reference_mm
-        size, interval = size_mm / unit, ""
+        """Return a size as it may be shown for a source, in millimeters with a finite interval."""
+        if not self.is_calibrated(source):
+            return f"size index {size_mm / self.reference_mm:.2f}"
+        interval = ""
         if math.isfinite(low) and math.isfinite(high):
-            interval = f" ({low / unit:.3g} to {high / unit:.3g})"
-        shown = f"{size:.1f} mm" if calibrated else f"size index {size:.2f}"
-        return shown + interval
+            interval = f" ({low:.3g} to {high:.3g})"
+        return f"{size_mm:.1f} mm{interval}"
 
     def lines(self, source: str | None) -> list[str]:
         """Return what must stand beside every number, a line each."""
@@ -125,7 +122,3 @@ def _named_in(path: Path) -> str | None:
         return None
     named = content.get("scope") if isinstance(content, dict) else None
     return named if isinstance(named, str) else None
-
-
-def _index_name(name: str) -> str:
-    return "size_index" if name == "predicted_mm" else name.replace("_mm", "_index")

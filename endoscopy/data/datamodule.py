@@ -15,24 +15,27 @@ from core_gates.errors import GatesError
 from endoscopy.data.frames.cache import FrameCache
 from endoscopy.data.frames.dataset import PolypBatches, PolypFrames
 from endoscopy.data.frames.loader import BatchOrder, FrameLoader
+from endoscopy.data.frames.network_input import WITH_MASK, InputForm, Outline
 from endoscopy.data.frames.reader import FrameReader
 from endoscopy.data.frames.samplers import EpochSampler, ObjectBalancedSampler, WeightedFrameSampler
 from endoscopy.data.frames.store import StoreForm
 from endoscopy.data.frames.streams import NEEDS_DEPTH, check_streams
 from endoscopy.data.frames.transforms import Recipe, train_pipeline
+from endoscopy.data.options import check_option
 from endoscopy.data.provenance import object_keys
-from endoscopy.data.readers.real_colon import read_real_colon
+from endoscopy.data.readers.real_colon import DOWNLOAD, read_real_colon
 from endoscopy.data.readers.report import ReadReport
 from endoscopy.data.readers.sun import read_sun
 from endoscopy.data.readers.table import read_frame_table
 from endoscopy.data.splits.folds import Folds, Level, Split
-from endoscopy.data.splits.published import audit5, make_folds, official_hag6, read_folds, strata
+from endoscopy.data.splits.published import audit5, make_folds, official_hag6, read_folds
 from endoscopy.data.splits.random import draw_objects, split_by_counts
 from endoscopy.data.tables.frame_table import FrameTable, concatenate
+from endoscopy.metrics.size_classes import TRUTH
 
 Part = Literal["train", "validation", "test", "calibration"]
 SplitKind = Literal["audit5", "hag6", "made", "file", "counts"]
-WITH_MASK = frozenset({"rgb_mask", "rgb_mask_depth"})
+SamplerKind = Literal["object", "class", "effective"]
 
 
 class PolypSizingDataModule(L.LightningDataModule):
@@ -82,7 +85,7 @@ class PolypSizingDataModule(L.LightningDataModule):
             prints it.
 
     Raises:
-        ValueError: No source is named, or a number is not positive.
+        ValueError: No source is named, a number is not positive, or an option has no such value.
         GatesError: A stream is unknown.
     """
 
@@ -106,7 +109,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         size: int = 384,
         aperture: float | None = None,
         batch_size: int = 32,
-        sampler: Literal["object", "class", "effective"] = "object",
+        sampler: SamplerKind = "object",
         frames_per_object: int = 40,
         eval_frames_per_object: int = 300,
         augmentation: Recipe = "published",
@@ -126,6 +129,14 @@ class PolypSizingDataModule(L.LightningDataModule):
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for name, given, kind in (
+            ("split", split, SplitKind),
+            ("level", level, Level),
+            ("sampler", sampler, SamplerKind),
+            ("augmentation", augmentation, Recipe),
+            ("cache_form", cache_form, StoreForm),
+        ):
+            check_option(name, given, kind)
         sources = {"table": table, "real_colon": real_colon, "sun": sun, "synthetic": synthetic}
         self.sources = {name: path for name, path in sources.items() if path is not None}
         if not self.sources:
@@ -160,12 +171,22 @@ class PolypSizingDataModule(L.LightningDataModule):
             given["split_file"] = self.split_file
         for name, path in given.items():
             if not Path(path).exists():
-                raise GatesError(f"data.{name}: {path} is absent; name the file or folder it is in")
+                get = DOWNLOAD if name == "real_colon" else ""
+                raise GatesError(
+                    f"data.{name}: {path} is absent; name the file or folder it is in with "
+                    f"--data.{name}{get}"
+                )
 
     def load(self) -> FrameTable:
-        """Read and split the table, once; nothing is decoded."""
+        """Read and split the table, once; nothing is decoded.
+
+        Raises:
+            GatesError: A source is absent or cannot be read, or the split cannot be made; then the
+                message says what was left out before.
+        """
         if self.frame_table is not None:
             return self.frame_table
+        self.check_sources()
         read: dict[str, Callable[[str], tuple[FrameTable, ReadReport]]] = {
             "table": read_frame_table,
             "real_colon": read_real_colon,
@@ -178,9 +199,20 @@ class PolypSizingDataModule(L.LightningDataModule):
             tables.append(table)
             self.report.merge(report)
         joined = concatenate(tables) if len(tables) > 1 else tables[0]
-        self.parts = self._split(joined)
+        try:
+            self.parts = self._split(joined)
+        except GatesError as error:
+            raise GatesError(f"{error}{self._left_out()}") from error
         self.frame_table = joined
         return joined
+
+    def _left_out(self) -> str:
+        """Say what the readers left out, for a message about what is left; empty if nothing."""
+        count = self.report.total("excluded")
+        if not count:
+            return ""
+        reasons = ", ".join(self.report.reasons("excluded"))
+        return f" (before, {count} of {self.report.found} rows were left out: {reasons})"
 
     def variant(
         self,
@@ -283,9 +315,11 @@ class PolypSizingDataModule(L.LightningDataModule):
 
         Raises:
             GatesError: The data is not loaded.
+            ValueError: There is no such part.
         """
         if self.parts is None:
             raise GatesError("the data is not loaded; call setup first")
+        check_option("part", part, Part)
         rows: NDArray[np.int64] = getattr(self.parts, part)
         return rows
 
@@ -299,6 +333,11 @@ class PolypSizingDataModule(L.LightningDataModule):
             return self._sampler(part, 0, 1).draw(0)
         codes, most = self.load().object_codes, self.eval_frames_per_object
         return ObjectBalancedSampler(codes, most, rows=self.rows(part), frozen=True).draw(0)
+
+    @property
+    def form(self) -> InputForm:
+        """What a network that learns from the training part is fed."""
+        return InputForm(self.streams, self.size, self.aperture, self._outline())
 
     def frames(self) -> PolypFrames:
         """Return the lesions of all rows, not augmented."""
@@ -318,7 +357,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         order = BatchOrder(
             self._sampler(part, rank, world), self.batch_size // world, even=not trains
         )
-        batches = PolypBatches(frames, self.streams, self.aperture)
+        batches = PolypBatches(frames, self.form)
         return FrameLoader.over(batches, order, self.num_workers)
 
     def train_dataloader(self) -> FrameLoader:
@@ -358,6 +397,14 @@ class PolypSizingDataModule(L.LightningDataModule):
         self.report.notes += [f"{folds.name}: {note}" for note in folds.notes]
         return folds.split(table, self.fold)
 
+    def _outline(self) -> Outline:
+        """Return what tells the outline of lesions in the training part."""
+        frames = self.load().frames
+        if "mask_path" not in frames or not WITH_MASK & set(self.streams):
+            return "box"
+        known = frames["mask_path"].iloc[self.rows("train")].fillna("") != ""
+        return "mask" if known.all() else "either" if known.any() else "box"
+
     def _reader(self) -> FrameReader:
         depths = bool(NEEDS_DEPTH & set(self.streams))
         masks = bool(WITH_MASK & set(self.streams))
@@ -381,7 +428,7 @@ class PolypSizingDataModule(L.LightningDataModule):
             return balanced
         return WeightedFrameSampler(
             table.object_codes,
-            strata(table.frames["gt"].to_numpy(np.float64)),
+            TRUTH.classes(table.frames["gt"]),
             balanced.num_rows,
             balance=self.sampler,
             rows=rows,

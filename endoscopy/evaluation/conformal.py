@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import beta
 
 from core_gates.errors import GatesError
-from endoscopy.metrics import TRUTH, CutOffs, object_table
+from endoscopy.metrics import TRUTH, CutOffs, flags_of, object_table
 
 MINIMUM = 200
 SHORT_TRACKS = 0.1
@@ -59,6 +60,18 @@ class SplitConformal:
     def half_width(self) -> float:
         """The half width q in log size."""
         return float(np.sort(np.abs(self.residuals))[self._rank - 1])
+
+    def calibration_spread(self, level: float = 0.95) -> tuple[float, float]:
+        """Return how far coverage falls below and rises above its mean by the draw of the n.
+
+        Args:
+            level: Share of calibration sets that lie between.
+        """
+        rank, count = self._rank, len(self.residuals)
+        tail = (1 - level) / 2
+        low, high = beta.ppf([tail, 1 - tail], rank, count + 1 - rank)
+        mean = rank / (count + 1)
+        return float(mean - low), float(high - mean)
 
     def interval(
         self, predicted_mm: np.ndarray, num_frames: np.ndarray | None = None
@@ -142,8 +155,7 @@ def calibrate(
         )
     usable = np.ones(len(objects), dtype=bool)
     for column in ("censored", "abstained"):
-        if column in objects:
-            usable &= ~objects[column].to_numpy(dtype=bool)
+        usable &= ~flags_of(objects, column)
     if usable.sum() < minimum:
         raise GatesError(
             f"found {usable.sum()} calibration objects with a known size, expected at least"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from endoscopy.evaluation.conformal import SplitConformal
-from endoscopy.metrics import TRUTH, clusters_of
+from endoscopy.metrics import TRUTH, clusters_of, flags_of
 from harness.evidence import Interval, Resamples, Scores, moments
 
 
@@ -16,11 +16,25 @@ def bounds(objects: pd.DataFrame, conformal: SplitConformal) -> tuple[np.ndarray
     return conformal.interval(objects["predicted_mm"].to_numpy(float), num_frames)
 
 
+def crossed(low: np.ndarray, high: np.ndarray) -> list[str]:
+    """Return the cut-offs of the true classes inside each interval, as ``5 and 10 mm``; or empty.
+
+    Args:
+        low: Lower bounds (N,), mm.
+        high: Upper bounds (N,), mm.
+    """
+    small = (low <= TRUTH.small) & (high > TRUTH.small)
+    large = (low < TRUTH.large) & (high >= TRUTH.large)
+    names = {0: "", 1: f"{TRUTH.small:g} mm", 2: f"{TRUTH.large:g} mm",
+             3: f"{TRUTH.small:g} and {TRUTH.large:g} mm"}  # fmt: skip
+    return [names[int(key)] for key in small + 2 * large]
+
+
 def is_covered(objects: pd.DataFrame, conformal: SplitConformal) -> np.ndarray:
     """Return whether the interval of each object (N,) covers its size or reaches its bound."""
     low, high = bounds(objects, conformal)
     gt = objects["gt"].to_numpy(float)
-    censored = objects["censored"].to_numpy(bool) if "censored" in objects else gt < 0
+    censored = flags_of(objects, "censored")
     covered: np.ndarray = np.where(censored, gt <= high, (low <= gt) & (gt <= high))
     return covered
 
@@ -31,7 +45,12 @@ def coverage_interval(
     *,
     resamples: int = 2000,
 ) -> Interval:
-    """Return the coverage, the mean over seeds, with a 95 % interval over patients.
+    """Return the coverage, the mean over seeds, with a 95 % interval.
+
+    The interval counts the sampling of the test patients, by a bootstrap, and that of the
+    calibration objects: the coverage of split-conformal intervals varies from calibration set to
+    calibration set as Beta(k, n + 1 - k), with k the rank of the half width among n (Vovk, 2012).
+    Seeds share their calibration objects, so that it does not average out. Both add in squares.
 
     Args:
         objects: Object table of each seed, the same objects in the same order.
@@ -44,7 +63,31 @@ def coverage_interval(
 
     scores = [score(table, one) for table, one in zip(objects, conformals, strict=True)]
     draws = Resamples.clusters(clusters_of(objects[0]), resamples=resamples)
-    return draws.intervals(scores)["coverage"]
+    found = draws.intervals(scores)["coverage"]
+    down, up = max(one.calibration_spread() for one in conformals)
+    low, high = found.value - found.low, found.high - found.value
+    return found._replace(
+        low=max(0.0, float(found.value - np.hypot(low, down))),
+        high=min(1.0, float(found.value + np.hypot(high, up))),
+    )
+
+
+def coverage_note(task: str, found: tuple[float, float, float], nominal: float) -> str:
+    """Say where an interval of the coverage excludes the nominal one; empty where it does not.
+
+    Args:
+        task: What was scored.
+        found: Coverage, and the ends of its interval.
+        nominal: What the intervals promise.
+    """
+    value, low, high = found
+    if low <= nominal <= high or not np.isfinite([low, high]).all():
+        return ""
+    side = "fewer" if value < nominal else "more"
+    return (
+        f"{task}: the {nominal:.0%} intervals cover {value:.3f} [{low:.3f}, {high:.3f}] of the true"
+        f" sizes, {side} than they promise."
+    )
 
 
 def coverage_table(
@@ -73,7 +116,7 @@ def coverage_table(
     undecided = TRUTH.classes(low) != TRUTH.classes(high)
     groups = {"all": np.ones(len(objects), dtype=bool)}
     if "abstained" in objects and objects["abstained"].any():
-        abstained = objects["abstained"].to_numpy(bool)
+        abstained = flags_of(objects, "abstained")
         groups |= {"accepted": ~abstained, "abstained": abstained}
     if by is not None:
         values = objects[by].astype(str)

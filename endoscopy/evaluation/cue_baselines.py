@@ -5,6 +5,9 @@ import pandas as pd
 
 from endoscopy.evaluation.baselines import constant_size, fit_log_linear, fit_pinhole
 
+REGRESSION = "mask area + photometry"
+"""The regression on three numbers, which most of a rendered size can be read from."""
+
 PHOTOMETRY = ("log_extent", "local_brightness", "frame_brightness")
 
 
@@ -22,7 +25,7 @@ def cue_baselines(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, np.ndarr
     """
     gt, objects = train["gt"].to_numpy(float), train["unique_id"].to_numpy()
     result = {"constant": np.full(len(test), constant_size(train))}
-    for name, cues in (("mask area", ("log_extent",)), ("mask area + photometry", PHOTOMETRY)):
+    for name, cues in (("mask area", ("log_extent",)), (REGRESSION, PHOTOMETRY)):
         columns = list(cues)
         fit = fit_log_linear(train[columns].to_numpy(float), gt, objects)
         result[name] = fit.predict(test[columns].to_numpy(float))

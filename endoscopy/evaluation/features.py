@@ -2,8 +2,10 @@
 
 import numpy as np
 import pandas as pd
+import torch
 
 from core_gates.errors import GatesError
+from endoscopy.data.frames.streams import relative_inverse
 from endoscopy.evaluation.frames import Frames
 
 
@@ -48,19 +50,9 @@ def frame_features(frames: Frames) -> pd.DataFrame:
     }
     if frames.depths is not None:
         columns["log_depth"] = np.log(masked_median(frames.depths, masks))
-        columns["relative_depth"] = masked_mean(relative_inverse(frames.depths), masks)
+        inverse = relative_inverse(torch.from_numpy(frames.depths)[:, None])[:, 0].numpy()
+        columns["relative_depth"] = masked_mean(inverse, masks)
     return pd.DataFrame(columns)
-
-
-def relative_inverse(depths: np.ndarray) -> np.ndarray:
-    """Scale the inverse of depths (N, H, W) to 0-1 over the known pixels of each frame.
-
-    Unknown pixels, of depth 0, become 0.
-    """
-    known = depths > 0
-    inverse = np.where(known, 1 / np.where(known, depths, 1), np.nan)
-    low, high = (end(inverse, axis=(1, 2), keepdims=True) for end in (np.nanmin, np.nanmax))
-    return np.nan_to_num((inverse - low) / np.maximum(high - low, 1e-9))
 
 
 def masked_mean(values: np.ndarray, masks: np.ndarray) -> np.ndarray:

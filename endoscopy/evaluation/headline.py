@@ -1,4 +1,4 @@
-"""The first line of every report: the baselines, and whether the model beats a constant."""
+"""The first line of every report: the baselines, and whether the model beats them."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,12 @@ def headline(
     constant: Tables,
     area: Tables,
     *,
+    regression: Tables | None = None,
     name: str = "model",
     cut_offs: CutOffs = CONTINUOUS,
     resamples: int = 2000,
 ) -> str:
-    """Say in one line what a constant and the apparent area reach, and whether the model is better.
+    """Say in one line what is reached without a network, and whether the model is better.
 
     The model is called significantly better than the constant only if both paired differences, in
     macro F1 and in MAPE, are significant and on the right side.
@@ -29,21 +30,25 @@ def headline(
         model: Object table of the model, or one for each seed.
         constant: Object table of the constant baseline, same objects, or one for each seed.
         area: That of the area baseline.
+        regression: That of a regression on the area and two brightnesses, where there is one.
         name: Of the model.
         cut_offs: Of the predictions.
         resamples: Draws of the bootstrap.
     """
     parts = []
-    for title, one in (("constant", constant), ("area alone", area), (name, model)):
+    others = [("constant", constant), ("area alone", area)]
+    others += [("area and brightness", regression)] if regression is not None else []
+    for title, one in (*others, (name, model)):
         scores = score_intervals(one, cut_offs, only=SCORES, resamples=resamples)
         f1, mape = scores["macro_f1"], scores["mape"]
         parts.append(f"{title}: macro F1 {f1.value:.3f} [{f1.low:.3f}, {f1.high:.3f}], "
                      f"MAPE {mape.value:.3f}")  # fmt: skip
+    names = ("the constant", "the area", "the regression on area and brightness")
     verdicts = [
-        f"{verdict(model, constant, cut_offs=cut_offs, resamples=resamples)} than the constant",
-        f"{verdict(model, area, cut_offs=cut_offs, resamples=resamples)} than the area",
+        f"{verdict(model, one, cut_offs=cut_offs, resamples=resamples)} than {title}"
+        for title, (_, one) in zip(names, others, strict=False)
     ]
-    return f"{'; '.join(parts)}; the {name} is {' and '.join(verdicts)}."
+    return f"{'; '.join(parts)}; the {name} is {', '.join(verdicts[:-1])} and {verdicts[-1]}."
 
 
 def verdict(

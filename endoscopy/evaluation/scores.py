@@ -9,6 +9,7 @@ from core_gates.errors import GatesError
 from endoscopy.metrics import (
     CLASS_NAMES,
     CONTINUOUS,
+    PROBABILITIES,
     TRUTH,
     CutOffs,
     accuracy,
@@ -18,6 +19,7 @@ from endoscopy.metrics import (
     clusters_of,
     confusion_matrix,
     expected_calibration_error,
+    flags_of,
     has_known_class,
     limits_of_agreement,
     macro_f1,
@@ -26,13 +28,13 @@ from endoscopy.metrics import (
     negative_predictive_value,
     positive_predictive_value,
     quadratic_kappa,
+    ratio_limits,
     root_mean_square_error,
     sensitivity,
     size_auroc,
     specificity,
     weighted_f1,
 )
-from endoscopy.metrics.aggregation import PROBABILITIES
 from harness.evidence import Difference, Interval, Resamples, Scores
 
 _EACH_CLASS = {
@@ -60,12 +62,12 @@ def size_scores(
     Returns:
         Function of weights (R, N). Scores: macro and weighted F1, accuracy, balanced accuracy,
         quadratic kappa; macro F1 and AUROC at 5 and 10 mm, weighted F1 at 10 mm; sensitivity,
-        specificity, PPV and NPV of each class; MAE, RMSE, MAPE, bias and Bland-Altman limits. If
-        there are probabilities, ECE, and the F1 of their most probable class instead of that of
-        the size: macro_f1_probability and weighted_f1_probability.
+        specificity, PPV and NPV of each class; MAE, RMSE, MAPE, bias and Bland-Altman limits,
+        of errors and of ratios. If there are probabilities, ECE, and the F1 of their most probable
+        class instead of that of the size: macro_f1_probability and weighted_f1_probability.
     """
     gt, predicted = table["gt"].to_numpy(dtype=float), table["predicted_mm"].to_numpy(dtype=float)
-    censored = table["censored"].to_numpy(dtype=bool) if "censored" in table else gt < 0
+    censored = flags_of(table, "censored")
     known = np.flatnonzero(has_known_class(gt, censored))
     exact = np.flatnonzero(~censored)
     truth, called = TRUTH.classes(gt[known]), cut_offs.classes(predicted[known])
@@ -199,6 +201,7 @@ def _millimeter_scores(
     gt: np.ndarray, predicted: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     limits = limits_of_agreement(gt, predicted, weights)
+    ratios = ratio_limits(gt, predicted, weights)
     return {
         "mae_mm": mean_absolute_error(gt, predicted, weights),
         "rmse_mm": root_mean_square_error(gt, predicted, weights),
@@ -206,4 +209,6 @@ def _millimeter_scores(
         "bias_mm": bias(gt, predicted, weights),
         "limit_low_mm": limits.low,
         "limit_high_mm": limits.high,
+        "limit_low_ratio": ratios.low,
+        "limit_high_ratio": ratios.high,
     }

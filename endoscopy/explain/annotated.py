@@ -14,7 +14,7 @@ from endoscopy.bundles.contents import SizingBundle
 from endoscopy.explain.attention import attention_maps
 from endoscopy.explain.overlay import overlay
 from endoscopy.explain.strip import drawn_frames
-from endoscopy.inference.prediction import Prediction, network_frame
+from endoscopy.inference.prediction import Prediction
 from endoscopy.inputs.kind import frames
 from endoscopy.inputs.locations import Locator
 from harness.figures.style import BLUE, ORANGE
@@ -111,7 +111,7 @@ def annotated_frames(
         marks = [mark_of(row, bundle, prediction.scope) for _, row in rows.iterrows()]
         heat = None
         if part.lesions:
-            first = network_frame(part.image, part.lesions[0], bundle)
+            first = part.lesions[0].on(part.image)
             if (maps := attention_maps(bundle, [first])) is not None:
                 heat = np.zeros(frame.image.shape[:2], dtype=np.float32)
                 height, width = part.image.shape[:2]

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import ndimage
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.contents import SizingBundle
-from endoscopy.data.frames.dataset import Sample, collate
-from endoscopy.data.frames.transforms import Frame
+from endoscopy.data.frames.network_input import network_input
+from endoscopy.data.frames.transforms import Frame, resize_frame
 from endoscopy.explain.grad_cam import grad_cam
 from endoscopy.explain.rollout import attention_rollout
+from endoscopy.inputs.content import BLACK, LUMA
 
 GRAD_CAM, ROLLOUT = "Grad-CAM", "attention roll-out"
 
@@ -21,19 +23,40 @@ def attention_maps(bundle: SizingBundle, frames: Sequence[Frame]) -> tuple[np.nd
 
     Args:
         bundle: Trained network.
-        frames: N frames as the network takes them.
+        frames: N frames of any size.
 
     Returns:
-        (N, S, S) float32 in [0, 1] and its name; None for networks that have neither.
+        (N, S, S) float32 in [0, 1] and its name, 0 in black corners; None for networks that have
+        neither.
     """
-    samples = [Sample(frame, 0.0, False, 0, 0) for frame in frames]
-    batch = collate(samples, bundle.streams, bundle.aperture)
+    inputs = network_input(frames, bundle.form)
     device = next(bundle.model.parameters()).device
-    streams = {name: value.to(device) for name, value in batch["streams"].items()}
-    geometry = batch["geometry"].to(device)
+    streams = {name: value.to(device) for name, value in inputs.streams.items()}
+    geometry = inputs.geometry.to(device)
     for method, name in ((grad_cam, GRAD_CAM), (attention_rollout, ROLLOUT)):
         try:
-            return method(bundle.model, streams, geometry).detach().float().cpu().numpy(), name
+            maps = method(bundle.model, streams, geometry).detach().float().cpu().numpy()
         except GatesError:
             continue
+        images = (resize_frame(frame, bundle.image_size).image for frame in frames)
+        return np.stack([inside(*pair) for pair in zip(maps, images, strict=True)]), name
     return None
+
+
+def inside(heat: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Return a map without what lies outside the round view of an endoscope.
+
+    There is nothing to be seen in the black corners; maps are coarse and reach into them. Dark
+    places that no dark pixels connect with a corner, such as the lumen, keep their values.
+
+    Args:
+        heat: (H, W) in [0, 1].
+        image: (H, W, 3) uint8.
+
+    Returns:
+        (H, W), 0 outside; the largest value is 1 unless it is 0 throughout.
+    """
+    regions, _ = ndimage.label(image @ LUMA <= BLACK)
+    corners = {int(regions[y, x]) for y in (0, -1) for x in (0, -1)} - {0}
+    kept = np.where(np.isin(regions, list(corners)), 0, heat).astype(np.float32)
+    return kept / max(float(kept.max()), 1e-12)

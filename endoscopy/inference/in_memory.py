@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.building import BATCH, CARRIED
 from endoscopy.bundles.contents import SizingBundle
-from endoscopy.data.frames.dataset import PolypFrames, Sample, collate
+from endoscopy.data.frames.dataset import PolypFrames
+from endoscopy.data.frames.network_input import Outline, outline_of
 from endoscopy.data.frames.transforms import Frame
 from endoscopy.evaluation.frames import Frames, Predictor
-from endoscopy.evaluation.masks import box_masks
 
 
-def frames_of(source: PolypFrames, rows: np.ndarray) -> Frames:
-    """Read some rows of a frame table into memory.
+def frames_of(source: PolypFrames, rows: np.ndarray, outline: Outline = "mask") -> Frames:
+    """Read some rows of a frame table into memory; there are depths only if all rows have one.
 
-    Frames without a mask get their filled box. There are depths only if all rows have one.
+    Args:
+        source: Lesions by row.
+        rows: Which.
+        outline: What frames without a mask get, see
+            :func:`endoscopy.data.frames.network_input.outline_of`.
     """
     read = [source.sample(int(row)).frame for row in rows]
-    size = source.reader.size
     boxes = np.array([frame.box for frame in read], dtype=float).reshape(-1, 4)
-    filled = box_masks(boxes, size, size)
-    masks = [
-        fill if frame.mask is None else frame.mask > 0
-        for frame, fill in zip(read, filled, strict=True)
-    ]
+    masks = [outline_of(frame, outline) > 0 for frame in read]
     depths = [frame.depth for frame in read if frame.depth is not None]
     table = source.reader.table.frames
     return Frames(
@@ -52,7 +50,6 @@ def predictor_of(bundle: SizingBundle, depth_factor: float = 1.0) -> Predictor:
         depth_factor: Multiplies depths, for those that are not in mm.
     """
 
-    @torch.no_grad()
     def predict(frames: Frames) -> np.ndarray:
         if frames.images.shape[1] != bundle.image_size:
             raise GatesError(
@@ -62,21 +59,17 @@ def predictor_of(bundle: SizingBundle, depth_factor: float = 1.0) -> Predictor:
         sizes = []
         for start in range(0, len(frames), BATCH):
             stop = min(start + BATCH, len(frames))
-            samples = [
-                Sample(_frame(frames, row, bundle, depth_factor), 0.0, False, 0, row)
-                for row in range(start, stop)
-            ]
-            batch = collate(samples, bundle.streams, bundle.aperture)
-            raw = bundle.model(batch["streams"], batch["geometry"])
+            part = [_frame(frames, row, depth_factor) for row in range(start, stop)]
+            raw = bundle.raw(part)
             sizes.append(bundle.target.decode(raw).double().numpy())
         return np.concatenate(sizes)
 
     return predict
 
 
-def _frame(frames: Frames, row: int, bundle: SizingBundle, depth_factor: float) -> Frame:
+def _frame(frames: Frames, row: int, depth_factor: float) -> Frame:
     xmin, ymin, xmax, ymax = (float(side) for side in frames.boxes[row])
-    mask = frames.masks[row].astype(np.uint8) if bundle.masks else None
+    mask = frames.masks[row].astype(np.uint8)
     depth = None
     if frames.depths is not None:
         depth = (frames.depths[row] * depth_factor).astype(np.float32)

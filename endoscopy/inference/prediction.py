@@ -11,25 +11,24 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.contents import SizingBundle
 from endoscopy.bundles.quality import frame_statistics
 from endoscopy.bundles.scope import source_scope
-from endoscopy.data.frames.dataset import Sample, collate
 from endoscopy.data.frames.streams import check_streams
 from endoscopy.data.frames.transforms import Frame, resize_frame
 from endoscopy.data.readers.report import ReadReport
-from endoscopy.evaluation.masks import ellipse_masks
+from endoscopy.evaluation.coverage import crossed
 from endoscopy.inputs.frame import InputFrame, InputReport
 from endoscopy.inputs.kind import frames
 from endoscopy.inputs.locations import Lesion, Located, Locator
 from endoscopy.metrics.aggregation import Level, object_table
+from endoscopy.metrics.columns import PROBABILITIES
+from endoscopy.metrics.size_classes import CLASS_NAMES
 from endoscopy.segmentation.segmenter import NO_POLYP
 
 Objects = Literal["auto", "frame", "source"]
-PROBABILITIES = ("p_diminutive", "p_small", "p_large")
 NOTHING = Lesion((math.nan, math.nan, math.nan, math.nan))
 """Stands for a frame on which the segmenter finds no polyp."""
 
@@ -114,9 +113,17 @@ def predict(
 def objects_of(
     prediction: Prediction, bundle: SizingBundle, level: Level = "median"
 ) -> pd.DataFrame:
-    """Return one row an object, with the interval of its size if the bundle has intervals.
+    """Return one row an object: its size, and what the intervals of the network say of it.
 
     Frames without a polyp do not count, and frames that abstain only where all of an object do.
+
+    Returns:
+        Columns of :func:`endoscopy.metrics.object_table`, and ``size_class``; ``lower_mm`` and
+        ``upper_mm``, NaN where nobody knows how far such sizes are off: lesions located in a way
+        that the network has no intervals for, sources out of its scope, objects that abstain;
+        ``interval_crosses``, the cut-offs of the classes inside the interval, such as
+        ``5 and 10 mm``; ``p_diminutive``, ``p_small`` and ``p_large`` where there are intervals, or
+        the network returns them.
 
     Raises:
         GatesError: No frame shows a polyp.
@@ -128,12 +135,19 @@ def objects_of(
             "boxes or masks"
         )
     table = object_table(sized.assign(gt=np.nan), level).drop(columns=["gt"])
-    if bundle.conformal is None:
+    sizes = table["predicted_mm"].to_numpy(float)
+    classes = np.array(CLASS_NAMES)[bundle.cut_offs.classes(sizes)]
+    table = table.assign(lower_mm=np.nan, upper_mm=np.nan, size_class=classes, interval_crosses="")
+    conformal = bundle.intervals.get(str(table["location"].iloc[0]))  # type: ignore[call-overload]
+    if conformal is None or not bundle.scope.is_calibrated(prediction.scope):
         return table
-    lower, upper = bundle.conformal.interval(
-        table["predicted_mm"].to_numpy(float), table["num_frames"].to_numpy()
-    )
-    return table.assign(lower_mm=lower, upper_mm=upper)
+    rows = ~table["abstained"].to_numpy(dtype=bool)
+    lower, upper = conformal.interval(sizes[rows], table["num_frames"].to_numpy()[rows])
+    table.loc[rows, ["lower_mm", "upper_mm"]] = np.stack([lower, upper], 1)
+    table.loc[rows, "interval_crosses"] = crossed(lower, upper)
+    if not set(PROBABILITIES) <= set(table):
+        table.loc[rows, list(PROBABILITIES)] = conformal.probabilities(sizes[rows])
+    return table
 
 
 def _items(
@@ -159,7 +173,9 @@ def _items(
             identity = lesion.name or _identity(frame, report, objects, number)
             yield _Item(
                 _row(frame, part, lesion, identity, locator.origin),
-                None if lesion is NOTHING else network_frame(part.image, lesion, bundle),
+                None
+                if lesion is NOTHING
+                else resize_frame(lesion.on(part.image), bundle.image_size),
             )
 
 
@@ -190,27 +206,6 @@ def _row(
     }
 
 
-def network_frame(image: np.ndarray, lesion: Lesion, bundle: SizingBundle) -> Frame:
-    """Return a frame as the network takes it; a box without a mask becomes an ellipse.
-
-    Args:
-        image: (H, W, 3) uint8, without padding.
-        lesion: In its pixels.
-        bundle: Trained network.
-    """
-    xmin, xmax, ymin, ymax = lesion.box
-    box = (xmin, ymin, xmax, ymax)
-    mask = None if lesion.mask is None else lesion.mask.astype(np.uint8)
-    frame = resize_frame(Frame(np.ascontiguousarray(image), box, mask), bundle.image_size)
-    if not bundle.masks:
-        return frame._replace(mask=None)
-    if frame.mask is None:
-        size = bundle.image_size
-        ellipse = ellipse_masks(np.array([frame.box]), size, size)[0]
-        frame = frame._replace(mask=ellipse.astype(np.uint8))
-    return frame
-
-
 def _sized(items: list[_Item], bundle: SizingBundle) -> list[dict[str, Any]]:
     """Return the rows of a batch with its sizes."""
     rows = [item.row for item in items]
@@ -219,13 +214,8 @@ def _sized(items: list[_Item], bundle: SizingBundle) -> list[dict[str, Any]]:
     known = {i: item.frame for i, item in enumerate(items) if item.frame is not None}
     if not known:
         return rows
-    samples = [Sample(frame, 0.0, False, 0, 0) for frame in known.values()]
-    batch = collate(samples, bundle.streams, bundle.aperture)
-    device = next(bundle.model.parameters()).device
-    streams = {name: value.to(device) for name, value in batch["streams"].items()}
-    with torch.no_grad():
-        raw = bundle.model(streams, batch["geometry"].to(device))
-    sizes = bundle.target.decode(raw).cpu().numpy()
+    raw = bundle.raw(list(known.values()))
+    sizes = bundle.target.decode(raw).numpy()
     probabilities = bundle.target.probabilities(raw)
     images = np.stack([frame.image for frame in known.values()])
     boxes = np.array([frame.box for frame in known.values()])

@@ -13,6 +13,7 @@ from endoscopy.inputs.video import read_video
 
 Kind = Literal["images", "video", "dicom"]
 IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*", b"PK\x03\x04")
+DICOM_ENDINGS = (".dcm", ".dicom")
 READERS = {"images": read_folder, "video": read_video, "dicom": read_dicom}
 MAX_PEEKED = 1000  # files of a folder whose first bytes are read
 
@@ -40,7 +41,7 @@ def source_kind(source: str | Path) -> Kind:
     """Tell images, a video and DICOM apart by their first bytes.
 
     Raises:
-        GatesError: There is nothing, an empty file, or an empty folder.
+        GatesError: There is nothing, an empty file, an empty folder, or text.
     """
     path = Path(source)
     if not path.exists():
@@ -53,8 +54,23 @@ def source_kind(source: str | Path) -> Kind:
         return "dicom"
     with path.open("rb") as file:
         head = file.read(16)
+    if path.suffix.lower() in DICOM_ENDINGS and not head.startswith(IMAGE_MAGIC):
+        raise GatesError(f"{path}: is named like DICOM and holds none; export it again")
+    if _is_text(path):
+        raise GatesError(f"{path}: holds text, expected images, a video or DICOM; name those")
     is_webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
     return "images" if is_webp or head.startswith(IMAGE_MAGIC) else "video"
+
+
+def _is_text(path: Path) -> bool:
+    """Whether the first bytes are printable, as those of no picture and no video are."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    try:
+        text = head.decode("utf-8", errors="strict" if len(head) < 512 else "ignore")
+    except UnicodeDecodeError:
+        return False
+    return all(letter.isprintable() or letter.isspace() for letter in text)
 
 
 def _folder_kind(path: Path) -> Kind:

@@ -7,20 +7,23 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.scope import SYNTHETIC
+from endoscopy.data.frames.transforms import Frame
 from endoscopy.data.readers.report import ReadReport
 from endoscopy.data.tables.boxes import SMALLEST_AREA, SMALLEST_RENDERED, mend_boxes
+from endoscopy.data.tables.frame_table import SYNTHETIC
 from endoscopy.inputs.content import stated_part, trim_black
 from endoscopy.inputs.frame import InputFrame, InputReport
 from endoscopy.inputs.image_files import natural_key
 
 Box = tuple[float, float, float, float]
+Origin = Literal["masks", "boxes", "automatic"]
+"""Where locations come from: an outline somebody drew, a box somebody drew, or a segmenter."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class Lesion:
     box: Box
     name: str = ""
     mask: np.ndarray | None = None
+
+    def on(self, image: np.ndarray) -> Frame:
+        """Return the lesion with its frame, (H, W, 3) uint8 without padding, for a network."""
+        xmin, xmax, ymin, ymax = self.box
+        mask = None if self.mask is None else self.mask.astype(np.uint8)
+        return Frame(np.ascontiguousarray(image), (xmin, ymin, xmax, ymax), mask)
 
 
 @dataclass(frozen=True)
@@ -67,13 +76,13 @@ class Locator(ABC):
 
     Args:
         path: Where the locations come from, for messages.
-        origin: ``boxes``, ``masks`` or ``automatic``; outputs carry it.
+        origin: Where they come from; outputs carry it.
 
     Attributes:
         report: What was found, mended and left out; a row is a lesion.
     """
 
-    def __init__(self, path: str, origin: str) -> None:
+    def __init__(self, path: str, origin: Origin) -> None:
         self.path, self.origin = path, origin
         self.report = ReadReport(path)
 
@@ -106,7 +115,7 @@ class AnnotatedLocations(Locator):
         names: Names of the annotated frames, without endings.
     """
 
-    def __init__(self, path: str, origin: str, names: list[str]) -> None:
+    def __init__(self, path: str, origin: Origin, names: list[str]) -> None:
         super().__init__(path, origin)
         self.names = sorted(names, key=natural_key)
         self._by_name = _last_parts(self.names) | {name: name for name in self.names}

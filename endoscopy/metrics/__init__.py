@@ -1,6 +1,6 @@
 """Metrics of polyp sizing: classes, errors in millimeters, ranking, calibration, aggregation."""
 
-from endoscopy.metrics.aggregation import clusters_of, object_table, patient_table
+from endoscopy.metrics.aggregation import object_table, patient_table
 from endoscopy.metrics.calibration import expected_calibration_error, reliability
 from endoscopy.metrics.classification import (
     accuracy,
@@ -15,6 +15,7 @@ from endoscopy.metrics.classification import (
     specificity,
     weighted_f1,
 )
+from endoscopy.metrics.columns import PROBABILITIES, clusters_of, flags_of, patients_of
 from endoscopy.metrics.confusion import at_cut_off, confusion_matrix
 from endoscopy.metrics.ranking import auroc, size_auroc
 from endoscopy.metrics.size_classes import (
@@ -33,6 +34,7 @@ from endoscopy.metrics.size_errors import (
     limits_of_agreement,
     mean_absolute_error,
     mean_relative_error,
+    ratio_limits,
     root_mean_square_error,
 )
 
@@ -40,6 +42,7 @@ __all__ = [
     "CLASS_NAMES",
     "CONTINUOUS",
     "INTEGER",
+    "PROBABILITIES",
     "PUBLISHED",
     "TRUTH",
     "CutOffs",
@@ -54,6 +57,7 @@ __all__ = [
     "count_on_cut_offs",
     "expected_calibration_error",
     "f1",
+    "flags_of",
     "has_known_class",
     "limits_of_agreement",
     "macro_f1",
@@ -62,9 +66,11 @@ __all__ = [
     "negative_predictive_value",
     "object_table",
     "patient_table",
+    "patients_of",
     "positive_predictive_value",
     "published_scores",
     "quadratic_kappa",
+    "ratio_limits",
     "reliability",
     "root_mean_square_error",
     "sensitivity",

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
+from endoscopy.metrics.columns import PROBABILITIES, flags_of, patients_of
 
 Level = Literal["median", "mean", "best_k"]
-PROBABILITIES = ("p_diminutive", "p_small", "p_large")
 REQUIRED = ("unique_id", "gt", "predicted_mm")
 
 
@@ -37,7 +37,7 @@ def object_table(predictions: pd.DataFrame, level: Level = "median", *, k: int =
     needed = (*REQUIRED, "sharpness") if level == "best_k" else REQUIRED
     _check(predictions, needed)
     frames = predictions.assign(
-        censored=_column(predictions, "censored", False).astype(bool),
+        censored=flags_of(predictions, "censored"),
         reasons=_column(predictions, "reasons", "").fillna("").astype(str),
     )
     abstains = frames["reasons"] != ""
@@ -62,7 +62,8 @@ def patient_table(objects: pd.DataFrame) -> pd.DataFrame:
     """Keep the worst lesion of each patient: the greatest true and the greatest predicted size.
 
     Args:
-        objects: From :func:`object_table`, with a column ``patient``.
+        objects: From :func:`object_table`, with a column ``patient``; an object without a patient
+            is a patient of its own.
 
     Returns:
         One row a patient: patient, unique_id (the patient's), gt, predicted_mm, censored,
@@ -72,7 +73,7 @@ def patient_table(objects: pd.DataFrame) -> pd.DataFrame:
         GatesError: There is no column ``patient``.
     """
     _check(objects, ("patient", *REQUIRED))
-    objects = objects.assign(censored=_column(objects, "censored", False).astype(bool))
+    objects = objects.assign(censored=flags_of(objects, "censored"), patient=patients_of(objects))
     largest = objects.sort_values(["gt", "censored"], kind="stable")
     grouped = largest.groupby("patient", sort=False)
     table = pd.DataFrame(
@@ -85,15 +86,6 @@ def patient_table(objects: pd.DataFrame) -> pd.DataFrame:
     ).loc[objects["patient"].drop_duplicates()]
     table = table.rename_axis("patient").reset_index()
     return table.assign(unique_id=table["patient"])
-
-
-def clusters_of(table: pd.DataFrame) -> np.ndarray:
-    """Return what samples depend on: the patient where known, else the object."""
-    if "patient" not in table or table["patient"].isna().all():
-        return table["unique_id"].astype(str).to_numpy()
-    own = "object " + table["unique_id"].astype(str)
-    patient = "patient " + table["patient"].astype(str)
-    return patient.where(table["patient"].notna(), own).to_numpy()
 
 
 def _check(table: pd.DataFrame, needed: tuple[str, ...]) -> None:

@@ -28,7 +28,7 @@ def confusion_matrix(
     Raises:
         ValueError: The lengths differ or a class is out of range.
     """
-    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    truth, predicted = (_classes(values) for values in (truth, predicted))
     if truth.shape != predicted.shape or truth.ndim != 1:
         raise ValueError(
             f"truth {truth.shape} and predicted {predicted.shape} must have one length"
@@ -41,6 +41,12 @@ def confusion_matrix(
         weights = np.ones(len(truth))
     pairs = np.eye(num_classes**2)[truth * num_classes + predicted]
     return (weights @ pairs).reshape(*weights.shape[:-1], num_classes, num_classes)
+
+
+def _classes(values: ArrayLike) -> np.ndarray:
+    """Return classes as integers; an empty list has none that could tell its type."""
+    array = np.asarray(values)
+    return array if array.size else array.astype(np.int64)
 
 
 def at_cut_off(matrix: np.ndarray, cut: Literal[5, 10]) -> np.ndarray:

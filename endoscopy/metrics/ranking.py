@@ -3,11 +3,13 @@
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from core_gates.errors import GatesError
 from endoscopy.metrics.size_classes import TRUTH
 
 
-def auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def auroc(score: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = None) -> np.ndarray:
     """Return the area under the ROC curve, also of many weighted samples at once.
 
     It is the probability that a positive sample has the higher score, ties counting half.
@@ -19,9 +21,21 @@ def auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = 
 
     Returns:
         (...); NaN where one of the two classes has no weight.
+
+    Raises:
+        GatesError: A score is NaN, which has no rank.
+        ValueError: The lengths differ.
     """
+    score, positive = np.asarray(score, dtype=float), np.asarray(positive, dtype=bool)
+    if score.shape != positive.shape or score.ndim != 1:
+        raise ValueError(f"score {score.shape} and positive {positive.shape} must have one length")
+    unknown = int(np.isnan(score).sum())
+    if unknown:
+        raise GatesError(f"{unknown} of {score.size} scores are NaN; leave out rows without one")
     if weights is None:
         weights = np.ones(len(score))
+    if not score.size:
+        return np.full(weights.shape[:-1], np.nan)
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
     ranked, is_positive = weights[..., order], positive[order].astype(float)
@@ -34,8 +48,8 @@ def auroc(score: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = 
 
 
 def size_auroc(
-    gt: np.ndarray, predicted: np.ndarray, cut: Literal[5, 10], weights: np.ndarray | None = None
+    gt: ArrayLike, predicted: ArrayLike, cut: Literal[5, 10], weights: np.ndarray | None = None
 ) -> np.ndarray:
     """Return how well the predicted size tells > 5 mm, or ≥ 10 mm, from the rest; see auroc."""
     positive = TRUTH.classes(gt) >= (1 if cut == 5 else 2)
-    return auroc(np.asarray(predicted, dtype=float), positive, weights)
+    return auroc(predicted, positive, weights)

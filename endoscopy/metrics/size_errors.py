@@ -6,6 +6,7 @@ The error is predicted minus true. Sizes that are lower bounds have no error: le
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 NORMAL_95 = 1.959963984540054
 
@@ -14,9 +15,9 @@ class LimitsOfAgreement(NamedTuple):
     """Bland-Altman limits (Bland and Altman, 1986), scalars or (...) of weights (..., N).
 
     Attributes:
-        bias: Mean error, mm.
-        low: Bias - 1.96 standard deviations of the error, mm.
-        high: Bias + 1.96 standard deviations, mm.
+        bias: Mean error, mm; or the mean ratio.
+        low: Bias - 1.96 standard deviations of the error, mm; or the lower ratio.
+        high: Bias + 1.96 standard deviations, mm; or the upper ratio.
     """
 
     bias: np.ndarray
@@ -33,33 +34,33 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.n
 
 
 def mean_absolute_error(
-    gt: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None
+    gt: ArrayLike, predicted: ArrayLike, weights: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the mean of |predicted - gt|, mm."""
-    return weighted_mean(np.abs(predicted - gt), weights)
+    return weighted_mean(np.abs(_errors(gt, predicted)), weights)
 
 
 def root_mean_square_error(
-    gt: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None
+    gt: ArrayLike, predicted: ArrayLike, weights: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the root of the mean square error, mm."""
-    return np.sqrt(weighted_mean((predicted - gt) ** 2, weights))
+    return np.sqrt(weighted_mean(_errors(gt, predicted) ** 2, weights))
 
 
 def mean_relative_error(
-    gt: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None
+    gt: ArrayLike, predicted: ArrayLike, weights: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the mean of |predicted - gt| / gt, known as MAPE; a ratio, not per cent."""
-    return weighted_mean(np.abs(predicted - gt) / gt, weights)
+    return weighted_mean(np.abs(_errors(gt, predicted)) / np.asarray(gt, dtype=float), weights)
 
 
-def bias(gt: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def bias(gt: ArrayLike, predicted: ArrayLike, weights: np.ndarray | None = None) -> np.ndarray:
     """Return the mean of predicted - gt, mm; positive where sizes are overestimated."""
-    return weighted_mean(predicted - gt, weights)
+    return weighted_mean(_errors(gt, predicted), weights)
 
 
 def limits_of_agreement(
-    gt: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None
+    gt: ArrayLike, predicted: ArrayLike, weights: np.ndarray | None = None
 ) -> LimitsOfAgreement:
     """Return the bias and the limits that hold 95 % of normally distributed errors.
 
@@ -68,11 +69,34 @@ def limits_of_agreement(
         predicted: (N,), mm.
         weights: (..., N) counts; all one by default.
     """
+    error = _errors(gt, predicted)
     if weights is None:
-        weights = np.ones(len(gt))
-    error = predicted - gt
+        weights = np.ones(len(error))
     mean, total = weighted_mean(error, weights), weights.sum(-1)
     square = np.maximum(weighted_mean(error**2, weights) - mean**2, 0)
     freedom = np.divide(total, total - 1, out=np.full(total.shape, np.nan), where=total > 1)
     half = NORMAL_95 * np.sqrt(square * freedom)
     return LimitsOfAgreement(mean, mean - half, mean + half)
+
+
+def ratio_limits(
+    gt: ArrayLike, predicted: ArrayLike, weights: np.ndarray | None = None
+) -> LimitsOfAgreement:
+    """Return limits of the ratio of predicted to true size, for errors that grow with the size.
+
+    Those of the logarithms, raised to powers of e again (Bland and Altman, 1999, section 3.1): 95 %
+    of the ratios lie between, if they are distributed log-normally. The bias is the geometric mean.
+
+    Args:
+        gt: (N,) true sizes, mm.
+        predicted: (N,), mm.
+        weights: (..., N) counts; all one by default.
+    """
+    log_gt, log_predicted = (np.log(np.asarray(one, dtype=float)) for one in (gt, predicted))
+    return LimitsOfAgreement(*map(np.exp, limits_of_agreement(log_gt, log_predicted, weights)))
+
+
+def _errors(gt: ArrayLike, predicted: ArrayLike) -> np.ndarray:
+    """Return predicted minus true sizes (N,), float64."""
+    errors: np.ndarray = np.asarray(predicted, dtype=float) - np.asarray(gt, dtype=float)
+    return errors

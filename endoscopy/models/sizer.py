@@ -99,8 +99,8 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
         missing = [name for name in self.branches if name not in streams]
         if missing:
             raise GatesError(
-                f"streams {', '.join(streams)} lack {', '.join(missing)}, which the network reads:"
-                " let the data make them"
+                f"the data make the streams {', '.join(streams)} and the network also reads"
+                f" {', '.join(missing)}: set --data.streams to [{', '.join(self.branches)}]"
             )
         if self.geometry and geometry is None:
             raise GatesError("the network reads the geometry of the box, but the batch has none")

@@ -6,37 +6,48 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from endoscopy.evaluation.conformal import SplitConformal
-from endoscopy.metrics import CLASS_NAMES, CONTINUOUS, TRUTH, CutOffs, limits_of_agreement
+from endoscopy.metrics import CLASS_NAMES, CONTINUOUS, TRUTH, CutOffs, flags_of, ratio_limits
 from endoscopy.plots.sizes import CLASS_COLORS, size_axis
 from harness.figures.style import GRID, INK, MUTED, TEXT_SIZE, dress, new_figure, place
 
+RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
+
 
 def bland_altman_figure(objects: pd.DataFrame, *, title: str = "Agreement with truth") -> Figure:
-    """Plot the error of each object against its true size, with bias and limits of agreement.
+    """Plot predicted over true size of each object, with the mean ratio and its limits.
+
+    Errors grow with the size, so that limits in millimeters would be too wide for small polyps and
+    too narrow for large ones; ratios have limits that hold for all (Bland and Altman, 1999).
 
     Args:
         objects: Object table; lower bounds (``censored``) are left out and counted.
         title: Heading.
     """
-    censored = _flags(objects, "censored")
+    censored = flags_of(objects, "censored")
     gt, predicted = _sizes(objects[~censored])
     figure = new_figure(7.6, 4.3)
     axes = place(figure, 0.65, 0.55, 5.2, 3.2)
-    axes.axhline(0, color=MUTED, linewidth=0.9)
-    _points(axes, gt, predicted - gt)
-    limits = limits_of_agreement(gt, predicted)
-    named = ("bias", "lower limit", "upper limit")
+    axes.axhline(1, color=MUTED, linewidth=0.9)
+    _points(axes, gt, predicted / gt)
+    limits = ratio_limits(gt, predicted)
+    named = ("mean ratio", "lower limit", "upper limit")
     for name, value in zip(named, (limits.bias, limits.low, limits.high), strict=True):
-        style = "-" if name == "bias" else "--"
+        style = "-" if name == "mean ratio" else "--"
         axes.axhline(float(value), color=INK, linewidth=1.2, linestyle=style)
         axes.annotate(
-            f"{name} {value:+.2f} mm".replace("-", "−"), (1.015, float(value)), va="center",
+            f"{name} {value:.2f}", (1.015, float(value)), va="center",
             xycoords=("axes fraction", "data"), fontsize=TEXT_SIZE, color=INK,
             annotation_clip=False,
         )  # fmt: skip
     size_axis(axes, "x")
     axes.set_xlim(gt.min() / 1.08, gt.max() * 1.08)
-    dress(axes, title=title, x="true size (mm)", y="predicted − true (mm)")
+    axes.set_yscale("log")
+    reach = 1.1 * max(np.abs(np.log(predicted / gt)).max(), abs(np.log(float(limits.low))))
+    axes.set_ylim(np.exp(-reach), np.exp(reach))
+    inside = [tick for tick in RATIOS if abs(np.log(tick)) <= reach]
+    axes.yaxis.set_ticks(inside, [f"{tick:g}" for tick in inside])
+    axes.yaxis.set_ticks([], minor=True)
+    dress(axes, title=title, x="true size (mm)", y="predicted / true")
     left_out = f", {int(censored.sum())} lower bounds left out" if censored.any() else ""
     _note(figure, f"{len(gt)} objects{left_out}")
     return figure
@@ -57,7 +68,7 @@ def size_figure(
         cut_offs: Of the predictions.
         title: Heading.
     """
-    censored, abstained = _flags(objects, "censored"), _flags(objects, "abstained")
+    censored, abstained = flags_of(objects, "censored"), flags_of(objects, "abstained")
     gt, predicted = _sizes(objects)
     low, high = min(gt.min(), predicted.min()) / 1.12, max(gt.max(), predicted.max()) * 1.12
     figure = new_figure(6.6, 5.1)
@@ -110,12 +121,6 @@ def _points(axes: Axes, gt: np.ndarray, y: np.ndarray, *, hollow: bool = False) 
 
 def _sizes(objects: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return objects["gt"].to_numpy(float), objects["predicted_mm"].to_numpy(float)
-
-
-def _flags(objects: pd.DataFrame, name: str) -> np.ndarray:
-    if name not in objects:
-        return np.zeros(len(objects), dtype=bool)
-    return objects[name].to_numpy(dtype=bool)
 
 
 def _note(figure: Figure, text: str) -> None:

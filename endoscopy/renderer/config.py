@@ -1,7 +1,9 @@
 """What is rendered: everything that, with the number of an object, decides its frames."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
+
+from endoscopy.data.options import check_option
 
 Exposure = Literal["fixed", "agc"]
 DepthMode = Literal["none", "relative", "metric"]
@@ -57,6 +59,4 @@ class RendererConfig:
             ("frequencies", Frequencies),
             ("brand", BrandName),
         ):
-            if getattr(self, name) not in get_args(kind):
-                known = ", ".join(get_args(kind))
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {known}")
+            check_option(name, getattr(self, name), kind)

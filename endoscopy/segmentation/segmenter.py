@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,10 @@ from core_gates.errors import GatesError
 from endoscopy.inputs.frame import InputFrame
 from endoscopy.inputs.locations import Located, Locator, trimmed
 from endoscopy.inputs.mask_files import lesions_of
+from harness.files.atomic import write_bytes
 
 NO_POLYP = "no polyp found"
+SHIPPED = "segmenter.safetensors"
 
 
 class Segmenter(nn.Module):
@@ -80,11 +84,7 @@ class Segmenter(nn.Module):
         """Write the weights and the arguments as safetensors; the file is complete or absent."""
         state = {name: value.to(dtype).contiguous() for name, value in self.state_dict().items()}
         content = save(state, metadata={"arguments": json.dumps(self.arguments)})
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_bytes(Path(path), content)
 
 
 def load_segmenter(path: str | Path) -> Segmenter:
@@ -103,6 +103,13 @@ def load_segmenter(path: str | Path) -> Segmenter:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise GatesError(f"{path}: holds no segmenter: {line}; train or copy it again") from error
     return segmenter.eval()
+
+
+@functools.cache
+def shipped_segmenter() -> Segmenter | None:
+    """Return the segmenter of the package, which is trained on rendered frames; None without."""
+    path = Path(str(files("endoscopy"))) / "weights" / SHIPPED
+    return load_segmenter(path) if path.is_file() else None
 
 
 class AutomaticLocations(Locator):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from endoscopy.metrics.size_classes import TRUTH
 from endoscopy.training.losses import CensoredSmoothL1, SizeWeightedLoss
 
 
@@ -134,7 +135,7 @@ class Ordinal(SizeTarget):
 
     ``P(size > t_k) = Π_{j ≤ k} σ(raw_j)`` (continuation ratio, as CORN: Shi et al., 2021), so that
     probabilities never rise with k. Trained by maximum likelihood. A size on a threshold is below
-    it, on the last one above it, as the clinical classes have it.
+    it, from 10 mm on above it, as the clinical classes have it: 5 mm are diminutive, 10 mm large.
 
     Args:
         thresholds_mm: Rising sizes t_k.
@@ -186,7 +187,7 @@ class Classes(SizeTarget):
     """Size classes under a softmax; the size is the mean of the classes' typical sizes.
 
     Args:
-        thresholds_mm: Rising sizes between the classes.
+        thresholds_mm: Rising sizes between the classes; see :class:`Ordinal` for sizes on one.
         typical_mm: Size of each class, one more than thresholds.
 
     Raises:
@@ -243,7 +244,6 @@ def _rising(sizes: Sequence[float]) -> tuple[float, ...]:
 
 
 def _passed(mm: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """Count the thresholds below each size; one on the last threshold has passed it."""
-    *others, last = thresholds
-    below = [mm > threshold for threshold in others] + [mm >= last]
-    return torch.stack(below).sum(0)
+    """Count the thresholds that each size (B,) passes; one of 10 mm or more is passed at once."""
+    passed = [mm >= cut if cut >= TRUTH.large else mm > cut for cut in thresholds]
+    return torch.stack(passed).sum(0)

@@ -102,5 +102,7 @@ def write_weights(folder, **changes):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = tiny_resnet(("rgb_mask",), geometry=True).eval()
-    settings = {"conformal": SplitConformal(tuple(np.linspace(-0.3, 0.3, 99)))} | changes
+    conformal = SplitConformal(tuple(np.linspace(-0.3, 0.3, 99)))
+    intervals = dict.fromkeys(("masks", "boxes", "automatic"), conformal)
+    settings = {"intervals": intervals} | changes
     return SizingBundle(model, LogSize(), 64, **settings).save(folder)

@@ -172,7 +172,7 @@ def test_a_drawn_box_gives_the_size_that_predict_gives(run, page):
     low, high = map(float, re.search(r"90% interval ([\d.]+) to ([\d.]+)", text).groups())
     assert abs(low / row["lower_index"] - 1) < 0.02
     assert abs(high / row["upper_index"] - 1) < 0.02
-    assert "no millimetre calibration for this scope" in text
+    assert "no millimeter calibration for this scope" in text
     assert "1 of 1 frame counts; box drawn" in text
     assert page.is_visible("#overlay img")
     assert not page.is_visible("#strip img")

@@ -233,7 +233,10 @@ REFUSED = {
     "missing source": (predict("absent.mp4", *GOOD), "absent.mp4: does not exist; check the path"),
     "empty folder": (predict("empty", *GOOD), "empty: holds no image and no DICOM file"),
     "zero-byte video": (predict("empty.mp4", *GOOD), r"empty.mp4: is empty \(0 bytes\)"),
-    "text as video": (predict("text.mp4", *GOOD), "text.mp4: cannot be opened as a video"),
+    "text as video": (
+        predict("text.mp4", *GOOD),
+        "text.mp4: holds text, expected images, a video or DICOM",
+    ),
     "cut video": (predict("cut.mp4", *GOOD), "cut.mp4: cannot be opened as a video|cannot be read"),
     "truncated JPEG among few": (
         predict("few", *GOOD),
@@ -320,7 +323,7 @@ REFUSED = {
     ),
     "report without millimeters": (
         predict("image.dcm", *GOOD, "--dicom_report", "sr.dcm"),
-        "no millimetre calibration for this scope, and a structured report holds millimeters",
+        "no millimeter calibration for this scope, and a structured report holds millimeters",
     ),
     "report of two sources": (
         predict("frames", "clip.mp4", *GOOD, "--dicom_report", "sr.dcm"),

@@ -22,7 +22,7 @@ from endoscopy.segmentation.segmenter import Segmenter
 
 WARD = Scope("our ward", ("ward",), 6.0)
 SHIPPED = Path(str(files("endoscopy"))) / "weights/synthetic/configured-s0"
-INDEX = "no millimetre calibration for this scope"
+INDEX = "no millimeter calibration for this scope"
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,13 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
+from endoscopy.data.tables.frame_table import FrameTable
 from endoscopy.models import tiny_resnet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "endoscopy"
@@ -98,5 +100,33 @@ def small_sizer():
         model = tiny_resnet(("rgb",), trunk_options=options, hidden_dim=8, **changes)
         model.head.fc2 = nn.Sequential(model.head.fc2, nn.Dropout(dropout))
         return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_table():
+    """``make_table(sizes, frames=3)``: objects of these sizes, one patient each, no images."""
+
+    def build(sizes, frames=3, *, patients=None, database="SYNTH", **columns):
+        rows = [
+            {
+                "database": database,
+                "unique_id": name,
+                "frame_id": frame,
+                "bbox_xmin": 10.0,
+                "bbox_xmax": 30.0,
+                "bbox_ymin": 5.0,
+                "bbox_ymax": 25.0,
+                "width": 64,
+                "height": 48,
+                "frame_path": f"$SYNTHETIC_PATH/{name}_{frame}.jpg",
+                "gt": float(mm),
+                "patient": (patients or {}).get(name, name),
+            }
+            for name, mm in sizes.items()
+            for frame in range(frames)
+        ]
+        return FrameTable(pd.DataFrame(rows).assign(**columns))
 
     return build

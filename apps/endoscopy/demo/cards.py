@@ -80,13 +80,21 @@ def _value(result: Measured) -> str:
 
 
 def _interval(result: Measured, bundle: SizingBundle) -> str:
-    if bundle.conformal is None or not math.isfinite(result.low):
-        return '<div class="interval">no interval: these weights have none</div>'
-    unit = " mm" if result.calibrated else ""
+    conformal = bundle.intervals.get("automatic" if result.origin == "automatic" else "boxes")
+    if conformal is None or not math.isfinite(result.low):
+        return f'<div class="interval">no interval: {_why_none(result)}</div>'
     return (
-        f'<div class="interval">{bundle.conformal.coverage:.0%} interval '
-        f"{result.low:.3g} to {result.high:.3g}{unit}</div>"
+        f'<div class="interval">{conformal.coverage:.0%} interval '
+        f"{result.low:.3g} to {result.high:.3g} mm</div>"
     )
+
+
+def _why_none(result: Measured) -> str:
+    if not result.calibrated:
+        return "out of the scope of these weights"
+    if result.reasons:
+        return "the polyp abstains"
+    return f"these weights have none for {result.origin} boxes"
 
 
 def _notes(result: Measured, bundle: SizingBundle, truth: float | None) -> str:

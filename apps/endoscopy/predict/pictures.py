@@ -11,12 +11,10 @@ from matplotlib.figure import Figure
 from core_gates.errors import GatesError
 from endoscopy.bundles.contents import SizingBundle
 from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.data.frames.dataset import collate
 from endoscopy.evaluation.coverage import bounds
+from endoscopy.explain.attention import GRAD_CAM, attention_maps
 from endoscopy.explain.gate_bars import gate_figure
-from endoscopy.explain.grad_cam import grad_cam
 from endoscopy.explain.overlay import attention_figure
-from endoscopy.explain.rollout import attention_rollout
 from endoscopy.explain.strip import Track, strip_figure
 from endoscopy.metrics import TRUTH, object_table
 from endoscopy.models import gates_of
@@ -107,17 +105,15 @@ def _overlay(rows: list[int], bundle: SizingBundle, data: PolypSizingDataModule)
     """Return Grad-CAM of a ResNet, or the attention roll-out of a ViT."""
     source = data.frames()
     samples = [source.sample(int(row)) for row in rows]
-    batch = collate(samples, bundle.streams, bundle.aperture)
-    try:
-        heat, name = grad_cam(bundle.model, batch["streams"], batch["geometry"]), "Grad-CAM"
-    except GatesError:
-        heat = attention_rollout(bundle.model, batch["streams"], batch["geometry"])
-        name = "Attention roll-out"
+    found = attention_maps(bundle, [sample.frame for sample in samples])
+    if found is None:
+        raise GatesError("the network has neither maps nor attention")
+    maps, name = found
     images = [sample.frame.image for sample in samples]
     captions = [f"{sample.size_mm:.1f} mm" for sample in samples]
-    maps = list(heat.detach().numpy())
-    return attention_figure(images, maps, captions=captions, title=name), (
+    title = name[0].upper() + name[1:]
+    return attention_figure(images, list(maps), captions=captions, title=title), (
         "Where the network sees evidence for a larger lesion."
-        if name == "Grad-CAM"
+        if name == GRAD_CAM
         else "What reaches the token that the head reads."
     )

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +56,6 @@ class FrameCache:
         folder: str | os.PathLike[str],
         form: StoreForm = "raw",
     ) -> None:
-        if form not in get_args(StoreForm):
-            raise ValueError(f"form must be raw or jpeg, got {form!r}")
         self.reader = reader
         self.slots: dict[int, int] = {}
         self.owners: list[int] = []  # one row for each slot

@@ -8,20 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from core_gates.errors import GatesError
 from endoscopy.data.frames.cache import FrameCache
+from endoscopy.data.frames.network_input import InputForm, network_input
 from endoscopy.data.frames.reader import FrameReader
-from endoscopy.data.frames.streams import (
-    ENDOSCOPY,
-    NEEDS_DEPTH,
-    box_geometry,
-    build_streams,
-    fill_boxes,
-    normalize,
-)
+from endoscopy.data.frames.streams import NEEDS_DEPTH
 from endoscopy.data.frames.transforms import Frame, Pipeline
 
 LEAST_SHARE = 0.5
@@ -103,72 +96,43 @@ class PolypBatches(Dataset[Batch]):
 
     Args:
         frames: Samples.
-        streams: Names of the streams to make.
-        aperture: See :func:`endoscopy.data.frames.streams.build_streams`.
+        form: What the network is fed.
     """
 
-    def __init__(
-        self, frames: PolypFrames, streams: Sequence[str], aperture: float | None = None
-    ) -> None:
-        self.frames, self.streams, self.aperture = frames, tuple(streams), aperture
+    def __init__(self, frames: PolypFrames, form: InputForm) -> None:
+        self.frames, self.form = frames, form
 
     def __getitem__(self, key: tuple[int, Iterable[int]]) -> Batch:
         epoch, rows = key
-        samples = [self.frames.sample(row, epoch) for row in rows]
-        return collate(samples, self.streams, self.aperture)
+        return collate([self.frames.sample(row, epoch) for row in rows], self.form)
 
 
-def collate(
-    samples: Sequence[Sample], streams: Sequence[str], aperture: float | None = None
-) -> Batch:
+def collate(samples: Sequence[Sample], form: InputForm) -> Batch:
     """Make a batch of B samples.
 
     Returns:
-        ``streams``: name to (B,C,H,W) float32; ``geometry`` (B,4) float32, see
-        :func:`~.streams.box_geometry`; ``size_mm`` (B,) float32; ``censored`` (B,)
-        bool; ``object`` and ``frame`` (B,) int64, the latter rows of the frame table.
+        ``streams``: name to (B,C,H,W) float32, and ``geometry`` (B,4) float32, see
+        :func:`~.network_input.network_input`; ``size_mm`` (B,) float32; ``censored`` (B,) bool;
+        ``object`` and ``frame`` (B,) int64, the latter rows of the frame table.
 
     Raises:
         GatesError: A stream needs a depth that a sample lacks.
     """
-    frames = [sample.frame for sample in samples]
-    images = normalize(torch.stack([_image(frame) for frame in frames]), ENDOSCOPY)
-    height, width = images.shape[-2:]
-    boxes = torch.tensor([frame.box for frame in frames], dtype=torch.float32)
-    depths = None
-    if NEEDS_DEPTH & set(streams):
-        missing = [sample.row for sample in samples if sample.frame.depth is None]
-        if missing:
-            raise GatesError(
-                f"row {missing[0]} of the frame table has no depth, which the streams "
-                f"{', '.join(streams)} need; leave them out"
-            )
-        depths = torch.stack([torch.from_numpy(frame.depth) for frame in frames])[:, None]
-    masks = _masks(frames, boxes, height, width)
+    missing = [sample.row for sample in samples if sample.frame.depth is None]
+    if missing and NEEDS_DEPTH & set(form.streams):
+        raise GatesError(
+            f"row {missing[0]} of the frame table has no depth, which the streams "
+            f"{', '.join(form.streams)} need; leave them out"
+        )
+    streams, geometry = network_input([sample.frame for sample in samples], form)
     return {
-        "streams": build_streams(images, masks, depths, boxes, streams, aperture=aperture),
-        "geometry": box_geometry(boxes, height, width),
+        "streams": streams,
+        "geometry": geometry,
         "size_mm": torch.tensor([sample.size_mm for sample in samples], dtype=torch.float32),
         "censored": torch.tensor([sample.censored for sample in samples]),
         "object": torch.tensor([sample.object for sample in samples]),
         "frame": torch.tensor([sample.row for sample in samples]),
     }
-
-
-def _image(frame: Frame) -> Tensor:
-    image = torch.from_numpy(np.ascontiguousarray(frame.image)).permute(2, 0, 1)
-    return image.float() / 255.0 if image.dtype == torch.uint8 else image
-
-
-def _masks(frames: Sequence[Frame], boxes: Tensor, height: int, width: int) -> Tensor | None:
-    """Stack the masks; a sample without one gets its filled box."""
-    if all(frame.mask is None for frame in frames):
-        return None
-    masks = fill_boxes(boxes, height, width)
-    for index, frame in enumerate(frames):
-        if frame.mask is not None:
-            masks[index, 0] = torch.from_numpy(frame.mask)
-    return masks
 
 
 def _area(box: tuple[float, float, float, float]) -> float:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from endoscopy.data.images import DEPTH_UNITS
+from endoscopy.data.options import check_option
 
 StoreForm = Literal["raw", "jpeg"]
 QUALITY = 95
@@ -31,6 +32,9 @@ class FrameStore:
         form: ``raw`` or ``jpeg``, of images only.
         masks: Whether there is room for masks.
         depths: Whether there is room for depths.
+
+    Raises:
+        ValueError: The form is unknown.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class FrameStore:
         masks: bool = False,
         depths: bool = False,
     ) -> None:
+        check_option("form", form, StoreForm)
         self.folder, self.number, self.size, self.form = folder, number, size, form
         self.shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             "state": ((number,), np.uint8)

@@ -56,7 +56,7 @@ def build_streams(
 
     - ``rgb``: the whole frame;
     - ``crop``: the box grown by half its size on every side and clipped, resized to the whole
-      frame, which loses the apparent size; zeros where the box is empty;
+      frame, which loses the apparent size; zeros where the box is empty or outside;
     - ``loc``: the frame inside the box, zero elsewhere;
     - ``rgb_mask``: the frame and the mask;
     - ``depth``: metric depth in units of 30 mm;
@@ -149,19 +149,6 @@ def fill_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
     return (inside_x[:, None] & inside_y).float()[:, None]
 
 
-def boxes_from_masks(masks: Tensor) -> Tensor:
-    """Return (B,4) float32 boxes around masks (B,1,H,W); zeros where a mask is empty."""
-    rows, columns = masks.bool().any(3)[:, 0], masks.bool().any(2)[:, 0]
-    corners = []
-    for line in (columns, rows):
-        size = line.shape[1]
-        first = line.float().argmax(1)
-        last = size - line.flip(1).float().argmax(1)
-        corners.append((first * line.any(1), last * line.any(1)))
-    (xmin, xmax), (ymin, ymax) = corners
-    return torch.stack([xmin, ymin, xmax, ymax], 1).float()
-
-
 def crop_to_boxes(images: Tensor, boxes: Tensor, growth: float = GROWTH) -> Tensor:
     """Cut the boxes out with their surroundings and resize them to the size of the frame.
 
@@ -171,13 +158,13 @@ def crop_to_boxes(images: Tensor, boxes: Tensor, growth: float = GROWTH) -> Tens
         growth: Share of the box's extent that is added on each side, rounded down to pixels.
 
     Returns:
-        (B,C,H,W), bilinear with aligned corners; zeros for an empty box.
+        (B,C,H,W), bilinear with aligned corners; zeros for a box that is empty or outside.
     """
     height, width = images.shape[-2:]
     firsts, lasts = (corner.tolist() for corner in _pixels(boxes))
     crops = torch.zeros_like(images)
     for index, ((x0, y0), (x1, y1)) in enumerate(zip(firsts, lasts, strict=True)):
-        if x1 < x0 or y1 < y0:
+        if x1 < x0 or y1 < y0 or x1 < 0 or y1 < 0 or x0 >= width or y0 >= height:
             continue
         dx, dy = int(growth * (x1 - x0)), int(growth * (y1 - y0))
         rows = slice(max(0, y0 - dy), min(height, y1 + dy + 1))

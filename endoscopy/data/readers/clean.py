@@ -13,7 +13,8 @@ from endoscopy.data.images import probe, read_rgb
 from endoscopy.data.readers.report import ReadReport
 from endoscopy.data.tables.boxes import SMALLEST_AREA, SMALLEST_RENDERED, mend_boxes
 from endoscopy.data.tables.frame_table import BOX, OPTIONAL, REQUIRED, TEXT, FrameTable, expand
-from endoscopy.data.tables.sizes import Size, parse_size
+from endoscopy.data.tables.sizes import Size, look_like_centimeters, parse_size
+from endoscopy.metrics.columns import flags_of
 
 RESCALED = "box rescaled, the image has another size than its annotation"
 SWAPPED = "corners of the box were swapped"
@@ -137,14 +138,23 @@ def _with_sizes(frames: pd.DataFrame, report: ReadReport) -> pd.DataFrame:
             parsed[key] = parse_size(value)
         sizes.append(parsed[key])
     censored = np.array([size.censored for size in sizes], dtype=bool)
-    if "censored" in frames:
-        given = frames["censored"].astype("string").fillna("").str.strip().str.lower()
-        censored |= given.isin(["true", "1", "1.0", "yes"]).to_numpy(bool)
+    censored |= flags_of(frames, "censored")
     frames = frames.assign(gt=[size.mm for size in sizes], censored=censored)
     faults = pd.Series([size.fault for size in sizes], index=frames.index, dtype=object)
     for reason in [fault for fault in faults.unique() if fault]:
         report.add("excluded", reason, _places(frames[faults == reason]))
+    unitless = np.array([not size.has_unit for size in sizes], dtype=bool) & (faults == "")
+    _refuse_centimeters(frames[unitless].drop_duplicates("unique_id")["gt"].tolist(), report.source)
     return frames[faults == ""].reset_index(drop=True)
+
+
+def _refuse_centimeters(sizes: list[float], source: str) -> None:
+    if look_like_centimeters(sizes):
+        raise GatesError(
+            f"{source}: the sizes of {len(sizes)} objects lie between {min(sizes):g} and "
+            f"{max(sizes):g}, which would be millimeters and are centimeters by their looks; write "
+            "the unit, as in '0.6 cm', or multiply them by 10"
+        )
 
 
 def _with_images(

@@ -17,8 +17,10 @@ from endoscopy.data.readers.clean import clean
 from endoscopy.data.readers.report import ReadReport
 from endoscopy.data.readers.table import read_csv
 from endoscopy.data.readers.voc import VocAnnotation, read_voc
-from endoscopy.data.tables.frame_table import MACROS, FrameTable
+from endoscopy.data.tables.frame_table import MACROS, SYNTHETIC, FrameTable
 
+DOWNLOAD = ", or get it with `gates endoscopy prepare --config real_colon --download FOLDER`"
+LESIONS = "lesion_info.csv"
 SIZE = "size [mm]"
 OBJECT_COLUMNS = {
     "site": "site",
@@ -56,7 +58,12 @@ def read_real_colon(
         GatesError: One line with the path, what was found and expected, and how to mend it.
     """
     root = Path(root)
-    lesions = _read_lesions(root / "lesion_info.csv")
+    if not (root / LESIONS).exists():
+        raise GatesError(
+            f"{root} holds no {LESIONS}, expected the layout of REAL-Colon; name its folder with "
+            f"--data.real_colon{DOWNLOAD}"
+        )
+    lesions = _read_lesions(root / LESIONS)
     brands = _read_brands(root / "video_info.csv")
     database = _database(root)
     report = ReadReport(str(root))
@@ -131,7 +138,7 @@ def _database(root: Path) -> str:
         scope = content.get("scope")
     except (OSError, ValueError, AttributeError) as error:
         raise GatesError(f"{manifest} is no JSON object: {error}; render the data again") from error
-    return "SYNTH" if scope == "synthetic" else "REALC"
+    return "SYNTH" if scope == SYNTHETIC else "REALC"
 
 
 def _videos(root: Path) -> list[str]:

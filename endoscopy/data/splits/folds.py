@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
+from endoscopy.data.options import check_option
 from endoscopy.data.tables.frame_table import FrameTable
 
 Level = Literal["object", "patient"]
@@ -43,6 +44,9 @@ class Folds:
         level: What is kept together: an object, or all objects of a patient.
         official: Whether this is a published split, read and verified, not made again.
         notes: Lines for the report: what was verified, what disagrees.
+
+    Raises:
+        ValueError: There is no such level.
     """
 
     name: str
@@ -51,6 +55,9 @@ class Folds:
     level: Level
     official: bool = False
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_option("level", self.level, Level)
 
     def split(self, table: FrameTable, fold: int) -> Split:
         """Return the rows of one fold's experiment, joined by object id.
@@ -97,7 +104,9 @@ def check_leakage(table: FrameTable, split: Split, level: Level = "patient") -> 
 
     Raises:
         GatesError: A part but calibration is empty, or something is in two parts.
+        ValueError: There is no such level.
     """
+    check_option("level", level, Level)
     for name, rows in split._asdict().items():
         if rows.size == 0 and name != "calibration":
             raise GatesError(f"the {name} part of the split is empty; add objects or other folds")

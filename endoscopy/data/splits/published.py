@@ -9,24 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
 from core_gates.errors import GatesError
+from endoscopy.data.options import check_option
 from endoscopy.data.readers.table import read_csv
 from endoscopy.data.splits.folds import Folds, Level
 from endoscopy.data.tables.frame_table import FrameTable, object_order
+from endoscopy.metrics.size_classes import TRUTH
 
 CLASSES = ("D", "S", "L")
 CLASS_NAMES = {"D": "diminutive", "S": "small", "L": "large"}
 FRAME_TOLERANCE = 100
 AUDIT_COUNTS = (147, 85)
 HAG_COUNTS = (177, 55)
-
-
-def strata(mm: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return 0 for sizes of at most 5 mm, 2 from 10 mm on, else 1."""
-    return np.where(mm <= 5.0, 0, np.where(mm < 10.0, 1, 2)).astype(np.int64)
 
 
 def official_hag6(path: str | os.PathLike[str]) -> Folds:
@@ -90,6 +86,7 @@ def read_folds(path: str | os.PathLike[str], level: Level = "object") -> Folds:
 
     Raises:
         GatesError: A column is missing or an object is in two folds.
+        ValueError: There is no such level.
     """
     table = _read_folds(Path(path), groups=False).drop_duplicates("unique_id")
     assignment = dict(zip(table["unique_id"], table["fold"], strict=True))
@@ -155,7 +152,9 @@ def make_folds(
 
     Raises:
         GatesError: There are fewer units than folds.
+        ValueError: There is no such level.
     """
+    check_option("level", level, Level)
     objects = table.objects
     mm = objects["gt"].to_numpy(np.float64)
     owners = objects["unique_id"]
@@ -166,7 +165,7 @@ def make_folds(
     units = sorted(largest.index, key=object_order)
     if len(units) < num_folds or num_folds < 2:
         raise GatesError(f"{len(units)} {level}s cannot make {num_folds} folds; choose 2 or more")
-    classes = strata(largest.loc[units].to_numpy(np.float64))
+    classes = TRUTH.classes(largest.loc[units])
     folder = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
     fold_of: dict[str, int] = {}
     try:

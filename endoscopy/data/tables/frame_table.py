@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
+from endoscopy.metrics.columns import flags_of, patients_of
 
 REQUIRED = (
     "database",
@@ -48,6 +49,9 @@ TEXT = frozenset(
     | {"brand", "shape", "site", "exposure", "histology"}
 )
 BOX = ("bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax")
+SYNTHETIC = "synthetic"
+"""Scope of rendered frames, as their manifest names it."""
+
 MACROS = {"SUN": "SUN_DATA_PATH", "REALC": "REAL_COLON_PATH", "SYNTH": "SYNTHETIC_PATH"}
 """Database to the variable that stands for its folder in paths."""
 
@@ -102,16 +106,12 @@ class FrameTable:
     @cached_property
     def patients(self) -> NDArray[np.str_]:
         """(N,) patient of every row; an object without one counts as a patient of its own."""
-        own = self.frames["unique_id"]
-        known = self.frames.get("patient", own)
-        return known.where(known.notna() & (known != ""), own).to_numpy(str)
+        return patients_of(self.frames)
 
     @cached_property
     def censored(self) -> NDArray[np.bool_]:
-        """(N,) whether the size is a lower bound."""
-        if "censored" not in self.frames:
-            return np.zeros(len(self), dtype=bool)
-        return self.frames["censored"].to_numpy(bool)
+        """(N,) whether the size is a lower bound; it is not where nothing says so."""
+        return flags_of(self.frames, "censored")
 
     def take(self, rows: Iterable[int] | NDArray[np.int64]) -> FrameTable:
         """Return the table of some rows, in the order given."""

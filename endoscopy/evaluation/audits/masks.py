@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from endoscopy.data.frames.outlines import box_masks, boxes_of, ellipse_masks
 from endoscopy.evaluation.audits.conditions import condition_rows
 from endoscopy.evaluation.frames import Frames, Predictor, predictions_of
-from endoscopy.evaluation.masks import box_masks, boxes_of, ellipse_masks, perturbed_boxes
 from endoscopy.metrics import CONTINUOUS, CutOffs
 
 ERROR = 0.2
@@ -100,6 +100,35 @@ def box_audit(
         conditions[name] = predictions_of(predict, changed)
     rows = condition_rows(conditions, reference="right box", cut_offs=cut_offs, resamples=resamples)
     return rows.assign(log_change=_log_changes(list(conditions.values())))
+
+
+def perturbed_boxes(
+    boxes: np.ndarray,
+    height: int,
+    width: int,
+    *,
+    scale: float = 1.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> np.ndarray:
+    """Scale boxes about their centers and shift them, then clip them to the frame.
+
+    Args:
+        boxes: (N, 4) pixels xmin, ymin, xmax, ymax, maxima exclusive.
+        height: Of the frames.
+        width: Of the frames.
+        scale: Factor on both sides, 0.8 or 1.2 for an error of 20 %.
+        shift: Right and down, in sides of the box.
+
+    Returns:
+        (N, 4), at least one pixel wide and high.
+    """
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    sides = boxes[:, 2:] - boxes[:, :2]
+    center = center + sides * np.asarray(shift)
+    limit = np.array([width, height], dtype=float)
+    low = np.clip(center - scale * sides / 2, 0, limit - 1)
+    high = np.clip(center + scale * sides / 2, low + 1, limit)
+    return np.concatenate([low, high], 1)
 
 
 def _log_changes(predictions: Sequence[pd.DataFrame]) -> list[float]:

@@ -9,12 +9,16 @@ from endoscopy.bundles.building import (
     part_predictions,
     rounded_bundle,
 )
+from endoscopy.bundles.contents import load_bundle
+from endoscopy.bundles.model_card import model_card
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.evaluation.frames import predictions_of
 from endoscopy.inference.in_memory import frames_of, predictor_of, without_mask
+from endoscopy.metrics import object_table
 from endoscopy.models import tiny_resnet
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.renderer.dataset import render_dataset
+from endoscopy.segmentation.segmenter import Segmenter
 from endoscopy.training.module import SizingModule
 
 
@@ -49,7 +53,7 @@ def test_weights_are_those_that_are_stored(module, data, tmp_path):
     for value in bundle.model.state_dict().values():
         if value.is_floating_point():
             assert torch.equal(value, value.bfloat16().float())
-    assert bundle.masks
+    assert bundle.outline == "mask"
 
 
 def test_predictions_carry_the_rows_of_the_test_objects(module, data):
@@ -63,6 +67,7 @@ def test_predictions_carry_the_rows_of_the_test_objects(module, data):
     rows = data.evaluation_rows("test")[[5, 2]]
     again = frame_predictions(bundle, data.frames(), rows)["predicted_mm"].to_numpy()
     assert np.allclose(again, found["predicted_mm"].to_numpy()[[5, 2]], rtol=1e-5)
+    assert bundle.facts.pop("held out").startswith("MAPE ")
     assert bundle.facts == {"training objects": 6, "seed": 3}
 
 
@@ -70,14 +75,64 @@ def test_scope_and_reference_come_from_the_training_objects(module, data):
     bundle = bundle_of(module, data)
     train = data.load().frames.iloc[data.rows("train")].drop_duplicates("unique_id")
     assert np.isclose(bundle.scope.reference_mm, np.exp(np.log(train["gt"]).mean()))
-    assert bundle.scope.calibrated_for == ("synthetic",)
+    assert bundle.scope.trained_on == "synthetic"
+
+
+@pytest.mark.fault("endoscopy A5")
+@pytest.mark.parametrize(("error", "calibrated"), [(0.05, ("synthetic",)), (None, ())])
+def test_millimeters_are_calibrated_only_where_a_constant_is_beaten(
+    module, data, monkeypatch, error, calibrated
+):
+    def planted(bundle, frames, located):
+        rows = [row for row, _ in located]
+        table = data.load().frames.loc[rows].reset_index(drop=True)
+        mm = table["gt"] * (1 + error) if error else 6.5 + 0 * table["gt"]
+        return table.assign(predicted_mm=mm)
+
+    monkeypatch.setattr("endoscopy.bundles.calibration._sized", planted)
+    bundle = bundle_of(module, data)
+    assert bundle.scope.calibrated_for == calibrated
+    assert bundle.scope.trained_on == "synthetic"
+    words = "better than a constant" if error else "no better than a constant"
+    assert words in bundle.facts["held out"]
+    card = model_card(bundle.config())
+    assert f"Millimeters are calibrated for: {'synthetic' if error else 'nothing'}." in card
+    assert bundle.scope.is_calibrated("synthetic") == bool(error)
 
 
 def test_intervals_need_calibration_objects_enough(module, data, monkeypatch):
-    assert bundle_of(module, data).conformal is None
-    monkeypatch.setattr("endoscopy.bundles.building.MINIMUM", 4)
-    with pytest.raises(GatesError, match="found 4 calibration objects"):
-        bundle_of(module, data)  # the evaluation insists on its own number
+    assert bundle_of(module, data).intervals == {}
+    monkeypatch.setattr("endoscopy.bundles.calibration.MINIMUM", 5)
+    assert bundle_of(module, data).intervals == {}
+
+
+@pytest.mark.fault("endoscopy A3")
+def test_every_way_of_locating_lesions_has_intervals_of_its_own(module, folder, monkeypatch):
+    monkeypatch.setattr("endoscopy.bundles.calibration.MINIMUM", 10)
+    data = data_of(folder, train_objects=2, validation_objects=1, test_objects=1,
+                   calibration_objects=12)  # fmt: skip
+    segmenter = Segmenter(32)
+    torch.nn.init.constant_(segmenter.head.bias, 0.0)
+    bundle = bundle_of(module, data, segmenter=segmenter)
+    assert set(bundle.intervals) == {"masks", "boxes", "automatic"}
+    found = part_predictions(bundle, data, "calibration")
+    errors = np.log(object_table(found)["predicted_mm"]) - np.log(object_table(found)["gt"])
+    np.testing.assert_allclose(bundle.intervals["masks"].residuals, np.sort(errors), rtol=1e-4)
+    assert bundle.conformal == bundle.intervals["masks"]
+    assert len({one.residuals for one in bundle.intervals.values()}) == 3
+    again = load_bundle(bundle.save(folder.parent / "bundle"))
+    assert again.intervals == bundle.intervals
+
+
+@pytest.mark.fault("endoscopy A3")
+def test_a_network_of_boxes_has_one_interval_for_masks_and_boxes(folder, monkeypatch):
+    monkeypatch.setattr("endoscopy.bundles.calibration.MINIMUM", 10)
+    data = data_of(folder, train_objects=2, validation_objects=1, test_objects=1,
+                   calibration_objects=12, streams=["crop"])  # fmt: skip
+    torch.manual_seed(0)
+    options = {"widths": [4, 4, 8], "depths": [1, 1]}
+    bundle = bundle_of(SizingModule(tiny_resnet(["crop"], trunk_options=options)), data)
+    assert bundle.intervals["masks"] == bundle.intervals["boxes"] == bundle.conformal
 
 
 def test_frames_in_memory_are_predicted_as_those_on_disk(module, data):

@@ -4,10 +4,7 @@ import os
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-import pandas as pd
 import pytest
-
-from endoscopy.data.tables.frame_table import FrameTable
 
 TESTS = Path(__file__).parents[2]
 
@@ -44,31 +41,3 @@ def shared():
     if not (root / "data/endoscopy").is_dir():
         pytest.skip(f"{root}/data/endoscopy is absent: set GATES_SHARED")
     return root / "data/endoscopy"
-
-
-@pytest.fixture(scope="session")
-def make_table():
-    """``make_table(sizes, frames=3)``: objects of these sizes, one patient each, no images."""
-
-    def build(sizes, frames=3, *, patients=None, database="SYNTH", **columns):
-        rows = [
-            {
-                "database": database,
-                "unique_id": name,
-                "frame_id": frame,
-                "bbox_xmin": 10.0,
-                "bbox_xmax": 30.0,
-                "bbox_ymin": 5.0,
-                "bbox_ymax": 25.0,
-                "width": 64,
-                "height": 48,
-                "frame_path": f"$SYNTHETIC_PATH/{name}_{frame}.jpg",
-                "gt": float(mm),
-                "patient": (patients or {}).get(name, name),
-            }
-            for name, mm in sizes.items()
-            for frame in range(frames)
-        ]
-        return FrameTable(pd.DataFrame(rows).assign(**columns))
-
-    return build

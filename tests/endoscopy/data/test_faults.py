@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from core_gates.errors import GatesError
+from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.data.readers.real_colon import read_real_colon
 from endoscopy.data.readers.sun import read_sun
 from endoscopy.data.readers.table import read_frame_table
@@ -216,7 +217,7 @@ FATAL = {
     "no column of sizes": (no_size_column, r"lacks size \[mm\]"),
     "no table of lesions": (
         lambda r, m: (r / "lesion_info.csv").unlink(),
-        "lesion_info.csv cannot be read",
+        "holds no lesion_info.csv, expected the layout of REAL-Colon",
     ),
     "no annotations": (
         lambda r, m: [shutil.rmtree(p) for p in r.glob("*_annotations")],
@@ -374,3 +375,48 @@ def test_an_object_in_two_folds_is_refused(reader, tmp_path):
     path.write_text("unique_id,gt_group,kfold_id\na,Dim,0\nb,Dim,1\na,Dim,1\n")
     with pytest.raises(GatesError, match="object a is in two folds"):
         reader(path)
+
+
+@pytest.mark.fault("endoscopy D21")
+def test_sizes_without_a_unit_that_are_centimeters_are_refused(make_table, tmp_path):
+    """As millimeters every polyp would be diminutive, and nothing would say so."""
+    sizes = {"a": 0.3, "b": 0.5, "c": 0.6, "d": 1.2, "e": 2.0, "f": 3.5}
+    table = make_table(sizes)
+    with pytest.raises(GatesError, match=r"6 objects lie between 0.3 and 3.5, .* centimeters"):
+        read_frame_table(write(table, tmp_path / "a.csv"), check_images=False)
+    texts = table.frames["gt"].map("{} cm".format)
+    found, _ = read_frame_table(write(table, tmp_path / "b.csv", gt=texts), check_images=False)
+    assert found.objects["gt"].tolist() == [3, 5, 6, 12, 20, 35]
+    small = table.frames["gt"].map("{} mm".format)
+    found, _ = read_frame_table(write(table, tmp_path / "c.csv", gt=small), check_images=False)
+    assert found.objects["gt"].tolist() == list(sizes.values())
+
+
+@pytest.mark.fault("endoscopy D18")
+def test_what_was_left_out_is_said_before_counts_are_refused(make_table, tmp_path):
+    table = make_table(dict.fromkeys("abcdefgh", 4.0), frames=1, database="REALC")
+    tiny = table.frames["bbox_xmax"].where(table.frames["unique_id"] > "c", 10.5)
+    path = write(table, tmp_path / "a.parquet.csv", bbox_xmax=tiny, frame_path="x.jpg")
+    Image.new("RGB", (64, 48)).save(tmp_path / "x.jpg")
+    data = PolypSizingDataModule(
+        table=str(path), split="counts", train_objects=4, validation_objects=1, test_objects=2
+    )
+    with pytest.raises(GatesError) as caught:
+        data.load()
+    message = str(caught.value)
+    assert message.startswith("5 objects cannot give 4 for training")
+    assert "3 of 8 rows were left out: 3: less than 16 square pixels" in message
+    assert "\n" not in message
+
+
+@pytest.mark.fault("endoscopy D19")
+def test_a_missing_real_colon_names_the_option_and_the_download(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder in ("absent", "empty"):
+        data = PolypSizingDataModule(real_colon=str(tmp_path / folder))
+        with pytest.raises(GatesError) as caught:
+            data.load()
+        message = str(caught.value)
+        assert folder in message
+        assert "--data.real_colon" in message
+        assert "gates endoscopy prepare --config real_colon --download FOLDER" in message

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from endoscopy.data.frames.outlines import boxes_of
 from endoscopy.evaluation.frames import Frames
-from endoscopy.evaluation.masks import boxes_of
 
 SIDE = 48
 

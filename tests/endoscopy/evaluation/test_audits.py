@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
+from endoscopy.data.frames.outlines import box_masks, boxes_of, ellipse_masks
 from endoscopy.evaluation.audits import (
     box_audit,
     fit_scale,
@@ -14,10 +15,10 @@ from endoscopy.evaluation.audits import (
     shortcut_audit,
     size_proxy,
 )
+from endoscopy.evaluation.audits.masks import perturbed_boxes
 from endoscopy.evaluation.baselines import fit_log_linear, fit_pinhole
 from endoscopy.evaluation.features import masked_median
 from endoscopy.evaluation.frames import Frames, predictions_of
-from endoscopy.evaluation.masks import box_masks, boxes_of, ellipse_masks, perturbed_boxes
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import pytest
 
 from core_gates.errors import GatesError
 from endoscopy.evaluation.cue_baselines import cue_baselines
-from endoscopy.evaluation.features import frame_features, masked_median, relative_inverse
+from endoscopy.evaluation.features import frame_features, masked_median
 from endoscopy.evaluation.frames import Frames
 from endoscopy.evaluation.ladder import (
     AREA,
@@ -48,18 +48,6 @@ def test_cues_are_proportional_to_the_size(disks):
     extent = table["log_extent"] + distance - np.log(table["gt"])
     assert extent.std() < 0.12  # 48 pixels
     assert np.corrcoef(table["local_brightness"], distance)[0, 1] < -0.98
-
-
-def test_relative_depth_has_no_scale():
-    depths = np.random.default_rng(0).uniform(5, 60, (3, 8, 8))
-    inverse = relative_inverse(depths)
-    np.testing.assert_allclose(inverse, relative_inverse(7 * depths))
-    np.testing.assert_array_equal(inverse[0].ravel().argsort(), (-depths[0]).ravel().argsort())
-    depths[0, 0, 0] = 0
-    inverse = relative_inverse(depths)
-    assert inverse[0, 0, 0] == 0
-    known = inverse[0][depths[0] > 0]
-    assert (known.min(), known.max()) == (0, 1)
 
 
 def test_unknown_depth_does_not_count():

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from endoscopy.data.frames.outlines import boxes_of
 from endoscopy.evaluation.ladder import AREA, LOCAL_FIXED, METRIC, ladder
-from endoscopy.evaluation.masks import boxes_of
 from endoscopy.evaluation.rendered import rendered_features, rendered_frames
 from endoscopy.renderer import RendererConfig, render_objects
 

@@ -93,7 +93,7 @@ def test_a_strip_without_calibration_says_so():
     changes = {"low": np.nan, "high": np.nan, "calibrated": False, "automatic": True}
     figure = strip_figure(track(2, **changes))
     found = texts(figure)
-    assert "size index 6.00, no millimetre calibration for this scope" in found
+    assert "size index 6.00, no millimeter calibration for this scope" in found
     assert "size index" in found
     assert not any("mm" in text.split() for text in found)
     assert any("automatic segmentation" in text for text in found)

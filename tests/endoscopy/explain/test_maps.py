@@ -6,11 +6,15 @@ import torch
 from torch import nn
 
 from core_gates.errors import GatesError
+from endoscopy.bundles.contents import SizingBundle
+from endoscopy.data.frames.transforms import Frame
 from endoscopy.explain import rollout
+from endoscopy.explain.attention import attention_maps, inside
 from endoscopy.explain.grad_cam import grad_cam
 from endoscopy.explain.overlay import attention_figure, overlay
 from endoscopy.explain.rollout import attention_rollout, attention_weights
 from endoscopy.models.presets import fsg_vit, tiny_resnet, tiny_vit
+from endoscopy.training.targets import LogSize
 
 
 def images(count=2, size=64, channels=4):
@@ -106,6 +110,31 @@ def test_even_attention_shows_nothing():
 def test_rollout_refuses_what_is_no_vit():
     with pytest.raises(GatesError, match="use Grad-CAM"):
         attention_rollout(tiny_resnet().eval(), {"rgb_mask": images()})
+
+
+@pytest.mark.fault("endoscopy C15")
+def test_maps_end_where_the_view_ends():
+    size = 32
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    image = np.full((size, size, 3), 120, np.uint8)
+    image[y**2 + x**2 > 15**2] = 3  # the corners of the frame, not quite black
+    image[13:18, 13:18] = 0  # the lumen, in the middle
+    heat = np.full((size, size), 0.25, np.float32)
+    heat[:4, :4] = 1.0
+    shown = inside(heat, image)
+    assert not shown[y**2 + x**2 > 15**2].any()
+    assert (shown[y**2 + x**2 < 15**2] == 1).all()
+    assert not inside(heat, np.zeros_like(image)).any()
+
+
+@pytest.mark.fault("endoscopy C15")
+def test_the_maps_of_a_network_are_cut_so():
+    bundle = SizingBundle(tiny_resnet().eval(), LogSize(), 64)
+    image = np.random.default_rng(0).integers(60, 200, (96, 96, 3)).astype(np.uint8)
+    image[:40, :40] = 0
+    maps, name = attention_maps(bundle, [Frame(image, (50.0, 50.0, 80.0, 80.0))])
+    assert (name, maps.shape) == ("Grad-CAM", (1, 64, 64))
+    assert not maps[0, :25, :25].any()
 
 
 def test_an_overlay_is_opaque_in_proportion():

@@ -102,7 +102,7 @@ def test_a_lesion_that_abstains_has_a_reason_and_no_length(tmp_path, source):
 
 def test_without_calibration_there_is_no_report(tmp_path, source):
     prediction, objects = predicted(source, scope=None)
-    with pytest.raises(GatesError, match="no millimetre calibration for this scope"):
+    with pytest.raises(GatesError, match="no millimeter calibration for this scope"):
         write_dicom_report(tmp_path / "report.dcm", source, prediction, objects, SCOPE)
     assert [file.name for file in tmp_path.iterdir()] == ["source.dcm"]
 

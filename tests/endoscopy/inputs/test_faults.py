@@ -67,6 +67,16 @@ def text_as_video(folder, write, pictures):
     return folder / "a.mp4"
 
 
+def text_as_dicom(folder, write, pictures):
+    (folder / "a.dcm").write_text("notes of the examination")
+    return folder / "a.dcm"
+
+
+def noise_as_dicom(folder, write, pictures):
+    (folder / "a.dcm").write_bytes(bytes(range(256)) * 8)
+    return folder / "a.dcm"
+
+
 def cut_video(folder, write, pictures):
     path = write.video(folder / "a.mp4", write.padded(pictures))
     path.write_bytes(path.read_bytes()[:1000])
@@ -135,7 +145,9 @@ FAULTS = {
     empty_folder: "holds no image and no DICOM file",
     absent: "does not exist",
     empty_video: r"is empty \(0 bytes\)",
-    text_as_video: "cannot be opened as a video",
+    text_as_video: "holds text, expected images, a video or DICOM",
+    text_as_dicom: "is named like DICOM and holds none",
+    noise_as_dicom: "is named like DICOM and holds none",
     cut_video: "cannot be opened as a video",
     sound_only: "holds no video stream",
     dicom_without_pixels: r"holds no pixels \(VL Endoscopic Image Storage\)",

@@ -20,6 +20,7 @@ from endoscopy.explain.tracks import tracks_of
 from endoscopy.inference.prediction import objects_of, predict
 from endoscopy.inputs.boxes_csv import CsvLocations
 from endoscopy.inputs.mask_files import MaskLocations
+from endoscopy.metrics.size_classes import CutOffs
 from endoscopy.models.presets import tiny_resnet
 from endoscopy.segmentation.segmenter import AutomaticLocations, Segmenter
 from endoscopy.training.targets import Classes, LogSize, Ordinal, ScaledMillimeters
@@ -153,13 +154,73 @@ def test_a_clip_shows_one_lesion_and_a_folder_many(sources, boxes, bundle):
     assert table["predicted_mm"][0] == one.frames["predicted_mm"].median()
 
 
-def test_objects_have_the_interval_of_the_bundle(sources, boxes):
-    residuals = tuple(np.linspace(-0.3, 0.3, 99))
-    bundle = small_bundle(conformal=SplitConformal(residuals))
-    table = objects_of(predict(sources["video"], CsvLocations(boxes), bundle), bundle)
+def residuals(width):
+    return SplitConformal(tuple(np.linspace(-width, width, 99)))
+
+
+WARD = Scope(calibrated_for=("ward",))
+
+
+@pytest.mark.fault("endoscopy A3")
+def test_objects_have_the_interval_of_the_way_in_which_they_are_located(tmp_path, sources, boxes):
+    bundle = small_bundle(
+        intervals={"boxes": residuals(0.3), "automatic": residuals(0.6)}, scope=WARD
+    )
+    found = predict(sources["video"], CsvLocations(boxes), bundle, scope="ward")
+    table = objects_of(found, bundle)
     ratio = table["upper_mm"] / table["predicted_mm"]
-    np.testing.assert_allclose(np.log(ratio), bundle.conformal.half_width)
+    np.testing.assert_allclose(np.log(ratio), bundle.intervals["boxes"].half_width)
     np.testing.assert_allclose(table["predicted_mm"] / table["lower_mm"], ratio)
+    segmenter = Segmenter(48)
+    nn.init.constant_(segmenter.head.bias, 0.0)
+    automatic = AutomaticLocations(segmenter)
+    table = objects_of(predict(sources["video"], automatic, bundle, scope="ward"), bundle)
+    width = np.log(table["upper_mm"] / table["predicted_mm"])
+    np.testing.assert_allclose(width, bundle.intervals["automatic"].half_width)
+    (tmp_path / "masks").mkdir()
+    for number in range(3):
+        mask = np.zeros((47, 60), dtype=np.uint8)
+        mask[4:25, 5:30] = 255
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{number}.png")
+    masks = MaskLocations(tmp_path / "masks")
+    table = objects_of(predict(sources["video"], masks, bundle, scope="ward"), bundle)
+    assert table[["lower_mm", "upper_mm"]].isna().to_numpy().all()
+    assert "p_large" not in table
+
+
+@pytest.mark.fault("endoscopy A3")
+def test_no_interval_is_given_out_of_scope_or_for_an_object_that_abstains(sources, boxes):
+    bundle = small_bundle(intervals={"boxes": residuals(0.3)}, scope=WARD)
+    for scope in (None, "elsewhere"):
+        found = predict(sources["video"], CsvLocations(boxes), bundle, scope=scope)
+        table = objects_of(found, bundle)
+        assert table[["lower_mm", "upper_mm"]].isna().to_numpy().all()
+        shown = bundle.scope.express(table, scope)
+        for name in ("lower_mm", "lower_index", "size_class", "interval_crosses", "p_large"):
+            assert name not in shown
+    found = predict(sources["folder"], CsvLocations(boxes), bundle, scope="ward")
+    found.frames.loc[1, "reasons"] = "out of distribution"
+    table = objects_of(found, bundle)
+    assert table["lower_mm"].isna().tolist() == [False, True, False]
+    assert table["interval_crosses"][1] == ""
+
+
+@pytest.mark.fault("endoscopy C14")
+def test_objects_have_classes_chances_and_the_cut_offs_that_their_interval_crosses(sources, boxes):
+    bundle = small_bundle(intervals={"boxes": residuals(0.3)}, scope=WARD)
+    found = predict(sources["folder"], CsvLocations(boxes), bundle, scope="ward")
+    found.frames["predicted_mm"] = [3.0, 9.0, 5.2]
+    table = objects_of(found, bundle)
+    assert table["size_class"].tolist() == ["diminutive", "small", "small"]
+    assert table["interval_crosses"].tolist() == ["", "10 mm", "5 mm"]
+    chances = table[["p_diminutive", "p_small", "p_large"]]
+    expected = bundle.intervals["boxes"].probabilities(np.array([3.0, 9.0, 5.2]))
+    np.testing.assert_allclose(chances, expected)
+    wide = small_bundle(intervals={"boxes": residuals(1.0)}, scope=WARD)
+    both = "5 and 10 mm"
+    assert objects_of(found, wide)["interval_crosses"].tolist() == ["5 mm", both, both]
+    whole = small_bundle(scope=WARD, cut_offs=CutOffs(5.5, 9.5))
+    assert objects_of(found, whole)["size_class"].tolist() == ["diminutive", "small", "diminutive"]
 
 
 def test_masks_matter_to_a_network_of_masks_only(tmp_path, sources, pictures):
@@ -174,7 +235,7 @@ def test_masks_matter_to_a_network_of_masks_only(tmp_path, sources, pictures):
         + "".join(f"frame_{n},{5 + n},4,{30 + n},25\n" for n in range(3))
     )
     for masks, same in ((True, False), (False, True)):
-        bundle = small_bundle(masks=masks, scope=Scope(calibrated_for=("ward",)))
+        bundle = small_bundle(outline="mask" if masks else "box", scope=WARD)
         numbers = [
             predict(sources["folder"], locations, bundle, scope="ward").frames["predicted_mm"]
             for locations in (
@@ -228,8 +289,8 @@ def test_classes_come_with_probabilities(sources, boxes):
 @pytest.mark.parametrize("target", [LogSize(), ScaledMillimeters(), Ordinal(), Classes()])
 def test_a_bundle_survives_the_disk(tmp_path, sources, boxes, target):
     bundle = small_bundle(
-        target=target, aperture=0.9, scope=Scope("tubes", ("tubes",), 7.0), masks=False,
-        conformal=SplitConformal(tuple(np.linspace(-0.3, 0.3, 99))), facts={"objects": 150},
+        target=target, aperture=0.9, scope=Scope("tubes", ("tubes",), 7.0), outline="box",
+        intervals={"boxes": residuals(0.3)}, facts={"objects": 150},
     )  # fmt: skip
     again = load_bundle(bundle.save(tmp_path / "bundle"))
     assert again.config() == bundle.config()
@@ -237,7 +298,7 @@ def test_a_bundle_survives_the_disk(tmp_path, sources, boxes, target):
     expected = predict(sources["folder"], locations[0], bundle)
     assert_same_numbers(predict(sources["folder"], locations[1], again), expected)
     card = (tmp_path / "bundle" / "README.md").read_text()
-    for words in ("research only", "tubes", "no millimetre calibration for this scope", "150"):
+    for words in ("research only", "tubes", "no millimeter calibration for this scope", "150"):
         assert words in card
     small = load_bundle(bundle.save(tmp_path / "half", torch.bfloat16))
     found = predict(sources["folder"], CsvLocations(boxes), small)
@@ -265,8 +326,7 @@ def test_a_damaged_bundle_is_refused_in_one_line(tmp_path, damage):
 
 @pytest.mark.parametrize("container", ["folder", "video", "dicom"])
 def test_tracks_show_the_frames_and_boxes_of_the_source(container, sources, boxes, pictures):
-    residuals = tuple(np.linspace(-0.3, 0.3, 99))
-    bundle = small_bundle(conformal=SplitConformal(residuals), scope=Scope(reference_mm=2.0))
+    bundle = small_bundle(intervals={"boxes": residuals(0.3)}, scope=Scope(reference_mm=2.0))
     prediction = predict(sources[container], CsvLocations(boxes), bundle, objects="source")
     objects = objects_of(prediction, bundle)
     [track] = tracks_of(prediction, objects, bundle.scope, sources[container])
@@ -275,10 +335,11 @@ def test_tracks_show_the_frames_and_boxes_of_the_source(container, sources, boxe
         assert np.array_equal(image[:height, :width], picture)
     assert track.boxes.tolist() == [[5 + n, 30 + n, 4, 25] for n in range(3)]
     np.testing.assert_allclose(2 * track.sizes, prediction.frames["predicted_mm"])
-    np.testing.assert_allclose(2 * track.high, objects["upper_mm"])
-    assert "no millimetre calibration for this scope" in track.caption()
-    shown = Scope(calibrated_for=("ward",))
+    assert np.isnan(track.high)
+    assert "no millimeter calibration for this scope" in track.caption()
     calibrated = dataclasses.replace(prediction, scope="ward")
-    [track] = tracks_of(calibrated, objects, shown, sources[container])
+    objects = objects_of(calibrated, dataclasses.replace(bundle, scope=WARD))
+    [track] = tracks_of(calibrated, objects, WARD, sources[container])
+    np.testing.assert_allclose(track.high, objects["upper_mm"])
     assert track.caption().startswith(f"{track.size:.1f} mm (")
     np.testing.assert_allclose(track.sizes, prediction.frames["predicted_mm"])

@@ -156,7 +156,7 @@ def test_arguments_are_checked(arguments, message):
 
 def test_a_missing_stream_is_named():
     model = tiny_resnet(("rgb", "depth"))
-    with pytest.raises(GatesError, match="streams rgb lack depth, which the network reads"):
+    with pytest.raises(GatesError, match=r"also reads depth: set --data.streams to \[rgb, depth\]"):
         model({"rgb": torch.randn(1, 3, 32, 32)})
 
 

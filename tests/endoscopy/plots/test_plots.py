@@ -138,8 +138,26 @@ def test_numbers_are_those_of_the_table():
     assert "plain 0.800" in drawn
     table = objects()
     exact = table[~table["censored"]]
-    bias = (exact["predicted_mm"] - exact["gt"]).mean()
+    ratio = np.exp(np.log(exact["predicted_mm"] / exact["gt"]).mean())
     drawn = texts_of(FIGURES["bland-altman"]())
-    assert f"bias {bias:+.2f} mm".replace("-", "−") in drawn
+    assert f"mean ratio {ratio:.2f}" in drawn
     assert "195 objects, 5 lower bounds left out" in drawn
     assert "too few" in texts_of(FIGURES["subgroups"]())
+
+
+@pytest.mark.fault("endoscopy C15")
+def test_limits_of_agreement_are_those_of_ratios():
+    draws = np.random.default_rng(1)
+    gt = np.exp(draws.uniform(np.log(2), np.log(20), 4000))
+    table = pd.DataFrame(
+        {"gt": gt, "predicted_mm": gt * np.exp(0.1 + 0.2 * draws.normal(size=4000))}
+    )
+    figure = bland_altman_figure(table)
+    (axes,) = figure.axes
+    lines = sorted(float(line.get_ydata()[0]) for line in axes.lines)
+    expected = np.exp([0.1 - 1.96 * 0.2, 0.0, 0.1, 0.1 + 1.96 * 0.2])
+    np.testing.assert_allclose(lines, expected, rtol=0.02)
+    assert axes.get_yscale() == "log"
+    ratios = table["predicted_mm"] / table["gt"]
+    for part in (ratios[gt < 4], ratios[gt > 10]):
+        assert 0.93 < ((part > lines[0]) & (part < lines[-1])).mean() < 0.97

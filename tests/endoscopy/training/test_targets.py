@@ -122,3 +122,19 @@ def test_every_target_is_learned(target):
 def test_arguments_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.fault("faults 5")
+@pytest.mark.parametrize("cut", [5, 10])
+def test_a_size_on_a_cut_off_has_the_clinical_class_in_tasks_of_two_classes(cut):
+    target = [Ordinal((float(cut),)), Classes((float(cut),), (3.0, 12.0))]
+    truth = TRUTH.classes(SIZES) >= (1 if cut == 5 else 2)
+    for one in target:
+        assert one.encode(SIZES).tolist() == truth.astype(int).tolist()
+
+
+@pytest.mark.fault("faults 5")
+def test_other_cut_offs_keep_sizes_on_the_clinical_ones_in_place():
+    mm = torch.tensor([4.75, 5.0, 10.0, 15.0])
+    assert Ordinal((4.75, 10.0)).encode(mm).tolist() == [0, 1, 2, 2]
+    assert Ordinal((5.0, 10.0, 15.0)).encode(mm).tolist() == [0, 0, 2, 3]

@@ -179,7 +179,7 @@ def test_a_disk_that_is_too_small_is_told_before(reader, tmp_path, monkeypatch):
     cache = FrameCache(reader, range(10), tmp_path / "cache")
     with pytest.raises(GatesError, match=r"a cache of 5 frames needs .* GB.*take form jpeg"):
         cache.build()
-    with pytest.raises(ValueError, match="form must be raw or jpeg, got 'png'"):
+    with pytest.raises(ValueError, match="form is 'png'; choose one of raw, jpeg"):
         FrameCache(reader, range(10), tmp_path, "png")
 
 

@@ -6,6 +6,7 @@ import torch
 from core_gates.errors import GatesError
 from endoscopy.data.frames.dataset import PolypBatches, PolypFrames, collate
 from endoscopy.data.frames.loader import BatchOrder, FrameLoader
+from endoscopy.data.frames.network_input import InputForm
 from endoscopy.data.frames.reader import FrameReader
 from endoscopy.data.frames.samplers import ObjectBalancedSampler
 from endoscopy.data.frames.streams import STREAMS, normalize
@@ -24,6 +25,9 @@ def colon(real_colon, tmp_path_factory):
     return read_real_colon(root)[0]
 
 
+FORM = InputForm(("rgb_mask",), SIZE)
+
+
 def frames(colon, recipe=None, **changes):
     reader = FrameReader(colon, SIZE, masks=True, depths=True)
     return PolypFrames(reader, train_pipeline(SIZE, recipe) if recipe else None, **changes)
@@ -32,7 +36,7 @@ def frames(colon, recipe=None, **changes):
 def test_a_batch_holds_what_the_table_says(colon, real_colon):
     data = frames(colon)
     rows = [0, 15, 30, 43]
-    batch = collate([data[row] for row in rows], tuple(STREAMS))
+    batch = collate([data[row] for row in rows], InputForm(tuple(STREAMS), SIZE))
     assert {n: s.shape[1] for n, s in batch["streams"].items()} == STREAMS
     assert all(s.dtype == torch.float32 for s in batch["streams"].values())
     assert batch["size_mm"].tolist() == colon.frames["gt"][rows].tolist() == [6, 2.5, 15, 4]
@@ -84,7 +88,7 @@ def test_mixed_pixels_and_masks_join_in_a_batch(colon):
     data = frames(colon)
     plain = data[3]
     as_float = plain.frame._replace(image=plain.frame.image.astype(np.float32) / 255, mask=None)
-    batch = collate([plain, plain._replace(frame=as_float)], ["rgb_mask"])["streams"]["rgb_mask"]
+    batch = collate([plain, plain._replace(frame=as_float)], FORM)["streams"]["rgb_mask"]
     torch.testing.assert_close(batch[0, :3], batch[1, :3])
     assert batch[1, 3].any()
 
@@ -92,13 +96,13 @@ def test_mixed_pixels_and_masks_join_in_a_batch(colon):
 def test_a_missing_depth_is_named(colon):
     data = PolypFrames(FrameReader(colon, SIZE))
     with pytest.raises(GatesError, match="row 5 of the frame table has no depth"):
-        collate([data[5]], ["depth"])
-    collate([data[5]], ["rgb_mask"])
+        collate([data[5]], FORM._replace(streams=("depth",)))
+    collate([data[5]], FORM)
 
 
 def loader(colon, workers=0, n=5, size=4, even=False, **ranks):
     sampler = ObjectBalancedSampler(colon.object_codes, n, seed=3, **ranks)
-    batches = PolypBatches(frames(colon, "dihedral", seed=3), ("rgb", "loc"))
+    batches = PolypBatches(frames(colon, "dihedral", seed=3), InputForm(("rgb", "loc"), SIZE))
     return FrameLoader.over(batches, BatchOrder(sampler, size, even=even), workers)
 
 

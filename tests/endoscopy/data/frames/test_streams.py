@@ -7,26 +7,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
+from endoscopy.data.frames.outlines import boxes_of
 from endoscopy.data.frames.streams import (
     CIFAR,
     ENDOSCOPY,
     STREAMS,
     aperture_mask,
     box_geometry,
-    boxes_from_masks,
     build_streams,
     crop_to_boxes,
     fill_boxes,
     normalize,
     relative_inverse,
 )
+from endoscopy.data.splits.published import make_folds
 
 
 @pytest.mark.parametrize("seed", [81, 82, 84])
 def test_crops_are_those_of_the_reference(golden, seed):
     vectors = np.load(golden / f"gr_trainer_reference_s{seed}.npz", allow_pickle=False)
     images = torch.from_numpy(vectors["batch0.image"])
-    boxes = boxes_from_masks(torch.from_numpy(vectors["batch0.mask"]))
+    boxes = torch.from_numpy(boxes_of(vectors["batch0.mask"][:, 0] > 0)).float()
     if "circ_mask" in vectors:
         circle = torch.from_numpy(vectors["circ_mask"])
         assert torch.equal(aperture_mask(*circle.shape)[0, 0], circle)
@@ -125,7 +126,7 @@ def test_boxes_and_masks_are_inverse(corners):
         [[min(a, b), min(c, d), max(a, b) + 1, max(c, d) + 1] for a, b, c, d in corners]
     ).float()
     masks = fill_boxes(boxes, 20, 20)
-    assert torch.equal(boxes_from_masks(masks), boxes)
+    assert boxes_of(masks[:, 0].numpy() > 0).tolist() == boxes.tolist()
     sides = boxes[:, 2:] - boxes[:, :2]
     assert torch.equal(masks.sum((1, 2, 3)), sides.prod(1))
 
@@ -134,7 +135,7 @@ def test_a_box_fills_every_pixel_it_touches():
     mask = fill_boxes(torch.tensor([[2.3, 1.0, 4.1, 2.0], [5.0, 1.0, 5.0, 3.0]]), 6, 8)
     assert mask[0, 0].nonzero().tolist() == [[1, 2], [1, 3], [1, 4]]
     assert not mask[1].any()
-    assert torch.equal(boxes_from_masks(torch.zeros(1, 1, 4, 4)), torch.zeros(1, 4))
+    assert not boxes_of(np.zeros((1, 4, 4), dtype=bool)).any()
 
 
 def test_geometry_is_relative_to_the_frame():
@@ -163,3 +164,22 @@ def test_unknown_streams_and_missing_depths_are_refused(batch):
     for name in ("depth", "relative_depth", "rgb_mask_depth"):
         with pytest.raises(GatesError, match=f"stream {name} needs depths"):
             build_streams(images, masks, None, boxes, [name])
+
+
+@pytest.mark.fault("faults 9")
+@pytest.mark.parametrize(
+    "box",
+    [(30, 5, 40, 15), (-12, 5, -2, 15), (5, 24, 15, 30), (5, -9, 15, -1), (24, 0, 30, 5)],
+)
+def test_the_crop_of_a_box_outside_the_frame_is_empty(box):
+    images = torch.rand(2, 3, 20, 24)
+    boxes = torch.tensor([[4.0, 6.0, 12.0, 14.0], list(box)], dtype=torch.float32)
+    crops = crop_to_boxes(images, boxes)
+    assert torch.equal(crops[:1], crop_to_boxes(images[:1], boxes[:1]))
+    assert not crops[1].any()
+
+
+@pytest.mark.fault("faults 9")
+def test_a_size_that_is_no_number_is_in_no_class(make_table):
+    with pytest.raises(GatesError, match="sizes are NaN"):
+        make_folds(make_table({"a": 3.0, "b": 7.0, "c": math.nan}), 2, level="object")

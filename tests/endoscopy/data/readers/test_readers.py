@@ -99,14 +99,14 @@ def test_published_facts_of_sun():
     import pandas as pd
 
     from endoscopy.data.readers import sun as module
-    from endoscopy.data.splits.published import strata
     from endoscopy.data.tables.sizes import parse_size
+    from endoscopy.metrics.size_classes import TRUTH
 
     objects = module._read_objects(None)
     sizes = [parse_size(text) for text in objects["gt"]]
     assert len(sizes) == 100
     assert sum(size.censored for size in sizes) == 7
-    classes = strata(np.array([size.mm for size in sizes]))
+    classes = TRUTH.classes([size.mm for size in sizes])
     assert np.bincount(classes).tolist() == [60, 20, 20]
     path = module.files("endoscopy.data") / "assets/sun_objects.csv"
     assert pd.read_csv(str(path))["n_frames"].sum() == 49_136

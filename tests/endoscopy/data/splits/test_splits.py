@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from core_gates.errors import GatesError
 from endoscopy.data.readers.table import read_frame_table
 from endoscopy.data.splits.folds import Folds, Split, check_leakage
-from endoscopy.data.splits.published import audit5, make_folds, official_hag6, read_folds, strata
+from endoscopy.data.splits.published import audit5, make_folds, official_hag6, read_folds
 from endoscopy.data.splits.random import split_by_counts
 from endoscopy.data.tables.frame_table import FrameTable
+from endoscopy.metrics.size_classes import TRUTH
 
 COUNTS = {  # objects of each fold: diminutive, small, large (figures of arXiv 2407.04400)
     0: (29, 5, 5), 1: (30, 6, 3), 2: (30, 6, 3), 3: (30, 5, 4), 4: (29, 6, 3), 5: (29, 4, 5),
@@ -92,7 +93,7 @@ def test_a_regenerated_split_is_refused_as_official(tmp_path, make_table):
     table = make_table({f"{k:03d}-001_1": mm for k, mm in enumerate(sizes)}, frames=1)
     folds = make_folds(table, 6, level="object")
     path = tmp_path / "again.csv"
-    groups = np.array(["Dim", "Small", "Large"])[strata(table.objects["gt"].to_numpy())]
+    groups = np.array(["Dim", "Small", "Large"])[TRUTH.classes(table.objects["gt"])]
     fold_ids = [folds.assignment[name] for name in table.unique_ids]
     pd.DataFrame({"unique_id": table.unique_ids, "gt_group": groups, "kfold_id": fold_ids}).to_csv(
         path, index=False
@@ -181,7 +182,7 @@ def test_patient_folds_keep_patients_whole_and_classes_even(make_table):
     fold = {name.partition("_")[0]: number for name, number in folds.assignment.items()}
     counts = np.zeros((5, 3))
     for patient, mm in largest.items():
-        counts[fold[patient], strata(np.array(mm))] += 1
+        counts[fold[patient], TRUTH.classes(mm)] += 1
     assert counts.sum(1).tolist() == [12] * 5
     assert np.ptp(counts, axis=0).max() <= 1
 

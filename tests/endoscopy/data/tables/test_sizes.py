@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from endoscopy.data.tables.sizes import parse_size
+from endoscopy.data.tables.sizes import look_like_centimeters, parse_size
 
 
 @pytest.mark.parametrize(
@@ -35,12 +35,13 @@ def test_a_missing_size_is_no_size(value):
     assert size.fault == "size is missing"
 
 
-@pytest.mark.parametrize("value", ["large", "3-5mm", "6mm8", "-4", "1e1", "inf", "mm", "5 5"])
+@pytest.mark.parametrize("value", ["large", "3-5mm", "6mm8", "- x", "1e1", "inf", "mm", "5 5"])
 def test_what_is_no_size_is_refused(value):
     assert parse_size(value).fault == "size cannot be read"
 
 
-@pytest.mark.parametrize("value", ["0", "0mm", 201, "99cm"])
+@pytest.mark.fault("endoscopy D21")
+@pytest.mark.parametrize("value", ["0", "0mm", 201, "99cm", -3, "-3mm", "-4"])
 def test_impossible_sizes_are_refused(value):
     assert "not between 0 and 200 mm" in parse_size(value).fault
 
@@ -49,3 +50,18 @@ def test_impossible_sizes_are_refused(value):
 def test_any_size_survives_its_text(mm, censored):
     size = parse_size(f"{mm}mm{'-' if censored else ''}")
     assert (size.mm, size.censored, size.fault) == (mm, censored, "")
+
+
+@pytest.mark.fault("endoscopy D21")
+@pytest.mark.parametrize(
+    ("sizes", "centimeters"),
+    [
+        ([0.3, 0.5, 0.6, 1.0, 2.0, 4.5], True),
+        ([2.0, 3.0, 4.0, 6.0, 12.0], False),
+        ([1.0, 1.0, 1.5, 2.0, 7.0], False),
+        ([0.4, 0.6], False),
+        ([2.0, 2.5, 3.0, 3.0, 4.0], False),
+    ],
+)
+def test_sizes_in_centimeters_are_known_by_their_looks(sizes, centimeters):
+    assert look_like_centimeters(sizes) == centimeters

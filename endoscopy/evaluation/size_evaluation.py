@@ -1,0 +1,344 @@
+"""All figures of an evaluation of sizing networks, from tables of predictions alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from endoscopy.evaluation.abstention import abstention_table
+from endoscopy.evaluation.baselines import baseline_predictions
+from endoscopy.evaluation.conformal import SplitConformal, draw_frames
+from endoscopy.evaluation.coverage import coverage_interval, coverage_note, coverage_table
+from endoscopy.evaluation.cue_baselines import REGRESSION, cue_baselines
+from endoscopy.evaluation.features import frame_features
+from endoscopy.evaluation.frames import Frames
+from endoscopy.evaluation.headline import cut_off_note, headline
+from endoscopy.evaluation.scores import score_differences, score_intervals
+from endoscopy.evaluation.subgroups import COLUMNS, subgroup_table
+from endoscopy.metrics import (
+    CLASS_NAMES,
+    CONTINUOUS,
+    PUBLISHED,
+    CutOffs,
+    object_table,
+    patient_table,
+    patients_of,
+)
+from harness.evidence.rows import Bar, Row
+
+TEST, DIFFERENCES = "test", "test, differences"
+BASELINES = ("constant", "area")
+ACCURACY = ("macro_f1", "f1_5mm", "f1_10mm", "mape", "mae_mm", "bias_mm")
+CERTAINTY = (
+    *("coverage", "coverage_accepted", "coverage_abstained"),
+    *("abstained", "mape_accepted", "mape_abstained"),
+)
+"""Figures of the intervals and of abstention, which the main network alone has."""
+
+HEADLINE = (*ACCURACY, *CERTAINTY)
+OTHER_CUT_OFFS = tuple(f"macro_f1 at {c.small:g}/{c.large:g}" for c in (CONTINUOUS, PUBLISHED))
+SECONDARY = (
+    *OTHER_CUT_OFFS, "weighted_f1_10mm", "balanced_accuracy", "quadratic_kappa",
+    *("auroc_5mm", "auroc_10mm", *(f"sensitivity_{name}" for name in CLASS_NAMES)),
+    *("rmse_mm", "limit_low_ratio", "limit_high_ratio"),
+)  # fmt: skip
+"""Figures of the test objects that tables show after those of ``HEADLINE``."""
+
+COMPARED = ACCURACY
+FRAME_SCORES = ("macro_f1", "weighted_f1", "weighted_f1_10mm", "mape", "mae_mm")
+OF_QUALITY = ["reasons", "sharpness"]
+
+
+@dataclass
+class Bars:
+    """What the main network must reach on the test objects, in the mean over seeds.
+
+    Args:
+        macro_f1: Least macro F1 of objects.
+        mape: Largest mean relative error.
+        crop_macro_f1: Largest macro F1 of the network that sees the crop only.
+        coverage: Least and largest coverage of 90 % intervals.
+    """
+
+    macro_f1: float | None = None
+    mape: float | None = None
+    crop_macro_f1: float | None = None
+    coverage: tuple[float, float] | None = None
+
+
+def apart(rows: Sequence[Row]) -> list[Row]:
+    """Return rows with the figures of ``CERTAINTY`` under a task of their own, for tables."""
+    return [
+        row._replace(task=f"{row.task}, intervals and abstention")
+        if row.metric in CERTAINTY
+        else row
+        for row in rows
+    ]
+
+
+def nothing() -> None:
+    """Do nothing, in place of a bar of progress."""
+
+
+class SizeEvaluation:
+    """Collect predictions of networks and of what they must beat, and score them together.
+
+    Args:
+        main: The network that intervals, abstention and bars are about, the first that is added.
+        cut_offs: Of the predictions.
+        resamples: Draws of the bootstrap.
+
+    Attributes:
+        predictions: (task, method, seed) to predictions of frames; seed 0 of baselines.
+        intervals: Seed to the intervals of the main network; its coverage is scored where every
+            seed has some.
+    """
+
+    def __init__(self, main: str, cut_offs: CutOffs = CONTINUOUS, resamples: int = 2000) -> None:
+        self.main, self.cut_offs, self.resamples = main, cut_offs, resamples
+        self.predictions: dict[tuple[str, str, int], pd.DataFrame] = {}
+        self.intervals: dict[int, SplitConformal] = {}
+        self._rows: list[Row] | None = None
+
+    def add(self, task: str, method: str, seed: int, found: pd.DataFrame) -> None:
+        """Keep predictions of frames, those of several folds together.
+
+        Args:
+            task: ``test``, or a shift.
+            method: Name of the network.
+            seed: Of its training.
+            found: Columns of :func:`endoscopy.metrics.object_table`.
+        """
+        before = self.predictions.get((task, method, seed))
+        joined = found if before is None else pd.concat([before, found], ignore_index=True)
+        self.predictions[task, method, seed] = joined
+        self._rows = None
+
+    def add_baselines(self, task: str, train: pd.DataFrame, found: pd.DataFrame) -> None:
+        """Add a constant and the apparent area, fitted to training frames.
+
+        Args:
+            task: Task of ``found``.
+            train: Rows of the frame table.
+            found: Predictions of any network, whose frames are predicted.
+        """
+        test = found.drop(columns=OF_QUALITY, errors="ignore")
+        for name, predicted in baseline_predictions(train, test).items():
+            self.add(task, name, 0, predicted)
+
+    def add_cues(self, train: Frames, test: Frames, found: pd.DataFrame) -> None:
+        """Add regressions on what masks, brightness and depth tell, where all are known.
+
+        Args:
+            train: Training frames.
+            test: Test frames, those of the rows of ``found``.
+            found: Predictions of any network.
+        """
+        frames = found.drop(columns=OF_QUALITY, errors="ignore")
+        for name, sizes in cue_baselines(frame_features(train), frame_features(test)).items():
+            if name not in BASELINES:
+                self.add(TEST, name, 0, frames.assign(predicted_mm=sizes))
+
+    def table(self) -> pd.DataFrame:
+        """Return all predictions in one table with the columns task, variant and seed."""
+        return pd.concat(
+            [
+                found.assign(task=task, variant=method, seed=seed)
+                for (task, method, seed), found in self.predictions.items()
+            ],
+            ignore_index=True,
+        )
+
+    def objects(self, task: str, method: str) -> list[pd.DataFrame]:
+        """Return the object table of every seed, no frame left out."""
+        return [
+            object_table(found.drop(columns=["reasons"], errors="ignore"))
+            for found in self.frames(task, method)
+        ]
+
+    def frames(self, task: str, method: str) -> list[pd.DataFrame]:
+        """Return the predictions of frames, a table a seed."""
+        return [
+            found
+            for (of, name, _), found in self.predictions.items()
+            if (of, name) == (task, method)
+        ]
+
+    @property
+    def headline(self) -> str:
+        """The first line of every report: what is trivial, and whether the network is better."""
+        constant, area = (self.objects(TEST, name)[0] for name in BASELINES)
+        regression = self.objects(TEST, REGRESSION)
+        return headline(
+            self.objects(TEST, self.main),
+            constant,
+            area,
+            regression=regression[0] if regression else None,
+            cut_offs=self.cut_offs,
+            resamples=self.resamples,
+        )
+
+    @property
+    def note(self) -> str:
+        """Which cut-offs were used, and where intervals cover less or more than they say."""
+        notes = [cut_off_note(self.objects(TEST, self.main)[0], self.cut_offs)]
+        for row in self.rows():
+            if row.metric == "coverage" and row.method == self.main:
+                nominal = next(iter(self.intervals.values())).coverage
+                notes.append(coverage_note(row.task, (row.value, row.low, row.high), nominal))
+        return " ".join(note for note in notes if note)
+
+    def rows(self, tick: Callable[[], None] = nothing) -> list[Row]:
+        """Return every figure of every method and task, over objects, frames and patients.
+
+        Args:
+            tick: Called after each method of each task.
+        """
+        if self._rows is None:
+            rows: list[Row] = []
+            for task, method in self.pairs():
+                rows += self._rows_of(task, method)
+                tick()
+            self._rows = rows + self._differences()
+        return self._rows
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return every task with every method of it."""
+        return list(dict.fromkeys((task, method) for task, method, _ in self.predictions))
+
+    def subgroups(self) -> pd.DataFrame | None:
+        """Return scores of shapes, sites, brands and distances; None if none of them varies.
+
+        They are those of the first seed of the main network.
+        """
+        objects = self.objects(TEST, self.main)[0]
+        varied = [c for c in COLUMNS if c in objects and objects[c].nunique() > 1]
+        if not varied:
+            return None
+        return subgroup_table(
+            objects, varied, cut_offs=self.cut_offs, resamples=min(self.resamples, 500)
+        )
+
+    def bars(self, bars: Bars) -> list[Bar]:
+        """Return what must hold, met or missed, for the methods that were compared."""
+        found: list[Bar] = []
+        if bars.macro_f1 is not None:
+            value = self._value(self.main, "macro_f1")
+            found.append(Bar("macro F1 of objects, mean over seeds", value, ">=", bars.macro_f1))
+        if bars.mape is not None:
+            value = self._value(self.main, "mape")
+            found.append(Bar("MAPE of objects, mean over seeds", value, "<=", bars.mape))
+        if bars.crop_macro_f1 is not None and (TEST, "crop") in self.pairs():
+            value = self._value("crop", "macro_f1")
+            found.append(Bar("macro F1 of the crop only", value, "<=", bars.crop_macro_f1))
+        if bars.coverage is not None:
+            value, (low, high) = self._value(self.main, "coverage"), bars.coverage
+            found.append(Bar("coverage of 90 % intervals, at least", value, ">=", low))
+            found.append(Bar("coverage of 90 % intervals, at most", value, "<=", high))
+        return found
+
+    def _rows_of(self, task: str, method: str) -> list[Row]:
+        tables = self.objects(task, method)
+        rows = self._score(method, task, tables)
+        if task == TEST:
+            rows += self._other_cut_offs(method, tables)
+            rows += self._levels(method, tables)
+        if method == self.main:
+            rows += self._coverages(task, tables) + self._abstentions(task)
+        return rows
+
+    def _score(
+        self,
+        method: str,
+        task: str,
+        tables: list[pd.DataFrame],
+        only: Sequence[str] | None = None,
+    ) -> list[Row]:
+        found = score_intervals(tables, self.cut_offs, only=only, resamples=self.resamples)
+        return [Row(method, task, name, *values) for name, values in found.items()]
+
+    def _other_cut_offs(self, method: str, tables: list[pd.DataFrame]) -> list[Row]:
+        rows = []
+        for other in {CONTINUOUS, PUBLISHED} - {self.cut_offs}:
+            only = ("macro_f1",)
+            found = score_intervals(tables, other, only=only, resamples=self.resamples)
+            name = f"macro_f1 at {other.small:g}/{other.large:g}"
+            rows.append(Row(method, TEST, name, *found["macro_f1"]))
+        return sorted(rows, key=lambda row: row.metric)
+
+    def _levels(self, method: str, tables: list[pd.DataFrame]) -> list[Row]:
+        frames = [
+            found.drop(columns=["reasons"], errors="ignore") for found in self.frames(TEST, method)
+        ]
+        rows = self._score(method, f"{TEST}, frames", frames, FRAME_SCORES)
+        if len(set(patients_of(tables[0]))) < len(tables[0]):
+            patients = [patient_table(table) for table in tables]
+            rows += self._score(method, f"{TEST}, patients", patients)
+        return rows
+
+    def _differences(self) -> list[Row]:
+        """Return networks and the regression minus the main network, paired by patient and seed."""
+        rows: list[Row] = []
+        main = self.objects(TEST, self.main)
+        plain = {*BASELINES, self.main}
+        for task, name in self.pairs():
+            tables = self.objects(TEST, name)
+            if task != TEST or name in plain or (len(tables) != len(main) and name != REGRESSION):
+                continue
+            tables = tables * len(main) if name == REGRESSION else tables
+            found = score_differences(
+                tables, main, self.cut_offs, only=COMPARED, resamples=self.resamples
+            )
+            pair = f"{name} minus {self.main}"
+            for metric, (value, low, high, _, units) in found.items():
+                rows.append(Row(pair, DIFFERENCES, metric, value, low, high, units))
+        return rows
+
+    def _coverages(self, task: str, tables: list[pd.DataFrame]) -> list[Row]:
+        """Return coverage and width of the intervals; none where a seed has no intervals."""
+        seeds = [seed for of, name, seed in self.predictions if (of, name) == (task, self.main)]
+        conformals = [self.intervals[seed] for seed in seeds if seed in self.intervals]
+        if len(conformals) < len(tables):
+            return []
+        found = coverage_interval(tables, conformals, resamples=self.resamples)
+        rows = [Row(self.main, task, "coverage", *found)]
+        factor = float(np.mean([np.exp(one.half_width) for one in conformals]))
+        rows.append(Row(self.main, task, "interval_factor", factor, n=len(conformals)))
+        frames = self.frames(task, self.main)
+        if task == TEST:
+            single = [object_table(draw_frames(one, 1)) for one in frames]
+            found = coverage_interval(single, conformals, resamples=self.resamples)
+            rows.append(Row(self.main, f"{TEST}, frames", "coverage", *found))
+        if "reasons" in frames[0]:
+            groups = coverage_table(
+                object_table(frames[0]), conformals[0], resamples=self.resamples
+            ).set_index("group")
+            for name, one in groups.drop(index="all").iterrows():
+                shares = (one["coverage"], one["low"], one["high"], int(one["objects"]))
+                rows.append(Row(self.main, task, f"coverage_{name}", *shares))
+        return rows
+
+    def _abstentions(self, task: str) -> list[Row]:
+        """Return how often the first seed abstains and why, and what is gained by it."""
+        frames = [found for found in self.frames(task, self.main) if "reasons" in found]
+        if not frames:
+            return []
+        table = abstention_table(frames[0], cut_offs=self.cut_offs).set_index("reason")
+        count = int(frames[0]["unique_id"].nunique())
+        rows = [
+            Row(self.main, task, "abstained" if reason == "any" else f"abstained: {reason}",
+                float(row["frame_rate"]), n=count)
+            for reason, row in table.iterrows() if reason != "accepted"
+        ]  # fmt: skip
+        for reason, name in (("accepted", "mape_accepted"), ("any", "mape_abstained")):
+            error, objects = (float(table[column][reason]) for column in ("mape", "objects"))
+            if np.isfinite(error):
+                rows.append(Row(self.main, task, name, error, n=int(objects)))
+        return rows
+
+    def _value(self, method: str, metric: str) -> float:
+        values = [r.value for r in self.rows() if r[:3] == (method, TEST, metric)]
+        return values[0] if values else float("nan")
