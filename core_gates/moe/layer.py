@@ -86,8 +86,8 @@ class MoELayer(nn.Module):
             padding_mask: True (...) at positions to ignore.
 
         Raises:
-            GatesError: The routing is not finite (not with every dispatch, see the class), or the call
-                is traced by ``torch.jit.trace``.
+            GatesError: The routing is not finite (not with every dispatch, see the class), or the
+                call is traced by ``torch.jit.trace``.
             ValueError: Shapes do not fit.
         """
         refuse_tracing(type(self).__name__)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from core_gates.routing.collect import unobserved
+from core_gates.routing.repeated import unobserved
 
 Batch = TypeVar("Batch")
 
