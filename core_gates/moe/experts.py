@@ -197,7 +197,7 @@ class StackedExperts(nn.Module):
             found = repr(method) if isinstance(method, str) else type(method).__name__
             raise GatesError(
                 f"{type(self).__name__} was called with {found}, expected the name of a method:"
-                " use a MoELayer, or experts.run(rows, counts), .batched, .dense, .single or .chosen"
+                " use a MoELayer, or experts.run(rows, counts), .batched, .dense or .chosen"
             )
         result: Tensor = getattr(self, f"_{method}")(*inputs)
         return result
