@@ -83,8 +83,8 @@ def _first_row(stack: Tensor, where: str) -> int:
             continue
         if placement != Shard(0):
             raise GatesError(
-                f"{where}: the ranks hold parts of experts ({placement}); spread whole experts,"
-                " Shard(0)"
+                f"{where}: the ranks hold parts of experts ({placement!r}), expected whole ones:"
+                " spread them by Shard(0)"
             )
         chunk = -(-size // mesh.size(dim))
         skipped = min(chunk * mesh.get_local_rank(dim), size)

@@ -196,8 +196,8 @@ class StackedExperts(nn.Module):
         if not isinstance(method, str) or method not in get_args(Method):
             found = repr(method) if isinstance(method, str) else type(method).__name__
             raise GatesError(
-                f"which expert takes which row? {type(self).__name__} was called with {found}: use"
-                " a MoELayer, or experts.run(rows, counts), .batched, .dense, .single or .chosen"
+                f"{type(self).__name__} was called with {found}, expected the name of a method:"
+                " use a MoELayer, or experts.run(rows, counts), .batched, .dense or .chosen"
             )
         result: Tensor = getattr(self, f"_{method}")(*inputs)
         return result
@@ -232,8 +232,8 @@ class StackedExperts(nn.Module):
     def _run(self, rows: Tensor, counts: Tensor, gather: Tensor | None) -> Tensor:
         if is_transformed():
             raise GatesError(
-                "experts.run knows no transform of torch.func, which would drop its derivatives:"
-                " use experts.dense, or a MoELayer"
+                "experts.run has no torch.func transforms, its derivatives would be lost: use"
+                " experts.dense, or a MoELayer"
             )
         first, first_bias, down, down_bias = self._weights()
         return grouped_mlp(

@@ -48,7 +48,7 @@ CHUNK = 2**20
 
 
 def row_products(x: Tensor, rows: Tensor, weight: Tensor, trees: Tensor, nodes: Tensor) -> Tensor:
-    """Return the scalar products of chosen rows of inputs and weights.
+    """Return the dot products of chosen rows of inputs and weights.
 
     Args:
         x: Inputs (T, D).

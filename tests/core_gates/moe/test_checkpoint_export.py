@@ -81,10 +81,17 @@ def test_experts_alone_and_a_module_under_two_names():
     assert len(twice) == 12
 
 
-def sharded(model):
+def sharded(model, dim=0):
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard
 
-    return fully_shard(model)
+    return fully_shard(model, shard_placement_fn=lambda p: Shard(dim if p.ndim == 3 else 0))
+
+
+def refusal_of_rank():
+    with pytest.raises(GatesError) as refused:
+        export_state_dict(sharded(model_of(), dim=1), "mixtral")
+    return str(refused.value)
 
 
 def gathered_sizes(call):
@@ -126,6 +133,7 @@ def states_of_rank():
         "sizes of state": sizes_of_state,
         "parallel": mine,
         "loaded": dict(whole),
+        "refusal": refusal_of_rank(),
     }
 
 
@@ -139,6 +147,7 @@ def test_ranks_export_the_experts_that_they_hold(ranks):
         assert_close(first[form] | second[form], expected, rtol=0, atol=0)
     expert = 3 * HIDDEN * DIM
     for found in (first, second):
+        assert "mlp.experts: the ranks hold parts of experts (Shard(dim=1))" in found["refusal"]
         assert found["sizes of state"] == []
         assert 0 < max(found["sizes"]) < expert  # the router and the like, no expert
         stacks = model_of(4).mlp.experts.state_dict()
