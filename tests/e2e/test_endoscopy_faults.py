@@ -367,7 +367,7 @@ REFUSED = {
             "table_good.csv",
             "--data.train_objects",
             "500",
-        ),  # fmt: skip
+        ),
         "objects cannot give 500 for training",
     ),
     "missing table": (prepare("absent"), "table_absent.csv cannot be read: No such file"),
