@@ -129,30 +129,32 @@ def _run(name: str, apps: Mapping[str, App], rest: list[str], *, debug: bool) ->
     try:
         importlib.import_module("harness.runs.memory").keep_freed_memory()
         errors = importlib.import_module("core_gates.errors")
-        module = _import(name, app, errors)
+        module = importlib.import_module(app.module)
         code = module.main(rest) if app.verbs else module.main(rest, apps)
         return int(code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        missing = isinstance(error, OSError) and error.filename is not None
-        if debug or not (missing or isinstance(error, errors.GatesError)):
+        shown = _expected(name, app, error, errors)
+        if debug or shown is None:
             raise
         verb = f" {rest[0]}" if app.verbs else ""
-        print(f"gates {name}{verb}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"gates {name}{verb}: error: {' '.join(str(shown).split())}", file=sys.stderr)
         return 2
 
 
-def _import(name: str, app: App, errors: Any) -> Any:
-    """Import an application; a foreign package that is missing becomes a ``MissingExtraError``."""
-    try:
-        return importlib.import_module(app.module)
-    except ModuleNotFoundError as error:
+def _expected(name: str, app: App, error: Exception, errors: Any) -> Exception | None:
+    """Return what a failure is shown as in one line; None for a defect.
+
+    A foreign package that is missing, at the start or later, becomes a ``MissingExtraError``.
+    """
+    if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        if package in PACKAGES:
-            raise
-        raise errors.MissingExtraError(name, package) from error
+        extra = app.extras[0] if app.extras else name
+        return None if package in PACKAGES else errors.MissingExtraError(extra, package)
+    missing = isinstance(error, OSError) and error.filename is not None
+    return error if missing or isinstance(error, errors.GatesError) else None
 
 
 def _unknown(prog: str, kind: str, word: str, known: Mapping[str, object]) -> int:

@@ -6,7 +6,6 @@ al., 2018), as timm builds them.
 
 from typing import Any, Literal, get_args
 
-from timm.layers import create_attn
 from torch import Tensor, nn
 
 from core_gates.surgery import gate_hosts
@@ -34,6 +33,8 @@ class Recalibration(nn.Module):
         if kind == "cbam" and feature_dim != 1:
             raise ValueError("cbam convolves over images, found tokens; choose se, eca or a CNN")
         options = {} if kind == "eca" else {"rd_ratio": REDUCTION}
+        from timm.layers import create_attn  # see endoscopy.models.trunks
+
         self.attention = create_attn(kind, dim, **options)
         self.feature_dim = feature_dim
 

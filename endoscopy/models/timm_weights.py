@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
@@ -125,4 +124,6 @@ def _is_stem(mine: Tensor, theirs: Tensor) -> bool:
 def _resample(trunk: nn.Module, theirs: Tensor) -> Tensor:
     prefix = 0 if trunk.no_embed_class else int(trunk.num_prefix_tokens)  # type: ignore[arg-type]
     grid = list(trunk.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
+    from timm.layers import resample_abs_pos_embed  # see endoscopy.models.trunks
+
     return resample_abs_pos_embed(theirs, new_size=grid, num_prefix_tokens=prefix)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-import timm
 from torch import nn
 
 from endoscopy.models.tiny_resnet import TinyResNet
@@ -30,6 +29,8 @@ def build_trunk(name: str, in_channels: int, options: Mapping[str, Any]) -> tupl
         if name == TINY_RESNET:
             tiny = TinyResNet(in_channels, **options)
             return tiny, tiny.num_features
+        import timm  # a second of start-up that no help needs
+
         if not timm.is_model(name):
             near = get_close_matches(name, [TINY_RESNET, *timm.list_models()], 1)
             hint = f"did you mean {near[0]!r}?" if near else "see timm.list_models()"

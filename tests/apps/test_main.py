@@ -131,10 +131,18 @@ def test_debug_and_defects_show_the_traceback(front_door):
 def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, capsys):
     (tmp_path / "needy_app.py").write_text("import a_package_that_is_missing\n")
     monkeypatch.syspath_prepend(tmp_path)
-    table = {"weather": App("needy_app", "x", {"go": "x"})}
+    table = {"weather": App("needy_app", "x", {"go": "x"}, extras=("sky", "sea"))}
     assert main(["weather", "go"], table) == 2
-    line = "weather needs a_package_that_is_missing: pip install '.[weather]'"
+    line = "sky needs a_package_that_is_missing: pip install '.[sky]'"
     assert capsys.readouterr().err == f"gates weather go: error: {line}\n"
+
+
+def test_a_package_that_is_missing_later_names_the_extra_too(front_door, capsys):
+    assert front_door(ModuleNotFoundError("no", name="far_away.part")) == 2
+    line = "fake needs far_away: pip install '.[fake]'"
+    assert capsys.readouterr().err == f"gates fake go: error: {line}\n"
+    with pytest.raises(ModuleNotFoundError):
+        front_door(ModuleNotFoundError("no", name="harness.nothing"))
 
 
 def test_version(capsys):
