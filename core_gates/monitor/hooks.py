@@ -16,7 +16,7 @@ from core_gates.monitor.routings import Choices, RoutingStatistics
 from core_gates.monitor.sums import split
 from core_gates.monitor.values import ValueStatistics
 from core_gates.numerics import widest_float
-from core_gates.routing.base import Gate
+from core_gates.routing.base import Gate, Listener
 from core_gates.routing.collect import outermost_gates
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.repeated import Gathered, accumulate, is_repeated
@@ -41,8 +41,8 @@ class GateMonitor:
     Routing gates (:class:`~core_gates.routing.base.Gate`) are measured from what they return, other
     modules that offer ``gate_values`` by one more call of it, and ``experts`` from their outputs.
     Nothing is read on the host before :meth:`compute`. Recomputation by activation checkpointing is
-    not counted again. A compiled model is measured as well, whenever it was compiled: it is compiled
-    once more for steps that are measured.
+    not counted again. A compiled model is measured as well, whenever it was compiled: for steps
+    that are measured, it is compiled once more.
 
     Example:
         >>> monitor = GateMonitor(model, every=50)
@@ -184,7 +184,7 @@ class GateMonitor:
         for watched in self._watched:
             watched.release()
         self._watched.clear()
-        listeners = tuple(self._listeners.values())
+        listeners: tuple[Listener, ...] = tuple(self._listeners.values())
         for _, gate in outermost_gates(self._model):
             gate.listeners = tuple(x for x in gate.listeners if x not in listeners)
 
