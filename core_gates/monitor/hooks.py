@@ -298,14 +298,15 @@ class _Watched:
     def __init__(self, module: nn.Module, hook: Hook) -> None:
         self._module = module
         self._hook = module.register_forward_hook(hook, with_kwargs=True)
-        self._is_set = "forward" not in vars(module)
-        if self._is_set:
+        if "forward" not in vars(module):
             module.forward = module.forward
 
     def release(self) -> None:
         self._hook.remove()
-        if self._is_set:
-            del self._module.forward
+        module = self._module
+        ours = getattr(vars(module).get("forward"), "__func__", None) is type(module).forward
+        if ours and not module._forward_hooks:  # another monitor may still need it
+            del module.forward
 
 
 def _device_of(module: nn.Module) -> torch.device:
