@@ -16,7 +16,7 @@ from core_gates.monitor.routings import Choices, RoutingStatistics
 from core_gates.monitor.sums import split
 from core_gates.monitor.values import ValueStatistics
 from core_gates.numerics import widest_float
-from core_gates.routing.base import Gate
+from core_gates.routing.base import Gate, Listener
 from core_gates.routing.collect import outermost_gates
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.repeated import Gathered, accumulate, is_repeated
@@ -41,8 +41,8 @@ class GateMonitor:
     Routing gates (:class:`~core_gates.routing.base.Gate`) are measured from what they return, other
     modules that offer ``gate_values`` by one more call of it, and ``experts`` from their outputs.
     Nothing is read on the host before :meth:`compute`. Recomputation by activation checkpointing is
-    not counted again. A compiled model is measured as well, whenever it was compiled: it is compiled
-    once more for steps that are measured.
+    not counted again. A compiled model is measured as well, whenever it was compiled: for steps
+    that are measured, it is compiled once more.
 
     Example:
         >>> monitor = GateMonitor(model, every=50)
@@ -184,7 +184,7 @@ class GateMonitor:
         for watched in self._watched:
             watched.release()
         self._watched.clear()
-        listeners = tuple(self._listeners.values())
+        listeners: tuple[Listener, ...] = tuple(self._listeners.values())
         for _, gate in outermost_gates(self._model):
             gate.listeners = tuple(x for x in gate.listeners if x not in listeners)
 
@@ -298,14 +298,15 @@ class _Watched:
     def __init__(self, module: nn.Module, hook: Hook) -> None:
         self._module = module
         self._hook = module.register_forward_hook(hook, with_kwargs=True)
-        self._is_set = "forward" not in vars(module)
-        if self._is_set:
+        if "forward" not in vars(module):
             module.forward = module.forward
 
     def release(self) -> None:
         self._hook.remove()
-        if self._is_set:
-            del self._module.forward
+        module = self._module
+        ours = getattr(vars(module).get("forward"), "__func__", None) is type(module).forward
+        if ours and not module._forward_hooks:  # another monitor may still need it
+            del module.forward
 
 
 def _device_of(module: nn.Module) -> torch.device:

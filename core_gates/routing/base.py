@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +14,8 @@ from core_gates.routing.repeated import accumulate
 _HALF = (torch.float16, torch.bfloat16)
 
 
-class Listener(Protocol):
-    """What is told every routing of a gate, also inside ``torch.compile``, which must trace it."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give the class a ``__call__`` of its own.
-
-        ``torch.compile`` limits the number of graphs that begin at one code object, and gates of
-        all classes would share those of ``Gate.__call__``.
-        """
-        super().__init_subclass__(**kwargs)
-        if "__call__" not in vars(cls):
-            shared = Gate.__call__
-            own = FunctionType(
-                shared.__code__.replace(), shared.__globals__, closure=shared.__closure__
-            )
-            cls.__call__ = own  # type: ignore[method-assign]
-
-    def __call__(self, routing: RoutingOutput, padding_mask: Tensor | None) -> None:
-        """Take notice of a routing."""
+Listener = Callable[[RoutingOutput, Tensor | None], None]
+"""What is told every routing of a gate and its padding mask; ``torch.compile`` must trace it."""
 
 
 class Gate(nn.Module, ABC):
@@ -61,7 +44,7 @@ class Gate(nn.Module, ABC):
     Attributes:
         counted: Calls in training mode since the last update, then the sum of their summaries
             (1 + S,), int64; None if there is no summary.
-        listeners: Called with each routing; see :class:`Listener`. Copies of the gate have none.
+        listeners: Called with each routing; see ``Listener``. Copies of the gate have none.
         couples_tokens: True if the routing of a position depends on others. A causal model must
             refuse such a gate: it looks into the future.
         renormalize: True if the gate scales its weights to sum 1 after selection.
@@ -95,6 +78,20 @@ class Gate(nn.Module, ABC):
             if summary_size
             else None
         )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the class a ``__call__`` of its own.
+
+        ``torch.compile`` limits the number of graphs that begin at one code object, and gates of
+        all classes would share those of ``Gate.__call__``.
+        """
+        super().__init_subclass__(**kwargs)
+        if "__call__" not in vars(cls):
+            shared = Gate.__call__
+            own = FunctionType(
+                shared.__code__.replace(), shared.__globals__, closure=shared.__closure__
+            )
+            cls.__call__ = own  # type: ignore[method-assign]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Route as ``forward`` does, count the routing and tell it to the listeners."""

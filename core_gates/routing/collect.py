@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from core_gates.collectives import Group
-from core_gates.routing.base import Gate
+from core_gates.routing.base import Gate, Listener
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.repeated import Gathered
 from core_gates.routing.staged import SteppedGate
@@ -85,7 +85,7 @@ def collect_routing(model: nn.Module) -> Iterator[Mapping[str, list[RoutingOutpu
     """
     gates = dict(outermost_gates(model))
     routings = _Routings(list(gates))
-    listeners = {name: routings.listener(name) for name in gates}
+    listeners: dict[str, Listener] = {name: routings.listener(name) for name in gates}
     for name, gate in gates.items():
         gate.listeners = (*gate.listeners, listeners[name])
     try:
@@ -135,7 +135,7 @@ def _summed(counted: list[Tensor], group: Group) -> list[Tensor]:
     total = torch.cat([tensor.to(counted[0].device) for tensor in counted])
     if dist.is_initialized():
         dist.all_reduce(total, group=group)
-    parts = total.split([len(tensor) for tensor in counted])
+    parts = total.split_with_sizes([len(tensor) for tensor in counted])
     return [part.to(tensor.device) for part, tensor in zip(parts, counted, strict=True)]
 
 

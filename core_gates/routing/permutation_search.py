@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-T = TypeVar("T", int, float, Tensor)
+T = TypeVar("T", int, Tensor)
+F = TypeVar("F", float, Tensor)
 
 _ENTROPY_EPS = 1e-6
 
@@ -60,9 +61,9 @@ class PermutationSearch:
         if not min(self.start, self.end) > 0:
             raise ValueError(f"start and end must be positive, got {self.start} and {self.end}")
 
-    def temperature_at(self, t: T) -> T:
+    def temperature_at(self, t: F) -> F:
         """Return τ in step t, a number or a floating tensor."""
-        ratio: T = (self.end / self.start) ** (t / self.num_steps)
+        ratio: F = (self.end / self.start) ** (t / self.num_steps)
         return self.start * ratio
 
     def iterations_at(self, t: T) -> T:

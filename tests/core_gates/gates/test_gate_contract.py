@@ -290,6 +290,17 @@ def test_compiles_into_one_graph(make):
     assert_same_routing(compiled(x, padding_mask=mask), expected)
 
 
+def test_every_class_of_gates_has_its_own_limit_of_graphs():
+    """Otherwise the gates of a process would share that of one code object."""
+    gates = [GATES[name]() for name in ("softmax", "top-k", "sigmoid", "cosine", "top-p", "remoe")]
+    codes = [Gate.__call__.__code__, *(type(gate).__call__.__code__ for gate in gates)]
+    assert len({id(code) for code in codes}) == 7
+    for _ in range(2):
+        for gate in gates:
+            gate.train(not gate.training)
+            torch.compile(gate, backend="eager", fullgraph=True)(positions(3))
+
+
 @pytest.mark.parametrize(("dim", "num_experts"), [(0, 3), (3, 0)])
 def test_sizes_are_checked(dim, num_experts):
     for kind in (SoftmaxGate, TopKGate):

@@ -11,6 +11,7 @@ from core_gates import GatedConv, GateMonitor, RoutingOutput, SoftmaxGate, TopKG
 from core_gates.moe.dispatch import DISPATCHES
 from core_gates.moe.experts import StackedExperts
 from core_gates.moe.layer import MoELayer
+from core_gates.monitor import hooks, routings, sums
 from core_gates.monitor.activations import ActivationStatistics
 from core_gates.monitor.routings import RoutingStatistics
 from core_gates.monitor.values import ValueStatistics
@@ -331,6 +332,22 @@ def test_all_gates_of_a_model_are_measured(model):
     assert figures["conv"]["values"] == gates.numel()
     assert all(isinstance(v, float) for gate in figures.values() for v in gate.values())
     assert monitor.histograms()["conv"]["histogram"].sum() == gates.numel()
+
+
+@pytest.mark.fault("core A12")
+def test_figures_where_the_device_has_no_float64(model, monkeypatch):
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
+    figures = []
+    for dtype in (torch.float64, torch.float32):
+        for module in (hooks, routings, sums):
+            monkeypatch.setattr(module, "widest_float", lambda _device, dtype=dtype: dtype)
+        with GateMonitor(model, experts={"plain": 1}) as monitor:
+            drive(model, x)
+            model["plain"](x)
+            assert {total.dtype for total in monitor._totals.values()} == {dtype}
+            figures.append(monitor.compute())
+    assert figures[0]["top"]["positions"] == 40
+    assert_close(figures[1], figures[0], rtol=1e-4, atol=1e-5)
 
 
 def test_observations_add_up(model):

@@ -15,6 +15,7 @@ from core_gates import (
     GateMonitor,
     PermutationSearch,
     PermutedGate,
+    ReMoEGate,
     RoutingOutput,
     SigmoidGate,
     SoftmaxGate,
@@ -140,6 +141,18 @@ def test_what_a_step_has_counted_is_no_state():
     assert (gate.counted.tolist(), copied.counted.tolist()) == ([1, 3], [2, 4])
     empty = gate.to("meta").to_empty(device="cpu")
     assert empty.counted.tolist() == [0, 0]
+
+
+def test_transforms_and_exports_count_nothing():
+    """Neither may change a tensor from outside."""
+    gate = ReMoEGate(4, 8)
+    x = torch.randn(5, 4)
+    gradient = torch.func.grad(lambda x: gate(x).weights.square().sum())(x)
+    torch.vmap(lambda x: gate(x).weights)(x)
+    program = torch.export.export(gate, (x,))
+    assert "accumulate" not in str(program.graph)
+    assert gradient.abs().max() > 0
+    assert not gate.counted.any()
 
 
 @pytest.mark.fault("core A2")

@@ -26,7 +26,9 @@ DIM, EXPERTS, STEPS = 6, 5, 9
 ANNEALED = TemperatureSchedule(2.0, 0.3, STEPS)
 GATES = {
     "dense to sparse": lambda: DenseToSparseGate(DIM, EXPERTS, stages=StagedSchedule(2, 5)),
-    "permuted": lambda: PermutedGate(TopKGate(DIM, EXPERTS), search=PermutationSearch(6, start=0.1)),
+    "permuted": lambda: PermutedGate(
+        TopKGate(DIM, EXPERTS), search=PermutationSearch(6, start=0.1)
+    ),
     "softmax": lambda: SoftmaxGate(DIM, EXPERTS, temperature=ANNEALED),
     "activation": lambda: ActivationGate(DIM, EXPERTS, tau=ANNEALED),
 }
@@ -72,6 +74,7 @@ def test_average_of_models(name):
     assert phases == set(gate.phases)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.fault("core F1")
 @pytest.mark.parametrize("steps", [4, STEPS])
 def test_distributed_checkpoint_in_place(name, steps, tmp_path):
@@ -91,12 +94,13 @@ def test_copies_and_writes_that_nobody_notices(name):
 
 
 def loaded_on_rank_0(name, steps):
-    """Return the phase of each rank and its weights, from a state that rank 0 alone loads."""
+    """Return the number of the phase and the weights, from a state that rank 0 alone loads."""
     gate = build(name)
     if dist.get_rank() == 0:
         gate.load_state_dict(build(name, steps).state_dict())
     parallel = DistributedDataParallel(gate).eval()
-    return parallel.module.phase, parallel(x()).to_dense(EXPERTS).weights
+    weights = parallel(x()).to_dense(EXPERTS).weights.detach()
+    return gate.phases.index(gate.phase), weights
 
 
 def all_loaded_on_rank_0():
@@ -109,8 +113,8 @@ def test_a_state_that_rank_0_alone_loads(ranks):
     for name in GATES:
         for steps in (4, STEPS):
             gate = build(name, steps).eval()
-            weights = gate(x()).to_dense(EXPERTS).weights
-            expected[f"{name} {steps}"] = (gate.phase, weights)
+            weights = gate(x()).to_dense(EXPERTS).weights.detach()
+            expected[f"{name} {steps}"] = (gate.phases.index(gate.phase), weights)
     for found in ranks(all_loaded_on_rank_0):
         assert_close(found, expected)
 
