@@ -67,6 +67,11 @@ class LETKF:
         self.inflate_unobserved = inflate_unobserved
         self.relaxation = relaxation
         self.coupling = None if coupling is None else torch.as_tensor(coupling)
+        if self.coupling is not None and not ((self.coupling >= 0) & (self.coupling <= 1)).all():
+            raise ValueError(
+                f"coupling must lie between 0 and 1, found {self.coupling.tolist()}: it is a factor "
+                "on the precision of observations"
+            )
         self._widths = widths
         self._tapers = {width: DistanceWeights(grid, GaspariCohnTaper(width)) for width in widths}
 
@@ -100,7 +105,7 @@ class LETKF:
         for channels, width, factors in self._groups(len(mean)):
             precision = factors.to(mean)[:, None] / errors.to(mean).square()
             seen = (precision > 0).any(0).nonzero().flatten()
-            if not len(seen):
+            if not len(seen) and not self.inflate_unobserved:
                 continue
             scale = precision[:, seen].sqrt()
             observed = anomalies[:, :, seen] * scale
