@@ -78,13 +78,13 @@ def _classical(source: Era5EnsembleSource) -> dict[str, Assimilator]:
     return {name: found[name].build(stored(settings, found[name], TASK)) for name in METHODS}
 
 
-def _network(source: Era5EnsembleSource) -> AdasAnalysis:
+def _network(source: Era5EnsembleSource) -> Assimilator:
     """Return the shipped increment form of the configuration."""
     config = Path(str(files("apps.weather"))) / "configs" / f"{CONFIG}.yaml"
     arguments = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["network"]
     analysis = AdasAnalysis(Adas(**arguments), source.normalizer, source.background_sd)
     weights = Path(str(files("weather"))) / "weights" / CONFIG / f"{FORM}-s0.safetensors"
-    load_weights(weights, analysis)
+    load_weights(weights, analysis, form=FORM, seed=0)
     return analysis.eval().expecting(source.task_background_sd["persistence"])
 
 

@@ -29,8 +29,8 @@ class LETKF:
             each analysed channel.
         inflation: Factor on the background covariance.
         inflate_unobserved: Whether to inflate points without an observation within 2c too, as the
-            equations have it; such spread grows without bound in a cycle. They keep their
-            background by default.
+            equations have it, also where nothing is observed at all; such spread grows without
+            bound in a cycle. They keep their background by default.
         relaxation: RTPS coefficient, 0 (none) to 1 (the prior spread is restored).
         coupling: (C, C) factors from 0 to 1 on the observation precision: row = analysed channel,
             column = observed channel. The identity analyses every channel from its own
@@ -69,8 +69,8 @@ class LETKF:
         self.coupling = None if coupling is None else torch.as_tensor(coupling)
         if self.coupling is not None and not ((self.coupling >= 0) & (self.coupling <= 1)).all():
             raise ValueError(
-                f"coupling must lie between 0 and 1, found {self.coupling.tolist()}: it is a factor "
-                "on the precision of observations"
+                f"coupling must lie between 0 and 1, found {self.coupling.tolist()}: it is a "
+                "factor on the precision of observations"
             )
         self._widths = widths
         self._tapers = {width: DistanceWeights(grid, GaspariCohnTaper(width)) for width in widths}

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
 from apps.weather.ensemble import EnsembleScores
 from apps.weather.twin import TwinScores
 from apps.weather.twin_checks import TwinChecks
+
 from weather.bootstrap import clustered_bootstrap, root_ratio
 from weather.experiments.twin.corruption import Corruption
 from weather.experiments.twin.evaluation import TwinTask

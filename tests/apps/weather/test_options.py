@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from apps.weather.figures import CYCLES_FILE, EXAMPLE_FILE, cycle_figures, example_figures
+from apps.weather.source import check_densities, check_seeds, check_tuning
 from safetensors.torch import save_file
 
 from apps.weather.assimilation import left_out_line
-from apps.weather.figures import CYCLES_FILE, EXAMPLE_FILE, cycle_figures, example_figures
-from apps.weather.source import check_densities, check_seeds, check_tuning
 from apps.weather.training import load_trained
 from apps.weather.tuning import built, read_settings
 from core_gates.errors import GatesError

@@ -149,7 +149,7 @@ def test_a_timeline_without_observations_or_lost_is_returned(problem, grid, bad)
     background, observations = problem(timelines=3, members=5, density=1.0)
     keep = torch.tensor([True, False, True]).view(3, 1, 1, 1)
     background[2, 3, 0, 1, 1] = bad
-    method = LETKF(grid, 5, localization_km=4000.0, inflation=1.2, inflate_unobserved=True)
+    method = LETKF(grid, 5, localization_km=4000.0, inflation=1.2)
     analysis = method.analyse(background, observations.withhold(keep))
     assert not torch.equal(analysis[0], background[0])
     assert analysis[0].isfinite().all()

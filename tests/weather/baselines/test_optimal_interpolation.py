@@ -216,7 +216,5 @@ def test_another_covariance_has_factors_of_its_own(problem):
     first = method.analyse(background, observations)
     method.covariance = covariance(seed=4)
     second = method.analyse(background, observations)
-    assert_close(
-        second, OptimalInterpolation(covariance(seed=4)).analyse(background, observations)
-    )
+    assert_close(second, OptimalInterpolation(covariance(seed=4)).analyse(background, observations))
     assert not torch.equal(first, second)

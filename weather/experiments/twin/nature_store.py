@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from core_gates.errors import GatesError
+from harness.files import replacing
 from weather.data.tensors import to_dataset
 from weather.experiments.identity import differences
 from weather.grid import Grid
@@ -141,16 +142,15 @@ class NatureStore:
 
     def save(self, point: SavePoint) -> None:
         """Replace the save point."""
-        draft = self._point.with_suffix(".draft.npz")
-        np.savez(
-            draft,
-            step=point.step,
-            written=point.written,
-            state=point.state.cpu().numpy(),
-            identity=self.identity,
-            num_times=self.num_times,
-        )
-        draft.replace(self._point)
+        with replacing(self._point) as draft:
+            np.savez(
+                draft,
+                step=point.step,
+                written=point.written,
+                state=point.state.cpu().numpy(),
+                identity=self.identity,
+                num_times=self.num_times,
+            )
 
     def finish(self) -> None:
         """Put the complete store in its place."""
