@@ -37,7 +37,7 @@ class EnsembleExperiment(EnsembleSample):
     field = "z500"
     max_seeds: int | None = None
     max_cycles: int | None = None
-    notes = (
+    notes: tuple[str, ...] = (
         "The ERA5 sample has two test times, which n counts. Intervals are over the nine members "
         "at these times: they speak of other members, not of other weather.",
     )
