@@ -90,8 +90,8 @@ class Reports:
         if self.rejected[-1]:
             frame = self.table.frame
             mirrored = ObservationTable(frame.assign(latitude=-frame["latitude"]))
-            found, passed = self._checked(mirrored, time, background)
-            self.flipped += int(found.mask.sum() - passed.mask.sum())
+            all_of_them, plausible = self._checked(mirrored, time, background)
+            self.flipped += int(all_of_them.mask.sum() - plausible.mask.sum())
         return GriddedObservations.stack([passed])
 
     def _checked(

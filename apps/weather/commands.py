@@ -214,7 +214,7 @@ class WeatherTrainer(GatesTrainer):
             quick: A short look in two minutes: few cycles or cases, no bars, nothing is trained.
             open_gate: Score networks with all gates open, too. None is shipped: they are trained
                 with the settings of ``adas_increment``.
-            ckpt_path: A checkpoint or weights file to score beside the classical methods, in place
+            ckpt_path: A checkpoint or weights file to score next to the classical methods, in place
                 of the networks of all forms and seeds; no bars.
         """
         experiment = experiment_of(datamodule.source)

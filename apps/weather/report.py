@@ -45,7 +45,7 @@ def weather_report(run_folder: RunFolder, source: Experiment) -> Path:
     """
     scores = read_scores(run_folder.scores, "weather")
     page = Page(
-        f"Weather: {run_folder.name}", "Gated data assimilation beside the classical methods"
+        f"Weather: {run_folder.name}", "Gated data assimilation next to the classical methods"
     )
     notes = "".join(f"\n\n{note}" for note in source.notes)
     page.section("Scores").text(EXPLANATION + _units(source.channels) + notes).scores(

@@ -59,7 +59,8 @@ def tour(folder: Path, say: Callable[[str], None], *, truths: int = 9) -> TourSt
             "Truth is a member of the ERA5 ensemble on 2 January 2017, 12 UTC; the background is "
             "another member twelve hours earlier. Ten percent of the grid points report all four "
             "fields with errors of 50 m² s⁻² and 0.7 K. The network was trained on 1 January. OI "
-            "is optimal interpolation."
+            "is optimal interpolation. Intervals are over members at this one time: they speak of "
+            "no other weather."
         )
         header = ["method", *source.channels.labels]
         table = [[name, *error.mean(0).sqrt().tolist()] for name, error in errors.items()]

@@ -15,7 +15,7 @@ from weather.experiments.tuning import Box, Setting, search
 
 
 class Tuner:
-    """Tune one method after another; what is done is kept beside the file until all are done.
+    """Tune one method after another; what is done is kept next to the file until all are done.
 
     Args:
         path: File of the settings, replaced by :meth:`finish`.

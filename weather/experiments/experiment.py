@@ -109,13 +109,9 @@ class Experiment(ProblemSource, Protocol):
 
     Attributes:
         reference: Method that others are compared with in figures.
-        headline: Metrics of tables and reports; the others are in ``scores.json`` alone.
-        field: Label of the channel of the scorecard.
         notes: What a reader of the scores must know, a sentence each.
         pictures_file: Name of the file of what figures are drawn from.
         attribution: Who made the data; empty if they are our own.
-        max_seeds: Largest number of seeds of an evaluation, None for any.
-        max_cycles: Largest number of cycles of a trial, None where there are none.
     """
 
     reference: str
@@ -124,16 +120,20 @@ class Experiment(ProblemSource, Protocol):
     attribution: str
 
     @property
-    def headline(self) -> set[str]: ...  # noqa: D102
+    def headline(self) -> set[str]:
+        """Metrics of tables and reports; the others are in ``scores.json`` alone."""
 
     @property
-    def field(self) -> str: ...  # noqa: D102
+    def field(self) -> str:
+        """Label of the channel of the scorecard."""
 
     @property
-    def max_seeds(self) -> int | None: ...  # noqa: D102
+    def max_seeds(self) -> int | None:
+        """Largest number of seeds of an evaluation, None for any."""
 
     @property
-    def max_cycles(self) -> int | None: ...  # noqa: D102
+    def max_cycles(self) -> int | None:
+        """Largest number of cycles of a trial, None where there are none."""
 
     @property
     def observation_error(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a twin experiment shows beside the methods: crossed seeds, redrawn networks, bad reports."""
+"""What a twin experiment shows next to the methods: crossed seeds, redrawn networks, bad reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DECLARED, DENIED = 1.05, 1.10
 class TwinChecks:
     """Three checks of the increment form.
 
-    Crossed: the network of every seed on the timelines of all seeds, beside the ungated control,
+    Crossed: the network of every seed on the timelines of all seeds, next to the ungated control,
     at the smallest density. Timelines differ more than networks do, so only networks that have
     seen the same ones tell whether the gate matters beyond the spread of the seeds.
     Redrawn: the observing network is another one in every cycle, at the smallest density.

@@ -47,7 +47,7 @@ class SavePoint(NamedTuple):
 
 
 class NatureStore:
-    """A Zarr store that is filled in blocks beside its path and renamed when complete.
+    """A Zarr store that is filled in blocks next to its path and renamed when complete.
 
     A save point is written, by an atomic rename, only after the blocks that it counts; blocks
     after it may be damaged by a kill and are written again.

@@ -221,7 +221,7 @@ def take_weights(path: str | Path, tensors: Mapping[str, object], analysis: Adas
 
 
 def _form(analysis: AdasAnalysis) -> dict[str, object]:
-    """Return what the analysis depends on beside its weights, as JSON would give it back."""
+    """Return what the analysis depends on besides its weights, as JSON would give it back."""
     arguments = analysis.network.arguments
     form = {name: value for name, value in arguments.items() if name not in _WITHOUT_EFFECT}
     form["confidence_kind"] = analysis.confidence_kind
