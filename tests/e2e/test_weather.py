@@ -184,7 +184,7 @@ def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, sco
     text = (gates.folder / "runs/weather/unit/scores.md").read_text()
     assert text.startswith("# Weather: unit\n\nLost timelines are scored as the free run.")
     assert "\n\n## 0.1/perfect\n\n| method | rmse_h |" in text
-    assert scores["notes"] == [line for line in text.split("\n\n")[1:3]]
+    assert scores["notes"] == text.split("\n\n")[1:3]
 
 
 def test_persistence_and_the_signs_of_drifts_are_scored(scores):

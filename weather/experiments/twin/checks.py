@@ -1,4 +1,4 @@
-"""What a twin experiment shows next to the methods: crossed seeds, redrawn networks, bad reports."""
+"""Checks of a twin experiment beyond its scores: crossed seeds, redrawn networks, bad reports."""
 
 from __future__ import annotations
 
