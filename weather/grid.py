@@ -104,8 +104,14 @@ class Grid:
         """
         if tuple(field.shape[-2:]) != self.shape:
             raise ValueError(f"expected (..., H, W) on {self.shape}, found {tuple(field.shape)}")
+        field = at_least_single(field)
         weights = self.area_weights().to(field)
         return (field.mean(-1) * weights).mean(-1)
+
+
+def at_least_single(field: Tensor) -> Tensor:
+    """Return a field in its own type, or in float32 if that is half precision or whole numbers."""
+    return field.to(torch.promote_types(field.dtype, torch.float32))
 
 
 def gaussian_nodes(count: int) -> tuple[Tensor, Tensor]:

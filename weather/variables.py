@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
+GRAVITY = 9.80665  # m s-2, of geopotential meters
+
 
 @dataclass(frozen=True)
 class OtherUnit:
@@ -29,12 +33,24 @@ class Variable:
         low: Smallest plausible value.
         high: Largest plausible value.
         confused_with: Wrong units that the range can tell.
+        standard_name: Name in the conventions for climate and forecast data.
+        aliases: Units in which a report may say that it is, with their factor and term to the
+            right one.
     """
 
     unit: str
     low: float
     high: float
     confused_with: tuple[OtherUnit, ...] = ()
+    standard_name: str = ""
+    aliases: tuple[tuple[str, float, float], ...] = ()
+
+    def conversion(self, unit: str) -> tuple[float, float] | None:
+        """Return factor and term from a unit to the right one, None if it is unknown."""
+        plain = _plain(unit)
+        if plain == _plain(self.unit):
+            return 1.0, 0.0
+        return next((rest for name, *rest in self.aliases if _plain(name) == plain), None)  # type: ignore[return-value]
 
     def wrong_unit(self, low: float, high: float) -> OtherUnit | None:
         """Return the unit that values from ``low`` to ``high`` are probably in, if it is known."""
@@ -51,21 +67,54 @@ CELSIUS = OtherUnit("degrees Celsius", 1.0, 273.15, "add 273.15")
 HECTOPASCAL = OtherUnit("hPa", 100.0, 0.0, "multiply by 100")
 GRAM_PER_KG = OtherUnit("g/kg", 1e-3, 0.0, "divide by 1000")
 
-_TEMPERATURE = Variable("K", 150.0, 350.0, (CELSIUS,))
-_WIND = Variable("m s-1", -150.0, 150.0)
+
+def _plain(unit: str) -> str:
+    """Return a unit in one spelling: ``m² s⁻²``, ``m2/s2`` and ``m**2 s**-2`` are ``m2s-2``."""
+    plain = unit.strip().translate(str.maketrans("²⁻¹", "2-1")).replace("**", "").replace("^", "")
+    over = plain.split("/")
+    if len(over) == 2:
+        bottom = over[1].strip()
+        plain = (
+            f"{over[0]}{bottom}-1" if bottom.isalpha() else f"{over[0]}{bottom[:-1]}-{bottom[-1]}"
+        )
+    return plain.replace(" ", "")
+
+
+_CELSIUS = tuple((name, 1.0, 273.15) for name in ("degC", "C", "°C", "celsius", "Celsius"))
+_PASCAL = (("hPa", 100.0, 0.0), ("mbar", 100.0, 0.0), ("kPa", 1000.0, 0.0))
+_SPEED = (("kt", 0.514444, 0.0), ("knots", 0.514444, 0.0), ("km h-1", 1 / 3.6, 0.0))
+_HEIGHT = tuple((name, GRAVITY, 0.0) for name in ("gpm", "m", "geopotential meters"))
+_DECAMETER = tuple((name, 10 * GRAVITY, 0.0) for name in ("gpdam", "gpdm", "dam"))
+
+
+def _temperature(name: str) -> Variable:
+    return Variable("K", 150.0, 350.0, (CELSIUS,), name, _CELSIUS)
+
+
+def _wind(name: str) -> Variable:
+    return Variable("m s-1", -150.0, 150.0, (), name, _SPEED)
+
+
+def _pressure(low: float, high: float, name: str) -> Variable:
+    return Variable("Pa", low, high, (HECTOPASCAL,), name, _PASCAL)
+
 
 VARIABLES = {
-    "10m_u_component_of_wind": _WIND,
-    "10m_v_component_of_wind": _WIND,
-    "2m_temperature": _TEMPERATURE,
-    "mean_sea_level_pressure": Variable("Pa", 85_000.0, 110_000.0, (HECTOPASCAL,)),
-    "surface_pressure": Variable("Pa", 40_000.0, 115_000.0, (HECTOPASCAL,)),
-    "geopotential": Variable("m2 s-2", -10_000.0, 600_000.0),
-    "specific_humidity": Variable("kg kg-1", -1e-3, 0.05, (GRAM_PER_KG,)),
-    "u_component_of_wind": _WIND,
-    "v_component_of_wind": _WIND,
-    "temperature": _TEMPERATURE,
-    "height": Variable("m", 0.0, 50_000.0),
+    "10m_u_component_of_wind": _wind("eastward_wind"),
+    "10m_v_component_of_wind": _wind("northward_wind"),
+    "2m_temperature": _temperature("air_temperature"),
+    "mean_sea_level_pressure": _pressure(85_000.0, 110_000.0, "air_pressure_at_mean_sea_level"),
+    "surface_pressure": _pressure(40_000.0, 115_000.0, "surface_air_pressure"),
+    "geopotential": Variable(
+        "m2 s-2", -10_000.0, 600_000.0, (), "geopotential", (*_HEIGHT, *_DECAMETER)
+    ),
+    "specific_humidity": Variable(
+        "kg kg-1", -1e-3, 0.05, (GRAM_PER_KG,), "specific_humidity", (("g kg-1", 1e-3, 0.0),)
+    ),
+    "u_component_of_wind": _wind("eastward_wind"),
+    "v_component_of_wind": _wind("northward_wind"),
+    "temperature": _temperature("air_temperature"),
+    "height": Variable("m", 0.0, 50_000.0, (), "", (("dam", 10.0, 0.0), ("km", 1000.0, 0.0))),
 }
 """By WeatherBench-2 name."""
 
@@ -73,3 +122,16 @@ VARIABLES = {
 def unit_of(name: str) -> str:
     """Return the unit of a variable, or an empty string if the variable is unknown."""
     return VARIABLES[name].unit if name in VARIABLES else ""
+
+
+def attributes_of(name: str) -> dict[str, str]:
+    """Return unit and standard name of a variable by their attributes; nothing if it is unknown."""
+    if name not in VARIABLES:
+        return {}
+    found = {"units": VARIABLES[name].unit, "standard_name": VARIABLES[name].standard_name}
+    return {key: value for key, value in found.items() if value}
+
+
+def standard_height(pressure_hpa: np.ndarray | float) -> np.ndarray:
+    """Return the height in the standard atmosphere, m, of pressures in the troposphere, hPa."""
+    return np.asarray(44_330.8 * (1 - (np.asarray(pressure_hpa) / 1013.25) ** 0.190263))

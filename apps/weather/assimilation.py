@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,39 +14,49 @@ import torch
 from torch import Tensor
 
 from apps.weather.forecast import find_forecast
-from apps.weather.source import background_sd, methods_of, tasks_of
 from apps.weather.training import Networks, load_trained
-from apps.weather.tuning import built
+from apps.weather.tuning import tuned
 from core_gates.errors import GatesError
+from harness.files import sha256
 from harness.runs.ticker import ticking
+from weather.assimilation import WINDOW_HOURS, Analyses, Reports, by_channel
 from weather.baselines.assimilator import Assimilator
-from weather.cycle import Cycle
 from weather.data.store import naming
 from weather.data.tensors import dataset_grid, to_dataset, to_tensor
 from weather.data.wb2 import open_wb2
 from weather.data.write import write_wb2
-from weather.experiments.ensemble.source import Era5EnsembleSource
+from weather.experiments.experiment import Experiment, expecting
 from weather.experiments.method import Settings
 from weather.grid import Grid
 from weather.models.adas.forms import FORMS
-from weather.observations.gridded import GriddedObservations, gross_check
-from weather.observations.superob import grid_table, left_out
+from weather.observations.superob import left_out
 from weather.observations.table import OUT_OF_RANGE, ObservationTable
 from weather.state import ChannelSpec
 from weather.training.module import AdasModule
-from weather.training.stream import ProblemSource
 
-WINDOW_HOURS = 3.0
 GRID_TOLERANCE = 1e-4  # degrees; coordinates in float32 differ by 2e-5
 
 
-class Analyses(NamedTuple):
-    """Analyses (T,C,H,W) at T ``times``, with the numbers of cells (T,) observed and rejected."""
+class Inputs(NamedTuple):
+    """What the analyses are made of.
 
-    states: Tensor
-    times: np.ndarray
-    observed: list[int]
-    rejected: list[int]
+    Attributes:
+        background: WeatherBench-2 store.
+        observations: Table of reports.
+        method: Name of the method.
+        weights: File of the network; None for that of the run folder or the package.
+        gross_check: Departure in standard deviations beyond which an observation is rejected.
+        representativeness: Standard deviation within a cell, by variable.
+        background_error: Standard deviation of the background error, by variable.
+    """
+
+    background: str
+    observations: str
+    method: str
+    weights: str | None = None
+    gross_check: float = 5.0
+    representativeness: Mapping[str, float] | None = None
+    background_error: Mapping[str, float] | None = None
 
 
 class Assimilation:
@@ -52,52 +64,40 @@ class Assimilation:
 
     Args:
         model: The module of the configuration.
-        source: Its channels, grid and units.
+        experiment: Its channels, grid, methods and units.
         networks: Where weights are found.
         settings: Tuned settings.
+        inputs: What the analyses are made of.
         task: The task whose settings and background error are used; the first one if None.
-        factor: Departure in standard deviations beyond which an observation is rejected.
 
     Raises:
-        GatesError: There is no such task, or the factor is not positive.
+        GatesError: There is no such task.
     """
 
     def __init__(
         self,
         model: AdasModule,
-        source: ProblemSource,
+        experiment: Experiment,
         networks: Networks,
         settings: Settings,
+        inputs: Inputs,
         task: str | None,
-        factor: float = 5.0,
     ) -> None:
-        self.model, self.source, self.networks = model, source, networks
-        self.settings = settings
-        if not factor > 0:
-            raise GatesError(f"--gross_check must be positive, found {factor:g}")
-        self.factor = factor
-        tuned = [name.partition("/")[2] for name in settings if "/" in name]
-        known = list(dict.fromkeys([*tasks_of(source), *tuned]))
+        self.model, self.experiment, self.networks = model, experiment, networks
+        self.settings, self.inputs = settings, inputs
+        tuned_tasks = [name.partition("/")[2] for name in settings if "/" in name]
+        known = list(dict.fromkeys([*(one.name for one in experiment.tasks()), *tuned_tasks]))
         if task is not None and task not in known:
             raise GatesError(f"--task {task!r} is unknown: choose from {', '.join(known)}")
         self.task = task or known[0]
-        self.sd = torch.empty(0)
-        self.counts: dict[str, list[int]] = {"observed": [], "rejected": []}
+        self.attributes: dict[str, Any] = {"method": inputs.method, "task": self.task}
 
-    def run(
-        self,
-        background: str,
-        observations: str,
-        method: str,
-        weights: str | None,
-        forecast: str | None,
-        cycles: int,
-    ) -> Analyses:
+    def run(self, forecast: str | None, cycles: int) -> Analyses:
         """Return the analyses; see ``gates weather assimilate --help``.
 
         Raises:
-            GatesError: An input is missing, damaged or does not fit the configuration, or an
-                analysis is not finite.
+            GatesError: An input is missing, damaged or does not fit the configuration, no report
+                belongs to an analysis, or an analysis is not finite.
         """
         if cycles < 1:
             raise GatesError(f"--cycles must be at least 1, found {cycles}")
@@ -106,24 +106,22 @@ class Assimilation:
                 f"--cycles {cycles} needs --forecast: give `model` for that of the configuration, "
                 "or the class path of your own"
             )
-        table = ObservationTable.read(observations, flag_out_of_range=True)
-        if flagged := int((table.frame["qc"] == OUT_OF_RANGE).sum()):
-            print(f"{flagged} of {len(table)} reports are out of range and left out")
-        states, times = self._background(background)
-        assimilator = self._method(method, weights)
+        table = self._table()
+        states, times = self._background(self.inputs.background)
+        if forecast is not None:
+            step = np.timedelta64(round(self.model.hours * 3600), "s")
+            times = times[-1] + np.arange(cycles) * step
+        self._require_reports(table, times)
+        assimilator, sd = self._method(self.inputs.method, self.inputs.weights)
+        reports = self._reports(table, sd)
         if forecast is None:
-            found = self._each(assimilator, table, states, times)
+            found = reports.analyze(assimilator, states, times, ticking)
         else:
-            found = self._cycle(assimilator, table, states[-1], times[-1], forecast, cycles)
-        if line := left_out_line(table, self.source.channels, found.times):
-            print(line)
-        bad = ~found.states.isfinite().flatten(1).all(1).numpy()
-        if bad.any():
-            stamp = np.datetime_as_string(found.times[bad][0], unit="m")
-            raise GatesError(
-                f"{int(bad.sum())} of {len(bad)} analyses are not finite, the first of {stamp}: "
-                "check the weights, the forecast model and the observation errors"
-            )
+            model = find_forecast(forecast, self.model)
+            found = reports.cycle(assimilator, model, states[-1], times, self.model.hours, ticking)
+        for line in (left_out_line(table, self.experiment.channels, times), reports.warning()):
+            if line:
+                print(line)
         return found
 
     def write(self, analyses: Analyses, path: Path, *, overwrite: bool) -> Path:
@@ -131,112 +129,119 @@ class Assimilation:
         for time, observed, rejected in zip(*analyses[1:], strict=True):
             stamp = np.datetime_as_string(time, unit="m")
             print(f"{stamp}  {observed} cells observed, {rejected} rejected by the gross check")
+        experiment, inputs = self.experiment, self.inputs
         dataset = to_dataset(
-            analyses.states, self.source.channels, self.source.grid, times=analyses.times
+            analyses.states, experiment.channels, experiment.grid, times=analyses.times
         )
+        dataset.attrs = {
+            "title": "Analyses by gates weather assimilate",
+            **self.attributes,
+            "background": inputs.background,
+            "observations": inputs.observations,
+            "observations_sha256": sha256(Path(inputs.observations)),
+            "window_hours": WINDOW_HOURS,
+            "gross_check": inputs.gross_check,
+            "observed_cells": analyses.observed,
+            "rejected_cells": analyses.rejected,
+        }
         return write_wb2(dataset, path, overwrite=overwrite)
 
+    def _table(self) -> ObservationTable:
+        path = self.inputs.observations
+        table = ObservationTable.read(path, flag_out_of_range=True)
+        if not len(table):
+            raise GatesError(f"{path} holds no reports, expected some: nothing is written")
+        if flagged := int((table.frame["qc"] == OUT_OF_RANGE).sum()):
+            print(f"{flagged} of {len(table)} reports are out of range and left out")
+        return table
+
+    def _require_reports(self, table: ObservationTable, times: np.ndarray) -> None:
+        """Refuse a table of which no report belongs to an analysis.
+
+        Raises:
+            GatesError: It says which times, variables and levels the reports have.
+        """
+        good = int((table.frame["qc"] == 0).sum())
+        parts = left_out(table, self.experiment.channels, times, window_hours=WINDOW_HOURS)
+        if good > sum(map(len, parts)):
+            return
+        why = left_out_line(table, self.experiment.channels, times)
+        first, last = (np.datetime_as_string(time, unit="m") for time in (times[0], times[-1]))
+        raise GatesError(
+            f"{self.inputs.observations}: no report belongs to an analysis of {first} to {last}"
+            f"{f', {why}' if why else ''}: nothing is written, give reports or a background of "
+            "that time"
+        )
+
     def _background(self, path: str) -> tuple[Tensor, np.ndarray]:
-        with open_wb2(path, self.source.channels) as dataset:
-            _require_grid(path, dataset_grid(dataset), self.source.grid)
+        with open_wb2(path, self.experiment.channels) as dataset:
+            _require_grid(path, dataset_grid(dataset), self.experiment.grid)
             if "prediction_timedelta" in dataset.dims:
                 raise GatesError(f"{path} holds forecasts: select one prediction_timedelta")
             with naming(path):
-                states = to_tensor(dataset, self.source.channels)
+                states = to_tensor(dataset, self.experiment.channels)
             if states.ndim == 5:
                 states = states.mean(1)  # the mean of an ensemble is its best single state
             return states, dataset["time"].values
 
-    def _method(self, name: str, weights: str | None) -> Assimilator:
-        """Return the method, and take the background error from it or from the source.
+    def _reports(self, table: ObservationTable, background_sd: Tensor) -> Reports:
+        channels, given = self.experiment.channels, self.inputs.representativeness
+        representativeness = None
+        if given:
+            zero = torch.zeros(channels.num_channels)
+            representativeness = by_channel(given, channels, zero, "representativeness")
+            self.attributes["representativeness"] = json.dumps(dict(given), sort_keys=True)
+        return Reports(
+            table,
+            self.experiment.grid,
+            channels,
+            background_sd,
+            factor=self.inputs.gross_check,
+            representativeness=representativeness,
+        )
+
+    def _method(self, name: str, weights: str | None) -> tuple[Assimilator, Tensor]:
+        """Return the method and the background error (C,) that it and the gross check expect.
 
         Raises:
-            GatesError: It is unknown, has no usable weights or settings, or the background error is
-                not positive.
+            GatesError: It is unknown, or has no usable weights or settings.
         """
-        assimilator = self._build(name, weights)
-        if not (self.sd.isfinite() & (self.sd > 0)).all():
-            raise GatesError(
-                f"the background error of {self.task} is {self.sd.tolist()}, expected positive "
-                "numbers: give other weights or run `gates weather prepare` again"
-            )
-        return assimilator
-
-    def _build(self, name: str, weights: str | None) -> Assimilator:
         if name in FORMS:
-            analysis = self.model.variant(name).analysis
-            path = weights or self.networks.path(name, 0)
-            if path is None:
-                raise GatesError(
-                    f"there are no weights of {name}: train them with `gates weather fit` or "
-                    "`gates weather evaluate`, or give --weights"
-                )
-            load_trained(Path(path), analysis)
-            if isinstance(self.source, Era5EnsembleSource):
-                analysis = analysis.expecting(background_sd(self.source, self.task))
-            self.sd = analysis.background_sd
-            return analysis.eval()
-        self.source.setup()
-        self.sd = background_sd(self.source, self.task)
-        methods = {m.name: m for m in methods_of(self.source, self.task) if m.members == 1}
+            analysis = self._network(name, weights)
+            sd = self.experiment.background_error(self.task)
+            sd = analysis.background_sd if sd is None else sd
+            sd = self._stated_error(sd)
+            return expecting(analysis, sd), sd
+        self.experiment.setup()
+        stated = self.experiment.background_error(self.task)
+        sd = self.experiment.background_sd if stated is None else stated
+        methods = {m.name: m for m in self.experiment.methods(self.task) if m.members == 1}
         if name not in methods:
             known = ", ".join([*FORMS, *methods])
             raise GatesError(f"--method {name!r} is unknown: choose from {known}")
-        return built(self.settings, methods[name], self.task)
+        method = tuned(self.settings, methods[name], self.task)
+        self.attributes["settings"] = json.dumps(self.settings.get(f"{name}/{self.task}", {}))
+        return method, self._stated_error(sd)
 
-    def _grid(
-        self, table: ObservationTable, time: np.datetime64, background: Tensor
-    ) -> GriddedObservations:
-        """Return the observations (1,C,H,W) that pass the gross check, and count the others."""
-        found = grid_table(
-            table, self.source.grid, self.source.channels, time, window_hours=WINDOW_HOURS
-        )
-        passed = gross_check(found, background, self.sd, self.factor)
-        self.counts["observed"].append(int(found.mask.sum()))
-        self.counts["rejected"].append(int(found.mask.sum() - passed.mask.sum()))
-        return GriddedObservations.stack([passed])
+    def _network(self, form: str, weights: str | None) -> Any:
+        analysis = self.model.variant(form).analysis
+        path = weights or self.networks.path(form, 0)
+        if path is None:
+            raise GatesError(
+                f"there are no weights of {form}: train them with `gates weather fit` or "
+                "`gates weather evaluate`, or give --weights"
+            )
+        load_trained(Path(path), analysis)
+        self.attributes |= {"weights": str(path), "weights_sha256": sha256(Path(path))}
+        return analysis.eval()
 
-    def _analyses(self, states: list[Tensor], times: np.ndarray) -> Analyses:
-        return Analyses(
-            torch.stack(states), times, self.counts["observed"], self.counts["rejected"]
-        )
-
-    def _each(
-        self, assimilator: Assimilator, table: ObservationTable, states: Tensor, times: np.ndarray
-    ) -> Analyses:
-        analyses = []
-        with ticking("analyzing", len(times)) as tick:
-            for state, time in zip(states, times, strict=True):
-                observations = self._grid(table, time, state)
-                analyses.append(assimilator.analyse(state[None, None], observations)[0, 0])
-                tick()
-        return self._analyses(analyses, times)
-
-    def _cycle(
-        self,
-        assimilator: Assimilator,
-        table: ObservationTable,
-        state: Tensor,
-        time: np.datetime64,
-        name: str,
-        cycles: int,
-    ) -> Analyses:
-        hours = self.model.hours
-        times = time + np.arange(cycles) * np.timedelta64(round(hours * 3600), "s")
-        current = iter(times)
-
-        def check(_: GriddedObservations, background: Tensor) -> GriddedObservations:
-            return self._grid(table, next(current), background[0])
-
-        forecast = find_forecast(name, self.model)
-        cycle = Cycle(forecast, assimilator, hours, quality_control=check)
-        nothing = GriddedObservations.absent((1, *state.shape))
-        analyses = []
-        with ticking("cycling", cycles) as tick, torch.no_grad():
-            for result in cycle.run(state[None, None], [nothing] * cycles):
-                analyses.append(result.analysis[0, 0])
-                tick()
-        return self._analyses(analyses, times)
+    def _stated_error(self, background_sd: Tensor) -> Tensor:
+        """Return the background error of the user where one is given."""
+        given = self.inputs.background_error
+        if not given:
+            return background_sd
+        self.attributes["background_error"] = json.dumps(dict(given), sort_keys=True)
+        return by_channel(given, self.experiment.channels, background_sd, "background_error")
 
 
 def left_out_line(table: ObservationTable, channels: ChannelSpec, times: np.ndarray) -> str:

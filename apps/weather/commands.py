@@ -1,4 +1,4 @@
-"""``gates weather``: assimilate observations into weather fields, beside the classical methods."""
+"""``gates weather``: assimilate observations into weather fields, next to the classical methods."""
 
 from __future__ import annotations
 
@@ -6,40 +6,37 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from apps.weather.assimilation import Assimilation
-from apps.weather.ensemble import EnsembleScores, tune_ensemble
-from apps.weather.figures import save_cycles, save_example, watch_gates
-from apps.weather.observing import era5_store, observe_store
-from apps.weather.report import headline, weather_report
-from apps.weather.source import (
+from apps.weather.assimilation import Assimilation, Inputs
+from apps.weather.checks import (
     check_densities,
     check_prepared,
     check_seeds,
     check_tuning,
-    store_of,
-    twin_of,
+    truth_store,
 )
+from apps.weather.observing import observe_store
+from apps.weather.report import weather_report
 from apps.weather.training import Networks, keep_weights
-from apps.weather.tuning import Tuner, read_settings
-from apps.weather.twin import TwinScores, tune_twin
-from apps.weather.twin_checks import TwinChecks
+from apps.weather.tuning import Tuner, read_settings, say_untuned
 from core_gates.errors import GatesError
+from core_gates.monitor.hooks import GateMonitor
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.experiment.markdown import write_markdown
 from harness.experiment.printing import print_scores
 from harness.experiment.scores import Scores, read_scores, write_scores
 from harness.files.atomic import require_free
+from harness.report.gates import save_gates
+from harness.runs.processes import in_processes
 from harness.runs.ticker import ticking
-from weather.experiments.ensemble.source import Era5EnsembleSource
+from weather.experiments.experiment import Example, Experiment, Load, experiment_of
 from weather.experiments.method import Settings
-from weather.experiments.twin.evaluation import TwinEvaluation
-from weather.experiments.twin.source import TwinSource
-from weather.experiments.twin.world import TwinWorld
+from weather.experiments.pictures import save_pictures
+from weather.experiments.tuning import Setting
+from weather.models.adas.analysis import AdasAnalysis
 from weather.models.adas.forms import COMPARED
 from weather.training.module import AdasModule
 from weather.training.stream import AssimilationDataModule
 
-QUICK_CYCLES, QUICK_CASES = 30, 3
 SETTINGS = "settings.json"
 
 
@@ -54,17 +51,8 @@ class WeatherTrainer(GatesRunTrainer):
             datamodule: Filled in by the command line.
         """
         del model
-        source = datamodule.source
-        if isinstance(source, Era5EnsembleSource):
-            print(era5_store(source, self.run_folder.path))
-            return
-        source = twin_of(source)
-        make_nature(source)
-        print(source.world.path)
-        if not source.path.exists():
-            with ticking("recording backgrounds", source.num_cycles) as tick:
-                source.write_recording(tick=tick)
-        print(source.path)
+        for path in experiment_of(datamodule.source).make(self.run_folder.path, ticking):
+            print(path)
 
     def observe(
         self,
@@ -94,10 +82,10 @@ class WeatherTrainer(GatesRunTrainer):
             overwrite_output: Replace an existing table.
         """
         del model
-        source = datamodule.source
+        source = experiment_of(datamodule.source)
         table = observe_store(
             source,
-            truth or store_of(source, self.run_folder.path),
+            truth or truth_store(source, self.run_folder.path),
             Path(output),
             stations=stations,
             member=member,
@@ -130,19 +118,18 @@ class WeatherTrainer(GatesRunTrainer):
             cycles: Cycles of a trial in a twin world.
             trial_steps: Training steps of a trial of a network.
         """
+        experiment = experiment_of(datamodule.source)
         check_densities(densities)
-        check_tuning(datamodule.source, trials, cycles, trial_steps)
+        check_tuning(experiment, trials, cycles, trial_steps)
         networks = self._networks(model, datamodule, {})
-        path = self.run_folder.path / SETTINGS
-        tuner = Tuner(path, trials, resume=self.run_folder.resume)
-        source = datamodule.source
-        if isinstance(source, Era5EnsembleSource):
-            tune_ensemble(source, densities, networks, tuner, trial_steps)
-        else:
-            world = twin_of(source).world
-            self.prepare(model, datamodule)
-            evaluation = TwinEvaluation(world, densities, cycles)
-            tune_twin(evaluation, networks, tuner, trial_steps)
+        tuner = Tuner(self.run_folder.path / SETTINGS, trials, resume=self.run_folder.resume)
+        experiment.prepare(ticking)
+
+        def fit(form: str, setting: Setting) -> AdasAnalysis:
+            return networks.fit(form, 0, setting, trial_steps)
+
+        for name, (box, score) in experiment.trials(densities, fit, cycles=cycles).items():
+            tuner.tune(name, box, score)
         print(tuner.finish())
 
     def assimilate(
@@ -157,6 +144,8 @@ class WeatherTrainer(GatesRunTrainer):
         forecast: str | None = None,
         cycles: int = 1,
         gross_check: float = 5.0,
+        representativeness: dict[str, float] | None = None,
+        background_error: dict[str, float] | None = None,
         output: str = "analysis.zarr",
         overwrite_output: bool = False,
     ) -> None:
@@ -179,13 +168,29 @@ class WeatherTrainer(GatesRunTrainer):
             cycles: Analyses in a cycle, six hours apart.
             gross_check: Departure from the background, in standard deviations, beyond which an
                 observation is rejected.
+            representativeness: What a cell cannot resolve, as a standard deviation by variable
+                that is added to the errors of its observations, ``{"temperature": 0.5}``.
+            background_error: Standard deviation of the background error by variable, in place of
+                that of the task, for the gross check and the networks.
             output: Store to write.
             overwrite_output: Replace an existing store.
         """
         require_free(Path(output), overwrite=overwrite_output)
-        networks = self._networks(model, datamodule, self._settings())
-        job = Assimilation(model, datamodule.source, networks, self._settings(), task, gross_check)
-        analyses = job.run(background, observations, method, weights, forecast, cycles)
+        settings = self._settings()
+        networks = self._networks(model, datamodule, settings)
+        experiment = experiment_of(datamodule.source)
+        inputs = Inputs(
+            background,
+            observations,
+            method,
+            weights,
+            gross_check,
+            representativeness,
+            background_error,
+        )
+        job = Assimilation(model, experiment, networks, settings, inputs, task)
+        job.attributes["configuration"] = networks.config
+        analyses = job.run(forecast, cycles)
         print(job.write(analyses, Path(output), overwrite=overwrite_output))
 
     def evaluate(
@@ -208,10 +213,11 @@ class WeatherTrainer(GatesRunTrainer):
             quick: A short look in two minutes: few cycles or cases, no bars, nothing is trained.
             open_gate: Score networks with all gates open, too. None is shipped: they are trained
                 with the settings of ``adas_increment``.
-            ckpt_path: A checkpoint or weights file to score beside the classical methods, in place
+            ckpt_path: A checkpoint or weights file to score next to the classical methods, in place
                 of the networks of all forms and seeds; no bars.
         """
-        check_seeds(datamodule.source, seeds)
+        experiment = experiment_of(datamodule.source)
+        check_seeds(experiment, seeds)
         check_densities(densities)
         settings = self._settings()
         networks = self._networks(model, datamodule, settings)
@@ -229,12 +235,14 @@ class WeatherTrainer(GatesRunTrainer):
         if quick:
             seeds = tuple(s for s in seeds if any(networks.path(f, s) for f in forms))
             forms = tuple(f for f in forms if seeds and not networks.missing((f,), seeds))
-        scores = self._scores(datamodule, networks, settings, seeds, forms, densities, quick=quick)
-        scores.run()
-        self._write_scores(scores, full=full)
+        experiment.make_truth(ticking)
+        for form, seed in networks.missing(forms, seeds):
+            networks.train(form, seed)
+        for task in experiment.tasks(densities):
+            say_untuned(settings, experiment.methods(task.name), [task.name])
+        self._score(experiment, networks.load, settings, seeds, forms, densities, quick, full)
         written = read_scores(self.run_folder.scores, "weather")
-        shown = headline(datamodule.source.channels)
-        print_scores(self.run_folder.scores, written, metrics=shown)
+        print_scores(self.run_folder.scores, written, metrics=experiment.headline)
 
     def _keep_full_scores(self) -> None:
         """Refuse to replace the scores of a full evaluation by those of a short look.
@@ -253,26 +261,35 @@ class WeatherTrainer(GatesRunTrainer):
                 "--name NEW, or delete it"
             )
 
-    def _write_scores(self, scores: TwinScores | EnsembleScores, *, full: bool) -> Path:
-        """Write what figures are drawn from, and the scores; bars and checks only if ``full``."""
+    def _score(
+        self,
+        experiment: Experiment,
+        load: Load,
+        settings: Settings,
+        seeds: tuple[int, ...],
+        forms: tuple[str, ...],
+        densities: tuple[float, ...],
+        quick: bool,
+        full: bool,
+    ) -> None:
+        """Run everything on all cores, keep what figures are drawn from, and write the scores.
+
+        Bars and checks only if ``full``.
+        """
+        scores = experiment.scores(densities, load, seeds, forms, settings, quick=quick)
+        scores.run(in_processes, ticking)
+        save_pictures(self.run_folder.path / experiment.pictures_file, scores.pictures())
         rows, bars = scores.rows(), scores.bars() if full else []
-        if isinstance(scores, TwinScores):
-            save_cycles(scores, self.run_folder.path)
-            if full:
-                checks = TwinChecks(scores)
-                checks.run()
-                rows, bars = rows + checks.rows(), bars + checks.bars()
-        else:
-            save_example(scores, self.run_folder.path)
+        for check in experiment.checks(scores) if full else ():
+            check.run(in_processes, ticking)
+            rows, bars = rows + check.rows(), bars + check.bars()
         if scores.forms:
-            watch_gates(scores, self.run_folder.path)
-        shown = [row for row in rows if row.metric in headline(scores.channels)]
-        title = f"# Weather: {self.run_folder.name}"
-        write_markdown(self.run_folder.scores.with_suffix(".md"), [title], shown, bars)
-        found = Scores(rows, bars, scores.seeds, quick=not full)
-        return write_scores(
-            self.run_folder.scores, found, app="weather", config_path=self.config_path
-        )
+            _watch_gates(scores.example(), self.run_folder.path)
+        shown = [row for row in rows if row.metric in experiment.headline]
+        heading = [f"# Weather: {self.run_folder.name}", *experiment.notes]
+        write_markdown(self.run_folder.scores.with_suffix(".md"), heading, shown, bars)
+        found = Scores(rows, bars, scores.seeds, notes=experiment.notes, quick=not full)
+        write_scores(self.run_folder.scores, found, app="weather", config_path=self.config_path)
 
     def report(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:
         """Write the report of a run as one HTML page.
@@ -282,30 +299,7 @@ class WeatherTrainer(GatesRunTrainer):
             datamodule: Filled in by the command line.
         """
         del model
-        print(weather_report(self.run_folder, datamodule.source))
-
-    def _scores(
-        self,
-        datamodule: AssimilationDataModule,
-        networks: Networks,
-        settings: Settings,
-        seeds: tuple[int, ...],
-        forms: tuple[str, ...],
-        densities: tuple[float, ...],
-        *,
-        quick: bool,
-    ) -> TwinScores | EnsembleScores:
-        source = datamodule.source
-        if isinstance(source, Era5EnsembleSource):
-            cases = QUICK_CASES if quick else None
-            return EnsembleScores(source, densities, networks, seeds, forms, settings, cases)
-        source = twin_of(source)
-        world = make_nature(source)
-        for form, seed in networks.missing(forms, seeds):
-            networks.train(form, seed)
-        cycles = min(QUICK_CYCLES, world.cycles) if quick else None
-        evaluation = TwinEvaluation(world, densities, cycles)
-        return TwinScores(evaluation, networks, seeds, forms, settings)
+        print(weather_report(self.run_folder, experiment_of(datamodule.source)))
 
     def _networks(
         self, model: AdasModule, datamodule: AssimilationDataModule, settings: Settings
@@ -323,14 +317,12 @@ class WeatherTrainer(GatesRunTrainer):
         return {}
 
 
-def make_nature(source: TwinSource) -> TwinWorld:
-    """Run nature, or the rest of it, unless it is there."""
-    world = source.world
-    if not world.path.exists():
-        with ticking("nature run", world.calls) as tick:
-            world.prepare(progress=lambda *_: tick())
-    world.prepare()
-    return world
+def _watch_gates(example: Example, folder: Path) -> None:
+    """Keep the gate values of one analysis."""
+    network, background, observations, background_sd = example
+    with GateMonitor(network) as monitor:
+        network.analyse(background, observations, background_sd)
+        save_gates(monitor, folder)
 
 
 class WeatherCLI(GatesRunCLI):
@@ -344,6 +336,7 @@ class WeatherCLI(GatesRunCLI):
         if self.subcommand == "fit":
             self.model.check_source(self.datamodule.source)
             check_prepared(self.datamodule.source)
+            self.datamodule.progress = ticking
         super().after_instantiate_classes()
 
     def after_fit(self) -> None:

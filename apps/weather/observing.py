@@ -1,4 +1,4 @@
-"""Stores and tables to start from: the ERA5 sample as a store, simulated reports of a truth."""
+"""Simulated reports of a truth: a table to start from."""
 
 from __future__ import annotations
 
@@ -7,29 +7,18 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
-from apps.weather.source import ERA5_STORE, error_sd
 from core_gates.errors import GatesError
 from harness.files.atomic import require_free
 from weather.data.store import naming
-from weather.data.tensors import dataset_grid, to_dataset, to_tensor
+from weather.data.tensors import dataset_grid, to_tensor
 from weather.data.wb2 import open_wb2
-from weather.data.write import write_wb2
-from weather.experiments.ensemble.source import Era5EnsembleSource
+from weather.experiments.experiment import Experiment
 from weather.observations.simulation import simulate_table
 from weather.observations.table import ObservationTable, table_format
-from weather.training.stream import ProblemSource
-
-
-def era5_store(source: Era5EnsembleSource, folder: Path) -> Path:
-    """Write the shipped ERA5 sample as a WeatherBench-2 store."""
-    path = folder / ERA5_STORE
-    states = source.fields.transpose(0, 1)  # (T,N,C,H,W)
-    dataset = to_dataset(states, source.channels, source.grid, times=source.times)
-    return write_wb2(dataset, path, overwrite=True)
 
 
 def observe_store(
-    source: ProblemSource,
+    source: Experiment,
     truth: str | Path,
     output: Path,
     *,
@@ -76,12 +65,11 @@ def observe_store(
                 source.channels,
                 time=time,
                 count=stations,
-                error_sd=error_sd(source),
+                error_sd=source.observation_error,
                 seed=seed + number,
             ).frame
             for number, (state, time) in enumerate(zip(states, dataset["time"].values, strict=True))
         ]
-    output.parent.mkdir(parents=True, exist_ok=True)
     table = ObservationTable.from_frame(pd.concat(tables, ignore_index=True))
     table.write(output)
     return table

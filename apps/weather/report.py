@@ -7,21 +7,17 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from apps.weather.figures import cycle_figures, example_figures
 from harness.experiment.scores import Scores, read_scores
 from harness.report.gates import gate_section
 from harness.report.page import Page
 from harness.runs.folder import RunFolder
-from weather.data.era5_sample import ATTRIBUTION
-from weather.experiments.ensemble.source import Era5EnsembleSource
-from weather.experiments.twin.source import TwinSource
+from weather.experiments.experiment import Experiment, shown
+from weather.experiments.pictures import load_pictures
 from weather.plots import scorecard_figure
 from weather.plots.labels import unit_label
 from weather.state import SHORT_NAMES, ChannelSpec
-from weather.training.stream import ProblemSource
 
 DEPARTURES = ("ob_rms", "oa_rms", "withheld_rmse")
-CORRUPTED = ("declared_over_withheld", "denied_over_withheld", "forced_over_withheld")
 EXPLANATION = """
 Root mean square errors against the known truth, area-weighted. `ratio` is over the background.
 `lost` counts timelines that left the truth; they are scored as the free run.
@@ -41,7 +37,7 @@ observations minus an analysis that did not see them. All contain the errors of 
 """
 
 
-def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
+def weather_report(run_folder: RunFolder, source: Experiment) -> Path:
     """Write ``report.html`` from what ``evaluate`` left in the run folder.
 
     Raises:
@@ -49,40 +45,26 @@ def weather_report(run_folder: RunFolder, source: ProblemSource) -> Path:
     """
     scores = read_scores(run_folder.scores, "weather")
     page = Page(
-        f"Weather: {run_folder.name}", "Gated data assimilation beside the classical methods"
+        f"Weather: {run_folder.name}", "Gated data assimilation next to the classical methods"
     )
-    page.section("Scores").text(EXPLANATION + _units(source.channels)).scores(
-        _only(scores, headline(source.channels))
+    notes = "".join(f"\n\n{note}" for note in source.notes)
+    page.section("Scores").text(EXPLANATION + _units(source.channels) + notes).scores(
+        _only(scores, source.headline)
     )
     card = _scorecard(scores, source)
     if card is not None:
         page.figure(card, "Errors of every method; blue is better than the reference.")
-    departures = _only(scores, headline(source.channels, DEPARTURES))._replace(bars=[])
+    departures = _only(scores, shown(source.channels, *DEPARTURES))._replace(bars=[])
     if departures.rows:
         page.section("Against the observations").text(DEPARTED).scores(departures)
     page.section("Pictures")
-    if isinstance(source, Era5EnsembleSource):
-        figures = example_figures(run_folder.path, source)
-        page.text(ATTRIBUTION)
-    else:
-        assert isinstance(source, TwinSource)
-        figures = cycle_figures(run_folder.path, source)
+    if source.attribution:
+        page.text(source.attribution)
+    figures = source.figures(load_pictures(run_folder.path / source.pictures_file))
     for caption, figure in figures:
         page.figure(figure, caption)
     gate_section(page, run_folder.path, GATES)
     return page.write(run_folder.report)
-
-
-def headline(channels: ChannelSpec, stems: tuple[str, ...] = ("rmse", "ratio")) -> set[str]:
-    """Return the metrics to be shown: of many levels only the one in the middle."""
-    middle = channels.levels[len(channels.levels) // 2] if len(channels.levels) > 3 else None
-    labels = [
-        label
-        for label, (_, level) in zip(channels.labels, channels, strict=True)
-        if middle is None or level in (None, middle)
-    ]
-    shown = {f"{stem}_{label}" for stem in stems for label in labels}
-    return shown | {"lost", *CORRUPTED} if "rmse" in stems else shown
 
 
 def _units(channels: ChannelSpec) -> str:
@@ -95,10 +77,9 @@ def _only(scores: Scores, metrics: set[str]) -> Scores:
     return scores._replace(rows=[row for row in scores.rows if row.metric in metrics])
 
 
-def _scorecard(scores: Scores, source: ProblemSource) -> Figure | None:
+def _scorecard(scores: Scores, source: Experiment) -> Figure | None:
     """Return a figure of the first channel that the scores name, or None without rows."""
-    label = "z500" if isinstance(source, Era5EnsembleSource) else source.channels.labels[0]
-    reference = "background" if isinstance(source, Era5EnsembleSource) else "oi"
+    label, reference = source.field, source.reference
     rows = {
         (row.method, row.task): row.value for row in scores.rows if row.metric == f"rmse_{label}"
     }

@@ -59,7 +59,8 @@ def tour(folder: Path, say: Callable[[str], None], *, truths: int = 9) -> TourSt
             "Truth is a member of the ERA5 ensemble on 2 January 2017, 12 UTC; the background is "
             "another member twelve hours earlier. Ten percent of the grid points report all four "
             "fields with errors of 50 m² s⁻² and 0.7 K. The network was trained on 1 January. OI "
-            "is optimal interpolation."
+            "is optimal interpolation. Intervals are over members at this one time: they speak of "
+            "no other weather."
         )
         header = ["method", *source.channels.labels]
         table = [[name, *error.mean(0).sqrt().tolist()] for name, error in errors.items()]
@@ -78,13 +79,13 @@ def _classical(source: Era5EnsembleSource) -> dict[str, Assimilator]:
     return {name: found[name].build(stored(settings, found[name], TASK)) for name in METHODS}
 
 
-def _network(source: Era5EnsembleSource) -> AdasAnalysis:
+def _network(source: Era5EnsembleSource) -> Assimilator:
     """Return the shipped increment form of the configuration."""
     config = Path(str(files("apps.weather"))) / "configs" / f"{CONFIG}.yaml"
     arguments = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["network"]
     analysis = AdasAnalysis(Adas(**arguments), source.normalizer, source.background_sd)
     weights = Path(str(files("weather"))) / "weights" / CONFIG / f"{FORM}-s0.safetensors"
-    load_weights(weights, analysis)
+    load_weights(weights, analysis, form=FORM, seed=0)
     return analysis.eval().expecting(source.task_background_sd["persistence"])
 
 

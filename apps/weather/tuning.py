@@ -1,23 +1,21 @@
-"""What tuning has in common: the budget, the box of the networks, and the file of the settings."""
+"""Tuning: the budget of trials, and the file of the settings."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from core_gates.errors import GatesError
 from harness.files.atomic import write_json
 from weather.baselines.assimilator import Assimilator
-from weather.experiments.method import Method, Settings, is_stored, stored
+from weather.experiments.method import Method, Settings, built, is_stored
 from weather.experiments.tuning import Box, Setting, search
-
-OPTIMIZER_BOX: Box = {"learning_rate": (5e-4, 1e-2), "weight_decay": (1e-3, 1e-1)}
 
 
 class Tuner:
-    """Tune one method after another; what is done is kept beside the file until all are done.
+    """Tune one method after another; what is done is kept next to the file until all are done.
 
     Args:
         path: File of the settings, replaced by :meth:`finish`.
@@ -80,28 +78,23 @@ def read_settings(path: Path) -> Settings:
     return settings
 
 
-def built(settings: Settings, method: Method, task: str) -> Assimilator:
-    """Return a method with its stored setting, see :func:`tuned`.
+def tuned(settings: Settings, method: Method, task: str) -> Assimilator:
+    """Return a method with its stored setting; say so where the middle of its box stands in.
 
     Raises:
         GatesError: It refuses the setting.
     """
-    setting = tuned(settings, method, task)
-    try:
-        return method.build(setting)
-    except ValueError as error:
-        raise GatesError(
-            f"settings.json of {method.name}/{task} cannot be used ({error}): run `gates weather "
-            "tune` again"
-        ) from error
+    say_untuned(settings, [method], [task])
+    return built(settings, method, task)
 
 
-def tuned(settings: Settings, method: Method, task: str) -> Setting:
-    """Return the stored setting of a method; say so where the middle of its box stands in."""
-    if method.box and not is_stored(settings, method, task):
-        print(
-            f"{method.name}/{task} was never tuned: the middle of its box is taken; "
-            "`gates weather tune` finds a better setting",
-            flush=True,
-        )
-    return stored(settings, method, task)
+def say_untuned(settings: Settings, methods: Sequence[Method], tasks: Sequence[str]) -> None:
+    """Print a line for every method that was never tuned for a task."""
+    for task in tasks:
+        for method in methods:
+            if method.box and not is_stored(settings, method, task):
+                print(
+                    f"{method.name}/{task} was never tuned: the middle of its box is taken; "
+                    "`gates weather tune` finds a better setting",
+                    flush=True,
+                )

@@ -41,7 +41,7 @@ class Source:
     background_sd = torch.tensor([0.5, 0.4, 0.3])
     normalizer = Normalizer(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0]))
 
-    def prepare(self):
+    def prepare(self, progress=None):
         pass
 
     def setup(self):

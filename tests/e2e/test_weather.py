@@ -1,5 +1,6 @@
 """Every verb of ``gates weather`` on the unit configuration, from data to report."""
 
+import hashlib
 import inspect
 import json
 import re
@@ -181,7 +182,9 @@ def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, sco
     assert "ungated" not in methods
     assert {row["task"] for row in scores["rows"]} == {"0.1/perfect", "0.1/error"}
     text = (gates.folder / "runs/weather/unit/scores.md").read_text()
-    assert text.startswith("# Weather: unit\n\n## 0.1/perfect\n\n| method | rmse_h |")
+    assert text.startswith("# Weather: unit\n\nLost timelines are scored as the free run.")
+    assert "\n\n## 0.1/perfect\n\n| method | rmse_h |" in text
+    assert scores["notes"] == text.split("\n\n")[1:3]
 
 
 def test_persistence_and_the_signs_of_drifts_are_scored(scores):
@@ -319,6 +322,38 @@ def test_poisoned_observations_are_rejected(gates, poison, message):
     xr.testing.assert_equal(found, without)
 
 
+@pytest.mark.fault("weather Bb")
+@pytest.mark.parametrize("method", ["adas_increment", "oi"])
+def test_times_without_reports_keep_their_background(gates, method):
+    words = ["--background", NATURE, "--observations", "observations.parquet"]
+    gates.weather("assimilate", *words, "--method", method, "--output", f"kept-{method}.zarr")
+    with xr.open_zarr(gates.folder / NATURE) as nature:
+        before = nature["height"].mean("number").values
+    with open_output(gates, f"kept-{method}.zarr") as found:
+        assert np.array_equal(found["height"].values[0], before[0])
+        assert not np.array_equal(found["height"].values[-1], before[-1])
+
+
+@pytest.mark.fault("weather B")
+def test_an_output_says_what_it_is_made_of(gates):
+    options = ["--representativeness", '{"height": 5.0}', "--background_error", '{"height": 50.0}']
+    _, found = analysis(gates, shifted_reports(gates, "said.csv"), "said.zarr", *options)
+    facts = found.attrs
+    assert facts["Conventions"].startswith("CF-1.")
+    assert (facts["method"], facts["task"]) == ("adas_increment", "0.1/perfect")
+    assert facts["configuration"] == "unit"
+    weights = gates.folder / "runs/weather/unit/weights/adas_increment-s0.safetensors"
+    assert facts["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert facts["observed_cells"][0] > 100
+    assert facts["rejected_cells"] == [0]
+    assert json.loads(facts["background_error"]) == {"height": 50.0}
+    assert json.loads(facts["representativeness"]) == {"height": 5.0}
+    assert found["u_component_of_wind"].attrs["standard_name"] == "eastward_wind"
+    _, plain = analysis(gates, "said.csv", "plain.zarr")
+    assert "weights_sha256" in plain.attrs
+    assert not np.array_equal(plain["height"], found["height"])
+
+
 MODEL = """
 import torch
 
@@ -330,18 +365,21 @@ class Roll(torch.nn.Module):
 
 def test_a_cycle_with_a_forecast_model_of_the_user(gates, monkeypatch):
     (gates.folder / "my_model.py").write_text(MODEL)
-    late = shifted_reports(gates, "late.csv", hours=240.0)
-    words = ["--background", NATURE, "--observations", late, "--method", "oi", "--cycles", 3]
+    table = pd.read_parquet(gates.folder / "observations.parquet")
+    late = table.assign(time=table["time"] + pd.Timedelta(hours=240))
+    pd.concat((table, late)).to_csv(gates.folder / "late.csv", index=False)
+    words = ["--background", NATURE, "--observations", "late.csv", "--method", "oi", "--cycles", 3]
     result = gates.weather(
         "assimilate", *words, "--forecast", "my_model.py:Roll", "--output", "rolled.zarr"
     )
-    assert "600 of 600 reports are left out: 600 not within 3 h of an analysis (" in result.out
+    assert "600 of 1200 reports are left out: 600 not within 3 h of an analysis (" in result.out
     with open_output(gates, "rolled.zarr") as found:
         times = found["time"].values
         fields = found["height"].values
     assert times[0] == last_time(gates)
     assert (np.diff(times) == np.timedelta64(6, "h")).all()
-    assert np.array_equal(fields[2], np.roll(fields[0], 12, -1))  # nothing observed: a free run
+    # Nothing is observed after the first analysis: a free run from it.
+    assert np.array_equal(fields[2], np.roll(fields[0], 12, -1))
     monkeypatch.syspath_prepend(gates.folder)
     gates.weather("assimilate", *words, "--forecast", "my_model.Roll", "--output", "path.zarr")
     sys.modules.pop("my_model")
@@ -350,11 +388,11 @@ def test_a_cycle_with_a_forecast_model_of_the_user(gates, monkeypatch):
 
 
 def test_the_second_analysis_starts_from_the_first(gates):
-    now = shifted_reports(gates, "now.csv")
-    _, one = analysis(gates, now, "one.zarr", "--cycles", 2)
-    late = shifted_reports(gates, "later.csv", hours=240.0)
-    _, none = analysis(gates, late, "none.zarr", "--cycles", 2)
-    difference = np.abs(one["height"].values - none["height"].values).max((1, 2))
+    now = shifted_reports(gates, "now.csv")  # all of the first analysis
+    _, all_of_them = analysis(gates, now, "all_of_them.zarr", "--cycles", 2)
+    pd.read_csv(gates.folder / now).head(3).to_csv(gates.folder / "three.csv", index=False)
+    _, three = analysis(gates, "three.csv", "three.zarr", "--cycles", 2)
+    difference = np.abs(all_of_them["height"].values - three["height"].values).max((1, 2))
     assert (difference > 0).all()
 
 
@@ -385,7 +423,10 @@ def test_every_configuration_trains_a_step(path, gates):
             words += [f"{world}.{name}", value]
         words += [f"{source}.recording", f"small/{path.stem}.safetensors"]
         words += [f"{source}.block", 2]
-    gates.weather("fit", *words, config=path.stem)
+    result = gates.weather("fit", *words, config=path.stem)
+    if "TwinSource" in path.read_text():  # nobody called prepare before
+        assert "nature run  " in result.out
+        assert "recording backgrounds  " in result.out
     weights = gates.folder / f"runs/weather/step-{path.stem}/weights"
     assert (weights / "adas_increment-s0.safetensors").is_file()
 

@@ -65,6 +65,9 @@ def _tables(here):
     good.assign(time=good["time"].where(good.index != 3)).to_csv(here / "nat.csv", index=False)
     good.drop(columns="error").to_csv(here / "no_error.csv", index=False)
     good.assign(time="3000-01-01").to_csv(here / "late.csv", index=False)
+    good.assign(time="1999-07-01").to_csv(here / "year.csv", index=False)
+    good.assign(time="noon").to_csv(here / "noon.csv", index=False)
+    good.head(0).to_csv(here / "empty.csv", index=False)
     (here / "text.parquet").write_text("no table")
 
 
@@ -198,6 +201,23 @@ FAULTS = {
     "grid beside that of the configuration": (
         assimilate("--background", "moved.nc", *TABLE),
         "moved.nc has 16 .*, whose coordinates differ by up to 0.25 degrees: bring it to",
+    ),
+    "reports of another year": (
+        assimilate(*STORE, "--observations", "year.csv"),
+        r"year.csv: no report belongs to an analysis of 2000-.* 20 of 20 reports are left out: 20 "
+        r"not within 3 h .*1999-07-01.*: nothing is written, give reports",
+    ),
+    "table without reports": (
+        assimilate(*STORE, "--observations", "empty.csv"),
+        "empty.csv holds no reports, expected some: nothing is written",
+    ),
+    "time that is no date": (
+        assimilate(*STORE, "--observations", "noon.csv"),
+        "20 of 20 observations have a time that is no date, the first is 'noon' in row 0; write it",
+    ),
+    "error of the background of no variable": (
+        assimilate(*STORE, *TABLE, "--background_error", '{"hight": 1.0}'),
+        "--background_error {'hight': 1.0} is no use: give positive numbers for height, u_comp",
     ),
     "report of the future": (
         assimilate(*STORE, "--observations", "late.csv"),

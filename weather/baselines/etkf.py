@@ -50,8 +50,13 @@ def ensemble_weights(signal: Tensor, projection: Tensor, inflation: float) -> En
 
     Returns:
         Weights in float64, whatever the inputs.
+
+    Raises:
+        ValueError: There are fewer than two members.
     """
     num_members = signal.shape[-1]
+    if num_members < 2:
+        raise ValueError(f"an ensemble filter needs at least two members, found {num_members}")
     values, vectors = torch.linalg.eigh(signal.double())
     precision = values.clamp(min=0.0) + (num_members - 1) / inflation
     turned = (vectors.mT @ projection.double().unsqueeze(-1)).squeeze(-1)

@@ -29,8 +29,8 @@ class LETKF:
             each analysed channel.
         inflation: Factor on the background covariance.
         inflate_unobserved: Whether to inflate points without an observation within 2c too, as the
-            equations have it; such spread grows without bound in a cycle. They keep their
-            background by default.
+            equations have it, also where nothing is observed at all; such spread grows without
+            bound in a cycle. They keep their background by default.
         relaxation: RTPS coefficient, 0 (none) to 1 (the prior spread is restored).
         coupling: (C, C) factors from 0 to 1 on the observation precision: row = analysed channel,
             column = observed channel. The identity analyses every channel from its own
@@ -67,6 +67,11 @@ class LETKF:
         self.inflate_unobserved = inflate_unobserved
         self.relaxation = relaxation
         self.coupling = None if coupling is None else torch.as_tensor(coupling)
+        if self.coupling is not None and not ((self.coupling >= 0) & (self.coupling <= 1)).all():
+            raise ValueError(
+                f"coupling must lie between 0 and 1, found {self.coupling.tolist()}: it is a "
+                "factor on the precision of observations"
+            )
         self._widths = widths
         self._tapers = {width: DistanceWeights(grid, GaspariCohnTaper(width)) for width in widths}
 
@@ -100,7 +105,7 @@ class LETKF:
         for channels, width, factors in self._groups(len(mean)):
             precision = factors.to(mean)[:, None] / errors.to(mean).square()
             seen = (precision > 0).any(0).nonzero().flatten()
-            if not len(seen):
+            if not len(seen) and not self.inflate_unobserved:
                 continue
             scale = precision[:, seen].sqrt()
             observed = anomalies[:, :, seen] * scale

@@ -31,7 +31,8 @@ class OptimalInterpolation:
     """Optimal interpolation, ``x_a = x_b + B H' (H B H' + R)^-1 (y - H x_b)`` (Gandin 1963).
 
     The factor of a network is kept, so that a fixed network is factorised once; timelines may have
-    different networks. Observation errors are independent, with a variance for each observation.
+    different networks. Another ``covariance`` or ``scale`` has factors of its own. Observation
+    errors are independent, with a variance for each observation.
 
     Args:
         covariance: Shape of B, for example of differences of states 24 hours apart.
@@ -53,11 +54,21 @@ class OptimalInterpolation:
     ) -> None:
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale}")
+        self._factors: OrderedDict[tuple[bytes, float], Factor] = OrderedDict()
         self.covariance = covariance
         self.scale = scale
         self.members = members
         self._budget = int(cache_mib * 2**20)
-        self._factors: OrderedDict[tuple[bytes, float], Factor] = OrderedDict()
+
+    @property
+    def covariance(self) -> Covariance:
+        """Shape of B; a new one drops the factors of the old one."""
+        return self._covariance
+
+    @covariance.setter
+    def covariance(self, covariance: Covariance) -> None:
+        self._covariance = covariance
+        self._factors.clear()
 
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.

@@ -4,11 +4,10 @@ import numpy as np
 import xarray as xr
 
 from core_gates.errors import GatesError
-from weather.variables import VARIABLES, Variable
+from weather.variables import GRAVITY, VARIABLES, Variable, standard_height
 
 BUDGET_BYTES = 64 * 2**20  # read of each variable
 SAMPLED_TIMES = 3
-GRAVITY = 9.80665
 FILL_VALUE_SIZE = 1e15  # nothing physical is as large; fill values are 1e20 or 9.97e36
 
 
@@ -101,7 +100,7 @@ def _within_twice(variable: Variable, low: float, high: float) -> bool:
 def _check_geopotential(levels: np.ndarray, values: np.ndarray, axis: int) -> None:
     """Tell geopotential from geopotential height by the standard atmosphere at 100-850 hPa."""
     for position, level in enumerate(levels):
-        height = 44_330.8 * (1 - (level / 1013.25) ** 0.190263)
+        height = float(standard_height(level))
         fields = np.take(values, position, axis)
         mean = float(fields[np.isfinite(fields)].mean()) if np.isfinite(fields).any() else 0.0
         if 100 <= level <= 850 and 0.7 * height < mean < 1.3 * height:

@@ -1,7 +1,6 @@
 """Writing analyses and forecasts in the schema of WeatherBench 2, whole or not at all."""
 
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +11,18 @@ import xarray as xr
 import zarr
 
 from core_gates.errors import GatesError
+from harness.files import replacing
 from weather.data.axes import DIMENSIONS
-from weather.variables import unit_of
+from weather.variables import attributes_of
 
 BLOCK_BYTES = 256 * 2**20  # held in memory at a time
+CONVENTIONS = "CF-1.11"
 EPOCH = "seconds since 1970-01-01"
 ATTRIBUTES = {
-    "latitude": {"units": "degrees_north", "standard_name": "latitude"},
-    "longitude": {"units": "degrees_east", "standard_name": "longitude"},
-    "time": {"standard_name": "time"},
+    "latitude": {"units": "degrees_north", "standard_name": "latitude", "axis": "Y"},
+    "longitude": {"units": "degrees_east", "standard_name": "longitude", "axis": "X"},
+    "time": {"standard_name": "time", "axis": "T"},
+    "level": {"axis": "Z", "positive": "down"},
     "number": {"units": "1", "standard_name": "realization"},
 }
 
@@ -34,14 +36,15 @@ def write_wb2(
 ) -> Path:
     """Write a consolidated Zarr group that WeatherBench 2 reads, replacing an old one at the end.
 
-    Everything goes to a hidden folder beside the target, which is renamed when complete: a write
+    Everything goes to a hidden folder next to the target, which is renamed when complete: a write
     that fails or is killed leaves the old store as it was. Fields are read and written block by
     block, so a lazy dataset may exceed the memory.
 
     Args:
         dataset: float variables with the dimensions time (the initial time of a forecast),
             optionally prediction_timedelta, number and level, then latitude and longitude, for
-            example from `weather.data.tensors.to_dataset`.
+            example from `weather.data.tensors.to_dataset`. Its attributes are kept; conventions,
+            units and standard names are set.
         path: Folder of the store, by habit ``NAME.zarr``.
         zarr_format: 2 is read by every tool, 3 is the newer one.
         overwrite: Replace an existing store.
@@ -56,27 +59,13 @@ def write_wb2(
     if "://" in str(path):
         raise GatesError(f"{path} is a URL, expected a local folder; write there and copy it")
     target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    previous = target.with_name(f".{target.name}.previous")
-    if previous.exists() and not target.exists():
-        previous.rename(target)  # an earlier call was killed between its two renames
-    if target.exists() and not overwrite:
-        raise GatesError(f"{target} exists; choose another path or overwrite it")
     canonical = _canonical(dataset)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove(partial)
-    try:
+    with replacing(target) as partial:
+        if target.exists() and not overwrite:
+            raise GatesError(f"{target} exists; choose another path or overwrite it")
         for block in _blocks(canonical):
             _append(block, partial, zarr_format)
         _consolidate(partial, zarr_format)
-    except BaseException:
-        _remove(partial)
-        raise
-    _remove(previous)
-    if target.exists():
-        target.rename(previous)
-    partial.rename(target)
-    _remove(previous)
     return target
 
 
@@ -109,7 +98,7 @@ def _canonical(dataset: xr.Dataset) -> xr.Dataset:
         dataset = dataset.assign_coords(level=dataset["level"].values.astype(np.int64))
     for axis in map(str, dataset.coords):
         dataset[axis].attrs = dict(ATTRIBUTES.get(axis, {}))
-    return dataset.drop_encoding()
+    return dataset.assign_attrs(Conventions=CONVENTIONS).drop_encoding()
 
 
 def _blocks(dataset: xr.Dataset) -> Iterator[xr.Dataset]:
@@ -120,8 +109,7 @@ def _blocks(dataset: xr.Dataset) -> Iterator[xr.Dataset]:
         block = dataset.isel(time=slice(start, start + length))
         fields = {}
         for name, array in block.items():
-            unit = unit_of(str(name))
-            attributes = {"units": unit} if unit else {}
+            attributes = dict(attributes_of(str(name)))
             fields[name] = array.astype(np.float32).assign_attrs(attributes)
         yield block.assign(fields)
 
@@ -147,10 +135,3 @@ def _consolidate(path: Path, zarr_format: Literal[2, 3]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)
         zarr.consolidate_metadata(str(path), zarr_format=zarr_format)
-
-
-def _remove(folder: Path) -> None:
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    else:
-        folder.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from core_gates.errors import GatesError
 from weather.baselines.assimilator import Assimilator
 from weather.experiments.tuning import Box, Setting
 
@@ -40,3 +41,18 @@ def stored(settings: Settings, method: Method, task: str) -> Setting:
     if is_stored(settings, method, task):
         return dict(settings.get(f"{method.name}/{task}", {}))
     return {name: (low * high) ** 0.5 for name, (low, high) in method.box.items()}
+
+
+def built(settings: Settings, method: Method, task: str) -> Assimilator:
+    """Return a method with its stored setting, or with the middle of its box.
+
+    Raises:
+        GatesError: It refuses the setting.
+    """
+    try:
+        return method.build(stored(settings, method, task))
+    except ValueError as error:
+        raise GatesError(
+            f"settings.json of {method.name}/{task} cannot be used ({error}): run `gates weather "
+            "tune` again"
+        ) from error

@@ -10,6 +10,9 @@ import torch
 Box = Mapping[str, tuple[float, float]]
 Setting = dict[str, float]
 
+OPTIMIZER_BOX: Box = {"learning_rate": (5e-4, 1e-2), "weight_decay": (1e-3, 1e-1)}
+"""Box of the optimizer of every network."""
+
 
 def search(
     box: Box,

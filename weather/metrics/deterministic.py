@@ -5,22 +5,23 @@ Fields are (..., H, W); ``weights`` are (H,) or (H, W), see `weather.metrics.reg
 
 from torch import Tensor
 
+from weather.grid import at_least_single
 from weather.metrics.regions import spatial_mean
 
 
 def bias(forecast: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     """Return the mean error (...,)."""
-    return spatial_mean(forecast - truth, weights)
+    return spatial_mean(_difference(forecast, truth), weights)
 
 
 def mae(forecast: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     """Return the mean absolute error (...,)."""
-    return spatial_mean((forecast - truth).abs(), weights)
+    return spatial_mean(_difference(forecast, truth).abs(), weights)
 
 
 def mse(forecast: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     """Return the mean square error (...,)."""
-    return spatial_mean((forecast - truth).square(), weights)
+    return spatial_mean(_difference(forecast, truth).square(), weights)
 
 
 def rmse(
@@ -78,7 +79,8 @@ def acc(
     Returns:
         (...,), without the pooled dimension if there is one.
     """
-    forecast_anomaly, truth_anomaly = forecast - climatology, truth - climatology
+    forecast_anomaly = _difference(forecast, climatology)
+    truth_anomaly = _difference(truth, climatology)
     moments = [
         spatial_mean(product, weights)
         for product in (
@@ -91,6 +93,11 @@ def acc(
         moments = [moment.mean(_leading(pooled_dim, forecast)) for moment in moments]
     covariance, forecast_variance, truth_variance = moments
     return covariance / (forecast_variance * truth_variance).sqrt()
+
+
+def _difference(field: Tensor, other: Tensor) -> Tensor:
+    """Return the difference in single precision at least, as its square may exceed half."""
+    return at_least_single(field) - at_least_single(other)
 
 
 def _leading(dim: int, field: Tensor) -> int:

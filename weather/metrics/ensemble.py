@@ -8,17 +8,19 @@ before a ratio or a root is taken of them.
 import torch
 from torch import Tensor
 
+from weather.grid import at_least_single
 from weather.metrics.regions import spatial_mean
 
 
 def crps_skill(ensemble: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     """Return the mean absolute error of the members, the first term of the CRPS."""
-    return spatial_mean((ensemble - truth).abs().mean(0), weights)
+    return spatial_mean((at_least_single(ensemble) - at_least_single(truth)).abs().mean(0), weights)
 
 
 def crps_spread(ensemble: Tensor, weights: Tensor) -> Tensor:
     """Return the mean absolute difference of two different members; half of it enters the CRPS."""
     members = _count(ensemble)
+    ensemble = at_least_single(ensemble)
     # Sorted, each member exceeds `rank` others, so the sum over pairs costs M log M. The factors
     # add up to zero: taking out the mean changes nothing but the rounding.
     rank = torch.arange(members, dtype=ensemble.dtype, device=ensemble.device)
@@ -36,12 +38,13 @@ def crps(ensemble: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
 def ensemble_variance(ensemble: Tensor, weights: Tensor) -> Tensor:
     """Return the mean unbiased variance of the members."""
     _count(ensemble)
-    return spatial_mean(ensemble.var(0), weights)
+    return spatial_mean(at_least_single(ensemble).var(0), weights)
 
 
 def ensemble_mean_mse(ensemble: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     """Return the mean square error of the ensemble mean."""
-    return spatial_mean((ensemble.mean(0) - truth).square(), weights)
+    mean = at_least_single(ensemble).mean(0)
+    return spatial_mean((mean - at_least_single(truth)).square(), weights)
 
 
 def unbiased_mean_mse(ensemble: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
@@ -83,11 +86,14 @@ def spread_skill_ratio(ensemble: Tensor, truth: Tensor, weights: Tensor) -> Tens
 def rank_histogram(ensemble: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     """Return the share (M+1, ...) of the area where the truth exceeds 0, 1, ... M members.
 
-    A truth that equals some members counts in equal parts for all ranks that it may have.
+    A truth that equals some members counts in equal parts for all ranks that it may have. Where the
+    truth or a member is NaN, the shares of that field are NaN, as every other score of it is.
     """
+    ensemble, truth = at_least_single(ensemble), at_least_single(truth)
+    known = ~(truth.isnan() | ensemble.isnan().any(0))
     below = (ensemble < truth).sum(0)
     upto = (ensemble <= truth).sum(0)
-    width = (upto - below + 1).to(ensemble.dtype)
+    width = torch.where(known, upto - below + 1, torch.nan).to(ensemble)
     shares = [
         spatial_mean(((below <= rank) & (rank <= upto)) / width, weights)
         for rank in range(len(ensemble) + 1)

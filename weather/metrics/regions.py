@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from weather.grid import Grid
+from weather.grid import Grid, at_least_single
 
 REGIONS = ("global", "tropics", "extratropics", "northern", "southern", "europe")
 """Regions that `region_weights` knows: |lat| <= 20, |lat| >= 20, lat >= 20, lat <= -20, Europe."""
@@ -18,11 +18,12 @@ def spatial_mean(field: Tensor, weights: Tensor) -> Tensor:
             where the weight is zero do not matter, not even NaN.
 
     Returns:
-        (...,).
+        (...,), in single precision at least: sums over a globe exceed half precision.
 
     Raises:
         ValueError: The weights do not fit the field.
     """
+    field = at_least_single(field)
     if weights.ndim == 1:
         weights = weights[:, None].expand(-1, field.shape[-1])
     if weights.shape != field.shape[-2:]:

@@ -7,19 +7,29 @@ import torch
 from torch import Tensor
 
 
-class GriddedObservations(NamedTuple):
+class _Fields(NamedTuple):
+    values: Tensor
+    errors: Tensor
+
+
+class GriddedObservations(_Fields):
     """Observed values and their error standard deviation on the model grid.
 
     Absence has one representation: an infinite error, with the value 0. Weights ``1 / errors**2``
-    are therefore right without any mask.
+    are therefore right without any mask. A value that is not finite is absent, whatever its error.
 
     Attributes:
         values: (..., C, H, W) in physical units, 0 where nothing was observed.
         errors: (..., C, H, W) error standard deviation in the same units, ``inf`` where absent.
     """
 
-    values: Tensor
-    errors: Tensor
+    __slots__ = ()
+
+    def __new__(cls, values: Tensor, errors: Tensor) -> "GriddedObservations":
+        """Take fields of one shape; what is not finite becomes absent."""
+        finite = values.isfinite()
+        errors = torch.where(finite, errors, torch.inf)
+        return super().__new__(cls, torch.where(finite, values, 0), errors)
 
     @classmethod
     def from_values(cls, values: Tensor, errors: Tensor) -> "GriddedObservations":

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError, MissingExtraError
-from weather.variables import VARIABLES
+from harness.files import replacing
+from weather.variables import GRAVITY, VARIABLES, standard_height
 
 COLUMNS: Mapping[str, Any] = {
     "time": "datetime64[ns]",
@@ -59,6 +60,8 @@ class ObservationTable:
         Args:
             frame: At least time, latitude, longitude, variable, value and error; other columns of
                 `COLUMNS` have defaults, further columns are dropped. Times without a zone are UTC.
+                A column ``units``, such as ``gpm``, ``degC`` or ``hPa``, has values and errors
+                converted to SI units; an empty entry stands for those.
             flag_out_of_range: Give implausible values the quality flag 1, by which gridding
                 leaves them out, instead of refusing the table. Values in a wrong unit are always
                 refused.
@@ -81,6 +84,8 @@ class ObservationTable:
             if name != "time":
                 columns[name] = _converted(columns[name], name, kind)
         table = pd.DataFrame(columns).reset_index(drop=True)
+        if "units" in frame:
+            _convert_units(table, frame["units"].reset_index(drop=True))
         _check_positions(table)
         _check_errors(table)
         table["longitude"] %= 360.0
@@ -132,12 +137,12 @@ class ObservationTable:
             GatesError: If the suffix is another one.
         """
         target = Path(path)
-        partial = target.with_name(f".{target.name}.partial")
-        if table_format(target) == "csv":
-            self.frame.to_csv(partial, index=False)
-        else:
-            self.frame.to_parquet(partial, index=False)
-        partial.replace(target)
+        kind = table_format(target)
+        with replacing(target) as partial:
+            if kind == "csv":
+                self.frame.to_csv(partial, index=False)
+            else:
+                self.frame.to_parquet(partial, index=False)
         return target
 
 
@@ -160,9 +165,12 @@ def _times(times: pd.Series) -> pd.Series:
     try:
         converted = pd.to_datetime(times, utc=True, format="ISO8601")
     except (ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0].partition(". You might")[0]  # advice about pandas
+        read = pd.to_datetime(times, utc=True, format="ISO8601", errors="coerce")
+        bad = (read.isna() & times.notna()).to_numpy()
+        row = int(bad.argmax())
         raise GatesError(
-            f"time cannot be read as dates ({reason}); write them as 2017-01-01T00:00"
+            f"{int(bad.sum())} of {len(bad)} observations have a time that is no date, the first "
+            f"is {times.iloc[row]!r} in row {row}; write it as 2017-01-01T00:00"
         ) from error
     _refuse(converted.isna(), "time", converted, "a date", "drop rows without a time (NaT)")
     low, high = (stamp.tz_localize("UTC") for stamp in (pd.Timestamp.min, pd.Timestamp.max))
@@ -193,6 +201,26 @@ def _check_positions(table: pd.DataFrame) -> None:
     _refuse(level > 1200, "level_hpa", level, "hPa", "it looks like Pa: divide by 100")
 
 
+def _convert_units(table: pd.DataFrame, units: pd.Series) -> None:
+    """Bring values and errors to SI units, in place.
+
+    Raises:
+        GatesError: A unit is none that its variable is known in.
+    """
+    stated = units.astype(object).where(units.notna(), "").map(str)
+    for name, unit in set(zip(table["variable"], stated, strict=True)):
+        variable = VARIABLES.get(name)
+        if not unit.strip() or variable is None:
+            continue
+        found = variable.conversion(unit)
+        if found is None:
+            known = ", ".join([variable.unit, *(alias[0] for alias in variable.aliases)])
+            raise GatesError(f"{name} is in units {unit!r}, expected one of {known}; convert it")
+        rows = (table["variable"] == name) & (stated == unit)
+        table.loc[rows, "value"] = table.loc[rows, "value"] * found[0] + found[1]
+        table.loc[rows, "error"] *= found[0]
+
+
 def _check_errors(table: pd.DataFrame) -> None:
     good = np.isfinite(table["error"]) & (table["error"] > 0)
     _refuse(~good, "error", table["error"], "a positive standard deviation", "set it")
@@ -217,7 +245,23 @@ def _out_of_range(table: pd.DataFrame) -> pd.Series:
                 f"{variable.high:g} {variable.unit}; it looks like {other.name}: {other.fix}"
             )
         outside[values.index] = ~values.between(variable.low, variable.high)
+    _check_geopotential(good)
     return outside
+
+
+def _check_geopotential(table: pd.DataFrame) -> None:
+    """Tell geopotential from geopotential height by the standard atmosphere at 100-850 hPa."""
+    rows = table[(table["variable"] == "geopotential") & table["level_hpa"].between(100, 850)]
+    if rows.empty:
+        return
+    share = (rows["value"] / standard_height(rows["level_hpa"].to_numpy())).median()
+    for unit, size in (("gpm", 1.0), ("gpdam", 0.1)):
+        if 0.7 * size < share < 1.3 * size:
+            raise GatesError(
+                f"geopotential is mostly {share:.3g} times the standard height of its level, "
+                f"expected {GRAVITY} times; it looks like {unit}: add a column units with {unit}, "
+                f"or multiply values and errors by {GRAVITY / size:.6g}"
+            )
 
 
 def _refuse_out_of_range(table: pd.DataFrame, outside: pd.Series) -> None:

@@ -53,6 +53,9 @@ class AdasModule(L.LightningModule):
         confidence_scale: Share of the background error that the confidence is relative to.
         background_error: Where the background error comes from: ``training`` or the
             ``innovation``, see :class:`AdasAnalysis`.
+
+    Attributes:
+        arguments: What the module was made with, network and forecasts aside, to make a variant.
     """
 
     area_weights: Tensor
@@ -73,7 +76,10 @@ class AdasModule(L.LightningModule):
         confidence_scale: float = 1.0,
         background_error: BackgroundError = "training",
     ) -> None:
+        given = dict(locals())
         super().__init__()
+        own = ("self", "__class__", "network", "forecasts")
+        self.arguments = {name: value for name, value in given.items() if name not in own}
         num_channels = network.num_channels
         units = Normalizer(torch.zeros(num_channels), torch.ones(num_channels))
         self.analysis = AdasAnalysis(
@@ -102,18 +108,9 @@ class AdasModule(L.LightningModule):
             weight_decay: To be replaced, if given.
         """
         network = Adas(**{**self.analysis.network.arguments, **FORMS[form]})
-        module = AdasModule(
-            network,
-            list(self.forecasts),
-            self.analysis.confidence_kind,
-            confidence_scale=self.analysis.confidence_scale,
-            background_error=self.analysis.background_error,
-        )
-        for name in ("loss", "lat_weight", "betas", "warmup", "divergence_limit", "hours"):
-            setattr(module, name, getattr(self, name))
-        module.learning_rate = self.learning_rate if learning_rate is None else learning_rate
-        module.weight_decay = self.weight_decay if weight_decay is None else weight_decay
-        return module
+        changes = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return AdasModule(network, list(self.forecasts), **{**self.arguments, **given})
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Take the units of the training period from the data; a checkpoint replaces them later.

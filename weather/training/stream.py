@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from core_gates.errors import GatesError
 from weather.grid import Grid
 from weather.observations.gridded import GriddedObservations
+from weather.progress import Progress, silent
 from weather.state import ChannelSpec, Normalizer
 from weather.training.batch import AssimilationBatch
 
@@ -26,7 +27,7 @@ class ProblemSource(Protocol):
     background_sd: Tensor
     seed: int
 
-    def prepare(self) -> None:
+    def prepare(self, progress: Progress = silent) -> None:
         """Make what is missing on disk; called on one process only."""
 
     def setup(self) -> None:
@@ -112,6 +113,9 @@ class AssimilationDataModule(L.LightningDataModule):
         validation_steps: Cycles of one validation pass.
         validation_timelines: Timelines of the validation pass over all ranks.
 
+    Attributes:
+        progress: Tells how far the making of missing data is; silent at first.
+
     Raises:
         ValueError: A number is not positive.
     """
@@ -135,10 +139,11 @@ class AssimilationDataModule(L.LightningDataModule):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.source, self.steps, self.timelines = source, steps, timelines
         self.validation_steps, self.validation_timelines = validation_steps, validation_timelines
+        self.progress: Progress = silent
 
     def prepare_data(self) -> None:
         """Let the source make what is missing on disk."""
-        self.source.prepare()
+        self.source.prepare(self.progress)
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Load the source."""

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from apps.weather.ensemble import EnsembleScores
-from apps.weather.twin import TwinScores
-from apps.weather.twin_checks import TwinChecks
 from harness.evidence import Resamples, moments, root_ratio
+from weather.experiments.ensemble.scores import EnsembleScores
+from weather.experiments.twin.checks import TwinChecks
 from weather.experiments.twin.corruption import Corruption
 from weather.experiments.twin.evaluation import TwinTask
+from weather.experiments.twin.scores import TwinScores
 
 SPARSE = ("0.01/perfect", "0.01/error")
 LABELS = ("h", "u")

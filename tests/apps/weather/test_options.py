@@ -10,14 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 from apps.weather.assimilation import left_out_line
-from apps.weather.figures import CYCLES_FILE, EXAMPLE_FILE, cycle_figures, example_figures
-from apps.weather.source import check_densities, check_seeds, check_tuning
+from apps.weather.checks import check_densities, check_seeds, check_tuning
 from apps.weather.training import load_trained
-from apps.weather.tuning import built, read_settings
+from apps.weather.tuning import read_settings
 from core_gates.errors import GatesError
 from harness.files.atomic import require_free
 from weather.baselines.homogeneous import HomogeneousCovariance
-from weather.experiments.method import Method
+from weather.experiments.experiment import experiment_of
+from weather.experiments.method import Method, built
+from weather.experiments.pictures import load_pictures
 from weather.experiments.twin.source import TwinSource
 from weather.grid import regular_grid
 from weather.observations.table import ObservationTable
@@ -59,7 +60,12 @@ def test_a_budget_of_tuning_is_not_nothing(source, name):
             check_tuning(source, **budget | {name: wrong})
     with pytest.raises(GatesError, match="--cycles 25 is more than the 24 cycles of the world"):
         check_tuning(source, 1, 25, 1)
-    check_tuning(SimpleNamespace(), 1, 25, 1)  # the ensemble sample has no cycles
+    check_tuning(SimpleNamespace(max_cycles=None), 1, 25, 1)  # the ensemble sample has no cycles
+
+
+def test_a_source_of_problems_alone_is_for_training_only():
+    with pytest.raises(GatesError, match=r"SimpleNamespace, which has no scores: .* fit only"):
+        experiment_of(SimpleNamespace(problem=None))
 
 
 @pytest.mark.parametrize("value", ["-1", "0", "NaN", "Infinity", '"fast"', "true", "null"])
@@ -104,13 +110,13 @@ def test_a_place_for_an_output(tmp_path):
 
 
 def test_damaged_pictures_are_named(tmp_path):
-    for name, figures in ((EXAMPLE_FILE, example_figures), (CYCLES_FILE, cycle_figures)):
-        assert figures(tmp_path, None) == []
-        save_file({"a|b": torch.ones(9)}, tmp_path / name)
-        content = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(GatesError, match=f"{name} is damaged .*: run `gates weather evaluate`"):
-            figures(tmp_path, None)
+    path = tmp_path / "cycles.safetensors"
+    assert load_pictures(path) == {}
+    save_file({"a|b": torch.ones(9)}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(GatesError, match=r"damaged .*: run `gates weather evaluate` again"):
+        load_pictures(path)
 
 
 def test_reports_that_count_nowhere_are_explained():

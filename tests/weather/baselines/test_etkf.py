@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -60,3 +61,10 @@ def test_rounding_below_zero_is_no_information():
     weights = ensemble_weights(signal, torch.zeros(3), inflation=1.0)
     expected = torch.diag(torch.tensor([1.0, 1.0, (2 / 5) ** 0.5], dtype=torch.float64))
     assert_close(weights.transform(), expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.fault("faults 7")
+def test_one_member_is_no_ensemble():
+    states = ensemble(members=1)
+    with pytest.raises(ValueError, match="at least two members, found 1"):
+        etkf(states, states, torch.zeros(4), torch.ones(4))

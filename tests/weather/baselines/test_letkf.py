@@ -149,7 +149,7 @@ def test_a_timeline_without_observations_or_lost_is_returned(problem, grid, bad)
     background, observations = problem(timelines=3, members=5, density=1.0)
     keep = torch.tensor([True, False, True]).view(3, 1, 1, 1)
     background[2, 3, 0, 1, 1] = bad
-    method = LETKF(grid, 5, localization_km=4000.0, inflation=1.2, inflate_unobserved=True)
+    method = LETKF(grid, 5, localization_km=4000.0, inflation=1.2)
     analysis = method.analyse(background, observations.withhold(keep))
     assert not torch.equal(analysis[0], background[0])
     assert analysis[0].isfinite().all()
@@ -198,3 +198,39 @@ def test_bad_inputs(problem, grid):
         LETKF(grid, 5, coupling=torch.eye(3)).analyse(background, observations)
     with pytest.raises(ValueError, match="not positive"):
         LETKF(grid, 5).analyse(background, observations._replace(errors=observations.errors * 0))
+
+
+@pytest.mark.fault("faults 7")
+def test_one_missing_value_does_not_drop_the_other_observations(problem, grid):
+    background, observations = problem(members=5, density=1.0)
+    values = observations.values.clone()
+    values[0, 0, 2, 3] = torch.nan
+    keep = torch.ones_like(observations.mask)
+    keep[0, 0, 2, 3] = False
+    method = LETKF(grid, 5, localization_km=4000.0)
+    found = method.analyse(background, GriddedObservations(values, observations.errors))
+    assert_close(found, method.analyse(background, observations.withhold(keep)), **EXACT)
+    assert not torch.equal(found[0], background[0])
+
+
+@pytest.mark.fault("faults 7")
+@pytest.mark.parametrize("factor", [-0.5, 1.5, torch.nan])
+def test_a_coupling_lies_between_0_and_1(grid, factor):
+    with pytest.raises(ValueError, match="coupling must lie between 0 and 1, found"):
+        LETKF(grid, 5, coupling=[[1.0, factor], [0.0, 1.0]])
+
+
+@pytest.mark.fault("faults 7")
+def test_unobserved_points_are_inflated_with_and_without_an_observation(problem, grid):
+    background, observations = problem(members=5, timelines=1)
+    method = LETKF(grid, 5, localization_km=500.0, inflation=1.44, inflate_unobserved=True)
+    mean = background.mean(1, keepdim=True)
+    inflated = mean + 1.2 * (background - mean)
+    nothing = observations.withhold(torch.zeros_like(observations.mask))
+    assert_close(method.analyse(background, nothing), inflated, **EXACT)
+    one = torch.zeros_like(observations.mask)
+    one[0, :, 0, 0] = True
+    found = method.analyse(background, GriddedObservations(
+        torch.zeros_like(observations.values), torch.ones_like(observations.errors)
+    ).withhold(one))  # fmt: skip
+    assert_close(found[..., 3:, :], inflated[..., 3:, :], **EXACT)

@@ -194,3 +194,27 @@ def test_bad_arguments(problem):
         method.analyse(background[..., :5], observations)
     with pytest.raises(ValueError, match="observations"):
         method.analyse(background[:1], observations)
+
+
+@pytest.mark.fault("faults 7")
+def test_one_missing_value_leaves_the_others(problem):
+    background, observations = problem(density=1.0)
+    values = observations.values.clone()
+    values[0, 0, 2, 3] = torch.nan
+    keep = torch.ones_like(observations.mask)
+    keep[0, 0, 2, 3] = False
+    method = OptimalInterpolation(covariance())
+    found = method.analyse(background, GriddedObservations(values, observations.errors))
+    assert_close(found, method.analyse(background, observations.withhold(keep)))
+    assert found.isfinite().all()
+
+
+@pytest.mark.fault("faults 7")
+def test_another_covariance_has_factors_of_its_own(problem):
+    background, observations = problem()
+    method = OptimalInterpolation(covariance(seed=3))
+    first = method.analyse(background, observations)
+    method.covariance = covariance(seed=4)
+    second = method.analyse(background, observations)
+    assert_close(second, OptimalInterpolation(covariance(seed=4)).analyse(background, observations))
+    assert not torch.equal(first, second)

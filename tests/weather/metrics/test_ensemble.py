@@ -73,3 +73,29 @@ def test_ranks_count_members_below_and_share_ties():
 def test_one_member_has_no_spread():
     with pytest.raises(ValueError, match="two members"):
         crps(torch.zeros(1, 2, 2), torch.zeros(2, 2), torch.ones(2))
+
+
+@pytest.mark.fault("faults 6")
+def test_half_precision_ensembles_are_scored_in_single_precision():
+    ensemble = (torch.randn(5, 181, 360, generator=torch.Generator().manual_seed(0)) * 300).half()
+    truth, weights = ensemble[0] / 2, torch.ones(181)
+    for score in (crps, ensemble_mean_mse, unbiased_mean_mse):
+        expected = score(ensemble.double(), truth.double(), weights)
+        assert_close(score(ensemble, truth, weights).double(), expected, rtol=1e-4, atol=1e-2)
+    spread = ensemble_variance(ensemble, weights).double()
+    assert_close(spread, ensemble_variance(ensemble.double(), weights), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.fault("faults 8")
+def test_a_rank_histogram_of_a_missing_truth_is_missing():
+    ensemble = torch.randn(4, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    truth = ensemble[0].clone()
+    truth[1, 2, 3] = torch.nan
+    shares = rank_histogram(ensemble, truth, torch.ones(6))
+    assert shares[:, 1].isnan().all()
+    assert_close(shares[:, [0, 2]].sum(0), torch.ones(2))
+    ensemble[2, 0, 0, 0] = torch.nan
+    assert rank_histogram(ensemble, truth, torch.ones(6))[:, 0].isnan().all()
+    outside = torch.ones(6, 8)
+    outside[2, 3] = 0  # where the weight is zero nothing matters
+    assert not rank_histogram(ensemble, truth, outside)[:, 1].isnan().any()

@@ -114,3 +114,16 @@ def test_empty_batch_is_valid():
     checked = gross_check(absent, torch.zeros(2, 3, 4, 5), torch.ones(3))
     assert not checked.mask.any()
     assert checked.values.abs().max() == 0
+
+
+@pytest.mark.fault("faults 7")
+def test_a_value_that_is_not_finite_is_absent_however_it_came():
+    for bad in (torch.nan, INF, -INF):
+        values = torch.tensor([[[1.0, bad, 3.0]]])
+        for found in (
+            GriddedObservations(values, torch.ones(1, 1, 3)),
+            GriddedObservations.stack([GriddedObservations(values, torch.ones(1, 1, 3))]),
+            GriddedObservations(values, torch.ones(1, 1, 3)).to(torch.float64),
+        ):
+            assert found.values.flatten().tolist() == [1, 0, 3]
+            assert found.errors.flatten().tolist() == [1, INF, 1]

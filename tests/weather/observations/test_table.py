@@ -75,7 +75,7 @@ FAULTS = {
     ),
     "no date": (
         reports(time="yesterday at noon"),
-        r"time cannot be read as dates \(.* format\); write them as",
+        "5 of 5 .* have a time that is no date, .*; write it as",
     ),
     "latitude": (
         reports(latitude=[0, 0, 91, 0, 0]),
@@ -185,3 +185,68 @@ def test_the_suffix_decides_and_others_are_refused(tmp_path):
         (tmp_path / name).touch()
         with pytest.raises(GatesError, match="rename or convert it"):
             ObservationTable.read(tmp_path / name)
+
+
+def upper(variable, values, levels, **columns):
+    rows = {"level_hpa": levels, "value": values} | columns
+    return pd.DataFrame(rows).assign(
+        time="2017-01-02T12:00", latitude=10.0, longitude=20.0, variable=variable, error=10.0
+    )
+
+
+@pytest.mark.fault("weather Ba")
+@pytest.mark.parametrize(
+    ("unit", "size", "factor"), [("gpm", 1.0, 9.80665), ("gpdam", 10, 98.0665)]
+)
+def test_geopotential_in_another_unit_is_refused_with_the_unit(unit, size, factor):
+    heights = np.array([5500.0, 1480.0, 5600.0]) / size
+    table = upper("geopotential", heights, [500.0, 850.0, 500.0])
+    message = rf"it looks like {unit}: add a column units with {unit}, .* by {factor:.6g}"
+    for flag in (False, True):
+        with pytest.raises(GatesError, match=message):
+            ObservationTable.from_frame(table, flag_out_of_range=flag)
+    found = ObservationTable.from_frame(table.assign(units=unit)).frame
+    assert np.allclose(found["value"], heights * factor)
+    assert np.allclose(found["error"], 10 * factor)
+    right = ObservationTable.from_frame(table.assign(value=heights * factor)).frame
+    assert np.allclose(right["error"], 10)
+
+
+@pytest.mark.fault("weather Ba")
+@pytest.mark.parametrize(
+    ("variable", "value", "unit", "expected", "error"),
+    [
+        ("temperature", -12.5, "degC", 260.65, 10.0),
+        ("temperature", 260.65, "K", 260.65, 10.0),
+        ("temperature", 260.65, "", 260.65, 10.0),
+        ("mean_sea_level_pressure", 1013.0, "hPa", 101300.0, 1000.0),
+        ("u_component_of_wind", 36.0, "km/h", 10.0, 10 / 3.6),
+        ("u_component_of_wind", 10.0, "m/s", 10.0, 10.0),
+        ("specific_humidity", 5.0, "g/kg", 0.005, 0.01),
+        ("geopotential", 50_000.0, "m² s⁻²", 50_000.0, 10.0),
+    ],
+)
+def test_a_column_of_units_converts_values_and_errors(variable, value, unit, expected, error):
+    table = upper(variable, [value], [500.0], units=[unit])
+    found = ObservationTable.from_frame(table).frame.iloc[0]
+    assert found["value"] == pytest.approx(expected)
+    assert found["error"] == pytest.approx(error)
+
+
+@pytest.mark.fault("weather Ba")
+def test_an_unknown_unit_is_refused():
+    table = upper("temperature", [70.0, 260.0], [500.0, 500.0], units=["degF", None])
+    with pytest.raises(GatesError, match=r"temperature is in units 'degF', expected one of K, deg"):
+        ObservationTable.from_frame(table)
+
+
+@pytest.mark.fault("weather Bf")
+def test_a_time_that_is_no_date_is_named_in_our_words():
+    table = upper("temperature", [260.0, 261.0], [500.0, 500.0])
+    table["time"] = ["2017-01-02T12:00", "noon on Monday"]
+    with pytest.raises(GatesError) as caught:
+        ObservationTable.from_frame(table)
+    assert str(caught.value) == (
+        "1 of 2 observations have a time that is no date, the first is 'noon on Monday' in row 1; "
+        "write it as 2017-01-01T00:00"
+    )

@@ -380,7 +380,7 @@ class OneProblem:
         self.source = source
         self.channels, self.grid = source.channels, source.grid
 
-    def prepare(self):
+    def prepare(self, progress=None):
         self.source.prepare()
 
     def setup(self):

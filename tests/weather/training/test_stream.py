@@ -122,11 +122,12 @@ def test_numbers_that_are_not_positive_are_refused(name):
 def test_the_source_is_prepared_and_loaded():
     done = []
     module = data()
-    module.source.prepare = lambda: done.append("prepare")
+    module.source.prepare = lambda progress: done.append(progress)
+    module.progress = "progress"
     module.source.setup = lambda: done.append("setup")
     module.prepare_data()
     module.setup("fit")
-    assert done == ["prepare", "setup"]
+    assert done == ["progress", "setup"]
 
 
 def test_stacking_keeps_the_observations_together():

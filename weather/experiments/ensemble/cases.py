@@ -10,12 +10,12 @@ from torch import Tensor
 from weather.baselines.assimilator import Assimilator
 from weather.cycle import CycleStep
 from weather.experiments.departures import Departures, withheld_points
-from weather.experiments.ensemble.source import Case, Era5EnsembleSource, Task
+from weather.experiments.ensemble.sample import Case, EnsembleSample, Task
 from weather.observations.gridded import GriddedObservations
 
 
 def analyze_case(
-    source: Era5EnsembleSource, task: Task, case: Case, density: float, method: Assimilator
+    source: EnsembleSample, task: Task, case: Case, density: float, method: Assimilator
 ) -> Tensor:
     """Return the analysis (C,H,W) of one case, the mean if the method is an ensemble."""
     one = source.observe_case(task, case, density)
@@ -26,7 +26,7 @@ def analyze_case(
 
 
 def case_errors(
-    source: Era5EnsembleSource,
+    source: EnsembleSample,
     task: Task,
     density: float,
     method: Assimilator,
@@ -45,7 +45,7 @@ def case_errors(
 
 
 def case_departures(
-    source: Era5EnsembleSource,
+    source: EnsembleSample,
     task: Task,
     density: float,
     method: Assimilator,

@@ -7,7 +7,7 @@ from weather.baselines.homogeneous import HomogeneousCovariance
 from weather.baselines.inverse_distance import InverseDistance
 from weather.baselines.letkf import LETKF
 from weather.baselines.optimal_interpolation import OptimalInterpolation
-from weather.experiments.ensemble.source import Era5EnsembleSource, Task
+from weather.experiments.ensemble.sample import EnsembleSample, Task
 from weather.experiments.method import Method
 from weather.experiments.tuning import Box, Setting
 
@@ -19,7 +19,7 @@ _LETKF_BOXES: dict[Task, Box] = {
 }
 
 
-def ensemble_methods(source: Era5EnsembleSource, task: Task) -> list[Method]:
+def ensemble_methods(source: EnsembleSample, task: Task) -> list[Method]:
     """Return every classical method for a task; the background comes first."""
     grid, errors = source.grid, source.errors(task)
     variables = [name for name, _ in source.channels]

@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from weather.data.era5_sample import load_era5_sample
-from weather.observations.gridded import GriddedObservations
-from weather.observations.network import bernoulli_network, observe
-from weather.state import Normalizer
+from weather.experiments.ensemble.experiment import EnsembleExperiment
+from weather.experiments.ensemble.sample import TASKS
+from weather.progress import Progress, silent
 from weather.training.batch import AssimilationBatch, generator
 
-Task = Literal["persistence", "ensemble"]
-TASKS: tuple[Task, ...] = ("persistence", "ensemble")
-MEMBERS = range(1, 10)  # member 0 is the control, nearer to the mean than a truth may be
-TRAINING_TIMES, TEST_TIMES = (0, 1), (2, 3)  # 1 January 00 and 12 UTC; 2 January 00 and 12 UTC
-PERSISTENCE_ERRORS = {"geopotential": 50.0, "temperature": 0.7}  # m2 s-2 and K
-PAIRS = 36  # pairs that the statistics of a task are estimated from
 
-
-class Case(NamedTuple):
-    """One problem to be scored.
-
-    Attributes:
-        member: The member that is the truth.
-        time: Its time.
-        background: (C,H,W).
-        truth: (C,H,W).
-        ensemble: (9,C,H,W) background ensemble: the other members.
-    """
-
-    member: int
-    time: int
-    background: Tensor
-    truth: Tensor
-    ensemble: Tensor
-
-
-class Era5EnsembleSource:
-    """Problems from the shipped ERA5 ensemble sample: train on 1 January 2017, test on the 2nd.
-
-    ``persistence``: the background is another member twelve hours earlier, so that its error is
-    that of half a day of weather. ``ensemble``: the background is made of the other members at the
-    same time, and its error is the uncertainty of the analysis itself.
-
-    Training backgrounds of ``ensemble`` are single members or means of a random eight of the nine
-    others: from the mean of all nine the truth would follow by arithmetic.
+class Era5EnsembleSource(EnsembleExperiment):
+    """Problems from the shipped ERA5 ensemble sample, see :class:`~.sample.EnsembleSample`.
 
     Args:
         min_density: Least share of grid points observed in a training problem.
@@ -68,46 +34,25 @@ class Era5EnsembleSource:
             raise ValueError(
                 f"need 0 < min_density <= max_density <= 1, got {min_density} and {max_density}"
             )
-        self.min_density, self.max_density = min_density, max_density
-        self.augment, self.seed = augment, seed
-        self.fields, self.grid, self.channels, self.times = load_era5_sample()
-        training = self.fields[:, TRAINING_TIMES]
-        self.normalizer = Normalizer.fit(training, area_weights=self.grid.area_weights())
-        self.error_sd = {task: self._error_sd(task) for task in TASKS}
-        self.task_background_sd = {
-            task: self.grid.area_mean(self.errors(task).square()).mean(0).sqrt() for task in TASKS
-        }
-        self.background_sd = self.task_background_sd["persistence"]
+        super().__init__(seed)
+        self.min_density, self.max_density, self.augment = min_density, max_density, augment
 
-    def prepare(self) -> None:
+    def prepare(self, progress: Progress = silent) -> None:
         """Nothing: the sample ships with the package."""
 
     def setup(self) -> None:
         """Nothing: the sample is small and already loaded."""
 
-    def _error_sd(self, task: Task) -> Tensor:
-        """Observation error (C,): stated for ``persistence``, half the spread for ``ensemble``."""
-        if task == "persistence":
-            return torch.tensor([PERSISTENCE_ERRORS[name] for name, _ in self.channels])
-        variance = self.fields[list(MEMBERS)][:, TRAINING_TIMES].var(0)
-        return self.grid.area_mean(variance).mean(0).sqrt() / 2
-
-    def errors(self, task: Task) -> Tensor:
-        """Return samples (N,C,H,W) of the background error of the training period."""
-        draws = [generator(self.seed, 9, number) for number in range(PAIRS)]
-        pairs = [self._pair(task, draw) for draw in draws]
-        return torch.stack([truth - background for background, truth in pairs])
-
     def problem(self, step: int, timeline: int, *, validation: bool = False) -> AssimilationBatch:
         """Return the training problem of a step and timeline; validation is not augmented."""
         draw = generator(self.seed, step, timeline, int(validation))
         task = TASKS[(step + timeline) % len(TASKS)]
-        background, truth = self._pair(task, draw)
+        background, truth = self.pair(task, draw)
         low, high = math.log(self.min_density), math.log(self.max_density)
         density = math.exp(low + (high - low) * torch.rand((), generator=draw).item())
         if self.augment and not validation:
             background, truth = _augment(background, truth, draw)
-        observations = self._observe(task, truth, density, draw)
+        observations = self.observed(task, truth, density, draw)
         return AssimilationBatch(
             timeline=torch.tensor(timeline),
             reset=torch.tensor(True),
@@ -117,49 +62,6 @@ class Era5EnsembleSource:
             background_sd=self.task_background_sd[task],
             model=torch.tensor(0),
         )
-
-    def _pair(self, task: Task, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw a background and its truth (C,H,W) of the training times."""
-        order = torch.randperm(len(MEMBERS), generator=draw) + MEMBERS.start
-        truth, others = int(order[0]), order[1:]
-        if task == "persistence":
-            start, end = TRAINING_TIMES
-            return self.fields[others[0], start], self.fields[truth, end]
-        time = TRAINING_TIMES[int(torch.randint(2, (), generator=draw))]
-        others = torch.cat((others, torch.tensor([0])))[torch.randperm(9, generator=draw)]
-        count = 8 if bool(torch.rand((), generator=draw) < 0.5) else 1
-        return self.fields[others[:count], time].mean(0), self.fields[truth, time]
-
-    def _observe(
-        self, task: Task, truth: Tensor, density: float, draw: torch.Generator
-    ) -> GriddedObservations:
-        seed = int(torch.randint(2**62, (), generator=draw))
-        network = bernoulli_network(self.grid, density, seed=seed)
-        return observe(truth, network, self.error_sd[task], generator=draw)
-
-    def cases(self, task: Task, *, tuning: bool = False) -> list[Case]:
-        """Return the test cases, every member but the control at both test times.
-
-        For tuning: three members at the end of the training period.
-        """
-        if tuning:
-            return [self._case(task, member, TRAINING_TIMES[1]) for member in MEMBERS[::3]]
-        return [self._case(task, member, time) for time in TEST_TIMES for member in MEMBERS]
-
-    def _case(self, task: Task, member: int, time: int) -> Case:
-        others = [number for number in range(len(self.fields)) if number != member]
-        truth = self.fields[member, time]
-        if task == "ensemble":
-            ensemble = self.fields[others, time]
-            return Case(member, time, ensemble.mean(0), truth, ensemble)
-        neighbor = MEMBERS[(member - MEMBERS.start + 1) % len(MEMBERS)]
-        earlier = self.fields[:, time - 1]
-        return Case(member, time, earlier[neighbor], truth, earlier[others])
-
-    def observe_case(self, task: Task, case: Case, density: float) -> GriddedObservations:
-        """Return the observations (C,H,W) of a case: the same for every method."""
-        draw = generator(10, case.time, case.member, round(density * 1e6), TASKS.index(task))
-        return self._observe(task, case.truth, density, draw)
 
 
 def _augment(background: Tensor, truth: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:

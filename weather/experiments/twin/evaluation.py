@@ -34,8 +34,13 @@ class TwinTask(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name in settings and tables, such as ``1 % perfect``."""
+        """Name in settings and tables, such as ``0.01/perfect``."""
         return f"{self.density:.3g}/{self.model}"
+
+
+def twin_tasks(densities: Sequence[float]) -> list[TwinTask]:
+    """Return every density with the perfect model, then with the one that errs."""
+    return [TwinTask(density, model) for model in ("perfect", "error") for density in densities]
 
 
 class TwinEvaluation:
@@ -48,10 +53,10 @@ class TwinEvaluation:
     """
 
     def __init__(
-        self, world: TwinWorld, densities: tuple[float, ...], cycles: int | None = None
+        self, world: TwinWorld, densities: Sequence[float], cycles: int | None = None
     ) -> None:
         self.world, self.cycles = world, cycles or world.cycles
-        self.tasks = [TwinTask(d, model) for model in ("perfect", "error") for d in densities]
+        self.tasks = twin_tasks(densities)
         self.methods = TwinMethods(world)
         self.area_weights = world.grid.area_weights()
         self.climatological_sd = world.climatological_sd()

@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from core_gates.errors import GatesError
+from harness.files import replacing
 from weather.data.tensors import to_dataset
 from weather.experiments.identity import differences
 from weather.grid import Grid
@@ -46,7 +47,7 @@ class SavePoint(NamedTuple):
 
 
 class NatureStore:
-    """A Zarr store that is filled in blocks beside its path and renamed when complete.
+    """A Zarr store that is filled in blocks next to its path and renamed when complete.
 
     A save point is written, by an atomic rename, only after the blocks that it counts; blocks
     after it may be damaged by a kill and are written again.
@@ -141,16 +142,15 @@ class NatureStore:
 
     def save(self, point: SavePoint) -> None:
         """Replace the save point."""
-        draft = self._point.with_suffix(".draft.npz")
-        np.savez(
-            draft,
-            step=point.step,
-            written=point.written,
-            state=point.state.cpu().numpy(),
-            identity=self.identity,
-            num_times=self.num_times,
-        )
-        draft.replace(self._point)
+        with replacing(self._point) as draft:
+            np.savez(
+                draft,
+                step=point.step,
+                written=point.written,
+                state=point.state.cpu().numpy(),
+                identity=self.identity,
+                num_times=self.num_times,
+            )
 
     def finish(self) -> None:
         """Put the complete store in its place."""

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core_gates.errors import GatesError
+from harness.files import replacing
 from weather.baselines.assimilator import Assimilator
 from weather.cycle import Cycle, diverged
 from weather.experiments.identity import differences
@@ -129,11 +130,9 @@ def _record_part(
 
 def save_recording(path: Path, recording: Recording, origin: str) -> None:
     """Write a recording atomically, with a line that says what it was made of."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     tensors = {name: value.contiguous() for name, value in recording._asdict().items()}
-    save_file(tensors, partial, metadata={"origin": origin})
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata={"origin": origin})
 
 
 def load_recording(path: Path, origin: str) -> Recording:

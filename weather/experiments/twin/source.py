@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,13 +12,15 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from weather.baselines.optimal_interpolation import OptimalInterpolation
+from weather.experiments.twin.experiment import TwinExperiment
 from weather.experiments.twin.recording import TRANSIENT, load_recording, record, save_recording
 from weather.experiments.twin.world import LEAD, TwinWorld
 from weather.observations.network import bernoulli_network, observe
+from weather.progress import Progress, silent
 from weather.training.batch import AssimilationBatch, generator
 
 
-class TwinSource:
+class TwinSource(TwinExperiment):
     """Problems for :class:`weather.training.module.AdasModule` from a :class:`TwinWorld`.
 
     Stage 1 draws recorded backgrounds of a tuned OI cycle at random. Stage 2 deals every timeline
@@ -62,17 +64,36 @@ class TwinSource:
                 "need recorded_steps >= 0, block >= 1 and transient >= 0, got "
                 f"{recorded_steps}, {block} and {transient}"
             )
-        self.world, self.path = world, Path(recording)
+        super().__init__(world)
+        self.path = Path(recording)
         self.densities, self.scales, self.length_km = densities, scales, length_km
         self.recorded_steps, self.block, self.redraw_share = recorded_steps, block, redraw_share
         self.transient, self.seed = transient, seed
-        self.grid, self.channels = world.grid, world.channels
 
-    def prepare(self) -> None:
+    def prepare(self, progress: Progress = silent) -> None:
         """Make the nature run and the recording where they are missing."""
-        self.world.prepare()
+        for _ in self.make(self.path.parent, progress):
+            pass
+
+    def make(self, folder: Path, progress: Progress = silent) -> Iterator[Path]:  # noqa: ARG002
+        """Do the same, and yield their paths."""
+        self.make_truth(progress)
+        yield self.world.path
         if not self.path.exists():
-            self.write_recording()
+            with progress("recording backgrounds", self.num_cycles) as tick:
+                self.write_recording(tick=tick)
+        yield self.path
+
+    def check(self) -> None:
+        """Refuse a nature run or a recording that is there and not that of the configuration.
+
+        Raises:
+            GatesError: It is damaged or belongs to another world.
+        """
+        if self.world.path.exists():
+            self.world.prepare()
+        if self.path.exists():
+            load_recording(self.path, self.origin)
 
     @property
     def num_cycles(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
+from harness.files import replacing
 from weather.models.adas.network import Adas
 from weather.observations.background_error import innovation_sd
 from weather.observations.gridded import GriddedObservations, confidence
@@ -85,8 +85,8 @@ class AdasAnalysis(nn.Module):
         Args:
             background: (B,C,H,W), physical units.
             observations: Fields (B,C,H,W) in the same units.
-            background_sd: (B,C) expected background error of every problem; that of the training
-                period if None. The first guess where the innovations decide.
+            background_sd: (B,C) or (C,) expected background error of every problem; that of the
+                training period if None. The first guess where the innovations decide.
 
         Returns:
             (B,C,H,W), physical units.
@@ -110,17 +110,38 @@ class AdasAnalysis(nn.Module):
             return background + std * (analysis - state)
         return self.normalizer.denormalize(analysis)
 
-    def expecting(self, background_sd: Tensor) -> AdasAnalysis:
-        """Return the analysis that expects another background error (C,); weights are shared."""
-        other = copy.copy(self)
-        other._buffers = {**self._buffers, "background_sd": background_sd.clone()}
-        return other
+    def expecting(self, background_sd: Tensor) -> Expecting:
+        """Return this network as a method that expects another background error (C,)."""
+        return Expecting(self, background_sd)
 
-    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+    def analyse(
+        self,
+        background: Tensor,
+        observations: GriddedObservations,
+        background_sd: Tensor | None = None,
+    ) -> Tensor:
         """Assimilator protocol: ``background`` (B,1,C,H,W) to the analysis of the same shape."""
         with torch.inference_mode():  # a tenth of the time of thousands of small operations
-            analysis = self.forward(background.squeeze(1), observations)
+            analysis = self.forward(background.squeeze(1), observations, background_sd)
         return analysis.unsqueeze(1).clone()  # an ordinary tensor again
+
+
+class Expecting:
+    """A network as a method that expects a background error of its own.
+
+    Args:
+        network: The network, whose weights and units it uses.
+        background_sd: (C,) standard deviation of the background error.
+    """
+
+    members = 1
+
+    def __init__(self, network: AdasAnalysis, background_sd: Tensor) -> None:
+        self.network, self.background_sd = network, background_sd
+
+    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+        """Return the analysis (B,1,C,H,W) of a background of that shape."""
+        return self.network.analyse(background, observations, self.background_sd)
 
 
 def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> None:
@@ -129,7 +150,6 @@ def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> N
     What shapes do not tell, such as the form of the network, is written, too.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: (value.bfloat16() if name.startswith("network.") else value.float()).contiguous()
         for name, value in analysis.state_dict().items()
@@ -138,30 +158,41 @@ def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> N
         "facts": json.dumps(facts, sort_keys=True),
         "form": json.dumps(_form(analysis), sort_keys=True),
     }
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata=metadata)
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
 
 
-def load_weights(path: str | Path, analysis: AdasAnalysis) -> dict[str, object]:
+def load_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> dict[str, object]:
     """Read weights written by :func:`save_weights` into ``analysis`` and return their facts.
 
+    Args:
+        path: The file.
+        analysis: Takes the weights.
+        **facts: What the file must say of itself, such as ``form`` and ``seed``.
+
     Raises:
-        GatesError: The file is missing or damaged, or belongs to another configuration.
+        GatesError: The file is missing or damaged, belongs to another configuration, or says
+            another fact of itself.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            facts, form = (dict(json.loads(metadata.get(key, "{}"))) for key in ("facts", "form"))
+            said, form = (dict(json.loads(metadata.get(key, "{}"))) for key in ("facts", "form"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise GatesError(
             f"{path}: not readable as safetensors weights ({error}); give a file written by a "
             "training, or train anew"
         ) from error
+    for name, value in facts.items():
+        if said.get(name, value) != value:
+            raise GatesError(
+                f"{path}: weights of {name} {said[name]}, expected {value}; give the file of that "
+                f"{name}, or train anew"
+            )
     _require_same_form(path, form, _form(analysis))
     take_weights(path, tensors, analysis)
-    return facts
+    return said
 
 
 def take_weights(path: str | Path, tensors: Mapping[str, object], analysis: AdasAnalysis) -> None:
@@ -190,7 +221,7 @@ def take_weights(path: str | Path, tensors: Mapping[str, object], analysis: Adas
 
 
 def _form(analysis: AdasAnalysis) -> dict[str, object]:
-    """Return what the analysis depends on beside its weights, as JSON would give it back."""
+    """Return what the analysis depends on besides its weights, as JSON would give it back."""
     arguments = analysis.network.arguments
     form = {name: value for name, value in arguments.items() if name not in _WITHOUT_EFFECT}
     form["confidence_kind"] = analysis.confidence_kind
@@ -202,8 +233,15 @@ def _form(analysis: AdasAnalysis) -> dict[str, object]:
 def _require_same_form(
     path: str | Path, found: dict[str, object], expected: dict[str, object]
 ) -> None:
-    for name in sorted(found):
-        if name in expected and found[name] != expected[name]:
+    different = [name for name in sorted(found) if found[name] != expected.get(name, found[name])]
+    if "grid_shape" in different:
+        grids = (str(form["grid_shape"]) for form in (found, expected))
+        raise GatesError(
+            "{}: weights of another grid ({} points, expected {}); give weights trained on the "
+            "grid of this configuration, or the configuration of these weights".format(path, *grids)
+        )
+    for name in different:
+        if name in expected:
             raise GatesError(
                 f"{path}: weights of another configuration ({name} is {found[name]}, expected "
                 f"{expected[name]}); give the configuration that they were trained with"

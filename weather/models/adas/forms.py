@@ -14,9 +14,10 @@ FORMS: Mapping[str, Mapping[str, Any]] = {
 """Arguments of :class:`~.network.Adas` of each form; all have the same parameters.
 
 ``adas_increment`` sees innovations and returns an increment, ``adas_official`` sees observations
-and returns the analysis, as published. ``ungated`` is the control of the increment form: the gate
-stream is added before the activation instead of multiplied after it. ``open_gate`` is a second
-control, whose gates are all one: it cannot tell an observation of zero from none.
+and returns the whole field, as the published network does. ``ungated`` is the control of the
+increment form: the gate stream is added before the activation instead of multiplied after it.
+``open_gate`` is a second control, whose gates are all one: it cannot tell an observation of zero
+from none.
 """
 
 COMPARED = ("adas_increment", "adas_official", "ungated")

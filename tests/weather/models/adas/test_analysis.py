@@ -140,8 +140,9 @@ def test_background_error_of_each_problem(output, kind):
         one = GriddedObservations(
             observations.values[row : row + 1], observations.errors[row, None]
         )
-        alone = analysis.expecting(sd[row])(background[row : row + 1], one)
+        alone = analysis.expecting(sd[row]).analyse(background[row : row + 1, None], one)[:, 0]
         assert_close(both[row : row + 1], alone)
+        assert_close(analysis(background[row : row + 1], one, sd[row]), alone)
     own = analysis(background, observations)
     assert_close(own[:1], both[:1])
     unaffected = kind == "binary"  # increments in units of sigma come back in units of sigma
@@ -176,13 +177,13 @@ def test_expecting_shares_weights_but_not_the_scale(small_adas):
     other = analysis.expecting(2 * SIGMA)
     assert torch.equal(other.background_sd, 2 * SIGMA)
     assert torch.equal(analysis.background_sd, SIGMA)
-    pairs = zip(analysis.parameters(), other.parameters(), strict=True)
-    assert all(mine is theirs for mine, theirs in pairs)
-    with torch.no_grad():
-        analysis.network.position.fill_(0.5)
-    assert (other.network.position == 0.5).all()
-    assert other.normalizer is analysis.normalizer
-    assert torch.equal(other.state_dict()["background_sd"], 2 * SIGMA)
+    assert other.network is analysis
+    for weights in analysis.network.recovery.parameters():
+        nn.init.normal_(weights, std=0.3)  # an increment starts at zero, which proves nothing
+    background, observations = problem()
+    found = other.analyse(background.unsqueeze(1), observations).squeeze(1)
+    assert torch.equal(found, analysis(background, observations, 2 * SIGMA))
+    assert not torch.allclose(found, analysis(background, observations))
 
 
 def test_analyse_is_the_protocol_of_the_cycle():
@@ -292,3 +293,27 @@ def test_metadata_that_is_no_json_is_refused(small_adas, tmp_path, key, content)
     path, analysis = tmp_path / "w.safetensors", analysis_of(small_adas())
     save_file(analysis.state_dict(), path, metadata={key: content})
     assert "not readable" in refusal(path, analysis)
+
+
+@pytest.mark.fault("weather Bg")
+def test_weights_of_another_grid_blame_the_grid(small_adas, tmp_path):
+    other = AdasAnalysis(
+        small_adas(grid_shape=(16, 64)),
+        Normalizer(torch.zeros(3), torch.ones(3)),
+        SIGMA,
+        background_error="innovation",
+    )
+    path = tmp_path / "other.safetensors"
+    save_weights(path, other, form="adas_increment", seed=1)
+    own = analysis_of(small_adas())
+    message = r"weights of another grid \(\[16, 64\] points, expected \[16, 32\]\); give weights"
+    with pytest.raises(GatesError, match=message):
+        load_weights(path, own)
+
+
+def test_weights_say_their_form_and_seed(small_adas, tmp_path):
+    path, analysis = tmp_path / "w.safetensors", analysis_of(small_adas())
+    save_weights(path, analysis, form="adas_increment", seed=1)
+    assert load_weights(path, analysis, form="adas_increment", seed=1)["seed"] == 1
+    with pytest.raises(GatesError, match="weights of seed 1, expected 2; give the file"):
+        load_weights(path, analysis, form="adas_increment", seed=2)

@@ -1,19 +1,19 @@
-"""What a twin experiment shows beside the methods: crossed seeds, redrawn networks, bad reports."""
+"""Checks of a twin experiment beyond its scores: crossed seeds, redrawn networks, bad reports."""
 
 from __future__ import annotations
 
 import statistics
 
-from apps.weather.tuning import built
-from apps.weather.twin import TwinScores
-from harness.evidence.rows import Bar, Row
-from harness.runs.processes import Tick, in_processes
-from harness.runs.ticker import ticking
+from harness.evidence import Bar, Row
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.side_by_side import SideBySide
+from weather.experiments.experiment import classical
+from weather.experiments.method import built
 from weather.experiments.twin.corruption import Corruption, corrupt_half
 from weather.experiments.twin.cycle_scores import CycleScores
 from weather.experiments.twin.evaluation import TwinEvaluation, TwinTask
+from weather.experiments.twin.scores import TwinScores
+from weather.progress import Each, Progress, Tick, in_turn, no_tick, silent
 
 FORM, CONTROL = "adas_increment", "ungated"
 CORRUPTION_CYCLES = 90
@@ -23,7 +23,7 @@ DECLARED, DENIED = 1.05, 1.10
 class TwinChecks:
     """Three checks of the increment form.
 
-    Crossed: the network of every seed on the timelines of all seeds, beside the ungated control,
+    Crossed: the network of every seed on the timelines of all seeds, next to the ungated control,
     at the smallest density. Timelines differ more than networks do, so only networks that have
     seen the same ones tell whether the gate matters beyond the spread of the seeds.
     Redrawn: the observing network is another one in every cycle, at the smallest density.
@@ -40,8 +40,13 @@ class TwinChecks:
         self.corruption: dict[str, Corruption] = {}
         self.crossed: dict[tuple[str, str], list[float]] = {}
 
-    def run(self) -> None:
-        """Run all checks on all cores."""
+    def run(self, each: Each = in_turn, progress: Progress = silent) -> None:
+        """Run all checks.
+
+        Args:
+            each: Does one job after the other, or on all cores.
+            progress: Tells how far it is.
+        """
         tasks, cycles = self.evaluation.tasks, self.evaluation.cycles
         sparse = [task for task in tasks if task.density == min(t.density for t in tasks)]
         dense = TwinTask(max(task.density for task in tasks), "perfect")
@@ -50,14 +55,14 @@ class TwinChecks:
             self.evaluation.world, (dense.density,), min(CORRUPTION_CYCLES, cycles)
         )
         redrawn = [(task, name) for name in names[::-1] for task in sparse]
-        with ticking("redrawing networks", cycles * len(redrawn)) as tick:
-            for key, scores in zip(redrawn, in_processes(self._redraw, redrawn, tick), strict=True):
+        with progress("redrawing networks", cycles * len(redrawn)) as tick:
+            for key, scores in zip(redrawn, each(self._redraw, redrawn, tick), strict=True):
                 self._redrawn(*key, scores)
         corrupted = [(dense, short, name) for name in names]
         total = short.cycles * (1 + len(self.scores.seeds) * (len(names) - 1))
-        with ticking("corrupting reports", total) as tick:
+        with progress("corrupting reports", total) as tick:
             for (*_, name), found in zip(
-                corrupted, in_processes(self._corrupt, corrupted, tick), strict=True
+                corrupted, each(self._corrupt, corrupted, tick), strict=True
             ):
                 self._corrupted(dense, name, found)
         for task in sparse:
@@ -88,8 +93,8 @@ class TwinChecks:
     def _methods(self, task: TwinTask, name: str) -> list[Assimilator]:
         """Return OI, or the networks of all seeds."""
         if name == FORM:
-            return [self.scores.networks.load(FORM, seed) for seed in self.scores.seeds]
-        oi = next(m for m in self.evaluation.classical() if m.name == "oi")
+            return [self.scores.load(FORM, seed) for seed in self.scores.seeds]
+        oi = classical(self.evaluation.classical(), "oi")
         return [built(self.scores.settings, oi, task.name)]
 
     def _crossed(self, task: TwinTask) -> None:
@@ -97,14 +102,14 @@ class TwinChecks:
         label = self.scores.labels[0]
         for form in (FORM, CONTROL):
             squares = self.scores.crossed[task.name, form][..., 0].square()
-            each = squares.mean(1).sqrt().tolist()
-            self.crossed[task.name, form] = each
+            errors = squares.mean(1).sqrt().tolist()
+            self.crossed[task.name, form] = errors
             self.found += [
-                Row(form, f"{task.name}/crossed", f"rmse_{label}_seed{row}", value, n=len(each))
-                for row, value in enumerate(each)
+                Row(form, f"{task.name}/crossed", f"rmse_{label}_seed{row}", value, n=len(errors))
+                for row, value in enumerate(errors)
             ]
 
-    def _redraw(self, task: TwinTask, name: str, tick: Tick) -> CycleScores:
+    def _redraw(self, task: TwinTask, name: str, tick: Tick = no_tick) -> CycleScores:
         members, count = self._methods(task, name), len(self.scores.seeds)
         method = members[0] if len(members) == 1 else SideBySide(members)
         return self.evaluation.run(task, method, redraw=True, timelines=range(count), tick=tick)
@@ -120,7 +125,7 @@ class TwinChecks:
         self.found.append(Row(name, place, "lost", float(scored.lost.sum()), n=count))
 
     def _corrupt(
-        self, task: TwinTask, short: TwinEvaluation, name: str, tick: Tick
+        self, task: TwinTask, short: TwinEvaluation, name: str, tick: Tick = no_tick
     ) -> list[Corruption]:
         members = self._methods(task, name)
         return [corrupt_half(task, short, member, tick=tick) for member in members]

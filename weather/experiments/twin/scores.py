@@ -1,59 +1,29 @@
-"""Tune and evaluate in a twin world."""
+"""Score every method in a twin world."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from apps.weather.training import Networks
-from apps.weather.tuning import OPTIMIZER_BOX, Tuner, built
 from harness.evidence import Bar, Resamples, Row, moments
-from harness.runs.processes import Tick, in_processes
-from harness.runs.ticker import ticking
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.side_by_side import SideBySide
 from weather.experiments.departures import figures
-from weather.experiments.method import Method, Settings
-from weather.experiments.tuning import Setting
+from weather.experiments.experiment import Example, Load, classical
+from weather.experiments.method import Settings, built
 from weather.experiments.twin.cycle_scores import CycleScores
 from weather.experiments.twin.evaluation import TwinEvaluation, TwinTask
 from weather.metrics import drift, trend
-from weather.models.adas.forms import COMPARED
+from weather.observations.gridded import GriddedObservations
+from weather.progress import Each, Progress, Tick, in_turn, no_tick, silent
 
 UNGUIDED = ("free_run", "persistence", "climatology")  # see no observations, cannot be lost
 BLOCK = 20  # cycles of one block of the bootstrap, five days
-
-
-def tune_twin(
-    evaluation: TwinEvaluation, networks: Networks, tuner: Tuner, trial_steps: int
-) -> None:
-    """Tune every method.
-
-    Classical methods are tuned for every density and forecast model; the learning rate and weight
-    decay of a form of Adas once, with a short training a trial, by the geometric mean over the
-    tasks: the worst of them is often lost after so few steps, and then tells nothing.
-    """
-    for method in evaluation.classical():
-        for task in evaluation.tasks if method.box else []:
-            score = partial(_score, evaluation, method, task)
-            tuner.tune(f"{method.name}/{task.name}", method.box, score)
-    for form in COMPARED:
-
-        def score_of(setting: Setting, form: str = form) -> float:
-            analysis = networks.fit(form, 0, setting, trial_steps)
-            scores = [evaluation.tuning_score(task, analysis) for task in evaluation.tasks]
-            return statistics.geometric_mean(scores)
-
-        tuner.tune(form, OPTIMIZER_BOX, score_of)
-
-
-def _score(evaluation: TwinEvaluation, method: Method, task: TwinTask, setting: Setting) -> float:
-    return evaluation.tuning_score(task, method.build(setting))
 
 
 class TwinScores:
@@ -61,7 +31,7 @@ class TwinScores:
 
     Args:
         evaluation: The experiment.
-        networks: Trained networks.
+        load: Returns the trained network of a form and seed.
         seeds: Test timelines and networks, one of each a seed.
         forms: Forms of Adas.
         settings: Tuned settings of the classical methods.
@@ -70,41 +40,53 @@ class TwinScores:
     def __init__(
         self,
         evaluation: TwinEvaluation,
-        networks: Networks,
-        seeds: tuple[int, ...],
-        forms: tuple[str, ...],
+        load: Load,
+        seeds: Sequence[int],
+        forms: Sequence[str],
         settings: Settings,
     ) -> None:
-        self.evaluation, self.networks = evaluation, networks
-        self.seeds, self.forms, self.settings = seeds, forms, settings
+        self.evaluation, self.load, self.settings = evaluation, load, settings
+        self.seeds, self.forms = tuple(seeds), tuple(forms)
         self.channels = evaluation.world.channels
         self.labels = self.channels.labels
         self.scores: dict[tuple[str, str], CycleScores] = {}
         self.errors: dict[tuple[str, str], Tensor] = {}
         self.crossed: dict[tuple[str, str], Tensor] = {}
 
-    def run(self) -> None:
-        """Cycle everything on all cores."""
-        evaluation = self.evaluation
-        forms = [(task, form) for form in self.forms for task in evaluation.tasks]
-        names = [method.name for method in evaluation.classical()]
-        jobs = forms + [(t, name) for name in names[::-1] for t in evaluation.tasks]  # long first
-        with ticking("cycling", len(jobs) * evaluation.cycles) as tick:
-            found = dict(zip(jobs, in_processes(self._cycle, jobs, tick), strict=True))
-        for task in evaluation.tasks:
+    def jobs(self) -> list[tuple[TwinTask, str]]:
+        """Return every task with every method, long ones first."""
+        forms = [(task, form) for form in self.forms for task in self.evaluation.tasks]
+        names = [method.name for method in self.evaluation.classical()]
+        return forms + [(task, name) for name in names[::-1] for task in self.evaluation.tasks]
+
+    def run(self, each: Each = in_turn, progress: Progress = silent) -> None:
+        """Cycle every method on every task.
+
+        Args:
+            each: Does one job after the other, or on all cores.
+            progress: Tells how far it is.
+        """
+        jobs = self.jobs()
+        with progress("cycling", len(jobs) * self.evaluation.cycles) as tick:
+            self.take(dict(zip(jobs, each(self.cycle, jobs, tick), strict=True)))
+
+    def take(self, found: Mapping[tuple[TwinTask, str], CycleScores]) -> None:
+        """Keep what :meth:`cycle` returned for every job."""
+        names = [method.name for method in self.evaluation.classical()]
+        for task in self.evaluation.tasks:
             for name in (*names, *self.forms):
                 self._take(task, name, found[task, name])
 
-    def _cycle(self, task: TwinTask, name: str, tick: Tick) -> CycleScores:
+    def cycle(self, task: TwinTask, name: str, tick: Tick = no_tick) -> CycleScores:
         """Return the scores of a method, or of the networks of all seeds on all timelines."""
         count = len(self.seeds)
         timelines, guard = [*range(count)], name not in UNGUIDED
         assimilator: Assimilator
         if name in self.forms:
-            assimilator = SideBySide([self.networks.load(name, seed) for seed in self.seeds])
+            assimilator = SideBySide([self.load(name, seed) for seed in self.seeds])
             timelines = timelines * count
         else:
-            method = next(m for m in self.evaluation.classical() if m.name == name)
+            method = classical(self.evaluation.classical(), name)
             assimilator = built(self.settings, method, task.name)
         return self.evaluation.run(
             task, assimilator, guard=guard, verify=True, timelines=timelines or None, tick=tick
@@ -191,6 +173,25 @@ class TwinScores:
 
     def _median(self, task: str, method: str) -> float:
         return statistics.median(self._seeds(task, method))
+
+    def pictures(self) -> dict[str, Tensor]:
+        """Return the analysis RMSE of every cycle, ``task|method`` to (T,B,C)."""
+        return {
+            f"{task}|{method}": cycles.analysis.float()
+            for (task, method), cycles in self.scores.items()
+        }
+
+    def example(self) -> Example:
+        """Return the first cycle of the first test timeline at the largest density."""
+        world = self.evaluation.world
+        density = max(task.density for task in self.evaluation.tasks)
+        form = "adas_increment" if "adas_increment" in self.forms else self.forms[0]
+        first = next(iter(world.observations("test", density)))
+        return Example(
+            self.load(form, self.seeds[0]),
+            world.first_background("test")[:1],
+            GriddedObservations(first.values[:1], first.errors[:1]),
+        )
 
 
 def _median_root(means: np.ndarray) -> np.ndarray:

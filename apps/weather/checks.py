@@ -1,0 +1,84 @@
+"""What the verbs of ``gates weather`` refuse before they begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from core_gates.errors import GatesError
+from weather.experiments.experiment import Experiment
+from weather.training.stream import ProblemSource
+
+MAX_SEED = 2**32  # what Lightning and NumPy take
+
+
+def truth_store(experiment: Experiment, folder: Path) -> Path:
+    """Return the store that ``prepare`` wrote.
+
+    Raises:
+        GatesError: There is none yet.
+    """
+    path = experiment.store(folder)
+    if not path.exists():
+        raise GatesError(f"{path} does not exist: run `gates weather prepare`, or give --truth")
+    return path
+
+
+def check_prepared(source: ProblemSource) -> None:
+    """Refuse data of an experiment that are there and not those of the configuration.
+
+    Raises:
+        GatesError: They are damaged or belong to another experiment.
+    """
+    if hasattr(source, "check"):
+        source.check()
+
+
+def check_densities(densities: Sequence[float]) -> None:
+    """Refuse shares of grid points that are no shares, or not told apart by the names of tasks.
+
+    Raises:
+        GatesError: There are none, or one is not a share, or two have one name.
+    """
+    names = {f"{density:.3g}" for density in densities}
+    shares = all(0 < density <= 1 for density in densities)  # false for NaN
+    if not densities or not shares or len(names) < len(densities):
+        raise GatesError(
+            f"--densities {list(densities)} are no shares of grid points: give one or more numbers "
+            "above 0 and up to 1, no two alike"
+        )
+
+
+def check_tuning(experiment: Experiment, trials: int, cycles: int, trial_steps: int) -> None:
+    """Refuse a budget of tuning that is nothing, or longer than a twin world.
+
+    Raises:
+        GatesError: A number is too small or too large.
+    """
+    for name, value in (("trials", trials), ("cycles", cycles), ("trial_steps", trial_steps)):
+        if value < 1:
+            raise GatesError(f"--{name} must be at least 1, found {value}")
+    if experiment.max_cycles is not None and cycles > experiment.max_cycles:
+        raise GatesError(
+            f"--cycles {cycles} is more than the {experiment.max_cycles} cycles of the world: take "
+            "fewer or set cycles of the world"
+        )
+
+
+def check_seeds(experiment: Experiment, seeds: Sequence[int]) -> None:
+    """Refuse seeds that are none, and more than a twin world has timelines to test on.
+
+    Raises:
+        GatesError: There is no seed, one is out of range or given twice, or there are too many.
+    """
+    valid = all(0 <= seed < MAX_SEED for seed in seeds)
+    if not seeds or not valid or len(set(seeds)) < len(seeds):
+        raise GatesError(
+            f"--seeds {list(seeds)} are no seeds: give one or more numbers from 0 to "
+            f"{MAX_SEED - 1}, no two alike"
+        )
+    if experiment.max_seeds is not None and len(seeds) > experiment.max_seeds:
+        raise GatesError(
+            f"{len(seeds)} seeds need as many test timelines, the world has "
+            f"{experiment.max_seeds}: take fewer seeds or set num_tests"
+        )

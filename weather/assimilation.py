@@ -1,0 +1,215 @@
+"""Assimilate a table of reports into backgrounds, time by time or in a cycle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from weather.baselines.assimilator import Assimilator
+from weather.cycle import Cycle, Forecast
+from weather.grid import Grid
+from weather.observations.gridded import GriddedObservations, gross_check
+from weather.observations.superob import grid_table
+from weather.observations.table import ObservationTable
+from weather.progress import Progress, silent
+from weather.state import ChannelSpec
+
+WINDOW_HOURS = 3.0
+SUSPICIOUS_SHARE = 0.05  # rejected of observed cells; of Gaussian errors none in a million is
+SUSPICIOUS_COUNT = 3
+
+
+class Analyses(NamedTuple):
+    """Analyses (T,C,H,W) at T ``times``, with the numbers of cells (T,) observed and rejected."""
+
+    states: Tensor
+    times: np.ndarray
+    observed: list[int]
+    rejected: list[int]
+
+
+class Reports:
+    """A table brought to the grid of a background at successive times, and what became of it.
+
+    Args:
+        table: The reports.
+        grid: Grid of the backgrounds.
+        channels: Their C channels.
+        background_sd: (C,) standard deviation of the background error.
+        factor: Departure in standard deviations beyond which an observation is rejected.
+        representativeness: (C,) standard deviation of what a cell cannot resolve, none if None.
+
+    Attributes:
+        observed: Cells observed at each time so far.
+        rejected: Those of them that the gross check rejected.
+        flipped: Those that it would reject, were the latitudes of the reports negative.
+
+    Raises:
+        GatesError: The background error or the factor is not positive.
+    """
+
+    def __init__(
+        self,
+        table: ObservationTable,
+        grid: Grid,
+        channels: ChannelSpec,
+        background_sd: Tensor,
+        *,
+        factor: float = 5.0,
+        representativeness: Tensor | None = None,
+    ) -> None:
+        if not factor > 0:
+            raise GatesError(f"--gross_check must be positive, found {factor:g}")
+        if not (background_sd.isfinite() & (background_sd > 0)).all():
+            raise GatesError(
+                f"the background error is {background_sd.tolist()}, expected positive numbers: "
+                "give other weights or run `gates weather prepare` again"
+            )
+        self.table, self.grid, self.channels = table, grid, channels
+        self.background_sd, self.factor = background_sd, factor
+        self.representativeness = representativeness
+        self.observed: list[int] = []
+        self.rejected: list[int] = []
+        self.flipped = 0
+
+    def at(self, time: np.datetime64, background: Tensor) -> GriddedObservations:
+        """Return the observations (1,C,H,W) at a time that pass the gross check.
+
+        Args:
+            time: Center of the window.
+            background: (C,H,W).
+        """
+        found, passed = self._checked(self.table, time, background)
+        self.observed.append(int(found.mask.sum()))
+        self.rejected.append(int(found.mask.sum() - passed.mask.sum()))
+        if self.rejected[-1]:
+            frame = self.table.frame
+            mirrored = ObservationTable(frame.assign(latitude=-frame["latitude"]))
+            all_of_them, plausible = self._checked(mirrored, time, background)
+            self.flipped += int(all_of_them.mask.sum() - plausible.mask.sum())
+        return GriddedObservations.stack([passed])
+
+    def _checked(
+        self, table: ObservationTable, time: np.datetime64, background: Tensor
+    ) -> tuple[GriddedObservations, GriddedObservations]:
+        found = grid_table(
+            table,
+            self.grid,
+            self.channels,
+            time,
+            window_hours=WINDOW_HOURS,
+            representativeness_sd=self.representativeness,
+        )
+        return found, gross_check(found, background, self.background_sd, self.factor)
+
+    def warning(self) -> str:
+        """Say in a line that suspiciously many were rejected, and why that may be; else nothing."""
+        rejected, observed = sum(self.rejected), sum(self.observed)
+        if rejected < SUSPICIOUS_COUNT or rejected <= SUSPICIOUS_SHARE * observed:
+            return ""
+        causes = "other units than SI, latitudes of the wrong sign, or another time than stated"
+        if self.flipped < rejected / 2:
+            causes = f"latitudes of the wrong sign, with which only {self.flipped} would be"
+        return (
+            f"warning: {rejected} of {observed} observed cells are rejected by the gross check; "
+            f"likely causes: {causes}"
+        )
+
+    def analyze(
+        self,
+        assimilator: Assimilator,
+        states: Tensor,
+        times: np.ndarray,
+        progress: Progress = silent,
+    ) -> Analyses:
+        """Analyze every background (T,C,H,W) for itself."""
+        analyses = []
+        method = WhereObserved(assimilator)
+        with progress("analyzing", len(times)) as tick:
+            for state, time in zip(states, times, strict=True):
+                analyses.append(method.analyse(state[None, None], self.at(time, state))[0, 0])
+                tick()
+        return self._done(torch.stack(analyses), times)
+
+    def cycle(
+        self,
+        assimilator: Assimilator,
+        forecast: Forecast,
+        state: Tensor,
+        times: np.ndarray,
+        hours: float,
+        progress: Progress = silent,
+    ) -> Analyses:
+        """Start a cycle from a background (C,H,W); every analysis starts the next forecast."""
+        current = iter(times)
+
+        def check(_: GriddedObservations, background: Tensor) -> GriddedObservations:
+            return self.at(next(current), background[0])
+
+        cycle = Cycle(forecast, WhereObserved(assimilator), hours, quality_control=check)
+        nothing = GriddedObservations.absent((1, *state.shape))
+        analyses = []
+        with progress("cycling", len(times)) as tick, torch.no_grad():
+            for step in cycle.run(state[None, None], [nothing] * len(times)):
+                analyses.append(step.analysis[0, 0].clone())
+                tick()
+        return self._done(torch.stack(analyses), times)
+
+    def _done(self, states: Tensor, times: np.ndarray) -> Analyses:
+        """Return the analyses.
+
+        Raises:
+            GatesError: One of them is not finite.
+        """
+        bad = ~states.isfinite().flatten(1).all(1).numpy()
+        if bad.any():
+            stamp = np.datetime_as_string(times[bad][0], unit="m")
+            raise GatesError(
+                f"{int(bad.sum())} of {len(bad)} analyses are not finite, the first of {stamp}: "
+                "check the weights, the forecast model and the observation errors"
+            )
+        return Analyses(states, times, self.observed, self.rejected)
+
+
+class WhereObserved:
+    """A method that is asked only where something was observed: elsewhere the background stands.
+
+    Args:
+        assimilator: The method; a network alters its background a little even without observations.
+    """
+
+    def __init__(self, assimilator: Assimilator) -> None:
+        self.assimilator, self.members = assimilator, assimilator.members
+
+    def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
+        """Return the analysis (B,M,C,H,W); the background if no timeline has an observation."""
+        if not bool(observations.mask.any()):
+            return background.clone()
+        return self.assimilator.analyse(background, observations)
+
+
+def by_channel(
+    given: Mapping[str, float], channels: ChannelSpec, default: Tensor, option: str
+) -> Tensor:
+    """Return numbers by variable as (C,), with a default (C,) where a variable is not named.
+
+    Raises:
+        GatesError: A variable is none of the channels, or a number is not positive.
+    """
+    names = (*channels.surface, *channels.upper)
+    unknown = [name for name in given if name not in names]
+    if unknown or not all(0 < value < torch.inf for value in given.values()):
+        raise GatesError(
+            f"--{option} {dict(given)} is no use: give positive numbers for "
+            f"{', '.join(names)}, or some of them"
+        )
+    found = default.clone()
+    for channel, (name, _) in enumerate(channels):
+        if name in given:
+            found[channel] = given[name]
+    return found

@@ -1,0 +1,169 @@
+"""A twin world as an experiment."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from weather.experiments.experiment import DENSITIES, Checks, Fit, Load, Trial, shown
+from weather.experiments.method import Method, Settings
+from weather.experiments.tuning import OPTIMIZER_BOX, Setting
+from weather.experiments.twin.checks import TwinChecks
+from weather.experiments.twin.evaluation import TwinEvaluation, TwinTask, twin_tasks
+from weather.experiments.twin.methods import TwinMethods
+from weather.experiments.twin.scores import TwinScores
+from weather.experiments.twin.world import TwinWorld
+from weather.models.adas.forms import COMPARED
+from weather.plots import cycle_figure
+from weather.plots.labels import field_label, unit_label
+from weather.progress import Progress, silent
+
+QUICK_CYCLES = 30
+CORRUPTED = ("declared_over_withheld", "denied_over_withheld", "forced_over_withheld")
+
+
+class TwinExperiment:
+    """Tasks, methods, tuning and scores of a world, see :class:`~..experiment.Experiment`.
+
+    Args:
+        world: Nature, forecast models and observation errors.
+    """
+
+    reference = "oi"
+    pictures_file = "cycles.safetensors"
+    attribution = ""
+    notes: tuple[str, ...] = (
+        "Lost timelines are scored as the free run. In the perfect model the free run is the truth "
+        "of 24 hours before, as it starts there: it is no independent trajectory of the model, "
+        "and lost timelines are scored too well by it.",
+        "Optimal interpolation takes its covariances from day differences, while networks train on "
+        "recorded backgrounds with their truths: the two were not given the same data.",
+    )
+
+    def __init__(self, world: TwinWorld) -> None:
+        self.world = world
+        self.grid, self.channels = world.grid, world.channels
+
+    @property
+    def headline(self) -> set[str]:
+        """Metrics of tables: errors, lost timelines, and what bad reports do."""
+        return shown(self.channels, "rmse") | {"lost", *CORRUPTED}
+
+    @property
+    def field(self) -> str:
+        """Label of the first channel."""
+        return self.channels.labels[0]
+
+    @property
+    def max_seeds(self) -> int:
+        """Timelines for testing, one a seed."""
+        return len(self.world.members["test"])
+
+    @property
+    def max_cycles(self) -> int:
+        """Cycles of a timeline."""
+        return self.world.cycles
+
+    @property
+    def observation_error(self) -> Tensor:
+        """(C,) of the world."""
+        return self.world.error_sd
+
+    def tasks(self, densities: Sequence[float] = DENSITIES) -> list[TwinTask]:
+        """Return both forecast models at every density."""
+        return twin_tasks(densities)
+
+    def methods(self, task: str) -> list[Method]:  # noqa: ARG002
+        """Return the classical methods, the same for all tasks."""
+        return TwinMethods(self.world).all()
+
+    def background_error(self, task: str) -> None:
+        """Return None: one network, with its own estimate, serves all tasks."""
+
+    def store(self, folder: Path) -> Path:  # noqa: ARG002
+        """Return the nature run."""
+        return self.world.path
+
+    def make_truth(self, progress: Progress = silent) -> None:
+        """Run nature, or the rest of it, unless it is there."""
+        world = self.world
+        if not world.path.exists():
+            with progress("nature run", world.calls) as tick:
+                world.prepare(progress=lambda *_: tick())
+        world.prepare()
+
+    def trials(self, densities: Sequence[float], fit: Fit, *, cycles: int) -> dict[str, Trial]:
+        """Return what is tuned on the tuning timelines.
+
+        Classical methods are tuned for every density and forecast model; the learning rate and
+        weight decay of a form of Adas once, by the geometric mean over the tasks: the worst of
+        them is often lost after so few steps, and then tells nothing.
+        """
+        evaluation = TwinEvaluation(self.world, densities, cycles)
+        found = {
+            f"{method.name}/{task.name}": Trial(
+                method.box, partial(_trial, evaluation, method, task)
+            )
+            for method in evaluation.classical()
+            for task in evaluation.tasks
+            if method.box
+        }
+        for form in COMPARED:
+            found[form] = Trial(OPTIMIZER_BOX, partial(_network_trial, evaluation, fit, form))
+        return found
+
+    def scores(
+        self,
+        densities: Sequence[float],
+        load: Load,
+        seeds: Sequence[int],
+        forms: Sequence[str],
+        settings: Settings,
+        *,
+        quick: bool = False,
+    ) -> TwinScores:
+        """Return the evaluation on the test timelines, quickly on 30 cycles of them."""
+        cycles = min(QUICK_CYCLES, self.world.cycles) if quick else None
+        evaluation = TwinEvaluation(self.world, densities, cycles)
+        return TwinScores(evaluation, load, seeds, forms, settings)
+
+    def checks(self, scores: TwinScores) -> Sequence[Checks]:
+        """Return the checks of the increment form."""
+        return (TwinChecks(scores),)
+
+    def figures(self, pictures: Mapping[str, Tensor]) -> list[tuple[str, Figure]]:
+        """Return the error of every method over the cycles, one figure a task."""
+        figures = []
+        for task in dict.fromkeys(key.split("|")[0] for key in pictures):
+            errors: dict[str, np.ndarray] = {
+                key.split("|")[1]: value[:, :, 0].T.numpy()
+                for key, value in pictures.items()
+                if key.split("|")[0] == task
+            }
+            variable, level = next(iter(self.channels))
+            figure = cycle_figure(
+                errors,
+                hours=self.world.hours,
+                label=f"analysis RMSE of {field_label(variable, level)}, {task}",
+                unit=unit_label(variable),
+                spin_up=len(next(iter(errors.values())).T) // 3,
+            )
+            figures.append((f"Median over seeds and their range, {task}", figure))
+        return figures
+
+
+def _trial(evaluation: TwinEvaluation, method: Method, task: TwinTask, setting: Setting) -> float:
+    return evaluation.tuning_score(task, method.build(setting))
+
+
+def _network_trial(evaluation: TwinEvaluation, fit: Fit, form: str, setting: Setting) -> float:
+    network = fit(form, setting)
+    return statistics.geometric_mean(
+        evaluation.tuning_score(task, network) for task in evaluation.tasks
+    )
