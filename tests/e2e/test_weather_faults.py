@@ -93,7 +93,8 @@ def _runs(here):
     (here / "runs/weather/damaged/recording.safetensors").write_bytes(b"\0" * 64)
     setting = {"oi/0.1/perfect": {"scale": -1, "length_km": 900.0}}
     (here / "runs/weather/negative/settings.json").write_text(json.dumps(setting))
-    empty = {"app": "weather", "rows": [], "bars": []}
+    empty = {"app": "weather", "rows": [], "bars": [], "seeds": [], "data": []}
+    empty |= {"headline": "", "notes": [], "quick": False}
     (here / "runs/weather/half/scores.json").write_text(json.dumps(empty))
     (here / "runs/weather/half/cycles.safetensors").write_bytes(b"\0" * 64)
     bar = {"name": "a", "value": 1.0, "sense": "<=", "bar": 1.0, "unit": "", "met": True}
@@ -485,12 +486,12 @@ def test_a_store_is_replaced_only_when_asked(gates, folder):
         (
             "weather.baselines.optimal_interpolation.OptimalInterpolation.analyse",
             lambda self, background, observations: background * torch.nan,
-            "2 of 2 analyses are not finite, the first of .*: check the weights",
+            "1 of 2 analyses are not finite, the first of .*: check the weights",
         ),
         (
-            "apps.weather.assimilation.background_sd",
-            lambda source, task: torch.tensor([1.0, torch.nan, 0.0]),
-            "the background error of 0.1/perfect is .*nan, 0.0.*, expected positive numbers: give",
+            "weather.experiments.twin.experiment.TwinExperiment.background_error",
+            lambda self, task: torch.tensor([1.0, torch.nan, 0.0]),
+            "the background error is .*nan, 0.0.*, expected positive numbers: give",
         ),
     ],
 )
