@@ -1,5 +1,6 @@
 """Files and folders that are either the old or the new one, never a torn one."""
 
+import glob
 import json
 import math
 import os
@@ -43,6 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
     if previous.exists() and not path.exists():
         previous.rename(path)
     remove(previous)
+    _clear(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     remove(temporary)
     try:
@@ -53,6 +55,14 @@ def replacing(path: Path) -> Iterator[Path]:
         remove(previous)
     finally:
         remove(temporary)
+
+
+def _clear(path: Path) -> None:
+    """Delete what processes that were killed have left behind of earlier attempts."""
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}"):
+        process = left.name.removesuffix(path.suffix).split(".")[-2]
+        if process.isdigit() and not Path("/proc", process).exists() and Path("/proc").is_dir():
+            remove(left)
 
 
 def remove(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 from contextlib import suppress
 
 import pytest
@@ -42,6 +43,17 @@ def test_a_folder_that_a_kill_left_aside_comes_back(tmp_path):
     with pytest.raises(ValueError, match="again"), replacing(path):
         raise ValueError("again")
     assert (path / "kept.bin").is_file()
+
+
+def test_what_a_killed_process_has_left_goes_at_the_next_write(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f".table.{ended.pid}.partial.csv").touch()
+    (tmp_path / ".table.1.partial.csv").touch()  # of a process that is at work
+    with replacing(tmp_path / "table.csv") as temporary:
+        temporary.touch()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"table.csv", ".table.1.partial.csv"}
 
 
 def test_json_has_no_nan(tmp_path):
