@@ -17,7 +17,7 @@ from apps.endoscopy.scoring import render_missing
 from apps.endoscopy.training import Sizers, Training
 from core_gates.errors import GatesError
 from endoscopy.bundles.building import part_predictions
-from endoscopy.data.frames.dataset import PolypFrames
+from endoscopy.data.frames.dataset import LesionDataset
 from endoscopy.evaluation.audits import (
     box_audit,
     fit_scale,
@@ -27,7 +27,7 @@ from endoscopy.evaluation.audits import (
     shortcut_audit,
     size_proxy,
 )
-from endoscopy.evaluation.frames import Frames
+from endoscopy.evaluation.frames import FrameStack
 from endoscopy.evaluation.ladder import ladder, ladder_order, ladder_predictions
 from endoscopy.inference.in_memory import frames_of, predictor_of, without_mask
 from endoscopy.metrics import CONTINUOUS, CutOffs
@@ -102,7 +102,7 @@ class Audit:
         self.cut_offs, self.seed, self.resamples = cut_offs, seed, resamples
         self.tables: dict[str, pd.DataFrame] = {}
         self.notes: list[str] = []
-        self._frames: Frames | None = None
+        self._frames: FrameStack | None = None
 
     @property
     def folder(self) -> Path:
@@ -168,7 +168,7 @@ class Audit:
         self.tables[name] = table
         write_bytes(self.folder / f"{name}.parquet", table.to_parquet(None, index=False))
 
-    def _test_frames(self) -> Frames:
+    def _test_frames(self) -> FrameStack:
         """Return frames of the first test objects, with masks and depths, read once."""
         if self._frames is None:
             source, rows = self._source(), self.sizers.datamodule.evaluation_rows("test")
@@ -179,11 +179,11 @@ class Audit:
                 self.notes.append(f"{empty} frames without a visible mask are left out")
         return self._frames
 
-    def _source(self) -> PolypFrames:
+    def _source(self) -> LesionDataset:
         """Return all rows with what audits need, whatever the network reads."""
         return self.sizers.datamodule.variant(streams=("rgb_mask_depth",)).frames()
 
-    def _predicted_masks(self, frames: Frames) -> dict[str, np.ndarray]:
+    def _predicted_masks(self, frames: FrameStack) -> dict[str, np.ndarray]:
         if self.segmenter is None:
             return {}
         masks = [self.segmenter.probability(image) > 0.5 for image in frames.images]

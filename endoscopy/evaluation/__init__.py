@@ -11,7 +11,7 @@ from endoscopy.evaluation.conformal import SplitConformal, calibrate
 from endoscopy.evaluation.coverage import coverage_interval, coverage_table
 from endoscopy.evaluation.cue_baselines import cue_baselines
 from endoscopy.evaluation.features import frame_features
-from endoscopy.evaluation.frames import Frames, Predictor, predictions_of
+from endoscopy.evaluation.frames import FrameStack, Predictor, predictions_of
 from endoscopy.evaluation.headline import cut_off_note, headline, verdict
 from endoscopy.evaluation.honest_table import honest_headline, honest_table
 from endoscopy.evaluation.ladder import ladder, ladder_order, ladder_predictions
@@ -21,7 +21,7 @@ from endoscopy.evaluation.subgroups import subgroup_table
 __all__ = [
     "ClusterBootstrap",
     "Difference",
-    "Frames",
+    "FrameStack",
     "Interval",
     "Predictor",
     "SplitConformal",

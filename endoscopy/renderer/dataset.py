@@ -15,7 +15,7 @@ from PIL import Image
 
 from core_gates.errors import GatesError
 from endoscopy.data.readers.voc import VocAnnotation, VocObject, write_voc
-from endoscopy.renderer.camera import Track, draw_track
+from endoscopy.renderer.camera import CameraPath, draw_track
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.renderer.render import RenderedObject, render_object
 from endoscopy.renderer.scene import SHAPES, Scene, draw_scene
@@ -223,7 +223,7 @@ def _write_tables(root: Path, config: RendererConfig, indices: range) -> None:
     write_text(root / "lesion_info.csv", _table(LESION_COLUMNS, lesions))
 
 
-def _lesion(video: str, scene: Scene, track: Track, config: RendererConfig) -> list[Any]:
+def _lesion(video: str, scene: Scene, track: CameraPath, config: RendererConfig) -> list[Any]:
     distance = float(track.distance.median())
     return [
         f"{video}_1", video, f"{scene.size:.4f}", "", "synthetic", "OTHER",

@@ -13,7 +13,7 @@ import pandas as pd
 
 from endoscopy.evaluation.audits.conditions import condition_rows
 from endoscopy.evaluation.features import masked_median
-from endoscopy.evaluation.frames import Frames, Predictor, predictions_of
+from endoscopy.evaluation.frames import FrameStack, Predictor, predictions_of
 from endoscopy.metrics import CONTINUOUS, CutOffs
 
 Per = Literal["frame", "polyp", "all"]
@@ -49,7 +49,7 @@ def oracle_scales(proxy: np.ndarray, gt: np.ndarray, objects: np.ndarray, per: P
 
 def oracle_scale_audit(
     predict: Predictor,
-    frames: Frames,
+    frames: FrameStack,
     relative_depths: np.ndarray,
     *,
     global_scale: float,
