@@ -23,7 +23,7 @@ def rendered_frames(rendered: RenderedObjects, *, exposure: str = "") -> FrameSt
         exposure: Written into the table.
 
     Returns:
-        FrameStack whose table has unique_id, frame_id, gt, gt_minor (mm), shape, brand, distance_mm,
+        Frames whose table has unique_id, frame_id, gt, gt_minor (mm), shape, brand, distance_mm,
         exposure, and the boxes and sides of frames as in a frame table.
     """
     count = rendered.images.shape[1]

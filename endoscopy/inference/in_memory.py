@@ -7,6 +7,7 @@ import numpy as np
 from core_gates.errors import GatesError
 from endoscopy.bundles.building import BATCH, CARRIED
 from endoscopy.bundles.contents import SizingBundle
+from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.data.frames.dataset import LesionDataset
 from endoscopy.data.frames.network_input import Outline, outline_of
 from endoscopy.data.frames.transforms import Frame
@@ -34,6 +35,13 @@ def frames_of(source: LesionDataset, rows: np.ndarray, outline: Outline = "mask"
         table=table.loc[rows, [c for c in CARRIED if c in table]].reset_index(drop=True),
         depths=np.stack(depths) if len(depths) == len(read) else None,
     )
+
+
+def cue_frames(data: PolypSizingDataModule) -> tuple[FrameStack, FrameStack]:
+    """Return the training and the test frames of rendered data with masks and depths."""
+    source = data.variant(streams=("rgb_mask_depth",)).frames()
+    train, test = (frames_of(source, data.evaluation_rows(part)) for part in ("train", "test"))
+    return train, test
 
 
 def without_mask(frames: FrameStack) -> tuple[FrameStack, int]:

@@ -24,6 +24,13 @@ def size_proxy(masks: np.ndarray, depths: np.ndarray) -> np.ndarray:
     return np.sqrt(masks.mean((1, 2))) * masked_median(depths, masks)
 
 
+def relative_depths(depths: np.ndarray) -> np.ndarray:
+    """Return each frame's depth over its median, which loses the scale; 0 where unknown."""
+    medians = np.array([np.median(depth[depth > 0]) for depth in depths])
+    relative: np.ndarray = depths / medians[:, None, None]
+    return relative
+
+
 def fit_scale(proxy: np.ndarray, gt: np.ndarray) -> float:
     """Return the scale s of least squares |s proxy - gt|²."""
     return float(proxy @ gt / (proxy @ proxy))
