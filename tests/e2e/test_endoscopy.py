@@ -389,6 +389,7 @@ def test_a_table_of_frames_is_enough(sizing, real_layouts):
     assert expected in refused.err.splitlines()[-1]
 
 
+@pytest.mark.fault("endoscopy A5")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_trains_a_step(path, sizing, real_layouts):
     words = ["--name", f"step-{path.stem}", "--trainer.max_epochs", 1, "--data.batch_size", 2]
@@ -409,7 +410,9 @@ def test_every_configuration_trains_a_step(path, sizing, real_layouts):
     sizing.endoscopy("fit", *words, config=path.stem)
     weights = sizing.folder / f"runs/endoscopy/step-{path.stem}/weights"
     name = "configured-s0" if "split: counts" in path.read_text() else "configured-f0-s0"
-    assert load_bundle(weights / name).scope.calibrated_for
+    scope = load_bundle(weights / name).scope
+    assert scope.trained_on
+    assert scope.calibrated_for == ()  # one step earns no millimeters
 
 
 def test_killed_trainings_end_like_unbroken_ones(sizing, kill_and_resume, monkeypatch):
