@@ -115,7 +115,7 @@ def test_networks_of_the_package_are_used_only_if_they_fit(make, monkeypatch, tm
 
 
 def test_the_network_of_one_fold_is_not_that_of_another(make, tmp_path):
-    folds = {"split": "made", "num_folds": 4, "level": "lesion"}
+    folds = {"split": "made", "num_folds": 4, "level": "object"}
     folder = fitted(make(fold=1, **folds))
     assert folder.name == "configured-f1-s0"
     sizers = make(**folds)
@@ -161,7 +161,7 @@ def test_shipped_runs_of_the_honest_table_fit_its_configuration(monkeypatch, tmp
     assert len(table.trainings()) == 90
     (plain,) = (
         row
-        for row in table.rows()
+        for row in table.scores.rows()
         if row.method == "plain" and "700" in row.task and row.metric == "macro_f1"
     )
     assert 0.9 < plain.value < 0.92
