@@ -13,17 +13,21 @@ from endoscopy.evaluation.cue_baselines import cue_baselines
 from endoscopy.evaluation.features import frame_features
 from endoscopy.evaluation.frames import FrameStack, Predictor, predictions_of
 from endoscopy.evaluation.headline import cut_off_note, headline, verdict
-from endoscopy.evaluation.honest_table import honest_headline, honest_table
+from endoscopy.evaluation.honest_table import HonestComparison, honest_headline, honest_table
 from endoscopy.evaluation.ladder import ladder, ladder_order, ladder_predictions
 from endoscopy.evaluation.scores import score_differences, score_intervals, size_scores
+from endoscopy.evaluation.size_evaluation import Bars, SizeEvaluation
 from endoscopy.evaluation.subgroups import subgroup_table
 
 __all__ = [
+    "Bars",
     "ClusterBootstrap",
     "Difference",
     "FrameStack",
+    "HonestComparison",
     "Interval",
     "Predictor",
+    "SizeEvaluation",
     "SplitConformal",
     "abstention_table",
     "baseline_predictions",
