@@ -17,7 +17,7 @@ from apps.endoscopy.scoring import render_missing
 from apps.endoscopy.training import Sizers, Training
 from core_gates.errors import GatesError
 from endoscopy.bundles.building import part_predictions
-from endoscopy.data.frames.dataset import PolypFrames
+from endoscopy.data.frames.dataset import LesionDataset
 from endoscopy.evaluation.audits import (
     box_audit,
     fit_scale,
@@ -27,7 +27,9 @@ from endoscopy.evaluation.audits import (
     shortcut_audit,
     size_proxy,
 )
-from endoscopy.evaluation.frames import Frames
+from endoscopy.evaluation.audits.oracle_scale import relative_depths
+from endoscopy.evaluation.audits.rows import PLAIN, ladder_bars, table_rows
+from endoscopy.evaluation.frames import FrameStack
 from endoscopy.evaluation.ladder import ladder, ladder_order, ladder_predictions
 from endoscopy.inference.in_memory import frames_of, predictor_of, without_mask
 from endoscopy.metrics import CONTINUOUS, CutOffs
@@ -62,8 +64,6 @@ OF_TRUTH = {
 FOLDER = "audits"
 TRAINED_RHO, TESTED_RHOS = 0.8, (0.8, 0.0, -0.8)
 FASHION_IMAGES = 6000
-LADDER_MAPE, LADDER_F1 = 0.03, 0.06
-"""How far the ladder may be from the published one."""
 
 
 class Audit:
@@ -102,7 +102,7 @@ class Audit:
         self.cut_offs, self.seed, self.resamples = cut_offs, seed, resamples
         self.tables: dict[str, pd.DataFrame] = {}
         self.notes: list[str] = []
-        self._frames: Frames | None = None
+        self._frames: FrameStack | None = None
 
     @property
     def folder(self) -> Path:
@@ -168,7 +168,7 @@ class Audit:
         self.tables[name] = table
         write_bytes(self.folder / f"{name}.parquet", table.to_parquet(None, index=False))
 
-    def _test_frames(self) -> Frames:
+    def _test_frames(self) -> FrameStack:
         """Return frames of the first test objects, with masks and depths, read once."""
         if self._frames is None:
             source, rows = self._source(), self.sizers.datamodule.evaluation_rows("test")
@@ -179,11 +179,11 @@ class Audit:
                 self.notes.append(f"{empty} frames without a visible mask are left out")
         return self._frames
 
-    def _source(self) -> PolypFrames:
+    def _source(self) -> LesionDataset:
         """Return all rows with what audits need, whatever the network reads."""
         return self.sizers.datamodule.variant(streams=("rgb_mask_depth",)).frames()
 
-    def _predicted_masks(self, frames: Frames) -> dict[str, np.ndarray]:
+    def _predicted_masks(self, frames: FrameStack) -> dict[str, np.ndarray]:
         if self.segmenter is None:
             return {}
         masks = [self.segmenter.probability(image) > 0.5 for image in frames.images]
@@ -229,12 +229,12 @@ class Audit:
         if train.depths is None or test.depths is None:
             raise GatesError("the data has no depths: render them, or leave this audit out")
         metric = fit_scale(size_proxy(train.masks, train.depths), train.gt)
-        scale = fit_scale(size_proxy(train.masks, _relative(train.depths)), train.gt)
+        scale = fit_scale(size_proxy(train.masks, relative_depths(train.depths)), train.gt)
         bundle = self.sizers.load(Training("depth", self.seed))
         table = oracle_scale_audit(
             predictor_of(bundle, depth_factor=1 / metric),
             test,
-            _relative(test.depths),
+            relative_depths(test.depths),
             global_scale=scale,
             masks=self._predicted_masks(test),
             cut_offs=self.cut_offs,
@@ -274,57 +274,24 @@ class Audit:
 
     def rows(self) -> list[Row]:
         """Return the figures of all tables."""
-        return [row for name, table in self.tables.items() for row in table_rows(name, table)]
+        return [
+            row
+            for name, table in self.tables.items()
+            for row in table_rows(name, table, task=f"{AUDIT}{name}")
+        ]
 
     def bars(self) -> list[Bar]:
         """Return how far the ladder is from the published one, the constant row excepted."""
         if "ladder" not in self.tables:
             return []
-        table = self.tables["ladder"]
-        table, order = table[table["features"] != "constant"], self.tables["ladder_order"]
-        bars = []
-        for score, most in (("mape", LADDER_MAPE), ("macro_f1", LADDER_F1)):
-            gap = float((table[score] - table[f"{score}_published"]).abs().max())
-            name = f"{AUDIT}ladder, largest distance of {score} from the prototype"
-            bars.append(Bar(name, gap, "<=", most))
-        holds = float(order["holds"].mean())
-        bars.append(Bar(f"{AUDIT}ladder, share of the claimed order that holds", holds, ">=", 1.0))
-        return bars
+        return ladder_bars(self.tables["ladder"], self.tables["ladder_order"], prefix=AUDIT)
 
 
-NAMES = {
-    "ladder": "features",
-    "planted": "method",
-    "generalization": "variant",
-}
-"""Column that names the rows of a table, by its first word; ``condition`` for audits."""
-
-PLAIN = ("overlap", "log_change", "correlation")
 SHOWN = {
     *("macro_f1", "macro_f1_change", "mape", "mape_change", *PLAIN, "holds"),
     *("ranking_auc", "gain", "open_rest", "r2", "accuracy", "accuracy_difference"),
 }
 """Figures that are printed; all are in the scores."""
-
-
-def table_rows(name: str, table: pd.DataFrame) -> list[Row]:
-    """Return every figure of a table of an audit or study, with its interval."""
-    rows: list[Row] = []
-    task = f"{AUDIT}{name}"
-    if name == "ladder_order":
-        for _, one in table.iterrows():
-            claim = f"{one['lower']} {one['relation']} {one['upper']}"
-            rows.append(Row(claim, task, "holds", float(one["holds"])))
-        return rows
-    label = NAMES.get(name.partition("_")[0], "condition")
-    figures = [c for c in table.columns if f"{c}_low" in table or c in PLAIN]
-    for _, one in table.iterrows():
-        units = int(one["objects"] if "objects" in table else one["seeds"])
-        for figure in figures:
-            bounds = (one.get(f"{figure}_low", np.nan), one.get(f"{figure}_high", np.nan))
-            if np.isfinite(one[figure]):
-                rows.append(Row(str(one[label]), task, figure, one[figure], *bounds, units))
-    return rows
 
 
 def write_audit(audit: Audit, study: Study, config_path: Path | None) -> Path:
@@ -354,10 +321,3 @@ def write_audit(audit: Audit, study: Study, config_path: Path | None) -> Path:
     tasks = AUDIT if study == "audits" else f"{AUDIT}{study}"
     print_scores(path, read_scores(path, "endoscopy"), metrics=SHOWN, tasks=tasks)
     return path
-
-
-def _relative(depths: np.ndarray) -> np.ndarray:
-    """Return each frame's depth over its median, which loses the scale; 0 where unknown."""
-    medians = np.array([np.median(depth[depth > 0]) for depth in depths])
-    relative: np.ndarray = depths / medians[:, None, None]
-    return relative

@@ -10,11 +10,9 @@ from apps.endoscopy.rendering import Rendering
 from apps.endoscopy.training import Sizers, Training
 from endoscopy.bundles.building import frame_predictions, part_predictions
 from endoscopy.bundles.contents import SizingBundle
-from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.data.frames.dataset import PolypFrames
-from endoscopy.evaluation.frames import Frames
+from endoscopy.data.frames.dataset import LesionDataset
 from endoscopy.evaluation.size_evaluation import TEST, SizeEvaluation
-from endoscopy.inference.in_memory import frames_of
+from endoscopy.inference.in_memory import cue_frames
 from endoscopy.metrics import CONTINUOUS, CutOffs
 from harness.runs.ticker import ticking
 
@@ -100,7 +98,7 @@ class Evaluation:
             if "synthetic" in data.sources and self.cues:
                 self.scores.add_cues(*cue_frames(data), found)
 
-    def _predict_shift(self, shift: str, frames: PolypFrames, tick: Callable[[], None]) -> None:
+    def _predict_shift(self, shift: str, frames: LesionDataset, tick: Callable[[], None]) -> None:
         rows = np.arange(len(frames))
         for seed in self.seeds:
             bundle = self.sizers.load(Training(self.main, seed, fold=self.folds[0]))
@@ -110,10 +108,3 @@ class Evaluation:
         trained = self.sizers.data(Training(self.main, self.seeds[0], fold=self.folds[0]))
         train = trained.load().frames.iloc[trained.rows("train")]
         self.scores.add_baselines(shift, train, found)
-
-
-def cue_frames(data: PolypSizingDataModule) -> tuple[Frames, Frames]:
-    """Return the training and the test frames of rendered data with masks and depths."""
-    source = data.variant(streams=("rgb_mask_depth",)).frames()
-    train, test = (frames_of(source, data.evaluation_rows(part)) for part in ("train", "test"))
-    return train, test

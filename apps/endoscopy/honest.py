@@ -19,18 +19,10 @@ from endoscopy.bundles.building import CARRIED, part_predictions, rounded_bundle
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.data.provenance import differences
 from endoscopy.evaluation.baselines import baseline_predictions
-from endoscopy.evaluation.headline import headline
-from endoscopy.evaluation.honest_table import (
-    REFERENCE,
-    baseline_table,
-    honest_headline,
-    honest_table,
-    seed_tables,
-)
+from endoscopy.evaluation.honest_table import REFERENCE, HonestComparison
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 from endoscopy.training.module import SizingModule
 from endoscopy.training.variants import CONFIGURED, VARIANTS
-from harness.evidence.rows import Row
 from harness.runs.processes import Tick
 from harness.runs.ticker import ticking
 
@@ -259,30 +251,8 @@ class HonestTable:
         return pd.concat(tables, ignore_index=True)
 
     @cached_property
-    def table(self) -> pd.DataFrame:
-        """The comparison, see :func:`endoscopy.evaluation.honest_table.honest_table`."""
-        return honest_table(self.predictions(), cut_offs=self.cut_offs)
-
-    @cached_property
-    def headline(self) -> str:
-        """What a constant, the apparent area and the plain network reach; what the table shows."""
-        size, found = max(self.sizes), pd.concat([self._read(self.baselines()), self.predictions()])
-        tables = seed_tables(found[found["train_objects"] == size])
-        plain, constant, area = (list(tables[n].values()) for n in (REFERENCE, "constant", "area"))
-        first = headline(plain, constant, area, name="plain network", cut_offs=self.cut_offs)
-        return f"With {size} training objects, {first} {honest_headline(self.table)}"
-
-    def rows(self) -> list[Row]:
-        """Return scores of baselines and networks, and differences from the plain network."""
-        rows = []
-        baselines = baseline_table(self._read(self.baselines()), cut_offs=self.cut_offs)
-        for _, one in pd.concat([baselines, self.table]).iterrows():
-            task, units = f"{one['train_objects']} objects", int(one["test_objects"])
-            value = (one["value"], one["low"], one["high"])
-            rows.append(Row(one["variant"], task, one["score"], *value, n=units))
-            if np.isfinite(one["difference"]):
-                gap = (one["difference"], one["difference_low"], one["difference_high"])
-                name = f"{one['score']} minus plain"
-                rows.append(Row(one["variant"], task, name, *gap, n=units))
-                rows.append(Row(one["variant"], task, f"p_holm of {one['score']}", one["p_holm"]))
-        return rows
+    def scores(self) -> HonestComparison:
+        """The comparison, its first line and its figures."""
+        return HonestComparison(
+            self.predictions(), self._read(self.baselines()), cut_offs=self.cut_offs
+        )

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from core_gates.errors import GatesError
 from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.data.readers.manifest import figshare_manifest, read_manifest, total_bytes
-from endoscopy.data.readers.unpack import download_and_unpack
 from endoscopy.metrics import TRUTH, count_on_cut_offs
 from harness.files.atomic import write_json
+from harness.files.manifest import figshare_manifest, read_manifest, total_bytes
+from harness.files.unpack import download_and_unpack
 from harness.runs.ticker import ticking
 
+REAL_COLON = 22202866  # article on figshare
 TABLE, REPORT = "frames.parquet", "read_report.json"
 
 
@@ -71,7 +72,7 @@ def download_real_colon(data: PolypSizingDataModule, folder: str, manifest: str 
             f"--download brings REAL-Colon, and the data are {', '.join(data.sources)}: take a "
             "configuration of REAL-Colon, such as real_colon"
         )
-    files = figshare_manifest() if manifest is None else read_manifest(manifest)
+    files = figshare_manifest(REAL_COLON) if manifest is None else read_manifest(manifest)
     print(f"{len(files)} files of {total_bytes(files) / 1e9:.2f} GB into {folder}", flush=True)
     data.sources["real_colon"] = str(download_and_unpack(files, folder, tell=print))
 

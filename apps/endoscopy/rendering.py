@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from core_gates.errors import GatesError
 from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.data.frames.dataset import PolypFrames
+from endoscopy.data.frames.dataset import LesionDataset
 from endoscopy.data.frames.reader import FrameReader
 from endoscopy.data.readers.real_colon import read_real_colon
 from endoscopy.renderer.config import BrandName, Exposure, Frequencies, RendererConfig
@@ -132,10 +132,10 @@ class Rendering:
             finish_dataset(one.folder, one.config, one.objects)
         return [self.set(data, name) for name in names]
 
-    def shifted(self, data: PolypSizingDataModule, name: str) -> PolypFrames:
+    def shifted(self, data: PolypSizingDataModule, name: str) -> LesionDataset:
         """Return all frames of a rendered set, at the size of the data."""
         table, _ = read_real_colon(self.set(data, name).folder, check_images=False)
-        return PolypFrames(FrameReader(table, data.size, masks=True, depths=True))
+        return LesionDataset(FrameReader(table, data.size, masks=True, depths=True))
 
 
 def write_chunk(one: RenderedSet, start: int, stop: int, *, tick: Tick) -> None:

@@ -120,9 +120,10 @@ def score_honest(table: HonestTable, config_path: Path | None, rendering: Render
         table.run()
     table.tuning.keep()
     folder = sizers.run_folder.path
-    write_bytes(folder / "honest.parquet", table.table.to_parquet(None, index=False))
-    rows, note = table.rows(), f"{table.steps} optimizer steps of every training."
-    write_headline(folder, table.headline, note)
+    scores, note = table.scores, f"{table.steps} optimizer steps of every training."
+    write_bytes(folder / "honest.parquet", scores.table.to_parquet(None, index=False))
+    rows = scores.rows()
+    write_headline(folder, scores.headline, note)
     path = write_part(
         sizers.run_folder.scores,
         audit=False,
@@ -131,8 +132,8 @@ def score_honest(table: HonestTable, config_path: Path | None, rendering: Render
         rows=rows,
         bars=[],
     )
-    write_markdown(folder / MARKDOWN, [table.headline, note], rows)
-    print(table.headline)
+    write_markdown(folder / MARKDOWN, [scores.headline, note], rows)
+    print(scores.headline)
     print_scores(path, read_scores(path, "endoscopy"))
     return path
 

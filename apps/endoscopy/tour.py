@@ -14,7 +14,7 @@ from endoscopy.evaluation.baselines import fit_log_linear
 from endoscopy.evaluation.coverage import coverage_interval
 from endoscopy.evaluation.cue_baselines import PHOTOMETRY
 from endoscopy.evaluation.features import frame_features
-from endoscopy.evaluation.frames import Frames, predictions_of
+from endoscopy.evaluation.frames import FrameStack, predictions_of
 from endoscopy.evaluation.headline import verdict
 from endoscopy.evaluation.rendered import rendered_frames
 from endoscopy.evaluation.scores import score_intervals
@@ -77,7 +77,7 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
     return TourStop("Endoscopy: polyp sizing", rows, draw)
 
 
-def _baselines(train: Frames, test: Frames) -> dict[str, pd.DataFrame]:
+def _baselines(train: FrameStack, test: FrameStack) -> dict[str, pd.DataFrame]:
     """Return object tables of the constant, the apparent area, and area and brightness."""
     features = {name: frame_features(one) for name, one in (("train", train), ("test", test))}
     tables = {}
@@ -120,7 +120,7 @@ def _coverage(found: Interval) -> TourRow:
     )
 
 
-def _track(test: Frames, frames: pd.DataFrame) -> Track:
+def _track(test: FrameStack, frames: pd.DataFrame) -> Track:
     """Return the frames of the object of the median size."""
     sizes = frames.drop_duplicates("unique_id").sort_values("gt")["unique_id"]
     own = (frames["unique_id"] == sizes.iloc[len(sizes) // 2]).to_numpy()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.endoscopy.fixed_march import fixed_march
 from endoscopy.renderer import shading
-from endoscopy.renderer.camera import Track
+from endoscopy.renderer.camera import CameraPath
 from endoscopy.renderer.geometry.field import field, polyp, wall
 from endoscopy.renderer.geometry.rays import FAR, Lens, Rays, camera_rays
 from endoscopy.renderer.geometry.surface import TAP, TETRAHEDRON
@@ -22,7 +22,7 @@ from endoscopy.renderer.scene import Scene
 
 def eager_radiance(
     scene: Scene,
-    track: Track,
+    track: CameraPath,
     lens: Lens,
     march: Callable[[Scene, Rays], Tensor] = fixed_march,
 ) -> Radiance:

@@ -16,7 +16,7 @@ from endoscopy.bundles.contents import SizingBundle
 from endoscopy.bundles.quality import QualityLimits, fit_quality, frame_statistics
 from endoscopy.bundles.scope import SYNTHETIC, Scope
 from endoscopy.data.datamodule import Part, PolypSizingDataModule
-from endoscopy.data.frames.dataset import PolypFrames, Sample
+from endoscopy.data.frames.dataset import LesionDataset, Sample
 from endoscopy.data.provenance import Provenance, object_keys
 from endoscopy.metrics import PROBABILITIES
 from endoscopy.segmentation.segmenter import Segmenter, shipped_segmenter
@@ -130,7 +130,7 @@ def part_predictions(
 
 
 def frame_predictions(
-    bundle: SizingBundle, frames: PolypFrames, rows: np.ndarray, *, reasons: bool = False
+    bundle: SizingBundle, frames: LesionDataset, rows: np.ndarray, *, reasons: bool = False
 ) -> pd.DataFrame:
     """Predict some rows of a frame table; see :func:`part_predictions`."""
     raws: list[Tensor] = []
@@ -153,7 +153,7 @@ def frame_predictions(
     return found.assign(sharpness=sharpness, reasons=why) if why else found
 
 
-def _chunks(frames: PolypFrames, rows: np.ndarray) -> Iterator[list[Sample]]:
+def _chunks(frames: LesionDataset, rows: np.ndarray) -> Iterator[list[Sample]]:
     for start in range(0, len(rows), BATCH):
         yield [frames.sample(int(row)) for row in rows[start : start + BATCH]]
 

@@ -12,13 +12,13 @@ import torch
 from core_gates.errors import GatesError
 from endoscopy.bundles.contents import SizingBundle
 from endoscopy.data.datamodule import Part, PolypSizingDataModule
-from endoscopy.data.frames.dataset import PolypFrames
+from endoscopy.data.frames.dataset import LesionDataset
 from endoscopy.data.frames.transforms import Frame
 from endoscopy.data.images import read_rgb
 from endoscopy.evaluation.baselines import constant_size
 from endoscopy.evaluation.conformal import MINIMUM, SplitConformal, calibrate, calibrate_few_frames
 from endoscopy.evaluation.scores import score_differences
-from endoscopy.inputs.frame import InputFrame
+from endoscopy.inputs.frame import SourceFrame
 from endoscopy.inputs.locations import Origin
 from endoscopy.metrics import mean_relative_error, object_table
 from endoscopy.segmentation.segmenter import AutomaticLocations, Segmenter
@@ -124,22 +124,22 @@ def calibrate_locations(
     return fitted
 
 
-def _as_given(frames: PolypFrames, rows: Iterable[int]) -> Located:
+def _as_given(frames: LesionDataset, rows: Iterable[int]) -> Located:
     for row in rows:
         yield int(row), frames.sample(int(row)).frame
 
 
-def _found(frames: PolypFrames, rows: Iterable[int], segmenter: Segmenter) -> Located:
+def _found(frames: LesionDataset, rows: Iterable[int], segmenter: Segmenter) -> Located:
     """Yield the likeliest lesion of every frame, sought on the frame as it is on disk."""
     locator, table = AutomaticLocations(segmenter), frames.reader.table
     for row in rows:
         image = read_rgb(str(table.path(int(row))))
-        lesions = locator.locate(InputFrame(image, str(row), int(row)), trim=False).lesions
+        lesions = locator.locate(SourceFrame(image, str(row), int(row)), trim=False).lesions
         if lesions:
             yield int(row), lesions[0].on(image)
 
 
-def _sized(bundle: SizingBundle, frames: PolypFrames, located: Located) -> pd.DataFrame:
+def _sized(bundle: SizingBundle, frames: LesionDataset, located: Located) -> pd.DataFrame:
     """Return the rows of the frame table that were located, with ``predicted_mm``."""
     rows: list[int] = []
     raws: list[torch.Tensor] = []

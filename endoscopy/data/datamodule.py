@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from endoscopy.data.frames.cache import FrameCache
-from endoscopy.data.frames.dataset import PolypBatches, PolypFrames
+from endoscopy.data.frames.dataset import BatchDataset, LesionDataset
 from endoscopy.data.frames.loader import BatchOrder, FrameLoader
 from endoscopy.data.frames.network_input import WITH_MASK, InputForm, Outline
 from endoscopy.data.frames.reader import FrameReader
 from endoscopy.data.frames.samplers import EpochSampler, ObjectBalancedSampler, WeightedFrameSampler
 from endoscopy.data.frames.store import StoreForm
 from endoscopy.data.frames.streams import NEEDS_DEPTH, check_streams
-from endoscopy.data.frames.transforms import Recipe, train_pipeline
+from endoscopy.data.frames.transforms import Augmentation, train_pipeline
 from endoscopy.data.options import check_option
 from endoscopy.data.provenance import object_keys
 from endoscopy.data.readers.real_colon import DOWNLOAD, read_real_colon
@@ -69,7 +69,7 @@ class PolypSizingDataModule(L.LightningDataModule):
             draw by weights.
         frames_per_object: Frames drawn of each object in an epoch of training.
         eval_frames_per_object: Most frames of an object in the other parts.
-        augmentation: Recipe of :func:`endoscopy.data.frames.transforms.train_pipeline`.
+        augmentation: Augmentation of :func:`endoscopy.data.frames.transforms.train_pipeline`.
         cache_folder: Parent of the cache of decoded frames; none by default.
         cache_form: How the cache stores a frame: ``raw`` or as ``jpeg``.
         cache_epochs: Epochs whose training frames the cache holds; others are decoded.
@@ -112,7 +112,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         sampler: SamplerKind = "object",
         frames_per_object: int = 40,
         eval_frames_per_object: int = 300,
-        augmentation: Recipe = "published",
+        augmentation: Augmentation = "published",
         cache_folder: str | None = None,
         cache_form: StoreForm = "raw",
         cache_epochs: int = 40,
@@ -133,7 +133,7 @@ class PolypSizingDataModule(L.LightningDataModule):
             ("split", split, SplitKind),
             ("level", level, Level),
             ("sampler", sampler, SamplerKind),
-            ("augmentation", augmentation, Recipe),
+            ("augmentation", augmentation, Augmentation),
             ("cache_form", cache_form, StoreForm),
         ):
             check_option(name, given, kind)
@@ -339,9 +339,9 @@ class PolypSizingDataModule(L.LightningDataModule):
         """What a network that learns from the training part is fed."""
         return InputForm(self.streams, self.size, self.aperture, self._outline())
 
-    def frames(self) -> PolypFrames:
+    def frames(self) -> LesionDataset:
         """Return the lesions of all rows, not augmented."""
-        return PolypFrames(self._reader(), None, self.cache, self.seed)
+        return LesionDataset(self._reader(), None, self.cache, self.seed)
 
     def loader(self, part: Part) -> FrameLoader:
         """Return the frames of a part: shuffled and augmented for training, in order otherwise."""
@@ -353,11 +353,11 @@ class PolypSizingDataModule(L.LightningDataModule):
                 f"choose a multiple of {world}"
             )
         pipeline = train_pipeline(self.size, self.augmentation) if trains else None
-        frames = PolypFrames(self._reader(), pipeline, self.cache, self.seed)
+        frames = LesionDataset(self._reader(), pipeline, self.cache, self.seed)
         order = BatchOrder(
             self._sampler(part, rank, world), self.batch_size // world, even=not trains
         )
-        batches = PolypBatches(frames, self.form)
+        batches = BatchDataset(frames, self.form)
         return FrameLoader.over(batches, order, self.num_workers)
 
     def train_dataloader(self) -> FrameLoader:

@@ -6,10 +6,10 @@ import torch
 
 from core_gates.errors import GatesError
 from endoscopy.data.frames.streams import relative_inverse
-from endoscopy.evaluation.frames import Frames
+from endoscopy.evaluation.frames import FrameStack
 
 
-def frame_features(frames: Frames) -> pd.DataFrame:
+def frame_features(frames: FrameStack) -> pd.DataFrame:
     """Extract the cues of every frame, for regressions of log size.
 
     Args:

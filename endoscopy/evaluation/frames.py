@@ -8,7 +8,7 @@ import pandas as pd
 
 
 @dataclass(frozen=True)
-class Frames:
+class FrameStack:
     """N frames, one lesion each.
 
     Args:
@@ -52,22 +52,22 @@ class Frames:
         """Identity of the object of each frame (N,)."""
         return self.table["unique_id"].to_numpy()
 
-    def take(self, rows: np.ndarray) -> "Frames":
+    def take(self, rows: np.ndarray) -> "FrameStack":
         """Return the frames of these rows: positions, or a boolean (N,)."""
         depths = None if self.depths is None else self.depths[rows]
         table = self.table.iloc[np.arange(len(self))[rows]].reset_index(drop=True)
-        return Frames(self.images[rows], self.masks[rows], self.boxes[rows], table, depths)
+        return FrameStack(self.images[rows], self.masks[rows], self.boxes[rows], table, depths)
 
-    def with_(self, **fields: np.ndarray | None) -> "Frames":
+    def with_(self, **fields: np.ndarray | None) -> "FrameStack":
         """Return the frames with other masks, boxes or depths."""
         return replace(self, **fields)  # type: ignore[arg-type]
 
 
-Predictor = Callable[[Frames], np.ndarray]
+Predictor = Callable[[FrameStack], np.ndarray]
 """Frames -> predicted sizes (N,) in mm; it must read nothing of the table."""
 
 
-def predictions_of(predict: Predictor, frames: Frames) -> pd.DataFrame:
+def predictions_of(predict: Predictor, frames: FrameStack) -> pd.DataFrame:
     """Return the table of frames with ``predicted_mm``.
 
     Raises:

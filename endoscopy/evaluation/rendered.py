@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from endoscopy.evaluation.features import frame_features
-from endoscopy.evaluation.frames import Frames
+from endoscopy.evaluation.frames import FrameStack
 from endoscopy.renderer.config import Exposure, RendererConfig
 from endoscopy.renderer.objects import RenderedObjects, render_objects
 from endoscopy.renderer.scene import SHAPES
@@ -15,7 +15,7 @@ from endoscopy.renderer.scene import SHAPES
 CHUNK = 50  # objects in memory
 
 
-def rendered_frames(rendered: RenderedObjects, *, exposure: str = "") -> Frames:
+def rendered_frames(rendered: RenderedObjects, *, exposure: str = "") -> FrameStack:
     """Unroll rendered objects into frames.
 
     Args:
@@ -43,7 +43,7 @@ def rendered_frames(rendered: RenderedObjects, *, exposure: str = "") -> Frames:
     table["distance_mm"] = rendered.distance_mm.flatten().double().numpy()
     table[["bbox_xmin", "bbox_ymin", "bbox_xmax", "bbox_ymax"]] = boxes
     table[["height", "width"]] = images.shape[1:3]
-    return Frames(
+    return FrameStack(
         images,
         rendered.masks.flatten(0, 1).numpy(),
         boxes,

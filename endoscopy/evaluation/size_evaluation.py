@@ -14,7 +14,7 @@ from endoscopy.evaluation.conformal import SplitConformal, draw_frames
 from endoscopy.evaluation.coverage import coverage_interval, coverage_note, coverage_table
 from endoscopy.evaluation.cue_baselines import REGRESSION, cue_baselines
 from endoscopy.evaluation.features import frame_features
-from endoscopy.evaluation.frames import Frames
+from endoscopy.evaluation.frames import FrameStack
 from endoscopy.evaluation.headline import cut_off_note, headline
 from endoscopy.evaluation.scores import score_differences, score_intervals
 from endoscopy.evaluation.subgroups import COLUMNS, subgroup_table
@@ -129,7 +129,7 @@ class SizeEvaluation:
         for name, predicted in baseline_predictions(train, test).items():
             self.add(task, name, 0, predicted)
 
-    def add_cues(self, train: Frames, test: Frames, found: pd.DataFrame) -> None:
+    def add_cues(self, train: FrameStack, test: FrameStack, found: pd.DataFrame) -> None:
         """Add regressions on what masks, brightness and depth tell, where all are known.
 
         Args:

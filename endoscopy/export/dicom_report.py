@@ -17,6 +17,7 @@ from core_gates.errors import GatesError, MissingExtraError
 from endoscopy.bundles.scope import NO_CALIBRATION, RESEARCH_ONLY, Scope
 from endoscopy.inference.prediction import Prediction
 from endoscopy.inputs.dicom import dicom_headers
+from harness.files.atomic import replacing
 
 COLONOSCOPY = Code("73761001", "SCT", "Colonoscopy")
 POLYP = Code("41329004", "SCT", "Polyp")
@@ -67,10 +68,9 @@ def write_dicom_report(
             f"{source}: cannot carry a report: {line}; complete its patient and study tags"
         ) from error
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    report.save_as(partial, enforce_file_format=True)
-    return partial.replace(path)
+    with replacing(path) as temporary:
+        report.save_as(temporary, enforce_file_format=True)
+    return path
 
 
 def require_reportable(source: str | Path, kind: str, named: str | None, scope: Scope) -> Any:

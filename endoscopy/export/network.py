@@ -21,6 +21,7 @@ from endoscopy.data.frames.streams import ENDOSCOPY
 from endoscopy.models.folding import fold
 from endoscopy.models.heads import NUM_GEOMETRY
 from endoscopy.models.sizer import channels_of
+from harness.files.atomic import replacing, write_bytes
 
 RTOL, ATOL = 1e-4, 1e-5  # of raw outputs, which are of order one
 CHECKED = (1, 2, 5)  # numbers of frames
@@ -97,11 +98,9 @@ def export_program(model: PositionalSizer, example: Sequence[Tensor]) -> Exporte
 def save_program(program: ExportedProgram, path: str | Path) -> Path:
     """Write an exported program (``.pt2``); the file is complete or absent."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         torch.export.save(program, file)
-    return partial.replace(path)
+    return path
 
 
 def export_onnx(
@@ -148,11 +147,7 @@ def export_onnx(
         return np.asarray(session.run(["raw"], inputs)[0])
 
     _check(model, example, run, "onnxruntime")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    return partial.replace(path)
+    return write_bytes(Path(path), content)
 
 
 def onnx_metadata(path: str | Path) -> dict[str, Any]:

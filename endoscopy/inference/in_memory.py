@@ -7,13 +7,14 @@ import numpy as np
 from core_gates.errors import GatesError
 from endoscopy.bundles.building import BATCH, CARRIED
 from endoscopy.bundles.contents import SizingBundle
-from endoscopy.data.frames.dataset import PolypFrames
+from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.data.frames.dataset import LesionDataset
 from endoscopy.data.frames.network_input import Outline, outline_of
 from endoscopy.data.frames.transforms import Frame
-from endoscopy.evaluation.frames import Frames, Predictor
+from endoscopy.evaluation.frames import FrameStack, Predictor
 
 
-def frames_of(source: PolypFrames, rows: np.ndarray, outline: Outline = "mask") -> Frames:
+def frames_of(source: LesionDataset, rows: np.ndarray, outline: Outline = "mask") -> FrameStack:
     """Read some rows of a frame table into memory; there are depths only if all rows have one.
 
     Args:
@@ -27,7 +28,7 @@ def frames_of(source: PolypFrames, rows: np.ndarray, outline: Outline = "mask") 
     masks = [outline_of(frame, outline) > 0 for frame in read]
     depths = [frame.depth for frame in read if frame.depth is not None]
     table = source.reader.table.frames
-    return Frames(
+    return FrameStack(
         images=np.stack([frame.image for frame in read]),
         masks=np.stack(masks),
         boxes=boxes,
@@ -36,7 +37,14 @@ def frames_of(source: PolypFrames, rows: np.ndarray, outline: Outline = "mask") 
     )
 
 
-def without_mask(frames: Frames) -> tuple[Frames, int]:
+def cue_frames(data: PolypSizingDataModule) -> tuple[FrameStack, FrameStack]:
+    """Return the training and the test frames of rendered data with masks and depths."""
+    source = data.variant(streams=("rgb_mask_depth",)).frames()
+    train, test = (frames_of(source, data.evaluation_rows(part)) for part in ("train", "test"))
+    return train, test
+
+
+def without_mask(frames: FrameStack) -> tuple[FrameStack, int]:
     """Return the frames whose mask is not empty, and the number of the others."""
     seen = np.asarray(frames.masks.any((1, 2)))
     return frames.take(seen), int((~seen).sum())
@@ -50,7 +58,7 @@ def predictor_of(bundle: SizingBundle, depth_factor: float = 1.0) -> Predictor:
         depth_factor: Multiplies depths, for those that are not in mm.
     """
 
-    def predict(frames: Frames) -> np.ndarray:
+    def predict(frames: FrameStack) -> np.ndarray:
         if frames.images.shape[1] != bundle.image_size:
             raise GatesError(
                 f"frames have {frames.images.shape[1]} pixels, the network takes"
@@ -67,7 +75,7 @@ def predictor_of(bundle: SizingBundle, depth_factor: float = 1.0) -> Predictor:
     return predict
 
 
-def _frame(frames: Frames, row: int, depth_factor: float) -> Frame:
+def _frame(frames: FrameStack, row: int, depth_factor: float) -> Frame:
     xmin, ymin, xmax, ymax = (float(side) for side in frames.boxes[row])
     mask = frames.masks[row].astype(np.uint8)
     depth = None

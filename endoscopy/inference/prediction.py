@@ -20,7 +20,7 @@ from endoscopy.data.frames.streams import check_streams
 from endoscopy.data.frames.transforms import Frame, resize_frame
 from endoscopy.data.readers.report import ReadReport
 from endoscopy.evaluation.coverage import crossed
-from endoscopy.inputs.frame import InputFrame, InputReport
+from endoscopy.inputs.frame import InputReport, SourceFrame
 from endoscopy.inputs.kind import frames
 from endoscopy.inputs.locations import Lesion, Located, Locator
 from endoscopy.metrics.aggregation import Level, object_table
@@ -151,7 +151,7 @@ def objects_of(
 
 
 def _items(
-    read: Iterable[InputFrame],
+    read: Iterable[SourceFrame],
     report: InputReport,
     locator: Locator,
     bundle: SizingBundle,
@@ -179,7 +179,7 @@ def _items(
             )
 
 
-def _identity(frame: InputFrame, report: InputReport, objects: Objects, number: int) -> str:
+def _identity(frame: SourceFrame, report: InputReport, objects: Objects, number: int) -> str:
     if objects == "auto":
         objects = "frame" if report.kind == "images" else "source"
     base = frame.key if objects == "frame" else report.source
@@ -187,7 +187,7 @@ def _identity(frame: InputFrame, report: InputReport, objects: Objects, number: 
 
 
 def _row(
-    frame: InputFrame, part: Located, lesion: Lesion, identity: str, origin: str
+    frame: SourceFrame, part: Located, lesion: Lesion, identity: str, origin: str
 ) -> dict[str, Any]:
     xmin, xmax, ymin, ymax = lesion.box
     return {

@@ -13,7 +13,7 @@ from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import UID
 
 from core_gates.errors import GatesError
-from endoscopy.inputs.frame import InputFrame, InputReport
+from endoscopy.inputs.frame import InputReport, SourceFrame
 from endoscopy.inputs.image_files import natural_key
 from endoscopy.inputs.video import decode_video
 
@@ -40,7 +40,7 @@ def is_dicom(path: Path) -> bool:
 
 def read_dicom(
     path: str | Path, report: InputReport, max_unreadable: float = 0.01
-) -> Iterator[InputFrame]:
+) -> Iterator[SourceFrame]:
     """Yield the frames of a DICOM file, or of the files of a folder by instance number.
 
     The key of a frame is the SOP instance UID; frames of a multi-frame instance append ``#`` and
@@ -66,7 +66,7 @@ def read_dicom(
         for number, image in _images(file, header, report, max_unreadable):
             report.read += 1
             key = uid if count == 1 else f"{uid}#{number + 1}"
-            yield InputFrame(image, key, index + number, number, uid)
+            yield SourceFrame(image, key, index + number, number, uid)
         index += count
     report.finish(max_unreadable)
 

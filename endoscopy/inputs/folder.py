@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from core_gates.errors import GatesError
 from endoscopy.data.images import MOST_PIXELS
-from endoscopy.inputs.frame import InputFrame, InputReport
+from endoscopy.inputs.frame import InputReport, SourceFrame
 from endoscopy.inputs.image_files import ImageFiles, stem
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -23,7 +23,7 @@ PNG, PNG_DEPTH = b"\x89PNG", 24  # byte that holds the bits of a channel
 
 def read_folder(
     path: str | Path, report: InputReport, max_unreadable: float = 0.01
-) -> Iterator[InputFrame]:
+) -> Iterator[SourceFrame]:
     """Yield the images of a folder (to any depth), a zip archive or one file, in natural order.
 
     Args:
@@ -51,7 +51,7 @@ def read_folder(
         if conversion:
             report.converted[conversion] += 1
         report.read += 1
-        yield InputFrame(image, key, index)
+        yield SourceFrame(image, key, index)
     report.finish(max_unreadable)
 
 

@@ -9,7 +9,7 @@ from core_gates.errors import GatesError
 
 
 @dataclass(frozen=True)
-class InputFrame:
+class SourceFrame:
     """A decoded frame.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from endoscopy.inputs.frame import InputFrame
+from endoscopy.inputs.frame import SourceFrame
 from endoscopy.inputs.locations import AnnotatedLocations, Annotation, Box, Lesion
 
 
@@ -22,5 +22,5 @@ class GivenBoxes(AnnotatedLocations):
         """Return the boxes of a frame."""
         return Annotation(tuple(Lesion(box) for box in self._boxes[int(name)]))
 
-    def _name_of(self, frame: InputFrame) -> str | None:
+    def _name_of(self, frame: SourceFrame) -> str | None:
         return str(frame.index) if frame.index in self._boxes else None

@@ -8,7 +8,7 @@ from typing import Literal
 from core_gates.errors import GatesError
 from endoscopy.inputs.dicom import is_dicom, read_dicom
 from endoscopy.inputs.folder import ENDINGS, read_folder
-from endoscopy.inputs.frame import InputFrame, InputReport
+from endoscopy.inputs.frame import InputReport, SourceFrame
 from endoscopy.inputs.video import read_video
 
 Kind = Literal["images", "video", "dicom"]
@@ -20,7 +20,7 @@ MAX_PEEKED = 1000  # files of a folder whose first bytes are read
 
 def frames(
     source: str | Path, report: InputReport | None = None, *, max_unreadable: float = 0.01
-) -> Iterator[InputFrame]:
+) -> Iterator[SourceFrame]:
     """Yield the frames of a folder or zip archive of images, an image, a video, or DICOM.
 
     Args:

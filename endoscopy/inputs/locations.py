@@ -18,7 +18,7 @@ from endoscopy.data.readers.report import ReadReport
 from endoscopy.data.tables.boxes import SMALLEST_AREA, SMALLEST_RENDERED, mend_boxes
 from endoscopy.data.tables.frame_table import SYNTHETIC
 from endoscopy.inputs.content import stated_part, trim_black
-from endoscopy.inputs.frame import InputFrame, InputReport
+from endoscopy.inputs.frame import InputReport, SourceFrame
 from endoscopy.inputs.image_files import natural_key
 
 Box = tuple[float, float, float, float]
@@ -87,7 +87,7 @@ class Locator(ABC):
         self.report = ReadReport(path)
 
     @abstractmethod
-    def locate(self, frame: InputFrame, *, trim: bool) -> Located:
+    def locate(self, frame: SourceFrame, *, trim: bool) -> Located:
         """Return the frame without padding, and its lesions in pixels of that.
 
         Args:
@@ -167,7 +167,7 @@ class AnnotatedLocations(Locator):
         unused = [name for name in self.names if name not in self._found]
         self.report.add("noted", "annotation without a frame", unused)
 
-    def locate(self, frame: InputFrame, *, trim: bool) -> Located:
+    def locate(self, frame: SourceFrame, *, trim: bool) -> Located:
         """Return the frame without padding, and its annotated lesions."""
         name = self._name_of(frame)
         if name is None:
@@ -184,7 +184,7 @@ class AnnotatedLocations(Locator):
         mended = self._mended(lesions, annotation.size, part.image.shape, frame.key)
         return part._replace(lesions=mended)
 
-    def _name_of(self, frame: InputFrame) -> str | None:
+    def _name_of(self, frame: SourceFrame) -> str | None:
         if self._ordered:
             return self.names[frame.index] if frame.index < len(self.names) else None
         key = frame.key

@@ -10,12 +10,12 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 
 from core_gates.errors import GatesError
-from endoscopy.inputs.frame import InputFrame, InputReport
+from endoscopy.inputs.frame import InputReport, SourceFrame
 
 
 def read_video(
     path: str | Path, report: InputReport, max_unreadable: float = 0.01
-) -> Iterator[InputFrame]:
+) -> Iterator[SourceFrame]:
     """Yield the frames of the first video stream of a file, keys ``{name}_{number:06d}``.
 
     Frames stored as RGB come out bit for bit; others are converted with the matrix that the file
@@ -38,7 +38,7 @@ def read_video(
     with path.open("rb") as file:
         for number, image in enumerate(decode_video(file, str(path), report, max_unreadable)):
             report.read += 1
-            yield InputFrame(image, f"{path.stem}_{number:06d}", number, number)
+            yield SourceFrame(image, f"{path.stem}_{number:06d}", number, number)
     report.finish(max_unreadable)
 
 

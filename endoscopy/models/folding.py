@@ -19,7 +19,7 @@ def fold(model: MultiStreamSizer) -> MultiStreamSizer:
     It computes what ``model.eval()`` computes, up to rounding, by the very operations of a network
     built with ``gates="none"``, which it is. The gates of the last stage of a ResNet and L1 go into
     the columns of the first layer of the head, L2 into those of the second. Attention that depends
-    on the image (``se``, ``eca``, ``cbam``) stays as it is.
+    on the image (``se``) stays as it is.
 
     Args:
         model: Any sizing network; it is not changed.

@@ -9,9 +9,9 @@ from torch import nn
 from core_gates.features.selection import FeatureSelectionGate
 from core_gates.surgery import gate_hosts, inject_gates
 from endoscopy.models.layer_scale import LayerScale
-from endoscopy.models.recalibration import Recalibrator, recalibrate
+from endoscopy.models.recalibration import recalibrate
 
-GateKind = Literal["fsg", "none", "layer_scale", "se", "eca", "cbam", "l0"]
+GateKind = Literal["fsg", "none", "layer_scale", "se", "l0"]
 
 GateMaker = Callable[..., FeatureSelectionGate]
 
@@ -25,8 +25,8 @@ def gate_trunk(trunk: nn.Module, kind: GateKind) -> int:
     Args:
         trunk: A ViT, Swin, ConvNeXt or ResNet; another network stays as it is.
         kind: ``fsg``, feature-selection gates (arXiv 2407.04400); ``l0``, the same with hard
-            concrete scores (Louizos et al., 2018); ``layer_scale``; ``se``, ``eca``, ``cbam``; or
-            ``none``.
+            concrete scores (Louizos et al., 2018); ``layer_scale``; ``se``, squeeze-and-excitation;
+            or ``none``.
 
     Returns:
         Number of gated places.
@@ -39,8 +39,8 @@ def gate_trunk(trunk: nn.Module, kind: GateKind) -> int:
     hosts = gate_hosts(trunk)
     if kind == "none" or not hosts:
         return 0
-    if kind in get_args(Recalibrator):
-        return len(recalibrate(trunk, kind))  # type: ignore[arg-type]
+    if kind == "se":
+        return len(recalibrate(trunk))
     if kind == "layer_scale":
         stages = any(isinstance(host.module, nn.Sequential) for host in hosts.values())
         make: GateMaker = partial(LayerScale, init=1.0 if stages else 1e-5)

@@ -74,7 +74,7 @@ def fsg_efficientnet_b0(
 ) -> MultiStreamSizer:
     """Return an EfficientNet-B0 for each stream, with gates L1 and L2 in the head alone.
 
-    See :class:`MultiStreamSizer` for the arguments; ``se``, ``eca`` and ``cbam`` have no place.
+    See :class:`MultiStreamSizer` for the arguments; ``se`` has no place.
     """
     return MultiStreamSizer(
         "efficientnet_b0", streams, outputs, gates, hidden_dim, geometry, trunk_options

@@ -26,7 +26,7 @@ SIGHT_POINTS = 16
 Array = np.ndarray
 
 
-class Track(NamedTuple):
+class CameraPath(NamedTuple):
     """T poses of the camera.
 
     Attributes:
@@ -42,7 +42,7 @@ class Track(NamedTuple):
     brand: Brand
 
 
-def draw_track(config: RendererConfig, index: int, scene: Scene) -> Track:
+def draw_track(config: RendererConfig, index: int, scene: Scene) -> CameraPath:
     """Draw the track of object ``index``: every frame has clearance and sees the polyp.
 
     Raises:
@@ -59,7 +59,7 @@ def draw_track(config: RendererConfig, index: int, scene: Scene) -> Track:
         if free.any():
             position = positions[int(free.int().argmax())]
             axes = _look(rng, scene, position)
-            return Track(
+            return CameraPath(
                 torch.from_numpy(position).float(),
                 torch.from_numpy(axes).float(),
                 torch.from_numpy(distance).float(),

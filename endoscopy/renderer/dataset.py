@@ -15,10 +15,11 @@ from PIL import Image
 
 from core_gates.errors import GatesError
 from endoscopy.data.readers.voc import VocAnnotation, VocObject, write_voc
-from endoscopy.renderer.camera import Track, draw_track
+from endoscopy.renderer.camera import CameraPath, draw_track
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.renderer.render import RenderedObject, render_object
 from endoscopy.renderer.scene import SHAPES, Scene, draw_scene
+from harness.files.atomic import replacing, write_text
 
 DEPTH_UNITS = 256.0
 """Steps of a stored depth in a millimeter."""
@@ -110,7 +111,7 @@ def finish_dataset(
     root = Path(root)
     _write_tables(root, config, range(first, first + num_objects))
     manifest = _manifest(config, num_objects, first)
-    _write_text(root / "manifest.json", _json(manifest | {"complete": True}))
+    write_text(root / "manifest.json", _json(manifest | {"complete": True}))
 
 
 def is_complete(
@@ -148,7 +149,7 @@ def _claim(root: Path, manifest: dict[str, Any]) -> bool:
         raise GatesError(f"{root} holds other files, expected an empty folder; name another one")
     else:
         root.mkdir(parents=True, exist_ok=True)
-        _write_text(path, _json(manifest))
+        write_text(path, _json(manifest))
     for left in root.glob(".partial*"):
         shutil.rmtree(left)
     return complete
@@ -187,7 +188,8 @@ def _write_object(root: Path, video: str, item: RenderedObject, config: Renderer
     for name in folders:
         (aside / name).rename(root / f"{video}_{name}")
     aside.rmdir()
-    _write_text(root / f"{video}_cameras.csv", _cameras(item))
+    with replacing(root / f"{video}_cameras.csv") as temporary:
+        temporary.write_text(_cameras(item), encoding="utf-8")
 
 
 def _annotation(video: str, t: int, item: RenderedObject, config: RendererConfig) -> VocAnnotation:
@@ -217,11 +219,11 @@ def _write_tables(root: Path, config: RendererConfig, indices: range) -> None:
         video = video_name(index)
         videos.append([video, "", "", track.brand.name, 10, config.frames, 1, ""])
         lesions.append(_lesion(video, scene, track, config))
-    _write_text(root / "video_info.csv", _table(VIDEO_COLUMNS, videos))
-    _write_text(root / "lesion_info.csv", _table(LESION_COLUMNS, lesions))
+    write_text(root / "video_info.csv", _table(VIDEO_COLUMNS, videos))
+    write_text(root / "lesion_info.csv", _table(LESION_COLUMNS, lesions))
 
 
-def _lesion(video: str, scene: Scene, track: Track, config: RendererConfig) -> list[Any]:
+def _lesion(video: str, scene: Scene, track: CameraPath, config: RendererConfig) -> list[Any]:
     distance = float(track.distance.median())
     return [
         f"{video}_1", video, f"{scene.size:.4f}", "", "synthetic", "OTHER",
@@ -239,9 +241,3 @@ def _table(header: Any, rows: list[list[Any]]) -> str:
 
 def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from endoscopy.renderer.camera import Track
+from endoscopy.renderer.camera import CameraPath
 from endoscopy.renderer.geometry.march import march
 from endoscopy.renderer.geometry.rays import Lens, Rays, camera_rays
 from endoscopy.renderer.scene import Scene
@@ -29,7 +29,7 @@ class Radiance(NamedTuple):
     mask: Tensor
 
 
-def render_radiance(scene: Scene, track: Track, lens: Lens) -> Radiance:
+def render_radiance(scene: Scene, track: CameraPath, lens: Lens) -> Radiance:
     """Return linear radiance, depth and mask of every frame of a track."""
     rays = camera_rays(lens, track.position, track.axes)
     num_frames, num_pixels = len(track.position), len(lens.pixels)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from endoscopy.renderer.camera import Track, draw_track
+from endoscopy.renderer.camera import CameraPath, draw_track
 from endoscopy.renderer.camera_response import expose
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.renderer.depth import degrade
@@ -15,7 +15,7 @@ from endoscopy.renderer.radiance import Radiance, render_radiance
 from endoscopy.renderer.randomness import Purpose, torch_generator
 from endoscopy.renderer.scene import Scene, draw_scene
 
-MakeRadiance = Callable[[Scene, Track, Lens], Radiance]
+MakeRadiance = Callable[[Scene, CameraPath, Lens], Radiance]
 
 
 class RenderedObject(NamedTuple):
@@ -35,7 +35,7 @@ class RenderedObject(NamedTuple):
 
     number: int
     scene: Scene
-    track: Track
+    track: CameraPath
     images: Tensor
     depths: Tensor
     masks: Tensor
@@ -67,7 +67,7 @@ def render_scene(
     config: RendererConfig,
     index: int,
     scene: Scene,
-    track: Track,
+    track: CameraPath,
     radiance: MakeRadiance = render_radiance,
 ) -> RenderedObject:
     """Render a given scene from given poses; ``index`` decides the noise."""
@@ -90,7 +90,7 @@ def _render(
     config: RendererConfig,
     index: int,
     scene: Scene,
-    track: Track,
+    track: CameraPath,
     lens: Lens,
     radiance: MakeRadiance,
 ) -> tuple[Tensor, ...]:
@@ -107,7 +107,7 @@ def _render(
     return images, depths, masks, _boxes(masks), gains
 
 
-def _projected(scene: Scene, track: Track, lens: Lens, mask: Tensor) -> Tensor:
+def _projected(scene: Scene, track: CameraPath, lens: Lens, mask: Tensor) -> Tensor:
     """Mark the pixel nearest to the middle of the polyp on frames (T, P) where it is too small."""
     missing = ~mask.any(1)
     marked = torch.zeros_like(mask)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.errors import GatesError
-from endoscopy.inputs.frame import InputFrame
+from endoscopy.inputs.frame import SourceFrame
 from endoscopy.inputs.locations import Located, Locator, trimmed
 from endoscopy.inputs.mask_files import lesions_of
 from harness.files.atomic import write_bytes
@@ -126,7 +126,7 @@ class AutomaticLocations(Locator):
         self.segmenter = segmenter.eval()
         self.threshold, self.max_lesions = threshold, max_lesions
 
-    def locate(self, frame: InputFrame, *, trim: bool) -> Located:
+    def locate(self, frame: SourceFrame, *, trim: bool) -> Located:
         """Return the frame without black borders if ``trim``, and its likeliest lesions."""
         part = trimmed(frame.image, trim=trim)
         probability = self.segmenter.probability(part.image)

@@ -45,8 +45,6 @@ VARIANTS: dict[str, Variant] = {
     "layer_scale": Variant("LayerScale", "layer_scale", "off", 0.0),
     "l0": Variant("hard-concrete gates with an L0 penalty", "l0", "joint", L0_WEIGHT),
     "se": Variant("squeeze and excitation", "se", "off", 0.0),
-    "eca": Variant("efficient channel attention", "eca", "off", 0.0),
-    "cbam": Variant("channel and spatial attention", "cbam", "off", 0.0),
     "millimeters": Variant("size-weighted loss in millimeters", millimeters=True),
     "crop": Variant("box crop only, apparent size lost", streams=("crop",)),
     "depth": Variant("metric depth besides", streams=("rgb_mask_depth",)),

@@ -299,7 +299,7 @@ REFUSED = {
     ),
     "weights of a later version": (
         predict("frames", *GOOD, "--weights", "later"),
-        "later: has format 99, expected 2; install the version",
+        "later: has format 99, expected 3; install the version",
     ),
     "no weights at all": (
         predict("frames", *GOOD, "--config", "unit"),
@@ -373,7 +373,7 @@ REFUSED = {
         ),
         "objects cannot give 500 for training",
     ),
-    "missing table": (prepare("absent"), "table_absent.csv cannot be read: No such file"),
+    "missing table": (prepare("absent"), "table_absent.csv is absent; name the file"),
     "table without a column": (prepare("no_column"), "lacks the columns bbox_ymax; add them"),
     "table without sizes": (prepare("no_size"), "none of [0-9]+ rows can be used: size is missing"),
     "duplicate frames": (

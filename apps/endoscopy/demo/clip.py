@@ -19,7 +19,7 @@ from endoscopy.explain.strip import strip_figure
 from endoscopy.explain.tracks import tracks_of
 from endoscopy.inference.prediction import objects_of, predict
 from endoscopy.inputs.drawn import DrawnLocations
-from endoscopy.inputs.frame import InputFrame
+from endoscopy.inputs.frame import SourceFrame
 from endoscopy.inputs.kind import frames
 from endoscopy.inputs.locations import Box, Locator
 from endoscopy.segmentation.segmenter import AutomaticLocations, Segmenter
@@ -58,7 +58,7 @@ class Clip:
         """Ask the segmenter for the likeliest polyp of every frame."""
         locator = AutomaticLocations(segmenter)
         for index, image in enumerate(self.images):
-            part = locator.locate(InputFrame(image, key_of(index), index), trim=True)
+            part = locator.locate(SourceFrame(image, key_of(index), index), trim=True)
             if part.lesions:
                 xmin, xmax, ymin, ymax = part.lesions[0].box
                 x, y = part.left, part.top

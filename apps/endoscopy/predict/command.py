@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from apps.endoscopy.predict.outputs import Outputs, Recipe, fingerprint
+from apps.endoscopy.predict.outputs import Options, Outputs, fingerprint
 from apps.endoscopy.weights import NamedBundle, find_bundle, find_segmenter
 from core_gates.errors import GatesError
 from endoscopy.bundles.contents import SizingBundle
@@ -85,12 +85,12 @@ def predict(
     if dicom_report is not None:
         _check_report(Path(dicom_report), sources, scope, found.bundle, overwrite_output or resume)
     root = place.run_folder.path / "predictions" if output is None else Path(output)
-    recipe = Recipe(scope, objects, level, overlays, strips)
-    marks = {s: fingerprint(found.bundle, s, (boxes, masks, segmenter), recipe) for s in sources}
+    options = Options(scope, objects, level, overlays, strips)
+    marks = {s: fingerprint(found.bundle, s, (boxes, masks, segmenter), options) for s in sources}
     wanted = {source: Outputs(root / name, marks[source]) for name, source in named.items()}
     wanted = _missing(wanted, resume=resume, overwrite=overwrite_output)
     print(f"weights: {found.name}")
-    job = Job(found, locate, recipe, batch_size, max_unreadable, dicom_report, resume)
+    job = Job(found, locate, options, batch_size, max_unreadable, dicom_report, resume)
     for source, outputs in wanted.items():
         job.run(source, outputs)
 
@@ -100,7 +100,7 @@ class Job(NamedTuple):
 
     found: NamedBundle
     locate: Callable[[], Locator]
-    recipe: Recipe
+    options: Options
     batch_size: int
     max_unreadable: float
     dicom_report: str | None
@@ -108,19 +108,19 @@ class Job(NamedTuple):
 
     def run(self, source: str, outputs: Outputs) -> None:
         """Predict one source and write everything that was asked for."""
-        bundle, recipe = self.found.bundle, self.recipe
+        bundle, options = self.found.bundle, self.options
         prediction = outputs.kept() if self.resume else None
         new = prediction is None
         if prediction is None:
             prediction = self._predicted(source)
-        table = objects_of(prediction, bundle, recipe.level)
+        table = objects_of(prediction, bundle, options.level)
         if new:
             outputs.write_tables(prediction, table, self.found)
         outputs.tell(prediction, table, bundle)
-        if recipe.overlays:
-            outputs.write_overlays(prediction, source, self.locate(), bundle, recipe.overlays)
-        if recipe.strips:
-            outputs.write_strips(prediction, source, table, bundle, recipe.strips)
+        if options.overlays:
+            outputs.write_overlays(prediction, source, self.locate(), bundle, options.overlays)
+        if options.strips:
+            outputs.write_strips(prediction, source, table, bundle, options.strips)
         if self.dicom_report is not None:
             path = Path(self.dicom_report)
             print(write_dicom_report(path, source, prediction, table, bundle.scope))
@@ -132,8 +132,8 @@ class Job(NamedTuple):
                 source,
                 self.locate(),
                 self.found.bundle,
-                scope=self.recipe.scope,
-                objects=self.recipe.objects,
+                scope=self.options.scope,
+                objects=self.options.objects,
                 batch_size=self.batch_size,
                 max_unreadable=self.max_unreadable,
                 progress=count,

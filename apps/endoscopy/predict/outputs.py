@@ -35,7 +35,7 @@ OF_FRAMES = ("censored", "frame_id", "frame_index", "left", "top", "sharpness", 
 CORNERS = ("bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax")
 
 
-class Recipe(NamedTuple):
+class Options(NamedTuple):
     """What a prediction depends on beside its files; see the options of the verb."""
 
     scope: str | None
@@ -202,7 +202,7 @@ class Outputs:
 
 
 def fingerprint(
-    bundle: SizingBundle, source: str, locations: tuple[str | None, ...], recipe: Recipe
+    bundle: SizingBundle, source: str, locations: tuple[str | None, ...], options: Options
 ) -> str:
     """Return what tells one command's outputs from another's: weights, files and options."""
     digest = hashlib.sha256(json.dumps(bundle.config(), sort_keys=True).encode())
@@ -210,7 +210,7 @@ def fingerprint(
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     for path in (source, *locations):
         digest.update(json.dumps(_stamps(path)).encode())
-    digest.update(json.dumps(recipe).encode())
+    digest.update(json.dumps(options).encode())
     return digest.hexdigest()
 
 

@@ -39,7 +39,7 @@ class Sample(NamedTuple):
     row: int
 
 
-class PolypFrames(Dataset[Sample]):
+class LesionDataset(Dataset[Sample]):
     """Lesions of a frame table, by row.
 
     A sample depends on (seed, epoch, row) alone, whichever process asks for it and whatever was
@@ -91,7 +91,7 @@ class PolypFrames(Dataset[Sample]):
         )
 
 
-class PolypBatches(Dataset[Batch]):
+class BatchDataset(Dataset[Batch]):
     """Batches, by epoch and rows.
 
     Args:
@@ -99,7 +99,7 @@ class PolypBatches(Dataset[Batch]):
         form: What the network is fed.
     """
 
-    def __init__(self, frames: PolypFrames, form: InputForm) -> None:
+    def __init__(self, frames: LesionDataset, form: InputForm) -> None:
         self.frames, self.form = frames, form
 
     def __getitem__(self, key: tuple[int, Iterable[int]]) -> Batch:

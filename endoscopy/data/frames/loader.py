@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from endoscopy.data.frames.dataset import Batch, PolypBatches
+from endoscopy.data.frames.dataset import Batch, BatchDataset
 from endoscopy.data.frames.samplers import EpochSampler
 
 
@@ -64,7 +64,7 @@ class FrameLoader(DataLoader[Batch]):
     position = 0
 
     @classmethod
-    def over(cls, batches: PolypBatches, order: BatchOrder, num_workers: int = 0) -> FrameLoader:
+    def over(cls, batches: BatchDataset, order: BatchOrder, num_workers: int = 0) -> FrameLoader:
         """Return a loader of the batches in that order.
 
         It draws no random number of the global generator, so that a resume draws as many.

@@ -16,7 +16,7 @@ import albumentations as A
 
 from core_gates.errors import GatesError
 
-Recipe = Literal["published", "dihedral", "cifar", "none"]
+Augmentation = Literal["published", "dihedral", "cifar", "none"]
 KEEPS_SCALE = (
     A.Resize,
     A.Rotate,
@@ -135,7 +135,7 @@ def eval_pipeline(size: int) -> Pipeline:
     return Pipeline([resizing(size)])
 
 
-def train_pipeline(size: int, recipe: Recipe = "published") -> Pipeline:
+def train_pipeline(size: int, recipe: Augmentation = "published") -> Pipeline:
     """Return the pipeline of a recipe; ``streams.normalize`` comes after it.
 
     - ``published`` (arXiv 2407.04400, code): rotation up to 30 degrees, flips, color jitter .15,

@@ -11,6 +11,7 @@ from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 from core_gates.errors import GatesError
+from harness.files.atomic import replacing
 
 LARGEST_FILE = 2**20
 DEEPEST = 32
@@ -98,10 +99,8 @@ def write_voc(path: str | os.PathLike[str], annotation: VocAnnotation) -> None:
         f"  <size><width>{annotation.width:.10g}</width><height>{annotation.height:.10g}</height>"
         f"<depth>3</depth></size>\n{''.join(objects)}</annotation>\n"
     )
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _parse(content: bytes, path: Path) -> ElementTree.Element:

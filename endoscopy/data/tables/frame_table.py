@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from endoscopy.metrics.columns import flags_of, patients_of
+from harness.files.atomic import replacing, write_text
 
 REQUIRED = (
     "database",
@@ -138,9 +139,8 @@ class FrameTable:
         for name in texts:
             column = table[name].cast(pa.string()).dictionary_encode()
             table = table.set_column(table.column_names.index(name), name, column)
-        partial = _partial(path)
-        pq.write_table(table, partial, compression="zstd", use_dictionary=texts)
-        partial.replace(path)
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd", use_dictionary=texts)
         return path
 
     def write_parts(self, folder: str | os.PathLike[str], rows: int = 5000) -> list[Path]:
@@ -151,9 +151,8 @@ class FrameTable:
             for part, start in enumerate(range(0, len(frames), rows)):
                 name = names.get(str(database), str(database).lower())
                 path = Path(folder) / f"polypsizing_{name}_part{part}.csv"
-                partial = _partial(path)
-                frames.iloc[start : start + rows].to_csv(partial, index=False)
-                written.append(partial.replace(path))
+                write_text(path, frames.iloc[start : start + rows].to_csv(index=False))
+                written.append(path)
         return written
 
 
@@ -199,8 +198,3 @@ def object_order(unique_id: str) -> tuple[int, int, str]:
     """Sort key that puts numbers first, in numerical order, then names."""
     number = unique_id.isascii() and unique_id.isdigit()
     return (0, int(unique_id), "") if number else (1, 0, unique_id)
-
-
-def _partial(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.partial")

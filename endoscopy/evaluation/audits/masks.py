@@ -7,7 +7,7 @@ import pandas as pd
 
 from endoscopy.data.frames.outlines import box_masks, boxes_of, ellipse_masks
 from endoscopy.evaluation.audits.conditions import condition_rows
-from endoscopy.evaluation.frames import Frames, Predictor, predictions_of
+from endoscopy.evaluation.frames import FrameStack, Predictor, predictions_of
 from endoscopy.metrics import CONTINUOUS, CutOffs
 
 ERROR = 0.2
@@ -15,7 +15,7 @@ ERROR = 0.2
 
 def mask_audit(
     predict: Predictor,
-    frames: Frames,
+    frames: FrameStack,
     *,
     predicted: Mapping[str, np.ndarray] | None = None,
     cut_offs: CutOffs = CONTINUOUS,
@@ -60,7 +60,7 @@ def mask_audit(
 
 def box_audit(
     predict: Predictor,
-    frames: Frames,
+    frames: FrameStack,
     *,
     error: float = ERROR,
     shape_of_mask: str = "ellipse",

@@ -13,7 +13,7 @@ import pandas as pd
 
 from endoscopy.evaluation.audits.conditions import condition_rows
 from endoscopy.evaluation.features import masked_median
-from endoscopy.evaluation.frames import Frames, Predictor, predictions_of
+from endoscopy.evaluation.frames import FrameStack, Predictor, predictions_of
 from endoscopy.metrics import CONTINUOUS, CutOffs
 
 Per = Literal["frame", "polyp", "all"]
@@ -22,6 +22,13 @@ Per = Literal["frame", "polyp", "all"]
 def size_proxy(masks: np.ndarray, depths: np.ndarray) -> np.ndarray:
     """Return the extent of each mask times its median depth (N,), proportional to the size."""
     return np.sqrt(masks.mean((1, 2))) * masked_median(depths, masks)
+
+
+def relative_depths(depths: np.ndarray) -> np.ndarray:
+    """Return each frame's depth over its median, which loses the scale; 0 where unknown."""
+    medians = np.array([np.median(depth[depth > 0]) for depth in depths])
+    relative: np.ndarray = depths / medians[:, None, None]
+    return relative
 
 
 def fit_scale(proxy: np.ndarray, gt: np.ndarray) -> float:
@@ -49,7 +56,7 @@ def oracle_scales(proxy: np.ndarray, gt: np.ndarray, objects: np.ndarray, per: P
 
 def oracle_scale_audit(
     predict: Predictor,
-    frames: Frames,
+    frames: FrameStack,
     relative_depths: np.ndarray,
     *,
     global_scale: float,

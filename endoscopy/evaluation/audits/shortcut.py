@@ -12,13 +12,13 @@ import pandas as pd
 
 from core_gates.errors import GatesError
 from endoscopy.evaluation.audits.conditions import condition_rows
-from endoscopy.evaluation.frames import Frames, Predictor, predictions_of
+from endoscopy.evaluation.frames import FrameStack, Predictor, predictions_of
 from endoscopy.metrics import CONTINUOUS, CutOffs
 
 
 def shortcut_audit(
     predict: Predictor,
-    tests: Mapping[float, Frames],
+    tests: Mapping[float, FrameStack],
     *,
     trained_rho: float = 0.8,
     cut_offs: CutOffs = CONTINUOUS,

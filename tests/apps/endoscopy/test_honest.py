@@ -127,8 +127,8 @@ def test_results_of_the_package_need_no_data_and_only_count_if_they_fit(
     monkeypatch.setattr(Sizers, "shipped", shipped)
     table = make(synthetic=str(tmp_path / "not rendered"))
     assert table.missing() == []
-    assert len(table.rows()) > 0
-    assert table.headline.startswith("With 6 training objects, constant: macro F1")
+    assert len(table.scores.rows()) > 0
+    assert table.scores.headline.startswith("With 6 training objects, constant: macro F1")
     other = make(steps=100)
     assert len(other.missing()) == 8  # baselines do not depend on steps
     assert "trainer.max_steps 3, now 100" in other.reason(other.missing())
@@ -136,7 +136,7 @@ def test_results_of_the_package_need_no_data_and_only_count_if_they_fit(
 
 def test_baselines_stand_at_every_size(make):
     table = finish(make())
-    rows = {(row.method, row.task, row.metric): row.value for row in table.rows()}
+    rows = {(row.method, row.task, row.metric): row.value for row in table.scores.rows()}
     area = [rows["area", f"{size} objects", "mape"] for size in (4, 6)]
     assert area[0] != area[1]
     assert rows["constant", "4 objects", "macro_f1"] < rows["plain", "4 objects", "macro_f1"]

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pandas as pd
 
-from apps.endoscopy.audit import FOLDER, Audit, table_rows
+from apps.endoscopy.audit import FOLDER, Audit
 from apps.endoscopy.figures import study_figures
 from apps.endoscopy.ladder import Cues
+from endoscopy.evaluation.audits.rows import table_rows
 from endoscopy.renderer.config import RendererConfig
 
 
@@ -25,7 +26,9 @@ def test_data_sets_of_one_study_are_kept_and_drawn_apart(tmp_path, monkeypatch):
     assert [caption.rpartition(": ")[2] for caption in drawn.values()] == [
         "Handwritten digits.", "knitted_wear.",
     ]  # fmt: skip
-    rows = table_rows("generalization_knitted_wear", table)
+    rows = table_rows(
+        "generalization_knitted_wear", table, task="audit: generalization_knitted_wear"
+    )
     assert [row.method for row in rows] == ["plain", "gates"]
     assert {row.task for row in rows} == {"audit: generalization_knitted_wear"}
 

@@ -115,7 +115,7 @@ def test_networks_of_the_package_are_used_only_if_they_fit(make, monkeypatch, tm
 
 
 def test_the_network_of_one_fold_is_not_that_of_another(make, tmp_path):
-    folds = {"split": "made", "num_folds": 4, "level": "lesion"}
+    folds = {"split": "made", "num_folds": 4, "level": "object"}
     folder = fitted(make(fold=1, **folds))
     assert folder.name == "configured-f1-s0"
     sizers = make(**folds)
@@ -161,7 +161,7 @@ def test_shipped_runs_of_the_honest_table_fit_its_configuration(monkeypatch, tmp
     assert len(table.trainings()) == 90
     (plain,) = (
         row
-        for row in table.rows()
+        for row in table.scores.rows()
         if row.method == "plain" and "700" in row.task and row.metric == "macro_f1"
     )
     assert 0.9 < plain.value < 0.92
@@ -206,3 +206,15 @@ def test_a_missing_source_is_found_before_anything_is_rendered(make, tmp_path, o
     with pytest.raises(GatesError, match=rf"^data\.{option}: \S+absent.csv is absent; name"):
         Rendering(frames=1).render(data, [MAIN])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.fault("endoscopy C14")
+def test_a_run_of_several_folds_says_whose_network_it_takes(tmp_path):
+    shipped = Path(str(files("endoscopy"))) / "weights/synthetic/configured-s0"
+    folder = RunFolder("endoscopy", "folds", tmp_path / "runs")
+    place = Place(folder, "table")
+    shutil.copytree(shipped, folder.path / "weights/configured-f1-s0")
+    assert find_bundle(place, None).name.endswith("configured-f1-s0")
+    shutil.copytree(shipped, folder.path / "weights/configured-f0-s0")
+    name = find_bundle(place, None).name
+    assert name.endswith("configured-f0-s0 (one of 2 folds; --weights takes another)")

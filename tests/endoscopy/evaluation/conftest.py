@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from endoscopy.data.frames.outlines import boxes_of
-from endoscopy.evaluation.frames import Frames
+from endoscopy.evaluation.frames import FrameStack
 
 SIDE = 48
 
@@ -36,7 +36,7 @@ def draw_disks(objects, frames=4, *, rho=0.0, seed=0, first=0):
     boxes = boxes_of(masks)
     table[["bbox_xmin", "bbox_ymin", "bbox_xmax", "bbox_ymax"]] = boxes
     table[["width", "height"]] = SIDE
-    return Frames(images, masks, boxes, table, depths)
+    return FrameStack(images, masks, boxes, table, depths)
 
 
 @pytest.fixture(scope="session")

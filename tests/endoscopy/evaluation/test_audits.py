@@ -18,7 +18,7 @@ from endoscopy.evaluation.audits import (
 from endoscopy.evaluation.audits.masks import perturbed_boxes
 from endoscopy.evaluation.baselines import fit_log_linear, fit_pinhole
 from endoscopy.evaluation.features import masked_median
-from endoscopy.evaluation.frames import Frames, predictions_of
+from endoscopy.evaluation.frames import FrameStack, predictions_of
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_frames_must_fit_together(disks):
     with pytest.raises(ValueError, match="lengths"):
         frames.with_(masks=frames.masks[1:])
     with pytest.raises(ValueError, match="lacks gt"):
-        Frames(frames.images, frames.masks, frames.boxes, frames.table.drop(columns="gt"))
+        FrameStack(frames.images, frames.masks, frames.boxes, frames.table.drop(columns="gt"))
     with pytest.raises(ValueError, match="returned"):
         predictions_of(lambda f: np.ones(2), frames)
     part = frames.take(frames.objects == "o1")

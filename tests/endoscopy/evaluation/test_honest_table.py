@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.honest_table import honest_headline, honest_table
+from endoscopy.evaluation.cue_baselines import REGRESSION
+from endoscopy.evaluation.honest_table import HonestComparison, honest_headline, honest_table
 
 COUNT = 150
 
@@ -83,3 +84,27 @@ def test_unequal_designs_are_refused():
     short = predictions[(predictions["variant"] == "plain") | (predictions["seed"] < 2)]
     with pytest.raises(GatesError, match=r"other has seeds \[0, 1\] and plain \[0, 1, 2\]"):
         honest_table(short)
+
+
+@pytest.mark.fault("endoscopy B8")
+def test_no_difference_says_which_effects_are_excluded():
+    predictions = trainings({"plain": 1.0, "gates, dual": 1.0, "SE": 1.0})
+    table = honest_table(predictions, resamples=400)
+    compared = table[(table["score"] == "macro_f1") & table["difference"].notna()]
+    reach = compared[["difference_low", "difference_high"]].abs().to_numpy().max()
+    line = honest_headline(table)
+    assert line.endswith(f"Differences beyond ±{reach:.3f} are outside all intervals.")
+
+
+@pytest.mark.fault("endoscopy B6")
+def test_the_regression_stands_among_the_baselines_of_the_honest_table():
+    predictions = trainings({"plain": 1.0, "SE": 1.0})
+    baselines = trainings({"constant": 6.0, "area": 3.0, REGRESSION: 1.2})
+    scores = HonestComparison(predictions, baselines, resamples=200)
+    rows = {row[:3]: row.value for row in scores.rows()}
+    assert 0 < rows[REGRESSION, "150 objects", "mape"] < rows["area", "150 objects", "mape"]
+    assert "area and brightness: macro F1" in scores.headline
+    assert scores.headline.startswith("With 150 training objects, constant: macro F1")
+    assert ("SE", "50 objects", "mape minus plain") in rows
+    without = baselines[baselines["variant"] != REGRESSION]
+    assert "brightness" not in HonestComparison(predictions, without, resamples=200).headline

@@ -4,7 +4,7 @@ import pytest
 from core_gates.errors import GatesError
 from endoscopy.evaluation.cue_baselines import cue_baselines
 from endoscopy.evaluation.features import frame_features, masked_median
-from endoscopy.evaluation.frames import Frames
+from endoscopy.evaluation.frames import FrameStack
 from endoscopy.evaluation.ladder import (
     AREA,
     FRAME_AGC,
@@ -28,7 +28,7 @@ def with_agc(frames, target=0.22):
     light = light * (target / light.mean((1, 2), keepdims=True))
     shown = (1.15 * light / (0.35 + light)).clip(0, 1) ** (1 / 1.4)
     images = np.repeat((255 * shown).round().astype(np.uint8)[..., None], 3, -1)
-    return Frames(images, frames.masks, frames.boxes, frames.table, frames.depths)
+    return FrameStack(images, frames.masks, frames.boxes, frames.table, frames.depths)
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,6 @@ SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_head
         ({"gates": "soft"}, "gates is 'soft'; choose one of fsg, none"),
         ({"trunk": "efficientnet_b0", "gates": "se"}, "no place for gates 'se'"),
         ({"trunk": "efficientnet_b0", "hidden_dim": None}, "no place for gates 'fsg'"),
-        ({"trunk": "vit_tiny_patch16_224", "gates": "cbam"}, "cbam convolves over images"),
     ],
     ids=str,
 )

@@ -4,7 +4,7 @@ import torch
 from torch.testing import assert_close
 
 from endoscopy.renderer.brand import BRANDS
-from endoscopy.renderer.camera import Track
+from endoscopy.renderer.camera import CameraPath
 from endoscopy.renderer.geometry.march import march
 from endoscopy.renderer.geometry.rays import FAR, camera_rays, fisheye
 from endoscopy.renderer.radiance import render_radiance
@@ -18,7 +18,7 @@ def _facing_wall(heights):
     position[:, 0] = torch.tensor(heights) - 200.0
     axes = torch.tensor([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])  # looks along -x
     distance = (position - torch.tensor([200.0, 0.0, 0.0])).norm(dim=1)
-    return Track(position, axes.expand(count, 3, 3).contiguous(), distance, BRANDS["A"])
+    return CameraPath(position, axes.expand(count, 3, 3).contiguous(), distance, BRANDS["A"])
 
 
 def test_radiance_falls_with_the_square_of_the_distance(tube):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from core_gates.errors import GatesError
-from endoscopy.inputs.frame import InputFrame
+from endoscopy.inputs.frame import SourceFrame
 from endoscopy.segmentation.module import (
     SegmenterModule,
     augmented,
@@ -117,7 +117,7 @@ def test_locations_fit_the_frame_whatever_its_size(trained):
     large = image.repeat(3, axis=0).repeat(2, axis=1)
     padded = np.pad(large, ((0, 10), (0, 20), (0, 0)))
     locations = AutomaticLocations(trained)
-    found = [locations.locate(InputFrame(pixels, "a", 0), trim=True) for pixels in (large, padded)]
+    found = [locations.locate(SourceFrame(pixels, "a", 0), trim=True) for pixels in (large, padded)]
     assert np.array_equal(found[0][0], found[1][0])
     assert found[0][1][0].box == found[1][1][0].box
     rows, columns = np.nonzero(masks[0].numpy())
@@ -131,7 +131,7 @@ def test_a_frame_without_a_polyp_is_counted():
     nn.init.zeros_(segmenter.head.weight)
     nn.init.constant_(segmenter.head.bias, -5.0)
     locations = AutomaticLocations(segmenter)
-    frame = InputFrame(np.full((40, 40, 3), 90, np.uint8), "a", 0)
+    frame = SourceFrame(np.full((40, 40, 3), 90, np.uint8), "a", 0)
     assert locations.locate(frame, trim=True).lesions == []
     assert locations.report.count("no polyp found") == 1
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core_gates.errors import GatesError
-from endoscopy.data.frames.dataset import PolypBatches, PolypFrames, collate
+from endoscopy.data.frames.dataset import BatchDataset, LesionDataset, collate
 from endoscopy.data.frames.loader import BatchOrder, FrameLoader
 from endoscopy.data.frames.network_input import InputForm
 from endoscopy.data.frames.reader import FrameReader
@@ -30,7 +30,7 @@ FORM = InputForm(("rgb_mask",), SIZE)
 
 def frames(colon, recipe=None, **changes):
     reader = FrameReader(colon, SIZE, masks=True, depths=True)
-    return PolypFrames(reader, train_pipeline(SIZE, recipe) if recipe else None, **changes)
+    return LesionDataset(reader, train_pipeline(SIZE, recipe) if recipe else None, **changes)
 
 
 def test_a_batch_holds_what_the_table_says(colon, real_colon):
@@ -76,10 +76,10 @@ def test_a_polyp_is_never_moved_out_of_the_frame(colon):
     """The label would stay and nothing would be left to learn it from."""
     away = A.Affine(translate_px={"x": 31, "y": 0}, scale=1.0, shear=0.0, p=1.0)
     reader = FrameReader(colon, SIZE)
-    sample = PolypFrames(reader, Pipeline([away])).sample(3)
+    sample = LesionDataset(reader, Pipeline([away])).sample(3)
     np.testing.assert_array_equal(sample.frame.image, reader.read(3).image)
     near = A.Affine(translate_px={"x": 1, "y": 0}, scale=1.0, shear=0.0, p=1.0)
-    moved = PolypFrames(reader, Pipeline([near])).sample(3).frame
+    moved = LesionDataset(reader, Pipeline([near])).sample(3).frame
     assert moved.box[0] == pytest.approx(reader.box(3)[0] + 1, abs=1e-3)
 
 
@@ -94,7 +94,7 @@ def test_mixed_pixels_and_masks_join_in_a_batch(colon):
 
 
 def test_a_missing_depth_is_named(colon):
-    data = PolypFrames(FrameReader(colon, SIZE))
+    data = LesionDataset(FrameReader(colon, SIZE))
     with pytest.raises(GatesError, match="row 5 of the frame table has no depth"):
         collate([data[5]], FORM._replace(streams=("depth",)))
     collate([data[5]], FORM)
@@ -102,7 +102,7 @@ def test_a_missing_depth_is_named(colon):
 
 def loader(colon, workers=0, n=5, size=4, even=False, **ranks):
     sampler = ObjectBalancedSampler(colon.object_codes, n, seed=3, **ranks)
-    batches = PolypBatches(frames(colon, "dihedral", seed=3), InputForm(("rgb", "loc"), SIZE))
+    batches = BatchDataset(frames(colon, "dihedral", seed=3), InputForm(("rgb", "loc"), SIZE))
     return FrameLoader.over(batches, BatchOrder(sampler, size, even=even), workers)
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from core_gates.errors import GatesError
-from endoscopy.data.readers.download import download, download_all, partial_path
-from endoscopy.data.readers.manifest import (
+from harness.files.download import download, download_all, partial_path
+from harness.files.manifest import (
     RemoteFile,
     figshare_manifest,
     parse_manifest,
     read_manifest,
     total_bytes,
 )
-from endoscopy.data.readers.unpack import download_and_unpack, unpack
+from harness.files.unpack import download_and_unpack, unpack
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8).tobytes()
 
@@ -251,7 +251,7 @@ def test_figshare_lists_in_pages(server):
     for page, part in ((1, entries[:100]), (2, entries[100:])):
         path = f"/articles/22202866/files?page={page}&page_size=100"
         server.files[path] = json.dumps(part).encode()
-    files = figshare_manifest(api=server.url)
+    files = figshare_manifest(22202866, api=server.url)
     assert [file.name for file in files] == [entry["name"] for entry in entries]
     assert files[7] == RemoteFile("007.tar.gz", entries[7]["download_url"], 10, "md5", f"{7:032x}")
     with pytest.raises(GatesError, match="cannot be read"):

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from core_gates.errors import GatesError
 
-REAL_COLON_ARTICLE = 22202866
 FIGSHARE = "https://api.figshare.com/v2"
 PAGE = 100
 _LENGTHS = {"md5": 32, "sha256": 64}
@@ -70,10 +69,8 @@ def parse_manifest(content: Any, source: str) -> list[RemoteFile]:
     return files
 
 
-def figshare_manifest(
-    article: int = REAL_COLON_ARTICLE, api: str = FIGSHARE, timeout: float = 30.0
-) -> list[RemoteFile]:
-    """Ask figshare for the files of an article, by default REAL-Colon.
+def figshare_manifest(article: int, api: str = FIGSHARE, timeout: float = 30.0) -> list[RemoteFile]:
+    """Ask figshare for the files of an article.
 
     Raises:
         GatesError: The service cannot be reached or answers something else.

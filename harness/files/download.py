@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from core_gates.errors import GatesError
-from endoscopy.data.readers.manifest import RemoteFile, require_http, total_bytes
+from harness.files.manifest import RemoteFile, require_http, total_bytes
 
 BLOCK = 2**20
 Progress = Callable[[str, int, int], None]

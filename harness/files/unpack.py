@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from core_gates.errors import GatesError
-from endoscopy.data.readers.download import download, require_space
-from endoscopy.data.readers.manifest import RemoteFile
+from harness.files.download import download, require_space
+from harness.files.manifest import RemoteFile
 
 TAR, ZIP = (".tar", ".tar.gz", ".tgz"), (".zip",)
 _FAULTS = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
@@ -32,7 +32,7 @@ def download_and_unpack(
         files: What to get, with checksums.
         folder: Where everything goes.
         tell: Called with a line before each file.
-        pause: See :func:`endoscopy.data.readers.download.download`.
+        pause: See :func:`harness.files.download.download`.
 
     Returns:
         The folder.
