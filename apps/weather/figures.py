@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from apps.weather.ensemble import EnsembleScores, task_name
 from apps.weather.tuning import built
 from apps.weather.twin import TwinScores
+from core_gates import GateMonitor
 from core_gates.errors import GatesError
-from core_gates.monitor.hooks import GateMonitor
 from harness.report.gates import save_gates
 from weather.experiments.ensemble.cases import analyze_case
 from weather.experiments.ensemble.source import Era5EnsembleSource

@@ -23,7 +23,6 @@ from core_gates import (
     HashGate,
     MoELayer,
     NoisyTopKGate,
-    PermutationSearch,
     PermutedGate,
     ReMoEGate,
     RoutingOutput,
@@ -38,10 +37,10 @@ from core_gates import (
     ThresholdGate,
     TopKGate,
     TopPGate,
-    refuse_coupled_gates,
     update_gates,
 )
 from core_gates.moe.dispatch import DISPATCHES
+from core_gates.routing import PermutationSearch, refuse_coupled_gates
 
 POSITIONS, DIM, EXPERTS = 64, 8, 5
 CLUSTERS, STEPS = 4, 20

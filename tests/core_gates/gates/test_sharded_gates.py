@@ -14,7 +14,6 @@ from core_gates import (
     ActivationGate,
     CosineGate,
     MoELayer,
-    PermutationSearch,
     PermutedGate,
     SoftMoEGate,
     StackedExperts,
@@ -23,6 +22,7 @@ from core_gates import (
     spawn_experts,
     update_gates,
 )
+from core_gates.routing import PermutationSearch
 
 EVERY = runpy.run_path(str(Path(__file__).with_name("test_every_gate_with_every_dispatch.py")))
 STEPS = 11  # beyond the search for a permutation

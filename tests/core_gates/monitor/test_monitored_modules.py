@@ -16,16 +16,14 @@ from core_gates import (
     GatedCrossAttention,
     GatedLoraLinear,
     GateMonitor,
-    HeadGate,
-    LoraGate,
     LowRankFeatureGate,
     MaskedMixture,
     SelfGate,
-    SoftThreshold,
     SparseLowRank,
-    SparseModularActivation,
 )
+from core_gates.adapters import LoraGate, SoftThreshold
 from core_gates.adapters.low_rank import LowRank
+from core_gates.attention import HeadGate, SparseModularActivation
 
 D, E, T = 8, 3, 6
 PADDED = torch.zeros(2, T, dtype=torch.bool)

@@ -13,7 +13,6 @@ from core_gates import (
     DenseToSparseGate,
     Gate,
     GateMonitor,
-    PermutationSearch,
     PermutedGate,
     RoutingOutput,
     SigmoidGate,
@@ -21,9 +20,9 @@ from core_gates import (
     TemperatureSchedule,
     TopKGate,
     collect_routing,
-    routing_gates,
     update_gates,
 )
+from core_gates.routing import PermutationSearch, routing_gates
 
 
 class Reads(TorchDispatchMode):
