@@ -50,9 +50,7 @@ BLIND = "static dselect-k"  # a mixture that is the same at every position, by i
 SEARCH = PermutationSearch(10, start=0.1, end=0.01, last_iterations=20)
 GATES = {
     "softmax": lambda: SoftmaxGate(DIM, EXPERTS),
-    "annealed softmax": lambda: SoftmaxGate(
-        DIM, EXPERTS, temperature=TemperatureSchedule(2.0, 0.3, STEPS)
-    ),
+    "annealed softmax": lambda: SoftmaxGate(DIM, EXPERTS, tau=TemperatureSchedule(2.0, 0.3, STEPS)),
     "activation": lambda: ActivationGate(DIM, EXPERTS, learn_tau=True),
     "sigmoid": lambda: SigmoidGate(DIM, EXPERTS),
     "balanced sigmoid": lambda: SigmoidGate(DIM, EXPERTS, k=2, balance_rate=0.01),

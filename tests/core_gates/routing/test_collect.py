@@ -161,7 +161,7 @@ def test_an_update_reads_the_device_once(monkeypatch):
     """Plain numbers come from one read: of calls and steps of all gates together."""
     gates = nn.ModuleList(
         [SigmoidGate(4, 8, k=2, balance_rate=0.1) for _ in range(3)]
-        + [SoftmaxGate(4, 8, temperature=TemperatureSchedule(2.0, 1.0, 9)) for _ in range(3)]
+        + [SoftmaxGate(4, 8, tau=TemperatureSchedule(2.0, 1.0, 9)) for _ in range(3)]
         + [DenseToSparseGate(4, 8) for _ in range(3)]
         + [PermutedGate(TopKGate(4, 8), search=PermutationSearch(9)) for _ in range(3)]
     )

@@ -29,7 +29,7 @@ GATES = {
     "permuted": lambda: PermutedGate(
         TopKGate(DIM, EXPERTS), search=PermutationSearch(6, start=0.1)
     ),
-    "softmax": lambda: SoftmaxGate(DIM, EXPERTS, temperature=ANNEALED),
+    "softmax": lambda: SoftmaxGate(DIM, EXPERTS, tau=ANNEALED),
     "activation": lambda: ActivationGate(DIM, EXPERTS, tau=ANNEALED),
 }
 STAGED = ["dense to sparse", "permuted"]

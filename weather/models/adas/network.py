@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.attention import SwinBlock, WindowLayout
-from core_gates.attention.window.swin import INIT_STD
+from core_gates.attention.constants import INIT_STD
 from core_gates.conv import SameConv
 from core_gates.conv.gated import Streams
 from weather.models.adas.embedding import GridPatches, PatchEmbedding, PatchRecovery
