@@ -40,8 +40,16 @@ def linear_fp32(
     if padding_mask is not None:
         check_padding_mask(padding_mask, x.shape[:-1])
         x = torch.where(padding_mask.unsqueeze(-1), x.nan_to_num(0.0, 0.0, 0.0), x)
-    with _autocast_off(x):
+    with autocast_off(x):
         return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype to compute in: the widest of the tensors' dtypes, float32 at least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
 
 
 def lowest_index_top_k(
@@ -122,6 +130,6 @@ def widest_float(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _autocast_off(x: Tensor) -> AbstractContextManager[object]:
-    # Autocast knows no meta device.
+def autocast_off(x: Tensor) -> AbstractContextManager[object]:
+    """Switch autocast off on the device of ``x``; it knows no meta device."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from core_gates.features.folding import scale_inputs
 from core_gates.features.selection import FeatureSelectionGate
 
+__all__ = ["GateHost", "fold_gates", "gate_hosts", "inject_gates", "prune_gates"]
+
 # Blocks that normalize a branch after computing it: the gate then follows the normalization.
 _POST_NORM_BLOCKS = frozenset(
     {"ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm"}

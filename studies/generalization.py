@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.training.gradient_routing import GradientRouting, Mode
+from core_gates import GradientRouting
+from core_gates.training.gradient_routing import Mode
 from endoscopy.metrics import confusion_matrix, macro_f1
 from endoscopy.models.gate_kinds import GateKind, gate_parameters, gate_trunk, weight_parameters
 from endoscopy.models.tiny_resnet import TinyResNet

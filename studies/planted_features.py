@@ -15,8 +15,7 @@ from sklearn.linear_model import LassoCV
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.features.selection import FeatureSelectionGate
-from core_gates.training.gradient_routing import GradientRouting
+from core_gates import FeatureSelectionGate, GradientRouting
 from endoscopy.metrics import auroc
 
 Method = Literal["sigmoid, dual", "sigmoid, joint", "L0 hard concrete", "no gates", "lasso"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import io
 import os
 import re
@@ -18,6 +19,7 @@ from apps.main import APPS, main
 from core_gates import Gate
 
 ROOT = Path(__file__).parents[1]
+ROOMS = [f"core_gates.{room}" for room in ("adapters", "attention", "features", "gates")]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -122,7 +124,8 @@ def test_every_page_is_in_the_navigation():
 
 def test_the_page_of_gates_names_every_gate():
     page = (ROOT / "docs" / "gates.md").read_text()
-    exported = {name: getattr(core_gates, name) for name in core_gates.__all__}
+    rooms = [core_gates, *map(importlib.import_module, ROOMS)]
+    exported = {name: getattr(room, name) for room in rooms for name in room.__all__}
     gates = {
         name
         for name, kind in exported.items()

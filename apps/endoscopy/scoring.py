@@ -10,8 +10,8 @@ from apps.endoscopy.honest import HonestTable
 from apps.endoscopy.rendering import MAIN, SHIFTS, Rendering
 from apps.endoscopy.scores import write_headline, write_part
 from apps.endoscopy.training import Sizers, Training
+from core_gates import GateMonitor
 from core_gates.errors import GatesError
-from core_gates.monitor.hooks import GateMonitor
 from endoscopy.bundles.building import frame_predictions
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.evaluation.size_evaluation import (

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core_gates.adapters.low_rank import LowRank
+from core_gates.adapters import LowRank
 
 ABSENT = "peft is not installed: pip install peft"
 

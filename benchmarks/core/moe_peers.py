@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.moe.experts import StackedExperts
-from core_gates.routing.base import Gate
+from core_gates import Gate, StackedExperts
 
 
 class NaiveLoop(nn.Module):

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core_gates.errors import check_option
+from core_gates.numerics import accumulation_dtype
+
 Variant = Literal["full", "no_base", "no_cross", "no_lora"]
 Initialization = Literal["sum", "published"]
 Time = Literal["implicit", "film"]
@@ -57,9 +60,9 @@ class LoraGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_option("variant", variant, get_args(Variant))
-        _check_option("initialization", initialization, get_args(Initialization))
-        _check_option("time", time, get_args(Time))
+        check_option("variant", variant, get_args(Variant))
+        check_option("initialization", initialization, get_args(Initialization))
+        check_option("time", time, get_args(Time))
         self.dim = dim
         self.variant = variant
         self.initialization = initialization
@@ -201,7 +204,7 @@ class LoraGate(nn.Module):
 
     def _bias(self, time: Tensor | None) -> Tensor:
         """Return the bias (D,), or (B, D) for one time a sample, in float32 at least."""
-        bias = self.bias.to(torch.promote_types(self.bias.dtype, torch.float32))
+        bias = self.bias.to(accumulation_dtype(self.bias))
         if self.weight_time is None:
             return bias
         if time is None:
@@ -229,8 +232,3 @@ def time_features(time: Tensor) -> Tensor:
 def _normalize(value: Tensor, norm: nn.LayerNorm) -> Tensor:
     weight, bias = norm.weight.to(value.dtype), norm.bias.to(value.dtype)
     return F.layer_norm(value, value.shape[-1:], weight, bias, norm.eps)
-
-
-def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")

@@ -6,6 +6,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_option
 from core_gates.numerics import unrounded
 
 GateInitialization = Literal["normal", "ones"]
@@ -50,9 +51,7 @@ class SoftThreshold(nn.Module):
         super().__init__()
         if rank < 0:
             raise ValueError(f"rank must not be negative, got {rank}")
-        if initialization not in get_args(GateInitialization):
-            known = ", ".join(get_args(GateInitialization))
-            raise ValueError(f"unknown initialization {initialization!r}; choose one of {known}")
+        check_option("initialization", initialization, get_args(GateInitialization))
         self.initialization = initialization
         exact = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self.weight = nn.Parameter(torch.empty(rank, device=device, dtype=exact))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from core_gates.adapters.low_rank import LowRank
 from core_gates.adapters.soft_threshold import GateInitialization, SoftThreshold
-from core_gates.numerics import unrounded
+from core_gates.numerics import accumulation_dtype, unrounded
 
 
 class SparseLowRank(nn.Module):
@@ -92,7 +92,7 @@ class SparseLowRank(nn.Module):
     @property
     def scale(self) -> Tensor:
         """Scale α/R with the rank R of the start, in float32 at least."""
-        exact = torch.promote_types(self.lora_B.dtype, torch.float32)
+        exact = accumulation_dtype(self.lora_B)
         alpha, rank = self.scaling.to(exact).unbind()
         return alpha / rank
 

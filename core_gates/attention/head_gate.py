@@ -1,28 +1,20 @@
 """A gate on what the heads of an attention layer hold."""
 
-from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core_gates.attention.options import check_option
+from core_gates.activations import GATE_ACTIVATIONS, GateActivation
+from core_gates.attention.constants import INIT_STD
+from core_gates.errors import check_option
+from core_gates.numerics import accumulation_dtype
 from core_gates.ops.gate_multiply.op import gate_multiply
 
 Granularity = Literal["elementwise", "headwise"]
 Sharing = Literal["head_specific", "head_shared"]
 Form = Literal["multiplicative", "additive"]
-Activation = Literal["sigmoid", "silu", "identity", "tanh", "ns_sigmoid"]
-
-INIT_STD = 0.02
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "identity": lambda z: z,
-    "tanh": torch.tanh,
-    "ns_sigmoid": lambda z: 0.5 + 0.5 * torch.sigmoid(z),
-}
 
 
 class HeadGate(nn.Module):
@@ -61,7 +53,7 @@ class HeadGate(nn.Module):
         granularity: Granularity = "elementwise",
         sharing: Sharing = "head_specific",
         form: Form = "multiplicative",
-        activation: Activation = "sigmoid",
+        activation: GateActivation = "sigmoid",
         input_dependent: bool = True,
         bias_init: float | None = None,
         device: torch.device | str | None = None,
@@ -74,7 +66,7 @@ class HeadGate(nn.Module):
         check_option("granularity", granularity, get_args(Granularity))
         check_option("sharing", sharing, get_args(Sharing))
         check_option("form", form, get_args(Form))
-        check_option("activation", activation, get_args(Activation))
+        check_option("activation", activation, get_args(GateActivation))
         self.form, self.activation, self.bias_init = form, activation, bias_init
         self.gate_shape = (
             1 if sharing == "head_shared" else num_heads,
@@ -109,8 +101,8 @@ class HeadGate(nn.Module):
         return self._activate(self._logits(x))
 
     def _activate(self, logits: Tensor) -> Tensor:
-        acc = torch.promote_types(logits.dtype, torch.float32)
-        return _ACTIVATIONS[self.activation](logits.to(acc))
+        acc = accumulation_dtype(logits)
+        return GATE_ACTIVATIONS[self.activation](logits.to(acc))
 
     def _logits(self, x: Tensor) -> Tensor:
         if self.weight is None:

@@ -27,7 +27,7 @@ class KeyValueCache:
         return 0 if self.keys is None else self.keys.shape[2]
 
     def extend(
-        self, keys: Tensor, values: Tensor, padding_mask: Tensor | None = None
+        self, keys: Tensor, values: Tensor, *, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add T tokens and return all keys, values and padding.
 

@@ -6,21 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core_gates.activations import GateActivation
+from core_gates.attention.constants import INIT_STD, NORM_EPS
 from core_gates.attention.head_gate import (
-    Activation,
     Form,
     Granularity,
     HeadGate,
     Sharing,
 )
 from core_gates.attention.kv_cache import KeyValueCache
-from core_gates.attention.options import check_option
 from core_gates.attention.rotary import rotate
+from core_gates.errors import check_option
 from core_gates.padding import zero_padding
 
 Position = Literal["none", "G1", "G2", "G3", "G4", "G5"]
-INIT_STD = 0.02
-NORM_EPS = 1e-6
 
 
 class GatedAttention(nn.Module):
@@ -68,7 +67,7 @@ class GatedAttention(nn.Module):
         granularity: Granularity = "elementwise",
         sharing: Sharing = "head_specific",
         form: Form = "multiplicative",
-        activation: Activation = "sigmoid",
+        activation: GateActivation = "sigmoid",
         input_dependent: bool = True,
         gate_bias_init: float | None = None,
         qk_norm: bool = False,
@@ -156,7 +155,7 @@ class GatedAttention(nn.Module):
         q, k, v = self._project(x, positions, num_before)
         ignored = padding_mask
         if cache is not None:
-            k, v, ignored = cache.extend(k, v, padding_mask)
+            k, v, ignored = cache.extend(k, v, padding_mask=padding_mask)
         mask = self._visible(x.shape[1], num_before, ignored, x.device)
         group = self.num_heads // self.num_kv_heads
         if group > 1:

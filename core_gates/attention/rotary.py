@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from core_gates.numerics import accumulation_dtype
+
 
 def rotate(
     x: Tensor, positions: Tensor, theta: float = 10000.0, *, interleaved: bool = False
@@ -29,7 +31,7 @@ def rotate(
     dim = x.shape[-1]
     if dim % 2:
         raise ValueError(f"rotary embedding needs an even number of features, got {dim}")
-    acc = torch.promote_types(x.dtype, torch.float32)
+    acc = accumulation_dtype(x)
     exponents = torch.arange(0, dim, 2, device=x.device, dtype=acc) / dim
     angles = positions.to(acc).unsqueeze(-1) * theta**-exponents
     cos, sin = angles.cos(), angles.sin()

@@ -5,8 +5,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_option
 from core_gates.features.folding import Side, scale_inputs, scale_outputs
 from core_gates.features.rectifiers import HARD_CONCRETE, Rectifier, rectify
+from core_gates.numerics import accumulation_dtype
 
 
 class FeatureSelectionGate(nn.Module):
@@ -55,9 +57,7 @@ class FeatureSelectionGate(nn.Module):
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
-        if rectifier not in get_args(Rectifier):
-            known = ", ".join(get_args(Rectifier))
-            raise ValueError(f"rectifier is {rectifier!r}; choose one of {known}")
+        check_option("rectifier", rectifier, get_args(Rectifier))
         if isinstance(init, str) and init not in ("xavier", "he"):
             raise ValueError(f"init is {init!r}; choose xavier, he or a number")
         self.dim = dim
@@ -134,8 +134,7 @@ class FeatureSelectionGate(nn.Module):
         Raises:
             ValueError: The module cannot absorb the scores, or the side is unknown.
         """
-        if side not in get_args(Side):
-            raise ValueError(f"side is {side!r}; choose output or input")
+        check_option("side", side, get_args(Side))
         (scale_outputs if side == "output" else scale_inputs)(module, self.scores())
 
     def extra_repr(self) -> str:
@@ -143,7 +142,7 @@ class FeatureSelectionGate(nn.Module):
         return f"dim={self.dim}, rectifier={self.rectifier}, feature_dim={self.feature_dim}"
 
     def _exact_logits(self) -> Tensor:
-        return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+        return self.logits.to(accumulation_dtype(self.logits))
 
     def _drawn_scores(self) -> Tensor:
         if self.rectifier != "hard_concrete" or not self.training:

@@ -1,5 +1,5 @@
 """Routing gates, one a file: a routing input becomes mixture weights over experts."""
 
-from core_gates.gates.predictive import fetch_order, prediction_recall
+from core_gates.lazy import exports
 
-__all__ = ["fetch_order", "prediction_recall"]
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -1,27 +1,17 @@
 """The activation dense-to-sparse gate."""
 
-from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from core_gates.activations import GATE_ACTIVATIONS, GateActivation
 from core_gates.collectives import gathered
-from core_gates.numerics import linear_fp32
+from core_gates.errors import check_option
+from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.schedules import Schedule
 from core_gates.routing.staged import SteppedGate
-
-Activation = Literal["identity", "tanh", "sigmoid", "gelu", "silu"]
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda scores: scores,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "gelu": F.gelu,
-    "silu": F.silu,
-}
 
 
 class ActivationGate(SteppedGate):
@@ -48,24 +38,21 @@ class ActivationGate(SteppedGate):
         ValueError: The activation is unknown, τ is not positive, or a schedule is to be learned.
     """
 
-    temperature: Tensor
+    scheduled_tau: Tensor
 
     def __init__(
         self,
         dim: int,
         num_experts: int,
         *,
-        activation: Activation = "tanh",
+        activation: GateActivation = "tanh",
         tau: float | Schedule = 1.0,
         learn_tau: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_experts, device=device)
-        if activation not in _ACTIVATIONS:
-            raise ValueError(
-                f"activation is {activation!r}; choose one of {', '.join(get_args(Activation))}"
-            )
+        check_option("activation", activation, get_args(GateActivation))
         self.activation = activation
         self._schedule = tau if callable(tau) else None
         self._initial_tau = tau(0) if callable(tau) else tau
@@ -78,26 +65,26 @@ class ActivationGate(SteppedGate):
         self.log_tau = (
             nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if learn_tau else None
         )
-        exact = torch.promote_types(self.weight.dtype, torch.float32)
-        self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
+        exact = accumulation_dtype(self.weight)
+        self.register_buffer("scheduled_tau", torch.empty((), device=device, dtype=exact))
         self.reset_parameters()
 
     @property
     def tau(self) -> Tensor:
         """The present temperature, with gradient if it is learned."""
         if self.log_tau is None:
-            return self.temperature
-        return gathered(self.log_tau).squeeze(0).to(self.temperature.dtype).exp()
+            return self.scheduled_tau
+        return gathered(self.log_tau).squeeze(0).to(self.scheduled_tau.dtype).exp()
 
     def reset_parameters(self) -> None:
         """Draw the weight from N(0, 0.02²), zero the bias, return to the first temperature."""
         super().reset_parameters()
         nn.init.normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
-        self.temperature.fill_(self._initial_tau)
+        self.scheduled_tau.fill_(self._initial_tau)
         if self.log_tau is not None:
             with torch.no_grad():
-                self.log_tau.copy_(self.temperature.log())
+                self.log_tau.copy_(self.scheduled_tau.log())
 
     def forward(
         self,
@@ -108,14 +95,14 @@ class ActivationGate(SteppedGate):
     ) -> RoutingOutput:
         """Route every position of ``x``; see :class:`Gate`."""
         scores = linear_fp32(x, self.weight, padding_mask=padding_mask)
-        logits = _ACTIVATIONS[self.activation](scores) + self.bias
+        logits = GATE_ACTIVATIONS[self.activation](scores) + self.bias
         probs = (logits / self.tau).softmax(-1)
         return RoutingOutput(probs, logits=logits, probs=probs).ignore(padding_mask)
 
     def advance(self, step: int) -> None:
         """Set the temperature after ``step`` updates."""
         if self._schedule is not None:
-            self.temperature.fill_(self._schedule(step))
+            self.scheduled_tau.fill_(self._schedule(step))
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(gate)``."""

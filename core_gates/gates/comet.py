@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from core_gates.numerics import linear_fp32
+from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.ops.smooth_step.op import check_gamma, smooth_step
 from core_gates.padding import check_padding_mask, ignored_as_zero
 from core_gates.routing.base import Gate
@@ -113,7 +113,9 @@ class CometGate(Gate):
         """Route every position of ``x``; see :class:`Gate`."""
         selectors, leaves = self._select(x, padding_mask)
         weights = selectors.sum(-2)
-        aux = {"entropy": selection_entropy(leaves, padding_mask, floor=self.prob_floor)}
+        aux = {
+            "entropy": selection_entropy(leaves, padding_mask=padding_mask, floor=self.prob_floor)
+        }
         return RoutingOutput(weights, probs=weights, aux=aux).ignore(padding_mask)
 
     def selectors(
@@ -167,7 +169,7 @@ class CometGate(Gate):
         """Return scores and probabilities of the leaves (..., J, E); None if many are open."""
         if x.shape[-1:] != (self.dim,):
             raise ValueError(f"x {tuple(x.shape)} must end in the {self.dim} features of the gate")
-        acc = torch.promote_types(torch.promote_types(x.dtype, self.leaf_bias.dtype), torch.float32)
+        acc = accumulation_dtype(x, self.leaf_bias)
         node_weight, leaf_weight = self.node_weight.to(acc), self.leaf_weight.to(acc)
         node_bias = None if self.node_bias is None else self.node_bias.to(acc)
         leading, x = x.shape[:-1], x.to(acc).reshape(-1, self.dim)

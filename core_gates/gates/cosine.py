@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.collectives import gathered
-from core_gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.numerics import accumulation_dtype, linear_fp32, lowest_index_top_k
 from core_gates.padding import check_padding_mask
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 
-_MIN_TEMPERATURE = 0.01
+_MIN_TAU = 0.01
 
 
 class CosineGate(Gate):
@@ -26,7 +26,7 @@ class CosineGate(Gate):
         num_experts: Number of experts.
         k: Experts kept per position.
         projection_dim: Features after the projection; None leaves the projection out.
-        temperature: First τ.
+        tau: First τ.
         renormalize: Whether the weights of a position sum to 1; else they are the chosen part of
             the softmax over all experts.
         device: Device of the parameters.
@@ -37,7 +37,7 @@ class CosineGate(Gate):
 
     Raises:
         ValueError: ``k`` is not between 1 and ``num_experts``, ``projection_dim`` is below 1 or
-            ``temperature`` below 0.01.
+            ``tau`` below 0.01.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class CosineGate(Gate):
         *,
         k: int = 2,
         projection_dim: int | None = 256,
-        temperature: float = 0.5,
+        tau: float = 0.5,
         renormalize: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -57,11 +57,11 @@ class CosineGate(Gate):
             raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
         if projection_dim is not None and projection_dim < 1:
             raise ValueError(f"projection_dim must be at least 1, got {projection_dim}")
-        if not temperature >= _MIN_TEMPERATURE:
-            raise ValueError(f"temperature must be at least {_MIN_TEMPERATURE}, got {temperature}")
+        if not tau >= _MIN_TAU:
+            raise ValueError(f"tau must be at least {_MIN_TAU}, got {tau}")
         self.k = k
         self.renormalize = renormalize
-        self._initial_temperature = temperature
+        self._initial_tau = tau
         compared = dim if projection_dim is None else projection_dim
         self.projection = (
             None
@@ -69,7 +69,7 @@ class CosineGate(Gate):
             else nn.Parameter(torch.empty(projection_dim, dim, device=device, dtype=dtype))
         )
         self.weight = nn.Parameter(torch.empty(num_experts, compared, device=device, dtype=dtype))
-        self.log_temperature = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.log_tau = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -77,14 +77,14 @@ class CosineGate(Gate):
         nn.init.normal_(self.weight, std=0.02)
         if self.projection is not None:
             nn.init.normal_(self.projection, std=self.dim**-0.5)
-        nn.init.constant_(self.log_temperature, math.log(self._initial_temperature))
+        nn.init.constant_(self.log_tau, math.log(self._initial_tau))
 
     @property
-    def temperature(self) -> Tensor:
+    def tau(self) -> Tensor:
         """The temperature τ, a scalar in float32 at least."""
-        dtype = torch.promote_types(self.log_temperature.dtype, torch.float32)
-        logarithm = gathered(self.log_temperature).squeeze(0).to(dtype)
-        return logarithm.clamp(min=math.log(_MIN_TEMPERATURE)).exp()
+        dtype = accumulation_dtype(self.log_tau)
+        logarithm = gathered(self.log_tau).squeeze(0).to(dtype)
+        return logarithm.clamp(min=math.log(_MIN_TAU)).exp()
 
     def forward(
         self,
@@ -99,7 +99,7 @@ class CosineGate(Gate):
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
         if self.projection is not None:
             x = linear_fp32(x, self.projection)
-        logits = linear_fp32(_unit(x), _unit(self.weight)) / self.temperature
+        logits = linear_fp32(_unit(x), _unit(self.weight)) / self.tau
         probs = logits.softmax(-1)
         top, indices = lowest_index_top_k(logits, self.k)
         weights = top.softmax(-1) if self.renormalize else probs.gather(-1, indices)
@@ -112,5 +112,5 @@ class CosineGate(Gate):
 
 def _unit(vectors: Tensor) -> Tensor:
     """Return vectors of length 1 in float32 at least; those near zero become zero, not infinite."""
-    exact = torch.promote_types(vectors.dtype, torch.float32)
+    exact = accumulation_dtype(vectors)
     return F.normalize(vectors.to(exact), dim=-1, eps=1e-6)

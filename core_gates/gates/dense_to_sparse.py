@@ -5,7 +5,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from core_gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.errors import check_option
+from core_gates.numerics import accumulation_dtype, linear_fp32, lowest_index_top_k
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.regularizers import mean_over_positions
 from core_gates.routing.schedules import StagedSchedule
@@ -49,7 +50,7 @@ class DenseToSparseGate(StagedGate):
 
     phases: ClassVar[tuple[str, ...]] = ("shared", "annealing", "hard")
 
-    temperature: Tensor
+    tau: Tensor
 
     def __init__(
         self,
@@ -68,23 +69,20 @@ class DenseToSparseGate(StagedGate):
                 f"threshold must lie between 0 and 1/num_experts={1 / num_experts:.3g}, which is"
                 f" excluded as it could close every expert; got {threshold}"
             )
-        if combine not in get_args(Combine):
-            raise ValueError(
-                f"combine is {combine!r}; choose one of {', '.join(get_args(Combine))}"
-            )
+        check_option("combine", combine, get_args(Combine))
         self.stages = stages
         self.threshold = threshold
         self.combine = combine
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
-        exact = torch.promote_types(self.weight.dtype, torch.float32)
-        self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
+        exact = accumulation_dtype(self.weight)
+        self.register_buffer("tau", torch.empty((), device=device, dtype=exact))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Zero the weight, so that experts start alike, and return to the first phase."""
         super().reset_parameters()
         nn.init.zeros_(self.weight)
-        self.temperature.fill_(self.stages.temperature_at(0))
+        self.tau.fill_(self.stages.temperature_at(0))
 
     @property
     def boundaries(self) -> tuple[int, ...]:
@@ -113,7 +111,9 @@ class DenseToSparseGate(StagedGate):
         routing = self.route(logits, noise).ignore(padding_mask)
         used = routing.chosen(self.num_experts, dropped=False)
         weights = routing.to_dense(self.num_experts).weights
-        mean_weight, mean_use = (mean_over_positions(t, padding_mask) for t in (weights, used))
+        mean_weight, mean_use = (
+            mean_over_positions(t, padding_mask=padding_mask) for t in (weights, used)
+        )
         balance = self.num_experts * (mean_weight * mean_use).sum()
         return routing._replace(aux={"balance": balance})
 
@@ -125,7 +125,7 @@ class DenseToSparseGate(StagedGate):
             noise: ζ (..., E), or None for none.
         """
         scores = logits if noise is None else logits + noise
-        probs = (scores / self.temperature).softmax(-1)
+        probs = (scores / self.tau).softmax(-1)
         phase = self.phase
         if phase == "shared":
             first = torch.ones_like(logits[..., :1]) + 0 * logits[..., :1]  # the gate stays in use
@@ -140,7 +140,7 @@ class DenseToSparseGate(StagedGate):
     def advance(self, step: int) -> None:
         """Enter the phase after ``step`` updates and set its temperature."""
         super().advance(step)
-        self.temperature.fill_(self.stages.temperature_at(step))
+        self.tau.fill_(self.stages.temperature_at(step))
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(gate)``."""

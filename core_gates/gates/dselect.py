@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from core_gates.numerics import linear_fp32
+from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.ops.smooth_step.op import check_gamma, smooth_step
 from core_gates.padding import check_padding_mask, ignored_as_zero
 from core_gates.routing.base import Gate
@@ -127,7 +127,7 @@ class DSelectKGate(Gate):
             z = linear_fp32(x, self.code_weight, self.code_bias, padding_mask=padding_mask)
             w = linear_fp32(x, self.selector_weight, self.selector_bias, padding_mask=padding_mask)
         else:
-            acc = torch.promote_types(self.code_weight.dtype, torch.float32)
+            acc = accumulation_dtype(self.code_weight)
             z, w = self.code_weight.to(acc), self.selector_weight.to(acc)
         bits = smooth_step(z, self.gamma).view(*z.shape[:-1], self.k, self.num_bits)
         experts = torch.arange(self.num_experts, device=bits.device)
@@ -140,7 +140,10 @@ class DSelectKGate(Gate):
 
     def _losses(self, choices: Tensor, padding_mask: Tensor | None) -> dict[str, Tensor]:
         lost = (1 / (_MASS_EPS + choices.sum(-1))).sum(-1, keepdim=True)
-        lost_mass = sum_over_positions(lost, padding_mask).squeeze(-1)
+        lost_mass = sum_over_positions(lost, padding_mask=padding_mask).squeeze(-1)
         if self.num_experts == 2**self.num_bits:
             lost_mass = torch.zeros_like(lost_mass)
-        return {"entropy": selection_entropy(choices, padding_mask), "lost_mass": lost_mass}
+        return {
+            "entropy": selection_entropy(choices, padding_mask=padding_mask),
+            "lost_mass": lost_mass,
+        }

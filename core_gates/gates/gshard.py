@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_option
 from core_gates.numerics import linear_fp32, lowest_index_top_k
 from core_gates.padding import check_padding_mask
 from core_gates.routing.base import Gate
@@ -75,11 +76,7 @@ class GShardGate(Gate):
         super().__init__(dim, num_experts)
         if num_experts < 2:
             raise ValueError(f"two choices need num_experts of at least 2, got {num_experts}")
-        if second_policy not in get_args(SecondPolicy):
-            raise ValueError(
-                f"second_policy is {second_policy!r}; choose one of"
-                f" {', '.join(get_args(SecondPolicy))}"
-            )
+        check_option("second_policy", second_policy, get_args(SecondPolicy))
         eval_capacity_rule = eval_capacity_rule or capacity_rule
         check_capacity(capacity_factor, capacity_rule)
         check_capacity(eval_capacity_factor, eval_capacity_rule)

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from core_gates.errors import check_option
 from core_gates.padding import check_padding_mask
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
@@ -65,8 +66,7 @@ class HashGate(Gate):
             raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
         if num_ids < 1:
             raise ValueError(f"num_ids must be at least 1, got {num_ids}")
-        if table not in get_args(HashTable):
-            raise ValueError(f"table is {table!r}; choose one of {', '.join(get_args(HashTable))}")
+        check_option("table", table, get_args(HashTable))
         if frequencies is not None:
             if table == "random":
                 raise ValueError("a random table takes no frequencies; choose table='balanced'")

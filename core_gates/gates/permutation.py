@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from core_gates.collectives import gathered
 from core_gates.errors import GatesError
-from core_gates.numerics import linear_fp32, widest_float
+from core_gates.numerics import accumulation_dtype, linear_fp32, widest_float
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.permutation_search import (
@@ -84,7 +84,7 @@ class PermutedGate(StagedGate):
         return (self.search.num_steps - 1,)
 
     @property
-    def temperature(self) -> Tensor:
+    def tau(self) -> Tensor:
         """Temperature () of the relaxation, from the number of steps."""
         return self.search.temperature_at(self._time().to(widest_float(self.step.device)))
 
@@ -173,14 +173,14 @@ class PermutedGate(StagedGate):
 
     @torch.no_grad()
     def report(self) -> dict[str, float]:
-        """Return how far the search is: ``temperature``, ``iterations``, and of the relaxation.
+        """Return how far the search is: ``tau``, ``iterations``, and of the relaxation.
 
         ``row_error`` and ``column_error`` are the largest deviations of its sums from 1,
         ``hardness`` is the mean of the largest entry of its rows, 1 for a permutation.
         """
         relaxed = self.relaxed()
         return {
-            "temperature": float(self.temperature),
+            "tau": float(self.tau),
             "iterations": float(self.iterations),
             "row_error": (relaxed.sum(-1) - 1).abs().max().item(),
             "column_error": (relaxed.sum(-2) - 1).abs().max().item(),
@@ -208,11 +208,11 @@ class PermutedGate(StagedGate):
 
     def _scores(self, *, noisy: bool = False) -> Tensor:
         """Return B / τ (Q, E, E)."""
-        dtype = torch.promote_types(self.permutation_logits.dtype, torch.float32)
+        dtype = accumulation_dtype(self.permutation_logits)
         scores = gathered(self.permutation_logits).to(dtype)
         if noisy and self.search.noise > 0:
             scores = scores - self.search.noise * torch.empty_like(scores).exponential_().log()
-        return scores / self.temperature
+        return scores / self.tau
 
     def _selectors(
         self, x: Tensor, routing: RoutingOutput, ids: Tensor | None, padding_mask: Tensor | None

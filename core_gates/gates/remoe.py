@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from core_gates.numerics import linear_fp32
+from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 
@@ -75,7 +75,7 @@ class ReMoEGate(Gate):
         self.bias = (
             nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
         )
-        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        exact = accumulation_dtype(self.weight)
         self.register_buffer("penalty", torch.empty((), device=device, dtype=exact))
         self.reset_parameters()
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.numerics import accumulation_dtype, linear_fp32, lowest_index_top_k
 from core_gates.routing.base import Gate
 from core_gates.routing.counts import count_routed
 from core_gates.routing.output import RoutingOutput
@@ -76,7 +76,7 @@ class SigmoidGate(Gate):
         self.bias = (
             nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
         )
-        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        exact = accumulation_dtype(self.weight)
         self.register_buffer("balance_bias", torch.empty(num_experts, device=device, dtype=exact))
         self.reset_parameters()
 

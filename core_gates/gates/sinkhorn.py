@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core_gates.errors import check_option
 from core_gates.numerics import linear_fp32, lowest_index_top_k
 from core_gates.routing.base import Gate
 from core_gates.routing.groups import group_positions, ungroup_positions
@@ -62,8 +63,7 @@ class SinkhornGate(Gate):
         super().__init__(dim, num_experts)
         if not 1 <= k <= num_experts:
             raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
-        if score not in get_args(Score):
-            raise ValueError(f"score is {score!r}; choose one of {', '.join(get_args(Score))}")
+        check_option("score", score, get_args(Score))
         if num_iterations < 1:
             raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
         self.k = k

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from core_gates.numerics import linear_fp32
+from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.padding import check_padding_mask
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
@@ -108,5 +108,5 @@ class SoftMoEGate(Gate):
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    vectors = vectors.to(accumulation_dtype(vectors))
     return vectors * (vectors.square().sum(-1, keepdim=True) + _EPS).rsqrt()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from core_gates.numerics import linear_fp32
+from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.schedules import Schedule
 from core_gates.routing.staged import SteppedGate
@@ -17,7 +17,7 @@ class SoftmaxGate(SteppedGate):
     Args:
         dim: Features of a position.
         num_experts: Number of experts.
-        temperature: τ, or a schedule of τ over optimizer steps; always positive.
+        tau: τ, or a schedule of τ over optimizer steps; always positive.
         bias: Whether the logits have a bias.
         device: Device of the parameters and buffers.
         dtype: Floating dtype of the parameters; τ is kept in float32 at least.
@@ -29,29 +29,29 @@ class SoftmaxGate(SteppedGate):
         ValueError: The first temperature is not positive.
     """
 
-    temperature: Tensor
+    tau: Tensor
 
     def __init__(
         self,
         dim: int,
         num_experts: int,
         *,
-        temperature: float | Schedule = 1.0,
+        tau: float | Schedule = 1.0,
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_experts, device=device)
-        self._schedule = temperature if callable(temperature) else None
-        self._initial_temperature = temperature(0) if callable(temperature) else temperature
-        if not self._initial_temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self._initial_temperature}")
+        self._schedule = tau if callable(tau) else None
+        self._initial_tau = tau(0) if callable(tau) else tau
+        if not self._initial_tau > 0:
+            raise ValueError(f"tau must be positive, got {self._initial_tau}")
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.bias = (
             nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
         )
-        exact = torch.promote_types(self.weight.dtype, torch.float32)
-        self.register_buffer("temperature", torch.empty((), device=device, dtype=exact))
+        exact = accumulation_dtype(self.weight)
+        self.register_buffer("tau", torch.empty((), device=device, dtype=exact))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -60,7 +60,7 @@ class SoftmaxGate(SteppedGate):
         nn.init.normal_(self.weight, std=0.02)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        self.temperature.fill_(self._initial_temperature)
+        self.tau.fill_(self._initial_tau)
 
     def forward(
         self,
@@ -71,10 +71,10 @@ class SoftmaxGate(SteppedGate):
     ) -> RoutingOutput:
         """Route every position of ``x``; see :class:`Gate`."""
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
-        probs = (logits / self.temperature).softmax(-1)
+        probs = (logits / self.tau).softmax(-1)
         return RoutingOutput(probs, logits=logits, probs=probs).ignore(padding_mask)
 
     def advance(self, step: int) -> None:
         """Set the temperature after ``step`` updates."""
         if self._schedule is not None:
-            self.temperature.fill_(self._schedule(step))
+            self.tau.fill_(self._schedule(step))

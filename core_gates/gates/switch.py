@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from core_gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.numerics import accumulation_dtype, linear_fp32, lowest_index_top_k
 from core_gates.routing.base import Gate
 from core_gates.routing.capacity import CapacityRule, check_capacity, limit_capacity
 from core_gates.routing.output import RoutingOutput
@@ -92,7 +92,7 @@ class SwitchGate(Gate):
             noise: Numbers from [-1, 1] (..., D) that ``jitter`` scales; drawn in training if None.
         """
         if self.jitter and (self.training or noise is not None):
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = x.to(accumulation_dtype(x))
             if noise is None:  # in one order, whatever the strides of x
                 noise = 2 * torch.rand_like(x, memory_format=torch.contiguous_format) - 1
             x = x * (1 + self.jitter * noise)

@@ -6,7 +6,7 @@ from typing import Any, cast, get_args
 from torch import Tensor, nn
 
 from core_gates.collectives import gathered
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_option
 from core_gates.moe.checkpoint_layouts import EXPERT_NAMES, LAYER_NAMES, Layout
 from core_gates.moe.expert_parallel import ExpertParallel
 from core_gates.moe.experts import StackedExperts
@@ -32,8 +32,7 @@ def export_state_dict(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
     Raises:
         GatesError: The layout is unknown, there are no experts, or the layout cannot hold them.
     """
-    if layout not in get_args(Layout):
-        raise GatesError(f"unknown layout {layout!r}; choose one of {', '.join(get_args(Layout))}")
+    check_option("layout", layout, get_args(Layout), GatesError)
     modules = list(model.named_modules(remove_duplicate=False))
     experts = {_dotted(n): m for n, m in modules if isinstance(m, StackedExperts)}
     if not experts:

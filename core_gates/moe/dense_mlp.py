@@ -11,7 +11,7 @@ _NAMES = (
     (None, "fc1", "fc2"),
     (None, "w1", "w2"),
 )
-_ACTIVATIONS = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu", nn.Identity: "identity"}
+_ACTIVATION_OF = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu", nn.Identity: "identity"}
 
 
 class GatedMlp(nn.Module):
@@ -118,7 +118,7 @@ def _layers(mlp: nn.Module) -> tuple[nn.Linear | None, nn.Linear, nn.Linear]:
 
 
 def _activation(mlp: nn.Module) -> str:
-    found = [module for module in mlp.modules() if type(module) in _ACTIVATIONS]
+    found = [module for module in mlp.modules() if type(module) in _ACTIVATION_OF]
     if len(found) != 1:
         raise ValueError(
             f"the activation of {type(mlp).__name__} is not evident from its submodules; pass"
@@ -126,4 +126,4 @@ def _activation(mlp: nn.Module) -> str:
         )
     if isinstance(found[0], nn.GELU) and found[0].approximate == "tanh":
         return "gelu_tanh"
-    return _ACTIVATIONS[type(found[0])]
+    return _ACTIVATION_OF[type(found[0])]

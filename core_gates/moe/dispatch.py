@@ -52,7 +52,7 @@ class Experts(Protocol):
         """Apply one expert to (N, D)."""
 
 
-class Choices(NamedTuple):
+class FlatChoices(NamedTuple):
     """Experts of T positions, K choices each; weights are zero where a choice is not kept."""
 
     weights: Tensor
@@ -104,7 +104,7 @@ def dispatch(x: Tensor, routing: RoutingOutput, experts: Experts, how: Dispatch)
     return y if x.ndim == 2 else y.view(x.shape)
 
 
-def choices(routing: RoutingOutput) -> Choices:
+def choices(routing: RoutingOutput) -> FlatChoices:
     """Return the choices of a routing, flat; dense weights become choices of the non-zero ones."""
     if routing.indices is None:
         routing = _chosen(routing)
@@ -114,10 +114,10 @@ def choices(routing: RoutingOutput) -> Choices:
     if kept is not None:
         kept = kept.reshape(-1, k)
         weights = weights.masked_fill(~kept, 0)
-    return Choices(weights, routing.indices.reshape(-1, k), kept)
+    return FlatChoices(weights, routing.indices.reshape(-1, k), kept)
 
 
-def plan(chosen: Choices, num_experts: int) -> Plan:
+def plan(chosen: FlatChoices, num_experts: int) -> Plan:
     """Sort the choices by expert; within one, they stay in order."""
     flat = chosen.indices.flatten()
     if chosen.kept is not None:
@@ -142,7 +142,7 @@ def _sorted(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
     return combine(rows, chosen.weights, place, order)
 
 
-def _is_step(chosen: Choices) -> bool:
+def _is_step(chosen: FlatChoices) -> bool:
     """Tell whether this is a step of generation, where only reading the weights takes time."""
     if torch.is_grad_enabled() or not 0 < chosen.indices.numel() <= CHOICES_OF_A_STEP:
         return False

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core_gates.activations import activate, check_activation
 from core_gates.errors import GatesError
 from core_gates.moe.checkpoint_layouts import merge_experts
 from core_gates.moe.dense_mlp import read_mlp
 from core_gates.moe.transforms import is_transformed
-from core_gates.ops.grouped_linear.activations import activate, check_activation
 from core_gates.ops.grouped_linear.segments import WEIGHT_FIRST
 from core_gates.ops.grouped_mlp.op import grouped_mlp
 

@@ -4,6 +4,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from core_gates.errors import check_option
 from core_gates.moe.checkpoint_layouts import rename_on_load
 from core_gates.moe.dispatch import DISPATCHES, Dispatch, Experts, dispatch
 from core_gates.moe.transforms import refuse_tracing
@@ -51,10 +52,7 @@ class MoELayer(nn.Module):
         return_routing: bool = True,
     ) -> None:
         super().__init__()
-        if dispatch not in DISPATCHES:
-            raise ValueError(
-                f"unknown dispatch {dispatch!r}; choose one of {', '.join(DISPATCHES)}"
-            )
+        check_option("dispatch", dispatch, DISPATCHES)
         if gate.num_experts != experts.num_experts:
             raise ValueError(
                 f"the gate routes to {gate.num_experts} experts, but there are"

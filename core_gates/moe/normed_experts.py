@@ -6,8 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from core_gates.activations import activate, check_activation
 from core_gates.collectives import Group
-from core_gates.ops.grouped_linear.activations import activate, check_activation
 from core_gates.training.sync_batch_norm import SyncBatchNorm
 
 

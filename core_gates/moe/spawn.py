@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core_gates.collectives import gathered, sharded_like
+from core_gates.errors import check_option
 
 OptimizerState = Literal["copy", "reset"]
 
@@ -144,5 +145,4 @@ def _check(mask_prob: float, noise_std: float, reinit_fraction: float, state: st
         raise ValueError(f"reinit_fraction must lie between 0 and 1, got {reinit_fraction}")
     if not noise_std >= 0:
         raise ValueError(f"noise_std must not be negative, got {noise_std}")
-    if state not in get_args(OptimizerState):
-        raise ValueError(f"optimizer_state is {state!r}; choose copy or reset")
+    check_option("optimizer_state", state, get_args(OptimizerState))

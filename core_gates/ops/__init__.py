@@ -4,6 +4,20 @@ The definition (``reference.py``) is differentiable PyTorch, the kernel (``kerne
 same numbers on CUDA, and ``op.py`` chooses between them; :func:`kernels` overrides the choice.
 """
 
-from core_gates.ops._select import kernels
+import sys
+from types import ModuleType
 
-__all__ = ["kernels"]
+from core_gates.lazy import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)
+
+
+class _Operators(ModuleType):
+    """Importing the folder of an operator does not put it in the place of the function."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Operators

@@ -11,28 +11,29 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from core_gates.errors import MissingExtraError
+from core_gates.errors import MissingExtraError, check_option
 
-Mode = Literal["reference", "compile", "triton", "cpp"]
-MODES: tuple[Mode, ...] = get_args(Mode)
+KernelMode = Literal["reference", "compile", "triton", "cpp"]
+MODES: tuple[KernelMode, ...] = get_args(KernelMode)
 ENVIRONMENT_VARIABLE = "CORE_GATES_KERNELS"
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def _checked(mode: str, source: str) -> Mode:
-    if mode not in MODES:
-        raise ValueError(f"{source} is {mode!r}; choose one of {', '.join(MODES)}")
-    return mode
+def _checked(mode: str, source: str) -> KernelMode:
+    check_option(source, mode, MODES)
+    return cast(KernelMode, mode)
 
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # found, not imported
 # A plain module variable: Dynamo cannot trace a ContextVar but guards on this.
-_mode: Mode = _checked(os.environ.get(ENVIRONMENT_VARIABLE) or "reference", ENVIRONMENT_VARIABLE)
+_mode: KernelMode = _checked(
+    os.environ.get(ENVIRONMENT_VARIABLE) or "reference", ENVIRONMENT_VARIABLE
+)
 
 
 @contextmanager
-def kernels(mode: Mode) -> Iterator[None]:
+def kernels(mode: KernelMode) -> Iterator[None]:
     """Choose how the ops of this package are computed inside the ``with`` block.
 
     The choice holds for the whole process and is made when an op is called; a backward pass follows

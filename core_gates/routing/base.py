@@ -183,14 +183,6 @@ class Gate(nn.Module, ABC):
         """Show the sizes in ``print(gate)``."""
         return f"dim={self.dim}, num_experts={self.num_experts}"
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Older checkpoints hold scalars where FSDP, which shards none, needs shape (1,).
-        for name, parameter in self._parameters.items():
-            value = state_dict.get(prefix + name)
-            if parameter is not None and parameter.shape == (1,) and isinstance(value, Tensor):
-                state_dict[prefix + name] = value.reshape(1) if value.ndim == 0 else value
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # .to(torch.bfloat16) must not round temperatures and biases.
         before = {k: b for k, b in self._buffers.items() if b is not None and b.dtype not in _HALF}

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from core_gates.errors import check_option
 from core_gates.numerics import stable_sort, widest_float
 from core_gates.padding import check_padding_mask
 from core_gates.routing.groups import group_positions, ungroup_positions
@@ -83,10 +84,7 @@ def check_capacity(capacity_factor: float | None, rule: CapacityRule) -> None:
     """
     if capacity_factor is not None and not capacity_factor > 0:
         raise ValueError(f"capacity_factor must be positive, got {capacity_factor}")
-    if rule not in get_args(CapacityRule):
-        raise ValueError(
-            f"capacity_rule is {rule!r}; choose one of {', '.join(get_args(CapacityRule))}"
-        )
+    check_option("capacity_rule", rule, get_args(CapacityRule))
 
 
 def positions_in_expert(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from core_gates.errors import check_option
 from core_gates.padding import check_padding_mask
 from core_gates.routing.output import RoutingOutput
 
@@ -47,8 +48,7 @@ def balance_loss(
     Raises:
         ValueError: ``probs`` is missing, the mask does not fit, or the scope is unknown.
     """
-    if scope not in get_args(Scope):
-        raise ValueError(f"scope is {scope!r}; choose one of {', '.join(get_args(Scope))}")
+    check_option("scope", scope, get_args(Scope))
     probs = _field(routing, "probs", gate)
     probs, counts = _normalized(probs, _counted(probs, padding_mask, padding_in_loss))
     chosen = _zeroed(routing.chosen(probs.shape[-1]), counts)

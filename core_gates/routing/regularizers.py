@@ -7,7 +7,7 @@ from torch import Tensor
 _ENTROPY_EPS = 1e-6
 
 
-def sum_over_positions(values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+def sum_over_positions(values: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
     """Return the sums (N,) of values (..., N) over the positions that are not ignored.
 
     Args:
@@ -19,21 +19,21 @@ def sum_over_positions(values: Tensor, padding_mask: Tensor | None = None) -> Te
     return values.reshape(math.prod(values.shape[:-1]), values.shape[-1]).sum(0)
 
 
-def mean_over_positions(values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+def mean_over_positions(values: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
     """Return the means (N,) of values (..., N) over the positions that are not ignored.
 
     Args:
         values: Values (..., N).
         padding_mask: True (...) at positions to ignore; without any other position the mean is 0.
     """
-    total = sum_over_positions(values, padding_mask)
+    total = sum_over_positions(values, padding_mask=padding_mask)
     if padding_mask is None:
         return total / max(1, math.prod(values.shape[:-1]))
     return total / (~padding_mask).sum().clamp(min=1)
 
 
 def selection_entropy(
-    probs: Tensor, padding_mask: Tensor | None = None, *, floor: float = 0.0
+    probs: Tensor, *, padding_mask: Tensor | None = None, floor: float = 0.0
 ) -> Tensor:
     """Return the mean over positions of ``Σ_j Σ_e -P log(P + 1e-6)``, in nats.
 
@@ -46,4 +46,4 @@ def selection_entropy(
     """
     probs = probs.clamp(min=floor)
     entropy = -(probs * (probs + _ENTROPY_EPS).log()).sum((-2, -1))
-    return mean_over_positions(entropy.unsqueeze(-1), padding_mask).squeeze(-1)
+    return mean_over_positions(entropy.unsqueeze(-1), padding_mask=padding_mask).squeeze(-1)

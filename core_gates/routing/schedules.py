@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from core_gates.errors import check_option
+
 Schedule = Callable[[int], float]
 Shape = Literal["linear", "exponential", "cosine", "cubic", "logarithmic"]
 
@@ -51,8 +53,7 @@ class TemperatureSchedule:
             raise ValueError(
                 f"num_steps and delay must not be negative, got {self.num_steps} and {self.delay}"
             )
-        if self.shape not in get_args(Shape):
-            raise ValueError(f"shape is {self.shape!r}; choose one of {', '.join(get_args(Shape))}")
+        check_option("shape", self.shape, get_args(Shape))
         if self.shape == "exponential" and min(self.start, self.end) <= 0:
             raise ValueError(
                 f"an exponential schedule needs positive ends, got {self.start} and {self.end}"

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from core_gates.errors import check_option
 from core_gates.routing.repeated import unobserved
 
 Mode = Literal["dual", "reference", "joint", "every_k", "off"]
@@ -97,8 +98,7 @@ class GradientRouting:
         group: dist.ProcessGroup | None = None,
         backward: Callable[[Tensor], None] | None = None,
     ) -> None:
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode is {mode!r}; choose one of {', '.join(get_args(Mode))}")
+        check_option("mode", mode, get_args(Mode))
         if gate_optimizer is None and mode != "off":
             raise ValueError(f"mode {mode!r} needs a gate_optimizer; without gates choose 'off'")
         for name, value in (("clip", clip), ("gate_clip", gate_clip), ("k", k)):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from core_gates.errors import check_option
 from core_gates.ops.soft_threshold.op import soft_threshold
 
 Rule = Literal["soft", "reference"]
@@ -54,8 +55,7 @@ class ProximalStep:
     ) -> None:
         if not threshold >= 0:
             raise ValueError(f"threshold must not be negative, got {threshold}")
-        if rule not in get_args(Rule):
-            raise ValueError(f"rule is {rule!r}; choose one of {', '.join(get_args(Rule))}")
+        check_option("rule", rule, get_args(Rule))
         gates = list(gates)
         _check_gates(optimizer, gates)
         self.threshold = threshold

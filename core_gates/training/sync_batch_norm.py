@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from core_gates.collectives import Group, all_reduce, num_ranks
+from core_gates.numerics import accumulation_dtype
 from core_gates.routing.repeated import in_backward
 
 
@@ -136,7 +137,7 @@ class SyncBatchNorm(_BatchNorm):
         )
 
     def _together(self, x: Tensor, update: bool) -> Tensor:
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        exact = x.to(accumulation_dtype(x))
         others = [0, *range(2, x.ndim)]
         shape = (1, -1, *(1,) * (x.ndim - 2))
         number = x.numel() // x.shape[1]

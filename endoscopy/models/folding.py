@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from core_gates.features.selection import FeatureSelectionGate
-from core_gates.surgery import fold_gates, gate_hosts
+from core_gates import FeatureSelectionGate, fold_gates
+from core_gates.surgery import gate_hosts
 from endoscopy.models.sizer import MultiStreamSizer
 
 STATIC = ("fsg", "l0", "layer_scale")

@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from core_gates.features.selection import FeatureSelectionGate
-from core_gates.surgery import gate_hosts, inject_gates
+from core_gates import FeatureSelectionGate, inject_gates
+from core_gates.surgery import gate_hosts
 from endoscopy.models.layer_scale import LayerScale
 from endoscopy.models.recalibration import recalibrate
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core_gates import FeatureSelectionGate
 from core_gates.features.folding import scale_inputs
-from core_gates.features.selection import FeatureSelectionGate
 from endoscopy.models.gate_kinds import GateKind, head_gate
 
 NUM_GEOMETRY = 4

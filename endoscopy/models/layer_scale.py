@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from core_gates.features.selection import FeatureSelectionGate
+from core_gates import FeatureSelectionGate
 
 
 class LayerScale(FeatureSelectionGate):

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
+from core_gates import GradientRouting
 from core_gates.errors import GatesError
-from core_gates.training.gradient_routing import GradientRouting, Loss, Mode, RoutedStep
-from core_gates.training.sync_batch_norm import SyncBatchNorm
+from core_gates.training import RoutedStep, SyncBatchNorm
+from core_gates.training.gradient_routing import Loss, Mode
 from endoscopy.metrics.size_classes import CutOffs
 from endoscopy.models.gate_kinds import gate_parameters, gates_of, weight_parameters
 from endoscopy.models.sizer import MultiStreamSizer

@@ -9,8 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from core_gates import GateMonitor
 from core_gates.errors import GatesError
-from core_gates.monitor.hooks import GateMonitor
 from harness.figures import bar_panels, panel_grid
 from harness.figures.style import SHARES
 from harness.files.atomic import write_json

@@ -1,4 +1,8 @@
+"""What is public: on top all routing gates and what many need, the rest in the rooms."""
+
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import core_gates
+import core_gates.gates
+import core_gates.ops
+from core_gates import Gate
 
 FOREIGN = (
     "triton",
@@ -20,6 +27,9 @@ FOREIGN = (
     "matplotlib",
     "scipy",
 )
+ROOT = Path(core_gates.__file__).parent
+ROOMS = [*sorted(folder.parent.name for folder in ROOT.glob("*/__init__.py")), "surgery"]
+LAZY = [core_gates, core_gates.gates, core_gates.ops]
 
 
 def run(code):
@@ -28,39 +38,124 @@ def run(code):
     return done.stdout
 
 
+def room(name):
+    return importlib.import_module(f"core_gates.{name}")
+
+
+def stubbed(package):
+    """The names of a stub, and the modules that they are imported from."""
+    tree = ast.parse(Path(package.__file__).with_suffix(".pyi").read_text())
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return {
+        alias.name: f"{package.__name__}.{node.module}"
+        for node in imports
+        for alias in node.names
+        if node.level == 1 and alias.asname == alias.name
+    }
+
+
+def routing_gates():
+    """The public classes of all files in ``gates/`` that choose or mix experts."""
+    found = set()
+    for file in (ROOT / "gates").glob("[!_]*.py"):
+        module = importlib.import_module(f"core_gates.gates.{file.stem}")
+        for name, kind in vars(module).items():
+            defined = isinstance(kind, type) and kind.__module__ == module.__name__
+            if defined and not name.startswith("_") and not issubclass(kind, tuple):
+                found.add(name)
+    return found
+
+
 def test_importing_the_package_imports_nothing():
     loaded = run("import sys, core_gates; print(*sorted(sys.modules))").split()
     assert "core_gates" in loaded
     assert "torch" not in loaded
 
 
+def test_one_gate_imports_no_other_and_few_operators():
+    code = "import sys; from core_gates import TopKGate; print(*sorted(sys.modules))"
+    loaded = {name for name in run(code).split() if name.startswith("core_gates.")}
+    assert {n for n in loaded if n.startswith("core_gates.gates.")} == {"core_gates.gates.top_k"}
+    assert len([n for n in loaded if n.endswith(".op")]) <= 2
+
+
 def test_using_every_name_imports_pytorch_alone():
     loaded = run(
-        "import sys, core_gates\n"
-        "for name in core_gates.__all__: getattr(core_gates, name)\n"
+        "import importlib, sys\n"
+        f"for room in {['', *ROOMS]}:\n"
+        "    module = importlib.import_module(f'core_gates.{room}'.strip('.'))\n"
+        "    for name in module.__all__: getattr(module, name)\n"
         "print(*sorted(sys.modules))"
     ).split()
     assert {"torch", "core_gates.monitor.hooks", "core_gates.ops.silu_gate.op"} <= set(loaded)
     assert not {name.split(".")[0] for name in loaded} & set(FOREIGN)
 
 
-def test_names_are_listed_once_and_alike():
-    tree = ast.parse(Path(core_gates.__file__).read_text())
-    imported = [
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("core_gates")
-        for alias in node.names
-    ]
-    assert sorted(imported) == sorted(core_gates.__all__) == sorted(core_gates._HOMES)
-    assert set(core_gates.__all__) <= set(dir(core_gates))
+@pytest.mark.fault("core S6")
+@pytest.mark.parametrize("package", LAZY, ids=lambda package: package.__name__)
+def test_stub_and_package_agree(package):
+    stub = stubbed(package)
+    assert sorted(stub) == package.__all__
+    assert set(package.__all__) <= set(dir(package))
+    for name, home in stub.items():
+        assert getattr(package, name) is getattr(importlib.import_module(home), name), name
 
 
-def test_public_objects_have_docstrings():
+@pytest.mark.fault("core S6")
+def test_on_top_are_all_gates_and_few_other_names():
+    gates = {*routing_gates(), "Gate"}
+    assert {"CometGate", "MaskedMixture", "PreGate", "TopKGate"} <= gates
+    assert gates <= set(core_gates.__all__)
+    assert gates - {"Gate"} <= set(core_gates.gates.__all__)
+    assert len(set(core_gates.__all__) - gates) <= 36
+
+
+@pytest.mark.fault("core S6")
+def test_the_names_on_top_are_those_of_the_rooms():
+    rooms = [room(name) for name in [*ROOMS, "errors"]]
     for name in core_gates.__all__:
-        assert getattr(core_gates, name).__doc__, name
+        assert any(getattr(module, name, None) is getattr(core_gates, name) for module in rooms)
 
 
-def test_unknown_names_are_attribute_errors():
+@pytest.mark.fault("core S6")
+def test_every_room_lists_its_names():
+    assert {"attention", "gates", "moe", "ops", "routing", "surgery"} <= set(ROOMS)
+    for name in ROOMS:
+        names = room(name).__all__
+        assert sorted(set(names)) == sorted(names), name
+        for public in names:
+            assert getattr(room(name), public).__doc__, f"{name}.{public}"
+
+
+@pytest.mark.fault("core S6")
+def test_every_public_name_is_documented():
+    pages = "".join(
+        (ROOT.parent / "docs" / page).read_text() for page in ("gates.md", "core_gates.md")
+    )
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", pages))))
+    public = {name for room_name in ROOMS for name in room(room_name).__all__}
+    assert sorted((public | set(core_gates.__all__)) - words) == []
+
+
+def test_operators_are_functions_whatever_was_imported_before():
+    run(
+        "import core_gates.ops.gate_multiply.op\n"
+        "from core_gates.ops.router import reference\n"
+        "from core_gates.ops import gate_multiply, router, _select\n"
+        "import core_gates.ops.silu_gate\n"
+        "assert callable(gate_multiply) and callable(router)\n"
+        "assert callable(core_gates.ops.silu_gate)\n"
+        "assert reference.__name__ == 'core_gates.ops.router.reference'\n"
+    )
+
+
+@pytest.mark.parametrize("package", LAZY, ids=lambda package: package.__name__)
+def test_unknown_names_are_attribute_errors(package):
     with pytest.raises(AttributeError, match="has no attribute 'SoftMaxGate'"):
-        core_gates.SoftMaxGate  # noqa: B018
+        package.SoftMaxGate  # noqa: B018
+
+
+def test_what_type_checkers_need_is_in_the_package():
+    assert issubclass(core_gates.TopKGate, Gate)
+    assert (ROOT / "py.typed").is_file()
+    assert all(Path(package.__file__).with_suffix(".pyi").is_file() for package in LAZY)

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.attention.options import check_option
+from core_gates.attention.constants import INIT_STD, NORM_EPS
 from core_gates.attention.rotary import rotate
 from core_gates.attention.seer.gate import (
-    INIT_STD,
     as_float32,
     check_heads,
     check_tokens,
@@ -17,10 +16,10 @@ from core_gates.attention.seer.gate import (
     shown_probs,
 )
 from core_gates.attention.seer.pooling import pad_to_blocks, parse_pooling, pool_blocks
+from core_gates.errors import check_option
 from core_gates.padding import zero_padding
 
 QueryReduction = Literal["Qproj", "Qavgproj", "Qavg", "Qorig"]
-NORM_EPS = 1e-6
 
 
 class CompressedKeys(NamedTuple):
@@ -177,7 +176,7 @@ class DecodeAttnGate(nn.Module):
         now = padding[:, :whole]
         masked = padding_mask is not None or past is not None
         blocks = pool_blocks(
-            rest[:, :whole], self.block_size, self.k_kinds, now if masked else None
+            rest[:, :whole], self.block_size, self.k_kinds, padding_mask=now if masked else None
         )
         blocks = as_float32(blocks)
         with torch.autocast(k.device.type, enabled=False):

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core_gates.attention.options import check_option
 from core_gates.attention.seer.pooling import pad_to_blocks
+from core_gates.errors import check_option
+from core_gates.numerics import accumulation_dtype
 from core_gates.padding import check_padding_mask
 
 DECODE_EPS = 1e-9
@@ -83,7 +84,7 @@ def gate_distillation_loss(
     if not 0 <= skip < 1:
         raise ValueError(f"skip must lie in [0, 1), got {skip}")
     check_option("reduction", reduction, ("element", "row"))
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+    dtype = accumulation_dtype(logits)
     logits, target = logits.to(dtype), target.detach().to(dtype)
     if padding_mask is not None:
         return _padded_loss(logits, target, padding_mask, block_size, skip, reduction)

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core_gates.attention.constants import INIT_STD
 from core_gates.attention.rotary import rotate
 from core_gates.attention.seer.pooling import pad_to_blocks, parse_pooling, pool_blocks
+from core_gates.numerics import accumulation_dtype
 from core_gates.padding import check_padding_mask
-
-INIT_STD = 0.02
 
 
 class AttnGate(nn.Module):
@@ -102,8 +102,8 @@ class AttnGate(nn.Module):
         if padding_mask is not None:
             check_padding_mask(padding_mask, k.shape[:2])
             q_mask = padding_mask[:, offset:]
-        queries = as_float32(pool_blocks(q, self.block_size, self.q_kinds, q_mask))
-        keys = as_float32(pool_blocks(k, self.block_size, self.k_kinds, padding_mask))
+        queries = as_float32(pool_blocks(q, self.block_size, self.q_kinds, padding_mask=q_mask))
+        keys = as_float32(pool_blocks(k, self.block_size, self.k_kinds, padding_mask=padding_mask))
         group, num_blocks = self.num_heads // self.num_kv_heads, keys.shape[1]
         with torch.autocast(q.device.type, enabled=False):
             if self.weight_q is None:
@@ -151,7 +151,7 @@ def shown_probs(logits: Tensor) -> Tensor:
 
 def as_float32(x: Tensor) -> Tensor:
     """Return half precision as float32, and anything else as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(accumulation_dtype(x))
 
 
 def project_heads(x: Tensor, weight: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def parse_pooling(name: str) -> tuple[str, ...]:
 
 
 def pool_blocks(
-    x: Tensor, block_size: int, kinds: tuple[str, ...], padding_mask: Tensor | None = None
+    x: Tensor, block_size: int, kinds: tuple[str, ...], *, padding_mask: Tensor | None = None
 ) -> Tensor:
     """Pool the tokens of every block and join the kinds of pooling along the features.
 

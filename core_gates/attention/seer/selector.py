@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
+from core_gates.numerics import accumulation_dtype
 
 
 class BlockSelector(nn.Module):
@@ -82,7 +83,7 @@ class BlockSelector(nn.Module):
         past = _past(logits)
         if not torch.compiler.is_compiling():
             _refuse_non_finite(logits, past)
-        scores = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+        scores = logits.detach().to(accumulation_dtype(logits))
         lowest = torch.finfo(logits.dtype).min
         available = past & (scores > lowest)
         scores = scores.masked_fill(~available, torch.finfo(scores.dtype).min)

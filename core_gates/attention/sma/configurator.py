@@ -26,13 +26,13 @@ class TokenActivation(NamedTuple):
 class SparseModularActivation(nn.Module):
     """Decide token by token whether a module runs (Ren et al., 2023, arXiv 2306.11197).
 
-    ``P = softmax((x W + b) / T)`` over {off, on} with a learned temperature ``T = exp(θ)``. The
+    ``P = softmax((x W + b) / τ)`` over {off, on} with a learned temperature ``τ = exp(θ)``. The
     module runs where *on* is more probable, and its result is multiplied by that probability, the
     confidence. No noise is drawn. A tie is off.
 
     Args:
         dim: Features D of a token.
-        temperature_scale: s of the first temperature ``s √D``.
+        tau_scale: s of the first temperature ``s √D``.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters; the decision is computed in float32 at least.
 
@@ -47,35 +47,32 @@ class SparseModularActivation(nn.Module):
         self,
         dim: int,
         *,
-        temperature_scale: float = 1.0,
+        tau_scale: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1 or not temperature_scale > 0:
+        if dim < 1 or not tau_scale > 0:
             raise ValueError(
-                "dim must be at least 1 and temperature_scale positive, got"
-                f" {dim} and {temperature_scale}"
+                f"dim must be at least 1 and tau_scale positive, got {dim} and {tau_scale}"
             )
         self.dim = dim
-        self.temperature_scale = temperature_scale
+        self.tau_scale = tau_scale
         self.weight = nn.Parameter(torch.empty(2, dim, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(2, device=device, dtype=dtype))
-        self.log_temperature = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.log_tau = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weight from N(0, 0.02²), zero the bias, and set the first temperature."""
         nn.init.trunc_normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
-        nn.init.constant_(
-            self.log_temperature, math.log(self.temperature_scale * math.sqrt(self.dim))
-        )
+        nn.init.constant_(self.log_tau, math.log(self.tau_scale * math.sqrt(self.dim)))
 
     def logits(self, x: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
-        """Return ``(x W + b) / T`` (..., 2) for off and on."""
+        """Return ``(x W + b) / τ`` (..., 2) for off and on."""
         scores = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
-        return scores / self.log_temperature.to(scores.dtype).exp()
+        return scores / self.log_tau.to(scores.dtype).exp()
 
     def forward(self, x: Tensor, *, padding_mask: Tensor | None = None) -> TokenActivation:
         """Decide for every token; the module never runs where ``padding_mask`` (...) is True.

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from core_gates.numerics import accumulation_dtype
 from core_gates.padding import zero_padding
 
 _LARGEST_DECAY = 1 - 2**-24  # the logarithm of what is left stays finite
@@ -92,7 +93,7 @@ class MultiHeadEMA(nn.Module):
             ValueError: ``x`` or the mask has another shape.
         """
         self._check(x)
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        exact = x.to(accumulation_dtype(x))
         seen = zero_padding(exact, padding_mask)
         if padding_mask is not None:
             finite = exact.nan_to_num(0.0, 0.0, 0.0)
@@ -128,7 +129,7 @@ class MultiHeadEMA(nn.Module):
         """
         self._check_causal()
         decay, gain = self._coefficients()
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        exact = x.to(accumulation_dtype(x))
         state = decay * state + gain * exact.unsqueeze(-1)
         averaged = (self.gamma * state).sum(-1) / math.sqrt(self.num_states)
         return (averaged + self.omega * exact).to(x.dtype), state
@@ -142,7 +143,7 @@ class MultiHeadEMA(nn.Module):
         self._check_causal()
         self._check(x)
         decay, gain = self._coefficients()
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        exact = x.to(accumulation_dtype(x))
         lags = torch.arange(x.shape[1] - 1, -1, -1, device=x.device, dtype=decay.dtype)
         powers = (decay.log().unsqueeze(-1) * lags).exp()  # (D, n, T)
         seen = zero_padding(exact, padding_mask)
@@ -154,7 +155,7 @@ class MultiHeadEMA(nn.Module):
 
     def _coefficients(self) -> tuple[Tensor, Tensor]:
         """Return the decay q and the gain p β, both (rows, n)."""
-        exact = torch.promote_types(self.delta.dtype, torch.float32)
+        exact = accumulation_dtype(self.delta)
         share = self.delta.to(exact).sigmoid()
         decay = 1 - (share * self.alpha.to(exact).sigmoid()).clamp(max=_LARGEST_DECAY)
         return decay, share * self.beta.to(exact)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core_gates.attention.options import check_option
 from core_gates.attention.rotary import rotate
 from core_gates.attention.sma.distance_bias import DistanceBias
 from core_gates.attention.sma.local_attention import (
@@ -17,9 +16,10 @@ from core_gates.attention.sma.local_attention import (
     in_neighborhoods,
     local_attention,
 )
+from core_gates.errors import check_option
 from core_gates.padding import zero_padding
 
-Position = Literal["simple", "local", "rotary"]
+PositionEncoding = Literal["simple", "local", "rotary"]
 
 
 class Projected(NamedTuple):
@@ -67,7 +67,7 @@ class GatedAttentionUnit(nn.Module):
         window: int,
         causal: bool = True,
         weighting: Weighting = "softmax",
-        position: Position = "rotary",
+        position: PositionEncoding = "rotary",
         max_positions: int = 1024,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -79,13 +79,13 @@ class GatedAttentionUnit(nn.Module):
                 f" {dim}, {key_dim} and {hidden_dim}"
             )
         check_attention(window, weighting)
-        check_option("position", position, get_args(Position))
+        check_option("position", position, get_args(PositionEncoding))
         if position == "rotary" and key_dim % 2:
             raise ValueError(f"rotary positions turn pairs: key_dim must be even, got {key_dim}")
         self.key_dim, self.hidden_dim = key_dim, hidden_dim
         self.window, self.causal = window, causal
         self.weighting: Weighting = weighting
-        self.position: Position = position
+        self.position: PositionEncoding = position
         where = {"device": device, "dtype": dtype}
         self.input_proj = nn.Linear(dim, key_dim + 2 * hidden_dim, **where)  # type: ignore[arg-type]
         self.output_proj = nn.Linear(hidden_dim, dim, **where)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from core_gates.attention.sma.configurator import SparseModularActivation
 from core_gates.attention.sma.ema import MultiHeadEMA
-from core_gates.attention.sma.gated_attention_unit import GatedAttentionUnit, Position
+from core_gates.attention.sma.gated_attention_unit import GatedAttentionUnit, PositionEncoding
 from core_gates.attention.sma.local_attention import Weighting
 from core_gates.attention.sma.norms import TokenBatchNorm
 from core_gates.ops.compress.active import ActiveTokens
@@ -35,7 +35,7 @@ class SeqBoatLayer(nn.Module):
         position: ``simple``, ``local`` or ``rotary``; see :class:`GatedAttentionUnit`.
         max_positions: Distances that the ``simple`` positions tell apart.
         truncation: Longest lag of the average, in tokens; None for all.
-        temperature_scale: First temperature of the configurator, in units of √D.
+        tau_scale: First temperature of the configurator, in units of √D.
         dropout: Rate of dropout on o or, if causal, on ``m W + c o``.
         norm: Norm of (B, T, D), a ``LayerNorm`` if None.
         prenorm: Whether the norm is applied to x before everything else, or to the result.
@@ -61,10 +61,10 @@ class SeqBoatLayer(nn.Module):
         window: int = 128,
         causal: bool = True,
         weighting: Weighting = "softmax",
-        position: Position = "rotary",
+        position: PositionEncoding = "rotary",
         max_positions: int = 1024,
         truncation: int | None = None,
-        temperature_scale: float = 1.0,
+        tau_scale: float = 1.0,
         dropout: float = 0.0,
         norm: nn.Module | None = None,
         prenorm: bool = True,
@@ -87,7 +87,7 @@ class SeqBoatLayer(nn.Module):
             dtype=dtype,
         )
         self.configurator = SparseModularActivation(
-            dim, temperature_scale=temperature_scale, device=device, dtype=dtype
+            dim, tau_scale=tau_scale, device=device, dtype=dtype
         )
         self.unit = GatedAttentionUnit(
             dim,

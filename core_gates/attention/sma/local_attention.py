@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.attention.options import check_option
+from core_gates.errors import check_option
+from core_gates.numerics import accumulation_dtype
 
 Weighting = Literal["softmax", "relu2"]
 
@@ -83,7 +84,7 @@ def weigh(scores: Tensor, hidden: Tensor, weighting: Weighting) -> Tensor:
     """
     if weighting == "relu2":
         return scores.masked_fill(hidden, 0).relu().square()
-    exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    exact = scores.to(accumulation_dtype(scores))
     return exact.masked_fill(hidden, torch.finfo(exact.dtype).min).softmax(-1)
 
 

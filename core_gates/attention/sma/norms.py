@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from core_gates.numerics import accumulation_dtype
 from core_gates.padding import check_padding_mask
 
 
@@ -38,7 +39,7 @@ class ScaleNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normed tokens."""
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        exact = x.to(accumulation_dtype(x))
         mean_square = exact.square().mean(-1, keepdim=True)
         return (exact * (mean_square + self.eps).rsqrt() * self.scale).to(x.dtype)
 

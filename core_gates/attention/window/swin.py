@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from core_gates.attention.constants import INIT_STD
 from core_gates.attention.window.drop_path import DropPath
 from core_gates.attention.window.layout import Extents, WindowLayout, shape_constant
-
-INIT_STD = 0.02
 
 
 class WindowAttention(nn.Module):

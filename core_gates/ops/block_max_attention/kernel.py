@@ -1,6 +1,6 @@
 """Triton kernel of ``block_max_attention``; same results as ``row_chunks.py``.
 
-No GPU has measured this kernel yet, therefore it is not the default. The weights are known only
+The weights are known only
 when the log-sum-exp of their row is, so that a second pass computes the scores again; it costs half
 as much as the first and needs no memory for the scores.
 """
@@ -40,10 +40,7 @@ def _forward_kernel(
     PER_ROW: tl.constexpr, UPCAST: tl.constexpr,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Write output, log-sum-exp and maxima of one block of queries; ``scale`` includes log2(e).
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Write output, log-sum-exp and maxima of one block of queries; ``scale`` includes log2(e)."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     r = tl.arange(0, BLOCK).to(tl.int64)
     query = row * SIZE + r

@@ -2,10 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from core_gates.numerics import accumulation_dtype
 from core_gates.ops._select import use_kernel
 from core_gates.ops.block_max_attention import row_chunks
 
@@ -92,7 +92,7 @@ def _(
     q: Tensor, _k: Tensor, _v: Tensor, block_size: int, _scale: float, per_row: bool, _backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, length, _ = q.shape
-    acc = torch.promote_types(q.dtype, torch.float32)
+    acc = accumulation_dtype(q)
     num_blocks = -(-length // block_size)
     maxima = (batch, heads, length if per_row else num_blocks, num_blocks)
     return (

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core_gates.numerics import accumulation_dtype
+
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, block_size: int, scale: float, per_row: bool
@@ -13,7 +15,7 @@ def forward(
     The maxima are (B, H, N, N), or (B, H, L, N) by row; both are float32 at least.
     """
     length, group = q.shape[2], q.shape[1] // k.shape[1]
-    acc = torch.promote_types(q.dtype, torch.float32)
+    acc = accumulation_dtype(q)
     key, value = (t.to(acc).repeat_interleave(group, 1) for t in (k, v))
     hidden = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
     scores = (q.to(acc) @ key.mT * scale).masked_fill(hidden, -torch.inf)

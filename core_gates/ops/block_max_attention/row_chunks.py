@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core_gates.numerics import accumulation_dtype
 from core_gates.ops.block_sparse_attention import gather
 
 ROWS = 128  # queries at once: their scores leave the cache late, their matmuls are large
@@ -14,7 +15,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return output, log-sum-exp and block maxima; see `reference.forward`."""
     batch, heads, length, dim = q.shape
-    acc = torch.promote_types(q.dtype, torch.float32)
+    acc = accumulation_dtype(q)
     num_blocks = -(-length // block_size)
     tail = num_blocks * block_size - length
     queries = (q.to(acc) * scale).reshape(batch * heads, length, dim)

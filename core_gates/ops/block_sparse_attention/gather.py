@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core_gates.numerics import accumulation_dtype
 from core_gates.ops.block_sparse_attention.layout import BlockLayout
 
 CPU_SCORES, GPU_SCORES = 2**17, 2**24  # scores at once: half of a 1 MiB cache on a CPU
 
 
-class Group(NamedTuple):
+class QueryGroup(NamedTuple):
     """Blocks of queries with equally many kept blocks, as many as are computed at once.
 
     Attributes:
@@ -90,7 +91,7 @@ def backward(
 
 def groups(
     block_mask: Tensor, layout: BlockLayout, num_kv_heads: int, limit: int
-) -> Iterator[Group]:
+) -> Iterator[QueryGroup]:
     """Sort the blocks of queries by their number of kept blocks and yield them in groups.
 
     Args:
@@ -115,7 +116,7 @@ def groups(
             number = min(step, size - start)
             first = entry + start * count
             rows = order[row + start : row + start + number]
-            yield Group(rows, block[first : first + number * count], bool(edge))
+            yield QueryGroup(rows, block[first : first + number * count], bool(edge))
         row, entry = row + size, entry + size * count
 
 
@@ -136,7 +137,7 @@ class _Workspace:
         self.limit = CPU_SCORES if queries.device.type == "cpu" else GPU_SCORES
         self.parts = [queries.new_empty(0) for _ in range(3)]
 
-    def gather(self, keys: Tensor, values: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    def gather(self, keys: Tensor, values: Tensor, group: QueryGroup) -> tuple[Tensor, Tensor]:
         """Return the kept keys and values, (m, c * size, D) each."""
         found = []
         for number, blocks in enumerate((keys, values)):
@@ -163,7 +164,7 @@ class _Workspace:
 def _cut(
     q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    acc = torch.promote_types(q.dtype, torch.float32)
+    acc = accumulation_dtype(q)
     queries = _blocks(q.to(acc) * scale, layout.size, layout.lead)
     return queries, _blocks(k.to(acc), layout.size, 0), _blocks(v.to(acc), layout.size, 0)
 

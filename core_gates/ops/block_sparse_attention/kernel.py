@@ -1,6 +1,6 @@
 """Triton kernels of ``block_sparse_attention``; same results as ``gather.py``.
 
-No GPU has measured these kernels yet, therefore they are not the default. One program computes one
+One program computes one
 block of queries (or, for the gradients of keys and values, one block of keys) and walks the list of
 its kept blocks, not a row of the mask.
 """
@@ -51,10 +51,7 @@ def _forward_kernel(
     CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Write output and log-sum-exp of one block of queries; ``scale`` includes log2(e).
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Write output and log-sum-exp of one block of queries; ``scale`` includes log2(e)."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     r = tl.arange(0, BLOCK)
     query = row * SIZE + r - lead
@@ -108,10 +105,7 @@ def _query_gradient_kernel(
     CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of one block of queries, up to the scale.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Write the gradient of one block of queries, up to the scale."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     r = tl.arange(0, BLOCK)
     query = row * SIZE + r - lead
@@ -146,8 +140,6 @@ def _key_gradient_kernel(
     """Write the gradients of one block of keys and values over all heads of its group.
 
     Here ``rows`` counts blocks of keys and ``columns`` blocks of queries.
-
-    No GPU has measured this kernel yet; it is not the default.
     """
     row, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     r = tl.arange(0, BLOCK)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from core_gates.numerics import accumulation_dtype
 from core_gates.ops.block_sparse_attention.layout import BlockLayout
 
 
@@ -20,7 +21,7 @@ def forward(
     A query without a visible key has output 0 and log-sum-exp -inf.
     """
     layout = BlockLayout(block_size, q.shape[2], k.shape[2], causal)
-    acc = torch.promote_types(q.dtype, torch.float32)
+    acc = accumulation_dtype(q)
     group = q.shape[1] // k.shape[1]
     key, value = (t.to(acc).repeat_interleave(group, 1) for t in (k, v))
     rows = torch.arange(layout.lead, layout.lead + layout.num_queries, device=q.device)

@@ -1,7 +1,4 @@
-"""Triton kernel of ``compress`` and ``extract``; same functions as ``reference.py``.
-
-No GPU has measured this kernel yet, therefore it is not the default.
-"""
+"""Triton kernel of ``compress`` and ``extract``; same functions as ``reference.py``."""
 
 import torch
 import triton
@@ -17,10 +14,7 @@ def _pick_rows_kernel(
     source, rows, out, num_results, num_picked, num_rows, dim,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Copy rows to their places and write zeros where there is none.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Copy rows to their places and write zeros where there is none."""
     result = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (result < num_results)[:, None] & (column < dim)[None, :]

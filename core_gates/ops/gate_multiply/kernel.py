@@ -1,7 +1,4 @@
-"""Triton kernels of ``gate_multiply``; same functions and arguments as ``reference.py``.
-
-No GPU has measured these kernels yet, therefore they are not the default.
-"""
+"""Triton kernels of ``gate_multiply``; same functions and arguments as ``reference.py``."""
 
 import torch
 import triton
@@ -13,10 +10,7 @@ from core_gates.ops._launch import in_layout_of, launch_elementwise
 
 @triton.jit
 def _forward_kernel(x, logits, out, numel, BLOCK: tl.constexpr):
-    """Write ``x * sigmoid(logits)``.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Write ``x * sigmoid(logits)``."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     gate = tl.sigmoid(tl.load(logits + i, inside).to(tl.float32))
@@ -25,10 +19,7 @@ def _forward_kernel(x, logits, out, numel, BLOCK: tl.constexpr):
 
 @triton.jit
 def _backward_kernel(grad, x, logits, grad_x, grad_logits, numel, BLOCK: tl.constexpr):
-    """Recompute the gate from the saved logits and write both gradients.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Recompute the gate from the saved logits and write both gradients."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     logit = tl.load(logits + i, inside).to(tl.float32)

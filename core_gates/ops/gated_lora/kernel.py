@@ -4,8 +4,6 @@ A program holds a tile of tokens times features and walks over the adapters, so 
 output of an adapter exists in registers only. The backward pass recomputes it three times: for the
 gradient of the hidden activations (sums over the features), of the base output, and of what the
 tokens share. Ranks are padded with zeros to a power of two of at least 16.
-
-No GPU has measured these kernels yet, therefore they are not the default.
 """
 
 from collections.abc import Sequence
@@ -25,10 +23,7 @@ TOKENS_OF_A_PARTIAL_SUM = 512
 def _base_statistics_kernel(
     base, mean, rstd, num_tokens, dim, eps, TOKENS: tl.constexpr, FEATURES: tl.constexpr
 ):
-    """Write mean and inverse standard deviation of every row of ``base``.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Write mean and inverse standard deviation of every row of ``base``."""
     rows = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     total = tl.zeros((TOKENS,), tl.float32)
     for start in range(0, dim, FEATURES):
@@ -88,10 +83,7 @@ def _forward_kernel(
     base, hidden, up, mean, rstd, base_mean, base_rstd, coefficients, out,
     num_tokens, dim, num_adapters, R: tl.constexpr, TOKENS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile of the mixed output.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Write a tile of the mixed output."""
     rows = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     cols = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
     value, _n, shift, scale = _base_terms(
@@ -123,8 +115,6 @@ def _row_sums_kernel(
 
     ``grad_hidden`` lacks the terms of the statistics; ``sums`` (4, N, K) holds the gradient of the
     normalized adapter output, alone and times that output, and the same of the base output.
-
-    No GPU has measured this kernel yet; it is not the default.
     """
     rows = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     k = tl.program_id(1)
@@ -171,10 +161,7 @@ def _grad_base_kernel(
     grad, base, hidden, up, mean, rstd, base_mean, base_rstd, coefficients, sums, grad_base,
     num_tokens, dim, num_adapters, R: tl.constexpr, TOKENS: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile of the gradient of the base output; ``sums`` (2, N) is over all adapters.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Write a tile of the gradient of the base output; ``sums`` (2, N) is over all adapters."""
     rows = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     cols = tl.program_id(1) * FEATURES + tl.arange(0, FEATURES)
     _value, n, shift, scale = _base_terms(
@@ -212,8 +199,6 @@ def _shared_grads_kernel(
 
     ``grad_up`` (S, K, R, D) and ``grad_coefficients`` (S, K, 5, D) are to be summed over the S
     stretches; ``sums`` is that of :func:`_row_sums_kernel`.
-
-    No GPU has measured this kernel yet; it is not the default.
     """
     cols = tl.program_id(0) * FEATURES + tl.arange(0, FEATURES)
     k = tl.program_id(1)

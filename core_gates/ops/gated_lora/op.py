@@ -1,13 +1,13 @@
 """The public function ``gated_lora`` and its registration as a PyTorch operator."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from core_gates.numerics import autocast_off
 from core_gates.ops._select import definition, use_cpp, use_kernel
 from core_gates.ops.gated_lora import native, reference, streamed
 
@@ -97,7 +97,7 @@ def _run_streamed(
 ) -> Tensor:
     if out is None:
         out = torch.empty_like(base, memory_format=torch.contiguous_format)
-    with _autocast_off(base):
+    with autocast_off(base):
         if use_cpp(base, hidden, up, coefficients) and native.possible(base):
             return native.forward(base, hidden, up, coefficients, ranks, eps, out)
         mix = definition(reference.mix)
@@ -121,7 +121,7 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        with _autocast_off(grad):
+        with autocast_off(grad):
             base, hidden, up, coefficients = ctx.saved_tensors
             grads = streamed.backward(
                 ctx.mix_backward, grad, base, hidden, up, coefficients, ctx.ranks, ctx.eps
@@ -144,7 +144,7 @@ def _forward(
 ) -> Tensor:
     if not kernel:
         return _run_streamed(base, hidden, up, coefficients, ranks, eps)
-    with _autocast_off(base):
+    with autocast_off(base):
         mixed: Tensor = _kernel().forward(base, hidden, up, coefficients, ranks, eps)
         return mixed
 
@@ -161,7 +161,7 @@ def _backward(
     kernel: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tensors = grad, base, hidden, up, coefficients
-    with _autocast_off(base):
+    with autocast_off(base):
         if kernel:
             grads: tuple[Tensor, Tensor, Tensor, Tensor]
             grads = _kernel().backward(*tensors, ranks, eps)
@@ -198,8 +198,3 @@ def _differentiate(ctx: Any, grad: Tensor) -> Any:
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def _autocast_off(x: Tensor) -> AbstractContextManager[object]:
-    # Autocast knows no meta device.
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

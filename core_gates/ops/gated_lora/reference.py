@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from core_gates.numerics import accumulation_dtype
+
 
 def forward(
     base: Tensor,
@@ -47,7 +49,7 @@ def statistics(
     hidden: Tensor, up: Tensor, ranks: Sequence[int], eps: float
 ) -> tuple[Tensor, Tensor]:
     """Return the mean and the inverse standard deviation (N, K) of every adapter's output."""
-    acc = torch.promote_types(torch.promote_types(hidden.dtype, up.dtype), torch.float32)
+    acc = accumulation_dtype(hidden, up)
     means, variances = [], []
     for h, u in _adapters(hidden.to(acc), up.to(acc), ranks):
         row_mean = u.mean(-1, keepdim=True)

@@ -3,9 +3,10 @@
 N rows, D features. The normalization sees the sum before it is rounded.
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from core_gates.numerics import accumulation_dtype
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -14,7 +15,7 @@ def forward(
     x: Tensor, branch: Tensor, scores: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Return ``x + scores * branch`` and its LayerNorm, both (N, D) in the dtype of ``x``."""
-    acc = _accumulation_dtype(x, branch)
+    acc = accumulation_dtype(x, branch)
     total = x.to(acc) + scores.to(acc) * branch.to(acc)
     normalized = F.layer_norm(total, total.shape[-1:], weight.to(acc), bias.to(acc), eps)
     return total.to(x.dtype), normalized.to(x.dtype)
@@ -30,7 +31,7 @@ def backward(
     eps: float,
 ) -> Gradients:
     """Return the gradients with respect to x, branch, scores, weight and bias."""
-    acc = _accumulation_dtype(x, branch)
+    acc = accumulation_dtype(x, branch)
     total = x.to(acc) + scores.to(acc) * branch.to(acc)
     deviation = total - total.mean(-1, keepdim=True)
     rstd = (deviation.square().mean(-1, keepdim=True) + eps).rsqrt()
@@ -47,7 +48,3 @@ def backward(
         (outer * unit).sum(0).to(weight.dtype),
         outer.sum(0).to(weight.dtype),
     )
-
-
-def _accumulation_dtype(x: Tensor, branch: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(x.dtype, branch.dtype), torch.float32)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from core_gates.ops.grouped_linear.activations import activate
+from core_gates.activations import activate
 
 SIZES = (2, 3)
 """Rows of a block; a single row fills a block of two by being there twice."""

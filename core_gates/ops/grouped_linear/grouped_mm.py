@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.ops.grouped_linear.activations import activate, activation_gradient
+from core_gates.activations import activate, activation_gradient
 
 _ALIGNMENT = 16  # bytes, of every row
 

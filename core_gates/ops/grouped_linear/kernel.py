@@ -1,7 +1,4 @@
-"""Triton kernels of ``grouped_linear``; same results as ``segments.py``.
-
-No GPU has measured these kernels yet, therefore they are not the default.
-"""
+"""Triton kernels of ``grouped_linear``; same results as ``segments.py``."""
 
 import os
 
@@ -10,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from core_gates.ops.grouped_linear.activations import activation_gradient
+from core_gates.activations import activation_gradient
 
 ROWS, COLUMNS, DEPTH = 64, 64, 32  # of the tile of one program
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -63,10 +60,7 @@ def _linear_kernel(
     GATHER: tl.constexpr, SCATTER: tl.constexpr, UPCAST: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Write one tile of the result; rows of no group (group ``num_groups``) get zeros.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Write one tile of the result; rows of no group (group ``num_groups``) get zeros."""
     tile = tl.program_id(0).to(tl.int64)
     group = tl.load(tile_group + tile)
     row = tl.load(tile_start + tile) + tl.arange(0, ROWS)
@@ -111,10 +105,7 @@ def _weight_gradient_kernel(
     GATHER: tl.constexpr, UPCAST: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Write one tile of ``outer.T @ x`` over the rows of one group.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Write one tile of ``outer.T @ x`` over the rows of one group."""
     group = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     d = tl.program_id(2) * DEPTH + tl.arange(0, DEPTH)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from core_gates.activations import check_activation
 from core_gates.ops import _select
 from core_gates.ops.grouped_linear import blocks, grouped_mm, reference, segments
-from core_gates.ops.grouped_linear.activations import check_activation
 
 
 def grouped_linear(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.ops.grouped_linear.activations import activate
+from core_gates.activations import activate
 
 
 def forward(

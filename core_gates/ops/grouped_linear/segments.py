@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core_gates.ops.grouped_linear.activations import activate, activation_gradient
+from core_gates.activations import activate, activation_gradient
 
 _CAPABILITIES: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
 WEIGHT_FIRST = not str(_CAPABILITIES.get("cpu_name", "")).startswith("Intel")

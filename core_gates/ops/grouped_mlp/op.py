@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from core_gates.ops.grouped_linear.activations import check_activation
+from core_gates.activations import check_activation
 from core_gates.ops.grouped_linear.segments import FEW_ROWS
 from core_gates.ops.grouped_mlp import reference, segments
 

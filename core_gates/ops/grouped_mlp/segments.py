@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core_gates.ops.grouped_linear.activations import activate, activation_gradient
+from core_gates.activations import activate, activation_gradient
 
 
 def forward(

@@ -1,7 +1,4 @@
-"""Triton kernels of ``multi_gate_mix``; same functions and arguments as ``reference.py``.
-
-No GPU has measured these kernels yet, therefore they are not the default.
-"""
+"""Triton kernels of ``multi_gate_mix``; same functions and arguments as ``reference.py``."""
 
 import torch
 import triton
@@ -31,10 +28,7 @@ def _forward_kernel(
     experts, logits, mask, out, S, E, D, G,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Mix one block of features of one position for all gates; every expert is read once.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Mix one block of features of one position for all gates; every expert is read once."""
     position = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     s, e = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_E)[None, :]
@@ -55,10 +49,7 @@ def _backward_kernel(
     grad, experts, logits, mask, grad_experts, grad_logits, S, E, D, G,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Recompute the weights of one position and write both of its gradients.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Recompute the weights of one position and write both of its gradients."""
     position = tl.program_id(0).to(tl.int64)
     s, e = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_E)[None, :]
     weights = tl.zeros((BLOCK_S, BLOCK_E), tl.float32)

@@ -6,6 +6,8 @@ B positions, E experts, D features, S gates; G = 2 with self gates, else 1.
 import torch
 from torch import Tensor
 
+from core_gates.numerics import accumulation_dtype
+
 
 def forward(experts: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
     """Return the mixtures (B, S, D) of experts (B, E, D) in their dtype.
@@ -15,14 +17,14 @@ def forward(experts: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
         logits: Logits (B, G, S, E): index 0 of G holds the gates, index 1 the self gates.
         mask: True where a gate sees an expert (G, S, E).
     """
-    acc = _accumulation_dtype(experts, logits)
+    acc = accumulation_dtype(experts, logits)
     weights = normalize(logits.to(acc), mask).sum(1)
     return (weights @ experts.to(acc)).to(experts.dtype)
 
 
 def backward(grad: Tensor, experts: Tensor, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients with respect to the experts and the logits."""
-    acc = _accumulation_dtype(experts, logits)
+    acc = accumulation_dtype(experts, logits)
     weights = normalize(logits.to(acc), mask)
     grad = grad.to(acc)
     grad_experts = weights.sum(1).mT @ grad
@@ -43,7 +45,3 @@ def normalize(logits: Tensor, mask: Tensor) -> Tensor:
     hidden = torch.cat([~mask, ~seat], -1)
     seats = logits.new_zeros(*logits.shape[:-1], 1)
     return torch.cat([logits, seats], -1).masked_fill(hidden, -torch.inf).softmax(-1)[..., :-1]
-
-
-def _accumulation_dtype(experts: Tensor, logits: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(experts.dtype, logits.dtype), torch.float32)

@@ -1,7 +1,4 @@
-"""Triton kernels of ``router``; same functions and arguments as ``reference.py``.
-
-No GPU has measured these kernels yet, therefore they are not the default.
-"""
+"""Triton kernels of ``router``; same functions and arguments as ``reference.py``."""
 
 import torch
 import triton
@@ -33,10 +30,7 @@ def _forward_kernel(
     logits, weights, indices, probs, counts, z_parts, num_rows, num_experts,
     K: tl.constexpr, RENORMALIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Write everything from one read of the logits; choose by K passes, ties to the lowest index.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Write everything from one read of the logits; K passes choose, ties to the lowest index."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     valid = row < num_rows
@@ -74,10 +68,7 @@ def _backward_kernel(
     grad_weights, grad_probs, grad_z, logits, indices, weights, out, num_rows, num_experts,
     K: tl.constexpr, RENORMALIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Recompute the probabilities and write the gradient of the logits.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Recompute the probabilities and write the gradient of the logits."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     valid = row < num_rows

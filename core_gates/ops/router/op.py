@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from core_gates.numerics import accumulation_dtype
 from core_gates.ops._select import definition, use_kernel
 from core_gates.ops.router import reference
 
@@ -87,7 +88,7 @@ def _(
 
 @_forward.register_fake
 def _(logits: Tensor, k: int, _renormalize: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    exact = logits.new_empty(logits.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
+    exact = logits.new_empty(logits.shape, dtype=accumulation_dtype(logits))
     num_rows, num_experts = logits.shape
     indices = logits.new_empty((num_rows, k), dtype=torch.int64)
     counts = logits.new_empty((num_experts,), dtype=torch.int64)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from core_gates.numerics import lowest_index_top_k
+from core_gates.numerics import accumulation_dtype, lowest_index_top_k
 
 
 def forward(
@@ -48,4 +48,4 @@ def backward(
 
 
 def _exact(logits: Tensor) -> torch.dtype:
-    return torch.promote_types(logits.dtype, torch.float32)
+    return accumulation_dtype(logits)

@@ -1,7 +1,4 @@
-"""Triton kernels of ``silu_gate``; same functions and arguments as ``reference.py``.
-
-No GPU has measured these kernels yet, therefore they are not the default.
-"""
+"""Triton kernels of ``silu_gate``; same functions and arguments as ``reference.py``."""
 
 import torch
 import triton
@@ -13,10 +10,7 @@ from core_gates.ops._launch import in_layout_of, launch_elementwise
 
 @triton.jit
 def _forward_kernel(a, g, product, gate, numel, BLOCK: tl.constexpr):
-    """Write both outputs from one read of each input.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Write both outputs from one read of each input."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     signal = tl.load(a + i, inside).to(tl.float32)
@@ -27,10 +21,7 @@ def _forward_kernel(a, g, product, gate, numel, BLOCK: tl.constexpr):
 
 @triton.jit
 def _backward_kernel(grad_product, grad_gate, a, g, grad_a, grad_g, numel, BLOCK: tl.constexpr):
-    """Recompute the activations from the saved inputs and write both gradients.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Recompute the activations from the saved inputs and write both gradients."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     signal = tl.load(a + i, inside).to(tl.float32)

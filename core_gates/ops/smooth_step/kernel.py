@@ -1,7 +1,4 @@
-"""Triton kernels of ``smooth_step``; same functions and arguments as ``reference.py``.
-
-No GPU has measured these kernels yet, therefore they are not the default.
-"""
+"""Triton kernels of ``smooth_step``; same functions and arguments as ``reference.py``."""
 
 import torch
 import triton
@@ -13,10 +10,7 @@ from core_gates.ops._launch import in_layout_of, launch_elementwise
 
 @triton.jit
 def _forward_kernel(z, out, gamma, numel, BLOCK: tl.constexpr):
-    """Write the smooth step.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Write the smooth step."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     place = (tl.load(z + i, inside).to(tl.float32) + gamma * 0.5) / gamma
@@ -27,10 +21,7 @@ def _forward_kernel(z, out, gamma, numel, BLOCK: tl.constexpr):
 
 @triton.jit
 def _backward_kernel(grad, z, grad_z, gamma, numel, BLOCK: tl.constexpr):
-    """Recompute the place in the band and write the gradient.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Recompute the place in the band and write the gradient."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     place = (tl.load(z + i, inside).to(tl.float32) + gamma * 0.5) / gamma

@@ -1,7 +1,8 @@
 """Definition of ``smooth_step``: any floating dtype, half precision computed in float32."""
 
-import torch
 from torch import Tensor
+
+from core_gates.numerics import accumulation_dtype
 
 
 def forward(z: Tensor, gamma: float) -> Tensor:
@@ -18,5 +19,5 @@ def backward(grad: Tensor, z: Tensor, gamma: float) -> Tensor:
 
 def _place(z: Tensor, gamma: float) -> Tensor:
     """Return the place in the band, from 0 to 1; in it the cubic is v² (3 - 2v)."""
-    acc = torch.promote_types(z.dtype, torch.float32)
+    acc = accumulation_dtype(z)
     return ((z.to(acc) + gamma / 2) / gamma).clamp(0, 1)

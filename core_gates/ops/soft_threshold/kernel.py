@@ -1,7 +1,4 @@
-"""Triton kernels of ``soft_threshold``; same functions and arguments as ``reference.py``.
-
-No GPU has measured these kernels yet, therefore they are not the default.
-"""
+"""Triton kernels of ``soft_threshold``; same functions and arguments as ``reference.py``."""
 
 import torch
 import triton
@@ -13,10 +10,7 @@ from core_gates.ops._launch import in_layout_of, launch_elementwise
 
 @triton.jit
 def _forward_kernel(x, out, threshold, numel, BLOCK: tl.constexpr):
-    """Move every value towards zero by the threshold, and no further.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Move every value towards zero by the threshold, and no further."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     value = tl.load(x + i, inside).to(tl.float32)
@@ -27,10 +21,7 @@ def _forward_kernel(x, out, threshold, numel, BLOCK: tl.constexpr):
 
 @triton.jit
 def _backward_kernel(grad, x, grad_x, threshold, numel, BLOCK: tl.constexpr):
-    """Pass the gradient where the value survives.
-
-    No GPU has measured this kernel yet; it is not the default.
-    """
+    """Pass the gradient where the value survives."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < numel
     value = tl.load(x + i, inside).to(tl.float32)

@@ -175,5 +175,5 @@ def test_meta_device_and_reset():
 
 @pytest.mark.parametrize("option", ["variant", "initialization", "time"])
 def test_options_are_checked(option):
-    with pytest.raises(ValueError, match=f"unknown {option} 'all'; choose one of"):
+    with pytest.raises(ValueError, match=f"{option} is 'all'; choose one of"):
         LoraGate(8, **{option: "all"})

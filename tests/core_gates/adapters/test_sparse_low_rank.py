@@ -334,7 +334,7 @@ def test_names_are_those_that_lora_formats_filter():
         ({"rank": -1}, "rank must not be negative, got -1"),
         ({"in_features": 0}, "in_features must be at least 1"),
         ({"dropout": 1.0}, "dropout must lie between 0 and 1"),
-        ({"initialization": "zeros"}, "unknown initialization 'zeros'; choose one of normal, ones"),
+        ({"initialization": "zeros"}, "initialization is 'zeros'; choose one of normal, ones"),
     ],
 )
 def test_settings_are_checked(options, message):

@@ -330,7 +330,7 @@ def test_meta_device_and_round_trip():
             "granularity is 'tokenwise'; choose one of elementwise, headwise",
         ),
         ({"form": "divisive"}, "form is 'divisive'; choose one of multiplicative, additive"),
-        ({"activation": "relu"}, "activation is 'relu'; choose one of sigmoid, silu"),
+        ({"activation": "relu"}, "activation is 'relu'; choose one of identity, tanh"),
         ({"sharing": "none"}, "sharing is 'none'; choose one of head_specific, head_shared"),
         ({"num_kv_heads": 3}, "num_kv_heads=3 must divide num_heads=4"),
         ({"num_heads": 5}, "dim=12 must be a multiple of num_heads=5; set head_dim"),

@@ -194,7 +194,7 @@ def test_folding_is_exact(rectifier, module, side, shape):
         (nn.Conv2d(4, 4, 1, groups=2), "input", "Conv2d has 2 groups"),
         (nn.Linear(4, 3), "output", "Linear has 3 outputs, not 4"),
         (nn.Linear(3, 4), "input", "Linear has 3 inputs, not 4"),
-        (nn.Linear(4, 4), "left", "side is 'left'; choose output or input"),
+        (nn.Linear(4, 4), "left", "side is 'left'; choose one of output, input"),
     ],
     ids=str,
 )

@@ -13,7 +13,7 @@ def test_golden_logits(golden, name):
     dim, num_experts = g["cosine_weight"].shape
     gate = CosineGate(dim, num_experts, projection_dim=None, dtype=torch.float64)
     gate.weight.data.copy_(g["cosine_weight"].T)
-    gate.log_temperature.data.copy_(g["cosine_tau"].log())
+    gate.log_tau.data.copy_(g["cosine_tau"].log())
     assert_close(gate(g["softmoe_x"]).logits, g["cosine_logits"], rtol=0, atol=1e-10)
 
 
@@ -42,12 +42,12 @@ def test_lengths_do_not_matter():
 
 
 def test_temperature_is_learned_and_bounded_below():
-    gate = CosineGate(5, 4, k=2, temperature=0.3)
-    assert gate.temperature.item() == pytest.approx(0.3)
+    gate = CosineGate(5, 4, k=2, tau=0.3)
+    assert gate.tau.item() == pytest.approx(0.3)
     gate(torch.randn(7, 5)).weights.square().sum().backward()
-    assert gate.log_temperature.grad.abs() > 1e-4
-    gate.log_temperature.data.fill_(-100.0)
-    assert gate.temperature.item() == pytest.approx(0.01)
+    assert gate.log_tau.grad.abs() > 1e-4
+    gate.log_tau.data.fill_(-100.0)
+    assert gate.tau.item() == pytest.approx(0.01)
 
 
 def test_a_position_of_zeros_has_a_finite_gradient():
@@ -63,7 +63,7 @@ def test_a_position_of_zeros_has_a_finite_gradient():
     [
         ({"k": 5}, "k must lie between 1 and num_experts=4, got 5"),
         ({"projection_dim": 0}, "projection_dim must be at least 1"),
-        ({"temperature": 0.001}, "temperature must be at least 0.01, got 0.001"),
+        ({"tau": 0.001}, "tau must be at least 0.01, got 0.001"),
     ],
 )
 def test_arguments_are_checked(options, message):

@@ -124,13 +124,13 @@ def test_phases_and_temperature_follow_the_steps():
     for _ in range(9):
         for _micro_batch in range(2):
             gate(positions(2))
-        seen.append((gate.phase, round(gate.temperature.item(), 4)))
+        seen.append((gate.phase, round(gate.tau.item(), 4)))
         update_gates(gate)
     falling = [round(2 * 4 ** (-i / 4), 4) for i in range(5)]
     phases = ["shared"] * 3 + ["annealing"] * 4 + ["hard"] * 2
     assert seen == list(zip(phases, [2.0] * 3 + falling + [0.5], strict=True))
     gate.reset_parameters()
-    assert (gate.phase, gate.temperature.item(), int(gate.step)) == ("shared", 2.0, 0)
+    assert (gate.phase, gate.tau.item(), int(gate.step)) == ("shared", 2.0, 0)
     assert not gate.weight.any()
 
 

@@ -23,7 +23,6 @@ from core_gates import (
     HashGate,
     MoELayer,
     NoisyTopKGate,
-    PermutationSearch,
     PermutedGate,
     ReMoEGate,
     RoutingOutput,
@@ -38,10 +37,10 @@ from core_gates import (
     ThresholdGate,
     TopKGate,
     TopPGate,
-    refuse_coupled_gates,
     update_gates,
 )
 from core_gates.moe.dispatch import DISPATCHES
+from core_gates.routing import PermutationSearch, refuse_coupled_gates
 
 POSITIONS, DIM, EXPERTS = 64, 8, 5
 CLUSTERS, STEPS = 4, 20
@@ -51,9 +50,7 @@ BLIND = "static dselect-k"  # a mixture that is the same at every position, by i
 SEARCH = PermutationSearch(10, start=0.1, end=0.01, last_iterations=20)
 GATES = {
     "softmax": lambda: SoftmaxGate(DIM, EXPERTS),
-    "annealed softmax": lambda: SoftmaxGate(
-        DIM, EXPERTS, temperature=TemperatureSchedule(2.0, 0.3, STEPS)
-    ),
+    "annealed softmax": lambda: SoftmaxGate(DIM, EXPERTS, tau=TemperatureSchedule(2.0, 0.3, STEPS)),
     "activation": lambda: ActivationGate(DIM, EXPERTS, learn_tau=True),
     "sigmoid": lambda: SigmoidGate(DIM, EXPERTS),
     "balanced sigmoid": lambda: SigmoidGate(DIM, EXPERTS, k=2, balance_rate=0.01),

@@ -30,7 +30,7 @@ SEARCH = PermutationSearch(6, start=0.1, end=0.01)
 GATES = {
     "softmax": lambda **o: SoftmaxGate(DIM, EXPERTS, **o),
     "annealed": lambda **o: SoftmaxGate(
-        DIM, EXPERTS, temperature=TemperatureSchedule(2.0, 0.3, 10), bias=True, **o
+        DIM, EXPERTS, tau=TemperatureSchedule(2.0, 0.3, 10), bias=True, **o
     ),
     "top-k": lambda **o: TopKGate(DIM, EXPERTS, k=2, **o),
     "top-k of all": lambda **o: TopKGate(DIM, EXPERTS, k=3, renormalize=False, bias=True, **o),

@@ -405,7 +405,7 @@ def test_a_search_resumes_bit_for_bit():
     state, optimizer_state, rng = torch.load(file, weights_only=True)
     resumed.load_state_dict(state)
     resumed_optimizer.load_state_dict(optimizer_state)
-    assert resumed.report()["temperature"] < fresh()[0].report()["temperature"]
+    assert resumed.report()["tau"] < fresh()[0].report()["tau"]
     torch.set_rng_state(rng)
     assert train(resumed, resumed_optimizer, 6) == losses
     assert_close(dict(resumed.state_dict()), dict(gate.state_dict()), rtol=0, atol=0)
@@ -459,7 +459,7 @@ def test_report_shows_how_hard_the_relaxation_is():
     published, warm = permuted(TopKGate(DIM, 16)), permuted(TopKGate(DIM, 16), start=0.1, end=0.05)
     hard, soft = published.report(), warm.report()
     assert hard["hardness"] > 0.85 > 0.6 > soft["hardness"]
-    assert hard["temperature"] < 1e-3
+    assert hard["tau"] < 1e-3
     assert hard["iterations"] == 20 + 130 // 6
     assert hard["column_error"] < 1e-5
     assert soft["row_error"] < 0.05

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates import PermutationSearch, PermutedGate, SoftmaxGate, TopKGate, collect_routing
+from core_gates import PermutedGate, SoftmaxGate, TopKGate, collect_routing
 from core_gates.gates.noisy_top_k import NoisyTopKGate
 from core_gates.gates.predictive import (
     CrossLayerPredictor,
@@ -18,6 +18,7 @@ from core_gates.gates.predictive import (
 )
 from core_gates.moe.experts import StackedExperts
 from core_gates.moe.layer import MoELayer
+from core_gates.routing import PermutationSearch
 from core_gates.routing.output import RoutingOutput
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora"

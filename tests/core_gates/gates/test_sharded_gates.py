@@ -1,6 +1,7 @@
 """Gates and experts under FSDP and DDP against the plain layer."""
 
 import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,23 +15,17 @@ from core_gates import (
     ActivationGate,
     CosineGate,
     MoELayer,
-    PermutationSearch,
     PermutedGate,
-    SoftMoEGate,
     StackedExperts,
     TopKGate,
     export_state_dict,
     spawn_experts,
     update_gates,
 )
+from core_gates.routing import PermutationSearch
 
 EVERY = runpy.run_path(str(Path(__file__).with_name("test_every_gate_with_every_dispatch.py")))
 STEPS = 11  # beyond the search for a permutation
-SCALARS = {
-    "scale": lambda: SoftMoEGate(8, 5),
-    "log_temperature": lambda: CosineGate(8, 5),
-    "log_tau": lambda: ActivationGate(8, 5, learn_tau=True),
-}
 
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
 
@@ -80,23 +75,21 @@ def test_every_gate_trains_as_in_a_plain_layer(gate, wrap):
     assert_close(state, expected_state)
 
 
-@pytest.mark.parametrize("name", SCALARS)
-def test_scalars_of_older_checkpoints_are_loaded(name):
-    gate = nn.ModuleDict({"gate": SCALARS[name]()})
-    state = gate.state_dict() | {f"gate.{name}": torch.tensor(0.75)}
-    gate.load_state_dict(state)
-    assert state[f"gate.{name}"].shape == ()
-    assert_close(gate["gate"].get_parameter(name).data, torch.tensor([0.75]))
+@pytest.mark.fault("core S9")
+def test_no_state_of_another_shape_is_loaded():
+    gate = CosineGate(8, 5)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        gate.load_state_dict(state | {f"gate.{name}": torch.ones(2)})
+        gate.load_state_dict(gate.state_dict() | {"log_tau": torch.tensor(0.75)})
 
 
+@pytest.mark.fault("core S9")
 def test_learned_temperatures_are_scalars_sharded_or_not():
-    for name, attribute in (("log_temperature", "temperature"), ("log_tau", "tau")):
-        gate = SCALARS[name]()
-        expected = getattr(gate, attribute)
+    for make in (CosineGate, partial(ActivationGate, learn_tau=True)):
+        gate = make(8, 5)
+        expected = gate.tau
         assert expected.shape == ()
-        assert_close(getattr(shard(gate), attribute), expected)
+        assert gate.log_tau.shape == (1,)
+        assert_close(shard(gate).tau, expected)
 
 
 @pytest.mark.parametrize("training", [True, False])

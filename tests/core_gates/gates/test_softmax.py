@@ -6,7 +6,7 @@ from core_gates import SoftmaxGate, TemperatureSchedule, update_gates
 
 
 def test_formula():
-    gate = SoftmaxGate(3, 4, temperature=0.5, bias=True)
+    gate = SoftmaxGate(3, 4, tau=0.5, bias=True)
     torch.nn.init.normal_(gate.bias)
     x = torch.randn(5, 3)
     routing = gate(x)
@@ -20,25 +20,25 @@ def test_formula():
 
 def test_temperature_follows_its_schedule_once_per_step():
     schedule = TemperatureSchedule(2.0, 0.5, 3)
-    gate = SoftmaxGate(3, 4, temperature=schedule)
+    gate = SoftmaxGate(3, 4, tau=schedule)
     seen = []
     for _ in range(5):
         for _micro_batch in range(2):
             gate(torch.randn(2, 3))
-        seen.append(gate.temperature.item())
+        seen.append(gate.tau.item())
         update_gates(gate)
     assert seen == [2.0, 1.5, 1.0, 0.5, 0.5]
     assert int(gate.step) == 5
     gate.reset_parameters()
-    assert (gate.temperature.item(), int(gate.step)) == (2.0, 0)
+    assert (gate.tau.item(), int(gate.step)) == (2.0, 0)
 
 
 def test_temperature_is_kept_in_double_for_a_double_gate():
-    gate = SoftmaxGate(3, 4, temperature=0.3, dtype=torch.float64)
-    assert gate.temperature.item() == 0.3
+    gate = SoftmaxGate(3, 4, tau=0.3, dtype=torch.float64)
+    assert gate.tau.item() == 0.3
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), lambda step: step])
-def test_temperature_must_be_positive(temperature):
-    with pytest.raises(ValueError, match="temperature must be positive"):
-        SoftmaxGate(3, 4, temperature=temperature)
+@pytest.mark.parametrize("tau", [0.0, -1.0, float("nan"), lambda step: step])
+def test_temperature_must_be_positive(tau):
+    with pytest.raises(ValueError, match="tau must be positive"):
+        SoftmaxGate(3, 4, tau=tau)

@@ -157,7 +157,7 @@ def test_ranks_export_the_experts_that_they_hold(ranks):
 @pytest.mark.parametrize(
     ("model", "layout", "message"),
     [
-        (model_of, "llama", "unknown layout 'llama'; choose one of mixtral, qwen3_moe"),
+        (model_of, "llama", "layout is 'llama'; choose one of mixtral, qwen3_moe"),
         (lambda: TopKGate(2, 3), "mixtral", "TopKGate holds no StackedExperts to export"),
         (lambda: StackedExperts(2, 3, 4, gated=False), "mixtral", "'mixtral' holds gated experts"),
         (lambda: StackedExperts(2, 3, 4, bias=True), "qwen3_moe", "experts without biases"),

@@ -133,7 +133,7 @@ def test_an_unseen_activation_can_be_named():
     [
         ({"num_experts": 0}, "num_experts must be at least 1, got 0"),
         ({"hidden_dim": -1}, "hidden_dim must be at least 1, got -1"),
-        ({"activation": "mish"}, "unknown activation 'mish'"),
+        ({"activation": "mish"}, "activation is 'mish'"),
     ],
 )
 def test_wrong_arguments(change, message):

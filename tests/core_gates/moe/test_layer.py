@@ -227,7 +227,7 @@ def test_not_finite_routing_acts_alike_on_every_device(gate, dispatch, monkeypat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dispatch": "fast"}, "unknown dispatch 'fast'; choose one of dense, loop, sorted"),
+        ({"dispatch": "fast"}, "dispatch is 'fast'; choose one of dense, loop, sorted"),
         ({"gate": TopKGate(DIM, 4)}, "the gate routes to 4 experts, but there are 5"),
     ],
 )

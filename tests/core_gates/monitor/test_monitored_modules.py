@@ -16,16 +16,17 @@ from core_gates import (
     GatedCrossAttention,
     GatedLoraLinear,
     GateMonitor,
-    HeadGate,
-    LoraGate,
     LowRankFeatureGate,
     MaskedMixture,
     SelfGate,
-    SoftThreshold,
     SparseLowRank,
-    SparseModularActivation,
+    adapters,
+    attention,
+    features,
 )
+from core_gates.adapters import LoraGate, SoftThreshold
 from core_gates.adapters.low_rank import LowRank
+from core_gates.attention import HeadGate, SparseModularActivation
 
 D, E, T = 8, 3, 6
 PADDED = torch.zeros(2, T, dtype=torch.bool)
@@ -114,8 +115,9 @@ def test_padding_is_not_measured():
 def test_every_exported_module_with_gate_values_is_among_the_cases():
     offering = {
         name
-        for name in core_gates.__all__
-        if inspect.isclass(module := getattr(core_gates, name)) and hasattr(module, "gate_values")
+        for room in (core_gates, adapters, attention, features)
+        for name in room.__all__
+        if inspect.isclass(module := getattr(room, name)) and hasattr(module, "gate_values")
     }
     aliases = {"HardAttentionGate"}  # the same class as FeatureSelectionGate
     assert offering - aliases == {name.split()[0] for name in CASES}

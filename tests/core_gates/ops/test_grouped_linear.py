@@ -7,13 +7,13 @@ from torch.library import opcheck
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from core_gates.ops import kernels
-from core_gates.ops.grouped_linear import blocks, grouped_mm, op, reference, segments
-from core_gates.ops.grouped_linear.activations import (
+from core_gates.activations import (
     ACTIVATIONS,
     activate,
     activation_gradient,
 )
+from core_gates.ops import kernels
+from core_gates.ops.grouped_linear import blocks, grouped_mm, op, reference, segments
 from core_gates.ops.grouped_linear.op import grouped_linear
 
 DIM, WIDTH = 12, 16  # multiples of 16 bytes, which grouped_mm wants
@@ -318,7 +318,7 @@ def test_compiles_into_one_graph():
         ({"counts": torch.zeros(3)}, r"counts \(3,\) must have the shape \(2,\)"),
         ({"bias": torch.zeros(2, 5)}, r"bias \(2, 5\) must have the shape \(2, 6\)"),
         ({"scatter": torch.zeros(3)}, r"scatter \(3,\) must have the shape \(4,\)"),
-        ({"activation": "tanh"}, "unknown activation 'tanh'; choose one of identity, relu"),
+        ({"activation": "tanh"}, "activation is 'tanh'; choose one of identity, relu"),
         ({"weight": torch.zeros(2, 5, 3), "gated": True}, "need an even number of features, got 5"),
     ],
 )

@@ -6,7 +6,7 @@ from torch.library import opcheck
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from core_gates.ops.grouped_linear.activations import ACTIVATIONS
+from core_gates.activations import ACTIVATIONS
 from core_gates.ops.grouped_mlp import op, reference
 from core_gates.ops.grouped_mlp.op import grouped_mlp
 
@@ -161,7 +161,7 @@ def test_more_rows_than_there_are_are_refused():
         ({"down_bias": torch.zeros(3, 6)}, r"down_bias \(3, 6\) must have the shape \(3, 7\)"),
         ({"gather": torch.zeros(9, 2).long()}, r"gather \(9, 2\) must have one dimension"),
         ({"first": torch.zeros(3, 9, 6)}, "need an even number of features, got 9"),
-        ({"activation": "tanh"}, "unknown activation 'tanh'; choose one of identity, relu"),
+        ({"activation": "tanh"}, "activation is 'tanh'; choose one of identity, relu"),
     ],
 )
 def test_wrong_arguments(change, message):

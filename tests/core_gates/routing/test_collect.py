@@ -13,7 +13,6 @@ from core_gates import (
     DenseToSparseGate,
     Gate,
     GateMonitor,
-    PermutationSearch,
     PermutedGate,
     ReMoEGate,
     RoutingOutput,
@@ -22,9 +21,9 @@ from core_gates import (
     TemperatureSchedule,
     TopKGate,
     collect_routing,
-    routing_gates,
     update_gates,
 )
+from core_gates.routing import PermutationSearch, routing_gates
 
 
 class Reads(TorchDispatchMode):
@@ -175,7 +174,7 @@ def test_an_update_reads_the_device_once(monkeypatch):
     """Plain numbers come from one read: of calls and steps of all gates together."""
     gates = nn.ModuleList(
         [SigmoidGate(4, 8, k=2, balance_rate=0.1) for _ in range(3)]
-        + [SoftmaxGate(4, 8, temperature=TemperatureSchedule(2.0, 1.0, 9)) for _ in range(3)]
+        + [SoftmaxGate(4, 8, tau=TemperatureSchedule(2.0, 1.0, 9)) for _ in range(3)]
         + [DenseToSparseGate(4, 8) for _ in range(3)]
         + [PermutedGate(TopKGate(4, 8), search=PermutationSearch(9)) for _ in range(3)]
     )

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core_gates import PiecewiseSchedule, TemperatureSchedule
+from core_gates import TemperatureSchedule
+from core_gates.routing import PiecewiseSchedule
 from core_gates.routing.schedules import SparsitySchedule
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "moe_inference_sora" / "sora.npz"

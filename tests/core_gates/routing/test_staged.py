@@ -13,7 +13,6 @@ from torch.testing import assert_close
 from core_gates import (
     ActivationGate,
     DenseToSparseGate,
-    PermutationSearch,
     PermutedGate,
     SoftmaxGate,
     StagedSchedule,
@@ -21,6 +20,7 @@ from core_gates import (
     TopKGate,
     update_gates,
 )
+from core_gates.routing import PermutationSearch
 
 DIM, EXPERTS, STEPS = 6, 5, 9
 ANNEALED = TemperatureSchedule(2.0, 0.3, STEPS)
@@ -29,7 +29,7 @@ GATES = {
     "permuted": lambda: PermutedGate(
         TopKGate(DIM, EXPERTS), search=PermutationSearch(6, start=0.1)
     ),
-    "softmax": lambda: SoftmaxGate(DIM, EXPERTS, temperature=ANNEALED),
+    "softmax": lambda: SoftmaxGate(DIM, EXPERTS, tau=ANNEALED),
     "activation": lambda: ActivationGate(DIM, EXPERTS, tau=ANNEALED),
 }
 STAGED = ["dense to sparse", "permuted"]

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from core_gates.attention.window.layout import WindowLayout
-from core_gates.attention.window.swin import INIT_STD, SwinBlock
+from core_gates.attention import SwinBlock, WindowLayout
+from core_gates.attention.constants import INIT_STD
+from core_gates.conv import SameConv
 from core_gates.conv.gated import Streams
-from core_gates.conv.same import SameConv
 from weather.models.adas.embedding import GridPatches, PatchEmbedding, PatchRecovery
 from weather.models.adas.stage import STREAM_NAMES, AdasStage, join_features
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core_gates.attention.window.swin import INIT_STD
+from core_gates.attention.constants import INIT_STD
 
 
 class Downsample(nn.Module):

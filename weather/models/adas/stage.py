@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from core_gates.attention.cross import GatedCrossAttention
-from core_gates.conv.gated import GatedConv, Streams
+from core_gates import GatedConv, GatedCrossAttention
+from core_gates.conv.gated import Streams
 from weather.models.adas.resample import Downsample, Upsample
 
 STREAM_NAMES = ("background", "observation", "confidence")

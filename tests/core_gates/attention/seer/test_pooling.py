@@ -23,9 +23,8 @@ def test_padding_is_not_pooled(tokens):
     x = tokens(13, 2, batch=3)
     padding = torch.rand(3, 13, generator=torch.Generator().manual_seed(2)) < 0.4
     padding[1, 4:8] = True
-    pooled = pool_blocks(
-        x.masked_fill(padding[..., None, None], torch.nan), 4, ("max", "min", "avg"), padding
-    )
+    holes = x.masked_fill(padding[..., None, None], torch.nan)
+    pooled = pool_blocks(holes, 4, ("max", "min", "avg"), padding_mask=padding)
     assert pooled.shape == (3, 4, 2, 18)
     for row, block in itertools.product(range(3), range(4)):
         part = x[row, 4 * block : 4 * block + 4][~padding[row, 4 * block : 4 * block + 4]]
@@ -33,4 +32,4 @@ def test_padding_is_not_pooled(tokens):
         assert_close(pooled[row, block], torch.cat(parts, -1))
     nothing = torch.zeros(3, 13, dtype=torch.bool)
     kinds = ("min", "avg")
-    assert_close(pool_blocks(x, 4, kinds, nothing), pool_blocks(x, 4, kinds))
+    assert_close(pool_blocks(x, 4, kinds, padding_mask=nothing), pool_blocks(x, 4, kinds))

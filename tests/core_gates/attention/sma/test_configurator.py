@@ -18,8 +18,8 @@ def build(**options):
 
 
 def test_formula():
-    configurator = build(temperature_scale=0.3)
-    assert configurator.log_temperature.exp().item() == pytest.approx(0.3 * math.sqrt(4))
+    configurator = build(tau_scale=0.3)
+    assert configurator.log_tau.exp().item() == pytest.approx(0.3 * math.sqrt(4))
     x = torch.randn(2, 50, 4, dtype=torch.float64)
     probs = ((x @ configurator.weight.T + configurator.bias) / 0.6).softmax(-1)
     mask, confidence = configurator(x)
@@ -35,7 +35,7 @@ def test_the_gradient_flows_through_the_confidence_of_active_tokens():
     mask, confidence = configurator(x)
     confidence.sum().backward()
     assert torch.equal(x.grad.abs().sum(-1) > 0, mask)
-    assert configurator.log_temperature.grad.abs() > 0
+    assert configurator.log_tau.grad.abs() > 0
 
 
 def test_gradients():
@@ -95,5 +95,5 @@ def test_the_monitor_sees_the_share_of_inactive_tokens():
 
 @pytest.mark.parametrize("arguments", [(0, 1.0), (3, 0.0), (3, math.nan)])
 def test_errors(arguments):
-    with pytest.raises(ValueError, match="dim must be at least 1 and temperature_scale positive"):
-        SparseModularActivation(arguments[0], temperature_scale=arguments[1])
+    with pytest.raises(ValueError, match="dim must be at least 1 and tau_scale positive"):
+        SparseModularActivation(arguments[0], tau_scale=arguments[1])

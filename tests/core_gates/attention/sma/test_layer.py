@@ -55,7 +55,7 @@ def renamed(g, kind, names):
     arrays = {}
     for name in names:
         module, _, leaf = name.rpartition(".")
-        if name == "configurator.log_temperature":
+        if name == "configurator.log_tau":
             arrays[name] = g[f"{kind}.q_router.temp"]
         elif name == "unit.bias.table":
             arrays[name] = g[f"{kind}.rel_pos_bias.rel_pos_bias"]
@@ -79,7 +79,7 @@ def test_golden_values_and_gradients(name, static_shapes, vectors):
     x = g["x"].transpose(0, 1).requires_grad_()
     mixed = layer.mix(x)
     logits = layer.configurator.logits(mixed)
-    temperature = layer.configurator.log_temperature.exp()
+    temperature = layer.configurator.log_tau.exp()
     assert_close(logits * temperature, g["router_logits"], **TOLERANCE)
     assert_close(logits.softmax(-1), g["router_probs"], **TOLERANCE)
     assert torch.equal(layer.configurator(mixed).mask, g["active_mask"])

@@ -1,12 +1,26 @@
-"""Activations of an expert, their values and their gradients."""
+"""Activations: those of gates, and those of experts with their gradients."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from core_gates.errors import check_option
+
+GateActivation = Literal["identity", "tanh", "sigmoid", "ns_sigmoid", "silu", "gelu"]
+"""Activation of a gate; ``ns_sigmoid`` is ``0.5 + 0.5 sigmoid(z)``, which cannot close."""
+
+GATE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda z: z,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "ns_sigmoid": lambda z: 0.5 + 0.5 * torch.sigmoid(z),
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
 
 _aten: Any = torch.ops.aten  # whose functions are not typed
 
@@ -84,13 +98,12 @@ ACTIVATIONS = {
 
 
 def check_activation(name: str) -> None:
-    """Refuse an unknown activation.
+    """Refuse what is no activation of experts.
 
     Raises:
         ValueError: There is none of that name.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}")
+    check_option("activation", name, ACTIVATIONS)
 
 
 def activate(z: Tensor, name: str, gated: bool, *, out: Tensor | None = None) -> Tensor:

@@ -1,0 +1,29 @@
+"""Names of the room, each with its file."""
+
+from .activation import ActivationGate as ActivationGate
+from .base_layer import BaseLayerGate as BaseLayerGate
+from .comet import CometGate as CometGate
+from .cosine import CosineGate as CosineGate
+from .dense_to_sparse import DenseToSparseGate as DenseToSparseGate
+from .dselect import DSelectKGate as DSelectKGate
+from .expert_choice import ExpertChoiceGate as ExpertChoiceGate
+from .gshard import GShardGate as GShardGate
+from .hard_concrete import HardConcreteGate as HardConcreteGate
+from .hash import HashGate as HashGate
+from .mixture import MaskedMixture as MaskedMixture
+from .mixture import MultiGate as MultiGate
+from .noisy_top_k import NoisyTopKGate as NoisyTopKGate
+from .permutation import PermutedGate as PermutedGate
+from .predictive import CrossLayerPredictor as CrossLayerPredictor
+from .predictive import PreGate as PreGate
+from .predictive import fetch_order as fetch_order
+from .predictive import prediction_recall as prediction_recall
+from .remoe import ReMoEGate as ReMoEGate
+from .sigmoid import SigmoidGate as SigmoidGate
+from .sinkhorn import SinkhornGate as SinkhornGate
+from .soft_moe import SoftMoEGate as SoftMoEGate
+from .softmax import SoftmaxGate as SoftmaxGate
+from .switch import SwitchGate as SwitchGate
+from .top_k import TopKGate as TopKGate
+from .top_p import ThresholdGate as ThresholdGate
+from .top_p import TopPGate as TopPGate

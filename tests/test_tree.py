@@ -1,0 +1,75 @@
+"""The tree: short files and functions, rooms where a folder grows, names that say one thing."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("apps", "benchmarks", "core_gates", "endoscopy", "harness", "studies", "weather")
+MODULES, LINES, FUNCTION_LINES = 16, 500, 60
+LARGE = {"core_gates/gates"}  # one gate a file: the list of gates is what `ls` shows
+NAMELESS = {"utils", "helpers", "common", "misc"}
+TO_BE_SPLIT = {
+    "apps/endoscopy",
+    "apps/endoscopy/commands.py: evaluate",
+    "apps/endoscopy/predict/command.py: predict",
+    "apps/endoscopy/scoring.py: score",
+    "endoscopy/data/datamodule.py: __init__",
+    "weather/experiments/twin/nature.py: write_nature_run",
+    "weather/models/adas/network.py: __init__",
+}
+
+
+def sources(package):
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    return files
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def long_functions(source):
+    """The functions of a module that are too long, docstrings included."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, functions)]
+    return [f.name for f in found if f.end_lineno - f.lineno + 1 > FUNCTION_LINES]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_folder_that_grows_gets_rooms(package):
+    folders = {file.parent for file in sources(package)}
+    crowded = {
+        name_of(folder)
+        for folder in folders
+        if len([m for m in folder.glob("*.py") if m.name != "__init__.py"]) > MODULES
+    }
+    assert crowded - LARGE - TO_BE_SPLIT == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_is_named_like_its_folder_or_like_nothing(package):
+    assert [name_of(f) for f in sources(package) if f.stem in {f.parent.name, *NAMELESS}] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_files_are_short(package):
+    long = [name_of(f) for f in sources(package) if len(f.read_text().splitlines()) > LINES]
+    assert long == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_functions_are_short(package):
+    long = {
+        f"{name_of(file)}: {function}"
+        for file in sources(package)
+        for function in long_functions(file.read_text())
+    }
+    assert long - TO_BE_SPLIT == set()
+
+
+def test_nothing_of_the_core_waits_to_be_split():
+    assert not [place for place in TO_BE_SPLIT if place.startswith("core_gates")]
+    assert long_functions("def f():\n" + "    x = 1\n" * FUNCTION_LINES) == ["f"]
