@@ -4,13 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.numerics import linear_fp32, stable_sort
-from core_gates.routing.base import Gate
-from core_gates.routing.capacity import CapacityRule, check_capacity, group_capacity
+from core_gates.routing.capacity import CapacityRule, LimitedGate, group_capacity
 from core_gates.routing.groups import group_positions, ungroup_positions
 from core_gates.routing.output import RoutingOutput
 
 
-class ExpertChoiceGate(Gate):
+class ExpertChoiceGate(LimitedGate):
     """Let every expert take the positions that score highest for it (Zhou et al., 2022).
 
     The scores are S = softmax(x W) over the experts; each expert takes the C = ⌈cf T / E⌉ best of T
@@ -56,18 +55,17 @@ class ExpertChoiceGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
-        if eval_capacity_factor is None:
-            eval_capacity_factor = capacity_factor
-        eval_capacity_rule = eval_capacity_rule or capacity_rule
-        check_capacity(capacity_factor, capacity_rule)
-        check_capacity(eval_capacity_factor, eval_capacity_rule)
-        self.capacity_factor = capacity_factor
-        self.eval_capacity_factor = eval_capacity_factor
-        self.capacity_rule: CapacityRule = capacity_rule
-        self.eval_capacity_rule: CapacityRule = eval_capacity_rule
-        self.padding_in_capacity = padding_in_capacity
-        self.group_dim = group_dim
+        evaluated = capacity_factor if eval_capacity_factor is None else eval_capacity_factor
+        super().__init__(
+            dim,
+            num_experts,
+            capacity_factor=capacity_factor,
+            eval_capacity_factor=evaluated,
+            capacity_rule=capacity_rule,
+            eval_capacity_rule=eval_capacity_rule,
+            padding_in_capacity=padding_in_capacity,
+            group_dim=group_dim,
+        )
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.bias = (
             nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
@@ -93,10 +91,6 @@ class ExpertChoiceGate(Gate):
         chosen = self._choose(probs.detach(), padding_mask)
         return RoutingOutput(probs.masked_fill(~chosen, 0), logits=logits, probs=probs)
 
-    def extra_repr(self) -> str:
-        """Show the sizes in ``print(gate)``."""
-        return f"{super().extra_repr()}, capacity_factor={self.capacity_factor}"
-
     def _choose(self, probs: Tensor, padding_mask: Tensor | None) -> Tensor:
         """Return (..., E), True where the expert takes the position."""
         scores = group_positions(probs, self.group_dim)
@@ -105,11 +99,13 @@ class ExpertChoiceGate(Gate):
             padding = group_positions(padding_mask.unsqueeze(-1), self.group_dim)
             scores = scores.masked_fill(padding, -1)  # behind every probability
             real = None if self.padding_in_capacity else ~padding
+        factor, rule = self.room
+        assert factor is not None
         limit = group_capacity(
             num_tokens,
             self.num_experts,
-            self.capacity_factor if self.training else self.eval_capacity_factor,
-            self.capacity_rule if self.training else self.eval_capacity_rule,
+            factor,
+            rule,
             real,
             scores.device,
         )

@@ -8,14 +8,13 @@ from torch import Tensor, nn
 from core_gates.errors import check_option
 from core_gates.numerics import linear_fp32, lowest_index_top_k
 from core_gates.padding import check_padding_mask
-from core_gates.routing.base import Gate
-from core_gates.routing.capacity import CapacityRule, check_capacity, limit_capacity
+from core_gates.routing.capacity import CapacityRule, LimitedGate
 from core_gates.routing.output import RoutingOutput
 
 SecondPolicy = Literal["random", "sampling", "all"]
 
 
-class GShardGate(Gate):
+class GShardGate(LimitedGate):
     """Send each position to two experts while there is room (Lepikhin et al., 2021).
 
     The first expert is the most probable one. How the second comes about in training is the
@@ -73,24 +72,23 @@ class GShardGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
+        super().__init__(
+            dim,
+            num_experts,
+            capacity_factor=capacity_factor,
+            eval_capacity_factor=eval_capacity_factor,
+            capacity_rule=capacity_rule,
+            eval_capacity_rule=eval_capacity_rule,
+            padding_in_capacity=padding_in_capacity,
+            group_dim=group_dim,
+        )
         if num_experts < 2:
             raise ValueError(f"two choices need num_experts of at least 2, got {num_experts}")
         check_option("second_policy", second_policy, get_args(SecondPolicy))
-        eval_capacity_rule = eval_capacity_rule or capacity_rule
-        check_capacity(capacity_factor, capacity_rule)
-        check_capacity(eval_capacity_factor, eval_capacity_rule)
         self.second_policy = second_policy
-        self.capacity_factor = capacity_factor
-        self.eval_capacity_factor = eval_capacity_factor
-        self.capacity_rule: CapacityRule = capacity_rule
-        self.eval_capacity_rule: CapacityRule = eval_capacity_rule
         self.prioritized = prioritized
         self.normalize_before_drop = normalize_before_drop
-        self.padding_in_capacity = padding_in_capacity
         self.padding_in_mean = padding_in_mean
-        self.group_dim = group_dim
-        self.couples_tokens = capacity_factor is not None or eval_capacity_factor is not None
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -128,15 +126,8 @@ class GShardGate(Gate):
             share = _scaled(weights.detach())[..., 1]
             second = 2 * share > noise
             routing = routing._replace(kept=torch.stack([torch.ones_like(second), second], -1))
-        routing = limit_capacity(
-            routing.ignore(padding_mask),
-            self.capacity_factor if self.training else self.eval_capacity_factor,
-            rule=self.capacity_rule if self.training else self.eval_capacity_rule,
-            padding_mask=padding_mask,
-            padding_in_capacity=self.padding_in_capacity,
-            group_dim=self.group_dim,
-            priority=probs.amax(-1) if self.prioritized else None,
-        )
+        priority = probs.amax(-1) if self.prioritized else None
+        routing = self.limited(routing, padding_mask, priority)
         if routing.kept is not None:
             weights = routing.weights.masked_fill(~routing.kept, 0)
         aux = {"balance": self._balance(probs, indices[..., 0], padding_mask)}

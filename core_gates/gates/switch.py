@@ -4,12 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.numerics import accumulation_dtype, linear_fp32, lowest_index_top_k
-from core_gates.routing.base import Gate
-from core_gates.routing.capacity import CapacityRule, check_capacity, limit_capacity
+from core_gates.routing.capacity import CapacityRule, LimitedGate
 from core_gates.routing.output import RoutingOutput
 
 
-class SwitchGate(Gate):
+class SwitchGate(LimitedGate):
     """Send each position to its most probable expert while there is room (Fedus et al., 2021).
 
     The weight is the probability itself. Positions queue at their expert in order; those beyond its
@@ -54,20 +53,19 @@ class SwitchGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
+        super().__init__(
+            dim,
+            num_experts,
+            capacity_factor=capacity_factor,
+            eval_capacity_factor=eval_capacity_factor,
+            capacity_rule=capacity_rule,
+            eval_capacity_rule=eval_capacity_rule,
+            padding_in_capacity=padding_in_capacity,
+            group_dim=group_dim,
+        )
         if not 0 <= jitter < 1:
             raise ValueError(f"jitter must lie in [0, 1), got {jitter}")
-        eval_capacity_rule = eval_capacity_rule or capacity_rule
-        check_capacity(capacity_factor, capacity_rule)
-        check_capacity(eval_capacity_factor, eval_capacity_rule)
-        self.capacity_factor = capacity_factor
-        self.eval_capacity_factor = eval_capacity_factor
-        self.capacity_rule: CapacityRule = capacity_rule
-        self.eval_capacity_rule: CapacityRule = eval_capacity_rule
-        self.padding_in_capacity = padding_in_capacity
-        self.group_dim = group_dim
         self.jitter = jitter
-        self.couples_tokens = capacity_factor is not None or eval_capacity_factor is not None
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -100,15 +98,4 @@ class SwitchGate(Gate):
         probs = logits.softmax(-1)
         _, indices = lowest_index_top_k(logits, 1)
         routing = RoutingOutput(probs.gather(-1, indices), indices, logits=logits, probs=probs)
-        return limit_capacity(
-            routing.ignore(padding_mask),
-            self.capacity_factor if self.training else self.eval_capacity_factor,
-            rule=self.capacity_rule if self.training else self.eval_capacity_rule,
-            padding_mask=padding_mask,
-            padding_in_capacity=self.padding_in_capacity,
-            group_dim=self.group_dim,
-        )
-
-    def extra_repr(self) -> str:
-        """Show the sizes in ``print(gate)``."""
-        return f"{super().extra_repr()}, capacity_factor={self.capacity_factor}"
+        return self.limited(routing, padding_mask)

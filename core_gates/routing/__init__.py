@@ -1,7 +1,12 @@
 """What all routing gates share: outputs, counts, capacity, losses and schedules."""
 
 from core_gates.routing.base import Gate
-from core_gates.routing.capacity import capacity, limit_capacity, positions_in_expert
+from core_gates.routing.capacity import (
+    LimitedGate,
+    capacity,
+    limit_capacity,
+    positions_in_expert,
+)
 from core_gates.routing.causality import refuse_coupled_gates
 from core_gates.routing.collect import collect_routing, routing_gates, update_gates
 from core_gates.routing.counts import count_routed, read_counts
@@ -26,6 +31,7 @@ from core_gates.routing.staged import StagedGate, SteppedGate
 
 __all__ = [
     "Gate",
+    "LimitedGate",
     "PermutationSearch",
     "PiecewiseSchedule",
     "RoutingOutput",

@@ -9,6 +9,7 @@ from torch import Tensor
 from core_gates.errors import check_option
 from core_gates.numerics import stable_sort, widest_float
 from core_gates.padding import check_padding_mask
+from core_gates.routing.base import Gate
 from core_gates.routing.groups import group_positions, ungroup_positions
 from core_gates.routing.output import RoutingOutput
 
@@ -192,3 +193,70 @@ def _by_rule(num_tokens: Any, num_experts: int, factor: float, rule: CapacityRul
     if rule == "floor":
         return by.floor(factor * num_tokens / num_experts * (1 + slack))
     return by.ceil(factor * num_tokens / num_experts * (1 - slack))
+
+
+class LimitedGate(Gate):
+    """Base of gates with a capacity, set for training and evaluation apart.
+
+    Args:
+        dim: Features of a position.
+        num_experts: Number of experts.
+        capacity_factor: Room of an expert in training over that of a balanced routing; None drops
+            nothing.
+        eval_capacity_factor: The same in evaluation.
+        capacity_rule: How the capacity is rounded; see
+            :func:`~core_gates.routing.capacity.capacity`.
+        eval_capacity_rule: The same in evaluation; that of training if None.
+        padding_in_capacity: Whether ignored positions count as tokens in the capacity.
+        group_dim: Dimension of ``x`` whose positions share the room; all positions if None.
+
+    Raises:
+        ValueError: A factor is not positive or a rule is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        capacity_factor: float | None,
+        eval_capacity_factor: float | None,
+        capacity_rule: CapacityRule = "ceil",
+        eval_capacity_rule: CapacityRule | None = None,
+        padding_in_capacity: bool = False,
+        group_dim: int | None = None,
+    ) -> None:
+        super().__init__(dim, num_experts)
+        self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
+        self.capacity_rule = capacity_rule
+        self.eval_capacity_rule: CapacityRule = eval_capacity_rule or capacity_rule
+        check_capacity(capacity_factor, self.capacity_rule)
+        check_capacity(eval_capacity_factor, self.eval_capacity_rule)
+        self.padding_in_capacity, self.group_dim = padding_in_capacity, group_dim
+        self.couples_tokens = capacity_factor is not None or eval_capacity_factor is not None
+
+    @property
+    def room(self) -> tuple[float | None, CapacityRule]:
+        """The factor and the rule of the present mode."""
+        if self.training:
+            return self.capacity_factor, self.capacity_rule
+        return self.eval_capacity_factor, self.eval_capacity_rule
+
+    def limited(
+        self, routing: RoutingOutput, padding_mask: Tensor | None, priority: Tensor | None = None
+    ) -> RoutingOutput:
+        """Drop what exceeds the room; see :func:`~core_gates.routing.capacity.limit_capacity`."""
+        factor, rule = self.room
+        return limit_capacity(
+            routing.ignore(padding_mask),
+            factor,
+            rule=rule,
+            padding_mask=padding_mask,
+            padding_in_capacity=self.padding_in_capacity,
+            group_dim=self.group_dim,
+            priority=priority,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gate)``."""
+        return f"{super().extra_repr()}, capacity_factor={self.capacity_factor}"

@@ -83,7 +83,7 @@ MODULES = {
 # What they hold, other modules were given, or they have no parameters at all.
 WRAPPERS = {"BlockSelector", "CrossLayerPredictor", "ExpertParallel", "MoELayer", "MultiGate"}
 WRAPPERS |= {"PreGate", "TokenBatchNorm"}
-BASES = {"Gate", "StagedGate", "SteppedGate"}
+BASES = {"Gate", "LimitedGate", "StagedGate", "SteppedGate"}
 
 
 def fill(module, value):
