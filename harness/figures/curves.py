@@ -133,6 +133,10 @@ def name_lines(axes: Axes, ends: Mapping[str, float], colors: Mapping[str, str])
         ends: Name to the value where its line ends; NaN is left out.
         colors: Name to the color of its line.
     """
+    for line in axes.lines:
+        named = [name for name in ends if colors[name] == line.get_color()]
+        if len(named) == 1:
+            line.set_label(named[0])
     to_axes = axes.transData + axes.transAxes.inverted()
     right = axes.get_xlim()[1]
     height = {
