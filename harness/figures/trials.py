@@ -41,7 +41,7 @@ def trials_figure(methods: Mapping[str, Tried], *, title: str = "Trials") -> Fig
         raise ValueError("no trial has a numeric setting and a score")
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    figure = new_figure(0.75 + columns * (WIDTH + GAP), 0.6 + rows * (HEIGHT + GAP))
+    figure = new_figure(0.75 + columns * (WIDTH + GAP), 0.15 + rows * (HEIGHT + GAP))
     colors = colors_of(methods)
     for position, name in enumerate(names):
         row, column = divmod(position, columns)
@@ -80,7 +80,7 @@ def _draw(axes: Axes, name: str, methods: Mapping[str, Tried], colors: Mapping[s
         axes.scatter([x for x, _ in best], [y for _, y in best], s=70, facecolors="none",
                      edgecolors=INK, linewidths=1.2)  # fmt: skip
     if every and _spread([x for x, _ in every]) > WIDE:
-        axes.set_xscale("log")
+        logarithmic(axes, axes.xaxis)
     if every and _spread([y for _, y in every]) > WIDE:
         logarithmic(axes)
     dress(axes, x=name, y="score")

@@ -11,7 +11,7 @@ from harness.evidence.rows import Row
 from harness.experiment import Run
 from harness.experiment.printing import number, verdict
 from harness.experiment.record import RECORD, Record, read_record
-from harness.experiment.run import TRIALS
+from harness.experiment.run import CHOICES, TRIALS
 from harness.experiment.scores import Scores, read_scores
 from harness.figures import Curve, differences_figure, learning_figure, limits_figure, read_metrics
 from harness.report.gates import gate_section
@@ -127,7 +127,7 @@ def add_data(page: Page, run: Run, scores: Scores) -> None:
     if results:
         header = ["results", "method", "number", "seconds", "origin", "revision"]
         page.table(header, _groups(results), "What was made in this run folder")
-    settings = [record.settings for _, record in results] or [run.settings]
+    settings = [one.settings for kind, one in results if kind != CHOICES] or [run.settings]
     page.table(["setting", "value"], _settings(settings), "Settings, with all values that they had")
 
 
@@ -160,7 +160,7 @@ def _groups(results: Sequence[tuple[str, Record]]) -> list[list[Any]]:
             kind,
             method,
             len(records),
-            number(sum(record.seconds for record in records)),
+            number(sum(record.seconds for record in records) or None),
             ", ".join(sorted({record.origin for record in records})),
             ", ".join(sorted({(record.revision or "–")[:SHORT] for record in records})),
         ]

@@ -17,7 +17,7 @@ from harness.figures.trials import numeric_settings
 from harness.report.page import Page
 
 EXPLANATION = """
-Every method got as many trials. A value *at an edge* lies within 5 % of an edge of what was
+Every method got as many trials. A value **at an edge** lies within 5 % of an edge of what was
 searched, so the optimum may lie beyond.
 """
 
