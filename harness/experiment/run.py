@@ -15,7 +15,7 @@ from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import tuning
 from harness.experiment.forms import Figures, Form
-from harness.experiment.job import Job, claimed
+from harness.experiment.job import Job, claimed, sweep
 from harness.experiment.markdown import write_markdown
 from harness.experiment.piece import Piece, Setting
 from harness.experiment.printing import print_scores
@@ -141,6 +141,8 @@ class Run:
         """
         wanted = [p for p in dict.fromkeys(pieces) if not self.only or p.method in self.only]
         missing = store.missing(wanted)
+        for piece in set(wanted) - set(missing):
+            sweep(store.folder, piece)
         if missing:
             what = "left out" if self.quick else "making them now"
             count = f"{len(missing)} of {len(wanted)}"
