@@ -192,11 +192,11 @@ def test_routings_of_a_compiled_model_are_gathered():
     for batch in tokens:
         with collect_routing(model) as routings:
             loss = compiled(batch)
-            (loss + sum(r.logits.square().mean() for (r,) in routings.values())).backward()
+            (loss + sum(r.logits.square().mean() for r, in routings.values())).backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
         model.zero_grad()
         with collect_routing(model) as expected:
-            (model(batch) + sum(r.logits.square().mean() for (r,) in expected.values())).backward()
+            (model(batch) + sum(r.logits.square().mean() for r, in expected.values())).backward()
         assert list(routings) == [f"blocks.{n}.moe.gate" for n in range(2)]
         for name, (routing,) in routings.items():
             assert_close(routing.weights, expected[name][0].weights)

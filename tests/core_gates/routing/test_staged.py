@@ -26,9 +26,7 @@ DIM, EXPERTS, STEPS = 6, 5, 9
 ANNEALED = TemperatureSchedule(2.0, 0.3, STEPS)
 GATES = {
     "dense to sparse": lambda: DenseToSparseGate(DIM, EXPERTS, stages=StagedSchedule(2, 5)),
-    "permuted": lambda: PermutedGate(
-        TopKGate(DIM, EXPERTS), search=PermutationSearch(6, start=0.1)
-    ),
+    "permuted": lambda: PermutedGate(TopKGate(DIM, EXPERTS), search=PermutationSearch(6, start=0.1)),
     "softmax": lambda: SoftmaxGate(DIM, EXPERTS, temperature=ANNEALED),
     "activation": lambda: ActivationGate(DIM, EXPERTS, tau=ANNEALED),
 }
