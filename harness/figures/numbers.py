@@ -9,7 +9,7 @@ from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection, QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedFormatter, FixedLocator
+from matplotlib.ticker import FixedLocator
 
 COLUMNS = ("panel", "kind", "series", "x", "y", "x_end", "y_end", "value")
 MOST_CELLS = 100_000  # of an image; larger ones are pictures
@@ -87,8 +87,10 @@ def _label(artist: Any, otherwise: str = "") -> str:
 
 def _names(axis: Axis) -> dict[Any, str]:
     """Return the positions that an axis names by words."""
-    locator, formatter = axis.get_major_locator(), axis.get_major_formatter()
-    if not isinstance(formatter, FixedFormatter) or not isinstance(locator, FixedLocator):
+    locator = axis.get_major_locator()
+    if not isinstance(locator, FixedLocator):
         return {}
     places = [float(place) for place in locator()]
-    return {x: str(name) for x, name in zip(places, formatter.seq, strict=False) if name}
+    texts = axis.get_major_formatter().format_ticks(places)
+    named = zip(places, texts, strict=True)
+    return {place: text for place, text in named if any(map(str.isalpha, text))}

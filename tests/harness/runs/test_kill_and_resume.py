@@ -31,7 +31,7 @@ def test_killed_evaluations_end_like_unbroken_ones(toy_command, kill_and_resume)
 def test_work_that_ignores_its_seed_is_noticed(toy_command, kill_and_resume):
     command = [*toy_command, "evaluate", "--sloppy", "--trials", "1", "--epochs", "2"]
     with pytest.raises(AssertionError, match="differ from the unbroken run: "):
-        kill_and_resume(command, app="toy", compare=MADE[:2], kills=1)
+        kill_and_resume(command, app="toy", compare=MADE[:2])
 
 
 def test_a_second_evaluation_at_the_same_piece_ends_with_one_line(toy_command, tmp_path):
