@@ -22,6 +22,18 @@ def ranks():
 
 
 @pytest.fixture(scope="session")
+def two_ranks(ranks):
+    """Hold ``function(parallel, *args)`` on two gloo processes against one process."""
+    return runpy.run_path(str(HERE / "fixtures" / "two_ranks.py"))["comparer"](ranks)
+
+
+@pytest.fixture
+def faulty_inputs(tmp_path):
+    """Hold every call of a table of faults to exit code 2, one line and an unchanged folder."""
+    return runpy.run_path(str(HERE / "fixtures" / "faulty_inputs.py"))["checker"](tmp_path)
+
+
+@pytest.fixture(scope="session")
 def _harness():
     return runpy.run_path(str(HERE / "fixtures" / "kill_and_resume.py"))
 
@@ -40,5 +52,5 @@ def same_checkpoint(_harness):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "ranks" in getattr(item, "fixturenames", ()):
+        if {"ranks", "two_ranks"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("distributed")

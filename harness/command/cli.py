@@ -77,7 +77,7 @@ class GatesRunCLI(LightningCLI):
     """
 
     app: ClassVar[str] = ""
-    verbs: ClassVar[tuple[str, ...]] = tuple(LIGHTNING_VERBS)
+    verbs: ClassVar[tuple[str, ...]] = (*LIGHTNING_VERBS, "report")
     other_verbs: ClassVar[
         tuple[str, ...]
     ] = ()  # of harness.command.verbs, with sections of their own

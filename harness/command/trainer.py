@@ -2,11 +2,16 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
 
 from harness.experiment import Run
 from harness.runs.folder import RunFolder
 from harness.runs.trainer import ExactTrainer
+
+if TYPE_CHECKING:
+    from harness.report.page import Page
 
 
 class GatesRunTrainer(ExactTrainer):
@@ -54,3 +59,26 @@ class GatesRunTrainer(ExactTrainer):
             only=only,
             **self.run_options,
         )
+
+    def report(self, model: LightningModule, datamodule: LightningDataModule) -> None:
+        """Write the report of a run as one HTML page, and its figures as PNG with their numbers.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+        """
+        from harness.report.sections import run_page  # matplotlib takes a second
+
+        page = run_page(self.run(), lambda page: self.add_to_report(page, model, datamodule))
+        print(page.write(self.run_folder.report))
+
+    def add_to_report(
+        self, page: "Page", model: LightningModule, datamodule: LightningDataModule
+    ) -> None:
+        """Add what only the domain can show, below the scores; an application overrides it.
+
+        Args:
+            page: The report.
+            model: Untrained network of the configuration.
+            datamodule: Data of the configuration.
+        """

@@ -19,7 +19,7 @@ def compare(
 
     Args:
         scores: Method to its scores, one for each seed. A method with one of them is compared with
-            every seed of the reference, or the other way round.
+            every seed of the reference, or the other way round; one with none is left out.
         draws: Of the samples that all methods share.
         task: Name of the rows.
         reference: Method that is subtracted from all others; no differences by default.
@@ -32,20 +32,21 @@ def compare(
     Raises:
         ValueError: The reference is not among the methods, or seeds cannot be paired.
     """
+    if reference is not None and reference not in scores:
+        raise ValueError(f"reference {reference!r} is none of {', '.join(scores)}")
+    known = {method: own for method, own in scores.items() if callable(own) or len(own)}
     rows = [
         Row(method, task, metric, *interval)
-        for method, own in scores.items()
+        for method, own in known.items()
         for metric, interval in draws.intervals(own).items()
     ]
-    if reference is None:
+    if reference is None or reference not in known:
         return rows
-    if reference not in scores:
-        raise ValueError(f"reference {reference!r} is none of {', '.join(scores)}")
     found = {
         (method, metric): gap
-        for method, own in scores.items()
+        for method, own in known.items()
         if method != reference
-        for metric, gap in draws.differences(own, scores[reference]).items()
+        for metric, gap in draws.differences(own, known[reference]).items()
     }
     corrected: dict[tuple[str, str], float] = {}
     for metric in {metric for _, metric in found}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,6 +136,14 @@ def claimed(folder: Path, piece: Piece) -> Iterator[Path]:
             Record.of(piece).write(partial)
         yield partial
         remove(partial)
+
+
+def sweep(folder: Path, piece: Piece) -> None:
+    """Remove the partial folder of a whole piece, left by a process killed at the last moment."""
+    partial = folder / f".{piece.name}.partial"
+    if partial.exists():
+        with suppress(GatesError), _locked(folder / f".{piece.name}.lock", piece):
+            remove(partial)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import tuning
 from harness.experiment.forms import Figures, Form
-from harness.experiment.job import Job, claimed
+from harness.experiment.job import Job, claimed, sweep
 from harness.experiment.markdown import write_markdown
 from harness.experiment.piece import Piece, Setting
 from harness.experiment.printing import print_scores
@@ -141,6 +141,8 @@ class Run:
         """
         wanted = [p for p in dict.fromkeys(pieces) if not self.only or p.method in self.only]
         missing = store.missing(wanted)
+        for piece in set(wanted) - set(missing):
+            sweep(store.folder, piece)
         if missing:
             what = "left out" if self.quick else "making them now"
             count = f"{len(missing)} of {len(wanted)}"
@@ -236,7 +238,12 @@ class Run:
             notes: What a reader must know.
             part: Replace only the tasks and bars whose name begins so.
             metrics: Those that tables show; all when empty.
+
+        Raises:
+            GatesError: There is not a single figure.
         """
+        if not rows:
+            self._refuse_nothing()
         complete = not self.quick and not self.only
         scores = Scores(list(rows), list(bars) if complete else [], list(seeds), list(data),
                         headline, list(notes), self.quick)  # fmt: skip
@@ -314,6 +321,10 @@ class Run:
             return read_scores(self.scores, self.app)
         except GatesError:  # missing, or damaged and about to be replaced
             return Scores()
+
+    def _refuse_nothing(self) -> None:
+        what = "nothing was trained yet, and a short look trains nothing: leave out --quick"
+        raise GatesError(what if self.quick else "nothing was scored: check --only and --seeds")
 
     def _keep_full_scores(self) -> None:
         if self._old_scores().rows and not self._old_scores().quick:

@@ -4,17 +4,23 @@ from harness.figures.bars import bar_panels, limits_figure, panel_grid
 from harness.figures.calibration import calibration_figure
 from harness.figures.curves import Curve, learning_figure, read_metrics
 from harness.figures.forest import Estimate, Panel, differences_figure, forest_figure
+from harness.figures.numbers import COLUMNS, drawn_numbers
+from harness.figures.trials import Tried, trials_figure
 
 __all__ = [
+    "COLUMNS",
     "Curve",
     "Estimate",
     "Panel",
+    "Tried",
     "bar_panels",
     "calibration_figure",
     "differences_figure",
+    "drawn_numbers",
     "forest_figure",
     "learning_figure",
     "limits_figure",
     "panel_grid",
     "read_metrics",
+    "trials_figure",
 ]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -133,6 +134,10 @@ def name_lines(axes: Axes, ends: Mapping[str, float], colors: Mapping[str, str])
         ends: Name to the value where its line ends; NaN is left out.
         colors: Name to the color of its line.
     """
+    for line in axes.lines:
+        named = [name for name in ends if colors[name] == line.get_color()]
+        if len(named) == 1:
+            line.set_label(named[0])
     to_axes = axes.transData + axes.transAxes.inverted()
     right = axes.get_xlim()[1]
     height = {
@@ -162,12 +167,14 @@ def name_lines(axes: Axes, ends: Mapping[str, float], colors: Mapping[str, str])
         )  # fmt: skip
 
 
-def logarithmic(axes: Axes) -> None:
-    """Make the vertical axis logarithmic, with plain numbers at its ticks."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def logarithmic(axes: Axes, axis: Axis | None = None) -> None:
+    """Make an axis logarithmic, with plain numbers at its ticks; the vertical one by default."""
+    chosen = axis or axes.yaxis
+    horizontal = chosen is axes.xaxis
+    (axes.set_xscale if horizontal else axes.set_yscale)("log")
+    chosen.set_major_locator(LogLocator(subs=(1, 3) if horizontal else (1, 2, 3, 5)))
+    chosen.set_major_formatter("{x:g}")
+    chosen.set_minor_formatter(NullFormatter())
 
 
 def _draw_metric(

@@ -82,6 +82,7 @@ def gate_section(page: Page, folder: Path, explanation: str) -> None:
         page.figure(
             histogram_figure({name: histograms[name] for name in values}),
             "Distribution of the values of every gate, from closed to open.",
+            name="gate_values",
         )
     if routings:
         _add_routings(page, routings, kept)
@@ -102,7 +103,7 @@ def load_figure(loads: dict[str, list[float]]) -> Figure:
 
 
 def coactivation_figure(tables: dict[str, list[list[float]]]) -> Figure:
-    """Draw how often an expert (column) works beside another (row), one panel a gate."""
+    """Draw how often an expert (column) works together with another (row), one panel a gate."""
     figure, panels = panel_grid(list(tables))
     for axis, table in zip(panels, tables.values(), strict=True):
         shares = [[count / (row[i] or 1) for count in row] for i, row in enumerate(table)]
@@ -117,10 +118,12 @@ def _add_routings(page: Page, routings: dict[str, dict[str, Any]], kept: dict[st
     page.figure(
         load_figure({name: kept["experts"][name]["load"] for name in routings}),
         "Share of the positions of every expert; the line is an even share.",
+        name="expert_shares",
     )
     page.figure(
         histogram_figure({name: kept["histograms"][name] for name in routings}),
         "Distribution of the routed weights, from 0 to 1.",
+        name="routed_weights",
     )
     pairs = {
         name: kept["experts"][name]["coactivation"]
@@ -131,6 +134,7 @@ def _add_routings(page: Page, routings: dict[str, dict[str, Any]], kept: dict[st
         page.figure(
             coactivation_figure(pairs),
             "Experts that work together: positions that use both, over those of the row.",
+            name="experts_together",
         )
 
 

@@ -1,6 +1,7 @@
 """The page that every application writes: one HTML file, no network, for laptop and phone."""
 
 import base64
+import csv
 import html
 import io
 import math
@@ -15,8 +16,14 @@ from matplotlib.figure import Figure
 from harness.evidence.rows import Bar, Row
 from harness.experiment.printing import number
 from harness.experiment.scores import Scores
-from harness.files.atomic import write_text
+from harness.figures.numbers import COLUMNS, drawn_numbers
+from harness.files.atomic import write_bytes, write_text
 from harness.runs.environment import git_revision, package_version
+
+FIGURES = "figures"
+
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+"""Header and rows."""
 
 
 class Tile(NamedTuple):
@@ -38,7 +45,8 @@ class Tile(NamedTuple):
 class Page:
     """A page built from top to bottom; every method returns the page.
 
-    Text may hold ``**bold**`` and `` `code` ``; everything else is escaped. Example::
+    Figures are embedded, and also written as PNG with a CSV of their numbers: ``figures/`` next to
+    the page. Text may hold ``**bold**`` and `` `code` ``; everything else is escaped. Example::
 
         Page("Weather assimilation").text("One cycle ...").figure(figure, "Analysis").write(path)
 
@@ -51,6 +59,7 @@ class Page:
         self.title, self.subtitle = title, subtitle
         self._parts: list[str] = []
         self._sections: list[tuple[str, str]] = []
+        self._files: dict[str, tuple[bytes, str]] = {}  # name to PNG and CSV
 
     def section(self, title: str) -> "Page":
         """Begin a section, which the navigation of the page links to."""
@@ -104,16 +113,32 @@ class Page:
         self._add_table(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", caption)
         return self
 
-    def figure(self, figure: Figure, caption: str = "", *, dpi: int = 150) -> "Page":
+    def figure(
+        self,
+        figure: Figure,
+        caption: str = "",
+        *,
+        name: str = "",
+        table: Table | None = None,
+        dpi: int = 150,
+    ) -> "Page":
         """Add a matplotlib figure as an embedded PNG.
 
         Args:
             figure: The figure; it is neither changed nor closed.
             caption: Text below it, also its description for screen readers.
+            name: Of its files, ``figures/<name>.png`` and ``.csv``; that of the section if empty. A
+                name that is taken gets a number.
+            table: Header and rows of the CSV; what the figure draws if None.
             dpi: Resolution.
         """
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+        header, rows = table or (COLUMNS, drawn_numbers(figure))
+        stem = _file_name(name or (self._sections[-1][1] if self._sections else self.title))
+        number = 1 + sum(re.fullmatch(rf"{stem}(-\d+)?", one) is not None for one in self._files)
+        stem = stem if number == 1 else f"{stem}-{number}"
+        self._files[stem] = buffer.getvalue(), _csv(header, rows)
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
         below = f"<figcaption>{_inline(caption)}</figcaption>" if caption else ""
         alt = html.escape(caption, quote=True)
@@ -136,7 +161,10 @@ class Page:
         return self
 
     def write(self, path: Path) -> Path:
-        """Write the page atomically."""
+        """Write the page and, in ``figures/`` next to it, its figures; each file atomically."""
+        for name, (image, numbers) in self._files.items():
+            write_bytes(path.parent / FIGURES / f"{name}.png", image)
+            write_text(path.parent / FIGURES / f"{name}.csv", numbers)
         return write_text(path, self.html())
 
     def html(self) -> str:
@@ -193,6 +221,19 @@ def _inline(text: str) -> str:
     escaped = html.escape(str(text), quote=False)
     escaped = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escaped)
     return re.sub(r"`(.+?)`", r"<code>\1</code>", escaped)
+
+
+def _file_name(text: str) -> str:
+    """Return words as a name of a file: ``Learning curves`` is ``learning-curves``."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "figure"
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _is_number(value: Any) -> bool:

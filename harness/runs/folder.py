@@ -9,7 +9,7 @@ from harness.runs.environment import environment
 TRAINING = (
     "config.yaml", "environment.json", "record.json", "metrics.csv", "checkpoints", "tensorboard",
 )  # fmt: skip
-OUTCOME = ("scores.json", "scores.md", "report.html")
+OUTCOME = ("scores.json", "scores.md", "report.html", "figures")
 
 
 class RunFolder:

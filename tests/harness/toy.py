@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -12,7 +12,11 @@ from apps.main import App
 from apps.main import main as front_door
 from core_gates.errors import GatesError
 from harness.command import GatesRunCLI, GatesRunTrainer
+from harness.evidence import Bar, Resamples, compare, moments
+from harness.experiment import Arrays, Job, Piece, job
 from harness.files.atomic import write_json
+
+SPACES = {name: {"model.lr": (0.01, 0.1)} for name in ("narrow", "wide")}
 
 
 class ToyModule(LightningModule):
@@ -102,8 +106,54 @@ class Student(ToyModule):
         self.net = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, 1))
 
 
+def train(piece: Piece, job: Job) -> dict[str, Tensor]:
+    """Train a student; a sloppy one takes the random numbers that it finds."""
+    if not piece.get("sloppy"):
+        seed_everything(piece.seed, verbose=False)
+    module = Student(lr=piece["model.lr"], width={"narrow": 2, "wide": 8}[piece.method])
+    return dict(job.fit(module, ToyData(), max_epochs=piece["epochs"]).state_dict())
+
+
+def errors(piece: Piece, weights: dict[str, Tensor]) -> Tensor:
+    """Return the squared errors of a trained student on the validation samples."""
+    module = Student(width={"narrow": 2, "wide": 8}[piece.method]).eval()
+    module.load_state_dict(weights)
+    x, y = ToyData().val_dataloader().dataset.tensors
+    return (module.net(x).squeeze(-1) - y).square().detach()
+
+
+def trial(piece: Piece, job: Job) -> dict[str, float]:
+    """Return the error of a setting."""
+    return {"score": float(errors(piece, train(piece, job)).mean())}
+
+
 class ToyTrainer(GatesRunTrainer):
-    """A Trainer with one verb of its own."""
+    """A Trainer with verbs of its own."""
+
+    def tune(self, model: ToyModule, datamodule: ToyData, trials: int = 2, epochs: int = 3) -> None:
+        """Choose the learning rate of two students."""
+        self.run().tune(SPACES, trial, trials=trials, epochs=epochs)
+
+    def evaluate(
+        self,
+        model: ToyModule,
+        datamodule: ToyData,
+        seeds: tuple[int, ...] = (0, 1),
+        trials: int = 2,
+        epochs: int = 3,
+        sloppy: bool = False,
+        quick: bool = False,
+    ) -> None:
+        """Tune two students, train what is missing, compare them."""
+        run, settings = self.run(quick=quick), {"sloppy": sloppy or None, "epochs": epochs}
+        chosen = run.tune(SPACES, trial, trials=trials, **settings)
+        pieces = [run.piece(m, s, **settings, **chosen[m].setting) for m in chosen for s in seeds]
+        store = run.store("weights", Arrays())
+        scores: dict[str, list] = {method: [] for method in SPACES}
+        for piece in run.obtain(store, pieces, train, ticks=epochs):
+            scores[piece.method].append(moments(errors(piece, store.load(piece)), name="mse"))
+        rows = compare(scores, Resamples.clusters(range(16)), task="toy", reference="narrow")
+        run.finish(rows, [Bar("error", r.value, "<=", 1.0) for r in rows[:1]], seeds=seeds)
 
     def score(self, model: ToyModule, datamodule: ToyData, repeats: int = 1) -> None:
         """Write the score of the network.
@@ -120,7 +170,7 @@ class ToyTrainer(GatesRunTrainer):
 
 class ToyCLI(GatesRunCLI):
     app = "toy"
-    verbs = ("fit", "distill", "score")
+    verbs = ("fit", "distill", "score", "tune", "evaluate", "report")
     trains = frozenset({"fit", "distill"})
     neutral = ("data.num_workers",)
 
@@ -135,6 +185,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    verbs = {"fit": "train", "distill": "train a small one", "score": "score"}
+    job.SAVED_EVERY = 0.0  # so that a kill finds a checkpoint
+    verbs = dict.fromkeys(ToyCLI.verbs, "a verb")
     table = {"toy": App("toy", "a toy", verbs)}
     sys.exit(front_door(["toy", *sys.argv[1:]], table))

@@ -83,3 +83,11 @@ def test_evidence_needs_numpy_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_methods_without_scores_are_left_out():
+    draws, scores = Resamples.clusters(range(6)), moments([1.0, 2, 3, 4, 5, 7])
+    rows = compare({"a": scores, "b": []}, draws, task="t", reference="b")
+    assert [row.label for row in rows] == ["a"]
+    rows = compare({"a": [scores], "b": [], "c": scores}, draws, task="t", reference="c")
+    assert [row.label for row in rows] == ["a", "c", "a − c"]

@@ -73,6 +73,27 @@ def test_what_is_there_is_not_made_again(run, work, tmp_path, capsys):
     assert [path.name for path in store.folder.iterdir() if path.name.startswith(".")] == []
 
 
+def test_what_a_kill_at_the_last_moment_left_is_swept(run, work):
+    """Killed after the result was whole, but before its folder of work was gone."""
+    store, piece = run.store("squares", Figures()), run.piece("square", 1)
+    run.obtain(store, [piece], work.square)
+    left = store.folder / ".square-s1.partial"
+    left.mkdir()
+    (left / "last.ckpt").touch()
+    (store.folder / ".square-s1.lock").touch()
+    run.obtain(store, [piece], work.square)
+    assert [path.name for path in store.folder.iterdir()] == ["square-s1"]
+
+
+def test_nothing_scored_is_said(run):
+    with pytest.raises(GatesError, match="nothing was scored: check --only and --seeds"):
+        run.finish([], seeds=[0])
+    quick = Run(run.folder, app="toy", quick=True)
+    with pytest.raises(GatesError, match="a short look trains nothing: leave out --quick"):
+        quick.finish([], seeds=[0])
+    assert not run.scores.exists()
+
+
 @pytest.mark.fault("endoscopy A1")
 def test_results_of_other_settings_are_refused_by_name(run, work):
     store = run.store("squares", Figures())

@@ -1,0 +1,183 @@
+"""The page of a run, section by section, from what its folder holds; the same for all domains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core_gates.errors import GatesError
+from harness.evidence.rows import Row
+from harness.experiment import Run
+from harness.experiment.printing import number, verdict
+from harness.experiment.record import RECORD, Record, read_record
+from harness.experiment.run import CHOICES, TRIALS
+from harness.experiment.scores import Scores, read_scores
+from harness.figures import Curve, differences_figure, learning_figure, limits_figure, read_metrics
+from harness.report.gates import gate_section
+from harness.report.page import Page
+from harness.report.tuning import add_tuning
+
+MOST_PANELS = 3  # metrics that share a figure
+MOST_VALUES = 4  # of a setting
+SHORT = 12  # digits of a hash
+GATES = "What every gate did, measured by `evaluate`."
+
+
+def run_page(
+    run: Run, draw: Callable[[Page], None] | None = None, *, metrics: Collection[str] = ()
+) -> Page:
+    """Return the page of a run.
+
+    Args:
+        run: The run.
+        draw: Adds what only the domain can show, between the scores and the gates; nothing if None.
+        metrics: Those of tables and figures; all when empty.
+
+    Raises:
+        GatesError: There are no scores yet, or a file of the run folder is damaged.
+    """
+    scores = read_scores(run.scores, run.app)
+    title = f"{run.app.capitalize()}: {run.folder.name}"
+    page = Page(title, scores.headline or verdict(scores.bars))
+    if scores.quick:
+        page.text("**A short look**: small samples, nothing trained for it, no bars.")
+    for note in scores.notes:
+        page.text(note)
+    add_scores(page, scores, metrics)
+    if draw is not None:
+        draw(page)
+    gate_section(page, run.folder, GATES)
+    add_curves(page, run.folder)
+    add_tuning(page, run)
+    add_data(page, run, scores)
+    return page
+
+
+def add_scores(page: Page, scores: Scores, metrics: Collection[str] = ()) -> None:
+    """Add bars, a table for each task, and the differences from a reference."""
+    rows = [row for row in scores.rows if not metrics or row.metric in metrics]
+    page.section("Scores").scores(scores._replace(rows=rows))
+    if scores.bars:
+        page.figure(
+            limits_figure(scores.bars),
+            "By which share of its limit every figure meets or misses it.",
+            name="bars",
+            table=(
+                ("name", "value", "sense", "bar", "unit", "met"),
+                [[*bar, bar.met] for bar in scores.bars],
+            ),
+        )
+    add_differences(page, rows)
+
+
+def add_differences(page: Page, rows: Sequence[Row]) -> None:
+    """Add forest plots of the paired differences, if there are any."""
+    compared = [row for row in rows if row.versus]
+    metrics = list(dict.fromkeys(row.metric for row in compared))
+    for start in range(0, len(metrics), MOST_PANELS):
+        shown = metrics[start : start + MOST_PANELS]
+        page.figure(
+            differences_figure(compared, metrics=shown),
+            "Every method minus the one that it is compared with, on the same samples.",
+            name="differences",
+            table=(Row._fields, [row for row in compared if row.metric in shown]),
+        )
+
+
+def add_curves(page: Page, folder: Path) -> None:
+    """Add what the trainings of a run folder logged, if they did.
+
+    Raises:
+        GatesError: A log is damaged.
+    """
+    paths = {"fit": folder / "metrics.csv"}
+    paths |= {path.parent.name: path for path in sorted(folder.glob("*/metrics.csv"))}
+    runs = {name: _curves(path) for name, path in paths.items() if path.is_file()}
+    runs = {name: curves for name, curves in runs.items() if curves}
+    if not runs:
+        return
+    named = runs if len(runs) > 1 else {"": next(iter(runs.values()))}
+    rows = [
+        [name, metric, step, value]
+        for name, curves in runs.items()
+        for metric, curve in curves.items()
+        for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True)
+    ]
+    page.section("Learning curves").figure(
+        learning_figure({name: [curves] for name, curves in named.items()}),
+        f"Logged by {', '.join(runs)}.",
+        table=(("training", "metric", "step", "value"), rows),
+    )
+
+
+def add_data(page: Page, run: Run, scores: Scores) -> None:
+    """Add what the figures rest on: data, seeds, results and the settings that they have."""
+    page.section("Data and settings")
+    if scores.data:
+        rows = [
+            [one.name, one.role, f"{one.size} {one.unit}", one.sha256[:SHORT],
+             "names and sizes" if one.listing else "content"]
+            for one in scores.data
+        ]  # fmt: skip
+        page.table(["data", "role", "size", "SHA-256", "of"], rows)
+    seeds = ", ".join(map(str, scores.seeds)) or "none"
+    page.text(f"Configuration `{run.config}`, seeds {seeds}.")
+    results = _results(run.folder)
+    if results:
+        header = ["results", "method", "number", "seconds", "origin", "revision"]
+        page.table(header, _groups(results), "What was made in this run folder")
+    settings = [one.settings for kind, one in results if kind != CHOICES] or [run.settings]
+    page.table(["setting", "value"], _settings(settings), "Settings, with all values that they had")
+
+
+def _curves(path: Path) -> dict[str, Curve]:
+    try:
+        return read_metrics(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise GatesError(f"{path} is damaged ({error}): remove it, or run `fit` again") from error
+
+
+def _results(folder: Path) -> list[tuple[str, Record]]:
+    """Return kind and record of every result of a run folder but trials, trainings first."""
+    found = []
+    paths = [folder / RECORD, *sorted(folder.glob(f"*/{RECORD}"))]
+    for path in [*paths, *sorted(folder.glob(f"*/*/{RECORD}"))]:
+        depth = len(path.relative_to(folder).parts)
+        kind = path.relative_to(folder).parts[0] if depth == 3 else "training"
+        record = read_record(path.parent)
+        if record is not None and kind != TRIALS and not path.parent.name.startswith("."):
+            found.append((kind, record))
+    return found
+
+
+def _groups(results: Sequence[tuple[str, Record]]) -> list[list[Any]]:
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for kind, record in results:
+        groups.setdefault((kind, str(record.identity.get("method"))), []).append(record)
+    return [
+        [
+            kind,
+            method,
+            len(records),
+            number(sum(record.seconds for record in records) or None),
+            ", ".join(sorted({record.origin for record in records})),
+            ", ".join(sorted({(record.revision or "–")[:SHORT] for record in records})),
+        ]
+        for (kind, method), records in groups.items()
+    ]
+
+
+def _settings(every: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    rows = []
+    for name in sorted({name for settings in every for name in settings}):
+        values = list(dict.fromkeys(_shown(s[name]) for s in every if s.get(name) is not None))
+        more = [f"{len(values) - MOST_VALUES} more"] if len(values) > MOST_VALUES else []
+        if values:
+            rows.append([name, ", ".join([*values[:MOST_VALUES], *more])])
+    return rows
+
+
+def _shown(value: Any) -> str:
+    text = number(value) if isinstance(value, float) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
