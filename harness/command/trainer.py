@@ -4,8 +4,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningDataModule, LightningModule
-
 from harness.experiment import Run
 from harness.runs.folder import RunFolder
 from harness.runs.trainer import ExactTrainer
@@ -60,7 +58,7 @@ class GatesRunTrainer(ExactTrainer):
             **self.run_options,
         )
 
-    def report(self, model: LightningModule, datamodule: LightningDataModule) -> None:
+    def report(self, model: Any, datamodule: Any) -> None:
         """Write the report of a run as one HTML page, and its figures as PNG with their numbers.
 
         Args:
@@ -72,9 +70,7 @@ class GatesRunTrainer(ExactTrainer):
         page = run_page(self.run(), lambda page: self.add_to_report(page, model, datamodule))
         print(page.write(self.run_folder.report))
 
-    def add_to_report(
-        self, page: "Page", model: LightningModule, datamodule: LightningDataModule
-    ) -> None:
+    def add_to_report(self, page: "Page", model: Any, datamodule: Any) -> None:
         """Add what only the domain can show, below the scores; an application overrides it.
 
         Args:
