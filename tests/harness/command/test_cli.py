@@ -96,7 +96,8 @@ def test_a_run_folder_has_everything_and_is_refused_twice(gates, tmp_path):
     assert gates("fit", *QUICK, "--name", "a")[0] in (0, None)
     folder = tmp_path / "runs" / "toy" / "a"
     assert {p.name for p in folder.iterdir()} == {
-        *("config.yaml", "environment.json", "checkpoints", "metrics.csv", "tensorboard")
+        *("config.yaml", "environment.json", "checkpoints", "metrics.csv", "tensorboard"),
+        *("record.json", "weights"),
     }
     assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
     config = (folder / "config.yaml").read_bytes()
