@@ -31,7 +31,7 @@ from harness.runs.ticker import ticking
 from weather.experiments.experiment import Example, Experiment, Load, experiment_of
 from weather.experiments.method import Settings
 from weather.experiments.pictures import save_pictures
-from weather.experiments.tuning import Setting
+from weather.experiments.method import Setting
 from weather.models.adas.analysis import AdasAnalysis
 from weather.models.adas.forms import COMPARED
 from weather.training.module import AdasModule

@@ -13,7 +13,7 @@ from harness.runs.checkpoint import load_weights as load_checkpoint
 from harness.runs.folder import RunFolder
 from harness.runs.progress import progress_bar
 from weather.experiments.method import Settings
-from weather.experiments.tuning import Setting
+from weather.experiments.method import Setting
 from weather.models.adas.analysis import AdasAnalysis, load_weights, save_weights, take_weights
 from weather.models.adas.forms import FORMS
 from weather.training.module import AdasModule

@@ -11,7 +11,7 @@ from core_gates.errors import GatesError
 from harness.files.atomic import write_json
 from weather.baselines.assimilator import Assimilator
 from weather.experiments.method import Method, Settings, built, is_stored
-from weather.experiments.tuning import Box, Setting, search
+from weather.experiments.method import Box, Setting, search
 
 
 class Tuner:

@@ -5,7 +5,7 @@ import torch
 
 from weather.experiments.ensemble.source import Era5EnsembleSource
 from weather.experiments.experiment import Experiment, classical, experiment_of, shown
-from weather.experiments.tuning import OPTIMIZER_BOX
+from weather.experiments.method import OPTIMIZER_BOX
 from weather.models.adas.forms import COMPARED
 from weather.state import ERA5_SAMPLE, HELD_SUAREZ, SHALLOW_WATER
 
