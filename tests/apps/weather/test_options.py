@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from apps.weather.training import load_trained
+from apps.weather.tuning import read_settings
 from safetensors.torch import save_file
 
 from apps.weather.assimilation import left_out_line
 from apps.weather.checks import check_densities, check_seeds, check_tuning
-from apps.weather.training import load_trained
-from apps.weather.tuning import read_settings
 from core_gates.errors import GatesError
 from harness.files.atomic import require_free
 from weather.baselines.homogeneous import HomogeneousCovariance

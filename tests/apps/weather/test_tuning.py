@@ -1,4 +1,5 @@
 from apps.weather.tuning import tuned
+
 from weather.baselines.free_run import FreeRun
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.experiments.method import Method

@@ -58,8 +58,9 @@ class CycleScores(NamedTuple):
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> CycleScores:
         """Return what :meth:`tensors` gave."""
-        sums = (DepartureSums.from_tensors(tensors, f"{name}.") for name in _SUMS)
-        return cls(*(tensors[name] for name in _TENSORS[:4]), *sums, tensors.get("timelines"))
+        sums = {name: DepartureSums.from_tensors(tensors, f"{name}.") for name in _SUMS}
+        own = {name: value for name, value in tensors.items() if name in _TENSORS}
+        return cls(**own, **sums)  # type: ignore[arg-type]
 
 
 _SUMS = ("assimilated", "withheld")
