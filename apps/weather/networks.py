@@ -55,7 +55,7 @@ class Training:
     ) -> AdasAnalysis:
         """Return the network of a piece after some steps with a setting of the optimizer."""
         L.seed_everything(piece.seed, verbose=False)
-        module = self.model.variant(piece.method, **optimizer)
+        module = self.model.variant(piece.method, **optimizer).train()  # forecasts are shared
         source, data = copy.copy(self.datamodule.source), self.datamodule
         source.seed = piece.seed or 0
         own = AssimilationDataModule(
