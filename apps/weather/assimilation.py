@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from apps.weather.choices import chosen_methods, chosen_networks, settings_of, tuned
 from apps.weather.forecast import find_forecast
-from apps.weather.training import Networks, load_trained
-from apps.weather.tuning import tuned
+from apps.weather.networks import Networks, fitted, load_trained, optimizers_of
 from core_gates.errors import GatesError
+from harness.experiment import Run
 from harness.files import sha256
 from harness.runs.ticker import ticking
 from weather.assimilation import WINDOW_HOURS, Analyses, Reports, by_channel
@@ -26,7 +28,7 @@ from weather.data.tensors import dataset_grid, to_dataset, to_tensor
 from weather.data.wb2 import open_wb2
 from weather.data.write import write_wb2
 from weather.experiments.experiment import Experiment, expecting
-from weather.experiments.method import Settings
+from weather.experiments.method import choice_name
 from weather.grid import Grid
 from weather.models.adas.forms import FORMS
 from weather.observations.superob import left_out
@@ -65,8 +67,7 @@ class Assimilation:
     Args:
         model: The module of the configuration.
         experiment: Its channels, grid, methods and units.
-        networks: Where weights are found.
-        settings: Tuned settings.
+        run: Where weights and tuned settings are found.
         inputs: What the analyses are made of.
         task: The task whose settings and background error are used; the first one if None.
 
@@ -78,19 +79,18 @@ class Assimilation:
         self,
         model: AdasModule,
         experiment: Experiment,
-        networks: Networks,
-        settings: Settings,
+        run: Run,
         inputs: Inputs,
         task: str | None,
     ) -> None:
-        self.model, self.experiment, self.networks = model, experiment, networks
-        self.settings, self.inputs = settings, inputs
-        tuned_tasks = [name.partition("/")[2] for name in settings if "/" in name]
-        known = list(dict.fromkeys([*(one.name for one in experiment.tasks()), *tuned_tasks]))
-        if task is not None and task not in known:
-            raise GatesError(f"--task {task!r} is unknown: choose from {', '.join(known)}")
-        self.task = task or known[0]
-        self.attributes: dict[str, Any] = {"method": inputs.method, "task": self.task}
+        self.model, self.experiment, self.run_of = model, experiment, run
+        self.inputs = inputs
+        self.task = _known_task(experiment, task)
+        self.attributes: dict[str, Any] = {
+            "method": inputs.method,
+            "task": self.task,
+            "configuration": run.config,
+        }
 
     def run(self, forecast: str | None, cycles: int) -> Analyses:
         """Return the analyses; see ``gates weather assimilate --help``.
@@ -219,13 +219,15 @@ class Assimilation:
         if name not in methods:
             known = ", ".join([*FORMS, *methods])
             raise GatesError(f"--method {name!r} is unknown: choose from {known}")
-        method = tuned(self.settings, methods[name], self.task)
-        self.attributes["settings"] = json.dumps(self.settings.get(f"{name}/{self.task}", {}))
+        choice = choice_name(name, self.task)
+        settings = settings_of(chosen_methods(self.run_of, self.experiment, [choice]))
+        method = tuned(settings, methods[name], self.task)
+        self.attributes["settings"] = json.dumps(dict(settings.get(choice, {})))
         return method, self._stated_error(sd)
 
     def _network(self, form: str, weights: str | None) -> Any:
         analysis = self.model.variant(form).analysis
-        path = weights or self.networks.path(form, 0)
+        path = weights or self._kept(form)
         if path is None:
             raise GatesError(
                 f"there are no weights of {form}: train them with `gates weather fit` or "
@@ -234,6 +236,13 @@ class Assimilation:
         load_trained(Path(path), analysis)
         self.attributes |= {"weights": str(path), "weights_sha256": sha256(Path(path))}
         return analysis.eval()
+
+    def _kept(self, form: str) -> Path | None:
+        """Return the weights of the first seed, of the run folder or the package."""
+        own = "adas_increment" if form == "open_gate" else form
+        choices = {} if fitted(self.run_of, [form], [0]) else chosen_networks(self.run_of, [own])
+        optimizers = optimizers_of(self.run_of, [form], [0], choices)
+        return Networks(self.run_of, optimizers, [0]).path(form, 0)
 
     def _stated_error(self, background_sd: Tensor) -> Tensor:
         """Return the background error of the user where one is given."""
@@ -258,6 +267,22 @@ def left_out_line(table: ObservationTable, channels: ChannelSpec, times: np.ndar
         reasons.append(f"{len(level)} of levels that it lacks ({_levels(level)})")
     total = len(time) + len(variable) + len(level)
     return f"{total} of {len(table)} reports are left out: {'; '.join(reasons)}" if reasons else ""
+
+
+def _known_task(experiment: Experiment, task: str | None) -> str:
+    """Return a task by its name, the first one if None; any density has tasks.
+
+    Raises:
+        GatesError: There is none of this name.
+    """
+    known = [one.name for one in experiment.tasks()]
+    if task is None or task in known:
+        return task or known[0]
+    for part in task.split("/"):
+        with suppress(ValueError):
+            if task in (one.name for one in experiment.tasks([float(part)])):
+                return task
+    raise GatesError(f"--task {task!r} is unknown: choose from {', '.join(known)}")
 
 
 def _levels(rows: pd.DataFrame) -> str:

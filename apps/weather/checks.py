@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from apps.weather.choices import Budget
 from core_gates.errors import GatesError
 from weather.experiments.experiment import Experiment
+from weather.models.adas.forms import FORMS
 from weather.training.stream import ProblemSource
 
 MAX_SEED = 2**32  # what Lightning and NumPy take
@@ -49,13 +51,30 @@ def check_densities(densities: Sequence[float]) -> None:
         )
 
 
-def check_tuning(experiment: Experiment, trials: int, cycles: int, trial_steps: int) -> None:
+def check_only(experiment: Experiment, densities: Sequence[float], only: Sequence[str]) -> None:
+    """Refuse methods that there are not.
+
+    Raises:
+        GatesError: It names them.
+    """
+    if not only:
+        return
+    tasks = [task.name for task in experiment.tasks(densities)]
+    methods = [method.name for task in tasks for method in experiment.methods(task)]
+    known = dict.fromkeys([*FORMS, *methods])
+    if unknown := [name for name in only if name not in known]:
+        raise GatesError(f"--only {', '.join(unknown)} is unknown: choose from {', '.join(known)}")
+
+
+def check_tuning(experiment: Experiment, budget: Budget) -> None:
     """Refuse a budget of tuning that is nothing, or longer than a twin world.
 
     Raises:
         GatesError: A number is too small or too large.
     """
-    for name, value in (("trials", trials), ("cycles", cycles), ("trial_steps", trial_steps)):
+    cycles = budget.cycles
+    for name in ("trials", "cycles", "trial_steps"):
+        value = getattr(budget, name)
         if value < 1:
             raise GatesError(f"--{name} must be at least 1, found {value}")
     if experiment.max_cycles is not None and cycles > experiment.max_cycles:

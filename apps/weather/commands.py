@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from apps.weather.assimilation import Assimilation, Inputs
 from apps.weather.checks import (
     check_densities,
+    check_only,
     check_prepared,
     check_seeds,
     check_tuning,
     truth_store,
 )
+from apps.weather.choices import Budget, Tuning, settings_of
+from apps.weather.networks import (
+    WEIGHTS,
+    Networks,
+    Training,
+    load_trained,
+    optimizers_of,
+    pinned_network,
+)
 from apps.weather.observing import observe_store
+from apps.weather.pieces import NEUTRAL, fit_piece, form_of
 from apps.weather.report import weather_report
-from apps.weather.training import Networks, keep_weights
-from apps.weather.tuning import Tuner, read_settings, say_untuned
-from core_gates.errors import GatesError
-from core_gates.monitor.hooks import GateMonitor
+from apps.weather.scoring import score
 from harness.command import GatesRunCLI, GatesRunTrainer
-from harness.experiment.markdown import write_markdown
-from harness.experiment.printing import print_scores
-from harness.experiment.scores import Scores, read_scores, write_scores
+from harness.experiment import Piece, Run
+from harness.experiment.run import CHOICES
 from harness.files.atomic import require_free
-from harness.report.gates import save_gates
-from harness.runs.processes import in_processes
 from harness.runs.ticker import ticking
-from weather.experiments.experiment import Example, Experiment, Load, experiment_of
-from weather.experiments.method import Settings
-from weather.experiments.pictures import save_pictures
-from weather.experiments.tuning import Setting
-from weather.models.adas.analysis import AdasAnalysis
+from weather.experiments.experiment import experiment_of
+from weather.models.adas.analysis_form import AnalysisForm
 from weather.models.adas.forms import COMPARED
 from weather.training.module import AdasModule
 from weather.training.stream import AssimilationDataModule
 
-SETTINGS = "settings.json"
+DEFAULT_BUDGET = Budget()
 
 
 class WeatherTrainer(GatesRunTrainer):
@@ -105,10 +106,11 @@ class WeatherTrainer(GatesRunTrainer):
         densities: tuple[float, ...] = (0.1, 0.01),
         cycles: int = 160,
         trial_steps: int = 300,
+        only: tuple[str, ...] = (),
     ) -> None:
-        """Choose the settings of every method with one budget of trials, and store them.
+        """Choose the settings of every method with one budget of trials, and keep them.
 
-        An interrupted tuning goes on with ``--resume``.
+        Choices and trials that are there are used; a tuning that was stopped goes on.
 
         Args:
             model: Filled in by the command line.
@@ -117,20 +119,21 @@ class WeatherTrainer(GatesRunTrainer):
             densities: Shares of grid points observed.
             cycles: Cycles of a trial in a twin world.
             trial_steps: Training steps of a trial of a network.
+            only: Methods and forms that are tuned; all when empty.
         """
         experiment = experiment_of(datamodule.source)
         check_densities(densities)
-        check_tuning(experiment, trials, cycles, trial_steps)
-        networks = self._networks(model, datamodule, {})
-        tuner = Tuner(self.run_folder.path / SETTINGS, trials, resume=self.run_folder.resume)
-        experiment.prepare(ticking)
-
-        def fit(form: str, setting: Setting) -> AdasAnalysis:
-            return networks.fit(form, 0, setting, trial_steps)
-
-        for name, (box, score) in experiment.trials(densities, fit, cycles=cycles).items():
-            tuner.tune(name, box, score)
-        print(tuner.finish())
+        check_only(experiment, densities, only)
+        budget = Budget(trials, densities, cycles, trial_steps)
+        check_tuning(experiment, budget)
+        run = self._begin(datamodule, only=only)
+        experiment.make_truth(ticking)
+        tuning = Tuning(experiment, Training(model, datamodule), densities, budget)
+        choices = tuning.classical(run) | tuning.networks(run, COMPARED, ())
+        for name, choice in choices.items():
+            setting = "  ".join(f"{key} {value:.3g}" for key, value in choice.setting.items())
+            print(f"{name}  {setting}")
+        print(run.folder / CHOICES)
 
     def assimilate(
         self,
@@ -176,8 +179,6 @@ class WeatherTrainer(GatesRunTrainer):
             overwrite_output: Replace an existing store.
         """
         require_free(Path(output), overwrite=overwrite_output)
-        settings = self._settings()
-        networks = self._networks(model, datamodule, settings)
         experiment = experiment_of(datamodule.source)
         inputs = Inputs(
             background,
@@ -188,8 +189,7 @@ class WeatherTrainer(GatesRunTrainer):
             representativeness,
             background_error,
         )
-        job = Assimilation(model, experiment, networks, settings, inputs, task)
-        job.attributes["configuration"] = networks.config
+        job = Assimilation(model, experiment, self._begin(datamodule), inputs, task)
         analyses = job.run(forecast, cycles)
         print(job.write(analyses, Path(output), overwrite=overwrite_output))
 
@@ -201,9 +201,11 @@ class WeatherTrainer(GatesRunTrainer):
         densities: tuple[float, ...] = (0.1, 0.01),
         quick: bool = False,
         open_gate: bool = False,
+        only: tuple[str, ...] = (),
+        tuning: Budget = DEFAULT_BUDGET,
         ckpt_path: str | None = None,
     ) -> None:
-        """Score every method, train the networks that are missing first, and write scores.json.
+        """Score every method and write scores.json; tune and train first what is missing.
 
         Args:
             model: Filled in by the command line.
@@ -213,83 +215,42 @@ class WeatherTrainer(GatesRunTrainer):
             quick: A short look in two minutes: few cycles or cases, no bars, nothing is trained.
             open_gate: Score networks with all gates open, too. None is shipped: they are trained
                 with the settings of ``adas_increment``.
+            only: Methods and forms that take part, all when empty; bars need all of them.
+            tuning: Budget of the tuning of methods that were not tuned.
             ckpt_path: A checkpoint or weights file to score next to the classical methods, in place
                 of the networks of all forms and seeds; no bars.
         """
         experiment = experiment_of(datamodule.source)
         check_seeds(experiment, seeds)
         check_densities(densities)
-        settings = self._settings()
-        networks = self._networks(model, datamodule, settings)
-        forms: tuple[str, ...] = (*COMPARED, "open_gate") if open_gate else COMPARED
+        check_only(experiment, densities, only)
         full = not quick and ckpt_path is None
-        if not full:
-            self._keep_full_scores()
-        if ckpt_path:
-            forms = (networks.pin(Path(ckpt_path)),)
-            networks.load(forms[0], seeds[0])  # refused now, if it must be
-        missing = networks.missing(forms, seeds)
-        if missing:
-            names = ", ".join(f"{form} seed {seed}" for form, seed in missing)
-            print(f"weights missing: {names}; {'left out' if quick else 'training them now'}")
-        if quick:
-            seeds = tuple(s for s in seeds if any(networks.path(f, s) for f in forms))
-            forms = tuple(f for f in forms if seeds and not networks.missing((f,), seeds))
-        experiment.make_truth(ticking)
-        for form, seed in networks.missing(forms, seeds):
-            networks.train(form, seed)
-        for task in experiment.tasks(densities):
-            say_untuned(settings, experiment.methods(task.name), [task.name])
-        self._score(experiment, networks.load, settings, seeds, forms, densities, quick, full)
-        written = read_scores(self.run_folder.scores, "weather")
-        print_scores(self.run_folder.scores, written, metrics=experiment.headline)
-
-    def _keep_full_scores(self) -> None:
-        """Refuse to replace the scores of a full evaluation by those of a short look.
-
-        Raises:
-            GatesError: The run folder holds scores with bars.
-        """
-        path = self.run_folder.scores
-        try:
-            full = bool(read_scores(path, "weather").bars)
-        except GatesError:  # there are none, or what is there is worth nothing
-            full = False
         if full:
-            raise GatesError(
-                f"{path} holds a full evaluation, which --quick and --ckpt_path would replace: add "
-                "--name NEW, or delete it"
-            )
-
-    def _score(
-        self,
-        experiment: Experiment,
-        load: Load,
-        settings: Settings,
-        seeds: tuple[int, ...],
-        forms: tuple[str, ...],
-        densities: tuple[float, ...],
-        quick: bool,
-        full: bool,
-    ) -> None:
-        """Run everything on all cores, keep what figures are drawn from, and write the scores.
-
-        Bars and checks only if ``full``.
-        """
-        scores = experiment.scores(densities, load, seeds, forms, settings, quick=quick)
-        scores.run(in_processes, ticking)
-        save_pictures(self.run_folder.path / experiment.pictures_file, scores.pictures())
-        rows, bars = scores.rows(), scores.bars() if full else []
-        for check in experiment.checks(scores) if full else ():
-            check.run(in_processes, ticking)
-            rows, bars = rows + check.rows(), bars + check.bars()
-        if scores.forms:
-            _watch_gates(scores.example(), self.run_folder.path)
-        shown = [row for row in rows if row.metric in experiment.headline]
-        heading = [f"# Weather: {self.run_folder.name}", *experiment.notes]
-        write_markdown(self.run_folder.scores.with_suffix(".md"), heading, shown, bars)
-        found = Scores(rows, bars, scores.seeds, notes=experiment.notes, quick=not full)
-        write_scores(self.run_folder.scores, found, app="weather", config_path=self.config_path)
+            check_tuning(experiment, tuning)
+        part = (*only, *experiment.base) if only else ()
+        run = self._begin(datamodule, quick=not full, only=part)
+        forms = tuple(form for form in (*COMPARED, "open_gate") if not only or form in only)
+        if not open_gate and "open_gate" not in only:
+            forms = tuple(form for form in forms if form in COMPARED)
+        pinned = None
+        if ckpt_path:
+            form = form_of(run.settings)
+            pinned = pinned_network(Path(ckpt_path), model, form)
+            forms = (str(form),)
+        experiment.make_truth(ticking)
+        training = Training(model, datamodule)
+        search = Tuning(experiment, training, densities, tuning)
+        settings = settings_of(search.classical(run))
+        chosen = {} if ckpt_path else search.networks(run, forms, seeds)
+        optimizers = optimizers_of(run, forms, seeds, chosen)
+        networks = Networks(run, optimizers, seeds, experiment.test_objects(), pinned)
+        there = networks.obtain(run, training)
+        if forms:
+            seeds = tuple(s for s in seeds if any(seed == s for _, seed in there))
+        forms = tuple(f for f in forms if seeds and all((f, s) in there for s in seeds))
+        networks = Networks(run, {f: optimizers[f] for f in forms}, seeds, networks.tested, pinned)
+        scores = experiment.scores(densities, networks.load, seeds, forms, settings, quick=quick)
+        score(run, experiment, scores, networks, settings)
 
     def report(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:
         """Write the report of a run as one HTML page.
@@ -301,28 +262,18 @@ class WeatherTrainer(GatesRunTrainer):
         del model
         print(weather_report(self.run_folder, experiment_of(datamodule.source)))
 
-    def _networks(
-        self, model: AdasModule, datamodule: AssimilationDataModule, settings: Settings
-    ) -> Networks:
-        config = self.config_path.stem if self.config_path else "default"
-        return Networks(self.run_folder, config, model, datamodule, settings)
-
-    def _settings(self) -> Settings:
-        """Return the settings of the run folder, else those shipped with the configuration."""
-        stem = self.config_path.stem if self.config_path else "default"
-        shipped = Path(str(files("apps.weather"))) / "configs" / f"{stem}.settings.json"
-        for path in (self.run_folder.path / SETTINGS, shipped):
-            if path.is_file():
-                return read_settings(path)
-        return {}
-
-
-def _watch_gates(example: Example, folder: Path) -> None:
-    """Keep the gate values of one analysis."""
-    network, background, observations, background_sd = example
-    with GateMonitor(network) as monitor:
-        network.analyse(background, observations, background_sd)
-        save_gates(monitor, folder)
+    def _begin(
+        self,
+        datamodule: AssimilationDataModule,
+        *,
+        quick: bool = False,
+        only: tuple[str, ...] = (),
+    ) -> Run:
+        """Return the run; every piece has a seed of its own, and knows the data by its content."""
+        run = self.run(quick=quick, only=only)
+        run.settings.pop("seed", None)
+        run.settings["data.digest"] = [one.sha256 for one in datamodule.digest()] or None
+        return run
 
 
 class WeatherCLI(GatesRunCLI):
@@ -330,6 +281,8 @@ class WeatherCLI(GatesRunCLI):
 
     app = "weather"
     verbs = ("prepare", "observe", "tune", "fit", "assimilate", "evaluate", "report")
+    package = "weather"
+    neutral = NEUTRAL
 
     def after_instantiate_classes(self) -> None:
         """Refuse data that is damaged, or not that of the model, before a run folder is claimed."""
@@ -339,13 +292,18 @@ class WeatherCLI(GatesRunCLI):
             self.datamodule.progress = ticking
         super().after_instantiate_classes()
 
-    def after_fit(self) -> None:
-        """Keep the trained weights where ``evaluate`` and ``assimilate`` find them."""
-        if not self.trainer.is_global_zero:
-            return
-        path = keep_weights(self.run_folder, self.model, self.datamodule, self.config_path)
-        if path is not None:
-            print(path)
+    def training(self, run: Run) -> Piece:
+        """Return the network of a form and a seed, or a piece of its own for any other."""
+        return fit_piece(run) or super().training(run)
+
+    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
+        """Keep the best or last weights where ``evaluate`` and ``assimilate`` find them."""
+        path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
+        if path is None:
+            return None
+        load_trained(path, self.model.analysis)
+        store = run.store(WEIGHTS, AnalysisForm())
+        return store.keep(piece, self.model.analysis, objects=objects) / AnalysisForm.FILE
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import torch
-import yaml
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from apps.weather.networks import WEIGHTS
 from harness.evidence import Interval, Resamples, moments, root_ratio
+from harness.experiment import Figures, Run
+from harness.experiment.run import CHOICES
 from harness.report.page import Page
 from harness.report.stop import TourRow, TourStop
 from weather.baselines.assimilator import Assimilator
@@ -20,14 +20,13 @@ from weather.data.era5_sample import ATTRIBUTION
 from weather.experiments.ensemble.cases import analyze_case
 from weather.experiments.ensemble.methods import ensemble_methods
 from weather.experiments.ensemble.source import Era5EnsembleSource
-from weather.experiments.method import stored
-from weather.models.adas.analysis import AdasAnalysis, load_weights
-from weather.models.adas.network import Adas
+from weather.experiments.method import choice_name, stored
+from weather.models.adas.analysis_form import AnalysisForm
 from weather.plots import analysis_figure
 
-CONFIG, DENSITY, TASK = "era5_ensemble", 0.1, "persistence/0.1"
+CONFIG, DENSITY, TASK = Path("era5_ensemble.yaml"), 0.1, "persistence/0.1"
 FORM = "adas_increment"
-METHODS = ("background", "inverse_distance", "oi")
+METHODS, TUNED = ("background", "inverse_distance", "oi"), ("inverse_distance", "oi")
 FIELDS = (("geopotential", 500), ("temperature", 850))
 
 
@@ -39,10 +38,10 @@ def tour(folder: Path, say: Callable[[str], None], *, truths: int = 9) -> TourSt
         say: Tells the progress.
         truths: Members that are the truth in turn, from the last one backwards.
     """
-    del folder
+    run = Run(folder, app="weather", config_path=CONFIG, package="weather")
     source = Era5EnsembleSource()
-    methods = _classical(source)
-    methods[FORM] = _network(source)
+    methods = _classical(source, run)
+    methods[FORM] = _network(source, run)
     cases = source.cases("persistence")[-truths:]  # of the nine members at 12 UTC
     errors: dict[str, Tensor] = {}
     example: dict[str, Tensor] = {}
@@ -72,21 +71,22 @@ def tour(folder: Path, say: Callable[[str], None], *, truths: int = 9) -> TourSt
     return TourStop("Weather: assimilation into ERA5", rows, draw)
 
 
-def _classical(source: Era5EnsembleSource) -> dict[str, Assimilator]:
-    path = Path(str(files("apps.weather"))) / "configs" / f"{CONFIG}.settings.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
+def _classical(source: Era5EnsembleSource, run: Run) -> dict[str, Assimilator]:
     found = {m.name: m for m in ensemble_methods(source, "persistence") if m.name in METHODS}
+    store, settings = run.store(CHOICES, Figures()), {}
+    assert store.shipped is not None
+    for name in TUNED:
+        choice = store.form.load(store.shipped / f"{name}-task-{TASK.replace('/', '_')}-s0")
+        settings[choice_name(name, TASK)] = choice["setting"]
     return {name: found[name].build(stored(settings, found[name], TASK)) for name in METHODS}
 
 
-def _network(source: Era5EnsembleSource) -> Assimilator:
+def _network(source: Era5EnsembleSource, run: Run) -> Assimilator:
     """Return the shipped increment form of the configuration."""
-    config = Path(str(files("apps.weather"))) / "configs" / f"{CONFIG}.yaml"
-    arguments = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["network"]
-    analysis = AdasAnalysis(Adas(**arguments), source.normalizer, source.background_sd)
-    weights = Path(str(files("weather"))) / "weights" / CONFIG / f"{FORM}-s0.safetensors"
-    load_weights(weights, analysis, form=FORM, seed=0)
-    return analysis.eval().expecting(source.task_background_sd["persistence"])
+    store = run.store(WEIGHTS, AnalysisForm())
+    assert store.shipped is not None
+    analysis = store.form.load(store.shipped / f"{FORM}-s0")
+    return analysis.expecting(source.task_background_sd["persistence"])
 
 
 def _row(source: Era5EnsembleSource, errors: dict[str, Tensor], field: tuple[str, int]) -> TourRow:

@@ -322,7 +322,7 @@ class GatesRunCLI(LightningCLI):
         data, run = self.datamodule, self._run()
         digest = getattr(data, "digest", None)
         if digest is not None:
-            run.settings["data.digest"] = [one.sha256 for one in digest()]
+            run.settings["data.digest"] = [one.sha256 for one in digest()] or None
         objects = getattr(data, "training_objects", None)
         return self.training(run), [] if objects is None else list(objects())
 

@@ -54,11 +54,12 @@ class Job:
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
         patience: int | None = None,
+        ticks: Literal["epochs", "steps"] = "epochs",
         **trainer: Any,
     ) -> L.LightningModule:
         """Train a module, from the last checkpoint of a killed attempt where there is one.
 
-        The result has the same bits as that of an unbroken training. It ticks after each epoch.
+        The result has the same bits as that of an unbroken training.
 
         Args:
             module: Is trained in place.
@@ -67,6 +68,7 @@ class Job:
                 when None.
             mode: Whether the score is to be small or large.
             patience: Validations without a better score after which the training ends.
+            ticks: What it ticks after: each epoch, or each step.
             trainer: Arguments of the Trainer.
 
         Returns:
@@ -80,7 +82,7 @@ class Job:
             every_n_steps=None, every_seconds=SAVED_EVERY, monitor=monitor, mode=mode,
             folder=str(folder),
         )  # fmt: skip
-        callbacks: list[Callback] = [_Ticks(self.tick)]
+        callbacks: list[Callback] = [_Ticks(self.tick, ticks)]
         if patience is not None:
             if monitor is None:
                 raise ValueError("patience needs a monitor: name a logged validation score")
@@ -106,14 +108,27 @@ class Job:
 
 
 class _Ticks(Callback):
-    """Call a function after every epoch."""
+    """Call a function after every epoch, or every step."""
 
-    def __init__(self, tick: Callable[[], None]) -> None:
-        self.tick = tick
+    def __init__(self, tick: Callable[[], None], after: Literal["epochs", "steps"]) -> None:
+        self.tick, self.after = tick, after
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tick."""
-        self.tick()
+        if self.after == "epochs":
+            self.tick()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Tick."""
+        if self.after == "steps":
+            self.tick()
 
 
 @contextmanager

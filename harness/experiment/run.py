@@ -19,6 +19,7 @@ from harness.experiment.job import Job, claimed, sweep
 from harness.experiment.markdown import write_markdown
 from harness.experiment.piece import Piece, Setting
 from harness.experiment.printing import print_scores
+from harness.experiment.record import read_record
 from harness.experiment.scores import Scores, read_scores, replace_part, write_scores
 from harness.experiment.store import Store
 from harness.experiment.tuning import Choice, Choose, Space, lowest
@@ -122,6 +123,8 @@ class Run:
         work: Work[R],
         *,
         ticks: int | Callable[[Piece], int] = 1,
+        prepare: Callable[[], object] | None = None,
+        scoring: bool = False,
     ) -> list[Piece]:
         """Compute what is missing, and return the pieces that there are results of.
 
@@ -134,6 +137,9 @@ class Run:
             pieces: All that are wanted; those of other methods than ``only`` are left out.
             work: An importable function that seeds itself.
             ticks: Ticks of a piece; the longest pieces are begun first.
+            prepare: Called once in this process if anything is missing, before the work begins,
+                such as to build caches that the pieces share.
+            scoring: The work is no training but what scores are made of: a short look computes it.
 
         Raises:
             SettingsDiffer: A result of the run folder has other settings.
@@ -144,11 +150,13 @@ class Run:
         for piece in set(wanted) - set(missing):
             sweep(store.folder, piece)
         if missing:
-            what = "left out" if self.quick else "making them now"
+            what = "left out" if self.quick and not scoring else "making them now"
             count = f"{len(missing)} of {len(wanted)}"
             print(f"{store.kind} missing: {count}, {store.why(missing)}; {what}", flush=True)
-        if self.quick:
+        if self.quick and not scoring:
             return [piece for piece in wanted if piece not in set(missing)]
+        if missing and prepare is not None:
+            prepare()
         lengths = {piece: ticks(piece) if callable(ticks) else ticks for piece in missing}
         missing.sort(key=lengths.__getitem__, reverse=True)
         if missing:
@@ -167,6 +175,7 @@ class Run:
         seed: int = 100,
         choose: Choose = lowest,
         ticks: int | Callable[[Piece], int] = 1,
+        prepare: Callable[[], object] | None = None,
         **settings: Any,
     ) -> dict[str, Choice]:
         """Give every method its trials and return the setting of each.
@@ -181,6 +190,7 @@ class Run:
             seed: Of trials and of the points in a box.
             choose: Returns the place of the best figures.
             ticks: Ticks of a trial.
+            prepare: See :meth:`obtain`.
             settings: Of every trial.
 
         Raises:
@@ -203,7 +213,8 @@ class Run:
             print(f"never tuned: {', '.join(unknown.values())}; the middle of what is searched")
         elif unknown:
             self._search({n: spaces[n] for n in unknown.values()}, named, work, trials=trials,
-                         seed=seed, choose=choose, ticks=ticks, **settings)  # fmt: skip
+                         seed=seed, choose=choose, ticks=ticks, prepare=prepare,
+                         **settings)  # fmt: skip
         found = {}
         for name, piece in named.items():
             if choices.find(piece) is None:
@@ -213,6 +224,39 @@ class Run:
             for edge in found[name].edges:
                 value = found[name].setting[edge]
                 print(f"{name}: the best {edge}, {value:.3g}, lies at an edge of what was searched")
+        return found
+
+    def chosen(
+        self,
+        names: Iterable[str],
+        *,
+        seed: int = 100,
+        budget: Collection[str] = (),
+        **settings: Any,
+    ) -> dict[str, Choice]:
+        """Return what was tuned before, with whatever space and budget; nothing is computed.
+
+        Args:
+            names: Of choices, see :meth:`tune`.
+            seed: Of the trials.
+            budget: Settings of :meth:`tune` that may be any.
+            settings: The others.
+
+        Raises:
+            SettingsDiffer: A choice of the run folder has other settings.
+        """
+        store, any_of = self.store(CHOICES, Figures()), {"space", "trials", *budget}
+        found = {}
+        for name in names:
+            for folder in (store.folder, store.shipped):
+                wanted = self._trial(name, None, seed=seed, **settings)
+                record = None if folder is None else read_record(folder / wanted.name)
+                if record is not None:
+                    free = {n: v for n, v in record.settings.items() if n in any_of}
+                    wanted = self._trial(name, None, seed=seed, **{**settings, **free})
+                if store.find(wanted) is not None:
+                    found[name] = Choice(**store.load(wanted))
+                    break
         return found
 
     def finish(
@@ -276,6 +320,7 @@ class Run:
         seed: int,
         choose: Choose,
         ticks: int | Callable[[Piece], int],
+        prepare: Callable[[], object] | None,
         **settings: Any,
     ) -> None:
         """Run the trials of these methods and keep their choices."""
@@ -291,7 +336,7 @@ class Run:
                 for name, points in tried.items()
             }
             every = [piece for name in pieces for piece in pieces[name]]
-            self.obtain(store, every, work, ticks=ticks)
+            self.obtain(store, every, work, ticks=ticks, prepare=prepare)
             figures = {name: [store.load(piece) for piece in pieces[name]] for name in pieces}
             for name, space in spaces.items():
                 if len(tried[name]) < trials:

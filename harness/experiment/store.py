@@ -72,6 +72,11 @@ class Store(Generic[R]):
                 return path
         return None
 
+    def holds(self, piece: Piece) -> bool:
+        """Tell whether the run folder itself has a result with these settings."""
+        own = self.folder / piece.name
+        return own.is_dir() and not gap(read_record(own), piece)
+
     def missing(self, pieces: Iterable[Piece]) -> list[Piece]:
         """Return the pieces without a result, each once.
 

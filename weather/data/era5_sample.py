@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from harness.files import Data
 from weather.data.tensors import dataset_grid, to_tensor
 from weather.grid import Grid
 from weather.state import ERA5_SAMPLE, ChannelSpec
@@ -39,6 +40,12 @@ class Era5Sample(NamedTuple):
     grid: Grid
     channels: ChannelSpec
     times: np.ndarray
+
+
+def sample_data() -> list[Data]:
+    """Describe the file of the sample by its content."""
+    with as_file(files("weather.data") / "assets" / "era5_ensemble.nc") as path:
+        return [Data.of("era5_ensemble", "truth", path)]
 
 
 def load_era5_sample() -> Era5Sample:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
+from harness.files import Data
 from weather.baselines.assimilator import Assimilator
-from weather.experiments.method import Method, Settings
-from weather.experiments.tuning import Box, Setting
+from weather.experiments.method import Box, Method, Setting, Settings
 from weather.models.adas.analysis import AdasAnalysis
 from weather.observations.gridded import GriddedObservations
-from weather.progress import Each, Progress, in_turn, silent
+from weather.progress import Progress, Tick, no_tick, silent
 from weather.state import ChannelSpec
 from weather.training.stream import ProblemSource
 
@@ -68,16 +68,34 @@ class Example(NamedTuple):
     background_sd: Tensor | None = None
 
 
+class Work(NamedTuple):
+    """One method on one task: computed, kept and taken up again as a whole.
+
+    Attributes:
+        method: Name of the method or form.
+        task: Name of the task.
+        ticks: How often its computation ticks.
+        scope: What else tells it from others, by name, such as its timelines; a name that ends in
+            a hyphen is written apart from its value.
+    """
+
+    method: str
+    task: str
+    ticks: int = 1
+    scope: tuple[tuple[str, str | int], ...] = ()
+
+
 class Checks(Protocol):
-    """Work that ends in rows and bars."""
+    """Work that ends in rows and bars: every piece is computed, in whatever process, and taken."""
 
-    def run(self, each: Each = in_turn, progress: Progress = silent) -> None:
-        """Do the work.
+    def works(self) -> list[Work]:
+        """Return what is to be computed, in the order in which it is to be taken."""
 
-        Args:
-            each: Does pieces of it, in turn or in processes.
-            progress: Tells how far it is.
-        """
+    def compute(self, work: Work, tick: Tick = no_tick) -> dict[str, Tensor]:
+        """Return what a piece of the work found, a function of its arguments alone."""
+
+    def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
+        """Keep what :meth:`compute` returned, for rows and bars."""
 
     def rows(self) -> list[Row]:
         """Return every figure."""
@@ -109,12 +127,17 @@ class Experiment(ProblemSource, Protocol):
 
     Attributes:
         reference: Method that others are compared with in figures.
+        base: Methods that the figures of all others need.
+        decisive: Arguments of the source that decide truth, classical methods and scores; the
+            others are about training alone.
         notes: What a reader of the scores must know, a sentence each.
         pictures_file: Name of the file of what figures are drawn from.
         attribution: Who made the data; empty if they are our own.
     """
 
     reference: str
+    base: tuple[str, ...]
+    decisive: tuple[str, ...]
     notes: tuple[str, ...]
     pictures_file: str
     attribution: str
@@ -166,6 +189,15 @@ class Experiment(ProblemSource, Protocol):
         Raises:
             GatesError: They are damaged or belong to another experiment.
         """
+
+    def data(self) -> list[Data]:
+        """Return what the scores are computed from, which must be there."""
+
+    def training_objects(self) -> list[str]:
+        """Return short hashes of what networks are trained on, one for each member or day."""
+
+    def test_objects(self) -> list[str]:
+        """Return short hashes of what scores are computed on; none of them is trained on."""
 
     def trials(self, densities: Sequence[float], fit: Fit, *, cycles: int) -> Mapping[str, Trial]:
         """Return what is to be tuned, by its name in settings.

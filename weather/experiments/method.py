@@ -8,7 +8,12 @@ from typing import NamedTuple
 
 from core_gates.errors import GatesError
 from weather.baselines.assimilator import Assimilator
-from weather.experiments.tuning import Box, Setting
+
+Box = Mapping[str, tuple[float, float]]
+Setting = dict[str, float]
+
+OPTIMIZER_BOX: Box = {"learning_rate": (5e-4, 1e-2), "weight_decay": (1e-3, 1e-1)}
+"""Box of the optimizer of every network."""
 
 
 class Method(NamedTuple):
@@ -28,18 +33,23 @@ class Method(NamedTuple):
 
 
 Settings = Mapping[str, Mapping[str, float]]
-"""Stored settings: ``"<method>/<task>"`` to the values of the method's box."""
+"""Tuned settings: ``"<method>@<task>"`` to the values of the method's box."""
+
+
+def choice_name(method: str, task: str) -> str:
+    """Return the name of what is tuned: a method for a task."""
+    return f"{method}@{task}"
 
 
 def is_stored(settings: Settings, method: Method, task: str) -> bool:
     """Tell whether a setting of every value of the method's box is stored for a task."""
-    return set(settings.get(f"{method.name}/{task}", {})) == set(method.box)
+    return set(settings.get(choice_name(method.name, task), {})) == set(method.box)
 
 
 def stored(settings: Settings, method: Method, task: str) -> Setting:
     """Return the setting of a method for a task, the middle of its box where none is stored."""
     if is_stored(settings, method, task):
-        return dict(settings.get(f"{method.name}/{task}", {}))
+        return dict(settings.get(choice_name(method.name, task), {}))
     return {name: (low * high) ** 0.5 for name, (low, high) in method.box.items()}
 
 
@@ -53,6 +63,6 @@ def built(settings: Settings, method: Method, task: str) -> Assimilator:
         return method.build(stored(settings, method, task))
     except ValueError as error:
         raise GatesError(
-            f"settings.json of {method.name}/{task} cannot be used ({error}): run `gates weather "
-            "tune` again"
+            f"the setting of {choice_name(method.name, task)} cannot be used ({error}): run "
+            "`gates weather tune --overwrite`"
         ) from error

@@ -1,5 +1,6 @@
 """Background and analysis against the observations themselves."""
 
+from collections.abc import Mapping
 from typing import NamedTuple, Self
 
 import torch
@@ -48,6 +49,17 @@ class DepartureSums(NamedTuple):
         squares = (a * b * precision, a.square() * precision)
         terms = (mask.double(), b, b.square(), a, a.square(), *squares)
         return cls(*(term.movedim(-3, 0).flatten(1).sum(1) for term in terms))
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Return the sums by name."""
+        return {f"{prefix}{name}": value for name, value in self._asdict().items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str) -> Self | None:
+        """Return what :meth:`tensors` gave; None where it is not there."""
+        if f"{prefix}number" not in tensors:
+            return None
+        return cls(*(tensors[f"{prefix}{name}"] for name in cls._fields))
 
     def plus(self, other: Self) -> Self:
         """Return the sums over both sets of observations."""

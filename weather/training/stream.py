@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import lightning as L
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from core_gates.errors import GatesError
+from harness.files import Data
 from weather.grid import Grid
 from weather.observations.gridded import GriddedObservations
 from weather.progress import Progress, silent
@@ -140,6 +141,16 @@ class AssimilationDataModule(L.LightningDataModule):
         self.source, self.steps, self.timelines = source, steps, timelines
         self.validation_steps, self.validation_timelines = validation_steps, validation_timelines
         self.progress: Progress = silent
+
+    def training_objects(self) -> list[str]:
+        """Return short hashes of what is trained on; none where the source does not tell."""
+        objects: Callable[[], list[str]] = getattr(self.source, "training_objects", list)
+        return objects()
+
+    def digest(self) -> list[Data]:
+        """Return the data whose content decides, and not the settings that they are made by."""
+        digest: Callable[[], list[Data]] = getattr(self.source, "digest", list)
+        return digest()
 
     def prepare_data(self) -> None:
         """Let the source make what is missing on disk."""

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from apps.weather.assimilation import left_out_line
-from apps.weather.checks import check_densities, check_seeds, check_tuning
-from apps.weather.training import load_trained
-from apps.weather.tuning import read_settings
+from apps.weather.checks import check_densities, check_only, check_seeds, check_tuning
+from apps.weather.choices import Budget
+from apps.weather.networks import load_trained
 from core_gates.errors import GatesError
 from harness.files.atomic import require_free
 from weather.baselines.homogeneous import HomogeneousCovariance
@@ -54,28 +54,28 @@ def test_seeds_are_numbers_that_a_generator_takes(source):
 @pytest.mark.parametrize("name", ["trials", "cycles", "trial_steps"])
 def test_a_budget_of_tuning_is_not_nothing(source, name):
     budget = {"trials": 1, "cycles": 24, "trial_steps": 1}
-    check_tuning(source, **budget)
+    check_tuning(source, Budget(**budget))
     for wrong in (0, -3):
         with pytest.raises(GatesError, match=f"--{name} must be at least 1, found {wrong}"):
-            check_tuning(source, **budget | {name: wrong})
+            check_tuning(source, Budget(**budget | {name: wrong}))
     with pytest.raises(GatesError, match="--cycles 25 is more than the 24 cycles of the world"):
-        check_tuning(source, 1, 25, 1)
-    check_tuning(SimpleNamespace(max_cycles=None), 1, 25, 1)  # the ensemble sample has no cycles
+        check_tuning(source, Budget(1, cycles=25, trial_steps=1))
+    free = SimpleNamespace(max_cycles=None)  # the ensemble sample has no cycles
+    check_tuning(free, Budget(1, cycles=25, trial_steps=1))
+
+
+def test_only_methods_that_there_are():
+    task, method = SimpleNamespace(name="0.1"), SimpleNamespace(name="oi")
+    experiment = SimpleNamespace(tasks=lambda _: [task], methods=lambda _: [method])
+    check_only(experiment, (0.1,), ())
+    check_only(experiment, (0.1,), ("oi", "ungated"))
+    with pytest.raises(GatesError, match=r"--only kalman is unknown: choose from adas_inc.*, oi"):
+        check_only(experiment, (0.1,), ("oi", "kalman"))
 
 
 def test_a_source_of_problems_alone_is_for_training_only():
     with pytest.raises(GatesError, match=r"SimpleNamespace, which has no scores: .* fit only"):
         experiment_of(SimpleNamespace(problem=None))
-
-
-@pytest.mark.parametrize("value", ["-1", "0", "NaN", "Infinity", '"fast"', "true", "null"])
-def test_settings_are_positive_numbers(tmp_path, value):
-    path = tmp_path / "settings.json"
-    path.write_text('{"oi/0.1": {"length_km": 900, "scale": VALUE}}'.replace("VALUE", value))
-    with pytest.raises(GatesError, match=r"settings\.json: scale of oi/0\.1 is .* positive number"):
-        read_settings(path)
-    path.write_text('{"oi/0.1": {"length_km": 900, "scale": 0.5}}')
-    assert read_settings(path) == {"oi/0.1": {"length_km": 900, "scale": 0.5}}
 
 
 def test_a_setting_that_a_method_refuses_is_named():
@@ -85,8 +85,8 @@ def test_a_setting_that_a_method_refuses_is_named():
         lambda s: HomogeneousCovariance.from_samples(samples, grid, length_km=s["length_km"]),
         {"length_km": (100.0, 1000.0)},
     )
-    settings = {"oi/0.1": {"length_km": -5.0}}
-    with pytest.raises(GatesError, match=r"settings\.json of oi/0\.1 .*length_km must be positive"):
+    settings = {"oi@0.1": {"length_km": -5.0}}
+    with pytest.raises(GatesError, match=r"setting of oi@0\.1 cannot .*length_km must be positive"):
         built(settings, method, "0.1")
 
 

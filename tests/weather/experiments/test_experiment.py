@@ -5,7 +5,7 @@ import torch
 
 from weather.experiments.ensemble.source import Era5EnsembleSource
 from weather.experiments.experiment import Experiment, classical, experiment_of, shown
-from weather.experiments.tuning import OPTIMIZER_BOX
+from weather.experiments.method import OPTIMIZER_BOX
 from weather.models.adas.forms import COMPARED
 from weather.state import ERA5_SAMPLE, HELD_SUAREZ, SHALLOW_WATER
 
@@ -40,19 +40,19 @@ def test_what_is_tuned_is_every_method_with_a_box_for_every_task(experiment):
     assert len(set(tasks)) == 4
     trials = experiment.trials((0.3, 0.1), refuse, cycles=6)
     boxes = {
-        f"{method.name}/{task}": method.box
+        f"{method.name}@{task}": method.box
         for task in tasks
         for method in experiment.methods(task)
         if method.box
     }
-    assert {name: box for name, (box, _) in trials.items() if "/" in name} == boxes
-    assert [name for name in trials if "/" not in name] == [*COMPARED]
+    assert {name: box for name, (box, _) in trials.items() if "@" in name} == boxes
+    assert [name for name in trials if "@" not in name] == [*COMPARED]
     assert trials["adas_increment"].box == OPTIMIZER_BOX
 
 
 def test_a_trial_scores_a_setting(experiment):
     task = experiment.tasks((0.3,))[0].name
-    box, score = experiment.trials((0.3,), refuse, cycles=6)[f"inverse_distance/{task}"]
+    box, score = experiment.trials((0.3,), refuse, cycles=6)[f"inverse_distance@{task}"]
     close, far = ({"power": 3.0, "background_km": km} for km in (1000.0, 1e-3))
     assert set(box) == set(close)
     assert 0 < score(close) < score(far)  # the background counts a meter away: nothing is learned
@@ -83,16 +83,40 @@ def test_the_sample_is_written_where_it_is_asked_for(sample, tmp_path):
     assert path.is_dir()
 
 
+def test_work_is_computed_in_any_order_and_taken_by_name(experiment):
+    ticks, rows = [], []
+    for turn in (1, -1):
+        scores = experiment.scores((0.3,), refuse, (), (), {}, quick=True)
+        works = [w for w in scores.works() if w.method in ("inverse_distance", *experiment.base)]
+        assert len({(w.method, w.task, w.scope) for w in works}) == len(works)
+        found = {work: scores.compute(work, lambda: ticks.append(1)) for work in works[::turn]}
+        for work in works:
+            scores.take(work, {name: tensor.clone() for name, tensor in found[work].items()})
+        rows.append(repr(scores.rows()))
+    assert len(ticks) == 2 * sum(work.ticks for work in works)
+    assert rows[0] == rows[1]
+    assert {row.method for row in scores.rows()} == {"inverse_distance", *experiment.base}
+
+
+def test_what_is_trained_on_is_not_tested_on(experiment):
+    trained, tested = experiment.training_objects(), experiment.test_objects()
+    assert trained
+    assert tested
+    assert not set(trained) & set(tested)
+    (data,) = experiment.data()
+    assert len(data.sha256) == 64
+
+
 @pytest.mark.fault("weather A10")
 def test_members_at_one_time_are_one_unit(sample):
     """Nine members at two times are no eighteen, nor nine, independent cases."""
     for quick, times in ((False, 2), (True, 1)):
         scores = sample.scores((0.1,), refuse, (), (), {}, quick=quick)
-        for task in sample.tasks((0.1,)):
-            case_count = len(sample.cases(task.kind)[: scores.cases])
-            errors = torch.rand(case_count, 4) + 1
-            found = scores.analyze(task, "background")[1]
-            scores.take(task, "background", (errors, found))
+        for work in scores.works():
+            if work.method == "background":
+                assert work.ticks == (3 if quick else 18)
+                errors = torch.rand(work.ticks, 4) + 1
+                scores.take(work, {**scores.compute(work), "errors": errors})
         rows = [row for row in scores.rows() if row.metric.startswith(("rmse", "ratio"))]
         assert {row.n for row in rows} == {times}
         assert "two test times, which n counts" in sample.notes[0]

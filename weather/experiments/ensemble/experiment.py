@@ -9,17 +9,24 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from harness.files import Data
 from weather.baselines.assimilator import Assimilator
-from weather.data.era5_sample import ATTRIBUTION
+from weather.data.era5_sample import ATTRIBUTION, sample_data
 from weather.data.tensors import to_dataset
 from weather.data.write import write_wb2
 from weather.experiments.ensemble.cases import case_errors, worst_case
 from weather.experiments.ensemble.methods import ensemble_methods
-from weather.experiments.ensemble.sample import TASKS, EnsembleSample, EnsembleTask, kind_of
+from weather.experiments.ensemble.sample import (
+    TASKS,
+    TEST_TIMES,
+    TRAINING_TIMES,
+    EnsembleSample,
+    EnsembleTask,
+    kind_of,
+)
 from weather.experiments.ensemble.scores import EnsembleScores
 from weather.experiments.experiment import DENSITIES, Checks, Fit, Load, Trial, shown
-from weather.experiments.method import Method, Settings
-from weather.experiments.tuning import OPTIMIZER_BOX, Setting
+from weather.experiments.method import OPTIMIZER_BOX, Method, Setting, Settings, choice_name
 from weather.models.adas.forms import COMPARED
 from weather.plots import analysis_figure
 from weather.progress import Progress, silent
@@ -32,6 +39,8 @@ class EnsembleExperiment(EnsembleSample):
     """Tasks, methods, tuning and scores of the sample, see :class:`~..experiment.Experiment`."""
 
     reference = "background"
+    base = ("background",)
+    decisive = ("seed",)
     pictures_file = "example.safetensors"
     attribution = ATTRIBUTION
     field = "z500"
@@ -80,6 +89,22 @@ class EnsembleExperiment(EnsembleSample):
     def check(self) -> None:
         """Nothing: the sample ships with the package."""
 
+    def data(self) -> list[Data]:
+        """Return the shipped sample."""
+        return sample_data()
+
+    def digest(self) -> list[Data]:
+        """Return the same: its content decides what is trained and scored."""
+        return sample_data()
+
+    def training_objects(self) -> list[str]:
+        """Return all members at the times of training."""
+        return self.objects(TRAINING_TIMES)
+
+    def test_objects(self) -> list[str]:
+        """Return all members at the times of testing."""
+        return self.objects(TEST_TIMES)
+
     def trials(
         self,
         densities: Sequence[float],
@@ -92,7 +117,9 @@ class EnsembleExperiment(EnsembleSample):
         A form of Adas is tuned once, by the worst of its tasks.
         """
         found = {
-            f"{method.name}/{task.name}": Trial(method.box, partial(self._trial, task, method))
+            choice_name(method.name, task.name): Trial(
+                method.box, partial(self._trial, task, method)
+            )
             for kind in TASKS
             for method in ensemble_methods(self, kind)
             for task in (EnsembleTask(kind, density) for density in densities)

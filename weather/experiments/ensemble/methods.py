@@ -8,8 +8,7 @@ from weather.baselines.inverse_distance import InverseDistance
 from weather.baselines.letkf import LETKF
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.experiments.ensemble.sample import EnsembleSample, Task
-from weather.experiments.method import Method
-from weather.experiments.tuning import Box, Setting
+from weather.experiments.method import Box, Method, Setting
 
 MEMBERS = 9
 _LETKF_BOXES: dict[Task, Box] = {

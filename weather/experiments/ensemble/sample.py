@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from harness.files import short_digest
 from weather.data.era5_sample import load_era5_sample
 from weather.observations.gridded import GriddedObservations
 from weather.observations.network import bernoulli_network, observe
@@ -118,6 +121,15 @@ class EnsembleSample:
         seed = int(torch.randint(2**62, (), generator=draw))
         network = bernoulli_network(self.grid, density, seed=seed)
         return observe(truth, network, self.error_sd[task], generator=draw)
+
+    def objects(self, times: Sequence[int]) -> list[str]:
+        """Return short hashes of all members at some times of the sample."""
+        names = [np.datetime_as_string(self.times[time], unit="h") for time in times]
+        return [
+            short_digest({"sample": "era5_ensemble", "time": str(name), "member": member})
+            for name in names
+            for member in range(len(self.fields))
+        ]
 
     def cases(self, task: Task, *, tuning: bool = False) -> list[Case]:
         """Return the test cases, every member but the control at both test times.

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from harness.evidence import Bar, Interval, Resamples, Row, moments, root, root_ratio
 from weather.baselines.assimilator import Assimilator
-from weather.experiments.departures import Departures, figures
+from weather.experiments.departures import figures
 from weather.experiments.ensemble.cases import analyze_case, case_departures, case_errors
 from weather.experiments.ensemble.methods import ensemble_methods
 from weather.experiments.ensemble.sample import TASKS, Case, EnsembleSample, EnsembleTask, Task
-from weather.experiments.experiment import Example, Load, classical
+from weather.experiments.experiment import Example, Load, Work, classical
 from weather.experiments.method import Method, Settings, built
+from weather.metrics import DepartureSums
 from weather.observations.gridded import GriddedObservations
-from weather.progress import Each, Progress, Tick, in_turn, no_tick, silent
+from weather.progress import Tick, no_tick
 
-Found = tuple[Tensor, Departures]
-"""Mean square errors (N,C) of a method on the cases of a task, and its departures."""
+SUMS = ("assimilated", "withheld")
+Sums = tuple[DepartureSums | None, DepartureSums | None]
+"""Departures from assimilated and from withheld observations."""
 
 
 class EnsembleScores:
@@ -50,39 +52,49 @@ class EnsembleScores:
         self.load, self.settings, self.cases = load, settings, cases
         self.seeds, self.forms = tuple(seeds), tuple(forms)
         self.errors: dict[tuple[str, str], Tensor] = {}
-        self.departures: dict[tuple[str, str], Departures] = {}
+        self.departures: dict[tuple[str, str], Sums] = {}
 
     def methods(self, task: Task) -> list[Method]:
         """Return the classical methods of a task."""
         return ensemble_methods(self.source, task)
 
-    def jobs(self) -> list[tuple[EnsembleTask, str]]:
-        """Return every task with every method."""
-        return [
-            (EnsembleTask(kind, density), name)
-            for kind in TASKS
-            for density in self.densities
-            for name in (*(method.name for method in self.methods(kind)), *self.forms)
-        ]
+    def works(self) -> list[Work]:
+        """Return every method on every task; the networks of a form are scored together."""
+        short: tuple[tuple[str, str | int], ...] = ()
+        if self.cases is not None:
+            short = (("first", self.cases),)
+        seeds = (*short, ("seeds-", "+".join(map(str, self.seeds))))
+        works = []
+        for kind in TASKS:
+            count = len(self.source.cases(kind)[: self.cases])
+            for density in self.densities:
+                task = EnsembleTask(kind, density).name
+                methods = [Work(m.name, task, count, short) for m in self.methods(kind)]
+                forms = [Work(f, task, count * len(self.seeds), seeds) for f in self.forms]
+                works += methods + forms
+        return works
 
-    def run(self, each: Each = in_turn, progress: Progress = silent) -> None:
-        """Analyze every case with every method.
+    def compute(self, work: Work, tick: Tick = no_tick) -> dict[str, Tensor]:
+        """Return the errors of a method on a task, and its departures, by name."""
+        errors, departures = self.analyze(self._task(work.task), work.method, tick)
+        found = {"errors": errors}
+        for name, sums in zip(SUMS, departures, strict=True):
+            if sums is not None:
+                found |= sums.tensors(f"{name}.")
+        return found
 
-        Args:
-            each: Does one job after the other, or on all cores.
-            progress: Tells how far it is.
-        """
-        jobs = self.jobs()
-        analyses = [
-            len(self.source.cases(task.kind)[: self.cases])
-            * (len(self.seeds) if name in self.forms else 1)
-            for task, name in jobs
-        ]
-        with progress("analyzing", sum(analyses)) as tick:
-            for (task, name), found in zip(jobs, each(self.analyze, jobs, tick), strict=True):
-                self.take(task, name, found)
+    def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
+        """Keep what :meth:`compute` returned."""
+        key = work.task, work.method
+        self.errors[key] = found["errors"]
+        sums = (DepartureSums.from_tensors(found, f"{name}.") for name in SUMS)
+        self.departures[key] = (next(sums), next(sums))
 
-    def analyze(self, task: EnsembleTask, name: str, tick: Tick = no_tick) -> Found:
+    def _task(self, name: str) -> EnsembleTask:
+        tasks = (EnsembleTask(kind, density) for kind in TASKS for density in self.densities)
+        return next(task for task in tasks if task.name == name)
+
+    def analyze(self, task: EnsembleTask, name: str, tick: Tick = no_tick) -> tuple[Tensor, Sums]:
         """Return the mean square errors of a method on a task, and its departures.
 
         The errors of a form are means over its seeds, the departures those of the first.
@@ -102,11 +114,7 @@ class EnsembleScores:
         departures = case_departures(
             self.source, task.kind, task.density, members[0], cases=self.cases
         )
-        return torch.stack(errors).mean(0), departures
-
-    def take(self, task: EnsembleTask, name: str, found: Found) -> None:
-        """Keep what :meth:`analyze` returned."""
-        self.errors[task.name, name], self.departures[task.name, name] = found
+        return torch.stack(errors).mean(0), (departures.assimilated, departures.withheld)
 
     def _draws(self, task: Task) -> Resamples:
         return Resamples.clusters(case.member for case in self.source.cases(task)[: self.cases])
@@ -155,10 +163,9 @@ class EnsembleScores:
         return rows
 
     def _departure_rows(self, task: str, method: str) -> list[Row]:
-        found = self.departures[task, method]
         return [
             Row(method, task, f"{stem}_{label}", value)
-            for stem, values in figures(found.assimilated, found.withheld).items()
+            for stem, values in figures(*self.departures[task, method]).items()
             for label, value in zip(self.source.channels.labels, values, strict=True)
         ]
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
 
 from harness.evidence import Bar, Row
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.side_by_side import SideBySide
-from weather.experiments.experiment import classical
+from weather.experiments.experiment import Work, classical
 from weather.experiments.method import built
 from weather.experiments.twin.corruption import Corruption, corrupt_half
 from weather.experiments.twin.cycle_scores import CycleScores
 from weather.experiments.twin.evaluation import TwinEvaluation, TwinTask
 from weather.experiments.twin.scores import TwinScores
-from weather.progress import Each, Progress, Tick, in_turn, no_tick, silent
+from weather.progress import Tick, no_tick
 
 FORM, CONTROL = "adas_increment", "ungated"
+REDRAWN, CORRUPTED = "redrawn", "corrupted"
 CORRUPTION_CYCLES = 90
 DECLARED, DENIED = 1.05, 1.10
 
@@ -31,46 +37,77 @@ class TwinChecks:
     perfect model; see :func:`weather.experiments.twin.corruption.corrupt_half`.
 
     Args:
-        scores: The experiment, run before.
+        scores: The experiment, whose work was taken before.
     """
 
     def __init__(self, scores: TwinScores) -> None:
         self.scores, self.evaluation = scores, scores.evaluation
         self.found: list[Row] = []
         self.corruption: dict[str, Corruption] = {}
-        self.crossed: dict[tuple[str, str], list[float]] = {}
 
-    def run(self, each: Each = in_turn, progress: Progress = silent) -> None:
-        """Run all checks.
+    @cached_property
+    def crossed(self) -> dict[tuple[str, str], list[float]]:
+        """Root of the mean square over the timelines for every seed, first channel."""
+        squares = {
+            (task.name, form): self.scores.crossed[task.name, form][..., 0].square()
+            for task in self._sparse()
+            for form in (FORM, CONTROL)
+        }
+        return {key: value.mean(1).sqrt().tolist() for key, value in squares.items()}
 
-        Args:
-            each: Does one job after the other, or on all cores.
-            progress: Tells how far it is.
-        """
-        tasks, cycles = self.evaluation.tasks, self.evaluation.cycles
-        sparse = [task for task in tasks if task.density == min(t.density for t in tasks)]
-        dense = TwinTask(max(task.density for task in tasks), "perfect")
+    def works(self) -> list[Work]:
+        """Return what is redrawn and what is corrupted."""
         names = ("oi", FORM) if FORM in self.scores.forms else ("oi",)
-        short = TwinEvaluation(
-            self.evaluation.world, (dense.density,), min(CORRUPTION_CYCLES, cycles)
-        )
-        redrawn = [(task, name) for name in names[::-1] for task in sparse]
-        with progress("redrawing networks", cycles * len(redrawn)) as tick:
-            for key, scores in zip(redrawn, each(self._redraw, redrawn, tick), strict=True):
-                self._redrawn(*key, scores)
-        corrupted = [(dense, short, name) for name in names]
-        total = short.cycles * (1 + len(self.scores.seeds) * (len(names) - 1))
-        with progress("corrupting reports", total) as tick:
-            for (*_, name), found in zip(
-                corrupted, each(self._corrupt, corrupted, tick), strict=True
-            ):
-                self._corrupted(dense, name, found)
-        for task in sparse:
-            self._crossed(task)
+        count, cycles = len(self.scores.seeds), self.evaluation.cycles
+        short, seeds = self._short(), "+".join(map(str, self.scores.seeds))
+        own: dict[str, tuple[tuple[str, str | int], ...]]
+        own = {FORM: (("seeds-", seeds),), "oi": (("timelines", count),)}
+        redrawn = [
+            Work(name, task.name, cycles, (("part-", REDRAWN), *own[name]))
+            for name in names[::-1]
+            for task in self._sparse()
+        ]
+        corrupted = [
+            Work(
+                name,
+                short.tasks[0].name,
+                short.cycles * (count if name == FORM else 1),
+                (("part-", CORRUPTED), *(own[FORM] if name == FORM else ())),
+            )
+            for name in names
+        ]
+        return redrawn + corrupted
+
+    def compute(self, work: Work, tick: Tick = no_tick) -> dict[str, Tensor]:
+        """Return the cycles with redrawn networks, or the ratios (seeds, 3) of a corruption."""
+        task = self.evaluation.task(work.task)
+        if ("part-", REDRAWN) in work.scope:
+            return self._redraw(task, work.method, tick).tensors()
+        short = self._short()
+        found = [
+            corrupt_half(short.tasks[0], short, member, tick=tick)
+            for member in self._methods(task, work.method)
+        ]
+        return {CORRUPTED: torch.tensor(found, dtype=torch.float64)}
+
+    def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
+        """Keep the rows of what :meth:`compute` returned."""
+        task = self.evaluation.task(work.task)
+        if CORRUPTED in found:
+            each = [Corruption(*one) for one in found[CORRUPTED].tolist()]
+            self._corrupted(task, work.method, each)
+        else:
+            self._redrawn(task, work.method, CycleScores.from_tensors(found))
 
     def rows(self) -> list[Row]:
         """Return every figure of the checks."""
-        return sorted(self.found, key=lambda row: (row.task, row.method, row.metric))
+        label = self.scores.labels[0]
+        crossed = [
+            Row(form, f"{task}/crossed", f"rmse_{label}_seed{row}", value, n=len(errors))
+            for (task, form), errors in self.crossed.items()
+            for row, value in enumerate(errors)
+        ]
+        return sorted(self.found + crossed, key=lambda row: (row.task, row.method, row.metric))
 
     def bars(self) -> list[Bar]:
         """Return what the corruption must do, and must not do, to Adas."""
@@ -97,19 +134,18 @@ class TwinChecks:
         oi = classical(self.evaluation.classical(), "oi")
         return [built(self.scores.settings, oi, task.name)]
 
-    def _crossed(self, task: TwinTask) -> None:
-        """Take the root of the mean square over the timelines for every seed, first channel."""
-        label = self.scores.labels[0]
-        for form in (FORM, CONTROL):
-            squares = self.scores.crossed[task.name, form][..., 0].square()
-            errors = squares.mean(1).sqrt().tolist()
-            self.crossed[task.name, form] = errors
-            self.found += [
-                Row(form, f"{task.name}/crossed", f"rmse_{label}_seed{row}", value, n=len(errors))
-                for row, value in enumerate(errors)
-            ]
+    def _sparse(self) -> list[TwinTask]:
+        """Return the tasks at the smallest density."""
+        least = min(task.density for task in self.evaluation.tasks)
+        return [task for task in self.evaluation.tasks if task.density == least]
 
-    def _redraw(self, task: TwinTask, name: str, tick: Tick = no_tick) -> CycleScores:
+    def _short(self) -> TwinEvaluation:
+        """Return the evaluation of corrupted reports, at the largest density."""
+        dense = max(task.density for task in self.evaluation.tasks)
+        cycles = min(CORRUPTION_CYCLES, self.evaluation.cycles)
+        return TwinEvaluation(self.evaluation.world, (dense,), cycles)
+
+    def _redraw(self, task: TwinTask, name: str, tick: Tick) -> CycleScores:
         members, count = self._methods(task, name), len(self.scores.seeds)
         method = members[0] if len(members) == 1 else SideBySide(members)
         return self.evaluation.run(task, method, redraw=True, timelines=range(count), tick=tick)
@@ -123,12 +159,6 @@ class TwinChecks:
             for label, value in zip(self.scores.labels, median, strict=True)
         ]
         self.found.append(Row(name, place, "lost", float(scored.lost.sum()), n=count))
-
-    def _corrupt(
-        self, task: TwinTask, short: TwinEvaluation, name: str, tick: Tick = no_tick
-    ) -> list[Corruption]:
-        members = self._methods(task, name)
-        return [corrupt_half(task, short, member, tick=tick) for member in members]
 
     def _corrupted(self, task: TwinTask, name: str, each: list[Corruption]) -> None:
         found = Corruption(*(statistics.median(column) for column in zip(*each, strict=True)))

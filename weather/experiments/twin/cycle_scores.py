@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -46,6 +46,25 @@ class CycleScores(NamedTuple):
             lost=self.lost[chosen],
             timelines=chosen if self.timelines is None else self.timelines[chosen],
         )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything by name, to be kept."""
+        found = {name: value for name, value in self._asdict().items() if name in _TENSORS}
+        for prefix, sums in (("assimilated.", self.assimilated), ("withheld.", self.withheld)):
+            if sums is not None:
+                found |= sums.tensors(prefix)
+        return {name: value for name, value in found.items() if value is not None}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> CycleScores:
+        """Return what :meth:`tensors` gave."""
+        sums = {name: DepartureSums.from_tensors(tensors, f"{name}.") for name in _SUMS}
+        own = {name: value for name, value in tensors.items() if name in _TENSORS}
+        return cls(**own, **sums)  # type: ignore[arg-type]
+
+
+_SUMS = ("assimilated", "withheld")
+_TENSORS = tuple(name for name in CycleScores._fields if name not in _SUMS)
 
 
 def score_cycle(

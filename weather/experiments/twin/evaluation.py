@@ -62,6 +62,10 @@ class TwinEvaluation:
         self.climatological_sd = world.climatological_sd()
         self._free: dict[tuple[str, Period], CycleScores] = {}
 
+    def task(self, name: str) -> TwinTask:
+        """Return a task by its name."""
+        return next(task for task in self.tasks if task.name == name)
+
     def forecast(self, task: TwinTask) -> Forecast:
         """Return the forecast model of a task."""
         return self.world.model if task.model == "perfect" else self.world.imperfect

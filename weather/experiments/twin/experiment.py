@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from harness.files import Data
 from weather.experiments.experiment import DENSITIES, Checks, Fit, Load, Trial, shown
-from weather.experiments.method import Method, Settings
-from weather.experiments.tuning import OPTIMIZER_BOX, Setting
+from weather.experiments.method import OPTIMIZER_BOX, Method, Setting, Settings, choice_name
 from weather.experiments.twin.checks import TwinChecks
 from weather.experiments.twin.evaluation import TwinEvaluation, TwinTask, twin_tasks
 from weather.experiments.twin.methods import TwinMethods
@@ -36,6 +36,8 @@ class TwinExperiment:
     """
 
     reference = "oi"
+    base = ("free_run",)
+    decisive = ("world",)
     pictures_file = "cycles.safetensors"
     attribution = ""
     notes: tuple[str, ...] = (
@@ -98,6 +100,18 @@ class TwinExperiment:
                 world.prepare(progress=lambda *_: tick())
         world.prepare()
 
+    def data(self) -> list[Data]:
+        """Return the nature run."""
+        return [Data.of(self.world.path.name, "truth", self.world.path)]
+
+    def training_objects(self) -> list[str]:
+        """Return the members for training, and those for validation, which choose weights."""
+        return self.world.objects("training", "validation")
+
+    def test_objects(self) -> list[str]:
+        """Return the members for testing."""
+        return self.world.objects("test")
+
     def trials(self, densities: Sequence[float], fit: Fit, *, cycles: int) -> dict[str, Trial]:
         """Return what is tuned on the tuning timelines.
 
@@ -107,7 +121,7 @@ class TwinExperiment:
         """
         evaluation = TwinEvaluation(self.world, densities, cycles)
         found = {
-            f"{method.name}/{task.name}": Trial(
+            choice_name(method.name, task.name): Trial(
                 method.box, partial(_trial, evaluation, method, task)
             )
             for method in evaluation.classical()

@@ -11,8 +11,7 @@ from weather.baselines.free_run import FreeRun
 from weather.baselines.inverse_distance import InverseDistance
 from weather.baselines.letkf import LETKF
 from weather.baselines.optimal_interpolation import OptimalInterpolation
-from weather.experiments.method import Method
-from weather.experiments.tuning import Setting
+from weather.experiments.method import Method, Setting
 from weather.experiments.twin.world import Period, TwinWorld
 from weather.training.batch import generator
 

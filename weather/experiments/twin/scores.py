@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,13 +15,13 @@ from harness.evidence import Bar, Resamples, Row, moments
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.side_by_side import SideBySide
 from weather.experiments.departures import figures
-from weather.experiments.experiment import Example, Load, classical
+from weather.experiments.experiment import Example, Load, Work, classical
 from weather.experiments.method import Settings, built
 from weather.experiments.twin.cycle_scores import CycleScores
 from weather.experiments.twin.evaluation import TwinEvaluation, TwinTask
 from weather.metrics import drift, trend
 from weather.observations.gridded import GriddedObservations
-from weather.progress import Each, Progress, Tick, in_turn, no_tick, silent
+from weather.progress import Tick, no_tick
 
 UNGUIDED = ("free_run", "persistence", "climatology")  # see no observations, cannot be lost
 BLOCK = 20  # cycles of one block of the bootstrap, five days
@@ -53,29 +54,31 @@ class TwinScores:
         self.errors: dict[tuple[str, str], Tensor] = {}
         self.crossed: dict[tuple[str, str], Tensor] = {}
 
-    def jobs(self) -> list[tuple[TwinTask, str]]:
-        """Return every task with every method, long ones first."""
-        forms = [(task, form) for form in self.forms for task in self.evaluation.tasks]
+    def works(self) -> list[Work]:
+        """Return every method on every task; the networks of a form share a cycle."""
+        cycles, count = self.evaluation.cycles, len(self.seeds)
+        short = (("first", cycles),) if cycles < self.evaluation.world.cycles else ()
+        timelines = short + ((("timelines", count),) if count else ())
+        seeds = (*short, ("seeds-", "+".join(map(str, self.seeds))))
         names = [method.name for method in self.evaluation.classical()]
-        return forms + [(task, name) for name in names[::-1] for task in self.evaluation.tasks]
+        return [
+            Work(name, task.name, cycles * count, seeds)
+            if name in self.forms
+            else Work(name, task.name, cycles, timelines)
+            for task in self.evaluation.tasks
+            for name in (*names, *self.forms)
+        ]
 
-    def run(self, each: Each = in_turn, progress: Progress = silent) -> None:
-        """Cycle every method on every task.
+    def compute(self, work: Work, tick: Tick = no_tick) -> dict[str, Tensor]:
+        """Return the errors of a method, or of the networks of all seeds on all timelines."""
+        every = work.ticks // self.evaluation.cycles
+        ticks = tick if every == 1 else partial(_tick_often, tick, every)
+        return self.cycle(self.evaluation.task(work.task), work.method, ticks).tensors()
 
-        Args:
-            each: Does one job after the other, or on all cores.
-            progress: Tells how far it is.
-        """
-        jobs = self.jobs()
-        with progress("cycling", len(jobs) * self.evaluation.cycles) as tick:
-            self.take(dict(zip(jobs, each(self.cycle, jobs, tick), strict=True)))
-
-    def take(self, found: Mapping[tuple[TwinTask, str], CycleScores]) -> None:
-        """Keep what :meth:`cycle` returned for every job."""
-        names = [method.name for method in self.evaluation.classical()]
-        for task in self.evaluation.tasks:
-            for name in (*names, *self.forms):
-                self._take(task, name, found[task, name])
+    def take(self, work: Work, found: Mapping[str, Tensor]) -> None:
+        """Keep what :meth:`compute` returned."""
+        task = self.evaluation.task(work.task)
+        self._take(task, work.method, CycleScores.from_tensors(found))
 
     def cycle(self, task: TwinTask, name: str, tick: Tick = no_tick) -> CycleScores:
         """Return the scores of a method, or of the networks of all seeds on all timelines."""
@@ -192,6 +195,11 @@ class TwinScores:
             world.first_background("test")[:1],
             GriddedObservations(first.values[:1], first.errors[:1]),
         )
+
+
+def _tick_often(tick: Tick, times: int) -> None:
+    for _ in range(times):
+        tick()
 
 
 def _median_root(means: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError
+from harness.files import short_digest
 from weather.baselines.covariance import DenseCovariance, SampleCovariance
 from weather.data.store import naming, open_store
 from weather.data.tensors import to_tensor
@@ -89,6 +90,18 @@ class TwinWorld:
     def calls(self) -> int:
         """Calls of the model that make nature: a progress report each."""
         return math.ceil(self.spin_up_days * 24 / self.hours) + self.cycles + LEAD - 1
+
+    def objects(self, *periods: Period) -> list[str]:
+        """Return short hashes of the members of periods; those of another nature run differ."""
+        nature = {
+            "model": self.model.description,
+            "members": self.num_members,
+            "spin_up_days": float(self.spin_up_days),
+            "seed": self.seed,
+            "hours": float(self.hours),
+        }
+        members = [member for period in periods for member in self.members[period]]
+        return [short_digest({**nature, "member": member}) for member in members]
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Run nature, or the rest of it if an earlier run was cut off."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
@@ -162,6 +162,23 @@ def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> N
         save_file(tensors, partial, metadata=metadata)
 
 
+def read_header(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Return what a file of :func:`save_weights` says of itself: its ``facts`` and its ``form``.
+
+    Raises:
+        GatesError: The file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return {key: dict(json.loads(metadata.get(key, "{}"))) for key in ("facts", "form")}
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        raise GatesError(
+            f"{path}: not readable as safetensors weights ({error}); give a file written by a "
+            "training, or train anew"
+        ) from error
+
+
 def load_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> dict[str, object]:
     """Read weights written by :func:`save_weights` into ``analysis`` and return their facts.
 
@@ -174,16 +191,9 @@ def load_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> d
         GatesError: The file is missing or damaged, belongs to another configuration, or says
             another fact of itself.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            said, form = (dict(json.loads(metadata.get(key, "{}"))) for key in ("facts", "form"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError, ValueError) as error:
-        raise GatesError(
-            f"{path}: not readable as safetensors weights ({error}); give a file written by a "
-            "training, or train anew"
-        ) from error
+    header = read_header(path)
+    said, form = header["facts"], header["form"]
+    tensors = load_file(path)
     for name, value in facts.items():
         if said.get(name, value) != value:
             raise GatesError(

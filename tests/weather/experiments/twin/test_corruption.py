@@ -11,14 +11,11 @@ from weather.baselines.free_run import FreeRun
 from weather.experiments.twin.corruption import _variants, corrupt_half
 from weather.experiments.twin.evaluation import TwinEvaluation, TwinTask
 from weather.experiments.twin.world import TwinWorld
-from weather.models.adas.analysis import AdasAnalysis, load_weights
-from weather.models.adas.forms import FORMS
-from weather.models.adas.network import Adas
+from weather.models.adas.analysis_form import AnalysisForm
 from weather.models.shallow_water.model import ShallowWater
 from weather.observations.gridded import GriddedObservations
-from weather.state import Normalizer
 
-WEIGHTS = Path(weather.__file__).parent / "weights" / "osse_shallow_water"
+WEIGHTS = Path(weather.__file__).parent / "weights" / "osse_shallow_water" / "weights"
 CONFIG = Path(apps.__file__).parent / "weather" / "configs" / "osse_shallow_water.yaml"
 
 
@@ -77,18 +74,10 @@ def real_evaluation(tmp_path_factory):
     return TwinEvaluation(world, (0.1,))
 
 
-@pytest.mark.skipif(not WEIGHTS.is_dir(), reason="no weights of osse_shallow_water are shipped")
 def test_shipped_weights_heed_declared_errors(real_evaluation):
-    model = yaml.safe_load(CONFIG.read_text())["model"]
-    analysis = AdasAnalysis(
-        Adas(**model["network"] | FORMS["adas_increment"]),
-        Normalizer(torch.zeros(3), torch.ones(3)),
-        torch.ones(3),
-        confidence_scale=model["confidence_scale"],
-        background_error=model["background_error"],
-    )
-    load_weights(WEIGHTS / "adas_increment-s0.safetensors", analysis)
-    ratios = corrupt_half(TwinTask(0.1, "perfect"), real_evaluation, analysis.eval())
+    analysis = AnalysisForm().load(WEIGHTS / "adas_increment-s0")
+    assert analysis.background_error == "innovation"
+    ratios = corrupt_half(TwinTask(0.1, "perfect"), real_evaluation, analysis)
     assert ratios.declared <= 1.05
     assert ratios.denied >= 1.10
     assert ratios.forced >= 1.10

@@ -1,0 +1,190 @@
+"""Networks of a configuration: trained where they are missing, loaded where they are there."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from apps.weather.pieces import network_piece
+from core_gates.errors import GatesError
+from harness.command.settings import TRAINER
+from harness.experiment import Job, Piece, Run, Store
+from harness.runs.checkpoint import load_weights as load_checkpoint
+from harness.runs.ticker import ticking
+from weather.experiments.method import OPTIMIZER_BOX
+from weather.models.adas.analysis import AdasAnalysis, load_weights, take_weights
+from weather.models.adas.analysis_form import AnalysisForm
+from weather.models.adas.forms import FORMS
+from weather.training.module import AdasModule
+from weather.training.stream import AssimilationDataModule
+
+WEIGHTS = "weights"
+
+
+class Training:
+    """Trains networks of all forms with the configured model and data.
+
+    Args:
+        model: The module of the configuration.
+        datamodule: Its data; the seed of the source is replaced.
+    """
+
+    def __init__(self, model: AdasModule, datamodule: AssimilationDataModule) -> None:
+        self.model, self.datamodule = model, datamodule
+
+    def prepare(self) -> None:
+        """Make the data that are missing."""
+        self.datamodule.progress = ticking
+        self.datamodule.prepare_data()
+
+    def train(self, piece: Piece, job: Job) -> AdasAnalysis:
+        """Train one network as ``fit`` does."""
+        options = {name: piece.get(f"trainer.{name}") for name in TRAINER}
+        options = {name: value for name, value in options.items() if value is not None}
+        optimizer = {name: piece[f"model.{name}"] for name in OPTIMIZER_BOX}
+        options |= {name: piece.get(f"checkpoint.{name}") for name in ("monitor", "mode")}
+        job.note(objects=self.datamodule.training_objects())
+        return self.fit(piece, job, optimizer, self.datamodule.steps, **options)
+
+    def fit(
+        self, piece: Piece, job: Job, optimizer: Mapping[str, float], steps: int, **options: Any
+    ) -> AdasAnalysis:
+        """Return the network of a piece after some steps with a setting of the optimizer."""
+        L.seed_everything(piece.seed, verbose=False)
+        module = self.model.variant(piece.method, **optimizer).train()  # forecasts are shared
+        source, data = copy.copy(self.datamodule.source), self.datamodule
+        source.seed = piece.seed or 0
+        own = AssimilationDataModule(
+            source, steps, data.timelines, data.validation_steps, data.validation_timelines
+        )
+        job.fit(module, own, ticks="steps", **options)
+        return module.analysis.eval()
+
+
+class Networks:
+    """Finds and loads the networks of an evaluation, in whatever process.
+
+    Args:
+        run: Whose configuration they have.
+        optimizers: Tuned settings by form; those of the configuration where there are none.
+        seeds: Seeds.
+        tested: Short hashes of what they will be tested on.
+        pinned: One network in place of all.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        optimizers: Mapping[str, Mapping[str, float]],
+        seeds: Sequence[int],
+        tested: Sequence[str] = (),
+        pinned: AdasAnalysis | None = None,
+    ) -> None:
+        self.store: Store[AdasAnalysis] = run.store(WEIGHTS, AnalysisForm())
+        self.pieces = {
+            (form, seed): network_piece(run, form, seed, optimizer)
+            for form, optimizer in optimizers.items()
+            for seed in seeds
+        }
+        self.tested, self.pinned = list(tested), pinned
+        self._start = run.settings.get("start")
+
+    def obtain(self, run: Run, training: Training) -> list[tuple[str, int]]:
+        """Train what is missing, and return the forms and seeds that are there."""
+        if self.pinned is not None:
+            return list(self.pieces)
+        steps = training.datamodule.steps
+        found = run.obtain(
+            self.store, self.pieces.values(), training.train, ticks=steps, prepare=training.prepare
+        )
+        return [key for key, piece in self.pieces.items() if piece in set(found)]
+
+    def load(self, form: str, seed: int) -> AdasAnalysis:
+        """Return a network in evaluation mode.
+
+        Raises:
+            GatesError: It is missing or damaged, or was trained on what it is to be tested on.
+        """
+        if self.pinned is not None:
+            return self.pinned
+        return self.store.load(self.pieces[form, seed], tested=self.tested)
+
+    def start(self, form: str) -> list[str]:
+        """Return what tells the networks of a form from others."""
+        if self.pinned is not None:
+            return [str(self._start)]
+        return [piece.fingerprint for (name, _), piece in self.pieces.items() if name == form]
+
+    def path(self, form: str, seed: int) -> Path | None:
+        """Return the file of a network, or None where there is none."""
+        folder = self.store.find(self.pieces[form, seed])
+        return None if folder is None else folder / AnalysisForm.FILE
+
+
+def optimizers_of(
+    run: Run, forms: Sequence[str], seeds: Sequence[int], tuned: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Return the optimizer of every form: the tuned one, unless ``fit`` trained a network of it.
+
+    The networks of a form share one setting. ``fit`` has that of the configuration, and what it
+    trained is used.
+
+    Args:
+        run: The run.
+        forms: Forms of Adas.
+        seeds: Seeds of their networks.
+        tuned: Choices by form; ``open_gate`` has that of ``adas_increment``.
+    """
+    configured = fitted(run, forms, seeds)
+    found = {}
+    for form in forms:
+        own = "adas_increment" if form == "open_gate" else form
+        choice = None if form in configured else tuned.get(own)
+        found[form] = {} if choice is None else dict(choice.setting)
+    return found
+
+
+def fitted(run: Run, forms: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """Return the forms of which the run folder has a network of the configured optimizer."""
+    store = run.store(WEIGHTS, AnalysisForm())
+    return [f for f in forms if any(store.holds(network_piece(run, f, seed)) for seed in seeds)]
+
+
+def pinned_network(path: Path, model: AdasModule, form: str | None) -> AdasAnalysis:
+    """Return the network of a checkpoint or a file of weights, in evaluation mode.
+
+    Raises:
+        GatesError: The configured network is of no form that is compared, or the file is not its.
+    """
+    if form is None:
+        raise GatesError(
+            f"the configured network is none of {', '.join(FORMS)}: set model.network.output "
+            "and model.network.gated as one of them has it"
+        )
+    analysis = model.variant(form).analysis
+    load_trained(path, analysis)
+    return analysis.eval()
+
+
+def load_trained(path: Path, analysis: AdasAnalysis) -> None:
+    """Read weights, or those of a checkpoint (``.ckpt``), into ``analysis``.
+
+    Raises:
+        GatesError: The file is missing, damaged, or belongs to another configuration.
+    """
+    if path.suffix != ".ckpt":
+        load_weights(path, analysis)
+        return
+    prefix = "analysis."
+    state = load_checkpoint(path).get("state_dict")
+    if not isinstance(state, dict):
+        raise GatesError(
+            f"{path} is no checkpoint of a training: give checkpoints/last.ckpt or best.ckpt of a "
+            "run, or a file of its weights/"
+        )
+    own = {str(n).removeprefix(prefix): v for n, v in state.items() if str(n).startswith(prefix)}
+    take_weights(path, own, analysis)

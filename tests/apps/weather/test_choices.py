@@ -1,0 +1,130 @@
+"""What is tuned: equal trials, beyond the box if need be, and what stands in for no choice."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from apps.weather.choices import (
+    Budget,
+    Tuning,
+    chosen_methods,
+    settings_of,
+    tuned,
+)
+from apps.weather.pieces import NEUTRAL, without_training, world_alone
+from harness.experiment import Run, SettingsDiffer
+from weather.baselines.free_run import FreeRun
+from weather.baselines.optimal_interpolation import OptimalInterpolation
+from weather.experiments.experiment import Trial
+from weather.experiments.method import Method, choice_name, stored
+
+METHOD = Method("oi", lambda s: OptimalInterpolation(None, scale=s["scale"]), {"scale": (0.01, 1)})
+SETTINGS = {
+    "data.source.class_path": "World",
+    "data.source.init_args.world.init_args.cycles": 24,
+    "data.source.init_args.block": 4,
+    "data.steps": 14,
+    "model.learning_rate": 0.003,
+    "trainer.max_epochs": 1,
+}
+
+
+class Bowl:
+    """An experiment whose best scale is 4, beyond the box; above 5 it refuses."""
+
+    max_cycles = None
+    decisive = ("world",)
+
+    def trials(self, densities, fit, *, cycles):
+        def score(setting):
+            if setting["scale"] > 5:
+                raise ValueError("the scale is too large")
+            return abs(math.log(setting["scale"] / 4))
+
+        return {choice_name("oi", f"{one}/perfect"): Trial({"scale": (0.03, 3.0)}, score)
+                for one in densities}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path / "a", app="weather", settings=SETTINGS)
+
+
+def test_a_stored_setting_is_taken_in_silence(capsys):
+    assert tuned({"oi@0.1": {"scale": 0.3}}, METHOD, "0.1").scale == 0.3
+    assert capsys.readouterr().out == ""
+
+
+def test_a_setting_that_is_missing_or_of_another_box_is_named(capsys):
+    for settings in ({}, {"oi@0.1": {"inflation": 0.3}}):
+        assert abs(tuned(settings, METHOD, "0.1").scale - 0.1) < 1e-12
+        assert "oi@0.1 was never tuned" in capsys.readouterr().out
+
+
+def test_a_method_without_settings_needs_none(capsys):
+    assert tuned({}, Method("free_run", lambda _: FreeRun()), "0.1").members == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_an_optimum_beyond_the_box_is_reached_and_refused_settings_never_win(run, capsys):
+    tuning = Tuning(Bowl(), None, (0.1,), Budget(trials=32))
+    (name,) = choices = tuning.classical(run)
+    assert name == "oi@0.1/perfect"
+    choice = choices[name]
+    assert 3.0 < choice.setting["scale"] <= 5.0
+    scores = [trial["score"] for trial in choice.trials]
+    assert len(scores) == 32
+    assert any(score is None for score in scores)  # NaN
+    refused = [t["scale"] for t in choice.trials if t["score"] is None]
+    assert min(refused) > 5
+    capsys.readouterr()
+    assert repr(tuning.classical(run)) == repr(choices)
+    assert "missing" not in capsys.readouterr().out
+
+
+def test_a_choice_knows_the_world_alone(run):
+    experiment = Bowl()
+    kept = [name for name in SETTINGS if name not in world_alone(run, experiment)]
+    assert kept == ["data.source.class_path", "data.source.init_args.world.init_args.cycles"]
+    Tuning(experiment, None, (0.1,), Budget(trials=2)).classical(run)
+    name = "oi@0.1/perfect"
+    other = Run(run.folder, app="weather", settings={**SETTINGS, "data.steps": 2})
+    found = chosen_methods(other, experiment, [name, "letkf@0.1/perfect"])
+    assert set(found) == {name}
+    assert stored(settings_of(found), METHOD, "0.1/perfect") == found[name].setting
+    world = {**SETTINGS, "data.source.init_args.world.init_args.cycles": 25}
+    elsewhere = Run(run.folder, app="weather", settings=world)
+    with pytest.raises(SettingsDiffer, match=r"world.init_args.cycles 24, now 25"):
+        chosen_methods(elsewhere, experiment, [name])
+
+
+def test_what_a_trial_of_a_network_has_of_its_own_is_left_out(run):
+    left = [name for name in SETTINGS if name not in without_training(run)]
+    assert set(SETTINGS) - set(left) == {"data.steps", "model.learning_rate", "trainer.max_epochs"}
+    assert all(name.rpartition(".")[0].endswith("init_args") for name in NEUTRAL)
+
+
+def test_a_trial_of_a_network_trains_with_the_setting(run):
+    seen = []
+
+    def fit(piece, job, setting, steps, **options):
+        seen.append((piece.method, piece.seed, setting, steps, options))
+        return "network"
+
+    def trials(densities, fit, *, cycles):
+        assert (densities, cycles) == ([0.3], 0)
+
+        def score(setting):
+            return float(fit("ungated", setting) == "network")
+
+        return {"ungated": Trial({"learning_rate": (1e-3, 1e-2)}, score)}
+
+    experiment = SimpleNamespace(trials=trials, max_cycles=None)
+    training = SimpleNamespace(fit=fit)
+    tuning = Tuning(experiment, training, (0.1,), Budget(2, (0.3,), 160, 5))
+    budgeted = {"steps": 5, "densities": [0.3], "learning_rate": 0.002}
+    piece = run.piece("ungated", 0, **budgeted)
+    assert tuning.trial(piece, None) == {"score": 1.0}
+    options = {"max_epochs": 1, "limit_val_batches": 0}
+    assert seen == [("ungated", 0, {"learning_rate": 0.002}, 5, options)]

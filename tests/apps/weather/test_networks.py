@@ -1,0 +1,179 @@
+"""Networks are named by all that decides them, found, and never taken for others."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from apps.main import main
+from apps.weather.choices import Tuning
+from apps.weather.commands import DEFAULT_BUDGET, Budget
+from apps.weather.networks import Networks, Training, fitted, optimizers_of
+from apps.weather.pieces import fit_piece, form_of, network_piece
+from core_gates.errors import GatesError
+from harness.experiment import Choice, Job, SettingsDiffer
+from harness.experiment.run import CHOICES
+from weather.models.adas.analysis_form import AnalysisForm
+from weather.models.adas.forms import COMPARED, FORMS
+
+PATHS = "--data.source.init_args.recording", "--data.source.init_args.world.init_args.path"
+
+
+def never(*_):
+    raise AssertionError("nothing is to be computed")
+
+
+@pytest.mark.parametrize(
+    ("config", "budget"),
+    [("era5_ensemble", DEFAULT_BUDGET), ("osse_shallow_water", Budget(trials=8))],
+)
+def test_a_packaged_configuration_finds_all_its_shipped_results(
+    config, budget, configured, monkeypatch, capsys
+):
+    found = configured(config)
+    if config.startswith("osse"):  # nature takes minutes, and decides no name
+        world = found.source.world
+        world._nature = torch.randn(12, world.num_members, 3, 32, 64)
+    monkeypatch.setattr("apps.weather.choices.Tuning.trial", never)
+    training = Training(found.model, found.data)
+    tuning = Tuning(found.source, training, budget.densities, budget)
+    classical = tuning.classical(found.run)
+    methods = found.source.methods(found.source.tasks()[0].name)
+    tuned = [method for method in methods if method.box]
+    assert len(classical) == len(tuned) * len(found.source.tasks())
+    choices = tuning.networks(found.run, COMPARED, (0, 1, 2))
+    assert set(choices) == set(COMPARED)
+    networks = Networks(found.run, optimizers_of(found.run, COMPARED, (0, 1, 2), choices),
+                        (0, 1, 2), found.source.test_objects())  # fmt: skip
+    assert len(networks.pieces) == 9
+    assert networks.store.missing(networks.pieces.values()) == []
+    for form in COMPARED:
+        network = networks.load(form, 2)
+        assert FORMS[form].items() <= network.network.arguments.items()
+        assert not network.training
+    for kind, pieces in (("weights", networks.pieces.values()),):
+        records = [found.run.store(kind, AnalysisForm()).record(piece) for piece in pieces]
+        assert {record.origin for record in records} == {"migrated"}
+    assert "missing" not in capsys.readouterr().out
+    assert not (found.run.folder / CHOICES).exists()
+
+
+def test_the_piece_of_fit_is_that_of_evaluate(configured):
+    plain, seeded = configured("unit"), configured("unit", "--seed_everything", 3)
+    moved = configured("unit", *(word for path in PATHS for word in (path, "elsewhere")))
+    same = configured("unit", "--seed_everything", 3, "--data.source.init_args.seed", 3)
+    piece = network_piece(plain.run, "adas_increment", 0)
+    for found, given, expected in ((plain, 0, piece), (moved, 0, piece), (seeded, 3, None)):
+        found.run.settings["seed"] = given
+        assert (fit_piece(found.run) == piece) is (expected is piece)
+    same.run.settings["seed"] = 3
+    assert fit_piece(same.run) == network_piece(plain.run, "adas_increment", 3)
+    assert "seed" not in same.run.settings
+    assert network_piece(plain.run, "adas_increment", 0, {"learning_rate": 0.1}) != piece
+    longer = configured("unit", "--data.steps", 15)
+    assert network_piece(longer.run, "adas_increment", 0) != piece
+
+
+def test_a_network_of_no_form_has_a_piece_of_its_own(configured):
+    found = configured("unit", "--model.network.output", "analysis", "--model.network.gated", "no")
+    assert form_of(found.run.settings) is None
+    assert fit_piece(found.run) is None
+    official = configured("unit", "--model.network.output", "analysis")
+    assert form_of(official.run.settings) == "adas_official"
+
+
+def keep(found, form, seed, optimizer=None, objects=()):
+    piece = network_piece(found.run, form, seed, optimizer)
+    analysis = found.model.variant(form).analysis
+    found.run.store("weights", AnalysisForm()).keep(piece, analysis, objects=objects)
+    return analysis
+
+
+def test_results_of_other_settings_are_never_loaded(configured):
+    found, other = configured("unit"), configured("unit", "--data.steps", 15)
+    keep(found, "ungated", 0)
+    networks = Networks(other.run, {"ungated": {}}, [0])
+    with pytest.raises(SettingsDiffer, match=r"ungated-s0 was made with .*data.steps 14, now 15"):
+        networks.load("ungated", 0)
+    tuned = Networks(found.run, {"ungated": {"learning_rate": 0.5}}, [0])
+    with pytest.raises(SettingsDiffer, match=r"model.learning_rate 0.003, now 0.5"):
+        tuned.obtain(found.run, Training(found.model, found.data))
+
+
+def test_what_was_trained_on_test_members_is_never_scored(configured):
+    found = configured("unit")
+    test = found.source.test_objects()
+    assert not set(test) & set(found.data.training_objects())
+    keep(found, "ungated", 0, objects=[*found.data.training_objects(), test[0]])
+    networks = Networks(found.run, {"ungated": {}}, [0], test)
+    with pytest.raises(GatesError, match="was trained on 1 of the 1 objects that it is to be test"):
+        networks.load("ungated", 0)
+
+
+def test_members_of_another_nature_are_other_objects(configured):
+    unit = configured("unit").source
+    world = "--data.source.init_args.world.init_args"
+    other = configured("unit", f"{world}.seed", 1).source
+    assert not set(unit.training_objects()) & set(other.training_objects())
+    era5 = configured("era5_ensemble").source
+    assert len(set(era5.training_objects())) == len(set(era5.test_objects())) == 20
+    assert not set(era5.training_objects()) & set(era5.test_objects())
+
+
+def test_a_network_of_fit_keeps_the_configured_optimizer(configured):
+    found = configured("unit")
+    tuned = {form: Choice({"learning_rate": 0.5, "weight_decay": 0.1}, [], []) for form in COMPARED}
+    seeds = (0, 1)
+    assert fitted(found.run, COMPARED, seeds) == []
+    before = optimizers_of(found.run, (*COMPARED, "open_gate"), seeds, tuned)
+    assert before == dict.fromkeys((*COMPARED, "open_gate"), tuned["ungated"].setting)
+    keep(found, "ungated", 1)
+    keep(found, "adas_official", 0, tuned["adas_official"].setting)
+    assert fitted(found.run, COMPARED, seeds) == ["ungated"]
+    assert optimizers_of(found.run, COMPARED, seeds, tuned)["ungated"] == {}
+    assert optimizers_of(found.run, COMPARED, seeds, {})["adas_official"] == {}
+
+
+def test_networks_are_kept_with_all_that_they_need(configured, tmp_path):
+    model = configured("unit").model
+    for form in FORMS:
+        analysis = model.variant(form).analysis
+        (tmp_path / form).mkdir()
+        AnalysisForm().save(tmp_path / form, analysis)
+        found = AnalysisForm().load(tmp_path / form)
+        own, kept = (json.dumps(one.network.arguments) for one in (analysis, found))
+        assert own == kept
+        own, kept = analysis.state_dict(), found.state_dict()
+        assert own.keys() == kept.keys()
+        for name, value in own.items():
+            rounded = value.bfloat16().float() if name.startswith("network.") else value
+            assert torch.equal(kept[name], rounded)
+    path = tmp_path / "ungated" / AnalysisForm.FILE
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(GatesError, match="not readable as safetensors weights"):
+        AnalysisForm().load(tmp_path / "ungated")
+
+
+def test_evaluate_trains_the_same_bits_as_fit(configured, tmp_path):
+    words = []
+    for path in PATHS:
+        words += [path, tmp_path / path.rpartition(".")[2]]
+    found = configured("unit", *words)
+    options = ["--config", "unit", "--root", tmp_path / "runs", *words]
+    options += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+    assert main(["weather", "fit", *map(str, options)]) is None
+    found.data.source.setup()
+    ticks, folder = [], tmp_path / "job"
+    folder.mkdir()
+    job = Job(folder, lambda: ticks.append(1))
+    piece = network_piece(found.run, "adas_increment", 0)
+    analysis = Training(found.model, found.data).train(piece, job)
+    assert len(ticks) == found.data.steps
+    assert job.objects == set(found.data.training_objects())
+    store = found.run.store("weights", AnalysisForm())
+    assert set(store.record(piece).objects) == job.objects
+    AnalysisForm().save(folder, analysis)
+    one, two = (load_file(at / AnalysisForm.FILE) for at in (store.find(piece), folder))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
