@@ -89,7 +89,7 @@ class ToyData(LightningDataModule):
 
 
 class Student(ToyModule):
-    """A smaller network, trained by a verb of its own.
+    """A smaller network, trained by a separate verb.
 
     Args:
         dim: Number of features.
@@ -103,7 +103,7 @@ class Student(ToyModule):
 
 
 class ToyTrainer(GatesRunTrainer):
-    """A Trainer with one verb of its own."""
+    """A Trainer with one verb."""
 
     def score(self, model: ToyModule, datamodule: ToyData, repeats: int = 1) -> None:
         """Write the score of the network.
