@@ -133,7 +133,7 @@ def _memory() -> str:
 
 
 def _triton(gpu: bool) -> str:
-    """Triton is imported in a process of its own: a broken build must not take this one along."""
+    """Triton is imported in a separate process: a broken build must not take this one along."""
     command = [sys.executable, "-c", "import triton; print(triton.__version__)"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -32,7 +32,7 @@ class App(NamedTuple):
 APPS: Mapping[str, App] = {
     "weather": App(
         "apps.weather.commands",
-        "assimilate observations into weather fields (FengWu-Adas) beside OI and LETKF",
+        "assimilate observations into weather fields: FengWu-Adas, OI and LETKF",
         {
             "prepare": "write the nature run or unpack the ERA5 ensemble sample",
             "observe": "simulate an observing network and its noisy observations",
@@ -52,7 +52,7 @@ APPS: Mapping[str, App] = {
             "render": "render colonoscopies of known truth, in the layout of real data",
             "prepare": "read raw data, report every fault, write one table and the cache",
             "fit": "train the network, resumable at any step",
-            "evaluate": "score networks beside a constant and the apparent area",
+            "evaluate": "score networks, a constant and the apparent area",
             "audit": "find out what a network leans on; studies of gates",
             "report": "write the report of a run as one HTML page",
             "predict": "size the polyps on images, videos or DICOM",
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None, apps: Mapping[str, App] = APPS)
         apps: The table of applications.
 
     Returns:
-        0 on success, 1 when a check failed, 2 when the user can mend the command, 130 after Ctrl-C,
+        0 on success, 1 when a check failed, 2 when the user can fix the command, 130 after Ctrl-C,
         141 when the reader of the output, such as ``head``, has left.
     """
     try:
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None, apps: Mapping[str, App] = APPS)
 
 
 def _reader_left() -> bool:
-    """Tell whether nobody reads the output any more; what is left of it then goes nowhere."""
+    """Return whether the reader of the output has left; the rest of it is then discarded."""
     poll = select.poll()
     poll.register(sys.stdout, select.POLLOUT)
     left = any(event & select.POLLERR for _, event in poll.poll(0))

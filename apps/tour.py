@@ -47,7 +47,7 @@ def main(arguments: Sequence[str], apps: Mapping[str, App]) -> int:
     stops = {name: app.stop for name, app in apps.items() if app.stop}
     for name in options.only or []:
         if name not in stops:
-            raise GatesError(f"--only {name!r} is no stop of the tour: choose from {list(stops)}")
+            raise GatesError(f"--only {name!r} is not a tour stop: choose from {list(stops)}")
     wanted = {name: stop for name, stop in stops.items() if name in (options.only or stops)}
     return _tour(wanted, options.root / "tour")
 
@@ -95,7 +95,7 @@ def _speaker(console: Console) -> Callable[[str], None]:
 
 
 def _table(stops: Sequence[TourStop]) -> Table:
-    table = Table(show_lines=True)  # texts wrap, so that nothing is cut on a narrow screen
+    table = Table(show_lines=True)  # text wraps, so that nothing is cut on a narrow screen
     for title in ("system", "metric", "value", "baseline", "verdict"):
         table.add_column(title, overflow="fold")
     for stop in stops:
@@ -109,7 +109,7 @@ def _table(stops: Sequence[TourStop]) -> Table:
 def _page(stops: Sequence[TourStop], skipped: Sequence[str], seconds: float) -> Page:
     rows = [row for stop in stops for row in stop.rows]
     claims = [row.good for row in rows if row.good is not None]
-    page = Page("Tour of the gatesuite", "Learned gates on real data, beside what they must beat.")
+    page = Page("Tour of the gatesuite", "Learned gates on real data, against what they must beat.")
     tiles = [
         Tile("systems", str(len({row.system for row in rows})), f"{len(stops)} applications"),
         Tile("time", f"{seconds:.0f} s", "on this machine"),

@@ -1,1 +1,1 @@
-"""Measurements: ratios of interleaved runs in one process, beside the machine's limits."""
+"""Measurements: ratios of interleaved runs in one process, compared with the machine's limits."""

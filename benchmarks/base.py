@@ -1,4 +1,4 @@
-"""Another revision of the library beside this one, in the same process."""
+"""Another revision of the library next to this one, in the same process."""
 
 import importlib
 import importlib.util
@@ -21,10 +21,10 @@ def load_head(name: str) -> ModuleType:
 
 
 class BaseTree:
-    """The packages of another revision under names of their own, ``core_gates_base`` and so on.
+    """The packages of another revision under separate names, ``core_gates_base`` and so on.
 
     Imports and the names of registered operators are rewritten, so that both revisions live in one
-    process and can be timed in turn.
+    process and can be timed alternately.
 
     Args:
         revision: Any revision that git knows.

@@ -15,7 +15,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Work:
-    """What one call must at least do, for the share of the machine's limit.
+    """What one call must at least do, for the fraction of the machine's limit.
 
     Attributes:
         bytes: Bytes that must be read and written.
@@ -28,7 +28,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Variants of one computation, timed in turn.
+    """Variants of one computation, timed alternately.
 
     Attributes:
         name: What is computed.
@@ -45,9 +45,9 @@ class Comparison:
         first_calls: Variants whose first call is reported too, since it compiles.
         absent: Variants that cannot be timed here, name to reason; reported, never passed over.
         memory: Bytes needed at once; a comparison that does not fit is skipped.
-        single_calls: So many single calls of every variant in turn take the place of one sample,
-            for differences smaller than the drift of the machine between two samples.
-        mixtures: Further variants, whose time is that of shares of others, name to share.
+        single_calls: That many single calls of every variant, interleaved, take the place of one
+            sample, for differences smaller than the drift of the machine between two samples.
+        mixtures: Further variants, name to the weight of each variant that their time is made of.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Suite:
         name: Its module in `suites`.
         tests: Files for pytest.
         comparisons: Makes the comparisons.
-        threads: A suite of CPU code says how many threads it uses; None for any device and number.
+        threads: Threads that a suite of CPU code uses; None for any device and number.
     """
 
     name: str

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         suite = load_suite(options.suite) if options.suite else find_op(options.op)
         if not options.force and not _tests_pass(suite):
-            print(f"{suite.name}: its tests are red; mend them, or time anyway with --force")
+            print(f"{suite.name}: its tests fail; fix them, or time anyway with --force")
             return 1
         threads = options.threads or suite.threads
         if threads:
@@ -77,11 +77,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--suite", help=f"one of {', '.join(suite_names())}")
     what.add_argument("--op", help="the comparisons of one op, from every suite")
-    parser.add_argument("--base", metavar="REV", help="time this revision of the library beside it")
+    parser.add_argument("--base", metavar="REV", help="compare with this revision of the library")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON, too")
     parser.add_argument("--threads", type=int, help="threads of torch (1: single-thread)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="samples of each variant")
-    parser.add_argument("--force", action="store_true", help="time even if the tests are red")
+    parser.add_argument("--force", action="store_true", help="time even if the tests fail")
     return parser.parse_args(arguments)
 
 
@@ -109,7 +109,7 @@ def _measure_all(suite: Suite, device: torch.device, base: str | None, rounds: i
 
 @contextmanager
 def _empty_caches(folder: Path) -> Iterator[None]:
-    """Have all that is compiled compiled anew, so that first calls are first calls."""
+    """Drop all compiled code, so that first calls are first calls."""
     before = {name: os.environ.get(name) for name in CACHES}
     os.environ.update({name: str(folder / name.lower()) for name in CACHES})
     try:
@@ -132,7 +132,7 @@ def measure(
 
     Args:
         comparison: What to time.
-        tree: Another revision to hold every variant against.
+        tree: Another revision to compare every variant with.
         base: Its name.
         rounds: Samples of each variant.
         device: Where it runs, for the limits; the GPU if there is one, when None.
@@ -252,7 +252,7 @@ def _device(device: torch.device) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Start this process anew with a malloc that keeps what is freed, as a training should have it.
+    """Restart this process with a malloc that keeps freed memory, as training should, too.
 
     Returning large buffers to the system and getting them back page by page is otherwise a good
     part of some calls, and the noisiest. A malloc other than that of glibc ignores the settings.

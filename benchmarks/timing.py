@@ -1,4 +1,4 @@
-"""Timing on a machine that others use too: variants in turn, medians, limits of the same moment."""
+"""Timing on a shared machine: variants interleaved, medians, limits of the same moment."""
 
 import statistics
 import time
@@ -15,7 +15,7 @@ class Timing(NamedTuple):
     """Times of one variant.
 
     Attributes:
-        seconds: Seconds a call, one entry a round.
+        seconds: Seconds a call, one entry per round.
         first: Seconds of the very first call.
     """
 
@@ -36,7 +36,7 @@ def interleave(
     clock: Callable[[], float] = time.perf_counter,
     first_clock: Callable[[], float] | None = None,
 ) -> dict[str, Timing]:
-    """Time every call once a round, so that a busy moment strikes all of them.
+    """Time every call once a round, so that a busy moment affects all of them.
 
     A sample repeats short calls until it lasts ``sample_seconds``. The order is turned around every
     round, so that no call always follows the same neighbor.
@@ -45,7 +45,7 @@ def interleave(
         calls: Functions by name.
         rounds: Samples of each.
         sample_seconds: Least duration of a sample.
-        clock: Seconds that go on.
+        clock: Clock in seconds.
         first_clock: Clock of the first call, which may compile in other processes; ``clock`` if
             None.
     """
@@ -63,7 +63,7 @@ def interleave(
 
 
 def mixed(timings: Mapping[str, Timing], shares: Mapping[str, float], revision: str = "") -> Timing:
-    """Time of a call that consists of shares of others, of another revision if one is named."""
+    """Time of a call that is a weighted sum of others, of another revision if one is named."""
     suffix = f"@{revision}" if revision else ""
     parts = [(share, timings[name + suffix]) for name, share in shares.items()]
     seconds = [[share * second for second in timing.seconds] for share, timing in parts]
@@ -81,7 +81,7 @@ def limit_calls(device: torch.device) -> tuple[dict[str, Callable[[], object]], 
     """The machine's limits as calls to be timed among the others.
 
     Returns:
-        The calls ``gemm`` (float32 matrix product) and ``stream`` (copy of a large array), and the
+        The calls ``gemm`` (float32 matmul) and ``stream`` (copy of a large array), and the
         floating-point operations and the bytes of one call of each.
     """
     size, length = (4096, 2**28) if device.type == "cuda" else (768, 2**24)

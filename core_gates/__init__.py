@@ -2,7 +2,8 @@
 
 On top are all routing gates and what users of many rooms need; everything else is imported from its
 room, such as ``core_gates.ops``. Names are imported when they are first used, so that
-``import core_gates`` costs nothing and ``from core_gates import TopKGate`` little but PyTorch.
+``import core_gates`` costs nothing and ``from core_gates import TopKGate`` little more than
+PyTorch.
 """
 
 from core_gates.lazy import exports

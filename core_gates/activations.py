@@ -98,7 +98,7 @@ ACTIVATIONS = {
 
 
 def check_activation(name: str) -> None:
-    """Refuse what is no activation of experts.
+    """Refuse what is not an activation of experts.
 
     Raises:
         ValueError: There is none of that name.

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line that says what was found, what was expected, what to do."""
+"""Errors that a user can fix: one line with what was found, what was expected, what to do."""
 
 from collections.abc import Iterable
 

@@ -25,7 +25,7 @@ def linear_fp32(
         x: Routing input (..., D).
         weight: Weight (E, D).
         bias: Bias (E,).
-        padding_mask: True (...) at positions to ignore; what is not finite there is read as zero,
+        padding_mask: True (...) at tokens to ignore; what is not finite there is read as zero,
             else it would reach the gradient of the weight.
 
     Returns:
@@ -66,7 +66,7 @@ def lowest_index_top_k(
         ties: Second scores (..., E), by which equal ones are ordered first.
 
     Returns:
-        Values, differentiable, and distinct int64 indices, both (..., K), in falling order.
+        Values, differentiable, and distinct int64 indices, both (..., K), in descending order.
     """
     lowest = torch.finfo(scores.dtype).min
     remaining = scores.detach().clamp(min=lowest)  # -inf becomes available after everything else

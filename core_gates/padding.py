@@ -1,4 +1,4 @@
-"""Padding masks: True marks a position to ignore."""
+"""Padding masks: True marks a token to ignore."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def ignored_as_zero(values: Tensor, padding_mask: Tensor | None) -> Tensor:
 
 
 def check_padding_mask(padding_mask: Tensor, shape: Sequence[int]) -> None:
-    """Refuse a mask that is not boolean or does not fit the positions.
+    """Refuse a mask that is not boolean or does not fit the tokens.
 
     Attention masks of Hugging Face are integers with the opposite meaning; refusing them here is
     what keeps the two apart.
@@ -39,18 +39,18 @@ def check_padding_mask(padding_mask: Tensor, shape: Sequence[int]) -> None:
     if tuple(padding_mask.shape) != tuple(shape):
         raise ValueError(
             f"padding_mask {tuple(padding_mask.shape)} must have the shape {tuple(shape)} of the"
-            " positions"
+            " tokens"
         )
 
 
 def zero_padding(x: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Return features with zeros at padding, whatever stands there; no gradient goes back to it.
+    """Return features with zeros at padding, whatever it holds; no gradient goes back to it.
 
-    A product with zero would not do: it keeps NaN and infinity.
+    Multiplying by zero would not do: it keeps NaN and infinity.
 
     Args:
         x: Features (..., D).
-        padding_mask: True (...) at positions to ignore; nothing is ignored if None.
+        padding_mask: True (...) at tokens to ignore; nothing is ignored if None.
 
     Raises:
         ValueError: The mask is not boolean or has another shape.

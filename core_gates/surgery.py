@@ -43,7 +43,7 @@ def inject_gates(
     In transformer blocks (ViT, DeiT, Swin) a gate scales what attention and MLP add to the stream,
     also where several of them add in parallel; in ConvNeXt blocks what the MLP adds; in a ResNet it
     scales the output of every stage. The gate sits at the last linear map of a branch, or at the
-    normalization that follows it, which equals a gate behind LayerScale and dropout and before
+    normalization that follows it, which equals a gate after LayerScale and dropout and before
     stochastic depth. Weights keep their names, so that checkpoints of the plain model still load
     with ``strict=False``. Hybrids of these families, such as ViTamin, are refused.
 

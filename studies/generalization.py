@@ -71,7 +71,7 @@ def generalization_study(
         variants: Which to train.
         seeds: Of weights and batches.
         budget: The same for all.
-        tick: Called after each training.
+        tick: Called after each training run.
 
     Returns:
         One row a (variant, seed, sample): variant, seed, sample, label, predicted.
@@ -107,7 +107,7 @@ def generalization_table(
     Args:
         predictions: Of :func:`generalization_study`.
         reference: The variant to compare with, paired by test image and seed.
-        resamples: Draws of the bootstrap over images and seeds.
+        resamples: Bootstrap resamples over images and seeds.
 
     Returns:
         One row a variant: variant, seeds, accuracy and macro_f1 with ``_low``, ``_high`` and,

@@ -108,7 +108,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     header = np.frombuffer(content[:start].ljust(start, b"\0"), dtype=">i4")
     shape = tuple(int(side) for side in header[1:])
     if header[0] != _MAGIC[dimensions] or len(content) - start != np.prod(shape):
-        raise GatesError(f"{path} is no idx file of {dimensions} dimensions; copy it again")
+        raise GatesError(f"{path} is not an idx file of {dimensions} dimensions; copy it again")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 

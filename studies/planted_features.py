@@ -41,8 +41,8 @@ class PlantedTask:
         steps: Optimizer steps.
         batch: Samples a step.
         learning_rate: Of the weights, Adam.
-        gate_learning_rates: Of the gates, tried in turn.
-        penalties: Weights of the L0 penalty, divided by d and tried in turn.
+        gate_learning_rates: Of the gates, tried one after the other.
+        penalties: Weights of the L0 penalty, divided by d and tried one after the other.
     """
 
     num_features: int = 64
@@ -73,7 +73,7 @@ def planted_features_study(
     task: PlantedTask | None = None,
     methods: Sequence[Method] = METHODS,
 ) -> pd.DataFrame:
-    """Run every method on a data set of its own for each seed.
+    """Run every method on a separate data set for each seed.
 
     Strengths (learning rate of the gates, L0 penalty, lasso) are chosen on the validation samples.
     What ranks the inputs: the scores of the gates, alone and times the norm of their weights; those
@@ -86,7 +86,7 @@ def planted_features_study(
 
     Returns:
         One row a (method, seed): strength, ranking_auc, product_auc (scores times norms),
-        open_informative and open_rest (shares of scores above 0.1), score_informative and
+        open_informative and open_rest (fractions of scores above 0.1), score_informative and
         score_rest (means), r2 on the test samples.
     """
     task = task or PlantedTask()

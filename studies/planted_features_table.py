@@ -43,7 +43,7 @@ def planted_features_table(rows: pd.DataFrame, *, level: float = 0.95) -> pd.Dat
 
 
 def planted_features_headline(table: pd.DataFrame) -> str:
-    """Say in one sentence which methods select the planted features."""
+    """Return one sentence on which methods select the planted features."""
     parts = []
     for _, row in table[table["method"] != REFERENCE].iterrows():
         gain = f", {row['gain']:+.2f} against weights without gates" if "gain" in row else ""

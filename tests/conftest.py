@@ -40,7 +40,7 @@ def _harness():
 
 @pytest.fixture
 def kill_and_resume(tmp_path, _harness):
-    """Kill a ``fit``, resume it, and hold it bit for bit against an unbroken run."""
+    """Kill a ``fit``, resume it, and compare it bit for bit with an uninterrupted run."""
     return _harness["harness"](tmp_path)
 
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("apps", "benchmarks", "core_gates", "endoscopy", "harness", "studies", "weather")
 MODULES, LINES, FUNCTION_LINES = 16, 500, 60
-LARGE = {"core_gates/gates"}  # one gate a file: the list of gates is what `ls` shows
+LARGE = {"core_gates/gates"}  # one gate per file: the list of gates is what `ls` shows
 NAMELESS = {"utils", "helpers", "common", "misc"}
 TO_BE_SPLIT = {
     "apps/endoscopy",

@@ -1,4 +1,4 @@
-"""Several LoRAs beside a linear layer in PEFT, which adds their outputs without a gate.
+"""Several LoRAs next to a linear layer in PEFT, which adds their outputs without a gate.
 
 PEFT (https://github.com/huggingface/peft, Apache-2.0) is not among the dependencies.
 """
@@ -17,7 +17,7 @@ ABSENT = "peft is not installed: pip install peft"
 
 
 def is_installed() -> bool:
-    """Tell whether the peer can be imported."""
+    """Return whether the peer can be imported."""
     return importlib.util.find_spec("peft") is not None
 
 

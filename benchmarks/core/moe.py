@@ -1,6 +1,6 @@
 """The expert layer against a dense network of equal work, other layers, and the memory's limit.
 
-The shape is T = 4096 positions, d = 512, F = 1024, k = 2, float32, experts without a gated half.
+The shape is T = 4096 tokens, d = 512, F = 1024, k = 2, float32, experts without a gated half.
 The dense network is as wide as the chosen experts together, plus the width that costs as much as
 the projection of the gate. The bars hold in the default mode unless the name says ``compile``.
 
@@ -90,7 +90,7 @@ def against_naive(num_experts: int) -> Comparison:
 
 
 def router_share(num_experts: int) -> Comparison:
-    """Return softmax, top-k and scaling beside the forward pass of the whole layer."""
+    """Return softmax, top-k and scaling alone, and the forward pass of the whole layer."""
 
     def build(load: Load) -> Mapping[str, Call]:
         x, layer = _layer(load, num_experts, gated=False)
@@ -135,7 +135,7 @@ def against_transformers(num_experts: int, backward: bool) -> Comparison:
 
 
 def decode(batch: int, num_experts: int = 64) -> Comparison:
-    """Return steps of a small batch beside a copy that moves as many bytes as they must read."""
+    """Return steps of a small batch, and a copy of as many bytes as they must read."""
     steps = DECODE_STEPS[batch]
     experts_read = _experts_read(batch, num_experts)
     num_bytes = experts_read * 2 * DIM * HIDDEN * 4

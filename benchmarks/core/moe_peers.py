@@ -52,7 +52,7 @@ class GroupedMm(nn.Module):
 
 
 class Transformers(nn.Module):
-    """The experts of Mixtral in transformers, behind the same gate and with the same weights."""
+    """The experts of Mixtral in transformers, after the same gate and with the same weights."""
 
     def __init__(self, gate: Gate, experts: StackedExperts, implementation: str) -> None:
         super().__init__()
@@ -75,5 +75,5 @@ class Transformers(nn.Module):
 
 
 def has_transformers() -> bool:
-    """Tell whether the library can be imported."""
+    """Return whether the library can be imported."""
     return importlib.util.find_spec("transformers") is not None

@@ -16,7 +16,8 @@ BAR = 1.02
 def monitored() -> Comparison:
     """Return a step of an expert layer, alone and with a monitor that measures one in a hundred.
 
-    The steps are timed one by one, in turn, since samples of many differ by more than the monitor.
+    The steps are timed one by one, alternating, since samples of many differ by more than the
+    monitor.
     """
 
     def build(load: Load) -> Mapping[str, Call]:

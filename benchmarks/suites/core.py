@@ -1,4 +1,4 @@
-"""Everything of the core, on one CPU thread; each part is a suite of its own, too."""
+"""Everything of the core, on one CPU thread; each part is a separate suite, too."""
 
 from collections.abc import Iterator
 

@@ -25,7 +25,7 @@ BLOCK_MAX_BAR = 1.5
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Every share of kept blocks, forward and with the backward pass; then block maxima."""
+    """Every fraction of kept blocks, forward and with the backward pass; then block maxima."""
     for block_size in SPARSE_BARS:
         yield block_sparse(block_size, SHARES, backward=False)
     for block_size in SPARSE_BARS:
@@ -34,9 +34,10 @@ def comparisons() -> Iterator[Comparison]:
 
 
 def block_sparse(block_size: int, shares: tuple[float, ...], *, backward: bool) -> Comparison:
-    """Return random masks of several shares of the causal area, their diagonal always kept.
+    """Return random masks of several fractions of the causal area, their diagonal always kept.
 
-    Above a share of `DENSE_ABOVE` the op is timed with and without the leave to attend everything.
+    Above a fraction of `DENSE_ABOVE` the op is timed with and without permission to attend
+    everything.
     """
 
     def build(load: Load) -> Mapping[str, Call]:
@@ -92,12 +93,12 @@ def block_max() -> Comparison:
         build=build,
         baseline=BASELINE,
         bars=dict.fromkeys(("block 64", "block 128", "block 64, by row"), BLOCK_MAX_BAR),
-        work=Work(flops=2.0 * LENGTH**2 * HEAD_DIM),  # two products over half of the map
+        work=Work(flops=2.0 * LENGTH**2 * HEAD_DIM),  # two matmuls over half of the map
     )
 
 
 def random_mask(num_blocks: int, share: float) -> Tensor:
-    """Return a causal block mask (1, 1, N, N) that keeps a share of the causal area."""
+    """Return a causal block mask (1, 1, N, N) that keeps a fraction of the causal area."""
     generator = torch.Generator().manual_seed(0)
     past = torch.ones(num_blocks, num_blocks, dtype=torch.bool).tril()
     order = torch.rand(num_blocks, num_blocks, generator=generator)

@@ -34,7 +34,7 @@ def attach_adapters(
         where: Patterns of the names of the layers.
 
     Returns:
-        Name of each layer -> what stands in its place.
+        Name of each layer -> its replacement.
 
     Raises:
         ValueError: No layer matches.
@@ -55,7 +55,7 @@ def attach_adapters(
             f"no linear layer of {type(model).__name__} matches {list(where)}; it offers"
             f" {', '.join(linears) or 'none that a name leads to'}"
         )
-    shared: dict[int, AdaptedLinear] = {}  # a layer that stands in two places
+    shared: dict[int, AdaptedLinear] = {}  # a layer that occurs twice
     for name, linear in chosen.items():
         if id(linear) not in shared:
             shared[id(linear)] = adapt(linear).train(linear.training)
@@ -64,7 +64,7 @@ def attach_adapters(
 
 
 def detach_adapters(model: nn.Module) -> nn.Module:
-    """Put the layers back in the place of those that :func:`attach_adapters` made, bit for bit.
+    """Put the layers back in place of those that :func:`attach_adapters` made, bit for bit.
 
     Args:
         model: A model with adapters; what they learned is dropped unless it was merged before.

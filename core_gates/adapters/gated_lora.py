@@ -125,7 +125,7 @@ class GatedLoraLinear(nn.Module):
         return torch.stack([h @ up for h, up in zip(hidden, ups, strict=True)], -2)
 
     def _may_overwrite(self) -> bool:
-        """Tell whether nobody else can see the output of the layer."""
+        """Return whether nothing else can see the output of the layer."""
         hooks = self.base._forward_hooks or nn.modules.module._global_forward_hooks
         plain = type(self.base) is nn.Linear and "forward" not in vars(self.base)
         return plain and not hooks and not torch.is_grad_enabled()
@@ -149,7 +149,7 @@ class GatedLoraLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Take the adapters of the state dict in the place of those attached."""
+        """Replace the attached adapters by those of the state dict."""
         names = "adapter_ranks", "down", "up"
         saved = [state_dict.get(prefix + name) for name in names]
         if all(isinstance(tensor, Tensor) for tensor in saved):

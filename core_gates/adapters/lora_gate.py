@@ -1,4 +1,4 @@
-"""The gate of AutoLoRA: how much of every adapter's output each token and channel takes."""
+"""The gate of AutoLoRA: the weight of every adapter's output at each token and channel."""
 
 import math
 from typing import Literal, get_args
@@ -27,7 +27,7 @@ class LoraGate(nn.Module):
         out = o + w_out Σ_k g_k y_k
 
     All parameters are vectors over the features that the adapters share: a trained gate serves any
-    number of adapters in any order. Each adapter has a sigmoid of its own, they do not compete.
+    number of adapters in any order. Each adapter has its own sigmoid, they do not compete.
 
     Args:
         dim: Output features of the layer.
@@ -89,7 +89,7 @@ class LoraGate(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the parameters as ``initialization`` says, the norms to the identity."""
+        """Set the parameters according to ``initialization``, the norms to the identity."""
         weights = [
             w for w in (self.weight_base, self.weight_lora, self.weight_cross) if w is not None
         ]
@@ -129,7 +129,7 @@ class LoraGate(nn.Module):
     def gate_values(self, base: Tensor, loras: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the gates ``g_k`` (..., K, D); arguments as in :meth:`forward`."""
         bias = self._bias(self.checked_time(time, base))
-        if bias.ndim == 2:  # one row a sample
+        if bias.ndim == 2:  # one row per sample
             bias = bias.view(len(bias), *[1] * (base.ndim - 1), self.dim)
         acc = torch.promote_types(bias.dtype, base.dtype)
         z = _normalize(loras.to(acc), self.norm_lora)
@@ -203,7 +203,7 @@ class LoraGate(nn.Module):
         return f"dim={self.dim}, variant={self.variant}, time={self.time}"
 
     def _bias(self, time: Tensor | None) -> Tensor:
-        """Return the bias (D,), or (B, D) for one time a sample, in float32 at least."""
+        """Return the bias (D,), or (B, D) for one time per sample, in float32 at least."""
         bias = self.bias.to(accumulation_dtype(self.bias))
         if self.weight_time is None:
             return bias

@@ -23,8 +23,8 @@ class SoftThreshold(nn.Module):
         core_gates.training.ProximalStep(optimizer, rank_gates(model), 3e-4)
 
     The gate stays in float32 where ``.to(torch.bfloat16)`` rounds everything else: ξ is below the
-    resolution of half precision. FSDP2 wants one dtype in each group of parameters: in a model of
-    half precision give it the gates first, ``fully_shard(gate)``.
+    resolution of half precision. FSDP2 requires one dtype in each group of parameters: in a model
+    of half precision give it the gates first, ``fully_shard(gate)``.
 
     Args:
         rank: Number of components R; 0 for a gate that is loaded or was pruned away.
@@ -58,7 +58,7 @@ class SoftThreshold(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the gate as ``initialization`` says."""
+        """Draw the gate according to ``initialization``."""
         if self.initialization == "normal":
             nn.init.normal_(self.weight)
         else:

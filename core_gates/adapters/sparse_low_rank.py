@@ -36,7 +36,7 @@ class SparseLowRank(nn.Module):
         ``x`` (..., D) to (..., D'); ``lora_A`` (R, D), ``lora_B`` (D', R), gate (R,).
 
     Raises:
-        ValueError: A size is below 1, ``rank`` is negative, or ``dropout`` is no probability.
+        ValueError: A size is below 1, ``rank`` is negative, or ``dropout`` is not a probability.
     """
 
     scaling: Tensor
@@ -139,7 +139,7 @@ class SparseLowRank(nn.Module):
         """Cut the components whose gate is at most ``threshold`` in magnitude, down to rank 0.
 
         With the threshold 0 the output stays the same. The parameters become new ones without
-        gradient history: make a new optimizer if training goes on.
+        gradient history: make a new optimizer if training continues.
 
         Args:
             threshold: Largest magnitude of a gate that is cut.

@@ -1,7 +1,7 @@
-"""Attention with gates around it: over windows of a grid, blocks of a text, or active tokens.
+"""Attention with gates around it: over windows of a grid, blocks of text, or active tokens.
 
 Padding is one contract: where ``padding_mask`` is True, a token is ignored whatever it holds, NaN
-included, in results, gradients and statistics, and has the result 0 where it has one of its own.
+included, in results, gradients and statistics, and its own result, where it has one, is 0.
 """
 
 from core_gates.attention import sma

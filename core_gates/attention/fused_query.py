@@ -9,13 +9,13 @@ def split_fused_q_proj(
 ) -> tuple[Tensor, Tensor]:
     """Cut a fused projection into that of the queries and that of the gates.
 
-    The rows of a fused projection are grouped by head of keys: the query rows of the heads of its
+    The rows of a fused projection are grouped by key head: the query rows of the heads of its
     group, then their gate rows, one a head (headwise) or one a feature (elementwise).
 
     Args:
         fused: Weight (R, dim) or bias (R,), where R is H * (D + 1) or H * 2 D.
-        num_heads: Heads H of queries.
-        num_kv_heads: Heads K of keys.
+        num_heads: Query heads H.
+        num_kv_heads: Key heads K.
         head_dim: Features D of a head.
 
     Returns:
@@ -28,7 +28,7 @@ def split_fused_q_proj(
     known = (gated + num_heads, 2 * gated)
     if num_kv_heads < 1 or num_heads % num_kv_heads or fused.shape[0] not in known:
         raise ValueError(
-            f"{fused.shape[0]} rows are no fused projection of {num_heads} heads of {head_dim}"
+            f"{fused.shape[0]} rows are not a fused projection of {num_heads} heads of {head_dim}"
             f" features in {num_kv_heads} groups: expected {known[0]} or {known[1]}"
         )
     by_group = _grouped(fused, num_kv_heads)
@@ -42,7 +42,7 @@ def fuse_q_proj(queries: Tensor, gates: Tensor, num_kv_heads: int) -> Tensor:
     Args:
         queries: Query rows (H * D, ...).
         gates: Gate rows (H, ...) or (H * D, ...).
-        num_kv_heads: Heads K of keys.
+        num_kv_heads: Key heads K.
 
     Raises:
         ValueError: K does not divide the rows.

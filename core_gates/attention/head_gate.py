@@ -28,7 +28,7 @@ class HeadGate(nn.Module):
         num_heads: Heads of the gated tensor.
         head_dim: Features of a head.
         granularity: One gate a feature or one a head.
-        sharing: Whether every head has gates of its own or all heads share those of one.
+        sharing: Whether every head has its own gates or all heads share those of one.
         form: Whether the gate multiplies or is added.
         activation: ``ns_sigmoid`` is ``0.5 + 0.5 sigmoid(z)``, which cannot close.
         input_dependent: False for learned gates that are the same for all tokens, a control.

@@ -15,7 +15,7 @@ class GatedConv(nn.Module):
     """Gated convolution of background, observation and gate streams (arXiv 2312.12462).
 
     ``x1 = silu(K_x x)``, ``g1 = sigmoid(K_g g)``, ``o1 = silu(K_o o) * g1``: where the gate stream
-    says that there is nothing worth hearing, the observation stream is silenced.
+    signals nothing worth hearing, the observation stream is silenced.
 
     Args:
         in_dim: Channels of each input stream.
@@ -128,7 +128,7 @@ class PartialConv(nn.Module):
         window = torch.ones_like(weight[:1, : mask.shape[1]])
         total = same_conv(mask, window, circular=circular)
         seen = (total > 0.5).to(o.dtype)
-        visible = torch.where(mask != 0, o, 0)  # a product would keep what is not finite
+        visible = torch.where(mask != 0, o, 0)  # multiplying would keep what is not finite
         signal = same_conv(visible, weight, circular=circular)
         scale = window.numel() / total.clamp_min(1)
         return (signal * scale + bias.view(-1, *(1,) * self.conv.ndim)) * seen, seen

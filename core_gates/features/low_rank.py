@@ -26,7 +26,7 @@ class LowRankFeatureGate(nn.Module):
         ``v`` and the result (..., D).
 
     Raises:
-        ValueError: A size is below 1, or the rank of the paper is no integer.
+        ValueError: A size is below 1, or the rank of the paper is not an integer.
     """
 
     def __init__(

@@ -17,13 +17,13 @@ from core_gates.routing.staged import SteppedGate
 class ActivationGate(SteppedGate):
     """Mix all experts with ``softmax((σ(x W) + b) / τ)`` (Nguyen et al., 2024).
 
-    With a linear score (σ the identity) temperature and slope cannot be told apart: only W/τ and
+    With a linear score (σ the identity) temperature and slope cannot be distinguished: only W/τ and
     b/τ matter, and estimates converge slower than any polynomial rate. A nonlinear σ before the
     temperature makes both identifiable. The temperature is state that follows a schedule, or with
     ``learn_tau`` a parameter, kept as its logarithm.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
         activation: σ; ``identity`` is the plain dense-to-sparse gate.
         tau: τ, or a schedule of τ over optimizer steps; always positive.
@@ -93,7 +93,7 @@ class ActivationGate(SteppedGate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         scores = linear_fp32(x, self.weight, padding_mask=padding_mask)
         logits = GATE_ACTIVATIONS[self.activation](scores) + self.bias
         probs = (logits / self.tau).softmax(-1)

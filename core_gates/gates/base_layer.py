@@ -12,21 +12,21 @@ from core_gates.routing.output import RoutingOutput
 
 
 class BaseLayerGate(Gate):
-    """Assign positions to experts such that all have the same load (Lewis et al., 2021).
+    """Assign tokens to experts such that all have the same load (Lewis et al., 2021).
 
-    In training each position goes to one expert, no expert takes more than ⌈T / E⌉ of T positions,
+    In training each token goes to one expert, no expert takes more than ⌈T / E⌉ of T tokens,
     and the sum of the logits x W is maximal: no loss and no capacity is needed. Up to
-    ``exact_up_to`` positions the assignment is exact, beyond it is that of an auction whose sum is
-    within 0.02 % of it. Both are computed on the host. In evaluation each position takes its best
+    ``exact_up_to`` tokens the assignment is exact, beyond it is that of an auction whose sum is
+    within 0.02 % of it. Both are computed on the host. In evaluation each token takes its best
     expert. The weight is the sigmoid of the logit.
 
-    The assignment compares positions with each other: a causal model must not use this gate.
+    The assignment compares tokens with each other: a causal model must not use this gate.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
-        exact_up_to: Largest number of positions of a group that is assigned exactly.
-        group_dim: Dimension of ``x`` along which positions compete; all positions if None.
+        exact_up_to: Largest number of tokens of a group that is assigned exactly.
+        group_dim: Dimension of ``x`` along which tokens compete; all tokens if None.
         bias: Whether the logits have a bias.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
@@ -71,7 +71,7 @@ class BaseLayerGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
         if self.training:
             indices = self._assign(logits.detach(), padding_mask)

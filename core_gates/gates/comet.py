@@ -17,7 +17,7 @@ _MOST_OPEN = 8  # branches of a tree that scattered reads follow faster than one
 class CometGate(Gate):
     """Choose experts by ``k`` trees whose branches close exactly (Ibrahim et al., 2023).
 
-    Every tree has the experts as leaves. At an inner node a position goes left with probability
+    Every tree has the experts as leaves. At an inner node a token goes left with probability
     ``smooth_step(x · a + b)``, which is exactly 0 or 1 outside a band of width γ, so that most
     leaves end with probability P = 0. A leaf scores ``x · v + c + log(P + ε)``; the weights are the
     softmax of the scores over all leaves of all trees, exactly 0 where P is 0. The loss ``entropy``
@@ -25,13 +25,13 @@ class CometGate(Gate):
     up to all of them are active.
 
     In evaluation without gradients a gate of many experts follows the open branches alone: no node
-    or leaf behind a closed branch is evaluated. The scattered reads make that slower than one
+    or leaf below a closed branch is evaluated. The scattered reads make that slower than one
     matmul with all nodes for fewer experts: on one CPU core they meet between 256 and 512 experts
     (k = 2, batches of 2048; at 1024 it is twice as fast). While more than 8 branches of a tree are
     open on average, as early in training, everything is evaluated.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts, at least 2.
         k: Number of trees.
         gamma: Width γ of the smooth step; small values close branches early.
@@ -110,7 +110,7 @@ class CometGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         selectors, leaves = self._select(x, padding_mask)
         weights = selectors.sum(-2)
         aux = {
@@ -125,7 +125,7 @@ class CometGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the share (..., J, E) of each of the J = ``k`` trees in the weights."""
+        """Return what each of the J = ``k`` trees contributes to the weights (..., J, E)."""
         return ignored_as_zero(self._select(x, padding_mask)[0], padding_mask)
 
     def extra_repr(self) -> str:

@@ -16,18 +16,18 @@ _MIN_TAU = 0.01
 
 
 class CosineGate(Gate):
-    """Send each position to the ``k`` experts nearest in angle (Chi et al., 2022).
+    """Send each token to the ``k`` experts nearest in angle (Chi et al., 2022).
 
     The logits are cos(P x, w_e) / τ with a projection P and a learned temperature τ of at least
     0.01; the length of neither side matters. The weights are the softmax over the k largest.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
-        k: Experts kept per position.
+        k: Experts kept per token.
         projection_dim: Features after the projection; None leaves the projection out.
         tau: First τ.
-        renormalize: Whether the weights of a position sum to 1; else they are the chosen part of
+        renormalize: Whether the weights of a token sum to 1; else they are the chosen part of
             the softmax over all experts.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
@@ -93,7 +93,7 @@ class CosineGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         if padding_mask is not None:
             check_padding_mask(padding_mask, x.shape[:-1])
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)

@@ -20,19 +20,19 @@ class DenseToSparseGate(StagedGate):
 
     With logits h = x W and Gumbel noise ζ, drawn in training only, ``p = softmax((h + ζ) / τ)``.
 
-    - Phase ``shared``: every position uses expert 0 with weight 1.
+    - Phase ``shared``: every token uses expert 0 with weight 1.
     - Phase ``annealing``: experts with p above the threshold c are used. Their weights are p, or
-      those of softmax(h), as ``combine`` says; they are not scaled to sum 1.
+      those of softmax(h), depending on ``combine``; they are not scaled to sum 1.
     - Phase ``hard``: the expert with the largest h + ζ alone is used, with that same weight.
 
     Evaluation goes by the phase too. Phase and temperature follow ``stages``, one step per
     :meth:`update`; at the end of the phase ``shared`` it is for the training to call
     :func:`~core_gates.moe.spawn.spawn_experts`. The loss ``balance`` is
     ``E Σ_e mean_t(weight) mean_t(is used)``: E if all experts are used equally, 1 if one per
-    position is; its gradient goes through the weights only.
+    token is; its gradient goes through the weights only.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
         stages: Lengths of the phases, and the temperature.
         threshold: c, below 1/E.
@@ -97,12 +97,12 @@ class DenseToSparseGate(StagedGate):
         padding_mask: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see :class:`Gate`.
 
         Args:
             x: Routing input (..., D).
             ids: Not used.
-            padding_mask: True (...) at positions to ignore.
+            padding_mask: True (...) at tokens to ignore.
             noise: ζ (..., E); drawn in training if None.
         """
         logits = linear_fp32(x, self.weight, padding_mask=padding_mask)

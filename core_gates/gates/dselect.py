@@ -21,21 +21,21 @@ class DSelectKGate(Gate):
 
         r(e) = Π_bits (s if the bit of e is 1, else 1 - s),
 
-    and the weights are ``Σ_j softmax(w)_j r_j(e)``. If E is no power of two some codes belong to no
-    expert, and the weights sum to less than 1 until the selectors have learned to avoid them.
+    and the weights are ``Σ_j softmax(w)_j r_j(e)``. If E is not a power of two some codes belong to
+    no expert, and the weights sum to less than 1 until the selectors have learned to avoid them.
 
-    Two losses, for the training module to weigh: ``entropy`` of the selectors, mean over positions,
-    presses each towards one expert; ``lost_mass``, the sum over positions and selectors of
+    Two losses, for the training module to weigh: ``entropy`` of the selectors, mean over tokens,
+    presses each towards one expert; ``lost_mass``, the sum over tokens and selectors of
     ``1 / (1e-6 + Σ_e r(e))``, presses them away from codes without an expert. It is 0 if E is a
-    power of two. Static selectors count as one position.
+    power of two. Static selectors count as one token.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts, at least 2.
         k: Number of selectors.
         gamma: Width γ of the smooth step.
-        per_example: Whether z and w are linear in the position; else they are free parameters and
-            all positions are routed alike.
+        per_example: Whether z and w are linear in the token; else they are free parameters and
+            all tokens are routed alike.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
@@ -95,7 +95,7 @@ class DSelectKGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         shares, choices = self._select(x, padding_mask)
         weights = (shares.unsqueeze(-1) * choices).sum(-2)
         if not self.per_example:
@@ -112,7 +112,7 @@ class DSelectKGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the share (..., J, E) of each of the J = ``k`` selectors in the weights."""
+        """Return what each of the J = ``k`` selectors contributes to the weights (..., J, E)."""
         shares, choices = self._select(x, padding_mask)
         selectors = (shares.unsqueeze(-1) * choices).expand(*x.shape[:-1], -1, -1)
         return ignored_as_zero(selectors, padding_mask)
@@ -122,7 +122,7 @@ class DSelectKGate(Gate):
         return f"{super().extra_repr()}, k={self.k}, gamma={self.gamma}"
 
     def _select(self, x: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the share of every selector (..., J) and its choices (..., J, E)."""
+        """Return the weight of every selector (..., J) and its choices (..., J, E)."""
         if self.per_example:
             z = linear_fp32(x, self.code_weight, self.code_bias, padding_mask=padding_mask)
             w = linear_fp32(x, self.selector_weight, self.selector_bias, padding_mask=padding_mask)

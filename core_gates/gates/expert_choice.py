@@ -1,4 +1,4 @@
-"""The gate by which experts choose their positions."""
+"""The gate by which experts choose their tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -10,23 +10,23 @@ from core_gates.routing.output import RoutingOutput
 
 
 class ExpertChoiceGate(LimitedGate):
-    """Let every expert take the positions that score highest for it (Zhou et al., 2022).
+    """Let every expert take the tokens that score highest for it (Zhou et al., 2022).
 
     The scores are S = softmax(x W) over the experts; each expert takes the C = ⌈cf T / E⌉ best of T
-    positions, and the weight of what it took is S. The load is equal by construction, and a
-    position is used by any number of experts, also by none. Equal scores go to the first position.
+    tokens, and the weight of what it took is S. The load is equal by construction, and a
+    token is used by any number of experts, also by none. Equal scores go to the first token.
 
-    The gate compares positions with each other: a causal model must not use it.
+    The gate compares tokens with each other: a causal model must not use it.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
-        capacity_factor: Mean number of experts of a position in training, cf.
+        capacity_factor: Mean number of experts of a token in training, cf.
         eval_capacity_factor: The same in evaluation; that of training if None.
         capacity_rule: How C is rounded, see :func:`core_gates.routing.capacity.capacity`.
         eval_capacity_rule: The same in evaluation; that of training if None.
-        padding_in_capacity: Whether ignored positions count as tokens in the capacity.
-        group_dim: Dimension of ``x`` along which positions compete; all positions if None.
+        padding_in_capacity: Whether ignored tokens count as tokens in the capacity.
+        group_dim: Dimension of ``x`` along which tokens compete; all tokens if None.
         bias: Whether the logits have a bias.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
@@ -85,19 +85,19 @@ class ExpertChoiceGate(LimitedGate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
         probs = logits.softmax(-1)
         chosen = self._choose(probs.detach(), padding_mask)
         return RoutingOutput(probs.masked_fill(~chosen, 0), logits=logits, probs=probs)
 
     def _choose(self, probs: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """Return (..., E), True where the expert takes the position."""
+        """Return (..., E), True where the expert takes the token."""
         scores = group_positions(probs, self.group_dim)
         num_tokens, real = scores.shape[1], None
         if padding_mask is not None:
             padding = group_positions(padding_mask.unsqueeze(-1), self.group_dim)
-            scores = scores.masked_fill(padding, -1)  # behind every probability
+            scores = scores.masked_fill(padding, -1)  # below every probability
             real = None if self.padding_in_capacity else ~padding
         factor, rule = self.room
         assert factor is not None

@@ -15,34 +15,34 @@ SecondPolicy = Literal["random", "sampling", "all"]
 
 
 class GShardGate(LimitedGate):
-    """Send each position to two experts while there is room (Lepikhin et al., 2021).
+    """Send each token to two experts while there is room (Lepikhin et al., 2021).
 
     The first expert is the most probable one. How the second comes about in training is the
     policy: the next probable expert, kept with probability min(1, 2 g₂) where g₂ is its weight
     (``random``, as published) or always (``all``), or the best of the others after Gumbel noise on
     the logits (``sampling``). In evaluation it is always the next probable one. Second choices
-    queue behind all first ones. The weights are the probabilities of what is kept, scaled to sum 1.
+    queue after all first ones. The weights are the probabilities of what is kept, scaled to sum 1.
 
-    The loss ``balance`` is E Σ_e f_e P_e over first choices: f_e the share of positions whose first
+    The loss ``balance`` is E Σ_e f_e P_e over first choices: f_e the fraction of tokens whose first
     choice is e, without gradient, P_e the mean probability; 1 if balanced.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts, at least 2.
         second_policy: How the second expert comes about in training.
-        capacity_factor: Room of an expert over that of one choice per position in balance; None
+        capacity_factor: Room of an expert over that of one choice per token in balance; None
             drops nothing.
         eval_capacity_factor: The same in evaluation.
         capacity_rule: How the capacity is rounded; ``per_expert`` is the published 2 ⌈T / E⌉.
         eval_capacity_rule: The same in evaluation; that of training if None.
-        prioritized: Whether positions queue in falling order of their largest probability
-            (Riquelme et al., 2021) instead of their own.
+        prioritized: Whether tokens queue in descending order of their largest probability
+            (Riquelme et al., 2021) instead of in token order.
         normalize_before_drop: Whether the two weights are scaled to sum 1 before anything is
             dropped, so that what remains may sum to less.
-        padding_in_capacity: Whether ignored positions count as tokens in the capacity.
+        padding_in_capacity: Whether ignored tokens count as tokens in the capacity.
         padding_in_mean: Whether they count as tokens in the two means of the loss, to which they
             add their probabilities but no choice.
-        group_dim: Dimension of ``x`` whose positions share the room; all positions if None.
+        group_dim: Dimension of ``x`` whose tokens share the room; all tokens if None.
         device: Device of the parameter.
         dtype: Floating dtype of the parameter.
 
@@ -104,12 +104,12 @@ class GShardGate(LimitedGate):
         padding_mask: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see :class:`Gate`.
 
         Args:
             x: Routing input (..., D).
             ids: Not used.
-            padding_mask: True (...) at positions to ignore.
+            padding_mask: True (...) at tokens to ignore.
             noise: Uniform numbers from [0, 1): (...) for the policy ``random``, (..., E) for
                 ``sampling``; drawn in training if None.
         """

@@ -18,15 +18,15 @@ class HardConcreteGate(Gate):
         s = sigmoid((log U - log(1 - U) + α) / β),  w = clip(s (ζ - γ) + γ, 0, 1),
 
     which is exactly 0 or 1 with positive probability; in evaluation s = sigmoid(α). The loss ``l0``
-    is the expected number of open experts of a position, Σ_e sigmoid(α - β log(-γ / ζ)).
+    is the expected number of open experts of a token, Σ_e sigmoid(α - β log(-γ / ζ)).
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
         beta: Temperature β of the concrete distribution.
         gamma: Lower end γ of the stretched interval, below 0.
         zeta: Upper end ζ, above 1.
-        padding_in_loss: Whether ignored positions count in the loss all the same.
+        padding_in_loss: Whether ignored tokens still count in the loss.
         bias: Whether the logits α have a bias.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
@@ -76,12 +76,12 @@ class HardConcreteGate(Gate):
         padding_mask: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see :class:`Gate`.
 
         Args:
             x: Routing input (..., D).
             ids: Not used.
-            padding_mask: True (...) at positions to ignore.
+            padding_mask: True (...) at tokens to ignore.
             noise: U in [0, 1], (..., E); drawn in training if None.
         """
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)

@@ -25,7 +25,7 @@ class HashGate(Gate):
     state says for how many experts the table is; loading that of another number is an error.
 
     Args:
-        dim: Features of a position; only their shape is used.
+        dim: Features of a token; only their shape is used.
         num_experts: Number of experts.
         num_ids: Number of ids; they run from 0 to ``num_ids - 1``.
         k: Experts of an id.
@@ -86,7 +86,7 @@ class HashGate(Gate):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the table anew from its seed."""
+        """Draw the table again from its seed."""
         if self.table.is_meta:
             return
         self.table_experts.fill_(self.num_experts)
@@ -102,10 +102,10 @@ class HashGate(Gate):
     def forward(
         self, x: Tensor, *, ids: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see :class:`Gate`.
 
         Ids out of range raise where that costs no synchronization: on the CPU, outside compiled
-        code; elsewhere the indexing itself fails. At ignored positions they may be anything.
+        code; elsewhere the indexing itself fails. At ignored tokens they may be anything.
 
         Raises:
             ValueError: ``ids`` is missing, not integer, of another shape or out of range.
@@ -146,12 +146,12 @@ class HashGate(Gate):
         if x.shape[-1:] != (self.dim,):
             raise ValueError(f"x {tuple(x.shape)} must end in the {self.dim} features of a gate")
         if ids is None:
-            raise ValueError("a hash gate routes by ids: pass ids, one integer a position")
+            raise ValueError("a hash gate routes by ids: pass ids, one integer per token")
         if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
             raise ValueError(f"ids must be integers, got {ids.dtype}")
         if ids.shape != x.shape[:-1]:
             raise ValueError(
-                f"ids {tuple(ids.shape)} must have the shape {tuple(x.shape[:-1])} of the positions"
+                f"ids {tuple(ids.shape)} must have the shape {tuple(x.shape[:-1])} of the tokens"
             )
         return ids.long()
 

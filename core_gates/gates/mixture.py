@@ -15,7 +15,7 @@ from core_gates.routing.base import Gate
 class MultiGate(nn.Module):
     """Mix one set of experts by several routing gates of any kind (Ma et al., 2018).
 
-    For plain softmax gates :class:`MaskedMixture` does the same in one product.
+    For plain softmax gates :class:`MaskedMixture` does the same in one matmul.
 
     Args:
         gates: One routing gate for each mixture.
@@ -40,7 +40,7 @@ class MultiGate(nn.Module):
             mask = torch.ones(len(gates), gates[0].num_experts, dtype=torch.bool)
         if mask.dtype != torch.bool or mask.ndim != 2 or len(mask) != len(gates):
             raise ValueError(
-                f"mask must be a boolean table ({len(gates)}, experts), one row a gate, got"
+                f"mask must be a boolean table ({len(gates)}, experts), one row per gate, got"
                 f" {mask.dtype} {tuple(mask.shape)}"
             )
         for s, (gate, row) in enumerate(zip(gates, mask, strict=True)):
@@ -85,7 +85,7 @@ class MultiGate(nn.Module):
             x: Routing input (..., dim).
             experts: Outputs of the experts (..., E, D).
             ids: Token or user numbers (...), for gates that route by identity.
-            padding_mask: True (...) at positions to ignore, whose mixtures are zero.
+            padding_mask: True (...) at tokens to ignore, whose mixtures are zero.
 
         Raises:
             ValueError: ``experts`` has another number of experts, or the mask does not fit.
@@ -108,7 +108,7 @@ class MaskedMixture(nn.Module):
     ``y_s = Σ_e∈mask(s) softmax(x W_s + b_s)_e E_e + Σ_e∈self(s) self_s(x V_s + c_s)_e E_e``,
 
     where a self gate is a softmax, or a sigmoid if it sees exactly one expert. All gates are
-    computed in one product; only visible experts have weights: row i of ``weight`` belongs to the
+    computed in one matmul; only visible experts have weights: row i of ``weight`` belongs to the
     i-th True of the mask, row by row.
 
     Args:
@@ -124,8 +124,8 @@ class MaskedMixture(nn.Module):
         ``x`` (..., dim), experts (..., E, D); result (..., S, D).
 
     Raises:
-        ValueError: ``dim`` is below 1, the masks are no boolean tables of one shape, or a gate sees
-            no expert.
+        ValueError: ``dim`` is below 1, the masks are not boolean tables of one shape, or a gate
+            sees no expert.
     """
 
     tables: Tensor

@@ -13,24 +13,24 @@ _MIN_STD = 0.01
 
 
 class NoisyTopKGate(Gate):
-    """Send each position to the ``k`` experts with the largest noisy logits (Shazeer et al., 2017).
+    """Send each token to the ``k`` experts with the largest noisy logits (Shazeer et al., 2017).
 
     In training ``H = x W + ε (softplus(x W_noise) + 0.01)`` with standard normal ε, else x W; the
     weights are the softmax over the k largest H. Two losses balance the experts, both squared
     coefficients of variation over experts (the paper weighs each by 0.1): ``importance``, of the
-    summed weights, and ``load``, of the expected number of positions,
+    summed weights, and ``load``, of the expected number of tokens,
 
         load_e = Σ_t Φ((x W - threshold) / std),
 
     where the threshold of e is what H must exceed: the k-th largest of the other experts. At k = E
-    there is none, and every load is the number of positions. Without noise the load is the plain
+    there is none, and every load is the number of tokens. Without noise the load is the plain
     count, which has no gradient.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
-        k: Experts kept per position.
-        padding_in_loss: Whether ignored positions count in the losses all the same.
+        k: Experts kept per token.
+        padding_in_loss: Whether ignored tokens still count in the losses.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
@@ -76,12 +76,12 @@ class NoisyTopKGate(Gate):
         padding_mask: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see :class:`Gate`.
 
         Args:
             x: Routing input (..., D).
             ids: Not used.
-            padding_mask: True (...) at positions to ignore.
+            padding_mask: True (...) at tokens to ignore.
             noise: ε (..., E); drawn in training if None.
         """
         clean = linear_fp32(x, self.weight, padding_mask=padding_mask)

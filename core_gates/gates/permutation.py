@@ -35,7 +35,7 @@ class PermutedGate(StagedGate):
     is 0.
 
     Args:
-        gate: Any gate whose routing is no mixture of slots.
+        gate: Any gate whose routing is not a mixture of slots.
         search: Length and temperatures of the search.
         device: Device of the permutation.
         dtype: Floating dtype of B; the relaxation is computed in float32 at least.
@@ -74,7 +74,7 @@ class PermutedGate(StagedGate):
         self._reset_search()
 
     def reset_parameters(self) -> None:
-        """Reset the gate, draw B from U(±0.05), and begin the search anew."""
+        """Reset the gate, draw B from U(±0.05), and begin the search again."""
         self.gate.reset_parameters()
         self._reset_search()
 
@@ -100,7 +100,7 @@ class PermutedGate(StagedGate):
         super().advance(step)
 
     def resume(self, step: int) -> None:
-        """Take notice of a number of updates that the buffer got in another way than by them.
+        """React to a number of updates that the buffer got other than by an update.
 
         Raises:
             ValueError: The search should be over, but its end has fixed no permutation.
@@ -135,10 +135,10 @@ class PermutedGate(StagedGate):
 
         Args:
             targets: For each expert of the gate the expert that it becomes: (E,), alike for all
-                trees, or (Q, E), one row a permutation.
+                trees, or (Q, E), one row per permutation.
 
         Raises:
-            GatesError: The rows are no permutations of the experts, or of another number.
+            GatesError: The rows are not permutations of the experts, or of another number.
         """
         num_experts = self.num_experts
         rows = targets.expand(len(self.targets), -1) if targets.ndim == 1 else targets
@@ -154,10 +154,10 @@ class PermutedGate(StagedGate):
     def forward(
         self, x: Tensor, *, ids: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         routing: RoutingOutput = self.gate(x, ids=ids, padding_mask=padding_mask)
         if routing.dispatch is not None:
-            raise ValueError("slots mix positions: a gate that returns them cannot be permuted")
+            raise ValueError("slots mix tokens: a gate that returns them cannot be permuted")
         if self.training and self.phase == "search":
             relaxed = self.relaxed(noisy=True)
             entropy = permutation_entropy(relaxed)

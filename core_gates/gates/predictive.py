@@ -16,9 +16,9 @@ class PreGate:
     """Decide the routing of MoE layer l at layer l - N (Pre-gated MoE, Hwang et al., 2024).
 
     Both experts and weights come from the earlier gate input, so the choice is final when it is
-    made, and the experts can be fetched meanwhile; they still compute on the input of their own
+    made, and the experts can be fetched meanwhile; they still compute on their own layer's input
     layer. The first N layers route by their own input. No gate is added: the pre-gate of layer l is
-    the gate of layer l, which looks N layers back, so a trained model converts as it is (and wants
+    the gate of layer l, which looks N layers back, so a trained model converts as it is (and needs
     fine-tuning)::
 
         pre_gate, ahead = PreGate([layer.gate for layer in layers], level=1), {}
@@ -63,7 +63,7 @@ class PreGate:
             x: Its gate input (..., D).
             ahead: What this returned for the layer before; empty for the first.
             ids: Token or user numbers (...), for gates that route by identity.
-            padding_mask: True (...) at positions to ignore.
+            padding_mask: True (...) at tokens to ignore.
 
         Returns:
             The routing of this layer, and those decided for later ones by number.
@@ -99,7 +99,7 @@ class CrossLayerPredictor:
 
     Args:
         gate: Gate of the later layer, whose routings have indices; it belongs to that layer.
-        width: Experts guessed for each position, at least those the gate chooses, which is the
+        width: Experts guessed for each token, at least those the gate chooses, which is the
             default.
     """
 
@@ -116,11 +116,11 @@ class CrossLayerPredictor:
         Args:
             x: Gate input (..., D) of the earlier layer.
             ids: Token or user numbers (...), for gates that route by identity.
-            padding_mask: True (...) at positions to ignore, for which nothing is to be fetched.
+            padding_mask: True (...) at tokens to ignore, for which nothing is to be fetched.
 
         Returns:
-            The gate's routing with ``width`` choices in falling order: first its own, then the most
-            probable others with weight zero and ``kept`` False.
+            The gate's routing with ``width`` choices in descending order: first its own, then the
+            most probable others with weight zero and ``kept`` False.
 
         Raises:
             ValueError: ``width`` is below the choices of the gate or above its experts, or the gate
@@ -161,9 +161,9 @@ class CrossLayerPredictor:
 
 
 def prediction_recall(predicted: RoutingOutput, actual: RoutingOutput) -> Tensor:
-    """Return the share (...) of the experts a position really uses that were predicted.
+    """Return the recall (...): the fraction of the experts a token really uses that were predicted.
 
-    It is NaN for positions that use none, and in the wider dtype of the weights of the two.
+    It is NaN for tokens that use none, and in the wider dtype of the weights of the two.
 
     Args:
         predicted: Routing of a predictor; all of its choices count, kept or not.
@@ -181,18 +181,18 @@ def prediction_recall(predicted: RoutingOutput, actual: RoutingOutput) -> Tensor
 
 
 def fetch_order(predicted: RoutingOutput, num_experts: int | None = None) -> tuple[Tensor, Tensor]:
-    """Order the experts of a batch by how many positions are predicted to use them (Fate).
+    """Order the experts of a batch by how many tokens are predicted to use them (Fate).
 
     Popular experts come first, so that their computation covers the transfer of the rare ones.
-    Only kept choices count: ignored positions and spare guesses fetch nothing.
+    Only kept choices count: ignored tokens and spare guesses fetch nothing.
 
     Args:
         predicted: Routing of a predictor.
         num_experts: Needed where the routing does not know it.
 
     Returns:
-        Experts by falling count (E,), equal counts by rising number, and their counts; those that
-        nobody uses come last, with count zero.
+        Experts by descending count (E,), equal counts by ascending number, and their counts; those
+        that no token usess come last, with count zero.
     """
     chosen = predicted.chosen(num_experts, dropped=False)
     counts = chosen.reshape(-1, chosen.shape[-1]).sum(0).long()

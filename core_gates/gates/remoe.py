@@ -17,25 +17,25 @@ class ReMoEGate(Gate):
 
     How many experts are active is held at ``k`` on average by the loss ``l1``, which is *complete*:
     add it with weight 1. It is λ mean_t Σ_e f_e w_te with f_e = 1, or f_e = E / (k T) times the
-    number of positions active at e (without gradient), so that busy experts are pressed more. Each
-    :meth:`update` multiplies λ by ``rate`` if more than a share k / E of the weights of all
+    number of tokens active at e (without gradient), so that busy experts are pressed more. Each
+    :meth:`update` multiplies λ by ``rate`` if more than a fraction k / E of the weights of all
     micro-batches and ranks is active, and divides it if less is.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
-        k: Experts active per position on average.
+        k: Experts active per token on average.
         load_balanced: Whether the loss presses busy experts more.
         initial_penalty: First λ.
         rate: Factor of λ in one step; where few steps change much, 1.05 swings less.
-        padding_in_loss: Whether ignored positions count in the loss all the same.
+        padding_in_loss: Whether ignored tokens still count in the loss.
         bias: Whether the logits have a bias.
         device: Device of the parameters and buffers.
         dtype: Floating dtype of the parameters; λ is kept in float32 at least.
 
     Shape:
         ``x`` (..., D); weights, probs and logits (..., E). ``probs`` are the weights scaled to
-        sum 1, uniform where nothing is active and zero at ignored positions.
+        sum 1, uniform where nothing is active and zero at ignored tokens.
 
     Raises:
         ValueError: ``k`` is not between 0 and ``num_experts``, ``initial_penalty`` is not positive,
@@ -93,7 +93,7 @@ class ReMoEGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
         weights = logits.relu()
         total = weights.sum(-1, keepdim=True)
@@ -114,7 +114,7 @@ class ReMoEGate(Gate):
         return torch.stack([real.sum(), active.sum()])
 
     def update(self, summary: Tensor | None = None, step: int | None = None) -> None:  # noqa: ARG002
-        """Move λ by one step, against the share of active weights on all ranks."""
+        """Move λ by one step, against the fraction of active weights on all ranks."""
         positions, active = self.given(summary).to(self.penalty.dtype)
         direction = (active - self.k * positions).sign()
         self.penalty.copy_((self.penalty * self.rate**direction).clamp(*_BOUNDS))

@@ -18,20 +18,20 @@ class SigmoidGate(Gate):
     The weights are the scores of the routed experts, scaled to sum ``scale``. With a
     ``balance_rate`` u the best are chosen by s + b instead; the bias b, no parameter, never enters
     the weights, and each :meth:`update` moves it by ``u sign(mean count - count)`` over the
-    positions of all micro-batches and ranks (Wang et al., 2024). With ``num_groups`` the experts
-    form groups of neighbors; a position uses only the ``num_kept_groups`` groups whose two best
+    tokens of all micro-batches and ranks (Wang et al., 2024). With ``num_groups`` the experts
+    form groups of neighbors; a token uses only the ``num_kept_groups`` groups whose two best
     s + b have the largest sum.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
-        k: Experts kept per position; None keeps all, in dense form.
-        renormalize: Whether the weights of a position sum to ``scale``.
+        k: Experts kept per token; None keeps all, in dense form.
+        renormalize: Whether the weights of a token sum to ``scale``.
         scale: Factor of the weights (2.5 in DeepSeek-V3).
         balance_rate: u, 0 for no balancing (0.001 in DeepSeek-V3).
         centered: Whether a step of b has mean zero over the experts.
         num_groups: Number of groups, a divisor of ``num_experts`` (8 in DeepSeek-V3).
-        num_kept_groups: Groups a position may use (4 in DeepSeek-V3); all if None.
+        num_kept_groups: Groups a token may use (4 in DeepSeek-V3); all if None.
         bias: Whether the logits have a bias, a parameter.
         device: Device of the parameters and buffers.
         dtype: Floating dtype of the parameters; b is kept in float32 at least.
@@ -94,7 +94,7 @@ class SigmoidGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
         # The softmax of log s is s / Σ s, also where every s underflows.
         log_scores = F.logsigmoid(logits)
@@ -162,5 +162,5 @@ class SigmoidGate(Gate):
         available = self.num_kept_groups * self.num_experts // self.num_groups
         if not 1 <= self.k <= available:
             raise ValueError(
-                f"k must lie between 1 and the {available} experts a position may use, got {self.k}"
+                f"k must lie between 1 and the {available} experts a token may use, got {self.k}"
             )

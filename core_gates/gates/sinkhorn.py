@@ -16,23 +16,23 @@ Score = Literal["softmax", "sigmoid"]
 
 
 class SinkhornGate(Gate):
-    """Choose by the transport plan between positions and equally loaded experts (S-BASE).
+    """Choose by the transport plan between tokens and equally loaded experts (S-BASE).
 
-    In training, exp(x W) is scaled in turn such that every position holds the same mass and every
-    expert as well (Clark et al., 2022); each position takes the ``k`` experts with the largest
+    In training, exp(x W) is scaled alternately so that every token holds the same mass and every
+    expert as well (Clark et al., 2022); each token takes the ``k`` experts with the largest
     entries of its row. These are the experts with the largest x W - price, where the scaling sets
     the prices. The load is then nearly equal. In evaluation there are no prices. The weights are
     the scores of the raw logits, not scaled to sum 1.
 
-    The prices compare positions with each other: a causal model must not use this gate.
+    The prices compare tokens with each other: a causal model must not use this gate.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
-        k: Experts of a position.
+        k: Experts of a token.
         score: How a logit becomes a weight, by ``softmax`` over all experts or by ``sigmoid``.
-        num_iterations: Scalings of positions and experts.
-        group_dim: Dimension of ``x`` along which positions compete; all positions if None.
+        num_iterations: Scalings of tokens and experts.
+        group_dim: Dimension of ``x`` along which tokens compete; all tokens if None.
         bias: Whether the logits have a bias.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
@@ -89,7 +89,7 @@ class SinkhornGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
         chosen_by = logits.detach()
         if self.training:
@@ -115,7 +115,7 @@ class SinkhornGate(Gate):
 
 
 def sinkhorn_prices(scores: Tensor, num_iterations: int, padding: Tensor | None = None) -> Tensor:
-    """Return the prices by which positions spread evenly over the experts.
+    """Return the prices by which tokens spread evenly over the experts.
 
     ``exp(scores - prices)``, with every row scaled to sum 1, has columns of equal sums, nearly
     after few and exactly after many iterations. Prices are known up to a constant.

@@ -14,18 +14,18 @@ _EPS = 1e-6
 
 
 class SoftMoEGate(Gate):
-    """Give the experts slots, each a mixture of all positions (Puigcerver et al., 2024).
+    """Give the experts slots, each a mixture of all tokens (Puigcerver et al., 2024).
 
-    The logits of T positions and E S slots are ``unit(x) (scale unit(Φ))``, where ``unit(v)`` is
-    ``v / sqrt(‖v‖² + 1e-6)``. A slot is the mixture of the positions by the softmax over the
-    positions; a position receives the results of all slots, mixed by the softmax over the slots.
-    Everything is smooth, nothing is dropped, and the cost is that of E S positions; with S = T / E
-    slots it is that of one expert per position.
+    The logits of T tokens and E S slots are ``unit(x) (scale unit(Φ))``, where ``unit(v)`` is
+    ``v / sqrt(‖v‖² + 1e-6)``. A slot is the mixture of the tokens by the softmax over the
+    tokens; a token receives the results of all slots, mixed by the softmax over the slots.
+    Everything is smooth, nothing is dropped, and the cost is that of E S tokens; with S = T / E
+    slots it is that of one expert per token.
 
-    Every position takes part in every slot: a causal model must not use this gate.
+    Every token takes part in every slot: a causal model must not use this gate.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
         num_slots: Slots S of an expert.
         device: Device of the parameters.
@@ -73,13 +73,13 @@ class SoftMoEGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see :class:`Gate`.
 
         Raises:
-            ValueError: ``x`` is a single position, or the mask does not fit.
+            ValueError: ``x`` is a single token, or the mask does not fit.
         """
         if x.ndim < 2:
-            raise ValueError(f"x {tuple(x.shape)} must be (..., T, D): slots mix positions")
+            raise ValueError(f"x {tuple(x.shape)} must be (..., T, D): slots mix tokens")
         ignored = None
         if padding_mask is not None:
             check_padding_mask(padding_mask, x.shape[:-1])
@@ -92,7 +92,7 @@ class SoftMoEGate(Gate):
             weights = weights.masked_fill(ignored, 0)
         dispatch = over_positions.softmax(-2)
         if ignored is not None:
-            dispatch = dispatch.masked_fill(ignored, 0)  # where all positions are ignored
+            dispatch = dispatch.masked_fill(ignored, 0)  # where all tokens are ignored
         slots = (*x.shape[:-1], self.num_experts, self.num_slots)
         by_expert = logits.view(slots).logsumexp(-1)
         return RoutingOutput(

@@ -15,7 +15,7 @@ class SoftmaxGate(SteppedGate):
     The temperature τ is state: with a schedule, each :meth:`update` moves it by one step.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
         tau: τ, or a schedule of τ over optimizer steps; always positive.
         bias: Whether the logits have a bias.
@@ -69,7 +69,7 @@ class SoftmaxGate(SteppedGate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
         probs = (logits / self.tau).softmax(-1)
         return RoutingOutput(probs, logits=logits, probs=probs).ignore(padding_mask)

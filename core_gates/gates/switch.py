@@ -9,15 +9,15 @@ from core_gates.routing.output import RoutingOutput
 
 
 class SwitchGate(LimitedGate):
-    """Send each position to its most probable expert while there is room (Fedus et al., 2021).
+    """Send each token to its most probable expert while there is room (Fedus et al., 2021).
 
-    The weight is the probability itself. Positions queue at their expert in order; those beyond its
+    The weight is the probability itself. Tokens queue at their expert in order; those beyond its
     capacity are dropped (``kept`` False): only the residual connection carries them. In training
     the input is multiplied by uniform numbers from [1 - jitter, 1 + jitter].
     Balance it by ``0.01 * balance_loss(routing)``.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
         capacity_factor: Room of an expert in training over that of a balanced routing; None drops
             nothing.
@@ -25,8 +25,8 @@ class SwitchGate(LimitedGate):
         capacity_rule: How the capacity is rounded; see
             :func:`~core_gates.routing.capacity.capacity`.
         eval_capacity_rule: The same in evaluation; that of training if None.
-        padding_in_capacity: Whether ignored positions count as tokens in the capacity.
-        group_dim: Dimension of ``x`` whose positions share the room; all positions if None.
+        padding_in_capacity: Whether ignored tokens count as tokens in the capacity.
+        group_dim: Dimension of ``x`` whose tokens share the room; all tokens if None.
         jitter: Half width of the noise on the input; 0 for none.
         device: Device of the parameter.
         dtype: Floating dtype of the parameter.
@@ -81,12 +81,12 @@ class SwitchGate(LimitedGate):
         padding_mask: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`.
+        """Route every token of ``x``; see :class:`Gate`.
 
         Args:
             x: Routing input (..., D).
             ids: Not used.
-            padding_mask: True (...) at positions to ignore.
+            padding_mask: True (...) at tokens to ignore.
             noise: Numbers from [-1, 1] (..., D) that ``jitter`` scales; drawn in training if None.
         """
         if self.jitter and (self.training or noise is not None):

@@ -10,17 +10,17 @@ from core_gates.routing.output import RoutingOutput
 
 
 class TopKGate(Gate):
-    """Send each position to the ``k`` experts with the largest logits (Shazeer et al., 2017).
+    """Send each token to the ``k`` experts with the largest logits (Shazeer et al., 2017).
 
     The weights are the softmax over the chosen logits, which equals the softmax over all of them
     scaled to sum 1 (Mixtral); with ``renormalize=False`` they are the plain softmax over all
     logits, whose chosen part sums to less (Switch, Qwen). Equal logits go to the lowest index.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
-        k: Experts kept per position.
-        renormalize: Whether the weights of a position sum to 1.
+        k: Experts kept per token.
+        renormalize: Whether the weights of a token sum to 1.
         bias: Whether the logits have a bias.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
@@ -67,7 +67,7 @@ class TopKGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
         weights, indices, probs, *_ = router(logits, self.k, renormalize=self.renormalize)
         return RoutingOutput(weights, indices, logits=logits, probs=probs).ignore(padding_mask)

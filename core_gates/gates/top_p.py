@@ -11,7 +11,7 @@ from core_gates.routing.output import RoutingOutput
 
 
 class _SubsetGate(Gate):
-    """A softmax of which a part, different for each position, is routed."""
+    """A softmax of which a part, different for each token, is routed."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class _SubsetGate(Gate):
         ids: Tensor | None = None,  # noqa: ARG002
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
-        """Route every position of ``x``; see :class:`Gate`."""
+        """Route every token of ``x``; see :class:`Gate`."""
         logits = linear_fp32(x, self.weight, padding_mask=padding_mask)
         probs = logits.softmax(-1)
         weights = probs.masked_fill(~self._routed(probs.detach()), 0)
@@ -52,15 +52,16 @@ class _SubsetGate(Gate):
 
 
 class TopPGate(_SubsetGate):
-    """Send each position to the fewest experts that together reach ``p`` (Huang et al., 2024).
+    """Send each token to the fewest experts that together reach ``p`` (Huang et al., 2024).
 
-    Unsure positions use many experts, sure ones few. Equal probabilities go to the lowest index.
+    Tokens without a clear favorite use many experts, confident ones few. Equal probabilities go to
+    the lowest index.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
         p: Probability that the experts must reach together; 1 routes to all.
-        renormalize: Whether the weights of a position sum to 1.
+        renormalize: Whether the weights of a token sum to 1.
         device: Device of the parameter.
         dtype: Floating dtype of the parameter.
 
@@ -96,13 +97,13 @@ class TopPGate(_SubsetGate):
 
 
 class ThresholdGate(_SubsetGate):
-    """Send each position to every expert more probable than ``threshold``, at least to the best.
+    """Send each token to every expert more probable than ``threshold``, at least to the best.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
         threshold: Probability that an expert must exceed.
-        renormalize: Whether the weights of a position sum to 1.
+        renormalize: Whether the weights of a token sum to 1.
         device: Device of the parameter.
         dtype: Floating dtype of the parameter.
 

@@ -1,4 +1,4 @@
-"""The weighted sum of the results of the experts of a position."""
+"""The weighted sum of the results of the experts of a token."""
 
 from typing import Any
 

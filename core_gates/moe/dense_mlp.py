@@ -18,7 +18,7 @@ class GatedMlp(nn.Module):
     """``down(act(gate(x)) * up(x))`` (Shazeer, 2020), the network whose copies are experts.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         hidden_dim: Hidden features.
         activation: Element-wise module; SiLU if not given.
         bias: Whether the layers have biases.
@@ -46,7 +46,7 @@ class GatedMlp(nn.Module):
         self.activation = nn.SiLU() if activation is None else activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the network to every position."""
+        """Apply the network to every token."""
         result: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
         return result
 

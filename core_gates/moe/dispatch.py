@@ -1,7 +1,7 @@
-"""Bringing positions to their experts and the results back.
+"""Bringing tokens to their experts and the results back.
 
 Four ways that agree in results and gradients: ``sorted`` (the fast one), ``capacity`` (a buffer of
-equal length for every expert), ``dense`` (every expert on every position) and ``loop`` (the
+equal length for every expert), ``dense`` (every expert on every token) and ``loop`` (the
 definition). None of them drops a choice: what is not ``kept`` was dropped by the gate. A
 choice that is not kept, or a dense weight that is exactly zero, gets no gradient.
 """
@@ -19,7 +19,7 @@ from core_gates.routing.counts import count_non_finite, refuse_non_finite
 from core_gates.routing.output import RoutingOutput
 
 CHOICES_OF_A_STEP = 8
-"""Up to so many choices, a pass without gradients does not sort them."""
+"""Up to this many choices, a pass without gradients does not sort them."""
 
 Dispatch = Literal["dense", "loop", "sorted", "capacity"]
 
@@ -53,7 +53,7 @@ class Experts(Protocol):
 
 
 class FlatChoices(NamedTuple):
-    """Experts of T positions, K choices each; weights are zero where a choice is not kept."""
+    """Experts of T tokens, K choices each; weights are zero where a choice is not kept."""
 
     weights: Tensor
     indices: Tensor
@@ -75,10 +75,10 @@ class Plan(NamedTuple):
 
 
 def dispatch(x: Tensor, routing: RoutingOutput, experts: Experts, how: Dispatch) -> Tensor:
-    """Return the weighted sum of the experts that each position is routed to.
+    """Return the weighted sum of the experts that each token is routed to.
 
     Args:
-        x: Positions (..., D).
+        x: Tokens (..., D).
         routing: Routing of the same leading shape, of choices, dense weights or slots.
         experts: The experts.
         how: One of ``dense``, ``loop``, ``sorted`` and ``capacity``; slots know one way only.
@@ -86,7 +86,7 @@ def dispatch(x: Tensor, routing: RoutingOutput, experts: Experts, how: Dispatch)
             do not depend on the routing.
 
     Returns:
-        Results (..., D) in the dtype of the experts' results; zero for positions without expert.
+        Results (..., D) in the dtype of the experts' results; zero for tokens without expert.
 
     Raises:
         GatesError: A weight is not finite, where a count reaches the host anyway: the dispatch
@@ -95,7 +95,7 @@ def dispatch(x: Tensor, routing: RoutingOutput, experts: Experts, how: Dispatch)
     """
     leading = routing.weights.shape[: -1 if routing.dispatch is None else -2]
     if x.shape[:-1] != leading:
-        raise ValueError(f"x {tuple(x.shape)} does not fit a routing of {tuple(leading)} positions")
+        raise ValueError(f"x {tuple(x.shape)} does not fit a routing of {tuple(leading)} tokens")
     if routing.dispatch is not None:
         return _slots(x, routing, experts)
     if torch.compiler.is_exporting() or is_transformed():
@@ -143,7 +143,7 @@ def _sorted(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
 
 
 def _is_step(chosen: FlatChoices) -> bool:
-    """Tell whether this is a step of generation, where only reading the weights takes time."""
+    """Return whether this is a step of generation, where only reading the weights takes time."""
     if torch.is_grad_enabled() or not 0 < chosen.indices.numel() <= CHOICES_OF_A_STEP:
         return False
     return torch.compiler.is_compiling() or chosen.indices.is_cpu
@@ -200,7 +200,7 @@ def _loop(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
 
 
 def _slots(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
-    """Mix positions into slots, apply the experts, mix back (Puigcerver et al., 2024)."""
+    """Mix tokens into slots, apply the experts, mix back (Puigcerver et al., 2024)."""
     assert routing.dispatch is not None
     exact = torch.promote_types(x.dtype, routing.weights.dtype)
     inputs = torch.einsum("...tes,...td->...esd", routing.dispatch.to(exact), x.to(exact))
@@ -212,7 +212,7 @@ def _slots(x: Tensor, routing: RoutingOutput, experts: Experts) -> Tensor:
 
 
 def _chosen(routing: RoutingOutput) -> RoutingOutput:
-    """Return dense weights as choices, as many as the position with the most experts has."""
+    """Return dense weights as choices, as many as the token with the most experts has."""
     weights = routing.weights
     num_experts = weights.shape[-1]
     if not torch.compiler.is_compiling() and weights.numel():

@@ -13,20 +13,20 @@ from core_gates.routing.counts import refuse_non_finite
 
 
 class ExpertParallel(nn.Module):
-    """Keep a part of the experts on every rank and send each position to where its experts are.
+    """Keep a part of the experts on every rank and send each token to where its experts are.
 
     Rank r of R holds the experts from r E / R on. It takes the place of the experts of a
     :class:`~core_gates.moe.layer.MoELayer`, on all ranks alike, with any dispatch::
 
         layer = MoELayer(gate, ExpertParallel.shard(StackedExperts(64, 512, 1024)))
 
-    The ranks may have different numbers of positions, also none, but must run the layer, and its
+    The ranks may have different numbers of tokens, also none, but must run the layer, and its
     backward pass, equally often. The exchange waits for the host once, to learn its sizes.
 
     The gradient of an expert is that of the sum of the losses of all ranks; it is complete on the
-    rank that holds it, and needs no reduction. Beside parameters whose gradients are averaged over
-    the ranks (``DistributedDataParallel``, which must be told to ignore the experts), it has to be
-    averaged, too: see ``average_gradients``.
+    rank that holds it, and needs no reduction. Alongside parameters whose gradients are averaged
+    over the ranks (``DistributedDataParallel``, which must be told to ignore the experts), it has
+    to be averaged, too: see ``average_gradients``.
 
     A published state, with one entry per expert, is loaded as it is: each rank takes its own. The
     part of a rank is written by :func:`~core_gates.moe.checkpoint_export.export_state_dict`.
@@ -104,7 +104,7 @@ class ExpertParallel(nn.Module):
         """Apply each expert to its rows, wherever it is; see :meth:`StackedExperts.run`.
 
         Args:
-            rows: Rows (N, D) sorted by expert, or any rows (M, D) beside ``gather``.
+            rows: Rows (N, D) sorted by expert, or any rows (M, D) with ``gather``.
             counts: Number of rows of every expert of all ranks (E,).
             gather: For each sorted row, the row of ``rows`` that it is (N,).
             non_finite: Number of weights that are not finite (), which travels with the counts.
@@ -146,7 +146,7 @@ class ExpertParallel(nn.Module):
         return self.run(x.flatten(0, 1), counts).view(x.shape)
 
     def dense(self, x: Tensor, *, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Apply all experts to all positions: (..., D) to (..., E, D)."""
+        """Apply all experts to all tokens: (..., D) to (..., E, D)."""
         out = self.batched(x.reshape(1, -1, x.shape[-1]).expand(self.num_experts, -1, -1))
         return out.transpose(0, 1).reshape(*x.shape[:-1], self.num_experts, x.shape[-1])
 

@@ -29,7 +29,7 @@ class StackedExperts(nn.Module):
 
     Args:
         num_experts: Number of experts E.
-        dim: Features D of a position.
+        dim: Features D of a token.
         hidden_dim: Hidden features F of an expert.
         activation: ``silu``, ``gelu``, ``gelu_tanh``, ``relu`` or ``identity``.
         gated: Whether the activated half multiplies another one (Shazeer, 2020: SwiGLU).
@@ -145,7 +145,7 @@ class StackedExperts(nn.Module):
         """Apply each expert to its rows.
 
         Args:
-            rows: Rows (N, D) sorted by expert, or any rows (M, D) beside ``gather``.
+            rows: Rows (N, D) sorted by expert, or any rows (M, D) with ``gather``.
             counts: Number of rows of every expert (E,), int64. Rows beyond their sum belong to no
                 expert and give zeros.
             gather: For each sorted row, the row of ``rows`` that it is (N,).
@@ -166,7 +166,7 @@ class StackedExperts(nn.Module):
         return result
 
     def dense(self, x: Tensor, *, used: Tensor | None = None) -> Tensor:
-        """Apply all experts to all positions: (..., D) to (..., E, D); ``used`` is (..., E)."""
+        """Apply all experts to all tokens: (..., D) to (..., E, D); ``used`` is (..., E)."""
         result: Tensor = self("dense", x, used=used)
         return result
 
@@ -176,11 +176,11 @@ class StackedExperts(nn.Module):
         return result
 
     def chosen(self, x: Tensor, indices: Tensor, *, used: Tensor | None = None) -> Tensor:
-        """Apply to each position its own experts: (T, D) and (T, K) to (T, K, D).
+        """Apply to each token its own experts: (T, D) and (T, K) to (T, K, D).
 
-        For a step of few positions, where reading the weights takes the time. Inside
-        ``torch.compile`` these are products and sums, which read at the bandwidth of the memory
-        once they are fused.
+        For a step of few tokens, where reading the weights takes the time. Inside
+        ``torch.compile`` these are element-wise multiplications and sums, which read at the
+        bandwidth of the memory once they are fused.
         """
         result: Tensor = self("chosen", x, indices, used=used)
         return result
@@ -292,7 +292,7 @@ class StackedExperts(nn.Module):
         return linear(hidden, down, down_bias)
 
     def _step(self, pair: Tensor, expert: int) -> Tensor:
-        """Apply one expert to a row that is there twice: a weight is read faster for two rows."""
+        """Apply one expert to a row that is duplicated: a weight is read faster for two rows."""
         first, first_bias, down, down_bias = self._weights()
         hidden = (first[expert] @ pair.t()).t().contiguous()
         hidden = hidden if first_bias is None else hidden + first_bias[expert]

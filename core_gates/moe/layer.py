@@ -13,7 +13,7 @@ from core_gates.routing.output import RoutingOutput
 
 
 class MoELayer(nn.Module):
-    """Route every position to experts and add up their weighted results.
+    """Route every token to experts and add up their weighted results.
 
     Any routing gate goes with any way of dispatch. What the gate dropped (capacity) or ignores
     (padding) contributes nothing, so that the residual connection around the layer passes it on.
@@ -31,7 +31,7 @@ class MoELayer(nn.Module):
         gate: Routing gate.
         experts: Experts, normally :class:`~core_gates.moe.experts.StackedExperts`.
         dispatch: ``sorted`` (fast), ``capacity``, ``dense`` or ``loop``; the results agree.
-        shared: Network from (..., D) to (..., D) that all positions use, added to the result.
+        shared: Network from (..., D) to (..., D) that all tokens use, added to the result.
         return_routing: Whether the routing is returned too. Without, the layer takes the place of
             an MLP, and ``collect_routing`` gathers the routings.
 
@@ -77,11 +77,11 @@ class MoELayer(nn.Module):
         """Return the mixed results of the experts, and the routing unless it is not wanted.
 
         Args:
-            x: Positions (..., D).
-            gate_input: What the gate looks at (..., D'), ``x`` itself if not given.
+            x: Tokens (..., D).
+            gate_input: What the gate reads (..., D'), ``x`` itself if not given.
             routing: A routing to follow (of an earlier layer, or a replay); the gate is not called.
             ids: Token or user numbers (...), for gates that route by identity.
-            padding_mask: True (...) at positions to ignore.
+            padding_mask: True (...) at tokens to ignore.
 
         Raises:
             GatesError: The routing is not finite (not with every dispatch, see the class), or the

@@ -90,7 +90,7 @@ class NormedExperts(nn.Module):
                 f"x {tuple(x.shape)} must be (N, {self.dim}) or (N, {self.num_experts}, {self.dim})"
             )
         for weight, bias, norm in zip(self.weights, self.biases, self.norms, strict=True):
-            if x.ndim == 2:  # one product for all experts
+            if x.ndim == 2:  # one matmul for all experts
                 x = x @ weight.flatten(0, 1).mT
                 x = x.view(-1, self.num_experts, weight.shape[1])
             else:

@@ -39,9 +39,9 @@ def spawn_experts(
         source: The expert that is copied.
         mask_prob: Probability that a weight becomes zero (recommended: 0.1).
         rescale: Whether the weights left are divided by ``1 - mask_prob``.
-        noise_std: Standard deviation of Gaussian noise on the weights, as a share of the standard
-            deviation of the source's weights.
-        reinit_fraction: Probability that a weight is drawn anew, from a normal distribution with
+        noise_std: Standard deviation of Gaussian noise on the weights, as a fraction of the
+            standard deviation of the source's weights.
+        reinit_fraction: Probability that a weight is drawn again, from a normal distribution with
             the standard deviation of the source's weights.
         keep_source: Whether the source itself stays as it was.
         optimizer: Optimizer of the experts, if it has run already.

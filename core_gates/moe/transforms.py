@@ -6,7 +6,7 @@ from core_gates.errors import GatesError
 
 
 def is_transformed() -> bool:
-    """Tell whether ``torch.func.grad``, ``vmap``, ``jvp`` or the like runs this call."""
+    """Return whether ``torch.func.grad``, ``vmap``, ``jvp`` or the like runs this call."""
     if torch.compiler.is_compiling():  # which traces the transform itself
         return False
     return torch._C._are_functorch_transforms_active()

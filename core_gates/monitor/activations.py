@@ -80,7 +80,7 @@ class ActivationStatistics:
         """Return the figures of a total; without any value only the two counts.
 
         ``activations`` measured; ``non_finite`` ones; ``zero_rate`` and ``near_zero_rate``, the
-        shares that are exactly 0, or below 0.05 standard deviations of their expert in one
+        fractions that are exactly 0, or below 0.05 standard deviations of their expert in one
         observation, over all experts, and ``zero_rate_max`` of the worst expert; ``std_ratio``,
         the largest over the smallest standard deviation of an expert.
         """

@@ -26,7 +26,7 @@ Statistics = RoutingStatistics | ValueStatistics | ActivationStatistics
 
 
 class OffersGateValues(Protocol):
-    """A module that is no routing gate and shows its gate to the monitor."""
+    """A module that is not a routing gate and shows its gate to the monitor."""
 
     def gate_values(self, *inputs: Any, **options: Any) -> Tensor:
         """Return gate values between 0 and 1, of any shape, for the inputs of ``forward``.
@@ -58,7 +58,7 @@ class GateMonitor:
         dead_share: A routed expert is dead below this part of the mean load.
         experts: Names of modules that compute experts, with their number E: ``StackedExperts`` of
             any dispatch, or outputs (..., E, D), of any shape for one expert. Their zero-activation
-            rate and scale are measured, of what positions are routed to alone (of the experts in an
+            rate and scale are measured, of what tokens are routed to alone (of the experts in an
             ``ExpertParallel``, with the dispatch ``sorted`` or ``loop``).
 
     Raises:
@@ -99,7 +99,7 @@ class GateMonitor:
             self._watched.append(_Watched(model.get_submodule(name), hook))
 
     def begin_step(self, step: int) -> None:
-        """Say which optimizer step the next forward passes belong to."""
+        """Set which optimizer step the next forward passes belong to."""
         self._sampling = step % self._every == 0
 
     @contextmanager
@@ -212,7 +212,7 @@ class GateMonitor:
 
     def _expert_hook(self, name: str, num_experts: int) -> Hook:
         if name not in dict(self._model.named_modules()):
-            raise ValueError(f"experts names {name!r}, which is no module of the model")
+            raise ValueError(f"experts names {name!r}, which is not a module of the model")
         if name in self._statistics:
             raise ValueError(f"experts names {name!r}, which is a gate; name what it mixes")
         experts = self._model.get_submodule(name)

@@ -1,6 +1,6 @@
 """What is measured of a routing gate.
 
-Each observation becomes a flat vector of sums without being read on the host. A position that is
+Each observation becomes a flat vector of sums without being read on the host. A token that is
 not finite is counted, not added, and reaches the host with the other sums.
 """
 
@@ -19,11 +19,11 @@ MAX_COACTIVE = 256
 
 
 class Choices(NamedTuple):
-    """Which experts every position uses, to be compared with another routing of it.
+    """Which experts every token uses, to be compared with another routing of it.
 
     Attributes:
-        used: True at the experts of a position (..., E).
-        measured: False where a position is ignored or not finite (...).
+        used: True at the experts of a token (..., E).
+        measured: False where a token is ignored or not finite (...).
     """
 
     used: Tensor
@@ -37,7 +37,7 @@ class RoutingStatistics:
     Args:
         num_experts: Number of experts E.
         bins: Bins of the histogram of routed weights over [0, 1].
-        dead_share: An expert is dead if its share of the load is below ``dead_share / E``.
+        dead_share: An expert is dead if its fraction of the load is below ``dead_share / E``.
     """
 
     num_experts: int
@@ -57,7 +57,7 @@ class RoutingStatistics:
         }
 
     def sums(self, routing: RoutingOutput, padding_mask: Tensor | None = None) -> Tensor:
-        """Return the flat sums of one routing; positions under the mask do not count."""
+        """Return the flat sums of one routing; tokens under the mask do not count."""
         weights = exact(routing.to_dense(self.num_experts).weights)
         finite = weights.isfinite().all(-1)
         counted = torch.ones_like(finite) if padding_mask is None else ~padding_mask
@@ -67,7 +67,7 @@ class RoutingStatistics:
         weights = _where(measured, weights)
         used = exact(kept > 0).reshape(-1, self.num_experts)
         parts = {
-            "positions": measured.sum(),
+            "tokens": measured.sum(),
             "non_finite": (counted & ~finite).sum(),
             "choices": chosen.sum(),
             "load": kept.reshape(-1, self.num_experts).sum(0),
@@ -90,21 +90,21 @@ class RoutingStatistics:
         return self._join(parts, weights)
 
     def choices(self, routing: RoutingOutput, padding_mask: Tensor | None = None) -> Choices:
-        """Return which experts every position chose, dropped or not."""
+        """Return which experts every token chose, dropped or not."""
         measured = routing.to_dense(self.num_experts).weights.isfinite().all(-1)
         if padding_mask is not None:
             measured = measured & ~padding_mask
         return Choices(routing.chosen(self.num_experts) > 0, measured)
 
     def changes(self, before: Choices, after: Choices) -> Tensor:
-        """Return the flat sums of what changed between two routings of the same positions.
+        """Return the flat sums of what changed between two routings of the same tokens.
 
         Raises:
-            ValueError: The positions are not the same.
+            ValueError: The tokens are not the same.
         """
         if before.used.shape != after.used.shape:
             raise ValueError(
-                f"the positions {tuple(after.measured.shape)} of a probe must be those of the probe"
+                f"the tokens {tuple(after.measured.shape)} of a probe must be those of the probe"
                 f" before, {tuple(before.measured.shape)}; use one fixed batch"
             )
         compared = before.measured & after.measured
@@ -112,25 +112,25 @@ class RoutingStatistics:
         return self._join({"compared": compared.sum(), "changed": changed.sum()}, after.used)
 
     def figures(self, total: Tensor) -> dict[str, float]:
-        """Return the figures of a total; without any position only the two counts and ``churn``.
+        """Return the figures of a total; without any token only the two counts and ``churn``.
 
-        ``positions`` measured; ``non_finite`` positions; ``entropy``, the mean entropy of the
-        scores of a position (nats), and ``captured``, the mean share of the scores that fall on
+        ``tokens`` measured; ``non_finite`` tokens; ``entropy``, the mean entropy of the
+        scores of a token (nats), and ``captured``, the mean fraction of the scores that fall on
         its experts (absent if the gate returns no ``probs``); ``logit_rms``, the root mean square
-        of the logits; ``active``, the mean number of experts of a position; ``unrouted``, the share
-        of positions without any; ``dropped``, the share of choices not kept; ``load_cv``
+        of the logits; ``active``, the mean number of experts of a token; ``unrouted``, the fraction
+        of tokens without any; ``dropped``, the fraction of choices not kept; ``load_cv``
         (population), ``load_entropy`` (nats) and ``load_max_violation`` (maximum / mean - 1) of the
-        positions per expert; ``importance_cv`` of the weight per expert; ``dead``, the number of
+        tokens per expert; ``importance_cv`` of the weight per expert; ``dead``, the number of
         experts with hardly any load; ``coactivation``, the largest overlap of two experts:
-        positions that use both over those that use either; ``churn``, the share of positions that
+        tokens that use both over those that use either; ``churn``, the fraction of tokens that
         changed any expert between two probes.
         """
         parts = split(total, self.sizes)
-        positions = float(parts["positions"])
-        figures = {"positions": positions, "non_finite": float(parts["non_finite"])}
+        tokens = float(parts["tokens"])
+        figures = {"tokens": tokens, "non_finite": float(parts["non_finite"])}
         if parts["compared"] > 0:
             figures["churn"] = float(parts["changed"] / parts["compared"])
-        if positions == 0:
+        if tokens == 0:
             return figures
         if parts["scored"] > 0:
             figures["entropy"] = float(parts["entropy"] / parts["scored"])
@@ -138,16 +138,16 @@ class RoutingStatistics:
         if parts["logits"] > 0:
             figures["logit_rms"] = float((parts["logit_squares"] / parts["logits"]).sqrt())
         numbers = torch.arange(self.num_experts + 1, dtype=parts["active"].dtype)
-        figures["active"] = float(parts["active"] @ numbers) / positions
-        figures["unrouted"] = float(parts["active"][0]) / positions
+        figures["active"] = float(parts["active"] @ numbers) / tokens
+        figures["unrouted"] = float(parts["active"][0]) / tokens
         return figures | self._load_figures(parts)
 
     def distributions(self, total: Tensor) -> dict[str, Tensor]:
         """Return the distributions of a total, as counts.
 
         ``histogram`` of routed weights over [0, 1]; ``load`` and ``importance`` (E,); ``active``
-        (E + 1,), the number of positions with 0, 1, … experts; up to 256 experts, ``coactivation``
-        (E, E), the number of positions that use both.
+        (E + 1,), the number of tokens with 0, 1, … experts; up to 256 experts, ``coactivation``
+        (E, E), the number of tokens that use both.
         """
         parts = split(total, self.sizes)
         shown = {name: parts[name] for name in ("histogram", "load", "importance", "active")}
@@ -181,7 +181,7 @@ class RoutingStatistics:
 
 
 _SCALARS = (
-    "positions",
+    "tokens",
     "non_finite",
     "choices",
     "entropy",

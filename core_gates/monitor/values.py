@@ -1,4 +1,4 @@
-"""What is measured of a gate that is no routing gate: values between 0 and 1.
+"""What is measured of a gate that is not a routing gate: values between 0 and 1.
 
 Each observation becomes a flat vector of sums without being read on the host. A value that is not
 finite is counted, not added, and reaches the host with the other sums.
@@ -48,7 +48,7 @@ class ValueStatistics:
         """Return the figures of a total; without any value only the two counts.
 
         ``values`` measured; ``non_finite`` ones; ``mean`` and population ``std``; ``zero``, the
-        share that is exactly 0; ``closed`` and ``open``, the shares below 0.1 and above 0.9.
+        fraction that is exactly 0; ``closed`` and ``open``, the fractions below 0.1 and above 0.9.
         """
         parts = {k: float(v.sum()) for k, v in split(total, self.sizes).items()}
         figures = {"values": parts["values"], "non_finite": parts["non_finite"]}

@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = exports(__name__, __file__)
 
 
 class _Operators(ModuleType):
-    """Importing the folder of an operator does not put it in the place of the function."""
+    """Importing the folder of an operator does not replace the function."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in __all__ and isinstance(value, ModuleType)):

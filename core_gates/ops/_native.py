@@ -76,7 +76,7 @@ def library(source: Path) -> ctypes.CDLL:
 
 
 def _key(source: Path) -> str:
-    """Return what tells libraries apart; a home may be shared by processors of many kinds."""
+    """Return what distinguishes libraries; a home may be shared by processors of many kinds."""
     flags = b""
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
@@ -103,7 +103,7 @@ def _refuse_foreign(path: Path) -> None:
         if found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise GatesError(
                 f"others may write to {one}, which kernels('cpp') would run: chmod go-w it, or"
-                f" name a folder of your own in {CACHE_VARIABLE}"
+                f" name your own folder in {CACHE_VARIABLE}"
             )
 
 

@@ -61,7 +61,7 @@ def kernels(mode: KernelMode) -> Iterator[None]:
 
 
 def use_kernel(*tensors: Tensor) -> bool:
-    """Tell whether the Triton kernel computes an op of these tensors.
+    """Return whether the Triton kernel computes an op of these tensors.
 
     Raises:
         MissingExtraError: The kernel was asked for on CUDA tensors and Triton is not installed.
@@ -76,7 +76,7 @@ def use_kernel(*tensors: Tensor) -> bool:
 
 
 def use_cpp(*tensors: Tensor) -> bool:
-    """Tell whether the C++ kernel computes an op of these tensors, which must be plain ones."""
+    """Return whether the C++ kernel computes an op of these tensors, which must be plain ones."""
     if _mode != "cpp" or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
         return False
     plain = all(type(t) in (Tensor, Parameter) for t in tensors)

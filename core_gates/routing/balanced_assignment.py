@@ -51,7 +51,8 @@ def auction(scores: Tensor) -> Tensor:
     Free tokens bid for their best expert, all at once; each expert keeps its ⌈T / E⌉ highest bids,
     and its price is the lowest of them (Bertsekas, 1988). A bid exceeds the price by the gain over
     the second-best expert and a step; the sum ends within T steps of the optimum. From a coarse
-    step to ever finer ones the prices are carried over, until the bound says that it is enough.
+    step to ever finer ones the prices are carried over, until the bound shows that the optimum is
+    near enough.
     """
     num_tokens, num_experts = scores.shape
     places = math.ceil(num_tokens / num_experts)

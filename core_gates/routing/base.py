@@ -19,7 +19,7 @@ Listener = Callable[[RoutingOutput, Tensor | None], None]
 
 
 class Gate(nn.Module, ABC):
-    """Base of every gate that routes positions to experts.
+    """Base of every gate that routes tokens to experts.
 
     A subclass builds its parameters on ``device``, so that the meta device works, fills them in
     ``reset_parameters`` and implements ``forward``. Whatever changes during training (a
@@ -31,7 +31,7 @@ class Gate(nn.Module, ABC):
     A gate that learns from its routings names the size of their :meth:`summary`. Each call in
     training mode adds it to ``counted``, compiled or not, and no tensor of the routing is kept;
     :func:`~core_gates.routing.collect.update_gates` sums over ranks, hands the sum to
-    :meth:`update` and clears it. What a step has counted so far is no state: it is neither saved
+    :meth:`update` and clears it. What a step has counted so far is not state: it is neither saved
     nor a buffer, which ``DistributedDataParallel`` would overwrite by that of rank 0 in every
     forward pass.
 
@@ -45,7 +45,7 @@ class Gate(nn.Module, ABC):
         counted: Calls in training mode since the last update, then the sum of their summaries
             (1 + S,), int64; None if there is no summary.
         listeners: Called with each routing; see ``Listener``. Copies of the gate have none.
-        couples_tokens: True if the routing of a position depends on others. A causal model must
+        couples_tokens: True if the routing of a token depends on others. A causal model must
             refuse such a gate: it looks into the future.
         renormalize: True if the gate scales its weights to sum 1 after selection.
         phases: Names of the stages of the gate, in order. A staged gate evaluates by its phase.
@@ -80,7 +80,7 @@ class Gate(nn.Module, ABC):
         )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give the class a ``__call__`` of its own.
+        """Give the class its own ``__call__``.
 
         ``torch.compile`` limits the number of graphs that begin at one code object, and gates of
         all classes would share those of ``Gate.__call__``.
@@ -115,12 +115,12 @@ class Gate(nn.Module, ABC):
     def forward(
         self, x: Tensor, *, ids: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> RoutingOutput:
-        """Route every position of ``x``.
+        """Route every token of ``x``.
 
         Args:
             x: Routing input (..., D), any floating dtype; the routing is computed in float32.
             ids: Token or user numbers (...), for gates that route by identity.
-            padding_mask: True (...) at positions to *ignore*. (Attention masks of Hugging Face
+            padding_mask: True (...) at tokens to *ignore*. (Attention masks of Hugging Face
                 mean the opposite: convert them where they enter.)
         """
 

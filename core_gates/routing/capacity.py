@@ -97,14 +97,14 @@ def positions_in_expert(
 ) -> Tensor:
     """Return the place of every choice in the queue of its expert, from 0.
 
-    First choices queue in token order, behind them the second choices of all tokens, and so on.
+    First choices queue in token order, followed by the second choices of all tokens, and so on.
 
     Args:
         indices: Expert of every choice (..., T, K); each leading index is a group with queues of
             its own.
         num_experts: Number of experts.
         counted: False (..., T, K) at choices that do not queue; their place has no meaning.
-        priority: Score (..., T); tokens queue in falling order of it instead.
+        priority: Score (..., T); tokens queue in descending order of it instead.
 
     Returns:
         Places (..., T, K), int64.
@@ -147,11 +147,11 @@ def limit_capacity(
         routing: Routing with indices (..., K).
         capacity_factor: Factor of :func:`capacity`; None drops nothing.
         rule: Rule of :func:`capacity`.
-        padding_mask: True (...) at positions to ignore.
-        padding_in_capacity: Whether ignored positions count as tokens in the capacity.
-        group_dim: Dimension of the routing input whose positions share queues; all positions of
+        padding_mask: True (...) at tokens to ignore.
+        padding_in_capacity: Whether ignored tokens count as tokens in the capacity.
+        group_dim: Dimension of the routing input whose tokens share queues; all tokens of
             the call if None.
-        priority: Score (...); positions queue in falling order of it, not in their own.
+        priority: Score (...); tokens queue in descending order of it, not in their own.
 
     Raises:
         ValueError: The routing has no indices, or the mask or the dimension does not fit.

@@ -25,7 +25,7 @@ def refuse_coupled_gates(model: nn.Module, *, allow_leak: bool = False) -> None:
     ]
     if coupled and not allow_leak:
         raise ValueError(
-            f"a causal model must not route by later positions, as {', '.join(coupled)} would;"
-            " take a gate that does not couple positions (top-k, or no capacity), or pass"
+            f"a causal model must not route by later tokens, as {', '.join(coupled)} would;"
+            " take a gate that does not couple tokens (top-k, or no capacity), or pass"
             " allow_leak=True"
         )

@@ -28,7 +28,7 @@ def routing_gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
 def outermost_gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
     """Iterate over the routing gates that lie in no other one, as :func:`routing_gates` does.
 
-    A gate around another returns what both have done, auxiliary losses included: whoever counts
+    A gate around another returns what both have done, auxiliary losses included: code that counts
     routings must not count those of the inner gate again.
     """
     inside: list[str] = []

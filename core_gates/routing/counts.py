@@ -1,7 +1,7 @@
 """Counts of routed choices, with a flag of what is not finite.
 
-The flag travels with the counts as one more element, so that a NaN costs no synchronization of its
-own: whoever brings the counts to the host (a dispatcher, a log) learns of it there.
+The flag travels with the counts as one more element, so that a NaN costs no extra
+synchronization: the code that brings the counts to the host (a dispatcher, a log) sees it there.
 """
 
 import torch
@@ -12,9 +12,9 @@ from core_gates.routing.output import RoutingOutput
 
 
 def count_routed(routing: RoutingOutput, num_experts: int | None = None) -> Tensor:
-    """Count the kept choices of every expert and the positions that are not finite.
+    """Count the kept choices of every expert and the tokens that are not finite.
 
-    A position with a weight that is NaN or infinite counts in the last element alone. Sums over
+    A token with a weight that is NaN or infinite counts in the last element alone. Sums over
     micro-batches and ranks are those of the joined batch.
 
     Args:
@@ -62,12 +62,12 @@ def read_counts(counts: Tensor, gate: str = "gate") -> list[int]:
         Kept choices of every expert.
 
     Raises:
-        GatesError: The routing of a position was not finite.
+        GatesError: The routing of a token was not finite.
     """
     *routed, non_finite = counts.tolist()
     if non_finite:
         raise GatesError(
-            f"gate {gate!r} routed {non_finite} position{'s' * (non_finite > 1)} with weights that"
+            f"gate {gate!r} routed {non_finite} token{'s' * (non_finite > 1)} with weights that"
             " are not finite; look for NaN or infinity in its input and its parameters"
         )
     return routed

@@ -1,4 +1,4 @@
-"""Groups of positions that compete with each other for experts."""
+"""Groups of tokens that compete with each other for experts."""
 
 import math
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def group_positions(values: Tensor, group_dim: int | None) -> Tensor:
-    """Return (G, T, K): G groups of T positions each.
+    """Return (G, T, K): G groups of T tokens each.
 
     Args:
-        values: Values of the positions (..., K).
-        group_dim: Dimension of ``values`` along which positions compete; None for one group of all
-            positions.
+        values: Values of the tokens (..., K).
+        group_dim: Dimension of ``values`` along which tokens compete; None for one group of all
+            tokens.
 
     Raises:
-        ValueError: ``group_dim`` is not a dimension of positions.
+        ValueError: ``group_dim`` is not a dimension of tokens.
     """
     if group_dim is None:
         return values.reshape(1, math.prod(values.shape[:-1]), values.shape[-1])
@@ -29,7 +29,7 @@ def ungroup_positions(values: Tensor, leading: torch.Size, group_dim: int | None
 
     Args:
         values: Grouped values (G, T, K).
-        leading: Shape of the positions, that of the ungrouped values without K.
+        leading: Shape of the tokens, that of the ungrouped values without K.
         group_dim: As in :func:`group_positions`.
 
     Returns:

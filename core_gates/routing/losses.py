@@ -1,7 +1,7 @@
 """Losses over one routing: balance, z, entropy, information, L0 and importance.
 
-Each returns an unweighted scalar, the mean over positions that count. Positions where
-``padding_mask`` is True do not count unless ``padding_in_loss`` is True; if no position counts the
+Each returns an unweighted scalar, the mean over tokens that count. Tokens where
+``padding_mask`` is True do not count unless ``padding_in_loss`` is True; if no token counts the
 loss is 0. A field that the gate did not return raises a ValueError that names gate and field.
 """
 
@@ -30,18 +30,18 @@ def balance_loss(
 ) -> Tensor:
     """Return ``E Σ_e f_e P_e`` (Fedus et al., 2021), which is 1 for a balanced routing.
 
-    f_e is the share of choices that fall on expert e, dropped ones included and without gradient;
-    P_e the mean of the full ``probs``, divided by their sum at each position, so that a gate whose
-    experts open independently does not lower the loss by closing them. Positions where ``probs``
+    f_e is the fraction of choices that fall on expert e, dropped ones included and without
+    gradient; P_e the mean of the full ``probs``, divided by their sum at each token, so that a gate
+    whose experts open independently does not lower the loss by closing them. Tokens where ``probs``
     are all zero do not count.
 
     Args:
         routing: Output of a gate, with ``probs`` (..., E).
-        scope: Over what f and P are taken: ``batch``, all positions of this call; ``sequence``,
+        scope: Over what f and P are taken: ``batch``, all tokens of this call; ``sequence``,
             each sequence along dimension -2, then averaged over sequences; ``global``, all ranks
             (every rank must call): the mean of the loss over ranks is that of the joined batch.
-        padding_mask: True (...) at positions to ignore.
-        padding_in_loss: Whether ignored positions count all the same.
+        padding_mask: True (...) at tokens to ignore.
+        padding_in_loss: Whether ignored tokens still count.
         group: Ranks of the scope ``global``; all by default.
         gate: Name of the gate, for errors.
 
@@ -75,8 +75,8 @@ def z_loss(
 
     Args:
         routing: Output of a gate, with ``logits`` (..., E).
-        padding_mask: True (...) at positions to ignore.
-        padding_in_loss: Whether ignored positions count all the same.
+        padding_mask: True (...) at tokens to ignore.
+        padding_in_loss: Whether ignored tokens still count.
         gate: Name of the gate, for errors.
 
     Raises:
@@ -94,12 +94,12 @@ def entropy_loss(
     padding_in_loss: bool = False,
     gate: str = "gate",
 ) -> Tensor:
-    """Return the mean entropy of the probabilities of a position, in nats.
+    """Return the mean entropy of the probabilities of a token, in nats.
 
     Args:
         routing: Output of a gate, with ``probs`` (..., E).
-        padding_mask: True (...) at positions to ignore.
-        padding_in_loss: Whether ignored positions count all the same.
+        padding_mask: True (...) at tokens to ignore.
+        padding_in_loss: Whether ignored tokens still count.
         gate: Name of the gate, for errors.
 
     Raises:
@@ -117,16 +117,16 @@ def information_loss(
     padding_in_loss: bool = False,
     gate: str = "gate",
 ) -> Tensor:
-    """Return the negative mutual information of positions and experts, in nats.
+    """Return the negative mutual information of tokens and experts, in nats.
 
-    The mean entropy of a position less the entropy of the mean probabilities: between ``-log E``,
-    where every position is sure of its expert and all experts are used alike, and 0, where all
-    positions choose alike (Chen et al., 2023).
+    The mean entropy of a token less the entropy of the mean probabilities: between ``-log E``,
+    where every token is confident of its expert and all experts are used equally, and 0, where all
+    tokens choose alike (Chen et al., 2023).
 
     Args:
         routing: Output of a gate, with ``probs`` (..., E).
-        padding_mask: True (...) at positions to ignore.
-        padding_in_loss: Whether ignored positions count all the same.
+        padding_mask: True (...) at tokens to ignore.
+        padding_in_loss: Whether ignored tokens still count.
         gate: Name of the gate, for errors.
 
     Raises:
@@ -146,15 +146,15 @@ def l0_loss(
     padding_in_loss: bool = False,
     gate: str = "gate",
 ) -> Tensor:
-    """Return the expected number of open experts of a position (Louizos et al., 2018).
+    """Return the expected number of open experts of a token (Louizos et al., 2018).
 
     For gates whose experts open independently: ``probs`` is then the probability that an expert is
     open. A softmax gives the constant 1.
 
     Args:
         routing: Output of a gate, with ``probs`` (..., E).
-        padding_mask: True (...) at positions to ignore.
-        padding_in_loss: Whether ignored positions count all the same.
+        padding_mask: True (...) at tokens to ignore.
+        padding_in_loss: Whether ignored tokens still count.
         gate: Name of the gate, for errors.
 
     Raises:
@@ -177,8 +177,8 @@ def importance_loss(
 
     Args:
         routing: Output of a gate that knows its number of experts.
-        padding_mask: True (...) at positions to ignore.
-        padding_in_loss: Whether ignored positions count all the same.
+        padding_mask: True (...) at tokens to ignore.
+        padding_in_loss: Whether ignored tokens still count.
 
     Raises:
         ValueError: The routing does not know its number of experts or the mask does not fit.
@@ -195,7 +195,7 @@ def orthogonality_loss(weight: Tensor) -> Tensor:
     the rows do not matter.
 
     Args:
-        weight: Weight of a gate (..., E, D), one row an expert; leading dimensions, such as trees,
+        weight: Weight of a gate (..., E, D), one row per expert; leading dimensions, such as trees,
             are averaged. One expert gives 0.
     """
     num_experts = weight.shape[-2]
@@ -220,7 +220,7 @@ def _field(routing: RoutingOutput, field: Literal["logits", "probs"], gate: str)
 
 
 def _counted(scores: Tensor, padding_mask: Tensor | None, padding_in_loss: bool) -> Tensor:
-    """Return True (...) at the positions that count."""
+    """Return True (...) at the tokens that count."""
     if padding_mask is None:
         return torch.ones(scores.shape[:-1], dtype=torch.bool, device=scores.device)
     check_padding_mask(padding_mask, scores.shape[:-1])
@@ -232,7 +232,7 @@ def _zeroed(scores: Tensor, counts: Tensor) -> Tensor:
 
 
 def _normalized(probs: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Return probabilities that sum to one where positions count, and where they do."""
+    """Return probabilities that sum to one where tokens count, and where they do."""
     total = _zeroed(probs, counts).sum(-1)
     counts = counts & ~(total < torch.finfo(total.dtype).tiny)  # a NaN counts, to be seen
     return probs / total.masked_fill(~counts, 1).unsqueeze(-1), counts

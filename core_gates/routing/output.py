@@ -10,18 +10,18 @@ from core_gates.padding import check_padding_mask
 
 
 class RoutingOutput(NamedTuple):
-    """Which experts each position uses, and how much.
+    """Which experts each token uses, and how much.
 
     Shapes use E experts, K choices, S slots and ``...`` for any leading dimensions.
 
     Attributes:
-        weights: (..., K) beside ``indices``; without them (..., E), where an exact zero means *not
-            routed*. Beside ``dispatch`` they are combine weights (..., T, E, S).
+        weights: (..., K) with ``indices``; without them (..., E), where an exact zero means *not
+            routed*. With ``dispatch`` they are combine weights (..., T, E, S).
         indices: Expert of every choice (..., K), int64.
-        kept: False where a choice was dropped (capacity) or its position is ignored (..., K).
+        kept: False where a choice was dropped (capacity) or its token is ignored (..., K).
         logits: Scores before any normalization (..., E).
         probs: Full normalized scores before selection (..., E).
-        dispatch: Weights (..., T, E, S) that mix positions into slots, for Soft-MoE alone.
+        dispatch: Weights (..., T, E, S) that mix tokens into slots, for Soft-MoE alone.
         aux: Named scalar losses of the gate, unweighted; the training module weighs and adds them.
     """
 
@@ -56,7 +56,7 @@ class RoutingOutput(NamedTuple):
         """Return the routing with zero weights and nothing kept where ``padding_mask`` is True.
 
         Args:
-            padding_mask: Positions to ignore (...), or None for none.
+            padding_mask: Tokens to ignore (...), or None for none.
 
         Raises:
             ValueError: The mask does not fit, or the routing consists of slots.
@@ -64,7 +64,7 @@ class RoutingOutput(NamedTuple):
         if padding_mask is None:
             return self
         if self.dispatch is not None:
-            raise ValueError("slots mix positions: mask the padding before their softmax instead")
+            raise ValueError("slots mix tokens: mask the padding before their softmax instead")
         check_padding_mask(padding_mask, self.weights.shape[:-1])
         ignored = padding_mask.unsqueeze(-1)
         weights = self.weights.masked_fill(ignored, 0)
@@ -76,7 +76,7 @@ class RoutingOutput(NamedTuple):
         )
 
     def chosen(self, num_experts: int | None = None, *, dropped: bool = True) -> Tensor:
-        """Count how often each position chose each expert.
+        """Count how often each token chose each expert.
 
         Args:
             num_experts: Needed where the output does not know it.
@@ -108,18 +108,18 @@ class RoutingOutput(NamedTuple):
         return self._replace(weights=weights, indices=None, kept=None)
 
     def to_top_k(self, k: int) -> "RoutingOutput":
-        """Return the ``k`` largest weights of each position with their experts, not rescaled.
+        """Return the ``k`` largest weights of each token with their experts, not rescaled.
 
         ``kept`` is False where fewer than ``k`` experts are routed. Ties go to the lowest index.
 
         Args:
-            k: Choices of each position, at most those the routing has.
+            k: Choices of each token, at most those the routing has.
 
         Raises:
             ValueError: ``k`` is out of range, or the routing consists of slots.
         """
         if self.dispatch is not None:
-            raise ValueError("slots mix positions: a Soft-MoE routing has no top-k form")
+            raise ValueError("slots mix tokens: a Soft-MoE routing has no top-k form")
         available = self.weights.shape[-1]
         if not 1 <= k <= available:
             raise ValueError(f"k must lie between 1 and the {available} weights given, got {k}")
@@ -128,9 +128,9 @@ class RoutingOutput(NamedTuple):
         return self._replace(weights=weights, indices=indices, kept=weights != 0)
 
     def hard(self) -> "RoutingOutput":
-        """Return the largest choice of each position with weight one.
+        """Return the largest choice of each token with weight one.
 
-        The gradient of the weight is that of the soft weight (straight through). Positions that
+        The gradient of the weight is that of the soft weight (straight through). Tokens that
         are not routed at all keep weight zero and ``kept`` False.
         """
         top = self.to_top_k(1)

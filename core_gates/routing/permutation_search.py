@@ -73,7 +73,7 @@ class PermutationSearch:
 
 
 def sinkhorn(scores: Tensor, num_iterations: int) -> Tensor:
-    """Return ``exp(scores)`` after scaling rows, then columns, to sum 1, time and again.
+    """Return ``exp(scores)`` after scaling rows, then columns, to sum 1, repeatedly.
 
     The scaling is done on logarithms. It tends to a doubly stochastic matrix; columns are exact.
 

@@ -1,4 +1,4 @@
-"""Sums and means over positions, for the losses that gates make themselves."""
+"""Sums and means over tokens, for the losses that gates make themselves."""
 
 import math
 
@@ -8,11 +8,11 @@ _ENTROPY_EPS = 1e-6
 
 
 def sum_over_positions(values: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
-    """Return the sums (N,) of values (..., N) over the positions that are not ignored.
+    """Return the sums (N,) of values (..., N) over the tokens that are not ignored.
 
     Args:
         values: Values (..., N).
-        padding_mask: True (...) at positions to ignore.
+        padding_mask: True (...) at tokens to ignore.
     """
     if padding_mask is not None:
         values = values.masked_fill(padding_mask.unsqueeze(-1), 0)
@@ -20,11 +20,11 @@ def sum_over_positions(values: Tensor, *, padding_mask: Tensor | None = None) ->
 
 
 def mean_over_positions(values: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
-    """Return the means (N,) of values (..., N) over the positions that are not ignored.
+    """Return the means (N,) of values (..., N) over the tokens that are not ignored.
 
     Args:
         values: Values (..., N).
-        padding_mask: True (...) at positions to ignore; without any other position the mean is 0.
+        padding_mask: True (...) at tokens to ignore; without any other token the mean is 0.
     """
     total = sum_over_positions(values, padding_mask=padding_mask)
     if padding_mask is None:
@@ -35,13 +35,13 @@ def mean_over_positions(values: Tensor, *, padding_mask: Tensor | None = None) -
 def selection_entropy(
     probs: Tensor, *, padding_mask: Tensor | None = None, floor: float = 0.0
 ) -> Tensor:
-    """Return the mean over positions of ``Σ_j Σ_e -P log(P + 1e-6)``, in nats.
+    """Return the mean over tokens of ``Σ_j Σ_e -P log(P + 1e-6)``, in nats.
 
-    It is small if every tree or selector j of a position points at one expert.
+    It is small if every tree or selector j of a token points at one expert.
 
     Args:
         probs: Probabilities P (..., J, E).
-        padding_mask: True (...) at positions to ignore.
+        padding_mask: True (...) at tokens to ignore.
         floor: Smaller probabilities count as this one.
     """
     probs = probs.clamp(min=floor)

@@ -29,12 +29,12 @@ def unobserved() -> Iterator[None]:
 
 
 def in_backward() -> bool:
-    """Tell whether the backward pass is running, where activation checkpointing recomputes."""
+    """Return whether the backward pass is running, where activation checkpointing recomputes."""
     return bool(ModuleTracker().is_bw)
 
 
 def is_repeated() -> bool:
-    """Tell whether this forward pass repeats another one, so that nothing may count it again.
+    """Return whether this forward pass repeats another one, so that nothing may count it again.
 
     That is in the backward pass, where activation checkpointing recomputes, and in `unobserved`.
     It cannot be traced by ``torch.compile``: there, :func:`accumulate` and :class:`Gathered` ask

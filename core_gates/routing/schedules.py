@@ -83,7 +83,7 @@ class TemperatureSchedule:
 
 @dataclass(frozen=True)
 class SparsitySchedule:
-    """Raise the share of closed experts, gates or weights by a cubic (Zhu & Gupta, 2017).
+    """Raise the fraction of closed experts, gates or weights by a cubic (Zhu & Gupta, 2017).
 
     The sparsity goes from ``start`` to ``end`` as ``end + (start - end) (1 - p)³``: much is closed
     while much is left, little at the end.
@@ -128,7 +128,7 @@ class PiecewiseSchedule:
     """Hold ``values[i]`` from step ``boundaries[i - 1]`` until the next boundary.
 
     Args:
-        boundaries: Steps, strictly rising, at which the value changes.
+        boundaries: Steps, strictly increasing, at which the value changes.
         values: One value more than there are boundaries.
 
     Raises:
@@ -145,7 +145,7 @@ class PiecewiseSchedule:
                 f" got {len(self.values)}"
             )
         if any(a >= b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)):
-            raise ValueError(f"boundaries must rise strictly, got {self.boundaries}")
+            raise ValueError(f"boundaries must increase strictly, got {self.boundaries}")
 
     def __call__(self, step: int) -> float:
         """Return the value at ``step``."""
@@ -156,10 +156,10 @@ class PiecewiseSchedule:
 class StagedSchedule:
     """The three stages of EvoMoE (Nie et al., 2021), counted in optimizer steps.
 
-    1. ``shared``: for ``shared_steps`` every position uses expert 0; then spawn the others from it.
+    1. ``shared``: for ``shared_steps`` every token uses expert 0; then spawn the others from it.
     2. ``annealing``: all experts, fewer and fewer as the temperature falls from ``start`` to
        ``end`` within ``annealing_steps``.
-    3. ``hard``: one expert per position.
+    3. ``hard``: one expert per token.
 
     Args:
         shared_steps: Length of the first stage; 0 leaves it out.
@@ -206,7 +206,7 @@ class StagedSchedule:
         return self._schedule()(step)
 
     def spawns_at(self, step: int) -> bool:
-        """Tell whether experts are to be spawned after ``step`` optimizer steps."""
+        """Return whether experts are to be spawned after ``step`` optimizer steps."""
         return step == self.shared_steps > 0
 
     def _schedule(self) -> TemperatureSchedule:

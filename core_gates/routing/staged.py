@@ -75,7 +75,7 @@ class StagedGate(SteppedGate):
     @property
     @abstractmethod
     def boundaries(self) -> tuple[int, ...]:
-        """Numbers of updates after which the next of the ``phases`` begins, not falling."""
+        """Numbers of updates after which the next of the ``phases`` begins, non-decreasing."""
 
     @property
     def stage(self) -> int:
@@ -108,13 +108,13 @@ class StagedGate(SteppedGate):
         self.enter(step)
 
     def enter(self, step: int) -> None:
-        """Take notice of the number of updates, which the buffer holds already."""
+        """React to the number of updates, which the buffer holds already."""
         self._known_step = step
         self._stage = self.stage_at(step)
         self._known_version = None if self.step.is_cpu else _version(self.step)
 
     def resume(self, step: int) -> None:
-        """Take notice of a number of updates that the buffer got in another way than by them."""
+        """React to a number of updates that the buffer got other than by an update."""
         self.enter(step)
 
     def stage_at(self, step: int) -> int:

@@ -44,7 +44,7 @@ def leaf_numbers(nodes: Tensor, num_leaves: int) -> Tensor:
 
 
 CHUNK = 2**20
-"""Elements of the copies of inputs and weights that scattered products make at a time."""
+"""Elements of the copies of inputs and weights that scattered dot products make at a time."""
 
 
 def row_products(x: Tensor, rows: Tensor, weight: Tensor, trees: Tensor, nodes: Tensor) -> Tensor:
@@ -52,13 +52,13 @@ def row_products(x: Tensor, rows: Tensor, weight: Tensor, trees: Tensor, nodes: 
 
     Args:
         x: Inputs (T, D).
-        rows: Row of ``x`` of each product (N,).
+        rows: Row of ``x`` of each dot product (N,).
         weight: Weights (J, nodes, D).
-        trees: Tree of each product (N,).
-        nodes: Node of each product (N,).
+        trees: Tree of each dot product (N,).
+        nodes: Node of each dot product (N,).
 
     Returns:
-        Products (N,).
+        Dot products (N,).
     """
     size = max(1, CHUNK // x.shape[1])
     parts = []

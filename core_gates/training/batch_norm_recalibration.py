@@ -1,4 +1,4 @@
-"""Running statistics of batch normalization, measured anew as evaluation sees them."""
+"""Running statistics of batch normalization, measured again as evaluation sees them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

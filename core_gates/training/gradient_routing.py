@@ -1,4 +1,4 @@
-"""Gradient routing: gates learn in a pass of their own, with an optimizer of their own."""
+"""Gradient routing: gates learn in their own pass, with their own optimizer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext

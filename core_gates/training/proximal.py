@@ -117,7 +117,7 @@ def _check_gates(optimizer: Optimizer, gates: list[Tensor]) -> None:
     foreign = sum(id(gate) not in known for gate in gates)
     if foreign:
         raise ValueError(
-            f"{foreign} of {len(gates)} gates are no parameters of the optimizer; make it of the"
+            f"{foreign} of {len(gates)} gates are not parameters of the optimizer; make it of the"
             " parameters that the model has after sharding and pruning"
         )
     coarse = {gate.dtype for gate in gates} & {torch.float16, torch.bfloat16}

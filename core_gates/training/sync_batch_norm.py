@@ -28,7 +28,7 @@ class SyncBatchNorm(_BatchNorm):
         momentum: Weight of a new batch in the running statistics; None averages all batches.
         affine: Whether there are a weight and a bias.
         track_running_stats: Whether evaluation uses running statistics rather than the batch's.
-        num_experts: Number E of stacked experts, each with channels of its own; weight, bias and
+        num_experts: Number E of stacked experts, each with its own channels; weight, bias and
             statistics (E C,) hold those of one expert after those of the other.
         group: Process group; all ranks if None.
         device: Device of parameters and statistics.

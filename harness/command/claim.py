@@ -22,8 +22,8 @@ LENGTHENED = "lengthened"
 class FolderClaim(Callback):
     """Claim the run folder after ``prepare_data`` and ``setup`` of the data, before the first step.
 
-    The folder then says in ``record.json`` what is trained, and a training that is resumed must be
-    the same. Lightning opens the files of its loggers before it sets up the data, so the Trainer
+    The folder then says in ``record.json`` what is trained, and a training run that is resumed must
+    be the same. Lightning opens the files of its loggers before it sets up the data, so the Trainer
     gets them here. Only the first rank claims; the others wait.
 
     Args:
@@ -52,11 +52,11 @@ class FolderClaim(Callback):
         self.objects: Sequence[str] = ()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Claim the folder for a training, once.
+        """Claim the folder for a training run, once.
 
         Raises:
             GatesError: Another run has taken it meanwhile, or what is to be resumed is another
-                training.
+                training run.
         """
         release_warnings()
         if stage != "fit" or self.piece is not None:
@@ -79,10 +79,11 @@ class FolderClaim(Callback):
 
 
 def resumed(run_folder: RunFolder, piece: Piece, objects: Sequence[str] | None = None) -> Piece:
-    """Return the piece that a folder is claimed for, after comparing it with what is there.
+    """Return the piece that a folder is claimed for, after comparing it with the folder's record.
 
     Args:
-        run_folder: The folder; nothing is compared unless it is to be resumed and holds a training.
+        run_folder: The folder; nothing is compared unless it is to be resumed and holds a training
+            run.
         piece: What is to be trained.
         objects: What it is trained on; None while that is not known.
 
@@ -98,7 +99,7 @@ def resumed(run_folder: RunFolder, piece: Piece, objects: Sequence[str] | None =
     record = read_record(run_folder.training)
     if record is None:
         raise GatesError(
-            f"{run_folder.training / RECORD} is missing or damaged, so nobody can say what "
+            f"{run_folder.training / RECORD} is missing or damaged, so it is not known what "
             f"{run_folder.training} was trained with: add --overwrite to start again, or --name "
             "NEW for another run"
         )
@@ -131,7 +132,7 @@ def _refuse(run_folder: RunFolder, said: str) -> None:
 
 
 def _grows(old: Any, new: Any) -> bool:
-    """Tell whether a limit is larger than before; None and -1 are no limit."""
+    """Return whether a limit is larger than before; None and -1 mean no limit."""
     if old in (None, -1):
         return False
     if new in (None, -1):

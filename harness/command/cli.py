@@ -37,7 +37,7 @@ LIGHTNING_VERBS = {
     "test": "Compute the test scores of a network.",
     "predict": "Compute the predictions of a network.",
 }
-START = "Checkpoint of a training to start from."
+START = "Checkpoint of a training run to start from."
 LIGHTNING_KEYS = {"pytorch-lightning_version", "state_dict"}
 OWN_OPTIONS = ("config", "resume", "overwrite", "shipped", "ckpt_path")
 
@@ -61,9 +61,9 @@ class GatesRunCLI(LightningCLI):
         parser.link_arguments("data.channels", "model.channels", apply_on="instantiate")
 
     A configuration may hold one section for each verb (see
-    :func:`harness.command.configfile.select_verb`). Verbs of ``trains`` are trainings by
+    :func:`harness.command.configfile.select_verb`). Verbs of ``trains`` are training runs by
     :meth:`Trainer.fit`; an application with several picks their classes in ``main``. What a
-    training makes enters the results of the run, see :meth:`training` and :meth:`keep`.
+    training run makes enters the results of the run, see :meth:`training` and :meth:`keep`.
 
     Args:
         model_class: The LightningModule, or a base class when ``subclass_mode_model=True``.
@@ -78,9 +78,7 @@ class GatesRunCLI(LightningCLI):
 
     app: ClassVar[str] = ""
     verbs: ClassVar[tuple[str, ...]] = (*LIGHTNING_VERBS, "report")
-    other_verbs: ClassVar[
-        tuple[str, ...]
-    ] = ()  # of harness.command.verbs, with sections of their own
+    other_verbs: ClassVar[tuple[str, ...]] = ()  # of harness.command.verbs, with their own sections
     trains: ClassVar[frozenset[str]] = frozenset({"fit"})  # verbs that claim a run folder
     package: ClassVar[str | None] = None  # with shipped results
     neutral: ClassVar[tuple[str, ...]] = ()  # options that decide no result
@@ -129,12 +127,12 @@ class GatesRunCLI(LightningCLI):
             )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Verbs and the arguments that are no options, being filled in by the command line."""
+        """Verbs and the arguments that are not options, being filled in by the command line."""
         filled = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
         return {verb: filled | {"weights_only"} for verb in self._wanted}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Create a parser with our look-up of configurations and our help."""
+        """Create a parser with our lookup of configurations and our help."""
         parser = self.parser_class(**kwargs)
         if kwargs.get("verb"):
             parser.add_argument(
@@ -157,12 +155,12 @@ class GatesRunCLI(LightningCLI):
         )
         parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument(
-            "--resume", action="store_true", help="Go on with a training that was stopped."
+            "--resume", action="store_true", help="Continue a training run that was stopped."
         )
         parser.add_argument(
             "--overwrite",
             action="store_true",
-            help="Begin a training again; replace results that have other settings.",
+            help="Begin a training run again; replace results that have other settings.",
         )
         parser.add_argument(
             "--shipped",
@@ -204,7 +202,7 @@ class GatesRunCLI(LightningCLI):
             found = load_weights(Path(path))
             if self.config.subcommand in LIGHTNING_VERBS and LIGHTNING_KEYS - found.keys():
                 raise GatesError(
-                    f"{path} is no checkpoint of a training: give checkpoints/last.ckpt or "
+                    f"{path} is not a checkpoint of a training run: give checkpoints/last.ckpt or "
                     "best.ckpt of a run"
                 )
         super()._parse_ckpt_path()
@@ -251,7 +249,7 @@ class GatesRunCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the claim of the run folder, the log and the progress; tell the Trainer its run."""
         options = self._get(self.config_init, "trainer")
-        kwargs.setdefault("logger", False)  # those of a training come with the claim
+        kwargs.setdefault("logger", False)  # those of a training run come with the claim
         kwargs.setdefault("default_root_dir", str(self.run_folder.training))
         callbacks = list(options.get("callbacks") or [])
         if self.subcommand in self.trains:
@@ -277,7 +275,7 @@ class GatesRunCLI(LightningCLI):
         return found
 
     def training(self, run: Run) -> Piece:
-        """Return the piece that a training makes, as ``evaluate`` would name it."""
+        """Return the piece that a training run makes, as ``evaluate`` would name it."""
         return run.piece(self.verb, run.settings.get("seed"))
 
     def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:

@@ -74,7 +74,7 @@ def select_verb(content: dict[str, Any], verb: str, verbs: tuple[str, ...]) -> d
         evaluate: {seeds: [0, 1, 2]}
 
     Raises:
-        GatesError: The section is no mapping.
+        GatesError: The section is not a mapping.
     """
     shared = {key: value for key, value in content.items() if key not in verbs}
     section = content.get(verb) or {}

@@ -82,7 +82,7 @@ def _groups(parser: Any) -> Iterator[Group]:
 
 
 def _names_class(action: Action, *, trainer: bool) -> bool:
-    """Tell whether an action is the help of a class, whose option is shown."""
+    """Return whether an action is the help of a class, whose option is shown."""
     of_trainer = action.dest.startswith("trainer.")
     return type(action).__name__ == "_ActionHelpClassPath" and of_trainer == trainer
 
@@ -120,7 +120,7 @@ def _option(action: Action, width: int, notes: list[str]) -> list[str]:
 
 
 def _value(action: Action) -> str:
-    """What stands after the name of an option."""
+    """The text after the name of an option."""
     if action.nargs == 0:
         return ""
     hint = getattr(action, "_typehint", None)
@@ -150,14 +150,14 @@ def kind(hint: Any) -> str:
 
 
 def is_sequence(hint: Any) -> bool:
-    """Tell whether a type is a list, a tuple or another sequence with a type of its items."""
+    """Return whether a type is a list, a tuple or another sequence with a type of its items."""
     origin = get_origin(hint)
     known = isinstance(origin, type) and issubclass(origin, Sequence | set | frozenset)
     return bool(known and get_args(hint))
 
 
 def is_plain_sequence(hint: Any) -> bool:
-    """Tell whether a type is a sequence of numbers, words or choices, possibly none."""
+    """Return whether a type is a sequence of numbers, words or choices, possibly none."""
     if get_origin(hint) in (Union, UnionType):
         parts = [part for part in get_args(hint) if part is not NoneType]
         return len(parts) == 1 and is_plain_sequence(parts[0])

@@ -26,7 +26,7 @@ class GatesParser(LightningArgumentParser):
     """LightningArgumentParser with one-line errors and exit code 2.
 
     Args:
-        app: Application, for the look-up of configurations.
+        app: Application, for the lookup of configurations.
         verb: The verb that this parser reads; empty for the parser above the verbs.
         verbs: Every verb of the application: names of sections in a configuration.
         kwargs: Passed on to ``LightningArgumentParser``.
@@ -72,10 +72,10 @@ class GatesParser(LightningArgumentParser):
 
 
 def lacking(names: Sequence[str], verb: str, app: str, config: Path | None = None) -> str:
-    """Say in one line which arguments are missing, and where they are usually found.
+    """Return one line on which arguments are missing, and where they are usually found.
 
     Args:
-        names: Arguments, such as ``fit.model.network``; one without a dot is no option.
+        names: Arguments, such as ``fit.model.network``; one without a dot is not an option.
         verb: The verb that is parsed.
         app: Application, whose packaged configurations are named.
         config: The configuration file that was given.
@@ -154,7 +154,7 @@ def option_names(parser: Any) -> list[str]:
 
 
 def one_line(message: str, options: Iterable[str], config: Path | None = None) -> str:
-    """Say in one line what jsonargparse says in many.
+    """Return in one line what jsonargparse reports in many.
 
     Args:
         message: The message, possibly with a trace of union types.

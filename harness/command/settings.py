@@ -47,5 +47,5 @@ def decisive_settings(options: Mapping[str, Any], neutral: Collection[str] = ())
 
 
 def start_of(path: str | None) -> str | None:
-    """Return a short hash of the checkpoint that a training starts from; None for none."""
+    """Return a short hash of the checkpoint that a training run starts from; None for none."""
     return None if path is None else sha256(Path(path))[:16]

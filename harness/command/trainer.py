@@ -44,11 +44,11 @@ class GatesRunTrainer(ExactTrainer):
         """Return the run: its settings, results, tuning and scores.
 
         Args:
-            quick: A short look: nothing is trained, scores have no bars.
+            quick: A quick run: nothing is trained, scores have no bars.
             only: Methods that take part; all when empty.
 
         Raises:
-            GatesError: Scores of a full evaluation are there, which a short look would replace.
+            GatesError: Scores of a full evaluation exist, which a quick run would replace.
         """
         return Run.of(
             self.run_folder,

@@ -44,7 +44,7 @@ class OwnSection(ConfigFile):
         """Merge the section of the verb into the namespace.
 
         Raises:
-            GatesError: The file is not found or not readable, or the section is no mapping.
+            GatesError: The file is not found or not readable, or the section is not a mapping.
         """
         path = find_config(str(values), parser.app)
         section = read_config(path).get(parser.verb) or {}

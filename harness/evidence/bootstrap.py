@@ -16,22 +16,22 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
 class Resamples:
-    """One set of draws: all that goes through it is paired.
+    """One set of resamples: all scores computed on it are paired.
 
-    Made by :meth:`clusters` or :meth:`blocks`. Every score sees the same draws, which makes
-    differences paired. Where scores of S seeds are given, a draw also takes S - 1 of them, with
+    Made by :meth:`clusters` or :meth:`blocks`. Every score sees the same resamples, which makes
+    differences paired. Where scores of S seeds are given, a resample also takes S - 1 of them, with
     replacement: this keeps the variance over few seeds unbiased (McCarthy and Snowden, 1985).
 
     Args:
         draw: Makes weights of samples.
         size: Number of samples N.
         units: Number of independent units among them.
-        resamples: Number of draws.
+        resamples: Number of resamples.
         level: Coverage of intervals.
-        seed: Of the draws.
+        seed: Of the resampling.
 
     Raises:
-        ValueError: There is no draw, or the level is none.
+        ValueError: There is no resample, or the level is not one.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Resamples:
 
         Args:
             ids: (N,) cluster of each sample. A sample whose cluster is missing (None, NaN, an empty
-                text, ``pandas.NA``) is a cluster of its own.
-            resamples: Number of draws.
+                text, ``pandas.NA``) is its own cluster.
+            resamples: Number of resamples.
             level: Coverage of intervals.
-            seed: Of the draws.
+            seed: Of the resampling.
 
         Raises:
-            ValueError: There is no sample, or not one id a sample.
+            ValueError: There is no sample, or not one id per sample.
         """
         index, units = numbered(ids)
         draw = partial(draw_clusters, index, units)
@@ -73,10 +73,10 @@ class Resamples:
         Args:
             length: Samples of the series, in order of time.
             block: Length of a block, longer than the autocorrelation. The last block of a draw is
-                cut, so that every draw has the length of the series.
-            resamples: Number of draws.
+                cut, so that every resample has the length of the series.
+            resamples: Number of resamples.
             level: Coverage of intervals.
-            seed: Of the draws.
+            seed: Of the resampling.
 
         Raises:
             ValueError: The block does not fit twice into the series.
@@ -106,8 +106,8 @@ class Resamples:
     ) -> dict[str, Difference]:
         """Return the paired differences of the scores that both methods have.
 
-        p is twice the smaller share of draws on either side of zero, and at least 2 / (draws + 1)
-        and 2^(1 - units), the least p of a sign test: few units show nothing, one unit p = 1.
+        p is twice the smaller fraction of resamples on either side of 0, at least 2 / (resamples +
+        1) and 2^(1 - units), the smallest p of a sign test: few units show nothing, one unit p = 1.
 
         Args:
             scores: Of one method, or one for each seed.
@@ -168,7 +168,7 @@ class Resamples:
         }
 
     def _weights(self) -> Iterator[np.ndarray]:
-        """Yield weights (R, N) of all draws, a few at a time; the same whatever the chunks."""
+        """Yield weights (R, N) of all resamples, a few at a time; the same whatever the chunks."""
         generator = np.random.default_rng(self.seed)
         step = max(1, CHUNK // self.size)
         for start in range(0, self.resamples, step):

@@ -20,7 +20,7 @@ def compare(
     Args:
         scores: Method to its scores, one for each seed. A method with one of them is compared with
             every seed of the reference, or the other way round; one with none is left out.
-        draws: Of the samples that all methods share.
+        draws: Resamples of the samples that all methods share.
         task: Name of the rows.
         reference: Method that is subtracted from all others; no differences by default.
 

@@ -13,7 +13,7 @@ def draw_clusters(
     Args:
         index: (N,) number of the cluster of each sample.
         units: Number of clusters; as many are drawn.
-        generator: Of the draws.
+        generator: Of random numbers.
         count: Number of resamples.
     """
     drawn = generator.integers(units, size=(count, units)) + units * np.arange(count)[:, None]
@@ -28,7 +28,7 @@ def draw_blocks(length: int, block: int, generator: np.random.Generator, count: 
     Args:
         length: Of the series, and of every resample: the last block drawn is cut.
         block: Length of a block.
-        generator: Of the draws.
+        generator: Of random numbers.
         count: Number of resamples.
     """
     num_blocks = -(-length // block)
@@ -46,10 +46,10 @@ def numbered(ids: Iterable[object]) -> tuple[np.ndarray, int]:
     """Return the number of the cluster of each sample (N,), and how many clusters there are.
 
     Args:
-        ids: (N,) cluster of each sample, in any type; each missing one is a cluster of its own.
+        ids: (N,) cluster of each sample, in any type; each missing one is its own cluster.
 
     Raises:
-        ValueError: There is no sample, or not one id a sample.
+        ValueError: There is no sample, or not one id per sample.
     """
     labels = np.asarray(ids).tolist() if hasattr(ids, "__array__") else list(ids)
     if not isinstance(labels, list) or any(isinstance(one, list) for one in labels):

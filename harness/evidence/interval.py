@@ -1,4 +1,4 @@
-"""What a bootstrap says of a score, and of the difference of two methods."""
+"""Bootstrap intervals of a score, and of the difference of two methods."""
 
 from typing import NamedTuple
 

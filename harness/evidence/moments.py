@@ -1,4 +1,4 @@
-"""Scores that are functions of means: errors, roots of mean squares, shares, ratios."""
+"""Scores that are functions of means: errors, roots of mean squares, fractions, ratios."""
 
 from collections.abc import Callable, Mapping
 
@@ -21,7 +21,7 @@ def moments(values: ArrayLike, transform: Transform | None = None, name: str = "
         moments(np.stack((own, other), 1), root_ratio, name="rmse_ratio")
 
     Args:
-        values: (N,) or (N, M), one row a sample; a NaN makes the score NaN.
+        values: (N,) or (N, M), one row per sample; a NaN makes the score NaN.
         transform: Weighted means (R, M), M = 1 for values (N,), to the score (R,); the mean itself
             by default.
         name: Of the score.

@@ -16,7 +16,7 @@ class Row(NamedTuple):
         value: The figure; NaN where there is none.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        n: Independent units behind the interval.
+        n: Independent units that the interval is based on.
         versus: Method that was subtracted, where the figure is a paired difference; else empty.
         p: Probability of so large a difference by chance, corrected by Holm; NaN where none.
     """

@@ -1,4 +1,4 @@
-"""Forms of results: how they lie in the folder of their piece."""
+"""Forms of results: how they are stored in the folder of their piece."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def cast(result: Any, dtype: torch.dtype | None) -> Any:
 
 
 def damaged(path: Path, error: Exception) -> GatesError:
-    """Say that the file of a result cannot be read."""
+    """Return the error that the file of a result cannot be read."""
     return GatesError(
         f"{path} is missing or damaged ({type(error).__name__}): delete {path.parent} to have it "
         "made again"

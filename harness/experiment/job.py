@@ -1,4 +1,4 @@
-"""What a piece of work may use: a folder that survives a kill, a training that resumes."""
+"""What a piece of work may use: a folder that survives a kill, a training run that resumes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Job:
     ) -> L.LightningModule:
         """Train a module, from the last checkpoint of a killed attempt where there is one.
 
-        The result has the same bits as that of an unbroken training.
+        The result has the same bits as that of an uninterrupted one.
 
         Args:
             module: Is trained in place.
@@ -135,8 +135,8 @@ class _Ticks(Callback):
 def claimed(folder: Path, piece: Piece) -> Iterator[Path]:
     """Yield the partial folder ``.NAME.partial`` of a piece, which no other process uses.
 
-    A partial folder of another record is begun anew. It is left as it is after an exception, and
-    deleted when the block ends well.
+    A partial folder of another record is started from scratch. It is left as it is after an
+    exception, and deleted when the block succeeds.
 
     Raises:
         GatesError: Another process is at work on the piece.

@@ -12,7 +12,7 @@ from harness.files.atomic import write_text
 def write_markdown(
     path: Path, opening: Sequence[str], rows: Sequence[Row], bars: Sequence[Bar] = ()
 ) -> Path:
-    """Write a table of the bars, and one for each task: a line a method, a column a metric.
+    """Write a table of the bars, and one for each task: one line per method, one column per metric.
 
     Args:
         path: The file.

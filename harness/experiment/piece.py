@@ -95,7 +95,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Iterable):
         return [plain(item) for item in value]
     if not hasattr(value, "__dict__"):
-        raise TypeError(f"{value!r} is no plain value: settings are numbers, words and lists")
+        raise TypeError(f"{value!r} is not a plain value: settings are numbers, words and lists")
     return {"class": type(value).__name__} | plain(vars(value))
 
 
@@ -111,11 +111,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(found: Setting | None, wanted: Setting) -> str:
-    """Say where settings differ, as ``trainer.max_epochs 2, now 9``; empty if nowhere.
+    """Return where settings differ, as ``trainer.max_epochs 2, now 9``; empty if nowhere.
 
     Args:
         found: Those of an earlier result; None where they are not known.
-        wanted: Those of now.
+        wanted: The current ones.
     """
     if found is None:
         return "its settings are not known"

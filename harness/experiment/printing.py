@@ -1,4 +1,4 @@
-"""Scores on the terminal: one table a task, one verdict line, the path last."""
+"""Scores on the terminal: one table per task, one verdict line, the path last."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -54,7 +54,7 @@ def print_scores(
 
 
 def verdict(bars: Sequence[Bar]) -> str:
-    """Say in a line how many bars are met, and which are missed by what; empty without bars."""
+    """Return a line on how many bars are met and which are missed by what; empty without bars."""
     if not bars:
         return ""
     missed = [
@@ -68,7 +68,7 @@ def verdict(bars: Sequence[Bar]) -> str:
 
 
 def _table(task: str, rows: Sequence[Row]) -> tuple[Table, int]:
-    """Return the figures of a task, a column a metric, as many as fit; and how many they are."""
+    """Return the figures of a task, one column per metric, as many as fit, and their number."""
     cells = {(row.label, row.metric): interval_text(row) for row in rows}
     methods = list(dict.fromkeys(row.label for row in rows))
     table = Table(title=escape(task), title_justify="left")

@@ -65,7 +65,7 @@ def read_record(folder: Path) -> Record | None:
 
 
 def gap(record: Record | None, piece: Piece) -> str:
-    """Say where a result differs from a piece in identity or settings; empty if nowhere."""
+    """Return where a result differs from a piece in identity or settings; empty if nowhere."""
     if record is None:
         return "its settings are not known"
     if record.fingerprint == piece.fingerprint:

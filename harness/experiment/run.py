@@ -45,12 +45,12 @@ class Run:
         package: Package with shipped results in ``weights/<configuration>``; None for none.
         shipped: Whether results of the package are used.
         overwrite: Replace results of the run folder that have other settings, one by one.
-        quick: A short look: nothing is trained, scores have no bars.
+        quick: A quick run: nothing is trained, scores have no bars.
         only: Methods that take part; all when empty.
         command: Command line, for records.
 
     Raises:
-        GatesError: Scores of a full evaluation are there, which a short look would replace.
+        GatesError: Scores of a full evaluation exist, which a quick run would replace.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Run:
 
         It first says what is missing and why. Every result is kept as soon as it is there, so that
         a kill costs no more than the pieces under way; of those, what they keep in their folder is
-        taken up again. Nothing is computed for a short look.
+        resumed. Nothing is computed in a quick run.
 
         Args:
             store: Where results are kept.
@@ -194,7 +194,7 @@ class Run:
             settings: Of every trial.
 
         Raises:
-            GatesError: A space cannot be searched with so many trials, or no trial has a score.
+            GatesError: A space cannot be searched with that many trials, or no trial has a score.
         """
         spaces = {
             name: space
@@ -275,9 +275,9 @@ class Run:
 
         Args:
             rows: Every figure.
-            bars: Dropped for a short look, or where ``only`` leaves methods out.
-            seeds: Behind the figures.
-            data: Behind the figures.
+            bars: Dropped in a quick run, or where ``only`` leaves methods out.
+            seeds: Seeds that the figures are based on.
+            data: Data that the figures are based on.
             headline: What they say, in a sentence.
             notes: What a reader must know.
             part: Replace only the tasks and bars whose name begins so.
@@ -374,7 +374,7 @@ class Run:
     def _keep_full_scores(self) -> None:
         if self._old_scores().rows and not self._old_scores().quick:
             raise GatesError(
-                f"{self.scores} holds a full evaluation, which a short look would replace: add "
+                f"{self.scores} holds a full evaluation, which a quick run would replace: add "
                 "--name NEW, or delete it"
             )
 

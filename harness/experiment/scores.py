@@ -20,11 +20,11 @@ class Scores(NamedTuple):
     Attributes:
         rows: Every figure.
         bars: Every bar.
-        seeds: Seeds behind the figures.
-        data: Data behind the figures.
+        seeds: Seeds that the figures are based on.
+        data: Data that the figures are based on.
         headline: What they say, in a sentence; empty if nothing was said.
         notes: What a reader must know.
-        quick: Whether they are a short look at small samples.
+        quick: Whether they come from a quick run on small samples.
     """
 
     rows: Sequence[Row] = ()
@@ -127,7 +127,7 @@ def replace_part(old: Scores, new: Scores, part: str) -> Scores:
 
 
 def _are_entries(found: Any, fields: Iterable[str]) -> bool:
-    """Tell whether ``found`` is a list of entries with these fields: words, numbers or nothing."""
+    """Return whether ``found`` is a list of entries with these fields: text, numbers or null."""
     return isinstance(found, list) and all(
         isinstance(entry, dict)
         and set(fields) <= entry.keys()

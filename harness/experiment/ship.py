@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m harness.experiment.ship", description=__doc__)
     parser.add_argument("run_folder", type=Path, help="Folder of the run.")
     parser.add_argument("--kinds", nargs="+", help="Kinds of results; all but trials if not given.")
-    parser.add_argument("--package", type=Path, help="Folder of the package, in place of its own.")
+    parser.add_argument(
+        "--package", type=Path, help="Folder of the package; by default the recorded one."
+    )
     parser.add_argument("--bfloat16", action="store_true", help="Round tensors to bfloat16.")
     options = parser.parse_args(arguments)
     try:
@@ -61,7 +63,7 @@ def ship(
     Args:
         run_folder: Folder of the run.
         kinds: Kinds of results; all but trials when None.
-        package: Folder of the package, in place of its own.
+        package: Folder of the package, in place of the one in the records.
         dtype: Floating-point type of tensors.
 
     Returns:

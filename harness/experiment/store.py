@@ -20,7 +20,7 @@ OWN_FIELDS = ("seconds", "revision", "command", "origin")  # of a record
 
 
 class SettingsDiffer(GatesError):  # noqa: N818
-    """A result of the run folder has other settings than those of now."""
+    """A result of the run folder has settings other than the current ones."""
 
 
 class Store(Generic[R]):
@@ -86,7 +86,7 @@ class Store(Generic[R]):
         return [piece for piece in dict.fromkeys(pieces) if self.find(piece) is None]
 
     def why(self, pieces: Sequence[Piece]) -> str:
-        """Name pieces without a result, and say why what is there does not do."""
+        """Name pieces without a result, and state why an existing result does not qualify."""
         named = []
         for piece in pieces[:NAMED]:
             places = [self.folder / piece.name]

@@ -55,7 +55,7 @@ def lowest(figures: Sequence[Figures]) -> int:
 
 
 def check_space(name: str, space: Space, trials: int) -> None:
-    """Refuse a space that cannot be searched with so many trials.
+    """Refuse a space that cannot be searched with that many trials.
 
     Raises:
         GatesError: There are no trials; a list has another length; a box has an empty side, or
@@ -128,7 +128,7 @@ def edges_of(space: Space, tried: Sequence[Setting], best: int) -> list[str]:
 
 
 def middle(space: Space) -> Setting:
-    """Return the middle of a box, or of a list: a setting that nobody has tuned."""
+    """Return the middle of a box, or of a list: an untuned setting."""
     if isinstance(space, Mapping):
         return _setting(space, [0.5] * len(space))
     return dict(space[len(space) // 2])

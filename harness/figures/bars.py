@@ -46,7 +46,7 @@ class Limit(Protocol):
 
 
 def limits_figure(limits: Sequence[Limit], *, title: str = "Bars") -> Figure:
-    """Draw by which share of its limit every figure meets (right) or misses it (left).
+    """Draw by which fraction of its limit every figure meets (right) or misses it (left).
 
     Args:
         limits: Bars of an evaluation. Where the limit is 0, the margin is the figure itself.
@@ -78,7 +78,7 @@ def limits_figure(limits: Sequence[Limit], *, title: str = "Bars") -> Figure:
     axes.set_ylim(len(limits) - 0.4, -0.6)
     axes.set_yticks(range(len(limits)), [one.name for one in limits])
     axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−100 %", "−50 %", "limit", "+50 %", "+100 %"])
-    dress(axes, x="missed by | met by, share of the limit")
+    dress(axes, x="missed by | met by, fraction of the limit")
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -92,7 +92,7 @@ def bar_panels(
     span: tuple[float, float] | None = None,
     lines: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Draw the bars of every part in a panel of its own, five in a row.
+    """Draw the bars of every part in a separate panel, five in a row.
 
     Args:
         parts: Title of a panel to the heights of its bars, such as a histogram.
@@ -141,7 +141,7 @@ def panel_grid(names: Sequence[str]) -> tuple[Figure, list[Axes]]:
 
 
 def _margin(one: Limit) -> float:
-    """Return how far a figure lies on the right side of its limit, in shares of it, cut."""
+    """Return how far a figure lies on the right side of its limit, in fractions of it, cut."""
     gap = one.bar - one.value if one.sense == "<=" else one.value - one.bar
     margin = gap / (abs(one.bar) or 1.0)
     return margin if math.isnan(margin) else max(-REACH, min(REACH, margin))

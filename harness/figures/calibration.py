@@ -1,4 +1,4 @@
-"""Calibration: whether what was said of chances came true."""
+"""Calibration: whether predicted probabilities came true."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -25,14 +25,14 @@ def calibration_figure(
     error: float | None = None,
     samples: str = "samples",
     x: str = "predicted chance",
-    y: str = "observed share",
+    y: str = "observed frequency",
     title: str = "Calibration",
 ) -> Figure:
-    """Plot observed shares against predicted chances; the area of a mark is its number of samples.
+    """Plot observed frequencies against predicted probabilities; a mark's area is its sample count.
 
     Args:
-        predicted: (B,) mean chance of each bin.
-        observed: (B,) share that came true.
+        predicted: (B,) mean predicted probability of each bin.
+        observed: (B,) fraction that came true.
         counts: (B,) samples of each bin; empty bins are left out.
         error: Expected calibration error, written down.
         samples: What is counted.

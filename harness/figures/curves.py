@@ -65,14 +65,14 @@ def learning_figure(
     metrics: Sequence[str] = (),
     title: str = "Learning curves",
 ) -> Figure:
-    """Plot what trainings logged, a panel a metric; ``train/loss`` and ``val/loss`` share one.
+    """Plot what training logged, one panel per metric; ``train/loss`` and ``val/loss`` share one.
 
-    Every training has a line of its own, in the color of its name; those of ``train/`` are dotted.
+    Every training run has its own line, in the color of its name; those of ``train/`` are dotted.
 
     Args:
-        runs: Name, such as a method, to the metrics of its trainings, one a seed, by
+        runs: Name, such as a method, to the metrics of its training runs, one a seed, by
             :func:`read_metrics`. A single training may have an empty name.
-        metrics: Panels, names without what stands before ``/``; by default the first six, losses
+        metrics: Panels, names without the part before ``/``; by default the first six, losses
             before all others.
         title: Heading.
 

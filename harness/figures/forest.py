@@ -132,7 +132,7 @@ def differences_figure(
     smaller_is_better: Collection[str] | None = None,
     title: str = "Paired differences",
 ) -> Figure:
-    """Draw the paired differences of an evaluation, a panel a metric, a heading a task.
+    """Draw the paired differences of an evaluation, one panel per metric, one heading per task.
 
     Filled marks are significant after correction. They are blue; or, where it is said which metrics
     are better when small, green if better than the reference and orange if worse.

@@ -46,7 +46,7 @@ def head(figure: Figure, title: str, note: str = "") -> None:
 
 
 def width_of_head(title: str, note: str = "") -> float:
-    """Return the least width of a figure, in inches, that holds its title and small print."""
+    """Return the smallest width of a figure, in inches, that holds its title and small print."""
     return 0.4 + INCHES_PER_LETTER * max(1.12 * len(title), 0.9 * len(note))
 
 

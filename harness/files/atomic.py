@@ -1,4 +1,4 @@
-"""Files and folders that are either the old or the new one, never a torn one."""
+"""Files and folders that are either the old or the new one, never partially written."""
 
 import glob
 import json
@@ -31,7 +31,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path for a new file or folder, which replaces ``path`` when the block ends well.
+    """Yield a path for a new file or folder, which replaces ``path`` when the block succeeds.
 
     After an exception what was written is deleted and ``path`` is as before. A folder that is to be
     replaced is first renamed, and comes back at the next call if the process is killed right then.
@@ -58,7 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _clear(path: Path) -> None:
-    """Delete what processes that were killed have left behind of earlier attempts."""
+    """Delete what killed processes have left behind of earlier attempts."""
     for left in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}"):
         process = left.name.removesuffix(path.suffix).split(".")[-2]
         if process.isdigit() and not Path("/proc", process).exists() and Path("/proc").is_dir():

@@ -1,4 +1,4 @@
-"""Hashes that tell contents apart."""
+"""Hashes that distinguish contents."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class Content(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Data behind a result.
+    """Data that a result is based on.
 
     Attributes:
         name: Of the data set.

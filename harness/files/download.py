@@ -1,4 +1,4 @@
-"""Downloads that go on where they stopped and are renamed only when their checksum is right."""
+"""Downloads that continue where they stopped and are renamed only when their checksum is right."""
 
 from __future__ import annotations
 
@@ -73,11 +73,12 @@ def download(
     pause: float = 1.0,
     timeout: float = 30.0,
 ) -> Path:
-    """Download a file, or go on with it after an interruption.
+    """Download a file, or continue after an interruption.
 
-    Bytes go to ``.NAME.partial`` beside the target, which a later call continues by an HTTP range;
-    a server that ignores ranges sends the file anew. The whole file is hashed before it is renamed.
-    A wrong checksum discards all bytes, since the wrong ones cannot be found, and starts over once.
+    Bytes go to ``.NAME.partial`` next to the target, which a later call continues by an HTTP range;
+    a server that ignores ranges sends the whole file again. The whole file is hashed before it is
+    renamed. A wrong checksum discards all bytes, since the wrong ones cannot be found, and starts
+    over once.
 
     Args:
         file: What to get, with its checksum.
@@ -164,7 +165,7 @@ def _fetch(
         if failures > retries:
             raise GatesError(
                 f"{file.url} stopped at {_length(partial)} of {file.size} bytes ({problem}), after "
-                f"{failures} attempts; run the same command later to go on"
+                f"{failures} attempts; run the same command later to continue"
             )
         time.sleep(pause * 2 ** max(0, failures - 1))
 

@@ -23,7 +23,7 @@ class RemoteFile(NamedTuple):
     """A file to download.
 
     Attributes:
-        name: Name it gets in the folder, without folders of its own.
+        name: Name it gets in the folder, without subfolders.
         url: Where it is.
         size: Bytes; -1 if unknown.
         algorithm: ``md5`` or ``sha256``; empty if there is no checksum.
@@ -44,7 +44,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[RemoteFile]:
     ``computed_md5``.
 
     Raises:
-        GatesError: The file is no such list, or an entry is unsafe or has no checksum.
+        GatesError: The file is not such a list, or an entry is unsafe or has no checksum.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -102,14 +102,14 @@ def total_bytes(files: Iterable[RemoteFile]) -> int:
 def require_http(url: str) -> str:
     """Return a URL of the web, or raise GatesError for any other, such as ``file:``."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise GatesError(f"{url} is no http or https address; correct the manifest")
+        raise GatesError(f"{url} is not an http or https address; correct the manifest")
     return url
 
 
 def _parse_entry(entry: dict[str, Any], source: str) -> RemoteFile:
     name = str(entry.get("name", ""))
     if not re.fullmatch(r"[\w][\w .()+-]*", name):
-        raise GatesError(f"{source}: {name!r} is no plain file name; correct the entry")
+        raise GatesError(f"{source}: {name!r} is not a plain file name; correct the entry")
     url = require_http(str(entry.get("url") or entry.get("download_url") or ""))
     for key, algorithm in (("sha256", "sha256"), ("md5", "md5"), ("computed_md5", "md5")):
         digest = str(entry.get(key) or "").lower()

@@ -26,7 +26,7 @@ def download_and_unpack(
 ) -> Path:
     """Download files, unpack the archives among them, and remove each archive that is unpacked.
 
-    ``.NAME.unpacked`` remembers an archive, so that a later call goes on with what is missing.
+    ``.NAME.unpacked`` remembers an archive, so that a later call continues with what is missing.
 
     Args:
         files: What to get, with checksums.

@@ -91,19 +91,19 @@ def gate_section(page: Page, folder: Path, explanation: str) -> None:
 
 
 def histogram_figure(histograms: dict[str, list[float]]) -> Figure:
-    """Draw counts over [0, 1], one panel a gate."""
+    """Draw counts over [0, 1], one panel per gate."""
     return bar_panels(histograms, span=(0, 1))
 
 
 def load_figure(loads: dict[str, list[float]]) -> Figure:
-    """Draw the share of every expert, one panel a gate; the line is an even share."""
+    """Draw the load of every expert, one panel per gate; the line is an even load."""
     totals = {name: sum(load) or 1 for name, load in loads.items()}
     shares = {name: [count / totals[name] for count in load] for name, load in loads.items()}
     return bar_panels(shares, lines={name: 1 / len(load) for name, load in loads.items()})
 
 
 def coactivation_figure(tables: dict[str, list[list[float]]]) -> Figure:
-    """Draw how often an expert (column) works together with another (row), one panel a gate."""
+    """Draw how often an expert (column) works with another (row), one panel per gate."""
     figure, panels = panel_grid(list(tables))
     for axis, table in zip(panels, tables.values(), strict=True):
         shares = [[count / (row[i] or 1) for count in row] for i, row in enumerate(table)]
@@ -117,7 +117,7 @@ def _add_routings(page: Page, routings: dict[str, dict[str, Any]], kept: dict[st
     _table(page, routings, ROUTING_COLUMNS)
     page.figure(
         load_figure({name: kept["experts"][name]["load"] for name in routings}),
-        "Share of the positions of every expert; the line is an even share.",
+        "Fraction of the tokens that each expert gets; the line is an even load.",
         name="expert_shares",
     )
     page.figure(
@@ -133,7 +133,7 @@ def _add_routings(page: Page, routings: dict[str, dict[str, Any]], kept: dict[st
     if pairs:
         page.figure(
             coactivation_figure(pairs),
-            "Experts that work together: positions that use both, over those of the row.",
+            "Experts that work together: tokens that use both, over those of the row.",
             name="experts_together",
         )
 

@@ -13,7 +13,7 @@ class TourRow(NamedTuple):
         system: What was shown, for example ``Adas (increment)``.
         metric: Which figure, with its unit.
         value: The figure.
-        baseline: What it is held against, with its figure.
+        baseline: What it is compared with, with its figure.
         verdict: In words, such as ``better`` or ``within 1.2x``.
         good: Whether the verdict is the hoped-for one; None where nothing is claimed.
     """

@@ -22,12 +22,12 @@ class RunCheckpoint(Checkpoint, StepCallback):
     has either the old file or the new one. The log is flushed first, and its length is stored.
 
     Args:
-        every_n_steps: Optimizer steps between two writings of ``last.ckpt``; the end of the
+        every_n_steps: Optimizer steps between two writes of ``last.ckpt``; the end of the
             training is always written. None leaves it to ``every_seconds``.
         monitor: Logged validation score that decides on ``best.ckpt``; None keeps no best.
         mode: Whether the score is to be small (``min``) or large (``max``).
         folder: Where to write; ``checkpoints`` in the Trainer's ``default_root_dir`` when None.
-        every_seconds: Seconds between two writings; None leaves it to ``every_n_steps``. One
+        every_seconds: Seconds between two writes; None leaves it to ``every_n_steps``. One
             process only: ranks would not agree on the time.
 
     Raises:
@@ -54,7 +54,7 @@ class RunCheckpoint(Checkpoint, StepCallback):
         self._best_due = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The step of the last writing and the best score."""
+        """The step of the last write and the best score."""
         return {"saved_step": self.saved_step, "best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ class RunCheckpoint(Checkpoint, StepCallback):
         self._saved_at = time.monotonic()
 
     def _is_due(self, step: int) -> bool:
-        """Tell whether so many steps or seconds have passed since the last writing."""
+        """Return whether that many steps or seconds have passed since the last write."""
         seconds = time.monotonic() - self._saved_at
         steps_passed = (
             self.every_n_steps is not None and step - self.saved_step >= self.every_n_steps
@@ -134,7 +134,7 @@ def load_weights(path: Path) -> dict[str, Any]:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         kind = type(error).__name__
-        raise GatesError(f"{path} is damaged or no checkpoint ({kind}): give another") from error
+        raise GatesError(f"{path} is damaged or not a checkpoint ({kind}): give another") from error
 
 
 def _log(trainer: Trainer) -> ResumableCSVLogger | None:

@@ -16,18 +16,19 @@ class RunFolder:
     """``<root>/<app>/<name>``: configuration, log, scores, checkpoints and report of one run.
 
     Nothing is touched before :meth:`open`. Files that other verbs leave, such as prepared data or
-    tuned settings, are no run: they do not bar a training and are never deleted.
+    tuned settings, are not part of a run: they do not prevent training and are never deleted.
 
     Args:
         app: Application.
         name: Name of the run; a single path component.
         root: Folder of all runs.
-        resume: Go on with an existing run.
+        resume: Continue an existing run.
         overwrite: Delete an existing run first: its training, scores and report.
         verb: Verb that trains; the files of any but ``fit`` lie in a folder of its name.
 
     Raises:
-        GatesError: The name is no plain name, or both ``resume`` and ``overwrite`` are asked for.
+        GatesError: The name is not a plain name, or both ``resume`` and ``overwrite`` are asked
+            for.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class RunFolder:
         return path if path.is_file() else None
 
     def exists(self) -> bool:
-        """Whether the folder holds a training."""
+        """Whether the folder holds a training run."""
         return any((self.training / name).exists() for name in TRAINING)
 
     def check(self) -> None:
@@ -103,8 +104,8 @@ class RunFolder:
         """
         if self.exists() and not (self.resume or self.overwrite):
             raise GatesError(
-                f"run folder {self.training} exists: add --resume to go on, --overwrite to start "
-                "again, or --name NEW for another run"
+                f"run folder {self.training} exists: add --resume to continue, --overwrite to "
+                "start again, or --name NEW for another run"
             )
 
     def open(self) -> "RunFolder":

@@ -13,7 +13,7 @@ from harness.files.atomic import write_text
 
 
 class ResumableCSVLogger(Logger):
-    """Write ``metrics.csv``, one row a call, flushed at once.
+    """Write ``metrics.csv``, one row per call, flushed at once.
 
     Lightning's own CSV logger deletes the file when a run is resumed. This one keeps the rows that
     belong to the checkpoint (see :meth:`truncate`) and appends, so that an interrupted training
@@ -51,7 +51,7 @@ class ResumableCSVLogger(Logger):
         return self
 
     def truncate(self, num_rows: int) -> None:
-        """Keep the first ``num_rows`` rows of the file and go on after them."""
+        """Keep the first ``num_rows`` rows of the file and continue after them."""
         self.num_rows = num_rows
         self._columns = None
 

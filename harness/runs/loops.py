@@ -130,7 +130,7 @@ class ExactEpochLoop(_TrainingEpochLoop):
             except StopIteration as error:
                 raise GatesError(
                     f"the checkpoint was written after {seen} batches of an epoch, but the data "
-                    f"has {number}: resume with the run's data, or start anew with --overwrite"
+                    f"has {number}: resume with the run's data, or start again with --overwrite"
                 ) from error
 
     def advance(self, data_fetcher: _DataFetcher) -> None:

@@ -1,4 +1,4 @@
-"""Messages of libraries that nobody needs, kept off the terminal."""
+"""Library messages of no use to the user, kept off the terminal."""
 
 import logging
 import os

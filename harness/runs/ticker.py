@@ -1,4 +1,4 @@
-"""Progress of work that is no training: a bar on a terminal, plain lines elsewhere."""
+"""Progress of work that is not a training run: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time

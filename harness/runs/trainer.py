@@ -8,7 +8,7 @@ from harness.runs.loops import ExactEpochLoop, ExactFitLoop
 
 
 class ExactTrainer(Trainer):
-    """A Trainer whose killed and resumed training ends with the bits of an unbroken one.
+    """A Trainer whose killed and resumed training ends with the bits of an uninterrupted one.
 
     It is to be resumed from what :class:`harness.runs.checkpoint.RunCheckpoint` writes.
     """

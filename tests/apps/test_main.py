@@ -76,7 +76,7 @@ def test_the_table_lists_the_verbs_that_exist(name):
         (["weather", "fti"], "gates weather: error: unknown verb 'fti' (did you mean fit?)"),
         (["xyz"], "gates: error: unknown application 'xyz' (choose from "),
         (["doctor", "--now"], "gates doctor: error: doctor takes no arguments, found '--now'"),
-        (["tour", "--only", "sea"], "gates tour: error: --only 'sea' is no stop of the tour"),
+        (["tour", "--only", "sea"], "gates tour: error: --only 'sea' is not a tour stop"),
     ],
 )
 def test_one_line_for_a_wrong_word(words, line, capsys):

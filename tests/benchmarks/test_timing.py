@@ -7,7 +7,7 @@ from benchmarks.timing import Timing, interleave, limit_calls, ratio
 
 
 class Machine:
-    """A clock that goes on only when a call works, with a load that varies from round to round."""
+    """A clock that advances only when a call works, with a load that varies from round to round."""
 
     def __init__(self):
         self.now = 0.0

@@ -137,7 +137,7 @@ def largest_difference(left, right):
 
 
 def train_all(folder):
-    """Stop after five and after six steps, and go on from the checkpoint of one process."""
+    """Stop after five and after six steps, and continue from the checkpoint of one process."""
     return {
         "five": train(5, f"{folder}/pair5"),
         "six": train(6, f"{folder}/pair6"),
@@ -147,7 +147,7 @@ def train_all(folder):
 
 @pytest.fixture(scope="module")
 def results(ranks, tmp_path_factory):
-    """All trainings; the processes are started once, for they take longer than their work."""
+    """All training runs; the processes are started once, for they take longer than their work."""
     folder = tmp_path_factory.mktemp("ranks")
     for name in ("one5", "one6", "one8", "pair5", "pair6", "pair8", "resumed"):
         (folder / name).mkdir()

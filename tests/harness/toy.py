@@ -93,7 +93,7 @@ class ToyData(LightningDataModule):
 
 
 class Student(ToyModule):
-    """A smaller network, trained by a verb of its own.
+    """A smaller network, trained by a separate verb.
 
     Args:
         dim: Number of features.

@@ -61,7 +61,7 @@ def test_faulty_idx_files_are_refused(tmp_path):
     path = tmp_path / "train-images-idx3-ubyte.gz"
     for content, words in (
         (b"no gzip", "cannot be read"),
-        (gzip.compress(b"short"), "is no idx file of 3 dimensions"),
+        (gzip.compress(b"short"), "is not an idx file of 3 dimensions"),
         (gzip.compress(np.array([2049, 1, 28, 28], ">i4").tobytes() + bytes(784)), "no idx file"),
         (gzip.compress(np.array([2051, 2, 28, 28], ">i4").tobytes() + bytes(784)), "no idx file"),
     ):

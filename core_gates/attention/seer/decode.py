@@ -26,7 +26,7 @@ class CompressedKeys(NamedTuple):
     """What a `DecodeAttnGate` remembers of the keys.
 
     Attributes:
-        blocks: One vector a complete block and head of keys (B, n, K, gate_dim), rotated.
+        blocks: One vector a complete block and key head (B, n, K, gate_dim), rotated.
         rest: Keys of the unfinished block (B, fewer than block_size, K, D), before rotation.
         empty: True (B, n) at complete blocks that hold nothing but padding.
         rest_padding: True (B, fewer than block_size) at padding in the unfinished block.
@@ -39,17 +39,17 @@ class CompressedKeys(NamedTuple):
 
 
 class DecodeAttnGate(nn.Module):
-    """Predict the blocks that a token needs while a text is written (SeerAttention-R, 2506.08889).
+    """Predict the blocks that a token needs while text is generated (SeerAttention-R, 2506.08889).
 
-    All heads of queries that share a head of keys share one decision. A block of keys is pooled,
+    All query heads that share a key head share one decision. A block of keys is pooled,
     projected and rotated to its first position once it is complete. The unfinished block, which
     holds the token itself, has logit 0 and takes part in the softmax.
 
     Everything after the pooling is computed in float32.
 
     Args:
-        num_heads: Heads H of queries.
-        num_kv_heads: Heads K of keys.
+        num_heads: Query heads H.
+        num_kv_heads: Key heads K.
         head_dim: Features of a head.
         block_size: Tokens of a block.
         gate_dim: Features of the gate.
@@ -216,7 +216,7 @@ class DecodeAttnGate(nn.Module):
     def gate_values(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return the probabilities of the blocks of keys that a token may choose from, flat (M,).
 
-        Those of the future and of padding are left out: they are no choices of the gate.
+        Those of the future and of padding are left out: they are not choices of the gate.
         """
         return shown_probs(self(q, k, padding_mask=padding_mask))
 

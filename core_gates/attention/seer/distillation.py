@@ -33,7 +33,7 @@ def decode_target(block_max: Tensor, num_kv_heads: int) -> Tensor:
     Args:
         block_max: Largest weight of every query in every block of keys (B, H, T, N), of
             `core_gates.ops.block_max_attention` with ``per_row``.
-        num_kv_heads: Heads K of keys; the maximum is taken over the heads of each group.
+        num_kv_heads: Key heads K; the maximum is taken over the heads of each group.
 
     Returns:
         Rows that sum to 1, (B, K, T, N) (arXiv 2506.08889).
@@ -65,8 +65,8 @@ def gate_distillation_loss(
             and what is left of a row is scaled to the sum 1.
         padding_mask: True (B, T) at tokens to ignore; rows are tokens or blocks of tokens.
         block_size: Tokens of a block, needed for the padding alone.
-        skip: Share of the rows of a sequence that is left out; published are 0.25 for prefill, 0.5
-            for decoding.
+        skip: Fraction of the rows of a sequence that is left out; published are 0.25 for prefill,
+            0.5 for decoding.
         reduction: ``element`` averages over all elements as the published training does, whose
             loss is then scaled by 10; ``row`` averages over rows and is N times as large.
 

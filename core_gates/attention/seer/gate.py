@@ -23,8 +23,8 @@ class AttnGate(nn.Module):
     Everything after the pooling is computed in float32.
 
     Args:
-        num_heads: Heads H of queries.
-        num_kv_heads: Heads K of keys.
+        num_heads: Query heads H.
+        num_kv_heads: Key heads K.
         head_dim: Features of a head.
         block_size: Tokens of a block.
         gate_dim: Features of the gate.
@@ -123,7 +123,7 @@ class AttnGate(nn.Module):
     def gate_values(self, q: Tensor, k: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """Return the probabilities of the blocks of keys that a row may choose from, flat (M,).
 
-        Those of the future and of padding are left out: they are no choices of the gate.
+        Those of the future and of padding are left out: they are not choices of the gate.
         """
         return shown_probs(self(q, k, padding_mask=padding_mask))
 
@@ -155,7 +155,7 @@ def as_float32(x: Tensor) -> Tensor:
 
 
 def project_heads(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply every head (B, N, H, C) by a matrix of its own (H, C, G)."""
+    """Multiply every head (B, N, H, C) by its own matrix (H, C, G)."""
     result: Tensor = torch.einsum("bnhc,hcg->bnhg", x, as_float32(weight))
     return result
 

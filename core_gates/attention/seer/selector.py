@@ -17,7 +17,7 @@ class BlockSelector(nn.Module):
 
     Args:
         threshold: Keep blocks whose probability (softmax over the row) exceeds this.
-        nz_ratio: Share of the causal area to keep: every row of a map of N blocks keeps its
+        nz_ratio: Fraction of the causal area to keep: every row of a map of N blocks keeps its
             ``max(1, int((1 - sqrt(1 - nz_ratio)) * N))`` best.
         token_budget: Tokens to attend, in whole blocks of ``block_size``.
         k: Blocks to keep.
@@ -118,7 +118,7 @@ class BlockSelector(nn.Module):
 
 
 def block_density(block_mask: Tensor) -> Tensor:
-    """Return the kept share of the blocks that causality allows, a float32 scalar.
+    """Return the kept fraction of the blocks that causality allows, a float32 scalar.
 
     Args:
         block_mask: Bool (..., Nq, Nk), aligned as in `BlockSelector`.

@@ -1,4 +1,4 @@
-"""The latent configurator: which tokens use a module, and how much of it."""
+"""The latent configurator: which tokens use a module, and with what weight."""
 
 import math
 from typing import NamedTuple

@@ -47,7 +47,7 @@ class GatedAttentionUnit(nn.Module):
         weighting: ``softmax`` or ``relu2``.
         position: ``simple``, a learned bias for the distance of the original positions; ``local``,
             one for the distance in slots; ``rotary``, rotations by the original positions.
-        max_positions: Distances that the ``simple`` bias tells apart.
+        max_positions: Distances that the ``simple`` bias distinguishes.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 

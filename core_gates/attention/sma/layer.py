@@ -17,7 +17,7 @@ from core_gates.padding import zero_padding
 class SeqBoatLayer(nn.Module):
     """Mix tokens by an average, and by attention where it is worth it (arXiv 2306.11197).
 
-    ``m = silu(EMA(norm(x)))``; the configurator looks at m and activates some tokens with
+    ``m = silu(EMA(norm(x)))``; the configurator reads m and activates some tokens with
     confidence c; these are compressed into a short sequence, where a gated attention unit computes
     o, zero for all other tokens; the result is ``silu(m W + c o + x)``. The work is O(D T log T)
     for the average and O(window) for every active token.
@@ -33,7 +33,7 @@ class SeqBoatLayer(nn.Module):
         causal: Whether no token sees a later one.
         weighting: ``softmax`` or ``relu2``.
         position: ``simple``, ``local`` or ``rotary``; see :class:`GatedAttentionUnit`.
-        max_positions: Distances that the ``simple`` positions tell apart.
+        max_positions: Distances that the ``simple`` positions distinguish.
         truncation: Longest lag of the average, in tokens; None for all.
         tau_scale: First temperature of the configurator, in units of √D.
         dropout: Rate of dropout on o or, if causal, on ``m W + c o``.

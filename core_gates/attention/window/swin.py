@@ -118,7 +118,7 @@ class WindowAttention(nn.Module):
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, num_windows: int) -> Tensor:
     """Attend in windows of a few cells, where explicit matmuls beat the fused kernels on CPU.
 
-    Features stand before cells, because small matmuls are fast along the longer side.
+    Features come before cells, because small matmuls are fast along the longer side.
     """
     scores = (q * q.shape[-2] ** -0.5).transpose(-1, -2) @ k
     group = (len(q) // num_windows, len(bias), num_windows // len(bias))

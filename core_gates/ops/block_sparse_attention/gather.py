@@ -1,7 +1,7 @@
 """``block_sparse_attention`` by matmuls over gathered blocks.
 
 Blocks of queries that keep equally many blocks of keys form a group; their keys and values are
-gathered, and a few members of a group at a time, so many that their scores stay in the cache, go
+gathered, and a few members of a group at a time, few enough that their scores stay in the cache, go
 through two batched matmuls and a softmax. The backward pass recomputes the weights, so that
 nothing but the inputs and the output is stored.
 """
@@ -97,7 +97,7 @@ def groups(
     Args:
         block_mask: Bool (B, H, Nq, Nk).
         layout: The cut.
-        num_kv_heads: Number K of heads of keys.
+        num_kv_heads: Number K of key heads.
         limit: Scores that a group may have, if it has more than one member.
     """
     num_heads, num_blocks = block_mask.shape[1], layout.num_key_blocks

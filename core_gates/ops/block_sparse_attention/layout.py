@@ -10,7 +10,7 @@ class BlockLayout(NamedTuple):
     """Blocks of ``size`` tokens, cut at multiples of ``size`` for queries and keys alike.
 
     Under causality the queries are the last tokens of the keys, so that the first block of
-    queries may begin in the middle: it has ``lead`` tokens that are no queries.
+    queries may begin in the middle: it has ``lead`` tokens that are not queries.
 
     Attributes:
         size: Tokens of a block.

@@ -35,7 +35,7 @@ def block_sparse_attention(
     must be finite.
 
     Gathering pays below roughly two thirds of the blocks. A caller to whom the mask names what
-    must be attended at least sets ``dense_above``: beyond that share plain attention is faster.
+    must be attended at least sets ``dense_above``: beyond that fraction plain attention is faster.
     There are no second derivatives.
 
     Args:
@@ -43,11 +43,11 @@ def block_sparse_attention(
         k: Keys (B, K, Lk, D), where K divides H.
         v: Values (B, K, Lk, D).
         block_mask: True for kept blocks, bool (B, H, Nq, Nk); the first dimension may also be 1,
-            the second also 1, or K for one choice per head of keys.
+            the second also 1, or K for one choice per key head.
         block_size: Tokens of a block.
         causal: Whether a query sees no key that comes after it.
         scale: Factor of the scores, ``D ** -0.5`` if None.
-        dense_above: Share of the reachable blocks; if the mask keeps more, all are attended. It
+        dense_above: Fraction of the reachable blocks; if the mask keeps more, all are attended. It
             reads the mask on the host.
 
     Returns:

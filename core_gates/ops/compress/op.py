@@ -21,7 +21,7 @@ def compress(x: Tensor, active: ActiveTokens) -> Tensor:
         Compressed sequences (B, T', D) in the order of the tokens; zeros in empty slots.
 
     Raises:
-        ValueError: ``x`` is no batch of sequences of T tokens.
+        ValueError: ``x`` is not a batch of sequences of T tokens.
     """
     _check("x", x, active.slots)
     return _pick_rows(x, active.positions, active.slots)
@@ -38,7 +38,7 @@ def extract(y: Tensor, active: ActiveTokens) -> Tensor:
         Sequences (B, T, D) with zeros at all other tokens.
 
     Raises:
-        ValueError: ``y`` is no batch of T' slots.
+        ValueError: ``y`` is not a batch of T' slots.
     """
     _check("y", y, active.positions)
     return _pick_rows(y, active.slots, active.positions)

@@ -1,4 +1,4 @@
-// The output of K gated adapters for tokens whose statistics are known: products of low rank, gates
+// The output of K gated adapters for tokens whose statistics are known: low-rank matmuls, gates
 // and sums stay in registers. Vectors are written in the extension that GCC and Clang share.
 #include <algorithm>
 #include <cmath>

@@ -19,7 +19,7 @@ FEATURES = 64
 
 
 def possible(base: Tensor) -> bool:
-    """Tell whether the kernel takes this number of features."""
+    """Return whether the kernel takes this number of features."""
     return base.shape[-1] % FEATURES == 0
 
 

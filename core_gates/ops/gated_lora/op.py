@@ -25,7 +25,7 @@ def gated_lora(
     eps: float = 1e-5,
     overwrite_base: bool = False,
 ) -> Tensor:
-    """Add K low-rank adapters to the output of a layer, each behind a gate of its own.
+    """Add K low-rank adapters to the output of a layer, each with its own gate.
 
     With ``y_k = hidden_k @ up_k``, the base output and the adapter outputs normalized over the
     features, ``n`` and ``z_k``, and the rows ``c`` of ``coefficients``, it returns

@@ -1,1 +1,1 @@
-"""Linear map with one weight per group of rows: the two matrix products of stacked experts."""
+"""Linear map with one weight per group of rows: the two matmuls of stacked experts."""

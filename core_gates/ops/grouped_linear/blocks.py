@@ -1,6 +1,6 @@
 """``grouped_linear`` for few rows, where reading the weights is all that costs.
 
-A compiled product-and-sum reads a weight at the bandwidth of the memory, which a matrix product of
+A compiled product-and-sum reads a weight at the bandwidth of the memory, which a matmul of
 one to three rows does not. The rows of a group are cut into blocks of two or three; all blocks of
 one size are one call, so that a weight is read once for all rows of its block.
 """
@@ -17,13 +17,13 @@ SIZES = (2, 3)
 """Rows of a block; a single row fills a block of two by being there twice."""
 
 MEAN_ROWS = 8
-"""Above so many rows a used group on average, matrix products are faster."""
+"""Above this many rows per used group on average, matmuls are faster."""
 
 Blocks = tuple[list[int], list[list[int]]]
 
 
 def worthwhile(num_rows: int, num_groups: int) -> bool:
-    """Tell whether blocks are faster than matrix products; the groups used are estimated."""
+    """Return whether blocks are faster than matmuls; the groups used are estimated."""
     return num_rows <= MEAN_ROWS * num_groups // 2
 
 
@@ -75,7 +75,7 @@ def cut(counts: Sequence[int]) -> list[Blocks]:
             start += size
         start = end
     for groups, members in blocks.values():
-        if len(groups) == 1:  # the compiled product is made for any number above one
+        if len(groups) == 1:  # the compiled function takes any number above one
             groups.append(groups[0])
             members.append(members[0])
     return [block for block in blocks.values() if block[0]]

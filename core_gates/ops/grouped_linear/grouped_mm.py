@@ -15,7 +15,7 @@ _ALIGNMENT = 16  # bytes, of every row
 
 
 def possible(x: Tensor, weight: Tensor) -> bool:
-    """Tell whether ``grouped_mm`` takes these operands and is the faster way."""
+    """Return whether ``grouped_mm`` takes these operands and is the faster way."""
     if not hasattr(F, "grouped_mm") or x.device.type != "cuda" or x.dtype != torch.bfloat16:
         return False
     sizes = [size * x.element_size() for size in weight.shape[1:]]

@@ -242,7 +242,7 @@ def _weight_gradient(
 def _tiles(counts: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return group, first row and end of the rows of every row tile, without a wait.
 
-    The rows of no group form a last group of their own. There are at least as many tiles as
+    The rows of no group form their own last group. There are at least as many tiles as
     needed; those too many are empty.
     """
     rest = num_rows - counts.sum(0, keepdim=True)

@@ -26,7 +26,7 @@ def grouped_linear(
 
     Groups follow each other: the first ``counts[0]`` rows belong to group 0, and so on.
     Rows beyond the sum of ``counts`` belong to no group; their results are zero and they get no
-    gradient. Under autocast the products are taken in its dtype.
+    gradient. Under autocast the matmuls are computed in its dtype.
 
     Second derivatives exist in float64 only, which is computed by the definition.
 

@@ -1,7 +1,7 @@
-"""``grouped_linear`` by one matrix product per group, written where the result belongs.
+"""``grouped_linear`` by one matmul per group, written where the result belongs.
 
 The definition copies every part once more: into the joined rows and, in its backward pass, into the
-stacked gradient of the weights. Here each product goes straight into its place.
+stacked gradient of the weights. Here each matmul writes straight to its place.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from core_gates.activations import activate, activation_gradient
 
 _CAPABILITIES: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
 WEIGHT_FIRST = not str(_CAPABILITIES.get("cpu_name", "")).startswith("Intel")
-"""Whether a product of few rows reads the weight faster as its left factor.
+"""Whether a matmul of few rows reads the weight faster as its left factor.
 
 MKL does on AMD (AVX2), by a half; on Intel (AVX-512) it is twice as slow that way.
 """
 
 FEW_ROWS = 4
-"""So many rows a group on average, and only reading the weights takes time."""
+"""With this many rows per group on average, only reading the weights takes time."""
 
 
 def forward(
@@ -122,7 +122,7 @@ def _few_rows(rows: Tensor, weight: Tensor, counts: Tensor, bias: Tensor | None)
     """Return the values before the activation where only the weights take time.
 
     With the weight as the left factor two rows are faster than one: an odd part takes in a
-    neighbor, whose product is not used.
+    neighbor, whose result is not used.
     """
     num_rows = rows.shape[0]
     z = _empty((num_rows, weight.shape[1]), rows)

@@ -10,7 +10,7 @@ BLOCK_D = 128  # features of a program
 
 @triton.jit
 def _weights(logits, mask, position, g, S, E, G, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr):
-    """Return the normalized weights (BLOCK_S, BLOCK_E) of one position and one kind of gates."""
+    """Return the normalized weights (BLOCK_S, BLOCK_E) of one token and one kind of gates."""
     s, e = tl.arange(0, BLOCK_S)[:, None], tl.arange(0, BLOCK_E)[None, :]
     inside = (s < S) & (e < E)
     visible = tl.load(mask + (g * S + s) * E + e, inside, other=0) != 0
@@ -28,7 +28,7 @@ def _forward_kernel(
     experts, logits, mask, out, S, E, D, G,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Mix one block of features of one position for all gates; every expert is read once."""
+    """Mix one block of features of one token for all gates; every expert is read once."""
     position = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     s, e = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_E)[None, :]
@@ -49,7 +49,7 @@ def _backward_kernel(
     grad, experts, logits, mask, grad_experts, grad_logits, S, E, D, G,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Recompute the weights of one position and write both of its gradients."""
+    """Recompute the weights of one token and write both of its gradients."""
     position = tl.program_id(0).to(tl.int64)
     s, e = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_E)[None, :]
     weights = tl.zeros((BLOCK_S, BLOCK_E), tl.float32)

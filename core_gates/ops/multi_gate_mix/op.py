@@ -32,7 +32,7 @@ def multi_gate_mix(
 
     Returns:
         Mixtures (..., S, D) in the dtype of ``experts``. Under autocast the definition takes the
-        products in its dtype; the weights are normalized in float32 all the same.
+        matmuls in its dtype; the weights are normalized in float32 nevertheless.
 
     Raises:
         ValueError: The shapes do not fit, a mask is not boolean, or one of the two arguments of

@@ -1,6 +1,6 @@
 """Definition of ``multi_gate_mix``: any floating dtype, half precision computed in float32.
 
-B positions, E experts, D features, S gates; G = 2 with self gates, else 1.
+B tokens, E experts, D features, S gates; G = 2 with self gates, else 1.
 """
 
 import torch
@@ -36,8 +36,8 @@ def backward(grad: Tensor, experts: Tensor, logits: Tensor, mask: Tensor) -> tup
 def normalize(logits: Tensor, mask: Tensor) -> Tensor:
     """Return the softmax of every gate over the experts that it sees, zero at the others.
 
-    An empty seat of logit 0 stands beside the single expert of a self gate, which turns the
-    softmax into the sigmoid, and in the place of the experts of a gate that sees none.
+    An empty seat of logit 0 is added to the single expert of a self gate, which turns the
+    softmax into the sigmoid, and replaces the experts of a gate that sees none.
     """
     num_visible = mask.sum(-1, keepdim=True)
     seat = num_visible == 0

@@ -12,10 +12,10 @@ from core_gates.ops.router import reference
 
 
 class Routed(NamedTuple):
-    """What the router finds out about N positions and E experts.
+    """What the router finds out about N tokens and E experts.
 
     Attributes:
-        weights: Weights of the chosen experts (..., K), in falling order.
+        weights: Weights of the chosen experts (..., K), in descending order.
         indices: The chosen experts (..., K), int64.
         probs: Softmax of all logits (..., E).
         counts: How often each expert was chosen (E,), int64.
@@ -30,13 +30,13 @@ class Routed(NamedTuple):
 
 
 def router(logits: Tensor, k: int, *, renormalize: bool = True) -> Routed:
-    """Choose the ``k`` largest logits of every position, fused where a kernel is chosen.
+    """Choose the ``k`` largest logits of every token, fused where a kernel is chosen.
 
     Equal logits go to the lowest index, which ``torch.topk`` does not promise.
 
     Args:
         logits: Scores of the experts (..., E), any floating dtype; computed in float32.
-        k: Experts chosen per position.
+        k: Experts chosen per token.
         renormalize: Whether the weights are the softmax over the chosen logits, which sums to 1, or
             the chosen part of the softmax over all.
 

@@ -18,7 +18,7 @@ def forward(
     chosen = indices.flatten()
     counts = torch.zeros_like(logits[:0], dtype=torch.int64).sum(0)
     counts = counts.scatter_add(0, chosen, torch.ones_like(chosen))
-    # The largest share is at least 1 / E, so that its logarithm is exact where others underflow.
+    # The largest probability is at least 1 / E: its logarithm is exact where others underflow.
     log_partition = top[:, 0] - chosen_probs[:, 0].log()
     z_loss = log_partition.square().sum() / max(logits.shape[0], 1)
     return weights, indices, probs, counts, z_loss

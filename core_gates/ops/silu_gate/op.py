@@ -11,7 +11,7 @@ from core_gates.ops.silu_gate import reference
 
 
 def silu_gate(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Gate an activated signal and return the gate beside it, fused where a kernel is chosen.
+    """Gate an activated signal and return it with the gate, fused where a kernel is chosen.
 
     The gated convolution needs both: ``o = silu(a) * sigmoid(g)`` is its output stream and
     ``sigmoid(g)`` its next confidence stream. Both results are differentiable.

@@ -90,7 +90,7 @@ def test_fused_projections_come_back_exactly(mode):
     per_group = len(fused) // 2
     assert torch.equal(queries[:32], rows[:32])
     assert torch.equal(gates[: len(gates) // 2], rows[32:per_group])
-    with pytest.raises(ValueError, match="are no fused projection of 4 heads of 7 features"):
+    with pytest.raises(ValueError, match="are not a fused projection of 4 heads of 7 features"):
         split_fused_q_proj(fused, 4, 2, 7)
     with pytest.raises(ValueError, match="do not fall into 3 groups"):
         fuse_q_proj(queries, gates, 3)

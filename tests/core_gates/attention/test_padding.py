@@ -116,7 +116,7 @@ def test_what_padding_holds_reaches_nothing(name, content):
     found, found_rest, found_grads = run(module, padded(tensors, MASK, content), MASK)
     assert torch.equal(found, real)
     assert found.isfinite().all()
-    if not name.startswith("MultiHeadEMA"):  # its residual keeps what stands at padding
+    if not name.startswith("MultiHeadEMA"):  # its residual keeps the values at padding
         assert torch.equal(found_rest, rest)
     for key, grad in grads.items():
         assert grad is not None, key

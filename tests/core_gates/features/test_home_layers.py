@@ -43,7 +43,7 @@ class Home:
         return experts.train(self.training)
 
     def experts(self, layer, group, x):
-        """Outputs (B, N, D) of the experts of a group, behind its feature gate."""
+        """Outputs (B, N, D) of the experts of a group, after its feature gate."""
         fea = f"{layer}.fea.{group}"
         num_maps, dim, rank = self.p[f"{fea}.B"].shape
         gate = LowRankFeatureGate(dim, rank, num_maps=num_maps, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What holds for every gate that compares positions with each other."""
+"""What holds for every gate that compares tokens with each other."""
 
 from copy import deepcopy
 

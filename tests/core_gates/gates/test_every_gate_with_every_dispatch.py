@@ -1,6 +1,6 @@
 """Routing gates of every kind take each other's place in a layer, whatever the dispatch, and learn.
 
-The task is planted: positions lie in two pairs of opposite clusters, and each cluster has a linear
+The task is planted: tokens lie in two pairs of opposite clusters, and each cluster has a linear
 map of its own. Experts are linear, so that no mixture that is the same everywhere fits.
 """
 
@@ -45,7 +45,7 @@ from core_gates.routing import PermutationSearch, refuse_coupled_gates
 POSITIONS, DIM, EXPERTS = 64, 8, 5
 CLUSTERS, STEPS = 4, 20
 SHARE_LEFT = 0.37  # of the first loss, to be undercut by training; without routing, .46 is left
-BLIND = "static dselect-k"  # a mixture that is the same at every position, by its definition
+BLIND = "static dselect-k"  # a mixture that is the same at every token, by its definition
 
 SEARCH = PermutationSearch(10, start=0.1, end=0.01, last_iterations=20)
 GATES = {
@@ -80,7 +80,7 @@ GATES = {
 
 
 def planted():
-    """Return positions (T, D), targets (T, D) and the cluster of every position (T,)."""
+    """Return tokens (T, D), targets (T, D) and the cluster of every token (T,)."""
     generator = torch.Generator().manual_seed(0)
     cluster = torch.arange(POSITIONS) % CLUSTERS
     axes = 2 * torch.eye(DIM)[: CLUSTERS // 2]
@@ -180,9 +180,9 @@ def test_what_cannot_be_routed_is_refused(dispatch):
     )
     with pytest.raises(ValueError, match="gate that returns them cannot be permuted"):
         soft(x)
-    with pytest.raises(ValueError, match=r"must be \(..., T, D\): slots mix positions"):
+    with pytest.raises(ValueError, match=r"must be \(..., T, D\): slots mix tokens"):
         build("soft moe", dispatch)(x[0])
-    with pytest.raises(ValueError, match="pass ids, one integer a position"):
+    with pytest.raises(ValueError, match="pass ids, one integer per token"):
         build("hash", dispatch)(x)
     with pytest.raises(ValueError, match="does not fit a routing of"):
         build("top-k", dispatch)(x, gate_input=x[1:])
@@ -191,6 +191,6 @@ def test_what_cannot_be_routed_is_refused(dispatch):
 def test_a_causal_model_refuses_the_gates_that_couple_positions():
     layers = nn.ModuleDict({name.replace("-", " "): build(name, "sorted") for name in GATES})
     coupled = ["expert choice", "base", "sinkhorn", "soft moe", "switch", "gshard"]
-    with pytest.raises(ValueError, match="must not route by later positions") as refused:
+    with pytest.raises(ValueError, match="must not route by later tokens") as refused:
         refuse_coupled_gates(layers)
     assert {name for name in layers if f"{name}.gate (" in str(refused.value)} == set(coupled)

@@ -62,7 +62,7 @@ GATES = {
 }
 
 NOISY = (DenseToSparseGate, GShardGate, HardConcreteGate, NoisyTopKGate, SwitchGate)
-INDEPENDENT = (HardConcreteGate, ReMoEGate)  # every expert has a weight of its own
+INDEPENDENT = (HardConcreteGate, ReMoEGate)  # every expert has its own weight
 
 
 @pytest.fixture(params=GATES)

@@ -43,7 +43,7 @@ DIM, EXPERTS = 4, 5
 
 @dataclass(frozen=True)
 class Case:
-    """A gate of ``n`` experts, of which a position uses ``k`` if the gate knows such a number.
+    """A gate of ``n`` experts, of which a token uses ``k`` if the gate knows such a number.
 
     ``ties``: equal parameters make all experts equal. ``sees_x``: the features decide.
     """
@@ -104,7 +104,7 @@ def positions(*shape):
 
 
 def route(gate, x, ids=None, padding_mask=None):
-    """Route with the same noise, and the same ids of the positions, on every call."""
+    """Route with the same noise, and the same ids of the tokens, on every call."""
     torch.manual_seed(0)
     if ids is None:
         ids = torch.arange(x.shape[:-1].numel()).view(x.shape[:-1]) % 99

@@ -1,4 +1,4 @@
-"""The hard inputs, for gates with losses or weights that do not depend on the positions.
+"""The hard inputs, for gates with losses or weights that do not depend on the tokens.
 
 These are permuted gates, static selectors, and a staged gate whose experts are still shared.
 """
@@ -137,9 +137,9 @@ def test_nan_reaches_the_counts_and_names_the_gate(make, name):
     gate, x = make(), positions(6)
     x[2, 1] = torch.nan
     counts = count_routed(gate(x), 5)
-    if name == "static dselect-k":  # which does not look at its input
+    if name == "static dselect-k":  # which does not depend on its input
         assert len(read_counts(counts)) == 5
         return
     assert counts[-1] == 1
-    with pytest.raises(GatesError, match=r"gate 'layers\.3' routed 1 position with weights that"):
+    with pytest.raises(GatesError, match=r"gate 'layers\.3' routed 1 token with weights that"):
         read_counts(counts, "layers.3")

@@ -64,7 +64,7 @@ def test_sampled_second_follows_the_probabilities_of_the_others():
 
 
 def test_a_second_choice_that_was_not_drawn_takes_no_place():
-    gate = identity_gate(2, capacity_factor=1.5)  # two positions: capacity 2
+    gate = identity_gate(2, capacity_factor=1.5)  # two tokens: capacity 2
     x = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
     assert gate(x, noise=torch.tensor([0.999, 0.0])).kept.tolist() == [[True, False], [True, True]]
 
@@ -107,7 +107,7 @@ def test_padding_counts_in_the_capacity_and_in_the_mean_apart():
     assert found["neither"][0] == found["padding_in_mean"][0] == 2
     assert found["padding_in_capacity"][0] == 4
     assert found["padding_in_capacity"][1] == found["neither"][1]
-    # Padding adds its probabilities, but no choice: half the share of first choices.
+    # Padding adds its probabilities, but no choice: half the fraction of first choices.
     assert found["padding_in_mean"][1] == pytest.approx(found["neither"][1] / 2)
 
 

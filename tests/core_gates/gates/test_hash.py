@@ -108,7 +108,7 @@ def test_ids_at_ignored_positions_may_be_anything():
         (torch.tensor([True, False]), "ids must be integers, got torch.bool"),
         (torch.tensor([0, 4]), "between 0 and num_ids - 1 = 3, got 4"),
         (torch.tensor([0, -1]), "between 0 and num_ids - 1 = 3, got -1"),
-        (torch.tensor([0]), r"ids \(1,\) must have the shape \(2,\) of the positions"),
+        (torch.tensor([0]), r"ids \(1,\) must have the shape \(2,\) of the tokens"),
     ],
 )
 def test_ids_are_checked(ids, message):

@@ -10,7 +10,7 @@ from core_gates.gates.hash import HashGate
 from core_gates.gates.mixture import MaskedMixture, MultiGate
 
 DIM, FEATURES = 6, 4
-# Two tasks with an expert of their own each, a category expert, two shared experts.
+# Two tasks with one expert each, a category expert, two shared experts.
 MASK = torch.tensor([[1, 0, 1, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
 OWN = torch.tensor([[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 1, 1]], dtype=torch.bool)
 

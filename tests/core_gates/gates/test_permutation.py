@@ -172,7 +172,7 @@ def test_sinkhorn_balances_and_assignment_is_the_best():
     ones = torch.ones(3, 4, dtype=torch.float64)
     assert_close(balanced.sum(-1), ones)
     assert_close(balanced.sum(-2), ones)
-    scaled = balanced.log() - scores  # differs by one number a row and one a column
+    scaled = balanced.log() - scores  # differs by one number per row and one per column
     mixed = scaled[:, 1:, 1:] - scaled[:, :1, 1:] - scaled[:, 1:, :1] + scaled[:, :1, :1]
     assert_close(mixed, torch.zeros_like(mixed))
     for matrix, columns in zip(balanced, best_assignments(balanced), strict=True):
@@ -496,7 +496,7 @@ def test_slots_are_refused():
             slots = x.new_ones(len(x), EXPERTS, 1)
             return RoutingOutput(slots, dispatch=slots)
 
-    with pytest.raises(ValueError, match="slots mix positions"):
+    with pytest.raises(ValueError, match="slots mix tokens"):
         permuted(Slots(DIM, EXPERTS))(positions(3))
 
 

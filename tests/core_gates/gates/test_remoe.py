@@ -34,7 +34,7 @@ def test_loss_presses_busy_experts_without_a_gradient_of_the_share():
     gate = identity_gate(2, k=1, initial_penalty=1.0)
     x = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64, requires_grad=True)
     gate(x).aux["l1"].backward()
-    # shares 1 and 1/2, times E / k = 2, over 2 positions
+    # fractions 1 and 1/2, times E / k = 2, over 2 tokens
     assert_close(x.grad, torch.tensor([[1.0, 0.5], [1.0, 0.0]], dtype=torch.float64))
 
 

@@ -168,7 +168,7 @@ def test_skewed_load_is_balanced_within_500_steps(skew, seed):
 
 
 def balanced_bias(x, sizes):
-    """Return the bias after three steps on this rank's share of every batch."""
+    """Return the bias after three steps on this rank's part of every batch."""
     torch.manual_seed(3)
     gate = SigmoidGate(4, 5, k=2, balance_rate=0.01)
     torch.nn.init.normal_(gate.weight)
@@ -198,7 +198,7 @@ def test_counts_of_two_ranks_equal_one_process(ranks):
     [
         ({"k": 7}, "k must lie between 1 and the 6 experts"),
         ({"k": 0}, "k must lie between 1"),
-        ({"k": 5, "num_groups": 3, "num_kept_groups": 2}, "1 and the 4 experts a position may use"),
+        ({"k": 5, "num_groups": 3, "num_kept_groups": 2}, "1 and the 4 experts a token may use"),
         ({"k": 1, "num_groups": 4}, "num_groups must divide num_experts=6, got 4"),
         ({"k": 1, "num_groups": 3, "num_kept_groups": 4}, "num_kept_groups must lie between 1"),
         ({"k": 1, "balance_rate": -1.0}, "balance_rate must not be negative"),

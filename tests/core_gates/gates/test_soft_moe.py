@@ -85,7 +85,7 @@ def test_equal_experts_receive_and_return_the_mean():
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="num_slots must be at least 1, got 0"):
         SoftMoEGate(3, 4, num_slots=0)
-    with pytest.raises(ValueError, match=r"x \(5,\) must be \(..., T, D\): slots mix positions"):
+    with pytest.raises(ValueError, match=r"x \(5,\) must be \(..., T, D\): slots mix tokens"):
         make()(positions(5))
     with pytest.raises(ValueError, match="padding_mask"):
         make()(positions(4, 5), padding_mask=torch.zeros(3, dtype=torch.bool))

@@ -242,8 +242,8 @@ def test_a_monitor_measures_a_model_that_was_compiled_before():
         call(tokens[0])
         assert monitor.compute() == figures[-1]  # a closed monitor measures nothing
     assert_close(*figures)
-    positions = {gate["positions"] for gate in figures[0].values()}
-    assert positions == {2 * BATCH * (LENGTH - 1)}
+    counted = {gate["tokens"] for gate in figures[0].values()}
+    assert counted == {2 * BATCH * (LENGTH - 1)}
     assert all(0 < gate["churn"] <= 1 for gate in figures[0].values())
 
 

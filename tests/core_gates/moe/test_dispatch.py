@@ -42,7 +42,7 @@ def routing_of(load, form):
     generator = torch.Generator().manual_seed(1)
     indices = LOADS[load](generator)
     weights = torch.rand(TOKENS, K, generator=generator)
-    weights[3, 1] = 0  # a weight of zero is routed all the same
+    weights[3, 1] = 0  # a weight of zero is routed nevertheless
     kept = torch.rand(TOKENS, K, generator=generator) > 0.3
     kept[5] = False
     if form == "choices":
@@ -56,7 +56,7 @@ def routing_of(load, form):
 
 
 def expected_result(x, routing, experts):
-    """Position by position, from the definition of a routing."""
+    """Token by token, from the definition of a routing."""
     rows = []
     for t in range(TOKENS):
         total = torch.zeros(DIM)
@@ -231,5 +231,5 @@ def test_counts_on_the_host_bring_weights_that_are_not_finite(form, how, experts
 
 def test_the_positions_must_fit(experts):
     routing = RoutingOutput(torch.rand(4, K), torch.zeros(4, K, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"x \(5, 8\) does not fit a routing of \(4,\) positions"):
+    with pytest.raises(ValueError, match=r"x \(5, 8\) does not fit a routing of \(4,\) tokens"):
         dispatch(torch.zeros(5, DIM), routing, experts, "sorted")

@@ -26,7 +26,7 @@ EXPERTS, DIM, HIDDEN = 5, 8, 12
 
 
 class SlotGate(Gate):
-    """Soft-MoE with one slot an expert, reduced to what the layer sees of it."""
+    """Soft-MoE with one slot per expert, reduced to what the layer sees of it."""
 
     couples_tokens = True
 
@@ -132,7 +132,7 @@ def test_padding_changes_nothing_else(gate, dispatch):
     poisoned = x.masked_fill(mask.unsqueeze(-1), 1e4)
     y, _ = layer(poisoned, padding_mask=mask)
     assert not y[mask].any()
-    if gate != "switch":  # its capacity depends on the number of positions
+    if gate != "switch":  # its capacity depends on the number of tokens
         alone = layer(x[:, [0, 1, 3]])[0]
         assert_close(y[:, [0, 1, 3]], alone)
 

@@ -18,7 +18,7 @@ from core_gates.monitor.values import ValueStatistics
 
 
 class Valve(nn.Module):
-    """A gate that is no routing gate."""
+    """A gate that is not a routing gate."""
 
     calls = 0
 
@@ -88,7 +88,7 @@ def test_figures_of_a_small_routing():
     routing = RoutingOutput(weights, indices, kept, probs=torch.full((3, 4), 0.25))
     total = statistics.sums(routing)
     figures = statistics.figures(total)
-    assert figures["positions"] == 3
+    assert figures["tokens"] == 3
     assert figures["active"] == pytest.approx(4 / 3)
     assert figures["dropped"] == pytest.approx(2 / 6)
     assert figures["dead"] == 2
@@ -162,8 +162,8 @@ def test_churn_is_the_share_of_positions_whose_experts_change():
             gate(x, padding_mask=mask)
 
     probe(x)
-    assert monitor.compute()["TopKGate"] == {"positions": 0.0, "non_finite": 0.0}
-    # The order of the first position changes, the experts of the second, the third stays.
+    assert monitor.compute()["TopKGate"] == {"tokens": 0.0, "non_finite": 0.0}
+    # The order of the first token changes, the experts of the second, the third stays.
     probe(torch.cat([torch.tensor([[2.0, 3, 1], [3, 2, 1]]), x[2:]]))
     assert monitor.compute()["TopKGate"]["churn"] == pytest.approx(1 / 3)
     monitor.reset()
@@ -191,7 +191,7 @@ def test_a_failed_probe_is_forgotten(model):
         drive(model, x)
     figures = monitor.compute()
     assert figures["top"]["churn"] == 0
-    assert figures["top"]["positions"] == 12  # probes count nowhere else
+    assert figures["top"]["tokens"] == 12  # probes count nowhere else
     assert figures["conv"]["values"] == 48
 
 
@@ -235,7 +235,7 @@ def mixture(dispatch):
 
 
 def routed_results(layer, x, weights):
-    """For each expert, its results at the positions that are routed to it."""
+    """For each expert, its results at the tokens that are routed to it."""
     results = []
     for expert in range(5):
         rows = [x[t] for t in range(len(x)) if weights[t, expert] != 0]
@@ -274,7 +274,7 @@ def test_experts_of_a_layer_are_measured_where_they_are_used(dispatch, number, d
 def test_experts_that_do_not_fit_are_refused(model):
     with pytest.raises(ValueError, match="'experts' has 5 experts, not 4"):
         GateMonitor(mixture("sorted"), experts={"experts": 4})
-    with pytest.raises(ValueError, match="experts names 'nothing', which is no module"):
+    with pytest.raises(ValueError, match="experts names 'nothing', which is not a module"):
         GateMonitor(model, experts={"nothing": 2})
     with pytest.raises(ValueError, match="experts names 'top', which is a gate"):
         GateMonitor(model, experts={"top": 2})
@@ -303,7 +303,7 @@ def test_entropy_is_absent_without_scores():
 def test_every_expert_closed_is_no_division_by_zero():
     statistics = RoutingStatistics(2)
     figures = statistics.figures(statistics.sums(RoutingOutput(torch.zeros(3, 2))))
-    assert figures == {"positions": 3.0, "non_finite": 0.0, "active": 0.0, "unrouted": 1.0}
+    assert figures == {"tokens": 3.0, "non_finite": 0.0, "active": 0.0, "unrouted": 1.0}
 
 
 def test_figures_of_values():
@@ -346,7 +346,7 @@ def test_figures_where_the_device_has_no_float64(model, monkeypatch):
             model["plain"](x)
             assert {total.dtype for total in monitor._totals.values()} == {dtype}
             figures.append(monitor.compute())
-    assert figures[0]["top"]["positions"] == 40
+    assert figures[0]["top"]["tokens"] == 40
     assert_close(figures[1], figures[0], rtol=1e-4, atol=1e-5)
 
 
@@ -372,7 +372,7 @@ def test_padding_is_left_out():
     gate(x[:, :3])
     # Sums of other lengths are taken in another order.
     assert padded["TopKGate"] == pytest.approx(monitor.compute()["TopKGate"], rel=1e-12, abs=0)
-    assert padded["TopKGate"]["positions"] == 6
+    assert padded["TopKGate"]["tokens"] == 6
 
 
 def test_positions_that_are_not_finite_are_counted_and_poison_nothing():
@@ -382,11 +382,11 @@ def test_positions_that_are_not_finite_are_counted_and_poison_nothing():
     monitor = GateMonitor(gate)
     gate(x)
     figures = monitor.compute()["SoftmaxGate"]
-    assert (figures["positions"], figures["non_finite"]) == (4, 1)
+    assert (figures["tokens"], figures["non_finite"]) == (4, 1)
     assert all(math.isfinite(v) for v in figures.values())
     monitor.reset()
     gate(x[2:3])
-    assert monitor.compute()["SoftmaxGate"] == {"positions": 0.0, "non_finite": 1.0}
+    assert monitor.compute()["SoftmaxGate"] == {"tokens": 0.0, "non_finite": 1.0}
 
 
 def test_only_sampled_steps_are_measured():
@@ -424,7 +424,7 @@ def test_gradients_and_random_numbers_are_not_touched(model):
     actual = torch.autograd.grad(model["top"](x).weights.square().sum(), model["top"].weight)
     assert_close(actual, expected, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), state)
-    assert monitor.compute()["top"]["positions"] == 24
+    assert monitor.compute()["top"]["tokens"] == 24
 
 
 def test_checkpointed_passes_are_measured_once():
@@ -433,7 +433,7 @@ def test_checkpointed_passes_are_measured_once():
         y = checkpoint(lambda x: gate(valve(x)).weights.exp(), x, use_reentrant=False)
         y.square().sum().backward()
     figures = monitor.compute()
-    assert figures["0"]["positions"] == 5
+    assert figures["0"]["tokens"] == 5
     assert figures["1"]["values"] == 20
 
 
@@ -448,7 +448,7 @@ def test_closing_removes_the_hooks_and_keeps_the_figures(model):
 
 def test_models_without_gates_and_gates_that_never_ran(model):
     assert GateMonitor(nn.Linear(2, 2)).compute(all_reduce=True) == {}
-    empty = {"positions": 0.0, "non_finite": 0.0}
+    empty = {"tokens": 0.0, "non_finite": 0.0}
     assert GateMonitor(model["top"]).compute() == {"TopKGate": empty}
     with pytest.raises(ValueError, match="at least 1, got 0 and 20"):
         GateMonitor(model, every=0)
@@ -465,7 +465,7 @@ def monitor_of_rank(x, sizes):
     if len(mine):
         drive(model, mine)
     histograms = monitor.histograms(all_reduce=True)
-    return monitor.compute(all_reduce=True), histograms, monitor.compute()["top"]["positions"]
+    return monitor.compute(all_reduce=True), histograms, monitor.compute()["top"]["tokens"]
 
 
 @pytest.mark.parametrize("sizes", [[10, 2], [12, 0]])

@@ -9,17 +9,17 @@ from core_gates.monitor.report import GateReport
 def test_table():
     report = GateReport(
         {
-            "layers.0.gate": {"positions": 120.0, "load_cv": 0.123456},
+            "layers.0.gate": {"tokens": 120.0, "load_cv": 0.123456},
             "valve": {"values": 3.0, "mean": 0.5},
-            "b": {"positions": 7.0, "churn": 1e-5},
+            "b": {"tokens": 7.0, "churn": 1e-5},
         },
         {},
     )
     assert report.table().splitlines() == [
-        "| gate          | positions | load_cv | churn |",
-        "| ------------- | --------: | ------: | ----: |",
-        "| layers.0.gate |       120 |  0.1235 |       |",
-        "| b             |         7 |         | 1e-05 |",
+        "| gate          | tokens | load_cv | churn |",
+        "| ------------- | -----: | ------: | ----: |",
+        "| layers.0.gate |    120 |  0.1235 |       |",
+        "| b             |      7 |         | 1e-05 |",
         "",
         "| gate  | values | mean |",
         "| ----- | -----: | ---: |",

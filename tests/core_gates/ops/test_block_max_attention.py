@@ -19,7 +19,7 @@ CASES = [(32, 8), (29, 8), (1, 16), (40, 20), (7, 3), (5, 20)]  # length, block 
 
 
 def case(length, dtype=torch.float64, *, dim=5, sizes=(2, 4), seed=0):
-    """Random inputs of a batch and heads, two of them for each head of keys."""
+    """Random inputs of a batch and heads, two of them for each key head."""
     generator = torch.Generator().manual_seed(seed)
     batch, heads = sizes
     shapes = (heads, heads // 2, heads // 2)

@@ -41,7 +41,7 @@ def case(
     dim=5,
     sizes=(2, 4),
 ):
-    """Random inputs and mask of a batch and heads, two of them for each head of keys."""
+    """Random inputs and mask of a batch and heads, two of them for each key head."""
     batch, heads = sizes
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,4 +1,4 @@
-"""The layer and its ops on CUDA against the CPU; on the CPU the tests hold it against itself."""
+"""The layer and its ops on CUDA against the CPU; on the CPU the tests compare it with itself."""
 
 import copy
 

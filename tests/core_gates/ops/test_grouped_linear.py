@@ -16,7 +16,7 @@ from core_gates.ops import kernels
 from core_gates.ops.grouped_linear import blocks, grouped_mm, op, reference, segments
 from core_gates.ops.grouped_linear.op import grouped_linear
 
-DIM, WIDTH = 12, 16  # multiples of 16 bytes, which grouped_mm wants
+DIM, WIDTH = 12, 16  # multiples of 16 bytes, which grouped_mm requires
 LOADS = {
     "balanced": [4, 4, 4, 4],
     "skewed": [70, 3, 1, 0],

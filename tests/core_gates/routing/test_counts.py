@@ -31,7 +31,7 @@ def test_counts_of_parts_add_up_to_those_of_the_whole():
 
 def test_reading_counts_names_the_gate():
     assert read_counts(torch.tensor([3, 4, 0])) == [3, 4]
-    with pytest.raises(GatesError, match=r"gate 'layers\.0' routed 1 position with weights"):
+    with pytest.raises(GatesError, match=r"gate 'layers\.0' routed 1 token with weights"):
         read_counts(torch.tensor([3, 4, 1]), "layers.0")
-    with pytest.raises(GatesError, match="routed 2 positions"):
+    with pytest.raises(GatesError, match="routed 2 tokens"):
         read_counts(torch.tensor([3, 4, 2]))

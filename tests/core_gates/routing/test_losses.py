@@ -159,7 +159,7 @@ def test_information_lies_between_its_extremes():
     sure = RoutingOutput(torch.eye(4), probs=torch.eye(4))
     assert information_loss(sure).item() == pytest.approx(-math.log(4))
     routing = example(40)
-    joint = routing.probs / 40  # of position and expert
+    joint = routing.probs / 40  # of token and expert
     outer = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
     assert_close(information_loss(routing), -(joint * (joint / outer).log()).sum())
 

@@ -107,7 +107,7 @@ def test_piecewise():
         (lambda: SparsitySchedule(0.5, 10, every=0), "every must be at least 1, got 0"),
         (lambda: SparsitySchedule(0.5, -10), "must not be negative, got -10 and 0"),
         (lambda: PiecewiseSchedule((1,), (0.0,)), "1 boundaries need 2 values, got 1"),
-        (lambda: PiecewiseSchedule((3, 3), (0.0, 1.0, 2.0)), r"rise strictly, got \(3, 3\)"),
+        (lambda: PiecewiseSchedule((3, 3), (0.0, 1.0, 2.0)), r"increase strictly, got \(3, 3\)"),
     ],
 )
 def test_errors(build, message):

@@ -86,7 +86,7 @@ def test_accumulation_under_ddp_balances_like_one_process(ranks):
 
 
 def try_update():
-    """Rank 1 saw no token: that is no error, for rank 0 did; then neither has."""
+    """Rank 1 saw no token: that is not an error, for rank 0 did; then neither has."""
     gate = SigmoidGate(DIM, 3, k=1, balance_rate=0.5)
     if dist.get_rank() == 0:
         gate(torch.ones(2, DIM))

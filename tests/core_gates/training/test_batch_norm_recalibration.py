@@ -119,4 +119,4 @@ def test_monitors_do_not_see_it():
     model = nn.Sequential(nn.BatchNorm1d(8), TopKGate(8, 4))
     monitor = GateMonitor(model)
     recalibrate_batch_norm(model, batches())
-    assert monitor.compute()["1"]["positions"] == 0
+    assert monitor.compute()["1"]["tokens"] == 0

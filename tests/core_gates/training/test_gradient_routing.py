@@ -32,7 +32,7 @@ class Net(nn.Module):
 def build(
     mode="dual", *, make=Net, seed=0, dtype=torch.float32, kind=torch.optim.Adam, lr=0.01, **options
 ):
-    """A model and its routing; gates learn with a rate of their own."""
+    """A model and its routing; gates learn with their own rate."""
     torch.manual_seed(seed)
     model = make().to(dtype)
     gates = [p for n, p in model.named_parameters() if "gate" in n]

@@ -307,7 +307,7 @@ def test_it_works_with_closures_and_can_be_removed():
         ({"threshold": -0.1}, "threshold must not be negative, got -0.1"),
         ({"threshold": float("nan")}, "threshold must not be negative, got nan"),
         ({"rule": "hard"}, "rule is 'hard'; choose one of soft, reference"),
-        ({"gates": [torch.zeros(2)]}, "1 of 1 gates are no parameters of the optimizer"),
+        ({"gates": [torch.zeros(2)]}, "1 of 1 gates are not parameters of the optimizer"),
     ],
 )
 def test_settings_are_checked(options, message):

@@ -66,7 +66,7 @@ def gates(toy, tmp_path, monkeypatch, capsys):
         ("fit --ckpt_path none.ckpt", "no checkpoint at none.ckpt: run fit first"),
         (
             "fit --ckpt_path broken.yaml",
-            "broken.yaml is damaged or no checkpoint (UnpicklingError): give another",
+            "broken.yaml is damaged or not a checkpoint (UnpicklingError): give another",
         ),
         ("score --repeats many", "repeats: expected int, found 'many'"),
         ("score --repeats 0", "--repeats must be at least 1, found 0"),
@@ -103,7 +103,7 @@ def test_a_run_folder_has_everything_and_is_refused_twice(gates, tmp_path):
     config = (folder / "config.yaml").read_bytes()
     code, err = gates("fit", *QUICK, "--name", "a")
     assert code == 2
-    assert "add --resume to go on, --overwrite to start again, or --name NEW" in err
+    assert "add --resume to continue, --overwrite to start again, or --name NEW" in err
     (folder / "scores.json").touch()
     assert gates("fit", *QUICK, "--name", "a", "--overwrite")[0] in (0, None)
     assert not (folder / "scores.json").exists()

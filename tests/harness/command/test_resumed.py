@@ -16,7 +16,7 @@ TABLE = {"toy": App("toy", "a toy", {"fit": "train", "distill": "train", "score"
 
 @pytest.fixture
 def run(toy, tmp_path, monkeypatch):
-    """``run(verb, *words)`` returns the exit code of a verb of the toy in a folder of its own."""
+    """``run(verb, *words)`` returns the exit code of a verb of the toy in a separate folder."""
     monkeypatch.chdir(tmp_path)
     return lambda verb, *words: main(["toy", verb, *OPTIONS, "--name", "a", *words], TABLE)
 
@@ -64,7 +64,7 @@ def test_a_training_without_a_record_is_not_resumed(run, tmp_path, capsys):
     assert run("fit", "--trainer.max_epochs", "1") == 0
     (tmp_path / "runs/toy/a/record.json").write_text("{")
     assert run("fit", "--resume", "--trainer.max_epochs", "1") == 2
-    assert "nobody can say what" in capsys.readouterr().err
+    assert "it is not known what" in capsys.readouterr().err
 
 
 def test_what_decides_nothing_may_differ(run):
@@ -112,7 +112,7 @@ def test_an_application_may_train_by_several_verbs(run, tmp_path, capsys):
     assert run("distill", "--resume", "--trainer.max_epochs", "1", "--model.width", "4") == 2
     assert "model.width 3, now 4" in capsys.readouterr().err
     assert run("distill", "--trainer.max_epochs", "1") == 2
-    assert "--resume to go on" in capsys.readouterr().err
+    assert "--resume to continue" in capsys.readouterr().err
 
 
 def test_each_training_verb_has_its_section(run, tmp_path):

@@ -279,7 +279,7 @@ def test_coverage_over_clusters():
 def test_seeds_add_their_own_variance():
     random, inside, widths = np.random.default_rng(3), 0, []
     for seed in range(200):
-        # Five trainings whose mean differs by seed far more than by sample.
+        # Five training runs whose mean differs by seed far more than by sample.
         scores = [moments(0.05 * random.normal(size=50) + random.normal()) for _ in range(5)]
         draws = Resamples.clusters(range(50), resamples=400, seed=seed)
         found = draws.intervals(scores)["value"]

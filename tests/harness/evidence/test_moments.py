@@ -11,7 +11,7 @@ WEIGHTS = np.random.default_rng(1).integers(0, 4, size=(5, 12)).astype(float)
 
 
 def test_scores_of_repeated_samples():
-    """An integer weight counts a sample so many times."""
+    """An integer weight counts a sample that many times."""
     scores = moments(SQUARES, root_ratio, name="ratio")(WEIGHTS)
     for row, weights in enumerate(WEIGHTS.astype(int)):
         means = SQUARES.repeat(weights, axis=0).mean(0)

@@ -33,5 +33,5 @@ def test_bars_then_a_table_a_task(tmp_path):
     path = tmp_path / "scores.md"
     write_markdown(path, ["# Weather: unit"], rows, bars)
     assert path.read_text() == EXPECTED
-    write_markdown(path, ["Short look", "A note"], rows[:1])
-    assert path.read_text().startswith("Short look\n\nA note\n\n## 0.1\n")
+    write_markdown(path, ["Quick run", "A note"], rows[:1])
+    assert path.read_text().startswith("Quick run\n\nA note\n\n## 0.1\n")

@@ -33,9 +33,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.ranges = True
         self.wrong_range = False
         self.length = True
-        self.break_after = []  # bytes of a body after which the connection is cut, in turn
-        self.status = []  # instead of an answer, in turn
-        self.corrupt = []  # position of a byte to flip, in turn; None for a sound answer
+        self.break_after = []  # bytes after which the connection is cut, by request
+        self.status = []  # instead of an answer, by request
+        self.corrupt = []  # position of a byte to flip, by request; None for a correct answer
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request, client_address):
@@ -106,7 +106,7 @@ def test_a_whole_file_arrives_verified(server, tmp_path, algorithm):
     assert steps[-1] == ("a.bin", len(CONTENT), len(CONTENT))
     assert [there for _, there, _ in steps] == sorted({there for _, there, _ in steps})
     download(remote(server, algorithm), tmp_path / "new")
-    assert len(server.requests) == 1  # what is there is not fetched again
+    assert len(server.requests) == 1  # an existing file is not fetched again
 
 
 class KilledError(Exception):
@@ -194,7 +194,7 @@ def test_a_refusal_is_not_repeated(server, tmp_path, status):
 
 def test_no_server_is_one_line(tmp_path):
     file = RemoteFile("a.bin", "http://127.0.0.1:9/a.bin", 5, "md5", "0" * 32)
-    with pytest.raises(GatesError, match="run the same command later to go on") as caught:
+    with pytest.raises(GatesError, match="run the same command later to continue") as caught:
         download(file, tmp_path, pause=0, retries=1)
     assert "\n" not in str(caught.value)
 
@@ -270,12 +270,12 @@ def test_our_own_manifest(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"name": "../a"}, "'../a' is no plain file name"),
+        ({"name": "../a"}, "'../a' is not a plain file name"),
         ({"name": "/etc/passwd"}, "no plain file name"),
         ({"name": ".hidden"}, "no plain file name"),
         ({"name": ""}, "no plain file name"),
-        ({"url": "file:///etc/passwd"}, "is no http or https address"),
-        ({"url": ""}, "is no http or https address"),
+        ({"url": "file:///etc/passwd"}, "is not an http or https address"),
+        ({"url": ""}, "is not an http or https address"),
         ({"sha256": ""}, "has no md5 or sha256"),
         ({"sha256": "abc"}, "has no md5 or sha256"),
     ],

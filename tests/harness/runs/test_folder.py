@@ -10,7 +10,7 @@ from harness.runs.folder import RunFolder
 def test_an_existing_run_is_refused_resumed_or_overwritten(tmp_path):
     folder = RunFolder("toy", "a", tmp_path).open()
     folder.metrics.write_text("step\n")
-    with pytest.raises(GatesError, match="add --resume to go on, --overwrite to start again"):
+    with pytest.raises(GatesError, match="add --resume to continue, --overwrite to start again"):
         RunFolder("toy", "a", tmp_path).open()
     assert RunFolder("toy", "a", tmp_path, resume=True).open().metrics.is_file()
     assert not RunFolder("toy", "a", tmp_path, overwrite=True).open().metrics.exists()

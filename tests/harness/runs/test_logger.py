@@ -22,7 +22,7 @@ def test_truncation_continues_where_the_checkpoint_was(tmp_path):
     for step in range(4):
         broken.log_metrics({"loss": step / 3, **({"other": 9.0} if step == 3 else {})}, step)
     with (tmp_path / "broken" / "metrics.csv").open("a") as file:
-        file.write("0.3")  # torn by the kill
+        file.write("0.3")  # partially written when killed
     again = ResumableCSVLogger(tmp_path / "broken")
     again.truncate(2)
     for step in range(2, 5):

@@ -1,4 +1,4 @@
-"""Work is spread by spawned processes, so that each test is a script of its own."""
+"""Work is spread by spawned processes, so that each test is a separate script."""
 
 import os
 import signal

@@ -1,5 +1,5 @@
 # ruff: noqa: NPY002 (the global generator of numpy is tested)
-"""Trainings stopped at chosen steps and resumed in the same process, against unbroken ones."""
+"""Training stopped at chosen steps and resumed in the same process, against uninterrupted runs."""
 
 import random
 from pathlib import Path

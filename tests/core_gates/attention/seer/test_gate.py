@@ -115,7 +115,7 @@ def test_padding_is_hidden_by_block_and_pooled_by_none(filled, tokens):
     assert_close(logits[0, :, 2:, 2:], plain[0, :, 2:, 2:])
     assert logits[1, :, 3].eq(LOWEST).all()
     assert_close(logits[1, :, :3, :3], gate(q[1:, :11], k[1:, :11])[0])
-    # The half block in front is pooled over its two tokens, wherever they stand in it.
+    # The half block in front is pooled over its two tokens, wherever they are in it.
     order = [0, 1, 2, 3, 6, 7, 6, 7, *range(8, 14)]
     twice = gate(q[:1, order], k[:1, order])  # maximum, minimum and mean are those of two tokens
     assert_close(logits[0, :, 1:, 1:], twice[0, :, 1:, 1:])
