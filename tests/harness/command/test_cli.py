@@ -164,7 +164,8 @@ def test_output_is_quiet_and_plain(toy, tmp_path, monkeypatch, capfd):
     main(["toy", "fit", *words, "--trainer.accelerator", "cpu"], table)
     captured = capfd.readouterr()
     assert captured.err == ""
-    lines = captured.out.splitlines()
+    *lines, path = captured.out.splitlines()
+    assert path == "runs/toy/default/weights/fit-s0"
     assert lines
     assert all(line.startswith("epoch 0  step ") for line in lines)
 
