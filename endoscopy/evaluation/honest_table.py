@@ -1,14 +1,17 @@
 """The honest table: does any kind of gate beat the plain network at the same budget?"""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
+from endoscopy.evaluation.headline import headline
 from endoscopy.evaluation.scores import score_differences, score_intervals
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
-from harness.evidence import holm
+from harness.evidence import Row, holm
 
 REFERENCE = "plain"
 SCORES = ("macro_f1", "mape")
@@ -132,6 +135,49 @@ def honest_headline(table: pd.DataFrame, *, score: str = "macro_f1") -> str:
         f"{len(clear)} of {len(compared)} comparisons with the plain network differ significantly"
         f" in {score} ({seeds} seeds, Holm-corrected): {named}."
     )
+
+
+class HonestScores:
+    """What finished trainings say: the comparison, its figures and its headline.
+
+    Args:
+        predictions: As for :func:`honest_table`.
+        baselines: Predictions of ``constant`` and ``area``, fitted to the same training objects.
+        cut_offs: Of the predictions.
+    """
+
+    def __init__(
+        self, predictions: pd.DataFrame, baselines: pd.DataFrame, cut_offs: CutOffs = CONTINUOUS
+    ) -> None:
+        self.predictions, self.baselines, self.cut_offs = predictions, baselines, cut_offs
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The comparison, see :func:`honest_table`."""
+        return honest_table(self.predictions, cut_offs=self.cut_offs)
+
+    @property
+    def headline(self) -> str:
+        """What a constant, the apparent area and the plain network reach; what the table shows."""
+        found = pd.concat([self.baselines, self.predictions])
+        size = found[DESIGN.objects].max()
+        tables = seed_tables(found[found[DESIGN.objects] == size])
+        plain, constant, area = (list(tables[n].values()) for n in (REFERENCE, "constant", "area"))
+        first = headline(plain, constant, area, name="plain network", cut_offs=self.cut_offs)
+        return f"With {size} training objects, {first} {honest_headline(self.table)}"
+
+    def rows(self) -> list[Row]:
+        """Return scores of baselines and networks, and differences from the plain network."""
+        rows = []
+        baselines = baseline_table(self.baselines, cut_offs=self.cut_offs)
+        for _, one in pd.concat([baselines, self.table]).iterrows():
+            method, score = one["variant"], one["score"]
+            task, units = f"{one[DESIGN.objects]} objects", int(one["test_objects"])
+            rows.append(Row(method, task, score, one["value"], one["low"], one["high"], units))
+            if np.isfinite(one["difference"]):
+                gap = (one["difference"], one["difference_low"], one["difference_high"])
+                rows.append(Row(method, task, score, *gap, units, REFERENCE, one["p_holm"]))
+        return rows
 
 
 def _by_seed(group: pd.DataFrame) -> dict[int, pd.DataFrame]:

@@ -122,6 +122,7 @@ class Run:
         work: Work[R],
         *,
         ticks: int | Callable[[Piece], int] = 1,
+        prepare: Callable[[], object] | None = None,
     ) -> list[Piece]:
         """Compute what is missing, and return the pieces that there are results of.
 
@@ -134,6 +135,8 @@ class Run:
             pieces: All that are wanted; those of other methods than ``only`` are left out.
             work: An importable function that seeds itself.
             ticks: Ticks of a piece; the longest pieces are begun first.
+            prepare: Called once in this process if anything is missing, before the work begins,
+                such as to build caches that the pieces share.
 
         Raises:
             SettingsDiffer: A result of the run folder has other settings.
@@ -147,6 +150,8 @@ class Run:
             print(f"{store.kind} missing: {count}, {store.why(missing)}; {what}", flush=True)
         if self.quick:
             return [piece for piece in wanted if piece not in set(missing)]
+        if missing and prepare is not None:
+            prepare()
         lengths = {piece: ticks(piece) if callable(ticks) else ticks for piece in missing}
         missing.sort(key=lengths.__getitem__, reverse=True)
         if missing:
@@ -165,6 +170,7 @@ class Run:
         seed: int = 100,
         choose: Choose = lowest,
         ticks: int | Callable[[Piece], int] = 1,
+        prepare: Callable[[], object] | None = None,
         **settings: Any,
     ) -> dict[str, Choice]:
         """Give every method its trials and return the setting of each.
@@ -179,6 +185,7 @@ class Run:
             seed: Of trials and of the points in a box.
             choose: Returns the place of the best figures.
             ticks: Ticks of a trial.
+            prepare: See :meth:`obtain`.
             settings: Of every trial.
 
         Raises:
@@ -201,7 +208,8 @@ class Run:
             print(f"never tuned: {', '.join(unknown.values())}; the middle of what is searched")
         elif unknown:
             self._search({n: spaces[n] for n in unknown.values()}, named, work, trials=trials,
-                         seed=seed, choose=choose, ticks=ticks, **settings)  # fmt: skip
+                         seed=seed, choose=choose, ticks=ticks, prepare=prepare,
+                         **settings)  # fmt: skip
         found = {}
         for name, piece in named.items():
             if choices.find(piece) is None:
@@ -222,7 +230,8 @@ class Run:
         data: Sequence[Data] = (),
         headline: str = "",
         notes: Sequence[str] = (),
-        part: str = "",
+        part: str | tuple[str, ...] = "",
+        others: tuple[str, ...] = (),
         metrics: Collection[str] = (),
     ) -> Path:
         """Write ``scores.json`` and ``scores.md``, print a table a task, and return the former.
@@ -235,6 +244,7 @@ class Run:
             headline: What they say, in a sentence.
             notes: What a reader must know.
             part: Replace only the tasks and bars whose name begins so.
+            others: Beginnings of the tasks and bars of other verbs, which stay as they are.
             metrics: Those that tables show; all when empty.
         """
         complete = not self.quick and not self.only
@@ -242,6 +252,12 @@ class Run:
                         headline, list(notes), self.quick)  # fmt: skip
         if part:
             scores = replace_part(self._old_scores(), scores, part)
+        elif others:
+            old = self._old_scores()
+            scores = scores._replace(
+                rows=[*scores.rows, *(row for row in old.rows if row.task.startswith(others))],
+                bars=[*scores.bars, *(bar for bar in old.bars if bar.name.startswith(others))],
+            )
         write_scores(self.scores, scores, app=self.app, config_path=self.config_path)
         shown = [row for row in scores.rows if not metrics or row.metric in metrics]
         opening = [f"# {self.app}: {self.folder.name}", scores.headline, *scores.notes]
@@ -269,6 +285,7 @@ class Run:
         seed: int,
         choose: Choose,
         ticks: int | Callable[[Piece], int],
+        prepare: Callable[[], object] | None,
         **settings: Any,
     ) -> None:
         """Run the trials of these methods and keep their choices."""
@@ -284,7 +301,7 @@ class Run:
                 for name, points in tried.items()
             }
             every = [piece for name in pieces for piece in pieces[name]]
-            self.obtain(store, every, work, ticks=ticks)
+            self.obtain(store, every, work, ticks=ticks, prepare=prepare)
             figures = {name: [store.load(piece) for piece in pieces[name]] for name in pieces}
             for name, space in spaces.items():
                 if len(tried[name]) < trials:

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from apps.endoscopy.runs import run_settings, write_run
 
 from apps.endoscopy.honest import BASELINES, HonestTable
-from apps.endoscopy.runs import run_settings, write_run
 from apps.endoscopy.training import Sizers
 from core_gates.errors import GatesError
 from endoscopy.data.datamodule import PolypSizingDataModule

@@ -2,8 +2,8 @@ import json
 import math
 
 import pytest
-
 from apps.endoscopy.scores import read_headline, write_headline, write_part
+
 from core_gates.errors import GatesError
 from harness.evidence.rows import Bar, Row
 

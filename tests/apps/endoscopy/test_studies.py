@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pandas as pd
-
-from apps.endoscopy.audit import FOLDER, Audit, table_rows
 from apps.endoscopy.figures import study_figures
 from apps.endoscopy.ladder import Cues
+
+from apps.endoscopy.audit import FOLDER, Audit, table_rows
 from endoscopy.renderer.config import RendererConfig
 
 

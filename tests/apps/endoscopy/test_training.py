@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from apps.endoscopy.provenance import Recipe
 
 from apps.endoscopy import commands as endoscopy
-from apps.endoscopy.provenance import Recipe
 from apps.endoscopy.rendering import MAIN, Rendering
 from apps.endoscopy.training import BestWeights, Sizers, Training, keep_fit
 from apps.endoscopy.weights import find_bundle
