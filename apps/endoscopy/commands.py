@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.endoscopy.audit import Study, run_audit
-from apps.endoscopy.honest import Budget, score_honest
+from apps.endoscopy.honest import score_honest
 from apps.endoscopy.preparing import download_real_colon, prepare_data
 from apps.endoscopy.rendering import render, render_missing
 from apps.endoscopy.report import endoscopy_report
@@ -26,6 +26,7 @@ from endoscopy.bundles.building import bundle_of
 from endoscopy.bundles.form import Bundles
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.evaluation.size_evaluation import Bars
+from endoscopy.experiments.honest import Budget
 from endoscopy.experiments.rendered_sets import MAIN, SHIFTS, Rendering
 from endoscopy.experiments.settings import file_hash
 from endoscopy.experiments.sizers import Sizers, Training, taking_part

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,95 +13,58 @@ import pandas as pd
 from apps.endoscopy.scoring import OTHERS, keep_table
 from apps.endoscopy.training import decisive, make_ready, piece_of, trained
 from core_gates.errors import GatesError
-from endoscopy.bundles.building import CARRIED, part_predictions, rounded_bundle
 from endoscopy.data.datamodule import Part
-from endoscopy.evaluation.baselines import baseline_predictions
 from endoscopy.evaluation.honest_table import REFERENCE, HonestScores
+from endoscopy.experiments.honest import (
+    Budget,
+    baseline_objects,
+    kept_columns,
+    mean_log_error,
+    predicted_objects,
+)
 from endoscopy.experiments.settings import rendering_settings, split_settings
-from endoscopy.experiments.sizers import Sizers, Training, taking_part
-from endoscopy.metrics import object_table
+from endoscopy.experiments.sizers import Sizers, Training
 from harness.experiment import Choice, Job, Piece, Run, Store, Table
 
 RUNS, BASELINES = "runs", "baselines"
 HONEST, TUNING = "honest.parquet", "tuning.parquet"
-KEPT = ("variant", "unique_id", "patient", "gt", "censored", "predicted_mm")
-
-Trials = Mapping[str, Sequence[Mapping[str, float]]]
 
 
-class Budget(NamedTuple):
-    """What is compared, and what every variant gets.
+def fixed(budget: Budget) -> dict[str, Any]:
+    """Return settings of every training: so many steps, of which the last weights are kept."""
+    none = dict.fromkeys(("trainer.max_epochs", "checkpoint.monitor", "checkpoint.mode"))
+    return {"trainer.max_steps": budget.steps, **none}
 
-    Attributes:
-        variants: Names; ``plain`` is what the others are compared with.
-        seeds: Seeds of draws, weights and order, at every size.
-        sizes: Numbers of training objects, drawn by the seed.
-        steps: Optimizer steps of every training.
-        trials: Settings of each variant, equally many; none for the configured ones.
-        trial_objects: Training objects of a trial.
-    """
 
-    variants: tuple[str, ...]
-    seeds: Sequence[int]
-    sizes: Sequence[int]
-    steps: int
-    trials: Trials
-    trial_objects: int
+def spaces(budget: Budget, sizers: Sizers) -> dict[str, list[dict[str, float]]]:
+    """Return the settings that are tried."""
+    return {
+        name: [{**one, **sizers.version(name)} for one in budget.trials[name]]
+        for name in budget.variants
+        if name in budget.trials
+    }
 
-    def check(self) -> None:
-        """Refuse a table that nobody can compare.
 
-        Raises:
-            GatesError: A variant is unknown or ``plain`` left out, or the numbers of trials differ.
-        """
-        taking_part((*self.variants, *self.trials))
-        if REFERENCE not in self.variants:
-            raise GatesError(
-                f"evaluate.variants must contain {REFERENCE!r}, with which the others are "
-                f"compared; found {', '.join(self.variants)}"
-            )
-        counts = {name: len(self.trials.get(name, ())) for name in self.variants}
-        if len(set(counts.values())) > 1:
-            raise GatesError(
-                f"evaluate.trials must give every variant as many trials, found {counts}"
-            )
+def run_pieces(
+    run: Run, sizers: Sizers, budget: Budget, chosen: Mapping[str, Choice]
+) -> list[Piece]:
+    """Return all trainings."""
+    settings = {name: fixed(budget) | dict(choice.setting) for name, choice in chosen.items()}
+    return [
+        piece_of(run, sizers, Training(name, seed, size), **settings.get(name, fixed(budget)))
+        for size in budget.sizes
+        for seed in budget.seeds
+        for name in budget.variants
+    ]
 
-    @property
-    def fixed(self) -> dict[str, Any]:
-        """Settings of every training: so many steps, of which the last weights are kept."""
-        none = dict.fromkeys(("trainer.max_epochs", "checkpoint.monitor", "checkpoint.mode"))
-        return {"trainer.max_steps": self.steps, **none}
 
-    def spaces(self, sizers: Sizers) -> dict[str, list[dict[str, float]]]:
-        """Return the settings that are tried."""
-        return {
-            name: [{**one, **sizers.version(name)} for one in self.trials[name]]
-            for name in self.variants
-            if name in self.trials
-        }
-
-    def pieces(self, run: Run, sizers: Sizers, chosen: Mapping[str, Choice]) -> list[Piece]:
-        """Return all trainings."""
-        return [
-            piece_of(
-                run,
-                sizers,
-                Training(variant, seed, size),
-                **self.fixed | dict(chosen[variant].setting if variant in chosen else {}),
-            )
-            for size in self.sizes
-            for seed in self.seeds
-            for variant in self.variants
-        ]
-
-    def baselines(self, sizers: Sizers) -> list[Piece]:
-        """Return what the constant and the apparent area are fitted to."""
-        settings = split_settings(sizers.datamodule)
-        if sizers.rendering is not None and "synthetic" in sizers.datamodule.sources:
-            settings |= rendering_settings(sizers.rendering.config)
-        return [
-            Piece(BASELINES, seed, {"n": n}, settings) for n in self.sizes for seed in self.seeds
-        ]
+def baseline_pieces(sizers: Sizers, budget: Budget) -> list[Piece]:
+    """Return what the constant and the apparent area are fitted to."""
+    settings = split_settings(sizers.datamodule)
+    if sizers.rendering is not None and "synthetic" in sizers.datamodule.sources:
+        settings |= rendering_settings(sizers.rendering.config)
+    numbers = [(size, seed) for size in budget.sizes for seed in budget.seeds]
+    return [Piece(BASELINES, seed, {"n": size}, settings) for size, seed in numbers]
 
 
 def score_honest(run: Run, sizers: Sizers, budget: Budget) -> Path:
@@ -112,20 +75,20 @@ def score_honest(run: Run, sizers: Sizers, budget: Budget) -> Path:
     epochs = partial(_epochs, sizers=sizers)
     ready = partial(make_ready, sizers)
     chosen = run.tune(
-        budget.spaces(sizers),
+        spaces(budget, sizers),
         partial(trial, sizers=sizers),
         trials=len(budget.trials.get(REFERENCE, ())) or 1,
         ticks=epochs,
         prepare=ready,
         objects=budget.trial_objects,
-        **budget.fixed,
+        **fixed(budget),
     )
     store: Store[pd.DataFrame] = run.store(RUNS, Table())
-    wanted = budget.pieces(run, sizers, chosen)
+    wanted = run_pieces(run, sizers, budget, chosen)
     work = partial(predicted, sizers=sizers)
     found = run.obtain(store, wanted, work, ticks=epochs, prepare=ready)
     work = partial(baselines, sizers=sizers)
-    fitted = run.obtain(store, budget.baselines(sizers), work, prepare=ready)
+    fitted = run.obtain(store, baseline_pieces(sizers, budget), work, prepare=ready)
     lacking = {piece.method for piece in set(wanted) - set(found)}
     complete = [piece for piece in found if piece.method not in lacking]
     if not complete or len(fitted) < len(budget.sizes) * len(budget.seeds):
@@ -145,27 +108,20 @@ def score_honest(run: Run, sizers: Sizers, budget: Budget) -> Path:
 
 def predicted(piece: Piece, job: Job, *, sizers: Sizers) -> pd.DataFrame:
     """Return what a newly trained network predicts for the test objects."""
-    return _kept(_objects(piece, job, sizers, "test"))
+    return kept_columns(_objects(piece, job, sizers, "test"))
 
 
 def trial(piece: Piece, job: Job, *, sizers: Sizers) -> dict[str, float]:
     """Return the mean relative error of the validation objects."""
-    objects = _objects(piece, job, sizers, "validation")
-    error = (np.log(objects["predicted_mm"]) - np.log(objects["gt"])).abs().mean()
-    return {"score": float(error)}
+    return {"score": mean_log_error(_objects(piece, job, sizers, "validation"))}
 
 
 def baselines(piece: Piece, job: Job, *, sizers: Sizers) -> pd.DataFrame:
     """Return what a constant and the apparent area predict for the test objects."""
     data = sizers.data(Training(seed=piece.seed or 0, objects=int(piece.keys["n"])))
-    frames = data.load().frames
-    test = frames.iloc[data.evaluation_rows("test")]
-    test = test[[name for name in CARRIED if name in test]]
-    found = baseline_predictions(frames.iloc[data.rows("train")], test)
     job.note(objects=data.training_objects())
     job.tick()
-    tables = [object_table(table).assign(variant=name) for name, table in found.items()]
-    return _kept(pd.concat(tables, ignore_index=True))
+    return kept_columns(baseline_objects(data))
 
 
 def tuning_table(chosen: Mapping[str, Choice]) -> pd.DataFrame | None:
@@ -185,18 +141,13 @@ def tuning_table(chosen: Mapping[str, Choice]) -> pd.DataFrame | None:
 
 def _objects(piece: Piece, job: Job, sizers: Sizers, part: Part) -> pd.DataFrame:
     module, data = trained(piece, job, sizers, max_epochs=_epochs(piece, sizers=sizers))
-    return object_table(part_predictions(rounded_bundle(module, data), data, part))
+    return predicted_objects(module, data, part)
 
 
 def _epochs(piece: Piece, *, sizers: Sizers) -> int:
     """Return the epochs that give the number of steps, rounded up."""
     objects = int(piece.keys.get("n", piece.get("objects")))
     return sizers.epochs(piece["trainer.max_steps"], objects)
-
-
-def _kept(found: pd.DataFrame) -> pd.DataFrame:
-    table = found[[name for name in KEPT if name in found]]
-    return table.assign(predicted_mm=table["predicted_mm"].astype(np.float32))
 
 
 def _read(store: Store[pd.DataFrame], pieces: Sequence[Piece]) -> pd.DataFrame:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from apps.endoscopy.honest import TUNING
-from apps.endoscopy.predict.pictures import picture_figures
 from apps.endoscopy.scoring import OTHERS, PREDICTIONS, SUBGROUPS
 from apps.endoscopy.training import Trainings
 from core_gates.errors import GatesError
 from endoscopy.evaluation.size_evaluation import HEADLINE, SECONDARY, TEST, apart
 from endoscopy.experiments.sizers import Training
+from endoscopy.explain.pictures import picture_figures
 from endoscopy.plots import subgroup_figure
 from endoscopy.plots.captioned import agreement_figures, audit_figures, study_figures
 from endoscopy.training.variants import VARIANTS

@@ -113,6 +113,8 @@ def seed_tables(predictions: pd.DataFrame) -> dict[str, dict[int, pd.DataFrame]]
 def honest_headline(table: pd.DataFrame, *, score: str = "macro_f1") -> str:
     """Say in one sentence what the table of :func:`honest_table` shows for a score."""
     compared = table[(table["score"] == score) & table["difference"].notna()]
+    if compared.empty:
+        return "No variant was compared with the plain network."
     clear = compared[compared["verdict"].isin(["better", "worse"])]
     extreme = compared.iloc[int(compared["difference"].abs().argmax())]
     span = (
