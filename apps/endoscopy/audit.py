@@ -14,13 +14,13 @@ import pandas as pd
 from apps.endoscopy.scoring import STUDY, keep_table
 from apps.endoscopy.training import Trainings
 from core_gates.errors import GatesError
+from endoscopy.evaluation.audits.rows import table_rows
 from endoscopy.evaluation.rendered import rendered_features
 from endoscopy.experiments.audit import (
     AUDIT,
     AUDITS,
     SHOWN,
     Audit,
-    figure_rows,
     sets_of,
 )
 from endoscopy.experiments.settings import rendering_settings
@@ -44,7 +44,6 @@ Study = Literal[
     "audits", "shortcut", "masks", "boxes", "oracle_scale", "ladder", "planted", "generalization"
 ]
 STUDIES = ("planted", "generalization")
-OF_STUDIES = {"ranking_auc", "gain", "open_rest", "r2", "accuracy", "accuracy_difference"}
 CUES, CHUNK = "cues", 25
 FASHION_IMAGES, STUDY_SEEDS = 6000, 5
 
@@ -128,10 +127,9 @@ def run_study(run: Run, study: str, images: str) -> Path:
     keep_table(table, run.folder / FOLDER / f"{name}.parquet")
     if note:
         print(note)
-    label = "method" if study == "planted" else "variant"
     task = f"{STUDY}{name}"
-    rows = figure_rows(task, table, label, "seeds")
-    return run.finish(rows, seeds=range(int(table["seeds"].max())), part=task, metrics=OF_STUDIES)
+    rows = table_rows(name, table, task=task)
+    return run.finish(rows, seeds=range(int(table["seeds"].max())), part=task, metrics=SHOWN)
 
 
 def _planted(images: str) -> tuple[str, pd.DataFrame, str]:

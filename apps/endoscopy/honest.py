@@ -14,7 +14,7 @@ from apps.endoscopy.scoring import OTHERS, keep_table
 from apps.endoscopy.training import decisive, make_ready, piece_of, trained
 from core_gates.errors import GatesError
 from endoscopy.data.datamodule import Part
-from endoscopy.evaluation.honest_table import REFERENCE, HonestScores
+from endoscopy.evaluation.honest_table import REFERENCE, HonestComparison
 from endoscopy.experiments.honest import (
     Budget,
     baseline_objects,
@@ -93,7 +93,7 @@ def score_honest(run: Run, sizers: Sizers, budget: Budget) -> Path:
     complete = [piece for piece in found if piece.method not in lacking]
     if not complete or len(fitted) < len(budget.sizes) * len(budget.seeds):
         raise GatesError("no training is there to be compared: evaluate without --quick")
-    scores = HonestScores(_read(store, complete), _read(store, fitted), sizers.module.cut_offs)
+    scores = HonestComparison(_read(store, complete), _read(store, fitted), sizers.module.cut_offs)
     keep_table(scores.table, run.folder / HONEST)
     keep_table(tuning_table(chosen), run.folder / TUNING)
     return run.finish(

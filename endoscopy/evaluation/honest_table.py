@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
+from endoscopy.evaluation.cue_baselines import REGRESSION
 from endoscopy.evaluation.headline import headline
 from endoscopy.evaluation.scores import score_differences, score_intervals
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
@@ -111,7 +112,7 @@ def seed_tables(predictions: pd.DataFrame) -> dict[str, dict[int, pd.DataFrame]]
 
 
 def honest_headline(table: pd.DataFrame, *, score: str = "macro_f1") -> str:
-    """Say in one sentence what the table of :func:`honest_table` shows for a score."""
+    """Say what the table of :func:`honest_table` shows for a score, and what it excludes."""
     compared = table[(table["score"] == score) & table["difference"].notna()]
     if compared.empty:
         return "No variant was compared with the plain network."
@@ -122,11 +123,17 @@ def honest_headline(table: pd.DataFrame, *, score: str = "macro_f1") -> str:
         f" [{extreme['difference_low']:+.3f}, {extreme['difference_high']:+.3f}]"
     )
     seeds = int(compared["seeds"].min())
+    others = compared[~compared["verdict"].isin(["better", "worse"])]
+    excluded = ""
+    if not others.empty:
+        reach = float(others[["difference_low", "difference_high"]].abs().to_numpy().max())
+        rest = "all intervals" if clear.empty else "the intervals of the others"
+        excluded = f" Differences beyond ±{reach:.3f} are outside {rest}."
     if clear.empty:
         return (
             f"No variant differs significantly from the plain network in {score} at any of"
             f" {compared[DESIGN.objects].nunique()} data sizes ({len(compared)} comparisons,"
-            f" {seeds} seeds, Holm-corrected); the largest difference is {span}."
+            f" {seeds} seeds, Holm-corrected); the largest difference is {span}.{excluded}"
         )
     named = "; ".join(
         f"{row['variant']} {row['verdict']} at {row[DESIGN.objects]} objects"
@@ -135,50 +142,62 @@ def honest_headline(table: pd.DataFrame, *, score: str = "macro_f1") -> str:
     )
     return (
         f"{len(clear)} of {len(compared)} comparisons with the plain network differ significantly"
-        f" in {score} ({seeds} seeds, Holm-corrected): {named}."
+        f" in {score} ({seeds} seeds, Holm-corrected): {named}.{excluded}"
     )
 
 
-class HonestScores:
-    """What finished trainings say: the comparison, its figures and its headline.
+class HonestComparison:
+    """The honest table with its baselines, as figures and a first line.
 
     Args:
         predictions: As for :func:`honest_table`.
-        baselines: Predictions of ``constant`` and ``area``, fitted to the same training objects.
+        baselines: As for :func:`baseline_table`: ``constant``, ``area`` and perhaps the regression
+            on area and brightness.
         cut_offs: Of the predictions.
+        resamples: Draws of the bootstrap.
     """
 
     def __init__(
-        self, predictions: pd.DataFrame, baselines: pd.DataFrame, cut_offs: CutOffs = CONTINUOUS
+        self,
+        predictions: pd.DataFrame,
+        baselines: pd.DataFrame,
+        cut_offs: CutOffs = CONTINUOUS,
+        resamples: int = 2000,
     ) -> None:
-        self.predictions, self.baselines, self.cut_offs = predictions, baselines, cut_offs
+        self.predictions, self.baselines = predictions, baselines
+        self.cut_offs, self.resamples = cut_offs, resamples
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """The comparison, see :func:`honest_table`."""
-        return honest_table(self.predictions, cut_offs=self.cut_offs)
+        return honest_table(self.predictions, cut_offs=self.cut_offs, resamples=self.resamples)
 
-    @property
+    @cached_property
     def headline(self) -> str:
-        """What a constant, the apparent area and the plain network reach; what the table shows."""
+        """What is reached without a network and by the plain one; what the table shows."""
         found = pd.concat([self.baselines, self.predictions])
         size = found[DESIGN.objects].max()
         tables = seed_tables(found[found[DESIGN.objects] == size])
         plain, constant, area = (list(tables[n].values()) for n in (REFERENCE, "constant", "area"))
-        first = headline(plain, constant, area, name="plain network", cut_offs=self.cut_offs)
+        regression = list(tables[REGRESSION].values()) if REGRESSION in tables else None
+        first = headline(
+            plain, constant, area, regression=regression, name="plain network",
+            cut_offs=self.cut_offs, resamples=self.resamples,
+        )  # fmt: skip
         return f"With {size} training objects, {first} {honest_headline(self.table)}"
 
     def rows(self) -> list[Row]:
         """Return scores of baselines and networks, and differences from the plain network."""
         rows = []
-        baselines = baseline_table(self.baselines, cut_offs=self.cut_offs)
+        baselines = baseline_table(self.baselines, cut_offs=self.cut_offs, resamples=self.resamples)
         for _, one in pd.concat([baselines, self.table]).iterrows():
-            method, score = one["variant"], one["score"]
             task, units = f"{one[DESIGN.objects]} objects", int(one["test_objects"])
-            rows.append(Row(method, task, score, one["value"], one["low"], one["high"], units))
+            value = (one["value"], one["low"], one["high"])
+            rows.append(Row(one["variant"], task, one["score"], *value, n=units))
             if np.isfinite(one["difference"]):
                 gap = (one["difference"], one["difference_low"], one["difference_high"])
-                rows.append(Row(method, task, score, *gap, units, REFERENCE, one["p_holm"]))
+                named = (one["variant"], task, one["score"])
+                rows.append(Row(*named, *gap, units, REFERENCE, one["p_holm"]))
         return rows
 
 

@@ -21,6 +21,7 @@ from endoscopy.evaluation.audits import (
     shortcut_audit,
     size_proxy,
 )
+from endoscopy.evaluation.audits.rows import PLAIN, ladder_bars, table_rows
 from endoscopy.evaluation.frames import Frames
 from endoscopy.evaluation.ladder import ladder, ladder_order, ladder_predictions
 from endoscopy.evaluation.rendered import rendered_features
@@ -44,8 +45,6 @@ OF_TRUTH = {
 
 TRAINED_RHO, TESTED_RHOS = 0.8, (0.8, 0.0, -0.8)
 LADDER_SEED = 10  # added to that of the main set
-LADDER_MAPE, LADDER_F1 = 0.03, 0.06
-"""How far the ladder may be from the published one."""
 
 
 Cues = Callable[[RendererConfig, range], dict[str, pd.DataFrame]]
@@ -210,65 +209,29 @@ class Audit:
 
     def rows(self) -> list[Row]:
         """Return the figures of all tables."""
-        return [row for name, table in self.tables.items() for row in table_rows(name, table)]
+        return [
+            row
+            for name, table in self.tables.items()
+            for row in table_rows(name, table, task=f"{AUDIT}{name}")
+        ]
 
     def bars(self) -> list[Bar]:
         """Return how far the ladder is from the published one, the constant row excepted."""
         if "ladder" not in self.tables:
             return []
-        table = self.tables["ladder"]
-        table, order = table[table["features"] != "constant"], self.tables["ladder_order"]
-        bars = []
-        for score, most in (("mape", LADDER_MAPE), ("macro_f1", LADDER_F1)):
-            gap = float((table[score] - table[f"{score}_published"]).abs().max())
-            name = f"{AUDIT}ladder, largest distance of {score} from the prototype"
-            bars.append(Bar(name, gap, "<=", most))
-        holds = float(order["holds"].mean())
-        bars.append(Bar(f"{AUDIT}ladder, share of the claimed order that holds", holds, ">=", 1.0))
-        return bars
+        return ladder_bars(self.tables["ladder"], self.tables["ladder_order"], prefix=AUDIT)
 
 
 SHOWN = {
-    "macro_f1", "macro_f1_change", "mape", "mape_change", "overlap", "log_change", "correlation",
-    "holds",
-}  # fmt: skip
+    *("macro_f1", "macro_f1_change", "mape", "mape_change", *PLAIN, "holds"),
+    *("ranking_auc", "gain", "open_rest", "r2", "accuracy", "accuracy_difference"),
+}
 """Figures that are printed; all are in the scores."""
-
-PLAIN = ("overlap", "log_change", "correlation")
 
 
 def sets_of(names: Sequence[str]) -> tuple[str, ...]:
     """Return the rendered sets that audits need."""
     return (MAIN, *RHOS, SHORTCUT) if "shortcut" in names else (MAIN,)
-
-
-def table_rows(name: str, table: pd.DataFrame) -> list[Row]:
-    """Return every figure of the table of an audit, with its interval."""
-    if name == "ladder_order":
-        return [
-            Row(f"{one['lower']} {one['relation']} {one['upper']}", f"{AUDIT}{name}", "holds",
-                float(one["holds"]))
-            for _, one in table.iterrows()
-        ]  # fmt: skip
-    label = "features" if name == "ladder" else "condition"
-    return figure_rows(f"{AUDIT}{name}", table, label, "objects")
-
-
-def figure_rows(task: str, table: pd.DataFrame, label: str, units: str) -> list[Row]:
-    """Return the figures of a table that have bounds, and those of ``PLAIN``.
-
-    Args:
-        task: Of the rows.
-        table: A row a method, columns ``x``, ``x_low`` and ``x_high``.
-        label: Column of the method.
-        units: Column of the number of independent units.
-    """
-    figures = [c for c in table.columns if f"{c}_low" in table or c in PLAIN]
-    return [
-        Row(str(one[label]), task, figure, one[figure], one.get(f"{figure}_low", np.nan),
-            one.get(f"{figure}_high", np.nan), int(one[units]))
-        for _, one in table.iterrows() for figure in figures if np.isfinite(one[figure])
-    ]  # fmt: skip
 
 
 def _relative(depths: np.ndarray) -> np.ndarray:

@@ -104,7 +104,9 @@ def test_fit_leaves_a_run_and_a_network_that_knows_its_scope(sizing):
     bundle = load_bundle(folder / "weights/configured-s0")
     name, kept = next((n, v) for n, v in bundle.model.state_dict().items() if v.ndim > 1)
     assert torch.equal(kept, best[f"model.{name}"].bfloat16().float())
-    assert bundle.scope.calibrated_for == ("synthetic",)
+    assert bundle.scope.trained_on == "synthetic"
+    assert bundle.scope.calibrated_for == ()  # two epochs on twelve objects beat no constant
+    assert "no better than a constant" in bundle.facts["held out"]
     assert bundle.intervals == {}  # four calibration objects are too few
     assert "research only" in (folder / "weights/configured-s0/README.md").read_text().lower()
 
@@ -179,7 +181,11 @@ def test_evaluate_scores_a_checkpoint(sizing, evaluated):
 def test_variants_are_compared_in_pairs(sizing, evaluated):
     scores = read_scores(sizing)
     rows = [row for row in scores["rows"] if row["task"] == "test, differences"]
-    assert {row["method"] for row in rows} == {"crop minus configured"}
+    regression = "mask area + photometry"
+    assert {row["method"] for row in rows} >= {
+        "crop minus configured", f"{regression} minus configured",
+    }  # fmt: skip
+    rows = [row for row in rows if row["method"] == "crop minus configured"]
     for row in rows:
         gap = [figure(scores, name, row["metric"]) for name in ("crop", "configured")]
         assert np.isclose(row["value"], gap[0] - gap[1])
@@ -386,6 +392,7 @@ def test_a_table_of_frames_is_enough(sizing, real_layouts):
     assert expected in refused.err.splitlines()[-1]
 
 
+@pytest.mark.fault("endoscopy A5")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_trains_a_step(path, sizing, real_layouts):
     words = ["--name", f"step-{path.stem}", "--trainer.max_epochs", 1, "--data.batch_size", 2]
@@ -406,7 +413,9 @@ def test_every_configuration_trains_a_step(path, sizing, real_layouts):
     sizing.endoscopy("fit", *words, config=path.stem)
     weights = sizing.folder / f"runs/endoscopy/step-{path.stem}/weights"
     name = "configured-s0" if "split: counts" in path.read_text() else "configured-f0-s0"
-    assert load_bundle(weights / name).scope.calibrated_for
+    scope = load_bundle(weights / name).scope
+    assert scope.trained_on
+    assert scope.calibrated_for == ()  # one step earns no millimeters
 
 
 def test_killed_trainings_end_like_unbroken_ones(sizing, kill_and_resume, monkeypatch):
