@@ -139,7 +139,7 @@ class EndoscopyTrainer(GatesRunTrainer):
             trial_objects: Training objects of a trial.
             only: Variants that take part; all when empty. Bars need all of them.
             quick: A short look: nothing is trained, no shifts, no bars.
-            ckpt_path: A checkpoint or folder of weights to score in place of all seeds; no bars.
+            ckpt_path: A checkpoint to score in place of all seeds; no bars.
         """
         sizers = self.sizers(model, datamodule)
         run = self.run(quick=quick, only=only)
@@ -248,13 +248,15 @@ class EndoscopyCLI(GatesRunCLI):
         path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
         if path is None:
             return None
-        load_checkpoint(path, self.model)
-        sizers = self._trainer.sizers(self.model, self.datamodule)
+        data, sizers = self.datamodule, self._trainer.sizers(self.model, self.datamodule)
         run.settings = decisive(run.settings, sizers)
-        training = Training(seed=self.datamodule.seed)
+        module = sizers.untrained(Training())  # as it is on one rank
+        load_checkpoint(path, module)
+        sizers.settle(CONFIGURED, module, data)
+        training = Training(seed=data.seed)
         kept = piece_of(run, sizers, training, lengthened=piece.get(LENGTHENED))
         card = facts(kept, run.config)
-        bundle = bundle_of(self.model, self.datamodule, facts=card, settings=kept.settings)
+        bundle = bundle_of(module, data, facts=card, settings=kept.settings)
         return run.store(WEIGHTS, Bundles()).keep(kept, bundle, objects=objects)
 
     @property

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from apps.endoscopy.training import Trainings, make_ready, named_bundle
+from apps.endoscopy.training import Trainings, checkpoint_bundle, make_ready
 from core_gates.errors import GatesError
 from core_gates.monitor.hooks import GateMonitor
 from endoscopy.bundles.building import frame_predictions
@@ -47,7 +47,7 @@ def score(run: Run, sizers: Sizers, wanted: Wanted, *, pinned: str | None) -> Pa
         run: Where everything is kept.
         sizers: The networks.
         wanted: What is scored.
-        pinned: A checkpoint or folder of weights in place of all seeds of the first variant.
+        pinned: A checkpoint in place of all seeds of the first variant.
     """
     if unknown := [name for name in wanted.shifts if name not in SHIFTS]:
         raise GatesError(
@@ -57,7 +57,7 @@ def score(run: Run, sizers: Sizers, wanted: Wanted, *, pinned: str | None) -> Pa
     networks: Networks
     if pinned:
         make_ready(sizers, sets)
-        networks = sizers.pinned(named_bundle(sizers, Path(pinned)))
+        networks = sizers.pinned(checkpoint_bundle(sizers, Path(pinned)))
         first = wanted.variants[:1]
         wanted = wanted._replace(variants=first, seeds=wanted.seeds[:1], bars=Bars())
         evaluation = _evaluation(run, sizers, networks, wanted)

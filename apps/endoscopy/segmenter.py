@@ -12,15 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from endoscopy.segmentation.module import intersection_over_union, train_segmenter
-from endoscopy.segmentation.rendered import rendered_masks
+from endoscopy.segmentation.module import train_segmenter
+from endoscopy.segmentation.rendered import rendered_masks, rendered_scores
 from endoscopy.segmentation.segmenter import SHIPPED, Segmenter, Segmenters
 from harness.experiment import Job, Piece, Run
 
 SIZE = 96  # pixels of a side that the segmenter works on
-TEST_SEED, TEST_OBJECTS = 99, 60
+TEST_OBJECTS = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,15 +57,6 @@ def train(piece: Piece, job: Job) -> Segmenter:
         seed=piece.seed or 0,
         progress=lambda *_: job.tick(),
     )
-
-
-@torch.no_grad()
-def rendered_scores(segmenter: Segmenter, objects: int) -> tuple[float, float]:
-    """Return the mean intersection over union on whole frames and on parts of new polyps."""
-    images, masks = rendered_masks(objects, 2, seed=TEST_SEED, size=segmenter.size)
-    found = torch.cat([segmenter(batch / 255.0)[:, 0] > 0 for batch in images.split(32)])
-    scores = intersection_over_union(found, masks)
-    return float(scores[0::2].mean()), float(scores[1::2].mean())
 
 
 if __name__ == "__main__":

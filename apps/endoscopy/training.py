@@ -13,14 +13,14 @@ import lightning as L
 from apps.endoscopy.rendering import render_missing
 from core_gates.errors import GatesError
 from endoscopy.bundles.building import bundle_of
-from endoscopy.bundles.contents import SizingBundle, load_bundle
+from endoscopy.bundles.contents import SizingBundle
 from endoscopy.bundles.form import Bundles
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.data.provenance import Provenance
 from endoscopy.experiments.rendered_sets import MAIN
 from endoscopy.experiments.sizers import Sizers, Training
 from endoscopy.training.module import SizingModule
-from endoscopy.training.variants import VARIANTS
+from endoscopy.training.variants import CONFIGURED, VARIANTS
 from harness.experiment import Job, Piece, Run, Store
 from harness.runs.checkpoint import load_weights
 
@@ -169,18 +169,17 @@ def make_ready(sizers: Sizers, sets: Sequence[str] = (MAIN,)) -> None:
     sizers.datamodule.setup("fit")
 
 
-def named_bundle(sizers: Sizers, path: Path) -> SizingBundle:
-    """Return the network of a folder of weights, or of a checkpoint, whose intervals are fitted.
+def checkpoint_bundle(sizers: Sizers, path: Path) -> SizingBundle:
+    """Return the network of a checkpoint, its intervals fitted to the data that are there.
 
     Raises:
         GatesError: It is damaged or belongs to another configuration.
     """
-    if path.suffix != ".ckpt":
-        return load_bundle(path)
-    module = sizers.untrained(Training())
+    module, data = sizers.untrained(Training()), sizers.datamodule
     objects = load_checkpoint(path, module)
-    sizers.datamodule.setup("test")
-    bundle = bundle_of(module, sizers.datamodule, facts={"checkpoint": str(path)})
+    data.setup("test")
+    sizers.settle(CONFIGURED, module, data)
+    bundle = bundle_of(module, data, facts={"checkpoint": str(path)})
     bundle.training = Provenance({}, objects)
     return bundle
 

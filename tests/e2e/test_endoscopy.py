@@ -427,7 +427,7 @@ def test_killed_trainings_end_like_unbroken_ones(sizing, kill_and_resume, monkey
     assert len(state["optimizer_states"]) == 2
 
 
-FOLDS = ["--data.split", "made", "--data.num_folds", 4, "--data.level", "lesion"]
+FOLDS = ["--data.split", "made", "--data.num_folds", 4, "--data.level", "object"]
 OTHER_FIT = {
     "fold": (["--data.fold", 2], "data.fold 0, now 2"),
     "seed": (["--seed_everything", 1], "seed 0, now 1"),

@@ -10,10 +10,11 @@ import torch
 
 from apps.endoscopy import commands as endoscopy
 from apps.endoscopy.rendering import render
-from apps.endoscopy.training import Trainings, named_bundle, trained, training_of
+from apps.endoscopy.training import Trainings, trained, training_of
 from apps.endoscopy.weights import find_bundle
 from core_gates.errors import GatesError
 from endoscopy.bundles.building import bundle_of, part_predictions
+from endoscopy.bundles.contents import load_bundle
 from endoscopy.bundles.form import shipped_folder
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.experiments.rendered_sets import MAIN, Rendering
@@ -116,7 +117,7 @@ def test_results_of_other_settings_are_never_scored(make, change, told):
 
 
 def test_the_network_of_one_fold_is_not_that_of_another(make, tmp_path):
-    folds = {"split": "made", "num_folds": 4, "level": "lesion"}
+    folds = {"split": "made", "num_folds": 4, "level": "object"}
     folder = kept(make(fold=1, **folds))
     assert folder.name == "configured-f1-s0"
     other = make(**folds)
@@ -136,7 +137,7 @@ def test_a_network_trained_on_test_objects_is_refused(make):
     record._replace(fingerprint=piece.fingerprint, settings=piece.settings).write(folder)
     with pytest.raises(GatesError, match=r"configured-s0 was trained on \d of the 8 objects"):
         other.load(Training())
-    bundle = named_bundle(other.sizers, folder)
+    bundle = load_bundle(folder)
     with pytest.raises(GatesError, match=r"trained on \d of 8 test objects"):
         other.sizers.pinned(bundle)(Training())
     assert make().sizers.pinned(bundle)(Training()) is bundle
