@@ -4,25 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from apps.endoscopy.audit import Audit, Study, write_audit
-from apps.endoscopy.honest import HonestTable
+from apps.endoscopy.audit import Study, run_audit
+from apps.endoscopy.honest import score_honest
 from apps.endoscopy.preparing import download_real_colon, prepare_data
-from apps.endoscopy.provenance import Recipe
-from apps.endoscopy.rendering import MAIN, SHIFTS, Rendering
+from apps.endoscopy.rendering import render, render_missing
 from apps.endoscopy.report import endoscopy_report
-from apps.endoscopy.scoring import render_missing, score, score_honest
-from apps.endoscopy.training import Sizers, keep_fit
-from apps.endoscopy.weights import find_segmenter
+from apps.endoscopy.scoring import Wanted, score
+from apps.endoscopy.training import (
+    WEIGHTS,
+    Trainings,
+    decisive,
+    facts,
+    load_checkpoint,
+    piece_of,
+)
+from endoscopy.bundles.building import bundle_of
+from endoscopy.bundles.form import Bundles
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.evaluation.size_evaluation import Bars
+from endoscopy.experiments.honest import Budget
+from endoscopy.experiments.rendered_sets import MAIN, SHIFTS, Rendering
+from endoscopy.experiments.settings import file_hash
+from endoscopy.experiments.sizers import Sizers, Training, taking_part
 from endoscopy.models import load_timm_weights
 from endoscopy.training.module import SizingModule
 from endoscopy.training.variants import CONFIGURED
 from harness.command import GatesRunCLI, GatesRunTrainer
+from harness.command.claim import LENGTHENED
 from harness.command.verbs import FunctionVerb, run_verb
+from harness.experiment import Piece, Run
 
 DEFAULT_CONFIG = "synthetic"  # of verbs that need no data
 FUNCTIONS = {
@@ -32,6 +46,12 @@ FUNCTIONS = {
 }
 """Verbs that need neither data nor a Trainer."""
 
+NEUTRAL = (
+    "table", "real_colon", "sun", "synthetic", "split_file", "cache_folder", "cache_epochs",
+    "num_workers", "seed",
+)  # fmt: skip
+"""Options of the data that decide nothing, or whose contents do."""
+
 
 class EndoscopyTrainer(GatesRunTrainer):
     """The verbs of ``gates endoscopy``; ``fit`` is Lightning's own.
@@ -39,12 +59,10 @@ class EndoscopyTrainer(GatesRunTrainer):
     Attributes:
         rendering: Rendered sets of the configuration.
         timm_weights: State dict of timm that trainings start from.
-        recipe: How trainings of ``evaluate`` and ``audit`` go, which is as ``fit`` trains.
     """
 
     rendering: Rendering
     timm_weights: str | None = None
-    recipe: Recipe
 
     def render(
         self,
@@ -61,7 +79,7 @@ class EndoscopyTrainer(GatesRunTrainer):
                 exposure and through another endoscope.
         """
         del model
-        for one in self.rendering.render(datamodule, sets):
+        for one in render(datamodule, self.rendering, sets):
             print(one.folder)
 
     def prepare(
@@ -99,6 +117,7 @@ class EndoscopyTrainer(GatesRunTrainer):
         steps: int = 900,
         trials: dict[str, list[dict[str, float]]] | None = None,
         trial_objects: int = 150,
+        only: tuple[str, ...] = (),
         quick: bool = False,
         ckpt_path: str | None = None,
     ) -> None:
@@ -118,36 +137,19 @@ class EndoscopyTrainer(GatesRunTrainer):
             steps: Optimizer steps of every training of the honest table.
             trials: Settings that are tried for each variant of the honest table.
             trial_objects: Training objects of a trial.
+            only: Variants that take part; all when empty. Bars need all of them.
             quick: A short look: nothing is trained, no shifts, no bars.
-            ckpt_path: A checkpoint or folder of weights to score in place of all seeds; no bars.
+            ckpt_path: A checkpoint to score in place of all seeds; no bars.
         """
         sizers = self.sizers(model, datamodule)
+        run = self.run(quick=quick, only=only)
+        variants = taking_part(variants, only)
         if train_objects:
-            table = HonestTable(
-                sizers,
-                variants,
-                train_objects,
-                seeds,
-                steps,
-                trials,
-                trial_objects,
-                cut_offs=model.cut_offs,
-            )
-            score_honest(table, self.config_path, self.rendering)
+            budget = Budget(variants, seeds, train_objects, steps, trials or {}, trial_objects)
+            score_honest(run, sizers, budget)
             return
-        if ckpt_path:
-            sizers.pinned, variants, seeds = Path(ckpt_path), variants[:1], seeds[:1]
-        score(
-            sizers,
-            self.rendering,
-            self.config_path,
-            variants=variants,
-            seeds=seeds,
-            folds=folds,
-            shifts=shifts,
-            bars=bars or Bars(),
-            quick=quick,
-        )
+        wanted = Wanted(variants, seeds, folds, () if quick else shifts, bars or Bars())
+        score(run, sizers, wanted, pinned=ckpt_path)
 
     def audit(
         self,
@@ -173,17 +175,14 @@ class EndoscopyTrainer(GatesRunTrainer):
             images: Images of the study of generalization: ``digits``, ``fashion_mnist`` where its
                 Debian package puts it, or a folder with its files.
         """
-        audit = Audit(
-            self.sizers(model, datamodule),
-            self.rendering,
-            find_segmenter(),
-            test_objects,
-            ladder_objects,
-            model.cut_offs,
-            audit_seed,
-            images,
+        run_audit(
+            Trainings(self.run(), self.sizers(model, datamodule)),
+            study,
+            test_objects=test_objects,
+            ladder_objects=ladder_objects,
+            seed=audit_seed,
+            images=images,
         )
-        write_audit(audit, study, self.config_path)
 
     def report(self, model: SizingModule, datamodule: PolypSizingDataModule) -> None:
         """Write the report of a run as one HTML page.
@@ -192,22 +191,11 @@ class EndoscopyTrainer(GatesRunTrainer):
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
         """
-        print(endoscopy_report(self.sizers(model, datamodule)))
+        print(endoscopy_report(Trainings(self.run(), self.sizers(model, datamodule))))
 
     def sizers(self, model: SizingModule, datamodule: PolypSizingDataModule) -> Sizers:
-        """Return the trained networks of the configuration."""
-        config = self.config_path.stem if self.config_path else "default"
-        epochs = self.max_epochs or 1
-        return Sizers(
-            self.run_folder,
-            config,
-            model,
-            datamodule,
-            epochs,
-            self.rendering,
-            self.timm_weights,
-            self.recipe,
-        )
+        """Return the networks of the configuration."""
+        return Sizers(model, datamodule, self.rendering, self.timm_weights)
 
 
 class EndoscopyCLI(GatesRunCLI):
@@ -216,6 +204,8 @@ class EndoscopyCLI(GatesRunCLI):
     app = "endoscopy"
     verbs = ("render", "prepare", "fit", "evaluate", "audit", "report")
     other_verbs = tuple(FUNCTIONS)
+    package = "endoscopy"
+    neutral = tuple(f"data.{name}" for name in NEUTRAL)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what rendered data look like, and pretrained weights; order follows the seed."""
@@ -226,12 +216,22 @@ class EndoscopyCLI(GatesRunCLI):
         )
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
+    def settings(self) -> dict[str, Any]:
+        """Add what rendered data look like, and pretrained weights."""
+        options = self.config[self.subcommand]
+        looks = {f"rendering.{n}": v for n, v in vars(options["rendering"]).items()}
+        del looks["rendering.shift_objects"]
+        return super().settings() | looks | {"timm_weights": file_hash(options["timm_weights"])}
+
+    def training(self, run: Run) -> Piece:
+        """Return the piece that ``fit`` makes, under the options of the command line."""
+        return run.piece(CONFIGURED, run.settings["seed"])
+
     def after_instantiate_classes(self) -> None:
-        """Tell trainer and data what the command line knows, then claim the run folder."""
+        """Tell trainer and data what the command line knows."""
         options = self.config_init[self.subcommand]
         self._trainer.rendering = options["rendering"]
         self._trainer.timm_weights = options["timm_weights"]
-        self._trainer.recipe = Recipe.of(options["trainer"], options["checkpoint"])
         self.datamodule.announce = print
         super().after_instantiate_classes()
 
@@ -243,10 +243,21 @@ class EndoscopyCLI(GatesRunCLI):
         if trainer.timm_weights is not None:
             load_timm_weights(self.model.model, trainer.timm_weights)
 
-    def after_fit(self) -> None:
-        """Keep the trained network where ``evaluate`` and the others find it."""
-        if self.trainer.is_global_zero:
-            print(keep_fit(self._trainer.sizers(self.model, self.datamodule)))
+    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
+        """Keep the network with all that its numbers need, where the other verbs find it."""
+        path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
+        if path is None:
+            return None
+        data, sizers = self.datamodule, self._trainer.sizers(self.model, self.datamodule)
+        run.settings = decisive(run.settings, sizers)
+        module = sizers.untrained(Training())  # as it is on one rank
+        load_checkpoint(path, module)
+        sizers.settle(CONFIGURED, module, data)
+        training = Training(seed=data.seed)
+        kept = piece_of(run, sizers, training, lengthened=piece.get(LENGTHENED))
+        card = facts(kept, run.config)
+        bundle = bundle_of(module, data, facts=card, settings=kept.settings)
+        return run.store(WEIGHTS, Bundles()).keep(kept, bundle, objects=objects)
 
     @property
     def _trainer(self) -> EndoscopyTrainer:

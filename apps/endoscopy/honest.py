@@ -1,258 +1,161 @@
-"""The honest table: kinds of gates beside the plain network, at one budget, run by run."""
+"""The honest table: kinds of gates and the plain network, at one budget of steps and of trials."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from apps.endoscopy.provenance import rendering_settings, split_settings
-from apps.endoscopy.runs import run_settings, write_run
-from apps.endoscopy.training import Sizers, Training, changed, run_all
-from apps.endoscopy.tuning import Trials, Tuning
+from apps.endoscopy.scoring import OTHERS, keep_table
+from apps.endoscopy.training import decisive, make_ready, piece_of, trained
 from core_gates.errors import GatesError
-from endoscopy.bundles.building import CARRIED, part_predictions, rounded_bundle
-from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.data.provenance import differences
-from endoscopy.evaluation.baselines import baseline_predictions
+from endoscopy.data.datamodule import Part
 from endoscopy.evaluation.honest_table import REFERENCE, HonestComparison
-from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
-from endoscopy.training.module import SizingModule
-from endoscopy.training.variants import CONFIGURED, VARIANTS
-from harness.runs.processes import Tick
-from harness.runs.ticker import ticking
+from endoscopy.experiments.honest import (
+    Budget,
+    baseline_objects,
+    kept_columns,
+    mean_log_error,
+    predicted_objects,
+)
+from endoscopy.experiments.settings import rendering_settings, split_settings
+from endoscopy.experiments.sizers import Sizers, Training
+from harness.experiment import Choice, Job, Piece, Run, Store, Table
 
-RUNS = "runs"
-BASELINES = "baselines"
-KEPT = ("variant", "unique_id", "patient", "gt", "censored", "predicted_mm")
+RUNS, BASELINES = "runs", "baselines"
+HONEST, TUNING = "honest.parquet", "tuning.parquet"
 
 
-class HonestTable:
-    """Train every variant at every size with every seed, once, and compare them.
+def fixed(budget: Budget) -> dict[str, Any]:
+    """Return settings of every training: so many steps, of which the last weights are kept."""
+    none = dict.fromkeys(("trainer.max_epochs", "checkpoint.monitor", "checkpoint.mode"))
+    return {"trainer.max_steps": budget.steps, **none}
 
-    A finished training is a small parquet file of object predictions that tells its settings; what
-    is there, here or in the package, and has the same ones, is not trained again. Every training
-    takes the same number of optimizer steps.
 
-    Args:
-        sizers: Configured network and data.
-        variants: Names; ``plain`` is what the others are compared with.
-        sizes: Numbers of training objects, drawn by the seed.
-        seeds: Seeds of draws, weights and order, at every size.
-        steps: Optimizer steps of a training.
-        trials: Settings of each variant, equally many, of which the one with the smallest
-            validation error is taken; none for the configured ones.
-        trial_objects: Training objects of a trial.
-        tuning_seed: Seed of a trial.
-        cut_offs: Of the predictions.
+def spaces(budget: Budget, sizers: Sizers) -> dict[str, list[dict[str, float]]]:
+    """Return the settings that are tried."""
+    return {
+        name: [{**one, **sizers.version(name)} for one in budget.trials[name]]
+        for name in budget.variants
+        if name in budget.trials
+    }
 
-    Attributes:
-        tuning: Trials, and the setting that each variant was given.
 
-    Raises:
-        GatesError: A variant is unknown, or the numbers of trials differ.
-    """
+def run_pieces(
+    run: Run, sizers: Sizers, budget: Budget, chosen: Mapping[str, Choice]
+) -> list[Piece]:
+    """Return all trainings."""
+    settings = {name: fixed(budget) | dict(choice.setting) for name, choice in chosen.items()}
+    return [
+        piece_of(run, sizers, Training(name, seed, size), **settings.get(name, fixed(budget)))
+        for size in budget.sizes
+        for seed in budget.seeds
+        for name in budget.variants
+    ]
 
-    def __init__(
-        self,
-        sizers: Sizers,
-        variants: Sequence[str],
-        sizes: Sequence[int],
-        seeds: Sequence[int],
-        steps: int,
-        trials: Trials | None = None,
-        trial_objects: int = 150,
-        tuning_seed: int = 100,
-        cut_offs: CutOffs = CONTINUOUS,
-    ) -> None:
-        self.sizers, self.variants = sizers, tuple(variants)
-        self.sizes, self.seeds, self.steps = tuple(sizes), tuple(seeds), steps
-        self.cut_offs, trials = cut_offs, trials or {}
-        unknown = [name for name in (*self.variants, *trials) if name not in VARIANTS]
-        if unknown or REFERENCE not in self.variants:
-            raise GatesError(
-                f"evaluate.variants must contain {REFERENCE!r} and any of {', '.join(VARIANTS)}; "
-                f"found {', '.join(self.variants)}"
-            )
-        counts = {name: len(trials.get(name, ())) for name in self.variants}
-        if len(set(counts.values())) > 1:
-            raise GatesError(
-                f"evaluate.trials must give every variant as many trials, found {counts}"
-            )
-        own = {name: trials[name] for name in self.variants if name in trials}
-        self.tuning = Tuning(sizers, own, steps, trial_objects, tuning_seed)
 
-    @property
-    def folder(self) -> Path:
-        """Where the predictions of finished trainings are kept."""
-        return self.sizers.run_folder.path / RUNS
+def baseline_pieces(sizers: Sizers, budget: Budget) -> list[Piece]:
+    """Return what the constant and the apparent area are fitted to."""
+    settings = split_settings(sizers.datamodule)
+    if sizers.rendering is not None and "synthetic" in sizers.datamodule.sources:
+        settings |= rendering_settings(sizers.rendering.config)
+    numbers = [(size, seed) for size in budget.sizes for seed in budget.seeds]
+    return [Piece(BASELINES, seed, {"n": size}, settings) for size, seed in numbers]
 
-    def trainings(self) -> list[Training]:
-        """Return all trainings, the largest first."""
-        return [
-            Training(variant, seed, objects=size)
-            for size in sorted(self.sizes, reverse=True)
-            for seed in self.seeds
-            for variant in self.variants
-        ]
 
-    def baselines(self) -> list[Training]:
-        """Return what the constant and the apparent area are fitted to, as trainings."""
-        return [Training(BASELINES, seed, objects=n) for n in self.sizes for seed in self.seeds]
+def score_honest(run: Run, sizers: Sizers, budget: Budget) -> Path:
+    """Tune, train and predict what is missing, and write and print the comparison."""
+    budget.check()
+    run.settings = decisive(run.settings, sizers)
+    run.only = (*run.only, BASELINES) if run.only else ()
+    epochs = partial(_epochs, sizers=sizers)
+    ready = partial(make_ready, sizers)
+    chosen = run.tune(
+        spaces(budget, sizers),
+        partial(trial, sizers=sizers),
+        trials=len(budget.trials.get(REFERENCE, ())) or 1,
+        ticks=epochs,
+        prepare=ready,
+        objects=budget.trial_objects,
+        **fixed(budget),
+    )
+    store: Store[pd.DataFrame] = run.store(RUNS, Table())
+    wanted = run_pieces(run, sizers, budget, chosen)
+    work = partial(predicted, sizers=sizers)
+    found = run.obtain(store, wanted, work, ticks=epochs, prepare=ready)
+    work = partial(baselines, sizers=sizers)
+    fitted = run.obtain(store, baseline_pieces(sizers, budget), work, prepare=ready)
+    lacking = {piece.method for piece in set(wanted) - set(found)}
+    complete = [piece for piece in found if piece.method not in lacking]
+    if not complete or len(fitted) < len(budget.sizes) * len(budget.seeds):
+        raise GatesError("no training is there to be compared: evaluate without --quick")
+    scores = HonestComparison(_read(store, complete), _read(store, fitted), sizers.module.cut_offs)
+    keep_table(scores.table, run.folder / HONEST)
+    keep_table(tuning_table(chosen), run.folder / TUNING)
+    return run.finish(
+        scores.rows(),
+        seeds=budget.seeds,
+        data=sizers.datamodule.digest(),
+        headline=scores.headline,
+        notes=[f"{budget.steps} optimizer steps of every training."],
+        others=OTHERS,
+    )
 
-    def settings(self, training: Training) -> dict[str, Any]:
-        """Return everything that decides the predictions of a training, by name."""
-        if training.variant != BASELINES:
-            rates = (self.tuning.chosen() or {}).get(training.variant, {})
-            return self.sizers.settings(training, steps=self.steps, **rates)
-        data, rendering = self.sizers.datamodule, self.sizers.rendering
-        found = split_settings(data) | {"seed": training.seed, "objects": training.objects}
-        return found | (rendering_settings(data, rendering.config) if rendering else {})
 
-    def gap(self, path: Path, training: Training) -> str:
-        """Say in which settings finished predictions differ from a training; empty if in none."""
-        return differences(run_settings(path), self.settings(training))
+def predicted(piece: Piece, job: Job, *, sizers: Sizers) -> pd.DataFrame:
+    """Return what a newly trained network predicts for the test objects."""
+    return kept_columns(_objects(piece, job, sizers, "test"))
 
-    def path(self, training: Training) -> Path | None:
-        """Return the predictions of a finished training; None if it must be run.
 
-        Raises:
-            GatesError: Those of the run folder have other settings, and may not be overwritten.
-        """
-        if training.variant != BASELINES and self.tuning.chosen() is None:
-            return None
-        own, shipped = self._places(training)
-        if own.is_file():
-            gap = self.gap(own, training)
-            if not gap:
-                return own
-            if not self.sizers.run_folder.overwrite:
-                raise GatesError(changed(own, gap))
-        return shipped if shipped.is_file() and not self.gap(shipped, training) else None
+def trial(piece: Piece, job: Job, *, sizers: Sizers) -> dict[str, float]:
+    """Return the mean relative error of the validation objects."""
+    return {"score": mean_log_error(_objects(piece, job, sizers, "validation"))}
 
-    def _places(self, training: Training) -> tuple[Path, Path]:
-        name = f"{training.name}.parquet"
-        return self.folder / name, self.sizers.shipped / name
 
-    def missing(self) -> list[Training]:
-        """Return the trainings that must be run, those of the baselines last.
+def baselines(piece: Piece, job: Job, *, sizers: Sizers) -> pd.DataFrame:
+    """Return what a constant and the apparent area predict for the test objects."""
+    data = sizers.data(Training(seed=piece.seed or 0, objects=int(piece.keys["n"])))
+    job.note(objects=data.training_objects())
+    job.tick()
+    return kept_columns(baseline_objects(data))
 
-        Raises:
-            GatesError: See :meth:`path`.
-        """
-        wanted = [*self.trainings(), *self.baselines()]
-        return [training for training in wanted if self.path(training) is None]
 
-    def named(self, missing: Sequence[Training]) -> str:
-        """Say how much is missing."""
-        runs = sum(one.variant != BASELINES for one in missing)
-        if not runs:
-            return f"baselines missing: {len(missing)} of {len(self.baselines())}"
-        return f"runs missing: {runs} of {len(self.trainings())}"
+def tuning_table(chosen: Mapping[str, Choice]) -> pd.DataFrame | None:
+    """Return the chosen settings, their scores and the number of trials; None without trials."""
+    rows = [
+        {
+            "variant": variant,
+            **{n: value for n, value in choice.setting.items() if n != "version"},
+            "error": float(np.nanmin([one["score"] for one in choice.trials])),
+            "trials": len(choice.trials),
+        }
+        for variant, choice in chosen.items()
+        if choice.trials
+    ]
+    return pd.DataFrame(rows) if rows else None
 
-    def reason(self, missing: Sequence[Training]) -> str:
-        """Say why what is there does not do; empty if nothing is there."""
-        if self.tuning.chosen() is None:
-            return self.tuning.reason()
-        for one in missing:
-            for place in self._places(one):
-                if place.is_file():
-                    return f"{place} has {self.gap(place, one)}"
-        return ""
 
-    def run(self) -> None:
-        """Tune, then run what is missing on all cores; each run is kept as soon as it is done."""
-        if not self.missing():
-            return
-        self.sizers.datamodule.prepare_data()
-        self.sizers.datamodule.setup("fit")
-        if self.tuning.chosen() is None:
-            self.tune()
-        missing = self.missing()
-        for one in missing:
-            if one.variant == BASELINES:
-                self.keep_baselines(one)
-        missing = [one for one in missing if one.variant != BASELINES]
-        if missing:
-            with ticking("training", sum(self.epochs(one) for one in missing)) as tick:
-                run_all(self.train, [(one,) for one in missing], tick)
+def _objects(piece: Piece, job: Job, sizers: Sizers, part: Part) -> pd.DataFrame:
+    module, data = trained(piece, job, sizers, max_epochs=_epochs(piece, sizers=sizers))
+    return predicted_objects(module, data, part)
 
-    def epochs(self, training: Training) -> int:
-        """Return the epochs that give the number of steps, rounded up."""
-        data = self.sizers.datamodule
-        assert training.objects is not None
-        return -(-self.steps // len(data.variant(train_objects=training.objects).loader("train")))
 
-    def train(self, training: Training, *, tick: Tick) -> Path:
-        """Run one training and keep its predictions of the test objects."""
-        rates = (self.tuning.chosen() or {}).get(training.variant, {})
-        module, data = self.fit(training, rates, tick=tick)
-        found = object_table(part_predictions(rounded_bundle(module, data), data, "test"))
-        return self._keep(training, found)
+def _epochs(piece: Piece, *, sizers: Sizers) -> int:
+    """Return the epochs that give the number of steps, rounded up."""
+    objects = int(piece.keys.get("n", piece.get("objects")))
+    return sizers.epochs(piece["trainer.max_steps"], objects)
 
-    def fit(
-        self, training: Training, rates: Mapping[str, float], *, tick: Tick
-    ) -> tuple[SizingModule, PolypSizingDataModule]:
-        """Return a module trained for the number of steps, and its data."""
-        epochs = self.epochs(training)
-        return self.sizers.fit(training, tick=tick, epochs=epochs, steps=self.steps, **rates)
 
-    def keep_baselines(self, training: Training) -> Path:
-        """Keep what a constant and the apparent area predict for the test objects."""
-        data = self.sizers.data(training._replace(variant=CONFIGURED))
-        frames = data.load().frames
-        test = frames.iloc[data.evaluation_rows("test")]
-        test = test[[name for name in CARRIED if name in test]]
-        found = baseline_predictions(frames.iloc[data.rows("train")], test)
-        tables = [object_table(table).assign(variant=name) for name, table in found.items()]
-        return self._keep(training, pd.concat(tables, ignore_index=True))
-
-    def _keep(self, training: Training, found: pd.DataFrame) -> Path:
-        table = found[[name for name in KEPT if name in found]]
-        table = table.assign(predicted_mm=table["predicted_mm"].astype(np.float32))
-        return write_run(self._places(training)[0], table, self.settings(training))
-
-    def tune(self) -> None:
-        """Run the trials that are missing, on all cores, and keep the best setting of each."""
-        waiting = self.tuning.waiting()
-        if waiting:
-            training = self.tuning.training(self.variants[0])
-            with ticking("tuning", self.epochs(training) * len(waiting)) as tick:
-                run_all(self.trial, waiting, tick)
-        self.tuning.keep()
-
-    def trial(self, variant: str, number: int, *, tick: Tick) -> None:
-        """Train with one setting and keep the mean relative error of the validation objects."""
-        training = self.tuning.training(variant)
-        module, data = self.fit(training, self.tuning.trials[variant][number], tick=tick)
-        predictions = part_predictions(rounded_bundle(module, data), data, "validation")
-        objects = object_table(predictions)
-        error = (np.log(objects["predicted_mm"]) - np.log(objects["gt"])).abs().mean()
-        self.tuning.keep_trial(variant, number, float(error))
-
-    def predictions(self) -> pd.DataFrame:
-        """Return the predictions of all trainings with variant, train_objects and seed."""
-        return self._read(self.trainings())
-
-    def _read(self, trainings: Sequence[Training]) -> pd.DataFrame:
-        tables = []
-        for training in trainings:
-            path = self.path(training)
-            if path is None:
-                raise GatesError(f"{training.name} was not run: run `gates endoscopy evaluate`")
-            table = pd.read_parquet(path)
-            if "variant" not in table:
-                table = table.assign(variant=training.variant)
-            tables.append(table.assign(train_objects=training.objects, seed=training.seed))
-        return pd.concat(tables, ignore_index=True)
-
-    @cached_property
-    def scores(self) -> HonestComparison:
-        """The comparison, its first line and its figures."""
-        return HonestComparison(
-            self.predictions(), self._read(self.baselines()), cut_offs=self.cut_offs
-        )
+def _read(store: Store[pd.DataFrame], pieces: Sequence[Piece]) -> pd.DataFrame:
+    """Return the predictions of pieces with variant, train_objects and seed."""
+    tables = []
+    for piece in pieces:
+        table = store.load(piece)
+        if "variant" not in table:
+            table = table.assign(variant=piece.method)
+        tables.append(table.assign(train_objects=int(piece.keys["n"]), seed=piece.seed))
+    return pd.concat(tables, ignore_index=True)

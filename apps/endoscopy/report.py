@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from apps.endoscopy.figures import agreement_figures, audit_figures, study_figures
-from apps.endoscopy.predict.pictures import picture_figures
-from apps.endoscopy.runs import json_record
-from apps.endoscopy.scores import AUDIT, read_headline
-from apps.endoscopy.scoring import PREDICTIONS, SUBGROUPS
-from apps.endoscopy.training import Sizers, Training
-from apps.endoscopy.tuning import SETTINGS
+from apps.endoscopy.honest import TUNING
+from apps.endoscopy.scoring import OTHERS, PREDICTIONS, SUBGROUPS
+from apps.endoscopy.training import Trainings
 from core_gates.errors import GatesError
 from endoscopy.evaluation.size_evaluation import HEADLINE, SECONDARY, TEST, apart
+from endoscopy.experiments.sizers import Training
+from endoscopy.explain.pictures import picture_figures
 from endoscopy.plots import subgroup_figure
+from endoscopy.plots.captioned import agreement_figures, audit_figures, study_figures
 from endoscopy.training.variants import VARIANTS
 from harness.experiment.printing import number
 from harness.experiment.scores import Scores, read_scores
@@ -37,62 +35,58 @@ Values of every gate on some test frames: how open it was on average, and which 
 RESEARCH = "**Research only.** Not a medical device; not for any decision about a patient."
 
 
-def endoscopy_report(sizers: Sizers) -> Any:
+def endoscopy_report(trainings: Trainings) -> Path:
     """Write ``report.html`` from what the verbs left in the run folder.
 
     Raises:
         GatesError: There are no scores yet, or none of an evaluation.
     """
-    folder = sizers.run_folder
-    scores = read_scores(folder.scores, "endoscopy")
-    headline, note = read_headline(folder.path)
-    if not headline:
+    run = trainings.run
+    folder, scores = run.folder, read_scores(run.scores, run.app)
+    if not scores.headline:
         raise GatesError(
-            f"{folder.path} has no scores of a constant and the apparent area, with which a report "
+            f"{folder} has no scores of a constant and the apparent area, with which a report "
             "begins: run `gates endoscopy evaluate` first"
         )
-    page = Page(f"Endoscopy: {folder.name}", headline)
+    page = Page(f"Endoscopy: {folder.name}", scores.headline)
     page.text(RESEARCH)
-    if note:
+    for note in filter(None, scores.notes):
         page.text(note)
     _add_scores(page, scores)
-    _add_subgroups(page, folder.path)
-    path = folder.path / PREDICTIONS
+    _add_subgroups(page, folder)
+    path = folder / PREDICTIONS
     if path.is_file():
-        _add_predictions(page, sizers, pd.read_parquet(path))
-    gate_section(page, folder.path, GATES)
-    audits = list(audit_figures(folder.path))
-    if audits:
-        page.section("Audits").text("What the network leans on.")
-        for figure, caption in audits:
+        _add_predictions(page, trainings, pd.read_parquet(path))
+    gate_section(page, folder, GATES)
+    sections = (
+        ("Audits", audit_figures, "What the network leans on."),
+        ("Do gates help?", study_figures, "Gates and the same network without."),
+    )
+    for title, figures, text in sections:
+        found = list(figures(folder))
+        if found:
+            page.section(title).text(text)
+        for figure, caption in found:
             page.figure(figure, caption)
-    studies = list(study_figures(folder.path))
-    if studies:
-        page.section("Do gates help?")
-        for figure, caption in studies:
-            page.figure(figure, caption)
-        _add_settings(page, folder.path)
-    return page.write(folder.report)
+    _add_tuning(page, folder / TUNING)
+    return page.write(folder / "report.html")
 
 
-def _add_settings(page: Page, folder: Path) -> None:
+def _add_tuning(page: Page, path: Path) -> None:
     """Add the settings of the honest table's variants, which trials have chosen."""
-    record = json_record(folder / SETTINGS)
-    if record is None or not record["chosen"]:
+    if not path.is_file():
         return
-    rates = sorted({name for chosen in record["chosen"].values() for name in chosen})
-    rows, errors = [], record["errors"]
-    for variant, chosen in record["chosen"].items():
-        least = min((e for e in errors[variant] if e is not None), default=float("nan"))
-        rows.append([variant, *(chosen.get(name) for name in rates), least])
-    count = max(map(len, errors.values()))
+    table = pd.read_parquet(path)
+    count = int(table.pop("trials").max())
+    header = [{"error": "mean error of log size"}.get(str(name), str(name)) for name in table]
+    rows = [[None if pd.isna(x) else x for x in row] for row in table.itertuples(index=False)]
     caption = f"Chosen of {count} trials of each variant, by the error of the validation objects"
-    page.table(["variant", *rates, "mean error of log size"], rows, caption)
+    page.table(header, rows, caption)
 
 
 def _add_scores(page: Page, scores: Scores) -> None:
     """Add the figures of the evaluation; those of audits are in their figures."""
-    rows = [row for row in scores.rows if not row.task.startswith(AUDIT)]
+    rows = [row for row in scores.rows if not row.task.startswith(OTHERS)]
     shown = apart([row for row in rows if row.metric in HEADLINE]) or rows
     methods = dict.fromkeys(row.method for row in shown)
     page.section("Scores").text(EXPLANATION)
@@ -128,17 +122,17 @@ def _interval(one: pd.Series, name: str) -> str:
     return f"{number(one[name])} [{number(one[f'{name}_low'])}, {number(one[f'{name}_high'])}]"
 
 
-def _add_predictions(page: Page, sizers: Sizers, predictions: pd.DataFrame) -> None:
+def _add_predictions(page: Page, trainings: Trainings, predictions: pd.DataFrame) -> None:
     """Add figures of the first seed of the first variant."""
     trained = predictions[predictions["variant"].isin(VARIANTS)]
     first = trained.iloc[0]
     training = Training(first["variant"], int(first["seed"]))
     try:
-        bundle = sizers.load(training)
+        bundle = trainings.load(training)
     except GatesError as error:  # a checkpoint was scored, or the weights differ or are gone
         page.text(f"Agreement and pictures are left out: {error}.")
         return
-    cut_offs = sizers.module.cut_offs
+    cut_offs = trainings.sizers.module.cut_offs
     of_first = (trained["variant"] == training.variant) & (trained["seed"] == training.seed)
     own = trained[of_first].drop(columns=["variant", "seed"])
     test = own[own["task"] == TEST].drop(columns=["task"]).dropna(axis=1, how="all")
@@ -146,5 +140,5 @@ def _add_predictions(page: Page, sizers: Sizers, predictions: pd.DataFrame) -> N
     for figure, caption in agreement_figures(test, bundle, cut_offs):
         page.figure(figure, caption)
     page.section("Pictures")
-    for figure, caption in picture_figures(test, bundle, sizers.data(training)):
+    for figure, caption in picture_figures(test, bundle, trainings.sizers.data(training)):
         page.figure(figure, caption)

@@ -4,147 +4,97 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from apps.endoscopy.evaluation import Evaluation
-from apps.endoscopy.honest import HonestTable
-from apps.endoscopy.rendering import MAIN, SHIFTS, Rendering
-from apps.endoscopy.scores import write_headline, write_part
-from apps.endoscopy.training import Sizers, Training
-from core_gates import GateMonitor
+import pandas as pd
+
+from apps.endoscopy.training import Trainings, checkpoint_bundle, make_ready
 from core_gates.errors import GatesError
+from core_gates.monitor.hooks import GateMonitor
 from endoscopy.bundles.building import frame_predictions
-from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.evaluation.size_evaluation import (
-    HEADLINE,
-    SECONDARY,
-    TEST,
-    Bars,
-    SizeEvaluation,
-    apart,
-)
-from endoscopy.training.variants import VARIANTS
-from harness.experiment.markdown import write_markdown
-from harness.experiment.printing import print_scores
-from harness.experiment.scores import read_scores
-from harness.files.atomic import write_bytes
+from endoscopy.evaluation.size_evaluation import HEADLINE, Bars
+from endoscopy.experiments.audit import AUDIT
+from endoscopy.experiments.evaluation import Evaluation
+from endoscopy.experiments.rendered_sets import MAIN, SHIFTS
+from endoscopy.experiments.sizers import Networks, Sizers, Training
+from harness.experiment import Run
+from harness.files import write_bytes
 from harness.report.gates import save_gates
 from harness.runs.ticker import ticking
 
-PREDICTIONS, MARKDOWN, SUBGROUPS = "predictions.parquet", "scores.md", "subgroups.parquet"
-QUICK_RESAMPLES = 300
+PREDICTIONS, SUBGROUPS = "predictions.parquet", "subgroups.parquet"
+STUDY = "study: "
+OTHERS = (AUDIT, STUDY)
+"""Beginnings of the tasks and bars of other verbs than ``evaluate``."""
+
+RESAMPLES, QUICK_RESAMPLES = 2000, 300
 
 
-def render_missing(data: PolypSizingDataModule, rendering: Rendering, names: Sequence[str]) -> None:
-    """Render the sets that are not there, saying so first; nothing for data of other kinds."""
-    if "synthetic" not in data.sources:
-        return
-    missing = rendering.missing(data, names)
-    if missing:
-        sets = ", ".join(f"{one.name} of {one.objects} objects" for one in missing)
-        print(f"rendered sets missing: {sets}; rendering them now", flush=True)
-        rendering.render(data, names)
+class Wanted(NamedTuple):
+    """What is scored; see the options of the verb."""
+
+    variants: tuple[str, ...]
+    seeds: Sequence[int]
+    folds: Sequence[int]
+    shifts: Sequence[str]
+    bars: Bars
 
 
-def score(
-    sizers: Sizers,
-    rendering: Rendering,
-    config_path: Path | None,
-    *,
-    variants: Sequence[str],
-    seeds: Sequence[int],
-    folds: Sequence[int],
-    shifts: Sequence[str],
-    bars: Bars,
-    quick: bool,
-) -> Path:
-    """Score every variant and write scores, tables and what the report is drawn from."""
-    _check(variants, shifts)
-    evaluation = Evaluation(
-        sizers,
-        variants,
-        seeds,
-        folds,
-        sizers.module.cut_offs,
-        QUICK_RESAMPLES if quick else 2000,
-        cues=not quick,
-    )
-    shifts = () if quick else tuple(shifts)
-    missing = sizers.missing(evaluation.trainings())
-    if missing:
-        names, then = sizers.reasons(missing), "left out" if quick else "training them now"
-        print(f"weights missing: {names}; {then}")
-    if quick:
-        evaluation = _without(evaluation, missing)
-    render_missing(sizers.datamodule, rendering, (MAIN, *shifts))
+def score(run: Run, sizers: Sizers, wanted: Wanted, *, pinned: str | None) -> Path:
+    """Score every variant and write scores, tables and what the report is drawn from.
+
+    Args:
+        run: Where everything is kept.
+        sizers: The networks.
+        wanted: What is scored.
+        pinned: A checkpoint in place of all seeds of the first variant.
+    """
+    if unknown := [name for name in wanted.shifts if name not in SHIFTS]:
+        raise GatesError(
+            f"evaluate.shifts {', '.join(unknown)} is unknown: choose from {', '.join(SHIFTS)}"
+        )
+    sets = (MAIN, *wanted.shifts)
+    networks: Networks
+    if pinned:
+        make_ready(sizers, sets)
+        networks = sizers.pinned(checkpoint_bundle(sizers, Path(pinned)))
+        first = wanted.variants[:1]
+        wanted = wanted._replace(variants=first, seeds=wanted.seeds[:1], bars=Bars())
+        evaluation = _evaluation(run, sizers, networks, wanted)
+    else:
+        trainings = Trainings(run, sizers)
+        evaluation = _evaluation(run, sizers, trainings.load, wanted)
+        found = trainings.obtain(evaluation.trainings(), sets)
+        if run.quick:
+            wanted = _complete(evaluation, wanted, found)
+            evaluation = _evaluation(run, sizers, trainings.load, wanted)
     sizers.datamodule.setup("test")
-    sizers.train_missing(evaluation.trainings())
-    evaluation.run(rendering, shifts)
-    folder, scores = sizers.run_folder.path, evaluation.scores
-    write_bytes(folder / PREDICTIONS, scores.table().to_parquet(None, index=False))
+    with ticking("predicting", evaluation.ticks(wanted.shifts)) as tick:
+        evaluation.run(wanted.shifts, tick)
+    scores = evaluation.scores
     with ticking("bootstrap", len(scores.pairs())) as tick:
         rows = scores.rows(tick)
-    opening = [scores.headline, scores.note]
-    write_headline(folder, *opening)
-    watch_gates(evaluation, folder)
-    write_subgroups(scores, folder)
-    met_or_missed = [] if quick or sizers.pinned else scores.bars(bars)
-    path = write_part(
-        sizers.run_folder.scores,
-        audit=False,
-        config_path=config_path,
-        seeds=evaluation.seeds,
-        rows=rows,
-        bars=met_or_missed,
+    keep_table(scores.table(), run.folder / PREDICTIONS)
+    keep_table(scores.subgroups(), run.folder / SUBGROUPS)
+    watch_gates(evaluation, run.folder)
+    return run.finish(
+        rows,
+        scores.bars(wanted.bars),
+        seeds=wanted.seeds,
+        data=sizers.datamodule.digest(),
+        headline=scores.headline,
+        notes=[scores.note],
+        metrics=HEADLINE,
+        others=OTHERS,
     )
-    shown = apart([row for row in rows if row.metric in HEADLINE])
-    shown += [
-        row._replace(task=f"{TEST}, other scores")
-        for row in rows
-        if row.task == TEST and row.metric in SECONDARY
-    ]
-    write_markdown(folder / MARKDOWN, opening, shown, met_or_missed)
-    print("\n".join(opening))
-    print_scores(path, read_scores(path, "endoscopy"), metrics=HEADLINE)
-    return path
 
 
-def score_honest(table: HonestTable, config_path: Path | None, rendering: Rendering) -> Path:
-    """Run the honest table's missing trainings, and write and print the comparison."""
-    sizers = table.sizers
-    missing = table.missing()
-    if missing:
-        reason = table.reason(missing)
-        why = f" ({reason})" if reason else ""
-        print(f"{table.named(missing)}{why}; training them now", flush=True)
-        render_missing(sizers.datamodule, rendering, (MAIN,))
-        table.run()
-    table.tuning.keep()
-    folder = sizers.run_folder.path
-    scores, note = table.scores, f"{table.steps} optimizer steps of every training."
-    write_bytes(folder / "honest.parquet", scores.table.to_parquet(None, index=False))
-    rows = scores.rows()
-    write_headline(folder, scores.headline, note)
-    path = write_part(
-        sizers.run_folder.scores,
-        audit=False,
-        config_path=config_path,
-        seeds=table.seeds,
-        rows=rows,
-        bars=[],
-    )
-    write_markdown(folder / MARKDOWN, [scores.headline, note], rows)
-    print(scores.headline)
-    print_scores(path, read_scores(path, "endoscopy"))
-    return path
-
-
-def write_subgroups(scores: SizeEvaluation, folder: Path) -> None:
-    """Keep the scores of subgroups, or remove those of an earlier evaluation."""
-    table = scores.subgroups()
+def keep_table(table: pd.DataFrame | None, path: Path) -> None:
+    """Keep a table as Parquet, or remove that of an earlier evaluation."""
     if table is None:
-        (folder / SUBGROUPS).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     else:
-        write_bytes(folder / SUBGROUPS, table.to_parquet(None, index=False))
+        write_bytes(path, table.to_parquet(None, index=False))
 
 
 def watch_gates(evaluation: Evaluation, folder: Path) -> None:
@@ -156,33 +106,34 @@ def watch_gates(evaluation: Evaluation, folder: Path) -> None:
         save_gates(monitor, folder)
 
 
-def _without(evaluation: Evaluation, missing: Sequence[Training]) -> Evaluation:
-    """Return an evaluation of the seeds and variants that are there."""
-    lacking = {(one.variant, one.seed) for one in missing}
-    seeds = [s for s in evaluation.seeds if (evaluation.main, s) not in lacking]
+def _evaluation(run: Run, sizers: Sizers, networks: Networks, wanted: Wanted) -> Evaluation:
+    return Evaluation(
+        sizers,
+        networks,
+        wanted.variants,
+        wanted.seeds,
+        wanted.folds,
+        sizers.module.cut_offs,
+        QUICK_RESAMPLES if run.quick else RESAMPLES,
+        cues=not run.quick,
+    )
+
+
+def _complete(evaluation: Evaluation, wanted: Wanted, found: Sequence[Training]) -> Wanted:
+    """Return the seeds and variants that are there.
+
+    Raises:
+        GatesError: Nothing of the first variant is.
+    """
+    resolved = evaluation.sizers.resolved
+    lacking = {
+        (one.variant, one.seed) for one in evaluation.trainings() if resolved(one) not in found
+    }
+    seeds = [s for s in wanted.seeds if (evaluation.main, s) not in lacking]
     if not seeds:
         raise GatesError(
             f"no trained network of {evaluation.main} is there: run fit, or evaluate without "
             "--quick, which trains"
         )
-    variants = [v for v in evaluation.variants if not any((v, s) in lacking for s in seeds)]
-    return Evaluation(
-        evaluation.sizers,
-        variants,
-        seeds,
-        [fold for fold in evaluation.folds if fold is not None],
-        evaluation.scores.cut_offs,
-        evaluation.scores.resamples,
-        evaluation.cues,
-    )
-
-
-def _check(variants: Sequence[str], shifts: Sequence[str]) -> None:
-    for kind, names, known in (("variants", variants, VARIANTS), ("shifts", shifts, SHIFTS)):
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise GatesError(
-                f"evaluate.{kind} {', '.join(unknown)} is unknown: choose from {', '.join(known)}"
-            )
-    if not variants:
-        raise GatesError("evaluate.variants is empty: name configured, or another variant")
+    variants = [v for v in wanted.variants if not any((v, s) in lacking for s in seeds)]
+    return wanted._replace(variants=tuple(variants), seeds=seeds)

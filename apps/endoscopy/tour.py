@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from endoscopy.bundles.contents import load_bundle
+from endoscopy.bundles.form import shipped_folder
 from endoscopy.evaluation.baselines import fit_log_linear
 from endoscopy.evaluation.coverage import coverage_interval
 from endoscopy.evaluation.cue_baselines import PHOTOMETRY
@@ -30,7 +30,7 @@ from harness.evidence import Interval
 from harness.report.page import Page
 from harness.report.stop import TourRow, TourStop
 
-WEIGHTS = "synthetic/configured-s0"
+WEIGHTS = ("synthetic", "configured-s0")
 OBJECTS, SEED = 100, 777  # no training has this seed
 SCORES = ("mape", "macro_f1")
 CUES = {"constant": [], "area": ["log_extent"], "area and brightness": list(PHOTOMETRY)}
@@ -44,7 +44,7 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
         say: Tells the progress.
     """
     del folder
-    bundle = load_bundle(Path(str(files("endoscopy"))) / "weights" / WEIGHTS)
+    bundle = load_bundle(shipped_folder(*WEIGHTS))
     train, test = (
         rendered_frames(render_objects(RendererConfig(seed=seed), range(OBJECTS)))
         for seed in (SEED + 1, SEED)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from pathlib import Path
 from typing import NamedTuple
 
-from apps.endoscopy.training import WEIGHTS, Training
+from apps.endoscopy.training import WEIGHTS
 from core_gates.errors import GatesError
 from endoscopy.bundles.contents import SizingBundle, load_bundle
-from endoscopy.segmentation.segmenter import Segmenter, load_segmenter
+from endoscopy.bundles.form import shipped_folder
+from endoscopy.segmentation.segmenter import Segmenter, load_segmenter, shipped_segmenter
 from endoscopy.training.variants import CONFIGURED
 from harness.command.verbs import Place
 
-SEGMENTER = "segmenter.safetensors"
-FOLDS = f"{CONFIGURED}-f[0-9]*-s0"
+NAME, FOLDS = f"{CONFIGURED}-s0", f"{CONFIGURED}-f[0-9]*-s0"
 
 
 class NamedBundle(NamedTuple):
     """A trained network and where it came from.
 
     Attributes:
-        name: For people: a folder, perhaps one of several folds, or ``shipped synthetic/...``.
+        name: For people: a folder, or ``shipped synthetic/configured-s0``.
         bundle: The network.
     """
 
@@ -32,8 +30,7 @@ class NamedBundle(NamedTuple):
 def find_bundle(place: Place, weights: str | None) -> NamedBundle:
     """Return the network of ``weights``, or of the run folder, or the shipped one, in this order.
 
-    Of a run with several folds it is that of the lowest, and its name says so: networks of several
-    folds have no common intervals.
+    Of a run with several folds it is that of the lowest.
 
     Args:
         place: Run folder and configuration.
@@ -44,16 +41,14 @@ def find_bundle(place: Place, weights: str | None) -> NamedBundle:
     """
     if weights is not None:
         return NamedBundle(weights, load_bundle(weights))
-    folder, name = place.run_folder.path / WEIGHTS, Training().name
+    folder = place.run_folder.path / WEIGHTS
     folds = sorted(folder.glob(FOLDS), key=lambda path: int(path.name.split("-")[1][1:]))
-    for own in (folder / name, *folds):
+    for own in (folder / NAME, *folds):
         if own.is_dir():
-            others = f" (one of {len(folds)} folds; --weights takes another)"
-            said = others if own in folds and len(folds) > 1 else ""
-            return NamedBundle(f"{own}{said}", load_bundle(own))
-    shipped = _shipped() / place.config / name
+            return NamedBundle(str(own), load_bundle(own))
+    shipped = shipped_folder(place.config, NAME)
     if shipped.is_dir():
-        return NamedBundle(f"shipped {place.config}/{name}", load_bundle(shipped))
+        return NamedBundle(f"shipped {place.config}/{NAME}", load_bundle(shipped))
     raise GatesError(
         f"there are no weights in {folder} and none are shipped for the configuration "
         f"{place.config!r}: train them with `gates endoscopy fit --config {place.config}`, or "
@@ -67,13 +62,9 @@ def find_segmenter(path: str | None = None) -> Segmenter:
     Raises:
         GatesError: There is none, or it is damaged.
     """
-    file = _shipped() / SEGMENTER if path is None else Path(path)
-    if path is None and not file.is_file():
+    segmenter = shipped_segmenter() if path is None else load_segmenter(path)
+    if segmenter is None:
         raise GatesError(
             "no segmenter is shipped: say where the polyps are with --boxes or --masks"
         )
-    return load_segmenter(file)
-
-
-def _shipped() -> Path:
-    return Path(str(files("endoscopy"))) / WEIGHTS
+    return segmenter

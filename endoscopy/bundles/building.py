@@ -77,9 +77,10 @@ def refuse_trained(bundle: SizingBundle, data: PolypSizingDataModule) -> None:
     """
     if bundle.training is None:
         return
+    data.load()
     parts: tuple[Part, ...] = ("test", "calibration")
     for part in parts:
-        held = object_keys(data.load().frames.iloc[data.rows(part)])
+        held = data.object_keys(part)
         shared = set(bundle.training.objects) & set(held)
         if shared:
             raise GatesError(

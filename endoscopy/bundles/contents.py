@@ -154,15 +154,6 @@ def load_bundle(folder: str | Path) -> SizingBundle:
         ) from error
 
 
-def read_training(folder: str | Path) -> Provenance | None:
-    """Return what a stored network was trained with; None if it does not say, or is damaged."""
-    try:
-        config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
-        return _training(config)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
 def describe_target(target: SizeTarget) -> dict[str, Any]:
     """Return name and arguments of a target, as far as reading millimeters needs them.
 

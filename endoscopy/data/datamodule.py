@@ -32,6 +32,7 @@ from endoscopy.data.splits.published import audit5, make_folds, official_hag6, r
 from endoscopy.data.splits.random import draw_objects, split_by_counts
 from endoscopy.data.tables.frame_table import FrameTable, concatenate
 from endoscopy.metrics.size_classes import TRUTH
+from harness.files import Data
 
 Part = Literal["train", "validation", "test", "calibration"]
 SplitKind = Literal["audit5", "hag6", "made", "file", "counts"]
@@ -308,7 +309,21 @@ class PolypSizingDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the keys of the training objects, so that a checkpoint tells what it has seen."""
-        return {"trained_on": object_keys(self.load().frames.iloc[self.rows("train")])}
+        return {"trained_on": self.training_objects()}
+
+    def training_objects(self) -> list[str]:
+        """Return short hashes of the training objects."""
+        return self.object_keys("train")
+
+    def object_keys(self, part: Part) -> list[str]:
+        """Return short hashes of the objects of a part."""
+        return object_keys(self.load().frames.iloc[self.rows(part)])
+
+    def digest(self) -> list[Data]:
+        """Describe the sources that are there, and the file of the split, by their contents."""
+        paths = self.sources | ({} if self.split_file is None else {"split_file": self.split_file})
+        found = {name: Path(path) for name, path in paths.items()}
+        return [Data.of(name, "frames", path) for name, path in found.items() if path.exists()]
 
     def rows(self, part: Part) -> NDArray[np.int64]:
         """Return the rows (N,) of a part, ascending.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-LISTED = 3  # differences that a message names
+from harness.files import short_digest
+
 RENDERED = "SYNTH"
 
 
@@ -27,7 +27,7 @@ class Provenance(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """A short hash of the settings."""
-        return fingerprint(self.settings)
+        return short_digest(dict(self.settings))
 
     def state(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -42,28 +42,6 @@ class Provenance(NamedTuple):
     def from_state(cls, state: Mapping[str, Any]) -> Provenance:
         """Restore what :meth:`state` returned."""
         return cls(dict(state["settings"]), tuple(state["objects"]))
-
-
-def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of settings, whatever their order."""
-    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def differences(found: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str:
-    """Say where settings differ, as ``trainer.max_epochs 2, now 9``; empty if nowhere.
-
-    Args:
-        found: Those of an earlier training; None where they are not known.
-        wanted: Those of now.
-    """
-    if not found:
-        return "its settings are not known"
-    names = [n for n in {**wanted, **found} if found.get(n) != wanted.get(n)]
-    parts = [f"{n} {_short(found.get(n))}, now {_short(wanted.get(n))}" for n in names[:LISTED]]
-    if len(names) > LISTED:
-        parts.append(f"{len(names) - LISTED} more")
-    return "; ".join(parts)
 
 
 def object_key(database: str, unique_id: str, size_mm: float) -> str:
@@ -81,19 +59,3 @@ def object_keys(frames: pd.DataFrame) -> list[str]:
     one = frames.drop_duplicates("unique_id")
     columns = zip(one["database"], one["unique_id"], one["gt"], strict=True)
     return sorted(object_key(*values) for values in columns)
-
-
-def plain(value: Any) -> Any:
-    """Return a value, such as a loss with its arguments, as plain values for JSON."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, Iterable):
-        return [plain(item) for item in value]
-    return {"class": type(value).__name__} | plain(vars(value))
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

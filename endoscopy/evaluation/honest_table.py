@@ -114,6 +114,8 @@ def seed_tables(predictions: pd.DataFrame) -> dict[str, dict[int, pd.DataFrame]]
 def honest_headline(table: pd.DataFrame, *, score: str = "macro_f1") -> str:
     """Say what the table of :func:`honest_table` shows for a score, and what it excludes."""
     compared = table[(table["score"] == score) & table["difference"].notna()]
+    if compared.empty:
+        return "No variant was compared with the plain network."
     clear = compared[compared["verdict"].isin(["better", "worse"])]
     extreme = compared.iloc[int(compared["difference"].abs().argmax())]
     span = (
@@ -194,9 +196,8 @@ class HonestComparison:
             rows.append(Row(one["variant"], task, one["score"], *value, n=units))
             if np.isfinite(one["difference"]):
                 gap = (one["difference"], one["difference_low"], one["difference_high"])
-                name = f"{one['score']} minus plain"
-                rows.append(Row(one["variant"], task, name, *gap, n=units))
-                rows.append(Row(one["variant"], task, f"p_holm of {one['score']}", one["p_holm"]))
+                named = (one["variant"], task, one["score"])
+                rows.append(Row(*named, *gap, units, REFERENCE, one["p_holm"]))
         return rows
 
 

@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 from endoscopy.renderer.config import Exposure, RendererConfig
 from endoscopy.renderer.render import render_object
+from endoscopy.segmentation.module import intersection_over_union
+from endoscopy.segmentation.segmenter import Segmenter
 
 SIDE = 128  # pixels of a rendered frame
 SMALLEST_PART = 0.35  # of a side
+TEST_SEED = 99
 LEAST_POLYP = 0.6  # share of the polyp that a part must show, unless it shows none
 
 
@@ -64,3 +67,12 @@ def _part(mask: np.ndarray, generator: np.random.Generator) -> tuple[int, int, i
         if share >= LEAST_POLYP or (share == 0 and generator.random() < 0.1):
             return int(left), int(top), side
     return 0, 0, SIDE
+
+
+@torch.no_grad()
+def rendered_scores(segmenter: Segmenter, objects: int) -> tuple[float, float]:
+    """Return the mean intersection over union on whole frames and on parts of new polyps."""
+    images, masks = rendered_masks(objects, 2, seed=TEST_SEED, size=segmenter.size)
+    found = torch.cat([segmenter(batch / 255.0)[:, 0] > 0 for batch in images.split(32)])
+    scores = intersection_over_union(found, masks)
+    return float(scores[0::2].mean()), float(scores[1::2].mean())

@@ -21,7 +21,8 @@ from endoscopy.inputs.mask_files import lesions_of
 from harness.files.atomic import write_bytes
 
 NO_POLYP = "no polyp found"
-SHIPPED = "segmenter.safetensors"
+FILE = "segmenter.safetensors"
+SHIPPED = ("segmenter", "segmenter", "unet-s0")  # configuration, kind and piece
 
 
 class Segmenter(nn.Module):
@@ -105,11 +106,27 @@ def load_segmenter(path: str | Path) -> Segmenter:
     return segmenter.eval()
 
 
+class Segmenters:
+    """The form of results that are segmenters."""
+
+    def save(self, folder: Path, result: Segmenter) -> None:
+        """Write ``segmenter.safetensors``."""
+        result.save(folder / FILE)
+
+    def load(self, folder: Path) -> Segmenter:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            GatesError: It is missing or damaged.
+        """
+        return load_segmenter(folder / FILE)
+
+
 @functools.cache
 def shipped_segmenter() -> Segmenter | None:
     """Return the segmenter of the package, which is trained on rendered frames; None without."""
-    path = Path(str(files("endoscopy"))) / "weights" / SHIPPED
-    return load_segmenter(path) if path.is_file() else None
+    path = Path(str(files("endoscopy")), "weights", *SHIPPED)
+    return Segmenters().load(path) if path.is_dir() else None
 
 
 class AutomaticLocations(Locator):

@@ -20,7 +20,7 @@ def print_scores(
     scores: Scores,
     *,
     metrics: Collection[str] = (),
-    tasks: str = "",
+    tasks: str | tuple[str, ...] = "",
     console: Console | None = None,
 ) -> None:
     """Print the rows of a ``scores.json``, what became of its bars, and its path.

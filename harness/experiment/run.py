@@ -268,7 +268,8 @@ class Run:
         data: Sequence[Data] = (),
         headline: str = "",
         notes: Sequence[str] = (),
-        part: str = "",
+        part: str | tuple[str, ...] = "",
+        others: tuple[str, ...] = (),
         metrics: Collection[str] = (),
     ) -> Path:
         """Write ``scores.json`` and ``scores.md``, print a table a task, and return the former.
@@ -281,6 +282,7 @@ class Run:
             headline: What they say, in a sentence.
             notes: What a reader must know.
             part: Replace only the tasks and bars whose name begins so.
+            others: Beginnings of the tasks and bars of other verbs, which stay as they are.
             metrics: Those that tables show; all when empty.
 
         Raises:
@@ -293,6 +295,12 @@ class Run:
                         headline, list(notes), self.quick)  # fmt: skip
         if part:
             scores = replace_part(self._old_scores(), scores, part)
+        elif others:
+            old = self._old_scores()
+            scores = scores._replace(
+                rows=[*scores.rows, *(row for row in old.rows if row.task.startswith(others))],
+                bars=[*scores.bars, *(bar for bar in old.bars if bar.name.startswith(others))],
+            )
         write_scores(self.scores, scores, app=self.app, config_path=self.config_path)
         shown = [row for row in scores.rows if not metrics or row.metric in metrics]
         opening = [f"# {self.app}: {self.folder.name}", scores.headline, *scores.notes]

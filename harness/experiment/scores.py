@@ -108,7 +108,7 @@ def read_scores(path: Path, app: str) -> Scores:
         raise GatesError(f"{path} is damaged ({error!r}): {again} again") from error
 
 
-def replace_part(old: Scores, new: Scores, part: str) -> Scores:
+def replace_part(old: Scores, new: Scores, part: str | tuple[str, ...]) -> Scores:
     """Return old scores in which those of a part are replaced.
 
     Args:

@@ -18,7 +18,7 @@ from apps.endoscopy.demo.clip import MOST_FRAMES, Clip, measure, read_clip, rend
 from core_gates.errors import GatesError
 from endoscopy.bundles.contents import load_bundle
 from endoscopy.bundles.scope import Scope
-from endoscopy.segmentation.segmenter import Segmenter, load_segmenter
+from endoscopy.segmentation.segmenter import SHIPPED, Segmenter, load_segmenter
 
 WEIGHTS = Path(str(files("endoscopy"))) / "weights"
 
@@ -269,8 +269,8 @@ def test_corners_may_come_in_any_order(tmp_path):
 
 
 def test_the_shipped_network_measures_most_of_the_examples(tmp_path):
-    bundle = load_bundle(WEIGHTS / "synthetic/configured-s0")
-    segmenter = load_segmenter(WEIGHTS / "segmenter.safetensors")
+    bundle = load_bundle(WEIGHTS / "synthetic/weights/configured-s0")
+    segmenter = load_segmenter(WEIGHTS.joinpath(*SHIPPED, "segmenter.safetensors"))
     abstained = []
     for index in range(6):
         clip = rendered_clip(tmp_path, index)

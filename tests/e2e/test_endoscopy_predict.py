@@ -21,7 +21,7 @@ from endoscopy.bundles.scope import Scope
 from endoscopy.segmentation.segmenter import Segmenter
 
 WARD = Scope("our ward", ("ward",), 6.0)
-SHIPPED = Path(str(files("endoscopy"))) / "weights/synthetic/configured-s0"
+SHIPPED = Path(str(files("endoscopy"))) / "weights/synthetic/weights/configured-s0"
 INDEX = "no millimeter calibration for this scope"
 
 

@@ -1,22 +1,34 @@
 """Runs and trials of the honest table are used only for the settings they were made with."""
 
-import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from apps.endoscopy.honest import BASELINES, HonestTable
-from apps.endoscopy.runs import run_settings, write_run
-from apps.endoscopy.training import Sizers
+from apps.endoscopy import commands as endoscopy
+from apps.endoscopy import honest
+from apps.endoscopy.honest import (
+    BASELINES,
+    RUNS,
+    baseline_pieces,
+    fixed,
+    run_pieces,
+    score_honest,
+    spaces,
+)
 from core_gates.errors import GatesError
 from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.experiments.honest import Budget
+from endoscopy.experiments.sizers import Sizers
 from endoscopy.models import tiny_resnet
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.renderer.dataset import render_dataset
 from endoscopy.training.module import SizingModule
-from harness.runs.folder import RunFolder
+from harness.experiment import Run, SettingsDiffer, Table
+from harness.experiment.record import read_record
+from harness.experiment.scores import read_scores
 
 RATES = [{"learning_rate": 1e-3}, {"learning_rate": 2e-3}]
 TRIALS = {"plain": RATES, "dual": RATES}
@@ -29,53 +41,60 @@ def rendered(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def make(rendered, tmp_path):
-    """``make(steps, trials)``: the honest table of two variants, two sizes and two seeds."""
+def fake_trial(piece, job, *, sizers):
+    """The second rate is better."""
+    del sizers
+    job.tick()
+    return {"score": 1 / piece["learning_rate"] / 1e4}
 
-    def build(steps=3, trials=TRIALS, overwrite=False, **data):
+
+def fake_run(piece, job, *, sizers):
+    """Predictions without a training."""
+    job.tick()
+    data = sizers.datamodule
+    rows = data.load().frames.iloc[data.rows("test")].drop_duplicates("unique_id")
+    draws = np.random.default_rng((piece.seed, len(piece.method), piece.keys["n"]))
+    found = rows[["unique_id", "patient", "gt"]].reset_index(drop=True)
+    return found.assign(predicted_mm=found["gt"] * np.exp(0.1 * draws.normal(size=len(found))))
+
+
+@pytest.fixture
+def make(rendered, tmp_path, monkeypatch):
+    """``make(steps, trials)``: run, networks and budget of two variants, sizes and seeds."""
+    monkeypatch.setattr(honest, "trial", fake_trial)
+    monkeypatch.setattr(honest, "predicted", fake_run)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+    def build(steps=3, trials=TRIALS, variants=("plain", "dual"), quick=False, overwrite=False,
+              package=None, name="run", **data):  # fmt: skip
         torch.manual_seed(0)
         widths = {"widths": [4, 4, 8], "depths": [1, 1]}
         module = SizingModule(tiny_resnet(("rgb_mask",), trunk_options=widths))
         counts = {"train_objects": 8, "validation_objects": 2, "test_objects": 12}
         options = {"synthetic": str(rendered), "streams": ["rgb_mask"], "size": 32} | counts
-        frames = PolypSizingDataModule(**options | {"split": "counts"} | data)
-        folder = RunFolder("endoscopy", "run", tmp_path / "runs", overwrite=overwrite)
-        sizers = Sizers(folder, "here", module, frames, 2)
-        return HonestTable(sizers, ("plain", "dual"), (4, 6), (0, 1), steps, trials, 4)
+        sizers = Sizers(module, PolypSizingDataModule(**options | {"split": "counts"} | data))
+        run = Run(tmp_path / name, app="endoscopy", overwrite=overwrite, quick=quick)
+        return run, sizers, Budget(variants, (0, 1), (4, 6), steps, trials, 4)
 
     return build
 
 
-def finish(table):
-    """Leave what a run leaves, without a training: trials, runs and baselines."""
-    for number, (variant, k) in enumerate(table.tuning.waiting()):
-        table.tuning.keep_trial(variant, k, 1 / (1 + number))
-    table.tuning.keep()
-    data = table.sizers.datamodule
-    data.load()
-    rows = data.load().frames.iloc[data.rows("test")].drop_duplicates("unique_id")
-    for one in table.trainings():
-        draws = np.random.default_rng((one.seed, len(one.variant)))
-        found = rows[["unique_id", "patient", "gt"]].reset_index(drop=True)
-        found["predicted_mm"] = found["gt"] * np.exp(0.1 * draws.normal(size=len(found)))
-        write_run(table.folder / f"{one.name}.parquet", found, table.settings(one))
-    for one in table.baselines():
-        table.keep_baselines(one)
-    return table
-
-
-def test_what_is_finished_is_found(make):
-    finish(make())
-    table = make()
-    assert table.missing() == []
-    assert table.tuning.chosen() == {"plain": RATES[1], "dual": RATES[1]}
-    path = table.path(table.trainings()[0])
-    assert run_settings(path)["trainer.max_steps"] == 3
-    assert run_settings(path)["model.learning_rate"] == 2e-3
-    trial = json.loads((table.sizers.run_folder.path / "trials/plain-0.json").read_text())
-    assert trial["settings"]["model.learning_rate"] == 1e-3
-    assert len(trial["fingerprint"]) == 16
+def test_what_is_finished_is_found(make, capsys):
+    path = score_honest(*make())
+    first = capsys.readouterr().out
+    for kind, count in (("trials", 4), ("runs", 8), ("runs", 4)):
+        assert f"{kind} missing: {count} of {count}" in first
+    before = read_scores(path, "endoscopy").rows
+    assert score_honest(*make()) == path
+    assert "missing" not in capsys.readouterr().out
+    assert read_scores(path, "endoscopy").rows == before
+    settings = read_record(path.parent / RUNS / "plain-n4-s0").settings
+    assert settings["trainer.max_steps"] == 3
+    assert settings["learning_rate"] == 2e-3
+    assert "trainer.max_epochs" not in settings
+    table = pd.read_parquet(path.parent / honest.TUNING)
+    assert table["learning_rate"].tolist() == [2e-3, 2e-3]
+    assert table["trials"].tolist() == [2, 2]
 
 
 OTHER = {
@@ -86,65 +105,103 @@ OTHER = {
 
 
 @pytest.mark.parametrize("case", OTHER)
-def test_results_of_other_settings_are_refused_or_replaced(make, case):
+def test_results_of_other_settings_are_refused_or_replaced(make, case, capsys):
     change, told = OTHER[case]
-    finish(make())
-    with pytest.raises(GatesError, match="was trained with other settings") as refusal:
-        make(**change).missing()
+    score_honest(*make())
+    with pytest.raises(SettingsDiffer, match="was made with other settings") as refusal:
+        score_honest(*make(**change))
     assert told in str(refusal.value)
-    table = make(**change, overwrite=True)
-    assert {one.variant for one in table.missing()} >= {"plain", "dual"}
-    assert len(table.tuning.waiting()) > 0
-    assert finish(table).missing() == []
+    capsys.readouterr()
+    score_honest(*make(**change, overwrite=True))
+    assert "runs missing: 8 of 8" in capsys.readouterr().out
+    score_honest(*make(**change))
+    assert "missing" not in capsys.readouterr().out
 
 
-def test_other_rates_than_the_chosen_ones_are_refused(make):
-    table = finish(make())
-    for number in range(2):
-        table.tuning.keep_trial("plain", number, 0.1 + number)  # now the first one is best
-    table.tuning.path.unlink()
-    with pytest.raises(GatesError, match=r"model.learning_rate 0.002, now 0.001"):
-        make().missing()
+def test_variants_that_are_not_complete_are_left_out_of_a_short_look(make, capsys):
+    run, sizers, budget = make(name="a")
+    score_honest(run, sizers, budget)
+    (run.folder / "scores.json").unlink()
+    for seed in (0, 1):
+        folder = run.folder / RUNS / f"dual-n6-s{seed}"
+        folder.rename(folder.with_name(f"gone{seed}"))
+    path = score_honest(*make(name="a", quick=True))
+    scores = read_scores(path, "endoscopy")
+    assert {row.method for row in scores.rows} == {"plain", "constant", "area"}
+    assert scores.quick
+    with pytest.raises(GatesError, match="no training is there to be compared"):
+        score_honest(*make(name="b", quick=True))
 
 
-def test_a_run_that_does_not_tell_its_settings_is_refused(make):
-    table = finish(make())
-    path = table.path(table.trainings()[0])
-    pd.read_parquet(path).to_parquet(path)
-    with pytest.raises(GatesError, match="its settings are not known"):
-        make().missing()
-
-
-def test_results_of_the_package_need_no_data_and_only_count_if_they_fit(
-    make, monkeypatch, tmp_path
-):
-    done = finish(make())
-    shipped = tmp_path / "shipped"
-    done.folder.rename(shipped)
-    done.tuning.path.rename(shipped / "settings.json")
-    for path in (done.sizers.run_folder.path / "trials").iterdir():
-        path.unlink()
-    monkeypatch.setattr(Sizers, "shipped", shipped)
-    table = make(synthetic=str(tmp_path / "not rendered"))
-    assert table.missing() == []
-    assert len(table.scores.rows()) > 0
-    assert table.scores.headline.startswith("With 6 training objects, constant: macro F1")
-    other = make(steps=100)
-    assert len(other.missing()) == 8  # baselines do not depend on steps
-    assert "trainer.max_steps 3, now 100" in other.reason(other.missing())
+def test_a_table_that_nobody_can_compare_is_refused(make):
+    with pytest.raises(GatesError, match="must contain 'plain'"):
+        score_honest(*make(variants=("dual",), trials={}))
+    with pytest.raises(GatesError, match="as many trials, found"):
+        score_honest(*make(trials={"plain": RATES}))
+    with pytest.raises(GatesError, match="variant twofold is unknown"):
+        score_honest(*make(variants=("plain", "twofold"), trials={}))
 
 
 def test_baselines_stand_at_every_size(make):
-    table = finish(make())
-    rows = {(row.method, row.task, row.metric): row.value for row in table.scores.rows()}
+    run, sizers, budget = make()
+    scores = read_scores(score_honest(run, sizers, budget), "endoscopy")
+    rows = {(row.method, row.task, row.metric): row.value for row in scores.rows if not row.versus}
     area = [rows["area", f"{size} objects", "mape"] for size in (4, 6)]
     assert area[0] != area[1]
     assert rows["constant", "4 objects", "macro_f1"] < rows["plain", "4 objects", "macro_f1"]
-    one = next(one for one in table.baselines() if one.objects == 4)
-    assert one.variant == BASELINES
-    data = table.sizers.datamodule.variant(seed=one.seed, train_objects=4)
+    one = next(one for one in baseline_pieces(sizers, budget) if one.keys["n"] == 4)
+    assert one.method == BASELINES
+    data = sizers.datamodule.variant(seed=one.seed, train_objects=4)
     train = data.load().frames.iloc[data.rows("train")].drop_duplicates("unique_id")
-    kept = pd.read_parquet(table.path(one))
+    kept = run.store(RUNS, Table()).load(one)
     constant = kept.loc[kept["variant"] == "constant", "predicted_mm"]
     assert np.allclose(constant, train["gt"].median())
     assert len(constant) == 12
+    assert scores.headline.startswith("With 6 training objects, constant: macro F1")
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """Everything of the package for ``evaluate --config honest``, whose data are not rendered."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("honest"))
+        patch.setattr(endoscopy, "score_honest", lambda *given: seen.append(given))
+        endoscopy.main(["evaluate", "--config", "honest"])
+        run, sizers, budget = seen.pop()
+        run.settings = honest.decisive(run.settings, sizers)
+    return run, sizers, budget
+
+
+def test_shipped_runs_of_the_honest_table_fit_its_configuration(shipped):
+    run, sizers, budget = shipped
+    run.quick = True  # nothing is tuned
+    chosen = run.tune(
+        spaces(budget, sizers),
+        partial(honest.trial, sizers=sizers),
+        trials=4,
+        objects=150,
+        **fixed(budget),
+    )
+    assert {name for name, choice in chosen.items() if not choice.trials} == {"l0"}
+    assert [one["score"] for one in chosen["plain"].trials][3] == pytest.approx(0.1030430557)
+    assert chosen["plain"].setting == {"learning_rate": 4e-3}
+    store = run.store(RUNS, Table())
+    wanted = [*run_pieces(run, sizers, budget, chosen), *baseline_pieces(sizers, budget)]
+    assert len(wanted) == 90 + 15
+    assert {piece.method for piece in store.missing(wanted)} == {"l0"}
+    assert store.missing([piece for piece in wanted if piece.method != "l0"]) == []
+    table = store.load(next(piece for piece in wanted if piece.name == "plain-n700-s0"))
+    assert len(table) == 1000
+
+
+@pytest.mark.fault("endoscopy A4")
+def test_every_gate_of_the_honest_table_has_its_rate_tuned(shipped):
+    _, sizers, budget = shipped
+    searched = spaces(budget, sizers)
+    rates = {"dual", "joint", "l0"}
+    for name in rates:
+        tried = {one["gate_learning_rate"] for one in searched[name]}
+        assert len(tried) > 1
+    assert len({len(space) for space in searched.values()}) == 1
+    assert {one["version"] for one in searched["l0"]} == {2}

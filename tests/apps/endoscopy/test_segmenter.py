@@ -9,9 +9,11 @@ import endoscopy
 from apps.endoscopy.segmenter import main
 from endoscopy.segmentation.module import intersection_over_union
 from endoscopy.segmentation.rendered import rendered_masks
-from endoscopy.segmentation.segmenter import load_segmenter
+from endoscopy.segmentation.segmenter import FILE, SHIPPED, load_segmenter, shipped_segmenter
+from harness.experiment import Piece
+from harness.experiment.record import read_record
 
-SHIPPED = Path(endoscopy.__file__).parent / "weights" / "segmenter.safetensors"
+FOLDER = Path(endoscopy.__file__).parent.joinpath("weights", *SHIPPED)
 
 
 def test_whole_frames_alternate_with_parts_that_show_most_of_the_polyp():
@@ -30,17 +32,31 @@ def test_whole_frames_alternate_with_parts_that_show_most_of_the_polyp():
 
 def test_the_command_trains_the_same_twice_and_tells_its_score(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("apps.endoscopy.segmenter.TEST_OBJECTS", 4)
-    words = ["--objects", "2", "--frames", "1", "--epochs", "2", "--output"]
+    words = ["--objects", "2", "--frames", "1", "--epochs", "2", "--root"]
+    trained = []
     for name in ("one", "two"):
         main([*words, str(tmp_path / name)])
-    one, two = (load_segmenter(tmp_path / name).state_dict() for name in ("one", "two"))
+        folder = Path(capsys.readouterr().out.splitlines()[-1])
+        assert folder == tmp_path.joinpath(name, "endoscopy", "segmenter", *SHIPPED[1:])
+        trained.append(load_segmenter(folder / FILE).state_dict())
+    one, two = trained
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert "intersection over union of new polyps: 0." in capsys.readouterr().out
+    main([*words, str(tmp_path / "two")])
+    out = capsys.readouterr().out
+    assert "missing" not in out
+    assert "intersection over union of new polyps: 0." in out
+
+
+def test_the_shipped_segmenter_is_what_the_command_trains():
+    settings = {"size": 96, "objects": 700, "frames": 3, "epochs": 12}
+    piece = Piece("unet", 0, settings=settings)
+    assert read_record(FOLDER).fingerprint == piece.fingerprint
+    assert piece.name == FOLDER.name
 
 
 def test_the_shipped_segmenter_finds_rendered_polyps():
-    assert SHIPPED.stat().st_size < 1_000_000
-    segmenter = load_segmenter(SHIPPED)
+    assert (FOLDER / FILE).stat().st_size < 1_000_000
+    segmenter = shipped_segmenter()
     images, masks = rendered_masks(20, 1, seed=99, size=segmenter.size)
     probability = np.stack([segmenter.probability(i.permute(1, 2, 0).numpy()) for i in images])
     found = torch.from_numpy(probability > 0.5)

@@ -4,26 +4,29 @@ import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from apps.endoscopy import commands as endoscopy
-from apps.endoscopy.provenance import Recipe
-from apps.endoscopy.rendering import MAIN, Rendering
-from apps.endoscopy.training import BestWeights, Sizers, Training, keep_fit
+from apps.endoscopy.rendering import render
+from apps.endoscopy.training import Trainings, trained, training_of
 from apps.endoscopy.weights import find_bundle
 from core_gates.errors import GatesError
-from endoscopy.bundles.building import part_predictions
-from endoscopy.bundles.contents import load_bundle, read_training
+from endoscopy.bundles.building import bundle_of, part_predictions
+from endoscopy.bundles.contents import load_bundle
+from endoscopy.bundles.form import shipped_folder
 from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.experiments.rendered_sets import MAIN, Rendering
+from endoscopy.experiments.sizers import Sizers, Training, taking_part
 from endoscopy.models import tiny_resnet
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.renderer.dataset import render_dataset
 from endoscopy.training.module import SizingModule
 from endoscopy.training.targets import LogSize
 from harness.command.verbs import Place
+from harness.experiment import Job, Run, SettingsDiffer
+from harness.experiment.record import read_record
 from harness.runs.folder import RunFolder
 
 COUNTS = {"train_objects": 6, "validation_objects": 2, "test_objects": 8, "split": "counts"}
@@ -38,38 +41,53 @@ def rendered(tmp_path_factory):
 
 @pytest.fixture
 def make(rendered, tmp_path):
-    """``make(**changes)``: sizers of a small network; ``gates``, ``epochs`` or data may differ."""
+    """``make(**changes)``: trainings of a small network; ``gates``, ``epochs`` or data differ."""
 
-    def build(epochs=2, recipe=None, overwrite=False, gates="fsg", beta=0.1, **data):
+    def build(epochs=2, overwrite=False, gates="fsg", beta=0.1, settings=(), **data):
         torch.manual_seed(0)
         widths = {"widths": [4, 4, 8], "depths": [1, 1]}
         model = tiny_resnet(("rgb_mask",), gates=gates, trunk_options=widths)
         routing = "off" if gates == "none" else "dual"
         module = SizingModule(model, LogSize(beta=beta), gradient_routing=routing)
         options = {"synthetic": str(rendered), "streams": ["rgb_mask"], "size": 32} | COUNTS
-        frames = PolypSizingDataModule(**options | data)
-        folder = RunFolder("endoscopy", "run", tmp_path / "runs", overwrite=overwrite)
-        return Sizers(folder, "here", module, frames, epochs, None, None, recipe)
+        sizers = Sizers(module, PolypSizingDataModule(**options | data))
+        trainer = {"trainer.max_epochs": epochs} | dict(settings)
+        run = Run(
+            tmp_path / "runs/endoscopy/run",
+            app="endoscopy",
+            overwrite=overwrite,
+            settings=trainer | {"data.cache_folder": "else", "seed": 3},
+        )
+        return Trainings(run, sizers)
 
     return build
 
 
-def fitted(sizers):
-    """What ``fit`` leaves, without a training."""
-    sizers.datamodule.setup("fit")
-    return keep_fit(sizers)
+def kept(trainings):
+    """Keep an untrained network as if it had been trained."""
+    data = trainings.sizers.datamodule
+    data.setup("fit")
+    (piece,) = trainings.pieces([Training()])
+    bundle = bundle_of(trainings.sizers.untrained(Training()), data, settings=piece.settings)
+    return trainings.store.keep(piece, bundle, objects=data.training_objects())
+
+
+def missing(trainings, *wanted):
+    return [training_of(one) for one in trainings.store.missing(trainings.pieces(wanted))]
 
 
 def test_a_network_is_found_by_what_it_was_trained_with(make, rendered, tmp_path):
-    folder = fitted(make())
+    folder = kept(make())
     assert folder.name == "configured-s0"
-    assert make().path(Training()) == folder
+    assert missing(make(), Training()) == []
     shutil.copytree(rendered, tmp_path / "moved")
     moved = {"synthetic": str(tmp_path / "moved"), "cache_folder": "else", "num_workers": 3}
-    assert make(**moved).path(Training()) == folder
-    config = json.loads((folder / "config.json").read_text())
-    assert len(config["training"]["objects"]) == 6
-    assert config["training"]["fingerprint"] == read_training(folder).fingerprint
+    assert missing(make(**moved), Training()) == []
+    record = read_record(folder)
+    assert len(record.objects) == 6
+    bundle = make().load(Training())
+    assert list(bundle.training.objects) == list(record.objects)
+    assert bundle.training.settings == record.settings
 
 
 @pytest.mark.parametrize(
@@ -80,141 +98,146 @@ def test_a_network_is_found_by_what_it_was_trained_with(make, rendered, tmp_path
         ({"beta": 0.2}, "model.target"),
         ({"split_seed": 7}, "data.split_seed 1, now 7"),
         ({"batch_size": 4}, "data.batch_size 32, now 4"),
-        ({"recipe": Recipe(monitor="val/mae_mm")}, "checkpoint.monitor null, now val/mae_mm"),
+        ({"settings": {"checkpoint.monitor": "val/mae_mm"}}, "checkpoint.monitor null, now val/"),
     ],
 )
-def test_other_settings_are_refused_or_trained_anew(make, change, told):
-    folder = fitted(make())
-    with pytest.raises(GatesError, match="was trained with other settings") as refusal:
-        make(**change).missing([Training()])
+def test_results_of_other_settings_are_never_scored(make, change, told):
+    folder = kept(make())
+    with pytest.raises(SettingsDiffer, match="was made with other settings") as refusal:
+        missing(make(**change), Training())
     assert told in str(refusal.value)
-    assert "--overwrite" in str(refusal.value)
+    changed = make(**change)
+    changed.sizers.datamodule.setup("test")
+    with pytest.raises(SettingsDiffer):
+        changed.load(Training())
     anew = make(**change, overwrite=True)
-    assert anew.missing([Training()]) == [Training()]
-    assert told in anew.reasons([Training()])
-    assert read_training(folder) is not None  # nothing is removed before it is replaced
-
-
-def test_a_network_that_does_not_tell_its_settings_is_refused(make):
-    folder = fitted(make())
-    config = json.loads((folder / "config.json").read_text())
-    del config["training"]
-    (folder / "config.json").write_text(json.dumps(config))
-    assert load_bundle(folder).training is None
-    with pytest.raises(GatesError, match="its settings are not known"):
-        make().path(Training())
-
-
-def test_networks_of_the_package_are_used_only_if_they_fit(make, monkeypatch, tmp_path):
-    fitted(make()).rename(tmp_path / "configured-s0")
-    monkeypatch.setattr(Sizers, "shipped", tmp_path)
-    assert make().path(Training()) == tmp_path / "configured-s0"
-    other = make(epochs=9)
-    assert other.missing([Training()]) == [Training()]
-    assert "trainer.max_epochs 2, now 9" in other.reasons([Training()])
+    assert missing(anew, Training()) == [Training()]
+    assert told in anew.store.why(anew.pieces([Training()]))
+    assert read_record(folder) is not None  # nothing is removed before it is replaced
 
 
 def test_the_network_of_one_fold_is_not_that_of_another(make, tmp_path):
     folds = {"split": "made", "num_folds": 4, "level": "object"}
-    folder = fitted(make(fold=1, **folds))
+    folder = kept(make(fold=1, **folds))
     assert folder.name == "configured-f1-s0"
-    sizers = make(**folds)
-    assert sizers.path(Training(fold=1)) == folder
-    assert sizers.missing([Training(), Training(fold=0)]) == [Training(fold=0)]
-    assert find_bundle(Place(RunFolder("endoscopy", "run", tmp_path / "runs"), "here"), None).name
+    other = make(**folds)
+    assert missing(other, Training(fold=1)) == []
+    assert missing(other, Training(), Training(fold=0)) == [Training(fold=0)]
+    place = Place(RunFolder("endoscopy", "run", tmp_path / "runs"), "here")
+    bundle = find_bundle(place, None).bundle
     with pytest.raises(GatesError, match=r"trained on \d of 4 test objects"):
-        part_predictions(load_bundle(folder), sizers.data(Training(fold=0)), "test")
+        part_predictions(bundle, other.sizers.data(Training(fold=0)), "test")
 
 
-def test_test_objects_that_were_trained_on_are_refused(make):
-    pinned = make(split_seed=7)
-    pinned.pinned = fitted(make())
+def test_a_network_trained_on_test_objects_is_refused(make):
+    folder = kept(make())
+    record = read_record(folder)
+    other = make(split_seed=7)
+    (piece,) = other.pieces([Training()])
+    record._replace(fingerprint=piece.fingerprint, settings=piece.settings).write(folder)
+    with pytest.raises(GatesError, match=r"configured-s0 was trained on \d of the 8 objects"):
+        other.load(Training())
+    bundle = load_bundle(folder)
     with pytest.raises(GatesError, match=r"trained on \d of 8 test objects"):
-        pinned.load(Training())
-    pinned = make()
-    pinned.pinned = fitted(make())
-    assert pinned.load(Training()).training.objects
+        other.sizers.pinned(bundle)(Training())
+    assert make().sizers.pinned(bundle)(Training()) is bundle
 
 
-def test_shipped_networks_fit_the_shipped_configuration(monkeypatch, tmp_path):
-    seen = []
+@pytest.fixture
+def seen(monkeypatch, tmp_path):
+    """``seen(words)``: what ``evaluate`` hands on: run, networks and what is wanted."""
+    found = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        endoscopy, "score", lambda sizers, *_, **options: seen.append((sizers, options))
-    )
-    endoscopy.main(["evaluate", "--config", "synthetic"])
-    ((sizers, options),) = seen
-    trainings = [Training(v, s) for v in options["variants"] for s in options["seeds"]]
-    assert sizers.missing(trainings) == []
-    shipped = Path(str(files("endoscopy"))) / "weights" / "synthetic"
-    assert sorted(t.name for t in trainings) == sorted(path.name for path in shipped.iterdir())
-    assert all(len(read_training(shipped / t.name).objects) == 150 for t in trainings)
+    for name in ("score", "score_honest"):
+        monkeypatch.setattr(endoscopy, name, lambda *given, **_: found.append(given))
+
+    def evaluate(*words):
+        endoscopy.main(["evaluate", *words])
+        return found.pop()
+
+    return evaluate
 
 
-def test_shipped_runs_of_the_honest_table_fit_its_configuration(monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(endoscopy, "score_honest", lambda table, *_: seen.append(table))
-    endoscopy.main(["evaluate", "--config", "honest"])
-    (table,) = seen
-    assert table.missing() == []
-    assert len(table.trainings()) == 90
-    (plain,) = (
-        row
-        for row in table.scores.rows()
-        if row.method == "plain" and "700" in row.task and row.metric == "macro_f1"
-    )
-    assert 0.9 < plain.value < 0.92
-    endoscopy.main(["evaluate", "--config", "honest", "--steps", "800"])
-    assert len(seen[1].missing()) == 90
+def test_shipped_networks_fit_the_shipped_configuration(seen):
+    run, sizers, wanted = seen("--config", "synthetic")
+    trainings = Trainings(run, sizers)
+    pieces = trainings.pieces(Training(v, s) for v in wanted.variants for s in wanted.seeds)
+    assert len(pieces) == 9
+    assert trainings.store.missing(pieces) == []
+    shipped = Path(str(files("endoscopy"))) / "weights" / "synthetic" / "weights"
+    assert sorted(piece.name for piece in pieces) == sorted(path.name for path in shipped.iterdir())
+    records = [trainings.store.record(piece) for piece in pieces]
+    assert {(record.origin, len(record.objects)) for record in records} == {("migrated", 150)}
+    for piece, record in zip(pieces, records, strict=True):
+        config = json.loads((shipped_folder("synthetic", piece.name) / "config.json").read_text())
+        assert sorted(config["training"]["objects"]) == record.objects
+    run, sizers, _ = seen("--config", "synthetic", "--shipped", "false")
+    other = Trainings(run, sizers)
+    assert len(other.store.missing(pieces)) == 9
 
 
-def test_the_best_weights_are_those_of_the_best_score():
-    module = torch.nn.Linear(1, 1)
-    for mode, scores, expected in (("min", [3, 1, 2], 1), ("max", [float("nan"), 3, 3], 1)):
-        best = BestWeights(Recipe(monitor="val/x", mode=mode))
-        for number, score in enumerate(scores):
-            torch.nn.init.constant_(module.weight, number)
-            best.on_validation_end(SimpleNamespace(callback_metrics={"val/x": score}), module)
-        assert best.weights["weight"].item() == expected
-    with pytest.raises(GatesError, match="'val/x' is not logged; logged are val/y"):
-        best.on_validation_end(SimpleNamespace(callback_metrics={"val/y": 1.0}), module)
+def test_only_some_variants_take_part(seen):
+    _, _, wanted = seen("--config", "synthetic", "--only", "[crop]")
+    assert wanted.variants == ("crop",)
+    with pytest.raises(GatesError, match="variant croq is unknown: choose from configured"):
+        seen("--config", "synthetic", "--only", "[croq]")
+    with pytest.raises(GatesError, match="no variant takes part: --only names some of"):
+        taking_part(("plain", "dual"), ("crop",))
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-def test_trainings_follow_the_configured_trainer(make):
+def test_trainings_follow_the_configured_trainer(make, tmp_path):
     """Precision and the choice of the best weights are those of ``fit``."""
-    options = {"precision": "bf16-mixed", "check_val_every_n_epoch": 1}
-    plain, _ = make().fit(Training(), tick=lambda: None)
+
+    def train(name, trainings, **settings):
+        (piece,) = trainings.pieces([Training()])
+        piece = trainings.run.piece("configured", 0, **settings)
+        module, _ = trained(piece, Job(tmp_path / name), trainings.sizers)
+        return module
+
+    plain = train("plain", make())
     assert plain.trainer.precision == "32-true"
     assert plain.trainer.limit_val_batches == 0
-    chosen, _ = make(recipe=Recipe(options, "val/mae_mm")).fit(Training(), tick=lambda: None)
+    options = {"trainer.precision": "bf16-mixed", "checkpoint.monitor": "val/mae_mm"}
+    chosen = train("chosen", make(settings=options))
     assert chosen.trainer.precision == "bf16-mixed"
-    (best,) = [c for c in chosen.trainer.callbacks if isinstance(c, BestWeights)]
-    for name, value in chosen.state_dict().items():
-        assert torch.equal(value, best.weights[name])
-    last, _ = make(recipe=Recipe(options, "val/mae_mm")).fit(Training(), tick=lambda: None, steps=1)
+    best = torch.load(tmp_path / "chosen/fit0/best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, best[name]) for name, value in chosen.state_dict().items())
+    last = train("last", make(), **{"trainer.max_steps": 1})
     assert last.trainer.global_step == 1
-    assert not any(isinstance(c, BestWeights) for c in last.trainer.callbacks)
+
+
+@pytest.mark.fault("endoscopy A4")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_statistics_behind_noisy_gates_are_measured_as_in_evaluation(make, tmp_path):
+    """The running statistics are those of the training batches under deterministic gates."""
+    trainings = make()
+    means = {}
+    for variant in ("l0", "plain"):
+        (piece,) = trainings.pieces([Training(variant)])
+        module, data = trained(piece, Job(tmp_path / variant), trainings.sizers)
+        last = torch.load(tmp_path / variant / "fit0/last.ckpt", weights_only=True)["state_dict"]
+        name = next(n for n in reversed(last) if n.endswith("running_var"))
+        means[variant] = (module.state_dict()[name], last[name], piece)
+        assert not module.model.training
+        if variant == "l0":
+            before = {n: v.clone() for n, v in module.state_dict().items()}
+            trainings.sizers.settle("l0", module, data)
+            assert all(torch.equal(v, before[n]) for n, v in module.state_dict().items())
+    measured, of_training, piece = means["l0"]
+    assert not torch.allclose(measured, of_training)
+    assert piece["version"] == 2
+    measured, of_training, piece = means["plain"]
+    assert torch.equal(measured, of_training)
+    assert piece.get("version") is None
 
 
 @pytest.mark.parametrize("option", ["table", "split_file"])
 def test_a_missing_source_is_found_before_anything_is_rendered(make, tmp_path, option):
     changes = {option: str(tmp_path / "absent.csv"), "synthetic": str(tmp_path / "new")}
-    data = make(**changes).datamodule
+    data = make(**changes).sizers.datamodule
     with pytest.raises(GatesError, match=rf"^data\.{option}: \S+absent.csv is absent; name"):
-        Rendering(frames=1).render(data, [MAIN])
+        render(data, Rendering(frames=1), [MAIN])
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.fault("endoscopy C14")
-def test_a_run_of_several_folds_says_whose_network_it_takes(tmp_path):
-    shipped = Path(str(files("endoscopy"))) / "weights/synthetic/configured-s0"
-    folder = RunFolder("endoscopy", "folds", tmp_path / "runs")
-    place = Place(folder, "table")
-    shutil.copytree(shipped, folder.path / "weights/configured-f1-s0")
-    assert find_bundle(place, None).name.endswith("configured-f1-s0")
-    shutil.copytree(shipped, folder.path / "weights/configured-f0-s0")
-    name = find_bundle(place, None).name
-    assert name.endswith("configured-f0-s0 (one of 2 folds; --weights takes another)")

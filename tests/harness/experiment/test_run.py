@@ -340,3 +340,27 @@ def test_results_ship_with_their_records(tmp_path, work, capsys):
     assert shipped.record(pieces[0]).command == "gates toy evaluate"
     assert ship([str(tmp_path / "nothing")]) == 2
     assert "holds no results to ship" in capsys.readouterr().err
+
+
+def test_what_pieces_share_is_prepared_once_if_anything_is_missing(run, work):
+    calls = []
+    store, piece = run.store("squares", Figures()), run.piece("square", 1)
+    for _ in range(2):
+        run.obtain(store, [piece], work.square, prepare=lambda: calls.append("squares"))
+        run.tune(
+            {"inside": {"x": (1.0, 9.0)}}, work.bowl, trials=3, prepare=lambda: calls.append("x")
+        )
+    assert calls == ["squares", "x", "x"]  # a box is searched in two rounds
+
+
+def test_scores_of_other_verbs_stay(run):
+    rows = [Row("a", "audit: x", "m", 1.0), Row("a", "audit: y", "m", 2.0)]
+    run.finish(rows, [Bar("audit: x, most", 1.0, "<=", 2.0)], seeds=[1], part="audit: ")
+    for value in (3.0, 4.0):
+        run.finish([Row("a", "test", "m", value)], seeds=[0], others=("audit: ", "study: "))
+    run.finish([Row("a", "audit: y", "m", 5.0)], seeds=[1], part=("audit: y", "audit: z"))
+    content = json.loads(run.scores.read_text())
+    found = {row["task"]: row["value"] for row in content["rows"]}
+    assert found == {"test": 4.0, "audit: x": 1.0, "audit: y": 5.0}
+    assert len(content["rows"]) == 3
+    assert [bar["name"] for bar in content["bars"]] == ["audit: x, most"]

@@ -1,0 +1,1 @@
+"""Experiments on sizing networks as plain objects: which networks, on which data, scored how."""
