@@ -19,7 +19,7 @@ class NamedBundle(NamedTuple):
     """A trained network and where it came from.
 
     Attributes:
-        name: For people: a folder, or ``shipped synthetic/configured-s0``.
+        name: For people: a folder, perhaps one of several folds, or ``shipped synthetic/...``.
         bundle: The network.
     """
 
@@ -30,7 +30,8 @@ class NamedBundle(NamedTuple):
 def find_bundle(place: Place, weights: str | None) -> NamedBundle:
     """Return the network of ``weights``, or of the run folder, or the shipped one, in this order.
 
-    Of a run with several folds it is that of the lowest.
+    Of a run with several folds it is that of the lowest, and its name says so: networks of several
+    folds have no common intervals.
 
     Args:
         place: Run folder and configuration.
@@ -45,7 +46,9 @@ def find_bundle(place: Place, weights: str | None) -> NamedBundle:
     folds = sorted(folder.glob(FOLDS), key=lambda path: int(path.name.split("-")[1][1:]))
     for own in (folder / NAME, *folds):
         if own.is_dir():
-            return NamedBundle(str(own), load_bundle(own))
+            others = f" (one of {len(folds)} folds; --weights takes another)"
+            said = others if own in folds and len(folds) > 1 else ""
+            return NamedBundle(f"{own}{said}", load_bundle(own))
     shipped = shipped_folder(place.config, NAME)
     if shipped.is_dir():
         return NamedBundle(f"shipped {place.config}/{NAME}", load_bundle(shipped))

@@ -21,6 +21,7 @@ from endoscopy.evaluation.audits import (
     shortcut_audit,
     size_proxy,
 )
+from endoscopy.evaluation.audits.oracle_scale import relative_depths
 from endoscopy.evaluation.audits.rows import PLAIN, ladder_bars, table_rows
 from endoscopy.evaluation.frames import FrameStack
 from endoscopy.evaluation.ladder import ladder, ladder_order, ladder_predictions
@@ -186,12 +187,12 @@ class Audit:
         if train.depths is None or test.depths is None:
             raise GatesError("the data has no depths: render them, or leave this audit out")
         metric = fit_scale(size_proxy(train.masks, train.depths), train.gt)
-        scale = fit_scale(size_proxy(train.masks, _relative(train.depths)), train.gt)
+        scale = fit_scale(size_proxy(train.masks, relative_depths(train.depths)), train.gt)
         bundle = self.networks(Training("depth", self.seed))
         self.tables["oracle_scale"] = oracle_scale_audit(
             predictor_of(bundle, depth_factor=1 / metric),
             test,
-            _relative(test.depths),
+            relative_depths(test.depths),
             global_scale=scale,
             masks=self._predicted_masks(test),
             **self._options,
@@ -232,10 +233,3 @@ SHOWN = {
 def sets_of(names: Sequence[str]) -> tuple[str, ...]:
     """Return the rendered sets that audits need."""
     return (MAIN, *RHOS, SHORTCUT) if "shortcut" in names else (MAIN,)
-
-
-def _relative(depths: np.ndarray) -> np.ndarray:
-    """Return each frame's depth over its median, which loses the scale; 0 where unknown."""
-    medians = np.array([np.median(depth[depth > 0]) for depth in depths])
-    relative: np.ndarray = depths / medians[:, None, None]
-    return relative

@@ -8,7 +8,6 @@ import numpy as np
 
 from endoscopy.bundles.building import frame_predictions, part_predictions
 from endoscopy.bundles.contents import SizingBundle
-from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.data.frames.dataset import LesionDataset
 from endoscopy.evaluation.size_evaluation import TEST, SizeEvaluation, nothing
 from endoscopy.experiments.sizers import Networks, Sizers, Training

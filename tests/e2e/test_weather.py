@@ -3,7 +3,9 @@
 import hashlib
 import inspect
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -129,45 +131,49 @@ def test_fit_leaves_a_run_and_weights(gates):
     assert log["step"].max() == 13
     assert {"train/loss", "val/score", "val/rmse_h"} <= set(log.columns)
     best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
-    kept = load_file(folder / "weights/adas_increment-s0.safetensors")
+    kept = load_file(folder / "weights/adas_increment-s0/weights.safetensors")
     name = next(n for n in kept if n.startswith("network.") and kept[n].ndim > 1)
     assert torch.equal(kept[name], best[f"analysis.{name}"].bfloat16())
 
 
-def test_tune_stores_a_setting_of_every_method(gates):
-    words = ["--name", "tuned", "--cycles", 6, "--densities", "[0.1]", "--trials", 1]
-    short = ["--data.steps", 2, "--data.validation_steps", 1]
-    result = gates.weather("tune", *words, *short, "--trial_steps", 2)
-    settings = json.loads((gates.folder / "runs/weather/tuned/settings.json").read_text())
-    assert set(settings["letkf/0.1/error"]) == {"length_km", "excess", "relaxation"}
-    assert {"oi/0.1/perfect", "adas_increment", "adas_official", "ungated"} <= set(settings)
-    assert result.out.splitlines()[-1] == "runs/weather/tuned/settings.json"
-    assert [p.name for p in (gates.folder / "runs/weather/tuned").glob("settings*")] == [
-        "settings.json"
-    ]
+TUNED = ["--cycles", 6, "--densities", "[0.1]", "--trials", 1, "--trial_steps", 2]
+
+
+def choices(gates, name):
+    folder = gates.folder / "runs/weather" / name / "choices"
+    return {p.parent.name: json.loads(p.read_text()) for p in folder.glob("*/result.json")}
+
+
+def test_tune_keeps_a_choice_of_every_method(gates):
+    result = gates.weather("tune", "--name", "tuned", *TUNED)
+    found = choices(gates, "tuned")
+    setting = found["letkf-task-0.1_error-s0"]["setting"]
+    assert set(setting) == {"length_km", "excess", "relaxation"}
+    assert {"adas_increment-s0", "adas_official-s0", "ungated-s0"} <= set(found)
+    assert {len(choice["trials"]) for choice in found.values()} == {1}
+    lines = result.out.splitlines()
+    assert lines[-1] == "runs/weather/tuned/choices"
+    assert any(line.startswith("oi@0.1/perfect  scale 0.") for line in lines)
 
 
 def test_an_interrupted_tuning_goes_on(gates, monkeypatch):
-    words = ["--name", "broken", "--cycles", 6, "--densities", "[0.1]", "--trials", 1]
-    words += ["--data.steps", 2, "--data.validation_steps", 1, "--trial_steps", 2]
+    words = ["--name", "broken", *TUNED, "--only", "[oi, ungated]"]
     begun = []
 
-    def interrupted(self, form, seed, setting, steps):
-        begun.append(form)
+    def interrupted(self, piece, *_, **__):
+        begun.append(piece.name)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("apps.weather.training.Networks.fit", interrupted)
+        patch.setattr("apps.weather.networks.Training.fit", interrupted)
         assert gates("weather", "tune", "--config", "unit", *words).code == 130
-    folder = gates.folder / "runs/weather/broken"
-    assert begun == ["adas_increment"]
-    assert not (folder / "settings.json").exists()
-    done = json.loads((folder / "settings.partial.json").read_text())
-    out = gates.weather("tune", *words, "--resume").out
-    assert "oi/0.1/perfect  done before" in out
-    assert "adas_official  best score" in out
-    settings = json.loads((folder / "settings.json").read_text())
-    assert done.items() < settings.items()
+    assert begun == ["ungated-trial0-s0"]
+    before = choices(gates, "broken")
+    assert set(before) == {"oi-task-0.1_error-s0", "oi-task-0.1_perfect-s0"}
+    out = gates.weather("tune", *words).out
+    assert "trials missing: 1 of 1, ungated-trial0-s0; making them now" in out
+    assert "oi-task" not in out
+    assert before.items() < choices(gates, "broken").items()
 
 
 def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, scores):
@@ -175,16 +181,21 @@ def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, sco
     schema = json.loads(re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0])
     jsonschema.validate(scores, schema)
     assert evaluated.out.splitlines()[-1] == "runs/weather/unit/scores.json"
-    assert "weights missing: adas_official seed 0, ungated seed 0; left out" in evaluated.out
+    assert "weights missing: 2 of 3, adas_official-s0, ungated-s0; left out" in evaluated.out
+    assert "of `fit`, with the optimizer of the configuration: adas_increment" in evaluated.out
+    assert "never tuned: inverse_distance@0.1/perfect, " in evaluated.out
     assert scores["bars"] == []
     methods = {row["method"] for row in scores["rows"]}
     assert "adas_increment" in methods
     assert "ungated" not in methods
     assert {row["task"] for row in scores["rows"]} == {"0.1/perfect", "0.1/error"}
     text = (gates.folder / "runs/weather/unit/scores.md").read_text()
-    assert text.startswith("# Weather: unit\n\nLost timelines are scored as the free run.")
+    assert text.startswith("# weather: unit\n\nrmse_h on 0.1/perfect: adas_increment ")
     assert "\n\n## 0.1/perfect\n\n| method | rmse_h |" in text
-    assert scores["notes"] == text.split("\n\n")[1:3]
+    assert scores["notes"] == text.split("\n\n")[2:4]
+    assert scores["quick"]
+    (data,) = scores["data"]
+    assert data["name"] == "nature.zarr"
 
 
 def test_persistence_and_the_signs_of_drifts_are_scored(scores):
@@ -218,11 +229,12 @@ def test_assimilation_helps_in_state_and_in_observation_space(scores):
     assert figure(scores, "free_run", "ob_rms_h") == figure(scores, "free_run", "oa_rms_h")
 
 
-def test_evaluate_trains_what_is_missing_and_says_so_first(gates):
+def test_evaluate_makes_what_is_missing_and_nothing_twice(gates):
     words = ["--name", "whole", "--data.steps", 2, "--data.source.init_args.recorded_steps", 1]
-    result = gates.weather("evaluate", *words, "--data.validation_steps", 1)
-    assert result.out.splitlines()[0].startswith("weights missing: adas_increment seed 0, adas_")
-    assert result.out.splitlines()[0].endswith("training them now")
+    words += ["--data.validation_steps", 1, "--tuning.trial_steps", 2, "--tuning.cycles", 6]
+    result = gates.weather("evaluate", *words)
+    assert "trials missing: 3 of 3, adas_increment-trial0-s0, " in result.out
+    assert "weights missing: 3 of 3, adas_increment-s0, adas_" in result.out
     scores = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
     assert {row["method"] for row in scores["rows"]} >= {"adas_official", "ungated", "oi"}
     assert len(scores["bars"]) == 9
@@ -238,14 +250,88 @@ def test_evaluate_trains_what_is_missing_and_says_so_first(gates):
     metrics = ("declared_over_withheld", "denied_over_withheld")
     declared, denied = (figure(scores, "oi", m, "0.1/perfect/corrupted") for m in metrics)
     assert declared != denied
-    again = gates.weather("evaluate", *words, "--data.validation_steps", 1)
+    again = gates.weather("evaluate", *words)
     assert "missing" not in again.out
     scores_again = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
     assert scores_again["rows"] == scores["rows"]
+    partly = gates.weather("evaluate", *words, "--only", "[oi]")
+    assert "missing" not in partly.out
+    some = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
+    assert {row["method"] for row in some["rows"]} == {"oi", "free_run"}
+    assert some["bars"] == []
+    for row in some["rows"]:
+        assert row in scores["rows"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from harness.experiment import job
+from weather.experiments.twin.scores import TwinScores
+from weather.training.module import AdasModule
+from apps.main import main
+
+job.SAVED_EVERY = 0.0
+place, number, *words = sys.argv[1:]
+calls = 0
+
+def dying(function, here):
+    def call(*args, **kwargs):
+        global calls
+        if here == place:
+            calls += 1
+            if calls > int(number):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+
+AdasModule.training_step = dying(AdasModule.training_step, "step")
+TwinScores.compute = dying(TwinScores.compute, "cycles")
+main(words)
+"""
+
+
+def test_an_evaluation_killed_between_and_inside_pieces_ends_with_the_same_bits(gates):
+    words = ["--only", "[ungated, oi]", "--seeds", "[0]", "--data.steps", 8]
+    words += ["--tuning.trial_steps", 2, "--tuning.cycles", 6]
+    gates.weather("evaluate", *words, "--name", "unbroken")
+    (gates.folder / "killed.py").write_text(KILLED)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    path = [str(ROOT), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path)
+    for place, number in (("step", 7), ("cycles", 2)):  # 2 steps of the trial, 5 of the training
+        command = [sys.executable, "killed.py", place, str(number), "weather", "evaluate"]
+        command += ["--config", "unit", *map(str, words), "--name", "killed"]
+        done = subprocess.run(command, cwd=gates.folder, env=environment, capture_output=True,
+                              check=False)  # fmt: skip
+        assert done.returncode == -9, done.stderr.decode()[-2000:]
+    killed = gates.folder / "runs/weather/killed"
+    assert len(list(killed.glob("cycles/*/record.json"))) == 2
+    out = gates.weather("evaluate", *words, "--name", "killed").out
+    assert "cycles missing: 4 of 6, " in out
+    assert "weights" not in out
+    whole = gates.folder / "runs/weather/unbroken"
+    assert contents(whole) == contents(killed)
+    assert len(contents(whole)) > 20
+
+
+def contents(folder):
+    """Results, and their records but for what differs from call to call."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.name in ("record.json", "scores.json"):
+            record = json.loads(path.read_text())
+            for field in ("seconds", "revision", "command", "git"):
+                record.pop(field, None)
+            found[name] = record
+        elif path.is_file() and path.suffix != ".md":  # which names the run
+            found[name] = path.read_bytes()
+    return found
 
 
 def test_evaluate_scores_a_checkpoint_in_place_of_the_networks(gates):
-    weights = "runs/weather/unit/weights/adas_increment-s0.safetensors"
+    weights = "runs/weather/unit/weights/adas_increment-s0/weights.safetensors"
     words = ["--name", "pinned", "--quick", "--ckpt_path"]
     result = gates.weather("evaluate", *words, weights)
     assert "missing" not in result.out
@@ -342,7 +428,7 @@ def test_an_output_says_what_it_is_made_of(gates):
     assert facts["Conventions"].startswith("CF-1.")
     assert (facts["method"], facts["task"]) == ("adas_increment", "0.1/perfect")
     assert facts["configuration"] == "unit"
-    weights = gates.folder / "runs/weather/unit/weights/adas_increment-s0.safetensors"
+    weights = gates.folder / "runs/weather/unit/weights/adas_increment-s0/weights.safetensors"
     assert facts["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert facts["observed_cells"][0] > 100
     assert facts["rejected_cells"] == [0]
@@ -428,7 +514,7 @@ def test_every_configuration_trains_a_step(path, gates):
         assert "nature run  " in result.out
         assert "recording backgrounds  " in result.out
     weights = gates.folder / f"runs/weather/step-{path.stem}/weights"
-    assert (weights / "adas_increment-s0.safetensors").is_file()
+    assert (weights / "adas_increment-s0" / "weights.safetensors").is_file()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -12,7 +12,7 @@ import xarray as xr
 from safetensors.torch import load_file, save_file
 
 NATURE = "runs/weather/unit/nature.zarr"
-WEIGHTS = "runs/weather/unit/weights/adas_increment-s0.safetensors"
+WEIGHTS = "runs/weather/unit/weights/adas_increment-s0/weights.safetensors"
 STORE, TABLE = ("--background", "good.nc"), ("--observations", "good.csv")
 ERA5 = ("--config", "era5_ensemble", "--method", "oi", "--observations", "good.csv")
 
@@ -41,6 +41,7 @@ def folder(gates):
     _tables(here)
     _weights(here)
     _runs(here)
+    _choices(gates)
     (here / "scalar.py").write_text("def model(states, hours):\n    return states.mean()\n")
     (here / "typo.yaml").write_text("model: {learning_rat: 0.1}\n")
     (here / "three.yaml").write_text("model: 3\n")
@@ -87,21 +88,38 @@ def _weights(here):
 def _runs(here):
     for name in ("damaged", "unscored", "unwritten", "negative", "half", "full"):
         (here / "runs/weather" / name).mkdir(parents=True)
-    (here / "runs/weather/damaged/settings.json").write_text('{"oi/0.1')
-    (here / "runs/weather/unscored/settings.json").write_text('{"oi/0.1/perfect": "fast"}')
     (here / "runs/weather/damaged/scores.json").write_text('{"rows": [')
     (here / "runs/weather/damaged/recording.safetensors").write_bytes(b"\0" * 64)
-    setting = {"oi/0.1/perfect": {"scale": -1, "length_km": 900.0}}
-    (here / "runs/weather/negative/settings.json").write_text(json.dumps(setting))
-    empty = {"app": "weather", "rows": [], "bars": [], "seeds": [], "data": []}
-    empty |= {"headline": "", "notes": [], "quick": False}
+    row = {"method": "oi", "task": "a", "metric": "m", "value": 1.0, "low": None, "high": None}
+    row |= {"n": 1, "versus": None, "p": None}
+    empty = {"app": "weather", "rows": [], "bars": [], "seeds": [], "data": [], "notes": []}
+    empty |= {"headline": "", "quick": False}
     (here / "runs/weather/half/scores.json").write_text(json.dumps(empty))
     (here / "runs/weather/half/cycles.safetensors").write_bytes(b"\0" * 64)
     bar = {"name": "a", "value": 1.0, "sense": "<=", "bar": 1.0, "unit": "", "met": True}
-    (here / "runs/weather/full/scores.json").write_text(json.dumps(empty | {"bars": [bar]}))
+    (here / "runs/weather/full/scores.json").write_text(
+        json.dumps(empty | {"rows": [row], "bars": [bar]})
+    )
     shutil.copytree(here / NATURE, here / "taken.zarr")
     shutil.copytree(here / NATURE, here / "damaged.zarr")
     next((here / "damaged.zarr/height").glob("1.*")).write_bytes(b"nothing like a chunk")
+
+
+def _choices(gates):
+    """The choice of OI in three runs: of another world, of a method that refuses it, damaged."""
+    short = ["--only", "[oi]", "--trials", 1, "--cycles", 2, "--name"]
+    gates.weather("tune", *short, "refused")
+    runs = gates.folder / "runs/weather"
+    chosen = "choices/oi-task-0.1_perfect-s0"
+    for name in ("elsewhere", "torn"):
+        shutil.copytree(runs / "refused" / chosen, runs / name / chosen)
+    setting = {"setting": {"scale": -1.0, "length_km": -900.0}, "trials": [], "edges": []}
+    (runs / "refused" / chosen / "result.json").write_text(json.dumps(setting))
+    (runs / "torn" / chosen / "result.json").write_text('{"sett')
+    record = json.loads((runs / "elsewhere" / chosen / "record.json").read_text())
+    record["settings"]["data.source.init_args.world.init_args.seed"] = 9
+    record["fingerprint"] = "0"
+    (runs / "elsewhere" / chosen / "record.json").write_text(json.dumps(record))
 
 
 def assimilate(*words):
@@ -331,19 +349,61 @@ FAULTS = {
     ),
     "short look at a full evaluation": (
         ("evaluate", "--name", "full", "--quick"),
-        "full/scores.json holds a full evaluation, which --quick .* would replace: add --name",
+        "full/scores.json holds a full evaluation, which a short look would replace: add --name",
     ),
-    "setting that is not positive": (
-        assimilate(*STORE, *TABLE, "--method", "oi", "--name", "negative"),
-        "negative/settings.json: scale of oi/0.1/perfect is -1, expected a positive number: run",
+    "checkpoint at a full evaluation": (
+        ("evaluate", "--name", "full", "--ckpt_path", WEIGHTS),
+        "full/scores.json holds a full evaluation, which a short look would replace: add --name",
     ),
-    "damaged settings": (
-        assimilate(*STORE, *TABLE, "--method", "oi", "--name", "damaged"),
-        "damaged/settings.json is not JSON .*: run `gates weather tune` again",
+    "setting that its method refuses": (
+        assimilate(*STORE, *TABLE, "--method", "oi", "--name", "refused"),
+        "the setting of oi@0.1/perfect cannot be used .*: run `gates weather tune --overwrite`",
     ),
-    "settings that are none": (
-        assimilate(*STORE, *TABLE, "--method", "oi", "--name", "unscored"),
-        "unscored/settings.json holds no settings, expected method/task to numbers by name: run",
+    "choice that is damaged": (
+        assimilate(*STORE, *TABLE, "--method", "oi", "--name", "torn"),
+        "torn/choices/oi-task-0.1_perfect-s0/result.json is missing or damaged .*: delete",
+    ),
+    "choice of another world": (
+        assimilate(*STORE, *TABLE, "--method", "oi", "--name", "elsewhere"),
+        r"elsewhere/choices/oi-task-0.1_perfect-s0 was made with other settings \(data.source."
+        r"init_args.world.init_args.seed 9, now 0\): give those, or --name NEW",
+    ),
+    "network of other settings": (
+        ("evaluate", "--name", "unit", "--quick", "--data.steps", "15"),
+        r"adas_increment-s0 was made with other settings \(data.steps 14, now 15\): give those",
+    ),
+    "network of other settings to assimilate with": (
+        assimilate(*STORE, *TABLE, "--data.steps", "15"),
+        r"adas_increment-s0 was made with other settings \(data.steps 14, now 15\): give those",
+    ),
+    "method that takes part and is none": (
+        ("evaluate", "--only", "[kalman]"),
+        "--only kalman is unknown: choose from adas_increment, ",
+    ),
+    "resumed with another seed": (
+        ("fit", "--resume", "--seed_everything", "1"),
+        "was trained with other settings (seed_everything null, now 1): resume it with those",
+    ),
+    "resumed with another seed of the data": (
+        ("fit", "--resume", f"{SOURCE}.seed", "1"),
+        "was trained with other settings (seed_everything null, now 0; seed 0, now 1): resume",
+    ),
+    "resumed with another learning rate": (
+        ("fit", "--resume", "--model.learning_rate", "0.5"),
+        "was trained with other settings (model.learning_rate 0.003, now 0.5): resume it with",
+    ),
+    "resumed with another batch": (
+        ("fit", "--resume", "--data.timelines", "4"),
+        "was trained with other settings (data.timelines 2, now 4): resume it with those",
+    ),
+    "resumed in another world": (
+        ("fit", "--resume", f"{SOURCE}.world.init_args.num_training", "6"),
+        "was trained with other settings (data.source.init_args.world.init_args.num_training 4, "
+        "now 6): resume it with those",
+    ),
+    "resumed for less time": (
+        ("fit", "--resume", "--trainer.max_epochs", "0"),
+        "was trained with other settings (trainer.max_epochs 1, now 0): resume it with those",
     ),
     "unknown method": (
         assimilate(*STORE, *TABLE, "--method", "kalman"),
@@ -471,8 +531,8 @@ def test_a_store_is_replaced_only_when_asked(gates, folder):
         ),
         (
             "weather.experiments.twin.experiment.TwinExperiment.background_error",
-            lambda self, task: torch.tensor([1.0, torch.nan, 0.0]),
-            "the background error is .*nan, 0.0.*, expected positive numbers: give",
+            lambda source, task: torch.tensor([1.0, torch.nan, 0.0]),
+            "the background error of 0.1/perfect is .*nan, 0.0.*, expected positive numbers: give",
         ),
     ],
 )

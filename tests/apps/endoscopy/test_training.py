@@ -241,3 +241,15 @@ def test_a_missing_source_is_found_before_anything_is_rendered(make, tmp_path, o
     with pytest.raises(GatesError, match=rf"^data\.{option}: \S+absent.csv is absent; name"):
         render(data, Rendering(frames=1), [MAIN])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.fault("endoscopy C14")
+def test_a_run_of_several_folds_says_whose_network_it_takes(tmp_path):
+    shipped = Path(str(files("endoscopy"))) / "weights/synthetic/weights/configured-s0"
+    folder = RunFolder("endoscopy", "folds", tmp_path / "runs")
+    place = Place(folder, "table")
+    shutil.copytree(shipped, folder.path / "weights/configured-f1-s0")
+    assert find_bundle(place, None).name.endswith("configured-f1-s0")
+    shutil.copytree(shipped, folder.path / "weights/configured-f0-s0")
+    name = find_bundle(place, None).name
+    assert name.endswith("configured-f0-s0 (one of 2 folds; --weights takes another)")

@@ -162,7 +162,7 @@ def test_evaluate_trains_the_same_bits_as_fit(configured, tmp_path):
     found = configured("unit", *words)
     options = ["--config", "unit", "--root", tmp_path / "runs", *words]
     options += ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
-    assert main(["weather", "fit", *map(str, options)]) is None
+    assert main(["weather", "fit", *map(str, options)]) == 0
     found.data.source.setup()
     ticks, folder = [], tmp_path / "job"
     folder.mkdir()
