@@ -1,4 +1,4 @@
-"""What a rebuilding must not change: networks of ``fit`` and figures of ``evaluate``, frozen before.
+"""What rebuilding must not change: networks of ``fit`` and figures of ``evaluate``, frozen before.
 
 The weights come from one processor; others round differently, hence a tolerance that no change of
 data, order, seed or optimizer stays within.
