@@ -42,13 +42,23 @@ class Training:
         self.datamodule.prepare_data()
 
     def train(self, piece: Piece, job: Job) -> AdasAnalysis:
-        """Train one network as ``fit`` does."""
+        """Train one network as ``fit`` does.
+
+        Raises:
+            GatesError: The training is shorter than the interval of its validations.
+        """
+        interval, steps = piece.get("trainer.val_check_interval"), self.datamodule.steps
+        if isinstance(interval, int) and interval > steps:
+            raise GatesError(
+                f"trainer.val_check_interval is {interval}, but there are {steps} steps: set it to "
+                "that or less, or data.steps to more"
+            )
         options = {name: piece.get(f"trainer.{name}") for name in TRAINER}
         options = {name: value for name, value in options.items() if value is not None}
         optimizer = {name: piece[f"model.{name}"] for name in OPTIMIZER_BOX}
         options |= {name: piece.get(f"checkpoint.{name}") for name in ("monitor", "mode")}
         job.note(objects=self.datamodule.training_objects())
-        return self.fit(piece, job, optimizer, self.datamodule.steps, **options)
+        return self.fit(piece, job, optimizer, steps, **options)
 
     def fit(
         self, piece: Piece, job: Job, optimizer: Mapping[str, float], steps: int, **options: Any

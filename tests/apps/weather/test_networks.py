@@ -177,3 +177,10 @@ def test_evaluate_trains_the_same_bits_as_fit(configured, tmp_path):
     one, two = (load_file(at / AnalysisForm.FILE) for at in (store.find(piece), folder))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_training_shorter_than_its_validations_is_refused(configured, tmp_path):
+    found = configured("unit", "--data.steps", 2)
+    piece = network_piece(found.run, "ungated", 0)
+    with pytest.raises(GatesError, match="val_check_interval is 7, but there are 2 steps: set"):
+        Training(found.model, found.data).train(piece, Job(tmp_path))

@@ -13,7 +13,7 @@ import torch
 
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
-from harness.experiment import Arrays, Figures, Piece, Run, SettingsDiffer, Store, Table
+from harness.experiment import Arrays, Figures, Job, Piece, Run, SettingsDiffer, Store, Table
 from harness.experiment.forms import cast
 from harness.experiment.record import read_record
 from harness.experiment.ship import main as ship
@@ -149,6 +149,51 @@ def test_a_short_look_computes_nothing(run, work, tmp_path):
     run.obtain(store, [piece], work.square)
     quick = Run(run.folder, app="toy", settings=run.settings, quick=True)
     assert quick.obtain(quick.store("squares", Figures()), [piece, other], work.square) == [piece]
+
+
+def test_a_short_look_computes_what_scores_are_made_of(run, work, capsys):
+    quick = Run(run.folder, app="toy", settings=run.settings, quick=True)
+    store, piece = quick.store("squares", Figures()), quick.piece("square", 2)
+    prepared = []
+    for _ in range(2):
+        found = quick.obtain(
+            store, [piece], work.square, scoring=True, prepare=lambda: prepared.append(1)
+        )
+        assert found == [piece]
+    assert prepared == [1]
+    assert store.load(piece)["score"] == 4.0
+    assert "making them now" in capsys.readouterr().out
+
+
+def test_the_run_folder_alone_holds_a_result(tmp_path):
+    one, two = (Piece("square", 1, settings={"rate": rate}) for rate in (0.1, 0.2))
+    Store("squares", Figures(), tmp_path / "package").keep(one, {"score": 7.0})
+    store = Store("squares", Figures(), tmp_path / "run", tmp_path / "package")
+    assert store.find(one) is not None
+    assert not store.holds(one)
+    store.keep(two, {"score": 1.0})
+    assert store.holds(two)
+    assert not store.holds(one)
+
+
+@pytest.mark.parametrize(("ticks", "number"), [("epochs", 3), ("steps", 24)])
+def test_a_training_ticks_after_epochs_or_steps(tmp_path, work, ticks, number):
+    seen = []
+    job = Job(tmp_path, lambda: seen.append(1))
+    job.fit(work.Regression(), work.Points(), max_epochs=3, ticks=ticks)
+    assert len(seen) == number
+
+
+def test_a_choice_is_found_whatever_its_budget(run, work):
+    names = ["inside", "inside@night"]
+    made = run.tune({names[0]: {"x": (1.0, 9.0)}}, work.bowl, trials=2, steps=5, rate=1.0)
+    assert run.chosen(names, budget=["steps"], rate=1.0) == made
+    shipped = Run(run.folder.with_name("b"), app="toy", settings=run.settings)
+    assert shipped.chosen(names, budget=["steps"], rate=1.0) == {}
+    for other in ({"rate": 2.0}, {"rate": 1.0, "steps": 6}):
+        budget = [] if "steps" in other else ["steps"]
+        with pytest.raises(SettingsDiffer, match=r"choices/inside-s100 was made with other"):
+            run.chosen(names, budget=budget, **other)
 
 
 def test_only_some_methods_take_part(run, work):
