@@ -271,9 +271,9 @@ def test_our_own_manifest(tmp_path):
     ("changes", "words"),
     [
         ({"name": "../a"}, "'../a' is not a plain file name"),
-        ({"name": "/etc/passwd"}, "no plain file name"),
-        ({"name": ".hidden"}, "no plain file name"),
-        ({"name": ""}, "no plain file name"),
+        ({"name": "/etc/passwd"}, "is not a plain file name"),
+        ({"name": ".hidden"}, "is not a plain file name"),
+        ({"name": ""}, "is not a plain file name"),
         ({"url": "file:///etc/passwd"}, "is not an http or https address"),
         ({"url": ""}, "is not an http or https address"),
         ({"sha256": ""}, "has no md5 or sha256"),
