@@ -110,7 +110,7 @@ def generalization_table(
         resamples: Bootstrap resamples over images and seeds.
 
     Returns:
-        One row a variant: variant, seeds, accuracy and macro_f1 with ``_low``, ``_high`` and,
+        One row per variant: variant, seeds, accuracy and macro_f1 with ``_low``, ``_high`` and,
         except for the reference, ``_difference``, ``_difference_low``, ``_difference_high`` and
         ``_p_value``.
     """

@@ -19,7 +19,7 @@ def planted_features_table(rows: pd.DataFrame, *, level: float = 0.95) -> pd.Dat
         level: Coverage of intervals.
 
     Returns:
-        One row a method: method, seeds, each score with ``_low`` and ``_high``; ``gain`` with
+        One row per method: method, seeds, each score with ``_low`` and ``_high``; ``gain`` with
         ``gain_low`` and ``gain_high``: ranking_auc minus that of the weights of the network
         without gates, paired by seed; and ``selection``, whose verdicts hold with the whole
         interval: ``shown`` if the scores rank better than chance, most planted inputs stay open

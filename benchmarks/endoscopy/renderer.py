@@ -14,7 +14,7 @@ SIDE = 64
 FRAMES = 6
 EAGER, APERTURE, OURS = "eager, 26 steps", "eager, 26 steps, aperture only", "render_object"
 BAR = 0.5
-OBJECTS = 8  # rendered in turn; every call renders one
+OBJECTS = 8  # rendered one after the other, one per call
 
 
 def frames() -> Comparison:

@@ -33,7 +33,7 @@ class HeldSuarezRun(NamedTuple):
 
 
 def is_installed() -> bool:
-    """Tell whether the peer can be imported."""
+    """Return whether the peer can be imported."""
     return importlib.util.find_spec("dinosaur") is not None
 
 

@@ -27,7 +27,7 @@ class HeadGate(nn.Module):
         dim: Features of the normed input of the layer.
         num_heads: Heads of the gated tensor.
         head_dim: Features of a head.
-        granularity: One gate a feature or one a head.
+        granularity: One gate per feature or one per head.
         sharing: Whether every head has its own gates or all heads share those of one.
         form: Whether the gate multiplies or is added.
         activation: ``ns_sigmoid`` is ``0.5 + 0.5 sigmoid(z)``, which cannot close.

@@ -31,11 +31,11 @@ class GatedAttention(nn.Module):
 
     Args:
         dim: Features of a token.
-        num_heads: Heads of queries.
-        num_kv_heads: Heads of keys and values, which divide ``num_heads``; ``num_heads`` if None.
+        num_heads: Number of query heads.
+        num_kv_heads: Number of key and value heads, a divisor of ``num_heads``, the default.
         head_dim: Features of a head; ``dim / num_heads`` if None.
         position: Place of the gate; ``none`` is plain attention.
-        granularity: One gate a feature or one a head; G5 has no heads and is ``elementwise``.
+        granularity: One gate per feature or one per head; G5 has no heads and is ``elementwise``.
         sharing: See `HeadGate`.
         form: See `HeadGate`.
         activation: See `HeadGate`.

@@ -100,8 +100,8 @@ def positions_in_expert(
     First choices queue in token order, followed by the second choices of all tokens, and so on.
 
     Args:
-        indices: Expert of every choice (..., T, K); each leading index is a group with queues of
-            its own.
+        indices: Expert of every choice (..., T, K); each leading index is a group with its own
+            queues.
         num_experts: Number of experts.
         counted: False (..., T, K) at choices that do not queue; their place has no meaning.
         priority: Score (..., T); tokens queue in descending order of it instead.

@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Tell the malloc of glibc to keep freed memory, and return whether it took that.
 
     Large tensors are otherwise mapped and unmapped by every operation, and getting their pages
-    anew costs more than the work of many operations. Nothing happens where there is no glibc, or
+    again costs more than the work of many operations. Nothing happens where there is no glibc, or
     where the environment has a variable ``MALLOC_...`` already.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):

@@ -292,7 +292,7 @@ FAULTS = {
     ),
     "damaged checkpoint": (
         assimilate(*STORE, *TABLE, "--weights", "damaged.ckpt"),
-        "damaged.ckpt is damaged or no checkpoint",
+        "damaged.ckpt is damaged or not a checkpoint",
     ),
     "weights that are not finite": (
         assimilate(*STORE, *TABLE, "--weights", "nan.safetensors"),
@@ -304,19 +304,19 @@ FAULTS = {
     ),
     "checkpoint of a list": (
         assimilate(*STORE, *TABLE, "--weights", "list.ckpt"),
-        "list.ckpt is no checkpoint of a training: give checkpoints/last.ckpt",
+        "list.ckpt is not a checkpoint of a training: give checkpoints/last.ckpt",
     ),
     "training from a file of tensors": (
         ("fit", "--name", "new", "--ckpt_path", "plain.ckpt"),
-        "plain.ckpt is no checkpoint of a training: give checkpoints/last.ckpt",
+        "plain.ckpt is not a checkpoint of a training: give checkpoints/last.ckpt",
     ),
     "training from weights": (
         ("fit", "--name", "new", "--ckpt_path", WEIGHTS),
-        "weights.safetensors is no checkpoint of a training: give",
+        "weights.safetensors is not a checkpoint of a training: give",
     ),
     "evaluation of a file of tensors": (
         ("evaluate", "--name", "new", "--ckpt_path", "plain.ckpt"),
-        "plain.ckpt is no checkpoint of a training: give",
+        "plain.ckpt is not a checkpoint of a training: give",
     ),
     "model that is a number": (
         ("fit", "--config", "three.yaml"),
@@ -349,11 +349,11 @@ FAULTS = {
     ),
     "short look at a full evaluation": (
         ("evaluate", "--name", "full", "--quick"),
-        "full/scores.json holds a full evaluation, which a short look would replace: add --name",
+        "full/scores.json holds a full evaluation, which a quick run would replace: add --name",
     ),
     "checkpoint at a full evaluation": (
         ("evaluate", "--name", "full", "--ckpt_path", WEIGHTS),
-        "full/scores.json holds a full evaluation, which a short look would replace: add --name",
+        "full/scores.json holds a full evaluation, which a quick run would replace: add --name",
     ),
     "setting that its method refuses": (
         assimilate(*STORE, *TABLE, "--method", "oi", "--name", "refused"),

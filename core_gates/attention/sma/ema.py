@@ -17,8 +17,8 @@ class MultiHeadEMA(nn.Module):
     Feature c has n states with decay ``q = 1 - p a``, where ``p = sigmoid(δ)`` and ``a =
     sigmoid(α)``: ``h_t = q h_{t-1} + p β x_t`` and ``y_t = Σ γ h_t / √n + ω x_t``. Over a whole
     sequence this is a convolution with ``k_t = Σ p β γ q^t / √n``, computed by a Fourier transform
-    in O(T log T). A bidirectional average adds the same of the reversed sequence, with parameters
-    of its own; both count the present token.
+    in O(T log T). A bidirectional average adds the same of the reversed sequence, with separate
+    parameters; both count the present token.
 
     Args:
         dim: Features D.

@@ -94,7 +94,7 @@ def test_a_checkpoint_of_no_training_is_named(tmp_path):
     for number, content in enumerate(({"state_dict": [1]}, {"a": torch.ones(1)})):
         path = tmp_path / f"{number}.ckpt"
         torch.save(content, path)
-        with pytest.raises(GatesError, match=rf"{number}.ckpt is no checkpoint of a training"):
+        with pytest.raises(GatesError, match=rf"{number}.ckpt is not a checkpoint of a training"):
             load_trained(path, None)
 
 

@@ -1,7 +1,7 @@
 """Routing gates of every kind take each other's place in a layer, whatever the dispatch, and learn.
 
-The task is planted: tokens lie in two pairs of opposite clusters, and each cluster has a linear
-map of its own. Experts are linear, so that no mixture that is the same everywhere fits.
+The task is planted: tokens lie in two pairs of opposite clusters, and each cluster has its own
+linear map. Experts are linear, so that no mixture that is the same everywhere fits.
 """
 
 import pytest

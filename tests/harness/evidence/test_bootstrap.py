@@ -101,7 +101,7 @@ def test_copies_within_a_cluster_bring_no_certainty():
 def test_clusters_of_different_size_weigh_by_their_samples():
     values, ids = [1.0, 1.0, 1.0, 5.0], [7, 7, 7, 2]
     assert mean(Resamples.clusters(ids, level=0.98), values) == (2.0, 1.0, 5.0, 2)
-    # Half of the draws take both clusters, whose samples have the mean 2.
+    # Half of the resamples take both clusters, whose samples have the mean 2.
     assert mean(Resamples.clusters(ids, level=0.3), values) == (2.0, 2.0, 2.0, 2)
 
 

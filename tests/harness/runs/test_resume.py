@@ -186,7 +186,7 @@ def test_checkpoints_are_read_without_executing_them(tmp_path):
             return (Path.touch, (tmp_path / "executed",))
 
     torch.save({"weights": Trap()}, tmp_path / "trap.ckpt")
-    with pytest.raises(GatesError, match="damaged or no checkpoint"):
+    with pytest.raises(GatesError, match="damaged or not a checkpoint"):
         load_weights(tmp_path / "trap.ckpt")
     assert not (tmp_path / "executed").exists()
     with pytest.raises(GatesError, match="run fit first"):

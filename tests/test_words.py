@@ -1,0 +1,154 @@
+"""The words of docs, docstrings, comments and messages: none that CONTRIBUTING.md calls wrong."""
+
+import ast
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PENDING = (  # places that have not been read for their words yet
+    *("apps/endoscopy", "apps/weather"),
+    *("docs/endoscopy", "docs/new_application.md", "docs/weather", "endoscopy", "weather"),
+    *("tests/apps/endoscopy", "tests/apps/weather"),
+    *("tests/distributed", "tests/e2e", "tests/endoscopy"),
+    "tests/weather",
+)
+PACKAGES = ("apps", "benchmarks", "core_gates", "endoscopy", "harness", "studies", "weather")
+FOLDERS = (*PACKAGES, "docs", "tests", ".ci")
+SUFFIXES = {".md", ".py", ".pyi", ".yaml", ".cpp", ".css"}
+LOOSE = ("CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "README.md", "mkdocs.yml", "pyproject.toml")
+ROW = re.compile(r"^\| (`.+?) \| (.+?) \|.*\|$", re.MULTILINE)
+CODE = re.compile(r"^```.*?^```$|``.*?``|`[^`]*`", re.MULTILINE | re.DOTALL)
+
+
+def wrong_words() -> dict[str, str]:
+    """The first two columns of the table of words: each pattern, and what to write instead."""
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Words\n")[2]
+    rows = [(cell.replace("\\|", "|"), right) for cell, right in ROW.findall(table)]
+    return {pattern: right for cell, right in rows for pattern in re.findall(r"`(.+?)`", cell)}
+
+
+WRONG = wrong_words()
+
+
+def whole_words(pattern: str) -> re.Pattern[str]:
+    spaced = pattern.replace("[- ]", r"[-\s]").replace(" ", r"\s+")
+    return re.compile(rf"(?<![\w-])(?:{spaced})(?![\w-])", re.IGNORECASE)
+
+
+SEARCHED = {pattern: whole_words(pattern) for pattern in WRONG}
+
+
+def of_python(source: str) -> list[tuple[int, str]]:
+    """The comments, docstrings and messages of a module, each with its first line."""
+    comments: list[tuple[int, str]] = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            line, text = token.start[0], token.string[1:]
+            if comments and sum((comments[-1][0], comments[-1][1].count("\n"), 1)) == line:
+                line, text = comments[-1][0], f"{comments.pop()[1]}\n{text}"
+            comments.append((line, text))
+    strings = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [one.value if isinstance(one, ast.Constant) else "0" for one in node.values]
+            strings.append((node.lineno, "".join(map(str, parts))))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            strings.append((node.lineno, node.value))
+    return comments + [(line, text) for line, text in strings if len(text.split()) > 1]
+
+
+def of_settings(source: str) -> list[tuple[int, str]]:
+    """The comments of a YAML, TOML, C++, CSS or make file, and its quoted sentences."""
+    pattern = re.compile(r"""(?:#|//) .*|/\*.*?\*/|"[^"]* [^"]*"|description:.*""")
+    lines = enumerate(source.splitlines(), 1)
+    return [(number, part) for number, line in lines for part in pattern.findall(line)]
+
+
+def prose(path: Path) -> list[tuple[int, str]]:
+    """What a file tells its readers, without the code between backticks and in fences."""
+    source = path.read_text()
+    if path.suffix in (".py", ".pyi"):
+        pieces = of_python(source)
+    else:
+        pieces = [(1, source)] if path.suffix == ".md" else of_settings(source)
+    return [
+        (line, CODE.sub(lambda code: "x" + "\n" * code[0].count("\n"), t)) for line, t in pieces
+    ]
+
+
+def faults(path: Path) -> list[str]:
+    """Each wrong word of a file, with its line and the right one."""
+    found = {}
+    for start, text in prose(path):
+        for pattern, regex in SEARCHED.items():
+            for match in regex.finditer(text):
+                line = start + text[: match.start()].count("\n")
+                words = " ".join(match[0].split())
+                found[line, words] = f"{path}:{line}: not {words!r} but {WRONG[pattern]}"
+    return [found[key] for key in sorted(found)]
+
+
+def places() -> list[Path]:
+    files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*"))]
+    files = [path for path in files if path.suffix in SUFFIXES]
+    return [*files, *(ROOT / name for name in LOOSE)]
+
+
+def read() -> list[Path]:
+    names = {path: path.relative_to(ROOT).as_posix() for path in places()}
+    names.pop(Path(__file__))  # quotes wrong words
+    names.pop(ROOT / "CONTRIBUTING.md")  # so does its table
+    return [path for path, name in names.items() if not name.startswith(PENDING)]
+
+
+def test_the_table_has_its_words():
+    assert len(WRONG) >= 40
+    assert all(WRONG.values())
+    assert {"beside", "anew", "nobody", "(go|goes|going|went) on"} <= set(WRONG)
+
+
+def test_no_wrong_words():
+    wrong = [fault for path in read() for fault in faults(path)]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_no_wrong_words_around_the_table_of_them(tmp_path):
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    rest = tmp_path / "rest.md"
+    rest.write_text(page.partition("\n## Words\n")[0])
+    assert "## Tests" in rest.read_text()
+    assert faults(rest) == []
+
+
+def test_most_of_the_tree_has_been_read():
+    names = {path.relative_to(ROOT).as_posix() for path in read()}
+    rooms = {name.partition("/")[0] for name in names}
+    assert {"apps", "benchmarks", "core_gates", "docs", "harness", "studies", "tests"} <= rooms
+    assert {"README.md", "docs/gates.md", "core_gates/moe/layer.py", "pyproject.toml"} <= names
+    everything = [path.relative_to(ROOT).as_posix() for path in places()]
+    everything.append("docs/new_application.md")
+    assert [
+        place for place in PENDING if not any(one.startswith(place) for one in everything)
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "lines"),
+    [
+        ("a.py", '"""Put it\n    beside it."""\n', [2]),
+        ("a.py", "x = 1  # made anew\n", [1]),
+        ("a.py", 'raise ValueError(f"{x} is"\n f" beside {y}")\n', [1]),
+        ("a.py", 'beside = {"beside": anew}\n"""Return ``beside``."""\n', []),
+        ("a.py", "# one line\n# that goes\n# on, a share\n# of it\n", [2, 3]),
+        ("a.py", '"""There is no row; it is no larger, and besides."""\n', []),
+        ("a.md", "# Title\n\nA `beside` file\nmade\nAnew.\n```\nbeside\n```\nbeside\n", [5, 9]),
+        ("a.toml", 'x = "1"  # beside it\nbeside = 1\n', [1]),
+    ],
+)
+def test_what_is_searched(name, source, lines, tmp_path):
+    (tmp_path / name).write_text(source)
+    assert [int(fault.split(":")[1]) for fault in faults(tmp_path / name)] == lines
