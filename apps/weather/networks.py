@@ -193,8 +193,8 @@ def load_trained(path: Path, analysis: AdasAnalysis) -> None:
     state = load_checkpoint(path).get("state_dict")
     if not isinstance(state, dict):
         raise GatesError(
-            f"{path} is not a checkpoint of a training: give checkpoints/last.ckpt or best.ckpt of a "
-            "run, or a file of its weights/"
+            f"{path} is not a checkpoint of a training: give checkpoints/last.ckpt or best.ckpt of "
+            "a run, or a file of its weights/"
         )
     own = {str(n).removeprefix(prefix): v for n, v in state.items() if str(n).startswith(prefix)}
     take_weights(path, own, analysis)
