@@ -1,6 +1,7 @@
 """The tree: short files and functions, rooms where a folder grows, names that say one thing."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ MODULES, LINES, FUNCTION_LINES = 16, 500, 60
 LARGE = {"core_gates/gates"}  # one gate per file: the list of gates is what `ls` shows
 NAMELESS = {"utils", "helpers", "common", "misc"}
 TO_BE_SPLIT = {
-    "apps/endoscopy",
     "apps/endoscopy/commands.py: evaluate",
     "apps/endoscopy/predict/command.py: predict",
     "apps/endoscopy/scoring.py: score",
@@ -73,3 +73,15 @@ def test_functions_are_short(package):
 def test_nothing_of_the_core_waits_to_be_split():
     assert not [place for place in TO_BE_SPLIT if place.startswith("core_gates")]
     assert long_functions("def f():\n" + "    x = 1\n" * FUNCTION_LINES) == ["f"]
+
+
+def test_the_harness_knows_no_domain():
+    words = re.compile(r"weather|endoscop|polyp|forecast|assimilat|recsys|lora\b", re.IGNORECASE)
+    assert [name_of(f) for f in sources("harness") if words.search(f.read_text())] == []
+
+
+@pytest.mark.parametrize("app", ["weather", "endoscopy"])
+def test_applications_leave_engines_to_the_harness(app):
+    engines = re.compile(r"L\.Trainer\(|ProcessPool|safetensors|importlib\.resources")
+    found = [name_of(f) for f in sources(f"apps/{app}") if engines.search(f.read_text())]
+    assert found == []

@@ -47,12 +47,12 @@ class GatesRunCLI(LightningCLI):
 
     An application is a subclass, a Trainer with its verbs, and ``main``::
 
-        class WeatherCLI(GatesRunCLI):
-            app = "weather"
+        class DigitsCLI(GatesRunCLI):
+            app = "digits"
             verbs = ("prepare", "fit", "evaluate", "report")
 
         def main(arguments: Sequence[str]) -> None:
-            WeatherCLI(AssimilationModule, WeatherData, WeatherTrainer, arguments)
+            DigitsCLI(Classifier, Digits, DigitsTrainer, arguments)
 
     plus its line in ``apps.main.APPS``. Every verb other than ``fit validate test predict`` is a
     method of the Trainer class, see :class:`harness.command.trainer.GatesRunTrainer`. Arguments

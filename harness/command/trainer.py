@@ -18,8 +18,8 @@ class GatesRunTrainer(ExactTrainer):
     A verb is a documented, typed method that takes ``model`` and ``datamodule`` first; its other
     arguments become options of the command line::
 
-        class WeatherTrainer(GatesRunTrainer):
-            def tune(self, model: Assimilation, datamodule: WeatherData, trials: int = 8) -> None:
+        class DigitsTrainer(GatesRunTrainer):
+            def tune(self, model: Classifier, datamodule: Digits, trials: int = 8) -> None:
                 \"\"\"Choose the settings of every method.
 
     Args:

@@ -48,7 +48,7 @@ class Page:
     Figures are embedded, and also written as PNG with a CSV of their numbers: ``figures/`` next to
     the page. Text may hold ``**bold**`` and `` `code` ``; everything else is escaped. Example::
 
-        Page("Weather assimilation").text("One cycle ...").figure(figure, "Analysis").write(path)
+        Page("Digits").text("One run ...").figure(figure, "Errors").write(path)
 
     Args:
         title: Heading of the page.
