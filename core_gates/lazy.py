@@ -13,7 +13,7 @@ def exports(
     """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package that has a stub.
 
     The stub ``__init__.pyi`` next to ``file`` is the only list of names: type checkers read it, and
-    here each ``from .room import name as name`` says where a name lives.
+    here each ``from .room import name as name`` tells where a name lives.
 
     Args:
         package: ``__name__`` of the package.

@@ -131,5 +131,5 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 
 def autocast_off(x: Tensor) -> AbstractContextManager[object]:
-    """Switch autocast off on the device of ``x``; it knows no meta device."""
+    """Switch autocast off on the device of ``x``; autocast has no meta device."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -2,7 +2,7 @@
 
 The shape is T = 4096 tokens, d = 512, F = 1024, k = 2, float32, experts without a gated half.
 The dense network is as wide as the chosen experts together, plus the width that costs as much as
-the projection of the gate. The bars hold in the default mode unless the name says ``compile``.
+the projection of the gate. The bars hold in the default mode unless the name contains ``compile``.
 
 The gradients of 64 experts are 268 MB, which malloc by default returns to the system after every
 step and gets back page by page, for up to a third of the step. The benchmarks keep them, see

@@ -22,7 +22,7 @@ class HashGate(Gate):
     A table drawn once from ``seed`` and kept in the state gives every id ``k`` different experts,
     each with weight 1 / k: ``random``, independently of each other, or ``balanced``, the most
     frequent ids first, each to the experts with the least load so far. There are no parameters. The
-    state says for how many experts the table is; loading that of another number is an error.
+    state holds the number of experts of the table; loading another number is an error.
 
     Args:
         dim: Features of a token; only their shape is used.

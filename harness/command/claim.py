@@ -22,9 +22,9 @@ LENGTHENED = "lengthened"
 class FolderClaim(Callback):
     """Claim the run folder after ``prepare_data`` and ``setup`` of the data, before the first step.
 
-    The folder then says in ``record.json`` what is trained, and a training run that is resumed must
-    be the same. Lightning opens the files of its loggers before it sets up the data, so the Trainer
-    gets them here. Only the first rank claims; the others wait.
+    ``record.json`` in the folder then states what is trained, and a training run that is resumed
+    must be the same. Lightning opens the files of its loggers before it sets up the data, so the
+    Trainer gets them here. Only the first rank claims; the others wait.
 
     Args:
         run_folder: The folder of the run.
@@ -88,7 +88,7 @@ def resumed(run_folder: RunFolder, piece: Piece, objects: Sequence[str] | None =
         objects: What it is trained on; None while that is not known.
 
     Returns:
-        The piece; one that says ``lengthened`` if the training may now take longer.
+        The piece; it is marked ``lengthened`` if the training may now take longer.
 
     Raises:
         GatesError: The training that is there has another identity, other settings or other

@@ -160,7 +160,7 @@ class GatesRunCLI(LightningCLI):
         parser.add_argument(
             "--overwrite",
             action="store_true",
-            help="Begin a training run again; replace results that have other settings.",
+            help="Start a training run again; replace results that have other settings.",
         )
         parser.add_argument(
             "--shipped",

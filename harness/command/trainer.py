@@ -33,7 +33,7 @@ class GatesRunTrainer(ExactTrainer):
         run_folder: Where the verb writes; claimed for ``fit`` once its data are ready, untouched
             for other verbs.
         config_path: The file given with ``--config``, or None.
-        run_options: What the command line says of runs: settings, package, command.
+        run_options: Options of the command line for runs: settings, package, command.
     """
 
     run_folder: RunFolder

@@ -124,5 +124,5 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 
 def _summary(function: Callable[..., None]) -> str:
-    """Return what a docstring says before its arguments."""
+    """Return the part of a docstring before its arguments."""
     return inspect.cleandoc(function.__doc__ or "").partition("\nArgs:")[0].strip()

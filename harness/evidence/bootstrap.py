@@ -106,8 +106,9 @@ class Resamples:
     ) -> dict[str, Difference]:
         """Return the paired differences of the scores that both methods have.
 
-        p is twice the smaller fraction of resamples on either side of 0, at least 2 / (resamples +
-        1) and 2^(1 - units), the smallest p of a sign test: few units show nothing, one unit p = 1.
+        p is twice the smaller fraction of resamples on either side of 0, but at least
+        2 / (resamples + 1), and at least 2^(1 - units), the smallest p of a sign test: a
+        difference over few units cannot be significant, and with one unit p = 1.
 
         Args:
             scores: Of one method, or one for each seed.

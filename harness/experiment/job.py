@@ -32,7 +32,7 @@ class Job:
 
     Attributes:
         objects: Short hashes of what was trained on.
-        facts: What else the record says.
+        facts: Other fields of the record.
     """
 
     def __init__(self, folder: Path, tick: Callable[[], None] = lambda: None) -> None:
@@ -163,7 +163,7 @@ def sweep(folder: Path, piece: Piece) -> None:
 
 @contextmanager
 def _locked(path: Path, piece: Piece) -> Iterator[None]:
-    """Hold the lock of a piece, which ends with the process, however that ends."""
+    """Hold the lock of a piece, which is released when the process ends, in any way."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -128,9 +128,9 @@ class Run:
     ) -> list[Piece]:
         """Compute what is missing, and return the pieces that there are results of.
 
-        It first says what is missing and why. Every result is kept as soon as it is there, so that
-        a kill costs no more than the pieces under way; of those, what they keep in their folder is
-        resumed. Nothing is computed in a quick run.
+        It first prints what is missing and why. Every result is kept as soon as it is there, so
+        that a kill costs no more than the pieces under way; of those, what they keep in their
+        folder is resumed. Nothing is computed in a quick run.
 
         Args:
             store: Where results are kept.
@@ -279,7 +279,7 @@ class Run:
             bars: Dropped in a quick run, or where ``only`` leaves methods out.
             seeds: Seeds that the figures are based on.
             data: Data that the figures are based on.
-            headline: What they say, in a sentence.
+            headline: What they show, in a sentence.
             notes: What a reader must know.
             part: Replace only the tasks and bars whose name begins so.
             others: Beginnings of the tasks and bars of other verbs, which stay as they are.

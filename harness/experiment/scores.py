@@ -22,7 +22,7 @@ class Scores(NamedTuple):
         bars: Every bar.
         seeds: Seeds that the figures are based on.
         data: Data that the figures are based on.
-        headline: What they say, in a sentence; empty if nothing was said.
+        headline: What they show, in a sentence; empty if there is none.
         notes: What a reader must know.
         quick: Whether they come from a quick run on small samples.
     """

@@ -24,7 +24,7 @@ def calibration_figure(
     *,
     error: float | None = None,
     samples: str = "samples",
-    x: str = "predicted chance",
+    x: str = "predicted probability",
     y: str = "observed frequency",
     title: str = "Calibration",
 ) -> Figure:

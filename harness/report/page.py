@@ -75,7 +75,7 @@ class Page:
         return self
 
     def tiles(self, tiles: Sequence[Tile]) -> "Page":
-        """Add headline figures side by side."""
+        """Add headline figures in a row."""
         boxes = "".join(
             f'<div class="tile {html.escape(tile.state)}"><span>{_inline(tile.label)}</span>'
             f"<b>{_inline(tile.value)}</b><small>{_inline(tile.note)}</small></div>"

@@ -304,19 +304,19 @@ FAULTS = {
     ),
     "checkpoint of a list": (
         assimilate(*STORE, *TABLE, "--weights", "list.ckpt"),
-        "list.ckpt is not a checkpoint of a training: give checkpoints/last.ckpt",
+        "list.ckpt is not a checkpoint of a training( run)?: give checkpoints/last.ckpt",
     ),
     "training from a file of tensors": (
         ("fit", "--name", "new", "--ckpt_path", "plain.ckpt"),
-        "plain.ckpt is not a checkpoint of a training: give checkpoints/last.ckpt",
+        "plain.ckpt is not a checkpoint of a training( run)?: give checkpoints/last.ckpt",
     ),
     "training from weights": (
         ("fit", "--name", "new", "--ckpt_path", WEIGHTS),
-        "weights.safetensors is not a checkpoint of a training: give",
+        "weights.safetensors is not a checkpoint of a training( run)?: give",
     ),
     "evaluation of a file of tensors": (
         ("evaluate", "--name", "new", "--ckpt_path", "plain.ckpt"),
-        "plain.ckpt is not a checkpoint of a training: give",
+        "plain.ckpt is not a checkpoint of a training( run)?: give",
     ),
     "model that is a number": (
         ("fit", "--config", "three.yaml"),

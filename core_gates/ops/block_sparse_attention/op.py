@@ -26,7 +26,7 @@ def block_sparse_attention(
     """Attend to the kept blocks of keys only (SeerAttention, arXiv 2410.13276).
 
     Blocks are cut at multiples of ``block_size``. Under causality the queries are the last Lq of
-    the Lk tokens; blocks in the future are ignored whatever the mask says. A query without a
+    the Lk tokens; blocks in the future are ignored whatever the mask holds. A query without a
     visible key gets 0. Without a kernel the kept blocks are gathered, also in mode ``compile``;
     half precision is then computed in float32.
 
