@@ -1,4 +1,5 @@
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -6,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates import RoutingOutput
-from core_gates.routing import capacity as capacity_module
 from core_gates.routing.capacity import (
     capacity,
     group_capacity,
@@ -49,14 +49,15 @@ def test_capacity_is_at_least_one_and_not_raised_by_rounding():
 @pytest.mark.fault("core A12")
 @pytest.mark.parametrize("rule", ["ceil", "floor", "per_expert", "per_token"])
 def test_capacity_where_the_device_has_no_float64(rule, monkeypatch):
-    monkeypatch.setattr(capacity_module, "widest_float", lambda _device: torch.float32)
+    module = import_module("core_gates.routing.capacity")
+    monkeypatch.setattr(module, "widest_float", lambda _device: torch.float32)
     numbers = [1, 2, 7, 23, 100, 4095, 4096, 100_000]
     for factor in (0.07, 0.25, 0.29, 1.0, 1.1, 1.25, 2.0):
         for experts in (1, 6, 10, 64):
             for number in numbers:
                 real = torch.zeros(2, 100_000, 1, dtype=torch.bool)
                 real[1, :number] = True
-                limit = group_capacity(100_000, experts, factor, rule, real)
+                limit = group_capacity(100_000, experts, factor, rule, real, torch.device("cpu"))
                 assert limit.dtype == torch.float32
                 expected = [[[capacity(n, experts, factor, rule)]] for n in (0, number)]
                 assert limit.tolist() == expected
