@@ -414,6 +414,7 @@ def test_a_search_resumes_bit_for_bit():
 @pytest.mark.fault("core F4")
 def test_a_search_is_compiled_once_and_learns_like_eager():
     """Temperature and iterations change in each step; a graph holds for all of a search."""
+    torch._dynamo.reset()  # of sizes that other tests have compiled
     graphs = []
 
     def backend(graph, inputs):
