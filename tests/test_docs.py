@@ -40,7 +40,7 @@ def own_apps(page: Path) -> list[str]:
 def commands(page: Path) -> list[list[str]]:
     """Every ``gates ...`` of a page, in fenced blocks and between backticks.
 
-    An application that the page itself adds to the table is left to a test of its own.
+    An application that the page itself adds to the table is left to a test that it adds.
     """
     text, own = page.read_text(), own_apps(page)
     bodies = [body.replace("\\\n", " ") for _, body in FENCE.findall(text)]

@@ -199,7 +199,7 @@ class LimitedGate(Gate):
     """Base of gates with a capacity, set for training and evaluation apart.
 
     Args:
-        dim: Features of a position.
+        dim: Features of a token.
         num_experts: Number of experts.
         capacity_factor: Room of an expert in training over that of a balanced routing; None drops
             nothing.
@@ -207,7 +207,7 @@ class LimitedGate(Gate):
         capacity_rule: How the capacity is rounded; see
             :func:`~core_gates.routing.capacity.capacity`.
         eval_capacity_rule: The same in evaluation; that of training if None.
-        padding_in_capacity: Whether ignored positions count as tokens in the capacity.
+        padding_in_capacity: Whether ignored tokens count as tokens in the capacity.
         group_dim: Dimension of ``x`` whose positions share the room; all positions if None.
 
     Raises:

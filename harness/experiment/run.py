@@ -139,7 +139,7 @@ class Run:
             ticks: Ticks of a piece; the longest pieces are begun first.
             prepare: Called once in this process if anything is missing, before the work begins,
                 such as to build caches that the pieces share.
-            scoring: The work is no training but what scores are made of: a short look computes it.
+            scoring: The work is no training but what scores are made of: a quick run computes it.
 
         Raises:
             SettingsDiffer: A result of the run folder has other settings.
@@ -376,7 +376,7 @@ class Run:
             return Scores()
 
     def _refuse_nothing(self) -> None:
-        what = "nothing was trained yet, and a short look trains nothing: leave out --quick"
+        what = "nothing was trained yet, and a quick run trains nothing: leave out --quick"
         raise GatesError(what if self.quick else "nothing was scored: check --only and --seeds")
 
     def _keep_full_scores(self) -> None:

@@ -73,7 +73,7 @@ class Store(Generic[R]):
         return None
 
     def holds(self, piece: Piece) -> bool:
-        """Tell whether the run folder itself has a result with these settings."""
+        """Return whether the run folder itself has a result with these settings."""
         own = self.folder / piece.name
         return own.is_dir() and not gap(read_record(own), piece)
 

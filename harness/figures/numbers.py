@@ -1,4 +1,4 @@
-"""The numbers that a figure shows, read from the figure itself, so that others can draw it anew."""
+"""The numbers that a figure shows, read from the figure, so that others can draw it again."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -41,7 +41,7 @@ def run_page(
     title = f"{run.app.capitalize()}: {run.folder.name}"
     page = Page(title, scores.headline or verdict(scores.bars))
     if scores.quick:
-        page.text("**A short look**: small samples, nothing trained for it, no bars.")
+        page.text("**A quick run**: small samples, nothing trained for it, no bars.")
     for note in scores.notes:
         page.text(note)
     add_scores(page, scores, metrics)
@@ -61,7 +61,7 @@ def add_scores(page: Page, scores: Scores, metrics: Collection[str] = ()) -> Non
     if scores.bars:
         page.figure(
             limits_figure(scores.bars),
-            "By which share of its limit every figure meets or misses it.",
+            "By which fraction of its limit every figure meets or misses it.",
             name="bars",
             table=(
                 ("name", "value", "sense", "bar", "unit", "met"),
@@ -86,7 +86,7 @@ def add_differences(page: Page, rows: Sequence[Row]) -> None:
 
 
 def add_curves(page: Page, folder: Path) -> None:
-    """Add what the trainings of a run folder logged, if they did.
+    """Add what the training runs of a folder logged, if they did.
 
     Raises:
         GatesError: A log is damaged.
@@ -139,7 +139,7 @@ def _curves(path: Path) -> dict[str, Curve]:
 
 
 def _results(folder: Path) -> list[tuple[str, Record]]:
-    """Return kind and record of every result of a run folder but trials, trainings first."""
+    """Return kind and record of every result of a run folder but trials, training runs first."""
     found = []
     paths = [folder / RECORD, *sorted(folder.glob(f"*/{RECORD}"))]
     for path in [*paths, *sorted(folder.glob(f"*/*/{RECORD}"))]:

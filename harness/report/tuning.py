@@ -69,7 +69,7 @@ def found_choices(run: Run) -> dict[str, Choice]:
 
 
 def _agrees(record: Record, run: Run) -> bool:
-    """Tell whether a choice has no setting that is another one in this run."""
+    """Return whether a choice has no setting that is another one in this run."""
     own = Piece("", settings=run.settings).settings
     return all(record.settings.get(name, value) == value for name, value in own.items())
 

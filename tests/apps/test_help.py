@@ -9,6 +9,12 @@ from apps.main import APPS, main
 VERBS = [(name, verb) for name, app in APPS.items() for verb in app.verbs]
 
 
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch):
+    """A terminal of 100 columns, whatever this process runs in."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 def text_of(capsys, *words):
     with pytest.raises(SystemExit) as leave:
         main([*words])

@@ -132,7 +132,7 @@ def test_what_is_refused_is_one_line(gates, run_folder, faulty_inputs, folder):
             "another seed": ((*fit, "--resume", "--seed_everything", "1"), "seed 0, now 1"),
             "another rate": ((*fit, "--resume", lr, "0.5"), f"{lr[2:]} 0.01, now 0.5"),
             "other trials": ((*evaluate, "--trials", "3"), "trials 2, now 3"),
-            "a short look": ((*evaluate, "--quick"), "holds a full evaluation"),
+            "a quick run": ((*evaluate, "--quick"), "holds a full evaluation"),
             "no epochs": (("digits", "fit", FAST[0], "x"), "expected int"),
         },
         run=gates,
@@ -162,7 +162,7 @@ def test_a_short_look_trains_nothing_and_has_no_bars(gates, run_folder):
     (run_folder / "scores.json").write_bytes(full)
     code, _, err = gates("digits", "evaluate", "--quick", "--name", "other")
     assert code == 2
-    assert err.endswith("a short look trains nothing: leave out --quick\n")
+    assert err.endswith("a quick run trains nothing: leave out --quick\n")
 
 
 def test_one_method_alone(gates, run_folder):

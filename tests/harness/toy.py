@@ -128,7 +128,7 @@ def trial(piece: Piece, job: Job) -> dict[str, float]:
 
 
 class ToyTrainer(GatesRunTrainer):
-    """A Trainer with verbs of its own."""
+    """A Trainer with verbs apart from the others."""
 
     def tune(self, model: ToyModule, datamodule: ToyData, trials: int = 2, epochs: int = 3) -> None:
         """Choose the learning rate of two students."""

@@ -62,8 +62,14 @@ def test_faulty_idx_files_are_refused(tmp_path):
     for content, words in (
         (b"no gzip", "cannot be read"),
         (gzip.compress(b"short"), "is not an idx file of 3 dimensions"),
-        (gzip.compress(np.array([2049, 1, 28, 28], ">i4").tobytes() + bytes(784)), "no idx file"),
-        (gzip.compress(np.array([2051, 2, 28, 28], ">i4").tobytes() + bytes(784)), "no idx file"),
+        (
+            gzip.compress(np.array([2049, 1, 28, 28], ">i4").tobytes() + bytes(784)),
+            "is not an idx file",
+        ),
+        (
+            gzip.compress(np.array([2051, 2, 28, 28], ">i4").tobytes() + bytes(784)),
+            "is not an idx file",
+        ),
     ):
         write_idx(tmp_path)
         path.write_bytes(content)

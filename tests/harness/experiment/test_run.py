@@ -89,7 +89,7 @@ def test_nothing_scored_is_said(run):
     with pytest.raises(GatesError, match="nothing was scored: check --only and --seeds"):
         run.finish([], seeds=[0])
     quick = Run(run.folder, app="toy", quick=True)
-    with pytest.raises(GatesError, match="a short look trains nothing: leave out --quick"):
+    with pytest.raises(GatesError, match="a quick run trains nothing: leave out --quick"):
         quick.finish([], seeds=[0])
     assert not run.scores.exists()
 

@@ -129,7 +129,7 @@ def test_what_is_not_there_has_no_section(tmp_path):
     run.finish(ROWS[:2], [Bar("error", 1.0, "<=", 2.0)], seeds=[0])
     page = run_page(run)
     assert sections(page) == ["Scores", "Data and settings"]
-    assert "A short look" in text_of(page)
+    assert "A quick run" in text_of(page)
 
 
 def test_a_report_needs_scores(tmp_path):

@@ -30,7 +30,7 @@ def test_killed_evaluations_end_like_unbroken_ones(toy_command, kill_and_resume)
 
 def test_work_that_ignores_its_seed_is_noticed(toy_command, kill_and_resume):
     command = [*toy_command, "evaluate", "--sloppy", "--trials", "1", "--epochs", "2"]
-    with pytest.raises(AssertionError, match="differ from the unbroken run: "):
+    with pytest.raises(AssertionError, match="differ from the uninterrupted run: "):
         kill_and_resume(command, app="toy", compare=MADE[:2])
 
 
