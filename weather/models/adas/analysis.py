@@ -154,10 +154,10 @@ def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> N
         name: (value.bfloat16() if name.startswith("network.") else value.float()).contiguous()
         for name, value in analysis.state_dict().items()
     }
-    metadata = {
-        "facts": json.dumps(facts, sort_keys=True),
-        "form": json.dumps(_form(analysis), sort_keys=True),
-    }
+    # One entry gives the same bytes every time: safetensors writes several in random order.
+    metadata = {"form": json.dumps(_form(analysis), sort_keys=True)}
+    if facts:
+        metadata["facts"] = json.dumps(facts, sort_keys=True)
     with replacing(path) as partial:
         save_file(tensors, partial, metadata=metadata)
 
