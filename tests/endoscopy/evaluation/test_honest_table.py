@@ -101,10 +101,13 @@ def test_the_regression_stands_among_the_baselines_of_the_honest_table():
     predictions = trainings({"plain": 1.0, "SE": 1.0})
     baselines = trainings({"constant": 6.0, "area": 3.0, REGRESSION: 1.2})
     scores = HonestComparison(predictions, baselines, resamples=200)
-    rows = {row[:3]: row.value for row in scores.rows()}
+    rows = {row[:3]: row.value for row in scores.rows() if not row.versus}
     assert 0 < rows[REGRESSION, "150 objects", "mape"] < rows["area", "150 objects", "mape"]
     assert "area and brightness: macro F1" in scores.headline
     assert scores.headline.startswith("With 150 training objects, constant: macro F1")
-    assert ("SE", "50 objects", "mape minus plain") in rows
+    differences = [row for row in scores.rows() if row.versus]
+    assert {row.versus for row in differences} == {"plain"}
+    assert ("SE", "50 objects", "mape") in {row[:3] for row in differences}
+    assert all(0 < row.p <= 1 for row in differences)
     without = baselines[baselines["variant"] != REGRESSION]
     assert "brightness" not in HonestComparison(predictions, without, resamples=200).headline
