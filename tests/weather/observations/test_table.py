@@ -120,7 +120,7 @@ FAULTS = {
 
 @pytest.mark.fault("weather Bf")
 def test_no_advice_about_pandas_is_passed_on():
-    with pytest.raises(GatesError, match="yesterday at noon.*; write it as") as caught:
+    with pytest.raises(GatesError, match=r"yesterday at noon.*; write it as") as caught:
         ObservationTable.from_frame(reports(time="yesterday at noon"))
     assert "You might want" not in str(caught.value)
 
