@@ -37,9 +37,11 @@ def test_it_starts_as_the_identity_exactly(dim, num_maps, num_rows):
 
 
 def test_factors_stay_between_zero_and_two():
+    torch.manual_seed(0)
     gate = randomized(LowRankFeatureGate(5, 2))
     factors = gate.factors(torch.randn(100, 5) * 3)
-    assert (factors.min() >= 0) & (factors.max() <= 2)
+    ulp = torch.finfo(factors.dtype).eps  # by which a vectorized tanh may exceed one
+    assert (factors.min() >= -ulp) & (factors.max() <= 2 + ulp)
     assert factors.max() - factors.min() > 1.5
 
 
