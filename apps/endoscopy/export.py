@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,7 @@ from core_gates.errors import GatesError
 from endoscopy.bundles.model_card import model_card
 from endoscopy.export.network import CHECKED, export_onnx, export_program, exportable, save_program
 from harness.command.verbs import Place, refuse_existing
-from harness.files.atomic import write_json, write_text
+from harness.files.atomic import replacing, write_json, write_text
 
 Format = Literal["onnx", "torch"]
 FILES: dict[str, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
@@ -43,11 +42,8 @@ def export(
     found = find_bundle(place, weights)
     print(f"weights: {found.name}")
     model, example, metadata = exportable(found.bundle)
-    partial = folder.with_name(f".{folder.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    try:
+    with replacing(folder) as partial:
+        partial.mkdir()
         for name in dict.fromkeys(formats):
             path = partial / FILES[name]
             if name == "onnx":
@@ -59,9 +55,4 @@ def export(
             print(f"{path.name}: {size:.2f} MB, agrees with PyTorch on {counts} frames")
         write_json(partial / "config.json", metadata)
         write_text(partial / "README.md", model_card(found.bundle.config()))
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     print(folder)
