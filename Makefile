@@ -1,16 +1,17 @@
 .DEFAULT_GOAL := help
-.PHONY: help tour test lint docs bench
+.PHONY: help tour test coverage lint docs bench
 
 BIN := .venv/bin
 PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 
 help:
-	@echo "make tour    every system on real data in minutes, with a table and an HTML report"
-	@echo "make test    lint, types, import layers and tests"
-	@echo "make lint    lint, types and import layers only"
-	@echo "make docs    the documentation site, in site/"
-	@echo "make bench   the benchmark suites"
+	@echo "make tour      every system on real data in minutes, with a table and an HTML report"
+	@echo "make test      lint, types, import layers and tests"
+	@echo "make coverage  the tests again, with the lines that none of them reaches"
+	@echo "make lint      lint, types and import layers only"
+	@echo "make docs      the documentation site, in site/"
+	@echo "make bench     the benchmark suites"
 
 # The environment is built once and again only after pyproject.toml has changed.
 .venv/.ready: pyproject.toml
@@ -29,6 +30,10 @@ lint: .venv/.ready
 	$(BIN)/mypy
 
 test: lint
+	$(BIN)/pytest -n 2 --dist loadfile
+
+# Tracing every line makes the tests about a quarter slower, so it is not part of `make test`.
+coverage: lint
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 # What only these two need is installed at the first call.
