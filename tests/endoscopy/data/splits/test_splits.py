@@ -1,12 +1,15 @@
 import csv
+from importlib.resources import files
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
+from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.data.readers.table import read_frame_table
 from endoscopy.data.splits.folds import Folds, Split, check_leakage
 from endoscopy.data.splits.published import audit5, make_folds, official_hag6, read_folds
@@ -273,3 +276,15 @@ def test_a_table_without_patients_keeps_lesions_of_a_video_together(tmp_path, ma
     frames.assign(patient="").to_csv(path, index=False)
     again, _ = read_frame_table(path, check_images=False)
     assert again.patients.tolist() == table.patients.tolist()
+
+
+@pytest.mark.fault("endoscopy B7")
+def test_a_configuration_is_the_experiment_of_the_paper(tmp_path):
+    text = (files("apps.endoscopy") / "configs" / "hag6.yaml").read_text()
+    found = yaml.safe_load(text)
+    arguments = found["data"] | {"split_file": str(official(tmp_path / "a.csv"))}
+    data = PolypSizingDataModule(**arguments)
+    assert set(data.sources) == {"sun", "real_colon"}
+    assert (data.split_kind, data.streams) == ("hag6", ("crop",))
+    assert found["model"]["model"]["init_args"]["streams"] == ["crop"]
+    assert found["evaluate"]["folds"] == list(range(official_hag6(data.split_file).num_folds))
