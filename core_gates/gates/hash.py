@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from core_gates.errors import check_option
+from core_gates.errors import check_at_least, check_option
 from core_gates.padding import check_padding_mask
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
@@ -62,10 +62,7 @@ class HashGate(Gate):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_experts)
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
-        if num_ids < 1:
-            raise ValueError(f"num_ids must be at least 1, got {num_ids}")
+        check_at_least(1, num_ids=num_ids)
         check_option("table", table, get_args(HashTable))
         if frequencies is not None:
             if table == "random":
@@ -76,7 +73,7 @@ class HashGate(Gate):
                     f"frequencies must be {num_ids} numbers that are not negative, one an id"
                 )
         self.num_ids = num_ids
-        self.k = k
+        self.k = self.checked_k(k)
         self.seed = seed
         self._kind = table
         self._frequencies: list[float] | None = frequencies

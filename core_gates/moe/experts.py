@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.activations import activate, check_activation
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_at_least
 from core_gates.moe.checkpoint_layouts import merge_experts
 from core_gates.moe.dense_mlp import read_mlp
 from core_gates.moe.transforms import is_transformed
@@ -58,10 +58,7 @@ class StackedExperts(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"num_experts": num_experts, "dim": dim, "hidden_dim": hidden_dim}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(1, num_experts=num_experts, dim=dim, hidden_dim=hidden_dim)
         check_activation(activation)
         self.num_experts, self.dim, self.hidden_dim = num_experts, dim, hidden_dim
         self.first_expert = 0

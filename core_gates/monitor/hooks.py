@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from core_gates.errors import check_at_least
 from core_gates.moe.experts import StackedExperts
 from core_gates.monitor.activations import ActivationStatistics
 from core_gates.monitor.report import GateReport
@@ -75,8 +76,7 @@ class GateMonitor:
         dead_share: float = 0.1,
         experts: Mapping[str, int] | None = None,
     ) -> None:
-        if every < 1 or bins < 1:
-            raise ValueError(f"every and bins must be at least 1, got {every} and {bins}")
+        check_at_least(1, every=every, bins=bins)
         self._model = model
         self._every = every
         self._sampling = True

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.repeated import accumulate
 
@@ -67,9 +68,7 @@ class Gate(nn.Module, ABC):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("num_experts", num_experts)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(1, dim=dim, num_experts=num_experts)
         self.dim = dim
         self.num_experts = num_experts
         self.listeners: tuple[Listener, ...] = ()
@@ -101,6 +100,16 @@ class Gate(nn.Module, ABC):
         for listener in self.listeners:
             listener(routing, kwargs.get("padding_mask"))
         return routing
+
+    def checked_k(self, k: int) -> int:
+        """Return ``k``, the number of choices of a token.
+
+        Raises:
+            ValueError: It is below 1 or above the number of experts.
+        """
+        if not 1 <= k <= self.num_experts:
+            raise ValueError(f"k must lie between 1 and num_experts={self.num_experts}, got {k}")
+        return k
 
     @property
     def learns_from_routings(self) -> bool:

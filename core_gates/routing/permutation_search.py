@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from core_gates.errors import check_at_least, check_positive
+
 T = TypeVar("T", int, Tensor)
 F = TypeVar("F", float, Tensor)
 
@@ -48,18 +50,12 @@ class PermutationSearch:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_steps", 2),
-            ("num_permutations", 1),
-            ("first_iterations", 1),
-            ("last_iterations", self.first_iterations),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.noise < 0:
-            raise ValueError(f"noise must not be negative, got {self.noise}")
-        if not min(self.start, self.end) > 0:
-            raise ValueError(f"start and end must be positive, got {self.start} and {self.end}")
+        check_at_least(2, num_steps=self.num_steps)
+        check_at_least(1, num_permutations=self.num_permutations)
+        check_at_least(1, first_iterations=self.first_iterations)
+        check_at_least(self.first_iterations, last_iterations=self.last_iterations)
+        check_at_least(0, noise=self.noise)
+        check_positive(start=self.start, end=self.end)
 
     def temperature_at(self, t: F) -> F:
         """Return τ in step t, a number or a floating tensor."""

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from core_gates.errors import check_option
+from core_gates.errors import check_option, check_positive
 from core_gates.routing.repeated import unobserved
 
 Mode = Literal["dual", "reference", "joint", "every_k", "off"]
@@ -101,9 +101,7 @@ class GradientRouting:
         check_option("mode", mode, get_args(Mode))
         if gate_optimizer is None and mode != "off":
             raise ValueError(f"mode {mode!r} needs a gate_optimizer; without gates choose 'off'")
-        for name, value in (("clip", clip), ("gate_clip", gate_clip), ("k", k)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
+        check_positive(clip=clip, gate_clip=gate_clip, k=k)
         self.optimizer = optimizer
         self.gate_optimizer = gate_optimizer
         self.mode = mode

@@ -16,7 +16,7 @@ from core_gates.attention.sma.local_attention import (
     in_neighborhoods,
     local_attention,
 )
-from core_gates.errors import check_option
+from core_gates.errors import check_at_least, check_option
 from core_gates.padding import zero_padding
 
 PositionEncoding = Literal["simple", "local", "rotary"]
@@ -73,11 +73,7 @@ class GatedAttentionUnit(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if min(dim, key_dim, hidden_dim) < 1:
-            raise ValueError(
-                "dim, key_dim and hidden_dim must be at least 1, got"
-                f" {dim}, {key_dim} and {hidden_dim}"
-            )
+        check_at_least(1, dim=dim, key_dim=key_dim, hidden_dim=hidden_dim)
         check_attention(window, weighting)
         check_option("position", position, get_args(PositionEncoding))
         if position == "rotary" and key_dim % 2:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
+from core_gates.errors import check_at_least
 from core_gates.ops._select import use_kernel
 from core_gates.ops.block_sparse_attention import gather
 from core_gates.ops.block_sparse_attention.layout import BlockLayout
@@ -84,8 +85,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 def _expand(block_mask: Tensor, q: Tensor, k: Tensor, layout: BlockLayout) -> Tensor:
     """Return the mask as (B, H, Nq, Nk)."""
-    if layout.size < 1:
-        raise ValueError(f"block_size must be at least 1, got {layout.size}")
+    check_at_least(1, block_size=layout.size)
     if layout.offset < 0:
         raise ValueError(
             f"causal attention needs no more queries than keys, got {layout.num_queries} and"
