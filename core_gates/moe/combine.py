@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.moe.transforms import is_transformed
+from core_gates.ops._select import is_transformed
 
 CHUNK = 256
 """Rows at a time whose gradient stays in the cache until all is done with it."""

@@ -11,7 +11,6 @@ from core_gates.activations import activate, check_activation
 from core_gates.errors import GatesError, check_at_least
 from core_gates.moe.checkpoint_layouts import merge_experts
 from core_gates.moe.dense_mlp import read_mlp
-from core_gates.moe.transforms import is_transformed
 from core_gates.ops.grouped_linear.segments import WEIGHT_FIRST
 from core_gates.ops.grouped_mlp.op import grouped_mlp
 
@@ -227,11 +226,6 @@ class StackedExperts(nn.Module):
         return experts if used is None else experts.masked_fill(~used, self.num_experts)
 
     def _run(self, rows: Tensor, counts: Tensor, gather: Tensor | None) -> Tensor:
-        if is_transformed():
-            raise GatesError(
-                "experts.run has no torch.func transforms, its derivatives would be lost: use"
-                " experts.dense, or a MoELayer"
-            )
         first, first_bias, down, down_bias = self._weights()
         return grouped_mlp(
             rows,

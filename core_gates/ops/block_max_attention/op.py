@@ -7,8 +7,8 @@ from torch.library import custom_op
 
 from core_gates.errors import check_at_least
 from core_gates.numerics import accumulation_dtype
-from core_gates.ops._select import use_kernel
-from core_gates.ops.block_max_attention import row_chunks
+from core_gates.ops._select import in_forward_mode, use_kernel
+from core_gates.ops.block_max_attention import reference, row_chunks
 
 
 class BlockMaxOutput(NamedTuple):
@@ -66,6 +66,8 @@ def block_max_attention(
         )
     check_at_least(1, block_size=block_size)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if in_forward_mode():
+        return BlockMaxOutput(*reference.forward(q, k, v, block_size, scale, per_row))
     backend = "triton" if use_kernel(q, k, v) else "row_chunks"
     return BlockMaxOutput(*_forward(q, k, v, block_size, scale, per_row, backend))
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.library import custom_op
 
 from core_gates.errors import check_at_least
-from core_gates.ops._select import use_kernel
-from core_gates.ops.block_sparse_attention import gather
+from core_gates.ops._select import in_forward_mode, use_kernel
+from core_gates.ops.block_sparse_attention import gather, reference
 from core_gates.ops.block_sparse_attention.layout import BlockLayout
 
 
@@ -63,6 +63,8 @@ def block_sparse_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not torch.compiler.is_compiling() and _is_dense(block_mask, layout, dense_above):
         return _dense(q, k, v, layout, scale)
+    if in_forward_mode():
+        return reference.forward(q, k, v, block_mask, block_size, causal, scale)[0]
     backend = "triton" if use_kernel(q, k, v) else "gather"
     result: Tensor = _forward(q, k, v, block_mask, block_size, causal, scale, backend)[0]
     return result

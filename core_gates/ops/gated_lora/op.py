@@ -56,6 +56,8 @@ def gated_lora(
         raise ValueError("base can be overwritten under torch.no_grad() only")
     tokens = base.reshape(-1, base.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
     arguments = *tokens, up, coefficients, list(ranks), eps
+    if torch.compiler.is_exporting():  # other runtimes do not know the operator
+        return reference.forward(*arguments).view(base.shape)
     kernel = use_kernel(base, hidden, up, coefficients) and max(ranks) <= LARGEST_KERNEL_RANK
     # Dynamo would unroll the loop over blocks, hence the opaque operator while compiling.
     opaque = kernel or torch.compiler.is_compiling()
