@@ -1,5 +1,7 @@
 """The noisy top-k gate."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -113,5 +115,4 @@ class NoisyTopKGate(LinearRouter):
         if std is None or routing.logits is None or self.k == self.num_experts:
             return chosen
         threshold = torch.where(chosen > 0, top[..., self.k, None], top[..., self.k - 1, None])
-        load: Tensor = torch.special.ndtr((routing.logits - threshold) / std)
-        return load
+        return cast(Tensor, torch.special.ndtr((routing.logits - threshold) / std))

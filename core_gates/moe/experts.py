@@ -150,26 +150,22 @@ class StackedExperts(nn.Module):
         Returns:
             Rows (N, D), sorted by expert.
         """
-        result: Tensor = self("run", rows, counts, gather)
-        return result
+        return cast(Tensor, self("run", rows, counts, gather))
 
     def batched(self, x: Tensor, *, used: Tensor | None = None) -> Tensor:
         """Apply each expert to as many rows as every other: (E, C, D) to (E, C, D).
 
         Hooks learn from ``used`` (E, C) which results are of use; it changes none of them.
         """
-        result: Tensor = self("batched", x, used=used)
-        return result
+        return cast(Tensor, self("batched", x, used=used))
 
     def dense(self, x: Tensor, *, used: Tensor | None = None) -> Tensor:
         """Apply all experts to all tokens: (..., D) to (..., E, D); ``used`` is (..., E)."""
-        result: Tensor = self("dense", x, used=used)
-        return result
+        return cast(Tensor, self("dense", x, used=used))
 
     def single(self, x: Tensor, expert: int) -> Tensor:
         """Apply one expert: (..., D) to (..., D). Called for many, its backward pass is slow."""
-        result: Tensor = self("single", x, expert)
-        return result
+        return cast(Tensor, self("single", x, expert))
 
     def chosen(self, x: Tensor, indices: Tensor, *, used: Tensor | None = None) -> Tensor:
         """Apply to each token its own experts: (T, D) and (T, K) to (T, K, D).
@@ -178,8 +174,7 @@ class StackedExperts(nn.Module):
         ``torch.compile`` these are element-wise multiplications and sums, which read at the
         bandwidth of the memory once they are fused.
         """
-        result: Tensor = self("chosen", x, indices, used=used)
-        return result
+        return cast(Tensor, self("chosen", x, indices, used=used))
 
     def forward(self, method: Method, *inputs: Any, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return what the method of that name does.
@@ -195,8 +190,7 @@ class StackedExperts(nn.Module):
                 f"{type(self).__name__} was called with {found}, expected the name of a method:"
                 " use a MoELayer, or experts.run(rows, counts), .batched, .dense or .chosen"
             )
-        result: Tensor = getattr(self, f"_{method}")(*inputs)
-        return result
+        return cast(Tensor, getattr(self, f"_{method}")(*inputs))
 
     def experts_of(
         self, outputs: Tensor, method: Method, *inputs: Any, used: Tensor | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +24,6 @@ from core_gates.routing.repeated import Gathered, accumulate, is_repeated
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 Statistics = RoutingStatistics | ValueStatistics | ActivationStatistics
-
-
-class OffersGateValues(Protocol):
-    """A module that is not a routing gate and shows its gate to the monitor."""
-
-    def gate_values(self, *inputs: Any, **options: Any) -> Tensor:
-        """Return gate values between 0 and 1, of any shape, for the inputs of ``forward``.
-
-        It draws no random numbers and changes nothing.
-        """
 
 
 class GateMonitor:

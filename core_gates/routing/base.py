@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
+from core_gates.numerics import unrounded
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.repeated import accumulate
-
-_HALF = (torch.float16, torch.bfloat16)
-
 
 Listener = Callable[[RoutingOutput, Tensor | None], None]
 """What is told every routing of a gate and its padding mask; ``torch.compile`` must trace it."""
@@ -194,12 +192,12 @@ class Gate(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # .to(torch.bfloat16) must not round temperatures and biases.
-        before = {k: b for k, b in self._buffers.items() if b is not None and b.dtype not in _HALF}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in before.items():
-            moved = self._buffers[name]
-            if moved is not None and moved.dtype in _HALF:
-                self._buffers[name] = buffer.to(moved.device)
+        buffers = {id(buffer) for buffer in self._buffers.values()}
+
+        def moved(tensor: Tensor) -> Tensor:
+            return (unrounded(fn) if id(tensor) in buffers else fn)(tensor)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         if self.counted is not None:  # keeps its values, for to_empty would leave any
             device = fn(self.counted).device
             kept = torch.zeros_like(self.counted, device=device) if self.counted.is_meta else None

@@ -1,7 +1,7 @@
 """Capacity: how many choices an expert takes, and which ones are dropped."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -70,11 +70,10 @@ def group_capacity(
     if real is not None:
         number = real.sum(-2, keepdim=True).to(widest_float(real.device))
     elif torch.compiler.is_compiling():
-        number = torch.full((1, 1, 1), num_tokens, dtype=torch.float64, device=device)
+        number = torch.full((1, 1, 1), num_tokens, dtype=widest_float(device), device=device)
     else:
         return capacity(num_tokens, num_experts, capacity_factor, rule)
-    limits: Tensor = _by_rule(number, num_experts, capacity_factor, rule, torch).clamp(min=1)
-    return limits
+    return cast(Tensor, _by_rule(number, num_experts, capacity_factor, rule, torch).clamp(min=1))
 
 
 def check_capacity(capacity_factor: float | None, rule: CapacityRule) -> None:

@@ -1,18 +1,17 @@
 """The search for a permutation: its schedule, relaxation, penalty and rounding."""
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
 from core_gates.errors import check_at_least, check_positive
+from core_gates.routing.regularizers import ENTROPY_EPS
 
 T = TypeVar("T", int, Tensor)
 F = TypeVar("F", float, Tensor)
-
-_ENTROPY_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def permutation_entropy(matrices: Tensor) -> Tensor:
         ``Σ -P log(P + 1e-6)`` of both, mean over the Q matrices, in nats; 0 for permutations.
     """
     both = torch.stack([matrices, matrices / matrices.sum(-1, keepdim=True)])
-    return -(both * (both + _ENTROPY_EPS).log()).sum((-2, -1)).mean(-1).sum()
+    return -(both * (both + ENTROPY_EPS).log()).sum((-2, -1)).mean(-1).sum()
 
 
 def best_assignments(matrices: Tensor) -> Tensor:
@@ -122,8 +121,7 @@ def nearest_permutations(scores: Tensor, num_iterations: Tensor) -> Tensor:
         num_iterations: Number () of Sinkhorn iterations; a tensor, so that a compiled graph
             holds for any.
     """
-    result: Tensor = _nearest(scores.detach(), num_iterations)
-    return result
+    return cast(Tensor, _nearest(scores.detach(), num_iterations))
 
 
 def sinkhorn_in_one_op(scores: Tensor, num_iterations: Tensor) -> Tensor:
@@ -135,8 +133,7 @@ def sinkhorn_in_one_op(scores: Tensor, num_iterations: Tensor) -> Tensor:
         scores: Logarithms of positive matrices (..., E, E).
         num_iterations: Number () of scalings of rows and columns.
     """
-    result: Tensor = _sinkhorn(scores, num_iterations)
-    return result
+    return cast(Tensor, _sinkhorn(scores, num_iterations))
 
 
 def _sinkhorn_forward(scores: Tensor, num_iterations: Tensor) -> Tensor:

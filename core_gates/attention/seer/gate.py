@@ -1,7 +1,7 @@
 """The gate of SeerAttention: which blocks of a prompt need each other."""
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -136,8 +136,7 @@ class AttnGate(nn.Module):
             return future
         empty = pad_to_blocks(padding_mask, self.block_size).all(-1)[:, None]
         rows = empty[..., num_blocks - num_rows :, None]
-        hidden: Tensor = future | rows | empty[..., None, :]
-        return hidden
+        return cast(Tensor, future | rows | empty[..., None, :])
 
     def extra_repr(self) -> str:
         """Show the sizes and the pooling."""
@@ -157,8 +156,7 @@ def as_float32(x: Tensor) -> Tensor:
 
 def project_heads(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply every head (B, N, H, C) by its own matrix (H, C, G)."""
-    result: Tensor = torch.einsum("bnhc,hcg->bnhg", x, as_float32(weight))
-    return result
+    return cast(Tensor, torch.einsum("bnhc,hcg->bnhg", x, as_float32(weight)))
 
 
 def check_heads(num_heads: int, num_kv_heads: int, block_size: int) -> None:

@@ -1,6 +1,6 @@
 """The gated attention unit, over compressed tokens."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -141,8 +141,7 @@ class GatedAttentionUnit(nn.Module):
 
     def emit(self, attended: Tensor, gate: Tensor) -> Tensor:
         """Return the results (..., D) for attended values and gates (..., V)."""
-        result: Tensor = self.output_proj(attended * gate)
-        return result
+        return cast(Tensor, self.output_proj(attended * gate))
 
     def extra_repr(self) -> str:
         """Show the options in ``print(unit)``."""
@@ -158,8 +157,8 @@ class GatedAttentionUnit(nn.Module):
         """
         if self.bias is None:
             return None
-        bias: Tensor = self.bias(distance + self.window if self.position == "local" else distance)
-        return bias
+        shift = self.window if self.position == "local" else 0
+        return cast(Tensor, self.bias(distance + shift))
 
     def _bias(self, positions: Tensor) -> Tensor | None:
         if self.position == "rotary":

@@ -1,5 +1,7 @@
 """The SeqBoat layer: an average over all tokens, and attention for those that ask for it."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -161,8 +163,7 @@ class SeqBoatLayer(nn.Module):
 
     def _norm(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         options = {"padding_mask": padding_mask} if isinstance(self.norm, TokenBatchNorm) else {}
-        normed: Tensor = self.norm(x, **options)
-        return normed
+        return cast(Tensor, self.norm(x, **options))
 
     def _reset_carry(self) -> None:
         nn.init.trunc_normal_(self.carry_proj.weight, std=0.02)

@@ -1,6 +1,6 @@
 """The public function ``block_sparse_attention`` and its registration as a PyTorch operator."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,8 +66,7 @@ def block_sparse_attention(
     if in_forward_mode():
         return reference.forward(q, k, v, block_mask, block_size, causal, scale)[0]
     backend = "triton" if use_kernel(q, k, v) else "gather"
-    result: Tensor = _forward(q, k, v, block_mask, block_size, causal, scale, backend)[0]
-    return result
+    return cast(Tensor, _forward(q, k, v, block_mask, block_size, causal, scale, backend)[0])
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:

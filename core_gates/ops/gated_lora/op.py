@@ -1,7 +1,7 @@
 """The public function ``gated_lora`` and its registration as a PyTorch operator."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -147,8 +147,7 @@ def _forward(
     if not kernel:
         return _run_streamed(base, hidden, up, coefficients, ranks, eps)
     with autocast_off(base):
-        mixed: Tensor = _kernel().forward(base, hidden, up, coefficients, ranks, eps)
-        return mixed
+        return cast(Tensor, _kernel().forward(base, hidden, up, coefficients, ranks, eps))
 
 
 @custom_op("core_gates::gated_lora_backward", mutates_args=())

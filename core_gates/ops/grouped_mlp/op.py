@@ -1,6 +1,6 @@
 """The public function ``grouped_mlp`` and its registration as a PyTorch operator."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -65,8 +65,7 @@ def grouped_mlp(
         down_bias = None if down_bias is None else down_bias.to(dtype)
     arguments = (x, first, down, counts, first_bias, down_bias, gather, activation, gated, keep)
     if keep or torch.compiler.is_compiling():
-        result: Tensor = _forward(*arguments)[0]
-        return result
+        return cast(Tensor, _forward(*arguments)[0])
     return segments.forward(*arguments)[0]
 
 
