@@ -7,7 +7,7 @@ import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -76,8 +76,7 @@ def _tour(wanted: Mapping[str, str], folder: Path) -> int:
 def _stop(name: str, target: str) -> Stop:
     module, _, function = target.partition(":")
     try:
-        found: Stop = getattr(importlib.import_module(module), function)
-        return found
+        return cast(Stop, getattr(importlib.import_module(module), function))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("apps", "core_gates", "harness", name):

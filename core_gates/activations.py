@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -41,14 +41,12 @@ def _relu(z: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def _silu(z: Tensor, *, out: Tensor | None = None) -> Tensor:
-    result: Tensor = F.silu(z) if out is None else _aten.silu.out(z, out=out)
-    return result
+    return cast(Tensor, F.silu(z) if out is None else _aten.silu.out(z, out=out))
 
 
 def _gelu(z: Tensor, *, approximate: str, out: Tensor | None = None) -> Tensor:
     how = {"approximate": approximate}
-    result: Tensor = F.gelu(z, **how) if out is None else _aten.gelu.out(z, **how, out=out)
-    return result
+    return cast(Tensor, F.gelu(z, **how) if out is None else _aten.gelu.out(z, **how, out=out))
 
 
 def _identity_gradient(grad: Tensor, _: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -56,32 +54,32 @@ def _identity_gradient(grad: Tensor, _: Tensor, *, out: Tensor | None = None) ->
 
 
 def _relu_gradient(grad: Tensor, z: Tensor, *, out: Tensor | None = None) -> Tensor:
-    result: Tensor = (
+    return cast(
+        Tensor,
         _aten.threshold_backward(grad, z, 0)
         if out is None
-        else _aten.threshold_backward.grad_input(grad, z, 0, grad_input=out)
+        else _aten.threshold_backward.grad_input(grad, z, 0, grad_input=out),
     )
-    return result
 
 
 def _silu_gradient(grad: Tensor, z: Tensor, *, out: Tensor | None = None) -> Tensor:
-    result: Tensor = (
+    return cast(
+        Tensor,
         _aten.silu_backward(grad, z)
         if out is None
-        else _aten.silu_backward.grad_input(grad, z, grad_input=out)
+        else _aten.silu_backward.grad_input(grad, z, grad_input=out),
     )
-    return result
 
 
 def _gelu_gradient(
     grad: Tensor, z: Tensor, *, approximate: str, out: Tensor | None = None
 ) -> Tensor:
-    result: Tensor = (
+    return cast(
+        Tensor,
         _aten.gelu_backward(grad, z, approximate=approximate)
         if out is None
-        else _aten.gelu_backward.grad_input(grad, z, approximate=approximate, grad_input=out)
+        else _aten.gelu_backward.grad_input(grad, z, approximate=approximate, grad_input=out),
     )
-    return result
 
 
 ACTIVATIONS = {

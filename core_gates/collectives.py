@@ -48,8 +48,7 @@ def all_reduce(x: Tensor, group: Group = None) -> Tensor:
     The gradient of each rank's ``x`` is the sum over ranks of the gradients of the result, which
     is right for the sum of the losses of all ranks. Every rank must take part in both passes.
     """
-    result: Tensor = _AllReduce.apply(x, group)  # type: ignore[no-untyped-call]
-    return result
+    return cast(Tensor, _AllReduce.apply(x, group))  # type: ignore[no-untyped-call]
 
 
 def all_to_all(rows: Tensor, sent: list[int], received: list[int], group: Group = None) -> Tensor:
@@ -66,8 +65,7 @@ def all_to_all(rows: Tensor, sent: list[int], received: list[int], group: Group 
     Returns:
         Rows (Σ received, ...) in the order of the ranks they come from.
     """
-    result: Tensor = _AllToAll.apply(rows, sent, received, group)  # type: ignore[no-untyped-call]
-    return result
+    return cast(Tensor, _AllToAll.apply(rows, sent, received, group))  # type: ignore[no-untyped-call]
 
 
 class _AllReduce(torch.autograd.Function):

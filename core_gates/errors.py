@@ -35,3 +35,37 @@ def check_option(
     """
     if found not in (options := tuple(known)):
         raise error(f"{name} is {found!r}; choose one of {', '.join(options)}")
+
+
+def check_at_least(least: float, **found: float | None) -> None:
+    """Refuse numbers below ``least``, and NaN; None stands for an option that is not used.
+
+    Raises:
+        ValueError: One of ``found`` is too small.
+    """
+    for name, value in found.items():
+        if value is not None and not value >= least:
+            wanted = f"be at least {least}" if least else "not be negative"
+            raise ValueError(f"{name} must {wanted}, got {value}")
+
+
+def check_positive(**found: float | None) -> None:
+    """Refuse numbers that are not above 0; None stands for an option that is not used.
+
+    Raises:
+        ValueError: One of ``found`` is not positive.
+    """
+    for name, value in found.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+def check_fraction(**found: float) -> None:
+    """Refuse numbers outside of [0, 1).
+
+    Raises:
+        ValueError: One of ``found`` is negative, at least 1, or NaN.
+    """
+    for name, value in found.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {value}")

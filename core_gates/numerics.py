@@ -130,6 +130,16 @@ def widest_float(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def content_version(buffer: Tensor) -> tuple[int, int] | None:
+    """Return what changes with the content of a buffer, which spares reading a device.
+
+    None where reading is cheap, on the CPU, or where nothing counts the changes.
+    """
+    if buffer.is_cpu or buffer.is_inference():
+        return None
+    return buffer.data_ptr(), buffer._version
+
+
 def autocast_off(x: Tensor) -> AbstractContextManager[object]:
     """Switch autocast off on the device of ``x``; autocast has no meta device."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -6,7 +6,7 @@ PEFT (https://github.com/huggingface/peft, Apache-2.0) is not among the dependen
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -49,5 +49,4 @@ def active_adapters(linear: nn.Linear, adapters: Sequence[LowRank]) -> nn.Module
         layer.lora_A[name].weight.copy_(adapter.down)
         layer.lora_B[name].weight.copy_(adapter.up)
     model.base_model.set_adapter(list(configs))
-    wrapped: nn.Module = layer
-    return wrapped
+    return cast(nn.Module, layer)

@@ -1,7 +1,7 @@
 """Steps of gradient routing against a plain step of the same gated network."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -76,8 +76,7 @@ class _Training:
         self.target = load("endoscopy.training.targets").LogSize()
 
     def loss(self, model: Callable[..., Tensor]) -> Tensor:
-        result: Tensor = self.target.loss(model(self.streams), self.mm)
-        return result
+        return cast(Tensor, self.target.loss(model(self.streams), self.mm))
 
 
 def _plain(training: _Training) -> Call:

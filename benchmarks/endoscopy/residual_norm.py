@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -33,8 +34,7 @@ def gated_residual_norm(shape: tuple[int, int, int] = SHAPE) -> Comparison:
         def in_mode(mode: str) -> Operation:
             def call(*arguments: Tensor) -> tuple[Tensor, Tensor]:
                 with kernels(mode):
-                    result: tuple[Tensor, Tensor] = op(*arguments, EPS)
-                    return result
+                    return cast(tuple[Tensor, Tensor], op(*arguments, EPS))
 
             return call
 

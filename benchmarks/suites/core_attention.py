@@ -1,6 +1,7 @@
 """Block-sparse and block-max attention against plain attention of the same causality."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +57,7 @@ def block_sparse(block_size: int, shares: tuple[float, ...], *, backward: bool) 
                     mask: Tensor = mask,
                     dense_above: float = dense_above,
                 ) -> Tensor:
-                    result: Tensor = attend(q, k, v, mask, block_size, dense_above=dense_above)
-                    return result
+                    return cast(Tensor, attend(q, k, v, mask, block_size, dense_above=dense_above))
 
                 calls[_variant(share, dense_above)] = _call(sparse, (q, k, v), backward)
         return calls

@@ -7,6 +7,7 @@ from benchmarks.registry import Comparison
 
 TESTS = (
     "tests/core_gates/training/test_gradient_routing.py",
+    "tests/core_gates/training/test_gradient_routing_state.py",
     "tests/endoscopy/training/test_targets.py",
     "tests/endoscopy/data/frames/test_cache.py",
     "tests/core_gates/ops/test_gated_residual_norm.py",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,7 @@ def silu_gate() -> Comparison:
 
         def compiled(a: Tensor, g: Tensor) -> Sequence[Tensor]:
             with kernels("compile"):
-                result: Sequence[Tensor] = op(a, g)
-                return result
+                return cast(Sequence[Tensor], op(a, g))
 
         def gradients(gate: Callable[[Tensor, Tensor], Sequence[Tensor]]) -> Call:
             return lambda: torch.autograd.grad(gate(a, g), (a, g), grads)

@@ -1,6 +1,7 @@
 """Six-hour forecasts of the spectral models, one member and twenty at once."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,6 @@ def _forecast(model: nn.Module, members: int) -> Call:
 
     def call() -> Tensor:
         with torch.no_grad():
-            result: Tensor = model(state, HOURS)
-            return result
+            return cast(Tensor, model(state, HOURS))
 
     return call

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from core_gates.adapters.lora_gate import LoraGate
 from core_gates.adapters.low_rank import LowRank
+from core_gates.numerics import content_version
 from core_gates.ops.gated_lora.op import gated_lora
 
 
@@ -63,7 +64,6 @@ class GatedLoraLinear(nn.Module):
                 f"the gate has {self.gate.dim} features, but the layer has"
                 f" {self.out_features} outputs"
             )
-        self.ranks: list[int] = []
         self.set_adapters(adapters)
 
     def set_adapters(self, adapters: Sequence[LowRank]) -> None:
@@ -84,10 +84,29 @@ class GatedLoraLinear(nn.Module):
         self._set_factors([adapter.rank for adapter in given], down, up)
 
     def _set_factors(self, ranks: list[int], down: Tensor, up: Tensor) -> None:
-        self.ranks = ranks
         self.register_buffer("adapter_ranks", torch.tensor(ranks, dtype=torch.int64))  # (K,)
+        self._ranks, self._known_version = ranks, content_version(self.adapter_ranks)
         self.register_buffer("down", down.to(self._device))  # (R, D)
         self.register_buffer("up", up.to(self._device))  # (R, D')
+
+    @property
+    def ranks(self) -> list[int]:
+        """Ranks of the adapters: those of the buffer, which may be loaded in place."""
+        if self.adapter_ranks.is_meta or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+            return self._ranks
+        if torch.compiler.is_compiling():
+            if not torch.compiler.is_exporting():
+                compiled = torch.tensor(self._ranks, device=self.adapter_ranks.device)
+                torch._assert_async(
+                    (self.adapter_ranks == compiled).all(),
+                    "the ranks of the adapters have changed since this graph was compiled; read"
+                    " layer.ranks once, outside of torch.compile, and call again",
+                )
+            return self._ranks
+        version = content_version(self.adapter_ranks)
+        if version is None or version != self._known_version:
+            self._ranks, self._known_version = self.adapter_ranks.tolist(), version
+        return self._ranks
 
     def forward(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the layer's output with the gated adapters.

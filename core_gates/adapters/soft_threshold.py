@@ -6,7 +6,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from core_gates.errors import check_option
+from core_gates.errors import check_at_least, check_option
 from core_gates.numerics import unrounded
 
 GateInitialization = Literal["normal", "ones"]
@@ -49,8 +49,7 @@ class SoftThreshold(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if rank < 0:
-            raise ValueError(f"rank must not be negative, got {rank}")
+        check_at_least(0, rank=rank)
         check_option("initialization", initialization, get_args(GateInitialization))
         self.initialization = initialization
         exact = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)

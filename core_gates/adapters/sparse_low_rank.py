@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from core_gates.adapters.low_rank import LowRank
 from core_gates.adapters.soft_threshold import GateInitialization, SoftThreshold
+from core_gates.errors import check_at_least, check_fraction
 from core_gates.numerics import accumulation_dtype, unrounded
 
 
@@ -54,11 +55,8 @@ class SparseLowRank(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("in_features", in_features), ("out_features", out_features)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie between 0 and 1, got {dropout}")
+        check_at_least(1, in_features=in_features, out_features=out_features)
+        check_fraction(dropout=dropout)
         self.in_features = in_features
         self.out_features = out_features
         self.dropout = dropout

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core_gates.activations import GATE_ACTIVATIONS, GateActivation
 from core_gates.attention.constants import INIT_STD
-from core_gates.errors import check_option
+from core_gates.errors import check_at_least, check_option
 from core_gates.numerics import accumulation_dtype
 from core_gates.ops.gate_multiply.op import gate_multiply
 
@@ -60,9 +60,7 @@ class HeadGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("dim", dim), ("num_heads", num_heads), ("head_dim", head_dim)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        check_at_least(1, dim=dim, num_heads=num_heads, head_dim=head_dim)
         check_option("granularity", granularity, get_args(Granularity))
         check_option("sharing", sharing, get_args(Sharing))
         check_option("form", form, get_args(Form))

@@ -1,6 +1,6 @@
 """Attention with a gate at one of five places."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -228,8 +228,7 @@ class GatedAttention(nn.Module):
     def _gated(self, position: Position, x: Tensor, y: Tensor) -> Tensor:
         if self.gate is None or position != self.position:
             return y
-        gated: Tensor = self.gate(x, y)
-        return gated
+        return cast(Tensor, self.gate(x, y))
 
     def extra_repr(self) -> str:
         """Show the heads and the place of the gate."""

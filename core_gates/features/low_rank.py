@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least
 from core_gates.numerics import linear_fp32
 
 
@@ -39,8 +40,7 @@ class LowRankFeatureGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1 or num_maps < 1:
-            raise ValueError(f"dim and num_maps must be at least 1, got {dim} and {num_maps}")
+        check_at_least(1, dim=dim, num_maps=num_maps)
         if rank == "paper":
             if dim % num_maps:
                 raise ValueError(
@@ -48,8 +48,7 @@ class LowRankFeatureGate(nn.Module):
                     f" {dim}; give the rank as an integer"
                 )
             rank = dim // num_maps
-        if rank < 1:
-            raise ValueError(f"rank must be at least 1, got {rank}")
+        check_at_least(1, rank=rank)
         self.dim, self.rank, self.num_maps = dim, rank, num_maps
 
         def parameter(*shape: int) -> nn.Parameter:

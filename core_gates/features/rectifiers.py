@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from core_gates.routing.hard_concrete import HardConcrete
+from core_gates.ops.hard_concrete import HardConcrete
 
 Rectifier = Literal["sigmoid", "relu", "hard_concrete", "straight_through"]
 

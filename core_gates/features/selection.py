@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from core_gates.errors import check_option
+from core_gates.errors import check_at_least, check_option
 from core_gates.features.folding import Side, scale_inputs, scale_outputs
 from core_gates.features.rectifiers import HARD_CONCRETE, Rectifier, rectify
 from core_gates.numerics import accumulation_dtype
@@ -55,8 +55,7 @@ class FeatureSelectionGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+        check_at_least(1, dim=dim)
         check_option("rectifier", rectifier, get_args(Rectifier))
         if isinstance(init, str) and init not in ("xavier", "he"):
             raise ValueError(f"init is {init!r}; choose xavier, he or a number")

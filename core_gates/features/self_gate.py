@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least
 from core_gates.numerics import linear_fp32
 
 
@@ -34,8 +35,7 @@ class SelfGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1 or num_experts < 1:
-            raise ValueError(f"dim and num_experts must be at least 1, got {dim}, {num_experts}")
+        check_at_least(1, dim=dim, num_experts=num_experts)
         self.dim, self.num_experts = dim, num_experts
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from core_gates.activations import GATE_ACTIVATIONS, GateActivation
 from core_gates.collectives import gathered
-from core_gates.errors import check_option
+from core_gates.errors import check_option, check_positive
 from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.schedules import Schedule
@@ -56,8 +56,7 @@ class ActivationGate(SteppedGate):
         self.activation = activation
         self._schedule = tau if callable(tau) else None
         self._initial_tau = tau(0) if callable(tau) else tau
-        if not self._initial_tau > 0:
-            raise ValueError(f"tau must be positive, got {self._initial_tau}")
+        check_positive(tau=self._initial_tau)
         if learn_tau and self._schedule is not None:
             raise ValueError("tau either follows a schedule or is learned; give a number to learn")
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))

@@ -1,17 +1,17 @@
 """The gate of the BASE layer."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.numerics import lowest_index_top_k
 from core_gates.routing.balanced_assignment import balanced_assignment
-from core_gates.routing.base import Gate
 from core_gates.routing.groups import group_positions, ungroup_positions
+from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 
-class BaseLayerGate(Gate):
+class BaseLayerGate(LinearRouter):
     """Assign tokens to experts such that all have the same load (Lewis et al., 2021).
 
     In training each token goes to one expert, no expert takes more than ⌈T / E⌉ of T tokens,
@@ -49,20 +49,10 @@ class BaseLayerGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
+        super().__init__(dim, num_experts, bias=bias, device=device, dtype=dtype)
         self.exact_up_to = exact_up_to
         self.group_dim = group_dim
-        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
-        self.bias = (
-            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
-        )
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weight from N(0, 0.02²), so that routing starts near uniform; zero the bias."""
-        nn.init.normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def forward(
         self,
@@ -72,7 +62,7 @@ class BaseLayerGate(Gate):
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
         """Route every token of ``x``; see :class:`Gate`."""
-        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        logits = self.logits(x, padding_mask)
         if self.training:
             indices = self._assign(logits.detach(), padding_mask)
         else:

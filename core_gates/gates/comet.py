@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least, check_positive
 from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.ops.smooth_step.op import check_gamma, smooth_step
 from core_gates.padding import check_padding_mask, ignored_as_zero
@@ -66,19 +67,15 @@ class CometGate(Gate):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_experts)
-        if num_experts < 2:
-            raise ValueError(f"num_experts must be at least 2 for a tree, got {num_experts}")
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
+        check_at_least(2, num_experts=num_experts)
         check_gamma(gamma)
         if not 0 <= prob_floor < 1 / num_experts:
             raise ValueError(
                 f"prob_floor must lie between 0 and 1/num_experts={1 / num_experts:.3g}, which is"
                 f" excluded as it could close every leaf; got {prob_floor}"
             )
-        if not log_eps > 0:
-            raise ValueError(f"log_eps must be positive, got {log_eps}")
-        self.k = k
+        check_positive(log_eps=log_eps)
+        self.k = self.checked_k(k)
         self.gamma = gamma
         self.prob_floor = prob_floor
         self.log_eps = log_eps

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.collectives import gathered
+from core_gates.errors import check_at_least
 from core_gates.numerics import accumulation_dtype, linear_fp32, lowest_index_top_k
 from core_gates.padding import check_padding_mask
 from core_gates.routing.base import Gate
@@ -53,13 +54,9 @@ class CosineGate(Gate):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_experts)
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
-        if projection_dim is not None and projection_dim < 1:
-            raise ValueError(f"projection_dim must be at least 1, got {projection_dim}")
-        if not tau >= _MIN_TAU:
-            raise ValueError(f"tau must be at least {_MIN_TAU}, got {tau}")
-        self.k = k
+        check_at_least(1, projection_dim=projection_dim)
+        check_at_least(_MIN_TAU, tau=tau)
+        self.k = self.checked_k(k)
         self.renormalize = renormalize
         self._initial_tau = tau
         compared = dim if projection_dim is None else projection_dim

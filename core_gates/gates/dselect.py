@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least
 from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.ops.smooth_step.op import check_gamma, smooth_step
 from core_gates.padding import check_padding_mask, ignored_as_zero
@@ -58,12 +59,9 @@ class DSelectKGate(Gate):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_experts)
-        if num_experts < 2:
-            raise ValueError(f"num_experts must be at least 2 for a choice, got {num_experts}")
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
+        check_at_least(2, num_experts=num_experts)
         check_gamma(gamma)
-        self.k = k
+        self.k = self.checked_k(k)
         self.gamma = gamma
         self.per_example = per_example
         self.num_bits = (num_experts - 1).bit_length()

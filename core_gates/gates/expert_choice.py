@@ -1,9 +1,9 @@
 """The gate by which experts choose their tokens."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core_gates.numerics import linear_fp32, stable_sort
+from core_gates.numerics import stable_sort
 from core_gates.routing.capacity import CapacityRule, LimitedGate, group_capacity
 from core_gates.routing.groups import group_positions, ungroup_positions
 from core_gates.routing.output import RoutingOutput
@@ -65,18 +65,11 @@ class ExpertChoiceGate(LimitedGate):
             eval_capacity_rule=eval_capacity_rule,
             padding_in_capacity=padding_in_capacity,
             group_dim=group_dim,
-        )
-        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
-        self.bias = (
-            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
+            bias=bias,
+            device=device,
+            dtype=dtype,
         )
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weight from N(0, 0.02²), so that scores start near uniform; zero the bias."""
-        nn.init.normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def forward(
         self,
@@ -86,7 +79,7 @@ class ExpertChoiceGate(LimitedGate):
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
         """Route every token of ``x``; see :class:`Gate`."""
-        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        logits = self.logits(x, padding_mask)
         probs = logits.softmax(-1)
         chosen = self._choose(probs.detach(), padding_mask)
         return RoutingOutput(probs.masked_fill(~chosen, 0), logits=logits, probs=probs)

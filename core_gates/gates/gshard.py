@@ -3,10 +3,10 @@
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from core_gates.errors import check_option
-from core_gates.numerics import linear_fp32, lowest_index_top_k
+from core_gates.numerics import lowest_index_top_k
 from core_gates.padding import check_padding_mask
 from core_gates.routing.capacity import CapacityRule, LimitedGate
 from core_gates.routing.output import RoutingOutput
@@ -81,6 +81,8 @@ class GShardGate(LimitedGate):
             eval_capacity_rule=eval_capacity_rule,
             padding_in_capacity=padding_in_capacity,
             group_dim=group_dim,
+            device=device,
+            dtype=dtype,
         )
         if num_experts < 2:
             raise ValueError(f"two choices need num_experts of at least 2, got {num_experts}")
@@ -89,12 +91,7 @@ class GShardGate(LimitedGate):
         self.prioritized = prioritized
         self.normalize_before_drop = normalize_before_drop
         self.padding_in_mean = padding_in_mean
-        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weight from N(0, 0.02²), so that routing starts near uniform."""
-        nn.init.normal_(self.weight, std=0.02)
 
     def forward(
         self,
@@ -113,7 +110,7 @@ class GShardGate(LimitedGate):
             noise: Uniform numbers from [0, 1): (...) for the policy ``random``, (..., E) for
                 ``sampling``; drawn in training if None.
         """
-        logits = linear_fp32(x, self.weight, padding_mask=padding_mask)
+        logits = self.logits(x, padding_mask)
         probs = logits.softmax(-1)
         if noise is None and self.training and self.second_policy != "all":
             noise = torch.rand_like(logits if self.second_policy == "sampling" else logits[..., 0])

@@ -1,16 +1,15 @@
 """The hard concrete gate."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core_gates.numerics import linear_fp32
-from core_gates.routing.base import Gate
-from core_gates.routing.hard_concrete import HardConcrete
+from core_gates.ops.hard_concrete import HardConcrete
+from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.losses import l0_loss
 from core_gates.routing.output import RoutingOutput
 
 
-class HardConcreteGate(Gate):
+class HardConcreteGate(LinearRouter):
     """Open every expert independently by a stretched, clipped sigmoid (Louizos et al., 2018).
 
     With α = x W and uniform U, in training
@@ -52,21 +51,11 @@ class HardConcreteGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
+        super().__init__(dim, num_experts, bias=bias, device=device, dtype=dtype)
         self.distribution = HardConcrete(beta, gamma, zeta)
         self.distribution.check()
         self.padding_in_loss = padding_in_loss
-        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
-        self.bias = (
-            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
-        )
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weight from N(0, 0.02²), so that experts start half open; zero the bias."""
-        nn.init.normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def forward(
         self,
@@ -84,7 +73,7 @@ class HardConcreteGate(Gate):
             padding_mask: True (...) at tokens to ignore.
             noise: U in [0, 1], (..., E); drawn in training if None.
         """
-        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        logits = self.logits(x, padding_mask)
         if noise is None and self.training:
             noise = torch.rand_like(logits)
         if noise is None:

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from core_gates.errors import check_option
+from core_gates.errors import check_at_least, check_option
+from core_gates.numerics import content_version
 from core_gates.padding import check_padding_mask
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
@@ -62,10 +63,7 @@ class HashGate(Gate):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_experts)
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
-        if num_ids < 1:
-            raise ValueError(f"num_ids must be at least 1, got {num_ids}")
+        check_at_least(1, num_ids=num_ids)
         check_option("table", table, get_args(HashTable))
         if frequencies is not None:
             if table == "random":
@@ -76,11 +74,12 @@ class HashGate(Gate):
                     f"frequencies must be {num_ids} numbers that are not negative, one an id"
                 )
         self.num_ids = num_ids
-        self.k = k
+        self.k = self.checked_k(k)
         self.seed = seed
         self._kind = table
         self._frequencies: list[float] | None = frequencies
         self._dtype = torch.promote_types(dtype or torch.float32, torch.float32)
+        self._known_version: tuple[int, int] | None = None
         self.register_buffer("table", torch.empty(num_ids, k, device=device, dtype=torch.int64))
         self.register_buffer("table_experts", torch.empty((), device=device, dtype=torch.int64))
         self.reset_parameters()
@@ -121,6 +120,7 @@ class HashGate(Gate):
                     f"ids must lie between 0 and num_ids - 1 = {self.num_ids - 1}, got"
                     f" {least if least < 0 else most}"
                 )
+        self._refuse_other_table()
         indices = self.table[ids]
         dtype = torch.promote_types(x.dtype, self._dtype)
         weights = torch.full(indices.shape, 1 / self.k, dtype=dtype, device=indices.device)
@@ -131,16 +131,28 @@ class HashGate(Gate):
         found = state_dict.get(f"{prefix}table_experts")
         if isinstance(found, Tensor) and not found.is_meta and int(found) != self.num_experts:
             errors: list[str] = args[-1]  # what load_state_dict raises in the end
-            errors.append(
-                f"the table {prefix}table spreads ids over {int(found)} experts, but the gate has"
-                f" {self.num_experts}"
-            )
+            errors.append(self._other_table(f"{prefix}table", found))
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(gate)``."""
         return f"{super().extra_repr()}, num_ids={self.num_ids}, k={self.k}"
+
+    def _refuse_other_table(self) -> None:
+        if self.table.is_meta or torch.compiler.is_compiling():
+            return
+        version = content_version(self.table_experts)
+        if version is None or version != self._known_version:
+            if int(self.table_experts) != self.num_experts:
+                raise ValueError(self._other_table("table", self.table_experts))
+            self._known_version = version
+
+    def _other_table(self, name: str, table_experts: Tensor) -> str:
+        return (
+            f"the table {name} spreads ids over {int(table_experts)} experts, but the gate has"
+            f" {self.num_experts}"
+        )
 
     def _checked(self, x: Tensor, ids: Tensor | None) -> Tensor:
         if x.shape[-1:] != (self.dim,):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least
 from core_gates.numerics import linear_fp32
 from core_gates.ops.multi_gate_mix import reference
 from core_gates.ops.multi_gate_mix.op import multi_gate_mix
@@ -142,8 +143,7 @@ class MaskedMixture(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1, got {dim}")
+        check_at_least(1, dim=dim)
         tables = [mask] if self_mask is None else [mask, self_mask]
         for table in tables:
             if table.dtype != torch.bool or table.ndim != 2 or table.shape != mask.shape:

@@ -1,18 +1,20 @@
 """The noisy top-k gate."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.numerics import linear_fp32, lowest_index_top_k
-from core_gates.routing.base import Gate
+from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.losses import importance_loss
 from core_gates.routing.output import RoutingOutput
 
 _MIN_STD = 0.01
 
 
-class NoisyTopKGate(Gate):
+class NoisyTopKGate(LinearRouter):
     """Send each token to the ``k`` experts with the largest noisy logits (Shazeer et al., 2017).
 
     In training ``H = x W + ε (softplus(x W_noise) + 0.01)`` with standard normal ε, else x W; the
@@ -54,12 +56,9 @@ class NoisyTopKGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
-        self.k = k
+        super().__init__(dim, num_experts, device=device, dtype=dtype)
+        self.k = self.checked_k(k)
         self.padding_in_loss = padding_in_loss
-        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.noise_weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -84,7 +83,7 @@ class NoisyTopKGate(Gate):
             padding_mask: True (...) at tokens to ignore.
             noise: ε (..., E); drawn in training if None.
         """
-        clean = linear_fp32(x, self.weight, padding_mask=padding_mask)
+        clean = self.logits(x, padding_mask)
         if noise is None and self.training:
             noise = torch.randn_like(clean)
         noisy, std = clean, None
@@ -116,5 +115,4 @@ class NoisyTopKGate(Gate):
         if std is None or routing.logits is None or self.k == self.num_experts:
             return chosen
         threshold = torch.where(chosen > 0, top[..., self.k, None], top[..., self.k - 1, None])
-        load: Tensor = torch.special.ndtr((routing.logits - threshold) / std)
-        return load
+        return cast(Tensor, torch.special.ndtr((routing.logits - threshold) / std))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from core_gates.errors import check_at_least
 from core_gates.numerics import lowest_index_top_k
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
@@ -40,8 +41,7 @@ class PreGate:
     """
 
     def __init__(self, gates: Sequence[Gate], *, level: int = 1) -> None:
-        if level < 1:
-            raise ValueError(f"level must be at least 1, got {level}")
+        check_at_least(1, level=level)
         if not gates:
             raise ValueError("a pre-gated stack needs the gate of at least one MoE layer")
         self.gates = tuple(gates)

@@ -3,16 +3,16 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core_gates.numerics import accumulation_dtype, linear_fp32
-from core_gates.routing.base import Gate
+from core_gates.numerics import accumulation_dtype
+from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 _BOUNDS = (1e-16, 1e16)  # where λ can still turn back within a few hundred steps
 
 
-class ReMoEGate(Gate):
+class ReMoEGate(LinearRouter):
     """Weigh experts by ``relu(x W)``; a zero is not routed (Wang et al., 2024).
 
     How many experts are active is held at ``k`` on average by the loss ``l1``, which is *complete*:
@@ -58,7 +58,14 @@ class ReMoEGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts, summary_size=2, device=device)
+        super().__init__(
+            dim,
+            num_experts,
+            bias=bias,
+            summary_size=2,
+            device=device,
+            dtype=dtype,
+        )
         if not 0 < k <= num_experts:
             raise ValueError(f"k must lie between 0 and num_experts={num_experts}, got {k}")
         if not initial_penalty > 0 or not rate > 1:
@@ -71,19 +78,13 @@ class ReMoEGate(Gate):
         self.rate = rate
         self.padding_in_loss = padding_in_loss
         self._initial_penalty = initial_penalty
-        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
-        self.bias = (
-            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
-        )
         exact = accumulation_dtype(self.weight)
         self.register_buffer("penalty", torch.empty((), device=device, dtype=exact))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weight from N(0, 0.02²), zero the bias, return to the first λ."""
-        nn.init.normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        super().reset_parameters()
         self.penalty.fill_(self._initial_penalty)
 
     def forward(
@@ -94,7 +95,7 @@ class ReMoEGate(Gate):
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
         """Route every token of ``x``; see :class:`Gate`."""
-        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        logits = self.logits(x, padding_mask)
         weights = logits.relu()
         total = weights.sum(-1, keepdim=True)
         tiny = torch.finfo(weights.dtype).tiny

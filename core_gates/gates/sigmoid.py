@@ -1,16 +1,17 @@
 """The sigmoid gate, balanced without a loss and limited to groups of experts."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.numerics import accumulation_dtype, linear_fp32, lowest_index_top_k
-from core_gates.routing.base import Gate
+from core_gates.errors import check_at_least
+from core_gates.numerics import accumulation_dtype, lowest_index_top_k
 from core_gates.routing.counts import count_routed
+from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 
-class SigmoidGate(Gate):
+class SigmoidGate(LinearRouter):
     """Weigh experts by ``s = sigmoid(x W)``, all of them or the ``k`` best (DeepSeek-AI, 2024).
 
     Where scores are equal because the sigmoid saturates, the larger logit is better.
@@ -63,7 +64,14 @@ class SigmoidGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts, summary_size=num_experts + 1, device=device)
+        super().__init__(
+            dim,
+            num_experts,
+            bias=bias,
+            summary_size=num_experts + 1,
+            device=device,
+            dtype=dtype,
+        )
         self.k = k
         self.renormalize = renormalize
         self.scale = scale
@@ -72,19 +80,13 @@ class SigmoidGate(Gate):
         self.num_groups = num_groups
         self.num_kept_groups = num_groups if num_kept_groups is None else num_kept_groups
         self._check()
-        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
-        self.bias = (
-            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
-        )
         exact = accumulation_dtype(self.weight)
         self.register_buffer("balance_bias", torch.empty(num_experts, device=device, dtype=exact))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weight from N(0, 0.02²) and zero both biases."""
-        nn.init.normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        super().reset_parameters()
         self.balance_bias.zero_()
 
     def forward(
@@ -95,7 +97,7 @@ class SigmoidGate(Gate):
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
         """Route every token of ``x``; see :class:`Gate`."""
-        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        logits = self.logits(x, padding_mask)
         # The softmax of log s is s / Σ s, also where every s underflows.
         log_scores = F.logsigmoid(logits)
         probs = log_scores.softmax(-1)
@@ -144,8 +146,7 @@ class SigmoidGate(Gate):
         return lowest_index_top_k(biased, k, ties=logits)[1]
 
     def _check(self) -> None:
-        if self.balance_rate < 0:
-            raise ValueError(f"balance_rate must not be negative, got {self.balance_rate}")
+        check_at_least(0, balance_rate=self.balance_rate)
         if self.num_groups < 1 or self.num_experts % self.num_groups:
             raise ValueError(
                 f"num_groups must divide num_experts={self.num_experts}, got {self.num_groups}"

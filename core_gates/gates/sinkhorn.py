@@ -3,19 +3,19 @@
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.errors import check_option
-from core_gates.numerics import linear_fp32, lowest_index_top_k
-from core_gates.routing.base import Gate
+from core_gates.errors import check_at_least, check_option
+from core_gates.numerics import lowest_index_top_k
 from core_gates.routing.groups import group_positions, ungroup_positions
+from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 Score = Literal["softmax", "sigmoid"]
 
 
-class SinkhornGate(Gate):
+class SinkhornGate(LinearRouter):
     """Choose by the transport plan between tokens and equally loaded experts (S-BASE).
 
     In training, exp(x W) is scaled alternately so that every token holds the same mass and every
@@ -60,27 +60,14 @@ class SinkhornGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
+        super().__init__(dim, num_experts, bias=bias, device=device, dtype=dtype)
         check_option("score", score, get_args(Score))
-        if num_iterations < 1:
-            raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
-        self.k = k
+        check_at_least(1, num_iterations=num_iterations)
+        self.k = self.checked_k(k)
         self.score: Score = score
         self.num_iterations = num_iterations
         self.group_dim = group_dim
-        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
-        self.bias = (
-            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
-        )
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weight from N(0, 0.02²), so that routing starts near uniform; zero the bias."""
-        nn.init.normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def forward(
         self,
@@ -90,7 +77,7 @@ class SinkhornGate(Gate):
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
         """Route every token of ``x``; see :class:`Gate`."""
-        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        logits = self.logits(x, padding_mask)
         chosen_by = logits.detach()
         if self.training:
             chosen_by = self._less_prices(chosen_by, padding_mask)

@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least
 from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.padding import check_padding_mask
 from core_gates.routing.base import Gate
@@ -52,8 +53,7 @@ class SoftMoEGate(Gate):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_experts)
-        if num_slots < 1:
-            raise ValueError(f"num_slots must be at least 1, got {num_slots}")
+        check_at_least(1, num_slots=num_slots)
         self.num_slots = num_slots
         self.weight = nn.Parameter(
             torch.empty(num_experts * num_slots, dim, device=device, dtype=dtype)

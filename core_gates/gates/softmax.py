@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_positive
 from core_gates.numerics import accumulation_dtype, linear_fp32
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.schedules import Schedule
@@ -44,8 +45,7 @@ class SoftmaxGate(SteppedGate):
         super().__init__(dim, num_experts, device=device)
         self._schedule = tau if callable(tau) else None
         self._initial_tau = tau(0) if callable(tau) else tau
-        if not self._initial_tau > 0:
-            raise ValueError(f"tau must be positive, got {self._initial_tau}")
+        check_positive(tau=self._initial_tau)
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.bias = (
             nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None

@@ -1,9 +1,10 @@
 """The Switch gate."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core_gates.numerics import accumulation_dtype, linear_fp32, lowest_index_top_k
+from core_gates.errors import check_fraction
+from core_gates.numerics import accumulation_dtype, lowest_index_top_k
 from core_gates.routing.capacity import CapacityRule, LimitedGate
 from core_gates.routing.output import RoutingOutput
 
@@ -62,16 +63,12 @@ class SwitchGate(LimitedGate):
             eval_capacity_rule=eval_capacity_rule,
             padding_in_capacity=padding_in_capacity,
             group_dim=group_dim,
+            device=device,
+            dtype=dtype,
         )
-        if not 0 <= jitter < 1:
-            raise ValueError(f"jitter must lie in [0, 1), got {jitter}")
+        check_fraction(jitter=jitter)
         self.jitter = jitter
-        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weight from N(0, 0.02²), so that routing starts near uniform."""
-        nn.init.normal_(self.weight, std=0.02)
 
     def forward(
         self,
@@ -94,7 +91,7 @@ class SwitchGate(LimitedGate):
             if noise is None:  # in one order, whatever the strides of x
                 noise = 2 * torch.rand_like(x, memory_format=torch.contiguous_format) - 1
             x = x * (1 + self.jitter * noise)
-        logits = linear_fp32(x, self.weight, padding_mask=padding_mask)
+        logits = self.logits(x, padding_mask)
         probs = logits.softmax(-1)
         _, indices = lowest_index_top_k(logits, 1)
         routing = RoutingOutput(probs.gather(-1, indices), indices, logits=logits, probs=probs)

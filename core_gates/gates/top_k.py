@@ -1,15 +1,14 @@
 """The top-k gate."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core_gates.numerics import linear_fp32
 from core_gates.ops.router.op import router
-from core_gates.routing.base import Gate
+from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 
-class TopKGate(Gate):
+class TopKGate(LinearRouter):
     """Send each token to the ``k`` experts with the largest logits (Shazeer et al., 2017).
 
     The weights are the softmax over the chosen logits, which equals the softmax over all of them
@@ -43,22 +42,10 @@ class TopKGate(Gate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"k must lie between 1 and num_experts={num_experts}, got {k}")
-        self.k = k
+        super().__init__(dim, num_experts, bias=bias, device=device, dtype=dtype)
+        self.k = self.checked_k(k)
         self.renormalize = renormalize
-        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
-        self.bias = (
-            nn.Parameter(torch.empty(num_experts, device=device, dtype=dtype)) if bias else None
-        )
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weight from N(0, 0.02²), so that routing starts near uniform; zero the bias."""
-        nn.init.normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def forward(
         self,
@@ -68,7 +55,7 @@ class TopKGate(Gate):
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
         """Route every token of ``x``; see :class:`Gate`."""
-        logits = linear_fp32(x, self.weight, self.bias, padding_mask=padding_mask)
+        logits = self.logits(x, padding_mask)
         weights, indices, probs, *_ = router(logits, self.k, renormalize=self.renormalize)
         return RoutingOutput(weights, indices, logits=logits, probs=probs).ignore(padding_mask)
 

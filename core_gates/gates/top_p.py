@@ -3,14 +3,15 @@
 from abc import abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core_gates.numerics import linear_fp32, stable_sort
-from core_gates.routing.base import Gate
+from core_gates.errors import check_fraction
+from core_gates.numerics import stable_sort
+from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 
-class _SubsetGate(Gate):
+class _SubsetGate(LinearRouter):
     """A softmax of which a part, different for each token, is routed."""
 
     def __init__(
@@ -22,14 +23,9 @@ class _SubsetGate(Gate):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        super().__init__(dim, num_experts)
+        super().__init__(dim, num_experts, device=device, dtype=dtype)
         self.renormalize = renormalize
-        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weight from N(0, 0.02²), so that routing starts near uniform."""
-        nn.init.normal_(self.weight, std=0.02)
 
     def forward(
         self,
@@ -39,7 +35,7 @@ class _SubsetGate(Gate):
         padding_mask: Tensor | None = None,
     ) -> RoutingOutput:
         """Route every token of ``x``; see :class:`Gate`."""
-        logits = linear_fp32(x, self.weight, padding_mask=padding_mask)
+        logits = self.logits(x, padding_mask)
         probs = logits.softmax(-1)
         weights = probs.masked_fill(~self._routed(probs.detach()), 0)
         if self.renormalize:
@@ -124,8 +120,7 @@ class ThresholdGate(_SubsetGate):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not 0 <= threshold < 1:
-            raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
+        check_fraction(threshold=threshold)
         super().__init__(dim, num_experts, renormalize=renormalize, device=device, dtype=dtype)
         self.threshold = threshold
 

@@ -1,12 +1,12 @@
 """The weighted sum of the results of the experts of a token."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.moe.transforms import is_transformed
+from core_gates.ops._select import is_transformed
 
 CHUNK = 256
 """Rows at a time whose gradient stays in the cache until all is done with it."""
@@ -31,8 +31,7 @@ def combine(rows: Tensor, weights: Tensor, place: Tensor, order: Tensor | None =
     if torch.compiler.is_compiling() or is_transformed():
         exact = torch.promote_types(rows.dtype, weights.dtype)
         return (rows[place].to(exact) * weights.unsqueeze(-1)).sum(-2).to(rows.dtype)
-    result: Tensor = _Combine.apply(rows, weights, place, order)  # type: ignore[no-untyped-call]
-    return result
+    return cast(Tensor, _Combine.apply(rows, weights, place, order))  # type: ignore[no-untyped-call]
 
 
 class _Combine(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """The dense feed-forward network, and reading one whatever its layers are called."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,7 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network to every token."""
-        result: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
-        return result
+        return cast(Tensor, self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x)))
 
 
 class DenseMlp(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core_gates.moe.combine import combine
 from core_gates.moe.experts import StackedExperts
-from core_gates.moe.transforms import is_transformed
+from core_gates.ops._select import is_transformed
 from core_gates.routing.counts import count_non_finite, refuse_non_finite
 from core_gates.routing.output import RoutingOutput
 

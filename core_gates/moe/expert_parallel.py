@@ -1,6 +1,6 @@
 """Experts spread over the ranks of a process group."""
 
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -183,8 +183,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def _scale_gradient(x: Tensor, factor: float) -> Tensor:
-    result: Tensor = _ScaleGradient.apply(x, factor)  # type: ignore[no-untyped-call]
-    return result
+    return cast(Tensor, _ScaleGradient.apply(x, factor))  # type: ignore[no-untyped-call]
 
 
 def _alike(experts: StackedExperts, num_experts: int) -> StackedExperts:

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.activations import activate, check_activation
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_at_least
 from core_gates.moe.checkpoint_layouts import merge_experts
 from core_gates.moe.dense_mlp import read_mlp
-from core_gates.moe.transforms import is_transformed
 from core_gates.ops.grouped_linear.segments import WEIGHT_FIRST
 from core_gates.ops.grouped_mlp.op import grouped_mlp
 
@@ -58,10 +57,7 @@ class StackedExperts(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"num_experts": num_experts, "dim": dim, "hidden_dim": hidden_dim}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(1, num_experts=num_experts, dim=dim, hidden_dim=hidden_dim)
         check_activation(activation)
         self.num_experts, self.dim, self.hidden_dim = num_experts, dim, hidden_dim
         self.first_expert = 0
@@ -154,26 +150,22 @@ class StackedExperts(nn.Module):
         Returns:
             Rows (N, D), sorted by expert.
         """
-        result: Tensor = self("run", rows, counts, gather)
-        return result
+        return cast(Tensor, self("run", rows, counts, gather))
 
     def batched(self, x: Tensor, *, used: Tensor | None = None) -> Tensor:
         """Apply each expert to as many rows as every other: (E, C, D) to (E, C, D).
 
         Hooks learn from ``used`` (E, C) which results are of use; it changes none of them.
         """
-        result: Tensor = self("batched", x, used=used)
-        return result
+        return cast(Tensor, self("batched", x, used=used))
 
     def dense(self, x: Tensor, *, used: Tensor | None = None) -> Tensor:
         """Apply all experts to all tokens: (..., D) to (..., E, D); ``used`` is (..., E)."""
-        result: Tensor = self("dense", x, used=used)
-        return result
+        return cast(Tensor, self("dense", x, used=used))
 
     def single(self, x: Tensor, expert: int) -> Tensor:
         """Apply one expert: (..., D) to (..., D). Called for many, its backward pass is slow."""
-        result: Tensor = self("single", x, expert)
-        return result
+        return cast(Tensor, self("single", x, expert))
 
     def chosen(self, x: Tensor, indices: Tensor, *, used: Tensor | None = None) -> Tensor:
         """Apply to each token its own experts: (T, D) and (T, K) to (T, K, D).
@@ -182,8 +174,7 @@ class StackedExperts(nn.Module):
         ``torch.compile`` these are element-wise multiplications and sums, which read at the
         bandwidth of the memory once they are fused.
         """
-        result: Tensor = self("chosen", x, indices, used=used)
-        return result
+        return cast(Tensor, self("chosen", x, indices, used=used))
 
     def forward(self, method: Method, *inputs: Any, used: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Return what the method of that name does.
@@ -199,8 +190,7 @@ class StackedExperts(nn.Module):
                 f"{type(self).__name__} was called with {found}, expected the name of a method:"
                 " use a MoELayer, or experts.run(rows, counts), .batched, .dense or .chosen"
             )
-        result: Tensor = getattr(self, f"_{method}")(*inputs)
-        return result
+        return cast(Tensor, getattr(self, f"_{method}")(*inputs))
 
     def experts_of(
         self, outputs: Tensor, method: Method, *inputs: Any, used: Tensor | None = None
@@ -230,11 +220,6 @@ class StackedExperts(nn.Module):
         return experts if used is None else experts.masked_fill(~used, self.num_experts)
 
     def _run(self, rows: Tensor, counts: Tensor, gather: Tensor | None) -> Tensor:
-        if is_transformed():
-            raise GatesError(
-                "experts.run has no torch.func transforms, its derivatives would be lost: use"
-                " experts.dense, or a MoELayer"
-            )
         first, first_bias, down, down_bias = self._weights()
         return grouped_mlp(
             rows,

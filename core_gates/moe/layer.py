@@ -2,12 +2,12 @@
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
-from core_gates.errors import check_option
+from core_gates.errors import GatesError, check_option
 from core_gates.moe.checkpoint_layouts import rename_on_load
 from core_gates.moe.dispatch import DISPATCHES, Dispatch, Experts, dispatch
-from core_gates.moe.transforms import refuse_tracing
 from core_gates.routing.base import Gate
 from core_gates.routing.output import RoutingOutput
 
@@ -88,7 +88,12 @@ class MoELayer(nn.Module):
                 call is traced by ``torch.jit.trace``.
             ValueError: Shapes do not fit.
         """
-        refuse_tracing(type(self).__name__)
+        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+            raise GatesError(
+                "torch.jit.trace would record the routing of this one input in"
+                f" {type(self).__name__}: use torch.export.export, or torch.onnx.export with"
+                " dynamo=True"
+            )
         if routing is None:
             gate_input = x if gate_input is None else gate_input
             routing = cast(RoutingOutput, self.gate(gate_input, ids=ids, padding_mask=padding_mask))

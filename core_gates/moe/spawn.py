@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core_gates.collectives import gathered, sharded_like
-from core_gates.errors import check_option
+from core_gates.errors import check_at_least, check_fraction, check_option
 
 OptimizerState = Literal["copy", "reset"]
 
@@ -139,10 +139,8 @@ def _num_experts(parameters: dict[str, nn.Parameter]) -> int:
 
 
 def _check(mask_prob: float, noise_std: float, reinit_fraction: float, state: str) -> None:
-    if not 0 <= mask_prob < 1:
-        raise ValueError(f"mask_prob must lie between 0 and 1, without 1, got {mask_prob}")
+    check_fraction(mask_prob=mask_prob)
     if not 0 <= reinit_fraction <= 1:
         raise ValueError(f"reinit_fraction must lie between 0 and 1, got {reinit_fraction}")
-    if not noise_std >= 0:
-        raise ValueError(f"noise_std must not be negative, got {noise_std}")
+    check_at_least(0, noise_std=noise_std)
     check_option("optimizer_state", state, get_args(OptimizerState))

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from core_gates.errors import check_at_least
 from core_gates.moe.experts import StackedExperts
 from core_gates.monitor.activations import ActivationStatistics
 from core_gates.monitor.report import GateReport
@@ -23,16 +24,6 @@ from core_gates.routing.repeated import Gathered, accumulate, is_repeated
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 Statistics = RoutingStatistics | ValueStatistics | ActivationStatistics
-
-
-class OffersGateValues(Protocol):
-    """A module that is not a routing gate and shows its gate to the monitor."""
-
-    def gate_values(self, *inputs: Any, **options: Any) -> Tensor:
-        """Return gate values between 0 and 1, of any shape, for the inputs of ``forward``.
-
-        It draws no random numbers and changes nothing.
-        """
 
 
 class GateMonitor:
@@ -75,8 +66,7 @@ class GateMonitor:
         dead_share: float = 0.1,
         experts: Mapping[str, int] | None = None,
     ) -> None:
-        if every < 1 or bins < 1:
-            raise ValueError(f"every and bins must be at least 1, got {every} and {bins}")
+        check_at_least(1, every=every, bins=bins)
         self._model = model
         self._every = every
         self._sampling = True

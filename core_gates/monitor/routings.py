@@ -5,7 +5,7 @@ not finite is counted, not added, and reaches the host with the other sums.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -206,8 +206,7 @@ def _positive(values: Tensor) -> Tensor:
 def _entropy(scores: Tensor) -> Tensor:
     """Return the entropy (nats) of non-negative scores scaled to sum 1."""
     probs = scores / _positive(scores.sum(-1, keepdim=True))
-    entropy: Tensor = torch.special.entr(probs).sum(-1)
-    return entropy
+    return cast(Tensor, torch.special.entr(probs).sum(-1))
 
 
 def _variation(values: Tensor) -> float:

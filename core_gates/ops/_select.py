@@ -9,6 +9,7 @@ from typing import Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from core_gates.errors import MissingExtraError, check_option
@@ -81,6 +82,18 @@ def use_cpp(*tensors: Tensor) -> bool:
         return False
     plain = all(type(t) in (Tensor, Parameter) for t in tensors)
     return plain and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
+
+
+def is_transformed() -> bool:
+    """Return whether ``torch.func.grad``, ``vmap``, ``jvp`` or the like runs this call."""
+    if torch.compiler.is_compiling():  # which traces the transform itself
+        return False
+    return torch._C._are_functorch_transforms_active() or in_forward_mode()
+
+
+def in_forward_mode() -> bool:
+    """Return whether tangents flow along, which no kernel and no registered operator carries."""
+    return forward_ad._current_level >= 0
 
 
 def definition(reference: F) -> F:

@@ -1,6 +1,7 @@
 """The balanced assignment of tokens to experts: exact if they are few, else by auction."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,8 +32,7 @@ def balanced_assignment(
     Returns:
         Expert of every token (G, T), int64.
     """
-    result: Tensor = _assign(scores, counted, exact_up_to)
-    return result
+    return cast(Tensor, _assign(scores, counted, exact_up_to))
 
 
 def solve_exactly(scores: Tensor) -> Tensor:

@@ -8,11 +8,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least
+from core_gates.numerics import unrounded
 from core_gates.routing.output import RoutingOutput
 from core_gates.routing.repeated import accumulate
-
-_HALF = (torch.float16, torch.bfloat16)
-
 
 Listener = Callable[[RoutingOutput, Tensor | None], None]
 """What is told every routing of a gate and its padding mask; ``torch.compile`` must trace it."""
@@ -67,9 +66,7 @@ class Gate(nn.Module, ABC):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("num_experts", num_experts)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(1, dim=dim, num_experts=num_experts)
         self.dim = dim
         self.num_experts = num_experts
         self.listeners: tuple[Listener, ...] = ()
@@ -101,6 +98,16 @@ class Gate(nn.Module, ABC):
         for listener in self.listeners:
             listener(routing, kwargs.get("padding_mask"))
         return routing
+
+    def checked_k(self, k: int) -> int:
+        """Return ``k``, the number of choices of a token.
+
+        Raises:
+            ValueError: It is below 1 or above the number of experts.
+        """
+        if not 1 <= k <= self.num_experts:
+            raise ValueError(f"k must lie between 1 and num_experts={self.num_experts}, got {k}")
+        return k
 
     @property
     def learns_from_routings(self) -> bool:
@@ -185,12 +192,12 @@ class Gate(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # .to(torch.bfloat16) must not round temperatures and biases.
-        before = {k: b for k, b in self._buffers.items() if b is not None and b.dtype not in _HALF}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in before.items():
-            moved = self._buffers[name]
-            if moved is not None and moved.dtype in _HALF:
-                self._buffers[name] = buffer.to(moved.device)
+        buffers = {id(buffer) for buffer in self._buffers.values()}
+
+        def moved(tensor: Tensor) -> Tensor:
+            return (unrounded(fn) if id(tensor) in buffers else fn)(tensor)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         if self.counted is not None:  # keeps its values, for to_empty would leave any
             device = fn(self.counted).device
             kept = torch.zeros_like(self.counted, device=device) if self.counted.is_meta else None

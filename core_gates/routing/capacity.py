@@ -1,16 +1,16 @@
 """Capacity: how many choices an expert takes, and which ones are dropped."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
-from core_gates.errors import check_option
+from core_gates.errors import check_option, check_positive
 from core_gates.numerics import stable_sort, widest_float
 from core_gates.padding import check_padding_mask
-from core_gates.routing.base import Gate
 from core_gates.routing.groups import group_positions, ungroup_positions
+from core_gates.routing.linear_router import LinearRouter
 from core_gates.routing.output import RoutingOutput
 
 CapacityRule = Literal["ceil", "floor", "per_expert", "per_token"]
@@ -70,11 +70,10 @@ def group_capacity(
     if real is not None:
         number = real.sum(-2, keepdim=True).to(widest_float(real.device))
     elif torch.compiler.is_compiling():
-        number = torch.full((1, 1, 1), num_tokens, dtype=torch.float64, device=device)
+        number = torch.full((1, 1, 1), num_tokens, dtype=widest_float(device), device=device)
     else:
         return capacity(num_tokens, num_experts, capacity_factor, rule)
-    limits: Tensor = _by_rule(number, num_experts, capacity_factor, rule, torch).clamp(min=1)
-    return limits
+    return cast(Tensor, _by_rule(number, num_experts, capacity_factor, rule, torch).clamp(min=1))
 
 
 def check_capacity(capacity_factor: float | None, rule: CapacityRule) -> None:
@@ -83,8 +82,7 @@ def check_capacity(capacity_factor: float | None, rule: CapacityRule) -> None:
     Raises:
         ValueError: One of the two does not hold.
     """
-    if capacity_factor is not None and not capacity_factor > 0:
-        raise ValueError(f"capacity_factor must be positive, got {capacity_factor}")
+    check_positive(capacity_factor=capacity_factor)
     check_option("capacity_rule", rule, get_args(CapacityRule))
 
 
@@ -195,7 +193,7 @@ def _by_rule(num_tokens: Any, num_experts: int, factor: float, rule: CapacityRul
     return by.ceil(factor * num_tokens / num_experts * (1 - slack))
 
 
-class LimitedGate(Gate):
+class LimitedGate(LinearRouter):
     """Base of gates with a capacity, set for training and evaluation apart.
 
     Args:
@@ -209,6 +207,9 @@ class LimitedGate(Gate):
         eval_capacity_rule: The same in evaluation; that of training if None.
         padding_in_capacity: Whether ignored tokens count as tokens in the capacity.
         group_dim: Dimension of ``x`` whose positions share the room; all positions if None.
+        bias: Whether the logits have a bias.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
 
     Raises:
         ValueError: A factor is not positive or a rule is unknown.
@@ -225,8 +226,11 @@ class LimitedGate(Gate):
         eval_capacity_rule: CapacityRule | None = None,
         padding_in_capacity: bool = False,
         group_dim: int | None = None,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, num_experts)
+        super().__init__(dim, num_experts, bias=bias, device=device, dtype=dtype)
         self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
         self.capacity_rule = capacity_rule
         self.eval_capacity_rule: CapacityRule = eval_capacity_rule or capacity_rule

@@ -144,8 +144,7 @@ def _on_host(numbers: list[Tensor]) -> list[int]:
     if not numbers:
         return []
     device = numbers[0].device
-    values: list[int] = torch.stack([number.to(device) for number in numbers]).tolist()
-    return values
+    return cast(list[int], torch.stack([number.to(device) for number in numbers]).tolist())
 
 
 def _refuse_unseen(names: list[str]) -> None:

@@ -1,16 +1,17 @@
 """The search for a permutation: its schedule, relaxation, penalty and rounding."""
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from core_gates.errors import check_at_least, check_positive
+from core_gates.routing.regularizers import ENTROPY_EPS
+
 T = TypeVar("T", int, Tensor)
 F = TypeVar("F", float, Tensor)
-
-_ENTROPY_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,12 @@ class PermutationSearch:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_steps", 2),
-            ("num_permutations", 1),
-            ("first_iterations", 1),
-            ("last_iterations", self.first_iterations),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.noise < 0:
-            raise ValueError(f"noise must not be negative, got {self.noise}")
-        if not min(self.start, self.end) > 0:
-            raise ValueError(f"start and end must be positive, got {self.start} and {self.end}")
+        check_at_least(2, num_steps=self.num_steps)
+        check_at_least(1, num_permutations=self.num_permutations)
+        check_at_least(1, first_iterations=self.first_iterations)
+        check_at_least(self.first_iterations, last_iterations=self.last_iterations)
+        check_at_least(0, noise=self.noise)
+        check_positive(start=self.start, end=self.end)
 
     def temperature_at(self, t: F) -> F:
         """Return τ in step t, a number or a floating tensor."""
@@ -97,7 +92,7 @@ def permutation_entropy(matrices: Tensor) -> Tensor:
         ``Σ -P log(P + 1e-6)`` of both, mean over the Q matrices, in nats; 0 for permutations.
     """
     both = torch.stack([matrices, matrices / matrices.sum(-1, keepdim=True)])
-    return -(both * (both + _ENTROPY_EPS).log()).sum((-2, -1)).mean(-1).sum()
+    return -(both * (both + ENTROPY_EPS).log()).sum((-2, -1)).mean(-1).sum()
 
 
 def best_assignments(matrices: Tensor) -> Tensor:
@@ -126,8 +121,7 @@ def nearest_permutations(scores: Tensor, num_iterations: Tensor) -> Tensor:
         num_iterations: Number () of Sinkhorn iterations; a tensor, so that a compiled graph
             holds for any.
     """
-    result: Tensor = _nearest(scores.detach(), num_iterations)
-    return result
+    return cast(Tensor, _nearest(scores.detach(), num_iterations))
 
 
 def sinkhorn_in_one_op(scores: Tensor, num_iterations: Tensor) -> Tensor:
@@ -139,8 +133,7 @@ def sinkhorn_in_one_op(scores: Tensor, num_iterations: Tensor) -> Tensor:
         scores: Logarithms of positive matrices (..., E, E).
         num_iterations: Number () of scalings of rows and columns.
     """
-    result: Tensor = _sinkhorn(scores, num_iterations)
-    return result
+    return cast(Tensor, _sinkhorn(scores, num_iterations))
 
 
 def _sinkhorn_forward(scores: Tensor, num_iterations: Tensor) -> Tensor:

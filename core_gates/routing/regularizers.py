@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-_ENTROPY_EPS = 1e-6
+ENTROPY_EPS = 1e-6
 
 
 def sum_over_positions(values: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
@@ -45,5 +45,5 @@ def selection_entropy(
         floor: Smaller probabilities count as this one.
     """
     probs = probs.clamp(min=floor)
-    entropy = -(probs * (probs + _ENTROPY_EPS).log()).sum((-2, -1))
+    entropy = -(probs * (probs + ENTROPY_EPS).log()).sum((-2, -1))
     return mean_over_positions(entropy.unsqueeze(-1), padding_mask=padding_mask).squeeze(-1)

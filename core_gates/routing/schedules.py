@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from core_gates.errors import check_option
+from core_gates.errors import check_at_least, check_option, check_positive
 
 Schedule = Callable[[int], float]
 Shape = Literal["linear", "exponential", "cosine", "cubic", "logarithmic"]
@@ -49,10 +49,7 @@ class TemperatureSchedule:
     delay: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_steps < 0 or self.delay < 0:
-            raise ValueError(
-                f"num_steps and delay must not be negative, got {self.num_steps} and {self.delay}"
-            )
+        check_at_least(0, num_steps=self.num_steps, delay=self.delay)
         check_option("shape", self.shape, get_args(Shape))
         if self.shape == "exponential" and min(self.start, self.end) <= 0:
             raise ValueError(
@@ -109,8 +106,7 @@ class SparsitySchedule:
         for name, value in (("start", self.start), ("end", self.end)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a sparsity between 0 and 1, got {value}")
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1, got {self.every}")
+        check_at_least(1, every=self.every)
         self._transition()  # checks the lengths
 
     def __call__(self, step: int) -> float:
@@ -182,13 +178,8 @@ class StagedSchedule:
     hardens: bool = True
 
     def __post_init__(self) -> None:
-        if self.shared_steps < 0 or self.annealing_steps < 0:
-            raise ValueError(
-                "shared_steps and annealing_steps must not be negative, got"
-                f" {self.shared_steps} and {self.annealing_steps}"
-            )
-        if not (self.start > 0 and self.end > 0):
-            raise ValueError(f"temperatures must be positive, got {self.start} and {self.end}")
+        check_at_least(0, shared_steps=self.shared_steps, annealing_steps=self.annealing_steps)
+        check_positive(start=self.start, end=self.end)
         self._schedule()  # checks the shape
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core_gates.numerics import content_version
 from core_gates.routing.base import Gate
 
 
@@ -111,7 +112,7 @@ class StagedGate(SteppedGate):
         """React to the number of updates, which the buffer holds already."""
         self._known_step = step
         self._stage = self.stage_at(step)
-        self._known_version = None if self.step.is_cpu else _version(self.step)
+        self._known_version = content_version(self.step)
 
     def resume(self, step: int) -> None:
         """React to a number of updates that the buffer got other than by an update."""
@@ -124,7 +125,7 @@ class StagedGate(SteppedGate):
     def _settle(self) -> None:
         if self.step.is_meta:
             return
-        version = None if self.step.is_cpu else _version(self.step)
+        version = content_version(self.step)
         if version is not None and version == self._known_version:
             self._assert_stage()
             return
@@ -142,11 +143,6 @@ class StagedGate(SteppedGate):
             f"the phase of a {type(self).__name__} has changed since this graph was compiled or its"
             " buffers were read; read gate.phase once, outside of torch.compile, and call again",
         )
-
-
-def _version(buffer: Tensor) -> tuple[int, int] | None:
-    """Return what differs after a change of the buffer; None where that is not known."""
-    return None if buffer.is_inference() else (buffer.data_ptr(), buffer._version)
 
 
 def _settle(gate: StagedGate, _incompatible_keys: Any) -> None:

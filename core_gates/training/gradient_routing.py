@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from core_gates.errors import check_option
+from core_gates.errors import check_option, check_positive
 from core_gates.routing.repeated import unobserved
 
 Mode = Literal["dual", "reference", "joint", "every_k", "off"]
@@ -72,7 +72,7 @@ class GradientRouting:
         mode: One of the above.
         clip: Largest gradient norm of the weights, or None.
         gate_clip: Largest gradient norm of the gates, or None.
-        k: Period of mode ``every_k``.
+        every_k: Period k of mode ``every_k``.
         scaler: Gradient scaler for float16, or None.
         group: Ranks over which gate gradients are averaged; by default those of a distributed
             model. Give it where the hooks are there but the model is passed bare.
@@ -93,7 +93,7 @@ class GradientRouting:
         mode: Mode = "dual",
         clip: float | None = None,
         gate_clip: float | None = None,
-        k: int = 1,
+        every_k: int = 1,
         scaler: GradScaler | None = None,
         group: dist.ProcessGroup | None = None,
         backward: Callable[[Tensor], None] | None = None,
@@ -101,15 +101,13 @@ class GradientRouting:
         check_option("mode", mode, get_args(Mode))
         if gate_optimizer is None and mode != "off":
             raise ValueError(f"mode {mode!r} needs a gate_optimizer; without gates choose 'off'")
-        for name, value in (("clip", clip), ("gate_clip", gate_clip), ("k", k)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
+        check_positive(clip=clip, gate_clip=gate_clip, every_k=every_k)
         self.optimizer = optimizer
         self.gate_optimizer = gate_optimizer
         self.mode = mode
         self.clip = clip
         self.gate_clip = gate_clip
-        self.k = k
+        self.every_k = every_k
         self.num_steps = 0
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._group = group
@@ -171,7 +169,8 @@ class GradientRouting:
             step = self._joint_step(model, losses)
         else:
             gate_value, gate_norm = None, None
-            if self.mode == "dual" or (self.mode == "every_k" and self.num_steps % self.k == 0):
+            due = self.mode == "every_k" and self.num_steps % self.every_k == 0
+            if self.mode == "dual" or due:
                 gate_value, gate_norm = self._gate_pass(model, gate_losses)
             value = self._backward_pass(model, losses, self.weights)
             norm = self._move(self.optimizer, self.weights, self.clip)

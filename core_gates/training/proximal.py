@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from core_gates.errors import check_option
+from core_gates.errors import check_at_least, check_option
 from core_gates.ops.soft_threshold.op import soft_threshold
 
 Rule = Literal["soft", "reference"]
@@ -53,8 +53,7 @@ class ProximalStep:
         scaled_by_lr: bool = False,
         rule: Rule = "soft",
     ) -> None:
-        if not threshold >= 0:
-            raise ValueError(f"threshold must not be negative, got {threshold}")
+        check_at_least(0, threshold=threshold)
         check_option("rule", rule, get_args(Rule))
         gates = list(gates)
         _check_gates(optimizer, gates)

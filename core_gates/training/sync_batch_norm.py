@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from core_gates.collectives import Group, all_reduce, num_ranks
-from core_gates.numerics import accumulation_dtype
+from core_gates.numerics import accumulation_dtype, widest_float
 from core_gates.routing.repeated import in_backward
 
 
@@ -144,7 +144,8 @@ class SyncBatchNorm(_BatchNorm):
         # About the local mean first: a square sum about zero would lose digits to a large mean.
         mean = exact.sum(others) / max(number, 1)
         squares = (exact - mean.view(shape)).square().sum(others)
-        mean, squares = mean.double(), squares.double()
+        widest = widest_float(x.device)
+        mean, squares = mean.to(widest), squares.to(widest)
         count = mean.new_full((1,), number)
         local = torch.cat([count, number * mean, squares + number * mean.square()])
         total = all_reduce(local, self.group) if num_ranks(self.group) > 1 else local
@@ -164,8 +165,8 @@ class SyncBatchNorm(_BatchNorm):
         """Move the running statistics; a batch that is empty on all ranks moves nothing."""
         tracked = cast(Tensor, self.num_batches_tracked)
         tracked += (count[0] > 0).to(tracked.dtype)
-        share = 1 / tracked.clamp(min=1).double() if self.momentum is None else self.momentum
-        share = share * (count > 0).double()
+        share = 1 / tracked.clamp(min=1).to(count) if self.momentum is None else self.momentum
+        share = share * (count > 0).to(count)
         unbiased = variance * count / (count - 1).clamp(min=1)
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
             assert running is not None

@@ -278,7 +278,7 @@ class SizingModule(L.LightningModule):
             mode=self.gradient_routing,
             clip=self.clip,
             gate_clip=self.gate_clip,
-            k=self.every_k,
+            every_k=self.every_k,
             scaler=getattr(self.trainer.precision_plugin, "scaler", None),
             group=dist.group.WORLD if distributed else None,
             backward=self.manual_backward if distributed else None,

@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 
@@ -69,8 +69,7 @@ class FunctionVerb(NamedTuple):
     def load(self) -> Callable[..., None]:
         """Return the function."""
         module, _, name = self.target.partition(":")
-        function: Callable[..., None] = getattr(importlib.import_module(module), name)
-        return function
+        return cast(Callable[..., None], getattr(importlib.import_module(module), name))
 
 
 def run_verb(

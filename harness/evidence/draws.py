@@ -1,6 +1,7 @@
 """Weights of samples that are drawn in whole clusters, or in blocks of a series."""
 
 from collections.abc import Iterable
+from typing import cast
 
 import numpy as np
 
@@ -18,8 +19,7 @@ def draw_clusters(
     """
     drawn = generator.integers(units, size=(count, units)) + units * np.arange(count)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units)
-    weights: np.ndarray = counts.astype(float)[:, index]
-    return weights
+    return cast(np.ndarray, counts.astype(float)[:, index])
 
 
 def draw_blocks(length: int, block: int, generator: np.random.Generator, count: int) -> np.ndarray:

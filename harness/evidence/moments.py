@@ -1,6 +1,7 @@
 """Scores that are functions of means: errors, roots of mean squares, fractions, ratios."""
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -53,11 +54,9 @@ def moments(values: ArrayLike, transform: Transform | None = None, name: str = "
 
 def root(means: np.ndarray) -> np.ndarray:
     """Return the root of a single mean square (..., 1): the transform of an RMSE."""
-    result: np.ndarray = np.sqrt(means[..., 0])
-    return result
+    return cast(np.ndarray, np.sqrt(means[..., 0]))
 
 
 def root_ratio(means: np.ndarray) -> np.ndarray:
     """Return the ratio of the roots of two mean squares (..., 2): that of two RMSEs."""
-    result: np.ndarray = np.sqrt(means[..., 0] / means[..., 1])
-    return result
+    return cast(np.ndarray, np.sqrt(means[..., 0] / means[..., 1]))

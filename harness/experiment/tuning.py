@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -147,8 +147,7 @@ def _sobol(dimensions: int, count: int, seed: int) -> list[list[float]]:
     if dimensions == 0:
         return [[] for _ in range(count)]
     engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=seed)
-    points: list[list[float]] = engine.draw(count, dtype=torch.float64).tolist()
-    return points
+    return cast(list[list[float]], engine.draw(count, dtype=torch.float64).tolist())
 
 
 def _setting(space: Box, point: Sequence[float]) -> dict[str, Any]:

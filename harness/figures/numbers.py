@@ -1,7 +1,7 @@
 """The numbers that a figure shows, read from the figure, so that others can draw it again."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -76,8 +76,7 @@ def _cells(label: str, array: Any) -> Iterator[tuple[Any, ...]]:
 
 def _plain(array: Any) -> np.ndarray:
     """Return numbers, NaN where they are masked."""
-    values: np.ndarray = np.ma.masked_array(array, dtype=float).filled(np.nan)
-    return values
+    return cast(np.ndarray, np.ma.masked_array(array, dtype=float).filled(np.nan))
 
 
 def _label(artist: Any, otherwise: str = "") -> str:

@@ -3,9 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from typing import Any
@@ -90,16 +89,6 @@ class Pool:
         return done
 
 
-@contextmanager
-def pooled() -> Iterator[Pool]:
-    """Yield a pool of processes that ends with the block."""
-    pool = Pool()
-    try:
-        yield pool
-    finally:
-        pool.close()
-
-
 def _start(ticks: "SimpleQueue[int]", parent: int) -> None:
     global _ticks
     _ticks = ticks
@@ -122,5 +111,8 @@ def _run(work: Work, call: tuple[Any, ...]) -> Any:
 
 def in_processes(work: Work, arguments: Iterable[tuple[Any, ...]], tick: Tick) -> list[Any]:
     """Return ``work(*one, tick=tick)`` of each of ``arguments``, see :meth:`Pool.run`."""
-    with pooled() as pool:
+    pool = Pool()
+    try:
         return pool.run(work, arguments, tick)
+    finally:
+        pool.close()

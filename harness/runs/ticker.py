@@ -17,24 +17,15 @@ def ticking(label: str, total: int, *, seconds: float = 15.0) -> Iterator[Callab
         total: Number of calls.
         seconds: Least time between two plain lines.
     """
-    if sys.stdout.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        with Progress(*columns) as bar:
-            task = bar.add_task(label, total=total)
-            yield lambda: bar.advance(task)
-        return
-    begin = last = time.monotonic()
     done = 0
+    with counting(label, seconds=seconds) as count:
 
-    def tick() -> None:
-        nonlocal done, last
-        done += 1
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            print(f"{label}  {done} of {total}  {last - begin:.0f} s", flush=True)
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            count(done, total)
 
-    yield tick
-    print(f"{label}  {time.monotonic() - begin:.1f} s", flush=True)
+        yield tick
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The gate of SeerAttention-R: which blocks of the past a new token needs."""
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -233,8 +233,7 @@ class DecodeAttnGate(nn.Module):
             queries = _normed(self.q_norm, queries)
             queries = rotate(queries, positions[:, None, None], self.rope_theta)
             logits = torch.einsum("btkgc,bnkc->bktgn", queries, keys.blocks).mean(3)
-            result: Tensor = logits * self.gate_dim**-0.5
-            return result
+            return cast(Tensor, logits * self.gate_dim**-0.5)
 
     def extra_repr(self) -> str:
         """Show the sizes, the reduction and the pooling."""

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core_gates.attention.seer.pooling import pad_to_blocks
-from core_gates.errors import check_option
-from core_gates.numerics import accumulation_dtype
+from core_gates.errors import check_fraction, check_option
+from core_gates.numerics import accumulation_dtype, widest_float
 from core_gates.padding import check_padding_mask
 
 DECODE_EPS = 1e-9
@@ -81,8 +81,7 @@ def gate_distillation_loss(
         raise ValueError(
             f"logits {tuple(logits.shape)} and target {tuple(target.shape)} must have one shape"
         )
-    if not 0 <= skip < 1:
-        raise ValueError(f"skip must lie in [0, 1), got {skip}")
+    check_fraction(skip=skip)
     check_option("reduction", reduction, ("element", "row"))
     dtype = accumulation_dtype(logits)
     logits, target = logits.to(dtype), target.detach().to(dtype)
@@ -114,7 +113,7 @@ def _padded_loss(
     rows = ~padding_mask if num_rows == length else columns
     number = rows.sum(-1, keepdim=True)
     rows = rows & (
-        rows.cumsum(-1) > (skip * number.double()).long()
+        rows.cumsum(-1) > (skip * number.to(widest_float(number.device))).long()
     )  # without the first of a sequence
     seen = (rows[:, :, None] & columns[:, None, :])[:, None]  # (B, 1, rows, N)
     target = target.masked_fill(~seen, 0)

@@ -1,7 +1,7 @@
 """The gate of SeerAttention: which blocks of a prompt need each other."""
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from core_gates.attention.constants import INIT_STD
 from core_gates.attention.rotary import rotate
 from core_gates.attention.seer.pooling import pad_to_blocks, parse_pooling, pool_blocks
+from core_gates.errors import check_at_least
 from core_gates.numerics import accumulation_dtype
 from core_gates.padding import check_padding_mask
 
@@ -135,8 +136,7 @@ class AttnGate(nn.Module):
             return future
         empty = pad_to_blocks(padding_mask, self.block_size).all(-1)[:, None]
         rows = empty[..., num_blocks - num_rows :, None]
-        hidden: Tensor = future | rows | empty[..., None, :]
-        return hidden
+        return cast(Tensor, future | rows | empty[..., None, :])
 
     def extra_repr(self) -> str:
         """Show the sizes and the pooling."""
@@ -156,16 +156,14 @@ def as_float32(x: Tensor) -> Tensor:
 
 def project_heads(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply every head (B, N, H, C) by its own matrix (H, C, G)."""
-    result: Tensor = torch.einsum("bnhc,hcg->bnhg", x, as_float32(weight))
-    return result
+    return cast(Tensor, torch.einsum("bnhc,hcg->bnhg", x, as_float32(weight)))
 
 
 def check_heads(num_heads: int, num_kv_heads: int, block_size: int) -> None:
     """Refuse heads that do not fall into groups, and empty blocks."""
     if num_kv_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    check_at_least(1, block_size=block_size)
 
 
 def check_tokens(q: Tensor, k: Tensor, num_heads: int, num_kv_heads: int) -> None:

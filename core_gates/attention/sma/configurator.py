@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least, check_positive
 from core_gates.numerics import linear_fp32
 from core_gates.padding import check_padding_mask
 
@@ -52,10 +53,8 @@ class SparseModularActivation(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if dim < 1 or not tau_scale > 0:
-            raise ValueError(
-                f"dim must be at least 1 and tau_scale positive, got {dim} and {tau_scale}"
-            )
+        check_at_least(1, dim=dim)
+        check_positive(tau_scale=tau_scale)
         self.dim = dim
         self.tau_scale = tau_scale
         self.weight = nn.Parameter(torch.empty(2, dim, device=device, dtype=dtype))

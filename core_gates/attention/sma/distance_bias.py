@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least
+
 
 class DistanceBias(nn.Module):
     """Look up a learned bias for the distance of a key from its query (Raffel et al., 2020).
@@ -29,8 +31,7 @@ class DistanceBias(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if max_positions < 1:
-            raise ValueError(f"max_positions must be at least 1, got {max_positions}")
+        check_at_least(1, max_positions=max_positions)
         self.max_positions = max_positions
         self.table = nn.Parameter(torch.empty(2 * max_positions - 1, device=device, dtype=dtype))
         self.reset_parameters()

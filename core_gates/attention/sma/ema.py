@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least
 from core_gates.numerics import accumulation_dtype
 from core_gates.padding import zero_padding
 
@@ -46,11 +47,7 @@ class MultiHeadEMA(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if min(dim, num_states, 1 if truncation is None else truncation) < 1:
-            raise ValueError(
-                "dim, num_states and truncation must be at least 1, got"
-                f" {dim}, {num_states} and {truncation}"
-            )
+        check_at_least(1, dim=dim, num_states=num_states, truncation=truncation)
         self.dim = dim
         self.num_states = num_states
         self.bidirectional = bidirectional

@@ -1,6 +1,6 @@
 """The gated attention unit, over compressed tokens."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from core_gates.attention.sma.local_attention import (
     in_neighborhoods,
     local_attention,
 )
-from core_gates.errors import check_option
+from core_gates.errors import check_at_least, check_option
 from core_gates.padding import zero_padding
 
 PositionEncoding = Literal["simple", "local", "rotary"]
@@ -73,11 +73,7 @@ class GatedAttentionUnit(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if min(dim, key_dim, hidden_dim) < 1:
-            raise ValueError(
-                "dim, key_dim and hidden_dim must be at least 1, got"
-                f" {dim}, {key_dim} and {hidden_dim}"
-            )
+        check_at_least(1, dim=dim, key_dim=key_dim, hidden_dim=hidden_dim)
         check_attention(window, weighting)
         check_option("position", position, get_args(PositionEncoding))
         if position == "rotary" and key_dim % 2:
@@ -145,8 +141,7 @@ class GatedAttentionUnit(nn.Module):
 
     def emit(self, attended: Tensor, gate: Tensor) -> Tensor:
         """Return the results (..., D) for attended values and gates (..., V)."""
-        result: Tensor = self.output_proj(attended * gate)
-        return result
+        return cast(Tensor, self.output_proj(attended * gate))
 
     def extra_repr(self) -> str:
         """Show the options in ``print(unit)``."""
@@ -162,8 +157,8 @@ class GatedAttentionUnit(nn.Module):
         """
         if self.bias is None:
             return None
-        bias: Tensor = self.bias(distance + self.window if self.position == "local" else distance)
-        return bias
+        shift = self.window if self.position == "local" else 0
+        return cast(Tensor, self.bias(distance + shift))
 
     def _bias(self, positions: Tensor) -> Tensor | None:
         if self.position == "rotary":

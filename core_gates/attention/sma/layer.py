@@ -1,5 +1,7 @@
 """The SeqBoat layer: an average over all tokens, and attention for those that ask for it."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +11,7 @@ from core_gates.attention.sma.ema import MultiHeadEMA
 from core_gates.attention.sma.gated_attention_unit import GatedAttentionUnit, PositionEncoding
 from core_gates.attention.sma.local_attention import Weighting
 from core_gates.attention.sma.norms import TokenBatchNorm
+from core_gates.errors import check_fraction
 from core_gates.ops.compress.active import ActiveTokens
 from core_gates.ops.compress.op import compress, extract
 from core_gates.padding import zero_padding
@@ -73,8 +76,7 @@ class SeqBoatLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie between 0 and 1, without 1, got {dropout}")
+        check_fraction(dropout=dropout)
         self.causal, self.prenorm = causal, prenorm
         self.static_shapes = static_shapes
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype) if norm is None else norm
@@ -161,8 +163,7 @@ class SeqBoatLayer(nn.Module):
 
     def _norm(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         options = {"padding_mask": padding_mask} if isinstance(self.norm, TokenBatchNorm) else {}
-        normed: Tensor = self.norm(x, **options)
-        return normed
+        return cast(Tensor, self.norm(x, **options))
 
     def _reset_carry(self) -> None:
         nn.init.trunc_normal_(self.carry_proj.weight, std=0.02)

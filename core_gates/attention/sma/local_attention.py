@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.errors import check_option
+from core_gates.errors import check_at_least, check_option
 from core_gates.numerics import accumulation_dtype
 
 Weighting = Literal["softmax", "relu2"]
@@ -121,8 +121,7 @@ def check_attention(window: int, weighting: str) -> None:
     Raises:
         ValueError: ``window`` is below 1 or ``weighting`` is unknown.
     """
-    if window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
+    check_at_least(1, window=window)
     check_option("weighting", weighting, get_args(Weighting))
 
 

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from core_gates.errors import check_fraction
+
 
 class DropPath(nn.Module):
     """Drop the branch of whole samples while training (Huang et al., 2016, stochastic depth).
@@ -19,8 +21,7 @@ class DropPath(nn.Module):
     """
 
     def __init__(self, rate: float = 0.0) -> None:
-        if not 0 <= rate < 1:
-            raise ValueError(f"rate must lie in [0, 1), found {rate}")
+        check_fraction(rate=rate)
         super().__init__()
         self.rate = rate
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -106,8 +107,7 @@ def _roll(x: Tensor, shift: Extents, *, sign: int) -> Tensor:
 def shape_constant(make: functools._lru_cache_wrapper[Tensor], *key: object) -> Tensor:
     """Take a constant from its cache; a traced program computes it, so that it stays a program."""
     if torch.compiler.is_compiling():
-        traced: Tensor = make.__wrapped__(*key)
-        return traced
+        return cast(Tensor, make.__wrapped__(*key))
     with torch.inference_mode(False):
         return make(*key)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -235,8 +235,7 @@ class SwinBlock(nn.Module):
 
     def _branch(self, function: Callable[..., Tensor], *inputs: object) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
-            return result
+            return cast(Tensor, checkpoint(function, *inputs, use_reentrant=False))
         return function(*inputs)
 
     def _attend(self, query: Tensor, key: Tensor | None, layout: WindowLayout) -> Tensor:
@@ -246,9 +245,7 @@ class SwinBlock(nn.Module):
         if inside is not None:
             normed = normed * inside
             normed_key = None if normed_key is None else normed_key * inside
-        result: Tensor = self.drop_path(self.attn(normed, normed_key, layout))
-        return result
+        return cast(Tensor, self.drop_path(self.attn(normed, normed_key, layout)))
 
     def _transform(self, x: Tensor) -> Tensor:
-        result: Tensor = self.drop_path(self.mlp(self.norm2(x)))
-        return result
+        return cast(Tensor, self.drop_path(self.mlp(self.norm2(x))))

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.library import custom_op
 
+from core_gates.errors import check_at_least
 from core_gates.numerics import accumulation_dtype
-from core_gates.ops._select import use_kernel
-from core_gates.ops.block_max_attention import row_chunks
+from core_gates.ops._select import in_forward_mode, use_kernel
+from core_gates.ops.block_max_attention import reference, row_chunks
 
 
 class BlockMaxOutput(NamedTuple):
@@ -63,9 +64,10 @@ def block_max_attention(
             f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} must be (B, H, L, D),"
             " (B, K, L, D) and (B, K, L, D), where K divides H"
         )
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    check_at_least(1, block_size=block_size)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if in_forward_mode():
+        return BlockMaxOutput(*reference.forward(q, k, v, block_size, scale, per_row))
     backend = "triton" if use_kernel(q, k, v) else "row_chunks"
     return BlockMaxOutput(*_forward(q, k, v, block_size, scale, per_row, backend))
 

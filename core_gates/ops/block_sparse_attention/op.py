@@ -1,14 +1,15 @@
 """The public function ``block_sparse_attention`` and its registration as a PyTorch operator."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
-from core_gates.ops._select import use_kernel
-from core_gates.ops.block_sparse_attention import gather
+from core_gates.errors import check_at_least
+from core_gates.ops._select import in_forward_mode, use_kernel
+from core_gates.ops.block_sparse_attention import gather, reference
 from core_gates.ops.block_sparse_attention.layout import BlockLayout
 
 
@@ -62,9 +63,10 @@ def block_sparse_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not torch.compiler.is_compiling() and _is_dense(block_mask, layout, dense_above):
         return _dense(q, k, v, layout, scale)
+    if in_forward_mode():
+        return reference.forward(q, k, v, block_mask, block_size, causal, scale)[0]
     backend = "triton" if use_kernel(q, k, v) else "gather"
-    result: Tensor = _forward(q, k, v, block_mask, block_size, causal, scale, backend)[0]
-    return result
+    return cast(Tensor, _forward(q, k, v, block_mask, block_size, causal, scale, backend)[0])
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -84,8 +86,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 def _expand(block_mask: Tensor, q: Tensor, k: Tensor, layout: BlockLayout) -> Tensor:
     """Return the mask as (B, H, Nq, Nk)."""
-    if layout.size < 1:
-        raise ValueError(f"block_size must be at least 1, got {layout.size}")
+    check_at_least(1, block_size=layout.size)
     if layout.offset < 0:
         raise ValueError(
             f"causal attention needs no more queries than keys, got {layout.num_queries} and"

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from core_gates.errors import check_at_least
+
 
 class ActiveTokens(NamedTuple):
     """A one-to-one map between the active tokens of every sequence and its first slots.
@@ -39,8 +41,7 @@ class ActiveTokens(NamedTuple):
         if num_slots is None:
             counts = mask.sum(-1)
             num_slots = max(int(counts.max()), 1) if mask.numel() else 0
-        if num_slots < 0:
-            raise ValueError(f"num_slots must not be negative, got {num_slots}")
+        check_at_least(0, num_slots=num_slots)
         num_slots = min(num_slots, mask.shape[1])
         order = mask.cumsum(-1) - 1
         slots = order.masked_fill(~mask | (order >= num_slots), -1)

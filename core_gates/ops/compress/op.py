@@ -3,8 +3,8 @@
 from typing import Any
 
 from torch import Tensor
-from torch.library import custom_op
 
+from core_gates.ops._register import register_direction
 from core_gates.ops._select import definition, use_kernel
 from core_gates.ops.compress import reference
 from core_gates.ops.compress.active import ActiveTokens
@@ -57,21 +57,6 @@ def _pick_rows(source: Tensor, rows: Tensor, inverse: Tensor) -> Tensor:
     return function(source, rows, inverse)
 
 
-_forward = custom_op("core_gates::compress", reference.forward, mutates_args=())
-
-
-@_forward.register_kernel("cuda")
-def _(source: Tensor, rows: Tensor, inverse: Tensor) -> Tensor:
-    from core_gates.ops.compress import kernel  # the only place that needs Triton
-
-    return kernel.forward(source, rows, inverse)
-
-
-@_forward.register_fake
-def _(source: Tensor, rows: Tensor, _inverse: Tensor) -> Tensor:
-    return source.new_empty((*rows.shape, source.shape[-1]))
-
-
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs[1:])
 
@@ -81,4 +66,9 @@ def _differentiate(ctx: Any, grad: Tensor) -> Any:
     return _forward(grad, inverse, rows), None, None
 
 
+_forward = register_direction(
+    reference,
+    "forward",
+    lambda source, rows, _inverse: source.new_empty((*rows.shape, source.shape[-1])),
+)
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -1,7 +1,7 @@
 """The public function ``gated_lora`` and its registration as a PyTorch operator."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ def gated_lora(
         raise ValueError("base can be overwritten under torch.no_grad() only")
     tokens = base.reshape(-1, base.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
     arguments = *tokens, up, coefficients, list(ranks), eps
+    if torch.compiler.is_exporting():  # other runtimes do not know the operator
+        return reference.forward(*arguments).view(base.shape)
     kernel = use_kernel(base, hidden, up, coefficients) and max(ranks) <= LARGEST_KERNEL_RANK
     # Dynamo would unroll the loop over blocks, hence the opaque operator while compiling.
     opaque = kernel or torch.compiler.is_compiling()
@@ -145,8 +147,7 @@ def _forward(
     if not kernel:
         return _run_streamed(base, hidden, up, coefficients, ranks, eps)
     with autocast_off(base):
-        mixed: Tensor = _kernel().forward(base, hidden, up, coefficients, ranks, eps)
-        return mixed
+        return cast(Tensor, _kernel().forward(base, hidden, up, coefficients, ranks, eps))
 
 
 @custom_op("core_gates::gated_lora_backward", mutates_args=())

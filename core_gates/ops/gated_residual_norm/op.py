@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
+from torch.library import CustomOpDef, custom_op
 
+from core_gates.ops._register import register_direction
 from core_gates.ops._select import definition, use_cpp, use_kernel
 from core_gates.ops.gated_residual_norm import native, reference
 
@@ -52,52 +53,11 @@ def gated_residual_norm(
     return total.view(x.shape), normalized.view(x.shape)
 
 
-_forward = custom_op("core_gates::gated_residual_norm", reference.forward, mutates_args=())
-_backward = custom_op(
-    "core_gates::gated_residual_norm_backward", reference.backward, mutates_args=()
-)
-
-_cpp = custom_op("core_gates::gated_residual_norm_cpp", native.forward, mutates_args=())
-_cpp_backward = custom_op(
-    "core_gates::gated_residual_norm_cpp_backward", native.backward, mutates_args=()
-)
-
-
-@_forward.register_kernel("cuda")
-def _(
-    x: Tensor, branch: Tensor, scores: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    from core_gates.ops.gated_residual_norm import kernel  # the only place that needs Triton
-
-    return kernel.forward(x, branch, scores, weight, bias, eps)
-
-
-@_backward.register_kernel("cuda")
-def _(
-    grad_total: Tensor,
-    grad_normalized: Tensor,
-    x: Tensor,
-    branch: Tensor,
-    scores: Tensor,
-    weight: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from core_gates.ops.gated_residual_norm import kernel
-
-    return kernel.backward(grad_total, grad_normalized, x, branch, scores, weight, eps)
-
-
-@_cpp.register_fake
-@_forward.register_fake
-def _(
-    x: Tensor, _branch: Tensor, _scores: Tensor, _weight: Tensor, _bias: Tensor, _eps: float
-) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-@_cpp_backward.register_fake
-@_backward.register_fake
-def _(
+def _fake_backward(
     _grad_total: Tensor,
     _grad_normalized: Tensor,
     x: Tensor,
@@ -110,27 +70,23 @@ def _(
     return x.new_empty(x.shape), branch.new_empty(branch.shape), *vectors
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
-    x, branch, scores, weight, _, eps = inputs
-    ctx.save_for_backward(x, branch, scores, weight)
-    ctx.eps = eps
+def _differentiable(forward: CustomOpDef, backward: CustomOpDef, *, by_sum: bool) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, branch, scores, weight, _, ctx.eps = inputs
+        ctx.save_for_backward(output[0] if by_sum else x, branch, scores, weight)
+
+    def differentiate(ctx: Any, grad_total: Tensor, grad_normalized: Tensor) -> Any:
+        return *backward(grad_total, grad_normalized, *ctx.saved_tensors, ctx.eps), None
+
+    forward.register_autograd(differentiate, setup_context=save)
 
 
-def _differentiate(ctx: Any, grad_total: Tensor, grad_normalized: Tensor) -> Any:
-    return *_backward(grad_total, grad_normalized, *ctx.saved_tensors, ctx.eps), None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _, branch, scores, weight, _, eps = inputs
-    ctx.save_for_backward(output[0], branch, scores, weight)
-    ctx.eps = eps
-
-
-def _differentiate_cpp(ctx: Any, grad_total: Tensor, grad_normalized: Tensor) -> Any:
-    return *_cpp_backward(grad_total, grad_normalized, *ctx.saved_tensors, ctx.eps), None
-
-
-_cpp.register_autograd(_differentiate_cpp, setup_context=_save_sum)
+_forward = register_direction(reference, "forward", _fake)
+_differentiable(_forward, register_direction(reference, "backward", _fake_backward), by_sum=False)
+_cpp = custom_op("core_gates::gated_residual_norm_cpp", native.forward, mutates_args=())
+_cpp.register_fake(_fake)
+_cpp_backward = custom_op(
+    "core_gates::gated_residual_norm_cpp_backward", native.backward, mutates_args=()
+)
+_cpp_backward.register_fake(_fake_backward)
+_differentiable(_cpp, _cpp_backward, by_sum=True)

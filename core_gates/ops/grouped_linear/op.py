@@ -1,6 +1,6 @@
 """The public function ``grouped_linear`` and its registration as a PyTorch operator."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def grouped_linear(
         raise ValueError(f"gated weights need an even number of features, got {weight.shape[1]}")
     x, weight, bias = _autocast(x, weight, bias)
     arguments = (x, weight, counts, bias, gather, scatter, activation, gated)
-    if x.dtype == torch.float64:
+    if x.dtype == torch.float64 or _select.is_transformed():
         return reference.forward(*arguments)
     keep = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias)
@@ -60,8 +60,7 @@ def grouped_linear(
     num_rows = x.shape[0] if gather is None else gather.shape[0]
     backend = _backend(x, weight, num_rows, keep)
     if keep or torch.compiler.is_compiling():
-        result: Tensor = _forward(*arguments, keep, backend)[0]
-        return result
+        return cast(Tensor, _forward(*arguments, keep, backend)[0])
     return _run(*arguments, keep, backend)[0]  # a registered operator costs more than its work
 
 

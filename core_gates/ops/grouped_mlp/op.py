@@ -1,12 +1,13 @@
 """The public function ``grouped_mlp`` and its registration as a PyTorch operator."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
 from core_gates.activations import check_activation
+from core_gates.ops._select import is_transformed
 from core_gates.ops.grouped_linear.segments import FEW_ROWS
 from core_gates.ops.grouped_mlp import reference, segments
 
@@ -52,7 +53,7 @@ def grouped_mlp(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     num_rows = x.shape[0] if gather is None else gather.shape[0]
     few = not keep and num_rows <= FEW_ROWS * first.shape[0]
-    if x.device.type != "cpu" or x.dtype == torch.float64 or few:
+    if x.device.type != "cpu" or x.dtype == torch.float64 or few or is_transformed():
         return reference.forward(
             x, first, down, counts, first_bias, down_bias, gather, activation, gated
         )
@@ -64,8 +65,7 @@ def grouped_mlp(
         down_bias = None if down_bias is None else down_bias.to(dtype)
     arguments = (x, first, down, counts, first_bias, down_bias, gather, activation, gated, keep)
     if keep or torch.compiler.is_compiling():
-        result: Tensor = _forward(*arguments)[0]
-        return result
+        return cast(Tensor, _forward(*arguments)[0])
     return segments.forward(*arguments)[0]
 
 

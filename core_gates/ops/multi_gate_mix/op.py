@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
+from core_gates.ops._register import register
 from core_gates.ops._select import definition, use_kernel
 from core_gates.ops.multi_gate_mix import reference
 
@@ -67,40 +67,12 @@ def _check(experts: Tensor, logits: Tensor, mask: Tensor) -> None:
         raise ValueError(f"the mask is for {mask.shape[1]} experts, found {experts.shape[-2]}")
 
 
-_forward = custom_op("core_gates::multi_gate_mix", reference.forward, mutates_args=())
-_backward = custom_op("core_gates::multi_gate_mix_backward", reference.backward, mutates_args=())
-
-
-@_forward.register_kernel("cuda")
-def _(experts: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
-    from core_gates.ops.multi_gate_mix import kernel  # the only place that needs Triton
-
-    return kernel.forward(experts, logits, mask)
-
-
-@_backward.register_kernel("cuda")
-def _(grad: Tensor, experts: Tensor, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    from core_gates.ops.multi_gate_mix import kernel
-
-    return kernel.backward(grad, experts, logits, mask)
-
-
-@_forward.register_fake
-def _(experts: Tensor, _logits: Tensor, mask: Tensor) -> Tensor:
+def _fake(experts: Tensor, _logits: Tensor, mask: Tensor) -> Tensor:
     return experts.new_empty(experts.shape[0], mask.shape[1], experts.shape[2])
 
 
-@_backward.register_fake
-def _(_grad: Tensor, experts: Tensor, logits: Tensor, _mask: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_backward(_grad: Tensor, experts: Tensor, logits: Tensor, _mask: Tensor) -> Any:
     return torch.empty_like(experts), torch.empty_like(logits)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> Any:
-    return *_backward(grad, *ctx.saved_tensors), None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+_forward = register(reference, _fake, _fake_backward, saved=3)

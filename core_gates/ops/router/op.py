@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from core_gates.numerics import accumulation_dtype
+from core_gates.ops._register import register_direction
 from core_gates.ops._select import definition, use_kernel
 from core_gates.ops.router import reference
 
@@ -59,53 +59,14 @@ def router(logits: Tensor, k: int, *, renormalize: bool = True) -> Routed:
     )
 
 
-_forward = custom_op("core_gates::router", reference.forward, mutates_args=())
-_backward = custom_op("core_gates::router_backward", reference.backward, mutates_args=())
-
-
-@_forward.register_kernel("cuda")
-def _(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from core_gates.ops.router import kernel  # the only place that needs Triton
-
-    return kernel.forward(logits, k, renormalize)
-
-
-@_backward.register_kernel("cuda")
-def _(
-    grad_weights: Tensor,
-    grad_probs: Tensor,
-    grad_z: Tensor,
-    logits: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    renormalize: bool,
-) -> Tensor:
-    from core_gates.ops.router import kernel
-
-    saved = (logits, indices, weights, renormalize)
-    return kernel.backward(grad_weights, grad_probs, grad_z, *saved)
-
-
-@_forward.register_fake
-def _(logits: Tensor, k: int, _renormalize: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _fake(
+    logits: Tensor, k: int, _renormalize: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     exact = logits.new_empty(logits.shape, dtype=accumulation_dtype(logits))
     num_rows, num_experts = logits.shape
     indices = logits.new_empty((num_rows, k), dtype=torch.int64)
     counts = logits.new_empty((num_experts,), dtype=torch.int64)
     return exact.new_empty((num_rows, k)), indices, exact, counts, exact.new_empty(())
-
-
-@_backward.register_fake
-def _(
-    _grad_weights: Tensor,
-    _grad_probs: Tensor,
-    _grad_z: Tensor,
-    logits: Tensor,
-    _indices: Tensor,
-    _weights: Tensor,
-    _renormalize: bool,
-) -> Tensor:
-    return torch.empty_like(logits)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, int, bool], output: tuple[Tensor, ...]) -> None:
@@ -121,4 +82,6 @@ def _differentiate(
     return _backward(grad_weights, grad_probs, grad_z, *saved, ctx.renormalize), None, None
 
 
+_forward = register_direction(reference, "forward", _fake)
+_backward = register_direction(reference, "backward", lambda *args: torch.empty_like(args[3]))
 _forward.register_autograd(_differentiate, setup_context=_save)

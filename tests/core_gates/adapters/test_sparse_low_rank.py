@@ -333,7 +333,7 @@ def test_names_are_those_that_lora_formats_filter():
     [
         ({"rank": -1}, "rank must not be negative, got -1"),
         ({"in_features": 0}, "in_features must be at least 1"),
-        ({"dropout": 1.0}, "dropout must lie between 0 and 1"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
         ({"initialization": "zeros"}, "initialization is 'zeros'; choose one of normal, ones"),
     ],
 )

@@ -310,7 +310,7 @@ def test_start(node_bias):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_experts": 1, "k": 1}, "num_experts must be at least 2 for a tree, got 1"),
+        ({"num_experts": 1, "k": 1}, "num_experts must be at least 2, got 1"),
         ({"k": 0}, "k must lie between 1 and num_experts=4, got 0"),
         ({"k": 5}, "k must lie between 1 and num_experts=4, got 5"),
         ({"gamma": 0.0}, "gamma must be positive and finite, got 0.0"),

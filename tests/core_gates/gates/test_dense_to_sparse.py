@@ -259,8 +259,8 @@ def test_stages():
             lambda: DenseToSparseGate(3, 4, combine="sum"),
             "combine is 'sum'; choose one of gumbel, softmax",
         ),
-        (lambda: StagedSchedule(-1, 4), "must not be negative, got -1 and 4"),
-        (lambda: StagedSchedule(0, 4, end=0.0), "temperatures must be positive, got 2.0 and 0.0"),
+        (lambda: StagedSchedule(-1, 4), "shared_steps must not be negative, got -1"),
+        (lambda: StagedSchedule(0, 4, end=0.0), "end must be positive, got 0.0"),
         (lambda: StagedSchedule(0, 4, shape="square"), "shape is 'square'"),
     ],
 )

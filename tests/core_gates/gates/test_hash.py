@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed import checkpoint as dcp
 from torch.testing import assert_close
 
 from core_gates.gates.hash import HashGate
@@ -83,6 +84,20 @@ def test_the_table_of_another_number_of_experts_is_refused(others):
 
 
 @pytest.mark.fault("core F9")
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.fault("core F8")
+def test_distributed_checkpoint_in_place(tmp_path):
+    ids, x = torch.arange(12), torch.zeros(12, 1)
+    trained, gate = HashGate(1, 4, num_ids=12, seed=1), HashGate(1, 4, num_ids=12)
+    dcp.save(trained.state_dict(), checkpoint_id=tmp_path, no_dist=True)
+    dcp.load(gate.state_dict(), checkpoint_id=tmp_path, no_dist=True)
+    assert torch.equal(gate(x, ids=ids).indices, trained(x, ids=ids).indices)
+    other = HashGate(1, 8, num_ids=12)
+    dcp.load(other.state_dict(), checkpoint_id=tmp_path, no_dist=True)
+    with pytest.raises(ValueError, match="spreads ids over 4 experts, but the gate has 8"):
+        other(x, ids=ids)
+
+
 def test_selectors_route_by_ids():
     gate, ids = HashGate(2, 5, num_ids=9, k=2), torch.tensor([8, 0, 3])
     x, mask = torch.zeros(3, 2), torch.tensor([False, True, False])

@@ -509,7 +509,7 @@ def test_slots_are_refused():
         ({"first_iterations": 0}, "first_iterations must be at least 1, got 0"),
         ({"last_iterations": 10}, "last_iterations must be at least 20, got 10"),
         ({"noise": -1.0}, "noise must not be negative, got -1.0"),
-        ({"end": 0.0}, "start and end must be positive, got 0.001 and 0.0"),
+        ({"end": 0.0}, "end must be positive, got 0.0"),
     ],
 )
 def test_errors(options, message):

@@ -159,7 +159,7 @@ def test_a_generator_repeats_the_masks(experts):
     ("options", "message"),
     [
         ({"source": 8}, "source must lie between 0 and 7, got 8"),
-        ({"mask_prob": 1.0}, "mask_prob must lie between 0 and 1, without 1, got 1.0"),
+        ({"mask_prob": 1.0}, r"mask_prob must lie in \[0, 1\), got 1.0"),
         ({"reinit_fraction": 1.5}, "reinit_fraction must lie between 0 and 1, got 1.5"),
         ({"noise_std": -1.0}, "noise_std must not be negative, got -1.0"),
         ({"optimizer_state": "keep"}, "optimizer_state is 'keep'; choose one of copy, reset"),

@@ -95,8 +95,8 @@ def test_piecewise():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TemperatureSchedule(1, 0, -1), "must not be negative, got -1 and 0"),
-        (lambda: TemperatureSchedule(1, 0, 1, delay=-2), "must not be negative, got 1 and -2"),
+        (lambda: TemperatureSchedule(1, 0, -1), "num_steps must not be negative, got -1"),
+        (lambda: TemperatureSchedule(1, 0, 1, delay=-2), "delay must not be negative, got -2"),
         (lambda: TemperatureSchedule(1, 0, 1, "square"), "choose one of linear, exponential"),
         (lambda: TemperatureSchedule(1, 0, 1, "exponential"), "positive ends, got 1 and 0"),
         (lambda: SparsitySchedule(1.5, 10), "end is a sparsity between 0 and 1, got 1.5"),
@@ -105,7 +105,7 @@ def test_piecewise():
             "start is a sparsity between 0 and 1, got -1",
         ),
         (lambda: SparsitySchedule(0.5, 10, every=0), "every must be at least 1, got 0"),
-        (lambda: SparsitySchedule(0.5, -10), "must not be negative, got -10 and 0"),
+        (lambda: SparsitySchedule(0.5, -10), "num_steps must not be negative, got -10"),
         (lambda: PiecewiseSchedule((1,), (0.0,)), "1 boundaries need 2 values, got 1"),
         (lambda: PiecewiseSchedule((3, 3), (0.0, 1.0, 2.0)), r"increase strictly, got \(3, 3\)"),
     ],

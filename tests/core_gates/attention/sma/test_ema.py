@@ -149,7 +149,7 @@ def test_few_tokens(shape):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="at least 1, got 3, 2 and 0"):
+    with pytest.raises(ValueError, match="truncation must be at least 1, got 0"):
         MultiHeadEMA(3, 2, truncation=0)
     with pytest.raises(ValueError, match=r"must be \(batch, tokens, 3\), got \(2, 3\)"):
         MultiHeadEMA(3)(torch.zeros(2, 3))

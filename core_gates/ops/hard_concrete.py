@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from core_gates.errors import check_positive
+
 
 class HardConcrete(NamedTuple):
     """A binary concrete distribution, stretched and clipped (Louizos et al., 2018).
@@ -25,8 +27,7 @@ class HardConcrete(NamedTuple):
         Raises:
             ValueError: β is not positive or the interval does not contain [0, 1].
         """
-        if not self.beta > 0:
-            raise ValueError(f"beta must be positive, got {self.beta}")
+        check_positive(beta=self.beta)
         if not (self.gamma < 0 and self.zeta > 1):
             raise ValueError(
                 f"gamma must be below 0 and zeta above 1, got {self.gamma} and {self.zeta}"
