@@ -10,13 +10,13 @@ from lightning.pytorch.loggers import Logger
 
 from core_gates.errors import GatesError
 from harness.experiment.piece import Piece, differences
-from harness.experiment.record import RECORD, Record, gap, read_record
+from harness.experiment.record import LENGTHENED, RECORD, Record, gap, read_record
+from harness.runs.checkpoint import OBJECTS
 from harness.runs.environment import git_revision
 from harness.runs.folder import RunFolder
 from harness.runs.quiet import release_warnings
 
 GROWING = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time")
-LENGTHENED = "lengthened"
 
 
 class FolderClaim(Callback):
@@ -64,18 +64,33 @@ class FolderClaim(Callback):
         piece, self.objects = self.describe()
         self.piece = resumed(self.run_folder, piece, self.objects)
         if trainer.is_global_zero:
+            revision = git_revision()
             self.run_folder.open()
             self.run_folder.write_config(self.config)
             record = Record.of(
-                self.piece,
-                objects=sorted(self.objects),
-                revision=git_revision(),
-                **self.origin,
+                self.piece, objects=sorted(self.objects), revision=revision, **self.origin
             )
             record.write(self.run_folder.training)
+            if LENGTHENED in self.piece.settings:
+                print(
+                    "a lengthened training is no unbroken one: score it with --ckpt_path "
+                    f"{self.run_folder.checkpoints / 'last.ckpt'}"
+                )
         trainer.strategy.barrier("claim")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.loggers = self.loggers
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint was trained on, see :func:`harness.runs.checkpoint.seen`."""
+        return {OBJECTS: sorted(self.objects)}
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the folder back if the training failed before its first checkpoint."""
+        failed = isinstance(exception, Exception) and self.piece is not None
+        if failed and trainer.is_global_zero:
+            self.run_folder.give_back()
 
 
 def resumed(run_folder: RunFolder, piece: Piece, objects: Sequence[str] | None = None) -> Piece:
@@ -97,11 +112,18 @@ def resumed(run_folder: RunFolder, piece: Piece, objects: Sequence[str] | None =
     if not run_folder.resume or not run_folder.exists():
         return piece
     record = read_record(run_folder.training)
+    if record is None and run_folder.last_checkpoint is None:
+        return piece  # killed while it claimed the folder
     if record is None:
         raise GatesError(
             f"{run_folder.training / RECORD} is missing or damaged, so it is not known what "
             f"{run_folder.training} was trained with: add --overwrite to start again, or --name "
             "NEW for another run"
+        )
+    if record.settings.get("start") and run_folder.last_checkpoint is None:
+        raise GatesError(
+            f"{run_folder.training} was started from another checkpoint and stopped before its "
+            "first own one: give that --ckpt_path again, with --overwrite"
         )
     found, wanted = dict(record.settings), dict(piece.settings)
     if objects is None:  # before the data are there

@@ -25,7 +25,8 @@ from harness.command.parser import (
 from harness.command.settings import decisive_settings, start_of
 from harness.command.trainer import GatesRunTrainer
 from harness.experiment import Arrays, Piece, Run
-from harness.runs.checkpoint import RunCheckpoint, load_weights
+from harness.experiment.record import read_record
+from harness.runs.checkpoint import RunCheckpoint, load_weights, seen
 from harness.runs.folder import RunFolder
 from harness.runs.logger import ResumableCSVLogger
 from harness.runs.progress import progress_bar
@@ -222,6 +223,11 @@ class GatesRunCLI(LightningCLI):
             verb=self.verb if self.subcommand in self.trains else "fit",
         )
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if self.subcommand in self.trains and options["resume"] and options.get("ckpt_path"):
+            raise GatesError(
+                "--resume continues from the checkpoint of the run and --ckpt_path starts from "
+                "another one: give one of them"
+            )
         if self.subcommand in self.trains and first:
             self.run_folder.check()
             resumed(self.run_folder, self.training(self._run()))
@@ -269,10 +275,10 @@ class GatesRunCLI(LightningCLI):
     def settings(self) -> dict[str, Any]:
         """Return all that decides a result, by name: of model, data and training."""
         options = yaml.safe_load(self._portable_config())
-        found = decisive_settings(options, self.neutral)
-        if not self.run_folder.resume:
-            found["start"] = start_of(self.config[self.subcommand].get("ckpt_path"))
-        return found
+        start = start_of(self.config[self.subcommand].get("ckpt_path"))
+        if self.run_folder.resume and (record := read_record(self.run_folder.training)):
+            start = record.settings.get("start")
+        return {**decisive_settings(options, self.neutral), "start": start}
 
     def training(self, run: Run) -> Piece:
         """Return the piece that a training run makes, as ``evaluate`` would name it."""
@@ -296,9 +302,19 @@ class GatesRunCLI(LightningCLI):
         """Keep what was trained."""
         whole = self.trainer.state.finished and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if whole and self.trainer.is_global_zero and self.claim.piece is not None:
+            self._refuse_no_step()
             path = self.keep(self._run(), self.claim.piece, self.claim.objects)
             if path is not None:
                 print(path)
+
+    def _refuse_no_step(self) -> None:
+        start = self.config[self.subcommand].get("ckpt_path")
+        if start and self.trainer.global_step == int(load_weights(Path(start))["global_step"]):
+            self.run_folder.give_back()
+            raise GatesError(
+                f"nothing was trained: {start} has {self.trainer.current_epoch} epochs and "
+                f"{self.trainer.global_step} steps already; give a larger --trainer.max_epochs"
+            )
 
     def _run(self) -> Run:
         return Run.of(self.run_folder, config_path=self.config_path, **self._run_options())
@@ -321,8 +337,15 @@ class GatesRunCLI(LightningCLI):
         digest = getattr(data, "digest", None)
         if digest is not None:
             run.settings["data.digest"] = [one.sha256 for one in digest()] or None
-        objects = getattr(data, "training_objects", None)
-        return self.training(run), [] if objects is None else list(objects())
+        objects = getattr(data, "training_objects", list)()
+        return self.training(run), sorted({*objects, *self._seen_before()})
+
+    def _seen_before(self) -> set[str]:
+        """Return what the checkpoint was trained on that the training once started from."""
+        if given := self.config[self.subcommand].get("ckpt_path"):
+            return seen(load_weights(Path(given)))
+        record = read_record(self.run_folder.training) if self.run_folder.resume else None
+        return set(record.objects) if record and record.settings.get("start") else set()
 
     def _loggers(self, given: Any) -> list[Logger]:
         if given is False:

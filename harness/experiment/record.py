@@ -11,6 +11,7 @@ from harness.experiment.piece import Piece, Setting, differences
 from harness.files import write_json
 
 RECORD = "record.json"
+LENGTHENED = "lengthened"  # the setting of a training run that was resumed for longer
 Origin = Literal["trained", "migrated"]
 
 

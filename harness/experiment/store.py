@@ -11,7 +11,7 @@ import torch
 from core_gates.errors import GatesError
 from harness.experiment.forms import Form, cast
 from harness.experiment.piece import Piece
-from harness.experiment.record import Record, gap, read_record
+from harness.experiment.record import LENGTHENED, Record, gap, read_record
 from harness.files import replacing
 
 R = TypeVar("R")
@@ -58,9 +58,16 @@ class Store(Generic[R]):
         """
         own = self.folder / piece.name
         if own.is_dir():
-            found = gap(read_record(own), piece)
+            record = read_record(own)
+            found = gap(record, piece)
             if not found:
                 return own
+            if record is not None and record.settings.get(LENGTHENED) and not self.overwrite:
+                raise SettingsDiffer(
+                    f"{own} was lengthened with --resume and is no unbroken training: score its "
+                    "checkpoint with --ckpt_path, or give --name NEW for another run, or "
+                    "--overwrite to train again"
+                )
             if not self.overwrite:
                 raise SettingsDiffer(
                     f"{own} was made with other settings ({found}): give those, or --name NEW for "

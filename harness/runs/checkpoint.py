@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from core_gates.errors import GatesError
 from harness.runs.logger import ResumableCSVLogger
 from harness.runs.loops import StepCallback
+
+OBJECTS = "objects"
+"""Key of a callback's state: short hashes of what a checkpoint was trained on."""
 
 
 class RunCheckpoint(Checkpoint, StepCallback):
@@ -104,7 +108,11 @@ class RunCheckpoint(Checkpoint, StepCallback):
             logger.save()
         folder = Path(self.folder or Path(trainer.default_root_dir) / "checkpoints")
         temporary = folder / ".saving.ckpt"
-        trainer.save_checkpoint(temporary, weights_only=False)
+        try:
+            trainer.save_checkpoint(temporary, weights_only=False)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         if trainer.is_global_zero:
             if best_due:
                 copy = folder / ".best.ckpt"
@@ -135,6 +143,12 @@ def load_weights(path: Path) -> dict[str, Any]:
     except Exception as error:
         kind = type(error).__name__
         raise GatesError(f"{path} is damaged or not a checkpoint ({kind}): give another") from error
+
+
+def seen(checkpoint: Mapping[str, Any]) -> set[str]:
+    """Return short hashes of all that a checkpoint was trained on, that of its start included."""
+    states = checkpoint.get("callbacks", {}).values()
+    return {one for state in states for one in state.get(OBJECTS, ())}
 
 
 def _log(trainer: Trainer) -> ResumableCSVLogger | None:

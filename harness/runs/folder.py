@@ -124,6 +124,15 @@ class RunFolder:
         write_json(self.environment, environment())
         return self
 
+    def give_back(self) -> None:
+        """Remove the claim of a training run that has left no checkpoint."""
+        if self.last_checkpoint is None:
+            for name in TRAINING:
+                remove(self.training / name)
+            for folder in (self.training, self.path):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+
     def write_config(self, text: str) -> Path:
         """Write ``config.yaml``."""
         return write_text(self.config, text)

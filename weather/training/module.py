@@ -18,6 +18,7 @@ from weather.models.adas.network import Adas
 from weather.state import Normalizer
 from weather.training.batch import AssimilationBatch
 from weather.training.losses import log_loss, normalized_rmse, unify_loss
+from weather.training.one_cycle import OneCycle
 from weather.training.stream import AssimilationDataModule, ProblemSource
 
 LOSSES = {
@@ -274,7 +275,7 @@ class AdasModule(L.LightningModule):
             betas=self.betas,
             weight_decay=self.weight_decay,
         )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
+        schedule = OneCycle(
             optimizer,
             max_lr=self.learning_rate,
             total_steps=self._schedule_steps(),

@@ -8,6 +8,8 @@ import torch
 from apps.main import App, main
 from harness.experiment import Arrays
 from harness.experiment.record import read_record
+from harness.files import sha256
+from harness.runs.checkpoint import seen
 
 OPTIONS = ["--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu"]
 OPTIONS += ["--trainer.enable_progress_bar", "false", "--trainer.logger", "false"]
@@ -53,7 +55,8 @@ def test_another_training_is_refused_before_a_file_is_touched(run, tmp_path, cap
 def test_other_training_objects_are_refused(run, toy, tmp_path, capsys, monkeypatch):
     assert run("fit", "--trainer.max_epochs", "1") == 0
     before = contents(tmp_path)
-    monkeypatch.setattr(toy.ToyData, "training_objects", lambda self: ["others"] * 52)
+    others = [f"other{number}" for number in range(52)]
+    monkeypatch.setattr(toy.ToyData, "training_objects", lambda self: others)
     assert run("fit", "--resume", "--trainer.max_epochs", "1") == 2
     assert "52 training objects, but others" in capsys.readouterr().err
     assert contents(tmp_path) == before
@@ -67,17 +70,86 @@ def test_a_training_without_a_record_is_not_resumed(run, tmp_path, capsys):
     assert "it is not known what" in capsys.readouterr().err
 
 
+def test_a_training_that_was_killed_while_it_claimed_its_folder_starts(run, tmp_path):
+    folder = tmp_path / "runs/toy/a"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "environment.json").write_text("{}")
+    assert run("fit", "--resume", "--trainer.max_epochs", "1") == 0
+    assert read_record(folder).settings["trainer.max_epochs"] == 1
+
+
+def test_a_training_that_fails_before_its_first_checkpoint_gives_the_folder_back(
+    run, toy, tmp_path, monkeypatch
+):
+    def fail(self):
+        raise ValueError("Invalid learning rate: -1.0")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(toy.ToyModule, "configure_optimizers", fail)
+        with pytest.raises(ValueError, match="Invalid"):
+            run("fit", "--trainer.max_epochs", "1")
+    assert contents(tmp_path) == {}
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+
+
+@pytest.fixture
+def other(run, tmp_path, toy, monkeypatch):
+    """Checkpoint of a training of one epoch on other objects."""
+    with monkeypatch.context() as changed:
+        changed.setattr(toy.ToyData, "training_objects", lambda self: ["secret"])
+        assert run("fit", "--name", "other", "--trainer.max_epochs", "1") == 0
+    return tmp_path / "runs/toy/other/checkpoints/last.ckpt"
+
+
+@pytest.mark.fault("endoscopy A1")
+@pytest.mark.parametrize("existing", [False, True])
+def test_resuming_from_another_run_is_refused(run, other, tmp_path, capsys, existing):
+    """The network would be stored as one that has seen the objects of this run only."""
+    if existing:
+        assert run("fit", "--trainer.max_epochs", "1") == 0
+    before = contents(tmp_path)
+    words = ("--trainer.max_epochs", "2", "--ckpt_path", str(other))
+    assert run("fit", "--resume", *words) == 2
+    assert "give one of them" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.fault("endoscopy A1")
+def test_a_training_knows_what_its_start_was_trained_on(run, other, tmp_path, capsys):
+    folder = tmp_path / "runs/toy/a"
+    assert run("fit", "--trainer.max_epochs", "2", "--ckpt_path", str(other)) == 0
+    kept = read_record(folder / "weights/fit-s0")
+    assert kept.settings["start"] == sha256(other)[:16]
+    assert {"secret", "sample0"} <= set(kept.objects)
+    last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert seen(last) == set(kept.objects)
+    assert run("fit", "--resume", "--trainer.max_epochs", "2") == 0
+    again = read_record(folder / "weights/fit-s0")
+    assert (again.fingerprint, again.objects) == (kept.fingerprint, kept.objects)
+    (folder / "checkpoints/last.ckpt").unlink()
+    assert run("fit", "--resume", "--trainer.max_epochs", "2") == 2
+    assert "give that --ckpt_path again, with --overwrite" in capsys.readouterr().err
+
+
+def test_a_start_that_is_complete_leaves_nothing_to_train(run, other, tmp_path, capsys):
+    before = contents(tmp_path)
+    assert run("fit", "--trainer.max_epochs", "1", "--ckpt_path", str(other)) == 2
+    assert "nothing was trained" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
 def test_what_decides_nothing_may_differ(run):
     assert run("fit", "--trainer.max_epochs", "1") == 0
     more = ("--data.num_workers", "1", "--trainer.log_every_n_steps", "3")
     assert run("fit", "--resume", "--trainer.max_epochs", "1", *more) == 0
 
 
-def test_a_longer_training_goes_on_and_says_so(run, tmp_path):
+def test_a_longer_training_goes_on_and_says_so(run, tmp_path, capsys):
     folder = tmp_path / "runs/toy/a"
     assert run("fit", "--trainer.max_epochs", "1") == 0
     short = read_record(folder)
     assert run("fit", "--resume", "--trainer.max_epochs", "2") == 0
+    assert f"--ckpt_path {folder.relative_to(tmp_path)}/checkpoints" in capsys.readouterr().out
     record = read_record(folder)
     assert record.settings["trainer.max_epochs"] == 2
     assert record.settings["lengthened"] is True
