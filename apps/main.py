@@ -5,6 +5,7 @@ import os
 import select
 import sys
 from collections.abc import Mapping, Sequence
+from errno import EDQUOT, ENOSPC
 from typing import Any, NamedTuple
 
 PACKAGES = ("apps", "benchmarks", "core_gates", "endoscopy", "harness", "studies", "weather")
@@ -153,6 +154,8 @@ def _expected(name: str, app: App, error: Exception, errors: Any) -> Exception |
         package = (error.name or "").partition(".")[0]
         extra = app.extras[0] if app.extras else name
         return None if package in PACKAGES else errors.MissingExtraError(extra, package)
+    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+        return OSError(f"{os.strerror(error.errno)}: free some, or write elsewhere, as with --root")
     missing = isinstance(error, OSError) and error.filename is not None
     return error if missing or isinstance(error, errors.GatesError) else None
 

@@ -3,6 +3,7 @@ import resource
 import statistics
 import subprocess
 import sys
+from errno import ENOSPC
 
 import pytest
 
@@ -117,6 +118,8 @@ def test_expected_failures_are_one_line(front_door, capsys):
     assert front_door(FileNotFoundError(2, "No such file or directory", "a.nc")) == 2
     line = "gates fake go: error: [Errno 2] No such file or directory: 'a.nc'\n"
     assert capsys.readouterr().err == line
+    assert front_door(OSError(ENOSPC, "No space left on device")) == 2
+    assert "No space left on device: free some, or write elsewhere" in capsys.readouterr().err
 
 
 def test_debug_and_defects_show_the_traceback(front_door):
