@@ -154,20 +154,31 @@ def write_nature_run(
     if point is None:
         point = SavePoint(0, 0, model.initial_state(members, seed=seed).float())
         store.create()
-    last, written = calls + num_steps - 1, point.written
+    run = nature_run(model, point.state, calls + num_steps - point.step, hours=hours)
+    _write_blocks(store, run, point, calls, progress)
+    return store.path
+
+
+def _write_blocks(
+    store: NatureStore,
+    run: Iterator[Tensor],
+    point: SavePoint,
+    spin_up_calls: int,
+    progress: Progress | None,
+) -> None:
+    """Fill a store with the states of a run that starts from its save point."""
+    last, written = spin_up_calls + store.num_times - 1, point.written
     block: list[Tensor] = []
-    run = nature_run(model, point.state, last - point.step + 1, hours=hours)
     for step, state in enumerate(run, start=point.step):
         if progress is not None and step > point.step:
             progress(step, last)
-        if step >= calls + point.written:
+        if step >= spin_up_calls + point.written:
             block.append(state)
         if block and (len(block) == CHUNK or step == last):
             store.write(written, torch.stack(block))
             written += len(block)
             block = []
             store.save(SavePoint(step, written, state))
-        elif step < calls and step % CHUNK == 0:
+        elif step < spin_up_calls and step % CHUNK == 0:
             store.save(SavePoint(step, written, state))
     store.finish()
-    return store.path

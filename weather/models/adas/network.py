@@ -102,6 +102,7 @@ class Adas(nn.Module):
         self.output = output
         self.increment_mode, self.bound_gate = increment_mode, bound_gate
         self.open_gate = open_gate
+        self.window_size = window_size
         patches = GridPatches(grid_shape, patch_size)
         self.embeddings = nn.ModuleDict(
             {name: PatchEmbedding(num_surface, num_upper, dim, patches) for name in STREAM_NAMES}
@@ -109,23 +110,13 @@ class Adas(nn.Module):
         depth = num_levels + bool(num_surface)
         columns = patches.shape[1] if position == "full" else 1
         self.position = nn.Parameter(torch.empty(1, dim, depth, patches.shape[0], columns))
-        common: dict[str, Any] = {"legacy_clip": legacy_clip, "recompute": recompute}
+        attention: dict[str, Any] = {"legacy_clip": legacy_clip, "recompute": recompute}
         gate = {"bound_gate": bound_gate, "gated": gated, "open_gate": open_gate}
-        trunk = common | {"circular": circular_longitude} | gate
-        self.stages = nn.ModuleList(
-            AdasStage(
-                dim * 2**scale, kernel_sizes[scale], num_heads, window_size, sample=sample, **trunk
-            )
-            for scale, sample in SCALES
-        )
+        trunk = attention | {"circular": circular_longitude} | gate
+        self.stages = _stages(dim, kernel_sizes, num_heads, window_size, **trunk)
         self.fusion = SameConv(3 * dim, dim, kernel_sizes[0], circular=circular_longitude)
-        self.window_size = window_size
         largest = 0.0 if increment_mode else drop_path
-        rates = [largest * index / max(decoder_depth - 1, 1) for index in range(decoder_depth)]
-        self.decoder = nn.ModuleList(
-            SwinBlock(dim, num_heads, window_size, cross=False, drop_path=rate, **common)
-            for rate in rates
-        )
+        self.decoder = _decoder(dim, num_heads, window_size, decoder_depth, largest, **attention)
         self.recovery = PatchRecovery(num_surface, num_upper, dim, patches)
         nn.init.trunc_normal_(self.position, std=INIT_STD)
         if output == "increment":
@@ -186,6 +177,37 @@ class Adas(nn.Module):
             layout = WindowLayout.of(size, self.window_size, shifted=bool(index % 2))
             x = layout.reverse(block(layout.partition(x), None, layout))
         return x
+
+
+def _stages(
+    dim: int,
+    kernel_sizes: tuple[Kernel, Kernel, Kernel],
+    num_heads: int,
+    window_size: tuple[int, int, int],
+    **options: Any,
+) -> nn.ModuleList:
+    return nn.ModuleList(
+        AdasStage(
+            dim * 2**scale, kernel_sizes[scale], num_heads, window_size, sample=sample, **options
+        )
+        for scale, sample in SCALES
+    )
+
+
+def _decoder(
+    dim: int,
+    num_heads: int,
+    window_size: tuple[int, int, int],
+    depth: int,
+    drop_path: float,
+    **options: Any,
+) -> nn.ModuleList:
+    """Return windowed self-attention whose stochastic depth grows linearly to ``drop_path``."""
+    rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
+    return nn.ModuleList(
+        SwinBlock(dim, num_heads, window_size, cross=False, drop_path=rate, **options)
+        for rate in rates
+    )
 
 
 def _check(num_surface: int, num_upper: int, num_levels: int, position: str, output: str) -> None:
