@@ -1,4 +1,4 @@
-"""What rebuilding must not change: networks of ``fit`` and figures of ``evaluate``, frozen before.
+"""What refactoring must not change: networks of ``fit`` and figures of ``evaluate``, frozen before.
 
 The weights come from one processor; others round differently, hence a tolerance that no change of
 data, order, seed or optimizer stays within.
@@ -17,7 +17,7 @@ MOVED = {
     "synthetic": ("coverage",),
     "era5_ensemble": (),
 }
-"""Figures that a mended fault has moved, renamed or removed; the pages name it."""
+"""Figures that a fixed fault has moved, renamed or removed; the pages name it."""
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jsonschema
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,7 @@ def figure(scores, method, metric, task="0.1/perfect"):
         row
         for row in scores["rows"]
         if (row["method"], row["metric"], row["task"]) == (method, metric, task)
+        and not row["versus"]
     ]
     return row["value"]
 
@@ -88,7 +90,7 @@ def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, sco
     text = (gates.folder / "runs/weather/unit/scores.md").read_text()
     assert text.startswith("# weather: unit\n\nrmse_h on 0.1/perfect: adas_increment ")
     assert "\n\n## 0.1/perfect\n\n| method | rmse_h |" in text
-    assert scores["notes"] == text.split("\n\n")[2:4]
+    assert scores["notes"] == text.split("\n\n")[2:5]
     assert scores["quick"]
     (data,) = scores["data"]
     assert data["name"] == "nature.zarr"
@@ -241,7 +243,12 @@ def test_report_is_one_page_without_network(gates, evaluated):
     assert page.count("data:image/png;base64,") >= 3
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
     assert "letkf" in page
-    assert ">Gates</h2>" in page
+    sections = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+    assert sections[:3] == ["Scores", "What the metrics mean", "Departures from the observations"]
+    assert sections[3:] == ["Analyses", "Gates", "Learning curves", "Data and settings"]
+    differences = pd.read_csv(gates.folder / "runs/weather/unit/figures/differences.csv")
+    assert set(differences["versus"]) == {"oi"}
+    assert set(differences["metric"]) == {"rmse_h", "rmse_u", "rmse_v"}
     assert "network.stages.0.conv" in page
 
 

@@ -67,7 +67,7 @@ FAULTS = {
         ("fit", "--data.source", "no.such.Source"),
         "no.such.Source",
     ),
-    "data of no use, found out when they are set up": (
+    "unusable data, found out when they are set up": (
         ("fit", "--name", "new", f"{SOURCE}.block", "30"),
         "recording.safetensors holds no background that did not lose the truth and has 30 cycles",
     ),
@@ -123,11 +123,11 @@ FAULTS = {
         ("fit", "--name", "new", "--model.network.num_surface", "4"),
         "model.network.num_surface is 4, the data has 3: set it to that",
     ),
-    "density that is no share": (
+    "density out of range": (
         ("evaluate", "--densities", "[2.0]"),
-        "--densities [2.0] are no shares of grid points: give",
+        "--densities [2.0] cannot be used: give one or more fractions",
     ),
-    "seed that is none": (("evaluate", "--seeds", "[-1]"), "--seeds [-1] are no seeds: give"),
+    "seed out of range": (("evaluate", "--seeds", "[-1]"), "--seeds [-1] cannot be used: give"),
     "tuning without trials": (
         ("tune", "--trials", "0"),
         "--trials must be at least 1, found 0",
@@ -140,7 +140,7 @@ FAULTS = {
         ("evaluate", "--name", "new", "--quick", f"{SOURCE}.world.init_args.path", "damaged.zarr"),
         "damaged.zarr: height cannot be read: .* or delete it and run `gates weather prepare`",
     ),
-    "short look at a full evaluation": (
+    "quick run over a full evaluation": (
         ("evaluate", "--name", "full", "--quick"),
         "full/scores.json holds a full evaluation, which a quick run would replace: add --name",
     ),
@@ -217,7 +217,7 @@ FAULTS = {
 }
 
 
-CLAIMS = "data of no use, found out when they are set up"
+CLAIMS = "unusable data, found out when they are set up"
 MARKED = {CLAIMS: pytest.param(CLAIMS, marks=pytest.mark.fault("endoscopy D17"))}
 
 

@@ -88,11 +88,11 @@ def _choices(gates):
     gates.weather("tune", *short, "refused")
     runs = gates.folder / "runs/weather"
     chosen = "choices/oi-task-0.1_perfect-s0"
-    for name in ("elsewhere", "torn"):
+    for name in ("elsewhere", "cut"):
         shutil.copytree(runs / "refused" / chosen, runs / name / chosen)
     setting = {"setting": {"scale": -1.0, "length_km": -900.0}, "trials": [], "edges": []}
     (runs / "refused" / chosen / "result.json").write_text(json.dumps(setting))
-    (runs / "torn" / chosen / "result.json").write_text('{"sett')
+    (runs / "cut" / chosen / "result.json").write_text('{"sett')
     record = json.loads((runs / "elsewhere" / chosen / "record.json").read_text())
     record["settings"]["data.source.init_args.world.init_args.seed"] = 9
     record["fingerprint"] = "0"
@@ -136,7 +136,7 @@ FAULTS = {
         assimilate("--background", "columns.nc", *TABLE),
         "columns.nc has 16 latitudes from .* and 16 longitudes, expected 16 .* and 32: bring it to",
     ),
-    "grid beside that of the configuration": (
+    "grid shifted from that of the configuration": (
         assimilate("--background", "moved.nc", *TABLE),
         "moved.nc has 16 .*, whose coordinates differ by up to 0.25 degrees: bring it to",
     ),
@@ -149,13 +149,13 @@ FAULTS = {
         assimilate(*STORE, "--observations", "empty.csv"),
         "empty.csv holds no reports, expected some: nothing is written",
     ),
-    "time that is no date": (
+    "unreadable time": (
         assimilate(*STORE, "--observations", "noon.csv"),
-        "20 of 20 observations have a time that is no date, the first is 'noon' in row 0; write it",
+        "20 of 20 observations have an unreadable time, the first is 'noon' in row 0; write it",
     ),
     "error of the background of no variable": (
         assimilate(*STORE, *TABLE, "--background_error", '{"hight": 1.0}'),
-        "--background_error {'hight': 1.0} is no use: give positive numbers for height, u_comp",
+        "--background_error {'hight': 1.0} cannot be used: give positive numbers for height, u",
     ),
     "report of the future": (
         assimilate(*STORE, "--observations", "late.csv"),
@@ -230,8 +230,8 @@ FAULTS = {
         "the setting of oi@0.1/perfect cannot be used .*: run `gates weather tune --overwrite`",
     ),
     "choice that is damaged": (
-        assimilate(*STORE, *TABLE, "--method", "oi", "--name", "torn"),
-        "torn/choices/oi-task-0.1_perfect-s0/result.json is missing or damaged .*: delete",
+        assimilate(*STORE, *TABLE, "--method", "oi", "--name", "cut"),
+        "cut/choices/oi-task-0.1_perfect-s0/result.json is missing or damaged .*: delete",
     ),
     "choice of another world": (
         assimilate(*STORE, *TABLE, "--method", "oi", "--name", "elsewhere"),
@@ -266,7 +266,7 @@ FAULTS = {
         assimilate(*STORE, *TABLE, "--output", "good.csv/x.zarr"),
         "good.csv/x.zarr cannot be written, good.csv is a file and no folder: choose another",
     ),
-    "forecast that is no class path": (
+    "forecast without a class": (
         assimilate(*STORE, *TABLE, "--forecast", "no.such.Model"),
         "--forecast 'no.such.Model' cannot be imported .* expected a class path",
     ),
@@ -286,7 +286,7 @@ def test_a_faulty_call_is_one_line(fault, gates, folder, faulty_inputs):
 
 
 def test_the_good_files_are_good(gates, folder):
-    """What the faults are told from: the same call without the fault."""
+    """The same call as in the table, without the fault."""
     words = [*STORE, *TABLE, "--method", "oi", "--output", "fine.zarr"]
     assert gates.weather("assimilate", *words).out.splitlines()[-1] == "fine.zarr"
     shutil.rmtree(folder / "fine.zarr")

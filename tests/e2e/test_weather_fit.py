@@ -47,7 +47,7 @@ def test_every_configuration_trains_a_step(path, gates):
         words += [f"{source}.recording", f"small/{path.stem}.safetensors"]
         words += [f"{source}.block", 2]
     result = gates.weather("fit", *words, config=path.stem)
-    if "TwinSource" in path.read_text():  # nobody called prepare before
+    if "TwinSource" in path.read_text():  # prepare was not called before
         assert "nature run  " in result.out
         assert "recording backgrounds  " in result.out
     weights = gates.folder / f"runs/weather/step-{path.stem}/weights"

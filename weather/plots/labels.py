@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from harness.figures.style import colors_of
+from weather.state import SHORT_NAMES, ChannelSpec
 from weather.variables import unit_of
 
 UNGUIDED = ("free run", "background", "climatology")
@@ -28,3 +29,10 @@ def field_label(variable: str, level: int | None) -> str:
     if level is None:
         return words
     return f"{words} at {level} hPa" if level >= 50 else f"{words}, layer {level}"
+
+
+def units_note(channels: ChannelSpec) -> str:
+    """Return a sentence on what the short names of metrics mean, with the unit of each variable."""
+    names = dict.fromkeys(name for name, _ in channels)
+    short = [f"`{SHORT_NAMES.get(n, n)}` {n.replace('_', ' ')} in {unit_label(n)}" for n in names]
+    return f"Fields and the units of their errors: {', '.join(short)}."

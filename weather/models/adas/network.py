@@ -46,12 +46,12 @@ class Adas(nn.Module):
         kernel_sizes: Kernels of the gated convolutions at the three scales, finest first.
         decoder_depth: Blocks of the decoder.
         drop_path: Largest rate of stochastic depth, reached in the last decoder block.
-        position: ``"full"``, one learned vector a token, or ``"latitude"``, one a level and row,
-            which keeps the network equivariant in longitude.
+        position: ``"full"``, one learned vector per token, or ``"latitude"``, one per level
+            and row, which keeps the network equivariant in longitude.
         circular_longitude: Pad longitude periodically in the convolutions.
         output: ``"analysis"``, the normalised analysis, or ``"increment"``, whose last layer
             starts at zero.
-        increment_mode: Subtract the network's answer to no observations, so that without
+        increment_mode: Subtract the network's output without observations, so that without
             observations the background stays exactly what it is. Stochastic depth is off.
         bound_gate: Clip the gate stream to [0, 1] after the embedding and each stage.
         gated: False gives the control with the same parameters, see `core_gates.GatedConv`.
@@ -123,7 +123,7 @@ class Adas(nn.Module):
             self.recovery.zero()
 
     def forward(self, background: Tensor, observation: Tensor, confidence: Tensor) -> Tensor:
-        """Return the analysis, or the increment where ``output`` says so.
+        """Return the analysis, or the increment if ``output`` is ``"increment"``.
 
         Args:
             background: Normalised background ``(B, C, H, W)``.
