@@ -13,7 +13,7 @@ from harness.report.page import Page
 from weather.experiments.experiment import Experiment, shown
 from weather.experiments.pictures import load_pictures
 from weather.plots import scorecard_figure
-from weather.plots.labels import unit_label
+from weather.plots.labels import channel_unit
 
 DEPARTURES = ("ob_rms", "oa_rms", "withheld_rmse")
 METRICS = """
@@ -74,7 +74,5 @@ def scorecard(rows: list[Row], experiment: Experiment) -> Figure | None:
     if not complete:
         return None
     values = np.array([[found.get((m, t), np.nan) for t in complete] for m in methods])
-    units = {name: unit_label(variable) for name, (variable, _) in
-             zip(experiment.channels.labels, experiment.channels, strict=True)}  # fmt: skip
-    title = f"RMSE of {label} in {units[label]}"
+    title = f"RMSE of {label} in {channel_unit(experiment.channels, label)}"
     return scorecard_figure(methods, complete, values, reference=reference, title=title)

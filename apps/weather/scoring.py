@@ -17,7 +17,7 @@ from weather.experiments.experiment import Checks, Example, Experiment, Scores
 from weather.experiments.method import Settings, choice_name
 from weather.experiments.pictures import save_pictures
 from weather.models.adas.forms import FORMS
-from weather.plots.labels import units_note
+from weather.plots.labels import channel_unit, units_note
 
 CYCLES = "cycles"
 
@@ -106,7 +106,8 @@ def _headline(rows: Sequence[Row], experiment: Experiment, forms: Sequence[str])
              if (row.metric, row.task, row.versus) == (metric, task, "")}  # fmt: skip
     names = dict.fromkeys([*forms[:1], experiment.reference, *experiment.base])
     figures = ", ".join(f"{name} {found[name]:.3g}" for name in names if name in found)
-    return f"{metric} on {task}: {figures}."
+    unit = channel_unit(experiment.channels, experiment.field)
+    return f"{metric} on {task}: {figures} ({unit})."
 
 
 def _watch_gates(example: Example, folder: Path) -> None:

@@ -51,6 +51,13 @@ def test_a_twin_is_compared_with_oi_and_lost_timelines_count_as_the_free_run(twi
     assert not any(row.versus and row.method == "oi" for row in rows)
 
 
+def test_lost_timelines_are_drawn_as_the_free_run(twin):
+    pictures = twin.pictures()
+    own, free = (pictures[f"{TASK.name}|{method}"] for method in ("oi", "free_run"))
+    assert torch.equal(own[:, 0], free[:, 0])
+    assert not torch.equal(own[:, 1], free[:, 1])
+
+
 def test_three_timelines_make_no_difference_significant(twin):
     differences = [row for row in twin.rows() if row.versus]
     assert {(row.method, row.metric) for row in differences} == {

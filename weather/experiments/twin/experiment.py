@@ -164,11 +164,12 @@ class TwinExperiment:
             figure = cycle_figure(
                 errors,
                 hours=self.world.hours,
-                label=f"analysis RMSE of {field_label(variable, level)}, {task}",
+                label=f"Analysis RMSE of {field_label(variable, level)}, {task}",
                 unit=unit_label(variable),
                 spin_up=len(next(iter(errors.values())).T) // 3,
             )
-            figures.append((f"Median over seeds and their range, {task}", figure))
+            caption = f"Median over seeds and their range, {task}; lost timelines are the free run."
+            figures.append((caption, figure))
         return figures
 
 

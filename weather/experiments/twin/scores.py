@@ -208,11 +208,18 @@ class TwinScores:
         return statistics.median(self._seeds(task, method))
 
     def pictures(self) -> dict[str, Tensor]:
-        """Return the analysis RMSE of every cycle, ``task|method`` to (T,B,C)."""
-        return {
-            f"{task}|{method}": cycles.analysis.float()
-            for (task, method), cycles in self.scores.items()
-        }
+        """Return the analysis RMSE of every cycle, ``task|method`` to (T,B,C).
+
+        Lost timelines have that of the free run, as in the scores.
+        """
+        found = {}
+        for (task, method), cycles in self.scores.items():
+            error = cycles.analysis
+            if bool(cycles.lost.any()):
+                free = self.scores[task, "free_run"].analysis
+                error = torch.where(cycles.lost[:, None], free, error)
+            found[f"{task}|{method}"] = error.float()
+        return found
 
     def example(self) -> Example:
         """Return the first cycle of the first test timeline at the largest density."""
