@@ -16,8 +16,6 @@ TO_BE_SPLIT = {
     "apps/endoscopy/predict/command.py: predict",
     "apps/endoscopy/scoring.py: score",
     "endoscopy/data/datamodule.py: __init__",
-    "weather/experiments/twin/nature.py: write_nature_run",
-    "weather/models/adas/network.py: __init__",
 }
 
 

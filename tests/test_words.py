@@ -10,11 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PENDING = (  # places that have not been read for their words yet
-    *("apps/endoscopy", "apps/weather"),
-    *("docs/endoscopy", "docs/new_application.md", "docs/weather", "endoscopy", "weather"),
-    *("tests/apps/endoscopy", "tests/apps/weather"),
-    *("tests/distributed", "tests/e2e", "tests/endoscopy"),
-    "tests/weather",
+    "apps/endoscopy",
+    *("docs/endoscopy", "docs/new_application.md", "endoscopy"),
+    *("tests/apps/endoscopy", "tests/distributed/test_endoscopy", "tests/e2e/test_endoscopy"),
+    "tests/endoscopy",
 )
 PACKAGES = ("apps", "benchmarks", "core_gates", "endoscopy", "harness", "studies", "weather")
 FOLDERS = (*PACKAGES, "docs", "tests", ".ci")

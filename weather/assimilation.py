@@ -34,7 +34,7 @@ class Analyses(NamedTuple):
 
 
 class Reports:
-    """A table brought to the grid of a background at successive times, and what became of it.
+    """A table gridded for a background at successive times, with counts of what was rejected.
 
     Args:
         table: The reports.
@@ -108,7 +108,7 @@ class Reports:
         return found, gross_check(found, background, self.background_sd, self.factor)
 
     def warning(self) -> str:
-        """Say in a line that suspiciously many were rejected, and why that may be; else nothing."""
+        """Return one line if suspiciously many were rejected, with likely causes; else nothing."""
         rejected, observed = sum(self.rejected), sum(self.observed)
         if rejected < SUSPICIOUS_COUNT or rejected <= SUSPICIOUS_SHARE * observed:
             return ""
@@ -127,7 +127,7 @@ class Reports:
         times: np.ndarray,
         progress: Progress = silent,
     ) -> Analyses:
-        """Analyze every background (T,C,H,W) for itself."""
+        """Analyze every background (T,C,H,W) independently."""
         analyses = []
         method = WhereObserved(assimilator)
         with progress("analyzing", len(times)) as tick:
@@ -177,7 +177,7 @@ class Reports:
 
 
 class WhereObserved:
-    """A method that is asked only where something was observed: elsewhere the background stands.
+    """A method that is called only where something was observed: elsewhere the background stays.
 
     Args:
         assimilator: The method; a network alters its background a little even without observations.
@@ -205,7 +205,7 @@ def by_channel(
     unknown = [name for name in given if name not in names]
     if unknown or not all(0 < value < torch.inf for value in given.values()):
         raise GatesError(
-            f"--{option} {dict(given)} is no use: give positive numbers for "
+            f"--{option} {dict(given)} cannot be used: give positive numbers for "
             f"{', '.join(names)}, or some of them"
         )
     found = default.clone()

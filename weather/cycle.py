@@ -31,13 +31,13 @@ class CycleStep(NamedTuple):
 
 
 class Cycle:
-    """Run forecast and assimilation in turn over independent timelines.
+    """Alternate forecast and assimilation over independent timelines.
 
     The analysis, never the background, starts the next forecast. An outage is a set of
     observations in which nothing is present.
 
     Args:
-        forecast: Forecast model, called once a cycle with all B M states.
+        forecast: Forecast model, called once per cycle with all B M states.
         assimilator: Assimilation method.
         hours: Length of a cycle.
         quality_control: Applied to the observations against the mean background, for example
@@ -88,7 +88,7 @@ class Cycle:
 
 
 def diverged(states: Tensor, climatological_sd: Tensor, limit: float = 1.5) -> Tensor:
-    """Tell which states are lost: not finite, or farther off than a random state would be.
+    """Return which states are lost: not finite, or farther off than a random state would be.
 
     Two random states are ``sqrt(2)`` climatological standard deviations apart.
 

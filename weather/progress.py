@@ -1,20 +1,20 @@
-"""How long work tells its progress, without knowing of terminals."""
+"""How long work reports its progress, without knowledge of terminals."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 Tick = Callable[[], None]
-"""Called after each piece of a long work."""
+"""Called after each piece of long work."""
 
 Progress = Callable[[str, int], AbstractContextManager[Tick]]
 """Called with what is done and the number of ticks that there will be."""
 
 
 def no_tick() -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 @contextmanager
 def silent(label: str, total: int) -> Iterator[Tick]:  # noqa: ARG001
-    """Progress that nobody sees."""
+    """Progress that is not shown."""
     yield no_tick

@@ -10,7 +10,7 @@ from weather.grid import Grid
 Method = Literal["conservative", "bilinear"]
 
 NEGLIGIBLE = 1e-6
-"""Share of a target cell below which a source cell is only a rounding of the edges."""
+"""Fraction of a target cell below which a source cell is only a rounding of the edges."""
 
 
 class Regridder(nn.Module):

@@ -2,7 +2,7 @@
 
 A field is ``f = sum over m, l of c[m, l] P[m, l](sin lat) exp(i m lon)`` with triangular truncation
 ``l <= T``, real in space, and with Legendre functions of mean square 1, so that ``c[0, 0]`` is the
-mean of the field. Both directions are matrix products, first in longitude, then in latitude.
+mean of the field. Both directions are matmuls, first in longitude, then in latitude.
 
 Two layouts occur. The *plain* one is a grid field ``(..., H, W)`` and complex coefficients
 ``(..., M, L)`` with M = L = T + 1. The *packed* one keeps all fields and batch members in the last

@@ -80,10 +80,6 @@ class ChannelSpec:
             for level in self.levels:
                 yield name, level
 
-    def variable_of(self, channel: int) -> tuple[str, int | None]:
-        """Return ``(variable, level)`` of a channel; the level of a surface field is None."""
-        return tuple(self)[channel]
-
     def index(self, variable: str, level: int | None = None) -> int:
         """Return the channel of a variable, at a level for an upper variable.
 
@@ -99,7 +95,7 @@ class ChannelSpec:
         raise KeyError(f"no {variable} {where}: the channels are {', '.join(self.labels)}")
 
     def positions(self, target: "ChannelSpec") -> list[int]:
-        """Return where each channel of ``target`` stands in this state.
+        """Return the index in this state of each channel of ``target``.
 
         Channels are matched by variable name and level value, never by position.
 

@@ -32,9 +32,9 @@ class Variable:
         unit: Unit of all values in this package.
         low: Smallest plausible value.
         high: Largest plausible value.
-        confused_with: Wrong units that the range can tell.
+        confused_with: Wrong units that the range reveals.
         standard_name: Name in the conventions for climate and forecast data.
-        aliases: Units in which a report may say that it is, with their factor and term to the
+        aliases: Units that a report may state, with their factor and term to the
             right one.
     """
 

@@ -104,7 +104,7 @@ class Assimilation:
         if forecast is None and cycles > 1:
             raise GatesError(
                 f"--cycles {cycles} needs --forecast: give `model` for that of the configuration, "
-                "or the class path of your own"
+                "or the class path of another one"
             )
         table = self._table()
         states, times = self._background(self.inputs.background)
@@ -125,7 +125,7 @@ class Assimilation:
         return found
 
     def write(self, analyses: Analyses, path: Path, *, overwrite: bool) -> Path:
-        """Write the analyses as a WeatherBench-2 store, and say what they are made of."""
+        """Write the analyses as a WeatherBench-2 store whose attributes list their inputs."""
         for time, observed, rejected in zip(*analyses[1:], strict=True):
             stamp = np.datetime_as_string(time, unit="m")
             print(f"{stamp}  {observed} cells observed, {rejected} rejected by the gross check")
@@ -159,7 +159,7 @@ class Assimilation:
         """Refuse a table of which no report belongs to an analysis.
 
         Raises:
-            GatesError: It says which times, variables and levels the reports have.
+            GatesError: The message lists the times, variables and levels of the reports.
         """
         good = int((table.frame["qc"] == 0).sum())
         parts = left_out(table, self.experiment.channels, times, window_hours=WINDOW_HOURS)
@@ -254,7 +254,7 @@ class Assimilation:
 
 
 def left_out_line(table: ObservationTable, channels: ChannelSpec, times: np.ndarray) -> str:
-    """Say how many reports no analysis at ``times`` takes, and why; empty if there are none."""
+    """Return how many reports no analysis at ``times`` uses, and why; empty if there are none."""
     time, variable, level = left_out(table, channels, times, window_hours=WINDOW_HOURS)
     reasons = []
     if len(time):

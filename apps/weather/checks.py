@@ -27,7 +27,7 @@ def truth_store(experiment: Experiment, folder: Path) -> Path:
 
 
 def check_prepared(source: ProblemSource) -> None:
-    """Refuse data of an experiment that are there and not those of the configuration.
+    """Refuse existing data of an experiment that are not those of the configuration.
 
     Raises:
         GatesError: They are damaged or belong to another experiment.
@@ -37,25 +37,25 @@ def check_prepared(source: ProblemSource) -> None:
 
 
 def check_densities(densities: Sequence[float]) -> None:
-    """Refuse shares of grid points that are no shares, or not told apart by the names of tasks.
+    """Refuse densities that are out of range, or that give two tasks the same name.
 
     Raises:
-        GatesError: There are none, or one is not a share, or two have one name.
+        GatesError: There is none, one is out of range, or two have one name.
     """
     names = {f"{density:.3g}" for density in densities}
     shares = all(0 < density <= 1 for density in densities)  # false for NaN
     if not densities or not shares or len(names) < len(densities):
         raise GatesError(
-            f"--densities {list(densities)} are no shares of grid points: give one or more numbers "
-            "above 0 and up to 1, no two alike"
+            f"--densities {list(densities)} cannot be used: give one or more fractions of the grid "
+            "points above 0 and up to 1, no two alike"
         )
 
 
 def check_only(experiment: Experiment, densities: Sequence[float], only: Sequence[str]) -> None:
-    """Refuse methods that there are not.
+    """Refuse methods that do not exist.
 
     Raises:
-        GatesError: It names them.
+        GatesError: One of them is unknown.
     """
     if not only:
         return
@@ -67,7 +67,7 @@ def check_only(experiment: Experiment, densities: Sequence[float], only: Sequenc
 
 
 def check_tuning(experiment: Experiment, budget: Budget) -> None:
-    """Refuse a budget of tuning that is nothing, or longer than a twin world.
+    """Refuse a tuning budget of nothing, or one longer than the timelines of a twin world.
 
     Raises:
         GatesError: A number is too small or too large.
@@ -85,7 +85,7 @@ def check_tuning(experiment: Experiment, budget: Budget) -> None:
 
 
 def check_seeds(experiment: Experiment, seeds: Sequence[int]) -> None:
-    """Refuse seeds that are none, and more than a twin world has timelines to test on.
+    """Refuse seeds that are out of range or repeated, or more than there are test timelines.
 
     Raises:
         GatesError: There is no seed, one is out of range or given twice, or there are too many.
@@ -93,7 +93,7 @@ def check_seeds(experiment: Experiment, seeds: Sequence[int]) -> None:
     valid = all(0 <= seed < MAX_SEED for seed in seeds)
     if not seeds or not valid or len(set(seeds)) < len(seeds):
         raise GatesError(
-            f"--seeds {list(seeds)} are no seeds: give one or more numbers from 0 to "
+            f"--seeds {list(seeds)} cannot be used: give one or more numbers from 0 to "
             f"{MAX_SEED - 1}, no two alike"
         )
     if experiment.max_seeds is not None and len(seeds) > experiment.max_seeds:

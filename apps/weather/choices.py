@@ -32,7 +32,7 @@ class Budget:
 
     Args:
         trials: Trials of every method.
-        densities: Shares of grid points observed in the trials of networks.
+        densities: Fractions of grid points observed in the trials of networks.
         cycles: Cycles of a trial in a twin world.
         trial_steps: Training steps of a trial of a network.
     """
@@ -48,8 +48,8 @@ class Tuning:
 
     Args:
         experiment: Whose methods.
-        training: Trains networks shortly.
-        densities: Shares of grid points observed, for classical methods.
+        training: Trains networks for a few steps.
+        densities: Fractions of grid points observed, for classical methods.
         budget: The same for every method.
     """
 
@@ -72,7 +72,7 @@ class Tuning:
                         **{**world, **self._cycles()})  # fmt: skip
 
     def networks(self, run: Run, forms: Sequence[str], seeds: Sequence[int]) -> dict[str, Choice]:
-        """Return the choice of every form; for a short look, those that are there.
+        """Return the choice of every form; in a quick run, those that exist.
 
         Forms of which ``fit`` trained a network with the configured optimizer are not tuned.
         """
@@ -129,14 +129,14 @@ def settings_of(choices: Mapping[str, Choice]) -> Settings:
 
 
 def tuned(settings: Settings, method: Method, task: str) -> Assimilator:
-    """Return a method with its tuned setting; say so where the middle of its box stands in.
+    """Return a method with its tuned setting, or, with a warning, with the middle of its box.
 
     Raises:
         GatesError: It refuses the setting.
     """
     if method.box and not is_stored(settings, method, task):
         print(
-            f"{choice_name(method.name, task)} was never tuned: the middle of its box is taken; "
+            f"{choice_name(method.name, task)} was never tuned and uses the middle of its range; "
             "`gates weather tune` finds a better setting",
             flush=True,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from apps.weather.assimilation import Assimilation, Inputs
@@ -25,12 +26,13 @@ from apps.weather.networks import (
 )
 from apps.weather.observing import observe_store
 from apps.weather.pieces import NEUTRAL, fit_piece, form_of
-from apps.weather.report import weather_report
+from apps.weather.report import add_to_page
 from apps.weather.scoring import score
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.experiment import Piece, Run
 from harness.experiment.run import CHOICES
 from harness.files.atomic import require_free
+from harness.report.sections import run_page
 from harness.runs.ticker import ticking
 from weather.experiments.experiment import experiment_of
 from weather.models.adas.analysis_form import AnalysisForm
@@ -110,13 +112,13 @@ class WeatherTrainer(GatesRunTrainer):
     ) -> None:
         """Choose the settings of every method with one budget of trials, and keep them.
 
-        Choices and trials that are there are used; a tuning that was stopped goes on.
+        Existing choices and trials are used; a tuning that was stopped continues.
 
         Args:
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
             trials: Trials of every method.
-            densities: Shares of grid points observed.
+            densities: Fractions of grid points observed.
             cycles: Cycles of a trial in a twin world.
             trial_steps: Training steps of a trial of a network.
             only: Methods and forms that are tuned; all when empty.
@@ -154,8 +156,8 @@ class WeatherTrainer(GatesRunTrainer):
     ) -> None:
         """Assimilate a table of observations into a background and write the analyses.
 
-        Without a forecast model every time of the background store is analyzed for itself; with
-        one, the last time of the store starts a cycle.
+        Without a forecast model every time of the background store is analyzed independently;
+        with one, the last time of the store starts a cycle.
 
         Args:
             model: Filled in by the command line.
@@ -211,8 +213,8 @@ class WeatherTrainer(GatesRunTrainer):
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
             seeds: Seeds of networks, and of test timelines in a twin world.
-            densities: Shares of grid points observed.
-            quick: A short look in two minutes: few cycles or cases, no bars, nothing is trained.
+            densities: Fractions of grid points observed.
+            quick: A quick run of two minutes: few cycles or cases, no bars, nothing is trained.
             open_gate: Score networks with all gates open, too. None is shipped: they are trained
                 with the settings of ``adas_increment``.
             only: Methods and forms that take part, all when empty; bars need all of them.
@@ -235,7 +237,7 @@ class WeatherTrainer(GatesRunTrainer):
         pinned = None
         if ckpt_path:
             form = form_of(run.settings)
-            pinned = pinned_network(Path(ckpt_path), model, form)
+            pinned = pinned_network(Path(ckpt_path), model, form, experiment.test_objects())
             forms = (str(form),)
         experiment.make_truth(ticking)
         training = Training(model, datamodule)
@@ -260,7 +262,10 @@ class WeatherTrainer(GatesRunTrainer):
             datamodule: Filled in by the command line.
         """
         del model
-        print(weather_report(self.run_folder, experiment_of(datamodule.source)))
+        experiment = experiment_of(datamodule.source)
+        draw = partial(add_to_page, folder=self.run_folder.path, experiment=experiment)
+        page = run_page(self.run(), draw, metrics=experiment.headline)
+        print(page.write(self.run_folder.report))
 
     def _begin(
         self,
@@ -269,7 +274,7 @@ class WeatherTrainer(GatesRunTrainer):
         quick: bool = False,
         only: tuple[str, ...] = (),
     ) -> Run:
-        """Return the run; every piece has a seed of its own, and knows the data by its content."""
+        """Return the run, in whose settings data enter by content and seeds by piece."""
         run = self.run(quick=quick, only=only)
         run.settings.pop("seed", None)
         run.settings["data.digest"] = [one.sha256 for one in datamodule.digest()] or None
@@ -293,7 +298,7 @@ class WeatherCLI(GatesRunCLI):
         super().after_instantiate_classes()
 
     def training(self, run: Run) -> Piece:
-        """Return the network of a form and a seed, or a piece of its own for any other."""
+        """Return the network of a form and a seed, or a separate piece for any other."""
         return fit_piece(run) or super().training(run)
 
     def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:

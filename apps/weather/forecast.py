@@ -15,7 +15,7 @@ from weather.training.module import AdasModule
 
 
 def find_forecast(name: str, model: AdasModule) -> Forecast:
-    """Return a forecast model ``(states (N,C,H,W), hours) -> states`` whose answers are checked.
+    """Return a forecast model ``(states (N,C,H,W), hours) -> states`` whose results are checked.
 
     Args:
         name: ``model`` for the first forecast model of the configuration, a class path such as
@@ -29,7 +29,7 @@ def find_forecast(name: str, model: AdasModule) -> Forecast:
     if name == "model":
         if not len(model.forecasts):
             raise GatesError(
-                "--forecast model: this configuration has none, give the class path of your own"
+                "--forecast model: this configuration has none, give the class path of another one"
             )
         return _checked(model.forecasts[0], name)
     file, colon, attribute = name.rpartition(":")
@@ -61,7 +61,7 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _checked(forecast: Forecast, name: str) -> Forecast:
-    """Refuse answers of another shape and answers that are not finite."""
+    """Refuse results of another shape and results that are not finite."""
 
     def run(states: Tensor, hours: float) -> Tensor:
         following = forecast(states, hours)

@@ -1,9 +1,9 @@
-"""Networks of a configuration: trained where they are missing, loaded where they are there."""
+"""Networks of a configuration: trained where they are missing, loaded where they exist."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from apps.weather.pieces import network_piece
 from core_gates.errors import GatesError
 from harness.command.settings import TRAINER
 from harness.experiment import Job, Piece, Run, Store
+from harness.experiment.record import read_record
 from harness.runs.checkpoint import load_weights as load_checkpoint
 from harness.runs.ticker import ticking
 from weather.experiments.method import OPTIMIZER_BOX
@@ -81,9 +82,9 @@ class Networks:
     Args:
         run: Whose configuration they have.
         optimizers: Tuned settings by form; those of the configuration where there are none.
-        seeds: Seeds.
+        seeds: Seeds of the networks.
         tested: Short hashes of what they will be tested on.
-        pinned: One network in place of all.
+        pinned: One network instead of all.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Networks:
         self._start = run.settings.get("start")
 
     def obtain(self, run: Run, training: Training) -> list[tuple[str, int]]:
-        """Train what is missing, and return the forms and seeds that are there."""
+        """Train what is missing, and return the forms and seeds that exist."""
         if self.pinned is not None:
             return list(self.pieces)
         steps = training.datamodule.steps
@@ -124,7 +125,7 @@ class Networks:
         return self.store.load(self.pieces[form, seed], tested=self.tested)
 
     def start(self, form: str) -> list[str]:
-        """Return what tells the networks of a form from others."""
+        """Return what identifies the networks of a form."""
         if self.pinned is not None:
             return [str(self._start)]
         return [piece.fingerprint for (name, _), piece in self.pieces.items() if name == form]
@@ -164,19 +165,35 @@ def fitted(run: Run, forms: Sequence[str], seeds: Sequence[int]) -> list[str]:
     return [f for f in forms if any(store.holds(network_piece(run, f, seed)) for seed in seeds)]
 
 
-def pinned_network(path: Path, model: AdasModule, form: str | None) -> AdasAnalysis:
+def pinned_network(
+    path: Path, model: AdasModule, form: str | None, tested: Collection[str] = ()
+) -> AdasAnalysis:
     """Return the network of a checkpoint or a file of weights, in evaluation mode.
 
+    Args:
+        path: In its run folder or a copy of it, the record there lists what it was trained on.
+        model: The module of the configuration.
+        form: Form of its network, None if that is none of those that are compared.
+        tested: Short hashes of what it will be tested on.
+
     Raises:
-        GatesError: The configured network is of no form that is compared, or the file is not its.
+        GatesError: The configured network is not of a compared form, the file does not fit it, or
+            was trained on what it is to be tested on.
     """
     if form is None:
         raise GatesError(
             f"the configured network is none of {', '.join(FORMS)}: set model.network.output "
-            "and model.network.gated as one of them has it"
+            "and model.network.gated to those of one of them"
         )
     analysis = model.variant(form).analysis
     load_trained(path, analysis)
+    for folder in path.resolve().parents[:2]:  # of weights, or of checkpoints in a run folder
+        record = read_record(folder)
+        if record is not None and (leaked := set(record.objects) & set(tested)):
+            raise GatesError(
+                f"{path} was trained on {len(leaked)} of the {len(set(tested))} test objects of "
+                "this configuration: give a network that was trained on other data"
+            )
     return analysis.eval()
 
 

@@ -32,7 +32,7 @@ def observe_store(
     """Simulate the reports of stations at some times of a store.
 
     Args:
-        source: Tells channels and observation errors.
+        source: Has the channels and observation errors.
         truth: A WeatherBench-2 store.
         output: Table to write.
         stations: Number of stations.

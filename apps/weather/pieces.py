@@ -12,11 +12,11 @@ from weather.models.adas.forms import FORMS
 
 NETWORK, SOURCE = "model.network.init_args", "data.source.init_args"
 NEUTRAL = (f"{SOURCE}.recording", f"{SOURCE}.world.init_args.path", f"{NETWORK}.recompute")
-"""Options that decide no result: places of data that the settings make, and memory."""
+"""Options that decide no result: paths of data that the settings determine, and memory."""
 
 SOURCE_SEED = f"{SOURCE}.seed"
 BUDGET = ("cycles", "steps", "densities")
-"""Settings of a choice that tell how it was searched for."""
+"""Settings of a choice that describe its search."""
 
 
 def form_of(settings: Mapping[str, Any]) -> str | None:
@@ -56,7 +56,7 @@ def fit_piece(run: Run) -> Piece | None:
 
 
 def world_alone(run: Run, experiment: Experiment) -> dict[str, None]:
-    """Return settings that take away all but those of truth and classical methods."""
+    """Return settings that remove all but those of truth and classical methods."""
     kept = ["data.source.class_path", "data.digest"]
     kept += [f"{SOURCE}.{name}" for name in experiment.decisive]
     return {
@@ -67,7 +67,7 @@ def world_alone(run: Run, experiment: Experiment) -> dict[str, None]:
 
 
 def without_training(run: Run) -> dict[str, None]:
-    """Return settings that take away what a trial of a network has of its own."""
+    """Return settings that remove all in which a trial differs from a training run."""
     own = ("trainer.", "checkpoint.", "data.steps", "data.validation_", "start")
     names = [name for name in run.settings if name.startswith(own)]
     names += [SOURCE_SEED, "model.learning_rate", "model.weight_decay"]

@@ -17,6 +17,7 @@ from weather.experiments.experiment import Checks, Example, Experiment, Scores
 from weather.experiments.method import Settings, choice_name
 from weather.experiments.pictures import save_pictures
 from weather.models.adas.forms import FORMS
+from weather.plots.labels import channel_unit, units_note
 
 CYCLES = "cycles"
 
@@ -93,7 +94,7 @@ def score(
         seeds=scores.seeds,
         data=experiment.data(),
         headline=_headline(rows, experiment, scores.forms),
-        notes=experiment.notes,
+        notes=(units_note(experiment.channels), *experiment.notes),
         metrics=experiment.headline,
     )
 
@@ -101,10 +102,12 @@ def score(
 def _headline(rows: Sequence[Row], experiment: Experiment, forms: Sequence[str]) -> str:
     """Return the error of the first field on the first task, by the methods that matter most."""
     metric, task = f"rmse_{experiment.field}", rows[0].task
-    found = {row.method: row.value for row in rows if (row.metric, row.task) == (metric, task)}
+    found = {row.method: row.value for row in rows
+             if (row.metric, row.task, row.versus) == (metric, task, "")}  # fmt: skip
     names = dict.fromkeys([*forms[:1], experiment.reference, *experiment.base])
     figures = ", ".join(f"{name} {found[name]:.3g}" for name in names if name in found)
-    return f"{metric} on {task}: {figures}."
+    unit = channel_unit(experiment.channels, experiment.field)
+    return f"{metric} on {task}: {figures} ({unit})."
 
 
 def _watch_gates(example: Example, folder: Path) -> None:

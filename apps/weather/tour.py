@@ -35,8 +35,8 @@ def tour(folder: Path, say: Callable[[str], None], *, truths: int = 9) -> TourSt
 
     Args:
         folder: For files; none are needed.
-        say: Tells the progress.
-        truths: Members that are the truth in turn, from the last one backwards.
+        say: Reports the progress.
+        truths: Number of members of which each is once the truth, from the last one backwards.
     """
     run = Run(folder, app="weather", config_path=CONFIG, package="weather")
     source = Era5EnsembleSource()

@@ -1,4 +1,4 @@
-"""What rebuilding must not change: networks of ``fit`` and figures of ``evaluate``, frozen before.
+"""What refactoring must not change: networks of ``fit`` and figures of ``evaluate``, frozen before.
 
 The weights come from one processor; others round differently, hence a tolerance that no change of
 data, order, seed or optimizer stays within.
@@ -18,7 +18,7 @@ MOVED = {
     "era5_ensemble": (),
     "osse_shallow_water": (),
 }
-"""Figures that a mended fault has moved, renamed or removed; the pages name it."""
+"""Figures that a fixed fault has moved, renamed or removed; the pages name it."""
 
 
 @pytest.mark.parametrize(

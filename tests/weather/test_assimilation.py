@@ -22,7 +22,7 @@ SD = torch.tensor([2.0])
 
 
 def truth(warm=30.0):
-    """Colder northwards, so that the hemispheres can be told apart."""
+    """Colder northwards, so that the hemispheres differ."""
     return (260 - warm * GRID.latitude.deg2rad().sin()).float()[None, :, None].expand(1, 12, 24)
 
 

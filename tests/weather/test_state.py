@@ -28,7 +28,6 @@ def test_split_and_merge_keep_every_channel_in_place(spec):
     assert upper.shape == (2, len(spec.upper), len(spec.levels), 2, 3)
     for channel, (name, level) in enumerate(spec):
         assert spec.index(name, level) == channel
-        assert spec.variable_of(channel) == (name, level)
         part = (
             surface[:, spec.surface.index(name)]
             if level is None

@@ -6,7 +6,6 @@ from weather.baselines.covariance import (
     Covariance,
     DenseCovariance,
     SampleCovariance,
-    lagged_differences,
 )
 from weather.baselines.ensemble_optimal_interpolation import EnsembleOptimalInterpolation
 from weather.baselines.free_run import FreeRun
@@ -26,5 +25,4 @@ __all__ = [
     "OptimalInterpolation",
     "Persistence",
     "SampleCovariance",
-    "lagged_differences",
 ]

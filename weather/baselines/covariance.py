@@ -119,22 +119,3 @@ class SampleCovariance:
     def dense(self) -> DenseCovariance:
         """Return the same covariance as a matrix: faster to read for many different networks."""
         return DenseCovariance(self.block(torch.arange(self.size)))
-
-
-def lagged_differences(states: Tensor, steps: int) -> Tensor:
-    """Return ``x(t + steps) - x(t)`` as samples of a background error.
-
-    Args:
-        states: (T, ..., C, H, W) at equidistant times; any dimension between is a set of timelines.
-        steps: Time steps between the two states, 4 for 24 hours of 6-hourly states.
-
-    Returns:
-        (K, C, H, W) with every pair of every timeline.
-
-    Raises:
-        ValueError: The series is too short.
-    """
-    if not 0 < steps < len(states):
-        raise ValueError(f"a lag of {steps} steps does not fit into {len(states)} states")
-    pairs = states[steps:] - states[:-steps]
-    return pairs.reshape(-1, *states.shape[-3:])

@@ -1,4 +1,4 @@
-"""A modelled background-error covariance, for when there are too few samples to count on."""
+"""A modelled background-error covariance, for when samples are too few."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _POINT_BLOCK = 8192  # grid points whose eigenproblems are held at a time
 class LETKF:
     """Local ensemble transform Kalman filter with localisation of R (Hunt et al. 2007).
 
-    Every grid point has an analysis of its own from the observations within 2c, whose precision is
+    Every grid point is analysed separately from the observations within 2c, whose precision is
     tapered by the Gaspari-Cohn function of the distance. Afterwards the spread is relaxed to the
     prior spread (RTPS, Whitaker and Hamill 2012).
 
@@ -184,7 +184,7 @@ def _point_signals(observed: Tensor, innovation: Tensor) -> tuple[Tensor, Tensor
     """Return lower triangles of Y'Y (U, M (M+1) / 2) and Y'd (U, M) of every observed point.
 
     Both arguments are in units of the observation error: (M, C, U) and (C, U). The channels of a
-    point are added here, so that the sum over points is one matrix product.
+    point are added here, so that the sum over points is one matmul.
     """
     per_point = observed.permute(2, 0, 1)
     members = len(observed)

@@ -31,7 +31,7 @@ class OptimalInterpolation:
     """Optimal interpolation, ``x_a = x_b + B H' (H B H' + R)^-1 (y - H x_b)`` (Gandin 1963).
 
     The factor of a network is kept, so that a fixed network is factorised once; timelines may have
-    different networks. Another ``covariance`` or ``scale`` has factors of its own. Observation
+    different networks. Another ``covariance`` or ``scale`` has separate factors. Observation
     errors are independent, with a variance for each observation.
 
     Args:

@@ -10,7 +10,7 @@ from weather.observations.gridded import GriddedObservations
 
 
 class SideBySide:
-    """Analyze equal parts of the timelines by a method each, so that they share the forecast.
+    """Analyze equal parts of the timelines with one method each, so that they share the forecast.
 
     Args:
         methods: N methods with the same number of members; the first takes the first Nth of the
@@ -36,7 +36,9 @@ class SideBySide:
         """
         count = len(self.methods)
         if len(background) % count:
-            raise ValueError(f"{len(background)} timelines cannot be shared out to {count} methods")
+            raise ValueError(
+                f"{len(background)} timelines cannot be split evenly among {count} methods"
+            )
         parts = zip(
             self.methods,
             background.chunk(count),

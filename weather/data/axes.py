@@ -81,7 +81,7 @@ def require_step(dataset: xr.Dataset, hours: float) -> None:
 
 
 def level_positions(dataset: xr.Dataset, levels: Sequence[int]) -> list[int]:
-    """Return where the given level values stand in a dataset.
+    """Return the indices of the given level values in a dataset.
 
     Raises:
         GatesError: If one is missing.

@@ -23,7 +23,7 @@ def check_values(dataset: xr.Dataset, *, allow_missing: bool = False) -> xr.Data
         allow_missing: Accept missing values.
 
     Returns:
-        The dataset; each variable carries the attribute ``missing_fraction``, the share of the
+        The dataset; each variable carries the attribute ``missing_fraction``, the fraction of the
         sample that is not finite.
 
     Raises:

@@ -106,7 +106,7 @@ def _open_zarr(
         raise GatesError(f"{url}: its Zarr metadata is not JSON; copy the store again") from error
     except Exception as error:  # zarr and its codecs raise errors of many types
         raise GatesError(
-            f"{url}: cannot be read as Zarr: {_first_line(error)}; mend it or write it again"
+            f"{url}: cannot be read as Zarr: {_first_line(error)}; repair it or write it again"
         ) from error
 
 
@@ -147,10 +147,12 @@ def _open_file(filesystem: AbstractFileSystem, path: str, url: str) -> xr.Datase
             decode_timedelta=True,
             backend_kwargs=CFGRIB_OPTIONS if engine == "cfgrib" else None,
         )
-    except Exception as error:  # each reader raises errors of its own types
+    except Exception as error:  # each reader has its own types of errors
         _release(error)
         damaged = isinstance(error, OSError) or "reshape" in str(error)  # a NetCDF-3 array cut off
-        fix = "the file is truncated or damaged, download it again" if damaged else "mend the file"
+        fix = (
+            "the file is truncated or damaged, download it again" if damaged else "repair the file"
+        )
         if engine == "cfgrib":
             fix = "if it mixes kinds of levels or times, split it with grib_copy"
         raise GatesError(f"{url}: cannot be read: {_first_line(error)}; {fix}") from error

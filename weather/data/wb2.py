@@ -24,7 +24,7 @@ def open_wb2(
 ) -> xr.Dataset:
     """Open a store lazily in canonical form, or raise an error that names its fault and the fix.
 
-    Accepted without a word: Zarr 2 and 3 with or without consolidated metadata, NetCDF 3 and 4
+    Accepted silently: Zarr 2 and 3 with or without consolidated metadata, NetCDF 3 and 4
     including packed and masked integers, any order of dimensions, latitudes and times in either
     order, longitudes from -180 or from 0, ``lat``/``lon``, ECMWF short names and other aliases,
     ensembles, forecasts, uneven time steps, a scalar time.
@@ -34,7 +34,7 @@ def open_wb2(
         channels: What to keep, levels in the order of the channels; everything on the grid,
             levels ascending, if not given.
         hours: Required time step; any if not given.
-        allow_missing: Accept missing values; their share in a sample is in the attribute
+        allow_missing: Accept missing values; their fraction of a sample is in the attribute
             ``missing_fraction`` of every variable.
         drop_duplicate_times: Keep the first of the fields that share a time.
         check: Judge the values of a few time steps (see `weather.data.quality.check_values`);

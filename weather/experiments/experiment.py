@@ -34,7 +34,7 @@ Fit = Callable[[str, Setting], AdasAnalysis]
 
 
 class Task(Protocol):
-    """Something to be analyzed, the same for every method."""
+    """What is to be analyzed, the same for every method."""
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class Task(Protocol):
 
     @property
     def density(self) -> float:
-        """Share of grid points observed."""
+        """Fraction of grid points observed."""
 
 
 class Trial(NamedTuple):
@@ -69,14 +69,14 @@ class Example(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One method on one task: computed, kept and taken up again as a whole.
+    """One method on one task: computed, kept and resumed as a whole.
 
     Attributes:
         method: Name of the method or form.
         task: Name of the task.
         ticks: How often its computation ticks.
-        scope: What else tells it from others, by name, such as its timelines; a name that ends in
-            a hyphen is written apart from its value.
+        scope: What else identifies it, by name, such as its timelines; a name that ends in a hyphen
+            keeps its value from being read as a part of it.
     """
 
     method: str
@@ -171,27 +171,27 @@ class Experiment(ProblemSource, Protocol):
     def background_error(self, task: str) -> Tensor | None:
         """Return the standard deviations (C,) of the background error that a task has.
 
-        None says that the network knows it best: the task is one that it was trained on.
+        None leaves it to the network, which was trained on this task.
         """
 
     def store(self, folder: Path) -> Path:
-        """Return where the truth is as a store, in a run folder unless it is configured."""
+        """Return the path of the truth as a store, in a run folder unless it is configured."""
 
     def make(self, folder: Path, progress: Progress = silent) -> Iterator[Path]:
-        """Write the data that are missing and yield each file or folder when it is there."""
+        """Write the data that are missing and yield each file or folder when it is complete."""
 
     def make_truth(self, progress: Progress = silent) -> None:
         """Make what scores need, which may be less than what training needs."""
 
     def check(self) -> None:
-        """Refuse data that are there and not those of the configuration.
+        """Refuse existing data that are not those of the configuration.
 
         Raises:
             GatesError: They are damaged or belong to another experiment.
         """
 
     def data(self) -> list[Data]:
-        """Return what the scores are computed from, which must be there."""
+        """Return what the scores are computed from, which must exist."""
 
     def training_objects(self) -> list[str]:
         """Return short hashes of what networks are trained on, one for each member or day."""
@@ -203,8 +203,8 @@ class Experiment(ProblemSource, Protocol):
         """Return what is to be tuned, by its name in settings.
 
         Args:
-            densities: Shares of grid points observed.
-            fit: Trains a network shortly.
+            densities: Fractions of grid points observed.
+            fit: Trains a network for a few steps.
             cycles: Cycles of a trial, where there are cycles.
         """
 
@@ -221,7 +221,7 @@ class Experiment(ProblemSource, Protocol):
         """Return the evaluation, which is still to be run.
 
         Args:
-            densities: Shares of grid points observed.
+            densities: Fractions of grid points observed.
             load: Returns networks.
             seeds: Of the networks, and of the timelines where there are any.
             forms: Forms of Adas.

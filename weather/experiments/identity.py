@@ -1,4 +1,4 @@
-"""What tells two things apart that are described by JSON, for messages of one line."""
+"""Differences between two descriptions in JSON, for messages of one line."""
 
 import json
 import re

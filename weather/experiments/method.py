@@ -42,7 +42,7 @@ def choice_name(method: str, task: str) -> str:
 
 
 def is_stored(settings: Settings, method: Method, task: str) -> bool:
-    """Tell whether a setting of every value of the method's box is stored for a task."""
+    """Return whether every value of the method's box is stored for a task."""
     return set(settings.get(choice_name(method.name, task), {})) == set(method.box)
 
 

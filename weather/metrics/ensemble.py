@@ -84,10 +84,10 @@ def spread_skill_ratio(ensemble: Tensor, truth: Tensor, weights: Tensor) -> Tens
 
 
 def rank_histogram(ensemble: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
-    """Return the share (M+1, ...) of the area where the truth exceeds 0, 1, ... M members.
+    """Return the fraction (M+1, ...) of the area where the truth exceeds 0, 1, ... M members.
 
     A truth that equals some members counts in equal parts for all ranks that it may have. Where the
-    truth or a member is NaN, the shares of that field are NaN, as every other score of it is.
+    truth or a member is NaN, the fractions of that field are NaN, as every other score of it is.
     """
     ensemble, truth = at_least_single(ensemble), at_least_single(truth)
     known = ~(truth.isnan() | ensemble.isnan().any(0))

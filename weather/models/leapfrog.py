@@ -17,10 +17,10 @@ REUSED_BYTES = 31 * 2**20
 class LeapfrogModel(nn.Module, ABC):
     """A spectral model whose state between calls is the state on the grid.
 
-    Every six hours the model starts anew: grid to spectral, one semi-implicit forward step, then
+    Every six hours the model starts again: grid to spectral, one semi-implicit forward step, then
     semi-implicit leapfrog steps with the Robert-Asselin filter (Asselin, 1972). A forecast is thus
     a function of the grid state alone, and one call over a day equals four calls over six hours.
-    The arithmetic is float64; the state keeps its dtype, also where the model starts anew.
+    The arithmetic is float64; the state keeps its dtype, also where the model starts again.
 
     Args:
         grid: Grid of the state.

@@ -14,7 +14,7 @@ def random_coefficients(
     Args:
         transform: The spherical transform.
         degrees: Smallest and largest total wavenumber.
-        generator: Source of the numbers; the draws depend on the band alone, so that a pattern is
+        generator: Source of the numbers, which depend on the band alone, so that a pattern is
             the same at every truncation that holds the band.
 
     Raises:

@@ -26,7 +26,9 @@ def bernoulli_network(grid: Grid, density: float, *, seed: int) -> Tensor:
         ValueError: If ``density`` lies outside [0, 1].
     """
     if not 0.0 <= density <= 1.0:
-        raise ValueError(f"density is {density}, expected a share of grid points from 0 to 1")
+        raise ValueError(
+            f"density is {density}, expected a fraction of the grid points from 0 to 1"
+        )
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(grid.shape, generator=generator) < density
 

@@ -18,8 +18,8 @@ def interpolate_profiles(
     A profile is what one station reports of one variable at one time at two or more pressures. A
     level is filled if reports lie on both sides less than ``max_gap`` scale heights apart, or if
     a report lies on it; nothing is extrapolated. The error is interpolated like the value: errors
-    of neighboring reports of one instrument are taken as fully correlated. Rows that are no part
-    of a profile, and rows with a quality flag, stay as they are.
+    of neighboring reports of one instrument are taken as fully correlated. Rows outside of
+    profiles, and rows with a quality flag, stay as they are.
 
     Args:
         table: Observations.

@@ -25,8 +25,8 @@ def simulate_table(
 ) -> ObservationTable:
     """Let ``count`` land-biased stations report every channel once around an analysis time.
 
-    A station lies anywhere inside its cell, reports the truth of the cell, not of its own place,
-    with a Gaussian error, and does so at any time of the window; several stations may share a cell.
+    A station lies anywhere inside its cell and reports the truth of the cell, not of its exact
+    position, with a Gaussian error, at any time of the window; several may share a cell.
     Such reports fit an observation operator that takes the nearest cell exactly. Real ones do not:
     in ERA5 at 3 degrees, the nearest cell departs from the interpolated z500 by 149 m2 s-2 (root
     mean square), three times the error of a good report, which no score with these reports shows.

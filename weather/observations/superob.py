@@ -18,7 +18,7 @@ LEVEL_TOLERANCE = 0.02  # of the pressure: 10 hPa at 500 hPa
 
 
 class LeftOut(NamedTuple):
-    """Rows of a table that no analysis takes, each in the first part that fits.
+    """Rows of a table that no analysis uses, each in the first part that fits.
 
     Attributes:
         time: Outside the window of every analysis.
@@ -56,7 +56,7 @@ def grid_table(
         time: Center of the window, UTC.
         window_hours: Half width; a report exactly at the end belongs to the next window.
         representativeness_sd: (C,) standard deviation within a cell, 0 if not given.
-        level_tolerance: Accepted distance to the nearest level, as a share of its pressure.
+        level_tolerance: Accepted distance to the nearest level, as a fraction of its pressure.
 
     Returns:
         float32 (C, H, W), all absent if no report qualifies.

@@ -1,4 +1,4 @@
-"""The canonical table of observations: one report of one variable a row."""
+"""The canonical table of observations: one report of one variable per row."""
 
 import os
 from collections.abc import Mapping
@@ -147,10 +147,10 @@ class ObservationTable:
 
 
 def table_format(path: Path) -> Literal["csv", "parquet"]:
-    """Return what the suffix of a file says that it holds.
+    """Return the format that the suffix of a file stands for.
 
     Raises:
-        GatesError: It says neither.
+        GatesError: It stands for neither.
     """
     formats: dict[str, Literal["csv", "parquet"]] = {".csv": "csv", ".parquet": "parquet"}
     found = formats.get(path.suffix.lower())
@@ -169,8 +169,8 @@ def _times(times: pd.Series) -> pd.Series:
         bad = (read.isna() & times.notna()).to_numpy()
         row = int(bad.argmax())
         raise GatesError(
-            f"{int(bad.sum())} of {len(bad)} observations have a time that is no date, the first "
-            f"is {times.iloc[row]!r} in row {row}; write it as 2017-01-01T00:00"
+            f"{int(bad.sum())} of {len(bad)} observations have an unreadable time, the first is "
+            f"{times.iloc[row]!r} in row {row}; write it as 2017-01-01T00:00"
         ) from error
     _refuse(converted.isna(), "time", converted, "a date", "drop rows without a time (NaT)")
     low, high = (stamp.tz_localize("UTC") for stamp in (pd.Timestamp.min, pd.Timestamp.max))
@@ -186,8 +186,8 @@ def _converted(column: pd.Series, name: str, kind: Any) -> pd.Series:
         converted: pd.Series = column.astype(kind)
     except (ValueError, TypeError) as error:
         raise GatesError(
-            f"{name} holds {column.dtype} that is no {kind} ({str(error).splitlines()[0]}); convert"
-            " it"
+            f"{name} holds {column.dtype}, expected {kind} ({str(error).splitlines()[0]}); "
+            "convert it"
         ) from error
     return converted
 
@@ -205,7 +205,7 @@ def _convert_units(table: pd.DataFrame, units: pd.Series) -> None:
     """Bring values and errors to SI units, in place.
 
     Raises:
-        GatesError: A unit is none that its variable is known in.
+        GatesError: A unit is not known for its variable.
     """
     stated = units.astype(object).where(units.notna(), "").map(str)
     for name, unit in set(zip(table["variable"], stated, strict=True)):

@@ -1,8 +1,7 @@
-"""Figures of reports: maps, cycles, score cards, gates. They return Figures and write no files."""
+"""Figures of reports: maps, cycles, score cards. They return Figures and write no files."""
 
 from weather.plots.cycle import cycle_figure
-from weather.plots.gates import gate_figure
 from weather.plots.panel import analysis_figure
 from weather.plots.scorecard import scorecard_figure
 
-__all__ = ["analysis_figure", "cycle_figure", "gate_figure", "scorecard_figure"]
+__all__ = ["analysis_figure", "cycle_figure", "scorecard_figure"]

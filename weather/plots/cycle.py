@@ -1,4 +1,4 @@
-"""The error of cycled analyses over time, one line a method."""
+"""The error of cycled analyses over time, one line per method."""
 
 from collections.abc import Mapping
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm, Colormap
 from matplotlib.patches import Polygon
@@ -43,32 +42,6 @@ def draw_map(
         contours = axes.contour(x, y, values, levels=levels[::2], colors="white", linewidths=0.4)
         contours.set_clip_path(border)
     _coast(axes, border)
-
-
-def draw_cells(
-    axes: Axes, field: Tensor, grid: Grid, *, low: float, high: float, cmap: Colormap
-) -> ScalarMappable:
-    """Color every cell of a field (H, W), where single cells matter."""
-    west = grid.longitude_bounds().numpy()
-    turns = np.floor((grid.longitude.numpy() + 180) / 360)
-    order = np.argsort(grid.longitude.numpy() - 360 * turns)
-    left, right = ((edge - 360 * turns)[order] for edge in (west[:-1], west[1:]))
-    edges = np.append(left, right[-1])
-    values = field.detach().cpu().numpy()[:, order]
-    if edges[0] < -180:  # the first cell crosses the seam: repeat it at the other end
-        edges, values = (
-            np.append(edges, edges[0] + 360 + (edges[1] - edges[0])),
-            values[:, [*range(len(order)), 0]],
-        )
-    elif edges[-1] > 180:
-        edges, values = np.insert(edges, 0, edges[-2] - 360), values[:, [-1, *range(len(order))]]
-    x, y = equal_earth(grid.latitude_bounds().numpy()[:, None], edges[None, :])
-    y = np.broadcast_to(y, x.shape)
-    border = world(axes)
-    mesh = axes.pcolormesh(x, y, values, vmin=low, vmax=high, cmap=cmap, rasterized=True)
-    mesh.set_clip_path(border)
-    _coast(axes, border)
-    return mesh
 
 
 def draw_points(axes: Axes, mask: Tensor, grid: Grid) -> None:

@@ -59,7 +59,7 @@ def unify_loss(
     Its gradient is that of ``l_0 / C * sum over c of log l_c``, which treats all channels alike,
     but its *value* is ``l_0``, the error of the first channel, whatever the others do. Select
     checkpoints by `normalized_rmse`, never by this value. A batch is the mean over its samples, as
-    if each were alone on a device of its own.
+    if each were alone on its own device.
 
     Args:
         analysis: ``(B, C, H, W)``, normalised.
@@ -118,7 +118,7 @@ def normalized_rmse(error: Tensor, std: Tensor, area_weights: Tensor | None = No
         area_weights: Weight of each latitude row ``(H,)``, mean 1; equal weights if absent.
 
     Returns:
-        ``(B,)``, one score a sample; 1 is as bad as climatology.
+        ``(B,)``, one score per sample; 1 is as bad as climatology.
 
     Raises:
         ValueError: The shapes do not fit.

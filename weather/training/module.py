@@ -30,7 +30,7 @@ LOSSES = {
 
 
 class AdasModule(L.LightningModule):
-    """FengWu-Adas training: one analysis a step, on whatever background the batch asks for.
+    """FengWu-Adas training: one analysis per step, on the background that the batch asks for.
 
     A problem with ``reset`` brings its own recorded background (stage 1, and the first cycle of
     every block of stage 2). Without it, the background is the 6-hour forecast from the analysis
@@ -40,18 +40,18 @@ class AdasModule(L.LightningModule):
     Args:
         network: The assimilation network.
         forecasts: Forecast models ``(states, hours) -> states``; a problem names one by number.
-        confidence_kind: What the network is told of an observation: that it is there (``binary``),
-            or how good it is, too (``error``).
+        confidence_kind: What the network knows of an observation: that it exists (``binary``), or
+            how good it is, too (``error``).
         loss: Training loss: ``unify_mae`` or ``unify_mse`` (FengWu-Adas), ``log_mae`` or
             ``log_mse``.
         lat_weight: Weight the loss by cell area; the published loss has none.
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: Weight decay of AdamW.
         betas: Both betas of AdamW.
-        warmup: Share of the steps in which the learning rate rises.
+        warmup: Fraction of the steps in which the learning rate rises.
         divergence_limit: Normalized RMSE above which a carried analysis returns to the truth.
         hours: Length of one cycle.
-        confidence_scale: Share of the background error that the confidence is relative to.
+        confidence_scale: Fraction of the background error that the confidence is relative to.
         background_error: Where the background error comes from: ``training`` or the
             ``innovation``, see :class:`AdasAnalysis`.
 
@@ -194,7 +194,7 @@ class AdasModule(L.LightningModule):
         """Return the recorded background, or the forecast from the carried analysis.
 
         Raises:
-            GatesError: A problem is to be cycled with a forecast model that there is not.
+            GatesError: A problem is to be cycled with a forecast model that does not exist.
         """
         background = batch.background.to(self.dtype)
         cycled = ~batch.reset
@@ -251,7 +251,7 @@ class AdasModule(L.LightningModule):
         return torch.where(mine[:, None, None, None], carried, 0)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give every rank all carried analyses: it reads only the rows of its own timelines.
+        """Give every rank all carried analyses: it reads only the rows of its timelines.
 
         Raises:
             GatesError: The run has another number of timelines.

@@ -89,7 +89,7 @@ class TimelineStream(IterableDataset[AssimilationBatch]):
 
 
 class TimelineLoader(DataLoader[AssimilationBatch]):
-    """A loader that a checkpoint brings back to its step without drawing the steps before."""
+    """A loader that resumes at a step without drawing the steps before it."""
 
     def __init__(self, stream: TimelineStream) -> None:
         super().__init__(stream, batch_size=None)
@@ -115,7 +115,7 @@ class AssimilationDataModule(L.LightningDataModule):
         validation_timelines: Timelines of the validation pass over all ranks.
 
     Attributes:
-        progress: Tells how far the making of missing data is; silent at first.
+        progress: Reports how far missing data have been made; silent at first.
 
     Raises:
         ValueError: A number is not positive.
@@ -143,12 +143,12 @@ class AssimilationDataModule(L.LightningDataModule):
         self.progress: Progress = silent
 
     def training_objects(self) -> list[str]:
-        """Return short hashes of what is trained on; none where the source does not tell."""
+        """Return short hashes of what is trained on; none where the source does not list them."""
         objects: Callable[[], list[str]] = getattr(self.source, "training_objects", list)
         return objects()
 
     def digest(self) -> list[Data]:
-        """Return the data whose content decides, and not the settings that they are made by."""
+        """Return the data that decide by their content, not by the settings that made them."""
         digest: Callable[[], list[Data]] = getattr(self.source, "digest", list)
         return digest()
 
@@ -166,7 +166,7 @@ class AssimilationDataModule(L.LightningDataModule):
         )
         if timelines % world:
             raise GatesError(
-                f"{timelines} timelines cannot be shared evenly by {world} processes; "
+                f"{timelines} timelines cannot be split evenly among {world} processes; "
                 f"choose a multiple of {world}"
             )
         return range(rank, timelines, world)

@@ -1,6 +1,7 @@
 """Networks are named by all that decides them, found, and never taken for others."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from apps.main import main
 from apps.weather.choices import Tuning
 from apps.weather.commands import DEFAULT_BUDGET, Budget
-from apps.weather.networks import Networks, Training, fitted, optimizers_of
+from apps.weather.networks import Networks, Training, fitted, optimizers_of, pinned_network
 from apps.weather.pieces import fit_piece, form_of, network_piece
 from core_gates.errors import GatesError
 from harness.experiment import Choice, Job, SettingsDiffer
@@ -109,6 +110,22 @@ def test_what_was_trained_on_test_members_is_never_scored(configured):
     networks = Networks(found.run, {"ungated": {}}, [0], test)
     with pytest.raises(GatesError, match="was trained on 1 of the 1 objects that it is to be test"):
         networks.load("ungated", 0)
+
+
+@pytest.mark.parametrize("copied", ["weights.safetensors", "checkpoints/last.safetensors"])
+def test_a_given_network_trained_on_test_members_is_never_scored(configured, tmp_path, copied):
+    found = configured("unit")
+    test = found.source.test_objects()
+    for objects, name in (([*found.data.training_objects(), test[0]], "bad"), (["a"], "good")):
+        keep(found, "ungated", 0, objects=objects)
+        kept = found.run.store("weights", AnalysisForm()).folder / "ungated-s0"
+        path = tmp_path / name / copied
+        path.parent.mkdir(parents=True)
+        shutil.copy(kept / "record.json", tmp_path / name)
+        shutil.copy(kept / AnalysisForm.FILE, path)
+    with pytest.raises(GatesError, match="was trained on 1 of the 1 test objects of this conf"):
+        pinned_network(tmp_path / "bad" / copied, found.model, "ungated", test)
+    assert pinned_network(tmp_path / "good" / copied, found.model, "ungated", test) is not None
 
 
 def test_members_of_another_nature_are_other_objects(configured):

@@ -38,14 +38,14 @@ def source():
 def test_densities_are_shares_of_grid_points():
     check_densities((0.1, 0.01, 1.0))
     for wrong in ((), (2.0,), (-1.0,), (0.0,), (0.1, math.nan), (0.1, 0.1), (0.1, 0.1000001)):
-        with pytest.raises(GatesError, match=r"--densities \[.*\] are no shares .*: give one or"):
+        with pytest.raises(GatesError, match=r"--densities \[.*\] cannot be used: give one or"):
             check_densities(wrong)
 
 
 def test_seeds_are_numbers_that_a_generator_takes(source):
     check_seeds(source, (0, 2**32 - 1))
     for wrong in ((), (-1,), (2**32,), (1, 1)):
-        with pytest.raises(GatesError, match=r"--seeds \[.*\] are no seeds: give one or more"):
+        with pytest.raises(GatesError, match=r"--seeds \[.*\] cannot be used: give one or more"):
             check_seeds(source, wrong)
     with pytest.raises(GatesError, match="3 seeds need as many test timelines, the world has 2"):
         check_seeds(source, (0, 1, 2))

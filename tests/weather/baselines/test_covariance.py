@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.baselines.covariance import DenseCovariance, SampleCovariance, lagged_differences
+from weather.baselines.covariance import DenseCovariance, SampleCovariance
 from weather.baselines.geometry import gaspari_cohn
 from weather.grid import great_circle_km
 
@@ -72,13 +72,3 @@ def test_bad_arguments(grid, shape, half_width, message):
 def test_a_matrix_must_be_square():
     with pytest.raises(ValueError, match="square"):
         DenseCovariance(torch.zeros(3, 4))
-
-
-def test_differences_pair_every_time_of_every_timeline():
-    time = torch.arange(6.0)
-    states = (time[:, None] ** 2 + torch.tensor([0.0, 100.0]))[:, :, None, None, None]
-    differences = lagged_differences(states, 4)
-    assert differences.shape == (4, 1, 1, 1)
-    assert differences.flatten().tolist() == [16, 16, 24, 24]
-    with pytest.raises(ValueError, match="lag of 6"):
-        lagged_differences(states, 6)

@@ -53,7 +53,7 @@ def test_weights_are_kept_and_the_oldest_forgotten(grid):
     assert calls == [1, 1, 1]
     weights.at(torch.tensor([4]), torch.float64)
     assert calls == [1, 1, 1, 1]
-    # A type of its own, and weights larger than the capacity are returned all the same.
+    # Another type, and weights larger than the capacity are returned all the same.
     assert weights.at(torch.arange(9), torch.float32).shape == (9, 72)
 
 

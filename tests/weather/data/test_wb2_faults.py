@@ -285,13 +285,13 @@ FAULTY_STORES = {
     "gzip": (lambda ds, dir: written(dir, b"\x1f\x8b......"), "gzip: unpack it with gunzip"),
     "bufr": (lambda ds, dir: written(dir, b"BUFR....."), "BUFR file of observations.*convert"),
     "cdf 5": (lambda ds, dir: written(dir, b"CDF\x05....."), "CDF-5 format: convert it with"),
-    "hdf 5 that is no netcdf": (
+    "hdf 5 other than netcdf": (
         lambda ds, dir: written(dir, b"\x89HDF\r\n\x1a\n garbage"),
         "truncated or damaged, download",
     ),
     "time units": (
         lambda ds, dir: unreadable_time(ds, dir, units="hours since the flood"),
-        "cannot be read as Zarr: .*time.*mend it",
+        "cannot be read as Zarr: .*time.*repair it",
     ),
     "calendar": (
         lambda ds, dir: unreadable_time(ds, dir, calendar="noleap"),

@@ -12,7 +12,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "weather"
 
 @pytest.fixture(params=["wb2_asc_with_poles", "wb2_desc_no_poles"])
 def golden(request):
-    """Fields (variable, time, level, H, W), their scores, and both latitude orders in turn."""
+    """Fields (variable, time, level, H, W), their scores, in either latitude order."""
     with np.load(GOLDEN / f"{request.param}.npz") as file:
         vectors = {
             name: torch.from_numpy(file[name]) for name in file if file[name].dtype.kind == "f"

@@ -32,7 +32,7 @@ def test_bernoulli_density(density):
 
 @pytest.mark.parametrize("density", [-0.1, 1.1, math.nan])
 def test_impossible_densities_are_refused(density):
-    with pytest.raises(ValueError, match="expected a share of grid points from 0 to 1"):
+    with pytest.raises(ValueError, match="expected a fraction of the grid points from 0 to 1"):
         bernoulli_network(GRID, density, seed=0)
 
 
@@ -72,7 +72,7 @@ def test_stations_prefer_land_and_are_counted():
 
 
 def test_stations_are_drawn_by_area():
-    """Rows near the poles hold fewer stations than their share of grid points."""
+    """Rows near the poles hold fewer stations than their fraction of the grid points."""
     counts = sum(station_network(GRID, 100, seed=seed).sum(1) for seed in range(40))
     polar, tropical = counts[:5].sum() + counts[-5:].sum(), counts[25:35].sum()
     assert polar < 0.6 * tropical
@@ -98,7 +98,8 @@ def test_radiosondes_observe_whole_columns_of_upper_variables():
 
 def test_aircraft_observe_wind_and_temperature_along_tracks():
     network = aircraft_network(GRID, FENGWU, 30, seed=0)
-    observed = {FENGWU.variable_of(channel) for channel in network.any((1, 2)).nonzero().flatten()}
+    variables = [*FENGWU]
+    observed = {variables[channel] for channel in network.any((1, 2)).nonzero().flatten()}
     cruise = {200, 250, 300}
     assert {name for name, _ in observed} == {
         "temperature",

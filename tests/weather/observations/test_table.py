@@ -75,7 +75,7 @@ FAULTS = {
     ),
     "no date": (
         reports(time="yesterday at noon"),
-        "5 of 5 .* have a time that is no date, .*; write it as",
+        "5 of 5 .* have an unreadable time, .*; write it as",
     ),
     "latitude": (
         reports(latitude=[0, 0, 91, 0, 0]),
@@ -86,7 +86,7 @@ FAULTS = {
         "2 of 5 observations have a bad longitude, the first is -181.0 in row 1.*-180 to 360",
     ),
     "NaN longitude": (reports(longitude=np.nan), "5 of 5 observations have a bad longitude"),
-    "text": (reports(value="warm"), "value holds .* that is no float64 .*convert it"),
+    "text": (reports(value="warm"), "value holds .*, expected float64 .*convert it"),
     "NaN value": (reports(value=[np.nan, 1, 1, 1, 1]), "bad value, the first is nan.*drop the row"),
     "zero error": (
         reports(error=0.0),
@@ -247,6 +247,6 @@ def test_a_time_that_is_no_date_is_named_in_our_words():
     with pytest.raises(GatesError) as caught:
         ObservationTable.from_frame(table)
     assert str(caught.value) == (
-        "1 of 2 observations have a time that is no date, the first is 'noon on Monday' in row 1; "
+        "1 of 2 observations have an unreadable time, the first is 'noon on Monday' in row 1; "
         "write it as 2017-01-01T00:00"
     )

@@ -9,9 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
 from weather.grid import Grid, gaussian_grid, regular_grid
-from weather.plots import analysis_figure, cycle_figure, gate_figure, scorecard_figure
+from weather.plots import analysis_figure, cycle_figure, scorecard_figure
 from weather.plots.labels import method_colors
-from weather.plots.maps import draw_cells, draw_map, symmetric_levels
+from weather.plots.maps import draw_map, symmetric_levels
 from weather.plots.projection import equal_earth, outline
 
 GRID = regular_grid(31, 60, poles=True)
@@ -54,9 +54,6 @@ FIGURES = {
         title="Errors",
     ),
     "score card": lambda: card(title="Persistence", units=["m² s⁻²", "m² s⁻²", "K", "K"]),
-    "gates": lambda: gate_figure(
-        {f"stage {i}": wave().sigmoid() for i in range(5)}, GRID, observed=wave() > 0.5
-    ),
 }
 
 
@@ -204,21 +201,6 @@ def test_score_card_refuses_nonsense():
         scorecard_figure(["a", "b"], ["x"], np.ones((2, 1)), reference="c")
 
 
-def test_gates_share_the_scale_from_0_to_1():
-    observed = torch.zeros(GRID.shape, dtype=torch.bool)
-    observed[10] = True
-    gate = torch.where(observed, 0.75, 0.25)
-    figure = gate_figure({"first": gate, "second": 0 * gate}, GRID, observed=observed)
-    maps = figure.axes[:2]
-    for axes in maps:
-        mesh = next(c for c in axes.collections if isinstance(c, mpl.collections.QuadMesh))
-        assert (mesh.norm.vmin, mesh.norm.vmax) == (0, 1)
-    assert maps[0].get_title(loc="right") == "observed 0.75, elsewhere 0.25"
-    assert maps[1].get_title(loc="right") == "observed 0.00, elsewhere 0.00"
-    with pytest.raises(ValueError, match="gates is empty"):
-        gate_figure({}, GRID)
-
-
 def test_projection_keeps_area():
     x, y = outline().T
     area = 0.5 * abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
@@ -246,22 +228,13 @@ def test_maps_show_places_where_they_are(grid):
     rows = (grid.latitude < -15) & (grid.latitude > -40)
     columns = (grid.longitude % 360 > 115) & (grid.longitude % 360 < 150)
     field[rows[:, None] & columns] = 1.0
-    for draw in (smooth, by_cells):
-        figure = mpl.figure.Figure(figsize=(4, 2), dpi=100)
-        axes = figure.add_axes((0, 0, 1, 1))
-        draw(axes, field, grid)
-        pixels = np.asarray(drawn(figure).buffer_rgba())[..., :3].astype(int)
-        assert reddish(pixels, axes, -28, 133)
-        for latitude, longitude in ((28, 133), (-28, -133), (28, -133), (0, 0), (-28, 90)):
-            assert not reddish(pixels, axes, latitude, longitude)
-
-
-def smooth(axes, field, grid):
+    figure = mpl.figure.Figure(figsize=(4, 2), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
     draw_map(axes, field, grid, levels=np.array([-0.5, 0.5, 0.6]), cmap=mpl.colormaps["RdBu_r"])
-
-
-def by_cells(axes, field, grid):
-    draw_cells(axes, field, grid, low=-1, high=1, cmap=mpl.colormaps["RdBu_r"])
+    pixels = np.asarray(drawn(figure).buffer_rgba())[..., :3].astype(int)
+    assert reddish(pixels, axes, -28, 133)
+    for latitude, longitude in ((28, 133), (-28, -133), (28, -133), (0, 0), (-28, 90)):
+        assert not reddish(pixels, axes, latitude, longitude)
 
 
 def reddish(pixels, axes, latitude, longitude):

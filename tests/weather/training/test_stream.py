@@ -13,7 +13,7 @@ from weather.training.stream import AssimilationDataModule, TimelineLoader, Time
 
 
 class Source:
-    """Problems that say which they are; it counts how many were drawn."""
+    """Problems that name themselves; it counts how many were drawn."""
 
     def __init__(self):
         self.calls = []
@@ -109,7 +109,7 @@ def test_a_state_saved_at_the_end_of_an_epoch_begins_the_next():
 @pytest.mark.parametrize("name", ["timelines", "validation_timelines"])
 def test_timelines_that_cannot_be_shared_are_refused(name):
     module = data(2, 1, **{name: 3})
-    with pytest.raises(GatesError, match="3 timelines cannot be shared evenly by 2 processes"):
+    with pytest.raises(GatesError, match="3 timelines cannot be split evenly among 2 processes"):
         list((module.val_dataloader if "val" in name else module.train_dataloader)())
 
 

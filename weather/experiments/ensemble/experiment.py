@@ -24,7 +24,7 @@ from weather.experiments.ensemble.sample import (
     EnsembleTask,
     kind_of,
 )
-from weather.experiments.ensemble.scores import EnsembleScores
+from weather.experiments.ensemble.scores import REFERENCE, EnsembleScores
 from weather.experiments.experiment import DENSITIES, Checks, Fit, Load, Trial, shown
 from weather.experiments.method import OPTIMIZER_BOX, Method, Setting, Settings, choice_name
 from weather.models.adas.forms import COMPARED
@@ -38,8 +38,8 @@ STORE = "era5_ensemble.zarr"
 class EnsembleExperiment(EnsembleSample):
     """Tasks, methods, tuning and scores of the sample, see :class:`~..experiment.Experiment`."""
 
-    reference = "background"
-    base = ("background",)
+    reference = REFERENCE
+    base = (REFERENCE,)
     decisive = ("seed",)
     pictures_file = "example.safetensors"
     attribution = ATTRIBUTION

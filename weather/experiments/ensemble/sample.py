@@ -47,7 +47,7 @@ class EnsembleTask(NamedTuple):
 
     Attributes:
         kind: Where the background comes from.
-        density: Share of grid points observed.
+        density: Fraction of grid points observed.
     """
 
     kind: Task
@@ -75,7 +75,7 @@ class EnsembleSample:
     others: from the mean of all nine the truth would follow by arithmetic.
 
     Args:
-        seed: Of all draws.
+        seed: Of all random numbers.
     """
 
     def __init__(self, seed: int = 0) -> None:

@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from harness.evidence import Bar, Interval, Resamples, Row, moments, root, root_ratio
+from harness.evidence import (
+    Bar,
+    Interval,
+    Resamples,
+    Row,
+    Scores,
+    compare,
+    moments,
+    root,
+    root_ratio,
+)
 from weather.baselines.assimilator import Assimilator
 from weather.experiments.departures import figures
 from weather.experiments.ensemble.cases import analyze_case, case_departures, case_errors
@@ -15,10 +25,12 @@ from weather.experiments.ensemble.methods import ensemble_methods
 from weather.experiments.ensemble.sample import TASKS, Case, EnsembleSample, EnsembleTask, Task
 from weather.experiments.experiment import Example, Load, Work, classical
 from weather.experiments.method import Method, Settings, built
+from weather.experiments.several import joined
 from weather.metrics import DepartureSums
 from weather.observations.gridded import GriddedObservations
 from weather.progress import Tick, no_tick
 
+REFERENCE = "background"  # what all others are compared with
 SUMS = ("assimilated", "withheld")
 Sums = tuple[DepartureSums | None, DepartureSums | None]
 """Departures from assimilated and from withheld observations."""
@@ -29,7 +41,7 @@ class EnsembleScores:
 
     Args:
         source: The sample.
-        densities: Shares of grid points observed.
+        densities: Fractions of grid points observed.
         load: Returns the trained network of a form and seed.
         seeds: Seeds of the networks.
         forms: Forms of Adas.
@@ -134,39 +146,46 @@ class EnsembleScores:
         ]
 
     def rows(self) -> list[Row]:
-        """Return RMSE and ratio to the background, with intervals over members.
+        """Return RMSE and ratio to the background, with intervals over members, and differences.
 
         Only two times exist, and ``n`` counts them: the intervals speak of other members at these
-        times, not of other weather. The other rows are departures from the observations, see
+        times, not of other weather, and the p of a difference is at least that of a sign test over
+        the times. The other rows are departures from the observations, see
         :func:`weather.experiments.departures.figures`, in every sixth case.
         """
         rows = []
-        labels = self.source.channels.labels
-        for task in TASKS:
+        for kind in TASKS:
+            times = self._times(kind)
             for density in self.densities:
-                name = EnsembleTask(task, density).name
-                for (key, method), errors in self.errors.items():
-                    if key != name:
-                        continue
-                    ratios = self._ratio(task, density, method, "background")
-                    for channel, label in enumerate(labels):
-                        rmse = moments(errors[:, channel], root)
-                        found = self._draws(task).intervals(rmse)["value"]
-                        rows.append(
-                            Row(method, name, f"rmse_{label}", *found[:3], n=self._times(task))
-                        )
-                    rows += [
-                        Row(method, name, f"ratio_{label}", *ratio[:3], n=self._times(task))
-                        for label, ratio in zip(labels, ratios, strict=True)
-                    ]
-                    rows += self._departure_rows(name, method)
+                task = EnsembleTask(kind, density).name
+                errors = {method: e for (name, method), e in self.errors.items() if name == task}
+                scores = {m: self._errors(own, errors[REFERENCE]) for m, own in errors.items()}
+                rows += [
+                    row._replace(n=times, p=max(row.p, 2.0 ** (1 - times)))
+                    for row in compare(scores, self._draws(kind), task=task, reference=REFERENCE)
+                    if not row.versus or row.metric.startswith("rmse")
+                ]
+                for method in errors:
+                    rows += self._departure_rows(task, method)
         return rows
+
+    def _errors(self, own: Tensor, base: Tensor) -> Scores:
+        """Return RMSE and ratio of every channel from square errors (cases, C)."""
+        labels = self.channels.labels
+        pairs = torch.stack((own, base), -1).unbind(1)
+        return joined(
+            moments(pair, root_ratio, f"ratio_{label}")
+            if ratio
+            else moments(pair[:, 0], root, f"rmse_{label}")
+            for ratio in (False, True)
+            for label, pair in zip(labels, pairs, strict=True)
+        )
 
     def _departure_rows(self, task: str, method: str) -> list[Row]:
         return [
             Row(method, task, f"{stem}_{label}", value)
             for stem, values in figures(*self.departures[task, method]).items()
-            for label, value in zip(self.source.channels.labels, values, strict=True)
+            for label, value in zip(self.channels.labels, values, strict=True)
         ]
 
     def bars(self) -> list[Bar]:
@@ -175,14 +194,12 @@ class EnsembleScores:
         bars = []
 
         def beats(method: str, task: Task) -> Bar:
-            worst = max(ratio.value for ratio in self._ratio(task, dense, method, "background"))
+            worst = max(ratio.value for ratio in self._ratio(task, dense, method, REFERENCE))
             label = f"{method} over background, worst field, {EnsembleTask(task, dense).name}"
             return Bar(label, worst, "<=", 1.0)
 
         bars.append(beats("oi", "persistence"))
-        upper = max(
-            r.high for r in self._ratio("persistence", dense, "adas_increment", "background")
-        )
+        upper = max(r.high for r in self._ratio("persistence", dense, "adas_increment", REFERENCE))
         name = EnsembleTask("persistence", dense).name
         bars.append(
             Bar(f"adas_increment over background, worst upper end, {name}", upper, "<=", 1.0)

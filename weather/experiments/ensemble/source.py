@@ -17,10 +17,10 @@ class Era5EnsembleSource(EnsembleExperiment):
     """Problems from the shipped ERA5 ensemble sample, see :class:`~.sample.EnsembleSample`.
 
     Args:
-        min_density: Least share of grid points observed in a training problem.
+        min_density: Smallest fraction of grid points observed in a training problem.
         max_density: Largest share; the draw is log-uniform between the two.
-        augment: Roll longitudes, flip hemispheres, turn the sign of the increment round.
-        seed: Seed of all draws.
+        augment: Roll longitudes, flip hemispheres, change the sign of the increment.
+        seed: Seed of all random numbers.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Era5EnsembleSource(EnsembleExperiment):
 
 
 def _augment(background: Tensor, truth: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Roll, flip and turn the sign of the increment; a symmetry of the problem, not of weather."""
+    """Roll, flip, change the sign of the increment: symmetries of the problem, not of weather."""
     roll, flip, sign = torch.randint(10**6, (3,), generator=draw).tolist()
     if sign % 2:
         truth = 2 * background - truth

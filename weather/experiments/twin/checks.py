@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from harness.evidence import Bar, Row
+from harness.evidence import Bar, Resamples, Row, compare, moments, root
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.side_by_side import SideBySide
 from weather.experiments.experiment import Work, classical
@@ -31,8 +31,8 @@ class TwinChecks:
 
     Crossed: the network of every seed on the timelines of all seeds, next to the ungated control,
     at the smallest density. Timelines differ more than networks do, so only networks that have
-    seen the same ones tell whether the gate matters beyond the spread of the seeds.
-    Redrawn: the observing network is another one in every cycle, at the smallest density.
+    seen the same ones show whether the gate matters beyond the spread of the seeds.
+    Redrawn: the observing network changes in every cycle, at the smallest density.
     Corrupted: half of the reports get five times their errors, at the largest density in the
     perfect model; see :func:`weather.experiments.twin.corruption.corrupt_half`.
 
@@ -48,12 +48,15 @@ class TwinChecks:
     @cached_property
     def crossed(self) -> dict[tuple[str, str], list[float]]:
         """Root of the mean square over the timelines for every seed, first channel."""
-        squares = {
-            (task.name, form): self.scores.crossed[task.name, form][..., 0].square()
+        return {
+            (task.name, form): self._squares(task.name, form).mean(1).sqrt().tolist()
             for task in self._sparse()
             for form in (FORM, CONTROL)
         }
-        return {key: value.mean(1).sqrt().tolist() for key, value in squares.items()}
+
+    def _squares(self, task: str, form: str) -> Tensor:
+        """Return the mean square errors (seeds, timelines) of the first channel."""
+        return self.scores.crossed[task, form][..., 0].square()
 
     def works(self) -> list[Work]:
         """Return what is redrawn and what is corrupted."""
@@ -100,13 +103,20 @@ class TwinChecks:
             self._redrawn(task, work.method, CycleScores.from_tensors(found))
 
     def rows(self) -> list[Row]:
-        """Return every figure of the checks."""
+        """Return every figure of the checks, and on crossed seeds the gain over the control."""
         label = self.scores.labels[0]
         crossed = [
             Row(form, f"{task}/crossed", f"rmse_{label}_seed{row}", value, n=len(errors))
             for (task, form), errors in self.crossed.items()
             for row, value in enumerate(errors)
         ]
+        for task in dict.fromkeys(task for task, _ in self.crossed):
+            scores = {
+                form: [moments(seed, root, f"rmse_{label}") for seed in self._squares(task, form)]
+                for form in (FORM, CONTROL)
+            }
+            timelines = Resamples.clusters(range(len(self.scores.seeds)))
+            crossed += compare(scores, timelines, task=f"{task}/crossed", reference=CONTROL)
         return sorted(self.found + crossed, key=lambda row: (row.task, row.method, row.metric))
 
     def bars(self) -> list[Bar]:

@@ -1,4 +1,4 @@
-"""Whether an analysis can tell bad observations that are declared as bad."""
+"""Whether an analysis gives less weight to bad observations that are declared as bad."""
 
 from __future__ import annotations
 

@@ -141,11 +141,17 @@ def settled(scores: CycleScores, free: CycleScores | None = None) -> Tensor:
     Raises:
         ValueError: The free run has other timelines.
     """
-    start = len(scores.analysis) // 3
-    own = scores.analysis[start:].square().mean(0).sqrt()
+    return settled_squares(scores, free).mean(0).sqrt()
+
+
+def settled_squares(scores: CycleScores, free: CycleScores | None = None) -> Tensor:
+    """Return the square errors (T,B,C) of the analyses that :func:`settled` averages."""
+    own = scores.analysis[len(scores.analysis) // 3 :].square()
     if free is None:
         return own
-    other = settled(free)
+    other = settled_squares(free)
     if other.shape != own.shape:
-        raise ValueError(f"{len(own)} timelines, but a free run of {len(other)}: give the same")
+        raise ValueError(
+            f"{own.shape[1]} timelines, but a free run of {other.shape[1]}: give the same"
+        )
     return torch.where(scores.lost[:, None], other, own)

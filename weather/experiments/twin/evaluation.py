@@ -25,7 +25,7 @@ class TwinTask(NamedTuple):
     """A density of observations and a forecast model.
 
     Attributes:
-        density: Share of grid points observed.
+        density: Fraction of grid points observed.
         model: ``"perfect"`` or ``"error"``.
     """
 
@@ -39,7 +39,7 @@ class TwinTask(NamedTuple):
 
 
 def twin_tasks(densities: Sequence[float]) -> list[TwinTask]:
-    """Return every density with the perfect model, then with the one that errs."""
+    """Return every density with the perfect model, then with the imperfect one."""
     return [TwinTask(density, model) for model in ("perfect", "error") for density in densities]
 
 
@@ -48,7 +48,7 @@ class TwinEvaluation:
 
     Args:
         world: The world.
-        densities: Shares of grid points observed.
+        densities: Fractions of grid points observed.
         cycles: Cycles to run, all of the world's if None.
     """
 
@@ -91,7 +91,7 @@ class TwinEvaluation:
             redraw: A new network in every cycle.
             guard: Whether timelines can be lost.
             timelines: Numbers of the timelines to run, repeated if need be; all if None.
-            verify: Also hold the analyses against the observations, a tenth of them withheld.
+            verify: Also compare the analyses with the observations, a tenth of them withheld.
             tick: Called after every cycle.
 
         Raises:
@@ -156,7 +156,7 @@ class TwinEvaluation:
         """Return what tuning minimizes: the worst network's mean RMSE over climatological sd."""
         try:
             scores = self.run(task, assimilator, "tuning")
-        except ValueError:  # an analysis that cannot be computed, such as a matrix not definite
+        except ValueError:  # an analysis that cannot be computed, such as with an indefinite matrix
             return math.inf
         error = self.error(task, scores, "tuning") / self.climatological_sd
         return float(error.mean(1).max())

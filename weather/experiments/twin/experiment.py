@@ -17,7 +17,7 @@ from weather.experiments.method import OPTIMIZER_BOX, Method, Setting, Settings,
 from weather.experiments.twin.checks import TwinChecks
 from weather.experiments.twin.evaluation import TwinEvaluation, TwinTask, twin_tasks
 from weather.experiments.twin.methods import TwinMethods
-from weather.experiments.twin.scores import TwinScores
+from weather.experiments.twin.scores import REFERENCE, TwinScores
 from weather.experiments.twin.world import TwinWorld
 from weather.models.adas.forms import COMPARED
 from weather.plots import cycle_figure
@@ -35,15 +35,15 @@ class TwinExperiment:
         world: Nature, forecast models and observation errors.
     """
 
-    reference = "oi"
+    reference = REFERENCE
     base = ("free_run",)
     decisive = ("world",)
     pictures_file = "cycles.safetensors"
     attribution = ""
     notes: tuple[str, ...] = (
         "Lost timelines are scored as the free run. In the perfect model the free run is the truth "
-        "of 24 hours before, as it starts there: it is no independent trajectory of the model, "
-        "and lost timelines are scored too well by it.",
+        "of 24 hours before, as it starts there, and not an independent trajectory of the model: "
+        "lost timelines are scored too well by it.",
         "Optimal interpolation takes its covariances from day differences, while networks train on "
         "recorded backgrounds with their truths: the two were not given the same data.",
     )
@@ -54,7 +54,7 @@ class TwinExperiment:
 
     @property
     def headline(self) -> set[str]:
-        """Metrics of tables: errors, lost timelines, and what bad reports do."""
+        """Metrics of tables: errors, lost timelines, and the effect of bad reports."""
         return shown(self.channels, "rmse") | {"lost", *CORRUPTED}
 
     @property
@@ -93,7 +93,7 @@ class TwinExperiment:
         return self.world.path
 
     def make_truth(self, progress: Progress = silent) -> None:
-        """Run nature, or the rest of it, unless it is there."""
+        """Run nature, or the rest of it, where it is missing."""
         world = self.world
         if not world.path.exists():
             with progress("nature run", world.calls) as tick:
@@ -117,7 +117,7 @@ class TwinExperiment:
 
         Classical methods are tuned for every density and forecast model; the learning rate and
         weight decay of a form of Adas once, by the geometric mean over the tasks: the worst of
-        them is often lost after so few steps, and then tells nothing.
+        them is often lost after so few steps, and then carries no information.
         """
         evaluation = TwinEvaluation(self.world, densities, cycles)
         found = {
@@ -152,7 +152,7 @@ class TwinExperiment:
         return (TwinChecks(scores),)
 
     def figures(self, pictures: Mapping[str, Tensor]) -> list[tuple[str, Figure]]:
-        """Return the error of every method over the cycles, one figure a task."""
+        """Return the error of every method over the cycles, one figure per task."""
         figures = []
         for task in dict.fromkeys(key.split("|")[0] for key in pictures):
             errors: dict[str, np.ndarray] = {
@@ -164,11 +164,12 @@ class TwinExperiment:
             figure = cycle_figure(
                 errors,
                 hours=self.world.hours,
-                label=f"analysis RMSE of {field_label(variable, level)}, {task}",
+                label=f"Analysis RMSE of {field_label(variable, level)}, {task}",
                 unit=unit_label(variable),
                 spin_up=len(next(iter(errors.values())).T) // 3,
             )
-            figures.append((f"Median over seeds and their range, {task}", figure))
+            caption = f"Median over seeds and their range, {task}; lost timelines are the free run."
+            figures.append((caption, figure))
         return figures
 
 

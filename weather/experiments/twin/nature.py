@@ -14,7 +14,7 @@ from weather.grid import Grid
 from weather.state import ChannelSpec
 
 Progress = Callable[[int, int], None]
-"""Called with the number of calls of the model that are done and that there will be."""
+"""Called with the number of calls of the model that are done, and with their total."""
 
 
 class NatureModel(Protocol):
@@ -30,7 +30,7 @@ class NatureModel(Protocol):
 
     @property
     def description(self) -> str:
-        """One line that tells models with other settings apart."""
+        """One line that identifies the model and its settings."""
 
     def initial_state(self, members: int, *, seed: int) -> Tensor:
         """Return (N, C, H, W) from which different members diverge."""
@@ -45,7 +45,7 @@ def nature_run(
 ) -> Iterator[Tensor]:
     """Yield states some hours apart, the first being the given one.
 
-    Every state is rounded to float32 and the next is computed from it, so a run that goes on from
+    Every state is rounded to float32 and the next is computed from it, so a run that continues from
     a stored state equals one that never stopped, and a perfect forecast equals nature.
 
     Args:
@@ -113,11 +113,11 @@ def write_nature_run(
 
     The store has the dimensions time, number (the member), level if there are upper variables,
     latitude and longitude; its first time is the end of the spin-up. It appears under its path
-    when it is complete. A run that was killed, at whatever moment, goes on from its last saved
-    point, and the result is the same to the bit as that of a run that was not.
+    when it is complete. A run that was killed, at whatever moment, continues from its last saved
+    point, and ends with the same bits as an uninterrupted run.
 
     Args:
-        path: Where the store shall be. A complete run of the same model and arguments, or a longer
+        path: Where to write the store. A complete run of the same model and arguments, or a longer
             one, is left as it is.
         model: The model.
         members: Independent trajectories.
@@ -154,20 +154,31 @@ def write_nature_run(
     if point is None:
         point = SavePoint(0, 0, model.initial_state(members, seed=seed).float())
         store.create()
-    last, written = calls + num_steps - 1, point.written
+    run = nature_run(model, point.state, calls + num_steps - point.step, hours=hours)
+    _write_blocks(store, run, point, calls, progress)
+    return store.path
+
+
+def _write_blocks(
+    store: NatureStore,
+    run: Iterator[Tensor],
+    point: SavePoint,
+    spin_up_calls: int,
+    progress: Progress | None,
+) -> None:
+    """Fill a store with the states of a run that starts from its save point."""
+    last, written = spin_up_calls + store.num_times - 1, point.written
     block: list[Tensor] = []
-    run = nature_run(model, point.state, last - point.step + 1, hours=hours)
     for step, state in enumerate(run, start=point.step):
         if progress is not None and step > point.step:
             progress(step, last)
-        if step >= calls + point.written:
+        if step >= spin_up_calls + point.written:
             block.append(state)
         if block and (len(block) == CHUNK or step == last):
             store.write(written, torch.stack(block))
             written += len(block)
             block = []
             store.save(SavePoint(step, written, state))
-        elif step < calls and step % CHUNK == 0:
+        elif step < spin_up_calls and step % CHUNK == 0:
             store.save(SavePoint(step, written, state))
     store.finish()
-    return store.path

@@ -1,4 +1,4 @@
-"""The store of a nature run while it is written: blocks, save points, and the final rename."""
+"""Writing the store of a nature run: blocks, save points, and the final rename."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ TIME_ENCODING = {
 
 
 class SavePoint(NamedTuple):
-    """Where an interrupted run goes on.
+    """Where an interrupted run continues.
 
     Attributes:
         step: Calls of the model since the initial state.

@@ -1,4 +1,4 @@
-"""Record the backgrounds of a cycle, to train on errors that a cycle really makes."""
+"""Record the backgrounds of a cycle, to train on the errors that occur in a cycle."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def record(
     stride: int = STRIDE,
     tick: Callable[[], None] = lambda: None,
 ) -> Recording:
-    """Cycle over all training members with every density; half of the cycles err in the model.
+    """Cycle all training members with every density; half of the cycles use the imperfect model.
 
     Args:
         world: Nature and forecast models.
         make_assimilator: Returns the method for a density, for example the tuned OI.
-        densities: Shares of the grid points observed.
+        densities: Fractions of the grid points observed.
         transient: Cycles at the start that are all recorded.
         stride: Cycles between two recorded backgrounds after that.
         tick: Called after every cycle, for progress.

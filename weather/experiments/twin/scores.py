@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,19 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.evidence import Bar, Resamples, Row, moments
+from harness.evidence import Bar, Resamples, Row, compare, moments, root
+from harness.evidence import Scores as EvidenceScores
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.side_by_side import SideBySide
 from weather.experiments.departures import figures
 from weather.experiments.experiment import Example, Load, Work, classical
 from weather.experiments.method import Settings, built
-from weather.experiments.twin.cycle_scores import CycleScores
+from weather.experiments.several import joined
+from weather.experiments.twin.cycle_scores import CycleScores, settled_squares
 from weather.experiments.twin.evaluation import TwinEvaluation, TwinTask
 from weather.metrics import drift, trend
 from weather.observations.gridded import GriddedObservations
 from weather.progress import Tick, no_tick
 
 UNGUIDED = ("free_run", "persistence", "climatology")  # see no observations, cannot be lost
+REFERENCE = "oi"  # what all others are compared with
 BLOCK = 20  # cycles of one block of the bootstrap, five days
 
 
@@ -96,7 +98,7 @@ class TwinScores:
         )
 
     def _take(self, task: TwinTask, name: str, scores: CycleScores) -> None:
-        """Keep scores; those of a form are of every network on the timeline of its own seed.
+        """Keep scores; those of a form pair every network with the timeline of its seed.
 
         ``crossed`` keeps the errors (seeds, timelines, C) of all networks on all timelines.
         """
@@ -111,51 +113,79 @@ class TwinScores:
     def rows(self) -> list[Row]:
         """Return every figure of every method, task and channel.
 
-        ``rmse``: median over seeds, the blocks of all seeds drawn together for the interval.
-        ``rmse_..._seed0`` and so on: every seed with its own interval, first channel. ``lost``:
-        timelines that left the truth. ``drift``: median over seeds of the trend of the error within
-        the last half, over its mean, without sign; ``drift_..._seed0`` and so on: that of every
-        seed, with its sign. The others are departures from the observations, those of a
-        form over all timelines, see :func:`weather.experiments.departures.figures`.
+        ``rmse``: median over seeds, the blocks of all seeds drawn together for the interval, then
+        the differences from optimal interpolation, whose p is at least that of a sign test over
+        the timelines. ``rmse_..._seed0`` and so on: every seed with its own interval, first
+        channel. ``lost``: timelines that left the truth. ``drift``: median over seeds of the trend
+        of the error within the last half, over its mean, without sign; ``drift_..._seed0`` and so
+        on: that of every seed, with its sign. The others are departures from the observations,
+        those of a form over all timelines, see :func:`weather.experiments.departures.figures`.
         """
         rows = []
-        for (task, method), error in self.errors.items():
-            for channel, label in enumerate(self.labels):
-                each = error[:, channel].tolist()
-                squares = self._settled_squares(task, method)[:, :, channel]
-                bounds = _interval(squares)
-                rows.append(Row(method, task, f"rmse_{label}", statistics.median(each), *bounds))
-            squares = self._settled_squares(task, method)[:, :, 0]
-            each = error[:, 0].tolist()
-            rows += [
-                Row(method, task, f"rmse_{self.labels[0]}_seed{row}", value, *bounds)
-                for row, value in enumerate(each)
-                for bounds in [_interval(squares[:, row : row + 1])]
-            ]
-            scores = self.scores[task, method]
-            rows.append(Row(method, task, "lost", float(scores.lost.sum()), n=len(each)))
-            slopes = trend(scores.analysis[:, :, 0])
-            rows.append(Row(method, task, "drift", float(slopes.abs().median()), n=len(each)))
-            rows += [
-                Row(method, task, f"drift_{self.labels[0]}_seed{row}", value)
-                for row, value in enumerate(slopes.tolist())
-            ]
-            kept = int((~scores.lost).sum())
-            for stem, values in figures(scores.assimilated, scores.withheld).items():
-                rows += [
-                    Row(method, task, f"{stem}_{label}", value, n=kept)
-                    for label, value in zip(self.labels, values, strict=True)
-                ]
+        for task in dict.fromkeys(task for task, _ in self.errors):
+            rows += self._compared(task)
+            for name, method in self.errors:
+                if name == task:
+                    rows += self._seed_rows(task, method) + self._departure_rows(task, method)
         return rows
+
+    def _compared(self, task: str) -> list[Row]:
+        """Return the RMSE of every method on a task, and the differences from the reference."""
+        squares = {
+            method: self._settled_squares(task, method)
+            for name, method in self.errors
+            if name == task
+        }
+        length, count, _ = next(iter(squares.values())).shape
+        scores = {method: _median_rmse(found, self.labels) for method, found in squares.items()}
+        reference = REFERENCE if REFERENCE in scores else None
+        found = compare(scores, block_resamples(length), task=task, reference=reference)
+        medians = {
+            (method, f"rmse_{label}"): statistics.median(self.errors[task, method][:, c].tolist())
+            for method in scores
+            for c, label in enumerate(self.labels)
+        }
+        return [
+            row._replace(n=row.n * count, p=max(row.p, 2.0 ** (1 - count)))
+            if row.versus
+            else row._replace(n=row.n * count, value=medians[row.method, row.metric])
+            for row in found
+        ]
+
+    def _seed_rows(self, task: str, method: str) -> list[Row]:
+        """Return the error and the trend of every seed in the first channel."""
+        label, scores = self.labels[0], self.scores[task, method]
+        each = self._seeds(task, method)
+        squares = self._settled_squares(task, method)[:, :, 0]
+        draws = block_resamples(len(squares))
+        rows = []
+        for seed, value in enumerate(each):
+            found = draws.intervals(moments(squares[:, seed], root))["value"]
+            name = f"rmse_{label}_seed{seed}"
+            rows.append(Row(method, task, name, value, found.low, found.high, found.units))
+        rows.append(Row(method, task, "lost", float(scores.lost.sum()), n=len(each)))
+        slopes = trend(scores.analysis[:, :, 0])
+        rows.append(Row(method, task, "drift", float(slopes.abs().median()), n=len(each)))
+        return rows + [
+            Row(method, task, f"drift_{label}_seed{seed}", value)
+            for seed, value in enumerate(slopes.tolist())
+        ]
+
+    def _departure_rows(self, task: str, method: str) -> list[Row]:
+        scores = self.scores[task, method]
+        kept = int((~scores.lost).sum())
+        return [
+            Row(method, task, f"{stem}_{label}", value, n=kept)
+            for stem, values in figures(scores.assimilated, scores.withheld).items()
+            for label, value in zip(self.labels, values, strict=True)
+        ]
 
     def _settled_squares(self, task: str, method: str) -> Tensor:
         """Return the square errors (T,B,C) after the first third; lost timelines ran freely."""
         scores = self.scores[task, method]
-        own = scores.analysis[len(scores.analysis) // 3 :].square()
-        if not bool(scores.lost.any()):
-            return own
-        free = self.scores[task, "free_run"].analysis[-len(own) :, : own.shape[1]].square()
-        return torch.where(scores.lost[:, None], free, own)
+        return settled_squares(
+            scores, self.scores[task, "free_run"] if bool(scores.lost.any()) else None
+        )
 
     def bars(self) -> list[Bar]:
         """Return what the better form of Adas must reach, met or missed."""
@@ -178,11 +208,18 @@ class TwinScores:
         return statistics.median(self._seeds(task, method))
 
     def pictures(self) -> dict[str, Tensor]:
-        """Return the analysis RMSE of every cycle, ``task|method`` to (T,B,C)."""
-        return {
-            f"{task}|{method}": cycles.analysis.float()
-            for (task, method), cycles in self.scores.items()
-        }
+        """Return the analysis RMSE of every cycle, ``task|method`` to (T,B,C).
+
+        Lost timelines have that of the free run, as in the scores.
+        """
+        found = {}
+        for (task, method), cycles in self.scores.items():
+            error = cycles.analysis
+            if bool(cycles.lost.any()):
+                free = self.scores[task, "free_run"].analysis
+                error = torch.where(cycles.lost[:, None], free, error)
+            found[f"{task}|{method}"] = error.float()
+        return found
 
     def example(self) -> Example:
         """Return the first cycle of the first test timeline at the largest density."""
@@ -202,15 +239,21 @@ def _tick_often(tick: Tick, times: int) -> None:
         tick()
 
 
+def block_resamples(length: int) -> Resamples:
+    """Return resamples of a series in blocks; of a series too short for two, without intervals."""
+    if length < 2 * BLOCK:
+        return Resamples.clusters([0] * length)
+    return Resamples.blocks(length, BLOCK)
+
+
+def _median_rmse(squares: Tensor, labels: Sequence[str]) -> EvidenceScores:
+    """Return the median over B series of the RMSE, for every channel of squares (T,B,C)."""
+    return joined(
+        moments(squares[:, :, channel], _median_root, f"rmse_{label}")
+        for channel, label in enumerate(labels)
+    )
+
+
 def _median_root(means: np.ndarray) -> np.ndarray:
     """Return the median over the last dimension of the roots of mean squares."""
     return np.median(np.sqrt(means), axis=-1)
-
-
-def _interval(squares: Tensor) -> tuple[float, float, int]:
-    """Return low, high and the number of blocks of a series (T,B); NaN where it is too short."""
-    if len(squares) < 2 * BLOCK:
-        return math.nan, math.nan, squares.shape[1]
-    draws = Resamples.blocks(len(squares), BLOCK)
-    found = draws.intervals(moments(squares, _median_root))["value"]
-    return found.low, found.high, found.units * squares.shape[1]

@@ -25,20 +25,20 @@ class TwinSource(TwinExperiment):
 
     Stage 1 draws recorded backgrounds of a tuned OI cycle at random. Stage 2 deals every timeline
     contiguous blocks: the first background is recorded, the others are the module's own forecasts.
-    In half of the problems every point has observation errors of its own, log-uniform between 0.5
-    and 10 times the nominal ones, so that the confidence carries information.
+    In half of the problems every point has a separate observation error, log-uniform between 0.5
+    and 10 times the nominal one, so that the confidence carries information.
 
     Args:
         world: Nature, forecast models and observation errors.
         recording: File of recorded backgrounds, made when missing.
-        densities: Shares of grid points observed in the recorded cycles.
+        densities: Fractions of grid points observed in the recorded cycles.
         scales: Scale of the OI background covariance for each density.
         length_km: Localization half-width of that covariance.
         recorded_steps: Steps of stage 1.
         block: Cycles of a block in stage 2.
-        redraw_share: Share of the stage-1 problems that are observed by a fresh network.
+        redraw_share: Fraction of the stage-1 problems that are observed by a fresh network.
         transient: Cycles at the start of a recorded cycle that are all kept; then every third.
-        seed: Seed of all draws.
+        seed: Seed of all random numbers.
 
     Raises:
         ValueError: The scales do not fit the densities, or a number is out of range.
@@ -85,7 +85,7 @@ class TwinSource(TwinExperiment):
         yield self.path
 
     def check(self) -> None:
-        """Refuse a nature run or a recording that is there and not that of the configuration.
+        """Refuse an existing nature run or recording that is not that of the configuration.
 
         Raises:
             GatesError: It is damaged or belongs to another world.
@@ -142,7 +142,7 @@ class TwinSource(TwinExperiment):
         """Load nature and recording, and the units of the training period.
 
         Raises:
-            GatesError: The recording is missing, damaged, of another world, or of no use.
+            GatesError: The recording is missing, damaged, unusable, or of another world.
         """
         self.recording = load_recording(self.path, self.origin)
         if not self.recording.kept[self.recording.time <= self.world.cycles - self.block].any():
@@ -221,7 +221,7 @@ class TwinSource(TwinExperiment):
         )
 
     def _validation(self, step: int, timeline: int) -> AssimilationBatch:
-        """Cycle the validation members from the truth of 24 hours before, densities in turn."""
+        """Cycle the validation members from the truth of 24 hours before, alternating densities."""
         density = self.densities[timeline % len(self.densities)]
         member = timeline % len(self.world.members["validation"])
         states = self.world.states("validation")[:, member]

@@ -42,7 +42,7 @@ class TwinWorld:
             channel, or one for each variable by its name, for all of its levels.
         cycles: Cycles of a timeline.
         num_tests: Timelines for testing, one a seed.
-        num_tuning: Timelines for tuning, each with a network of its own.
+        num_tuning: Timelines for tuning, each with its own network.
         num_validation: Timelines for validation.
         num_training: Timelines for training.
         spin_up_days: Days from the model's initial state that are thrown away.
@@ -168,7 +168,7 @@ class TwinWorld:
 
         Args:
             period: Whose timelines.
-            density: Share of the grid points that is observed.
+            density: Fraction of the grid points that is observed.
             redraw: Draw a new network in every cycle instead of keeping the timeline's own.
         """
         fixed = self.networks(period, density)

@@ -37,9 +37,9 @@ class AdasAnalysis(nn.Module):
         normalizer: Mean and standard deviation of every channel.
         background_sd: (C,) standard deviation of the background error in the training period.
         confidence_kind: ``"binary"`` (availability) or ``"error"`` (availability and quality).
-        confidence_scale: Share of the background error that quality is measured by. Where
-            observations are far better than the background, a share of about the observation
-            error keeps their confidences apart, which otherwise are all near 1.
+        confidence_scale: Fraction of the background error by which quality is measured. Where
+            observations are far better than the background, a fraction near the observation
+            error keeps their confidences distinct, which otherwise are all near 1.
         background_error: ``"training"``, that of the training period, or ``"innovation"``, which
             every analysis estimates from its own innovations: one network then serves dense and
             sparse observations, whose cycles differ in their errors by orders of magnitude.
@@ -127,7 +127,7 @@ class AdasAnalysis(nn.Module):
 
 
 class Expecting:
-    """A network as a method that expects a background error of its own.
+    """A network as a method that expects another background error.
 
     Args:
         network: The network, whose weights and units it uses.
@@ -163,7 +163,7 @@ def save_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> N
 
 
 def read_header(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Return what a file of :func:`save_weights` says of itself: its ``facts`` and its ``form``.
+    """Return what a file of :func:`save_weights` records: its ``facts`` and its ``form``.
 
     Raises:
         GatesError: The file is missing or damaged.
@@ -175,7 +175,7 @@ def read_header(path: str | Path) -> dict[str, dict[str, Any]]:
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise GatesError(
             f"{path}: not readable as safetensors weights ({error}); give a file written by a "
-            "training, or train anew"
+            "training, or train again"
         ) from error
 
 
@@ -185,11 +185,11 @@ def load_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> d
     Args:
         path: The file.
         analysis: Takes the weights.
-        **facts: What the file must say of itself, such as ``form`` and ``seed``.
+        **facts: What the file must record, such as ``form`` and ``seed``.
 
     Raises:
-        GatesError: The file is missing or damaged, belongs to another configuration, or says
-            another fact of itself.
+        GatesError: The file is missing or damaged, belongs to another configuration, or
+            records another fact.
     """
     header = read_header(path)
     said, form = header["facts"], header["form"]
@@ -198,7 +198,7 @@ def load_weights(path: str | Path, analysis: AdasAnalysis, **facts: object) -> d
         if said.get(name, value) != value:
             raise GatesError(
                 f"{path}: weights of {name} {said[name]}, expected {value}; give the file of that "
-                f"{name}, or train anew"
+                f"{name}, or train again"
             )
     _require_same_form(path, form, _form(analysis))
     take_weights(path, tensors, analysis)
@@ -225,7 +225,7 @@ def take_weights(path: str | Path, tensors: Mapping[str, object], analysis: Adas
     if damaged:
         raise GatesError(
             f"{path}: {len(damaged)} tensors are not finite, first {damaged[0]}; give the weights "
-            "of another training, or train anew"
+            "of another training run, or train again"
         )
     analysis.load_state_dict({name: found[name].to(value.dtype) for name, value in own.items()})
 

@@ -1,4 +1,4 @@
-"""The network as a result that is kept: weights, units and all that they need to be used."""
+"""How a trained network is stored: its weights, its units and all that their use takes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AnalysisForm:
             network = Adas(**arguments)
         except (TypeError, ValueError) as error:
             raise GatesError(
-                f"{path}: a network that there is not ({error}); train anew"
+                f"{path}: a network that cannot be built ({error}); train again"
             ) from error
         channels = network.num_channels
         units = Normalizer(torch.zeros(channels), torch.ones(channels))

@@ -21,4 +21,4 @@ from none.
 """
 
 COMPARED = ("adas_increment", "adas_official", "ungated")
-"""Forms with trained weights and settings of their own; ``open_gate`` is trained on request."""
+"""Forms that are tuned and trained by default; ``open_gate`` is trained on request."""

@@ -46,12 +46,12 @@ class Adas(nn.Module):
         kernel_sizes: Kernels of the gated convolutions at the three scales, finest first.
         decoder_depth: Blocks of the decoder.
         drop_path: Largest rate of stochastic depth, reached in the last decoder block.
-        position: ``"full"``, one learned vector a token, or ``"latitude"``, one a level and row,
-            which keeps the network equivariant in longitude.
+        position: ``"full"``, one learned vector per token, or ``"latitude"``, one per level
+            and row, which keeps the network equivariant in longitude.
         circular_longitude: Pad longitude periodically in the convolutions.
         output: ``"analysis"``, the normalised analysis, or ``"increment"``, whose last layer
             starts at zero.
-        increment_mode: Subtract the network's answer to no observations, so that without
+        increment_mode: Subtract the network's output without observations, so that without
             observations the background stays exactly what it is. Stochastic depth is off.
         bound_gate: Clip the gate stream to [0, 1] after the embedding and each stage.
         gated: False gives the control with the same parameters, see `core_gates.GatedConv`.
@@ -102,6 +102,7 @@ class Adas(nn.Module):
         self.output = output
         self.increment_mode, self.bound_gate = increment_mode, bound_gate
         self.open_gate = open_gate
+        self.window_size = window_size
         patches = GridPatches(grid_shape, patch_size)
         self.embeddings = nn.ModuleDict(
             {name: PatchEmbedding(num_surface, num_upper, dim, patches) for name in STREAM_NAMES}
@@ -109,30 +110,20 @@ class Adas(nn.Module):
         depth = num_levels + bool(num_surface)
         columns = patches.shape[1] if position == "full" else 1
         self.position = nn.Parameter(torch.empty(1, dim, depth, patches.shape[0], columns))
-        common: dict[str, Any] = {"legacy_clip": legacy_clip, "recompute": recompute}
+        attention: dict[str, Any] = {"legacy_clip": legacy_clip, "recompute": recompute}
         gate = {"bound_gate": bound_gate, "gated": gated, "open_gate": open_gate}
-        trunk = common | {"circular": circular_longitude} | gate
-        self.stages = nn.ModuleList(
-            AdasStage(
-                dim * 2**scale, kernel_sizes[scale], num_heads, window_size, sample=sample, **trunk
-            )
-            for scale, sample in SCALES
-        )
+        trunk = attention | {"circular": circular_longitude} | gate
+        self.stages = _stages(dim, kernel_sizes, num_heads, window_size, **trunk)
         self.fusion = SameConv(3 * dim, dim, kernel_sizes[0], circular=circular_longitude)
-        self.window_size = window_size
         largest = 0.0 if increment_mode else drop_path
-        rates = [largest * index / max(decoder_depth - 1, 1) for index in range(decoder_depth)]
-        self.decoder = nn.ModuleList(
-            SwinBlock(dim, num_heads, window_size, cross=False, drop_path=rate, **common)
-            for rate in rates
-        )
+        self.decoder = _decoder(dim, num_heads, window_size, decoder_depth, largest, **attention)
         self.recovery = PatchRecovery(num_surface, num_upper, dim, patches)
         nn.init.trunc_normal_(self.position, std=INIT_STD)
         if output == "increment":
             self.recovery.zero()
 
     def forward(self, background: Tensor, observation: Tensor, confidence: Tensor) -> Tensor:
-        """Return the analysis, or the increment where ``output`` says so.
+        """Return the analysis, or the increment if ``output`` is ``"increment"``.
 
         Args:
             background: Normalised background ``(B, C, H, W)``.
@@ -186,6 +177,37 @@ class Adas(nn.Module):
             layout = WindowLayout.of(size, self.window_size, shifted=bool(index % 2))
             x = layout.reverse(block(layout.partition(x), None, layout))
         return x
+
+
+def _stages(
+    dim: int,
+    kernel_sizes: tuple[Kernel, Kernel, Kernel],
+    num_heads: int,
+    window_size: tuple[int, int, int],
+    **options: Any,
+) -> nn.ModuleList:
+    return nn.ModuleList(
+        AdasStage(
+            dim * 2**scale, kernel_sizes[scale], num_heads, window_size, sample=sample, **options
+        )
+        for scale, sample in SCALES
+    )
+
+
+def _decoder(
+    dim: int,
+    num_heads: int,
+    window_size: tuple[int, int, int],
+    depth: int,
+    drop_path: float,
+    **options: Any,
+) -> nn.ModuleList:
+    """Return windowed self-attention whose stochastic depth grows linearly to ``drop_path``."""
+    rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
+    return nn.ModuleList(
+        SwinBlock(dim, num_heads, window_size, cross=False, drop_path=rate, **options)
+        for rate in rates
+    )
 
 
 def _check(num_surface: int, num_upper: int, num_levels: int, position: str, output: str) -> None:

@@ -23,13 +23,13 @@ REFERENCE_TEMPERATURE = 300.0
 """Isothermal atmosphere about which gravity waves are implicit, K."""
 
 FILTER_CUTOFF = 0.4
-"""Share of the truncation up to which the spectral filter does nothing."""
+"""Fraction of the truncation up to which the spectral filter does nothing."""
 
 FILTER_POWER = 36
 """Steepness of the spectral filter."""
 
 MEMBER_NOISE = 0.5
-"""Root mean square of the temperature noise that tells initial members apart, K."""
+"""Root mean square of the temperature noise by which initial members differ, K."""
 
 
 class HeldSuarez(LeapfrogModel):
@@ -196,7 +196,7 @@ class HeldSuarez(LeapfrogModel):
     def _on_grid(self, spectral: Tensor) -> tuple[Columns, Tensor]:
         """Return the columns and the logarithm of surface pressure (W, H, N).
 
-        Every field has memory of its own, since the columns are many small steps over all of it.
+        Every field has its own memory, since the columns are many small steps over all of it.
         """
         transform, layers = self.transform, self.levels.num_layers
         members, block = self._blocks(spectral)

@@ -28,7 +28,7 @@ from weather.spherical import SphericalTransform
 from weather.state import SHALLOW_WATER
 
 MEMBER_NOISE = 5e-6
-"""Root mean square of the vorticity noise that tells initial members apart, s-1."""
+"""Root mean square of the vorticity noise by which initial members differ, s-1."""
 
 
 class ShallowWater(LeapfrogModel):

@@ -172,7 +172,7 @@ def test_methods_side_by_side_share_a_cycle(evaluation):
     whole, free = evaluation.run(task, method), evaluation.free_run(task)
     assert_close(mixed.analysis[:, :2], whole.analysis, rtol=1e-4, atol=1e-4)
     assert_close(mixed.analysis[:, 2:], free.analysis)
-    with pytest.raises(ValueError, match="1 timelines cannot be shared out to 2 methods"):
+    with pytest.raises(ValueError, match="1 timelines cannot be split evenly among 2 methods"):
         evaluation.run(task, both, timelines=[1])
     with pytest.raises(ValueError, match=r"one ensemble size, found \[1, 2\]"):
         SideBySide([method, FreeRun(members=2)])

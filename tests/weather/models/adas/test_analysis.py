@@ -260,7 +260,7 @@ def test_unreadable_weights_are_one_line(small_adas, tmp_path):
     ],
 )
 def test_weights_of_another_configuration_are_named(small_adas, tmp_path, changes, named):
-    """Three of these have the same tensors: only the stored form tells them apart."""
+    """Three of these have the same tensors: only the stored form distinguishes them."""
     path = tmp_path / "w.safetensors"
     save_weights(path, analysis_of(small_adas()))
     assert named in refusal(path, analysis_of(small_adas(**changes)))

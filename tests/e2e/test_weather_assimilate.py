@@ -1,0 +1,178 @@
+"""``gates weather assimilate``: a user's background, reports, weights and forecast model."""
+
+import hashlib
+import json
+import re
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+NATURE = "runs/weather/unit/nature.zarr"
+
+
+def open_output(gates, name):
+    return xr.open_zarr(gates.folder / name, consolidated=True)
+
+
+def last_time(gates):
+    with xr.open_zarr(gates.folder / NATURE) as nature:
+        return nature["time"].values[-1]
+
+
+def test_real_fields_are_assimilated(gates):
+    """The background is the mean of the members twelve hours earlier; the truth is member 1."""
+    store = gates.weather("prepare", config="era5_ensemble").out.splitlines()[-1]
+    with open_output(gates, store) as sample:
+        sample = sample.load()
+    earlier = sample.isel(time=[2]).mean("number").assign_coords(time=sample["time"][[3]])
+    earlier.to_netcdf(gates.folder / "earlier.nc", engine="h5netcdf")
+    gates.weather("observe", "--output", "real.parquet", config="era5_ensemble")
+    words = ["--background", "earlier.nc", "--observations", "real.parquet", "--method", "oi"]
+    out = gates.weather("assimilate", *words, "--output", "real.zarr", config="era5_ensemble").out
+    assert re.search(r"2017-01-02T12:00  \d+ cells observed, \d+ rejected", out)
+    truth = sample.isel(time=[3], number=1)
+    with open_output(gates, "real.zarr") as found:
+        for name in ("geopotential", "temperature"):
+            errors = [float(np.sqrt(((x - truth)[name] ** 2).mean())) for x in (earlier, found)]
+            assert errors[1] < 0.9 * errors[0], name
+
+
+def test_assimilate_writes_the_schema_of_weatherbench(gates):
+    words = ["--background", NATURE, "--observations", "observations.parquet"]
+    result = gates.weather("assimilate", *words, "--method", "oi", "--output", "all.zarr")
+    assert result.out.splitlines()[-1] == "all.zarr"
+    with open_output(gates, "all.zarr") as found, xr.open_zarr(gates.folder / NATURE) as nature:
+        assert found["height"].dims == ("time", "latitude", "longitude")
+        assert found["height"].dtype == np.float32
+        assert found["height"].encoding["chunks"] == (1, 16, 32)
+        assert np.array_equal(found["time"], nature["time"])
+        truth = nature["height"].isel(number=1).values
+        before = nature["height"].mean("number").values
+        after = found["height"].values
+        errors = [np.sqrt(np.mean((x[-1] - truth[-1]) ** 2)) for x in (before, after)]
+        assert errors[1] < 0.8 * errors[0]  # the reports of the last time are of this member
+        assert np.allclose(after[0], before[0])  # no report lies near the first time
+
+
+def shifted_reports(gates, name, *, hours=0.0, poison=None):
+    """A user's own table: CSV with the columns that are needed, and nothing else."""
+    table = pd.read_parquet(gates.folder / "observations.parquet")
+    table["time"] += pd.Timedelta(hours=hours)
+    if poison is not None:
+        table.loc[table.index[5], "value"] = poison
+    needed = ["time", "latitude", "longitude", "variable", "value", "error"]
+    table[needed].to_csv(gates.folder / name, index=False)
+    return name
+
+
+def analysis(gates, observations, output, *words):
+    options = ["--background", NATURE, "--method", "adas_increment", "--forecast", "model"]
+    result = gates.weather(
+        "assimilate", *options, "--observations", observations, "--output", output, *words
+    )
+    with open_output(gates, output) as found:
+        return result.out, found.load()
+
+
+@pytest.mark.parametrize(("poison", "message"), [(1e6, "1 of 600 reports"), (4000.0, "1 rejected")])
+def test_poisoned_observations_are_rejected(gates, poison, message):
+    """Beyond any plausible height, and plausible but far from the background."""
+    name = f"poison-{poison:.0f}"
+    clean_table = shifted_reports(gates, "clean.csv")
+    table = pd.read_csv(gates.folder / clean_table).drop(index=5)
+    table.to_csv(gates.folder / "without.csv", index=False)
+    _, without = analysis(gates, "without.csv", f"{name}-without.zarr")
+    poisoned = shifted_reports(gates, f"{name}.csv", poison=poison)
+    out, found = analysis(gates, poisoned, f"{name}.zarr")
+    assert message in out
+    xr.testing.assert_equal(found, without)
+
+
+@pytest.mark.fault("weather Bb")
+@pytest.mark.parametrize("method", ["adas_increment", "oi"])
+def test_times_without_reports_keep_their_background(gates, method):
+    words = ["--background", NATURE, "--observations", "observations.parquet"]
+    gates.weather("assimilate", *words, "--method", method, "--output", f"kept-{method}.zarr")
+    with xr.open_zarr(gates.folder / NATURE) as nature:
+        before = nature["height"].mean("number").values
+    with open_output(gates, f"kept-{method}.zarr") as found:
+        assert np.array_equal(found["height"].values[0], before[0])
+        assert not np.array_equal(found["height"].values[-1], before[-1])
+
+
+@pytest.mark.fault("weather B")
+def test_an_output_says_what_it_is_made_of(gates):
+    options = ["--representativeness", '{"height": 5.0}', "--background_error", '{"height": 50.0}']
+    _, found = analysis(gates, shifted_reports(gates, "said.csv"), "said.zarr", *options)
+    facts = found.attrs
+    assert facts["Conventions"].startswith("CF-1.")
+    assert (facts["method"], facts["task"]) == ("adas_increment", "0.1/perfect")
+    assert facts["configuration"] == "unit"
+    weights = gates.folder / "runs/weather/unit/weights/adas_increment-s0/weights.safetensors"
+    assert facts["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert facts["observed_cells"][0] > 100
+    assert facts["rejected_cells"] == [0]
+    assert json.loads(facts["background_error"]) == {"height": 50.0}
+    assert json.loads(facts["representativeness"]) == {"height": 5.0}
+    assert found["u_component_of_wind"].attrs["standard_name"] == "eastward_wind"
+    _, plain = analysis(gates, "said.csv", "plain.zarr")
+    assert "weights_sha256" in plain.attrs
+    assert not np.array_equal(plain["height"], found["height"])
+
+
+MODEL = """
+import torch
+
+class Roll(torch.nn.Module):
+    def forward(self, states, hours):
+        return states.roll(int(hours), -1)
+"""
+
+
+def test_a_cycle_with_a_forecast_model_of_the_user(gates, monkeypatch):
+    (gates.folder / "my_model.py").write_text(MODEL)
+    table = pd.read_parquet(gates.folder / "observations.parquet")
+    late = table.assign(time=table["time"] + pd.Timedelta(hours=240))
+    pd.concat((table, late)).to_csv(gates.folder / "late.csv", index=False)
+    words = ["--background", NATURE, "--observations", "late.csv", "--method", "oi", "--cycles", 3]
+    result = gates.weather(
+        "assimilate", *words, "--forecast", "my_model.py:Roll", "--output", "rolled.zarr"
+    )
+    assert "600 of 1200 reports are left out: 600 not within 3 h of an analysis (" in result.out
+    with open_output(gates, "rolled.zarr") as found:
+        times = found["time"].values
+        fields = found["height"].values
+    assert times[0] == last_time(gates)
+    assert (np.diff(times) == np.timedelta64(6, "h")).all()
+    # Nothing is observed after the first analysis: a free run from it.
+    assert np.array_equal(fields[2], np.roll(fields[0], 12, -1))
+    monkeypatch.syspath_prepend(gates.folder)
+    gates.weather("assimilate", *words, "--forecast", "my_model.Roll", "--output", "path.zarr")
+    sys.modules.pop("my_model")
+    with open_output(gates, "path.zarr") as same:
+        assert np.array_equal(same["height"].values, fields)
+
+
+def test_the_second_analysis_starts_from_the_first(gates):
+    now = shifted_reports(gates, "now.csv")  # all of the first analysis
+    _, all_of_them = analysis(gates, now, "all_of_them.zarr", "--cycles", 2)
+    pd.read_csv(gates.folder / now).head(3).to_csv(gates.folder / "three.csv", index=False)
+    _, three = analysis(gates, "three.csv", "three.zarr", "--cycles", 2)
+    difference = np.abs(all_of_them["height"].values - three["height"].values).max((1, 2))
+    assert (difference > 0).all()
+
+
+def test_assimilate_takes_a_checkpoint_and_needs_no_recording(gates):
+    words = ["--background", NATURE, "--observations", "observations.parquet"]
+    elsewhere = ["--data.source.init_args.recording", "absent.safetensors", "--name", "other"]
+    best = "runs/weather/unit/checkpoints/best.ckpt"
+    gates.weather(
+        "assimilate", *words, *elsewhere, "--weights", best, "--output", "checkpoint.zarr"
+    )
+    gates.weather("assimilate", *words, "--output", "weights.zarr")
+    with open_output(gates, "checkpoint.zarr") as a, open_output(gates, "weights.zarr") as b:
+        # The kept weights are bfloat16.
+        assert np.allclose(a["height"].values, b["height"].values, atol=1.0)

@@ -1,0 +1,268 @@
+"""``gates weather tune``, ``evaluate`` and ``report`` on the unit configuration."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def evaluated(gates):
+    return gates.weather("evaluate", "--quick")
+
+
+@pytest.fixture(scope="module")
+def scores(gates, evaluated):
+    return json.loads((gates.folder / "runs/weather/unit/scores.json").read_text())
+
+
+def figure(scores, method, metric, task="0.1/perfect"):
+    (row,) = [
+        row
+        for row in scores["rows"]
+        if (row["method"], row["metric"], row["task"]) == (method, metric, task)
+        and not row["versus"]
+    ]
+    return row["value"]
+
+
+TUNED = ["--cycles", 6, "--densities", "[0.1]", "--trials", 1, "--trial_steps", 2]
+
+
+def choices(gates, name):
+    folder = gates.folder / "runs/weather" / name / "choices"
+    return {p.parent.name: json.loads(p.read_text()) for p in folder.glob("*/result.json")}
+
+
+def test_tune_keeps_a_choice_of_every_method(gates):
+    result = gates.weather("tune", "--name", "tuned", *TUNED)
+    found = choices(gates, "tuned")
+    setting = found["letkf-task-0.1_error-s0"]["setting"]
+    assert set(setting) == {"length_km", "excess", "relaxation"}
+    assert {"adas_increment-s0", "adas_official-s0", "ungated-s0"} <= set(found)
+    assert {len(choice["trials"]) for choice in found.values()} == {1}
+    lines = result.out.splitlines()
+    assert lines[-1] == "runs/weather/tuned/choices"
+    assert any(line.startswith("oi@0.1/perfect  scale 0.") for line in lines)
+
+
+def test_an_interrupted_tuning_goes_on(gates, monkeypatch):
+    words = ["--name", "broken", *TUNED, "--only", "[oi, ungated]"]
+    begun = []
+
+    def interrupted(self, piece, *_, **__):
+        begun.append(piece.name)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("apps.weather.networks.Training.fit", interrupted)
+        assert gates("weather", "tune", "--config", "unit", *words).code == 130
+    assert begun == ["ungated-trial0-s0"]
+    before = choices(gates, "broken")
+    assert set(before) == {"oi-task-0.1_error-s0", "oi-task-0.1_perfect-s0"}
+    out = gates.weather("tune", *words).out
+    assert "trials missing: 1 of 1, ungated-trial0-s0; making them now" in out
+    assert "oi-task" not in out
+    assert before.items() < choices(gates, "broken").items()
+
+
+def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, scores):
+    page = (ROOT / "docs" / "outputs.md").read_text()
+    schema = json.loads(re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0])
+    jsonschema.validate(scores, schema)
+    assert evaluated.out.splitlines()[-1] == "runs/weather/unit/scores.json"
+    assert "weights missing: 2 of 3, adas_official-s0, ungated-s0; left out" in evaluated.out
+    assert "of `fit`, with the optimizer of the configuration: adas_increment" in evaluated.out
+    assert "never tuned: inverse_distance@0.1/perfect, " in evaluated.out
+    assert scores["bars"] == []
+    methods = {row["method"] for row in scores["rows"]}
+    assert "adas_increment" in methods
+    assert "ungated" not in methods
+    assert {row["task"] for row in scores["rows"]} == {"0.1/perfect", "0.1/error"}
+    text = (gates.folder / "runs/weather/unit/scores.md").read_text()
+    assert text.startswith("# weather: unit\n\nrmse_h on 0.1/perfect: adas_increment ")
+    assert "\n\n## 0.1/perfect\n\n| method | rmse_h |" in text
+    assert scores["notes"] == text.split("\n\n")[2:5]
+    assert scores["quick"]
+    (data,) = scores["data"]
+    assert data["name"] == "nature.zarr"
+
+
+def test_persistence_and_the_signs_of_drifts_are_scored(scores):
+    assert figure(scores, "persistence", "rmse_h") != figure(scores, "free_run", "rmse_h")
+    assert figure(scores, "persistence", "lost") == 0
+    tasks = ("0.1/perfect", "0.1/error")
+    methods = {row["method"] for row in scores["rows"]}
+    signed = {key: figure(scores, key[0], "drift_h_seed0", key[1])
+              for key in ((method, task) for method in methods for task in tasks)}  # fmt: skip
+    for (method, task), value in signed.items():
+        assert abs(value) == figure(scores, method, "drift", task)
+    assert min(signed.values()) < 0 < max(signed.values())
+
+
+def test_assimilation_helps_in_state_and_in_observation_space(scores):
+    assert figure(scores, "letkf", "rmse_h") < 0.5 * figure(scores, "free_run", "rmse_h")
+    for metric in ("ob_rms_h", "oa_rms_h", "withheld_rmse_h"):
+        assert figure(scores, "letkf", metric) < figure(scores, "free_run", metric)
+    assert figure(scores, "letkf", "oa_rms_h") < figure(scores, "letkf", "ob_rms_h")
+    # What is withheld is farther from the analysis than what was assimilated.
+    assert figure(scores, "letkf", "oa_rms_h") < figure(scores, "letkf", "withheld_rmse_h")
+    assert figure(scores, "free_run", "ob_rms_h") == figure(scores, "free_run", "oa_rms_h")
+
+
+def test_evaluate_makes_what_is_missing_and_nothing_twice(gates):
+    words = ["--name", "whole", "--data.steps", 2, "--data.source.init_args.recorded_steps", 1]
+    words += ["--data.validation_steps", 1, "--tuning.trial_steps", 2, "--tuning.cycles", 6]
+    words += ["--trainer.val_check_interval", 1]
+    result = gates.weather("evaluate", *words)
+    assert "trials missing: 3 of 3, adas_increment-trial0-s0, " in result.out
+    assert "weights missing: 3 of 3, adas_increment-s0, adas_" in result.out
+    scores = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
+    assert {row["method"] for row in scores["rows"]} >= {"adas_official", "ungated", "oi"}
+    assert len(scores["bars"]) == 9
+    tasks = {row["task"] for row in scores["rows"]}
+    assert tasks >= {
+        "0.1/perfect/crossed",
+        "0.1/perfect/redrawn",
+        "0.1/error/redrawn",
+        "0.1/perfect/corrupted",
+    }
+    redrawn = figure(scores, "oi", "rmse_h", "0.1/perfect/redrawn")
+    assert redrawn != figure(scores, "oi", "rmse_h")
+    metrics = ("declared_over_withheld", "denied_over_withheld")
+    declared, denied = (figure(scores, "oi", m, "0.1/perfect/corrupted") for m in metrics)
+    assert declared != denied
+    again = gates.weather("evaluate", *words)
+    assert "missing" not in again.out
+    scores_again = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
+    assert scores_again["rows"] == scores["rows"]
+    partly = gates.weather("evaluate", *words, "--only", "[oi]")
+    assert "missing" not in partly.out
+    some = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
+    assert {row["method"] for row in some["rows"]} == {"oi", "free_run"}
+    assert some["bars"] == []
+    for row in some["rows"]:
+        assert row in scores["rows"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from harness.experiment import job
+from weather.experiments.twin.scores import TwinScores
+from weather.training.module import AdasModule
+from apps.main import main
+
+job.SAVED_EVERY = 0.0
+place, number, *words = sys.argv[1:]
+calls = 0
+
+def dying(function, here):
+    def call(*args, **kwargs):
+        global calls
+        if here == place:
+            calls += 1
+            if calls > int(number):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+
+AdasModule.training_step = dying(AdasModule.training_step, "step")
+TwinScores.compute = dying(TwinScores.compute, "cycles")
+main(words)
+"""
+
+
+def test_an_evaluation_killed_between_and_inside_pieces_ends_with_the_same_bits(gates):
+    words = ["--only", "[ungated, oi]", "--seeds", "[0]", "--data.steps", 8]
+    words += ["--tuning.trial_steps", 2, "--tuning.cycles", 6]
+    gates.weather("evaluate", *words, "--name", "unbroken")
+    (gates.folder / "killed.py").write_text(KILLED)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    path = [str(ROOT), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path)
+    for place, number in (("step", 7), ("cycles", 2)):  # 2 steps of the trial, 5 of the training
+        command = [sys.executable, "killed.py", place, str(number), "weather", "evaluate"]
+        command += ["--config", "unit", *map(str, words), "--name", "killed"]
+        done = subprocess.run(command, cwd=gates.folder, env=environment, capture_output=True,
+                              check=False)  # fmt: skip
+        assert done.returncode == -9, done.stderr.decode()[-2000:]
+    killed = gates.folder / "runs/weather/killed"
+    assert len(list(killed.glob("cycles/[!.]*/record.json"))) == 2
+    out = gates.weather("evaluate", *words, "--name", "killed").out
+    assert "cycles missing: 4 of 6, " in out
+    assert "weights" not in out
+    whole = gates.folder / "runs/weather/unbroken"
+    assert contents(whole) == contents(killed)
+    assert len(contents(whole)) > 20
+
+
+def contents(folder):
+    """Results, and their records but for what differs from call to call."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.name in ("record.json", "scores.json"):
+            record = json.loads(path.read_text())
+            for field in ("seconds", "revision", "command", "git"):
+                record.pop(field, None)
+            found[name] = record
+        elif path.is_file() and path.suffix != ".md":  # which names the run
+            found[name] = path.read_bytes()
+    return found
+
+
+def test_evaluate_scores_a_checkpoint_in_place_of_the_networks(gates):
+    weights = "runs/weather/unit/weights/adas_increment-s0/weights.safetensors"
+    words = ["--name", "pinned", "--quick", "--ckpt_path"]
+    result = gates.weather("evaluate", *words, weights)
+    assert "weights missing" not in result.out
+    scores = json.loads((gates.folder / "runs/weather/pinned/scores.json").read_text())
+    methods = {row["method"] for row in scores["rows"]}
+    assert "adas_increment" in methods
+    assert not methods & {"adas_official", "ungated"}
+    assert scores["bars"] == []
+    missing = gates("weather", "evaluate", "--config", "unit", *words, "nothing.ckpt")
+    assert missing.code == 2
+    assert "no checkpoint at nothing.ckpt" in missing.err.splitlines()[-1]
+
+
+def test_report_is_one_page_without_network(gates, evaluated):
+    result = gates.weather("report")
+    path = result.out.splitlines()[-1]
+    page = (gates.folder / path).read_text()
+    assert path == "runs/weather/unit/report.html"
+    assert page.count("data:image/png;base64,") >= 3
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
+    assert "letkf" in page
+    sections = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+    assert sections[:3] == ["Scores", "What the metrics mean", "Departures from the observations"]
+    assert sections[3:] == ["Analyses", "Gates", "Learning curves", "Data and settings"]
+    differences = pd.read_csv(gates.folder / "runs/weather/unit/figures/differences.csv")
+    assert set(differences["versus"]) == {"oi"}
+    assert set(differences["metric"]) == {"rmse_h", "rmse_u", "rmse_v"}
+    assert "network.stages.0.conv" in page
+
+
+def test_the_ensemble_tasks_are_scored_and_drawn(gates):
+    words = ["--quick", "--seeds", "[99]", "--densities", "[0.01]", "--name", "real"]
+    out = gates.weather("evaluate", *words, config="era5_ensemble").out
+    assert out.splitlines()[-1] == "runs/weather/real/scores.json"
+    scores = json.loads((gates.folder / "runs/weather/real/scores.json").read_text())
+    assert {row["task"] for row in scores["rows"]} == {"persistence/0.01", "ensemble/0.01"}
+    task = "persistence/0.01"
+    assert figure(scores, "background", "ratio_z500", task) == 1
+    assert figure(scores, "oi", "rmse_z500", task) < figure(scores, "background", "rmse_z500", task)
+    assert figure(scores, "oi", "oa_rms_z500", task) < figure(scores, "oi", "ob_rms_z500", task)
+    gates.weather("report", "--name", "real", config="era5_ensemble")
+    page = (gates.folder / "runs/weather/real/report.html").read_text()
+    assert "member 9 is the truth" in page
+    assert "geopotential in m² s⁻²" in page

@@ -1,0 +1,74 @@
+"""``gates weather fit``: what a training run leaves, for every configuration and after kills."""
+
+import inspect
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from apps.main import APPS
+from apps.weather.commands import WeatherCLI, WeatherTrainer
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "apps" / "weather" / "configs").glob("*.yaml"))
+
+
+def test_the_table_of_the_front_door_lists_the_verbs():
+    assert tuple(APPS["weather"].verbs) == WeatherCLI.verbs
+
+
+def test_fit_leaves_a_run_and_weights(gates):
+    folder = gates.folder / "runs/weather/unit"
+    log = pd.read_csv(folder / "metrics.csv")
+    assert log["step"].max() == 13
+    assert {"train/loss", "val/score", "val/rmse_h"} <= set(log.columns)
+    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    kept = load_file(folder / "weights/adas_increment-s0/weights.safetensors")
+    name = next(n for n in kept if n.startswith("network.") and kept[n].ndim > 1)
+    assert torch.equal(kept[name], best[f"analysis.{name}"].bfloat16())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_trains_a_step(path, gates):
+    words = ["--name", f"step-{path.stem}", "--data.steps", 1, "--data.timelines", 1]
+    words += ["--data.validation_steps", 1, "--data.validation_timelines", 1]
+    words += ["--trainer.val_check_interval", 1, "--trainer.enable_model_summary", "false"]
+    if "TwinSource" in path.read_text():
+        source = "--data.source.init_args"
+        world = f"{source}.world.init_args"
+        small = {"cycles": 6, "spin_up_days": 1, "num_tests": 1, "num_tuning": 1}
+        small |= {"num_validation": 1, "num_training": 4, "path": f"small/{path.stem}.zarr"}
+        for name, value in small.items():
+            words += [f"{world}.{name}", value]
+        words += [f"{source}.recording", f"small/{path.stem}.safetensors"]
+        words += [f"{source}.block", 2]
+    result = gates.weather("fit", *words, config=path.stem)
+    if "TwinSource" in path.read_text():  # prepare was not called before
+        assert "nature run  " in result.out
+        assert "recording backgrounds  " in result.out
+    weights = gates.folder / f"runs/weather/step-{path.stem}/weights"
+    assert (weights / "adas_increment-s0" / "weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_sections_of_verbs_hold_their_options(path):
+    content = yaml.safe_load(path.read_text())
+    for verb in set(content) & set(WeatherCLI.verbs):
+        assert set(content[verb]) <= set(
+            inspect.signature(getattr(WeatherTrainer, verb)).parameters
+        )
+
+
+def test_killed_trainings_end_like_unbroken_ones(gates, kill_and_resume, monkeypatch):
+    """Killed on recorded backgrounds (30 steps) and in its cycles (30 more)."""
+    monkeypatch.chdir(gates.folder)
+    command = [sys.executable, "-m", "apps.main", "weather", "fit", "--config", "unit"]
+    command += ["--data.steps", "60", "--data.source.init_args.recorded_steps", "30"]
+    command += ["--trainer.val_check_interval", "20", "--trainer.enable_model_summary", "false"]
+    folder = kill_and_resume(command, app="weather", rows=[12, 44])
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["carried"].shape == (2, 3, 16, 32)
