@@ -37,6 +37,13 @@ from harness.files import Data
 Part = Literal["train", "validation", "test", "calibration"]
 SplitKind = Literal["audit5", "hag6", "made", "file", "counts"]
 SamplerKind = Literal["object", "class", "effective"]
+CHOICES = {
+    "level": Level,
+    "sampler": SamplerKind,
+    "augmentation": Augmentation,
+    "cache_form": StoreForm,
+}
+AT_LEAST_ONE = ("size", "batch_size", "frames_per_object", "eval_frames_per_object", "cache_epochs")
 
 
 class PolypSizingDataModule(L.LightningDataModule):
@@ -121,29 +128,10 @@ class PolypSizingDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("size", size),
-            ("batch_size", batch_size),
-            ("frames_per_object", frames_per_object),
-            ("eval_frames_per_object", eval_frames_per_object),
-            ("cache_epochs", cache_epochs),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name, given, kind in (
-            ("split", split, SplitKind),
-            ("level", level, Level),
-            ("sampler", sampler, SamplerKind),
-            ("augmentation", augmentation, Augmentation),
-            ("cache_form", cache_form, StoreForm),
-        ):
-            check_option(name, given, kind)
         sources = {"table": table, "real_colon": real_colon, "sun": sun, "synthetic": synthetic}
         self.sources = {name: path for name, path in sources.items() if path is not None}
         if not self.sources:
             raise ValueError(f"no source is named: give one of {', '.join(sources)}")
-        if split in ("hag6", "file") and split_file is None:
-            raise ValueError(f"split {split} needs split_file, the CSV with the folds")
         self.streams = check_streams(streams, has_depth=True)
         self.split_kind, self.fold, self.split_file = split, fold, split_file
         self.num_folds, self.level, self.split_seed = num_folds, level, split_seed
@@ -160,6 +148,17 @@ class PolypSizingDataModule(L.LightningDataModule):
         self.parts: Split | None = None
         self.cache: FrameCache | None = None
         self.announce: Callable[[str], object] | None = None
+        self._check_options()
+
+    def _check_options(self) -> None:
+        for name in AT_LEAST_ONE:
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_option("split", self.split_kind, SplitKind)
+        for name, kind in CHOICES.items():
+            check_option(name, getattr(self, name), kind)
+        if self.split_kind in ("hag6", "file") and self.split_file is None:
+            raise ValueError(f"split {self.split_kind} needs split_file, the CSV with the folds")
 
     def check_sources(self) -> None:
         """Look whether the sources are there, before anything is rendered to be joined to them.

@@ -311,7 +311,7 @@ REFUSED = {
     ),
     "segmenter beside boxes": (
         predict("frames", *GOOD, "--segmenter", "segmenter.safetensors"),
-        "--segmenter has no use beside --boxes or --masks",
+        "--segmenter is not used with --boxes or --masks",
     ),
     "scope that only rendered frames have": (
         predict("frames", *GOOD, "--scope", "synthetic"),
