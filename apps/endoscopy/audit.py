@@ -24,7 +24,6 @@ from endoscopy.experiments.audit import (
     sets_of,
 )
 from endoscopy.experiments.settings import rendering_settings
-from endoscopy.plots.captioned import FOLDER
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.segmentation.segmenter import shipped_segmenter
 from harness.experiment import Job, Piece, Run, Table
@@ -44,7 +43,7 @@ Study = Literal[
     "audits", "shortcut", "masks", "boxes", "oracle_scale", "ladder", "planted", "generalization"
 ]
 STUDIES = ("planted", "generalization")
-CUES, CHUNK = "cues", 25
+FOLDER, CUES, CHUNK = "audits", "cues", 25
 FASHION_IMAGES, STUDY_SEEDS = 6000, 5
 
 

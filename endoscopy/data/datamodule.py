@@ -43,6 +43,7 @@ CHOICES = {
     "augmentation": Augmentation,
     "cache_form": StoreForm,
 }
+REAL = ("real_colon", "sun")  # folders of up to millions of files
 AT_LEAST_ONE = ("size", "batch_size", "frames_per_object", "eval_frames_per_object", "cache_epochs")
 
 
@@ -148,6 +149,8 @@ class PolypSizingDataModule(L.LightningDataModule):
         self.parts: Split | None = None
         self.cache: FrameCache | None = None
         self.announce: Callable[[str], object] | None = None
+        self._tables: dict[str, FrameTable] = {}
+        self._digests: dict[str, Data] = {}  # by path; shared with copies
         self._check_options()
 
     def _check_options(self) -> None:
@@ -161,7 +164,7 @@ class PolypSizingDataModule(L.LightningDataModule):
             raise ValueError(f"split {self.split_kind} needs split_file, the CSV with the folds")
 
     def check_sources(self) -> None:
-        """Look whether the sources are there, before anything is rendered to be joined to them.
+        """Check that the sources exist, before anything is rendered to be joined to them.
 
         Raises:
             GatesError: One is absent. Rendered data may be.
@@ -171,10 +174,11 @@ class PolypSizingDataModule(L.LightningDataModule):
             given["split_file"] = self.split_file
         for name, path in given.items():
             if not Path(path).exists():
+                what = "FOLDER" if name in REAL else "FILE"
                 get = DOWNLOAD if name == "real_colon" else ""
                 raise GatesError(
-                    f"data.{name}: {path} is absent; name the file or folder it is in with "
-                    f"--data.{name}{get}"
+                    f"data.{name}: {path} does not exist: name another one with --data.{name} "
+                    f"{what}{get}"
                 )
 
     def load(self) -> FrameTable:
@@ -193,12 +197,12 @@ class PolypSizingDataModule(L.LightningDataModule):
             "sun": read_sun,
             "synthetic": read_real_colon,
         }
-        tables = []
+        tables: dict[str, FrameTable] = {}
         for name, path in self.sources.items():
-            table, report = read[name](path)
-            tables.append(table)
+            tables[name], report = read[name](path)
             self.report.merge(report)
-        joined = concatenate(tables) if len(tables) > 1 else tables[0]
+        self._tables = tables
+        joined = concatenate(tables.values()) if len(tables) > 1 else tables[name]
         try:
             self.parts = self._split(joined)
         except GatesError as error:
@@ -319,10 +323,26 @@ class PolypSizingDataModule(L.LightningDataModule):
         return object_keys(self.load().frames.iloc[self.rows(part)])
 
     def digest(self) -> list[Data]:
-        """Describe the sources that are there, and the file of the split, by their contents."""
+        """Describe the existing sources, and the file of the split, once per process.
+
+        Files and small folders are hashed whole. Of real data, millions of files, the table of
+        frames is hashed instead: names, boxes and sizes.
+
+        Raises:
+            GatesError: Real data cannot be read.
+        """
         paths = self.sources | ({} if self.split_file is None else {"split_file": self.split_file})
-        found = {name: Path(path) for name, path in paths.items()}
-        return [Data.of(name, "frames", path) for name, path in found.items() if path.exists()]
+        for name, path in paths.items():
+            if path in self._digests or not Path(path).exists():
+                continue
+            if name in REAL:
+                self.load()
+                table = self._tables[name]
+                found = Data(name, "frames", table.digest(), len(table), "rows", listing=True)
+            else:
+                found = Data.of(name, "frames", Path(path))
+            self._digests[path] = found
+        return [self._digests[path] for path in paths.values() if path in self._digests]
 
     def rows(self, part: Part) -> NDArray[np.int64]:
         """Return the rows (N,) of a part, ascending.

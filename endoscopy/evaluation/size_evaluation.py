@@ -27,11 +27,11 @@ from endoscopy.metrics import (
     patient_table,
     patients_of,
 )
-from harness.evidence.rows import Bar, Row
+from harness.evidence import Bar, Row, holm
 
-TEST, DIFFERENCES = "test", "test, differences"
+TEST = "test"
 BASELINES = ("constant", "area")
-ACCURACY = ("macro_f1", "f1_5mm", "f1_10mm", "mape", "mae_mm", "bias_mm")
+ACCURACY = ("macro_f1", "mape", "f1_5mm", "f1_10mm", "mae_mm", "bias_mm")
 CERTAINTY = (
     *("coverage", "coverage_accepted", "coverage_abstained"),
     *("abstained", "mape_accepted", "mape_abstained"),
@@ -67,16 +67,6 @@ class Bars:
     mape: float | None = None
     crop_macro_f1: float | None = None
     coverage: tuple[float, float] | None = None
-
-
-def apart(rows: Sequence[Row]) -> list[Row]:
-    """Return rows with the figures of ``CERTAINTY`` under a task of their own, for tables."""
-    return [
-        row._replace(task=f"{row.task}, intervals and abstention")
-        if row.metric in CERTAINTY
-        else row
-        for row in rows
-    ]
 
 
 def nothing() -> None:
@@ -194,6 +184,8 @@ class SizeEvaluation:
     def rows(self, tick: Callable[[], None] = nothing) -> list[Row]:
         """Return every figure of every method and task, over objects, frames and patients.
 
+        Those of ``HEADLINE`` come first, in its order, which is that of the columns of tables.
+
         Args:
             tick: Called after each method of each task.
         """
@@ -202,7 +194,9 @@ class SizeEvaluation:
             for task, method in self.pairs():
                 rows += self._rows_of(task, method)
                 tick()
-            self._rows = rows + self._differences()
+            order = {metric: place for place, metric in enumerate(HEADLINE)}
+            rows += self._differences()
+            self._rows = sorted(rows, key=lambda row: order.get(row.metric, len(order)))
         return self._rows
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -281,21 +275,23 @@ class SizeEvaluation:
 
     def _differences(self) -> list[Row]:
         """Return networks and the regression minus the main network, paired by patient and seed."""
-        rows: list[Row] = []
-        main = self.objects(TEST, self.main)
-        plain = {*BASELINES, self.main}
+        main, found = self.objects(TEST, self.main), {}
         for task, name in self.pairs():
-            tables = self.objects(TEST, name)
-            if task != TEST or name in plain or (len(tables) != len(main) and name != REGRESSION):
+            if task != TEST or name in (*BASELINES, self.main):
                 continue
-            tables = tables * len(main) if name == REGRESSION else tables
-            found = score_differences(
-                tables, main, self.cut_offs, only=COMPARED, resamples=self.resamples
+            tables = self.objects(TEST, name) * (len(main) if name == REGRESSION else 1)
+            if len(tables) == len(main):
+                found[name] = score_differences(
+                    tables, main, self.cut_offs, only=COMPARED, resamples=self.resamples
+                )
+        return [
+            Row(name, TEST, metric, gap.value, gap.low, gap.high, gap.units, self.main, p)
+            for metric in COMPARED
+            for (name, gaps), p in zip(
+                found.items(), holm([gaps[metric].p for gaps in found.values()]), strict=True
             )
-            pair = f"{name} minus {self.main}"
-            for metric, (value, low, high, _, units) in found.items():
-                rows.append(Row(pair, DIFFERENCES, metric, value, low, high, units))
-        return rows
+            for gap in [gaps[metric]]
+        ]
 
     def _coverages(self, task: str, tables: list[pd.DataFrame]) -> list[Row]:
         """Return coverage and width of the intervals; none where a seed has no intervals."""

@@ -130,8 +130,9 @@ def _sizes(figure: Figure, track: Track, width: float) -> None:
     axes.plot(frames[abstains], track.sizes[abstains], "x", color=ORANGE, markersize=5)
     if track.truth is not None:
         axes.axhline(track.truth, color=INK, linewidth=1.0, linestyle=":")
+        side = "top" if track.truth < track.size else "bottom"  # away from the predicted size
         axes.annotate("true size", (1, track.truth), xycoords=("axes fraction", "data"),
-                      ha="right", va="bottom", fontsize=TEXT_SIZE - 2, color=INK)  # fmt: skip
+                      ha="right", va=side, fontsize=TEXT_SIZE - 2, color=INK)  # fmt: skip
     dress(axes, x="frame", y="mm" if track.calibrated else "size index", grid=False)
     axes.grid(True, axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)

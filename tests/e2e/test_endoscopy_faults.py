@@ -373,7 +373,7 @@ REFUSED = {
         ),
         "objects cannot give 500 for training",
     ),
-    "missing table": (prepare("absent"), "table_absent.csv is absent; name the file"),
+    "missing table": (prepare("absent"), "table_absent.csv does not exist: name another"),
     "table without a column": (prepare("no_column"), "lacks the columns bbox_ymax; add them"),
     "table without sizes": (prepare("no_size"), "none of [0-9]+ rows can be used: size is missing"),
     "duplicate frames": (

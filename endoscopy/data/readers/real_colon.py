@@ -60,8 +60,8 @@ def read_real_colon(
     root = Path(root)
     if not (root / LESIONS).exists():
         raise GatesError(
-            f"{root} holds no {LESIONS}, expected the layout of REAL-Colon; name its folder with "
-            f"--data.real_colon{DOWNLOAD}"
+            f"{root} holds no {LESIONS}, expected the layout of REAL-Colon: name its folder with "
+            f"--data.real_colon FOLDER{DOWNLOAD}"
         )
     lesions = _read_lesions(root / LESIONS)
     brands = _read_brands(root / "video_info.csv")

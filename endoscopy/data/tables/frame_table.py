@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -113,6 +114,11 @@ class FrameTable:
     def censored(self) -> NDArray[np.bool_]:
         """(N,) whether the size is a lower bound; it is not where nothing says so."""
         return flags_of(self.frames, "censored")
+
+    def digest(self) -> str:
+        """Return the hexadecimal SHA-256 of all rows, but not of the images that they name."""
+        rows = pd.util.hash_pandas_object(self.frames, index=False)
+        return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
 
     def take(self, rows: Iterable[int] | NDArray[np.int64]) -> FrameTable:
         """Return the table of some rows, in the order given."""

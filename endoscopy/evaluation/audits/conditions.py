@@ -30,9 +30,8 @@ def condition_rows(
         resamples: Draws of the bootstrap.
 
     Returns:
-        One row a condition: condition, objects, paired, and of each score ``{score}``,
-        ``{score}_low``, ``{score}_high``, ``{score}_change``, ``{score}_change_low`` and
-        ``{score}_change_high``.
+        One row per condition: condition, objects, paired, and for each score ``{score}`` and
+        ``{score}_change`` with ``_low`` and ``_high``, and ``{score}_p_value`` of paired changes.
     """
     tables = {name: object_table(predictions) for name, predictions in conditions.items()}
     base = tables[reference]
@@ -40,23 +39,24 @@ def condition_rows(
     rows = []
     for name, table in tables.items():
         values = score_intervals(table, cut_offs, only=scores, resamples=resamples)
-        paired = set(table["unique_id"]) == set(base["unique_id"])
-        changes = {}
+        paired, gaps = set(table["unique_id"]) == set(base["unique_id"]), {}
         if name != reference and paired:
             gaps = score_differences(table, base, cut_offs, only=scores, resamples=resamples)
-            changes = {score: (gap.value, gap.low, gap.high) for score, gap in gaps.items()}
         row: dict[str, object] = {"condition": name, "objects": len(table), "paired": paired}
         for score in scores:
-            value, low, high, _ = values[score]
-            row |= {score: value, f"{score}_low": low, f"{score}_high": high}
-            if name == reference:
-                continue
-            change = changes.get(score) or _independent(values[score][:3], of_base[score][:3])
-            row |= dict(
-                zip((f"{score}_change{end}" for end in ("", "_low", "_high")), change, strict=True)
-            )
+            row |= _named(score, values[score][:3])
+            if score in gaps:
+                row |= _named(f"{score}_change", gaps[score][:3])
+                row[f"{score}_p_value"] = gaps[score].p
+            elif name != reference:
+                change = _independent(values[score][:3], of_base[score][:3])
+                row |= _named(f"{score}_change", change)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _named(name: str, values: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def _independent(

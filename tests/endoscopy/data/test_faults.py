@@ -418,5 +418,5 @@ def test_a_missing_real_colon_names_the_option_and_the_download(tmp_path):
             data.load()
         message = str(caught.value)
         assert folder in message
-        assert "--data.real_colon" in message
+        assert "--data.real_colon FOLDER" in message
         assert "gates endoscopy prepare --config real_colon --download FOLDER" in message
