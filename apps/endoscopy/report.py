@@ -1,4 +1,4 @@
-"""The report of an endoscopy run: the page of every application, and what it alone can show."""
+"""The report of an endoscopy run: the page of every application, with endoscopy's additions."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _add_others(page: Page, rows: Sequence[Row]) -> None:
 
 
 def _add_subgroups(page: Page, path: Path) -> None:
-    """Add figure and numbers of the groups of test objects that the evaluation has left."""
+    """Add a figure and a table of the groups of test objects."""
     if not path.is_file():
         return
     table = pd.read_parquet(path)
@@ -121,7 +121,7 @@ def _add_predictions(page: Page, trainings: Trainings, predictions: pd.DataFrame
     training = Training(first["variant"], int(first["seed"]))
     try:
         bundle = trainings.load(training)
-    except GatesError as error:  # a checkpoint was scored, or the weights differ or are gone
+    except GatesError as error:  # a checkpoint was scored, or the weights differ or are missing
         page.text(f"Agreement and pictures are left out: {error}.")
         return
     cut_offs = trainings.sizers.module.cut_offs
@@ -137,16 +137,16 @@ def _add_predictions(page: Page, trainings: Trainings, predictions: pd.DataFrame
 
 
 def _add_audits(page: Page, rows: Sequence[Row], ladder: Path) -> None:
-    """Add what the audits ask; their scores are in the first tables, but for the ladder's cues."""
+    """Add the questions of the audits, whose scores are in the first tables, and the ladder."""
     tasks = dict.fromkeys(
         row.task.removeprefix(AUDIT) for row in rows if row.task.startswith(AUDIT)
     )
     if not tasks:
         return
     asked = [f"`{AUDIT}{name}`: {QUESTIONS[name]}" for name in tasks if name in QUESTIONS]
-    page.section("Audits").text("\n\n".join(["What the network leans on.", *asked]))
+    page.section("Audits").text("\n\n".join(["What the network relies on.", *asked]))
     if ladder.is_file():
         page.figure(
             ladder_figure(pd.read_parquet(ladder)),
-            "Regressions on hand-made cues: what each of them tells.",
+            "Regressions on hand-made cues, with and without automatic exposure.",
         )

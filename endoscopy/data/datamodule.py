@@ -59,10 +59,10 @@ class PolypSizingDataModule(L.LightningDataModule):
         real_colon: Folder in the layout of REAL-Colon.
         sun: Folder in the layout of SUN.
         synthetic: Folder of rendered data.
-        split: ``audit5`` and ``hag6`` are published, ``made`` folds are made anew, ``file`` reads
-            folds of your own, ``counts`` draws objects at random.
-        fold: Fold that tests; the next validates.
-        split_file: CSV of the official split or of your folds.
+        split: ``audit5`` and ``hag6`` are published, ``made`` draws new folds, ``file`` reads your
+            folds, ``counts`` draws objects at random.
+        fold: Test fold; the next one is for validation.
+        split_file: CSV file of the official split or of your folds.
         num_folds: Number of folds where they are ``made``.
         level: What ``made`` folds keep together.
         split_seed: Seed of a split that is ``made`` or drawn by ``counts``.
@@ -70,28 +70,28 @@ class PolypSizingDataModule(L.LightningDataModule):
         validation_objects: Objects to validate on, where split is ``counts``.
         calibration_objects: Objects to calibrate intervals on, where split is ``counts``.
         test_objects: Objects to test on, where split is ``counts``.
-        streams: What the network is fed, see :data:`endoscopy.data.frames.streams.STREAMS`.
-        size: Pixels of a side.
-        aperture: Radius of a round aperture in half sides; none by default.
-        batch_size: Frames of a step over all ranks.
+        streams: Inputs of the network, see :data:`endoscopy.data.frames.streams.STREAMS`.
+        size: Side length in pixels.
+        aperture: Radius of a round aperture, in half sides; none by default.
+        batch_size: Frames per step over all ranks.
         sampler: ``object`` draws equally many frames of each object, ``class`` and ``effective``
             draw by weights.
-        frames_per_object: Frames drawn of each object in an epoch of training.
-        eval_frames_per_object: Most frames of an object in the other parts.
+        frames_per_object: Frames drawn from each object in a training epoch.
+        eval_frames_per_object: Maximum number of frames per object in the other parts.
         augmentation: Augmentation of :func:`endoscopy.data.frames.transforms.train_pipeline`.
         cache_folder: Parent of the cache of decoded frames; none by default.
         cache_form: How the cache stores a frame: ``raw`` or as ``jpeg``.
         cache_epochs: Epochs whose training frames the cache holds; others are decoded.
-        num_workers: Processes that read frames; with 0 the training reads them itself.
+        num_workers: Processes that read frames; with 0 the training process reads them.
         seed: Seed of order and augmentation.
 
     Attributes:
         frame_table: All frames, after :meth:`load`.
-        report: What readers excluded and mended.
+        report: What readers excluded and repaired.
         folds: The folds; None for ``counts``.
         parts: Rows of each part.
-        announce: Told the size of a cache before :meth:`prepare_data` builds it; the command line
-            prints it.
+        announce: Called with the size of a cache before :meth:`prepare_data` builds it; the
+            command line prints it.
 
     Raises:
         ValueError: No source is named, a number is not positive, or an option has no such value.
@@ -185,8 +185,8 @@ class PolypSizingDataModule(L.LightningDataModule):
         """Read and split the table, once; nothing is decoded.
 
         Raises:
-            GatesError: A source is absent or cannot be read, or the split cannot be made; then the
-                message says what was left out before.
+            GatesError: A source is absent or cannot be read, or the split cannot be made; the
+                message then lists what was left out before.
         """
         if self.frame_table is not None:
             return self.frame_table
@@ -211,7 +211,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         return joined
 
     def _left_out(self) -> str:
-        """Say what the readers left out, for a message about what is left; empty if nothing."""
+        """Return what the readers left out, for a message about what is left; empty if nothing."""
         count = self.report.total("excluded")
         if not count:
             return ""
@@ -226,14 +226,14 @@ class PolypSizingDataModule(L.LightningDataModule):
         fold: int | None = None,
         train_objects: int | None = None,
     ) -> PolypSizingDataModule:
-        """Return data of the same table that differ; table and cache are shared.
+        """Return a variant of these data; table and cache are shared.
 
-        Another fold has a cache of its own, and so have masks or depths that this one lacks.
+        Another fold has its own cache, and so have masks or depths that this one lacks.
 
         Args:
             seed: Of order and augmentation, and of the draw of training objects.
-            streams: What the network is fed.
-            fold: Fold that tests.
+            streams: Inputs of the network.
+            fold: Test fold.
             train_objects: Objects drawn from the training part; all of it by default.
 
         Raises:
@@ -249,7 +249,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         other.cache = self.plan_cache()
         reader = other._reader()
         if other.cache and (reader.masks, reader.depths) > (other.cache.masks, other.cache.depths):
-            other.cache = None  # it makes one of its own
+            other.cache = None  # it makes its own
         if fold is not None and fold != self.fold:
             other.fold, other.cache = fold, None
             other.parts = other._split(table)
@@ -259,10 +259,10 @@ class PolypSizingDataModule(L.LightningDataModule):
         return other
 
     def elsewhere(self, synthetic: str, train_objects: int) -> PolypSizingDataModule:
-        """Return data of another rendered folder, all else alike, for training only.
+        """Return the same data from another rendered folder, for training only.
 
         Args:
-            synthetic: Folder of rendered data with two objects more than are trained on.
+            synthetic: Folder of rendered data with two more objects than are trained on.
             train_objects: Of the training part; one object validates and one tests.
         """
         other = copy.copy(self)
@@ -273,7 +273,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         return other
 
     def plan_cache(self) -> FrameCache | None:
-        """Return the cache to come, which tells its size before it is built; None without one."""
+        """Return the planned cache, whose size is known before it is built; None without one."""
         if self.cache_folder is None:
             return None
         self.load()
@@ -311,7 +311,7 @@ class PolypSizingDataModule(L.LightningDataModule):
                 self.report.merge(found)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the keys of the training objects, so that a checkpoint tells what it has seen."""
+        """Return the keys of the training objects, so that a checkpoint states what it has seen."""
         return {"trained_on": self.training_objects()}
 
     def training_objects(self) -> list[str]:
@@ -325,8 +325,8 @@ class PolypSizingDataModule(L.LightningDataModule):
     def digest(self) -> list[Data]:
         """Describe the existing sources, and the file of the split, once per process.
 
-        Files and small folders are hashed whole. Of real data, millions of files, the table of
-        frames is hashed instead: names, boxes and sizes.
+        Files and small folders are hashed as a whole. For real data, which may be millions of
+        files, the table of frames is hashed instead: names, boxes and sizes.
 
         Raises:
             GatesError: Real data cannot be read.
@@ -370,7 +370,7 @@ class PolypSizingDataModule(L.LightningDataModule):
 
     @property
     def form(self) -> InputForm:
-        """What a network that learns from the training part is fed."""
+        """The input of a network that learns from the training part."""
         return InputForm(self.streams, self.size, self.aperture, self._outline())
 
     def frames(self) -> LesionDataset:
@@ -432,7 +432,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         return folds.split(table, self.fold)
 
     def _outline(self) -> Outline:
-        """Return what tells the outline of lesions in the training part."""
+        """Return where the outline of lesions comes from in the training part."""
         frames = self.load().frames
         if "mask_path" not in frames or not WITH_MASK & set(self.streams):
             return "box"

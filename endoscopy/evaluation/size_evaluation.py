@@ -1,4 +1,4 @@
-"""All figures of an evaluation of sizing networks, from tables of predictions alone."""
+"""All scores of an evaluation of sizing networks, from tables of predictions alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CERTAINTY = (
     *("coverage", "coverage_accepted", "coverage_abstained"),
     *("abstained", "mape_accepted", "mape_abstained"),
 )
-"""Figures of the intervals and of abstention, which the main network alone has."""
+"""Scores of the intervals and of abstention, which only the main network has."""
 
 HEADLINE = (*ACCURACY, *CERTAINTY)
 OTHER_CUT_OFFS = tuple(f"macro_f1 at {c.small:g}/{c.large:g}" for c in (CONTINUOUS, PUBLISHED))
@@ -45,7 +45,7 @@ SECONDARY = (
     *("auroc_5mm", "auroc_10mm", *(f"sensitivity_{name}" for name in CLASS_NAMES)),
     *("rmse_mm", "limit_low_ratio", "limit_high_ratio"),
 )  # fmt: skip
-"""Figures of the test objects that tables show after those of ``HEADLINE``."""
+"""Scores of the test objects that tables show after those of ``HEADLINE``."""
 
 COMPARED = ACCURACY
 FRAME_SCORES = ("macro_f1", "weighted_f1", "weighted_f1_10mm", "mape", "mae_mm")
@@ -54,13 +54,13 @@ OF_QUALITY = ["reasons", "sharpness"]
 
 @dataclass
 class Bars:
-    """What the main network must reach on the test objects, in the mean over seeds.
+    """What the main network must reach on the test objects, on average over seeds.
 
     Args:
-        macro_f1: Least macro F1 of objects.
+        macro_f1: Smallest macro F1 of objects.
         mape: Largest mean relative error.
-        crop_macro_f1: Largest macro F1 of the network that sees the crop only.
-        coverage: Least and largest coverage of 90 % intervals.
+        crop_macro_f1: Largest macro F1 of the network that sees only the crop.
+        coverage: Smallest and largest coverage of 90 % intervals.
     """
 
     macro_f1: float | None = None
@@ -70,16 +70,16 @@ class Bars:
 
 
 def nothing() -> None:
-    """Do nothing, in place of a bar of progress."""
+    """Do nothing, instead of moving a progress bar."""
 
 
 class SizeEvaluation:
-    """Collect predictions of networks and of what they must beat, and score them together.
+    """Collect predictions of networks and of their baselines, and score them together.
 
     Args:
-        main: The network that intervals, abstention and bars are about, the first that is added.
+        main: The network to which intervals, abstention and bars refer, the first that is added.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Attributes:
         predictions: (task, method, seed) to predictions of frames; seed 0 of baselines.
@@ -120,7 +120,7 @@ class SizeEvaluation:
             self.add(task, name, 0, predicted)
 
     def add_cues(self, train: FrameStack, test: FrameStack, found: pd.DataFrame) -> None:
-        """Add regressions on what masks, brightness and depth tell, where all are known.
+        """Add regressions on masks, brightness and depth, where all are known.
 
         Args:
             train: Training frames.
@@ -143,14 +143,14 @@ class SizeEvaluation:
         )
 
     def objects(self, task: str, method: str) -> list[pd.DataFrame]:
-        """Return the object table of every seed, no frame left out."""
+        """Return the object table of every seed, including frames that abstain."""
         return [
             object_table(found.drop(columns=["reasons"], errors="ignore"))
             for found in self.frames(task, method)
         ]
 
     def frames(self, task: str, method: str) -> list[pd.DataFrame]:
-        """Return the predictions of frames, a table a seed."""
+        """Return the predictions of frames, one table per seed."""
         return [
             found
             for (of, name, _), found in self.predictions.items()
@@ -159,7 +159,7 @@ class SizeEvaluation:
 
     @property
     def headline(self) -> str:
-        """The first line of every report: what is trivial, and whether the network is better."""
+        """The first line of every report: the baselines, and whether the network is better."""
         constant, area = (self.objects(TEST, name)[0] for name in BASELINES)
         regression = self.objects(TEST, REGRESSION)
         return headline(
@@ -173,7 +173,7 @@ class SizeEvaluation:
 
     @property
     def note(self) -> str:
-        """Which cut-offs were used, and where intervals cover less or more than they say."""
+        """Which cut-offs were used, and where intervals cover less or more than nominally."""
         notes = [cut_off_note(self.objects(TEST, self.main)[0], self.cut_offs)]
         for row in self.rows():
             if row.metric == "coverage" and row.method == self.main:
@@ -182,7 +182,7 @@ class SizeEvaluation:
         return " ".join(note for note in notes if note)
 
     def rows(self, tick: Callable[[], None] = nothing) -> list[Row]:
-        """Return every figure of every method and task, over objects, frames and patients.
+        """Return every score of every method and task, over objects, frames and patients.
 
         Those of ``HEADLINE`` come first, in its order, which is that of the columns of tables.
 
@@ -217,7 +217,7 @@ class SizeEvaluation:
         )
 
     def bars(self, bars: Bars) -> list[Bar]:
-        """Return what must hold, met or missed, for the methods that were compared."""
+        """Return the bars, met or missed, of the methods that were compared."""
         found: list[Bar] = []
         if bars.macro_f1 is not None:
             value = self._value(self.main, "macro_f1")
@@ -318,7 +318,7 @@ class SizeEvaluation:
         return rows
 
     def _abstentions(self, task: str) -> list[Row]:
-        """Return how often the first seed abstains and why, and what is gained by it."""
+        """Return how often the first seed abstains and why, and what it gains."""
         frames = [found for found in self.frames(task, self.main) if "reasons" in found]
         if not frames:
             return []

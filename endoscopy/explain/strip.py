@@ -32,7 +32,7 @@ class Track:
     """The frames of a lesion, in order.
 
     Attributes:
-        images: Frames (H, W, 3) uint8; only those that are drawn are needed, None elsewhere.
+        images: Frames (H, W, 3) uint8; None where they are not drawn.
         boxes: (T, 4) xmin, xmax, ymin, ymax in pixels of the frames.
         sizes: (T,) in millimeters or as an index.
         reasons: Why each frame abstains; empty where it does not.
@@ -76,7 +76,7 @@ def strip_figure(track: Track) -> Figure:
     """Draw up to eight frames with their boxes over the sizes of all frames.
 
     The line and the band are the size of the lesion and its interval. Frames that abstain are
-    hollow and crossed, with their first reason below the frame.
+    crossed, with their first reason below the frame.
 
     Raises:
         ValueError: The track is empty.

@@ -14,7 +14,7 @@ NAMES = {
 }
 
 
-def ladder_figure(table: pd.DataFrame, *, title: str = "What tells the size") -> Figure:
+def ladder_figure(table: pd.DataFrame, *, title: str = "Which cues determine the size") -> Figure:
     """Plot MAPE and macro F1 of every rung of :func:`endoscopy.evaluation.ladder.ladder`."""
     panels = []
     for score in ("mape", "macro_f1"):

@@ -22,7 +22,7 @@ class Result(NamedTuple):
 
 
 class Gates:
-    """``gates`` in a folder, in this process: importing lightning anew would cost six seconds."""
+    """``gates`` in a folder, in this process: importing lightning again would cost six seconds."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -302,7 +302,7 @@ def test_the_honest_table_runs_only_what_is_missing(sizing):
 
 
 def _check_honest_report(sizing, folder, printed):
-    """Baselines stand in the headline and at every size, the chosen settings in the page."""
+    """Baselines are in the headline and at every size, the chosen settings on the page."""
     scores = read_scores(sizing, "honest")
     for task in ("6 objects", "8 objects"):
         area = figure(scores, "area", "mape", task)
@@ -491,7 +491,7 @@ def test_an_evaluation_killed_inside_a_training_ends_with_the_same_bits(sizing, 
     script.write_text(KILLED)
     words = ["endoscopy", "evaluate", "--config", "unit", "--name", "killed", "--variants"]
     words += ["[crop]", "--shifts", "[]"]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as the unbroken one has
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as the uninterrupted one has
     environment = os.environ | threads | {"PYTHONPATH": str(ROOT)}
     for steps, code in ((3, -9), (99, 0)):
         done = subprocess.run(

@@ -91,7 +91,7 @@ def predict(
 
 
 class Job(NamedTuple):
-    """What is done with each source; see the options of :func:`predict`."""
+    """The work on each source; see the options of :func:`predict`."""
 
     found: NamedBundle
     locate: Callable[[], Locator]
@@ -152,7 +152,7 @@ class Job(NamedTuple):
 
 
 def _missing(wanted: dict[str, Outputs], *, resume: bool, overwrite: bool) -> dict[str, Outputs]:
-    """Return the outputs that are to be made.
+    """Return the outputs that are still to be made.
 
     Raises:
         GatesError: One exists and may be neither kept nor replaced.
@@ -179,7 +179,7 @@ def _check_counts(batch_size: int, overlays: int, strips: int) -> None:
 def _locations(
     boxes: str | None, masks: str | None, segmenter: str | None
 ) -> Callable[[], Locator]:
-    """Return a maker of locators, which has found them readable."""
+    """Return a factory of locators, after checking that they are readable."""
     if annotated_locations(boxes, masks) is None:
         network = find_segmenter(segmenter)
         return lambda: AutomaticLocations(network)
@@ -195,10 +195,10 @@ def _locations(
 
 
 def _names(sources: list[str], max_unreadable: float) -> dict[str, str]:
-    """Return the name of each source, which is a UID for DICOM.
+    """Return the names of the sources, UIDs for DICOM.
 
     Raises:
-        GatesError: A source cannot be read, or two have one name.
+        GatesError: A source cannot be read, or two share a name.
     """
     named: dict[str, str] = {}
     for source in sources:
@@ -219,7 +219,7 @@ def _check_report(
     if path is None:
         return
     if len(sources) != 1:
-        raise GatesError(f"--dicom_report is about one source, found {len(sources)}: give one")
+        raise GatesError(f"--dicom_report needs exactly one source, found {len(sources)}: give one")
     source = sources[0]
     require_reportable(source, source_kind(source), source_scope(source, scope), bundle.scope)
     if Path(path).exists() and not replace:

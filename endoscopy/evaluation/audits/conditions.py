@@ -19,7 +19,7 @@ def condition_rows(
     scores: Sequence[str] = SCORES,
     resamples: int = 2000,
 ) -> pd.DataFrame:
-    """Score the predictions under every condition, and their change against one of them.
+    """Score the predictions under every condition, and their change from one of them.
 
     Args:
         conditions: Name -> predictions of frames. Changes are paired where a condition has the
@@ -27,7 +27,7 @@ def condition_rows(
         reference: Name of the condition that the others are compared with.
         cut_offs: Of the predictions.
         scores: Names of :func:`endoscopy.evaluation.scores.size_scores`.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Returns:
         One row per condition: condition, objects, paired, and for each score ``{score}`` and
@@ -62,7 +62,7 @@ def _named(name: str, values: tuple[float, float, float]) -> dict[str, float]:
 def _independent(
     value: tuple[float, float, float], other: tuple[float, float, float]
 ) -> tuple[float, float, float]:
-    """Return the difference of two independent scores, its half widths added in squares."""
+    """Return the difference of two independent scores, its half widths added in quadrature."""
     gap = value[0] - other[0]
     down = np.hypot(value[0] - value[1], other[2] - other[0])
     up = np.hypot(value[2] - value[0], other[0] - other[1])

@@ -1,4 +1,4 @@
-"""Figures of audits and studies as rows, and how far the ladder is from the published one."""
+"""Scores of audits and studies as rows, and how far the ladder is from the published one."""
 
 import numpy as np
 import pandas as pd
@@ -18,11 +18,11 @@ LADDER_MAPE, LADDER_F1 = 0.03, 0.06
 
 
 def table_rows(name: str, table: pd.DataFrame, *, task: str) -> list[Row]:
-    """Return every figure of a table of an audit or study, with its interval.
+    """Return every score of a table of an audit or study, with its interval.
 
     Args:
         name: Of the audit or study, such as ``masks`` or ``ladder_order``.
-        table: One row a condition, method or claim.
+        table: One row per condition, method or claim.
         task: Of the rows.
     """
     rows: list[Row] = []
@@ -54,7 +54,7 @@ def _compared(figure: str) -> str | None:
 
 
 def _rows(table: pd.DataFrame, label: str, figure: str, form: Row) -> list[Row]:
-    """Return a row of this form for every figure of a column, p corrected where there is one."""
+    """Return one row per score of a column, like ``form``; p is corrected where there is one."""
     known = table[np.isfinite(table[figure])]
     none = pd.Series(np.nan, known.index)
     low, high = (known.get(f"{figure}_{end}", none) for end in ("low", "high"))
@@ -68,7 +68,7 @@ def _rows(table: pd.DataFrame, label: str, figure: str, form: Row) -> list[Row]:
 
 
 def ladder_bars(table: pd.DataFrame, order: pd.DataFrame, *, prefix: str = "") -> list[Bar]:
-    """Return how far the ladder is from the published one, the constant row excepted.
+    """Return how far the ladder is from the published one, except for the constant.
 
     Args:
         table: Of :func:`endoscopy.evaluation.ladder.ladder`.
@@ -82,5 +82,5 @@ def ladder_bars(table: pd.DataFrame, order: pd.DataFrame, *, prefix: str = "") -
         name = f"{prefix}ladder, largest distance of {score} from the prototype"
         bars.append(Bar(name, gap, "<=", most))
     holds = float(order["holds"].mean())
-    bars.append(Bar(f"{prefix}ladder, share of the claimed order that holds", holds, ">=", 1.0))
+    bars.append(Bar(f"{prefix}ladder, fraction of the claimed order that holds", holds, ">=", 1.0))
     return bars

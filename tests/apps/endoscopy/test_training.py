@@ -41,7 +41,7 @@ def rendered(tmp_path_factory):
 
 @pytest.fixture
 def make(rendered, tmp_path):
-    """``make(**changes)``: trainings of a small network; ``gates``, ``epochs`` or data differ."""
+    """``make(**changes)``: training runs of a small network; ``gates``, ``epochs``, data differ."""
 
     def build(epochs=2, overwrite=False, gates="fsg", beta=0.1, settings=(), **data):
         torch.manual_seed(0)
