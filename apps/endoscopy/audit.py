@@ -1,4 +1,4 @@
-"""``gates endoscopy audit``: what a trained network leans on, and studies of gates."""
+"""``gates endoscopy audit``: what a trained network relies on, and studies of gates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from endoscopy.experiments.audit import (
     sets_of,
 )
 from endoscopy.experiments.settings import rendering_settings
-from endoscopy.plots.captioned import FOLDER
 from endoscopy.renderer.config import RendererConfig
 from endoscopy.segmentation.segmenter import shipped_segmenter
 from harness.experiment import Job, Piece, Run, Table
@@ -44,28 +43,28 @@ Study = Literal[
     "audits", "shortcut", "masks", "boxes", "oracle_scale", "ladder", "planted", "generalization"
 ]
 STUDIES = ("planted", "generalization")
-CUES, CHUNK = "cues", 25
+FOLDER, CUES, CHUNK = "audits", "cues", 25
 FASHION_IMAGES, STUDY_SEEDS = 6000, 5
 
 
-def run_audit(trainings: Trainings, study: Study, *, images: str, **options: Any) -> Path:
+def run_audit(networks: Trainings, study: Study, *, images: str, **options: Any) -> Path:
     """Render and train what an audit needs, run it, and add its figures to the scores.
 
     Args:
-        trainings: Networks of the run.
+        networks: Networks of the run folder.
         study: Which.
         images: Of the study of generalization.
         options: Arguments of :class:`Audit`.
     """
-    run = trainings.run
+    run = networks.run
     if study in STUDIES:
         return run_study(run, study, images)
     cues = partial(rendered_cues, run)
-    audit = Audit(trainings.sizers, trainings.load, shipped_segmenter(), cues=cues, **options)
+    audit = Audit(networks.sizers, networks.load, shipped_segmenter(), cues=cues, **options)
     names = supported(audit, AUDITS if study == "audits" else (study,))
     if needs := audit.needs(names):
-        trainings.obtain(needs, sets_of(names))
-        trainings.sizers.datamodule.setup("test")
+        networks.obtain(needs, sets_of(names))
+        networks.sizers.datamodule.setup("test")
     with ticking("auditing", len(names)) as tick:
         audit.run(names, tick)
     for name, table in audit.tables.items():
@@ -82,10 +81,10 @@ def run_audit(trainings: Trainings, study: Study, *, images: str, **options: Any
 
 
 def supported(audit: Audit, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the audits that the data can support; say which ones they cannot, and why.
+    """Return the audits that the data support; print which ones they do not, and why.
 
     Raises:
-        GatesError: The only one cannot be run.
+        GatesError: The only audit cannot be run.
     """
     obstacles = {name: audit.obstacle(name) for name in names}
     for name, why in obstacles.items():
@@ -97,7 +96,7 @@ def supported(audit: Audit, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def rendered_cues(run: Run, config: RendererConfig, objects: range) -> dict[str, pd.DataFrame]:
-    """Return the cues of objects by exposure, rendered once and then kept; frames are not."""
+    """Return the cues of objects by exposure, rendered once and then kept, without the frames."""
     settings = rendering_settings(config) | {"rendering.side": config.side}
     ends = [*objects[::CHUNK], objects.stop]
     pieces = [

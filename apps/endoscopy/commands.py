@@ -50,7 +50,7 @@ NEUTRAL = (
     "table", "real_colon", "sun", "synthetic", "split_file", "cache_folder", "cache_epochs",
     "num_workers", "seed",
 )  # fmt: skip
-"""Options of the data that decide nothing, or whose contents do."""
+"""Options of the data that do not determine results, or only through file contents."""
 
 
 class EndoscopyTrainer(GatesRunTrainer):
@@ -58,7 +58,7 @@ class EndoscopyTrainer(GatesRunTrainer):
 
     Attributes:
         rendering: Rendered sets of the configuration.
-        timm_weights: State dict of timm that trainings start from.
+        timm_weights: State dict of timm from which training runs start.
     """
 
     rendering: Rendering
@@ -70,12 +70,12 @@ class EndoscopyTrainer(GatesRunTrainer):
         datamodule: PolypSizingDataModule,
         sets: tuple[str, ...] = (MAIN, *SHIFTS),
     ) -> None:
-        """Render colonoscopies of known truth; a killed rendering goes on where it stopped.
+        """Render colonoscopies with known truth; a killed rendering continues where it stopped.
 
         Args:
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
-            sets: ``main``, which is trained on; ``agc`` and ``brand_b``, seen with automatic
+            sets: ``main`` for training; ``agc`` and ``brand_b``, the same with automatic
                 exposure and through another endoscope.
         """
         del model
@@ -95,7 +95,7 @@ class EndoscopyTrainer(GatesRunTrainer):
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
             download: Folder into which REAL-Colon is downloaded first (about 880 GB), and from
-                which it is read; a download that was stopped goes on.
+                which it is read; an interrupted download continues.
             manifest: JSON list of the files to download; that of figshare by default.
         """
         del model
@@ -121,25 +121,25 @@ class EndoscopyTrainer(GatesRunTrainer):
         quick: bool = False,
         ckpt_path: str | None = None,
     ) -> None:
-        """Score networks beside a constant and the apparent area; train first what is missing.
+        """Score networks next to simple baselines; first train what is missing.
 
         Args:
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
-            variants: What is compared, see :data:`endoscopy.training.variants.VARIANTS`; bars,
-                intervals and shifts are about the first.
+            variants: Networks to compare, see :data:`endoscopy.training.variants.VARIANTS`;
+                bars, intervals and shifts refer to the first.
             seeds: Seeds of each variant.
-            folds: Folds whose test parts are scored together; that of the data if none is named.
-            shifts: Rendered sets on which the first variant is scored, too.
-            bars: What must be reached.
+            folds: Folds whose test parts are pooled; that of the data if none is named.
+            shifts: Rendered sets on which the first variant is also scored.
+            bars: Scores that must be reached.
             train_objects: Numbers of training objects of the honest table, which compares the
-                variants with ``plain`` at each; none for the evaluation of one configuration.
+                variants with ``plain`` at each; none for the usual evaluation.
             steps: Optimizer steps of every training of the honest table.
-            trials: Settings that are tried for each variant of the honest table.
+            trials: Settings tried for each variant of the honest table.
             trial_objects: Training objects of a trial.
-            only: Variants that take part; all when empty. Bars need all of them.
-            quick: A short look: nothing is trained, no shifts, no bars.
-            ckpt_path: A checkpoint to score in place of all seeds; no bars.
+            only: Variants that take part; all when empty. Bars need all.
+            quick: A quick run: no training, no shifts, no bars.
+            ckpt_path: A checkpoint to score instead of all seeds; no bars.
         """
         sizers = self.sizers(model, datamodule)
         run = self.run(quick=quick, only=only)
@@ -161,7 +161,7 @@ class EndoscopyTrainer(GatesRunTrainer):
         audit_seed: int = 0,
         images: str = "digits",
     ) -> None:
-        """Find out what a trained network leans on, or run one of the studies of gates.
+        """Find out what a trained network relies on, or run a study of gates.
 
         Args:
             model: Filled in by the command line.
@@ -172,8 +172,8 @@ class EndoscopyTrainer(GatesRunTrainer):
             test_objects: Objects of the audits of masks, boxes and scale.
             ladder_objects: Training and test objects of the ladder.
             audit_seed: Seed of the network that is audited.
-            images: Images of the study of generalization: ``digits``, ``fashion_mnist`` where its
-                Debian package puts it, or a folder with its files.
+            images: Images of the study of generalization: ``digits``, ``fashion_mnist`` from its
+                Debian package, or a folder with its files.
         """
         run_audit(
             Trainings(self.run(), self.sizers(model, datamodule)),
@@ -208,16 +208,16 @@ class EndoscopyCLI(GatesRunCLI):
     neutral = tuple(f"data.{name}" for name in NEUTRAL)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what rendered data look like, and pretrained weights; order follows the seed."""
+        """Add rendering and pretrained weights; the order of the data follows the seed."""
         super().add_arguments_to_parser(parser)
         parser.add_class_arguments(Rendering, "rendering")
         parser.add_argument(
-            "--timm_weights", type=str | None, help="State dict of timm to start trainings from."
+            "--timm_weights", type=str | None, help="State dict of timm from which training starts."
         )
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def settings(self) -> dict[str, Any]:
-        """Add what rendered data look like, and pretrained weights."""
+        """Add rendering and pretrained weights."""
         options = self.config[self.subcommand]
         looks = {f"rendering.{n}": v for n, v in vars(options["rendering"]).items()}
         del looks["rendering.shift_objects"]
@@ -228,7 +228,7 @@ class EndoscopyCLI(GatesRunCLI):
         return run.piece(CONFIGURED, run.settings["seed"])
 
     def after_instantiate_classes(self) -> None:
-        """Tell trainer and data what the command line knows."""
+        """Pass options to trainer and data."""
         options = self.config_init[self.subcommand]
         self._trainer.rendering = options["rendering"]
         self._trainer.timm_weights = options["timm_weights"]
@@ -244,7 +244,7 @@ class EndoscopyCLI(GatesRunCLI):
             load_timm_weights(self.model.model, trainer.timm_weights)
 
     def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
-        """Keep the network with all that its numbers need, where the other verbs find it."""
+        """Store the network with all that predictions need, where the other verbs find it."""
         path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
         if path is None:
             return None

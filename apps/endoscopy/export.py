@@ -25,8 +25,8 @@ def export(
 ) -> None:
     """Write the folded network as ONNX and for torch.export, checked against PyTorch.
 
-    The gates are folded into the neighboring weights, so that they cost nothing. Beside the
-    networks stand the model card and a configuration with target, scope and normalization.
+    The gates are folded into the neighboring weights, so that they cost nothing. The model
+    card and a configuration with target, scope and normalization are written next to the networks.
 
     Args:
         place: Filled in by the command line.
@@ -36,7 +36,7 @@ def export(
         overwrite_output: Replace a folder that exists.
     """
     if not formats:
-        raise GatesError("--formats names nothing: give onnx, torch or both")
+        raise GatesError("--formats is empty: give onnx, torch or both")
     folder = place.run_folder.path / "exported" if output is None else Path(output)
     refuse_existing(folder, overwrite=overwrite_output)
     found = find_bundle(place, weights)

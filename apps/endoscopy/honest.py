@@ -31,13 +31,13 @@ HONEST, TUNING = "honest.parquet", "tuning.parquet"
 
 
 def fixed(budget: Budget) -> dict[str, Any]:
-    """Return settings of every training: so many steps, of which the last weights are kept."""
+    """Return the settings of every training run: the number of steps; the last weights are kept."""
     none = dict.fromkeys(("trainer.max_epochs", "checkpoint.monitor", "checkpoint.mode"))
     return {"trainer.max_steps": budget.steps, **none}
 
 
 def spaces(budget: Budget, sizers: Sizers) -> dict[str, list[dict[str, float]]]:
-    """Return the settings that are tried."""
+    """Return the settings to try."""
     return {
         name: [{**one, **sizers.version(name)} for one in budget.trials[name]]
         for name in budget.variants
@@ -48,7 +48,7 @@ def spaces(budget: Budget, sizers: Sizers) -> dict[str, list[dict[str, float]]]:
 def run_pieces(
     run: Run, sizers: Sizers, budget: Budget, chosen: Mapping[str, Choice]
 ) -> list[Piece]:
-    """Return all trainings."""
+    """Return all training runs."""
     settings = {name: fixed(budget) | dict(choice.setting) for name, choice in chosen.items()}
     return [
         piece_of(run, sizers, Training(name, seed, size), **settings.get(name, fixed(budget)))
@@ -59,7 +59,7 @@ def run_pieces(
 
 
 def baseline_pieces(sizers: Sizers, budget: Budget) -> list[Piece]:
-    """Return what the constant and the apparent area are fitted to."""
+    """Return the pieces of the baselines."""
     settings = split_settings(sizers.datamodule)
     if sizers.rendering is not None and "synthetic" in sizers.datamodule.sources:
         settings |= rendering_settings(sizers.rendering.config)
@@ -92,7 +92,7 @@ def score_honest(run: Run, sizers: Sizers, budget: Budget) -> Path:
     lacking = {piece.method for piece in set(wanted) - set(found)}
     complete = [piece for piece in found if piece.method not in lacking]
     if not complete or len(fitted) < len(budget.sizes) * len(budget.seeds):
-        raise GatesError("no training is there to be compared: evaluate without --quick")
+        raise GatesError("there is no training run to compare: evaluate without --quick")
     scores = HonestComparison(_read(store, complete), _read(store, fitted), sizers.module.cut_offs)
     keep_table(scores.table, run.folder / HONEST)
     keep_table(tuning_table(chosen), run.folder / TUNING)

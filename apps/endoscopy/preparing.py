@@ -1,4 +1,4 @@
-"""``gates endoscopy prepare``: one table and one cache from the layouts that data sets come in."""
+"""``gates endoscopy prepare``: one table and one cache from the layouts of the data sets."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TABLE, REPORT = "frames.parquet", "read_report.json"
 def prepare_data(data: PolypSizingDataModule, folder: Path) -> Path:
     """Read and check everything, build the cache, and write the frame table.
 
-    Prints what was read, left out and mended, the split, and the size of the cache before it is
-    built.
+    Prints what was read, left out and repaired, the split, and the size of the cache before it
+    is built.
 
     Args:
         data: Names sources, split and cache.

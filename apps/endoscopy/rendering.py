@@ -1,4 +1,4 @@
-"""Rendered sets that are missing are rendered on all cores; a killed rendering goes on."""
+"""Missing rendered sets are rendered on all cores; a killed rendering continues."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def render(
 
 
 def render_missing(data: PolypSizingDataModule, rendering: Rendering, names: Sequence[str]) -> None:
-    """Render the sets that are not there, saying so first; nothing for data of other kinds."""
+    """Announce and render the missing sets; do nothing for other kinds of data."""
     if "synthetic" not in data.sources:
         return
     missing = rendering.missing(data, names)

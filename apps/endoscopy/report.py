@@ -1,38 +1,43 @@
-"""The report of an endoscopy run."""
+"""The report of an endoscopy run: the page of every application, with endoscopy's additions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from apps.endoscopy.honest import TUNING
-from apps.endoscopy.scoring import OTHERS, PREDICTIONS, SUBGROUPS
+from apps.endoscopy.audit import FOLDER
+from apps.endoscopy.honest import HONEST
+from apps.endoscopy.scoring import OTHERS, PREDICTIONS, STUDY, SUBGROUPS
 from apps.endoscopy.training import Trainings
 from core_gates.errors import GatesError
-from endoscopy.evaluation.size_evaluation import HEADLINE, SECONDARY, TEST, apart
+from endoscopy.evaluation.size_evaluation import ACCURACY, CERTAINTY, SECONDARY, TEST
+from endoscopy.experiments.audit import AUDIT, QUESTIONS, SHOWN
 from endoscopy.experiments.sizers import Training
 from endoscopy.explain.pictures import picture_figures
-from endoscopy.plots import subgroup_figure
-from endoscopy.plots.captioned import agreement_figures, audit_figures, study_figures
-from endoscopy.training.variants import VARIANTS
+from endoscopy.plots import ladder_figure, subgroup_figure
+from endoscopy.plots.captioned import agreement_figures
+from endoscopy.training.variants import CONFIGURED, VARIANTS
+from harness.evidence import Row
 from harness.experiment.printing import number
 from harness.experiment.scores import Scores, read_scores
-from harness.report.gates import gate_section
 from harness.report.page import Page
+from harness.report.sections import add_differences, run_page
 
 EXPLANATION = """
 Objects count, not frames: the size of a lesion is the median over its frames. Intervals are
-bootstrapped over patients, and over seeds where there are several. `macro_f1` is of the classes up
-to 5 mm, between, and from 10 mm on; `mape` is the mean relative error. `coverage` is the share of
-true sizes inside their 90 % intervals, `abstained` the share of frames that no size should be read
-from; `accepted` are the objects with other frames, `abstained` those without.
+bootstrapped over patients, and over seeds where there are several. `macro_f1` is that of three
+classes: up to 5 mm, between, and from 10 mm on; `mape` is the mean relative error.
 """
-GATES = """
-Values of every gate on some test frames: how open it was on average, and which share was closed
-(below 0.1) or open (above 0.9).
+CERTAIN = """
+`coverage` is the fraction of true sizes inside their 90 % intervals, `abstained` the fraction of
+frames from which no size should be read; `accepted` are the objects with other frames, `abstained`
+those without.
 """
 RESEARCH = "**Research only.** Not a medical device; not for any decision about a patient."
+COLUMNS = 6  # metrics of a table
 
 
 def endoscopy_report(trainings: Trainings) -> Path:
@@ -42,67 +47,54 @@ def endoscopy_report(trainings: Trainings) -> Path:
         GatesError: There are no scores yet, or none of an evaluation.
     """
     run = trainings.run
-    folder, scores = run.folder, read_scores(run.scores, run.app)
+    scores = read_scores(run.scores, run.app)
     if not scores.headline:
         raise GatesError(
-            f"{folder} has no scores of a constant and the apparent area, with which a report "
+            f"{run.folder} has no scores of a constant and the apparent area, with which a report "
             "begins: run `gates endoscopy evaluate` first"
         )
-    page = Page(f"Endoscopy: {folder.name}", scores.headline)
-    page.text(RESEARCH)
-    for note in filter(None, scores.notes):
-        page.text(note)
-    _add_scores(page, scores)
-    _add_subgroups(page, folder)
-    path = folder / PREDICTIONS
-    if path.is_file():
-        _add_predictions(page, trainings, pd.read_parquet(path))
-    gate_section(page, folder, GATES)
-    sections = (
-        ("Audits", audit_figures, "What the network leans on."),
-        ("Do gates help?", study_figures, "Gates and the same network without."),
-    )
-    for title, figures, text in sections:
-        found = list(figures(folder))
-        if found:
-            page.section(title).text(text)
-        for figure, caption in found:
-            page.figure(figure, caption)
-    _add_tuning(page, folder / TUNING)
-    return page.write(folder / "report.html")
+    if (run.folder / HONEST).is_file():
+        run.settings.pop("trainer.max_steps", None)  # that of `fit`, not of the trials
+    page = run_page(run, partial(_draw, trainings, scores.rows), metrics=ACCURACY)
+    page.subtitle = f"{scores.headline} {RESEARCH}"
+    return page.write(run.folder / "report.html")
 
 
-def _add_tuning(page: Page, path: Path) -> None:
-    """Add the settings of the honest table's variants, which trials have chosen."""
-    if not path.is_file():
-        return
-    table = pd.read_parquet(path)
-    count = int(table.pop("trials").max())
-    header = [{"error": "mean error of log size"}.get(str(name), str(name)) for name in table]
-    rows = [[None if pd.isna(x) else x for x in row] for row in table.itertuples(index=False)]
-    caption = f"Chosen of {count} trials of each variant, by the error of the validation objects"
-    page.table(header, rows, caption)
-
-
-def _add_scores(page: Page, scores: Scores) -> None:
-    """Add the figures of the evaluation; those of audits are in their figures."""
-    rows = [row for row in scores.rows if not row.task.startswith(OTHERS)]
-    shown = apart([row for row in rows if row.metric in HEADLINE]) or rows
-    methods = dict.fromkeys(row.method for row in shown)
-    page.section("Scores").text(EXPLANATION)
-    page.scores(scores._replace(rows=shown))
-    named = [f"`{m}`: {VARIANTS[m].summary}" for m in methods if m in VARIANTS]
+def _draw(trainings: Trainings, rows: Sequence[Row], page: Page) -> None:
+    folder = trainings.run.folder
+    own = [row for row in rows if not row.task.startswith(OTHERS)]
+    compared = [m for m in dict.fromkeys(row.method for row in own) if m in VARIANTS]
+    named = [f"`{m}`: {VARIANTS[m].summary}" for m in compared if m != CONFIGURED]
+    page.section("What the scores mean").text(EXPLANATION)
     if named:
         page.text(f"{'; '.join(named)}.")
-    other = [row for row in rows if row.task == TEST and row.metric in SECONDARY]
-    if other:
+    certain = [row for row in own if row.metric in CERTAINTY]
+    if certain:
+        page.section("Intervals and abstention").text(CERTAIN).scores(Scores(certain))
+    _add_others(page, [row for row in own if row.task == TEST and not row.versus])
+    _add_subgroups(page, folder / SUBGROUPS)
+    if (folder / PREDICTIONS).is_file():
+        _add_predictions(page, trainings, pd.read_parquet(folder / PREDICTIONS))
+    _add_audits(page, rows, folder / FOLDER / "ladder.parquet")
+    studied = [row for row in rows if row.task.startswith(STUDY) and row.metric in SHOWN]
+    if studied:
+        page.section("Studies of gates").text("The same small network with and without gates.")
+        add_differences(page.scores(Scores(studied)), studied)
+
+
+def _add_others(page: Page, rows: Sequence[Row]) -> None:
+    """Add the metrics that the first tables leave out, a few in each table."""
+    known = {row.metric for row in rows}
+    metrics = [metric for metric in SECONDARY if metric in known]
+    if metrics:
         page.section("Other scores").text("Of the same test objects.")
-        page.scores(Scores(other))
+    for start in range(0, len(metrics), COLUMNS):
+        shown = metrics[start : start + COLUMNS]
+        page.scores(Scores([row for row in rows if row.metric in shown]))
 
 
-def _add_subgroups(page: Page, folder: Path) -> None:
-    """Add figure and numbers of the groups of test objects that the evaluation has left."""
-    path = folder / SUBGROUPS
+def _add_subgroups(page: Page, path: Path) -> None:
+    """Add a figure and a table of the groups of test objects."""
     if not path.is_file():
         return
     table = pd.read_parquet(path)
@@ -129,16 +121,32 @@ def _add_predictions(page: Page, trainings: Trainings, predictions: pd.DataFrame
     training = Training(first["variant"], int(first["seed"]))
     try:
         bundle = trainings.load(training)
-    except GatesError as error:  # a checkpoint was scored, or the weights differ or are gone
+    except GatesError as error:  # a checkpoint was scored, or the weights differ or are missing
         page.text(f"Agreement and pictures are left out: {error}.")
         return
     cut_offs = trainings.sizers.module.cut_offs
     of_first = (trained["variant"] == training.variant) & (trained["seed"] == training.seed)
     own = trained[of_first].drop(columns=["variant", "seed"])
     test = own[own["task"] == TEST].drop(columns=["task"]).dropna(axis=1, how="all")
-    page.section("Agreement").text(f"{VARIANTS[training.variant].summary}, seed {training.seed}.")
+    page.section("Agreement").text(f"`{training.variant}`, seed {training.seed}.")
     for figure, caption in agreement_figures(test, bundle, cut_offs):
         page.figure(figure, caption)
     page.section("Pictures")
     for figure, caption in picture_figures(test, bundle, trainings.sizers.data(training)):
         page.figure(figure, caption)
+
+
+def _add_audits(page: Page, rows: Sequence[Row], ladder: Path) -> None:
+    """Add the questions of the audits, whose scores are in the first tables, and the ladder."""
+    tasks = dict.fromkeys(
+        row.task.removeprefix(AUDIT) for row in rows if row.task.startswith(AUDIT)
+    )
+    if not tasks:
+        return
+    asked = [f"`{AUDIT}{name}`: {QUESTIONS[name]}" for name in tasks if name in QUESTIONS]
+    page.section("Audits").text("\n\n".join(["What the network relies on.", *asked]))
+    if ladder.is_file():
+        page.figure(
+            ladder_figure(pd.read_parquet(ladder)),
+            "Regressions on hand-made cues, with and without automatic exposure.",
+        )

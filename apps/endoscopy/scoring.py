@@ -41,13 +41,13 @@ class Wanted(NamedTuple):
 
 
 def score(run: Run, sizers: Sizers, wanted: Wanted, *, pinned: str | None) -> Path:
-    """Score every variant and write scores, tables and what the report is drawn from.
+    """Score every variant and write scores, tables and the data of the report.
 
     Args:
         run: Where everything is kept.
         sizers: The networks.
         wanted: What is scored.
-        pinned: A checkpoint in place of all seeds of the first variant.
+        pinned: A checkpoint instead of all seeds of the first variant.
     """
     if unknown := [name for name in wanted.shifts if name not in SHIFTS]:
         raise GatesError(
@@ -120,10 +120,10 @@ def _evaluation(run: Run, sizers: Sizers, networks: Networks, wanted: Wanted) ->
 
 
 def _complete(evaluation: Evaluation, wanted: Wanted, found: Sequence[Training]) -> Wanted:
-    """Return the seeds and variants that are there.
+    """Return the seeds and variants with trained networks.
 
     Raises:
-        GatesError: Nothing of the first variant is.
+        GatesError: There are none of the first variant.
     """
     resolved = evaluation.sizers.resolved
     lacking = {

@@ -1,7 +1,7 @@
 """Train the segmenter that is shipped: ``python -m apps.endoscopy.segmenter``.
 
-It renders 700 polyps, trains on three frames of each and on random parts of them, and tells how
-well the masks of 60 new polyps are found. The same command gives the same weights; it takes 25
+It renders 700 polyps, trains on three frames of each and on random crops of them, and scores the
+masks of 60 new polyps. The same command gives the same weights; it takes 25
 minutes on one core. ``python -m harness.experiment.ship`` puts them into the package.
 """
 
@@ -22,7 +22,7 @@ TEST_OBJECTS = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train what is missing, score it and tell where it is."""
+    """Train what is missing, score it and print its path."""
     parser = argparse.ArgumentParser("python -m apps.endoscopy.segmenter", description=__doc__)
     parser.add_argument("--objects", type=int, default=700, help="rendered polyps")
     parser.add_argument("--frames", type=int, default=3, help="frames of each")

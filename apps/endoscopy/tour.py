@@ -62,7 +62,7 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
     def draw(page: Page) -> None:
         page.text(
             f"{OBJECTS} polyps rendered just now, six frames each, sized from the frame and the "
-            "outline of the polyp. The network has learned on 150 others. Rendered sizes can "
+            "outline of the polyp. The network was trained on 150 others. Rendered sizes can "
             "nearly be read from three numbers: a regression on the area of the outline and two "
             "brightnesses stands in the table, too. Truth is known to the micrometer; nothing here "
             "says anything about real polyps. **Research only.**"
@@ -121,7 +121,7 @@ def _coverage(found: Interval) -> TourRow:
 
 
 def _track(test: FrameStack, frames: pd.DataFrame) -> Track:
-    """Return the frames of the object of the median size."""
+    """Return the frames of the object with the median size."""
     sizes = frames.drop_duplicates("unique_id").sort_values("gt")["unique_id"]
     own = (frames["unique_id"] == sizes.iloc[len(sizes) // 2]).to_numpy()
     size = float(frames.loc[own, "predicted_mm"].median())

@@ -1,4 +1,4 @@
-"""Trainings of sizing networks as pieces of work: named, found, trained, kept."""
+"""Training runs of sizing networks as pieces of work: named, found, trained, kept."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ OPTIONS = signature(SizingModule).parameters
 
 
 def decisive(settings: Mapping[str, Any], sizers: Sizers) -> dict[str, Any]:
-    """Return what decides a network: how the Trainer trains, and what the domain says."""
+    """Return what determines a network: settings of the Trainer and of the domain."""
     trained = {n: v for n, v in settings.items() if n.startswith((TRAINER, CHECKPOINT))}
     return trained | sizers.settings()
 
 
 def piece_of(run: Run, sizers: Sizers, training: Training, **settings: Any) -> Piece:
-    """Return the piece of a training.
+    """Return the piece of a training run.
 
     Args:
         run: With the settings of :func:`decisive`.
@@ -52,7 +52,7 @@ def piece_of(run: Run, sizers: Sizers, training: Training, **settings: Any) -> P
 
 
 def training_of(piece: Piece) -> Training:
-    """Return the training of a piece."""
+    """Return the training run of a piece."""
     seed, keys = piece.seed or 0, piece.keys
     objects = keys.get("n", piece.get("objects"))
     fold = keys.get("f")
@@ -73,7 +73,7 @@ def trained(
         piece: With ``trainer.`` options, and options of the module without a prefix.
         job: Trains.
         sizers: The networks.
-        trainer: Options of the Trainer that the piece does not have.
+        trainer: Options of the Trainer that are not in the piece.
     """
     training = training_of(piece)
     L.seed_everything(training.seed, verbose=False)
@@ -96,13 +96,13 @@ def trained(
 
 
 def train(piece: Piece, job: Job, *, sizers: Sizers, config: str) -> SizingBundle:
-    """Train one network and fit all that its numbers need."""
+    """Train one network and fit all that predictions need."""
     module, data = trained(piece, job, sizers)
     return bundle_of(module, data, facts=facts(piece, config), settings=piece.settings)
 
 
 def facts(piece: Piece, config: str) -> dict[str, Any]:
-    """Return what a model card should say of a training."""
+    """Return the facts of a training run for its model card."""
     return {
         "configuration": config,
         "variant": VARIANTS[piece.method].summary,
@@ -112,7 +112,7 @@ def facts(piece: Piece, config: str) -> dict[str, Any]:
 
 
 class Trainings:
-    """The networks of a run: those that are there, and those that are trained for it.
+    """The networks of a run: existing ones, and those to be trained.
 
     Args:
         run: Where they are kept; its settings become those of :func:`decisive`.
@@ -125,25 +125,23 @@ class Trainings:
         self.store: Store[SizingBundle] = run.store(WEIGHTS, Bundles())
 
     def pieces(self, trainings: Iterable[Training]) -> list[Piece]:
-        """Return the pieces of trainings."""
+        """Return the pieces of training runs."""
         return [piece_of(self.run, self.sizers, one) for one in trainings]
 
-    def obtain(
-        self, trainings: Sequence[Training], sets: Sequence[str] = (MAIN,)
-    ) -> list[Training]:
-        """Render and cache what trainings and predictions read, and train what is missing.
+    def obtain(self, wanted: Sequence[Training], sets: Sequence[str] = (MAIN,)) -> list[Training]:
+        """Render and cache what training and prediction read, and train what is missing.
 
         Args:
-            trainings: All that are wanted.
+            wanted: Training runs.
             sets: Names of rendered sets.
 
         Returns:
-            Those that are there.
+            Those with results.
         """
-        pieces = self.pieces(trainings)
+        pieces = self.pieces(wanted)
         self.store.missing(pieces)  # refuses before anything is rendered
         make_ready(self.sizers, sets)
-        for training in trainings:
+        for training in wanted:
             self.sizers.data(training).prepare_data()
         work = partial(train, sizers=self.sizers, config=self.run.config)
         found = self.run.obtain(self.store, pieces, work, ticks=_epochs)
@@ -170,7 +168,7 @@ def make_ready(sizers: Sizers, sets: Sequence[str] = (MAIN,)) -> None:
 
 
 def checkpoint_bundle(sizers: Sizers, path: Path) -> SizingBundle:
-    """Return the network of a checkpoint, its intervals fitted to the data that are there.
+    """Return the network of a checkpoint, its intervals fitted to the present data.
 
     Raises:
         GatesError: It is damaged or belongs to another configuration.

@@ -30,8 +30,8 @@ class NamedBundle(NamedTuple):
 def find_bundle(place: Place, weights: str | None) -> NamedBundle:
     """Return the network of ``weights``, or of the run folder, or the shipped one, in this order.
 
-    Of a run with several folds it is that of the lowest, and its name says so: networks of several
-    folds have no common intervals.
+    Of a run with several folds it is that of the lowest, and its name states it: networks of
+    several folds have no common intervals.
 
     Args:
         place: Run folder and configuration.
@@ -67,7 +67,5 @@ def find_segmenter(path: str | None = None) -> Segmenter:
     """
     segmenter = shipped_segmenter() if path is None else load_segmenter(path)
     if segmenter is None:
-        raise GatesError(
-            "no segmenter is shipped: say where the polyps are with --boxes or --masks"
-        )
+        raise GatesError("no segmenter is shipped: give the polyps with --boxes or --masks")
     return segmenter

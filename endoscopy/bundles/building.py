@@ -85,7 +85,7 @@ def refuse_trained(bundle: SizingBundle, data: PolypSizingDataModule) -> None:
         if shared:
             raise GatesError(
                 f"the network was trained on {len(shared)} of {len(held)} {part} objects: give the "
-                "split and the fold that it was trained with, or train anew under another --name"
+                "split and the fold that it was trained with, or train again under another --name"
             )
 
 
@@ -115,11 +115,11 @@ def part_predictions(
         bundle: Trained network.
         data: Loaded.
         part: Which.
-        reasons: Also say why a frame should not be sized, if the network has limits.
+        reasons: Also return why a frame should not be sized, if the network has limits.
 
     Returns:
-        One row a frame: the columns ``CARRIED`` of the frame table, ``predicted_mm``, ``p_*`` of a
-        network of classes, and ``sharpness`` and ``reasons`` if asked for.
+        One row per frame: the columns ``CARRIED`` of the frame table, ``predicted_mm``, ``p_*`` of
+        a network of classes, and ``sharpness`` and ``reasons`` if asked for.
 
     Raises:
         GatesError: The network was trained on test objects.

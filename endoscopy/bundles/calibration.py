@@ -1,4 +1,4 @@
-"""What held-out objects say of a trained network: its intervals, and whether it sizes at all."""
+"""What held-out objects show of a trained network: its intervals, and whether it sizes at all."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from endoscopy.segmentation.segmenter import AutomaticLocations, Segmenter
 
 BATCH = 64
 FEW_FRAMES = 8
-"""Frames of a held-out object that tell whether a network sizes at all."""
+"""Frames of each held-out object that show whether a network sizes at all."""
 
 Located = Iterator[tuple[int, Frame]]
 
 
 class HeldOut(NamedTuple):
-    """How a network does on objects that it was not trained on, beside a constant.
+    """How a network does on objects that it was not trained on, compared with a constant.
 
     Attributes:
         objects: Number of them.
@@ -85,8 +85,8 @@ def calibrate_locations(
     - ``masks``: as the table has them, if every calibration frame has a mask or the network reads
       none;
     - ``boxes``: the same frames without their masks;
-    - ``automatic``: where the segmenter finds a lesion, whatever that is. Objects on whose frames
-      it finds none are left out, as they get no size.
+    - ``automatic``: where the segmenter finds a lesion, right or wrong. Objects on whose frames it
+      finds none are left out, as they get no size.
 
     Args:
         bundle: Trained network.
@@ -94,7 +94,7 @@ def calibrate_locations(
         segmenter: Finds lesions; without one nothing is fitted for automatic locations.
 
     Returns:
-        Only those for which there are objects enough
+        Only those for which there are enough objects
         (:data:`endoscopy.evaluation.conformal.MINIMUM`).
     """
     table = data.load().frames

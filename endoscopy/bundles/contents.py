@@ -31,21 +31,21 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 @dataclass
 class SizingBundle:
-    """What is needed to predict, and to say what the prediction is worth.
+    """What is needed to predict, and to state how good the prediction is.
 
     Attributes:
         model: The network, for evaluation.
         target: What it returns.
-        image_size: Pixels of a side of the frames that it takes.
+        image_size: Side length in pixels of the frames that it takes.
         scope: Where its millimeters mean something.
-        outline: What told the outline of lesions in training.
+        outline: Where the outline of lesions came from in training.
         aperture: Of :func:`endoscopy.data.frames.streams.build_streams`.
-        quality: Limits on the frames that a size is read from.
-        intervals: Of sizes of objects, by what tells where lesions are; none where nobody knows how
-            far such sizes are off.
-        cut_offs: Sizes that cut predictions into classes.
+        quality: Limits on the frames from which a size is read.
+        intervals: Of sizes of objects, by how lesions are located; none where the error of such
+            sizes is unknown.
+        cut_offs: Sizes that separate the predicted classes.
         facts: Anything that the model card should show, by name; plain values for JSON.
-        training: What the network was trained with; None where nobody knows.
+        training: What the network was trained with; None if unknown.
     """
 
     model: MultiStreamSizer
@@ -147,7 +147,7 @@ def load_bundle(folder: str | Path) -> SizingBundle:
         raise GatesError(
             f"{folder}: has no {Path(error.filename or CONFIG).name}; name a folder of weights"
         ) from error
-    except Exception as error:  # JSON, safetensors and PyTorch each raise errors of their own
+    except Exception as error:  # JSON, safetensors and PyTorch each raise their own errors
         line = (str(error).splitlines() or [""])[0]
         raise GatesError(
             f"{folder}: cannot be loaded: {type(error).__name__} {line}; copy it again"

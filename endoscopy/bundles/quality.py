@@ -1,4 +1,4 @@
-"""Frames that no size should be read from, and why: limits fitted to the training frames."""
+"""Frames from which no size should be read, and why: limits fitted to the training frames."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ TOO_NEAR = "too near"
 TOO_SMALL = "too small in the frame"
 
 DARK, BRIGHT = 8, 250  # of 255
-GROWTH = 0.5  # share of the box added on each side: the surroundings carry the sharpness too
+GROWTH = 0.5  # fraction of the box added on each side: the surroundings show the sharpness too
 LUMINANCE = np.array([0.299, 0.587, 0.114])
-BLACK = 16.0  # of 255; below, ratios of colors tell the coding of the file
+BLACK = 16.0  # of 255; below, ratios of colors depend on the coding of the file
 NOISE = 4.0  # variance of luminance, of 255², that every frame has
-SLACK = {"clipped": 0.05, "cut": 0.02}  # shares that are harmless whatever the training frames
+SLACK = {"clipped": 0.05, "cut": 0.02}  # fractions that are harmless whatever the training frames
 SHRINKAGE = 0.05
 
 
 @dataclass(frozen=True)
 class QualityLimits:
-    """Limits on the frames that a size is read from.
+    """Limits on the frames from which a size is read.
 
     Args:
         mean: (K,) of the statistics of the training frames.
         precision: (K, K), inverse of their covariance.
         distance: Largest Mahalanobis distance.
-        sharpness: Least sharpness.
-        clipped: Largest share of dark or saturated pixels around the lesion.
-        cut: Largest share of the box's perimeter on the edge of the frame.
-        area: Least and largest share of the frame that the box covers.
+        sharpness: Smallest sharpness.
+        clipped: Largest fraction of dark or saturated pixels around the lesion.
+        cut: Largest fraction of the box's perimeter on the edge of the frame.
+        area: Smallest and largest fraction of the frame that the box covers.
     """
 
     mean: np.ndarray
@@ -94,12 +94,12 @@ class QualityLimits:
 
 
 def fit_quality(images: np.ndarray, boxes: np.ndarray, *, rate: float = 0.01) -> QualityLimits:
-    """Fit the limits so that each reason holds for a share ``rate`` of the training frames.
+    """Fit the limits so that each reason holds for a fraction ``rate`` of the training frames.
 
     Args:
         images: (N, H, W, 3) uint8, resized as for the network, without augmentation.
         boxes: (N, 4) xmin, ymin, xmax, ymax in pixels.
-        rate: Share of the training frames beyond each limit; of the area, on either side.
+        rate: Fraction of the training frames beyond each limit; for the area, on either side.
 
     Raises:
         ValueError: There are fewer frames than twice the number of statistics.
@@ -134,10 +134,10 @@ def frame_statistics(images: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndar
 
     Returns:
         - ``sharpness`` (N,): variance of the Laplacian over the variance of the luminance, around
-          the lesion (Pech-Pacheco et al., 2000, relative so that contrast does not count);
-        - ``clipped`` (N,): share of dark or saturated pixels around the lesion;
-        - ``cut`` (N,): share of the box's perimeter on the edge of the frame;
-        - ``area`` (N,): share of the frame that the box covers;
+          the lesion (Pech-Pacheco et al., 2000, relative, so that contrast does not matter);
+        - ``clipped`` (N,): fraction of dark or saturated pixels around the lesion;
+        - ``cut`` (N,): fraction of the box's perimeter on the edge of the frame;
+        - ``area`` (N,): fraction of the frame that the box covers;
         - ``statistics`` (N, K): colors of the frame and around the lesion, and sharpness, the
           space in which frames are compared with those of training.
     """

@@ -21,13 +21,13 @@ OF_MILLIMETERS = ("lower_mm", "upper_mm", "size_class", "interval_crosses", *PRO
 
 @dataclass(frozen=True)
 class Scope:
-    """What a model may be asked.
+    """For which sources a model gives millimeters.
 
-    On a source of another scope sizes are not given in millimeters but as a size index: the
-    predicted size over ``reference_mm``, 1 for a lesion that the model takes for an average one.
+    On a source of another scope, sizes are given not in millimeters but as a size index: the
+    predicted size over ``reference_mm``, 1 for a lesion that the model considers average.
 
     Args:
-        trained_on: What the training data are, for the model card.
+        trained_on: Name of the training data, for the model card.
         calibrated_for: Scopes in which millimeters are given; ``synthetic`` is that of rendered
             frames.
         reference_mm: Geometric mean of the training sizes.
@@ -57,8 +57,8 @@ class Scope:
 
         Returns:
             The table itself if the scope is calibrated, else one in which ``size_index`` stands for
-            the size and a column ``note`` says why; intervals, classes and their chances, which are
-            those of millimeters, are left out.
+            the size and a column ``note`` gives the reason; intervals, classes and their
+            probabilities, which are in terms of millimeters, are left out.
         """
         if self.is_calibrated(source):
             return table
@@ -78,7 +78,7 @@ class Scope:
         return f"{size_mm:.1f} mm{interval}"
 
     def lines(self, source: str | None) -> list[str]:
-        """Return what must stand beside every number, a line each."""
+        """Return the lines that must accompany every number."""
         if self.is_calibrated(source):
             return [f"{RESEARCH_ONLY}; millimeters are calibrated for the scope {source!r}"]
         return [
@@ -91,7 +91,7 @@ def source_scope(source: str | Path, stated: str | None = None) -> str | None:
     """Return the scope of a source, None if unknown.
 
     The manifest of prepared data, in the folder of the source or up to two above it, names it;
-    otherwise it is what the user states. That frames are synthetic only a manifest can say.
+    otherwise the user does. Only a manifest can declare frames synthetic.
 
     Raises:
         GatesError: The statement contradicts the manifest, or claims synthetic frames without one.
@@ -109,7 +109,7 @@ def source_scope(source: str | Path, stated: str | None = None) -> str | None:
             return named
     if stated == SYNTHETIC:
         raise GatesError(
-            f"{source}: has no {MANIFEST} that says its frames are synthetic; render or prepare "
+            f"{source}: has no {MANIFEST} that declares its frames synthetic; render or prepare "
             "them, or leave the scope out"
         )
     return stated

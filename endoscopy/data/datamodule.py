@@ -37,6 +37,14 @@ from harness.files import Data
 Part = Literal["train", "validation", "test", "calibration"]
 SplitKind = Literal["audit5", "hag6", "made", "file", "counts"]
 SamplerKind = Literal["object", "class", "effective"]
+CHOICES = {
+    "level": Level,
+    "sampler": SamplerKind,
+    "augmentation": Augmentation,
+    "cache_form": StoreForm,
+}
+REAL = ("real_colon", "sun")  # folders of up to millions of files
+AT_LEAST_ONE = ("size", "batch_size", "frames_per_object", "eval_frames_per_object", "cache_epochs")
 
 
 class PolypSizingDataModule(L.LightningDataModule):
@@ -51,10 +59,10 @@ class PolypSizingDataModule(L.LightningDataModule):
         real_colon: Folder in the layout of REAL-Colon.
         sun: Folder in the layout of SUN.
         synthetic: Folder of rendered data.
-        split: ``audit5`` and ``hag6`` are published, ``made`` folds are made anew, ``file`` reads
-            folds of your own, ``counts`` draws objects at random.
-        fold: Fold that tests; the next validates.
-        split_file: CSV of the official split or of your folds.
+        split: ``audit5`` and ``hag6`` are published, ``made`` draws new folds, ``file`` reads your
+            folds, ``counts`` draws objects at random.
+        fold: Test fold; the next one is for validation.
+        split_file: CSV file of the official split or of your folds.
         num_folds: Number of folds where they are ``made``.
         level: What ``made`` folds keep together.
         split_seed: Seed of a split that is ``made`` or drawn by ``counts``.
@@ -62,28 +70,28 @@ class PolypSizingDataModule(L.LightningDataModule):
         validation_objects: Objects to validate on, where split is ``counts``.
         calibration_objects: Objects to calibrate intervals on, where split is ``counts``.
         test_objects: Objects to test on, where split is ``counts``.
-        streams: What the network is fed, see :data:`endoscopy.data.frames.streams.STREAMS`.
-        size: Pixels of a side.
-        aperture: Radius of a round aperture in half sides; none by default.
-        batch_size: Frames of a step over all ranks.
+        streams: Inputs of the network, see :data:`endoscopy.data.frames.streams.STREAMS`.
+        size: Side length in pixels.
+        aperture: Radius of a round aperture, in half sides; none by default.
+        batch_size: Frames per step over all ranks.
         sampler: ``object`` draws equally many frames of each object, ``class`` and ``effective``
             draw by weights.
-        frames_per_object: Frames drawn of each object in an epoch of training.
-        eval_frames_per_object: Most frames of an object in the other parts.
+        frames_per_object: Frames drawn from each object in a training epoch.
+        eval_frames_per_object: Maximum number of frames per object in the other parts.
         augmentation: Augmentation of :func:`endoscopy.data.frames.transforms.train_pipeline`.
         cache_folder: Parent of the cache of decoded frames; none by default.
         cache_form: How the cache stores a frame: ``raw`` or as ``jpeg``.
         cache_epochs: Epochs whose training frames the cache holds; others are decoded.
-        num_workers: Processes that read frames; with 0 the training reads them itself.
+        num_workers: Processes that read frames; with 0 the training process reads them.
         seed: Seed of order and augmentation.
 
     Attributes:
         frame_table: All frames, after :meth:`load`.
-        report: What readers excluded and mended.
+        report: What readers excluded and repaired.
         folds: The folds; None for ``counts``.
         parts: Rows of each part.
-        announce: Told the size of a cache before :meth:`prepare_data` builds it; the command line
-            prints it.
+        announce: Called with the size of a cache before :meth:`prepare_data` builds it; the
+            command line prints it.
 
     Raises:
         ValueError: No source is named, a number is not positive, or an option has no such value.
@@ -121,29 +129,10 @@ class PolypSizingDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("size", size),
-            ("batch_size", batch_size),
-            ("frames_per_object", frames_per_object),
-            ("eval_frames_per_object", eval_frames_per_object),
-            ("cache_epochs", cache_epochs),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name, given, kind in (
-            ("split", split, SplitKind),
-            ("level", level, Level),
-            ("sampler", sampler, SamplerKind),
-            ("augmentation", augmentation, Augmentation),
-            ("cache_form", cache_form, StoreForm),
-        ):
-            check_option(name, given, kind)
         sources = {"table": table, "real_colon": real_colon, "sun": sun, "synthetic": synthetic}
         self.sources = {name: path for name, path in sources.items() if path is not None}
         if not self.sources:
             raise ValueError(f"no source is named: give one of {', '.join(sources)}")
-        if split in ("hag6", "file") and split_file is None:
-            raise ValueError(f"split {split} needs split_file, the CSV with the folds")
         self.streams = check_streams(streams, has_depth=True)
         self.split_kind, self.fold, self.split_file = split, fold, split_file
         self.num_folds, self.level, self.split_seed = num_folds, level, split_seed
@@ -160,9 +149,22 @@ class PolypSizingDataModule(L.LightningDataModule):
         self.parts: Split | None = None
         self.cache: FrameCache | None = None
         self.announce: Callable[[str], object] | None = None
+        self._tables: dict[str, FrameTable] = {}
+        self._digests: dict[str, Data] = {}  # by path; shared with copies
+        self._check_options()
+
+    def _check_options(self) -> None:
+        for name in AT_LEAST_ONE:
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_option("split", self.split_kind, SplitKind)
+        for name, kind in CHOICES.items():
+            check_option(name, getattr(self, name), kind)
+        if self.split_kind in ("hag6", "file") and self.split_file is None:
+            raise ValueError(f"split {self.split_kind} needs split_file, the CSV with the folds")
 
     def check_sources(self) -> None:
-        """Look whether the sources are there, before anything is rendered to be joined to them.
+        """Check that the sources exist, before anything is rendered to be joined to them.
 
         Raises:
             GatesError: One is absent. Rendered data may be.
@@ -172,18 +174,19 @@ class PolypSizingDataModule(L.LightningDataModule):
             given["split_file"] = self.split_file
         for name, path in given.items():
             if not Path(path).exists():
+                what = "FOLDER" if name in REAL else "FILE"
                 get = DOWNLOAD if name == "real_colon" else ""
                 raise GatesError(
-                    f"data.{name}: {path} is absent; name the file or folder it is in with "
-                    f"--data.{name}{get}"
+                    f"data.{name}: {path} does not exist: name another one with --data.{name} "
+                    f"{what}{get}"
                 )
 
     def load(self) -> FrameTable:
         """Read and split the table, once; nothing is decoded.
 
         Raises:
-            GatesError: A source is absent or cannot be read, or the split cannot be made; then the
-                message says what was left out before.
+            GatesError: A source is absent or cannot be read, or the split cannot be made; the
+                message then lists what was left out before.
         """
         if self.frame_table is not None:
             return self.frame_table
@@ -194,12 +197,12 @@ class PolypSizingDataModule(L.LightningDataModule):
             "sun": read_sun,
             "synthetic": read_real_colon,
         }
-        tables = []
+        tables: dict[str, FrameTable] = {}
         for name, path in self.sources.items():
-            table, report = read[name](path)
-            tables.append(table)
+            tables[name], report = read[name](path)
             self.report.merge(report)
-        joined = concatenate(tables) if len(tables) > 1 else tables[0]
+        self._tables = tables
+        joined = concatenate(tables.values()) if len(tables) > 1 else tables[name]
         try:
             self.parts = self._split(joined)
         except GatesError as error:
@@ -208,7 +211,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         return joined
 
     def _left_out(self) -> str:
-        """Say what the readers left out, for a message about what is left; empty if nothing."""
+        """Return what the readers left out, for a message about what is left; empty if nothing."""
         count = self.report.total("excluded")
         if not count:
             return ""
@@ -223,14 +226,14 @@ class PolypSizingDataModule(L.LightningDataModule):
         fold: int | None = None,
         train_objects: int | None = None,
     ) -> PolypSizingDataModule:
-        """Return data of the same table that differ; table and cache are shared.
+        """Return a variant of these data; table and cache are shared.
 
-        Another fold has a cache of its own, and so have masks or depths that this one lacks.
+        Another fold has its own cache, and so have masks or depths that this one lacks.
 
         Args:
             seed: Of order and augmentation, and of the draw of training objects.
-            streams: What the network is fed.
-            fold: Fold that tests.
+            streams: Inputs of the network.
+            fold: Test fold.
             train_objects: Objects drawn from the training part; all of it by default.
 
         Raises:
@@ -246,7 +249,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         other.cache = self.plan_cache()
         reader = other._reader()
         if other.cache and (reader.masks, reader.depths) > (other.cache.masks, other.cache.depths):
-            other.cache = None  # it makes one of its own
+            other.cache = None  # it makes its own
         if fold is not None and fold != self.fold:
             other.fold, other.cache = fold, None
             other.parts = other._split(table)
@@ -256,10 +259,10 @@ class PolypSizingDataModule(L.LightningDataModule):
         return other
 
     def elsewhere(self, synthetic: str, train_objects: int) -> PolypSizingDataModule:
-        """Return data of another rendered folder, all else alike, for training only.
+        """Return the same data from another rendered folder, for training only.
 
         Args:
-            synthetic: Folder of rendered data with two objects more than are trained on.
+            synthetic: Folder of rendered data with two more objects than are trained on.
             train_objects: Of the training part; one object validates and one tests.
         """
         other = copy.copy(self)
@@ -270,7 +273,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         return other
 
     def plan_cache(self) -> FrameCache | None:
-        """Return the cache to come, which tells its size before it is built; None without one."""
+        """Return the planned cache, whose size is known before it is built; None without one."""
         if self.cache_folder is None:
             return None
         self.load()
@@ -308,7 +311,7 @@ class PolypSizingDataModule(L.LightningDataModule):
                 self.report.merge(found)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the keys of the training objects, so that a checkpoint tells what it has seen."""
+        """Return the keys of the training objects, so that a checkpoint states what it has seen."""
         return {"trained_on": self.training_objects()}
 
     def training_objects(self) -> list[str]:
@@ -320,10 +323,26 @@ class PolypSizingDataModule(L.LightningDataModule):
         return object_keys(self.load().frames.iloc[self.rows(part)])
 
     def digest(self) -> list[Data]:
-        """Describe the sources that are there, and the file of the split, by their contents."""
+        """Describe the existing sources, and the file of the split, once per process.
+
+        Files and small folders are hashed as a whole. For real data, which may be millions of
+        files, the table of frames is hashed instead: names, boxes and sizes.
+
+        Raises:
+            GatesError: Real data cannot be read.
+        """
         paths = self.sources | ({} if self.split_file is None else {"split_file": self.split_file})
-        found = {name: Path(path) for name, path in paths.items()}
-        return [Data.of(name, "frames", path) for name, path in found.items() if path.exists()]
+        for name, path in paths.items():
+            if path in self._digests or not Path(path).exists():
+                continue
+            if name in REAL:
+                self.load()
+                table = self._tables[name]
+                found = Data(name, "frames", table.digest(), len(table), "rows", listing=True)
+            else:
+                found = Data.of(name, "frames", Path(path))
+            self._digests[path] = found
+        return [self._digests[path] for path in paths.values() if path in self._digests]
 
     def rows(self, part: Part) -> NDArray[np.int64]:
         """Return the rows (N,) of a part, ascending.
@@ -351,7 +370,7 @@ class PolypSizingDataModule(L.LightningDataModule):
 
     @property
     def form(self) -> InputForm:
-        """What a network that learns from the training part is fed."""
+        """The input of a network that learns from the training part."""
         return InputForm(self.streams, self.size, self.aperture, self._outline())
 
     def frames(self) -> LesionDataset:
@@ -413,7 +432,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         return folds.split(table, self.fold)
 
     def _outline(self) -> Outline:
-        """Return what tells the outline of lesions in the training part."""
+        """Return where the outline of lesions comes from in the training part."""
         frames = self.load().frames
         if "mask_path" not in frames or not WITH_MASK & set(self.streams):
             return "box"

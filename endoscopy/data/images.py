@@ -17,7 +17,7 @@ from PIL import Image
 from core_gates.errors import GatesError
 
 DEPTH_UNITS = 256.0
-"""Steps of a stored depth in a millimeter."""
+"""Steps of a stored depth per millimeter."""
 
 MOST_PIXELS = 64_000_000
 _TAIL = 1024
@@ -25,7 +25,7 @@ _FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.Decom
 
 
 class ImageHeader(NamedTuple):
-    """What the first bytes of an image say: pixels, and bits of a channel."""
+    """What the header of an image states: pixels, and bits per channel."""
 
     width: int
     height: int
@@ -35,7 +35,7 @@ class ImageHeader(NamedTuple):
 def probe(path: str | os.PathLike[str]) -> ImageHeader:
     """Read the header, and check at the end of the file that the image is whole.
 
-    This finds absent, foreign and truncated files at a hundredth of the cost of decoding, but no
+    This finds missing, foreign and truncated files at a hundredth of the cost of decoding, but no
     damage in the middle.
 
     Raises:
@@ -73,7 +73,7 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):
         gray = (np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))  # torch wants to be able to write
+    return np.array(image.convert("RGB"))  # torch expects writable memory
 
 
 def read_mask(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
@@ -122,7 +122,7 @@ def _decode(path: str | os.PathLike[str]) -> Image.Image:
 
 @contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder raises into one line that names the file."""
+    """Turn any error of a decoder into one line that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

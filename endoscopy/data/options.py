@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 
 def check_option(name: str, value: object, kind: Any) -> None:
-    """Refuse a value that a ``Literal`` does not hold; a slip must not pass for another choice.
+    """Refuse a value that is not in a ``Literal``; a typo must not pass for another choice.
 
     Args:
         name: Of the option, for the message.

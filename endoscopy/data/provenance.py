@@ -1,4 +1,4 @@
-"""What a network was trained with, so that it is never taken for another one."""
+"""What a network was trained with, so that it is never mistaken for another one."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Provenance(NamedTuple):
 
 
 def object_key(database: str, unique_id: str, size_mm: float) -> str:
-    """Return a short hash that tells an object from all others without naming it.
+    """Return a short hash that identifies an object without naming it.
 
-    Names of rendered objects repeat from set to set, so their sizes tell them apart; sizes of real
-    ones are left out, since a hash of a whole number of millimeters gives the number away.
+    Names of rendered objects repeat from set to set, so their sizes are hashed too; sizes of real
+    ones are left out, since the hash of a whole number of millimeters reveals the number.
     """
     size = f"/{size_mm:.4f}" if database == RENDERED else ""
     return hashlib.sha256(f"{database}/{unique_id}{size}".encode()).hexdigest()[:12]

@@ -1,6 +1,6 @@
 """Evaluation of polyp sizing: intervals, baselines, audits, the ladder and the honest table.
 
-Audits stand in :mod:`endoscopy.evaluation.audits`,
+Audits are in :mod:`endoscopy.evaluation.audits`,
 frames of the renderer in :mod:`endoscopy.evaluation.rendered`.
 """
 

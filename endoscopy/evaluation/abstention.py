@@ -1,4 +1,4 @@
-"""How often the model abstains, why, and what is gained by it."""
+"""How often the model abstains, why, and what it gains."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ def abstention_table(predictions: pd.DataFrame, *, cut_offs: CutOffs = CONTINUOU
     """Tabulate abstentions of frames and of objects, all of whose frames abstain.
 
     Args:
-        predictions: One row a frame with a column ``reasons``: empty, or reasons separated by
+        predictions: One row per frame with a column ``reasons``: empty, or reasons separated by
             semicolons.
         cut_offs: Of the predictions.
 

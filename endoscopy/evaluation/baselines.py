@@ -33,7 +33,7 @@ class LogLinear(NamedTuple):
 def fit_log_linear(
     features: np.ndarray, gt: np.ndarray, objects: np.ndarray, *, ridge: float = 1e-3
 ) -> LogLinear:
-    """Fit a ridge regression of log size in which every object weighs the same.
+    """Fit a ridge regression of log size in which all objects have the same weight.
 
     Args:
         features: (N, F); with F = 0 the fit is the constant, the geometric mean of sizes.
@@ -64,10 +64,10 @@ def fit_log_linear(
 
 
 class Pinhole(NamedTuple):
-    """Size = factor × apparent extent × distance, what a camera without distortion sees.
+    """Size = factor × apparent extent × distance, as seen by a camera without distortion.
 
     Attributes:
-        factor: Millimeters a unit of extent and millimeter of distance.
+        factor: Millimeters per unit of extent and millimeter of distance.
     """
 
     factor: float
@@ -93,7 +93,7 @@ def constant_size(train: pd.DataFrame) -> float:
 
 
 def box_features(frames: pd.DataFrame) -> np.ndarray:
-    """Return the log extent (N, 1) of the boxes: half the log of their share of the frame.
+    """Return the log extent (N, 1) of the boxes: half the log of their fraction of the frame.
 
     Raises:
         GatesError: A column of the frame table is missing, or a box is empty.
@@ -110,7 +110,7 @@ def box_features(frames: pd.DataFrame) -> np.ndarray:
 
 
 def baseline_predictions(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Predict the test frames by the two baselines of every report.
+    """Predict the test frames with the two baselines of every report.
 
     Args:
         train: Frame table of training, columns as in :class:`FrameTable`.

@@ -13,7 +13,7 @@ from endoscopy.metrics import TRUTH, CutOffs, flags_of, object_table
 
 MINIMUM = 200
 SHORT_TRACKS = 0.1
-"""Share of calibration objects that may have fewer frames than usual."""
+"""Fraction of calibration objects that may have fewer frames than usual."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class SplitConformal:
 
     q is the ``⌈(n + 1) c⌉``-th smallest of the |log p - log t| of n calibration objects, none of
     which the model was trained on. Then the true size of an object that is exchangeable with them
-    lies inside with probability c at least (Papadopoulos et al., 2002). Nothing is promised for
-    other objects: other exposure or brand. An object that is seen on fewer frames than usual has
-    the wider interval of calibration objects of which as few frames were drawn.
+    lies inside with probability c at least (Papadopoulos et al., 2002). Nothing is guaranteed
+    for other objects, such as of another exposure or brand. An object that is seen on fewer frames
+    than usual has the wider interval of calibration objects of which as few frames were drawn.
 
     Args:
         residuals: (n,) log p - log t of the calibration objects, ascending.
@@ -62,10 +62,10 @@ class SplitConformal:
         return float(np.sort(np.abs(self.residuals))[self._rank - 1])
 
     def calibration_spread(self, level: float = 0.95) -> tuple[float, float]:
-        """Return how far coverage falls below and rises above its mean by the draw of the n.
+        """Return how far coverage varies below and above its mean with the calibration objects.
 
         Args:
-            level: Share of calibration sets that lie between.
+            level: Fraction of calibration sets that lie between.
         """
         rank, count = self._rank, len(self.residuals)
         tail = (1 - level) / 2
@@ -91,9 +91,9 @@ class SplitConformal:
         return predicted_mm / np.exp(widths), predicted_mm * np.exp(widths)
 
     def probabilities(self, predicted_mm: np.ndarray, cut_offs: CutOffs = TRUTH) -> np.ndarray:
-        """Return the chances of the three classes, as if the calibration residuals were drawn.
+        """Return the probabilities of the three classes, from the calibration residuals.
 
-        The counts have one added to each class, so that no chance is exactly zero.
+        One is added to the count of each class, so that no probability is exactly zero.
 
         Args:
             predicted_mm: (N,).
@@ -142,7 +142,7 @@ def calibrate(
             are left out, and abstained, whose objects are left out too.
         training_ids: Objects that the model was trained on.
         coverage: Nominal coverage.
-        minimum: Least number of objects with a known size.
+        minimum: Smallest number of objects with a known size.
 
     Raises:
         GatesError: There are fewer objects, or the model was trained on some.
@@ -175,7 +175,7 @@ def draw_frames(frames: pd.DataFrame, k: int) -> pd.DataFrame:
 def calibrate_few_frames(conformal: SplitConformal, frames: pd.DataFrame) -> SplitConformal:
     """Fit half widths for objects of 1, 2, 4, ... frames, as far as whole tracks are longer.
 
-    None is narrower than one for more frames, which chance would make some.
+    None is narrower than one for more frames, as some would be by chance.
 
     Args:
         conformal: Fitted to the same objects by :func:`calibrate`.

@@ -50,12 +50,13 @@ def coverage_interval(
     The interval counts the sampling of the test patients, by a bootstrap, and that of the
     calibration objects: the coverage of split-conformal intervals varies from calibration set to
     calibration set as Beta(k, n + 1 - k), with k the rank of the half width among n (Vovk, 2012).
-    Seeds share their calibration objects, so that it does not average out. Both add in squares.
+    Seeds share their calibration objects, so that their variation does not average out. Both add in
+    quadrature.
 
     Args:
         objects: Object table of each seed, the same objects in the same order.
         conformals: Intervals of each seed.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
     """
 
     def score(table: pd.DataFrame, conformal: SplitConformal) -> Scores:
@@ -73,12 +74,12 @@ def coverage_interval(
 
 
 def coverage_note(task: str, found: tuple[float, float, float], nominal: float) -> str:
-    """Say where an interval of the coverage excludes the nominal one; empty where it does not.
+    """Return a sentence if the interval of the coverage excludes the nominal one, else nothing.
 
     Args:
         task: What was scored.
         found: Coverage, and the ends of its interval.
-        nominal: What the intervals promise.
+        nominal: Nominal coverage of the intervals.
     """
     value, low, high = found
     if low <= nominal <= high or not np.isfinite([low, high]).all():
@@ -105,8 +106,8 @@ def coverage_table(
     Args:
         objects: Object table, optional ``abstained``.
         conformal: Calibrated on other objects.
-        by: A column, such as brand or exposure, for rows of its values beside those of all.
-        resamples: Draws of the bootstrap.
+        by: A column, such as brand or exposure, for rows of its values next to those of all.
+        resamples: Number of bootstrap resamples.
 
     Returns:
         Rows: all; accepted and abstained, if objects abstain; every value of ``by``. Columns group,

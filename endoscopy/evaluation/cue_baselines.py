@@ -6,7 +6,7 @@ import pandas as pd
 from endoscopy.evaluation.baselines import constant_size, fit_log_linear, fit_pinhole
 
 REGRESSION = "mask area + photometry"
-"""The regression on three numbers, which most of a rendered size can be read from."""
+"""The regression on three numbers, which explain most of a rendered size."""
 
 PHOTOMETRY = ("log_extent", "local_brightness", "frame_brightness")
 

@@ -18,16 +18,16 @@ def frame_features(frames: FrameStack) -> pd.DataFrame:
     Returns:
         Columns unique_id, gt and
 
-        - ``log_extent``: half the log of the masked share of the frame;
+        - ``log_extent``: half the log of the masked fraction of the frame;
         - ``local_brightness``: mean gray value in the mask, 0 to 1 as displayed. The tone curve of
-          a camera compresses light much as a logarithm does, so that this is about linear in the
-          log of the distance; undoing the curve of the renderer gains less than 0.01 in MAPE;
+          a camera compresses light much as a logarithm does, so that this is roughly linear in
+          the log of the distance; inverting the curve of the renderer gains less than 0.01 in MAPE;
         - ``frame_brightness``: mean gray value of the frame, also as displayed. Under automatic
-          exposure the mean of linear light is the same for all frames and would tell nothing; that
-          of the compressed values still tells how deep the view is;
+          exposure the mean of linear light is the same for all frames and would be useless; that of
+          the compressed values still depends on how deep the view is;
         - ``log_depth``: log of the median depth in the mask, mm;
         - ``relative_depth``: mean over the mask of the inverse depth, scaled to 0-1 over the frame,
-          what a network for relative depth gives.
+          as a network for relative depth returns.
 
         The last two are NaN without depths.
 

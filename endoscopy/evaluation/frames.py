@@ -1,4 +1,4 @@
-"""Frames with their masks, depths and boxes in memory, and what predicts sizes from them."""
+"""Frames with their masks, depths and boxes in memory, and predictors of sizes from them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -64,7 +64,7 @@ class FrameStack:
 
 
 Predictor = Callable[[FrameStack], np.ndarray]
-"""Frames -> predicted sizes (N,) in mm; it must read nothing of the table."""
+"""Frames -> predicted sizes (N,) in mm; it must not read the table."""
 
 
 def predictions_of(predict: Predictor, frames: FrameStack) -> pd.DataFrame:

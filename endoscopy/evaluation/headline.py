@@ -21,10 +21,10 @@ def headline(
     cut_offs: CutOffs = CONTINUOUS,
     resamples: int = 2000,
 ) -> str:
-    """Say in one line what is reached without a network, and whether the model is better.
+    """Summarize in one line what is reached without a network, and whether the model is better.
 
     The model is called significantly better than the constant only if both paired differences, in
-    macro F1 and in MAPE, are significant and on the right side.
+    macro F1 and in MAPE, are significant and have the right sign.
 
     Args:
         model: Object table of the model, or one for each seed.
@@ -33,7 +33,7 @@ def headline(
         regression: That of a regression on the area and two brightnesses, where there is one.
         name: Of the model.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
     """
     parts = []
     others = [("constant", constant), ("area alone", area)]
@@ -66,7 +66,7 @@ def verdict(
 
 
 def cut_off_note(objects: pd.DataFrame, cut_offs: CutOffs) -> str:
-    """Say which cut-offs were used and how many objects lie exactly on those of the truth."""
+    """Return which cut-offs were used and how many objects lie exactly on those of the truth."""
     on = count_on_cut_offs(objects["gt"].to_numpy(float))
     exact = ", ".join(f"{count} on {cut:g} mm" for cut, count in on.items())
     return (

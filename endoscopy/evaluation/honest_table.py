@@ -20,7 +20,7 @@ LOWER_IS_BETTER = ("mape", "mae_mm", "rmse_mm")
 
 
 class Design(NamedTuple):
-    """The columns that tell one training from another in a table of predictions."""
+    """The columns that identify a training run in a table of predictions."""
 
     variant: str = "variant"
     objects: str = "train_objects"
@@ -45,15 +45,15 @@ def honest_table(
     corrected for all comparisons of the table (Holm, 1979).
 
     Args:
-        predictions: Predictions of frames, or of objects, of all trainings: the columns of
+        predictions: Predictions of frames, or of objects, of all training runs: the columns of
             :func:`object_table` and variant, train_objects, seed.
         reference: The variant to compare with.
         scores: Names of :func:`size_scores`.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Returns:
-        One row a (train_objects, variant, score): seeds, test_objects, value, low, high, and,
+        One row per (train_objects, variant, score): seeds, test_objects, value, low, high, and,
         except for the reference, difference, difference_low, difference_high, p_value, p_holm,
         verdict: ``better`` or ``worse`` if the interval excludes zero and p_holm is below 0.05,
         ``better alone`` or ``worse alone`` if only the former holds, else ``no difference``.
@@ -89,10 +89,10 @@ def baseline_table(
         predictions: As for :func:`honest_table`.
         scores: Names of :func:`size_scores`.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Returns:
-        One row a (train_objects, variant, score): seeds, test_objects, value, low, high.
+        One row per (train_objects, variant, score): seeds, test_objects, value, low, high.
     """
     rows = []
     for size, fitted in predictions.groupby(DESIGN.objects, sort=True):
@@ -112,7 +112,7 @@ def seed_tables(predictions: pd.DataFrame) -> dict[str, dict[int, pd.DataFrame]]
 
 
 def honest_headline(table: pd.DataFrame, *, score: str = "macro_f1") -> str:
-    """Say what the table of :func:`honest_table` shows for a score, and what it excludes."""
+    """Summarize what the table of :func:`honest_table` shows for a score, and what it excludes."""
     compared = table[(table["score"] == score) & table["difference"].notna()]
     if compared.empty:
         return "No variant was compared with the plain network."
@@ -154,7 +154,7 @@ class HonestComparison:
         baselines: As for :func:`baseline_table`: ``constant``, ``area`` and perhaps the regression
             on area and brightness.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
     """
 
     def __init__(

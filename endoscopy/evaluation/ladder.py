@@ -1,7 +1,7 @@
-"""The identifiability ladder: how far each cue leads, before any network.
+"""The identifiability ladder: how much each cue explains, without a network.
 
-Size is apparent extent times distance. The ladder regresses log size on the extent and on what
-tells the distance: depth, or brightness, which falls with its square.
+Size is apparent extent times distance. The ladder regresses log size on the extent and on cues
+of the distance: depth, or brightness, which falls with its square.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ RUNGS = (
 )
 
 NEGLIGIBLE = 0.3
-"""A cue adds almost nothing if it brings less than this share of what metric depth brings."""
+"""A cue adds almost nothing if it gains less than this fraction of what metric depth gains."""
 
 
 def ladder_predictions(
@@ -104,11 +104,12 @@ def ladder(
         test: The same of the test frames, 3,000 objects.
         rungs: What to fit.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap over objects.
+        resamples: Number of bootstrap resamples of objects.
 
     Returns:
-        One row a rung: features, exposure, objects; mape, mae_mm, macro_f1, f1_5mm and f1_10mm with
-        ``_low`` and ``_high``; the prototype's mape and macro_f1 with the suffix ``_published``.
+        One row per rung: features, exposure, objects; mape, mae_mm, macro_f1, f1_5mm and f1_10mm
+        with ``_low`` and ``_high``; the prototype's mape and macro_f1 with the suffix
+        ``_published``.
     """
     rows = []
     tables = ladder_predictions(train, test, rungs)
@@ -141,10 +142,10 @@ def ladder_order(
     Args:
         tables: Of :func:`ladder_predictions`.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap over objects.
+        resamples: Number of bootstrap resamples of objects.
 
     Returns:
-        One row a claim: lower, relation, upper, holds, and the differences upper - lower of mape
+        One row per claim: lower, relation, upper, holds, and the differences upper - lower of mape
         and macro_f1 with ``_low`` and ``_high``.
     """
     claims = [

@@ -1,4 +1,4 @@
-"""Frames of the renderer, ready to be evaluated without a disk between."""
+"""Frames of the renderer, ready to be evaluated in memory."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -65,7 +65,7 @@ def rendered_features(
         config: What is rendered; its exposure does not matter.
         indices: Numbers of the objects.
         exposures: Under which the same objects are rendered.
-        tick: Called with the number of finished objects now and then.
+        tick: Called repeatedly with the number of finished objects.
 
     Returns:
         Exposure -> :func:`frame_features`, what :func:`endoscopy.evaluation.ladder.ladder` takes.

@@ -102,8 +102,8 @@ def score_intervals(
         table: Predictions of one seed, or a table for each seed with the same rows in any order.
         cut_offs: Of the predictions.
         only: Names of the scores to compute; all by default.
-        resamples: Draws of the bootstrap.
-        seed: Of the draws.
+        resamples: Number of bootstrap resamples.
+        seed: Of the bootstrap.
 
     Raises:
         GatesError: Tables of seeds hold different rows.
@@ -129,8 +129,8 @@ def score_differences(
         other: Those of the model to compare with.
         cut_offs: Of the predictions of both.
         only: Names of the scores to compute; all by default.
-        resamples: Draws of the bootstrap.
-        seed: Of the draws.
+        resamples: Number of bootstrap resamples.
+        seed: Of the bootstrap.
 
     Returns:
         Score -> model minus other.

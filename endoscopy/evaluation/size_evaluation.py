@@ -1,4 +1,4 @@
-"""All figures of an evaluation of sizing networks, from tables of predictions alone."""
+"""All scores of an evaluation of sizing networks, from tables of predictions alone."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from endoscopy.metrics import (
     patient_table,
     patients_of,
 )
-from harness.evidence.rows import Bar, Row
+from harness.evidence import Bar, Row, holm
 
-TEST, DIFFERENCES = "test", "test, differences"
+TEST = "test"
 BASELINES = ("constant", "area")
-ACCURACY = ("macro_f1", "f1_5mm", "f1_10mm", "mape", "mae_mm", "bias_mm")
+ACCURACY = ("macro_f1", "mape", "f1_5mm", "f1_10mm", "mae_mm", "bias_mm")
 CERTAINTY = (
     *("coverage", "coverage_accepted", "coverage_abstained"),
     *("abstained", "mape_accepted", "mape_abstained"),
 )
-"""Figures of the intervals and of abstention, which the main network alone has."""
+"""Scores of the intervals and of abstention, which only the main network has."""
 
 HEADLINE = (*ACCURACY, *CERTAINTY)
 OTHER_CUT_OFFS = tuple(f"macro_f1 at {c.small:g}/{c.large:g}" for c in (CONTINUOUS, PUBLISHED))
@@ -45,7 +45,7 @@ SECONDARY = (
     *("auroc_5mm", "auroc_10mm", *(f"sensitivity_{name}" for name in CLASS_NAMES)),
     *("rmse_mm", "limit_low_ratio", "limit_high_ratio"),
 )  # fmt: skip
-"""Figures of the test objects that tables show after those of ``HEADLINE``."""
+"""Scores of the test objects that tables show after those of ``HEADLINE``."""
 
 COMPARED = ACCURACY
 FRAME_SCORES = ("macro_f1", "weighted_f1", "weighted_f1_10mm", "mape", "mae_mm")
@@ -54,13 +54,13 @@ OF_QUALITY = ["reasons", "sharpness"]
 
 @dataclass
 class Bars:
-    """What the main network must reach on the test objects, in the mean over seeds.
+    """What the main network must reach on the test objects, on average over seeds.
 
     Args:
-        macro_f1: Least macro F1 of objects.
+        macro_f1: Smallest macro F1 of objects.
         mape: Largest mean relative error.
-        crop_macro_f1: Largest macro F1 of the network that sees the crop only.
-        coverage: Least and largest coverage of 90 % intervals.
+        crop_macro_f1: Largest macro F1 of the network that sees only the crop.
+        coverage: Smallest and largest coverage of 90 % intervals.
     """
 
     macro_f1: float | None = None
@@ -69,27 +69,17 @@ class Bars:
     coverage: tuple[float, float] | None = None
 
 
-def apart(rows: Sequence[Row]) -> list[Row]:
-    """Return rows with the figures of ``CERTAINTY`` under a task of their own, for tables."""
-    return [
-        row._replace(task=f"{row.task}, intervals and abstention")
-        if row.metric in CERTAINTY
-        else row
-        for row in rows
-    ]
-
-
 def nothing() -> None:
-    """Do nothing, in place of a bar of progress."""
+    """Do nothing, instead of moving a progress bar."""
 
 
 class SizeEvaluation:
-    """Collect predictions of networks and of what they must beat, and score them together.
+    """Collect predictions of networks and of their baselines, and score them together.
 
     Args:
-        main: The network that intervals, abstention and bars are about, the first that is added.
+        main: The network to which intervals, abstention and bars refer, the first that is added.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Attributes:
         predictions: (task, method, seed) to predictions of frames; seed 0 of baselines.
@@ -130,7 +120,7 @@ class SizeEvaluation:
             self.add(task, name, 0, predicted)
 
     def add_cues(self, train: FrameStack, test: FrameStack, found: pd.DataFrame) -> None:
-        """Add regressions on what masks, brightness and depth tell, where all are known.
+        """Add regressions on masks, brightness and depth, where all are known.
 
         Args:
             train: Training frames.
@@ -153,14 +143,14 @@ class SizeEvaluation:
         )
 
     def objects(self, task: str, method: str) -> list[pd.DataFrame]:
-        """Return the object table of every seed, no frame left out."""
+        """Return the object table of every seed, including frames that abstain."""
         return [
             object_table(found.drop(columns=["reasons"], errors="ignore"))
             for found in self.frames(task, method)
         ]
 
     def frames(self, task: str, method: str) -> list[pd.DataFrame]:
-        """Return the predictions of frames, a table a seed."""
+        """Return the predictions of frames, one table per seed."""
         return [
             found
             for (of, name, _), found in self.predictions.items()
@@ -169,7 +159,7 @@ class SizeEvaluation:
 
     @property
     def headline(self) -> str:
-        """The first line of every report: what is trivial, and whether the network is better."""
+        """The first line of every report: the baselines, and whether the network is better."""
         constant, area = (self.objects(TEST, name)[0] for name in BASELINES)
         regression = self.objects(TEST, REGRESSION)
         return headline(
@@ -183,7 +173,7 @@ class SizeEvaluation:
 
     @property
     def note(self) -> str:
-        """Which cut-offs were used, and where intervals cover less or more than they say."""
+        """Which cut-offs were used, and where intervals cover less or more than nominally."""
         notes = [cut_off_note(self.objects(TEST, self.main)[0], self.cut_offs)]
         for row in self.rows():
             if row.metric == "coverage" and row.method == self.main:
@@ -192,7 +182,9 @@ class SizeEvaluation:
         return " ".join(note for note in notes if note)
 
     def rows(self, tick: Callable[[], None] = nothing) -> list[Row]:
-        """Return every figure of every method and task, over objects, frames and patients.
+        """Return every score of every method and task, over objects, frames and patients.
+
+        Those of ``HEADLINE`` come first, in its order, which is that of the columns of tables.
 
         Args:
             tick: Called after each method of each task.
@@ -202,7 +194,9 @@ class SizeEvaluation:
             for task, method in self.pairs():
                 rows += self._rows_of(task, method)
                 tick()
-            self._rows = rows + self._differences()
+            order = {metric: place for place, metric in enumerate(HEADLINE)}
+            rows += self._differences()
+            self._rows = sorted(rows, key=lambda row: order.get(row.metric, len(order)))
         return self._rows
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -223,7 +217,7 @@ class SizeEvaluation:
         )
 
     def bars(self, bars: Bars) -> list[Bar]:
-        """Return what must hold, met or missed, for the methods that were compared."""
+        """Return the bars, met or missed, of the methods that were compared."""
         found: list[Bar] = []
         if bars.macro_f1 is not None:
             value = self._value(self.main, "macro_f1")
@@ -281,21 +275,23 @@ class SizeEvaluation:
 
     def _differences(self) -> list[Row]:
         """Return networks and the regression minus the main network, paired by patient and seed."""
-        rows: list[Row] = []
-        main = self.objects(TEST, self.main)
-        plain = {*BASELINES, self.main}
+        main, found = self.objects(TEST, self.main), {}
         for task, name in self.pairs():
-            tables = self.objects(TEST, name)
-            if task != TEST or name in plain or (len(tables) != len(main) and name != REGRESSION):
+            if task != TEST or name in (*BASELINES, self.main):
                 continue
-            tables = tables * len(main) if name == REGRESSION else tables
-            found = score_differences(
-                tables, main, self.cut_offs, only=COMPARED, resamples=self.resamples
+            tables = self.objects(TEST, name) * (len(main) if name == REGRESSION else 1)
+            if len(tables) == len(main):
+                found[name] = score_differences(
+                    tables, main, self.cut_offs, only=COMPARED, resamples=self.resamples
+                )
+        return [
+            Row(name, TEST, metric, gap.value, gap.low, gap.high, gap.units, self.main, p)
+            for metric in COMPARED
+            for (name, gaps), p in zip(
+                found.items(), holm([gaps[metric].p for gaps in found.values()]), strict=True
             )
-            pair = f"{name} minus {self.main}"
-            for metric, (value, low, high, _, units) in found.items():
-                rows.append(Row(pair, DIFFERENCES, metric, value, low, high, units))
-        return rows
+            for gap in [gaps[metric]]
+        ]
 
     def _coverages(self, task: str, tables: list[pd.DataFrame]) -> list[Row]:
         """Return coverage and width of the intervals; none where a seed has no intervals."""
@@ -322,7 +318,7 @@ class SizeEvaluation:
         return rows
 
     def _abstentions(self, task: str) -> list[Row]:
-        """Return how often the first seed abstains and why, and what is gained by it."""
+        """Return how often the first seed abstains and why, and what it gains."""
         frames = [found for found in self.frames(task, self.main) if "reasons" in found]
         if not frames:
             return []

@@ -30,13 +30,13 @@ def subgroup_table(
         cut_offs: Of the predictions.
         scores: Names of :func:`size_scores`.
         minimum: Groups of fewer objects are listed without scores.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Returns:
         Columns column, group, objects, and each score with ``_low`` and ``_high``.
 
     Raises:
-        GatesError: None of the columns is there.
+        GatesError: None of the columns exists.
     """
     present = [name for name in by if name in objects and objects[name].notna().any()]
     if not present:

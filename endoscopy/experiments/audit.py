@@ -1,4 +1,4 @@
-"""What a trained network leans on: audits and the ladder, as tables."""
+"""What a trained network relies on: audits and the ladder, as tables."""
 
 from __future__ import annotations
 
@@ -38,11 +38,23 @@ from harness.evidence import Bar, Row
 
 AUDIT = "audit: "
 AUDITS = ("shortcut", "masks", "boxes", "oracle_scale", "ladder")
+QUESTIONS = {
+    "shortcut": "trained where large lesions are seen from afar (rho 0.8), tested where they are "
+    "not.",
+    "partition": "test objects whose distance agrees with that habit, and those where it does not.",
+    "masks": "true masks replaced by those available in practice.",
+    "boxes": "boxes that are wrong by a fifth.",
+    "oracle_scale": "relative depth with its scale handed in, for a network trained on metric "
+    "depth.",
+    "ladder": "regressions on hand-made cues.",
+}
+"""What an audit asks, by the name of its table."""
+
 OF_TRUTH = {
     "masks": {"mask_path": "a mask"},
     "oracle_scale": {"mask_path": "a mask", "depth_path": "a depth"},
 }
-"""Columns of the frame table that audits need, and what they name."""
+"""Columns of the frame table that audits need, and what they contain."""
 
 TRAINED_RHO, TESTED_RHOS = 0.8, (0.8, 0.0, -0.8)
 LADDER_SEED = 10  # added to that of the main set
@@ -57,12 +69,12 @@ class Audit:
     Args:
         sizers: The networks and their data.
         networks: Returns a trained one.
-        segmenter: Makes the masks that stand in for true ones; None leaves them out.
+        segmenter: Predicts masks instead of the true ones; None leaves them out.
         test_objects: Objects of the audits of masks, boxes and scale.
         ladder_objects: Training and test objects of the ladder.
         seed: Of the audited network, and of those that audits train.
         cues: Renders objects and returns their cues by exposure, for the ladder.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Attributes:
         tables: What was found, by audit.
@@ -89,12 +101,12 @@ class Audit:
         self._frames: FrameStack | None = None
 
     def obstacle(self, name: str) -> str:
-        """Return what an audit needs and the data lack, and what to do; empty if nothing."""
+        """Return what an audit needs and the data lack, with a remedy; empty if nothing."""
         data = self.sizers.datamodule
         if "synthetic" in data.sources:
             return ""
         if name in ("shortcut", "ladder"):
-            return "needs rendered frames: take the configuration synthetic"
+            return "needs rendered frames: use the configuration synthetic"
         frames = data.load().frames
         for column, what in OF_TRUTH.get(name, {}).items():
             if column not in frames or (frames[column].fillna("") == "").any():
@@ -120,7 +132,7 @@ class Audit:
             tick()
 
     def needs(self, names: Sequence[str]) -> list[Training]:
-        """Return the trainings that audits are about."""
+        """Return the training runs that audits examine."""
         variants = {
             "shortcut": (CONFIGURED, "shortcut"),
             "masks": (CONFIGURED,),
@@ -180,7 +192,7 @@ class Audit:
         self.tables["boxes"] = box_audit(predict, self._test_frames(), **self._options)
 
     def _oracle_scale(self) -> None:
-        """The network has learned on metric depth; a scale is one in units of its size proxy."""
+        """The network was trained on metric depth; scales are in units of its size proxy."""
         data = self.sizers.datamodule
         train, _ = without_mask(frames_of(self._source(), data.evaluation_rows("train")))
         test = self._test_frames()
@@ -209,7 +221,7 @@ class Audit:
         self.tables["ladder_order"] = ladder_order(ladder_predictions(train, test), **self._options)
 
     def rows(self) -> list[Row]:
-        """Return the figures of all tables."""
+        """Return the scores of all tables."""
         return [
             row
             for name, table in self.tables.items()
@@ -217,7 +229,7 @@ class Audit:
         ]
 
     def bars(self) -> list[Bar]:
-        """Return how far the ladder is from the published one, the constant row excepted."""
+        """Return how far the ladder is from the published one, except for the constant."""
         if "ladder" not in self.tables:
             return []
         return ladder_bars(self.tables["ladder"], self.tables["ladder_order"], prefix=AUDIT)
@@ -225,9 +237,9 @@ class Audit:
 
 SHOWN = {
     *("macro_f1", "macro_f1_change", "mape", "mape_change", *PLAIN, "holds"),
-    *("ranking_auc", "gain", "open_rest", "r2", "accuracy", "accuracy_difference"),
+    *("ranking_auc", "open_rest", "r2", "accuracy"),
 }
-"""Figures that are printed; all are in the scores."""
+"""Scores that are printed; all are in the file."""
 
 
 def sets_of(names: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Predictions that an evaluation scores: of trained networks, and of what they must beat."""
+"""Predictions that an evaluation scores: of trained networks, and of their baselines."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Evaluation:
     Args:
         sizers: The networks and their data.
         networks: Returns a trained one.
-        variants: Names of variants; the first is the one that bars and intervals are about.
+        variants: Names of variants; bars and intervals refer to the first.
         seeds: Seeds of each.
         folds: Folds whose test parts are pooled; none for the configured one.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap.
-        cues: Score regressions on hand-made cues, too, where the data are rendered.
+        resamples: Number of bootstrap resamples.
+        cues: Also score regressions on hand-made cues, where the data are rendered.
 
     Attributes:
         scores: What was predicted, to be scored.
@@ -50,7 +50,7 @@ class Evaluation:
 
     @property
     def main(self) -> str:
-        """The variant that bars and intervals are about."""
+        """The variant to which bars and intervals refer."""
         return self.variants[0]
 
     def trainings(self) -> list[Training]:
@@ -78,11 +78,11 @@ class Evaluation:
             self._predict_shift(shift, rendering.shifted(self.sizers.datamodule, shift), tick)
 
     def ticks(self, shifts: Sequence[str] = ()) -> int:
-        """Return how many predictions of a set there are."""
+        """Return the number of sets to be predicted."""
         return len(self.trainings()) + len(shifts) * len(self.seeds)
 
     def bundles(self) -> list[SizingBundle]:
-        """Return the networks of the main variant, one a seed, of the first fold."""
+        """Return the networks of the main variant, one per seed, of the first fold."""
         return [self.networks(Training(self.main, seed, fold=self.folds[0])) for seed in self.seeds]
 
     def _predict_test(self, training: Training) -> None:

@@ -26,8 +26,8 @@ class Budget(NamedTuple):
     """What is compared, and what every variant gets.
 
     Attributes:
-        variants: Names; ``plain`` is what the others are compared with.
-        seeds: Seeds of draws, weights and order, at every size.
+        variants: Names; the others are compared with ``plain``.
+        seeds: Seeds of training objects, weights and order, at every size.
         sizes: Numbers of training objects, drawn by the seed.
         steps: Optimizer steps of every training.
         trials: Settings of each variant, equally many; none for the configured ones.
@@ -42,7 +42,7 @@ class Budget(NamedTuple):
     trial_objects: int
 
     def check(self) -> None:
-        """Refuse a table that nobody can compare.
+        """Refuse a table without a fair comparison.
 
         Raises:
             GatesError: A variant is unknown or ``plain`` left out, or the numbers of trials differ.

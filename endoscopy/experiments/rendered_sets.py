@@ -1,4 +1,4 @@
-"""The rendered sets of a configuration: the one that is trained on, shifted ones, and shortcuts."""
+"""The rendered sets of a configuration: for training, shifted, and with shortcuts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RenderedSet(NamedTuple):
         name: Of the set, for messages.
         folder: Where it is.
         config: What its objects look like.
-        objects: Number of them, from 0 on.
+        objects: Number of objects, from 0 on.
     """
 
     name: str
@@ -41,18 +41,18 @@ class RenderedSet(NamedTuple):
 class Rendering:
     """What the rendered data of a configuration look like.
 
-    The set that is trained on lies in ``data.synthetic``, the others beside it. Sets of one kind
-    hold the same objects, seen otherwise.
+    The training set is in ``data.synthetic``, the others next to it. Sets of one kind hold the
+    same objects under other conditions.
 
     Args:
         seed: Seed of all sets.
-        frames: Frames of an object.
+        frames: Frames per object.
         exposure: Exposure of the main set: ``fixed`` gain, or ``agc``.
-        frequencies: How often sizes occur: ``balanced``, or the ``real`` 76, 14 and 10 % of the
+        frequencies: Distribution of sizes: ``balanced``, or the ``real`` 76, 14 and 10 % of the
             three classes.
         brand: Endoscope of the main set: ``A``, ``B`` or ``mixed``.
-        shortcut_rho: How far the distance of the camera goes with the size in the main set.
-        shift_objects: Objects of every other set.
+        shortcut_rho: How strongly the distance of the camera follows the size in the main set.
+        shift_objects: Number of objects in every other set.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Everything that decides a sizing network, under the names of the configuration."""
+"""Everything that determines a sizing network, under the names of the configuration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def module_settings(module: SizingModule) -> dict[str, Any]:
 
 
 def data_settings(data: PolypSizingDataModule) -> dict[str, Any]:
-    """Return what decides samples and images: neither folders nor processes."""
+    """Return what determines samples and images: neither folders nor processes."""
     found = {
         "streams": list(data.streams),
         "size": data.size,
@@ -38,7 +38,7 @@ def data_settings(data: PolypSizingDataModule) -> dict[str, Any]:
 
 
 def split_settings(data: PolypSizingDataModule) -> dict[str, Any]:
-    """Return what decides which objects are trained on and which are tested."""
+    """Return what determines the training and test objects."""
     found: dict[str, Any] = {"sources": sorted(data.sources), "split": data.split_kind}
     if data.split_kind == "counts":
         names = ("train", "validation", "test", "calibration")
@@ -53,14 +53,14 @@ def split_settings(data: PolypSizingDataModule) -> dict[str, Any]:
 
 
 def rendering_settings(config: RendererConfig) -> dict[str, Any]:
-    """Return what rendered frames look like, but for their side, which is that of the data."""
+    """Return the appearance of rendered frames, without their size, which is that of the data."""
     values = asdict(config)
     del values["side"], values["depth"]  # depth is always metric
     return {f"rendering.{name}": value for name, value in values.items()}
 
 
 def file_hash(path: str | None) -> str | None:
-    """Return a short hash of the content of a file, wherever it lies; None without a path."""
+    """Return a short hash of the content of a file, whatever its path; None without one."""
     if path is None:
         return None
     return sha256(Path(path))[:16] if Path(path).is_file() else "no file"

@@ -23,11 +23,11 @@ from endoscopy.models import load_timm_weights
 from endoscopy.training.module import SizingModule
 from endoscopy.training.variants import CONFIGURED, VARIANTS, variant_arguments, variant_of
 
-NOISY = ("l0",)  # kinds of gates that draw noise in training
+NOISY = ("l0",)  # kinds of gates with noise in training
 
 
 class Training(NamedTuple):
-    """What tells one training of a configuration from another.
+    """What identifies a training run of a configuration.
 
     Attributes:
         variant: Key of :data:`endoscopy.training.variants.VARIANTS`.
@@ -46,13 +46,13 @@ Networks = Callable[[Training], SizingBundle]
 
 
 class Sizers:
-    """The networks of a configuration, to be trained by whatever trains.
+    """The networks of a configuration, untrained.
 
     Args:
-        module: The module of the configuration; it is never trained itself.
+        module: The module of the configuration; it is not trained.
         datamodule: Its data.
-        rendering: What rendered data look like; the variant ``shortcut`` has a set of its own.
-        timm_weights: State dict of timm that every training starts from.
+        rendering: What rendered data look like; the variant ``shortcut`` has its own set.
+        timm_weights: State dict of timm from which every training run starts.
     """
 
     def __init__(
@@ -66,22 +66,22 @@ class Sizers:
         self.rendering, self.timm_weights = rendering, timm_weights
 
     def resolved(self, training: Training) -> Training:
-        """Return a training with its fold: the configured one if none is named, None of counts."""
+        """Return a training with its fold: the configured one if none is named, None for counts."""
         data = self.datamodule
         fold = data.fold if training.fold is None else training.fold
         return training._replace(fold=None if data.split_kind == "counts" else fold)
 
     def settings(self) -> dict[str, Any]:
-        """Return everything of model and data that decides the weights, by name."""
+        """Return everything of model and data that determines the weights, by name."""
         found = module_settings(self.module) | data_settings(self.datamodule)
         if self.rendering is not None and "synthetic" in self.datamodule.sources:
             found |= rendering_settings(self.rendering.config)
         return found | {"timm_weights": file_hash(self.timm_weights)}
 
     def version(self, variant: str) -> dict[str, Any]:
-        """Return the setting ``version`` of variants that equal settings once trained otherwise.
+        """Return the setting ``version`` of variants whose training has changed.
 
-        The first one of noisy gates was scored with the running statistics of its training.
+        Version 1 of noisy gates was scored with the running statistics of training.
         """
         return {"version": 2} if self._gates(variant) in NOISY else {}
 
@@ -112,7 +112,7 @@ class Sizers:
         )
 
     def settle(self, variant: str, module: SizingModule, data: PolypSizingDataModule) -> None:
-        """Measure the statistics behind noisy gates again, with gates as in evaluation."""
+        """Estimate the statistics after noisy gates again, with gates as in evaluation."""
         if self._gates(variant) in NOISY:
             recalibrate_batch_norm(module.model, data.loader("train"), run=_run)
 
@@ -121,7 +121,7 @@ class Sizers:
         return -(-steps // len(self.datamodule.variant(train_objects=objects).loader("train")))
 
     def pinned(self, bundle: SizingBundle) -> Networks:
-        """Return networks of which every one is the same; it is refused where it saw test objects.
+        """Return one network for all training runs; it is refused where it saw test objects.
 
         Args:
             bundle: The network.

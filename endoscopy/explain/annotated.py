@@ -1,4 +1,4 @@
-"""Frames with the boxes and sizes of their lesions, and what the network looks at."""
+"""Frames with the boxes and sizes of their lesions, and a saliency map."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def annotated_frames(
     most: int,
     skip: frozenset[str] = frozenset(),
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Read a source once more, and yield evenly spaced frames of it with all that is known.
+    """Read a source again, and yield evenly spaced annotated frames.
 
     Args:
         prediction: Of the source.
         source: The source itself.
-        locator: As it was for the prediction, new.
+        locator: A new locator, equal to that of the prediction.
         bundle: The network.
-        most: Frames at most.
+        most: Maximum number of frames.
         skip: Keys of frames that are not needed.
 
     Yields:

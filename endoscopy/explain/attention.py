@@ -1,4 +1,4 @@
-"""What a sizing network of any trunk looks at."""
+"""Saliency maps of sizing networks with any trunk."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def attention_maps(bundle: SizingBundle, frames: Sequence[Frame]) -> tuple[np.nd
 
 
 def inside(heat: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Return a map without what lies outside the round view of an endoscope.
+    """Return a map that is zero outside the round field of view of an endoscope.
 
-    There is nothing to be seen in the black corners; maps are coarse and reach into them. Dark
-    places that no dark pixels connect with a corner, such as the lumen, keep their values.
+    The black corners show nothing, but coarse maps reach into them. Dark regions that are not
+    connected with a corner, such as the lumen, keep their values.
 
     Args:
         heat: (H, W) in [0, 1].

@@ -11,15 +11,15 @@ from harness.figures.style import BLUE, GRID, INK, MUTED, ORANGE, TEXT_SIZE, new
 
 COLUMNS = 4
 WIDTH, HEIGHT = 2.05, 1.0  # inches of a panel
-START = 0.5  # where sigmoid gates begin
+START = 0.5  # where sigmoid gates start
 NEARLY_CLOSED = 0.1
 
 
 def gate_figure(scores: Mapping[str, Tensor], *, title: str = "Gates") -> Figure:
-    """Draw the scores of every gate, the largest feature first.
+    """Draw the scores of every gate, sorted in descending order.
 
-    A line marks 0.5, where gates of a sigmoid begin; bars below 0.1 are nearly closed and orange.
-    Each panel tells the mean and the number of nearly closed features.
+    A line marks 0.5, where sigmoid gates start; bars below 0.1 are nearly closed and orange. Each
+    panel states the mean and the number of nearly closed features.
 
     Args:
         scores: Name of the gate to its scores (C,).
@@ -74,6 +74,6 @@ def _bars(axes: Axes, name: str, values: np.ndarray, top: float, *, first: bool)
 
 
 def _short(name: str) -> str:
-    """Drop what all names share, and cut to the width of a panel."""
+    """Drop the part that all names have in common, and cut to the width of a panel."""
     name = name.removeprefix("branches.").removesuffix(".gate")
     return name if len(name) <= 30 else f"…{name[-29:]}"

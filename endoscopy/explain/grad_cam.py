@@ -32,7 +32,7 @@ def grad_cam(
         (B, H, W) in [0, 1], the largest value of each frame 1 unless it is 0 throughout.
 
     Raises:
-        GatesError: The branch has no stages of convolutions, or is not there.
+        GatesError: The branch has no convolutional stages, or does not exist.
     """
     name = stream or next(iter(model.branches))
     stage = _last_stage(model, name)

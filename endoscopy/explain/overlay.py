@@ -15,7 +15,7 @@ FRAME = 1.55  # inches
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, strength: float = STRENGTH) -> np.ndarray:
-    """Lay a map over a frame, opaque in proportion to its values.
+    """Overlay a map on a frame, opaque in proportion to its values.
 
     Args:
         image: (H, W, 3) uint8.
@@ -50,7 +50,7 @@ def attention_figure(
         title: Heading.
 
     Raises:
-        ValueError: There is no frame, or not one map a frame.
+        ValueError: There is no frame, or not one map per frame.
     """
     if not images or len(images) != len(heats):
         raise ValueError(f"found {len(images)} frames and {len(heats)} maps, expected one each")
@@ -68,7 +68,7 @@ def attention_figure(
         if column < len(captions):
             axes.set_title(captions[column], fontsize=TEXT_SIZE - 1, color=INK, pad=3, loc="left")
     figure.text(
-        0.2 / figure.get_figwidth(), 0.16 / height, "above: frame; below: where the map is bright",
+        0.2 / figure.get_figwidth(), 0.16 / height, "above: frame; below: with the map",
         fontsize=TEXT_SIZE - 1.5, color=MUTED, va="center",
     )  # fmt: skip
     return figure

@@ -1,4 +1,4 @@
-"""Pictures of test objects in a report: their tracks with sizes, and what the network looks at."""
+"""Pictures of test objects in a report: their tracks with sizes, and saliency maps."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def picture_figures(
             track = _track(frames[frames["unique_id"] == example], of_object, bundle, data)
             yield strip_figure(track), "Frames of a test object with the size read from each."
         yield _overlay([of_object[0] for of_object in rows.values()], bundle, data)
-    except GatesError:  # the frames were moved since, or the network has neither maps nor attention
+    except GatesError:  # the frames were moved, or the network has neither maps nor attention
         return
 
 
 def _examples(objects: pd.DataFrame) -> list[str]:
-    """Return the object of median error of each class, and the worst ones."""
+    """Return the object with the median error of each class, and the one with the largest."""
     error = (np.log(objects["predicted_mm"]) - np.log(objects["gt"])).abs()
     classes = TRUTH.classes(objects["gt"])
     chosen = []
@@ -115,5 +115,5 @@ def _overlay(rows: list[int], bundle: SizingBundle, data: PolypSizingDataModule)
     return attention_figure(images, list(maps), captions=captions, title=title), (
         "Where the network sees evidence for a larger lesion."
         if name == GRAD_CAM
-        else "What reaches the token that the head reads."
+        else "Attention roll-out to the token that the head reads."
     )

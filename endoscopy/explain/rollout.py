@@ -20,12 +20,12 @@ def attention_rollout(
     *,
     stream: str | None = None,
 ) -> Tensor:
-    """Return how much of each patch reaches the token that the head reads.
+    """Return to what extent each patch reaches the token that the head reads.
 
     The product over the blocks of ``(A + I) / 2``, A the attention averaged over heads (Abnar and
     Zuidema, 2020), read at the class token, or averaged over tokens where there is none. Shown is
-    the share of a patch above that of even attention, in units of that or of the largest excess,
-    whichever is more: attention that is even everywhere is 0.
+    the excess of a patch over uniform attention, in units of the latter or of the largest excess,
+    whichever is larger: uniform attention is 0.
 
     Args:
         model: A network of plain ViTs, for evaluation.
@@ -37,7 +37,7 @@ def attention_rollout(
         (B, H, W) in [0, 1].
 
     Raises:
-        GatesError: The branch is no plain ViT, or is not there.
+        GatesError: The branch is not a plain ViT, or does not exist.
     """
     name = stream or next(iter(model.branches))
     trunk = _vit(model, name)

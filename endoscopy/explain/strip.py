@@ -32,7 +32,7 @@ class Track:
     """The frames of a lesion, in order.
 
     Attributes:
-        images: Frames (H, W, 3) uint8; only those that are drawn are needed, None elsewhere.
+        images: Frames (H, W, 3) uint8; None where they are not drawn.
         boxes: (T, 4) xmin, xmax, ymin, ymax in pixels of the frames.
         sizes: (T,) in millimeters or as an index.
         reasons: Why each frame abstains; empty where it does not.
@@ -76,7 +76,7 @@ def strip_figure(track: Track) -> Figure:
     """Draw up to eight frames with their boxes over the sizes of all frames.
 
     The line and the band are the size of the lesion and its interval. Frames that abstain are
-    hollow and crossed, with their first reason below the frame.
+    crossed, with their first reason below the frame.
 
     Raises:
         ValueError: The track is empty.
@@ -130,8 +130,9 @@ def _sizes(figure: Figure, track: Track, width: float) -> None:
     axes.plot(frames[abstains], track.sizes[abstains], "x", color=ORANGE, markersize=5)
     if track.truth is not None:
         axes.axhline(track.truth, color=INK, linewidth=1.0, linestyle=":")
+        side = "top" if track.truth < track.size else "bottom"  # away from the predicted size
         axes.annotate("true size", (1, track.truth), xycoords=("axes fraction", "data"),
-                      ha="right", va="bottom", fontsize=TEXT_SIZE - 2, color=INK)  # fmt: skip
+                      ha="right", va=side, fontsize=TEXT_SIZE - 2, color=INK)  # fmt: skip
     dress(axes, x="frame", y="mm" if track.calibrated else "size index", grid=False)
     axes.grid(True, axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)

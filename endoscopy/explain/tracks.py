@@ -22,14 +22,14 @@ def tracks_of(
     *,
     most: int = 12,
 ) -> list[Track]:
-    """Read the frames that strips need once more, and return a track for each object.
+    """Read the frames that strips need again, and return a track for each object.
 
     Args:
         prediction: Of the source.
         objects: From :func:`endoscopy.inference.prediction.objects_of`, in millimeters.
         scope: Of the model; sizes become an index where it is not calibrated for the source.
         source: The source itself.
-        most: Objects at most; those of the most frames come first.
+        most: Maximum number of objects; those with the most frames come first.
 
     Raises:
         GatesError: The source cannot be read again.

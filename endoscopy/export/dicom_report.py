@@ -41,7 +41,7 @@ def write_dicom_report(
 
     A lesion is a planar region, the box on its sharpest frame, with its size as the median over
     frames and the interval as measurement uncertainty. A lesion whose frames all abstain has the
-    reason in place of a size.
+    reason instead of a size.
 
     Args:
         path: Where to write; the file is complete or absent.
@@ -74,7 +74,7 @@ def write_dicom_report(
 
 
 def require_reportable(source: str | Path, kind: str, named: str | None, scope: Scope) -> Any:
-    """Refuse a source that no report can be written of, before anything is predicted.
+    """Refuse a source for which no report can be written, before anything is predicted.
 
     Args:
         source: For messages.
@@ -109,7 +109,7 @@ def _report(highdicom: Any, groups: list[Any], evidence: list[Dataset], procedur
         ),
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values in the source that are not to the standard
+        warnings.simplefilter("ignore")  # of values in the source that violate the standard
         content = sr.MeasurementReport(
             observation_context=sr.ObservationContext(observer_device_context=device),
             procedure_reported=procedure,
@@ -182,7 +182,7 @@ def _region(sr: Any, best: pd.Series, headers: dict[str, Any]) -> Any:
 
 
 def _decimal(value: float) -> float:
-    """Round to what a DICOM decimal string holds and a reader can use."""
+    """Round to what fits a DICOM decimal string and is readable."""
     return round(value, 2)
 
 

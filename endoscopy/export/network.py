@@ -79,11 +79,11 @@ def export_program(model: PositionalSizer, example: Sequence[Tensor]) -> Exporte
     """Export a network with torch.export for any number of frames.
 
     Args:
-        model: For evaluation; fold its gates before (:func:`endoscopy.models.folding.fold`).
+        model: For evaluation; fold its gates first (:func:`endoscopy.models.folding.fold`).
         example: Its tensors, of at least two frames.
 
     Raises:
-        GatesError: The network is in training mode, or the program computes something else.
+        GatesError: The network is in training mode, or the program computes other values.
     """
     if model.training:
         raise GatesError("an exported network must be in evaluation mode: call eval() first")
@@ -111,16 +111,16 @@ def export_onnx(
 ) -> Path:
     """Write a network as ONNX for any number of frames, and check it with onnxruntime.
 
-    Inputs bear the names of the streams; the output is ``raw``.
+    Inputs are named like the streams; the output is ``raw``.
 
     Args:
-        model: For evaluation; fold its gates before.
+        model: For evaluation; fold its gates first.
         example: Its tensors, of at least two frames.
         path: Where to write; the file is complete or absent.
-        metadata: Written into the file as JSON, one entry a key: target, scope, normalization.
+        metadata: Written into the file as JSON, one entry per key: target, scope, normalization.
 
     Raises:
-        GatesError: The network is in training mode, or onnxruntime computes something else.
+        GatesError: The network is in training mode, or onnxruntime computes other values.
         MissingExtraError: A package of the extra is not installed.
     """
     onnx, onnxruntime = _packages()
@@ -148,13 +148,6 @@ def export_onnx(
 
     _check(model, example, run, "onnxruntime")
     return write_bytes(Path(path), content)
-
-
-def onnx_metadata(path: str | Path) -> dict[str, Any]:
-    """Return the metadata that :func:`export_onnx` wrote."""
-    onnx, _ = _packages()
-    proto = onnx.load(str(path))
-    return {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
 
 
 def operators(program: ExportedProgram) -> Counter[str]:

@@ -1,4 +1,4 @@
-"""Frames of a table in memory, and a trained network as what predicts their sizes."""
+"""Frames of a table in memory, and a trained network as a predictor of their sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def frames_of(source: LesionDataset, rows: np.ndarray, outline: Outline = "mask"
     Args:
         source: Lesions by row.
         rows: Which.
-        outline: What frames without a mask get, see
+        outline: How frames without a mask are outlined, see
             :func:`endoscopy.data.frames.network_input.outline_of`.
     """
     read = [source.sample(int(row)).frame for row in rows]

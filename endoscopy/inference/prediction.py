@@ -1,4 +1,4 @@
-"""Sizes of the lesions on the frames of a source, the same numbers whatever contains them."""
+"""Sizes of the lesions on the frames of a source, equal for every container."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from endoscopy.segmentation.segmenter import NO_POLYP
 
 Objects = Literal["auto", "frame", "source"]
 NOTHING = Lesion((math.nan, math.nan, math.nan, math.nan))
-"""Stands for a frame on which the segmenter finds no polyp."""
+"""Reason of a frame on which the segmenter finds no polyp."""
 
 
 @dataclass
@@ -44,8 +44,8 @@ class Prediction:
             without padding; location, predicted_mm, sharpness, reasons (why the frame abstains,
             separated by "; "), and p_* of a network of classes.
         scope: Scope of the source, None if unknown.
-        input: What became of the frames.
-        locations: What became of the locations.
+        input: Counts of the frames.
+        locations: Counts of the locations.
     """
 
     frames: pd.DataFrame
@@ -74,19 +74,19 @@ def predict(
 ) -> Prediction:
     """Predict the size of every lesion that is located on the frames of a source.
 
-    Frames are decoded, located and sized in batches; no more than a batch is held.
+    Frames are decoded, located and sized in batches; only one batch is in memory.
 
     Args:
         source: Folder or zip archive of images, image, video, or DICOM.
-        locator: Says where the lesions are.
+        locator: Finds the lesions.
         bundle: Trained network.
         scope: Scope of the source as the user states it, see
             :func:`endoscopy.bundles.scope.source_scope`.
-        objects: What an unnamed lesion is: ``frame``, another on every frame; ``source``, the same
-            on all frames; ``auto``, the latter in videos and DICOM.
+        objects: Identity of unnamed lesions: ``frame``, another one on every frame; ``source``, the
+            same on all frames; ``auto``, the latter in videos and DICOM.
         batch_size: Lesions at a time.
-        max_unreadable: Share of frames that may be unreadable.
-        progress: Called with the numbers of frames read and announced.
+        max_unreadable: Fraction of frames that may be unreadable.
+        progress: Called with the numbers of frames read and expected.
 
     Raises:
         GatesError: In one line, if the source or its locations cannot be used, or the network
@@ -103,7 +103,7 @@ def predict(
     locator.finish(report)
     if not rows:
         left_out = ", ".join(locator.report.reasons("excluded"))
-        why = f"left out {left_out}; mend them" if left_out else "it has none for them"
+        why = f"left out {left_out}; correct them" if left_out else "it has none for them"
         raise GatesError(
             f"{report.source}: no lesion on any of {report.read} frames; {locator.path}: {why}"
         )
@@ -113,14 +113,14 @@ def predict(
 def objects_of(
     prediction: Prediction, bundle: SizingBundle, level: Level = "median"
 ) -> pd.DataFrame:
-    """Return one row an object: its size, and what the intervals of the network say of it.
+    """Return one row per object: its size, and its interval by the network.
 
     Frames without a polyp do not count, and frames that abstain only where all of an object do.
 
     Returns:
         Columns of :func:`endoscopy.metrics.object_table`, and ``size_class``; ``lower_mm`` and
-        ``upper_mm``, NaN where nobody knows how far such sizes are off: lesions located in a way
-        that the network has no intervals for, sources out of its scope, objects that abstain;
+        ``upper_mm``, NaN where the error of such sizes is unknown: lesions located in a way for
+        which the network has no intervals, sources out of its scope, objects that abstain;
         ``interval_crosses``, the cut-offs of the classes inside the interval, such as
         ``5 and 10 mm``; ``p_diminutive``, ``p_small`` and ``p_large`` where there are intervals, or
         the network returns them.

@@ -12,14 +12,14 @@ from endoscopy.inputs.voc_folder import VocLocations
 def annotated_locations(
     boxes: str | Path | None = None, masks: str | Path | None = None
 ) -> AnnotatedLocations | None:
-    """Return the locations that a user names, None if none are named.
+    """Return the locations that a user gives, None if there are none.
 
     Args:
         boxes: A CSV file, or a folder of Pascal VOC files.
         masks: A folder of mask images, or of Pascal VOC files.
 
     Raises:
-        GatesError: Both are named, or what is named cannot be read.
+        GatesError: Both are given, or they cannot be read.
     """
     if boxes is not None and masks is not None:
         raise GatesError(f"found boxes {boxes} and masks {masks}, expected one of them; drop one")

@@ -20,7 +20,7 @@ class CsvLocations(AnnotatedLocations):
 
     Columns: ``frame`` (or ``frame_id``, ``file``, ``filename``, ``frame_path``): name, with or
     without ending, or number from 0; ``xmin, xmax, ymin, ymax`` (also as ``bbox_xmin`` …) in
-    pixels; optional ``lesion`` (or ``unique_id``, ``object``), which tells lesions apart over the
+    pixels; optional ``lesion`` (or ``unique_id``, ``object``), which identifies lesions over the
     frames, and ``width, height`` of the frame that the box refers to.
 
     Args:
@@ -53,7 +53,7 @@ class CsvLocations(AnnotatedLocations):
             "excluded", "row without a frame or with a corner that is no number", faults
         )
         if not lesions:
-            raise GatesError(f"{path}: none of its {len(rows)} rows is a box; mend the numbers")
+            raise GatesError(f"{path}: none of its {len(rows)} rows is a box; correct the numbers")
         for name, found in lesions.items():
             self._annotations[name] = Annotation(tuple(found), sizes.get(name))
 
@@ -63,7 +63,7 @@ class CsvLocations(AnnotatedLocations):
 
 
 def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], dict[str, str]]:
-    """Return the numbered rows, and our name to the file's name of each column."""
+    """Return the numbered rows, and for each column our name to that of the file."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)

@@ -1,4 +1,4 @@
-"""The part of a frame that shows something: without padding, and in which units boxes are."""
+"""The part of a frame that is not padding, and the units of boxes."""
 
 import numpy as np
 
@@ -6,23 +6,24 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 BLACK = 10  # of 255; no brighter luma counts as border
 DARK = 1 / 8  # of the brightest luma; color that bleeds into padding stays below
 SPARSE = 1 / 50  # of the lit pixels of the fullest row; light that bleeds into padding stays below
-UNIFORM = 24  # of 255; what lossy coding makes of padding of one color stays within
-OUTLIERS = 0.1  # share of padding that ringing at its edge may disturb
+UNIFORM = 24  # of 255; bound on how lossy coding changes padding of one color
+OUTLIERS = 0.1  # fraction of padding that ringing at its edge may disturb
 
 
 def stated_part(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """Cut padding at the right and at the bottom, or all around, if the frame is padded.
+    """Crop padding at the right and at the bottom, or all around, if the frame is padded.
 
     A frame that is larger than stated was either padded or enlarged. It was padded if everything
-    beyond the stated size has one color, or is a single row or column, as of frames that are made
-    even for video: lossy colors bleed into it.
+    beyond the stated size has one color, or is a single row or column, as in frames made even for
+    video: lossy colors bleed into it.
 
     Args:
         image: (H, W, 3) uint8.
         size: Stated width and height.
 
     Returns:
-        The frame, cut to the stated size if it is padded, else as it is, and the offset (x, y).
+        The frame, cropped to the stated size if it is padded, else unchanged, and the offset (x,
+        y).
     """
     width, height = size
     spare_x, spare_y = image.shape[1] - width, image.shape[0] - height
@@ -43,10 +44,10 @@ def stated_part(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, t
 
 
 def trim_black(image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Cut dark rows and columns at the four sides.
+    """Crop dark rows and columns at the four sides.
 
     A pixel is dark if its luma is at most an eighth of the largest one, or at most 10;
-    a row is dark if it has no more than a fiftieth of the other pixels that the fullest row has. So
+    a row is dark if it has at most a fiftieth of the bright pixels of the fullest row. Hence
     lossy coding, which lets color and some light bleed into a black border, moves no edge, a frame
     and the same frame padded with black give the same result, and video black (16) is black.
 
@@ -54,7 +55,7 @@ def trim_black(image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         image: (H, W, 3) uint8.
 
     Returns:
-        The part within, and its offset (x, y). A frame that is dark throughout stays as it is.
+        The part within, and its offset (x, y). A frame that is dark throughout is unchanged.
     """
     luma = image @ LUMA
     lit = luma > max(BLACK, DARK * luma.max())

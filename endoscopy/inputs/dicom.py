@@ -44,16 +44,16 @@ def read_dicom(
     """Yield the frames of a DICOM file, or of the files of a folder by instance number.
 
     The key of a frame is the SOP instance UID; frames of a multi-frame instance append ``#`` and
-    the DICOM frame number, from 1. Nothing else of the header leaves this reader.
+    the DICOM frame number, from 1. Nothing else of the header is passed on.
 
     Args:
         path: File or folder.
-        report: Is filled while frames are drawn; its source is the (first) instance UID.
-        max_unreadable: Share of frames that may be unreadable; they are counted and skipped.
+        report: Filled while frames are read; its source is the (first) instance UID.
+        max_unreadable: Fraction of frames that may be unreadable; they are counted and skipped.
 
     Raises:
-        GatesError: A file is not DICOM, no endoscopic image, or without pixels; or too much is
-            damaged.
+        GatesError: A file is not DICOM, not an endoscopic image, or without pixels; or too much
+            is damaged.
     """
     headers = dicom_headers(path)
     report.kind = "dicom"
@@ -75,7 +75,7 @@ def dicom_headers(path: str | Path) -> list[tuple[Path, FileDataset]]:
     """Return the files of a source and their headers without pixels, in the order of reading.
 
     Raises:
-        GatesError: A file is not DICOM or no endoscopic image.
+        GatesError: A file is not DICOM or not an endoscopic image.
     """
     return sorted(map(_header, _files(Path(path))), key=_place)
 
@@ -152,7 +152,7 @@ def _eight_bit_rgb(pixels: np.ndarray, dataset: FileDataset, report: InputReport
         bits = 8 * pixels.itemsize
         report.converted["palette to RGB"] += 1
     if dataset.PixelRepresentation:
-        raise ValueError("signed pixels are no picture")
+        raise ValueError("signed pixels are not supported")
     if bits > 8:
         pixels = pixels >> (bits - 8)
         report.converted[f"{bits}-bit to 8-bit"] += 1
@@ -165,6 +165,6 @@ def _eight_bit_rgb(pixels: np.ndarray, dataset: FileDataset, report: InputReport
 
 
 def _first_line(error: BaseException) -> str:
-    """Return what happened, without the advice for programmers that pydicom adds."""
+    """Return what happened, without pydicom's advice for programmers."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return line.partition(". ")[0].partition(" - ")[0][:120]

@@ -1,4 +1,4 @@
-"""Boxes that somebody draws, frame by frame."""
+"""Boxes drawn by hand, frame by frame."""
 
 from collections.abc import Mapping
 

@@ -15,10 +15,10 @@ from endoscopy.inputs.frame import InputReport, SourceFrame
 from endoscopy.inputs.image_files import ImageFiles, stem
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MASKS = ("_masks", "_depths")  # ends of folders in the layout of prepared data
+MASKS = ("_masks", "_depths")  # endings of folders in the layout of prepared data
 NAMES = {"L": "grayscale", "P": "palette"}
 FAULTS = (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-PNG, PNG_DEPTH = b"\x89PNG", 24  # byte that holds the bits of a channel
+PNG, PNG_DEPTH = b"\x89PNG", 24  # byte with the bits per channel
 
 
 def read_folder(
@@ -28,8 +28,8 @@ def read_folder(
 
     Args:
         path: Where they lie.
-        report: Is filled while frames are drawn.
-        max_unreadable: Share of files that may be unreadable; they are counted and skipped.
+        report: Filled while frames are read.
+        max_unreadable: Fraction of files that may be unreadable; they are counted and skipped.
 
     Raises:
         GatesError: There is no image, or too many are unreadable.
@@ -71,7 +71,7 @@ def decode_image(content: bytes) -> tuple[np.ndarray, str]:
         The image (H, W, 3) uint8, RGB, and the conversion that it took, empty if none.
 
     Raises:
-        OSError: It is no image, is truncated, or has more pixels than any frame.
+        OSError: It is not an image, is truncated, or has more pixels than any frame.
     """
     if not content:
         raise OSError("the file is empty")

@@ -1,4 +1,4 @@
-"""One frame of an input, and what became of all of them."""
+"""One frame of an input, and counts of all of them."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -30,12 +30,12 @@ class SourceFrame:
 
 @dataclass
 class InputReport:
-    """Counts of a source, complete once all frames were drawn.
+    """Counts of a source, complete once all frames were read.
 
     Attributes:
         source: Name of the source, without patient data: the stem of its path, or a UID.
         kind: ``images``, ``video`` or ``dicom``.
-        expected: Number of frames that the source announces, if it does.
+        expected: Number of frames that the source states, if it does.
         read: Frames that were decoded.
         unreadable: (key, reason) of every frame that was skipped.
         converted: Number of frames by conversion, such as "16-bit to 8-bit".
@@ -52,14 +52,14 @@ class InputReport:
         """Count a frame that cannot be read.
 
         Raises:
-            GatesError: More than the share ``max_unreadable`` of the announced frames is skipped.
+            GatesError: More than the fraction ``max_unreadable`` of the expected frames is skipped.
         """
         self.unreadable.append((key, reason))
         if self.expected is not None and len(self.unreadable) > max_unreadable * self.expected:
             self._refuse(self.expected, max_unreadable)
 
     def finish(self, max_unreadable: float) -> None:
-        """Judge the counts once all frames were drawn.
+        """Check the counts once all frames were read.
 
         Raises:
             GatesError: Nothing was read, or too many frames were skipped.
@@ -71,7 +71,7 @@ class InputReport:
             raise GatesError(f"{self.source}: holds no frame; name a source with at least one")
 
     def lines(self) -> list[str]:
-        """Return what a reader should know, a line each."""
+        """Return what a reader should know, line by line."""
         lines = [f"{self.source}: {self.read} frames read ({self.kind})"]
         lines += [f"{count} frames: {name}" for name, count in sorted(self.converted.items())]
         lines += [f"skipped {key}: {reason}" for key, reason in self.unreadable]

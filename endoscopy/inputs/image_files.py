@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from core_gates.errors import GatesError
 
 ZIP = b"PK\x03\x04"
-MAX_BYTES = 512 * 2**20  # a frame never needs as much; keeps decompression bombs out
+MAX_BYTES = 512 * 2**20  # more than any frame needs; a guard against decompression bombs
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -28,7 +28,7 @@ class ImageFiles:
         names: Names below the source with ``/``, in natural order.
 
     Raises:
-        GatesError: There is nothing at the path, or a damaged zip archive.
+        GatesError: The path does not exist, or is a damaged zip archive.
     """
 
     def __init__(self, path: str | Path, endings: tuple[str, ...] = ()) -> None:
@@ -65,7 +65,7 @@ class ImageFiles:
 
 
 def _archive(path: Path) -> zipfile.ZipFile | None:
-    """Open a zip archive; None if the path is none."""
+    """Open a zip archive; None if the path is not one."""
     if path.is_dir():
         return None
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What a source is, told by its content, and its frames."""
+"""The kind of a source, detected from its content, and its frames."""
 
 import itertools
 from collections.abc import Iterator
@@ -25,23 +25,23 @@ def frames(
 
     Args:
         source: Path.
-        report: Is filled while frames are drawn, see :class:`InputReport`.
-        max_unreadable: Share of frames that may be unreadable; they are counted and skipped.
+        report: Filled while frames are read, see :class:`InputReport`.
+        max_unreadable: Fraction of frames that may be unreadable; they are counted and skipped.
 
     Raises:
         GatesError: In one line, if the source cannot be read.
     """
     if not 0 <= max_unreadable <= 1:
-        raise GatesError(f"max_unreadable is {max_unreadable}, expected a share from 0 to 1")
+        raise GatesError(f"max_unreadable is {max_unreadable}, expected a fraction from 0 to 1")
     reader = READERS[source_kind(source)]
     return reader(source, InputReport() if report is None else report, max_unreadable)
 
 
 def source_kind(source: str | Path) -> Kind:
-    """Tell images, a video and DICOM apart by their first bytes.
+    """Distinguish images, a video and DICOM by their first bytes.
 
     Raises:
-        GatesError: There is nothing, an empty file, an empty folder, or text.
+        GatesError: The source does not exist, is empty, or is text.
     """
     path = Path(source)
     if not path.exists():
@@ -63,7 +63,7 @@ def source_kind(source: str | Path) -> Kind:
 
 
 def _is_text(path: Path) -> bool:
-    """Whether the first bytes are printable, as those of no picture and no video are."""
+    """Whether the first bytes are printable, unlike those of images and videos."""
     with path.open("rb") as file:
         head = file.read(512)
     try:

@@ -15,7 +15,7 @@ from PIL import Image
 from core_gates.errors import GatesError
 from endoscopy.data.frames.transforms import Frame
 from endoscopy.data.readers.report import ReadReport
-from endoscopy.data.tables.boxes import SMALLEST_AREA, SMALLEST_RENDERED, mend_boxes
+from endoscopy.data.tables.boxes import SMALLEST_AREA, SMALLEST_RENDERED, repair_boxes
 from endoscopy.data.tables.frame_table import SYNTHETIC
 from endoscopy.inputs.content import stated_part, trim_black
 from endoscopy.inputs.frame import InputReport, SourceFrame
@@ -23,7 +23,7 @@ from endoscopy.inputs.image_files import natural_key
 
 Box = tuple[float, float, float, float]
 Origin = Literal["masks", "boxes", "automatic"]
-"""Where locations come from: an outline somebody drew, a box somebody drew, or a segmenter."""
+"""Where locations come from: a drawn outline, a drawn box, or a segmenter."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What is known of a frame: its lesions, and its true width and height if stated."""
+    """The annotation of a frame: its lesions, and its true width and height if stated."""
 
     lesions: tuple[Lesion, ...]
     size: tuple[int, int] | None = None
@@ -79,7 +79,7 @@ class Locator(ABC):
         origin: Where they come from; outputs carry it.
 
     Attributes:
-        report: What was found, mended and left out; a row is a lesion.
+        report: What was found, repaired and left out; a row is a lesion.
     """
 
     def __init__(self, path: str, origin: Origin) -> None:
@@ -96,10 +96,10 @@ class Locator(ABC):
         """
 
     def begin(self, source: InputReport, scope: str | None = None) -> None:  # noqa: B027
-        """Learn what the source is, and its scope if that is known, at its first frame."""
+        """Receive the source, and its scope if known, at its first frame."""
 
     def finish(self, source: InputReport) -> None:  # noqa: B027
-        """Judge the whole, after the last frame."""
+        """Check the annotations as a whole, after the last frame."""
 
 
 class AnnotatedLocations(Locator):
@@ -137,7 +137,7 @@ class AnnotatedLocations(Locator):
         """Decide whether annotations name their frames or come in order, and which are too small.
 
         Raises:
-            GatesError: They come in order, but are not as many as the frames.
+            GatesError: They come in order, but their number is not that of the frames.
         """
         self._smallest = SMALLEST_RENDERED if scope == SYNTHETIC else SMALLEST_AREA
         own = re.compile(re.escape(source.source) + r"([_#]\d+)?")
@@ -181,8 +181,8 @@ class AnnotatedLocations(Locator):
         else:
             part = trimmed(frame.image, trim=trim)
             lesions = [_moved(lesion, -part.left, -part.top) for lesion in annotation.lesions]
-        mended = self._mended(lesions, annotation.size, part.image.shape, frame.key)
-        return part._replace(lesions=mended)
+        repaired = self._repaired(lesions, annotation.size, part.image.shape, frame.key)
+        return part._replace(lesions=repaired)
 
     def _name_of(self, frame: SourceFrame) -> str | None:
         if self._ordered:
@@ -193,32 +193,32 @@ class AnnotatedLocations(Locator):
             return {int(name): name for name in self.names}.get(frame.index)
         return found
 
-    def _mended(
+    def _repaired(
         self,
         lesions: list[Lesion],
         size: tuple[int, int] | None,
         shape: tuple[int, ...],
         key: str,
     ) -> list[Lesion]:
-        """Rescale, order, clip and drop boxes, and count each of it."""
+        """Rescale, order, clip and drop boxes, and count each change."""
         self.report.found += len(lesions)
         actual = np.array([[shape[1], shape[0]]], dtype=np.float64)
         annotated = np.full((1, 2), np.nan) if size is None else np.array([size], dtype=np.float64)
         kept = []
         for lesion in lesions:
-            mended = mend_boxes(np.array([lesion.box]), annotated, actual, self._smallest)
+            repaired = repair_boxes(np.array([lesion.box]), annotated, actual, self._smallest)
             faults = (
-                ("mended", "location rescaled to the size of the frame", mended.rescaled),
-                ("mended", "box with swapped corners", mended.swapped),
-                ("mended", "box clipped to the frame", mended.clipped),
-                ("excluded", "box is not finite", mended.invalid),
-                ("excluded", f"box below {self._smallest:g} square pixels", mended.small),
+                ("repaired", "location rescaled to the size of the frame", repaired.rescaled),
+                ("repaired", "box with swapped corners", repaired.swapped),
+                ("repaired", "box clipped to the frame", repaired.clipped),
+                ("excluded", "box is not finite", repaired.invalid),
+                ("excluded", f"box below {self._smallest:g} square pixels", repaired.small),
             )
             for action, reason, flags in faults:
                 if flags[0]:
                     self.report.add(action, reason, [key])  # type: ignore[arg-type]
-            if not (mended.invalid[0] or mended.small[0]):
-                xmin, xmax, ymin, ymax = map(float, mended.boxes[0])
+            if not (repaired.invalid[0] or repaired.small[0]):
+                xmin, xmax, ymin, ymax = map(float, repaired.boxes[0])
                 mask = _resized(lesion.mask, shape)
                 kept.append(Lesion((xmin, xmax, ymin, ymax), lesion.name, mask))
         return kept

@@ -11,14 +11,14 @@ from endoscopy.inputs.image_files import ImageFiles, stem
 from endoscopy.inputs.locations import AnnotatedLocations, Annotation, Box, Lesion
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-MIN_AREA = 16  # pixels; what is smaller is noise, unless a person drew nothing else
+MIN_AREA = 16  # pixels; smaller parts are noise, unless nothing else was drawn
 
 
 class MaskLocations(AnnotatedLocations):
     """Lesions from masks named like their frames; every connected part is a lesion.
 
-    Parts below 16 pixels are left out where a larger one is there: a far polyp of a small frame
-    has no more pixels.
+    Parts below 16 pixels are left out if there is a larger one: a distant polyp on a small frame
+    may have no more pixels.
 
     A pixel belongs to a lesion if it is above the middle of the range, or, in a file without
     values above 1, if it is 1.
@@ -57,7 +57,7 @@ def lesions_of(mask: np.ndarray, *, keep_largest: bool = False) -> list[Lesion]:
 
     Args:
         mask: Boolean (H, W).
-        keep_largest: Keep the largest part however small it is, and what is as large.
+        keep_largest: Keep the largest parts however small they are.
     """
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = np.bincount(labels.ravel())[1:]

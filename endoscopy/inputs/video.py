@@ -23,11 +23,11 @@ def read_video(
 
     Args:
         path: Any container that FFmpeg reads.
-        report: Is filled while frames are drawn.
-        max_unreadable: Share of packets that may be damaged; they are counted and skipped.
+        report: Filled while frames are read.
+        max_unreadable: Fraction of packets that may be damaged; they are counted and skipped.
 
     Raises:
-        GatesError: The file is empty, no video, or damaged beyond ``max_unreadable``.
+        GatesError: The file is empty, not a video, or damaged beyond ``max_unreadable``.
     """
     path = Path(path)
     if not path.exists():
@@ -48,7 +48,7 @@ def decode_video(
     """Yield the frames (H, W, 3) uint8, RGB, of an open video.
 
     Raises:
-        GatesError: It is no video; ``name`` tells which.
+        GatesError: It is not a video; ``name`` is for the message.
     """
     try:
         container = av.open(file, "r")
@@ -59,7 +59,7 @@ def decode_video(
         ) from error
     with container:
         if not container.streams.video:
-            raise GatesError(f"{name}: holds no video stream; name a file with pictures")
+            raise GatesError(f"{name}: holds no video stream; name a file with a video stream")
         stream = container.streams.video[0]
         report.expected = report.expected or stream.frames or None
         for packet in container.demux(stream):

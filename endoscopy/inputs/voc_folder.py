@@ -15,8 +15,8 @@ class VocLocations(AnnotatedLocations):
         path: Folder, searched to any depth.
 
     Raises:
-        GatesError: The folder holds no XML file. Files that are no annotation are counted, and
-            their frames have no location.
+        GatesError: The folder holds no XML file. Files that are not annotations are counted,
+            and their frames have no location.
     """
 
     def __init__(self, path: str | Path) -> None:

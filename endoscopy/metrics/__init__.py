@@ -9,7 +9,6 @@ from endoscopy.metrics.classification import (
     macro_f1,
     negative_predictive_value,
     positive_predictive_value,
-    published_scores,
     quadratic_kappa,
     sensitivity,
     specificity,
@@ -21,7 +20,6 @@ from endoscopy.metrics.ranking import auroc, size_auroc
 from endoscopy.metrics.size_classes import (
     CLASS_NAMES,
     CONTINUOUS,
-    INTEGER,
     PUBLISHED,
     TRUTH,
     CutOffs,
@@ -41,7 +39,6 @@ from endoscopy.metrics.size_errors import (
 __all__ = [
     "CLASS_NAMES",
     "CONTINUOUS",
-    "INTEGER",
     "PROBABILITIES",
     "PUBLISHED",
     "TRUTH",
@@ -68,7 +65,6 @@ __all__ = [
     "patient_table",
     "patients_of",
     "positive_predictive_value",
-    "published_scores",
     "quadratic_kappa",
     "ratio_limits",
     "reliability",

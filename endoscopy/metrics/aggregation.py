@@ -1,4 +1,4 @@
-"""From predictions of frames to one of each object, and of each patient."""
+"""From predictions of frames to one per object, and one per patient."""
 
 from typing import Literal, get_args
 
@@ -16,7 +16,7 @@ def object_table(predictions: pd.DataFrame, level: Level = "median", *, k: int =
     """Aggregate the frames of each object.
 
     Args:
-        predictions: One row a frame: ``unique_id``, ``gt`` (mm), ``predicted_mm``; optional
+        predictions: One row per frame: ``unique_id``, ``gt`` (mm), ``predicted_mm``; optional
             ``censored`` (gt is a lower bound), ``patient``, ``sharpness``, probabilities
             ``p_diminutive``, ``p_small`` and ``p_large``, ``reasons`` (why a frame abstains, empty
             if it does not), and any other column, such as those of subgroups.
@@ -25,7 +25,7 @@ def object_table(predictions: pd.DataFrame, level: Level = "median", *, k: int =
         k: Number of frames of ``best_k``.
 
     Returns:
-        One row an object, in order of first appearance: all columns, ``num_frames`` (those that
+        One row per object, in order of first appearance: all columns, ``num_frames`` (those that
         count) and ``abstained``. Frames that abstain do not count unless all of an object do.
         Other columns become the median if numbers, else the most frequent value.
 
@@ -62,11 +62,11 @@ def patient_table(objects: pd.DataFrame) -> pd.DataFrame:
     """Keep the worst lesion of each patient: the greatest true and the greatest predicted size.
 
     Args:
-        objects: From :func:`object_table`, with a column ``patient``; an object without a patient
-            is a patient of its own.
+        objects: From :func:`object_table`, with a column ``patient``; an object without one counts
+            as a separate patient.
 
     Returns:
-        One row a patient: patient, unique_id (the patient's), gt, predicted_mm, censored,
+        One row per patient: patient, unique_id (the patient's), gt, predicted_mm, censored,
         num_objects. A size is a lower bound if that of the largest lesion is.
 
     Raises:
@@ -95,14 +95,14 @@ def _check(table: pd.DataFrame, needed: tuple[str, ...]) -> None:
             f"predictions lack {', '.join(missing)}; found {', '.join(map(str, table.columns))}"
         )
     if table.empty:
-        raise GatesError("predictions are empty; expected one row a frame")
+        raise GatesError("predictions are empty; expected one row per frame")
     broken = int((~np.isfinite(table["predicted_mm"].to_numpy(dtype=float))).sum())
     if broken:
         raise GatesError(f"{broken} of {len(table)} predictions are not finite; expected mm")
     sizes = table.groupby("unique_id")["gt"].nunique(dropna=False)
     if (sizes > 1).any():
         name = sizes.index[sizes > 1][0]
-        raise GatesError(f"object {name} has {sizes[name]} true sizes; expected one an object")
+        raise GatesError(f"object {name} has {sizes[name]} true sizes; expected one per object")
 
 
 def _column(table: pd.DataFrame, name: str, default: object) -> pd.Series:

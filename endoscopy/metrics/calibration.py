@@ -1,4 +1,4 @@
-"""Whether probabilities of classes mean what they say."""
+"""Whether probabilities of classes are calibrated."""
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ def expected_calibration_error(
         (...).
 
     Raises:
-        ValueError: Rows are no distributions.
+        ValueError: Rows are not distributions.
     """
     confidence, right, index = _binned(probabilities, truth, num_bins)
     if weights is None:
@@ -35,7 +35,7 @@ def expected_calibration_error(
 def reliability(
     probabilities: np.ndarray, truth: np.ndarray, *, num_bins: int = 10
 ) -> pd.DataFrame:
-    """Tabulate confidence against accuracy of the top class, one row a bin that is not empty.
+    """Tabulate confidence against accuracy of the top class, one row per nonempty bin.
 
     Args:
         probabilities: (N, K).
@@ -46,7 +46,7 @@ def reliability(
         Columns low, high, count, confidence, accuracy.
 
     Raises:
-        ValueError: Rows are no distributions.
+        ValueError: Rows are not distributions.
     """
     confidence, right, index = _binned(probabilities, truth, num_bins)
     frame = pd.DataFrame({"bin": index, "confidence": confidence, "accuracy": right})

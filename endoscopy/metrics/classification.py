@@ -26,28 +26,28 @@ def _occurs(matrix: np.ndarray) -> np.ndarray:
 
 
 def accuracy(matrix: np.ndarray) -> np.ndarray:
-    """Return the share of right classes."""
+    """Return the accuracy, the fraction of correct classes."""
     return _ratio(_hits(matrix).sum(-1), matrix.sum((-2, -1)))
 
 
 def sensitivity(matrix: np.ndarray) -> np.ndarray:
-    """Return, of each class, the share of its samples that are found (recall), (..., K)."""
+    """Return, for each class, the fraction of its samples that are found (recall), (..., K)."""
     return _ratio(_hits(matrix), matrix.sum(-1))
 
 
 def specificity(matrix: np.ndarray) -> np.ndarray:
-    """Return, of each class, the share of the other samples that are not called it, (..., K)."""
+    """Return, for each class, the fraction of other samples not assigned to it, (..., K)."""
     others = matrix.sum((-2, -1))[..., None] - matrix.sum(-1)
     return _ratio(others - (matrix.sum(-2) - _hits(matrix)), others)
 
 
 def positive_predictive_value(matrix: np.ndarray) -> np.ndarray:
-    """Return, of each class, the share of its calls that are right (precision), (..., K)."""
+    """Return, for each class, the fraction of its calls that are correct (precision), (..., K)."""
     return _ratio(_hits(matrix), matrix.sum(-2))
 
 
 def negative_predictive_value(matrix: np.ndarray) -> np.ndarray:
-    """Return, of each class, the share right among the samples not called it, (..., K)."""
+    """Return, for each class, the fraction of samples not called it that are not, (..., K)."""
     not_called = matrix.sum((-2, -1))[..., None] - matrix.sum(-2)
     return _ratio(not_called - (matrix.sum(-1) - _hits(matrix)), not_called)
 
@@ -80,24 +80,3 @@ def quadratic_kappa(matrix: np.ndarray) -> np.ndarray:
     chance = matrix.sum(-1)[..., :, None] * matrix.sum(-2)[..., None, :]
     observed = (cost * matrix).sum((-2, -1))
     return 1 - _ratio(observed * matrix.sum((-2, -1)), (cost * chance).sum((-2, -1)))
-
-
-def published_scores(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the eight numbers of the published evaluation (arXiv 2407.04400) under their names.
-
-    What it calls specificity is the mean precision of classes; it is kept here alone, as
-    ``specificity_as_coded``, for comparison with published tables.
-    """
-    precision = np.nan_to_num(positive_predictive_value(matrix))
-    recall = balanced_accuracy(matrix)
-    as_coded = _mean_where(precision, _occurs(matrix))
-    return {
-        "sensitivity": recall,
-        "specificity_as_coded": as_coded,
-        "balanced_perf": (recall + as_coded) / 2,
-        "precision_weighted": _ratio((precision * matrix.sum(-1)).sum(-1), matrix.sum((-2, -1))),
-        "recall_weighted": accuracy(matrix),
-        "f1_weighted": weighted_f1(matrix),
-        "balanced_accuracy": recall,
-        "accuracy": accuracy(matrix),
-    }

@@ -1,4 +1,4 @@
-"""What columns of tables mean, also where they have gaps: flags, patients, chances of classes."""
+"""What columns of tables mean, also where they have gaps: flags, patients, class probabilities."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,7 @@ import pandas as pd
 from core_gates.errors import GatesError
 
 PROBABILITIES = ("p_diminutive", "p_small", "p_large")
-"""Chances of the three size classes."""
+"""Probabilities of the three size classes."""
 
 _TRUE, _FALSE = frozenset({"true", "1", "1.0", "yes"}), frozenset({"false", "0", "0.0", "no", ""})
 
@@ -14,7 +14,7 @@ _TRUE, _FALSE = frozenset({"true", "1", "1.0", "yes"}), frozenset({"false", "0",
 def flags_of(table: pd.DataFrame, name: str) -> np.ndarray:
     """Return a column of flags (N,) as booleans; False where it has no value or is absent.
 
-    Text means what it says: ``true``, ``1``, ``yes``, or ``false``, ``0``, ``no``.
+    Text is parsed: ``true``, ``1``, ``yes``, or ``false``, ``0``, ``no``.
 
     Raises:
         GatesError: A value is neither.
@@ -42,10 +42,10 @@ def has_patient(table: pd.DataFrame) -> np.ndarray:
 
 
 def patients_of(table: pd.DataFrame) -> np.ndarray:
-    """Return the patient (N,) of each row; an object without one is a patient of its own.
+    """Return the patient (N,) of each row; an object without one is a separate patient.
 
-    An object's own patient bears its ``unique_id``, behind ``object`` where a patient has that
-    name already.
+    Such a patient is named by the ``unique_id``, after ``object`` where a patient has that name
+    already.
     """
     own, known = table["unique_id"].astype(str).to_numpy(dtype=object), has_patient(table)
     if not known.any():

@@ -44,7 +44,7 @@ def confusion_matrix(
 
 
 def _classes(values: ArrayLike) -> np.ndarray:
-    """Return classes as integers; an empty list has none that could tell its type."""
+    """Return classes as integers, also of an empty list, which has no dtype."""
     array = np.asarray(values)
     return array if array.size else array.astype(np.int64)
 

@@ -50,6 +50,6 @@ def auroc(score: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = No
 def size_auroc(
     gt: ArrayLike, predicted: ArrayLike, cut: Literal[5, 10], weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return how well the predicted size tells > 5 mm, or ≥ 10 mm, from the rest; see auroc."""
+    """Return the AUROC of the predicted size for > 5 mm, or ≥ 10 mm; see auroc."""
     positive = TRUTH.classes(gt) >= (1 if cut == 5 else 2)
     return auroc(predicted, positive, weights)

@@ -12,11 +12,11 @@ CLASS_NAMES = ("diminutive", "small", "large")
 
 @dataclass(frozen=True)
 class CutOffs:
-    """Cut sizes into diminutive (at most ``small``), small, and large (at least ``large``).
+    """Divide sizes into diminutive (at most ``small``), small, and large (at least ``large``).
 
     Args:
-        small: Greatest diminutive size, mm.
-        large: Least large size, mm.
+        small: Largest diminutive size, mm.
+        large: Smallest large size, mm.
 
     Raises:
         ValueError: The cut-offs are not positive and ascending.
@@ -59,9 +59,6 @@ TRUTH = CutOffs(5, 10)
 CONTINUOUS = CutOffs(5, 10)
 """Cut-offs of predictions where true sizes are continuous, as those of the renderer."""
 
-INTEGER = CutOffs(5.5, 9.5)
-"""Cut-offs of predictions where true sizes are whole millimeters: midpoints of the label grid."""
-
 PUBLISHED = CutOffs(4.75, 10)
 """Cut-offs of predictions in the published evaluation of arXiv 2407.04400."""
 
@@ -81,5 +78,5 @@ def count_on_cut_offs(gt: ArrayLike, cut_offs: CutOffs = TRUTH) -> dict[float, i
 
 
 def has_known_class(gt: ArrayLike, censored: ArrayLike, cut_offs: CutOffs = TRUTH) -> np.ndarray:
-    """Return where the class is certain: a lower bound tells it only when it is large already."""
+    """Return where the class is certain: that of a lower bound is only if it is large already."""
     return ~np.asarray(censored, dtype=bool) | (cut_offs.classes(gt) == len(CLASS_NAMES) - 1)

@@ -50,7 +50,7 @@ def root_mean_square_error(
 def mean_relative_error(
     gt: ArrayLike, predicted: ArrayLike, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the mean of |predicted - gt| / gt, known as MAPE; a ratio, not per cent."""
+    """Return the mean of |predicted - gt| / gt, known as MAPE; a ratio, not a percentage."""
     return weighted_mean(np.abs(_errors(gt, predicted)) / np.asarray(gt, dtype=float), weights)
 
 
@@ -84,7 +84,7 @@ def ratio_limits(
 ) -> LimitsOfAgreement:
     """Return limits of the ratio of predicted to true size, for errors that grow with the size.
 
-    Those of the logarithms, raised to powers of e again (Bland and Altman, 1999, section 3.1): 95 %
+    Those of the logarithms, exponentiated (Bland and Altman, 1999, section 3.1): 95 %
     of the ratios lie between, if they are distributed log-normally. The bias is the geometric mean.
 
     Args:

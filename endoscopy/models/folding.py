@@ -16,7 +16,7 @@ STATIC = ("fsg", "l0", "layer_scale")
 def fold(model: MultiStreamSizer) -> MultiStreamSizer:
     """Return the network with its static gates multiplied into the weights, in evaluation.
 
-    It computes what ``model.eval()`` computes, up to rounding, by the very operations of a network
+    It computes what ``model.eval()`` computes, up to rounding, with the operations of a network
     built with ``gates="none"``, which it is. The gates of the last stage of a ResNet and L1 go into
     the columns of the first layer of the head, L2 into those of the second. Attention that depends
     on the image (``se``) stays as it is.
@@ -28,12 +28,12 @@ def fold(model: MultiStreamSizer) -> MultiStreamSizer:
     if model.arguments["gates"] not in STATIC:
         return twin
     twin.head.fold_(torch.cat([_fold_trunk(trunk, twin) for trunk in twin.branches.values()]))
-    twin.arguments["gates"] = "none"  # what it is saved as
+    twin.arguments["gates"] = "none"  # the form in which it is saved
     return twin
 
 
 def _fold_trunk(trunk: nn.Module, model: MultiStreamSizer) -> Tensor:
-    """Fold all gates that have weights behind them; return what the head must absorb."""
+    """Fold all gates that precede weights; return what the head must absorb."""
     hosts = gate_hosts(trunk)
     stages = [name for name, host in hosts.items() if isinstance(host.module, nn.Sequential)]
     if not stages:

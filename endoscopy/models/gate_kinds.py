@@ -29,7 +29,7 @@ def gate_trunk(trunk: nn.Module, kind: GateKind) -> int:
             or ``none``.
 
     Returns:
-        Number of gated places.
+        Number of gates.
 
     Raises:
         ValueError: The kind is unknown or does not fit the trunk.

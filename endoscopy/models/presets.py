@@ -54,7 +54,7 @@ def fsg_resnet18(
     geometry: bool = False,
     trunk_options: dict[str, Any] | None = None,
 ) -> MultiStreamSizer:
-    """Return a ResNet-18 for each stream, gates behind each stage and in the head.
+    """Return a ResNet-18 for each stream, gates after each stage and in the head.
 
     The published multi-stream network (arXiv 2407.04400); its streams are ``rgb``, ``loc`` and
     ``depth``, in this order. See :class:`MultiStreamSizer` for the arguments.
@@ -89,7 +89,7 @@ def tiny_resnet(
     geometry: bool = False,
     trunk_options: dict[str, Any] | None = None,
 ) -> MultiStreamSizer:
-    """Return a ResNet of 0.2 M weights for frames of 64 pixels, gates behind each stage.
+    """Return a ResNet of 0.2 M weights for frames of 64 pixels, gates after each stage.
 
     See :class:`MultiStreamSizer` for the arguments and
     :class:`endoscopy.models.tiny_resnet.TinyResNet` for ``trunk_options``.

@@ -1,4 +1,4 @@
-"""Channel attention as a baseline: it depends on the image and sits where static gates do."""
+"""Channel attention as a baseline: it depends on the image and takes the place of static gates."""
 
 from typing import Any
 

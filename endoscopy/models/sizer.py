@@ -20,7 +20,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
     """A gated trunk for each stream, joined by a head (arXiv 2407.04400).
 
     Args:
-        trunk: ``tiny_resnet`` or any model of timm, built anew for each stream.
+        trunk: ``tiny_resnet`` or any model of timm, built for each stream.
         streams: Names of the streams, in the order in which their features are joined; those that
             :data:`~endoscopy.data.frames.streams.STREAMS` does not know with their number of
             channels, as pairs or all in a mapping.
@@ -88,10 +88,10 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
         """Return the raw output (B, outputs).
 
         Args:
-            streams: Normalized images by name of the stream; others than those of the network are
-                left aside.
+            streams: Normalized images by name of the stream; those that the network does not read
+                are ignored.
             geometry: Log width, log height and center (x, y) of the box relative to the frame,
-                (B, 4); needed by a network with ``geometry``, left aside by another.
+                (B, 4); needed by a network with ``geometry``, otherwise ignored.
 
         Raises:
             GatesError: A stream or the geometry is missing.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from core_gates.errors import GatesError
 from endoscopy.models.sizer import MultiStreamSizer
 
-ADDED = (".gate.", ".attention.")  # what was put into a trunk, and no file of timm holds
+ADDED = (".gate.", ".attention.")  # what is added to a trunk, and missing from files of timm
 HEADS = ("fc.", "head.", "head_dist.", "classifier.", "head.fc.")
 WRAPPERS = ("state_dict", "model", "model_state", "module")
 
@@ -23,7 +23,7 @@ class LoadedWeights(NamedTuple):
         loaded: Number of tensors taken from the file.
         fresh: Tensors that keep their random start: gates, and the stem of a stream whose images
             have another number of channels.
-        resampled: Position embeddings that were brought to another image size.
+        resampled: Position embeddings that were resampled to another image size.
     """
 
     loaded: int
@@ -36,7 +36,7 @@ def load_timm_weights(
 ) -> dict[str, LoadedWeights]:
     """Load a state dict of timm or torchvision into the trunks, all but their gates.
 
-    The classifier of the file is left aside, and so is a stem of other input channels.
+    The classifier of the file is ignored, and so is a stem with other input channels.
 
     Args:
         model: The network, changed in place.
@@ -115,7 +115,7 @@ def _fit(
 
 
 def _is_stem(mine: Tensor, theirs: Tensor) -> bool:
-    """Whether a convolution differs in its input channels alone, and those are an image's."""
+    """Whether a convolution differs only in its input channels, those of an image in the file."""
     if mine.ndim != 4 or theirs.ndim != 4 or theirs.shape[1] != 3:
         return False
     return mine.shape[0] == theirs.shape[0] and mine.shape[2:] == theirs.shape[2:]

@@ -22,7 +22,7 @@ class TinyResNet(nn.Module):
         Images (B, in_channels, H, W) to features (B, widths[-1]).
 
     Raises:
-        ValueError: There are not one more widths than depths.
+        ValueError: The number of widths is not one more than that of depths.
     """
 
     def __init__(

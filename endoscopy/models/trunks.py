@@ -1,4 +1,4 @@
-"""The network of one stream: an image to a vector of features."""
+"""The network of one stream: from an image to a vector of features."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -29,7 +29,7 @@ def build_trunk(name: str, in_channels: int, options: Mapping[str, Any]) -> tupl
         if name == TINY_RESNET:
             tiny = TinyResNet(in_channels, **options)
             return tiny, tiny.num_features
-        import timm  # a second of start-up that no help needs
+        import timm  # takes a second, which ``--help`` does not need
 
         if not timm.is_model(name):
             near = get_close_matches(name, [TINY_RESNET, *timm.list_models()], 1)

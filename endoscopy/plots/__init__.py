@@ -2,22 +2,13 @@
 
 from endoscopy.plots.agreement import bland_altman_figure, size_figure
 from endoscopy.plots.classes import confusion_figure, reliability_figure
-from endoscopy.plots.tables import (
-    audit_figure,
-    honest_figure,
-    ladder_figure,
-    study_figure,
-    subgroup_figure,
-)
+from endoscopy.plots.tables import ladder_figure, subgroup_figure
 
 __all__ = [
-    "audit_figure",
     "bland_altman_figure",
     "confusion_figure",
-    "honest_figure",
     "ladder_figure",
     "reliability_figure",
     "size_figure",
-    "study_figure",
     "subgroup_figure",
 ]

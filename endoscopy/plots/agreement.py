@@ -17,7 +17,7 @@ def bland_altman_figure(objects: pd.DataFrame, *, title: str = "Agreement with t
     """Plot predicted over true size of each object, with the mean ratio and its limits.
 
     Errors grow with the size, so that limits in millimeters would be too wide for small polyps and
-    too narrow for large ones; ratios have limits that hold for all (Bland and Altman, 1999).
+    too narrow for large ones; ratios have limits that are valid for all (Bland and Altman, 1999).
 
     Args:
         objects: Object table; lower bounds (``censored``) are left out and counted.

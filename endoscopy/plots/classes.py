@@ -1,4 +1,4 @@
-"""Classes: the confusion matrix, and whether probabilities mean what they say."""
+"""Classes: the confusion matrix, and the reliability of their probabilities."""
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +19,7 @@ from harness.figures.style import (
 
 
 def confusion_figure(matrix: np.ndarray, *, title: str = "True and predicted class") -> Figure:
-    """Show counts, colored by their share of the true class.
+    """Show counts, colored by their fraction of the true class.
 
     Args:
         matrix: (3, 3), rows true and columns predicted.
@@ -48,7 +48,7 @@ def confusion_figure(matrix: np.ndarray, *, title: str = "True and predicted cla
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     for row, value in enumerate(sensitivity(matrix)):
-        axes.annotate(f"n = {support[row, 0]:g}\nfound {value:.0%}", (2.58, row), va="center",
+        axes.annotate(f"n = {support[row, 0]:g}\nrecall {value:.0%}", (2.58, row), va="center",
                       fontsize=TEXT_SIZE, color=INK, annotation_clip=False)  # fmt: skip
     figure.text(0.02, 0.955, title, fontsize=TITLE_SIZE, fontweight="bold", color=INK, va="top")
     return figure
@@ -57,11 +57,11 @@ def confusion_figure(matrix: np.ndarray, *, title: str = "True and predicted cla
 def reliability_figure(
     table: pd.DataFrame, *, error: float | None = None, title: str = "Reliability"
 ) -> Figure:
-    """Plot accuracy against confidence; the area of a mark is its number of samples.
+    """Plot accuracy over confidence; the area of a mark is its number of samples.
 
     Args:
         table: Of :func:`endoscopy.metrics.reliability`.
-        error: Expected calibration error, written down.
+        error: Expected calibration error, written into the plot.
         title: Heading.
     """
     return calibration_figure(
@@ -70,7 +70,7 @@ def reliability_figure(
         table["count"],
         error=error,
         samples="objects",
-        x="confidence in the class",
-        y="share that is right",
+        x="confidence",
+        y="fraction correct",
         title=title,
     )

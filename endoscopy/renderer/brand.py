@@ -1,4 +1,4 @@
-"""Endoscopes: what differs between their pictures of the same scene."""
+"""Endoscopes: how their images of the same scene differ."""
 
 from typing import NamedTuple
 

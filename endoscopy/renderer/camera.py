@@ -1,4 +1,4 @@
-"""The track of the camera: where it is and where it looks, frame by frame."""
+"""The track of the camera: its position and direction, frame by frame."""
 
 import math
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from endoscopy.renderer.randomness import Purpose, numpy_generator
 from endoscopy.renderer.scene import Scene
 
 CLEARANCE = 2.0
-"""Least distance in mm of the camera from any surface."""
+"""Smallest distance in mm of the camera from any surface."""
 
 NEAREST, FARTHEST = 9.0, 30.0
-CENTER_SIZE = math.sqrt(2 * 20)  # at this size the shortcut leaves the distance as it is
+CENTER_SIZE = math.sqrt(2 * 20)  # at this size the shortcut leaves the distance unchanged
 CANDIDATES = 1
 ROUNDS = 256
-RETREAT = 0.01  # a round, in the second half of the rounds
+RETREAT = 0.01  # per round, in the second half of the rounds
 SHELL_POINTS = 48
 SIGHT_POINTS = 16
 Array = np.ndarray
@@ -46,12 +46,13 @@ def draw_track(config: RendererConfig, index: int, scene: Scene) -> CameraPath:
     """Draw the track of object ``index``: every frame has clearance and sees the polyp.
 
     Raises:
-        RuntimeError: No such track was found, which no scene within the ranges should cause.
+        RuntimeError: No such track was found, which should not happen for a scene within the
+            ranges.
     """
     rng = numpy_generator(config.seed, index, Purpose.CAMERA)
     name = config.brand if config.brand != "mixed" else str(rng.choice(list(BRANDS)))
     for attempt in range(ROUNDS):
-        # A shortcut may put the camera nearer than the head of a polyp on a stalk: back away.
+        # A shortcut may put the camera closer than the head of a pedunculated polyp: back away.
         retreat = 1 + RETREAT * max(0, attempt - ROUNDS // 2)
         distance = retreat * _draw_distances(rng, config, scene)
         positions = [_draw_positions(rng, scene, distance) for _ in range(CANDIDATES)]
@@ -93,7 +94,7 @@ def _draw_positions(rng: np.random.Generator, scene: Scene, distance: Array) -> 
 
 
 def _is_free(scene: Scene, position: Tensor) -> Tensor:
-    """Tell which of the candidates (K, T, 3) keep their clearance and see the polyp."""
+    """Return which of the candidates (K, T, 3) keep their clearance and see the polyp."""
     shell = position.unsqueeze(-2) + (1.1 * CLEARANCE) * _sphere(SHELL_POINTS)
     apex = torch.tensor([scene.radius - scene.apex - 0.15 * scene.size, 0.0, 0.0])
     share = torch.linspace(0, 1, SIGHT_POINTS).unsqueeze(1)
@@ -124,7 +125,7 @@ def _times(frames: int) -> Array:
 
 
 def _drift(rng: np.random.Generator, times: Array, size: float, faster: float = 1) -> Array:
-    """Return a smooth wandering of about this size, one value a frame."""
+    """Return a smooth random path of about this amplitude, one value per frame."""
     phase = rng.uniform(0, 2 * np.pi, size=2)
     waves = np.sin(2 * np.pi * faster * times + phase[0])
     return np.asarray(size * (waves + 0.5 * np.sin(4.6 * np.pi * faster * times + phase[1])))

@@ -1,4 +1,4 @@
-"""From radiance to the picture: vignetting, motion blur, exposure, noise, tone curve, gamma."""
+"""From radiance to the image: vignetting, motion blur, exposure, noise, tone curve, gamma."""
 
 import math
 
@@ -38,7 +38,7 @@ def mean_luminance(radiance: Channels) -> Tensor:
 def expose(
     radiance: Tensor, lens: Lens, side: int, brand: Brand, exposure: Exposure, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return what the camera records of its radiance.
+    """Return the frames that the camera records.
 
     Args:
         radiance: (3, T, P) linear, before the lens.
@@ -46,7 +46,7 @@ def expose(
         side: Height and width of the frame.
         brand: Gain and color.
         exposure: Fixed gain or automatic gain control.
-        rng: Decides blur and noise.
+        rng: For blur and noise.
 
     Returns:
         Frames (T, 3, side, side) uint8, black outside the aperture, and the gains (T,).

@@ -1,4 +1,4 @@
-"""What is rendered: everything that, with the number of an object, decides its frames."""
+"""What is rendered: everything that, with the number of an object, determines its frames."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,16 +18,16 @@ class RendererConfig:
     """Settings of the renderer.
 
     Args:
-        seed: Object ``i`` depends on the pair (seed, i) and on nothing else.
+        seed: Object ``i`` depends only on the pair (seed, i).
         side: Height and width of a frame in pixels.
-        frames: Frames of the track of one object.
+        frames: Frames per object.
         exposure: ``fixed`` gain, or ``agc``: mean luminance of every frame brought to 0.22.
         depth: ``metric``: distance along the ray in mm; ``relative``: what a monocular network
             returns, blurred, noisy, inverse depth known up to an affine map only; ``none``.
         frequencies: ``balanced``: sizes log-uniform over 2-20 mm; ``real``: 76 % up to 5 mm, 14 %
             below 10 mm, 10 % above, log-uniform within each class.
         shortcut_rho: The logarithm of the distance of the camera shifts by ``rho`` times the
-            logarithm of the size, which lets a network guess the size from the view.
+            logarithm of the size, so that a network can guess the size from the view.
         brand: Endoscope ``A``, the shifted ``B`` (wider field, less gain, another color), or
             ``mixed``: either one by chance.
 

@@ -22,7 +22,7 @@ from endoscopy.renderer.scene import SHAPES, Scene, draw_scene
 from harness.files.atomic import replacing, write_text
 
 DEPTH_UNITS = 256.0
-"""Steps of a stored depth in a millimeter."""
+"""Steps of a stored depth per millimeter."""
 
 VERSION = 1
 QUALITY = 95
@@ -47,14 +47,14 @@ def video_name(index: int) -> str:
 def render_dataset(
     root: str | os.PathLike[str], config: RendererConfig, num_objects: int, *, first: int = 0
 ) -> Iterator[int]:
-    """Write objects as videos of one lesion; a generator that yields their number so far.
+    """Write objects as videos of one lesion; yield their number so far.
 
     ``{video}_frames`` (JPEG, quality 95, 4:4:4), ``{video}_annotations`` (Pascal VOC),
     ``{video}_masks`` (PNG, 0 and 255), ``{video}_depths`` (PNG, 16 bits, 1/256 mm, 0 where there is
     none; absent if the configuration asks for no depth), ``{video}_cameras.csv`` (poses), and for
     all ``video_info.csv``, ``lesion_info.csv`` and ``manifest.json``. An object is written whole or
-    not at all. A call that was killed is repeated: it goes on where it was, and the bytes are those
-    of a run without a break.
+    not at all. After a kill the same call continues where it stopped, and the bytes are those of an
+    uninterrupted one.
 
     Args:
         root: Folder, empty, absent, or left by an earlier call with the same arguments.
@@ -63,7 +63,7 @@ def render_dataset(
         first: Index of the first object.
 
     Yields:
-        The number of objects on disk, from the first call on.
+        The number of objects on disk, including those of earlier calls.
 
     Raises:
         GatesError: The folder holds something else.
@@ -77,7 +77,7 @@ def render_dataset(
 def claim_dataset(
     root: str | os.PathLike[str], config: RendererConfig, num_objects: int, *, first: int = 0
 ) -> bool:
-    """Make a folder ours before objects are written to it; return whether it is complete already.
+    """Claim a folder before objects are written to it; return whether it is complete already.
 
     For :func:`write_objects` in several processes; arguments and errors of :func:`render_dataset`.
     """
@@ -91,7 +91,7 @@ def claim_dataset(
 def write_objects(
     root: str | os.PathLike[str], config: RendererConfig, indices: Iterable[int]
 ) -> Iterator[int]:
-    """Write objects that are not there; processes may write different ones to one folder at once.
+    """Write missing objects; processes may write different ones to one folder at once.
 
     Yields:
         The number of these objects on disk.
@@ -107,7 +107,7 @@ def write_objects(
 def finish_dataset(
     root: str | os.PathLike[str], config: RendererConfig, num_objects: int, *, first: int = 0
 ) -> None:
-    """Write the tables and say in the manifest that all objects are there."""
+    """Write the tables and mark all objects as complete in the manifest."""
     root = Path(root)
     _write_tables(root, config, range(first, first + num_objects))
     manifest = _manifest(config, num_objects, first)
@@ -140,7 +140,7 @@ def _manifest(config: RendererConfig, num_objects: int, first: int) -> dict[str,
 
 
 def _claim(root: Path, manifest: dict[str, Any]) -> bool:
-    """Make the folder ours, or find that an earlier call with the same arguments did."""
+    """Claim the folder, unless an earlier call with the same arguments did."""
     path = root / "manifest.json"
     complete = False
     if path.exists():
@@ -169,7 +169,7 @@ def _is_complete(path: Path, manifest: dict[str, Any]) -> bool:
 
 
 def _write_object(root: Path, video: str, item: RenderedObject, config: RendererConfig) -> None:
-    """Write the folders of an object aside, then move them; its camera file comes last."""
+    """Write the folders of an object elsewhere, then move them; its camera file comes last."""
     aside = root / f".partial-{video}"
     folders = [name for name in FOLDERS if name != "depths" or config.depth != "none"]
     for name in folders:

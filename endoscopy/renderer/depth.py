@@ -11,11 +11,11 @@ NEAREST = 1.0
 
 
 def degrade(depth: Tensor, rng: torch.Generator) -> Tensor:
-    """Return the depth that an unknown affine map of the inverse depth makes of the true one.
+    """Return the true depth after an unknown affine map of its inverse.
 
     Args:
         depth: (T, H, W) distance along the ray in mm, zero where there is none.
-        rng: Decides map and noise.
+        rng: For map and noise.
 
     Returns:
         (T, H, W) in arbitrary units up to `FAR`, zero where there is none.

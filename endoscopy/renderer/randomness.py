@@ -7,7 +7,7 @@ import torch
 
 
 class Purpose(IntEnum):
-    """Independent streams of one object, so that one draw more never shifts the others."""
+    """Independent streams of one object, so that an additional draw never shifts the others."""
 
     SCENE = 0
     CAMERA = 1

@@ -28,7 +28,7 @@ class RenderedObject(NamedTuple):
         images: (T, 3, H, W) uint8 RGB.
         depths: (T, H, W) float32 in mm along the ray, zero where there is none; arbitrary units if
             the configuration says ``relative``, zeros if ``none``.
-        masks: (T, H, W) bool, True on the polyp; at least one pixel a frame.
+        masks: (T, H, W) bool, True on the polyp; at least one pixel per frame.
         boxes: (T, 4) int64 xmin, ymin, xmax, ymax of the mask, edges of pixels.
         gains: (T,) gain of the exposure.
     """
@@ -72,7 +72,7 @@ def render_scene(
 ) -> RenderedObject:
     """Render a given scene from given poses; ``index`` decides the noise."""
     lens = fisheye(config.side, track.brand.field_of_view)
-    with torch.inference_mode():  # less to do for every operation
+    with torch.inference_mode():  # smaller arrays for every operation
         images, depths, masks, boxes, gains = _render(config, index, scene, track, lens, radiance)
     return RenderedObject(
         index,

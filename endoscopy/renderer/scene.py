@@ -139,7 +139,7 @@ def _draw_size(rng: np.random.Generator, frequencies: Frequencies) -> float:
 
 
 def _draw_albedo(rng: np.random.Generator) -> tuple[float, float, float]:
-    """Vary the color of the mucosa; its luminance varies little, so that light tells distance."""
+    """Vary the color of the mucosa, but its luminance little: brightness reflects the distance."""
     warmth = rng.uniform(-1, 1)
     level = rng.uniform(0.96, 1.04)
     return (

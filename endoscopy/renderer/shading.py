@@ -1,6 +1,6 @@
-"""Radiance of the mucosa under the light beside the lens, linear, before the camera.
+"""Radiance of the mucosa lit from next to the lens, linear, before the camera.
 
-One light, two millimeters beside the lens: diffuse reflection and a wet highlight, both falling
+One light, two millimeters from the lens: diffuse reflection and a wet highlight, both falling
 with the square of the distance from the light. Vessels and tint are sums of sines fixed in space.
 """
 
@@ -17,7 +17,7 @@ LIGHT_POWER = 260.0
 SHININESS = 150.0
 ROUGHNESS = 0.022
 VESSEL_SHARPNESS = 16.0
-VESSEL_COLOR = (0.10, 0.42, 0.34)  # share of red, green and blue that a vessel absorbs
+VESSEL_COLOR = (0.10, 0.42, 0.34)  # fraction of red, green and blue that a vessel absorbs
 VESSELS_ON_POLYP = 0.3
 POLYP_TINT = 2.2
 TINT = (0.0, 0.05, 0.04)

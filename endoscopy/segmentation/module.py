@@ -24,7 +24,7 @@ class SegmenterModule(L.LightningModule):
     Args:
         segmenter: Network.
         learning_rate: Peak of a one-cycle schedule of AdamW.
-        augment: Draw symmetries, colors and blur, so that real frames are not too foreign.
+        augment: Draw symmetries, colors and blur, so that real frames are less out of distribution.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ def train_segmenter(
     Args:
         images: (N, 3, S, S) uint8; other sizes than ``size`` are resized.
         masks: (N, S, S) boolean; frames without a polyp may be among them.
-        size: Pixels of a side, a multiple of 8.
+        size: Side length in pixels, a multiple of 8.
         epochs: Passes over all images.
-        batch_size: Images a step.
+        batch_size: Images per step.
         learning_rate: Peak learning rate.
         seed: Of weights, order and augmentation.
         augment: See :class:`SegmenterModule`.

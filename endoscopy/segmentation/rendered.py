@@ -1,4 +1,4 @@
-"""What the shipped segmenter is trained on: rendered frames, whole ones and parts of them."""
+"""The training data of the shipped segmenter: rendered frames, whole ones and crops."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from endoscopy.segmentation.segmenter import Segmenter
 SIDE = 128  # pixels of a rendered frame
 SMALLEST_PART = 0.35  # of a side
 TEST_SEED = 99
-LEAST_POLYP = 0.6  # share of the polyp that a part must show, unless it shows none
+LEAST_POLYP = 0.6  # fraction of the polyp that a crop must show, unless it shows none
 
 
 def rendered_masks(
     objects: int, frames: int, *, seed: int, size: int, tick: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, Tensor]:
-    """Render frames of both endoscopes and exposures, each whole and as a random part.
+    """Render frames of both endoscopes and exposures, each whole and as a random crop.
 
-    Parts stand for the closer views and the rectangular fields of other endoscopes.
+    Crops imitate the closer views and the rectangular fields of other endoscopes.
 
     Args:
         objects: Number of polyps.
         frames: Frames of each.
-        seed: Of objects and parts.
-        size: Pixels of a side of what is returned.
+        seed: Of objects and crops.
+        size: Side length in pixels of what is returned.
         tick: Called after every object.
 
     Returns:
@@ -58,7 +58,7 @@ def rendered_masks(
 
 
 def _part(mask: np.ndarray, generator: np.random.Generator) -> tuple[int, int, int]:
-    """Draw left, top and side of a part that shows most of the polyp or nothing of it."""
+    """Draw left, top and side of a crop that shows most of the polyp or none of it."""
     whole = mask.sum()
     for _ in range(20):
         side = round(SIDE * generator.uniform(SMALLEST_PART, 0.85))
@@ -71,7 +71,7 @@ def _part(mask: np.ndarray, generator: np.random.Generator) -> tuple[int, int, i
 
 @torch.no_grad()
 def rendered_scores(segmenter: Segmenter, objects: int) -> tuple[float, float]:
-    """Return the mean intersection over union on whole frames and on parts of new polyps."""
+    """Return the mean intersection over union on whole frames and on crops of new polyps."""
     images, masks = rendered_masks(objects, 2, seed=TEST_SEED, size=segmenter.size)
     found = torch.cat([segmenter(batch / 255.0)[:, 0] > 0 for batch in images.split(32)])
     scores = intersection_over_union(found, masks)

@@ -1,4 +1,4 @@
-"""A small U-Net that finds polyps where nobody says where they are."""
+"""A small U-Net that finds polyps where no location is given."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Segmenter(nn.Module):
     do not matter.
 
     Args:
-        size: Pixels of a side of the square that frames are resized to; a multiple of 8.
+        size: Side length in pixels of the square that frames are resized to; a multiple of 8.
         widths: Channels of the four resolutions, each a multiple of 8.
 
     Shape:
         Images (B, 3, size, size) in [0, 1] to logits (B, 1, size, size).
 
     Raises:
-        ValueError: The size or a width is no multiple of 8.
+        ValueError: The size or a width is not a multiple of 8.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         segmenter = Segmenter(arguments["size"], tuple(arguments["widths"]))
         segmenter.load_state_dict(state)
-    except Exception as error:  # safetensors raises errors of its own
+    except Exception as error:  # safetensors raises its own errors
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise GatesError(f"{path}: holds no segmenter: {line}; train or copy it again") from error
     return segmenter.eval()
@@ -124,7 +124,7 @@ class Segmenters:
 
 @functools.cache
 def shipped_segmenter() -> Segmenter | None:
-    """Return the segmenter of the package, which is trained on rendered frames; None without."""
+    """Return the shipped segmenter, which is trained on rendered frames; None if there is none."""
     path = Path(str(files("endoscopy")), "weights", *SHIPPED)
     return Segmenters().load(path) if path.is_dir() else None
 

@@ -13,7 +13,7 @@ def one_sided_error(prediction: Tensor, target: Tensor, censored: Tensor | None)
     A censored target is a lower bound, such as that of ``15mm-``: any larger size may be right.
 
     Args:
-        prediction: Sizes (B,) in any rising scale.
+        prediction: Sizes (B,) in any increasing scale.
         target: Known sizes or lower bounds (B,) in the same scale.
         censored: Where the target is a lower bound (B,); nowhere when None.
     """
@@ -32,7 +32,7 @@ class CensoredSmoothL1:
     """Mean smooth L1 loss that lets predictions exceed a lower bound.
 
     Args:
-        beta: Error at which the square turns linear.
+        beta: Error at which the loss changes from square to linear.
 
     Raises:
         ValueError: ``beta`` is not positive.
@@ -51,7 +51,7 @@ class CensoredSmoothL1:
 
 
 class SizeWeightedLoss:
-    """Errors that weigh more the larger the polyp is (arXiv 2407.04400).
+    """Errors with larger weights for larger polyps (arXiv 2407.04400).
 
     ``mean_i w(t_i) (α |e_i| + β e_i² + γ SmoothL1(e_i))`` with w = 1 for sizes t up to the first
     threshold, w₂ from the second on, w₁ between them. The published code compares thresholds in
@@ -67,7 +67,7 @@ class SizeWeightedLoss:
         space: Whether errors are in millimeters (``mm``) or in the scale of the network.
 
     Raises:
-        ValueError: Thresholds do not rise, or a factor is negative, or the space is unknown.
+        ValueError: Thresholds do not increase, or a factor is negative, or the space is unknown.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SizeWeightedLoss:
         space: Literal["mm", "scaled"] = "mm",
     ) -> None:
         if not thresholds[0] < thresholds[1]:
-            raise ValueError(f"thresholds must rise, got {thresholds}")
+            raise ValueError(f"thresholds must increase, got {thresholds}")
         if min(alpha, beta, gamma, *weights) < 0 or alpha + beta + gamma <= 0:
             raise ValueError(
                 "alpha, beta, gamma and weights must not be negative, nor all three factors zero;"

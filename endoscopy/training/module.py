@@ -35,7 +35,7 @@ NEARLY_CLOSED = 0.1
 
 
 class SizingModule(L.LightningModule):
-    """Polyp sizing with gates that learn in a pass of their own (arXiv 2407.04400).
+    """Polyp sizing with gates that learn in a separate pass (arXiv 2407.04400).
 
     A batch is a dictionary: ``streams`` (B, C, H, W) by name, ``size_mm`` (B,), and optionally
     ``geometry`` (B, 4), ``censored`` (B,) bool, ``object`` and ``frame`` (B,) int64. Validation
@@ -56,10 +56,10 @@ class SizingModule(L.LightningModule):
         gate_learning_rate: Learning rate of the gates, which is constant.
         clip: Largest gradient norm of the weights.
         gate_clip: Largest gradient norm of the gates.
-        cycles: Number of cosines during the training.
-        accumulate: Parts that a batch is cut into, whose gradients add up to that of the batch.
+        cycles: Number of cosine cycles during training.
+        accumulate: Parts of a batch, whose gradients add up to that of the batch.
         l0_weight: Weight of the expected number of open gates, for gates of kind ``l0``.
-        cut_offs_mm: Sizes that cut predictions into classes in validation.
+        cut_offs_mm: Cut-offs between the predicted classes in validation.
         sync_batch_norm: Normalize over the batches of all ranks.
 
     Raises:
@@ -131,7 +131,8 @@ class SizingModule(L.LightningModule):
         """Synchronize batch normalization where there is more than one rank.
 
         Raises:
-            GatesError: The strategy is not DDP, whose gate gradients alone are averaged here.
+            GatesError: The strategy is not DDP, the only one whose gate gradients are averaged
+                here.
         """
         if stage != "fit":
             return
@@ -149,24 +150,13 @@ class SizingModule(L.LightningModule):
         out: Tensor = self.model(batch["streams"], batch.get("geometry"))
         return out
 
-    @torch.no_grad()
-    def predict_mm(self, batch: Batch) -> Tensor:
-        """Return the predicted sizes (B,) in millimeters.
-
-        Raises:
-            GatesError: The network is in training mode.
-        """
-        if self.model.training:
-            raise GatesError("predictions need the network in evaluation mode: call eval() first")
-        return self.target.decode(self(batch))
-
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take one step of gates and weights."""
         routing = self.routing
         assert routing is not None
         parts = split(batch, self.accumulate)
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        progress.increment_ready()  # one step of the trainer, whatever the number of optimizers
+        progress.increment_ready()  # one step of the Trainer, whatever the number of optimizers
         step = routing.step(
             self.model, self._losses(parts, self.target), self._losses(parts, self.gate_target)
         )
@@ -206,11 +196,11 @@ class SizingModule(L.LightningModule):
     def _batches_per_epoch(self) -> int:
         count = self.trainer.num_training_batches
         if not isinstance(count, int):
-            raise GatesError("the schedule needs a data loader of known length")
+            raise GatesError("the learning rate schedule needs a data loader of known length")
         return count
 
     def on_train_epoch_end(self) -> None:
-        """Log how the scores of the gates are spread."""
+        """Log the spread of the gate scores."""
         gates = gates_of(self.model).values()
         if not gates:
             return
@@ -259,7 +249,7 @@ class SizingModule(L.LightningModule):
         """
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
-            raise GatesError("the learning rate needs an end: set trainer.max_epochs")
+            raise GatesError("the learning rate schedule needs a length: set trainer.max_epochs")
         make = OPTIMIZERS[self.optimizer_name]
         weights = [p for p in weight_parameters(self.model).values() if p.requires_grad]
         gates = [p for p in gate_parameters(self.model).values() if p.requires_grad]
@@ -288,12 +278,12 @@ class SizingModule(L.LightningModule):
         return routing
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the count of steps; optimizers, schedule and scaler are kept by the trainer."""
+        """Save the count of steps; the Trainer saves optimizers, schedule and scaler."""
         if self.routing is not None:
             checkpoint["gradient_routing"] = self.routing.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the count of steps."""
+        """Restore the count of steps."""
         self._resumed = checkpoint.get("gradient_routing")
         if self.routing is not None and self._resumed is not None:
             self.routing.load_state_dict(self._resumed)

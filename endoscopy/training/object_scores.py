@@ -30,8 +30,8 @@ def object_scores(rows: Tensor, cut_offs: CutOffs) -> ObjectScores:
     """Score the median of each object's frames.
 
     Args:
-        rows: One a frame (N, 5), in the columns of ``COLUMNS``; a frame that comes twice counts
-            once, as a sampler repeats frames to fill up a rank.
+        rows: One per frame (N, 5), with the columns ``COLUMNS``; a repeated frame counts once,
+            since a sampler repeats frames to fill up a rank.
         cut_offs: Those of the predictions.
 
     Returns:

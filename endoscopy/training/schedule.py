@@ -7,12 +7,12 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 def warm_restarts(
     optimizer: Optimizer, epochs: int, cycles: int, min_learning_rate: float
 ) -> CosineAnnealingWarmRestarts:
-    """Return a cosine that falls from the learning rate to the least one, ``cycles`` times.
+    """Return a cosine from the learning rate to the smallest one, ``cycles`` times.
 
     It is stepped after every batch with the epoch as a real number.
 
     Args:
-        optimizer: Whose learning rate falls.
+        optimizer: Whose learning rate is scheduled.
         epochs: Length of the training.
         cycles: Number of restarts, the first included.
         min_learning_rate: End of each cycle.

@@ -1,4 +1,4 @@
-"""What a sizing network is trained to return, and how millimeters are read from it."""
+"""What a sizing network is trained to return, and its conversion to millimeters."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ class SizeTarget(ABC):
 
     @abstractmethod
     def encode(self, mm: Tensor) -> Tensor:
-        """Return sizes (B,) in millimeters as the network should return them (B,)."""
+        """Convert sizes (B,) in millimeters to what the network should return (B,)."""
 
     @abstractmethod
     def decode(self, raw: Tensor) -> Tensor:
-        """Return the sizes (B,) in millimeters that raw outputs (B, outputs) mean."""
+        """Convert raw outputs (B, outputs) to sizes (B,) in millimeters."""
 
     @abstractmethod
     def loss(self, raw: Tensor, mm: Tensor, censored: Tensor | None = None) -> Tensor:
@@ -50,12 +50,12 @@ class LogSize(SizeTarget):
     ``t = log(mm / center)`` under a smooth L1 loss.
 
     Args:
-        beta: Error at which the square of the loss turns linear.
-        center_mm: Size that an output of zero means.
+        beta: Error at which the loss changes from square to linear.
+        center_mm: Size for an output of zero.
         limits_mm: Predictions are clipped to these.
 
     Raises:
-        ValueError: ``beta`` is not positive or the sizes do not rise.
+        ValueError: ``beta`` is not positive or the sizes do not increase.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class ScaledMillimeters(SizeTarget):
 
     Args:
         loss: Weighted loss, by default of errors in millimeters.
-        range_mm: Sizes that become -1 and +1.
+        range_mm: Sizes that map to -1 and +1.
         limits_mm: Predictions are clipped to these.
 
     Raises:
-        ValueError: A range does not rise.
+        ValueError: A range does not increase.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ScaledMillimeters(SizeTarget):
         limits_mm: tuple[float, float] = (0.5, 22.0),
     ) -> None:
         if not (range_mm[0] < range_mm[1] and limits_mm[0] < limits_mm[1]):
-            raise ValueError(f"range_mm and limits_mm must rise, got {range_mm} and {limits_mm}")
+            raise ValueError(f"ranges must increase, got {range_mm} and {limits_mm}")
         self.weighted = loss or SizeWeightedLoss()
         self.range_mm, self.limits_mm = range_mm, limits_mm
 
@@ -131,18 +131,18 @@ class ScaledMillimeters(SizeTarget):
 
 
 class Ordinal(SizeTarget):
-    """A chain of questions, whether the size exceeds the next threshold given the last one.
+    """A chain of binary outputs: does the size exceed the next threshold, given the last one?
 
     ``P(size > t_k) = Π_{j ≤ k} σ(raw_j)`` (continuation ratio, as CORN: Shi et al., 2021), so that
-    probabilities never rise with k. Trained by maximum likelihood. A size on a threshold is below
-    it, from 10 mm on above it, as the clinical classes have it: 5 mm are diminutive, 10 mm large.
+    probabilities never increase with k. Trained by maximum likelihood. A size on a threshold is
+    below it, from 10 mm on above it, as in the clinical classes: 5 mm are diminutive, 10 mm large.
 
     Args:
-        thresholds_mm: Rising sizes t_k.
-        limits_mm: Least and greatest size.
+        thresholds_mm: Increasing sizes t_k.
+        limits_mm: Smallest and largest size.
 
     Raises:
-        ValueError: The sizes do not rise.
+        ValueError: The sizes do not increase.
     """
 
     def __init__(
@@ -187,11 +187,11 @@ class Classes(SizeTarget):
     """Size classes under a softmax; the size is the mean of the classes' typical sizes.
 
     Args:
-        thresholds_mm: Rising sizes between the classes; see :class:`Ordinal` for sizes on one.
+        thresholds_mm: Increasing sizes between the classes; see :class:`Ordinal` for sizes on one.
         typical_mm: Size of each class, one more than thresholds.
 
     Raises:
-        ValueError: The sizes do not rise, or their numbers do not fit.
+        ValueError: The sizes do not increase, or their numbers do not fit.
     """
 
     def __init__(
@@ -232,14 +232,14 @@ class Classes(SizeTarget):
 
 
 def _exact(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """Return ``x`` in float32 at least, float64 where it or ``like`` is: losses are not halved."""
+    """Return ``x`` in float32 at least, or float64 if it or ``like`` is: losses need precision."""
     dtype = torch.promote_types((x if like is None else like).dtype, torch.float32)
     return x.to(dtype)
 
 
 def _rising(sizes: Sequence[float]) -> tuple[float, ...]:
     if not sizes or sizes[0] <= 0 or any(a >= b for a, b in pairwise(sizes)):
-        raise ValueError(f"sizes must be positive and rise, got {tuple(sizes)}")
+        raise ValueError(f"sizes must be positive and increasing, got {tuple(sizes)}")
     return tuple(sizes)
 
 

@@ -1,4 +1,4 @@
-"""Networks and trainings that a comparison sets beside the configured one."""
+"""Networks and training runs to be compared with the configured one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Variant(NamedTuple):
         gates: Kind of the gates.
         gradient_routing: How the gates learn.
         l0_weight: Of the expected number of open gates.
-        streams: What the network is fed.
+        streams: Inputs of the network.
         millimeters: Train on millimeters under the size-weighted loss of arXiv 2407.04400.
     """
 
@@ -50,7 +50,7 @@ VARIANTS: dict[str, Variant] = {
     "depth": Variant("metric depth besides", streams=("rgb_mask_depth",)),
     "shortcut": Variant("trained where the distance goes with the size"),
 }
-"""By the name that configurations and score tables use."""
+"""By their names in configurations and score tables."""
 
 
 def variant_of(module: SizingModule, name: str, **settings: Any) -> SizingModule:

@@ -73,7 +73,7 @@ class FolderClaim(Callback):
             record.write(self.run_folder.training)
             if LENGTHENED in self.piece.settings:
                 print(
-                    "a lengthened training is no unbroken one: score it with --ckpt_path "
+                    "a lengthened training does not count as an uninterrupted one: score it with --ckpt_path "
                     f"{self.run_folder.checkpoints / 'last.ckpt'}"
                 )
         trainer.strategy.barrier("claim")

@@ -64,7 +64,7 @@ class Store(Generic[R]):
                 return own
             if record is not None and record.settings.get(LENGTHENED) and not self.overwrite:
                 raise SettingsDiffer(
-                    f"{own} was lengthened with --resume and is no unbroken training: score its "
+                    f"{own} was lengthened with --resume, unlike what is asked for: score its "
                     "checkpoint with --ckpt_path, or give --name NEW for another run, or "
                     "--overwrite to train again"
                 )

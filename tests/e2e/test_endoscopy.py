@@ -180,19 +180,17 @@ def test_evaluate_scores_a_checkpoint(sizing, evaluated):
 
 def test_variants_are_compared_in_pairs(sizing, evaluated):
     scores = read_scores(sizing)
-    rows = [row for row in scores["rows"] if row["task"] == "test, differences"]
-    regression = "mask area + photometry"
-    assert {row["method"] for row in rows} >= {
-        "crop minus configured", f"{regression} minus configured",
-    }  # fmt: skip
-    rows = [row for row in rows if row["method"] == "crop minus configured"]
+    rows = [row for row in scores["rows"] if row.get("versus") and row["task"] == "test"]
+    assert {row["method"] for row in rows} >= {"crop", "mask area + photometry"}
+    assert {row["versus"] for row in rows} == {"configured"}
+    rows = [row for row in rows if row["method"] == "crop"]
     for row in rows:
         gap = [figure(scores, name, row["metric"]) for name in ("crop", "configured")]
         assert np.isclose(row["value"], gap[0] - gap[1])
         assert row["low"] <= row["high"]
     assert {"macro_f1", "mape"} <= {row["metric"] for row in rows}
     markdown = (sizing.folder / RUN / "scores.md").read_text()
-    assert "| crop minus configured |" in markdown
+    assert "| crop − configured |" in markdown
     metrics = {row["metric"] for row in scores["rows"]}
     assert {"macro_f1 at 4.75/10", "auroc_5mm", "quadratic_kappa"} <= metrics
 
@@ -254,11 +252,17 @@ def test_report_is_one_page_that_begins_with_the_baselines(sizing, audited):
     assert page.index("constant: macro F1") < page.index("<h2")
     assert page.count("data:image/png;base64,") >= 8
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
-    assert "crop minus configured" in page
+    assert "crop − configured" in page
     assert "macro_f1 at 4.75/10" in page
     assert "distance_mm" in page
-    for title in ("Agreement", "Other scores", "Subgroups", "Gates", "Audits"):
+    titles = ("Scores", "Agreement", "Other scores", "Subgroups", "Gates", "Audits")
+    for title in (*titles, "Learning curves", "Data and settings"):
         assert f">{title}</h2>" in page
+    figures = {path.stem for path in (sizing.folder / RUN / "figures").glob("*.png")}
+    assert figures == {path.stem for path in (sizing.folder / RUN / "figures").glob("*.csv")}
+    assert {"bars", "differences", "learning-curves", "subgroups", "audits"} <= figures
+    rows = [row.split("<th")[1:] for row in re.findall(r"<thead>(.*?)</thead>", page)]
+    assert max(map(len, rows)) <= 9  # no table is wider than the page
 
 
 HONEST = ["--variants", "[plain, dual]", "--seeds", "[0, 1]", "--train_objects", "[6, 8]"]
@@ -298,7 +302,7 @@ def test_the_honest_table_runs_only_what_is_missing(sizing):
 
 
 def _check_honest_report(sizing, folder, printed):
-    """Baselines stand in the headline and at every size, the chosen settings in the page."""
+    """Baselines are in the headline and at every size, the chosen settings on the page."""
     scores = read_scores(sizing, "honest")
     for task in ("6 objects", "8 objects"):
         area = figure(scores, "area", "mape", task)
@@ -309,8 +313,9 @@ def _check_honest_report(sizing, folder, printed):
     path = sizing.endoscopy("report", "--name", "honest").out.splitlines()[-1]
     text = (sizing.folder / path).read_text()
     assert text.index("constant: macro F1") < text.index("<h2")
-    assert set(pd.read_parquet(folder / "tuning.parquet")["variant"]) == {"plain", "dual"}
-    assert "Chosen of 2 trials of each variant" in text
+    assert ">Tuning</h2>" in text
+    assert (folder / "figures/trials.csv").is_file()
+    assert "dual − plain" in text
 
 
 def test_a_report_begins_with_the_baselines_or_is_refused(sizing):
@@ -486,7 +491,7 @@ def test_an_evaluation_killed_inside_a_training_ends_with_the_same_bits(sizing, 
     script.write_text(KILLED)
     words = ["endoscopy", "evaluate", "--config", "unit", "--name", "killed", "--variants"]
     words += ["[crop]", "--shifts", "[]"]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as the unbroken one has
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as the uninterrupted one has
     environment = os.environ | threads | {"PYTHONPATH": str(ROOT)}
     for steps, code in ((3, -9), (99, 0)):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The page of ``gates endoscopy demo`` in a real browser, and what it tells nobody."""
+"""The page of ``gates endoscopy demo`` in a real browser, and that it sends nothing elsewhere."""
 
 import os
 import re
@@ -70,7 +70,7 @@ def run(tmp_path_factory, gates_in, write):
 
 @pytest.fixture(scope="module")
 def server(run, chromium):
-    """The command in a process of its own; yields its address."""
+    """The command in a separate process; yields its address."""
     here = run.folder
     (here / "site").mkdir()
     (here / "site/sitecustomize.py").write_text(WATCH.format(log=str(here / "asked.txt")))

@@ -20,7 +20,7 @@ WARD = ("--weights", "ward")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, gates_in, write):
-    """A folder with good sources, tables and weights, and faulty ones beside them."""
+    """A folder with good sources, tables and weights, and faulty ones next to them."""
     gates = gates_in(tmp_path_factory.mktemp("faults"))
     here = gates.folder
     pictures = [write.picture(40 + n % 3, 60 - n % 2, n) for n in range(3)]
@@ -51,10 +51,10 @@ def _sources(here, write, pictures):
     content = write.dicom(here / "cut.dcm", write.padded(pictures)).read_bytes()
     (here / "cut.dcm").write_bytes(content[:-9000])
     write.images(here / "few", pictures)
-    _truncated(here / "few" / "torn.jpg")
+    _truncated(here / "few" / "partial.jpg")
     many = [write.picture(40, 60, n) for n in range(101)]
     write.images(here / "many", many)
-    _truncated(here / "many" / "torn.jpg")
+    _truncated(here / "many" / "partial.jpg")
     write.images(here / "deep", pictures)
     gray = pictures[1].mean(2)
     Image.fromarray(np.rint(gray * 257).astype(np.uint16)).save(here / "deep" / "frame_1.png")
@@ -104,9 +104,9 @@ VOC = """<annotation><size><width>59</width><height>41</height></size><object><n
 
 
 def _weights(here, write):
-    write.weights(here / "torn")
-    content = (here / "torn/model.safetensors").read_bytes()
-    (here / "torn/model.safetensors").write_bytes(content[: len(content) // 2])
+    write.weights(here / "partial")
+    content = (here / "partial/model.safetensors").read_bytes()
+    (here / "partial/model.safetensors").write_bytes(content[: len(content) // 2])
     write.weights(here / "no_json")
     (here / "no_json/config.json").write_text('{"format"')
     write.weights(here / "later")
@@ -163,10 +163,10 @@ def changed_object(number, **values):
     return change
 
 
-def torn_images(count):
+def partial_images(count):
     def change(table, here):
         for row in range(count):
-            path = here / "table" / f"torn_{count}_{row}.jpg"
+            path = here / "table" / f"partial_{count}_{row}.jpg"
             path.write_bytes(Path(table["frame_path"][row]).read_bytes()[:400])
             table.loc[row, "frame_path"] = str(path)
         return table
@@ -185,8 +185,8 @@ TABLES = {
     "outside": changed_row(5, bbox_xmin=-12),
     "tiny": changed_row(5, bbox_xmax=11, bbox_ymax=9),
     "other_size": changed_row(5, width=128, height=96, bbox_xmin=20, bbox_xmax=60),
-    "torn": torn_images(1),
-    "many_torn": torn_images(3),
+    "partial": partial_images(1),
+    "many_partial": partial_images(3),
     "single": lambda table, here: table.drop(index=range(1, FRAMES)),
     "twice": lambda table, here: pd.concat([table, table.iloc[[7]]]),
     "two_sizes": changed_row(5, gt=9),
@@ -240,13 +240,13 @@ REFUSED = {
     "cut video": (predict("cut.mp4", *GOOD), "cut.mp4: cannot be opened as a video|cannot be read"),
     "truncated JPEG among few": (
         predict("few", *GOOD),
-        r"1 of 4 frames cannot be read, at most 1 % may \(first torn: .*; repair or remove",
+        r"1 of 4 frames cannot be read, at most 1 % may \(first partial: .*; repair or remove",
     ),
     "DICOM without pixels": (
         predict("no_pixels.dcm", *GOOD),
         r"no_pixels.dcm: holds no pixels \(VL Endoscopic Image Storage\)",
     ),
-    "DICOM that is no picture": (
+    "DICOM without an image": (
         predict("report.dcm", *GOOD),
         "report.dcm: is Comprehensive SR Storage, expected an endoscopic image or video",
     ),
@@ -260,7 +260,7 @@ REFUSED = {
         "boxes boxes.csv and masks masks, expected one of them",
     ),
     "missing boxes": (predict("frames", "--boxes", "absent.csv"), "absent.csv: does not exist"),
-    "boxes that are no table": (
+    "boxes that are not a table": (
         predict("frames", "--boxes", "binary.csv"),
         "cannot be read as CSV",
     ),
@@ -270,7 +270,7 @@ REFUSED = {
     ),
     "no box is finite": (
         predict("frames", "--boxes", "all_nan.csv"),
-        "all_nan.csv: none of its 1 rows is a box; mend the numbers",
+        "all_nan.csv: none of its 1 rows is a box; correct the numbers",
     ),
     "boxes of other frames": (
         predict("frames", "--boxes", "foreign.csv"),
@@ -290,8 +290,8 @@ REFUSED = {
         "absent: has no config.json; name a folder of weights",
     ),
     "truncated weights": (
-        predict("frames", *GOOD, "--weights", "torn"),
-        "torn: cannot be loaded: .*; copy it again",
+        predict("frames", *GOOD, "--weights", "partial"),
+        "partial: cannot be loaded: .*; copy it again",
     ),
     "damaged configuration of weights": (
         predict("frames", *GOOD, "--weights", "no_json"),
@@ -309,9 +309,9 @@ REFUSED = {
         predict("frames", "--segmenter", "no_segmenter.safetensors"),
         "no_segmenter.safetensors: holds no segmenter: .*; train or copy it again",
     ),
-    "segmenter beside boxes": (
+    "segmenter with boxes": (
         predict("frames", *GOOD, "--segmenter", "segmenter.safetensors"),
-        "--segmenter has no use beside --boxes or --masks",
+        "--segmenter is not used with --boxes or --masks",
     ),
     "scope that only rendered frames have": (
         predict("frames", *GOOD, "--scope", "synthetic"),
@@ -327,7 +327,7 @@ REFUSED = {
     ),
     "report of two sources": (
         predict("frames", "clip.mp4", *GOOD, "--dicom_report", "sr.dcm"),
-        "--dicom_report is about one source, found 2",
+        "--dicom_report needs exactly one source, found 2",
     ),
     "existing output": (
         predict("frames", *GOOD, "--output", "taken"),
@@ -373,7 +373,7 @@ REFUSED = {
         ),
         "objects cannot give 500 for training",
     ),
-    "missing table": (prepare("absent"), "table_absent.csv is absent; name the file"),
+    "missing table": (prepare("absent"), "table_absent.csv does not exist: name another"),
     "table without a column": (prepare("no_column"), "lacks the columns bbox_ymax; add them"),
     "table without sizes": (prepare("no_size"), "none of [0-9]+ rows can be used: size is missing"),
     "duplicate frames": (
@@ -382,8 +382,8 @@ REFUSED = {
     ),
     "object of two sizes": (prepare("two_sizes"), "object case0 has two sizes, 3.0 and 9.0"),
     "many truncated JPEG": (
-        prepare("many_torn"),
-        "3 of [0-9]+ files cannot be read, more than 1 %, the first is .*torn_3_0.jpg",
+        prepare("many_partial"),
+        "3 of [0-9]+ files cannot be read, more than 1 %, the first is .*partial_3_0.jpg",
     ),
 }
 
@@ -403,7 +403,7 @@ def test_a_faulty_call_is_one_line(fault, run, faulty_inputs):
 
 COUNTED = {
     "swapped corners": (
-        ("frames", "--boxes", "swapped.csv"), "mended 1: box with swapped corners", 3, 3,
+        ("frames", "--boxes", "swapped.csv"), "repaired 1: box with swapped corners", 3, 3,
     ),
     "NaN in boxes": (
         ("frames", "--boxes", "nan_row.csv"),
@@ -412,7 +412,7 @@ COUNTED = {
         3,
     ),
     "boxes outside": (
-        ("frames", "--boxes", "outside.csv"), "mended 2: box clipped to the frame", 3, 2,
+        ("frames", "--boxes", "outside.csv"), "repaired 2: box clipped to the frame", 3, 2,
     ),
     "boxes beyond the frame": (
         ("frames", "--boxes", "outside.csv"), "excluded 1: box below 16 square pixels", 3, 2,
@@ -432,21 +432,21 @@ COUNTED = {
     ),
     "mask of another size": (
         ("frames", "--masks", "larger_masks"),
-        "mended 1: location rescaled to the size of the frame",
+        "repaired 1: location rescaled to the size of the frame",
         3,
         3,
     ),
     "hostile XML among good": (
         ("frames", "--boxes", "partly_hostile"), r"excluded 1: .*partly_hostile/frame_0.xml", 3, 2,
     ),
-    "truncated JPEG among many": (("many", "--boxes", "many.csv"), "skipped torn: ", 101, 101),
+    "truncated JPEG among many": (("many", "--boxes", "many.csv"), "skipped partial: ", 101, 101),
     "16-bit PNG": (("deep", *GOOD), "1 frames: 16-bit to 8-bit", 3, 3),
     "gray PNG": (("deep", *GOOD), "1 frames: grayscale to RGB", 3, 3),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", COUNTED)
-def test_what_predict_mends_or_leaves_out_is_counted(fault, run):
+def test_what_predict_repairs_or_leaves_out_is_counted(fault, run):
     words, expected, found, kept = COUNTED[fault]
     name = re.sub(r"\W+", "_", fault)
     result = run.succeed("endoscopy", "predict", *words, *WARD, "--output", name)
@@ -466,18 +466,18 @@ READ = {
     "nan_size": (r"excluded 11: size is missing \(case2 frame 0", 103),
     "size_in_words": (r"excluded 11: size cannot be read \(case3 frame 0", 103),
     "censored": ("114 rows, 114 kept", 114),
-    "swapped": (r"mended 1: corners of the box were swapped \(case0 frame 5\)", 114),
+    "swapped": (r"repaired 1: corners of the box were swapped \(case0 frame 5\)", 114),
     "nan_box": (r"excluded 1: a corner of the box is no number \(case0 frame 5\)", 113),
-    "outside": (r"mended 1: box clipped to the frame \(case0 frame 5\)", 114),
+    "outside": (r"repaired 1: box clipped to the frame \(case0 frame 5\)", 114),
     "tiny": (r"excluded 1: less than 16 square pixels .* \(case0 frame 5\)", 113),
-    "other_size": (r"mended 1: box rescaled, .* \(case0 frame 5\)", 114),
-    "torn": (r"excluded 1: image .*torn_1_0.jpg", 113),
+    "other_size": (r"repaired 1: box rescaled, .* \(case0 frame 5\)", 114),
+    "partial": (r"excluded 1: image .*partial_1_0.jpg", 113),
     "single": ("103 rows, 103 kept", 103),
 }
 
 
 @pytest.mark.parametrize("fault", READ)
-def test_what_prepare_mends_or_leaves_out_is_counted(fault, run):
+def test_what_prepare_repairs_or_leaves_out_is_counted(fault, run):
     expected, kept = READ[fault]
     result = run.succeed("endoscopy", *prepare(fault))
     assert re.search(expected, result.out), result.out

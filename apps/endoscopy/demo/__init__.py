@@ -1,1 +1,1 @@
-"""``gates endoscopy demo``: a page that sizes what is dropped on it."""
+"""``gates endoscopy demo``: a page that sizes the polyps on dropped files."""

@@ -29,7 +29,7 @@ def header(found: NamedBundle) -> str:
 
 
 def hint(clip: Clip | None) -> str:
-    """Return what to do next."""
+    """Return instructions for the next step."""
     if clip is None:
         text = "Or try the example, a rendered polyp, whose true size is known."
     elif clip.corner is not None:
@@ -53,7 +53,7 @@ def empty_card() -> str:
 
 
 def message_card(text: str) -> str:
-    """Return a card that tells what went wrong."""
+    """Return a card with an error."""
     return f'<div class="card warned"><div class="label">Not measured</div>{escape(text)}</div>'
 
 

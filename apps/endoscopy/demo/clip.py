@@ -1,4 +1,4 @@
-"""What was dropped on the page: some frames, their boxes, and what is found on them."""
+"""Frames dropped on the page, their boxes, and the polyp found on them."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Clip:
 
 
 class Measured(NamedTuple):
-    """What the page shows of a clip.
+    """The result for a clip.
 
     Attributes:
         size: Millimeters, or a multiple of the reference of the scope.
@@ -110,9 +110,9 @@ class Measured(NamedTuple):
         high: Upper bound.
         calibrated: Whether sizes are in millimeters.
         reasons: Why the polyp abstains, empty if it does not.
-        frames: Frames that count, and all with a polyp.
+        frames: Number of frames that count, and of all frames with a polyp.
         origin: Where the boxes come from.
-        overlay: Frame with box, size and what the network looks at.
+        overlay: Frame with box, size and saliency map.
         strip: Figure of the track; None for a single frame.
     """
 

@@ -1,4 +1,4 @@
-"""``gates endoscopy demo``: a page on this machine that sizes what is dropped on it."""
+"""``gates endoscopy demo``: a local page that sizes the polyps on dropped files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRIVATE = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
 }
-"""No telemetry, nothing kept, nothing asked of the network."""
+"""No telemetry, no stored files, no network access."""
 
 
 def demo(
@@ -33,7 +33,7 @@ def demo(
     port: int = 7860,
     browser: bool = False,
 ) -> None:
-    """Serve a page: drop a frame or a clip, draw or accept the box, get the size with an overlay.
+    """Serve a page: drop a frame or a clip, draw or accept the box, get the size and an overlay.
 
     The page is served to this machine only. Nothing is sent anywhere, and what was dropped is
     deleted when the command ends. Research only.
@@ -79,7 +79,7 @@ def demo(
 
 
 def _wait_for_the_end() -> None:
-    """Wait for Ctrl-C, which jobs of a shell ignore without a handler, or for a polite kill."""
+    """Wait for Ctrl-C, which shell jobs ignore without a handler, or for SIGTERM."""
     ended = Event()
     kept = {one: signal.signal(one, lambda *_: ended.set()) for one in ENDS}
     try:

@@ -1,4 +1,4 @@
-"""The page of ``gates endoscopy demo``: layout, and what its buttons do."""
+"""The page of ``gates endoscopy demo``: layout and actions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXPIRY = 1800  # seconds after which the frames of a closed page are deleted
 
 
 def look(gradio: Any) -> Any:
-    """Return a theme without fonts of the network."""
+    """Return a theme without fonts from the network."""
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     return gradio.themes.Soft(
         primary_hue="blue", neutral_hue="slate", radius_size="md", font=fonts,
@@ -36,7 +36,7 @@ def build_page(found: NamedBundle, segmenter: Segmenter, root: Path) -> gr.Block
     Args:
         found: Sizing network.
         segmenter: Proposes boxes.
-        root: Folder of frames that were dropped.
+        root: Folder of dropped frames.
     """
     act = Actions(found, segmenter, root)
     with gr.Blocks(title="Polyp size", analytics_enabled=False, delete_cache=(600, EXPIRY)) as page:
@@ -78,19 +78,19 @@ def build_page(found: NamedBundle, segmenter: Segmenter, root: Path) -> gr.Block
 
 
 class Actions:
-    """What the page does; every method returns the new state of some of its parts.
+    """The actions of the page; every method returns the new state of some components.
 
     Args:
         found: Sizing network.
         segmenter: Proposes boxes.
-        root: Folder of frames that were dropped.
+        root: Folder of dropped frames.
     """
 
     def __init__(self, found: NamedBundle, segmenter: Segmenter, root: Path) -> None:
         self.found, self.segmenter, self.root = found, segmenter, root
 
     def drop(self, path: str, old: Clip | None) -> list[Any]:
-        """Read what was dropped."""
+        """Read the dropped files."""
         return self._load(lambda: read_clip(path, self.root), old)
 
     def example(self, old: Clip | None) -> list[Any]:

@@ -50,53 +50,48 @@ def predict(
 ) -> None:
     """Size the polyps on SOURCES: folders or zip archives of images, images, videos, DICOM.
 
-    Without boxes and masks a small segmenter finds the polyps, and everything it found is marked
-    automatic. Sizes are in millimeters only for a scope that the model card names, else a size
-    index. Research only.
+    Without boxes and masks a small segmenter finds the polyps, and all that it finds is marked
+    automatic. Sizes are in millimeters only for a scope that the model card names, otherwise a
+    size index. Research only.
 
     Args:
         place: Filled in by the command line.
         sources: Filled in by the command line.
-        boxes: Where the polyps are: a CSV file (frame, xmin, xmax, ymin, ymax), or a folder of
-            Pascal VOC files.
-        masks: Where the polyps are: a folder of PNG masks, or of Pascal VOC files.
+        boxes: Boxes of polyps: CSV file (frame, xmin, xmax, ymin, ymax) or Pascal VOC folder.
+        masks: Folder of PNG masks, or of Pascal VOC files, with the outlines of the polyps.
         weights: Folder of weights; by default those of the run, else the shipped ones.
         segmenter: Weights of another segmenter than the shipped one.
         scope: What the sources are, if their millimeters are calibrated, such as ``real_colon``.
-        objects: Whether a polyp without a name is one for each ``frame``, the same on all frames
-            of a ``source``, or ``auto``, the latter in videos and DICOM.
+        objects: Whether an unnamed polyp is another one on each ``frame``, the same on all frames
+            of a ``source``, or ``auto``: the same in videos and DICOM only.
         level: How the sizes of frames give that of a polyp.
-        output: Folder, in which each source has its own; that of the run by default.
-        overlays: Frames at most that are drawn with boxes, sizes and what the network looks at.
-        strips: Polyps at most whose frames and sizes are drawn.
+        output: Folder with a subfolder for each source; that of the run by default.
+        overlays: Maximum number of frames drawn with boxes, sizes and a saliency map.
+        strips: Maximum number of polyps whose frames and sizes are drawn.
         dicom_report: DICOM structured report to write; the only output with patient tags.
         batch_size: Polyps that the network sizes at a time.
-        max_unreadable: Share of frames that may be unreadable.
+        max_unreadable: Fraction of frames that may be unreadable.
         device: Where the network computes.
-        resume: Keep what is complete and go on with what is not.
+        resume: Keep what is complete and continue with the rest.
         overwrite_output: Replace outputs that exist.
     """
-    _check_least({"batch_size": batch_size}, 1)
-    _check_least({"overlays": overlays, "strips": strips}, 0)
+    _check_counts(batch_size, overlays, strips)
     found = find_bundle(place, weights)
     found.bundle.model.to(_device(device))
-    locate = _locations(boxes, masks, segmenter)
-    named = _names(sources, max_unreadable)
-    if dicom_report is not None:
-        _check_report(Path(dicom_report), sources, scope, found.bundle, overwrite_output or resume)
-    root = place.run_folder.path / "predictions" if output is None else Path(output)
+    locate, named = _locations(boxes, masks, segmenter), _names(sources, max_unreadable)
+    _check_report(dicom_report, sources, scope, found.bundle, overwrite_output or resume)
     options = Options(scope, objects, level, overlays, strips)
-    marks = {s: fingerprint(found.bundle, s, (boxes, masks, segmenter), options) for s in sources}
-    wanted = {source: Outputs(root / name, marks[source]) for name, source in named.items()}
-    wanted = _missing(wanted, resume=resume, overwrite=overwrite_output)
-    print(f"weights: {found.name}")
     job = Job(found, locate, options, batch_size, max_unreadable, dicom_report, resume)
+    root = Path(output or place.run_folder.path / "predictions")
+    planned = job.outputs(root, named, (boxes, masks, segmenter))
+    wanted = _missing(planned, resume=resume, overwrite=overwrite_output)
+    print(f"weights: {found.name}")
     for source, outputs in wanted.items():
         job.run(source, outputs)
 
 
 class Job(NamedTuple):
-    """What is done with each source; see the options of :func:`predict`."""
+    """The work on each source; see the options of :func:`predict`."""
 
     found: NamedBundle
     locate: Callable[[], Locator]
@@ -105,6 +100,22 @@ class Job(NamedTuple):
     max_unreadable: float
     dicom_report: str | None
     resume: bool
+
+    def outputs(
+        self, root: Path, named: dict[str, str], locations: tuple[str | None, ...]
+    ) -> dict[str, Outputs]:
+        """Return the outputs of each source.
+
+        Args:
+            root: Their folder.
+            named: Names of outputs and their sources.
+            locations: Files that locate the polyps, and the segmenter.
+        """
+        bundle, options = self.found.bundle, self.options
+        return {
+            source: Outputs(root / name, fingerprint(bundle, source, locations, options))
+            for name, source in named.items()
+        }
 
     def run(self, source: str, outputs: Outputs) -> None:
         """Predict one source and write everything that was asked for."""
@@ -141,7 +152,7 @@ class Job(NamedTuple):
 
 
 def _missing(wanted: dict[str, Outputs], *, resume: bool, overwrite: bool) -> dict[str, Outputs]:
-    """Return the outputs that are to be made.
+    """Return the outputs that are still to be made.
 
     Raises:
         GatesError: One exists and may be neither kept nor replaced.
@@ -158,8 +169,9 @@ def _missing(wanted: dict[str, Outputs], *, resume: bool, overwrite: bool) -> di
     return missing
 
 
-def _check_least(numbers: dict[str, int], least: int) -> None:
-    for name, number in numbers.items():
+def _check_counts(batch_size: int, overlays: int, strips: int) -> None:
+    numbers = (("batch_size", batch_size, 1), ("overlays", overlays, 0), ("strips", strips, 0))
+    for name, number, least in numbers:
         if number < least:
             raise GatesError(f"--{name} must be at least {least}, found {number}")
 
@@ -167,12 +179,12 @@ def _check_least(numbers: dict[str, int], least: int) -> None:
 def _locations(
     boxes: str | None, masks: str | None, segmenter: str | None
 ) -> Callable[[], Locator]:
-    """Return a maker of locators, which has found them readable."""
+    """Return a factory of locators, after checking that they are readable."""
     if annotated_locations(boxes, masks) is None:
         network = find_segmenter(segmenter)
         return lambda: AutomaticLocations(network)
     if segmenter is not None:
-        raise GatesError("--segmenter has no use beside --boxes or --masks: drop one of them")
+        raise GatesError("--segmenter is not used with --boxes or --masks: drop one of them")
 
     def locate() -> Locator:
         locator = annotated_locations(boxes, masks)
@@ -183,10 +195,10 @@ def _locations(
 
 
 def _names(sources: list[str], max_unreadable: float) -> dict[str, str]:
-    """Return the name of each source, which is a UID for DICOM.
+    """Return the names of the sources, UIDs for DICOM.
 
     Raises:
-        GatesError: A source cannot be read, or two have one name.
+        GatesError: A source cannot be read, or two share a name.
     """
     named: dict[str, str] = {}
     for source in sources:
@@ -202,13 +214,15 @@ def _names(sources: list[str], max_unreadable: float) -> dict[str, str]:
 
 
 def _check_report(
-    path: Path, sources: list[str], scope: str | None, bundle: SizingBundle, replace: bool
+    path: str | None, sources: list[str], scope: str | None, bundle: SizingBundle, replace: bool
 ) -> None:
+    if path is None:
+        return
     if len(sources) != 1:
-        raise GatesError(f"--dicom_report is about one source, found {len(sources)}: give one")
+        raise GatesError(f"--dicom_report needs exactly one source, found {len(sources)}: give one")
     source = sources[0]
     require_reportable(source, source_kind(source), source_scope(source, scope), bundle.scope)
-    if path.exists() and not replace:
+    if Path(path).exists() and not replace:
         raise GatesError(f"{path} exists: choose another --dicom_report or add --overwrite_output")
 
 

@@ -1,4 +1,4 @@
-"""What ``gates endoscopy predict`` leaves of a source: one folder, whole or absent."""
+"""What ``gates endoscopy predict`` writes for a source: one folder, complete or absent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CORNERS = ("bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax")
 
 
 class Options(NamedTuple):
-    """What a prediction depends on beside its files; see the options of the verb."""
+    """What a prediction depends on besides its files; see the options of the verb."""
 
     scope: str | None
     objects: Objects
@@ -46,11 +46,11 @@ class Options(NamedTuple):
 
 
 class Outputs:
-    """The folder of one source; it is made beside its place and moved there when complete.
+    """The folder of one source; it is built next to its destination and moved there when complete.
 
     Args:
         folder: Where it will be.
-        mark: Of :func:`fingerprint`; tells whether what exists belongs to the same command.
+        mark: Of :func:`fingerprint`; identifies the command of existing outputs.
     """
 
     def __init__(self, folder: Path, mark: str) -> None:
@@ -58,11 +58,11 @@ class Outputs:
         self.partial = folder.with_name(f".{folder.name}.partial")
 
     def is_complete(self) -> bool:
-        """Return whether the same command has left the whole folder already."""
+        """Return whether the same command has already written the complete folder."""
         return self._mark_in(self.folder) == self.mark
 
     def kept(self) -> Prediction | None:
-        """Return what was predicted already, None if nothing."""
+        """Return the existing predictions, None if there are none."""
         if self._mark_in(self.partial) != self.mark:
             return None
         report = json.loads((self.partial / REPORT).read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ class Outputs:
     def write_tables(
         self, prediction: Prediction, objects: pd.DataFrame, weights: NamedBundle
     ) -> None:
-        """Write the tables of frames and of polyps, and at last the report, which says so."""
+        """Write the tables of frames and polyps, and last the report, which marks them complete."""
         if self.partial.exists():
             shutil.rmtree(self.partial)
         scope = weights.bundle.scope
@@ -101,7 +101,7 @@ class Outputs:
         bundle: SizingBundle,
         most: int,
     ) -> None:
-        """Write those frames that are not there yet."""
+        """Write the missing frames."""
         folder = self.partial / "overlays"
         done = {path.stem for path in folder.glob("*.png")}
         keys = {key for key in prediction.frames["frame_id"] if file_name(key) in done}
@@ -124,7 +124,7 @@ class Outputs:
         bundle: SizingBundle,
         most: int,
     ) -> None:
-        """Write those strips that are not there yet."""
+        """Write the missing strips."""
         with counting("drawing strips") as count:
             tracks = tracks_of(prediction, objects, bundle.scope, source, most=most)
             for number, track in enumerate(tracks, 1):
@@ -155,7 +155,7 @@ class Outputs:
         console.print(escape(abstentions(prediction, objects)), soft_wrap=True)
 
     def finish(self) -> Path:
-        """Move the folder to its place, where it replaces what was there."""
+        """Move the folder to its destination, replacing an existing one."""
         (self.partial / RAW).unlink(missing_ok=True)
         if self.folder.exists():
             old = self.folder.with_name(f".{self.folder.name}.old")
@@ -204,7 +204,7 @@ class Outputs:
 def fingerprint(
     bundle: SizingBundle, source: str, locations: tuple[str | None, ...], options: Options
 ) -> str:
-    """Return what tells one command's outputs from another's: weights, files and options."""
+    """Return a hash of what determines the outputs: weights, files and options."""
     digest = hashlib.sha256(json.dumps(bundle.config(), sort_keys=True).encode())
     for name, value in bundle.model.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
@@ -242,7 +242,7 @@ def write_parquet(path: Path, table: pd.DataFrame) -> Path:
 
 
 def _stamps(path: str | None) -> list[tuple[str, int, int]]:
-    """Return names, sizes and times of change of a file, or of the files of a folder."""
+    """Return names, sizes and modification times of a file, or of the files of a folder."""
     if path is None:
         return []
     place = Path(path)

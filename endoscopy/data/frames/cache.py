@@ -34,9 +34,10 @@ _LAYOUT = 1
 class FrameCache:
     """Frames of some rows at the size of a reader, in memory-mapped files.
 
-    The folder's name is a hash of paths, lengths and times of change of all source files and of
-    the form of storage: a changed source gets another cache, and equal rows find the old one. A
-    build that was killed goes on where it stopped; one process builds, any number reads.
+    The folder's name is a hash of paths, lengths and modification times of all source files and
+    of the storage format: a changed source gets another cache, and equal rows find the existing
+    one. A build that was killed continues where it stopped; one process builds, any number may
+    read.
 
     Args:
         reader: Where frames come from, and their size.
@@ -99,16 +100,17 @@ class FrameCache:
         return self.folder.is_dir()
 
     def build(self, progress: Callable[[int, int], None] | None = None) -> ReadReport:
-        """Fill the cache, or go on filling it.
+        """Fill the cache, or continue filling it.
 
         Args:
-            progress: Told frames done and frames in all, after each.
+            progress: Called after each frame with the number done and the total.
 
         Returns:
             The unreadable frames; :meth:`unreadable_rows` are to be left out of training.
 
         Raises:
-            GatesError: The disk is too small, or more than 1 % of the frames cannot be read.
+            GatesError: There is not enough space on the disk, or more than 1 % of the frames cannot
+                be read.
         """
         if self.is_complete():
             return self._report(self.store)
@@ -181,7 +183,7 @@ class FrameCache:
         if needed > free:
             raise GatesError(
                 f"a cache of {len(self)} frames needs {needed / 1e9:.1f} GB, "
-                f"{self.folder.parent} has {free / 1e9:.1f} GB; take form jpeg, fewer frames per "
+                f"{self.folder.parent} has {free / 1e9:.1f} GB; use form jpeg, fewer frames per "
                 "object, a smaller size or another folder"
             )
 

@@ -42,14 +42,14 @@ class Sample(NamedTuple):
 class LesionDataset(Dataset[Sample]):
     """Lesions of a frame table, by row.
 
-    A sample depends on (seed, epoch, row) alone, whichever process asks for it and whatever was
-    asked before. Where the pipeline moves more than half of the box out of the frame, the frame is
-    given as it was.
+    A sample depends on (seed, epoch, row) alone, whichever process requests it and whatever was
+    requested before. Where the pipeline moves more than half of the box out of the frame, the frame
+    is returned unchanged.
 
     Args:
         reader: Table and size.
         pipeline: Augmentation; none by default.
-        cache: Asked before the reader.
+        cache: Tried before the reader.
         seed: Of the augmentation.
     """
 
@@ -70,7 +70,7 @@ class LesionDataset(Dataset[Sample]):
         return self.sample(row)
 
     def sample(self, row: int, epoch: int = 0) -> Sample:
-        """Return a row as epoch ``epoch`` sees it.
+        """Return a row as in epoch ``epoch``.
 
         Raises:
             GatesError: A file cannot be read.
@@ -96,7 +96,7 @@ class BatchDataset(Dataset[Batch]):
 
     Args:
         frames: Samples.
-        form: What the network is fed.
+        form: Input of the network.
     """
 
     def __init__(self, frames: LesionDataset, form: InputForm) -> None:

@@ -1,4 +1,4 @@
-"""A loader whose order depends on seed and epoch, and which a checkpoint brings back in place."""
+"""A loader whose order depends on seed and epoch, and whose position a checkpoint restores."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from endoscopy.data.frames.samplers import EpochSampler
 class BatchOrder(DistributedSampler[tuple[int, list[int]]]):
     """Cut the rows of a rank into batches, each with its epoch.
 
-    It calls itself a DistributedSampler, since it shares rows among ranks, so that Lightning does
-    not put its own in place.
+    It is a DistributedSampler, since it distributes rows over ranks, so that Lightning does not
+    insert its own.
 
     Args:
         sampler: Rows of an epoch.
         batch_size: Rows of a batch on this rank.
-        even: Make all batches of nearly the same length, and as many on every rank; otherwise all
+        even: Make all batches nearly equally long, and equally many on every rank; otherwise all
             but the last have ``batch_size`` rows.
 
     Attributes:
@@ -58,7 +58,7 @@ class FrameLoader(DataLoader[Batch]):
     """Load batches in order, with any number of worker processes; make one with :meth:`over`.
 
     Attributes:
-        position: The batch that comes next in the pass that runs, or ran last.
+        position: The next batch of the current pass, or of the last one.
     """
 
     position = 0
@@ -67,7 +67,7 @@ class FrameLoader(DataLoader[Batch]):
     def over(cls, batches: BatchDataset, order: BatchOrder, num_workers: int = 0) -> FrameLoader:
         """Return a loader of the batches in that order.
 
-        It draws no random number of the global generator, so that a resume draws as many.
+        It draws no random number from the global generator, so that a resumed run draws as many.
         """
         return cls(
             batches,

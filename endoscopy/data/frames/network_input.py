@@ -1,4 +1,4 @@
-"""From frames with lesions to what a network reads: the one way, in training and afterwards."""
+"""From frames with lesions to what a network reads: in the same way in training and afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from endoscopy.data.frames.outlines import box_masks, ellipse_masks
 from endoscopy.data.frames.streams import (
-    ENDOSCOPY,
     NEEDS_DEPTH,
     box_geometry,
     build_streams,
@@ -21,19 +20,19 @@ from endoscopy.data.frames.streams import (
 from endoscopy.data.frames.transforms import Frame, resize_frame
 
 WITH_MASK = frozenset({"rgb_mask", "rgb_mask_depth"})
-"""Streams that read the outline of the lesion."""
+"""Streams that use the outline of the lesion."""
 
 Outline = Literal["mask", "box", "either"]
 
 
 class InputForm(NamedTuple):
-    """What a network is fed.
+    """The input of a network.
 
     Attributes:
         streams: Names, see :data:`endoscopy.data.frames.streams.STREAMS`.
-        size: Pixels of a side.
+        size: Side length in pixels.
         aperture: Of :func:`endoscopy.data.frames.streams.build_streams`.
-        outline: What told the outline of lesions in training, see :func:`outline_of`.
+        outline: Where the outline of lesions came from in training, see :func:`outline_of`.
     """
 
     streams: tuple[str, ...]
@@ -55,7 +54,7 @@ class NetworkInput(NamedTuple):
 
 
 def network_input(frames: Sequence[Frame], form: InputForm) -> NetworkInput:
-    """Return what a network reads of frames, whoever asks: training, evaluation or prediction.
+    """Return what a network reads of frames, in training, evaluation and prediction alike.
 
     Args:
         frames: Of any size, each with the box of its lesion, and mask and depth where known.
@@ -65,7 +64,7 @@ def network_input(frames: Sequence[Frame], form: InputForm) -> NetworkInput:
         GatesError: A stream needs a depth that a frame lacks.
     """
     frames = [resize_frame(frame, form.size) for frame in frames]
-    images = normalize(torch.stack([_image(frame) for frame in frames]), ENDOSCOPY)
+    images = normalize(torch.stack([_image(frame) for frame in frames]))
     boxes = torch.tensor([frame.box for frame in frames], dtype=torch.float32)
     depths = None
     if NEEDS_DEPTH & set(form.streams):
@@ -92,7 +91,7 @@ def outline_of(frame: Frame, outline: Outline) -> np.ndarray:
 
     - ``mask``: every training frame had a mask. A lesion without one gets the ellipse inscribed
       into its box, which is closer to an outline than the box is;
-    - ``box``: no training frame had one, and the box was filled. So it is here, whatever is given;
+    - ``box``: no training frame had one, and the box was filled, as it is here, whatever is given;
     - ``either``: some had none, and the box was filled. A lesion has its mask, or its filled box.
     """
     if frame.mask is not None and outline != "box":

@@ -13,7 +13,7 @@ class FrameReader:
 
     Args:
         table: Rows.
-        size: Pixels of a side of the result.
+        size: Side length in pixels of the result.
         masks: Read masks where the table names them.
         depths: Read depths where the table names them.
     """
@@ -54,7 +54,7 @@ class FrameReader:
             if other is not None and other.shape != image.shape[:2]:
                 raise GatesError(
                     f"{source} has {other.shape[1]} x {other.shape[0]} pixels, its frame "
-                    f"{image.shape[1]} x {image.shape[0]}; make them alike"
+                    f"{image.shape[1]} x {image.shape[0]}; make them equal"
                 )
         frame = resize_frame(Frame(image, (0.0, 0.0, 0.0, 0.0), mask, depth), self.size)
         return frame._replace(box=self.box(row))

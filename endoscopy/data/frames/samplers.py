@@ -1,4 +1,4 @@
-"""Which frames an epoch draws: so many of every object, or by weights that balance classes."""
+"""Which frames an epoch draws: equally many of every object, or by weights that balance classes."""
 
 from __future__ import annotations
 
@@ -126,11 +126,11 @@ class ObjectBalancedSampler(EpochSampler):
 class WeightedFrameSampler(EpochSampler):
     """Draw frames with replacement, by weights that depend on class and object.
 
-    Frame weights are w_c / n_frames(object), so that frames of an object share what it gets:
+    Frame weights are w_c / n_frames(object), so that the frames of an object share its weight:
 
-    - ``class``: w_c = 1 / (classes * objects in c), every class as often as any other;
-    - ``effective``: w_c = (1 - β) / (1 - β^objects in c), between every object (β = 0) and every
-      class as often as any other (β → 1) (Cui et al. 2019, eq. 2, with objects as samples).
+    - ``class``: w_c = 1 / (classes * objects in c), all classes equally often;
+    - ``effective``: w_c = (1 - β) / (1 - β^objects in c), between all objects (β = 0) and all
+      classes equally often (β → 1) (Cui et al. 2019, eq. 2, with objects as samples).
 
     Args:
         objects: (N,) object of every row.

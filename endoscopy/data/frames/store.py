@@ -22,8 +22,8 @@ WAITING, DONE, UNREADABLE = 0, 1, 2
 class FrameStore:
     """N slots for frames of (S, S) pixels in a folder, written in any order, once.
 
-    A slot counts as written when its state says so, which is set last: whoever is killed while
-    writing finds the slot waiting.
+    The state of a slot is set last: where writing was interrupted, the slot is still
+    waiting.
 
     Args:
         folder: Where the files are.
@@ -114,7 +114,7 @@ class FrameStore:
         self.state[slot] = DONE
 
     def close(self) -> None:
-        """Write everything out and let go of the files."""
+        """Flush and close the files."""
         for array in self._arrays.values():
             if isinstance(array, np.memmap):
                 array.flush()

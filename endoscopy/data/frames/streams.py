@@ -1,4 +1,4 @@
-"""What a network is fed: streams made from frame, mask, depth and box, and the box's geometry."""
+"""The input of a network: streams made from frame, mask, depth and box, and the box's geometry."""
 
 from __future__ import annotations
 
@@ -25,21 +25,17 @@ NEEDS_DEPTH = frozenset({"depth", "relative_depth", "rgb_mask_depth"})
 DEPTH_SCALE_MM = 30.0
 GROWTH = 0.5
 ENDOSCOPY = ((0.3224, 0.2263, 0.1750), (0.3178, 0.2406, 0.1933))
-CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 """Mean and standard deviation of red, green and blue in [0, 1], of arXiv 2407.04400's code."""
 
 
-def normalize(
-    images: Tensor, constants: tuple[tuple[float, ...], tuple[float, ...]] = ENDOSCOPY
-) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """Return (B,3,H,W) float32 of mean 0 and variance 1 over the data set.
 
     Args:
         images: (B,3,H,W) uint8, or floating in [0, 1].
-        constants: Mean and standard deviation of the channels.
     """
     scaled = images.float() / 255.0 if images.dtype == torch.uint8 else images.float()
-    mean, std = (torch.tensor(c, device=images.device).view(-1, 1, 1) for c in constants)
+    mean, std = (torch.tensor(c, device=images.device).view(-1, 1, 1) for c in ENDOSCOPY)
     return (scaled - mean) / std
 
 
@@ -155,7 +151,7 @@ def crop_to_boxes(images: Tensor, boxes: Tensor, growth: float = GROWTH) -> Tens
     Args:
         images: (B,C,H,W) floating.
         boxes: (B,4) xmin, ymin, xmax, ymax in pixels.
-        growth: Share of the box's extent that is added on each side, rounded down to pixels.
+        growth: Fraction of the box's extent that is added on each side, rounded down to pixels.
 
     Returns:
         (B,C,H,W), bilinear with aligned corners; zeros for a box that is empty or outside.

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network when imported
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it accesses the network when imported
 import albumentations as A
 
 from core_gates.errors import GatesError
@@ -32,7 +32,7 @@ KEEPS_SCALE = (
     A.CoarseDropout,
     A.GridDropout,
 )
-"""Transforms of geometry that no policy refuses; those of colors alone are always allowed."""
+"""Geometric transforms that every policy allows; those of colors alone are always allowed."""
 
 
 class Frame(NamedTuple):
@@ -130,11 +130,6 @@ def resizing(size: int) -> A.Resize:
     return A.Resize(size, size, interpolation=cv2.INTER_LINEAR, area_for_downscale="image")
 
 
-def eval_pipeline(size: int) -> Pipeline:
-    """Return resizing alone, for validation and test."""
-    return Pipeline([resizing(size)])
-
-
 def train_pipeline(size: int, recipe: Augmentation = "published") -> Pipeline:
     """Return the pipeline of a recipe; ``streams.normalize`` comes after it.
 
@@ -147,7 +142,7 @@ def train_pipeline(size: int, recipe: Augmentation = "published") -> Pipeline:
     - ``none``: as in evaluation.
 
     Args:
-        size: Pixels of a side.
+        size: Side length in pixels.
         recipe: One of the above.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From rows as a source holds them to rows of the frame table: what is excluded, what is mended."""
+"""From raw rows to rows of the frame table: what is excluded, what is repaired."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from core_gates.errors import GatesError
 from endoscopy.data.images import probe, read_rgb
 from endoscopy.data.readers.report import ReadReport
-from endoscopy.data.tables.boxes import SMALLEST_AREA, SMALLEST_RENDERED, mend_boxes
+from endoscopy.data.tables.boxes import SMALLEST_AREA, SMALLEST_RENDERED, repair_boxes
 from endoscopy.data.tables.frame_table import BOX, OPTIONAL, REQUIRED, TEXT, FrameTable, expand
 from endoscopy.data.tables.sizes import Size, look_like_centimeters, parse_size
 from endoscopy.metrics.columns import flags_of
@@ -33,13 +33,13 @@ def clean(
     check_images: bool = True,
     decode: bool = False,
 ) -> FrameTable:
-    """Exclude what cannot be used, mend what can, and write both into the report.
+    """Exclude what cannot be used, repair what can be, and record both in the report.
 
     Args:
         frames: Raw rows with the columns of the frame table. ``gt`` is a number or text such as
             ``15mm-``; width and height are those of the annotation and may be NaN. An object of
             REAL-Colon without a patient gets the video that its id begins with.
-        report: Its ``found`` counts these rows already.
+        report: Its ``found`` already counts these rows.
         roots: Folders of variables in paths.
         check_images: Read the header and the end of every image.
         decode: Decode every image too, which finds damage in the middle.
@@ -75,7 +75,7 @@ def clean(
 
 
 def _ids(values: pd.Series) -> pd.Series:
-    """Strip the ids; a whole number that passed through floating point gets its form back."""
+    """Strip the ids; a whole number that was read as floating point is written without decimals."""
     text = values.astype("string").fillna("").str.strip()
     text = text.str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
     return text.where(~text.str.lower().isin(["nan", "none", "<na>"]), "").astype(str)
@@ -152,15 +152,15 @@ def _refuse_centimeters(sizes: list[float], source: str) -> None:
     if look_like_centimeters(sizes):
         raise GatesError(
             f"{source}: the sizes of {len(sizes)} objects lie between {min(sizes):g} and "
-            f"{max(sizes):g}, which would be millimeters and are centimeters by their looks; write "
-            "the unit, as in '0.6 cm', or multiply them by 10"
+            f"{max(sizes):g}, which is plausible in centimeters and not in millimeters: add the "
+            "unit, as in '0.6 cm', or multiply them by 10"
         )
 
 
 def _with_images(
     frames: pd.DataFrame, report: ReadReport, roots: Mapping[str, str], decode: bool
 ) -> pd.DataFrame:
-    """Look at every image once; rows of an unreadable one are excluded with its path."""
+    """Check every image once; rows of an unreadable one are excluded with its path."""
     kept = np.ones(len(frames), dtype=bool)
     sizes = np.zeros((len(frames), 2))
     for path, rows in frames.groupby("frame_path", sort=False).indices.items():
@@ -177,7 +177,7 @@ def _with_images(
             continue
         sizes[rows] = header.width, header.height
         if header.bits > 8:
-            report.add("mended", DEEP, [full] * len(rows))
+            report.add("repaired", DEEP, [full] * len(rows))
     frames = frames.assign(actual_width=sizes[:, 0], actual_height=sizes[:, 1])
     return frames[kept].reset_index(drop=True)
 
@@ -193,14 +193,14 @@ def _with_boxes(frames: pd.DataFrame, report: ReadReport) -> pd.DataFrame:
         actual = frames[["actual_width", "actual_height"]].to_numpy(np.float64)
     boxes = frames[list(BOX)].to_numpy(np.float64)
     smallest = np.where(frames["database"] == "SYNTH", SMALLEST_RENDERED, SMALLEST_AREA)
-    mended = mend_boxes(boxes, annotated, actual, smallest)
+    repaired = repair_boxes(boxes, annotated, actual, smallest)
     frames = frames.assign(width=actual[:, 0], height=actual[:, 1])
-    frames[list(BOX)] = mended.boxes
-    kept = ~(mended.invalid | mended.small)
+    frames[list(BOX)] = repaired.boxes
+    kept = ~(repaired.invalid | repaired.small)
     places = _places(frames)
-    for reason, flags in ((RESCALED, mended.rescaled), (SWAPPED, mended.swapped)):
-        report.add("mended", reason, places[flags & kept])
-    report.add("mended", CLIPPED, places[mended.clipped & kept])
-    report.add("excluded", INVALID, places[mended.invalid])
-    report.add("excluded", SMALL, places[mended.small & ~mended.invalid])
+    for reason, flags in ((RESCALED, repaired.rescaled), (SWAPPED, repaired.swapped)):
+        report.add("repaired", reason, places[flags & kept])
+    report.add("repaired", CLIPPED, places[repaired.clipped & kept])
+    report.add("excluded", INVALID, places[repaired.invalid])
+    report.add("excluded", SMALL, places[repaired.small & ~repaired.invalid])
     return frames[kept].reset_index(drop=True).astype({"width": np.int64, "height": np.int64})

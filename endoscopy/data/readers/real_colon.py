@@ -40,8 +40,8 @@ def read_real_colon(
 ) -> tuple[FrameTable, ReadReport]:
     """Read the lesions of all frames, with masks and depths where their folders exist.
 
-    Expected are ``lesion_info.csv``, by habit ``video_info.csv``, and for each video the folders
-    ``{video}_frames`` and ``{video}_annotations`` with one JPEG and one Pascal VOC file a frame;
+    Expected are ``lesion_info.csv``, usually ``video_info.csv``, and for each video the folders
+    ``{video}_frames`` and ``{video}_annotations`` with one JPEG and one Pascal VOC file per frame;
     optionally ``{video}_masks`` (PNG, 0 and 255) and ``{video}_depths`` (PNG, 16 bits, 1/256 mm).
     Frames come in numerical order. The patient is the video. A ``manifest.json`` whose ``scope`` is
     ``synthetic`` makes the database SYNTH instead of REALC.
@@ -52,16 +52,16 @@ def read_real_colon(
         decode: Decode every image too.
 
     Returns:
-        The table and what was excluded or mended.
+        The table and what was excluded or repaired.
 
     Raises:
-        GatesError: One line with the path, what was found and expected, and how to mend it.
+        GatesError: One line with the path, what was found and expected, and how to fix it.
     """
     root = Path(root)
     if not (root / LESIONS).exists():
         raise GatesError(
-            f"{root} holds no {LESIONS}, expected the layout of REAL-Colon; name its folder with "
-            f"--data.real_colon{DOWNLOAD}"
+            f"{root} holds no {LESIONS}, expected the layout of REAL-Colon: name its folder with "
+            f"--data.real_colon FOLDER{DOWNLOAD}"
         )
     lesions = _read_lesions(root / LESIONS)
     brands = _read_brands(root / "video_info.csv")

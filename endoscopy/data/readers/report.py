@@ -1,4 +1,4 @@
-"""What a reader met: every row that was left out or mended, with the reason and where it is."""
+"""What a reader found: every row that was left out or repaired, with the reason and the place."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any, Literal, get_args
 
 from core_gates.errors import GatesError
 
-Action = Literal["excluded", "mended", "noted"]
+Action = Literal["excluded", "repaired", "noted"]
 SHOWN = 3
 UNREADABLE_LIMIT = 0.01
 
 
 @dataclass
 class ReadReport:
-    """Counts and places of everything unusual; nothing disappears without a line here.
+    """Counts and places of everything unusual; nothing is dropped silently.
 
     Attributes:
         source: What was read.
         found: Rows that the source holds, before any was excluded.
-        findings: (action, reason) to the places it happened, one entry for each row: paths, or
-            keys such as ``003-001_2 frame 17``.
+        findings: (action, reason) to the places, one entry for each row: paths, or keys such
+            as ``003-001_2 frame 17``.
         unreadable: Files that could not be read; more than 1 % of all is an error.
         files: Files that were looked at.
-        base: Folder in which relative paths of the source begin; empty if it has none.
+        base: Folder to which relative paths of the source refer; empty if it has none.
         notes: Lines about the source as a whole.
     """
 
@@ -73,7 +73,7 @@ class ReadReport:
         return sum(len(places) for (_, known), places in self.findings.items() if known == reason)
 
     def total(self, action: Action) -> int:
-        """Return how many rows were excluded, mended or noted."""
+        """Return how many rows were excluded, repaired or noted."""
         return sum(len(places) for (known, _), places in self.findings.items() if known == action)
 
     def reasons(self, action: Action) -> list[str]:

@@ -32,10 +32,10 @@ def read_sun(
 ) -> tuple[FrameTable, ReadReport]:
     """Read the polyp frames of all cases.
 
-    Expected are ``annotation_txt/case{N}.txt``, a line ``FILENAME xmin,ymin,xmax,ymax,class`` for
-    each frame, and the frames as ``case{N}/FILENAME`` or, numbered in the order of the file names,
-    as ``renamed/case{N}/image_{k:03d}.jpg``. A case is one polyp; which two cases share a patient
-    is not published, so each counts as a patient.
+    Expected are ``annotation_txt/case{N}.txt``, with a line ``FILENAME xmin,ymin,xmax,ymax,class``
+    for each frame, and the frames as ``case{N}/FILENAME`` or, numbered in the order of the file
+    names, as ``renamed/case{N}/image_{k:03d}.jpg``. A case is one polyp; which two cases share a
+    patient is not published, so each counts as a patient.
 
     Args:
         root: Folder that holds all this.
@@ -45,10 +45,10 @@ def read_sun(
         decode: Decode every image too.
 
     Returns:
-        The table and what was excluded or mended.
+        The table and what was excluded or repaired.
 
     Raises:
-        GatesError: One line with the path, what was found and expected, and how to mend it.
+        GatesError: One line with the path, what was found and expected, and how to fix it.
     """
     root = Path(root)
     objects = _read_objects(sizes)
@@ -138,7 +138,7 @@ def _frames(root: Path, case: str, names: list[str]) -> tuple[str, dict[str, str
     if len(found) != len(names):
         raise GatesError(
             f"{root / renamed} holds {len(found)} frames and its annotation {len(names)}, so that "
-            "renamed frames cannot be told apart; copy the case again"
+            "renamed frames cannot be assigned; copy the case again"
         )
     return renamed, dict(zip(names, sorted(found, key=_natural), strict=True))
 

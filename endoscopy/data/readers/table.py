@@ -1,4 +1,4 @@
-"""Reading a frame table from parquet, from one CSV file or from the parts of a preprocessor."""
+"""Reading a frame table from Parquet, from one CSV file or from the parts of a preprocessor."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def read_frame_table(
         path: ``*.parquet``, ``*.csv``, or a folder with ``polypsizing_*_part{k}.csv``. Relative
             paths in it begin in its folder.
         roots: Variable such as ``SUN_DATA_PATH`` to its folder; else the environment is asked.
-        check_images: Look at every image; by default for CSV only, since a parquet file was
+        check_images: Check every image; by default for CSV only, since a Parquet file was
             written from a checked table.
         decode: Decode every image too.
 
     Returns:
-        The table and what was excluded or mended.
+        The table and what was excluded or repaired.
 
     Raises:
-        GatesError: One line with the path, what was found and expected, and how to mend it.
+        GatesError: One line with the path, what was found and expected, and how to fix it.
     """
     path = Path(path)
     if path.is_dir():
@@ -71,7 +71,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     """Read a CSV file as text, without guessing which values are missing.
 
     Raises:
-        GatesError: The file is absent, empty or no CSV.
+        GatesError: The file is missing, empty or not CSV.
     """
     try:
         frames = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -82,10 +82,10 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
-    """Read a parquet file, dictionaries as text.
+    """Read a Parquet file, dictionaries as text.
 
     Raises:
-        GatesError: The file is absent or no parquet.
+        GatesError: The file is missing or not Parquet.
     """
     try:
         frames = pd.read_parquet(path)
@@ -98,7 +98,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _resolve(frames: pd.DataFrame, folder: Path, report: ReadReport) -> None:
-    """Let relative paths begin in the folder of the table, and tell the report of it."""
+    """Resolve relative paths in the folder of the table, which the report notes."""
     for name in PATHS:
         if name not in frames:
             continue

@@ -1,4 +1,4 @@
-"""Pascal VOC annotations as REAL-Colon and other sets write them, read defensively."""
+"""Pascal VOC annotations as in REAL-Colon and other data sets, read defensively."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class VocAnnotation(NamedTuple):
     """One file.
 
     Attributes:
-        width: Pixels; NaN if the file does not say.
-        height: Pixels; NaN if the file does not say.
+        width: Pixels; NaN if not stated.
+        height: Pixels; NaN if not stated.
         objects: In the order of the file; none on a frame without lesions.
         filename: Name of the image; may be empty.
         database: ``source/database``; may be empty.
@@ -56,7 +56,7 @@ def read_voc(path: str | os.PathLike[str]) -> VocAnnotation:
 
     Raises:
         GatesError: The file is absent, above 1 MB, not well-formed, has a document type (which
-            could define entities that expand without limit), or is no annotation.
+            could define entities that expand without limit), or is not an annotation.
     """
     path = Path(path)
     try:

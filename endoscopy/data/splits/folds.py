@@ -1,4 +1,4 @@
-"""Which fold each object is in, and the refusal of splits that leak."""
+"""Which fold each object is in; splits that leak are refused."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Folds:
-    """An assignment of objects to folds: fold k tests, fold k+1 (cyclic) validates, others train.
+    """Folds of objects: fold k is for testing, k+1 (cyclic) for validation, the rest for training.
 
     Attributes:
-        name: How reports call the split.
+        name: Name of the split in reports.
         num_folds: Number of folds.
         assignment: Object id to fold.
         level: What is kept together: an object, or all objects of a patient.
-        official: Whether this is a published split, read and verified, not made again.
+        official: Whether this is a published split, read and verified, not a new one.
         notes: Lines for the report: what was verified, what disagrees.
 
     Raises:
@@ -85,14 +85,6 @@ class Folds:
     def unassigned(self, table: FrameTable) -> list[str]:
         """Return the objects of the table that have no fold."""
         return [name for name in table.unique_ids if name not in self.assignment]
-
-    def shared_patients(self, table: FrameTable) -> list[str]:
-        """Return the patients whose objects are in more than one fold."""
-        folds: dict[str, set[int]] = {}
-        for patient, fold in zip(table.patients, self._rows(table), strict=True):
-            if fold >= 0:
-                folds.setdefault(str(patient), set()).add(int(fold))
-        return sorted(patient for patient, found in folds.items() if len(found) > 1)
 
     def _rows(self, table: FrameTable) -> Rows:
         codes = np.array([self.assignment.get(name, -1) for name in table.unique_ids])

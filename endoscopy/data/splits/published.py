@@ -1,4 +1,4 @@
-"""Splits by folds: published ones, read and verified, and ones made anew."""
+"""Splits by folds: published ones, read and verified, and new ones."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def official_hag6(path: str | os.PathLike[str]) -> Folds:
 
     Args:
         path: ``kfold_polypsizing_lists_per_object.csv`` of the authors, with ``unique_id``,
-            ``gt_group`` and ``kfold_id``; one row a frame, or one an object.
+            ``gt_group`` and ``kfold_id``; one row per frame, or per object.
 
     Returns:
-        Object-level folds, official only because every count of the published figures holds; two
-        polyps of one patient may be in different folds.
+        Object-level folds, official only because all published counts hold; two polyps of one
+        patient may be in different folds.
 
     Raises:
         GatesError: A column is missing, an object is in two folds or classes, or a count differs,
-            as it does when the split was made again from the sizes.
+            as it does if the split was recomputed from the sizes.
     """
     path = Path(path)
     table = _read_folds(path)
@@ -64,7 +64,7 @@ def official_hag6(path: str | os.PathLike[str]) -> Folds:
         what = differences[0] if differences else f"it has {objects['fold'].nunique()} folds"
         raise GatesError(
             f"{path} is not the official split: {what} ({len(differences)} counts differ); get the "
-            "authors' file, or use it as folds of your own with read_folds"
+            "authors' file, or read it as your folds with read_folds"
         )
     frames_note = f"{len(table)} frames agree with the figure within {FRAME_TOLERANCE} each"
     return Folds(
@@ -75,14 +75,14 @@ def official_hag6(path: str | os.PathLike[str]) -> Folds:
         official=True,
         notes=(
             f"verified: {len(objects)} objects in the 18 published counts of fold and class",
-            f"verified: {frames_note}" if has_frames else "not verified: frames, one row an object",
+            f"verified: {frames_note}" if has_frames else "not verified: frames, objects alone",
             "object-level: polyps of one patient may be in different folds",
         ),
     )
 
 
 def read_folds(path: str | os.PathLike[str], level: Level = "object") -> Folds:
-    """Read folds of your own, ``unique_id`` and ``kfold_id``; never called official.
+    """Read a user's folds, ``unique_id`` and ``kfold_id``; never called official.
 
     Raises:
         GatesError: A column is missing or an object is in two folds.
@@ -96,7 +96,7 @@ def read_folds(path: str | os.PathLike[str], level: Level = "object") -> Folds:
 def audit5(table: FrameTable) -> Folds:
     """Return the public patient-level 5-fold split of the polyp-sizing audit (arXiv 2605.20461).
 
-    REAL-Colon objects have the fold of their video, SUN objects that of their case.
+    REAL-Colon objects are in the fold of their video, SUN objects in that of their case.
 
     Raises:
         GatesError: The table holds neither data set.

@@ -16,7 +16,7 @@ def split_by_counts(
     """Split whole patients at random into parts of given numbers of objects.
 
     Test, calibration and validation are taken first and stay the same while ``train`` varies; where
-    every patient has one object, a smaller training part lies in a larger one.
+    every patient has one object, a larger training part contains a smaller one.
 
     Raises:
         GatesError: There are too few objects, or no whole patient fits.

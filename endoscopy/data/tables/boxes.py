@@ -1,4 +1,4 @@
-"""Mending boxes: rescaled to the image, corners in order, inside the frame, not too small."""
+"""Repairing boxes: rescaled to the image, corners in order, inside the frame, not too small."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMALLEST_AREA = 16.0
-SMALLEST_RENDERED = 1.0  # nobody drew the boxes of rendered frames: small ones are right
+SMALLEST_RENDERED = 1.0  # boxes of rendered frames are not drawn by hand: small ones are right
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 
-class MendedBoxes(NamedTuple):
+class RepairedBoxes(NamedTuple):
     """N boxes and what was done to each.
 
     Attributes:
@@ -33,9 +33,9 @@ class MendedBoxes(NamedTuple):
     small: Flags
 
 
-def mend_boxes(
+def repair_boxes(
     boxes: Floats, annotated: Floats, actual: Floats, smallest: float | Floats = SMALLEST_AREA
-) -> MendedBoxes:
+) -> RepairedBoxes:
     """Bring boxes into the frame of their images.
 
     Args:
@@ -43,7 +43,7 @@ def mend_boxes(
         annotated: (N,2) width and height that the annotation gives; not above 0 or NaN where it
             gives none.
         actual: (N,2) width and height of the image.
-        smallest: Least area in square pixels, of all or (N,) of each.
+        smallest: Smallest area in square pixels, of all or (N,) of each.
     """
     boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     stated = np.nan_to_num(annotated, nan=0.0) > 0
@@ -62,4 +62,4 @@ def mend_boxes(
     small = ~invalid & ((inside_high - inside_low).prod(axis=1) < smallest)
 
     boxes[:, 0::2], boxes[:, 1::2] = inside_low, inside_high
-    return MendedBoxes(boxes, rescaled, swapped, clipped, invalid, small)
+    return RepairedBoxes(boxes, rescaled, swapped, clipped, invalid, small)

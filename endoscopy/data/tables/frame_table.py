@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from endoscopy.metrics.columns import flags_of, patients_of
-from harness.files.atomic import replacing, write_text
+from harness.files.atomic import replacing
 
 REQUIRED = (
     "database",
@@ -54,18 +55,18 @@ SYNTHETIC = "synthetic"
 """Scope of rendered frames, as their manifest names it."""
 
 MACROS = {"SUN": "SUN_DATA_PATH", "REALC": "REAL_COLON_PATH", "SYNTH": "SYNTHETIC_PATH"}
-"""Database to the variable that stands for its folder in paths."""
+"""Database to the variable for its folder in paths."""
 
 
 @dataclass(frozen=True)
 class FrameTable:
-    """Frames of lesions of known size; build one with a reader, which mends and reports faults.
+    """Frames of lesions of known size; build one with a reader, which repairs and reports faults.
 
     Attributes:
         frames: Columns ``REQUIRED`` and any of ``OPTIONAL``, index 0 to N-1. Boxes are edges in
             pixels of the image; ``gt`` is the diameter in mm, a lower bound where ``censored``.
-        roots: Variable, such as ``REAL_COLON_PATH``, to the folder it stands for; the environment
-            is asked for any other.
+        roots: Variable, such as ``REAL_COLON_PATH``, to its folder; any other is read from the
+            environment.
 
     Raises:
         ValueError: A required column is missing, or there are no rows.
@@ -79,7 +80,7 @@ class FrameTable:
         if missing:
             raise ValueError(f"frames lack the columns {', '.join(missing)}; add them")
         if self.frames.empty:
-            raise ValueError("frames hold no row, expected one at least")
+            raise ValueError("frames hold no row, expected at least one")
         if not self.frames.index.equals(pd.RangeIndex(len(self.frames))):
             object.__setattr__(self, "frames", self.frames.reset_index(drop=True))
 
@@ -106,13 +107,18 @@ class FrameTable:
 
     @cached_property
     def patients(self) -> NDArray[np.str_]:
-        """(N,) patient of every row; an object without one counts as a patient of its own."""
+        """(N,) patient of every row; an object without one counts as a separate patient."""
         return patients_of(self.frames)
 
     @cached_property
     def censored(self) -> NDArray[np.bool_]:
-        """(N,) whether the size is a lower bound; it is not where nothing says so."""
+        """(N,) whether the size is a lower bound; false where unknown."""
         return flags_of(self.frames, "censored")
+
+    def digest(self) -> str:
+        """Return the hexadecimal SHA-256 of all rows, but not of the images that they name."""
+        rows = pd.util.hash_pandas_object(self.frames, index=False)
+        return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()
 
     def take(self, rows: Iterable[int] | NDArray[np.int64]) -> FrameTable:
         """Return the table of some rows, in the order given."""
@@ -143,24 +149,12 @@ class FrameTable:
             pq.write_table(table, temporary, compression="zstd", use_dictionary=texts)
         return path
 
-    def write_parts(self, folder: str | os.PathLike[str], rows: int = 5000) -> list[Path]:
-        """Write ``polypsizing_{real,sun,synthetic}_part{k}.csv``, each complete or absent."""
-        names = {"SUN": "sun", "REALC": "real", "SYNTH": "synthetic"}
-        written = []
-        for database, frames in self.frames.groupby("database", sort=False):
-            for part, start in enumerate(range(0, len(frames), rows)):
-                name = names.get(str(database), str(database).lower())
-                path = Path(folder) / f"polypsizing_{name}_part{part}.csv"
-                write_text(path, frames.iloc[start : start + rows].to_csv(index=False))
-                written.append(path)
-        return written
-
 
 def concatenate(tables: Iterable[FrameTable]) -> FrameTable:
     """Join the rows of several tables.
 
     Raises:
-        GatesError: Two tables name an object alike, or give one variable two folders.
+        GatesError: Two tables share the name of an object, or give one variable two folders.
     """
     tables = list(tables)
     roots: dict[str, str] = {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 LARGEST_MM = 200.0
-FEWEST = 5  # objects whose sizes tell their unit
+FEWEST = 5  # objects whose sizes reveal their unit
 IMPOSSIBLE = f"size is not between 0 and {LARGEST_MM:g} mm"
 MISSING = frozenset({"", "nan", "na", "n/a", "none", "null", "-", "?", "unknown"})
 _PATTERN = re.compile(
@@ -32,13 +32,13 @@ class Size(NamedTuple):
 
 
 def parse_size(value: object) -> Size:
-    """Parse a size in millimeters, or centimetres if the unit says so.
+    """Parse a size in millimeters, or in centimeters if that is the unit.
 
     Args:
         value: A number or text such as ``6``, ``6mm``, ``15mm-``, ``>=15``, ``0.6 cm``.
 
     Returns:
-        The size. A missing value is no class of its own, and never "large".
+        The size. A missing value is not a separate class, and never "large".
     """
     text = str(value).strip().lower() if value is not None else ""
     if text in MISSING or text == "<na>":
@@ -58,7 +58,7 @@ def parse_size(value: object) -> Size:
 def look_like_centimeters(mm: Sequence[float]) -> bool:
     """Return whether sizes of objects, read as millimeters, would fit polyps in centimeters.
 
-    Half of them at most 1.5 and none above 6: as millimeters that is no collection of polyps, as
-    centimeters a common one.
+    Half of them at most 1.5 and none above 6: implausible for polyps in millimeters, common in
+    centimeters.
     """
     return len(mm) >= FEWEST and max(mm) <= 6.0 and statistics.median(mm) <= 1.5

@@ -19,7 +19,7 @@ def condition_rows(
     scores: Sequence[str] = SCORES,
     resamples: int = 2000,
 ) -> pd.DataFrame:
-    """Score the predictions under every condition, and their change against one of them.
+    """Score the predictions under every condition, and their change from one of them.
 
     Args:
         conditions: Name -> predictions of frames. Changes are paired where a condition has the
@@ -27,12 +27,11 @@ def condition_rows(
         reference: Name of the condition that the others are compared with.
         cut_offs: Of the predictions.
         scores: Names of :func:`endoscopy.evaluation.scores.size_scores`.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Returns:
-        One row a condition: condition, objects, paired, and of each score ``{score}``,
-        ``{score}_low``, ``{score}_high``, ``{score}_change``, ``{score}_change_low`` and
-        ``{score}_change_high``.
+        One row per condition: condition, objects, paired, and for each score ``{score}`` and
+        ``{score}_change`` with ``_low`` and ``_high``, and ``{score}_p_value`` of paired changes.
     """
     tables = {name: object_table(predictions) for name, predictions in conditions.items()}
     base = tables[reference]
@@ -40,29 +39,30 @@ def condition_rows(
     rows = []
     for name, table in tables.items():
         values = score_intervals(table, cut_offs, only=scores, resamples=resamples)
-        paired = set(table["unique_id"]) == set(base["unique_id"])
-        changes = {}
+        paired, gaps = set(table["unique_id"]) == set(base["unique_id"]), {}
         if name != reference and paired:
             gaps = score_differences(table, base, cut_offs, only=scores, resamples=resamples)
-            changes = {score: (gap.value, gap.low, gap.high) for score, gap in gaps.items()}
         row: dict[str, object] = {"condition": name, "objects": len(table), "paired": paired}
         for score in scores:
-            value, low, high, _ = values[score]
-            row |= {score: value, f"{score}_low": low, f"{score}_high": high}
-            if name == reference:
-                continue
-            change = changes.get(score) or _independent(values[score][:3], of_base[score][:3])
-            row |= dict(
-                zip((f"{score}_change{end}" for end in ("", "_low", "_high")), change, strict=True)
-            )
+            row |= _named(score, values[score][:3])
+            if score in gaps:
+                row |= _named(f"{score}_change", gaps[score][:3])
+                row[f"{score}_p_value"] = gaps[score].p
+            elif name != reference:
+                change = _independent(values[score][:3], of_base[score][:3])
+                row |= _named(f"{score}_change", change)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _named(name: str, values: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def _independent(
     value: tuple[float, float, float], other: tuple[float, float, float]
 ) -> tuple[float, float, float]:
-    """Return the difference of two independent scores, its half widths added in squares."""
+    """Return the difference of two independent scores, its half widths added in quadrature."""
     gap = value[0] - other[0]
     down = np.hypot(value[0] - value[1], other[2] - other[0])
     up = np.hypot(value[2] - value[0], other[0] - other[1])

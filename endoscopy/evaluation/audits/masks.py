@@ -21,7 +21,7 @@ def mask_audit(
     cut_offs: CutOffs = CONTINUOUS,
     resamples: int = 2000,
 ) -> pd.DataFrame:
-    """Replace the true masks by those that a user would have.
+    """Replace the true masks by those available in practice.
 
     Args:
         predict: Takes frames, true masks in training.
@@ -29,7 +29,7 @@ def mask_audit(
         predicted: Name -> masks (N, H, W) of a segmenter; the boxes then follow them. Where such
             a mask is empty, the true box is filled.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Returns:
         Rows ``true mask``, ``box``, ``ellipse in the box`` and the names of ``predicted``, with
@@ -63,22 +63,20 @@ def box_audit(
     frames: FrameStack,
     *,
     error: float = ERROR,
-    shape_of_mask: str = "ellipse",
     cut_offs: CutOffs = CONTINUOUS,
     resamples: int = 2000,
 ) -> pd.DataFrame:
     """Scale the boxes by 1 ± ``error`` and shift them by ``error`` of their sides.
 
-    Masks are drawn anew in the wrong boxes, so that masks and boxes tell the same. The reference
+    Masks are drawn again in the wrong boxes, so that masks and boxes agree. The reference
     has the right boxes and masks drawn in the same way.
 
     Args:
         predict: Takes frames.
         frames: Held-out frames.
         error: Relative error of the boxes.
-        shape_of_mask: ``ellipse`` or ``box``.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Returns:
         Rows of :func:`condition_rows` and ``log_change``, the mean over frames of
@@ -92,11 +90,10 @@ def box_audit(
         f"shift {error:.0%} down": (1.0, (0.0, error)),
     }
     height, width = frames.masks.shape[1:]
-    draw = {"ellipse": ellipse_masks, "box": box_masks}[shape_of_mask]
     conditions = {}
     for name, (scale, shift) in perturbations.items():
         boxes = perturbed_boxes(frames.boxes, height, width, scale=scale, shift=shift)
-        changed = frames.with_(boxes=boxes, masks=draw(boxes, height, width))
+        changed = frames.with_(boxes=boxes, masks=ellipse_masks(boxes, height, width))
         conditions[name] = predictions_of(predict, changed)
     rows = condition_rows(conditions, reference="right box", cut_offs=cut_offs, resamples=resamples)
     return rows.assign(log_change=_log_changes(list(conditions.values())))

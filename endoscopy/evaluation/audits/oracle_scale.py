@@ -1,8 +1,8 @@
-"""What would the missing scale be worth? Relative depth with the true scale handed in.
+"""What would the missing scale be worth? Relative depth with the true scale.
 
 Monocular depth lacks one number, its scale. The audit computes that number from the true size,
 once for each frame, once for each lesion, or once for all (arXiv 2605.20461), gives the predictor
-the scaled depth, and shows what is left: with predicted masks most of the gain may be gone.
+the scaled depth, and shows what remains: with predicted masks most of the gain may be lost.
 """
 
 from collections.abc import Mapping
@@ -66,8 +66,8 @@ def oracle_scale_audit(
 ) -> pd.DataFrame:
     """Give the predictor relative depth, scaled by the truth, with true and with other masks.
 
-    Scales come from the true masks. The predictor has learned on metric depth, or on relative
-    depth with scales made in the same way.
+    Scales come from the true masks. The predictor was trained on metric depth, or on relative
+    depth with scales computed in the same way.
 
     Args:
         predict: Reads ``depths`` and ``masks`` of frames.
@@ -76,7 +76,7 @@ def oracle_scale_audit(
         global_scale: The one scale, :func:`fit_scale` over training objects.
         masks: Name -> other masks (N, H, W), such as predicted ones.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Returns:
         Rows of :func:`condition_rows` named ``one scale``, ``true scale of each polyp`` and ``true

@@ -1,8 +1,8 @@
-"""Does the model read the size from how the camera was held?
+"""Does the model infer the size from how the camera was held?
 
-In routine examinations the distance of the camera goes with the size of the lesion. A model can
-learn that instead of the size. The audit trains where the two go together and tests where they do
-not, and, within one test set, where they disagree with the habit.
+In routine examinations the distance of the camera correlates with the size of the lesion. A model
+can learn that instead of the size. The audit trains where the two correlate and tests where they do
+not, and, within one test set, where they contradict the correlation.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def shortcut_audit(
     cut_offs: CutOffs = CONTINUOUS,
     resamples: int = 2000,
 ) -> pd.DataFrame:
-    """Test one predictor where log distance goes with ``rho`` times log size, for several rho.
+    """Test one predictor where log distance shifts by ``rho`` times log size, for several rho.
 
     Args:
         predict: Trained at ``trained_rho``.
@@ -32,10 +32,10 @@ def shortcut_audit(
             paired if all have the same objects.
         trained_rho: Correlation in training.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Returns:
-        Rows ``rho 0.8``, ``rho 0``, … of :func:`condition_rows`; changes are against the trained
+        Rows ``rho 0.8``, ``rho 0``, … of :func:`condition_rows`; changes are from the trained
         rho.
 
     Raises:
@@ -60,16 +60,16 @@ def partition_audit(
     cut_offs: CutOffs = CONTINUOUS,
     resamples: int = 2000,
 ) -> pd.DataFrame:
-    """Score objects whose cue agrees with the habit apart from those where it does not.
+    """Score objects whose cue agrees with the habit, and those whose cue does not, separately.
 
     The habit is the sign of the rank correlation of cue and size over all objects; an object is
-    consistent if its cue and its size lie on the sides of their medians that the habit says.
+    consistent if its cue and its size lie on those sides of their medians that the habit implies.
 
     Args:
         predictions: Frames with gt, predicted_mm and the cue, a number.
-        cue: Column of what a shortcut could use.
+        cue: Column that a shortcut could use.
         cut_offs: Of the predictions.
-        resamples: Draws of the bootstrap.
+        resamples: Number of bootstrap resamples.
 
     Returns:
         Rows consistent and inconsistent of :func:`condition_rows`, and the column ``correlation``.

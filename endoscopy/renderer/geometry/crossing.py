@@ -8,7 +8,7 @@ from torch import Tensor
 
 PIECES = 8
 BLOCK = 2**15
-"""Values that are computed together; larger arrays cost more to allocate than to fill."""
+"""Values that are computed together; larger arrays take longer to allocate than to fill."""
 
 
 class AlongRays(Protocol):
@@ -37,7 +37,7 @@ class Bracket(NamedTuple):
     below: Tensor
 
     def secant(self) -> Tensor:
-        """Return where a straight line crosses zero; a little beyond if it does not quite."""
+        """Return where a straight line crosses zero; slightly beyond it if it does not quite."""
         share = self.above / (self.above - self.below).clamp(min=1e-9)
         return self.low + (self.high - self.low) * share
 

@@ -1,4 +1,4 @@
-"""The implicit surface: positive inside the lumen, zero on the mucosa; definition, no tricks.
+"""The implicit surface: positive inside the lumen, zero on the mucosa; the plain definition.
 
 All coordinates are float32 tensors of one shape in mm, as `endoscopy.renderer.scene` lays them out.
 """

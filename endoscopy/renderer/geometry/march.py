@@ -3,8 +3,9 @@
 Every ray first leaves the tube inside all folds, then takes the steps of
 `ray_wall` that cannot meet the wall, but at least `LEAST_STEP` of the way gone,
 half a pixel of a small frame. Where it ends below the surface, it has crossed it since the last
-point, and the crossing is closed in. After `SAFE_STEPS` the rays go on by the least step, several
-steps at once, and the few rays that pass the polyp sample their way through a ball around it.
+point, and the crossing is refined. After `SAFE_STEPS` the rays continue by the smallest step,
+several steps at once, and the few rays that pass the polyp sample their way through a ball around
+it.
 """
 
 from copy import copy

@@ -1,7 +1,7 @@
-"""The folded wall along rays: `geometry.field.wall` with all that is constant taken out.
+"""The folded wall along rays: `geometry.field.wall` with all constants precomputed.
 
-Also how far a ray may go without meeting the wall. The field is no distance: across the flank of a
-fold it falls four times faster than one. A step is safe if the wall cannot be met within it:
+Also how far a ray may go without meeting the wall. The field is not a distance: across the flank of
+a fold it falls four times faster. A step is safe if the wall cannot be met within it:
 
 - In the directions that a ray can reach by turning a fifth of a radian around the center line, no
   fold is higher than ``crest``, so the wall lies at R - crest or beyond.
@@ -21,7 +21,7 @@ from endoscopy.renderer.scene import Scene
 
 TURN = 0.2  # radians around the center line
 PASSES = 2
-TURNING = 0.2  # by which the slope of the center line may grow within a step, relative to its most
+TURNING = 0.2  # growth of the slope of the center line within a step, relative to its maximum
 
 
 class RayWall:

@@ -1,12 +1,12 @@
-"""Studies and cues are kept under names that tell them apart."""
+"""Studies and cues are kept under distinct names."""
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import torch
 
 from apps.endoscopy import audit
-from endoscopy.plots.captioned import study_figures
 from endoscopy.renderer.config import RendererConfig
 from harness.experiment import Run
 from harness.experiment.scores import read_scores
@@ -16,25 +16,29 @@ class SimpleImages:
     train = ([],)
 
 
-def test_data_sets_of_one_study_are_kept_and_drawn_apart(tmp_path, monkeypatch):
+def test_data_sets_of_one_study_are_kept_apart_and_compared(tmp_path, monkeypatch):
     table = pd.DataFrame({
         "variant": ["plain", "gates"], "accuracy": [0.9, 0.91], "accuracy_low": [0.88, 0.9],
         "accuracy_high": [0.92, 0.93], "seeds": [3, 3],
-    })  # fmt: skip
+    }).assign(
+        accuracy_difference=[np.nan, 0.01], accuracy_difference_low=[np.nan, 0.002],
+        accuracy_difference_high=[np.nan, 0.02], accuracy_p_value=[np.nan, 0.03],
+    )  # fmt: skip
     monkeypatch.setattr(audit, "_images", lambda _: SimpleImages)
     monkeypatch.setattr(audit, "generalization_study", lambda *_, **__: None)
     monkeypatch.setattr(audit, "generalization_table", lambda _: table)
     run = Run(tmp_path, app="endoscopy")
     for images in ("digits", "/data/knitted wear"):
         path = audit.run_study(run, "generalization", images)
-    drawn = dict(study_figures(tmp_path))
-    assert [caption.rpartition(": ")[2] for caption in drawn.values()] == [
-        "Handwritten digits.", "knitted_wear.",
-    ]  # fmt: skip
     rows = read_scores(path, "endoscopy").rows
-    assert [row.method for row in rows] == ["plain", "gates"] * 2
     names = ("digits", "knitted_wear")
-    assert {row.task for row in rows} == {f"study: generalization_{name}" for name in names}
+    for name in names:
+        assert (tmp_path / f"audits/generalization_{name}.parquet").is_file()
+        own = [row for row in rows if row.task == f"study: generalization_{name}"]
+        assert [row.label for row in own] == ["plain", "gates", "gates − plain"]
+        assert {row.metric for row in own} == {"accuracy"}
+        assert own[-1][3:] == (0.01, 0.002, 0.02, 3, "plain", 0.03)
+    assert len(rows) == 3 * len(names)
 
 
 def test_cues_are_rendered_once_and_those_of_other_settings_are_others(

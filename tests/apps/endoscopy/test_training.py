@@ -41,7 +41,7 @@ def rendered(tmp_path_factory):
 
 @pytest.fixture
 def make(rendered, tmp_path):
-    """``make(**changes)``: trainings of a small network; ``gates``, ``epochs`` or data differ."""
+    """``make(**changes)``: training runs of a small network; ``gates``, ``epochs``, data differ."""
 
     def build(epochs=2, overwrite=False, gates="fsg", beta=0.1, settings=(), **data):
         torch.manual_seed(0)
@@ -238,7 +238,7 @@ def test_statistics_behind_noisy_gates_are_measured_as_in_evaluation(make, tmp_p
 def test_a_missing_source_is_found_before_anything_is_rendered(make, tmp_path, option):
     changes = {option: str(tmp_path / "absent.csv"), "synthetic": str(tmp_path / "new")}
     data = make(**changes).sizers.datamodule
-    with pytest.raises(GatesError, match=rf"^data\.{option}: \S+absent.csv is absent; name"):
+    with pytest.raises(GatesError, match=rf"^data\.{option}: \S+absent.csv does not exist: name"):
         render(data, Rendering(frames=1), [MAIN])
     assert not (tmp_path / "new").exists()
 

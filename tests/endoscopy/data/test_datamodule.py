@@ -1,3 +1,4 @@
+import shutil
 from types import SimpleNamespace
 
 import lightning as L
@@ -8,6 +9,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from core_gates.errors import GatesError
 from endoscopy.data.datamodule import PolypSizingDataModule
+from harness.files import Data
 
 OBJECTS = 14
 
@@ -173,6 +175,30 @@ def test_weighted_samplers_take_as_many_steps(rendered):
         assert {data.frame_table.object_codes[row] for row in found} <= {
             data.frame_table.object_codes[row] for row in data.parts.train
         }
+
+
+def test_data_are_described_once_and_real_folders_are_not_listed(
+    rendered, real_colon, tmp_path, monkeypatch
+):
+    described = []
+    plain = Data.of
+    monkeypatch.setattr(
+        Data, "of", lambda name, *rest: described.append(name) or plain(name, *rest)
+    )
+    data = module(rendered)
+    (first,) = data.digest()
+    assert (first.name, first.role, first.unit) == ("synthetic", "frames", "bytes")
+    assert data.variant(seed=3).digest() == data.digest() == [first]
+    assert described == ["synthetic"]
+    real = module(None, synthetic=None, real_colon=str(rendered))
+    (found,) = real.digest()
+    assert described == ["synthetic"]
+    assert (found.size, found.unit, found.listing) == (6 * OBJECTS, "rows", True)
+    other = tmp_path / "other"
+    shutil.copytree(rendered, other)
+    assert module(None, synthetic=None, real_colon=str(other)).digest() == [found]
+    real_colon.write_annotation(other, "000-001", 0, {"000-001_1": (1, 2, 3, 5)})
+    assert module(None, synthetic=None, real_colon=str(other)).digest() != [found]
 
 
 def test_a_cache_changes_nothing_and_holds_drawable_rows_only(rendered, tmp_path):

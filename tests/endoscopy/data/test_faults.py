@@ -38,12 +38,12 @@ def size(value):
 def boxes(**changes):
     """Rewrite the annotation of frame 5 of video 002-001 with another box."""
 
-    def spoil(root, make):
+    def damage(root, make):
         xmin, xmax, ymin, ymax = make.box("002-001_1", 5)
         box = {"xmin": xmin, "xmax": xmax, "ymin": ymin, "ymax": ymax} | changes
         make.write_annotation(root, "002-001", 5, {"002-001_1": tuple(box.values())})
 
-    return spoil
+    return damage
 
 
 def truncate(path, share=0.6):
@@ -85,19 +85,19 @@ def entities(root, make):
 
 
 WHOLE = FRAMES - 1
-MENDED = {
+REPAIRED = {
     "NaN size": (size("nan"), "size is missing", "excluded", WHOLE),
     "empty size": (size(""), "size is missing", "excluded", WHOLE),
     "size is text": (size("large"), "size cannot be read", "excluded", WHOLE),
     "size zero": (size("0"), "size is not between", "excluded", WHOLE),
-    "swapped corners": (boxes(xmin=30, xmax=12), "corners of the box were swapped", "mended", 1),
-    "box leaves the frame": (boxes(xmin=-8, ymax=70), "box clipped to the frame", "mended", 1),
+    "swapped corners": (boxes(xmin=30, xmax=12), "corners of the box were swapped", "repaired", 1),
+    "box leaves the frame": (boxes(xmin=-8, ymax=70), "box clipped to the frame", "repaired", 1),
     "box outside": (boxes(xmin=90, xmax=120), "less than 16 square pixels", "excluded", 1),
     "tiny box": (boxes(xmin=10, xmax=12, ymin=10, ymax=15), "less than 16", "excluded", 1),
     "box of NaN": (boxes(xmax="nan"), "a corner of the box is no number", "excluded", 1),
     "box of words": (boxes(ymin="top"), "a corner of the box is no number", "excluded", 1),
-    "image of another size": (other_size, "box rescaled", "mended", 1),
-    "16-bit image": (gray16, "more than 8 bits a channel", "mended", 1),
+    "image of another size": (other_size, "box rescaled", "repaired", 1),
+    "16-bit image": (gray16, "more than 8 bits a channel", "repaired", 1),
     "truncated JPEG": (lambda r, m: truncate(frame(r)), "image is truncated", "excluded", 1),
     "absent JPEG": (lambda r, m: frame(r).unlink(), "image does not exist", "excluded", 1),
     "empty JPEG": (lambda r, m: frame(r).write_bytes(b""), "image cannot be read", "excluded", 1),
@@ -108,11 +108,11 @@ MENDED = {
 }
 
 
-@pytest.mark.parametrize("fault", MENDED)
+@pytest.mark.parametrize("fault", REPAIRED)
 def test_faults_are_counted_and_nothing_else_changes(fault, colon, real_colon):
-    spoil, words, action, count = MENDED[fault]
+    damage, words, action, count = REPAIRED[fault]
     sound, _ = read_real_colon(colon)
-    spoil(colon, real_colon)
+    damage(colon, real_colon)
     table, report = read_real_colon(colon)
     found = {
         key: places
@@ -138,7 +138,7 @@ def test_faults_are_counted_and_nothing_else_changes(fault, colon, real_colon):
     assert left[sound.frames.columns].equals(expected)
 
 
-def test_a_mended_box_is_the_box_of_the_polyp(colon, real_colon):
+def test_a_repaired_box_is_the_box_of_the_polyp(colon, real_colon):
     columns = ["bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax", "width", "height"]
 
     def row():
@@ -235,8 +235,8 @@ FATAL = {
 
 @pytest.mark.parametrize("fault", FATAL)
 def test_fatal_faults_are_one_line(fault, colon, real_colon):
-    spoil, words = FATAL[fault]
-    spoil(colon, real_colon)
+    damage, words = FATAL[fault]
+    damage(colon, real_colon)
     with pytest.raises(GatesError, match=words) as caught:
         read_real_colon(colon)
     assert "\n" not in str(caught.value)
@@ -248,12 +248,12 @@ def annotation(root, case):
 
 
 def edit(case, change):
-    def spoil(root):
+    def damage(root):
         path = annotation(root, case)
         lines = path.read_text().splitlines()
         path.write_text("\n".join(change(lines)))
 
-    return spoil
+    return damage
 
 
 SUN_FAULTS = {
@@ -278,9 +278,9 @@ SUN_FAULTS = {
 
 @pytest.mark.parametrize("fault", SUN_FAULTS)
 def test_faults_of_sun_are_counted(fault, sun, tmp_path):
-    spoil, words = SUN_FAULTS[fault]
+    damage, words = SUN_FAULTS[fault]
     root = sun.official(tmp_path / "sun")
-    spoil(root)
+    damage(root)
     table, report = read_sun(root)
     assert [len(places) for (_, reason), places in report.findings.items() if words in reason] == [
         1
@@ -303,9 +303,9 @@ SUN_FATAL = {
 
 @pytest.mark.parametrize("fault", SUN_FATAL)
 def test_fatal_faults_of_sun(fault, sun, tmp_path):
-    spoil, words = SUN_FATAL[fault]
+    damage, words = SUN_FATAL[fault]
     root = sun.official(tmp_path / "sun")
-    spoil(root)
+    damage(root)
     with pytest.raises(GatesError, match=words):
         read_sun(root)
 
@@ -379,7 +379,7 @@ def test_an_object_in_two_folds_is_refused(reader, tmp_path):
 
 @pytest.mark.fault("endoscopy D21")
 def test_sizes_without_a_unit_that_are_centimeters_are_refused(make_table, tmp_path):
-    """As millimeters every polyp would be diminutive, and nothing would say so."""
+    """As millimeters every polyp would be diminutive, silently."""
     sizes = {"a": 0.3, "b": 0.5, "c": 0.6, "d": 1.2, "e": 2.0, "f": 3.5}
     table = make_table(sizes)
     with pytest.raises(GatesError, match=r"6 objects lie between 0.3 and 3.5, .* centimeters"):
@@ -418,5 +418,5 @@ def test_a_missing_real_colon_names_the_option_and_the_download(tmp_path):
             data.load()
         message = str(caught.value)
         assert folder in message
-        assert "--data.real_colon" in message
+        assert "--data.real_colon FOLDER" in message
         assert "gates endoscopy prepare --config real_colon --download FOLDER" in message

@@ -16,6 +16,7 @@ from endoscopy.evaluation.audits import (
     size_proxy,
 )
 from endoscopy.evaluation.audits.masks import perturbed_boxes
+from endoscopy.evaluation.audits.rows import table_rows
 from endoscopy.evaluation.baselines import fit_log_linear, fit_pinhole
 from endoscopy.evaluation.features import masked_median
 from endoscopy.evaluation.frames import FrameStack, predictions_of
@@ -56,6 +57,15 @@ def test_a_shortcut_is_found(disks, habit, pinhole):
     assert honest["macro_f1_change"].abs().max() < 0.06
     with pytest.raises(GatesError, match=r"expected the trained 0\.5"):
         shortcut_audit(pinhole, tests, trained_rho=0.5)
+    rows = table_rows("shortcut", leaning.reset_index(), task="audit: shortcut")
+    gaps = {(row.method, row.metric): row for row in rows if row.versus}
+    assert {row.versus for row in gaps.values()} == {"rho 0.8"}
+    assert {method for method, _ in gaps} == {"rho 0", "rho -0.8"}
+    gap = gaps["rho -0.8", "mape"]
+    assert gap.value == leaning.loc["rho -0.8", "mape_change"]
+    assert gap.significant
+    assert 2 * leaning.loc["rho -0.8", "mape_p_value"] == pytest.approx(gap.p)  # Holm
+    assert not any(row.metric.endswith("_change") for row in rows)
 
 
 def test_other_objects_are_compared_as_independent(disks, pinhole):
@@ -77,6 +87,9 @@ def test_objects_against_the_habit_are_set_apart(disks, habit):
     assert rows["correlation"].iloc[0] > 0.4
     assert rows.loc["inconsistent", "mape_change_low"] > 0
     assert rows.loc["inconsistent", "macro_f1_change_high"] < 0
+    changes = table_rows("partition", rows.reset_index(), task="audit: partition")
+    assert not [row for row in changes if row.versus]  # other objects: the difference is not paired
+    assert [row.method for row in changes if row.metric == "mape_change"] == ["inconsistent"]
     with pytest.raises(GatesError, match="lack the column brand"):
         partition_audit(predictions, cue="brand")
 

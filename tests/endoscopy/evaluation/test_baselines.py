@@ -13,7 +13,7 @@ from endoscopy.evaluation.baselines import (
     fit_pinhole,
 )
 from endoscopy.evaluation.headline import cut_off_note, headline, verdict
-from endoscopy.metrics import CONTINUOUS, INTEGER, object_table
+from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 
 
 def test_power_laws_are_fitted_exactly():
@@ -105,7 +105,7 @@ def test_no_verdict_from_five_objects(noisy_objects):
 
 def test_objects_on_the_cut_offs_are_told():
     objects = pd.DataFrame({"gt": [5.0, 5.0, 10.0, 7.0]})
-    assert cut_off_note(objects, INTEGER) == (
+    assert cut_off_note(objects, CutOffs(5.5, 9.5)) == (
         "classes of the truth at 5/10 mm, of predictions at 5.5/9.5 mm; of 4 objects 2 on 5 mm,"
         " 1 on 10 mm exactly."
     )

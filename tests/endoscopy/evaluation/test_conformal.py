@@ -92,7 +92,7 @@ def test_too_few_or_seen_objects_are_refused_in_one_line(noisy_objects):
 
 
 def noisy_frames(noisy_objects, objects, count, seed):
-    """Frames of objects; every frame errs on its own beside the error of its object."""
+    """Frames of objects; every frame has its own error besides that of its object."""
     rng = np.random.default_rng(seed)
     frames = noisy_objects(objects, 0.05, seed=seed).loc[lambda t: t.index.repeat(count)]
     error = np.exp(rng.normal(0, 0.3, len(frames)))

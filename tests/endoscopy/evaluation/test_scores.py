@@ -4,7 +4,7 @@ import pytest
 
 from core_gates.errors import GatesError
 from endoscopy.evaluation.scores import score_differences, score_intervals, size_scores
-from endoscopy.metrics import INTEGER, auroc, confusion_matrix, macro_f1
+from endoscopy.metrics import CutOffs, auroc, confusion_matrix, macro_f1
 
 
 def plain(table, **options):
@@ -40,7 +40,7 @@ def test_lower_bounds_count_in_classes_alone():
 def test_cut_offs_of_the_predictions():
     table = pd.DataFrame({"unique_id": ["a"], "gt": [5.0], "predicted_mm": [5.3]})
     assert plain(table)["accuracy"] == 0
-    assert plain(table, cut_offs=INTEGER)["accuracy"] == 1
+    assert plain(table, cut_offs=CutOffs(5.5, 9.5))["accuracy"] == 1
 
 
 def test_intervals_hold_the_values_of_resamples(noisy_objects):

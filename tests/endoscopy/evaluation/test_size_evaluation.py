@@ -7,7 +7,14 @@ from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.evaluation.coverage import coverage_interval, coverage_note
 from endoscopy.evaluation.cue_baselines import REGRESSION
 from endoscopy.evaluation.frames import predictions_of
-from endoscopy.evaluation.size_evaluation import HEADLINE, Bars, SizeEvaluation, apart
+from endoscopy.evaluation.scores import score_differences
+from endoscopy.evaluation.size_evaluation import (
+    ACCURACY,
+    CERTAINTY,
+    HEADLINE,
+    Bars,
+    SizeEvaluation,
+)
 
 
 def nearly_right(error, seed):
@@ -39,8 +46,9 @@ def evaluated(disks):
     return scores
 
 
-def figure(scores, method, metric, task="test"):
-    [row] = [r for r in scores.rows() if r[:3] == (method, task, metric)]
+def figure(scores, method, metric, task="test", versus=""):
+    key = (method, task, metric, versus)
+    [row] = [r for r in scores.rows() if (*r[:3], r.versus) == key]
     return row
 
 
@@ -56,7 +64,7 @@ def test_the_regression_on_three_numbers_stands_in_the_first_line_and_table(eval
     assert "and significantly better than the regression on area and brightness." in line or (
         "and NOT significantly better than the regression on area and brightness." in line
     )
-    gap = figure(evaluated, f"{REGRESSION} minus ours", "mape", "test, differences")
+    gap = figure(evaluated, REGRESSION, "mape", versus="ours")
     assert gap.value == pytest.approx(own.value - figure(evaluated, "ours", "mape").value)
     assert gap.low <= gap.value <= gap.high
 
@@ -113,8 +121,17 @@ def test_bars_are_judged_by_the_mean_over_seeds(evaluated):
 
 
 def test_methods_are_compared_and_all_predictions_are_kept(evaluated):
-    gaps = [row for row in evaluated.rows() if row.task == "test, differences"]
-    assert {row.method for row in gaps} >= {"other minus ours", f"{REGRESSION} minus ours"}
+    gaps = [row for row in evaluated.rows() if row.versus]
+    assert {row.label for row in gaps} >= {"other − ours", f"{REGRESSION} − ours"}
+    assert {row.task for row in gaps} == {"test"}
+    alone = score_differences(
+        evaluated.objects("test", "other"), evaluated.objects("test", "ours"), only=["mape"],
+        resamples=evaluated.resamples,
+    )  # fmt: skip
+    p = figure(evaluated, "other", "mape", versus="ours").p
+    assert alone["mape"].p <= p <= 1  # corrected for the number of methods
+    others = len({row.method for row in gaps})
+    assert others * alone["mape"].p >= p
     table = evaluated.table()
     assert set(table["variant"]) >= {"ours", "other", "constant", "area", REGRESSION}
     assert len(table[(table["variant"] == "ours") & (table["task"] == "test")]) == 2 * 80 * 4
@@ -123,7 +140,8 @@ def test_methods_are_compared_and_all_predictions_are_kept(evaluated):
 
 @pytest.mark.fault("endoscopy C15")
 def test_no_table_is_wider_than_a_page(evaluated):
-    shown = apart([row for row in evaluated.rows() if row.metric in HEADLINE])
-    for task in {row.task for row in shown}:
-        assert len({row.metric for row in shown if row.task == task}) <= 6
-    assert {row.method for row in shown if row.task.endswith("abstention")} == {"ours"}
+    for metrics in (ACCURACY, CERTAINTY):
+        assert len(metrics) <= 6
+    assert {row.method for row in evaluated.rows() if row.metric in CERTAINTY} == {"ours"}
+    first = list(dict.fromkeys(row.metric for row in evaluated.rows()))
+    assert first[: len(ACCURACY)] == list(ACCURACY)  # the columns that fit are the main ones

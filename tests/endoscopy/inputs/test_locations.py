@@ -11,7 +11,6 @@ from endoscopy.data.readers.voc import VocAnnotation, VocObject, write_voc
 from endoscopy.inputs.boxes_csv import CsvLocations
 from endoscopy.inputs.content import stated_part, trim_black
 from endoscopy.inputs.frame import InputReport
-from endoscopy.inputs.given_boxes import GivenBoxes
 from endoscopy.inputs.kind import frames
 from endoscopy.inputs.mask_files import MaskLocations, lesions_of
 from endoscopy.inputs.voc_folder import VocLocations
@@ -129,7 +128,7 @@ def test_several_lesions_on_a_frame_keep_their_names(tmp_path, pictures, write):
     assert locations.report.count("frame without a location") == 1
 
 
-def test_faulty_boxes_are_counted_and_mended(tmp_path, pictures, write):
+def test_faulty_boxes_are_counted_and_repaired(tmp_path, pictures, write):
     folder = write.images(tmp_path / "folder", pictures)
     rows = ["frame,xmin,xmax,ymin,ymax,width,height"]
     rows += ["frame_0,30,10,25,5,56,40"]  # swapped
@@ -289,12 +288,3 @@ def test_an_enlarged_frame_is_not_taken_for_a_padded_one(pictures):
         part, offset = stated_part(image, size)
         assert part is image
         assert offset == (0, 0)
-
-
-def test_given_boxes_go_by_position(tmp_path, pictures, write, sources):
-    folder = write.images(tmp_path / "other", pictures, ["2", "5", "7"])
-    for source in (folder, sources[1]):
-        found = located(source, GivenBoxes({0: [BOXES[0]], 2: [BOXES[1], BOXES[2]]}))
-        assert [[lesion.box for lesion in lesions] for _, lesions in found] == [
-            [BOXES[0]], [], [BOXES[1], BOXES[2]],
-        ]  # fmt: skip

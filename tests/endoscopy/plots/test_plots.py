@@ -10,14 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.metrics import TRUTH, confusion_matrix, reliability
 from endoscopy.plots import (
-    audit_figure,
     bland_altman_figure,
     confusion_figure,
-    honest_figure,
     ladder_figure,
     reliability_figure,
     size_figure,
-    study_figure,
     subgroup_figure,
 )
 
@@ -39,21 +36,6 @@ def scored(names, column, **more):
     return pd.DataFrame(table | more)
 
 
-def honest():
-    rows = []
-    for size in (50, 150, 700):
-        for k, variant in enumerate(("plain", "gates, dual", "L0")):
-            for score in ("macro_f1", "mape"):
-                gap = np.nan if variant == "plain" else 0.01 * k
-                rows.append(
-                    {"train_objects": size, "variant": variant, "score": score, "seeds": 5,
-                     "test_objects": 1000, "value": 0.8, "difference": gap,
-                     "difference_low": gap - 0.02, "difference_high": gap + 0.02,
-                     "verdict": "better" if k == 2 else "no difference"}
-                )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
 def matrix():
     table = objects()
     return confusion_matrix(TRUTH.classes(table["gt"]), TRUTH.classes(table["predicted_mm"]))
@@ -64,27 +46,27 @@ def reliable():
     return reliability(chances, chances.argmax(1))
 
 
-AUDIT = scored(["true mask", "box", "ellipse"], "condition",
-               macro_f1_change=[np.nan, 0.1, 0.2], mape_change=[np.nan, 0.1, 0.2])  # fmt: skip
 FIGURES = {
     "bland-altman": lambda: bland_altman_figure(objects()),
     "sizes": lambda: size_figure(objects(), SplitConformal(tuple(np.linspace(-0.3, 0.3, 200)))),
     "confusion": lambda: confusion_figure(matrix()),
     "reliability": lambda: reliability_figure(reliable(), error=0.04),
     "ladder": lambda: ladder_figure(
-        scored(["constant", "area + local brightness, AGC"], "features", exposure=["fixed", "agc"],
-               objects=3000, mape_published=0.3, macro_f1_published=0.7)
+        scored(
+            ["constant", "area + local brightness, AGC"],
+            "features",
+            exposure=["fixed", "agc"],
+            objects=3000,
+            mape_published=0.3,
+            macro_f1_published=0.7,
+        )
     ),
-    "honest": lambda: honest_figure(honest()),
     "subgroups": lambda: subgroup_figure(
         scored(["all", "flat", "Ip", "≤ 12"], "group", objects=[90, 40, 50, 3]).assign(
             mape=[0.1, 0.2, 0.1, np.nan], column=["all", "shape", "shape", "distance_mm"]
         )
     ),
-    "audit": lambda: audit_figure(AUDIT),
-    "study": lambda: study_figure(scored(["plain", "gates"], "variant", seeds=5), score="macro_f1",
-                                  names="variant", title="Digits"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -133,9 +115,6 @@ def texts_of(figure):
 
 
 def test_numbers_are_those_of_the_table():
-    drawn = texts_of(FIGURES["honest"]())
-    assert "+0.010 [−0.010, +0.030]" in drawn
-    assert "plain 0.800" in drawn
     table = objects()
     exact = table[~table["censored"]]
     ratio = np.exp(np.log(exact["predicted_mm"] / exact["gt"]).mean())

@@ -30,7 +30,7 @@ def test_radiance_falls_with_the_square_of_the_distance(tube):
     seen = render_radiance(scene, track, lens)
     assert_close(seen.depth[:, center], torch.tensor(heights), atol=0.02, rtol=0)
     lit = seen.radiance[:, :, center]
-    offset = torch.tensor(heights).square() + 4  # the light is 2 mm beside the lens
+    offset = torch.tensor(heights).square() + 4  # the light is 2 mm from the lens
     facing = torch.tensor(heights) / offset.sqrt()
     expected = torch.tensor(scene.albedo).unsqueeze(1) * LIGHT_POWER * facing / offset
     assert_close(lit, expected, rtol=0.01, atol=0)

@@ -86,7 +86,7 @@ def test_one_sided_errors(rows):
     ("make", "message"),
     [
         (lambda: CensoredSmoothL1(0.0), "beta must be positive"),
-        (lambda: SizeWeightedLoss(thresholds=(10, 5)), r"thresholds must rise, got \(10, 5\)"),
+        (lambda: SizeWeightedLoss(thresholds=(10, 5)), r"thresholds must increase, got \(10, 5\)"),
         (lambda: SizeWeightedLoss(alpha=-1.0), "must not be negative"),
         (lambda: SizeWeightedLoss(gamma=0.0), "nor all three factors zero"),
         (lambda: SizeWeightedLoss(space="cm"), "space is 'cm'; choose mm or scaled"),

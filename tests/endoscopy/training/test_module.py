@@ -277,7 +277,7 @@ def test_validation_scores_objects_as_the_evaluation_does(fit, frames, small_siz
     logged = {k: float(v) for k, v in watch.trainer.callback_metrics.items()}
     batch = data.batch(*range(24))
     module.eval()
-    predicted = module.predict_mm(batch)
+    predicted = module.target.decode(module(batch)).detach()
     table = object_table(
         pd.DataFrame(
             {
@@ -321,14 +321,12 @@ def test_statistics_of_the_gates(fit, small_sizer):
 def test_predictions(frames, small_sizer, target, tmp_path):
     module = SizingModule(small_sizer(outputs=target.outputs), target)
     data = frames()
-    with pytest.raises(GatesError, match=r"call eval\(\) first"):
-        module.predict_mm(data.batch())
     trainer = L.Trainer(
         logger=False, enable_progress_bar=False, accelerator="cpu", default_root_dir=tmp_path
     )
     outputs = trainer.predict(module, data)
     assert torch.equal(torch.cat([o["frame"] for o in outputs]), torch.arange(24))
-    whole = module.eval().predict_mm(data.batch(*range(24)))
+    whole = target.decode(module.eval()(data.batch(*range(24)))).detach()
     assert_close(torch.cat([o["predicted_mm"] for o in outputs]), whole)
     assert ("probabilities" in outputs[0]) == (target.outputs > 1)
 

@@ -1,4 +1,4 @@
-"""Sizing networks stopped within an epoch and resumed, against unbroken trainings, bit for bit."""
+"""Sizing networks stopped within an epoch and resumed equal uninterrupted ones, bit for bit."""
 
 import lightning as L
 import pytest

@@ -177,7 +177,7 @@ def test_few_unreadable_frames_are_reported_and_left_out(real_colon, tmp_path):
 def test_a_disk_that_is_too_small_is_told_before(reader, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     cache = FrameCache(reader, range(10), tmp_path / "cache")
-    with pytest.raises(GatesError, match=r"a cache of 5 frames needs .* GB.*take form jpeg"):
+    with pytest.raises(GatesError, match=r"a cache of 5 frames needs .* GB.*use form jpeg"):
         cache.build()
     with pytest.raises(ValueError, match="form is 'png'; choose one of raw, jpeg"):
         FrameCache(reader, range(10), tmp_path, "png")

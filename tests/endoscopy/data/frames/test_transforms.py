@@ -8,8 +8,8 @@ from core_gates.errors import GatesError
 from endoscopy.data.frames.transforms import (
     Frame,
     Pipeline,
-    eval_pipeline,
     resize_frame,
+    resizing,
     train_pipeline,
 )
 
@@ -116,7 +116,7 @@ def test_resizing_is_the_first_step_of_every_pipeline(height, width, size):
         rng.integers(0, 2, (height, width), np.uint8),
         rng.random((height, width), np.float32),
     )
-    direct, piped = resize_frame(start, size), eval_pipeline(size)(start)
+    direct, piped = resize_frame(start, size), Pipeline([resizing(size)])(start)
     np.testing.assert_array_equal(direct.image, piped.image)
     np.testing.assert_array_equal(direct.mask, piped.mask)
     np.testing.assert_array_equal(direct.depth, piped.depth)

@@ -9,7 +9,7 @@ from PIL import Image
 from core_gates.errors import GatesError
 from endoscopy.data.images import probe, read_mask, read_rgb
 from endoscopy.data.readers.voc import VocAnnotation, VocObject, read_voc, write_voc
-from endoscopy.data.tables.boxes import mend_boxes
+from endoscopy.data.tables.boxes import repair_boxes
 
 number = st.floats(0, 5000, allow_nan=False).map(lambda v: round(v, 2))
 word = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=12)
@@ -98,7 +98,7 @@ def test_an_absent_file_is_named(tmp_path):
 
 
 def test_real_annotations_survive_a_round_trip(shared, tmp_path):
-    """The 24 original gastroscopy frames: sizes agree, boxes need no mending, nothing is lost."""
+    """The 24 original gastroscopy frames: sizes agree, boxes need no repair, nothing is lost."""
     paths = sorted((shared / "real_frames/gastric_polyp_original").glob("*.xml"))
     assert len(paths) == 24
     for path in paths:
@@ -108,15 +108,15 @@ def test_real_annotations_survive_a_round_trip(shared, tmp_path):
         assert len(annotation.objects) >= 1
         boxes = np.array([o.box for o in annotation.objects])
         size = np.array([[header.width, header.height]] * len(boxes), float)
-        mended = mend_boxes(boxes, size, size)
-        assert not any(flags.any() for flags in mended[1:])
+        repaired = repair_boxes(boxes, size, size)
+        assert not any(flags.any() for flags in repaired[1:])
         write_voc(tmp_path / path.name, annotation)
         assert read_voc(tmp_path / path.name) == annotation
         assert read_rgb(path.with_suffix(".jpg")).shape == (header.height, header.width, 3)
 
 
 def test_real_masks_survive_a_round_trip(shared, tmp_path):
-    """The 5 Kvasir-SEG masks are JPEG; their box is the one published beside them."""
+    """The 5 Kvasir-SEG masks are JPEG; their box is the one published with them."""
     import csv
 
     table = shared / "real_frames/kvasir_seg_boxes.csv"

@@ -3,33 +3,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from endoscopy.data.tables.boxes import mend_boxes
+from endoscopy.data.tables.boxes import repair_boxes
 
 FRAME = [[100.0, 80.0]]
 corner = st.floats(-300, 300, allow_nan=False)
 
 
-def mend(*box, annotated=FRAME, actual=FRAME):
-    return mend_boxes(np.array([box]), np.array(annotated), np.array(actual))
+def repair(*box, annotated=FRAME, actual=FRAME):
+    return repair_boxes(np.array([box]), np.array(annotated), np.array(actual))
 
 
 def test_a_good_box_is_left_alone():
-    mended = mend(10, 20, 30, 50)
-    assert mended.boxes.tolist() == [[10, 20, 30, 50]]
-    assert not any(flags.any() for flags in mended[1:])
+    repaired = repair(10, 20, 30, 50)
+    assert repaired.boxes.tolist() == [[10, 20, 30, 50]]
+    assert not any(flags.any() for flags in repaired[1:])
 
 
 def test_swapped_corners_come_into_order():
-    mended = mend(20, 10, 50, 30)
-    assert mended.boxes.tolist() == [[10, 20, 30, 50]]
-    assert mended.swapped.tolist() == [True]
+    repaired = repair(20, 10, 50, 30)
+    assert repaired.boxes.tolist() == [[10, 20, 30, 50]]
+    assert repaired.swapped.tolist() == [True]
 
 
 def test_a_box_is_clipped_at_every_side():
-    mended = mend(-5, 120, -1, 81)
-    assert mended.boxes.tolist() == [[0, 100, 0, 80]]
-    assert mended.clipped.tolist() == [True]
-    assert not mended.small.any()
+    repaired = repair(-5, 120, -1, 81)
+    assert repaired.boxes.tolist() == [[0, 100, 0, 80]]
+    assert repaired.clipped.tolist() == [True]
+    assert not repaired.small.any()
 
 
 @pytest.mark.parametrize(
@@ -43,37 +43,37 @@ def test_a_box_is_clipped_at_every_side():
     ],
 )
 def test_sixteen_square_pixels_must_be_inside(box, small):
-    assert mend(*box).small.tolist() == [small]
+    assert repair(*box).small.tolist() == [small]
 
 
 def test_a_box_is_rescaled_to_the_image_before_it_is_clipped():
-    mended = mend(100, 200, 60, 160, annotated=[[200.0, 160.0]], actual=FRAME)
-    assert mended.boxes.tolist() == [[50, 100, 30, 80]]
-    assert mended.rescaled.tolist() == [True]
-    assert not mended.clipped.any()
+    repaired = repair(100, 200, 60, 160, annotated=[[200.0, 160.0]], actual=FRAME)
+    assert repaired.boxes.tolist() == [[50, 100, 30, 80]]
+    assert repaired.rescaled.tolist() == [True]
+    assert not repaired.clipped.any()
 
 
 @pytest.mark.parametrize("annotated", [[[np.nan, np.nan]], [[0.0, 0.0]]])
 def test_an_annotation_without_a_size_is_taken_as_pixels(annotated):
-    mended = mend(10, 20, 30, 50, annotated=annotated)
-    assert mended.boxes.tolist() == [[10, 20, 30, 50]]
-    assert not mended.rescaled.any()
+    repaired = repair(10, 20, 30, 50, annotated=annotated)
+    assert repaired.boxes.tolist() == [[10, 20, 30, 50]]
+    assert not repaired.rescaled.any()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_corners_that_are_no_numbers_are_invalid_not_small(bad):
-    mended = mend(10, bad, 30, 50)
-    assert mended.invalid.tolist() == [True]
-    assert not mended.small.any()
+    repaired = repair(10, bad, 30, 50)
+    assert repaired.invalid.tolist() == [True]
+    assert not repaired.small.any()
 
 
 @given(st.tuples(corner, corner, corner, corner))
-def test_mended_boxes_are_ordered_inside_and_stable(box):
-    mended = mend(*box)
-    xmin, xmax, ymin, ymax = mended.boxes[0]
+def test_repaired_boxes_are_ordered_inside_and_stable(box):
+    repaired = repair(*box)
+    xmin, xmax, ymin, ymax = repaired.boxes[0]
     assert 0 <= xmin <= xmax <= 100
     assert 0 <= ymin <= ymax <= 80
-    assert mended.small[0] == ((xmax - xmin) * (ymax - ymin) < 16)
-    again = mend(*mended.boxes[0])
-    assert again.boxes.tolist() == mended.boxes.tolist()
+    assert repaired.small[0] == ((xmax - xmin) * (ymax - ymin) < 16)
+    again = repair(*repaired.boxes[0])
+    assert again.boxes.tolist() == repaired.boxes.tolist()
     assert not (again.swapped | again.clipped).any()

@@ -21,7 +21,7 @@ def cylinder(rays, radius):
 
 
 def grazing(fan):
-    """Rays at 5 to 90 degrees off the axis, away from the polyp, from the axis and beside it."""
+    """Rays at 5 to 90 degrees off the axis, away from the polyp, from the axis and off it."""
     degrees = torch.cat([torch.linspace(5, 10, 26), torch.linspace(10, 90, 41)])
     parts = [
         fan((x, y, 3.0), (0, 0, 1), (math.cos(turn), math.sin(turn), 0), degrees)
