@@ -21,7 +21,7 @@ from weather.state import ChannelSpec
 
 WINDOW_HOURS = 3.0
 SUSPICIOUS_SHARE = 0.05  # rejected of observed cells; of Gaussian errors none in a million is
-SUSPICIOUS_COUNT = 3
+SUSPICIOUS_COUNT, HOPELESS_COUNT = 3, 10
 
 
 class Analyses(NamedTuple):
@@ -76,6 +76,7 @@ class Reports:
         self.observed: list[int] = []
         self.rejected: list[int] = []
         self.flipped = 0
+        self._by_channel = torch.zeros(2, channels.num_channels, dtype=torch.long)
 
     def at(self, time: np.datetime64, background: Tensor) -> GriddedObservations:
         """Return the observations (1,C,H,W) at a time that pass the gross check.
@@ -87,6 +88,8 @@ class Reports:
         found, passed = self._checked(self.table, time, background)
         self.observed.append(int(found.mask.sum()))
         self.rejected.append(int(found.mask.sum() - passed.mask.sum()))
+        for count, seen in zip(self._by_channel, (found.mask, passed.mask), strict=True):
+            count += seen.sum((-2, -1))
         if self.rejected[-1]:
             frame = self.table.frame
             mirrored = ObservationTable(frame.assign(latitude=-frame["latitude"]))
@@ -106,6 +109,21 @@ class Reports:
             representativeness_sd=self.representativeness,
         )
         return found, gross_check(found, background, self.background_sd, self.factor)
+
+    def require_plausible(self) -> None:
+        """Refuse reports of which one channel has lost every observation to the gross check.
+
+        Raises:
+            GatesError: The message names the channel.
+        """
+        for name, observed, passed in zip(
+            self.channels.labels, *self._by_channel.tolist(), strict=True
+        ):
+            if observed >= HOPELESS_COUNT and not passed:
+                raise GatesError(
+                    f"the gross check rejects all {observed} observed cells of {name}: nothing is "
+                    "written; bring reports and background to SI units, or set --gross_check"
+                )
 
     def warning(self) -> str:
         """Return one line if suspiciously many were rejected, with likely causes; else nothing."""

@@ -93,7 +93,10 @@ def score_honest(run: Run, sizers: Sizers, budget: Budget) -> Path:
     complete = [piece for piece in found if piece.method not in lacking]
     if not complete or len(fitted) < len(budget.sizes) * len(budget.seeds):
         raise GatesError("there is no training run to compare: evaluate without --quick")
-    scores = HonestComparison(_read(store, complete), _read(store, fitted), sizers.module.cut_offs)
+    tested = sizers.datamodule.object_keys("test")
+    scores = HonestComparison(
+        _read(store, complete, tested), _read(store, fitted, tested), sizers.module.cut_offs
+    )
     keep_table(scores.table, run.folder / HONEST)
     keep_table(tuning_table(chosen), run.folder / TUNING)
     return run.finish(
@@ -150,11 +153,13 @@ def _epochs(piece: Piece, *, sizers: Sizers) -> int:
     return sizers.epochs(piece["trainer.max_steps"], objects)
 
 
-def _read(store: Store[pd.DataFrame], pieces: Sequence[Piece]) -> pd.DataFrame:
+def _read(
+    store: Store[pd.DataFrame], pieces: Sequence[Piece], tested: Sequence[str]
+) -> pd.DataFrame:
     """Return the predictions of pieces with variant, train_objects and seed."""
     tables = []
     for piece in pieces:
-        table = store.load(piece)
+        table = store.load(piece, tested=tested)
         if "variant" not in table:
             table = table.assign(variant=piece.method)
         tables.append(table.assign(train_objects=int(piece.keys["n"]), seed=piece.seed))

@@ -115,7 +115,6 @@ def _evaluation(run: Run, sizers: Sizers, networks: Networks, wanted: Wanted) ->
         wanted.folds,
         sizers.module.cut_offs,
         QUICK_RESAMPLES if run.quick else RESAMPLES,
-        cues=not run.quick,
     )
 
 

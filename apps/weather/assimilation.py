@@ -119,6 +119,7 @@ class Assimilation:
         else:
             model = find_forecast(forecast, self.model)
             found = reports.cycle(assimilator, model, states[-1], times, self.model.hours, ticking)
+        reports.require_plausible()
         for line in (left_out_line(table, self.experiment.channels, times), reports.warning()):
             if line:
                 print(line)
@@ -151,8 +152,15 @@ class Assimilation:
         table = ObservationTable.read(path, flag_out_of_range=True)
         if not len(table):
             raise GatesError(f"{path} holds no reports, expected some: nothing is written")
-        if flagged := int((table.frame["qc"] == OUT_OF_RANGE).sum()):
-            print(f"{flagged} of {len(table)} reports are out of range and left out")
+        flagged = table.frame["qc"] == OUT_OF_RANGE
+        for name, all_flagged in flagged.groupby(table.frame["variable"]).all().items():
+            if all_flagged:
+                raise GatesError(
+                    f"{path}: every report of {name} is out of range or flagged by qc, expected "
+                    "SI units: convert it, state its unit in a column units, or drop its rows"
+                )
+        if flagged.any():
+            print(f"{flagged.sum()} of {len(table)} reports are out of range or flagged, left out")
         return table
 
     def _require_reports(self, table: ObservationTable, times: np.ndarray) -> None:

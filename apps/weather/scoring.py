@@ -100,11 +100,13 @@ def score(
 
 
 def _headline(rows: Sequence[Row], experiment: Experiment, forms: Sequence[str]) -> str:
-    """Return the error of the first field on the first task, by the methods that matter most."""
+    """Return an error on the first task: of the network, the best other method and references."""
     metric, task = f"rmse_{experiment.field}", rows[0].task
     found = {row.method: row.value for row in rows
              if (row.metric, row.task, row.versus) == (metric, task, "")}  # fmt: skip
-    names = dict.fromkeys([*forms[:1], experiment.reference, *experiment.base])
+    others = {name: value for name, value in found.items() if name not in FORMS}
+    best = min(others, key=others.__getitem__)
+    names = dict.fromkeys([*forms[:1], best, experiment.reference, *experiment.base])
     figures = ", ".join(f"{name} {found[name]:.3g}" for name in names if name in found)
     unit = channel_unit(experiment.channels, experiment.field)
     return f"{metric} on {task}: {figures} ({unit})."

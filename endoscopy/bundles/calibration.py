@@ -74,7 +74,7 @@ def held_out(bundle: SizingBundle, data: PolypSizingDataModule) -> HeldOut:
     mape, constant_mape = (
         float(mean_relative_error(gt, found)) for found in (exact["predicted_mm"], constant)
     )
-    return HeldOut(len(ours), mape, constant_mape, bool(gap.high < 0))
+    return HeldOut(len(ours), mape, constant_mape, gap.significant and gap.value < 0)
 
 
 def calibrate_locations(

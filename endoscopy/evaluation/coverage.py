@@ -66,11 +66,9 @@ def coverage_interval(
     draws = Resamples.clusters(clusters_of(objects[0]), resamples=resamples)
     found = draws.intervals(scores)["coverage"]
     down, up = max(one.calibration_spread() for one in conformals)
-    low, high = found.value - found.low, found.high - found.value
-    return found._replace(
-        low=max(0.0, float(found.value - np.hypot(low, down))),
-        high=min(1.0, float(found.value + np.hypot(high, up))),
-    )
+    low = found.value - np.hypot(found.value - found.low, down)
+    high = found.value + np.hypot(found.high - found.value, up)
+    return found._replace(low=float(np.maximum(low, 0.0)), high=float(np.minimum(high, 1.0)))
 
 
 def coverage_note(task: str, found: tuple[float, float, float], nominal: float) -> str:

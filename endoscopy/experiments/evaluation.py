@@ -26,7 +26,6 @@ class Evaluation:
         folds: Folds whose test parts are pooled; none for the configured one.
         cut_offs: Of the predictions.
         resamples: Number of bootstrap resamples.
-        cues: Also score regressions on hand-made cues, where the data are rendered.
 
     Attributes:
         scores: What was predicted, to be scored.
@@ -41,9 +40,8 @@ class Evaluation:
         folds: Sequence[int] = (),
         cut_offs: CutOffs = CONTINUOUS,
         resamples: int = 2000,
-        cues: bool = True,
     ) -> None:
-        self.sizers, self.networks, self.cues = sizers, networks, cues
+        self.sizers, self.networks = sizers, networks
         self.variants, self.seeds = tuple(variants), tuple(seeds)
         self.folds: tuple[int | None, ...] = tuple(folds) or (None,)
         self.scores = SizeEvaluation(self.main, cut_offs, resamples)
@@ -95,7 +93,7 @@ class Evaluation:
         if main and training.seed == self.seeds[0]:
             train = data.load().frames.iloc[data.rows("train")]
             self.scores.add_baselines(TEST, train, found)
-            if "synthetic" in data.sources and self.cues:
+            if "synthetic" in data.sources:
                 self.scores.add_cues(*cue_frames(data), found)
 
     def _predict_shift(self, shift: str, frames: LesionDataset, tick: Callable[[], None]) -> None:

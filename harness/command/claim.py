@@ -73,8 +73,8 @@ class FolderClaim(Callback):
             record.write(self.run_folder.training)
             if LENGTHENED in self.piece.settings:
                 print(
-                    "a lengthened training does not count as an uninterrupted one: score it with --ckpt_path "
-                    f"{self.run_folder.checkpoints / 'last.ckpt'}"
+                    "a lengthened training does not count as an uninterrupted one: score it with "
+                    f"--ckpt_path {self.run_folder.checkpoints / 'last.ckpt'}"
                 )
         trainer.strategy.barrier("claim")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -91,6 +91,23 @@ def test_poisoned_observations_are_rejected(gates, poison, message):
     xr.testing.assert_equal(found, without)
 
 
+@pytest.mark.fault("weather Ba")
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [(9.80665, "every report of height is out of range"), (1.6, "observed cells of h:")],
+)
+def test_reports_that_are_all_in_another_unit_are_refused(gates, factor, said):
+    """Geopotential for height, and what no limit of heights shows."""
+    table = pd.read_csv(gates.folder / shifted_reports(gates, "si.csv"))
+    table["value"] *= factor
+    table.to_csv(gates.folder / "other.csv", index=False)
+    words = ["--background", NATURE, "--observations", "other.csv", "--method", "oi"]
+    result = gates("weather", "assimilate", "--config", "unit", *words, "--output", "o.zarr")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert said in result.err
+    assert not (gates.folder / "o.zarr").exists()
+
+
 @pytest.mark.fault("weather Bb")
 @pytest.mark.parametrize("method", ["adas_increment", "oi"])
 def test_times_without_reports_keep_their_background(gates, method):

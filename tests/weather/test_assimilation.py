@@ -64,6 +64,21 @@ def test_other_causes_of_many_rejections_are_named():
         assert cause in made.warning()
 
 
+@pytest.mark.parametrize("count", [5, 200])
+def test_a_channel_that_loses_every_observation_is_refused(count):
+    """A background or reports in another unit; a handful may all be wrong by chance."""
+    made = reports(table(truth() + 40, count).frame)
+    made.at(NOON, truth())
+    if count < 10:
+        made.require_plausible()
+    else:
+        with pytest.raises(GatesError, match=rf"rejects all {made.observed[0]} .* cells of t500"):
+            made.require_plausible()
+    some = reports(table(truth(), count).frame)
+    some.at(NOON, truth())
+    some.require_plausible()
+
+
 def test_a_few_bad_reports_are_no_reason_to_warn():
     frame = table(truth()).frame
     frame.loc[:1, "value"] += 60

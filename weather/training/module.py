@@ -65,7 +65,7 @@ class AdasModule(L.LightningModule):
         self,
         network: Adas,
         forecasts: Sequence[nn.Module] = (),
-        confidence_kind: str = "error",
+        confidence_kind: Literal["binary", "error"] = "error",
         loss: Literal["unify_mae", "unify_mse", "log_mae", "log_mse"] = "unify_mae",
         lat_weight: bool = False,
         learning_rate: float = 1e-4,
@@ -79,6 +79,8 @@ class AdasModule(L.LightningModule):
     ) -> None:
         given = dict(locals())
         super().__init__()
+        if not learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, found {learning_rate:g}")
         own = ("self", "__class__", "network", "forecasts")
         self.arguments = {name: value for name, value in given.items() if name not in own}
         num_channels = network.num_channels

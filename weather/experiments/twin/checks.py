@@ -162,7 +162,7 @@ class TwinChecks:
 
     def _redrawn(self, task: TwinTask, name: str, scored: CycleScores) -> None:
         count = len(self.scores.seeds)
-        median = self.evaluation.error(task, scored).median(0).values.tolist()
+        median = self.evaluation.error(task, scored).quantile(0.5, dim=0).tolist()
         place = f"{task.name}/redrawn"
         self.found += [
             Row(name, place, f"rmse_{label}", value, n=count)
