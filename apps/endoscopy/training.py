@@ -22,7 +22,7 @@ from endoscopy.experiments.sizers import Sizers, Training
 from endoscopy.training.module import SizingModule
 from endoscopy.training.variants import CONFIGURED, VARIANTS
 from harness.experiment import Job, Piece, Run, Store
-from harness.runs.checkpoint import load_weights
+from harness.runs.checkpoint import load_weights, seen
 
 WEIGHTS = "weights"
 TRAINER, CHECKPOINT = "trainer.", "checkpoint."
@@ -195,7 +195,8 @@ def load_checkpoint(path: Path, module: SizingModule) -> tuple[str, ...]:
         raise GatesError(
             f"{path} is a checkpoint of another configuration: give the one it was trained with"
         ) from error
-    return tuple(checkpoint.get(PolypSizingDataModule.__name__, {}).get("trained_on", ()))
+    own = checkpoint.get(PolypSizingDataModule.__name__, {}).get("trained_on", ())
+    return tuple(sorted({*own, *seen(checkpoint)}))
 
 
 def _epochs(piece: Piece) -> int:

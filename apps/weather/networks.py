@@ -15,6 +15,7 @@ from harness.command.settings import TRAINER
 from harness.experiment import Job, Piece, Run, Store
 from harness.experiment.record import read_record
 from harness.runs.checkpoint import load_weights as load_checkpoint
+from harness.runs.checkpoint import seen
 from harness.runs.ticker import ticking
 from weather.experiments.method import OPTIMIZER_BOX
 from weather.models.adas.analysis import AdasAnalysis, load_weights, take_weights
@@ -23,7 +24,7 @@ from weather.models.adas.forms import FORMS
 from weather.training.module import AdasModule
 from weather.training.stream import AssimilationDataModule
 
-WEIGHTS = "weights"
+WEIGHTS, CHECKPOINT = "weights", ".ckpt"
 
 
 class Training:
@@ -171,7 +172,7 @@ def pinned_network(
     """Return the network of a checkpoint or a file of weights, in evaluation mode.
 
     Args:
-        path: In its run folder or a copy of it, the record there lists what it was trained on.
+        path: What it was trained on stands in a checkpoint, and in the record of its folder.
         model: The module of the configuration.
         form: Form of its network, None if that is none of those that are compared.
         tested: Short hashes of what it will be tested on.
@@ -187,13 +188,15 @@ def pinned_network(
         )
     analysis = model.variant(form).analysis
     load_trained(path, analysis)
-    for folder in path.resolve().parents[:2]:  # of weights, or of checkpoints in a run folder
-        record = read_record(folder)
-        if record is not None and (leaked := set(record.objects) & set(tested)):
-            raise GatesError(
-                f"{path} was trained on {len(leaked)} of the {len(set(tested))} test objects of "
-                "this configuration: give a network that was trained on other data"
-            )
+    records = [read_record(folder) for folder in path.resolve().parents[:2]]
+    trained_on = {one for record in records if record is not None for one in record.objects}
+    if path.suffix == CHECKPOINT:
+        trained_on |= seen(load_checkpoint(path))
+    if leaked := trained_on & set(tested):
+        raise GatesError(
+            f"{path} was trained on {len(leaked)} of the {len(set(tested))} test objects of this "
+            "configuration: give a network that was trained on other data"
+        )
     return analysis.eval()
 
 
@@ -203,7 +206,7 @@ def load_trained(path: Path, analysis: AdasAnalysis) -> None:
     Raises:
         GatesError: The file is missing, damaged, or belongs to another configuration.
     """
-    if path.suffix != ".ckpt":
+    if path.suffix != CHECKPOINT:
         load_weights(path, analysis)
         return
     prefix = "analysis."

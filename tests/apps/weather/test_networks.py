@@ -128,6 +128,20 @@ def test_a_given_network_trained_on_test_members_is_never_scored(configured, tmp
     assert pinned_network(tmp_path / "good" / copied, found.model, "ungated", test) is not None
 
 
+def test_a_checkpoint_far_from_its_run_still_knows_its_training_members(configured, tmp_path):
+    found = configured("unit")
+    test = found.source.test_objects()
+    weights = {
+        f"analysis.{n}": v for n, v in found.model.variant("ungated").analysis.state_dict().items()
+    }
+    for objects, name in ((test, "bad.ckpt"), (["a"], "good.ckpt")):
+        states = {"FolderClaim": {"objects": list(objects)}}
+        torch.save({"state_dict": weights, "callbacks": states}, tmp_path / name)
+    with pytest.raises(GatesError, match="was trained on 1 of the 1 test objects of this conf"):
+        pinned_network(tmp_path / "bad.ckpt", found.model, "ungated", test)
+    assert pinned_network(tmp_path / "good.ckpt", found.model, "ungated", test) is not None
+
+
 def test_members_of_another_nature_are_other_objects(configured):
     unit = configured("unit").source
     world = "--data.source.init_args.world.init_args"

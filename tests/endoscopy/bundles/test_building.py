@@ -7,11 +7,13 @@ from endoscopy.bundles.building import (
     bundle_of,
     frame_predictions,
     part_predictions,
+    refuse_trained,
     rounded_bundle,
 )
 from endoscopy.bundles.contents import load_bundle
 from endoscopy.bundles.model_card import model_card
 from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.data.provenance import Provenance
 from endoscopy.evaluation.frames import predictions_of
 from endoscopy.inference.in_memory import frames_of, predictor_of, without_mask
 from endoscopy.metrics import object_table
@@ -69,6 +71,16 @@ def test_predictions_carry_the_rows_of_the_test_objects(module, data):
     assert np.allclose(again, found["predicted_mm"].to_numpy()[[5, 2]], rtol=1e-5)
     assert bundle.facts.pop("held out").startswith("MAPE ")
     assert bundle.facts == {"training objects": 6, "seed": 3}
+
+
+@pytest.mark.parametrize("part", ["test", "calibration"])
+def test_a_network_that_has_seen_held_out_objects_is_refused(module, data, part):
+    bundle = rounded_bundle(module, data)
+    bundle.training = Provenance({}, tuple(data.object_keys("train")))
+    refuse_trained(bundle, data)
+    bundle.training = Provenance({}, (*data.object_keys("train"), data.object_keys(part)[0]))
+    with pytest.raises(GatesError, match=f"was trained on 1 of 4 {part} objects"):
+        refuse_trained(bundle, data)
 
 
 def test_scope_and_reference_come_from_the_training_objects(module, data):
