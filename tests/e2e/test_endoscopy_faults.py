@@ -315,7 +315,7 @@ REFUSED = {
     ),
     "scope that only rendered frames have": (
         predict("frames", *GOOD, "--scope", "synthetic"),
-        "frames: has no manifest.json that says its frames are synthetic",
+        "frames: has no manifest.json that declares its frames synthetic",
     ),
     "report of a folder": (
         predict("frames", *GOOD, "--scope", "ward", "--dicom_report", "sr.dcm"),
@@ -345,7 +345,7 @@ REFUSED = {
         ("export", "--formats", "[tflite]"),
         "formats: expected .*onnx.*torch.*, found",
     ),
-    "export of nothing": (("export", "--formats", "[]"), "--formats names nothing: give onnx"),
+    "export of nothing": (("export", "--formats", "[]"), "--formats is empty: give onnx"),
     "object in two folds": (
         prepare("good", "folds_leaking.csv"),
         "case4 is in the folds 0 and 3|case4.*two folds|object case4 .*folds",

@@ -129,7 +129,7 @@ def test_variants_that_are_not_complete_are_left_out_of_a_short_look(make, capsy
     scores = read_scores(path, "endoscopy")
     assert {row.method for row in scores.rows} == {"plain", "constant", "area"}
     assert scores.quick
-    with pytest.raises(GatesError, match="no training is there to be compared"):
+    with pytest.raises(GatesError, match="there is no training run to compare"):
         score_honest(*make(name="b", quick=True))
 
 

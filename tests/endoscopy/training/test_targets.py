@@ -113,9 +113,9 @@ def test_every_target_is_learned(target):
     [
         (lambda: LogSize(beta=0), "beta must be positive"),
         (lambda: LogSize(center_mm=90.0), "0 < low < center < high"),
-        (lambda: ScaledMillimeters(range_mm=(20.0, 0.5)), "must rise"),
-        (lambda: Ordinal((10.0, 5.0)), "sizes must be positive and rise"),
-        (lambda: Ordinal((30.0,)), "sizes must be positive and rise"),
+        (lambda: ScaledMillimeters(range_mm=(20.0, 0.5)), "must increase"),
+        (lambda: Ordinal((10.0, 5.0)), "sizes must be positive and increasing"),
+        (lambda: Ordinal((30.0,)), "sizes must be positive and increasing"),
         (lambda: Classes((5.0,)), "1 thresholds separate 2 classes, but typical_mm has 3"),
     ],
 )
