@@ -37,7 +37,7 @@ class HeldOut(NamedTuple):
         objects: Number of them.
         mape: Mean relative error of the network.
         constant_mape: That of the median training size.
-        better: Whether the 95 % interval of the difference, over patients, is below zero.
+        better: Whether the difference, over patients, is significant and below zero.
     """
 
     objects: int

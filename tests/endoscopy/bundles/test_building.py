@@ -91,10 +91,16 @@ def test_scope_and_reference_come_from_the_training_objects(module, data):
 
 
 @pytest.mark.fault("endoscopy A5")
-@pytest.mark.parametrize(("error", "calibrated"), [(0.05, ("synthetic",)), (None, ())])
+@pytest.mark.parametrize(
+    ("error", "objects", "calibrated"),
+    [(0.05, 8, ("synthetic",)), (0.05, 4, ()), (None, 8, ())],
+)
 def test_millimeters_are_calibrated_only_where_a_constant_is_beaten(
-    module, data, monkeypatch, error, calibrated
+    module, folder, monkeypatch, error, objects, calibrated
 ):
+    """Four objects are too few to show it, whatever the errors."""
+    data = data_of(folder, train_objects=4, test_objects=2, calibration_objects=objects)
+
     def planted(bundle, frames, located):
         rows = [row for row, _ in located]
         table = data.load().frames.loc[rows].reset_index(drop=True)
@@ -105,11 +111,11 @@ def test_millimeters_are_calibrated_only_where_a_constant_is_beaten(
     bundle = bundle_of(module, data)
     assert bundle.scope.calibrated_for == calibrated
     assert bundle.scope.trained_on == "synthetic"
-    words = "better than a constant" if error else "no better than a constant"
+    words = "better than a constant" if calibrated else "no better than a constant"
     assert words in bundle.facts["held out"]
     card = model_card(bundle.config())
-    assert f"Millimeters are calibrated for: {'synthetic' if error else 'nothing'}." in card
-    assert bundle.scope.is_calibrated("synthetic") == bool(error)
+    assert f"Millimeters are calibrated for: {'synthetic' if calibrated else 'nothing'}." in card
+    assert bundle.scope.is_calibrated("synthetic") == bool(calibrated)
 
 
 def test_intervals_need_calibration_objects_enough(module, data, monkeypatch):
