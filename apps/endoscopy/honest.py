@@ -13,7 +13,8 @@ import pandas as pd
 from apps.endoscopy.scoring import OTHERS, keep_table
 from apps.endoscopy.training import decisive, make_ready, piece_of, trained
 from core_gates.errors import GatesError
-from endoscopy.data.datamodule import Part
+from endoscopy.data.datamodule import Part, PolypSizingDataModule
+from endoscopy.data.provenance import RENDERED, object_keys
 from endoscopy.evaluation.honest_table import REFERENCE, HonestComparison
 from endoscopy.experiments.honest import (
     Budget,
@@ -93,7 +94,7 @@ def score_honest(run: Run, sizers: Sizers, budget: Budget) -> Path:
     complete = [piece for piece in found if piece.method not in lacking]
     if not complete or len(fitted) < len(budget.sizes) * len(budget.seeds):
         raise GatesError("there is no training run to compare: evaluate without --quick")
-    tested = sizers.datamodule.object_keys("test")
+    tested = tested_objects(sizers.datamodule, store.load(fitted[0]))
     scores = HonestComparison(
         _read(store, complete, tested), _read(store, fitted, tested), sizers.module.cut_offs
     )
@@ -125,6 +126,18 @@ def baselines(piece: Piece, job: Job, *, sizers: Sizers) -> pd.DataFrame:
     job.note(objects=data.training_objects())
     job.tick()
     return kept_columns(baseline_objects(data))
+
+
+def tested_objects(data: PolypSizingDataModule, predicted: pd.DataFrame) -> list[str]:
+    """Return short hashes of the test objects; of rendered ones the predictions suffice.
+
+    Args:
+        data: Where they come from.
+        predicted: Of all of them, ``unique_id`` and ``gt``.
+    """
+    if list(data.sources) == ["synthetic"]:
+        return object_keys(predicted.assign(database=RENDERED))
+    return data.object_keys("test")
 
 
 def tuning_table(chosen: Mapping[str, Choice]) -> pd.DataFrame | None:

