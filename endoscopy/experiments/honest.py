@@ -71,8 +71,10 @@ def predicted_objects(
 
 
 def baseline_objects(data: PolypSizingDataModule) -> pd.DataFrame:
-    """Return what a constant, the apparent area and, of rendered data, the regression on area and
-    two brightnesses predict for the test objects."""
+    """Return what is predicted for the test objects without a network.
+
+    A constant and the apparent area, and of rendered data the regression on area and brightness.
+    """
     frames = data.load().frames
     test = frames.iloc[data.evaluation_rows("test")]
     test = test[[name for name in CARRIED if name in test]]
