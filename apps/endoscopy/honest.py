@@ -60,7 +60,7 @@ def run_pieces(
 
 
 def baseline_pieces(sizers: Sizers, budget: Budget) -> list[Piece]:
-    """Return the pieces of the baselines."""
+    """Return what baselines without a network are fitted to."""
     settings = split_settings(sizers.datamodule)
     if sizers.rendering is not None and "synthetic" in sizers.datamodule.sources:
         settings |= rendering_settings(sizers.rendering.config)
@@ -121,7 +121,7 @@ def trial(piece: Piece, job: Job, *, sizers: Sizers) -> dict[str, float]:
 
 
 def baselines(piece: Piece, job: Job, *, sizers: Sizers) -> pd.DataFrame:
-    """Return what a constant and the apparent area predict for the test objects."""
+    """Return what baselines without a network predict for the test objects."""
     data = sizers.data(Training(seed=piece.seed or 0, objects=int(piece.keys["n"])))
     job.note(objects=data.training_objects())
     job.tick()

@@ -12,8 +12,11 @@ from core_gates.errors import GatesError
 from endoscopy.bundles.building import CARRIED, part_predictions, rounded_bundle
 from endoscopy.data.datamodule import Part, PolypSizingDataModule
 from endoscopy.evaluation.baselines import baseline_predictions
+from endoscopy.evaluation.cue_baselines import REGRESSION, cue_baselines
+from endoscopy.evaluation.features import frame_features
 from endoscopy.evaluation.honest_table import REFERENCE
 from endoscopy.experiments.sizers import taking_part
+from endoscopy.inference.in_memory import cue_frames
 from endoscopy.metrics import object_table
 from endoscopy.training.module import SizingModule
 
@@ -68,11 +71,17 @@ def predicted_objects(
 
 
 def baseline_objects(data: PolypSizingDataModule) -> pd.DataFrame:
-    """Return what a constant and the apparent area predict for the test objects."""
+    """Return what is predicted for the test objects without a network.
+
+    A constant and the apparent area, and of rendered data the regression on area and brightness.
+    """
     frames = data.load().frames
     test = frames.iloc[data.evaluation_rows("test")]
     test = test[[name for name in CARRIED if name in test]]
     found = baseline_predictions(frames.iloc[data.rows("train")], test)
+    if "synthetic" in data.sources:
+        cues = cue_baselines(*(frame_features(one) for one in cue_frames(data)))
+        found[REGRESSION] = test.assign(predicted_mm=cues[REGRESSION])
     tables = [object_table(table).assign(variant=name) for name, table in found.items()]
     return pd.concat(tables, ignore_index=True)
 

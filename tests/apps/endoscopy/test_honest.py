@@ -20,6 +20,7 @@ from apps.endoscopy.honest import (
 )
 from core_gates.errors import GatesError
 from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.evaluation.cue_baselines import REGRESSION
 from endoscopy.experiments.honest import Budget
 from endoscopy.experiments.sizers import Sizers
 from endoscopy.models import tiny_resnet
@@ -127,7 +128,7 @@ def test_variants_that_are_not_complete_are_left_out_of_a_short_look(make, capsy
         folder.rename(folder.with_name(f"gone{seed}"))
     path = score_honest(*make(name="a", quick=True))
     scores = read_scores(path, "endoscopy")
-    assert {row.method for row in scores.rows} == {"plain", "constant", "area"}
+    assert {row.method for row in scores.rows} == {"plain", "constant", "area", REGRESSION}
     assert scores.quick
     with pytest.raises(GatesError, match="there is no training run to compare"):
         score_honest(*make(name="b", quick=True))
@@ -160,8 +161,13 @@ def test_baselines_stand_at_every_size(make):
     run, sizers, budget = make()
     scores = read_scores(score_honest(run, sizers, budget), "endoscopy")
     rows = {(row.method, row.task, row.metric): row.value for row in scores.rows if not row.versus}
-    area = [rows["area", f"{size} objects", "mape"] for size in (4, 6)]
+    area, regression = (
+        [rows[name, f"{size} objects", "mape"] for size in (4, 6)] for name in ("area", REGRESSION)
+    )
     assert area[0] != area[1]
+    assert not set(regression) & {*area, rows["constant", "4 objects", "mape"]}
+    assert regression[0] != regression[1]
+    assert "the regression on area and brightness" in scores.headline
     assert rows["constant", "4 objects", "macro_f1"] < rows["plain", "4 objects", "macro_f1"]
     one = next(one for one in baseline_pieces(sizers, budget) if one.keys["n"] == 4)
     assert one.method == BASELINES
