@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from harness.figures.curves import logarithmic
 from harness.figures.style import INK, TEXT_SIZE, colors_of, dress, head, new_figure, place
@@ -81,6 +82,8 @@ def _draw(axes: Axes, name: str, methods: Mapping[str, Tried], colors: Mapping[s
                      edgecolors=INK, linewidths=1.2)  # fmt: skip
     if every and _spread([x for x, _ in every]) > WIDE:
         logarithmic(axes, axes.xaxis)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     if every and _spread([y for _, y in every]) > WIDE:
         logarithmic(axes)
     dress(axes, x=name, y="score")

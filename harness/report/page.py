@@ -212,8 +212,9 @@ class Page:
             cells = {row.metric: row for row in rows if row.label == method}
             marks = "".join(f"<td class=n>{_mark(cells.get(m), spans[m])}</td>" for m in metrics)
             body += f"<tr><td>{_inline(method)}</td>{marks}</tr>"
-        units = sorted({row.n for row in rows})
-        note = f"{task} · 95 % intervals over {' or '.join(map(str, units))} independent units"
+        units = sorted({row.n for row in rows if math.isfinite(row.low)})
+        note = f"95 % intervals over {' or '.join(map(str, units))} independent units"
+        note = f"{task} · {note}" if units else task
         self._add_table(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", note)
 
 
