@@ -21,6 +21,7 @@ from apps.endoscopy.training import (
     facts,
     load_checkpoint,
     piece_of,
+    print_random_start,
 )
 from endoscopy.bundles.building import bundle_of
 from endoscopy.bundles.form import Bundles
@@ -239,6 +240,8 @@ class EndoscopyCLI(GatesRunCLI):
         """Render what is missing and start from pretrained weights, if any are named."""
         trainer = self._trainer
         if trainer.is_global_zero:
+            self.datamodule.check_sources()
+            print_random_start(self.datamodule, trainer.timm_weights)
             render_missing(self.datamodule, trainer.rendering, (MAIN,))
         if trainer.timm_weights is not None:
             load_timm_weights(self.model.model, trainer.timm_weights)

@@ -15,7 +15,7 @@ from core_gates.errors import GatesError
 from endoscopy.bundles.building import bundle_of
 from endoscopy.bundles.contents import SizingBundle
 from endoscopy.bundles.form import Bundles
-from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.data.datamodule import REAL, PolypSizingDataModule
 from endoscopy.data.provenance import Provenance
 from endoscopy.experiments.rendered_sets import MAIN
 from endoscopy.experiments.sizers import Sizers, Training
@@ -163,8 +163,19 @@ def make_ready(sizers: Sizers, sets: Sequence[str] = (MAIN,)) -> None:
     """Render and cache what is missing, and read the data; only one process may do so."""
     if sizers.rendering is not None:
         render_missing(sizers.datamodule, sizers.rendering, sets)
+    sizers.datamodule.check_sources()
+    print_random_start(sizers.datamodule, sizers.timm_weights)
     sizers.datamodule.prepare_data()
     sizers.datamodule.setup("fit")
+
+
+def print_random_start(data: PolypSizingDataModule, timm_weights: str | None) -> None:
+    """Say that training on real frames starts from random weights, if it does."""
+    if timm_weights is None and set(REAL) & data.sources.keys():
+        print(
+            "training starts from random weights, the published one from those of ImageNet: give "
+            "--timm_weights FILE"
+        )
 
 
 def checkpoint_bundle(sizers: Sizers, path: Path) -> SizingBundle:
