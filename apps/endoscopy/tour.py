@@ -32,6 +32,7 @@ from harness.report.stop import TourRow, TourStop
 
 WEIGHTS = ("synthetic", "configured-s0")
 OBJECTS, SEED = 100, 777  # no training has this seed
+TRAINING_OBJECTS = 150  # of the shipped network, and so of the baselines
 SCORES = ("mape", "macro_f1")
 CUES = {"constant": [], "area": ["log_extent"], "area and brightness": list(PHOTOMETRY)}
 
@@ -46,10 +47,10 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
     del folder
     bundle = load_bundle(shipped_folder(*WEIGHTS))
     train, test = (
-        rendered_frames(render_objects(RendererConfig(seed=seed), range(OBJECTS)))
-        for seed in (SEED + 1, SEED)
+        rendered_frames(render_objects(RendererConfig(seed=seed), range(objects)))
+        for seed, objects in ((SEED + 1, TRAINING_OBJECTS), (SEED, OBJECTS))
     )
-    say(f"rendered {2 * OBJECTS} objects, {len(train) + len(test)} frames")
+    say(f"rendered {TRAINING_OBJECTS + OBJECTS} objects, {len(train) + len(test)} frames")
     tables = _baselines(train, test)
     frames = predictions_of(predictor_of(bundle), test)
     tables["network"] = object_table(frames)
@@ -62,10 +63,10 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
     def draw(page: Page) -> None:
         page.text(
             f"{OBJECTS} polyps rendered just now, six frames each, sized from the frame and the "
-            "outline of the polyp. The network was trained on 150 others. Rendered sizes can "
-            "nearly be read from three numbers: a regression on the area of the outline and two "
-            "brightnesses stands in the table, too. Truth is known to the micrometer; nothing here "
-            "says anything about real polyps. **Research only.**"
+            "outline of the polyp. Network and baselines were trained on 150 others. Rendered "
+            "sizes can nearly be read from three numbers: a regression on the area of the outline "
+            "and two brightnesses stands in the table, too. Truth is known to the micrometer; "
+            "nothing here says anything about real polyps. **Research only.**"
         )
         header = ["method", *SCORES]
         page.table(header, [[n, *(s[k].value for k in SCORES)] for n, s in scores.items()])
