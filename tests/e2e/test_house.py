@@ -1,7 +1,8 @@
 """What refactoring must not change: networks of ``fit`` and figures of ``evaluate``, frozen before.
 
 Weights and figures come from one kind of processor; others round differently, hence tolerances that
-no change of data, order, seed or optimizer stays within. On that kind, values agree to 1e-9.
+no change of data, order, seed or optimizer stays within: a learning rate 0.3 % larger moves weights by
+4e-5 on average, another processor by 1e-8. On the same kind, figures agree to 1e-9.
 """
 
 import json
@@ -52,8 +53,8 @@ def test_trained_networks_are_those_of_before(request, fixture, name, path):
     run = request.getfixturevalue(fixture)
     found, frozen = load_file(run.folder / "runs" / path), load_file(GOLDEN / f"{name}.safetensors")
     assert found.keys() == frozen.keys()
-    for key, value in frozen.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4)
+    differences = [(found[key].float() - value.float()).abs() for key, value in frozen.items()]
+    assert torch.cat([one.flatten() for one in differences]).mean() < 1e-6
 
 
 @pytest.mark.slow
