@@ -6,7 +6,7 @@ PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 
 help:
-	@echo "make tour      every system on real data in minutes, with a table and an HTML report"
+	@echo "make tour      every application on ERA5 or rendered data in minutes, with a table and a page"
 	@echo "make test      lint, types, import layers and tests"
 	@echo "make coverage  the tests again, with the lines that none of them reaches"
 	@echo "make lint      lint, types and import layers only"

@@ -63,7 +63,9 @@ APPS: Mapping[str, App] = {
         stop="apps.endoscopy.tour:tour",
         extras=("endoscopy", "export", "dicom-sr", "demo"),
     ),
-    "tour": App("apps.tour", "show every system on real data in minutes, with one HTML report"),
+    "tour": App(
+        "apps.tour", "show every application on ERA5 or rendered data in minutes, with one page"
+    ),
     "doctor": App(
         "apps.doctor", "list versions, devices and extras, and how to install what is missing"
     ),

@@ -95,14 +95,16 @@ def _row(tables: dict[str, pd.DataFrame], scores: dict[str, dict[str, Interval]]
     mape = {name: found["mape"] for name, found in scores.items()}
     own = mape["network"]
     better = [name for name in CUES if _beats(tables, name)]
+    rest = [name for name in CUES if name not in better]
     return TourRow(
         "Feature-selection gates, gradient routing",
         "relative error of the size (MAPE)",
         f"{own.value:.3f} [{own.low:.3f}, {own.high:.3f}]",
         f"constant {mape['constant'].value:.2f}, area {mape['area'].value:.2f}, area and brightness"
         f" {mape['area and brightness'].value:.2f}",
-        f"significantly better than {', '.join(better) or 'none'}",
-        {"constant", "area"} <= set(better),
+        f"significantly better than {', '.join(better) or 'none'}{', not than ' if rest else ''}"
+        f"{', '.join(rest)}",
+        not rest,
     )
 
 

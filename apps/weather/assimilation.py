@@ -290,7 +290,9 @@ def _known_task(experiment: Experiment, task: str | None) -> str:
         with suppress(ValueError):
             if task in (one.name for one in experiment.tasks([float(part)])):
                 return task
-    raise GatesError(f"--task {task!r} is unknown: choose from {', '.join(known)}")
+    raise GatesError(
+        f"--task {task!r} is unknown: choose from {', '.join(known)}, or one of another density"
+    )
 
 
 def _levels(rows: pd.DataFrame) -> str:

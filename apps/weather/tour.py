@@ -101,7 +101,7 @@ def _row(source: Era5EnsembleSource, errors: dict[str, Tensor], field: tuple[str
         f"OI {oi.value:.2f}",
         f"{'better than' if ratio.high < 1 else 'not shown to beat'} the background, "
         f"{ratio.value / oi.value:.2f} x OI",
-        ratio.high < 1,
+        ratio.high < 1 and ratio.value < oi.value,
     )
 
 

@@ -64,6 +64,6 @@ def calibration_figure(
     dress(axes, title=title, x=x, y=y)
     note = f"{int(count.sum())} {samples}"
     note += "" if error is None else f", calibration error {error:.3f}"
-    axes.annotate(note, (0.985, 0.03), xycoords="axes fraction", ha="right", fontsize=TEXT_SIZE,
+    axes.annotate(note, (0.02, 0.98), xycoords="axes fraction", va="top", fontsize=TEXT_SIZE,
                   color=MUTED)  # fmt: skip
     return figure

@@ -15,7 +15,8 @@ class TourRow(NamedTuple):
         value: The figure.
         baseline: What it is compared with, with its figure.
         verdict: In words, such as ``better`` or ``within 1.2x``.
-        good: Whether the verdict is the hoped-for one; None where nothing is claimed.
+        good: Whether it is ahead of every baseline, or a figure as it should be; None where nothing
+            is claimed.
     """
 
     system: str

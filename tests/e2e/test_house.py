@@ -1,8 +1,8 @@
 """What refactoring must not change: networks of ``fit`` and figures of ``evaluate``, frozen before.
 
 Weights and figures come from one kind of processor; others round differently, hence tolerances that
-no change of data, order, seed or optimizer stays within: a learning rate 0.3 % larger moves weights by
-4e-5 on average, another processor by 1e-8. On the same kind, figures agree to 1e-9.
+no change of data, order, seed or optimizer stays within: a learning rate 0.3 % larger moves weights
+by 4e-5 on average, another processor by 1e-8. On the same kind, figures agree to 1e-9.
 """
 
 import json
