@@ -337,7 +337,7 @@ class GatesRunCLI(LightningCLI):
         digest = getattr(data, "digest", None)
         if digest is not None:
             run.settings["data.digest"] = [one.sha256 for one in digest()] or None
-        objects = getattr(data, "training_objects", list)()
+        objects: Sequence[str] = getattr(data, "training_objects", list)()
         return self.training(run), sorted({*objects, *self._seen_before()})
 
     def _seen_before(self) -> set[str]:
