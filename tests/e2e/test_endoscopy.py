@@ -488,6 +488,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.fault("endoscopy C12")
 def test_an_evaluation_killed_inside_a_training_ends_with_the_same_bits(sizing, evaluated):
     script = sizing.folder / "killed.py"
     script.write_text(KILLED)

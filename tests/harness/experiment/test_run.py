@@ -325,6 +325,7 @@ def test_a_part_replaces_its_own_rows_alone(run):
     assert len(content["bars"]) == 1
 
 
+@pytest.mark.fault("endoscopy D20")
 def test_the_verdict_is_one_line_and_tables_fit_a_pipe(run, capsys):
     rows = [
         Row(f"method{i}", "task", f"a_rather_long_metric_{j}", 1 / (i + j + 1), 0.1, 2.0)
