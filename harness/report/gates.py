@@ -81,7 +81,7 @@ def gate_section(page: Page, folder: Path, explanation: str) -> None:
         _table(page, values, VALUE_COLUMNS)
         page.figure(
             histogram_figure({name: histograms[name] for name in values}),
-            "Distribution of the values of every gate, from closed to open.",
+            "Histogram of the values of every gate: 0, closed, at the left; 1, open, at the right.",
             name="gate_values",
         )
     if routings:
