@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import pandas as pd
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -186,7 +187,7 @@ def test_an_evaluation_killed_between_and_inside_pieces_ends_with_the_same_bits(
     words += ["--tuning.trial_steps", 2, "--tuning.cycles", 6]
     gates.weather("evaluate", *words, "--name", "unbroken")
     (gates.folder / "killed.py").write_text(KILLED)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # as in here
     path = [str(ROOT), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path)
     for place, number in (("step", 7), ("cycles", 2)):  # 2 steps of the trial, 5 of the training
