@@ -79,6 +79,9 @@ def test_figures_are_those_of_before(gates_in, tmp_path, app, config, words):
     assert len(kept) > 0.7 * len(frozen)
     for key in kept:
         old, new = frozen[key], found[key]
+        if old["value"] is None:
+            assert new["value"] is None, key
+            continue
         bounded = old["low"] is not None and old["high"] is not None
         width = old["high"] - old["low"] if bounded else 0.0
         rounding = {"rel": 1e-9, "abs": 1e-12} if processor() == FROZEN_ON else {
