@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from errno import EDQUOT, ENOSPC
 from typing import Any, NamedTuple
 
-PACKAGES = ("apps", "benchmarks", "core_gates", "endoscopy", "harness", "studies", "weather")
+PACKAGES = (
+    "apps", "benchmarks", "core_gates", "endoscopy", "harness", "recsys", "studies",
+    "video_multitask", "weather",
+)  # fmt: skip
 
 
 class App(NamedTuple):

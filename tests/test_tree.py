@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("apps", "benchmarks", "core_gates", "endoscopy", "harness", "studies", "weather")
+PACKAGES = (
+    "apps", "benchmarks", "core_gates", "endoscopy", "harness", "recsys", "studies",
+    "video_multitask", "weather",
+)  # fmt: skip
 MODULES, LINES, FUNCTION_LINES = 16, 500, 60
 LARGE = {"core_gates/gates"}  # one gate per file: the list of gates is what `ls` shows
 NAMELESS = {"utils", "helpers", "common", "misc"}

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("apps", "benchmarks", "core_gates", "endoscopy", "harness", "studies", "weather")
+PACKAGES = (
+    "apps", "benchmarks", "core_gates", "endoscopy", "harness", "recsys", "studies",
+    "video_multitask", "weather",
+)  # fmt: skip
 FOLDERS = (*PACKAGES, "docs", "tests", ".ci")
 SUFFIXES = {".md", ".py", ".pyi", ".yaml", ".cpp", ".css"}
 LOOSE = ("CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "README.md", "mkdocs.yml", "pyproject.toml")

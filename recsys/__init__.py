@@ -1,0 +1,1 @@
+"""Multi-task ranking: schema, embeddings, models from SingleTask to HoME, metrics, diagnosis."""

@@ -1,0 +1,1 @@
+"""Weights of tasks: uncertainty, GradNorm, DWA; PCGrad."""

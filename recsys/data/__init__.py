@@ -1,0 +1,1 @@
+"""Batches, loaders and readers of tables."""

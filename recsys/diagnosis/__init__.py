@@ -1,0 +1,1 @@
+"""The three faults of mixtures of experts, as numbers and figures."""

@@ -1,0 +1,1 @@
+"""Rankers for other runtimes: torch.export, AOTInductor, ONNX."""

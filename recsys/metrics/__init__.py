@@ -1,0 +1,1 @@
+"""Metrics of ranking, calibration and off-policy evaluation, on arrays."""

@@ -1,0 +1,1 @@
+"""Multi-task networks from inputs (B, D) to logits (B, T)."""

@@ -1,0 +1,94 @@
+"""What every multi-task network is, and what its layers of experts show.
+
+B rows, D inputs, E experts, F features of an expert, S gates, T tasks.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from core_gates.errors import check_at_least
+from recsys.schema import Task
+
+
+class ExpertLayer(NamedTuple):
+    """Names of a layer of experts and of its gates, for diagnosis.
+
+    Attributes:
+        name: Name of the layer, such as ``layer 1``.
+        experts: Module that returns the outputs of the experts (B, E, F); every parameter of it
+            has the E experts as its leading dimension.
+        mixture: Module whose ``weights(x)`` are those of its gates (B, S, E), given the input of
+            its ``forward``.
+        expert_names: Name of each expert, such as ``watch 0``.
+        expert_groups: Group that each expert belongs to: a task, a category or ``shared``.
+        gate_names: Name of each gate: the task or group that it serves.
+    """
+
+    name: str
+    experts: nn.Module
+    mixture: nn.Module
+    expert_names: tuple[str, ...]
+    expert_groups: tuple[str, ...]
+    gate_names: tuple[str, ...]
+
+
+class MultiTaskNet(nn.Module, ABC):
+    """Base of every network: inputs (B, D) to logits (B, T), in the order of the tasks.
+
+    A subclass takes ``input_dim`` and ``tasks`` first, the rest by name, builds its parameters on
+    ``device`` and returns logits; probabilities and losses are taken outside.
+
+    Args:
+        input_dim: Inputs D of a row: all embeddings and dense features, concatenated.
+        tasks: What is predicted.
+
+    Attributes:
+        copies: Sets of embeddings that the network wants; with more than one (STEM) its input is
+            (B, copies, D).
+        prior_dim: Features of a prior, such as the embedding of the user, that the network takes
+            as the second argument of ``forward`` (PEPNet); 0 for none.
+
+    Raises:
+        ValueError: A size is below 1, or there is no task.
+    """
+
+    copies: int = 1
+    prior_dim: int = 0
+
+    def __init__(self, input_dim: int, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        check_at_least(1, input_dim=input_dim, tasks=len(tasks))
+        self.input_dim, self.tasks = input_dim, tuple(tasks)
+
+    @abstractmethod
+    def forward(self, v: Tensor, prior: Tensor | None = None) -> Tensor:
+        """Return the logits (B, T) of rows (B, D).
+
+        Args:
+            v: Inputs (B, D); (B, copies, D) with more than one copy.
+            prior: Prior (B, P), for networks with ``prior_dim``.
+        """
+
+    def losses(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return further losses by name, unweighted scalars, of the logits (B, T); none here."""
+        return {}
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the last layer that all tasks share, for GradNorm and PCGrad.
+
+        Empty where tasks share nothing.
+        """
+        return []
+
+    def expert_layers(self) -> list[ExpertLayer]:
+        """Return the layers of experts, the first first; none for networks without experts."""
+        return []
+
+    def folded(self) -> "MultiTaskNet":
+        """Return a copy for inference, batch normalization folded into weights where possible."""
+        from copy import deepcopy
+
+        return deepcopy(self).eval()

@@ -1,0 +1,316 @@
+"""What the columns of a table are: features of four kinds, tasks, user, weight and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from core_gates.errors import GatesError, check_at_least, check_option
+
+Side = Literal["user", "item", "context"]
+"""Whom a feature describes: what is of the user is computed once for all candidates."""
+
+Scaling = Literal["log_standardize", "standardize", "buckets", "none"]
+Encoder = Literal["mean", "target_attention", "transformer"]
+Storage = Literal["plain", "hash", "quotient_remainder"]
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A categorical column, strings or integers; its values become rows of an embedding table.
+
+    Attributes:
+        name: Column.
+        dim: Features of its embedding; that of the schema if None.
+        side: Whom it describes.
+        min_count: Values seen less often in training become *unknown*.
+        storage: ``plain``: one row per value of a vocabulary; ``hash``: ``buckets`` rows and no
+            vocabulary; ``quotient_remainder``: two small tables in place of one (Shi et al., 2020).
+        buckets: Rows of a hashed table; rows of the remainder table.
+        table: Name of the embedding table, shared by all features that name it; own if empty.
+    """
+
+    name: str
+    dim: int | None = None
+    side: Side = "context"
+    min_count: int = 1
+    storage: Storage = "plain"
+    buckets: int = 0
+    table: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below 1 and a storage without buckets."""
+        check_at_least(1, dim=self.dim, min_count=self.min_count)
+        check_option("storage", self.storage, ("plain", "hash", "quotient_remainder"))
+        check_option("side", self.side, ("user", "item", "context"))
+        if (self.storage != "plain") != (self.buckets > 0):
+            raise ValueError(
+                f"feature {self.name!r}: buckets are the rows of a hash or quotient_remainder "
+                f"table, got storage {self.storage} with buckets {self.buckets}"
+            )
+
+    @property
+    def table_name(self) -> str:
+        """Name of its embedding table."""
+        return self.table or self.name
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A numeric column; it becomes a scaled number and an indicator that it was missing.
+
+    Attributes:
+        name: Column.
+        scaling: ``log_standardize``: sign(x) log(1 + |x|), then mean 0 and variance 1 over the
+            training rows; ``standardize``; ``buckets``: the embedding of its quantile;
+            ``none``: raw.
+        buckets: Number of quantiles.
+        side: Whom it describes.
+    """
+
+    name: str
+    scaling: Scaling = "log_standardize"
+    buckets: int = 16
+    side: Side = "context"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown scaling."""
+        check_option("scaling", self.scaling, ("log_standardize", "standardize", "buckets", "none"))
+        check_option("side", self.side, ("user", "item", "context"))
+        check_at_least(2, buckets=self.buckets)
+
+
+@dataclass(frozen=True)
+class History:
+    """A list column: what the user did before, newest last, in values of a sparse feature.
+
+    Attributes:
+        name: Column.
+        of: Sparse feature whose vocabulary and table its values share.
+        max_length: Newest events kept.
+        encoder: How they become one vector.
+        side: Whom it describes.
+    """
+
+    name: str
+    of: str
+    max_length: int = 50
+    encoder: Encoder = "mean"
+    side: Side = "user"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown encoder."""
+        check_at_least(1, max_length=self.max_length)
+        check_option("encoder", self.encoder, ("mean", "target_attention", "transformer"))
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """The combination of sparse columns, hashed.
+
+    Attributes:
+        of: Columns, each a sparse feature of the schema.
+        buckets: Rows of the table.
+        dim: Features of its embedding; that of the schema if None.
+        side: Whom it describes.
+    """
+
+    of: tuple[str, ...]
+    buckets: int = 2**16
+    dim: int | None = None
+    side: Side = "context"
+
+    def __post_init__(self) -> None:
+        """Refuse fewer than two columns."""
+        object.__setattr__(self, "of", tuple(self.of))
+        check_at_least(1, buckets=self.buckets, dim=self.dim)
+        if len(self.of) < 2:
+            raise ValueError(f"a crossed feature needs two columns or more, got {self.of}")
+
+    @property
+    def name(self) -> str:
+        """Name of the feature: its columns, joined by an ``x``."""
+        return " x ".join(self.of)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A binary behaviour to be predicted.
+
+    Attributes:
+        name: Name of the task.
+        label: Column with 0 and 1; that named like the task if empty.
+        category: Group of similar behaviours, such as ``watch``.
+        mask: Column; the task counts only in rows where it is true. All rows if empty.
+        weight: Of its loss.
+    """
+
+    name: str
+    label: str = ""
+    category: str = "all"
+    mask: str = ""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a negative weight."""
+        check_at_least(0, weight=self.weight)
+
+    @property
+    def column(self) -> str:
+        """Column of its label."""
+        return self.label or self.name
+
+
+@dataclass(frozen=True)
+class FeatureSchema:
+    """The features, tasks and keys of a table.
+
+    Attributes:
+        tasks: What is predicted, in the order of the outputs.
+        sparse: Categorical columns.
+        dense: Numeric columns.
+        sequences: List columns.
+        crossed: Combinations of sparse columns.
+        dim: Features of an embedding where a feature names none.
+        user: Column of the user, for grouped metrics and intervals; each row its own if empty.
+        item: Column of what is ranked; unknown if empty.
+        weight: Column of sample weights; 1 if empty.
+        time: Column that orders the rows; as they come if empty.
+
+    Raises:
+        ValueError: Names repeat, a column is both label and feature, or a sequence or cross names
+            no sparse feature.
+    """
+
+    tasks: tuple[Task, ...]
+    sparse: tuple[Sparse, ...] = ()
+    dense: tuple[Dense, ...] = ()
+    sequences: tuple[History, ...] = ()
+    crossed: tuple[Crossed, ...] = ()
+    dim: int = 8
+    user: str = ""
+    item: str = ""
+    weight: str = ""
+    time: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that names are distinct and that no label is a feature."""
+        for name in ("tasks", "sparse", "dense", "sequences", "crossed"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_at_least(1, dim=self.dim)
+        if not self.tasks:
+            raise ValueError("the schema has no task: name a label column at least")
+        _refuse_repeated("tasks", [task.name for task in self.tasks])
+        features = [f.name for f in (*self.sparse, *self.dense, *self.sequences, *self.crossed)]
+        _refuse_repeated("features", features)
+        labels = {c for t in self.tasks for c in (t.column, t.mask) if c}
+        if both := sorted(labels & set(features)):
+            raise ValueError(
+                f"columns {', '.join(both)} are both label and feature: a label among the features "
+                "gives a perfect score that means nothing; drop them from the features"
+            )
+        known = {feature.name for feature in self.sparse}
+        for kind, owner, names in [
+            *(("sequence", s.name, (s.of,)) for s in self.sequences),
+            *(("cross", c.name, c.of) for c in self.crossed),
+        ]:
+            if strangers := [n for n in names if n not in known]:
+                raise ValueError(
+                    f"the {kind} {owner!r} is made of {', '.join(strangers)}, no sparse feature of "
+                    "the schema"
+                )
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Categories of the tasks, in order of appearance."""
+        return tuple(dict.fromkeys(task.category for task in self.tasks))
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Columns that are read as features."""
+        return tuple(f.name for f in (*self.sparse, *self.dense, *self.sequences))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Columns that are read as labels or masks."""
+        return tuple(dict.fromkeys(c for t in self.tasks for c in (t.column, t.mask) if c))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Columns of user, item, weight and time, where they are named."""
+        return tuple(n for n in (self.user, self.item, self.weight, self.time) if n)
+
+    def check_columns(self, columns: Iterable[str], *, labels: bool = True) -> None:
+        """Refuse a table that lacks columns; further ones, and any order, are fine.
+
+        Args:
+            columns: Those of the table.
+            labels: Whether labels and weight are needed, too.
+
+        Raises:
+            GatesError: Columns are missing; similar ones are named.
+        """
+        found = list(columns)
+        wanted = [*self.features, *(self.labels if labels else ())]
+        wanted += [self.weight] if labels and self.weight else []
+        missing = [name for name in wanted if name not in found]
+        if not missing:
+            return
+        similar = difflib.get_close_matches(missing[0], found, 1)
+        hint = f" (did you mean {similar[0]!r}?)" if similar else ""
+        raise GatesError(
+            f"the table lacks {', '.join(map(repr, missing[:5]))}{hint}; it has "
+            f"{', '.join(found[:12])}{' …' if len(found) > 12 else ''}"
+        )
+
+    def without(self, names: Iterable[str]) -> FeatureSchema:
+        """Return the schema without some features, and without what is made of them."""
+        gone = set(names)
+        return dataclasses.replace(
+            self,
+            sparse=tuple(f for f in self.sparse if f.name not in gone),
+            dense=tuple(f for f in self.dense if f.name not in gone),
+            sequences=tuple(f for f in self.sequences if not {f.name, f.of} & gone),
+            crossed=tuple(f for f in self.crossed if not {f.name, *f.of} & gone),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the schema as plain values of JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FeatureSchema:
+        """Return the schema of :meth:`to_dict`.
+
+        Raises:
+            ValueError: An entry is unknown or wrong.
+        """
+        kinds = {
+            "tasks": Task,
+            "sparse": Sparse,
+            "dense": Dense,
+            "sequences": History,
+            "crossed": Crossed,
+        }
+        made = dict(values)
+        try:
+            for name, kind in kinds.items():
+                if name in made:
+                    made[name] = tuple(kind(**entry) for entry in made[name])
+            return cls(**made)
+        except TypeError as error:
+            raise ValueError(f"the schema has an entry that is not known: {error}") from error
+
+
+def _refuse_repeated(what: str, names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{what} are named twice: {', '.join(repeated)}")

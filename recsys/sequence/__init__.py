@@ -1,0 +1,1 @@
+"""Encoders of histories: mean, target attention, short transformer."""

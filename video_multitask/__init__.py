@@ -1,0 +1,1 @@
+"""Short-video ranking: KuaiRand, behaviours, a feed simulator, streaming, scoring."""
