@@ -204,7 +204,7 @@ class FeatureSchema:
         if not self.tasks:
             raise ValueError("the schema has no task: name a label column at least")
         _refuse_repeated("tasks", [task.name for task in self.tasks])
-        features = [f.name for f in (*self.sparse, *self.dense, *self.sequences, *self.crossed)]
+        features = [*self.features, *(cross.name for cross in self.crossed)]
         _refuse_repeated("features", features)
         labels = {c for t in self.tasks for c in (t.column, t.mask) if c}
         if both := sorted(labels & set(features)):
@@ -236,7 +236,9 @@ class FeatureSchema:
     @property
     def features(self) -> tuple[str, ...]:
         """Columns that are read as features."""
-        return tuple(f.name for f in (*self.sparse, *self.dense, *self.sequences))
+        columns: tuple[Sparse | Dense | History, ...]
+        columns = (*self.sparse, *self.dense, *self.sequences)
+        return tuple(column.name for column in columns)
 
     @property
     def labels(self) -> tuple[str, ...]:
