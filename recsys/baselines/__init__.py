@@ -1,0 +1,9 @@
+"""What a network must beat: base rates, one column, biases of users and items, boosted trees."""
+
+from recsys.baselines.base_rates import BaseRates
+from recsys.baselines.biases import Biases
+from recsys.baselines.one_column import OneColumn
+from recsys.baselines.predictor import Predictor
+from recsys.baselines.trees import Trees
+
+__all__ = ["BaseRates", "Biases", "OneColumn", "Predictor", "Trees"]
