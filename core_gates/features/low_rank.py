@@ -1,5 +1,6 @@
-"""The low-rank feature gate of HoME."""
+"""The low-rank feature gate of HoME, and many of them over the same rows."""
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -7,14 +8,160 @@ from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
 from core_gates.numerics import linear_fp32
+from core_gates.ops.feature_gate import reference
+from core_gates.ops.feature_gate.op import feature_gate
+
+Rank = int | Literal["paper"]
+
+
+class LowRankFeatureGates(nn.Module):
+    """G feature gates that read one input, or several (arXiv 2408.05430).
+
+    Gate g rescales every feature by a factor in (0, 2) that depends on the input:
+    ``y_g = v * F_g(v)`` with ``F_g(v) = Σ_l softmax(v W_g + b_g)_l 2σ(v B_gl A_gl)`` over L maps of
+    rank r. As the mixture sums to one, this is ``1 + Σ_l softmax(v W_g + b_g)_l (2σ(·) - 1)``, the
+    form used here: with A = 0, the start, the factor is exactly one. The mixers and first maps of
+    all gates of an input are one matmul.
+
+    Args:
+        dim: Number of features D.
+        num_gates: Number of gates G.
+        rank: Rank of each map, or ``paper`` for dim / num_maps, which costs 2 dim² weights a gate.
+        num_maps: Number L of maps.
+        reads: For every gate the inputs that it reads, in ascending order; gates that read several
+            have several results, next to each other. None for a single input that all read.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters; mixture and factor are computed in float32.
+
+    Attributes:
+        inputs: Input of every result.
+        gates: Gate of every result.
+
+    Shape:
+        ``v`` (N, D) to (N, G, D). With ``reads`` ``v`` is (N, I, D) and the result (N, R, D), where
+        R counts the inputs of all gates. In memory the rows of a gate are adjacent.
+
+    Raises:
+        ValueError: A size is below 1, the rank of the paper is not an integer, or ``reads`` has
+            another number of gates.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_gates: int,
+        rank: Rank = 16,
+        *,
+        num_maps: int = 2,
+        reads: Sequence[Sequence[int]] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_at_least(1, num_gates=num_gates)
+        self.dim, self.num_gates, self.num_maps = dim, num_gates, num_maps
+        self.rank = rank = rank_of(rank, dim, num_maps)
+        if reads is not None and (len(reads) != num_gates or not all(reads)):
+            raise ValueError(
+                f"reads must name the inputs of each of {num_gates} gates, got {list(reads)}"
+            )
+        self.reads = None if reads is None else tuple(map(tuple, reads))
+        pairs = [(g, i) for g in range(num_gates) for i in (reads[g] if reads else (0,))]
+        self.gates, self.inputs = (tuple(column) for column in zip(*pairs, strict=True))
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(num_gates, *shape, device=device, dtype=dtype))
+
+        self.mixer_weight = parameter(num_maps, dim)
+        self.mixer_bias = parameter(num_maps)
+        self.down = parameter(num_maps, rank, dim)
+        self.up = parameter(num_maps, rank, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start with a factor of one and a mixture near uniform: A = 0, B from N(0, 1/dim)."""
+        nn.init.normal_(self.mixer_weight, std=0.02)
+        nn.init.zeros_(self.mixer_bias)
+        nn.init.normal_(self.down, std=self.dim**-0.5)
+        nn.init.zeros_(self.up)
+
+    def factors(self, v: Tensor) -> Tensor:
+        """Return the factors (N, R, D) in (0, 2), in float32 at least.
+
+        Raises:
+            ValueError: ``v`` has another shape.
+        """
+        stacked = self._stacked(v)
+        return reference.factors(*self._maps(stacked), self.up, self.gates).transpose(0, 1)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Return ``v`` times the factors of every gate (N, R, D), in the dtype of ``v``.
+
+        Raises:
+            ValueError: ``v`` has another shape.
+        """
+        stacked = self._stacked(v)
+        hidden, mixture = self._maps(stacked)
+        out = feature_gate(stacked, hidden, mixture, self.up, self.inputs, self.gates)
+        return out.transpose(0, 1)
+
+    def gate_values(self, v: Tensor) -> Tensor:
+        """Return half the factors (N, R, D), between 0 and 1."""
+        return self.factors(v) / 2
+
+    def load_gate(self, g: int, state: Mapping[str, Tensor]) -> None:
+        """Take over the parameters of a single gate, a state of :class:`LowRankFeatureGate`."""
+        with torch.no_grad():
+            for name, values in state.items():
+                target = self.get_parameter(name)[g]
+                target.copy_(values.mT if name == "down" else values)
+
+    def gate_state(self, g: int) -> dict[str, Tensor]:
+        """Return the state of gate g for a :class:`LowRankFeatureGate`."""
+        parts = {name: p.detach()[g].clone() for name, p in self.named_parameters()}
+        return parts | {"down": parts["down"].mT.contiguous()}
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(gates)``."""
+        return (
+            f"dim={self.dim}, num_gates={self.num_gates}, rank={self.rank},"
+            f" num_maps={self.num_maps}"
+        )
+
+    def _stacked(self, v: Tensor) -> Tensor:
+        """Return the inputs (I, N, D)."""
+        number = max(self.inputs) + 1
+        shape = (self.dim,) if self.reads is None else (number, self.dim)
+        if v.ndim != len(shape) + 1 or v.shape[1:] != shape:
+            raise ValueError(f"v {tuple(v.shape)} must be (N, {', '.join(map(str, shape))})")
+        return v.unsqueeze(0) if self.reads is None else v.transpose(0, 1)
+
+    def _maps(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the low-rank activations (R, N, L, r) and the mixture (R, N, L)."""
+        outputs = [linear_fp32(v[i], *self._packed(i)) for i in range(len(v))]
+        found: list[Tensor] = []
+        readers: list[Tensor] = []
+        for i, output in enumerate(outputs):
+            number = self.inputs.count(i)
+            readers += output.view(len(output), number, self.num_maps, -1).unbind(1)
+        order = sorted(range(len(self.inputs)), key=lambda j: (self.inputs[j], self.gates[j]))
+        found = [readers[order.index(j)] for j in range(len(order))]
+        packed = torch.stack(found)
+        return packed[..., 1:], packed[..., 0].softmax(-1)
+
+    def _packed(self, i: int) -> tuple[Tensor, Tensor]:
+        """Return mixers and first maps of the gates that read input i, as one linear layer."""
+        gates = [g for g, j in zip(self.gates, self.inputs, strict=True) if j == i]
+        weight = torch.cat([self.mixer_weight.unsqueeze(2), self.down], 2)[gates]
+        bias = nn.functional.pad(self.mixer_bias.unsqueeze(-1), (0, self.rank))[gates]
+        return weight.flatten(0, 2), bias.flatten()
 
 
 class LowRankFeatureGate(nn.Module):
     """Rescale every feature by a factor in (0, 2) that depends on the input (arXiv 2408.05430).
 
-    ``y = v * F(v)`` with ``F(v) = Σ_l softmax(v W + b)_l 2σ(v B_l A_l)`` over L maps of rank r. As
-    the mixture sums to one, this is ``1 + Σ_l softmax(v W + b)_l tanh(v B_l A_l / 2)``, the form
-    used here: with A = 0, the start, the factor is exactly one.
+    ``y = v * F(v)`` with ``F(v) = Σ_l softmax(v W + b)_l 2σ(v B_l A_l)`` over L maps of rank r, a
+    single one of :class:`LowRankFeatureGates`.
 
     Args:
         dim: Number of features D.
@@ -33,31 +180,22 @@ class LowRankFeatureGate(nn.Module):
     def __init__(
         self,
         dim: int,
-        rank: int | Literal["paper"] = 16,
+        rank: Rank = 16,
         *,
         num_maps: int = 2,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_at_least(1, dim=dim, num_maps=num_maps)
-        if rank == "paper":
-            if dim % num_maps:
-                raise ValueError(
-                    f"the rank of the paper is dim / num_maps, but {num_maps} does not divide"
-                    f" {dim}; give the rank as an integer"
-                )
-            rank = dim // num_maps
-        check_at_least(1, rank=rank)
-        self.dim, self.rank, self.num_maps = dim, rank, num_maps
+        self.dim, self.rank, self.num_maps = dim, rank_of(rank, dim, num_maps), num_maps
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
         self.mixer_weight = parameter(num_maps, dim)
         self.mixer_bias = parameter(num_maps)
-        self.down = parameter(num_maps, dim, rank)
-        self.up = parameter(num_maps, rank, dim)
+        self.down = parameter(num_maps, dim, self.rank)
+        self.up = parameter(num_maps, self.rank, dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -73,13 +211,8 @@ class LowRankFeatureGate(nn.Module):
         Raises:
             ValueError: ``v`` has another number of features.
         """
-        mixture = linear_fp32(v, self.mixer_weight, self.mixer_bias).softmax(-1)
-        rows = v.reshape(-1, self.dim)
-        hidden = rows @ self.down.permute(1, 0, 2).flatten(1)  # all maps in one matmul
-        hidden = hidden.view(-1, self.num_maps, self.rank).transpose(0, 1)
-        logits = (hidden @ self.up).to(mixture.dtype)
-        mixture = mixture.reshape(-1, self.num_maps).mT.unsqueeze(-1)
-        return (1 + (mixture * (logits / 2).tanh()).sum(0)).view(v.shape)
+        maps = self._maps(v)
+        return reference.factors(*maps, self.up.unsqueeze(0), [0]).view(v.shape)
 
     def forward(self, v: Tensor) -> Tensor:
         """Return ``v`` times its factors, in the dtype of ``v``.
@@ -87,7 +220,9 @@ class LowRankFeatureGate(nn.Module):
         Raises:
             ValueError: ``v`` has another number of features.
         """
-        return (v * self.factors(v)).to(v.dtype)
+        maps = self._maps(v)
+        rows = v.reshape(1, -1, self.dim)
+        return feature_gate(rows, *maps, self.up.unsqueeze(0), [0], [0]).view(v.shape)
 
     def gate_values(self, v: Tensor) -> Tensor:
         """Return half the factors (..., D), between 0 and 1."""
@@ -96,3 +231,29 @@ class LowRankFeatureGate(nn.Module):
     def extra_repr(self) -> str:
         """Show the sizes in ``print(gate)``."""
         return f"dim={self.dim}, rank={self.rank}, num_maps={self.num_maps}"
+
+    def _maps(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the low-rank activations (1, N, L, r) and the mixture (1, N, L)."""
+        mixture = linear_fp32(v, self.mixer_weight, self.mixer_bias).softmax(-1)
+        rows = v.reshape(-1, self.dim)
+        hidden = rows @ self.down.permute(1, 0, 2).flatten(1)  # all maps in one matmul
+        sizes = len(rows), self.num_maps
+        return hidden.view(1, *sizes, self.rank), mixture.view(1, *sizes)
+
+
+def rank_of(rank: Rank, dim: int, num_maps: int) -> int:
+    """Return the rank of a feature gate as a number.
+
+    Raises:
+        ValueError: A size is below 1, or the rank of the paper is not an integer.
+    """
+    check_at_least(1, dim=dim, num_maps=num_maps)
+    if rank == "paper":
+        if dim % num_maps:
+            raise ValueError(
+                f"the rank of the paper is dim / num_maps, but {num_maps} does not divide {dim};"
+                " give the rank as an integer"
+            )
+        return dim // num_maps
+    check_at_least(1, rank=rank)
+    return rank

@@ -1,14 +1,29 @@
-"""Experts with batch normalization, all on the same rows, as multi-task networks have them."""
+"""Experts of several layers, all on the same rows, as multi-task networks have them."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from core_gates.activations import activate, check_activation
 from core_gates.collectives import Group
-from core_gates.training.sync_batch_norm import SyncBatchNorm
+from core_gates.errors import check_at_least, check_option
+from core_gates.moe.expert_norm import ExpertNorm
+
+
+class Stretch(NamedTuple):
+    """Neighboring groups of as many experts each, with as many inputs each.
+
+    Attributes:
+        groups: Number of groups.
+        experts: Experts of each.
+        runs: Inputs of each.
+    """
+
+    groups: int
+    experts: int
+    runs: int
 
 
 class NormedExperts(nn.Module):
@@ -18,31 +33,46 @@ class NormedExperts(nn.Module):
     everywhere, and no gate can weigh them fairly (HoME, arXiv 2408.05430, section 3.1). The mean
     and variance are those of the batch, over all ranks; every expert has its own.
 
+    Experts may come in groups: those of a group read one input. A group with several *runs* is
+    applied to that many inputs with the same weights, and its statistics are those of the rows of
+    all of them.
+
     Args:
-        num_experts: Number of experts E.
+        num_experts: Number of experts E, or the experts of each of G groups.
         dim: Features D of the input.
         hidden_dims: Features of the layers, the last of which are those of the output F.
+        norm: ``batch``, or None for layers ``act(W x + b)``.
         activation: ``silu`` (Swish), ``gelu``, ``gelu_tanh``, ``relu`` or ``identity``.
+        runs: Inputs of each group; one if None.
         eps: Added to the variance.
         momentum: Weight of a new batch in the running statistics.
         group: Ranks that share statistics; all ranks if None.
         device: Device of parameters and statistics.
         dtype: Floating dtype of parameters and statistics.
 
+    Attributes:
+        num_experts: Number of experts E; the leading dimension of every parameter.
+        expert_of_output: Expert of each output; those of an expert with several runs are adjacent.
+
     Shape:
-        ``x`` (N, D), which all experts see, or (N, E, D); to (N, E, F).
+        ``x`` (N, D), which all experts see, or (N, E, D); of groups (N, D) or (N, I, D), where I
+        counts the runs of all groups. To (N, O, F), O = E where no group has several runs. In
+        memory the rows of an expert are adjacent.
 
     Raises:
-        ValueError: A size is below 1, or the activation is unknown.
+        ValueError: A size is below 1, the number of runs is not that of groups, or norm or
+            activation are unknown.
     """
 
     def __init__(
         self,
-        num_experts: int,
+        num_experts: int | Sequence[int],
         dim: int,
         hidden_dims: Sequence[int],
         *,
+        norm: str | None = "batch",
         activation: str = "silu",
+        runs: Sequence[int] | None = None,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         group: Group = None,
@@ -50,53 +80,102 @@ class NormedExperts(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = (num_experts, dim, *hidden_dims)
+        counts = [1] * num_experts if isinstance(num_experts, int) else list(num_experts)
+        sizes = (sum(counts), dim, *hidden_dims)
         if min(sizes) < 1 or not hidden_dims:
             raise ValueError(f"num_experts, dim and hidden_dims must be at least 1, got {sizes}")
+        check_at_least(0, num_experts=min(counts))
         check_activation(activation)
-        self.num_experts, self.dim, self.activation = num_experts, dim, activation
+        check_option("norm", norm or "none", ("batch", "none"))
+        runs = [1] * len(counts) if runs is None else list(runs)
+        if len(runs) != len(counts) or min(runs) < 1:
+            raise ValueError(
+                f"runs must be one number for each of {len(counts)} groups, got {runs}"
+            )
+        self.counts, self.runs = tuple(counts), tuple(runs)
+        self.num_experts, self.dim, self.activation = sum(counts), dim, activation
         self.hidden_dims = tuple(hidden_dims)
+        pairs = [(c, r) for c, r in zip(counts, runs, strict=True) for _ in range(c)]
+        self.expert_of_output = tuple(e for e, (_, r) in enumerate(pairs) for _ in range(r))
 
         def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(num_experts, *shape, device=device, dtype=dtype))
+            return nn.Parameter(torch.empty(self.num_experts, *shape, device=device, dtype=dtype))
 
-        pairs = list(zip((dim, *hidden_dims[:-1]), hidden_dims, strict=True))
-        self.weights = nn.ParameterList(parameter(outputs, inputs) for inputs, outputs in pairs)
-        self.biases = nn.ParameterList(parameter(outputs) for _, outputs in pairs)
-        options = {"num_experts": num_experts, "group": group, "device": device, "dtype": dtype}
+        layers = list(zip((dim, *hidden_dims[:-1]), hidden_dims, strict=True))
+        self.weights = nn.ParameterList(parameter(outputs, inputs) for inputs, outputs in layers)
+        self.biases = nn.ParameterList(parameter(outputs) for _, outputs in layers)
+        where = {"group": group, "device": device, "dtype": dtype}
         self.norms = nn.ModuleList(
-            SyncBatchNorm(outputs, eps, momentum, **options)  # type: ignore[arg-type]
-            for _, outputs in pairs
+            ExpertNorm(self.num_experts, outputs, eps, momentum, **where)  # type: ignore[arg-type]
+            for _, outputs in (layers if norm else ())
         )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw weights and biases as ``nn.Linear`` does; the affine map starts as the identity."""
-        for weight, bias, norm in zip(self.weights, self.biases, self.norms, strict=True):
+        for weight, bias in zip(self.weights, self.biases, strict=True):
             bound = weight.shape[-1] ** -0.5
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
-            cast(SyncBatchNorm, norm).reset_parameters()
+        for norm in self.norms:
+            cast(ExpertNorm, norm).reset_parameters()  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs of all experts (N, E, F).
+        """Return the outputs of all experts (N, O, F).
 
         Raises:
             ValueError: The shape of ``x`` does not fit, or a single row is to be normalized by
                 itself.
         """
-        if x.shape[1:] not in ((self.dim,), (self.num_experts, self.dim)):
+        if x.shape[1:] not in ((self.dim,), (sum(self.runs), self.dim)):
             raise ValueError(
-                f"x {tuple(x.shape)} must be (N, {self.dim}) or (N, {self.num_experts}, {self.dim})"
+                f"x {tuple(x.shape)} must be (N, {self.dim}) or (N, {sum(self.runs)}, {self.dim})"
             )
-        for weight, bias, norm in zip(self.weights, self.biases, self.norms, strict=True):
-            if x.ndim == 2:  # one matmul for all experts
-                x = x @ weight.flatten(0, 1).mT
-                x = x.view(-1, self.num_experts, weight.shape[1])
+        number = len(x)
+        xs = self._inputs(x)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            starts = [sum(len(x) for x in xs[:i]) for i in range(len(xs))]
+            xs = [
+                torch.baddbmm(bias[s : s + len(x), None], x, weight[s : s + len(x)].mT)
+                for s, x in zip(starts, xs, strict=True)
+            ]
+            if self.norms:
+                xs = cast(ExpertNorm, self.norms[layer])(xs, self.activation)
             else:
-                x = torch.einsum("nei,eoi->neo", x, weight)
-            x = activate(norm(x + bias), self.activation, gated=False)
-        return x
+                xs = [activate(x, self.activation, gated=False) for x in xs]
+        outputs = [x.reshape(-1, number, self.hidden_dims[-1]) for x in xs]
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).transpose(0, 1)
+
+    @torch.no_grad()
+    def fold(self) -> Self:
+        """Return experts for inference whose normalization is folded into their weights.
+
+        They are those of this module in evaluation mode, without ``norms``.
+        """
+        folded = type(self)(
+            self.counts,
+            self.dim,
+            self.hidden_dims,
+            norm=None,
+            activation=self.activation,
+            runs=self.runs,
+            device=self.weights[0].device,
+            dtype=self.weights[0].dtype,
+        )
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if self.norms:
+                norm = cast(ExpertNorm, self.norms[layer])
+                mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+                scale = norm.weight * (variance + norm.eps).rsqrt()
+                weight, bias = scale.unsqueeze(-1) * weight, norm.bias + scale * (bias - mean)
+            folded.weights[layer].copy_(weight)
+            folded.biases[layer].copy_(bias)
+        return folded.eval()
+
+    def experts_of(self, outputs: Tensor) -> Tensor:
+        """Return the expert of each output (N, O), int64."""
+        experts = torch.tensor(self.expert_of_output, device=outputs.device)
+        return experts.expand(outputs.shape[:-1])
 
     def extra_repr(self) -> str:
         """Show the sizes in ``print(experts)``."""
@@ -104,3 +183,27 @@ class NormedExperts(nn.Module):
             f"num_experts={self.num_experts}, dim={self.dim}, hidden_dims={self.hidden_dims},"
             f" activation={self.activation}"
         )
+
+    def _stretches(self) -> Iterator[Stretch]:
+        """Iterate over the groups, neighbors alike taken together; empty ones are left out."""
+        kinds = list(zip(self.counts, self.runs, strict=True))
+        start = 0
+        while start < len(kinds):
+            end = start + 1
+            while end < len(kinds) and kinds[end] == kinds[start]:
+                end += 1
+            yield Stretch(end - start, *kinds[start])
+            start = end
+
+    def _inputs(self, x: Tensor) -> list[Tensor]:
+        """Return the inputs of the first layer, (experts, rows, D) of each stretch of groups."""
+        if x.ndim == 2:
+            if max(self.runs) > 1:
+                raise ValueError(f"x {tuple(x.shape)} must be (N, {sum(self.runs)}, {self.dim})")
+            return [x.expand(self.num_experts, *x.shape)]
+        stacked, found, first = x.transpose(0, 1), [], 0
+        for groups, count, runs in self._stretches():
+            part = stacked[first : (first := first + groups * runs)]
+            part = part.reshape(groups, 1, runs * len(x), self.dim)
+            found.append(part.expand(-1, count, -1, -1).flatten(0, 1))
+        return [part for part in found if len(part)]

@@ -38,7 +38,7 @@ class Home:
                 state[f"{key}.{j}"] = torch.stack(parts)
             for key, name in names.items():
                 parts = [self.p[f"{group}.{i}.{j}.bn.{name}"] for i in range(number)]
-                state[f"norms.{j}.{key}"] = torch.cat(parts)
+                state[f"norms.{j}.{key}"] = torch.stack(parts)
         experts.load_state_dict(state)
         return experts.train(self.training)
 

@@ -32,7 +32,7 @@ def one_by_one(experts):
             dim = weight.shape[1]
             batch_norm = nn.BatchNorm1d(dim, dtype=torch.float64)
             for name in ("weight", "bias"):
-                part = getattr(norm, name).view(EXPERTS, dim)[e]
+                part = getattr(norm, name)[e]
                 getattr(batch_norm, name).data.copy_(part)
             layers += [linear, batch_norm, nn.SiLU()]
         networks.append(nn.Sequential(*layers))
@@ -113,7 +113,7 @@ def test_faults_are_named():
         NormedExperts(3, 4, [])
     with pytest.raises(ValueError, match=r"must be \(N, 4\) or \(N, 3, 4\)"):
         experts_of()(rows(7, 2, DIM))
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
+    with pytest.raises(ValueError, match="more than 1 row in training, got a batch of 1"):
         experts_of()(rows(1, DIM))
 
 

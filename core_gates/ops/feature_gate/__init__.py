@@ -1,0 +1,1 @@
+"""Feature gates: inputs times factors that low-rank logits make."""

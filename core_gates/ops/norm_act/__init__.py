@@ -1,0 +1,1 @@
+"""Batch normalization and the activation after it, in one pass."""

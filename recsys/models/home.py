@@ -1,0 +1,394 @@
+"""HoME: a hierarchy of multi-gate experts (Wang et al., KDD 2025, arXiv 2408.05430).
+
+B rows, D inputs, G groups, E experts, F features of an expert, C categories, T tasks.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.errors import check_at_least, check_option
+from core_gates.features.low_rank import LowRankFeatureGates, Rank
+from core_gates.gates.mixture import MaskedMixture
+from core_gates.moe.normed_experts import NormedExperts
+from recsys.models.home_groups import (
+    Counts,
+    Forest,
+    counts_of,
+    meta_masks,
+    owners,
+    task_masks,
+)
+from recsys.models.net import ExpertLayer, MultiTaskNet
+from recsys.models.towers import Towers
+from recsys.schema import Task
+
+SharedInput = Literal["per_category", "shared_only"]
+
+
+class HoME(MultiTaskNet):
+    """Two layers of experts, of categories of tasks and of tasks, that see what concerns them.
+
+    The first layer has experts for every category of tasks (``Task.category``) and shared ones, the
+    second for every task, every category and shared ones; with a single category it is a CGC of two
+    levels. Against the faults of plain mixtures of experts it has experts with batch normalization
+    and Swish (collapse), gates that see their own groups only (degradation), and feature gates for
+    the input of each group and self gates that add a group's own experts to its output
+    (underfitting).
+
+    Args:
+        input_dim: Inputs D of a row.
+        tasks: What is predicted; those of a category share experts.
+        dim: Features F of an expert's output.
+        hidden_dims: Features of an expert's layers before.
+        meta_experts: Experts of each category and of the shared group in the first layer, or a
+            table of them by name of the group; groups that it lacks have one.
+        task_experts: The same for tasks, categories and the shared group in the second layer.
+        feature_gate: Whether groups rescale the features of their input.
+        num_maps: Low-rank maps of a feature gate.
+        rank: Rank of the maps in each layer; ``paper`` for width / num_maps. One value for both.
+        self_gate: Whether own experts also take a residual path.
+        norm: Of the experts: ``batch``, or None for none.
+        activation: Of the experts.
+        mask: Whether gates see their groups only; otherwise every gate sees all experts.
+        layer2_shared_input: What the shared experts of the second layer read: ``per_category``: the
+            input of each category, one after the other, normalized together; ``shared_only``: the
+            output of the shared group of the first layer, through a linear map.
+        tower_dims: Features of the hidden layers of a tower.
+        tower_activation: Activation of those.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Raises:
+        ValueError: A size is below 1, an option or a group is unknown, or two groups have one name.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        tasks: Sequence[Task],
+        *,
+        dim: int = 32,
+        hidden_dims: Sequence[int] = (64,),
+        meta_experts: Counts = 2,
+        task_experts: Counts = 1,
+        feature_gate: bool = True,
+        num_maps: int = 2,
+        rank: Rank | Sequence[Rank] = 8,
+        self_gate: bool = True,
+        norm: str | None = "batch",
+        activation: str = "silu",
+        mask: bool = True,
+        layer2_shared_input: SharedInput = "per_category",
+        tower_dims: Sequence[int] = (32,),
+        tower_activation: str = "silu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_dim, tasks)
+        check_at_least(1, dim=dim)
+        check_option("layer2_shared_input", layer2_shared_input, ("per_category", "shared_only"))
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.forest = Forest.of(self.tasks)
+        ranks = [rank, rank] if isinstance(rank, int | str) else list(rank)
+        if len(ranks) != 2:
+            raise ValueError(f"rank must be one for both layers or one for each, got {ranks}")
+        options: dict[str, Any] = {
+            "norm": norm,
+            "activation": activation,
+            "feature_gate": feature_gate,
+            "num_maps": num_maps,
+            "mask": mask,
+            "self_gate": self_gate,
+        }
+        dims = [*hidden_dims, dim]
+        self.meta = MetaLayer(
+            self.forest, input_dim, dims, meta_experts, ranks[0], **options, **where
+        )
+        per_category = layer2_shared_input == "per_category"
+        self.widen = None if per_category else nn.Linear(dim, 2 * dim, **where)
+        self.task = TaskLayer(
+            self.forest, 2 * dim, dims, task_experts, ranks[1], per_category, **options, **where
+        )
+        self.towers = Towers(len(self.tasks), dim, tower_dims, activation=tower_activation, **where)
+        names = self.forest.task_names
+        self._order = [names.index(task.name) for task in self.tasks]
+
+    def forward(
+        self,
+        v: Tensor,
+        prior: Tensor | None = None,  # noqa: ARG002
+        ids: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the logits (B, T) of rows (B, D).
+
+        Raises:
+            ValueError: The rows have another number of inputs, or the batch is a single row in
+                training, which batch normalization cannot take.
+        """
+        logits: Tensor = self.towers(self.task(self._task_inputs(self.meta(v))))
+        return logits[:, self._order]
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return weights and biases of the last layer of the second layer's experts.
+
+        Of these, the experts ``shared_rows`` are shared.
+        """
+        return [self.task.experts.weights[-1], self.task.experts.biases[-1]]
+
+    @property
+    def shared_rows(self) -> slice:  # type: ignore[override]
+        """Rows of :meth:`shared_parameters` that all tasks share: the shared experts."""
+        return slice(self.task.owner.index("shared"), None)
+
+    def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
+        """Return every parameter that tasks share: the first layer, and shared experts above."""
+        everything = [(p, slice(None)) for p in self.meta.parameters()]
+        own = [(p, self.shared_rows) for p in self.task.experts.parameters()]
+        return [*everything, *own]
+
+    def expert_layers(self) -> list[ExpertLayer]:
+        """Return both layers of experts."""
+        return [self.meta.described("layer 1"), self.task.described("layer 2")]
+
+    def folded(self) -> "HoME":
+        """Return a copy for inference, batch normalization folded into the weights."""
+        folded = cast(HoME, super().folded())
+        for layer in (folded.meta, folded.task):
+            layer.experts = layer.experts.fold()
+        return folded
+
+    def _task_inputs(self, z: Tensor) -> Tensor:
+        """Return the inputs of the second layer (B, C, 2F), or with the shared group's (…, C + 1).
+
+        Args:
+            z: Outputs of the first layer (B, C + 1, F), the shared group last.
+        """
+        z = z.transpose(0, 1)
+        categories, shared = z[:-1], z[-1:]
+        u = torch.cat([categories, shared.expand_as(categories)], -1)
+        if self.widen is not None:
+            u = torch.cat([u, self.widen(shared)])
+        return u.transpose(0, 1)
+
+
+class MetaLayer(nn.Module):
+    """The first layer: experts of categories and shared ones, all on the same input.
+
+    Args:
+        forest: Groups.
+        dim: Features D of the input.
+        hidden_dims: Features of the experts' layers.
+        counts: Experts of the groups.
+        rank: Rank of the feature gates.
+        feature_gate: Whether there are feature gates.
+        num_maps: Maps of a feature gate.
+        norm: Of the experts.
+        activation: Of the experts.
+        mask: Whether gates see their groups only.
+        self_gate: Whether there are self gates.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``v`` (B, D) to (B, C + 1, F), the shared group last.
+    """
+
+    def __init__(
+        self,
+        forest: Forest,
+        dim: int,
+        hidden_dims: Sequence[int],
+        counts: Counts,
+        rank: Rank,
+        *,
+        feature_gate: bool,
+        num_maps: int,
+        norm: str | None,
+        activation: str,
+        mask: bool,
+        self_gate: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        groups = forest.meta_groups
+        numbers = counts_of(counts, groups, "meta_experts")
+        self.groups, self.owner = groups, owners(groups, numbers)
+        self.feature_gates = (
+            LowRankFeatureGates(dim, len(groups), rank, num_maps=num_maps, **where)
+            if feature_gate
+            else None
+        )
+        self.experts = NormedExperts(
+            numbers, dim, hidden_dims, norm=norm, activation=activation, **where
+        )
+        seen, own = meta_masks(forest, self.owner, mask=mask, self_gate=self_gate)
+        self.mixture = MaskedMixture(dim, seen, self_mask=own, **where)
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Return the outputs of all groups (B, C + 1, F)."""
+        x = v if self.feature_gates is None else self.feature_gates(v)
+        mixed: Tensor = self.mixture(v, self.experts(x))
+        return mixed
+
+    def described(self, name: str) -> ExpertLayer:
+        """Return the names of experts and gates."""
+        owner = tuple(self.owner)
+        return ExpertLayer(name, self.experts, self.mixture, _numbered(owner), owner, self.groups)
+
+
+class TaskLayer(nn.Module):
+    """The second layer: experts of tasks, of categories and shared ones.
+
+    Args:
+        forest: Groups.
+        dim: Features D of an input.
+        hidden_dims: Features of the experts' layers.
+        counts: Experts of the groups.
+        rank: Rank of the feature gates.
+        per_category: Whether the shared experts read the input of every category; else a separate
+            one.
+        feature_gate: Whether there are feature gates.
+        num_maps: Maps of a feature gate.
+        norm: Of the experts.
+        activation: Of the experts.
+        mask: Whether gates see their groups only.
+        self_gate: Whether there are self gates.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``u`` (B, C, D), or (B, C + 1, D) with that of the shared experts, to (B, T, F), the tasks
+        of a category next to each other.
+    """
+
+    def __init__(
+        self,
+        forest: Forest,
+        dim: int,
+        hidden_dims: Sequence[int],
+        counts: Counts,
+        rank: Rank,
+        per_category: bool,
+        *,
+        feature_gate: bool,
+        num_maps: int,
+        norm: str | None,
+        activation: str,
+        mask: bool,
+        self_gate: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        groups, categories = forest.task_groups, range(len(forest.categories))
+        numbers = counts_of(counts, groups, "task_experts")
+        self.groups, self.owner = forest.task_names, owners(groups, numbers)
+        of_tasks = [(forest.category_of(task),) for task in forest.task_names]
+        of_shared = tuple(categories) if per_category else (len(categories),)
+        reads = [*of_tasks, *((c,) for c in categories), of_shared]
+        self.inputs = [i for row in reads for i in row]
+        self.feature_gates = (
+            LowRankFeatureGates(dim, len(groups), rank, num_maps=num_maps, reads=reads, **where)
+            if feature_gate
+            else None
+        )
+        self.experts = NormedExperts(
+            numbers,
+            dim,
+            hidden_dims,
+            norm=norm,
+            activation=activation,
+            runs=[len(row) for row in reads],
+            **where,
+        )
+        self.mixture = TaskMixture(
+            forest, dim, self.owner, self.experts.expert_of_output, mask, self_gate, **where
+        )
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Return the outputs of all tasks (B, T, F)."""
+        x = u[:, self.inputs] if self.feature_gates is None else self.feature_gates(u)
+        mixed: Tensor = self.mixture(u, self.experts(x))
+        return mixed
+
+    def described(self, name: str) -> ExpertLayer:
+        """Return the names of experts and gates."""
+        owner = tuple(self.owner)
+        return ExpertLayer(name, self.experts, self.mixture, _numbered(owner), owner, self.groups)
+
+
+class TaskMixture(nn.Module):
+    """The gates and self gates of tasks, each reading the input of its category.
+
+    Args:
+        forest: Groups.
+        dim: Features D of an input.
+        owner: Group of every expert.
+        expert_of_output: Expert of every output; shared experts may have one per category.
+        mask: Whether gates see their groups only.
+        self_gate: Whether there are self gates.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``u`` (B, C, D) or more inputs, of which the first C are read, and outputs of experts
+        (B, O, F) to (B, T, F).
+    """
+
+    def __init__(
+        self,
+        forest: Forest,
+        dim: int,
+        owner: Sequence[str],
+        expert_of_output: Sequence[int],
+        mask: bool,
+        self_gate: bool,
+        *,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.num_experts = len(owner)
+        self.seen, self.columns, parts = [], [], []
+        for category in range(len(forest.categories)):
+            seen, own = task_masks(forest, category, owner, mask=mask, self_gate=self_gate)
+            visible = seen.any(0)
+            experts = visible.nonzero().flatten().tolist()
+            own = None if own is None else own[:, visible]
+            parts.append(
+                MaskedMixture(dim, seen[:, visible], self_mask=own, device=device, dtype=dtype)
+            )
+            self.seen.append(experts)
+            self.columns.append([_run(expert_of_output, e, category) for e in experts])
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, u: Tensor, outputs: Tensor) -> Tensor:
+        """Return the mixtures of all tasks (B, T, F)."""
+        mixed = [part(u[:, c], outputs[:, self.columns[c]]) for c, part in enumerate(self.parts)]
+        return torch.cat(mixed, 1)
+
+    def weights(self, u: Tensor) -> Tensor:
+        """Return the weights of gates and self gates, added (B, T, E)."""
+        found = []
+        for c, part in enumerate(self.parts):
+            weights = cast(MaskedMixture, part).weights(u[:, c])
+            places = torch.tensor(self.seen[c], device=u.device)
+            zeros = weights.new_zeros(*weights.shape[:-1], self.num_experts)
+            found.append(zeros.index_copy(-1, places, weights))
+        return torch.cat(found, 1)
+
+
+def _run(expert_of_output: Sequence[int], expert: int, category: int) -> int:
+    """Return the output of an expert for a category: its only one, or that category's."""
+    outputs = [o for o, e in enumerate(expert_of_output) if e == expert]
+    return outputs[category] if len(outputs) > 1 else outputs[0]
+
+
+def _numbered(owner: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{group} {list(owner[:e]).count(group)}" for e, group in enumerate(owner))
