@@ -1,0 +1,245 @@
+"""All embedding tables of a schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.errors import GatesError, check_positive
+from recsys.embedding.fields import Block, Field, blocks_of, check_sizes, fields_of
+from recsys.embedding.int8_tables import Int8Tables
+from recsys.embedding.lookup import Lookup, look_up
+from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
+from recsys.schema import FeatureSchema
+
+
+class EmbeddingBank(nn.Module):
+    """The embedding tables of a schema, those of one width stacked, one gather per width.
+
+    Gradients are sparse, of the rows that a batch touches, so that with
+    :class:`~recsys.embedding.row_wise_adagrad.RowWiseAdagrad` the time of a step does not depend on
+    the size of the tables. A row that occurs several times in a batch is gathered several times and
+    its gradients are summed once, by the optimizer: finding distinct rows first costs more than the
+    gather. Vectors of different widths are concatenated as they are.
+
+    Args:
+        schema: Features; those that name one table share it.
+        sizes: Rows by name of the table, as a fitted transform gives them: 0 unknown, 1 missing.
+        std: Standard deviation of the initial values; halves of a quotient-remainder table have its
+            square root, their product has it.
+        device: Device of the tables.
+        dtype: Floating dtype of the tables.
+
+    Attributes:
+        fields: Features with tables, in the order of the columns of ``Batch.sparse``.
+        sizes: Rows by name of the table.
+        out_dim: Features of all vectors of a row, Σ dims.
+
+    Shape:
+        ``rows`` (B, F), int64; to (B, out_dim).
+
+    Raises:
+        ValueError: A table has no size, or features share a table but not its width.
+    """
+
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        sizes: Mapping[str, int],
+        *,
+        std: float = 1e-2,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(std=std)
+        self.fields, self.std = fields_of(schema), std
+        self.sizes = check_sizes(self.fields, sizes)
+        self.out_dim = sum(field.dim for field in self.fields)
+        self._numbers = {field.name: i for i, field in enumerate(self.fields)}
+        self._blocks = blocks_of(self.fields, self.sizes)
+        rows: dict[int, int] = {}
+        for block in self._blocks.values():
+            rows[block.dim] = block.start + block.rows
+        self.stacks = nn.ModuleDict(
+            {
+                str(dim): nn.Embedding(number, dim, sparse=True, device=device, dtype=dtype)
+                for dim, number in rows.items()
+            }
+        )
+        self._make_lookups(device)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all tables from N(0, std²)."""
+        for name, block in self._blocks.items():
+            nn.init.normal_(self._rows(block), std=self._std(name))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the vectors (B, out_dim) of rows (B, F), in the order of the features."""
+        parts = self.gather(rows)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def gather(self, rows: Tensor, part: str = "all") -> list[Tensor]:
+        """Return the vectors of some features, to be concatenated along dimension 1.
+
+        Args:
+            rows: Rows (B, F) of all features.
+            part: ``all``, ``user`` or ``rest``: the features of the user, or all others.
+
+        Raises:
+            ValueError: The number of columns is another, or a row lies outside of its table.
+        """
+        if rows.ndim != 2 or rows.shape[1] != len(self.fields):
+            raise ValueError(
+                f"rows {tuple(rows.shape)} must be (B, {len(self.fields)}), one column for each "
+                "feature with a table"
+            )
+        lookups = cast(nn.ModuleDict, self.lookups[part])
+        found = {dim: look(rows, self.stacks[dim]) for dim, look in lookups.items()}
+        return [
+            found[dim][:, first:last].flatten(1) if first or last < found[dim].shape[1]
+            else found[dim].flatten(1)
+            for dim, first, last in self._runs[part]
+        ]  # fmt: skip
+
+    def lookup(self, name: str, rows: Tensor) -> Tensor:
+        """Return the vectors (..., d) of rows (...) of the table of a feature, as for a history.
+
+        Args:
+            name: Feature whose table is meant.
+            rows: Rows of that table.
+
+        Raises:
+            ValueError: A row lies outside of the table.
+        """
+        field = self.field(name)
+        tables = self.stacks[str(field.dim)]
+        return look_up(field, rows, self._blocks, self.sizes[field.table], tables)
+
+    def field(self, name: str) -> Field:
+        """Return a feature by its name."""
+        return self.fields[self._numbers[name]]
+
+    def column(self, name: str) -> int:
+        """Return the column of a feature among the rows (B, F)."""
+        return self._numbers[name]
+
+    def parts(self, part: str) -> tuple[int, ...]:
+        """Return the numbers of the features of a part, see :meth:`gather`."""
+        return tuple(
+            i
+            for i, field in enumerate(self.fields)
+            if part == "all" or (field.side == "user") == (part == "user")
+        )
+
+    def tables(self) -> list[nn.Parameter]:
+        """Return the stacked tables, for :class:`RowWiseAdagrad`."""
+        return list(self.stacks.parameters())
+
+    def named_tables(self) -> dict[str, Tensor]:
+        """Return each table (rows, d) by name, as views; a quotient-remainder table has two."""
+        return {name: self._rows(block) for name, block in self._blocks.items()}
+
+    @torch.no_grad()
+    def grow(self, sizes: Mapping[str, int], optimizer: RowWiseAdagrad | None = None) -> None:
+        """Append rows to tables; rows that exist, and their accumulators, keep their bits.
+
+        Args:
+            sizes: New rows by name of the table; a table not named keeps its size.
+            optimizer: Optimizer of the tables; its accumulators of new rows are at their start.
+
+        Raises:
+            GatesError: A table would shrink, its size is fixed by the schema, or tables are in a
+                form that cannot grow.
+        """
+        wanted = check_sizes(self.fields, self.sizes | dict(sizes))
+        fixed = {field.table for field in self.fields if field.fixed}
+        for name, rows in wanted.items():
+            if rows < self.sizes[name] or (name in fixed and rows != self.sizes[name]):
+                why = "its size is fixed" if name in fixed else "rows are never removed"
+                raise GatesError(
+                    f"table {name!r} has {self.sizes[name]} rows and cannot have {rows}: {why}; "
+                    "fit a new transform and train from scratch"
+                )
+        old, new = self._blocks, blocks_of(self.fields, wanted)
+        for dim, stack in self.stacks.items():
+            if not isinstance(stack, nn.Embedding):
+                raise GatesError(f"{type(stack).__name__} cannot grow: grow the tables before")
+            self._grow_stack(stack, int(dim), old, new, optimizer)
+        self.sizes, self._blocks = wanted, new
+        self._make_lookups(self.tables()[0].device if self.stacks else None)
+
+    def to_int8(self) -> Self:
+        """Replace all tables by 8-bit integers with a scale per row, for serving; in place."""
+        for dim, stack in self.stacks.items():
+            self.stacks[dim] = Int8Tables.of(cast(Tensor, stack.weight))
+        return self
+
+    def _grow_stack(
+        self,
+        stack: nn.Embedding,
+        dim: int,
+        old: Mapping[str, Block],
+        new: Mapping[str, Block],
+        optimizer: RowWiseAdagrad | None,
+    ) -> None:
+        mine = [block for block in new.values() if block.dim == dim]
+        weight = cast(nn.Parameter, stack.weight)
+        grown = weight.new_empty(mine[-1].start + mine[-1].rows, dim)
+        places = []
+        for block in mine:
+            kept, place = old[block.name], slice(block.start, block.start + block.rows)
+            nn.init.normal_(grown[place], std=self._std(block.name))
+            grown[place][: kept.rows] = weight[kept.start : kept.start + kept.rows]
+            places.append(torch.arange(block.start, block.start + kept.rows))
+        weight.data, weight.grad = grown, None
+        stack.num_embeddings = len(grown)
+        if optimizer is not None:
+            optimizer.grow(weight, torch.cat(places))
+
+    def _make_lookups(self, device: torch.device | str | None) -> None:
+        """Make the gathers of all features, and of those of the user and the others."""
+        self._runs: dict[str, list[tuple[str, int, int]]] = {}
+        self.lookups = nn.ModuleDict()
+        for part in ("all", "user", "rest"):
+            chosen = self.parts(part)
+            lookups = {}
+            for dim in dict.fromkeys(self.fields[i].dim for i in chosen):
+                mine = [i for i in chosen if self.fields[i].dim == dim]
+                lookups[str(dim)] = Lookup(
+                    self.fields, mine, self._blocks, self.sizes, device=device
+                )
+            self.lookups[part] = nn.ModuleDict(lookups)
+            self._runs[part] = _runs(self.fields, chosen, lookups)
+
+    def _rows(self, block: Block) -> Tensor:
+        weight = cast(Tensor, self.stacks[str(block.dim)].weight)
+        return weight.detach()[block.start : block.start + block.rows]
+
+    def _std(self, name: str) -> float:
+        halves = name not in self.sizes
+        return self.std**0.5 if halves else self.std
+
+    def extra_repr(self) -> str:
+        """Show the sizes in ``print(bank)``."""
+        return f"features={len(self.fields)}, tables={len(self.sizes)}, out_dim={self.out_dim}"
+
+
+def _runs(
+    fields: Sequence[Field], chosen: Sequence[int], lookups: Mapping[str, Lookup]
+) -> list[tuple[str, int, int]]:
+    """Return which vectors of which width follow each other: width, first, last."""
+    runs: list[tuple[str, int, int]] = []
+    for number in chosen:
+        dim = str(fields[number].dim)
+        place = lookups[dim].order.index(number)
+        if runs and runs[-1][0] == dim and runs[-1][2] == place:
+            runs[-1] = (dim, runs[-1][1], place + 1)
+        else:
+            runs.append((dim, place, place + 1))
+    return runs

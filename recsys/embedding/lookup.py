@@ -1,0 +1,120 @@
+"""One gather for all features of one width.
+
+B rows, K features of the width, Q of them with a quotient-remainder table, d the width.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from recsys.embedding.fields import Block, Field
+
+
+class Lookup(nn.Module):
+    """From rows of tables to vectors, for features of one width, in a single gather.
+
+    The tables lie on top of each other, so that a row number plus the offset of its table is a row
+    of all. A quotient-remainder row r of m buckets is the product of row ⌊r / m⌋ of one table and
+    row r mod m of another (Shi et al., 2020, arXiv 1909.02107).
+
+    Args:
+        fields: All features with tables, in the order of the columns.
+        chosen: Numbers of those that are looked up; all of one width.
+        blocks: Where the tables lie.
+        sizes: Rows of each table.
+        device: Device of the offsets.
+
+    Attributes:
+        order: The chosen features in the order of the result: plain ones first.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        chosen: Sequence[int],
+        blocks: Mapping[str, Block],
+        sizes: Mapping[str, int],
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.order = tuple(sorted(chosen, key=lambda i: (fields[i].buckets > 0, i)))
+        mine = [fields[i] for i in self.order]
+        factored = [field for field in mine if field.buckets]
+        self.num_plain, self.num_factored = len(mine) - len(factored), len(factored)
+        self.in_place = self.order == tuple(range(len(fields)))
+        values = {
+            "columns": list(self.order),
+            "limits": [sizes[field.table] for field in mine],
+            "starts": [blocks[_first(field)].start for field in mine],
+            "buckets": [field.buckets for field in factored],
+            "remainder_starts": [blocks[f"{field.table}.remainder"].start for field in factored],
+        }
+        for name, numbers in values.items():
+            made = torch.tensor(numbers, dtype=torch.int64, device=device)
+            self.register_buffer(name, made, persistent=False)
+
+    def forward(self, rows: Tensor, tables: nn.Module) -> Tensor:
+        """Return the vectors (B, K, d) in the order of ``order``.
+
+        Args:
+            rows: Rows of the tables (B, F) of all features.
+            tables: Returns rows (..., d) of all tables of the width, given their numbers.
+
+        Raises:
+            ValueError: A row is negative or beyond its table, found on the CPU.
+        """
+        columns, limits, starts = self._numbers("columns", "limits", "starts")
+        mine = rows if self.in_place else rows.index_select(1, columns)
+        _check(mine, limits)
+        if not self.num_factored:
+            return cast(Tensor, tables(mine + starts))
+        buckets, remainder_starts = self._numbers("buckets", "remainder_starts")
+        plain, factored = mine.split([self.num_plain, self.num_factored], 1)
+        quotients = factored.div(buckets, rounding_mode="floor")
+        first = torch.cat([plain, quotients], 1) + starts
+        places = torch.cat([first, factored % buckets + remainder_starts], 1)
+        vectors, left, right = tables(places).split(
+            [self.num_plain, self.num_factored, self.num_factored], 1
+        )
+        return torch.cat([vectors, left * right], 1)
+
+    def _numbers(self, *names: str) -> list[Tensor]:
+        return [cast(Tensor, getattr(self, name)) for name in names]
+
+
+def look_up(
+    field: Field, rows: Tensor, blocks: Mapping[str, Block], size: int, tables: nn.Module
+) -> Tensor:
+    """Return the vectors (..., d) of rows (...) of the table of one feature.
+
+    Raises:
+        ValueError: A row is negative or beyond the table, found on the CPU.
+    """
+    _check(rows, torch.tensor(size) if rows.device.type == "cpu" else None)
+    start = blocks[_first(field)].start
+    if not field.buckets:
+        return cast(Tensor, tables(rows + start))
+    remainder = blocks[f"{field.table}.remainder"].start
+    left = tables(rows.div(field.buckets, rounding_mode="floor") + start)
+    return cast(Tensor, left * tables(rows % field.buckets + remainder))
+
+
+def _first(field: Field) -> str:
+    return f"{field.table}.quotient" if field.buckets else field.table
+
+
+def _check(rows: Tensor, limits: Tensor | None) -> None:
+    """Refuse rows of no table, which would silently be rows of its neighbor."""
+    if limits is None or rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = (rows < 0) | (rows >= limits)
+    if wrong.any():
+        place = wrong.nonzero()[0]
+        limit = int(limits.expand(rows.shape)[tuple(place)])
+        raise ValueError(
+            f"row {int(rows[tuple(place)])} in column {int(place[-1])} lies outside of its table of"
+            f" {limit} rows: encode the data with the transform that the sizes are of"
+        )

@@ -1,0 +1,266 @@
+"""From encoded rows to the inputs of a network: embeddings, encoded histories, dense numbers.
+
+B rows, F sparse features, N dense inputs, L events, D inputs of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.errors import check_at_least
+from recsys.embedding.bank import EmbeddingBank
+from recsys.embedding.fields import MISSING
+from recsys.schema import FeatureSchema, History, Side
+from recsys.sequence.building import build_encoder
+from recsys.sequence.encoder import HistoryEncoder
+
+
+class Encoded(Protocol):
+    """Encoded rows: :class:`Rows`, or a :class:`~recsys.data.batch.Batch`."""
+
+    @property
+    def sparse(self) -> Tensor:
+        """Rows of the tables (B, F), int64."""
+
+    @property
+    def dense(self) -> Tensor:
+        """Scaled numbers and their indicators (B, N)."""
+
+    @property
+    def sequences(self) -> tuple[Tensor, ...]:
+        """Rows of the tables (B, L) of each history."""
+
+
+class Rows(NamedTuple):
+    """Encoded rows without labels.
+
+    Attributes:
+        sparse: Rows of the tables (B, F), int64.
+        dense: Scaled numbers and their indicators (B, N).
+        sequences: Rows of the tables (B, L) of each history.
+    """
+
+    sparse: Tensor
+    dense: Tensor
+    sequences: tuple[Tensor, ...] = ()
+
+
+class UserPart(NamedTuple):
+    """What is computed once for all candidates of a user.
+
+    Attributes:
+        vectors: Embeddings, encoded histories and dense numbers of the user (1, ·).
+        sparse: Rows of the tables (1, F).
+        states: States (1, L, W) of the histories that wait for a target, by number.
+        masks: True (1, L) where they have an event, by number.
+    """
+
+    vectors: Tensor
+    sparse: Tensor
+    states: dict[int, Tensor]
+    masks: dict[int, Tensor]
+
+
+class InputLayer(nn.Module):
+    """Embeddings, encoded histories and dense numbers of a row, concatenated in this order.
+
+    Args:
+        schema: Features.
+        sizes: Rows by name of the table.
+        dense_width: Dense inputs N: scaled numbers, in the order of the schema, then as many
+            indicators that they were missing.
+        encoders: Further arguments of the encoders, by name of the history.
+        device: Device of tables and encoders.
+        dtype: Floating dtype of tables and encoders.
+
+    Attributes:
+        out_dim: Inputs D of the network.
+        slices: Columns of D that each feature takes, by name; the indicator of a dense feature is
+            called ``NAME missing``.
+
+    Raises:
+        ValueError: A table has no size, a history is unknown or has no such option, or
+            ``dense_width`` does not fit the schema.
+    """
+
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        sizes: Mapping[str, int],
+        dense_width: int,
+        *,
+        encoders: Mapping[str, Mapping[str, Any]] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dense = dense_inputs(schema)
+        if dense_width != len(dense):
+            raise ValueError(
+                f"dense_width is {dense_width}; the schema has {len(dense)}: a number and an "
+                "indicator for each dense feature that is not bucketed"
+            )
+        options = dict(encoders or {})
+        if strangers := sorted(set(options) - {history.name for history in schema.sequences}):
+            raise ValueError(f"encoders names {', '.join(strangers)}, no history of the schema")
+        self.histories = schema.sequences
+        self.bank = EmbeddingBank(schema, sizes, device=device, dtype=dtype)
+        self.encoders = nn.ModuleList(
+            build_encoder(
+                history,
+                self.bank.field(history.of).dim,
+                options.get(history.name),
+                device=device,
+                dtype=dtype,
+            )
+            for history in self.histories
+        )
+        widths = [(field.name, field.dim, field.side) for field in self.bank.fields]
+        widths += [
+            (history.name, encoder.out_dim, history.side if not encoder.needs_target else "item")
+            for history, encoder in self._pairs()
+        ]
+        widths += [(name, 1, side) for name, side in dense]
+        self._lay_out(widths, device)
+        self._lay_out_dense(dense, device)
+
+    def forward(self, sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
+        """Return the inputs (B, D).
+
+        Args:
+            sparse: Rows of the tables (B, F), int64.
+            dense: Scaled numbers and indicators (B, N).
+            sequences: Rows of the tables (B, L) of each history.
+
+        Raises:
+            ValueError: A shape does not fit, or a row lies outside of its table.
+        """
+        self._check(dense, sequences)
+        parts = self.bank.gather(sparse)
+        for (history, encoder), rows in zip(self._pairs(), sequences, strict=True):
+            target = self._target(history, encoder, sparse)
+            parts.append(encoder(self.bank.lookup(history.of, rows), rows != MISSING, target))
+        return self._cat([*parts, dense])
+
+    def user_part(self, rows: Encoded) -> UserPart:
+        """Return what depends on the user alone.
+
+        Args:
+            rows: One row; its features of items and context are not read.
+
+        Raises:
+            ValueError: There are more rows, or a shape does not fit.
+        """
+        if len(rows.sparse) != 1:
+            raise ValueError(f"expected the one row of a user, got {len(rows.sparse)}")
+        self._check(rows.dense, rows.sequences)
+        parts = self.bank.gather(rows.sparse, "user")
+        part = UserPart(rows.dense, rows.sparse, {}, {})
+        for i, (history, encoder) in enumerate(self._pairs()):
+            if history.side != "user":
+                continue
+            mask = rows.sequences[i] != MISSING
+            states = encoder.states(self.bank.lookup(history.of, rows.sequences[i]), mask)
+            if encoder.needs_target:
+                part.states[i], part.masks[i] = states, mask
+            else:
+                parts.append(encoder.pooled(states, mask, None))
+        parts.append(rows.dense.index_select(1, self._numbers("dense_of_user")))
+        return part._replace(vectors=self._cat(parts))
+
+    def with_user(self, user: UserPart, rows: Encoded) -> Tensor:
+        """Return the inputs (B, D) of B candidates of a user.
+
+        Args:
+            user: From :meth:`user_part`.
+            rows: Candidates; their features of the user are not read.
+
+        Raises:
+            ValueError: A shape does not fit, or a row lies outside of its table.
+        """
+        parts = self.bank.gather(rows.sparse, "rest")
+        for i, (history, encoder) in enumerate(self._pairs()):
+            if history.side == "user" and not encoder.needs_target:
+                continue
+            column = self.bank.column(history.of)
+            of_user = encoder.needs_target and self.bank.field(history.of).side == "user"
+            sparse = user.sparse.expand(len(rows.sparse), -1) if of_user else rows.sparse
+            target = (
+                self.bank.lookup(history.of, sparse[:, column]) if encoder.needs_target else None
+            )
+            if history.side == "user":
+                parts.append(encoder.pooled(user.states[i], user.masks[i], target))
+            else:
+                events = self.bank.lookup(history.of, rows.sequences[i])
+                parts.append(encoder(events, rows.sequences[i] != MISSING, target))
+        parts.append(rows.dense.index_select(1, self._numbers("dense_of_rest")))
+        known = user.vectors.expand(len(rows.sparse), -1)
+        return self._cat([known, *parts]).index_select(1, self._numbers("places"))
+
+    def columns(self, names: Sequence[str]) -> list[int]:
+        """Return the columns of D that some features take, in the order of the names.
+
+        Raises:
+            ValueError: A name is unknown.
+        """
+        if strangers := [name for name in names if name not in self.slices]:
+            raise ValueError(
+                f"{', '.join(strangers)} are no inputs; known are {', '.join(self.slices)}"
+            )
+        return [i for n in names for i in range(self.slices[n].start, self.slices[n].stop)]
+
+    def _lay_out(self, widths: Sequence[tuple[str, int, Side]], device: Any) -> None:
+        """Note where each input lies, and where among those of the user and the rest."""
+        self.slices: dict[str, slice] = {}
+        end = 0
+        for name, width, _ in widths:
+            self.slices[name] = slice(end, end + width)
+            end += width
+        self.out_dim = end
+        check_at_least(1, inputs=end)
+        sides = {name: side == "user" for name, _, side in widths}
+        split = [n for n in self.slices if sides[n]] + [n for n in self.slices if not sides[n]]
+        places = torch.tensor(self.columns(split), dtype=torch.int64).argsort()
+        self.register_buffer("places", places.to(device), persistent=False)
+
+    def _lay_out_dense(self, dense: Sequence[tuple[str, Side]], device: Any) -> None:
+        for name, of_user in (("dense_of_user", True), ("dense_of_rest", False)):
+            chosen = [i for i, (_, side) in enumerate(dense) if (side == "user") == of_user]
+            numbers = torch.tensor(chosen, dtype=torch.int64, device=device)
+            self.register_buffer(name, numbers, persistent=False)
+
+    def _pairs(self) -> list[tuple[History, HistoryEncoder]]:
+        encoders = [cast(HistoryEncoder, encoder) for encoder in self.encoders]
+        return list(zip(self.histories, encoders, strict=True))
+
+    def _target(self, history: History, encoder: HistoryEncoder, sparse: Tensor) -> Tensor | None:
+        if not encoder.needs_target:
+            return None
+        return self.bank.lookup(history.of, sparse[:, self.bank.column(history.of)])
+
+    def _numbers(self, name: str) -> Tensor:
+        return cast(Tensor, getattr(self, name))
+
+    def _cat(self, parts: Sequence[Tensor]) -> Tensor:
+        dtype = next((p.dtype for p in self.parameters()), parts[0].dtype)
+        return torch.cat([part.to(dtype) for part in parts], 1)
+
+    def _check(self, dense: Tensor, sequences: Sequence[Tensor]) -> None:
+        width = len(self._numbers("dense_of_user")) + len(self._numbers("dense_of_rest"))
+        if dense.ndim != 2 or dense.shape[1] != width:
+            raise ValueError(f"dense {tuple(dense.shape)} must be (B, {width})")
+        if len(sequences) != len(self.histories):
+            raise ValueError(f"got {len(sequences)} sequences, expected {len(self.histories)}")
+
+
+def dense_inputs(schema: FeatureSchema) -> list[tuple[str, Side]]:
+    """Return name and side of each dense input: numbers, then indicators that they are missing."""
+    scaled = [feature for feature in schema.dense if feature.scaling != "buckets"]
+    return [
+        *((feature.name, feature.side) for feature in scaled),
+        *((f"{feature.name} missing", feature.side) for feature in scaled),
+    ]

@@ -1,0 +1,238 @@
+"""A ranking model: inputs of a row, then a multi-task network.
+
+B rows, F sparse features, N dense inputs, D inputs of the network, T tasks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
+from recsys.inputs import Encoded, InputLayer, UserPart, dense_inputs
+from recsys.models.net import MultiTaskNet
+from recsys.schema import FeatureSchema, Task
+
+NetFactory = Callable[[int, Sequence[Task]], MultiTaskNet]
+"""From the number of inputs and the tasks to a network."""
+
+
+class NetSpec(NamedTuple):
+    """How a network is built again.
+
+    Attributes:
+        name: Its name in ``recsys.models.MODELS``.
+        options: Its further arguments, plain values of JSON.
+    """
+
+    name: str
+    options: dict[str, Any]
+
+
+class Ranker(nn.Module):
+    """Embeddings, encoders of histories and a multi-task network: from a row to logits.
+
+    Args:
+        schema: Features and tasks.
+        sizes: Rows by name of the table, as a fitted transform gives them.
+        dense_width: Dense inputs N, as a fitted transform gives them.
+        net: Makes the network, given the number of inputs and the tasks. A network that wants
+            several sets of embeddings (STEM) gets them, each with its own encoders.
+        prior: Features whose inputs the network gets as its prior (PEPNet).
+        encoders: Further arguments of the encoders, by name of the history.
+        spec: How ``net`` is built again from a file; see :meth:`build`.
+        device: Device of tables and encoders.
+        dtype: Floating dtype of tables and encoders.
+
+    Attributes:
+        layers: One :class:`~recsys.inputs.InputLayer` for each set of embeddings.
+        net: The network.
+
+    Raises:
+        ValueError: Sizes, widths or names do not fit the schema or the network.
+    """
+
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        sizes: Mapping[str, int],
+        dense_width: int,
+        net: NetFactory,
+        *,
+        prior: Sequence[str] = (),
+        encoders: Mapping[str, Mapping[str, Any]] | None = None,
+        spec: NetSpec | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.schema, self.dense_width, self.spec = schema, dense_width, spec
+        self.prior, self.encoders = tuple(prior), {n: dict(o) for n, o in (encoders or {}).items()}
+        options: dict[str, Any] = {"encoders": self.encoders, "device": device, "dtype": dtype}
+        first = InputLayer(schema, sizes, dense_width, **options)
+        self.net = net(first.out_dim, schema.tasks)
+        others = range(self.net.copies - 1)
+        self.layers = nn.ModuleList(
+            [first, *(InputLayer(schema, sizes, dense_width, **options) for _ in others)]
+        )
+        columns = torch.tensor(first.columns(self.prior), dtype=torch.int64, device=device)
+        self.register_buffer("prior_columns", columns, persistent=False)
+        self.prior_columns: Tensor
+        if len(columns) != self.net.prior_dim:
+            raise ValueError(
+                f"the network takes a prior of {self.net.prior_dim} inputs, but the features "
+                f"{', '.join(self.prior) or '(none)'} have {len(columns)}: name them in prior"
+            )
+
+    @classmethod
+    def build(
+        cls,
+        schema: FeatureSchema,
+        sizes: Mapping[str, int],
+        dense_width: int,
+        name: str,
+        options: Mapping[str, Any] | None = None,
+        **further: Any,
+    ) -> Self:
+        """Return a ranker with a network of the library, which can be saved.
+
+        Args:
+            schema: Features and tasks.
+            sizes: Rows by name of the table.
+            dense_width: Dense inputs N.
+            name: Network, such as ``home``; see ``recsys.models.MODELS``.
+            options: Its arguments, plain values of JSON.
+            **further: See :class:`Ranker`.
+
+        Raises:
+            ValueError: The network is unknown or has no such option.
+        """
+        models: Any = importlib.import_module("recsys.models")
+        made = dict(options or {})
+
+        def net(input_dim: int, tasks: Sequence[Task]) -> MultiTaskNet:
+            return cast(MultiTaskNet, models.build(name, made, input_dim, tasks))
+
+        return cls(schema, sizes, dense_width, net, spec=NetSpec(name, made), **further)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Rows by name of the table."""
+        return dict(self._layers[0].bank.sizes)
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Inputs of the network that each feature takes, by name."""
+        return dict(self._layers[0].slices)
+
+    def inputs(self, sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
+        """Return the inputs of the network (B, D); (B, copies, D) if it wants several sets.
+
+        Args:
+            sparse: Rows of the tables (B, F), int64.
+            dense: Scaled numbers and indicators (B, N).
+            sequences: Rows of the tables (B, L) of each history.
+
+        Raises:
+            ValueError: A shape does not fit, or a row lies outside of its table.
+        """
+        return self._joined([layer(sparse, dense, sequences) for layer in self._layers])
+
+    def forward(self, sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
+        """Return the logits (B, T); see :meth:`inputs`."""
+        return self.logits(self.inputs(sparse, dense, sequences))
+
+    def logits(self, v: Tensor) -> Tensor:
+        """Return the logits (B, T) of inputs (B, D) or (B, copies, D)."""
+        if not self.prior:
+            return cast(Tensor, self.net(v))
+        first = v if v.ndim == 2 else v[:, 0]
+        return cast(Tensor, self.net(v, first.index_select(1, self.prior_columns)))
+
+    def user_inputs(self, user: Encoded) -> tuple[UserPart, ...]:
+        """Return what is computed once for all candidates of a user.
+
+        Args:
+            user: One row, also a ``Batch``; its features of item and context are not read.
+
+        Raises:
+            ValueError: There are more rows, or a shape does not fit.
+        """
+        return tuple(layer.user_part(user) for layer in self._layers)
+
+    def score_candidates(self, user: Encoded | tuple[UserPart, ...], candidates: Encoded) -> Tensor:
+        """Return the logits (N, T) of N candidates, as :meth:`forward` of complete rows would.
+
+        Args:
+            user: One row, or what :meth:`user_inputs` made of it.
+            candidates: N rows, also a ``Batch``; their features of the user are not read.
+
+        Raises:
+            ValueError: A shape does not fit, or a row lies outside of its table.
+        """
+        if hasattr(user, "dense"):
+            user = self.user_inputs(cast(Encoded, user))
+        pairs = zip(self._layers, cast(tuple[UserPart, ...], user), strict=True)
+        inputs = [layer.with_user(part, candidates) for layer, part in pairs]
+        return self.logits(self._joined(inputs))
+
+    def tables(self) -> list[nn.Parameter]:
+        """Return the embedding tables, for ``RowWiseAdagrad``."""
+        return [table for layer in self._layers for table in layer.bank.tables()]
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """Return all parameters but the tables, for Adam."""
+        tables = {id(table) for table in self.tables()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in tables]
+
+    def count_params(self) -> dict[str, int]:
+        """Return the number of weights of ``tables``, ``encoders`` and ``net``."""
+        of_encoders = [p for layer in self._layers for p in layer.encoders.parameters()]
+        return {
+            "tables": sum(table.numel() for table in self.tables()),
+            "encoders": sum(parameter.numel() for parameter in of_encoders),
+            "net": sum(parameter.numel() for parameter in self.net.parameters()),
+        }
+
+    def grow(self, sizes: Mapping[str, int], optimizer: RowWiseAdagrad | None = None) -> None:
+        """Append rows to the tables; see :meth:`recsys.embedding.bank.EmbeddingBank.grow`."""
+        for layer in self._layers:
+            layer.bank.grow(sizes, optimizer)
+
+    def folded(self, *, int8: bool = False) -> Self:
+        """Return a copy for inference, batch normalization folded into weights where possible.
+
+        Args:
+            int8: Whether its tables become 8-bit integers with a scale per row.
+        """
+        made = deepcopy(self, {id(self.net): self.net.folded()})
+        for layer in made._layers:
+            if int8:
+                layer.bank.to_int8()
+        return made.requires_grad_(False).eval()
+
+    @property
+    def _layers(self) -> list[InputLayer]:
+        return [cast(InputLayer, layer) for layer in self.layers]
+
+    def _joined(self, inputs: list[Tensor]) -> Tensor:
+        return inputs[0] if len(inputs) == 1 else torch.stack(inputs, 1)
+
+
+def input_width(schema: FeatureSchema, **options: Any) -> int:
+    """Return the number of inputs D of a network for a schema, whatever the sizes of its tables.
+
+    Args:
+        schema: Features.
+        **options: Those of :class:`~recsys.inputs.InputLayer`.
+    """
+    from recsys.embedding.fields import fields_of
+
+    sizes = {field.table: 2 for field in fields_of(schema)}
+    width = len(dense_inputs(schema))
+    return InputLayer(schema, sizes, width, device="meta", **options).out_dim

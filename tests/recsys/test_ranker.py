@@ -1,0 +1,181 @@
+"""Rankers: inputs, candidates of one user, copies, priors, folding, counts."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from recsys.data.batch import Batch
+from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
+from recsys.inputs import InputLayer, Rows
+from recsys.ranker import Ranker, input_width
+
+TOY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "toy_ranker.py"))
+RANKERS = {
+    "mean": {},
+    "din": {"encoder": "target_attention"},
+    "last": {"encoder": "transformer"},
+    "target": {"encoder": "transformer", "encoders": {"watched": {"pool": "target"}}},
+    "copies": {"encoder": "target_attention", "copies": 4},
+    "prior": {"prior": ("user", "city", "activity"), "prior_dim": 11},
+    "both": {"prior": ("user", "city"), "prior_dim": 10, "copies": 2},
+}
+
+
+@pytest.fixture(params=RANKERS)
+def ranker(request):
+    return TOY["toy_ranker"](**RANKERS[request.param])
+
+
+def test_inputs_are_embeddings_then_histories_then_numbers():
+    ranker = TOY["toy_ranker"]()
+    rows = TOY["rows"](20)
+    v = ranker.inputs(*rows)
+    (layer,) = ranker.layers
+    assert v.shape == (20, layer.out_dim)
+    tables = layer.bank.named_tables()
+    assert torch.equal(v[:, ranker.slices["user"]], tables["user"][rows.sparse[:, 1]])
+    assert torch.equal(v[:, ranker.slices["last_video"]], tables["video"][rows.sparse[:, 3]])
+    assert torch.equal(v[:, ranker.slices["duration"]], rows.dense[:, 1:2])
+    assert torch.equal(v[:, ranker.slices["activity missing"]], rows.dense[:, 2:3])
+    watched = rows.sequences[0]
+    sums = [tables["video"][row[row != 1]].sum(0) / max(1, (row != 1).sum()) for row in watched]
+    assert_close(v[:, ranker.slices["watched"]], torch.stack(sums))
+    assert [s.start for s in ranker.slices.values()][1:] == [
+        s.stop for s in ranker.slices.values()
+    ][:-1]
+    assert v.shape[1] == list(ranker.slices.values())[-1].stop == input_width(ranker.schema)
+
+
+def test_candidates_of_one_user_equal_complete_rows(ranker):
+    user, candidates = TOY["rows"](1, seed=5), TOY["rows"](37, seed=6)
+    user = Rows(user.sparse, user.dense, TOY["rows"](2, seed=7).sequences)
+    user = Rows(user.sparse, user.dense, tuple(s[1:] for s in user.sequences))
+    with torch.no_grad():
+        expected = ranker(*TOY["as_user"](user, candidates))
+        assert_close(ranker.score_candidates(user, candidates), expected, rtol=0, atol=1e-6)
+        part = ranker.user_inputs(user)
+        assert_close(ranker.score_candidates(part, candidates), expected, rtol=0, atol=1e-6)
+    other = user._replace(sequences=tuple(torch.ones_like(s) for s in user.sequences))
+    gap = (ranker.score_candidates(other, candidates) - expected).abs().max()
+    assert float(gap.detach()) > 1e-3  # the history of the user matters
+
+
+def test_what_is_of_the_user_is_not_read_from_candidates(ranker):
+    user, candidates = TOY["rows"](1, seed=5), TOY["rows"](9, seed=6)
+    expected = ranker.score_candidates(user, candidates)
+    sparse, dense = candidates.sparse.clone(), candidates.dense.clone()
+    sparse[:, [1, 3, 5, 7]], dense[:, [0, 2]] = 0, torch.nan
+    found = ranker.score_candidates(user, Rows(sparse, dense))
+    assert torch.equal(found, expected)
+
+
+def test_a_batch_is_scored_as_it_is():
+    ranker, rows = TOY["toy_ranker"](), TOY["rows"](5)
+    zeros = torch.zeros(5, 3)
+    batch = Batch(*rows, zeros, zeros > 0, zeros[:, 0], zeros[:, 0].long())
+    user = batch.take(slice(0, 1))
+    expected = ranker(*TOY["as_user"](user, rows))
+    assert_close(ranker.score_candidates(user, batch), expected, rtol=0, atol=1e-6)
+
+
+def test_each_copy_has_its_own_embeddings():
+    ranker, rows = TOY["toy_ranker"](copies=3), TOY["rows"](8)
+    v = ranker.inputs(*rows)
+    assert v.shape == (8, 3, ranker.layers[0].out_dim)
+    assert not torch.equal(v[:, 0], v[:, 1])
+    assert torch.equal(v[:, 2], ranker.layers[2](*rows))
+    assert len(ranker.tables()) == 9
+
+
+def test_the_prior_is_that_of_the_named_features():
+    ranker, rows = TOY["toy_ranker"](**RANKERS["prior"]), TOY["rows"](8)
+    v, seen = ranker.inputs(*rows), []
+    ranker.net.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+    ranker(*rows)
+    expected = torch.cat([v[:, ranker.slices[n]] for n in ("user", "city", "activity")], 1)
+    assert torch.equal(seen[0], expected)
+    with pytest.raises(ValueError, match="takes a prior of 5 inputs, but the features user have 6"):
+        TOY["toy_ranker"](prior=("user",), prior_dim=5)
+    with pytest.raises(ValueError, match="users are no inputs"):
+        TOY["toy_ranker"](prior=("users",), prior_dim=6)
+
+
+def test_a_folded_ranker_gives_the_same_and_leaves_the_original(ranker):
+    rows = TOY["rows"](12)
+    expected = ranker(*rows)
+    folded = ranker.folded()
+    assert isinstance(folded.net.norm, torch.nn.Identity)
+    assert isinstance(ranker.net.norm, torch.nn.BatchNorm1d)
+    assert not any(p.requires_grad for p in folded.parameters())
+    assert all(p.requires_grad for p in ranker.parameters())
+    assert_close(folded(*rows), expected, rtol=0, atol=1e-5)
+    small = ranker.folded(int8=True)
+    assert small.tables() == []
+    gap = (small(*rows) - expected).abs().max()
+    assert 0 < float(gap.detach()) < 0.2
+
+
+def test_tables_and_dense_parameters_are_all_parameters_once(ranker):
+    tables, dense = ranker.tables(), ranker.dense_parameters()
+    assert {id(p) for p in tables} | {id(p) for p in dense} == {id(p) for p in ranker.parameters()}
+    assert len(tables) + len(dense) == len(list(ranker.parameters()))
+    counts = ranker.count_params()
+    assert sum(counts.values()) == sum(p.numel() for p in ranker.parameters())
+    assert counts["tables"] == sum(table.numel() for table in tables)
+    assert counts["net"] == sum(p.numel() for p in ranker.net.parameters())
+
+
+def test_two_optimizers_train_it():
+    ranker = TOY["toy_ranker"]("target_attention").train()
+    rows = TOY["rows"](64)
+    labels = (torch.rand(64, 3, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+    optimizers = (
+        RowWiseAdagrad(ranker.tables(), 0.1),
+        torch.optim.Adam(ranker.dense_parameters(), 0.01),
+    )
+    losses = []
+    for _ in range(40):
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(ranker(*rows), labels)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] / 3
+
+
+def test_growth_leaves_scores_bit_equal(ranker):
+    rows = TOY["rows"](20)
+    expected = ranker(*rows).detach()
+    ranker.grow({"video": 75, "user": 41, "author": 50})
+    assert ranker.sizes["video"] == 75
+    assert torch.equal(ranker(*rows), expected)
+    new = rows._replace(sparse=rows.sparse.clone())
+    new.sparse[:, 0] = 74
+    assert not torch.equal(ranker(*new), expected)
+
+
+def test_a_ranker_is_counted_without_memory():
+    ranker = Ranker(
+        TOY["schema"](), TOY["SIZES"] | {"video": 10**9}, 4, TOY["ToyNet"], device="meta"
+    )
+    assert ranker.count_params()["tables"] > 4 * 10**9
+
+
+def test_what_does_not_fit_is_refused():
+    schema, sizes = TOY["schema"](), TOY["SIZES"]
+    with pytest.raises(ValueError, match="dense_width is 3; the schema has 4"):
+        InputLayer(schema, sizes, 3)
+    with pytest.raises(ValueError, match="encoders names seen, no history"):
+        InputLayer(schema, sizes, 4, encoders={"seen": {}})
+    ranker, rows = TOY["toy_ranker"](), TOY["rows"](3)
+    with pytest.raises(ValueError, match=r"dense \(3, 3\) must be \(B, 4\)"):
+        ranker(rows.sparse, rows.dense[:, :3], rows.sequences)
+    with pytest.raises(ValueError, match="got 1 sequences, expected 2"):
+        ranker(rows.sparse, rows.dense, rows.sequences[:1])
+    with pytest.raises(ValueError, match="expected the one row of a user, got 3"):
+        ranker.user_inputs(rows)
