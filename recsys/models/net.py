@@ -4,7 +4,7 @@ B rows, D inputs, E experts, F features of an expert, S gates, T tasks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -35,6 +35,27 @@ class ExpertLayer(NamedTuple):
     gate_names: tuple[str, ...]
 
 
+def expert_layer(
+    name: str,
+    experts: nn.Module,
+    mixture: nn.Module,
+    counts: Mapping[str, int],
+    gate_names: Sequence[str],
+) -> ExpertLayer:
+    """Describe a layer of experts.
+
+    Args:
+        name: Name of the layer.
+        experts: Module of its experts.
+        mixture: Module of its gates.
+        counts: Group of experts -> number of experts, in the order of the experts.
+        gate_names: Name of each gate.
+    """
+    names = tuple(f"{group} {number}" for group, count in counts.items() for number in range(count))
+    groups = tuple(group for group, count in counts.items() for _ in range(count))
+    return ExpertLayer(name, experts, mixture, names, groups, tuple(gate_names))
+
+
 class MultiTaskNet(nn.Module, ABC):
     """Base of every network: inputs (B, D) to logits (B, T), in the order of the tasks.
 
@@ -50,6 +71,9 @@ class MultiTaskNet(nn.Module, ABC):
             (B, copies, D).
         prior_dim: Features of a prior, such as the embedding of the user, that the network takes
             as the second argument of ``forward`` (PEPNet); 0 for none.
+        id_feature: Sparse feature whose rows the network takes as the third argument of
+            ``forward``, for gates that route by identity; empty for none.
+        shared_rows: Rows of the first dimension of :meth:`shared_parameters` that all tasks share.
 
     Raises:
         ValueError: A size is below 1, or there is no task.
@@ -57,6 +81,8 @@ class MultiTaskNet(nn.Module, ABC):
 
     copies: int = 1
     prior_dim: int = 0
+    id_feature: str = ""
+    shared_rows: slice = slice(None)
 
     def __init__(self, input_dim: int, tasks: Sequence[Task]) -> None:
         super().__init__()
@@ -64,24 +90,35 @@ class MultiTaskNet(nn.Module, ABC):
         self.input_dim, self.tasks = input_dim, tuple(tasks)
 
     @abstractmethod
-    def forward(self, v: Tensor, prior: Tensor | None = None) -> Tensor:
+    def forward(self, v: Tensor, prior: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
         """Return the logits (B, T) of rows (B, D).
 
         Args:
             v: Inputs (B, D); (B, copies, D) with more than one copy.
             prior: Prior (B, P), for networks with ``prior_dim``.
+            ids: Rows (B,) of ``id_feature``, int64, for networks that name one.
         """
 
     def losses(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
-        """Return further losses by name, unweighted scalars, of the logits (B, T); none here."""
+        """Return further losses by name, scalars to be added, of the logits (B, T); none here.
+
+        They belong to the last call of ``forward`` in training mode.
+        """
         return {}
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the last layer that all tasks share, for GradNorm and PCGrad.
+        """Return the parameters of the last layer that all tasks share, for GradNorm.
 
-        Empty where tasks share nothing.
+        Of each, only the rows ``shared_rows`` are shared. Empty where tasks share nothing.
         """
         return []
+
+    def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
+        """Return every parameter that tasks share with its shared rows, for PCGrad.
+
+        By default those of the last shared layer.
+        """
+        return [(parameter, self.shared_rows) for parameter in self.shared_parameters()]
 
     def expert_layers(self) -> list[ExpertLayer]:
         """Return the layers of experts, the first first; none for networks without experts."""

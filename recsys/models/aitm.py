@@ -1,0 +1,138 @@
+"""What one step of a funnel hands to the next."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core_gates.errors import check_at_least
+from recsys.models.experts import Experts
+from recsys.models.net import MultiTaskNet
+from recsys.models.towers import Towers
+from recsys.schema import Task
+
+
+class TransferAttention(nn.Module):
+    """``z = Σ_{x∈{q,p}} softmax_x(⟨h1 x, h2 x⟩ / √D) h3 x``: own and handed-on features, weighed.
+
+    Args:
+        dim: Features D.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``q`` and ``p`` (B, D) to (B, D).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.maps = nn.Parameter(torch.empty(3 * dim, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the maps as ``nn.Linear`` does."""
+        bound = self.maps.shape[1] ** -0.5
+        nn.init.uniform_(self.maps, -bound, bound)
+
+    def weights(self, q: Tensor, p: Tensor) -> Tensor:
+        """Return the weights (B, 2) of own and handed-on features."""
+        h1, h2, _ = F.linear(torch.stack([q, p], 1), self.maps).chunk(3, -1)
+        return ((h1 * h2).sum(-1) * q.shape[-1] ** -0.5).softmax(-1)
+
+    def forward(self, q: Tensor, p: Tensor) -> Tensor:
+        """Return the features (B, D) of the step."""
+        h1, h2, h3 = F.linear(torch.stack([q, p], 1), self.maps).chunk(3, -1)
+        weights = ((h1 * h2).sum(-1) * q.shape[-1] ** -0.5).softmax(-1)
+        return (weights.unsqueeze(-1) * h3).sum(1)
+
+
+class AITM(MultiTaskNet):
+    """Adaptive information transfer along a chain of tasks (Xi et al., 2021).
+
+    Each task of the chain needs the one before: a later probability above an earlier one is
+    penalized by ``α Σ_t mean max(p_t - p_{t-1}, 0)``.
+
+    Args:
+        input_dim: Inputs D of a row.
+        tasks: What is predicted.
+        chain: Names of the tasks of the chain, the first step first; all tasks if None. Other tasks
+            have a separate network.
+        calibration: Weight α of the penalty.
+        dim: Features of a task's network, the input of its tower.
+        hidden_dims: Features of the layers before.
+        norm: ``batch``: normalize every layer, also that between steps, before its activation;
+            None for none.
+        activation: Of the network and of the layer between steps.
+        tower_dims: Features of the hidden layers of a tower.
+        tower_norm: Normalization of those, ``batch`` or None.
+        tower_activation: Activation of those.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Raises:
+        ValueError: A size is below 1, a name is unknown, or the chain has fewer than two tasks.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        tasks: Sequence[Task],
+        *,
+        chain: Sequence[str] | None = None,
+        calibration: float = 0.6,
+        dim: int = 64,
+        hidden_dims: Sequence[int] = (128,),
+        norm: str | None = None,
+        activation: str = "relu",
+        tower_dims: Sequence[int] = (64,),
+        tower_norm: str | None = None,
+        tower_activation: str = "silu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_dim, tasks)
+        check_at_least(0, calibration=calibration)
+        names = [task.name for task in self.tasks]
+        chain = names if chain is None else list(chain)
+        if len(chain) < 2 or len({*chain}) < len(chain) or not {*chain} <= {*names}:
+            raise ValueError(
+                f"chain must name two or more distinct tasks of {', '.join(names)}, got {chain}"
+            )
+        self.chain = [names.index(name) for name in chain]
+        self.calibration = calibration
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        stack: dict[str, Any] = {"norm": norm, "activation": activation, **where}
+        self.bottoms = Experts([1] * len(names), input_dim, [*hidden_dims, dim], **stack)
+        steps = range(len(chain) - 1)
+        self.handed_on = nn.ModuleList(Experts([1], dim, [dim], **stack) for _ in steps)
+        self.transfers = nn.ModuleList(TransferAttention(dim, **where) for _ in steps)
+        self.towers = Towers(
+            len(names), dim, tower_dims, norm=tower_norm, activation=tower_activation, **where
+        )
+
+    def forward(
+        self,
+        v: Tensor,
+        prior: Tensor | None = None,  # noqa: ARG002
+        ids: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the logits (B, T) of rows (B, D)."""
+        z = list(self.bottoms(v).unbind(1))
+        steps = zip(self.chain[:-1], self.chain[1:], self.handed_on, self.transfers, strict=True)
+        for before, task, hand_on, transfer in steps:
+            z[task] = transfer(z[task], hand_on(z[before])[:, 0])
+        logits: Tensor = self.towers(torch.stack(z, 1))
+        return logits
+
+    def losses(self, logits: Tensor) -> dict[str, Tensor]:
+        """Return the penalty of later steps that are more probable than earlier ones."""
+        p = logits[:, self.chain].sigmoid()
+        return {"calibration": self.calibration * (p[:, 1:] - p[:, :-1]).relu().mean(0).sum()}

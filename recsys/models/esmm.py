@@ -1,0 +1,129 @@
+"""Conditional probabilities along the funnel of an exposure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recsys.models.experts import Experts
+from recsys.models.net import MultiTaskNet
+from recsys.models.towers import Towers
+from recsys.schema import Task
+
+
+class ESMM(MultiTaskNet):
+    """``p(conversion) = p(click) p(conversion | click)`` over all exposures (Ma et al., 2018).
+
+    A network per task predicts its conditional probability; the probability of a task is the
+    product along its conditions, and both tasks are trained on all rows.
+
+    Args:
+        input_dim: Inputs D of a row.
+        tasks: What is predicted.
+        conditions: Task -> the task without which it cannot happen, such as
+            ``{"buy": "click"}``; other tasks have no condition.
+        dim: Features of a task's network, the input of its tower; with ``hidden_dims`` None there
+            is no such network.
+        hidden_dims: Features of the layers before, or None: towers read the inputs.
+        norm: ``batch``: normalize every layer before its activation; None for none.
+        activation: Of the network.
+        tower_dims: Features of the hidden layers of a tower.
+        tower_norm: Normalization of those, ``batch`` or None.
+        tower_activation: Activation of those.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Raises:
+        ValueError: A size is below 1, a name is unknown, or the conditions are no forest of tasks.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        tasks: Sequence[Task],
+        *,
+        conditions: Mapping[str, str],
+        dim: int = 64,
+        hidden_dims: Sequence[int] | None = (128,),
+        norm: str | None = None,
+        activation: str = "relu",
+        tower_dims: Sequence[int] = (64,),
+        tower_norm: str | None = None,
+        tower_activation: str = "silu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_dim, tasks)
+        self.order = _in_order([task.name for task in self.tasks], conditions)
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        number = len(self.tasks)
+        self.bottoms = (
+            None
+            if hidden_dims is None
+            else Experts(
+                [1] * number,
+                input_dim,
+                [*hidden_dims, dim],
+                norm=norm,
+                activation=activation,
+                **where,
+            )
+        )
+        self.towers = Towers(
+            number,
+            input_dim if hidden_dims is None else dim,
+            tower_dims,
+            norm=tower_norm,
+            activation=tower_activation,
+            **where,
+        )
+
+    def conditionals(self, v: Tensor) -> Tensor:
+        """Return the logits (B, T) of each task given its condition."""
+        logits: Tensor = self.towers(v if self.bottoms is None else self.bottoms(v))
+        return logits
+
+    def forward(
+        self,
+        v: Tensor,
+        prior: Tensor | None = None,  # noqa: ARG002
+        ids: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the logits (B, T) of rows (B, D)."""
+        return self.joint(self.conditionals(v))
+
+    def joint(self, conditionals: Tensor) -> Tensor:
+        """Return the logits (B, T) of each task, given those under its condition (B, T)."""
+        logits = list(conditionals.unbind(1))
+        for task, condition in self.order:
+            logits[task] = product_logit(logits[task], logits[condition])
+        return torch.stack(logits, 1)
+
+
+def product_logit(a: Tensor, b: Tensor) -> Tensor:
+    """Return the logit of σ(a) σ(b), exact also where the probabilities are close to 0 or 1.
+
+    ``1 / (σ(a) σ(b)) - 1 = e^-a + e^-b + e^-(a+b)``.
+    """
+    return -torch.logsumexp(torch.stack([-a, -b, -a - b]), 0)
+
+
+def _in_order(names: Sequence[str], conditions: Mapping[str, str]) -> list[tuple[int, int]]:
+    """Return pairs (task, condition), each after that of its condition."""
+    if strangers := sorted({*conditions, *conditions.values()} - {*names}):
+        raise ValueError(
+            f"conditions name {', '.join(strangers)}, no task; the tasks are {', '.join(names)}"
+        )
+    if not conditions:
+        raise ValueError(
+            "ESMM needs conditions={'task': 'the task without which it cannot happen'}, got none"
+        )
+    done, pairs = [name for name in names if name not in conditions], []
+    while waiting := [name for name in names if name not in done]:
+        ready = [name for name in waiting if conditions[name] in done]
+        if not ready:
+            raise ValueError(f"conditions go in a circle among {', '.join(waiting)}")
+        pairs += [(names.index(name), names.index(conditions[name])) for name in ready]
+        done += ready
+    return pairs

@@ -1,0 +1,243 @@
+"""Experts of tasks and shared ones, in levels of extraction.
+
+B rows, T tasks, D inputs, F features of an expert.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.errors import check_at_least
+from recsys.models.experts import Experts
+from recsys.models.gating import mixture
+from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer
+from recsys.models.towers import Towers
+from recsys.schema import Task
+
+
+class ExtractionLayer(nn.Module):
+    """A level of PLE: a gate per task over own and shared experts, and one over all experts.
+
+    Args:
+        num_tasks: Number of tasks T.
+        dim: Features D of the inputs.
+        expert_dims: Features of the experts' layers, the last of which are those of the output F.
+        num_task_experts: Experts of each task.
+        num_shared_experts: Experts that all tasks share.
+        first: Whether all read one input (B, D); else (B, T + 1, D), the shared one last.
+        last: Whether the gate over all experts is left out.
+        norm: Of the experts, ``batch`` or None.
+        activation: Of the experts.
+        gate_dims: Features of hidden layers of the gates.
+        gate_norm: ``batch``: normalize every layer of a gate, its logits included.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``x`` (B, D) or (B, T + 1, D); to (B, T + 1, F), the shared one last, or (B, T, F).
+
+    Raises:
+        ValueError: A size is below 1, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        num_tasks: int,
+        dim: int,
+        expert_dims: Sequence[int],
+        *,
+        num_task_experts: int = 1,
+        num_shared_experts: int = 1,
+        first: bool = True,
+        last: bool = True,
+        norm: str | None = None,
+        activation: str = "relu",
+        gate_dims: Sequence[int] = (),
+        gate_norm: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_at_least(1, num_task_experts=num_task_experts, num_shared_experts=num_shared_experts)
+        counts = [*[num_task_experts] * num_tasks, num_shared_experts]
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.experts = Experts(counts, dim, expert_dims, norm=norm, activation=activation, **where)
+        self.owners = [group for group, count in enumerate(counts) for _ in range(count)]
+        groups = range(num_tasks if last else num_tasks + 1)
+        mask = [[o in (g, num_tasks) or g == num_tasks for o in self.owners] for g in groups]
+        self.first, self.last = first, last
+        self.mixture = mixture(
+            dim,
+            torch.tensor(mask),
+            hidden_dims=gate_dims,
+            norm=gate_norm,
+            own_inputs=not first,
+            **where,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mixtures of the tasks and, below the last level, of the shared group."""
+        gate_inputs = x if self.first or not self.last else x[:, :-1]
+        mixed: Tensor = self.mixture(gate_inputs, self.experts(x))
+        return mixed
+
+
+class PLE(MultiTaskNet):
+    """Progressive layered extraction (Tang et al., 2020).
+
+    Args:
+        input_dim: Inputs D of a row.
+        tasks: What is predicted.
+        levels: Levels of extraction; one is CGC.
+        num_task_experts: Experts of each task, in each level.
+        num_shared_experts: Experts that all tasks share, in each level.
+        dim: Features of an expert's output.
+        hidden_dims: Features of an expert's layers before.
+        norm: ``batch``: normalize every layer of the experts before its activation; None: do not,
+            as published.
+        activation: Of the experts.
+        gate_dims: Features of hidden layers of the gates.
+        gate_norm: ``batch``: normalize every layer of a gate, its logits included.
+        tower_dims: Features of the hidden layers of a tower.
+        tower_norm: Normalization of those, ``batch`` or None.
+        tower_activation: Activation of those.
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Raises:
+        ValueError: A size is below 1, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        tasks: Sequence[Task],
+        *,
+        levels: int = 2,
+        num_task_experts: int = 1,
+        num_shared_experts: int = 1,
+        dim: int = 64,
+        hidden_dims: Sequence[int] = (128,),
+        norm: str | None = None,
+        activation: str = "relu",
+        gate_dims: Sequence[int] = (),
+        gate_norm: str | None = None,
+        tower_dims: Sequence[int] = (64,),
+        tower_norm: str | None = None,
+        tower_activation: str = "silu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_dim, tasks)
+        check_at_least(1, levels=levels)
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        number = len(self.tasks)
+        self.layers = nn.ModuleList(
+            ExtractionLayer(
+                number,
+                dim if level else input_dim,
+                [*hidden_dims, dim],
+                num_task_experts=num_task_experts,
+                num_shared_experts=num_shared_experts,
+                first=level == 0,
+                last=level == levels - 1,
+                norm=norm,
+                activation=activation,
+                gate_dims=gate_dims,
+                gate_norm=gate_norm,
+                **where,
+            )
+            for level in range(levels)
+        )
+        self.shared_rows = slice(number * num_task_experts, None)
+        self.towers = Towers(
+            number, dim, tower_dims, norm=tower_norm, activation=tower_activation, **where
+        )
+
+    def forward(
+        self,
+        v: Tensor,
+        prior: Tensor | None = None,  # noqa: ARG002
+        ids: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the logits (B, T) of rows (B, D)."""
+        x = v
+        for layer in self.layers:
+            x = layer(x)
+        logits: Tensor = self.towers(x)
+        return logits
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return weights and biases of the last layer of the last level's experts."""
+        experts = self._levels()[-1].experts
+        return [experts.weights[-1], experts.biases[-1]]
+
+    def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
+        """Return the shared experts of the last level, and all of those below: a gate sees them."""
+        *below, last = (layer.experts for layer in self._levels())
+        everything = [part for experts in below for part in experts.rows_from(0)]
+        return [*everything, *last.rows_from(self.shared_rows.start)]
+
+    def expert_layers(self) -> list[ExpertLayer]:
+        """Return the levels."""
+        names = [task.name for task in self.tasks]
+        return [
+            expert_layer(
+                f"level {number}",
+                layer.experts,
+                layer.mixture,
+                dict(zip([*names, "shared"], layer.experts.counts, strict=True)),
+                names if layer.last else [*names, "shared"],
+            )
+            for number, layer in enumerate(self._levels(), 1)
+        ]
+
+    def _levels(self) -> list[ExtractionLayer]:
+        return cast(list[ExtractionLayer], list(self.layers))
+
+
+class CGC(PLE):
+    """Customized gate control: PLE with one level (Tang et al., 2020, section 4.1).
+
+    Its options are those of :class:`PLE` without ``levels``.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        tasks: Sequence[Task],
+        *,
+        num_task_experts: int = 1,
+        num_shared_experts: int = 1,
+        dim: int = 64,
+        hidden_dims: Sequence[int] = (128,),
+        norm: str | None = None,
+        activation: str = "relu",
+        gate_dims: Sequence[int] = (),
+        gate_norm: str | None = None,
+        tower_dims: Sequence[int] = (64,),
+        tower_norm: str | None = None,
+        tower_activation: str = "silu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_dim,
+            tasks,
+            levels=1,
+            num_task_experts=num_task_experts,
+            num_shared_experts=num_shared_experts,
+            dim=dim,
+            hidden_dims=hidden_dims,
+            norm=norm,
+            activation=activation,
+            gate_dims=gate_dims,
+            gate_norm=gate_norm,
+            tower_dims=tower_dims,
+            tower_norm=tower_norm,
+            tower_activation=tower_activation,
+            device=device,
+            dtype=dtype,
+        )

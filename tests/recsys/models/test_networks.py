@@ -1,0 +1,288 @@
+"""What every network keeps to: shapes, options, and where gradients may go."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from core_gates.errors import GatesError
+from recsys.models import MODELS, build, options_of
+from recsys.models.esmm import product_logit
+from recsys.schema import Task
+
+TASKS = [Task("click"), Task("like"), Task("buy")]
+SMALL = {"dim": 5, "hidden_dims": [6], "tower_dims": [4]}
+NEEDED = {"ESMM": {"conditions": {"buy": "click"}}, "PEPNet": {"prior_dim": 3, "gate_dim": 4}}
+OTHERS = sorted(set(MODELS) - {"HoME"})
+WITH_EXPERTS = ["OMoE", "MMoE", "CGC", "PLE", "AdaTT", "STEM"]
+
+
+def made(name, seed=0, **options):
+    torch.manual_seed(seed)
+    net = build(name, {**SMALL, **NEEDED.get(name, {}), **options}, 8, TASKS).double()
+    for parameter in net.parameters():  # gates near uniform and zero biases hide mistakes
+        torch.nn.init.normal_(parameter, std=0.7)
+    return net
+
+
+def inputs(net, rows=6, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape):
+        return torch.randn(rows, *shape, generator=generator, dtype=torch.float64)
+
+    v = drawn(net.copies, 8) if net.copies > 1 else drawn(8)
+    return v.requires_grad_(), drawn(net.prior_dim) if net.prior_dim else None
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_parameter_moves_the_logits(name):
+    """In evaluation rows do not depend on each other, and no weight is without use."""
+    net = made(name).eval()
+    v, prior = inputs(net)
+    logits = net(v, prior)
+    assert logits.shape == (6, 3)
+    assert torch.isfinite(logits).all()
+    alone = net(v[2:3], None if prior is None else prior[2:3])
+    assert_close(alone[0], logits[2], rtol=0, atol=1e-12)
+    logits.square().sum().backward()
+    unmoved = {n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()}
+    fixed = {n for n in unmoved if n.endswith("mixture.residual")}  # one native expert: s = 1
+    assert unmoved == fixed
+    assert len(fixed) == (2 if name == "AdaTT" else 0)
+
+
+@pytest.mark.parametrize("name", sorted({*OTHERS} - {"STEM", "PEPNet"}))  # those stop gradients
+@pytest.mark.parametrize("norm", ["batch", None])
+def test_gradients_are_those_of_the_outputs(name, norm):
+    net = made(name, norm=norm, activation="silu", tower_norm=norm)
+    v, _ = inputs(net, rows=4)
+    assert torch.autograd.gradcheck(net, (v,))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_options_survive_json_and_the_meta_device(name):
+    options = json.loads(json.dumps({**SMALL, **NEEDED.get(name, {})}))
+    assert options.keys() <= set(options_of(name))
+    net = build(name, options, 8, TASKS, device="meta")
+    here = build(name, options, 8, TASKS)
+    assert all(p.is_meta for p in net.parameters())
+    assert {n: p.shape for n, p in net.named_parameters()} == {
+        n: p.shape for n, p in here.named_parameters()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mmoe", {}, "no network 'mmoe' .did you mean 'MMoE'..; choose from SingleTask, "),
+        ("MMoE", {"num_expert": 3}, "MMoE has no option 'num_expert' .did you mean 'num_experts'"),
+        ("CGC", {"levels": 2}, "CGC has no option 'levels'"),
+        ("MMoE", {"device": "cpu"}, "no option 'device'"),
+        ("PLE", {"dim": 0}, "PLE: .*at least 1, got 0"),
+        ("PLE", {"norm": "layer"}, "PLE: norm is 'layer'; choose one of batch, none"),
+        ("PLE", {"num_shared_experts": 0}, "num_shared_experts must be at least 1"),
+        ("MMoE", {"activation": "swish"}, "activation is 'swish'"),
+        ("MMoE", {"gate": "Softmax"}, "gate is 'Softmax'; choose one of softmax, "),
+        ("MMoE", {"gate_options": {"k": 2}}, "gate is softmax; give its gate_dims"),
+        ("MMoE", {"gate": "TopKGate", "gate_options": {"kk": 2}}, "gate_options of TopKGate"),
+        ("MMoE", {"gate": "HashGate", "gate_options": {"num_ids": 5}}, "gate_feature"),
+        ("MMoE", {"gate": "SinkhornGate"}, "must not depend on them"),
+        ("ESMM", {}, "ESMM: .*conditions"),
+        ("ESMM", {"conditions": {}}, "needs conditions="),
+        ("ESMM", {"conditions": {"buy": "clik"}}, "conditions name clik, no task"),
+        ("ESMM", {"conditions": {"buy": "like", "like": "buy"}}, "in a circle among like, buy"),
+        ("AITM", {"chain": ["click"]}, "two or more distinct tasks of click, like, buy"),
+        ("AITM", {"calibration": -1}, "calibration must not be negative"),
+        ("PEPNet", {"prior_dim": -1}, "prior_dim must not be negative"),
+    ],
+)
+def test_mistakes_are_one_line(name, options, message):
+    with pytest.raises(GatesError, match=message) as caught:
+        build(name, options, 8, TASKS)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_of_cgc_does_not_move_the_experts_of_others():
+    net = made("CGC", num_task_experts=2, norm="batch")
+    v, _ = inputs(net)
+    check_own_experts(net, net(v), net.layers[0].experts)
+
+
+def check_own_experts(net, logits, experts):
+    """Gradients of a task at experts of other tasks are zero, at own and shared ones not."""
+    for task in range(3):
+        net.zero_grad()
+        logits[:, task].sum().backward(retain_graph=True)
+        owners = [g for g, count in enumerate(experts.counts) for _ in range(count)]
+        for weight in experts.weights:
+            moved = [float(w.abs().sum()) for w in weight.grad]
+            assert [bool(m) for m in moved] == [o in (task, 3) for o in owners]
+
+
+def test_the_last_level_of_ple_masks_as_well():
+    net = made("PLE")
+    v, _ = inputs(net)
+    logits = net(v)
+    check_own_experts(net, logits, net.layers[1].experts)
+    net.zero_grad()
+    logits[:, 0].sum().backward()  # through the shared gate of the first level
+    assert all(w.abs().sum() > 0 for w in net.layers[0].experts.weights[0].grad)
+
+
+def test_the_gradient_of_stem_stays_with_its_task():
+    net = made("STEM", num_task_experts=2)
+    v, _ = inputs(net)
+    logits = net(v)
+    check_own_experts(net, logits, net.experts)
+    for task in range(3):
+        (grad,) = torch.autograd.grad(logits[:, task].sum(), v, retain_graph=True)
+        assert [bool(g.abs().sum()) for g in grad.unbind(1)] == [s in (task, 3) for s in range(4)]
+    changed = v.detach().clone()
+    changed[:, 1] += 1
+    assert (net(changed) - logits)[:, 0].abs().min() > 1e-6  # yet every task sees all experts
+
+
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_experts_that_swap_places_with_their_gate_rows_change_nothing(name):
+    """Described layers: names and groups fit, weights mix the experts that ``forward`` mixes."""
+    net = made(name).eval()
+    v, prior = inputs(net)
+    seen = {}
+    for layer in net.expert_layers():
+        layer.mixture.register_forward_hook(
+            lambda m, args, out, layer=layer: seen.__setitem__(layer.name, (args, out))
+        )
+    net(v, prior)
+    for layer in net.expert_layers():
+        (x, experts), out = seen[layer.name]
+        weights = layer.mixture.weights(x)
+        number = len(layer.expert_names)
+        assert weights.shape == (6, len(layer.gate_names), number)
+        assert len(set(layer.expert_names)) == number == len(layer.expert_groups)
+        assert_close(weights @ experts, out, rtol=0, atol=1e-12)
+        assert all(len(p) % number == 0 for p in layer.experts.parameters())
+
+
+@pytest.mark.parametrize("name", [*WITH_EXPERTS, "SharedBottom"])
+def test_shared_parameters_are_reached_by_every_task(name):
+    net = made(name, activation="silu")
+    v, prior = inputs(net)
+    logits = net(v, prior)
+    last = [(p, net.shared_rows) for p in net.shared_parameters()]
+    for task in range(3):
+        net.zero_grad()
+        logits[:, task].square().sum().backward(retain_graph=True)
+        for parameter, rows in last + net.all_shared():
+            grad = parameter.grad[rows]
+            if parameter.ndim > 1:
+                assert all(g.abs().sum() > 1e-9 for g in grad)
+            assert grad.numel() > 0
+    assert {id(p) for p, _ in last} <= {id(p) for p, _ in net.all_shared()}
+
+
+@given(st.floats(-200, 200), st.floats(-200, 200))
+def test_the_logit_of_a_product_of_probabilities(a, b):
+    a, b = torch.tensor([a, b], dtype=torch.float64).unbind()
+    logit = product_logit(a, b)
+    log_p = torch.nn.functional.logsigmoid(a) + torch.nn.functional.logsigmoid(b)
+    assert_close(torch.nn.functional.logsigmoid(logit), log_p, rtol=1e-9, atol=1e-12)
+    assert logit <= torch.minimum(a, b) + 1e-9
+
+
+def test_probabilities_of_esmm_fall_along_chains():
+    net = made("ESMM", conditions={"buy": "like", "like": "click"}).eval()
+    v, _ = inputs(net)
+    p, given_ = net(v).sigmoid(), net.conditionals(v).sigmoid()
+    assert_close(p, given_.cumprod(1), rtol=1e-12, atol=0)
+
+
+def test_the_calibrator_of_aitm():
+    """α Σ_t mean max(p_t - p_(t-1), 0), along the chain alone."""
+    net = made("AITM", chain=["click", "buy"], calibration=0.5)
+    p = torch.tensor([[0.2, 0.9, 0.3], [0.7, 0.1, 0.4]], dtype=torch.float64)
+    loss = net.losses(p.logit())
+    assert_close(loss["calibration"], torch.tensor(0.5 * 0.1 / 2, dtype=torch.float64))
+    assert build("AITM", SMALL, 8, TASKS).calibration == 0.6
+
+
+def test_aitm_hands_on_along_the_chain_alone():
+    net = made("AITM", chain=["buy", "click"]).eval()
+    v, _ = inputs(net)
+    moved = []
+    for task in range(3):
+        net.zero_grad()
+        net(v)[:, task].sum().backward()
+        moved.append([bool(g.abs().sum()) for g in net.bottoms.weights[0].grad])
+    assert moved == [[True, False, True], [False, True, False], [False, False, True]]
+
+
+def test_pepnet_scales_by_the_prior_without_teaching_the_inputs():
+    net = made("PEPNet").eval()
+    v, prior = inputs(net)
+    assert (net(v, prior + 1) - net(v, prior)).abs().min() > 1e-6
+    with pytest.raises(ValueError, match="must have 3 features, found 0"):
+        net(v)
+    for gate in (net.input_gate, *net.gates):
+        factors = gate(prior, v)
+        assert not torch.autograd.grad(factors.sum(), v, allow_unused=True)[0]
+        assert ((factors > 0) & (factors < 2)).all()
+        torch.nn.init.zeros_(gate.out.weight)
+        torch.nn.init.zeros_(gate.out.bias)
+    plain = v  # with factors of 1 it is a plain network per task
+    for layer in net.layers:
+        plain = layer(plain).relu()
+    assert_close(net(v, prior), net.towers(plain))
+
+
+def test_a_network_per_task_with_its_own_embeddings():
+    net = made("SingleTask", own_embeddings=True)
+    assert net.copies == 3
+    v, _ = inputs(net)
+    grads = [torch.autograd.grad(net(v)[:, t].sum(), v)[0] for t in range(3)]
+    moved = [[bool(g[:, c].abs().sum()) for c in range(3)] for g in grads]
+    assert moved == torch.eye(3, dtype=torch.bool).tolist()
+
+
+ROUTING = {
+    "DSelectKGate": {"k": 2},
+    "CometGate": {"k": 2},
+    "NoisyTopKGate": {"k": 2},
+    "TopKGate": {"k": 2},
+    "SoftmaxGate": {},
+}
+
+
+@pytest.mark.parametrize("gate", ROUTING)
+@pytest.mark.parametrize("name", ["MMoE", "OMoE"])
+def test_any_routing_gate(gate, name):
+    """A mixture of the same weights; what the gates lose is handed over once."""
+    net = made(name, gate=gate, gate_options=ROUTING[gate], num_experts=4, gate_loss=0.5)
+    v, _ = inputs(net)
+    logits = net(v)
+    losses = net.losses(logits)
+    expected = {"DSelectKGate": {"gate_entropy", "gate_lost_mass"}, "CometGate": {"gate_entropy"}}
+    expected["NoisyTopKGate"] = {"gate_importance", "gate_load"}
+    assert set(losses) == expected.get(gate, set())
+    assert net.losses(logits) == {}
+    net.eval()
+    weights = net.mixture.weights(v)
+    mixed = weights @ net.experts(v)
+    assert_close(net(v), net.towers(mixed[:, 0] if name == "OMoE" else mixed))
+    assert weights.shape == (6, 1 if name == "OMoE" else 3, 4)
+    if "k" in ROUTING[gate]:
+        assert (weights == 0).any()
+
+
+def test_a_hash_gate_routes_by_the_rows_of_a_feature():
+    options = {"gate": "HashGate", "gate_options": {"num_ids": 6}, "gate_feature": "user"}
+    net = made("MMoE", num_experts=3, **options).eval()
+    assert net.id_feature == "user"
+    v, _ = inputs(net)
+    ids = torch.arange(6)
+    logits = net(v, None, ids)
+    alone = net.experts(v)[ids, net.mixture.gates[0](v, ids=ids).indices[:, 0]]
+    assert_close(logits, net.towers(alone.unsqueeze(1).expand(-1, 3, -1)))
