@@ -1,0 +1,259 @@
+"""Scores under resampled users, for intervals and paired differences of ``harness.evidence``.
+
+Resamples draw whole users, so weights are (R, U), one per user. Means and grouped AUC need sums per
+user only; exact AUC needs every row. The resamples are those that drawing the users of rows would
+give: the same seed draws the same users, whatever the score.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from core_gates.errors import GatesError
+from harness.evidence import Resamples, Scores
+from recsys.metrics.grouped_auc import numbered_users, user_auc
+from recsys.metrics.inputs import binary_rows, probabilities
+from recsys.metrics.log_loss import entropy, losses
+
+CELLS = 2_000_000  # weights of rows held at once
+
+
+def user_resamples(
+    users: ArrayLike, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> Resamples:
+    """Return resamples of the distinct users; every score of this file takes their weights.
+
+    Args:
+        users: (N,) user of each row, integers or strings.
+        resamples: Number of resamples.
+        level: Coverage of intervals.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: There is no row, or no resample.
+    """
+    names = np.unique(np.asarray(users))
+    return Resamples.clusters(names, resamples=resamples, level=level, seed=seed)
+
+
+def per_user_sums(users: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct users (U,), ascending, and the sums of their rows (U, M).
+
+    Args:
+        users: (N,).
+        values: (N, M), or (N,) for M = 1.
+
+    Raises:
+        GatesError: There is not one user per row.
+    """
+    numbers = np.asarray(values, dtype=float)
+    numbers = numbers[:, None] if numbers.ndim == 1 else numbers
+    names, index = numbered_users(users, len(numbers))
+    columns = [np.bincount(index, column, len(names)) for column in numbers.T]
+    return names, np.stack(columns, 1)
+
+
+def summed_log_loss(
+    labels: ArrayLike,
+    probs: ArrayLike,
+    users: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+) -> Scores:
+    """Return ``log_loss``: the sum over tasks of the mean log-loss of the rows where each counts.
+
+    Args:
+        labels: (N, T), 0 or 1; anything where masked.
+        probs: (N, T) predicted probabilities.
+        users: (N,).
+        mask: (N, T) true where a task counts; everywhere by default. A task without any row is
+            left out.
+        weights: (N,) sample weights; 1 by default.
+
+    Raises:
+        GatesError: Shapes differ, or a label or probability is none.
+    """
+    truth, guess = np.asarray(labels), np.asarray(probs, dtype=float)
+    if truth.ndim != 2 or truth.shape != guess.shape:
+        raise GatesError(f"labels {truth.shape} and probs {guess.shape} must be (N, T) both")
+    counted = np.ones(truth.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+    if counted.shape != truth.shape:
+        raise GatesError(f"mask has shape {counted.shape}, expected {truth.shape}")
+    parts = [
+        _loss_sums(truth[:, task], guess[:, task], users, counted[:, task], weights)
+        for task in range(truth.shape[1])
+        if counted[:, task].any()
+    ]
+    if not parts:
+        raise GatesError("no task has a row that counts")
+    sums = np.stack(parts, 1)  # (U, T, 2)
+
+    def scores(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        total, mass = np.moveaxis(np.tensordot(drawn, sums, 1), -1, 0)
+        return {"log_loss": ratio(total, mass).sum(-1)}
+
+    return scores
+
+
+def task_scores(
+    labels: ArrayLike,
+    probs: ArrayLike,
+    users: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    exact_auc: bool = True,
+) -> Scores:
+    """Return the scores of one task, for ``compare``.
+
+    ``log_loss``; ``ne``, the normalized entropy; ``pcoc``; ``gauc``, weighted by rows; and
+    ``gauc_mean`` over users; and ``auc``.
+
+    Args:
+        labels: (N,), 0 or 1; anything where masked.
+        probs: (N,) predicted probabilities.
+        users: (N,).
+        mask: (N,) true where the task counts; everywhere by default.
+        weights: (N,) sample weights; 1 by default.
+        exact_auc: Whether ``auc`` is among them: it costs rows × resamples.
+
+    Raises:
+        GatesError: Lengths differ, or a label or probability is none.
+    """
+    truth, guess = np.asarray(labels), np.asarray(probs, dtype=float)
+    counted = np.ones(truth.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+    if not truth.shape == guess.shape == counted.shape or truth.ndim != 1:
+        raise GatesError(
+            f"labels {truth.shape}, probs {guess.shape} and mask {counted.shape} must be (N,)"
+        )
+    names, index = numbered_users(users, len(truth))
+    given = np.ones(len(truth)) if weights is None else np.asarray(weights, dtype=float)
+    rows = probabilities(guess[counted]), truth[counted], given[counted]
+    means = _mean_scores(*rows, index[counted], len(names))
+    areas = _area_scores(*rows, index[counted], len(names))
+    if not exact_auc:
+        return combined(means, areas)
+    return combined(means, areas, _auc_scores(*rows, index[counted]))
+
+
+def auc_scores(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    users: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+) -> Scores:
+    """Return ``auc``, exact under the weights of every resample; rows are sorted once.
+
+    Args:
+        scores: (N,).
+        labels: (N,), 0 or 1; anything where masked.
+        users: (N,).
+        mask: (N,) true where the task counts; everywhere by default.
+        weights: (N,) sample weights; 1 by default.
+
+    Raises:
+        GatesError: Lengths differ, a score is NaN, or a label is neither 0 nor 1.
+    """
+    truth, values = np.asarray(labels), np.asarray(scores, dtype=float)
+    _, index = numbered_users(users, len(truth))
+    counted = np.ones(len(truth), dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+    given = np.ones(len(truth)) if weights is None else np.asarray(weights, dtype=float)
+    return _auc_scores(values[counted], truth[counted], given[counted], index[counted])
+
+
+def combined(*scores: Scores) -> Scores:
+    """Return the scores of several functions as one."""
+
+    def together(drawn: np.ndarray) -> Mapping[str, np.ndarray]:
+        return {name: value for one in scores for name, value in one(drawn).items()}
+
+    return together
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Return a quotient, NaN where the divisor is 0."""
+    none = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan)
+    return np.divide(above, below, out=none, where=below != 0)
+
+
+def _loss_sums(
+    truth: np.ndarray,
+    guess: np.ndarray,
+    users: ArrayLike,
+    counted: np.ndarray,
+    weights: ArrayLike | None,
+) -> np.ndarray:
+    """Return the summed loss and the weight of every user (U, 2)."""
+    given = np.ones(len(truth)) if weights is None else np.asarray(weights, dtype=float)
+    _, positive, kept = binary_rows(guess[counted], truth[counted], given[counted])
+    table = np.zeros((len(truth), 2))
+    table[counted, 0] = losses(probabilities(guess[counted]), positive) * kept
+    table[counted, 1] = kept
+    return per_user_sums(users, table)[1]
+
+
+def _mean_scores(
+    guess: np.ndarray, truth: np.ndarray, given: np.ndarray, index: np.ndarray, size: int
+) -> Scores:
+    guess, positive, given = binary_rows(guess, truth, given)
+    columns = (losses(guess, positive) * given, given, given * positive, given * guess)
+    sums = np.stack([np.bincount(index, column, size) for column in columns], 1)
+
+    def scores(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        loss, mass, positives, predicted = np.moveaxis(drawn @ sums, -1, 0)
+        mean, base = ratio(loss, mass), entropy(ratio(positives, mass))
+        return {
+            "log_loss": mean,
+            "ne": ratio(mean, base),
+            "pcoc": ratio(predicted, positives),
+        }
+
+    return scores
+
+
+def _area_scores(
+    guess: np.ndarray, truth: np.ndarray, given: np.ndarray, index: np.ndarray, size: int
+) -> Scores:
+    found = user_auc(guess, truth, index, given)
+    known = ~np.isnan(found.auc)
+    sums = np.zeros((size, 4))
+    areas, weight = found.auc[known], found.weight[known]
+    sums[found.users[known]] = np.stack((areas * weight, weight, areas, np.ones(len(areas))), 1)
+
+    def scores(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        weighted, mass, plain, users = np.moveaxis(drawn @ sums, -1, 0)
+        return {"gauc": ratio(weighted, mass), "gauc_mean": ratio(plain, users)}
+
+    return scores
+
+
+def _auc_scores(
+    guess: np.ndarray, truth: np.ndarray, given: np.ndarray, index: np.ndarray
+) -> Scores:
+    guess, positive, given = binary_rows(guess, truth, given)
+    order = np.argsort(guess)
+    guess, positive, given, owner = guess[order], positive[order], given[order], index[order]
+    negatives = guess[~positive]
+    below = np.searchsorted(negatives, guess[positive], side="left")
+    until = np.searchsorted(negatives, guess[positive], side="right")
+
+    def scores(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        areas = np.full(len(drawn), np.nan)
+        step = max(1, CELLS // max(len(guess), 1))
+        for start in range(0, len(drawn), step):
+            weights = np.ascontiguousarray(drawn[start : start + step].T)  # (U, R)
+            own = weights[owner[positive]] * given[positive, None]
+            other = np.zeros((len(negatives) + 1, weights.shape[1]))
+            np.multiply(weights[owner[~positive]], given[~positive, None], out=other[1:])
+            np.cumsum(other, axis=0, out=other)
+            lost = other[below]
+            lost += other[until]
+            wins = np.einsum("pr,pr->r", own, lost) / 2
+            areas[start : start + step] = ratio(wins, own.sum(0) * other[-1])
+        return {"auc": areas}
+
+    return scores
