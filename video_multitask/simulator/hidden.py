@@ -1,0 +1,183 @@
+"""What a simulated feed hides from its log: tastes, topics, authors, popularity, propensities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from video_multitask.simulator.settings import (
+    DRIFT,
+    FACTORS,
+    INTERACTIONS,
+    STYLES,
+    TOPICS,
+    WorldSettings,
+)
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+SHORT = (0.65, 13.0, 0.5)  # fraction, median in seconds, standard deviation of the logarithm
+LONG = (0.35, 65.0, 0.7)
+SHORTEST_S, LONGEST_S = 3.0, 600.0
+ZIPF_OFFSET = 10.0
+UPLOADED_BEFORE = 0.7
+DAYS_BEFORE = 30
+
+
+@dataclass(frozen=True)
+class Users:
+    """U users: activity (U,), taste (U, 8), taste in style (U, 8), bias (U,), propensity (U, 9)."""
+
+    activity: Floats
+    taste: Floats
+    style_taste: Floats
+    bias: Floats
+    propensity: Floats
+
+
+@dataclass(frozen=True)
+class Videos:
+    """V videos.
+
+    Attributes:
+        topic: Number of the topic (V,).
+        style: Number of the style (V,).
+        author: Number of the author (V,).
+        upload_day: Day of upload, negative before the log begins (V,).
+        duration_ms: Milliseconds (V,).
+        popularity: Relative exposure (V,), of Zipf's law.
+        own: What of the factors is not the topic's (V, 8).
+        style_factors: Factors of style (V, 8), of which interactions depend in worlds with groups.
+        bias: Quality, its author's included (V,).
+        author_pull: Effect of the author on the logits of interactions (V, 9).
+    """
+
+    topic: Ints
+    style: Ints
+    author: Ints
+    upload_day: Ints
+    duration_ms: Ints
+    popularity: Floats
+    own: Floats
+    style_factors: Floats
+    bias: Floats
+    author_pull: Floats
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Heavy-tailed lifetime counts: plays and fans of users (U, 2), shows and comments of videos.
+
+    They are rounded multiples of activity and popularity by lognormal numbers of spread 1.5.
+    """
+
+    user: Ints
+    video: Ints
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Users, videos, topics by day (days, 24, 8), and the matrices A_t of interactions (9, 8, 8).
+
+    ``tab_pull`` (15, 9) acts in worlds with groups only, ``counts`` are logged in the stress
+    setting only.
+    """
+
+    users: Users
+    videos: Videos
+    topics: Floats
+    interaction: Floats
+    tab_pull: Floats
+    counts: Counts
+
+    def factors(self, day: int) -> Floats:
+        """Return the factors of all videos on a day (V, 8), of unit variance."""
+        videos = self.videos
+        return np.sqrt(0.5) * self.topics[day, videos.topic] + videos.own
+
+
+def draw_hidden(settings: WorldSettings) -> Hidden:
+    """Draw a world; a function of its settings alone."""
+    rng = np.random.default_rng([settings.seed, 1])
+    first = rng.standard_normal((TOPICS, FACTORS))
+    steps = DRIFT * rng.standard_normal((settings.days, TOPICS, FACTORS))
+    steps[0] = 0.0
+    tasks = len(INTERACTIONS)
+    users, videos = _users(settings.users, rng), _videos(settings, rng)
+    return Hidden(
+        users=users,
+        videos=videos,
+        topics=first + np.cumsum(steps, axis=0),
+        interaction=0.5 * rng.standard_normal((tasks, FACTORS, FACTORS)) / np.sqrt(FACTORS),
+        tab_pull=0.5 * rng.standard_normal((15, tasks)),
+        counts=Counts(
+            user=_heavy(users.activity, (30.0, 5.0), rng),
+            video=_heavy(videos.popularity / videos.popularity.mean(), (50.0, 2.0), rng),
+        ),
+    )
+
+
+def _heavy(of: Floats, means: tuple[float, float], rng: np.random.Generator) -> Ints:
+    counts = of[:, None] * np.exp(1.5 * rng.standard_normal((len(of), 2))) * means
+    return np.round(counts).astype(np.int64)
+
+
+def _users(count: int, rng: np.random.Generator) -> Users:
+    tasks = len(INTERACTIONS)
+    shared = rng.standard_normal((count, 1))
+    return Users(
+        activity=rng.gamma(0.8, 1.0, count) + 0.05,
+        taste=rng.standard_normal((count, FACTORS)) / np.sqrt(FACTORS),
+        style_taste=rng.standard_normal((count, FACTORS)) / np.sqrt(FACTORS),
+        bias=0.35 * rng.standard_normal(count),
+        propensity=0.5 * shared + 0.5 * rng.standard_normal((count, tasks)),
+    )
+
+
+def _videos(settings: WorldSettings, rng: np.random.Generator) -> Videos:
+    count = settings.videos
+    authors = max(2, count // 3)
+    rank = rng.permutation(count)
+    author = rng.integers(0, authors, count)
+    author_factors = rng.standard_normal((authors, FACTORS))
+    styles = rng.standard_normal((STYLES, FACTORS))
+    style = rng.integers(0, STYLES, count)
+    new = rng.random(count) >= UPLOADED_BEFORE
+    before = -rng.integers(1, DAYS_BEFORE + 1, count)
+    pull = 0.4 * rng.standard_normal((authors, len(INTERACTIONS)))
+    return Videos(
+        topic=rng.integers(0, TOPICS, count),
+        style=style,
+        author=author,
+        upload_day=np.where(new, rng.integers(0, settings.days, count), before),
+        duration_ms=_durations(rank, rng),
+        popularity=np.reciprocal(rank.astype(np.float64) + 1.0 + ZIPF_OFFSET),
+        own=np.sqrt(0.2) * author_factors[author]
+        + np.sqrt(0.3) * rng.standard_normal((count, FACTORS)),
+        style_factors=np.sqrt(0.7) * styles[style]
+        + np.sqrt(0.3) * rng.standard_normal((count, FACTORS)),
+        bias=0.35 * rng.standard_normal(count) + 0.25 * rng.standard_normal(authors)[author],
+        author_pull=pull[author],
+    )
+
+
+def _durations(rank: Ints, rng: np.random.Generator) -> Ints:
+    """Draw from a mixture of short and long, spread evenly over ranks of popularity.
+
+    Multiples of the golden ratio fill the unit interval evenly, so that the durations that are
+    seen have the same distribution in every world, however few videos carry the exposure.
+    """
+    u = (rng.random() + rank * (np.sqrt(5.0) - 1.0) / 2.0) % 1.0
+    seconds = np.empty(len(rank))
+    short = u < SHORT[0]
+    for chosen, start, (fraction, median, spread) in (
+        (short, 0.0, SHORT),
+        (~short, SHORT[0], LONG),
+    ):
+        quantile = np.clip((u[chosen] - start) / fraction, 1e-9, 1 - 1e-9)
+        seconds[chosen] = median * np.exp(spread * ndtri(quantile))
+    return np.round(1000.0 * np.clip(seconds, SHORTEST_S, LONGEST_S)).astype(np.int64)

@@ -1,0 +1,220 @@
+"""A simulated feed: who sees what, what happens, and the true probabilities of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from core_gates.errors import GatesError, check_at_least, check_option
+from video_multitask.simulator.columns import log_columns
+from video_multitask.simulator.exposure import Catalog, draw_exposure
+from video_multitask.simulator.hidden import draw_hidden
+from video_multitask.simulator.outcomes import (
+    Expected,
+    draw_outcomes,
+    intercepts,
+    slopes,
+    truth,
+)
+from video_multitask.simulator.sessions import Visits, draw_visits, hour_effect
+from video_multitask.simulator.settings import (
+    AFFINITY,
+    BASE_RATES,
+    BLOCK,
+    DURATION,
+    HOUR,
+    POSITION,
+    WorldSettings,
+)
+
+Policy = Literal["logged", "uniform"]
+Ints = NDArray[np.integer]
+_PILOT_ROWS = 2**15
+_WORLD, _PILOT, _LOG = 1, 2, 3
+
+
+class Chunk(NamedTuple):
+    """Rows of a log (n) and the true probabilities of their tasks (n, 14)."""
+
+    log: pl.DataFrame
+    truth: NDArray[np.float32]
+
+
+class World:
+    """Users, videos and tastes; logs are drawn from it, any number of them.
+
+    The interest of a user u in a video v is
+
+        w = 0.9 a(u, v) − 0.25 log(duration / 20 s) − 0.03 position + hour + noise,
+
+    with the affinity a = ⟨taste, factors⟩ + quality + bias, of mean 0 and variance 1 over what is
+    shown. It is played for duration · exp(0.9 w − 0.7), from which the watch labels follow by the
+    rules of :mod:`video_multitask.labels`; interaction t happens with probability
+    σ(b_t + c_t w + taste A_t factors + author + propensity), where b_t gives the wanted base rate.
+
+    Factors of a video are those of its topic, which walks randomly by day, of its author and its
+    own. Activity of users is gamma distributed, popularity of videos follows Zipf and Mandelbrot,
+    ∝ 1 / (rank + 10). Candidates of a row are 50 videos by popularity, uploaded by that day; the
+    video shown is drawn by a softmax of noisy affinities. 0.37 % of rows show any video, uniformly.
+
+    Args:
+        settings: Sizes, kind and seed.
+
+    Attributes:
+        settings: As given.
+        hidden: Tastes, topics, authors and propensities.
+    """
+
+    def __init__(self, settings: WorldSettings) -> None:
+        self.settings, self.hidden = settings, draw_hidden(settings)
+        self._catalog = lru_cache(maxsize=1)(lambda day: Catalog(self.hidden, day))
+        self._center, self._scale = 0.0, 1.0
+        self._intercepts = np.zeros(len(BASE_RATES))
+        self._calibrate()
+
+    def stream(
+        self, rows: int, *, draw: int = 0, policy: Policy = "logged", chunk: int = BLOCK
+    ) -> Iterator[Chunk]:
+        """Draw a log in time order, part by part, in bounded memory.
+
+        Args:
+            rows: Rows of the whole log, spread evenly over the days.
+            draw: Number of the log; every one has other sessions, videos and outcomes.
+            policy: ``uniform`` chooses among the same candidates of the same users uniformly.
+            chunk: Rows of each part, the last one excepted; they are the same in any partition.
+
+        Raises:
+            GatesError: ``policy`` is unknown.
+            ValueError: A number is too small.
+        """
+        check_option("policy", policy, ("logged", "uniform"), GatesError)
+        check_at_least(1, rows=rows, chunk=chunk)
+        check_at_least(0, draw=draw)
+        return self._rechunk(self._blocks(rows, draw, policy), chunk)
+
+    def oracle(self, log: pl.DataFrame) -> NDArray[np.float32]:
+        """Return the true probabilities (n, 14) of any rows, shown or not.
+
+        Args:
+            log: With ``user_id``, ``video_id``, ``date``, ``hourmin``, ``position`` and ``tab``.
+
+        Raises:
+            GatesError: A row names a user, video or day that the world does not have.
+        """
+        names = ("user_id", "video_id", "hourmin", "position", "tab")
+        user, video, hourmin, position, tab = (log[n].cast(pl.Int64).to_numpy() for n in names)
+        dates = pl.date(pl.col("date") // 10_000, pl.col("date") // 100 % 100, pl.col("date") % 100)
+        since = log.select((dates - pl.lit("2022-04-08").str.to_date()).dt.total_days())
+        day = since.to_series().to_numpy()
+        for name, value, size in (
+            ("user_id", user, self.settings.users),
+            ("video_id", video, self.settings.videos),
+            ("day", day, self.settings.days),
+        ):
+            if len(value) and not 0 <= value.min() <= value.max() < size:
+                raise GatesError(f"{name} must lie in 0 … {size - 1}, got {value.max()}")
+        result = np.empty((len(log), 5 + len(BASE_RATES)), dtype=np.float32)
+        for one in np.unique(day):
+            rows = day == one
+            visits = Visits(user[rows], position[rows], hourmin[rows] * 36_000, tab[rows])
+            result[rows] = truth(self._expected(visits, video[rows], int(one)))
+        return result
+
+    def _blocks(self, rows: int, draw: int, policy: Policy) -> Iterator[Chunk]:
+        settings = self.settings
+        for day in range(settings.days):
+            visits = self._visits(rows, day, _LOG, draw)
+            for number, start in enumerate(range(0, len(visits.user), BLOCK)):
+                part = visits.take(slice(start, start + BLOCK))
+                rng = self._rng(_LOG, draw, day, number)
+                taste = self.hidden.users.taste[part.user]
+                shown = draw_exposure(self._catalog(day), taste, rng, uniform=policy == "uniform")
+                expected = self._expected(part, shown.video, day)
+                outcomes = draw_outcomes(expected, rng)
+                log = log_columns(part, shown, expected.duration_ms, outcomes, day, rng)
+                yield Chunk(self._with_counts(log), truth(expected))
+
+    def _visits(self, rows: int, day: int, kind: int, draw: int = 0) -> Visits:
+        days = self.settings.days
+        count = rows * (day + 1) // days - rows * day // days
+        return draw_visits(count, self.hidden.users.activity, self._rng(kind, draw, day))
+
+    def _expected(self, visits: Visits, video: Ints, day: int) -> Expected:
+        users, videos, groups = self.hidden.users, self.hidden.videos, self.settings.groups
+        taste = users.taste[visits.user]
+        factors = self._catalog(day).factors[video, :-1].astype(np.float64)
+        affinity = (self._raw_affinity(visits.user, video, day) - self._center) / self._scale
+        duration = videos.duration_ms[video]
+        hour = visits.ms // 3_600_000
+        interest = AFFINITY * affinity + DURATION * np.log(duration / 20_000.0)
+        interest += POSITION * visits.position + hour_effect(hour, HOUR)
+        logits = videos.author_pull[video] + users.propensity[visits.user] + self._intercepts
+        if groups:
+            taste, factors = users.style_taste[visits.user], videos.style_factors[video]
+            logits = logits + self.hidden.tab_pull[visits.tab]
+        directed = np.einsum("nk,tkj->ntj", taste, self.hidden.interaction, optimize=True)
+        logits = logits + np.einsum("ntj,nj->nt", directed, factors)
+        return Expected(interest, logits, slopes(groups), duration)
+
+    def _raw_affinity(self, user: Ints, video: Ints, day: int) -> NDArray[np.float64]:
+        users, known = self.hidden.users, self._catalog(day).factors[video]
+        return (
+            np.einsum("nk,nk->n", users.taste[user], known[:, :-1])
+            + known[:, -1]
+            + users.bias[user]
+        )
+
+    def _calibrate(self) -> None:
+        """Standardize the affinity and set the intercepts, over a pilot log of all days."""
+        shown = []
+        for day in range(self.settings.days):
+            visits = self._visits(_PILOT_ROWS, day, _PILOT)
+            taste = self.hidden.users.taste[visits.user]
+            rng = self._rng(_PILOT, 0, day, 0)
+            video = draw_exposure(self._catalog(day), taste, rng, uniform=False).video
+            shown.append((visits, video, self._raw_affinity(visits.user, video, day)))
+        raw = np.concatenate([affinity for _, _, affinity in shown])
+        self._center, self._scale = float(raw.mean()), float(raw.std())
+        parts = [self._expected(visits, video, day) for day, (visits, video, _) in enumerate(shown)]
+        joined = [np.concatenate([part[k] for part in parts]) for k in (0, 1, 3)]
+        expected = Expected(joined[0], joined[1], parts[0].slopes, joined[2])
+        self._intercepts = intercepts(expected, np.array(list(BASE_RATES.values())))
+
+    def _with_counts(self, log: pl.DataFrame) -> pl.DataFrame:
+        if not self.settings.heavy_counts:
+            return log
+        user, video = log["user_id"].to_numpy(), log["video_id"].to_numpy()
+        counts = self.hidden.counts
+        return log.with_columns(
+            user_play_count=counts.user[user, 0],
+            user_fan_count=counts.user[user, 1],
+            video_show_count=counts.video[video, 0],
+            video_comment_count=counts.video[video, 1],
+        )
+
+    def _rng(self, *key: int) -> np.random.Generator:
+        return np.random.Generator(np.random.SFC64([self.settings.seed, *key]))
+
+    @staticmethod
+    def _rechunk(blocks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
+        logs: list[pl.DataFrame] = []
+        truths: list[NDArray[np.float32]] = []
+        waiting = 0
+        for block in blocks:
+            logs.append(block.log)
+            truths.append(block.truth)
+            waiting += len(block.log)
+            if waiting < size:
+                continue
+            log, true = pl.concat(logs), np.concatenate(truths)
+            full = waiting // size * size
+            for start in range(0, full, size):
+                yield Chunk(log[start : start + size], true[start : start + size])
+            logs, truths, waiting = [log[full:]], [true[full:]], waiting - full
+        if waiting:
+            yield Chunk(pl.concat(logs), np.concatenate(truths))

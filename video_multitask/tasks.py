@@ -1,0 +1,67 @@
+"""The behaviours that a feed predicts, and what kind each is: watch, interaction or negative."""
+
+from recsys.schema import Task
+
+WATCH, INTERACTION, NEGATIVE = "watch", "inter", "neg"
+
+LABELS = {
+    "effective_view": "is_click",
+    "long_view": "long_view",
+    "complete": "complete",
+    "replay": "replay",
+    "skip": "skip",
+    "like": "is_like",
+    "comment_stay": "comment_stay",
+    "profile_enter": "is_profile_enter",
+    "collect": "is_collect",
+    "comment": "is_comment",
+    "follow": "is_follow",
+    "forward": "is_forward",
+    "download": "is_download",
+    "hate": "is_hate",
+}
+"""Column of each behaviour; those of KuaiRand keep their names."""
+
+NEEDS_DURATION = frozenset({"complete", "replay"})
+KUAIRAND = (
+    "effective_view", "long_view", "complete",
+    "like", "follow", "comment", "forward", "profile_enter", "comment_stay", "hate",
+)  # fmt: skip
+
+POST_EXPOSURE = frozenset(
+    {*LABELS.values(), "play_time_ms", "profile_stay_time", "comment_stay_time"}
+)
+"""Columns that exist only after the video was shown: labels and what they are made of."""
+
+
+def category(behaviour: str) -> str:
+    """Return the kind of a behaviour."""
+    if behaviour in ("effective_view", "long_view", "complete", "replay", "skip"):
+        return WATCH
+    return NEGATIVE if behaviour == "hate" else INTERACTION
+
+
+def simulated_tasks(*, negative: bool = False) -> tuple[Task, ...]:
+    """Return the 14 tasks of the simulator.
+
+    Args:
+        negative: Put ``hate`` into a category for itself; it is an interaction otherwise.
+    """
+    return tuple(_task(behaviour, negative, masked=False) for behaviour in LABELS)
+
+
+def kuairand_tasks(*, negative: bool = True) -> tuple[Task, ...]:
+    """Return the ten tasks of KuaiRand; ``complete`` counts only where the duration is known.
+
+    Args:
+        negative: Put ``hate`` into a category for itself; it is an interaction otherwise.
+    """
+    return tuple(_task(behaviour, negative, masked=True) for behaviour in KUAIRAND)
+
+
+def _task(behaviour: str, negative: bool, *, masked: bool) -> Task:
+    kind = category(behaviour)
+    if kind == NEGATIVE and not negative:
+        kind = INTERACTION
+    mask = "has_duration" if masked and behaviour in NEEDS_DURATION else ""
+    return Task(behaviour, label=LABELS[behaviour], category=kind, mask=mask)
