@@ -1,0 +1,1 @@
+"""What one column of a table is: its values, numbers, hashes, quantiles and faulty rows."""

@@ -1,0 +1,292 @@
+"""From raw tables to packed arrays, alike in training, scoring and serving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from core_gates.errors import GatesError
+from recsys.batch import Batch
+from recsys.columns.canonical import canonical, keys_of
+from recsys.columns.hashing import bucket, combine, hash_integers
+from recsys.columns.numbers import numbers_of
+from recsys.columns.row_error import RowError
+from recsys.schema import FeatureSchema, Sparse
+from recsys.transform.fitting import Fitted, Fitting, Table
+from recsys.transform.histories import encode_history
+from recsys.transform.scaling import Buckets, Scaler
+from recsys.transform.storage import read_folder, write_folder
+from recsys.transform.targets import read_targets
+from recsys.vocabulary import FIRST, MISSING
+
+BLOCK = 2**14  # rows that are encoded at once, so that they stay in the cache
+
+Keys = tuple[NDArray[np.int64], NDArray[np.bool_]]
+
+
+class Features(NamedTuple):
+    """Encoded features of N rows; columns as in :class:`recsys.batch.Batch`.
+
+    Attributes:
+        sparse: (N, F) int64: sparse features, crossed ones, dense ones in buckets.
+        dense: (N, 2D) float32: D scaled numbers, then 1 where each was missing.
+        sequences: (N, L) int64 each.
+    """
+
+    sparse: NDArray[np.int64]
+    dense: NDArray[np.float32]
+    sequences: tuple[NDArray[np.int64], ...]
+
+
+class FeatureTransform:
+    """Vocabularies and scales of a schema's columns, learned from training rows only.
+
+    Whatever a table brings in another order or type is read alike: numbers as strings, whole
+    numbers as floats, further columns. Values that training did not see are *unknown*; null, NaN,
+    infinities, empty strings and negative integers of categorical columns are *missing*. A missing
+    number becomes 0, the mean, and is marked by its indicator.
+
+    Args:
+        schema: What the columns are.
+
+    Attributes:
+        schema: As given.
+        fitted: The rows that it has learned from.
+        tables: Vocabulary or hashing of each table of sparse features.
+        scalers: Scale or buckets of each dense column.
+
+    Raises:
+        ValueError: Features share a table and differ in how it is stored, or two kinds of tables
+            have one name.
+    """
+
+    def __init__(self, schema: FeatureSchema) -> None:
+        self.schema, self.fitted = schema, Fitted()
+        self.tables: dict[str, Table] = {}
+        self.scalers: dict[str, Scaler | Buckets] = {}
+        shared: dict[str, Sparse] = {}
+        for feature in schema.sparse:
+            first = shared.setdefault(feature.table_name, feature)
+            if _storage(first) != _storage(feature):
+                raise ValueError(
+                    f"features {first.name!r} and {feature.name!r} share the table "
+                    f"{feature.table_name!r}, but differ in storage, buckets or min_count"
+                )
+        others = [*(cross.name for cross in schema.crossed), *self._bucketed]
+        if taken := sorted(shared.keys() & set(others)):
+            raise ValueError(f"two tables are named {taken[0]!r}: rename that of a sparse feature")
+
+    @property
+    def _bucketed(self) -> list[str]:
+        return [f.name for f in self.schema.dense if f.scaling == "buckets"]
+
+    @property
+    def sparse_tables(self) -> dict[str, str]:
+        """Name of each of the F sparse columns, in order, to the name of its table."""
+        tables = {feature.name: feature.table_name for feature in self.schema.sparse}
+        others = [*(cross.name for cross in self.schema.crossed), *self._bucketed]
+        return {**tables, **{name: name for name in others}}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Rows of each table by its name, those for unknown and missing included.
+
+        A table of storage ``quotient_remainder`` counts the rows that it stands for.
+        """
+        self._check_fitted()
+        found = {name: len(table) for name, table in self.tables.items()}
+        found |= {cross.name: FIRST + cross.buckets for cross in self.schema.crossed}
+        buckets = {n: s.num_rows for n, s in self.scalers.items() if isinstance(s, Buckets)}
+        return found | buckets
+
+    @property
+    def dense_names(self) -> tuple[str, ...]:
+        """Names of the dense inputs, in order: the columns, then their indicators."""
+        names = [f.name for f in self.schema.dense if f.scaling != "buckets"]
+        return (*names, *(f"{name} is missing" for name in names))
+
+    @property
+    def dense_width(self) -> int:
+        """Number of dense inputs."""
+        return len(self.dense_names)
+
+    def fit(self, table: pl.DataFrame) -> FeatureTransform:
+        """Learn from the training rows; what was learned before is forgotten.
+
+        Raises:
+            GatesError: There is no row, a column is missing, or has values that cannot be read.
+        """
+        return self.fit_batches([table])
+
+    def fit_batches(self, tables: Iterable[pl.DataFrame]) -> FeatureTransform:
+        """Learn from training rows that do not fit into memory, see :meth:`fit`."""
+        fitting = _collected(self.schema, tables)
+        self.tables, self.scalers = fitting.tables(), fitting.scalers()
+        self.fitted = fitting.fitted
+        return self
+
+    def grow(self, table: pl.DataFrame) -> FeatureTransform:
+        """Return a transform with the new values of further training rows appended.
+
+        Every old value keeps its row; scales and buckets stay as they are, since weights rely on
+        them.
+
+        Raises:
+            GatesError: See :meth:`fit`.
+        """
+        self._check_fitted()
+        fitting = _collected(self.schema, [table])
+        grown = FeatureTransform(self.schema)
+        grown.tables, grown.scalers = fitting.grown(self.tables), dict(self.scalers)
+        grown.fitted = self.fitted.joined(fitting.fitted)
+        return grown
+
+    def encode(self, table: pl.DataFrame, *, fill_absent: bool = False) -> Features:
+        """Return the encoded features of N rows.
+
+        Args:
+            table: N rows; labels and further columns are not needed.
+            fill_absent: Take columns that the table lacks as missing in all rows, instead of
+                refusing the table.
+
+        Raises:
+            GatesError: The transform is not fitted, or a column is absent or of a wrong type.
+            RowError: A value is no number where one is needed.
+        """
+        self._check_fitted()
+        if not fill_absent:
+            self.schema.check_columns(table.columns, labels=False)
+        count = len(table)
+        found = Features(
+            np.empty((count, len(self.sparse_tables)), np.int64),
+            np.empty((count, self.dense_width), np.float32),
+            tuple(np.empty((count, s.max_length), np.int64) for s in self.schema.sequences),
+        )
+        for start in range(0, count, BLOCK):
+            rows = slice(start, start + BLOCK)
+            block = table if count <= BLOCK else table[rows]
+            try:
+                self._encode_sparse(block, found.sparse[rows])
+                self._encode_dense(block, found.sparse[rows], found.dense[rows])
+                for history, out in zip(self.schema.sequences, found.sequences, strict=True):
+                    column = _column(block, history.name)
+                    encode_history(column, history, self._table_of(history.of), out[rows])
+            except RowError as error:
+                raise error.shifted(start) from error
+        return found
+
+    def _encode_sparse(self, table: pl.DataFrame, out: NDArray[np.int64]) -> None:
+        """Write rows of sparse and crossed features to the first columns of ``out``."""
+        crossed = {name for cross in self.schema.crossed for name in cross.of}
+        kept: dict[str, Keys] = {}
+        for number, feature in enumerate(self.schema.sparse):
+            rows = self.tables[feature.table_name]
+            keys = keys_of(canonical(_column(table, feature.name), rows.kind))
+            out[:, number] = rows.rows_of_keys(*keys)
+            if feature.name in crossed:
+                kept[feature.name] = keys
+        for number, cross in enumerate(self.schema.crossed, len(self.schema.sparse)):
+            hashes = hash_integers(kept[cross.of[0]][0])
+            missing = kept[cross.of[0]][1]
+            for name in cross.of[1:]:
+                hashes = combine(hashes, hash_integers(kept[name][0]))
+                missing = missing | kept[name][1]
+            out[:, number] = np.where(missing, MISSING, FIRST + bucket(hashes, cross.buckets))
+
+    def _encode_dense(
+        self, table: pl.DataFrame, sparse: NDArray[np.int64], dense: NDArray[np.float32]
+    ) -> None:
+        """Write numbers and indicators to ``dense``, buckets to the last columns of ``sparse``."""
+        number, width = 0, self.dense_width // 2
+        bucketed = len(self.schema.sparse) + len(self.schema.crossed)
+        for feature in self.schema.dense:
+            numbers = numbers_of(_column(table, feature.name))
+            scaler = self.scalers[feature.name]
+            if isinstance(scaler, Buckets):
+                sparse[:, bucketed] = scaler.rows(numbers)
+                bucketed += 1
+            else:
+                dense[:, width + number] = scaler.scale(numbers, dense[:, number])
+                number += 1
+
+    def batch(
+        self,
+        table: pl.DataFrame,
+        *,
+        labels: bool = True,
+        fill_absent: bool = False,
+        first_row: int = 0,
+    ) -> Batch:
+        """Return the encoded rows of a table with labels, masks, weights and users.
+
+        Args:
+            table: N rows.
+            labels: Whether the table has labels; without, they are 0 and no task counts.
+            fill_absent: See :meth:`encode`.
+            first_row: Rows before these; they number the users where no column does.
+
+        Raises:
+            GatesError: See :meth:`encode`; or a label or weight is absent.
+            RowError: A label is neither 0 nor 1, or a weight is negative.
+        """
+        if labels:
+            self.schema.check_columns(table.columns, labels=True)
+        features = self.encode(table, fill_absent=fill_absent)
+        targets = read_targets(table, self.schema, labels=labels, first_row=first_row)
+        return Batch(
+            torch.from_numpy(features.sparse),
+            torch.from_numpy(features.dense),
+            tuple(map(torch.from_numpy, features.sequences)),
+            *map(torch.from_numpy, targets),
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Write schema, vocabularies and scales to a folder, which replaces an old one whole."""
+        self._check_fitted()
+        return write_folder(folder, self.schema, self.fitted, self.tables, self.scalers)
+
+    @classmethod
+    def load(cls, folder: Path) -> FeatureTransform:
+        """Return the transform that :meth:`save` wrote.
+
+        Raises:
+            GatesError: The folder is absent, or no transform.
+        """
+        stored = read_folder(folder)
+        transform = cls(stored.schema)
+        transform.fitted, transform.tables = stored.fitted, stored.tables
+        transform.scalers = stored.scalers
+        return transform
+
+    def _table_of(self, feature: str) -> Table:
+        return self.tables[self.sparse_tables[feature]]
+
+    def _check_fitted(self) -> None:
+        if not self.fitted.rows:
+            raise GatesError("the transform has learned from no rows yet: call fit, or load one")
+
+
+def _collected(schema: FeatureSchema, tables: Iterable[pl.DataFrame]) -> Fitting:
+    fitting = Fitting(schema)
+    for table in tables:
+        fitting.add(table)
+    if not fitting.fitted.rows:
+        raise GatesError("there are no training rows to learn vocabularies and scales from")
+    return fitting
+
+
+def _storage(feature: Sparse) -> tuple[str, int, int]:
+    return feature.storage, feature.buckets, feature.min_count
+
+
+def _column(table: pl.DataFrame, name: str) -> pl.Series:
+    """Return a column, all null if the table lacks it."""
+    if name in table.columns:
+        return table[name]
+    return pl.Series(name, [None], dtype=pl.Null).new_from_index(0, len(table))

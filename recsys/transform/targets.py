@@ -1,0 +1,100 @@
+"""Labels, masks, weights and users of a table."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from recsys.columns.canonical import canonical, keys_of, kind_of
+from recsys.columns.numbers import numbers_of
+from recsys.columns.row_error import RowError
+from recsys.schema import FeatureSchema
+
+NO_USER = -1
+
+
+class Targets(NamedTuple):
+    """What is not a feature.
+
+    Attributes:
+        labels: 0 or 1 (N, T), float32.
+        mask: True (N, T) where the task counts.
+        weight: Sample weights (N,), float32.
+        user: Number of the user (N,), int64.
+    """
+
+    labels: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    weight: NDArray[np.float32]
+    user: NDArray[np.int64]
+
+
+def read_targets(
+    table: pl.DataFrame, schema: FeatureSchema, *, labels: bool = True, first_row: int = 0
+) -> Targets:
+    """Return labels, masks, weights and users.
+
+    Args:
+        table: N rows.
+        schema: Which columns they are.
+        labels: Whether there are labels; without, they are 0 and no task counts.
+        first_row: Rows before these; they number the users where no column does.
+
+    Raises:
+        RowError: A label or mask is neither 0 nor 1, a label is missing where its task counts, or
+            a weight is negative or missing.
+    """
+    shape = len(table), len(schema.tasks)
+    found, mask = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+    weight = np.ones(len(table), np.float32)
+    for number, task in enumerate(schema.tasks if labels else ()):
+        counted = _truth(table[task.mask], np.zeros(len(table), np.bool_)) if task.mask else None
+        optional = np.zeros(len(table), np.bool_) if counted is None else ~counted
+        found[:, number] = _truth(table[task.column], optional, required=True)
+        mask[:, number] = True if counted is None else counted
+    if labels and schema.weight:
+        weight[:] = _weights(table[schema.weight])
+    return Targets(found, mask, weight, users_of(table, schema.user, first_row))
+
+
+def users_of(table: pl.DataFrame, user: str, first_row: int = 0) -> NDArray[np.int64]:
+    """Return the number of the user of each row (N,).
+
+    Integers number themselves, strings are hashed, so that numbers agree between tables. Missing
+    users are -1; without a column, each row is its own.
+    """
+    if not user or user not in table.columns:
+        return np.arange(first_row, first_row + len(table))
+    column = table[user]
+    kind = kind_of(user, column.dtype) or "integer"
+    keys, missing = keys_of(canonical(column, kind))
+    numbers = keys if kind == "integer" else (keys.view(np.uint64) >> np.uint64(1)).view(np.int64)
+    return np.where(missing, NO_USER, numbers)
+
+
+def _truth(
+    column: pl.Series, optional: NDArray[np.bool_], *, required: bool = False
+) -> NDArray[np.bool_]:
+    """Return a column of 0 and 1; missing is 0, and refused if ``required`` and not optional."""
+    numbers = numbers_of(column)
+    missing = np.isnan(numbers)
+    wrong = (numbers != 0) & (numbers != 1) & ~missing
+    if required:
+        wrong |= missing & ~optional
+    if wrong.any():
+        row = int(wrong.argmax())
+        what = "missing" if missing[row] else f"{numbers[row]:g}"
+        raise RowError(column.name, row, f"it is {what}, a label or mask must be 0 or 1")
+    return numbers == 1
+
+
+def _weights(column: pl.Series) -> NDArray[np.float64]:
+    numbers = numbers_of(column)
+    wrong = ~(numbers >= 0)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise RowError(column.name, row, f"it is {column[row]}, a weight must not be negative")
+    return numbers

@@ -1,0 +1,42 @@
+import datetime
+
+import numpy as np
+import polars as pl
+import pytest
+
+from core_gates.errors import GatesError
+from recsys.columns.numbers import numbers_of
+from recsys.columns.row_error import RowError
+
+NAN = float("nan")
+SEVEN = {
+    "integers": pl.Series([7, None]),
+    "floats": pl.Series([7.0, NAN]),
+    "infinite": pl.Series([7.0, float("-inf")]),
+    "strings": pl.Series([" 7", ""]),
+    "exponents": pl.Series(["0.7e1", None]),
+    "categories": pl.Series(["7.0", None], dtype=pl.Categorical),
+    "decimals": pl.Series(["7", None]).cast(pl.Decimal(10, 2)),
+}
+
+
+@pytest.mark.parametrize("case", SEVEN)
+def test_one_number_however_it_is_written(case):
+    assert np.array_equal(numbers_of(SEVEN[case]), [7.0, NAN], equal_nan=True)
+
+
+def test_nothing_and_booleans():
+    assert np.isnan(numbers_of(pl.Series([None, None]))).all()
+    assert numbers_of(pl.Series([True, False])).tolist() == [1.0, 0.0]
+
+
+def test_text_is_refused_by_column_and_row():
+    with pytest.raises(RowError, match="row 2, column 'price': 'cheap' is no number") as caught:
+        numbers_of(pl.Series("price", ["1", "", "cheap", "dear"]))
+    assert (caught.value.column, caught.value.row) == ("price", 2)
+    assert "row 12" in str(caught.value.shifted(10))
+
+
+def test_dates_are_refused():
+    with pytest.raises(GatesError, match="column 'day' has type Date, a number was expected"):
+        numbers_of(pl.Series("day", [datetime.date(2022, 4, 8)]))

@@ -1,0 +1,311 @@
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from core_gates.errors import GatesError
+from recsys.columns.row_error import RowError
+from recsys.schema import Crossed, Dense, FeatureSchema, Sparse, Task
+from recsys.transform import FeatureTransform
+from recsys.transform.feature_transform import BLOCK
+
+
+def same(one, other):
+    assert (one.sparse == other.sparse).all()
+    assert (one.dense == other.dense).all()
+    assert len(one.sequences) == len(other.sequences)
+    for a, b in zip(one.sequences, other.sequences, strict=True):
+        assert (a == b).all()
+
+
+@pytest.fixture
+def transform(schema, table):
+    return FeatureTransform(schema).fit(table)
+
+
+def test_rows_of_the_tables(transform, table):
+    found = transform.encode(table).sparse
+    assert found[:, 0].tolist() == [2, 3, 2, 1, 2, 1]
+    assert found[:, 1].tolist() == [2, 3, 2, 3, 0, 1]  # 13 was seen once
+    shop, crossed, age = found[:, 2], found[:, 3], found[:, 4]
+    assert shop[0] == shop[3] > 1
+    assert shop[1] == shop[4] > 1
+    assert shop[5] == 1
+    assert crossed[0] == crossed[2] > 1
+    assert crossed[3:].tolist() == [1, crossed[4], 1]
+    assert len({crossed[0], crossed[1], crossed[4]}) == 3  # unknown values are combined, too
+    assert age.tolist() == [2, 3, 4, 5, 5, 1]
+
+
+def test_numbers_are_scaled_and_missing_ones_marked(transform, table):
+    found = transform.encode(table).dense
+    logs = np.log1p([0.0, 9.0, 99.0])
+    expected = (logs - logs.mean()) / logs.std()
+    assert found[:3, 0] == pytest.approx(expected, rel=1e-6)
+    pages = np.array([100, 300, 200, 200, 200])
+    known = [0, 1, 2, 3, 5]
+    assert found[known, 1] == pytest.approx((pages - pages.mean()) / pages.std(), rel=1e-6)
+    assert found[3:, 0].tolist() == [0, 0, 0]
+    assert found[4, 1] == 0
+    assert found[:, 2].tolist() == [0, 0, 0, 1, 1, 1]
+    assert found[:, 3].tolist() == [0, 0, 0, 0, 1, 0]
+    assert transform.dense_names == ("price", "pages", "price is missing", "pages is missing")
+    assert transform.dense_width == 4
+
+
+def test_histories_end_with_the_newest(transform, table):
+    (found,) = transform.encode(table).sequences
+    assert found.tolist() == [
+        [1, 1, 1], [1, 1, 2], [2, 3, 0], [2, 2, 3], [1, 1, 1], [1, 1, 3],
+    ]  # fmt: skip
+
+
+def test_sizes(transform):
+    assert transform.sizes == {"reader": 4, "book": 4, "shop": 52, "reader x book": 102, "age": 6}
+    assert transform.sparse_tables == {
+        "reader": "reader",
+        "book": "book",
+        "shop": "shop",
+        "reader x book": "reader x book",
+        "age": "age",
+    }
+
+
+def test_all_rows_lie_within_the_sizes(transform, table):
+    found = transform.encode(table).sparse
+    for number, name in enumerate(transform.sparse_tables.values()):
+        assert found[:, number].max() < transform.sizes[name]
+
+
+def test_what_was_fitted_is_remembered(transform):
+    assert tuple(transform.fitted) == (6, 1, 6)
+
+
+def test_batch(transform, table):
+    batch = transform.batch(table)
+    same_rows = transform.encode(table)
+    assert (batch.sparse.numpy() == same_rows.sparse).all()
+    assert batch.labels.tolist() == [[1, 1], [0, 0], [1, 0], [0, 0], [1, 1], [0, 0]]
+    assert batch.mask[:, 0].all()
+    assert batch.mask[:, 1].tolist() == [True, False, True, False, True, False]
+    assert batch.weight.tolist() == [1, 2, 0, 1, 1, 1]
+    user = batch.user
+    assert user[0] == user[2] == user[4]
+    assert user[0] != user[1]
+    assert user[3] == user[5] == -1
+    assert [t.dtype for t in batch.plain()] == [
+        torch.int64, torch.float32, torch.float32, torch.bool, torch.float32, torch.int64,
+    ]  # fmt: skip
+
+
+def test_scoring_needs_no_labels(transform, table):
+    bare = table.drop("bought", "liked", "weight")
+    batch = transform.batch(bare, labels=False)
+    assert not batch.mask.any()
+    assert (batch.sparse == transform.batch(table).sparse).all()
+    with pytest.raises(GatesError, match="the table lacks 'bought'"):
+        transform.batch(bare)
+
+
+ALIKE = {
+    "shuffled columns": lambda t: t.select(sorted(t.columns, reverse=True)),
+    "further columns": lambda t: t.with_columns(new=pl.lit("x")),
+    "numbers as text": lambda t: t.with_columns(
+        pl.col("book", "shop", "price", "pages", "age").cast(pl.String),
+        pl.col("read").cast(pl.List(pl.String)),
+    ),
+    "whole numbers as floats": lambda t: t.with_columns(
+        pl.col("book", "shop").cast(pl.Float64), pl.col("read").cast(pl.List(pl.Float64))
+    ),
+    "small integers": lambda t: t.with_columns(pl.col("book", "shop", "pages").cast(pl.Int16)),
+    "categories": lambda t: t.with_columns(pl.col("reader").cast(pl.Categorical)),
+    "nulls for NaN": lambda t: t.with_columns(pl.col("price", "age").fill_nan(None)),
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_other_forms_of_the_same_table_are_read_alike(case, transform, table):
+    same(transform.encode(ALIKE[case](table)), transform.encode(table))
+
+
+def test_lists_of_one_length(transform, table):
+    fixed = table.with_columns(read=pl.Series([[11, 12]] * 6, dtype=pl.Array(pl.Int64, 2)))
+    assert transform.encode(fixed).sequences[0].tolist() == [[1, 2, 3]] * 6
+
+
+def test_a_table_in_pieces(transform, table):
+    whole = transform.encode(table)
+    for row in range(len(table)):
+        one = transform.encode(table[row : row + 1])
+        assert (one.sparse == whole.sparse[row]).all()
+        assert (one.dense == whole.dense[row]).all()
+        assert (one.sequences[0] == whole.sequences[0][row]).all()
+
+
+def test_blocks_join_without_seams(transform, table):
+    repeats = BLOCK // 6 + 2
+    long = transform.encode(pl.concat([table] * repeats))
+    short = transform.encode(table)
+    assert len(long.sparse) > BLOCK
+    assert (long.sparse == np.tile(short.sparse, (repeats, 1))).all()
+    assert (long.dense == np.tile(short.dense, (repeats, 1))).all()
+    assert (long.sequences[0] == np.tile(short.sequences[0], (repeats, 1))).all()
+
+
+def test_no_rows(transform, table):
+    assert transform.encode(table[:0]).sparse.shape == (0, 5)
+    assert len(transform.batch(table[:0])) == 0
+
+
+def test_absent_columns(transform, table):
+    less = table.drop("shop", "price", "read", "age")
+    with pytest.raises(GatesError, match="the table lacks 'shop', 'price', 'age', 'read'"):
+        transform.encode(less)
+    found = transform.encode(less, fill_absent=True)
+    assert (found.sparse[:, [2, 4]] == 1).all()
+    assert (found.dense[:, 0] == 0).all()
+    assert (found.dense[:, 2] == 1).all()
+    assert (found.sequences[0] == 1).all()
+    assert (found.sparse[:, :2] == transform.encode(table).sparse[:, :2]).all()
+
+
+FAULTS = {
+    "text for a number": ({"price": ["1", "2", "x", "3", "4", "5"]}, "row 2, column 'price'"),
+    "label of 2": ({"bought": [0, 1, 0, 1, 2, 1]}, "row 4, column 'bought': it is 2"),
+    "label missing": ({"bought": [0, None, 0, 1, 1, 1]}, "row 1, column 'bought': it is missing"),
+    "masked label of 5": ({"liked": [1, 0, 5, 0, 1, 1]}, "row 2, column 'liked': it is 5"),
+    "label missing where it counts": ({"liked": [1, 0, None, 0, 1, 1]}, "row 2, column 'liked'"),
+    "negative weight": ({"weight": [1.0, -1.0, 1, 1, 1, 1]}, "row 1, column 'weight': it is -1"),
+    "missing weight": ({"weight": [1.0, 1, 1, None, 1, 1]}, "row 3, column 'weight': it is None"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_faulty_cells_are_named(case, transform, table):
+    columns, words = FAULTS[case]
+    faulty = table.with_columns(**{n: pl.Series(v, strict=False) for n, v in columns.items()})
+    with pytest.raises(RowError, match=words):
+        transform.batch(faulty)
+
+
+def test_a_faulty_cell_far_down_is_named_by_its_row(transform, table):
+    long = pl.concat([table] * (BLOCK // 6 + 2)).with_columns(pl.col("price").cast(pl.String))
+    row = BLOCK + 3
+    marked = pl.when(pl.int_range(pl.len()) == row).then(pl.lit("dear")).otherwise("price")
+    with pytest.raises(RowError, match=f"row {row}, column 'price'"):
+        transform.encode(long.with_columns(price=marked))
+
+
+WRONG_TYPES = {
+    "dates": ("book", pl.Series([0] * 6).cast(pl.Date), "column 'book' has type Date"),
+    "lists": ("shop", pl.Series([[1]] * 6), r"column 'shop' has type List\(Int64\)"),
+    "no lists": ("read", pl.Series(["1|2"] * 6), "column 'read' has type String, a history needs"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TYPES)
+def test_wrong_types_are_refused(case, transform, table):
+    name, column, words = WRONG_TYPES[case]
+    with pytest.raises(GatesError, match=words):
+        transform.encode(table.with_columns(column.alias(name)))
+
+
+def test_constant_and_empty_columns():
+    schema = FeatureSchema(
+        tasks=(Task("y"),),
+        dense=(Dense("c", "standardize"), Dense("e"), Dense("b", "buckets"), Dense("n", "none")),
+    )
+    table = pl.DataFrame({"c": [0.1] * 7, "e": [None] * 7, "b": [3] * 7, "n": [1e300] * 7})
+    found = FeatureTransform(schema).fit(table).encode(table)
+    assert (found.dense[:, 0] == 0).all()
+    assert (found.dense[:, 1] == 0).all()
+    assert (found.dense[:, 4] == 1).all()
+    assert np.isfinite(found.dense).all()
+    other = FeatureTransform(schema).fit(table).encode(table.with_columns(c=pl.lit(2.1)))
+    assert other.dense[:, 0] == pytest.approx(2.0)
+    assert len(np.unique(found.sparse)) == 1
+
+
+def test_a_range_too_wide_is_refused():
+    schema = FeatureSchema(tasks=(Task("y"),), dense=(Dense("x", "standardize"),))
+    with pytest.raises(GatesError, match="column 'x' reaches from -1e"):
+        FeatureTransform(schema).fit(pl.DataFrame({"x": [-1e300, 1e300]}))
+    schema = FeatureSchema(tasks=(Task("y"),), dense=(Dense("x"),))
+    table = pl.DataFrame({"x": [-1e300, 1e300]})
+    assert FeatureTransform(schema).fit(table).encode(table).dense[:, 0].tolist() == [-1, 1]
+
+
+def test_batches_are_fitted_like_one_table(schema, table, transform):
+    parts = FeatureTransform(schema).fit_batches(table[n : n + 2] for n in range(0, 6, 2))
+    same(parts.encode(table), transform.encode(table))
+    assert parts.fitted == transform.fitted
+
+
+def test_numbers_become_text_where_a_later_batch_has_text():
+    schema = FeatureSchema(tasks=(Task("y"),), sparse=(Sparse("c"),))
+    one, other = pl.DataFrame({"c": [7, 7]}), pl.DataFrame({"c": ["x", "7"]})
+    made = FeatureTransform(schema).fit_batches([one, other])
+    assert made.encode(one).sparse[:, 0].tolist() == [2, 2]
+    assert made.encode(other).sparse[:, 0].tolist() == [3, 2]
+    assert FeatureTransform(schema).fit_batches([other, one]).sizes == made.sizes
+
+
+def test_features_share_a_table():
+    schema = FeatureSchema(
+        tasks=(Task("y"),), sparse=(Sparse("a", table="word"), Sparse("b", table="word"))
+    )
+    table = pl.DataFrame({"a": ["x", "y"], "b": ["y", "z"]})
+    made = FeatureTransform(schema).fit(table)
+    assert made.sizes == {"word": 5}
+    assert made.encode(table).sparse.tolist() == [[3, 2], [2, 4]]
+
+
+def test_tables_that_contradict_are_refused():
+    two = (Sparse("a", table="word"), Sparse("b", table="word", min_count=2))
+    with pytest.raises(ValueError, match="share the table 'word'"):
+        FeatureTransform(FeatureSchema(tasks=(Task("y"),), sparse=two))
+    clash = FeatureSchema(
+        tasks=(Task("y"),), sparse=(Sparse("a", table="d"),), dense=(Dense("d", "buckets"),)
+    )
+    with pytest.raises(ValueError, match="two tables are named 'd'"):
+        FeatureTransform(clash)
+
+
+def test_growth_keeps_every_row_and_scale(transform, table):
+    day = table.with_columns(
+        reader=pl.lit("eve"), book=pl.lit(77), day=pl.lit(9), price=pl.lit(1e6)
+    )
+    grown = transform.grow(day)
+    same(grown.encode(table), transform.encode(table))
+    assert grown.encode(day).sparse[:, :2].tolist() == [[4, 4]] * 6
+    assert transform.encode(day).sparse[:, :2].tolist() == [[0, 0]] * 6
+    assert grown.sizes["book"] == transform.sizes["book"] + 1
+    assert tuple(grown.fitted) == (12, 1, 9)
+
+
+def test_no_rows_or_no_fit(schema, table, transform):
+    with pytest.raises(GatesError, match="no training rows"):
+        FeatureTransform(schema).fit(table[:0])
+    for call in ("encode", "batch", "grow"):
+        with pytest.raises(GatesError, match="has learned from no rows"):
+            getattr(FeatureTransform(schema), call)(table)
+
+
+def test_a_faulty_row_of_a_later_batch_is_counted_from_the_first(schema, table):
+    faulty = table.with_columns(price=pl.Series(["1", "x", "1", "1", "1", "1"]))
+    with pytest.raises(RowError, match="row 7, column 'price'"):
+        FeatureTransform(schema).fit_batches([table, faulty])
+
+
+def test_crosses_are_those_of_values_not_of_rows():
+    schema = FeatureSchema(
+        tasks=(Task("y"),),
+        sparse=(Sparse("a"), Sparse("b")),
+        crossed=(Crossed(("a", "b"), buckets=1000), Crossed(("b", "a"), buckets=1000)),
+    )
+    table = pl.DataFrame({"a": [1, 2, 2], "b": [2, 1, 2]})
+    few = FeatureTransform(schema).fit(table[2:])
+    all_ = FeatureTransform(schema).fit(table)
+    assert (few.encode(table).sparse[:, 2:] == all_.encode(table).sparse[:, 2:]).all()
+    assert len(np.unique(all_.encode(table).sparse[:, 2])) == 3
+    assert (few.encode(table).sparse[:2, 2] != few.encode(table).sparse[:2, 3]).all()
