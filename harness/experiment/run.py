@@ -176,6 +176,7 @@ class Run:
         choose: Choose = lowest,
         ticks: int | Callable[[Piece], int] = 1,
         prepare: Callable[[], object] | None = None,
+        own: Mapping[str, Setting] | None = None,
         **settings: Any,
     ) -> dict[str, Choice]:
         """Give every method its trials and return the setting of each.
@@ -191,6 +192,7 @@ class Run:
             choose: Returns the place of the best figures.
             ticks: Ticks of a trial.
             prepare: See :meth:`obtain`.
+            own: Settings of the trials of a method, by its name, such as its network.
             settings: Of every trial.
 
         Raises:
@@ -204,8 +206,9 @@ class Run:
         for name, space in spaces.items():
             tuning.check_space(name, space, trials)
         choices = self.store(CHOICES, Figures())
+        of_method = {name: {**settings, **(own or {}).get(name, {})} for name in spaces}
         named = {
-            name: self._trial(name, None, space=space, trials=trials, seed=seed, **settings)
+            name: self._trial(name, None, space=space, trials=trials, seed=seed, **of_method[name])
             for name, space in spaces.items()
         }
         unknown = {p.name: name for name, p in named.items() if choices.find(p) is None}
@@ -214,7 +217,7 @@ class Run:
         elif unknown:
             self._search({n: spaces[n] for n in unknown.values()}, named, work, trials=trials,
                          seed=seed, choose=choose, ticks=ticks, prepare=prepare,
-                         **settings)  # fmt: skip
+                         of_method=of_method)  # fmt: skip
         found = {}
         for name, piece in named.items():
             if choices.find(piece) is None:
@@ -329,7 +332,7 @@ class Run:
         choose: Choose,
         ticks: int | Callable[[Piece], int],
         prepare: Callable[[], object] | None,
-        **settings: Any,
+        of_method: Mapping[str, Setting],
     ) -> None:
         """Run the trials of these methods and keep their choices."""
         store = self.store(TRIALS, Figures())
@@ -338,7 +341,7 @@ class Run:
         for _ in range(2):
             pieces = {
                 name: [
-                    self._trial(name, number, seed=seed, **{**settings, **setting})
+                    self._trial(name, number, seed=seed, **{**of_method[name], **setting})
                     for number, setting in enumerate(points)
                 ]
                 for name, points in tried.items()

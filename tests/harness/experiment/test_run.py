@@ -295,6 +295,21 @@ def test_every_method_gets_as_many_trials(run, work):
         run.tune({"nan": {"x": (1.0, 2.0)}}, work.bowl, trials=4)
 
 
+def test_every_method_keeps_its_own_settings_in_its_trials(run, work):
+    spaces = {"inside": {"x": (1.0, 9.0)}, "outside": {"x": (1.0, 9.0)}}
+    own = {"inside": {"net": "A"}, "outside": {"net": "B"}}
+    found = run.tune(spaces, work.bowl, trials=4, own=own)
+    records = [read_record(f.parent) for f in run.folder.glob("*/*/record.json")]
+    assert {(r.identity["method"], r.settings["net"]) for r in records} == {
+        ("inside", "A"), ("outside", "B")
+    }  # fmt: skip
+    assert "net" not in found["inside"].setting
+    again = run.tune(spaces, work.bowl, trials=4, own=own)
+    assert again == found
+    with pytest.raises(SettingsDiffer, match="net A, now C"):
+        run.tune(spaces, work.bowl, trials=4, own={**own, "inside": {"net": "C"}})
+
+
 def test_a_choice_may_be_for_a_task(run, work):
     found = run.tune({"inside@0.1/error": {"x": (1.0, 9.0)}}, work.bowl, trials=4)
     assert set(found) == {"inside@0.1/error"}

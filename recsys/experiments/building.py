@@ -1,0 +1,68 @@
+"""Data and networks from settings: what a piece of work needs to begin in another process."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, cast
+
+from core_gates.errors import GatesError
+from recsys.data.datamodule import TableDataModule
+from recsys.data.tables import RankingTables, TableSource
+from recsys.experiments.contest import MODEL, nested
+from recsys.module import MultiTaskModule
+
+DATA = "data."
+CACHED = 2  # tables that a process keeps: those of two data sets
+
+
+def source_of(settings: Mapping[str, Any]) -> TableSource:
+    """Return the source of the tables.
+
+    Args:
+        settings: With ``data.source.class_path`` and ``data.source.init_args.…``.
+
+    Raises:
+        GatesError: There is no such class, or it refuses an argument.
+    """
+    path = str(settings.get("data.source.class_path"))
+    module, _, name = path.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+        return cast(TableSource, kind(**nested(settings, "data.source.init_args.")))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise GatesError(f"data.source {path}: {error}") from error
+
+
+def data_of(settings: Mapping[str, Any], seed: int = 0) -> TableDataModule:
+    """Return the data that settings name; tables are read once in a process.
+
+    Args:
+        settings: With names that begin by ``data.``.
+        seed: Of the order of training rows.
+    """
+    source = {n: v for n, v in settings.items() if n.startswith("data.source.")}
+    options = {
+        n.removeprefix(DATA): v
+        for n, v in settings.items()
+        if n.startswith(DATA) and n not in source and n != "data.seed"
+    }
+    return TableDataModule(_tables(json.dumps(source, sort_keys=True)), seed=seed, **options)
+
+
+def module_of(settings: Mapping[str, Any]) -> MultiTaskModule:
+    """Return the untrained module that settings name."""
+    options = {
+        n.removeprefix(MODEL): v
+        for n, v in settings.items()
+        if n.startswith(MODEL) and not n.startswith(f"{MODEL}options")
+    }
+    chosen = settings.get(f"{MODEL}options") or nested(settings, f"{MODEL}options.")
+    return MultiTaskModule(**options, options=dict(chosen))
+
+
+@lru_cache(maxsize=CACHED)
+def _tables(source: str) -> RankingTables:
+    return source_of(json.loads(source)).read()

@@ -1,0 +1,117 @@
+"""Which networks and baselines are compared, and what each may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from core_gates.errors import GatesError, check_at_least
+from recsys.models.sizing import num_weights, sized
+from recsys.ranker import input_width
+from recsys.schema import FeatureSchema
+
+MODEL = "model."
+ENTRIES = ("net", "options", "settings", "sized")
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Networks of one size on the same rows, tuned by equally many trials.
+
+    Attributes:
+        methods: Name of a network in the tables -> its ``net`` and ``options`` (see
+            :func:`recsys.models.build`), further ``settings`` that differ from those of the
+            configuration by their dotted names, and ``sized: false`` to keep its width. Without
+            any, the network of the configuration alone takes part.
+        reference: Method that all others are compared with, and whose size they have.
+        space: What is tuned for every method, by dotted name: the ends of a box with logarithmic
+            axes.
+        trials: Of every method.
+        patience: Validations without improvement after which a training ends.
+        baselines: Name in the tables -> ``kind`` and its options.
+
+    Raises:
+        ValueError: A number is too small, an entry is unknown or the reference is no method.
+    """
+
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reference: str = "home"
+    space: dict[str, list[float]] = field(default_factory=dict)
+    trials: int = 5
+    patience: int = 2
+    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the entries of the methods."""
+        check_at_least(1, trials=self.trials, patience=self.patience)
+        if self.methods and self.reference not in self.methods:
+            raise ValueError(
+                f"reference is {self.reference!r}; choose one of {', '.join(self.methods)}"
+            )
+        for name, entry in self.methods.items():
+            if strangers := sorted(set(entry) - set(ENTRIES)):
+                raise ValueError(
+                    f"method {name!r} has {', '.join(strangers)}; known are {', '.join(ENTRIES)}"
+                )
+
+    def boxes(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Return the box of every method that is tuned by itself."""
+        box = {name: (low, high) for name, (low, high) in self.space.items()}
+        return dict.fromkeys(self.methods, box) if box else {}
+
+    def settings(
+        self, method: str, common: Mapping[str, Any], schema: FeatureSchema
+    ) -> dict[str, Any]:
+        """Return what decides the network of a method: the common settings, changed by its own.
+
+        Args:
+            method: Name of the method.
+            common: Settings of the configuration, by dotted name.
+            schema: Of the data.
+
+        Raises:
+            GatesError: The method, its network or an option is unknown, or it cannot have the size
+                of the reference.
+        """
+        if method not in self.methods:
+            raise GatesError(f"there is no method {method!r}; known are {', '.join(self.methods)}")
+        entry = self.methods[method]
+        rest = {n: v for n, v in common.items() if not n.startswith(f"{MODEL}options")}
+        made = {**rest, **entry.get("settings", {}), "patience": self.patience}
+        net, options = self._net(method, common), self._options(method, common)
+        if method != self.reference and entry.get("sized", True):
+            options = self._sized(net, options, common, schema)
+        return made | {"model.net": net, "model.options": options}
+
+    def _sized(
+        self, net: str, options: dict[str, Any], common: Mapping[str, Any], schema: FeatureSchema
+    ) -> dict[str, Any]:
+        width, tasks = input_width(schema), schema.tasks
+        first = self._net(self.reference, common), self._options(self.reference, common)
+        target = num_weights(*first, width, tasks)
+        return sized(net, options, width, tasks, target)
+
+    def _options(self, method: str, common: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of a method; those of the configuration belong to its network."""
+        same = self._net(method, common) == common.get("model.net")
+        own = self.methods[method].get("options", {})
+        return {**(nested(common, f"{MODEL}options.") if same else {}), **own}
+
+    def _net(self, method: str, common: Mapping[str, Any]) -> str:
+        """Return the network of a method, that of the configuration if it names none."""
+        return str(self.methods[method].get("net", common.get(f"{MODEL}net")))
+
+
+def nested(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the settings below a prefix as nested mappings, such as options of a network."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if not name.startswith(prefix):
+            continue
+        *path, last = name.removeprefix(prefix).split(".")
+        place = found
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return found

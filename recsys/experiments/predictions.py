@@ -1,0 +1,103 @@
+"""Probabilities of networks and baselines for all rows of a part, and what they score.
+
+N rows, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from core_gates.errors import GatesError, check_option
+from harness.evidence import Scores
+from recsys.baselines import BaseRates, Biases, OneColumn, Predictor, Trees
+from recsys.batch import Batch
+from recsys.metrics.resampled import combined, summed_log_loss, task_scores
+from recsys.ranker import Ranker
+from recsys.transform import FeatureTransform
+
+Probabilities = NDArray[np.float64]
+ROWS = 8192
+KINDS = ("base_rates", "one_column", "biases", "trees")
+
+
+@torch.no_grad()
+def probabilities(ranker: Ranker, rows: Batch) -> Probabilities:
+    """Return the probabilities (N, T) of a network in evaluation mode."""
+    ranker.eval()
+    parts = []
+    for start in range(0, len(rows), ROWS):
+        some = rows.take(slice(start, start + ROWS))
+        logits = ranker(some.sparse, some.dense, some.sequences)
+        parts.append(logits.double().sigmoid().numpy())
+    return np.concatenate(parts)
+
+
+def baseline(options: Mapping[str, Any], transform: FeatureTransform) -> Predictor:
+    """Return an unfitted baseline.
+
+    Args:
+        options: Its ``kind``, ``column`` or ``columns`` by name, and further arguments.
+        transform: Which knows the places of columns.
+
+    Raises:
+        GatesError: The kind or a column is unknown.
+    """
+    rest = dict(options)
+    kind = str(rest.pop("kind", ""))
+    check_option("kind of a baseline", kind, KINDS, GatesError)
+    sparse, dense = list(transform.sparse_tables), list(transform.dense_names)
+    if kind == "base_rates":
+        return BaseRates()
+    if kind == "one_column":
+        return OneColumn(_place(rest.pop("column", ""), dense), **rest)
+    if kind == "biases":
+        names = rest.pop("columns", sparse)
+        sizes = [transform.sizes[transform.sparse_tables[name]] for name in names]
+        return Biases([_place(name, sparse) for name in names], sizes, **rest)
+    names = rest.pop("columns", None)
+    places = None if names is None else [_place(name, sparse) for name in names]
+    return Trees(places, **rest)
+
+
+def scores_of(
+    rows: Batch, found: Probabilities, tasks: Sequence[str], *, exact_auc: bool = False
+) -> dict[str, Scores]:
+    """Return the scores of predictions, for :func:`harness.evidence.compare`.
+
+    Args:
+        rows: With labels, masks, weights and users.
+        found: Probabilities (N, T).
+        tasks: Names of the tasks.
+        exact_auc: Whether intervals of the AUC are wanted, which cost rows × resamples.
+
+    Returns:
+        ``""`` for all tasks together, then each task by name.
+    """
+    labels, mask = rows.labels.numpy(), rows.mask.numpy()
+    weight, user = rows.weight.numpy(), rows.user.numpy()
+    known: dict[str, Scores] = {"": summed_log_loss(labels, found, user, mask=mask, weights=weight)}
+    for number, task in enumerate(tasks):
+        columns = labels[:, number], found[:, number], user
+        known[task] = task_scores(
+            *columns, mask=mask[:, number], weights=weight, exact_auc=exact_auc
+        )
+    return known
+
+
+def together(known: Mapping[str, Scores], names: Sequence[str]) -> Scores:
+    """Return the scores of several tasks as one function, under ``metric task``."""
+
+    def named(name: str) -> Scores:
+        return lambda drawn: {f"{m} {name}": v for m, v in known[name](drawn).items()}
+
+    return combined(*(named(name) for name in names))
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    check_option("column of a baseline", name, names, GatesError)
+    return list(names).index(name)

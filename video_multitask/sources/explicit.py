@@ -1,0 +1,146 @@
+"""Real rows of KuaiRand-27K that were selected on like and hate: click and long view, no ids.
+
+The rows are no sample of what users see, and a video's number of rows tells whether it was liked,
+so that only ``is_click`` and ``long_view`` are predicted, without any id or count of a video.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+
+from core_gates.errors import GatesError, check_at_least
+from recsys.data.splits import rolling_windows
+from recsys.data.tables import RankingTables
+from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
+from video_multitask.history import UserHistory
+
+LOG, USERS = "kuairand27k_explicit_log.parquet", "kuairand_user_features.parquet"
+OUTCOMES = ("is_click", "long_view")
+SECONDS = (7, 12, 18, 30, 60, 120)
+"""Edges of the durations that an event of a history tells apart."""
+
+RECENT = (1, 5, 20)
+MISSING_CODE = -124
+USER_CODES = (
+    "user_active_degree", "is_lowactive_period", "is_live_streamer", "is_video_author",
+    "follow_user_num_range", "fans_user_num_range", "friend_user_num_range", "register_days_range",
+    *(f"onehot_feat{number}" for number in range(18)),
+)  # fmt: skip
+USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+HOUR_MS = 3_600_000
+
+
+class ExplicitLog:
+    """One of several test windows that roll over the log, two days each.
+
+    Features: the user table without the user's id, hour, day of the week and duration, and what the
+    user did strictly before: means of outcomes, of the last 1, 5 and 20 events too, their number,
+    the hours since the last one, and the last 30 events (duration and outcomes).
+
+    Args:
+        folder: Folder with the log and the user table.
+        window: Number of the test window, the earliest is 0.
+        windows: Number of windows; their test parts do not overlap.
+        events: Newest events of a history.
+        encoder: How they become one vector: ``mean``, ``target_attention``, ``transformer``, or
+            ``none`` to leave them out.
+        dim: Features of an embedding.
+
+    Raises:
+        ValueError: There is no such window.
+    """
+
+    def __init__(
+        self,
+        folder: str = "../shared/data/recsys",
+        window: int = 3,
+        windows: int = 4,
+        events: int = 30,
+        encoder: str = "transformer",
+        dim: int = 8,
+    ) -> None:
+        check_at_least(1, windows=windows, events=events)
+        if not 0 <= window < windows:
+            raise ValueError(f"window is {window}; choose one of 0 to {windows - 1}")
+        self.folder, self.window, self.windows = folder, window, windows
+        self.events, self.encoder, self.dim = events, encoder, dim
+
+    def read(self) -> RankingTables:
+        """Return the rows before the window, the two days just before it, and the window.
+
+        Raises:
+            GatesError: A file is missing.
+        """
+        table = self._table()
+        splits = rolling_windows(table, "date", test=2, validation=2, windows=self.windows)
+        split = next(islice(splits, self.window, None))
+        notes = (
+            "rows were selected on like and hate: a check of the pipeline, no claim of quality",
+            f"test window {self.window + 1} of {self.windows}",
+        )
+        return RankingTables("explicit log", self.schema(), *split, notes=notes)
+
+    def schema(self) -> FeatureSchema:
+        """Return the columns without any id."""
+        histories = ()
+        if self.encoder != "none":
+            kind = self.encoder
+            histories = (History("past_event", "event", self.events, kind),)  # type: ignore[arg-type]
+        means = [f"past_mean_{name}" for name in OUTCOMES]
+        recent = [f"recent_{name}_{count}" for name in OUTCOMES for count in RECENT]
+        return FeatureSchema(
+            tasks=tuple(Task(name, category="watch") for name in OUTCOMES),
+            sparse=(
+                *(Sparse(name, side="user", min_count=5) for name in USER_CODES),
+                Sparse("hourmin"),
+                Sparse("weekday"),
+                Sparse("event", side="item"),
+            ),
+            dense=(
+                *(Dense(name, side="user") for name in USER_NUMBERS),
+                Dense("duration_ms", side="item"),
+                *(Dense(n, scaling="standardize", side="user") for n in (*means, *recent)),
+                Dense("past_count", side="user"),
+                Dense("hours_since", side="user"),
+            ),
+            sequences=histories,
+            dim=self.dim,
+            user="user_id",
+            time="time_ms",
+        )
+
+    def _table(self) -> pl.DataFrame:
+        folder = Path(self.folder)
+        for name in (LOG, USERS):
+            if not (folder / name).is_file():
+                raise GatesError(f"{folder / name} is missing: give its folder, data.source.folder")
+        log = pl.read_parquet(folder / LOG).sort("time_ms", maintain_order=True)
+        users = pl.read_parquet(folder / USERS).with_columns(pl.col("user_id").cast(pl.Int32))
+        coded = [n for n, kind in users.schema.items() if kind.is_numeric() and n != "user_id"]
+        known = [pl.when(pl.col(n) != MISSING_CODE).then(pl.col(n)).alias(n) for n in coded]
+        log = log.with_columns(
+            duration_ms=pl.when(pl.col("duration_ms") > 0).then(pl.col("duration_ms")),
+            weekday=pl.col("date").cast(pl.String).str.to_date("%Y%m%d").dt.weekday(),
+        ).with_columns(event=_duration_class())
+        outcome = pl.concat_str([pl.col("event"), *OUTCOMES], separator=" ")
+        log = log.with_columns(outcome=outcome, when=pl.col("time_ms"))
+        history = UserHistory(self.events, ("outcome", *OUTCOMES, "when"), OUTCOMES)
+        log = history.add(log).rename({"past_outcome": "past_event"})
+        recent = [
+            pl.col(f"past_{name}").list.tail(count).list.mean().alias(f"recent_{name}_{count}")
+            for name in OUTCOMES
+            for count in RECENT
+        ]
+        since = (pl.col("time_ms") - pl.col("past_when").list.last()) / HOUR_MS
+        log = log.with_columns(*recent, hours_since=since)
+        return log.join(users.with_columns(known), on="user_id", how="left", maintain_order="left")
+
+
+def _duration_class() -> pl.Expr:
+    """Return the class of the duration as a word."""
+    seconds = pl.col("duration_ms") / 1000
+    classes = seconds.cut(list(SECONDS), labels=[f"d{n}" for n in range(len(SECONDS) + 1)])
+    return classes.cast(pl.String).fill_null("d?")

@@ -1,0 +1,157 @@
+"""The simulated feed, split by days, with the true probability of every label."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from core_gates.errors import check_at_least, check_option
+from recsys.data.splits import split_at
+from recsys.data.tables import RankingTables
+from recsys.schema import Dense, FeatureSchema, Scaling, Sparse
+from video_multitask.simulator.log import Simulated, simulate
+from video_multitask.simulator.settings import DAY_MS, START_MS
+from video_multitask.tasks import LABELS, simulated_tasks
+
+TRUTH = "truth_"
+"""Prefix of the columns of true probabilities; no feature and no label has it."""
+
+HEAVY_COUNTS = ("user_play_count", "user_fan_count", "video_show_count", "video_comment_count")
+Counts = Literal["none", "raw", "normalized"]
+
+
+class SimulatedFeed:
+    """A feed of the simulator: early days train, later ones validate and test.
+
+    Args:
+        rows: Rows of the log, spread evenly over the days.
+        users: Number of users.
+        videos: Number of videos.
+        days: Days of the log.
+        validation_days: Days before the test days.
+        test_days: Last days.
+        seed: Of the world.
+        groups: Whether interactions depend on other factors and fields than watching does.
+        heavy_counts: Four heavy-tailed counts as further inputs: ``none``, ``raw`` numbers, as in
+            the stress setting, or ``normalized`` like all other inputs.
+        permuted: Permute the labels of all rows, together, before anything is computed of them: a
+            control in which nothing can be predicted.
+        leak: Name of a task whose label, with noise, becomes an input: a planted leak.
+        dim: Features of an embedding.
+
+    Raises:
+        ValueError: A number is too small, or no day is left to train on.
+    """
+
+    def __init__(
+        self,
+        rows: int = 200_000,
+        users: int = 2_000,
+        videos: int = 3_000,
+        days: int = 14,
+        validation_days: int = 2,
+        test_days: int = 2,
+        seed: int = 0,
+        groups: bool = False,
+        heavy_counts: Counts = "none",
+        permuted: bool = False,
+        leak: str = "",
+        dim: int = 8,
+    ) -> None:
+        check_at_least(1, rows=rows, validation_days=validation_days, test_days=test_days)
+        check_option("heavy_counts", heavy_counts, ("none", "raw", "normalized"))
+        if leak:
+            check_option("leak", leak, LABELS)
+        if validation_days + test_days >= days:
+            raise ValueError(
+                f"{validation_days} validation days and {test_days} test days leave none of "
+                f"{days} to train on: give more days"
+            )
+        self.rows, self.users, self.videos, self.days = rows, users, videos, days
+        self.validation_days, self.test_days, self.seed = validation_days, test_days, seed
+        self.groups, self.heavy_counts = groups, heavy_counts
+        self.permuted, self.leak, self.dim = permuted, leak, dim
+
+    def read(self) -> RankingTables:
+        """Simulate, join the side tables and split."""
+        table = self._table()
+        first = START_MS + (self.days - self.test_days) * DAY_MS
+        parts = split_at(
+            table,
+            "time_ms",
+            validation_from=first - self.validation_days * DAY_MS,
+            test_from=first,
+        )
+        notes = (
+            f"simulated: {self.users} users, {self.videos} videos, {self.days} days; the last "
+            f"{self.test_days} test, {self.validation_days} before them validate",
+        )
+        return RankingTables("simulated feed", self.schema(), *parts, notes=notes)
+
+    def simulated(self) -> Simulated:
+        """Return the log with what it was drawn from."""
+        return simulate(
+            self.rows,
+            self.users,
+            self.videos,
+            self.days,
+            self.seed,
+            groups=self.groups,
+            heavy_counts=self.heavy_counts != "none",
+        )
+
+    def schema(self) -> FeatureSchema:
+        """Return eight sparse columns, three numbers and what the options add."""
+        scaling: Scaling = "none" if self.heavy_counts == "raw" else "log_standardize"
+        counts = HEAVY_COUNTS if self.heavy_counts != "none" else ()
+        leaked = (Dense("leak", scaling="standardize"),) if self.leak else ()
+        return FeatureSchema(
+            tasks=simulated_tasks(),
+            sparse=(
+                Sparse("user_id", side="user"),
+                Sparse("onehot_feat7", side="user"),
+                Sparse("video_id", side="item"),
+                Sparse("author_id", side="item"),
+                Sparse("tag", side="item"),
+                Sparse("upload_type", side="item"),
+                Sparse("tab"),
+                Sparse("hourmin"),
+            ),
+            dense=(
+                Dense("duration_ms", side="item"),
+                Dense("position"),
+                Dense("follow_user_num", side="user"),
+                *(
+                    Dense(n, scaling=scaling, side="user" if "user" in n else "item")
+                    for n in counts
+                ),
+                *leaked,
+            ),
+            dim=self.dim,
+            user="user_id",
+            item="video_id",
+            time="time_ms",
+        )
+
+    def _table(self) -> pl.DataFrame:
+        found = self.simulated()
+        users = found.users.select("user_id", "onehot_feat7", "follow_user_num")
+        videos = found.videos.select("video_id", "author_id", "tag", "upload_type")
+        truth = pl.DataFrame(found.truth, schema=[f"{TRUTH}{task}" for task in LABELS])
+        log, rng = found.log, np.random.default_rng([self.seed, 6])
+        if self.permuted:
+            columns = list(LABELS.values())
+            log = log.with_columns(log.select(columns)[rng.permutation(len(log))])
+        if self.leak:
+            label = log[LABELS[self.leak]].to_numpy()
+            log = log.with_columns(leak=label + 0.5 * rng.standard_normal(len(log)))
+        keys = [pl.col("user_id").cast(pl.Int64), pl.col("video_id").cast(pl.Int64)]
+        joined = log.with_columns(keys).join(
+            users.cast({"user_id": pl.Int64}), on="user_id", how="left", maintain_order="left"
+        )
+        joined = joined.join(
+            videos.cast({"video_id": pl.Int64}), on="video_id", how="left", maintain_order="left"
+        )
+        return pl.concat([joined, truth], how="horizontal")
