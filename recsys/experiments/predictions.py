@@ -37,6 +37,13 @@ def probabilities(ranker: Ranker, rows: Batch) -> Probabilities:
     return np.concatenate(parts)
 
 
+def summed_log_loss_of(rows: Batch, found: Probabilities) -> float:
+    """Return the sum over tasks of the mean log-loss of predictions (N, T)."""
+    score = scores_of(rows, found, ())[""]
+    users = len(np.unique(rows.user.numpy()))
+    return float(score(np.ones((1, users)))["log_loss"][0])
+
+
 def baseline(options: Mapping[str, Any], transform: FeatureTransform) -> Predictor:
     """Return an unfitted baseline.
 

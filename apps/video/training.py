@@ -1,0 +1,84 @@
+"""Networks and baselines of a contest as pieces of work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from harness.experiment import Job, Piece
+from recsys.data.datamodule import TableDataModule
+from recsys.experiments.building import data_of, module_of
+from recsys.experiments.predictions import (
+    Probabilities,
+    baseline,
+    probabilities,
+    summed_log_loss_of,
+)
+from recsys.module import MultiTaskModule
+from recsys.ranker import Ranker
+
+MONITOR = "val/loss"
+TRAINER = "trainer."
+BASELINE = "baseline."
+
+
+def train(piece: Piece, job: Job) -> dict[str, Tensor]:
+    """Train one network until its validation loss no longer falls; return its best weights."""
+    return dict(_trained(piece, job)[0].served().state_dict())
+
+
+def trial(piece: Piece, job: Job) -> dict[str, float]:
+    """Return the validation loss of a setting, the sum over tasks, and the epochs it took."""
+    module, data = _trained(piece, job)
+    rows = data.batch("validation")
+    score = summed_log_loss_of(rows, probabilities(module.served(), rows))
+    return {"score": score}
+
+
+def ranker_of(piece: Piece, weights: Mapping[str, Tensor], data: TableDataModule) -> Ranker:
+    """Return the network of a piece with its weights."""
+    ranker = module_of(piece.settings).build(data.transform)
+    ranker.load_state_dict(dict(weights))
+    return ranker.eval()
+
+
+def fit_baseline(piece: Piece, job: Job) -> dict[str, Tensor]:
+    """Fit a baseline and return its probabilities of the test rows."""
+    data = data_of(piece.settings)
+    job.note(objects=data.training_objects())
+    return {"probabilities": torch.from_numpy(_fitted(piece, data, "test")).float()}
+
+
+def try_baseline(piece: Piece, job: Job) -> dict[str, float]:
+    """Return the validation loss of a setting of a baseline."""
+    del job
+    data = data_of(piece.settings)
+    found = _fitted(piece, data, "validation")
+    return {"score": summed_log_loss_of(data.batch("validation"), found)}
+
+
+def _fitted(piece: Piece, data: TableDataModule, part: Any) -> Probabilities:
+    options = {
+        name.removeprefix(BASELINE): value
+        for name, value in piece.settings.items()
+        if name.startswith(BASELINE)
+    }
+    predictor = baseline(options, data.transform).fit(data.batch("train"))
+    return predictor.predict(data.batch(part))
+
+
+def _trained(piece: Piece, job: Job) -> tuple[MultiTaskModule, TableDataModule]:
+    L.seed_everything(piece.seed, verbose=False)
+    data, module = data_of(piece.settings, piece.seed or 0), module_of(piece.settings)
+    job.note(objects=data.training_objects())
+    trainer = {
+        name.removeprefix(TRAINER): value
+        for name, value in piece.settings.items()
+        if name.startswith(TRAINER)
+    }
+    job.fit(module, data, monitor=MONITOR, patience=piece.get("patience"), **trainer)
+    return module, data
