@@ -4,7 +4,7 @@ B rows, F sparse features, N dense inputs, S sequences of L events, T tasks.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,10 @@ class Batch(NamedTuple):
         return self.sparse.shape[0]
 
     def take(self, rows: Tensor | slice) -> "Batch":
-        """Return some of the rows."""
-        return self._each(lambda column: column[rows])
+        """Return some of the rows, by a slice (a view), a mask (B,) or their numbers (M,)."""
+        if isinstance(rows, slice) or rows.dtype == torch.bool:
+            return self._each(lambda column: column[rows])
+        return self._each(lambda column: column.index_select(0, rows))
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
@@ -55,6 +57,10 @@ class Batch(NamedTuple):
     def plain(self) -> list[Tensor]:
         """Return all tensors but the sequences, in order."""
         return [column for column in self if isinstance(column, Tensor)]
+
+    def replace(self, **columns: Any) -> "Batch":
+        """Return the batch with other columns; ``_replace`` fails, since ``len`` counts rows."""
+        return Batch(**(dict(zip(self._fields, self, strict=True)) | columns))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         sparse, dense, labels, mask, weight, user = map(change, self.plain())

@@ -1,0 +1,161 @@
+"""A data set in memory, for training, validation and test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import polars as pl
+
+from core_gates.errors import GatesError, check_at_least, check_option
+from harness.files import Data
+from recsys.batch import Batch
+from recsys.data.digest import table_digest
+from recsys.data.loader import EvaluationLoader, Order, TrainingLoader
+from recsys.data.packed import PackedRows
+from recsys.data.tables import PARTS, Part, RankingTables, TableSource
+from recsys.schema import FeatureSchema
+from recsys.transform import FeatureTransform
+
+
+class TableDataModule(L.LightningDataModule):
+    """Batches of a data set whose encoded rows fit into memory.
+
+    Vocabularies and scales are learned from the training rows alone, unless a transform is given.
+
+    Args:
+        source: The tables, or what reads them.
+        batch_size: Training rows of a step over all ranks.
+        eval_batch_size: Rows of a batch on a rank in validation and test.
+        order: Training rows ``shuffled`` in every epoch, or as ``given``, such as by time.
+        seed: Of the order.
+        transform: A fitted transform, such as that of a network that is trained further.
+
+    Raises:
+        ValueError: A size is below 1, or the order is unknown.
+    """
+
+    def __init__(
+        self,
+        source: RankingTables | TableSource,
+        batch_size: int = 1024,
+        eval_batch_size: int = 8192,
+        order: Order = "shuffled",
+        seed: int = 0,
+        transform: FeatureTransform | None = None,
+    ) -> None:
+        super().__init__()
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_option("order", order, ("shuffled", "given"))
+        self.source, self.order, self.seed = source, order, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self._transform = transform
+        self._tables: RankingTables | None = None
+        self._packed: dict[Part, PackedRows] = {}
+
+    @property
+    def tables(self) -> RankingTables:
+        """The tables, read once.
+
+        Raises:
+            GatesError: They cannot be read, or there are no training rows.
+        """
+        if self._tables is None:
+            source = self.source
+            self._tables = source if isinstance(source, RankingTables) else source.read()
+        return self._tables
+
+    @property
+    def transform(self) -> FeatureTransform:
+        """The transform, fitted on the training rows once."""
+        if self._transform is None:
+            self._transform = FeatureTransform(self.tables.schema).fit(self.tables.train)
+        return self._transform
+
+    @property
+    def schema(self) -> FeatureSchema:
+        """What the columns are."""
+        return self.transform.schema
+
+    def table(self, part: Part) -> pl.DataFrame:
+        """Return the raw rows of a part, in the order of :meth:`rows`."""
+        return self.tables.part(part)
+
+    def rows(self, part: Part) -> PackedRows:
+        """Return the encoded rows of a part.
+
+        Raises:
+            GatesError: The part is empty, or a value cannot be read.
+        """
+        if part not in self._packed:
+            table = self.table(part)
+            if not len(table):
+                raise GatesError(f"the {part} part of {self.tables.name} is empty: give it rows")
+            try:
+                self._packed[part] = PackedRows.of(table, self.transform)
+            except GatesError as error:
+                raise GatesError(f"{self.tables.name}, {part}: {error}") from error
+        return self._packed[part]
+
+    def batch(self, part: Part) -> Batch:
+        """Return all rows of a part as one batch."""
+        return self.rows(part).take(slice(None))
+
+    def setup(self, stage: str) -> None:
+        """Read the tables, fit the transform and encode what the stage needs."""
+        wanted: dict[str, tuple[Part, ...]] = {
+            "fit": ("train", "validation"),
+            "validate": ("validation",),
+            "test": ("test",),
+            "predict": ("test",),
+        }
+        for part in wanted.get(stage, PARTS):
+            self.rows(part)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the transform has learned from, for the checkpoint."""
+        return {"fitted": self.transform.fitted._asdict(), "trained_on": self.training_objects()}
+
+    def digest(self) -> list[Data]:
+        """Describe the rows of every part by their content."""
+        return [
+            Data(self.tables.name, part, table_digest(table), len(table), "rows")
+            for part in PARTS
+            if len(table := self.table(part))
+        ]
+
+    def training_objects(self) -> list[str]:
+        """Return one short hash of all training rows: the same rows as test rows have the same."""
+        return [table_digest(self.table("train"))[:12]]
+
+    def train_dataloader(self) -> TrainingLoader:
+        """Return the training batches of this rank."""
+        rank, world = self._rank()
+        return TrainingLoader(
+            self.rows("train"),
+            self.batch_size,
+            order=self.order,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+        )
+
+    def evaluation_loader(self, part: Part) -> EvaluationLoader:
+        """Return all rows of a part, those of this rank, in order."""
+        rank, world = self._rank()
+        return EvaluationLoader(self.rows(part), self.eval_batch_size, rank=rank, world=world)
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Return the validation rows of this rank."""
+        return self.evaluation_loader("validation")
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """Return the test rows of this rank."""
+        return self.evaluation_loader("test")
+
+    def predict_dataloader(self) -> EvaluationLoader:
+        """Return the test rows of this rank."""
+        return self.evaluation_loader("test")
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
