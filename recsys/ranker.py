@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
+from recsys.embedding.spreading import spread_names
 from recsys.inputs import Encoded, InputLayer, UserPart, dense_inputs
 from recsys.models.net import MultiTaskNet
 from recsys.schema import FeatureSchema, Task
@@ -97,6 +98,7 @@ class Ranker(nn.Module):
         dense_width: int,
         name: str,
         options: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
         **further: Any,
     ) -> Self:
         """Return a ranker with a network of the library, which can be saved.
@@ -105,20 +107,24 @@ class Ranker(nn.Module):
             schema: Features and tasks.
             sizes: Rows by name of the table.
             dense_width: Dense inputs N.
-            name: Network, such as ``home``; see ``recsys.models.MODELS``.
+            name: Network, such as ``HoME``; see ``recsys.models.MODELS``.
             options: Its arguments, plain values of JSON.
+            device: Device of everything.
             **further: See :class:`Ranker`.
 
         Raises:
-            ValueError: The network is unknown or has no such option.
+            GatesError: The network is unknown or has no such option.
+            ValueError: Sizes, widths or names do not fit.
         """
         models: Any = importlib.import_module("recsys.models")
         made = dict(options or {})
 
         def net(input_dim: int, tasks: Sequence[Task]) -> MultiTaskNet:
-            return cast(MultiTaskNet, models.build(name, made, input_dim, tasks))
+            return cast(MultiTaskNet, models.build(name, made, input_dim, tasks, device=device))
 
-        return cls(schema, sizes, dense_width, net, spec=NetSpec(name, made), **further)
+        return cls(
+            schema, sizes, dense_width, net, spec=NetSpec(name, made), device=device, **further
+        )
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -215,6 +221,11 @@ class Ranker(nn.Module):
             if int8:
                 layer.bank.to_int8()
         return made.requires_grad_(False).eval()
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Tables that exchange gradients by themselves; read by ``DistributedDataParallel``."""
+        return spread_names(self)
 
     @property
     def _layers(self) -> list[InputLayer]:
