@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 from torch import Tensor, nn
 
+from recsys.embedding.bank import EmbeddingBank
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.embedding.spreading import spread_names
 from recsys.inputs import Encoded, InputLayer, UserPart, dense_inputs
@@ -129,12 +130,12 @@ class Ranker(nn.Module):
     @property
     def sizes(self) -> dict[str, int]:
         """Rows by name of the table."""
-        return dict(self._layers[0].bank.sizes)
+        return dict(self.banks[0].sizes)
 
     @property
     def slices(self) -> dict[str, slice]:
         """Inputs of the network that each feature takes, by name."""
-        return dict(self._layers[0].slices)
+        return dict(self.input_layers[0].slices)
 
     def inputs(self, sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
         """Return the inputs of the network (B, D); (B, copies, D) if it wants several sets.
@@ -147,7 +148,7 @@ class Ranker(nn.Module):
         Raises:
             ValueError: A shape does not fit, or a row lies outside of its table.
         """
-        return self._joined([layer(sparse, dense, sequences) for layer in self._layers])
+        return self._joined([layer(sparse, dense, sequences) for layer in self.input_layers])
 
     def forward(self, sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
         """Return the logits (B, T); see :meth:`inputs`."""
@@ -169,7 +170,7 @@ class Ranker(nn.Module):
         Raises:
             ValueError: There are more rows, or a shape does not fit.
         """
-        return tuple(layer.user_part(user) for layer in self._layers)
+        return tuple(layer.user_part(user) for layer in self.input_layers)
 
     def score_candidates(self, user: Encoded | tuple[UserPart, ...], candidates: Encoded) -> Tensor:
         """Return the logits (N, T) of N candidates, as :meth:`forward` of complete rows would.
@@ -183,13 +184,13 @@ class Ranker(nn.Module):
         """
         if hasattr(user, "dense"):
             user = self.user_inputs(cast(Encoded, user))
-        pairs = zip(self._layers, cast(tuple[UserPart, ...], user), strict=True)
+        pairs = zip(self.input_layers, cast(tuple[UserPart, ...], user), strict=True)
         inputs = [layer.with_user(part, candidates) for layer, part in pairs]
         return self.logits(self._joined(inputs))
 
     def tables(self) -> list[nn.Parameter]:
         """Return the embedding tables, for ``RowWiseAdagrad``."""
-        return [table for layer in self._layers for table in layer.bank.tables()]
+        return [table for bank in self.banks for table in bank.tables()]
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """Return all parameters but the tables, for Adam."""
@@ -198,7 +199,7 @@ class Ranker(nn.Module):
 
     def count_params(self) -> dict[str, int]:
         """Return the number of weights of ``tables``, ``encoders`` and ``net``."""
-        of_encoders = [p for layer in self._layers for p in layer.encoders.parameters()]
+        of_encoders = [p for layer in self.input_layers for p in layer.encoders.parameters()]
         return {
             "tables": sum(table.numel() for table in self.tables()),
             "encoders": sum(parameter.numel() for parameter in of_encoders),
@@ -207,8 +208,8 @@ class Ranker(nn.Module):
 
     def grow(self, sizes: Mapping[str, int], optimizer: RowWiseAdagrad | None = None) -> None:
         """Append rows to the tables; see :meth:`recsys.embedding.bank.EmbeddingBank.grow`."""
-        for layer in self._layers:
-            layer.bank.grow(sizes, optimizer)
+        for bank in self.banks:
+            bank.grow(sizes, optimizer)
 
     def folded(self, *, int8: bool = False) -> Self:
         """Return a copy for inference, batch normalization folded into weights where possible.
@@ -217,9 +218,9 @@ class Ranker(nn.Module):
             int8: Whether its tables become 8-bit integers with a scale per row.
         """
         made = deepcopy(self, {id(self.net): self.net.folded()})
-        for layer in made._layers:
-            if int8:
-                layer.bank.to_int8()
+        if int8:
+            for bank in made.banks:
+                bank.to_int8()
         return made.requires_grad_(False).eval()
 
     @property
@@ -228,7 +229,13 @@ class Ranker(nn.Module):
         return spread_names(self)
 
     @property
-    def _layers(self) -> list[InputLayer]:
+    def banks(self) -> list[EmbeddingBank]:
+        """One bank of tables for each set of embeddings."""
+        return [layer.bank for layer in self.input_layers]
+
+    @property
+    def input_layers(self) -> list[InputLayer]:
+        """One layer of inputs for each set of embeddings."""
         return [cast(InputLayer, layer) for layer in self.layers]
 
     def _joined(self, inputs: list[Tensor]) -> Tensor:

@@ -171,6 +171,21 @@ class EmbeddingBank(nn.Module):
         }
 
     @torch.no_grad()
+    def load_named_tables(self, tables: Mapping[str, Tensor]) -> None:
+        """Take the values of :meth:`named_tables`, of all tables and on one process.
+
+        Raises:
+            ValueError: A table is absent, or has another shape.
+        """
+        for name, block in self._blocks.items():
+            stack = cast(Tensor, self.stacks[str(block.dim)].weight)
+            place = stack[block.start : block.start + block.rows]
+            found = tuple(tables[name].shape) if name in tables else None
+            if found != tuple(place.shape):
+                raise ValueError(f"table {name!r} has shape {found}, expected {tuple(place.shape)}")
+            place.copy_(tables[name])
+
+    @torch.no_grad()
     def grow(self, sizes: Mapping[str, int], optimizer: RowWiseAdagrad | None = None) -> None:
         """Append rows to tables; rows that exist, and their accumulators, keep their bits.
 
