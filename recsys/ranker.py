@@ -13,7 +13,9 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 from torch import Tensor, nn
 
+from recsys.embedding.bank import EmbeddingBank
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
+from recsys.embedding.spreading import spread_names
 from recsys.inputs import Encoded, InputLayer, UserPart, dense_inputs
 from recsys.models.net import MultiTaskNet
 from recsys.schema import FeatureSchema, Task
@@ -97,6 +99,7 @@ class Ranker(nn.Module):
         dense_width: int,
         name: str,
         options: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
         **further: Any,
     ) -> Self:
         """Return a ranker with a network of the library, which can be saved.
@@ -105,30 +108,34 @@ class Ranker(nn.Module):
             schema: Features and tasks.
             sizes: Rows by name of the table.
             dense_width: Dense inputs N.
-            name: Network, such as ``home``; see ``recsys.models.MODELS``.
+            name: Network, such as ``HoME``; see ``recsys.models.MODELS``.
             options: Its arguments, plain values of JSON.
+            device: Device of everything.
             **further: See :class:`Ranker`.
 
         Raises:
-            ValueError: The network is unknown or has no such option.
+            GatesError: The network is unknown or has no such option.
+            ValueError: Sizes, widths or names do not fit.
         """
         models: Any = importlib.import_module("recsys.models")
         made = dict(options or {})
 
         def net(input_dim: int, tasks: Sequence[Task]) -> MultiTaskNet:
-            return cast(MultiTaskNet, models.build(name, made, input_dim, tasks))
+            return cast(MultiTaskNet, models.build(name, made, input_dim, tasks, device=device))
 
-        return cls(schema, sizes, dense_width, net, spec=NetSpec(name, made), **further)
+        return cls(
+            schema, sizes, dense_width, net, spec=NetSpec(name, made), device=device, **further
+        )
 
     @property
     def sizes(self) -> dict[str, int]:
         """Rows by name of the table."""
-        return dict(self._layers[0].bank.sizes)
+        return dict(self.banks[0].sizes)
 
     @property
     def slices(self) -> dict[str, slice]:
         """Inputs of the network that each feature takes, by name."""
-        return dict(self._layers[0].slices)
+        return dict(self.input_layers[0].slices)
 
     def inputs(self, sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
         """Return the inputs of the network (B, D); (B, copies, D) if it wants several sets.
@@ -141,7 +148,7 @@ class Ranker(nn.Module):
         Raises:
             ValueError: A shape does not fit, or a row lies outside of its table.
         """
-        return self._joined([layer(sparse, dense, sequences) for layer in self._layers])
+        return self._joined([layer(sparse, dense, sequences) for layer in self.input_layers])
 
     def forward(self, sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
         """Return the logits (B, T); see :meth:`inputs`."""
@@ -163,7 +170,7 @@ class Ranker(nn.Module):
         Raises:
             ValueError: There are more rows, or a shape does not fit.
         """
-        return tuple(layer.user_part(user) for layer in self._layers)
+        return tuple(layer.user_part(user) for layer in self.input_layers)
 
     def score_candidates(self, user: Encoded | tuple[UserPart, ...], candidates: Encoded) -> Tensor:
         """Return the logits (N, T) of N candidates, as :meth:`forward` of complete rows would.
@@ -177,13 +184,13 @@ class Ranker(nn.Module):
         """
         if hasattr(user, "dense"):
             user = self.user_inputs(cast(Encoded, user))
-        pairs = zip(self._layers, cast(tuple[UserPart, ...], user), strict=True)
+        pairs = zip(self.input_layers, cast(tuple[UserPart, ...], user), strict=True)
         inputs = [layer.with_user(part, candidates) for layer, part in pairs]
         return self.logits(self._joined(inputs))
 
     def tables(self) -> list[nn.Parameter]:
         """Return the embedding tables, for ``RowWiseAdagrad``."""
-        return [table for layer in self._layers for table in layer.bank.tables()]
+        return [table for bank in self.banks for table in bank.tables()]
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """Return all parameters but the tables, for Adam."""
@@ -192,7 +199,7 @@ class Ranker(nn.Module):
 
     def count_params(self) -> dict[str, int]:
         """Return the number of weights of ``tables``, ``encoders`` and ``net``."""
-        of_encoders = [p for layer in self._layers for p in layer.encoders.parameters()]
+        of_encoders = [p for layer in self.input_layers for p in layer.encoders.parameters()]
         return {
             "tables": sum(table.numel() for table in self.tables()),
             "encoders": sum(parameter.numel() for parameter in of_encoders),
@@ -201,8 +208,8 @@ class Ranker(nn.Module):
 
     def grow(self, sizes: Mapping[str, int], optimizer: RowWiseAdagrad | None = None) -> None:
         """Append rows to the tables; see :meth:`recsys.embedding.bank.EmbeddingBank.grow`."""
-        for layer in self._layers:
-            layer.bank.grow(sizes, optimizer)
+        for bank in self.banks:
+            bank.grow(sizes, optimizer)
 
     def folded(self, *, int8: bool = False) -> Self:
         """Return a copy for inference, batch normalization folded into weights where possible.
@@ -211,13 +218,24 @@ class Ranker(nn.Module):
             int8: Whether its tables become 8-bit integers with a scale per row.
         """
         made = deepcopy(self, {id(self.net): self.net.folded()})
-        for layer in made._layers:
-            if int8:
-                layer.bank.to_int8()
+        if int8:
+            for bank in made.banks:
+                bank.to_int8()
         return made.requires_grad_(False).eval()
 
     @property
-    def _layers(self) -> list[InputLayer]:
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Tables that exchange gradients by themselves; read by ``DistributedDataParallel``."""
+        return spread_names(self)
+
+    @property
+    def banks(self) -> list[EmbeddingBank]:
+        """One bank of tables for each set of embeddings."""
+        return [layer.bank for layer in self.input_layers]
+
+    @property
+    def input_layers(self) -> list[InputLayer]:
+        """One layer of inputs for each set of embeddings."""
         return [cast(InputLayer, layer) for layer in self.layers]
 
     def _joined(self, inputs: list[Tensor]) -> Tensor:

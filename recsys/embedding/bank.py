@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from recsys.embedding.fields import Block, Field, blocks_of, check_sizes, fields
 from recsys.embedding.int8_tables import Int8Tables
 from recsys.embedding.lookup import Lookup, look_up
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
+from recsys.embedding.sharded_tables import ShardedTables
 from recsys.schema import FeatureSchema
 
 
@@ -30,6 +31,8 @@ class EmbeddingBank(nn.Module):
         sizes: Rows by name of the table, as a fitted transform gives them: 0 unknown, 1 missing.
         std: Standard deviation of the initial values; halves of a quotient-remainder table have its
             square root, their product has it.
+        sharded: Whether each rank holds a part of the rows from the start, for tables that no rank
+            could hold whole; see :class:`~recsys.embedding.sharded_tables.ShardedTables`.
         device: Device of the tables.
         dtype: Floating dtype of the tables.
 
@@ -37,6 +40,8 @@ class EmbeddingBank(nn.Module):
         fields: Features with tables, in the order of the columns of ``Batch.sparse``.
         sizes: Rows by name of the table.
         out_dim: Features of all vectors of a row, Σ dims.
+        is_spread: Whether the ranks exchange rows or gradients by themselves; see
+            :func:`recsys.embedding.spreading.spread`.
 
     Shape:
         ``rows`` (B, F), int64; to (B, out_dim).
@@ -51,6 +56,7 @@ class EmbeddingBank(nn.Module):
         sizes: Mapping[str, int],
         *,
         std: float = 1e-2,
+        sharded: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -64,9 +70,13 @@ class EmbeddingBank(nn.Module):
         rows: dict[int, int] = {}
         for block in self._blocks.values():
             rows[block.dim] = block.start + block.rows
+        self.is_spread = sharded
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.stacks = nn.ModuleDict(
             {
-                str(dim): nn.Embedding(number, dim, sparse=True, device=device, dtype=dtype)
+                str(dim): ShardedTables(number, dim, **options)
+                if sharded
+                else nn.Embedding(number, dim, sparse=True, **options)
                 for dim, number in rows.items()
             }
         )
@@ -77,7 +87,12 @@ class EmbeddingBank(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all tables from N(0, std²)."""
         for name, block in self._blocks.items():
-            nn.init.normal_(self._rows(block), std=self._std(name))
+            stack = self.stacks[str(block.dim)]
+            if isinstance(stack, ShardedTables):
+                stack.reset_parameters(self._std(name), block.start, block.start + block.rows)
+            else:
+                rows = cast(Tensor, stack.weight)[block.start : block.start + block.rows]
+                nn.init.normal_(rows, std=self._std(name))
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return the vectors (B, out_dim) of rows (B, F), in the order of the features."""
@@ -142,8 +157,33 @@ class EmbeddingBank(nn.Module):
         return list(self.stacks.parameters())
 
     def named_tables(self) -> dict[str, Tensor]:
-        """Return each table (rows, d) by name, as views; a quotient-remainder table has two."""
-        return {name: self._rows(block) for name, block in self._blocks.items()}
+        """Return each table (rows, d) by name; a quotient-remainder table has two.
+
+        They are views, unless the tables are sharded: then every rank must call this.
+        """
+        whole = {
+            int(dim): stack.whole() if isinstance(stack, ShardedTables) else stack.weight
+            for dim, stack in self.stacks.items()
+        }
+        return {
+            name: cast(Tensor, whole[dim]).detach()[start : start + rows]
+            for name, _, dim, start, rows in self._blocks.values()
+        }
+
+    @torch.no_grad()
+    def load_named_tables(self, tables: Mapping[str, Tensor]) -> None:
+        """Take the values of :meth:`named_tables`, of all tables and on one process.
+
+        Raises:
+            ValueError: A table is absent, or has another shape.
+        """
+        for name, block in self._blocks.items():
+            stack = cast(Tensor, self.stacks[str(block.dim)].weight)
+            place = stack[block.start : block.start + block.rows]
+            found = tuple(tables[name].shape) if name in tables else None
+            if found != tuple(place.shape):
+                raise ValueError(f"table {name!r} has shape {found}, expected {tuple(place.shape)}")
+            place.copy_(tables[name])
 
     @torch.no_grad()
     def grow(self, sizes: Mapping[str, int], optimizer: RowWiseAdagrad | None = None) -> None:
@@ -216,10 +256,6 @@ class EmbeddingBank(nn.Module):
                 )
             self.lookups[part] = nn.ModuleDict(lookups)
             self._runs[part] = _runs(self.fields, chosen, lookups)
-
-    def _rows(self, block: Block) -> Tensor:
-        weight = cast(Tensor, self.stacks[str(block.dim)].weight)
-        return weight.detach()[block.start : block.start + block.rows]
 
     def _std(self, name: str) -> float:
         halves = name not in self.sizes

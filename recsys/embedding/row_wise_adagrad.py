@@ -44,13 +44,12 @@ class RowWiseAdagrad(Optimizer):
         check_at_least(0, l2=l2, initial_accumulator_value=initial_accumulator_value)
         start = initial_accumulator_value
         super().__init__(params, {"lr": lr, "eps": eps, "l2": l2, "start": start})
-        for group in self.param_groups:
-            for table in group["params"]:
-                if table.ndim != 2:
-                    raise ValueError(
-                        f"a parameter has shape {tuple(table.shape)}: RowWiseAdagrad takes tables "
-                        "(rows, d); give all else to another optimizer"
-                    )
+        for table in self._tables():
+            if table.ndim != 2:
+                raise ValueError(
+                    f"a parameter has shape {tuple(table.shape)}: RowWiseAdagrad takes tables "
+                    "(rows, d); give all else to another optimizer"
+                )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -80,14 +79,25 @@ class RowWiseAdagrad(Optimizer):
         factor = -group["lr"] / (mine.sqrt() + group["eps"])
         table.index_add_(0, rows, (grad * factor[:, None]).to(table.dtype))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return settings and accumulators; of sharded tables all, so every rank must call this."""
+        packed = super().state_dict()
+        for number, table in enumerate(self._tables()):
+            shards = getattr(table, "shards", None)
+            if shards is not None and number in packed["state"]:
+                sums = shards.whole(packed["state"][number]["sum"])
+                packed["state"][number] = {"sum": sums}
+        return packed
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take settings and accumulators of :meth:`state_dict`; their dtype is kept."""
         super().load_state_dict(state_dict)
-        tables = [table for group in self.param_groups for table in group["params"]]
+        tables = self._tables()
         for number, entry in state_dict["state"].items():
             table = tables[number]
-            sums = entry["sum"].to(table.device, sums_dtype(table), copy=True)
-            self.state[table]["sum"] = sums
+            shards = getattr(table, "shards", None)
+            sums = entry["sum"] if shards is None else shards.own(entry["sum"])
+            self.state[table]["sum"] = sums.to(table.device, sums_dtype(table), copy=True)
 
     def grow(self, table: nn.Parameter, places: Tensor) -> None:
         """Move the accumulators of a table that got more rows.
@@ -101,6 +111,9 @@ class RowWiseAdagrad(Optimizer):
         old = self.state[table].pop("sum")
         group = next(g for g in self.param_groups if any(p is table for p in g["params"]))
         self._sums(table, group["start"])[places.to(old.device)] = old
+
+    def _tables(self) -> list[Tensor]:
+        return [table for group in self.param_groups for table in group["params"]]
 
     def _sums(self, table: Tensor, start: float) -> Tensor:
         """Return the accumulators (rows,) of a table."""

@@ -2,12 +2,12 @@
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from recsys.data.batch import Batch
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.inputs import InputLayer, Rows
 from recsys.ranker import Ranker, input_width
@@ -39,7 +39,7 @@ def test_inputs_are_embeddings_then_histories_then_numbers():
     assert torch.equal(v[:, ranker.slices["user"]], tables["user"][rows.sparse[:, 1]])
     assert torch.equal(v[:, ranker.slices["last_video"]], tables["video"][rows.sparse[:, 3]])
     assert torch.equal(v[:, ranker.slices["duration"]], rows.dense[:, 1:2])
-    assert torch.equal(v[:, ranker.slices["activity missing"]], rows.dense[:, 2:3])
+    assert torch.equal(v[:, ranker.slices["activity is missing"]], rows.dense[:, 2:3])
     watched = rows.sequences[0]
     sums = [tables["video"][row[row != 1]].sum(0) / max(1, (row != 1).sum()) for row in watched]
     assert_close(v[:, ranker.slices["watched"]], torch.stack(sums))
@@ -72,11 +72,10 @@ def test_what_is_of_the_user_is_not_read_from_candidates(ranker):
     assert torch.equal(found, expected)
 
 
-def test_a_batch_is_scored_as_it_is():
+def test_anything_with_the_columns_of_a_batch_is_scored():
     ranker, rows = TOY["toy_ranker"](), TOY["rows"](5)
-    zeros = torch.zeros(5, 3)
-    batch = Batch(*rows, zeros, zeros > 0, zeros[:, 0], zeros[:, 0].long())
-    user = batch.take(slice(0, 1))
+    user = Rows(rows.sparse[:1], rows.dense[:1], tuple(s[:1] for s in rows.sequences))
+    batch = SimpleNamespace(**rows._asdict(), labels=torch.zeros(5, 3))
     expected = ranker(*TOY["as_user"](user, rows))
     assert_close(ranker.score_candidates(user, batch), expected, rtol=0, atol=1e-6)
 
