@@ -1,0 +1,56 @@
+"""What all ways to balance tasks have in common.
+
+T tasks.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+Shared = Sequence[tuple[nn.Parameter, slice]]
+"""Parameters that tasks share, each with its shared rows."""
+
+
+class Balancer(nn.Module, ABC):
+    """From the losses of tasks to the scalar whose gradient is followed.
+
+    A balancer is called once for each batch. State lives in buffers and is saved with the model.
+
+    Args:
+        num_tasks: Number of tasks T.
+    """
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__()
+        self.num_tasks = num_tasks
+
+    @abstractmethod
+    def forward(self, losses: Tensor, last: Shared = (), shared: Shared = ()) -> Tensor:
+        """Return the scalar to be minimized.
+
+        Args:
+            losses: Losses (T,), times the weights of the tasks.
+            last: Parameters of the last layer that all tasks share.
+            shared: All parameters that tasks share.
+        """
+
+    @property
+    @abstractmethod
+    def weights(self) -> Tensor:
+        """Present weight of each loss (T,), without gradient."""
+
+    def end_epoch(self) -> None:
+        """React to the end of an epoch; nothing by default."""
+
+
+def flat_gradient(loss: Tensor, shared: Shared) -> Tensor:
+    """Return the gradient (P,) of a loss at the shared rows of parameters; the graph is kept."""
+    parameters = [parameter for parameter, _ in shared]
+    grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    parts = [
+        (torch.zeros_like(parameter) if grad is None else grad)[rows].flatten()
+        for grad, (parameter, rows) in zip(grads, shared, strict=True)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,73 @@
+"""Weights by how fast each loss falls."""
+
+import torch
+from torch import Tensor
+
+from core_gates.collectives import num_ranks
+from core_gates.errors import check_at_least, check_positive
+from recsys.balancing.balancer import Balancer, Shared
+
+
+class DynamicWeightAverage(Balancer):
+    """``Σ_t w_t L_t`` with ``w = T softmax(r / τ)`` and ``r_t = L_t(k-1) / L_t(k-2)`` (DWA).
+
+    L(k) is the mean loss in period k; in the first two periods all weights are 1 (Liu et al.,
+    2019). A period is an epoch, or a number of batches where there is one epoch only.
+
+    Args:
+        num_tasks: Number of tasks T.
+        tau: Temperature τ; large values make weights alike.
+        period: Batches of a period; 0 for an epoch.
+
+    Raises:
+        ValueError: ``tau`` is not positive, or ``period`` is negative.
+    """
+
+    sums: Tensor
+    means: Tensor
+    count: Tensor
+    periods: Tensor
+
+    def __init__(self, num_tasks: int, *, tau: float = 2.0, period: int = 0) -> None:
+        super().__init__(num_tasks)
+        check_positive(tau=tau)
+        check_at_least(0, period=period)
+        self.tau, self.period = tau, period
+        exact = torch.float64
+        self.register_buffer("sums", torch.zeros(num_tasks, dtype=exact))
+        self.register_buffer("means", torch.ones(2, num_tasks, dtype=exact))  # the newest first
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("periods", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, losses: Tensor, last: Shared = (), shared: Shared = ()) -> Tensor:  # noqa: ARG002
+        """Return the weighted sum of the losses (T,)."""
+        total = self.weights.to(losses) @ losses
+        if self.training:
+            self.sums += losses.detach()
+            self.count += 1
+            if self.period and self.count == self.period:
+                self._end_period()
+        return total
+
+    @property
+    def weights(self) -> Tensor:
+        """``T softmax(r / τ)`` (T,); ones in the first two periods."""
+        if self.periods < 2:
+            return torch.ones_like(self.sums)
+        ratios = self.means[0] / self.means[1].clamp(min=torch.finfo(self.means.dtype).tiny)
+        return self.num_tasks * (ratios / self.tau).softmax(0)
+
+    def end_epoch(self) -> None:
+        """End a period, if periods are epochs."""
+        if not self.period and self.count:
+            self._end_period()
+
+    def _end_period(self) -> None:
+        mean = self.sums / self.count
+        if num_ranks() > 1:
+            torch.distributed.all_reduce(mean)
+            mean /= num_ranks()
+        self.means.copy_(torch.stack([mean, self.means[0]]))
+        self.sums.zero_()
+        self.count.zero_()
+        self.periods += 1
