@@ -9,32 +9,27 @@ import polars as pl
 
 from core_gates.errors import GatesError, check_option
 from video_multitask.kuairand.releases import Part
+from video_multitask.stream.periods import Period, Periods
 
 SPLITS = ("standard", "unbiased", "random_in")
 PARTS = ("train", "validation", "test")
 
 
-class _Period(NamedTuple):
-    first: int
-    last: int
-    random: bool
-
-
-_RULES: Mapping[str, tuple[_Period, _Period, _Period]] = {
-    "standard": (
-        _Period(20220408, 20220419, random=False),
-        _Period(20220420, 20220421, random=False),
-        _Period(20220422, 20220508, random=False),
+_RULES: Mapping[str, Periods] = {
+    "standard": Periods(
+        Period(20220408, 20220419, random=False),
+        Period(20220420, 20220421, random=False),
+        Period(20220422, 20220508, random=False),
     ),
-    "unbiased": (
-        _Period(20220408, 20220419, random=False),
-        _Period(20220420, 20220421, random=False),
-        _Period(20220422, 20220508, random=True),
+    "unbiased": Periods(
+        Period(20220408, 20220419, random=False),
+        Period(20220420, 20220421, random=False),
+        Period(20220422, 20220508, random=True),
     ),
-    "random_in": (
-        _Period(20220422, 20220428, random=True),
-        _Period(20220429, 20220501, random=True),
-        _Period(20220502, 20220508, random=True),
+    "random_in": Periods(
+        Period(20220422, 20220428, random=True),
+        Period(20220429, 20220501, random=True),
+        Period(20220502, 20220508, random=True),
     ),
 }
 
@@ -47,8 +42,8 @@ class Split(NamedTuple):
     test: pl.DataFrame
 
 
-def part_of(split: str) -> pl.Expr:
-    """Return the part of each row: ``train``, ``validation``, ``test``, or null for none.
+def periods_of(split: str) -> Periods:
+    """Return the days of a public split.
 
     ``standard``: recommended videos, trained on 8 to 19 April, validated on the last two days of
     the first log, tested on 22 April to 8 May. ``unbiased``: the same training, tested on random
@@ -58,16 +53,28 @@ def part_of(split: str) -> pl.Expr:
     Args:
         split: One of :data:`SPLITS`.
 
+    Raises:
+        GatesError: The split is unknown.
+    """
+    check_option("split", split, SPLITS, GatesError)
+    return _RULES[split]
+
+
+def part_of(split: str) -> pl.Expr:
+    """Return the part of each row: ``train``, ``validation``, ``test``, or null for none.
+
+    Args:
+        split: See :func:`periods_of`.
+
     Returns:
         Expression of ``date`` and ``is_rand``.
 
     Raises:
         GatesError: The split is unknown.
     """
-    check_option("split", split, SPLITS, GatesError)
     date, random = pl.col("date"), pl.col("is_rand") == 1
     part = pl.lit(None, dtype=pl.String)
-    for name, period in zip(PARTS, _RULES[split], strict=True):
+    for name, period in zip(PARTS, periods_of(split), strict=True):
         inside = date.is_between(period.first, period.last) & (random == period.random)
         part = pl.when(inside).then(pl.lit(name)).otherwise(part)
     return part.alias("part")
