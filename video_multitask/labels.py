@@ -56,7 +56,7 @@ def add_labels(log: pl.DataFrame) -> pl.DataFrame:
     """Append the labels that a KuaiRand log does not name: complete, replay, skip, comment_stay.
 
     Columns that exist already are kept. ``complete`` and ``replay`` are 0 where ``duration_ms`` is
-    0, and should not count there: ``has_duration`` is the mask of their tasks.
+    missing or 0, and should not count there: ``has_duration`` is the mask of their tasks.
 
     Args:
         log: With ``play_time_ms``, ``duration_ms`` and ``comment_stay_time``.
@@ -70,8 +70,8 @@ def add_labels(log: pl.DataFrame) -> pl.DataFrame:
             f"the log lacks {', '.join(missing)}, which labels are made of; a KuaiRand log has "
             f"{', '.join(needed)}"
         )
-    known = pl.col("duration_ms") > 0
-    play, duration = log["play_time_ms"].to_numpy(), log["duration_ms"].to_numpy()
+    known = (pl.col("duration_ms") > 0).fill_null(False)
+    play, duration = (log[name].fill_null(0).to_numpy() for name in _NEEDED)
     made = {
         "has_duration": known,
         "complete": known * pl.lit(pl.Series(follows("complete", play, duration))),

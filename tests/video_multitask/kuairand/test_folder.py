@@ -1,0 +1,144 @@
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from core_gates.errors import GatesError
+from video_multitask.kuairand.columns import LOG
+from video_multitask.kuairand.folder import KuaiRand, read_users, read_videos
+from video_multitask.kuairand.releases import RELEASES, Count, check_counts, parse_name
+from video_multitask.kuairand.splits import SPLITS, logs_of, part_of, split_log
+
+SHARED = Path(os.environ.get("GATES_SHARED", "shared")) / "data" / "recsys"
+LOG_HEADER = (
+    "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,"
+    "is_hate,long_view,play_time_ms,duration_ms,profile_stay_time,comment_stay_time,"
+    "is_profile_enter,is_rand,tab"
+)
+
+
+def test_an_export_is_read_back(feed, release):
+    data = KuaiRand(release)
+    assert data.release == "simulated"
+    read = pl.concat(data.log()).sort("time_ms", "user_id", "video_id")
+    original = feed.log.select(list(LOG)).sort("time_ms", "user_id", "video_id")
+    assert_frame_equal(read, original)
+    users, videos = data.users(), data.videos()
+    coded = feed.users.with_columns(
+        pl.when(pl.col("is_live_streamer") != -124)
+        .then("is_live_streamer")
+        .alias("is_live_streamer")
+    )
+    assert_frame_equal(users, coded.select(users.columns), check_dtypes=False)
+    assert_frame_equal(videos, feed.videos.select(videos.columns), check_dtypes=False)
+    first = (release / "data" / "log_standard_4_08_to_4_21_simulated.csv").read_text()
+    assert first.startswith(LOG_HEADER)
+    kept = next(KuaiRand(release / "data", keep=("position",)).log(("first",)))
+    assert kept["position"].to_list() == feed.log["position"][: len(kept)].to_list()
+
+
+def test_logs_are_split_by_date_and_by_who_chose(feed, release):
+    data = KuaiRand(release)
+    sizes = [sum(map(len, data.log((part,)))) for part in ("first", "second", "random")]
+    late, random = feed.log["date"] >= 20220422, feed.log["is_rand"] == 1
+    assert sizes == [(~late).sum(), (late & ~random).sum(), (late & random).sum()]
+
+
+def test_parts_of_a_log_are_read_one_after_the_other(release, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(release / "data", folder)
+    name = "log_standard_4_08_to_4_21_simulated"
+    lines = (folder / f"{name}.csv").read_text().splitlines(keepends=True)
+    (folder / f"{name}.csv").unlink()
+    (folder / f"{name}_part1.csv").write_text("".join(lines[:101]))
+    (folder / f"{name}_part2.csv").write_text("".join([lines[0], *lines[101:]]))
+    parts, whole = KuaiRand(tmp_path).log(("first",)), KuaiRand(release).log(("first",))
+    assert_frame_equal(pl.concat(parts), pl.concat(whole))
+    (folder / f"{name}_part1.csv").unlink()
+    with pytest.raises(GatesError, match=r"part2.csv: part 2 comes after 0 parts; get the missing"):
+        KuaiRand(tmp_path)
+
+
+def test_counts_are_compared_with_the_published_ones(release, tmp_path):
+    for path in (release / "data").iterdir():
+        shutil.copy(path, tmp_path / path.name.replace("simulated", "pure"))
+    data = KuaiRand(tmp_path)
+    with pytest.warns(UserWarning, match=r"144 users, expected 27,285; 298 videos, expected 7,551"):
+        overview = data.overview()
+    assert overview.counts.users == 144
+    with pytest.raises(
+        GatesError, match=r"rows, expected 1,186,059 as published; get KuaiRand-pure"
+    ):
+        data.overview("random", strict=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        KuaiRand(release).overview(strict=True)
+        for name, found in RELEASES.items():
+            check_counts(name, "standard", found.standard, "here", strict=True)
+    assert RELEASES["27k"].standard == Count(27_285, 32_038_725, 322_278_385)
+
+
+def test_names_of_files_are_understood():
+    assert parse_name("log_standard_4_22_to_5_08_27k_part2.csv") == (
+        "log_standard_4_22_to_5_08", "27k", 2,
+    )  # fmt: skip
+    assert parse_name("video_features_basic_1k.parquet") == ("video_features_basic", "1k", 1)
+    assert parse_name("log_standard_4_22_to_5_08.csv") is None
+    assert parse_name("notes.txt") is None
+
+
+def test_statistics_come_with_a_warning(release):
+    with pytest.warns(UserWarning, match="leak the test period"):
+        table = KuaiRand(release).statistics()
+    assert "stat_show_cnt" in table.columns
+    assert table["video_id"].is_unique().all()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real rows are not at hand")
+def test_real_files_are_read():
+    csv, parquet = (SHARED / f"kuairand1k_random_fixture.{s}" for s in ("csv", "parquet"))
+    rows = pl.concat(KuaiRand(csv).log())
+    assert_frame_equal(rows, pl.concat(KuaiRand(parquet).log()))
+    assert (rows["duration_ms"].null_count(), rows["is_rand"].sum()) == (3, 46)
+    overview = KuaiRand(SHARED / "kuairand27k_explicit_log.parquet").overview()
+    assert overview.counts == (664, 9_359, 41_828)
+    assert (overview.repeated, overview.without_duration) == (124, 7_738)
+    users = read_users(SHARED / "kuairand_user_features.parquet")
+    assert users["is_live_streamer"].null_count() == 21_127
+    videos = read_videos(SHARED / "kuairand_video_features_basic_pure.parquet")
+    assert (len(videos), videos["tag"].null_count()) == (7_583, 96)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_splits_are_the_public_ones(release, split):
+    train, validation, test = split_log(KuaiRand(release).log(logs_of(split)), split)
+    dates = [(rows["date"].min(), rows["date"].max()) for rows in (train, validation, test)]
+    random = [set(rows["is_rand"].to_list()) for rows in (train, validation, test)]
+    if split == "random_in":
+        assert dates[0][0] >= 20220422
+        assert dates[0][1] < 20220429 <= dates[1][0]
+        assert dates[1][1] < 20220502 <= dates[2][0]
+        assert random == [{1}, {1}, {1}]
+    else:
+        assert dates[:2] == [(20220408, 20220419), (20220420, 20220421)]
+        assert dates[2][0] >= 20220422
+        assert random == [{0}, {0}, {int(split == "unbiased")}]
+    assert all(rows["time_ms"].is_sorted() for rows in (train, validation, test))
+
+
+def test_a_split_loses_no_row_of_its_logs(feed):
+    parts = feed.log.with_columns(part_of("standard"))
+    assert parts["part"].null_count() == (feed.log["is_rand"] == 1).sum()
+    both = feed.log.with_columns(part_of("unbiased"))["part"]
+    assert ((both == "test") & (feed.log["is_rand"] == 1)).sum() == (both == "test").sum() > 0
+
+
+def test_a_split_without_rows_is_refused(feed):
+    with pytest.raises(GatesError, match="the split standard has no rows for test; the log must"):
+        split_log([feed.log.filter(pl.col("date") < 20220422)], "standard")
+    with pytest.raises(GatesError, match="split is 'temporal'; choose one of standard, unbiased"):
+        split_log([feed.log], "temporal")

@@ -1,0 +1,169 @@
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from core_gates.errors import GatesError
+from recsys.data.batch import Batch
+from recsys.schema import Dense, FeatureSchema, Sparse, Task
+from video_multitask.stream.loader import EvaluationStream, StreamLoader
+from video_multitask.stream.plan import StreamPlan
+from video_multitask.stream.reader import StreamReader, columns_of
+from video_multitask.stream.shards import write_shards
+
+SCHEMA = FeatureSchema(
+    tasks=(Task("long_view"),),
+    sparse=(Sparse("user_id", side="user"), Sparse("row")),
+    dense=(Dense("time_ms"),),
+    user="user_id",
+)
+
+
+class Raw:
+    """Encodes nothing: batches hold the values of the table."""
+
+    schema = SCHEMA
+
+    def __init__(self):
+        self.read = 0
+
+    def batch(self, table, *, labels=True, first_row=0):
+        self.read += len(table)
+        sparse = torch.from_numpy(table.select("user_id", "row").cast(pl.Int64).to_numpy())
+        label = torch.from_numpy(table["long_view"].to_numpy()).float()[:, None]
+        rows = len(table)
+        return Batch(
+            sparse, torch.zeros(rows, 2), (), label, torch.ones(rows, 1, dtype=torch.bool),
+            torch.ones(rows), sparse[:, 0],
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shards(feed, tmp_path_factory):
+    log = feed.log.with_row_index("row")
+    return write_shards([log], tmp_path_factory.mktemp("stream") / "s", row_group=100)
+
+
+def loader_of(shards, *, world=1, rank=0, epoch=0, batch_size=64, **options):
+    plan = StreamPlan(tuple(shards.groups), world, batch_size, **{"window": 700} | options)
+    loader = StreamLoader(shards, Raw(), plan, rank=rank, world=world)
+    loader.set_epoch(epoch)
+    return loader
+
+
+def rows_of(batches):
+    return [batch.sparse[:, 1].tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("order", ["time", "shuffled"])
+def test_a_pass_reads_every_row_once_but_what_gives_no_batch(shards, order):
+    seen = []
+    for rank in range(3):
+        loader = loader_of(shards, world=3, rank=rank, order=order)
+        batches = rows_of(loader)
+        assert len(batches) == len(loader)
+        assert {len(batch) for batch in batches} == {64}
+        seen += [row for batch in batches for row in batch]
+    assert len(set(seen)) == len(seen)
+    assert 0 <= shards.rows - len(seen) < 3 * (64 + 100)
+
+
+def test_rows_are_mixed_within_their_window_only(shards):
+    recommended = shards.select(random=False)
+    rows = np.concatenate(rows_of(loader_of(recommended)))
+    displacement = np.abs(rows.argsort().argsort() - np.arange(len(rows)))
+    assert displacement.max() < 800
+    assert np.median(displacement) > 150
+    kept = np.concatenate(rows_of(loader_of(recommended, window=0)))
+    assert (np.diff(kept) > 0).all()
+
+
+def test_epochs_differ_and_repeat(shards):
+    first, second = (rows_of(loader_of(shards, epoch=epoch)) for epoch in (0, 1))
+    assert first != second
+    assert first == rows_of(loader_of(shards))
+    assert sum(a == b for a, b in zip(first, second, strict=True)) == 0
+
+
+@pytest.mark.parametrize("stop", [0, 1, 100, 374])
+def test_a_resumed_loader_gives_the_next_batch_without_reading_those_before(shards, stop):
+    whole = loader_of(shards, epoch=2, order="shuffled")
+    expected = rows_of(whole)
+    assert len(expected) == 375
+    stopped = loader_of(shards, epoch=2, order="shuffled")
+    iterator = iter(stopped)
+    for _ in range(stop):
+        next(iterator)
+    resumed = loader_of(shards, order="shuffled")
+    resumed.load_state_dict(stopped.state_dict())
+    assert rows_of(resumed) == expected[stop:]
+    assert resumed.encoder.read <= whole.encoder.read - max(0, stop - 13) * 64
+    assert rows_of(resumed) == expected  # the next pass begins at its start
+
+
+def test_a_complete_pass_resumes_at_the_start_of_the_next(shards):
+    loader = loader_of(shards)
+    list(loader)
+    resumed = loader_of(shards)
+    resumed.load_state_dict(loader.state_dict())
+    resumed.set_epoch(1)
+    assert rows_of(resumed) == rows_of(loader_of(shards, epoch=1))
+
+
+def test_a_checkpoint_of_other_ranks_or_sizes_is_refused(shards):
+    state = loader_of(shards, world=2).state_dict()
+    with pytest.raises(GatesError, match=r"written with 2 streams of \d+ batches, but there are 1"):
+        loader_of(shards).load_state_dict(state)
+    with pytest.raises(ValueError, match="the plan has 1 streams, expected 2 ranks × 1 workers"):
+        StreamLoader(shards, Raw(), StreamPlan(tuple(shards.groups), 1, 8), world=2)
+
+
+def test_batches_have_labels_of_their_rows(shards, feed):
+    labels = feed.log["long_view"].to_numpy()
+    for batch in loader_of(shards, batch_size=1_000):
+        assert (batch.labels[:, 0].numpy() == labels[batch.sparse[:, 1].numpy()]).all()
+
+
+def test_memory_is_bounded_by_three_windows(shards):
+    plan = StreamPlan(tuple(shards.groups), 1, 64, 700)
+    reader = StreamReader(shards, Raw(), plan, 0, 0)
+    for number in range(plan.batches):
+        reader.batch(number)
+        assert len(reader._kept) <= 2
+        assert sum(len(rows) for rows, _ in reader._kept.values()) <= 2 * 800
+
+
+def test_evaluation_reads_all_rows_in_order(shards):
+    stream = EvaluationStream(shards.select(random=False), Raw())
+    batches = list(stream)
+    assert len(batches) == len(stream)
+    rows = np.concatenate(rows_of(batches))
+    assert (np.diff(rows) > 0).all()
+    assert len(rows) == shards.select(random=False).rows
+
+
+def test_ranks_evaluate_different_users(shards):
+    pytest.importorskip("recsys.data.loader")
+    streams = [EvaluationStream(shards, Raw(), rank=rank, world=2) for rank in range(2)]
+    batches = [list(stream) for stream in streams]
+    assert len(batches[0]) == len(batches[1])
+    users = [set(torch.cat([b.user for b in of_rank]).tolist()) for of_rank in batches]
+    assert not users[0] & users[1]
+    rows = sorted(row for of_rank in batches for batch in rows_of(of_rank) for row in batch)
+    assert rows == list(range(shards.rows))
+
+
+def test_damaged_and_incomplete_files_are_named(feed, tmp_path):
+    shards = write_shards([feed.log[:500]], tmp_path / "s", row_group=100)
+    with pytest.raises(GatesError, match=r"20220408.parquet lacks the columns row"):
+        next(iter(loader_of(shards)))
+    path = tmp_path / "s" / "20220408.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:2_000] = bytes(1_996)
+    path.write_bytes(content)
+    with pytest.raises(GatesError, match=r"20220408.parquet is damaged"):
+        shards.read(shards.groups[0])
+
+
+def test_columns_are_those_that_the_schema_reads():
+    assert columns_of(SCHEMA) == ["user_id", "row", "time_ms", "long_view"]

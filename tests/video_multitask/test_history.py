@@ -1,0 +1,128 @@
+from itertools import pairwise
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from core_gates.errors import GatesError
+from video_multitask.history import UserHistory, add_history
+
+LISTS, MEANS = ("video_id", "is_click"), ("is_click", "duration_ms")
+
+
+def naive(log, length):
+    """The definition, row by row."""
+    rows = log.to_dicts()
+    found = []
+    for row in rows:
+        earlier = [
+            (r["time_ms"], k, r)
+            for k, r in enumerate(rows)
+            if r["user_id"] == row["user_id"] and r["time_ms"] < row["time_ms"]
+        ]
+        past = [r for *_, r in sorted(earlier, key=lambda item: item[:2])]
+        durations = [r["duration_ms"] for r in past if r["duration_ms"] is not None]
+        last = past[-length:] if length else []
+        found.append(
+            {
+                "past_video_id": [r["video_id"] for r in last],
+                "past_is_click": [r["is_click"] for r in last],
+                "past_mean_is_click": np.mean([r["is_click"] for r in past]) if past else None,
+                "past_mean_duration_ms": np.mean(durations) if durations else None,
+                "past_count": len(past),
+            }
+        )
+    return found
+
+
+events = st.lists(
+    st.tuples(
+        st.integers(0, 3), st.integers(0, 9), st.integers(0, 12), st.booleans(),
+        st.one_of(st.none(), st.integers(1, 9)),
+    ),
+    min_size=1, max_size=40,
+)  # fmt: skip
+
+
+def frame(rows):
+    user, video, time, click, duration = zip(*rows, strict=True)
+    return pl.DataFrame(
+        {
+            "user_id": user,
+            "video_id": video,
+            "time_ms": time,
+            "is_click": [int(c) for c in click],
+            "duration_ms": pl.Series(duration, dtype=pl.Int64),
+        }
+    )
+
+
+def compare(added, expected):
+    for name in expected[0]:
+        column = added[name].to_list()
+        for found, wanted in zip(column, [row[name] for row in expected], strict=True):
+            if isinstance(wanted, float):
+                assert found == pytest.approx(wanted, abs=1e-12)
+            else:
+                assert found == wanted, name
+
+
+@given(events, st.integers(0, 4))
+def test_features_are_those_of_the_definition(rows, length):
+    log = frame(rows)
+    added = add_history(log, length, LISTS, MEANS)
+    assert added.select(log.columns).equals(log)
+    compare(added, naive(log, length))
+
+
+@given(events, st.integers(0, 3), st.lists(st.integers(1, 12), max_size=3))
+def test_parts_give_what_the_whole_log_gives(rows, length, cuts):
+    log = frame(rows).sort("time_ms", maintain_order=True)
+    whole = add_history(log, length, LISTS, MEANS)
+    history = UserHistory(length, LISTS, MEANS)
+    edges = [0, *sorted(set(cuts)), 99]
+    parts = [
+        history.add(log.filter(pl.col("time_ms").is_between(a, b - 1))) for a, b in pairwise(edges)
+    ]
+    joined = pl.concat(part for part in parts if len(part))
+    assert joined.columns == [*log.columns, *history.names]
+    assert_frame_equal(joined, whole)
+
+
+def test_the_present_and_the_future_change_nothing():
+    rng = np.random.default_rng(0)
+    log = pl.DataFrame(
+        {
+            "user_id": rng.integers(0, 5, 300),
+            "video_id": rng.integers(0, 50, 300),
+            "time_ms": rng.integers(0, 60, 300),
+            "is_click": rng.integers(0, 2, 300),
+            "duration_ms": rng.integers(1, 99, 300),
+        }
+    )
+    before = add_history(log, 7, LISTS, MEANS)
+    later = pl.col("time_ms") >= 30
+    changed = log.with_columns(
+        pl.when(later).then(1 - pl.col("is_click")).otherwise("is_click").alias("is_click"),
+        pl.when(later).then(777).otherwise("video_id").alias("video_id"),
+    )
+    after = add_history(changed, 7, LISTS, MEANS)
+    names = UserHistory(7, LISTS, MEANS).names
+    early = log["time_ms"] <= 30
+    assert_frame_equal(before.filter(early).select(names), after.filter(early).select(names))
+    assert not before.select(names).equals(after.select(names))
+
+
+def test_parts_out_of_order_are_refused():
+    log = frame([(0, 1, 5, True, 3), (0, 2, 9, False, 3)])
+    history = UserHistory(2)
+    history.add(log)
+    with pytest.raises(GatesError, match=r"a row at time_ms 9 comes after one at 9; parts must"):
+        history.add(log[1:])
+    with pytest.raises(GatesError, match="the log lacks is_like, which its history is made of"):
+        add_history(log, 2, ("is_like",))
+    with pytest.raises(ValueError, match="length must not be negative"):
+        UserHistory(-1)

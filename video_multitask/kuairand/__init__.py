@@ -1,0 +1,1 @@
+"""KuaiRand (Gao et al., CIKM 2022): readers, checks, public splits, download, conversion."""

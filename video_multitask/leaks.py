@@ -1,0 +1,82 @@
+"""Checks that no feature knows what it should predict, or what comes later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+
+from core_gates.errors import GatesError
+from recsys.schema import FeatureSchema
+from video_multitask.kuairand.columns import STATISTICS
+from video_multitask.tasks import POST_EXPOSURE
+
+
+def check_features(schema: FeatureSchema, *, statistics: bool = False) -> None:
+    """Refuse features that exist only after the video was shown.
+
+    Args:
+        schema: Its features and crosses are checked; that labels are none is checked when made.
+        statistics: Allow the statistics of videos, which leak the test period.
+
+    Raises:
+        GatesError: A feature is a label, a play or stay time, or a statistic.
+    """
+    used = {*schema.features, *(name for cross in schema.crossed for name in cross.of)}
+    if late := sorted(used & POST_EXPOSURE):
+        raise GatesError(
+            f"the features {', '.join(late)} are known only after the video was shown; use their "
+            "past values instead, such as past_mean_is_click"
+        )
+    if not statistics and (known := sorted(n for n in used if n.startswith(STATISTICS))):
+        raise GatesError(
+            f"the features {', '.join(known[:3])} are averages over the test period, too; allow "
+            "statistics explicitly if that is wanted"
+        )
+
+
+def check_causal(
+    make: Callable[[pl.DataFrame], pl.DataFrame],
+    log: pl.DataFrame,
+    names: Sequence[str],
+    *,
+    cuts: int = 3,
+    time: str = "time_ms",
+    seed: int = 0,
+) -> None:
+    """Refuse features that change when the present and the future change.
+
+    At several times t, all columns but user and time of the rows at t or later are permuted; the
+    features of rows up to t must stay the same.
+
+    Args:
+        make: Adds the features to a log, rows in the same order.
+        log: With outcomes.
+        names: Features that are checked, none of which the log may have.
+        cuts: Number of times.
+        time: Column of the time.
+        seed: Of the permutations.
+
+    Raises:
+        GatesError: A feature knows rows at its time or later.
+    """
+    rng = np.random.default_rng(seed)
+    before = make(log)
+    times = log[time].unique().sort()
+    kept = [name for name in log.columns if name in (time, "user_id")]
+    for k in range(1, cuts + 1):
+        cut = times[min(len(times) - 1, len(times) * k // (cuts + 1))]
+        late = (log[time] >= cut).to_numpy()
+        order = np.arange(len(log))
+        order[late] = rng.permutation(order[late])
+        shuffled = log[order].with_columns(log[name] for name in kept).select(log.columns)
+        after = make(shuffled)
+        early = log[time] <= cut
+        for name in names:
+            a, b = before[name].filter(early), after[name].filter(early)
+            if not a.equals(b, null_equal=True):
+                raise GatesError(
+                    f"the feature {name} of rows up to {time} = {cut} depends on rows at that time "
+                    "or later; use strictly earlier rows only"
+                )
