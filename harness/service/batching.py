@@ -65,9 +65,7 @@ class Batcher:
             RefusedError: 429.
         """
         if len(self) >= self.limits.max_queue:
-            raise RefusedError(
-                f"{len(self)} requests are waiting, which is the limit: try again", 429
-            )
+            raise RefusedError(f"{len(self)} requests are waiting, the limit: try again", 429)
 
     def submit(self, scorer: Scorer[Any], request: Any) -> "Future[Arrays]":
         """Queue a request and return the future results of its rows.

@@ -15,7 +15,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     """Return the body of a request.
 
     Raises:
-        RefusedError: 413, longer than the limit; 408, it did not arrive in time; 400, the client left.
+        RefusedError: 413, longer than the limit; 408, did not arrive in time; 400, the client left.
     """
     try:
         async with asyncio.timeout(limits.timeout_s):
