@@ -22,3 +22,11 @@ def keep_freed_memory() -> bool:
         return False
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: TOP_PAD}
     return all(mallopt(name, value) == 1 for name, value in settings.items())
+
+
+def return_freed_memory() -> bool:
+    """Return unused pages to the system, and return whether any were; for rare, large releases."""
+    if sys.platform != "linux":
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return bool(trim is not None and trim(0))

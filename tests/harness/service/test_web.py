@@ -1,0 +1,261 @@
+import asyncio
+import json
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from harness.service.scorer import Limits
+from harness.service.web import Service, build_app
+
+
+class Client:
+    """Requests to a service in this process."""
+
+    def __init__(self, service):
+        self.service, self.app = service, build_app(service)
+
+    def run(self, talk):
+        """Run ``talk(client)`` within the life of the application."""
+
+        async def live():
+            transport = httpx.ASGITransport(self.app)
+            async with (
+                self.app.router.lifespan_context(self.app),
+                httpx.AsyncClient(transport=transport, base_url="http://here") as client,
+            ):
+                return await talk(client)
+
+        return asyncio.run(live())
+
+    def post(self, content, **headers):
+        async def talk(client):
+            return await client.post("/score", content=content, headers=headers)
+
+        return self.run(talk)
+
+
+@pytest.fixture
+def client_of(toy, tmp_path):
+    def build(factor=2.0, pause=0.0, **limits):
+        folder = toy.write_model(tmp_path / "model", factor, pause)
+        return Client(Service(folder, toy.Multiplier.load, Limits(**limits), poll_s=0.02))
+
+    return build
+
+
+def items(*values):
+    return json.dumps({"items": [{"x": value} for value in values]}).encode()
+
+
+def samples(text):
+    return {
+        (s.name, *s.labels.values()): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+def test_rows_are_scored_in_order(client_of):
+    answer = client_of().post(items(1, 2.5, -3))
+    assert answer.status_code == 200
+    assert answer.json() == {"model": "times 2.0", "y": [2, 5, -6]}
+    assert answer.headers["x-model-version"] == "times 2.0"
+
+
+def test_simultaneous_requests_share_batches_and_get_their_own_rows(client_of):
+    client = client_of(max_wait_ms=50)
+
+    async def talk(http):
+        return await asyncio.gather(
+            *(http.post("/score", content=items(n, n + 0.5)) for n in range(100, 120))
+        )
+
+    answers = client.run(talk)
+    assert [a.json()["y"] for a in answers] == [[2 * n, 2 * n + 1] for n in range(100, 120)]
+    assert len(client.service.models.current.batches) < 10
+
+
+FAULTS = {
+    "malformed": (b'{"items": [', 400, "the body is no JSON: EOF"),
+    "empty": (b"", 400, "the body is no JSON"),
+    "no UTF-8": (b'{"items": "\xff"}', 400, "the body is no JSON"),
+    "NaN": (b'{"items": [{"x": NaN}]}', 400, "line 1 column 18"),
+    "infinity": (b'{"items": [{"x": -Infinity}]}', 400, "the body is no JSON"),
+    "beyond floats": (b'{"items": [{"x": 1}, {"x": 1e999}]}', 422, "items[1].x is inf"),
+    "huge integer": (b'{"items": [{"x": 1, "ids": [%d]}]}' % 2**64, 422, "items[0].ids is [1844"),
+    "endless digits": (b'{"items": [{"x": 1%s}]}' % (b"0" * 400), 422, "items[0].x is 1000"),
+    "deep": (b"[" * 100_000, 400, "recursion limit"),
+    "a list": (b"[]", 422, "the request is a list: expected a mapping"),
+    "null": (b"null", 422, "the request is null"),
+    "unknown key": (b'{"item": []}', 422, "unknown field 'item': did you mean 'items'?"),
+    "no rows": (b'{"items": []}', 422, "expected a list of rows"),
+    "row of another type": (b'{"items": [{"x": 1}, 5]}', 422, "items[1] is a number"),
+    "text for a number": (b'{"items": [{"x": 1}, {"x": "2"}]}', 422, "items[1].x is '2': expe"),
+    "boolean": (b'{"items": [{"x": true}]}', 422, "items[0].x is True: expected a finite number"),
+    "number for text": (b'{"items": [{"x": 1, "name": 2}]}', 422, "items[0].name is 2: expected a"),
+    "number for a list": (b'{"items": [{"x": 1, "ids": 2}]}', 422, "expected a list of integers"),
+    "wrong item": (b'{"items": [{"x": 1, "ids": [1.5]}]}', 422, "items[0].ids is [1.5]: expe"),
+    "missing": (b'{"items": [{"name": "a"}]}', 422, "items[0] lacks 'x': it is needed"),
+    "missing later": (b'{"items": [{"x": 1}, {}]}', 422, "items[1] lacks 'x', unlike items[0]"),
+    "unknown column": (b'{"items": [{"x": 1, "namee": "a"}]}', 422, "did you mean 'name'?"),
+    "unknown later": (b'{"items": [{"x": 1}, {"x": 1, "z": 2}]}', 422, "items[1] has 'z'"),
+    "too many rows": (items(*[1] * 2001), 422, "items has 2001 rows, at most 2000 are taken"),
+    "a million rows": (items(*[1] * 10**6), 413, "the body has 10,000,011 bytes or more"),
+}  # fmt: skip
+
+
+def test_every_fault_is_one_line_and_the_service_lives(client_of):
+    client = client_of()
+
+    async def talk(http):
+        found = {}
+        for name, (content, *_) in FAULTS.items():
+            found[name] = await http.post("/score", content=content)
+            assert (await http.post("/score", content=items(4))).json()["y"] == [8], name
+            assert (await http.get("/healthz")).status_code == 200
+        return found, samples((await http.get("/metrics")).text)
+
+    found, metrics = client.run(talk)
+    for name, (_, status, words) in FAULTS.items():
+        answer = found[name]
+        assert answer.status_code == status, (name, answer.text)
+        assert list(answer.json()) == ["error"]
+        assert words in answer.json()["error"], (name, answer.text)
+        assert "\n" not in answer.json()["error"]
+        assert len(answer.json()["error"]) < 250, name
+    assert metrics["gates_requests_total", "200"] == len(FAULTS)
+    assert metrics["gates_requests_total", "413"] == 1
+
+
+def test_a_long_body_without_announced_length_is_refused(client_of):
+    async def chunks():
+        for _ in range(50):
+            yield b" " * 100_000
+
+    answer = client_of(max_body_bytes=10**6).post(chunks())
+    assert answer.status_code == 413
+    assert "at most 1,000,000 are taken" in answer.json()["error"]
+
+
+def test_a_body_that_does_not_come_times_out(client_of):
+    async def chunks():
+        yield b"{"
+        await asyncio.sleep(1)
+
+    answer = client_of(timeout_s=0.05).post(chunks())
+    assert answer.status_code == 408
+    assert answer.json() == {"error": "the body did not arrive within 0.05 s"}
+
+
+def test_a_full_queue_and_a_slow_model_are_told(client_of):
+    client = client_of(pause=0.3, max_queue=2, max_wait_ms=0, max_batch_requests=1, timeout_s=0.4)
+
+    async def talk(http):
+        first = asyncio.create_task(http.post("/score", content=items(1)))
+        await asyncio.sleep(0.1)
+        others = [asyncio.create_task(http.post("/score", content=items(1))) for _ in range(5)]
+        return [await one for one in (first, *others)]
+
+    answers = client.run(talk)
+    assert [a.status_code for a in answers] == [200, 503, 503, 429, 429, 429]
+    assert "not scored within 0.4 s" in answers[1].json()["error"]
+    assert "2 requests are waiting" in answers[3].json()["error"]
+    assert answers[3].headers["retry-after"] == "1"
+
+
+def test_a_model_that_fails_is_a_500_for_its_request_only(client_of, caplog):
+    client = client_of(max_wait_ms=50)
+
+    async def talk(http):
+        return await asyncio.gather(
+            *(http.post("/score", content=items(x)) for x in (1, 13, 14, 2))
+        )
+
+    answers = client.run(talk)
+    assert [a.status_code for a in answers] == [200, 500, 500, 200]
+    assert "RuntimeError" in answers[1].json()["error"]
+    assert "ValueError" in answers[2].json()["error"]
+    assert "cannot stand 13" in caplog.text
+    assert "y is not finite" in caplog.text
+
+
+def test_health_readiness_and_unknown_pages(client_of):
+    client = client_of()
+
+    async def talk(http):
+        ready = await http.get("/readyz")
+        client.service.batcher.close()
+        late = await http.post("/score", content=items(1))
+        return ready, late, [await http.get(p) for p in ("/readyz", "/healthz", "/none", "/score")]
+
+    ready, late, others = client.run(talk)
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "model": "times 2.0"})
+    assert late.status_code == 503
+    assert [a.status_code for a in others] == [503, 200, 404, 405]
+    assert others[2].json() == {"error": "Not Found"}
+
+
+def test_metrics_count_requests_batches_rows_and_the_model(client_of):
+    client = client_of(max_wait_ms=50)
+
+    async def talk(http):
+        await asyncio.gather(*(http.post("/score", content=items(1, 2, 3)) for _ in range(4)))
+        await http.post("/score", content=b"x")
+        return samples((await http.get("/metrics")).text)
+
+    found = client.run(talk)
+    assert found["gates_requests_total", "200"] == 4
+    assert found["gates_requests_total", "400"] == 1
+    assert found["gates_request_seconds_count",] == 4
+    assert found["gates_request_seconds_sum",] >= 4 * 0.05
+    assert found["gates_batch_requests_sum",] == 4
+    assert found["gates_batch_rows_sum",] == 12
+    assert found["gates_batch_rows_count",] < 4
+    assert found["gates_queue_requests",] == 0
+    assert found["gates_model_info", "times 2.0"] == 1
+    assert found["process_resident_memory_bytes",] > 1e6
+
+
+def test_the_model_is_swapped_while_requests_are_answered(client_of, toy):
+    client = client_of()
+    folder = client.service.models.place
+
+    async def talk(http):
+        values = []
+
+        async def ask():
+            while not values or values[-1] == 2.0 or len(values) < 50:
+                answer = await http.post("/score", content=items(1))
+                assert answer.status_code == 200
+                values.append(answer.json()["y"][0])
+
+        asked = asyncio.create_task(ask())
+        await asyncio.sleep(0.1)
+        toy.write_model(folder, 5.0)
+        await asyncio.wait_for(asked, 10)
+        toy.write_model(folder, float("nan"))
+        await asyncio.sleep(0.2)
+        assert (await http.post("/score", content=items(1))).json()["y"] == [5.0]
+        return values, samples((await http.get("/metrics")).text)
+
+    values, metrics = client.run(talk)
+    assert sorted(values) == values
+    assert {2.0, 5.0} == set(values)
+    assert metrics["gates_swaps_total", "swapped"] == 1
+    assert metrics["gates_swaps_total", "refused"] == 1
+    assert metrics["gates_model_info", "times 5.0"] == 1
+    assert ("gates_model_info", "times 2.0") not in metrics
+
+
+def test_shutdown_answers_what_it_has_accepted(client_of):
+    client = client_of(pause=0.2, max_wait_ms=0)
+
+    async def talk(http):
+        asked = [asyncio.create_task(http.post("/score", content=items(x))) for x in (1, 2)]
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(client.service.close)
+        return [await one for one in asked]
+
+    assert [a.json()["y"] for a in client.run(talk)] == [[2], [4]]
+    assert not client.service.ready
