@@ -77,8 +77,8 @@ class Contest:
         if method not in self.methods:
             raise GatesError(f"there is no method {method!r}; known are {', '.join(self.methods)}")
         entry = self.methods[method]
-        rest = {n: v for n, v in common.items() if not n.startswith(f"{MODEL}options")}
-        made = {**rest, **entry.get("settings", {}), "patience": self.patience}
+        gone = dict.fromkeys(n for n in common if n.startswith(f"{MODEL}options"))
+        made = {**common, **gone, **entry.get("settings", {}), "patience": self.patience}
         net, options = self._net(method, common), self._options(method, common)
         if method != self.reference and entry.get("sized", True):
             options = self._sized(net, options, common, schema)

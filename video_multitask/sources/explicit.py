@@ -85,7 +85,7 @@ class ExplicitLog:
 
     def schema(self) -> FeatureSchema:
         """Return the columns without any id."""
-        histories = ()
+        histories: tuple[History, ...] = ()
         if self.encoder != "none":
             kind = self.encoder
             histories = (History("past_event", "event", self.events, kind),)  # type: ignore[arg-type]

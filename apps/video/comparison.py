@@ -1,0 +1,245 @@
+"""Networks of a contest on the same test rows: tuned alike, trained, scored, compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from apps.video.training import BASELINE, fit_baseline, ranker_of, train, trial, try_baseline
+from harness.evidence import Row, Scores, compare
+from harness.experiment import Arrays, Choice, Piece, Run
+from recsys.batch import Batch
+from recsys.data.datamodule import TableDataModule
+from recsys.data.digest import table_digest
+from recsys.experiments.building import data_of
+from recsys.experiments.claims import SUMMED, Claims, claim_bars, summary_rows
+from recsys.experiments.contest import Contest
+from recsys.experiments.predictions import Probabilities, probabilities, scores_of
+from recsys.metrics.resampled import user_resamples
+
+WEIGHTS, BASELINES = "weights", "baselines"
+TRUTH = "truth_"
+ORACLE = "oracle"
+SHOWN = (SUMMED,)
+RESAMPLES = 1000
+
+
+class Fold(NamedTuple):
+    """One split of the data: the settings that differ, and a key for the names of its pieces."""
+
+    settings: Mapping[str, Any] = {}
+    keys: Mapping[str, int] = {}
+
+
+class Comparison:
+    """A contest in a run.
+
+    Args:
+        run: Keeps pieces and scores.
+        contest: Who takes part.
+        seeds: Of every network.
+        folds: Splits whose test rows are pooled, see :func:`folds_of`.
+        exact_auc: Whether AUC gets intervals.
+        averaged: Whether the mean of the seeds' predictions is a method, too.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        contest: Contest,
+        seeds: Sequence[int],
+        folds: Sequence[Fold] = (Fold(),),
+        *,
+        exact_auc: bool = False,
+        averaged: bool = False,
+    ) -> None:
+        self.run, self.contest, self.seeds, self.folds = run, contest, tuple(seeds), tuple(folds)
+        self.exact_auc, self.averaged = exact_auc, averaged
+        self._known: dict[str, TableDataModule] = {}
+
+    def data(self, fold: Fold) -> TableDataModule:
+        """Return the data of a fold."""
+        return self._data_of({**self.run.settings, **fold.settings})
+
+    def own(self, fold: Fold) -> dict[str, dict[str, Any]]:
+        """Return the settings of every network on a fold."""
+        schema = self.data(fold).schema
+        common = {**self.run.settings, **fold.settings}
+        return {m: self.contest.settings(m, common, schema) for m in self.contest.methods}
+
+    def chosen(self) -> dict[str, Choice]:
+        """Tune networks and baselines, on the first fold, each by equally many trials."""
+        first = self.folds[0]
+        epochs = self.run.settings.get("trainer.max_epochs", 1)
+        found = self.run.tune(
+            self.contest.boxes(),
+            trial,
+            trials=self.contest.trials,
+            own=self.own(first),
+            ticks=epochs,
+        )
+        boxes, own = {}, {}
+        for name in self.contest.baselines:
+            options, box = self._baseline(name)
+            own[name] = {**options, **first.settings}
+            if box:
+                boxes[name] = box
+        found |= self.run.tune(boxes, try_baseline, trials=self.contest.trials, own=own)
+        return found
+
+    def networks(self, chosen: Mapping[str, Choice]) -> list[list[Piece]]:
+        """Return the trained networks of each fold."""
+        pieces = [
+            [
+                self.run.piece(m, s, fold.keys, **{**own, **_setting(chosen, m)})
+                for m, own in self.own(fold).items()
+                for s in self.seeds
+            ]
+            for fold in self.folds
+        ]
+        every = [piece for some in pieces for piece in some]
+        store = self.run.store(WEIGHTS, Arrays())
+        epochs = self.run.settings.get("trainer.max_epochs", 1)
+        kept = set(self.run.obtain(store, every, train, ticks=epochs))
+        return [[piece for piece in some if piece in kept] for some in pieces]
+
+    def predictions(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
+        """Return the predictions (N, T) of all test rows, method by method, one for each seed."""
+        store = self.run.store(WEIGHTS, Arrays())
+        found: dict[str, dict[int | None, list[Probabilities]]] = {}
+        for pieces in self.networks(chosen):
+            for piece in pieces:
+                data = self._data_of(piece.settings)
+                weights = store.load(piece, tested=[table_digest(data.table("test"))[:12]])
+                one = probabilities(ranker_of(piece, weights, data), data.batch("test"))
+                found.setdefault(piece.method, {}).setdefault(piece.seed, []).append(one)
+        pooled = {m: [np.concatenate(p) for p in s.values()] for m, s in found.items()}
+        if self.averaged and len(self.seeds) > 1:
+            pooled |= {f"{m}, averaged": [np.mean(p, 0)] for m, p in pooled.items()}
+        return pooled | self._baselines(chosen) | self._oracle()
+
+    def rows(self, found: Mapping[str, list[Probabilities]]) -> list[Row]:
+        """Return the rows of all methods: summed log-loss with differences, then every task."""
+        test, tasks = self.test(), self.tasks()
+        reference = self.contest.reference if self.contest.reference in found else None
+        draws = user_resamples(test.user.numpy(), resamples=RESAMPLES)
+        scores = {
+            method: [scores_of(test, one, tasks, exact_auc=self.exact_auc) for one in own]
+            for method, own in found.items()
+        }
+        summed = {m: [_renamed(one[""], SUMMED) for one in own] for m, own in scores.items()}
+        rows = compare(summed, draws, task="test", reference=reference)
+        against = reference if self.exact_auc else None
+        per_task: list[Row] = []
+        for task in tasks:
+            of_task = {m: [one[task] for one in own] for m, own in scores.items()}
+            per_task += compare(of_task, draws, task=task, reference=against)
+        return [*rows, *self._means(per_task), *per_task]
+
+    def finish(
+        self, claims: Claims, *, bars: Sequence[Any] = (), rows: Sequence[Row] = (), **facts: Any
+    ) -> None:
+        """Score all methods, check the claims and write ``scores.json``.
+
+        Args:
+            claims: What is claimed.
+            bars: Further bars.
+            rows: Further rows.
+            facts: Headline and notes.
+        """
+        found = self.predictions(self.chosen())
+        made = self.rows(found)
+        reference = self.contest.reference
+        test = self.test()
+        checked = claim_bars(
+            claims, made, reference, test=test, tasks=self.tasks(), found=found.get(reference, [])
+        )
+        data = self.data(self.folds[0])
+        self.run.finish(
+            [*made, *rows],
+            [*checked, *bars],
+            seeds=self.seeds,
+            data=data.digest(),
+            metrics=SHOWN
+            + tuple(f"{m} {c}" for m in ("auc", "gauc") for c in data.schema.categories),
+            **{"notes": data.tables.notes, **facts},
+        )
+
+    def test(self) -> Batch:
+        """Return the test rows of all folds."""
+        return Batch.cat([self.data(fold).batch("test") for fold in self.folds])
+
+    def tasks(self) -> tuple[str, ...]:
+        """Return the names of the tasks."""
+        return self.data(self.folds[0]).schema.task_names
+
+    def _baselines(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
+        store, found = self.run.store(BASELINES, Arrays()), {}
+        for name in self.contest.baselines:
+            if self.run.only and name not in self.run.only:
+                continue
+            options, _ = self._baseline(name)
+            pieces = [
+                self.run.piece(
+                    name, None, f.keys, **{**options, **f.settings, **_setting(chosen, name)}
+                )
+                for f in self.folds
+            ]
+            made = self.run.obtain(store, pieces, fit_baseline, scoring=True)
+            parts = [store.load(piece)["probabilities"].double().numpy() for piece in made]
+            found[name] = [np.concatenate(parts)]
+        return found
+
+    def _baseline(self, name: str) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
+        """Return the settings of a baseline, and the box in which it is tuned, if any."""
+        options = dict(self.contest.baselines[name])
+        box = options.pop("space", {})
+        model = {n: None for n in self.run.settings if n.startswith(("model.", "trainer."))}
+        model |= dict.fromkeys(("seed", "checkpoint.monitor", "checkpoint.mode"))
+        named = {f"{BASELINE}{option}": value for option, value in options.items()}
+        return {**model, **named}, {f"{BASELINE}{n}": (lo, hi) for n, (lo, hi) in box.items()}
+
+    def _oracle(self) -> dict[str, list[Probabilities]]:
+        tables = [self.data(fold).table("test") for fold in self.folds]
+        columns = [f"{TRUTH}{task}" for task in self.tasks()]
+        if not all(column in tables[0].columns for column in columns) or self.run.only:
+            return {}
+        return {ORACLE: [np.concatenate([t.select(columns).to_numpy() for t in tables])]}
+
+    def _means(self, per_task: Iterable[Row]) -> list[Row]:
+        groups = {task.name: task.category for task in self.data(self.folds[0]).schema.tasks}
+        values: dict[str, dict[str, dict[str, float]]] = {}
+        for row in per_task:
+            if not row.versus:
+                task = values.setdefault(row.method, {}).setdefault(row.task, {})
+                task[row.metric] = row.value
+        rows = []
+        for method, found in values.items():
+            rows += summary_rows(method, [found], groups)
+        return rows
+
+    def _data_of(self, settings: Mapping[str, Any]) -> TableDataModule:
+        """Return the data of a piece or a fold, read once."""
+        own = {n: v for n, v in settings.items() if n.startswith("data.") and v is not None}
+        key = json.dumps(own, sort_keys=True)
+        if key not in self._known:
+            self._known[key] = data_of(own)
+        return self._known[key]
+
+
+def folds_of(setting: str, values: Sequence[int]) -> tuple[Fold, ...]:
+    """Return folds that differ in one setting; the data of the configuration without values."""
+    if not values:
+        return (Fold(),)
+    return tuple(Fold({setting: value}, {"f": value}) for value in values)
+
+
+def _setting(chosen: Mapping[str, Choice], name: str) -> Mapping[str, Any]:
+    return chosen[name].setting if name in chosen else {}
+
+
+def _renamed(scores: Scores, name: str) -> Scores:
+    return lambda drawn: {name: scores(drawn)["log_loss"]}

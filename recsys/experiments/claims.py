@@ -1,0 +1,114 @@
+"""What an evaluation claims of its methods: bars on differences, calibration, the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from harness.evidence import Bar, Row
+from recsys.batch import Batch
+from recsys.experiments.predictions import Probabilities
+
+MANY = 2000
+"""Positives above which the calibration of a task is claimed."""
+
+SUMMED, AUC = "summed log_loss", "auc"
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Bars of a configuration.
+
+    Attributes:
+        beats: Methods whose summed log-loss is above that of the reference, interval included.
+        no_worse: Method -> AUC that the reference may lose against it, in every task, at the lower
+            end of the interval.
+        calibrated: Whether PCOC of the reference lies in 0.9 to 1.1 on tasks with more than 2,000
+            positives.
+        bounded: Whether no method has a lower summed log-loss than the oracle.
+    """
+
+    beats: tuple[str, ...] = ()
+    no_worse: dict[str, float] = field(default_factory=dict)
+    calibrated: bool = False
+    bounded: bool = False
+
+
+def claim_bars(
+    claims: Claims,
+    rows: Sequence[Row],
+    reference: str,
+    *,
+    test: Batch,
+    tasks: Sequence[str],
+    found: Sequence[Probabilities],
+    oracle: str = "oracle",
+) -> list[Bar]:
+    """Return the bars of the claims; those of methods that took no part are left out.
+
+    Args:
+        claims: What is claimed.
+        rows: Rows of the evaluation, differences from the reference included.
+        reference: The method that claims are about.
+        test: Rows that were scored.
+        tasks: Names of the tasks.
+        found: Predictions (N, T) of the reference, one for each seed.
+        oracle: Name of the oracle.
+    """
+    bars = []
+    gaps = {(r.method, r.task, r.metric): r for r in rows if r.versus == reference}
+    for method in claims.beats:
+        if gap := gaps.get((method, "test", SUMMED)):
+            name = f"summed log-loss of {method} − {reference}, lower end"
+            bars.append(Bar(name, gap.low, ">=", 0.0))
+    for method, margin in claims.no_worse.items():
+        for task in tasks:
+            if gap := gaps.get((method, task, AUC)):
+                name = f"AUC of {reference} − {method}, {task}, lower end"
+                bars.append(Bar(name, -gap.high, ">=", -margin))
+    if claims.calibrated and found:
+        bars += _calibration(test, tasks, found, reference)
+    if claims.bounded:
+        losses = {r.method: r.value for r in rows if r.metric == SUMMED and not r.versus}
+        best = min((v for m, v in losses.items() if m != oracle), default=float("nan"))
+        if oracle in losses:
+            name = "lowest summed log-loss of a method − that of the oracle"
+            bars.append(Bar(name, best - losses[oracle], ">=", 0.0))
+    return bars
+
+
+def _calibration(
+    test: Batch, tasks: Sequence[str], found: Sequence[Probabilities], reference: str
+) -> list[Bar]:
+    weight = test.weight.double().unsqueeze(1).numpy() * test.mask.numpy()
+    positives = (weight * test.labels.double().numpy()).sum(0)
+    predicted = np.mean([(weight * one).sum(0) for one in found], 0)
+    bars = []
+    for number, task in enumerate(tasks):
+        if positives[number] > MANY:
+            ratio = float(predicted[number] / positives[number])
+            name = f"PCOC of {reference}, {task}"
+            bars.append(Bar(f"{name}, at least", ratio, ">=", 0.9))
+            bars.append(Bar(f"{name}, at most", ratio, "<=", 1.1))
+    return bars
+
+
+def summary_rows(
+    method: str, per_seed: Sequence[Mapping[str, Mapping[str, float]]], groups: Mapping[str, str]
+) -> list[Row]:
+    """Return the mean AUC and GAUC over tasks of each category, averaged over seeds.
+
+    Args:
+        method: Name of the method.
+        per_seed: Task -> metric -> value, one for each seed.
+        groups: Task -> category.
+    """
+    rows = []
+    for metric in ("auc", "gauc"):
+        for category in dict.fromkeys(groups.values()):
+            tasks = [task for task, own in groups.items() if own == category]
+            values = [np.nanmean([seed[t][metric] for t in tasks]) for seed in per_seed]
+            rows.append(Row(method, "test", f"{metric} {category}", float(np.mean(values))))
+    return rows
