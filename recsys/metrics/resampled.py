@@ -5,7 +5,7 @@ user only; exact AUC needs every row. The resamples are those that drawing the u
 give: the same seed draws the same users, whatever the score.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -61,6 +61,7 @@ def summed_log_loss(
     *,
     mask: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    tasks: Sequence[str] = (),
 ) -> Scores:
     """Return ``log_loss``: the sum over tasks of the mean log-loss of the rows where each counts.
 
@@ -71,6 +72,7 @@ def summed_log_loss(
         mask: (N, T) true where a task counts; everywhere by default. A task without any row is
             left out.
         weights: (N,) sample weights; 1 by default.
+        tasks: T names; with them the log-loss of each task is returned as well, under its name.
 
     Raises:
         GatesError: Shapes differ, or a label or probability is none.
@@ -81,18 +83,22 @@ def summed_log_loss(
     counted = np.ones(truth.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
     if counted.shape != truth.shape:
         raise GatesError(f"mask has shape {counted.shape}, expected {truth.shape}")
+    if len(tasks) not in (0, truth.shape[1]):
+        raise GatesError(f"{len(tasks)} names for {truth.shape[1]} tasks, expected one for each")
+    known = [task for task in range(truth.shape[1]) if counted[:, task].any()]
+    if not known:
+        raise GatesError("no task has a row that counts")
     parts = [
         _loss_sums(truth[:, task], guess[:, task], users, counted[:, task], weights)
-        for task in range(truth.shape[1])
-        if counted[:, task].any()
+        for task in known
     ]
-    if not parts:
-        raise GatesError("no task has a row that counts")
+    names = [tasks[task] for task in known] if tasks else []
     sums = np.stack(parts, 1)  # (U, T, 2)
 
     def scores(drawn: np.ndarray) -> dict[str, np.ndarray]:
         total, mass = np.moveaxis(np.tensordot(drawn, sums, 1), -1, 0)
-        return {"log_loss": ratio(total, mass).sum(-1)}
+        losses = ratio(total, mass)
+        return {"log_loss": losses.sum(-1)} | dict(zip(names, losses.T, strict=bool(names)))
 
     return scores
 

@@ -1,0 +1,195 @@
+"""Measuring the layers of experts of a model on fixed batches."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.errors import GatesError
+from recsys.diagnosis.activity import LayerActivity
+from recsys.diagnosis.expert_report import NO_EXPERTS, ExpertReport
+from recsys.diagnosis.layer_report import LayerReport, shared_experts
+from recsys.diagnosis.observe import observed
+from recsys.diagnosis.task_gradients import TaskGradients, TaskLosses, cross_entropies
+from recsys.models.net import ExpertLayer, MultiTaskNet
+
+
+class Labeled(Protocol):
+    """What every batch has, such as :class:`recsys.data.batch.Batch`."""
+
+    @property
+    def labels(self) -> Tensor: ...  # noqa: D102
+    @property
+    def mask(self) -> Tensor: ...  # noqa: D102
+    @property
+    def weight(self) -> Tensor: ...  # noqa: D102
+
+
+class Rows(NamedTuple):
+    """Inputs of a network by itself, with labels.
+
+    Attributes:
+        v: Inputs (B, D), or (B, copies, D).
+        labels: 0 or 1 (B, T).
+        mask: True where the task counts (B, T).
+        weight: Sample weights (B,).
+        prior: Prior (B, P) of networks that take one.
+        ids: Rows (B,) of networks whose gates route by identity.
+    """
+
+    v: Tensor
+    labels: Tensor
+    mask: Tensor
+    weight: Tensor
+    prior: Tensor | None = None
+    ids: Tensor | None = None
+
+    def take(self, rows: Tensor | slice) -> "Rows":
+        """Return some of the rows."""
+        return self._each(lambda column: column[rows])
+
+    def to(self, device: torch.device | str) -> "Rows":
+        """Return the rows on a device."""
+        return self._each(lambda column: column.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Rows":
+        made: list[Any] = [None if column is None else change(column) for column in self]
+        return Rows(*made)
+
+
+Forward = Callable[[Any], Tensor]
+"""Batch -> logits (B, T)."""
+
+
+def diagnose(
+    model: nn.Module,
+    batches: Iterable[Labeled],
+    losses: TaskLosses = cross_entropies,
+    *,
+    forward: Forward | None = None,
+    gradients: bool = True,
+    rank_rows: int = 1024,
+) -> ExpertReport:
+    """Return the report of the experts of a model, in evaluation mode; it stays as it was.
+
+    Args:
+        model: A network, a ranker, or any module that holds a :class:`MultiTaskNet`.
+        batches: Rows to measure; always the same ones, for reports to be compared. Those of a
+            ranker are ``Batch``, those of a network :class:`Rows`.
+        losses: Loss of every task, for the gradients.
+        forward: From a batch to logits (B, T); by default that of a ranker or network.
+        gradients: Whether to compute the gradients that tasks send to experts: one backward pass
+            per task and batch.
+        rank_rows: Rows of which effective ranks are computed.
+
+    Raises:
+        GatesError: There is no batch, or the model holds no network.
+    """
+    net = network_of(model)
+    layers = net.expert_layers()
+    tasks = tuple(task.name for task in net.tasks)
+    activity = [
+        LayerActivity(
+            len(one.expert_names),
+            len(one.gate_names),
+            expert_of_output=getattr(one.experts, "expert_of_output", None),
+            rank_rows=rank_rows,
+        )
+        for one in layers
+    ]
+    found = TaskGradients(layers)
+    positives, rows = torch.zeros(len(tasks), dtype=torch.int64), 0
+    logits_of = forward or _forward_of(model)
+    with evaluating(model), observed(layers, activity):
+        for batch in batches:
+            count = len(batch.labels)
+            rows += count
+            positives += ((batch.labels > 0.5) & batch.mask).sum(0).cpu()
+            if not layers:
+                continue
+            with torch.set_grad_enabled(gradients):
+                logits = logits_of(batch)
+                if gradients:
+                    one = losses(logits, batch.labels, batch.mask, batch.weight)
+                    found.add(one, count)
+    if not rows:
+        raise GatesError("there is no row to diagnose a model on, expected a batch at least")
+    seen = [pair for pair in zip(layers, activity, strict=True) if pair[1].seen]
+    reports = tuple(_report(layer, sums, tasks, found) for layer, sums in seen)
+    notes = _notes(layers, activity, found.left_out if gradients else [], tasks, positives)
+    return ExpertReport(reports, tasks, tuple(positives.tolist()), rows, notes)
+
+
+def network_of(model: nn.Module) -> MultiTaskNet:
+    """Return the multi-task network that a model is or holds.
+
+    Raises:
+        GatesError: There is none.
+    """
+    for module in model.modules():
+        if isinstance(module, MultiTaskNet):
+            return module
+    raise GatesError(f"{type(model).__name__} holds no MultiTaskNet, so it has no experts to show")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode inside the block, and back into its mode after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _forward_of(model: nn.Module) -> Forward:
+    def forward(batch: Any) -> Tensor:
+        if isinstance(batch, Rows):
+            further = {"prior": batch.prior, "ids": batch.ids}
+            given = {name: value for name, value in further.items() if value is not None}
+            return cast(Tensor, model(batch.v, **given))
+        return cast(Tensor, model(batch.sparse, batch.dense, batch.sequences))
+
+    return forward
+
+
+def _report(
+    layer: ExpertLayer, sums: LayerActivity, tasks: tuple[str, ...], found: TaskGradients
+) -> LayerReport:
+    visible = sums.visible.numpy()
+    shared = shared_experts(layer.expert_groups, layer.gate_names, visible)
+    gradients = found.of(layer, torch.from_numpy(shared))
+    numbers = {name: part.numpy() for name, part in (sums.activations() | sums.gates()).items()}
+    return LayerReport(
+        layer.name,
+        tasks,
+        layer.expert_names,
+        layer.expert_groups,
+        layer.gate_names,
+        visible=visible,
+        gradients=None if gradients is None else gradients.norms.numpy(),
+        cosines=None if gradients is None else gradients.cosines.numpy(),
+        **numbers,
+    )
+
+
+def _notes(
+    layers: Sequence[ExpertLayer],
+    activity: Sequence[LayerActivity],
+    left_out: Sequence[str],
+    tasks: Sequence[str],
+    positives: Tensor,
+) -> tuple[str, ...]:
+    if not layers:
+        return (NO_EXPERTS,)
+    unseen = [one.name for one, sums in zip(layers, activity, strict=True) if not sums.seen]
+    none = [task for task, count in zip(tasks, positives.tolist(), strict=True) if not count]
+    notes = [f"{name} did not run: is the model compiled?" for name in unseen]
+    notes += [f"no gradients at {name}: its parameters mix experts" for name in left_out]
+    if none:
+        notes.append(f"no positive row of {', '.join(none)}")
+    return tuple(notes)
