@@ -66,6 +66,23 @@ APPS: Mapping[str, App] = {
         stop="apps.endoscopy.tour:tour",
         extras=("endoscopy", "export", "dicom-sr", "demo"),
     ),
+    "video": App(
+        "apps.video.commands",
+        "rank short videos for many behaviors at once: HoME and its rivals",
+        {
+            "simulate": "write a simulated feed in KuaiRand's format, with its true probabilities",
+            "tune": "choose the settings of every network and baseline with one budget of trials",
+            "fit": "train one network, resumable at any step",
+            "evaluate": "compare networks, baselines and, in a simulated feed, the oracle",
+            "report": "write the report of a run as one HTML page",
+            "score": "predict the probabilities of a folder of tables, resumable",
+            "export": "write a trained network for torch.export, AOTInductor and ONNX",
+            "serve": "answer requests over HTTP, with batches, limits and metrics",
+            "loadtest": "measure a service under many clients, with a swap of its model",
+            "plan": "estimate weights, arithmetic, memory and exchange on many GPUs",
+        },
+        extras=("recsys", "serve", "export"),
+    ),
     "tour": App(
         "apps.tour", "show every application on ERA5 or rendered data in minutes, with one page"
     ),

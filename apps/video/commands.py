@@ -1,0 +1,148 @@
+"""``gates video``: HoME and its rivals on logs of short video, from tables to a service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from apps.video.comparison import Comparison, folds_of
+from apps.video.fitting import keep_model
+from harness.command import GatesRunCLI, GatesRunTrainer
+from harness.command.verbs import FunctionVerb, run_verb
+from harness.experiment import Piece, Run
+from harness.report.page import Page
+from recsys.data.datamodule import TableDataModule
+from recsys.experiments.claims import Claims
+from recsys.experiments.contest import Contest
+from recsys.module import MultiTaskModule
+
+Study = Literal["comparison", "stress", "stream", "progressive"]
+DEFAULT_CONFIG = "tiny"  # of verbs that need no data
+FUNCTIONS = {
+    "simulate": FunctionVerb("apps.video.simulate:simulate"),
+    "score": FunctionVerb("apps.video.score:score", "sources"),
+    "export": FunctionVerb("apps.video.export:export"),
+    "serve": FunctionVerb("apps.video.serve:serve"),
+    "loadtest": FunctionVerb("apps.video.loadtest:loadtest"),
+    "plan": FunctionVerb("apps.video.plan:plan"),
+}
+"""Verbs that need neither data nor a Trainer."""
+
+NEUTRAL = ("data.eval_batch_size", "data.source.init_args.folder")
+"""Options of the data that decide no result."""
+
+
+class VideoTrainer(GatesRunTrainer):
+    """The verbs of ``gates video``; ``fit`` is Lightning's own.
+
+    Attributes:
+        contest: Networks and baselines of the configuration.
+    """
+
+    contest: Contest
+
+    def tune(
+        self, model: MultiTaskModule, datamodule: TableDataModule, only: tuple[str, ...] = ()
+    ) -> None:
+        """Choose the settings of every network and baseline by equally many trials.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            only: Methods that take part; all when empty.
+        """
+        del model, datamodule
+        Comparison(self.run(only=only), self.contest, ()).chosen()
+
+    def evaluate(
+        self,
+        model: MultiTaskModule,
+        datamodule: TableDataModule,
+        seeds: tuple[int, ...] = (0, 1, 2),
+        folds: tuple[int, ...] = (),
+        fold_setting: str = "data.source.init_args.window",
+        claims: Claims | None = None,
+        exact_auc: bool = False,
+        averaged: bool = False,
+        only: tuple[str, ...] = (),
+        quick: bool = False,
+    ) -> None:
+        """Tune all methods, train what is missing, and score them next to simple baselines.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            seeds: Seeds of every network.
+            folds: Values of ``fold_setting``: the test rows of all these splits are pooled.
+            fold_setting: Setting in which the splits differ.
+            claims: What must hold.
+            exact_auc: Whether AUC gets intervals and paired differences.
+            averaged: Whether the mean prediction of the seeds is scored, too.
+            only: Methods that take part; all when empty. Bars need all.
+            quick: A quick run: nothing is trained, no bars.
+        """
+        del model, datamodule
+        run = self.run(quick=quick, only=only)
+        split = folds_of(fold_setting, folds)
+        contest = Comparison(
+            run, self.contest, seeds, split, exact_auc=exact_auc, averaged=averaged
+        )
+        contest.finish(claims or Claims())
+
+    def add_to_report(
+        self, page: Page, model: MultiTaskModule, datamodule: TableDataModule
+    ) -> None:
+        """Add calibration, one user's list, experts, gates and the importance of fields.
+
+        Args:
+            page: The report.
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+        """
+        from apps.video.report import add_figures
+
+        add_figures(page, Comparison(self.run(), self.contest, (0,)))
+
+
+class VideoCLI(GatesRunCLI):
+    """The command line of ``gates video``."""
+
+    app = "video"
+    verbs = ("fit", "tune", "evaluate", "report")
+    other_verbs = tuple(FUNCTIONS)
+    package = "video_multitask"
+    neutral = NEUTRAL
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the contest; the order of training rows follows the seed."""
+        super().add_arguments_to_parser(parser)
+        parser.add_class_arguments(Contest, "contest")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def after_instantiate_classes(self) -> None:
+        """Pass the contest to the trainer."""
+        assert isinstance(self.trainer, VideoTrainer)
+        self.trainer.contest = self.config_init[self.subcommand]["contest"]
+        super().after_instantiate_classes()
+
+    def training(self, run: Run) -> Piece:
+        """Return the piece that ``fit`` makes."""
+        return run.piece("fit", run.settings["seed"])
+
+    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
+        """Keep the weights, and write the model folder that the other verbs read."""
+        return keep_model(self.run_folder, run, piece, objects, self.datamodule)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one verb."""
+    if arguments[0] in FUNCTIONS:
+        run_verb("video", FUNCTIONS, arguments, config=DEFAULT_CONFIG)
+        return
+    defaults: dict[str, Any] = {"enable_model_summary": False, "max_epochs": 10}
+    VideoCLI(
+        MultiTaskModule, TableDataModule, VideoTrainer, list(arguments), trainer_defaults=defaults
+    )
