@@ -53,7 +53,7 @@ class GradNorm(Balancer):
         Raises:
             GatesError: Tasks share no layer.
         """
-        total = self.current.to(losses) @ losses
+        total = self.current.to(losses, copy=True) @ losses  # the weights are about to move
         if self.training:
             if not last:
                 raise GatesError(

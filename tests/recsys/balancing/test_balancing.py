@@ -92,7 +92,10 @@ def test_gradnorm():
     scales, lr = (1.0, 4.0), 0.05
     made = balancer("gradnorm", {"alpha": 1.5, "learning_rate": lr}, 2).double()
     w, losses = quadratic(scales)
-    assert made(losses, [(w, slice(0, 1))]) == 5
+    total = made(losses, [(w, slice(0, 1))])
+    assert total == 5
+    total.backward(retain_graph=True)  # with the weights of then
+    assert w.grad[0] == -2 * (1 + 4)
     norms = [2.0, 8.0]
     moved = [1 + lr * norms[0] / 5, 1 - lr * norms[1] / 5]  # G = (2, 8), mean 5: up, down
     wanted = [m * 2 / sum(moved) for m in moved]

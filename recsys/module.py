@@ -1,0 +1,294 @@
+"""Training of a ranker: losses of its tasks, their balance, two optimizers, validation.
+
+B rows, T tasks.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol, cast
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from core_gates.errors import GatesError
+from core_gates.routing.collect import update_gates
+from recsys.balancing import Balancer, balancer
+from recsys.data.batch import Batch
+from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
+from recsys.inputs import InputLayer
+from recsys.joined_optimizer import JoinedOptimizer
+from recsys.losses import MultiTaskLoss
+from recsys.ranker import Ranker
+from recsys.schema import FeatureSchema
+from recsys.validation import ScoredRows
+from recsys.weight_average import WeightAverage
+
+
+class Transform(Protocol):
+    """What a module must know of fitted data, as a ``FeatureTransform`` does."""
+
+    schema: FeatureSchema
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Rows by name of the table."""
+
+    @property
+    def dense_width(self) -> int:
+        """Dense inputs."""
+
+
+class MultiTaskModule(L.LightningModule):
+    """A ranker that is trained on all tasks at once.
+
+    The network is built when the data are known: their DataModule has the ``transform``.
+
+    Args:
+        net: Name of the network in ``recsys.models.MODELS``.
+        options: Its options.
+        prior: Features that a PEPNet gets as its prior.
+        encoders: Options of the encoders of histories, by name of the history.
+        learning_rate: Of Adam, for all but the tables.
+        embedding_learning_rate: Of row-wise Adagrad, for the tables.
+        embedding_l2: L2 penalty of table rows that a batch touches.
+        weight_decay: Decoupled decay of the weights of the network; biases, normalizations and
+            tables have none.
+        balancing: How tasks are balanced, one of ``recsys.balancing.BALANCERS``.
+        balancing_options: Its options.
+        ema: Decay of a moving average of the weights, tables aside, with which the network is
+            evaluated; None for none.
+
+    Attributes:
+        ranker: The network with its tables, once it is built.
+
+    Raises:
+        GatesError: The network or the balancing do not exist or refuse an option.
+    """
+
+    ranker: Ranker
+    loss: MultiTaskLoss
+    balancer: Balancer
+
+    def __init__(
+        self,
+        net: str = "HoME",
+        options: dict[str, Any] | None = None,
+        *,
+        prior: Sequence[str] = (),
+        encoders: dict[str, dict[str, Any]] | None = None,
+        learning_rate: float = 1e-3,
+        embedding_learning_rate: float = 0.02,
+        embedding_l2: float = 0.0,
+        weight_decay: float = 0.0,
+        balancing: str = "fixed",
+        balancing_options: dict[str, Any] | None = None,
+        ema: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net, self.options = net, dict(options or {})
+        self.prior, self.encoders = tuple(prior), dict(encoders or {})
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.embedding_learning_rate, self.embedding_l2 = embedding_learning_rate, embedding_l2
+        self.balancing, self.balancing_options = balancing, dict(balancing_options or {})
+        self.ema = ema
+        self.average: WeightAverage | None = None
+        self.scored: ScoredRows | None = None
+        self._swap = ExitStack()
+
+    def configure_model(self) -> None:
+        """Build the ranker from the transform of the DataModule, once.
+
+        Raises:
+            GatesError: There is no DataModule with a ``transform``.
+        """
+        if hasattr(self, "ranker"):
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if getattr(data, "transform", None) is None:
+            raise GatesError(
+                "the network is built from the transform of a DataModule, but the trainer has "
+                "none; pass a DataModule, or call module.build(transform) first"
+            )
+        self.build(cast(Any, data).transform)
+
+    def build(self, transform: Transform) -> Ranker:
+        """Build the ranker for fitted data and return it.
+
+        Raises:
+            GatesError: The network, the balancing or an option does not exist.
+        """
+        tasks = transform.schema.tasks
+        balance = balancer(self.balancing, self.balancing_options, len(tasks))
+        self.ranker = Ranker.build(
+            transform.schema,
+            transform.sizes,
+            transform.dense_width,
+            self.net,
+            {**self.options, **self._prior_dim(transform)},
+            prior=self.prior,
+            encoders=self.encoders,
+        )
+        self.loss, self.balancer = MultiTaskLoss(tasks), balance
+        if self.ema is not None:
+            self.average = WeightAverage(self._dense(), self.ema)
+        return self.ranker
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the logits (B, T) of a batch."""
+        logits: Tensor = self.ranker(batch.sparse, batch.dense, batch.sequences)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return the balanced loss of a batch, with further losses of the network.
+
+        Raises:
+            GatesError: The batch is a single row.
+        """
+        if len(batch) < 2:
+            raise GatesError(
+                "a training batch has a single row, which batch normalization cannot take; choose "
+                "a batch_size that leaves no such rest, or drop the last batch"
+            )
+        net, logits = self.ranker.net, self(batch)
+        losses = self.loss(logits, batch.labels, batch.mask, batch.weight)
+        last = [(parameter, net.shared_rows) for parameter in net.shared_parameters()]
+        weighted = losses * self.loss.weights.to(losses)
+        total: Tensor = self.balancer(weighted, last, net.all_shared())
+        further = net.losses(logits)
+        for loss in further.values():
+            total = total + loss
+        self.log("train/loss", total.detach(), batch_size=len(batch), prog_bar=True)
+        if self._logs_this_step():
+            self._log_tasks("train/loss", losses.detach())
+            if self.balancing != "fixed":
+                self._log_tasks("train/weight", self.balancer.weights)
+            for name, loss in further.items():
+                self.log(f"train/{name}", loss.detach())
+        return total
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then advance what changes once a step: routing gates and averages."""
+        super().optimizer_step(*args, **kwargs)
+        update_gates(self.ranker.net)
+        if self.average is not None:
+            self.average.update(self._dense())
+
+    def on_train_epoch_end(self) -> None:
+        """Let the balancer react to the end of an epoch."""
+        self.balancer.end_epoch()
+
+    def configure_optimizers(self) -> JoinedOptimizer:
+        """Return Adam for the network, and row-wise Adagrad for the tables."""
+        decayed: list[Tensor] = []
+        kept: list[Tensor] = list(self.balancer.parameters())
+        for name, parameter in self._dense().items():
+            (kept if "bias" in name or "norm" in name else decayed).append(parameter)
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+        optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [group for group in groups if group["params"]],
+                lr=self.learning_rate,
+                weight_decay=self.weight_decay,
+                fused=True,
+            )
+        ]
+        if tables := self.ranker.tables():
+            rate, l2 = self.embedding_learning_rate, self.embedding_l2
+            optimizers.append(RowWiseAdagrad(tables, lr=rate, l2=l2))
+        return JoinedOptimizer(optimizers)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,  # noqa: ARG002
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of the network; those of tables are scaled by their optimizer."""
+        if not gradient_clip_val:
+            return
+        parameters = self.ranker.dense_parameters()
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to gather rows, with averaged weights if there are any."""
+        self.scored = ScoredRows(self.ranker.schema.task_names)
+        if self.average is not None:
+            self._swap.enter_context(self.average.swapped(self._dense()))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Gather the logits of a batch."""
+        assert self.scored is not None
+        self.scored.add(self(batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/loss``, ``val/loss_TASK`` and ``val/auc_TASK``, over the rows of all ranks."""
+        self._log_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin to gather rows, see :meth:`on_validation_epoch_start`."""
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Gather the logits of a batch."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/loss``, ``test/loss_TASK`` and ``test/auc_TASK``."""
+        self._log_metrics("test")
+
+    def on_predict_epoch_start(self) -> None:
+        """Use averaged weights if there are any."""
+        if self.average is not None:
+            self._swap.enter_context(self.average.swapped(self._dense()))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return the probabilities (B, T) of a batch."""
+        probabilities: Tensor = self(batch).float().sigmoid()
+        return probabilities
+
+    def on_predict_epoch_end(self) -> None:
+        """Return to the weights of training."""
+        self._swap.close()
+
+    def served(self) -> Ranker:
+        """Return the ranker in evaluation mode, a copy with averaged weights if there are any."""
+        from copy import deepcopy
+
+        ranker = deepcopy(self.ranker).eval()
+        if self.average is not None:
+            self.average.copy_to(self._dense(ranker))
+        return ranker
+
+    def _dense(self, ranker: Ranker | None = None) -> dict[str, Tensor]:
+        """Return the parameters by name, tables aside."""
+        ranker = self.ranker if ranker is None else ranker
+        dense = {id(parameter) for parameter in ranker.dense_parameters()}
+        return {name: p for name, p in ranker.named_parameters() if id(p) in dense}
+
+    def _prior_dim(self, transform: Transform) -> dict[str, int]:
+        """Return the option that a network with a prior needs, if it is not given."""
+        if not self.prior or "prior_dim" in self.options:
+            return {}
+        sizes = transform.schema, transform.sizes, transform.dense_width
+        layer = InputLayer(*sizes, encoders=self.encoders, device="meta")
+        return {"prior_dim": len(layer.columns(self.prior))}
+
+    def _logs_this_step(self) -> bool:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and (self.global_step + 1) % every == 0
+
+    def _log_tasks(self, name: str, values: Tensor) -> None:
+        for task, value in zip(self.ranker.schema.task_names, values, strict=True):
+            self.log(f"{name}_{task}", value)
+
+    def _log_metrics(self, stage: str) -> None:
+        assert self.scored is not None
+        self._swap.close()
+        for name, value in self.scored.metrics().items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss")
+        self.scored = None

@@ -1,0 +1,243 @@
+"""Training with Lightning: what is logged, resumed, averaged and refused."""
+
+import lightning as L
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.errors import GatesError
+from recsys.data.batch import Batch
+from recsys.schema import Dense, FeatureSchema, Sparse, Task
+
+pytest.importorskip("recsys.ranker")
+pytest.importorskip("recsys.metrics.auc")
+
+from harness.runs.trainer import ExactTrainer
+from recsys.module import MultiTaskModule
+from recsys.validation import ScoredRows
+
+SMALL = {"dim": 6, "hidden_dims": [8], "tower_dims": [4]}
+SIZES = {"user": 30, "item": 20}
+SCHEMA = FeatureSchema(
+    tasks=(Task("click"), Task("like", weight=0.5, mask="seen"), Task("buy")),
+    sparse=(Sparse("user", side="user"), Sparse("item", side="item")),
+    dense=(Dense("age"),),
+    dim=4,
+)
+
+
+class Transform:
+    schema, sizes, dense_width = SCHEMA, SIZES, 2
+
+
+def rows(number, seed):
+    """Rows whose labels depend on user and item."""
+    g = torch.Generator().manual_seed(seed)
+    sparse = torch.stack(
+        [torch.randint(size, (number,), generator=g) for size in SIZES.values()], 1
+    )
+    dense = torch.randn(number, 2, generator=g)
+    score = sparse[:, :1] % 3 - 1 + 0.5 * (sparse[:, 1:] % 2) + 0.3 * dense[:, :1]
+    score = score + torch.tensor([0.0, 0.5, -1.0])
+    labels = (score.sigmoid() > torch.rand(number, 3, generator=g)).float()
+    mask = torch.ones(number, 3, dtype=torch.bool)
+    mask[:, 1] = torch.rand(number, generator=g) < 0.7
+    weight = torch.rand(number, generator=g) + 0.5
+    return Batch(sparse, dense, (), labels, mask, weight, sparse[:, 0])
+
+
+class Data(L.LightningDataModule):
+    transform = None
+
+    def __init__(self, batch_size=32, number=192):
+        super().__init__()
+        self.batch_size, self.number = batch_size, number
+
+    def setup(self, stage):
+        self.transform = Transform()
+
+    def batches(self, seed):
+        everything = rows(self.number, seed)
+        return [
+            everything.take(slice(i, i + self.batch_size))
+            for i in range(0, self.number, self.batch_size)
+        ]
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.batches(0), batch_size=None)
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(self.batches(1), batch_size=None)
+
+
+@pytest.fixture
+def trainer(tmp_path, recwarn):
+    def make(**options):
+        return ExactTrainer(
+            accelerator="cpu",
+            default_root_dir=tmp_path,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            **options,
+        )
+
+    return make
+
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The '.*_dataloader' does not have many workers", "ignore:GPU available"
+)
+
+
+def made(net="MMoE", **options):
+    torch.manual_seed(0)
+    return MultiTaskModule(net, {**SMALL, **options.pop("more", {})}, **options)
+
+
+def fit(trainer, module, data=None, **options):
+    torch.manual_seed(1)
+    own = trainer(**options)
+    own.fit(module, datamodule=data or Data())
+    return own
+
+
+def test_training_lowers_the_loss_and_sorts_every_task(trainer):
+    module, data = made(learning_rate=1e-2, embedding_learning_rate=0.1), Data(number=960)
+    before = trainer().validate(module, datamodule=data, verbose=False)[0]
+    found = fit(trainer, module, data, max_epochs=6, log_every_n_steps=1).callback_metrics
+    assert found["val/loss"] < before["val/loss"] - 0.05
+    for task in SCHEMA.task_names:
+        assert found[f"val/auc_{task}"] > 0.6
+        assert f"train/loss_{task}" in found
+    assert_close(found["val/loss"], sum(found[f"val/loss_{t}"] for t in SCHEMA.task_names))
+
+
+def test_the_loss_that_is_followed(trainer):
+    """Weights of tasks, masks, and what the network adds."""
+    module = made("AITM", more={"chain": ["buy", "like", "click"]})
+    trainer(max_epochs=1).validate(module, datamodule=Data(), verbose=False)
+    module.trainer = trainer()
+    module.train()
+    module.log = lambda *_, **__: None
+    batch = rows(16, 3)
+    found = module.training_step(batch, 0)
+    logits = module(batch)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, batch.labels, reduction="none"
+    )
+    weight = batch.mask * batch.weight[:, None]
+    wanted = (bce * weight).sum(0) / weight.sum(0) @ torch.tensor([1.0, 0.5, 1.0])
+    p = logits.sigmoid()
+    calibrator = 0.6 * (p[:, :-1] - p[:, 1:]).relu().mean(0).sum()
+    assert calibrator > 0
+    assert_close(found, wanted + calibrator)
+
+
+KINDS = {
+    "fixed": {},
+    "uncertainty": {"balancing": "uncertainty"},
+    "gradnorm": {"balancing": "gradnorm"},
+    "dwa": {"balancing": "dwa", "balancing_options": {"period": 2}},
+    "pcgrad": {"balancing": "pcgrad", "net": "PLE"},
+    "average": {"ema": 0.9, "embedding_l2": 1e-3, "weight_decay": 1e-2},
+    "gates": {"more": {"gate": "DSelectKGate", "norm": "batch"}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(kind, trainer, tmp_path):
+    whole = made(**KINDS[kind])
+    long = fit(trainer, whole, max_epochs=4)
+    first = made(**KINDS[kind])
+    short = fit(trainer, first, max_epochs=2)
+    short.save_checkpoint(tmp_path / "half.ckpt")
+    second = made(**KINDS[kind])
+    run = trainer(max_epochs=4)
+    run.fit(second, datamodule=Data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert_equal(second.state_dict(), whole.state_dict())
+    assert_equal(run.optimizers[0].state_dict(), long.optimizers[0].state_dict())
+    pairs = zip(whole.parameters(), first.parameters(), strict=True)
+    moved = [not torch.equal(a, b) for a, b in pairs]
+    assert sum(moved) > len(moved) // 2
+
+
+def assert_equal(found, wanted, path=""):
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for key in wanted:
+            assert_equal(found[key], wanted[key], f"{path}/{key}")
+    elif isinstance(wanted, list | tuple):
+        for number, (a, b) in enumerate(zip(found, wanted, strict=True)):
+            assert_equal(a, b, f"{path}/{number}")
+    elif isinstance(wanted, torch.Tensor):
+        assert torch.equal(found, wanted), path
+    else:
+        assert found == wanted, path
+
+
+def test_gradients_of_small_batches_add_up(trainer):
+    """Two batches of equal weight, accumulated, are one batch of both; clipping is of the net."""
+    whole, halves = (made("SharedBottom", balancing="uncertainty") for _ in range(2))
+    data = Data(16, 32)
+    parts = data.batches(0)
+    for part in parts:  # masks and weights alike, so that means of halves are those of all
+        part.mask.fill_(True)
+        part.weight.fill_(1.0)
+    data.batches = lambda seed: parts
+    fit(trainer, halves, data, max_epochs=1, accumulate_grad_batches=2, gradient_clip_val=0.1)
+    both = Data(32, 32)
+    both.batches = lambda seed: [Batch.cat(parts)]
+    clipped = []
+
+    def keep(*args, **kwargs):
+        MultiTaskModule.configure_gradient_clipping(whole, *args, **kwargs)
+        clipped.extend(p.grad.clone() for p in whole.ranker.parameters())
+
+    whole.configure_gradient_clipping = keep
+    fit(trainer, whole, both, max_epochs=1, gradient_clip_val=0.1)
+    for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-6)
+    norms = [g.norm() for g in clipped if not g.is_sparse]
+    assert_close(torch.stack(norms).norm(), torch.tensor(0.1), rtol=1e-3, atol=0)
+    assert any(g.is_sparse for g in clipped)
+
+
+def test_evaluation_uses_the_average_and_training_does_not(trainer):
+    module = made(ema=0.5, learning_rate=1e-2)
+    own = fit(trainer, module, max_epochs=2)
+    weights = {name: p.clone() for name, p in module.ranker.named_parameters()}
+    found = own.validate(module, datamodule=Data(), verbose=False)[0]
+    assert_equal(dict(module.ranker.named_parameters()), weights)
+    scored = ScoredRows(SCHEMA.task_names)
+    batch = rows(192, 1)
+    with torch.no_grad():
+        scored.add(module.served()(batch.sparse, batch.dense), batch)
+    assert_close(found["val/loss"], scored.metrics()["loss"], rtol=1e-5, atol=0)
+    raw = ScoredRows(SCHEMA.task_names)
+    with torch.no_grad():
+        raw.add(module.eval()(batch), batch)
+    assert abs(raw.metrics()["loss"] - scored.metrics()["loss"]) > 1e-4
+    (p,) = own.predict(module, dataloaders=torch.utils.data.DataLoader([batch], batch_size=None))
+    with torch.no_grad():
+        assert_close(p, module.served()(batch.sparse, batch.dense).sigmoid())
+    assert_equal(dict(module.ranker.named_parameters()), weights)
+
+
+def test_a_prior_gets_its_width(trainer):
+    module = made("PEPNet", prior=["user"], more={"gate_dim": 4})
+    fit(trainer, module, max_epochs=1)
+    assert module.ranker.net.prior_dim == 4
+
+
+def test_mistakes_are_one_line(trainer):
+    with pytest.raises(GatesError, match=r"built from the transform of a DataModule"):
+        trainer(max_epochs=1).fit(made(), torch.utils.data.DataLoader([rows(8, 0)]))
+    with pytest.raises(GatesError, match=r"no network 'mmoe' .did you mean 'MMoE'"):
+        made("mmoe").build(Transform())
+    with pytest.raises(GatesError, match=r"balancing is 'gradnrm' .did you mean 'gradnorm'"):
+        made(balancing="gradnrm").build(Transform())
+    with pytest.raises(GatesError, match="a training batch has a single row"):
+        fit(trainer, made(), Data(1, 1), max_epochs=1)
