@@ -53,10 +53,7 @@ class TargetAttention(HistoryEncoder):
         """
         if target is None:
             raise ValueError("target attention needs the embedding of the item to be ranked")
-        weights = self.weights(states, mask, target)
-        if len(states) == 1 and len(weights) > 1:
-            return weights @ states[0]
-        return (weights.unsqueeze(1) @ states).squeeze(1)
+        return (self.weights(states, mask, target).unsqueeze(1) @ states).squeeze(1)
 
     def weights(self, events: Tensor, mask: Tensor, target: Tensor) -> Tensor:
         """Return the weight (B, L) of each event, zero where there is none."""

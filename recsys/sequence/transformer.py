@@ -91,8 +91,6 @@ class TransformerEncoder(HistoryEncoder):
             raise ValueError("pool='target' needs the embedding of the item to be ranked")
         scores = (states @ self.query(target).unsqueeze(-1)).squeeze(-1) * states.shape[-1] ** -0.5
         weights = scores.masked_fill(~(mask | ~full), -torch.inf).softmax(1)
-        if len(states) == 1 and len(weights) > 1:
-            return torch.where(full, weights @ states[0], self.empty)
         return torch.where(full, (weights.unsqueeze(1) @ states).squeeze(1), self.empty)
 
 

@@ -1,0 +1,130 @@
+"""A ranker as a file that other programs run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch.export import Dim, ExportedProgram, export
+
+from core_gates.errors import GatesError, MissingExtraError, check_option
+from core_gates.ops import kernels
+from harness.files import replacing
+from recsys.export.loading import SUFFIXES, load_exported
+from recsys.export.parity import check_parity, random_rows
+from recsys.ranker import Ranker
+
+Form = Literal["torch", "aoti", "onnx"]
+
+OPSET = 18
+ONNX_BYTES = 2**31
+COMPILERS = ("g++", "clang++")
+
+
+class Exported(NamedTuple):
+    """An exported ranker.
+
+    Attributes:
+        path: Its file.
+        form: Its form.
+        gaps: Largest relative difference from the eager ranker, by number of rows.
+    """
+
+    path: Path
+    form: Form
+    gaps: dict[int, float]
+
+
+def export_ranker(
+    ranker: Ranker, path: Path, form: Form = "torch", *, int8: bool = False
+) -> Exported:
+    """Write a ranker with any number of rows in a batch, and compare it with the eager one.
+
+    Batch normalization is folded into the weights. Histories have the length that the schema names.
+    The file takes ``sparse``, ``dense`` and each history, and gives ``logits``.
+
+    Args:
+        ranker: Trained.
+        path: File, with the suffix of the form: ``.pt2`` of ``torch.export``, which PyTorch loads;
+            ``.aoti.pt2``, compiled for this machine by AOTInductor; ``.onnx``.
+        form: ``torch``, ``aoti`` or ``onnx``.
+        int8: Whether tables are 8-bit integers with a scale per row.
+
+    Raises:
+        GatesError: A compiler or package is missing, the suffix is another, or the exported ranker
+            differs by more than 1e-5 at 1, 37 or 500 rows.
+        ValueError: The form is unknown.
+    """
+    check_option("form", form, SUFFIXES)
+    if not path.name.endswith(SUFFIXES[form]):
+        raise GatesError(f"{path}: the file of form {form} must end in {SUFFIXES[form]}")
+    _check_tools(form)
+    folded = ranker.folded(int8=int8).cpu()
+    with warnings.catch_warnings(), kernels("reference"):
+        warnings.simplefilter("ignore")  # of PyTorch about itself
+        program = _traced(folded)
+        with replacing(path) as temporary:
+            _WRITERS[form](program, folded, temporary)
+            gaps = check_parity(folded, load_exported(temporary, form), form)
+    return Exported(path, form, gaps)
+
+
+def _check_tools(form: Form) -> None:
+    """Refuse before anything expensive is done."""
+    if form == "aoti":
+        wanted = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
+        if not any(shutil.which(name) for name in wanted):
+            raise GatesError(
+                f"AOTInductor needs a C++ compiler, and {' or '.join(wanted)} is not on the PATH: "
+                "install one, or export as torch or onnx"
+            )
+    if form == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            if importlib.util.find_spec(package) is None:
+                raise MissingExtraError("export", package)
+
+
+def _traced(ranker: Ranker) -> ExportedProgram:
+    """Return the graph of a ranker for any number of rows."""
+    rows = random_rows(ranker, 7)
+    batch = {0: Dim("batch", min=1)}
+    shapes = (batch, batch, tuple(batch for _ in rows.sequences))
+    return export(ranker, tuple(rows), dynamic_shapes=shapes, strict=False)
+
+
+def _write_torch(program: ExportedProgram, ranker: Ranker, path: Path) -> None:  # noqa: ARG001
+    torch.export.save(program, path)
+
+
+def _write_aoti(program: ExportedProgram, ranker: Ranker, path: Path) -> None:  # noqa: ARG001
+    from torch._inductor import aoti_compile_and_package
+
+    aoti_compile_and_package(program, package_path=str(path))
+
+
+def _write_onnx(program: ExportedProgram, ranker: Ranker, path: Path) -> None:
+    size = sum(value.numel() * value.element_size() for value in ranker.state_dict().values())
+    if size > ONNX_BYTES:
+        raise GatesError(
+            f"the weights are {size / 1e9:.1f} GB and an ONNX file holds 2.1: export with int8, or "
+            "as torch or aoti"
+        )
+    names = ["sparse", "dense", *(history.name for history in ranker.schema.sequences)]
+    made: Any = torch.onnx.export(
+        program, dynamo=True, opset_version=OPSET, input_names=names, output_names=["logits"],
+        verbose=False,
+    )  # fmt: skip
+    made.save(str(path))
+
+
+_WRITERS: dict[str, Callable[[ExportedProgram, Ranker, Path], None]] = {
+    "torch": _write_torch,
+    "aoti": _write_aoti,
+    "onnx": _write_onnx,
+}

@@ -1,0 +1,121 @@
+"""Exported rankers: parity at any batch, what is missing, what is damaged."""
+
+import importlib.util
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.errors import GatesError, MissingExtraError
+from recsys.export import exporting
+from recsys.export.exporting import export_ranker
+from recsys.export.loading import load_exported
+from recsys.export.parity import BATCHES, check_parity, largest_gaps, random_rows
+
+TOY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "toy_ranker.py"))
+HAS_COMPILER = any(map(shutil.which, exporting.COMPILERS))
+
+
+def check(ranker, path, form, *, int8=False):
+    """Export, load and compare, also with rows of other seeds and with an unfolded ranker."""
+    made = export_ranker(ranker, path, form, int8=int8)
+    assert made.path.is_file()
+    assert list(made.gaps) == list(BATCHES) == [1, 37, 500]
+    score = load_exported(path)
+    expected = ranker.folded(int8=True) if int8 else ranker
+    for number in (1, 5, 37, 500):
+        rows = random_rows(ranker, number, seed=100 + number)
+        with torch.no_grad():
+            assert_close(score(*rows), expected(*rows), rtol=1e-5, atol=1e-5)
+    return score
+
+
+def every_encoder():
+    return TOY["toy_ranker"]("target_attention", "transformer", prior=("user",), prior_dim=6)
+
+
+def test_torch_export_gives_the_same(tmp_path):
+    check(every_encoder(), tmp_path / "ranker.pt2", "torch", int8=True)
+
+
+def test_onnx_gives_the_same(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    check(every_encoder(), tmp_path / "ranker.onnx", "onnx")
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+def test_aoti_gives_the_same(tmp_path):
+    check(TOY["toy_ranker"](copies=2), tmp_path / "ranker.aoti.pt2", "aoti")
+
+
+def test_a_ranker_that_differs_is_refused():
+    ranker, other = TOY["toy_ranker"](), TOY["toy_ranker"]()
+    assert largest_gaps(ranker, other) == {1: 0.0, 37: 0.0, 500: 0.0}
+    with torch.no_grad():
+        other.net.out.bias[1] += 1e-3
+    with pytest.raises(GatesError, match=r"exported as onnx is off by .* at a batch of 1 rows"):
+        check_parity(ranker, other, "onnx")
+    with torch.no_grad():
+        other.net.out.bias[1] = torch.nan
+    with pytest.raises(GatesError, match="off by nan"):
+        check_parity(ranker, other, "onnx")
+
+
+def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "ranker.pt2"
+    path.write_text("old")
+    monkeypatch.setattr(exporting, "check_parity", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_ranker(TOY["toy_ranker"](), path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_random_rows_reach_everything():
+    ranker = TOY["toy_ranker"]()
+    rows = random_rows(ranker, 3000)
+    sizes = [TOY["SIZES"][field.table] for field in ranker.banks[0].fields]
+    assert rows.sparse.amax(0).tolist() == [size - 1 for size in sizes]
+    lengths = (rows.sequences[0] != 1).sum(1)
+    assert (int(lengths.min()), int(lengths.max())) == (0, 6)
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    ranker = TOY["toy_ranker"]()
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(GatesError, match=r"needs a C\+\+ compiler, and g\+\+ or clang\+\+ is not"):
+        export_ranker(ranker, tmp_path / "r.aoti.pt2", "aoti")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"export needs onnx: pip install '.\[export\]'"):
+        export_ranker(ranker, tmp_path / "r.onnx", "onnx")
+    monkeypatch.setattr(exporting, "ONNX_BYTES", 100)
+    with pytest.raises(GatesError, match=r"an ONNX file holds 2\.1: export with int8"):
+        exporting._write_onnx(None, ranker, tmp_path / "r.onnx")
+
+
+def test_a_wrong_name_or_form_is_refused(tmp_path):
+    ranker = TOY["toy_ranker"]()
+    with pytest.raises(GatesError, match=r"the file of form aoti must end in .aoti.pt2"):
+        export_ranker(ranker, tmp_path / "r.pt2", "aoti")
+    with pytest.raises(ValueError, match="form is 'tflite'"):
+        export_ranker(ranker, tmp_path / "r.tflite", "tflite")
+    with pytest.raises(GatesError, match="is no exported ranker"):
+        load_exported(tmp_path / "r.tflite")
+    with pytest.raises(GatesError, match="does not exist"):
+        load_exported(tmp_path / "r.onnx")
+
+
+@pytest.mark.parametrize("name", ["r.pt2", "r.aoti.pt2", "r.onnx"])
+def test_a_damaged_file_is_refused_in_one_line(name, tmp_path):
+    if name.endswith("onnx"):
+        pytest.importorskip("onnxruntime")
+    path = tmp_path / name
+    path.write_bytes(b"PK damaged")
+    with pytest.raises(GatesError, match=f"{name} cannot be loaded: .*; export it again") as caught:
+        load_exported(path)
+    assert "\n" not in str(caught.value)
