@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +15,14 @@ from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.data.digest import table_digest
 from recsys.experiments.building import data_of
-from recsys.experiments.claims import SUMMED, Claims, claim_bars, summary_rows
+from recsys.experiments.claims import AUC, SUMMED, Claims, claim_bars, summary_rows
 from recsys.experiments.contest import Contest
-from recsys.experiments.predictions import Probabilities, probabilities, scores_of
+from recsys.experiments.predictions import (
+    Probabilities,
+    mean_auc,
+    probabilities,
+    scores_of,
+)
 from recsys.metrics.resampled import user_resamples
 
 WEIGHTS, BASELINES = "weights", "baselines"
@@ -67,8 +72,10 @@ class Comparison:
     def own(self, fold: Fold) -> dict[str, dict[str, Any]]:
         """Return the settings of every network on a fold."""
         schema = self.data(fold).schema
-        common = {**self.run.settings, **fold.settings}
-        return {m: self.contest.settings(m, common, schema) for m in self.contest.methods}
+        return {
+            m: {**self.contest.settings(m, self.run.settings, schema), **fold.settings}
+            for m in self.contest.methods
+        }
 
     def chosen(self) -> dict[str, Choice]:
         """Tune networks and baselines, on the first fold, each by equally many trials."""
@@ -134,10 +141,15 @@ class Comparison:
         rows = compare(summed, draws, task="test", reference=reference)
         against = reference if self.exact_auc else None
         per_task: list[Row] = []
-        for task in tasks:
+        for number, task in enumerate(tasks):
             of_task = {m: [one[task] for one in own] for m, own in scores.items()}
             per_task += compare(of_task, draws, task=task, reference=against)
-        return [*rows, *self._means(per_task), *per_task]
+            if not self.exact_auc:
+                per_task += [
+                    Row(m, task, AUC, mean_auc(test, own, number)) for m, own in found.items()
+                ]
+        categories = {t.name: t.category for t in self.data(self.folds[0]).schema.tasks}
+        return [*rows, *summary_rows(per_task, categories), *per_task]
 
     def finish(
         self, claims: Claims, *, bars: Sequence[Any] = (), rows: Sequence[Row] = (), **facts: Any
@@ -198,7 +210,7 @@ class Comparison:
         options = dict(self.contest.baselines[name])
         box = options.pop("space", {})
         model = {n: None for n in self.run.settings if n.startswith(("model.", "trainer."))}
-        model |= dict.fromkeys(("seed", "checkpoint.monitor", "checkpoint.mode"))
+        model |= dict.fromkeys(("checkpoint.monitor", "checkpoint.mode"))
         named = {f"{BASELINE}{option}": value for option, value in options.items()}
         return {**model, **named}, {f"{BASELINE}{n}": (lo, hi) for n, (lo, hi) in box.items()}
 
@@ -208,18 +220,6 @@ class Comparison:
         if not all(column in tables[0].columns for column in columns) or self.run.only:
             return {}
         return {ORACLE: [np.concatenate([t.select(columns).to_numpy() for t in tables])]}
-
-    def _means(self, per_task: Iterable[Row]) -> list[Row]:
-        groups = {task.name: task.category for task in self.data(self.folds[0]).schema.tasks}
-        values: dict[str, dict[str, dict[str, float]]] = {}
-        for row in per_task:
-            if not row.versus:
-                task = values.setdefault(row.method, {}).setdefault(row.task, {})
-                task[row.metric] = row.value
-        rows = []
-        for method, found in values.items():
-            rows += summary_rows(method, [found], groups)
-        return rows
 
     def _data_of(self, settings: Mapping[str, Any]) -> TableDataModule:
         """Return the data of a piece or a fold, read once."""

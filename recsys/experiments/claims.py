@@ -95,20 +95,19 @@ def _calibration(
     return bars
 
 
-def summary_rows(
-    method: str, per_seed: Sequence[Mapping[str, Mapping[str, float]]], groups: Mapping[str, str]
-) -> list[Row]:
-    """Return the mean AUC and GAUC over tasks of each category, averaged over seeds.
+def summary_rows(per_task: Sequence[Row], categories: Mapping[str, str]) -> list[Row]:
+    """Return the mean AUC and GAUC of every method over the tasks of each category.
 
     Args:
-        method: Name of the method.
-        per_seed: Task -> metric -> value, one for each seed.
-        groups: Task -> category.
+        per_task: Rows of tasks; differences are left out.
+        categories: Task -> category.
     """
-    rows = []
-    for metric in ("auc", "gauc"):
-        for category in dict.fromkeys(groups.values()):
-            tasks = [task for task, own in groups.items() if own == category]
-            values = [np.nanmean([seed[t][metric] for t in tasks]) for seed in per_seed]
-            rows.append(Row(method, "test", f"{metric} {category}", float(np.mean(values))))
-    return rows
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for row in per_task:
+        if row.metric in (AUC, "gauc") and not row.versus:
+            key = row.method, row.metric, categories[row.task]
+            values.setdefault(key, []).append(row.value)
+    return [
+        Row(method, "test", f"{metric} {category}", float(np.mean(found)))
+        for (method, metric, category), found in values.items()
+    ]

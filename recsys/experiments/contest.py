@@ -63,7 +63,7 @@ class Contest:
     def settings(
         self, method: str, common: Mapping[str, Any], schema: FeatureSchema
     ) -> dict[str, Any]:
-        """Return what decides the network of a method: the common settings, changed by its own.
+        """Return the settings of a method that differ from those of the configuration.
 
         Args:
             method: Name of the method.
@@ -78,7 +78,7 @@ class Contest:
             raise GatesError(f"there is no method {method!r}; known are {', '.join(self.methods)}")
         entry = self.methods[method]
         gone = dict.fromkeys(n for n in common if n.startswith(f"{MODEL}options"))
-        made = {**common, **gone, **entry.get("settings", {}), "patience": self.patience}
+        made = {**gone, **entry.get("settings", {}), "patience": self.patience}
         net, options = self._net(method, common), self._options(method, common)
         if method != self.reference and entry.get("sized", True):
             options = self._sized(net, options, common, schema)

@@ -16,7 +16,8 @@ from core_gates.errors import GatesError, check_option
 from harness.evidence import Scores
 from recsys.baselines import BaseRates, Biases, OneColumn, Predictor, Trees
 from recsys.batch import Batch
-from recsys.metrics.resampled import combined, summed_log_loss, task_scores
+from recsys.metrics import auc
+from recsys.metrics.resampled import summed_log_loss, task_scores
 from recsys.ranker import Ranker
 from recsys.transform import FeatureTransform
 
@@ -96,13 +97,11 @@ def scores_of(
     return known
 
 
-def together(known: Mapping[str, Scores], names: Sequence[str]) -> Scores:
-    """Return the scores of several tasks as one function, under ``metric task``."""
-
-    def named(name: str) -> Scores:
-        return lambda drawn: {f"{m} {name}": v for m, v in known[name](drawn).items()}
-
-    return combined(*(named(name) for name in names))
+def mean_auc(rows: Batch, per_seed: Sequence[Probabilities], task: int) -> float:
+    """Return the exact AUC of a task, averaged over the predictions of several seeds."""
+    seen = rows.mask[:, task].numpy()
+    labels, weight = rows.labels[:, task].numpy()[seen], rows.weight.numpy()[seen]
+    return float(np.mean([auc(one[seen, task], labels, weight).value for one in per_seed]))
 
 
 def _place(name: str, names: Sequence[str]) -> int:
