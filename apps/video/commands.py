@@ -67,6 +67,7 @@ class VideoTrainer(GatesRunTrainer):
         claims: Claims | None = None,
         exact_auc: bool = False,
         averaged: bool = False,
+        experts: bool = False,
         only: tuple[str, ...] = (),
         quick: bool = False,
     ) -> None:
@@ -81,6 +82,7 @@ class VideoTrainer(GatesRunTrainer):
             claims: What must hold.
             exact_auc: Whether AUC gets intervals and paired differences.
             averaged: Whether the mean prediction of the seeds is scored, too.
+            experts: Whether the three faults of experts are measured in every network.
             only: Methods that take part; all when empty. Bars need all.
             quick: A quick run: nothing is trained, no bars.
         """
@@ -90,7 +92,7 @@ class VideoTrainer(GatesRunTrainer):
         contest = Comparison(
             run, self.contest, seeds, split, exact_auc=exact_auc, averaged=averaged
         )
-        contest.finish(claims or Claims())
+        contest.finish(claims or Claims(), experts=experts)
 
     def add_to_report(
         self, page: Page, model: MultiTaskModule, datamodule: TableDataModule

@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from apps.video.training import BASELINE, fit_baseline, ranker_of, train, trial, try_baseline
-from harness.evidence import Row, Scores, compare
+from harness.evidence import Bar, Row, Scores, compare
 from harness.experiment import Arrays, Choice, Piece, Run
 from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.data.digest import table_digest
+from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments.building import data_of
 from recsys.experiments.claims import AUC, SUMMED, Claims, claim_bars, summary_rows
 from recsys.experiments.contest import Contest
+from recsys.experiments.faults import fault_bars, fault_rows, report_of
 from recsys.experiments.predictions import (
     Probabilities,
     mean_auc,
@@ -151,19 +153,31 @@ class Comparison:
         categories = {t.name: t.category for t in self.data(self.folds[0]).schema.tasks}
         return [*rows, *summary_rows(per_task, categories), *per_task]
 
+    def faults(self, chosen: Mapping[str, Choice]) -> list[Row]:
+        """Return what the experts of every network show, on the first fold."""
+        store = self.run.store(WEIGHTS, Arrays())
+        reports: dict[str, list[ExpertReport]] = {}
+        for piece in self.networks(chosen)[0]:
+            data = self._data_of(piece.settings)
+            ranker = ranker_of(piece, store.load(piece), data)
+            reports.setdefault(piece.method, []).append(report_of(ranker, data.batch("test")))
+        return fault_rows(reports)
+
     def finish(
-        self, claims: Claims, *, bars: Sequence[Any] = (), rows: Sequence[Row] = (), **facts: Any
+        self, claims: Claims, *, experts: bool = False, bars: Sequence[Bar] = (), **facts: Any
     ) -> None:
         """Score all methods, check the claims and write ``scores.json``.
 
         Args:
             claims: What is claimed.
+            experts: Whether the faults of experts are measured.
             bars: Further bars.
-            rows: Further rows.
             facts: Headline and notes.
         """
-        found = self.predictions(self.chosen())
+        chosen = self.chosen()
+        found = self.predictions(chosen)
         made = self.rows(found)
+        faults = self.faults(chosen) if experts else []
         reference = self.contest.reference
         test = self.test()
         checked = claim_bars(
@@ -171,8 +185,8 @@ class Comparison:
         )
         data = self.data(self.folds[0])
         self.run.finish(
-            [*made, *rows],
-            [*checked, *bars],
+            [*made, *faults],
+            [*checked, *fault_bars(faults, claims.collapsed, claims.healthy), *bars],
             seeds=self.seeds,
             data=data.digest(),
             metrics=SHOWN

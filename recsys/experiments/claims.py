@@ -28,12 +28,16 @@ class Claims:
         calibrated: Whether PCOC of the reference lies in 0.9 to 1.1 on tasks with more than 2,000
             positives.
         bounded: Whether no method has a lower summed log-loss than the oracle.
+        collapsed: Methods that show expert collapse in every seed.
+        healthy: Methods that show none in any.
     """
 
     beats: tuple[str, ...] = ()
     no_worse: dict[str, float] = field(default_factory=dict)
     calibrated: bool = False
     bounded: bool = False
+    collapsed: tuple[str, ...] = ()
+    healthy: tuple[str, ...] = ()
 
 
 def claim_bars(
