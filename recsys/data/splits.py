@@ -44,8 +44,7 @@ def split_at(table: pl.DataFrame, time: str, *, validation_from: Any, test_from:
             f"validation begins at {validation_from}, after the test part at {test_from}: give "
             "ascending times"
         )
-    late, latest = times >= validation_from, times >= test_from
-    return Split(table.filter(~late), table.filter(late & ~latest), table.filter(latest))
+    return _cut(table, times >= validation_from, times >= test_from)
 
 
 def split_by_time(
@@ -66,12 +65,11 @@ def split_by_time(
     times = _times(table, time)
     if not len(times):
         raise GatesError("the table has no rows that could be split")
-    ordered = times.sort()
-    first = [
-        min(int(len(times) * (1 - late)), len(times) - 1) for late in (validation + test, test)
-    ]
-    bounds = ordered[first[0]], ordered[first[1]]
-    return split_at(table, time, validation_from=bounds[0], test_from=bounds[1])
+    ordered, late = times.sort(), []
+    for fraction in (validation + test, test):
+        first = int(len(times) * (1 - fraction))
+        late.append(times >= ordered[first] if first < len(times) else times.is_null())
+    return _cut(table, *late)
 
 
 def split_by_hash(
@@ -143,6 +141,10 @@ def rolling_windows(
         yield split_at(
             kept, period, validation_from=periods[start - validation], test_from=periods[start]
         )
+
+
+def _cut(table: pl.DataFrame, late: pl.Series, latest: pl.Series) -> Split:
+    return Split(table.filter(~late), table.filter(late & ~latest), table.filter(latest))
 
 
 def _times(table: pl.DataFrame, name: str) -> pl.Series:

@@ -109,7 +109,7 @@ class FeatureTransform:
     def dense_names(self) -> tuple[str, ...]:
         """Names of the dense inputs, in order: the columns, then their indicators."""
         names = [f.name for f in self.schema.dense if f.scaling != "buckets"]
-        return (*names, *(f"{name} is missing" for name in names))
+        return (*names, *(f"{name} missing" for name in names))
 
     @property
     def dense_width(self) -> int:

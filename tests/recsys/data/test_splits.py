@@ -39,6 +39,11 @@ def test_fractions_of_distinct_times():
     assert split.test["t"].min() == 900
 
 
+def test_no_test_part():
+    split = split_by_time(with_times([3, 1, 2, 5]), "t", validation=0.5, test=0.0)
+    assert [part["t"].to_list() for part in split] == [[1, 2], [3, 5], []]
+
+
 def test_dates():
     days = [datetime.date(2022, 4, day) for day in (3, 1, 2, 3)]
     split = split_at(

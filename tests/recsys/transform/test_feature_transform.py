@@ -49,7 +49,7 @@ def test_numbers_are_scaled_and_missing_ones_marked(transform, table):
     assert found[4, 1] == 0
     assert found[:, 2].tolist() == [0, 0, 0, 1, 1, 1]
     assert found[:, 3].tolist() == [0, 0, 0, 0, 1, 0]
-    assert transform.dense_names == ("price", "pages", "price is missing", "pages is missing")
+    assert transform.dense_names == ("price", "pages", "price missing", "pages missing")
     assert transform.dense_width == 4
 
 

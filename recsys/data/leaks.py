@@ -1,0 +1,108 @@
+"""Whether a table gives its labels away."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from core_gates.errors import GatesError
+from recsys.columns.column_auc import SUSPICIOUS, column_aucs
+from recsys.schema import FeatureSchema
+from recsys.transform.targets import read_targets
+
+
+class Leak(NamedTuple):
+    """A column that predicts a label nearly alone.
+
+    Attributes:
+        column: The column.
+        task: The task.
+        auc: Its area under the ROC curve.
+    """
+
+    column: str
+    task: str
+    auc: float
+
+    def __str__(self) -> str:
+        return (
+            f"column {self.column!r} alone predicts {self.task!r} with AUC {self.auc:.3f}: it may "
+            "be the label, or known only after it"
+        )
+
+
+def find_leaks(
+    table: pl.DataFrame, schema: FeatureSchema, threshold: float = SUSPICIOUS
+) -> list[Leak]:
+    """Return the features that predict a label nearly alone, the strongest first.
+
+    Args:
+        table: Training rows.
+        schema: Features and tasks.
+        threshold: AUC from which a feature is suspicious.
+
+    Raises:
+        GatesError: A column is missing, or cannot be read.
+    """
+    schema.check_columns(table.columns)
+    targets = read_targets(table, schema)
+    found = []
+    for name in (*(f.name for f in schema.sparse), *(f.name for f in schema.dense)):
+        areas = column_aucs(table[name], targets.labels, targets.mask)
+        for task, area in zip(schema.task_names, areas, strict=True):
+            if area > threshold:
+                found.append(Leak(name, task, float(area)))
+    return sorted(found, key=lambda leak: -leak.auc)
+
+
+def chance_error(positives: int, negatives: int) -> float:
+    """Return the standard error of the AUC of random scores: √((P + N + 1) / (12 P N)).
+
+    It is that of independent rows; scores that are random per user vary more.
+    """
+    if not positives or not negatives:
+        return math.nan
+    return math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
+
+
+def permute_labels(
+    table: pl.DataFrame, schema: FeatureSchema, also: Sequence[str] = (), seed: int = 0
+) -> pl.DataFrame:
+    """Return the table with its labels in random order, for a control that must predict nothing.
+
+    Call it before any feature is computed: counts and histories made of the old labels would
+    still know them. All label and mask columns are permuted over all rows, together.
+
+    Args:
+        table: All rows, of training, validation and test.
+        schema: Tasks.
+        also: Further columns that follow the label, such as a playing time.
+        seed: Of the order.
+    """
+    order = np.random.default_rng(seed).permutation(len(table))
+    names = [*schema.labels, *also]
+    return table.with_columns(table.select(names)[order])
+
+
+def repeated_rows(one: pl.DataFrame, other: pl.DataFrame, keys: Sequence[str]) -> int:
+    """Return how many rows of ``other`` have the keys of a row of ``one``.
+
+    Args:
+        one: Such as training rows.
+        other: Such as test rows.
+        keys: Columns that identify an event, such as user, item and time.
+
+    Raises:
+        GatesError: There are no keys, or a table lacks one.
+    """
+    for table in (one, other):
+        if lacking := [key for key in keys if key not in table.columns]:
+            raise GatesError(f"the table lacks the column {lacking[0]!r} that identifies its rows")
+    if not keys:
+        raise GatesError("no columns are named that identify a row, such as user, item and time")
+    known = one.select(keys).unique()
+    return len(other.select(keys).join(known, on=list(keys), how="semi"))

@@ -1,0 +1,188 @@
+"""CSV files, every line of which is checked."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from core_gates.errors import GatesError
+
+CHUNK = 2**24  # bytes
+SEPARATORS = ",\t;|"
+
+
+def read_csv(path: Path, *, missing: Sequence[str] = ()) -> pl.DataFrame:
+    r"""Read a CSV file in UTF-8, with or without a byte order mark, lines ending in LF or CRLF.
+
+    The separator is that of comma, tab, semicolon and bar which the header has most often. Types
+    are those of all values: a column with one word is text. Empty fields are null, blank lines at
+    the end are left out, and so is a first column without a name, such as the index of pandas.
+
+    Args:
+        path: File with a header.
+        missing: Further words that are null, such as ``NA`` or ``\N``.
+
+    Raises:
+        GatesError: The file is absent, empty or not UTF-8, a name repeats, or a line has more or
+            fewer fields than the header; the line is named.
+    """
+    try:
+        names, separator = _header(path)
+        rows = _check_lines(path, separator, len(names)) if len(names) > 1 else None
+        table = pl.read_csv(
+            path, separator=separator, infer_schema_length=None, null_values=["", *missing]
+        )
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
+    except OSError as error:
+        raise GatesError(
+            f"{path} cannot be read: {error.strerror or error}; check the path"
+        ) from error
+    except pl.exceptions.PolarsError as error:
+        if "utf-8" in str(error):
+            raise _not_utf8(path) from error
+        what = str(error).partition("\n")[0]
+        raise GatesError(f"{path} cannot be read: {what}; correct the file") from error
+    table = table if rows is None else table.head(rows)
+    table.columns = names
+    empty = [column.name for column in table if column.null_count() == len(table)]
+    table = table.with_columns(pl.lit(None).alias(name) for name in empty)
+    return table.drop("") if not names[0] else table
+
+
+def line_of(path: Path, row: int) -> int:
+    """Return the line, from 1, on which a row begins that :func:`read_csv` has read."""
+    _, separator = _header(path)
+    with _opened(path) as file:
+        reader = csv.reader(file, delimiter=separator)
+        next(reader)
+        line = reader.line_num + 1
+        for number, _ in enumerate(reader):
+            if number == row:
+                return line
+            line = reader.line_num + 1
+    return line
+
+
+def _header(path: Path) -> tuple[list[str], str]:
+    """Return names and separator."""
+    with _opened(path) as file:
+        first = file.readline()
+        if not first.strip():
+            what = "begins with a blank line" if first else "is empty"
+            raise GatesError(f"{path} {what}: a line with the names of the columns was expected")
+        separator = max(SEPARATORS, key=first.count)
+        file.seek(0)
+        names = [name.strip() for name in next(csv.reader(file, delimiter=separator))]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated or "" in names[1:]:
+        what = f"two columns named {repeated[-1]!r}" if any(repeated) else "columns without a name"
+        raise GatesError(f"{path}, line 1: it has {what}: give each column its name")
+    return names, separator
+
+
+def _opened(path: Path) -> TextIO:
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _check_lines(path: Path, separator: str, width: int) -> int:
+    """Return the number of rows, the header and blank lines at the end left out."""
+    counter = _LineCounter(path, width)
+    if not _count_bytes(path, separator, counter):
+        counter = _LineCounter(path, width)
+        _count_fields(path, separator, counter)
+    return counter.rows - 1
+
+
+class _LineCounter:
+    """Counts lines with the right number of fields and refuses all others."""
+
+    def __init__(self, path: Path, width: int) -> None:
+        self.path, self.width = path, width
+        self.rows = self._blank = 0
+
+    def refuse(self, line: int, fields: int) -> None:
+        if fields:
+            raise GatesError(
+                f"{self.path}, line {line}: it has {fields} fields, the header has {self.width}: "
+                "correct the line, or quote fields that contain the separator"
+            )
+        raise GatesError(f"{self.path}, line {line}: it is blank, but not the last: delete it")
+
+    def add(self, line: int, fields: int) -> None:
+        """Count one line, blank if it has no fields."""
+        if not fields:
+            self._blank = self._blank or line
+            return
+        if self._blank or fields != self.width:
+            self.refuse(self._blank or line, 0 if self._blank else fields)
+        self.rows += 1
+
+    def add_all(self, first: int, fields: NDArray[np.int64]) -> None:
+        """Count lines (N,), the first of which has the number ``first``."""
+        other = np.flatnonzero(fields != self.width)
+        if not self._blank and not len(other):
+            self.rows += len(fields)
+            return
+        for line, found in enumerate(fields.tolist(), first):
+            self.add(line, found)
+
+
+def _count_bytes(path: Path, separator: str, counter: _LineCounter) -> bool:
+    """Count the lines of a file without quotes; return False where it has one."""
+    left, line = b"", 1
+    with path.open("rb") as file:
+        while content := file.read(CHUNK):
+            if b'"' in content:
+                return False
+            content = left + content
+            end = content.rfind(b"\n") + 1
+            left = content[end:]
+            line += _add_lines(content[:end], separator, line, counter)
+    if left:
+        _add_lines(left + b"\n", separator, line, counter)
+    return True
+
+
+def _add_lines(content: bytes, separator: str, first: int, counter: _LineCounter) -> int:
+    letters = np.frombuffer(content, np.uint8)
+    ends = np.flatnonzero(letters == ord("\n"))
+    found = np.flatnonzero(letters == ord(separator))
+    fields = np.diff(np.searchsorted(found, ends), prepend=0) + 1
+    lengths = np.diff(ends, prepend=-1) - 1
+    returns = (letters[np.maximum(ends - 1, 0)] == ord("\r")) & (lengths == 1)
+    fields[(lengths == 0) | returns] = 0
+    counter.add_all(first, fields)
+    return len(ends)
+
+
+def _count_fields(path: Path, separator: str, counter: _LineCounter) -> None:
+    """Count the lines of a file with quotes, between which are separators and line ends."""
+    with _opened(path) as file:
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            for fields in reader:
+                counter.add(reader.line_num, len(fields))
+        except csv.Error as error:
+            raise GatesError(
+                f"{path}, line {reader.line_num}: {error}: close or double its quotes"
+            ) from error
+
+
+def _not_utf8(path: Path) -> GatesError:
+    with path.open("rb") as file:
+        for line, content in enumerate(file, 1):
+            try:
+                content.decode()
+            except UnicodeDecodeError as error:
+                return GatesError(
+                    f"{path}, line {line}: byte {error.start + 1} is not UTF-8: save the file in "
+                    "that encoding"
+                )
+    return GatesError(f"{path} is not UTF-8: save it in that encoding")

@@ -1,0 +1,115 @@
+"""One's own log: a table with 0-1 labels, split and described by a few names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from core_gates.errors import GatesError, check_option
+from recsys.data.readers.files import read_table
+from recsys.data.splits import Split, split_by_hash, split_by_time
+from recsys.data.tables import RankingTables
+from recsys.infer import infer_schema, tasks_of
+from recsys.schema import FeatureSchema
+
+SplitKind = Literal["time", "user", "row"]
+
+
+@dataclass(frozen=True)
+class OwnTable:
+    """A Parquet or CSV file, or a folder of them, with whatever columns it has.
+
+    Attributes:
+        path: The rows, see :func:`recsys.data.readers.files.read_table`.
+        labels: Columns with 0 and 1 that are predicted; or name to category. Not needed with a
+            schema.
+        user: Column of the user; each row its own if empty.
+        item: Column of what is ranked.
+        time: Column that orders the rows.
+        weight: Column of sample weights.
+        drop: Columns that must not be features, such as what happens after the label.
+        schema: The schema as a mapping, as :meth:`FeatureSchema.to_dict` returns and a drafted one
+            can be written down; drafted from the training rows if None.
+        split: By ``time``, by the hash of the ``user`` or of the ``row`` number; by time if there
+            is such a column by default, else by user, else by row.
+        validation: Fraction of the rows.
+        test: Fraction of the rows.
+        test_path: Rows to test on, if they are another table; ``test`` does not count then.
+        missing: Words in CSV files that are null, such as ``NA``.
+        dim: Features of an embedding, where the schema is drafted.
+    """
+
+    path: str
+    labels: Sequence[str] | Mapping[str, str] = ()
+    user: str = ""
+    item: str = ""
+    time: str = ""
+    weight: str = ""
+    drop: Sequence[str] = ()
+    schema: Mapping[str, Any] | None = None
+    split: SplitKind | None = None
+    validation: float = 0.1
+    test: float = 0.1
+    test_path: str = ""
+    missing: Sequence[str] = ()
+    dim: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown split, and neither labels nor schema."""
+        if self.split is not None:
+            check_option("split", self.split, ("time", "user", "row"))
+        if not self.labels and self.schema is None:
+            raise ValueError("name the labels, columns with 0 and 1 that are to be predicted")
+
+    def read(self) -> RankingTables:
+        """Return the three parts and the schema; notes tell how it was drafted.
+
+        Raises:
+            GatesError: A file cannot be read, a column is missing or the split cannot be made.
+            RowError: A cell cannot be read.
+        """
+        given = None if self.schema is None else FeatureSchema.from_dict(self.schema)
+        checked = given or FeatureSchema(tasks=tasks_of(self.labels), weight=self.weight)
+        columns = None if given is None else [*given.features, *given.labels, *given.keys]
+        read = partial(read_table, schema=checked, columns=columns, missing=self.missing)
+        table = read(self.path)
+        kind = self.split or self._default_split(given)
+        split = self._split(table, kind, given, 0.0 if self.test_path else self.test)
+        if self.test_path:
+            split = split._replace(test=read(self.test_path))
+        notes = [f"split by {kind}"]
+        if given is None:
+            given, reasons = infer_schema(
+                split.train,
+                self.labels,
+                user=self.user,
+                item=self.item,
+                time=self.time,
+                weight=self.weight,
+                drop=self.drop,
+                dim=self.dim,
+            )
+            notes += map(str, reasons)
+        return RankingTables(Path(self.path).stem, given, *split, tuple(notes))
+
+    def _default_split(self, schema: FeatureSchema | None) -> SplitKind:
+        time, user = (schema.time, schema.user) if schema else (self.time, self.user)
+        return "time" if time else "user" if user else "row"
+
+    def _split(
+        self, table: pl.DataFrame, kind: SplitKind, schema: FeatureSchema | None, test: float
+    ) -> Split:
+        time, user = (schema.time, schema.user) if schema else (self.time, self.user)
+        named = {"time": time, "user": user, "row": "row"}[kind]
+        if not named:
+            raise GatesError(f"a split by {kind} needs the column of the {kind}: name it")
+        if kind == "time":
+            return split_by_time(table, time, validation=self.validation, test=test)
+        return split_by_hash(
+            table, user if kind == "user" else (), validation=self.validation, test=test
+        )

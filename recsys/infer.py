@@ -1,0 +1,315 @@
+"""A first schema of any table, with the reason for every column."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from core_gates.errors import GatesError
+from recsys.columns.canonical import UNREADABLE, canonical, kind_of
+from recsys.columns.column_auc import SUSPICIOUS, column_aucs
+from recsys.columns.numbers import numbers_of
+from recsys.schema import Dense, FeatureSchema, History, Side, Sparse, Task
+from recsys.transform.targets import read_targets
+
+MOST_ROWS = 200_000  # that are looked at
+FEW = 50  # values of a number that is taken as a category
+MANY = 1000  # values from which rare ones become unknown
+LONGEST = 50  # events of a history
+SPREAD = 10.0  # standard deviations from the mean, from which a tail is heavy
+STRONG = 0.9  # AUC of a column alone that is worth a question
+ROWS_PER_KEY = 1.5  # of a user, from which it can be seen what is a property of the user
+
+_ID = re.compile(
+    r"(^|_)(id|ids|uid|code|key|cat|category|class|type|kind|tag|brand|zip|zipcode|postcode|region"
+    r"|country|city|device|author|genre|hash)(\d*)(_|$)|(?<=[a-z])I[Dd]$",
+    re.IGNORECASE,
+)
+_DATE = re.compile(r"^\d{4}[-/]\d{2}[-/]\d{2}")
+
+
+class Note(NamedTuple):
+    """Why a column became what it is.
+
+    Attributes:
+        column: The column.
+        decision: ``sparse``, ``dense``, ``history``, ``left out`` or ``key``.
+        reason: Why.
+    """
+
+    column: str
+    decision: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.column}: {self.decision}, {self.reason}"
+
+
+class InferredSchema(NamedTuple):
+    """A drafted schema.
+
+    Attributes:
+        schema: Ready to be used, or to be edited.
+        notes: One for each column, in the order of the table.
+    """
+
+    schema: FeatureSchema
+    notes: tuple[Note, ...]
+
+
+Labels = Sequence[str] | Mapping[str, str] | Sequence[Task]
+
+
+def tasks_of(labels: Labels) -> tuple[Task, ...]:
+    """Return tasks as given; of names of columns; or of a mapping of names to categories."""
+    if isinstance(labels, str):
+        labels = [labels]
+    if isinstance(labels, Mapping):
+        return tuple(Task(name, category=category) for name, category in labels.items())
+    return tuple(task if isinstance(task, Task) else Task(task) for task in labels)
+
+
+def infer_schema(
+    table: pl.DataFrame,
+    labels: Labels,
+    *,
+    user: str = "",
+    item: str = "",
+    time: str = "",
+    weight: str = "",
+    drop: Iterable[str] = (),
+    dim: int = 8,
+) -> InferredSchema:
+    """Draft the schema of a table of training rows.
+
+    Text, few-valued numbers and whole numbers that are named like an identifier become sparse
+    features, other numbers dense ones, lists the history of the sparse feature whose values they
+    hold. Left out are constant columns, dates, numbers of rows, text that is different in nearly
+    every row, and columns that are or predict a label: by AUC above 0.99 alone.
+
+    Args:
+        table: Training rows; a part of many.
+        labels: Columns with 0 and 1, or tasks.
+        user: Column of the user, also a feature.
+        item: Column of what is ranked, also a feature.
+        time: Column that orders the rows, no feature.
+        weight: Column of sample weights, no feature.
+        drop: Columns that must not be features.
+        dim: Features of an embedding.
+
+    Raises:
+        GatesError: A column that is named is absent, or no feature is left.
+        RowError: A label is neither 0 nor 1.
+    """
+    tasks = tasks_of(labels)
+    bare = FeatureSchema(tasks=tasks, user=user, item=item, time=time, weight=weight, dim=dim)
+    named = [*bare.labels, *bare.keys, *drop]
+    _check_named(table, named)
+    draft = _Draft(table, bare, set(drop))
+    features = draft.features()
+    if not features:
+        raise GatesError(
+            "no column is left that could be a feature: "
+            + "; ".join(map(str, draft.notes.values()))[:300]
+        )
+    schema = dataclasses.replace(
+        bare,
+        sparse=tuple(f for f in features if isinstance(f, Sparse)),
+        dense=tuple(f for f in features if isinstance(f, Dense)),
+        sequences=tuple(f for f in features if isinstance(f, History)),
+    )
+    return InferredSchema(schema, tuple(draft.notes[n] for n in table.columns if n in draft.notes))
+
+
+def _check_named(table: pl.DataFrame, named: Sequence[str]) -> None:
+    if lacking := [name for name in named if name not in table.columns]:
+        raise GatesError(
+            f"the table lacks {', '.join(map(repr, lacking))}; it has "
+            f"{', '.join(table.columns[:12])}{' …' if len(table.columns) > 12 else ''}"
+        )
+    if not len(table):
+        raise GatesError("the table has no rows a schema could be drafted from")
+
+
+class _Draft:
+    """Decides on one column after another, and notes why."""
+
+    def __init__(self, table: pl.DataFrame, schema: FeatureSchema, drop: set[str]) -> None:
+        self.schema, self.drop = schema, drop
+        self.targets = read_targets(table, schema)
+        every = -(-len(table) // MOST_ROWS)
+        self.rows = np.arange(0, len(table), every)
+        self.table = table if every == 1 else table[self.rows]
+        self.notes: dict[str, Note] = {}
+        self.whole = {"user": schema.user, "item": schema.item}
+
+    def features(self) -> list[Sparse | Dense | History]:
+        """Return the features, in the order of the table; histories last."""
+        found: list[Sparse | Dense | History] = []
+        lists = []
+        for column in self.table:
+            if column.name in self.schema.labels or self._is_key(column.name):
+                continue
+            if isinstance(column.dtype, pl.List | pl.Array):
+                lists.append(column)
+                continue
+            feature = self._flat(column)
+            if feature is not None:
+                found.append(feature)
+        sparse = [feature for feature in found if isinstance(feature, Sparse)]
+        found += [h for column in lists if (h := self._history(column, sparse)) is not None]
+        return found
+
+    def _is_key(self, name: str) -> bool:
+        if name in self.drop:
+            self._leave_out(name, "as told")
+        elif name in (self.schema.time, self.schema.weight):
+            what = "it orders the rows" if name == self.schema.time else "it weighs the rows"
+            self.notes[name] = Note(name, "key", what)
+        else:
+            return False
+        return True
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self.notes[name] = Note(name, "left out", reason)
+
+    def _flat(self, column: pl.Series) -> Sparse | Dense | None:
+        """Return the feature of a column without lists; None if it is left out."""
+        name, reason = column.name, self._useless(column)
+        reason = reason or self._equals_label(column)
+        task, area = ("", 0.5) if reason else self._strongest(column)
+        if area > SUSPICIOUS:
+            reason = f"it predicts the label {task!r} alone, with AUC {area:.3f}"
+        if reason:
+            self._leave_out(name, reason)
+            return None
+        distinct, side = column.n_unique(), self._side(name)
+        asked = f"; AUC {area:.2f} alone for {task!r}: is it known before?" if area > STRONG else ""
+        if why := self._as_category(column, distinct):
+            min_count = 2 if distinct > MANY else 1
+            rare = ", rare ones unknown" if min_count > 1 else ""
+            self.notes[name] = Note(name, "sparse", f"{why}{rare}, side {side}{asked}")
+            return Sparse(name, side=side, min_count=min_count)
+        heavy = _heavy_tailed(column)
+        tail = ", heavy-tailed" if heavy else ""
+        self.notes[name] = Note(name, "dense", f"{distinct} numbers{tail}, side {side}{asked}")
+        return Dense(name, "log_standardize" if heavy else "standardize", side=side)
+
+    def _as_category(self, column: pl.Series, distinct: int) -> str:
+        """Return why a column is a category; empty if it is a number."""
+        dtype, values = column.dtype, f"{distinct} values"
+        for side, key in self.whole.items():
+            if column.name == key:
+                return f"{values} of the {side}"
+        if dtype == pl.Boolean or not dtype.is_numeric():
+            return values
+        whole = canonical(column, "integer")
+        if (whole == UNREADABLE).any():
+            return ""
+        negative = column.filter(column < 0).unique()
+        if len(negative) > 1:
+            return ""
+        code = f", {negative[0]:g} as missing" if len(negative) else ""
+        if distinct <= FEW:
+            return f"{values}, few{code}"
+        return f"{values}, named like an identifier{code}" if _ID.search(column.name) else ""
+
+    def _useless(self, column: pl.Series) -> str:
+        """Return why a column cannot be a feature; empty if it can."""
+        dtype = column.dtype
+        if dtype.is_temporal():
+            return f"type {dtype}: derive hour, weekday or age from it"
+        if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+            return f"type {dtype}"
+        known = column.drop_nulls()
+        if dtype.is_float():
+            known = known.drop_nans()
+        if known.n_unique() <= 1 and (not len(known) or len(known) == len(column)):
+            return "constant" if len(known) else "all missing"
+        if column.name in self.whole.values():
+            return ""
+        unique = known.n_unique() > 0.95 * len(column) and len(column) >= 100
+        if dtype == pl.String and len(known) and known.str.contains(_DATE.pattern).all():
+            return "text of dates: derive hour, weekday or age from it"
+        if unique and not dtype.is_numeric():
+            return "text that is different in nearly every row"
+        if unique and dtype.is_integer() and known.diff().drop_nulls().n_unique() == 1:
+            return "it numbers the rows"
+        return ""
+
+    def _equals_label(self, column: pl.Series) -> str:
+        """Return which label a column is, or is the opposite of; empty if none."""
+        if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
+            return ""
+        numbers = numbers_of(column)
+        for number, task in enumerate(self.schema.tasks):
+            counted = self.targets.mask[self.rows, number]
+            label, value = self.targets.labels[self.rows, number][counted], numbers[counted]
+            if label.size and ((value == label).all() or (value == 1 - label).all()):
+                return f"it is the label {task.name!r}, or its opposite"
+        return ""
+
+    def _strongest(self, column: pl.Series) -> tuple[str, float]:
+        """Return the label that a column predicts best alone, and its AUC."""
+        if kind_of(column.name, column.dtype) is None:
+            return "", 0.5
+        labels, mask = self.targets.labels[self.rows], self.targets.mask[self.rows]
+        areas = np.nan_to_num(column_aucs(column, labels, mask), nan=0.5)
+        best = int(areas.argmax())
+        return self.schema.tasks[best].name, float(areas[best])
+
+    def _side(self, name: str) -> Side:
+        """Return whom a column describes: the user or the item if it depends on it alone."""
+        sides: tuple[Side, ...] = ("user", "item")
+        for side in sides:
+            key = self.whole[side]
+            if not key:
+                continue
+            if name == key:
+                return side
+            pairs = self.table.select(pl.struct(key, name).n_unique()).item()
+            keys = self.table[key].n_unique()
+            if pairs == keys and len(self.table) >= ROWS_PER_KEY * keys:
+                return side
+        return "context"
+
+    def _history(self, column: pl.Series, sparse: Sequence[Sparse]) -> History | None:
+        """Return the history of a list column: of the feature that has most of its values."""
+        name = column.name
+        if isinstance(column.dtype, pl.Array):
+            column = column.arr.to_list()
+        events = column.filter(column.list.len() > 0).explode().drop_nulls()
+        if not len(events):
+            self._leave_out(name, "all lists are empty")
+            return None
+        overlaps = [_overlap(events, self.table[feature.name]) for feature in sparse]
+        best = int(np.argmax(overlaps)) if overlaps else 0
+        if not overlaps or overlaps[best] < 0.5:
+            self._leave_out(name, "its lists hold the values of no sparse feature")
+            return None
+        length = min(LONGEST, int(column.list.len().max() or 1))  # type: ignore[arg-type]
+        of = sparse[best].name
+        reason = f"lists with the values of {of!r}, the newest {length}"
+        self.notes[name] = Note(name, "history", reason)
+        return History(name, of, max_length=length)
+
+
+def _overlap(events: pl.Series, column: pl.Series) -> float:
+    """Return the fraction of events that are values of a column."""
+    try:
+        kind = kind_of(column.name, column.dtype) or "integer"
+        values, known = canonical(events, kind), canonical(column, kind).unique()
+    except GatesError:
+        return 0.0
+    return float(values.is_in(known.implode()).mean() or 0.0)  # type: ignore[arg-type]
+
+
+def _heavy_tailed(column: pl.Series) -> bool:
+    numbers = numbers_of(column)
+    known = numbers[~np.isnan(numbers)]
+    return bool(np.abs(known - known.mean()).max(initial=0) > SPREAD * known.std())

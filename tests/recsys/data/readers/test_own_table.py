@@ -1,0 +1,85 @@
+import polars as pl
+import pytest
+
+from core_gates.errors import GatesError
+from recsys.data.datamodule import TableDataModule
+from recsys.data.readers import OwnTable
+from recsys.schema import FeatureSchema, Sparse, Task
+
+ROWS = 120
+
+
+@pytest.fixture
+def path(tmp_path):
+    """The log of a bookshop, as CSV."""
+    rows = range(ROWS)
+    pl.DataFrame(
+        {
+            "reader": [f"r{k % 12}" for k in rows],
+            "book_id": [k * 7 % 60 for k in rows],
+            "price": [float(k * 13 % 101) for k in rows],
+            "age": [30 + k % 12 for k in rows],
+            "day": [f"2024-01-{1 + k // 12:02}" for k in rows],
+            "minutes_read": [k * 17 % 300 for k in rows],
+            "bought": [int(k * 11 % 7 < 2) for k in rows],
+            "liked": [int(k * 5 % 11 < 4) for k in rows],
+        }
+    ).write_csv(tmp_path / "orders.csv")
+    return str(tmp_path / "orders.csv")
+
+
+def test_a_log_becomes_tables_with_a_schema(path):
+    source = OwnTable(
+        path, labels=["bought", "liked"], user="reader", time="day", drop=["minutes_read"]
+    )
+    tables = source.read()
+    assert tables.name == "orders"
+    assert [len(tables.part(p)) for p in ("train", "validation", "test")] == [96, 12, 12]
+    assert tables.test["day"].unique().to_list() == ["2024-01-10"]
+    assert tables.schema.features == ("reader", "book_id", "age", "price")
+    assert tables.schema.sparse[0].side == "user"
+    assert tables.notes[0] == "split by time"
+    assert "minutes_read: left out, as told" in tables.notes
+    data = TableDataModule(tables, batch_size=32)
+    data.setup("fit")
+    assert len(next(iter(data.train_dataloader()))) == 32
+
+
+def test_users_stay_together_without_time(path):
+    tables = OwnTable(path, labels={"bought": "sale"}, user="reader", test=0.3).read()
+    readers = [set(tables.part(p)["reader"]) for p in ("train", "validation", "test")]
+    assert sum(map(len, readers)) == 12
+    assert tables.schema.categories == ("sale",)
+
+
+def test_a_separate_test_table(path, tmp_path):
+    pl.read_csv(path)[:5].write_parquet(tmp_path / "later.parquet")
+    later = str(tmp_path / "later.parquet")
+    tables = OwnTable(path, labels=["bought"], time="day", test_path=later).read()
+    assert len(tables.test) == 5
+    assert len(tables.train) + len(tables.validation) == ROWS
+
+
+def test_a_written_schema(path):
+    schema = FeatureSchema(tasks=(Task("bought"),), sparse=(Sparse("book_id"),), user="reader")
+    tables = OwnTable(path, schema=schema.to_dict()).read()
+    assert tables.schema == schema
+    assert tables.notes == ("split by user",)
+
+
+def test_faults(path):
+    with pytest.raises(ValueError, match="name the labels"):
+        OwnTable(path)
+    with pytest.raises(ValueError, match="split is 'month'"):
+        OwnTable(path, labels=["bought"], split="month")
+    with pytest.raises(GatesError, match="a split by time needs the column of the time"):
+        OwnTable(path, labels=["bought"], split="time").read()
+    with pytest.raises(GatesError, match=r"orders\.csv, line 2, column 'age': it is 30, a label"):
+        OwnTable(path, labels=["age"]).read()
+    with pytest.raises(GatesError, match=r"orders\.csv: the table lacks 'sold'"):
+        OwnTable(path, labels=["sold"]).read()
+    with pytest.raises(GatesError, match="the table lacks 'client'"):
+        OwnTable(path, labels=["bought"], user="client", split="row").read()
+    bad = FeatureSchema(tasks=(Task("bought"),), sparse=(Sparse("book_id"),), user="client")
+    with pytest.raises(GatesError, match=r"orders\.csv lacks the column 'client'"):
+        OwnTable(path, schema=bad.to_dict()).read()

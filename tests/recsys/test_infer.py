@@ -1,0 +1,170 @@
+import datetime
+
+import numpy as np
+import polars as pl
+import pytest
+
+from core_gates.errors import GatesError
+from recsys.columns.row_error import RowError
+from recsys.infer import infer_schema
+from recsys.schema import Task
+from recsys.transform import FeatureTransform
+
+N = 3000
+
+
+@pytest.fixture
+def table():
+    draw = np.random.default_rng(0)
+    reader, book = draw.integers(0, 90, N), draw.integers(0, 1500, N)
+    bought = draw.random(N) < 0.3
+    return pl.DataFrame(
+        {
+            "row": np.arange(N),
+            "reader": [f"r{k}" for k in reader],
+            "city": [f"c{k % 7}" for k in reader],
+            "book": book,
+            "author_id": book // 3,
+            "pages": 100 + book * 7 % 913,
+            "price": draw.lognormal(1, 2, N),
+            "temperature": draw.normal(0, 9, N),
+            "hour": draw.integers(0, 24, N),
+            "stock": draw.integers(0, 5000, N),
+            "streamer": draw.choice([1, 0, -124], N),
+            "gift": draw.random(N) < 0.1,
+            "shelf": draw.choice([1.0, 2.0, float("nan")], N),
+            "read": [draw.integers(0, 1500, k % 4).tolist() for k in range(N)],
+            "words": [["x"]] * N,
+            "at": [datetime.datetime(2024, 1, 1)] * N,
+            "day": ["2024-01-01"] * (N - 1) + ["2024-01-02"],
+            "session": [f"s{k}" for k in range(N)],
+            "shop": ["main"] * N,
+            "nothing": [None] * N,
+            "returned": ~bought,
+            "paid": np.where(bought, draw.lognormal(size=N), 0.0),
+            "mood": np.where(bought, draw.random(N) + 0.55, draw.random(N)),
+            "bought": bought.astype(int),
+            "liked": (draw.random(N) < 0.2).astype(int),
+            "w": np.ones(N),
+            "t": draw.permutation(N),
+        }
+    )
+
+
+@pytest.fixture
+def drafted(table):
+    labels = {"bought": "sale", "liked": "taste"}
+    return infer_schema(table, labels, user="reader", item="book", time="t", weight="w")
+
+
+def test_kinds_of_columns(drafted):
+    sparse = {f.name: f for f in drafted.schema.sparse}
+    assert set(sparse) == {
+        "reader", "city", "book", "author_id", "hour", "streamer", "gift", "shelf",
+    }  # fmt: skip
+    assert {f.name: f.scaling for f in drafted.schema.dense} == {
+        "pages": "standardize",
+        "price": "log_standardize",
+        "temperature": "standardize",
+        "stock": "standardize",
+        "mood": "standardize",
+    }
+    (history,) = drafted.schema.sequences
+    assert (history.name, history.of, history.max_length) == ("read", "book", 3)
+    assert sparse["book"].min_count == 2
+    assert sparse["city"].min_count == 1
+
+
+def test_whom_a_column_describes(drafted):
+    sides = {f.name: f.side for f in (*drafted.schema.sparse, *drafted.schema.dense)}
+    users = {name for name, side in sides.items() if side == "user"}
+    items = {name for name, side in sides.items() if side == "item"}
+    assert users == {"reader", "city"}
+    assert items == {"book", "author_id", "pages"}
+
+
+def test_tasks_and_keys(drafted):
+    schema = drafted.schema
+    assert schema.tasks == (Task("bought", category="sale"), Task("liked", category="taste"))
+    assert (schema.user, schema.item, schema.time, schema.weight) == ("reader", "book", "t", "w")
+
+
+LEFT_OUT = {
+    "row": "it numbers the rows",
+    "words": "its lists hold the values of no sparse feature",
+    "at": "type Datetime",
+    "day": "text of dates",
+    "session": "text that is different in nearly every row",
+    "shop": "constant",
+    "nothing": "all missing",
+    "returned": "it is the label 'bought', or its opposite",
+    "paid": "it predicts the label 'bought' alone, with AUC 1.000",
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_is_left_out_and_why(name, drafted):
+    (note,) = [note for note in drafted.notes if note.column == name]
+    assert note.decision == "left out"
+    assert note.reason.startswith(LEFT_OUT[name])
+    assert name not in drafted.schema.features
+
+
+def test_every_column_has_its_note(drafted, table):
+    noted = [note.column for note in drafted.notes]
+    assert noted == [name for name in table.columns if name not in ("bought", "liked")]
+    mood = next(str(note) for note in drafted.notes if note.column == "mood")
+    assert "AUC 0.9" in mood
+    assert "alone for 'bought': is it known before?" in mood
+    assert "-124 as missing" in str(next(n for n in drafted.notes if n.column == "streamer"))
+
+
+def test_the_draft_can_be_fitted(drafted, table):
+    transform = FeatureTransform(drafted.schema).fit(table)
+    batch = transform.batch(table)
+    assert len(batch) == N
+    assert batch.labels.mean(0).tolist() == pytest.approx([0.3, 0.2], abs=0.03)
+
+
+def test_columns_are_dropped_as_told(table):
+    drafted = infer_schema(table, ["bought"], drop=["mood", "liked"])
+    assert not {"mood", "liked"} & set(drafted.schema.features)
+    kept = infer_schema(table, [Task("bought")])
+    assert {"mood", "liked"} < set(kept.schema.features)
+
+
+def test_a_large_table_is_sampled(table, monkeypatch):
+    import recsys.infer
+
+    whole = infer_schema(table, ["bought"], user="reader").schema
+    monkeypatch.setattr(recsys.infer, "MOST_ROWS", 1000)
+    part = infer_schema(table, ["bought"], user="reader").schema
+    assert part.features == whole.features
+
+
+FAULTS = {
+    "no label": (lambda t: infer_schema(t, ["sold"]), GatesError, "the table lacks 'sold'"),
+    "no user": (
+        lambda t: infer_schema(t, ["bought"], user="client"),
+        GatesError,
+        "the table lacks 'client'",
+    ),
+    "a label that is a number": (
+        lambda t: infer_schema(t, ["pages"]),
+        RowError,
+        "row 0, column 'pages': it is",
+    ),
+    "no rows": (lambda t: infer_schema(t[:0], ["bought"]), GatesError, "no rows"),
+    "no features": (
+        lambda t: infer_schema(t.select("bought", "shop"), ["bought"]),
+        GatesError,
+        "no column is left that could be a feature: shop: left out, constant",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_faults(case, table):
+    call, kind, words = FAULTS[case]
+    with pytest.raises(kind, match=words):
+        call(table)
