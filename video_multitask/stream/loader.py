@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -19,8 +19,7 @@ class StreamLoader:
     """Training batches of a rank; batch n comes from worker n mod W.
 
     Which batch comes next is a number, kept in the checkpoint: a resumed loader reads nothing of
-    what came before but the window that it is in. Workers are spawned, since the threads of polars
-    do not survive a fork.
+    what came before but the window that it is in.
 
     Args:
         shards: Training rows.
@@ -185,5 +184,20 @@ def _worker() -> tuple[int, int]:
 
 
 def _loader(dataset: IterableDataset[Batch], workers: int) -> DataLoader[Batch]:
-    options: dict[str, Any] = {"multiprocessing_context": "spawn"} if workers else {}
-    return DataLoader(dataset, batch_size=None, num_workers=workers, **options)
+    """Return a loader that draws from no global random generator.
+
+    Workers are forked from a server that has imported what they need and started no threads: those
+    of polars do not survive a fork.
+    """
+    generator = torch.Generator()
+    if not workers:
+        return DataLoader(dataset, batch_size=None, generator=generator)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["polars", "torch", __name__, "recsys.transform"])
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        generator=generator,
+        num_workers=workers,
+        multiprocessing_context=context,
+    )

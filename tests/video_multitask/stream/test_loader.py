@@ -29,8 +29,10 @@ class Raw:
 
     def batch(self, table, *, labels=True, first_row=0):
         self.read += len(table)
-        sparse = torch.from_numpy(table.select("user_id", "row").cast(pl.Int64).to_numpy())
-        label = torch.from_numpy(table["long_view"].to_numpy()).float()[:, None]
+        sparse = torch.from_numpy(
+            table.select("user_id", "row").cast(pl.Int64).to_numpy(writable=True)
+        )
+        label = torch.tensor(table["long_view"].to_list()).float()[:, None]
         rows = len(table)
         return Batch(
             sparse, torch.zeros(rows, 2), (), label, torch.ones(rows, 1, dtype=torch.bool),

@@ -1,0 +1,112 @@
+"""The fields of a short-video feed as features: of the user, of the video, of the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from recsys.schema import Dense, Encoder, FeatureSchema, History, Sparse, Task
+from video_multitask.history import PREFIX
+from video_multitask.tasks import kuairand_tasks, simulated_tasks
+
+COUNTS = ("user_play_count", "user_fan_count", "video_show_count", "video_comment_count")
+"""Columns of the stress setting."""
+
+_USER = ("user_active_degree", *(f"onehot_feat{k}" for k in range(18)))
+_USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+
+
+def simulated_schema(
+    dim: int = 8,
+    *,
+    ids: bool = True,
+    counts: bool = False,
+    history: int = 0,
+    encoder: Encoder = "mean",
+    tasks: Sequence[Task] | None = None,
+) -> FeatureSchema:
+    """Return the fields of a simulated log with its side tables and context.
+
+    Args:
+        dim: Features of an embedding.
+        ids: Embed users, videos and authors themselves.
+        counts: Use the four raw counts of the stress setting, unscaled.
+        history: Events of ``past_video_id``; 0 for none.
+        encoder: Of the history.
+        tasks: All 14 if None.
+    """
+    raw = [
+        Dense(name, scaling="none", side="user" if name.startswith("user") else "item")
+        for name in (COUNTS if counts else ())
+    ]
+    dense = [*_dense(), Dense("position", scaling="standardize"), *raw]
+    return _schema(simulated_tasks() if tasks is None else tasks, dim, dense, ids, history, encoder)
+
+
+def kuairand_schema(
+    dim: int = 16,
+    *,
+    ids: bool = True,
+    history: int = 0,
+    encoder: Encoder = "mean",
+    tasks: Sequence[Task] | None = None,
+) -> FeatureSchema:
+    """Return the fields of a KuaiRand log with its side tables and context.
+
+    Args:
+        dim: Features of an embedding.
+        ids: Embed users, videos and authors themselves.
+        history: Events of ``past_video_id``; 0 for none.
+        encoder: Of the history.
+        tasks: All ten if None.
+    """
+    further = [Dense("server_width", side="item"), Dense("server_height", side="item")]
+    return _schema(
+        kuairand_tasks() if tasks is None else tasks,
+        dim,
+        [*_dense(), *further],
+        ids,
+        history,
+        encoder,
+    )
+
+
+def _dense() -> list[Dense]:
+    return [
+        *(Dense(name, side="user") for name in _USER_NUMBERS),
+        Dense("duration_ms", side="item"),
+        Dense("video_age_days", side="item"),
+    ]
+
+
+def _schema(
+    tasks: Sequence[Task],
+    dim: int,
+    dense: Sequence[Dense],
+    ids: bool,
+    history: int,
+    encoder: Encoder,
+) -> FeatureSchema:
+    sparse = [
+        *(Sparse(name, side="user") for name in _USER),
+        Sparse("first_tag", side="item"),
+        Sparse("upload_type", side="item"),
+        Sparse("music_type", side="item"),
+        Sparse("tab"),
+        Sparse("hour"),
+        Sparse("weekday"),
+    ]
+    if ids or history:
+        sparse.append(Sparse("video_id", min_count=2, side="item"))
+    if ids:
+        sparse += [Sparse("user_id", side="user"), Sparse("author_id", min_count=2, side="item")]
+    past = History(f"{PREFIX}video_id", "video_id", history, encoder) if history else None
+    return FeatureSchema(
+        tasks=tuple(tasks),
+        sparse=tuple(sparse),
+        dense=tuple(dense),
+        sequences=(past,) if past else (),
+        dim=dim,
+        user="user_id",
+        item="video_id",
+        time="time_ms",
+    )
