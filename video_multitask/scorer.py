@@ -58,7 +58,9 @@ class Scorer:
         self.ranker, self.transform, self.fused = ranker.eval(), transform, fused
         self.at_once = at_once
         schema = transform.schema
-        sides = {f.name: f.side for f in (*schema.sparse, *schema.dense, *schema.sequences)}
+        features: list[Sparse | Dense | History]
+        features = [*schema.sparse, *schema.dense, *schema.sequences]
+        sides = {feature.name: feature.side for feature in features}
         crossed = {name for cross in schema.crossed for name in cross.of}
         self._of_request = [n for n, side in sides.items() if side == "context" or n in crossed]
         self._of_candidates = [n for n, side in sides.items() if side == "item"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.video.comparison import Comparison, folds_of
@@ -13,6 +14,8 @@ from apps.video.fitting import keep_model
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.command.verbs import FunctionVerb, run_verb
 from harness.experiment import Piece, Run
+from harness.experiment.piece import flatten
+from harness.files import content_digest
 from harness.report.page import Page
 from recsys.data.datamodule import TableDataModule
 from recsys.experiments.claims import Claims
@@ -31,8 +34,11 @@ FUNCTIONS = {
 }
 """Verbs that need neither data nor a Trainer."""
 
-NEUTRAL = ("data.eval_batch_size", "data.source.init_args.folder")
-"""Options of the data that decide no result."""
+PLACES = tuple(
+    f"data.source.init_args.{name}" for name in ("path", "folder", "test_path", "users_path")
+)
+NEUTRAL = ("data.eval_batch_size", *PLACES)
+"""Options of the data that decide no result, or only by the content of files."""
 
 
 class VideoTrainer(GatesRunTrainer):
@@ -40,9 +46,11 @@ class VideoTrainer(GatesRunTrainer):
 
     Attributes:
         contest: Networks and baselines of the configuration.
+        places: Where its files are, by dotted name.
     """
 
     contest: Contest
+    places: Mapping[str, str]
 
     def tune(
         self, model: MultiTaskModule, datamodule: TableDataModule, only: tuple[str, ...] = ()
@@ -55,7 +63,7 @@ class VideoTrainer(GatesRunTrainer):
             only: Methods that take part; all when empty.
         """
         del model, datamodule
-        Comparison(self.run(only=only), self.contest, ()).chosen()
+        Comparison(self.run(only=only), self.contest, (), places=self.places).chosen()
 
     def evaluate(
         self,
@@ -90,7 +98,13 @@ class VideoTrainer(GatesRunTrainer):
         run = self.run(quick=quick, only=only)
         split = folds_of(fold_setting, folds)
         contest = Comparison(
-            run, self.contest, seeds, split, exact_auc=exact_auc, averaged=averaged
+            run,
+            self.contest,
+            seeds,
+            split,
+            exact_auc=exact_auc,
+            averaged=averaged,
+            places=self.places,
         )
         contest.finish(claims or Claims(), experts=experts)
 
@@ -106,7 +120,7 @@ class VideoTrainer(GatesRunTrainer):
         """
         from apps.video.report import add_figures
 
-        add_figures(page, Comparison(self.run(), self.contest, (0,)))
+        add_figures(page, Comparison(self.run(), self.contest, (0,), places=self.places))
 
 
 class VideoCLI(GatesRunCLI):
@@ -128,7 +142,22 @@ class VideoCLI(GatesRunCLI):
         """Pass the contest to the trainer."""
         assert isinstance(self.trainer, VideoTrainer)
         self.trainer.contest = self.config_init[self.subcommand]["contest"]
+        self.trainer.places = self._places()
         super().after_instantiate_classes()
+
+    def settings(self) -> dict[str, Any]:
+        """Add a hash of the files that the data come from."""
+        found = {name: Path(place) for name, place in self._places().items()}
+        hashes = {
+            f"content.{name.rpartition('.')[2]}": content_digest(path).sha256[:16]
+            for name, path in found.items()
+            if path.exists()
+        }
+        return super().settings() | hashes
+
+    def _places(self) -> dict[str, str]:
+        options = flatten(yaml.safe_load(self._portable_config())["data"], "data.")
+        return {name: str(options[name]) for name in PLACES if options.get(name)}
 
     def training(self, run: Run) -> Piece:
         """Return the piece that ``fit`` makes."""

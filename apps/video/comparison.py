@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from apps.video.training import BASELINE, fit_baseline, ranker_of, train, trial, try_baseline
+from apps.video.training import (
+    BASELINE,
+    Places,
+    fit_baseline,
+    ranker_of,
+    train,
+    trial,
+    try_baseline,
+)
 from harness.evidence import Bar, Row, Scores, compare
-from harness.experiment import Arrays, Choice, Piece, Run
+from harness.experiment import Arrays, Choice, Job, Piece, Run
 from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.data.digest import table_digest
@@ -51,6 +60,7 @@ class Comparison:
         folds: Splits whose test rows are pooled, see :func:`folds_of`.
         exact_auc: Whether AUC gets intervals.
         averaged: Whether the mean of the seeds' predictions is a method, too.
+        places: Where files are, by dotted name of the setting.
     """
 
     def __init__(
@@ -62,7 +72,9 @@ class Comparison:
         *,
         exact_auc: bool = False,
         averaged: bool = False,
+        places: Places | None = None,
     ) -> None:
+        self.places = dict(places or {})
         self.run, self.contest, self.seeds, self.folds = run, contest, tuple(seeds), tuple(folds)
         self.exact_auc, self.averaged = exact_auc, averaged
         self._known: dict[str, TableDataModule] = {}
@@ -85,7 +97,7 @@ class Comparison:
         epochs = self.run.settings.get("trainer.max_epochs", 1)
         found = self.run.tune(
             self.contest.boxes(),
-            trial,
+            self._work(trial),
             trials=self.contest.trials,
             own=self.own(first),
             ticks=epochs,
@@ -96,7 +108,7 @@ class Comparison:
             own[name] = {**options, **first.settings}
             if box:
                 boxes[name] = box
-        found |= self.run.tune(boxes, try_baseline, trials=self.contest.trials, own=own)
+        found |= self.run.tune(boxes, self._work(try_baseline), trials=self.contest.trials, own=own)
         return found
 
     def networks(self, chosen: Mapping[str, Choice]) -> list[list[Piece]]:
@@ -112,7 +124,7 @@ class Comparison:
         every = [piece for some in pieces for piece in some]
         store = self.run.store(WEIGHTS, Arrays())
         epochs = self.run.settings.get("trainer.max_epochs", 1)
-        kept = set(self.run.obtain(store, every, train, ticks=epochs))
+        kept = set(self.run.obtain(store, every, self._work(train), ticks=epochs))
         return [[piece for piece in some if piece in kept] for some in pieces]
 
     def predictions(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
@@ -214,7 +226,7 @@ class Comparison:
                 )
                 for f in self.folds
             ]
-            made = self.run.obtain(store, pieces, fit_baseline, scoring=True)
+            made = self.run.obtain(store, pieces, self._work(fit_baseline), scoring=True)
             parts = [store.load(piece)["probabilities"].double().numpy() for piece in made]
             found[name] = [np.concatenate(parts)]
         return found
@@ -237,11 +249,15 @@ class Comparison:
 
     def _data_of(self, settings: Mapping[str, Any]) -> TableDataModule:
         """Return the data of a piece or a fold, read once."""
-        own = {n: v for n, v in settings.items() if n.startswith("data.") and v is not None}
+        wanted = {**settings, **self.places}
+        own = {n: v for n, v in wanted.items() if n.startswith("data.") and v is not None}
         key = json.dumps(own, sort_keys=True)
         if key not in self._known:
             self._known[key] = data_of(own)
         return self._known[key]
+
+    def _work(self, function: Callable[..., Any]) -> Callable[[Piece, Job], Any]:
+        return partial(function, places=self.places)
 
 
 def folds_of(setting: str, values: Sequence[int]) -> tuple[Fold, ...]:

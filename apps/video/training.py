@@ -21,19 +21,22 @@ from recsys.experiments.predictions import (
 from recsys.module import MultiTaskModule
 from recsys.ranker import Ranker
 
+Places = Mapping[str, str]
+"""Where files are on this machine, by dotted name: no part of what decides a result."""
+
 MONITOR = "val/loss"
 TRAINER = "trainer."
 BASELINE = "baseline."
 
 
-def train(piece: Piece, job: Job) -> dict[str, Tensor]:
+def train(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     """Train one network until its validation loss no longer falls; return its best weights."""
-    return dict(_trained(piece, job)[0].served().state_dict())
+    return dict(_trained(piece, job, places)[0].served().state_dict())
 
 
-def trial(piece: Piece, job: Job) -> dict[str, float]:
-    """Return the validation loss of a setting, the sum over tasks, and the epochs it took."""
-    module, data = _trained(piece, job)
+def trial(piece: Piece, job: Job, places: Places) -> dict[str, float]:
+    """Return the validation loss of a setting, summed over tasks."""
+    module, data = _trained(piece, job, places)
     rows = data.batch("validation")
     score = summed_log_loss_of(rows, probabilities(module.served(), rows))
     return {"score": score}
@@ -46,17 +49,17 @@ def ranker_of(piece: Piece, weights: Mapping[str, Tensor], data: TableDataModule
     return ranker.eval()
 
 
-def fit_baseline(piece: Piece, job: Job) -> dict[str, Tensor]:
+def fit_baseline(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     """Fit a baseline and return its probabilities of the test rows."""
-    data = data_of(piece.settings)
+    data = data_of({**piece.settings, **places})
     job.note(objects=data.training_objects())
     return {"probabilities": torch.from_numpy(_fitted(piece, data, "test")).float()}
 
 
-def try_baseline(piece: Piece, job: Job) -> dict[str, float]:
+def try_baseline(piece: Piece, job: Job, places: Places) -> dict[str, float]:
     """Return the validation loss of a setting of a baseline."""
     del job
-    data = data_of(piece.settings)
+    data = data_of({**piece.settings, **places})
     found = _fitted(piece, data, "validation")
     return {"score": summed_log_loss_of(data.batch("validation"), found)}
 
@@ -71,9 +74,10 @@ def _fitted(piece: Piece, data: TableDataModule, part: Any) -> Probabilities:
     return predictor.predict(data.batch(part))
 
 
-def _trained(piece: Piece, job: Job) -> tuple[MultiTaskModule, TableDataModule]:
+def _trained(piece: Piece, job: Job, places: Places) -> tuple[MultiTaskModule, TableDataModule]:
     L.seed_everything(piece.seed, verbose=False)
-    data, module = data_of(piece.settings, piece.seed or 0), module_of(piece.settings)
+    data = data_of({**piece.settings, **places}, piece.seed or 0)
+    module = module_of(piece.settings)
     job.note(objects=data.training_objects())
     trainer = {
         name.removeprefix(TRAINER): value

@@ -7,17 +7,16 @@ so that only ``is_click`` and ``long_view`` are predicted, without any id or cou
 from __future__ import annotations
 
 from itertools import islice
-from pathlib import Path
 
 import polars as pl
 
-from core_gates.errors import GatesError, check_at_least
+from core_gates.errors import check_at_least
+from recsys.data.readers.files import read_table
 from recsys.data.splits import rolling_windows
 from recsys.data.tables import RankingTables
 from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
 from video_multitask.history import UserHistory
 
-LOG, USERS = "kuairand27k_explicit_log.parquet", "kuairand_user_features.parquet"
 OUTCOMES = ("is_click", "long_view")
 SECONDS = (7, 12, 18, 30, 60, 120)
 """Edges of the durations that an event of a history tells apart."""
@@ -41,7 +40,8 @@ class ExplicitLog:
     the hours since the last one, and the last 30 events (duration and outcomes).
 
     Args:
-        folder: Folder with the log and the user table.
+        path: The log, ``kuairand27k_explicit_log.parquet``.
+        users_path: The user table, ``kuairand_user_features.parquet``.
         window: Number of the test window, the earliest is 0.
         windows: Number of windows; their test parts do not overlap.
         events: Newest events of a history.
@@ -55,7 +55,8 @@ class ExplicitLog:
 
     def __init__(
         self,
-        folder: str = "../shared/data/recsys",
+        path: str,
+        users_path: str,
         window: int = 3,
         windows: int = 4,
         events: int = 30,
@@ -65,7 +66,8 @@ class ExplicitLog:
         check_at_least(1, windows=windows, events=events)
         if not 0 <= window < windows:
             raise ValueError(f"window is {window}; choose one of 0 to {windows - 1}")
-        self.folder, self.window, self.windows = folder, window, windows
+        self.path, self.users_path = path, users_path
+        self.window, self.windows = window, windows
         self.events, self.encoder, self.dim = events, encoder, dim
 
     def read(self) -> RankingTables:
@@ -113,12 +115,8 @@ class ExplicitLog:
         )
 
     def _table(self) -> pl.DataFrame:
-        folder = Path(self.folder)
-        for name in (LOG, USERS):
-            if not (folder / name).is_file():
-                raise GatesError(f"{folder / name} is missing: give its folder, data.source.folder")
-        log = pl.read_parquet(folder / LOG).sort("time_ms", maintain_order=True)
-        users = pl.read_parquet(folder / USERS).with_columns(pl.col("user_id").cast(pl.Int32))
+        log = read_table(self.path).sort("time_ms", maintain_order=True)
+        users = read_table(self.users_path).with_columns(pl.col("user_id").cast(pl.Int32))
         coded = [n for n, kind in users.schema.items() if kind.is_numeric() and n != "user_id"]
         known = [pl.when(pl.col(n) != MISSING_CODE).then(pl.col(n)).alias(n) for n in coded]
         log = log.with_columns(
