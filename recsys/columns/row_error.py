@@ -22,6 +22,11 @@ class RowError(GatesError):
         place = f"{where}, " if where else ""
         super().__init__(f"{place}{counted} {row}, column {column!r}: {problem}")
         self.column, self.row, self.problem = column, row, problem
+        self._given = column, row, problem, where, counted
+
+    def __reduce__(self) -> tuple[type["RowError"], tuple[str, int, str, str, str]]:
+        """Tell pickle the arguments, so that worker processes can report the error."""
+        return RowError, self._given
 
     def shifted(self, rows: int) -> "RowError":
         """Return the error of a table that has ``rows`` rows before these."""

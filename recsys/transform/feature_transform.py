@@ -50,7 +50,8 @@ class FeatureTransform:
     Whatever a table brings in another order or type is read alike: numbers as strings, whole
     numbers as floats, further columns. Values that training did not see are *unknown*; null, NaN,
     infinities, empty strings and negative integers of categorical columns are *missing*. A missing
-    number becomes 0, the mean, and is marked by its indicator.
+    number becomes 0, the mean, and is marked by its indicator. Histories are encoded by the
+    vocabulary of the feature that they name and add no values to it.
 
     Args:
         schema: What the columns are.
@@ -232,11 +233,16 @@ class FeatureTransform:
             first_row: Rows before these; they number the users where no column does.
 
         Raises:
-            GatesError: See :meth:`encode`; or a label or weight is absent.
+            GatesError: See :meth:`encode`; or a label, the weight or the user is absent.
             RowError: A label is neither 0 nor 1, or a weight is negative.
         """
         if labels:
             self.schema.check_columns(table.columns, labels=True)
+            if self.schema.user not in ("", *table.columns):
+                raise GatesError(
+                    f"the table lacks the column {self.schema.user!r} of the user, by which rows "
+                    "are grouped: add it, or name no user in the schema"
+                )
         features = self.encode(table, fill_absent=fill_absent)
         targets = read_targets(table, self.schema, labels=labels, first_row=first_row)
         return Batch(
@@ -262,6 +268,8 @@ class FeatureTransform:
         transform = cls(stored.schema)
         transform.fitted, transform.tables = stored.fitted, stored.tables
         transform.scalers = stored.scalers
+        for table in transform.tables.values():
+            table.lookup(pl.Series([None]))  # the index is built now, not with the first request
         return transform
 
     def _table_of(self, feature: str) -> Table:

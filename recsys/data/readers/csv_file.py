@@ -47,8 +47,7 @@ def read_csv(path: Path, *, missing: Sequence[str] = ()) -> pl.DataFrame:
     except pl.exceptions.PolarsError as error:
         if "utf-8" in str(error):
             raise _not_utf8(path) from error
-        what = str(error).partition("\n")[0]
-        raise GatesError(f"{path} cannot be read: {what}; correct the file") from error
+        raise _malformed(path, separator, error) from error
     table = table if rows is None else table.head(rows)
     table.columns = names
     empty = [column.name for column in table if column.null_count() == len(table)]
@@ -173,6 +172,21 @@ def _count_fields(path: Path, separator: str, counter: _LineCounter) -> None:
             raise GatesError(
                 f"{path}, line {reader.line_num}: {error}: close or double its quotes"
             ) from error
+
+
+def _malformed(path: Path, separator: str, error: Exception) -> GatesError:
+    """Return the line whose quotes do not match, or what polars has found."""
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    reader, first = csv.reader(iter(lines), delimiter=separator), 0
+    for _ in reader:
+        if "".join(lines[first : reader.line_num]).count('"') % 2:
+            return GatesError(
+                f"{path}, line {first + 1}: it has a quote inside a field: enclose the field in "
+                "quotes and double that one"
+            )
+        first = reader.line_num
+    what = str(error).partition("\n")[0]
+    return GatesError(f"{path} cannot be read: {what}; correct the file")
 
 
 def _not_utf8(path: Path) -> GatesError:

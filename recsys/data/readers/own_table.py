@@ -60,11 +60,13 @@ class OwnTable:
     dim: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse an unknown split, and neither labels nor schema."""
+        """Refuse an unknown split, a wrong schema, and neither labels nor schema."""
         if self.split is not None:
             check_option("split", self.split, ("time", "user", "row"))
         if not self.labels and self.schema is None:
             raise ValueError("name the labels, columns with 0 and 1 that are to be predicted")
+        if self.schema is not None:
+            FeatureSchema.from_dict(self.schema)
 
     def read(self) -> RankingTables:
         """Return the three parts and the schema; notes tell how it was drafted.

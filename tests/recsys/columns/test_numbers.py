@@ -1,4 +1,5 @@
 import datetime
+import pickle
 
 import numpy as np
 import polars as pl
@@ -35,6 +36,12 @@ def test_text_is_refused_by_column_and_row():
         numbers_of(pl.Series("price", ["1", "", "cheap", "dear"]))
     assert (caught.value.column, caught.value.row) == ("price", 2)
     assert "row 12" in str(caught.value.shifted(10))
+
+
+def test_the_error_reaches_another_process():
+    error = pickle.loads(pickle.dumps(RowError("price", 3, "it is dear", "t.csv", "line")))
+    assert str(error) == "t.csv, line 3, column 'price': it is dear"
+    assert (error.column, error.row, error.problem) == ("price", 3, "it is dear")
 
 
 def test_dates_are_refused():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
@@ -105,6 +107,14 @@ def test_scoring_needs_no_labels(transform, table):
     assert (batch.sparse == transform.batch(table).sparse).all()
     with pytest.raises(GatesError, match="the table lacks 'bought'"):
         transform.batch(bare)
+
+
+def test_labels_need_their_user(schema, table):
+    schema = dataclasses.replace(schema, user="client")
+    transform = FeatureTransform(schema).fit(table)
+    assert len(transform.batch(table, labels=False)) == 6
+    with pytest.raises(GatesError, match="lacks the column 'client' of the user"):
+        transform.batch(table)
 
 
 ALIKE = {

@@ -52,6 +52,7 @@ REFUSED = {
     "a blank line": (b"a,b\n1,x\n\n3,y\n", "line 3: it is blank"),
     "a blank line in quotes": (b'a,b\n1,"x"\n\n3,y\n', "line 3: it is blank"),
     "an open quote": (b'a,b\n1,"x\n3,y\n', "line 3: unexpected end of data"),
+    "a quote in a field": (b'a,b\n1,"x\ny"\n3,5" disc\n4,z\n', "line 4: it has a quote inside"),
     "text after a quote": (b'a,b\n1,"x"y\n', "line 2: ',' expected after"),
     "Latin-1": ("a,b\n1,x\n3,ü\n".encode("latin-1"), "line 3: byte 3 is not UTF-8"),
     "UTF-16": ("a,b\n1,x\n".encode("utf-16"), "line 1: byte 1 is not UTF-8"),

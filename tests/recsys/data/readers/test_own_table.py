@@ -70,6 +70,9 @@ def test_a_written_schema(path):
 def test_faults(path):
     with pytest.raises(ValueError, match="name the labels"):
         OwnTable(path)
+    both = {"tasks": [{"name": "bought"}], "sparse": [{"name": "bought"}]}
+    with pytest.raises(ValueError, match="bought are both label and feature"):
+        OwnTable(path, schema=both)
     with pytest.raises(ValueError, match="split is 'month'"):
         OwnTable(path, labels=["bought"], split="month")
     with pytest.raises(GatesError, match="a split by time needs the column of the time"):
