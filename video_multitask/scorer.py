@@ -13,6 +13,7 @@ from video_multitask.fused_score import FusedScore
 
 if TYPE_CHECKING:
     from recsys.ranker import Ranker
+    from recsys.schema import Dense, History, Sparse
     from recsys.transform import FeatureTransform
 
 AT_ONCE = 4096

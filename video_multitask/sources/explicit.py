@@ -90,7 +90,7 @@ class ExplicitLog:
         histories: tuple[History, ...] = ()
         if self.encoder != "none":
             kind = self.encoder
-            histories = (History("past_event", "event", self.events, kind),)  # type: ignore[arg-type]
+            histories = (History("past_event", "last_event", self.events, kind),)  # type: ignore[arg-type]
         means = [f"past_mean_{name}" for name in OUTCOMES]
         recent = [f"recent_{name}_{count}" for name in OUTCOMES for count in RECENT]
         return FeatureSchema(
@@ -99,7 +99,8 @@ class ExplicitLog:
                 *(Sparse(name, side="user", min_count=5) for name in USER_CODES),
                 Sparse("hourmin"),
                 Sparse("weekday"),
-                Sparse("event", side="item"),
+                Sparse("event", side="item", table="event"),
+                Sparse("last_event", side="user", table="event"),
             ),
             dense=(
                 *(Dense(name, side="user") for name in USER_NUMBERS),
@@ -134,6 +135,7 @@ class ExplicitLog:
         ]
         since = (pl.col("time_ms") - pl.col("past_when").list.last()) / HOUR_MS
         log = log.with_columns(*recent, hours_since=since)
+        log = log.with_columns(last_event=pl.col("past_event").list.last())
         return log.join(users.with_columns(known), on="user_id", how="left", maintain_order="left")
 
 
