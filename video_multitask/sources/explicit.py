@@ -22,6 +22,7 @@ SECONDS = (7, 12, 18, 30, 60, 120)
 """Edges of the durations that an event of a history tells apart."""
 
 RECENT = (1, 5, 20)
+EVENT_DIM = 16
 MISSING_CODE = -124
 USER_CODES = (
     "user_active_degree", "is_lowactive_period", "is_live_streamer", "is_video_author",
@@ -99,8 +100,8 @@ class ExplicitLog:
                 *(Sparse(name, side="user", min_count=5) for name in USER_CODES),
                 Sparse("hourmin"),
                 Sparse("weekday"),
-                Sparse("event", side="item", table="event"),
-                Sparse("last_event", side="user", table="event"),
+                Sparse("event", dim=EVENT_DIM, side="item", table="event"),
+                Sparse("last_event", dim=EVENT_DIM, side="user", table="event"),
             ),
             dense=(
                 *(Dense(name, side="user") for name in USER_NUMBERS),
