@@ -47,6 +47,8 @@ class Comparison:
         memory: Bytes needed at once; a comparison that does not fit is skipped.
         single_calls: That many single calls of every variant, interleaved, take the place of one
             sample, for differences smaller than the drift of the machine between two samples.
+        tails: Variants whose 99th percentile of the times is compared with their median, name to
+            highest ratio; with ``single_calls``, so that there are enough of them.
         mixtures: Further variants, name to the weight of each variant that their time is made of.
     """
 
@@ -63,6 +65,7 @@ class Comparison:
     absent: Mapping[str, str] = field(default_factory=dict)
     memory: float = 0.0
     single_calls: int = 0
+    tails: Mapping[str, float] = field(default_factory=dict)
     mixtures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 

@@ -4,6 +4,7 @@ import argparse
 import gc
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -139,7 +140,7 @@ def measure(
 
     Returns:
         Rows as in the JSON output: one a variant, one a rate, one a first call that compiles, one a
-        variant that is absent.
+        tail, one a variant that is absent.
     """
     device = device or _torch_device()
     calls: dict[str, Call] = dict(comparison.build(load_head))
@@ -173,6 +174,7 @@ def measure(
             rows.append(_plain(comparison, f"{name}, rate", rate, comparison.rate))
     compiled = [name for name in comparison.first_calls if name in timings]
     rows += [_plain(comparison, f"{n}, first call", 1e3 * timings[n].first, "ms") for n in compiled]
+    rows += [_tail(comparison, name, timings[name]) for name in comparison.tails]
     absent = [f"{name}: {reason}" for name, reason in comparison.absent.items()]
     return rows + [_plain(comparison, name, None, f"ms/{comparison.unit}") for name in absent]
 
@@ -216,6 +218,14 @@ def _row(
 
 def _units(comparison: Comparison, name: str) -> float:
     return comparison.units.get(name.partition("@")[0], 1.0)
+
+
+def _tail(comparison: Comparison, name: str, timing: Timing) -> Row:
+    """Return the 99th percentile of the times of a variant, relative to their median."""
+    late = statistics.quantiles(timing.seconds, n=100, method="inclusive")[-1]
+    bar, found = comparison.tails[name], late / timing.median
+    row = _plain(comparison, f"{name}, 99th percentile", 1e3 * late, f"ms/{comparison.unit}")
+    return row | {"baseline": name, "ratio": found, "bar": bar, "met": found <= bar}
 
 
 def _plain(comparison: Comparison, title: str, value: float | None, unit: str) -> Row:

@@ -80,7 +80,7 @@ class InputLayer(nn.Module):
     Attributes:
         out_dim: Inputs D of the network.
         slices: Columns of D that each feature takes, by name; the indicator of a dense feature is
-            called ``NAME is missing``.
+            called ``NAME missing``.
 
     Raises:
         ValueError: A table has no size, a history is unknown or has no such option, or
@@ -262,5 +262,5 @@ def dense_inputs(schema: FeatureSchema) -> list[tuple[str, Side]]:
     scaled = [feature for feature in schema.dense if feature.scaling != "buckets"]
     return [
         *((feature.name, feature.side) for feature in scaled),
-        *((f"{feature.name} is missing", feature.side) for feature in scaled),
+        *((f"{feature.name} missing", feature.side) for feature in scaled),
     ]

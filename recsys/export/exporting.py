@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram, export
 
 from core_gates.errors import GatesError, MissingExtraError, check_option
@@ -66,13 +69,28 @@ def export_ranker(
         raise GatesError(f"{path}: the file of form {form} must end in {SUFFIXES[form]}")
     _check_tools(form)
     folded = ranker.folded(int8=int8).cpu()
-    with warnings.catch_warnings(), kernels("reference"):
-        warnings.simplefilter("ignore")  # of PyTorch about itself
+    with _quiet(), kernels("reference"):
         program = _traced(folded)
         with replacing(path) as temporary:
             _WRITERS[form](program, folded, temporary)
             gaps = check_parity(folded, load_exported(temporary, form), form)
     return Exported(path, form, gaps)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what PyTorch and ONNX say about themselves."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _check_tools(form: Form) -> None:
@@ -95,7 +113,13 @@ def _traced(ranker: Ranker) -> ExportedProgram:
     rows = random_rows(ranker, 7)
     batch = {0: Dim("batch", min=1)}
     shapes = (batch, batch, tuple(batch for _ in rows.sequences))
-    return export(ranker, tuple(rows), dynamic_shapes=shapes, strict=False)
+    try:
+        return export(ranker, tuple(rows), dynamic_shapes=shapes, strict=False)
+    except (UserError, RuntimeError, ValueError) as error:
+        raise GatesError(
+            f"a {type(ranker.net).__name__} cannot be exported for any number of rows: "
+            f"{str(error).partition(chr(10))[0]}; write x.shape[0] instead of len(x) in its forward"
+        ) from error
 
 
 def _write_torch(program: ExportedProgram, ranker: Ranker, path: Path) -> None:  # noqa: ARG001

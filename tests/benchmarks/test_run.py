@@ -241,3 +241,18 @@ def test_base_rows_hold_each_variant_against_its_former_self(repository, tmp_pat
     assert (head["baseline"], base["name"]) == ("only@HEAD", "sums · only@HEAD")
     assert head["ratio"] < 0.7
     assert base["ratio"] == 1.0
+
+
+def test_the_tail_of_single_calls_has_a_bar(monkeypatch):
+    seconds = [0.01] * 98 + [0.02, 0.04]
+    timing = {"slow now and then": Timing(seconds, 0.0), "steady": Timing([0.01] * 100, 0.0)}
+    monkeypatch.setattr(benchmarks.run, "interleave", lambda *_, **__: timing)
+    calls = dict.fromkeys(timing, lambda: None)
+    tails = {"slow now and then": 1.5, "steady": 1.0}
+    rows = measure(Comparison("tail", "tail", lambda _: calls, "steady", tails=tails), rounds=1)
+    late, steady = rows[-2:]
+    assert late["name"] == "tail · slow now and then, 99th percentile"
+    assert (late["baseline"], late["unit"]) == ("slow now and then", "ms/call")
+    assert late["ratio"] == pytest.approx(late["value"] / 10) == pytest.approx(2.02, abs=0.01)
+    assert (late["met"], steady["met"], steady["ratio"]) == (False, True, 1.0)
+    jsonschema.validate({"device": "cpu", "rows": rows}, schema())

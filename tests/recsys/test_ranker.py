@@ -39,7 +39,7 @@ def test_inputs_are_embeddings_then_histories_then_numbers():
     assert torch.equal(v[:, ranker.slices["user"]], tables["user"][rows.sparse[:, 1]])
     assert torch.equal(v[:, ranker.slices["last_video"]], tables["video"][rows.sparse[:, 3]])
     assert torch.equal(v[:, ranker.slices["duration"]], rows.dense[:, 1:2])
-    assert torch.equal(v[:, ranker.slices["activity is missing"]], rows.dense[:, 2:3])
+    assert torch.equal(v[:, ranker.slices["activity missing"]], rows.dense[:, 2:3])
     watched = rows.sequences[0]
     sums = [tables["video"][row[row != 1]].sum(0) / max(1, (row != 1).sum()) for row in watched]
     assert_close(v[:, ranker.slices["watched"]], torch.stack(sums))

@@ -1,5 +1,6 @@
 """Exported rankers: parity at any batch, what is missing, what is damaged."""
 
+import importlib
 import importlib.util
 import runpy
 import shutil
@@ -33,23 +34,52 @@ def check(ranker, path, form, *, int8=False):
     return score
 
 
-def every_encoder():
-    return TOY["toy_ranker"]("target_attention", "transformer", prior=("user",), prior_dim=6)
+def home():
+    """HoME with every encoder; the toy network where HoME does not exist."""
+    if importlib.util.find_spec("recsys.models.home") is None:
+        return TOY["toy_ranker"]("target_attention", "transformer")
+    made = TOY["toy_ranker"]("target_attention", "transformer", net=_home)
+    made.train()(*TOY["rows"](64))  # running statistics
+    return made.eval()
+
+
+def _home(input_dim, tasks):
+    module = importlib.import_module("recsys.models.home")
+    return module.HoME(input_dim, tasks, dim=4, hidden_dims=(6,), rank=2, tower_dims=(3,))
 
 
 def test_torch_export_gives_the_same(tmp_path):
-    check(every_encoder(), tmp_path / "ranker.pt2", "torch", int8=True)
+    check(home(), tmp_path / "ranker.pt2", "torch", int8=True)
 
 
 def test_onnx_gives_the_same(tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    check(every_encoder(), tmp_path / "ranker.onnx", "onnx")
+    check(home(), tmp_path / "ranker.onnx", "onnx")
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 def test_aoti_gives_the_same(tmp_path):
     check(TOY["toy_ranker"](copies=2), tmp_path / "ranker.aoti.pt2", "aoti")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+def test_aoti_of_home_gives_the_same(tmp_path):
+    check(home(), tmp_path / "ranker.aoti.pt2", "aoti")
+
+
+class Fixed(TOY["ToyNet"]):
+    """A network that works for the batch that it was traced with."""
+
+    def forward(self, v, prior=None):
+        return super().forward(v.view(len(v), -1))
+
+
+def test_a_network_that_cannot_be_traced_is_named(tmp_path):
+    with pytest.raises(GatesError, match="Fixed cannot be exported for any number of rows") as e:
+        export_ranker(TOY["toy_ranker"](net=Fixed), tmp_path / "ranker.pt2")
+    assert "\n" not in str(e.value)
 
 
 def test_a_ranker_that_differs_is_refused():
