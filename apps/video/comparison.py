@@ -81,7 +81,7 @@ class Comparison:
 
     def data(self, fold: Fold) -> TableDataModule:
         """Return the data of a fold."""
-        return self._data_of({**self.run.settings, **fold.settings})
+        return self.data_of({**self.run.settings, **fold.settings})
 
     def own(self, fold: Fold) -> dict[str, dict[str, Any]]:
         """Return the settings of every network on a fold."""
@@ -111,9 +111,17 @@ class Comparison:
         found |= self.run.tune(boxes, self._work(try_baseline), trials=self.contest.trials, own=own)
         return found
 
-    def networks(self, chosen: Mapping[str, Choice]) -> list[list[Piece]]:
-        """Return the trained networks of each fold."""
-        pieces = [
+    def known(self) -> dict[str, Choice]:
+        """Return what was tuned before; nothing is computed."""
+        found = {}
+        for name, own in self.own(self.folds[0]).items():
+            settings = {**own, "space": self.contest.boxes().get(name)}
+            found |= self.run.chosen([name], **settings, trials=self.contest.trials)
+        return found
+
+    def pieces(self, chosen: Mapping[str, Choice]) -> list[list[Piece]]:
+        """Return the networks of each fold, trained or not."""
+        return [
             [
                 self.run.piece(m, s, fold.keys, **{**own, **_setting(chosen, m)})
                 for m, own in self.own(fold).items()
@@ -121,6 +129,10 @@ class Comparison:
             ]
             for fold in self.folds
         ]
+
+    def networks(self, chosen: Mapping[str, Choice]) -> list[list[Piece]]:
+        """Return the trained networks of each fold; those that are missing are trained."""
+        pieces = self.pieces(chosen)
         every = [piece for some in pieces for piece in some]
         store = self.run.store(WEIGHTS, Arrays())
         epochs = self.run.settings.get("trainer.max_epochs", 1)
@@ -133,7 +145,7 @@ class Comparison:
         found: dict[str, dict[int | None, list[Probabilities]]] = {}
         for pieces in self.networks(chosen):
             for piece in pieces:
-                data = self._data_of(piece.settings)
+                data = self.data_of(piece.settings)
                 weights = store.load(piece, tested=[table_digest(data.table("test"))[:12]])
                 one = probabilities(ranker_of(piece, weights, data), data.batch("test"))
                 found.setdefault(piece.method, {}).setdefault(piece.seed, []).append(one)
@@ -170,7 +182,7 @@ class Comparison:
         store = self.run.store(WEIGHTS, Arrays())
         reports: dict[str, list[ExpertReport]] = {}
         for piece in self.networks(chosen)[0]:
-            data = self._data_of(piece.settings)
+            data = self.data_of(piece.settings)
             ranker = ranker_of(piece, store.load(piece), data)
             reports.setdefault(piece.method, []).append(report_of(ranker, data.batch("test")))
         return fault_rows(reports)
@@ -247,7 +259,7 @@ class Comparison:
             return {}
         return {ORACLE: [np.concatenate([t.select(columns).to_numpy() for t in tables])]}
 
-    def _data_of(self, settings: Mapping[str, Any]) -> TableDataModule:
+    def data_of(self, settings: Mapping[str, Any]) -> TableDataModule:
         """Return the data of a piece or a fold, read once."""
         wanted = {**settings, **self.places}
         own = {n: v for n, v in wanted.items() if n.startswith("data.") and v is not None}
