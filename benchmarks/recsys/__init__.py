@@ -1,0 +1,1 @@
+"""Ranking: networks, their inputs and their serving."""
