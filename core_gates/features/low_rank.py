@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
-from core_gates.numerics import linear_fp32
+from core_gates.numerics import autocast_off
 from core_gates.ops.feature_gate import reference
 from core_gates.ops.feature_gate.op import feature_gate
 
@@ -91,8 +91,9 @@ class LowRankFeatureGates(nn.Module):
         Raises:
             ValueError: ``v`` has another shape.
         """
-        stacked = self._stacked(v)
-        return reference.factors(*self._maps(stacked), self.up, self.gates).transpose(0, 1)
+        with autocast_off(v):
+            found = reference.factors(self._stacked(v), *self._maps(), self.inputs, self.gates)
+        return found.transpose(0, 1)
 
     def forward(self, v: Tensor) -> Tensor:
         """Return ``v`` times the factors of every gate (N, R, D), in the dtype of ``v``.
@@ -100,9 +101,7 @@ class LowRankFeatureGates(nn.Module):
         Raises:
             ValueError: ``v`` has another shape.
         """
-        stacked = self._stacked(v)
-        hidden, mixture = self._maps(stacked)
-        out = feature_gate(stacked, hidden, mixture, self.up, self.inputs, self.gates)
+        out = feature_gate(self._stacked(v), *self._maps(), self.inputs, self.gates)
         return out.transpose(0, 1)
 
     def gate_values(self, v: Tensor) -> Tensor:
@@ -136,25 +135,8 @@ class LowRankFeatureGates(nn.Module):
             raise ValueError(f"v {tuple(v.shape)} must be (N, {', '.join(map(str, shape))})")
         return v.unsqueeze(0) if self.reads is None else v.transpose(0, 1)
 
-    def _maps(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the low-rank activations (R, N, L, r) and the mixture (R, N, L)."""
-        outputs = [linear_fp32(v[i], *self._packed(i)) for i in range(len(v))]
-        found: list[Tensor] = []
-        readers: list[Tensor] = []
-        for i, output in enumerate(outputs):
-            number = self.inputs.count(i)
-            readers += output.view(len(output), number, self.num_maps, -1).unbind(1)
-        order = sorted(range(len(self.inputs)), key=lambda j: (self.inputs[j], self.gates[j]))
-        found = [readers[order.index(j)] for j in range(len(order))]
-        packed = torch.stack(found)
-        return packed[..., 1:], packed[..., 0].softmax(-1)
-
-    def _packed(self, i: int) -> tuple[Tensor, Tensor]:
-        """Return mixers and first maps of the gates that read input i, as one linear layer."""
-        gates = [g for g, j in zip(self.gates, self.inputs, strict=True) if j == i]
-        weight = torch.cat([self.mixer_weight.unsqueeze(2), self.down], 2)[gates]
-        bias = nn.functional.pad(self.mixer_bias.unsqueeze(-1), (0, self.rank))[gates]
-        return weight.flatten(0, 2), bias.flatten()
+    def _maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.mixer_weight, self.mixer_bias, self.down, self.up
 
 
 class LowRankFeatureGate(nn.Module):
@@ -211,8 +193,8 @@ class LowRankFeatureGate(nn.Module):
         Raises:
             ValueError: ``v`` has another number of features.
         """
-        maps = self._maps(v)
-        return reference.factors(*maps, self.up.unsqueeze(0), [0]).view(v.shape)
+        with autocast_off(v):
+            return reference.factors(self._rows(v), *self._maps(), [0], [0]).view(v.shape)
 
     def forward(self, v: Tensor) -> Tensor:
         """Return ``v`` times its factors, in the dtype of ``v``.
@@ -220,9 +202,7 @@ class LowRankFeatureGate(nn.Module):
         Raises:
             ValueError: ``v`` has another number of features.
         """
-        maps = self._maps(v)
-        rows = v.reshape(1, -1, self.dim)
-        return feature_gate(rows, *maps, self.up.unsqueeze(0), [0], [0]).view(v.shape)
+        return feature_gate(self._rows(v), *self._maps(), [0], [0]).view(v.shape)
 
     def gate_values(self, v: Tensor) -> Tensor:
         """Return half the factors (..., D), between 0 and 1."""
@@ -232,13 +212,15 @@ class LowRankFeatureGate(nn.Module):
         """Show the sizes in ``print(gate)``."""
         return f"dim={self.dim}, rank={self.rank}, num_maps={self.num_maps}"
 
-    def _maps(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the low-rank activations (1, N, L, r) and the mixture (1, N, L)."""
-        mixture = linear_fp32(v, self.mixer_weight, self.mixer_bias).softmax(-1)
-        rows = v.reshape(-1, self.dim)
-        hidden = rows @ self.down.permute(1, 0, 2).flatten(1)  # all maps in one matmul
-        sizes = len(rows), self.num_maps
-        return hidden.view(1, *sizes, self.rank), mixture.view(1, *sizes)
+    def _rows(self, v: Tensor) -> Tensor:
+        """Return the input (1, N, D)."""
+        if v.shape[-1:] != (self.dim,):
+            raise ValueError(f"v {tuple(v.shape)} must end in the {self.dim} features of a gate")
+        return v.reshape(1, -1, self.dim)
+
+    def _maps(self) -> tuple[Tensor, ...]:
+        parts = self.mixer_weight, self.mixer_bias, self.down.mT, self.up
+        return tuple(part.unsqueeze(0) for part in parts)
 
 
 def rank_of(rank: Rank, dim: int, num_maps: int) -> int:

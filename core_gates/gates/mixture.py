@@ -1,14 +1,17 @@
 """Several gates over one set of experts: any routing gates, or linear gates with a mask."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from core_gates.errors import check_at_least
+from core_gates.errors import check_at_least, check_option
 from core_gates.numerics import linear_fp32
-from core_gates.ops.multi_gate_mix import reference
+from core_gates.ops._select import use_slices
+from core_gates.ops.multi_gate_mix import pairs, reference
 from core_gates.ops.multi_gate_mix.op import multi_gate_mix
+from core_gates.ops.multi_gate_mix.pairs import plan_of
 from core_gates.padding import ignored_as_zero
 from core_gates.routing.base import Gate
 
@@ -108,25 +111,30 @@ class MaskedMixture(nn.Module):
 
     ``y_s = Σ_e∈mask(s) softmax(x W_s + b_s)_e E_e + Σ_e∈self(s) self_s(x V_s + c_s)_e E_e``,
 
-    where a self gate is a softmax, or a sigmoid if it sees exactly one expert. All gates are
-    computed in one matmul; only visible experts have weights: row i of ``weight`` belongs to the
-    i-th True of the mask, row by row.
+    where a self gate is a softmax, or a sigmoid if it sees exactly one expert. AdaTT (Li et al.,
+    2023) has free weights on the residual path instead, which do not depend on the input: they
+    start uniform in ±1/√n for n own experts, and a single own expert has the weight one.
+
+    All gates of an input are computed in one matmul; only visible experts have weights: row i of
+    ``weight`` belongs to the i-th True of the mask, row by row.
 
     Args:
         dim: Features of the gates' input.
         mask: True where a gate sees an expert (S, E).
         self_mask: The same for the self gates, or None for a mixture without them; a row without
             True has no self gate.
+        self_weights: ``gate`` for self gates, ``free`` for the weights of AdaTT.
+        reads: For every gate the input that it reads; None if all read the same.
         bias: Whether the logits have a bias.
         device: Device of parameters and tables.
         dtype: Floating dtype of the parameters; the gates are computed in float32.
 
     Shape:
-        ``x`` (..., dim), experts (..., E, D); result (..., S, D).
+        ``x`` (..., dim), with ``reads`` (..., I, dim); experts (..., E, D); result (..., S, D).
 
     Raises:
-        ValueError: ``dim`` is below 1, the masks are not boolean tables of one shape, or a gate
-            sees no expert.
+        ValueError: The masks are not boolean tables of one shape, a gate sees no expert, ``reads``
+            has another number of gates, or ``self_weights`` is unknown.
     """
 
     tables: Tensor
@@ -138,26 +146,35 @@ class MaskedMixture(nn.Module):
         mask: Tensor,
         *,
         self_mask: Tensor | None = None,
+        self_weights: Literal["gate", "free"] = "gate",
+        reads: Sequence[int] | None = None,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_at_least(1, dim=dim)
-        tables = [mask] if self_mask is None else [mask, self_mask]
-        for table in tables:
-            if table.dtype != torch.bool or table.ndim != 2 or table.shape != mask.shape:
-                raise ValueError(
-                    "the masks must be boolean tables (gates, experts) of one shape, got"
-                    f" {table.dtype} {tuple(table.shape)}"
-                )
-        if not mask.any(-1).all():
-            raise ValueError(f"gates {(~mask.any(-1)).nonzero().flatten().tolist()} see no expert")
-        self.dim = dim
-        self._tables = torch.stack(tables).cpu()  # what reset_parameters fills the buffers from
+        check_option("self_weights", self_weights, ("gate", "free"))
+        _check_masks(mask, self_mask)
+        if reads is not None and (len(reads) != len(mask) or min(reads) < 0):
+            raise ValueError(f"reads must name an input for each of {len(mask)} gates, got {reads}")
+        self.dim, self.reads = dim, None if reads is None else tuple(reads)
+        free = self_mask if self_weights == "free" else None
+        gated = None if self_weights == "free" else self_mask
+        # What reset_parameters fills the buffers from.
+        self._tables = torch.stack([mask] if gated is None else [mask, gated]).cpu()
+        self._free = None if free is None else free.cpu()
+        self._plan = plan_of(self._tables)
+        self._rows = _rows_of_inputs(self._tables, self.reads)
         width = int(self._tables.sum())
-        self.weight = nn.Parameter(torch.empty(width, dim, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(width, device=device, dtype=dtype)) if bias else None
+        where = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(width, dim, **where))
+        self.bias = nn.Parameter(torch.empty(width, **where)) if bias else None
+        self.self_weight = None
+        if self._free is not None:
+            several = self._free.sum(-1)
+            number = int(several[several > 1].sum())
+            self.self_weight = nn.Parameter(torch.empty(number, **where))
         tables_ = torch.empty(self._tables.shape, device=device, dtype=torch.bool)
         self.register_buffer("tables", tables_, persistent=False)
         places = torch.empty(width, device=device, dtype=torch.int64)
@@ -169,6 +186,11 @@ class MaskedMixture(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+        if self._free is not None and self.self_weight is not None:
+            counts = self._free.sum(-1, keepdim=True).expand_as(self._free)[self._free]
+            bound = counts[counts > 1].to(self.self_weight) ** -0.5
+            with torch.no_grad():
+                self.self_weight.uniform_(-1, 1).mul_(bound)
         self.tables.copy_(self._tables)
         self.places.copy_(self._tables.flatten().nonzero().flatten())
 
@@ -178,19 +200,27 @@ class MaskedMixture(nn.Module):
         Raises:
             ValueError: ``x`` or ``experts`` has another shape.
         """
-        logits = self._logits(x)
-        if len(self.tables) == 1:
-            return multi_gate_mix(experts, logits[..., 0, :, :], self.tables[0])
-        gates, self_gates = logits.unbind(-3)
-        return multi_gate_mix(experts, gates, self.tables[0], self_gates, self.tables[1])
+        packed = self._packed(x)
+        if experts.ndim == 3 and use_slices(packed, experts) and self._fits(packed, experts):
+            mixed = pairs.mix(experts, packed, self._plan)
+        else:
+            kinds = _spread(packed, self.places, self.tables.shape).unbind(-3)
+            selfs = (kinds[1], self.tables[1]) if len(kinds) == 2 else ()
+            mixed = multi_gate_mix(experts, kinds[0], self.tables[0], *selfs)
+        free = self._free_weights()
+        return mixed if free is None else mixed + free.to(experts.dtype) @ experts
 
     def weights(self, x: Tensor) -> Tensor:
-        """Return the weights (..., S, E) of the gates and, added, of the self gates."""
-        return reference.normalize(self._logits(x), self.tables).sum(-3)
+        """Return the weights (..., S, E) of the gates and, added, those of the residual path."""
+        kinds = _spread(self._packed(x), self.places, self.tables.shape)
+        weights = reference.normalize(kinds, self.tables).sum(-3)
+        free = self._free_weights()
+        return weights if free is None else weights + free
 
     def gate_values(self, x: Tensor, experts: Tensor) -> Tensor:  # noqa: ARG002
         """Return the weights of every gate and self gate at the experts that it sees (..., N)."""
-        weights = reference.normalize(self._logits(x), self.tables)
+        kinds = _spread(self._packed(x), self.places, self.tables.shape)
+        weights = reference.normalize(kinds, self.tables)
         return weights.flatten(-3).index_select(-1, self.places)
 
     def extra_repr(self) -> str:
@@ -199,10 +229,65 @@ class MaskedMixture(nn.Module):
         self_gates = len(self.tables) == 2
         return f"dim={self.dim}, gates={num_gates}, experts={num_experts}, self_gates={self_gates}"
 
-    def _logits(self, x: Tensor) -> Tensor:
-        """Return logits (..., G, S, E), zero where a gate sees nothing."""
-        packed = linear_fp32(x, self.weight, self.bias)
-        return _spread(packed, self.places, self.tables.shape)
+    def _packed(self, x: Tensor) -> Tensor:
+        """Return the logits of visible experts (..., P), in the order of the masks."""
+        if self.reads is None:
+            return linear_fp32(x, self.weight, self.bias)
+        found = []
+        read = [(i, rows) for i, rows in enumerate(self._rows) if rows]
+        for i, rows in read:
+            weight = torch.cat([self.weight[part] for part in rows])
+            bias = None if self.bias is None else torch.cat([self.bias[part] for part in rows])
+            found.append(linear_fp32(x[..., i, :], weight, bias))
+        parts = [
+            (part.start, values)
+            for (_, rows), output in zip(read, found, strict=True)
+            for part, values in zip(
+                rows, output.split([part.stop - part.start for part in rows], -1), strict=True
+            )
+        ]
+        return torch.cat([values for _, values in sorted(parts, key=lambda item: item[0])], -1)
+
+    def _fits(self, packed: Tensor, experts: Tensor) -> bool:
+        """Return whether there is an output of each expert for each row."""
+        return experts.shape[:2] == (*packed.shape[:-1], self.tables.shape[2])
+
+    def _free_weights(self) -> Tensor | None:
+        """Return the free weights (S, E) of the residual path."""
+        if self.self_weight is None or self._free is None:
+            return None
+        own = self._free.to(self.weight.device)
+        several = own & (own.sum(-1, keepdim=True) > 1)
+        ones = (own & ~several).to(self.self_weight.dtype)
+        return ones.masked_scatter(several, self.self_weight)
+
+
+def _check_masks(mask: Tensor, self_mask: Tensor | None) -> None:
+    for table in [mask] if self_mask is None else [mask, self_mask]:
+        if table.dtype != torch.bool or table.ndim != 2 or table.shape != mask.shape:
+            raise ValueError(
+                "the masks must be boolean tables (gates, experts) of one shape, got"
+                f" {table.dtype} {tuple(table.shape)}"
+            )
+    if not mask.any(-1).all():
+        raise ValueError(f"gates {(~mask.any(-1)).nonzero().flatten().tolist()} see no expert")
+
+
+def _rows_of_inputs(tables: Tensor, reads: Sequence[int] | None) -> list[list[slice]]:
+    """Return for every input the slices of rows that belong to gates reading it."""
+    if reads is None:
+        return []
+    found: list[list[slice]] = [[] for _ in range(max(reads) + 1)]
+    start = 0
+    for counts in tables.sum(-1).tolist():
+        for i, count in zip(reads, counts, strict=True):
+            rows = found[i]
+            if rows and rows[-1].stop == start:
+                rows[-1] = slice(rows[-1].start, start + count)
+            elif count:
+                rows.append(slice(start, start + count))
+            start += count
+    return found
 
 
 def _spread(packed: Tensor, places: Tensor, shape: torch.Size) -> Tensor:

@@ -1,15 +1,17 @@
 """Batch normalization of stacked experts, together with the activation that follows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from core_gates.collectives import Group, num_ranks
-from core_gates.numerics import accumulation_dtype
+from core_gates.numerics import accumulation_dtype, widest_float
 from core_gates.ops.norm_act.op import norm_act
+from core_gates.ops.norm_act.reference import per_expert
 from core_gates.routing.repeated import in_backward
-from core_gates.training.sync_batch_norm import SyncBatchNorm, statistics_of_ranks
+from core_gates.training.sync_batch_norm import SyncBatchNorm, moments_of_ranks
 
 
 class ExpertNorm(SyncBatchNorm):
@@ -47,73 +49,76 @@ class ExpertNorm(SyncBatchNorm):
             setattr(self, name, torch.empty(shape, **options))  # type: ignore[arg-type]
         self.reset_parameters()  # type: ignore[no-untyped-call]
 
-    def forward(self, xs: Sequence[Tensor], activation: str) -> list[Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, offset: Tensor, experts: Sequence[int], activation: str
+    ) -> Tensor:
         """Normalize and activate the outputs of linear layers.
 
         Args:
-            xs: Outputs (E', N, C) of some experts after those of others, of all E together; N may
-                differ.
+            x: Outputs (O, N, C).
+            offset: Bias of the linear layers (E, C), added to ``x``.
+            experts: Expert of every output (O,), in ascending order.
             activation: One of those of experts.
 
         Returns:
-            Activations of the shapes of ``xs``.
+            Activations (O, N, C).
 
         Raises:
             ValueError: A single row is to be normalized by itself.
         """
-        outputs: list[Tensor] = []
-        share = self._share() if self.training and not in_backward() else None
-        first = 0
-        for x in xs:
-            experts = slice(first, first := first + len(x))
-            outputs.append(self._activate(x, experts, activation, share))
-        return outputs
-
-    def _share(self) -> float | Tensor:
-        """Count a batch and return its weight in the running statistics."""
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        return 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-
-    def _activate(
-        self, x: Tensor, experts: slice, activation: str, share: float | Tensor | None
-    ) -> Tensor:
         assert self.running_mean is not None
         assert self.running_var is not None
-        affine = self.weight[experts], self.bias[experts]
-        running = self.running_mean[experts], self.running_var[experts]
+        tensors = x, offset, self.weight, self.bias
+        options: dict[str, Any] = {"experts": experts, "activation": activation, "eps": self.eps}
         if not self.training:
-            return norm_act(x, *affine, *running, activation=activation, eps=self.eps)[0]
-        if num_ranks(self.group) == 1:
-            if x.shape[1] < 2:
-                raise ValueError(
-                    "batch normalization needs more than 1 row in training, got a batch of"
-                    f" {x.shape[1]}: drop the last, small batch"
-                )
-            y, mean, variance = norm_act(x, *affine, activation=activation, eps=self.eps)
-            count: float | Tensor = float(x.shape[1])
+            return norm_act(*tensors, (self.running_mean, self.running_var), **options)[0]
+        if num_ranks(self.group) > 1:
+            mean, variance, counts = self._of_ranks(x, offset, experts)
+            y, mean, variance = norm_act(*tensors, (mean, variance), **options)
+        elif x.shape[1] < 2:
+            raise ValueError(
+                "batch normalization needs more than 1 row in training, got a batch of"
+                f" {x.shape[1]}: drop the last, small batch"
+            )
         else:
-            exact = x.to(accumulation_dtype(x))
-            mean, variance, count = statistics_of_ranks(exact, [1], self.group)
-            used = (t.view(affine[0].shape).to(exact.dtype) for t in (mean, variance))
-            y, mean, variance = norm_act(x, *affine, *used, activation=activation, eps=self.eps)
-        if share is not None:
-            _track(running, (mean.detach(), variance.detach()), count, share)
+            counts = _counts(x, experts, len(offset))
+            y, mean, variance = norm_act(*tensors, **options)
+        if not in_backward():
+            self._move(mean, variance, counts)
         return y
 
+    def _of_ranks(
+        self, x: Tensor, offset: Tensor, experts: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and variance (E, C) of the rows of all ranks, and their number (E, 1)."""
+        exact = x.to(accumulation_dtype(x))
+        rows = _counts(x, experts, len(offset))
+        index = torch.tensor(list(experts), device=x.device)
+        sums = per_expert(exact.sum(1), experts, len(offset))
+        mean = sums / rows.clamp(min=1)
+        squares = (exact - mean[index].unsqueeze(1)).square().sum(1)
+        squares = per_expert(squares, experts, len(offset))
+        mean, variance, rows = moments_of_ranks(mean, squares, rows, self.group)
+        mean = mean + offset
+        return mean.to(exact.dtype), variance.to(exact.dtype), rows
 
-def _track(
-    running: tuple[Tensor, Tensor],
-    new: tuple[Tensor, Tensor],
-    count: float | Tensor,
-    share: float | Tensor,
-) -> None:
-    """Move the running statistics; a batch that is empty on all ranks moves nothing."""
-    unbiased: float | Tensor
-    if isinstance(count, Tensor):
-        share = share * (count > 0).to(count)
-        unbiased = count / (count - 1).clamp(min=1)
-    else:
-        unbiased = count / max(count - 1, 1)
-    for buffer, value in zip(running, (new[0], new[1] * unbiased), strict=True):
-        buffer += (share * (value - buffer)).to(buffer.dtype)
+    @torch.no_grad()
+    def _move(self, mean: Tensor, variance: Tensor, rows: Tensor) -> None:
+        """Move the running statistics; a batch that is empty on all ranks moves nothing."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_((rows[0, 0] > 0).to(torch.int64))
+        share: float | Tensor | None = self.momentum
+        if share is None:
+            share = 1 / self.num_batches_tracked.clamp(min=1).to(rows)
+        share = share * (rows > 0).to(rows)
+        unbiased = variance * (rows / (rows - 1).clamp(min=1))
+        for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+            running += (share * (new - running)).to(running.dtype)
+
+
+def _counts(x: Tensor, experts: Sequence[int], num_experts: int) -> Tensor:
+    """Return the number of rows of every expert (E, 1)."""
+    rows = [x.shape[1] * list(experts).count(e) for e in range(num_experts)]
+    return torch.tensor(rows, dtype=widest_float(x.device), device=x.device).unsqueeze(1)

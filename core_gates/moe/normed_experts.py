@@ -1,7 +1,7 @@
 """Experts of several layers, all on the same rows, as multi-task networks have them."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Self, cast
+from collections.abc import Sequence
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,20 +10,7 @@ from core_gates.activations import activate, check_activation
 from core_gates.collectives import Group
 from core_gates.errors import check_at_least, check_option
 from core_gates.moe.expert_norm import ExpertNorm
-
-
-class Stretch(NamedTuple):
-    """Neighboring groups of as many experts each, with as many inputs each.
-
-    Attributes:
-        groups: Number of groups.
-        experts: Experts of each.
-        runs: Inputs of each.
-    """
-
-    groups: int
-    experts: int
-    runs: int
+from core_gates.moe.stacked_linear import stacked_linear, stretches_of
 
 
 class NormedExperts(nn.Module):
@@ -95,8 +82,10 @@ class NormedExperts(nn.Module):
         self.counts, self.runs = tuple(counts), tuple(runs)
         self.num_experts, self.dim, self.activation = sum(counts), dim, activation
         self.hidden_dims = tuple(hidden_dims)
-        pairs = [(c, r) for c, r in zip(counts, runs, strict=True) for _ in range(c)]
-        self.expert_of_output = tuple(e for e, (_, r) in enumerate(pairs) for _ in range(r))
+        self._first = stretches_of(counts, runs)
+        each = [r for c, r in zip(counts, runs, strict=True) for _ in range(c)]
+        self._rest = stretches_of([1] * len(each), each)
+        self.expert_of_output = tuple(e for e, r in enumerate(each) for _ in range(r))
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(self.num_experts, *shape, device=device, dtype=dtype))
@@ -131,20 +120,21 @@ class NormedExperts(nn.Module):
             raise ValueError(
                 f"x {tuple(x.shape)} must be (N, {self.dim}) or (N, {sum(self.runs)}, {self.dim})"
             )
-        number = len(x)
-        xs = self._inputs(x)
+        if x.ndim == 2 and max(self.runs) > 1:
+            raise ValueError(f"x {tuple(x.shape)} must be (N, {sum(self.runs)}, {self.dim})")
+        single = stretches_of([self.num_experts], [1]) if x.ndim == 2 else None
+        x = x.unsqueeze(0) if x.ndim == 2 else x.transpose(0, 1)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            starts = [sum(len(x) for x in xs[:i]) for i in range(len(xs))]
-            xs = [
-                torch.baddbmm(bias[s : s + len(x), None], x, weight[s : s + len(x)].mT)
-                for s, x in zip(starts, xs, strict=True)
-            ]
+            x = stacked_linear(x, weight, single or (self._rest if layer else self._first))
+            single = None
             if self.norms:
-                xs = cast(ExpertNorm, self.norms[layer])(xs, self.activation)
+                x = cast(ExpertNorm, self.norms[layer])(
+                    x, bias, self.expert_of_output, self.activation
+                )
             else:
-                xs = [activate(x, self.activation, gated=False) for x in xs]
-        outputs = [x.reshape(-1, number, self.hidden_dims[-1]) for x in xs]
-        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).transpose(0, 1)
+                x = x + self._per_output(bias).unsqueeze(1)
+                x = activate(x, self.activation, gated=False)
+        return x.transpose(0, 1)
 
     @torch.no_grad()
     def fold(self) -> Self:
@@ -184,26 +174,7 @@ class NormedExperts(nn.Module):
             f" activation={self.activation}"
         )
 
-    def _stretches(self) -> Iterator[Stretch]:
-        """Iterate over the groups, neighbors alike taken together; empty ones are left out."""
-        kinds = list(zip(self.counts, self.runs, strict=True))
-        start = 0
-        while start < len(kinds):
-            end = start + 1
-            while end < len(kinds) and kinds[end] == kinds[start]:
-                end += 1
-            yield Stretch(end - start, *kinds[start])
-            start = end
-
-    def _inputs(self, x: Tensor) -> list[Tensor]:
-        """Return the inputs of the first layer, (experts, rows, D) of each stretch of groups."""
-        if x.ndim == 2:
-            if max(self.runs) > 1:
-                raise ValueError(f"x {tuple(x.shape)} must be (N, {sum(self.runs)}, {self.dim})")
-            return [x.expand(self.num_experts, *x.shape)]
-        stacked, found, first = x.transpose(0, 1), [], 0
-        for groups, count, runs in self._stretches():
-            part = stacked[first : (first := first + groups * runs)]
-            part = part.reshape(groups, 1, runs * len(x), self.dim)
-            found.append(part.expand(-1, count, -1, -1).flatten(0, 1))
-        return [part for part in found if len(part)]
+    def _per_output(self, values: Tensor) -> Tensor:
+        """Return the values (E, ...) of the expert of every output (O, ...)."""
+        plain = len(self.expert_of_output) == self.num_experts
+        return values if plain else values[list(self.expert_of_output)]

@@ -82,7 +82,12 @@ def _key(source: Path) -> str:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
         flags = next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")
     named = os.environ.get("CXX", "")
-    facts = [source.read_bytes(), repr((FLAGS, platform.machine(), named)).encode(), flags]
+    headers = sorted(source.parent.parent.glob("*.h"))
+    facts = [
+        *(file.read_bytes() for file in (source, *headers)),
+        repr((FLAGS, platform.machine(), named)).encode(),
+        flags,
+    ]
     return hashlib.sha256(b"\0".join(facts)).hexdigest()[:16]
 
 

@@ -3,9 +3,9 @@
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -82,6 +82,37 @@ def use_cpp(*tensors: Tensor) -> bool:
         return False
     plain = all(type(t) in (Tensor, Parameter) for t in tensors)
     return plain and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
+
+
+def use_slices(*tensors: Tensor) -> bool:
+    """Return whether an op of these tensors is computed piece by piece in the cache of a CPU core.
+
+    For float32 on the CPU; the definition, which is written without regard for memory, is left to
+    other dtypes, devices, transforms and compilers.
+    """
+    if _mode not in ("reference", "cpp") or torch.compiler.is_compiling() or is_transformed():
+        return False
+    if torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):  # type: ignore[no-untyped-call]
+        return False
+    plain = all(type(t) in (Tensor, Parameter) for t in tensors)
+    return plain and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
+
+
+def derivatives(
+    definition: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    options: Sequence[Any],
+    grad: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a definition's inputs, differentiable again.
+
+    For a backward pass that is recorded itself (``create_graph``).
+    """
+    with torch.enable_grad():
+        out = definition(*inputs, *options)
+        wanted = [t for t in inputs if t.requires_grad]
+        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True, allow_unused=True))
+    return tuple(next(found) if t.requires_grad else None for t in inputs)
 
 
 def is_transformed() -> bool:

@@ -1,7 +1,5 @@
 """Batch normalization over the batches of all ranks."""
 
-import math
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -142,7 +140,12 @@ class SyncBatchNorm(_BatchNorm):
         exact = x.to(accumulation_dtype(x))
         others = [0, *range(2, x.ndim)]
         shape = (1, -1, *(1,) * (x.ndim - 2))
-        mean, variance, count = statistics_of_ranks(exact, others, self.group)
+        number = x.numel() // x.shape[1]
+        # About the local mean first: a square sum about zero would lose digits to a large mean.
+        mean = exact.sum(others) / max(number, 1)
+        squares = (exact - mean.view(shape)).square().sum(others)
+        count = mean.new_full((1,), number, dtype=widest_float(x.device))
+        mean, variance, count = moments_of_ranks(mean, squares, count, self.group)
         if update:
             self._track(mean.detach(), variance.detach(), count)
         scale = (variance + self.eps).rsqrt()
@@ -163,34 +166,27 @@ class SyncBatchNorm(_BatchNorm):
             running += (share * (new - running)).to(running.dtype)
 
 
-def statistics_of_ranks(
-    x: Tensor, dims: Sequence[int], group: Group = None
+def moments_of_ranks(
+    mean: Tensor, squares: Tensor, count: Tensor, group: Group = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and biased variance over some dimensions and over all ranks, and the count.
+    """Return mean and biased variance of the values of all ranks, and their number.
 
-    Count, sum and square sum of a rank travel together, in float64; an all-reduce takes part in
+    Count, sum and square sum of a rank travel together, in float64; the all-reduce takes part in
     the backward pass. A rank may have no value.
 
     Args:
-        x: Values in float32 at least.
-        dims: Dimensions to average over.
+        mean: Mean of this rank's values.
+        squares: Sum of their squared deviations from that, of the same shape.
+        count: Their number, of a shape that broadcasts to it.
         group: Process group; all ranks if None.
-
-    Returns:
-        Mean and variance of the other dimensions, flat (C,), and the number of values (1,).
     """
-    dims = list(dims)
-    number = math.prod(x.shape[d] for d in dims)
-    # About the local mean first: a square sum about zero would lose digits to a large mean.
-    mean = x.sum(dims, keepdim=True) / max(number, 1)
-    squares = (x - mean).square().sum(dims).flatten()
-    widest = widest_float(x.device)
-    mean, squares = mean.to(widest).flatten(), squares.to(widest)
-    count = mean.new_full((1,), number)
-    local = torch.cat([count, number * mean, squares + number * mean.square()])
+    widest = widest_float(mean.device)
+    mean, squares, count = mean.to(widest), squares.to(widest), count.to(widest)
+    parts = count, count * mean, squares + count * mean.square()
+    local = torch.cat([part.flatten() for part in parts])
     total = all_reduce(local, group) if num_ranks(group) > 1 else local
-    count, sums, squares = torch.split(total, [1, len(mean), len(mean)])
+    found = total.split([part.numel() for part in parts])
+    count, sums, squares = (t.view(p.shape) for t, p in zip(found, parts, strict=True))
     count = count.detach()
     mean = sums / count.clamp(min=1)
-    variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
-    return mean, variance, count
+    return mean, (squares / count.clamp(min=1) - mean.square()).clamp(min=0), count

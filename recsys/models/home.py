@@ -286,12 +286,11 @@ class TaskLayer(nn.Module):
     ) -> None:
         super().__init__()
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        groups, categories = forest.task_groups, range(len(forest.categories))
+        groups, number = forest.task_groups, len(forest.categories)
         numbers = counts_of(counts, groups, "task_experts")
         self.groups, self.owner = forest.task_names, owners(groups, numbers)
-        of_tasks = [(forest.category_of(task),) for task in forest.task_names]
-        of_shared = tuple(categories) if per_category else (len(categories),)
-        reads = [*of_tasks, *((c,) for c in categories), of_shared]
+        of_shared = tuple(range(number)) if per_category else (number,)
+        reads = [*((forest.category_of(group),) for group in groups[:-1]), of_shared]
         self.inputs = [i for row in reads for i in row]
         self.feature_gates = (
             LowRankFeatureGates(dim, len(groups), rank, num_maps=num_maps, reads=reads, **where)
@@ -323,7 +322,7 @@ class TaskLayer(nn.Module):
         return ExpertLayer(name, self.experts, self.mixture, _numbered(owner), owner, self.groups)
 
 
-class TaskMixture(nn.Module):
+class TaskMixture(MaskedMixture):
     """The gates and self gates of tasks, each reading the input of its category.
 
     Args:
@@ -353,41 +352,26 @@ class TaskMixture(nn.Module):
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
-        super().__init__()
-        self.num_experts = len(owner)
-        self.seen, self.columns, parts = [], [], []
-        for category in range(len(forest.categories)):
-            seen, own = task_masks(forest, category, owner, mask=mask, self_gate=self_gate)
-            visible = seen.any(0)
-            experts = visible.nonzero().flatten().tolist()
-            own = None if own is None else own[:, visible]
-            parts.append(
-                MaskedMixture(dim, seen[:, visible], self_mask=own, device=device, dtype=dtype)
-            )
-            self.seen.append(experts)
-            self.columns.append([_run(expert_of_output, e, category) for e in experts])
-        self.parts = nn.ModuleList(parts)
+        self.expert_of_output = list(expert_of_output)
+        several = {e for e in expert_of_output if self.expert_of_output.count(e) > 1}
+        runs = [
+            self.expert_of_output[:o].count(e) if e in several else -1
+            for o, e in enumerate(expert_of_output)
+        ]
+        groups = [owner[e] for e in expert_of_output]
+        seen, own = task_masks(forest, groups, runs, mask=mask, self_gate=self_gate)
+        reads = [forest.category_of(task) for task in forest.task_names]
+        super().__init__(dim, seen, self_mask=own, reads=reads, device=device, dtype=dtype)
 
-    def forward(self, u: Tensor, outputs: Tensor) -> Tensor:
-        """Return the mixtures of all tasks (B, T, F)."""
-        mixed = [part(u[:, c], outputs[:, self.columns[c]]) for c, part in enumerate(self.parts)]
-        return torch.cat(mixed, 1)
-
-    def weights(self, u: Tensor) -> Tensor:
+    def weights(self, x: Tensor) -> Tensor:
         """Return the weights of gates and self gates, added (B, T, E)."""
-        found = []
-        for c, part in enumerate(self.parts):
-            weights = cast(MaskedMixture, part).weights(u[:, c])
-            places = torch.tensor(self.seen[c], device=u.device)
-            zeros = weights.new_zeros(*weights.shape[:-1], self.num_experts)
-            found.append(zeros.index_copy(-1, places, weights))
-        return torch.cat(found, 1)
-
-
-def _run(expert_of_output: Sequence[int], expert: int, category: int) -> int:
-    """Return the output of an expert for a category: its only one, or that category's."""
-    outputs = [o for o, e in enumerate(expert_of_output) if e == expert]
-    return outputs[category] if len(outputs) > 1 else outputs[0]
+        weights = super().weights(x)
+        number = max(self.expert_of_output) + 1
+        if number == weights.shape[-1]:
+            return weights
+        index = torch.tensor(self.expert_of_output, device=weights.device)
+        zeros = weights.new_zeros(*weights.shape[:-1], number)
+        return zeros.index_add(-1, index, weights)
 
 
 def _numbered(owner: Sequence[str]) -> tuple[str, ...]:

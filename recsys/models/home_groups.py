@@ -54,12 +54,14 @@ class Forest:
 
     @property
     def task_groups(self) -> tuple[str, ...]:
-        """Groups of the second layer: the tasks, the categories, then the shared one."""
-        return (*self.task_names, *self.categories, SHARED)
+        """Groups of the second layer: every category after its tasks, then the shared one."""
+        rows = zip(self.tasks, self.categories, strict=True)
+        return (*(name for tasks, category in rows for name in (*tasks, category)), SHARED)
 
-    def category_of(self, task: str) -> int:
-        """Return the number of a task's category."""
-        return next(c for c, row in enumerate(self.tasks) if task in row)
+    def category_of(self, group: str) -> int:
+        """Return the number of the category of a task, or of a category."""
+        rows = zip(self.tasks, self.categories, strict=True)
+        return next(c for c, (tasks, name) in enumerate(rows) if group in (*tasks, name))
 
 
 def counts_of(counts: Counts, groups: Sequence[str], name: str) -> list[int]:
@@ -100,14 +102,26 @@ def meta_masks(
 
 
 def task_masks(
-    forest: Forest, category: int, owner: Sequence[str], *, mask: bool, self_gate: bool
+    forest: Forest, owner: Sequence[str], runs: Sequence[int], *, mask: bool, self_gate: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the masks of gates and self gates (tasks of a category, experts) of the second layer.
+    """Return the masks of gates and self gates (tasks, outputs) of the second layer.
 
-    A task sees its own experts, those of its category and the shared ones.
+    A task sees its own experts, those of its category and the shared ones; of an expert that is
+    applied to the input of every category, the output for its own category.
+
+    Args:
+        forest: Groups.
+        owner: Group of the expert of every output.
+        runs: Which of the outputs of its expert every output is; -1 for the only one.
+        mask: Whether gates see their groups only.
+        self_gate: Whether there are self gates.
     """
-    groups, name = forest.tasks[category], forest.categories[category]
-    seen = [[not mask or o in (g, name, SHARED) for o in owner] for g in groups]
+    groups, seen = forest.task_names, []
+    for task in groups:
+        c = forest.category_of(task)
+        mine = (task, forest.categories[c], SHARED)
+        outputs = zip(owner, runs, strict=True)
+        seen.append([(not mask or o in mine) and run in (-1, c) for o, run in outputs])
     return torch.tensor(seen), _self_mask(groups, owner) if self_gate else None
 
 

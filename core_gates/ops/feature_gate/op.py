@@ -1,33 +1,39 @@
 """The public function ``feature_gate``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from core_gates.ops._select import definition
-from core_gates.ops.feature_gate import reference
+from core_gates.ops._select import definition, derivatives, use_cpp, use_slices
+from core_gates.ops.feature_gate import blocks, reference
+from core_gates.ops.feature_gate.native import NativeSteps
+from core_gates.ops.feature_gate.steps import Steps
 
 
 def feature_gate(
     v: Tensor,
-    hidden: Tensor,
-    mixture: Tensor,
+    mixer: Tensor,
+    mixer_bias: Tensor,
+    down: Tensor,
     up: Tensor,
     inputs: Sequence[int],
     gates: Sequence[int],
 ) -> Tensor:
     """Multiply inputs by the factors of low-rank feature gates (HoME, arXiv 2408.05430).
 
-    Run j is ``v_i * Σ_l mixture_jl 2σ(hidden_jl up_gl)`` for its input ``i = inputs[j]`` and its
-    gate ``g = gates[j]``. As the mixture sums to one, the factor is ``1 + Σ_l mixture_jl
-    (2σ(·) - 1)``, the form used here: with ``up = 0`` it is exactly one. The logits, L times the
-    size of the result, are computed again in the backward pass.
+    Run j is ``v_i * Σ_l softmax(v_i mixer_g + mixer_bias_g)_l 2σ(v_i down_gl up_gl)`` for its input
+    ``i = inputs[j]`` and its gate ``g = gates[j]``. As the mixture sums to one, the factor is
+    ``1 + Σ_l mixture_l (2σ(·) - 1)``, the form used here: with ``up = 0`` it is exactly one. The
+    logits, L times the size of the result, are computed again in the backward pass.
 
     Args:
         v: Inputs (I, N, D).
-        hidden: Low-rank activations of the runs (R, N, L, r).
-        mixture: Weights of the maps of every run (R, N, L).
-        up: Second factors of the maps of all gates (G, L, r, D).
+        mixer: Weights of the mixtures (G, L, D).
+        mixer_bias: Their biases (G, L).
+        down: First factors of the maps (G, L, r, D).
+        up: Second factors of the maps (G, L, r, D).
         inputs: Input of every run (R,).
         gates: Gate of every run (R,).
 
@@ -37,31 +43,62 @@ def feature_gate(
     Raises:
         ValueError: The shapes do not fit, or a run names an input or a gate that does not exist.
     """
-    _check(v, hidden, mixture, up, inputs, gates)
-    return definition(reference.forward)(v, hidden, mixture, up, list(inputs), list(gates))
+    _check(v, mixer, mixer_bias, down, up, inputs, gates)
+    arguments = v, mixer, mixer_bias, down, up, list(inputs), list(gates)
+    if use_slices(*arguments[:5]):
+        return _blockwise(*arguments)
+    return definition(reference.forward)(*arguments)
 
 
 def _check(
     v: Tensor,
-    hidden: Tensor,
-    mixture: Tensor,
+    mixer: Tensor,
+    mixer_bias: Tensor,
+    down: Tensor,
     up: Tensor,
     inputs: Sequence[int],
     gates: Sequence[int],
 ) -> None:
-    if v.ndim != 3 or up.ndim != 4 or v.shape[2] != up.shape[3]:
+    if v.ndim != 3 or up.ndim != 4 or v.shape[2] != up.shape[3] or down.shape != up.shape:
         raise ValueError(
-            f"v {tuple(v.shape)} must be (inputs, rows, features) and up {tuple(up.shape)} (gates,"
-            " maps, rank, features) of the same features"
+            f"v {tuple(v.shape)} must be (inputs, rows, features), down {tuple(down.shape)} and up"
+            f" {tuple(up.shape)} (gates, maps, rank, features) of the same features"
         )
-    shape = (len(gates), v.shape[1], up.shape[1])
-    if mixture.shape != shape or hidden.shape != (*shape, up.shape[2]):
+    shape = up.shape[:2]
+    if mixer.shape != (*shape, v.shape[2]) or mixer_bias.shape != shape:
         raise ValueError(
-            f"mixture {tuple(mixture.shape)} must be {shape}, (runs, rows, maps), and hidden"
-            f" {tuple(hidden.shape)} have {up.shape[2]} activations for each map"
+            f"mixer {tuple(mixer.shape)} and mixer_bias {tuple(mixer_bias.shape)} must begin with"
+            f" the {tuple(shape)} gates and maps of up"
         )
     for name, found, number in (("inputs", inputs, len(v)), ("gates", gates, len(up))):
-        if len(found) != shape[0] or not all(0 <= i < number for i in found):
-            raise ValueError(
-                f"{name} {list(found)} must name one of {number} for each of {shape[0]} runs"
-            )
+        if not found or len(inputs) != len(gates) or not all(0 <= i < number for i in found):
+            raise ValueError(f"{name} {list(found)} must name one of {number} for each run")
+
+
+class _Blockwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        v = arguments[0].contiguous()
+        steps = NativeSteps() if use_cpp(*arguments[:5]) else Steps()
+        out, maps = blocks.forward(v, *arguments[1:], steps)
+        kept = [t for found in maps for t in (found.weight, found.hidden, found.mixture)]
+        ctx.save_for_backward(v, *arguments[1:5], *kept)
+        ctx.steps = type(steps)
+        ctx.runs, ctx.options = [found.runs for found in maps], arguments[5:]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        tensors, kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        if torch.is_grad_enabled():
+            found = derivatives(reference.forward, tensors, ctx.options, grad)
+            return *found, None, None
+        v, _, _, down, up = tensors
+        parts = zip(ctx.runs, kept[0::3], kept[1::3], kept[2::3], strict=True)
+        maps = [blocks.Maps(*part) for part in parts]
+        grad, steps = grad.contiguous(), ctx.steps()
+        gradients = blocks.backward(grad, v, down, up, ctx.options[1], maps, steps)
+        return *gradients, None, None
+
+
+_blockwise: Callable[..., Tensor] = _Blockwise.apply

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from core_gates.numerics import accumulation_dtype
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def forward(
     v: Tensor,
-    hidden: Tensor,
-    mixture: Tensor,
+    mixer: Tensor,
+    mixer_bias: Tensor,
+    down: Tensor,
     up: Tensor,
     inputs: Sequence[int],
     gates: Sequence[int],
@@ -25,57 +26,92 @@ def forward(
 
     Args:
         v: Inputs (I, N, D).
-        hidden: Low-rank activations of the runs (R, N, L, r).
-        mixture: Weights of the maps (R, N, L), which sum to one.
-        up: Second factors of the maps of all gates (G, L, r, D).
+        mixer: Weights of the mixtures (G, L, D).
+        mixer_bias: Their biases (G, L).
+        down: First factors of the maps (G, L, r, D).
+        up: Second factors of the maps (G, L, r, D).
         inputs: Input of every run (R,).
         gates: Gate of every run (R,).
     """
-    factor = factors(hidden, mixture, up, gates)
-    return (v.to(factor.dtype)[list(inputs)] * factor).to(v.dtype)
+    exact = v.to(accumulation_dtype(v, mixer, mixer_bias, down, up))
+    factor = factors(exact, mixer, mixer_bias, down, up, inputs, gates)
+    rows = exact.unbind()
+    runs = zip(inputs, factor.unbind(), strict=True)
+    return torch.stack([rows[i] * run for i, run in runs]).to(v.dtype)
 
 
-def factors(hidden: Tensor, mixture: Tensor, up: Tensor, gates: Sequence[int]) -> Tensor:
-    """Return the factors ``1 + Σ_l mixture_l (2σ(hidden_l up_l) - 1)`` (R, N, D), exact at zero."""
-    acc = accumulation_dtype(hidden, mixture, up)
-    opened = _opened(hidden.to(acc), up.to(acc), gates)
-    return 1 + (2 * mixture.to(acc).mT.unsqueeze(-1) * (opened - 0.5)).sum(1)
+def factors(
+    v: Tensor,
+    mixer: Tensor,
+    mixer_bias: Tensor,
+    down: Tensor,
+    up: Tensor,
+    inputs: Sequence[int],
+    gates: Sequence[int],
+) -> Tensor:
+    """Return the factors ``1 + Σ_l mixture_l (2σ(v down_l up_l) - 1)`` (R, N, D) of all runs."""
+    acc = accumulation_dtype(v, mixer, mixer_bias, down, up)
+    v, mixer, mixer_bias, down, up = (t.to(acc) for t in (v, mixer, mixer_bias, down, up))
+    found: dict[int, Tensor] = {}
+    for i, rows in enumerate(v.unbind()):
+        runs = runs_of(i, inputs)
+        mine = [gates[j] for j in runs]
+        hidden = _per_gate(rows, down[mine].flatten(1, 2)).unflatten(-1, (-1, down.shape[2]))
+        mixture = (_per_gate(rows, mixer[mine]) + mixer_bias[mine].unsqueeze(1)).softmax(-1)
+        opened = (hidden.transpose(1, 2) @ up[mine]).sigmoid()  # (K, L, N, D)
+        factor = 1 + (2 * mixture.mT.unsqueeze(-1) * (opened - 0.5)).sum(1)
+        found |= dict(zip(runs, factor.unbind(), strict=True))
+    return torch.stack([found[j] for j in range(len(inputs))])
 
 
 def backward(
     grad: Tensor,
     v: Tensor,
-    hidden: Tensor,
-    mixture: Tensor,
+    mixer: Tensor,
+    mixer_bias: Tensor,
+    down: Tensor,
     up: Tensor,
     inputs: Sequence[int],
     gates: Sequence[int],
 ) -> Gradients:
-    """Return the gradients of v, hidden, mixture and up."""
-    acc = accumulation_dtype(v, hidden, mixture, up)
-    h, u, m = hidden.to(acc), up.to(acc), 2 * mixture.to(acc).mT.unsqueeze(-1)
-    opened = _opened(h, u, gates)
-    factor = 1 + (m * (opened - 0.5)).sum(1)
-    of_factor = grad.to(acc) * v.to(acc)[list(inputs)]
-    grad_mixture = 2 * ((opened - 0.5) * of_factor.unsqueeze(1)).sum(-1).mT
-    slope = m * opened * (1 - opened) * of_factor.unsqueeze(1)  # (R, L, N, D)
-    grad_hidden = (slope @ u[list(gates)].mT).transpose(1, 2)
-    of_runs = h.permute(0, 2, 3, 1) @ slope  # (R, L, r, D)
-    grad_v = torch.zeros_like(v, dtype=acc)
-    grad_v = grad_v.index_add(0, _index(inputs, v), grad.to(acc) * factor)
-    grad_up = torch.zeros_like(up, dtype=acc).index_add(0, _index(gates, v), of_runs)
-    return (
-        grad_v.to(v.dtype),
-        grad_hidden.to(hidden.dtype),
-        grad_mixture.to(mixture.dtype),
-        grad_up.to(up.dtype),
-    )
+    """Return the gradients of v, mixer, mixer_bias, down and up."""
+    acc = accumulation_dtype(v, mixer, mixer_bias, down, up)
+    tensors = v, mixer, mixer_bias, down, up
+    exact = [t.to(acc) for t in tensors]
+    sums = [torch.zeros_like(t) for t in exact]
+    for j, (i, g) in enumerate(zip(inputs, gates, strict=True)):
+        run = _backward_of_run(grad[j].to(acc), exact[0][i], *(t[g] for t in exact[1:]))
+        for total, place, value in zip(sums, (i, g, g, g, g), run, strict=True):
+            total[place] += value
+    found = (total.to(t.dtype) for total, t in zip(sums, tensors, strict=True))
+    of_v, of_mixer, of_bias, of_down, of_up = found
+    return of_v, of_mixer, of_bias, of_down, of_up
 
 
-def _opened(hidden: Tensor, up: Tensor, gates: Sequence[int]) -> Tensor:
-    """Return the sigmoids of the logits of all maps (R, L, N, D)."""
-    return (hidden.transpose(1, 2) @ up[list(gates)]).sigmoid()
+def _backward_of_run(
+    grad: Tensor, v: Tensor, mixer: Tensor, mixer_bias: Tensor, down: Tensor, up: Tensor
+) -> Gradients:
+    """Return the gradients of one gate over one input (N, D)."""
+    hidden = v @ down.mT  # (L, N, r)
+    mixture = (v @ mixer.mT + mixer_bias).softmax(-1)
+    weights = mixture.mT.unsqueeze(-1)
+    opened = (hidden @ up).sigmoid()
+    of_factor = grad * v
+    of_mixture = 2 * ((opened - 0.5) * of_factor).sum(-1).mT
+    of_logits = mixture * (of_mixture - (mixture * of_mixture).sum(-1, keepdim=True))
+    slope = 2 * weights * opened * (1 - opened) * of_factor  # (L, N, D)
+    of_hidden = slope @ up.mT
+    of_v = grad * (1 + (2 * weights * (opened - 0.5)).sum(0))
+    of_v = of_v + of_logits @ mixer + (of_hidden @ down).sum(0)
+    return of_v, of_logits.mT @ v, of_logits.sum(0), of_hidden.mT @ v, hidden.mT @ slope
 
 
-def _index(numbers: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(list(numbers), device=like.device)
+def runs_of(i: int, inputs: Sequence[int]) -> list[int]:
+    """Return the runs over an input."""
+    return [j for j, read in enumerate(inputs) if read == i]
+
+
+def _per_gate(rows: Tensor, weight: Tensor) -> Tensor:
+    """Return ``rows @ weight.mT`` (K, N, O) for weights (K, O, D), in one matmul."""
+    number, outputs = weight.shape[:2]
+    return (rows @ weight.flatten(0, 1).mT).view(len(rows), number, outputs).transpose(0, 1)

@@ -123,9 +123,15 @@ def load_mixtures(net, cats, p):
         net.meta.owner,
         lambda g: [*cats, "shared"] if g == "shared" else [g, "shared"],
     )
-    for c, part in enumerate(net.task.mixture.parts):
-        owner = [net.task.owner[e] for e in net.task.mixture.seen[c]]
-        load(part, "l2", forest.tasks[c], owner, lambda g, c=c: [g, cats[c], "shared"])
+    owner = [net.task.owner[e] for e in net.task.experts.expert_of_output]
+    category = {t: cats[forest.category_of(t)] for t in forest.task_names}
+    load(
+        net.task.mixture,
+        "l2",
+        forest.task_names,
+        owner,
+        lambda g: [g, category[g], "shared"],
+    )
 
 
 def load_towers(net, p, number):

@@ -1,0 +1,189 @@
+"""``feature_gate`` in float32 on the CPU, a block of rows or of runs at a time.
+
+The logits of a block, L times the size of its result, never leave the cache. What follows from the
+first factors of the maps is kept for the backward pass: it is small.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from core_gates.ops.feature_gate.reference import Gradients, runs_of
+from core_gates.ops.feature_gate.steps import Steps
+
+BLOCK_ELEMENTS = 2**18
+"""Logits of a block: some temporaries of this size stay in the second cache of a core."""
+
+
+class Maps(NamedTuple):
+    """What the gates that read an input make of it.
+
+    Attributes:
+        runs: Their runs (K).
+        weight: First factors of all maps, then mixers, as one linear layer (K L (r + 1), D).
+        hidden: Low-rank activations (K, L, N, r).
+        mixture: Twice the weights of the maps (K, L, N, 1).
+    """
+
+    runs: list[int]
+    weight: Tensor
+    hidden: Tensor
+    mixture: Tensor
+
+
+class Block(NamedTuple):
+    """Some runs, neighbors of each other, over some rows.
+
+    Attributes:
+        number: Position of the first of them among the runs of the input.
+        runs: Which of all runs they are.
+        gates: Their gates.
+        rows: The rows.
+    """
+
+    number: slice
+    runs: slice
+    gates: slice
+    rows: slice
+
+
+def forward(
+    v: Tensor,
+    mixer: Tensor,
+    mixer_bias: Tensor,
+    down: Tensor,
+    up: Tensor,
+    inputs: Sequence[int],
+    gates: Sequence[int],
+    steps: Steps,
+) -> tuple[Tensor, list[Maps]]:
+    """Return what the definition returns, and what its backward pass needs."""
+    out = v.new_empty(len(inputs), *v.shape[1:])
+    maps = [_maps(v, mixer, mixer_bias, down, i, inputs, gates) for i in range(len(v))]
+    for x, found in zip(v, maps, strict=True):
+        for block in _blocks(found.runs, gates, v, up):
+            logits = _logits(found, up, block, steps)
+            mixture = found.mixture[block.number, :, block.rows]
+            steps.open(logits, mixture, x[block.rows], out[block.runs, block.rows])
+    return out, maps
+
+
+def backward(
+    grad: Tensor,
+    v: Tensor,
+    down: Tensor,
+    up: Tensor,
+    gates: Sequence[int],
+    maps: Sequence[Maps],
+    steps: Steps,
+) -> Gradients:
+    """Return what the definition returns."""
+    of_v, of_up, of_down = torch.empty_like(v), torch.zeros_like(up), torch.zeros_like(down)
+    of_mixer = v.new_zeros(*down.shape[:2], v.shape[2])
+    of_bias = v.new_zeros(down.shape[:2])
+    for i, found in enumerate(maps):
+        sizes = found.hidden.shape  # (K, L, N, r)
+        width = sizes[0] * sizes[1] * sizes[3]
+        of_outputs = v.new_empty(sizes[2], len(found.weight))
+        of_hidden = of_outputs[:, :width].view(sizes[2], *sizes[:2], sizes[3]).permute(1, 2, 0, 3)
+        targets = of_v[i], of_hidden, of_up
+        slope = _backward_of_runs(grad, v[i], up, gates, found, targets, steps)
+        of_outputs[:, width:] = slope.flatten(0, 1).mT
+        of_weight = of_outputs.mT @ v[i]
+        of_v[i].addmm_(of_outputs, found.weight)
+        mine = torch.tensor([gates[j] for j in found.runs])
+        of_down.index_add_(0, mine, of_weight[:width].view(sizes[0], *down.shape[1:]))
+        of_mixer.index_add_(0, mine, of_weight[width:].view(sizes[0], sizes[1], -1))
+        of_bias.index_add_(0, mine, slope.sum(2))
+    return of_v, of_mixer, of_bias, of_down, of_up
+
+
+def _backward_of_runs(
+    grad: Tensor,
+    v: Tensor,
+    up: Tensor,
+    gates: Sequence[int],
+    maps: Maps,
+    targets: tuple[Tensor, Tensor, Tensor],
+    steps: Steps,
+) -> Tensor:
+    """Return the gradient of the logits of the mixture (K, L, N) of the runs over an input.
+
+    Those of the input and of the hidden activations are written to the targets, that of the second
+    factors is added.
+    """
+    of_v, of_hidden, of_up = targets
+    of_mixture = torch.empty_like(maps.mixture)
+    for block in _blocks(maps.runs, gates, v.unsqueeze(0), up):
+        number, rows = block.number, block.rows
+        slope = steps.differentiate(
+            _logits(maps, up, block, steps),
+            maps.mixture[number, :, rows],
+            v[rows],
+            grad[block.runs, rows],
+            of_v[rows],
+            of_mixture[number, :, rows],
+            first=number.start == 0,
+        )
+        flat, factors = slope.flatten(0, 1), up[block.gates].flatten(0, 1)
+        found = torch.bmm(flat, factors.mT)
+        of_hidden[number, :, rows] = found.view(*slope.shape[:3], -1)
+        hidden = maps.hidden[number, :, rows].flatten(0, 1)
+        of_up[block.gates].flatten(0, 1).baddbmm_(hidden.mT, flat)
+    weights, slopes = (maps.mixture / 2).squeeze(-1), 2 * of_mixture.squeeze(-1)
+    return weights * (slopes - (weights * slopes).sum(1, keepdim=True))
+
+
+def _maps(
+    v: Tensor,
+    mixer: Tensor,
+    mixer_bias: Tensor,
+    down: Tensor,
+    i: int,
+    inputs: Sequence[int],
+    gates: Sequence[int],
+) -> Maps:
+    """Return what the gates that read input i make of it."""
+    runs = runs_of(i, inputs)
+    mine = [gates[j] for j in runs]
+    weight = torch.cat([down[mine].flatten(0, 2), mixer[mine].flatten(0, 1)])
+    outputs = v[i] @ weight.mT
+    width = len(mine) * down.shape[1] * down.shape[2]
+    hidden = outputs[:, :width].view(-1, len(mine), *down.shape[1:3]).permute(1, 2, 0, 3)
+    logits = outputs[:, width:].mT.unflatten(0, (len(mine), -1)) + mixer_bias[mine].unsqueeze(-1)
+    return Maps(runs, weight, hidden, 2 * logits.softmax(1).unsqueeze(-1))
+
+
+def _logits(maps: Maps, up: Tensor, block: Block, steps: Steps) -> Tensor:
+    """Return the logits of a block (k, L, n, D)."""
+    hidden = maps.hidden[block.number, :, block.rows]
+    out = steps.memory("logits", (*hidden.shape[:3], up.shape[3]), up)
+    torch.bmm(hidden.flatten(0, 1), up[block.gates].flatten(0, 1), out=out.flatten(0, 1))
+    return out
+
+
+def _blocks(runs: Sequence[int], gates: Sequence[int], v: Tensor, up: Tensor) -> Iterator[Block]:
+    """Divide the runs over an input: whole runs where they are small, else rows of one run."""
+    num_rows, dim = v.shape[1:]
+    of_run = up.shape[1] * num_rows * dim
+    most = max(1, BLOCK_ELEMENTS // max(of_run, 1))
+    rows = 1 << max(4, (BLOCK_ELEMENTS // (up.shape[1] * dim)).bit_length() - 1)
+    start = 0
+    while start < len(runs):
+        end = start + 1
+        while end < min(len(runs), start + most) and (
+            runs[end] == runs[end - 1] + 1 and gates[runs[end]] == gates[runs[end - 1]] + 1
+        ):
+            end += 1
+        first, gate = runs[start], gates[runs[start]]
+        step = max(num_rows, 1) if end > start + 1 else rows
+        for row in range(0, max(num_rows, 1), step):
+            yield Block(
+                slice(start, end),
+                slice(first, first + end - start),
+                slice(gate, gate + end - start),
+                slice(row, row + step),
+            )
+        start = end
