@@ -1,0 +1,1 @@
+"""Ranking models next to those of other libraries."""
