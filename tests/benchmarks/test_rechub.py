@@ -1,0 +1,36 @@
+"""Both sides of the comparison with torch-rechub compute the same."""
+
+import importlib
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from benchmarks.recsys import rechub
+
+pytest.importorskip("torch_rechub")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    small = {"FIELDS": 5, "DIM": 2, "TASKS": 3, "EXPERTS": 4, "BATCH": 32, "EXPERT_DIMS": [6, 4]}
+    for name, value in {**small, "TOWER_DIMS": [3]}.items():
+        monkeypatch.setattr(rechub, name, value)
+
+
+@pytest.mark.parametrize("name", ["MMoE", "PLE"])
+def test_losses_of_several_steps_agree(name):
+    calls = rechub.training_step(name).build(importlib.import_module)
+    theirs, ours = (
+        torch.stack([calls[side]() for _ in range(5)]) for side in ("torch-rechub", "ours")
+    )
+    assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert theirs.shape == (5, 3)
+    assert theirs[-1].sum() < theirs[0].sum()
+
+
+def test_the_comparison_says_what_is_absent(monkeypatch):
+    monkeypatch.setattr(rechub, "is_installed", lambda: False)
+    for comparison in rechub.comparisons():
+        assert comparison.absent == {"torch-rechub": rechub.ABSENT}
+        assert set(comparison.build(importlib.import_module)) == {"ours"}
