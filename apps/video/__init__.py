@@ -1,0 +1,1 @@
+"""Short-video ranking with HoME and its rivals."""
