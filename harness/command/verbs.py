@@ -105,7 +105,11 @@ def run_verb(
     parser.add_function_arguments(function, skip=skip, as_group=False)
     let_switches_stand_alone(parser)
     describe(parser, COMMON_OPTIONS)
-    options = vars(parser.parse_args(let_lists_be_plain(parser, words)))
+    parsed = parser.parse_args(let_lists_be_plain(parser, words))
+    try:
+        options = vars(parser.instantiate_classes(parsed))
+    except ValueError as error:  # of the constructor of a dataclass
+        raise GatesError(f"an option is wrong: {error}") from error
     stem = parser.config_path.stem if parser.config_path else config
     folder = RunFolder(app, options.pop("name") or stem, options.pop("root"))
     options.pop("config")

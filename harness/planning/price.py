@@ -1,34 +1,36 @@
 """Rows a second and their price, on a device whose figures are assumptions."""
 
+import dataclasses
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from core_gates.errors import check_positive
 
 
-class Device(NamedTuple):
+@dataclass(frozen=True)
+class Device:
     """An accelerator, as assumed.
 
     Attributes:
-        flops: Peak operations a second in the dtype of the run.
-        utilization: Fraction of them that is reached.
-        memory: Bytes.
-        bandwidth: Bytes a second that a rank sends to others.
-        price: Of an hour, in any currency.
+        flops: Peak operations a second, in the type of the activations.
+        utilization: Fraction of the peak that is reached.
+        memory: Bytes of memory.
+        bandwidth: Bytes a second that one accelerator sends to others.
+        price: Price of an hour, in any currency.
+
+    Raises:
+        ValueError: A figure is not positive, or the utilization is above 1.
     """
 
-    flops: float
-    utilization: float
-    memory: float
-    bandwidth: float
-    price: float
+    flops: float = 1e15
+    utilization: float = 0.4
+    memory: float = 80e9
+    bandwidth: float = 50e9
+    price: float = 2.5
 
-    def check(self) -> None:
-        """Refuse figures that make no sense.
-
-        Raises:
-            ValueError: One is not positive, or the utilization is above 1.
-        """
-        check_positive(**self._asdict())
+    def __post_init__(self) -> None:
+        """Refuse figures that make no sense."""
+        check_positive(**dataclasses.asdict(self))
         if self.utilization > 1:
             raise ValueError(f"utilization must be at most 1, got {self.utilization}")
 
@@ -65,7 +67,6 @@ def rate_of(
         overlap: Whether communication and arithmetic take place at the same time; the longer of
             the two counts, else their sum.
     """
-    device.check()
     compute = flops * batch_size / (device.flops * device.utilization)
     exchange = sent / device.bandwidth
     step = max(compute, exchange) if overlap else compute + exchange

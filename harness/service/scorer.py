@@ -60,11 +60,11 @@ class Limits:
     """What protects a service, and how it forms batches.
 
     Attributes:
-        max_body_bytes: Of a request; longer ones get 413.
-        max_rows: Of a request; more get 422.
+        max_body_bytes: Bytes of a request; longer ones get 413.
+        max_rows: Rows of a request; more get 422.
         max_queue: Requests that wait; beyond that, 429.
-        timeout_s: From arrival to result; later, 503.
-        max_wait_ms: What the first request of a batch waits for others.
+        timeout_s: Seconds from arrival to result; later, 503.
+        max_wait_ms: Milliseconds that the first request of a batch waits for others.
         max_batch_rows: Rows that are scored at once; a longer request is scored by itself.
         max_batch_requests: Requests that are scored at once; 1: no batching.
 

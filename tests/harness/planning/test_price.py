@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from harness.planning.price import Device, rate_of
@@ -31,4 +33,4 @@ def test_more_ranks_cost_the_same_per_row():
 @pytest.mark.parametrize("wrong", [{"flops": 0}, {"utilization": 1.5}, {"price": -1}])
 def test_assumptions_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        rate_of(1.0, 1.0, DEVICE._replace(**wrong), ranks=1, batch_size=1)
+        dataclasses.replace(DEVICE, **wrong)

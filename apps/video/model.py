@@ -1,0 +1,62 @@
+"""The model folder that ``score``, ``serve`` and ``loadtest`` work with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from core_gates.errors import GatesError
+from harness.command.verbs import Place
+from recsys.model_folder import load_model
+from recsys.table_scorer import TableScorer
+
+DIGITS = 12
+
+
+class Model(NamedTuple):
+    """A model in memory.
+
+    Attributes:
+        version: Name and hash of its folder.
+        scorer: Scores tables.
+    """
+
+    version: str
+    scorer: TableScorer
+
+
+def read_model(folder: Path) -> Model:
+    """Return the model of a folder.
+
+    Raises:
+        GatesError: The folder holds no model, or a damaged one.
+    """
+    loaded = load_model(folder)
+    version = f"{folder.resolve().name} {loaded.hash[:DIGITS]}"
+    return Model(version, TableScorer(loaded.ranker, loaded.transform))
+
+
+def place_of(place: Place, model: str | None) -> Path:
+    """Return where the model is: what was named, else the folder that ``fit`` has left.
+
+    Raises:
+        GatesError: There is none.
+    """
+    found = Path(model) if model else place.run_folder.path / "model"
+    if not found.exists():
+        way = "check the path" if model else "run `gates video fit` first, or name one by --model"
+        raise GatesError(f"there is no model at {found}: {way}")
+    return found
+
+
+def chosen_tasks(known: Sequence[str], tasks: Sequence[str]) -> list[int]:
+    """Return the places of tasks, of all if none is named.
+
+    Raises:
+        GatesError: One is unknown.
+    """
+    places: Mapping[str, int] = {name: place for place, name in enumerate(known)}
+    if unknown := [name for name in tasks if name not in places]:
+        raise GatesError(f"the model has no task {unknown[0]!r}; it has {', '.join(known)}")
+    return [places[name] for name in tasks] or list(places.values())

@@ -1,0 +1,164 @@
+"""A request to rank candidates: JSON to columns, checked field by field, and columns to one table.
+
+A request is a mapping::
+
+    {"user": {...}, "context": {...}, "candidates": [{...}, ...], "tasks": [...],
+     "best_first": true}
+
+Every field of the model is given once: for the user, for the context, or for each candidate. Null
+stands for a missing value. ``context``, ``tasks`` and ``best_first`` may be left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from apps.video.model import chosen_tasks
+from core_gates.errors import GatesError
+from harness.service import Kind, RefusedError, columns_of, mapping_of
+from recsys.transform import FeatureTransform
+
+PARTS = ("user", "context", "candidates", "tasks", "best_first")
+DTYPES: Mapping[Kind, Any] = {
+    "integer": pl.Int64,
+    "text": pl.String,
+    "number": pl.Float64,
+    "integers": pl.List(pl.Int64),
+    "texts": pl.List(pl.String),
+}
+
+
+class Request(NamedTuple):
+    """A request that has been checked.
+
+    Attributes:
+        fixed: Fields of user and context.
+        columns: Fields of the candidates, a list of N values each.
+        rows: N.
+        tasks: Places of the tasks whose probabilities are wanted.
+        best_first: Whether candidates are sorted by their score.
+    """
+
+    fixed: Mapping[str, Any]
+    columns: Mapping[str, list[Any]]
+    rows: int
+    tasks: Sequence[int]
+    best_first: bool
+
+    def __len__(self) -> int:
+        """Return the number of candidates."""
+        return self.rows
+
+
+class RequestReader:
+    """Reads requests for one model.
+
+    Args:
+        transform: Of the model.
+        task_names: Of the model.
+
+    Attributes:
+        kinds: Fields of the model, and what they hold.
+    """
+
+    def __init__(self, transform: FeatureTransform, task_names: Sequence[str]) -> None:
+        self.kinds, self.task_names = field_kinds(transform), tuple(task_names)
+        schema = transform.schema
+        self.ignored = {name for name in schema.keys if name not in self.kinds}
+
+    def read(self, content: Any, max_rows: int) -> Request:
+        """Check the content of a request.
+
+        Raises:
+            GatesError: A field is missing, unknown, given twice or of a wrong type; a task is
+                unknown; there are no candidates or more than ``max_rows``.
+        """
+        given = mapping_of(content, PARTS, "the request")
+        rows = given.get("candidates")
+        if not isinstance(rows, list) or not rows:
+            raise RefusedError("candidates: expected a list of one mapping or more")
+        if len(rows) > max_rows:
+            raise RefusedError(
+                f"candidates has {len(rows):,} rows, at most {max_rows:,} are taken: send several "
+                "requests"
+            )
+        fixed: dict[str, Any] = {}
+        for part in ("user", "context"):
+            found = self._columns([given.get(part, {})], part)
+            _refuse_twice(fixed, found, part)
+            fixed |= {name: values[0] for name, values in found.items()}
+        columns = self._columns(rows, "candidates")
+        _refuse_twice(fixed, columns, "candidates[0]")
+        if missing := [name for name in self.kinds if name not in fixed and name not in columns]:
+            raise RefusedError(
+                f"candidates[0] lacks {missing[0]!r}, and so do user and context; null stands for "
+                "a missing value"
+            )
+        return Request(fixed, columns, len(rows), self._tasks(given), _truth(given))
+
+    def _columns(self, rows: Sequence[Any], part: str) -> dict[str, list[Any]]:
+        if self.ignored and all(isinstance(row, dict) for row in rows):
+            rows = [{k: v for k, v in row.items() if k not in self.ignored} for row in rows]
+        return columns_of(rows, self.kinds, where=part)
+
+    def _tasks(self, given: Mapping[str, Any]) -> list[int]:
+        names = given.get("tasks") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RefusedError("tasks: expected a list of names")
+        return chosen_tasks(self.task_names, names)
+
+    def table(self, requests: Sequence[Request]) -> pl.DataFrame:
+        """Return the rows of all requests, in order, as one table."""
+        owner = np.repeat(np.arange(len(requests)), [len(request) for request in requests])
+        shared = [n for n in self.kinds if all(n in request.fixed for request in requests)]
+        fixed = pl.DataFrame(
+            [self._series(n, [request.fixed[n] for request in requests]) for n in shared]
+        )
+        columns = [self._series(n, _joined(n, requests)) for n in self.kinds if n not in shared]
+        return pl.DataFrame([*(fixed[owner] if shared else ()), *columns])
+
+    def typed(self, table: pl.DataFrame) -> pl.DataFrame:
+        """Return the fields of a table in the types of requests; what does not fit is null."""
+        casts = [pl.col(n).cast(DTYPES[kind], strict=False) for n, kind in self.kinds.items()]
+        found = table.select(casts)
+        numbers = [name for name, kind in self.kinds.items() if kind == "number"]
+        finite = [pl.when(pl.col(n).is_finite()).then(pl.col(n)).alias(n) for n in numbers]
+        return found.with_columns(finite)
+
+    def _series(self, name: str, values: Sequence[Any]) -> pl.Series:
+        return pl.Series(name, values, DTYPES[self.kinds[name]])
+
+
+def field_kinds(transform: FeatureTransform) -> dict[str, Kind]:
+    """Return the fields of a model, and what they hold in JSON."""
+    schema = transform.schema
+    text = {f.name: transform.tables[f.table_name].kind == "string" for f in schema.sparse}
+    kinds: dict[str, Kind] = {n: "text" if is_text else "integer" for n, is_text in text.items()}
+    kinds |= dict.fromkeys((f.name for f in schema.dense), "number")
+    return kinds | {h.name: "texts" if text[h.of] else "integers" for h in schema.sequences}
+
+
+def _joined(name: str, requests: Sequence[Request]) -> list[Any]:
+    """Return the values of a field in all rows of all requests."""
+    parts = (
+        request.columns[name] if name in request.columns else [request.fixed[name]] * len(request)
+        for request in requests
+    )
+    return list(chain.from_iterable(parts))
+
+
+def _refuse_twice(known: Mapping[str, Any], new: Mapping[str, Any], part: str) -> None:
+    if twice := [name for name in new if name in known]:
+        raise RefusedError(f"{part}.{twice[0]} is given twice: expected it in one place only")
+
+
+def _truth(given: Mapping[str, Any]) -> bool:
+    found = given.get("best_first", False)
+    if not isinstance(found, bool):
+        raise GatesError("best_first: expected true or false")
+    return found

@@ -1,0 +1,97 @@
+import json
+
+import numpy as np
+import pytest
+
+from apps.video.model import read_model
+from apps.video.ranking_service import RankingScorer, loader
+from core_gates.errors import GatesError
+from harness.service.batching import scored
+
+EXPONENTS, OFFSETS = {"buy": 2.0, "return": -1.0}, {"return": 0.5}
+
+
+@pytest.fixture(scope="module")
+def scorer(model_folder):
+    return loader(EXPONENTS, OFFSETS, "score")(model_folder)
+
+
+def ask(scorer, *contents):
+    """Answers to requests that are scored at once."""
+    requests = [scorer.read(json.loads(json.dumps(content)), 1000) for content in contents]
+    found = scored(scorer, requests)
+    return [scorer.answer(r, part) for r, part in zip(requests, found, strict=True)]
+
+
+def test_answers_are_those_of_the_table(shop, scorer):
+    tables = [shop.rows(n, seed) for n, seed in ((7, 1), (1, 2), (20, 3))]
+    answers = ask(scorer, *map(shop.request, tables))
+    for table, answer in zip(tables, answers, strict=True):
+        offline = scorer.tables.score(shop.as_table(table))
+        np.testing.assert_allclose(answer["probabilities"], offline.probabilities, atol=1e-6)
+        np.testing.assert_allclose(answer["scores"], scorer.fusion(offline.probabilities), 1e-5)
+        assert answer["candidates"] == list(range(len(table)))
+        assert answer["tasks"] == list(shop.TASKS)
+        assert answer["model"] == scorer.version
+        counts = dict(zip(scorer.tables.sparse_names, offline.unknown.sum(0), strict=True))
+        assert answer["unknown"] == {name: n for name, n in counts.items() if n}
+    assert np.std(np.concatenate([a["probabilities"] for a in answers]), axis=0).min() > 0.01
+
+
+def test_the_best_come_first_with_the_wanted_tasks(shop, scorer):
+    table = shop.rows(30, 4)
+    plain, ordered = ask(
+        scorer, shop.request(table), shop.request(table, best_first=True, tasks=["return"])
+    )
+    order = np.argsort(-np.array(plain["scores"]), kind="stable")
+    assert ordered["candidates"] == order.tolist()
+    assert ordered["tasks"] == ["return"]
+    np.testing.assert_array_equal(
+        ordered["probabilities"], np.array(plain["probabilities"])[order][:, [2]]
+    )
+    assert ordered["scores"] == sorted(plain["scores"], reverse=True)
+
+
+def test_values_that_training_has_not_seen_are_counted_or_refused(shop, scorer, model_folder):
+    table = shop.rows(6)
+    content = shop.request(table)
+    content["user"]["reader"] = 10**9
+    content["candidates"][4]["book"] = 10**9
+    (answer,) = ask(scorer, content)
+    assert answer["unknown"] == {"reader": 6, "book": 1}
+    strict = RankingScorer(read_model(model_folder), unknown="refuse")
+    with pytest.raises(GatesError, match=r"candidates\[0\]\.reader has a value that training has"):
+        ask(strict, content)
+    content["user"]["reader"] = table["reader"][0]
+    with pytest.raises(GatesError, match=r"candidates\[4\]\.book has a value"):
+        ask(strict, content)
+    content["candidates"].pop(4)
+    assert "scores" not in ask(strict, content)[0]
+
+
+def test_without_a_score_nothing_is_best(shop, model_folder):
+    plain = RankingScorer(read_model(model_folder))
+    with pytest.raises(GatesError, match="the service has no fused score"):
+        ask(plain, shop.request(shop.rows(3), best_first=True))
+
+
+def test_extreme_values_are_scored(shop, scorer):
+    content = shop.request(shop.rows(2))
+    content["user"] |= {"age": 1e300, "reader": -(2**63), "last": [2**63 - 1] * 3000, "city": ""}
+    content["candidates"][0] |= {"price": -0.0, "author": "\x00" * 1000}
+    (answer,) = ask(scorer, content)
+    assert np.isfinite(answer["probabilities"]).all()
+
+
+def test_a_model_warms_up_and_has_a_version_of_name_and_content(shop, scorer, tmp_path):
+    scorer.warm_up()
+    first = read_model(shop.write_model(tmp_path / "a"))
+    other = read_model(shop.write_model(tmp_path / "b" / "a", seed=1))
+    assert first.version.split()[0] == other.version.split()[0] == "a"
+    assert first.version != other.version
+    assert scorer.version.split()[1] == first.version.split()[1]  # equal content
+
+
+def test_a_fusion_that_does_not_fit_the_model_is_refused(model_folder):
+    with pytest.raises(GatesError, match="names like; the tasks are view, buy, return"):
+        loader({"like": 1.0}, None, "score")(model_folder)

@@ -1,0 +1,294 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from polars.testing import assert_frame_equal
+
+import recsys.parts
+from apps.video.model import read_model
+from apps.video.score import score
+from core_gates.errors import GatesError
+
+
+@pytest.fixture
+def world(shop, model_folder, tmp_path):
+    """A folder of Parquet and CSV files, and ``score`` of it."""
+    source = tmp_path / "log"
+    (source / "more").mkdir(parents=True)
+    shop.rows(300, 1).write_parquet(source / "a.parquet", row_group_size=100)
+    shop.rows(50, 2).write_parquet(source / "more" / "b.parquet")
+    place = SimpleNamespace(run_folder=SimpleNamespace(path=tmp_path / "run"))
+
+    def run(*sources, **options):
+        options = {"model": str(model_folder), "output": str(tmp_path / "out")} | options
+        score(place, [str(s) for s in sources or [source]], **options)
+        return Path(options["output"])
+
+    return SimpleNamespace(source=source, run=run, tmp=tmp_path, model=read_model(model_folder))
+
+
+def csv_of(table):
+    """The text of a table, lists separated by bars."""
+    bars = pl.col("last").list.eval(pl.element().cast(pl.String)).list.join("|")
+    return table.with_columns(bars).write_csv()
+
+
+def state(folder):
+    files = (path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
+    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
+
+
+def test_each_file_gets_one_file_with_keys_and_probabilities(shop, world):
+    out = world.run(fused={"buy": 1.5}, offsets={"buy": 0.5})
+    for name in ("a", "more/b"):
+        table = pl.read_parquet(world.source / f"{name}.parquet")
+        found = pl.read_parquet(out / f"{name}.parquet")
+        expected = world.model.scorer.score(table).probabilities
+        keys = ["reader", "book", "day"]
+        assert found.columns == [*keys, "p_view", "p_buy", "p_return", "score"]
+        assert_frame_equal(found[:, :3], table.select("reader", "book", "day"))
+        np.testing.assert_allclose(found[:, 3:6].to_numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(found["score"], (0.5 + expected[:, 1]) ** 1.5, rtol=1e-5)
+    assert json.loads((out / "record.json").read_text()) == {
+        "model": world.model.version,
+        "options": {
+            "key_columns": [],
+            "tasks": list(shop.TASKS),
+            "fused": {"exponents": {"buy": 1.5}, "offsets": {"buy": 0.5}},
+        },
+    }
+    assert not list(out.rglob(".*"))
+
+
+def test_csv_gives_what_parquet_gives(shop, world):
+    table = shop.rows(400, 5)
+    (world.tmp / "c.csv").write_text(csv_of(table))
+    table.write_parquet(world.tmp / "p.parquet")
+    sources = [world.tmp / "c.csv", world.tmp / "p.parquet"]
+    out = world.run(*sources, key_columns=("reader", "city", "book"))
+    c, p = (pl.read_parquet(out / f"{name}.parquet") for name in "cp")
+    assert_frame_equal(c, p, abs_tol=1e-6)
+    assert c["city"].null_count() > 0
+
+
+def test_columns_may_be_shuffled_and_more(shop, world):
+    table = shop.rows(60, 3)
+    table.write_parquet(world.tmp / "straight.parquet")
+    shuffled = table.select(sorted(table.columns, reverse=True)).with_columns(extra=pl.lit("x"))
+    shuffled.drop(shop.TASKS).write_parquet(world.tmp / "shuffled.parquet")
+    out = world.run(world.tmp / "straight.parquet", world.tmp / "shuffled.parquet")
+    first, second = (pl.read_parquet(out / f"{n}.parquet") for n in ("straight", "shuffled"))
+    assert_frame_equal(first, second)
+
+
+def test_a_second_call_makes_only_what_is_missing(shop, world, capsys):
+    out = world.run()
+    before = state(out)
+    (out / "more" / "b.parquet").unlink()
+    shop.rows(10, 9).write_parquet(world.source / "c.parquet")
+    world.run()
+    after = state(out)
+    assert after[out / "a.parquet"] == before[out / "a.parquet"]
+    assert set(after) == {out / "a.parquet", out / "more" / "b.parquet", out / "c.parquet"}
+    assert "1 of 3 files are complete already" in capsys.readouterr().out
+
+
+def test_an_empty_table_gives_an_empty_file_of_the_same_columns(shop, world):
+    shop.rows(5).clear().write_parquet(world.source / "none.parquet")
+    (world.source / "header.csv").write_text(csv_of(shop.rows(5).clear()))
+    out = world.run(tasks=("buy",))
+    for name in ("none", "header"):
+        found = pl.read_parquet(out / f"{name}.parquet")
+        assert found.columns == ["reader", "book", "day", "p_buy"]
+        assert len(found) == 0
+    assert pl.read_parquet(out / "none.parquet").schema == pl.read_parquet(out / "a.parquet").schema
+
+
+OTHER = {
+    "model": lambda w, shop: w.run(model=str(shop.write_model(w.tmp / "m" / "shop", seed=1))),
+    "tasks": lambda w, _: w.run(tasks=("view",)),
+    "keys": lambda w, _: w.run(key_columns=("city",)),
+    "fused": lambda w, _: w.run(fused={"buy": 1.0}),
+}
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_predictions_made_otherwise_are_refused_or_all_replaced(shop, world, what):
+    out = world.run()
+    before = state(out)
+    with pytest.raises(GatesError, match=r"of another (model|options): choose another --output"):
+        OTHER[what](world, shop)
+    assert state(out) == before
+    run = world.run
+    world.run = lambda **options: run(**options, overwrite_output=True)
+    OTHER[what](world, shop)
+    after = state(out)
+    assert set(after) == set(before)
+    assert all(after[path] != before[path] for path in after)
+    with pytest.raises(GatesError, match="of another"):
+        run()
+
+
+def test_other_content_of_a_source_is_refused_or_replaced(shop, world):
+    out = world.run()
+    before = state(out)
+    shop.rows(300, 8).write_parquet(world.source / "a.parquet")
+    with pytest.raises(GatesError, match="made from other content of"):
+        world.run()
+    assert state(out) == before
+    world.run(overwrite_output=True)
+    after = state(out)
+    assert after[out / "a.parquet"] != before[out / "a.parquet"]
+    assert after[out / "more" / "b.parquet"] == before[out / "more" / "b.parquet"]
+
+
+def broken_csv(world, shop, change):
+    text = csv_of(shop.rows(4, 3))
+    (world.tmp / "x.csv").write_text(change(text))
+    return [world.tmp / "x.csv"]
+
+
+def broken_parquet(world, shop, change):
+    path = world.tmp / "x.parquet"
+    shop.rows(400, 3).write_parquet(path)
+    path.write_bytes(change(path.read_bytes()))
+    return [path]
+
+
+def other_table(world, shop, change):
+    change(shop.rows(4, 3)).write_parquet(world.tmp / "x.parquet")
+    return [world.tmp / "x.parquet"]
+
+
+FAULTS = {
+    "nothing": (lambda w, s: [w.tmp / "none"], "does not exist: name a Parquet or CSV file"),
+    "another file": (lambda w, s: [Path(__file__)], "is neither .parquet nor .csv"),
+    "no files": (lambda w, s: [w.tmp / "run"], "does not exist"),
+    "one name twice": (
+        lambda w, s: [w.source, w.source / "more" / "b.parquet", w.source / "more" / "b.parquet"],
+        "have the same name 'b'",
+    ),
+    "missing column": (
+        lambda w, s: other_table(w, s, lambda t: t.rename({"author": "autor"})),
+        "x.parquet: the table lacks 'author' (did you mean 'autor'?)",
+    ),
+    "cut Parquet": (
+        lambda w, s: broken_parquet(w, s, lambda b: b[:-9]),
+        "x.parquet cannot be read as Parquet",
+    ),
+    "damaged page": (
+        lambda w, s: broken_parquet(w, s, lambda b: b[:40] + bytes(200) + b[240:]),
+        "x.parquet cannot be read as Parquet",
+    ),
+    "empty file": (lambda w, s: broken_csv(w, s, lambda t: ""), "cannot be read as CSV: Empty"),
+    "short line": (
+        lambda w, s: broken_csv(w, s, lambda t: t + "1,2\n"),
+        "x.csv cannot be read as CSV: CSV parse error: Row #6: Expected 12 columns, got 2",
+    ),
+    "no number": (
+        lambda w, s: other_table(w, s, lambda t: t.with_columns(age=pl.Series(["1", "", "x", ""]))),
+        "x.parquet, row 2, column 'age': 'x' is no number",
+    ),
+    "no number in CSV": (
+        lambda w, s: broken_csv(w, s, lambda t: t.replace("\n", "\n", 1) + csv_row(s)),
+        "x.csv, line 6, column 'age': 'old' is no number",
+    ),
+    "no lists": (
+        lambda w, s: other_table(w, s, lambda t: t.with_columns(last=pl.lit("1|2"))),
+        "x.parquet: column 'last' has type String, a history needs lists",
+    ),
+}  # fmt: skip
+
+
+def csv_row(shop):
+    columns = shop.rows(1).columns
+    return ",".join("old" if c == "age" else "" if c == "last" else "1" for c in columns) + "\n"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_source_is_one_line_and_leaves_no_predictions(shop, world, fault):
+    make, words = FAULTS[fault]
+    sources = make(world, shop)
+    with pytest.raises(GatesError) as caught:
+        world.run(*sources)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    out = world.tmp / "out"
+    assert not [path for path in out.rglob("*") if path.is_file() and path.name != "record.json"]
+
+
+def test_wrong_options_are_refused(world):
+    with pytest.raises(GatesError, match="no task 'like'; it has view, buy, return"):
+        world.run(tasks=("like",))
+    with pytest.raises(GatesError, match="has no column 'nope': correct --key_columns"):
+        world.run(key_columns=("nope",))
+    with pytest.raises(GatesError, match="--threads must be at least 1"):
+        world.run(threads=0)
+    with pytest.raises(GatesError, match=r"no model at .*nowhere: check the path"):
+        world.run(model=str(world.tmp / "nowhere"))
+    with pytest.raises(GatesError, match="run `gates video fit` first"):
+        world.run(model=None)
+    (world.tmp / "mine").mkdir()
+    (world.tmp / "mine" / "notes.txt").touch()
+    with pytest.raises(GatesError, match="exists and is no folder of predictions"):
+        world.run(output=str(world.tmp / "mine"))
+    out = world.run()
+    with pytest.raises(GatesError, match="lies in the output"):
+        world.run(out)
+
+
+SLOW = """
+import sys, time
+import recsys.parts
+from recsys.table_scorer import TableScorer
+recsys.parts.BLOCK_ROWS = 50
+score = TableScorer.score
+TableScorer.score = lambda *given: (time.sleep(0.1), score(*given))[1]
+from apps.main import main
+sys.exit(main())
+"""
+
+
+def test_a_killed_command_continues_with_the_same_bytes(shop, world, model_folder, monkeypatch):
+    """Four files of five blocks; killed inside the second and inside the third."""
+    monkeypatch.setattr(recsys.parts, "BLOCK_ROWS", 50)
+    source, whole, broken = world.tmp / "many", world.tmp / "whole", world.tmp / "broken"
+    source.mkdir()
+    for number in range(4):
+        shop.rows(250, number).write_parquet(source / f"part{number}.parquet")
+    command = [sys.executable, "-c", SLOW, "video", "score", str(source), "--model"]
+    command += [str(model_folder), "--output"]
+    for kill_at in (1, 2):
+        _kill_inside([*command, str(broken)], broken, kill_at)
+    made = state(broken)
+    assert len(made) == 2
+    for output in (broken, whole):
+        world.run(source, output=str(output))
+    assert {path: state(broken)[path] for path in made} == made
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert len(files) == 5
+    assert files == sorted(p.relative_to(broken) for p in broken.rglob("*") if p.is_file())
+    assert all((whole / f).read_bytes() == (broken / f).read_bytes() for f in files)
+    assert len(pq.read_table(broken / "part3.parquet")) == 250
+
+
+def _kill_inside(command, output, complete):
+    """Kill a command when so many files are complete and another one is being written."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        done = list(output.glob("part*.parquet"))
+        under_way = list(output.glob(".part*.partial.parquet"))
+        if len(done) == complete and under_way:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
