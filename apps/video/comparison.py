@@ -113,7 +113,7 @@ class Comparison:
 
     def known(self) -> dict[str, Choice]:
         """Return what was tuned before; nothing is computed."""
-        found = {}
+        found: dict[str, Choice] = {}
         for name, own in self.own(self.folds[0]).items():
             settings = {**own, "space": self.contest.boxes().get(name)}
             found |= self.run.chosen([name], **settings, trials=self.contest.trials)
