@@ -105,8 +105,8 @@ class GateNetworks(nn.Module):
         packed = self._packed(h)
         packed = packed if self.norm is None else self.norm(packed)
         if len(self.places) == self.mask.numel():
-            return packed.view(len(x), *self.mask.shape).softmax(-1)
-        logits = packed.new_full((len(x), self.mask.numel()), -torch.inf)
+            return packed.view(x.shape[0], *self.mask.shape).softmax(-1)
+        logits = packed.new_full((x.shape[0], self.mask.numel()), -torch.inf)
         return logits.index_copy(1, self.places, packed).view(-1, *self.mask.shape).softmax(-1)
 
     def forward(self, x: Tensor, experts: Tensor) -> Tensor:
