@@ -21,6 +21,9 @@ OUTCOMES = ("is_click", "long_view")
 SECONDS = (7, 12, 18, 30, 60, 120)
 """Edges of the durations that an event of a history tells apart."""
 
+DONE = ("is_like", "is_comment", "is_profile_enter", "is_follow", "is_forward", "watched", "played")
+"""What else a user did before: behaviors, the fraction watched and the logarithm of play time."""
+
 RECENT = (1, 5, 20)
 EVENT_DIM = 16
 MISSING_CODE = -124
@@ -37,8 +40,8 @@ class ExplicitLog:
     """One of several test windows that roll over the log, two days each.
 
     Features: the user table without the user's id, hour, day of the week and duration, and what the
-    user did strictly before: means of outcomes, of the last 1, 5 and 20 events too, their number,
-    the hours since the last one, and the last 30 events (duration and outcomes).
+    user did strictly before: means of outcomes and other behaviors, of the last 1, 5 and 20 events
+    too, their number, the hours since the last one, and the last 30 events (duration and outcomes).
 
     Args:
         path: The log, ``kuairand27k_explicit_log.parquet``.
@@ -72,13 +75,13 @@ class ExplicitLog:
         self.events, self.encoder, self.dim = events, encoder, dim
 
     def read(self) -> RankingTables:
-        """Return the rows before the window, the two days just before it, and the window.
+        """Return the earlier rows, those of the day just before the window, and the window.
 
         Raises:
             GatesError: A file is missing.
         """
         table = self._table()
-        splits = rolling_windows(table, "date", test=2, validation=2, windows=self.windows)
+        splits = rolling_windows(table, "date", test=2, validation=1, windows=self.windows)
         split = next(islice(splits, self.window, None))
         notes = (
             "rows were selected on like and hate: a check of the pipeline, no claim of quality",
@@ -92,8 +95,9 @@ class ExplicitLog:
         if self.encoder != "none":
             kind = self.encoder
             histories = (History("past_event", "last_event", self.events, kind),)  # type: ignore[arg-type]
-        means = [f"past_mean_{name}" for name in OUTCOMES]
-        recent = [f"recent_{name}_{count}" for name in OUTCOMES for count in RECENT]
+        known = (*OUTCOMES, *DONE)
+        means = [f"past_mean_{name}" for name in known]
+        recent = [f"recent_{name}_{count}" for name in known for count in RECENT]
         return FeatureSchema(
             tasks=tuple(Task(name, category="watch") for name in OUTCOMES),
             sparse=(
@@ -120,24 +124,32 @@ class ExplicitLog:
         log = read_table(self.path).sort("time_ms", maintain_order=True)
         users = read_table(self.users_path).with_columns(pl.col("user_id").cast(pl.Int32))
         coded = [n for n, kind in users.schema.items() if kind.is_numeric() and n != "user_id"]
-        known = [pl.when(pl.col(n) != MISSING_CODE).then(pl.col(n)).alias(n) for n in coded]
+        decoded = [pl.when(pl.col(n) != MISSING_CODE).then(pl.col(n)).alias(n) for n in coded]
         log = log.with_columns(
             duration_ms=pl.when(pl.col("duration_ms") > 0).then(pl.col("duration_ms")),
             weekday=pl.col("date").cast(pl.String).str.to_date("%Y%m%d").dt.weekday(),
         ).with_columns(event=_duration_class())
         outcome = pl.concat_str([pl.col("event"), *OUTCOMES], separator=" ")
-        log = log.with_columns(outcome=outcome, when=pl.col("time_ms"))
-        history = UserHistory(self.events, ("outcome", *OUTCOMES, "when"), OUTCOMES)
+        log = log.with_columns(
+            outcome=outcome,
+            when=pl.col("time_ms"),
+            watched=(pl.col("play_time_ms") / pl.col("duration_ms")).clip(0, 3),
+            played=(pl.col("play_time_ms") + 1).log(),
+        )
+        known = (*OUTCOMES, *DONE)
+        history = UserHistory(self.events, ("outcome", *known, "when"), known)
         log = history.add(log).rename({"past_outcome": "past_event"})
         recent = [
             pl.col(f"past_{name}").list.tail(count).list.mean().alias(f"recent_{name}_{count}")
-            for name in OUTCOMES
+            for name in known
             for count in RECENT
         ]
         since = (pl.col("time_ms") - pl.col("past_when").list.last()) / HOUR_MS
         log = log.with_columns(*recent, hours_since=since)
         log = log.with_columns(last_event=pl.col("past_event").list.last())
-        return log.join(users.with_columns(known), on="user_id", how="left", maintain_order="left")
+        return log.join(
+            users.with_columns(decoded), on="user_id", how="left", maintain_order="left"
+        )
 
 
 def _duration_class() -> pl.Expr:
