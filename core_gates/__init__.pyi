@@ -13,6 +13,7 @@ from .errors import MissingExtraError as MissingExtraError
 from .features import FeatureSelectionGate as FeatureSelectionGate
 from .features import HardAttentionGate as HardAttentionGate
 from .features import LowRankFeatureGate as LowRankFeatureGate
+from .features import LowRankFeatureGates as LowRankFeatureGates
 from .features import SelfGate as SelfGate
 from .gates import ActivationGate as ActivationGate
 from .gates import BaseLayerGate as BaseLayerGate
@@ -26,6 +27,7 @@ from .gates import GShardGate as GShardGate
 from .gates import HardConcreteGate as HardConcreteGate
 from .gates import HashGate as HashGate
 from .gates import MaskedMixture as MaskedMixture
+from .gates import MlpGate as MlpGate
 from .gates import MultiGate as MultiGate
 from .gates import NoisyTopKGate as NoisyTopKGate
 from .gates import PermutedGate as PermutedGate

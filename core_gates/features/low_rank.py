@@ -218,9 +218,10 @@ class LowRankFeatureGate(nn.Module):
             raise ValueError(f"v {tuple(v.shape)} must end in the {self.dim} features of a gate")
         return v.reshape(1, -1, self.dim)
 
-    def _maps(self) -> tuple[Tensor, ...]:
+    def _maps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         parts = self.mixer_weight, self.mixer_bias, self.down.mT, self.up
-        return tuple(part.unsqueeze(0) for part in parts)
+        mixer, bias, down, up = (part.unsqueeze(0) for part in parts)
+        return mixer, bias, down, up
 
 
 def rank_of(rank: Rank, dim: int, num_maps: int) -> int:

@@ -12,6 +12,7 @@ from .hard_concrete import HardConcreteGate as HardConcreteGate
 from .hash import HashGate as HashGate
 from .mixture import MaskedMixture as MaskedMixture
 from .mixture import MultiGate as MultiGate
+from .mlp import MlpGate as MlpGate
 from .noisy_top_k import NoisyTopKGate as NoisyTopKGate
 from .permutation import PermutedGate as PermutedGate
 from .predictive import CrossLayerPredictor as CrossLayerPredictor

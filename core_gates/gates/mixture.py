@@ -1,7 +1,7 @@
 """Several gates over one set of experts: any routing gates, or linear gates with a mask."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,14 @@ from core_gates.ops.multi_gate_mix.op import multi_gate_mix
 from core_gates.ops.multi_gate_mix.pairs import plan_of
 from core_gates.padding import ignored_as_zero
 from core_gates.routing.base import Gate
+
+
+class MixtureWeights(nn.Module):
+    """What a monitor watches of a mixture: the weights as they pass, unchanged."""
+
+    def forward(self, weights: Tensor, padding_mask: Tensor | None) -> Tensor:  # noqa: ARG002
+        """Return the weights (..., S, E)."""
+        return weights
 
 
 class MultiGate(nn.Module):
@@ -54,7 +62,8 @@ class MultiGate(nn.Module):
                     f" {int(row.sum())}"
                 )
         self.gates = nn.ModuleList(gates)
-        self._shape = mask.shape
+        self.mixed = MixtureWeights()
+        self.shape = (mask.shape[0], mask.shape[1])
         self._places = mask.cpu().flatten().nonzero().flatten()
         self.register_buffer("places", self._places.clone(), persistent=False)
 
@@ -73,7 +82,7 @@ class MultiGate(nn.Module):
         """
         routings = [(gate(x, ids=ids, padding_mask=padding_mask), gate) for gate in self.gates]
         rows = [routing.to_dense(gate.num_experts).weights for routing, gate in routings]
-        return _spread(torch.cat(rows, -1), self.places, self._shape)
+        return _spread(torch.cat(rows, -1), self.places, torch.Size(self.shape))
 
     def forward(
         self,
@@ -94,9 +103,10 @@ class MultiGate(nn.Module):
         Raises:
             ValueError: ``experts`` has another number of experts, or the mask does not fit.
         """
-        if experts.shape[-2] != self._shape[1]:
-            raise ValueError(f"expected {self._shape[1]} experts, found {experts.shape[-2]}")
-        weights = self.weights(x, ids=ids, padding_mask=padding_mask)
+        if experts.shape[-2] != self.shape[1]:
+            raise ValueError(f"expected {self.shape[1]} experts, found {experts.shape[-2]}")
+        weights: Tensor = self.weights(x, ids=ids, padding_mask=padding_mask)
+        weights = self.mixed(weights, padding_mask)
         experts = ignored_as_zero(experts, padding_mask)  # 0 · NaN = NaN
         acc = torch.promote_types(weights.dtype, experts.dtype)
         return (weights.to(acc) @ experts.to(acc)).to(experts.dtype)
@@ -164,10 +174,11 @@ class MaskedMixture(nn.Module):
         # What reset_parameters fills the buffers from.
         self._tables = torch.stack([mask] if gated is None else [mask, gated]).cpu()
         self._free = None if free is None else free.cpu()
+        self.shape = (mask.shape[0], mask.shape[1])
         self._plan = plan_of(self._tables)
         self._rows = _rows_of_inputs(self._tables, self.reads)
         width = int(self._tables.sum())
-        where = {"device": device, "dtype": dtype}
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(width, dim, **where))
         self.bias = nn.Parameter(torch.empty(width, **where)) if bias else None
         self.self_weight = None
@@ -210,11 +221,17 @@ class MaskedMixture(nn.Module):
         free = self._free_weights()
         return mixed if free is None else mixed + free.to(experts.dtype) @ experts
 
-    def weights(self, x: Tensor) -> Tensor:
-        """Return the weights (..., S, E) of the gates and, added, those of the residual path."""
+    def weights(self, x: Tensor, *, residual: bool = True) -> Tensor:
+        """Return the weights (..., S, E) of the gates.
+
+        Args:
+            x: Input of the gates.
+            residual: Whether those of the residual path, of self gates or free, are added.
+        """
         kinds = _spread(self._packed(x), self.places, self.tables.shape)
-        weights = reference.normalize(kinds, self.tables).sum(-3)
-        free = self._free_weights()
+        weights = reference.normalize(kinds, self.tables)
+        weights = weights.sum(-3) if residual else weights[..., 0, :, :]
+        free = self._free_weights() if residual else None
         return weights if free is None else weights + free
 
     def gate_values(self, x: Tensor, experts: Tensor) -> Tensor:  # noqa: ARG002
@@ -239,14 +256,12 @@ class MaskedMixture(nn.Module):
             weight = torch.cat([self.weight[part] for part in rows])
             bias = None if self.bias is None else torch.cat([self.bias[part] for part in rows])
             found.append(linear_fp32(x[..., i, :], weight, bias))
-        parts = [
-            (part.start, values)
-            for (_, rows), output in zip(read, found, strict=True)
-            for part, values in zip(
-                rows, output.split([part.stop - part.start for part in rows], -1), strict=True
-            )
-        ]
-        return torch.cat([values for _, values in sorted(parts, key=lambda item: item[0])], -1)
+        parts: dict[int, Tensor] = {}
+        for (_, rows), output in zip(read, found, strict=True):
+            sizes = [part.stop - part.start for part in rows]
+            starts = [part.start for part in rows]
+            parts |= dict(zip(starts, torch.split(output, sizes, -1), strict=True))
+        return torch.cat([parts[start] for start in sorted(parts)], -1)
 
     def _fits(self, packed: Tensor, experts: Tensor) -> bool:
         """Return whether there is an output of each expert for each row."""

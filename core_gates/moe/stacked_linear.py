@@ -146,7 +146,7 @@ def _backward_of_group(
 
 
 def _grouped(t: Tensor, stretch: Stretch) -> Tensor:
-    return t.unflatten(0, (stretch.groups, stretch.experts))
+    return t.view(stretch.groups, stretch.experts, *t.shape[1:])
 
 
 _sliced: Callable[..., Tensor] = _Sliced.apply

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from core_gates.errors import check_at_least
+from core_gates.gates.mixture import MaskedMixture, MultiGate
 from core_gates.moe.experts import StackedExperts
+from core_gates.moe.normed_experts import NormedExperts
 from core_gates.monitor.activations import ActivationStatistics
+from core_gates.monitor.mixtures import MixtureStatistics
 from core_gates.monitor.report import GateReport
 from core_gates.monitor.routings import Choices, RoutingStatistics
 from core_gates.monitor.sums import split
@@ -23,7 +26,7 @@ from core_gates.routing.output import RoutingOutput
 from core_gates.routing.repeated import Gathered, accumulate, is_repeated
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
-Statistics = RoutingStatistics | ValueStatistics | ActivationStatistics
+Statistics = RoutingStatistics | ValueStatistics | ActivationStatistics | MixtureStatistics
 
 
 class GateMonitor:
@@ -31,6 +34,8 @@ class GateMonitor:
 
     Routing gates (:class:`~core_gates.routing.base.Gate`) are measured from what they return, other
     modules that offer ``gate_values`` by one more call of it, and ``experts`` from their outputs.
+    Of mixtures (``MaskedMixture``, ``MultiGate``) the mean weights of all gates and experts are
+    measured, too: their distribution ``matrix``, without those of residual paths.
     Nothing is read on the host before :meth:`compute`. Recomputation by activation checkpointing is
     not counted again. A compiled model is measured as well, whenever it was compiled: for steps
     that are measured, it is compiled once more.
@@ -83,7 +88,12 @@ class GateMonitor:
             self._listeners[name] = _RoutingListener(self, name, statistics)
             gate.listeners = (*gate.listeners, self._listeners[name])
         for name, module in _value_gates(model):
-            self._watched.append(_Watched(module, self._value_hook(name, module, bins)))
+            make = self._mixture_hook if isinstance(module, MaskedMixture) else self._value_hook
+            self._watched.append(_Watched(module, make(name, module, bins)))
+        for name, module in model.named_modules():
+            if isinstance(module, MultiGate):
+                hook = self._weights_hook(name or type(module).__name__, module)
+                self._watched.append(_Watched(module.get_submodule("mixed"), hook))
         for name, num_experts in (experts or {}).items():
             hook = self._expert_hook(name, num_experts)
             self._watched.append(_Watched(model.get_submodule(name), hook))
@@ -144,7 +154,8 @@ class GateMonitor:
         Returns:
             Gate name -> figure -> value; the figures are those of
             :class:`~core_gates.monitor.routings.RoutingStatistics`,
-            :class:`~core_gates.monitor.values.ValueStatistics` and
+            :class:`~core_gates.monitor.values.ValueStatistics`,
+            :class:`~core_gates.monitor.mixtures.MixtureStatistics` and
             :class:`~core_gates.monitor.activations.ActivationStatistics`.
         """
         return self.report(all_reduce=all_reduce, group=group).figures
@@ -200,13 +211,40 @@ class GateMonitor:
 
         return hook
 
+    def _mixture_hook(self, name: str, module: nn.Module, bins: int) -> Hook:
+        assert isinstance(module, MaskedMixture)
+        statistics = MixtureStatistics(*module.shape, ValueStatistics(bins))
+        self._start(name, module, statistics)
+
+        def hook(module: Any, inputs: tuple[Any, ...], options: dict[str, Any], _: Any) -> None:
+            if not self._samples():
+                return
+            x = inputs[0] if inputs else options["x"]
+            with torch.no_grad():
+                values = module.gate_values(*inputs, **options)
+                self._add(name, statistics.sums(module.weights(x, residual=False), values=values))
+
+        return hook
+
+    def _weights_hook(self, name: str, module: MultiGate) -> Hook:
+        statistics = MixtureStatistics(*module.shape)
+        self._start(name, module, statistics)
+
+        def hook(_: nn.Module, inputs: tuple[Any, ...], *__: Any) -> None:
+            if self._samples():
+                with torch.no_grad():
+                    self._add(name, statistics.sums(*inputs))
+
+        return hook
+
     def _expert_hook(self, name: str, num_experts: int) -> Hook:
         if name not in dict(self._model.named_modules()):
             raise ValueError(f"experts names {name!r}, which is not a module of the model")
         if name in self._statistics:
             raise ValueError(f"experts names {name!r}, which is a gate; name what it mixes")
         experts = self._model.get_submodule(name)
-        if isinstance(experts, StackedExperts) and experts.num_experts != num_experts:
+        stacked = isinstance(experts, StackedExperts | NormedExperts)
+        if stacked and experts.num_experts != num_experts:
             raise ValueError(f"{name!r} has {experts.num_experts} experts, not {num_experts}")
         statistics = ActivationStatistics(num_experts)
         self._start(name, experts, statistics)
@@ -218,7 +256,9 @@ class GateMonitor:
                 return
             with torch.no_grad():
                 numbers = None
-                if isinstance(module, StackedExperts):
+                if isinstance(module, NormedExperts):
+                    numbers = module.experts_of(outputs)
+                elif isinstance(module, StackedExperts):
                     numbers = module.experts_of(outputs, *inputs, **options)
                 self._add(name, statistics.sums(outputs, numbers))
 

@@ -8,12 +8,14 @@ from .block_sparse_attention.op import block_sparse_attention as block_sparse_at
 from .compress.active import ActiveTokens as ActiveTokens
 from .compress.op import compress as compress
 from .compress.op import extract as extract
+from .feature_gate.op import feature_gate as feature_gate
 from .gate_multiply.op import gate_multiply as gate_multiply
 from .gated_lora.op import gated_lora as gated_lora
 from .gated_residual_norm.op import gated_residual_norm as gated_residual_norm
 from .grouped_linear.op import grouped_linear as grouped_linear
 from .grouped_mlp.op import grouped_mlp as grouped_mlp
 from .multi_gate_mix.op import multi_gate_mix as multi_gate_mix
+from .norm_act.op import norm_act as norm_act
 from .router.op import Routed as Routed
 from .router.op import router as router
 from .silu_gate.op import silu_gate as silu_gate

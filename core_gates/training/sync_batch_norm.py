@@ -185,7 +185,7 @@ def moments_of_ranks(
     parts = count, count * mean, squares + count * mean.square()
     local = torch.cat([part.flatten() for part in parts])
     total = all_reduce(local, group) if num_ranks(group) > 1 else local
-    found = total.split([part.numel() for part in parts])
+    found = torch.split(total, [part.numel() for part in parts])
     count, sums, squares = (t.view(p.shape) for t, p in zip(found, parts, strict=True))
     count = count.detach()
     mean = sums / count.clamp(min=1)

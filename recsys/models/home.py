@@ -227,7 +227,7 @@ class MetaLayer(nn.Module):
             numbers, dim, hidden_dims, norm=norm, activation=activation, **where
         )
         seen, own = meta_masks(forest, self.owner, mask=mask, self_gate=self_gate)
-        self.mixture = MaskedMixture(dim, seen, self_mask=own, **where)
+        self.mixture = GroupMixture(dim, seen, self_mask=own, **where)
 
     def forward(self, v: Tensor) -> Tensor:
         """Return the outputs of all groups (B, C + 1, F)."""
@@ -322,7 +322,15 @@ class TaskLayer(nn.Module):
         return ExpertLayer(name, self.experts, self.mixture, _numbered(owner), owner, self.groups)
 
 
-class TaskMixture(MaskedMixture):
+class GroupMixture(MaskedMixture):
+    """A masked mixture whose weights, for diagnosis, are those of its gates alone."""
+
+    def weights(self, x: Tensor, *, residual: bool = False) -> Tensor:
+        """Return the weights of the gates (B, S, E), by default without those of self gates."""
+        return super().weights(x, residual=residual)
+
+
+class TaskMixture(GroupMixture):
     """The gates and self gates of tasks, each reading the input of its category.
 
     Args:
@@ -363,9 +371,9 @@ class TaskMixture(MaskedMixture):
         reads = [forest.category_of(task) for task in forest.task_names]
         super().__init__(dim, seen, self_mask=own, reads=reads, device=device, dtype=dtype)
 
-    def weights(self, x: Tensor) -> Tensor:
-        """Return the weights of gates and self gates, added (B, T, E)."""
-        weights = super().weights(x)
+    def weights(self, x: Tensor, *, residual: bool = False) -> Tensor:
+        """Return the weights of the gates (B, T, E), outputs of an expert added."""
+        weights = super().weights(x, residual=residual)
         number = max(self.expert_of_output) + 1
         if number == weights.shape[-1]:
             return weights

@@ -43,6 +43,10 @@ MODULES = {
     },
     "ActivationGate that learns": lambda **o: gates.ActivationGate(D, E, learn_tau=True, **o),
     "HashGate": lambda **o: gates.HashGate(D, E, num_ids=10, **o),
+    "MaskedMixture with free weights": lambda **o: gates.MaskedMixture(
+        D, MASK, self_mask=MASK, self_weights="free", **o
+    ),
+    "MlpGate with norms": lambda **o: gates.MlpGate(D, E, norm="batch", **o),
     "MaskedMixture": lambda **o: gates.MaskedMixture(D, MASK, self_mask=MASK, bias=True, **o),
     "PermutedGate": lambda **o: gates.PermutedGate(
         gates.TopKGate(D, E, **o), search=PermutationSearch(5), **o
@@ -69,6 +73,9 @@ MODULES = {
     "SameConv": lambda **o: conv.SameConv(2, D, 3, **o),
     "FeatureSelectionGate": lambda **o: features.FeatureSelectionGate(D, **o),
     "LowRankFeatureGate": lambda **o: features.LowRankFeatureGate(D, 2, **o),
+    "LowRankFeatureGates": lambda **o: features.LowRankFeatureGates(D, 3, 2, **o),
+    "PriorGate": lambda **o: features.PriorGate(D, H, **o),
+    "TransferGate": lambda **o: features.TransferGate(D, **o),
     "SelfGate": lambda **o: features.SelfGate(D, 2, **o),
     "GatedLoraLinear": lambda **o: adapters.GatedLoraLinear(layer(**o), **o),
     "LoraGate": lambda **o: adapters.LoraGate(D, time="film", **o),
@@ -77,6 +84,8 @@ MODULES = {
     "SparseLowRank": lambda **o: adapters.SparseLowRank(D, H, D, **o),
     "GatedMlp": lambda **o: moe.GatedMlp(D, H, bias=True, **o),
     "NormedExperts": lambda **o: moe.NormedExperts(E, D, [H, D], **o),
+    "NormedExperts in groups": lambda **o: moe.NormedExperts([2, 1], D, [H], runs=[1, 2], **o),
+    "NormedExperts without norm": lambda **o: moe.NormedExperts(E, D, [H], norm=None, **o),
     "StackedExperts": lambda **o: moe.StackedExperts(E, D, H, bias=True, **o),
     "SyncBatchNorm": lambda **o: training.SyncBatchNorm(D, **o),
 }

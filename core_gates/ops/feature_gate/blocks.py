@@ -95,7 +95,7 @@ def backward(
         of_v[i].addmm_(of_outputs, found.weight)
         mine = torch.tensor([gates[j] for j in found.runs])
         of_down.index_add_(0, mine, of_weight[:width].view(sizes[0], *down.shape[1:]))
-        of_mixer.index_add_(0, mine, of_weight[width:].view(sizes[0], sizes[1], -1))
+        of_mixer.index_add_(0, mine, of_weight[width:].view(*sizes[:2], v.shape[2]))
         of_bias.index_add_(0, mine, slope.sum(2))
     return of_v, of_mixer, of_bias, of_down, of_up
 
@@ -129,7 +129,7 @@ def _backward_of_runs(
         )
         flat, factors = slope.flatten(0, 1), up[block.gates].flatten(0, 1)
         found = torch.bmm(flat, factors.mT)
-        of_hidden[number, :, rows] = found.view(*slope.shape[:3], -1)
+        of_hidden[number, :, rows] = found.view(*slope.shape[:3], up.shape[2])
         hidden = maps.hidden[number, :, rows].flatten(0, 1)
         of_up[block.gates].flatten(0, 1).baddbmm_(hidden.mT, flat)
     weights, slopes = (maps.mixture / 2).squeeze(-1), 2 * of_mixture.squeeze(-1)
@@ -151,8 +151,10 @@ def _maps(
     weight = torch.cat([down[mine].flatten(0, 2), mixer[mine].flatten(0, 1)])
     outputs = v[i] @ weight.mT
     width = len(mine) * down.shape[1] * down.shape[2]
-    hidden = outputs[:, :width].view(-1, len(mine), *down.shape[1:3]).permute(1, 2, 0, 3)
-    logits = outputs[:, width:].mT.unflatten(0, (len(mine), -1)) + mixer_bias[mine].unsqueeze(-1)
+    hidden = outputs[:, :width].view(len(outputs), len(mine), *down.shape[1:3])
+    hidden = hidden.permute(1, 2, 0, 3)
+    logits = outputs[:, width:].mT.reshape(len(mine), down.shape[1], len(outputs))
+    logits = logits + mixer_bias[mine].unsqueeze(-1)
     return Maps(runs, weight, hidden, 2 * logits.softmax(1).unsqueeze(-1))
 
 

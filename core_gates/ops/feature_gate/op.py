@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core_gates.ops._select import definition, derivatives, use_cpp, use_slices
+from core_gates.numerics import autocast_off
+from core_gates.ops._register import register
+from core_gates.ops._select import definition, derivatives, use_cpp, use_kernel, use_slices
 from core_gates.ops.feature_gate import blocks, reference
 from core_gates.ops.feature_gate.native import NativeSteps
 from core_gates.ops.feature_gate.steps import Steps
@@ -38,16 +40,24 @@ def feature_gate(
         gates: Gate of every run (R,).
 
     Returns:
-        The rescaled inputs (R, N, D) in the dtype of ``v``; half precision is computed in float32.
+        The rescaled inputs (R, N, D) in the dtype of ``v``, under autocast in that of autocast. In
+        half precision mixtures and factors are computed in float32.
 
     Raises:
         ValueError: The shapes do not fit, or a run names an input or a gate that does not exist.
     """
     _check(v, mixer, mixer_bias, down, up, inputs, gates)
-    arguments = v, mixer, mixer_bias, down, up, list(inputs), list(gates)
-    if use_slices(*arguments[:5]):
-        return _blockwise(*arguments)
-    return definition(reference.forward)(*arguments)
+    device = v.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        half = torch.get_autocast_dtype(device)
+        v, down, up = v.to(half), down.to(half), up.to(half)
+    tensors, runs = (v, mixer, mixer_bias, down, up), (list(inputs), list(gates))
+    with autocast_off(v):
+        if use_slices(*tensors):
+            return _blockwise(*tensors, *runs)
+        function = _forward if use_kernel(*tensors) else definition(reference.forward)
+        out: Tensor = function(*tensors, *runs)  # type: ignore[call-arg]
+    return out
 
 
 def _check(
@@ -102,3 +112,10 @@ class _Blockwise(torch.autograd.Function):
 
 
 _blockwise: Callable[..., Tensor] = _Blockwise.apply
+
+
+def _fake(v: Tensor, *rest: Any) -> Tensor:
+    return v.new_empty(len(rest[4]), *v.shape[1:])
+
+
+_forward = register(reference, _fake, saved=5)

@@ -1,4 +1,4 @@
-"""Definition of ``feature_gate``: any floating dtype, half precision computed in float32.
+"""Definition of ``feature_gate``: any floating dtype; in half precision, matmuls alone are halves.
 
 I inputs, N rows, D features, G gates of L maps of rank r, R runs of a gate over an input.
 """
@@ -33,9 +33,8 @@ def forward(
         inputs: Input of every run (R,).
         gates: Gate of every run (R,).
     """
-    exact = v.to(accumulation_dtype(v, mixer, mixer_bias, down, up))
-    factor = factors(exact, mixer, mixer_bias, down, up, inputs, gates)
-    rows = exact.unbind()
+    factor = factors(v, mixer, mixer_bias, down, up, inputs, gates)
+    rows = v.to(factor.dtype).unbind()
     runs = zip(inputs, factor.unbind(), strict=True)
     return torch.stack([rows[i] * run for i, run in runs]).to(v.dtype)
 
@@ -51,15 +50,18 @@ def factors(
 ) -> Tensor:
     """Return the factors ``1 + Σ_l mixture_l (2σ(v down_l up_l) - 1)`` (R, N, D) of all runs."""
     acc = accumulation_dtype(v, mixer, mixer_bias, down, up)
-    v, mixer, mixer_bias, down, up = (t.to(acc) for t in (v, mixer, mixer_bias, down, up))
+    work = torch.promote_types(v.dtype, torch.promote_types(down.dtype, up.dtype))
+    mixer, mixer_bias, down, up = mixer.to(acc), mixer_bias.to(acc), down.to(work), up.to(work)
     found: dict[int, Tensor] = {}
     for i, rows in enumerate(v.unbind()):
         runs = runs_of(i, inputs)
         mine = [gates[j] for j in runs]
-        hidden = _per_gate(rows, down[mine].flatten(1, 2)).unflatten(-1, (-1, down.shape[2]))
-        mixture = (_per_gate(rows, mixer[mine]) + mixer_bias[mine].unsqueeze(1)).softmax(-1)
-        opened = (hidden.transpose(1, 2) @ up[mine]).sigmoid()  # (K, L, N, D)
-        factor = 1 + (2 * mixture.mT.unsqueeze(-1) * (opened - 0.5)).sum(1)
+        hidden = _per_gate(rows.to(work), down[mine].flatten(1, 2))
+        hidden = hidden.view(*hidden.shape[:2], *down.shape[1:3])
+        logits = (hidden.transpose(1, 2) @ up[mine]).to(acc)  # (K, L, N, D)
+        mixture = _per_gate(rows.to(acc), mixer[mine]) + mixer_bias[mine].unsqueeze(1)
+        weights = 2 * mixture.softmax(-1).mT.unsqueeze(-1)
+        factor = 1 + (weights * (logits.sigmoid() - 0.5)).sum(1)
         found |= dict(zip(runs, factor.unbind(), strict=True))
     return torch.stack([found[j] for j in range(len(inputs))])
 

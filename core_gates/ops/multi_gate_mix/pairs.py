@@ -200,7 +200,8 @@ def _kinds(plan: Plan, *tables: Tensor) -> Iterator[tuple[Any, ...]]:
     """Iterate over the kinds of gates and their rows (gates, experts, N) of each table."""
     for kind in plan.kinds:
         rows = slice(kind.start, kind.start + kind.gates * kind.experts)
-        yield kind, *(t[rows].unflatten(0, (kind.gates, kind.experts)) for t in tables)
+        sizes = kind.gates, kind.experts
+        yield kind, *(t[rows].view(*sizes, t.shape[1]) for t in tables)
 
 
 def _of_pairs(weights: Tensor, plan: Plan) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from core_gates.activations import check_activation
-from core_gates.ops._select import definition, derivatives, use_cpp, use_slices
+from core_gates.numerics import accumulation_dtype
+from core_gates.ops._register import register_direction
+from core_gates.ops._select import definition, derivatives, use_cpp, use_kernel, use_slices
 from core_gates.ops.norm_act import native, reference, slices
 
 Statistics = tuple[Tensor, Tensor]
@@ -57,9 +59,10 @@ def norm_act(
     mean, variance = statistics or (weight, weight)
     tensors = x, offset, weight, bias, mean, variance
     options = experts, activation, float(eps), statistics is None
-    if use_slices(*tensors):
+    if x.numel() and use_slices(*tensors):
         return _sliced(*tensors, *options)
-    y, mean, variance = definition(reference.forward)(*tensors, *options)
+    function = _forward if use_kernel(*tensors) else definition(reference.forward)
+    y, mean, variance = function(*tensors, *options)
     return y, mean.detach(), variance.detach()
 
 
@@ -123,3 +126,30 @@ class _Sliced(torch.autograd.Function):
 
 
 _sliced: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Sliced.apply
+
+
+def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    offset, mean = rest[0], rest[3]
+    acc = accumulation_dtype(x, mean)
+    used = [offset.new_empty(offset.shape, dtype=acc) for _ in range(2)]
+    return x.new_empty(x.shape), used[0], used[1]
+
+
+def _fake_backward(_grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return x.new_empty(x.shape), *(torch.empty_like(t) for t in rest[:5])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:4], *output[1:])
+    ctx.options = inputs[6:]
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> Any:
+    found = _backward(grad, *ctx.saved_tensors, *ctx.options)
+    return *found[:4], *((None, None) if ctx.options[3] else found[4:]), None, None, None, None
+
+
+_forward = register_direction(reference, "forward", _fake)
+_backward = register_direction(reference, "backward", _fake_backward)
+_forward.register_autograd(_differentiate, setup_context=_save)

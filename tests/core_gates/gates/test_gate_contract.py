@@ -16,6 +16,7 @@ from core_gates.gates.dense_to_sparse import DenseToSparseGate
 from core_gates.gates.dselect import DSelectKGate
 from core_gates.gates.gshard import GShardGate
 from core_gates.gates.hard_concrete import HardConcreteGate
+from core_gates.gates.mlp import MlpGate
 from core_gates.gates.noisy_top_k import NoisyTopKGate
 from core_gates.gates.permutation import PermutedGate
 from core_gates.gates.remoe import ReMoEGate
@@ -32,6 +33,7 @@ GATES = {
     "annealed": lambda **o: SoftmaxGate(
         DIM, EXPERTS, tau=TemperatureSchedule(2.0, 0.3, 10), bias=True, **o
     ),
+    "mlp": lambda **o: MlpGate(DIM, EXPERTS, hidden_dims=(7, 4), activation="silu", **o),
     "top-k": lambda **o: TopKGate(DIM, EXPERTS, k=2, **o),
     "top-k of all": lambda **o: TopKGate(DIM, EXPERTS, k=3, renormalize=False, bias=True, **o),
     "sigmoid": lambda **o: SigmoidGate(DIM, EXPERTS, bias=True, **o),

@@ -66,6 +66,22 @@ CASES = {
     "HeadGate": (lambda: HeadGate(D, 2, 4), (TOKENS, HEADS[0]), {}),
     "LoraGate": (lambda: LoraGate(D), (TOKENS, draw(2, T, E, D)), {}),
     "LowRankFeatureGate": (lambda: LowRankFeatureGate(D, rank=2), (draw(5, D),), {}),
+    "LowRankFeatureGates": (
+        lambda: features.LowRankFeatureGates(D, 3, 2, reads=[[0], [1], [0, 1]]),
+        (draw(5, 2, D),),
+        {},
+    ),
+    "PriorGate": (
+        lambda: features.PriorGate(D, 4, input_dim=5),
+        (draw(5, D), draw(5, 4)),
+        {"seen": draw(5, 5)},
+    ),
+    "TransferGate": (lambda: features.TransferGate(D, 4), (draw(5, D), draw(5, D)), {}),
+    "MaskedMixture of two inputs": (
+        lambda: MaskedMixture(D, torch.ones(2, E, dtype=torch.bool), reads=[1, 0]),
+        (draw(5, 2, D), draw(5, E, D)),
+        {},
+    ),
     "MaskedMixture": (
         lambda: MaskedMixture(D, torch.ones(2, E, dtype=torch.bool)),
         (draw(5, D), draw(5, E, D)),
