@@ -139,30 +139,30 @@ class Ours(nn.Module):
         return logits
 
 
-def pair(name: str, load: Load) -> tuple[nn.Module | None, Ours]:
+def pair(name: str, load: Load) -> tuple[Any, Ours]:
     """Return a network of torch-rechub, None without it, and ours with the same weights."""
     torch.manual_seed(0)
     ours = Ours(load, name)
     if not is_installed():
         return None, ours
     theirs = _theirs(name)
+    for table in theirs.embedding.parameters():  # its 1e-4 would drown in the rounding of biases
+        nn.init.normal_(table, std=0.1)
     state = theirs.state_dict()
     tables = [state[f"embedding.embed_dict.f{i}.weight"] for i in range(FIELDS)]
     _copy(ours, {"tables.weight": torch.cat(tables)} | _stacked(name, state))
     return theirs, ours
 
 
-def _theirs(name: str) -> nn.Module:
+def _theirs(name: str) -> Any:
     features: Any = importlib.import_module("torch_rechub.basic.features")
     models: Any = importlib.import_module("torch_rechub.models.multi_task")
     fields = [features.SparseFeature(f"f{i}", ROWS_OF_TABLE, DIM) for i in range(FIELDS)]
     kinds, towers = ["classification"] * TASKS, [{"dims": TOWER_DIMS}] * TASKS
     experts = {"dims": EXPERT_DIMS}
     if name == "MMoE":
-        model: nn.Module = models.MMOE(fields, kinds, EXPERTS, experts, towers)
-    else:
-        model = models.PLE(fields, kinds, LEVELS, SPECIFIC, SHARED, experts, towers)
-    return model
+        return models.MMOE(fields, kinds, EXPERTS, experts, towers)
+    return models.PLE(fields, kinds, LEVELS, SPECIFIC, SHARED, experts, towers)
 
 
 def _stacked(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
