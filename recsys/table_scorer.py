@@ -5,18 +5,23 @@ N rows, F sparse features, T tasks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from core_gates.errors import check_at_least
+from recsys.inputs import Rows
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
-from recsys.transform import FeatureTransform
+from recsys.transform import Features, FeatureTransform
 from recsys.vocabulary import UNKNOWN
+
+Span = tuple[int, int]
 
 
 class Scored(NamedTuple):
@@ -37,7 +42,8 @@ class TableScorer:
     Args:
         ranker: Trained.
         transform: Fitted to its training rows.
-        block_rows: Rows that go through the network at once.
+        block_rows: Rows that go through the network at once, at most a list more.
+        owned: Whether ``ranker`` itself may be folded, which spares a copy of its tables.
 
     Attributes:
         task_names: Tasks, in the order of the probabilities.
@@ -48,10 +54,20 @@ class TableScorer:
     """
 
     def __init__(
-        self, ranker: Ranker, transform: FeatureTransform, *, block_rows: int = 4096
+        self,
+        ranker: Ranker,
+        transform: FeatureTransform,
+        *,
+        block_rows: int = 4096,
+        owned: bool = False,
     ) -> None:
         check_at_least(1, block_rows=block_rows)
-        self.ranker, self.transform, self.block_rows = ranker.folded(), transform, block_rows
+        if owned:
+            ranker.net = ranker.net.folded()
+            self.ranker = ranker.requires_grad_(False).eval()
+        else:
+            self.ranker = ranker.folded()
+        self.transform, self.block_rows = transform, block_rows
         self.task_names = self.schema.task_names
         self.sparse_names = tuple(transform.sparse_tables)
 
@@ -60,9 +76,21 @@ class TableScorer:
         """What the columns are."""
         return self.transform.schema
 
+    @property
+    def encodes_users(self) -> bool:
+        """Whether something of a user is worth to be computed once for a list of rows."""
+        histories = self.schema.sequences
+        return any(h.side == "user" and h.encoder != "mean" for h in histories)
+
     @torch.inference_mode()
-    def score(self, table: pl.DataFrame) -> Scored:
+    def score(self, table: pl.DataFrame, lists: Sequence[int] = ()) -> Scored:
         """Return probabilities of N rows; labels and further columns are not needed.
+
+        Args:
+            table: N rows.
+            lists: Lengths of lists of rows that follow each other, N in all, if the rows of a list
+                agree in all features of the user: these are then embedded and encoded once for
+                each list, with the same results.
 
         Raises:
             GatesError: A column is absent or of a wrong type; a value is no number where one is
@@ -70,9 +98,47 @@ class TableScorer:
         """
         features = self.transform.encode(table)
         found = np.empty((len(table), len(self.task_names)), np.float32)
-        for start in range(0, len(table), self.block_rows):
-            rows = slice(start, start + self.block_rows)
-            sparse, dense = (torch.from_numpy(a[rows]) for a in (features.sparse, features.dense))
-            sequences = [torch.from_numpy(a[rows]) for a in features.sequences]
-            found[rows] = self.ranker(sparse, dense, sequences).sigmoid().numpy()
+        for spans in self._blocks(len(table), lists):
+            rows = _rows(features, (spans[0][0], spans[-1][1]))
+            logits = self._of_lists(rows, spans) if lists else self.ranker(*rows)
+            found[spans[0][0] : spans[-1][1]] = logits.sigmoid().numpy()
         return Scored(found, features.sparse == UNKNOWN)
+
+    def _blocks(self, count: int, lists: Sequence[int]) -> Iterator[list[Span]]:
+        """Yield the lists, or parts of the table, that go through the network at once."""
+        if not lists:
+            for start in range(0, count, self.block_rows):
+                yield [(start, min(start + self.block_rows, count))]
+            return
+        block: list[Span] = []
+        start = 0
+        for length in lists:
+            block.append((start, start + length))
+            start += length
+            if start - block[0][0] >= self.block_rows:
+                yield block
+                block = []
+        if block:
+            yield block
+
+    def _of_lists(self, rows: Rows, spans: Sequence[Span]) -> Tensor:
+        """Return the logits of lists of rows, what is of their users computed once."""
+        inputs: list[list[Tensor]] = [[] for _ in self.ranker.input_layers]
+        for start, end in spans:
+            some = _some(rows, (start - spans[0][0], end - spans[0][0]))
+            parts = self.ranker.user_inputs(_some(some, (0, 1)))
+            for layer, part, made in zip(self.ranker.input_layers, parts, inputs, strict=True):
+                made.append(layer.with_user(part, some))
+        joined = [torch.cat(made) for made in inputs]
+        return self.ranker.logits(joined[0] if len(joined) == 1 else torch.stack(joined, 1))
+
+
+def _rows(features: Features, span: Span) -> Rows:
+    """Return some of the encoded rows as tensors."""
+    sparse, dense = map(torch.from_numpy, (features.sparse, features.dense))
+    return _some(Rows(sparse, dense, tuple(map(torch.from_numpy, features.sequences))), span)
+
+
+def _some(rows: Rows, span: Span) -> Rows:
+    some = slice(*span)
+    return Rows(rows.sparse[some], rows.dense[some], tuple(s[some] for s in rows.sequences))

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from apps.video.made_up import made_up
-from apps.video.model import Model, place_of, read_model
-from apps.video.requests import RequestReader
+from apps.video.serving.made_up import made_up
+from apps.video.serving.model import Model, place_of, read_model
+from apps.video.serving.requests import RequestReader, fields_of_user
 from core_gates.errors import GatesError, MissingExtraError, check_positive
 from harness.command.verbs import Place
 from harness.evidence import Bar, Row
@@ -26,7 +26,6 @@ from harness.experiment.printing import print_scores
 from harness.experiment.scores import Scores, write_scores
 from harness.files import write_json
 from recsys.parts import find_parts
-from recsys.schema import Dense, History, Sparse
 
 MANIFEST = "current.json"
 SAME = 1e-6  # difference of a probability that counts as none
@@ -137,10 +136,8 @@ class Requests:
     def make(self, table: pl.DataFrame, candidates: int) -> None:
         """Cut a table into requests; features of the user are those of the first row of each."""
         schema = self.first.scorer.schema
-        columns: tuple[Sparse | Dense | History, ...]
-        columns = (*schema.sparse, *schema.dense, *schema.sequences)
-        users = [column.name for column in columns if column.side == "user"]
-        others = [column.name for column in columns if column.side != "user"]
+        users = fields_of_user(schema)
+        others = [name for name in schema.features if name not in users]
         for start in range(0, len(table), candidates):
             rows = table[start : start + candidates]
             same = rows[[0] * len(rows)].with_columns(rows[name] for name in others)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from apps.video.fusion import fusion_of
-from apps.video.model import Model, chosen_tasks, place_of, read_model
-from apps.video.shards import Shards, ShardWriter
+from apps.video.serving.fusion import fusion_of
+from apps.video.serving.model import Model, chosen_tasks, place_of, read_model
+from apps.video.serving.shards import Shards, ShardWriter
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.runs.ticker import counting
@@ -24,6 +24,7 @@ def score(
     tasks: tuple[str, ...] = (),
     fused: dict[str, float] | None = None,
     offsets: dict[str, float] | None = None,
+    int8: bool = False,
     threads: int = 1,
     overwrite_output: bool = False,
 ) -> None:
@@ -43,6 +44,7 @@ def score(
         tasks: Tasks whose probabilities are written; all by default.
         fused: Exponents of tasks; adds the fused score, the product of (offset + p) ^ exponent.
         offsets: Numbers by task that the fused score adds to its probability.
+        int8: Keep embedding tables as 8-bit integers in memory.
         threads: Threads of the network.
         overwrite_output: Replace predictions of another model, with other options or of other
             content.
@@ -51,7 +53,7 @@ def score(
         raise GatesError(f"--threads must be at least 1, found {threads}")
     torch.set_num_threads(threads)
     parts = find_parts(sources)
-    found = read_model(place_of(place, model))
+    found = read_model(place_of(place, model), int8=int8)
     chosen = chosen_tasks(found.scorer.task_names, tasks)
     fusion = fusion_of(found.scorer.task_names, fused, offsets)
     root = Path(output) if output else place.run_folder.path / "predictions"

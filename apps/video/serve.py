@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from apps.video.model import place_of
-from apps.video.ranking_service import Unknown, loader
+from apps.video.serving.model import place_of
+from apps.video.serving.ranking_scorer import Unknown, loader
 from core_gates.errors import GatesError, MissingExtraError
 from harness.command.verbs import Place
 from harness.service import Limits
@@ -22,6 +22,7 @@ def serve(
     offsets: dict[str, float] | None = None,
     unknown: Unknown = "score",
     limits: Limits = LIMITS,
+    int8: bool = False,
     threads: int = 1,
     poll_s: float = 1.0,
 ) -> None:
@@ -41,6 +42,7 @@ def serve(
         unknown: Whether requests with values that training has not seen are scored, which is
             usual, as new items have new ids, or refused.
         limits: What protects the service, and how it forms batches.
+        int8: Keep embedding tables as 8-bit integers in memory.
         threads: Threads of the network.
         poll_s: Seconds between two looks at the model folder.
     """
@@ -56,6 +58,6 @@ def serve(
     log_to_stderr()
     found = place_of(place, model)
     with bind(host, port) as bound:
-        service = Service(found, loader(fused, offsets, unknown), limits, poll_s)
+        service = Service(found, loader(fused, offsets, unknown, int8=int8), limits, poll_s)
         print(f"model: {service.models.current.version}")
         run(service, bound)

@@ -15,7 +15,7 @@ ITEM = ("book", "author", "price")
 TASKS = ("view", "buy", "return")
 
 
-def schema():
+def schema(encoder="mean"):
     """User, item and context columns; strings, integers, numbers, a history and a cross."""
     return FeatureSchema(
         tasks=tuple(Task(name, category="read" if name == "view" else "pay") for name in TASKS),
@@ -30,7 +30,7 @@ def schema():
             Dense("age", side="user"),
             Dense("price", side="item", scaling="buckets", buckets=4),
         ),
-        sequences=(History("last", of="book", max_length=5, encoder="mean"),),
+        sequences=(History("last", of="book", max_length=5, encoder=encoder),),
         crossed=(Crossed(("city", "hour"), buckets=30, dim=2),),
         dim=4,
         user="reader",
@@ -63,12 +63,13 @@ def rows(number, seed=0):
     )
 
 
-def write_model(folder, seed=0):
+def write_model(folder, seed=0, encoder="mean"):
     """Write an untrained model whose weights and running statistics matter."""
-    transform = FeatureTransform(schema()).fit(rows(500))
+    transform = FeatureTransform(schema(encoder)).fit(rows(500))
     torch.manual_seed(seed)
     options = {"dim": 8, "hidden_dims": [16], "rank": 4, "tower_dims": [8]}
-    ranker = Ranker.build(schema(), transform.sizes, transform.dense_width, "HoME", options)
+    sizes = (transform.sizes, transform.dense_width)
+    ranker = Ranker.build(transform.schema, *sizes, "HoME", options)
     with torch.no_grad():
         for table in ranker.tables():
             table.normal_()

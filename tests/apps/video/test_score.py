@@ -13,8 +13,8 @@ import pytest
 from polars.testing import assert_frame_equal
 
 import recsys.parts
-from apps.video.model import read_model
 from apps.video.score import score
+from apps.video.serving.model import read_model
 from core_gates.errors import GatesError
 
 
@@ -258,7 +258,7 @@ sys.exit(main())
 
 
 def test_a_killed_command_continues_with_the_same_bytes(shop, world, model_folder, monkeypatch):
-    """Four files of five blocks; killed inside the second and inside the third."""
+    """Four files of five blocks; killed inside the third."""
     monkeypatch.setattr(recsys.parts, "BLOCK_ROWS", 50)
     source, whole, broken = world.tmp / "many", world.tmp / "whole", world.tmp / "broken"
     source.mkdir()
@@ -266,8 +266,7 @@ def test_a_killed_command_continues_with_the_same_bytes(shop, world, model_folde
         shop.rows(250, number).write_parquet(source / f"part{number}.parquet")
     command = [sys.executable, "-c", SLOW, "video", "score", str(source), "--model"]
     command += [str(model_folder), "--output"]
-    for kill_at in (1, 2):
-        _kill_inside([*command, str(broken)], broken, kill_at)
+    _kill_inside([*command, str(broken)], broken, complete=2)
     made = state(broken)
     assert len(made) == 2
     for output in (broken, whole):

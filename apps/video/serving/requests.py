@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from apps.video.model import chosen_tasks
+from apps.video.serving.model import chosen_tasks
 from core_gates.errors import GatesError
 from harness.service import Kind, RefusedError, columns_of, mapping_of
+from recsys.schema import Dense, FeatureSchema, History, Sparse
 from recsys.transform import FeatureTransform
 
 PARTS = ("user", "context", "candidates", "tasks", "best_first")
@@ -141,6 +142,13 @@ def field_kinds(transform: FeatureTransform) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {n: "text" if is_text else "integer" for n, is_text in text.items()}
     kinds |= dict.fromkeys((f.name for f in schema.dense), "number")
     return kinds | {h.name: "texts" if text[h.of] else "integers" for h in schema.sequences}
+
+
+def fields_of_user(schema: FeatureSchema) -> list[str]:
+    """Return the fields that describe the user."""
+    columns: tuple[Sparse | Dense | History, ...]
+    columns = (*schema.sparse, *schema.dense, *schema.sequences)
+    return [column.name for column in columns if column.side == "user"]
 
 
 def _joined(name: str, requests: Sequence[Request]) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from apps.video.requests import DTYPES, field_kinds
+from apps.video.serving.requests import DTYPES, field_kinds
 from recsys.transform import FeatureTransform
 from recsys.vocabulary import Vocabulary
 

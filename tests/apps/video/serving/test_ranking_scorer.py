@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from apps.video.model import read_model
-from apps.video.ranking_service import RankingScorer, loader
+from apps.video.serving.model import read_model
+from apps.video.serving.ranking_scorer import RankingScorer, loader
 from core_gates.errors import GatesError
 from harness.service.batching import scored
 
@@ -38,6 +38,32 @@ def test_answers_are_those_of_the_table(shop, scorer):
     assert np.std(np.concatenate([a["probabilities"] for a in answers]), axis=0).min() > 0.01
 
 
+@pytest.mark.parametrize("encoder", ["mean", "transformer", "target_attention"])
+def test_what_is_of_a_user_is_encoded_once_for_all_candidates(shop, tmp_path, encoder, monkeypatch):
+    scorer = loader()(shop.write_model(tmp_path / "model", encoder=encoder))
+    ranker, seen = scorer.tables.ranker, []
+    encode = ranker.user_inputs
+    monkeypatch.setattr(ranker, "user_inputs", lambda rows: seen.append(len(rows)) or encode(rows))
+    tables = [shop.rows(n, seed) for n, seed in ((7, 1), (1, 2), (20, 3))]
+    answers = ask(scorer, *map(shop.request, tables))
+    assert len(seen) == (0 if encoder == "mean" else 3)
+    for table, answer in zip(tables, answers, strict=True):
+        offline = scorer.tables.score(shop.as_table(table)).probabilities
+        np.testing.assert_allclose(answer["probabilities"], offline, atol=1e-6)
+
+
+def test_candidates_may_have_histories_that_differ(shop, tmp_path):
+    scorer = loader()(shop.write_model(tmp_path / "model", encoder="transformer"))
+    table = shop.rows(12, 4)
+    content = shop.request(shop.as_table(table))
+    del content["user"]["last"]
+    for candidate, events in zip(content["candidates"], table["last"].to_list(), strict=True):
+        candidate["last"] = events
+    (answer,) = ask(scorer, content)
+    offline = scorer.tables.score(shop.as_table(table).with_columns(table["last"])).probabilities
+    np.testing.assert_allclose(answer["probabilities"], offline, atol=1e-6)
+
+
 def test_the_best_come_first_with_the_wanted_tasks(shop, scorer):
     table = shop.rows(30, 4)
     plain, ordered = ask(
@@ -46,10 +72,10 @@ def test_the_best_come_first_with_the_wanted_tasks(shop, scorer):
     order = np.argsort(-np.array(plain["scores"]), kind="stable")
     assert ordered["candidates"] == order.tolist()
     assert ordered["tasks"] == ["return"]
-    np.testing.assert_array_equal(
-        ordered["probabilities"], np.array(plain["probabilities"])[order][:, [2]]
-    )
-    assert ordered["scores"] == sorted(plain["scores"], reverse=True)
+    expected = np.array(plain["probabilities"])[order][:, [2]]
+    np.testing.assert_allclose(ordered["probabilities"], expected, atol=1e-6)
+    np.testing.assert_allclose(ordered["scores"], np.array(plain["scores"])[order], atol=1e-6)
+    assert ordered["scores"] == sorted(ordered["scores"], reverse=True)
 
 
 def test_values_that_training_has_not_seen_are_counted_or_refused(shop, scorer, model_folder):

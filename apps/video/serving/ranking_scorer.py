@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from apps.video.fusion import Fusion, Powers, fusion_of
-from apps.video.model import Model, read_model
-from apps.video.requests import Request, RequestReader
+from apps.video.serving.fusion import Fusion, Powers, fusion_of
+from apps.video.serving.model import Model, read_model
+from apps.video.serving.requests import Request, RequestReader, fields_of_user
 from harness.service import Arrays, RefusedError
 
 Unknown = Literal["score", "refuse"]
@@ -33,6 +33,7 @@ class RankingScorer:
         self.version, self.tables = model.version, model.scorer
         self.fusion, self.unknown = fusion, unknown
         self.reader = RequestReader(self.tables.transform, self.tables.task_names)
+        self._of_user = set(fields_of_user(self.tables.schema))
 
     def warm_up(self) -> None:
         """Score candidates of which nothing is known."""
@@ -41,12 +42,15 @@ class RankingScorer:
             self.score([Request(nothing, {}, rows, (), best_first=False)])
 
     def read(self, content: Any, max_rows: int) -> Request:
-        """Check a request, see :mod:`apps.video.requests`."""
+        """Check a request, see :mod:`apps.video.serving.requests`."""
         return self.reader.read(content, max_rows)
 
     def score(self, requests: Sequence[Request]) -> Arrays:
         """Return ``p`` (N, T), ``score`` (N,) and ``unknown`` (N, F) of all candidates."""
-        found = self.tables.score(self.reader.table(requests))
+        lists: list[int] = []
+        if self.tables.encodes_users and not any(map(self._differ, requests)):
+            lists = [len(request) for request in requests]
+        found = self.tables.score(self.reader.table(requests), lists)
         arrays = {"p": found.probabilities, "unknown": found.unknown}
         if self.fusion is not None:
             arrays["score"] = self.fusion(found.probabilities)
@@ -75,6 +79,10 @@ class RankingScorer:
             answer["scores"] = found["score"][order].tolist()
         return answer | {"unknown": self._unknown(found)}
 
+    def _differ(self, request: Request) -> bool:
+        """Return whether the candidates have separate values of a field of the user."""
+        return not self._of_user.isdisjoint(request.columns)
+
     def _unknown(self, found: Arrays) -> dict[str, int]:
         """Return in how many candidates each field has a value that training has not seen."""
         counts = dict(zip(self.tables.sparse_names, found["unknown"].sum(0).tolist(), strict=True))
@@ -90,12 +98,16 @@ class RankingScorer:
 
 
 def loader(
-    exponents: Powers | None, offsets: Powers | None, unknown: Unknown
+    exponents: Powers | None = None,
+    offsets: Powers | None = None,
+    unknown: Unknown = "score",
+    *,
+    int8: bool = False,
 ) -> Callable[[Path], RankingScorer]:
     """Return what loads model folders for a service."""
 
     def load(folder: Path) -> RankingScorer:
-        model = read_model(folder)
+        model = read_model(folder, int8=int8)
         fusion = fusion_of(model.scorer.task_names, exponents, offsets)
         return RankingScorer(model, fusion, unknown)
 

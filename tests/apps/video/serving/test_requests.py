@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from apps.video.requests import RequestReader
+from apps.video.serving.requests import RequestReader
 from core_gates.errors import GatesError
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 
-from apps.video.made_up import made_up
-from apps.video.requests import RequestReader
+from apps.video.serving.made_up import made_up
+from apps.video.serving.requests import RequestReader
 
 
 def test_rows_hold_known_values_in_every_field(shop):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from apps.video.fusion import Fusion, fusion_of
+from apps.video.serving.fusion import Fusion, fusion_of
 from core_gates.errors import GatesError
 
 

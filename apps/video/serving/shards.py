@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from apps.video.fusion import Fusion
+from apps.video.serving.fusion import Fusion
 from core_gates.errors import GatesError
 from harness.files import content_digest, remove, replacing, write_json
 from recsys.columns.row_error import RowError

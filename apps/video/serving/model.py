@@ -26,15 +26,19 @@ class Model(NamedTuple):
     scorer: TableScorer
 
 
-def read_model(folder: Path) -> Model:
+def read_model(folder: Path, *, int8: bool = False) -> Model:
     """Return the model of a folder.
+
+    Args:
+        folder: The folder.
+        int8: Whether its tables take a byte per number in memory.
 
     Raises:
         GatesError: The folder holds no model, or a damaged one.
     """
-    loaded = load_model(folder)
-    version = f"{folder.resolve().name} {loaded.hash[:DIGITS]}"
-    return Model(version, TableScorer(loaded.ranker, loaded.transform))
+    loaded = load_model(folder, int8=int8)
+    version = f"{folder.resolve().name} {loaded.hash[:DIGITS]}{' int8' if int8 else ''}"
+    return Model(version, TableScorer(loaded.ranker, loaded.transform, owned=True))
 
 
 def place_of(place: Place, model: str | None) -> Path:

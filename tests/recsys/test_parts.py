@@ -1,0 +1,102 @@
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+import recsys.parts
+from core_gates.errors import GatesError
+from recsys.parts import Part, find_parts
+
+TABLE = pl.DataFrame({"a": range(10), "b": [[1, 2], [], None, [3]] * 2 + [[4], [5]]})
+
+
+def read(path, columns=("a", "b"), lists=("b",)):
+    return list(Part(path, path.stem).blocks(list(columns), lists))
+
+
+def test_parquet_comes_block_by_block_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(recsys.parts, "BLOCK_ROWS", 4)
+    TABLE.write_parquet(tmp_path / "t.parquet", row_group_size=7)
+    blocks = read(tmp_path / "t.parquet")
+    assert max(map(len, blocks)) <= 4
+    assert_frame_equal(pl.concat(blocks), TABLE)
+    assert Part(tmp_path / "t.parquet", "t").num_rows() == 10
+    assert_frame_equal(pl.concat(read(tmp_path / "t.parquet", ["a"])), TABLE.select("a"))
+
+
+CSV = {
+    "plain": b"a,b\n1,1|2\n,\n",
+    "CRLF": b"a,b\r\n1,1|2\r\n,\r\n",
+    "mark of UTF-8": b"\xef\xbb\xbfa,b\n1,1|2\n,\n",
+    "quoted": b'"a","b"\n"1","1|2"\n"",""\n',
+    "further and shuffled columns": b'c,b,a\n"x, y",1|2,1\n"z\nz",,\n',
+}
+
+
+@pytest.mark.parametrize("kind", CSV)
+def test_csv_is_text_with_null_where_a_field_is_empty(tmp_path, kind):
+    (tmp_path / "t.csv").write_bytes(CSV[kind])
+    (block,) = read(tmp_path / "t.csv")
+    assert block.to_dict(as_series=False) == {"a": ["1", None], "b": [["1", "2"], None]}
+    assert Part(tmp_path / "t.csv", "t").num_rows() is None
+
+
+def test_a_large_csv_comes_in_several_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(recsys.parts, "CSV_BLOCK", 200)
+    (tmp_path / "t.csv").write_text("a\n" + "".join(f"{n}\n" for n in range(500)))
+    blocks = read(tmp_path / "t.csv", ["a"], ())
+    assert len(blocks) > 5
+    assert pl.concat(blocks)["a"].to_list() == [str(n) for n in range(500)]
+
+
+def test_a_file_without_rows_gives_one_empty_block(tmp_path):
+    TABLE.clear().write_parquet(tmp_path / "t.parquet")
+    (tmp_path / "t.csv").write_text("a,b\n")
+    assert [block.schema for block in read(tmp_path / "t.parquet")] == [TABLE.schema]
+    assert [len(block) for block in read(tmp_path / "t.csv")] == [0]
+
+
+BROKEN = {
+    "empty.csv": (b"", "Empty CSV file"),
+    "short.csv": (b"a,b\n1,2\n1\n", "Row #3: Expected 2 columns, got 1"),
+    "latin.csv": (b"a,b\n\xff,2\n", "invalid UTF8"),
+    "twice.csv": (b"a,a\n1,2\n", "two columns 'a': rename one of them"),
+    "no.parquet": (b"PAR1 but no more", "cannot be read as Parquet"),
+}
+
+
+def columns_and_rows(part):
+    return part.columns(), list(part.blocks(["a", "b"]))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_be_read_is_one_line_with_the_file(tmp_path, name):
+    content, words = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(GatesError) as caught:
+        columns_and_rows(Part(tmp_path / name, name))
+    assert words in str(caught.value)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_parts_are_found_at_any_depth_but_hidden_ones(tmp_path):
+    for name in ("b.csv", "a/x.parquet", "a/.hidden.csv", ".cache/y.csv", "readme.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_parts([tmp_path])
+    assert [(part.name, part.is_csv) for part in found] == [("a/x", False), ("b", True)]
+    assert [part.name for part in find_parts([tmp_path / "b.csv", tmp_path / "a"])] == ["b", "x"]
+
+
+def test_sources_that_hold_nothing_are_refused(tmp_path):
+    (tmp_path / "b.txt").touch()
+    for source, words in (
+        (tmp_path / "c.csv", "does not exist"),
+        (tmp_path / "b.txt", "neither .parquet nor .csv"),
+        (tmp_path, "has no .parquet or .csv file"),
+    ):
+        with pytest.raises(GatesError, match=words):
+            find_parts([source])
+    (tmp_path / "x.csv").touch()
+    with pytest.raises(GatesError, match="have the same name 'x'"):
+        find_parts([tmp_path, tmp_path / "x.csv"])
