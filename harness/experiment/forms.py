@@ -60,8 +60,12 @@ class Figures:
         return {name: math.nan if value is None else value for name, value in found.items()}
 
 
+SCALES = " scales"
+"""Suffix of the scales of a matrix that is stored in 8 bits."""
+
+
 class Arrays:
-    """Tensors by name, as safetensors."""
+    """Tensors by name, as safetensors; what :func:`in_8_bits` has rounded is restored."""
 
     FILE = "result.safetensors"
 
@@ -80,9 +84,16 @@ class Arrays:
         """
         path = folder / self.FILE
         try:
-            return load_file(path)
+            found = load_file(path)
         except (OSError, SafetensorError) as error:
             raise damaged(path, error) from error
+        return {
+            name: value.float() * found[f"{name}{SCALES}"].float().unsqueeze(-1)
+            if f"{name}{SCALES}" in found
+            else value
+            for name, value in found.items()
+            if not name.endswith(SCALES)
+        }
 
 
 class Table:
@@ -117,6 +128,24 @@ def cast(result: Any, dtype: torch.dtype | None) -> Any:
         name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in result.items()
     }
+
+
+def in_8_bits(result: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return arrays with rows of 8-bit integers and a scale per row in place of matrices.
+
+    A value is off by at most 1/254 of the largest of its row. Vectors and integers stay as they
+    are; :class:`Arrays` stores both and restores float32.
+    """
+    made: dict[str, Tensor] = {}
+    for name, value in result.items():
+        if value.ndim < 2 or not value.is_floating_point():
+            made[name] = value
+            continue
+        scales = value.float().abs().amax(-1).clamp(min=1e-12) / 127
+        scales = scales.bfloat16()
+        rows = (value.float() / scales.float().unsqueeze(-1)).round().clamp(-127, 127)
+        made |= {name: rows.to(torch.int8), f"{name}{SCALES}": scales}
+    return made
 
 
 def damaged(path: Path, error: Exception) -> GatesError:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from core_gates.errors import GatesError
-from harness.experiment.forms import Arrays, cast
+from harness.experiment.forms import Arrays, cast, in_8_bits
 from harness.experiment.record import RECORD, read_record
 from harness.files import replacing
 
@@ -35,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--package", type=Path, help="Folder of the package; by default the recorded one."
     )
     parser.add_argument("--bfloat16", action="store_true", help="Round tensors to bfloat16.")
+    parser.add_argument(
+        "--int8", action="store_true", help="Round rows of matrices to 8 bits with a scale each."
+    )
+    parser.add_argument("--methods", nargs="+", help="Methods whose results ship; all by default.")
     options = parser.parse_args(arguments)
     try:
         shipped = ship(
@@ -42,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kinds=options.kinds,
             package=options.package,
             dtype=torch.bfloat16 if options.bfloat16 else None,
+            int8=options.int8,
+            methods=options.methods,
         )
     except GatesError as error:
         print(f"ship: error: {error}", file=sys.stderr)
@@ -57,6 +63,8 @@ def ship(
     kinds: Sequence[str] | None = None,
     package: Path | None = None,
     dtype: torch.dtype | None = None,
+    int8: bool = False,
+    methods: Sequence[str] | None = None,
 ) -> list[Path]:
     """Copy results of a run folder into the package that their records name.
 
@@ -65,6 +73,8 @@ def ship(
         kinds: Kinds of results; all but trials when None.
         package: Folder of the package, in place of the one in the records.
         dtype: Floating-point type of tensors.
+        int8: Whether rows of matrices become 8-bit integers with a scale each.
+        methods: Methods whose results are shipped; all when None.
 
     Returns:
         Folders of what was shipped.
@@ -81,13 +91,16 @@ def ship(
         record = read_record(folder)
         if record is None or not (record.package or package):
             raise GatesError(f"{path} names no package: give --package")
+        if methods and record.identity["method"] not in methods:
+            continue
         home = package or Path(str(files(record.package)))
         target = home / "weights" / record.configuration / kind / folder.name
         with replacing(target) as temporary:
             shutil.copytree(folder, temporary)
-            if dtype is not None and (temporary / Arrays.FILE).is_file():
+            if (dtype is not None or int8) and (temporary / Arrays.FILE).is_file():
                 arrays = Arrays()
-                arrays.save(temporary, cast(arrays.load(temporary), dtype))
+                result = cast(arrays.load(temporary), dtype)
+                arrays.save(temporary, in_8_bits(result) if int8 else result)
         shipped.append(target)
     if not shipped:
         raise GatesError(

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import Arrays, Figures, Job, Piece, Run, SettingsDiffer, Store, Table
-from harness.experiment.forms import cast
+from harness.experiment.forms import cast, in_8_bits
 from harness.experiment.record import read_record
 from harness.experiment.ship import main as ship
 from harness.files import Data
@@ -425,3 +426,34 @@ def test_scores_of_other_verbs_stay(run):
     assert found == {"test": 4.0, "audit: x": 1.0, "audit: y": 5.0}
     assert len(content["rows"]) == 3
     assert [bar["name"] for bar in content["bars"]] == ["audit: x, most"]
+
+
+def test_matrices_in_8_bits_are_restored_within_the_bound_of_their_row(tmp_path):
+    made = {
+        "table": torch.randn(50, 8) * torch.logspace(-3, 3, 50).unsqueeze(1),
+        "stacked": torch.randn(3, 5, 7),
+        "bias": torch.randn(4),
+        "zero": torch.zeros(2, 3),
+        "count": torch.arange(6).view(2, 3),
+    }
+    Arrays().save(tmp_path, in_8_bits(made))
+    found = Arrays().load(tmp_path)
+    assert set(found) == set(made)
+    for name in ("table", "stacked", "zero"):
+        most = made[name].abs().amax(-1, keepdim=True)
+        assert ((found[name] - made[name]).abs() <= most / 254 * 1.02 + 1e-12).all()
+        assert found[name].dtype == torch.float32
+    assert (found["table"] != made["table"]).any()
+    assert torch.equal(found["bias"], made["bias"])
+    assert torch.equal(found["count"], made["count"])
+
+
+def test_some_methods_ship_in_8_bits(run, tmp_path):
+    store = run.store("weights", Arrays())
+    for method in ("a", "b"):
+        store.keep(run.piece(method, 0), {"w": torch.randn(4, 6)})
+    package = tmp_path / "package"
+    assert ship([str(run.folder), "--package", str(package), "--int8", "--methods", "b"]) == 0
+    (folder,) = package.glob("weights/*/weights/*")
+    assert folder.name == "b-s0"
+    assert "w scales" in load_file(folder / Arrays.FILE)
