@@ -66,11 +66,9 @@ def gate_weights(mixture: nn.Module, *inputs: Any, **options: Any) -> GateWeight
         **options: Further ones.
     """
     if isinstance(mixture, MaskedMixture):
-        packed = mixture.gate_values(inputs[0], inputs[0])
-        tables = packed.new_zeros(*packed.shape[:-1], mixture.tables.numel())
-        tables = tables.index_copy(-1, mixture.places, packed).unflatten(-1, mixture.tables.shape)
-        parts = tables.unbind(-3)
-        return GateWeights(parts[0], parts[1] if len(parts) == 2 else None)
+        gates = mixture.weights(inputs[0], residual=False)
+        path = mixture.weights(inputs[0], residual=True) - gates
+        return GateWeights(gates, path if path.any() else None)
     total = mixture.weights(*inputs, **options)  # type: ignore[operator]
     if callable(residual := getattr(mixture, "residual_weights", None)):
         path = residual(*inputs, **options)
