@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+import torch
 
 from apps.video.comparison import TRUTH, WEIGHTS, Comparison
 from apps.video.training import ranker_of
-from core_gates.errors import GatesError
 from harness.experiment import Arrays, Piece
 from harness.report.page import Page
 from recsys.batch import Batch
@@ -29,12 +29,15 @@ from recsys.figures import (
 from recsys.metrics import reliability
 from recsys.metrics.resampled import user_resamples
 from recsys.ranker import Ranker
+from video_multitask.fused_score import FusedScore
 
 IMPORTANCE_ROWS = 10_000
 LISTED = 40
 """Most videos of the ranked list, those of one day."""
 
-SHOWN_TASKS = 5
+PER_CATEGORY = 3
+UNWANTED = {"skip", "hate", "is_hate"}
+"""Behaviors that no list is ordered by."""
 
 
 def add_figures(page: Page, comparison: Comparison) -> None:
@@ -93,12 +96,13 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
         return
     user = table[schema.user].value_counts(sort=True)[schema.user][0]
     rows = np.flatnonzero((table[schema.user] == user).to_numpy())[:LISTED]
-    tasks = _spread(schema.task_names, test.labels.mean(0).numpy())
+    tasks = _shown(data, test.labels.mean(0).numpy())
     places = np.array([schema.task_names.index(task) for task in tasks])
     columns = [f"{TRUTH}{task}" for task in tasks]
     known = all(column in table.columns for column in columns)
     truth = table.select(columns).to_numpy()[rows] if known else None
-    score = np.log(found[rows][:, places]).sum(1)
+    fused = FusedScore(schema.task_names, {t: 1.0 for t in tasks if t not in UNWANTED})
+    score = fused.log(torch.from_numpy(found[rows])).numpy()
     figure = ranked_list_figure(
         [str(item) for item in table[schema.item].gather(rows)],
         tasks,
@@ -110,7 +114,7 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
     page.section("One user's list")
     caption = (
         f"The first {len(rows)} test rows of the user with the most, ordered by the product of "
-        f"these probabilities{'; true probabilities are those of the simulator' if known else ''}."
+        f"what is wanted of these probabilities{'; true probabilities are those of the simulator' if known else ''}."
     )
     page.figure(figure, caption, name="ranked-list")
 
@@ -130,9 +134,13 @@ def _experts(page: Page, comparison: Comparison, pieces: Sequence[Piece], own: P
     )
     report = reports[own.method]
     if report.layers:
-        page.figure(activations_figure(report), f"{own.method}, expert by expert.")
-        page.figure(gates_figure(report), f"{own.method}: mean weight that each gate gives.")
-        page.figure(sharing_figure(report), f"{own.method}: who uses the shared experts.")
+        who = own.method
+        for name, figure, caption in (
+            ("activations", activations_figure(report), f"{who}, expert by expert."),
+            ("gates", gates_figure(report), f"{who}: mean weight that each gate gives."),
+            ("sharing", sharing_figure(report), f"{who}: who uses the shared experts."),
+        ):
+            page.figure(figure, caption, name=name)
     for note in report.notes:
         page.text(note)
 
@@ -165,9 +173,10 @@ def _fields(page: Page, data: TableDataModule, ranker: Ranker) -> None:
     )
 
 
-def _spread(tasks: Sequence[str], rates: np.ndarray) -> list[str]:
-    """Return a few tasks, the most frequent ones."""
-    if len(tasks) == 0:
-        raise GatesError("the schema has no task")
-    order = np.argsort(-rates, kind="stable")[:SHOWN_TASKS]
-    return [tasks[place] for place in sorted(order)]
+def _shown(data: TableDataModule, rates: np.ndarray) -> list[str]:
+    """Return a few tasks, the most frequent of each category."""
+    shown = []
+    for category in data.schema.categories:
+        own = [n for n, task in enumerate(data.schema.tasks) if task.category == category]
+        shown += sorted(own, key=lambda n: -rates[n])[:PER_CATEGORY]
+    return [data.schema.task_names[n] for n in sorted(shown)]
