@@ -112,9 +112,10 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
         scores=score,
     )
     page.section("One user's list")
+    source = "; true probabilities are those of the simulator" if known else ""
     caption = (
         f"The first {len(rows)} test rows of the user with the most, ordered by the product of "
-        f"what is wanted of these probabilities{'; true probabilities are those of the simulator' if known else ''}."
+        f"what is wanted of these probabilities{source}."
     )
     page.figure(figure, caption, name="ranked-list")
 
