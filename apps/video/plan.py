@@ -39,7 +39,7 @@ def plan(
     Args:
         place: Filled in by the command line.
         gpus: Number of GPUs.
-        model: Folder of a model to plan for, instead of a shape.
+        model: Folder of a model to plan for; by default that of the run, unless a shape is given.
         shape: What the ranker is made of.
         batch_size: Rows per GPU and step.
         distinct: Fraction of the rows looked up in a batch that are distinct, and so exchanged.
@@ -47,6 +47,10 @@ def plan(
         device: What is assumed of a GPU.
         overlap: Assume that exchange and arithmetic take place at the same time.
     """
+    folder = place.run_folder.path / "model"
+    if model is None and shape == SHAPE and folder.is_dir():
+        model = str(folder)
+    print(f"planned: {model or f'{shape.network} with made-up columns'}")
     found = shape_of_folder(Path(model)) if model else shape_of(shape)
     work = count_work(found.forward, parameters=list(found.ranker.parameters()))
     if precision == "bf16":

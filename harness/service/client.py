@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from core_gates.errors import GatesError
 
@@ -62,7 +62,7 @@ class Connection:
             if fields.get("connection") == "close":
                 self.close()
             version = next((x[17:] for x in lines if x.lower().startswith("x-model-version: ")), "")
-            return Answer(int(lines[0].split()[1]), content, version)
+            return Answer(int(lines[0].split()[1]), content, unquote(version))
         except (OSError, asyncio.IncompleteReadError, KeyError, ValueError) as error:
             self.close()
             return Answer(0, f"{type(error).__name__}: {error}".encode())

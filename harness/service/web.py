@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
@@ -45,6 +46,7 @@ class Service:
         self.metrics = Metrics(lambda: len(self.batcher))
         self.models = Models(place, load, self._swapped, poll_s)
         self.metrics.model(self.models.current.version)
+        self._under_way = 0
         self.batcher = Batcher(self.limits, self.metrics.batch)
 
     @property
@@ -59,6 +61,15 @@ class Service:
             GatesError: The request is wrong, or cannot be taken now.
         """
         self.batcher.require_room()
+        if self._under_way >= self.limits.max_queue + 2 * self.limits.max_batch_requests:
+            raise RefusedError(f"{self._under_way} requests are under way: try again", 429)
+        self._under_way += 1
+        try:
+            return await self._scored(request)
+        finally:
+            self._under_way -= 1
+
+    async def _scored(self, request: Request) -> tuple[Any, str]:
         body = await read_body(request, self.limits)
         scorer = self.models.current
 
@@ -131,7 +142,7 @@ async def _answer(service: Service, request: Request) -> Response:
     try:
         answer, version = await service.score(request)
         response = _json(answer)
-        response.headers["x-model-version"] = version
+        response.headers["x-model-version"] = quote(version, safe=" ")
         return response
     except GatesError as error:
         status = error.status if isinstance(error, RefusedError) else 422

@@ -85,6 +85,18 @@ def test_a_model_folder_is_planned_as_it_is(planned, model_folder):
     assert part(found, "sent")["all-to-all"] > 0
 
 
+def test_the_model_of_the_run_is_planned_unless_a_shape_is_given(
+    planned, model_folder, tmp_path, capsys
+):
+    (tmp_path / "model").symlink_to(model_folder)
+    of_run, asked = planned(gpus=2), planned(gpus=2, model=str(model_folder))
+    assert of_run == asked
+    assert planned(gpus=2, **SMALL) != asked
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("planned: ")]
+    assert lines[0].endswith("/model")
+    assert lines[2] == "planned: HoME with made-up columns"
+
+
 def test_one_gpu_sends_nothing_and_too_much_does_not_fit(planned, capsys):
     found = planned(gpus=1, device=Device(memory=1e3), **SMALL)
     assert part(found, "sent")["all-to-all"] == 0
