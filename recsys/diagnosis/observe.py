@@ -61,7 +61,8 @@ def gate_weights(mixture: nn.Module, *inputs: Any, **options: Any) -> GateWeight
 
     Args:
         mixture: A module with ``weights``, which hold a residual path, added, if it offers
-            ``residual_weights`` as well; or if its ``gates`` have ``weights`` (AdaTT).
+            ``residual_weights`` as well; or if its ``gates`` have ``weights`` (AdaTT). Where an
+            expert has several outputs, ``of_experts`` adds their weights up.
         *inputs: Those of its ``forward``, without the outputs of the experts.
         **options: Further ones.
     """
@@ -69,7 +70,8 @@ def gate_weights(mixture: nn.Module, *inputs: Any, **options: Any) -> GateWeight
         packed = mixture.gate_values(inputs[0], inputs[0])
         tables = packed.new_zeros(*packed.shape[:-1], mixture.tables.numel())
         tables = tables.index_copy(-1, mixture.places, packed).unflatten(-1, mixture.tables.shape)
-        parts = tables.unbind(-3)
+        of_experts = getattr(mixture, "of_experts", lambda weights: weights)
+        parts = [of_experts(part) for part in tables.unbind(-3)]
         return GateWeights(parts[0], parts[1] if len(parts) == 2 else None)
     total = mixture.weights(*inputs, **options)  # type: ignore[operator]
     if callable(residual := getattr(mixture, "residual_weights", None)):

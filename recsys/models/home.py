@@ -365,7 +365,10 @@ class TaskMixture(MaskedMixture):
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the weights of gates and self gates, added (B, T, E)."""
-        weights = super().weights(x)
+        return self.of_experts(super().weights(x))
+
+    def of_experts(self, weights: Tensor) -> Tensor:
+        """Return weights of outputs (..., O) added up for each expert (..., E)."""
         number = max(self.expert_of_output) + 1
         if number == weights.shape[-1]:
             return weights
