@@ -224,9 +224,7 @@ class Run:
                 found[name] = Choice(tuning.middle(spaces[name]), [], [])
                 continue
             found[name] = Choice(**choices.load(piece))
-            for edge in found[name].edges:
-                value = found[name].setting[edge]
-                print(f"{name}: the best {edge}, {value:.3g}, lies at an edge of what was searched")
+            _print_edges(name, found[name])
         return found
 
     def chosen(
@@ -388,6 +386,12 @@ class Run:
                 f"{self.scores} holds a full evaluation, which a quick run would replace: add "
                 "--name NEW, or delete it"
             )
+
+
+def _print_edges(name: str, choice: Choice) -> None:
+    for edge in choice.edges:
+        value = choice.setting[edge]
+        print(f"{name}: the best {edge}, {value:.3g}, lies at an edge of what was searched")
 
 
 def _compute(

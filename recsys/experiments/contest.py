@@ -27,7 +27,7 @@ class Contest:
         reference: Method that all others are compared with, and whose size they have.
         space: What is tuned for every method, by dotted name: the ends of a box with logarithmic
             axes.
-        trials: Of every method.
+        trials: Trials of every method.
         patience: Validations without improvement after which a training ends.
         baselines: Name in the tables -> ``kind`` and its options.
 

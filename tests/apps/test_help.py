@@ -23,7 +23,7 @@ def text_of(capsys, *words):
 
 
 @pytest.mark.fault("endoscopy D16")
-@pytest.mark.parametrize("name", ["weather", "endoscopy"])
+@pytest.mark.parametrize("name", ["weather", "endoscopy", "video"])
 def test_the_help_of_fit_is_short(name, capsys):
     assert len(text_of(capsys, name, "fit", "--help").splitlines()) <= 150
 
