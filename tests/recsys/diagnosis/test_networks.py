@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from core_gates.gates.mixture import MaskedMixture
 from recsys.diagnosis import Rows, diagnose
 from recsys.models import MODELS, build
 from recsys.schema import Task
@@ -36,7 +37,8 @@ def test_gates_share_one_among_experts_and_paths_add_up(name, options):
     for layer in layers:
 
         def look(module, given, _, name=layer.name):
-            seen[name] = module.weights(given[0]).detach()
+            both = {"residual": True} if isinstance(module, MaskedMixture) else {}
+            seen[name] = module.weights(given[0], **both).detach()
 
         layer.mixture.register_forward_hook(look)
     report = diagnose(net, [rows])
