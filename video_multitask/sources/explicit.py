@@ -19,7 +19,7 @@ from video_multitask.history import UserHistory
 
 OUTCOMES = ("is_click", "long_view")
 SECONDS = (7, 12, 18, 30, 60, 120)
-"""Edges of the durations that an event of a history tells apart."""
+"""Edges of the classes of duration that an event of a history has."""
 
 DONE = ("is_like", "is_comment", "is_profile_enter", "is_follow", "is_forward", "watched", "played")
 """What else a user did before: behaviors, the fraction watched and the logarithm of play time."""
