@@ -155,5 +155,6 @@ class ExplicitLog:
 def _duration_class() -> pl.Expr:
     """Return the class of the duration as a word."""
     seconds = pl.col("duration_ms") / 1000
-    classes = seconds.cut(list(SECONDS), labels=[f"d{n}" for n in range(len(SECONDS) + 1)])
-    return classes.cast(pl.String).fill_null("d?")
+    number = pl.sum_horizontal((seconds > edge).cast(pl.Int8) for edge in SECONDS)
+    known = pl.concat_str([pl.lit("d"), number.cast(pl.String)])
+    return pl.when(seconds.is_null()).then(pl.lit("d?")).otherwise(known)

@@ -1,0 +1,67 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recsys.transform import FeatureTransform
+from video_multitask.sources.explicit import ExplicitLog
+
+FOLDER = Path(os.environ.get("GATES_SHARED", "../shared")) / "data" / "recsys"
+FILES = {
+    "path": str(FOLDER / "kuairand27k_explicit_log.parquet"),
+    "users_path": str(FOLDER / "kuairand_user_features.parquet"),
+}
+
+
+@pytest.fixture(scope="module")
+def windows():
+    if not Path(FILES["path"]).is_file():
+        pytest.skip(f"{FILES['path']} is absent")
+    return [ExplicitLog(**FILES, window=w).read() for w in (0, 3)]
+
+
+def test_windows_test_two_days_after_the_day_that_validates(windows):
+    for tables in windows:
+        dates = [sorted(part["date"].unique().to_list()) for part in tables[2:5]]
+        assert len(dates[1]) == 1
+        assert len(dates[2]) == 2
+        assert max(dates[0]) < dates[1][0] < dates[2][0]
+    assert len(windows[0].test) == 6102
+    assert len(windows[1].test) == 3835
+
+
+def test_no_id_and_no_outcome_of_the_row_is_a_feature(windows):
+    features = set(windows[0].schema.features)
+    now = {"is_click", "long_view", "is_like", "is_hate", "play_time_ms", "comment_stay_time"}
+    assert not features & {*now, "user_id", "video_id", "outcome", "watched", "played"}
+
+
+def test_history_is_strictly_earlier(windows):
+    table = windows[1].train
+    user = table["user_id"].value_counts(sort=True)["user_id"][0]
+    own = table.filter(table["user_id"] == user).sort("time_ms")
+    times, clicks = own["time_ms"].to_numpy(), own["is_click"].to_numpy()
+    for row in (0, 7, len(own) // 2, len(own) - 1):
+        earlier = times < times[row]
+        mean = own["past_mean_is_click"][row]
+        assert own["past_count"][row] == earlier.sum()
+        if earlier.any():
+            assert mean == pytest.approx(clicks[earlier].mean())
+            assert len(own["past_event"][row]) == min(30, earlier.sum())
+        else:
+            assert mean is None
+
+
+def test_events_of_a_history_have_rows_of_their_own(windows):
+    tables = windows[0]
+    batch = FeatureTransform(tables.schema).fit(tables.train).batch(tables.test)
+    events = batch.sequences[0].numpy()
+    seen = events[events != 1]
+    assert (seen == 0).mean() < 0.001  # unknown
+    assert len(np.unique(seen)) > 20
+
+
+def test_a_window_that_is_none():
+    with pytest.raises(ValueError, match="choose one of 0 to 3"):
+        ExplicitLog(**FILES, window=4)
