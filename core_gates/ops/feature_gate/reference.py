@@ -116,4 +116,4 @@ def runs_of(i: int, inputs: Sequence[int]) -> list[int]:
 def _per_gate(rows: Tensor, weight: Tensor) -> Tensor:
     """Return ``rows @ weight.mT`` (K, N, O) for weights (K, O, D), in one matmul."""
     number, outputs = weight.shape[:2]
-    return (rows @ weight.flatten(0, 1).mT).view(len(rows), number, outputs).transpose(0, 1)
+    return (rows @ weight.flatten(0, 1).mT).view(rows.shape[0], number, outputs).transpose(0, 1)
