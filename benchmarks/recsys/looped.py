@@ -44,21 +44,21 @@ class LoopedHome(nn.Module):
     def __init__(self, home: Any) -> None:
         super().__init__()
         self.forest = forest = home.forest
-        self.owner1, self.owner2 = home.meta.owner, home.task.owner
+        self.owner1, self.owner2 = home.meta_layer.owner, home.task_layer.owner
         groups1, groups2 = forest.meta_groups, forest.task_groups
         self.features1 = nn.ModuleDict(
-            {f"g {g}": _feature_gate(home.meta, i) for i, g in enumerate(groups1)}
+            {f"g {g}": _feature_gate(home.meta_layer, i) for i, g in enumerate(groups1)}
         )
         self.features2 = nn.ModuleDict(
-            {f"g {g}": _feature_gate(home.task, i) for i, g in enumerate(groups2)}
+            {f"g {g}": _feature_gate(home.task_layer, i) for i, g in enumerate(groups2)}
         )
-        self.experts1 = nn.ModuleList(_expert(home.meta, e) for e in range(len(self.owner1)))
-        self.experts2 = nn.ModuleList(_expert(home.task, e) for e in range(len(self.owner2)))
-        self.mixtures1 = _gates(home.meta.mixture)
-        self.mixtures2 = _gates(home.task.mixture)
+        self.experts1 = nn.ModuleList(_expert(home.meta_layer, e) for e in range(len(self.owner1)))
+        self.experts2 = nn.ModuleList(_expert(home.task_layer, e) for e in range(len(self.owner2)))
+        self.mixtures1 = _gates(home.meta_layer.mixture)
+        self.mixtures2 = _gates(home.task_layer.mixture)
         self.towers = nn.ModuleList(_tower(home.towers, t) for t in range(len(home.tasks)))
         self.order = home._order
-        self.outputs = home.task.experts.expert_of_output
+        self.outputs = home.task_layer.experts.expert_of_output
 
     def forward(self, v: Tensor) -> Tensor:
         """Return the logits (B, T)."""

@@ -104,12 +104,12 @@ class HoME(MultiTaskNet):
             "self_gate": self_gate,
         }
         dims = [*hidden_dims, dim]
-        self.meta = MetaLayer(
+        self.meta_layer = MetaLayer(
             self.forest, input_dim, dims, meta_experts, ranks[0], **options, **where
         )
         per_category = layer2_shared_input == "per_category"
         self.widen = None if per_category else nn.Linear(dim, 2 * dim, **where)
-        self.task = TaskLayer(
+        self.task_layer = TaskLayer(
             self.forest, 2 * dim, dims, task_experts, ranks[1], per_category, **options, **where
         )
         self.towers = Towers(len(self.tasks), dim, tower_dims, activation=tower_activation, **where)
@@ -128,7 +128,7 @@ class HoME(MultiTaskNet):
             ValueError: The rows have another number of inputs, or the batch is a single row in
                 training, which batch normalization cannot take.
         """
-        logits: Tensor = self.towers(self.task(self._task_inputs(self.meta(v))))
+        logits: Tensor = self.towers(self.task_layer(self._task_inputs(self.meta_layer(v))))
         return logits[:, self._order]
 
     def shared_parameters(self) -> list[nn.Parameter]:
@@ -136,27 +136,27 @@ class HoME(MultiTaskNet):
 
         Of these, the experts ``shared_rows`` are shared.
         """
-        return [self.task.experts.weights[-1], self.task.experts.biases[-1]]
+        return [self.task_layer.experts.weights[-1], self.task_layer.experts.biases[-1]]
 
     @property
     def shared_rows(self) -> slice:  # type: ignore[override]
         """Rows of :meth:`shared_parameters` that all tasks share: the shared experts."""
-        return slice(self.task.owner.index("shared"), None)
+        return slice(self.task_layer.owner.index("shared"), None)
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return every parameter that tasks share: the first layer, and shared experts above."""
-        everything = [(p, slice(None)) for p in self.meta.parameters()]
-        own = [(p, self.shared_rows) for p in self.task.experts.parameters()]
+        everything = [(p, slice(None)) for p in self.meta_layer.parameters()]
+        own = [(p, self.shared_rows) for p in self.task_layer.experts.parameters()]
         return [*everything, *own]
 
     def expert_layers(self) -> list[ExpertLayer]:
         """Return both layers of experts."""
-        return [self.meta.described("layer 1"), self.task.described("layer 2")]
+        return [self.meta_layer.described("layer 1"), self.task_layer.described("layer 2")]
 
     def folded(self) -> "HoME":
         """Return a copy for inference, batch normalization folded into the weights."""
         folded = cast(HoME, super().folded())
-        for layer in (folded.meta, folded.task):
+        for layer in (folded.meta_layer, folded.task_layer):
             layer.experts = layer.experts.fold()
         return folded
 

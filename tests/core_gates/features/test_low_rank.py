@@ -6,7 +6,7 @@ from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from core_gates import GateMonitor
-from core_gates.features.low_rank import LowRankFeatureGate
+from core_gates.features.low_rank import LowRankFeatureGate, LowRankFeatureGates
 from core_gates.features.self_gate import SelfGate
 
 
@@ -112,3 +112,54 @@ def test_self_gate(num_experts):
 def test_sizes_of_a_self_gate_are_checked():
     with pytest.raises(ValueError, match="num_experts must be at least 1, got 0"):
         SelfGate(3, 0)
+
+
+def test_stacked_gates_are_single_ones():
+    singles = [randomized(LowRankFeatureGate(6, 2, num_maps=3)) for _ in range(4)]
+    for g, single in enumerate(singles):
+        single.up.data.mul_(g + 1)
+    stacked = LowRankFeatureGates(6, 4, 2, num_maps=3)
+    for g, single in enumerate(singles):
+        stacked.load_gate(g, single.state_dict())
+        assert_close(stacked.gate_state(g), dict(single.state_dict()), rtol=0, atol=0)
+    v = torch.randn(9, 6)
+    expected = torch.stack([single(v) for single in singles], 1)
+    assert_close(stacked(v), expected)
+    assert_close(stacked.factors(v), torch.stack([single.factors(v) for single in singles], 1))
+    assert not torch.allclose(expected[:, 0], expected[:, 1])
+
+
+def test_stacked_gates_of_several_inputs():
+    reads = [[1], [0], [0, 2]]
+    stacked = randomized(LowRankFeatureGates(5, 3, 2, reads=reads, dtype=torch.float64))
+    assert (stacked.gates, stacked.inputs) == ((0, 1, 2, 2), (1, 0, 0, 2))
+    v = torch.randn(7, 3, 5, dtype=torch.float64)
+    out = stacked(v)
+    for run, (g, i) in enumerate(zip(stacked.gates, stacked.inputs, strict=True)):
+        single = LowRankFeatureGate(5, 2, dtype=torch.float64)
+        single.load_state_dict(stacked.gate_state(g))
+        assert_close(out[:, run], single(v[:, i]))
+
+
+def test_stacked_gates_start_as_the_identity_exactly():
+    v = torch.randn(300, 40) * 10
+    out = LowRankFeatureGates(40, 3, "paper")(v)
+    assert torch.equal(out, v.unsqueeze(1).expand(-1, 3, -1))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: LowRankFeatureGates(3, 0, 1), "num_gates must be at least 1"),
+        (lambda: LowRankFeatureGates(3, 2, 1, reads=[[0]]), "inputs of each of 2 gates"),
+        (lambda: LowRankFeatureGates(3, 2, 1, reads=[[0], []]), "inputs of each of 2 gates"),
+        (lambda: LowRankFeatureGates(3, 2, 1)(torch.zeros(2, 2, 3)), r"must be \(N, 3\)"),
+        (
+            lambda: LowRankFeatureGates(3, 1, 1, reads=[[1]])(torch.zeros(2, 1, 3)),
+            r"must be \(N, 2, 3\)",
+        ),
+    ],
+)
+def test_stacked_gates_check_what_they_get(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

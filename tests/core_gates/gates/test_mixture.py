@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from core_gates import GateMonitor, SoftmaxGate, TopKGate, collect_routing
 from core_gates.gates.hash import HashGate
 from core_gates.gates.mixture import MaskedMixture, MultiGate
+from core_gates.ops import kernels
 
 DIM, FEATURES = 6, 4
 # Two tasks with one expert each, a category expert, two shared experts.
@@ -194,6 +195,73 @@ def test_the_monitor_sees_the_weights_of_visible_experts(home):
     assert values["values"] == 7 * len(home.weight)
 
 
+def test_gates_may_read_an_input_each(home):
+    reads = [1, 0, 1]
+    several = MaskedMixture(DIM, MASK, self_mask=OWN, reads=reads, dtype=torch.float64)
+    several.load_state_dict(home.state_dict())
+    x, experts = batch(5, 7, 2)
+    x, experts = x, experts[:, 0]
+    expected = torch.stack([home(x[:, i], experts)[:, s] for s, i in enumerate(reads)], 1)
+    assert_close(several(x, experts), expected, rtol=0, atol=1e-13)
+    weights = torch.stack([home.weights(x[:, i])[:, s] for s, i in enumerate(reads)], 1)
+    assert_close(several.weights(x), weights, rtol=0, atol=1e-13)
+
+
+def test_free_weights_of_the_residual_path():
+    """AdaTT: a lone own expert is added as it is, several with weights that no input changes."""
+    mixture = MaskedMixture(DIM, MASK, self_mask=OWN, self_weights="free", dtype=torch.float64)
+    assert mixture.self_weight.shape == (2,)
+    assert mixture.self_weight.abs().max() <= 2**-0.5
+    gates = MaskedMixture(DIM, MASK, dtype=torch.float64)
+    gates.load_state_dict({"weight": mixture.weight, "bias": mixture.bias})
+    x, experts = batch(5, 7)
+    residual = (mixture(x, experts) - gates(x, experts)).unbind(1)
+    assert_close(residual[0], experts[:, 0])
+    assert_close(residual[1], experts[:, 1])
+    first, second = mixture.self_weight
+    assert_close(residual[2], first * experts[:, 3] + second * experts[:, 4])
+    assert_close(mixture.weights(x) @ experts, mixture(x, experts))
+    assert_close(mixture.weights(x, residual=False), gates.weights(x))
+    torch.autograd.grad(mixture(x, experts).sum(), mixture.self_weight)
+
+
+def test_weights_with_and_without_the_residual_path(home):
+    x, _ = batch(5, 7)
+    plain = home.weights(x, residual=False)
+    assert_close(plain.sum(-1), torch.ones(7, 3, dtype=torch.float64))
+    assert torch.equal(plain != 0, MASK.expand(7, -1, -1))
+    own = home.weights(x) - plain
+    assert torch.equal(own > 0, OWN.expand(7, -1, -1))
+
+
+DENSE = torch.ones(3, 5, dtype=torch.bool)
+SPARSE = torch.tensor([[1, 0, 0, 0, 1], [0, 1, 0, 0, 1], [0, 0, 0, 1, 0]], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("mode", ["reference", "cpp"])
+@pytest.mark.parametrize("own", [OWN, None], ids=["self gates", "plain"])
+@pytest.mark.parametrize("mask", [SPARSE, MASK, DENSE], ids=["sparse", "groups", "dense"])
+def test_float32_is_computed_another_way_with_the_same_results(mask, own, mode, cpp):
+    exact = randomized(MaskedMixture(DIM, mask, self_mask=own, dtype=torch.float64))
+    mine = MaskedMixture(DIM, mask, self_mask=own)
+    mine.load_state_dict(exact.state_dict())
+    x, experts = batch(5, 9)
+    generator = torch.Generator().manual_seed(5)
+    weights = torch.randn(9, 3, FEATURES, generator=generator, dtype=torch.float64)
+    results = []
+    for mixture, dtype in ((exact, torch.float64), (mine, torch.float32)):
+        inputs = [t.to(dtype).requires_grad_() for t in (x, experts)]
+        tensors = [*inputs, *mixture.parameters()]
+        with kernels(mode):
+            y = mixture(*inputs)
+        slopes = torch.autograd.grad((y * weights.to(dtype)).sum(), tensors, create_graph=True)
+        again = torch.autograd.grad(slopes[0].square().sum(), tensors)
+        results.append([y, *slopes, *again])
+    for one, other in zip(*results, strict=True):
+        scale = max(one.abs().max().item(), 1.0)
+        assert_close(other.double(), one, rtol=0, atol=2e-5 * scale)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -201,6 +269,8 @@ def test_the_monitor_sees_the_weights_of_visible_experts(home):
         (lambda: MaskedMixture(3, MASK.int()), "must be boolean tables"),
         (lambda: MaskedMixture(3, MASK, self_mask=OWN[:2]), "of one shape"),
         (lambda: MaskedMixture(3, torch.tensor([[True], [False]])), r"gates \[1\] see no expert"),
+        (lambda: MaskedMixture(3, MASK, reads=[0, 1]), "an input for each of 3 gates"),
+        (lambda: MaskedMixture(3, MASK, self_weights="learned"), "choose one of gate, free"),
         (lambda: MultiGate([]), "at least one gate"),
         (lambda: MultiGate([SoftmaxGate(3, 4)], MASK), r"boolean table \(1, experts\)"),
         (lambda: MultiGate([SoftmaxGate(3, 4)], MASK[2:]), "over 4 experts, its row .* shows 5"),

@@ -9,6 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from core_gates.moe.normed_experts import NormedExperts
+from core_gates.ops import kernels
 
 EXPERTS, DIM, HIDDEN = 3, 4, (6, 5)
 
@@ -90,6 +91,112 @@ def test_two_ranks_equal_one_process(ranks):
         assert_close(buffers, dict(experts.named_buffers()), **tolerance)
 
 
+COUNTS, RUNS = (2, 0, 1, 3), (1, 1, 2, 1)  # the third group is applied to two inputs
+
+
+def grouped(dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    experts = NormedExperts(COUNTS, DIM, HIDDEN, runs=RUNS, dtype=dtype, **options)
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter)
+    return experts
+
+
+def by_expert(experts, x):
+    """Every expert by layers of PyTorch, on the rows of all inputs of its group, one below."""
+    groups = [g for g, count in enumerate(COUNTS) for _ in range(count)]
+    starts = [sum(RUNS[:g]) for g in range(len(RUNS))]
+    found = []
+    for e, g in enumerate(groups):
+        inputs = x[:, starts[g] : starts[g] + RUNS[g]].transpose(0, 1)
+        y = inputs.flatten(0, 1)
+        for j, (weight, bias) in enumerate(zip(experts.weights, experts.biases, strict=True)):
+            y = y @ weight[e].mT + bias[e]
+            if experts.norms:
+                norm = experts.norms[j]
+                state = norm.running_mean[e].clone(), norm.running_var[e].clone()
+                affine = norm.weight[e], norm.bias[e]
+                y = nn.functional.batch_norm(y, *state, *affine, experts.training)
+            y = nn.functional.silu(y)
+        found += y.view(RUNS[g], len(x), -1).unbind()
+    return torch.stack(found, 1)
+
+
+@pytest.mark.parametrize("norm", ["batch", None])
+@pytest.mark.parametrize("training", [True, False])
+def test_groups_of_several_sizes_and_inputs(training, norm):
+    experts, x = grouped(norm=norm).train(training), rows(7, 5, DIM).requires_grad_()
+    assert experts.expert_of_output == (0, 1, 2, 2, 3, 4, 5)
+    expected, found = by_expert(experts, x), experts(x)
+    assert_close(found, expected)
+    weights = rows(*found.shape, seed=2)
+    tensors = (x, *experts.weights)
+    actual, wanted = (torch.autograd.grad((y * weights).sum(), tensors) for y in (found, expected))
+    assert_close(actual, wanted)
+    assert not actual[0][:, 1].any()  # the group without experts
+    for parameter in experts.parameters():
+        assert len(parameter) == experts.num_experts == 6
+
+
+def test_running_statistics_are_those_of_all_inputs_of_an_expert():
+    experts, x = grouped(), rows(7, 5, DIM)
+    experts(x)
+    inputs = x[:, 2:4].flatten(0, 1)
+    first = inputs @ experts.weights[0][2].mT + experts.biases[0][2]
+    assert_close(experts.norms[0].running_mean[2], 0.1 * first.mean(0))
+    assert_close(experts.norms[0].running_var[2], 0.9 + 0.1 * first.var(0))
+    mean = experts.norms[0].running_mean.clone()
+    experts.eval()(x)
+    assert torch.equal(experts.norms[0].running_mean, mean)
+
+
+@pytest.mark.parametrize("mode", ["reference", "cpp"])
+@pytest.mark.parametrize("norm", ["batch", None])
+def test_float32_is_computed_another_way_with_the_same_results(norm, mode, cpp):
+    exact, x = grouped(norm=norm), rows(40, 5, DIM)
+    mine = grouped(torch.float32, norm=norm)
+    mine.load_state_dict(exact.state_dict())
+    weights = rows(40, 7, HIDDEN[-1], seed=2)
+    results = []
+    for experts, dtype in ((exact, torch.float64), (mine, torch.float32)):
+        v = x.to(dtype).requires_grad_()
+        with kernels(mode):
+            y = experts(v)
+        tensors = (v, *experts.parameters())
+        slopes = torch.autograd.grad((y * weights.to(dtype)).sum(), tensors)
+        results.append([y, *slopes, *experts.buffers()])
+    for one, other in zip(*results, strict=True):
+        scale = max(one.abs().max().item(), 1.0)
+        assert_close(other.double(), one.double(), rtol=0, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("shape", [(9, DIM), (9, 3, DIM)], ids=["shared", "own"])
+def test_second_derivatives_of_linear_layers(shape):
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        experts = NormedExperts(3, DIM, [5], norm=None, dtype=dtype)
+        for parameter in experts.parameters():
+            parameter.data.copy_(rows(*parameter.shape) / 4)
+        v = rows(*shape).to(dtype).requires_grad_()
+        (slope,) = torch.autograd.grad(experts(v).square().sum(), v, create_graph=True)
+        results.append(torch.autograd.grad(slope.square().sum(), (v, experts.weights[0])))
+    for one, other in zip(*results, strict=True):
+        assert_close(other.double(), one, rtol=1e-3, atol=1e-3)
+
+
+def test_folded_experts_are_those_of_evaluation():
+    experts, x = grouped(), rows(9, 5, DIM)
+    for _ in range(3):
+        experts(rows(9, 5, DIM, seed=4))
+    folded = experts.fold()
+    assert not folded.norms
+    assert not folded.training
+    assert_close(folded(x), experts.eval()(x))
+    assert not torch.allclose(folded.weights[0], experts.weights[0])
+    plain = grouped(norm=None)
+    assert_close(plain.fold()(x), plain(x))
+
+
 def test_no_unit_is_silent_and_experts_have_one_scale():
     """What the normalization is for: the same networks without it fail both."""
     experts = experts_of()
@@ -113,6 +220,12 @@ def test_faults_are_named():
         NormedExperts(3, 4, [])
     with pytest.raises(ValueError, match=r"must be \(N, 4\) or \(N, 3, 4\)"):
         experts_of()(rows(7, 2, DIM))
+    with pytest.raises(ValueError, match="runs must be one number for each of 2 groups"):
+        NormedExperts([1, 2], DIM, [3], runs=[1])
+    with pytest.raises(ValueError, match="norm is 'layer'; choose one of batch, none"):
+        NormedExperts(2, DIM, [3], norm="layer")
+    with pytest.raises(ValueError, match=r"x \(7, 4\) must be \(N, 5, 4\)"):
+        grouped()(rows(7, DIM))
     with pytest.raises(ValueError, match="more than 1 row in training, got a batch of 1"):
         experts_of()(rows(1, DIM))
 

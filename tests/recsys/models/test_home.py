@@ -6,8 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
+from core_gates.moe.expert_norm import ExpertNorm
 from recsys.models.home import HoME
 from recsys.schema import Task
 
@@ -73,8 +78,8 @@ def network_of(arrays):
     )
     assert list(net.forest.categories) == cats
     for prefix, layer, groups in (
-        ("l1", net.meta, net.forest.meta_groups),
-        ("l2", net.task, net.forest.task_groups),
+        ("l1", net.meta_layer, net.forest.meta_groups),
+        ("l2", net.task_layer, net.forest.task_groups),
     ):
         for g, group in enumerate(groups):
             state = {key: p(f"{prefix}.fea.{group}.{name}") for key, name in GATES.items()}
@@ -117,16 +122,16 @@ def load_mixtures(net, cats, p):
 
     forest = net.forest
     load(
-        net.meta.mixture,
+        net.meta_layer.mixture,
         "l1",
         forest.meta_groups,
-        net.meta.owner,
+        net.meta_layer.owner,
         lambda g: [*cats, "shared"] if g == "shared" else [g, "shared"],
     )
-    owner = [net.task.owner[e] for e in net.task.experts.expert_of_output]
+    owner = [net.task_layer.owner[e] for e in net.task_layer.experts.expert_of_output]
     category = {t: cats[forest.category_of(t)] for t in forest.task_names}
     load(
-        net.task.mixture,
+        net.task_layer.mixture,
         "l2",
         forest.task_names,
         owner,
@@ -147,10 +152,10 @@ def load_towers(net, p, number):
 def test_golden(mode, arrays):
     net = network_of(arrays).train(mode == "train")
     v = arrays["v"].requires_grad_()
-    z = net.meta(v)
+    z = net.meta_layer(v)
     for group, found in zip(net.forest.meta_groups, z.unbind(1), strict=True):
         assert_close(found, arrays[f"{mode}/z1.{group}"], rtol=0, atol=1e-10)
-    h = net.task(net._task_inputs(z))
+    h = net.task_layer(net._task_inputs(z))
     for task, found in zip(net.forest.task_names, h.unbind(1), strict=True):
         assert_close(found, arrays[f"{mode}/h2.{task}"], rtol=0, atol=1e-10)
     logits = network_of(arrays).train(mode == "train")(v)
@@ -164,7 +169,7 @@ def test_golden_running_statistics(arrays):
     net = network_of(arrays)
     net(arrays["v"])
     compared = 0
-    for prefix, layer in (("l1", net.meta), ("l2", net.task)):
+    for prefix, layer in (("l1", net.meta_layer), ("l2", net.task_layer)):
         for e, name in enumerate(expert_names(layer, prefix)):
             for j, norm in enumerate(layer.experts.norms):
                 for key, part in (("running_mean", "new_mean"), ("running_var", "new_var")):
@@ -172,3 +177,294 @@ def test_golden_running_statistics(arrays):
                     assert_close(getattr(norm, key)[e], expected, rtol=0, atol=1e-10)
                     compared += 1
     assert compared == sum(key.startswith("after_train/") for key in arrays)
+
+
+def test_gradients():
+    net = randomized(HoME(3, tasks_of("a", "b"), dim=2, hidden_dims=(2,), rank=1, **SMALL))
+    names, parameters = zip(*net.named_parameters(), strict=True)
+
+    def call(v, *parameters):
+        state = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(net.eval(), state, (v,))
+
+    assert gradcheck(call, (drawn(2, 3).requires_grad_(), *parameters))
+    net.train()
+    assert gradcheck(lambda v: net(v), (drawn(3, 3).requires_grad_(),), atol=1e-6)
+
+
+SMALL = {"tower_dims": (2,), "dtype": torch.float64}
+CATEGORIES = st.lists(st.sampled_from("abc"), min_size=1, max_size=5)
+
+
+@given(
+    CATEGORIES, st.integers(1, 2), st.integers(1, 2), st.booleans(), st.booleans(), st.booleans()
+)
+def test_what_a_task_does_not_see_gets_exactly_zero_gradient(
+    categories, meta, task, per_category, self_gate, feature_gate
+):
+    """Over random forests of groups: every task against every expert and every gate."""
+    tasks = tasks_of(*categories)
+    net = HoME(
+        4,
+        tasks,
+        dim=2,
+        hidden_dims=(3,),
+        meta_experts={"shared": meta},
+        task_experts={"t0": task, "shared": 3 - task},
+        rank=(1, 2),
+        self_gate=self_gate,
+        feature_gate=feature_gate,
+        layer2_shared_input="per_category" if per_category else "shared_only",
+        **SMALL,
+    )
+    logits = randomized(net)(drawn(5, 4))
+    for t, task in enumerate(tasks):
+        net.zero_grad()
+        logits[:, t].sum().backward(retain_graph=True)
+        seen = {task.name, task.category, "shared"}
+        touched = grouped_gradients(net.task_layer)
+        assert {g for g, any_ in touched.items() if any_} == seen
+        # The shared group of the first layer sees all experts there, and every task sees it.
+        assert all(grouped_gradients(net.meta_layer).values())
+        rows = zip(net.forest.task_names, net.task_layer.mixture.tables[0], strict=True)
+        for name, row in rows:
+            groups = {
+                net.task_layer.owner[net.task_layer.experts.expert_of_output[o]]
+                for o in row.nonzero()
+            }
+            assert groups == {name, tasks_by_name(tasks)[name].category, "shared"}
+
+
+def tasks_by_name(tasks):
+    return {task.name: task for task in tasks}
+
+
+def grouped_gradients(layer):
+    """Whether the experts of each group got a gradient, and with them its feature gate."""
+    found = {}
+    for e, group in enumerate(layer.owner):
+        parts = *layer.experts.weights, *layer.experts.norms[0].parameters()
+        touched = [bool(p.grad[e].any()) for p in parts]
+        assert len(set(touched)) == 1
+        found[group] = found.get(group, False) or touched[0]
+    if layer.feature_gates is not None:
+        groups = list(dict.fromkeys(layer.owner))
+        for g, group in enumerate(groups):
+            assert bool(layer.feature_gates.up.grad[g].any()) == found[group]
+    return found
+
+
+def test_the_masked_first_layer():
+    """A category's output and its own experts: others get nothing from it."""
+    net = randomized(HoME(4, tasks_of("a", "b", "b"), dim=2, hidden_dims=(), **SMALL))
+    z = net.meta_layer(drawn(5, 4))
+    for g, group in enumerate(net.forest.meta_groups):
+        net.zero_grad()
+        z[:, g].sum().backward(retain_graph=True)
+        touched = {name for name, any_ in grouped_gradients(net.meta_layer).items() if any_}
+        assert touched == ({"a", "b", "shared"} if group == "shared" else {group, "shared"})
+
+
+def test_without_the_mask_every_gate_sees_all():
+    net = randomized(HoME(4, tasks_of("a", "b", "b"), dim=2, hidden_dims=(3,), mask=False, **SMALL))
+    logits = net(drawn(5, 4))
+    for t in range(3):
+        net.zero_grad()
+        logits[:, t].sum().backward(retain_graph=True)
+        assert all(grouped_gradients(net.task_layer).values())
+    weights = net.task_layer.mixture.weights(net._task_inputs(net.meta_layer(drawn(5, 4))))
+    assert (weights > 0).all()
+
+
+def test_closed_feature_gates_change_nothing_exactly():
+    options = {"dim": 4, "hidden_dims": (6,), "tower_dims": (3,)}
+    net = HoME(5, tasks_of("a", "b", "b"), **options)
+    plain = HoME(5, tasks_of("a", "b", "b"), feature_gate=False, **options)
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if "feature_gates" not in k})
+    v = drawn(6, 5).float()
+    assert torch.equal(net.meta_layer.feature_gates(v), v.unsqueeze(1).expand(-1, 3, -1))
+    assert_close(net(v), plain(v), rtol=0, atol=1e-6)
+    net.meta_layer.feature_gates.up.data.fill_(1)
+    assert not torch.allclose(net(v), plain(v), atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", ["meta_layer", "task_layer"])
+def test_permuting_the_experts_of_a_group_with_their_gate_rows_changes_nothing(layer):
+    options = {"meta_experts": 3, "task_experts": {"a": 2, "t1": 2, "shared": 3}, "rank": 2}
+    net, v = randomized(HoME(4, tasks_of("a", "a", "b"), dim=2, **options, **SMALL)), drawn(5, 4)
+    expected = net.eval()(v)
+    part = getattr(net, layer)
+    order = permuted(part.owner)
+    assert order != sorted(order)
+    for name, tensor in part.experts.state_dict().items():
+        if "tracked" not in name:
+            tensor.copy_(tensor[order].clone())
+    assert not torch.allclose(net(v), expected)
+    outputs = [o for e in order for o, i in enumerate(part.experts.expert_of_output) if i == e]
+    mixture = part.mixture
+    rows = torch.full(mixture.tables.shape, -1)
+    rows = rows.masked_scatter(mixture.tables, torch.arange(len(mixture.weight)))
+    moved = rows[..., outputs][mixture.tables[..., outputs]]
+    assert torch.equal(mixture.tables[..., outputs], mixture.tables)
+    mixture.load_state_dict({"weight": mixture.weight[moved], "bias": mixture.bias[moved]})
+    assert_close(net(v), expected, rtol=1e-12, atol=1e-12)
+
+
+def permuted(owner):
+    """Experts in the reverse order within each group."""
+    groups = list(dict.fromkeys(owner))
+    return [e for g in groups for e in reversed(range(len(owner))) if owner[e] == g]
+
+
+def test_one_category_without_gates_is_a_cgc_of_two_levels():
+    """Built by hand: no feature and self gates, all tasks in one category."""
+    options = {"meta_experts": 2, "task_experts": 2, "feature_gate": False, "self_gate": False}
+    net = HoME(4, tasks_of("all", "all", "all"), dim=3, hidden_dims=(5,), **options, **SMALL)
+    v = drawn(6, 4)
+    randomized(net).eval()
+
+    def mlp(experts, e, x):
+        for weight, bias, norm in zip(experts.weights, experts.biases, experts.norms, strict=True):
+            x = (x @ weight[e].mT + bias[e] - norm.running_mean[e]) / (
+                norm.running_var[e] + 1e-5
+            ).sqrt()
+            x = torch.nn.functional.silu(x * norm.weight[e] + norm.bias[e])
+        return x
+
+    def mixed(x, weight, bias, outputs):
+        return torch.einsum("be,ebd->bd", (x @ weight.mT + bias).softmax(-1), outputs)
+
+    first = torch.stack([mlp(net.meta_layer.experts, e, v) for e in range(4)])
+    gates = zip(
+        net.meta_layer.mixture.weight.split(4), net.meta_layer.mixture.bias.split(4), strict=True
+    )
+    u = torch.cat([mixed(v, *gate, first) for gate in gates], -1)
+    experts = net.task_layer.experts
+    second = torch.stack([mlp(experts, e, u) for e in range(10)])
+    assert list(dict.fromkeys(net.task_layer.owner)) == ["t0", "t1", "t2", "all", "shared"]
+    gates = zip(
+        net.task_layer.mixture.weight.split(6), net.task_layer.mixture.bias.split(6), strict=True
+    )
+    for t, gate in enumerate(gates):
+        h = mixed(u, *gate, second[[2 * t, 2 * t + 1, 6, 7, 8, 9]])
+        tower = torch.nn.functional.silu(
+            h @ net.towers.hidden.weights[0][t].mT + net.towers.hidden.biases[0][t]
+        )
+        expected = tower @ net.towers.weight[t] + net.towers.bias[t]
+        assert_close(net(v)[:, t], expected, rtol=1e-11, atol=1e-11)
+
+
+def test_tasks_come_back_in_their_order_whatever_their_categories():
+    mixed, sorted_ = tasks_of("b", "a", "b"), [Task("t0", category="b"), Task("t2", category="b")]
+    nets = [
+        HoME(4, order, dim=2, **SMALL) for order in (mixed, [*sorted_, Task("t1", category="a")])
+    ]
+    randomized(nets[0])
+    nets[1].load_state_dict(nets[0].state_dict())
+    v = drawn(5, 4)
+    assert_close(nets[0](v), nets[1](v)[:, [0, 2, 1]])
+
+
+def test_sizes_and_work_at_the_widths_of_the_specification():
+    """7.04 MFLOP in the specification count the first layer's feature gates once per expert."""
+    tasks = tasks_of(*["watch"] * 6, *["interaction"] * 6)
+    options = {"dim": 128, "hidden_dims": (256,), "rank": 32, "tower_dims": (64,)}
+    net = HoME(464, tasks, **options)
+    assert sum(p.numel() for p in net.parameters()) == 3_209_748
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(2, 464))
+    again = 3 * (2 * 464 * 2 * 32 + 464 * 2)  # what the second expert of a group would repeat
+    mixing = 2 * 464 * 3 + 2 * 256 * 16 + 128 * (20 + 48)
+    total = counter.get_total_flops() / 2 / 2
+    assert 3.20e6 < total < 3.32e6
+    assert abs(2 * (total + again + mixing) / 7.04e6 - 1) < 0.03
+
+
+def test_float32_and_its_gradients_are_those_of_float64():
+    tasks = tasks_of("a", "b", "b", "a")
+    exact = randomized(HoME(7, tasks, dim=4, hidden_dims=(6,), dtype=torch.float64))
+    mine = HoME(7, tasks, dim=4, hidden_dims=(6,))
+    mine.load_state_dict(exact.state_dict())
+    v, weights = drawn(50, 7), drawn(50, 4, seed=1)
+    results = []
+    for net, dtype in ((exact, torch.float64), (mine, torch.float32)):
+        x = v.to(dtype).requires_grad_()
+        y = net(x)
+        tensors = [x, *net.parameters()]
+        results.append([y, *torch.autograd.grad((y * weights.to(dtype)).sum(), tensors)])
+    for one, other in zip(*results, strict=True):
+        scale = max(one.abs().max().item(), 1.0)
+        assert_close(other.double(), one, rtol=0, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("shared_input", ["per_category", "shared_only"])
+def test_folded_networks_and_what_diagnosis_reads(shared_input):
+    options = {"layer2_shared_input": shared_input, "task_experts": {"shared": 2}}
+    net = randomized(HoME(4, tasks_of("a", "b", "b"), dim=2, **options, **SMALL))
+    net.train()(drawn(9, 4))
+    folded, v = net.folded(), drawn(5, 4)
+    assert not any(isinstance(module, ExpertNorm) for module in folded.modules())
+    assert_close(folded(v), net.eval()(v), rtol=1e-10, atol=1e-10)
+    assert any(isinstance(module, ExpertNorm) for module in net.modules())
+    for described, layer in zip(net.expert_layers(), (net.meta_layer, net.task_layer), strict=True):
+        assert described.experts is layer.experts
+        assert described.mixture is layer.mixture
+        assert len(described.expert_names) == layer.experts.num_experts
+        assert all(len(p) == layer.experts.num_experts for p in layer.experts.parameters())
+    weights = net.task_layer.mixture.weights(net._task_inputs(net.meta_layer(v)))
+    assert weights.shape == (5, 3, net.task_layer.experts.num_experts)
+    assert_close(weights.sum(-1), torch.ones(5, 3, dtype=torch.float64))
+    last = net.expert_layers()[1]
+    assert last.gate_names == ("t0", "t1", "t2")
+    assert last.expert_groups == ("t0", "a", "t1", "t2", "b", "shared", "shared")
+    assert last.expert_names[-1] == "shared 1"
+    for parameter in net.shared_parameters():
+        assert len(parameter[net.shared_rows]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task_experts": {"tx": 2}}, "task_experts names 'tx'; the groups are t0, a, t1, b"),
+        ({"meta_experts": {"t0": 2}}, "meta_experts names 't0'; the groups are a, b, shared"),
+        ({"meta_experts": 0}, r"meta_experts\['a'\] must be at least 1, got 0"),
+        ({"rank": (2, 2, 2)}, "rank must be one for both layers or one for each"),
+        ({"rank": "paper", "num_maps": 3}, "3 does not divide 4"),
+        ({"norm": "layer"}, "choose one of batch, none"),
+        ({"layer2_shared_input": "both"}, "choose one of per_category, shared_only"),
+        ({"dim": 0}, "dim must be at least 1, got 0"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        HoME(4, tasks_of("a", "b"), **options)
+
+
+def test_names_of_groups_are_distinct():
+    with pytest.raises(ValueError, match="'like' name two groups"):
+        HoME(4, [Task("like", category="like")])
+    with pytest.raises(ValueError, match="'shared' name two groups"):
+        HoME(4, [Task("shared")])
+
+
+def test_a_single_row_cannot_be_normalized_in_training():
+    net = HoME(4, tasks_of("a", "b"))
+    with pytest.raises(ValueError, match="more than 1 row in training, got a batch of 1"):
+        net(torch.zeros(1, 4))
+    assert net.eval()(torch.zeros(1, 4)).shape == (1, 2)
+
+
+def test_the_meta_device_and_a_compiled_network():
+    options = {"dim": 4, "hidden_dims": (5,), "rank": 2}
+    assert all(
+        p.is_meta for p in HoME(4, tasks_of("a", "b"), **options, device="meta").parameters()
+    )
+    net = HoME(4, tasks_of("a", "b"), **options).eval()
+    v = drawn(6, 4).float()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    assert_close(compiled(v), net(v))
+    shapes = {"v": {0: torch.export.Dim("rows", min=1)}}
+    exported = torch.export.export(net, (v,), dynamic_shapes=shapes)
+    for rows in (1, 37):
+        v = drawn(rows, 4).float()
+        assert_close(exported.module()(v), net(v), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,78 @@
+"""What the figures of ranking rest on: products as they were called, loops of equal results."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.base import load_head
+from benchmarks.recsys import networks
+from benchmarks.recsys.looped import LoopedHome
+from benchmarks.recsys.products import alone, products_of
+from benchmarks.registry import load_suite
+from core_gates.ops import kernels
+
+SMALL = networks.Size(
+    10, 4, 12, {"dim": 4, "hidden_dims": (6,), "rank": 2, "tower_dims": (3,)}, 1.0
+)
+
+
+def test_products_are_recorded_with_their_layouts():
+    x, weight = torch.randn(5, 3), torch.randn(4, 3, requires_grad=True)
+
+    def call():
+        y = torch.addmm(torch.zeros(4), x, weight.mT)
+        return torch.autograd.grad(y.sum(), weight)
+
+    forward, backward = products_of(call)
+    assert forward.left.shape == (5, 3)
+    assert (forward.right.shape, forward.right.strides) == ((3, 4), (1, 3))
+    assert forward.flops == backward.flops == 2 * 5 * 3 * 4
+    run = alone([forward, backward])
+    assert products_of(run) == [forward, backward]
+
+
+@pytest.mark.parametrize("work", networks.SHARES)
+def test_no_product_of_home_is_missed(work):
+    """PyTorch's own counter finds the same work in the forward pass."""
+    home = networks._home(load_head, SMALL)
+    v = torch.randn(SMALL.rows, SMALL.inputs, requires_grad=True)
+
+    def call():
+        out = home(v).sum()
+        if work == networks.TRAINING:
+            out.backward()
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    found, counted = sum(p.flops for p in products_of(call)), counter.get_total_flops()
+    if work == networks.FORWARD:
+        assert found == counted > 0
+    else:  # the counter knows no addmm_, where gradients are added in place
+        assert counted < found < 3.5 * sum(p.flops for p in products_of(lambda: home(v)))
+
+
+@pytest.mark.parametrize("mode", ["reference", "cpp"])
+def test_the_loop_has_the_same_results(mode):
+    home = networks._home(load_head, SMALL)
+    loop = LoopedHome(home)
+    number = sum(p.numel() for p in home.parameters())
+    assert sum(p.numel() for p in loop.parameters()) == number
+    v = torch.randn(SMALL.rows, SMALL.inputs, requires_grad=True)
+    for network in (home, loop):
+        network.eval()
+    with kernels(mode):
+        assert_close(home(v), loop(v), rtol=1e-4, atol=1e-5)
+        results = [networks_slope(network.train(), v) for network in (home, loop)]
+    assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
+def networks_slope(network: nn.Module, v: torch.Tensor) -> torch.Tensor:
+    weights = torch.linspace(-1, 1, SMALL.tasks)
+    return torch.autograd.grad((network(v).sigmoid() * weights).sum(), v)[0]
+
+
+def test_the_suite_names_what_it_compares():
+    names = [comparison.name for comparison in load_suite("recsys").comparisons()]
+    assert len(set(names)) == len(names) >= 8

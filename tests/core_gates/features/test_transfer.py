@@ -1,0 +1,53 @@
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+from core_gates.features.transfer import TransferGate
+
+
+def drawn(*shape):
+    generator = torch.Generator().manual_seed(len(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def gate():
+    gate = TransferGate(5, 3, dtype=torch.float64)
+    for parameter in gate.parameters():
+        parameter.data.copy_(drawn(*parameter.shape))
+    return gate
+
+
+def test_formula(gate):
+    p, q = drawn(4, 2, 5), 2 * drawn(4, 2, 5) - 1
+    scores, values = [], []
+    for x in (p, q):
+        first, second, third = (
+            x @ weight.mT + bias for weight, bias in zip(gate.weight, gate.bias, strict=True)
+        )
+        scores.append((first * second).sum(-1) / math.sqrt(3))
+        values.append(third)
+    weights = torch.stack(scores, -1).softmax(-1)
+    expected = weights[..., :1] * values[0] + weights[..., 1:] * values[1]
+    assert_close(gate(p, q), expected)
+    assert_close(gate.weights(p, q), weights)
+    assert_close(gate.gate_values(p, q), weights[..., 0])
+
+
+def test_equal_inputs_share_the_weight(gate):
+    q = drawn(6, 5)
+    assert_close(gate.weights(q, q), torch.full((6, 2), 0.5, dtype=torch.float64))
+
+
+def test_gradients(gate):
+    assert gradcheck(gate, (drawn(3, 5).requires_grad_(), 2 * drawn(3, 5).requires_grad_()))
+
+
+def test_shapes_are_checked(gate):
+    with pytest.raises(ValueError, match=r"p \(3, 5\) and q \(3, 4\) must be of one shape"):
+        gate(drawn(3, 5), drawn(3, 4))
+    with pytest.raises(ValueError, match="hidden_dim must be at least 1"):
+        TransferGate(5, 0)
