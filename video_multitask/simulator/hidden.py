@@ -72,7 +72,7 @@ class Videos:
 class Counts:
     """Heavy-tailed lifetime counts: plays and fans of users (U, 2), shows and comments of videos.
 
-    They are rounded multiples of activity and popularity by lognormal numbers of spread 1.5.
+    They are the power ⅔ of activity and popularity times lognormal numbers of spread 1.
     """
 
     user: Ints
@@ -115,14 +115,14 @@ def draw_hidden(settings: WorldSettings) -> Hidden:
         interaction=0.5 * rng.standard_normal((tasks, FACTORS, FACTORS)) / np.sqrt(FACTORS),
         tab_pull=0.5 * rng.standard_normal((15, tasks)),
         counts=Counts(
-            user=_heavy(users.activity, (30.0, 5.0), rng),
-            video=_heavy(videos.popularity / videos.popularity.mean(), (50.0, 2.0), rng),
+            user=_heavy(users.activity, (20.0, 6.0), rng),
+            video=_heavy(videos.popularity / videos.popularity.mean(), (27.0, 3.0), rng),
         ),
     )
 
 
 def _heavy(of: Floats, means: tuple[float, float], rng: np.random.Generator) -> Ints:
-    counts = of[:, None] * np.exp(1.5 * rng.standard_normal((len(of), 2))) * means
+    counts = of[:, None] ** (2 / 3) * np.exp(rng.standard_normal((len(of), 2))) * means
     return np.round(counts).astype(np.int64)
 
 

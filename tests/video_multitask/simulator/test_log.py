@@ -96,8 +96,8 @@ def test_probabilities_are_means_over_the_noise(feed):
 
 
 def test_the_same_arguments_give_the_same_bytes_in_any_partition(feed):
-    for size in (1_000, 16_384, 50_001):
-        parts = list(feed.world.stream(60_000, chunk=size))
+    for size in (1_000, 16_384, 25_001):
+        parts = list(feed.world.stream(30_000, chunk=size))
         assert [len(part.log) for part in parts[:-1]] == [size] * (len(parts) - 1)
         if size == 1_000:
             first = parts
@@ -197,7 +197,7 @@ def test_counts_of_the_stress_setting_are_heavy_tailed():
     names = ["user_play_count", "user_fan_count", "video_show_count", "video_comment_count"]
     assert_frame_equal(feed.log.drop(names), plain.log)
     for name in names:
-        assert feed.log[name].max() > 20 * feed.log[name].median()
+        assert feed.log[name].max() > 8 * feed.log[name].median()
 
 
 @pytest.mark.parametrize(
