@@ -1,7 +1,7 @@
 """The public function ``feature_gate``."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -88,9 +88,9 @@ def _check(
 class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        v = arguments[0].contiguous()
+        v, rest = arguments[0].contiguous(), cast(Any, arguments[1:])
         steps = NativeSteps() if use_cpp(*arguments[:5]) else Steps()
-        out, maps = blocks.forward(v, *arguments[1:], steps)
+        out, maps = blocks.forward(v, *rest, steps)
         kept = [t for found in maps for t in (found.weight, found.hidden, found.mixture)]
         ctx.save_for_backward(v, *arguments[1:5], *kept)
         ctx.steps = type(steps)
