@@ -1,7 +1,7 @@
 """The public function ``feature_gate``."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,9 +88,9 @@ def _check(
 class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        v, rest = arguments[0].contiguous(), cast(Any, arguments[1:])
+        v, rest = arguments[0].contiguous(), list(arguments[1:])
         steps = NativeSteps() if use_cpp(*arguments[:5]) else Steps()
-        out, maps = blocks.forward(v, *rest, steps)
+        out, maps = blocks.forward(v, *rest, steps=steps)
         kept = [t for found in maps for t in (found.weight, found.hidden, found.mixture)]
         ctx.save_for_backward(v, *arguments[1:5], *kept)
         ctx.steps = type(steps)
