@@ -88,9 +88,10 @@ def _check(
 class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        v, rest = arguments[0].contiguous(), list(arguments[1:])
+        v, mixer, mixer_bias, down, up, inputs, gates = arguments
+        v = v.contiguous()
         steps = NativeSteps() if use_cpp(*arguments[:5]) else Steps()
-        out, maps = blocks.forward(v, *rest, steps=steps)
+        out, maps = blocks.forward(v, mixer, mixer_bias, down, up, inputs, gates, steps)
         kept = [t for found in maps for t in (found.weight, found.hidden, found.mixture)]
         ctx.save_for_backward(v, *arguments[1:5], *kept)
         ctx.steps = type(steps)
