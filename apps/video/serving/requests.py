@@ -116,12 +116,15 @@ class RequestReader:
     def table(self, requests: Sequence[Request]) -> pl.DataFrame:
         """Return the rows of all requests, in order, as one table."""
         owner = np.repeat(np.arange(len(requests)), [len(request) for request in requests])
-        shared = [n for n in self.kinds if all(n in request.fixed for request in requests)]
-        fixed = pl.DataFrame(
-            [self._series(n, [request.fixed[n] for request in requests]) for n in shared]
-        )
-        columns = [self._series(n, _joined(n, requests)) for n in self.kinds if n not in shared]
-        return pl.DataFrame([*(fixed[owner] if shared else ()), *columns])
+        columns = []
+        for name in self.kinds:
+            if all(name in request.fixed for request in requests):
+                values = [request.fixed[name] for request in requests]
+                # One column at a time: for a frame, threads of a pool would have to wake up.
+                columns.append(self._series(name, values).gather(owner))
+            else:
+                columns.append(self._series(name, _joined(name, requests)))
+        return pl.DataFrame(columns)
 
     def typed(self, table: pl.DataFrame) -> pl.DataFrame:
         """Return the fields of a table in the types of requests; what does not fit is null."""
