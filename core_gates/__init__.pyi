@@ -13,7 +13,6 @@ from .errors import MissingExtraError as MissingExtraError
 from .features import FeatureSelectionGate as FeatureSelectionGate
 from .features import HardAttentionGate as HardAttentionGate
 from .features import LowRankFeatureGate as LowRankFeatureGate
-from .features import LowRankFeatureGates as LowRankFeatureGates
 from .features import SelfGate as SelfGate
 from .gates import ActivationGate as ActivationGate
 from .gates import BaseLayerGate as BaseLayerGate

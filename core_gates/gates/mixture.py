@@ -16,7 +16,7 @@ from core_gates.padding import ignored_as_zero
 from core_gates.routing.base import Gate
 
 
-class MixtureWeights(nn.Module):
+class _MixtureWeights(nn.Module):
     """What a monitor watches of a mixture: the weights as they pass, unchanged."""
 
     def forward(self, weights: Tensor, padding_mask: Tensor | None) -> Tensor:  # noqa: ARG002
@@ -62,7 +62,7 @@ class MultiGate(nn.Module):
                     f" {int(row.sum())}"
                 )
         self.gates = nn.ModuleList(gates)
-        self.mixed = MixtureWeights()
+        self.mixed = _MixtureWeights()
         self.shape = (mask.shape[0], mask.shape[1])
         self._places = mask.cpu().flatten().nonzero().flatten()
         self.register_buffer("places", self._places.clone(), persistent=False)
