@@ -115,8 +115,8 @@ def draw_hidden(settings: WorldSettings) -> Hidden:
         interaction=0.5 * rng.standard_normal((tasks, FACTORS, FACTORS)) / np.sqrt(FACTORS),
         tab_pull=0.5 * rng.standard_normal((15, tasks)),
         counts=Counts(
-            user=_heavy(users.activity, (20.0, 6.0), rng),
-            video=_heavy(videos.popularity / videos.popularity.mean(), (27.0, 3.0), rng),
+            user=_heavy(users.activity, (30.0, 9.0), rng),
+            video=_heavy(videos.popularity / videos.popularity.mean(), (40.0, 4.5), rng),
         ),
     )
 
