@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.video.comparison import Comparison, folds_of
+from apps.video.controls import OPEN_BANDIT, control_rows_and_bars
 from apps.video.fitting import keep_model
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.command.verbs import FunctionVerb, run_verb
@@ -76,6 +77,9 @@ class VideoTrainer(GatesRunTrainer):
         exact_auc: bool = False,
         averaged: bool = False,
         experts: bool = False,
+        slices: bool = False,
+        controls: bool = False,
+        open_bandit: str = OPEN_BANDIT,
         only: tuple[str, ...] = (),
         quick: bool = False,
     ) -> None:
@@ -91,6 +95,10 @@ class VideoTrainer(GatesRunTrainer):
             exact_auc: Whether AUC gets intervals and paired differences.
             averaged: Whether the mean prediction of the seeds is scored, too.
             experts: Whether the three faults of experts are measured in every network.
+            slices: Whether new users, new videos, activity and exposure are scored by themselves.
+            controls: Whether rates, permuted labels, a planted leak and off-policy estimates are
+                checked; needs a simulated feed.
+            open_bandit: Open Bandit log on which policies estimate each other, if it is there.
             only: Methods that take part; all when empty. Bars need all.
             quick: A quick run: nothing is trained, no bars.
         """
@@ -106,7 +114,13 @@ class VideoTrainer(GatesRunTrainer):
             averaged=averaged,
             places=self.places,
         )
-        contest.finish(claims or Claims(), experts=experts)
+        further = None
+        if controls:
+            data = contest.data(split[0])
+            further = control_rows_and_bars(
+                run, self.contest, data, places=self.places, open_bandit=Path(open_bandit)
+            )
+        contest.finish(claims or Claims(), experts=experts, slices=slices, further=further)
 
     def add_to_report(
         self, page: Page, model: MultiTaskModule, datamodule: TableDataModule

@@ -34,12 +34,14 @@ from recsys.experiments.predictions import (
     probabilities,
     scores_of,
 )
+from recsys.experiments.slices import slice_rows, slices_of
 from recsys.metrics.resampled import user_resamples
 
 WEIGHTS, BASELINES = "weights", "baselines"
 TRUTH = "truth_"
 ORACLE = "oracle"
 SHOWN = (SUMMED,)
+RANDOM = "is_rand"  # column of rows whose video was drawn at random
 RESAMPLES = 1000
 
 
@@ -48,6 +50,15 @@ class Fold(NamedTuple):
 
     settings: Mapping[str, Any] = {}
     keys: Mapping[str, int] = {}
+
+
+class Findings(NamedTuple):
+    """What is found besides the contest: rows, bars, notes, and the metrics that tables show."""
+
+    rows: Sequence[Row] = ()
+    bars: Sequence[Bar] = ()
+    notes: Sequence[str] = ()
+    shown: Sequence[str] = ()
 
 
 class Comparison:
@@ -187,20 +198,35 @@ class Comparison:
             reports.setdefault(piece.method, []).append(report_of(ranker, data.batch("test")))
         return fault_rows(reports)
 
+    def slices(self, found: Mapping[str, list[Probabilities]]) -> list[Row]:
+        """Return the rows of all methods on parts of the test rows: new users, new items, …."""
+        parts = slices_of([self.data(fold).tables for fold in self.folds], random=RANDOM)
+        reference = self.contest.reference if self.contest.reference in found else None
+        return slice_rows(self.test(), parts, found, reference=reference)
+
     def finish(
-        self, claims: Claims, *, experts: bool = False, bars: Sequence[Bar] = (), **facts: Any
+        self,
+        claims: Claims,
+        *,
+        experts: bool = False,
+        slices: bool = False,
+        further: Findings | None = None,
+        **facts: Any,
     ) -> None:
         """Score all methods, check the claims and write ``scores.json``.
 
         Args:
             claims: What is claimed.
             experts: Whether the faults of experts are measured.
-            bars: Further bars.
-            facts: Headline and notes.
+            slices: Whether parts of the test rows are scored.
+            further: What controls have found.
+            facts: Headline.
         """
+        further = further or Findings()
         chosen = self.chosen()
         found = self.predictions(chosen)
         made = self.rows(found)
+        sliced = self.slices(found) if slices else []
         faults = self.faults(chosen) if experts else []
         reference = self.contest.reference
         test = self.test()
@@ -209,13 +235,18 @@ class Comparison:
         )
         data = self.data(self.folds[0])
         self.run.finish(
-            [*made, *faults],
-            [*checked, *fault_bars(faults, claims.collapsed, claims.healthy), *bars],
+            [*made, *sliced, *faults, *further.rows],
+            [*checked, *fault_bars(faults, claims.collapsed, claims.healthy), *further.bars],
             seeds=self.seeds,
             data=data.digest(),
-            metrics=SHOWN
-            + tuple(f"{m} {c}" for m in ("auc", "gauc") for c in data.schema.categories),
-            **{"notes": data.tables.notes, **facts},
+            metrics=(
+                *SHOWN,
+                *(f"{m} {c}" for m in ("auc", "gauc") for c in data.schema.categories),
+                *dict.fromkeys(row.metric for row in sliced),
+                *further.shown,
+            ),
+            notes=[*data.tables.notes, *further.notes],
+            **facts,
         )
 
     def test(self) -> Batch:

@@ -12,7 +12,8 @@ from recsys.data.splits import split_at
 from recsys.data.tables import RankingTables
 from recsys.schema import Dense, FeatureSchema, Scaling, Sparse
 from video_multitask.simulator.log import Simulated, simulate
-from video_multitask.simulator.settings import DAY_MS, START_MS
+from video_multitask.simulator.settings import DAY_MS, START_MS, WorldSettings
+from video_multitask.simulator.world import World
 from video_multitask.tasks import LABELS, simulated_tasks
 
 TRUTH = "truth_"
@@ -100,6 +101,13 @@ class SimulatedFeed:
             self.seed,
             groups=self.groups,
             heavy_counts=self.heavy_counts != "none",
+        )
+
+    def world(self) -> World:
+        """Return the world of the log, from which others can be drawn."""
+        counts = self.heavy_counts != "none"
+        return World(
+            WorldSettings(self.users, self.videos, self.days, self.seed, self.groups, counts)
         )
 
     def schema(self) -> FeatureSchema:

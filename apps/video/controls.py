@@ -1,0 +1,182 @@
+"""Controls of a comparison on a simulated feed: what must hold if the figures mean anything.
+
+Its world has the rates it should have; labels in random order cannot be predicted, a planted leak
+is noticed; and estimates of another policy hold the truth.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from apps.video.comparison import Findings
+from apps.video.training import Places, ranker_of, train
+from core_gates.errors import GatesError
+from harness.evidence import Bar, Row
+from harness.experiment import Figures, Job, Piece, Run, Store
+from harness.files import sha256
+from recsys.data.datamodule import TableDataModule
+from recsys.data.readers.open_bandit import OpenBandit, Policy
+from recsys.experiments.building import data_of, source_of
+from recsys.experiments.chance import DISTANCE, Chance, chance_bars, chance_rows, chances
+from recsys.experiments.contest import Contest
+from recsys.experiments.other_policy import (
+    CLICK_RATE,
+    EFFECTIVE,
+    cross_bars,
+    cross_estimates,
+    cross_rows,
+)
+from recsys.experiments.predictions import probabilities
+from video_multitask.experiments.redrawn_logs import (
+    COVERAGE,
+    ESTIMATED,
+    LOGS,
+    ROWS,
+    TRUTH_ROWS,
+    Redrawn,
+    redraw,
+    redrawn_bars,
+    redrawn_rows,
+)
+from video_multitask.experiments.world_rates import rate_bars, rate_rows, rates_of
+from video_multitask.sources.simulated import SimulatedFeed
+
+CONTROLS = "controls"
+PERMUTED, LEAK, OFF_POLICY = "permuted_labels", "planted_leak", "off_policy"
+LEAKED = "effective_view"
+EPOCHS = 2
+SHOWN = (DISTANCE, COVERAGE, CLICK_RATE, EFFECTIVE)
+OPEN_BANDIT = "../shared/data/recsys/open_bandit_all.parquet"
+
+_SOURCE = "data.source."
+_ARGUMENTS = f"{_SOURCE}init_args."
+_REDRAWN = "redrawn."
+_POLICIES: tuple[Policy, ...] = ("random", "bts")
+
+
+def control_rows_and_bars(
+    run: Run, contest: Contest, data: TableDataModule, *, places: Places, open_bandit: Path
+) -> Findings:
+    """Return the rows and bars of all controls; what exists of their results is not made again.
+
+    Args:
+        run: Keeps results, one piece per control in the store ``controls``.
+        contest: Whose reference is trained on permuted labels.
+        data: The simulated feed of the configuration.
+        places: Where files are, by dotted name.
+        open_bandit: Open Bandit log; a note tells where it is absent.
+
+    Raises:
+        GatesError: The configuration has no simulated feed.
+    """
+    source = source_of(run.settings)
+    if not isinstance(source, SimulatedFeed):
+        raise GatesError(
+            f"controls need a simulated feed, found data.source {type(source).__name__}: leave out "
+            "--controls"
+        )
+    store = run.store(CONTROLS, Figures())
+    rates = rates_of(data.tables.train.vstack(data.tables.validation).vstack(data.tables.test))
+    parts = [
+        Findings(rate_rows(rates, group=CONTROLS), rate_bars(rates)),
+        _labels(run, store, contest, data, places),
+        _redrawn(run, store),
+        _open_bandit(open_bandit),
+    ]
+    return Findings(
+        [row for part in parts for row in part.rows],
+        [bar for part in parts for bar in part.bars],
+        [note for part in parts for note in part.notes],
+        SHOWN,
+    )
+
+
+def score_control(piece: Piece, job: Job, places: Places) -> dict[str, float]:
+    """Train the network of a piece and return AUC, standard error and positives of every task."""
+    weights = train(piece, job, places)
+    data = data_of({**piece.settings, **places}, piece.seed or 0)
+    test = data.batch("test")
+    found = probabilities(ranker_of(piece, weights, data), test)
+    return {
+        f"{field} {one.task}": getattr(one, field)
+        for one in chances(test, found, data.schema.task_names)
+        for field in ("auc", "error", "positives")
+    }
+
+
+def estimate_uniform(piece: Piece, job: Job) -> dict[str, Any]:
+    """Return what logs of the world of a piece estimate of the uniform policy."""
+    options = {
+        name.removeprefix(_REDRAWN): value
+        for name, value in piece.settings.items()
+        if name.startswith(_REDRAWN)
+    }
+    feed = source_of(piece.settings)
+    assert isinstance(feed, SimulatedFeed)
+    return redraw(feed.world(), tick=job.tick, **options).figures()
+
+
+def _labels(
+    run: Run, store: Store[Any], contest: Contest, data: TableDataModule, places: Places
+) -> Findings:
+    """Train the reference on labels in random order, without and with a leak of one of them."""
+    own: dict[str, Any] = {}
+    if contest.methods:
+        own = contest.settings(contest.reference, run.settings, data.schema)
+    epochs = min(EPOCHS, run.settings.get("trainer.max_epochs") or EPOCHS)
+    own |= {"trainer.max_epochs": epochs, f"{_ARGUMENTS}permuted": True}
+    seed = run.settings.get("seed", 0)
+    pieces = [
+        run.piece(PERMUTED, seed, **own),
+        run.piece(LEAK, seed, **{**own, f"{_ARGUMENTS}leak": LEAKED}),
+    ]
+    rows: list[Row] = []
+    bars: list[Bar] = []
+    notes: list[str] = []
+    for piece in run.obtain(store, pieces, partial(score_control, places=places), ticks=epochs):
+        found = _chances(store.load(piece), data.schema.task_names)
+        name = piece.method.replace("_", " ")
+        if piece.method == LEAK:
+            found = [one for one in found if one.task == LEAKED]
+            name = f"{name} of {LEAKED}"
+        rows += chance_rows(name, found, group=CONTROLS)
+        bars += chance_bars(name, found, "<=" if piece.method == PERMUTED else ">=")
+        if lacking := [one.task for one in found if math.isnan(one.auc)]:
+            notes.append(f"{name}: no AUC of {', '.join(lacking)}, whose test rows lack a class")
+    return Findings(rows, bars, notes)
+
+
+def _redrawn(run: Run, store: Store[Any]) -> Findings:
+    """Estimate the uniform policy from redrawn logs of the world."""
+    source = {n: value for n, value in run.settings.items() if n.startswith(_SOURCE)}
+    options = {"tasks": ESTIMATED, "logs": LOGS, "rows": ROWS, "truth_rows": TRUTH_ROWS}
+    named = {f"{_REDRAWN}{name}": value for name, value in options.items()}
+    piece = Piece(OFF_POLICY, settings={**source, **named})
+    for made in run.obtain(store, [piece], estimate_uniform, ticks=LOGS):
+        found = Redrawn.of(store.load(made))
+        return Findings(redrawn_rows(found, group=CONTROLS), redrawn_bars(found))
+    return Findings()
+
+
+def _open_bandit(path: Path) -> Findings:
+    """Estimate the click rates of two real policies from each other's log, if it is there."""
+    if not path.is_file():
+        return Findings(notes=[f"off-policy estimates on real logs are left out: no file {path}"])
+    found = cross_estimates({name: OpenBandit(str(path), name).log() for name in _POLICIES})
+    note = f"Open Bandit: {path.name}, sha256 {sha256(path)[:16]}"
+    return Findings(cross_rows(found, group=CONTROLS), cross_bars(found), [note])
+
+
+def _chances(figures: dict[str, float], tasks: tuple[str, ...]) -> list[Chance]:
+    return [
+        Chance(
+            task,
+            figures[f"auc {task}"],
+            figures[f"error {task}"],
+            int(figures[f"positives {task}"]),
+        )
+        for task in tasks
+    ]
