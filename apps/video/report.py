@@ -29,10 +29,11 @@ from recsys.figures import (
 from recsys.metrics import reliability
 from recsys.metrics.resampled import user_resamples
 from recsys.ranker import Ranker
+from video_multitask.tasks import UNWANTED
 
 IMPORTANCE_ROWS = 10_000
 LISTED = 40
-"""Most videos of the ranked list, those of one day."""
+"""Most videos that are ranked for one user."""
 
 SHOWN_TASKS = 5
 
@@ -91,14 +92,15 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
     table, schema = data.table("test"), data.schema
     if not schema.user or not schema.item:
         return
-    user = table[schema.user].value_counts(sort=True)[schema.user][0]
-    rows = np.flatnonzero((table[schema.user] == user).to_numpy())[:LISTED]
+    counts = table[schema.user].drop_nulls().value_counts().sort("count", schema.user)
+    rows = np.flatnonzero((table[schema.user] == counts[schema.user][-1]).to_numpy())[:LISTED]
     tasks = _spread(schema.task_names, test.labels.mean(0).numpy())
     places = np.array([schema.task_names.index(task) for task in tasks])
     columns = [f"{TRUTH}{task}" for task in tasks]
     known = all(column in table.columns for column in columns)
     truth = table.select(columns).to_numpy()[rows] if known else None
-    score = np.log(found[rows][:, places]).sum(1)
+    wanted = [place for place, task in zip(places, tasks, strict=True) if task not in UNWANTED]
+    score = np.log(found[rows][:, wanted]).sum(1)
     figure = ranked_list_figure(
         [str(item) for item in table[schema.item].gather(rows)],
         tasks,
@@ -109,8 +111,9 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
     )
     page.section("One user's list")
     caption = (
-        f"The first {len(rows)} test rows of the user with the most, ordered by the product of "
-        f"these probabilities{'; true probabilities are those of the simulator' if known else ''}."
+        f"The first {len(rows)} test rows of the user with the most, ordered by the product of the "
+        f"probabilities of {', '.join(task for task in tasks if task not in UNWANTED)}"
+        f"{'; true probabilities are those of the simulator' if known else ''}."
     )
     page.figure(figure, caption, name="ranked-list")
 
