@@ -38,7 +38,8 @@ class ScoredRows:
         """Return the metrics over the rows of all ranks; every rank must call this.
 
         ``loss`` is the sum over tasks of their mean log-loss, weighted by sample; of each task
-        ``loss_TASK`` and ``auc_TASK``, NaN where it cannot be taken.
+        ``loss_TASK`` and ``auc_TASK``, NaN where it cannot be taken. A task whose logits are not
+        finite makes ``loss`` NaN: a network that has diverged is never the best.
         """
         rows = self._of_all_ranks()
         if not rows:
@@ -46,7 +47,8 @@ class ScoredRows:
         logits, labels, mask, weight = (torch.cat(column) for column in zip(*rows, strict=True))
         sums = task_sums(logits.double(), labels.double(), mask, weight.double())
         losses = sums.losses / sums.weights  # NaN where a task counts in no row
-        found = {"loss": float(losses.nansum())}
+        finite = bool(losses[sums.weights > 0].isfinite().all())
+        found = {"loss": float(losses.nansum()) if finite else float("nan")}
         for number, task in enumerate(self.tasks):
             seen = mask[:, number]
             found[f"loss_{task}"] = float(losses[number])
@@ -65,4 +67,6 @@ class ScoredRows:
 def _auc(logits: Tensor, labels: Tensor, weight: Tensor) -> float:
     from recsys.metrics.auc import auc
 
+    if logits.isnan().any():
+        return float("nan")
     return float(auc(logits.numpy(), labels.numpy(), weight.numpy()).value)

@@ -22,6 +22,9 @@ LABELS = {
 }
 """Column of each behaviour; those of KuaiRand keep their names."""
 
+UNWANTED = frozenset({"skip", "hate"})
+"""Behaviours that speak against a video: no list is ordered by them."""
+
 NEEDS_DURATION = frozenset({"complete", "replay"})
 KUAIRAND = (
     "effective_view", "long_view", "complete",

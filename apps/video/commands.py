@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from apps.video.comparison import Comparison, folds_of
+from apps.video.comparison import Comparison, Fold, folds_of
 from apps.video.controls import OPEN_BANDIT, control_rows_and_bars
 from apps.video.fitting import keep_model
 from harness.command import GatesRunCLI, GatesRunTrainer
@@ -38,6 +38,7 @@ FUNCTIONS = {
 PLACES = tuple(
     f"data.source.init_args.{name}" for name in ("path", "folder", "test_path", "users_path")
 )
+WINDOW = "data.source.init_args.window"
 NEUTRAL = ("data.eval_batch_size", *PLACES)
 """Options of the data that decide no result, or only by the content of files."""
 
@@ -48,10 +49,12 @@ class VideoTrainer(GatesRunTrainer):
     Attributes:
         contest: Networks and baselines of the configuration.
         places: Where its files are, by dotted name.
+        shown: Seeds and folds of the networks that the report draws.
     """
 
     contest: Contest
     places: Mapping[str, str]
+    shown: tuple[tuple[int, ...], tuple[Fold, ...]]
 
     def tune(
         self, model: MultiTaskModule, datamodule: TableDataModule, only: tuple[str, ...] = ()
@@ -72,7 +75,7 @@ class VideoTrainer(GatesRunTrainer):
         datamodule: TableDataModule,
         seeds: tuple[int, ...] = (0, 1, 2),
         folds: tuple[int, ...] = (),
-        fold_setting: str = "data.source.init_args.window",
+        fold_setting: str = WINDOW,
         claims: Claims | None = None,
         exact_auc: bool = False,
         averaged: bool = False,
@@ -122,6 +125,26 @@ class VideoTrainer(GatesRunTrainer):
             )
         contest.finish(claims or Claims(), experts=experts, slices=slices, further=further)
 
+    def report(
+        self,
+        model: MultiTaskModule,
+        datamodule: TableDataModule,
+        seed: int = 0,
+        folds: tuple[int, ...] = (),
+        fold_setting: str = WINDOW,
+    ) -> None:
+        """Write the report of a run as one HTML page, and its figures as PNG with their numbers.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            seed: Seed of the networks that are drawn.
+            folds: Those of ``evaluate``; networks of the first one are drawn.
+            fold_setting: That of ``evaluate``.
+        """
+        self.shown = (seed,), folds_of(fold_setting, folds)
+        super().report(model, datamodule)
+
     def add_to_report(
         self, page: Page, model: MultiTaskModule, datamodule: TableDataModule
     ) -> None:
@@ -134,7 +157,8 @@ class VideoTrainer(GatesRunTrainer):
         """
         from apps.video.report import add_figures
 
-        add_figures(page, Comparison(self.run(), self.contest, (0,), places=self.places))
+        del model, datamodule
+        add_figures(page, Comparison(self.run(), self.contest, *self.shown, places=self.places))
 
 
 class VideoCLI(GatesRunCLI):

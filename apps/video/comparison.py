@@ -18,6 +18,7 @@ from apps.video.training import (
     trial,
     try_baseline,
 )
+from core_gates.errors import GatesError
 from harness.evidence import Bar, Row, Scores, compare
 from harness.experiment import Arrays, Choice, Job, Piece, Run
 from recsys.batch import Batch
@@ -72,6 +73,9 @@ class Comparison:
         exact_auc: Whether AUC gets intervals.
         averaged: Whether the mean of the seeds' predictions is a method, too.
         places: Where files are, by dotted name of the setting.
+
+    Raises:
+        GatesError: ``only`` of the run names no method.
     """
 
     def __init__(
@@ -86,9 +90,13 @@ class Comparison:
         places: Places | None = None,
     ) -> None:
         self.places = dict(places or {})
-        self.run, self.contest, self.seeds, self.folds = run, contest, tuple(seeds), tuple(folds)
+        self.run, self.contest, self.folds = run, contest, tuple(folds)
+        self.seeds = tuple(dict.fromkeys(seeds))
         self.exact_auc, self.averaged = exact_auc, averaged
         self._known: dict[str, TableDataModule] = {}
+        names = [*contest.entries, *contest.baselines]
+        if strangers := [name for name in run.only if name not in names]:
+            raise GatesError(f"--only names {strangers[0]!r}; known are {', '.join(names)}")
 
     def data(self, fold: Fold) -> TableDataModule:
         """Return the data of a fold."""
@@ -99,7 +107,7 @@ class Comparison:
         schema = self.data(fold).schema
         return {
             m: {**self.contest.settings(m, self.run.settings, schema), **fold.settings}
-            for m in self.contest.methods
+            for m in self.contest.entries
         }
 
     def chosen(self) -> dict[str, Choice]:
@@ -154,7 +162,7 @@ class Comparison:
         """Return the predictions (N, T) of all test rows, method by method, one for each seed."""
         store = self.run.store(WEIGHTS, Arrays())
         found: dict[str, dict[int | None, list[Probabilities]]] = {}
-        for pieces in self.networks(chosen):
+        for pieces in _on_every_fold(self.networks(chosen)):
             for piece in pieces:
                 data = self.data_of(piece.settings)
                 weights = store.load(piece, tested=[table_digest(data.table("test"))[:12]])
@@ -221,7 +229,12 @@ class Comparison:
             slices: Whether parts of the test rows are scored.
             further: What controls have found.
             facts: Headline.
+
+        Raises:
+            GatesError: A claim names no method.
         """
+        known = [*self.contest.entries, *self.contest.baselines]
+        claims.check([*known, *(f"{name}, averaged" for name in known)])
         further = further or Findings()
         chosen = self.chosen()
         found = self.predictions(chosen)
@@ -307,7 +320,14 @@ def folds_of(setting: str, values: Sequence[int]) -> tuple[Fold, ...]:
     """Return folds that differ in one setting; the data of the configuration without values."""
     if not values:
         return (Fold(),)
-    return tuple(Fold({setting: value}, {"f": value}) for value in values)
+    return tuple(Fold({setting: value}, {"f": value}) for value in dict.fromkeys(values))
+
+
+def _on_every_fold(pieces: Sequence[Sequence[Piece]]) -> list[list[Piece]]:
+    """Leave out networks that a quick run has not found on every fold."""
+    names = [{(piece.method, piece.seed) for piece in some} for some in pieces]
+    everywhere = set.intersection(*names)
+    return [[p for p in some if (p.method, p.seed) in everywhere] for some in pieces]
 
 
 def _setting(chosen: Mapping[str, Choice], name: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from harness.runs.checkpoint import load_weights
 from harness.runs.folder import RunFolder
 from recsys.data.datamodule import TableDataModule
 from recsys.experiments.building import module_of
+from recsys.experiments.predictions import check_finite
 from recsys.model_folder import save_model
 
 MODEL = "model"
@@ -26,6 +27,9 @@ def keep_model(
         piece: What was trained.
         objects: Short hashes of what it was trained on.
         data: Whose transform the model folder holds.
+
+    Raises:
+        GatesError: The training has diverged.
     """
     path = folder.best_checkpoint or folder.last_checkpoint
     if path is None:
@@ -34,6 +38,7 @@ def keep_model(
     module.build(data.transform)
     module.load_state_dict(load_weights(path)["state_dict"])
     ranker = module.served()
+    check_finite(ranker, data.batch("validation"))
     run.store("weights", Arrays()).keep(piece, ranker.state_dict(), objects=objects)
     settings = {"settings": piece.settings, "training_objects": list(objects)}
     return save_model(run.folder / MODEL, ranker, data.transform, settings)

@@ -30,14 +30,13 @@ from recsys.metrics import reliability
 from recsys.metrics.resampled import user_resamples
 from recsys.ranker import Ranker
 from video_multitask.fused_score import FusedScore
+from video_multitask.tasks import UNWANTED
 
 IMPORTANCE_ROWS = 10_000
 LISTED = 40
-"""Most videos of the ranked list, those of one day."""
+"""Most videos that are ranked for one user."""
 
 PER_CATEGORY = 3
-UNWANTED = {"skip", "hate", "is_hate"}
-"""Behaviors that no list is ordered by."""
 
 
 def add_figures(page: Page, comparison: Comparison) -> None:
@@ -94,8 +93,8 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
     table, schema = data.table("test"), data.schema
     if not schema.user or not schema.item:
         return
-    user = table[schema.user].value_counts(sort=True)[schema.user][0]
-    rows = np.flatnonzero((table[schema.user] == user).to_numpy())[:LISTED]
+    counts = table[schema.user].drop_nulls().value_counts().sort("count", schema.user)
+    rows = np.flatnonzero((table[schema.user] == counts[schema.user][-1]).to_numpy())[:LISTED]
     tasks = _shown(data, test.labels.mean(0).numpy())
     places = np.array([schema.task_names.index(task) for task in tasks])
     columns = [f"{TRUTH}{task}" for task in tasks]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from recsys.experiments.building import data_of, module_of
 from recsys.experiments.predictions import (
     Probabilities,
     baseline,
+    check_finite,
     probabilities,
     summed_log_loss_of,
 )
@@ -31,15 +33,18 @@ BASELINE = "baseline."
 
 def train(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     """Train one network until its validation loss no longer falls; return its best weights."""
-    return dict(_trained(piece, job, places)[0].served().state_dict())
+    module, data = _trained(piece, job, places)
+    ranker = module.served()
+    check_finite(ranker, data.batch("validation"))
+    return dict(ranker.state_dict())
 
 
 def trial(piece: Piece, job: Job, places: Places) -> dict[str, float]:
-    """Return the validation loss of a setting, summed over tasks."""
+    """Return the validation loss of a setting, summed over tasks; NaN if it diverges."""
     module, data = _trained(piece, job, places)
     rows = data.batch("validation")
-    score = summed_log_loss_of(rows, probabilities(module.served(), rows))
-    return {"score": score}
+    found = probabilities(module.served(), rows)
+    return {"score": summed_log_loss_of(rows, found) if np.isfinite(found).all() else np.nan}
 
 
 def ranker_of(piece: Piece, weights: Mapping[str, Tensor], data: TableDataModule) -> Ranker:

@@ -6,4 +6,7 @@ from recsys.baselines.one_column import OneColumn
 from recsys.baselines.predictor import Predictor
 from recsys.baselines.trees import Trees
 
-__all__ = ["BaseRates", "Biases", "OneColumn", "Predictor", "Trees"]
+__all__ = ["KINDS", "BaseRates", "Biases", "OneColumn", "Predictor", "Trees"]
+
+KINDS = ("base_rates", "one_column", "biases", "trees")
+"""Names of the baselines in configurations."""

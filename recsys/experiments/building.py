@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from core_gates.errors import GatesError
 from recsys.data.datamodule import TableDataModule
@@ -15,6 +15,7 @@ from recsys.experiments.contest import MODEL, nested
 from recsys.module import MultiTaskModule
 
 DATA = "data."
+Made = TypeVar("Made")
 CACHED = 2  # tables that a process keeps: those of two data sets
 
 
@@ -25,10 +26,15 @@ def source_of(settings: Mapping[str, Any]) -> TableSource:
         settings: With ``data.source.class_path`` and ``data.source.init_args.…``.
 
     Raises:
-        GatesError: There is no such class, or it refuses an argument.
+        GatesError: No class is named, there is none, or it refuses an argument.
     """
-    path = str(settings.get("data.source.class_path"))
+    path = str(settings.get("data.source.class_path") or "")
     module, _, name = path.rpartition(".")
+    if not module:
+        raise GatesError(
+            f"data.source.class_path is {path or 'missing'}, expected a class with its package, "
+            "such as recsys.data.readers.own_table.OwnTable"
+        )
     try:
         kind = getattr(importlib.import_module(module), name)
         return cast(TableSource, kind(**nested(settings, "data.source.init_args.")))
@@ -42,6 +48,9 @@ def data_of(settings: Mapping[str, Any], seed: int = 0) -> TableDataModule:
     Args:
         settings: With names that begin by ``data.``.
         seed: Of the order of training rows.
+
+    Raises:
+        GatesError: A setting is unknown or wrong, or the tables cannot be read.
     """
     source = {n: v for n, v in settings.items() if n.startswith("data.source.")}
     options = {
@@ -49,18 +58,30 @@ def data_of(settings: Mapping[str, Any], seed: int = 0) -> TableDataModule:
         for n, v in settings.items()
         if n.startswith(DATA) and n not in source and n != "data.seed"
     }
-    return TableDataModule(_tables(json.dumps(source, sort_keys=True)), seed=seed, **options)
+    tables = _tables(json.dumps(source, sort_keys=True))
+    return _made(DATA, TableDataModule, tables, seed=seed, **options)
 
 
 def module_of(settings: Mapping[str, Any]) -> MultiTaskModule:
-    """Return the untrained module that settings name."""
+    """Return the untrained module that settings name.
+
+    Raises:
+        GatesError: A setting is unknown or wrong.
+    """
     options = {
         n.removeprefix(MODEL): v
         for n, v in settings.items()
         if n.startswith(MODEL) and not n.startswith(f"{MODEL}options")
     }
     chosen = settings.get(f"{MODEL}options") or nested(settings, f"{MODEL}options.")
-    return MultiTaskModule(**options, options=dict(chosen))
+    return _made(MODEL, MultiTaskModule, **options, options=dict(chosen))
+
+
+def _made(group: str, kind: Callable[..., Made], *args: Any, **options: Any) -> Made:
+    try:
+        return kind(*args, **options)
+    except (TypeError, ValueError) as error:
+        raise GatesError(f"{group.rstrip('.')}: {error}") from error
 
 
 @lru_cache(maxsize=CACHED)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from recsys.batch import Batch
 from recsys.experiments.predictions import Probabilities
 
 MANY = 2000
 """Positives above which the calibration of a task is claimed."""
+
+BEATEN = 1e-6
+"""Least difference of summed log-losses, at the lower end of its interval, that counts as one."""
 
 SUMMED, AUC = "summed log_loss", "auc"
 
@@ -39,6 +44,21 @@ class Claims:
     collapsed: tuple[str, ...] = ()
     healthy: tuple[str, ...] = ()
 
+    def check(self, known: Collection[str]) -> None:
+        """Refuse claims about methods that do not exist.
+
+        Args:
+            known: Methods and baselines.
+
+        Raises:
+            GatesError: A claim names another one.
+        """
+        named = [*self.beats, *self.no_worse, *self.collapsed, *self.healthy]
+        if strangers := [name for name in named if name not in known]:
+            raise GatesError(
+                f"claims name {strangers[0]!r}, which is no method; known are {', '.join(known)}"
+            )
+
 
 def claim_bars(
     claims: Claims,
@@ -50,7 +70,7 @@ def claim_bars(
     found: Sequence[Probabilities],
     oracle: str = "oracle",
 ) -> list[Bar]:
-    """Return the bars of the claims; those of methods that took no part are left out.
+    """Return the bars of the claims; what was not measured is NaN, and missed.
 
     Args:
         claims: What is claimed.
@@ -64,22 +84,22 @@ def claim_bars(
     bars = []
     gaps = {(r.method, r.task, r.metric): r for r in rows if r.versus == reference}
     for method in claims.beats:
-        if gap := gaps.get((method, "test", SUMMED)):
-            name = f"summed log-loss of {method} − {reference}, lower end"
-            bars.append(Bar(name, gap.low, ">=", 0.0))
+        gap = gaps.get((method, "test", SUMMED))
+        name = f"summed log-loss of {method} − {reference}, lower end"
+        bars.append(Bar(name, gap.low if gap else math.nan, ">=", BEATEN))
     for method, margin in claims.no_worse.items():
         for task in tasks:
-            if gap := gaps.get((method, task, AUC)):
-                name = f"AUC of {reference} − {method}, {task}, lower end"
-                bars.append(Bar(name, -gap.high, ">=", -margin))
-    if claims.calibrated and found:
+            gap = gaps.get((method, task, AUC))
+            name = f"AUC of {reference} − {method}, {task}, lower end"
+            bars.append(Bar(name, -gap.high if gap else math.nan, ">=", -margin))
+    if claims.calibrated:
         bars += _calibration(test, tasks, found, reference)
     if claims.bounded:
         losses = {r.method: r.value for r in rows if r.metric == SUMMED and not r.versus}
-        best = min((v for m, v in losses.items() if m != oracle), default=float("nan"))
-        if oracle in losses:
-            name = "lowest summed log-loss of a method − that of the oracle"
-            bars.append(Bar(name, best - losses[oracle], ">=", 0.0))
+        truth = losses.pop(oracle, math.nan)
+        best = np.min([*losses.values()]) if losses else math.nan  # NaN if one is
+        name = "lowest summed log-loss of a method − that of the oracle"
+        bars.append(Bar(name, float(best - truth), ">=", 0.0))
     return bars
 
 
@@ -88,7 +108,8 @@ def _calibration(
 ) -> list[Bar]:
     weight = test.weight.double().unsqueeze(1).numpy() * test.mask.numpy()
     positives = (weight * test.labels.double().numpy()).sum(0)
-    predicted = np.mean([(weight * one).sum(0) for one in found], 0)
+    unknown = np.full(len(tasks), np.nan)
+    predicted = np.mean([(weight * one).sum(0) for one in found] or [unknown], 0)
     bars = []
     for number, task in enumerate(tasks):
         if positives[number] > MANY:

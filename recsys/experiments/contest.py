@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from core_gates.errors import GatesError, check_at_least
+from core_gates.errors import GatesError, check_at_least, check_option
+from recsys.baselines import KINDS
 from recsys.models.sizing import num_weights, sized
 from recsys.ranker import input_width
 from recsys.schema import FeatureSchema
 
 MODEL = "model."
 ENTRIES = ("net", "options", "settings", "sized")
+GROUPS = (MODEL, "data.", "trainer.")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Contest:
         methods: Name of a network in the tables -> its ``net`` and ``options`` (see
             :func:`recsys.models.build`), further ``settings`` that differ from those of the
             configuration by their dotted names, and ``sized: false`` to keep its width. Without
-            any, the network of the configuration alone takes part.
+            any, the network of the configuration alone takes part, named as the reference.
         reference: Method that all others are compared with, and whose size they have.
         space: What is tuned for every method, by dotted name: the ends of a box with logarithmic
             axes.
@@ -32,7 +34,8 @@ class Contest:
         baselines: Name in the tables -> ``kind`` and its options.
 
     Raises:
-        ValueError: A number is too small, an entry is unknown or the reference is no method.
+        ValueError: A number is too small, an entry or a setting is unknown, a box has no two ends,
+            the reference is no method, or a baseline has no kind or the name of a method.
     """
 
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -43,8 +46,18 @@ class Contest:
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the entries of the methods."""
+        """Check all entries."""
         check_at_least(1, trials=self.trials, patience=self.patience)
+        for name, ends in self.space.items():
+            _check_name("space has", name)
+            if len(ends) != 2:
+                raise ValueError(
+                    f"space of {name} is {ends}, expected two numbers, the ends of a box"
+                )
+        for name, entry in self.baselines.items():
+            if name in self.methods:
+                raise ValueError(f"{name!r} is a method and a baseline: rename one of them")
+            check_option(f"kind of the baseline {name!r}", entry.get("kind", ""), KINDS)
         if self.methods and self.reference not in self.methods:
             raise ValueError(
                 f"reference is {self.reference!r}; choose one of {', '.join(self.methods)}"
@@ -54,11 +67,23 @@ class Contest:
                 raise ValueError(
                     f"method {name!r} has {', '.join(strangers)}; known are {', '.join(ENTRIES)}"
                 )
+            for part in ("options", "settings"):
+                if not isinstance(entry.get(part, {}), Mapping):
+                    raise ValueError(
+                        f"{part} of method {name!r} are {entry[part]!r}, expected names with values"
+                    )
+            for setting in entry.get("settings", {}):
+                _check_name(f"method {name!r} sets", setting)
+
+    @property
+    def entries(self) -> Mapping[str, dict[str, Any]]:
+        """Return the methods, or the network of the configuration under the reference's name."""
+        return self.methods or {self.reference: {}}
 
     def boxes(self) -> dict[str, dict[str, tuple[float, float]]]:
         """Return the box of every method that is tuned by itself."""
         box = {name: (low, high) for name, (low, high) in self.space.items()}
-        return dict.fromkeys(self.methods, box) if box else {}
+        return dict.fromkeys(self.entries, box) if box else {}
 
     def settings(
         self, method: str, common: Mapping[str, Any], schema: FeatureSchema
@@ -74,9 +99,9 @@ class Contest:
             GatesError: The method, its network or an option is unknown, or it cannot have the size
                 of the reference.
         """
-        if method not in self.methods:
-            raise GatesError(f"there is no method {method!r}; known are {', '.join(self.methods)}")
-        entry = self.methods[method]
+        if method not in self.entries:
+            raise GatesError(f"there is no method {method!r}; known are {', '.join(self.entries)}")
+        entry = self.entries[method]
         gone = dict.fromkeys(n for n in common if n.startswith(f"{MODEL}options"))
         made = {**gone, **entry.get("settings", {}), "patience": self.patience}
         net, options = self._net(method, common), self._options(method, common)
@@ -95,12 +120,17 @@ class Contest:
     def _options(self, method: str, common: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of a method; those of the configuration belong to its network."""
         same = self._net(method, common) == common.get("model.net")
-        own = self.methods[method].get("options", {})
+        own = self.entries[method].get("options", {})
         return {**(nested(common, f"{MODEL}options.") if same else {}), **own}
 
     def _net(self, method: str, common: Mapping[str, Any]) -> str:
         """Return the network of a method, that of the configuration if it names none."""
-        return str(self.methods[method].get("net", common.get(f"{MODEL}net")))
+        return str(self.entries[method].get("net", common.get(f"{MODEL}net")))
+
+
+def _check_name(who: str, name: str) -> None:
+    if not name.startswith(GROUPS):
+        raise ValueError(f"{who} {name!r}, expected a name that begins with {' or '.join(GROUPS)}")
 
 
 def nested(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,9 @@ from recsys.ranker import Ranker
 TASK = "experts"
 ROWS = 4096
 """Test rows that are measured, the first ones."""
+
+LARGEST = 1e6
+"""Ratio of scales that stands for an infinite one: JSON has none."""
 
 FIGURES = (
     "zero_rate_max", "near_zero_rate_max", "scale_ratio", "task_gate_weight_max",
@@ -40,7 +44,8 @@ def fault_rows(reports: Mapping[str, Sequence[ExpertReport]]) -> list[Row]:
     rows = []
     for method, own in reports.items():
         for figure in FIGURES:
-            values = [r.summary()[figure] for r in own if figure in r.summary()]
+            found = [r.summary() for r in own]
+            values = [min(one[figure], LARGEST) for one in found if figure in one]
             if values:
                 low, high = min(values), max(values)
                 rows.append(
@@ -52,21 +57,22 @@ def fault_rows(reports: Mapping[str, Sequence[ExpertReport]]) -> list[Row]:
 def fault_bars(rows: Sequence[Row], collapsed: Sequence[str], healthy: Sequence[str]) -> list[Bar]:
     """Return the bars: collapse of some methods and health of others, in every seed.
 
+    What was not measured, such as the experts of a network without any, is NaN, and missed.
+
     Args:
         rows: Of :func:`fault_rows`.
         collapsed: Methods with an expert that is nearly always zero and one on another scale.
         healthy: Methods without.
     """
     found = {(row.method, row.metric): row for row in rows if row.task == TASK}
-    bars = [
-        Bar(f"{figure} of {method}, smallest of the seeds", found[method, figure].low, ">=", bar)
-        for method in collapsed
-        for figure, bar in COLLAPSED.items()
-        if (method, figure) in found
-    ]
-    return bars + [
-        Bar(f"{figure} of {method}, largest of the seeds", found[method, figure].high, "<=", bar)
-        for method in healthy
-        for figure, bar in HEALTHY.items()
-        if (method, figure) in found
-    ]
+    none = Row("", TASK, "", math.nan)
+    bars = []
+    for method in collapsed:
+        for figure, bar in COLLAPSED.items():
+            low = found.get((method, figure), none).low
+            bars.append(Bar(f"{figure} of {method}, smallest of the seeds", low, ">=", bar))
+    for method in healthy:
+        for figure, bar in HEALTHY.items():
+            high = found.get((method, figure), none).high
+            bars.append(Bar(f"{figure} of {method}, largest of the seeds", high, "<=", bar))
+    return bars

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError, check_option
 from harness.evidence import Scores
-from recsys.baselines import BaseRates, Biases, OneColumn, Predictor, Trees
+from recsys.baselines import KINDS, BaseRates, Biases, OneColumn, Predictor, Trees
 from recsys.batch import Batch
 from recsys.metrics import auc
 from recsys.metrics.resampled import summed_log_loss, task_scores
@@ -23,7 +23,6 @@ from recsys.transform import FeatureTransform
 
 Probabilities = NDArray[np.float64]
 ROWS = 8192
-KINDS = ("base_rates", "one_column", "biases", "trees")
 
 
 @torch.no_grad()
@@ -36,6 +35,24 @@ def probabilities(ranker: Ranker, rows: Batch) -> Probabilities:
         logits = ranker(some.sparse, some.dense, some.sequences)
         parts.append(logits.double().sigmoid().numpy())
     return np.concatenate(parts)
+
+
+def check_finite(ranker: Ranker, rows: Batch) -> None:
+    """Refuse a network that has diverged.
+
+    Args:
+        ranker: The network.
+        rows: Rows that it must have finite predictions of.
+
+    Raises:
+        GatesError: A prediction is not finite.
+    """
+    found = probabilities(ranker, rows)
+    if count := int((~np.isfinite(found)).sum()):
+        raise GatesError(
+            f"{count} of {found.size} predictions are not finite, so the training has diverged: "
+            "lower model.learning_rate, or what contest.space allows"
+        )
 
 
 def summed_log_loss_of(rows: Batch, found: Probabilities) -> float:
@@ -53,23 +70,30 @@ def baseline(options: Mapping[str, Any], transform: FeatureTransform) -> Predict
         transform: Which knows the places of columns.
 
     Raises:
-        GatesError: The kind or a column is unknown.
+        GatesError: The kind, a column or an argument is unknown, or an argument is wrong.
     """
     rest = dict(options)
     kind = str(rest.pop("kind", ""))
     check_option("kind of a baseline", kind, KINDS, GatesError)
+    try:
+        return _baseline(kind, rest, transform)
+    except (TypeError, ValueError) as error:
+        raise GatesError(f"baseline {kind}: {error}") from error
+
+
+def _baseline(kind: str, rest: dict[str, Any], transform: FeatureTransform) -> Predictor:
     sparse, dense = list(transform.sparse_tables), list(transform.dense_names)
     if kind == "base_rates":
-        return BaseRates()
+        return BaseRates(**rest)
     if kind == "one_column":
         return OneColumn(_place(rest.pop("column", ""), dense), **rest)
     if kind == "biases":
         names = rest.pop("columns", sparse)
+        places = [_place(name, sparse) for name in names]
         sizes = [transform.sizes[transform.sparse_tables[name]] for name in names]
-        return Biases([_place(name, sparse) for name in names], sizes, **rest)
+        return Biases(places, sizes, **rest)
     names = rest.pop("columns", None)
-    places = None if names is None else [_place(name, sparse) for name in names]
-    return Trees(places, **rest)
+    return Trees(None if names is None else [_place(name, sparse) for name in names], **rest)
 
 
 def scores_of(

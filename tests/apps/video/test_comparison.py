@@ -1,0 +1,335 @@
+"""A contest in a run: what is trained, found again, pooled and refused."""
+
+import json
+import shutil
+from contextlib import contextmanager
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from apps.video.comparison import ORACLE, Comparison, Fold, folds_of
+from apps.video.training import ranker_of
+from core_gates.errors import GatesError
+from harness.experiment import Arrays, Figures, Run
+from harness.experiment.scores import read_scores
+from harness.experiment.store import SettingsDiffer
+from recsys.data.digest import table_digest
+from recsys.experiments.claims import SUMMED, Claims
+from recsys.experiments.contest import Contest
+from recsys.experiments.predictions import probabilities, summed_log_loss_of
+
+SOURCE = "data.source.init_args."
+SETTINGS = {
+    "seed": 0,
+    "model.net": "HoME",
+    "model.options.dim": 4,
+    "model.options.hidden_dims": [6],
+    "model.options.rank": [2, 2],
+    "model.options.tower_dims": [3],
+    "model.learning_rate": 0.01,
+    "data.source.class_path": "video_multitask.sources.simulated.SimulatedFeed",
+    f"{SOURCE}rows": 900,
+    f"{SOURCE}users": 30,
+    f"{SOURCE}videos": 50,
+    f"{SOURCE}days": 4,
+    f"{SOURCE}validation_days": 1,
+    f"{SOURCE}test_days": 1,
+    f"{SOURCE}dim": 2,
+    "data.batch_size": 150,
+    "trainer.max_epochs": 1,
+}
+MMOE = {"num_experts": 3, "dim": 4, "hidden_dims": [6], "tower_dims": [3]}
+CONTEST = {
+    "methods": {"home": {"net": "HoME"}, "mmoe": {"net": "MMoE", "options": MMOE}},
+    "space": {"model.learning_rate": [1e-3, 1e-1]},
+    "trials": 2,
+    "baselines": {"duration": {"kind": "one_column", "column": "duration_ms"}},
+}
+WHOLE = (Fold(),)
+CLAIMS = Claims(beats=("duration",), bounded=True, calibrated=True)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Pieces are made in this process, whatever the machine has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def comparison(folder, *, seeds=(0, 1), folds=WHOLE, averaged=False, contest=CONTEST, **run):
+    settings = {**SETTINGS, **run.pop("settings", {})}
+    made = Run(folder, app="video", settings=settings, **run)
+    return Comparison(made, Contest(**contest), seeds, folds, averaged=averaged)
+
+
+def plain(**changes):
+    """The contest without tuning."""
+    return {**CONTEST, "space": {}, **changes}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder of a whole evaluation; not to be changed."""
+    folder = tmp_path_factory.mktemp("contest") / "unit"
+    torch.set_num_threads(1)
+    comparison(folder).finish(CLAIMS, experts=True)
+    return folder
+
+
+@contextmanager
+def unchanged(folder):
+    """Nothing but scores may be written inside the block."""
+    before = state(folder)
+    yield
+    assert state(folder) == before
+
+
+def state(folder):
+    return {
+        p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and "scores" not in p.name
+    }
+
+
+def made(folder, before):
+    """Kind and piece of every result that was made since."""
+    changed = {p for p, time in state(folder).items() if before.get(p) != time}
+    return {f"{p.parents[1].name}/{p.parent.name}" for p in changed}
+
+
+def rows_of(folder):
+    return read_scores(folder / "scores.json", "video").rows
+
+
+def summed(folder):
+    return {r.method: r.value for r in rows_of(folder) if r.metric == SUMMED and not r.versus}
+
+
+def test_all_are_scored_on_the_same_rows_between_chance_and_the_oracle(done):
+    found = comparison(done)
+    test, scores = found.test(), summed(done)
+    assert list(scores) == ["home", "mmoe", "duration", ORACLE]
+    truth = found.data(Fold()).table("test").select(f"truth_{t}" for t in found.tasks()).to_numpy()
+    assert scores[ORACLE] == pytest.approx(summed_log_loss_of(test, truth), rel=1e-6)
+    assert scores[ORACLE] == min(scores.values())
+    rows = rows_of(done)
+    users = len(np.unique(test.user.numpy()))
+    assert {r.n for r in rows if r.metric == SUMMED} == {users}
+    differences = [r for r in rows if r.versus]
+    assert {(r.method, r.versus) for r in differences} == {
+        (m, "home") for m in ("mmoe", "duration", ORACLE)
+    }
+    for row in differences:
+        gap = scores[row.method] - scores["home"]
+        assert row.value == pytest.approx(gap, abs=1e-9)
+    per_task = {r.task for r in rows if r.method == "mmoe" and r.metric == "auc"}
+    assert per_task == set(found.tasks())
+    assert {"home", "mmoe"} == {r.method for r in rows if r.task == "experts"}
+
+
+def test_bars_are_those_of_the_claims(done):
+    bars = {bar.name: bar for bar in read_scores(done / "scores.json", "video").bars}
+    assert set(bars) == {
+        "summed log-loss of duration − home, lower end",
+        "lowest summed log-loss of a method − that of the oracle",
+    }
+    (gap,) = (
+        r for r in rows_of(done) if r.method == "duration" and r.versus and r.metric == SUMMED
+    )
+    assert bars["summed log-loss of duration − home, lower end"].value == pytest.approx(gap.low)
+    assert bars["lowest summed log-loss of a method − that of the oracle"].met
+
+
+def test_a_network_that_was_kept_predicts_what_was_scored(done):
+    found = comparison(done)
+    chosen = found.chosen()
+    (pieces,) = found.networks(chosen)
+    assert [piece.name for piece in pieces] == ["home-s0", "home-s1", "mmoe-s0", "mmoe-s1"]
+    test, store = found.test(), found.run.store("weights", Arrays())
+    predicted = found.predictions(chosen)
+    for method in ("home", "mmoe"):
+        own = [piece for piece in pieces if piece.method == method]
+        data = found.data_of(own[0].settings)
+        each = [probabilities(ranker_of(p, store.load(p), data), test) for p in own]
+        assert not np.array_equal(*each)
+        np.testing.assert_array_equal(predicted[method], each)
+        mean = np.mean([summed_log_loss_of(test, one) for one in each])
+        assert summed(done)[method] == pytest.approx(mean, rel=1e-9)
+        trials = found.run.store("choices", Figures()).load(
+            found.run.piece(method, 100, **found.own(Fold())[method],
+                            space=found.contest.boxes()[method], trials=2)
+        )["trials"]  # fmt: skip
+        best = min(trials, key=lambda trial: trial["score"])
+        rates = {piece["model.learning_rate"] for piece in own}
+        assert rates == {best["model.learning_rate"]}
+        assert len({trial["score"] for trial in trials}) == 2
+
+
+def test_pieces_are_found_again(done, capsys):
+    scores = rows_of(done)
+    with unchanged(done):
+        comparison(done).finish(CLAIMS, experts=True)
+    assert "missing" not in capsys.readouterr().out
+    assert rows_of(done) == scores
+
+
+def test_a_method_is_made_again_when_its_own_options_change(done, tmp_path, capsys):
+    folder = copied(done, tmp_path)
+    changed = {**CONTEST["methods"], "mmoe": {"net": "MMoE", "options": {**MMOE, "num_experts": 4}}}
+    contest = {**CONTEST, "methods": changed}
+    with unchanged(folder), pytest.raises(SettingsDiffer, match=r"mmoe.*model\.options"):
+        comparison(folder, contest=contest).finish(CLAIMS)
+    before = state(folder)
+    comparison(folder, contest=contest, overwrite=True).finish(CLAIMS)
+    names = {f"trials/mmoe-trial{n}-s100" for n in (0, 1)} | {"choices/mmoe-s100"}
+    assert made(folder, before) == names | {"weights/mmoe-s0", "weights/mmoe-s1"}
+    before = state(folder)
+    baselines = {"duration": {**CONTEST["baselines"]["duration"], "bins": 9}}
+    contest |= {"baselines": baselines}
+    comparison(folder, contest=contest, overwrite=True).finish(CLAIMS)
+    assert made(folder, before) == {"baselines/duration"}
+
+
+def test_a_setting_of_all_networks_leaves_baselines(done, tmp_path):
+    folder = copied(done, tmp_path)
+    before = state(folder)
+    changed = {"model.embedding_learning_rate": 0.1}
+    comparison(folder, contest=plain(), settings=changed, overwrite=True).finish(CLAIMS)
+    assert made(folder, before) == {f"weights/{m}-s{s}" for m in ("home", "mmoe") for s in (0, 1)}
+
+
+def copied(done, tmp_path):
+    return shutil.copytree(done, tmp_path / "copy")
+
+
+def test_only_some_take_part_without_oracle_and_bars(done, tmp_path):
+    folder = copied(done, tmp_path)
+    whole = summed(done)
+    comparison(folder, only=("mmoe", "duration")).finish(CLAIMS)
+    assert summed(folder) == {m: pytest.approx(whole[m]) for m in ("mmoe", "duration")}
+    assert read_scores(folder / "scores.json", "video").bars == []
+    assert not [r for r in rows_of(folder) if r.versus]
+    with pytest.raises(GatesError, match="--only names 'mmo'; known are home, mmoe, duration"):
+        comparison(folder, only=("mmo",))
+
+
+def test_a_quick_run_trains_nothing(tmp_path, capsys):
+    comparison(tmp_path / "quick", quick=True).finish(CLAIMS, experts=True)
+    assert not (tmp_path / "quick" / "weights").exists()
+    assert set(summed(tmp_path / "quick")) == {"duration", ORACLE}
+    out = capsys.readouterr().out
+    assert "never tuned: home, mmoe; the middle" in out
+    assert "weights missing: 4 of 4" in out
+    assert "left out" in out
+    found = read_scores(tmp_path / "quick" / "scores.json", "video")
+    assert found.quick
+    assert found.bars == []
+
+
+FOLDS = folds_of(f"{SOURCE}seed", [3, 4, 3])
+
+
+def test_folds_are_pooled_and_seeds_averaged(tmp_path):
+    """Two worlds: their test rows one after the other, each predicted by its own network."""
+    assert [fold.keys for fold in FOLDS] == [{"f": 3}, {"f": 4}]
+    contest = plain(methods={"home": {"net": "HoME"}})
+    found = comparison(tmp_path / "f", folds=FOLDS, averaged=True, seeds=(0, 1, 0), contest=contest)
+    predicted, test = found.predictions({}), found.test()
+    assert set(predicted) == {"home", "home, averaged", "duration", ORACLE}
+    assert [len(own) for own in predicted.values()] == [2, 1, 1, 1]
+    parts = [found.data(fold) for fold in FOLDS]
+    assert len(test) == sum(len(part.table("test")) for part in parts)
+    assert not parts[0].table("test").equals(parts[1].table("test"))
+    np.testing.assert_array_equal(predicted["home, averaged"][0], np.mean(predicted["home"], 0))
+    names = [[piece.name for piece in some] for some in found.networks({})]
+    assert names == [[f"home-f{fold}-s{seed}" for seed in (0, 1)] for fold in (3, 4)]
+    first = len(parts[0].table("test"))
+    store = found.run.store("weights", Arrays())
+    piece = found.networks({})[1][1]
+    own = probabilities(ranker_of(piece, store.load(piece), parts[1]), parts[1].batch("test"))
+    np.testing.assert_array_equal(predicted["home"][1][first:], own)
+    truth = parts[1].table("test")["truth_like"].to_numpy()
+    np.testing.assert_array_equal(predicted[ORACLE][0][first:, found.tasks().index("like")], truth)
+    found.finish(Claims())
+    scores = summed(tmp_path / "f")
+    assert scores["home, averaged"] <= scores["home"]  # log-loss is convex
+    # A quick run that finds a network on one fold only cannot pool it.
+    gone = tmp_path / "f" / "weights" / "home-f4-s1"
+    (gone / "record.json").unlink()
+    (gone / "result.safetensors").unlink()
+    gone.rmdir()
+    (tmp_path / "f" / "scores.json").unlink()
+    part = comparison(tmp_path / "f", folds=FOLDS, contest=contest, quick=True)
+    left = part.predictions({})
+    assert [len(own) for own in left.values()] == [1, 1, 1]
+    np.testing.assert_array_equal(left["home"][0], predicted["home"][0])
+
+
+@pytest.fixture
+def table(tmp_path):
+    draw = np.random.default_rng(0)
+    columns = {"c": draw.integers(0, 9, 900), "u": draw.integers(0, 40, 900)}
+    columns["y"] = (draw.random(900) < 0.2 + 0.06 * columns["c"]).astype(int)
+    path = tmp_path / "own.csv"
+    pl.DataFrame(columns).write_csv(path)
+    gone = dict.fromkeys(name for name in SETTINGS if name.startswith("data.source"))
+    return {
+        **gone,
+        "data.source.class_path": "recsys.data.readers.own_table.OwnTable",
+        f"{SOURCE}path": str(path),
+        f"{SOURCE}labels": ["y"],
+        f"{SOURCE}user": "u",
+    }
+
+
+def test_a_table_of_ones_own_has_no_oracle(table, tmp_path):
+    contest = plain(methods={"home": {"net": "HoME"}}, baselines={"rates": {"kind": "base_rates"}})
+    found = comparison(tmp_path / "own", contest=contest, settings=table, seeds=(0,))
+    found.finish(Claims(bounded=True))
+    assert set(summed(tmp_path / "own")) == {"home", "rates"}
+    (bar,) = read_scores(tmp_path / "own" / "scores.json", "video").bars
+    assert np.isnan(bar.value)
+    assert not bar.met
+
+
+def test_weights_that_saw_the_test_rows_are_refused(table, tmp_path):
+    contest = plain(methods={"home": {"net": "HoME"}}, baselines={})
+    found = comparison(tmp_path / "own", contest=contest, settings=table, seeds=(0,))
+    (pieces,) = found.networks({})
+    store = found.run.store("weights", Arrays())
+    assert store.record(pieces[0]).objects == found.data(Fold()).training_objects()
+    tested = table_digest(found.data(Fold()).table("test"))[:12]
+    store.keep(pieces[0], store.load(pieces[0]), objects=["0", tested])
+    with pytest.raises(GatesError, match="home-s0 was trained on 1 of the 1 objects that it is"):
+        found.predictions({})
+
+
+def test_claims_about_no_method_are_refused_before_anything_is_made(tmp_path):
+    found = comparison(tmp_path / "none")
+    with pytest.raises(GatesError, match="claims name 'ple', which is no method; known are home"):
+        found.finish(Claims(beats=("ple",)))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_rate_that_diverges_is_not_chosen(tmp_path):
+    space = {"model.learning_rate": [1e-2, 1e30]}
+    contest = {**CONTEST, "space": space, "methods": {"home": {"net": "HoME"}}, "baselines": {}}
+    found = comparison(tmp_path / "d", contest=contest, seeds=(0,))
+    choice = found.chosen()["home"]
+    assert None in [trial["score"] for trial in choice.trials]  # NaN in JSON
+    assert choice.setting["model.learning_rate"] == min(
+        t["model.learning_rate"] for t in choice.trials
+    )
+    away = comparison(tmp_path / "e", contest=plain(), settings={"model.learning_rate": 1e30})
+    with pytest.raises(GatesError, match=r"^(home|mmoe)-s\d: .*training has diverged: lower"):
+        away.networks({})
+
+
+def test_scores_can_be_read_by_machines(done):
+    content = json.loads((done / "scores.json").read_text())
+    assert content["seeds"] == [0, 1]
+    assert {one["role"] for one in content["data"]} == {"train", "validation", "test"}
+    assert "simulated: 30 users, 50 videos" in content["notes"][0]

@@ -1,0 +1,131 @@
+"""Bars of claims: met, missed, and never met by a method that does nothing."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from core_gates.errors import GatesError
+from harness.evidence import Row, compare
+from recsys.experiments.claims import SUMMED, Claims, claim_bars, summary_rows
+from recsys.experiments.predictions import scores_of
+from recsys.metrics.resampled import user_resamples
+
+TASKS = ("view", "like")
+
+
+def gap(method, low, high, *, task="test", metric=SUMMED, versus="home"):
+    return Row(method, task, metric, (low + high) / 2, low, high, 9, versus, 0.01)
+
+
+def bars(claims, rows, test=None, found=()):
+    made = claim_bars(claims, rows, "home", test=test, tasks=TASKS, found=found)
+    return {bar.name: bar for bar in made}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "met"),
+    [(0.1, 0.3, True), (-0.01, 0.3, False), (0.0, 0.0, False), (math.nan, math.nan, False)],
+)
+def test_a_rival_is_beaten_if_the_interval_excludes_zero(low, high, met):
+    (bar,) = bars(Claims(beats=("mmoe",)), [gap("mmoe", low, high)]).values()
+    assert bar.name == "summed log-loss of mmoe − home, lower end"
+    assert bar.met is met
+
+
+def test_a_rival_with_the_same_predictions_is_not_beaten(rows_of):
+    """From predictions to the bar: the difference is exactly 0 in every resample."""
+    draw = np.random.default_rng(0)
+    labels = torch.from_numpy(draw.integers(0, 2, (400, 2)))
+    test = rows_of(labels, user=torch.arange(400) % 40)
+    good = np.where(labels.numpy() == 1, 0.8, 0.3)
+    found = {"home": good, "same": good.copy(), "bad": 1 - good, "good": good}
+    scores = {m: [scores_of(test, p, TASKS)[""]] for m, p in found.items()}
+    renamed = {m: [lambda d, s=s: {SUMMED: s(d)["log_loss"]} for s in own]
+               for m, own in scores.items()}  # fmt: skip
+    draws = user_resamples(test.user.numpy(), resamples=50)
+    rows = compare(renamed, draws, task="test", reference="home")
+    made = bars(Claims(beats=("same", "bad")), rows)
+    assert [bar.met for bar in made.values()] == [False, True]
+
+
+def test_no_worse_takes_the_worst_end_in_every_task():
+    rows = [gap("trees", -0.02, 0.004, task="view", metric="auc")]
+    rows.append(gap("trees", -0.02, 0.03, task="like", metric="auc"))
+    made = bars(Claims(no_worse={"trees": 0.01}), rows)
+    view, like = made.values()
+    assert view.name == "AUC of home − trees, view, lower end"
+    assert view.value == -0.004
+    assert view.met
+    assert not like.met
+    assert not any(b.met for b in bars(Claims(no_worse={"trees": 0.01}), []).values())
+
+
+def test_claims_about_what_was_not_measured_are_missed():
+    """A bar that cannot be checked is not left out in silence."""
+    claims = Claims(beats=("mmoe",), no_worse={"trees": 0.01}, bounded=True)
+    made = bars(claims, [Row("home", "test", SUMMED, 2.0)])
+    assert len(made) == 4
+    assert all(math.isnan(bar.value) and not bar.met for bar in made.values())
+
+
+def test_calibration_is_that_of_frequent_tasks_over_seeds(rows_of):
+    count = 9000
+    labels = torch.zeros(count, 2)
+    labels[:3000, 0], labels[:1500, 1] = 1, 1
+    weight, mask = torch.ones(count), torch.ones(count, 2, dtype=torch.bool)
+    weight[0], mask[-1000:, 0] = 11, False  # one positive row counts eleven times
+    test = rows_of(labels, weight=weight, mask=mask)
+    one, two = np.full((count, 2), 0.4), np.full((count, 2), 0.5)
+    made = bars(Claims(calibrated=True), [], test, [one, two])
+    assert set(made) == {"PCOC of home, view, at least", "PCOC of home, view, at most"}
+    expected = 0.45 * 8010 / 3010
+    assert all(bar.value == pytest.approx(expected) for bar in made.values())
+    assert [bar.met for bar in made.values()] == [True, False]
+    right = np.full((count, 2), 3010 / 8010)
+    assert all(bar.met for bar in bars(Claims(calibrated=True), [], test, [right]).values())
+    none = bars(Claims(calibrated=True), [], test, [])
+    assert len(none) == 2
+    assert not any(bar.met for bar in none.values())
+
+
+@pytest.mark.parametrize(
+    ("losses", "met"),
+    [
+        ({"home": 2.0, "mmoe": 2.1}, True),
+        ({"home": 1.8, "mmoe": 2.1}, False),
+        ({"home": 2.0, "mmoe": 1.8}, False),
+        ({"home": math.nan, "mmoe": 2.1}, False),
+        ({"home": 2.0, "mmoe": math.nan}, False),
+    ],
+)
+def test_no_method_is_below_the_oracle(losses, met):
+    rows = [Row(m, "test", SUMMED, value) for m, value in (losses | {"oracle": 1.9}).items()]
+    rows += [gap("oracle", -9, -8)]
+    (bar,) = bars(Claims(bounded=True), rows).values()
+    assert bar.met is met
+
+
+def test_claims_about_strangers_are_refused():
+    claims = Claims(beats=("mmoe",), no_worse={"tree": 0.01}, collapsed=("cgc",), healthy=("home",))
+    claims.check({"mmoe", "tree", "cgc", "home"})
+    for known, stranger in ((["tree", "cgc", "home"], "mmoe"), (["mmoe", "cgc", "home"], "tree")):
+        with pytest.raises(GatesError, match=f"claims name {stranger!r}.*; known are .*home"):
+            claims.check(known)
+
+
+def test_means_over_categories_leave_out_differences():
+    rows = [
+        Row("home", "a", "auc", 0.6), Row("home", "b", "auc", 0.8), Row("home", "c", "auc", 0.5),
+        Row("home", "a", "gauc", 0.7), Row("mmoe", "a", "auc", 0.1), Row("home", "a", "ne", 9.0),
+        gap("mmoe", 5, 6, task="a", metric="auc"),
+    ]  # fmt: skip
+    found = summary_rows(rows, {"a": "watch", "b": "watch", "c": "inter"})
+    assert {(r.method, r.metric): r.value for r in found} == {
+        ("home", "auc watch"): pytest.approx(0.7),
+        ("home", "auc inter"): 0.5,
+        ("home", "gauc watch"): 0.7,
+        ("mmoe", "auc watch"): 0.1,
+    }
+    assert {r.task for r in found} == {"test"}
