@@ -6,7 +6,7 @@ PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 
 help:
-	@echo "make tour      every application on ERA5 or rendered data in minutes, with a table and a page"
+	@echo "make tour      every application in minutes, on real, rendered and simulated data"
 	@echo "make test      lint, types, import layers and tests"
 	@echo "make coverage  the tests again, with the lines that none of them reaches"
 	@echo "make lint      lint, types and import layers only"
@@ -45,4 +45,4 @@ docs: .venv/.ready-docs
 	$(BIN)/zensical build
 
 bench: .venv/.ready-bench
-	for suite in core adapters weather endoscopy; do $(BIN)/python -m benchmarks.run --suite $$suite || exit; done
+	for suite in core adapters weather endoscopy recsys; do $(BIN)/python -m benchmarks.run --suite $$suite || exit; done

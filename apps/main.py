@@ -81,10 +81,12 @@ APPS: Mapping[str, App] = {
             "loadtest": "measure a service under many clients, with a swap of its model",
             "plan": "estimate weights, arithmetic, memory and exchange on many GPUs",
         },
+        stop="apps.video.tour:tour",
         extras=("recsys", "serve", "export"),
     ),
     "tour": App(
-        "apps.tour", "show every application on ERA5 or rendered data in minutes, with one page"
+        "apps.tour",
+        "show every application in minutes, on real, rendered and simulated data, with one page",
     ),
     "doctor": App(
         "apps.doctor", "list versions, devices and extras, and how to install what is missing"

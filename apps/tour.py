@@ -110,7 +110,8 @@ def _page(stops: Sequence[TourStop], skipped: Sequence[str], seconds: float) -> 
     claims = [row.good for row in rows if row.good is not None]
     page = Page(
         "Tour of the gatesuite",
-        "Learned gates on ERA5 fields and on rendered frames, against what they must beat.",
+        "Learned gates on ERA5 fields, rendered frames and a simulated feed, against what they "
+        "must beat.",
     )
     tiles = [
         Tile("systems", str(len({row.system for row in rows})), f"{len(stops)} applications"),

@@ -21,7 +21,9 @@ from core_gates import Gate
 ROOT = Path(__file__).parents[1]
 ROOMS = [f"core_gates.{room}" for room in ("adapters", "attention", "features", "gates")]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = "apps|benchmarks|core_gates|docs|endoscopy|harness|studies|tests|weather"
+FOLDERS = (
+    "apps|benchmarks|core_gates|docs|endoscopy|harness|recsys|studies|tests|video_multitask|weather"
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -137,7 +139,7 @@ def test_links_and_files_exist(page):
 
 def test_the_readme_links_each_system_to_its_page():
     table = re.findall(r"^\| (.+?) \| (.+?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)[1:]
-    assert len(table) == 20
+    assert len(table) == 22
     for system, files in table:
         assert "](docs/" in system, system
         paths = re.findall(r"`(.+?)`", files)

@@ -1,0 +1,136 @@
+"""The video stop of the tour, on a small feed; its verdicts, whichever way figures fall."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from apps.tour import _table
+from apps.video import tour as module
+from apps.video.tour import DURATION, HOME, LOG, MMOE, ORACLE, TREES, USERS, tour
+from harness.evidence import Row
+from harness.report.page import Page
+from recsys.experiments.faults import HEALTHY
+
+
+class Report:
+    def __init__(self, **figures):
+        self.figures = figures
+
+    def summary(self):
+        return {**dict.fromkeys(HEALTHY, 0.0), "zero_rate_max": 0.0, **self.figures}
+
+
+def faults(home, mmoe):
+    return module._faults(module.Trained(None, {HOME: Report(**home), MMOE: Report(**mmoe)}, {}))
+
+
+def rows_of(gaps, p=0.001):
+    """Rows of methods whose log-loss is that of HoME, 2, plus a gap with an interval of ± 0.1."""
+    found = {(HOME, ""): Row(HOME, "", "log_loss", 2.0, 1.9, 2.1, 50)}
+    for method, gap in gaps.items():
+        found[method, ""] = Row(method, "", "log_loss", 2.0 + gap)
+        found[method, HOME] = Row(method, "", "log_loss", gap, gap - 0.1, gap + 0.1, 50, HOME, p)
+    return found
+
+
+@pytest.fixture(scope="module")
+def stop(tmp_path_factory):
+    folder, said = tmp_path_factory.mktemp("tour") / "video", []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GATES_SHARED", str(folder / "nothing"))
+        found = tour(folder, said.append, rows=8_000, epochs=1)
+    assert said[-1] == (
+        f"no real rows: {folder}/nothing/data/recsys/{LOG} is absent; GATES_SHARED names another "
+        "folder"
+    )
+    assert list(folder.iterdir()) == []  # checkpoints are gone
+    return found
+
+
+def test_two_rows_without_real_data(stop):
+    experts, accuracy = stop.rows
+    home, mmoe = float(experts.value), float(re.findall(r"[\d.]+", experts.baseline)[0])
+    assert 1 <= home < mmoe  # that of the plain experts drifts already after a few steps
+    value, low, high = map(float, re.findall(r"\d+\.\d+", accuracy.value))
+    assert low < value < high
+    losses = dict(re.findall(r"([A-Za-z ]+) (\d+\.\d+)", accuracy.baseline.replace(", ", ",")))
+    assert list(losses) == [MMOE, DURATION, ORACLE]
+    assert float(losses[ORACLE]) < min(value, *(float(losses[m]) for m in (MMOE, DURATION)))
+
+
+def test_the_page_has_scales_gates_and_losses(stop, tmp_path):
+    page = Page("Tour")
+    page.section(stop.title)
+    stop.draw(page)
+    html = page.write(tmp_path / "page.html").read_text()
+    assert html.count("data:image/png;base64,") == 3
+    for text in (ORACLE, DURATION, "minus HoME", "no real rows", "heavy-tailed"):
+        assert text in html
+
+
+def test_nothing_is_cut_at_80_columns(stop):
+    out = io.StringIO()
+    Console(file=out, width=80).print(_table([stop]))
+    assert "…" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("home", "mmoe", "good", "verdict"),
+    [
+        ({"scale_ratio": 2.0}, {"scale_ratio": 30.0}, True, "no collapse"),
+        ({"scale_ratio": 2.0}, {"scale_ratio": 1.5}, False, "no collapse"),
+        ({"scale_ratio": 4.0}, {"scale_ratio": 9.0}, False, "out of bounds: scale_ratio"),
+        (
+            {"scale_ratio": 2.0, "near_zero_rate_max": 0.2, "task_gate_weight_max": 0.9},
+            {"scale_ratio": 30.0},
+            False,
+            "out of bounds: near_zero_rate_max, task_gate_weight_max",
+        ),
+    ],
+)
+def test_experts_are_healthy_within_all_bounds(home, mmoe, good, verdict):
+    row = faults(home, mmoe)
+    assert (row.good, row.verdict) == (good, verdict)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "good", "verdict"),
+    [
+        ((0.2, 0.3), True, f"better than {MMOE} and {DURATION}"),
+        ((0.05, 0.3), False, f"better than {DURATION}; not distinguishable from {MMOE}"),
+        ((-0.2, 0.3), False, f"better than {DURATION}; worse than {MMOE}"),
+        ((-0.2, 0.0), False, f"not distinguishable from {DURATION}; worse than {MMOE}"),
+    ],
+)
+def test_the_verdict_is_that_of_the_intervals(gaps, good, verdict):
+    losses = rows_of({MMOE: gaps[0], DURATION: gaps[1], ORACLE: -0.5})
+    row = module._accuracy(losses)
+    assert (row.good, row.verdict) == (good, verdict)
+
+
+def test_a_large_p_is_no_difference():
+    losses = rows_of({MMOE: 0.2, DURATION: 0.3, ORACLE: -0.5}, p=0.2)
+    assert module._accuracy(losses).verdict == f"not distinguishable from {MMOE} and {DURATION}"
+
+
+def test_real_rows_claim_nothing():
+    row = module._real_row(rows_of({MMOE: 0.0, TREES: 0.04}))
+    assert row.good is None
+    assert row.verdict == f"-0.040 [-0.140, 0.060] to {TREES}; selected rows, no claim"
+
+
+@pytest.mark.slow
+def test_real_rows(tmp_path):
+    if not (module._shared() / LOG).is_file() or not (module._shared() / USERS).is_file():
+        pytest.skip(f"{module._shared()} has no log: set GATES_SHARED")
+    real = module._real(1, tmp_path)
+    assert set(real.found) == {HOME, MMOE, TREES}
+    areas = real.rows("long_view")
+    for method in real.found:
+        assert 0.68 < areas[method, ""].value < 0.85
+    test = real.data.batch("test")
+    assert len(test) == 3835
+    assert np.isfinite(real.found[HOME]).all()
