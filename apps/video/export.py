@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from apps.video.model import place_of
+from apps.video.serving.model import place_of
 from harness.command.verbs import Place, refuse_existing
 from recsys.export.exporting import export_ranker
 from recsys.export.loading import SUFFIXES
