@@ -56,7 +56,7 @@ class Claims:
         named = [*self.beats, *self.no_worse, *self.collapsed, *self.healthy]
         if strangers := [name for name in named if name not in known]:
             raise GatesError(
-                f"claims name {strangers[0]!r}, which is no method; known are {', '.join(known)}"
+                f"claims name {strangers[0]!r}, not a method; known are {', '.join(known)}"
             )
 
 

@@ -309,7 +309,7 @@ def test_weights_that_saw_the_test_rows_are_refused(table, tmp_path):
 
 def test_claims_about_no_method_are_refused_before_anything_is_made(tmp_path):
     found = comparison(tmp_path / "none")
-    with pytest.raises(GatesError, match="claims name 'ple', which is no method; known are home"):
+    with pytest.raises(GatesError, match="claims name 'ple', not a method; known are home"):
         found.finish(Claims(beats=("ple",)))
     assert not (tmp_path / "none").exists()
 
