@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.video.comparison import Comparison, folds_of
 from apps.video.fitting import keep_model
+from apps.video.studies.study import Study
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.command.verbs import FunctionVerb, run_verb
 from harness.experiment import Piece, Run
 from harness.experiment.piece import flatten
 from harness.files import content_digest
 from harness.report.page import Page
-from recsys.data.datamodule import TableDataModule
+from recsys.data.datamodule import TableDataModule, data_module
 from recsys.experiments.claims import Claims
 from recsys.experiments.contest import Contest
 from recsys.module import MultiTaskModule
 
-Study = Literal["comparison", "stress", "stream", "progressive"]
 DEFAULT_CONFIG = "tiny"  # of verbs that need no data
 FUNCTIONS = {
+    "prepare": FunctionVerb("apps.video.prepare:prepare", "sources"),
     "simulate": FunctionVerb("apps.video.simulate:simulate"),
     "score": FunctionVerb("apps.video.score:score", "sources"),
     "export": FunctionVerb("apps.video.export:export"),
@@ -76,6 +77,7 @@ class VideoTrainer(GatesRunTrainer):
         exact_auc: bool = False,
         averaged: bool = False,
         experts: bool = False,
+        study: Study | None = None,
         only: tuple[str, ...] = (),
         quick: bool = False,
     ) -> None:
@@ -91,11 +93,15 @@ class VideoTrainer(GatesRunTrainer):
             exact_auc: Whether AUC gets intervals and paired differences.
             averaged: Whether the mean prediction of the seeds is scored, too.
             experts: Whether the three faults of experts are measured in every network.
+            study: Another question than which method is best, instead of all above but the seeds.
             only: Methods that take part; all when empty. Bars need all.
             quick: A quick run: nothing is trained, no bars.
         """
         del model, datamodule
         run = self.run(quick=quick, only=only)
+        if study is not None:
+            study.finish(run, self.contest, seeds, self.places)
+            return
         split = folds_of(fold_setting, folds)
         contest = Comparison(
             run,
@@ -174,6 +180,4 @@ def main(arguments: Sequence[str]) -> None:
         run_verb("video", FUNCTIONS, arguments, config=DEFAULT_CONFIG)
         return
     defaults: dict[str, Any] = {"enable_model_summary": False, "max_epochs": 10}
-    VideoCLI(
-        MultiTaskModule, TableDataModule, VideoTrainer, list(arguments), trainer_defaults=defaults
-    )
+    VideoCLI(MultiTaskModule, data_module, VideoTrainer, list(arguments), trainer_defaults=defaults)

@@ -215,7 +215,7 @@ class Comparison:
             data=data.digest(),
             metrics=SHOWN
             + tuple(f"{m} {c}" for m in ("auc", "gauc") for c in data.schema.categories),
-            **{"notes": data.tables.notes, **facts},
+            **{"notes": data.notes, **facts},
         )
 
     def test(self) -> Batch:
