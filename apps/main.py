@@ -70,6 +70,7 @@ APPS: Mapping[str, App] = {
         "apps.video.commands",
         "rank short videos for many behaviors at once: HoME and its rivals",
         {
+            "prepare": "convert a release of KuaiRand to shards, or draft the schema of a table",
             "simulate": "write a simulated feed in KuaiRand's format, with its true probabilities",
             "tune": "choose the settings of every network and baseline with one budget of trials",
             "fit": "train one network, resumable at any step",

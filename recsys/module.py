@@ -16,6 +16,7 @@ from core_gates.routing.collect import update_gates
 from recsys.balancing import Balancer, balancer
 from recsys.data.batch import Batch
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
+from recsys.embedding.spreading import Spread, spread, spread_names
 from recsys.inputs import InputLayer
 from recsys.joined_optimizer import JoinedOptimizer
 from recsys.losses import MultiTaskLoss
@@ -58,9 +59,13 @@ class MultiTaskModule(L.LightningModule):
         balancing_options: Options of the balancing, by name.
         ema: Decay of a moving average of the weights, tables aside, with which the network is
             evaluated; None for none.
+        tables: Tables on several ranks: ``replicated``, whole on each, or ``sharded``, a part on
+            each, see :func:`recsys.embedding.spreading.spread`. None is ``replicated``.
 
     Attributes:
         ranker: The network with its tables, once it is built.
+        optimizer_start: State that the optimizers start from, such as that of the day before; None
+            for none.
 
     Raises:
         GatesError: The network or the balancing do not exist or refuse an option.
@@ -84,6 +89,7 @@ class MultiTaskModule(L.LightningModule):
         balancing: str = "fixed",
         balancing_options: dict[str, Any] | None = None,
         ema: float | None = None,
+        tables: Spread | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -92,19 +98,25 @@ class MultiTaskModule(L.LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.embedding_learning_rate, self.embedding_l2 = embedding_learning_rate, embedding_l2
         self.balancing, self.balancing_options = balancing, dict(balancing_options or {})
-        self.ema = ema
+        self.ema, self.tables = ema, tables
+        self.optimizer_start: dict[str, Any] | None = None
         self.average: WeightAverage | None = None
         self.scored: ScoredRows | None = None
         self._swap = ExitStack()
 
     def configure_model(self) -> None:
-        """Build the ranker from the transform of the DataModule, once.
+        """Build the ranker from the transform of the DataModule, once, and spread its tables.
 
         Raises:
             GatesError: There is no DataModule with a ``transform``.
         """
-        if hasattr(self, "ranker"):
-            return
+        if not hasattr(self, "ranker"):
+            self._build_for_data()
+        if self.trainer.world_size > 1 and not any(b.is_spread for b in self.ranker.banks):
+            self.ranker.to(self.trainer.strategy.root_device)  # where ranks exchange rows
+            spread(self.ranker, self.tables or "replicated")
+
+    def _build_for_data(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
         if getattr(data, "transform", None) is None:
             raise GatesError(
@@ -197,7 +209,10 @@ class MultiTaskModule(L.LightningModule):
         if tables := self.ranker.tables():
             rate, l2 = self.embedding_learning_rate, self.embedding_l2
             optimizers.append(RowWiseAdagrad(tables, lr=rate, l2=l2))
-        return JoinedOptimizer(optimizers)
+        joined = JoinedOptimizer(optimizers)
+        if self.optimizer_start is not None:
+            joined.load_state_dict(self.optimizer_start)
+        return joined
 
     def configure_gradient_clipping(
         self,
@@ -263,6 +278,11 @@ class MultiTaskModule(L.LightningModule):
         if self.average is not None:
             self.average.copy_to(self._dense(ranker))
         return ranker
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Tables that exchange gradients by themselves; read by ``DistributedDataParallel``."""
+        return spread_names(self)
 
     def _dense(self, ranker: Ranker | None = None) -> dict[str, Tensor]:
         """Return the parameters by name, tables aside."""

@@ -48,6 +48,7 @@ def kuairand_schema(
     ids: bool = True,
     history: int = 0,
     encoder: Encoder = "mean",
+    means: Sequence[str] = (),
     tasks: Sequence[Task] | None = None,
 ) -> FeatureSchema:
     """Return the fields of a KuaiRand log with its side tables and context.
@@ -57,13 +58,16 @@ def kuairand_schema(
         ids: Embed users, videos and authors themselves.
         history: Events of ``past_video_id``; 0 for none.
         encoder: Of the history.
+        means: Outcomes whose mean over the user's past, ``past_mean_NAME``, is a feature.
         tasks: All ten if None.
     """
     further = [Dense("server_width", side="item"), Dense("server_height", side="item")]
+    past = [Dense(f"{PREFIX}mean_{n}", scaling="standardize", side="user") for n in means]
+    past += [Dense(f"{PREFIX}count", side="user")] if means else []
     return _schema(
         kuairand_tasks() if tasks is None else tasks,
         dim,
-        [*_dense(), *further],
+        [*_dense(), *further, *past],
         ids,
         history,
         encoder,

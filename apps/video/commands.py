@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
@@ -12,20 +12,21 @@ from lightning.pytorch.cli import LightningArgumentParser
 from apps.video.comparison import Comparison, Fold, folds_of
 from apps.video.controls import OPEN_BANDIT, control_rows_and_bars
 from apps.video.fitting import keep_model
+from apps.video.studies.study import Study
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.command.verbs import FunctionVerb, run_verb
 from harness.experiment import Piece, Run
 from harness.experiment.piece import flatten
 from harness.files import content_digest
 from harness.report.page import Page
-from recsys.data.datamodule import TableDataModule
+from recsys.data.datamodule import TableDataModule, data_module
 from recsys.experiments.claims import Claims
 from recsys.experiments.contest import Contest
 from recsys.module import MultiTaskModule
 
-Study = Literal["comparison", "stress", "stream", "progressive"]
 DEFAULT_CONFIG = "tiny"  # of verbs that need no data
 FUNCTIONS = {
+    "prepare": FunctionVerb("apps.video.prepare:prepare", "sources"),
     "simulate": FunctionVerb("apps.video.simulate:simulate"),
     "score": FunctionVerb("apps.video.score:score", "sources"),
     "export": FunctionVerb("apps.video.export:export"),
@@ -83,6 +84,7 @@ class VideoTrainer(GatesRunTrainer):
         slices: bool = False,
         controls: bool = False,
         open_bandit: str = OPEN_BANDIT,
+        study: Study | None = None,
         only: tuple[str, ...] = (),
         quick: bool = False,
     ) -> None:
@@ -102,11 +104,15 @@ class VideoTrainer(GatesRunTrainer):
             controls: Whether rates, permuted labels, a planted leak and off-policy estimates are
                 checked; needs a simulated feed.
             open_bandit: Open Bandit log on which policies estimate each other, if it is there.
+            study: Another question than which method is best, instead of all above but the seeds.
             only: Methods that take part; all when empty. Bars need all.
             quick: A quick run: nothing is trained, no bars.
         """
         del model, datamodule
         run = self.run(quick=quick, only=only)
+        if study is not None:
+            study.finish(run, self.contest, seeds, self.places)
+            return
         split = folds_of(fold_setting, folds)
         contest = Comparison(
             run,
@@ -212,6 +218,4 @@ def main(arguments: Sequence[str]) -> None:
         run_verb("video", FUNCTIONS, arguments, config=DEFAULT_CONFIG)
         return
     defaults: dict[str, Any] = {"enable_model_summary": False, "max_epochs": 10}
-    VideoCLI(
-        MultiTaskModule, TableDataModule, VideoTrainer, list(arguments), trainer_defaults=defaults
-    )
+    VideoCLI(MultiTaskModule, data_module, VideoTrainer, list(arguments), trainer_defaults=defaults)

@@ -258,7 +258,7 @@ class Comparison:
                 *dict.fromkeys(row.metric for row in sliced),
                 *further.shown,
             ),
-            notes=[*data.tables.notes, *further.notes],
+            notes=[*data.notes, *further.notes],
             **facts,
         )
 

@@ -33,12 +33,15 @@ class Job:
     Attributes:
         objects: Short hashes of what was trained on.
         facts: Other fields of the record.
+        last: Checkpoint of the end of the last training, with the state of its optimizers; None
+            before the first one.
     """
 
     def __init__(self, folder: Path, tick: Callable[[], None] = lambda: None) -> None:
         self.folder, self.tick = folder, tick
         self.objects: set[str] = set()
         self.facts: dict[str, Any] = {}
+        self.last: Path | None = None
         self._fits = 0
 
     def note(self, *, objects: Iterable[str] = (), **facts: Any) -> None:
@@ -97,6 +100,7 @@ class Job:
             "default_root_dir": folder,
         }
         last, best, done = folder / "last.ckpt", folder / "best.ckpt", folder / "done"
+        self.last = last
         if not done.is_file():
             own = trainer.pop("callbacks", None) or []
             fitter = ExactTrainer(**{**fixed, **trainer}, callbacks=[*own, *callbacks, keeper])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import polars as pl
@@ -13,7 +13,7 @@ from recsys.batch import Batch
 from recsys.data.digest import table_digest
 from recsys.data.loader import EvaluationLoader, Order, TrainingLoader
 from recsys.data.packed import PackedRows
-from recsys.data.tables import PARTS, Part, RankingTables, TableSource
+from recsys.data.tables import PARTS, Part, RankingTables, StreamSource, TableSource
 from recsys.schema import FeatureSchema
 from recsys.transform import FeatureTransform
 
@@ -76,6 +76,11 @@ class TableDataModule(L.LightningDataModule):
     def schema(self) -> FeatureSchema:
         """What the columns are."""
         return self.transform.schema
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know about the data."""
+        return self.tables.notes
 
     def table(self, part: Part) -> pl.DataFrame:
         """Return the raw rows of a part, in the order of :meth:`rows`."""
@@ -159,3 +164,32 @@ class TableDataModule(L.LightningDataModule):
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def data_module(
+    source: RankingTables | TableSource | StreamSource,
+    batch_size: int = 1024,
+    eval_batch_size: int = 8192,
+    order: Order = "shuffled",
+    seed: int = 0,
+    transform: FeatureTransform | None = None,
+) -> TableDataModule:
+    """Return the data module of a source: in memory, or, if the source can, as a stream.
+
+    Args:
+        source: The tables, or what reads them.
+        batch_size: Training rows of a step over all ranks.
+        eval_batch_size: Rows of a batch on a rank in validation and test, of tables in memory.
+        order: Training rows ``shuffled`` in every epoch, or as ``given``, such as by time.
+        seed: Of the order.
+        transform: A fitted transform, such as that of a network that is trained further.
+
+    Raises:
+        ValueError: A size is below 1, or the order is unknown.
+    """
+    stream = getattr(source, "stream", None)
+    if stream is None:
+        tables = cast(RankingTables | TableSource, source)
+        return TableDataModule(tables, batch_size, eval_batch_size, order, seed, transform)
+    check_option("order", order, ("shuffled", "given"))
+    return cast(TableDataModule, stream(batch_size, order, seed, transform))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol
 
+import lightning as L
 import polars as pl
 
 from core_gates.errors import GatesError
 from recsys.schema import FeatureSchema
+from recsys.transform import FeatureTransform
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
@@ -51,4 +53,23 @@ class TableSource(Protocol):
 
         Raises:
             GatesError: A file is absent or cannot be read.
+        """
+
+
+class StreamSource(Protocol):
+    """Where the rows come from that do not fit into memory."""
+
+    def stream(
+        self, batch_size: int, order: str, seed: int, transform: FeatureTransform | None
+    ) -> L.LightningDataModule:
+        """Return a data module that reads them batch by batch.
+
+        It has ``schema``, ``transform``, ``notes``, ``batch``, ``table``, ``digest`` and
+        ``training_objects`` like a ``TableDataModule``.
+
+        Args:
+            batch_size: Training rows of a step over all ranks.
+            order: ``shuffled`` in every epoch, or as ``given``.
+            seed: Of the order.
+            transform: A fitted transform; its own by default.
         """

@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 from core_gates.errors import GatesError
-from recsys.data.datamodule import TableDataModule
-from recsys.data.tables import RankingTables, TableSource
+from recsys.data.datamodule import TableDataModule, data_module
+from recsys.data.tables import RankingTables, StreamSource, TableSource
 from recsys.experiments.contest import MODEL, nested
 from recsys.module import MultiTaskModule
 
@@ -19,8 +19,8 @@ Made = TypeVar("Made")
 CACHED = 2  # tables that a process keeps: those of two data sets
 
 
-def source_of(settings: Mapping[str, Any]) -> TableSource:
-    """Return the source of the tables.
+def source_of(settings: Mapping[str, Any]) -> TableSource | StreamSource:
+    """Return the source of the rows.
 
     Args:
         settings: With ``data.source.class_path`` and ``data.source.init_args.…``.
@@ -37,7 +37,7 @@ def source_of(settings: Mapping[str, Any]) -> TableSource:
         )
     try:
         kind = getattr(importlib.import_module(module), name)
-        return cast(TableSource, kind(**nested(settings, "data.source.init_args.")))
+        return cast(TableSource | StreamSource, kind(**nested(settings, "data.source.init_args.")))
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise GatesError(f"data.source {path}: {error}") from error
 
@@ -58,8 +58,8 @@ def data_of(settings: Mapping[str, Any], seed: int = 0) -> TableDataModule:
         for n, v in settings.items()
         if n.startswith(DATA) and n not in source and n != "data.seed"
     }
-    tables = _tables(json.dumps(source, sort_keys=True))
-    return _made(DATA, TableDataModule, tables, seed=seed, **options)
+    found = _read(json.dumps(source, sort_keys=True))
+    return _made(DATA, data_module, found, seed=seed, **options)
 
 
 def module_of(settings: Mapping[str, Any]) -> MultiTaskModule:
@@ -85,5 +85,8 @@ def _made(group: str, kind: Callable[..., Made], *args: Any, **options: Any) -> 
 
 
 @lru_cache(maxsize=CACHED)
-def _tables(source: str) -> RankingTables:
-    return source_of(json.loads(source)).read()
+def _read(source: str) -> RankingTables | StreamSource:
+    found = source_of(json.loads(source))
+    return (
+        cast(StreamSource, found) if hasattr(found, "stream") else cast(TableSource, found).read()
+    )

@@ -90,6 +90,10 @@ class KuaiRand:
                     path, LOG, optional=optional, keep=self._keep, drop_invalid=self._drop_invalid
                 )
 
+    def has(self, part: Part) -> bool:
+        """Return whether there is a log."""
+        return LOGS[part] in self._files
+
     def users(self) -> pl.DataFrame | None:
         """Return the user table, None for a single log.
 

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from core_gates.errors import GatesError, check_at_least
-from recsys.data.batch import Batch
+from recsys.batch import Batch
+from recsys.data.loader import owners_of
 from video_multitask.stream.plan import StreamPlan
 from video_multitask.stream.reader import Encoder, StreamReader, encode
 from video_multitask.stream.shards import Group, Shards
@@ -118,13 +119,21 @@ class EvaluationStream:
         rank: This rank.
         world: Ranks.
         workers: Processes that read; 0 reads in this one.
+        users: Fraction of the users whose rows are kept.
     """
 
     def __init__(
-        self, shards: Shards, encoder: Encoder, *, rank: int = 0, world: int = 1, workers: int = 0
+        self,
+        shards: Shards,
+        encoder: Encoder,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        users: float = 1.0,
     ) -> None:
         check_at_least(1, world=world)
-        self.shards, self.encoder = shards, encoder
+        self.shards, self.encoder, self.users = shards, encoder, users
         self.rank, self.world, self.workers = rank, world, workers
 
     def __len__(self) -> int:
@@ -132,7 +141,7 @@ class EvaluationStream:
         return len(self.shards.groups)
 
     def __iter__(self) -> Iterator[Batch]:
-        groups = _Groups(self.shards, self.encoder, self.rank, self.world)
+        groups = _Groups(self.shards, self.encoder, self.rank, self.world, self.users)
         return iter(_loader(groups, self.workers))
 
 
@@ -159,22 +168,23 @@ class _Streams(IterableDataset[Batch]):
 class _Groups(IterableDataset[Batch]):
     """Row groups of a worker, users of a rank."""
 
-    def __init__(self, shards: Shards, encoder: Encoder, rank: int, world: int) -> None:
+    def __init__(
+        self, shards: Shards, encoder: Encoder, rank: int, world: int, users: float
+    ) -> None:
         self.shards, self.encoder, self.rank, self.world = shards, encoder, rank, world
         self.groups: list[Group] = shards.groups
+        self.users = users
 
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _worker()
         first = 0
         for number, group in enumerate(self.groups):
             if number % workers == worker:
-                batch = encode(self.shards, [group], self.encoder, first)
+                batch = encode(self.shards, [group], self.encoder, first, users=self.users)
                 yield batch if self.world == 1 else batch.take(self._owned(batch))
             first += group.rows
 
     def _owned(self, batch: Batch) -> torch.Tensor:
-        from recsys.data.loader import owners_of
-
         return torch.from_numpy(owners_of(batch.user.numpy(), self.world) == self.rank)
 
 

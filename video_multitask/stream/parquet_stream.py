@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from functools import cached_property
 
 import lightning as L
+import polars as pl
 
 from core_gates.errors import GatesError, check_at_least
 from harness.files import Data, short_digest
+from recsys.batch import Batch
+from recsys.data.tables import PARTS, Part
 from recsys.schema import FeatureSchema
+from recsys.transform import FeatureTransform
 from video_multitask.stream.loader import EvaluationStream, StreamLoader
 from video_multitask.stream.periods import Periods
 from video_multitask.stream.plan import WINDOW, Order, StreamPlan
-from video_multitask.stream.reader import columns_of
+from video_multitask.stream.reader import columns_of, some_users
 from video_multitask.stream.shards import Shards
-
-Part = Literal["train", "validation", "test"]
-PARTS: tuple[Part, ...] = ("train", "validation", "test")
+from video_multitask.stream.stored import load_stored
 
 
 class ParquetStream(L.LightningDataModule):
@@ -24,11 +27,11 @@ class ParquetStream(L.LightningDataModule):
 
     Row groups are distributed over ranks and workers, rows shuffled within a window; see
     :class:`~video_multitask.stream.plan.StreamPlan`. Vocabularies and scales are learned from the
-    training days alone, in one pass, unless a transform is given.
+    training days alone, in one pass, unless a transform is given or was kept next to the shards.
 
     Args:
-        shards: The whole log, labelled and joined.
-        periods: Which days train, validate and test.
+        shards: The whole log, labelled and joined; or what opens it when it is needed.
+        periods: Which days train, validate and test; or what chooses them.
         schema: Features and tasks; not needed with a transform.
         batch_size: Training rows of a step over all ranks.
         window: Rows that are shuffled together.
@@ -36,16 +39,18 @@ class ParquetStream(L.LightningDataModule):
         seed: Of the order.
         workers: Reading processes of each rank; 0 reads in the training process.
         transform: A fitted ``FeatureTransform``, such as that of a network that is trained further.
+        scored: Fraction of the users whose rows validate and test.
+        prepare: Writes the shards where they are missing; called on one rank before the training.
+        notes: What a reader should know about the data.
 
     Raises:
-        GatesError: A period has no rows.
-        ValueError: A size is below 1, or there is neither schema nor transform.
+        ValueError: A size is below 1, a fraction is none, or there is neither schema nor transform.
     """
 
     def __init__(
         self,
-        shards: Shards,
-        periods: Periods,
+        shards: Shards | Callable[[], Shards],
+        periods: Periods | Callable[[Shards], Periods],
         schema: FeatureSchema | None = None,
         *,
         batch_size: int = 1024,
@@ -53,28 +58,62 @@ class ParquetStream(L.LightningDataModule):
         order: Order = "time",
         seed: int = 0,
         workers: int = 0,
-        transform: Any = None,
+        transform: FeatureTransform | None = None,
+        scored: float = 1.0,
+        prepare: Callable[[], object] | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         check_at_least(1, batch_size=batch_size)
         check_at_least(0, workers=workers)
+        if not 0 < scored <= 1:
+            raise ValueError(f"scored is {scored}; give a fraction of the users, such as 0.1")
         if schema is None and transform is None:
             raise ValueError("the stream needs a schema, or a fitted transform, which has one")
-        self.parts = {part: period.of(shards) for part, period in zip(PARTS, periods, strict=True)}
-        self.schema: FeatureSchema = transform.schema if schema is None else schema
+        self._shards, self._periods, self._prepare = shards, periods, prepare
+        if schema is None:
+            assert transform is not None
+            schema = transform.schema
+        self.schema = schema
         self.batch_size, self.window, self.order = batch_size, window, order
-        self.seed, self.workers = seed, workers
+        self.seed, self.workers, self.scored, self.notes = seed, workers, scored, notes
         self._transform = transform
 
+    @cached_property
+    def shards(self) -> Shards:
+        """The whole log.
+
+        Raises:
+            GatesError: The shards are missing or damaged.
+        """
+        return self._shards if isinstance(self._shards, Shards) else self._shards()
+
+    @cached_property
+    def parts(self) -> dict[Part, Shards]:
+        """Shards of each part.
+
+        Raises:
+            GatesError: A period has no rows.
+        """
+        periods = self._periods if isinstance(self._periods, Periods) else None
+        chosen = self._periods(self.shards) if periods is None else periods  # type: ignore[operator]
+        return {part: one.of(self.shards) for part, one in zip(PARTS, chosen, strict=True)}
+
     @property
-    def transform(self) -> Any:
+    def transform(self) -> FeatureTransform:
         """The transform, fitted on the training days once."""
         if self._transform is None:
-            from recsys.transform import FeatureTransform
-
-            made = FeatureTransform(self.schema)
-            self._transform = made.fit_batches(self.parts["train"].parts(columns_of(self.schema)))
+            train = self.parts["train"]
+            self._transform = load_stored(train, self.schema)
+            if self._transform is None:
+                made = FeatureTransform(self.schema)
+                self._transform = made.fit_batches(train.parts(columns_of(self.schema)))
         return self._transform
+
+    def prepare_data(self) -> None:
+        """Write shards that are missing, where the source can."""
+        if self._prepare is not None:
+            self._prepare()
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
         """Fit the transform, if it is not given."""
@@ -90,6 +129,17 @@ class ParquetStream(L.LightningDataModule):
     def training_objects(self) -> list[str]:
         """Return a short hash of each file of the training days."""
         return [file.sha256[:12] for file in self.parts["train"].files]
+
+    def table(self, part: Part) -> pl.DataFrame:
+        """Return the raw rows of a part in memory, those of :meth:`batch`."""
+        fraction = 1.0 if part == "train" else self.scored
+        tables = self.parts[part].parts(columns_of(self.schema))
+        return pl.concat([some_users(table, self.schema.user, fraction) for table in tables])
+
+    def batch(self, part: Part) -> Batch:
+        """Return all rows of a part, or those of the users that are scored, as one batch."""
+        fraction = 1.0 if part == "train" else self.scored
+        return Batch.cat(list(EvaluationStream(self.parts[part], self.transform, users=fraction)))
 
     def train_dataloader(self) -> StreamLoader:
         """Return the training batches of this rank.
@@ -117,10 +167,15 @@ class ParquetStream(L.LightningDataModule):
         )
 
     def evaluation_loader(self, part: Part) -> EvaluationStream:
-        """Return all rows of a part, those of this rank."""
+        """Return the rows of a part that are scored, those of this rank."""
         rank, world = self._rank()
         return EvaluationStream(
-            self.parts[part], self.transform, rank=rank, world=world, workers=self.workers
+            self.parts[part],
+            self.transform,
+            rank=rank,
+            world=world,
+            workers=self.workers,
+            users=self.scored,
         )
 
     def val_dataloader(self) -> EvaluationStream:

@@ -9,7 +9,8 @@ import polars as pl
 import torch
 
 from core_gates.errors import GatesError
-from recsys.data.batch import Batch
+from recsys.batch import Batch
+from recsys.data.splits import split_by_hash
 from recsys.schema import FeatureSchema
 from video_multitask.stream.plan import StreamPlan, Window, locate
 from video_multitask.stream.shards import Group, Shards
@@ -34,14 +35,43 @@ def columns_of(schema: FeatureSchema) -> list[str]:
     return list(dict.fromkeys(named))
 
 
-def encode(shards: Shards, groups: Sequence[Group], encoder: Encoder, first_row: int = 0) -> Batch:
+def some_users(table: pl.DataFrame, user: str, fraction: float) -> pl.DataFrame:
+    """Return the rows of a fraction of the users, the same ones in every table.
+
+    Args:
+        table: Rows.
+        user: Column of the user.
+        fraction: Of the users, about; all rows if 1.
+
+    Raises:
+        GatesError: There is no column of the user.
+    """
+    return table if fraction == 1 else split_by_hash(table, user, validation=0, test=fraction).test
+
+
+def encode(
+    shards: Shards,
+    groups: Sequence[Group],
+    encoder: Encoder,
+    first_row: int = 0,
+    *,
+    users: float = 1.0,
+) -> Batch:
     """Read row groups and encode them.
+
+    Args:
+        shards: Where rows are read from.
+        groups: Row groups.
+        encoder: Makes the batch.
+        first_row: Rows before these.
+        users: Fraction of the users whose rows are kept.
 
     Raises:
         GatesError: A file is damaged, or a value cannot be read.
     """
     names = columns_of(encoder.schema)
     table = pl.concat([shards.read(group, names) for group in groups])
+    table = some_users(table, encoder.schema.user, users)
     try:
         return encoder.batch(table, first_row=first_row)
     except GatesError as error:

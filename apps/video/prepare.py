@@ -1,0 +1,105 @@
+"""``gates video prepare``: a release of KuaiRand to shards; one's own table to a schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from apps.video.drafting import Columns, draft
+from core_gates.errors import GatesError
+from harness.command.verbs import Place, refuse_existing
+from video_multitask.history import UserHistory
+from video_multitask.kuairand.archives import download_release
+from video_multitask.kuairand.folder import KuaiRand
+from video_multitask.kuairand.prepare import prepare as write_release
+from video_multitask.kuairand.releases import Part
+from video_multitask.sources.kuairand_stream import KuaiRandStream
+from video_multitask.stream.parquet_stream import ParquetStream
+from video_multitask.stream.stored import store
+
+Archive = Literal["pure", "1k", "27k"]
+Prepared = Literal["standard", "unbiased", "random_in", "none"]
+NO_TABLE = Columns()
+
+
+def prepare(
+    place: Place,
+    sources: list[str],
+    output: str | None = None,
+    download: Archive | None = None,
+    history: int = 0,
+    means: tuple[str, ...] = (),
+    split: Prepared = "standard",
+    strict: bool = False,
+    drop_invalid: bool = False,
+    table: Columns = NO_TABLE,
+    overwrite_output: bool = False,
+) -> None:
+    """Convert SOURCES, one release of KuaiRand or a log in its format, to Parquet shards.
+
+    Rows are sorted by time, labelled and joined with the tables of users and videos. What training
+    days teach, vocabularies and scales, is kept with them. With --table.labels, SOURCES is a table
+    of your own, Parquet or CSV: its schema is drafted and written as a configuration that trains,
+    with a report of why each column became what it is, and which ones may leak.
+
+    Args:
+        place: Filled in by the command line.
+        sources: Filled in by the command line.
+        output: Folder that is written; the folder ``prepared`` of the run if null.
+        download: Release that is downloaded to SOURCES first, 0.2, 4.3 or 46 GB unpacked; an
+            interrupted download continues, and its checksum is verified.
+        history: Newest videos of each user's past to add to a row.
+        means: Outcomes whose mean over the user's past is added, such as is_click.
+        split: Split whose training days teach vocabularies and scales; none to leave that to the
+            training.
+        strict: Refuse a release whose counts are not those published, instead of a warning.
+        drop_invalid: Leave out rows with wrong values, instead of refusing the file.
+        table: Columns of your own table.
+        overwrite_output: Replace the folder if it exists.
+    """
+    if len(sources) > 1:
+        raise GatesError(f"prepare takes one folder or table at a time, found {len(sources)}")
+    source = Path(sources[0])
+    folder = Path(output) if output else place.run_folder.path / "prepared"
+    refuse_existing(folder, overwrite=overwrite_output)
+    if table.labels:
+        draft(source, table, folder)
+        return
+    if download is not None:
+        source = download_release(download, source, tell=print)
+    data = KuaiRand(source, drop_invalid=drop_invalid)
+    _print_counts(data, strict=strict)
+    past = UserHistory(history, ("video_id",), means) if history or means else None
+    shards = write_release(data, folder, history=past)
+    print(f"{shards.rows:,} rows of {len({file.date for file in shards.files})} days")
+    if split != "none":
+        _learn(folder, split, history, means)
+    print(folder)
+
+
+def _print_counts(data: KuaiRand, *, strict: bool) -> None:
+    """Print what a pass over the logs finds; counts of a release are those published."""
+    logs: dict[str, tuple[Part, ...]] = {"standard": ("first", "second"), "random": ("random",)}
+    for which, parts in logs.items():
+        if not any(data.has(part) for part in parts):
+            continue
+        found = data.overview(which, strict=strict)
+        users, videos, rows = found.counts
+        print(
+            f"{which}: {users:,} users, {videos:,} videos, {rows:,} rows; {found.repeated:,} "
+            f"repeated, {found.unordered:,} out of order, {found.without_duration:,} without "
+            "duration"
+        )
+
+
+def _learn(folder: Path, split: str, history: int, means: tuple[str, ...]) -> None:
+    """Keep what the training days of a split teach."""
+    source = KuaiRandStream(str(folder), split, history, means=means)
+    stream = source.stream(1024, "given", 0, None)
+    assert isinstance(stream, ParquetStream)
+    train = stream.parts["train"]
+    dates = [file.date for file in train.files]
+    store(train, stream.transform)
+    sizes = stream.transform.sizes
+    tables = "  ".join(f"{n} {sizes[n]:,}" for n in ("user_id", "video_id", "author_id"))
+    print(f"rows of tables, from {train.rows:,} rows of {min(dates)} … {max(dates)}: {tables}")

@@ -1,0 +1,315 @@
+"""Train a day, test the next, grow: next to a model trained once, and to one trained from scratch.
+
+N rows, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import polars as pl
+
+from apps.video.comparison import ORACLE, TRUTH
+from apps.video.studies.study import Study
+from apps.video.training import TRAINER, Places
+from core_gates.errors import GatesError, check_at_least
+from harness.evidence import Bar, Row, compare
+from harness.experiment import Job, Piece, Run
+from harness.runs.checkpoint import load_weights
+from recsys.batch import Batch
+from recsys.daily import DailyState, continue_from, restore
+from recsys.data.datamodule import TableDataModule
+from recsys.data.tables import RankingTables
+from recsys.experiments.building import data_of, module_of
+from recsys.experiments.claims import AUC, SUMMED, summary_rows
+from recsys.experiments.contest import Contest
+from recsys.experiments.predictions import Probabilities, mean_auc, probabilities, scores_of
+from recsys.metrics.resampled import user_resamples
+from recsys.metrics.slices import counts_of
+from recsys.module import MultiTaskModule
+from recsys.transform import FeatureTransform
+
+PROGRESSIVE, ONCE, RETRAINED = "progressive", "once", "retrained"
+STATES = "states"
+RESAMPLES = 1000
+DAY = "day"
+
+
+class States:
+    """The form of what a day leaves to the next one."""
+
+    def save(self, folder: Path, result: DailyState) -> None:
+        """Write weights, state of the optimizers, and transform."""
+        result.save(folder)
+
+    def load(self, folder: Path) -> DailyState:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            GatesError: A file is missing or damaged.
+        """
+        return DailyState.load(folder)
+
+
+class Days(NamedTuple):
+    """The rows of a log by day.
+
+    Attributes:
+        first: Rows before the first test day.
+        days: Rows of each test day, in order.
+        schema: Data module of the configuration, with the schema and the sizes of batches.
+    """
+
+    first: pl.DataFrame
+    days: dict[int, pl.DataFrame]
+    data: TableDataModule
+
+    def until(self, day: int) -> pl.DataFrame:
+        """Return all rows before a day."""
+        return pl.concat([self.first, *(rows for one, rows in self.days.items() if one < day)])
+
+
+class ProgressiveStudy(Study):
+    """A network that is trained further on each test day, after that day has tested it.
+
+    ``once`` is trained on the days before the first test day. ``progressive`` begins as ``once``;
+    every day its vocabularies and tables get rows for new values and it makes a few passes over the
+    rows of the day, its optimizers going on where they were. ``retrained`` is trained from scratch
+    every day, on all rows before it.
+
+    Args:
+        day: Column of the day, a whole number that grows with time.
+        epochs: Passes of ``once`` and ``retrained``.
+        daily_epochs: Passes of ``progressive`` over the rows of a day.
+
+    Raises:
+        ValueError: A number is too small.
+    """
+
+    def __init__(self, day: str = "date", epochs: int = 3, daily_epochs: int = 1) -> None:
+        check_at_least(1, epochs=epochs, daily_epochs=daily_epochs)
+        self.day, self.epochs, self.daily_epochs = day, epochs, daily_epochs
+
+    def finish(
+        self, run: Run, contest: Contest, seeds: Sequence[int], places: Mapping[str, str]
+    ) -> None:
+        """Train what is missing, day by day, and write ``scores.json``.
+
+        Raises:
+            GatesError: There is no such column, or there are fewer than two test days.
+        """
+        del contest
+        days = days_of({**run.settings, **places}, self.day)
+        states = self._states(run, seeds, days, places)
+        found = {m: [_predicted(s, days, run.settings) for s in own] for m, own in states.items()}
+        rows = score(found | _oracle(days), days) if found else []
+        gaps = {r.method: r for r in rows if r.versus == PROGRESSIVE and r.task == "test"}
+        name = f"{SUMMED} of {ONCE} − {PROGRESSIVE}, lower end"
+        bars = [Bar(name, gaps[ONCE].low, ">=", 0.0)] if ONCE in gaps else []
+        new = len(days.days)
+        run.finish(
+            rows,
+            bars,
+            seeds=seeds,
+            data=days.data.digest(),
+            metrics=(SUMMED, *(f"auc {c}" for c in days.data.schema.categories)),
+            notes=(
+                f"{new} test days; {ONCE} knows the {len(days.first):,} rows before them",
+                *days.data.notes,
+            ),
+        )
+
+    def _states(
+        self, run: Run, seeds: Sequence[int], days: Days, places: Places
+    ) -> dict[str, list[dict[int, DailyState]]]:
+        """Return of each method and seed the state that every test day is predicted by."""
+        store, order = run.store(STATES, States()), list(days.days)
+        passes: dict[str, Any] = {"study.day": self.day, "study.epochs": self.epochs}
+        once = [run.piece(ONCE, seed, **passes) for seed in seeds]
+        made = run.obtain(store, once, partial(train_from_scratch, places=places))
+        if len(made) < len(once):
+            return {}
+        known = [store.load(piece) for piece in once]
+        found = {
+            ONCE: [dict.fromkeys(order, state) for state in known],
+            PROGRESSIVE: [{order[0]: state} for state in known],
+            RETRAINED: [{order[0]: state} for state in known],
+        }
+        last = once
+        for day, after in pairwise(order):
+            pieces = [
+                run.piece(PROGRESSIVE, one.seed, {DAY: day}, **passes, start=one.fingerprint,
+                          **{"study.daily_epochs": self.daily_epochs})
+                for one in last
+            ]  # fmt: skip
+            before = {p.fingerprint: str(store.find(q)) for p, q in zip(pieces, last, strict=True)}
+            work = partial(train_day, places=places, before=before)
+            if len(run.obtain(store, pieces, work)) < len(pieces):
+                break
+            for own, piece in zip(found[PROGRESSIVE], pieces, strict=True):
+                own[after] = store.load(piece)
+            last = pieces
+        again = {
+            (seed, day): run.piece(RETRAINED, seed, {DAY: day}, **passes)
+            for seed in seeds
+            for day in order[1:]
+        }
+        kept = set(run.obtain(store, again.values(), partial(train_from_scratch, places=places)))
+        for own, seed in zip(found[RETRAINED], seeds, strict=True):
+            own |= {d: store.load(p) for (s, d), p in again.items() if s == seed and p in kept}
+        whole = {m: [own for own in all_ if len(own) == len(order)] for m, all_ in found.items()}
+        return {method: own for method, own in whole.items() if len(own) == len(seeds)}
+
+
+def days_of(settings: Mapping[str, Any], column: str) -> Days:
+    """Return the rows of a configuration by day.
+
+    Raises:
+        GatesError: There is no such column, or there are fewer than two test days.
+    """
+    data = data_of({n: v for n, v in settings.items() if n.startswith("data.")})
+    tables = data.tables
+    if column not in tables.test.columns:
+        raise GatesError(
+            f"the rows have no column {column!r} of the day: name one in evaluate.study"
+        )
+    days = tables.test.partition_by(column, as_dict=True, maintain_order=True)
+    if len(days) < 2:
+        raise GatesError(f"there is {len(days)} test day, but a chain of days needs two or more")
+    return Days(
+        pl.concat([tables.train, tables.validation]),
+        {int(key[0]): days[key] for key in sorted(days)},
+        data,
+    )
+
+
+def train_from_scratch(piece: Piece, job: Job, places: Places) -> DailyState:
+    """Train on all rows before the day of a piece, before the first test day if it has none."""
+    L.seed_everything(piece.seed, verbose=False)
+    days = days_of({**piece.settings, **places}, piece["study.day"])
+    rows = days.until(int(piece.keys[DAY])) if DAY in piece.keys else days.first
+    transform = FeatureTransform(days.data.tables.schema).fit(rows)
+    module = module_of(piece.settings)
+    module.build(transform)
+    return _trained(piece, job, module, days, rows, transform, int(piece["study.epochs"]))
+
+
+def train_day(piece: Piece, job: Job, places: Places, before: Mapping[str, str]) -> DailyState:
+    """Grow the state of the day before by the rows of the day of a piece, and train on them."""
+    L.seed_everything(piece.seed, verbose=False)
+    days = days_of({**piece.settings, **places}, piece["study.day"])
+    rows = days.days[int(piece.keys[DAY])]
+    module = module_of(piece.settings)
+    state = DailyState.load(Path(before[piece.fingerprint]))
+    transform = continue_from(module, state, rows)
+    return _trained(piece, job, module, days, rows, transform, int(piece["study.daily_epochs"]))
+
+
+def score(found: Mapping[str, Sequence[Probabilities]], days: Days) -> list[Row]:
+    """Return the rows of all methods: over all test rows, new users and videos, and by day.
+
+    A user or video is *new* without a row before the day, and *later* if its first row came after
+    those that ``once`` was trained on, but before the day.
+
+    Args:
+        found: Method -> predictions (N, T) of all test rows, one for each seed.
+        days: The rows.
+    """
+    transform = FeatureTransform(days.data.tables.schema).fit(days.first)
+    test = Batch.cat([transform.batch(rows) for rows in days.days.values()])
+    rows = []
+    for name, chosen in {"test": np.ones(len(test), bool), **slices_of(days)}.items():
+        if not chosen.any():
+            continue
+        part = test.take(np.flatnonzero(chosen))  # type: ignore[arg-type]
+        summed = {
+            m: [_summed(scores_of(part, one[chosen], ())[""]) for one in own]
+            for m, own in found.items()
+        }
+        draws = user_resamples(part.user.numpy(), resamples=RESAMPLES)
+        reference = PROGRESSIVE if PROGRESSIVE in found else None
+        rows += compare(summed, draws, task=name, reference=reference)
+    tasks = days.data.schema.tasks
+    per_task = [
+        Row(method, task.name, AUC, mean_auc(test, own, number))
+        for method, own in found.items()
+        for number, task in enumerate(tasks)
+    ]
+    return [*rows, *summary_rows(per_task, {t.name: t.category for t in tasks}), *per_task]
+
+
+def slices_of(days: Days) -> dict[str, np.ndarray]:
+    """Return the test rows (N,) of new and later users and videos, and of each day."""
+    schema, found = days.data.schema, dict[str, np.ndarray]()
+    for what, column in (("users", schema.user), ("videos", schema.item)):
+        first = days.first[column].to_numpy()
+        new, later = [], []
+        for day, rows in days.days.items():
+            values = rows[column].to_numpy()
+            unseen = counts_of(values, days.until(day)[column].to_numpy()) == 0
+            new.append(unseen)
+            later.append(~unseen & (counts_of(values, first) == 0))
+        found |= {f"new {what}": np.concatenate(new), f"later {what}": np.concatenate(later)}
+    number = np.repeat(np.arange(len(days.days)), [len(rows) for rows in days.days.values()])
+    return found | {f"day {k + 1}": number == k for k in range(len(days.days))}
+
+
+def _trained(
+    piece: Piece,
+    job: Job,
+    module: MultiTaskModule,
+    days: Days,
+    rows: pl.DataFrame,
+    transform: FeatureTransform,
+    epochs: int,
+) -> DailyState:
+    """Train a module for some passes over rows; nothing is validated, the last weights count."""
+    few = rows.head(2)
+    tables = RankingTables("days", transform.schema, rows, few, few)
+    like = days.data
+    seed = piece.seed or 0
+    data = TableDataModule(
+        tables, like.batch_size, order=like.order, seed=seed, transform=transform
+    )
+    job.note(objects=data.training_objects())
+    options = {
+        name.removeprefix(TRAINER): value
+        for name, value in piece.settings.items()
+        if name.startswith(TRAINER)
+    }
+    options |= {"max_epochs": epochs, "limit_val_batches": 0}
+    job.fit(module, data, **options)
+    assert job.last is not None
+    optimizer = load_weights(job.last)["optimizer_states"][0]
+    return DailyState.of(module, optimizer, transform)
+
+
+def _predicted(
+    states: Mapping[int, DailyState], days: Days, settings: Mapping[str, Any]
+) -> Probabilities:
+    """Return the predictions (N, T) of all test rows, each day by its state."""
+    parts = []
+    for day, rows in days.days.items():
+        state = states[day]
+        module = restore(module_of(settings), state)
+        parts.append(probabilities(module.served(), state.transform.batch(rows)))
+    return np.concatenate(parts)
+
+
+def _oracle(days: Days) -> dict[str, list[Probabilities]]:
+    """Return the true probabilities of all test rows, where they are known."""
+    columns = [f"{TRUTH}{task}" for task in days.data.schema.task_names]
+    rows = list(days.days.values())
+    if not all(column in rows[0].columns for column in columns):
+        return {}
+    return {ORACLE: [np.concatenate([one.select(columns).to_numpy() for one in rows])]}
+
+
+def _summed(scores: Any) -> Any:
+    return lambda drawn: {SUMMED: scores(drawn)["log_loss"]}

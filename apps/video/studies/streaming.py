@@ -1,0 +1,301 @@
+"""Millions of rows through shards: their writing, one pass in bounded memory, and three kills."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from apps.video.studies.child_fit import ChildFit
+from apps.video.studies.study import Study
+from core_gates.errors import GatesError, check_at_least
+from harness.evidence import Bar, Row
+from harness.experiment import Job, Piece, Run
+from harness.experiment.forms import Figures
+from harness.files import remove
+from harness.runs.checkpoint import load_weights
+from harness.runs.resident import MemoryMeter
+from recsys.experiments.building import data_of, source_of
+from recsys.experiments.contest import Contest
+from video_multitask.sources.simulated_stream import SimulatedStream
+from video_multitask.stream.parquet_stream import ParquetStream
+from video_multitask.stream.shards import MANIFEST
+from video_multitask.stream.stored import load_stored, store
+
+FEED, KIND = "feed", "figures"
+FOLDER = "data.source.init_args.folder"
+SHOWN = (
+    "rows_per_minute", "size_mb", "peak_mb", "rows_trained", "rows_per_second", "val_loss", "kills",
+    "losses_compared", "losses_that_differ", "tensors_that_differ",
+)  # fmt: skip
+FIXED = {"trainer.accelerator": "cpu", "trainer.num_sanity_val_steps": 0}
+MOST_MB, LEAST_PER_MINUTE = 1500.0, 1e6
+BYTES = 1e6  # of a MB
+
+
+class StreamStudy(Study):
+    """Writes simulated shards, trains one pass over them, and kills a training again and again.
+
+    The trainings are ``gates video fit`` in processes of their own, with the workers of the
+    configuration. Memory is that of the training process and the proportional set size of its
+    workers, see :func:`harness.runs.resident.resident`. Training is killed by SIGKILL, workers
+    included, and resumed; every logged loss and every bit of the last checkpoint must be those of a
+    training that was left alone.
+
+    Args:
+        prefix_steps: Steps of the trainings that are killed.
+        kills: How often.
+        saved_every: Steps between their checkpoints.
+        threads: Threads of each process.
+        most_mb: Bar for the memory, in 10^6 bytes.
+        rows_per_minute: Bar for the writing.
+
+    Raises:
+        ValueError: A number is too small.
+    """
+
+    def __init__(
+        self,
+        prefix_steps: int = 40,
+        kills: int = 3,
+        saved_every: int = 3,
+        threads: int = 1,
+        most_mb: float = MOST_MB,
+        rows_per_minute: float = LEAST_PER_MINUTE,
+    ) -> None:
+        check_at_least(1, kills=kills, saved_every=saved_every, threads=threads)
+        check_at_least(4 * (kills + 1), prefix_steps=prefix_steps)
+        self.prefix_steps, self.kills, self.saved_every = prefix_steps, kills, saved_every
+        self.threads, self.most_mb, self.rows_per_minute = threads, most_mb, rows_per_minute
+
+    def finish(
+        self, run: Run, contest: Contest, seeds: Sequence[int], places: Mapping[str, str]
+    ) -> None:
+        """Write, train and kill where no result says how it went, and write ``scores.json``.
+
+        Raises:
+            GatesError: The data are no simulated stream, or a training failed.
+        """
+        del contest, places
+        seed = seeds[0] if seeds else 0
+        run.settings["seed"] = seed
+        feed = str((run.folder / FEED).absolute())
+        if not isinstance(source_of(run.settings), SimulatedStream):
+            raise GatesError(
+                "this study simulates its rows: set data.source to "
+                "video_multitask.sources.simulated_stream.SimulatedStream"
+            )
+        killed: dict[str, Any] = {
+            "study.kills": self.kills,
+            "study.prefix_steps": self.prefix_steps,
+            "study.saved_every": self.saved_every,
+        }
+        store = run.store(KIND, Figures())
+        others = {name: None for name in run.settings if not name.startswith("data.")}
+        works = {
+            run.piece("writing", **others): partial(write_feed, feed=feed),
+            run.piece("one_pass", seed): partial(one_pass, feed=feed, threads=self.threads),
+            run.piece("kills", seed, **killed): partial(kill, feed=feed, threads=self.threads),
+        }
+        found: dict[str, dict[str, Any]] = {}
+        for piece, work in works.items():
+            prepare = None if piece.method == "writing" else partial(ready, run.settings, feed)
+            for made in run.obtain(store, [piece], work, prepare=prepare):
+                found[made.method] = store.load(made)
+        written = (Path(feed) / MANIFEST).is_file()
+        data = stream_of(run.settings, feed).digest() if written else []
+        run.finish(
+            [Row(method, method, name, float(value)) for method, own in found.items()
+             for name, value in own.items()],
+            self.bars(found),
+            seeds=[seed],
+            data=data,
+            metrics=SHOWN,
+            notes=(
+                "memory: all resident pages of the training process and the proportional set size "
+                "of its workers, in 10^6 bytes",
+            ),
+        )  # fmt: skip
+
+    def bars(self, found: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
+        """Return the bars of the figures of the three pieces; a missing figure is missed."""
+
+        def figure(piece: str, name: str) -> float:
+            return float(found.get(piece, {}).get(name, math.nan))
+
+        return [
+            Bar("rows written in a minute", figure("writing", "rows_per_minute"), ">=",
+                self.rows_per_minute),
+            Bar("memory of writing", figure("writing", "peak_mb"), "<=", self.most_mb, "MB"),
+            Bar("memory of training", figure("one_pass", "peak_mb"), "<=", self.most_mb, "MB"),
+            Bar("validation loss − that of base rates", figure("one_pass", "val_loss")
+                - figure("writing", "base_rate_loss"), "<=", 0.0),
+            Bar("kills that were resumed", figure("kills", "kills"), ">=", self.kills),
+            Bar("losses that differ", figure("kills", "losses_that_differ"), "<=", 0),
+            Bar("tensors of the checkpoint that differ", figure("kills", "tensors_that_differ"),
+                "<=", 0),
+        ]  # fmt: skip
+
+
+def write_feed(piece: Piece, job: Job, feed: str) -> dict[str, float]:
+    """Write the shards and what is learned from them; measure rows per minute and memory."""
+    del job
+    remove(Path(feed))
+    with MemoryMeter() as meter:
+        begin, worked = time.monotonic(), time.process_time()
+        stream = stream_of(piece.settings, feed)
+        stream.prepare_data()
+        seconds, worked = time.monotonic() - begin, time.process_time() - worked
+        begin, shards = time.monotonic(), stream.shards
+        store(stream.parts["train"], stream.transform)
+        learned = time.monotonic() - begin
+        base = base_rate_loss(stream)
+    return {
+        "rows": shards.rows,
+        "training_rows": stream.parts["train"].rows,
+        "seconds": seconds,
+        "rows_per_minute": shards.rows / seconds * 60,
+        "rows_per_cpu_minute": shards.rows / worked * 60,
+        "size_mb": sum(file.size for file in shards.files) / BYTES,
+        "peak_mb": meter.peak / BYTES,
+        "seconds_of_vocabularies": learned,
+        "base_rate_loss": base,
+    }
+
+
+def one_pass(piece: Piece, job: Job, feed: str, threads: int) -> dict[str, float]:
+    """Train one pass over all training rows; measure rows per second and memory."""
+    child = ChildFit(piece.settings, {FOLDER: feed, **FIXED}, job.folder, "pass", threads)
+    before = child.logged()
+    ended = child.run()
+    rows = child.rows()
+    last = next((row for row in reversed(rows) if row.get("val/loss")), {})
+    stream = ready(piece.settings, feed)
+    steps = int(load_weights(child.folder.checkpoints / "last.ckpt")["global_step"])
+    figures = {
+        "steps": steps,
+        "rows_trained": steps * stream.batch_size,
+        "seconds": ended.seconds,
+        "peak_mb": ended.peak / BYTES,
+    }
+    if not before:  # of a pass that was not interrupted
+        figures["rows_per_second"] = steps * stream.batch_size / ended.seconds
+    return figures | {
+        name.replace("/", "_"): float(value)
+        for name, value in last.items()
+        if name.startswith("val/") and value
+    }
+
+
+def kill(piece: Piece, job: Job, feed: str, threads: int) -> dict[str, float]:
+    """Kill and resume a training; count what differs from one that was left alone."""
+    steps, kills = int(piece["study.prefix_steps"]), int(piece["study.kills"])
+    changes = {
+        FOLDER: feed,
+        **FIXED,
+        "trainer.max_steps": steps,
+        "trainer.limit_val_batches": 0,
+        "trainer.log_every_n_steps": 1,
+        "checkpoint.every_n_steps": int(piece["study.saved_every"]),
+        "checkpoint.monitor": None,
+    }
+    whole, broken = (
+        ChildFit(piece.settings, changes, job.folder / name, name, threads)
+        for name in ("whole", "broken")
+    )
+    for child in (whole, broken):
+        remove(child.folder.training)
+    whole.run()
+    draw = np.random.default_rng([int(piece.seed or 0), kills])
+    found: dict[str, float] = {"kills": 0}
+    for number in range(kills):
+        width = steps / (kills + 1)
+        at = int(number * width + draw.integers(1, max(2, int(width))))
+        old = broken.log_file()
+
+        def reached(old: int = old, at: int = at) -> bool:
+            return broken.log_file() != old and broken.logged() > at
+
+        if not broken.run(reached).killed:
+            raise GatesError("the training ended before it was killed: raise study.prefix_steps")
+        found["kills"] += 1
+        found[f"kill_{number + 1}_after_batch"] = broken.logged()
+        found[f"kill_{number + 1}_resumed_after"] = _saved(broken)
+    broken.run()
+    return found | _differences(whole, broken)
+
+
+def stream_of(settings: Mapping[str, Any], feed: str) -> ParquetStream:
+    """Return the stream of a feed."""
+    data = data_of({**{n: v for n, v in settings.items() if n.startswith("data.")}, FOLDER: feed})
+    assert isinstance(data, ParquetStream)
+    return data
+
+
+def ready(settings: Mapping[str, Any], feed: str) -> ParquetStream:
+    """Return the stream of a feed, written and with its vocabularies kept."""
+    stream = stream_of(settings, feed)
+    stream.prepare_data()
+    if load_stored(stream.parts["train"], stream.schema) is None:
+        store(stream.parts["train"], stream.transform)
+    return stream
+
+
+def base_rate_loss(stream: ParquetStream) -> float:
+    """Return the summed log-loss of validation rows, predicted by the rates of training rows."""
+    labels = [pl.col(task.column).cast(pl.Float64) for task in stream.schema.tasks]
+    names = stream.schema.labels
+    sums = np.zeros(len(labels))
+    for table in stream.parts["train"].parts(names):
+        sums += table.select(pl.sum_horizontal(one).sum() for one in labels).row(0)
+    rates = sums / stream.parts["train"].rows
+    tables = stream.parts["validation"].parts(names)
+    means = pl.concat(list(tables)).select(labels).mean().row(0)
+    found = np.asarray(means)
+    return float(-(found * np.log(rates) + (1 - found) * np.log1p(-rates)).sum())
+
+
+def _saved(child: ChildFit) -> int:
+    """Return the batch after which the last checkpoint was written; 0 before the first one."""
+    path = child.folder.last_checkpoint
+    return int(load_weights(path)["global_step"]) if path else 0
+
+
+def _differences(whole: ChildFit, broken: ChildFit) -> dict[str, float]:
+    first, second = whole.losses(), broken.losses()
+    steps = first.keys() | second.keys()
+    ends = [
+        dict(_leaves(load_weights(c.folder.checkpoints / "last.ckpt"))) for c in (whole, broken)
+    ]
+    names = ends[0].keys() | ends[1].keys()
+    return {
+        "losses_compared": len(steps),
+        "losses_that_differ": sum(first.get(step) != second.get(step) for step in steps),
+        "tensors_compared": len(names),
+        "tensors_that_differ": sum(
+            name not in ends[0] or name not in ends[1] or not _same(ends[0][name], ends[1][name])
+            for name in names
+        ),
+    }
+
+
+def _leaves(value: Any, path: str = "") -> list[tuple[str, torch.Tensor]]:
+    """Return all tensors of a checkpoint by their place."""
+    if isinstance(value, Mapping):
+        return [leaf for key, one in value.items() for leaf in _leaves(one, f"{path}/{key}")]
+    if isinstance(value, list | tuple):
+        return [leaf for key, one in enumerate(value) for leaf in _leaves(one, f"{path}/{key}")]
+    return [(path, value)] if isinstance(value, torch.Tensor) else []
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (one, other)))
