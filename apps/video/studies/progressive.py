@@ -80,7 +80,7 @@ class ProgressiveStudy(Study):
 
     ``once`` is trained on the days before the first test day. ``progressive`` begins as ``once``;
     every day its vocabularies and tables get rows for new values and it makes a few passes over the
-    rows of the day, its optimizers going on where they were. ``retrained`` is trained from scratch
+    rows of the day, its optimizers continuing where they were. ``retrained`` is trained from scratch
     every day, on all rows before it.
 
     Args:

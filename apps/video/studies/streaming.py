@@ -43,14 +43,14 @@ BYTES = 1e6  # of a MB
 class StreamStudy(Study):
     """Writes simulated shards, trains one pass over them, and kills a training again and again.
 
-    The trainings are ``gates video fit`` in processes of their own, with the workers of the
+    The training runs are separate processes of ``gates video fit``, with the workers of the
     configuration. Memory is that of the training process and the proportional set size of its
     workers, see :func:`harness.runs.resident.resident`. Training is killed by SIGKILL, workers
     included, and resumed; every logged loss and every bit of the last checkpoint must be those of a
     training that was left alone.
 
     Args:
-        prefix_steps: Steps of the trainings that are killed.
+        prefix_steps: Steps of the training runs that are killed.
         kills: How often.
         saved_every: Steps between their checkpoints.
         threads: Threads of each process.

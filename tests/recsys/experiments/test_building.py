@@ -61,7 +61,7 @@ def test_tables_are_read_once_in_a_process(settings, monkeypatch):
         return source_of(given)
 
     monkeypatch.setattr(building, "source_of", counted)
-    building._tables.cache_clear()
+    building._read.cache_clear()
     one = data_of({**settings, "data.batch_size": 16})
     two = data_of({**settings, "data.batch_size": 32, "model.net": "MMoE"}, seed=3)
     assert one.tables is two.tables
