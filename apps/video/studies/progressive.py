@@ -80,8 +80,8 @@ class ProgressiveStudy(Study):
 
     ``once`` is trained on the days before the first test day. ``progressive`` begins as ``once``;
     every day its vocabularies and tables get rows for new values and it makes a few passes over the
-    rows of the day, its optimizers continuing where they were. ``retrained`` is trained from scratch
-    every day, on all rows before it.
+    rows of the day, its optimizers continuing where they were. ``retrained`` is trained from
+    scratch every day, on all rows before it.
 
     Args:
         day: Column of the day, a whole number that grows with time.

@@ -21,6 +21,7 @@ from core_gates import (
     GShardGate,
     HardConcreteGate,
     HashGate,
+    MlpGate,
     MoELayer,
     NoisyTopKGate,
     PermutedGate,
@@ -51,6 +52,7 @@ SEARCH = PermutationSearch(10, start=0.1, end=0.01, last_iterations=20)
 GATES = {
     "softmax": lambda: SoftmaxGate(DIM, EXPERTS),
     "annealed softmax": lambda: SoftmaxGate(DIM, EXPERTS, tau=TemperatureSchedule(2.0, 0.3, STEPS)),
+    "mlp": lambda: MlpGate(DIM, EXPERTS, hidden_dims=(8,)),
     "activation": lambda: ActivationGate(DIM, EXPERTS, learn_tau=True),
     "sigmoid": lambda: SigmoidGate(DIM, EXPERTS),
     "balanced sigmoid": lambda: SigmoidGate(DIM, EXPERTS, k=2, balance_rate=0.01),
