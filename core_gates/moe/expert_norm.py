@@ -72,6 +72,7 @@ class ExpertNorm(SyncBatchNorm):
         options: dict[str, Any] = {"experts": experts, "activation": activation, "eps": self.eps}
         if not self.training:
             return norm_act(*tensors, (self.running_mean, self.running_var), **options)[0]
+        counts: Tensor | int = x.shape[1]
         if num_ranks(self.group) > 1:
             mean, variance, counts = self._of_ranks(x, offset, experts)
             y, mean, variance = norm_act(*tensors, (mean, variance), **options)
@@ -81,7 +82,8 @@ class ExpertNorm(SyncBatchNorm):
                 f" {x.shape[1]}: drop the last, small batch"
             )
         else:
-            counts = _counts(x, experts, len(offset))
+            if len(experts) > len(offset):
+                counts = _counts(x, experts, len(offset))
             y, mean, variance = norm_act(*tensors, **options)
         if not in_backward():
             self._move(mean, variance, counts)
@@ -103,19 +105,38 @@ class ExpertNorm(SyncBatchNorm):
         return mean.to(exact.dtype), variance.to(exact.dtype), rows
 
     @torch.no_grad()
-    def _move(self, mean: Tensor, variance: Tensor, rows: Tensor) -> None:
-        """Move the running statistics; a batch that is empty on all ranks moves nothing."""
+    def _move(self, mean: Tensor, variance: Tensor, rows: Tensor | int) -> None:
+        """Move the running statistics; a batch that is empty on all ranks moves nothing.
+
+        Args:
+            mean: Mean (E, C).
+            variance: Biased variance (E, C).
+            rows: Number of rows of every expert (E, 1), or of each.
+        """
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_((rows[0, 0] > 0).to(torch.int64))
-        share: float | Tensor | None = self.momentum
+        share: Tensor | float | None = self.momentum
+        if isinstance(rows, Tensor):
+            moved = rows > 0
+            self.num_batches_tracked += moved[0, 0].to(torch.int64)
+            correction: Tensor | float = rows / (rows - 1).clamp(min=1)
+        else:
+            moved = None
+            self.num_batches_tracked += 1
+            correction = rows / (rows - 1)
         if share is None:
-            share = 1 / self.num_batches_tracked.clamp(min=1).to(rows)
-        share = share * (rows > 0).to(rows)
-        unbiased = variance * (rows / (rows - 1).clamp(min=1))
-        for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-            running += (share * (new - running)).to(running.dtype)
+            share = 1 / self.num_batches_tracked.clamp(min=1).to(mean.dtype)
+        share = share if moved is None else share * moved.to(mean.dtype)
+        for running, new in (
+            (self.running_mean, mean),
+            (self.running_var, variance * correction),
+        ):
+            running.lerp_(new.to(running.dtype), _like(share, running))
+
+
+def _like(share: Tensor | float, running: Tensor) -> Any:
+    return share.to(running.dtype) if isinstance(share, Tensor) else share
 
 
 def _counts(x: Tensor, experts: Sequence[int], num_experts: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from core_gates.ops.feature_gate.reference import Gradients, runs_of
 from core_gates.ops.feature_gate.steps import Steps
 
-BLOCK_ELEMENTS = 2**18
+BLOCK_ELEMENTS = 2**19
 """Logits of a block: some temporaries of this size stay in the second cache of a core."""
 
 

@@ -87,15 +87,22 @@ def _check(
 
 class _Blockwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        v, mixer, mixer_bias, down, up, inputs, gates = arguments
-        v = v.contiguous()
-        steps = NativeSteps() if use_cpp(*arguments[:5]) else Steps()
-        out, maps = blocks.forward(v, mixer, mixer_bias, down, up, inputs, gates, steps)
+    def forward(
+        ctx: Any,
+        v: Tensor,
+        mixer: Tensor,
+        mixer_bias: Tensor,
+        down: Tensor,
+        up: Tensor,
+        inputs: list[int],
+        gates: list[int],
+    ) -> Tensor:
+        v, others = v.contiguous(), (mixer, mixer_bias, down, up)
+        steps = NativeSteps() if use_cpp(v, *others) else Steps()
+        out, maps = blocks.forward(v, *others, inputs, gates, steps)
         kept = [t for found in maps for t in (found.weight, found.hidden, found.mixture)]
-        ctx.save_for_backward(v, *arguments[1:5], *kept)
-        ctx.steps = type(steps)
-        ctx.runs, ctx.options = [found.runs for found in maps], arguments[5:]
+        ctx.save_for_backward(v, *others, *kept)
+        ctx.runs, ctx.options, ctx.steps = [m.runs for m in maps], (inputs, gates), type(steps)
         return out
 
     @staticmethod
