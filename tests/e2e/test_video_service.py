@@ -3,7 +3,6 @@
 import json
 import runpy
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,23 +67,19 @@ def test_the_service_answers_what_the_model_says_refuses_and_swaps(shop, models,
         assert service.process.wait(20) == 0
 
 
-def test_a_short_load_test_is_clean(shop, models, tmp_path):
+def test_a_short_load_test_is_clean(gates_in, shop, models, tmp_path):
     shop.rows(400, 1).write_parquet(tmp_path / "rows.parquet")
-    command = [sys.executable, "-m", "apps.main", "video", "loadtest", "--model", str(models[0])]
-    command += ["--swap_to", str(models[1]), "--rows", str(tmp_path / "rows.parquet")]
-    command += ["--load.clients", "10", "--load.seconds", "2"]
-    command += ["--load.slice_s", "0.5", "--load.slices", "1"]
-    done = subprocess.run(
-        [*command, "--root", str(tmp_path / "runs")], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    load = {"clients": 10, "seconds": 1.5, "slice_s": 0.3, "slices": 1}
+    options = [word for name, value in load.items() for word in (f"--load.{name}", value)]
+    words = ["--model", models[0], "--swap_to", models[1], "--rows", "rows.parquet", *options]
+    out = gates_in(tmp_path).succeed("video", "loadtest", *words).out
     scores = read_scores(tmp_path / "runs/video/tiny/loadtest/scores.json", "video")
     bars = {bar.name: bar for bar in scores.bars}
     assert bars["requests without a proper answer"].value == 0
     assert bars["models that answered"].value == 2
     assert bars["difference from score"].met
     assert bars["throughput with batching over without"].value > 0  # noisy where cores are shared
-    assert "p99 ms" in done.stdout
+    assert "p99 ms" in out
 
 
 @pytest.mark.parametrize(
