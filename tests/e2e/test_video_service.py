@@ -69,7 +69,7 @@ def test_the_service_answers_what_the_model_says_refuses_and_swaps(shop, models,
 
 def test_a_short_load_test_is_clean(gates_in, shop, models, tmp_path):
     shop.rows(400, 1).write_parquet(tmp_path / "rows.parquet")
-    load = {"clients": 10, "seconds": 1.5, "slice_s": 0.3, "slices": 1}
+    load = {"clients": 10, "seconds": 5.0, "slice_s": 0.3, "slices": 1}
     options = [word for name, value in load.items() for word in (f"--load.{name}", value)]
     words = ["--model", models[0], "--swap_to", models[1], "--rows", "rows.parquet", *options]
     out = gates_in(tmp_path).succeed("video", "loadtest", *words).out
