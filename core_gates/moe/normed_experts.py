@@ -125,14 +125,14 @@ class NormedExperts(nn.Module):
         single = stretches_of([self.num_experts], [1]) if x.ndim == 2 else None
         x = x.unsqueeze(0) if x.ndim == 2 else x.transpose(0, 1)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = stacked_linear(x, weight, single or (self._rest if layer else self._first))
+            stretches = single or (self._rest if layer else self._first)
             single = None
-            if self.norms:
-                x = cast(ExpertNorm, self.norms[layer])(
-                    x, bias, self.expert_of_output, self.activation
-                )
+            if self.norms:  # which makes the bias a part of the mean
+                norm = cast(ExpertNorm, self.norms[layer])
+                x = stacked_linear(x, weight, stretches)
+                x = norm(x, bias, self.expert_of_output, self.activation)
             else:
-                x = x + self._per_output(bias).unsqueeze(1)
+                x = stacked_linear(x, weight, stretches, bias)
                 x = activate(x, self.activation, gated=False)
         return x.transpose(0, 1)
 
@@ -142,16 +142,16 @@ class NormedExperts(nn.Module):
 
         They are those of this module in evaluation mode, without ``norms``.
         """
+        first = self.weights[0]
+        options = {"norm": None, "activation": self.activation, "dtype": first.dtype}
         folded = type(self)(
             self.counts,
             self.dim,
             self.hidden_dims,
-            norm=None,
-            activation=self.activation,
             runs=self.runs,
-            device=self.weights[0].device,
-            dtype=self.weights[0].dtype,
-        )
+            device="meta",  # nothing is drawn
+            **options,  # type: ignore[arg-type]
+        ).to_empty(device=first.device)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if self.norms:
                 norm = cast(ExpertNorm, self.norms[layer])
@@ -173,8 +173,3 @@ class NormedExperts(nn.Module):
             f"num_experts={self.num_experts}, dim={self.dim}, hidden_dims={self.hidden_dims},"
             f" activation={self.activation}"
         )
-
-    def _per_output(self, values: Tensor) -> Tensor:
-        """Return the values (E, ...) of the expert of every output (O, ...)."""
-        plain = len(self.expert_of_output) == self.num_experts
-        return values if plain else values[list(self.expert_of_output)]

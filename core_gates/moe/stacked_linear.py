@@ -39,43 +39,58 @@ def stretches_of(counts: Sequence[int], runs: Sequence[int]) -> list[Stretch]:
     return found
 
 
-def stacked_linear(x: Tensor, weight: Tensor, stretches: Sequence[Stretch]) -> Tensor:
-    """Return ``W_e x_i`` (O, N, F) for every expert e and every input i of its group.
+def stacked_linear(
+    x: Tensor, weight: Tensor, stretches: Sequence[Stretch], bias: Tensor | None = None
+) -> Tensor:
+    """Return ``W_e x_i + b_e`` (O, N, F) for every expert e and every input i of its group.
 
     Args:
         x: Inputs (I, N, D), those of a group next to each other.
         weight: Weights of the experts (E, F, D), those of a group next to each other.
         stretches: The groups.
+        bias: Biases of the experts (E, F).
 
     Returns:
         Outputs, those of an expert next to each other.
     """
-    if use_slices(x, weight):
-        return _sliced(x, weight, list(stretches))
-    return _define(x, weight, stretches)
+    bias = weight.new_zeros(len(weight), 0) if bias is None else bias
+    if use_slices(x, weight, bias):
+        return _sliced(x, weight, bias, list(stretches))
+    return _define(x, weight, bias, stretches)
 
 
-def _define(x: Tensor, weight: Tensor, stretches: Sequence[Stretch]) -> Tensor:
+def _define(x: Tensor, weight: Tensor, bias: Tensor, stretches: Sequence[Stretch]) -> Tensor:
     outputs = []
-    for stretch, rows, factors in _parts(x, weight, stretches):
-        if not stretch.experts:
-            continue
-        rows = rows.view(stretch.groups, 1, -1, x.shape[2])
-        factors = factors.view(stretch.groups, stretch.experts, *weight.shape[1:])
-        outputs.append((rows @ factors.mT).view(-1, x.shape[1], weight.shape[1]))
+    for part in _parts(x, weight, bias, stretches):
+        groups, experts, runs = part.stretch
+        rows = part.rows.view(groups, 1, runs * x.shape[1], x.shape[2])
+        y = rows @ part.weight.view(groups, experts, *weight.shape[1:]).mT
+        if bias.shape[1]:
+            y = y + part.bias.view(groups, experts, 1, bias.shape[1])
+        outputs.append(y.view(groups * experts * runs, x.shape[1], weight.shape[1]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+class _Part(NamedTuple):
+    """A stretch with experts, its inputs (groups, runs N, D), weights and biases."""
+
+    stretch: Stretch
+    rows: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
 def _parts(
-    x: Tensor, weight: Tensor, stretches: Sequence[Stretch]
-) -> Iterator[tuple[Stretch, Tensor, Tensor]]:
-    """Iterate over the stretches, their inputs (groups, runs N, D) and their weights."""
+    x: Tensor, weight: Tensor, bias: Tensor, stretches: Sequence[Stretch]
+) -> Iterator[_Part]:
     row = expert = 0
     for stretch in stretches:
         groups, experts, runs = stretch
         rows, row = x[row : row + groups * runs], row + groups * runs
-        factors, expert = weight[expert : expert + groups * experts], expert + groups * experts
-        yield stretch, rows.reshape(groups, runs * x.shape[1], x.shape[2]), factors
+        mine, expert = slice(expert, expert + groups * experts), expert + groups * experts
+        if experts:
+            rows = rows.reshape(groups, runs * x.shape[1], x.shape[2])
+            yield _Part(stretch, rows, weight[mine], bias[mine])
 
 
 def _outputs(y: Tensor, stretches: Sequence[Stretch]) -> Iterator[Tensor]:
@@ -83,7 +98,8 @@ def _outputs(y: Tensor, stretches: Sequence[Stretch]) -> Iterator[Tensor]:
     start = 0
     for groups, experts, runs in stretches:
         end = start + groups * experts * runs
-        yield y[start:end].view(groups * experts, runs * y.shape[1], y.shape[2])
+        if experts:
+            yield y[start:end].view(groups * experts, runs * y.shape[1], y.shape[2])
         start = end
 
 
@@ -91,48 +107,59 @@ class _Sliced(torch.autograd.Function):
     """Every matmul writes to its part of the result."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stretches: list[Stretch]) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stretches: list[Stretch]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
         ctx.stretches = stretches
         number = sum(groups * experts * runs for groups, experts, runs in stretches)
         out = x.new_empty(number, x.shape[1], weight.shape[1])
-        parts = zip(_parts(x, weight, stretches), _outputs(out, stretches), strict=True)
-        for (stretch, rows, factors), result in parts:
-            if stretch.experts == 1:
-                torch.bmm(rows, factors.mT, out=result)
+        parts = zip(_parts(x, weight, bias, stretches), _outputs(out, stretches), strict=True)
+        for part, result in parts:
+            if part.stretch.experts == 1:
+                _multiply(part.rows, part.weight, part.bias, result)
                 continue
-            if not stretch.experts:
-                continue
-            groups = zip(rows, _grouped(factors, stretch), _grouped(result, stretch), strict=True)
-            for one, others, target in groups:
-                torch.bmm(one.expand(stretch.experts, -1, -1), others.mT, out=target)
+            grouped = [_grouped(t, part.stretch) for t in (part.weight, part.bias, result)]
+            for rows, *group in zip(part.rows, *grouped, strict=True):
+                _multiply(rows.expand(part.stretch.experts, -1, -1), *group)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
+        x, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *derivatives(_define, (x, weight), (ctx.stretches,), grad), None
+            return *derivatives(_define, (x, weight, bias), (ctx.stretches,), grad), None
         grad = grad.contiguous()
-        of_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-        of_weight = torch.empty_like(weight)
+        idle = any(not stretch.experts for stretch in ctx.stretches)
+        of_x = (torch.zeros_like if idle else torch.empty_like)(
+            x, memory_format=torch.contiguous_format
+        )
+        of_weight, of_bias = torch.empty_like(weight), torch.empty_like(bias)
         parts = zip(
-            _parts(x, weight, ctx.stretches),
-            _parts(of_x, of_weight, ctx.stretches),
+            _parts(x, weight, bias, ctx.stretches),
+            _parts(of_x, of_weight, of_bias, ctx.stretches),
             _outputs(grad, ctx.stretches),
             strict=True,
         )
-        for (stretch, rows, factors), (_, to_rows, to_factors), outer in parts:
-            if not stretch.experts:
-                to_rows.zero_()
-            elif stretch.experts == 1:
-                torch.bmm(outer, factors, out=to_rows)
-                torch.bmm(outer.mT, rows, out=to_factors)
-            else:
-                grouped = [_grouped(t, stretch) for t in (factors, to_factors, outer)]
-                for group in zip(rows, to_rows, *grouped, strict=True):
-                    _backward_of_group(*group)
-        return of_x, of_weight, None
+        for part, to, outer in parts:
+            if bias.shape[1]:
+                torch.sum(outer, 1, out=to.bias)
+            if part.stretch.experts == 1:
+                torch.bmm(outer, part.weight, out=to.rows)
+                torch.bmm(outer.mT, part.rows, out=to.weight)
+                continue
+            grouped = [_grouped(t, part.stretch) for t in (part.weight, to.weight, outer)]
+            for group in zip(part.rows, to.rows, *grouped, strict=True):
+                _backward_of_group(*group)
+        return of_x, of_weight, of_bias, None
+
+
+def _multiply(rows: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    """Write the outputs (E, N, F) of experts, each with its rows (E, N, D)."""
+    if bias.shape[1]:
+        torch.baddbmm(bias.unsqueeze(1), rows, weight.mT, out=out)
+    else:
+        torch.bmm(rows, weight.mT, out=out)
 
 
 def _backward_of_group(

@@ -19,7 +19,8 @@ class ExpertLayer(NamedTuple):
     Attributes:
         name: Name of the layer, such as ``layer 1``.
         experts: Module that returns the outputs of the experts (B, E, F); every parameter of it
-            has the E experts as its leading dimension.
+            has the E experts as its leading dimension. If experts are applied to several inputs the
+            outputs are (B, O, F), and its ``expert_of_output`` names the expert of each.
         mixture: Module whose ``weights(x)`` are those of its gates (B, S, E), given the input of
             its ``forward``.
         expert_names: Name of each expert, such as ``watch 0``.

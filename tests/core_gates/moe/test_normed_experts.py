@@ -236,3 +236,14 @@ def test_meta_and_copies():
     twin.reset_parameters()
     for module in (twin, copy.deepcopy(twin)):
         assert module(torch.randn(5, 3)).shape == (5, 2, 4)
+
+
+def test_without_momentum_statistics_are_averages_of_all_batches():
+    experts = grouped(momentum=None)
+    batches = [rows(7, 5, DIM, seed=s) for s in range(3)]
+    for x in batches:
+        experts(x)
+    first = [x[:, 0] @ experts.weights[0][1].mT + experts.biases[0][1] for x in batches]
+    expected = torch.stack([y.mean(0) for y in first]).mean(0)
+    assert_close(experts.norms[0].running_mean[1], expected)
+    assert experts.norms[0].num_batches_tracked == 3
