@@ -250,12 +250,13 @@ class MaskedMixture(nn.Module):
         """Return the logits of visible experts (..., P), in the order of the masks."""
         if self.reads is None:
             return linear_fp32(x, self.weight, self.bias)
+        inputs = x.movedim(-2, 0).unbind()  # whose gradients are stacked; those of slices are added
         found = []
         read = [(i, rows) for i, rows in enumerate(self._rows) if rows]
         for i, rows in read:
             weight = torch.cat([self.weight[part] for part in rows])
             bias = None if self.bias is None else torch.cat([self.bias[part] for part in rows])
-            found.append(linear_fp32(x[..., i, :], weight, bias))
+            found.append(linear_fp32(inputs[i], weight, bias))
         parts: dict[int, Tensor] = {}
         for (_, rows), output in zip(read, found, strict=True):
             sizes = [part.stop - part.start for part in rows]

@@ -27,7 +27,8 @@ class GateNetworks(MaskedMixture):
         hidden_dims: Features of hidden layers, those of each gate its own.
         norm: ``batch``: normalize every layer over the batch, the logits included; None for none.
         activation: Of hidden layers.
-        own_inputs: Whether the input is (B, S, D), one row per gate, rather than (B, D).
+        own_inputs: Whether the input is (B, S, D), one row per gate, rather than (B, D). What has
+            more rows ends in some that no gate reads.
         device: Device of parameters and statistics.
         dtype: Floating dtype of parameters and statistics.
 
@@ -90,7 +91,9 @@ class GateNetworks(MaskedMixture):
         return folded
 
     def _packed(self, x: Tensor) -> Tensor:
-        packed = super()._packed(x if self.hidden is None else self.hidden(x))
+        if self.hidden is not None:
+            x = self.hidden(x if x.ndim == 2 else x[:, : len(self._tables[0])])
+        packed = super()._packed(x)
         return packed if self.norm is None else cast(Tensor, self.norm(packed))
 
 

@@ -69,7 +69,7 @@ class ExtractionLayer(nn.Module):
         self.owners = [group for group, count in enumerate(counts) for _ in range(count)]
         groups = range(num_tasks if last else num_tasks + 1)
         mask = [[o in (g, num_tasks) or g == num_tasks for o in self.owners] for g in groups]
-        self.first, self.last = first, last
+        self.last = last
         self.mixture = mixture(
             dim,
             torch.tensor(mask),
@@ -81,8 +81,7 @@ class ExtractionLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixtures of the tasks and, below the last level, of the shared group."""
-        gates_read = x if self.first or not self.last else x[:, :-1]
-        mixed: Tensor = self.mixture(gates_read, self.experts(x))
+        mixed: Tensor = self.mixture(x, self.experts(x))
         return mixed
 
 
