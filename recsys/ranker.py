@@ -82,6 +82,12 @@ class Ranker(nn.Module):
         self.layers = nn.ModuleList(
             [first, *(InputLayer(schema, sizes, dense_width, **options) for _ in others)]
         )
+        known = [field.name for field in first.bank.fields]
+        if self.net.id_feature and self.net.id_feature not in known:
+            raise ValueError(
+                f"the network routes by {self.net.id_feature!r}, but the features with a table are "
+                f"{', '.join(known)}"
+            )
         columns = torch.tensor(first.columns(self.prior), dtype=torch.int64, device=device)
         self.register_buffer("prior_columns", columns, persistent=False)
         self.prior_columns: Tensor
@@ -152,14 +158,22 @@ class Ranker(nn.Module):
 
     def forward(self, sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
         """Return the logits (B, T); see :meth:`inputs`."""
-        return self.logits(self.inputs(sparse, dense, sequences))
+        return self.logits(self.inputs(sparse, dense, sequences), self.ids(sparse))
 
-    def logits(self, v: Tensor) -> Tensor:
-        """Return the logits (B, T) of inputs (B, D) or (B, copies, D)."""
-        if not self.prior:
-            return cast(Tensor, self.net(v))
-        first = v if v.ndim == 2 else v[:, 0]
-        return cast(Tensor, self.net(v, first.index_select(1, self.prior_columns)))
+    def ids(self, sparse: Tensor) -> Tensor | None:
+        """Return what the network routes by (B,), of the rows of the tables (B, F); None if not."""
+        name = self.net.id_feature
+        return sparse[:, self.banks[0].column(name)] if name else None
+
+    def logits(self, v: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Return the logits (B, T) of inputs (B, D) or (B, copies, D), and :meth:`ids` if any."""
+        further: list[Tensor | None] = []
+        if self.prior:
+            first = v if v.ndim == 2 else v[:, 0]
+            further = [first.index_select(1, self.prior_columns)]
+        if ids is not None:
+            further = [*(further or [None]), ids]
+        return cast(Tensor, self.net(v, *further))
 
     def user_inputs(self, user: Encoded) -> tuple[UserPart, ...]:
         """Return what is computed once for all candidates of a user.
@@ -186,7 +200,10 @@ class Ranker(nn.Module):
             user = self.user_inputs(cast(Encoded, user))
         pairs = zip(self.input_layers, cast(tuple[UserPart, ...], user), strict=True)
         inputs = [layer.with_user(part, candidates) for layer, part in pairs]
-        return self.logits(self._joined(inputs))
+        rows, name = candidates.sparse, self.net.id_feature
+        if name and self.banks[0].field(name).side == "user":
+            rows = cast(tuple[UserPart, ...], user)[0].sparse.expand(len(rows), -1)
+        return self.logits(self._joined(inputs), self.ids(rows))
 
     def tables(self) -> list[nn.Parameter]:
         """Return the embedding tables, for ``RowWiseAdagrad``."""

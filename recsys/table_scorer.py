@@ -130,7 +130,8 @@ class TableScorer:
             for layer, part, made in zip(self.ranker.input_layers, parts, inputs, strict=True):
                 made.append(layer.with_user(part, some))
         joined = [torch.cat(made) for made in inputs]
-        return self.ranker.logits(joined[0] if len(joined) == 1 else torch.stack(joined, 1))
+        v = joined[0] if len(joined) == 1 else torch.stack(joined, 1)
+        return self.ranker.logits(v, self.ranker.ids(rows.sparse))
 
 
 def _rows(features: Features, span: Span) -> Rows:

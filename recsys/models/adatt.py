@@ -10,90 +10,32 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
-from recsys.models.experts import Experts
-from recsys.models.gating import GateNetworks
-from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer
+from core_gates.gates.mixture import MaskedMixture
+from core_gates.moe.normed_experts import NormedExperts
+from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer, rows_from
 from recsys.models.towers import Towers
 from recsys.schema import Task
 
 
-class AdaTTMixture(nn.Module):
-    """``h_u = Σ_e softmax(G_u x_u)_e E_e + Σ_j s_uj E_uj`` with free s (Li et al., 2023).
-
-    The weights s of a unit's native experts start uniform in ±1/√n over n experts; the only native
-    expert of a unit has weight 1, which is not learned.
-
-    Args:
-        dim: Features of the gates' input.
-        native: True where an expert belongs to the unit of a gate (U, E).
-        device: Device of the parameters.
-        dtype: Floating dtype of the parameters.
-
-    Shape:
-        ``x`` (B, U, dim), experts (B, E, F); result (B, U, F).
-    """
-
-    places: Tensor
-    free: Tensor
-
-    def __init__(
-        self,
-        dim: int,
-        native: Tensor,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.native, self.counts = native.cpu(), native.sum(-1)
-        everything = torch.ones_like(native)
-        self.gates = GateNetworks(dim, everything, own_inputs=True, device=device, dtype=dtype)
-        number = int(native.sum())
-        self.residual = nn.Parameter(torch.empty(number, device=device, dtype=dtype))
-        places = torch.empty(number, device=device, dtype=torch.int64)
-        free = torch.empty(number, device=device, dtype=torch.bool)
-        self.register_buffer("places", places, persistent=False)
-        self.register_buffer("free", free, persistent=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the free weights and reset the gates."""
-        self.gates.reset_parameters()
-        self.places.copy_(self.native.flatten().nonzero().flatten())
-        counts = self.counts.repeat_interleave(self.counts)
-        self.free.copy_(counts > 1)
-        with torch.no_grad():
-            bounds = counts.to(self.residual).rsqrt()
-            self.residual.uniform_(-1, 1).mul_(bounds)
-            self.residual.copy_(torch.where(self.free, self.residual, 1))
-
-    def weights(self, x: Tensor) -> Tensor:
-        """Return the weights (B, U, E) of the gates and, added, of the native experts."""
-        weights = self.gates.weights(x)
-        residual = torch.where(self.free, self.residual, 1).to(weights.dtype)
-        table = residual.new_zeros(self.native.numel()).index_copy(0, self.places, residual)
-        return weights + table.view(self.native.shape)
-
-    def forward(self, x: Tensor, experts: Tensor) -> Tensor:
-        """Return the mixtures (B, U, F) of the outputs of the experts (B, E, F)."""
-        return self.weights(x) @ experts
-
-
 class AdaTTLayer(nn.Module):
     """A level of AdaTT: units of native experts, whose gates see the experts of all units.
+
+    ``h_u = Σ_e softmax(G_u x_u)_e E_e + Σ_j s_uj E_uj`` with free weights s of a unit's native
+    experts; the only native expert of a unit has weight 1 (Li et al., 2023).
 
     Args:
         counts: Native experts of each unit: the tasks, then the shared one if there is one.
         dim: Features D of the inputs.
         expert_dims: Features of the experts' layers, the last of which are those of the output F.
         num_gates: Units that have a gate; the shared one has none in the last level.
+        first: Whether all units read one input (B, D); else (B, U, D).
         norm: Of the experts, ``batch`` or None.
         activation: Of the experts.
         device: Device of the parameters.
         dtype: Floating dtype of the parameters.
 
     Shape:
-        ``x`` (B, U, D), or (B, D) if all units read the same; to (B, ``num_gates``, F).
+        ``x`` (B, D) or (B, U, D) to (B, ``num_gates``, F).
 
     Raises:
         ValueError: A size is below 1, or a name is unknown.
@@ -106,6 +48,7 @@ class AdaTTLayer(nn.Module):
         expert_dims: Sequence[int],
         *,
         num_gates: int,
+        first: bool,
         norm: str | None = None,
         activation: str = "relu",
         device: torch.device | str | None = None,
@@ -113,16 +56,24 @@ class AdaTTLayer(nn.Module):
     ) -> None:
         super().__init__()
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.experts = Experts(counts, dim, expert_dims, norm=norm, activation=activation, **where)
+        self.experts = NormedExperts(
+            counts, dim, expert_dims, norm=norm, activation=activation, **where
+        )
         owners = [unit for unit, count in enumerate(counts) for _ in range(count)]
         native = torch.tensor([[o == unit for o in owners] for unit in range(num_gates)])
         self.num_gates = num_gates
-        self.mixture = AdaTTMixture(dim, native, **where)
+        self.mixture = MaskedMixture(
+            dim,
+            torch.ones_like(native),
+            self_mask=native,
+            self_weights="free",
+            reads=None if first else range(num_gates),
+            **where,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of the units that have a gate."""
-        units = x if x.ndim == 3 else x.unsqueeze(1).expand(-1, self.num_gates, -1)
-        mixed: Tensor = self.mixture(units[:, : self.num_gates], self.experts(x))
+        mixed: Tensor = self.mixture(x, self.experts(x))
         return mixed
 
 
@@ -180,6 +131,7 @@ class AdaTT(MultiTaskNet):
                 dim if level else input_dim,
                 [*hidden_dims, dim],
                 num_gates=number if level == levels - 1 else len(counts),
+                first=level == 0,
                 norm=norm,
                 activation=activation,
                 **where,
@@ -210,7 +162,7 @@ class AdaTT(MultiTaskNet):
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return all parameters of the experts."""
-        return [part for layer in self._levels() for part in layer.experts.rows_from(0)]
+        return [part for layer in self._levels() for part in rows_from(layer.experts, 0)]
 
     def expert_layers(self) -> list[ExpertLayer]:
         """Return the levels."""

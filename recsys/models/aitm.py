@@ -5,53 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from core_gates.errors import check_at_least
-from recsys.models.experts import Experts
+from core_gates.features.transfer import TransferGate
+from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.net import MultiTaskNet
 from recsys.models.towers import Towers
 from recsys.schema import Task
-
-
-class TransferAttention(nn.Module):
-    """``z = Σ_{x∈{q,p}} softmax_x(⟨h1 x, h2 x⟩ / √D) h3 x``: own and handed-on features, weighed.
-
-    Args:
-        dim: Features D.
-        device: Device of the parameters.
-        dtype: Floating dtype of the parameters.
-
-    Shape:
-        ``q`` and ``p`` (B, D) to (B, D).
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.maps = nn.Parameter(torch.empty(3 * dim, dim, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the maps as ``nn.Linear`` does."""
-        bound = self.maps.shape[1] ** -0.5
-        nn.init.uniform_(self.maps, -bound, bound)
-
-    def weights(self, q: Tensor, p: Tensor) -> Tensor:
-        """Return the weights (B, 2) of own and handed-on features."""
-        h1, h2, _ = F.linear(torch.stack([q, p], 1), self.maps).chunk(3, -1)
-        return ((h1 * h2).sum(-1) * q.shape[-1] ** -0.5).softmax(-1)
-
-    def forward(self, q: Tensor, p: Tensor) -> Tensor:
-        """Return the features (B, D) of the step."""
-        h1, h2, h3 = F.linear(torch.stack([q, p], 1), self.maps).chunk(3, -1)
-        weights = ((h1 * h2).sum(-1) * q.shape[-1] ** -0.5).softmax(-1)
-        return (weights.unsqueeze(-1) * h3).sum(1)
 
 
 class AITM(MultiTaskNet):
@@ -110,10 +70,10 @@ class AITM(MultiTaskNet):
         self.calibration = calibration
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         stack: dict[str, Any] = {"norm": norm, "activation": activation, **where}
-        self.bottoms = Experts([1] * len(names), input_dim, [*hidden_dims, dim], **stack)
+        self.bottoms = NormedExperts([1] * len(names), input_dim, [*hidden_dims, dim], **stack)
         steps = range(len(chain) - 1)
-        self.handed_on = nn.ModuleList(Experts([1], dim, [dim], **stack) for _ in steps)
-        self.transfers = nn.ModuleList(TransferAttention(dim, **where) for _ in steps)
+        self.handed_on = nn.ModuleList(NormedExperts([1], dim, [dim], **stack) for _ in steps)
+        self.transfers = nn.ModuleList(TransferGate(dim, bias=False, **where) for _ in steps)
         self.towers = Towers(
             len(names), dim, tower_dims, norm=tower_norm, activation=tower_activation, **where
         )
@@ -128,7 +88,7 @@ class AITM(MultiTaskNet):
         z = list(self.bottoms(v).unbind(1))
         steps = zip(self.chain[:-1], self.chain[1:], self.handed_on, self.transfers, strict=True)
         for before, task, hand_on, transfer in steps:
-            z[task] = transfer(z[task], hand_on(z[before])[:, 0])
+            z[task] = transfer(hand_on(z[before])[:, 0], z[task])
         logits: Tensor = self.towers(torch.stack(z, 1))
         return logits
 

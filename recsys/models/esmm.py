@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recsys.models.experts import Experts
+from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.net import MultiTaskNet
 from recsys.models.towers import Towers
 from recsys.schema import Task
@@ -61,7 +61,7 @@ class ESMM(MultiTaskNet):
         self.bottoms = (
             None
             if hidden_dims is None
-            else Experts(
+            else NormedExperts(
                 [1] * number,
                 input_dim,
                 [*hidden_dims, dim],

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.gates.mixture import MultiGate
+from core_gates.moe.normed_experts import NormedExperts
 from core_gates.routing.collect import collect_routing
-from recsys.models.experts import Experts
 from recsys.models.gating import mixture, routed_mixture
-from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer
+from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer, rows_from
 from recsys.models.towers import Towers
 from recsys.schema import Task
 
@@ -72,8 +72,8 @@ class MMoE(MultiTaskNet):
         super().__init__(input_dim, tasks)
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         dims = [*hidden_dims, dim]
-        self.experts = Experts(
-            [num_experts], input_dim, dims, norm=norm, activation=activation, **where
+        self.experts = NormedExperts(
+            num_experts, input_dim, dims, norm=norm, activation=activation, **where
         )
         self.gate_names = ("all",) if self.one_gate else tuple(task.name for task in self.tasks)
         mask = torch.ones(len(self.gate_names), num_experts, dtype=torch.bool)
@@ -120,7 +120,7 @@ class MMoE(MultiTaskNet):
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return all parameters of the experts."""
-        return self.experts.rows_from(0)
+        return rows_from(self.experts, 0)
 
     def expert_layers(self) -> list[ExpertLayer]:
         """Return the experts and their gates."""

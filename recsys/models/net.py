@@ -5,6 +5,7 @@ B rows, D inputs, E experts, F features of an expert, S gates, T tasks.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -55,6 +56,11 @@ def expert_layer(
     names = tuple(f"{group} {number}" for group, count in counts.items() for number in range(count))
     groups = tuple(group for group, count in counts.items() for _ in range(count))
     return ExpertLayer(name, experts, mixture, names, groups, tuple(gate_names))
+
+
+def rows_from(experts: nn.Module, first: int) -> list[tuple[nn.Parameter, slice]]:
+    """Return every parameter of stacked experts with its rows of those from ``first`` on."""
+    return [(parameter, slice(first, None)) for parameter in experts.parameters()]
 
 
 class MultiTaskNet(nn.Module, ABC):
@@ -127,6 +133,15 @@ class MultiTaskNet(nn.Module, ABC):
 
     def folded(self) -> "MultiTaskNet":
         """Return a copy for inference, batch normalization folded into weights where possible."""
-        from copy import deepcopy
+        net = deepcopy(self).eval()
+        _fold(net)
+        return net
 
-        return deepcopy(self).eval()
+
+def _fold(module: nn.Module) -> None:
+    """Replace every part that can be folded by its folded form."""
+    for name, child in list(module.named_children()):
+        if callable(fold := getattr(child, "fold", None)):
+            setattr(module, name, fold())
+        else:
+            _fold(child)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
-from recsys.models.experts import Experts
+from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.gating import mixture
-from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer
+from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer, rows_from
 from recsys.models.towers import Towers
 from recsys.schema import Task
 
@@ -63,11 +63,13 @@ class ExtractionLayer(nn.Module):
         check_at_least(1, num_task_experts=num_task_experts, num_shared_experts=num_shared_experts)
         counts = [*[num_task_experts] * num_tasks, num_shared_experts]
         where: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.experts = Experts(counts, dim, expert_dims, norm=norm, activation=activation, **where)
+        self.experts = NormedExperts(
+            counts, dim, expert_dims, norm=norm, activation=activation, **where
+        )
         self.owners = [group for group, count in enumerate(counts) for _ in range(count)]
         groups = range(num_tasks if last else num_tasks + 1)
         mask = [[o in (g, num_tasks) or g == num_tasks for o in self.owners] for g in groups]
-        self.first, self.last = first, last
+        self.last = last
         self.mixture = mixture(
             dim,
             torch.tensor(mask),
@@ -79,8 +81,7 @@ class ExtractionLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixtures of the tasks and, below the last level, of the shared group."""
-        gate_inputs = x if self.first or not self.last else x[:, :-1]
-        mixed: Tensor = self.mixture(gate_inputs, self.experts(x))
+        mixed: Tensor = self.mixture(x, self.experts(x))
         return mixed
 
 
@@ -177,8 +178,8 @@ class PLE(MultiTaskNet):
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return the shared experts of the last level, and all of those below: a gate sees them."""
         *below, last = (layer.experts for layer in self._levels())
-        everything = [part for experts in below for part in experts.rows_from(0)]
-        return [*everything, *last.rows_from(self.shared_rows.start)]
+        everything = [part for experts in below for part in rows_from(experts, 0)]
+        return [*everything, *rows_from(last, self.shared_rows.start)]
 
     def expert_layers(self) -> list[ExpertLayer]:
         """Return the levels."""

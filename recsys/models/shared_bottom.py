@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from recsys.models.experts import Experts
-from recsys.models.net import MultiTaskNet
+from core_gates.moe.normed_experts import NormedExperts
+from recsys.models.net import MultiTaskNet, rows_from
 from recsys.models.towers import Towers
 from recsys.schema import Task
 
@@ -47,7 +47,7 @@ class SharedBottom(MultiTaskNet):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_dim, tasks)
-        self.bottom = Experts(
+        self.bottom = NormedExperts(
             [1],
             input_dim,
             [*hidden_dims, dim],
@@ -82,4 +82,4 @@ class SharedBottom(MultiTaskNet):
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return all parameters of the shared network."""
-        return self.bottom.rows_from(0)
+        return rows_from(self.bottom, 0)

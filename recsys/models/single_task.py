@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from recsys.models.experts import Experts
+from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.net import MultiTaskNet
 from recsys.models.towers import Towers
 from recsys.schema import Task
@@ -52,7 +52,7 @@ class SingleTask(MultiTaskNet):
         super().__init__(input_dim, tasks)
         number = len(self.tasks)
         self.copies = number if own_embeddings else 1
-        self.bottoms = Experts(
+        self.bottoms = NormedExperts(
             [1] * number,
             input_dim,
             [*hidden_dims, dim],

@@ -10,11 +10,53 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import check_at_least
-from recsys.models.experts import Experts
-from recsys.models.gating import GateNetworks
-from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer
+from core_gates.gates.mixture import MaskedMixture
+from core_gates.moe.normed_experts import NormedExperts
+from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer, rows_from
 from recsys.models.towers import Towers
 from recsys.schema import Task
+
+
+class GuardedMixture(MaskedMixture):
+    """Gates with an input each that see all experts, but teach only some of them.
+
+    Args:
+        dim: Features of a gate's input.
+        taught: True where the gradient of a gate's mixture reaches an expert (S, E).
+        device: Device of the parameters.
+        dtype: Floating dtype of the parameters.
+
+    Shape:
+        ``x`` (B, S, dim), experts (B, E, F); result (B, S, F).
+    """
+
+    taught: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        taught: Tensor,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        everything, number = torch.ones_like(taught), len(taught)
+        super().__init__(dim, everything, reads=range(number), device=device, dtype=dtype)
+        self._taught = taught.cpu()
+        self.register_buffer("taught", torch.empty_like(taught, device=device), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Reset the gates, and fill the table."""
+        super().reset_parameters()
+        if "taught" in self._buffers:  # not while the base class is being built
+            self.taught.copy_(self._taught)
+
+    def forward(self, x: Tensor, experts: Tensor) -> Tensor:
+        """Return the mixtures (B, S, F) of the outputs of the experts (B, E, F)."""
+        weights = self.weights(x)
+        taught = weights.masked_fill(~self.taught, 0) @ experts
+        return taught + weights.masked_fill(self.taught, 0) @ experts.detach()
 
 
 class STEM(MultiTaskNet):
@@ -68,15 +110,13 @@ class STEM(MultiTaskNet):
         number = len(self.tasks)
         self.copies = number + 1
         counts = [*[num_task_experts] * number, num_shared_experts]
-        self.experts = Experts(
+        self.experts = NormedExperts(
             counts, input_dim, [*hidden_dims, dim], norm=norm, activation=activation, **where
         )
         owners = [group for group, count in enumerate(counts) for _ in range(count)]
         self.shared_rows = slice(number * num_task_experts, None)
         taught = torch.tensor([[o in (task, number) for o in owners] for task in range(number)])
-        self.mixture = GateNetworks(
-            input_dim, torch.ones_like(taught), taught=taught, own_inputs=True, **where
-        )
+        self.mixture = GuardedMixture(input_dim, taught, **where)
         self.towers = Towers(
             number, dim, tower_dims, norm=tower_norm, activation=tower_activation, **where
         )
@@ -98,7 +138,7 @@ class STEM(MultiTaskNet):
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return the shared experts."""
-        return self.experts.rows_from(self.shared_rows.start)
+        return rows_from(self.experts, self.shared_rows.start)
 
     def expert_layers(self) -> list[ExpertLayer]:
         """Return the experts and their gates."""

@@ -21,10 +21,11 @@ def small(monkeypatch):
 @pytest.mark.parametrize("name", ["MMoE", "PLE"])
 def test_losses_of_several_steps_agree(name):
     calls = rechub.training_step(name).build(importlib.import_module)
-    theirs, ours = (
-        torch.stack([calls[side]() for _ in range(5)]) for side in ("torch-rechub", "ours")
-    )
-    assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    losses = {side: torch.stack([call() for _ in range(5)]) for side, call in calls.items()}
+    theirs = losses.pop("torch-rechub")
+    assert set(losses) == {"ours", "ours, C++"}
+    for ours in losses.values():
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert theirs.shape == (5, 3)
     assert theirs[-1].sum() < theirs[0].sum()
 
@@ -33,4 +34,4 @@ def test_the_comparison_says_what_is_absent(monkeypatch):
     monkeypatch.setattr(rechub, "is_installed", lambda: False)
     for comparison in rechub.comparisons():
         assert comparison.absent == {"torch-rechub": rechub.ABSENT}
-        assert set(comparison.build(importlib.import_module)) == {"ours"}
+        assert set(comparison.build(importlib.import_module)) == {"ours", "ours, C++"}

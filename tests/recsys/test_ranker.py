@@ -102,6 +102,25 @@ def test_the_prior_is_that_of_the_named_features():
         TOY["toy_ranker"](prior=("users",), prior_dim=6)
 
 
+@pytest.mark.parametrize("feature", ["user", "video"])
+def test_a_network_that_routes_by_identity_gets_the_rows_of_its_feature(feature):
+    options = {"gate": "HashGate", "gate_options": {"num_ids": 60}, "num_experts": 3}
+    sizes = TOY["SIZES"]
+    torch.manual_seed(0)
+    ranker = Ranker.build(
+        TOY["schema"](), sizes, 4, "MMoE", {**options, "gate_feature": feature}
+    ).eval()
+    user, candidates = TOY["rows"](1, seed=5), TOY["rows"](9, seed=6)
+    rows, seen = TOY["as_user"](user, candidates), []
+    ranker.net.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
+    expected = ranker(*rows)
+    assert_close(ranker.score_candidates(user, candidates), expected)
+    column = {"video": 0, "user": 1}[feature]
+    assert all(torch.equal(ids, rows.sparse[:, column]) for ids in seen)
+    with pytest.raises(ValueError, match=r"routes by 'users', but the features .* are video, user"):
+        Ranker.build(TOY["schema"](), sizes, 4, "MMoE", {**options, "gate_feature": "users"})
+
+
 def test_a_folded_ranker_gives_the_same_and_leaves_the_original(ranker):
     rows = TOY["rows"](12)
     expected = ranker(*rows)

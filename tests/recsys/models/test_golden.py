@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from core_gates.moe.normed_experts import NormedExperts
 from recsys.models import build
 from recsys.models.adatt import AdaTTLayer
-from recsys.models.experts import Experts
 from recsys.models.gating import mixture
 from recsys.models.ple import ExtractionLayer
 from recsys.schema import Task
@@ -66,7 +66,7 @@ def aitm(config):
     )
     for step in range(tasks - 1):
         m.experts(f"handed_on.{step}", [f"info_gates.{step}"], ONE)
-        m.parts[f"transfers.{step}.maps"] = [f"aits.{step}.{x}_layer.weight" for x in "qkv"]
+        m.parts[f"transfers.{step}.weight"] = [f"aits.{step}.{x}_layer.weight" for x in "qkv"]
     return "AITM", {}, towers(m, named("towers.{}", tasks))
 
 
@@ -139,20 +139,20 @@ def test_adatt(name, vectors):
         last = level == len(dims) - 1
         gates = tasks if last else len(counts)
         inner = dims[level - 1][-1] if level else config["input_dim"]
-        layers.append(AdaTTLayer(counts, inner, expert_dims, num_gates=gates))
+        layers.append(AdaTTLayer(counts, inner, expert_dims, num_gates=gates, first=False))
         names = named(f"experts.{level}.{{}}", sum(counts))
         mlp = [(f"mlp_net.{2 * j}", None) for j in range(len(expert_dims))]
         m.experts(f"{level}.experts", names, mlp)
-        m.joined(f"{level}.mixture.gates", named(f"gate_weights.{level}.{{}}.0", gates))
+        m.joined(f"{level}.mixture", named(f"gate_weights.{level}.{{}}.0", gates))
         own_weights = arrays_of_level(arrays, level, gates, bool(shared))
-        m.parts[f"{level}.mixture.residual"] = own_weights
+        m.parts[f"{level}.mixture.self_weight"] = own_weights
     net = m.fill(layers.double(), arrays)
     out = net(x)
     assert_close(out, arrays["eval/out"], rtol=0, atol=1e-10)
     (arrays["loss_weight"] * out).sum().backward()
     m.check(net, arrays, "eval")
     assert_close(x.grad, arrays["eval/grad_in/x"], rtol=0, atol=1e-8)
-    assert any("residual" in n and p.grad.abs().min() > 0 for n, p in net.named_parameters())
+    assert any("self_weight" in n and p.grad.abs().min() > 0 for n, p in net.named_parameters())
 
 
 def arrays_of_level(arrays, level, gates, shared):
@@ -182,7 +182,7 @@ def test_tzrec_mmoe(mode, vectors):
     m.joined("mixture", named("gate_finals.{}", tasks))
     mask = torch.ones(tasks, experts, dtype=torch.bool)
     parts = {
-        "experts": Experts([experts], dim, config["expert_hidden"], activation="relu"),
+        "experts": NormedExperts(experts, dim, config["expert_hidden"], activation="relu"),
         "mixture": mixture(dim, mask, hidden_dims=config["gate_hidden"]),
     }
     net = m.fill(nn.ModuleDict(parts).double(), arrays).train(mode == "train")

@@ -50,7 +50,7 @@ def test_every_parameter_moves_the_logits(name):
     assert_close(alone[0], logits[2], rtol=0, atol=1e-12)
     logits.square().sum().backward()
     unmoved = {n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()}
-    fixed = {n for n in unmoved if n.endswith("mixture.residual")}  # one native expert: s = 1
+    fixed = {n for n in unmoved if n.endswith("self_weight")}  # one native expert: s = 1
     assert unmoved == fixed
     assert len(fixed) == (2 if name == "AdaTT" else 0)
 
@@ -97,7 +97,7 @@ def test_options_survive_json_and_the_meta_device(name):
         ("ESMM", {"conditions": {"buy": "like", "like": "buy"}}, "in a circle among like, buy"),
         ("AITM", {"chain": ["click"]}, "two or more distinct tasks of click, like, buy"),
         ("AITM", {"calibration": -1}, "calibration must not be negative"),
-        ("PEPNet", {"prior_dim": -1}, "prior_dim must not be negative"),
+        ("PEPNet", {}, "PEPNet: the gates need a prior, .*got 0"),
     ],
 )
 def test_mistakes_are_one_line(name, options, message):
@@ -164,6 +164,19 @@ def test_described_layers_mix_as_the_network_does(name):
         assert len(set(layer.expert_names)) == number == len(layer.expert_groups)
         assert_close(weights @ experts, out, rtol=0, atol=1e-12)
         assert all(len(p) % number == 0 for p in layer.experts.parameters())
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_folded_networks_have_no_normalization_and_the_same_logits(name):
+    norms = {"norm": "batch", "tower_norm": "batch", "gate_norm": "batch", "gate_dims": [3]}
+    net = made(name, **{o: v for o, v in norms.items() if o in options_of(name)})
+    v, prior = inputs(net)
+    for seed in range(3):  # statistics that are not 0 and 1
+        net(*inputs(net, seed=seed))
+    folded = net.eval().folded()
+    assert_close(folded(v, prior), net(v, prior), rtol=0, atol=1e-12)
+    assert any("running_mean" in n for n, _ in net.named_buffers())
+    assert not any("running_mean" in n for n, _ in folded.named_buffers())
 
 
 @pytest.mark.parametrize("norm", ["batch", None])
@@ -240,14 +253,14 @@ def test_pepnet_scales_by_the_prior_without_teaching_the_inputs():
     with pytest.raises(ValueError, match="must have 3 features, found 0"):
         net(v)
     for gate in (net.input_gate, *net.gates):
-        factors = gate(prior, v)
+        factors = gate.factors(torch.ones(6, gate.dim).double(), prior, seen=v)
         assert not torch.autograd.grad(factors.sum(), v, allow_unused=True)[0]
         assert ((factors > 0) & (factors < 2)).all()
-        torch.nn.init.zeros_(gate.out.weight)
-        torch.nn.init.zeros_(gate.out.bias)
+        torch.nn.init.zeros_(gate.weight)
+        torch.nn.init.zeros_(gate.bias)
     plain = v  # with factors of 1 it is a plain network per task
     for layer in net.layers:
-        plain = layer(plain).relu()
+        plain = layer(plain)
     assert_close(net(v, prior), net.towers(plain))
 
 

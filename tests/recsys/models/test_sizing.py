@@ -6,7 +6,7 @@ from recsys.models.sizing import num_weights, sized
 from recsys.schema import Task
 
 TASKS = [Task("click"), Task("like"), Task("buy")]
-NEEDED = {"ESMM": {"conditions": {"buy": "click"}}}
+NEEDED = {"ESMM": {"conditions": {"buy": "click"}}, "PEPNet": {"prior_dim": 3}}
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"HoME"}))
