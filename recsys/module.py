@@ -47,16 +47,16 @@ class MultiTaskModule(L.LightningModule):
 
     Args:
         net: Name of the network in ``recsys.models.MODELS``.
-        options: Its options.
+        options: Options of the network, by name.
         prior: Features that a PEPNet gets as its prior.
         encoders: Options of the encoders of histories, by name of the history.
-        learning_rate: Of Adam, for all but the tables.
-        embedding_learning_rate: Of row-wise Adagrad, for the tables.
+        learning_rate: Learning rate of Adam, for all but the tables.
+        embedding_learning_rate: Learning rate of row-wise Adagrad, for the tables.
         embedding_l2: L2 penalty of table rows that a batch touches.
         weight_decay: Decoupled decay of the weights of the network; biases, normalizations and
             tables have none.
         balancing: How tasks are balanced, one of ``recsys.balancing.BALANCERS``.
-        balancing_options: Its options.
+        balancing_options: Options of the balancing, by name.
         ema: Decay of a moving average of the weights, tables aside, with which the network is
             evaluated; None for none.
         tables: Tables on several ranks: ``replicated``, whole on each, or ``sharded``, a part on
@@ -310,5 +310,6 @@ class MultiTaskModule(L.LightningModule):
         assert self.scored is not None
         self._swap.close()
         for name, value in self.scored.metrics().items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "loss")
+            # equal on all ranks, each of which has seen the rows of all
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=True)
         self.scored = None

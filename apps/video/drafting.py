@@ -1,4 +1,4 @@
-"""The schema of one's own table as a configuration, with the reason for every column."""
+"""The schema of any table as a configuration, with the reason for every column."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG, REPORT = "table.yaml", "report.md"
 
 @dataclass(frozen=True)
 class Columns:
-    """What you know of the columns of your own table.
+    """What you know of the columns of your table.
 
     Attributes:
         labels: Columns with 0 and 1 that are predicted.

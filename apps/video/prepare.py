@@ -38,8 +38,8 @@ def prepare(
     """Convert SOURCES, one release of KuaiRand or a log in its format, to Parquet shards.
 
     Rows are sorted by time, labelled and joined with the tables of users and videos. What training
-    days teach, vocabularies and scales, is kept with them. With --table.labels, SOURCES is a table
-    of your own, Parquet or CSV: its schema is drafted and written as a configuration that trains,
+    days teach, vocabularies and scales, is kept with them. With --table.labels, SOURCES is any
+    table, Parquet or CSV: its schema is drafted and written as a configuration that trains,
     with a report of why each column became what it is, and which ones may leak.
 
     Args:
@@ -54,7 +54,7 @@ def prepare(
             training.
         strict: Refuse a release whose counts are not those published, instead of a warning.
         drop_invalid: Leave out rows with wrong values, instead of refusing the file.
-        table: Columns of your own table.
+        table: Columns of your table.
         overwrite_output: Replace the folder if it exists.
     """
     if len(sources) > 1:

@@ -15,7 +15,7 @@ from recsys.transform import FeatureTransform
 from video_multitask.stream.shards import Shards
 
 FOLDER = ".transforms"
-"""In the folder of the shards; hidden, as it is no part of their content."""
+"""In the folder of the shards; hidden, since their content does not include it."""
 
 _LEARNED = {
     "sparse": ("name", "min_count", "storage", "buckets", "table"),

@@ -26,7 +26,7 @@ DIE_WITH_PARENT = (
     "import ctypes, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGKILL); "
     "from apps.main import main; sys.exit(main())"
 )
-"""What the process runs: a child would otherwise go on writing after its parent was killed."""
+"""What the process runs: a child would otherwise continue to write after its parent was killed."""
 
 GROUPS = ("model", "data", "trainer", "checkpoint")
 

@@ -43,14 +43,14 @@ BYTES = 1e6  # of a MB
 class StreamStudy(Study):
     """Writes simulated shards, trains one pass over them, and kills a training again and again.
 
-    The trainings are ``gates video fit`` in processes of their own, with the workers of the
+    The training runs are separate processes of ``gates video fit``, with the workers of the
     configuration. Memory is that of the training process and the proportional set size of its
     workers, see :func:`harness.runs.resident.resident`. Training is killed by SIGKILL, workers
     included, and resumed; every logged loss and every bit of the last checkpoint must be those of a
     training that was left alone.
 
     Args:
-        prefix_steps: Steps of the trainings that are killed.
+        prefix_steps: Steps of the training runs that are killed.
         kills: How often.
         saved_every: Steps between their checkpoints.
         threads: Threads of each process.
@@ -249,13 +249,16 @@ def ready(settings: Mapping[str, Any], feed: str) -> ParquetStream:
 
 
 def base_rate_loss(stream: ParquetStream) -> float:
-    """Return the summed log-loss of validation rows, predicted by the rates of training rows."""
+    """Return the summed log-loss of validation rows, predicted by the rates of training rows.
+
+    A rate is (positives + 1/2) / (rows + 1), so that a label that never occurred has a finite loss.
+    """
     labels = [pl.col(task.column).cast(pl.Float64) for task in stream.schema.tasks]
     names = stream.schema.labels
     sums = np.zeros(len(labels))
     for table in stream.parts["train"].parts(names):
         sums += table.select(pl.sum_horizontal(one).sum() for one in labels).row(0)
-    rates = sums / stream.parts["train"].rows
+    rates = (sums + 0.5) / (stream.parts["train"].rows + 1)
     tables = stream.parts["validation"].parts(names)
     means = pl.concat(list(tables)).select(labels).mean().row(0)
     found = np.asarray(means)
