@@ -310,5 +310,6 @@ class MultiTaskModule(L.LightningModule):
         assert self.scored is not None
         self._swap.close()
         for name, value in self.scored.metrics().items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "loss")
+            # equal on all ranks, each of which has seen the rows of all
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", sync_dist=True)
         self.scored = None

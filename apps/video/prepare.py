@@ -97,7 +97,10 @@ def _learn(folder: Path, split: str, history: int, means: tuple[str, ...]) -> No
     source = KuaiRandStream(str(folder), split, history, means=means)
     stream = source.stream(1024, "given", 0, None)
     assert isinstance(stream, ParquetStream)
-    train = stream.parts["train"]
+    try:
+        train = stream.parts["train"]
+    except GatesError as error:
+        raise GatesError(f"{error}; {folder} is complete, give --split none") from error
     dates = [file.date for file in train.files]
     store(train, stream.transform)
     sizes = stream.transform.sizes

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import polars as pl
+import torch
 
 from apps.video.comparison import ORACLE, TRUTH
 from apps.video.studies.study import Study
@@ -36,6 +37,7 @@ from recsys.module import MultiTaskModule
 from recsys.transform import FeatureTransform
 
 PROGRESSIVE, ONCE, RETRAINED = "progressive", "once", "retrained"
+METHODS = (PROGRESSIVE, ONCE, RETRAINED)
 STATES = "states"
 RESAMPLES = 1000
 DAY = "day"
@@ -112,15 +114,19 @@ class ProgressiveStudy(Study):
         gaps = {r.method: r for r in rows if r.versus == PROGRESSIVE and r.task == "test"}
         name = f"{SUMMED} of {ONCE} − {PROGRESSIVE}, lower end"
         bars = [Bar(name, gaps[ONCE].low, ">=", 0.0)] if ONCE in gaps else []
-        new = len(days.days)
+        losses = {
+            r.method: r.value for r in rows if (r.task, r.metric, r.versus) == ("test", SUMMED, "")
+        }
+        found_losses = ", ".join(f"{m} {losses[m]:.3f}" for m in METHODS if m in losses)
         run.finish(
             rows,
             bars,
             seeds=seeds,
             data=days.data.digest(),
             metrics=(SUMMED, *(f"auc {c}" for c in days.data.schema.categories)),
+            headline=f"Summed log-loss of {len(days.days)} days: {found_losses}.",
             notes=(
-                f"{new} test days; {ONCE} knows the {len(days.first):,} rows before them",
+                f"{ONCE} knows the {len(days.first):,} rows before the first test day",
                 *days.data.notes,
             ),
         )
@@ -132,7 +138,8 @@ class ProgressiveStudy(Study):
         store, order = run.store(STATES, States()), list(days.days)
         passes: dict[str, Any] = {"study.day": self.day, "study.epochs": self.epochs}
         once = [run.piece(ONCE, seed, **passes) for seed in seeds]
-        made = run.obtain(store, once, partial(train_from_scratch, places=places))
+        train = partial(train_from_scratch, places=places)
+        made = run.obtain(store, once, train, ticks=self.epochs)
         if len(made) < len(once):
             return {}
         known = [store.load(piece) for piece in once]
@@ -150,7 +157,7 @@ class ProgressiveStudy(Study):
             ]  # fmt: skip
             before = {p.fingerprint: str(store.find(q)) for p, q in zip(pieces, last, strict=True)}
             work = partial(train_day, places=places, before=before)
-            if len(run.obtain(store, pieces, work)) < len(pieces):
+            if len(run.obtain(store, pieces, work, ticks=self.daily_epochs)) < len(pieces):
                 break
             for own, piece in zip(found[PROGRESSIVE], pieces, strict=True):
                 own[after] = store.load(piece)
@@ -160,7 +167,7 @@ class ProgressiveStudy(Study):
             for seed in seeds
             for day in order[1:]
         }
-        kept = set(run.obtain(store, again.values(), partial(train_from_scratch, places=places)))
+        kept = set(run.obtain(store, again.values(), train, ticks=self.epochs))
         for own, seed in zip(found[RETRAINED], seeds, strict=True):
             own |= {d: store.load(p) for (s, d), p in again.items() if s == seed and p in kept}
         whole = {m: [own for own in all_ if len(own) == len(order)] for m, all_ in found.items()}
@@ -227,9 +234,10 @@ def score(found: Mapping[str, Sequence[Probabilities]], days: Days) -> list[Row]
     for name, chosen in {"test": np.ones(len(test), bool), **slices_of(days)}.items():
         if not chosen.any():
             continue
-        part = test.take(np.flatnonzero(chosen))  # type: ignore[arg-type]
+        part = test.take(torch.from_numpy(chosen))
+        metric = f"{SUMMED} of a day" if name.startswith(DAY) else SUMMED
         summed = {
-            m: [_summed(scores_of(part, one[chosen], ())[""]) for one in own]
+            m: [_summed(scores_of(part, one[chosen], ())[""], metric) for one in own]
             for m, own in found.items()
         }
         draws = user_resamples(part.user.numpy(), resamples=RESAMPLES)
@@ -311,5 +319,5 @@ def _oracle(days: Days) -> dict[str, list[Probabilities]]:
     return {ORACLE: [np.concatenate([one.select(columns).to_numpy() for one in rows])]}
 
 
-def _summed(scores: Any) -> Any:
-    return lambda drawn: {SUMMED: scores(drawn)["log_loss"]}
+def _summed(scores: Any, metric: str) -> Any:
+    return lambda drawn: {metric: scores(drawn)["log_loss"]}

@@ -249,13 +249,16 @@ def ready(settings: Mapping[str, Any], feed: str) -> ParquetStream:
 
 
 def base_rate_loss(stream: ParquetStream) -> float:
-    """Return the summed log-loss of validation rows, predicted by the rates of training rows."""
+    """Return the summed log-loss of validation rows, predicted by the rates of training rows.
+
+    A rate is (positives + 1/2) / (rows + 1), so that a label that never occurred has a finite loss.
+    """
     labels = [pl.col(task.column).cast(pl.Float64) for task in stream.schema.tasks]
     names = stream.schema.labels
     sums = np.zeros(len(labels))
     for table in stream.parts["train"].parts(names):
         sums += table.select(pl.sum_horizontal(one).sum() for one in labels).row(0)
-    rates = sums / stream.parts["train"].rows
+    rates = (sums + 0.5) / (stream.parts["train"].rows + 1)
     tables = stream.parts["validation"].parts(names)
     means = pl.concat(list(tables)).select(labels).mean().row(0)
     found = np.asarray(means)

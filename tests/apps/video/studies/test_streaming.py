@@ -1,0 +1,159 @@
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from apps.video.commands import main
+from apps.video.studies import child_fit, streaming
+from apps.video.studies.child_fit import ChildFit, Ended
+from apps.video.studies.streaming import StreamStudy, base_rate_loss, ready
+from core_gates.errors import GatesError
+from harness.experiment import Run
+from harness.runs.logger import ResumableCSVLogger
+from recsys.experiments.contest import Contest
+from recsys.metrics import log_loss
+from video_multitask.stream.loader import StreamLoader
+
+SOURCE = "data.source.init_args."
+FEED = {
+    "data.source.class_path": "video_multitask.sources.simulated_stream.SimulatedStream",
+    f"{SOURCE}rows": 2000, f"{SOURCE}users": 60, f"{SOURCE}videos": 60, f"{SOURCE}days": 4,
+    f"{SOURCE}row_group": 128, f"{SOURCE}window": 256, "data.batch_size": 64, "data.order": "given",
+    "trainer.max_epochs": 1,
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """What takes the place of SIGKILL within this process."""
+
+
+class InProcess(ChildFit):
+    """A child that trains in this process, and is killed after a line of its log."""
+
+    def run(self, stop=lambda: False):
+        words = ["fit", "--config", str(self.config), "--root", str(self.config.parent)]
+        words += ["--name", self.folder.name]
+        words += ["--resume"] if self.folder.exists() else []
+        write, killed = ResumableCSVLogger.log_metrics, []
+
+        def log_metrics(logger, metrics, step=None):
+            write(logger, metrics, step)
+            if stop():
+                killed.append(True)
+                raise Killed
+
+        begin = time.monotonic()
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(ResumableCSVLogger, "log_metrics", log_metrics)
+            main(words)
+        return Ended(time.monotonic() - begin, 10**9, bool(killed))
+
+
+@pytest.fixture
+def study(settings, tmp_path, monkeypatch):
+    """The study in a run folder, finished, with children in this process."""
+    monkeypatch.setattr(streaming, "ChildFit", InProcess)
+
+    def finish(**options):
+        run = Run(tmp_path / "run", app="video", settings=settings | FEED)
+        made = StreamStudy(**{"prefix_steps": 12, "kills": 2, "saved_every": 2} | options)
+        made.finish(run, Contest(), (0,), {})
+        return json.loads(run.scores.read_text())
+
+    return finish
+
+
+def figures(scores):
+    return {(row["method"], row["metric"]): row["value"] for row in scores["rows"]}
+
+
+def test_killed_trainings_end_as_one_that_was_left_alone(study, tmp_path, capsys):
+    scores = study()
+    found = figures(scores)
+    assert found["writing", "rows"] == 2000
+    assert found["writing", "training_rows"] == 1000
+    assert found["one_pass", "steps"] == 1000 // 64
+    assert found["kills", "kills"] == 2
+    assert found["kills", "losses_compared"] == 12
+    assert found["kills", "losses_that_differ"] == found["kills", "tensors_that_differ"] == 0
+    assert found["kills", "tensors_compared"] > 50
+    first, second = (found["kills", f"kill_{k}_after_batch"] for k in (1, 2))
+    assert 1 < first < second < 12
+    for number, after in ((1, first), (2, second)):
+        resumed = found["kills", f"kill_{number}_resumed_after"]
+        assert resumed % 2 == 0
+        assert after - 2 <= resumed <= after
+    bars = {bar["name"]: bar["value"] for bar in scores["bars"]}
+    assert bars["memory of training"] == 1000
+    assert bars["kills that were resumed"] == 2
+    assert len(bars) == 7
+    assert [d["role"] for d in scores["data"]] == ["train", "validation", "test"]
+    capsys.readouterr()
+    study()
+    assert "missing" not in capsys.readouterr().out
+
+
+def test_a_resume_at_another_batch_is_seen(study, monkeypatch):
+    def skip(loader, state):
+        loader.epoch = state["epoch"]
+        loader.position = loader._start = (state["position"] + 1) % len(loader)
+
+    monkeypatch.setattr(StreamLoader, "load_state_dict", skip)
+    found = figures(study(kills=1))
+    assert found["kills", "losses_that_differ"] > 0
+    assert found["kills", "tensors_that_differ"] > 10
+
+
+def test_base_rates_are_those_of_training_rows(settings, tmp_path):
+    stream = ready(settings | FEED, str(tmp_path / "feed"))
+    names = [task.column for task in stream.schema.tasks]
+    train, validation = (
+        pl.concat(stream.parts[part].parts(names)).select(names).to_numpy().astype(float)
+        for part in ("train", "validation")
+    )
+    rates = (train.sum(0) + 0.5) / (len(train) + 1)
+    losses = [log_loss([r] * 500, validation[:, k]).value for k, r in enumerate(rates)]
+    assert len(validation) == 500
+    assert base_rate_loss(stream) == pytest.approx(sum(losses), rel=1e-6)
+
+
+def test_other_sources_and_small_numbers_are_refused(settings, tmp_path):
+    feed = "video_multitask.sources.simulated.SimulatedFeed"
+    run = Run(tmp_path / "run", app="video", settings=settings | {"data.source.class_path": feed})
+    with pytest.raises(GatesError, match=r"this study simulates its rows: set data\.source"):
+        StreamStudy().finish(run, Contest(), (0,), {})
+    with pytest.raises(ValueError, match="prefix_steps must be at least 16"):
+        StreamStudy(prefix_steps=10)
+
+
+def test_a_child_that_fails_says_why(settings, tmp_path, monkeypatch):
+    code = "import sys; sys.exit(' '.join(sys.argv[1:4]) + ': error: no net HoMME')"
+    monkeypatch.setattr(child_fit, "DIE_WITH_PARENT", code)
+    child = ChildFit(settings | FEED, {"model.net": "HoMME"}, tmp_path, "child")
+    assert "net: HoMME" in child.config.read_text()
+    line = r"the training of .*child.yaml failed: video fit --config: error: no net HoMME; see"
+    with pytest.raises(GatesError, match=line):
+        child.run()
+
+
+def test_a_child_is_killed_with_all_that_it_has_started(settings, tmp_path, monkeypatch):
+    code = (
+        "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', "
+        "'import time; time.sleep(60)']); open(sys.argv[4] + '.pid', 'w').write(str(p.pid)); "
+        "time.sleep(60)"
+    )
+    monkeypatch.setattr(child_fit, "DIE_WITH_PARENT", code)
+    child = ChildFit(settings, {}, tmp_path, "child")
+    pid = tmp_path / "child.yaml.pid"
+    ended = child.run(lambda: pid.is_file() and pid.read_text() != "")
+    assert ended.killed
+    for _ in range(100):
+        state = Path("/proc", pid.read_text(), "stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("what it had started is alive")

@@ -1,0 +1,166 @@
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from apps.video import prepare as verb
+from apps.video.drafting import Columns, plain
+from core_gates.errors import GatesError
+from recsys.data.readers.own_table import OwnTable
+from recsys.schema import FeatureSchema
+from video_multitask.simulator.export import export_kuairand
+from video_multitask.simulator.log import simulate
+from video_multitask.sources.kuairand import KuaiRandTables
+from video_multitask.sources.kuairand_stream import KuaiRandStream
+from video_multitask.stream.shards import open_shards
+from video_multitask.stream.stored import load_stored
+
+SHARED = Path(os.environ.get("GATES_SHARED", "shared")) / "data" / "recsys"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    feed = simulate(rows=6000, users=80, videos=120, days=31, seed=9)
+    return export_kuairand(feed, tmp_path_factory.mktemp("export") / "KuaiRand-Simulated").parent
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """``gates video prepare`` into a folder of the test."""
+    place = SimpleNamespace(run_folder=SimpleNamespace(path=tmp_path / "run"))
+
+    def run(*sources, **options):
+        verb.prepare(place, [str(s) for s in sources], **options)
+        return Path(options.get("output") or tmp_path / "run" / "prepared")
+
+    return run
+
+
+def test_a_release_becomes_shards_with_what_they_teach(release, prepare, capsys):
+    folder = prepare(release, history=3, means=("is_click",))
+    shards = open_shards(folder, verify=True)
+    assert shards.rows == 6000
+    assert {"past_video_id", "past_mean_is_click", "complete", "fans_user_num"} <= set(
+        shards.columns
+    )
+    said = capsys.readouterr().out
+    assert "standard: " in said
+    assert "random: " in said
+    assert "6,000 rows of 31 days" in said
+    stream = KuaiRandStream(str(folder), history=3, encoder="transformer", means=("is_click",),
+                            dim=4).stream(64, "given", 0, None)  # fmt: skip
+    stored = load_stored(stream.parts["train"], stream.schema)
+    assert stored.fitted.rows == stream.parts["train"].rows
+    assert f"user_id {stored.sizes['user_id']}" in said
+    tables = KuaiRandTables(str(folder), history=3, means=("is_click",)).read()
+    assert len(tables.train) == stored.fitted.rows
+
+
+def test_an_output_is_only_replaced_if_asked_for(release, prepare):
+    folder = prepare(release, split="none")
+    assert not list(folder.glob(".*"))
+    with pytest.raises(GatesError, match="exists: choose another --output or add --overwrite"):
+        prepare(release)
+    before = (folder / "manifest.json").read_bytes()
+    prepare(release, history=2, overwrite_output=True)
+    assert (folder / "manifest.json").read_bytes() != before
+    assert len(list(folder.glob(".transforms/*"))) == 1
+
+
+def test_a_real_log_is_prepared(prepare):
+    log = SHARED / "kuairand1k_random_fixture.csv"
+    if not log.is_file():
+        pytest.skip(f"{log} is not there")
+    folder = prepare(log, split="none")
+    assert open_shards(folder).rows == 46
+
+
+def test_an_archive_is_downloaded_first(release, prepare, tmp_path, monkeypatch):
+    asked = []
+
+    def download(name, folder, *, tell):
+        asked.append((name, folder))
+        shutil.copytree(release, folder)
+        return folder
+
+    monkeypatch.setattr(verb, "download_release", download)
+    folder = prepare(tmp_path / "archive", download="pure", split="none")
+    assert asked == [("pure", tmp_path / "archive")]
+    assert open_shards(folder).rows == 6000
+
+
+def test_a_split_without_rows_and_two_sources_are_refused(release, prepare, tmp_path):
+    with pytest.raises(GatesError, match="one folder or table at a time, found 2"):
+        prepare(release, release)
+    few = simulate(rows=300, users=20, videos=60, days=4, seed=1)
+    folder = export_kuairand(few, tmp_path / "few")
+    for path in folder.glob("log_*_4_22_*"):
+        path.unlink()
+    with pytest.raises(GatesError, match=r"has no rows from 20220420 .* give --split none"):
+        prepare(folder)
+    assert prepare(folder, split="none", overwrite_output=True).is_dir()
+
+
+def table(number=600, seed=0):
+    draw = np.random.default_rng(seed)
+    price = draw.gamma(2.0, 9.0, number)
+    click = draw.random(number) < 1 / (1 + np.exp(price / 9 - 2))
+    return pl.DataFrame(
+        {
+            "reader": draw.integers(0, 60, number),
+            "book": draw.integers(0, 90, number),
+            "city": draw.choice(["Graz", "Linz", "NA"], number),
+            "price": price,
+            "day": np.sort(draw.integers(1, 40, number)),
+            "click": click.astype(int),
+            "buy": (click & (draw.random(number) < 0.3)).astype(int),
+            "basket": click.astype(int) * 3 + 1,
+            "hint": click + draw.normal(0, 0.45, number),
+        }
+    )
+
+
+def test_a_table_becomes_a_configuration_with_reasons_and_leaks(prepare, tmp_path, capsys):
+    rows = table()
+    rows.write_csv(tmp_path / "shop.csv")
+    columns = Columns(("click", "buy"), user="reader", item="book", time="day", missing=("NA",))
+    folder = prepare(tmp_path / "shop.csv", table=columns)
+    content = yaml.safe_load((folder / "table.yaml").read_text())
+    source = content["data"]["source"]
+    assert source["class_path"] == "recsys.data.readers.own_table.OwnTable"
+    tables = OwnTable(**source["init_args"]).read()
+    drafted = OwnTable(str(tmp_path / "shop.csv"), ["click", "buy"], user="reader", item="book",
+                       time="day", missing=["NA"]).read()  # fmt: skip
+    assert tables.schema == drafted.schema
+    assert tables.train.equals(drafted.train, null_equal=True)
+    assert tables.test["day"].min() > tables.train["day"].max()
+    report = (folder / "report.md").read_text()
+    assert report in capsys.readouterr().out
+    assert "- basket: left out" in report
+    assert "- city: sparse" in report
+    assert "column 'hint' alone predicts 'click' with AUC 0.9" in report
+    assert f"- click: mean {drafted.train['click'].mean():.4g}" in report
+    assert "0 test rows repeat reader, book, day of a training row" in report
+
+
+def test_a_schema_is_written_without_what_is_by_default():
+    values = {
+        "tasks": [{"name": "a", "mask": "seen"}, {"name": "b", "weight": 0.5}],
+        "sparse": [{"name": "u", "side": "user"}, {"name": "v", "min_count": 3}],
+        "dense": [{"name": "x", "scaling": "buckets", "buckets": 4}],
+        "sequences": [{"name": "h", "of": "v", "encoder": "transformer", "side": "user"}],
+        "crossed": [{"of": ["u", "v"], "buckets": 20}],
+        "user": "u",
+    }
+    schema = FeatureSchema.from_dict(values)
+    written = plain(schema)
+    assert FeatureSchema.from_dict(json.loads(json.dumps(written))) == schema
+    assert written["sparse"] == [{"name": "u", "side": "user"}, {"name": "v", "min_count": 3}]
+    assert written["sequences"] == [{"name": "h", "of": "v", "encoder": "transformer"}]
+    assert "dim" not in written
