@@ -11,15 +11,16 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_at_least, check_fraction, check_positive
 from core_gates.routing.collect import update_gates
-from recsys.balancing import Balancer, balancer
+from recsys.balancing import Balancer, balancer, check_balancing
 from recsys.data.batch import Batch
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.embedding.spreading import Spread, spread, spread_names
 from recsys.inputs import InputLayer
 from recsys.joined_optimizer import JoinedOptimizer
 from recsys.losses import MultiTaskLoss
+from recsys.models import check_options
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
 from recsys.validation import ScoredRows
@@ -68,6 +69,7 @@ class MultiTaskModule(L.LightningModule):
             for none.
 
     Raises:
+        ValueError: A rate is not positive, a penalty negative, or ``ema`` lies outside of [0, 1).
         GatesError: The network or the balancing do not exist or refuse an option.
     """
 
@@ -92,6 +94,13 @@ class MultiTaskModule(L.LightningModule):
         tables: Spread | None = None,
     ) -> None:
         super().__init__()
+        rates = {"learning_rate": learning_rate, "embedding_learning_rate": embedding_learning_rate}
+        check_positive(**rates)
+        check_at_least(0, embedding_l2=embedding_l2, weight_decay=weight_decay)
+        if ema is not None:
+            check_fraction(ema=ema)
+        check_options(net, options or {})
+        check_balancing(balancing, balancing_options or {})
         self.save_hyperparameters()
         self.net, self.options = net, dict(options or {})
         self.prior, self.encoders = tuple(prior), dict(encoders or {})
@@ -131,6 +140,12 @@ class MultiTaskModule(L.LightningModule):
         Raises:
             GatesError: The network, the balancing or an option does not exist.
         """
+        try:
+            return self._build(transform)
+        except ValueError as error:
+            raise GatesError(f"model: {error}") from error
+
+    def _build(self, transform: Transform) -> Ranker:
         tasks = transform.schema.tasks
         balance = balancer(self.balancing, self.balancing_options, len(tasks))
         self.ranker = Ranker.build(

@@ -181,8 +181,8 @@ class FeatureSchema:
         time: Column that orders the rows; as they come if empty.
 
     Raises:
-        ValueError: Names repeat, a column is both label and feature, or a sequence or cross names
-            no sparse feature.
+        ValueError: Names repeat, a column is both label and feature or key, or a sequence or cross
+            names no sparse feature.
     """
 
     tasks: tuple[Task, ...]
@@ -212,6 +212,9 @@ class FeatureSchema:
                 f"columns {', '.join(both)} are both label and feature: a label among the features "
                 "gives a perfect score that means nothing; drop them from the features"
             )
+        for kind in ("user", "item", "weight", "time"):
+            if (name := getattr(self, kind)) in {task.column for task in self.tasks}:
+                raise ValueError(f"the {kind} {name!r} is a label: name another column")
         known = {feature.name for feature in self.sparse}
         for kind, owner, names in [
             *(("sequence", s.name, (s.of,)) for s in self.sequences),

@@ -12,6 +12,7 @@ import numpy as np
 from apps.video.training import (
     BASELINE,
     Places,
+    baseline_of,
     fit_baseline,
     ranker_of,
     train,
@@ -25,8 +26,8 @@ from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.data.digest import table_digest
 from recsys.diagnosis.expert_report import ExpertReport
-from recsys.experiments.building import data_of
-from recsys.experiments.claims import AUC, SUMMED, Claims, claim_bars, summary_rows
+from recsys.experiments.building import data_of, module_of
+from recsys.experiments.claims import AUC, AVERAGED, SUMMED, Claims, claim_bars, summary_rows
 from recsys.experiments.contest import Contest
 from recsys.experiments.faults import fault_bars, fault_rows, report_of
 from recsys.experiments.predictions import (
@@ -111,7 +112,12 @@ class Comparison:
         }
 
     def chosen(self) -> dict[str, Choice]:
-        """Tune networks and baselines, on the first fold, each by equally many trials."""
+        """Tune networks and baselines, on the first fold, each by equally many trials.
+
+        Raises:
+            GatesError: A network or a baseline has a setting that does not exist.
+        """
+        self._check_settings()
         first = self.folds[0]
         epochs = self.run.settings.get("trainer.max_epochs", 1)
         found = self.run.tune(
@@ -170,7 +176,7 @@ class Comparison:
                 found.setdefault(piece.method, {}).setdefault(piece.seed, []).append(one)
         pooled = {m: [np.concatenate(p) for p in s.values()] for m, s in found.items()}
         if self.averaged and len(self.seeds) > 1:
-            pooled |= {f"{m}, averaged": [np.mean(p, 0)] for m, p in pooled.items()}
+            pooled |= {f"{m}{AVERAGED}": [np.mean(p, 0)] for m, p in pooled.items()}
         return pooled | self._baselines(chosen) | self._oracle()
 
     def rows(self, found: Mapping[str, list[Probabilities]]) -> list[Row]:
@@ -231,10 +237,11 @@ class Comparison:
             facts: Headline.
 
         Raises:
-            GatesError: A claim names no method.
+            GatesError: There is no seed, or a claim names no method.
         """
-        known = [*self.contest.entries, *self.contest.baselines]
-        claims.check([*known, *(f"{name}, averaged" for name in known)])
+        if not self.seeds:
+            raise GatesError("--seeds names none: give one at least")
+        claims.check([*self.contest.entries, *self.contest.baselines])
         further = further or Findings()
         chosen = self.chosen()
         found = self.predictions(chosen)
@@ -269,6 +276,24 @@ class Comparison:
     def tasks(self) -> tuple[str, ...]:
         """Return the names of the tasks."""
         return self.data(self.folds[0]).schema.task_names
+
+    def _check_settings(self) -> None:
+        """Refuse settings that do not exist before anything is trained."""
+        first, boxes = self.folds[0], self.contest.boxes()
+        for name, own in self.own(first).items():
+            ends = {axis: low for axis, (low, _) in boxes.get(name, {}).items()}
+            self._named(name, module_of, self.run.piece(name, **{**own, **ends}).settings)
+        for name in self.contest.baselines:
+            options, box = self._baseline(name)
+            ends = {axis: low for axis, (low, _) in box.items()}
+            self._named(name, baseline_of, {**options, **ends}, self.data(first).transform)
+
+    @staticmethod
+    def _named(name: str, make: Callable[..., object], *given: Any) -> None:
+        try:
+            make(*given)
+        except GatesError as error:
+            raise GatesError(f"{name}: {error}") from error
 
     def _baselines(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
         store, found = self.run.store(BASELINES, Arrays()), {}

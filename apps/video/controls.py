@@ -72,7 +72,7 @@ def control_rows_and_bars(
     Raises:
         GatesError: The configuration has no simulated feed.
     """
-    source = source_of(run.settings)
+    source = source_of({**run.settings, **places})
     if not isinstance(source, SimulatedFeed):
         raise GatesError(
             f"controls need a simulated feed, found data.source {type(source).__name__}: leave out "

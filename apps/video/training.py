@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.experiment import Job, Piece
+from recsys.baselines import Predictor
 from recsys.data.datamodule import TableDataModule
 from recsys.experiments.building import data_of, module_of
 from recsys.experiments.predictions import (
@@ -22,6 +23,7 @@ from recsys.experiments.predictions import (
 )
 from recsys.module import MultiTaskModule
 from recsys.ranker import Ranker
+from recsys.transform import FeatureTransform
 
 Places = Mapping[str, str]
 """Where files are on this machine, by dotted name: no part of what decides a result."""
@@ -69,13 +71,22 @@ def try_baseline(piece: Piece, job: Job, places: Places) -> dict[str, float]:
     return {"score": summed_log_loss_of(data.batch("validation"), found)}
 
 
-def _fitted(piece: Piece, data: TableDataModule, part: Any) -> Probabilities:
+def baseline_of(settings: Mapping[str, Any], transform: FeatureTransform) -> Predictor:
+    """Return the unfitted baseline that settings name.
+
+    Raises:
+        GatesError: The kind, a column or an argument is unknown, or an argument is wrong.
+    """
     options = {
         name.removeprefix(BASELINE): value
-        for name, value in piece.settings.items()
+        for name, value in settings.items()
         if name.startswith(BASELINE)
     }
-    predictor = baseline(options, data.transform).fit(data.batch("train"))
+    return baseline(options, transform)
+
+
+def _fitted(piece: Piece, data: TableDataModule, part: Any) -> Probabilities:
+    predictor = baseline_of(piece.settings, data.transform).fit(data.batch("train"))
     return predictor.predict(data.batch(part))
 
 

@@ -21,6 +21,7 @@ from harness.command.parser import (
     describe,
     let_lists_be_plain,
     let_switches_stand_alone,
+    one_line,
 )
 from harness.command.settings import decisive_settings, start_of
 from harness.command.trainer import GatesRunTrainer
@@ -250,7 +251,7 @@ class GatesRunCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
-            raise GatesError(str(error)) from error
+            raise GatesError(one_line(str(error), ())) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the claim of the run folder, the log and the progress; tell the Trainer its run."""

@@ -166,6 +166,8 @@ def one_line(message: str, options: Iterable[str], config: Path | None = None) -
     where = f"{'.'.join(keys[:1] if 'Subtypes:' in text else keys)}: " if keys else ""
     if found := re.search(r"given class_path '([^']+)': Option '([^']+)' is not accepted", text):
         return f"{where}{found.group(1)} does not accept {found.group(2)!r}"
+    if reason := _reason_of_class(message):
+        return f"{where}{reason}"
     unknown = r"(?:Subcommand '[^']+' does not accept option|Option) '([^']+)'(?: is not accepted)?"
     if found := re.search(unknown, text):
         place = f" in {config}" if config else ""
@@ -179,6 +181,27 @@ def one_line(message: str, options: Iterable[str], config: Path | None = None) -
     if found := re.search(r"unrecognized arguments: (--?[\w.\-]+)", text):
         return text + _hint(found.group(1), options)
     return text
+
+
+def _reason_of_class(message: str) -> str:
+    """Return why an object of a class with arguments cannot be made; empty for other messages."""
+    lines = message.splitlines()
+    for number, line in enumerate(lines):
+        if found := re.match(r"(\s*)- Problem with given class_path '([^']+)':$", line):
+            depth = len(found.group(1)) + 2
+            rest = lines[number + 1 :]
+            end = next((n for n, one in enumerate(rest) if _depth(one) < depth), len(rest))
+            inner = one_line("\n".join(rest[:end]), ())
+            return inner if "Parser key" in rest[0] else f"{found.group(2)}: {inner}"
+    if not re.search(r"Given value: Namespace\(class_path=", message):
+        return ""
+    said = [line.strip()[2:] for line in lines if line.strip().startswith("- ")]
+    own = [one for one in said if not re.match(r"Expected a |Unexpected |Import path |Not a ", one)]
+    return own[0] if own else ""
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _hint(name: str, options: Iterable[str]) -> str:

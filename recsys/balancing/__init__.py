@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from core_gates.errors import GatesError
@@ -13,7 +13,7 @@ from recsys.balancing.grad_norm import GradNorm
 from recsys.balancing.pcgrad import PCGrad
 from recsys.balancing.uncertainty import Uncertainty
 
-__all__ = ["BALANCERS", "Balancer", "Shared", "balancer"]
+__all__ = ["BALANCERS", "Balancer", "Shared", "balancer", "check_balancing"]
 
 BALANCERS: dict[str, type[Balancer]] = {
     "fixed": Fixed,
@@ -23,6 +23,26 @@ BALANCERS: dict[str, type[Balancer]] = {
     "pcgrad": PCGrad,
 }
 """Name of every way to balance tasks -> its class."""
+
+
+def check_balancing(name: str, options: Iterable[str]) -> None:
+    """Refuse an unknown way to balance tasks, or an option that it does not have.
+
+    Raises:
+        GatesError: There is none of that name, or it has no such option.
+    """
+    if name not in BALANCERS:
+        close = difflib.get_close_matches(name.lower(), BALANCERS, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise GatesError(f"balancing is {name!r}{hint}; choose one of {', '.join(BALANCERS)}")
+    known = [
+        p
+        for p in inspect.signature(BALANCERS[name].__init__).parameters
+        if p not in ("self", "num_tasks")
+    ]
+    if strangers := [option for option in options if option not in known]:
+        has = f"only {', '.join(known)}" if known else "none"
+        raise GatesError(f"balancing {name} has no option {strangers[0]!r}; it has {has}")
 
 
 def balancer(name: str, options: Mapping[str, Any], num_tasks: int) -> Balancer:
@@ -36,18 +56,8 @@ def balancer(name: str, options: Mapping[str, Any], num_tasks: int) -> Balancer:
     Raises:
         GatesError: There is none of that name, or it has no such option or refuses a value.
     """
-    if name not in BALANCERS:
-        close = difflib.get_close_matches(name.lower(), BALANCERS, 1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise GatesError(f"balancing is {name!r}{hint}; choose one of {', '.join(BALANCERS)}")
-    kind = BALANCERS[name]
-    known = [
-        p for p in inspect.signature(kind.__init__).parameters if p not in ("self", "num_tasks")
-    ]
-    if strangers := [option for option in options if option not in known]:
-        has = f"only {', '.join(known)}" if known else "none"
-        raise GatesError(f"balancing {name} has no option {strangers[0]!r}; it has {has}")
+    check_balancing(name, options)
     try:
-        return kind(num_tasks, **options)
+        return BALANCERS[name](num_tasks, **options)
     except (TypeError, ValueError) as error:
         raise GatesError(f"balancing {name}: {error}") from error

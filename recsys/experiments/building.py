@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from core_gates.errors import GatesError
@@ -43,7 +44,7 @@ def source_of(settings: Mapping[str, Any]) -> TableSource | StreamSource:
 
 
 def data_of(settings: Mapping[str, Any], seed: int = 0) -> TableDataModule:
-    """Return the data that settings name; tables are read once in a process.
+    """Return the data that settings name; a process reads tables again only if files change.
 
     Args:
         settings: With names that begin by ``data.``.
@@ -58,7 +59,7 @@ def data_of(settings: Mapping[str, Any], seed: int = 0) -> TableDataModule:
         for n, v in settings.items()
         if n.startswith(DATA) and n not in source and n != "data.seed"
     }
-    found = _read(json.dumps(source, sort_keys=True))
+    found = _read(json.dumps(source, sort_keys=True), _state(source.values()))
     return _made(DATA, data_module, found, seed=seed, **options)
 
 
@@ -84,8 +85,16 @@ def _made(group: str, kind: Callable[..., Made], *args: Any, **options: Any) -> 
         raise GatesError(f"{group.rstrip('.')}: {error}") from error
 
 
+def _state(values: Iterable[Any]) -> tuple[tuple[str, int, int], ...]:
+    """Return what tells whether files among the values of settings have changed."""
+    paths = [Path(value).absolute() for value in values if isinstance(value, str) and value]
+    stats = [(str(path), path.stat()) for path in paths if path.exists()]
+    return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats)
+
+
 @lru_cache(maxsize=CACHED)
-def _read(source: str) -> RankingTables | StreamSource:
+def _read(source: str, state: object) -> RankingTables | StreamSource:
+    del state
     found = source_of(json.loads(source))
     return (
         cast(StreamSource, found) if hasattr(found, "stream") else cast(TableSource, found).read()

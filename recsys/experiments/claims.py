@@ -20,6 +20,8 @@ BEATEN = 1e-6
 """Least difference of summed log-losses, at the lower end of its interval, that counts as one."""
 
 SUMMED, AUC = "summed log_loss", "auc"
+AVERAGED = ", averaged"
+"""End of the name of the mean prediction of the seeds of a method."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,13 @@ class Claims:
         """Refuse claims about methods that do not exist.
 
         Args:
-            known: Methods and baselines.
+            known: Methods and baselines; the mean prediction of the seeds of one is known, too.
 
         Raises:
             GatesError: A claim names another one.
         """
         named = [*self.beats, *self.no_worse, *self.collapsed, *self.healthy]
-        if strangers := [name for name in named if name not in known]:
+        if strangers := [n for n in named if n.removesuffix(AVERAGED) not in known]:
             raise GatesError(
                 f"claims name {strangers[0]!r}, not a method; known are {', '.join(known)}"
             )

@@ -3,14 +3,14 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from core_gates.errors import GatesError
 from recsys.models.net import ExpertLayer, MultiTaskNet
 from recsys.schema import Task
 
-__all__ = ["MODELS", "ExpertLayer", "MultiTaskNet", "build", "options_of"]
+__all__ = ["MODELS", "ExpertLayer", "MultiTaskNet", "build", "check_options", "options_of"]
 
 _HOMES = {
     "SingleTask": "single_task",
@@ -62,6 +62,18 @@ def options_of(name: str) -> list[str]:
     return [option for option in parameters if option not in _FIXED]
 
 
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Refuse an unknown network, or an option that it does not have.
+
+    Raises:
+        GatesError: There is no network of that name, or it has no such option.
+    """
+    known = options_of(name)
+    for option in options:
+        if option not in known:
+            raise GatesError(f"{name} has no option {option!r}{_similar(option, known)}")
+
+
 def build(
     name: str,
     options: Mapping[str, Any],
@@ -82,10 +94,7 @@ def build(
     Raises:
         GatesError: There is no network of that name, or it has no such option or refuses a value.
     """
-    known = options_of(name)
-    for option in options:
-        if option not in known:
-            raise GatesError(f"{name} has no option {option!r}{_similar(option, known)}")
+    check_options(name, options)
     try:
         return MODELS[name](input_dim, tasks, **options, device=device)  # type: ignore[call-arg]
     except (TypeError, ValueError) as error:

@@ -9,10 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from apps.main import main
 
 HERE = Path(__file__).parent
+CONFIGS = HERE.parents[1] / "apps" / "video" / "configs"
 
 
 class Result(NamedTuple):
@@ -49,6 +51,10 @@ class Gates:
         """Run a verb that must succeed."""
         return self.succeed("endoscopy", verb, "--config", config, *words)
 
+    def video(self, verb: str, *words: object, config: str = "small") -> Result:
+        """Run a verb that must succeed, by default on a feed smaller than that of `unit`."""
+        return self.succeed("video", verb, "--config", config, *words)
+
     def succeed(self, *words: object) -> Result:
         result = self(*words)
         assert result.code == 0, result.err
@@ -71,6 +77,31 @@ def sizing(tmp_path_factory):
     run = Gates(tmp_path_factory.mktemp("sizing"))
     run.endoscopy("render")
     run.endoscopy("fit")
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_feed():
+    """``small_feed(folder)`` writes ``small.yaml``: `unit` of video with fewer rows."""
+
+    def write(folder: Path, epochs: int = 1, rows: int = 1500) -> Path:
+        content = yaml.safe_load((CONFIGS / "unit.yaml").read_text())
+        content["data"]["source"]["init_args"] |= {"rows": rows, "users": 40, "videos": 60}
+        content["trainer"] = {"max_epochs": epochs, "log_every_n_steps": 1}
+        path = folder / "small.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def feed(tmp_path_factory, small_feed):
+    """A small feed with its network trained and its contest evaluated; not to be changed."""
+    run = Gates(tmp_path_factory.mktemp("feed"))
+    small_feed(run.folder)
+    run.video("fit")
+    run.video("evaluate")
     return run
 
 

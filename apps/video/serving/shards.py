@@ -69,7 +69,8 @@ class Shards:
             missing.append(part)
         if differing:
             self._clear()
-        write_json(self.root / RECORD, self.record)
+        if differing or not (self.root / RECORD).is_file():
+            write_json(self.root / RECORD, self.record)
         return missing
 
     def refuse_inside(self, parts: Sequence[Part]) -> None:

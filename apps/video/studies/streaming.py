@@ -83,11 +83,11 @@ class StreamStudy(Study):
         Raises:
             GatesError: The data are no simulated stream, or a training failed.
         """
-        del contest, places
+        del contest
         seed = seeds[0] if seeds else 0
         run.settings["seed"] = seed
         feed = str((run.folder / FEED).absolute())
-        if not isinstance(source_of(run.settings), SimulatedStream):
+        if not isinstance(source_of({**run.settings, **places}), SimulatedStream):
             raise GatesError(
                 "this study simulates its rows: set data.source to "
                 "video_multitask.sources.simulated_stream.SimulatedStream"

@@ -130,6 +130,17 @@ def located(error: RowError, path: Path) -> RowError:
     return RowError(error.column, error.row, error.problem, str(path))
 
 
+def located_in(files: Sequence[Path], error: RowError, *, missing: Sequence[str] = ()) -> RowError:
+    """Return the error of a row of joined files with its file, and for text its line."""
+    row = error.row
+    for file in files:
+        count = len(read_file(file, missing=missing))
+        if row < count:
+            return located(RowError(error.column, row, error.problem), file)
+        row -= count
+    return error
+
+
 def _check_present(path: Path, table: pl.DataFrame, wanted: Sequence[str], first: Path) -> None:
     lacking = [name for name in wanted if name not in table.columns]
     if lacking:

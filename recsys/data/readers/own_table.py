@@ -11,7 +11,8 @@ from typing import Any, Literal
 import polars as pl
 
 from core_gates.errors import GatesError, check_option
-from recsys.data.readers.files import read_table
+from recsys.columns.row_error import RowError
+from recsys.data.readers.files import files_of, located_in, read_table
 from recsys.data.splits import Split, split_by_hash, split_by_time
 from recsys.data.tables import RankingTables
 from recsys.infer import infer_schema, tasks_of
@@ -60,13 +61,12 @@ class OwnTable:
     dim: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse an unknown split, a wrong schema, and neither labels nor schema."""
+        """Refuse an unknown split, a wrong schema, labels that are keys, and no labels."""
         if self.split is not None:
             check_option("split", self.split, ("time", "user", "row"))
         if not self.labels and self.schema is None:
             raise ValueError("name the labels, columns with 0 and 1 that are to be predicted")
-        if self.schema is not None:
-            FeatureSchema.from_dict(self.schema)
+        self._known()
 
     def read(self) -> RankingTables:
         """Return the three parts and the schema; notes tell how it was drafted.
@@ -75,13 +75,16 @@ class OwnTable:
             GatesError: A file cannot be read, a column is missing or the split cannot be made.
             RowError: A cell cannot be read.
         """
-        given = None if self.schema is None else FeatureSchema.from_dict(self.schema)
-        checked = given or FeatureSchema(tasks=tasks_of(self.labels), weight=self.weight)
+        checked = self._known()
+        given = None if self.schema is None else checked
         columns = None if given is None else [*given.features, *given.labels, *given.keys]
         read = partial(read_table, schema=checked, columns=columns, missing=self.missing)
         table = read(self.path)
         kind = self.split or self._default_split(given)
-        split = self._split(table, kind, given, 0.0 if self.test_path else self.test)
+        try:
+            split = self._split(table, kind, given, 0.0 if self.test_path else self.test)
+        except RowError as error:
+            raise located_in(files_of(Path(self.path)), error, missing=self.missing) from error
         if self.test_path:
             split = split._replace(test=read(self.test_path))
         notes = [f"split by {kind}"]
@@ -98,6 +101,13 @@ class OwnTable:
             )
             notes += map(str, reasons)
         return RankingTables(Path(self.path).stem, given, *split, tuple(notes))
+
+    def _known(self) -> FeatureSchema:
+        """Return the given schema, or what is known of the drafted one."""
+        if self.schema is not None:
+            return FeatureSchema.from_dict(self.schema)
+        keys = {"user": self.user, "item": self.item, "time": self.time, "weight": self.weight}
+        return FeatureSchema(tasks=tasks_of(self.labels), **keys)
 
     def _default_split(self, schema: FeatureSchema | None) -> SplitKind:
         time, user = (schema.time, schema.user) if schema else (self.time, self.user)

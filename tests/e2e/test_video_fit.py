@@ -1,0 +1,275 @@
+"""``gates video fit``: a network that predicts the same through every door, for every file of
+settings, also after kills."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import yaml
+
+from apps.main import APPS
+from apps.video.commands import FUNCTIONS, VideoCLI, VideoTrainer
+from apps.video.serving.ranking_scorer import loader
+from harness.experiment.piece import flatten
+from harness.service.batching import scored
+from recsys.experiments.building import data_of, module_of
+from recsys.experiments.claims import Claims
+from recsys.experiments.contest import Contest
+from recsys.experiments.predictions import probabilities, summed_log_loss_of
+from recsys.export.loading import load_exported
+from recsys.model_folder import load_model
+from recsys.models.sizing import num_weights
+from recsys.ranker import input_width
+from recsys.table_scorer import TableScorer
+
+CONFIGS = sorted((Path(__file__).parents[2] / "apps" / "video" / "configs").glob("*.yaml"))
+SHARED = Path(os.environ.get("GATES_SHARED", Path(__file__).parents[3] / "shared"))
+INIT = "data.source.init_args."
+SIMULATED = {"rows": 2400, "users": 40, "videos": 60}
+
+
+def test_the_table_of_the_front_door_lists_the_verbs():
+    assert set(APPS["video"].verbs) == {*VideoCLI.verbs, *FUNCTIONS}
+
+
+@pytest.fixture(scope="module")
+def trained(feed):
+    """Data of the run, the record of its network, and probabilities of its test rows."""
+    folder = feed.folder / "runs/video/small"
+    model = load_model(folder / "model")
+    data = data_of({n: v for n, v in model.settings["settings"].items() if n != "data.digest"})
+    return folder, model, data, probabilities(model.ranker, data.batch("test"))
+
+
+def test_fit_leaves_weights_a_model_folder_and_a_log(trained):
+    folder, model, data, _ = trained
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.yaml", "metrics.csv", "record.json", "checkpoints", "model", "weights"}
+    log = pl.read_csv(folder / "metrics.csv")
+    assert {"train/loss", "val/loss", "val/auc_effective_view"} <= set(log.columns)
+    record = json.loads((folder / "weights/fit-s0/record.json").read_text())
+    assert record["objects"] == data.training_objects() == model.settings["training_objects"]
+    assert model.transform.fitted.rows == len(data.table("train"))
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of Lightning
+def test_the_validation_loss_is_that_of_the_model_folder(trained):
+    """Of Lightning's log, of Lightning's ``validate``, and by hand."""
+    folder, model, data, _ = trained
+    rows = data.batch("validation")
+    expected = summed_log_loss_of(rows, probabilities(model.ranker, rows))
+    logged = pl.read_csv(folder / "metrics.csv")["val/loss"].drop_nulls().min()
+    assert logged == pytest.approx(expected, abs=1e-6)
+    module = module_of(model.settings["settings"])
+    module.build(data.transform)
+    state = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    module.load_state_dict(state)
+    trainer = L.Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False,
+                        enable_checkpointing=False, accelerator="cpu")  # fmt: skip
+    (found,) = trainer.validate(module, data, verbose=False)
+    assert found["val/loss"] == pytest.approx(expected, abs=1e-6)
+    np.testing.assert_allclose(np.concatenate(trainer.predict(module, data)), trained[3], atol=1e-6)
+
+
+def test_score_writes_the_same_probabilities(feed, trained, tmp_path):
+    _, model, data, expected = trained
+    table = data.table("test")
+    np.testing.assert_allclose(
+        TableScorer(model.ranker, model.transform).score(table).probabilities, expected, atol=1e-6
+    )
+    (tmp_path / "rows").mkdir()
+    table[:30].write_parquet(tmp_path / "rows/a.parquet")
+    table[30:].drop(data.schema.labels).write_csv(tmp_path / "rows/b.csv")
+    feed.succeed("video", "score", tmp_path / "rows", "--name", "small", "--output", tmp_path / "o")
+    parts = [pl.read_parquet(tmp_path / f"o/{name}.parquet") for name in "ab"]
+    found = pl.concat([part.cast({"time_ms": pl.Int64}) for part in parts])
+    columns = [f"p_{task}" for task in data.schema.task_names]
+    np.testing.assert_allclose(found.select(columns).to_numpy(), expected, atol=1e-6)
+    keys = ["user_id", "video_id", "time_ms"]
+    assert found.select(keys).rows() == table.select(keys).rows()
+
+
+def test_the_service_answers_the_same_probabilities(trained):
+    folder, _, data, expected = trained
+    scorer = loader(None, None, "score")(folder / "model")
+    sides = dict.fromkeys(data.schema.features, "context")
+    sides |= {f.name: f.side for f in (*data.schema.sparse, *data.schema.dense)}
+    for number, row in enumerate(data.table("test")[:20].to_dicts()):
+        user, item, context = (
+            {name: row[name] for name, of in sides.items() if of == side}
+            for side in ("user", "item", "context")
+        )
+        content = {"user": user, "context": context, "candidates": [item]}
+        request = scorer.read(json.loads(json.dumps(content)), 10)
+        answer = scorer.answer(request, scored(scorer, [request])[0])
+        np.testing.assert_allclose(answer["probabilities"], expected[[number]], atol=1e-6)
+
+
+def test_exported_files_give_the_same_probabilities(feed, trained):
+    _, _, data, expected = trained
+    command = ("video", "export", "--name", "small", "--formats", "[torch]")
+    path = feed.folder / feed.succeed(*command).out.splitlines()[-1]
+    found = load_exported(path)
+    for rows in (data.batch("test"), data.batch("test").take(slice(0, 3))):
+        logits = found(rows.sparse, rows.dense, *rows.sequences)
+        given = torch.as_tensor(logits).double().sigmoid()
+        np.testing.assert_allclose(given, expected[: len(rows)], atol=1e-5)
+    before = path.read_bytes()
+    again = feed(*command)
+    assert again.code == 2
+    assert "exists: choose another --output or add --overwrite_output" in again.err
+    assert path.read_bytes() == before
+
+
+def test_verbs_that_write_refuse_to_write_twice(feed, small_feed, gates_in, tmp_path):
+    gates = gates_in(tmp_path)
+    small_feed(tmp_path)
+    simulate = ("video", "simulate", "--rows", 600, "--users", 20, "--videos", 60, "--days", 3)
+    for words in (simulate, ("video", "fit", "--config", "small")):
+        gates.succeed(*words)
+        refused = gates(*words)
+        assert refused.code == 2
+        assert "exists: " in refused.err
+    weights = tmp_path / "runs/video/small/weights/fit-s0/result.safetensors"
+    first = weights.read_bytes()
+    assert first == (feed.folder / "runs/video/small/weights/fit-s0" / weights.name).read_bytes()
+    model = load_model(tmp_path / "runs/video/small/model").hash
+    gates.video("fit", "--overwrite", "--seed_everything", 1)
+    assert weights.read_bytes() == first  # another seed is another result
+    assert (weights.parents[1] / "fit-s1" / weights.name).read_bytes() != first
+    assert load_model(tmp_path / "runs/video/small/model").hash != model
+    gates.succeed(*simulate, "--overwrite_output")
+    truth = pl.read_parquet(tmp_path / "runs/video/tiny/simulated/truth.parquet")
+    assert len(truth) == 600
+    assert 0 < truth["like"].mean() < truth["effective_view"].mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed_everything", 3], r"seed 0, now 3"),
+        (["--model.learning_rate", 0.5], r"model\.learning_rate 0\.003, now 0\.5"),
+        ([f"--{INIT}rows", 1400], rf"{INIT}rows 1500, now 1400"),
+        (["--model.net", "MMoE"], r"model\.net HoME, now MMoE"),
+        (["--trainer.max_epochs", 1, "--data.batch_size", 100], r"data\.batch_size 256, now 100"),
+    ],
+)
+def test_what_is_resumed_must_be_the_same(feed, faulty_inputs, words, said):
+    command = ("video", "fit", "--config", "small", "--resume", *words)
+    faulty_inputs({"other": (command, said)}, run=feed, folder=feed.folder)
+
+
+def test_killed_trainings_end_like_uninterrupted_ones(small_feed, kill_and_resume, tmp_path):
+    config = small_feed(tmp_path, epochs=4, rows=3000)
+    command = [sys.executable, "-m", "apps.main", "video", "fit", "--config", str(config)]
+    command += ["--checkpoint.every_n_steps", "1", "--trainer.log_every_n_steps", "1"]
+    folder = kill_and_resume(command, app="video", rows=[5, 21])
+    whole = tmp_path / "whole/video/run"
+    for name in ("model/model.safetensors", "weights/fit-s0/result.safetensors"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
+def source_of(path):
+    return yaml.safe_load(path.read_text()).get("data", {}).get("source", {})
+
+
+def shared(init):
+    """Options that name files of this machine, or None if one is missing."""
+    found = {n: v for n, v in init.items() if n in ("path", "users_path", "folder") and v}
+    places = {n: str(SHARED / v.split("shared/")[-1]) for n, v in found.items()}
+    return places if all(Path(p).exists() for p in places.values()) else None
+
+
+def small(path, folder):
+    """Settings that make a configuration small, or None where its data are absent."""
+    source = source_of(path)
+    kind, init = source["class_path"].rpartition(".")[2], source.get("init_args", {})
+    if kind.startswith("Simulated"):
+        changed = SIMULATED | ({"folder": str(folder / "feed")} if "Stream" in kind else {})
+    elif kind == "OwnTable" and init["path"] == "log.parquet":
+        rows = {"click": [n % 3 == 0 for n in range(300)], "c": [n % 7 for n in range(300)]}
+        pl.DataFrame(rows).write_parquet(folder / "log.parquet")
+        changed = {"path": str(folder / "log.parquet")}
+    else:
+        changed = shared(init)
+    if changed is None:
+        return None
+    return {"data.batch_size": 200, **{f"{INIT}{name}": v for name, v in changed.items()}}
+
+
+TRAINED = [path for path in CONFIGS if source_of(path)]
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+def test_every_configuration_trains_a_step_or_names_the_data_that_it_lacks(
+    path, gates_in, tmp_path
+):
+    gates, changed = gates_in(tmp_path), small(path, tmp_path)
+    command = ["video", "fit", "--config", path.stem, "--trainer.fast_dev_run", "true"]
+    command += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+    words = [word for name, value in (changed or {}).items() for word in (f"--{name}", value)]
+    done = gates(*command, *words)
+    if changed is None:
+        assert done.code == 2
+        assert done.err.count("\n") == 1
+        place = next(v for n, v in source_of(path)["init_args"].items() if n in ("path", "folder"))
+        assert place in done.err
+        assert not (tmp_path / "runs").exists()
+        return
+    assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
+def test_every_contest_can_be_held(path, tmp_path):
+    """All methods have the size of the reference, and claims are about them."""
+    content = yaml.safe_load(path.read_text())
+    contest = Contest(**content.get("contest", {}))
+    evaluate = content.get("evaluate", {})
+    Claims(**evaluate.get("claims", {})).check([*contest.entries, *contest.baselines])
+    changed = small(path, tmp_path)
+    if changed is None:
+        pytest.skip("its data are absent")
+    data = data_of({**flatten(content["data"], "data."), **changed})
+    schema = data.schema
+    model = content["model"]
+    common = {"model.net": model["net"]}
+    common |= {f"model.options.{n}": v for n, v in model["options"].items()}
+    sizes = {}
+    for method, entry in contest.entries.items():
+        made = contest.settings(method, common, schema)
+        sizes[method] = num_weights(
+            made["model.net"], made["model.options"], input_width(schema), schema.tasks
+        )
+        if entry.get("sized", True):
+            assert abs(sizes[method] / sizes[contest.reference] - 1) <= 0.05
+
+
+def test_the_folder_of_a_run_survives_a_failed_fit(feed, gates_in, tmp_path):
+    """A run folder is claimed only when the data are there."""
+    shutil.copytree(feed.folder, tmp_path / "copy")
+    gates = gates_in(tmp_path / "copy")
+    before = sorted(p for p in (tmp_path / "copy").rglob("*"))
+    table = "recsys.data.readers.own_table.OwnTable"
+    words = ["--data.source.class_path", table]
+    words += ["--data.source.init_args", '{"path": "absent.csv", "labels": ["y"]}']
+    failed = gates("video", "fit", "--config", "small", "--overwrite", *words)
+    assert failed.code == 2
+    assert "absent.csv does not exist" in failed.err
+    assert sorted(p for p in (tmp_path / "copy").rglob("*")) == before
+
+
+def test_sections_of_verbs_hold_their_options():
+    import inspect
+
+    for path in CONFIGS:
+        content = yaml.safe_load(path.read_text())
+        for verb in set(content) & set(VideoCLI.verbs) - {"fit"}:
+            known = set(inspect.signature(getattr(VideoTrainer, verb)).parameters)
+            assert set(content[verb]) <= known, (path.stem, verb)
