@@ -11,8 +11,10 @@ from typing import Any
 
 from apps.video.comparison import ORACLE, TRUTH
 from apps.video.training import ranker_of, train
+from harness.command.configfile import find_config, read_config
 from harness.evidence import Row, compare
 from harness.experiment import Job, Piece
+from harness.experiment.piece import flatten
 from harness.report.page import Page
 from harness.report.stop import TourRow, TourStop
 from recsys.data.datamodule import TableDataModule
@@ -25,18 +27,12 @@ from recsys.experiments.predictions import Probabilities, baseline, probabilitie
 from recsys.figures import gates_figure, scales_figure
 from recsys.metrics.resampled import user_resamples
 
-HOME, MMOE, TREES, DURATION = "HoME", "MMoE", "trees", "duration only"
-CONTEST = Contest(
-    {
-        HOME: {"net": "HoME"},
-        MMOE: {"net": "MMoE", "options": {"tower_dims": [16]}},
-    },
-    reference=HOME,
-)
-OPTIONS = {"dim": 16, "hidden_dims": [32], "rank": [4, 4], "tower_dims": [16]}
-FEED = "video_multitask.sources.simulated.SimulatedFeed"
-WORLD = {"users": 1_000, "videos": 1_500, "days": 10, "validation_days": 1, "test_days": 2}
-EXPLICIT = "video_multitask.sources.explicit.ExplicitLog"
+HOME, MMOE, CGC = "HoME", "MMoE", "CGC"
+TREES, DURATION = "trees", "duration only"
+METHODS = {HOME: "home", MMOE: "mmoe"}
+RAW = {**METHODS, CGC: "cgc"}
+NORMALIZED = {HOME: "normalized_home", MMOE: "normalized_mmoe"}
+ARGUMENTS = "data.source.init_args."
 LOG, USERS = "kuairand27k_explicit_log.parquet", "kuairand_user_features.parquet"
 LONG_VIEW = "long_view"
 RESAMPLES = 500
@@ -75,27 +71,25 @@ class Trained:
         return {(r.method, r.versus): r for r in rows if r.metric == wanted}
 
 
-def tour(
-    folder: Path, say: Callable[[str], None], *, rows: int = 50_000, epochs: int = 3
-) -> TourStop:
+def tour(folder: Path, say: Callable[[str], None], *, rows: int | None = None) -> TourStop:
     """Show collapse and its cure, what it is worth, and real rows where they are at hand.
 
     Args:
         folder: For checkpoints, which are removed.
         say: Tells the progress.
-        rows: Of the simulated feed.
-        epochs: Of training with normalized inputs; on real rows at most two.
+        rows: Of the simulated feed; those of the configuration ``stress`` if None.
     """
+    size = {} if rows is None else {f"{ARGUMENTS}rows": rows}
     with TemporaryDirectory(dir=_made(folder)) as temporary:
         place = Path(temporary)
-        raw = _feed("raw", rows, 1, 1e-2, place / "raw")
-        say(f"simulated {rows:,} rows, trained {HOME} and {MMOE} with raw counts as inputs")
-        plain = _feed("normalized", rows, epochs, 5e-3, place / "normalized")
+        raw = _trained("stress", RAW, size, place / "raw")
+        say(f"{HOME}, {MMOE} and {CGC}, trained with raw counts as inputs")
+        plain = _trained("stress", NORMALIZED, size, place / "normalized")
         _add_bounds(plain)
-        say(f"trained both with normalized counts, {epochs} epochs")
+        say(f"{HOME} and {MMOE}, trained with normalized counts")
         missing = _missing()
-        real = None if missing else _real(min(epochs, 2), place / "real")
-    say(missing or f"trained both and {TREES} on real rows")
+        real = None if missing else _real(place / "real")
+    say(missing or f"both, and {TREES}, trained on real rows")
     losses = plain.rows()
     table = [_faults(raw), _accuracy(losses)]
     if real is not None:
@@ -109,46 +103,48 @@ def tour(
     return TourStop("Short video: many behaviors at once", table, draw)
 
 
-def _feed(counts: str, rows: int, epochs: int, rate: float, folder: Path) -> Trained:
-    source = {**WORLD, "rows": rows, "seed": 5, "heavy_counts": counts}
-    return _trained(FEED, source, epochs, rate, folder, batch_size=512)
-
-
-def _real(epochs: int, folder: Path) -> Trained:
+def _real(folder: Path) -> Trained:
     """Return networks and trees on real rows, from columns without identifiers or histories."""
-    source = {
-        "path": str(_shared() / LOG), "users_path": str(_shared() / USERS), "encoder": "none",
-        "dim": 4,
-    }  # fmt: skip
-    made = _trained(EXPLICIT, source, epochs, 2e-3, folder, batch_size=512)
+    changes = {
+        f"{ARGUMENTS}path": str(_shared() / LOG),
+        f"{ARGUMENTS}users_path": str(_shared() / USERS),
+        f"{ARGUMENTS}window": 3,
+        f"{ARGUMENTS}encoder": "none",
+        "trainer.max_epochs": 2,
+    }
+    made = _trained("explicit", METHODS, changes, folder)
     trees = baseline({"kind": TREES, "max_iter": 100}, made.data.transform)
-    predicted = trees.fit(made.data.batch("train")).predict(made.data.batch("test"))
-    made.found[TREES] = predicted
+    made.found[TREES] = trees.fit(made.data.batch("train")).predict(made.data.batch("test"))
     return made
 
 
 def _trained(
-    kind: str, source: Mapping[str, Any], epochs: int, rate: float, folder: Path, batch_size: int
+    config: str, methods: Mapping[str, str], changes: Mapping[str, Any], folder: Path
 ) -> Trained:
-    """Train HoME and MMoE, keep the weights of the best epoch and predict the test rows."""
-    common: dict[str, Any] = {
-        "data.source.class_path": kind,
-        **{f"data.source.init_args.{name}": value for name, value in source.items()},
-        "data.batch_size": batch_size,
-        "model.net": HOME,
-        **{f"model.options.{name}": value for name, value in OPTIONS.items()},
-        "model.learning_rate": rate,
-        "model.embedding_learning_rate": 0.05,
-        "trainer.max_epochs": epochs,
-    }
-    made = Trained(data_of(common), {}, {})
+    """Train networks of a configuration, with seed 0, and predict the test rows.
+
+    Args:
+        config: Its name.
+        methods: Shown name to that in its contest.
+        changes: Settings that differ, by dotted name.
+        folder: For checkpoints.
+    """
+    content = read_config(find_config(config, "video"))
+    contest = Contest(**content["contest"])
+    groups = {name: content[name] for name in ("model", "data", "trainer")}
+    common = {**flatten(groups, ""), **changes}
+    pieces = {}
+    for shown, name in methods.items():
+        further = contest.methods[name].get("settings", {})
+        schema = data_of({**common, **further}).schema
+        own = contest.settings(name, common, schema)
+        pieces[shown] = Piece(name, 0, None, {**common, **own})
+    made = Trained(data_of(pieces[HOME].settings), {}, {})
     test = made.data.batch("test")
-    for method in (HOME, MMOE):
-        own = CONTEST.settings(method, common, made.data.schema)
-        piece = Piece(method, 0, None, {**common, **own})
-        ranker = ranker_of(piece, train(piece, Job(folder / method), {}), made.data)
-        made.found[method] = probabilities(ranker, test)
-        made.reports[method] = report_of(ranker, test)
+    for shown, piece in pieces.items():
+        ranker = ranker_of(piece, train(piece, Job(folder / shown), {}), made.data)
+        made.found[shown] = probabilities(ranker, test)
+        made.reports[shown] = report_of(ranker, test)
     return made
 
 
@@ -162,17 +158,24 @@ def _add_bounds(trained: Trained) -> None:
 
 
 def _faults(raw: Trained) -> TourRow:
-    """Return whether the experts of HoME are healthy where those of MMoE are not."""
-    home, mmoe = (raw.reports[method].summary() for method in (HOME, MMOE))
+    """Return whether the experts of HoME are healthy where plain ones are not."""
+    home, *plain = (report.summary() for report in raw.reports.values())
     left = [name for name, most in HEALTHY.items() if home[name] > most]
+    least = all(home[f] < one[f] for one in plain for f in ("scale_ratio", "zero_rate_max"))
+    others = [f"{m} {_spread(raw.reports[m])}" for m in raw.reports if m != HOME]
     return TourRow(
         f"{HOME}, raw counts as inputs",
-        "scale of experts, largest over smallest",
-        f"{home['scale_ratio']:.1f}",
-        f"{MMOE} {mmoe['scale_ratio']:.1f}, an expert of it zero in {mmoe['zero_rate_max']:.0%}",
+        "experts: largest over smallest scale, largest rate of zeros",
+        _spread(raw.reports[HOME]),
+        "; ".join(others),
         f"out of bounds: {', '.join(left)}" if left else "no collapse",
-        not left and home["scale_ratio"] < mmoe["scale_ratio"],
+        not left and least,
     )
+
+
+def _spread(report: ExpertReport) -> str:
+    found = report.summary()
+    return f"{found['scale_ratio']:.1f}x, {found['zero_rate_max']:.0%}"
 
 
 def _accuracy(losses: Mapping[tuple[str, str], Row]) -> TourRow:
@@ -206,9 +209,10 @@ def _real_row(areas: Mapping[tuple[str, str], Row]) -> TourRow:
 
 def _draw_faults(page: Page, raw: Trained, plain: Trained) -> None:
     page.text(
-        "A feed of 14 behaviors, simulated just now; every network has the weights of HoME within "
-        "5 % and was trained just now. With raw, heavy-tailed counts among the inputs, plain ReLU "
-        "experts drift apart in scale and output zeros, so that a gate cannot weigh them fairly. "
+        "A feed of 14 behaviors, simulated just now, and networks of the configuration `stress`, "
+        "trained just now; each has the weights of HoME within 5 %. With raw, heavy-tailed counts "
+        "among the inputs, plain ReLU experts drift apart in scale and output zeros, so that a "
+        "gate cannot weigh them fairly. "
         "Normalized Swish experts do not; but the first gates of HoME read the raw counts, too, "
         "and may settle on one expert. With normalized counts, the default, less is left to cure."
     )
