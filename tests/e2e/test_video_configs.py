@@ -55,7 +55,7 @@ def country(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    """A table of one's own."""
+    """A table that no reader is written for."""
     draw = np.random.default_rng(1)
     rows = pl.DataFrame(
         {

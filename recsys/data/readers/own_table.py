@@ -106,8 +106,13 @@ class OwnTable:
         """Return the given schema, or what is known of the drafted one."""
         if self.schema is not None:
             return FeatureSchema.from_dict(self.schema)
-        keys = {"user": self.user, "item": self.item, "time": self.time, "weight": self.weight}
-        return FeatureSchema(tasks=tasks_of(self.labels), **keys)
+        return FeatureSchema(
+            tasks=tasks_of(self.labels),
+            user=self.user,
+            item=self.item,
+            time=self.time,
+            weight=self.weight,
+        )
 
     def _default_split(self, schema: FeatureSchema | None) -> SplitKind:
         time, user = (schema.time, schema.user) if schema else (self.time, self.user)

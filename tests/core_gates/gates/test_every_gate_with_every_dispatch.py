@@ -54,7 +54,6 @@ GATES = {
     "annealed softmax": lambda: SoftmaxGate(DIM, EXPERTS, tau=TemperatureSchedule(2.0, 0.3, STEPS)),
     "mlp": lambda: MlpGate(DIM, EXPERTS, hidden_dims=(8,)),
     "activation": lambda: ActivationGate(DIM, EXPERTS, learn_tau=True),
-    "mlp": lambda: MlpGate(DIM, EXPERTS, hidden_dims=(16,)),
     "sigmoid": lambda: SigmoidGate(DIM, EXPERTS),
     "balanced sigmoid": lambda: SigmoidGate(DIM, EXPERTS, k=2, balance_rate=0.01),
     "top-k": lambda: TopKGate(DIM, EXPERTS, k=2),
