@@ -114,9 +114,9 @@ def draw_hidden(settings: WorldSettings) -> Hidden:
         topics=first + np.cumsum(steps, axis=0),
         interaction=0.5 * rng.standard_normal((tasks, FACTORS, FACTORS)) / np.sqrt(FACTORS),
         tab_pull=0.5 * rng.standard_normal((15, tasks)),
-        counts=Counts(
-            user=_heavy(users.activity, (30.0, 9.0), rng),
-            video=_heavy(videos.popularity / videos.popularity.mean(), (40.0, 4.5), rng),
+        counts=Counts(  # medians of about those of KuaiRand's users
+            user=_heavy(users.activity, (150.0, 50.0), rng),
+            video=_heavy(videos.popularity / videos.popularity.mean(), (400.0, 40.0), rng),
         ),
     )
 
