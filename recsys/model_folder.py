@@ -22,7 +22,7 @@ from recsys.schema import FeatureSchema
 
 KIND, FORMAT = "recsys ranker", 1
 CONFIG, WEIGHTS, TRANSFORM = "config.json", "model.safetensors", "transform"
-SCALES = " scales"
+SCALES, INTERCEPTS = " scales", "intercepts"
 
 TableType = Literal["float32", "bfloat16", "int8"]
 NetType = Literal["float32", "bfloat16"]
@@ -116,6 +116,7 @@ def load_model(folder: Path, *, int8: bool = False) -> LoadedModel:
                 config["net"]["options"],
                 prior=config["prior"],
                 encoders=config["encoders"],
+                calibrated=config.get("calibrated", False),
             )
         _unpack(ranker, load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, GatesError) as error:
@@ -148,6 +149,7 @@ def _config(
         "net": ranker.spec._asdict(),
         "prior": list(ranker.prior),
         "encoders": ranker.encoders,
+        "calibrated": ranker.intercepts is not None,
         "types": {"tables": tables, "net": net},
         "versions": {"gatesuite": _version(), "torch": str(torch.__version__)},
         "settings": dict(settings),
@@ -180,6 +182,8 @@ def _packed(ranker: Ranker, tables: TableType, net: NetType) -> dict[str, Tensor
         for name, value in module.state_dict().items():
             dtype = getattr(torch, net) if name in parameters else torch.float32
             packed[prefix + name] = value.to(dtype) if value.is_floating_point() else value
+    if ranker.intercepts is not None:
+        packed[INTERCEPTS] = ranker.intercepts
     for number, bank in enumerate(ranker.banks):
         for name, table in bank.named_tables().items():
             key = f"tables.{number}.{name}"
@@ -202,6 +206,8 @@ def _unpack(ranker: Ranker, packed: dict[str, Tensor]) -> None:
             scales = packed.pop(f"tables.{number}.{name}{SCALES}", None)
             found[name] = table if scales is None else restored(table, scales)
         bank.load_named_tables(found)
+    if ranker.intercepts is not None:
+        ranker.intercepts.copy_(packed.pop(INTERCEPTS))
     if packed:
         raise ValueError(f"it holds weights that the network lacks, such as {min(packed)}")
 

@@ -5,7 +5,7 @@ B rows, T tasks.
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import lightning as L
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from core_gates.errors import GatesError, check_at_least, check_fraction, check_positive
 from core_gates.routing.collect import update_gates
 from recsys.balancing import Balancer, balancer, check_balancing
-from recsys.data.batch import Batch
+from recsys.batch import Batch
+from recsys.calibration import calibrate
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.embedding.spreading import Spread, spread, spread_names
 from recsys.inputs import InputLayer
@@ -62,6 +63,9 @@ class MultiTaskModule(L.LightningModule):
             evaluated; None for none.
         tables: Tables on several ranks: ``replicated``, whole on each, or ``sharded``, a part on
             each, see :func:`recsys.embedding.spreading.spread`. None is ``replicated``.
+        intercepts: Where tasks get their intercepts from after training: from the ``validation``
+            rows, so that the mean prediction of every task is its rate there, see
+            :mod:`recsys.calibration`. None keeps those of training.
 
     Attributes:
         ranker: The network with its tables, once it is built.
@@ -92,6 +96,7 @@ class MultiTaskModule(L.LightningModule):
         balancing_options: dict[str, Any] | None = None,
         ema: float | None = None,
         tables: Spread | None = None,
+        intercepts: Literal["validation"] | None = None,
     ) -> None:
         super().__init__()
         rates = {"learning_rate": learning_rate, "embedding_learning_rate": embedding_learning_rate}
@@ -107,7 +112,7 @@ class MultiTaskModule(L.LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.embedding_learning_rate, self.embedding_l2 = embedding_learning_rate, embedding_l2
         self.balancing, self.balancing_options = balancing, dict(balancing_options or {})
-        self.ema, self.tables = ema, tables
+        self.ema, self.tables, self.intercepts = ema, tables, intercepts
         self.optimizer_start: dict[str, Any] | None = None
         self.average: WeightAverage | None = None
         self.scored: ScoredRows | None = None
@@ -156,6 +161,7 @@ class MultiTaskModule(L.LightningModule):
             {**self.options, **self._prior_dim(transform)},
             prior=self.prior,
             encoders=self.encoders,
+            calibrated=self.intercepts is not None,
         )
         self.loss, self.balancer = MultiTaskLoss(tasks), balance
         if self.ema is not None:
@@ -285,13 +291,19 @@ class MultiTaskModule(L.LightningModule):
         """Return to the weights of training."""
         self._swap.close()
 
-    def served(self) -> Ranker:
-        """Return the ranker in evaluation mode, a copy with averaged weights if there are any."""
+    def served(self, validation: Batch | None = None) -> Ranker:
+        """Return the ranker in evaluation mode, a copy with averaged weights if there are any.
+
+        Args:
+            validation: Rows from which it gets its intercepts, if it has any.
+        """
         from copy import deepcopy
 
         ranker = deepcopy(self.ranker).eval()
         if self.average is not None:
             self.average.copy_to(self._dense(ranker))
+        if validation is not None and ranker.intercepts is not None:
+            calibrate(ranker, validation)
         return ranker
 
     @property

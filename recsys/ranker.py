@@ -47,6 +47,7 @@ class Ranker(nn.Module):
             several sets of embeddings (STEM) gets them, each with its own encoders.
         prior: Features whose inputs the network gets as its prior (PEPNet).
         encoders: Further arguments of the encoders, by name of the history.
+        calibrated: Whether it has intercepts, see :func:`recsys.calibration.calibrate`.
         spec: How ``net`` is built again from a file; see :meth:`build`.
         device: Device of tables and encoders.
         dtype: Floating dtype of tables and encoders.
@@ -54,10 +55,13 @@ class Ranker(nn.Module):
     Attributes:
         layers: One :class:`~recsys.inputs.InputLayer` for each set of embeddings.
         net: The network.
+        intercepts: Added to the logits (T,), 0 until it is calibrated; None for none.
 
     Raises:
         ValueError: Sizes, widths or names do not fit the schema or the network.
     """
+
+    intercepts: Tensor | None
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Ranker(nn.Module):
         *,
         prior: Sequence[str] = (),
         encoders: Mapping[str, Mapping[str, Any]] | None = None,
+        calibrated: bool = False,
         spec: NetSpec | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -88,6 +93,8 @@ class Ranker(nn.Module):
                 f"the network routes by {self.net.id_feature!r}, but the features with a table are "
                 f"{', '.join(known)}"
             )
+        start = torch.zeros(len(schema.tasks), device=device) if calibrated else None
+        self.register_buffer("intercepts", start)
         columns = torch.tensor(first.columns(self.prior), dtype=torch.int64, device=device)
         self.register_buffer("prior_columns", columns, persistent=False)
         self.prior_columns: Tensor
@@ -173,7 +180,8 @@ class Ranker(nn.Module):
             further = [first.index_select(1, self.prior_columns)]
         if ids is not None:
             further = [*(further or [None]), ids]
-        return cast(Tensor, self.net(v, *further))
+        logits = cast(Tensor, self.net(v, *further))
+        return logits if self.intercepts is None else logits + self.intercepts.to(logits)
 
     def user_inputs(self, user: Encoded) -> tuple[UserPart, ...]:
         """Return what is computed once for all candidates of a user.

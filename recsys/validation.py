@@ -10,7 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from core_gates.collectives import num_ranks
-from recsys.data.batch import Batch
+from recsys.batch import Batch
 from recsys.losses import task_sums
 
 

@@ -37,8 +37,9 @@ def keep_model(
     module = module_of(piece.settings)
     module.build(data.transform)
     module.load_state_dict(load_weights(path)["state_dict"])
-    ranker = module.served()
-    check_finite(ranker, data.batch("validation"))
+    rows = data.batch("validation")
+    ranker = module.served(rows)
+    check_finite(ranker, rows)
     run.store("weights", Arrays()).keep(piece, ranker.state_dict(), objects=objects)
     settings = {"settings": piece.settings, "training_objects": list(objects)}
     return save_model(run.folder / MODEL, ranker, data.transform, settings)

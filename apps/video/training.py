@@ -36,8 +36,9 @@ BASELINE = "baseline."
 def train(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
     """Train one network until its validation loss no longer falls; return its best weights."""
     module, data = _trained(piece, job, places)
-    ranker = module.served()
-    check_finite(ranker, data.batch("validation"))
+    rows = data.batch("validation")
+    ranker = module.served(rows)
+    check_finite(ranker, rows)
     return dict(ranker.state_dict())
 
 
@@ -45,7 +46,7 @@ def trial(piece: Piece, job: Job, places: Places) -> dict[str, float]:
     """Return the validation loss of a setting, summed over tasks; NaN if it diverges."""
     module, data = _trained(piece, job, places)
     rows = data.batch("validation")
-    found = probabilities(module.served(), rows)
+    found = probabilities(module.served(rows), rows)
     return {"score": summed_log_loss_of(rows, found) if np.isfinite(found).all() else np.nan}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.baselines.predictor import rates
-from recsys.data.batch import Batch
+from recsys.batch import Batch
 
 
 class BaseRates:

@@ -9,7 +9,7 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from recsys.baselines.predictor import rates
-from recsys.data.batch import Batch
+from recsys.batch import Batch
 
 
 class Biases:

@@ -5,7 +5,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.data.batch import Batch
+from recsys.batch import Batch
 
 
 class Predictor(Protocol):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from recsys.baselines.predictor import rates
-from recsys.data.batch import Batch
+from recsys.batch import Batch
 
 CATEGORIES = 255  # that the histograms of the trees can hold
 

@@ -17,7 +17,7 @@ from recsys.models.net import ExpertLayer, MultiTaskNet
 
 
 class Labeled(Protocol):
-    """What every batch has, such as :class:`recsys.data.batch.Batch`."""
+    """What every batch has, such as :class:`recsys.batch.Batch`."""
 
     @property
     def labels(self) -> Tensor: ...  # noqa: D102

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recsys.data.batch import Batch
+from recsys.batch import Batch
 
 
 @pytest.fixture

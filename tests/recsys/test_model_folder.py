@@ -86,6 +86,16 @@ def test_a_round_trip_is_bit_equal(folder):
     assert len(found.hash) == 64
 
 
+def test_intercepts_are_kept(schema_transform, tmp_path):
+    calibrated = ranker()
+    calibrated.register_buffer("intercepts", torch.tensor([0.5, -0.25, 0.0]))
+    found = load_model(save_model(tmp_path / "model", calibrated, schema_transform)).ranker
+    rows = TOY["rows"](20)
+    assert torch.equal(found.intercepts, calibrated.intercepts)
+    assert torch.equal(found(*rows), calibrated(*rows))
+    assert not torch.equal(found(*rows), ranker()(*rows))
+
+
 @pytest.mark.parametrize(("tables", "net", "less"), [
     ("int8", "float32", 0.25), ("bfloat16", "bfloat16", 0.45), ("int8", "bfloat16", 0.5),
 ])  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from recsys.data.batch import Batch
+from recsys.batch import Batch
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
 pytest.importorskip("recsys.ranker")
@@ -224,6 +224,21 @@ def test_evaluation_uses_the_average_and_training_does_not(trainer):
     with torch.no_grad():
         assert_close(p, module.served()(batch.sparse, batch.dense).sigmoid())
     assert_equal(dict(module.ranker.named_parameters()), weights)
+
+
+def test_intercepts_come_from_validation_rows_after_training(trainer):
+    module = made(ema=0.5, intercepts="validation")
+    fit(trainer, module, max_epochs=1)
+    assert not module.ranker.intercepts.any()  # training has none
+    batch = rows(192, 1)
+    served = module.served(batch)
+    with torch.no_grad():
+        predicted = served(batch.sparse, batch.dense).sigmoid()
+    counted = batch.mask * batch.weight.unsqueeze(1)
+    wanted = (counted * batch.labels).sum(0)
+    assert_close((counted * predicted).sum(0), wanted, rtol=1e-4, atol=1e-4)
+    assert served.intercepts.any()
+    assert not module.served().intercepts.any()
 
 
 def test_a_prior_gets_its_width(trainer):

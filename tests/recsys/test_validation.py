@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from recsys.data.batch import Batch
+from recsys.batch import Batch
 
 pytest.importorskip("recsys.metrics.auc")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core_gates.errors import GatesError
-from recsys.data.batch import Batch
+from recsys.batch import Batch
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 from video_multitask.stream.loader import EvaluationStream, StreamLoader
 from video_multitask.stream.plan import StreamPlan
