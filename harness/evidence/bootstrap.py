@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,20 @@ CHUNK = 4_000_000  # weights held at once
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 """Generator, number of resamples R -> weights (R, N)."""
+
+
+class Sampled(NamedTuple):
+    """Scores of a method on a set of resamples, computed once for its interval and differences.
+
+    Attributes:
+        values: Every score, averaged over seeds.
+        drawn: Every score under the resamples (R,).
+        seeds: Number of seeds.
+    """
+
+    values: dict[str, float]
+    drawn: dict[str, np.ndarray]
+    seeds: int
 
 
 class Resamples:
@@ -86,8 +101,8 @@ class Resamples:
         draw = partial(draw_blocks, length, block)
         return cls(draw, length, length // block, resamples=resamples, level=level, seed=seed)
 
-    def intervals(self, scores: Scores | Sequence[Scores]) -> dict[str, Interval]:
-        """Return the interval of every score; with a single unit its bounds are NaN.
+    def sampled(self, scores: Scores | Sequence[Scores] | Sampled) -> Sampled:
+        """Return the scores of a method under all resamples.
 
         Args:
             scores: Of one method, or one for each of its seeds, on the same samples.
@@ -95,14 +110,30 @@ class Resamples:
         Raises:
             ValueError: Seeds differ in their scores, or there is none.
         """
-        values, drawn = self._over_seeds(_as_list(scores))
+        if isinstance(scores, Sampled):
+            return scores
+        found = _as_list(scores)
+        return Sampled(*self._over_seeds(found), len(found))
+
+    def intervals(self, scores: Scores | Sequence[Scores] | Sampled) -> dict[str, Interval]:
+        """Return the interval of every score; with a single unit its bounds are NaN.
+
+        Args:
+            scores: See :meth:`sampled`, or what it returned.
+
+        Raises:
+            ValueError: Seeds differ in their scores, or there is none.
+        """
+        values, drawn, _ = self.sampled(scores)
         return {
             name: Interval(values[name], *self._percentiles(drawn[name]), self.units)
             for name in values
         }
 
     def differences(
-        self, scores: Scores | Sequence[Scores], others: Scores | Sequence[Scores]
+        self,
+        scores: Scores | Sequence[Scores] | Sampled,
+        others: Scores | Sequence[Scores] | Sampled,
     ) -> dict[str, Difference]:
         """Return the paired differences of the scores that both methods have.
 
@@ -111,23 +142,21 @@ class Resamples:
         difference over few units cannot be significant, and with one unit p = 1.
 
         Args:
-            scores: Of one method, or one for each seed.
+            scores: Of one method, or one for each seed; or what :meth:`sampled` returned.
             others: Of the method that is subtracted, on the same samples and for the same seeds. A
                 single one, such as a method without seeds, is paired with every seed.
 
         Raises:
             ValueError: The numbers of seeds differ, or seeds differ in their scores.
         """
-        ours, theirs = _as_list(scores), _as_list(others)
-        if len(ours) != len(theirs) and 1 not in (len(ours), len(theirs)):
-            raise ValueError(f"{len(ours)} seeds cannot be paired with {len(theirs)}")
-        values, drawn = self._over_seeds(ours)
-        other_values, other_drawn = self._over_seeds(theirs)
+        ours, theirs = self.sampled(scores), self.sampled(others)
+        if ours.seeds != theirs.seeds and 1 not in (ours.seeds, theirs.seeds):
+            raise ValueError(f"{ours.seeds} seeds cannot be paired with {theirs.seeds}")
         result = {}
-        for name in (name for name in values if name in other_values):
-            gaps = drawn[name] - other_drawn[name]
+        for name in (name for name in ours.values if name in theirs.values):
+            gaps = ours.drawn[name] - theirs.drawn[name]
             gaps = gaps[np.isfinite(gaps)]
-            value = values[name] - other_values[name]
+            value = ours.values[name] - theirs.values[name]
             low, high = self._percentiles(gaps)
             result[name] = Difference(value, low, high, self._probability(gaps), self.units)
         return result

@@ -34,7 +34,9 @@ def compare(
     """
     if reference is not None and reference not in scores:
         raise ValueError(f"reference {reference!r} is none of {', '.join(scores)}")
-    known = {method: own for method, own in scores.items() if callable(own) or len(own)}
+    known = {
+        method: draws.sampled(own) for method, own in scores.items() if callable(own) or len(own)
+    }
     rows = [
         Row(method, task, metric, *interval)
         for method, own in known.items()
