@@ -87,8 +87,8 @@ def _names(rows: Sequence[Any], kinds: Mapping[str, Kind], where: str) -> tuple[
             strange = sorted(row.keys() ^ rows[0].keys())[0]
             what = "lacks" if strange in rows[0] else "has"
             raise RefusedError(
-                f"{where}[{number}] {what} {_short(repr(strange))}, unlike {where}[0]: expected the "
-                "same fields in all rows; null stands for a missing value"
+                f"{where}[{number}] {what} {_short(repr(strange))}, unlike {where}[0]: expected "
+                "the same fields in all rows; null stands for a missing value"
             )
     for name in rows[0]:
         if name not in kinds:
