@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.models import build
@@ -67,6 +67,7 @@ def gates_with_gradient(mixture):
     return {int(g) for g in place[torch.stack(moved).any(0)]}
 
 
+@settings(max_examples=50)
 @given(forests())
 def test_a_task_moves_its_own_groups_gates_and_tower(forest):
     tasks, options = forest
@@ -86,6 +87,7 @@ def test_a_task_moves_its_own_groups_gates_and_tower(forest):
         assert net.towers.weight.grad[place].any()
 
 
+@settings(max_examples=50)
 @given(forests())
 def test_a_category_of_the_first_layer_moves_its_own_experts_and_shared_ones(forest):
     tasks, options = forest
@@ -102,6 +104,7 @@ def test_a_category_of_the_first_layer_moves_its_own_experts_and_shared_ones(for
 
 
 @pytest.mark.parametrize("name", ["CGC", "PLE"])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_task_moves_no_task_expert_of_others_at_the_last_level(name, data):
     number = data.draw(st.integers(2, 5))
