@@ -175,6 +175,7 @@ def _table(model: Model, source: str | None, load: LoadOptions) -> pl.DataFrame:
 
 def _command(manifest: Path, threads: int, batching: bool) -> Sequence[str]:
     words = ["--model", str(manifest), "--port", "0", "--poll_s", "0.2", "--threads", str(threads)]
+    words += ["--unknown", "score"]  # as `score` does with the rows of a file
     if not batching:
         words += ["--limits.max_batch_requests", "1", "--limits.max_wait_ms", "0"]
     return [sys.executable, "-m", "apps.main", "video", "serve", *words]

@@ -100,7 +100,8 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
     columns = [f"{TRUTH}{task}" for task in tasks]
     known = all(column in table.columns for column in columns)
     truth = table.select(columns).to_numpy()[rows] if known else None
-    fused = FusedScore(schema.task_names, {t: 1.0 for t in tasks if t not in UNWANTED})
+    wanted = [task for task in tasks if task not in UNWANTED]
+    fused = FusedScore(schema.task_names, dict.fromkeys(wanted, 1.0))
     score = fused.log(torch.from_numpy(found[rows])).numpy()
     figure = ranked_list_figure(
         [str(item) for item in table[schema.item].gather(rows)],
@@ -114,7 +115,7 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
     source = "; true probabilities are those of the simulator" if known else ""
     caption = (
         f"The first {len(rows)} test rows of the user with the most, ordered by the product of "
-        f"what is wanted of these probabilities{source}."
+        f"the probabilities of {', '.join(wanted)}{source}."
     )
     page.figure(figure, caption, name="ranked-list")
 

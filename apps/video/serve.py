@@ -20,7 +20,7 @@ def serve(
     port: int = 8000,
     fused: dict[str, float] | None = None,
     offsets: dict[str, float] | None = None,
-    unknown: Unknown = "score",
+    unknown: Unknown = "refuse",
     limits: Limits = LIMITS,
     int8: bool = False,
     threads: int = 1,
@@ -39,8 +39,8 @@ def serve(
         port: Port; 0 takes a free one.
         fused: Exponents of tasks; adds the fused score, the product of (offset + p) ^ exponent.
         offsets: Numbers by task that the fused score adds to its probability.
-        unknown: Whether requests with values that training has not seen are scored, which is
-            usual, as new items have new ids, or refused.
+        unknown: Whether requests with values that training has not seen, such as new ids, are
+            refused, or scored with the row of unknown values and counted in the answer.
         limits: What protects the service, and how it forms batches.
         int8: Keep embedding tables as 8-bit integers in memory.
         threads: Threads of the network.

@@ -13,6 +13,7 @@ from typing import IO, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from core_gates.errors import GatesError
+from harness.runs.dependent import dependent
 
 READY_S = 120.0  # seconds that a service has to load its model
 
@@ -101,12 +102,16 @@ class Running(NamedTuple):
 def running(command: Sequence[str]) -> Iterator[Running]:
     """Start a service, which prints its address first, wait until it is ready, and end it.
 
+    It ends with this process, too, if that is killed.
+
     Raises:
         GatesError: It ends, or is not ready in time; the last line that it printed is named.
     """
     with (
         tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        subprocess.Popen(
+            dependent(command), stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
     ):
         try:
             yield Running(_address(process, log), process)

@@ -19,13 +19,14 @@ TYPES: Mapping[Kind, tuple[type, ...]] = {
 }
 WANTED: Mapping[Kind, str] = {
     "integer": "an integer or null",
-    "text": "a string or null",
+    "text": "a string of at most 1,000 characters or null",
     "number": "a finite number or null",
     "integers": "a list of integers or null",
-    "texts": "a list of strings or null",
+    "texts": "a list of strings of at most 1,000 characters or null",
 }
 ITEMS: Mapping[Kind, Kind] = {"integers": "integer", "texts": "text"}
-SHOWN = 40  # characters of a wrong value
+SHOWN = 40  # characters of a wrong value or name
+LONGEST = 1000  # characters of a text: one of a user is repeated for each candidate, and hashed
 
 
 def columns_of(
@@ -55,8 +56,7 @@ def columns_of(
     for name, values in columns.items():
         if not _holds(values, kinds[name]):
             row = next(i for i, value in enumerate(values) if not _holds([value], kinds[name]))
-            found = repr(values[row])
-            found = found if len(found) <= SHOWN else f"{found[:SHOWN]} …"
+            found = _short(repr(values[row]))
             raise RefusedError(f"{where}[{row}].{name} is {found}: expected {WANTED[kinds[name]]}")
         if kinds[name] == "number":
             columns[name] = [value if value is None else float(value) for value in values]
@@ -74,7 +74,7 @@ def mapping_of(content: Any, known: Iterable[str], where: str) -> Mapping[str, A
     known = tuple(known)
     for name in content:
         if name not in known:
-            raise RefusedError(f"{where}: unknown field {name!r}{_hint(name, known)}")
+            raise RefusedError(f"{where}: unknown field {_short(repr(name))}{_hint(name, known)}")
     return content
 
 
@@ -87,12 +87,13 @@ def _names(rows: Sequence[Any], kinds: Mapping[str, Kind], where: str) -> tuple[
             strange = sorted(row.keys() ^ rows[0].keys())[0]
             what = "lacks" if strange in rows[0] else "has"
             raise RefusedError(
-                f"{where}[{number}] {what} {strange!r}, unlike {where}[0]: expected the same "
-                "fields in all rows; null stands for a missing value"
+                f"{where}[{number}] {what} {_short(repr(strange))}, unlike {where}[0]: expected "
+                "the same fields in all rows; null stands for a missing value"
             )
     for name in rows[0]:
         if name not in kinds:
-            raise RefusedError(f"{where}[0].{name} is no field of the model{_hint(name, kinds)}")
+            line = f"{where}[0].{_short(name)} is no field of the model{_hint(name, kinds)}"
+            raise RefusedError(line)
     return tuple(rows[0])
 
 
@@ -109,7 +110,7 @@ def _holds(values: Sequence[Any], kind: Kind) -> bool:
         return not present or (min(present) >= -(2**63) and max(present) < 2**63)
     if kind == "number":
         return all(value is None or _is_finite(value) for value in values)
-    return True
+    return all(value is None or len(value) <= LONGEST for value in values)
 
 
 def _is_finite(value: float) -> bool:
@@ -119,11 +120,15 @@ def _is_finite(value: float) -> bool:
         return False
 
 
+def _short(shown: str) -> str:
+    return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]} …"
+
+
 def _kind(value: Any) -> str:
     names = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known := tuple(known), 1)
+    close = difflib.get_close_matches(name[:SHOWN], known := tuple(known), 1)
     return f": did you mean {close[0]!r}?" if close else f"; known are {', '.join(known[:12])}"

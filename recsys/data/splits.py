@@ -13,6 +13,10 @@ from recsys.columns.canonical import canonical, keys_of, kind_of
 from recsys.columns.hashing import bucket, combine, hash_integers
 from recsys.columns.row_error import RowError
 
+DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d\S*)?$"
+"""Dates, and times of days, that sort as text."""
+
+NUMBER = r"^-?\d+(\.\d+)?$"
 RESOLUTION = 2**30  # fractions of rows are exact to 1e-9
 
 
@@ -31,7 +35,7 @@ def split_at(table: pl.DataFrame, time: str, *, validation_from: Any, test_from:
 
     Args:
         table: All rows.
-        time: Column that orders them, numbers or dates.
+        time: Column that orders them, numbers or dates; text if it is like 2024-01-31 08:00.
         validation_from: First time of the validation part.
         test_from: First time of the test part.
 
@@ -54,7 +58,7 @@ def split_by_time(
 
     Args:
         table: All rows.
-        time: Column that orders them, numbers or dates.
+        time: Column that orders them, numbers or dates; text if it is like 2024-01-31 08:00.
         validation: Fraction of the rows, before the test part.
         test: Fraction of the rows.
 
@@ -154,7 +158,24 @@ def _times(table: pl.DataFrame, name: str) -> pl.Series:
         raise RowError(
             name, int(missing.arg_max() or 0), "it has no time; give one or leave the row out"
         )
+    if column.dtype == pl.String and len(column):
+        _require_order(column)
     return column
+
+
+def _require_order(column: pl.Series) -> None:
+    """Refuse text that does not sort by time: 10 before 9, or a word among dates."""
+    in_order = column.str.contains(DATE)
+    if not in_order[0]:
+        in_order = column.str.contains(NUMBER)
+        if in_order.all():
+            in_order = column.str.len_bytes() == len(column[0])
+    if not in_order.all():
+        raise RowError(
+            column.name,
+            int((~in_order).arg_max() or 0),
+            f"it is {column.filter(~in_order)[0]!r}: expected numbers, or dates like 2024-01-31",
+        )
 
 
 def _column(table: pl.DataFrame, name: str) -> pl.Series:

@@ -76,7 +76,9 @@ def places(release, country, log, tmp_path):
     return {
         "kuairand_pure": {f"{SOURCE}path": release},
         "kuairand_1k": {f"{SOURCE}path": release},
-        "kuairand_27k": {f"{SOURCE}folder": release, f"{SOURCE}workers": 0},
+        "kuairand_27k": {
+            f"{SOURCE}folder": release, f"{SOURCE}workers": 0, f"{SOURCE}scored": 0.5,
+        },
         "aliexpress": {f"{SOURCE}path": country},
         "table": {f"{SOURCE}path": log},
         "groups": feed,
@@ -125,7 +127,7 @@ def test_rivals_have_the_size_of_the_reference(name, places):
 def test_a_stream_is_evaluated_and_reported_like_a_table(places, tmp_path):
     words = ["video", "evaluate", "--config", "kuairand_27k", "--root", str(tmp_path)]
     options = {"data.batch_size": 128, "trainer.val_check_interval": 1.0, "trainer.max_epochs": 1,
-               f"{SOURCE}scored": 0.5, **places["kuairand_27k"]}  # fmt: skip
+               **places["kuairand_27k"]}  # fmt: skip
     given = [f"--{name}={value}" for name, value in options.items()]
     assert main([*words, *given, "--only", "home,mmoe"]) == 0
     scores = json.loads((tmp_path / "video" / "kuairand_27k" / "scores.json").read_text())

@@ -98,6 +98,11 @@ def cut_weights(folder):
     path.write_bytes(path.read_bytes()[:-4])
 
 
+def other_transform(folder):
+    path = max(folder.glob("transform/*"), key=lambda p: p.stat().st_size)
+    path.write_bytes(path.read_bytes() + b" ")
+
+
 def edit(name, change, of="feed"):
     """Copy the feed with one of its files changed."""
 
@@ -124,6 +129,21 @@ def release(**init):
     return ("video", "fit", "--config", "pure", "--data.source.class_path", kind, *options)
 
 
+def known(name, **init):
+    """Train on a data set of which only the place is another."""
+    options = [w for n, value in init.items() for w in (f"--{INIT}.{n}", value)]
+    return ("video", "fit", "--config", name, "--name", "faulty", *options)
+
+
+def serve(*words, verb="serve"):
+    return ("video", verb, "--model", "runs/video/own/model", *words)
+
+
+def foreign(verb, *words):
+    return ("video", verb, "--model", "bad", *words)
+
+
+FOREIGN = {"bad": folder_of(config_json='{"kind": "a model of another program"}')}
 BAD = "bad.csv"
 FAULTS = {
     # Tables.
@@ -382,6 +402,79 @@ FAULTS = {
     "unknown form of export": (
         ("video", "export", "--name", "own", "--formats", "[tflite]"),
         "formats: expected 'torch', 'aoti', 'onnx', found 'tflite'",
+    ),
+    # Model folders.
+    "serve a foreign folder": (foreign("serve", "--port", "0"), "bad is no model folder", FOREIGN),
+    "load test of a foreign folder": (foreign("loadtest"), "bad is no model folder", FOREIGN),
+    "export a foreign folder": (foreign("export"), "bad is no model folder", FOREIGN),
+    "plan a foreign folder": (foreign("plan"), "bad is no model folder", FOREIGN),
+    "swap to a foreign folder": (
+        serve("--swap_to", "bad", verb="loadtest"), "bad is no model folder", FOREIGN,
+    ),
+    "serve damaged weights": (
+        foreign("serve", "--port", "0"),
+        "bad/model.safetensors is damaged, its digest is wrong",
+        {"bad": copied(of="runs/video/own/model", damage=cut_weights)},
+    ),
+    "serve vocabularies of another day": (
+        foreign("serve", "--port", "0"),
+        r"bad/\S+ is damaged, its digest is wrong",
+        {"bad": copied(of="runs/video/own/model", damage=other_transform)},
+    ),
+    "load test with a column too few": (
+        serve("--rows", BAD, verb="loadtest"),
+        "the table lacks 'price'",
+        {BAD: GOOD.drop("price").write_csv()},
+    ),
+    "load test without rows": (
+        serve("--rows", BAD, verb="loadtest"), "bad.csv has no rows", {BAD: f"{LINES[0]}\n"},
+    ),
+    # Public data sets.
+    "truncated census": (
+        known("census", path="bad.parquet"),
+        "bad.parquet cannot be read as Parquet",
+        {"bad.parquet": parquet(GOOD, cut=9)},
+    ),
+    "census of another table": (
+        known("census", path="bad.parquet"),
+        "bad.parquet",
+        {"bad.parquet": parquet(GOOD)},
+    ),
+    "empty MovieLens": (
+        known("movielens", path="bad.parquet"), "bad.parquet", {"bad.parquet": b""},
+    ),
+    "explicit log of another table": (
+        known("explicit", path="bad.parquet"),
+        "bad.parquet lacks the column 'user_id'",
+        {"bad.parquet": parquet(GOOD)},
+    ),
+    "country of another table": (
+        known("aliexpress", path="bad"),
+        "bad/train.csv has 8 columns besides its index, expected 16 categorical ones",
+        {"bad": folder_of(train_csv=TEXT)},
+    ),
+    # Values of tables.
+    "time of words and numbers": (
+        fit(),
+        f"bad.csv, line {LINE}, column 'day': ",
+        {BAD: cell("day", "yesterday")},
+    ),
+    "NaN as a time": (
+        fit(path="bad.parquet"),
+        "bad.parquet, row 7, column 'day': ",
+        {"bad.parquet": parquet(GOOD.with_columns(
+            pl.when(pl.int_range(ROWS) == 7).then(pl.lit(np.nan)).otherwise("day").alias("day")
+        ))},
+    ),
+    "score dates as numbers": (
+        score(source="bad.parquet"),
+        "bad.parquet: column 'price' has type Date",
+        {"bad.parquet": parquet(GOOD.with_columns(price=pl.date(2022, 4, 8)))},
+    ),
+    "score records as ids": (
+        score(source="bad.parquet"),
+        "bad.parquet: column 'item' has type Struct",
+        {"bad.parquet": parquet(GOOD.with_columns(item=pl.struct("item")))},
     ),
     # Feeds of Kuaishou.
     "negative user": (

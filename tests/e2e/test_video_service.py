@@ -36,7 +36,7 @@ def serve(*words):
 def test_the_service_answers_what_the_model_says_refuses_and_swaps(shop, models, tmp_path):
     place = tmp_path / "current.json"
     place.write_text(json.dumps({"folder": "day1"}))
-    table = shop.rows(9, 3)
+    table = shop.rows(500)[:9]  # of values that training has seen
     body = shop.request(table, best_first=True)
     options = ["--model", place, "--poll_s", "0.1", "--fused", '{"buy": 2}']
     with running(serve(*options)) as service, httpx.Client(base_url=service.url) as client:
@@ -50,9 +50,14 @@ def test_the_service_answers_what_the_model_says_refuses_and_swaps(shop, models,
                 found["probabilities"], expected[found["candidates"]], atol=1e-6
             )
             assert found["scores"] == sorted(found["scores"], reverse=True)
-            refused = client.post("/score", json=body | {"user": {"reader": "x"}})
-            assert refused.status_code == 422
-            assert "user[0].reader is 'x'" in refused.json()["error"]
+            for reader, said in (
+                ("x", "user[0].reader is 'x'"),
+                (10**9, "has a value that traini"),
+            ):
+                user = body["user"] | {"reader": reader}
+                refused = client.post("/score", json=body | {"user": user})
+                assert refused.status_code == 422
+                assert said in refused.json()["error"]
             if number == 1:
                 place.write_text(json.dumps({"folder": "day2"}))
                 while client.get("/readyz").json()["model"] == versions[0]:

@@ -6,11 +6,12 @@ so that only ``is_click`` and ``long_view`` are predicted, without any id or cou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 import polars as pl
 
-from core_gates.errors import check_at_least
+from core_gates.errors import GatesError, check_at_least
 from recsys.data.readers.files import read_table
 from recsys.data.splits import rolling_windows
 from recsys.data.tables import RankingTables
@@ -33,6 +34,8 @@ USER_CODES = (
     *(f"onehot_feat{number}" for number in range(18)),
 )  # fmt: skip
 USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+LOG_NUMBERS = ("user_id", "time_ms", "date", "hourmin", "duration_ms", "play_time_ms", *OUTCOMES,
+               *DONE[:-2])  # fmt: skip
 HOUR_MS = 3_600_000
 
 
@@ -78,7 +81,7 @@ class ExplicitLog:
         """Return the earlier rows, those of the day just before the window, and the window.
 
         Raises:
-            GatesError: A file is missing.
+            GatesError: A file is missing, lacks a column, or has words instead of numbers.
         """
         table = self._table()
         splits = rolling_windows(table, "date", test=2, validation=1, windows=self.windows)
@@ -121,13 +124,14 @@ class ExplicitLog:
         )
 
     def _table(self) -> pl.DataFrame:
-        log = read_table(self.path).sort("time_ms", maintain_order=True)
-        users = read_table(self.users_path).with_columns(pl.col("user_id").cast(pl.Int32))
+        log = _read(self.path, LOG_NUMBERS).sort("time_ms", maintain_order=True)
+        users = _read(self.users_path, ("user_id", *USER_NUMBERS), USER_CODES)
+        users = users.with_columns(pl.col("user_id").cast(pl.Int32))
         coded = [n for n, kind in users.schema.items() if kind.is_numeric() and n != "user_id"]
         decoded = [pl.when(pl.col(n) != MISSING_CODE).then(pl.col(n)).alias(n) for n in coded]
         log = log.with_columns(
             duration_ms=pl.when(pl.col("duration_ms") > 0).then(pl.col("duration_ms")),
-            weekday=pl.col("date").cast(pl.String).str.to_date("%Y%m%d").dt.weekday(),
+            weekday=pl.col("date").cast(pl.String).str.to_date("%Y%m%d", strict=False).dt.weekday(),
         ).with_columns(event=_duration_class())
         outcome = pl.concat_str([pl.col("event"), *OUTCOMES], separator=" ")
         log = log.with_columns(
@@ -150,6 +154,14 @@ class ExplicitLog:
         return log.join(
             users.with_columns(decoded), on="user_id", how="left", maintain_order="left"
         )
+
+
+def _read(path: str, numbers: Sequence[str], others: Sequence[str] = ()) -> pl.DataFrame:
+    table = read_table(path, columns=[*numbers, *others])
+    for name in numbers:
+        if not (kind := table[name].dtype).is_numeric():
+            raise GatesError(f"{path}, column {name!r}: it holds {kind}, expected numbers")
+    return table
 
 
 def _duration_class() -> pl.Expr:

@@ -116,8 +116,24 @@ class ParquetStream(L.LightningDataModule):
             self._prepare()
 
     def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Fit the transform, if it is not given."""
+        """Fit the transform, if it is not given.
+
+        Raises:
+            GatesError: No row of the validation or test days belongs to a user that is scored.
+        """
         self.transform  # noqa: B018
+        for part in PARTS[1:]:
+            self._require_scored(part)
+
+    def _require_scored(self, part: Part) -> None:
+        user, fraction = self.schema.user, self.scored
+        if fraction == 1 or user is None:
+            return
+        if not any(len(some_users(t, user, fraction)) for t in self.parts[part].parts([user])):
+            raise GatesError(
+                f"no row of the {part} days is of the {fraction:.3g} of the users that are scored: "
+                "raise data.source.init_args.scored"
+            )
 
     def digest(self) -> list[Data]:
         """Describe the rows of each part by the hashes of their files."""

@@ -13,7 +13,7 @@ from apps.video.serving.model import Model, read_model
 from apps.video.serving.requests import Request, RequestReader, fields_of_user
 from harness.service import Arrays, RefusedError
 
-Unknown = Literal["score", "refuse"]
+Unknown = Literal["refuse", "score"]
 WARM = (1, 16, 128)  # candidates of the requests that warm a model up
 
 
@@ -23,12 +23,12 @@ class RankingScorer:
     Args:
         model: Loaded.
         fusion: Of the fused score; None for none.
-        unknown: What becomes of values that training has not seen: they are scored as *unknown* and
-            counted in the answer, or the request is refused.
+        unknown: What becomes of values that training has not seen: the request is refused, or they
+            are scored as *unknown* and counted in the answer.
     """
 
     def __init__(
-        self, model: Model, fusion: Fusion | None = None, unknown: Unknown = "score"
+        self, model: Model, fusion: Fusion | None = None, unknown: Unknown = "refuse"
     ) -> None:
         self.version, self.tables = model.version, model.scorer
         self.fusion, self.unknown = fusion, unknown
@@ -100,7 +100,7 @@ class RankingScorer:
 def loader(
     exponents: Powers | None = None,
     offsets: Powers | None = None,
-    unknown: Unknown = "score",
+    unknown: Unknown = "refuse",
     *,
     int8: bool = False,
 ) -> Callable[[Path], RankingScorer]:

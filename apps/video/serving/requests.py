@@ -71,6 +71,7 @@ class RequestReader:
         self.kinds, self.task_names = field_kinds(transform), tuple(task_names)
         schema = transform.schema
         self.ignored = {name for name in schema.keys if name not in self.kinds}
+        self._lengths = {history.name: history.max_length for history in schema.sequences}
 
     def read(self, content: Any, max_rows: int) -> Request:
         """Check the content of a request.
@@ -105,7 +106,11 @@ class RequestReader:
     def _columns(self, rows: Sequence[Any], part: str) -> dict[str, list[Any]]:
         if self.ignored and all(isinstance(row, dict) for row in rows):
             rows = [{k: v for k, v in row.items() if k not in self.ignored} for row in rows]
-        return columns_of(rows, self.kinds, where=part)
+        found = columns_of(rows, self.kinds, where=part)
+        for name in self._lengths.keys() & found.keys():  # older events have no effect, but a size
+            newest = slice(-self._lengths[name], None)
+            found[name] = [events and events[newest] for events in found[name]]
+        return found
 
     def _tasks(self, given: Mapping[str, Any]) -> list[int]:
         names = given.get("tasks") or []

@@ -16,18 +16,14 @@ import yaml
 
 from core_gates.errors import GatesError
 from harness.files import write_text
+from harness.runs.dependent import dependent
 from harness.runs.folder import RunFolder
 from harness.runs.resident import resident
 from recsys.experiments.contest import nested
 
 POLL = 0.01  # seconds
 SAMPLED = 0.25  # seconds between two samples of memory
-DIE_WITH_PARENT = (
-    "import ctypes, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGKILL); "
-    "from apps.main import main; sys.exit(main())"
-)
-"""What the process runs: a child would otherwise continue to write after its parent was killed."""
-
+PROGRAM = ("-m", "apps.main")
 GROUPS = ("model", "data", "trainer", "checkpoint")
 
 
@@ -129,7 +125,7 @@ class ChildFit:
         words += ["--resume"] if self.folder.exists() else []
         threads = {"OMP_NUM_THREADS": str(self.threads), "POLARS_MAX_THREADS": str(self.threads)}
         return subprocess.Popen(
-            [sys.executable, "-c", DIE_WITH_PARENT, *words],
+            dependent([sys.executable, *PROGRAM, *words]),
             env={**os.environ, **threads},
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,21 +1,27 @@
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
 
+import httpx
 import numpy as np
 import pytest
 
 from core_gates.errors import GatesError
+from harness.runs.resident import descendants
 from harness.service.client import running
 from harness.service.load_test import Load, LoadTest, attack
 
+PAUSE = 0.03
 BODIES = [json.dumps({"items": [{"x": 100 + n}, {"x": -n}]}).encode() for n in range(7)]
 
 
 @pytest.fixture
 def command(toy, toy_command, tmp_path):
-    """The command of a service with a model that takes 5 ms a batch."""
-    folder = toy.write_model(tmp_path / "model", 2.0, 0.005)
+    """The command of a service with a model that takes 30 ms a batch, most of the time."""
+    folder = toy.write_model(tmp_path / "model", 2.0, PAUSE)
 
     def build(batching, **limits):
         limits |= {} if batching else {"max_batch_requests": 1}
@@ -35,7 +41,7 @@ def test_a_load_with_a_swap_has_no_errors_and_shows_the_gain_of_batching(command
     test = LoadTest(
         command,
         BODIES,
-        swap=lambda: toy.write_model(command.folder, 3.0, 0.005),
+        swap=lambda: toy.write_model(command.folder, 3.0, PAUSE),
         difference=difference,
         clients=8,
         seconds=1.5,
@@ -46,8 +52,8 @@ def test_a_load_with_a_swap_has_no_errors_and_shows_the_gain_of_batching(command
     assert (found.errors, found.first_error) == (0, "")
     assert found.versions == 2
     assert found.difference == 0
-    assert found.batching_gain > 1.5  # a batch of one takes 5 ms as well
-    assert found.p50_ms >= 5
+    assert found.batching_gain > 1.5  # a batch of one takes 30 ms as well
+    assert found.p50_ms >= 1000 * PAUSE
     assert found.p99_ms >= found.p50_ms
     assert found.requests > 0
     assert abs(found.growth) < 0.2
@@ -87,3 +93,31 @@ def test_a_service_that_does_not_start_is_told_in_one_line():
     ):
         pass
     assert time.monotonic() - begin < 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is of Linux")
+def test_a_service_does_not_outlive_a_load_test_that_is_killed(command):
+    code = (
+        "import json, sys, time; from harness.service.client import running\n"
+        "with running(json.loads(sys.argv[1])) as service: print(service.url, flush=True); "
+        "time.sleep(60)"
+    )
+    words = [sys.executable, "-c", code, json.dumps(command(True))]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as tester:
+        url = tester.stdout.readline().strip()
+        (service,) = descendants(tester.pid)
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        tester.kill()
+    end = time.monotonic() + 20
+    while (answers := _answers(url)) and time.monotonic() < end:
+        time.sleep(0.05)
+    if answers:
+        os.kill(service, signal.SIGKILL)
+    assert not answers
+
+
+def _answers(url):
+    try:
+        return httpx.get(f"{url}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False

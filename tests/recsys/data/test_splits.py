@@ -55,6 +55,16 @@ def test_dates():
     assert [part["row"].to_list() for part in split] == [[1], [2], [0, 3]]
 
 
+@pytest.mark.parametrize(
+    "times",
+    [["2024-01-31", "2023-12-01", "2024-02-01"], ["20240131", "20231201", "20240201"],
+     ["2024-01-31 08:00", "2023-12-01T23:59:59+00:00", "2024-02-01"]],
+)  # fmt: skip
+def test_text_that_sorts_by_time(times):
+    split = split_by_time(with_times(times), "t", validation=0.3, test=0.3)
+    assert [part["row"].to_list() for part in split] == [[1], [0], [2]]
+
+
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=80), st.integers(0, 3))
 def test_users_stay_together(users, seed):
     table = pl.DataFrame({"u": users, "row": range(len(users))})
@@ -111,6 +121,22 @@ FAULTS = {
     "NaN": (
         lambda t: split_by_time(t.with_columns(t=pl.Series([1.0, 2.0, float("nan")])), "t"),
         "row 2, column 't': it has no time",
+    ),
+    "a word among numbers": (
+        lambda t: split_by_time(t.with_columns(t=pl.Series(["9", "10", "soon"])), "t"),
+        "row 2, column 't': it is 'soon': expected numbers, or dates like 2024-01-31",
+    ),
+    "numbers as text, 10 before 9": (
+        lambda t: split_by_time(t.with_columns(t=pl.Series(["9", "10", "11"])), "t"),
+        "row 1, column 't': it is '10': expected numbers",
+    ),
+    "dates by month": (
+        lambda t: split_by_time(t.with_columns(t=pl.Series(["2024-01-31", "2/1/24", "x"])), "t"),
+        "row 1, column 't': it is '2/1/24': expected",
+    ),
+    "hours of one digit": (
+        lambda t: split_by_time(t.with_columns(t=pl.Series(["2024-01-31 8:00"] * 3)), "t"),
+        "row 0, column 't': it is '2024-01-31 8:00'",
     ),
     "no rows": (lambda t: split_by_time(t[:0], "t"), "the table has no rows"),
     "few periods": (

@@ -15,6 +15,8 @@ from recsys.export import exporting
 from recsys.export.exporting import export_ranker
 from recsys.export.loading import load_exported
 from recsys.export.parity import BATCHES, check_parity, largest_gaps, random_rows
+from recsys.models import MODELS, options_of
+from recsys.ranker import Ranker
 
 TOY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "toy_ranker.py"))
 HAS_COMPILER = any(map(shutil.which, exporting.COMPILERS))
@@ -30,7 +32,10 @@ def check(ranker, path, form, *, int8=False):
     for number in (1, 5, 37, 500):
         rows = random_rows(ranker, number, seed=100 + number)
         with torch.no_grad():
-            assert_close(score(*rows), expected(*rows), rtol=1e-5, atol=1e-5)
+            found, wanted = score(*rows), expected(*rows)
+        assert found.shape == (number, len(ranker.schema.tasks))
+        assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert wanted.std() > 0.01
     return score
 
 
@@ -67,6 +72,30 @@ def test_aoti_gives_the_same(tmp_path):
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 def test_aoti_of_home_gives_the_same(tmp_path):
     check(home(), tmp_path / "ranker.aoti.pt2", "aoti")
+
+
+NEEDED = {
+    "ESMM": {"conditions": {"share": "click"}},
+    "PEPNet": {"prior_dim": 2, "gate_dim": 4},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_network_gives_the_same(name, tmp_path):
+    """With batch normalization where there is any, folded and with statistics that matter."""
+    options = {"dim": 4, "hidden_dims": [6], "tower_dims": [3]}
+    norms = {"norm": "batch", "tower_norm": "batch"}
+    options |= {o: v for o, v in norms.items() if o in options_of(name)} | NEEDED.get(name, {})
+    prior = ["tab"] if name == "PEPNet" else []
+    sizes = (TOY["SIZES"], 4)
+    ranker = Ranker.build(TOY["schema"]("target_attention"), *sizes, name, options, prior=prior)
+    with torch.no_grad():
+        for parameter in ranker.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    for seed in range(3):
+        ranker.train()(*TOY["rows"](64, seed))
+    check(ranker.eval(), tmp_path / "ranker.pt2", "torch")
 
 
 class Fixed(TOY["ToyNet"]):

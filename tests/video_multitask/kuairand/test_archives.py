@@ -88,7 +88,16 @@ archives.download_release("pure", sys.argv[1], url=sys.argv[2])
 """
 
 
-def test_a_killed_download_continues_where_it_stopped(server, published, tmp_path):
+def assert_same_files(data, release):
+    """The unpacked files are those that were packed, to the last byte."""
+    packed = sorted((release / "data").iterdir())
+    assert len(packed) == len(list(data.iterdir())) > 3
+    for path in packed:
+        found = data / path.name.replace("simulated", "pure")
+        assert found.read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_killed_download_continues_where_it_stopped(server, published, release, tmp_path):
     server.stall_at = len(server.content) // 2
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), server.url, published]
     process = subprocess.Popen(command)
@@ -108,8 +117,32 @@ def test_a_killed_download_continues_where_it_stopped(server, published, tmp_pat
     assert told == ["KuaiRand-Pure.tar.gz, 194 MB unpacked"]
     assert KuaiRand(tmp_path).release == "pure"
     assert data == tmp_path / "KuaiRand-Pure" / "data"
+    assert_same_files(data, release)
     assert download_release("pure", tmp_path, url=server.url, tell=told.append) == data
     assert (len(server.requests), len(told)) == (2, 1)
+
+
+@pytest.mark.usefixtures("published")
+def test_what_was_killed_while_it_unpacked_unpacks_everything(
+    server, release, tmp_path, monkeypatch
+):
+    def killed(archive, folder, **options):
+        member = archive.getmembers()[2]
+        archive.extract(member, folder, **options)
+        cut = tmp_path / member.name
+        cut.write_bytes(cut.read_bytes()[:100])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extractall", killed)
+        with pytest.raises(KeyboardInterrupt):
+            download_release("pure", tmp_path, url=server.url)
+    data = tmp_path / "KuaiRand-Pure" / "data"
+    assert [path.stat().st_size for path in data.iterdir()] == [100]
+    assert download_release("pure", tmp_path, url=server.url) == data
+    assert_same_files(data, release)
+    assert server.requests == [None]  # nothing is downloaded again
+    assert not list(tmp_path.glob("*.tar.gz"))
 
 
 def test_a_wrong_checksum_is_refused(server, tmp_path):

@@ -152,6 +152,9 @@ def test_last_days_validate_and_test(shards):
 def test_wrong_settings_are_refused(shards, transform):
     with pytest.raises(ValueError, match="needs a schema, or a fitted transform"):
         stream_of(shards, schema=None)
+    nobody = stream_of(shards, transform=transform, scored=1e-9)
+    with pytest.raises(GatesError, match="no row of the validation days is of the 1e-09 of the us"):
+        nobody.setup("fit")
     stream = stream_of(shards, transform=transform)
     stream.trainer = type("Trainer", (), {"global_rank": 1, "world_size": 3})
     with pytest.raises(GatesError, match="batch_size 160 cannot be split evenly by 3 processes"):

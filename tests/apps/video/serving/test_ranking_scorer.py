@@ -40,7 +40,7 @@ def test_answers_are_those_of_the_table(shop, scorer):
 
 @pytest.mark.parametrize("encoder", ["mean", "transformer", "target_attention"])
 def test_what_is_of_a_user_is_encoded_once_for_all_candidates(shop, tmp_path, encoder, monkeypatch):
-    scorer = loader()(shop.write_model(tmp_path / "model", encoder=encoder))
+    scorer = loader(unknown="score")(shop.write_model(tmp_path / "model", encoder=encoder))
     ranker, seen = scorer.tables.ranker, []
     encode = ranker.user_inputs
     monkeypatch.setattr(ranker, "user_inputs", lambda rows: seen.append(len(rows)) or encode(rows))
@@ -53,7 +53,7 @@ def test_what_is_of_a_user_is_encoded_once_for_all_candidates(shop, tmp_path, en
 
 
 def test_candidates_may_have_histories_that_differ(shop, tmp_path):
-    scorer = loader()(shop.write_model(tmp_path / "model", encoder="transformer"))
+    scorer = loader(unknown="score")(shop.write_model(tmp_path / "model", encoder="transformer"))
     table = shop.rows(12, 4)
     content = shop.request(shop.as_table(table))
     del content["user"]["last"]
@@ -85,7 +85,7 @@ def test_values_that_training_has_not_seen_are_counted_or_refused(shop, scorer, 
     content["candidates"][4]["book"] = 10**9
     (answer,) = ask(scorer, content)
     assert answer["unknown"] == {"reader": 6, "book": 1}
-    strict = RankingScorer(read_model(model_folder), unknown="refuse")
+    strict = RankingScorer(read_model(model_folder))
     with pytest.raises(GatesError, match=r"candidates\[0\]\.reader has a value that training has"):
         ask(strict, content)
     content["user"]["reader"] = table["reader"][0]

@@ -131,7 +131,7 @@ def test_other_sources_and_small_numbers_are_refused(settings, tmp_path):
 
 def test_a_child_that_fails_says_why(settings, tmp_path, monkeypatch):
     code = "import sys; sys.exit(' '.join(sys.argv[1:4]) + ': error: no net HoMME')"
-    monkeypatch.setattr(child_fit, "DIE_WITH_PARENT", code)
+    monkeypatch.setattr(child_fit, "PROGRAM", ("-c", code))
     child = ChildFit(settings | FEED, {"model.net": "HoMME"}, tmp_path, "child")
     assert "net: HoMME" in child.config.read_text()
     line = r"the training of .*child.yaml failed: video fit --config: error: no net HoMME; see"
@@ -145,7 +145,7 @@ def test_a_child_is_killed_with_all_that_it_has_started(settings, tmp_path, monk
         "'import time; time.sleep(60)']); open(sys.argv[4] + '.pid', 'w').write(str(p.pid)); "
         "time.sleep(60)"
     )
-    monkeypatch.setattr(child_fit, "DIE_WITH_PARENT", code)
+    monkeypatch.setattr(child_fit, "PROGRAM", ("-c", code))
     child = ChildFit(settings, {}, tmp_path, "child")
     pid = tmp_path / "child.yaml.pid"
     ended = child.run(lambda: pid.is_file() and pid.read_text() != "")
