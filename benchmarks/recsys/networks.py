@@ -92,7 +92,7 @@ def against_loop(size: str, work: str) -> Comparison:
 def _calls(load: Load, size: Size, work: str) -> tuple[dict[str, Call], Call, Call]:
     """Return HoME by mode, in the present mode, and the loop."""
     kernels = load("core_gates.ops").kernels
-    home = _home(load, size)
+    home = home_of(load, size)
     loop = LoopedHome(home)
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(size.rows, size.inputs, generator=generator)
@@ -109,7 +109,8 @@ def _calls(load: Load, size: Size, work: str) -> tuple[dict[str, Call], Call, Ca
     return calls, plain, _call(loop, v, size.tasks, work)
 
 
-def _home(load: Load, size: Size) -> Any:
+def home_of(load: Load, size: Size) -> Any:
+    """Return a HoME whose feature gates are open."""
     task = load("recsys.schema").Task
     half = size.tasks // 2
     tasks = [task(f"t{t}", category="ab"[t >= half]) for t in range(size.tasks)]

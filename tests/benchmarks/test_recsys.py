@@ -36,7 +36,7 @@ def test_products_are_recorded_with_their_layouts():
 @pytest.mark.parametrize("work", networks.SHARES)
 def test_no_product_of_home_is_missed(work):
     """PyTorch's own counter finds the same work in the forward pass."""
-    home = networks._home(load_head, SMALL)
+    home = networks.home_of(load_head, SMALL)
     v = torch.randn(SMALL.rows, SMALL.inputs, requires_grad=True)
 
     def call():
@@ -55,7 +55,7 @@ def test_no_product_of_home_is_missed(work):
 
 @pytest.mark.parametrize("mode", ["reference", "cpp"])
 def test_the_loop_has_the_same_results(mode):
-    home = networks._home(load_head, SMALL)
+    home = networks.home_of(load_head, SMALL)
     loop = LoopedHome(home)
     number = sum(p.numel() for p in home.parameters())
     assert sum(p.numel() for p in loop.parameters()) == number
