@@ -21,7 +21,8 @@ def comparisons() -> Iterator[Comparison]:
     yield from loader.comparisons()
     for size in networks.SIZES:
         for work in networks.SHARES:
-            yield networks.against_products(size, work)
+            for variant in networks.MODES:
+                yield networks.against_products(size, work, variant)
             yield networks.against_loop(size, work)
     yield from embeddings.comparisons()
     yield from candidates.comparisons()
