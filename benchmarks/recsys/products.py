@@ -106,18 +106,18 @@ def alone(products: list[Product]) -> Callable[[], object]:
     for product in products:
         left, right = factor(product.left, 0), factor(product.right, 1)
         if product.one_dnn:
-            options = None, "none", [], ""
-            function = partial(torch.ops.mkldnn._linear_pointwise, left, right.mT, *options)
+            options: tuple[Any, ...] = (None, "none", [], "")
+            call = partial(torch.ops.mkldnn._linear_pointwise, left, right.mT, *options)
+            calls.append(call)
         else:
             shape = (*product.left.shape[:-1], product.right.shape[-1])
             out = results.setdefault(shape, torch.empty(shape))
             multiply = torch.mm if left.ndim == 2 else torch.bmm
-            function = partial(multiply, left, right, out=out)
-        calls.append(function)
+            calls.append(partial(multiply, left, right, out=out))
 
     def run() -> None:
         with torch.no_grad():
-            for call in calls:
-                call()
+            for one in calls:
+                one()
 
     return run

@@ -6,6 +6,7 @@ PyTorch; only rounding differs.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def products(
         cpp: Whether the op runs in the C++ mode.
     """
     if cpp and _pays(left[0], right[0]):
-        biases = [None] * len(out) if bias is None else bias
+        biases: Sequence[Tensor | None] = [None] * len(out) if bias is None else list(bias)
         for one, other, summand, result in zip(left, right, biases, out, strict=True):
             result.copy_(product(one, other, summand, cpp=True))
     elif bias is None:
