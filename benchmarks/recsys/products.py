@@ -1,6 +1,7 @@
 """The matmuls of a call, recorded while it runs and then run alone: what it must at least take."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,9 @@ _OPERANDS = {
 }
 """Operators that multiply matrices, and the position of the first factor."""
 
+_ONE_DNN = "mkldnn::_linear_pointwise"
+"""Operator of oneDNN, whose factors are the first two arguments, the second one transposed."""
+
 
 class Layout(NamedTuple):
     """Shape and strides of a factor, transposed or not, as the product was called."""
@@ -36,10 +40,17 @@ class Layout(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A matmul of two matrices, or of two batches of matrices."""
+    """A matmul of two matrices, or of two batches of matrices.
+
+    Attributes:
+        left: First factor.
+        right: Second factor.
+        one_dnn: Whether oneDNN computes it.
+    """
 
     left: Layout
     right: Layout
+    one_dnn: bool = False
 
     @property
     def flops(self) -> float:
@@ -61,6 +72,9 @@ class _Recorder(TorchDispatchMode):
         if func in _OPERANDS:
             first = _OPERANDS[func]
             self.products.append(Product(*map(Layout.of, args[first : first + 2])))
+        elif func.name() == _ONE_DNN:
+            left, right = Layout.of(args[0]), Layout.of(args[1].mT)
+            self.products.append(Product(left, right, one_dnn=True))
         return func(*args, **(kwargs or {}))
 
 
@@ -88,16 +102,22 @@ def alone(products: list[Product]) -> Callable[[], object]:
         return memory[layout, side]
 
     results: dict[tuple[int, ...], Tensor] = {}
-    calls = []
+    calls: list[Callable[[], object]] = []
     for product in products:
         left, right = factor(product.left, 0), factor(product.right, 1)
-        shape = (*product.left.shape[:-1], product.right.shape[-1])
-        out = results.setdefault(shape, torch.empty(shape))
-        calls.append((torch.mm if left.ndim == 2 else torch.bmm, left, right, out))
+        if product.one_dnn:
+            options: tuple[Any, ...] = (None, "none", [], "")
+            call = partial(torch.ops.mkldnn._linear_pointwise, left, right.mT, *options)
+            calls.append(call)
+        else:
+            shape = (*product.left.shape[:-1], product.right.shape[-1])
+            out = results.setdefault(shape, torch.empty(shape))
+            multiply = torch.mm if left.ndim == 2 else torch.bmm
+            calls.append(partial(multiply, left, right, out=out))
 
     def run() -> None:
         with torch.no_grad():
-            for multiply, left, right, out in calls:
-                multiply(left, right, out=out)
+            for one in calls:
+                one()
 
     return run

@@ -1,21 +1,30 @@
-"""Ranking: networks against the limits of the machine and against other implementations."""
+"""Ranking: networks, their inputs, scoring, and what watching them costs."""
 
 from collections.abc import Iterator
 
-from benchmarks.recsys import networks
+from benchmarks.recsys import candidates, embeddings, loader, networks, rechub, reports
 from benchmarks.registry import Comparison
 
 TESTS = (
     "tests/core_gates/moe/test_normed_experts.py",
     "tests/core_gates/features/test_low_rank.py",
     "tests/benchmarks/test_recsys.py",
+    "tests/benchmarks/test_rechub.py",
+    "tests/benchmarks/test_recsys_loader.py",
 )
 THREADS = 1
 
 
 def comparisons() -> Iterator[Comparison]:
-    """HoME against its own matmuls and against a loop; all on one CPU thread."""
+    """Training, loading, HoME against its matmuls and a loop, tables, candidates, reports."""
+    yield from rechub.comparisons()
+    yield from loader.comparisons()
     for size in networks.SIZES:
         for work in networks.SHARES:
-            yield networks.against_products(size, work)
+            for variant in networks.MODES:
+                yield networks.against_products(size, work, variant)
             yield networks.against_loop(size, work)
+    yield from embeddings.comparisons()
+    yield from candidates.comparisons()
+    for size in networks.SIZES:
+        yield reports.reported(size)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from core_gates.ops._select import derivatives, use_slices
+from core_gates.ops._products import add_products, product, products
+from core_gates.ops._select import derivatives, use_cpp, use_slices
 
 
 class Stretch(NamedTuple):
@@ -111,17 +112,17 @@ class _Sliced(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stretches: list[Stretch]
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
-        ctx.stretches = stretches
+        ctx.stretches, ctx.cpp = stretches, use_cpp(x, weight, bias)
         number = sum(groups * experts * runs for groups, experts, runs in stretches)
         out = x.new_empty(number, x.shape[1], weight.shape[1])
         parts = zip(_parts(x, weight, bias, stretches), _outputs(out, stretches), strict=True)
         for part, result in parts:
             if part.stretch.experts == 1:
-                _multiply(part.rows, part.weight, part.bias, result)
+                _multiply(part.rows, part.weight, part.bias, result, cpp=ctx.cpp)
                 continue
             grouped = [_grouped(t, part.stretch) for t in (part.weight, part.bias, result)]
             for rows, *group in zip(part.rows, *grouped, strict=True):
-                _multiply(rows.expand(part.stretch.experts, -1, -1), *group)
+                _multiply(rows.expand(part.stretch.experts, -1, -1), *group, cpp=ctx.cpp)
         return out
 
     @staticmethod
@@ -145,31 +146,31 @@ class _Sliced(torch.autograd.Function):
             if bias.shape[1]:
                 torch.sum(outer, 1, out=to.bias)
             if part.stretch.experts == 1:
-                torch.bmm(outer, part.weight, out=to.rows)
-                torch.bmm(outer.mT, part.rows, out=to.weight)
+                products(outer, part.weight, to.rows, cpp=ctx.cpp)
+                products(outer.mT, part.rows, to.weight, cpp=ctx.cpp)
                 continue
             grouped = [_grouped(t, part.stretch) for t in (part.weight, to.weight, outer)]
             for group in zip(part.rows, to.rows, *grouped, strict=True):
-                _backward_of_group(*group)
+                _backward_of_group(*group, cpp=ctx.cpp)
         return of_x, of_weight, of_bias, None
 
 
-def _multiply(rows: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+def _multiply(rows: Tensor, weight: Tensor, bias: Tensor, out: Tensor, *, cpp: bool) -> None:
     """Write the outputs (E, N, F) of experts, each with its rows (E, N, D)."""
-    if bias.shape[1]:
-        torch.baddbmm(bias.unsqueeze(1), rows, weight.mT, out=out)
-    else:
-        torch.bmm(rows, weight.mT, out=out)
+    products(rows, weight.mT, out, bias if bias.shape[1] else None, cpp=cpp)
 
 
 def _backward_of_group(
-    rows: Tensor, to_rows: Tensor, factors: Tensor, to_factors: Tensor, grad: Tensor
+    rows: Tensor, to_rows: Tensor, factors: Tensor, to_factors: Tensor, grad: Tensor, *, cpp: bool
 ) -> None:
     """Write the gradients of the input of a group and of the weights of its experts."""
-    torch.mm(grad[0], factors[0], out=to_rows)
+    if cpp:
+        to_rows.copy_(product(grad[0], factors[0], cpp=True))
+    else:
+        torch.mm(grad[0], factors[0], out=to_rows)
     for left, right in zip(grad[1:], factors[1:], strict=True):
-        to_rows.addmm_(left, right)
-    torch.bmm(grad.mT, rows.expand(len(factors), -1, -1), out=to_factors)
+        add_products(to_rows, left, right, cpp=cpp)
+    products(grad.mT, rows.expand(len(factors), -1, -1), to_factors, cpp=cpp)
 
 
 def _grouped(t: Tensor, stretch: Stretch) -> Tensor:

@@ -47,8 +47,8 @@ def kernels(mode: KernelMode) -> Iterator[None]:
             is never used for float64 or on other devices, where ``triton`` means ``reference``.
             ``cpp`` runs C++ on float32 tensors of the CPU, compiled by the system's compiler at
             the first call; other tensors, and ops without such a kernel, are computed by the
-            definition. Second derivatives exist in ``reference`` mode only, and for stacked
-            experts in float64 only.
+            definition, and matmuls of stacked layers by oneDNN where it is faster. Second
+            derivatives exist in ``reference`` mode only, and for stacked experts in float64 only.
 
     Raises:
         ValueError: ``mode`` is not one of the four.

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.base import load_head
-from benchmarks.recsys import networks
+from benchmarks.recsys import networks, reports
 from benchmarks.recsys.looped import LoopedHome
 from benchmarks.recsys.products import alone, products_of
 from benchmarks.registry import load_suite
@@ -29,14 +29,15 @@ def test_products_are_recorded_with_their_layouts():
     assert forward.left.shape == (5, 3)
     assert (forward.right.shape, forward.right.strides) == ((3, 4), (1, 3))
     assert forward.flops == backward.flops == 2 * 5 * 3 * 4
-    run = alone([forward, backward])
-    assert products_of(run) == [forward, backward]
+    by_one_dnn = forward._replace(one_dnn=True)
+    made = [forward, backward, by_one_dnn] if torch.backends.mkldnn.is_available() else [forward]
+    assert products_of(alone(made)) == made
 
 
 @pytest.mark.parametrize("work", networks.SHARES)
 def test_no_product_of_home_is_missed(work):
     """PyTorch's own counter finds the same work in the forward pass."""
-    home = networks._home(load_head, SMALL)
+    home = networks.home_of(load_head, SMALL)
     v = torch.randn(SMALL.rows, SMALL.inputs, requires_grad=True)
 
     def call():
@@ -55,7 +56,7 @@ def test_no_product_of_home_is_missed(work):
 
 @pytest.mark.parametrize("mode", ["reference", "cpp"])
 def test_the_loop_has_the_same_results(mode):
-    home = networks._home(load_head, SMALL)
+    home = networks.home_of(load_head, SMALL)
     loop = LoopedHome(home)
     number = sum(p.numel() for p in home.parameters())
     assert sum(p.numel() for p in loop.parameters()) == number
@@ -76,3 +77,35 @@ def networks_slope(network: nn.Module, v: torch.Tensor) -> torch.Tensor:
 def test_the_suite_names_what_it_compares():
     names = [comparison.name for comparison in load_suite("recsys").comparisons()]
     assert len(set(names)) == len(names) >= 8
+
+
+def test_a_report_is_made_in_one_step_of_a_hundred(monkeypatch):
+    monkeypatch.setitem(reports.SIZES, "small", SMALL)
+    monkeypatch.setitem(reports.SINGLE_CALLS, "small", 1)
+    comparison = reports.reported("small")
+    assert comparison.mixtures["ExpertReport"] == {"step passed over": 0.99, "step reported": 0.01}
+    calls = comparison.build(load_head)
+    first = calls["step reported"]()
+    assert [layer.name for layer in first.layers] == ["layer 1", "layer 2"]
+    assert calls["step passed over"]() is first
+    assert calls["step reported"]() is not first
+
+
+def test_every_bar_of_the_issue_is_in_the_suite():
+    """Training, loader, own matmuls, grouped, tables, caching, tail, reports."""
+    bars = {
+        (c.op, variant, round(bar, 3))
+        for c in load_suite("recsys").comparisons()
+        for variant, bar in [*c.bars.items(), *c.tails.items()]
+    }
+    assert bars >= {
+        ("rechub", "ours, C++", 0.833),
+        ("home", "HoME", 1.333),
+        ("home", "HoME", 1.25),
+        ("home", "HoME, C++", 0.870),
+        ("home", "HoME, C++", 0.5),
+        ("embedding", "10^7 rows", 1.1),
+        ("candidates", "user part once", 0.769),
+        ("candidates", "HoME", 1.5),
+        ("expert_report", "ExpertReport", 1.05),
+    }

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from core_gates.ops._products import add_products, product, products
 from core_gates.ops.feature_gate.reference import Gradients, runs_of
 from core_gates.ops.feature_gate.steps import Steps
 
@@ -61,7 +62,8 @@ def forward(
 ) -> tuple[Tensor, list[Maps]]:
     """Return what the definition returns, and what its backward pass needs."""
     out = v.new_empty(len(inputs), *v.shape[1:])
-    maps = [_maps(v, mixer, mixer_bias, down, i, inputs, gates) for i in range(len(v))]
+    gate = mixer, mixer_bias, down
+    maps = [_maps(v[i], *gate, runs_of(i, inputs), gates, steps) for i in range(len(v))]
     for x, found in zip(v, maps, strict=True):
         for block in _blocks(found.runs, gates, v, up):
             logits = _logits(found, up, block, steps)
@@ -91,8 +93,8 @@ def backward(
         targets = of_v[i], of_hidden, of_up
         slope = _backward_of_runs(grad, v[i], up, gates, found, targets, steps)
         of_outputs[:, width:] = slope.flatten(0, 1).mT
-        of_weight = of_outputs.mT @ v[i]
-        of_v[i].addmm_(of_outputs, found.weight)
+        of_weight = product(of_outputs.mT, v[i], cpp=steps.cpp)
+        add_products(of_v[i], of_outputs, found.weight, cpp=steps.cpp)
         mine = torch.tensor([gates[j] for j in found.runs])
         of_down.index_add_(0, mine, of_weight[:width].view(sizes[0], *down.shape[1:]))
         of_mixer.index_add_(0, mine, of_weight[width:].view(*sizes[:2], v.shape[2]))
@@ -128,10 +130,11 @@ def _backward_of_runs(
             first=number.start == 0,
         )
         flat, factors = slope.flatten(0, 1), up[block.gates].flatten(0, 1)
-        found = torch.bmm(flat, factors.mT)
+        found = flat.new_empty(*flat.shape[:2], up.shape[2])
+        products(flat, factors.mT, found, cpp=steps.cpp)
         of_hidden[number, :, rows] = found.view(*slope.shape[:3], up.shape[2])
         hidden = maps.hidden[number, :, rows].flatten(0, 1)
-        of_up[block.gates].flatten(0, 1).baddbmm_(hidden.mT, flat)
+        add_products(of_up[block.gates].flatten(0, 1), hidden.mT, flat, cpp=steps.cpp)
     weights, slopes = (maps.mixture / 2).squeeze(-1), 2 * of_mixture.squeeze(-1)
     return weights * (slopes - (weights * slopes).sum(1, keepdim=True))
 
@@ -141,15 +144,14 @@ def _maps(
     mixer: Tensor,
     mixer_bias: Tensor,
     down: Tensor,
-    i: int,
-    inputs: Sequence[int],
+    runs: list[int],
     gates: Sequence[int],
+    steps: Steps,
 ) -> Maps:
-    """Return what the gates that read input i make of it."""
-    runs = runs_of(i, inputs)
+    """Return what the gates of some runs make of their input (N, D)."""
     mine = [gates[j] for j in runs]
     weight = torch.cat([down[mine].flatten(0, 2), mixer[mine].flatten(0, 1)])
-    outputs = v[i] @ weight.mT
+    outputs = product(v, weight.mT, cpp=steps.cpp)
     width = len(mine) * down.shape[1] * down.shape[2]
     hidden = outputs[:, :width].view(len(outputs), len(mine), *down.shape[1:3])
     hidden = hidden.permute(1, 2, 0, 3)
@@ -162,7 +164,8 @@ def _logits(maps: Maps, up: Tensor, block: Block, steps: Steps) -> Tensor:
     """Return the logits of a block (k, L, n, D)."""
     hidden = maps.hidden[block.number, :, block.rows]
     out = steps.memory("logits", (*hidden.shape[:3], up.shape[3]), up)
-    torch.bmm(hidden.flatten(0, 1), up[block.gates].flatten(0, 1), out=out.flatten(0, 1))
+    factors = up[block.gates].flatten(0, 1)
+    products(hidden.flatten(0, 1), factors, out.flatten(0, 1), cpp=steps.cpp)
     return out
 
 

@@ -16,6 +16,8 @@ ROWS = 64
 class NativeSteps(Steps):
     """The steps in C++: every value is read and written once."""
 
+    cpp = True
+
     def open(self, logits: Tensor, mixture: Tensor, v: Tensor, out: Tensor) -> None:
         """Write the rescaled inputs of the runs, as :meth:`Steps.open` does."""
         tensors = [logits, *_parts(mixture), v, out]

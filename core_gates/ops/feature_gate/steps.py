@@ -13,7 +13,13 @@ _aten: Any = torch.ops.aten
 
 
 class Steps:
-    """The steps by kernels of PyTorch, with memory that blocks take one after the other."""
+    """The steps by kernels of PyTorch, with memory that blocks take one after the other.
+
+    Attributes:
+        cpp: Whether these are those of the C++ mode.
+    """
+
+    cpp = False
 
     def __init__(self) -> None:
         self._memory: dict[str, Tensor] = {}
