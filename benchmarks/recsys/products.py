@@ -71,7 +71,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         if func in _OPERANDS:
             first = _OPERANDS[func]
-            self.products.append(Product(*map(Layout.of, args[first : first + 2])))
+            self.products.append(Product(Layout.of(args[first]), Layout.of(args[first + 1])))
         elif func.name() == _ONE_DNN:
             left, right = Layout.of(args[0]), Layout.of(args[1].mT)
             self.products.append(Product(left, right, one_dnn=True))

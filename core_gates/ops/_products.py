@@ -22,7 +22,8 @@ _ops: Any = torch.ops
 @functools.cache
 def is_faster() -> bool:
     """Return whether oneDNN is the faster library on this processor."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+    libraries: Any = torch.backends
+    if not (libraries.mkl.is_available() and libraries.mkldnn.is_available()):
         return False
     if not hasattr(_ops.mkldnn, "_linear_pointwise") or not Path("/proc/cpuinfo").is_file():
         return False
