@@ -60,7 +60,8 @@ class Batch(NamedTuple):
 
     def replace(self, **columns: Any) -> "Batch":
         """Return the batch with other columns; ``_replace`` fails, since ``len`` counts rows."""
-        return Batch(**(dict(zip(self._fields, self, strict=True)) | columns))
+        known: dict[str, Any] = dict(zip(self._fields, self, strict=True))
+        return Batch(**(known | columns))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         sparse, dense, labels, mask, weight, user = map(change, self.plain())

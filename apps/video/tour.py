@@ -114,7 +114,8 @@ def _real(folder: Path) -> Trained:
     }
     made = _trained("explicit", METHODS, changes, folder)
     trees = baseline({"kind": TREES, "max_iter": 100}, made.data.transform)
-    made.found[TREES] = trees.fit(made.data.batch("train")).predict(made.data.batch("test"))
+    rows = made.data.batch("train"), made.data.batch("validation")
+    made.found[TREES] = trees.fit(*rows).predict(made.data.batch("test"))
     return made
 
 
@@ -152,7 +153,8 @@ def _add_bounds(trained: Trained) -> None:
     """Add what the duration alone predicts, and the true probabilities."""
     data = trained.data
     one = baseline({"kind": "one_column", "column": "duration_ms"}, data.transform)
-    trained.found[DURATION] = one.fit(data.batch("train")).predict(data.batch("test"))
+    rows = data.batch("train"), data.batch("validation")
+    trained.found[DURATION] = one.fit(*rows).predict(data.batch("test"))
     columns = [f"{TRUTH}{task}" for task in data.schema.task_names]
     trained.found[ORACLE] = data.table("test").select(columns).to_numpy()
 

@@ -87,7 +87,8 @@ def baseline_of(settings: Mapping[str, Any], transform: FeatureTransform) -> Pre
 
 
 def _fitted(piece: Piece, data: TableDataModule, part: Any) -> Probabilities:
-    predictor = baseline_of(piece.settings, data.transform).fit(data.batch("train"))
+    predictor = baseline_of(piece.settings, data.transform)
+    predictor.fit(data.batch("train"), data.batch("validation"))
     return predictor.predict(data.batch(part))
 
 

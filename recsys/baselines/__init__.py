@@ -1,12 +1,13 @@
-"""What a network must beat: base rates, one column, biases of users and items, boosted trees."""
+"""What a network must beat: base rates, one column, biases, factorization, boosted trees."""
 
 from recsys.baselines.base_rates import BaseRates
 from recsys.baselines.biases import Biases
+from recsys.baselines.factorization import Factorization
 from recsys.baselines.one_column import OneColumn
 from recsys.baselines.predictor import Predictor
 from recsys.baselines.trees import Trees
 
-__all__ = ["KINDS", "BaseRates", "Biases", "OneColumn", "Predictor", "Trees"]
+__all__ = ["KINDS", "BaseRates", "Biases", "Factorization", "OneColumn", "Predictor", "Trees"]
 
-KINDS = ("base_rates", "one_column", "biases", "trees")
+KINDS = ("base_rates", "one_column", "biases", "factorization", "trees")
 """Names of the baselines in configurations."""

@@ -12,7 +12,7 @@ from recsys.batch import Batch
 class BaseRates:
     """Predict the rate of each task in the training rows."""
 
-    def fit(self, rows: Batch) -> Self:
+    def fit(self, rows: Batch, validation: Batch) -> Self:  # noqa: ARG002
         """Count."""
         self.rates = rates(rows)
         return self

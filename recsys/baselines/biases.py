@@ -26,7 +26,7 @@ class Biases:
     ) -> None:
         self.columns, self.sizes, self.penalty = tuple(columns), tuple(sizes), penalty
 
-    def fit(self, rows: Batch) -> Self:
+    def fit(self, rows: Batch, validation: Batch) -> Self:  # noqa: ARG002
         """Fit each task to the rows where it counts."""
         inputs, self.rates = self._one_hot(rows), rates(rows)
         self.models: list[LogisticRegression | None] = []

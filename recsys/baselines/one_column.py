@@ -23,7 +23,7 @@ class OneColumn:
     def __init__(self, column: int, *, bins: int = 50, prior: float = 20.0) -> None:
         self.column, self.bins, self.prior = column, bins, prior
 
-    def fit(self, rows: Batch) -> Self:
+    def fit(self, rows: Batch, validation: Batch) -> Self:  # noqa: ARG002
         """Count in bins."""
         values = rows.dense[:, self.column].double().numpy()
         self.edges = np.unique(np.quantile(values, np.linspace(0, 1, self.bins + 1)[1:-1]))

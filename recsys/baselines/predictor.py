@@ -11,8 +11,13 @@ from recsys.batch import Batch
 class Predictor(Protocol):
     """A baseline: it sees the encoded rows that networks see, and nothing else."""
 
-    def fit(self, rows: Batch) -> Self:
-        """Learn from training rows; a task without both labels there is predicted by its rate."""
+    def fit(self, rows: Batch, validation: Batch) -> Self:
+        """Learn from training rows; a task without both labels there is predicted by its rate.
+
+        Args:
+            rows: Training rows.
+            validation: Rows by which training may stop, as it does for networks.
+        """
 
     def predict(self, rows: Batch) -> NDArray[np.float64]:
         """Return probabilities (N, T)."""

@@ -22,9 +22,9 @@ class Trees:
         sparse: Places of the columns among the sparse inputs; all if None.
         learning_rate: Shrinkage.
         max_leaf_nodes: Leaves of a tree.
-        max_iter: Trees at most; fewer where the score of a held-out tenth no longer improves.
+        max_iter: Trees at most; fewer where the validation loss no longer improves.
         l2: Penalty of leaves.
-        seed: Of the held-out tenth.
+        seed: Of the features that the bins are drawn from.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Trees:
         *,
         learning_rate: float = 0.05,
         max_leaf_nodes: int = 31,
-        max_iter: int = 300,
+        max_iter: int = 1000,
         l2: float = 1.0,
         seed: int = 0,
     ) -> None:
@@ -41,25 +41,32 @@ class Trees:
         self.options: dict[str, Any] = {
             "learning_rate": learning_rate, "max_leaf_nodes": max_leaf_nodes,
             "max_iter": max_iter, "l2_regularization": l2, "random_state": seed,
-            "early_stopping": True, "validation_fraction": 0.1, "n_iter_no_change": 15,
+            "early_stopping": True, "n_iter_no_change": 15,
         }  # fmt: skip
 
-    def fit(self, rows: Batch) -> Self:
-        """Fit each task to the rows where it counts."""
-        inputs, self.rates = self._inputs(rows), rates(rows)
+    def fit(self, rows: Batch, validation: Batch) -> Self:
+        """Fit each task to the rows where it counts; validation rows stop it."""
+        inputs, held, self.rates = self._inputs(rows), self._inputs(validation), rates(rows)
         categories = [
             c for c in range(self._width(rows)) if inputs[:, c].max(initial=0) < CATEGORIES
         ]
         self.models: list[HistGradientBoostingClassifier | None] = []
         for task in range(rows.labels.shape[1]):
-            counts = rows.mask[:, task].numpy()
+            counts, seen = rows.mask[:, task].numpy(), validation.mask[:, task].numpy()
             labels = rows.labels[:, task].numpy()[counts]
             model = None
             if min(labels.sum(), len(labels) - labels.sum()) >= 10:
                 model = HistGradientBoostingClassifier(
                     categorical_features=categories or None, **self.options
                 )
-                model.fit(inputs[counts], labels, sample_weight=rows.weight.numpy()[counts])
+                model.fit(
+                    inputs[counts],
+                    labels,
+                    sample_weight=rows.weight.numpy()[counts],
+                    X_val=held[seen],
+                    y_val=validation.labels[:, task].numpy()[seen],
+                    sample_weight_val=validation.weight.numpy()[seen],
+                )
             self.models.append(model)
         return self
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError, check_option
 from harness.evidence import Scores
-from recsys.baselines import KINDS, BaseRates, Biases, OneColumn, Predictor, Trees
+from recsys.baselines import KINDS, BaseRates, Biases, Factorization, OneColumn, Predictor, Trees
 from recsys.batch import Batch
 from recsys.metrics import auc
 from recsys.metrics.resampled import summed_log_loss, task_scores
@@ -92,6 +92,14 @@ def _baseline(kind: str, rest: dict[str, Any], transform: FeatureTransform) -> P
         places = [_place(name, sparse) for name in names]
         sizes = [transform.sizes[transform.sparse_tables[name]] for name in names]
         return Biases(places, sizes, **rest)
+    if kind == "factorization":
+        tables = transform.sparse_tables
+        sides = {f.name: f.side for f in transform.schema.sparse}
+        user, item = (
+            [k for k, name in enumerate(sparse) if sides.get(name) == side]
+            for side in ("user", "item")
+        )
+        return Factorization([transform.sizes[tables[n]] for n in sparse], user, item, **rest)
     names = rest.pop("columns", None)
     return Trees(None if names is None else [_place(name, sparse) for name in names], **rest)
 

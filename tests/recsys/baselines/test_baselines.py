@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from recsys.baselines import BaseRates, Biases, OneColumn, Trees
+from recsys.baselines import BaseRates, Biases, Factorization, OneColumn, Trees
 
 N = 4000
 
@@ -29,43 +29,81 @@ def log_loss(p, y):
     return -(y * np.log(p) + (1 - y) * np.log1p(-p)).mean(0)
 
 
+FIELDS = (22, 22), (0,), (1,)
+
+
 def test_base_rates_are_those_of_the_rows_that_count(rows_of):
     mask = torch.tensor([[True], [True], [False], [True]])
     rows = rows_of([[1], [0], [1], [0]], mask=mask, weight=torch.tensor([2.0, 1, 1, 3]))
-    found = BaseRates().fit(rows).predict(rows)
+    found = BaseRates().fit(rows, rows).predict(rows)
     assert found.shape == (4, 1)
     assert found[0, 0] == pytest.approx((2 + 0.5) / (6 + 1))
 
 
 @pytest.mark.parametrize(
     ("baseline", "task"),
-    [(OneColumn(0), 0), (Biases((0, 1), (22, 22)), 1), (Trees(), 0), (Trees(), 1)],
-    ids=["one column", "biases", "trees, dense", "trees, sparse"],
+    [
+        (OneColumn(0), 0),
+        (Biases((0, 1), (22, 22)), 1),
+        (Trees(), 0),
+        (Trees(), 1),
+        (Factorization(*FIELDS, batch_size=128, epochs=40), 0),
+        (Factorization(*FIELDS, batch_size=128, epochs=40), 1),
+    ],
+    ids=["one column", "biases", "trees, dense", "trees, sparse", "fm, dense", "fm, sparse"],
 )
 def test_a_baseline_learns_what_it_sees(baseline, task, world):
     rows, truth = world
     train, test = halves(rows)
-    found = baseline.fit(train).predict(test)
+    found = baseline.fit(train, test.take(slice(0, 500))).predict(test)
     labels = test.labels.double().numpy()
     auc = roc_auc_score(labels[:, task], found[:, task])
     oracle = roc_auc_score(labels[:, task], truth[N // 2 :, task])
     assert auc > oracle - 0.03
-    constant = BaseRates().fit(train).predict(test)
+    constant = BaseRates().fit(train, test.take(slice(0, 500))).predict(test)
     assert log_loss(found, labels)[task] < log_loss(constant, labels)[task] - 0.05
 
 
 def test_what_a_baseline_does_not_see_it_does_not_know(world):
     rows, _ = world
     train, test = halves(rows)
-    found = OneColumn(0).fit(train).predict(test)
+    found = OneColumn(0).fit(train, test.take(slice(0, 500))).predict(test)
     assert roc_auc_score(test.labels[:, 1], found[:, 1]) < 0.56
 
 
-@pytest.mark.parametrize("baseline", [OneColumn(0), Biases((0,), (3,)), Trees()])
+@pytest.mark.parametrize(
+    "baseline", [OneColumn(0), Biases((0,), (3,)), Trees(), Factorization((3,), (0,), (0,))]
+)
 def test_a_task_with_a_single_class_is_predicted_by_its_rate(baseline, rows_of):
     g = torch.Generator().manual_seed(1)
     sparse, dense = torch.randint(0, 3, (100, 1), generator=g), torch.randn(100, 1, generator=g)
     rows = rows_of(torch.zeros(100, 1), sparse=sparse, dense=dense)
-    found = baseline.fit(rows).predict(rows)
+    found = baseline.fit(rows, rows).predict(rows)
     assert np.isfinite(found).all()
     assert ((found > 0) & (found < 0.02)).all()
+
+
+def test_factors_find_what_biases_cannot(rows_of):
+    """The sign of a label is a product of user and item, without a mean of either."""
+    g = torch.Generator().manual_seed(2)
+    user, item = torch.randn(30, 2, generator=g), torch.randn(40, 2, generator=g)
+    sparse = torch.stack([torch.randint(k, (6000,), generator=g) for k in (30, 40)], 1)
+    logits = 3 * (user[sparse[:, 0]] * item[sparse[:, 1]]).sum(1, keepdim=True)
+    rows = rows_of(torch.bernoulli(logits.sigmoid(), generator=g), sparse=sparse)
+    train, held, test = (rows.take(slice(k, k + 2000)) for k in (0, 2000, 4000))
+    labels = test.labels.numpy()[:, 0]
+    made = Factorization((30, 40), (0,), (1,), dim=4, learning_rate=0.05, epochs=40, batch_size=256)
+    found = roc_auc_score(labels, made.fit(train, held).predict(test)[:, 0])
+    biases = roc_auc_score(labels, Biases((0, 1), (30, 40)).fit(train, held).predict(test)[:, 0])
+    assert found > 0.85 > 0.7 > biases
+    again = made.fit(train, held).predict(test)[:, 0]
+    assert roc_auc_score(labels, again) == found  # its seed decides, not the process
+
+
+def test_more_trees_than_the_validation_rows_want_are_not_grown(world):
+    rows, _ = world
+    train, test = halves(rows)
+    made = Trees(max_iter=400).fit(train, test)
+    assert all(model.n_iter_ < 400 for model in made.models)
+    scores = [-model.validation_score_ for model in made.models]
+    assert all(np.argmin(one) >= len(one) - 16 for one in scores)

@@ -107,7 +107,7 @@ def test_baselines_go_by_name(data, kind):
     cls, options = KINDS[kind]
     made = baseline({"kind": kind, **options}, data.transform)
     assert type(made) is cls
-    found = made.fit(data.batch("train")).predict(data.batch("test"))
+    found = made.fit(data.batch("train"), data.batch("validation")).predict(data.batch("test"))
     assert found.shape == (60, 2)
     assert ((found > 0) & (found < 1)).all()
 
@@ -127,7 +127,7 @@ def test_columns_of_baselines_are_those_of_the_table(data):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "kind of a baseline is ''; choose one of base_rates, one_column, biases, trees"),
+        ({}, "kind of a baseline is ''; choose one of base_rates, .*, factorization, trees"),
         ({"kind": "tree"}, "kind of a baseline is 'tree'"),
         ({"kind": "one_column"}, "column of a baseline is ''; choose one of x, y"),
         ({"kind": "one_column", "column": "a"}, "column of a baseline is 'a'; choose one of x, y"),
