@@ -22,6 +22,8 @@ from apps.video.training import (
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row, Scores, compare
 from harness.experiment import Arrays, Choice, Job, Piece, Run
+from harness.experiment.record import Record
+from harness.experiment.ship import ROUNDED
 from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.data.digest import table_digest
@@ -95,6 +97,7 @@ class Comparison:
         self.seeds = tuple(dict.fromkeys(seeds))
         self.exact_auc, self.averaged = exact_auc, averaged
         self._known: dict[str, TableDataModule] = {}
+        self._notes: dict[str, None] = {}
         names = [*contest.entries, *contest.baselines]
         if strangers := [name for name in run.only if name not in names]:
             raise GatesError(f"--only names {strangers[0]!r}; known are {', '.join(names)}")
@@ -171,7 +174,9 @@ class Comparison:
         for pieces in _on_every_fold(self.networks(chosen)):
             for piece in pieces:
                 data = self.data_of(piece.settings)
-                weights = store.load(piece, tested=[table_digest(data.table("test"))[:12]])
+                tested = [table_digest(data.table("test"))[:12]]
+                weights = store.load(piece, tested=tested)
+                self._observe(store.record(piece), data)
                 one = probabilities(ranker_of(piece, weights, data), data.batch("test"))
                 found.setdefault(piece.method, {}).setdefault(piece.seed, []).append(one)
         pooled = {m: [np.concatenate(p) for p in s.values()] for m, s in found.items()}
@@ -265,7 +270,7 @@ class Comparison:
                 *dict.fromkeys(row.metric for row in sliced),
                 *further.shown,
             ),
-            notes=[*data.notes, *further.notes],
+            notes=[*data.notes, *further.notes, *self._notes],
             **facts,
         )
 
@@ -276,6 +281,16 @@ class Comparison:
     def tasks(self) -> tuple[str, ...]:
         """Return the names of the tasks."""
         return self.data(self.folds[0]).schema.task_names
+
+    def _observe(self, record: Record, data: TableDataModule) -> None:
+        """Note what a reader of the scores must know of the weights that are scored."""
+        if rounded := record.facts.get(ROUNDED):
+            self._notes[f"networks are scored as they ship, rounded to {rounded}"] = None
+        if set(record.objects) != set(data.training_objects()):
+            self._notes[
+                "networks were trained on rows with another hash than those here: what reads or "
+                "simulates them has changed, or rounds otherwise on this processor"
+            ] = None
 
     def _check_settings(self) -> None:
         """Refuse settings that do not exist before anything is trained."""

@@ -60,6 +60,9 @@ class Figures:
         return {name: math.nan if value is None else value for name, value in found.items()}
 
 
+NORMALIZATION = ("norm", "running_")
+"""Parts of names of what belongs to a normalization."""
+
 SCALES = " scales"
 """Suffix of the scales of a matrix that is stored in 8 bits."""
 
@@ -134,11 +137,13 @@ def in_8_bits(result: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return arrays with rows of 8-bit integers and a scale per row in place of matrices.
 
     A value is off by at most 1/254 of the largest of its row. Vectors and integers stay as they
-    are; :class:`Arrays` stores both and restores float32.
+    are, and so do the parameters and statistics of normalizations, where a small variance must not
+    become 0; :class:`Arrays` stores all and restores float32.
     """
     made: dict[str, Tensor] = {}
     for name, value in result.items():
-        if value.ndim < 2 or not value.is_floating_point():
+        exact = any(word in name for word in NORMALIZATION)
+        if value.ndim < 2 or exact or not value.is_floating_point():
             made[name] = value
             continue
         scales = value.float().abs().amax(-1).clamp(min=1e-12) / 127

@@ -17,6 +17,8 @@ from harness.experiment.record import RECORD, read_record
 from harness.files import replacing
 
 NEVER = ("trials",)  # the choice holds them
+ROUNDED = "rounded"
+"""Fact of a record: the types to which the tensors beside it were rounded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,6 +103,9 @@ def ship(
                 arrays = Arrays()
                 result = cast(arrays.load(temporary), dtype)
                 arrays.save(temporary, in_8_bits(result) if int8 else result)
+                types = ("int8",) * int8 + (str(dtype).removeprefix("torch."),) * bool(dtype)
+                facts = {**record.facts, ROUNDED: ", ".join(types)}
+                record._replace(facts=facts).write(temporary)
         shipped.append(target)
     if not shipped:
         raise GatesError(

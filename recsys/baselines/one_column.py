@@ -1,5 +1,6 @@
-"""The rates of all tasks as a function of a single column."""
+"""The rate of each task as a function of a single column."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -15,30 +16,49 @@ class OneColumn:
     Rates are those of quantile bins, shrunk towards the rate of all rows.
 
     Args:
-        column: Place of the column among the dense inputs.
+        column: Place of the column among the dense inputs; or a place for each task.
         bins: Number of quantile bins.
         prior: Rows with the overall rate that are added to each bin.
     """
 
-    def __init__(self, column: int, *, bins: int = 50, prior: float = 20.0) -> None:
-        self.column, self.bins, self.prior = column, bins, prior
+    def __init__(self, column: int | Sequence[int], *, bins: int = 50, prior: float = 20.0) -> None:
+        self.column = column if isinstance(column, int) else tuple(column)
+        self.bins, self.prior = bins, prior
 
     def fit(self, rows: Batch, validation: Batch) -> Self:  # noqa: ARG002
-        """Count in bins."""
-        values = rows.dense[:, self.column].double().numpy()
-        self.edges = np.unique(np.quantile(values, np.linspace(0, 1, self.bins + 1)[1:-1]))
-        bins = np.searchsorted(self.edges, values, side="right")
+        """Count in bins.
+
+        Raises:
+            ValueError: There is not one column for each task.
+        """
         weight = rows.weight.double().unsqueeze(1).numpy() * rows.mask.numpy()
         positives = weight * rows.labels.double().numpy()
-        shape = (len(self.edges) + 1, weight.shape[1])
-        counts, sums = np.zeros(shape), np.zeros(shape)
-        np.add.at(counts, bins, weight)
-        np.add.at(sums, bins, positives)
-        self.table = (sums + self.prior * rates(rows)) / (counts + self.prior)
+        columns, base = self._columns(rows), rates(rows)
+        steps = np.linspace(0, 1, self.bins + 1)[1:-1]
+        self.edges, self.tables = [], []
+        for task, values in enumerate(columns):
+            edges = np.unique(np.quantile(values, steps))
+            bins = np.searchsorted(edges, values, side="right")
+            counts = np.bincount(bins, weight[:, task], len(edges) + 1)
+            sums = np.bincount(bins, positives[:, task], len(edges) + 1)
+            self.edges.append(edges)
+            self.tables.append((sums + self.prior * base[task]) / (counts + self.prior))
         return self
 
     def predict(self, rows: Batch) -> NDArray[np.float64]:
         """Return the rates of the bins of the rows (N, T)."""
-        values = rows.dense[:, self.column].double().numpy()
-        found: NDArray[np.float64] = self.table[np.searchsorted(self.edges, values, side="right")]
-        return found
+        found = [
+            table[np.searchsorted(edges, values, side="right")]
+            for edges, table, values in zip(
+                self.edges, self.tables, self._columns(rows), strict=True
+            )
+        ]
+        return np.stack(found, 1)
+
+    def _columns(self, rows: Batch) -> list[NDArray[np.float64]]:
+        """Return the values (N,) that each task goes by."""
+        tasks = rows.labels.shape[1]
+        places = (self.column,) * tasks if isinstance(self.column, int) else self.column
+        if len(places) != tasks:
+            raise ValueError(f"{len(places)} columns for {tasks} tasks, expected one for each")
+        return [rows.dense[:, place].double().numpy() for place in places]

@@ -66,7 +66,8 @@ def baseline(options: Mapping[str, Any], transform: FeatureTransform) -> Predict
     """Return an unfitted baseline.
 
     Args:
-        options: Its ``kind``, ``column`` or ``columns`` by name, and further arguments.
+        options: Its ``kind``, ``column`` (one, or a mapping from task to column) or ``columns`` by
+            name, and further arguments.
         transform: Which knows the places of columns.
 
     Raises:
@@ -86,7 +87,12 @@ def _baseline(kind: str, rest: dict[str, Any], transform: FeatureTransform) -> P
     if kind == "base_rates":
         return BaseRates(**rest)
     if kind == "one_column":
-        return OneColumn(_place(rest.pop("column", ""), dense), **rest)
+        column, tasks = rest.pop("column", ""), transform.schema.task_names
+        if isinstance(column, Mapping):
+            if strangers := sorted(set(column) ^ set(tasks)):
+                raise ValueError(f"column must name one for each task, see {strangers[0]!r}")
+            return OneColumn([_place(column[task], dense) for task in tasks], **rest)
+        return OneColumn(_place(column, dense), **rest)
     if kind == "biases":
         names = rest.pop("columns", sparse)
         places = [_place(name, sparse) for name in names]

@@ -307,6 +307,23 @@ def test_weights_that_saw_the_test_rows_are_refused(table, tmp_path):
         found.predictions({})
 
 
+def test_what_a_reader_must_know_of_weights_is_noted(done, tmp_path):
+    def notes():
+        return " ".join(read_scores(folder / "scores.json", "video").notes)
+
+    folder = copied(done, tmp_path)
+    assert "rounded" not in notes()
+    assert "another hash" not in notes()
+    for path in folder.glob("weights/*/record.json"):
+        record = json.loads(path.read_text())
+        record["facts"]["rounded"] = "int8"
+        record["objects"] = ["0" * 12]
+        path.write_text(json.dumps(record))
+    comparison(folder).finish(CLAIMS)
+    assert "rounded to int8" in notes()
+    assert "trained on rows with another hash" in notes()
+
+
 def test_claims_about_no_method_are_refused_before_anything_is_made(tmp_path):
     found = comparison(tmp_path / "none")
     with pytest.raises(GatesError, match="claims name 'ple', not a method; known are home"):

@@ -435,6 +435,7 @@ def test_matrices_in_8_bits_are_restored_within_the_bound_of_their_row(tmp_path)
         "bias": torch.randn(4),
         "zero": torch.zeros(2, 3),
         "count": torch.arange(6).view(2, 3),
+        "norms.0.running_var": torch.tensor([[1e3, 1e-6]]),
     }
     Arrays().save(tmp_path, in_8_bits(made))
     found = Arrays().load(tmp_path)
@@ -446,6 +447,7 @@ def test_matrices_in_8_bits_are_restored_within_the_bound_of_their_row(tmp_path)
     assert (found["table"] != made["table"]).any()
     assert torch.equal(found["bias"], made["bias"])
     assert torch.equal(found["count"], made["count"])
+    assert torch.equal(found["norms.0.running_var"], made["norms.0.running_var"])
 
 
 def test_some_methods_ship_in_8_bits(run, tmp_path):
@@ -457,3 +459,7 @@ def test_some_methods_ship_in_8_bits(run, tmp_path):
     (folder,) = package.glob("weights/*/weights/*")
     assert folder.name == "b-s0"
     assert "w scales" in load_file(folder / Arrays.FILE)
+    shipped = read_record(folder)
+    assert shipped.facts["rounded"] == "int8"
+    assert shipped.fingerprint == store.record(run.piece("b", 0)).fingerprint
+    assert "rounded" not in store.record(run.piece("b", 0)).facts

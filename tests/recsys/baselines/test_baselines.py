@@ -64,6 +64,17 @@ def test_a_baseline_learns_what_it_sees(baseline, task, world):
     assert log_loss(found, labels)[task] < log_loss(constant, labels)[task] - 0.05
 
 
+def test_each_task_may_have_its_column(rows_of):
+    dense = torch.randn(2000, 2, generator=torch.Generator().manual_seed(3))
+    rows = rows_of((dense > 0).float(), dense=dense)
+    both = OneColumn((0, 1)).fit(rows, rows).predict(rows)
+    assert [roc_auc_score(rows.labels[:, k], both[:, k]) > 0.99 for k in (0, 1)] == [True, True]
+    swapped = OneColumn((1, 0)).fit(rows, rows).predict(rows)
+    assert all(abs(roc_auc_score(rows.labels[:, k], swapped[:, k]) - 0.5) < 0.1 for k in (0, 1))
+    with pytest.raises(ValueError, match="1 columns for 2 tasks"):
+        OneColumn((0,)).fit(rows, rows)
+
+
 def test_what_a_baseline_does_not_see_it_does_not_know(world):
     rows, _ = world
     train, test = halves(rows)

@@ -131,6 +131,7 @@ def test_columns_of_baselines_are_those_of_the_table(data):
         ({"kind": "tree"}, "kind of a baseline is 'tree'"),
         ({"kind": "one_column"}, "column of a baseline is ''; choose one of x, y"),
         ({"kind": "one_column", "column": "a"}, "column of a baseline is 'a'; choose one of x, y"),
+        ({"kind": "one_column", "column": {"a": "x"}}, "must name one for each task, see 'a'"),
         ({"kind": "biases", "columns": ["x"]}, "column of a baseline is 'x'; choose one of a, b"),
         ({"kind": "trees", "columns": ["c"]}, "column of a baseline is 'c'"),
         ({"kind": "base_rates", "prior": 3}, "baseline base_rates: .*argument"),
