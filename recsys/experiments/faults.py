@@ -36,7 +36,7 @@ def report_of(ranker: Ranker, rows: Batch) -> ExpertReport:
 
 
 def fault_rows(reports: Mapping[str, Sequence[ExpertReport]]) -> list[Row]:
-    """Return the figures of every method: their mean over seeds, and the range of seeds.
+    """Return the figures of every method: their median over seeds, and the range of seeds.
 
     Args:
         reports: Method -> one report for each seed; methods without experts have no row.
@@ -49,7 +49,7 @@ def fault_rows(reports: Mapping[str, Sequence[ExpertReport]]) -> list[Row]:
             if values:
                 low, high = min(values), max(values)
                 rows.append(
-                    Row(method, TASK, figure, float(np.mean(values)), low, high, len(values))
+                    Row(method, TASK, figure, float(np.median(values)), low, high, len(values))
                 )
     return rows
 

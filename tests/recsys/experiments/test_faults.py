@@ -42,13 +42,13 @@ def bars_of(collapsed=(), healthy=()):
     }
 
 
-def test_rows_are_means_and_ranges_over_seeds():
-    rows = fault_rows({"home": [report(gate=0.6), report(gate=0.9)], "single": [ExpertReport(
+def test_rows_are_medians_and_ranges_over_seeds():
+    rows = fault_rows({"home": [report(gate=0.6), report(gate=0.9), report(gate=0.65)], "single": [ExpertReport(
         (), TASKS, (50, 5), 100)]})  # fmt: skip
     assert {row.method for row in rows} == {"home"}
     found = {row.metric: row for row in rows}
     weight = found["task_gate_weight_max"]
-    assert (weight.value, weight.low, weight.high, weight.n) == (pytest.approx(0.75), 0.6, 0.9, 2)
+    assert (weight.value, weight.low, weight.high, weight.n) == (0.65, 0.6, 0.9, 3)
     assert found["scale_ratio"].value == 1
     assert {row.task for row in rows} == {"experts"}
 
