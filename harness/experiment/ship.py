@@ -18,7 +18,7 @@ from harness.files import replacing
 
 NEVER = ("trials",)  # the choice holds them
 ROUNDED = "rounded"
-"""Fact of a record: the types to which the tensors beside it were rounded."""
+"""Fact of a record: the types to which its tensors were rounded."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
