@@ -43,8 +43,8 @@ def bars_of(collapsed=(), healthy=()):
 
 
 def test_rows_are_medians_and_ranges_over_seeds():
-    rows = fault_rows({"home": [report(gate=0.6), report(gate=0.9), report(gate=0.65)], "single": [ExpertReport(
-        (), TASKS, (50, 5), 100)]})  # fmt: skip
+    seeds = [report(gate=gate) for gate in (0.6, 0.9, 0.65)]
+    rows = fault_rows({"home": seeds, "single": [ExpertReport((), TASKS, (50, 5), 100)]})
     assert {row.method for row in rows} == {"home"}
     found = {row.metric: row for row in rows}
     weight = found["task_gate_weight_max"]
