@@ -5,6 +5,7 @@ N rows, T tasks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -36,8 +37,8 @@ from recsys.metrics.slices import counts_of
 from recsys.module import MultiTaskModule
 from recsys.transform import FeatureTransform
 
-PROGRESSIVE, ONCE, RETRAINED = "progressive", "once", "retrained"
-METHODS = (PROGRESSIVE, ONCE, RETRAINED)
+PROGRESSIVE, ONCE, LONGER, RETRAINED = "progressive", "once", "longer", "retrained"
+METHODS = (PROGRESSIVE, ONCE, LONGER, RETRAINED)
 STATES = "states"
 RESAMPLES = 1000
 DAY = "day"
@@ -82,12 +83,13 @@ class ProgressiveStudy(Study):
 
     ``once`` is trained on the days before the first test day. ``progressive`` begins as ``once``;
     every day its vocabularies and tables get rows for new values and it makes a few passes over the
-    rows of the day, its optimizers continuing where they were. ``retrained`` is trained from
-    scratch every day, on all rows before it.
+    rows of the day, its optimizers continuing where they were. ``longer`` is ``once`` with as many
+    steps as ``progressive`` has made at the end, so that freshness is told from training longer.
+    ``retrained`` is trained from scratch every day, on all rows before it.
 
     Args:
         day: Column of the day, a whole number that grows with time.
-        epochs: Passes of ``once`` and ``retrained``.
+        epochs: Passes of ``once`` and ``retrained``, and of ``progressive`` before the first day.
         daily_epochs: Passes of ``progressive`` over the rows of a day.
 
     Raises:
@@ -112,8 +114,11 @@ class ProgressiveStudy(Study):
         found = {m: [_predicted(s, days, run.settings) for s in own] for m, own in states.items()}
         rows = score(found | _oracle(days), days) if found else []
         gaps = {r.method: r for r in rows if r.versus == PROGRESSIVE and r.task == "test"}
-        name = f"{SUMMED} of {ONCE} − {PROGRESSIVE}, lower end"
-        bars = [Bar(name, gaps[ONCE].low, ">=", 0.0)] if ONCE in gaps else []
+        bars = [
+            Bar(f"{SUMMED} of {method} − {PROGRESSIVE}, lower end", gaps[method].low, ">=", 0.0)
+            for method in (ONCE, LONGER)
+            if method in gaps
+        ]
         losses = {
             r.method: r.value for r in rows if (r.task, r.metric, r.versus) == ("test", SUMMED, "")
         }
@@ -137,14 +142,18 @@ class ProgressiveStudy(Study):
         """Return of each method and seed the state that every test day is predicted by."""
         store, order = run.store(STATES, States()), list(days.days)
         passes: dict[str, Any] = {"study.day": self.day, "study.epochs": self.epochs}
+        further = self.daily_epochs * sum(len(days.days[day]) for day in order[:-1])
+        many = passes | {"study.epochs": self.epochs + math.ceil(further / len(days.first))}
         once = [run.piece(ONCE, seed, **passes) for seed in seeds]
+        longer = [run.piece(LONGER, seed, **many) for seed in seeds]
         train = partial(train_from_scratch, places=places)
-        made = run.obtain(store, once, train, ticks=self.epochs)
-        if len(made) < len(once):
+        made = run.obtain(store, [*once, *longer], train, ticks=int(many["study.epochs"]))
+        if len(made) < len(once) + len(longer):
             return {}
         known = [store.load(piece) for piece in once]
         found = {
             ONCE: [dict.fromkeys(order, state) for state in known],
+            LONGER: [dict.fromkeys(order, store.load(piece)) for piece in longer],
             PROGRESSIVE: [{order[0]: state} for state in known],
             RETRAINED: [{order[0]: state} for state in known],
         }

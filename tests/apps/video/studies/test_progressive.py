@@ -40,7 +40,7 @@ def state(run, name):
 def test_every_day_is_predicted_by_what_was_known_before_it(study, settings):
     run = study()
     names = {path.name for path in (run.folder / "states").iterdir()}
-    assert names == {"once-s0"} | {
+    assert names == {"once-s0", "longer-s0"} | {
         f"{method}-{day}-s0"
         for method, days in (("progressive", DAYS[:2]), ("retrained", DAYS[1:]))
         for day in (f"day{d}" for d in days)
@@ -76,6 +76,8 @@ def test_the_chain_grows_and_moves_on_from_the_day_before(study):
     )
     steps = [float(s.optimizer["0.0.step"]) for s in (first, second)]
     assert steps == [2 * (1500 // 128), 2 * (1500 // 128) + 500 // 128]
+    longer = float(state(run, "longer-s0").optimizer["0.0.step"])
+    assert longer == 3 * (1500 // 128)  # two days of 500 rows are less than one pass more
     counted = [name for name in first.weights if name.endswith("num_batches_tracked")]
     assert counted
     assert all(second.weights[n] > first.weights[n] for n in counted)
@@ -87,17 +89,18 @@ def test_scores_tell_the_methods_from_each_other(study):
     value = {
         (r["method"], r["task"], r["metric"]): r["value"] for r in found["rows"] if not r["versus"]
     }
-    methods = ("progressive", "once", "retrained", "oracle")
+    methods = ("progressive", "once", "retrained", "longer", "oracle")
     losses = [value[m, "test", "summed log_loss"] for m in methods]
-    assert len(set(losses)) == 4
-    assert losses[3] == min(losses)
+    assert len(set(losses)) == 5
+    assert losses[-1] == min(losses)
     first = [value[m, "day 1", "summed log_loss of a day"] for m in methods[:3]]
     assert len(set(first)) == 1  # all begin alike
     assert len({value[m, "day 3", "summed log_loss of a day"] for m in methods[:3]}) == 3
     tasks = {r["task"] for r in found["rows"]}
     assert {"new users", "new videos", "later users", "day 2", "long_view"} <= tasks
-    (bar,) = found["bars"]
-    assert bar["name"] == "summed log_loss of once − progressive, lower end"
+    assert [bar["name"] for bar in found["bars"]] == [
+        f"summed log_loss of {method} − progressive, lower end" for method in ("once", "longer")
+    ]
 
 
 def test_a_killed_chain_is_taken_on_with_the_same_bits(study):
