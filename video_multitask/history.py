@@ -33,7 +33,7 @@ class UserHistory:
     Args:
         length: Newest events that lists hold.
         lists: Columns whose last values are listed.
-        means: Numeric columns whose running mean is added; missing values are not counted.
+        means: Numeric columns whose running mean is added; null and NaN are not counted.
         user: Column of the user.
         time: Column of the time.
 
@@ -87,7 +87,7 @@ class UserHistory:
         place[order] = np.arange(len(order))
         own = place[len(events) - len(part) :]
         added = self._last_values(ordered, start[own], tie[own])
-        added |= self._running_means(part, ordered, start[own], tie[own])
+        added |= self._running_means(part, ordered, start, own, tie[own])
         kept = end - np.arange(len(ordered)) <= self.length
         self._events = ordered.filter(kept).with_columns(pl.lit(False).alias(_FRESH))
         self._add_totals(part)
@@ -118,7 +118,7 @@ class UserHistory:
         return added
 
     def _running_means(
-        self, part: pl.DataFrame, ordered: pl.DataFrame, start: Ints, tie: Ints
+        self, part: pl.DataFrame, ordered: pl.DataFrame, start: Ints, own: Ints, tie: Ints
     ) -> dict[str, pl.Series]:
         """Return what happened before the part, from totals, plus what is earlier within it."""
         before = part.select(self.user)
@@ -127,15 +127,16 @@ class UserHistory:
         fresh = ordered[_FRESH].to_numpy()
 
         def earlier(values: NDArray[np.float64], total: str) -> NDArray[np.float64]:
-            sums = np.concatenate([[0.0], np.cumsum(np.where(fresh, values, 0.0))])
-            within = sums[tie] - sums[start]
+            rows = pl.DataFrame({"user": start, "value": np.where(fresh, values, 0.0)})
+            sums = rows.select(pl.col("value").cum_sum().over("user")).to_series().to_numpy()
+            within = np.where(tie > start[own], sums[tie - 1], 0.0)
             if total not in before.columns:
                 return within
             return within + before[total].fill_null(0.0).to_numpy()
 
         added = {}
         for name in self.means:
-            column = ordered[name].cast(pl.Float64)
+            column = ordered[name].cast(pl.Float64).fill_nan(None)
             total = earlier(column.fill_null(0.0).to_numpy(), f"sum {name}")
             count = earlier(column.is_not_null().to_numpy().astype(np.float64), f"count {name}")
             mean = pl.Series(
@@ -148,7 +149,7 @@ class UserHistory:
     def _add_totals(self, part: pl.DataFrame) -> None:
         sums = [pl.len().cast(pl.Float64).alias("rows")]
         for name in self.means:
-            value = pl.col(name).cast(pl.Float64)
+            value = pl.col(name).cast(pl.Float64).fill_nan(None)
             sums += [value.sum().alias(f"sum {name}")]
             sums += [value.count().cast(pl.Float64).alias(f"count {name}")]
         totals = part.group_by(self.user).agg(sums)

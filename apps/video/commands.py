@@ -101,8 +101,8 @@ class VideoTrainer(GatesRunTrainer):
             averaged: Whether the mean prediction of the seeds is scored, too.
             experts: Whether the three faults of experts are measured in every network.
             slices: Whether new users, new videos, activity and exposure are scored by themselves.
-            controls: Whether rates, permuted labels, a planted leak and off-policy estimates are
-                checked; needs a simulated feed.
+            controls: Whether permuted labels and a planted leak are checked, where the source has
+                both, and the rates and off-policy estimates of a simulated feed.
             open_bandit: Open Bandit log on which policies estimate each other, if it is there.
             study: Another question than which method is best, instead of all above but the seeds.
             only: Methods that take part; all when empty. Bars need all.

@@ -1,7 +1,7 @@
-"""Controls of a comparison on a simulated feed: what must hold if the figures mean anything.
+"""Controls of a comparison: what must hold if its figures mean anything.
 
-Its world has the rates it should have; labels in random order cannot be predicted, a planted leak
-is noticed; and estimates of another policy hold the truth.
+Labels in random order cannot be predicted, and a planted leak is noticed. A simulated feed also has
+the rates that its world should have, and estimates of another policy on its logs hold the truth.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ from video_multitask.sources.simulated import SimulatedFeed
 
 CONTROLS = "controls"
 PERMUTED, LEAK, OFF_POLICY = "permuted_labels", "planted_leak", "off_policy"
-LEAKED = "effective_view"
 EPOCHS = 2
 SHOWN = (DISTANCE, COVERAGE, CLICK_RATE, EFFECTIVE)
 OPEN_BANDIT = "../shared/data/recsys/open_bandit_all.parquet"
@@ -60,32 +59,38 @@ _POLICIES: tuple[Policy, ...] = ("random", "bts")
 def control_rows_and_bars(
     run: Run, contest: Contest, data: TableDataModule, *, places: Places, open_bandit: Path
 ) -> Findings:
-    """Return the rows and bars of all controls; what exists of their results is not made again.
+    """Return the rows and bars of controls; what exists of their results is not made again.
+
+    The source must be able to permute its labels before anything is computed of them, and to plant
+    a leak: its arguments ``permuted`` and ``leak``.
 
     Args:
         run: Keeps results, one piece per control in the store ``controls``.
         contest: Whose reference is trained on permuted labels.
-        data: The simulated feed of the configuration.
+        data: The rows of the configuration.
         places: Where files are, by dotted name.
         open_bandit: Open Bandit log; a note tells where it is absent.
 
     Raises:
-        GatesError: The configuration has no simulated feed.
+        GatesError: The source of the configuration has no controls.
     """
     source = source_of({**run.settings, **places})
-    if not isinstance(source, SimulatedFeed):
+    if not (hasattr(source, "permuted") and hasattr(source, "leak")):
         raise GatesError(
-            f"controls need a simulated feed, found data.source {type(source).__name__}: leave out "
-            "--controls"
+            f"data.source {type(source).__name__} cannot permute its labels or plant a leak, which "
+            "the controls need: leave out --controls"
         )
     store = run.store(CONTROLS, Figures())
-    rates = rates_of(data.tables.train.vstack(data.tables.validation).vstack(data.tables.test))
-    parts = [
-        Findings(rate_rows(rates, group=CONTROLS), rate_bars(rates)),
-        _labels(run, store, contest, data, places),
-        _redrawn(run, store),
-        _open_bandit(open_bandit),
-    ]
+    parts = [_labels(run, store, contest, data, places)]
+    if isinstance(source, SimulatedFeed):
+        tables = data.tables
+        rates = rates_of(tables.train.vstack(tables.validation).vstack(tables.test))
+        parts = [
+            Findings(rate_rows(rates, group=CONTROLS), rate_bars(rates)),
+            *parts,
+            _redrawn(run, store),
+            _open_bandit(open_bandit),
+        ]
     return Findings(
         [row for part in parts for row in part.rows],
         [bar for part in parts for bar in part.bars],
@@ -122,16 +127,16 @@ def estimate_uniform(piece: Piece, job: Job) -> dict[str, Any]:
 def _labels(
     run: Run, store: Store[Any], contest: Contest, data: TableDataModule, places: Places
 ) -> Findings:
-    """Train the reference on labels in random order, without and with a leak of one of them."""
+    """Train the reference on labels in random order, without and with a leak of the first."""
     own: dict[str, Any] = {}
     if contest.methods:
         own = contest.settings(contest.reference, run.settings, data.schema)
     epochs = min(EPOCHS, run.settings.get("trainer.max_epochs") or EPOCHS)
     own |= {"trainer.max_epochs": epochs, f"{_ARGUMENTS}permuted": True}
-    seed = run.settings.get("seed", 0)
+    seed, leaked = run.settings.get("seed", 0), data.schema.task_names[0]
     pieces = [
         run.piece(PERMUTED, seed, **own),
-        run.piece(LEAK, seed, **{**own, f"{_ARGUMENTS}leak": LEAKED}),
+        run.piece(LEAK, seed, **{**own, f"{_ARGUMENTS}leak": leaked}),
     ]
     rows: list[Row] = []
     bars: list[Bar] = []
@@ -140,8 +145,8 @@ def _labels(
         found = _chances(store.load(piece), data.schema.task_names)
         name = piece.method.replace("_", " ")
         if piece.method == LEAK:
-            found = [one for one in found if one.task == LEAKED]
-            name = f"{name} of {LEAKED}"
+            found = [one for one in found if one.task == leaked]
+            name = f"{name} of {leaked}"
         rows += chance_rows(name, found, group=CONTROLS)
         bars += chance_bars(name, found, "<=" if piece.method == PERMUTED else ">=")
         if lacking := [one.task for one in found if math.isnan(one.auc)]:

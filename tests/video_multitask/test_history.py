@@ -116,6 +116,27 @@ def test_the_present_and_the_future_change_nothing():
     assert not before.select(names).equals(after.select(names))
 
 
+def test_means_know_no_other_user():
+    rng = np.random.default_rng(0)
+    log = pl.DataFrame(
+        {"user_id": np.repeat([1, 2], 50), "time_ms": np.arange(100), "watched": rng.random(100)}
+    )
+    worse = log.with_columns(
+        pl.when(pl.col("user_id") == 1)
+        .then(pl.col("watched") * 1e12 + np.pi)
+        .otherwise("watched")
+        .alias("watched")
+    )
+    worse[7, "watched"] = np.nan
+    first, second = (
+        add_history(one, 0, (), ("watched",))["past_mean_watched"] for one in (log, worse)
+    )
+    assert first[50:].equals(second[50:], null_equal=True)
+    assert second.null_count() == 2
+    seen = worse["watched"][:9].to_numpy()
+    assert second[9] == pytest.approx(np.nanmean(seen))
+
+
 def test_parts_out_of_order_are_refused():
     log = frame([(0, 1, 5, True, 3), (0, 2, 9, False, 3)])
     history = UserHistory(2)

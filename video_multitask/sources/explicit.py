@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
+import numpy as np
 import polars as pl
 
-from core_gates.errors import GatesError, check_at_least
+from core_gates.errors import GatesError, check_at_least, check_option
+from recsys.data.leaks import permute_labels
 from recsys.data.readers.files import read_table
 from recsys.data.splits import rolling_windows
 from recsys.data.tables import RankingTables
@@ -22,7 +24,8 @@ OUTCOMES = ("is_click", "long_view")
 SECONDS = (7, 12, 18, 30, 60, 120)
 """Edges of the classes of duration that an event of a history has."""
 
-DONE = ("is_like", "is_comment", "is_profile_enter", "is_follow", "is_forward", "watched", "played")
+BEHAVIORS = ("is_like", "is_comment", "is_profile_enter", "is_follow", "is_forward")
+DONE = (*BEHAVIORS, "watched", "played")
 """What else a user did before: behaviors, the fraction watched and the logarithm of play time."""
 
 RECENT = (1, 5, 20)
@@ -35,7 +38,7 @@ USER_CODES = (
 )  # fmt: skip
 USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
 LOG_NUMBERS = ("user_id", "time_ms", "date", "hourmin", "duration_ms", "play_time_ms", *OUTCOMES,
-               *DONE[:-2])  # fmt: skip
+               *BEHAVIORS)  # fmt: skip
 HOUR_MS = 3_600_000
 
 
@@ -55,9 +58,12 @@ class ExplicitLog:
         encoder: How they become one vector: ``mean``, ``target_attention``, ``transformer``, or
             ``none`` to leave them out.
         dim: Features of an embedding.
+        permuted: Permute labels and other behaviors of all rows, together, before anything is
+            computed of them: a control in which nothing can be predicted.
+        leak: Name of a task whose label, with noise, becomes an input: a planted leak.
 
     Raises:
-        ValueError: There is no such window.
+        ValueError: There is no such window, or no such task.
     """
 
     def __init__(
@@ -69,13 +75,18 @@ class ExplicitLog:
         events: int = 30,
         encoder: str = "transformer",
         dim: int = 8,
+        permuted: bool = False,
+        leak: str = "",
     ) -> None:
         check_at_least(1, windows=windows, events=events)
+        if leak:
+            check_option("leak", leak, OUTCOMES)
         if not 0 <= window < windows:
             raise ValueError(f"window is {window}; choose one of 0 to {windows - 1}")
         self.path, self.users_path = path, users_path
         self.window, self.windows = window, windows
         self.events, self.encoder, self.dim = events, encoder, dim
+        self.permuted, self.leak = permuted, leak
 
     def read(self) -> RankingTables:
         """Return the earlier rows, those of the day just before the window, and the window.
@@ -83,7 +94,10 @@ class ExplicitLog:
         Raises:
             GatesError: A file is missing, lacks a column, or has words instead of numbers.
         """
-        table = self._table()
+        users = self._users()
+        table = self.features(self.log()).join(
+            users, on="user_id", how="left", maintain_order="left"
+        )
         splits = rolling_windows(table, "date", test=2, validation=1, windows=self.windows)
         split = next(islice(splits, self.window, None))
         notes = (
@@ -116,6 +130,7 @@ class ExplicitLog:
                 *(Dense(n, scaling="standardize", side="user") for n in (*means, *recent)),
                 Dense("past_count", side="user"),
                 Dense("hours_since", side="user"),
+                *((Dense("leak", scaling="standardize"),) if self.leak else ()),
             ),
             sequences=histories,
             dim=self.dim,
@@ -123,12 +138,22 @@ class ExplicitLog:
             time="time_ms",
         )
 
-    def _table(self) -> pl.DataFrame:
+    def log(self) -> pl.DataFrame:
+        """Return the rows of the log in the order of time, with what the controls change.
+
+        Raises:
+            GatesError: The file is missing, lacks a column, or has words instead of numbers.
+        """
         log = _read(self.path, LOG_NUMBERS).sort("time_ms", maintain_order=True)
-        users = _read(self.users_path, ("user_id", *USER_NUMBERS), USER_CODES)
-        users = users.with_columns(pl.col("user_id").cast(pl.Int32))
-        coded = [n for n, kind in users.schema.items() if kind.is_numeric() and n != "user_id"]
-        decoded = [pl.when(pl.col(n) != MISSING_CODE).then(pl.col(n)).alias(n) for n in coded]
+        if self.permuted:
+            log = permute_labels(log, self.schema(), also=(*BEHAVIORS, "play_time_ms"))
+        if self.leak:
+            noise = np.random.default_rng(0).standard_normal(len(log))
+            log = log.with_columns(leak=pl.col(self.leak) + 0.5 * pl.Series(noise))
+        return log
+
+    def features(self, log: pl.DataFrame) -> pl.DataFrame:
+        """Add to a log in the order of time what is known of each row, and of its user's past."""
         log = log.with_columns(
             duration_ms=pl.when(pl.col("duration_ms") > 0).then(pl.col("duration_ms")),
             weekday=pl.col("date").cast(pl.String).str.to_date("%Y%m%d", strict=False).dt.weekday(),
@@ -150,9 +175,15 @@ class ExplicitLog:
         ]
         since = (pl.col("time_ms") - pl.col("past_when").list.last()) / HOUR_MS
         log = log.with_columns(*recent, hours_since=since)
-        log = log.with_columns(last_event=pl.col("past_event").list.last())
-        return log.join(
-            users.with_columns(decoded), on="user_id", how="left", maintain_order="left"
+        return log.with_columns(last_event=pl.col("past_event").list.last())
+
+    def _users(self) -> pl.DataFrame:
+        """Return the user table, with null for the code of what is missing."""
+        users = _read(self.users_path, ("user_id", *USER_NUMBERS), USER_CODES)
+        users = users.with_columns(pl.col("user_id").cast(pl.Int32))
+        coded = [n for n, kind in users.schema.items() if kind.is_numeric() and n != "user_id"]
+        return users.with_columns(
+            pl.when(pl.col(n) != MISSING_CODE).then(pl.col(n)).alias(n) for n in coded
         )
 
 

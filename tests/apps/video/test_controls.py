@@ -99,7 +99,7 @@ def test_other_data_have_no_controls(tmp_path):
     census = {"class_path": "recsys.data.readers.census.Census", "init_args": {"path": "x"}}
     settings = decisive_settings({**CONFIG, "data": {"source": census}})
     run = Run(tmp_path / "run", app="video", settings=settings)
-    with pytest.raises(GatesError, match=r"simulated feed, found data\.source Census: leave"):
+    with pytest.raises(GatesError, match=r"data\.source Census cannot permute .* leave out"):
         control_rows_and_bars(run, Contest(), None, places={}, open_bandit=tmp_path / "x")
 
 

@@ -2,9 +2,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
+from core_gates.errors import GatesError
+from recsys.metrics import auc
 from recsys.transform import FeatureTransform
+from video_multitask.leaks import check_causal
 from video_multitask.sources.explicit import ExplicitLog
 
 FOLDER = Path(os.environ.get("GATES_SHARED", "../shared")) / "data" / "recsys"
@@ -51,6 +55,38 @@ def test_history_is_strictly_earlier(windows):
             assert len(own["past_event"][row]) == min(30, earlier.sum())
         else:
             assert mean is None
+
+
+def test_no_feature_knows_the_present_or_the_future(windows):
+    source = ExplicitLog(**FILES)
+    log = source.log()
+    log = log.filter(log["user_id"].is_in(log["user_id"].unique().sort()[:40].implode()))
+    made = [n for n in source.schema().features if n.startswith(("past_", "recent_", "last_"))]
+    assert len(made) == 39
+    check_causal(source.features, log, [*made, "hours_since"])
+
+    def leaking(rows):
+        return source.features(rows).with_columns(
+            past_count=pl.col("is_click").sum().over("user_id")
+        )
+
+    with pytest.raises(GatesError, match="past_count of rows up to"):
+        check_causal(leaking, log, ["past_count"])
+
+
+def test_controls_permute_before_features_and_plant_a_leak(windows):
+    honest, permuted = ExplicitLog(**FILES).log(), ExplicitLog(**FILES, permuted=True).log()
+    names = ("is_click", "long_view", "is_like", "play_time_ms")
+    assert honest.select("user_id", "time_ms").equals(permuted.select("user_id", "time_ms"))
+    assert np.corrcoef(honest["is_click"], permuted["is_click"])[0, 1] == pytest.approx(0, abs=0.02)
+    assert honest.select(names).sort(names).equals(permuted.select(names).sort(names))
+    source = ExplicitLog(**FILES, permuted=True, leak="is_click")
+    table = source.read().test
+    assert auc(table["leak"].to_numpy(), table["is_click"].to_numpy()).value > 0.9
+    assert "leak" in source.schema().features
+    assert auc(
+        table["past_mean_is_click"].fill_null(0.5).to_numpy(), table["is_click"].to_numpy()
+    ).value == pytest.approx(0.5, abs=0.03)
 
 
 def test_events_of_a_history_have_rows_of_their_own(windows):
