@@ -103,4 +103,6 @@ def number(value: float | None) -> str:
     if 1e-3 <= abs(value) < 1e6:
         digits = 4 - len(str(int(abs(value)))) if abs(value) >= 1 else 4
         return f"{value:.{max(digits, 0)}f}"
+    if 1e6 <= abs(value) < 1e12:
+        return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -118,6 +118,7 @@ class StreamStudy(Study):
             seeds=[seed],
             data=data,
             metrics=SHOWN,
+            headline=headline(found),
             notes=(
                 "memory: all resident pages of the training process and the proportional set size "
                 "of its workers, in 10^6 bytes",
@@ -142,6 +143,19 @@ class StreamStudy(Study):
             Bar("tensors of the checkpoint that differ", figure("kills", "tensors_that_differ"),
                 "<=", 0),
         ]  # fmt: skip
+
+
+def headline(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what the pass and the kills have shown, in a sentence; nothing while one lacks."""
+    if not {"one_pass", "kills"} <= found.keys():
+        return ""
+    read, killed = found["one_pass"], found["kills"]
+    pace = read["rows_trained"] / read["seconds"] * 60
+    return (
+        f"{read['rows_trained']:,.0f} rows in one pass, {pace:,.0f} a minute with validation, "
+        f"{read['peak_mb']:,.0f} MB at most; after {killed['kills']:.0f} kills "
+        f"{killed['losses_that_differ']:.0f} of {killed['losses_compared']:.0f} losses differ."
+    )
 
 
 def write_feed(piece: Piece, job: Job, feed: str) -> dict[str, float]:
