@@ -1,4 +1,4 @@
-"""From encoded rows to the inputs of a network: embeddings, encoded histories, dense numbers.
+"""From encoded rows to the inputs of a network: embeddings, histories, numbers, products.
 
 B rows, F sparse features, N dense inputs, L events, D inputs of the network.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core_gates.errors import check_at_least
 from recsys.embedding.bank import EmbeddingBank
 from recsys.embedding.fields import MISSING
-from recsys.schema import FeatureSchema, History, Side
+from recsys.schema import FeatureSchema, History, Product, Side
 from recsys.sequence.building import build_encoder
 from recsys.sequence.encoder import HistoryEncoder
 
@@ -66,7 +66,10 @@ class UserPart(NamedTuple):
 
 
 class InputLayer(nn.Module):
-    """Embeddings, encoded histories and dense numbers of a row, concatenated in this order.
+    """Embeddings, encoded histories, dense numbers and products of a row, in this order.
+
+    A product is divided by ten standard deviations of the tables at their start, so that it is
+    neither lost among the embeddings at first nor far above them later.
 
     Args:
         schema: Features.
@@ -126,6 +129,7 @@ class InputLayer(nn.Module):
         ]
         widths += [(name, 1, side) for name, side in dense]
         self._lay_out(widths, device)
+        self._lay_out_products(schema.products)
         self._lay_out_dense(dense, device)
 
     def forward(self, sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
@@ -144,7 +148,7 @@ class InputLayer(nn.Module):
         for (history, encoder), rows in zip(self._pairs(), sequences, strict=True):
             target = self._target(history, encoder, sparse)
             parts.append(encoder(self.bank.lookup(history.of, rows), rows != MISSING, target))
-        return self._cat([*parts, dense])
+        return self._multiplied(self._cat([*parts, dense]))
 
     def user_part(self, rows: Encoded) -> UserPart:
         """Return what depends on the user alone.
@@ -199,7 +203,8 @@ class InputLayer(nn.Module):
                 parts.append(encoder(events, rows.sequences[i] != MISSING, target))
         parts.append(rows.dense.index_select(1, self._numbers("dense_of_rest")))
         known = user.vectors.expand(len(rows.sparse), -1)
-        return self._cat([known, *parts]).index_select(1, self._numbers("places"))
+        v = self._cat([known, *parts]).index_select(1, self._numbers("places"))
+        return self._multiplied(v)
 
     def columns(self, names: Sequence[str]) -> list[int]:
         """Return the columns of D that some features take, in the order of the names.
@@ -226,6 +231,30 @@ class InputLayer(nn.Module):
         split = [n for n in self.slices if sides[n]] + [n for n in self.slices if not sides[n]]
         places = torch.tensor(self.columns(split), dtype=torch.int64).argsort()
         self.register_buffer("places", places.to(device), persistent=False)
+
+    def _lay_out_products(self, products: Sequence[Product]) -> None:
+        """Append the columns of the products."""
+        self._products: list[list[list[slice]]] = []
+        for product in products:
+            widths = {self.bank.field(name).dim for name in product.of}
+            if len(widths) > 1:
+                found = ", ".join(f"{n} {self.bank.field(n).dim}" for n in product.of)
+                raise ValueError(
+                    f"the product {product.name!r} is of embeddings of different widths: {found}; "
+                    "give them the same dim"
+                )
+            sides = [[self.slices[name] for name in side] for side in (product.left, product.right)]
+            self._products.append(sides)
+            self.slices[product.name] = slice(self.out_dim, self.out_dim + widths.pop())
+            self.out_dim = self.slices[product.name].stop
+
+    def _multiplied(self, v: Tensor) -> Tensor:
+        """Append the products to all other inputs (B, ·)."""
+        if not self._products:
+            return v
+        scale = 0.1 / self.bank.std
+        made = [scale * _summed(v, left) * _summed(v, right) for left, right in self._products]
+        return torch.cat([v, *made], 1)
 
     def _lay_out_dense(self, dense: Sequence[tuple[str, Side]], device: Any) -> None:
         for name, of_user in (("dense_of_user", True), ("dense_of_rest", False)):
@@ -255,6 +284,10 @@ class InputLayer(nn.Module):
             raise ValueError(f"dense {tuple(dense.shape)} must be (B, {width})")
         if len(sequences) != len(self.histories):
             raise ValueError(f"got {len(sequences)} sequences, expected {len(self.histories)}")
+
+
+def _summed(v: Tensor, columns: Sequence[slice]) -> Tensor:
+    return torch.stack([v[:, one] for one in columns]).sum(0)
 
 
 def dense_inputs(schema: FeatureSchema) -> list[tuple[str, Side]]:

@@ -137,6 +137,39 @@ class Crossed:
 
 
 @dataclass(frozen=True)
+class Product:
+    """The product, element by element, of two sums of embeddings: those of users and of items, say.
+
+    What depends on how well two things fit, as in a factorization machine (Rendle, 2010), a
+    perceptron on their concatenated embeddings has to find by itself.
+
+    Attributes:
+        left: Sparse features, all of one width.
+        right: Others of the same width.
+    """
+
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse an empty side."""
+        object.__setattr__(self, "left", tuple(self.left))
+        object.__setattr__(self, "right", tuple(self.right))
+        if not self.left or not self.right:
+            raise ValueError(f"a product needs features on both sides, got {self.name!r}")
+
+    @property
+    def of(self) -> tuple[str, ...]:
+        """The features of both sides."""
+        return (*self.left, *self.right)
+
+    @property
+    def name(self) -> str:
+        """Name of the input, such as ``(user) * (video + author)``."""
+        return " * ".join(f"({' + '.join(side)})" for side in (self.left, self.right))
+
+
+@dataclass(frozen=True)
 class Task:
     """A binary behaviour to be predicted.
 
@@ -174,6 +207,7 @@ class FeatureSchema:
         dense: Numeric columns.
         sequences: List columns.
         crossed: Combinations of sparse columns.
+        products: Products of embeddings, further inputs of the network.
         dim: Features of an embedding where a feature names none.
         user: Column of the user, for grouped metrics and intervals; each row its own if empty.
         item: Column of what is ranked; unknown if empty.
@@ -181,8 +215,8 @@ class FeatureSchema:
         time: Column that orders the rows; as they come if empty.
 
     Raises:
-        ValueError: Names repeat, a column is both label and feature or key, or a sequence or cross
-            names no sparse feature.
+        ValueError: Names repeat, a column is both label and feature or key, or a sequence, cross or
+            product names no sparse feature.
     """
 
     tasks: tuple[Task, ...]
@@ -190,6 +224,7 @@ class FeatureSchema:
     dense: tuple[Dense, ...] = ()
     sequences: tuple[History, ...] = ()
     crossed: tuple[Crossed, ...] = ()
+    products: tuple[Product, ...] = ()
     dim: int = 8
     user: str = ""
     item: str = ""
@@ -198,13 +233,13 @@ class FeatureSchema:
 
     def __post_init__(self) -> None:
         """Check that names are distinct and that no label is a feature."""
-        for name in ("tasks", "sparse", "dense", "sequences", "crossed"):
+        for name in ("tasks", "sparse", "dense", "sequences", "crossed", "products"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_at_least(1, dim=self.dim)
         if not self.tasks:
             raise ValueError("the schema has no task: name a label column at least")
         _refuse_repeated("tasks", [task.name for task in self.tasks])
-        features = [*self.features, *(cross.name for cross in self.crossed)]
+        features = [*self.features, *(made.name for made in (*self.crossed, *self.products))]
         _refuse_repeated("features", features)
         labels = {c for t in self.tasks for c in (t.column, t.mask) if c}
         if both := sorted(labels & set(features)):
@@ -219,6 +254,7 @@ class FeatureSchema:
         for kind, owner, names in [
             *(("sequence", s.name, (s.of,)) for s in self.sequences),
             *(("cross", c.name, c.of) for c in self.crossed),
+            *(("product", p.name, p.of) for p in self.products),
         ]:
             if strangers := [n for n in names if n not in known]:
                 raise ValueError(
@@ -285,6 +321,7 @@ class FeatureSchema:
             dense=tuple(f for f in self.dense if f.name not in gone),
             sequences=tuple(f for f in self.sequences if not {f.name, f.of} & gone),
             crossed=tuple(f for f in self.crossed if not {f.name, *f.of} & gone),
+            products=tuple(f for f in self.products if not {f.name, *f.of} & gone),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -304,6 +341,7 @@ class FeatureSchema:
             "dense": Dense,
             "sequences": History,
             "crossed": Crossed,
+            "products": Product,
         }
         made = dict(values)
         try:

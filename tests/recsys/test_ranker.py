@@ -1,5 +1,6 @@
 """Rankers: inputs, candidates of one user, copies, priors, folding, counts."""
 
+import dataclasses
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.inputs import InputLayer, Rows
 from recsys.ranker import Ranker, input_width
+from recsys.schema import Product
 
 TOY = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "toy_ranker.py"))
 RANKERS = {
@@ -29,7 +31,7 @@ def ranker(request):
     return TOY["toy_ranker"](**RANKERS[request.param])
 
 
-def test_inputs_are_embeddings_then_histories_then_numbers():
+def test_inputs_are_embeddings_then_histories_then_numbers_then_products():
     ranker = TOY["toy_ranker"]()
     rows = TOY["rows"](20)
     v = ranker.inputs(*rows)
@@ -47,6 +49,10 @@ def test_inputs_are_embeddings_then_histories_then_numbers():
         s.stop for s in ranker.slices.values()
     ][:-1]
     assert v.shape[1] == list(ranker.slices.values())[-1].stop == input_width(ranker.schema)
+    left, *right = (v[:, ranker.slices[name]] for name in ("last_video", "video", "author"))
+    product = v[:, ranker.slices["(last_video) * (video + author)"]]
+    assert_close(product, 10 * left * (right[0] + right[1]))
+    assert product.abs().max() > 1e-3
 
 
 def test_candidates_of_one_user_equal_complete_rows(ranker):
@@ -190,6 +196,14 @@ def test_what_does_not_fit_is_refused():
         InputLayer(schema, sizes, 3)
     with pytest.raises(ValueError, match="encoders names seen, no history"):
         InputLayer(schema, sizes, 4, encoders={"seen": {}})
+    wrong = dataclasses.replace(schema, products=(Product(("user",), ("video",)),))
+    with pytest.raises(ValueError, match="different widths: user 6, video 4; give"):
+        InputLayer(wrong, sizes, 4)
+    with pytest.raises(ValueError, match="made of movie, no sparse feature"):
+        dataclasses.replace(schema, products=(Product(("user",), ("movie",)),))
+    with pytest.raises(ValueError, match="features on both sides"):
+        Product((), ("video",))
+    assert schema.without(["author"]).products == ()
     ranker, rows = TOY["toy_ranker"](), TOY["rows"](3)
     with pytest.raises(ValueError, match=r"dense \(3, 3\) must be \(B, 4\)"):
         ranker(rows.sparse, rows.dense[:, :3], rows.sequences)

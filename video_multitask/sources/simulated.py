@@ -10,7 +10,7 @@ import polars as pl
 from core_gates.errors import check_at_least, check_option
 from recsys.data.splits import split_at
 from recsys.data.tables import RankingTables
-from recsys.schema import Dense, FeatureSchema, Scaling, Sparse
+from recsys.schema import Dense, FeatureSchema, Product, Scaling, Sparse
 from video_multitask.simulator.log import Simulated, simulate
 from video_multitask.simulator.settings import DAY_MS, START_MS, WorldSettings
 from video_multitask.simulator.world import World
@@ -20,6 +20,7 @@ TRUTH = "truth_"
 """Prefix of the columns of true probabilities; no feature and no label has it."""
 
 HEAVY_COUNTS = ("user_play_count", "user_fan_count", "video_show_count", "video_comment_count")
+USER, VIDEO = ("user_id", "onehot_feat7"), ("video_id", "author_id", "tag", "upload_type")
 Counts = Literal["none", "raw", "normalized"]
 
 
@@ -41,6 +42,7 @@ class SimulatedFeed:
             control in which nothing can be predicted.
         leak: Name of a task whose label, with noise, becomes an input: a planted leak.
         dim: Features of an embedding.
+        products: Whether the product of the embeddings of users and videos is an input, too.
 
     Raises:
         ValueError: A number is too small, or no day is left to train on.
@@ -60,6 +62,7 @@ class SimulatedFeed:
         permuted: bool = False,
         leak: str = "",
         dim: int = 8,
+        products: bool = False,
     ) -> None:
         check_at_least(1, rows=rows, validation_days=validation_days, test_days=test_days)
         check_option("heavy_counts", heavy_counts, ("none", "raw", "normalized"))
@@ -73,7 +76,7 @@ class SimulatedFeed:
         self.rows, self.users, self.videos, self.days = rows, users, videos, days
         self.validation_days, self.test_days, self.seed = validation_days, test_days, seed
         self.groups, self.heavy_counts = groups, heavy_counts
-        self.permuted, self.leak, self.dim = permuted, leak, dim
+        self.permuted, self.leak, self.dim, self.products = permuted, leak, dim, products
 
     def read(self) -> RankingTables:
         """Simulate, join the side tables and split."""
@@ -137,6 +140,7 @@ class SimulatedFeed:
                 ),
                 *leaked,
             ),
+            products=(Product(USER, VIDEO),) if self.products else (),
             dim=self.dim,
             user="user_id",
             item="video_id",
