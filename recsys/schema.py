@@ -239,7 +239,8 @@ class FeatureSchema:
         if not self.tasks:
             raise ValueError("the schema has no task: name a label column at least")
         _refuse_repeated("tasks", [task.name for task in self.tasks])
-        features = [*self.features, *(made.name for made in (*self.crossed, *self.products))]
+        features = [*self.features, *(cross.name for cross in self.crossed)]
+        features += [product.name for product in self.products]
         _refuse_repeated("features", features)
         labels = {c for t in self.tasks for c in (t.column, t.mask) if c}
         if both := sorted(labels & set(features)):
