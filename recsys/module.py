@@ -48,7 +48,7 @@ class MultiTaskModule(L.LightningModule):
     The network is built when the data are known: their DataModule has the ``transform``.
 
     Args:
-        net: Name of the network in ``recsys.models.MODELS``.
+        net: Name of the network in ``recsys.models.MODELS``, or ``package.module.Name``.
         options: Options of the network, by name.
         prior: Features that a PEPNet gets as its prior.
         encoders: Options of the encoders of histories, by name of the history.

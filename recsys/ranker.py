@@ -28,7 +28,7 @@ class NetSpec(NamedTuple):
     """How a network is built again.
 
     Attributes:
-        name: Its name in ``recsys.models.MODELS``.
+        name: Its name, see :func:`recsys.models.network`.
         options: Its further arguments, plain values of JSON.
     """
 
@@ -121,7 +121,7 @@ class Ranker(nn.Module):
             schema: Features and tasks.
             sizes: Rows by name of the table.
             dense_width: Dense inputs N.
-            name: Network, such as ``HoME``; see ``recsys.models.MODELS``.
+            name: Network, such as ``HoME``; see :func:`recsys.models.network`.
             options: Its arguments, plain values of JSON.
             device: Device of everything.
             **further: See :class:`Ranker`.

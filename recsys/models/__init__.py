@@ -10,7 +10,15 @@ from core_gates.errors import GatesError
 from recsys.models.net import ExpertLayer, MultiTaskNet
 from recsys.schema import Task
 
-__all__ = ["MODELS", "ExpertLayer", "MultiTaskNet", "build", "check_options", "options_of"]
+__all__ = [
+    "MODELS",
+    "ExpertLayer",
+    "MultiTaskNet",
+    "build",
+    "check_options",
+    "network",
+    "options_of",
+]
 
 _HOMES = {
     "SingleTask": "single_task",
@@ -50,15 +58,36 @@ MODELS: Mapping[str, type[MultiTaskNet]] = _Models()
 """Name of every network -> its class."""
 
 
+def network(name: str) -> type[MultiTaskNet]:
+    """Return the class of a network.
+
+    Args:
+        name: One of :data:`MODELS`, or the place of another class: ``package.module.Name``.
+
+    Raises:
+        GatesError: There is no network of that name, or the class is no :class:`MultiTaskNet`.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        raise GatesError(f"there is no network {name!r}{_similar(name, MODELS)}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise GatesError(f"the network {name} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, MultiTaskNet)):
+        raise GatesError(f"{name} is no network: derive it from recsys.models.MultiTaskNet")
+    return found
+
+
 def options_of(name: str) -> list[str]:
     """Return the names of the options of a network.
 
     Raises:
         GatesError: There is no network of that name.
     """
-    if name not in MODELS:
-        raise GatesError(f"there is no network {name!r}{_similar(name, MODELS)}")
-    parameters = inspect.signature(MODELS[name].__init__).parameters
+    parameters = inspect.signature(network(name).__init__).parameters
     return [option for option in parameters if option not in _FIXED]
 
 
@@ -85,7 +114,7 @@ def build(
     """Return a network.
 
     Args:
-        name: One of :data:`MODELS`.
+        name: As for :func:`network`.
         options: Its options by name, plain values of JSON.
         input_dim: Inputs D of a row.
         tasks: What is predicted.
@@ -96,7 +125,7 @@ def build(
     """
     check_options(name, options)
     try:
-        return MODELS[name](input_dim, tasks, **options, device=device)  # type: ignore[call-arg]
+        return network(name)(input_dim, tasks, **options, device=device)  # type: ignore[call-arg]
     except (TypeError, ValueError) as error:
         raise GatesError(f"{name}: {error}") from error
 

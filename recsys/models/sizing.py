@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core_gates.errors import GatesError, check_positive
-from recsys.models import MODELS, build, options_of
+from recsys.models import build, network, options_of
 from recsys.schema import Task
 
 TOLERANCE = 0.05
@@ -35,7 +35,7 @@ def sized(
     experts and all else stay. The width nearest to the target is taken.
 
     Args:
-        name: One of :data:`recsys.models.MODELS`.
+        name: As for :func:`recsys.models.network`.
         options: Its options; widths that are missing are those of the network by default.
         input_dim: Inputs D of a row.
         tasks: What is predicted.
@@ -76,5 +76,5 @@ def _widths(name: str) -> dict[str, Any]:
     import inspect
 
     options_of(name)
-    parameters = inspect.signature(MODELS[name].__init__).parameters
+    parameters = inspect.signature(network(name).__init__).parameters
     return {key: parameters[key].default for key in ("dim", "hidden_dims") if key in parameters}

@@ -2,6 +2,7 @@
 
 import json
 
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
@@ -9,9 +10,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
+from recsys.model_folder import load_model, save_model
 from recsys.models import MODELS, build, options_of
 from recsys.models.esmm import product_logit
-from recsys.schema import Task
+from recsys.ranker import Ranker
+from recsys.schema import FeatureSchema, Sparse, Task
+from recsys.transform import FeatureTransform
 
 TASKS = [Task("click"), Task("like"), Task("buy")]
 SMALL = {"dim": 5, "hidden_dims": [6], "tower_dims": [4]}
@@ -312,3 +316,35 @@ def test_a_hash_gate_routes_by_the_rows_of_a_feature():
     logits = net(v, None, ids)
     alone = net.experts(v)[ids, net.mixture.gates[0](v, ids=ids).indices[:, 0]]
     assert_close(logits, net.towers(alone.unsqueeze(1).expand(-1, 3, -1)))
+
+
+def test_a_network_of_ones_own_is_found_by_its_place(tmp_path, monkeypatch):
+    (tmp_path / "own_nets.py").write_text(
+        "from torch import nn\n"
+        "from recsys.models import MultiTaskNet\n"
+        "class Linear(MultiTaskNet):\n"
+        "    def __init__(self, input_dim, tasks, *, bias=True, device=None):\n"
+        "        super().__init__(input_dim, tasks)\n"
+        "        self.linear = nn.Linear(input_dim, len(tasks), bias=bias, device=device)\n"
+        "    def forward(self, v, prior=None, ids=None):\n"
+        "        return self.linear(v)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    schema = FeatureSchema(tasks=tuple(TASKS), sparse=(Sparse("user"),))
+    rows = {t.name: [0, 1, 0, 1] for t in TASKS} | {"user": [1, 2, 1, 2]}
+    transform = FeatureTransform(schema).fit(pl.DataFrame(rows))
+    ranker = Ranker.build(schema, transform.sizes, 0, "own_nets.Linear", {"bias": False}).eval()
+    folder = save_model(tmp_path / "model", ranker, transform)
+    batch = transform.batch(pl.DataFrame(rows))
+    again = load_model(folder).ranker
+    assert_close(again(batch.sparse, batch.dense), ranker(batch.sparse, batch.dense))
+    assert again.net.linear.bias is None
+    with pytest.raises(GatesError, match="Linear has no option 'bais'"):
+        build("own_nets.Linear", {"bais": False}, 8, TASKS)
+    for name, words in {
+        "own_nets.Missing": "cannot be imported",
+        "no_such_module.Net": "cannot be imported",
+        "collections.OrderedDict": "derive it from recsys.models.MultiTaskNet",
+    }.items():
+        with pytest.raises(GatesError, match=words):
+            options_of(name)
