@@ -1,4 +1,4 @@
-"""The fields of a short-video feed as features: of the user, of the video, of the moment."""
+"""The fields of KuaiRand as features: of the user, of the video, of the moment."""
 
 from __future__ import annotations
 
@@ -6,40 +6,10 @@ from collections.abc import Sequence
 
 from recsys.schema import Dense, Encoder, FeatureSchema, History, Sparse, Task
 from video_multitask.history import PREFIX
-from video_multitask.tasks import kuairand_tasks, simulated_tasks
-
-COUNTS = ("user_play_count", "user_fan_count", "video_show_count", "video_comment_count")
-"""Columns of the stress setting."""
+from video_multitask.tasks import kuairand_tasks
 
 _USER = ("user_active_degree", *(f"onehot_feat{k}" for k in range(18)))
 _USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
-
-
-def simulated_schema(
-    dim: int = 8,
-    *,
-    ids: bool = True,
-    counts: bool = False,
-    history: int = 0,
-    encoder: Encoder = "mean",
-    tasks: Sequence[Task] | None = None,
-) -> FeatureSchema:
-    """Return the fields of a simulated log with its side tables and context.
-
-    Args:
-        dim: Features of an embedding.
-        ids: Embed users, videos and authors themselves.
-        counts: Use the four raw counts of the stress setting, unscaled.
-        history: Events of ``past_video_id``; 0 for none.
-        encoder: Of the history.
-        tasks: All 14 if None.
-    """
-    raw = [
-        Dense(name, scaling="none", side="user" if name.startswith("user") else "item")
-        for name in (COUNTS if counts else ())
-    ]
-    dense = [*_dense(), Dense("position", scaling="standardize"), *raw]
-    return _schema(simulated_tasks() if tasks is None else tasks, dim, dense, ids, history, encoder)
 
 
 def kuairand_schema(

@@ -29,7 +29,15 @@ from recsys.data.datamodule import TableDataModule
 from recsys.data.digest import table_digest
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments.building import data_of, module_of
-from recsys.experiments.claims import AUC, AVERAGED, SUMMED, Claims, claim_bars, summary_rows
+from recsys.experiments.claims import (
+    AUC,
+    AVERAGED,
+    SUMMED,
+    Claims,
+    claim_bars,
+    gain_rows,
+    summary_rows,
+)
 from recsys.experiments.contest import Contest
 from recsys.experiments.faults import fault_bars, fault_rows, report_of
 from recsys.experiments.predictions import (
@@ -44,6 +52,7 @@ from recsys.metrics.resampled import user_resamples
 WEIGHTS, BASELINES = "weights", "baselines"
 TRUTH = "truth_"
 ORACLE = "oracle"
+SINGLE = "SingleTask"
 SHOWN = (SUMMED,)
 RANDOM = "is_rand"  # column of rows whose video was drawn at random
 RESAMPLES = 1000
@@ -205,7 +214,9 @@ class Comparison:
                     Row(m, task, AUC, mean_auc(test, own, number)) for m, own in found.items()
                 ]
         categories = {t.name: t.category for t in self.data(self.folds[0]).schema.tasks}
-        return [*rows, *summary_rows(per_task, categories), *per_task]
+        singles = [m for m, entry in self.contest.entries.items() if entry.get("net") == SINGLE]
+        gains = [row for single in singles[:1] for row in gain_rows(per_task, single)]
+        return [*rows, *summary_rows(per_task, categories), *gains, *per_task]
 
     def faults(self, chosen: Mapping[str, Choice]) -> list[Row]:
         """Return what the experts of every network show, on the first fold."""

@@ -12,6 +12,7 @@ from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from recsys.batch import Batch
 from recsys.experiments.predictions import Probabilities
+from recsys.metrics import gains_over_single
 
 MANY = 2000
 """Positives above which the calibration of a task is claimed."""
@@ -20,6 +21,7 @@ BEATEN = 1e-6
 """Least difference of summed log-losses, at the lower end of its interval, that counts as one."""
 
 SUMMED, AUC = "summed log_loss", "auc"
+GAIN, WORSE = "gain over single tasks", "tasks worse than alone"
 AVERAGED = ", averaged"
 """End of the name of the mean prediction of the seeds of a method."""
 
@@ -120,6 +122,33 @@ def _calibration(
             bars.append(Bar(f"{name}, smallest of the seeds", float(ratios.min()), ">=", 0.9))
             bars.append(Bar(f"{name}, largest of the seeds", float(ratios.max()), "<=", 1.1))
     return bars
+
+
+def gain_rows(per_task: Sequence[Row], single: str) -> list[Row]:
+    """Return what every method gains over networks of single tasks, and the tasks that lose.
+
+    The mean relative gain of AUC − ½, and the number of tasks whose AUC is lower: the seesaw.
+
+    Args:
+        per_task: Rows of tasks; differences are left out.
+        single: Method with a network for each task.
+    """
+    areas: dict[str, dict[str, float]] = {}
+    for row in per_task:
+        if row.metric == AUC and not row.versus:
+            areas.setdefault(row.method, {})[row.task] = row.value
+    if single not in areas:
+        return []
+    rows = []
+    for method, own in areas.items():
+        if own.keys() != areas[single].keys():
+            continue
+        found = gains_over_single(own, areas[single])
+        rows += [
+            Row(method, "test", GAIN, found.mean, n=max(found.tasks, 1)),
+            Row(method, "test", WORSE, float(found.worse), n=max(found.tasks, 1)),
+        ]
+    return rows
 
 
 def summary_rows(per_task: Sequence[Row], categories: Mapping[str, str]) -> list[Row]:

@@ -16,7 +16,6 @@ from recsys.metrics.off_policy import (
     OffPolicy,
     importance_weights,
     off_policy,
-    off_policy_scores,
 )
 from recsys.metrics.play_time import gxauc, mean_absolute_error, user_xauc, xauc
 from recsys.metrics.ranked_lists import ListScore, ndcg_at, recall_at
@@ -58,7 +57,6 @@ __all__ = [
     "ndcg_at",
     "normalized_entropy",
     "off_policy",
-    "off_policy_scores",
     "per_user_sums",
     "predicted_over_observed",
     "quantile_slices",

@@ -115,19 +115,6 @@ def off_policy(
     return OffPolicy(ips, snips, effective, cut, len(reward))
 
 
-def off_policy_scores(rewards: ArrayLike, weights: ArrayLike, users: ArrayLike) -> Scores:
-    """Return ``ips`` and ``snips`` under weights (R, U) of users, to compare policies in pairs.
-
-    Args:
-        rewards: (N,).
-        weights: (N,) of :func:`importance_weights`.
-        users: (N,); the resamples are those of :func:`recsys.metrics.resampled.user_resamples`.
-    """
-    reward, given = np.asarray(rewards, dtype=float), np.asarray(weights, dtype=float)
-    names, index = numbered_users(users, len(reward))
-    return _scores(_sums(reward, given, index, len(names)))
-
-
 def _sums(reward: np.ndarray, weights: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
     """Return Σ w r, Σ w and the rows of every cluster (C, 3)."""
     columns = (weights * reward, weights, np.ones(len(reward)))

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import polars as pl
 
 from core_gates.errors import GatesError, check_option
-from video_multitask.kuairand.releases import Part
 from video_multitask.stream.periods import Period, Periods
 
 SPLITS = ("standard", "unbiased", "random_in")
@@ -78,14 +77,6 @@ def part_of(split: str) -> pl.Expr:
         inside = date.is_between(period.first, period.last) & (random == period.random)
         part = pl.when(inside).then(pl.lit(name)).otherwise(part)
     return part.alias("part")
-
-
-def logs_of(split: str) -> tuple[Part, ...]:
-    """Return the logs that a split reads."""
-    check_option("split", split, SPLITS, GatesError)
-    if split == "random_in":
-        return ("random",)
-    return ("first", "second") if split == "standard" else ("first", "random")
 
 
 def split_log(parts: Iterable[pl.DataFrame], split: str) -> Split:

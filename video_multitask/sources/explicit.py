@@ -18,7 +18,7 @@ from recsys.data.readers.files import read_table
 from recsys.data.splits import rolling_windows
 from recsys.data.tables import RankingTables
 from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
-from video_multitask.history import UserHistory
+from video_multitask.history import add_history
 
 OUTCOMES = ("is_click", "long_view")
 SECONDS = (7, 12, 18, 30, 60, 120)
@@ -166,8 +166,8 @@ class ExplicitLog:
             played=(pl.col("play_time_ms") + 1).log(),
         )
         known = (*OUTCOMES, *DONE)
-        history = UserHistory(self.events, ("outcome", *known, "when"), known)
-        log = history.add(log).rename({"past_outcome": "past_event"})
+        log = add_history(log, self.events, ("outcome", *known, "when"), known)
+        log = log.rename({"past_outcome": "past_event"})
         recent = [
             pl.col(f"past_{name}").list.tail(count).list.mean().alias(f"recent_{name}_{count}")
             for name in known

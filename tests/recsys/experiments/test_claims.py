@@ -8,7 +8,15 @@ import torch
 
 from core_gates.errors import GatesError
 from harness.evidence import Row, compare
-from recsys.experiments.claims import SUMMED, Claims, claim_bars, summary_rows
+from recsys.experiments.claims import (
+    GAIN,
+    SUMMED,
+    WORSE,
+    Claims,
+    claim_bars,
+    gain_rows,
+    summary_rows,
+)
 from recsys.experiments.predictions import scores_of
 from recsys.metrics.resampled import user_resamples
 
@@ -131,3 +139,18 @@ def test_means_over_categories_leave_out_differences():
         ("mmoe", "auc watch"): 0.1,
     }
     assert {r.task for r in found} == {"test"}
+
+
+def test_gains_are_those_over_networks_of_single_tasks():
+    areas = {"alone": (0.6, 0.8), "home": (0.65, 0.77), "oracle": (0.9, 0.95)}
+    rows = [
+        Row(method, task, "auc", value)
+        for method, own in areas.items()
+        for task, value in zip(TASKS, own, strict=True)
+    ]
+    rows += [gap("home", 0.1, 0.2, task="view", metric="auc", versus="alone")]
+    found = {(row.method, row.metric): row for row in gain_rows(rows, "alone")}
+    assert found["home", GAIN].value == pytest.approx((0.15 / 0.1 + 0.27 / 0.3) / 2 - 1)
+    assert found["home", WORSE].value == 1
+    assert found["alone", GAIN].value == found["oracle", WORSE].value == 0
+    assert gain_rows(rows, "absent") == []

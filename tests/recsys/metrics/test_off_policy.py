@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from core_gates.errors import GatesError
-from recsys.metrics import importance_weights, off_policy, off_policy_scores, user_resamples
+from recsys.metrics import off_policy
 
 
 def log_of(rng, rows=2000, arms=5):
@@ -63,20 +63,6 @@ def test_clusters_widen_the_interval():
     assert clustered.units == drawn.units == 50
     assert clustered.high - clustered.low > 2 * (rows.high - rows.low)
     assert drawn.high - drawn.low == pytest.approx(clustered.high - clustered.low, rel=0.15)
-
-
-def test_scores_of_policies_are_paired():
-    rng = np.random.default_rng(3)
-    rewards, arm, policy, _ = log_of(rng)
-    users = rng.integers(0, 100, 2000)
-    weights = importance_weights(np.full(2000, 0.2), policy[arm])
-    scores = off_policy_scores(rewards, weights, users)
-    found = user_resamples(users, resamples=200).intervals(scores)
-    alone = off_policy(
-        rewards, np.full(2000, 0.2), policy[arm], clusters=users, interval="bootstrap",
-        resamples=200,
-    )  # fmt: skip
-    assert found == {"ips": alone.ips, "snips": alone.snips}
 
 
 def test_a_policy_that_never_takes_a_logged_action_has_no_estimate():

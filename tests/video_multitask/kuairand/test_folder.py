@@ -11,7 +11,7 @@ from core_gates.errors import GatesError
 from video_multitask.kuairand.columns import LOG
 from video_multitask.kuairand.folder import KuaiRand, read_users, read_videos
 from video_multitask.kuairand.releases import RELEASES, Count, check_counts, parse_name
-from video_multitask.kuairand.splits import SPLITS, logs_of, part_of, split_log
+from video_multitask.kuairand.splits import SPLITS, part_of, split_log
 
 SHARED = Path(os.environ.get("GATES_SHARED", "shared")) / "data" / "recsys"
 LOG_HEADER = (
@@ -115,7 +115,7 @@ def test_real_files_are_read():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_splits_are_the_public_ones(release, split):
-    train, validation, test = split_log(KuaiRand(release).log(logs_of(split)), split)
+    train, validation, test = split_log(KuaiRand(release).log(), split)
     dates = [(rows["date"].min(), rows["date"].max()) for rows in (train, validation, test)]
     random = [set(rows["is_rand"].to_list()) for rows in (train, validation, test)]
     if split == "random_in":

@@ -9,8 +9,8 @@ from core_gates.errors import GatesError
 from harness.runs.checkpoint import RunCheckpoint
 from harness.runs.quiet import quiet_lightning
 from harness.runs.trainer import ExactTrainer
-from video_multitask.fields import simulated_schema
 from video_multitask.side_features import add_context, add_sides
+from video_multitask.sources.simulated_stream import SimulatedStream
 from video_multitask.stream.parquet_stream import ParquetStream
 from video_multitask.stream.periods import Period, Periods, last_days
 from video_multitask.stream.shards import write_shards
@@ -35,7 +35,7 @@ def stream_of(shards, **options):
     days = Periods(
         Period(20220408, 20220412), Period(20220413, 20220413), Period(20220414, 20220415, False)
     )
-    options = {"schema": simulated_schema()} | options
+    options = {"schema": SimulatedStream().schema()} | options
     return ParquetStream(shards, days, batch_size=160, window=500, seed=4, **options)
 
 
