@@ -85,7 +85,11 @@ class MultiTaskLoss(nn.Module):
 def task_sums(logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor) -> TaskSums:
     """Return the sums of weighted losses and of weights of each task, in float32 at least.
 
-    The arguments are those of :class:`MultiTaskLoss`.
+    Args:
+        logits: (B, T).
+        labels: (B, T), 0 or 1; anything where masked.
+        mask: (B, T), True where a task counts.
+        weight: (B,) of the rows.
 
     Raises:
         ValueError: The shapes do not fit.

@@ -65,7 +65,7 @@ class PackedRows:
         return sum(column.numel() * column.element_size() for column in columns)
 
     def take(self, rows: Tensor | slice) -> Batch:
-        """Return a batch of some of the rows, in the order given."""
+        """Return a batch of M of the rows, in the order given: numbers (M,) or a slice."""
         found = self._stored.take(rows)
         return found.replace(
             sparse=found.sparse.long(),

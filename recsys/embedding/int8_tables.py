@@ -56,7 +56,7 @@ class Int8Tables(nn.Module):
         return restored(self.rows, self.scales)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the vectors of rows."""
+        """Return the vectors (..., d) of rows (...), int64."""
         return F.embedding(rows, self.rows).to(self.scales.dtype) * self.scales[rows][..., None]
 
 

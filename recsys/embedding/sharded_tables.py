@@ -76,7 +76,7 @@ class ShardedTables(nn.Module):
         mine.normal_(std=std, generator=torch.Generator(mine.device).manual_seed(seed))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the vectors of rows; every rank must call this."""
+        """Return the vectors (..., d) of rows (...), int64; every rank must call this."""
         ranks, group = self.shards.ranks, self.shards.group
         distinct, places = rows.unique(return_inverse=True)
         order = (distinct % ranks).argsort(stable=True)

@@ -72,7 +72,7 @@ class AdaTTLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs of the units that have a gate."""
+        """Return the outputs (B, ``num_gates``, F) of the units that have a gate."""
         mixed: Tensor = self.mixture(x, self.experts(x))
         return mixed
 

@@ -80,7 +80,11 @@ class ExtractionLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mixtures of the tasks and, below the last level, of the shared group."""
+        """Return the mixtures (B, T or T + 1, F) of the tasks and, below the last level, shared.
+
+        Args:
+            x: (B, D) on the first level, the mixtures (B, T + 1, F) of the level before on others.
+        """
         mixed: Tensor = self.mixture(x, self.experts(x))
         return mixed
 
