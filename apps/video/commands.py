@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,16 @@ class VideoTrainer(GatesRunTrainer):
         from apps.video.report import add_figures
 
         del model, datamodule
-        add_figures(page, Comparison(self.run(), self.contest, *self.shown, places=self.places))
+        add_figures(page, self._drawn)
+
+    def own_settings(self) -> dict[str, dict[str, Any]]:
+        """Return what networks and baselines set otherwise than the configuration."""
+        return self._drawn.own_of_all()
+
+    @cached_property
+    def _drawn(self) -> Comparison:
+        """The comparison that the report draws; it reads its data once."""
+        return Comparison(self.run(), self.contest, *self.shown, places=self.places)
 
 
 class VideoCLI(GatesRunCLI):

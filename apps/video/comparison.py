@@ -114,6 +114,14 @@ class Comparison:
             for m in self.contest.entries
         }
 
+    def own_of_all(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of every network and baseline on the first fold."""
+        first = self.folds[0]
+        baselines = {
+            name: {**self._baseline(name)[0], **first.settings} for name in self.contest.baselines
+        }
+        return self.own(first) | baselines
+
     def chosen(self) -> dict[str, Choice]:
         """Tune networks and baselines, on the first fold, each by equally many trials.
 
@@ -130,13 +138,13 @@ class Comparison:
             own=self.own(first),
             ticks=epochs,
         )
-        boxes, own = {}, {}
-        for name in self.contest.baselines:
-            options, box = self._baseline(name)
-            own[name] = {**options, **first.settings}
-            if box:
-                boxes[name] = box
-        found |= self.run.tune(boxes, self._work(try_baseline), trials=self.contest.trials, own=own)
+        boxes = {name: self._baseline(name)[1] for name in self.contest.baselines}
+        found |= self.run.tune(
+            {name: box for name, box in boxes.items() if box},
+            self._work(try_baseline),
+            trials=self.contest.trials,
+            own=self.own_of_all(),
+        )
         return found
 
     def known(self) -> dict[str, Choice]:

@@ -1,6 +1,6 @@
 """The Trainer whose public methods are the verbs of an application."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ from harness.runs.folder import RunFolder
 from harness.runs.trainer import ExactTrainer
 
 if TYPE_CHECKING:
+    from harness.experiment.piece import Setting
     from harness.report.page import Page
 
 
@@ -67,7 +68,11 @@ class GatesRunTrainer(ExactTrainer):
         """
         from harness.report.sections import run_page  # matplotlib takes a second
 
-        page = run_page(self.run(), lambda page: self.add_to_report(page, model, datamodule))
+        page = run_page(
+            self.run(),
+            lambda page: self.add_to_report(page, model, datamodule),
+            own=self.own_settings(),
+        )
         print(page.write(self.run_folder.report))
 
     def add_to_report(self, page: "Page", model: Any, datamodule: Any) -> None:
@@ -78,3 +83,7 @@ class GatesRunTrainer(ExactTrainer):
             model: Untrained network of the configuration.
             datamodule: Data of the configuration.
         """
+
+    def own_settings(self) -> "Mapping[str, Setting]":
+        """Return what methods set otherwise than the configuration, by name of the method."""
+        return {}

@@ -9,6 +9,7 @@ from typing import Any
 from core_gates.errors import GatesError
 from harness.evidence.rows import Row
 from harness.experiment import Run
+from harness.experiment.piece import Setting
 from harness.experiment.printing import number, verdict
 from harness.experiment.record import RECORD, Record, read_record
 from harness.experiment.run import CHOICES, TRIALS
@@ -25,7 +26,11 @@ GATES = "What every gate did, measured by `evaluate`."
 
 
 def run_page(
-    run: Run, draw: Callable[[Page], None] | None = None, *, metrics: Collection[str] = ()
+    run: Run,
+    draw: Callable[[Page], None] | None = None,
+    *,
+    metrics: Collection[str] = (),
+    own: Mapping[str, Setting] | None = None,
 ) -> Page:
     """Return the page of a run.
 
@@ -33,6 +38,7 @@ def run_page(
         run: The run.
         draw: Adds what only the domain can show, between the scores and the gates; nothing if None.
         metrics: Those of tables and figures; all when empty.
+        own: Settings of a method, by its name, that differ from those of the run.
 
     Raises:
         GatesError: There are no scores yet, or a file of the run folder is damaged.
@@ -49,7 +55,7 @@ def run_page(
         draw(page)
     gate_section(page, run.folder, GATES)
     add_curves(page, run.folder)
-    add_tuning(page, run)
+    add_tuning(page, run, own)
     add_data(page, run, scores)
     return page
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from core_gates.errors import GatesError
 from harness.experiment import Choice, Figures, Run
-from harness.experiment.piece import Piece
+from harness.experiment.piece import Piece, Setting
 from harness.experiment.printing import number
 from harness.experiment.record import Record, read_record
 from harness.experiment.run import CHOICES
@@ -22,13 +23,18 @@ searched, so the optimum may lie beyond.
 """
 
 
-def add_tuning(page: Page, run: Run) -> None:
+def add_tuning(page: Page, run: Run, own: Mapping[str, Setting] | None = None) -> None:
     """Add the choices of a run, or those that ship with its configuration, with their trials.
+
+    Args:
+        page: The report.
+        run: The run.
+        own: See :func:`found_choices`.
 
     Raises:
         GatesError: A choice is damaged.
     """
-    choices = found_choices(run)
+    choices = found_choices(run, own)
     if not choices:
         return
     page.section("Tuning").text(EXPLANATION)
@@ -50,8 +56,13 @@ def add_tuning(page: Page, run: Run) -> None:
         )
 
 
-def found_choices(run: Run) -> dict[str, Choice]:
+def found_choices(run: Run, own: Mapping[str, Setting] | None = None) -> dict[str, Choice]:
     """Return the choices of the run folder, or else of the package where settings agree.
+
+    Args:
+        run: The run.
+        own: Settings of a method, by its name, that differ from those of the run, such as its
+            network.
 
     Raises:
         GatesError: A choice is damaged.
@@ -63,15 +74,16 @@ def found_choices(run: Run) -> dict[str, Choice]:
             record = read_record(path)
             if record is None or path.name.startswith("."):
                 continue
-            if folder == store.folder or _agrees(record, run):
+            if folder == store.folder or _agrees(record, run, own or {}):
                 found.setdefault(_name(record), _choice(path))
     return found
 
 
-def _agrees(record: Record, run: Run) -> bool:
-    """Return whether a choice has no setting that is another one in this run."""
-    own = Piece("", settings=run.settings).settings
-    return all(record.settings.get(name, value) == value for name, value in own.items())
+def _agrees(record: Record, run: Run, own: Mapping[str, Setting]) -> bool:
+    """Return whether a choice has no setting that is another one for its method in this run."""
+    method = str(record.identity.get("method"))
+    settings = Piece("", settings={**run.settings, **own.get(method, {})}).settings
+    return all(record.settings.get(name, value) == value for name, value in settings.items())
 
 
 def _name(record: Record) -> str:

@@ -15,6 +15,7 @@ from core_gates.errors import GatesError
 from harness.experiment import Arrays, Figures, Run
 from harness.experiment.scores import read_scores
 from harness.experiment.store import SettingsDiffer
+from harness.report.tuning import found_choices
 from recsys.data.digest import table_digest
 from recsys.experiments.claims import SUMMED, Claims
 from recsys.experiments.contest import Contest
@@ -174,6 +175,14 @@ def test_pieces_are_found_again(done, capsys):
         comparison(done).finish(CLAIMS, experts=True)
     assert "missing" not in capsys.readouterr().out
     assert rows_of(done) == scores
+
+
+def test_the_report_shows_the_shipped_choice_of_every_method(done, tmp_path, monkeypatch):
+    (tmp_path / "weights/default").mkdir(parents=True)
+    shutil.copytree(done / "choices", tmp_path / "weights/default/choices")
+    monkeypatch.setattr("harness.experiment.run.files", lambda _: tmp_path)
+    found = comparison(tmp_path / "run", package="video_multitask")
+    assert list(found_choices(found.run, found.own_of_all())) == ["home", "mmoe"]
 
 
 def test_a_method_is_made_again_when_its_own_options_change(done, tmp_path, capsys):
