@@ -167,9 +167,15 @@ class VideoTrainer(GatesRunTrainer):
         del model, datamodule
         add_figures(page, self._drawn)
 
-    def own_settings(self) -> dict[str, dict[str, Any]]:
-        """Return what networks and baselines set otherwise than the configuration."""
-        return self._drawn.own_of_all()
+    def report_options(self) -> dict[str, Any]:
+        """Return what methods set by themselves, and how intervals and trials are named."""
+        shown = self._drawn
+        user = shown.data(shown.folds[0]).schema.user
+        return {
+            "own": shown.own_of_all(),
+            "units": "users" if user else "rows",
+            "score": "log-loss of validation, lower is better",
+        }
 
     @cached_property
     def _drawn(self) -> Comparison:

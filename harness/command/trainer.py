@@ -1,6 +1,6 @@
 """The Trainer whose public methods are the verbs of an application."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,6 @@ from harness.runs.folder import RunFolder
 from harness.runs.trainer import ExactTrainer
 
 if TYPE_CHECKING:
-    from harness.experiment.piece import Setting
     from harness.report.page import Page
 
 
@@ -71,7 +70,7 @@ class GatesRunTrainer(ExactTrainer):
         page = run_page(
             self.run(),
             lambda page: self.add_to_report(page, model, datamodule),
-            own=self.own_settings(),
+            **self.report_options(),
         )
         print(page.write(self.run_folder.report))
 
@@ -84,6 +83,6 @@ class GatesRunTrainer(ExactTrainer):
             datamodule: Data of the configuration.
         """
 
-    def own_settings(self) -> "Mapping[str, Setting]":
-        """Return what methods set otherwise than the configuration, by name of the method."""
+    def report_options(self) -> dict[str, Any]:
+        """Return further options of :func:`harness.report.sections.run_page`."""
         return {}

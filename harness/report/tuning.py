@@ -23,13 +23,16 @@ searched, so the optimum may lie beyond.
 """
 
 
-def add_tuning(page: Page, run: Run, own: Mapping[str, Setting] | None = None) -> None:
+def add_tuning(
+    page: Page, run: Run, own: Mapping[str, Setting] | None = None, *, score: str = "score"
+) -> None:
     """Add the choices of a run, or those that ship with its configuration, with their trials.
 
     Args:
         page: The report.
         run: The run.
         own: See :func:`found_choices`.
+        score: What trials are judged by, and which way it is better.
 
     Raises:
         GatesError: A choice is damaged.
@@ -49,7 +52,7 @@ def add_tuning(page: Page, run: Run, own: Mapping[str, Setting] | None = None) -
     tried = {method: Tried(choice.trials, choice.setting) for method, choice in choices.items()}
     if numeric_settings(tried):
         page.figure(
-            trials_figure(tried),
+            trials_figure(tried, score=score),
             "Every trial of every method.",
             name="trials",
             table=_table(choices),
