@@ -174,7 +174,7 @@ class VideoTrainer(GatesRunTrainer):
         return {
             "own": shown.own_of_all(),
             "units": "users" if user else "rows",
-            "score": "log-loss of validation, lower is better",
+            "score": "validation log-loss, lower is better",
         }
 
     @cached_property

@@ -176,7 +176,11 @@ def differences_figure(
                 for of, method, versus in pairs
                 if of == task
             ]
-        name = {None: metric, -1: f"better  |  worse\n{metric}", 1: f"worse  |  better\n{metric}"}
+        name = {
+            None: metric,
+            -1: f"← better    worse →\n{metric}",
+            1: f"← worse    better →\n{metric}",
+        }
         limits = _limits(estimates)
         panels.append(Panel(estimates, name[better], zero=0.0, limits=limits, signed=True))
     note = f"minus {', '.join(references)}; " if len(references) == 1 else ""

@@ -35,7 +35,7 @@ def trials_figure(
     Args:
         methods: Method to its trials.
         title: Heading.
-        score: What is plotted, and which way it is better.
+        score: What is plotted; after a comma, which way it is better.
 
     Raises:
         ValueError: No setting is a number.
@@ -95,7 +95,7 @@ def _draw(
         axes.xaxis.set_major_locator(MaxNLocator(4))
     if every and _spread([y for _, y in every]) > WIDE:
         logarithmic(axes)
-    dress(axes, x=name, y=score)
+    dress(axes, x=name, y=score.partition(",")[0])
 
 
 def _is_chosen(trial: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:

@@ -45,7 +45,7 @@ def run_page(
         metrics: Those of tables and figures; all when empty.
         own: Settings of a method, by its name, that differ from those of the run.
         units: What intervals are drawn from.
-        score: What trials are judged by, and which way it is better.
+        score: What trials are judged by; after a comma, which way it is better.
 
     Raises:
         GatesError: There are no scores yet, or a file of the run folder is damaged.
@@ -106,7 +106,7 @@ def add_differences(page: Page, rows: Sequence[Row], units: str = UNITS) -> None
                     metrics=[spelled(metric) for metric in shown],
                     sides={spelled(metric): smaller_is_better(metric) for metric in shown},
                     units=units,
-                    title=f"Paired differences: {', '.join(map(spelled, shown))}",
+                    title=f"Paired differences: {'; '.join(map(spelled, shown))}",
                 ),
                 "Every method minus the one that it is compared with, on the same samples.",
                 name="differences",

@@ -32,7 +32,7 @@ def add_tuning(
         page: The report.
         run: The run.
         own: See :func:`found_choices`.
-        score: What trials are judged by, and which way it is better.
+        score: What trials are judged by; after a comma, which way it is better.
 
     Raises:
         GatesError: A choice is damaged.

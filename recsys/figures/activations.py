@@ -43,7 +43,7 @@ def activations_figure(report: ExpertReport, *, title: str = "Activations of exp
     names = [name for layer in layers for name in layer.expert_names]
     rows = len(names) + len(layers)
     left = 0.35 + INCHES_PER_LETTER * max(map(len, [*names, *(one.name for one in layers)]))
-    note = f"{report.rows} rows; {_ratios(layers)}; dashed: 1"
+    note = f"{report.rows} rows; {_ratios(layers)}; dashed: a deviation of 1"
     width = max(left + 2 * (WIDTH + 0.4), width_of_head(title, note))
     figure = new_figure(width, 1.25 + ROW * rows)
     scale = place(figure, left, 0.5, WIDTH, ROW * rows)
@@ -97,7 +97,7 @@ def scales_figure(
     right = 0.3 + INCHES_PER_LETTER * max(map(len, texts))
     note = (
         "right: largest over smallest, largest zero rate; orange, hollow: zero rate > .75; "
-        "dashed: 1"
+        "dashed: a deviation of 1"
     )
     width = max(left + 3.4 + right, width_of_head(title, note))
     figure = new_figure(width, 1.25 + STRIP * len(strips))

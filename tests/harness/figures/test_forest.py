@@ -28,8 +28,8 @@ def test_differences_of_an_evaluation(rows, legible):
     figure = differences_figure(rows, sides={"error (K)": True, "hits": False})
     legible(figure)
     errors, hits = figure.axes
-    assert errors.get_xlabel() == "better  |  worse\nerror (K)"
-    assert hits.get_xlabel() == "worse  |  better\nhits"
+    assert errors.get_xlabel() == "← better    worse →\nerror (K)"
+    assert hits.get_xlabel() == "← worse    better →\nhits"
     labels = [label.get_text() for label in errors.get_yticklabels()]
     methods = ["inverse distance", "optimal interpolation", "network, gated"]
     assert labels == ["10 % of the points", *methods, "1 % of the points", *methods]
