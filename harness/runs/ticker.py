@@ -18,7 +18,7 @@ from rich.progress import (
 
 T = TypeVar("T")
 STEPS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-SHORT = 1.0  # seconds of steps that plain lines pass over
+SHORT = 10.0  # seconds of steps that plain lines pass over
 
 
 @contextmanager

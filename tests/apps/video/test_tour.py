@@ -43,7 +43,9 @@ def stop(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GATES_SHARED", str(folder / "nothing"))
         found = tour(folder, said.append, rows=8_000)
-    assert said[-1] == (
+    assert said[0] == "preparing rows of `stress`"
+    assert {f"training {m}" for m in (HOME, MMOE, CGC)} <= set(said)
+    assert said[-2] == (
         f"no real rows: {folder}/nothing/data/recsys/{LOG} is absent; GATES_SHARED names another "
         "folder"
     )
