@@ -114,13 +114,23 @@ def _page(stops: Sequence[TourStop], skipped: Sequence[str], seconds: float) -> 
         "must beat.",
     )
     tiles = [
-        Tile("systems", str(len({row.system for row in rows})), f"{len(stops)} applications"),
+        Tile(
+            "systems",
+            str(len({row.system for row in rows})),
+            f"{len(stops)} application{'s' if len(stops) > 1 else ''}",
+        ),
         Tile("time", f"{seconds:.0f} s", "on this machine"),
     ]
     if claims:
         state = "good" if all(claims) else "bad"
         tiles.insert(
-            1, Tile("verdicts", f"{sum(claims)} of {len(claims)}", "ahead of every baseline", state)
+            1,
+            Tile(
+                "verdicts",
+                f"{sum(claims)} of {len(claims)}",
+                "ahead of every baseline in their row",
+                state,
+            ),
         )
     page.tiles(tiles).section("Overview")
     header = ["system", "metric", "value", "baseline", "verdict"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,22 @@ class VideoTrainer(GatesRunTrainer):
         from apps.video.report import add_figures
 
         del model, datamodule
-        add_figures(page, Comparison(self.run(), self.contest, *self.shown, places=self.places))
+        add_figures(page, self._drawn)
+
+    def report_options(self) -> dict[str, Any]:
+        """Return what methods set by themselves, and how intervals and trials are named."""
+        shown = self._drawn
+        user = shown.data(shown.folds[0]).schema.user
+        return {
+            "own": shown.own_of_all(),
+            "units": "users" if user else "rows",
+            "score": "validation log-loss, lower is better",
+        }
+
+    @cached_property
+    def _drawn(self) -> Comparison:
+        """The comparison that the report draws; it reads its data once."""
+        return Comparison(self.run(), self.contest, *self.shown, places=self.places)
 
 
 class VideoCLI(GatesRunCLI):

@@ -24,6 +24,7 @@ from harness.evidence import Bar, Row, Scores, compare
 from harness.experiment import Arrays, Choice, Job, Piece, Run
 from harness.experiment.record import Record
 from harness.experiment.ship import ROUNDED
+from harness.runs.ticker import stepping, working
 from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.data.digest import table_digest
@@ -46,7 +47,7 @@ from recsys.experiments.predictions import (
     probabilities,
     scores_of,
 )
-from recsys.experiments.slices import slice_rows, slices_of
+from recsys.experiments.slices import SLICES, slice_rows, slices_of
 from recsys.metrics.resampled import user_resamples
 
 WEIGHTS, BASELINES = "weights", "baselines"
@@ -106,6 +107,7 @@ class Comparison:
         self.seeds = tuple(dict.fromkeys(seeds))
         self.exact_auc, self.averaged = exact_auc, averaged
         self._known: dict[str, TableDataModule] = {}
+        self._prepared: list[TableDataModule] = []
         self._notes: dict[str, None] = {}
         names = [*contest.entries, *contest.baselines]
         if strangers := [name for name in run.only if name not in names]:
@@ -113,7 +115,12 @@ class Comparison:
 
     def data(self, fold: Fold) -> TableDataModule:
         """Return the data of a fold."""
-        return self.data_of({**self.run.settings, **fold.settings})
+        found = self.data_of({**self.run.settings, **fold.settings})
+        if found not in self._prepared:
+            with working("preparing rows"):
+                found.transform  # noqa: B018  (reads and fits)
+            self._prepared.append(found)
+        return found
 
     def own(self, fold: Fold) -> dict[str, dict[str, Any]]:
         """Return the settings of every network on a fold."""
@@ -122,6 +129,14 @@ class Comparison:
             m: {**self.contest.settings(m, self.run.settings, schema), **fold.settings}
             for m in self.contest.entries
         }
+
+    def own_of_all(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of every network and baseline on the first fold."""
+        first = self.folds[0]
+        baselines = {
+            name: {**self._baseline(name)[0], **first.settings} for name in self.contest.baselines
+        }
+        return self.own(first) | baselines
 
     def chosen(self) -> dict[str, Choice]:
         """Tune networks and baselines, on the first fold, each by equally many trials.
@@ -139,13 +154,13 @@ class Comparison:
             own=self.own(first),
             ticks=epochs,
         )
-        boxes, own = {}, {}
-        for name in self.contest.baselines:
-            options, box = self._baseline(name)
-            own[name] = {**options, **first.settings}
-            if box:
-                boxes[name] = box
-        found |= self.run.tune(boxes, self._work(try_baseline), trials=self.contest.trials, own=own)
+        boxes = {name: self._baseline(name)[1] for name in self.contest.baselines}
+        found |= self.run.tune(
+            {name: box for name, box in boxes.items() if box},
+            self._work(try_baseline),
+            trials=self.contest.trials,
+            own=self.own_of_all(),
+        )
         return found
 
     def known(self) -> dict[str, Choice]:
@@ -180,14 +195,14 @@ class Comparison:
         """Return the predictions (N, T) of all test rows, method by method, one for each seed."""
         store = self.run.store(WEIGHTS, Arrays())
         found: dict[str, dict[int | None, list[Probabilities]]] = {}
-        for pieces in _on_every_fold(self.networks(chosen)):
-            for piece in pieces:
-                data = self.data_of(piece.settings)
-                tested = [table_digest(data.table("test"))[:12]]
-                weights = store.load(piece, tested=tested)
-                self._observe(store.record(piece), data)
-                one = probabilities(ranker_of(piece, weights, data), data.batch("test"))
-                found.setdefault(piece.method, {}).setdefault(piece.seed, []).append(one)
+        trained = _on_every_fold(self.networks(chosen))
+        for piece in stepping("scoring", [piece for pieces in trained for piece in pieces]):
+            data = self.data_of(piece.settings)
+            tested = [table_digest(data.table("test"))[:12]]
+            weights = store.load(piece, tested=tested)
+            self._observe(store.record(piece), data)
+            one = probabilities(ranker_of(piece, weights, data), data.batch("test"))
+            found.setdefault(piece.method, {}).setdefault(piece.seed, []).append(one)
         pooled = {m: [np.concatenate(p) for p in s.values()] for m, s in found.items()}
         if self.averaged and len(self.seeds) > 1:
             pooled |= {f"{m}{AVERAGED}": [np.mean(p, 0)] for m, p in pooled.items()}
@@ -199,14 +214,15 @@ class Comparison:
         reference = self.contest.reference if self.contest.reference in found else None
         draws = user_resamples(test.user.numpy(), resamples=RESAMPLES)
         scores = {
-            method: [scores_of(test, one, tasks, exact_auc=self.exact_auc) for one in own]
-            for method, own in found.items()
+            m: [scores_of(test, one, tasks, exact_auc=self.exact_auc) for one in found[m]]
+            for m in stepping("summing over users", found)
         }
         summed = {m: [_renamed(one[""], SUMMED) for one in own] for m, own in scores.items()}
-        rows = compare(summed, draws, task="test", reference=reference)
+        with working("resampling users"):
+            rows = compare(summed, draws, task="test", reference=reference)
         against = reference if self.exact_auc else None
         per_task: list[Row] = []
-        for number, task in enumerate(tasks):
+        for number, task in enumerate(stepping("resampling users for", tasks)):
             of_task = {m: [one[task] for one in own] for m, own in scores.items()}
             per_task += compare(of_task, draws, task=task, reference=against)
             if not self.exact_auc:
@@ -222,7 +238,7 @@ class Comparison:
         """Return what the experts of every network show, on the first fold."""
         store = self.run.store(WEIGHTS, Arrays())
         reports: dict[str, list[ExpertReport]] = {}
-        for piece in self.networks(chosen)[0]:
+        for piece in stepping("measuring experts of", self.networks(chosen)[0]):
             data = self.data_of(piece.settings)
             ranker = ranker_of(piece, store.load(piece), data)
             reports.setdefault(piece.method, []).append(report_of(ranker, data.batch("test")))
@@ -262,7 +278,8 @@ class Comparison:
         chosen = self.chosen()
         found = self.predictions(chosen)
         made = self.rows(found)
-        sliced = self.slices(found) if slices else []
+        with working("scoring slices"):
+            sliced = self.slices(found) if slices else []
         faults = self.faults(chosen) if experts else []
         reference = self.contest.reference
         test = self.test()
@@ -281,6 +298,7 @@ class Comparison:
                 *dict.fromkeys(row.metric for row in sliced),
                 *further.shown,
             ),
+            unprinted=(SLICES,),
             notes=[*data.notes, *further.notes, *self._notes],
             **facts,
         )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from apps.video.serving.model import place_of
 from harness.command.verbs import Place, refuse_existing
+from harness.runs.ticker import working
 from recsys.export.exporting import export_ranker
 from recsys.export.loading import SUFFIXES
 from recsys.model_folder import load_model
@@ -44,5 +45,6 @@ def export(
         refuse_existing(path, overwrite=overwrite_output)
     folder.mkdir(parents=True, exist_ok=True)
     for one, path in paths.items():
-        export_ranker(ranker, path, one, int8=int8)
+        with working(f"exporting and checking {one}"):
+            export_ranker(ranker, path, one, int8=int8)
         print(path)

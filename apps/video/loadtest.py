@@ -25,6 +25,7 @@ from harness.evidence import Bar, Row
 from harness.experiment.printing import print_scores
 from harness.experiment.scores import Scores, write_scores
 from harness.files import write_json
+from harness.runs.ticker import working
 from recsys.parts import find_parts
 
 MANIFEST = "current.json"
@@ -106,6 +107,7 @@ def loadtest(
             seconds=load.seconds,
             slice_s=load.slice_s,
             slices=load.slices,
+            during=working,
         ).run()
     if verdict.first_error:
         print(f"first error: {verdict.first_error}")

@@ -72,7 +72,7 @@ def _model_sections(shape: Shape, work: Work) -> Sections:
     return {
         "shape": [
             Line("inputs of the network", shape.ranker.net.input_dim),
-            Line("columns", len(schema.features), note=f"{len(schema.sequences)} are histories"),
+            Line("columns", len(schema.features), note=_histories(len(schema.sequences))),
             Line("tasks", len(schema.tasks), note=f"in {len(schema.categories)} categories"),
         ],
         "weights": [
@@ -121,7 +121,7 @@ def _rank_sections(
             Line("peak", device.flops, "FLOP/s"),
             Line("utilization", device.utilization),
             Line("bandwidth", device.bandwidth, "bytes/s"),
-            Line("price of a GPU", device.price, "per hour"),
+            Line("price of a GPU", device.price, "per hour", "in the currency of --device.price"),
         ],
         **{
             f"{name}, if they hold": _rate_lines(
@@ -146,9 +146,13 @@ def _rate_lines(rate: Rate) -> Sequence[Line]:
     return [
         Line("arithmetic of a step", rate.compute_s * 1e3, "ms"),
         Line("exchange of a step", rate.exchange_s * 1e3, "ms"),
-        Line("rows a second", rate.rows, note=f"bound by {rate.bound}"),
-        Line("price of 10^9 rows", rate.price),
+        Line("rows a second", rate.rows, note=f"of all GPUs, bound by {rate.bound}"),
+        Line("price of 10^9 rows", rate.price, note="in the currency of --device.price"),
     ]
+
+
+def _histories(count: int) -> str:
+    return f"{count} is a history" if count == 1 else f"{count} are histories"
 
 
 def _fit(total: float, device: Device) -> str:

@@ -12,6 +12,7 @@ from apps.video.comparison import TRUTH, WEIGHTS, Comparison
 from apps.video.training import ranker_of
 from harness.experiment import Arrays, Piece
 from harness.report.page import Page
+from harness.runs.ticker import stepping, working
 from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.diagnosis.importance import permutation_importance
@@ -29,12 +30,13 @@ from recsys.figures import (
 from recsys.metrics import reliability
 from recsys.metrics.resampled import user_resamples
 from recsys.ranker import Ranker
+from recsys.schema import FeatureSchema
 from video_multitask.fused_score import FusedScore
 from video_multitask.tasks import UNWANTED
 
 IMPORTANCE_ROWS = 10_000
-LISTED = 40
-"""Most videos that are ranked for one user."""
+DAY = "date"
+"""Column of KuaiRand that names the day."""
 
 PER_CATEGORY = 3
 
@@ -52,13 +54,16 @@ def add_figures(page: Page, comparison: Comparison) -> None:
         return
     reference = comparison.contest.reference
     own = next((p for p in pieces if p.method == reference), pieces[0])
-    data, ranker = _ranker(comparison, own)
-    test = data.batch("test")
-    found = probabilities(ranker, test)
-    _calibration(page, data, test, found, own.method)
-    _list(page, data, test, found)
+    with working(f"scoring {own.method}"):
+        data, ranker = _ranker(comparison, own)
+        test = data.batch("test")
+        found = probabilities(ranker, test)
+    with working("drawing calibration and a list"):
+        _calibration(page, data, test, found, own.method)
+        _list(page, data, test, found)
     _experts(page, comparison, pieces, own)
-    _fields(page, data, ranker)
+    with working("permuting fields"):
+        _fields(page, data, ranker)
 
 
 def _trained(comparison: Comparison) -> list[Piece]:
@@ -89,12 +94,11 @@ def _calibration(
 
 
 def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> None:
-    """Draw what the user with the most test rows would be shown first, of one day."""
+    """Draw the videos of one day of the user with the most of them, ordered by the prediction."""
     table, schema = data.table("test"), data.schema
     if not schema.user or not schema.item:
         return
-    counts = table[schema.user].drop_nulls().value_counts().sort("count", schema.user)
-    rows = np.flatnonzero((table[schema.user] == counts[schema.user][-1]).to_numpy())[:LISTED]
+    rows, day = day_of_one_user(table, schema)
     tasks = _shown(data, test.labels.mean(0).numpy())
     places = np.array([schema.task_names.index(task) for task in tasks])
     columns = [f"{TRUTH}{task}" for task in tasks]
@@ -110,19 +114,38 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
         true=truth,
         observed=test.labels.numpy()[np.ix_(rows, places)],
         scores=score,
+        order=f"ordered by the product of the probabilities of {', '.join(wanted)}",
     )
     page.section("One user's list")
-    source = "; true probabilities are those of the simulator" if known else ""
+    source = " True probabilities are those of the simulator." if known else ""
     caption = (
-        f"The first {len(rows)} test rows of the user with the most, ordered by the product of "
-        f"the probabilities of {', '.join(wanted)}{source}."
+        f"The {len(rows)} distinct videos that one user was shown on {day}, each at its first "
+        f"exposure, ordered by the product of the predicted probabilities of {', '.join(wanted)}."
+        f"{source}"
     )
     page.figure(figure, caption, name="ranked-list")
 
 
+def day_of_one_user(table: pl.DataFrame, schema: FeatureSchema) -> tuple[np.ndarray, str]:
+    """Return rows of the distinct items of one user on one day, the most that there are, and when.
+
+    Args:
+        table: Test rows; without a column ``date``, all of them are one day.
+        schema: Names user and item.
+    """
+    day = pl.col(DAY) if DAY in table.columns else pl.lit("the days of the test")
+    rows = table.select(pl.col(schema.user).alias("user"), pl.col(schema.item).alias("item"),
+                        day.alias("day")).with_row_index("row")  # fmt: skip
+    rows = rows.drop_nulls().unique(["user", "item", "day"], keep="first", maintain_order=True)
+    counts = rows.group_by("user", "day").len().sort("len", "user", "day")
+    _, when, _ = counts.row(-1)
+    own = rows.join(counts[-1:], on=["user", "day"], maintain_order="left")
+    return own["row"].to_numpy().astype(int), str(when)
+
+
 def _experts(page: Page, comparison: Comparison, pieces: Sequence[Piece], own: Piece) -> None:
     reports = {}
-    for piece in pieces:
+    for piece in stepping("measuring experts of", pieces):
         data, ranker = _ranker(comparison, piece)
         reports[piece.method] = report_of(ranker, data.batch("test"))
     if not any(report.layers for report in reports.values()):
@@ -136,12 +159,13 @@ def _experts(page: Page, comparison: Comparison, pieces: Sequence[Piece], own: P
     report = reports[own.method]
     if report.layers:
         who = own.method
-        for name, figure, caption in (
-            ("activations", activations_figure(report), f"{who}, expert by expert."),
-            ("gates", gates_figure(report), f"{who}: mean weight that each gate gives."),
-            ("sharing", sharing_figure(report), f"{who}: who uses the shared experts."),
+        for name, draw, title, caption in (
+            ("activations", activations_figure, "Activations of the experts of", "by expert"),
+            ("gates", gates_figure, "Mean weights of the gates of", "mean weight of each gate"),
+            ("sharing", sharing_figure, "Who uses the shared experts of", "use of shared experts"),
         ):
-            page.figure(figure, caption, name=name)
+            figure = draw(report, title=f"{title} {who}")
+            page.figure(figure, f"{who}: {caption}, first seed.", name=name)
     for note in report.notes:
         page.text(note)
 
@@ -168,7 +192,7 @@ def _fields(page: Page, data: TableDataModule, ranker: Ranker) -> None:
     )
     page.section("Fields")
     page.figure(
-        importance_figure(found),
+        importance_figure(found, units="users" if data.schema.user else "rows"),
         f"What the summed log-loss gains if a field is permuted over {len(table):,} test rows.",
         name="importance",
     )

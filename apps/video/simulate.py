@@ -9,6 +9,7 @@ import polars as pl
 from core_gates.errors import GatesError
 from harness.command.verbs import Place, refuse_existing
 from harness.files import replacing
+from harness.runs.ticker import working
 from video_multitask.simulator.export import export_kuairand
 from video_multitask.simulator.log import simulate as simulate_feed
 from video_multitask.tasks import LABELS
@@ -43,12 +44,13 @@ def simulate(
     folder = Path(output) if output else place.run_folder.path / "simulated"
     refuse_existing(folder, overwrite=overwrite_output)
     try:
-        found = simulate_feed(
-            rows, users, videos, days, seed, groups=groups, heavy_counts=heavy_counts
-        )
+        with working(f"simulating {rows:,} rows"):
+            found = simulate_feed(
+                rows, users, videos, days, seed, groups=groups, heavy_counts=heavy_counts
+            )
     except ValueError as error:
         raise GatesError(str(error)) from error
-    with replacing(folder) as temporary:
+    with working("writing files"), replacing(folder) as temporary:
         temporary.mkdir(parents=True)
         export_kuairand(found, temporary)
         truth = pl.DataFrame(found.truth, schema=list(LABELS))

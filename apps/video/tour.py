@@ -22,7 +22,7 @@ from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments.building import data_of
 from recsys.experiments.claims import AUC
 from recsys.experiments.contest import Contest
-from recsys.experiments.faults import HEALTHY, report_of
+from recsys.experiments.faults import HEALTHY, IN_WORDS, report_of
 from recsys.experiments.predictions import Probabilities, baseline, probabilities, scores_of
 from recsys.figures import gates_figure, scales_figure
 from recsys.metrics.resampled import user_resamples
@@ -82,14 +82,15 @@ def tour(folder: Path, say: Callable[[str], None], *, rows: int | None = None) -
     size = {} if rows is None else {f"{ARGUMENTS}rows": rows}
     with TemporaryDirectory(dir=_made(folder)) as temporary:
         place = Path(temporary)
-        raw = _trained("stress", RAW, size, place / "raw")
-        say(f"{HOME}, {MMOE} and {CGC}, trained with raw counts as inputs")
-        plain = _trained("stress", NORMALIZED, size, place / "normalized")
+        raw = _trained("stress", RAW, size, place / "raw", say)
+        say(f"trained with raw counts as inputs: {HOME}, {MMOE} and {CGC}")
+        plain = _trained("stress", NORMALIZED, size, place / "normalized", say)
         _add_bounds(plain)
-        say(f"{HOME} and {MMOE}, trained with normalized counts")
+        say(f"trained with normalized counts: {HOME} and {MMOE}")
         missing = _missing()
-        real = None if missing else _real(place / "real")
-    say(missing or f"both, and {TREES}, trained on real rows")
+        real = None if missing else _real(place / "real", say)
+    say(missing or f"trained on real rows: both, and {TREES}")
+    say("resampling users")
     losses = plain.rows()
     table = [_faults(raw), _accuracy(losses)]
     if real is not None:
@@ -103,7 +104,7 @@ def tour(folder: Path, say: Callable[[str], None], *, rows: int | None = None) -
     return TourStop("Short video: many behaviors at once", table, draw)
 
 
-def _real(folder: Path) -> Trained:
+def _real(folder: Path, say: Callable[[str], None]) -> Trained:
     """Return networks and trees on real rows, from columns without identifiers or histories."""
     changes = {
         f"{ARGUMENTS}path": str(_shared() / LOG),
@@ -112,7 +113,8 @@ def _real(folder: Path) -> Trained:
         f"{ARGUMENTS}encoder": "none",
         "trainer.max_epochs": 2,
     }
-    made = _trained("explicit", METHODS, changes, folder)
+    made = _trained("explicit", METHODS, changes, folder, say)
+    say(f"fitting {TREES}")
     trees = baseline({"kind": TREES, "max_iter": 100}, made.data.transform)
     rows = made.data.batch("train"), made.data.batch("validation")
     made.found[TREES] = trees.fit(*rows).predict(made.data.batch("test"))
@@ -120,7 +122,11 @@ def _real(folder: Path) -> Trained:
 
 
 def _trained(
-    config: str, methods: Mapping[str, str], changes: Mapping[str, Any], folder: Path
+    config: str,
+    methods: Mapping[str, str],
+    changes: Mapping[str, Any],
+    folder: Path,
+    say: Callable[[str], None],
 ) -> Trained:
     """Train networks of a configuration, with seed 0, and predict the test rows.
 
@@ -129,7 +135,9 @@ def _trained(
         methods: Shown name to that in its contest.
         changes: Settings that differ, by dotted name.
         folder: For checkpoints.
+        say: Tells the progress.
     """
+    say(f"preparing rows of `{config}`")
     content = read_config(find_config(config, "video"))
     contest = Contest(**content["contest"])
     groups = {name: content[name] for name in ("model", "data", "trainer")}
@@ -143,6 +151,7 @@ def _trained(
     made = Trained(data_of(pieces[HOME].settings), {}, {})
     test = made.data.batch("test")
     for shown, piece in pieces.items():
+        say(f"training {shown}")
         ranker = ranker_of(piece, train(piece, Job(folder / shown), {}), made.data)
         made.found[shown] = probabilities(ranker, test)
         made.reports[shown] = report_of(ranker, test)
@@ -170,7 +179,7 @@ def _faults(raw: Trained) -> TourRow:
         "experts: largest over smallest scale, largest rate of zeros",
         _spread(raw.reports[HOME]),
         "; ".join(others),
-        f"out of bounds: {', '.join(left)}" if left else "no collapse",
+        f"not healthy: {'; '.join(map(IN_WORDS.__getitem__, left))}" if left else "no collapse",
         not left and least,
     )
 
@@ -223,7 +232,10 @@ def _draw_faults(page: Page, raw: Trained, plain: Trained) -> None:
     caption = "Standard deviation of the outputs of every expert: collapse spreads them."
     page.figure(scales_figure(reports), caption)
     for method, report in raw.reports.items():
-        page.figure(gates_figure(report), f"{method}, raw counts: mean weight of every gate.")
+        title = f"Mean weights of the gates of {method}, raw counts"
+        page.figure(
+            gates_figure(report, title=title), f"{method}, raw counts: mean weight of every gate."
+        )
 
 
 def _draw_losses(page: Page, plain: Trained, losses: Mapping[tuple[str, str], Row]) -> None:

@@ -67,7 +67,11 @@ class GatesRunTrainer(ExactTrainer):
         """
         from harness.report.sections import run_page  # matplotlib takes a second
 
-        page = run_page(self.run(), lambda page: self.add_to_report(page, model, datamodule))
+        page = run_page(
+            self.run(),
+            lambda page: self.add_to_report(page, model, datamodule),
+            **self.report_options(),
+        )
         print(page.write(self.run_folder.report))
 
     def add_to_report(self, page: "Page", model: Any, datamodule: Any) -> None:
@@ -78,3 +82,7 @@ class GatesRunTrainer(ExactTrainer):
             model: Untrained network of the configuration.
             datamodule: Data of the configuration.
         """
+
+    def report_options(self) -> dict[str, Any]:
+        """Return further options of :func:`harness.report.sections.run_page`."""
+        return {}

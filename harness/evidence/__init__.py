@@ -2,6 +2,7 @@
 
 from harness.evidence.bootstrap import Resamples
 from harness.evidence.compare import compare
+from harness.evidence.direction import smaller_is_better
 from harness.evidence.interval import Difference, Interval
 from harness.evidence.moments import Scores, moments, root, root_ratio
 from harness.evidence.rows import Bar, Row
@@ -20,4 +21,5 @@ __all__ = [
     "root",
     "root_ratio",
     "sign_test",
+    "smaller_is_better",
 ]

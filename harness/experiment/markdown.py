@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.evidence.rows import Bar, Row
-from harness.experiment.printing import number
+from harness.experiment.printing import number, spelled
 from harness.files.atomic import write_text
 
 
@@ -23,7 +23,8 @@ def write_markdown(
     lines = ["\n\n".join(opening)]
     if bars:
         cells = [
-            [bar.name, number(bar.value), f"{bar.sense} {number(bar.bar)} {bar.unit}".strip(),
+            [spelled(bar.name), number(bar.value),
+             f"{bar.sense} {number(bar.bar)} {bar.unit}".strip(),
              "met" if bar.met else "missed"]
             for bar in bars
         ]  # fmt: skip
@@ -35,7 +36,7 @@ def write_markdown(
             [method, *(_cell(here.get((method, column))) for column in columns)]
             for method in dict.fromkeys(method for method, _ in here)
         ]
-        lines += _table(task, ["method", *columns], cells)
+        lines += _table(task, ["method", *map(spelled, columns)], cells)
     return write_text(path, "\n".join(lines) + "\n")
 
 

@@ -32,6 +32,14 @@ from harness.runs.ticker import ticking
 R = TypeVar("R")
 Work = Callable[[Piece, Job], R]
 TRIALS, CHOICES = "trials", "choices"
+WORDS = {
+    "weights": ("training", "networks"),
+    "trials": ("running", "trials"),
+    "baselines": ("fitting", "baselines"),
+}
+"""Kind of results -> what is done, and with what."""
+
+LINE = 100  # characters of what is said to be missing
 
 
 class Run:
@@ -128,9 +136,10 @@ class Run:
     ) -> list[Piece]:
         """Compute what is missing, and return the pieces that there are results of.
 
-        It first prints what is missing and why. Every result is kept as soon as it is there, so
-        that a kill costs no more than the pieces under way; of those, what they keep in their
-        folder is resumed. Nothing is computed in a quick run.
+        It first prints what is missing, and why a result with other settings is not taken. Every
+        result is kept as soon as it is there, so that a kill costs no more than the pieces under
+        way; of those, what they keep in their folder is resumed. Nothing is computed in a quick
+        run.
 
         Args:
             store: Where results are kept.
@@ -150,9 +159,7 @@ class Run:
         for piece in set(wanted) - set(missing):
             sweep(store.folder, piece)
         if missing:
-            what = "left out" if self.quick and not scoring else "making them now"
-            count = f"{len(missing)} of {len(wanted)}"
-            print(f"{store.kind} missing: {count}, {store.why(missing)}; {what}", flush=True)
+            _print_missing(store, missing, len(wanted), left_out=self.quick and not scoring)
         if self.quick and not scoring:
             return [piece for piece in wanted if piece not in set(missing)]
         if missing and prepare is not None:
@@ -162,8 +169,9 @@ class Run:
         if missing:
             revision = git_revision()
             compute = partial(_compute, store, work, revision)
-            with ticking(store.kind, sum(lengths.values())) as tick, self._pooled():
-                self._pool.run(compute, [(piece,) for piece in missing], tick)
+            label = " ".join(_words(store.kind))
+            with ticking(label, sum(lengths.values())) as tick, self._pooled():
+                self._pool.run(compute, [(piece, lengths[piece]) for piece in missing], tick)
         return wanted
 
     def tune(
@@ -272,6 +280,7 @@ class Run:
         part: str | tuple[str, ...] = "",
         others: tuple[str, ...] = (),
         metrics: Collection[str] = (),
+        unprinted: Collection[str] = (),
     ) -> Path:
         """Write ``scores.json`` and ``scores.md``, print a table a task, and return the former.
 
@@ -285,6 +294,7 @@ class Run:
             part: Replace only the tasks and bars whose name begins so.
             others: Beginnings of the tasks and bars of other verbs, which stay as they are.
             metrics: Those that tables show; all when empty.
+            unprinted: Tasks that the terminal leaves to the report.
 
         Raises:
             GatesError: There is not a single figure.
@@ -308,7 +318,7 @@ class Run:
         write_markdown(
             self.scores.with_suffix(".md"), [line for line in opening if line], shown, scores.bars
         )
-        print_scores(self.scores, scores, metrics=metrics, tasks=part)
+        print_scores(self.scores, scores, metrics=metrics, tasks=part, unprinted=unprinted)
         return self.scores
 
     def _trial(self, name: str, number: int | None, **settings: Any) -> Piece:
@@ -394,10 +404,63 @@ def _print_edges(name: str, choice: Choice) -> None:
         print(f"{name}: the best {edge}, {value:.3g}, lies at an edge of what was searched")
 
 
-def _compute(
-    store: Store[Any], work: Work[Any], revision: str | None, piece: Piece, *, tick: Tick
+def _words(kind: str) -> tuple[str, str]:
+    """Return what is done with results of a kind, and what these are called."""
+    return WORDS.get(kind, ("making", kind))
+
+
+def _print_missing(
+    store: Store[Any], missing: Sequence[Piece], wanted: int, *, left_out: bool
 ) -> None:
-    """Compute the result of a piece and keep it; an error names the piece."""
+    """Print what is missing in 100 characters, and why results that exist do not qualify."""
+    verb, noun = _words(store.kind)
+    if len(missing) == 1 and noun.endswith("s"):
+        noun = noun[:-1]
+    verb = "leaving out" if left_out else verb
+    of = f" of {wanted}" if wanted > len(missing) else ""
+    line = f"{verb} {len(missing)} missing {noun}{of}: "
+    names = [piece.name for piece in missing]
+    shown = len(names)
+    while shown > 1 and len(line + _listed(names, shown)) > LINE:
+        shown -= 1
+    print((line + _listed(names, shown))[:LINE], flush=True)
+    for reason in store.reasons(missing):
+        print(f"  {reason}", flush=True)
+
+
+def _listed(names: Sequence[str], shown: int) -> str:
+    more = [f"{len(names) - shown} more"] if shown < len(names) else []
+    return ", ".join([*names[:shown], *more])
+
+
+def _compute(
+    store: Store[Any],
+    work: Work[Any],
+    revision: str | None,
+    piece: Piece,
+    length: int,
+    *,
+    tick: Tick,
+) -> None:
+    """Compute the result of a piece and keep it; an error names the piece.
+
+    It ticks ``length`` times at least, also where the work ends early or is done already.
+    """
+    done = 0
+
+    def counted() -> None:
+        nonlocal done
+        done += 1
+        tick()
+
+    _compute_one(store, work, revision, piece, counted)
+    for _ in range(done, length):
+        tick()
+
+
+def _compute_one(
+    store: Store[Any], work: Work[Any], revision: str | None, piece: Piece, tick: Tick
+) -> None:
     begin = time.monotonic()
     try:
         with claimed(store.folder, piece) as folder:

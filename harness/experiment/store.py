@@ -15,7 +15,7 @@ from harness.experiment.record import LENGTHENED, Record, gap, read_record
 from harness.files import replacing
 
 R = TypeVar("R")
-NAMED = 4  # pieces that a message names
+NAMED = 4  # pieces whose results are explained
 OWN_FIELDS = ("seconds", "revision", "command", "origin")  # of a record
 
 
@@ -92,19 +92,17 @@ class Store(Generic[R]):
         """
         return [piece for piece in dict.fromkeys(pieces) if self.find(piece) is None]
 
-    def why(self, pieces: Sequence[Piece]) -> str:
-        """Name pieces without a result, and state why an existing result does not qualify."""
-        named = []
+    def reasons(self, pieces: Sequence[Piece]) -> list[str]:
+        """Return why existing results of some of the first pieces do not qualify, a line each."""
+        found = []
         for piece in pieces[:NAMED]:
             places = [self.folder / piece.name]
             if self.shipped is not None:
                 places.append(self.shipped / piece.name)
-            found = [(place, gap(read_record(place), piece)) for place in places if place.is_dir()]
-            reason = f" ({found[0][0]} has {found[0][1]})" if found else ""
-            named.append(f"{piece.name}{reason}")
-        if len(pieces) > NAMED:
-            named.append(f"{len(pieces) - NAMED} more")
-        return ", ".join(named)
+            gaps = [(place, gap(read_record(place), piece)) for place in places if place.is_dir()]
+            if gaps:
+                found.append(f"{gaps[0][0]} has {gaps[0][1]}")
+        return found
 
     def record(self, piece: Piece) -> Record:
         """Return what a result was made with.

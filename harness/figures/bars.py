@@ -25,6 +25,7 @@ from harness.figures.style import (
 
 ROW = 0.3  # inches
 REACH = 1.0  # margins beyond it are cut, and marked by an arrow
+TINY = 1e-4  # limits below it are no measure of a margin: 0, or hardly more
 COLUMNS, PANEL = 5, (1.75, 0.85)  # panels in a row, inches
 
 
@@ -49,7 +50,8 @@ def limits_figure(limits: Sequence[Limit], *, title: str = "Bars") -> Figure:
     """Draw by which fraction of its limit every figure meets (right) or misses it (left).
 
     Args:
-        limits: Bars of an evaluation. Where the limit is 0, the margin is the figure itself.
+        limits: Bars of an evaluation. Where the limit is 0, or next to it, the margin is a number
+            beside the line.
         title: Heading.
 
     Raises:
@@ -64,8 +66,12 @@ def limits_figure(limits: Sequence[Limit], *, title: str = "Bars") -> Figure:
     figure = new_figure(max(total, width_of_head(title, note)), 1.2 + ROW * len(limits))
     axes = place(figure, left, 0.5, 2.6, ROW * len(limits))
     for row, (one, text) in enumerate(zip(limits, texts, strict=True)):
-        margin = _margin(one)
         color = GREEN if one.met else ORANGE
+        if abs(one.bar) < TINY:
+            _draw_absolute(axes, one, row, color)
+            margin = math.nan
+        else:
+            margin = _margin(one)
         if math.isfinite(margin):
             axes.barh(row, margin, height=0.62, color=color, linewidth=0)
         if abs(margin) == REACH:
@@ -78,12 +84,24 @@ def limits_figure(limits: Sequence[Limit], *, title: str = "Bars") -> Figure:
     axes.set_ylim(len(limits) - 0.4, -0.6)
     axes.set_yticks(range(len(limits)), [one.name for one in limits])
     axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−100 %", "−50 %", "limit", "+50 %", "+100 %"])
-    dress(axes, x="missed by | met by, fraction of the limit")
+    dress(axes, x="missed by | met by, fraction of the limit; a number where that is 0")
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     head(figure, title, note)
     return figure
+
+
+def _draw_absolute(axes: Axes, one: Limit, row: int, color: str) -> None:
+    """Mark a figure whose limit is 0 by a dot at the limit and its distance from there."""
+    if not math.isfinite(one.value):
+        return
+    right = one.met
+    axes.scatter([0], [row], s=30, color=color, linewidths=0, zorder=3)
+    axes.annotate(
+        f"{one.value - one.bar:+.3g}".replace("-", "−"), (0.06 if right else -0.06, row),
+        ha="left" if right else "right", va="center", fontsize=TEXT_SIZE - 1, color=color,
+    )  # fmt: skip
 
 
 def bar_panels(
@@ -143,7 +161,7 @@ def panel_grid(names: Sequence[str]) -> tuple[Figure, list[Axes]]:
 def _margin(one: Limit) -> float:
     """Return how far a figure lies on the right side of its limit, in fractions of it, cut."""
     gap = one.bar - one.value if one.sense == "<=" else one.value - one.bar
-    margin = gap / (abs(one.bar) or 1.0)
+    margin = gap / abs(one.bar)
     return margin if math.isnan(margin) else max(-REACH, min(REACH, margin))
 
 

@@ -1,7 +1,7 @@
 """Estimates with their intervals, one under the other, and the differences from a reference."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from matplotlib.axes import Axes
@@ -24,6 +24,7 @@ from harness.figures.style import (
 )
 
 ROW = 0.27  # inches
+FAR = 5.0  # medians of the size of differences, beyond which one is an arrow
 DECIMALS = ((1e-4, 7), (1e-2, 5), (10, 3), (100, 2), (1000, 1), (math.inf, 0))
 
 
@@ -117,9 +118,10 @@ def forest_figure(
     )
     height = ROW * len(labels)
     total = max(left + len(panels) * (width + numbers + 0.15), width_of_head(title, note))
-    figure = new_figure(total, (0.55 if note else 0.3) + height + 0.6)
+    bottom = 0.5 + 0.15 * max(panel.name.count("\n") for panel in panels)
+    figure = new_figure(total, (0.55 if note else 0.3) + height + bottom + 0.1)
     for k, panel in enumerate(panels):
-        axes = place(figure, left + k * (width + numbers + 0.15), 0.5, width, height)
+        axes = place(figure, left + k * (width + numbers + 0.15), bottom, width, height)
         _draw(axes, panel, first=k == 0)
     head(figure, title, note)
     return figure
@@ -129,18 +131,22 @@ def differences_figure(
     rows: Sequence[DifferenceRow],
     *,
     metrics: Sequence[str] = (),
-    smaller_is_better: Collection[str] | None = None,
+    sides: Mapping[str, bool | None] | None = None,
+    units: str = "independent units",
     title: str = "Paired differences",
 ) -> Figure:
     """Draw the paired differences of an evaluation, one panel per metric, one heading per task.
 
-    Filled marks are significant after correction. They are blue; or, where it is said which metrics
-    are better when small, green if better than the reference and orange if worse.
+    Filled marks are significant after correction. They are blue; or, where it is known whether a
+    metric is better when small, green if better than the reference and orange if worse. Differences
+    far larger than the others, as those of base rates, are arrows at the edge.
 
     Args:
         rows: Of an evaluation; those without ``versus`` are left out.
-        metrics: Panels; all metrics of the differences by default.
-        smaller_is_better: Names of the metrics that should be small; all others should be large.
+        metrics: Panels; all metrics of the differences by default. Those without a difference are
+            left out.
+        sides: Metric -> whether it is better when small; None where that is not known.
+        units: What intervals are drawn from.
         title: Heading.
 
     Raises:
@@ -153,9 +159,10 @@ def differences_figure(
     tasks = list(dict.fromkeys(row.task for row in chosen))
     references = list(dict.fromkeys(row.versus for row in chosen))
     panels = []
-    for metric in metrics or dict.fromkeys(row.metric for row in chosen):
+    for metric in _with_figures(chosen, metrics):
         found = {(r.task, r.method, r.versus): r for r in chosen if r.metric == metric}
-        better = None if smaller_is_better is None else -1 if metric in smaller_is_better else 1
+        smaller = (sides or {}).get(metric)
+        better = None if smaller is None else -1 if smaller else 1
         estimates = []
         for task in tasks:
             if len(tasks) > 1:
@@ -169,12 +176,49 @@ def differences_figure(
                 for of, method, versus in pairs
                 if of == task
             ]
-        side = {None: "", -1: ", left is better", 1: ", right is better"}[better]
-        panels.append(Panel(estimates, metric + side, zero=0.0, signed=True))
-    units = " or ".join(map(str, sorted({row.n for row in chosen})))
+        name = {
+            None: metric,
+            -1: f"← better    worse →\n{metric}",
+            1: f"← worse    better →\n{metric}",
+        }
+        limits = _limits(estimates)
+        panels.append(Panel(estimates, name[better], zero=0.0, limits=limits, signed=True))
     note = f"minus {', '.join(references)}; " if len(references) == 1 else ""
-    note += f"95 % intervals over {units} independent units; filled: significant (Holm)"
+    counts = [row.n for row in chosen if math.isfinite(row.low)]
+    note += f"95 % intervals over {span_of(counts)} {units}" if counts else "no intervals"
+    note += "; filled: significant (Holm)"
+    note += "; arrow: outside" if any(panel.limits for panel in panels) else ""
     return forest_figure(panels, title=title, note=note)
+
+
+def span_of(counts: Sequence[int]) -> str:
+    """Return a number, or the smallest and the largest one, as words."""
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _with_figures(rows: Sequence[DifferenceRow], metrics: Sequence[str]) -> list[str]:
+    """Return the metrics that have a finite difference; the first one if none has."""
+    named = list(metrics or dict.fromkeys(row.metric for row in rows))
+    known = {row.metric for row in rows if math.isfinite(row.value)}
+    return [metric for metric in named if metric in known] or named[:1]
+
+
+def _limits(estimates: Sequence[Estimate]) -> tuple[float, float] | None:
+    """Return ends of an axis that leave out values far larger than the others; None if none is."""
+    known = [one for one in estimates if one.value is not None]
+    ends = [[x for x in (one.value, one.low, one.high) if x is not None and math.isfinite(x)]
+            for one in known]  # fmt: skip
+    sizes = sorted(max(map(abs, some)) for some in ends)
+    if not sizes:
+        return None
+    most = FAR * sizes[(len(sizes) - 1) // 2]
+    near = [some for some in ends if max(map(abs, some)) <= most]
+    if len(near) == len(ends) or most == 0:
+        return None
+    low, high = min(0.0, *(min(some) for some in near)), max(0.0, *(max(some) for some in near))
+    gap = 0.12 * (high - low)
+    return low - gap, high + gap
 
 
 def _difference(label: str, row: DifferenceRow | None, better: int | None) -> Estimate:
@@ -196,6 +240,9 @@ def _draw(axes: Axes, panel: Panel, *, first: bool) -> None:
                       xycoords=("axes fraction", "data"), color=MUTED if one.note else INK,
                       annotation_clip=False)  # fmt: skip
         if one.value is None:
+            continue
+        if panel.limits and not panel.limits[0] <= one.value <= panel.limits[1]:
+            _draw_arrow(axes, one, row, panel.limits)
             continue
         axes.plot([one.low, one.high], [row, row], color=one.color, linewidth=2.2,
                   solid_capstyle="butt", alpha=0.55, zorder=2)  # fmt: skip
@@ -221,12 +268,26 @@ def _draw(axes: Axes, panel: Panel, *, first: bool) -> None:
             axes.axhline(row - 0.5, color=GRID, linewidth=1.0)
 
 
+def _draw_arrow(axes: Axes, one: Estimate, row: int, limits: tuple[float, float]) -> None:
+    """Mark an estimate outside of the axis at its edge; its numbers stand at the right."""
+    assert one.value is not None
+    right = one.value > limits[1]
+    axes.scatter([limits[right]], [row], s=52, marker=">" if right else "<", zorder=3,
+                 edgecolors=one.color, linewidths=1.3, clip_on=False,
+                 facecolors="white" if one.hollow else one.color)  # fmt: skip
+
+
+def decimals_of(values: Sequence[float]) -> int:
+    """Return with how many decimals numbers are written; NaN is passed over."""
+    largest = max((abs(x) for x in values if math.isfinite(x)), default=1.0)
+    return next(count for bound, count in DECIMALS if largest < bound)
+
+
 def _numbers(panel: Panel) -> list[str]:
     """Return the text at the right of every estimate, all with as many decimals."""
     known = [e for e in panel.estimates if e.value is not None and not e.note]
     ends = [abs(x) for e in known for x in (e.value, e.low, e.high) if x is not None]
-    largest = max((x for x in ends if math.isfinite(x)), default=1.0)
-    decimals = next(count for bound, count in DECIMALS if largest < bound)
+    decimals = decimals_of(ends)
     form = f"{{:{'+' if panel.signed else ''}.{decimals}f}}"
     texts = [
         one.note

@@ -27,12 +27,15 @@ class Tried(NamedTuple):
     chosen: Mapping[str, Any]
 
 
-def trials_figure(methods: Mapping[str, Tried], *, title: str = "Trials") -> Figure:
+def trials_figure(
+    methods: Mapping[str, Tried], *, title: str = "Trials", score: str = "score"
+) -> Figure:
     """Plot the score of every trial over each numeric setting; what was chosen is ringed.
 
     Args:
         methods: Method to its trials.
         title: Heading.
+        score: What is plotted; after a comma, which way it is better.
 
     Raises:
         ValueError: No setting is a number.
@@ -48,11 +51,11 @@ def trials_figure(methods: Mapping[str, Tried], *, title: str = "Trials") -> Fig
         row, column = divmod(position, columns)
         axes = place(figure, 0.75 + column * (WIDTH + GAP),
                      0.5 + (rows - 1 - row) * (HEIGHT + GAP), WIDTH, HEIGHT)  # fmt: skip
-        _draw(axes, name, methods, colors)
+        _draw(axes, name, methods, colors, score if column == 0 else "")
     figure.axes[columns - 1].legend(
         loc="upper left", bbox_to_anchor=(1.03, 1.0), frameon=False, fontsize=TEXT_SIZE
     )
-    head(figure, title, "score of every trial; ringed: chosen")
+    head(figure, title, f"{score}, of every trial; ringed: chosen")
     return figure
 
 
@@ -69,7 +72,13 @@ def numeric_settings(methods: Mapping[str, Tried]) -> list[str]:
     return list(found)
 
 
-def _draw(axes: Axes, name: str, methods: Mapping[str, Tried], colors: Mapping[str, str]) -> None:
+def _draw(
+    axes: Axes,
+    name: str,
+    methods: Mapping[str, Tried],
+    colors: Mapping[str, str],
+    score: str,
+) -> None:
     every: list[tuple[float, float]] = []
     for method, tried in methods.items():
         known = [t for t in tried.trials if _number(t.get(name)) and _number(t.get("score"))]
@@ -86,7 +95,7 @@ def _draw(axes: Axes, name: str, methods: Mapping[str, Tried], colors: Mapping[s
         axes.xaxis.set_major_locator(MaxNLocator(4))
     if every and _spread([y for _, y in every]) > WIDE:
         logarithmic(axes)
-    dress(axes, x=name, y="score")
+    dress(axes, x=name, y=score.partition(",")[0])
 
 
 def _is_chosen(trial: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:

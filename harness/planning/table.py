@@ -10,7 +10,7 @@ from rich.table import Table
 
 from harness.files import write_json
 
-UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 class Line(NamedTuple):
@@ -38,7 +38,7 @@ def readable(value: float, unit: str = "") -> str:
     if value != value:
         return "unknown"
     for size, prefix in UNITS:
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:  # which three digits round up to 1
             return f"{value / size:.3g} {prefix}{short}".rstrip()
     return f"{value:.3g} {short}".rstrip()
 

@@ -6,7 +6,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from harness.evidence.rows import Bar, Row
-from harness.experiment.printing import number
+from harness.experiment.printing import number, spelled, whole_numbers
 from harness.experiment.scores import Scores
+from harness.figures.forest import span_of
 from harness.figures.numbers import COLUMNS, drawn_numbers
 from harness.files.atomic import write_bytes, write_text
 from harness.runs.environment import git_revision, package_version
 
 FIGURES = "figures"
+UNITS = "independent units"
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 """Header and rows."""
@@ -147,17 +149,22 @@ class Page:
         )
         return self
 
-    def scores(self, scores: Scores) -> "Page":
-        """Add the bars and a table for each task."""
+    def scores(self, scores: Scores, *, units: str = UNITS) -> "Page":
+        """Add the bars and a table for each task.
+
+        Args:
+            scores: What is shown.
+            units: What intervals are drawn from, such as ``users``.
+        """
         if scores.bars:
             self._bars(scores.bars)
         for task in dict.fromkeys(row.task for row in scores.rows):
             of_task = [row for row in scores.rows if row.task == task]
             compared = [row for row in of_task if row.versus]
             if alone := [row for row in of_task if not row.versus]:
-                self._task(task, alone)
+                self._task(task, alone, units)
             if compared:
-                self._task(f"{task}, paired differences", compared)
+                self._task(f"{task}, paired differences", compared, units)
         return self
 
     def write(self, path: Path) -> Path:
@@ -192,7 +199,7 @@ class Page:
     def _bars(self, bars: Sequence[Bar]) -> None:
         rows = [
             [
-                bar.name,
+                spelled(bar.name),
                 number(bar.value),
                 f"{'≤' if bar.sense == '<=' else '≥'} {number(bar.bar)}",
                 bar.unit,
@@ -203,18 +210,24 @@ class Page:
         header = ["bar", "figure", "limit", "unit", "verdict"]
         self.table(header, rows, f"{sum(bar.met for bar in bars)} of {len(bars)} bars met")
 
-    def _task(self, task: str, rows: Sequence[Row]) -> None:
+    def _task(self, task: str, rows: Sequence[Row], units: str) -> None:
+        rows = [row for row in rows if math.isfinite(row.value)] or rows
         metrics = list(dict.fromkeys(row.metric for row in rows))
+        whole = whole_numbers(rows)
         spans = {metric: _span([r for r in rows if r.metric == metric]) for metric in metrics}
-        head = "<th>method</th>" + "".join(_cell("th", _inline(m), True) for m in metrics)
+        head = "<th>method</th>" + "".join(_cell("th", _inline(spelled(m)), True) for m in metrics)
         body = ""
         for method in dict.fromkeys(row.label for row in rows):
             cells = {row.metric: row for row in rows if row.label == method}
-            marks = "".join(f"<td class=n>{_mark(cells.get(m), spans[m])}</td>" for m in metrics)
+            marks = "".join(
+                f"<td class=n>{_mark(cells.get(m), spans[m], whole)}</td>" for m in metrics
+            )
             body += f"<tr><td>{_inline(method)}</td>{marks}</tr>"
-        units = sorted({row.n for row in rows if math.isfinite(row.low)})
-        note = f"95 % intervals over {' or '.join(map(str, units))} independent units"
-        note = f"{task} · {note}" if units else task
+        counts = [row.n for row in rows if math.isfinite(row.low)]
+        note = f"95 % intervals over {span_of(counts)} {units}" if counts else ""
+        if any(row.versus and row.significant for row in rows):
+            note += "; * significant (Holm)"
+        note = f"{task} · {note}" if note else task
         self._add_table(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>", note)
 
 
@@ -239,7 +252,7 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, str):
-        return re.fullmatch(r"[≤≥]? ?-?[\d.]+(e-?\d+)?", value) is not None
+        return re.fullmatch(r"[≤≥]? ?[-−]?[\d.,]+(e[-−+]?\d+)?", value) is not None
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -262,11 +275,13 @@ def _span(rows: Sequence[Row]) -> tuple[float, float]:
     return (min(ends), max(ends)) if ends else (0.0, 0.0)
 
 
-def _mark(row: Row | None, span: tuple[float, float]) -> str:
+def _mark(row: Row | None, span: tuple[float, float], whole: Collection[Row]) -> str:
     """A figure above its interval, drawn on the scale that all methods share."""
     if row is None or not math.isfinite(row.value):
         return "–"
-    text = f"<b>{number(row.value)}</b>"
+    figure = f"{row.value:,.0f}" if row in whole else number(row.value)
+    star = "*" if row.versus and row.significant else ""
+    text = f"<b>{figure}{star}</b>"
     low, high = row.low, row.high
     if not (math.isfinite(low) and math.isfinite(high)):
         return text

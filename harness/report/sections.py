@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from core_gates.errors import GatesError
+from harness.evidence import smaller_is_better
 from harness.evidence.rows import Row
 from harness.experiment import Run
-from harness.experiment.printing import number, verdict
+from harness.experiment.piece import Setting
+from harness.experiment.printing import number, spelled, verdict
 from harness.experiment.record import RECORD, Record, read_record
 from harness.experiment.run import CHOICES, TRIALS
 from harness.experiment.scores import Scores, read_scores
 from harness.figures import Curve, differences_figure, learning_figure, limits_figure, read_metrics
 from harness.report.gates import gate_section
-from harness.report.page import Page
+from harness.report.page import UNITS, Page
 from harness.report.tuning import add_tuning
+from harness.runs.ticker import working
 
 MOST_PANELS = 3  # metrics that share a figure
 MOST_VALUES = 4  # of a setting
@@ -25,7 +29,13 @@ GATES = "What every gate did, measured by `evaluate`."
 
 
 def run_page(
-    run: Run, draw: Callable[[Page], None] | None = None, *, metrics: Collection[str] = ()
+    run: Run,
+    draw: Callable[[Page], None] | None = None,
+    *,
+    metrics: Collection[str] = (),
+    own: Mapping[str, Setting] | None = None,
+    units: str = UNITS,
+    score: str = "score",
 ) -> Page:
     """Return the page of a run.
 
@@ -33,6 +43,9 @@ def run_page(
         run: The run.
         draw: Adds what only the domain can show, between the scores and the gates; nothing if None.
         metrics: Those of tables and figures; all when empty.
+        own: Settings of a method, by its name, that differ from those of the run.
+        units: What intervals are drawn from.
+        score: What trials are judged by; after a comma, which way it is better.
 
     Raises:
         GatesError: There are no scores yet, or a file of the run folder is damaged.
@@ -44,20 +57,24 @@ def run_page(
         page.text("**A quick run**: small samples, nothing trained for it, no bars.")
     for note in scores.notes:
         page.text(note)
-    add_scores(page, scores, metrics)
+    with working("drawing scores"):
+        add_scores(page, scores, metrics, units)
     if draw is not None:
         draw(page)
-    gate_section(page, run.folder, GATES)
-    add_curves(page, run.folder)
-    add_tuning(page, run)
+    with working("drawing gates, curves and trials"):
+        gate_section(page, run.folder, GATES)
+        add_curves(page, run.folder)
+        add_tuning(page, run, own, score=score)
     add_data(page, run, scores)
     return page
 
 
-def add_scores(page: Page, scores: Scores, metrics: Collection[str] = ()) -> None:
+def add_scores(
+    page: Page, scores: Scores, metrics: Collection[str] = (), units: str = UNITS
+) -> None:
     """Add bars, a table for each task, and the differences from a reference."""
     rows = [row for row in scores.rows if not metrics or row.metric in metrics]
-    page.section("Scores").scores(scores._replace(rows=rows))
+    page.section("Scores").scores(scores._replace(rows=rows), units=units)
     if scores.bars:
         page.figure(
             limits_figure(scores.bars),
@@ -68,21 +85,33 @@ def add_scores(page: Page, scores: Scores, metrics: Collection[str] = ()) -> Non
                 [[*bar, bar.met] for bar in scores.bars],
             ),
         )
-    add_differences(page, rows)
+    add_differences(page, rows, units)
 
 
-def add_differences(page: Page, rows: Sequence[Row]) -> None:
-    """Add forest plots of the paired differences, if there are any."""
-    compared = [row for row in rows if row.versus]
-    metrics = list(dict.fromkeys(row.metric for row in compared))
-    for start in range(0, len(metrics), MOST_PANELS):
-        shown = metrics[start : start + MOST_PANELS]
-        page.figure(
-            differences_figure(compared, metrics=shown),
-            "Every method minus the one that it is compared with, on the same samples.",
-            name="differences",
-            table=(Row._fields, [row for row in compared if row.metric in shown]),
-        )
+def add_differences(page: Page, rows: Sequence[Row], units: str = UNITS) -> None:
+    """Add forest plots of the paired differences, if there are any; metrics of the same tasks."""
+    compared = [row for row in rows if row.versus and math.isfinite(row.value)]
+    tasks: dict[str, dict[str, None]] = {}
+    for row in compared:
+        tasks.setdefault(row.metric, {})[row.task] = None
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for metric, of in tasks.items():
+        groups.setdefault(tuple(of), []).append(metric)
+    for metrics in groups.values():
+        for start in range(0, len(metrics), MOST_PANELS):
+            shown = metrics[start : start + MOST_PANELS]
+            page.figure(
+                differences_figure(
+                    [row._replace(metric=spelled(row.metric)) for row in compared],
+                    metrics=[spelled(metric) for metric in shown],
+                    sides={spelled(metric): smaller_is_better(metric) for metric in shown},
+                    units=units,
+                    title=f"Paired differences: {'; '.join(map(spelled, shown))}",
+                ),
+                "Every method minus the one that it is compared with, on the same samples.",
+                name="differences",
+                table=(Row._fields, [row for row in compared if row.metric in shown]),
+            )
 
 
 def add_curves(page: Page, folder: Path) -> None:

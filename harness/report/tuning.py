@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from core_gates.errors import GatesError
 from harness.experiment import Choice, Figures, Run
-from harness.experiment.piece import Piece
+from harness.experiment.piece import Piece, Setting
 from harness.experiment.printing import number
 from harness.experiment.record import Record, read_record
 from harness.experiment.run import CHOICES
@@ -22,13 +23,21 @@ searched, so the optimum may lie beyond.
 """
 
 
-def add_tuning(page: Page, run: Run) -> None:
+def add_tuning(
+    page: Page, run: Run, own: Mapping[str, Setting] | None = None, *, score: str = "score"
+) -> None:
     """Add the choices of a run, or those that ship with its configuration, with their trials.
+
+    Args:
+        page: The report.
+        run: The run.
+        own: See :func:`found_choices`.
+        score: What trials are judged by; after a comma, which way it is better.
 
     Raises:
         GatesError: A choice is damaged.
     """
-    choices = found_choices(run)
+    choices = found_choices(run, own)
     if not choices:
         return
     page.section("Tuning").text(EXPLANATION)
@@ -43,15 +52,20 @@ def add_tuning(page: Page, run: Run) -> None:
     tried = {method: Tried(choice.trials, choice.setting) for method, choice in choices.items()}
     if numeric_settings(tried):
         page.figure(
-            trials_figure(tried),
+            trials_figure(tried, score=score),
             "Every trial of every method.",
             name="trials",
             table=_table(choices),
         )
 
 
-def found_choices(run: Run) -> dict[str, Choice]:
+def found_choices(run: Run, own: Mapping[str, Setting] | None = None) -> dict[str, Choice]:
     """Return the choices of the run folder, or else of the package where settings agree.
+
+    Args:
+        run: The run.
+        own: Settings of a method, by its name, that differ from those of the run, such as its
+            network.
 
     Raises:
         GatesError: A choice is damaged.
@@ -63,15 +77,16 @@ def found_choices(run: Run) -> dict[str, Choice]:
             record = read_record(path)
             if record is None or path.name.startswith("."):
                 continue
-            if folder == store.folder or _agrees(record, run):
+            if folder == store.folder or _agrees(record, run, own or {}):
                 found.setdefault(_name(record), _choice(path))
     return found
 
 
-def _agrees(record: Record, run: Run) -> bool:
-    """Return whether a choice has no setting that is another one in this run."""
-    own = Piece("", settings=run.settings).settings
-    return all(record.settings.get(name, value) == value for name, value in own.items())
+def _agrees(record: Record, run: Run, own: Mapping[str, Setting]) -> bool:
+    """Return whether a choice has no setting that is another one for its method in this run."""
+    method = str(record.identity.get("method"))
+    settings = Piece("", settings={**run.settings, **own.get(method, {})}).settings
+    return all(record.settings.get(name, value) == value for name, value in settings.items())
 
 
 def _name(record: Record) -> str:

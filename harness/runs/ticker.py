@@ -2,10 +2,23 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+STEPS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+SHORT = 10.0  # seconds of steps that plain lines pass over
 
 
 @contextmanager
@@ -53,3 +66,60 @@ def counting(label: str, *, seconds: float = 15.0) -> Iterator[Callable[[int, in
 
     yield count
     print(f"{label}  {time.monotonic() - begin:.1f} s", flush=True)
+
+
+def stepping(label: str, items: Iterable[T], *, seconds: float = 15.0) -> Iterator[T]:
+    """Yield items one by one, and show which of them is at work.
+
+    Args:
+        label: What is being done with each.
+        items: Shown by their ``name``, or as text.
+        seconds: Least time between two plain lines.
+    """
+    every = list(items)
+    begin = last = time.monotonic()
+    if sys.stdout.isatty():
+        with Progress(*STEPS) as bar:
+            task = bar.add_task(label, total=len(every))
+            for number, item in enumerate(every):
+                bar.update(task, completed=number, description=f"{label} {_name(item)}")
+                yield item
+            bar.update(task, completed=len(every), description=label)
+        return
+    for number, item in enumerate(every, 1):
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            place = f"{number} of {len(every)}  {last - begin:.0f} s"
+            print(f"{label} {_name(item)}  {place}", flush=True)
+        yield item
+    _print_end(label, begin)
+
+
+@contextmanager
+def working(label: str) -> Iterator[None]:
+    """Show that one long step is at work.
+
+    Args:
+        label: What is being done.
+    """
+    begin = time.monotonic()
+    if sys.stdout.isatty():
+        with Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+        ) as bar:
+            task = bar.add_task(label, total=1)
+            yield
+            bar.update(task, completed=1)
+        return
+    yield
+    _print_end(label, begin)
+
+
+def _print_end(label: str, begin: float) -> None:
+    """Print a plain line on how long it took, unless that is too short to matter."""
+    if (took := time.monotonic() - begin) >= SHORT:
+        print(f"{label}  {took:.1f} s", flush=True)
+
+
+def _name(item: object) -> str:
+    return str(getattr(item, "name", item))

@@ -4,6 +4,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +84,7 @@ class LoadTest(NamedTuple):
         seconds: Duration of the main load.
         slice_s: Duration of each of the slices with and without batching.
         slices: Number of pairs of slices.
+        during: Returns a context around each phase, given what is being done, such as a progress.
     """
 
     command: Callable[[bool], Sequence[str]]
@@ -93,6 +95,7 @@ class LoadTest(NamedTuple):
     seconds: float = 30.0
     slice_s: float = 2.0
     slices: int = 3
+    during: Callable[[str], AbstractContextManager[object]] = nullcontext
 
     def run(self) -> Verdict:
         """Run the main load with a swap in the middle, then slices with and without batching.
@@ -100,14 +103,23 @@ class LoadTest(NamedTuple):
         Raises:
             GatesError: A service does not get ready.
         """
-        with running(self.command(True)) as batching:
-            self._load(batching, max(self.slice_s, self.seconds / 5))  # memory settles
+        settling = max(self.slice_s, self.seconds / 5)  # memory settles
+        alone = (2 * self.slices + 1) * self.slice_s
+        with ExitStack() as services:
+            with self.during("starting the service"):
+                batching = services.enter_context(running(self.command(True)))
+            with self.during(f"warming up, {settling:.0f} s"):
+                self._load(batching, settling)
             before = batching.resident_bytes
-            load = self._load(batching, self.seconds, self.swap)
+            with self.during(f"{self.clients} clients and a swap, {self.seconds:.0f} s"):
+                load = self._load(batching, self.seconds, self.swap)
             growth = batching.resident_bytes / before - 1
-            with running(self.command(False)) as single:
+            with self.during("starting a service without batching"):
+                single = services.enter_context(running(self.command(False)))
+            with self.during(f"with and without batching, {alone:.0f} s"):
                 gain = self._gain(batching, single)
-        differences = [self.difference(*key, content) for key, content in load.kept.items()]
+        with self.during("comparing with `score`"):
+            differences = [self.difference(*key, content) for key, content in load.kept.items()]
         return Verdict(
             len(load.latencies),
             len(load.errors),

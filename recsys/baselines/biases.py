@@ -1,15 +1,19 @@
 """A logistic regression on one-hot columns: a bias of each user, item or other value."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from sklearn.linear_model import LogisticRegression
 
 from recsys.baselines.predictor import rates
 from recsys.batch import Batch
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 
 class Biases:
@@ -28,6 +32,8 @@ class Biases:
 
     def fit(self, rows: Batch, validation: Batch) -> Self:  # noqa: ARG002
         """Fit each task to the rows where it counts."""
+        from sklearn.linear_model import LogisticRegression  # takes a second
+
         inputs, self.rates = self._one_hot(rows), rates(rows)
         self.models: list[LogisticRegression | None] = []
         for task in range(rows.labels.shape[1]):

@@ -1,14 +1,18 @@
 """Gradient-boosted trees on the same columns, one ensemble for each task."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier
 
 from recsys.baselines.predictor import rates
 from recsys.batch import Batch
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingClassifier
 
 CATEGORIES = 255  # that the histograms of the trees can hold
 
@@ -46,6 +50,8 @@ class Trees:
 
     def fit(self, rows: Batch, validation: Batch) -> Self:
         """Fit each task to the rows where it counts; validation rows stop it."""
+        from sklearn.ensemble import HistGradientBoostingClassifier  # takes a second
+
         inputs, held, self.rates = self._inputs(rows), self._inputs(validation), rates(rows)
         categories = [
             c for c in range(self._width(rows)) if inputs[:, c].max(initial=0) < CATEGORIES

@@ -28,6 +28,12 @@ FIGURES = (
 
 COLLAPSED = {"zero_rate_max": 0.75, "scale_ratio": 20.0}
 HEALTHY = {"scale_ratio": 3.0, "near_zero_rate_max": 0.15, "task_gate_weight_max": 0.8}
+IN_WORDS = {
+    "scale_ratio": "one expert's outputs are over 3 times as large as another's",
+    "near_zero_rate_max": "an expert outputs nearly 0 in over 15 % of the cases",
+    "task_gate_weight_max": "a gate gives over 80 % of its weight to one expert",
+}
+"""What it means that a figure of ``HEALTHY`` is out of bounds."""
 
 
 def report_of(ranker: Ranker, rows: Batch) -> ExpertReport:

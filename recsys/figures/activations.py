@@ -43,7 +43,7 @@ def activations_figure(report: ExpertReport, *, title: str = "Activations of exp
     names = [name for layer in layers for name in layer.expert_names]
     rows = len(names) + len(layers)
     left = 0.35 + INCHES_PER_LETTER * max(map(len, [*names, *(one.name for one in layers)]))
-    note = f"{report.rows} rows; {_ratios(layers)}"
+    note = f"{report.rows} rows; {_ratios(layers)}; dashed: a deviation of 1"
     width = max(left + 2 * (WIDTH + 0.4), width_of_head(title, note))
     figure = new_figure(width, 1.25 + ROW * rows)
     scale = place(figure, left, 0.5, WIDTH, ROW * rows)
@@ -95,7 +95,10 @@ def scales_figure(
     texts = [f"{_times(layer.scale_ratio)}, {layer.zero_rate.max():.2f}" for _, layer in strips]
     left = 0.3 + INCHES_PER_LETTER * max(map(len, names))
     right = 0.3 + INCHES_PER_LETTER * max(map(len, texts))
-    note = "right: largest over smallest, largest zero rate; orange, hollow: zero rate > .75"
+    note = (
+        "right: largest over smallest, largest zero rate; orange, hollow: zero rate > .75; "
+        "dashed: a deviation of 1"
+    )
     width = max(left + 3.4 + right, width_of_head(title, note))
     figure = new_figure(width, 1.25 + STRIP * len(strips))
     axes = place(figure, left, 0.5, 3.4, STRIP * len(strips))

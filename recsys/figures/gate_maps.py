@@ -68,7 +68,7 @@ def gates_figure(report: ExpertReport, *, title: str = "Mean weights of gates") 
         )
         for layer in report.layers
     ]
-    note = f"{report.rows} rows; without residual paths; framed: above .8"
+    note = f"{report.rows} rows; without self gates; framed: above .8"
     return cell_maps(maps, title=title, note=note)
 
 

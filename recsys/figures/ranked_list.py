@@ -32,6 +32,7 @@ def ranked_list_figure(
     true: ArrayLike | None = None,
     observed: ArrayLike | None = None,
     scores: ArrayLike | None = None,
+    order: str = "",
     most: int = 15,
     title: str = "Ranked list of one user",
 ) -> Figure:
@@ -44,6 +45,7 @@ def ranked_list_figure(
         true: Those that the world has, where it is simulated (N, T).
         observed: What the user did (N, T), 0 or 1.
         scores: What the list is ordered by (N,), the largest first; by default its given order.
+        order: What that is, for the small print.
         most: Items shown.
         title: Heading.
 
@@ -62,6 +64,7 @@ def ranked_list_figure(
     notes = ["bar: predicted"]
     notes += ["diamond: true probability"] if true is not None else []
     notes += ["green: it happened"] if observed is not None else []
+    notes += [order] if order else []
     note = f"{'; '.join(notes)}; the first {len(rank)} of {len(items)}"
     width = max(left + len(tasks) * (WIDTH + GAP), width_of_head(title, note))
     figure = new_figure(width, 1.35 + ROW * len(rank))

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from harness.figures.style import (
     BLUE,
@@ -20,6 +21,7 @@ from harness.figures.style import (
 )
 from recsys.metrics.calibration import Reliability
 
+Z = 1.959964  # of a 95 % interval
 COLUMNS, SIDE, GAP_X, GAP_Y = 4, 1.5, 0.75, 1.0  # panels in a row, inches
 
 
@@ -29,7 +31,7 @@ def reliability_figure(
     """Draw observed over predicted frequency in bins of equal mass, one panel per task.
 
     Every panel reaches to the largest frequency of its task; PCOC and the calibration error are
-    written above it.
+    written above it. The interval of a frequency is that of independent rows (Wilson, 1927).
 
     Args:
         tasks: Name to its bins, by :func:`recsys.metrics.reliability`.
@@ -43,7 +45,9 @@ def reliability_figure(
         raise ValueError("tasks are empty, expected at least one")
     columns = min(COLUMNS, len(tasks))
     rows = -(-len(tasks) // columns)
-    note = note or "each mark: rows of equal number; dashed: what is predicted comes true"
+    note = note or (
+        "each mark: as many rows, with its 95 % binomial interval; dashed: comes true as predicted"
+    )
     width = max(0.3 + columns * (SIDE + GAP_X), width_of_head(title, note))
     figure = new_figure(width, 0.7 + rows * (SIDE + GAP_Y))
     for position, (task, found) in enumerate(tasks.items()):
@@ -56,8 +60,11 @@ def reliability_figure(
 
 
 def _draw(axes: Axes, task: str, found: Reliability, *, outer: tuple[bool, bool]) -> None:
+    low, high = binomial_interval(found.observed, found.counts)
     most = max([1e-6, *found.predicted.tolist(), *found.observed.tolist()])
+    most = max(most, min(float(high.max(initial=0.0)), 2 * most))
     axes.plot([0, 1.1 * most], [0, 1.1 * most], color=MUTED, linewidth=0.9, linestyle="--")
+    axes.vlines(found.predicted, low, high, color=BLUE, linewidth=0.9, alpha=0.5)
     axes.plot(found.predicted, found.observed, color=BLUE, linewidth=1.2, marker="o", markersize=3)
     axes.set_xlim(0, 1.1 * most)
     axes.set_ylim(0, 1.1 * most)
@@ -78,3 +85,17 @@ def _figures(found: Reliability) -> str:
     error = np.abs(found.predicted - found.observed) @ found.counts / total
     ratio = f"PCOC {found.predicted @ found.counts / observed:.2f}" if observed else "no positive"
     return f"{ratio}, ECE {error:.1g}"
+
+
+def binomial_interval(observed: ArrayLike, counts: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the 95 % interval of frequencies of independent rows (Wilson, 1927).
+
+    Args:
+        observed: (B,) frequencies.
+        counts: (B,) rows.
+    """
+    share, rows = np.asarray(observed, dtype=float), np.asarray(counts, dtype=float)
+    scale = 1 + Z**2 / rows
+    center = (share + Z**2 / (2 * rows)) / scale
+    half = Z / scale * np.sqrt(share * (1 - share) / rows + Z**2 / (4 * rows**2))
+    return np.maximum(center - half, 0.0), np.minimum(center + half, 1.0)

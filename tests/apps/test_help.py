@@ -1,6 +1,8 @@
 """The help of every verb: short, plain, whole sentences."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -51,3 +53,12 @@ def sentence(option):
     text = re.sub(r" \((required|known|default).*", "", " ".join(text.split()))
     begins = re.match(r"(Of|At|In|For|By|To) ", text) is None
     return begins and text.endswith(".") and len(text.split()) >= 3
+
+
+def test_help_of_video_does_not_wait_for_what_only_baselines_and_services_need():
+    code = "import sys, apps.video.commands; print([m for m in sys.argv[1:] if m in sys.modules])"
+    slow = ["sklearn", "pandas", "onnx", "onnxruntime", "fastapi", "uvicorn"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *slow], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

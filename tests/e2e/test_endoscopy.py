@@ -114,7 +114,7 @@ def test_fit_leaves_a_run_and_a_network_that_knows_its_scope(sizing):
 def test_evaluate_with_all_weights_builds_the_cache_that_it_reads(sizing, evaluated):
     before = read_scores(sizing)
     shutil.rmtree(sizing.folder / RUN / "cache")
-    assert "weights missing" not in sizing.endoscopy("evaluate").out
+    assert "missing network" not in sizing.endoscopy("evaluate").out
     after = read_scores(sizing)
     test = [[r for r in s["rows"] if not r["task"].startswith("audit")] for s in (before, after)]
     assert test[0] == test[1]
@@ -502,7 +502,7 @@ def test_an_evaluation_killed_inside_a_training_ends_with_the_same_bits(sizing, 
             cwd=sizing.folder, check=False, env=environment, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
-        assert "rendered sets missing" not in done.stdout
+        assert "missing rendered set" not in done.stdout
     one, two = (
         load_bundle(sizing.folder / f"runs/endoscopy/{name}/weights/crop-s0").model.state_dict()
         for name in ("unit", "killed")

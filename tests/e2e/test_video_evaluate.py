@@ -60,7 +60,7 @@ def test_a_second_call_finds_everything(feed, scores):
 def test_tuning_alone_trains_no_network(gates_in, small_feed, tmp_path):
     small_feed(tmp_path)
     out = gates_in(tmp_path).video("tune", "--only", "[mmoe]", "--contest.trials", 1).out
-    assert "trials missing: 1 of 1, mmoe-trial0-s100" in out
+    assert "running 1 missing trial: mmoe-trial0-s100" in out
     run = tmp_path / "runs/video/small"
     assert {path.name for path in run.iterdir()} == {"trials", "choices"}
     assert [path.name for path in (run / "choices").iterdir()] == ["mmoe-s100"]

@@ -70,7 +70,7 @@ def test_an_interrupted_tuning_goes_on(gates, monkeypatch):
     before = choices(gates, "broken")
     assert set(before) == {"oi-task-0.1_error-s0", "oi-task-0.1_perfect-s0"}
     out = gates.weather("tune", *words).out
-    assert "trials missing: 1 of 1, ungated-trial0-s0; making them now" in out
+    assert "running 1 missing trial: ungated-trial0-s0" in out
     assert "oi-task" not in out
     assert before.items() < choices(gates, "broken").items()
 
@@ -80,7 +80,7 @@ def test_evaluate_writes_scores_and_prints_their_path_last(gates, evaluated, sco
     schema = json.loads(re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0])
     jsonschema.validate(scores, schema)
     assert evaluated.out.splitlines()[-1] == "runs/weather/unit/scores.json"
-    assert "weights missing: 2 of 3, adas_official-s0, ungated-s0; left out" in evaluated.out
+    assert "leaving out 2 missing networks of 3: adas_official-s0, ungated-s0" in evaluated.out
     assert "of `fit`, with the optimizer of the configuration: adas_increment" in evaluated.out
     assert "never tuned: inverse_distance@0.1/perfect, " in evaluated.out
     assert scores["bars"] == []
@@ -124,8 +124,8 @@ def test_evaluate_makes_what_is_missing_and_nothing_twice(gates):
     words += ["--data.validation_steps", 1, "--tuning.trial_steps", 2, "--tuning.cycles", 6]
     words += ["--trainer.val_check_interval", 1]
     result = gates.weather("evaluate", *words)
-    assert "trials missing: 3 of 3, adas_increment-trial0-s0, " in result.out
-    assert "weights missing: 3 of 3, adas_increment-s0, adas_" in result.out
+    assert "running 3 missing trials: adas_increment-trial0-s0, " in result.out
+    assert "training 3 missing networks: adas_increment-s0, adas_" in result.out
     scores = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
     assert {row["method"] for row in scores["rows"]} >= {"adas_official", "ungated", "oi"}
     assert len(scores["bars"]) == 9
@@ -199,7 +199,7 @@ def test_an_evaluation_killed_between_and_inside_pieces_ends_with_the_same_bits(
     killed = gates.folder / "runs/weather/killed"
     assert len(list(killed.glob("cycles/[!.]*/record.json"))) == 2
     out = gates.weather("evaluate", *words, "--name", "killed").out
-    assert "cycles missing: 4 of 6, " in out
+    assert "making 4 missing cycles of 6: " in out
     assert "weights" not in out
     whole = gates.folder / "runs/weather/unbroken"
     assert contents(whole) == contents(killed)
@@ -225,7 +225,7 @@ def test_evaluate_scores_a_checkpoint_in_place_of_the_networks(gates):
     weights = "runs/weather/unit/weights/adas_increment-s0/weights.safetensors"
     words = ["--name", "pinned", "--quick", "--ckpt_path"]
     result = gates.weather("evaluate", *words, weights)
-    assert "weights missing" not in result.out
+    assert "missing network" not in result.out
     scores = json.loads((gates.folder / "runs/weather/pinned/scores.json").read_text())
     methods = {row["method"] for row in scores["rows"]}
     assert "adas_increment" in methods

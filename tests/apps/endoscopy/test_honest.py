@@ -84,7 +84,7 @@ def test_what_is_finished_is_found(make, capsys):
     path = score_honest(*make())
     first = capsys.readouterr().out
     for kind, count in (("trials", 4), ("runs", 8), ("runs", 4)):
-        assert f"{kind} missing: {count} of {count}" in first
+        assert f" {count} missing {kind}: " in first
     before = read_scores(path, "endoscopy").rows
     assert score_honest(*make()) == path
     assert "missing" not in capsys.readouterr().out
@@ -114,7 +114,7 @@ def test_results_of_other_settings_are_refused_or_replaced(make, case, capsys):
     assert told in str(refusal.value)
     capsys.readouterr()
     score_honest(*make(**change, overwrite=True))
-    assert "runs missing: 8 of 8" in capsys.readouterr().out
+    assert "making 8 missing runs: " in capsys.readouterr().out
     score_honest(*make(**change))
     assert "missing" not in capsys.readouterr().out
 

@@ -48,7 +48,7 @@ def test_cues_are_rendered_once_and_those_of_other_settings_are_others(
     monkeypatch.setattr(audit, "CHUNK", 2)
     config, run = RendererConfig(side=32, frames=1), Run(tmp_path, app="endoscopy", overwrite=True)
     first = audit.rendered_cues(run, config, range(3))
-    assert "cues missing: 2 of 2" in capsys.readouterr().out
+    assert "making 2 missing cues: " in capsys.readouterr().out
     assert set(first) == {"fixed", "agc"}
     assert [len(table) for table in first.values()] == [3, 3]
     again = audit.rendered_cues(run, config, range(3))
@@ -57,5 +57,5 @@ def test_cues_are_rendered_once_and_those_of_other_settings_are_others(
         pd.testing.assert_frame_equal(table, again[name])
     for change in ({"brand": "B"}, {"shortcut_rho": 0.8}):
         other = audit.rendered_cues(run, replace(config, **change), range(3))
-        assert "cues missing: 2 of 2" in capsys.readouterr().out
+        assert "making 2 missing cues: " in capsys.readouterr().out
         assert not other["fixed"].equals(first["fixed"])

@@ -112,7 +112,7 @@ def test_results_of_other_settings_are_never_scored(make, change, told):
         changed.load(Training())
     anew = make(**change, overwrite=True)
     assert missing(anew, Training()) == [Training()]
-    assert told in anew.store.why(anew.pieces([Training()]))
+    assert told in anew.store.reasons(anew.pieces([Training()]))[0]
     assert read_record(folder) is not None  # nothing is removed before it is replaced
 
 

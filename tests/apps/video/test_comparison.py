@@ -15,6 +15,7 @@ from core_gates.errors import GatesError
 from harness.experiment import Arrays, Figures, Run
 from harness.experiment.scores import read_scores
 from harness.experiment.store import SettingsDiffer
+from harness.report.tuning import found_choices
 from recsys.data.digest import table_digest
 from recsys.experiments.claims import SUMMED, Claims
 from recsys.experiments.contest import Contest
@@ -176,6 +177,14 @@ def test_pieces_are_found_again(done, capsys):
     assert rows_of(done) == scores
 
 
+def test_the_report_shows_the_shipped_choice_of_every_method(done, tmp_path, monkeypatch):
+    (tmp_path / "weights/default").mkdir(parents=True)
+    shutil.copytree(done / "choices", tmp_path / "weights/default/choices")
+    monkeypatch.setattr("harness.experiment.run.files", lambda _: tmp_path)
+    found = comparison(tmp_path / "run", package="video_multitask")
+    assert list(found_choices(found.run, found.own_of_all())) == ["home", "mmoe"]
+
+
 def test_a_method_is_made_again_when_its_own_options_change(done, tmp_path, capsys):
     folder = copied(done, tmp_path)
     changed = {**CONTEST["methods"], "mmoe": {"net": "MMoE", "options": {**MMOE, "num_experts": 4}}}
@@ -222,8 +231,7 @@ def test_a_quick_run_trains_nothing(tmp_path, capsys):
     assert set(summed(tmp_path / "quick")) == {"duration", ORACLE}
     out = capsys.readouterr().out
     assert "never tuned: home, mmoe; the middle" in out
-    assert "weights missing: 4 of 4" in out
-    assert "left out" in out
+    assert "leaving out 4 missing networks: " in out
     found = read_scores(tmp_path / "quick" / "scores.json", "video")
     assert found.quick
     assert found.bars == []

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_what_is_there_is_not_made_again(run, work, tmp_path, capsys):
     assert run.obtain(store, pieces[:2], work.square) == pieces[:2]
     assert run.obtain(store, [*pieces, pieces[0]], work.square) == pieces
     assert sorted(logged(log)) == ["square-s0", "square-s1", "square-s2"]
-    assert "squares missing: 1 of 3, square-s2; making them now" in capsys.readouterr().out
+    assert "making 1 missing square of 3: square-s2\n" in capsys.readouterr().out
     assert [store.load(piece)["score"] for piece in pieces] == [0.0, 1.0, 4.0]
     record = store.record(pieces[1])
     assert record.settings["model.dim"] == 8
@@ -119,7 +120,7 @@ def test_a_package_result_of_other_settings_is_passed_over(tmp_path, work):
     store = Store("squares", Figures(), tmp_path / "run", package)
     assert store.load(one)["score"] == 7.0
     assert store.find(two) is None
-    assert "rate 0.1, now 0.2" in store.why([two])
+    assert "rate 0.1, now 0.2" in store.reasons([two])[0]
     without = Store("squares", Figures(), tmp_path / "run", None)
     assert without.find(one) is None
 
@@ -163,7 +164,29 @@ def test_a_short_look_computes_what_scores_are_made_of(run, work, capsys):
         assert found == [piece]
     assert prepared == [1]
     assert store.load(piece)["score"] == 4.0
-    assert "making them now" in capsys.readouterr().out
+    assert "making 1 missing" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_said_in_100_characters(run, work, capsys):
+    store = run.store("weights", Figures())
+    run.obtain(store, [run.piece("a_rather_long_name", seed) for seed in range(9)], work.square)
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("training 9 missing networks: a_rather_long_name-s0, ")
+    assert line.endswith(" more")
+    assert 80 < len(line) <= 100
+
+
+def test_progress_is_whole_where_work_ends_early(run, work, monkeypatch):
+    ticked = []
+
+    @contextmanager
+    def counted(label, total):
+        yield lambda: ticked.append(total)
+
+    monkeypatch.setattr("harness.experiment.run.ticking", counted)
+    pieces = [run.piece("square", seed) for seed in range(3)]
+    run.obtain(run.store("squares", Figures()), pieces, work.square, ticks=5)
+    assert ticked == [15] * 15
 
 
 def test_the_run_folder_alone_holds_a_result(tmp_path):
@@ -342,7 +365,8 @@ def test_a_part_replaces_its_own_rows_alone(run):
 
 
 @pytest.mark.fault("endoscopy D20")
-def test_the_verdict_is_one_line_and_tables_fit_a_pipe(run, capsys):
+def test_missed_bars_are_named_and_tables_fit_a_pipe(run, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     rows = [
         Row(f"method{i}", "task", f"a_rather_long_metric_{j}", 1 / (i + j + 1), 0.1, 2.0)
         for i in range(3)
@@ -351,8 +375,8 @@ def test_the_verdict_is_one_line_and_tables_fit_a_pipe(run, capsys):
     bars = [Bar("good", 1.0, "<=", 2.0), Bar("bad", 3.0, "<=", 2.0, "mm")]
     run.finish(rows, bars, seeds=[0])
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines[:-1])) <= 100
-    assert "1 of 2 bars met; missed: bad 3.000, needed <= 2.000 mm." in lines
+    assert max(map(len, lines[:-1])) <= 120
+    assert lines[-3:-1] == ["1 of 2 bars met.", "missed: bad 3.000, needed ≤ 2.000 mm"]
     assert lines[-1] == str(run.scores)
 
 

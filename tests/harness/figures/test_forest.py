@@ -25,11 +25,11 @@ def marks_of(axes):
 
 
 def test_differences_of_an_evaluation(rows, legible):
-    figure = differences_figure(rows, smaller_is_better=["error (K)"])
+    figure = differences_figure(rows, sides={"error (K)": True, "hits": False})
     legible(figure)
     errors, hits = figure.axes
-    assert errors.get_xlabel() == "error (K), left is better"
-    assert hits.get_xlabel() == "hits, right is better"
+    assert errors.get_xlabel() == "← better    worse →\nerror (K)"
+    assert hits.get_xlabel() == "← worse    better →\nhits"
     labels = [label.get_text() for label in errors.get_yticklabels()]
     methods = ["inverse distance", "optimal interpolation", "network, gated"]
     assert labels == ["10 % of the points", *methods, "1 % of the points", *methods]
@@ -105,3 +105,20 @@ def test_panels_share_their_labels():
         forest_figure([one, Panel([Estimate("b", 1, 0, 2)], "y")], title="")
     with pytest.raises(ValueError, match="at least one"):
         forest_figure([], title="")
+
+
+def test_what_is_far_off_is_an_arrow_and_panels_without_a_figure_are_left_out(legible):
+    rows = [
+        *(Row(name, "t", "loss", 0.01 * n, 0.01 * n - 0.002, 0.01 * n + 0.002, 78, "home", 0.01)
+          for n, name in enumerate("abcd", 1)),
+        Row("base rates", "t", "loss", 0.7, 0.6, 0.8, 1697, "home", 0.01),
+        Row("a", "t", "nothing", math.nan, versus="home"),
+    ]  # fmt: skip
+    figure = differences_figure(rows, sides={"loss": True}, units="users", title="A longer title")
+    legible(figure)
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    assert low <= 0 < 0.042 < high < 0.1
+    assert "+0.700 [+0.600, +0.800]" in texts_of(figure)
+    assert marks_of(axes)[-1] == (pytest.approx(high), to_rgb(ORANGE), True)
+    assert any("78 to 1,697 users" in text and "arrow" in text for text in texts_of(figure))

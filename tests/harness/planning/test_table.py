@@ -20,7 +20,8 @@ SECTIONS = {
         (999, "bytes", "999 B"),
         (0.25, "s", "0.25 s"),
         (0, "", "0"),
-        (3.5e15, "FLOP", "3.5e+03 TFLOP"),
+        (3.5e15, "FLOP", "3.5 PFLOP"),
+        (999_900_000, "", "1 G"),
     ],
 )
 def test_figures_are_readable(value, unit, text):

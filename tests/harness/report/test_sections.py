@@ -14,6 +14,7 @@ from harness.evidence import Bar, Row
 from harness.experiment import Arrays, Run
 from harness.files import Data
 from harness.report.sections import run_page
+from harness.report.tuning import found_choices
 
 ROWS = [
     Row("a", "noon", "mse", 2.0, 1.5, 2.5, 9),
@@ -88,6 +89,19 @@ def test_choices_that_ship_are_shown_where_settings_agree(run, tmp_path, monkeyp
     for dim, shown in ((8, True), (9, False)):
         other = Run(run.folder, app="toy", settings={"model.dim": dim}, package="package")
         assert ("Tuning" in sections(run_page(other))) == shown
+
+
+def test_choices_that_ship_are_compared_with_the_settings_of_their_own_method(
+    tmp_path, monkeypatch
+):
+    package = tmp_path / "package"
+    common, own = {"net": "A", "dim": 8}, {"b": {"net": "B"}, "c": {"dim": None}}
+    made = Run(package / "weights/default", app="toy", settings=common)
+    made.tune({name: {"rate": (0.1, 0.3)} for name in "abc"}, bowl, trials=2, own=own)
+    monkeypatch.setattr("harness.experiment.run.files", lambda _: package)
+    run = Run(tmp_path / "run", app="toy", settings=common, package="package")
+    assert list(found_choices(run, own)) == ["a", "b", "c"]
+    assert list(found_choices(run, {**own, "b": {"net": "C"}})) == ["a", "c"]
 
 
 def test_each_figure_lies_next_to_the_page_with_its_numbers(run):

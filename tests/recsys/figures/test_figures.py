@@ -15,6 +15,7 @@ from recsys.figures import (
     scales_figure,
     sharing_figure,
 )
+from recsys.figures.reliability import binomial_interval
 from recsys.metrics import reliability
 
 
@@ -137,3 +138,9 @@ def test_ranked_list():
     assert len(ranked_list_figure(["x"], ["a", "b"], [[0.1, 0.2]]).axes) == 2
     with pytest.raises(ValueError, match=r"expected items and tasks \(1, 2\)"):
         ranked_list_figure(["x"], ["a", "b"], [[0.1]])
+
+
+def test_frequencies_have_binomial_intervals():
+    low, high = binomial_interval([0.0, 0.5, 1.0], [10, 100, 10])
+    assert low == pytest.approx([0, 0.4038, 0.7225], abs=1e-4)
+    assert high == pytest.approx([0.2775, 0.5962, 1], abs=1e-4)
