@@ -42,7 +42,8 @@ class SimulatedFeed:
             control in which nothing can be predicted.
         leak: Name of a task whose label, with noise, becomes an input: a planted leak.
         dim: Features of an embedding.
-        products: Whether the product of the embeddings of users and videos is an input, too.
+        products: Whether the product of the embeddings of users and videos is an input, too; None
+            is no.
 
     Raises:
         ValueError: A number is too small, or no day is left to train on.
@@ -62,7 +63,7 @@ class SimulatedFeed:
         permuted: bool = False,
         leak: str = "",
         dim: int = 8,
-        products: bool = False,
+        products: bool | None = None,
     ) -> None:
         check_at_least(1, rows=rows, validation_days=validation_days, test_days=test_days)
         check_option("heavy_counts", heavy_counts, ("none", "raw", "normalized"))
