@@ -162,7 +162,8 @@ class GatesRunCLI(LightningCLI):
         parser.add_argument(
             "--overwrite",
             action="store_true",
-            help="Start a training run again; replace results that have other settings.",
+            help="Start a training run again; replace results that have other settings, and scores "
+            "of more methods or seeds.",
         )
         parser.add_argument(
             "--shipped",

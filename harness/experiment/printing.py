@@ -1,7 +1,7 @@
 """Scores on the terminal: one table per task, one verdict line, the path last."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from harness.evidence.rows import Bar, Row
 from harness.experiment.scores import Scores
+from harness.experiment.tuning import Choice
 
 WIDTH = 100  # columns, in a pipe too
 MISSED = 3  # missed bars that the verdict names
@@ -51,6 +52,34 @@ def print_scores(
     if said := " ".join(filter(None, (scores.headline, verdict(bars)))):
         console.print(escape(said), highlight=False, soft_wrap=True)
     console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def print_choices(choices: Mapping[str, Choice], console: Console | None = None) -> None:
+    """Print what was chosen for each method, with its score and the number of trials.
+
+    Args:
+        choices: By method.
+        console: Where to print; the standard output when None.
+    """
+    console = console or Console(width=WIDTH)
+    if not choices:
+        console.print("nothing to choose: no method has settings that are searched")
+        return
+    table = Table(title="choices", title_justify="left")
+    table.add_column("method", no_wrap=True)
+    table.add_column("setting")
+    for name in ("lowest score", "trials"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for method, choice in choices.items():
+        setting = ", ".join(
+            f"{name} {number(value) if isinstance(value, float) else value}"
+            for name, value in choice.setting.items()
+        )
+        scores = [float(one["score"]) for one in choice.trials if "score" in one]
+        lowest = min((score for score in scores if not math.isnan(score)), default=math.nan)
+        cells = (method, setting, number(lowest), str(len(choice.trials)))
+        table.add_row(*map(escape, cells))
+    console.print(table)
 
 
 def verdict(bars: Sequence[Bar]) -> str:

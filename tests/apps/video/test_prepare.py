@@ -62,6 +62,33 @@ def test_a_release_becomes_shards_with_what_they_teach(release, prepare, capsys)
     assert len(tables.train) == stored.fitted.rows
 
 
+def test_further_columns_of_a_log_are_kept(release, prepare, tmp_path, capsys):
+    source = tmp_path / "release"
+    shutil.copytree(release, source)
+    first, second = sorted((source / "data").glob("log_standard*.csv"))
+    log = pl.read_csv(first)
+    log = log.with_columns(hour=pl.lit(99), tag=pl.lit("x"), past_tab=1, alone=1)
+    log.write_csv(first)
+    folder = prepare(source, split="none")
+    said = capsys.readouterr().out
+    assert "further columns of the log: is_collect, is_download, position, propensity\n" in said
+    assert "another table has them or a log lacks them: hour, tag, past_tab, alone\n" in said
+    found = pl.read_parquet(folder / "*.parquet").sort("time_ms", "user_id", "video_id")
+    logs = [pl.read_csv(path) for path in (source / "data").glob("log*.csv")]
+    expected = pl.concat([one.select([*found.columns[:19], "position", "propensity"])
+                          for one in logs]).sort("time_ms", "user_id", "video_id")  # fmt: skip
+    for name in ("position", "propensity"):
+        assert found[name].to_list() == expected[name].to_list()
+    pl.read_csv(second).with_columns(position=pl.lit("top")).write_csv(second)
+    with pytest.raises(GatesError, match=f"{second.name}: column 'position' holds String, but Int"):
+        prepare(source, split="none", output=str(tmp_path / "other"))
+
+
+def test_a_feed_that_ends_before_the_second_period_is_prepared(prepare, tmp_path):
+    export_kuairand(simulate(rows=500, users=20, videos=60, days=3, seed=1), tmp_path / "short")
+    assert open_shards(prepare(tmp_path / "short", split="none")).rows == 500
+
+
 def test_an_output_is_only_replaced_if_asked_for(release, prepare):
     folder = prepare(release, split="none")
     assert not list(folder.glob(".*"))
