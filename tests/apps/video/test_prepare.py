@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,6 +175,29 @@ def test_a_table_becomes_a_configuration_with_reasons_and_leaks(prepare, tmp_pat
     assert "column 'hint' alone predicts 'click' with AUC 0.9" in report
     assert f"- click: mean {drafted.train['click'].mean():.4g}" in report
     assert "0 test rows repeat reader, book, day of a training row" in report
+
+
+def test_a_value_that_implies_a_label_and_a_likely_identifier_are_flagged(prepare, tmp_path):
+    rows, draw = table(2000), np.random.default_rng(1)
+    bought = rows["buy"].to_numpy() > 0
+    stars = np.where(bought & (draw.random(2000) < 0.4), draw.random(2000) * 5, np.nan)
+    rows = rows.with_columns(
+        reviewed=(bought & (draw.random(2000) < 0.4)).astype(int),
+        stars=pl.Series(stars).fill_nan(None),
+    ).drop("basket", "hint")
+    rows.write_parquet(tmp_path / "shop.parquet")
+    columns = Columns(("click", "buy"), user="reader", time="day")
+    report = (prepare(tmp_path / "shop.parquet", table=columns) / "report.md").read_text()
+    assert re.search(r"'reviewed': in all \d+ rows with a value of '1', 'buy' is 1: it may", report)
+    assert re.search(r"'stars': in all \d+ rows with a value that is not missing, 'buy' is", report)
+    assert "'city'" not in report
+    assert "'price'" not in report
+    assert "- book: dense, 90 numbers, side context; each occurs often: an identifier" in report
+    columns = Columns(("click", "buy"), "reader", "book", "day", drop=("reviewed", "stars"))
+    folder = prepare(tmp_path / "shop.parquet", table=columns, output=str(tmp_path / "better"))
+    report = (folder / "report.md").read_text()
+    assert "no value of one implies a label" in report
+    assert "each occurs often" not in report
 
 
 def test_a_schema_is_written_without_what_is_by_default():
