@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 FEW = 50  # values of a column that are looked at one by one
-CHANCE = 1e-6  # of a value to have one label throughout, below which that is no accident
+CHANCE = 1e-6  # of a value to have one label throughout, below which it is a rule
 PRESENT, ABSENT = "that is not missing", "that is missing"
 
 
