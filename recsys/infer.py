@@ -23,6 +23,7 @@ MANY = 1000  # values from which rare ones become unknown
 LONGEST = 50  # events of a history
 SPREAD = 10.0  # standard deviations from the mean, from which a tail is heavy
 STRONG = 0.9  # AUC of a column alone that is worth a question
+REPEATED = 5  # rows per whole number, from which it may be an identifier
 ROWS_PER_KEY = 1.5  # of a user, from which it can be seen what is a property of the user
 
 _ID = re.compile(
@@ -197,6 +198,8 @@ class _Draft:
             return Sparse(name, side=side, min_count=min_count)
         heavy = _heavy_tailed(column)
         tail = ", heavy-tailed" if heavy else ""
+        if not heavy and column.dtype.is_integer() and distinct * REPEATED <= len(column):
+            asked += "; each occurs often: an identifier should be named as item, or be sparse"
         self.notes[name] = Note(name, "dense", f"{distinct} numbers{tail}, side {side}{asked}")
         return Dense(name, "log_standardize" if heavy else "standardize", side=side)
 

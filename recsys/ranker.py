@@ -246,6 +246,9 @@ class Ranker(nn.Module):
         if int8:
             for bank in made.banks:
                 bank.to_int8()
+        for table in made.modules():
+            if isinstance(table, nn.Embedding):
+                table.sparse = False  # gradients only; compilers have no sparse lookup
         return made.requires_grad_(False).eval()
 
     @property

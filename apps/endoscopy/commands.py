@@ -143,7 +143,8 @@ class EndoscopyTrainer(GatesRunTrainer):
             ckpt_path: A checkpoint to score instead of all seeds; no bars.
         """
         sizers = self.sizers(model, datamodule)
-        run = self.run(quick=quick, only=only)
+        scored = seeds[:1] if ckpt_path else seeds
+        run = self.run(quick=quick, only=only, seeds=scored)
         variants = taking_part(variants, only)
         if train_objects:
             budget = Budget(variants, seeds, train_objects, steps, trials or {}, trial_objects)

@@ -12,12 +12,13 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.video.comparison import Comparison, Fold, folds_of
 from apps.video.controls import OPEN_BANDIT, control_rows_and_bars
-from apps.video.fitting import keep_model
+from apps.video.fitting import MODEL, keep_model
 from apps.video.studies.study import Study
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.command.verbs import FunctionVerb, run_verb
 from harness.experiment import Piece, Run
 from harness.experiment.piece import flatten
+from harness.experiment.printing import print_choices
 from harness.files import content_digest
 from harness.report.page import Page
 from recsys.data.datamodule import TableDataModule, data_module
@@ -69,7 +70,8 @@ class VideoTrainer(GatesRunTrainer):
             only: Methods that take part; all when empty.
         """
         del model, datamodule
-        Comparison(self.run(only=only), self.contest, (), places=self.places).chosen()
+        run = self.run(only=only)
+        print_choices(Comparison(run, self.contest, (), places=self.places).chosen())
 
     def evaluate(
         self,
@@ -107,10 +109,10 @@ class VideoTrainer(GatesRunTrainer):
             open_bandit: Open Bandit log on which policies estimate each other, if it is there.
             study: Another question than which method is best, instead of all above but the seeds.
             only: Methods that take part; all when empty. Bars need all.
-            quick: A quick run: nothing is trained, no bars.
+            quick: A quick run: baselines are fitted, no network is tuned or trained, no bars.
         """
         del model, datamodule
-        run = self.run(quick=quick, only=only)
+        run = self.run(quick=quick, only=only, seeds=seeds)
         if study is not None:
             study.finish(run, self.contest, seeds, self.places)
             return
@@ -228,10 +230,18 @@ class VideoCLI(GatesRunCLI):
         return keep_model(self.run_folder, run, piece, objects, self.datamodule)
 
 
+def run_of_model(options: Mapping[str, Any]) -> str | None:
+    """Return the name of the run of a named model: that which made it, else that of its folder."""
+    if not options.get("model"):
+        return None
+    path = Path(options["model"]).absolute()
+    return (path.parent.name if path.name == MODEL else path.stem) or None
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run one verb."""
     if arguments[0] in FUNCTIONS:
-        run_verb("video", FUNCTIONS, arguments, config=DEFAULT_CONFIG)
+        run_verb("video", FUNCTIONS, arguments, config=DEFAULT_CONFIG, name_of=run_of_model)
         return
     defaults: dict[str, Any] = {"enable_model_summary": False, "max_epochs": 10}
     VideoCLI(MultiTaskModule, data_module, VideoTrainer, list(arguments), trainer_defaults=defaults)

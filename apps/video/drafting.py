@@ -13,7 +13,7 @@ import yaml
 
 from harness.files import replacing, write_text
 from recsys.columns.column_auc import SUSPICIOUS
-from recsys.data.leaks import find_leaks, repeated_rows
+from recsys.data.leaks import find_giveaways, find_leaks, repeated_rows
 from recsys.data.readers.own_table import OwnTable
 from recsys.data.tables import PARTS, RankingTables
 from recsys.infer import STRONG
@@ -69,7 +69,9 @@ def draft(source: Path, columns: Columns, folder: Path) -> None:
         write_text(temporary / CONFIG, yaml.safe_dump(content, sort_keys=False))
         write_text(temporary / REPORT, text)
     print(text)
-    print(f"train on it by: gates video fit --config {folder / CONFIG}")
+    words = f"--config table --config {folder / CONFIG} --name {folder.name}"
+    print(f"train on it by: gates video fit {words}")
+    print(f"compare networks and baselines on it by: gates video evaluate {words}")
     print(folder)
 
 
@@ -82,10 +84,10 @@ def report(tables: RankingTables, columns: Columns) -> str:
         rate = train.select(pl.col(task.column).cast(pl.Float64).mean()).item()
         lines.append(f"- {task.name}: mean {rate:.4g}")
     lines += ["", "## Columns", "", *(f"- {note}" for note in tables.notes[1:]), "", "## Leaks", ""]
-    leaks = find_leaks(train, schema, STRONG)
+    leaks = [*find_leaks(train, schema, STRONG), *find_giveaways(train, schema)]
     lines += [f"- {leak}" for leak in leaks] or [
-        f"No feature alone predicts a label with AUC above {STRONG}; columns above {SUSPICIOUS} "
-        "are left out, see above."
+        f"No feature alone predicts a label with AUC above {STRONG}, and no value of one implies a "
+        f"label; columns above {SUSPICIOUS} are left out, see above."
     ]
     keys = [name for name in (columns.user, columns.item, columns.time) if name]
     if len(keys) > 1:

@@ -8,7 +8,7 @@ from typing import Literal
 from apps.video.serving.model import place_of
 from harness.command.verbs import Place, refuse_existing
 from harness.runs.ticker import working
-from recsys.export.exporting import export_ranker
+from recsys.export.exporting import export_forms
 from recsys.export.loading import SUFFIXES
 from recsys.model_folder import load_model
 
@@ -26,7 +26,8 @@ def export(
     """Write a trained network for torch.export, AOTInductor or ONNX, checked against eager.
 
     Batch normalization is folded into the weights and the batch size is dynamic. Each file is read
-    again and compared with the network on 1, 37 and 500 rows before it takes its place.
+    again and compared with the network on 1, 37 and 500 rows. Files that exist are replaced when
+    all formats are complete.
 
     Args:
         place: Filled in by the command line.
@@ -43,8 +44,7 @@ def export(
     paths = {one: folder / f"model{SUFFIXES[one]}" for one in formats}
     for path in paths.values():
         refuse_existing(path, overwrite=overwrite_output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for one, path in paths.items():
-        with working(f"exporting and checking {one}"):
-            export_ranker(ranker, path, one, int8=int8)
-        print(path)
+    with working(f"exporting and checking {', '.join(formats)}"):
+        forms = export_forms(ranker, paths, int8=int8)
+    for made in forms:
+        print(made.path)

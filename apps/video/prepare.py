@@ -8,7 +8,7 @@ from typing import Literal
 from apps.video.drafting import Columns, draft
 from core_gates.errors import GatesError
 from harness.command.verbs import Place, refuse_existing
-from video_multitask.history import UserHistory
+from video_multitask.history import PREFIX, UserHistory
 from video_multitask.kuairand.archives import download_release
 from video_multitask.kuairand.folder import KuaiRand
 from video_multitask.kuairand.prepare import prepare as write_release
@@ -20,6 +20,11 @@ from video_multitask.stream.stored import store
 Archive = Literal["pure", "1k", "27k"]
 Prepared = Literal["standard", "unbiased", "random_in", "none"]
 NO_TABLE = Columns()
+MADE = (
+    "has_duration", "complete", "replay", "skip", "comment_stay",
+    "hour", "weekday", "video_age_days", "first_tag",
+)  # fmt: skip
+"""Columns that are made of others, whatever the log has under these names."""
 
 
 def prepare(
@@ -37,8 +42,9 @@ def prepare(
 ) -> None:
     """Convert SOURCES, one release of KuaiRand or a log in its format, to Parquet shards.
 
-    Rows are sorted by time, labelled and joined with the tables of users and videos. What training
-    days teach, vocabularies and scales, is kept with them. With --table.labels, SOURCES is any
+    Rows are sorted by time, labelled and joined with the tables of users and videos; further
+    columns of the log are kept. What training days teach, vocabularies and scales, is kept with
+    them. With --table.labels, SOURCES is any
     table, Parquet or CSV: its schema is drafted and written as a configuration that trains,
     with a report of why each column became what it is, and which ones may leak.
 
@@ -67,7 +73,7 @@ def prepare(
         return
     if download is not None:
         source = download_release(download, source, tell=print)
-    data = KuaiRand(source, drop_invalid=drop_invalid)
+    data = _opened(source, drop_invalid=drop_invalid)
     _print_counts(data, strict=strict)
     past = UserHistory(history, ("video_id",), means) if history or means else None
     shards = write_release(data, folder, history=past)
@@ -75,6 +81,18 @@ def prepare(
     if split != "none":
         _learn(folder, split, history, means)
     print(folder)
+
+
+def _opened(source: Path, *, drop_invalid: bool) -> KuaiRand:
+    """Return a release of which all columns are kept, and print which ones are further ones."""
+    data = KuaiRand(source, drop_invalid=drop_invalid)
+    free, taken = data.further()
+    data.keep = tuple(name for name in free if name not in MADE and not name.startswith(PREFIX))
+    if data.keep:
+        print(f"further columns of the log: {', '.join(data.keep)}")
+    if lost := [*taken, *(name for name in free if name.startswith(PREFIX))]:
+        print(f"left out, since another table has them or a log lacks them: {', '.join(lost)}")
+    return data
 
 
 def _print_counts(data: KuaiRand, *, strict: bool) -> None:

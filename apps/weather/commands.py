@@ -230,7 +230,7 @@ class WeatherTrainer(GatesRunTrainer):
         if full:
             check_tuning(experiment, tuning)
         part = (*only, *experiment.base) if only else ()
-        run = self._begin(datamodule, quick=not full, only=part)
+        run = self._begin(datamodule, quick=not full, only=part, seeds=seeds)
         forms = tuple(form for form in (*COMPARED, "open_gate") if not only or form in only)
         if not open_gate and "open_gate" not in only:
             forms = tuple(form for form in forms if form in COMPARED)
@@ -273,9 +273,10 @@ class WeatherTrainer(GatesRunTrainer):
         *,
         quick: bool = False,
         only: tuple[str, ...] = (),
+        seeds: tuple[int, ...] | None = None,
     ) -> Run:
         """Return the run, in whose settings data enter by content and seeds by piece."""
-        run = self.run(quick=quick, only=only)
+        run = self.run(quick=quick, only=only, seeds=seeds)
         run.settings.pop("seed", None)
         run.settings["data.digest"] = [one.sha256 for one in datamodule.digest()] or None
         return run

@@ -1,5 +1,6 @@
 """The command line of an application: typed classes in, one-line errors out."""
 
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from harness.command.parser import (
     let_switches_stand_alone,
     one_line,
 )
-from harness.command.settings import decisive_settings, start_of
+from harness.command.settings import CHECKPOINT, decisive_settings, start_of
 from harness.command.trainer import GatesRunTrainer
 from harness.experiment import Arrays, Piece, Run
 from harness.experiment.record import read_record
@@ -162,7 +163,8 @@ class GatesRunCLI(LightningCLI):
         parser.add_argument(
             "--overwrite",
             action="store_true",
-            help="Start a training run again; replace results that have other settings.",
+            help="Start a training run again; replace results that have other settings, and scores "
+            "of more methods or seeds.",
         )
         parser.add_argument(
             "--shipped",
@@ -180,8 +182,16 @@ class GatesRunCLI(LightningCLI):
         for verb in self._wanted:
             let_switches_stand_alone(self._parser(verb))
             start = {"ckpt_path": START} if verb in LIGHTNING_VERBS else {}
-            describe(self._parser(verb), {**COMMON_OPTIONS, **start})
+            describe(self._parser(verb), {**COMMON_OPTIONS, **start, **self._unused(verb)})
         self.config = parser.parse_args(let_lists_be_plain(self._parser(self._wanted[0]), words))
+
+    def _unused(self, verb: str) -> dict[str, str]:
+        """Hide options of training runs in the help of other verbs, where they change nothing."""
+        if verb in LIGHTNING_VERBS or self.verb in self.trains:
+            return {}
+        kept = {f"checkpoint.{name}" for name in CHECKPOINT}  # part of the settings of results
+        names = {action.dest for action in self._parser(verb)._actions} - kept
+        return {n: SUPPRESS for n in names if n == "resume" or n.startswith("checkpoint.")}
 
     def _stored_config(self, words: list[str]) -> Path | None:
         if "--resume" not in words or any(w.split("=")[0] in ("-c", "--config") for w in words):

@@ -40,21 +40,30 @@ class GatesRunTrainer(ExactTrainer):
     config_path: Path | None = None
     run_options: dict[str, Any]
 
-    def run(self, *, quick: bool = False, only: Collection[str] = ()) -> Run:
+    def run(
+        self,
+        *,
+        quick: bool = False,
+        only: Collection[str] = (),
+        seeds: Collection[int] | None = None,
+    ) -> Run:
         """Return the run: its settings, results, tuning and scores.
 
         Args:
             quick: A quick run: nothing is trained, scores have no bars.
             only: Methods that take part; all when empty.
+            seeds: Seeds of an evaluation; None for what writes no scores.
 
         Raises:
-            GatesError: Scores of a full evaluation exist, which a quick run would replace.
+            GatesError: Scores of a full evaluation exist, which a quick run, or one with fewer
+                methods or seeds, would replace.
         """
         return Run.of(
             self.run_folder,
             config_path=self.config_path,
             quick=quick,
             only=only,
+            seeds=seeds,
             **self.run_options,
         )
 

@@ -22,6 +22,9 @@ from harness.command.parser import (
 from harness.runs.folder import RunFolder
 from harness.runs.quiet import quiet_lightning
 
+NAME = "Name of the run; that of the configuration if null."
+NAME_OF_PATH = "Name of the run; that of the configuration, else of the --model, if null."
+
 
 class Place(NamedTuple):
     """Where a verb finds what ``fit`` left, and leaves what it makes.
@@ -73,7 +76,12 @@ class FunctionVerb(NamedTuple):
 
 
 def run_verb(
-    app: str, verbs: Mapping[str, FunctionVerb], arguments: Sequence[str], *, config: str
+    app: str,
+    verbs: Mapping[str, FunctionVerb],
+    arguments: Sequence[str],
+    *,
+    config: str,
+    name_of: Callable[[Mapping[str, Any]], str | None] | None = None,
 ) -> None:
     """Parse the command line of one verb and run it.
 
@@ -82,6 +90,8 @@ def run_verb(
         verbs: Those of it that are functions.
         arguments: Verb and options.
         config: Configuration that is meant where none is named.
+        name_of: Returns the name of the run, by its options, where neither a name nor a
+            configuration is given; None for that of the configuration.
 
     Raises:
         GatesError: A value is wrong.
@@ -98,9 +108,7 @@ def run_verb(
     if positional is not None:
         skip.add(positional)
         parser.add_argument(positional, nargs="+", type=str, help="Paths, see above.")
-    parser.add_argument(
-        "--name", type=str | None, help="Name of the run; that of the configuration if null."
-    )
+    parser.add_argument("--name", type=str | None, help=NAME if name_of is None else NAME_OF_PATH)
     parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
     parser.add_function_arguments(function, skip=skip, as_group=False)
     let_switches_stand_alone(parser)
@@ -111,7 +119,10 @@ def run_verb(
     except ValueError as error:  # of the constructor of a dataclass
         raise GatesError(f"an option is wrong: {error}") from error
     stem = parser.config_path.stem if parser.config_path else config
-    folder = RunFolder(app, options.pop("name") or stem, options.pop("root"))
+    name = options.pop("name")
+    if name is None and parser.config_path is None and name_of is not None:
+        name = name_of(options)
+    folder = RunFolder(app, name or stem, options.pop("root"))
     options.pop("config")
     function(Place(folder, stem), **options)
 

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from harness.evidence import smaller_is_better
 from harness.evidence.rows import Bar, Row
 from harness.experiment.scores import Scores
+from harness.experiment.tuning import Choice
 
 WIDEST = 120  # columns, also in a pipe
 MISSED = 3  # missed bars that the verdict names
@@ -57,7 +58,7 @@ def print_scores(
         console: Where to print; the standard output, as wide as the terminal and 120 columns at
             most, when None.
     """
-    console = console or Console(width=min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns))
+    console = console or _terminal()
     rows = [
         row
         for row in scores.rows
@@ -80,6 +81,38 @@ def print_scores(
     for bar in missed:
         console.print(escape(f"missed: {_miss(bar)}"), highlight=False, soft_wrap=True)
     console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def print_choices(choices: Mapping[str, Choice], console: Console | None = None) -> None:
+    """Print what was chosen for each method, with its score and the number of trials.
+
+    Args:
+        choices: By method.
+        console: Where to print; the standard output when None.
+    """
+    console = console or _terminal()
+    if not choices:
+        console.print("nothing to choose: no method has settings that are searched")
+        return
+    table = Table(title="choices", title_justify="left")
+    table.add_column("method", no_wrap=True)
+    table.add_column("setting")
+    for name in ("lowest score", "trials"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for method, choice in choices.items():
+        setting = ", ".join(
+            f"{name} {number(value) if isinstance(value, float) else value}"
+            for name, value in choice.setting.items()
+        )
+        scores = [float(one["score"]) for one in choice.trials if "score" in one]
+        lowest = min((score for score in scores if not math.isnan(score)), default=math.nan)
+        cells = (method, setting, number(lowest), str(len(choice.trials)))
+        table.add_row(*map(escape, cells))
+    console.print(table)
+
+
+def _terminal() -> Console:
+    return Console(width=min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns))
 
 
 def verdict(bars: Sequence[Bar]) -> str:

@@ -53,12 +53,15 @@ class Run:
         package: Package with shipped results in ``weights/<configuration>``; None for none.
         shipped: Whether results of the package are used.
         overwrite: Replace results of the run folder that have other settings, one by one.
-        quick: A quick run: nothing is trained, scores have no bars.
+        quick: A quick run: nothing is trained but what scores are made of, such as simple
+            baselines, and scores have no bars.
         only: Methods that take part; all when empty.
+        seeds: Seeds that scores will be based on, where scores are what the run is for.
         command: Command line, for records.
 
     Raises:
-        GatesError: Scores of a full evaluation exist, which a quick run would replace.
+        GatesError: Scores of a full evaluation exist, which a quick run, or one with fewer methods
+            or seeds, would replace.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Run:
         overwrite: bool = False,
         quick: bool = False,
         only: Collection[str] = (),
+        seeds: Collection[int] | None = None,
         command: str = "",
     ) -> None:
         self.folder, self.app, self.config_path = folder, app, config_path
@@ -82,8 +86,8 @@ class Run:
         self.quick, self.only, self.command = quick, tuple(only), command
         self._pool = Pool()
         weakref.finalize(self, self._pool.close)
-        if quick:
-            self._keep_full_scores()
+        if quick or seeds is not None:
+            self._keep_full_scores(seeds)
 
     @classmethod
     def of(cls, run_folder: RunFolder, **options: Any) -> Run:
@@ -297,13 +301,17 @@ class Run:
             unprinted: Tasks that the terminal leaves to the report.
 
         Raises:
-            GatesError: There is not a single figure.
+            GatesError: There is not a single figure, or scores of a full evaluation exist, which
+                those of fewer methods or seeds would replace.
         """
         if not rows:
             self._refuse_nothing()
+        seeds = list(seeds)
+        if not part:
+            self._keep_full_scores(seeds)
         complete = not self.quick and not self.only
-        scores = Scores(list(rows), list(bars) if complete else [], list(seeds), list(data),
-                        headline, list(notes), self.quick)  # fmt: skip
+        scores = Scores(list(rows), list(bars) if complete else [], seeds, list(data),
+                        headline, list(notes), self.quick, self.only)  # fmt: skip
         if part:
             scores = replace_part(self._old_scores(), scores, part)
         elif others:
@@ -390,11 +398,22 @@ class Run:
         what = "nothing was trained yet, and a quick run trains nothing: leave out --quick"
         raise GatesError(what if self.quick else "nothing was scored: check --only and --seeds")
 
-    def _keep_full_scores(self) -> None:
-        if self._old_scores().rows and not self._old_scores().quick:
+    def _keep_full_scores(self, seeds: Collection[int] | None) -> None:
+        """Refuse to replace scores of all methods and seeds by those of some."""
+        old = self._old_scores()
+        if self.overwrite or not old.rows or old.quick:
+            return
+        less = ""
+        if self.quick:
+            less = "a quick run"
+        elif self.only and not old.only:
+            less = f"one of {', '.join(self.only)} alone"
+        elif seeds and len(set(seeds)) < len(set(old.seeds)) and not old.only:
+            less = f"one of {len(set(seeds))} instead of {len(set(old.seeds))} seeds"
+        if less:
             raise GatesError(
-                f"{self.scores} holds a full evaluation, which a quick run would replace: add "
-                "--name NEW, or delete it"
+                f"{self.scores} holds a full evaluation, which {less} would replace: add --name "
+                "NEW for another run, or --overwrite to replace it"
             )
 
 

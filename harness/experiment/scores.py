@@ -25,6 +25,7 @@ class Scores(NamedTuple):
         headline: What they show, in a sentence; empty if there is none.
         notes: What a reader must know.
         quick: Whether they come from a quick run on small samples.
+        only: Methods that took part; all when empty.
     """
 
     rows: Sequence[Row] = ()
@@ -34,6 +35,7 @@ class Scores(NamedTuple):
     headline: str = ""
     notes: Sequence[str] = ()
     quick: bool = False
+    only: Sequence[str] = ()
 
 
 def write_scores(path: Path, scores: Scores, *, app: str, config_path: Path | None) -> Path:
@@ -60,6 +62,7 @@ def write_scores(path: Path, scores: Scores, *, app: str, config_path: Path | No
         "git": git_revision(),
         "seeds": [int(seed) for seed in scores.seeds],
         "quick": scores.quick,
+        "only": list(scores.only),
         "headline": scores.headline,
         "notes": list(scores.notes),
         "data": [one.state() for one in scores.data],
@@ -103,6 +106,7 @@ def read_scores(path: Path, app: str) -> Scores:
             str(content["headline"]),
             [str(note) for note in content["notes"]],
             bool(content["quick"]),
+            [str(method) for method in content.get("only", [])],  # older ones have none
         )
     except (KeyError, TypeError, ValueError) as error:
         raise GatesError(f"{path} is damaged ({error!r}): {again} again") from error

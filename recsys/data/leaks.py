@@ -11,6 +11,7 @@ import polars as pl
 
 from core_gates.errors import GatesError
 from recsys.columns.column_auc import SUSPICIOUS, column_aucs
+from recsys.columns.implied import implied_labels
 from recsys.schema import FeatureSchema
 from recsys.transform.targets import read_targets
 
@@ -57,6 +58,53 @@ def find_leaks(
             if area > threshold:
                 found.append(Leak(name, task, float(area)))
     return sorted(found, key=lambda leak: -leak.auc)
+
+
+class Giveaway(NamedTuple):
+    """A value of a column with which a label is always the same.
+
+    Attributes:
+        column: The column.
+        value: Which value, such as ``of 'x'``, or ``that is missing``.
+        task: The task.
+        label: 0 or 1.
+        rows: Rows with the value.
+    """
+
+    column: str
+    value: str
+    task: str
+    label: int
+    rows: int
+
+    def __str__(self) -> str:
+        return (
+            f"column {self.column!r}: in all {self.rows:,} rows with a value {self.value}, "
+            f"{self.task!r} is {self.label}: it may be known only after it; if so, leave it out"
+        )
+
+
+def find_giveaways(table: pl.DataFrame, schema: FeatureSchema) -> list[Giveaway]:
+    """Return the features one of whose values implies a label, users and items aside.
+
+    See :func:`recsys.columns.implied.implied_labels`.
+
+    Args:
+        table: Training rows.
+        schema: Features and tasks.
+
+    Raises:
+        GatesError: A column is missing, or cannot be read.
+    """
+    schema.check_columns(table.columns)
+    targets, keys = read_targets(table, schema), {schema.user, schema.item}
+    features = (*(f.name for f in schema.sparse), *(f.name for f in schema.dense))
+    names = [name for name in features if name not in keys]
+    return [
+        Giveaway(name, one.value, schema.task_names[one.task], one.label, one.rows)
+        for name in names
+        for one in implied_labels(table[name], targets.labels, targets.mask)
+    ]
 
 
 def chance_error(positives: int, negatives: int) -> float:

@@ -7,9 +7,10 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -60,21 +61,42 @@ def export_ranker(
         int8: Whether tables are 8-bit integers with a scale per row.
 
     Raises:
-        GatesError: A compiler or package is missing, the suffix is another, or the exported ranker
-            differs by more than 1e-5 at 1, 37 or 500 rows.
+        GatesError: A compiler or package is missing or fails, the suffix is another, or the
+            exported ranker differs by more than 1e-5 at 1, 37 or 500 rows.
         ValueError: The form is unknown.
     """
-    check_option("form", form, SUFFIXES)
-    if not path.name.endswith(SUFFIXES[form]):
-        raise GatesError(f"{path}: the file of form {form} must end in {SUFFIXES[form]}")
-    _check_tools(form)
+    return export_forms(ranker, {form: path}, int8=int8)[0]
+
+
+def export_forms(
+    ranker: Ranker, paths: Mapping[Form, Path], *, int8: bool = False
+) -> list[Exported]:
+    """Write a ranker in several forms, of which all are complete before any takes its place.
+
+    Args:
+        ranker: Trained.
+        paths: File of each form, see :func:`export_ranker`.
+        int8: Whether tables are 8-bit integers with a scale per row.
+
+    Raises:
+        GatesError: See :func:`export_ranker`; files that exist stay as they are.
+        ValueError: A form is unknown.
+    """
+    for form, path in paths.items():
+        check_option("form", form, SUFFIXES)
+        if not path.name.endswith(SUFFIXES[form]):
+            raise GatesError(f"{path}: the file of form {form} must end in {SUFFIXES[form]}")
+        _check_tools(form)
     folded = ranker.folded(int8=int8).cpu()
-    with _quiet(), kernels("reference"):
+    made = []
+    with _quiet(), kernels("reference"), ExitStack() as files:
         program = _traced(folded)
-        with replacing(path) as temporary:
-            _WRITERS[form](program, folded, temporary)
+        for form, path in paths.items():
+            temporary = files.enter_context(replacing(path))
+            _write(form, program, folded, temporary)
             gaps = check_parity(folded, load_exported(temporary, form), form)
-    return Exported(path, form, gaps)
+            made.append(Exported(path, form, gaps))
+    return made
 
 
 @contextmanager
@@ -120,6 +142,27 @@ def _traced(ranker: Ranker) -> ExportedProgram:
             f"a {type(ranker.net).__name__} cannot be exported for any number of rows: "
             f"{str(error).partition(chr(10))[0]}; write x.shape[0] instead of len(x) in its forward"
         ) from error
+
+
+def _write(form: Form, program: ExportedProgram, ranker: Ranker, path: Path) -> None:
+    """Write one file; what a compiler says in many lines becomes one."""
+    try:
+        _WRITERS[form](program, ranker, path)
+    except (GatesError, MemoryError, OSError):
+        raise
+    except Exception as error:  # Inductor, its compilers and ONNX each raise their own errors
+        others = " or ".join(one for one in _WRITERS if one != form)
+        raise GatesError(
+            f"a {type(ranker.net).__name__} cannot be exported as {form}: {_reason(error)}; export "
+            f"it as {others}, and report this"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first error of a compiler, or the first line."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    said = (line.partition("error: ")[2] for line in lines if "error: " in line)
+    return shorten(next(said, lines[0]), 200, placeholder=" …")
 
 
 def _write_torch(program: ExportedProgram, ranker: Ranker, path: Path) -> None:  # noqa: ARG001

@@ -59,8 +59,15 @@ def test_a_second_call_finds_everything(feed, scores):
 
 def test_tuning_alone_trains_no_network(gates_in, small_feed, tmp_path):
     small_feed(tmp_path)
-    out = gates_in(tmp_path).video("tune", "--only", "[mmoe]", "--contest.trials", 1).out
+    words = ("tune", "--only", "[mmoe]", "--contest.trials", 1)
+    out = gates_in(tmp_path).video(*words).out
     assert "running 1 missing trial: mmoe-trial0-s100" in out
+    again = gates_in(tmp_path).video(*words).out
+    assert "missing" not in again
+    for said in (out, again):
+        assert re.search(r"│ mmoe +│ model.learning_rate 0\.\d+ +│ +\d[\d.]+ │ +1 │", said)
+    nothing = gates_in(tmp_path).video("tune", "--contest.space", "{}").out
+    assert nothing == "nothing to choose: no method has settings that are searched\n"
     run = tmp_path / "runs/video/small"
     assert {path.name for path in run.iterdir()} == {"trials", "choices"}
     assert [path.name for path in (run / "choices").iterdir()] == ["mmoe-s100"]
@@ -141,7 +148,15 @@ def test_only_and_folders_of_other_machines(feed, gates_in, tmp_path):
     """A run folder that was moved is the same; methods that are left out stay as they were."""
     shutil.copytree(feed.folder, tmp_path / "moved")
     gates = gates_in(tmp_path / "moved")
-    out = gates.video("evaluate", "--only", "[mmoe, duration]").out
+    full = (tmp_path / "moved/runs/video/small/scores.json").read_bytes()
+    some = ("video", "evaluate", "--config", "small", "--only", "[mmoe, duration]")
+    for words in (some, (*some[:4], "--seeds", "0")):
+        refused = gates(*words)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert "holds a full evaluation, which one of " in refused.err
+        assert (tmp_path / "moved/runs/video/small/scores.json").read_bytes() == full
+    gates.succeed(*some, "--overwrite")
+    out = gates.succeed(*some).out  # no full evaluation any more
     assert "missing" not in out
     found = json.loads((tmp_path / "moved/runs/video/small/scores.json").read_text())
     assert {row["method"] for row in found["rows"]} == {"mmoe", "duration"}

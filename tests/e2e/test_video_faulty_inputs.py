@@ -508,7 +508,7 @@ FAULTS = {
         r"user_features_simulated.csv, line \d+",
         {"bad": edit("user_features", lambda t: t.replace('"', ""))},
     ),
-    "no release": (prepare(), "bad does not exist; name a KuaiRand folder or a log"),
+    "no release": (prepare(), "bad does not exist: name a KuaiRand folder or a log, or get"),
     "shard that was changed": (
         release(),
         r"bad/20220408.parquet.*(changed|damaged|digest|bytes|size)",

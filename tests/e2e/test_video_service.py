@@ -78,7 +78,7 @@ def test_a_short_load_test_is_clean(gates_in, shop, models, tmp_path):
     options = [word for name, value in load.items() for word in (f"--load.{name}", value)]
     words = ["--model", models[0], "--swap_to", models[1], "--rows", "rows.parquet", *options]
     out = gates_in(tmp_path).succeed("video", "loadtest", *words).out
-    scores = read_scores(tmp_path / "runs/video/tiny/loadtest/scores.json", "video")
+    scores = read_scores(tmp_path / "runs/video/day1/loadtest/scores.json", "video")
     bars = {bar.name: bar for bar in scores.bars}
     assert bars["requests without a proper answer"].value == 0
     assert bars["models that answered"].value == 2

@@ -145,7 +145,7 @@ def test_evaluate_makes_what_is_missing_and_nothing_twice(gates):
     assert "missing" not in again.out
     scores_again = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
     assert scores_again["rows"] == scores["rows"]
-    partly = gates.weather("evaluate", *words, "--only", "[oi]")
+    partly = gates.weather("evaluate", *words, "--only", "[oi]", "--overwrite")
     assert "missing" not in partly.out
     some = json.loads((gates.folder / "runs/weather/whole/scores.json").read_text())
     assert {row["method"] for row in some["rows"]} == {"oi", "free_run"}

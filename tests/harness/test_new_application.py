@@ -138,6 +138,11 @@ def test_what_is_refused_is_one_line(gates, run_folder, faulty_inputs, folder):
             "another rate": ((*fit, "--resume", lr, "0.5"), f"{lr[2:]} 0.01, now 0.5"),
             "other trials": ((*evaluate, "--trials", "3"), "trials 2, now 3"),
             "a quick run": ((*evaluate, "--quick"), "holds a full evaluation"),
+            "some methods": (
+                (*evaluate, "--only", "top2"),
+                "which one of top2 alone would replace",
+            ),
+            "fewer seeds": ((*evaluate, "--seeds", "0"), "one of 1 instead of 2 seeds would"),
             "no epochs": (("digits", "fit", FAST[0], "x"), "expected int"),
         },
         run=gates,
@@ -172,7 +177,7 @@ def test_a_short_look_trains_nothing_and_has_no_bars(gates, run_folder):
 
 def test_one_method_alone(gates, run_folder):
     full = (run_folder / "scores.json").read_bytes()
-    code, out, err = gates("digits", "evaluate", *SMALL, "--only", "top2")
+    code, out, err = gates("digits", "evaluate", *SMALL, "--only", "top2", "--overwrite")
     assert code == 0, err
     assert "missing" not in out
     scores = json.loads((run_folder / "scores.json").read_text())

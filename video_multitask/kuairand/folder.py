@@ -25,6 +25,7 @@ from video_multitask.kuairand.files import find_files
 from video_multitask.kuairand.releases import LOGS, Count, Part, check_counts
 from video_multitask.kuairand.tables import read_table
 
+SIDES = ("user_features", "video_features_basic")
 ALL: tuple[Part, ...] = ("first", "second", "random")
 
 
@@ -52,10 +53,11 @@ class KuaiRand:
 
     Args:
         path: The folder of a release, its ``data`` folder, or one log as CSV or Parquet.
-        keep: Further columns of the log to keep, such as ``position``.
+        keep: Further columns of the log to keep, such as ``position``, or :meth:`further`.
         drop_invalid: Leave out rows with wrong values instead of refusing the file.
 
     Attributes:
+        keep: Further columns of the log that are kept.
         release: Suffix of the files: ``pure``, ``1k``, ``27k`` or another; empty for a single log.
 
     Raises:
@@ -66,11 +68,16 @@ class KuaiRand:
         self, path: str | Path, *, keep: Sequence[str] = (), drop_invalid: bool = False
     ) -> None:
         self.path = Path(path)
-        self._keep, self._drop_invalid = tuple(keep), drop_invalid
+        self.keep, self._drop_invalid = tuple(keep), drop_invalid
+        self._types: dict[str, pl.DataType] = {}
         self.release = ""
         self._files: dict[str, list[Path]] = {LOGS["first"]: [self.path]}
         if not self.path.exists():
-            raise GatesError(f"{self.path} does not exist; name a KuaiRand folder or a log")
+            raise GatesError(
+                f"{self.path} does not exist: name a KuaiRand folder or a log, or get one by "
+                "`gates video prepare data/kuairand-pure --download pure --history 20 "
+                "--output data/pure`"
+            )
         if self.path.is_dir():
             self.release, self._files = find_files(self.path)
 
@@ -86,9 +93,27 @@ class KuaiRand:
         optional = OPTIONAL if not self.release else ()
         for part in parts:
             for path in self._files.get(LOGS[part], ()):
-                yield from read_table(
-                    path, LOG, optional=optional, keep=self._keep, drop_invalid=self._drop_invalid
-                )
+                for rows in read_table(
+                    path, LOG, optional=optional, keep=self.keep, drop_invalid=self._drop_invalid
+                ):
+                    yield self._alike(rows, path)
+
+    def further(self) -> tuple[list[str], list[str]]:
+        """Return columns of the logs beyond KuaiRand's: those that can be kept, and the others.
+
+        The others are not in all logs, or another table has them, too.
+        """
+        logs = [p for name in LOGS.values() for p in self._files.get(name, ())]
+        sides = [p for name in SIDES for p in self._files.get(name, ())]
+        headers = [_header(path) for path in logs if path.is_file()]
+        taken = {name for path in sides for name in _header(path)}
+        names = dict.fromkeys(name for header in headers for name in header if name not in LOG)
+        free = [
+            name
+            for name in names
+            if name not in taken and all(name in header for header in headers)
+        ]
+        return free, [name for name in names if name not in free]
 
     def has(self, part: Part) -> bool:
         """Return whether there is a log."""
@@ -155,6 +180,22 @@ class KuaiRand:
         count = Count(users.count(), videos.count(), rows)
         check_counts(self.release, which, count, str(self.path), strict=strict)
         return Overview(count, repeated, unordered, without)
+
+    def _alike(self, rows: pl.DataFrame, path: Path) -> pl.DataFrame:
+        """Return rows whose further columns have the types that they had first."""
+        for name in self.keep:
+            if name not in rows.columns:
+                continue
+            found = rows.schema[name]
+            wanted = self._types.setdefault(name, pl.String() if found == pl.Null else found)
+            try:
+                rows = rows.with_columns(pl.col(name).cast(wanted))
+            except pl.exceptions.InvalidOperationError as error:
+                raise GatesError(
+                    f"{path}: column {name!r} holds {found}, but {wanted} in the file before: "
+                    "correct or remove it"
+                ) from error
+        return rows
 
     def _side(self, table: str, read: Callable[..., pl.DataFrame]) -> pl.DataFrame | None:
         paths = self._files.get(table, [])

@@ -18,7 +18,8 @@ def export_kuairand(feed: Simulated, folder: str | Path, release: str = "simulat
     """Write the logs and side tables as CSV files named and split like the originals.
 
     Rows before 22 April go into the first log. Later ones go into the second, or into the log of
-    random videos where ``is_rand`` is 1. Columns that KuaiRand does not have come last.
+    random videos where ``is_rand`` is 1, which are left out if the feed ends before. Columns that
+    KuaiRand does not have come last.
 
     Args:
         feed: Of :func:`.log.simulate`.
@@ -36,7 +37,9 @@ def export_kuairand(feed: Simulated, folder: str | Path, release: str = "simulat
         data = temporary / "data"
         data.mkdir(parents=True)
         for part, name in LOGS.items():
-            log.filter(parts[part]).write_csv(data / f"{name}_{release}.csv")
+            rows = log.filter(parts[part])
+            if len(rows) or part == "first":
+                rows.write_csv(data / f"{name}_{release}.csv")
         feed.users.write_csv(data / f"user_features_{release}.csv")
         feed.videos.write_csv(data / f"video_features_basic_{release}.csv")
         statistics(feed.log).write_csv(data / f"video_features_statistic_{release}.csv")

@@ -66,7 +66,10 @@ class RankingScorer:
         order = np.arange(len(request))
         if request.best_first:
             if "score" not in found:
-                raise RefusedError("best_first: the service has no fused score: leave it out")
+                raise RefusedError(
+                    "best_first: the service has no fused score: leave it out, or serve with "
+                    "--fused"
+                )
             order = np.argsort(-found["score"], kind="stable")
         names = self.tables.task_names
         answer: dict[str, Any] = {

@@ -39,9 +39,10 @@ def normalize(logits: Tensor, mask: Tensor) -> Tensor:
     An empty seat of logit 0 is added to the single expert of a self gate, which turns the
     softmax into the sigmoid, and replaces the experts of a gate that sees none.
     """
-    num_visible = mask.sum(-1, keepdim=True)
-    seat = num_visible == 0
-    seat[1:] |= num_visible[1:] == 1
+    single = torch.arange(len(mask), device=mask.device).view(
+        -1, 1, 1
+    )  # 0 of gates, 1 of self gates
+    seat = mask.sum(-1, keepdim=True) <= single  # an update in place of [1:] breaks Inductor's C++
     hidden = torch.cat([~mask, ~seat], -1)
     seats = logits.new_zeros(*logits.shape[:-1], 1)
     return torch.cat([logits, seats], -1).masked_fill(hidden, -torch.inf).softmax(-1)[..., :-1]

@@ -217,7 +217,7 @@ def copied(done, tmp_path):
 def test_only_some_take_part_without_oracle_and_bars(done, tmp_path):
     folder = copied(done, tmp_path)
     whole = summed(done)
-    comparison(folder, only=("mmoe", "duration")).finish(CLAIMS)
+    comparison(folder, only=("mmoe", "duration"), overwrite=True).finish(CLAIMS)
     assert summed(folder) == {m: pytest.approx(whole[m]) for m in ("mmoe", "duration")}
     assert read_scores(folder / "scores.json", "video").bars == []
     assert not [r for r in rows_of(folder) if r.versus]

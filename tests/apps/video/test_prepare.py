@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +61,33 @@ def test_a_release_becomes_shards_with_what_they_teach(release, prepare, capsys)
     assert f"user_id {stored.sizes['user_id']}" in said
     tables = KuaiRandTables(str(folder), history=3, means=("is_click",)).read()
     assert len(tables.train) == stored.fitted.rows
+
+
+def test_further_columns_of_a_log_are_kept(release, prepare, tmp_path, capsys):
+    source = tmp_path / "release"
+    shutil.copytree(release, source)
+    first, second = sorted((source / "data").glob("log_standard*.csv"))
+    log = pl.read_csv(first)
+    log = log.with_columns(hour=pl.lit(99), tag=pl.lit("x"), past_tab=1, alone=1)
+    log.write_csv(first)
+    folder = prepare(source, split="none")
+    said = capsys.readouterr().out
+    assert "further columns of the log: is_collect, is_download, position, propensity\n" in said
+    assert "another table has them or a log lacks them: hour, tag, past_tab, alone\n" in said
+    found = pl.read_parquet(folder / "*.parquet").sort("time_ms", "user_id", "video_id")
+    logs = [pl.read_csv(path) for path in (source / "data").glob("log*.csv")]
+    expected = pl.concat([one.select([*found.columns[:19], "position", "propensity"])
+                          for one in logs]).sort("time_ms", "user_id", "video_id")  # fmt: skip
+    for name in ("position", "propensity"):
+        assert found[name].to_list() == expected[name].to_list()
+    pl.read_csv(second).with_columns(position=pl.lit("top")).write_csv(second)
+    with pytest.raises(GatesError, match=f"{second.name}: column 'position' holds String, but Int"):
+        prepare(source, split="none", output=str(tmp_path / "other"))
+
+
+def test_a_feed_that_ends_before_the_second_period_is_prepared(prepare, tmp_path):
+    export_kuairand(simulate(rows=500, users=20, videos=60, days=3, seed=1), tmp_path / "short")
+    assert open_shards(prepare(tmp_path / "short", split="none")).rows == 500
 
 
 def test_an_output_is_only_replaced_if_asked_for(release, prepare):
@@ -147,6 +175,29 @@ def test_a_table_becomes_a_configuration_with_reasons_and_leaks(prepare, tmp_pat
     assert "column 'hint' alone predicts 'click' with AUC 0.9" in report
     assert f"- click: mean {drafted.train['click'].mean():.4g}" in report
     assert "0 test rows repeat reader, book, day of a training row" in report
+
+
+def test_a_value_that_implies_a_label_and_a_likely_identifier_are_flagged(prepare, tmp_path):
+    rows, draw = table(2000), np.random.default_rng(1)
+    bought = rows["buy"].to_numpy() > 0
+    stars = np.where(bought & (draw.random(2000) < 0.4), draw.random(2000) * 5, np.nan)
+    rows = rows.with_columns(
+        reviewed=(bought & (draw.random(2000) < 0.4)).astype(int),
+        stars=pl.Series(stars).fill_nan(None),
+    ).drop("basket", "hint")
+    rows.write_parquet(tmp_path / "shop.parquet")
+    columns = Columns(("click", "buy"), user="reader", time="day")
+    report = (prepare(tmp_path / "shop.parquet", table=columns) / "report.md").read_text()
+    assert re.search(r"'reviewed': in all \d+ rows with a value of '1', 'buy' is 1: it may", report)
+    assert re.search(r"'stars': in all \d+ rows with a value that is not missing, 'buy' is", report)
+    assert "'city'" not in report
+    assert "'price'" not in report
+    assert "- book: dense, 90 numbers, side context; each occurs often: an identifier" in report
+    columns = Columns(("click", "buy"), "reader", "book", "day", drop=("reviewed", "stars"))
+    folder = prepare(tmp_path / "shop.parquet", table=columns, output=str(tmp_path / "better"))
+    report = (folder / "report.md").read_text()
+    assert "no value of one implies a label" in report
+    assert "each occurs often" not in report
 
 
 def test_a_schema_is_written_without_what_is_by_default():

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 import recsys.parts
+from apps.main import main
 from apps.video.score import score
 from apps.video.serving.model import read_model
 from core_gates.errors import GatesError
@@ -66,6 +68,24 @@ def test_each_file_gets_one_file_with_keys_and_probabilities(shop, world):
         },
     }
     assert not list(out.rglob(".*"))
+
+
+def test_a_named_model_names_the_run(shop, model_folder, tmp_path, monkeypatch, capsys):
+    """Not the configuration, where none is named."""
+    monkeypatch.chdir(tmp_path)
+    shop.rows(20, 1).write_parquet("visits.parquet")
+    shutil.copytree(model_folder, "bookshop")
+    shutil.copytree(model_folder, "runs/video/own/model")
+    for words, run in (
+        (("--model", "bookshop"), "bookshop"),
+        (("--model", "runs/video/own/model"), "own"),
+        (("--model", "bookshop", "--config", "unit"), "unit"),
+        (("--model", "bookshop", "--name", "mine"), "mine"),
+    ):
+        assert main(["video", "score", "visits.parquet", *words]) == 0
+        assert capsys.readouterr().out.endswith(f"\nruns/video/{run}/predictions\n")
+        assert Path(f"runs/video/{run}/predictions/visits.parquet").is_file()
+    assert not Path("runs/video/tiny").exists()
 
 
 def test_csv_gives_what_parquet_gives(shop, world):

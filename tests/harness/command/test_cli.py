@@ -185,7 +185,7 @@ def test_the_help_begins_with_data_and_model(toy, capsys):
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert lines[0] == "usage: gates toy score [--config FILE] [--key value ...]"
-    options = ("--data.batch_size", "--model.dim", "--repeats", "--resume", "--checkpoint.mode")
+    options = ("--data.batch_size", "--model.dim", "--repeats", "--shipped", "--checkpoint.mode")
     places = [
         next(index for index, line in enumerate(lines) if line.lstrip().startswith(option))
         for option in options
@@ -193,6 +193,18 @@ def test_the_help_begins_with_data_and_model(toy, capsys):
     assert places == sorted(places)
     assert places[0] < 10
     assert "--trainer.devices" not in text
+
+
+def test_the_help_of_what_trains_nothing_is_silent_on_trainings(toy, capsys):
+    found = {}
+    for verb in ("fit", "score"):
+        with pytest.raises(SystemExit):
+            main(["toy", verb, "--help"], {"toy": App("toy", "", dict.fromkeys((verb,), "x"))})
+        found[verb] = capsys.readouterr().out
+    for option in ("--resume", "--checkpoint.every_n_steps", "--checkpoint.folder"):
+        assert option in found["fit"]
+        assert option not in found["score"]
+    assert "--checkpoint.monitor" in found["score"]  # a setting of results
 
 
 def test_the_options_of_the_trainer_have_a_help_of_their_own(toy, capsys):

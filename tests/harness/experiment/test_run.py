@@ -344,11 +344,34 @@ def test_scores_of_a_short_look_never_replace_full_ones(run):
     rows = [Row("a", "t", "m", 1.0)]
     data = [Data("set", "test", 64 * "0", 3, "objects")]
     run.finish(rows, [Bar("b", 3.0, "<=", 2.0)], seeds=[0], data=data, headline="A wins.")
-    with pytest.raises(GatesError, match="holds a full evaluation"):
+    with pytest.raises(GatesError, match="holds a full evaluation, which a quick run would"):
         Run(run.folder, app="toy", quick=True)
+    with pytest.raises(GatesError, match="which one of a, b alone would replace"):
+        Run(run.folder, app="toy", only=("a", "b"), seeds=[0])
+    some = Run(run.folder, app="toy", only=("a",))  # tuning writes no scores
+    with pytest.raises(GatesError, match="which one of a alone would replace"):
+        some.finish(rows, seeds=[0])
     content = json.loads(run.scores.read_text())
     assert content["data"] == [data[0].state()]
     assert "A wins." in run.scores.with_suffix(".md").read_text()
+
+
+def test_scores_of_fewer_seeds_replace_those_of_more_only_when_asked(run):
+    rows = [Row("a", "t", "m", 1.0)]
+    run.finish(rows, seeds=[0, 1, 2])
+    for refused in (
+        lambda: Run(run.folder, app="toy", seeds=[0]),
+        lambda: run.finish(rows, seeds=[3, 3]),
+    ):
+        with pytest.raises(
+            GatesError, match="which one of 1 instead of 3 seeds would replace: add"
+        ):
+            refused()
+    run.finish(rows, seeds=[1, 2, 3])
+    wanted = Run(run.folder, app="toy", seeds=[0], only=("a",), overwrite=True)
+    wanted.finish(rows, seeds=[0])
+    assert json.loads(run.scores.read_text())["only"] == ["a"]
+    Run(run.folder, app="toy", only=("a",), seeds=[0]).finish(rows, seeds=[0])
 
 
 def test_a_part_replaces_its_own_rows_alone(run):

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 import runpy
 import shutil
 from pathlib import Path
@@ -12,11 +13,12 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError, MissingExtraError
 from recsys.export import exporting
-from recsys.export.exporting import export_ranker
+from recsys.export.exporting import export_forms, export_ranker
 from recsys.export.loading import load_exported
 from recsys.export.parity import BATCHES, check_parity, largest_gaps, random_rows
 from recsys.models import MODELS, options_of
 from recsys.ranker import Ranker
+from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
 TOY = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "toy_ranker.py"))
 HAS_COMPILER = any(map(shutil.which, exporting.COMPILERS))
@@ -72,6 +74,54 @@ def test_aoti_gives_the_same(tmp_path):
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 def test_aoti_of_home_gives_the_same(tmp_path):
     check(home(), tmp_path / "ranker.aoti.pt2", "aoti")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+@pytest.mark.parametrize("int8", [False, True])
+def test_aoti_of_a_home_of_14_tasks_gives_the_same(int8, tmp_path, caplog):
+    """The network of the configuration tiny, whose rows of gates fill vectors of the processor."""
+    tasks = tuple(Task(f"t{i}", category=("watch", "act")[i % 2]) for i in range(14))
+    schema = FeatureSchema(
+        tasks=tasks, sparse=(Sparse("user"), Sparse("item")), dense=(Dense("x"),), dim=8
+    )
+    options = {"dim": 16, "hidden_dims": [32], "rank": [4, 4], "tower_dims": [16]}
+    ranker = Ranker.build(schema, {"user": 50, "item": 70}, 2, "HoME", options)
+    for seed in range(3):
+        ranker.train()(*random_rows(ranker, 64, seed=seed))
+    check(ranker.eval(), tmp_path / "ranker.aoti.pt2", "aoti", int8=int8)
+    said = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not said  # such as that Inductor cannot compile a lookup
+
+
+COMPILER_SAYS = """CppCompileError: C++ compile error
+
+Command:
+g++ kernel.cpp -O3
+
+Output:
+kernel.cpp: In function 'void kernel()':
+kernel.cpp:412:47: error: operands to '?:' have different types
+kernel.cpp:419:62: error: expected primary-expression
+"""
+
+
+def test_a_compiler_that_fails_is_one_line_and_replaces_no_file(tmp_path, monkeypatch):
+    def fail(program, ranker, path):
+        path.write_text("half")
+        raise RuntimeError(COMPILER_SAYS)
+
+    monkeypatch.setitem(exporting._WRITERS, "aoti", fail)
+    monkeypatch.setattr(exporting, "_check_tools", lambda form: None)
+    paths = {"torch": tmp_path / "model.pt2", "aoti": tmp_path / "model.aoti.pt2"}
+    for path in paths.values():
+        path.write_text("old")
+    with pytest.raises(GatesError, match="ToyNet cannot be exported as aoti: operands to") as found:
+        export_forms(TOY["toy_ranker"](), paths)
+    assert "\n" not in str(found.value)
+    assert str(found.value).endswith("export it as torch or onnx, and report this")
+    assert [path.read_text() for path in paths.values()] == ["old", "old"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths.values())
 
 
 NEEDED = {

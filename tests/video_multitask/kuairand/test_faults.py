@@ -86,7 +86,9 @@ def test_files_without_rows_are_refused(tmp_path, log):
         read(empty)
     with pytest.raises(GatesError, match=r"log.csv has a header and no rows"):
         read(log())
-    with pytest.raises(GatesError, match=r"nothing.csv does not exist; name a KuaiRand folder"):
+    with pytest.raises(
+        GatesError, match=r"nothing.csv does not exist: name a KuaiRand .* --download pure"
+    ):
         KuaiRand(tmp_path / "nothing.csv")
 
 

@@ -97,7 +97,7 @@ def test_values_that_training_has_not_seen_are_counted_or_refused(shop, scorer, 
 
 def test_without_a_score_nothing_is_best(shop, model_folder):
     plain = RankingScorer(read_model(model_folder))
-    with pytest.raises(GatesError, match="the service has no fused score"):
+    with pytest.raises(GatesError, match="has no fused score: leave it out, or serve with --fused"):
         ask(plain, shop.request(shop.rows(3), best_first=True))
 
 
