@@ -41,7 +41,7 @@ class OwnTable:
         validation: Fraction of the rows.
         test: Fraction of the rows.
         test_path: Rows to test on, if they are another table; ``test`` does not count then.
-        missing: Words in CSV files that are null, such as ``NA``.
+        missing: Words in text that are null, such as ``NA``; the trained network knows them, too.
         dim: Features of an embedding, where the schema is drafted.
     """
 
@@ -100,7 +100,8 @@ class OwnTable:
                 dim=self.dim,
             )
             notes += map(str, reasons)
-        return RankingTables(Path(self.path).stem, given, *split, tuple(notes))
+        name = Path(self.path).stem
+        return RankingTables(name, given, *split, tuple(notes), tuple(self.missing))
 
     def _known(self) -> FeatureSchema:
         """Return the given schema, or what is known of the drafted one."""

@@ -93,7 +93,7 @@ FAULTS = {
     "no rows": (b'{"items": []}', 422, "expected a list of rows"),
     "row of another type": (b'{"items": [{"x": 1}, 5]}', 422, "items[1] is a number"),
     "text for a number": (b'{"items": [{"x": 1}, {"x": "2"}]}', 422, "items[1].x is '2': expe"),
-    "boolean": (b'{"items": [{"x": true}]}', 422, "items[0].x is True: expected a finite number"),
+    "boolean": (b'{"items": [{"x": 1, "name": true}]}', 422, "items[0].name is True: expected a"),
     "number for text": (b'{"items": [{"x": 1, "name": 2}]}', 422, "items[0].name is 2: expected a"),
     "number for a list": (b'{"items": [{"x": 1, "ids": 2}]}', 422, "expected a list of integers"),
     "wrong item": (b'{"items": [{"x": 1, "ids": [1.5]}]}', 422, "items[0].ids is [1.5]: expe"),
