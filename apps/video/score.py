@@ -68,7 +68,7 @@ def score(
     missing = shards.claim(parts, overwrite=overwrite_output)
     if kept := len(parts) - len(missing):
         print(f"{kept} of {len(parts)} files are complete already")
-    writer = ShardWriter(found.scorer, chosen, fusion)
+    writer = ShardWriter(found, chosen, fusion)
     _score_all(missing, shards, writer, copied)
     print(root)
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from apps.video.serving.fusion import Fusion, Powers, fusion_of
-from apps.video.serving.model import Model, read_model
+from apps.video.serving.made_up import made_up
+from apps.video.serving.model import Model, read_model, refuse_infinite
 from apps.video.serving.requests import Request, RequestReader, fields_of_user
 from harness.service import Arrays, RefusedError
 
@@ -36,10 +37,17 @@ class RankingScorer:
         self._of_user = set(fields_of_user(self.tables.schema))
 
     def warm_up(self) -> None:
-        """Score candidates of which nothing is known."""
+        """Score candidates of which nothing is known, and rows of values seen in training.
+
+        Raises:
+            GatesError: A result is not finite; the model is of no use.
+        """
         nothing = dict.fromkeys(self.reader.kinds)
         for rows in WARM:
-            self.score([Request(nothing, {}, rows, (), best_first=False)])
+            found = self.score([Request(nothing, {}, rows, (), best_first=False)])
+            refuse_infinite(found, self.version)
+        known = self.tables.score(made_up(self.tables.transform, WARM[-1])).probabilities
+        refuse_infinite({"p": known}, self.version)
 
     def read(self, content: Any, max_rows: int) -> Request:
         """Check a request, see :mod:`apps.video.serving.requests`."""

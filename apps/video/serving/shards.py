@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apps.video.serving.fusion import Fusion
+from apps.video.serving.model import Model, refuse_infinite
 from core_gates.errors import GatesError
 from harness.files import content_digest, remove, replacing, write_json
 from recsys.columns.canonical import UNREADABLE, canonical
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
 from recsys.parts import Part
-from recsys.table_scorer import TableScorer
 
 RECORD, ORIGIN = "record.json", b"gates"
 
@@ -141,13 +141,14 @@ class ShardWriter:
     """Writes the predictions of one file after another.
 
     Args:
-        scorer: Of the model.
+        model: The model.
         tasks: Places of the tasks that are written.
         fusion: Of the fused score; None for none.
     """
 
-    def __init__(self, scorer: TableScorer, tasks: Sequence[int], fusion: Fusion | None) -> None:
-        self.scorer, self.tasks, self.fusion = scorer, tuple(tasks), fusion
+    def __init__(self, model: Model, tasks: Sequence[int], fusion: Fusion | None) -> None:
+        self.version, self.scorer = model
+        self.tasks, self.fusion = tuple(tasks), fusion
 
     def write(
         self, part: Part, path: Path, keys: Sequence[str], footer: Mapping[bytes, bytes]
@@ -189,12 +190,15 @@ class ShardWriter:
 
     def _predictions(self, part: Part, block: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
         scored = self.scorer.score(block)
+        refuse_infinite({"p": scored.probabilities}, self.version)
         copied = block.select(keys)
         copied = copied.with_columns(_integers(c) for c in copied if self._is_integer(c.name))
         names = self.scorer.task_names
         columns = [pl.Series(f"p_{names[i]}", scored.probabilities[:, i]) for i in self.tasks]
         if self.fusion is not None:
-            columns.append(pl.Series("score", self.fusion(scored.probabilities)))
+            fused = self.fusion(scored.probabilities)
+            refuse_infinite({"score": fused}, self.version)
+            columns.append(pl.Series("score", fused))
         return copied.with_columns(columns)
 
     def _is_integer(self, name: str) -> bool:

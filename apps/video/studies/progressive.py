@@ -315,7 +315,7 @@ def _predicted(
     for day, rows in days.days.items():
         state = states[day]
         module = restore(module_of(settings), state)
-        parts.append(probabilities(module.served(), state.transform.batch(rows)))
+        parts.append(probabilities(module.served(intercepts=False), state.transform.batch(rows)))
     return np.concatenate(parts)
 
 

@@ -10,12 +10,14 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import torch
 from polars.testing import assert_frame_equal
 
 import recsys.parts
 from apps.video.score import score
 from apps.video.serving.model import read_model
 from core_gates.errors import GatesError
+from recsys.model_folder import load_model, save_model
 
 
 @pytest.fixture
@@ -77,6 +79,26 @@ def test_csv_gives_what_parquet_gives(shop, world):
     c, p = (pl.read_parquet(out / f"{name}.parquet") for name in "cp")
     assert_frame_equal(c, p, abs_tol=1e-6)
     assert c["city"].null_count() > 0
+
+
+def test_a_model_without_finite_probabilities_is_refused(shop, world):
+    loaded = load_model(shop.write_model(world.tmp / "bad"))
+    with torch.no_grad():
+        for weight in loaded.ranker.net.parameters():
+            weight.mul_(1e30)
+    save_model(world.tmp / "bad", loaded.ranker, loaded.transform)
+    with pytest.raises(GatesError, match="gives a probability that is not finite"):
+        world.run(model=str(world.tmp / "bad"))
+    with pytest.raises(GatesError, match="the fused score can exceed"):
+        world.run(fused={"buy": 1e5}, offsets={"buy": 9.0})
+    assert not list(world.tmp.glob("out/**/*.parquet"))
+
+
+def test_a_folded_network_is_not_saved(shop, world, model_folder):
+    loaded = load_model(model_folder)
+    with pytest.raises(GatesError, match=r"save the ranker as it was trained, not folded\(\)"):
+        save_model(world.tmp / "folded", loaded.ranker.folded(), loaded.transform)
+    assert not (world.tmp / "folded").exists()
 
 
 def test_keys_have_one_type_in_files_of_all_kinds(shop, world):

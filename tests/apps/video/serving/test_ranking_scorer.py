@@ -2,11 +2,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from apps.video.serving.model import read_model
 from apps.video.serving.ranking_scorer import RankingScorer, loader
 from core_gates.errors import GatesError
 from harness.service.batching import scored
+from harness.service.swapping import Models
+from recsys.model_folder import load_model, save_model
 
 EXPONENTS, OFFSETS = {"buy": 2.0, "return": -1.0}, {"return": 0.5}
 
@@ -121,3 +124,23 @@ def test_a_model_warms_up_and_has_a_version_of_name_and_content(shop, scorer, tm
 def test_a_fusion_that_does_not_fit_the_model_is_refused(model_folder):
     with pytest.raises(GatesError, match="names like; the tasks are view, buy, return"):
         loader({"like": 1.0}, None, "score")(model_folder)
+
+
+def diverged(shop, folder, factor):
+    """A model whose weights are finite, but whose results are not."""
+    loaded = load_model(shop.write_model(folder))
+    with torch.no_grad():
+        for weight in loaded.ranker.net.parameters():
+            weight.mul_(factor)
+    return save_model(folder, loaded.ranker, loaded.transform)
+
+
+def test_a_model_that_gives_no_probabilities_is_not_put_into_service(shop, model_folder, tmp_path):
+    folder = shop.write_model(tmp_path / "model")
+    models = Models(folder, loader(unknown="score"))
+    old = models.current
+    diverged(shop, folder, 1e30)
+    assert [models.look(), models.look()] == [False, False]
+    assert models.current is old
+    with pytest.raises(GatesError, match="gives a probability that is not finite: its training"):
+        RankingScorer(read_model(folder)).warm_up()
