@@ -101,6 +101,21 @@ def test_a_folded_network_is_not_saved(shop, world, model_folder):
     assert not (world.tmp / "folded").exists()
 
 
+def test_names_that_collide_are_refused(shop, world):
+    taken = shop.rows(5).with_columns(p_buy=pl.lit(3), score=pl.lit(1))
+    taken.write_parquet(world.tmp / "t.parquet")
+    for options, words in (
+        ({"tasks": ("buy", "view", "buy")}, "--tasks names 'buy' twice: name it once"),
+        ({"key_columns": ("city", "city")}, "--key_columns names 'city' twice: name it once"),
+        ({"key_columns": ("p_buy",)}, "the column 'p_buy' has the name of a prediction"),
+        ({"key_columns": ("score",), "fused": {"buy": 1.0}}, "'score' has the name of a pred"),
+    ):
+        with pytest.raises(GatesError, match=words):
+            world.run(world.tmp / "t.parquet", **options)
+    out = world.run(world.tmp / "t.parquet", key_columns=("p_buy", "score"), tasks=("view",))
+    assert pl.read_parquet(out / "t.parquet")[:, :2].equals(taken[["p_buy", "score"]])
+
+
 def test_keys_have_one_type_in_files_of_all_kinds(shop, world):
     table = shop.rows(40, 5)
     (world.tmp / "c.csv").write_text(csv_of(table))
