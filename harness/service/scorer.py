@@ -61,7 +61,7 @@ class Limits:
 
     Attributes:
         max_body_bytes: Bytes of a request; longer ones get 413.
-        max_rows: Rows of a request; more get 422.
+        max_rows: Rows of a request; more get 422, and many more lists and mappings than rows 413.
         max_queue: Requests that wait; beyond that, 429.
         timeout_s: Seconds from arrival to result; later, 503.
         max_wait_ms: Milliseconds that the first request of a batch waits for others.
