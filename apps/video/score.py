@@ -60,15 +60,15 @@ def score(
     chosen = chosen_tasks(found.scorer.task_names, tasks)
     fusion = fusion_of(found.scorer.task_names, fused, offsets)
     root = Path(output) if output else place.run_folder.path / "predictions"
-    names = [found.scorer.task_names[task] for task in chosen]
+    written = [found.scorer.task_names[task] for task in chosen]
     options = {
         "key_columns": list(key_columns),
-        "tasks": names,
+        "tasks": written,
         "fused": fusion.settings if fusion else None,
     }
     shards = Shards(root, found.version, options)
     shards.refuse_inside(parts)
-    made = [f"p_{task}" for task in names] + (["score"] if fusion else [])
+    made = [f"p_{task}" for task in written] + (["score"] if fusion else [])
     copied = _check_columns(parts, found, key_columns, made)
     missing = shards.claim(parts, overwrite=overwrite_output)
     if kept := len(parts) - len(missing):

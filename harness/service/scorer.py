@@ -34,6 +34,10 @@ class Scorer(Protocol[R]):
     def version(self) -> str:
         """Name of the model; two models with other weights have other names."""
 
+    @property
+    def interface(self) -> Mapping[str, str]:
+        """What requests and answers hold, by name; one model replaces another of the same only."""
+
     def warm_up(self) -> None:
         """Score made-up rows, so that the first request does not wait for lazy initialization.
 

@@ -15,6 +15,7 @@ from apps.video.serving.requests import Request, RequestReader, fields_of_user
 from harness.service import Arrays, RefusedError
 
 Unknown = Literal["refuse", "score"]
+WORDS = {"flag": "integer"}  # what has 0 and 1 only may have more on another day
 WARM = (1, 16, 128)  # candidates of the requests that warm a model up
 
 
@@ -35,6 +36,12 @@ class RankingScorer:
         self.fusion, self.unknown = fusion, unknown
         self.reader = RequestReader(self.tables.transform, self.tables.task_names)
         self._of_user = set(fields_of_user(self.tables.schema))
+
+    @property
+    def interface(self) -> dict[str, str]:
+        """Fields of requests and tasks of answers, by name."""
+        fields = {f"the field {n!r}": WORDS.get(k, k) for n, k in self.reader.kinds.items()}
+        return fields | {f"the task {name!r}": "a probability" for name in self.tables.task_names}
 
     def warm_up(self) -> None:
         """Score candidates of which nothing is known, and rows of values seen in training.
