@@ -150,5 +150,5 @@ def _refuse_other(new: Mapping[str, str], old: Mapping[str, str]) -> None:
     if changes:
         raise GatesError(
             f"it {'; it '.join(changes[:3])}{' …' if changes[3:] else ''}: clients would fail; "
-            "start a service of its own for it"
+            "start a separate service for it"
         )

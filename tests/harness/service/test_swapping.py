@@ -80,7 +80,7 @@ BROKEN = {
             '{"factor": 3, "interface": {"the field x": "number", "the field y": "text"}}'
         ),
         "is refused: it has in addition the field x, number; it has in addition the field y, text: "
-        "clients would fail; start a service of its own for it",
+        "clients would fail; start a separate service for it",
     ),
     "fails at warm-up": (
         lambda folder: (folder / "factor.json").write_text('{"factor": NaN}'),
