@@ -278,7 +278,7 @@ class FeatureTransform:
         return transform
 
     def _column(self, table: pl.DataFrame, name: str) -> pl.Series:
-        """Return a column, all null if the table lacks it, null where it holds a word for missing values."""
+        """Return a column, null where it holds a missing word, all null if the table lacks it."""
         if name in table.columns:
             return without_words(table[name], self.missing)
         return pl.Series(name, [None], dtype=pl.Null).new_from_index(0, len(table))
