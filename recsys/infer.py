@@ -14,6 +14,7 @@ from core_gates.errors import GatesError
 from recsys.columns.canonical import UNREADABLE, canonical, kind_of
 from recsys.columns.column_auc import SUSPICIOUS, column_aucs
 from recsys.columns.numbers import numbers_of
+from recsys.columns.text import EVENTS, split_events
 from recsys.schema import Dense, FeatureSchema, History, Side, Sparse, Task
 from recsys.transform.targets import read_targets
 
@@ -21,6 +22,7 @@ MOST_ROWS = 200_000  # that are looked at
 FEW = 50  # values of a number that is taken as a category
 MANY = 1000  # values from which rare ones become unknown
 LONGEST = 50  # events of a history
+LARGEST = 1e150  # number whose square is in the range of floats
 SPREAD = 10.0  # standard deviations from the mean, from which a tail is heavy
 STRONG = 0.9  # AUC of a column alone that is worth a question
 REPEATED = 5  # rows per whole number, from which it may be an identifier
@@ -31,6 +33,7 @@ _ID = re.compile(
     r"|country|city|device|author|genre|hash)(\d*)(_|$)|(?<=[a-z])I[Dd]$",
     re.IGNORECASE,
 )
+_COMMA = r"^[-+]?\d{1,3}([. ]?\d{3})*,\d+$"  # a number with a decimal comma
 _DATE = re.compile(r"^\d{4}[-/]\d{2}[-/]\d{2}")
 
 
@@ -104,7 +107,8 @@ def infer_schema(
         dim: Features of an embedding.
 
     Raises:
-        GatesError: A column that is named is absent, or no feature is left.
+        GatesError: A column that is named is absent, one has numbers with decimal commas, or no
+            feature is left.
         RowError: A label is neither 0 nor 1.
     """
     tasks = tasks_of(labels)
@@ -145,26 +149,36 @@ class _Draft:
         self.targets = read_targets(table, schema)
         every = -(-len(table) // MOST_ROWS)
         self.rows = np.arange(0, len(table), every)
-        self.table = table if every == 1 else table[self.rows]
+        self.table = _without_decimals(table if every == 1 else table[self.rows])
         self.notes: dict[str, Note] = {}
         self.whole = {"user": schema.user, "item": schema.item}
 
     def features(self) -> list[Sparse | Dense | History]:
         """Return the features, in the order of the table; histories last."""
         found: list[Sparse | Dense | History] = []
-        lists = []
+        lists, texts = [], []
         for column in self.table:
             if column.name in self.schema.labels or self._is_key(column.name):
                 continue
             if isinstance(column.dtype, pl.List | pl.Array):
                 lists.append(column)
                 continue
+            _refuse_commas(column)
+            if column.dtype == pl.String and column.str.contains(EVENTS, literal=True).any():
+                texts.append(column)
+                continue
             feature = self._flat(column)
             if feature is not None:
                 found.append(feature)
         sparse = [feature for feature in found if isinstance(feature, Sparse)]
+        for column in texts:
+            if (history := self._history(split_events(column), sparse)) is not None:
+                found.append(history)
+            elif (feature := self._flat(column)) is not None:
+                found.append(feature)
         found += [h for column in lists if (h := self._history(column, sparse)) is not None]
-        return found
+        order = {name: place for place, name in enumerate(self.table.columns)}
+        return sorted(found, key=lambda f: (isinstance(f, History), order[f.name]))
 
     def _is_key(self, name: str) -> bool:
         if name in self.drop:
@@ -208,7 +222,7 @@ class _Draft:
         dtype, values = column.dtype, f"{distinct} values"
         for side, key in self.whole.items():
             if column.name == key:
-                return f"{values} of the {side}"
+                return f"{values} of the {side}{_negative_ids(column)}"
         if dtype == pl.Boolean or not dtype.is_numeric():
             return values
         whole = canonical(column, "integer")
@@ -302,6 +316,42 @@ class _Draft:
         return History(name, of, max_length=length)
 
 
+def _without_decimals(table: pl.DataFrame) -> pl.DataFrame:
+    """Return a table with decimal numbers as floats."""
+    return table.with_columns(c.cast(pl.Float64) for c in table if c.dtype.is_decimal())
+
+
+def _refuse_commas(column: pl.Series) -> None:
+    """Refuse text of numbers with decimal commas, which would become a category for each number."""
+    if column.dtype != pl.String:
+        return
+    known = column.drop_nulls().unique()
+    commas = known.str.contains(_COMMA)
+    if commas.any() and (commas | known.cast(pl.Float64, strict=False).is_not_null()).all():
+        shown = known.filter(commas)[0]
+        raise GatesError(
+            f"column {column.name!r} has numbers with a comma, such as {shown!r}: "
+            "write them with a point, as 8.57; or drop the column, or write a schema with it as a "
+            "sparse feature if they are categories"
+        )
+
+
+def _negative_ids(column: pl.Series) -> str:
+    """Return a warning where ids are negative, and so missing."""
+    kind = kind_of(column.name, column.dtype)
+    if kind != "integer":
+        return ""
+    found = canonical(column, kind)
+    count = int(((found < 0) & column.is_not_null()).sum())
+    if not count:
+        return ""
+    share = count / len(column)
+    return (
+        f"; WARNING: {share:.0%} of the rows have a negative one, which counts as missing: number "
+        "from 0, or make them text, if they are ids"
+    )
+
+
 def _overlap(events: pl.Series, column: pl.Series) -> float:
     """Return the fraction of events that are values of a column."""
     try:
@@ -315,4 +365,6 @@ def _overlap(events: pl.Series, column: pl.Series) -> float:
 def _heavy_tailed(column: pl.Series) -> bool:
     numbers = numbers_of(column)
     known = numbers[~np.isnan(numbers)]
+    if (largest := np.abs(known).max(initial=0)) > LARGEST:
+        known = known / largest
     return bool(np.abs(known - known.mean()).max(initial=0) > SPREAD * known.std())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -23,6 +24,7 @@ from recsys.schema import FeatureSchema
 KIND, FORMAT = "recsys ranker", 1
 CONFIG, WEIGHTS, TRANSFORM = "config.json", "model.safetensors", "transform"
 SCALES, INTERCEPTS = " scales", "intercepts"
+LONGEST = 400  # characters of an error that is told
 
 TableType = Literal["float32", "bfloat16", "int8"]
 NetType = Literal["float32", "bfloat16"]
@@ -72,12 +74,14 @@ def save_model(
         The folder.
 
     Raises:
-        GatesError: The ranker cannot be built again, or the transform is of another one.
+        GatesError: The ranker cannot be built again, its network is folded, or the transform is of
+            another one.
         ValueError: A type is unknown.
     """
     check_option("tables", tables, ("float32", "bfloat16", "int8"))
     check_option("net", net, ("float32", "bfloat16"))
     config = _config(ranker, settings or {}, tables, net)
+    _check_net(ranker)
     _check_transform(ranker, transform)
     state = _packed(ranker, tables, net)
     if rank_in():
@@ -100,7 +104,8 @@ def load_model(folder: Path, *, int8: bool = False) -> LoadedModel:
         int8: Whether tables are 8-bit integers in memory, too, for serving.
 
     Raises:
-        GatesError: The folder is absent, of another kind or version, or damaged.
+        GatesError: The folder is absent, of another kind or version, or damaged, or a weight is
+            not finite.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -119,12 +124,9 @@ def load_model(folder: Path, *, int8: bool = False) -> LoadedModel:
                 calibrated=config.get("calibrated", False),
             )
         _unpack(ranker, load_file(folder / WEIGHTS))
+        _check_finite(ranker)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, GatesError) as error:
-        what = str(error).partition("\n")[0]
-        raise GatesError(
-            f"{folder} cannot be loaded: {what}; written by version "
-            f"{config['versions'].get('gatesuite')}, use that one or train again"
-        ) from error
+        raise GatesError(f"{folder} cannot be loaded: {_told(error)}; {_advice(config)}") from error
     if int8:
         for bank in ranker.banks:
             bank.to_int8()
@@ -160,6 +162,52 @@ def _config(
         raise GatesError(
             f"settings or options of the network are no plain values of JSON: {error}"
         ) from error
+
+
+def _check_net(ranker: Ranker) -> None:
+    """Refuse a network that has other weights than what its specification builds."""
+    assert ranker.spec is not None
+    models: Any = importlib.import_module("recsys.models")
+    width = ranker.input_layers[0].out_dim
+    with torch.random.fork_rng(devices=[]):
+        name, options = ranker.spec
+        built: nn.Module = models.build(name, dict(options), width, ranker.schema.tasks)
+    found, wanted = ranker.net.state_dict(), built.state_dict()
+    differing = sorted(
+        name
+        for name in found.keys() | wanted.keys()
+        if name not in found or name not in wanted or found[name].shape != wanted[name].shape
+    )
+    if differing:
+        raise GatesError(
+            f"the weights of the network are not those that {ranker.spec.name} is built with, see "
+            f"{differing[0]!r}: save the ranker as it was trained, not folded() for inference"
+        )
+
+
+def _check_finite(ranker: Ranker) -> None:
+    """Refuse weights and running statistics that are NaN or infinite."""
+    statistics = [
+        b for b in ranker.named_buffers() if b[0].rpartition(".")[2].startswith("running")
+    ]
+    for name, value in [*ranker.named_parameters(), *statistics]:
+        if not math.isfinite(value.detach().sum(dtype=torch.float64)):
+            raise ValueError(f"its weights {name} are not finite, the training has diverged")
+    if ranker.intercepts is not None and not ranker.intercepts.isfinite().all():
+        raise ValueError("its intercepts are not finite")
+
+
+def _told(error: Exception) -> str:
+    """Return an error in one line; that of a state dict has one for each weight."""
+    line = " ".join(str(error).split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"
+
+
+def _advice(config: Mapping[str, Any]) -> str:
+    written = config["versions"].get("gatesuite")
+    if written == _version():
+        return "write it again with save_model, or train again"
+    return f"written by version {written}, use that one or train again"
 
 
 def _check_transform(ranker: Ranker, transform: Any) -> None:

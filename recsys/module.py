@@ -291,14 +291,24 @@ class MultiTaskModule(L.LightningModule):
         """Return to the weights of training."""
         self._swap.close()
 
-    def served(self, validation: Batch | None = None) -> Ranker:
+    def served(self, validation: Batch | None = None, *, intercepts: bool = True) -> Ranker:
         """Return the ranker in evaluation mode, a copy with averaged weights if there are any.
 
         Args:
             validation: Rows from which it gets its intercepts, if it has any.
+            intercepts: Whether it must get them; otherwise they are 0 without rows.
+
+        Raises:
+            GatesError: It must get intercepts, but there are no rows.
         """
         from copy import deepcopy
 
+        fitted = self.ranker.intercepts is None or bool(self.ranker.intercepts.any())
+        if intercepts and validation is None and not fitted:
+            raise GatesError(
+                "the network gets its intercepts from validation rows, and none were given: call "
+                "served(rows), or served(intercepts=False) to leave them at 0"
+            )
         ranker = deepcopy(self.ranker).eval()
         if self.average is not None:
             self.average.copy_to(self._dense(ranker))

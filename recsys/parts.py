@@ -12,11 +12,11 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from core_gates.errors import GatesError
+from recsys.columns.text import split_events, stripped, without_words
+from recsys.table_files import SUFFIXES, TEXT, files_below, not_utf8, read_header
 
-SUFFIXES = (".parquet", ".csv")
 BLOCK_ROWS = 2**15
 CSV_BLOCK = 2**22  # bytes
-EVENTS = "|"  # between the values of a list in CSV
 
 
 class Part(NamedTuple):
@@ -32,8 +32,8 @@ class Part(NamedTuple):
 
     @property
     def is_csv(self) -> bool:
-        """Whether it is CSV; Parquet otherwise."""
-        return self.path.suffix == ".csv"
+        """Whether it is text, separated by whatever; Parquet otherwise."""
+        return self.path.suffix in TEXT
 
     @property
     def first_line(self) -> int:
@@ -46,8 +46,9 @@ class Part(NamedTuple):
         Raises:
             GatesError: The file is empty or cannot be read.
         """
-        schema = self._open_csv().schema if self.is_csv else self._open_parquet().schema_arrow
-        names = list(schema.names)
+        if self.is_csv:
+            return [name for name in read_header(self.path).names if name]
+        names = list(self._open_parquet().schema_arrow.names)
         if twice := [name for name in names if names.count(name) > 1]:
             raise GatesError(f"{self.path} has two columns {twice[0]!r}: rename one of them")
         return names
@@ -56,21 +57,25 @@ class Part(NamedTuple):
         """Return the number of rows; None where only reading all of it would tell."""
         return None if self.is_csv else int(self._open_parquet().metadata.num_rows)
 
-    def blocks(self, columns: Sequence[str], lists: Iterable[str] = ()) -> Iterator[pl.DataFrame]:
+    def blocks(
+        self, columns: Sequence[str], lists: Iterable[str] = (), missing: Sequence[str] = ()
+    ) -> Iterator[pl.DataFrame]:
         """Yield the rows, some thousands at a time.
 
         All columns of CSV are strings, whatever they hold, so that a block cannot decide about a
-        type; an empty field is null.
+        type; spaces around them do not count, and an empty field is null. Otherwise text is read
+        as :func:`recsys.data.readers.csv_file.read_csv` does.
 
         Args:
             columns: Those that are read.
             lists: Those of them that hold lists; in CSV their values are separated by ``|``.
+            missing: Further words in CSV that are null.
 
         Raises:
             GatesError: The file cannot be read.
         """
         empty = True
-        for block in self._blocks(columns, lists):
+        for block in self._blocks(columns, lists, missing):
             empty = False
             yield block
         if empty:
@@ -83,11 +88,15 @@ class Part(NamedTuple):
         schema = self._open_parquet().schema_arrow
         return cast(pl.DataFrame, pl.from_arrow(schema.empty_table().select(list(columns))))
 
-    def _blocks(self, columns: Sequence[str], lists: Iterable[str]) -> Iterator[pl.DataFrame]:
+    def _blocks(
+        self, columns: Sequence[str], lists: Iterable[str], missing: Sequence[str]
+    ) -> Iterator[pl.DataFrame]:
         if self.is_csv:
-            split = [pl.col(name).str.split(EVENTS) for name in columns if name in set(lists)]
+            split = set(lists)
             for block in self._reading(iter(self._open_csv(columns))):
-                yield block.with_columns(split)
+                texts = {name: stripped(block[name], missing) for name in columns}
+                found = {n: split_events(t) if n in split else t for n, t in texts.items()}
+                yield pl.DataFrame([without_words(c, missing) for c in found.values()])
         else:
             batches = self._open_parquet().iter_batches(
                 batch_size=BLOCK_ROWS, columns=list(columns), use_threads=False
@@ -110,18 +119,19 @@ class Part(NamedTuple):
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
 
-    def _open_csv(self, columns: Sequence[str] | None = None) -> pa_csv.CSVStreamingReader:
-        reading = pa_csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK)
-        parsing = pa_csv.ParseOptions(newlines_in_values=True)
+    def _open_csv(self, columns: Sequence[str]) -> pa_csv.CSVStreamingReader:
+        names, separator = read_header(self.path)
+        reading = pa_csv.ReadOptions(
+            use_threads=False, block_size=CSV_BLOCK, column_names=names, skip_rows_after_names=1
+        )
+        parsing = pa_csv.ParseOptions(newlines_in_values=True, delimiter=separator)
+        converting = pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string()),
+            include_columns=list(columns),
+            strings_can_be_null=True,
+            null_values=[""],
+        )
         try:
-            if columns is None:
-                return pa_csv.open_csv(self.path, reading, parsing)
-            converting = pa_csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()),
-                include_columns=list(columns),
-                strings_can_be_null=True,
-                null_values=[""],
-            )
             return pa_csv.open_csv(self.path, reading, parsing, converting)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
@@ -129,6 +139,8 @@ class Part(NamedTuple):
     def _unreadable(self, error: Exception) -> GatesError:
         kind = "CSV" if self.is_csv else "Parquet"
         line = " ".join(str(error).split())
+        if self.is_csv and "invalid UTF8" in line:
+            return not_utf8(self.path)
         return GatesError(f"{self.path} cannot be read as {kind}: {line}; repair or remove it")
 
 
@@ -156,16 +168,12 @@ def find_parts(sources: Sequence[str | Path]) -> list[Part]:
 def _parts_of(source: Path) -> list[Part]:
     if source.is_file():
         if source.suffix not in SUFFIXES:
-            raise GatesError(f"{source} is neither .parquet nor .csv: convert or rename it")
+            known = ", ".join(SUFFIXES)
+            raise GatesError(f"{source} is no table, expected {known}: convert or rename it")
         return [Part(source, source.stem)]
     if not source.is_dir():
         raise GatesError(f"{source} does not exist: name a Parquet or CSV file, or a folder")
-    found = []
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and path.suffix in SUFFIXES and not hidden:
-            found.append(Part(path, name.with_suffix("").as_posix()))
+    found = files_below(source)
     if not found:
-        raise GatesError(f"{source} has no .parquet or .csv file: name another folder")
-    return found
+        raise GatesError(f"{source} has no {', '.join(SUFFIXES)} file: name another folder")
+    return [Part(path, path.relative_to(source).with_suffix("").as_posix()) for path in found]

@@ -6,7 +6,7 @@ N rows, F sparse features, T tasks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core_gates.errors import check_at_least
-from recsys.inputs import Rows
+from core_gates.errors import GatesError, check_at_least
+from recsys.embedding.fields import fields_of
+from recsys.inputs import Rows, dense_inputs
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
 from recsys.transform import Features, FeatureTransform
@@ -94,19 +95,52 @@ class TableScorer:
 
         Raises:
             GatesError: A column is absent or of a wrong type; a value is no number where one is
-                needed.
+                needed; lists do not make up the table, or rows of one differ in their user.
         """
         features = self.transform.encode(table)
+        if len(lists):
+            self._check_lists(features, lists)
         found = np.empty((len(table), len(self.task_names)), np.float32)
         for spans in self._blocks(len(table), lists):
             rows = _rows(features, (spans[0][0], spans[-1][1]))
-            logits = self._of_lists(rows, spans) if lists else self.ranker(*rows)
+            logits = self._of_lists(rows, spans) if len(lists) else self.ranker(*rows)
             found[spans[0][0] : spans[-1][1]] = logits.sigmoid().numpy()
         return Scored(found, features.sparse == UNKNOWN)
 
+    def _check_lists(self, features: Features, lists: Sequence[int]) -> None:
+        """Refuse lists that are not all rows, or whose rows are not of one user each."""
+        count, ends = len(features.sparse), np.cumsum(lists)
+        if min(lists) < 1 or ends[-1] != count:
+            raise GatesError(
+                f"lists have {ends[-1]} rows, the shortest {min(lists)}; expected {count} rows in "
+                "all, at least one in each"
+            )
+        follows = np.ones(count, np.bool_)
+        follows[[0, *ends[:-1]]] = False
+        of_user: dict[str, NDArray[Any]] = {
+            field.name: features.sparse[:, i]
+            for i, field in enumerate(fields_of(self.schema))
+            if field.side == "user"
+        }
+        for i, (name, side) in enumerate(dense_inputs(self.schema)):
+            if side == "user":
+                of_user[name] = features.dense[:, i]
+        for history, events in zip(self.schema.sequences, features.sequences, strict=True):
+            if history.side == "user":
+                of_user[history.name] = events
+        for name, values in of_user.items():
+            changed = values[1:] != values[:-1]
+            differs = (changed.any(1) if changed.ndim > 1 else changed) & follows[1:]
+            if differs.any():
+                row = int(differs.argmax()) + 1
+                raise GatesError(
+                    f"row {row} differs in {name!r} from the row before, of the same list: the "
+                    "rows of a list must be of one user; cut lists where the user changes"
+                )
+
     def _blocks(self, count: int, lists: Sequence[int]) -> Iterator[list[Span]]:
         """Yield the lists, or parts of the table, that go through the network at once."""
-        if not lists:
+        if not len(lists):
             for start in range(0, count, self.block_rows):
                 yield [(start, min(start + self.block_rows, count))]
             return

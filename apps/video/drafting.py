@@ -33,7 +33,7 @@ class Columns:
         time: Column that orders the rows.
         weight: Column of sample weights.
         drop: Columns that must not be features, such as what happens after the label.
-        missing: Words in CSV files that are null, such as NA.
+        missing: Words in text that are null, such as NA, also wherever the model is used.
         dim: Features of an embedding.
     """
 

@@ -136,16 +136,23 @@ class Requests:
         self._expected: dict[tuple[int, str], Any] = {}
 
     def make(self, table: pl.DataFrame, candidates: int) -> None:
-        """Cut a table into requests; features of the user are those of the first row of each."""
-        schema = self.first.scorer.schema
-        users = fields_of_user(schema)
-        others = [name for name in schema.features if name not in users]
+        """Cut a table into requests; features of the user are those of the first row of each.
+
+        Args:
+            table: Rows as ``score`` reads them, of whatever types.
+            candidates: Rows of a request.
+        """
+        scorer = self.first.scorer
+        reader = RequestReader(scorer.transform, scorer.task_names)
+        users = fields_of_user(scorer.schema)
+        others = [name for name in scorer.schema.features if name not in users]
         for start in range(0, len(table), candidates):
             rows = table[start : start + candidates]
             same = rows[[0] * len(rows)].with_columns(rows[name] for name in others)
+            typed = reader.typed(same)
             content = {
-                "user": same.select(users).row(0, named=True) if users else {},
-                "candidates": same.select(others).to_dicts(),
+                "user": typed.select(users).row(0, named=True) if users else {},
+                "candidates": typed.select(others).to_dicts(),
             }
             self.bodies.append(json.dumps(content).encode())
             self._tables.append(same)
@@ -169,10 +176,11 @@ def _table(model: Model, source: str | None, load: LoadOptions) -> pl.DataFrame:
     schema, (part, *_) = model.scorer.schema, find_parts([source])
     schema.check_columns(part.columns(), labels=False)
     lists = [history.name for history in schema.sequences]
-    first = next(part.blocks(schema.features, lists))[:count]
+    missing = model.scorer.transform.missing
+    first = next(part.blocks(schema.features, lists, missing))[:count]
     if not len(first):
         raise GatesError(f"{part.path} has no rows: name another file by --rows")
-    return RequestReader(model.scorer.transform, model.scorer.task_names).typed(first)
+    return first
 
 
 def _command(manifest: Path, threads: int, batching: bool) -> Sequence[str]:

@@ -51,24 +51,29 @@ def score(
     """
     if threads < 1:
         raise GatesError(f"--threads must be at least 1, found {threads}")
+    for option, names in (("--tasks", tasks), ("--key_columns", key_columns)):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise GatesError(f"{option} names {twice[0]!r} twice: name it once")
     torch.set_num_threads(threads)
     parts = find_parts(sources)
     found = read_model(place_of(place, model), int8=int8)
     chosen = chosen_tasks(found.scorer.task_names, tasks)
     fusion = fusion_of(found.scorer.task_names, fused, offsets)
     root = Path(output) if output else place.run_folder.path / "predictions"
+    written = [found.scorer.task_names[task] for task in chosen]
     options = {
         "key_columns": list(key_columns),
-        "tasks": [found.scorer.task_names[task] for task in chosen],
+        "tasks": written,
         "fused": fusion.settings if fusion else None,
     }
     shards = Shards(root, found.version, options)
     shards.refuse_inside(parts)
-    copied = _check_columns(parts, found, key_columns)
+    made = [f"p_{task}" for task in written] + (["score"] if fusion else [])
+    copied = _check_columns(parts, found, key_columns, made)
     missing = shards.claim(parts, overwrite=overwrite_output)
     if kept := len(parts) - len(missing):
         print(f"{kept} of {len(parts)} files are complete already")
-    writer = ShardWriter(found.scorer, chosen, fusion)
+    writer = ShardWriter(found, chosen, fusion)
     _score_all(missing, shards, writer, copied)
     print(root)
 
@@ -87,8 +92,13 @@ def _score_all(
                     count(done, total)
 
 
-def _check_columns(parts: list[Part], model: Model, keys: tuple[str, ...]) -> dict[Part, list[str]]:
-    """Return the columns that are copied from each file, after checking that all can be scored."""
+def _check_columns(
+    parts: list[Part], model: Model, keys: tuple[str, ...], made: list[str]
+) -> dict[Part, list[str]]:
+    """Return the columns that are copied from each file, after checking that all can be scored.
+
+    None of them may have the name of a column that is ``made``.
+    """
     schema = model.scorer.schema
     copied = {}
     for part in parts:
@@ -101,4 +111,9 @@ def _check_columns(parts: list[Part], model: Model, keys: tuple[str, ...]) -> di
             raise GatesError(f"{part.path} has no column {absent[0]!r}: correct --key_columns")
         default = [n for n in (schema.user, schema.item, schema.time) if n and n in names]
         copied[part] = list(keys) or list(dict.fromkeys(default))
+        if taken := [name for name in copied[part] if name in made]:
+            raise GatesError(
+                f"{part.path}: the column {taken[0]!r} has the name of a prediction: rename it, or "
+                "name other --key_columns"
+            )
     return copied

@@ -34,6 +34,10 @@ class Scorer(Protocol[R]):
     def version(self) -> str:
         """Name of the model; two models with other weights have other names."""
 
+    @property
+    def interface(self) -> Mapping[str, str]:
+        """What requests and answers hold, by name; one model replaces another of the same only."""
+
     def warm_up(self) -> None:
         """Score made-up rows, so that the first request does not wait for lazy initialization.
 
@@ -61,7 +65,7 @@ class Limits:
 
     Attributes:
         max_body_bytes: Bytes of a request; longer ones get 413.
-        max_rows: Rows of a request; more get 422.
+        max_rows: Rows of a request; more get 422, and many more lists and mappings than rows 413.
         max_queue: Requests that wait; beyond that, 429.
         timeout_s: Seconds from arrival to result; later, 503.
         max_wait_ms: Milliseconds that the first request of a batch waits for others.

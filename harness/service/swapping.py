@@ -3,7 +3,7 @@
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class Models:
     A thread looks at the folder (see :func:`find_model`). Another folder, or a changed one, that is
     the same at two looks is loaded next to the model in service, warmed up and put in its place by
     one assignment; requests that the old one has read are finished by it. A folder that cannot be
-    loaded is refused once, logged, and the model in service stays.
+    loaded, or whose model has another interface, so that clients would fail, is refused once,
+    logged, and the model in service stays.
 
     Args:
         place: Folder, link or manifest.
@@ -112,7 +113,9 @@ class Models:
     def _swap(self, folder: Path) -> bool:
         old = self.current.version
         try:
-            self.current = self._loaded(folder)
+            found = self._loaded(folder)
+            _refuse_other(found.interface, self.current.interface)
+            self.current = found
         except Exception as error:
             line = " ".join(str(error).split()) or type(error).__name__
             LOG.error("%s is refused: %s; %s stays in service", folder, line, old)
@@ -135,3 +138,17 @@ class Models:
                     return_freed_memory()
             except Exception:
                 LOG.exception("watching %s", self.place)
+
+
+def _refuse_other(new: Mapping[str, str], old: Mapping[str, str]) -> None:
+    """Refuse a model that requests for the old one do not fit."""
+    changes = [
+        *(f"lacks {name}" for name in old if name not in new),
+        *(f"has in addition {name}, {new[name]}" for name in new if name not in old),
+        *(f"has {n}, {new[n]} instead of {old[n]}" for n in new if old.get(n, new[n]) != new[n]),
+    ]
+    if changes:
+        raise GatesError(
+            f"it {'; it '.join(changes[:3])}{' …' if changes[3:] else ''}: clients would fail; "
+            "start a separate service for it"
+        )

@@ -74,7 +74,7 @@ class Service:
         scorer = self.models.current
 
         def read() -> Any:
-            return scorer.read(parse(body), self.limits.max_rows)
+            return scorer.read(parse(body, self.limits.max_rows), self.limits.max_rows)
 
         wanted = read() if len(body) < LARGE else await asyncio.to_thread(read)
         future = asyncio.wrap_future(self.batcher.submit(scorer, wanted))

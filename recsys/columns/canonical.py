@@ -1,7 +1,8 @@
 """Values of a categorical column in one form, however a file or a request writes them.
 
 A column is of kind ``integer`` or ``string``, decided by the training table. As integers, ``7``,
-``7.0``, ``"7"`` and ``True`` for 1 are equal; as strings, so are ``7``, ``7.0`` and ``"7"``.
+``7.0`` and ``"7"`` are equal, and so are ``1``, ``True`` and ``"true"`` in any case; as strings,
+``7``, ``7.0`` and ``"7"`` are.
 
 Missing are null, NaN, infinities, the empty string and, as integers, all negative numbers: data
 sets write -1, -124 and the like where they know nothing. Negative categories that mean something
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from recsys.columns.hashing import hash_strings
+from recsys.columns.text import truth_of
 
 Kind = Literal["integer", "string"]
 Keys = NDArray[np.int64]
@@ -35,7 +37,7 @@ def kind_of(name: str, dtype: pl.DataType) -> Kind | None:
     """
     if dtype == pl.Null:
         return None
-    if dtype.is_integer() or dtype.is_float() or dtype == pl.Boolean:
+    if dtype.is_numeric() or dtype == pl.Boolean:
         return "integer"
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         return "string"
@@ -50,7 +52,7 @@ def canonical(column: pl.Series, kind: Kind) -> pl.Series:
     """Return the values of a column (N,) as Int64 or String, without nulls.
 
     Args:
-        column: (N,) integers, floats, booleans, strings or categories.
+        column: (N,) integers, floats, decimals, booleans, strings or categories.
         kind: ``integer``: negative where missing, :data:`UNREADABLE` where it is no integer;
             ``string``: empty where missing.
 
@@ -59,6 +61,8 @@ def canonical(column: pl.Series, kind: Kind) -> pl.Series:
     """
     if kind_of(column.name, column.dtype) is None:
         column = column.cast(pl.Int64 if kind == "integer" else pl.String)
+    if column.dtype.is_decimal():
+        column = _of_decimals(column)
     return _integers(column) if kind == "integer" else _strings(column)
 
 
@@ -74,6 +78,13 @@ def keys_of(values: pl.Series) -> tuple[Keys, NDArray[np.bool_]]:
     return keys, keys < 0
 
 
+def _of_decimals(column: pl.Series) -> pl.Series:
+    """Return decimal numbers as integers where they have no digits after the point, else floats."""
+    if column.dtype.scale:  # type: ignore[attr-defined]
+        return column.cast(pl.Float64)
+    return column.cast(pl.Int128)
+
+
 def _integers(column: pl.Series) -> pl.Series:
     dtype = column.dtype
     if dtype.is_float():
@@ -87,7 +98,9 @@ def _integers(column: pl.Series) -> pl.Series:
     read = text.cast(pl.Int64, strict=False)
     unread = read.is_null() & text.is_not_null() & (text != "")
     if unread.any():
-        numbers = text.set(~unread, None).cast(pl.Float64, strict=False)
+        text = text.set(~unread, None)
+        numbers = text.cast(pl.Float64, strict=False)
+        numbers = numbers.fill_null(truth_of(text))
         numbers = numbers.set(unread & numbers.is_null(), 0.5)  # no number, hence no integer
         read = read.zip_with(~unread, pl.Series(column.name, _whole(numbers)))
     return read.fill_null(MISSING)

@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from recsys.columns.row_error import RowError
+from recsys.columns.text import truth_of
 
 
 def numbers_of(column: pl.Series) -> NDArray[np.float64]:
     """Return a column as float64 (N,), NaN where it is missing.
 
     Args:
-        column: (N,) numbers, booleans, or strings that hold numbers. Null, NaN, infinities and
-            empty strings are missing.
+        column: (N,) numbers, booleans, or strings that hold numbers, or true and false. Null,
+            NaN, infinities and empty strings are missing.
 
     Raises:
         RowError: A string holds no number.
@@ -44,6 +45,8 @@ def _read(text: pl.Series) -> pl.Series:
         return read
     stripped = text.str.strip_chars()
     read = stripped.cast(pl.Float64, strict=False)
+    if read.null_count() > text.null_count():
+        read = read.fill_null(truth_of(text))
     unread = read.is_null() & (stripped != "").fill_null(False)
     if unread.any():
         row = int(unread.arg_max() or 0)

@@ -69,7 +69,8 @@ class TableDataModule(L.LightningDataModule):
     def transform(self) -> FeatureTransform:
         """The transform, fitted on the training rows once."""
         if self._transform is None:
-            self._transform = FeatureTransform(self.tables.schema).fit(self.tables.train)
+            tables = self.tables
+            self._transform = FeatureTransform(tables.schema, tables.missing).fit(tables.train)
         return self._transform
 
     @property

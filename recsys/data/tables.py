@@ -25,6 +25,7 @@ class RankingTables(NamedTuple):
         validation: Rows that choose among networks.
         test: Rows that score them.
         notes: What a reader should know: the split, what was left out and why.
+        missing: Words in text that are null, here and wherever the network is used.
     """
 
     name: str
@@ -33,6 +34,7 @@ class RankingTables(NamedTuple):
     validation: pl.DataFrame
     test: pl.DataFrame
     notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     def part(self, name: Part) -> pl.DataFrame:
         """Return the rows of a part.

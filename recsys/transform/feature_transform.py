@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from recsys.columns.canonical import canonical, keys_of
 from recsys.columns.hashing import bucket, combine, hash_integers
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
+from recsys.columns.text import without_words
 from recsys.schema import FeatureSchema, Sparse
 from recsys.transform.fitting import Fitted, Fitting, Table
 from recsys.transform.histories import encode_history
@@ -55,9 +56,12 @@ class FeatureTransform:
 
     Args:
         schema: What the columns are.
+        missing: Words in text that stand for missing values wherever a table comes from, such as
+            ``NA``.
 
     Attributes:
         schema: As given.
+        missing: As given.
         fitted: The rows that it has learned from.
         tables: Vocabulary or hashing of each table of sparse features.
         scalers: Scale or buckets of each dense column.
@@ -67,8 +71,8 @@ class FeatureTransform:
             have one name.
     """
 
-    def __init__(self, schema: FeatureSchema) -> None:
-        self.schema, self.fitted = schema, Fitted()
+    def __init__(self, schema: FeatureSchema, missing: Sequence[str] = ()) -> None:
+        self.schema, self.missing, self.fitted = schema, tuple(missing), Fitted()
         self.tables: dict[str, Table] = {}
         self.scalers: dict[str, Scaler | Buckets] = {}
         shared: dict[str, Sparse] = {}
@@ -127,7 +131,7 @@ class FeatureTransform:
 
     def fit_batches(self, tables: Iterable[pl.DataFrame]) -> FeatureTransform:
         """Learn from training rows that do not fit into memory, see :meth:`fit`."""
-        fitting = _collected(self.schema, tables)
+        fitting = _collected(self.schema, tables, self.missing)
         self.tables, self.scalers = fitting.tables(), fitting.scalers()
         self.fitted = fitting.fitted
         return self
@@ -142,8 +146,8 @@ class FeatureTransform:
             GatesError: See :meth:`fit`.
         """
         self._check_fitted()
-        fitting = _collected(self.schema, [table])
-        grown = FeatureTransform(self.schema)
+        fitting = _collected(self.schema, [table], self.missing)
+        grown = FeatureTransform(self.schema, self.missing)
         grown.tables, grown.scalers = fitting.grown(self.tables), dict(self.scalers)
         grown.fitted = self.fitted.joined(fitting.fitted)
         return grown
@@ -176,7 +180,7 @@ class FeatureTransform:
                 self._encode_sparse(block, found.sparse[rows])
                 self._encode_dense(block, found.sparse[rows], found.dense[rows])
                 for history, out in zip(self.schema.sequences, found.sequences, strict=True):
-                    column = _column(block, history.name)
+                    column = self._column(block, history.name)
                     encode_history(column, history, self._table_of(history.of), out[rows])
             except RowError as error:
                 raise error.shifted(start) from error
@@ -188,7 +192,7 @@ class FeatureTransform:
         kept: dict[str, Keys] = {}
         for number, feature in enumerate(self.schema.sparse):
             rows = self.tables[feature.table_name]
-            keys = keys_of(canonical(_column(table, feature.name), rows.kind))
+            keys = keys_of(canonical(self._column(table, feature.name), rows.kind))
             out[:, number] = rows.rows_of_keys(*keys)
             if feature.name in crossed:
                 kept[feature.name] = keys
@@ -207,7 +211,7 @@ class FeatureTransform:
         number, width = 0, self.dense_width // 2
         bucketed = len(self.schema.sparse) + len(self.schema.crossed)
         for feature in self.schema.dense:
-            numbers = numbers_of(_column(table, feature.name))
+            numbers = numbers_of(self._column(table, feature.name))
             scaler = self.scalers[feature.name]
             if isinstance(scaler, Buckets):
                 sparse[:, bucketed] = scaler.rows(numbers)
@@ -255,7 +259,8 @@ class FeatureTransform:
     def save(self, folder: Path) -> Path:
         """Write schema, vocabularies and scales to a folder, which replaces an old one whole."""
         self._check_fitted()
-        return write_folder(folder, self.schema, self.fitted, self.tables, self.scalers)
+        content = (self.schema, self.fitted, self.tables, self.scalers, self.missing)
+        return write_folder(folder, *content)
 
     @classmethod
     def load(cls, folder: Path) -> FeatureTransform:
@@ -265,12 +270,18 @@ class FeatureTransform:
             GatesError: The folder is absent, or no transform.
         """
         stored = read_folder(folder)
-        transform = cls(stored.schema)
+        transform = cls(stored.schema, stored.missing)
         transform.fitted, transform.tables = stored.fitted, stored.tables
         transform.scalers = stored.scalers
         for table in transform.tables.values():
             table.lookup(pl.Series([None]))  # the index is built now, not with the first request
         return transform
+
+    def _column(self, table: pl.DataFrame, name: str) -> pl.Series:
+        """Return a column, null where it holds a missing word, all null if the table lacks it."""
+        if name in table.columns:
+            return without_words(table[name], self.missing)
+        return pl.Series(name, [None], dtype=pl.Null).new_from_index(0, len(table))
 
     def _table_of(self, feature: str) -> Table:
         return self.tables[self.sparse_tables[feature]]
@@ -280,8 +291,10 @@ class FeatureTransform:
             raise GatesError("the transform has learned from no rows yet: call fit, or load one")
 
 
-def _collected(schema: FeatureSchema, tables: Iterable[pl.DataFrame]) -> Fitting:
-    fitting = Fitting(schema)
+def _collected(
+    schema: FeatureSchema, tables: Iterable[pl.DataFrame], missing: Sequence[str]
+) -> Fitting:
+    fitting = Fitting(schema, missing)
     for table in tables:
         fitting.add(table)
     if not fitting.fitted.rows:
@@ -291,10 +304,3 @@ def _collected(schema: FeatureSchema, tables: Iterable[pl.DataFrame]) -> Fitting
 
 def _storage(feature: Sparse) -> tuple[str, int, int]:
     return feature.storage, feature.buckets, feature.min_count
-
-
-def _column(table: pl.DataFrame, name: str) -> pl.Series:
-    """Return a column, all null if the table lacks it."""
-    if name in table.columns:
-        return table[name]
-    return pl.Series(name, [None], dtype=pl.Null).new_from_index(0, len(table))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import polars as pl
@@ -12,6 +12,7 @@ from core_gates.errors import GatesError
 from recsys.columns.canonical import Kind, kind_of
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
+from recsys.columns.text import without_words
 from recsys.schema import FeatureSchema, Sparse
 from recsys.transform.scaling import Buckets, DenseStatistics, Scaler
 from recsys.vocabulary import HashedValues, Vocabulary, count_values
@@ -101,13 +102,14 @@ class Fitting:
 
     Args:
         schema: What the columns are.
+        missing: Words in text that are null.
 
     Attributes:
         fitted: The rows that were added.
     """
 
-    def __init__(self, schema: FeatureSchema) -> None:
-        self.schema, self.fitted = schema, Fitted()
+    def __init__(self, schema: FeatureSchema, missing: Sequence[str] = ()) -> None:
+        self.schema, self.missing, self.fitted = schema, missing, Fitted()
         self._counts = {feature.table_name: ValueCounts() for feature in schema.sparse}
         self._dense = {feature.name: DenseStatistics(feature) for feature in schema.dense}
 
@@ -120,9 +122,10 @@ class Fitting:
         self.schema.check_columns(table.columns, labels=False)
         try:
             for feature in self.schema.sparse:
-                self._counts[feature.table_name].add(table[feature.name])
+                column = without_words(table[feature.name], self.missing)
+                self._counts[feature.table_name].add(column)
             for name, statistics in self._dense.items():
-                statistics.add(numbers_of(table[name]))
+                statistics.add(numbers_of(without_words(table[name], self.missing)))
         except RowError as error:
             raise error.shifted(self.fitted.rows) from error
         self.fitted = self.fitted.joined(Fitted.of(table, self.schema.time))

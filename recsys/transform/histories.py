@@ -7,6 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
+from recsys.columns.text import EVENTS, is_text, split_events
 from recsys.schema import History
 from recsys.transform.fitting import Table
 from recsys.vocabulary import MISSING
@@ -18,7 +19,8 @@ def encode_history(
     """Write the rows of the newest events to ``out`` (N, L), newest last, 1 in front of them.
 
     Args:
-        column: (N,) lists of values, newest last; null is an empty list.
+        column: (N,) lists of values, newest last, or text with ``|`` between them; null is an
+            empty list.
         history: Its feature.
         table: Of the feature whose values the lists hold.
         out: (N, L), L the ``max_length`` of the feature.
@@ -31,10 +33,12 @@ def encode_history(
         return
     if isinstance(column.dtype, pl.Array):
         column = column.arr.to_list()
+    if is_text(column.dtype):
+        column = split_events(column)
     if not isinstance(column.dtype, pl.List):
         raise GatesError(
-            f"column {column.name!r} has type {column.dtype}, a history needs lists: split it, as "
-            "with pl.col(name).str.split('|')"
+            f"column {column.name!r} has type {column.dtype}, a history needs lists, or text with "
+            f"{EVENTS!r} between the values"
         )
     lengths = column.list.len().fill_null(0).cast(pl.Int64).to_numpy()
     events = column.filter(pl.Series(lengths > 0)).list.tail(history.max_length).explode()

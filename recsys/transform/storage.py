@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ class Stored(NamedTuple):
     fitted: Fitted
     tables: dict[str, Table]
     scalers: dict[str, Scaler | Buckets]
+    missing: tuple[str, ...]
 
 
 def write_folder(
@@ -35,6 +36,7 @@ def write_folder(
     fitted: Fitted,
     tables: Mapping[str, Table],
     scalers: Mapping[str, Scaler | Buckets],
+    missing: Sequence[str] = (),
 ) -> Path:
     """Write a transform; the folder is the old or the new one, never a mixture."""
     stated: dict[str, Any] = {}
@@ -54,6 +56,8 @@ def write_folder(
             "tables": stated,
             "dense": {name: _stated(scaler) for name, scaler in scalers.items()},
         }
+        if missing:  # files of tables without such words are as they always were
+            content["missing"] = list(missing)
         write_json(temporary / FILE, content)
     return folder
 
@@ -72,6 +76,7 @@ def read_folder(folder: Path) -> Stored:
         tables = {name: _table(folder, stated) for name, stated in content["tables"].items()}
         scalers = {name: _scaler(stated) for name, stated in content["dense"].items()}
         schema, fitted = FeatureSchema.from_dict(content["schema"]), Fitted(**content["fitted"])
+        missing = tuple(map(str, content.get("missing", ())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise GatesError(
@@ -79,7 +84,7 @@ def read_folder(folder: Path) -> Stored:
         ) from error
     if lacking := {f.table_name for f in schema.sparse} - tables.keys():
         raise GatesError(f"{path} lacks the table {min(lacking)!r}: copy the whole folder again")
-    return Stored(schema, fitted, tables, scalers)
+    return Stored(schema, fitted, tables, scalers, missing)
 
 
 def _table(folder: Path, stated: Mapping[str, Any]) -> Table:

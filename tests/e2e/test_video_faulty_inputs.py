@@ -371,7 +371,7 @@ FAULTS = {
         f"bad.csv, line {LINE}, column 'price': 'x' is no number",
         {BAD: cell("price", "x")},
     ),
-    "score an empty file": (score(), "bad.csv cannot be read as CSV: Empty", {BAD: ""}),
+    "score an empty file": (score(), "bad.csv is empty: a line", {BAD: ""}),
     "score truncated Parquet": (
         score(source="bad.parquet"),
         "bad.parquet cannot be read as Parquet",

@@ -168,3 +168,44 @@ def test_faults(case, table):
     call, kind, words = FAULTS[case]
     with pytest.raises(kind, match=words):
         call(table)
+
+
+def test_numbers_with_a_decimal_comma_are_refused(table):
+    commas = table["price"].round(2).cast(pl.String).str.replace(".", ",", literal=True)
+    for column in (commas, commas.set(table["hour"] == 3, None).set(table["hour"] == 4, "7")):
+        with pytest.raises(GatesError, match="column 'price' has numbers with a comma, such as '"):
+            infer_schema(table.with_columns(column.alias("price")), ["bought"])
+    words = commas.set(table["hour"] == 4, "free")
+    drafted = infer_schema(table.with_columns(words.alias("price")), ["bought"])
+    assert "price" in drafted.schema.features
+    infer_schema(table.with_columns(commas.alias("price")), ["bought"], drop=["price"])
+
+
+def test_negative_ids_are_told(table):
+    note = {n.column: str(n) for n in infer_schema(table, ["bought"], item="book").notes}["book"]
+    assert "WARNING" not in note
+    negative = table.with_columns(-pl.col("book"))
+    note = {n.column: str(n) for n in infer_schema(negative, ["bought"], item="book").notes}["book"]
+    assert "WARNING: 100% of the rows have a negative one, which counts as missing" in note
+
+
+def test_histories_in_text_are_found(table):
+    text = table["read"].cast(pl.List(pl.String)).list.join("|")
+    genres = pl.Series(["crime|travel", "poetry", None, "travel|poetry"] * (N // 4))
+    drafted = infer_schema(table.with_columns(read=text, genres=genres), ["bought"], item="book")
+    (history,) = drafted.schema.sequences
+    assert (history.name, history.of, history.max_length) == ("read", "book", 3)
+    assert "genres" in {feature.name for feature in drafted.schema.sparse}
+    made = FeatureTransform(drafted.schema).fit(table.with_columns(read=text, genres=genres))
+    found = made.encode(table.with_columns(read=text, genres=genres)).sequences[0]
+    assert (found == made.encode(table.with_columns(genres=genres)).sequences[0]).all()
+
+
+def test_decimals_and_huge_numbers_are_numbers(table):
+    decimal = table["temperature"].round(2).cast(pl.Decimal(12, 2))
+    drafted = infer_schema(
+        table.with_columns(pl.col("price") * 1e300, temperature=decimal), ["bought"]
+    )
+    scalings = {feature.name: feature.scaling for feature in drafted.schema.dense}
+    assert scalings["temperature"] == "standardize"
+    assert scalings["price"] == "log_standardize"

@@ -197,7 +197,16 @@ def test_foreign_and_damaged_folders_are_refused_in_one_line(folder, case):
         (lambda c, w: c["net"].update(name="Other"), "there is no network 'Other'"),
         (lambda c, w: c["sizes"].update(video=61), "table 'video' has shape .60, 4., expected"),
         (lambda c, w: w.update(extra=torch.ones(1)), "weights that the network lacks, .* extra"),
-        (lambda c, w: w.pop("net.out.bias"), "Error.* in loading state_dict"),
+        (
+            lambda c, w: w.pop("net.out.bias"),
+            'Error.* in loading state_dict.* Missing key.* "out.bias".*; write it again with',
+        ),
+        (
+            lambda c, w: c["versions"].update(gatesuite="0.0.1") or w.pop("net.out.bias"),
+            "out.bias.*; written by version 0.0.1, use that one or train again",
+        ),
+        (lambda c, w: w["net.out.bias"].fill_(torch.nan), "net.out.bias are not finite"),
+        (lambda c, w: w["tables.0.user"].view(-1)[3:4].fill_(torch.inf), "are not finite, the"),
         (lambda c, w: w.pop("tables.1.user"), "tables.1.user"),
     ],
 )
@@ -214,6 +223,14 @@ def test_what_does_not_fit_together_is_refused(folder, change, message):
     with pytest.raises(GatesError, match=f"cannot be loaded: .*{message}") as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_with_other_weights_is_not_saved(tmp_path):
+    folded = ranker()
+    folded.net.out.bias = None
+    with pytest.raises(GatesError, match=r"see 'out.bias': save the ranker .* not folded\(\)"):
+        save_model(tmp_path / "m", folded, Transform())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path, schema_transform):

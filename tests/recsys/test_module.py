@@ -238,7 +238,9 @@ def test_intercepts_come_from_validation_rows_after_training(trainer):
     wanted = (counted * batch.labels).sum(0)
     assert_close((counted * predicted).sum(0), wanted, rtol=1e-4, atol=1e-4)
     assert served.intercepts.any()
-    assert not module.served().intercepts.any()
+    with pytest.raises(GatesError, match="gets its intercepts from validation rows, and none"):
+        module.served()
+    assert not module.served(intercepts=False).intercepts.any()
 
 
 def test_a_prior_gets_its_width(trainer):

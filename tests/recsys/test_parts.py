@@ -27,6 +27,10 @@ CSV = {
     "plain": b"a,b\n1,1|2\n,\n",
     "CRLF": b"a,b\r\n1,1|2\r\n,\r\n",
     "mark of UTF-8": b"\xef\xbb\xbfa,b\n1,1|2\n,\n",
+    "semicolons, mark and CRLF": b"\xef\xbb\xbfa;b\r\n1;1|2\r\n;\r\n",
+    "tabs": b"a\tb\n1\t1|2\n\t\n",
+    "spaces": b"a , b\n1 , 1|2\n , \n",
+    "an index": b",a,b\n0,1,1|2\n1,,\n",
     "quoted": b'"a","b"\n"1","1|2"\n"",""\n',
     "further and shuffled columns": b'c,b,a\n"x, y",1|2,1\n"z\nz",,\n',
 }
@@ -56,10 +60,10 @@ def test_a_file_without_rows_gives_one_empty_block(tmp_path):
 
 
 BROKEN = {
-    "empty.csv": (b"", "Empty CSV file"),
+    "empty.csv": (b"", "is empty: a line with the names"),
     "short.csv": (b"a,b\n1,2\n1\n", "Row #3: Expected 2 columns, got 1"),
-    "latin.csv": (b"a,b\n\xff,2\n", "invalid UTF8"),
-    "twice.csv": (b"a,a\n1,2\n", "two columns 'a': rename one of them"),
+    "latin.csv": (b"a,b\n\xff,2\n", "line 2: byte 1 is not UTF-8"),
+    "twice.csv": (b"a,a\n1,2\n", "line 1: it has two columns named 'a'"),
     "no.parquet": (b"PAR1 but no more", "cannot be read as Parquet"),
 }
 
@@ -92,8 +96,8 @@ def test_sources_that_hold_nothing_are_refused(tmp_path):
     (tmp_path / "b.txt").touch()
     for source, words in (
         (tmp_path / "c.csv", "does not exist"),
-        (tmp_path / "b.txt", "neither .parquet nor .csv"),
-        (tmp_path, "has no .parquet or .csv file"),
+        (tmp_path / "b.txt", "is no table, expected .parquet, .pq, .csv, .tsv"),
+        (tmp_path, "has no .parquet, .pq, .csv, .tsv file"),
     ):
         with pytest.raises(GatesError, match=words):
             find_parts([source])

@@ -3,6 +3,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -60,3 +61,25 @@ def test_no_rows_give_no_rows_and_faults_are_named(shop, folder):
         scorer.score(shop.rows(3).drop("book"))
     with pytest.raises(ValueError, match="block_rows"):
         TableScorer(loaded.ranker, loaded.transform, block_rows=0)
+
+
+@pytest.mark.parametrize("lists", [[5], [5, 6], [13], [-1, 13], [0, 12]])
+def test_lists_that_are_not_all_rows_are_refused(shop, folder, lists):
+    loaded = load_model(folder)
+    scorer = TableScorer(loaded.ranker, loaded.transform)
+    with pytest.raises(GatesError, match="expected 12 rows in all, at least one in each"):
+        scorer.score(shop.as_table(shop.rows(12)), lists)
+
+
+@pytest.mark.parametrize("name", ["reader", "city", "age", "last"])
+def test_lists_of_several_users_are_refused(shop, folder, name):
+    loaded = load_model(folder)
+    scorer = TableScorer(loaded.ranker, loaded.transform)
+    table = shop.as_table(shop.rows(12))
+    values = table[name].to_list()
+    values[7] = next(v for v in shop.rows(50)[name].to_list() if v and v != values[0])
+    changed = table.with_columns(pl.Series(name, values, table[name].dtype))
+    with pytest.raises(GatesError, match=rf"row 7 differs in '{name}( missing)?' from the row bef"):
+        scorer.score(changed, [5, 7])
+    scorer.score(changed, [7, 1, 4])
+    scorer.score(changed[:1], [1])

@@ -89,11 +89,16 @@ class World:
             chunk: Rows of each part, the last one excepted; they are the same in any partition.
 
         Raises:
-            GatesError: ``policy`` is unknown.
+            GatesError: ``policy`` is unknown, or there are fewer rows than days.
             ValueError: A number is too small.
         """
         check_option("policy", policy, ("logged", "uniform"), GatesError)
         check_at_least(1, rows=rows, chunk=chunk)
+        if rows < self.settings.days:
+            raise GatesError(
+                f"{rows} rows are fewer than {self.settings.days} days: simulate more rows, or "
+                "fewer days"
+            )
         check_at_least(0, draw=draw)
         return self._rechunk(self._blocks(rows, draw, policy), chunk)
 

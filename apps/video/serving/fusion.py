@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from core_gates.errors import GatesError
 from video_multitask.fused_score import FusedScore
 
 Powers = Mapping[str, float]
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Fusion:
@@ -27,21 +30,36 @@ class Fusion:
         settings: What it was made of, in values of JSON.
 
     Raises:
-        GatesError: A task is unknown, or a number makes no score.
+        GatesError: A task is unknown, a number makes no score, or scores can overflow.
     """
 
     def __init__(self, tasks: Sequence[str], exponents: Powers, offsets: Powers | None) -> None:
         numbers = [*exponents.values(), *(offsets or {}).values()]
-        if not np.isfinite(numbers).all():
+        if not all(abs(number) <= LARGEST for number in numbers):
             raise GatesError(f"the fused score needs finite numbers, got {numbers}")
         try:
             self._score = FusedScore(tasks, exponents, offsets)
         except ValueError as error:
             raise GatesError(str(error)) from error
+        if self._largest(exponents, offsets or {}) > math.log(sys.float_info.max):
+            raise GatesError(
+                f"the fused score can exceed {sys.float_info.max:.0e}, got {numbers}: "
+                "choose smaller ones, a multiple of them orders alike"
+            )
         self.settings: dict[str, Any] = {
             "exponents": dict(exponents),
             "offsets": dict(offsets or {}),
         }
+
+    @staticmethod
+    def _largest(exponents: Powers, offsets: Powers) -> float:
+        """Return the logarithm of the largest score that any probabilities give."""
+        largest = 0.0
+        for name, exponent in exponents.items():
+            offset = offsets.get(name, 0.0)
+            if exponent:
+                largest += exponent * math.log(offset + 1 if exponent > 0 else offset)
+        return largest
 
     def __call__(self, probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the scores (N,) of probabilities (N, T)."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
@@ -39,6 +42,21 @@ def read_model(folder: Path, *, int8: bool = False) -> Model:
     loaded = load_model(folder, int8=int8)
     version = f"{folder.resolve().name} {loaded.hash[:DIGITS]}{' int8' if int8 else ''}"
     return Model(version, TableScorer(loaded.ranker, loaded.transform, owned=True))
+
+
+def refuse_infinite(found: Mapping[str, NDArray[Any]], version: str) -> None:
+    """Refuse results of a model, by name, that are NaN or infinite.
+
+    Raises:
+        GatesError: One is.
+    """
+    for name, array in found.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            what = "a probability" if name == "p" else f"the {name}"
+            raise GatesError(
+                f"the model {version} gives {what} that is not finite: its training has diverged, "
+                "train it again or serve another"
+            )
 
 
 def place_of(place: Place, model: str | None) -> Path:

@@ -9,11 +9,13 @@ from typing import Any, Literal
 import numpy as np
 
 from apps.video.serving.fusion import Fusion, Powers, fusion_of
-from apps.video.serving.model import Model, read_model
+from apps.video.serving.made_up import made_up
+from apps.video.serving.model import Model, read_model, refuse_infinite
 from apps.video.serving.requests import Request, RequestReader, fields_of_user
 from harness.service import Arrays, RefusedError
 
 Unknown = Literal["refuse", "score"]
+WORDS = {"flag": "integer"}  # what has 0 and 1 only may have more on another day
 WARM = (1, 16, 128)  # candidates of the requests that warm a model up
 
 
@@ -35,11 +37,24 @@ class RankingScorer:
         self.reader = RequestReader(self.tables.transform, self.tables.task_names)
         self._of_user = set(fields_of_user(self.tables.schema))
 
+    @property
+    def interface(self) -> dict[str, str]:
+        """Fields of requests and tasks of answers, by name."""
+        fields = {f"the field {n!r}": WORDS.get(k, k) for n, k in self.reader.kinds.items()}
+        return fields | {f"the task {name!r}": "a probability" for name in self.tables.task_names}
+
     def warm_up(self) -> None:
-        """Score candidates of which nothing is known."""
+        """Score candidates of which nothing is known, and rows of values seen in training.
+
+        Raises:
+            GatesError: A result is not finite; the model is of no use.
+        """
         nothing = dict.fromkeys(self.reader.kinds)
         for rows in WARM:
-            self.score([Request(nothing, {}, rows, (), best_first=False)])
+            found = self.score([Request(nothing, {}, rows, (), best_first=False)])
+            refuse_infinite(found, self.version)
+        known = self.tables.score(made_up(self.tables.transform, WARM[-1])).probabilities
+        refuse_infinite({"p": known}, self.version)
 
     def read(self, content: Any, max_rows: int) -> Request:
         """Check a request, see :mod:`apps.video.serving.requests`."""

@@ -21,12 +21,17 @@ import polars as pl
 from apps.video.serving.model import chosen_tasks
 from core_gates.errors import GatesError
 from harness.service import Kind, RefusedError, columns_of, mapping_of
+from recsys.columns.canonical import MISSING, canonical
+from recsys.columns.numbers import numbers_of
+from recsys.columns.text import is_text, split_events, without_words
 from recsys.schema import Dense, FeatureSchema, History, Sparse
 from recsys.transform import FeatureTransform
+from recsys.vocabulary import HashedValues, Vocabulary
 
 PARTS = ("user", "context", "candidates", "tasks", "best_first")
 DTYPES: Mapping[Kind, Any] = {
     "integer": pl.Int64,
+    "flag": pl.Int64,
     "text": pl.String,
     "number": pl.Float64,
     "integers": pl.List(pl.Int64),
@@ -69,7 +74,7 @@ class RequestReader:
 
     def __init__(self, transform: FeatureTransform, task_names: Sequence[str]) -> None:
         self.kinds, self.task_names = field_kinds(transform), tuple(task_names)
-        schema = transform.schema
+        schema, self._missing = transform.schema, transform.missing
         self.ignored = {name for name in schema.keys if name not in self.kinds}
         self._lengths = {history.name: history.max_length for history in schema.sequences}
 
@@ -106,7 +111,8 @@ class RequestReader:
     def _columns(self, rows: Sequence[Any], part: str) -> dict[str, list[Any]]:
         if self.ignored and all(isinstance(row, dict) for row in rows):
             rows = [{k: v for k, v in row.items() if k not in self.ignored} for row in rows]
-        found = columns_of(rows, self.kinds, where=part)
+        single = part != "candidates"
+        found = columns_of(rows, self.kinds, where=part, single=single)
         for name in self._lengths.keys() & found.keys():  # older events have no effect, but a size
             newest = slice(-self._lengths[name], None)
             found[name] = [events and events[newest] for events in found[name]]
@@ -132,12 +138,24 @@ class RequestReader:
         return pl.DataFrame(columns)
 
     def typed(self, table: pl.DataFrame) -> pl.DataFrame:
-        """Return the fields of a table in the types of requests; what does not fit is null."""
-        casts = [pl.col(n).cast(DTYPES[kind], strict=False) for n, kind in self.kinds.items()]
-        found = table.select(casts)
-        numbers = [name for name, kind in self.kinds.items() if kind == "number"]
-        finite = [pl.when(pl.col(n).is_finite()).then(pl.col(n)).alias(n) for n in numbers]
-        return found.with_columns(finite)
+        """Return the fields of a table in the types of requests, of the same meaning.
+
+        Raises:
+            GatesError: A value is no number where one is needed, or a type holds no values.
+        """
+        return pl.DataFrame([self._typed(table[name], kind) for name, kind in self.kinds.items()])
+
+    def _typed(self, column: pl.Series, kind: Kind) -> pl.Series:
+        column = without_words(column, self._missing)
+        if kind == "number":
+            return pl.Series(column.name, numbers_of(column)).fill_nan(None)
+        if kind in ("integers", "texts"):
+            lists = split_events(column) if is_text(column.dtype) else column
+            of: Kind = "integer" if kind == "integers" else "text"
+            events = [None if e is None else self._typed(e, of).to_list() for e in lists]
+            return pl.Series(column.name, events, DTYPES[kind])
+        known = canonical(column, "string" if kind == "text" else "integer")
+        return known.set(known == ("" if kind == "text" else MISSING), None)
 
     def _series(self, name: str, values: Sequence[Any]) -> pl.Series:
         return pl.Series(name, values, DTYPES[self.kinds[name]])
@@ -146,10 +164,19 @@ class RequestReader:
 def field_kinds(transform: FeatureTransform) -> dict[str, Kind]:
     """Return the fields of a model, and what they hold in JSON."""
     schema = transform.schema
-    text = {f.name: transform.tables[f.table_name].kind == "string" for f in schema.sparse}
-    kinds: dict[str, Kind] = {n: "text" if is_text else "integer" for n, is_text in text.items()}
+    kinds = {f.name: _kind_of(transform.tables[f.table_name]) for f in schema.sparse}
+    text = {name: kind == "text" for name, kind in kinds.items()}
     kinds |= dict.fromkeys((f.name for f in schema.dense), "number")
     return kinds | {h.name: "texts" if text[h.of] else "integers" for h in schema.sequences}
+
+
+def _kind_of(table: Vocabulary | HashedValues) -> Kind:
+    """Return what JSON holds for a feature; a flag where training had 0 and 1 only."""
+    if table.kind == "string":
+        return "text"
+    if isinstance(table, Vocabulary) and len(table.values) and table.values.is_in([0, 1]).all():
+        return "flag"
+    return "integer"
 
 
 def fields_of_user(schema: FeatureSchema) -> list[str]:

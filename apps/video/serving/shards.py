@@ -8,16 +8,19 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apps.video.serving.fusion import Fusion
+from apps.video.serving.model import Model, refuse_infinite
 from core_gates.errors import GatesError
 from harness.files import content_digest, remove, replacing, write_json
+from recsys.columns.canonical import UNREADABLE, canonical
+from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
 from recsys.parts import Part
-from recsys.table_scorer import TableScorer
 
 RECORD, ORIGIN = "record.json", b"gates"
 
@@ -138,13 +141,14 @@ class ShardWriter:
     """Writes the predictions of one file after another.
 
     Args:
-        scorer: Of the model.
+        model: The model.
         tasks: Places of the tasks that are written.
         fusion: Of the fused score; None for none.
     """
 
-    def __init__(self, scorer: TableScorer, tasks: Sequence[int], fusion: Fusion | None) -> None:
-        self.scorer, self.tasks, self.fusion = scorer, tuple(tasks), fusion
+    def __init__(self, model: Model, tasks: Sequence[int], fusion: Fusion | None) -> None:
+        self.version, self.scorer = model
+        self.tasks, self.fusion = tuple(tasks), fusion
 
     def write(
         self, part: Part, path: Path, keys: Sequence[str], footer: Mapping[bytes, bytes]
@@ -165,7 +169,7 @@ class ShardWriter:
         lists = [history.name for history in schema.sequences]
         begun, written = part.first_line, None
         try:
-            for block in part.blocks(columns, lists):
+            for block in part.blocks(columns, lists, self.scorer.transform.missing):
                 try:
                     table = self._predictions(part, block, keys).to_arrow()
                 except RowError as error:
@@ -186,26 +190,35 @@ class ShardWriter:
 
     def _predictions(self, part: Part, block: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
         scored = self.scorer.score(block)
+        refuse_infinite({"p": scored.probabilities}, self.version)
         copied = block.select(keys)
-        if part.is_csv:
-            copied = copied.with_columns(
-                _integers(copied[name]) for name in keys if self._is_integer(name)
-            )
+        copied = copied.with_columns(_integers(c) for c in copied if self._is_integer(c.name))
         names = self.scorer.task_names
         columns = [pl.Series(f"p_{names[i]}", scored.probabilities[:, i]) for i in self.tasks]
         if self.fusion is not None:
-            columns.append(pl.Series("score", self.fusion(scored.probabilities)))
+            fused = self.fusion(scored.probabilities)
+            refuse_infinite({"score": fused}, self.version)
+            columns.append(pl.Series("score", fused))
         return copied.with_columns(columns)
 
     def _is_integer(self, name: str) -> bool:
-        table = self.scorer.transform.sparse_tables.get(name)
-        tables = self.scorer.transform.tables
-        return table in tables and tables[table].kind == "integer"
+        """Return whether a column held integers in training, whatever a file makes of them."""
+        transform = self.scorer.transform
+        if name == transform.schema.time and name not in transform.sparse_tables:
+            return isinstance(transform.fitted.last, int)
+        table = transform.sparse_tables.get(name)
+        return table in transform.tables and transform.tables[table].kind == "integer"
 
 
 def _integers(column: pl.Series) -> pl.Series:
-    found = column.cast(pl.Int64, strict=False)
-    if found.null_count() > column.null_count():
-        row = int((found.is_null() & column.is_not_null()).arg_max() or 0)
+    """Return a key as Int64 in files of all kinds; dates and larger integers stay as they are."""
+    dtype = column.dtype
+    if dtype == pl.UInt64 or dtype.is_temporal():
+        return column
+    if dtype.is_integer() or dtype in (pl.Boolean, pl.Null):
+        return column.cast(pl.Int64)
+    found = canonical(column, "integer")
+    if (wrong := found == UNREADABLE).any():
+        row = int(wrong.arg_max() or 0)
         raise RowError(column.name, row, f"{column[row]!r} is no integer, unlike in training")
-    return found
+    return found.set(pl.Series(np.isnan(numbers_of(column))), None)

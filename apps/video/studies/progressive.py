@@ -210,7 +210,7 @@ def train_from_scratch(piece: Piece, job: Job, places: Places) -> DailyState:
     L.seed_everything(piece.seed, verbose=False)
     days = days_of({**piece.settings, **places}, piece["study.day"])
     rows = days.until(int(piece.keys[DAY])) if DAY in piece.keys else days.first
-    transform = FeatureTransform(days.data.tables.schema).fit(rows)
+    transform = FeatureTransform(days.data.tables.schema, days.data.tables.missing).fit(rows)
     module = module_of(piece.settings)
     module.build(transform)
     return _trained(piece, job, module, days, rows, transform, int(piece["study.epochs"]))
@@ -237,7 +237,7 @@ def score(found: Mapping[str, Sequence[Probabilities]], days: Days) -> list[Row]
         found: Method -> predictions (N, T) of all test rows, one for each seed.
         days: The rows.
     """
-    transform = FeatureTransform(days.data.tables.schema).fit(days.first)
+    transform = FeatureTransform(days.data.tables.schema, days.data.tables.missing).fit(days.first)
     test = Batch.cat([transform.batch(rows) for rows in days.days.values()])
     rows = []
     for name, chosen in {"test": np.ones(len(test), bool), **slices_of(days)}.items():
@@ -315,7 +315,7 @@ def _predicted(
     for day, rows in days.days.items():
         state = states[day]
         module = restore(module_of(settings), state)
-        parts.append(probabilities(module.served(), state.transform.batch(rows)))
+        parts.append(probabilities(module.served(intercepts=False), state.transform.batch(rows)))
     return np.concatenate(parts)
 
 

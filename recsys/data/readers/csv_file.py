@@ -3,62 +3,81 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
+from recsys.columns.text import split_events, stripped, truth_of, without_words
+from recsys.table_files import not_utf8, opened, read_header
 
 CHUNK = 2**24  # bytes
-SEPARATORS = ",\t;|"
 
 
-def read_csv(path: Path, *, missing: Sequence[str] = ()) -> pl.DataFrame:
+def read_csv(path: Path, *, missing: Sequence[str] = (), lists: Iterable[str] = ()) -> pl.DataFrame:
     r"""Read a CSV file in UTF-8, with or without a byte order mark, lines ending in LF or CRLF.
 
     The separator is that of comma, tab, semicolon and bar which the header has most often. Types
-    are those of all values: a column with one word is text. Empty fields are null, blank lines at
-    the end are left out, and so is a first column without a name, such as the index of pandas.
+    are those of all values: a column with one word is text. Spaces around values do not count.
+    Empty fields are null, blank lines at the end are left out, and so is a first column without a
+    name, such as the index of pandas.
 
     Args:
         path: File with a header.
         missing: Further words that are null, such as ``NA`` or ``\N``.
+        lists: Columns that hold lists, their values separated by ``|``; absent ones do not matter.
 
     Raises:
         GatesError: The file is absent, empty or not UTF-8, a name repeats, or a line has more or
             fewer fields than the header; the line is named.
     """
+    names, separator = read_header(path)
     try:
-        names, separator = _header(path)
         rows = _check_lines(path, separator, len(names)) if len(names) > 1 else None
         table = pl.read_csv(
             path, separator=separator, infer_schema_length=None, null_values=["", *missing]
         )
     except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
+        raise not_utf8(path) from error
     except OSError as error:
         raise GatesError(
             f"{path} cannot be read: {error.strerror or error}; check the path"
         ) from error
     except pl.exceptions.PolarsError as error:
         if "utf-8" in str(error):
-            raise _not_utf8(path) from error
+            raise not_utf8(path) from error
         raise _malformed(path, separator, error) from error
     table = table if rows is None else table.head(rows)
     table.columns = names
+    table = table.with_columns(
+        _without_spaces(column, missing) for column in table if column.dtype == pl.String
+    )
     empty = [column.name for column in table if column.null_count() == len(table)]
     table = table.with_columns(pl.lit(None).alias(name) for name in empty)
+    found = [name for name in names if name in set(lists) - set(empty)]
+    table = table.with_columns(without_words(split_events(table[name]), missing) for name in found)
     return table.drop("") if not names[0] else table
+
+
+def _without_spaces(column: pl.Series, missing: Sequence[str]) -> pl.Series:
+    """Return text without spaces around it; if there were some, of the type that is left."""
+    text = stripped(column, missing)
+    if text.null_count() == column.null_count() and (text == column).all():
+        return column
+    for read in (text.cast(pl.Int64, strict=False), text.cast(pl.Float64, strict=False)):
+        if read.null_count() == text.null_count():
+            return read
+    truth = truth_of(text)
+    return truth.cast(pl.Boolean) if truth.null_count() == text.null_count() else text
 
 
 def line_of(path: Path, row: int) -> int:
     """Return the line, from 1, on which a row begins that :func:`read_csv` has read."""
-    _, separator = _header(path)
-    with _opened(path) as file:
+    _, separator = read_header(path)
+    with opened(path) as file:
         reader = csv.reader(file, delimiter=separator)
         next(reader)
         line = reader.line_num + 1
@@ -67,27 +86,6 @@ def line_of(path: Path, row: int) -> int:
                 return line
             line = reader.line_num + 1
     return line
-
-
-def _header(path: Path) -> tuple[list[str], str]:
-    """Return names and separator."""
-    with _opened(path) as file:
-        first = file.readline()
-        if not first.strip():
-            what = "begins with a blank line" if first else "is empty"
-            raise GatesError(f"{path} {what}: a line with the names of the columns was expected")
-        separator = max(SEPARATORS, key=first.count)
-        file.seek(0)
-        names = [name.strip() for name in next(csv.reader(file, delimiter=separator))]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated or "" in names[1:]:
-        what = f"two columns named {repeated[-1]!r}" if any(repeated) else "columns without a name"
-        raise GatesError(f"{path}, line 1: it has {what}: give each column its name")
-    return names, separator
-
-
-def _opened(path: Path) -> TextIO:
-    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _check_lines(path: Path, separator: str, width: int) -> int:
@@ -163,7 +161,7 @@ def _add_lines(content: bytes, separator: str, first: int, counter: _LineCounter
 
 def _count_fields(path: Path, separator: str, counter: _LineCounter) -> None:
     """Count the lines of a file with quotes, between which are separators and line ends."""
-    with _opened(path) as file:
+    with opened(path) as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
         try:
             for fields in reader:
@@ -187,16 +185,3 @@ def _malformed(path: Path, separator: str, error: Exception) -> GatesError:
         first = reader.line_num
     what = str(error).partition("\n")[0]
     return GatesError(f"{path} cannot be read: {what}; correct the file")
-
-
-def _not_utf8(path: Path) -> GatesError:
-    with path.open("rb") as file:
-        for line, content in enumerate(file, 1):
-            try:
-                content.decode()
-            except UnicodeDecodeError as error:
-                return GatesError(
-                    f"{path}, line {line}: byte {error.start + 1} is not UTF-8: save the file in "
-                    "that encoding"
-                )
-    return GatesError(f"{path} is not UTF-8: save it in that encoding")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -11,12 +11,11 @@ from core_gates.errors import GatesError
 from recsys.columns.canonical import canonical, kind_of
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
+from recsys.columns.text import without_words
 from recsys.data.readers.csv_file import line_of, read_csv
 from recsys.schema import FeatureSchema
+from recsys.table_files import SUFFIXES, TEXT, files_below
 from recsys.transform.targets import read_targets
-
-TEXT = (".csv", ".tsv")
-PARQUET = (".parquet", ".pq")
 
 
 def read_table(
@@ -29,17 +28,18 @@ def read_table(
 ) -> pl.DataFrame:
     """Read a table and check every file of it.
 
-    Files of a folder are read in the order of their names, hidden ones passed over. Their columns
+    Files of a folder are read in the order of their paths, hidden ones passed over. Their columns
     may come in any order; those that are not needed and that some file lacks are left out. Where
     one file has numbers in a column and another has text, all become text.
 
     Args:
         path: ``*.parquet``, ``*.csv`` or ``*.tsv``, see
-            :func:`recsys.data.readers.csv_file.read_csv`; or a folder of such files.
+            :func:`recsys.data.readers.csv_file.read_csv`; or a folder of such files at any depth.
         schema: What columns are needed and what they hold; each cell of theirs is checked.
+            Histories in text are split at ``|``.
         columns: What columns are needed; all of the first file by default.
         labels: Whether labels and weights of the schema are needed, too.
-        missing: Words in CSV files that are null, besides the empty field.
+        missing: Words in text that are null, besides the empty field.
 
     Returns:
         All rows and columns, in the order of the first file.
@@ -51,10 +51,11 @@ def read_table(
     """
     path = Path(path)
     files = files_of(path)
+    lists = [history.name for history in schema.sequences] if schema else []
     tables: list[pl.DataFrame] = []
     wanted = list(columns or ())
     for file in files:
-        table = read_file(file, missing=missing)
+        table = read_file(file, missing=missing, lists=lists)
         if schema is not None:
             check_file(file, table, schema, labels=labels)
         _check_present(file, table, wanted or (tables[0].columns if tables else []), files[0])
@@ -66,39 +67,47 @@ def read_table(
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the files of a table, ascending by name.
+    """Return the files of a table, ascending by path.
 
     Raises:
         GatesError: The path is absent, or neither a table nor a folder of them.
     """
-    known = (*PARQUET, *TEXT)
+    known = ", ".join(SUFFIXES)
     if not path.exists():
-        raise GatesError(f"{path} does not exist: name a file or a folder of {', '.join(known)}")
+        raise GatesError(f"{path} does not exist: name a file or a folder of {known}")
     if path.is_dir():
-        found = [f for f in sorted(path.iterdir()) if f.suffix in known and f.name[0] != "."]
+        found = files_below(path)
         if not found:
-            raise GatesError(f"{path} holds no {', '.join(known)}: name a folder of tables")
+            raise GatesError(f"{path} holds no {known}: name a folder of tables")
         return found
-    if path.suffix not in known:
-        raise GatesError(f"{path} is no table that can be read: expected {', '.join(known)}")
+    if path.suffix not in SUFFIXES:
+        raise GatesError(f"{path} is no table that can be read: expected {known}")
     return [path]
 
 
-def read_file(path: Path, *, missing: Sequence[str] = ()) -> pl.DataFrame:
+def read_file(
+    path: Path, *, missing: Sequence[str] = (), lists: Iterable[str] = ()
+) -> pl.DataFrame:
     """Return the rows of one file.
+
+    Args:
+        path: The file.
+        missing: Words in text that are null.
+        lists: Columns that hold lists, in CSV with ``|`` between the values.
 
     Raises:
         GatesError: It cannot be read.
     """
     if path.suffix in TEXT:
-        return read_csv(path, missing=missing)
+        return read_csv(path, missing=missing, lists=lists)
     try:
-        return pl.read_parquet(path, hive_partitioning=False)
+        table = pl.read_parquet(path, hive_partitioning=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         what = "the file is empty" if not path.stat().st_size else str(error).partition("\n")[0]
         raise GatesError(
             f"{path} cannot be read as Parquet: {what}; it is damaged or incomplete, write it again"
         ) from error
+    return table.with_columns(without_words(column, missing) for column in table if missing)
 
 
 def check_file(path: Path, table: pl.DataFrame, schema: FeatureSchema, *, labels: bool) -> None:

@@ -41,7 +41,7 @@ class OwnTable:
         validation: Fraction of the rows.
         test: Fraction of the rows.
         test_path: Rows to test on, if they are another table; ``test`` does not count then.
-        missing: Words in CSV files that are null, such as ``NA``.
+        missing: Words in text that are null, such as ``NA``; the trained network knows them, too.
         dim: Features of an embedding, where the schema is drafted.
     """
 
@@ -85,6 +85,8 @@ class OwnTable:
             split = self._split(table, kind, given, 0.0 if self.test_path else self.test)
         except RowError as error:
             raise located_in(files_of(Path(self.path)), error, missing=self.missing) from error
+        if not len(split.train):
+            raise self._nothing_to_train_on(table, kind, given)
         if self.test_path:
             split = split._replace(test=read(self.test_path))
         notes = [f"split by {kind}"]
@@ -100,7 +102,26 @@ class OwnTable:
                 dim=self.dim,
             )
             notes += map(str, reasons)
-        return RankingTables(Path(self.path).stem, given, *split, tuple(notes))
+        name = Path(self.path).stem
+        return RankingTables(name, given, *split, tuple(notes), tuple(self.missing))
+
+    def _nothing_to_train_on(
+        self, table: pl.DataFrame, kind: SplitKind, schema: FeatureSchema | None
+    ) -> GatesError:
+        """Return why a split leaves no training rows, and what to do."""
+        time = schema.time if schema else self.time
+        column = {"time": time, "user": schema.user if schema else self.user}.get(kind, "")
+        cause = f"it has {len(table):,} rows"
+        if column:
+            cause += f" and {table[column].n_unique():,} values of {column!r}"
+        advice = "give it more rows, or smaller fractions of validation and test"
+        if kind == "time":
+            advice = (
+                "split it by user or row, by --data.source.init_args.split row, or name no time"
+            )
+        return GatesError(
+            f"{self.path}: a split by {kind} leaves no row to train on, {cause}: {advice}"
+        )
 
     def _known(self) -> FeatureSchema:
         """Return the given schema, or what is known of the drafted one."""

@@ -20,7 +20,8 @@ class Rows(list):
 class Multiplier:
     """Return ``factor * x``; slow by ``pause`` a batch; fails on x = 13, and returns NaN for 14."""
 
-    def __init__(self, factor, pause=0.0):
+    def __init__(self, factor, pause=0.0, interface=None):
+        self.interface = interface or {}
         self.factor, self.pause, self.batches, self.warm = factor, pause, [], False
         self.threads = set()
 
@@ -30,7 +31,7 @@ class Multiplier:
         if not path.is_file():
             raise GatesError(f"{path} is missing")
         content = json.loads(path.read_text())
-        return cls(content["factor"], content.get("pause", 0.0))
+        return cls(content["factor"], content.get("pause", 0.0), content.get("interface"))
 
     @property
     def version(self):

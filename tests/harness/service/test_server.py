@@ -68,6 +68,13 @@ def test_a_client_sees_why_its_large_body_is_refused_and_others_are_served(runni
     assert httpx.post(service.score, json={"items": [{"x": 1}]}).json()["y"] == [2]
 
 
+def test_a_body_of_a_hundred_megabytes_is_refused_by_an_answer(running):
+    service = running()
+    answer = httpx.post(service.score, content=b" " * 10**8, timeout=60)
+    assert answer.status_code == 413
+    assert "100,000,000 bytes" in answer.json()["error"]
+
+
 def test_what_is_no_http_harms_nothing(running):
     service = running()
     address = ("127.0.0.1", int(service.url.rpartition(":")[2]))

@@ -75,6 +75,13 @@ def test_another_folder_is_named(toy, tmp_path, models_of, kind):
 BROKEN = {
     "no file": (lambda folder: (folder / "factor.json").unlink(), "factor.json is missing"),
     "cut": (lambda folder: (folder / "factor.json").write_text('{"fac'), "Unterminated string"),
+    "other fields": (
+        lambda folder: (folder / "factor.json").write_text(
+            '{"factor": 3, "interface": {"the field x": "number", "the field y": "text"}}'
+        ),
+        "is refused: it has in addition the field x, number; it has in addition the field y, text: "
+        "clients would fail; start a separate service for it",
+    ),
     "fails at warm-up": (
         lambda folder: (folder / "factor.json").write_text('{"factor": NaN}'),
         "the factor is not finite",

@@ -1,12 +1,15 @@
 import asyncio
+import gzip
 import json
+import time
 from urllib.parse import unquote
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from harness.service.scorer import Limits
+from harness.service.reading import parse
+from harness.service.scorer import Limits, RefusedError
 from harness.service.web import Service, build_app
 
 
@@ -93,7 +96,7 @@ FAULTS = {
     "no rows": (b'{"items": []}', 422, "expected a list of rows"),
     "row of another type": (b'{"items": [{"x": 1}, 5]}', 422, "items[1] is a number"),
     "text for a number": (b'{"items": [{"x": 1}, {"x": "2"}]}', 422, "items[1].x is '2': expe"),
-    "boolean": (b'{"items": [{"x": true}]}', 422, "items[0].x is True: expected a finite number"),
+    "boolean": (b'{"items": [{"x": 1, "name": true}]}', 422, "items[0].name is True: expected a"),
     "number for text": (b'{"items": [{"x": 1, "name": 2}]}', 422, "items[0].name is 2: expected a"),
     "number for a list": (b'{"items": [{"x": 1, "ids": 2}]}', 422, "expected a list of integers"),
     "wrong item": (b'{"items": [{"x": 1, "ids": [1.5]}]}', 422, "items[0].ids is [1.5]: expe"),
@@ -101,6 +104,10 @@ FAULTS = {
     "missing later": (b'{"items": [{"x": 1}, {}]}', 422, "items[1] lacks 'x', unlike items[0]"),
     "unknown column": (b'{"items": [{"x": 1, "namee": "a"}]}', 422, "did you mean 'name'?"),
     "unknown later": (b'{"items": [{"x": 1}, {"x": 1, "z": 2}]}', 422, "items[1] has 'z'"),
+    "a name twice": (b'{"items": [{"x": 1, "x": 2}]}', 422, "the name 'x' is given twice in one"),
+    "a name twice, escaped": (b'{"items": [{"x": 1, "\\u0078": 2}]}', 422, "'x' is given twice"),
+    "rows twice": (b'{"items": [], "items": [{"x": 1}]}', 422, "the name 'items' is given twice"),
+    "a million lists": (b"[" + b",".join([b"[]"] * 10**6) + b"]", 413, "has 1,000,001 lists and"),
     "too many rows": (items(*[1] * 2001), 422, "items has 2001 rows, at most 2000 are taken"),
     "a million rows": (items(*[1] * 10**6), 413, "the body has 10,000,011 bytes or more"),
 }  # fmt: skip
@@ -126,7 +133,7 @@ def test_every_fault_is_one_line_and_the_service_lives(client_of):
         assert "\n" not in answer.json()["error"]
         assert len(answer.json()["error"]) < 250, name
     assert metrics["gates_requests_total", "200"] == len(FAULTS)
-    assert metrics["gates_requests_total", "413"] == 1
+    assert metrics["gates_requests_total", "413"] == 2
 
 
 def test_a_long_body_without_announced_length_is_refused(client_of):
@@ -137,6 +144,29 @@ def test_a_long_body_without_announced_length_is_refused(client_of):
     answer = client_of(max_body_bytes=10**6).post(chunks())
     assert answer.status_code == 413
     assert "at most 1,000,000 are taken" in answer.json()["error"]
+
+
+def test_colons_in_text_are_no_fault(client_of):
+    answer = client_of().post(
+        b'{"items": [{"x": 3, "name": "a:b:c"}, {"x": 1, "name": "\\u0078"}]}'
+    )
+    assert answer.json()["y"] == [6, 2]
+
+
+def test_a_compressed_body_is_refused(client_of):
+    answer = client_of().post(gzip.compress(items(1)), **{"content-encoding": "gzip"})
+    assert answer.status_code == 415
+    assert "content-encoding 'gzip': send it as plain JSON" in answer.json()["error"]
+    assert client_of().post(items(1), **{"content-encoding": "identity"}).json()["y"] == [2]
+
+
+def test_a_refused_body_stalls_no_other_for_long():
+    """A million lists would be tracked one by one; a count of bytes refuses them before."""
+    body = b'{"items": [' + b",".join([b"[]"] * 10**6) + b"]}"
+    begin = time.process_time()
+    with pytest.raises(RefusedError, match="at most 131,072 are taken"):
+        parse(body, 2000)
+    assert time.process_time() - begin < 0.1
 
 
 def test_a_body_that_does_not_come_times_out(client_of):

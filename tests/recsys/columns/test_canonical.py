@@ -58,3 +58,19 @@ def test_the_kind_is_that_of_the_type():
     assert kind_of("x", pl.Int8()) == kind_of("x", pl.Boolean()) == "integer"
     assert kind_of("x", pl.String()) == kind_of("x", pl.Enum(["a"])) == "string"
     assert kind_of("x", pl.Null()) is None
+
+
+def test_decimals_are_read_as_numbers():
+    whole = pl.Series("id", [7, None, 2**60]).cast(pl.Decimal(20, 0))
+    assert canonical(whole, "integer").to_list() == [7, -1, 2**60]
+    assert canonical(whole, "string").to_list() == ["7", "", str(2**60)]
+    prices = pl.Series("p", ["8.50", "7.00", None]).cast(pl.Decimal(10, 2))
+    assert kind_of("p", prices.dtype) == "integer"
+    assert canonical(prices, "integer").to_list() == [UNREADABLE, 7, -1]
+    assert canonical(prices, "string").to_list() == ["8.5", "7", ""]
+
+
+def test_words_for_true_and_false_are_one_and_zero():
+    words = pl.Series("b", ["true", "False", "TRUE", "truth", None, "1", ""])
+    assert canonical(words, "integer").to_list() == [1, 0, 1, UNREADABLE, -1, 1, -1]
+    assert canonical(pl.Series("b", [True, False, None]), "integer").to_list() == [1, 0, -1]

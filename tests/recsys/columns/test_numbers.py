@@ -47,3 +47,10 @@ def test_the_error_reaches_another_process():
 def test_dates_are_refused():
     with pytest.raises(GatesError, match="column 'day' has type Date, a number was expected"):
         numbers_of(pl.Series("day", [datetime.date(2022, 4, 8)]))
+
+
+def test_words_for_true_and_false_are_one_and_zero():
+    found = numbers_of(pl.Series("y", ["true", "False", None, "1", "0.5"]))
+    np.testing.assert_array_equal(found, [1, 0, np.nan, 1, 0.5])
+    with pytest.raises(RowError, match="row 1, column 'y': 'yes' is no number"):
+        numbers_of(pl.Series("y", ["true", "yes"]))

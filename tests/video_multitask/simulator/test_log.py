@@ -217,3 +217,9 @@ def test_small_worlds_are_refused(wrong, message):
 def test_an_unknown_policy_is_refused():
     with pytest.raises(GatesError, match="policy is 'greedy'; choose one of logged, uniform"):
         simulate(rows=100, users=10, videos=60, policy="greedy")
+
+
+def test_fewer_rows_than_days_are_refused():
+    with pytest.raises(GatesError, match="100 rows are fewer than 200 days: simulate more rows"):
+        simulate(100, 50, 60, 200)
+    assert simulate(20, 50, 60, 20).log["date"].n_unique() == 20

@@ -30,8 +30,16 @@ def test_no_exponent_is_no_score():
         ({"like": 1.0}, {"like": -1.0}, "must not be negative"),
         ({"like": 1.0}, {"like": math.nan}, "finite"),
         ({"like": -1.0}, None, "infinite score"),
+        ({"like": 1e300}, None, "finite"),
+        ({"like": 400.0}, {"like": 10.0}, r"can exceed 2e\+308"),
+        ({"like": -400.0}, {"like": 0.1}, "choose smaller ones"),
     ],
 )
 def test_what_makes_no_score_is_refused(exponents, offsets, words):
     with pytest.raises(GatesError, match=words):
         Fusion(("like",), exponents, offsets)
+
+
+def test_large_exponents_that_cannot_overflow_are_taken():
+    fusion = Fusion(("like",), {"like": 1e6}, None)
+    assert fusion(np.array([[0.5], [1.0]], np.float32)).tolist() == [0.0, 1.0]

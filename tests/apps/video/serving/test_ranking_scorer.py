@@ -1,12 +1,19 @@
+import dataclasses
 import json
 
 import numpy as np
+import polars as pl
 import pytest
+import torch
 
 from apps.video.serving.model import read_model
 from apps.video.serving.ranking_scorer import RankingScorer, loader
 from core_gates.errors import GatesError
 from harness.service.batching import scored
+from harness.service.swapping import Models
+from recsys.model_folder import load_model, save_model
+from recsys.ranker import Ranker
+from recsys.transform import FeatureTransform
 
 EXPONENTS, OFFSETS = {"buy": 2.0, "return": -1.0}, {"return": 0.5}
 
@@ -121,3 +128,50 @@ def test_a_model_warms_up_and_has_a_version_of_name_and_content(shop, scorer, tm
 def test_a_fusion_that_does_not_fit_the_model_is_refused(model_folder):
     with pytest.raises(GatesError, match="names like; the tasks are view, buy, return"):
         loader({"like": 1.0}, None, "score")(model_folder)
+
+
+def diverged(shop, folder, factor):
+    """A model whose weights are finite, but whose results are not."""
+    loaded = load_model(shop.write_model(folder))
+    with torch.no_grad():
+        for weight in loaded.ranker.net.parameters():
+            weight.mul_(factor)
+    return save_model(folder, loaded.ranker, loaded.transform)
+
+
+def test_a_model_that_gives_no_probabilities_is_not_put_into_service(shop, model_folder, tmp_path):
+    folder = shop.write_model(tmp_path / "model")
+    models = Models(folder, loader(unknown="score"))
+    old = models.current
+    diverged(shop, folder, 1e30)
+    assert [models.look(), models.look()] == [False, False]
+    assert models.current is old
+    with pytest.raises(GatesError, match="gives a probability that is not finite: its training"):
+        RankingScorer(read_model(folder)).warm_up()
+
+
+def test_a_model_of_other_fields_or_tasks_is_not_swapped_in(shop, tmp_path, caplog):
+    folder = shop.write_model(tmp_path / "model")
+    models = Models(folder, loader(unknown="score"))
+    old = models.current
+    loaded = load_model(folder)
+    schema = dataclasses.replace(
+        loaded.transform.schema,
+        tasks=loaded.transform.schema.tasks[:2],
+        dense=loaded.transform.schema.dense[:1],
+    )
+    table = shop.rows(200).with_columns(hour=pl.col("hour").cast(pl.String) + "h")
+    transform = FeatureTransform(schema).fit(table)
+    sizes = (transform.sizes, transform.dense_width)
+    net = {"hidden_dims": [4], "tower_dims": [4]}
+    save_model(folder, Ranker.build(schema, *sizes, "SharedBottom", net), transform)
+    assert [models.look(), models.look()] == [False, False]
+    assert models.current is old
+    for words in (
+        "it lacks the field 'price'",
+        "it lacks the task 'return'",
+        "it has the field 'hour', text instead of integer",
+    ):
+        assert words in caplog.text
+    shop.write_model(folder, seed=1)
+    assert [models.look(), models.look()] == [False, True]

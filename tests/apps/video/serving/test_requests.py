@@ -76,7 +76,7 @@ FAULTS = {
     "no candidates": (lambda r: r | {"candidates": []}, "expected a list of one mapping or more"),
     "candidates no list": (lambda r: r | {"candidates": {}}, "candidates: expected a list"),
     "too many": (lambda r: r | {"candidates": r["candidates"] * 4}, "has 12 rows, at most 10"),
-    "user no mapping": (lambda r: r | {"user": 5}, "user[0] is a number: expected a mapping"),
+    "user no mapping": (lambda r: r | {"user": 5}, "user is a number: expected a mapping"),
     "absent": (lambda r: r | {"context": {}}, "lacks 'hour', and so do user and context"),
     "twice": (
         lambda r: r | {"context": r["context"] | {"city": "Graz"}},
@@ -88,23 +88,23 @@ FAULTS = {
     ),
     "unknown column": (
         lambda r: r | {"user": r["user"] | {"citi": "Graz"}},
-        "user[0].citi is no field of the model: did you mean 'city'?",
+        "user.citi is no field of the model: did you mean 'city'?",
     ),
     "text id": (
         lambda r: r | {"user": r["user"] | {"reader": "7"}},
-        "user[0].reader is '7': expected an integer or null",
+        "user.reader is '7': expected an integer or null",
     ),
     "fraction": (
         lambda r: r | {"user": r["user"] | {"reader": 7.5}},
-        "user[0].reader is 7.5: expected an integer",
+        "user.reader is 7.5: expected an integer",
     ),
     "wrong event": (
         lambda r: r | {"user": r["user"] | {"last": [1, "x"]}},
-        "user[0].last is [1, 'x']: expected a list of integers",
+        "user.last is [1, 'x']: expected a list of integers",
     ),
     "infinite": (
         lambda r: r | {"user": r["user"] | {"age": float("inf")}},
-        "user[0].age is inf: expected a finite number",
+        "user.age is inf: expected a finite number",
     ),
     "unknown task": (lambda r: r | {"tasks": ["like"]}, "no task 'like'; it has view, buy, return"),
     "tasks no list": (lambda r: r | {"tasks": "view"}, "tasks: expected a list of names"),

@@ -23,11 +23,17 @@ READ = {
     "semicolons": (b"a;b\n1;x,z\n3;y\n", {"a": [1, 3], "b": ["x,z", "y"]}),
     "an index": (b",a,b\n0,1,x\n1,3,y\n", PLAIN),
     "spaces in names": (b"a , b\n1,x\n3,y\n", PLAIN),
+    "spaces after commas": (b"a, b\n1, x\n 3 , y \n", PLAIN),
+    "spaces alone": (b"a,b\n ,x\n 3, \n", {"a": [None, 3], "b": ["x", None]}),
+    "a space and quotes": (b'a,b\n1, "x"\n3, "y"\n', PLAIN),
+    "spaces around numbers and truth": (
+        b"a, b\n1.5, True\n3, false\n", {"a": [1.5, 3.0], "b": [True, False]},
+    ),
     "empty fields": (b'a,b\n,x\n3,""\n', {"a": [None, 3], "b": ["x", None]}),
     "one column": (b"a\n1\n3\n", {"a": [1, 3]}),
     "a late word": (b"a,b\n" + b"1,1\n" * 200 + b"x,2\n", None),
     "only a header": (b"a,b\n", {"a": [], "b": []}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", READ)
@@ -80,6 +86,14 @@ def test_words_for_missing(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\nNA,NA\n1,x\n")
     assert read_csv(tmp_path / "t.csv")["a"].to_list() == ["NA", "1"]
     assert read_csv(tmp_path / "t.csv", missing=["NA"])["a"].to_list() == [None, 1]
+
+
+def test_lists(tmp_path):
+    (tmp_path / "t.csv").write_text('a,b\n3|1|NA,1\n,2\n" 4 ",3\n"",NA\n')
+    table = read_csv(tmp_path / "t.csv", lists=["a", "absent"], missing=["NA"])
+    assert table["a"].to_list() == [["3", "1", None], None, ["4"], None]
+    (tmp_path / "t.csv").write_text("a\n3\n4\n")
+    assert read_csv(tmp_path / "t.csv", lists=["a"])["a"].to_list() == [["3"], ["4"]]
 
 
 def test_lines_of_rows(tmp_path):

@@ -86,3 +86,34 @@ def test_faults(path):
     bad = FeatureSchema(tasks=(Task("bought"),), sparse=(Sparse("book_id"),), user="client")
     with pytest.raises(GatesError, match=r"orders\.csv lacks the column 'client'"):
         OwnTable(path, schema=bad.to_dict()).read()
+
+
+def test_a_split_without_training_rows_says_why(path, tmp_path):
+    table = pl.read_csv(path).with_columns(day=pl.lit("2024-01-01"))
+    table.write_parquet(tmp_path / "oneday.parquet")
+    source = OwnTable(str(tmp_path / "oneday.parquet"), ["bought"], user="reader", time="day")
+    words = (
+        r"oneday\.parquet: a split by time leaves no row to train on, it has 120 rows and 1 values "
+        "of 'day': split it by user or row"
+    )
+    with pytest.raises(GatesError, match=words):
+        source.read()
+    table.with_columns(reader=pl.lit("r0")).head(1).write_parquet(tmp_path / "one.parquet")
+    for user in ("", "reader"):
+        for size in ({"test": 0.5, "validation": 0.49},):
+            one = OwnTable(str(tmp_path / "one.parquet"), ["bought"], user=user, **size)
+            with pytest.raises(GatesError, match="leaves no row to train on, it has 1 rows"):
+                one.read()
+
+
+def test_labels_may_be_the_words_true_and_false(path, tmp_path):
+    table = pl.read_csv(path)
+    words = table.with_columns(
+        bought=pl.when(pl.col("bought") == 1).then(pl.lit("true")).otherwise(pl.lit("False"))
+    )
+    words.write_parquet(tmp_path / "words.parquet")
+    source = OwnTable(str(tmp_path / "words.parquet"), ["bought"], user="reader", time="day")
+    data = TableDataModule(source)
+    rows = data.table("train").join(table, on=table.columns[:6], how="left", maintain_order="left")
+    assert data.batch("train").labels[:, 0].tolist() == rows["bought_right"].to_list()
+    assert data.digest()
