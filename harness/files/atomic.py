@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,24 @@ def require_free(path: Path, *, overwrite: bool) -> None:
                 f"{path} cannot be written, {parent} is a file and no folder: choose another "
                 "--output"
             )
+
+
+def require_apart(output: Path, inputs: Iterable[Path], option: str = "--output") -> None:
+    """Refuse an output that would replace what is read.
+
+    Args:
+        output: File or folder that is replaced.
+        inputs: Files and folders that are read.
+        option: Option that names the output.
+
+    Raises:
+        GatesError: An input is the output, or lies in it.
+    """
+    for path in inputs:
+        for one in (path.absolute(), path.resolve()):  # a link, and what it points to
+            if any(place in (one, *one.parents) for place in (output.absolute(), output.resolve())):
+                what = "is" if output.resolve() == path.resolve() else "lies in"
+                raise GatesError(f"{path} {what} the output {output}: choose another {option}")
 
 
 @contextmanager

@@ -73,6 +73,31 @@ def test_an_output_is_only_replaced_if_asked_for(release, prepare):
     assert len(list(folder.glob(".transforms/*"))) == 1
 
 
+@pytest.mark.fault("video H1")
+def test_an_output_never_replaces_what_it_is_made_from(release, prepare, tmp_path):
+    log, own = tmp_path / "own" / "log.parquet", shutil.copytree(release, tmp_path / "release")
+    log.parent.mkdir()
+    table().write_parquet(log)
+    link = tmp_path / "link"
+    link.symlink_to(own)
+    columns = Columns(("click",))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for source, output, options in [
+        (log, log.parent, {"table": columns}),
+        (log.parent, log.parent, {"table": columns}),
+        (log, log, {"table": columns}),
+        (own, own, {"split": "none"}),
+        (own, own / "data", {"split": "none"}),
+        (own, link, {"split": "none"}),
+        (own / "data", own, {"split": "none"}),
+    ]:
+        with pytest.raises(GatesError, match=r"the output .*: choose another --output"):
+            prepare(source, output=str(output), overwrite_output=True, **options)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    prepare(log, output=str(log.parent / "draft"), table=columns)
+    assert log.is_file()
+
+
 def test_a_real_log_is_prepared(prepare):
     log = SHARED / "kuairand1k_random_fixture.csv"
     if not log.is_file():
