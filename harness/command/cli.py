@@ -223,6 +223,8 @@ class GatesRunCLI(LightningCLI):
             overwrite=options["overwrite"],
             verb=self.verb if self.subcommand in self.trains else "fit",
         )
+        if self.subcommand in self.trains:
+            self._refuse_no_length()
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         if self.subcommand in self.trains and options["resume"] and options.get("ckpt_path"):
             raise GatesError(
@@ -231,7 +233,15 @@ class GatesRunCLI(LightningCLI):
             )
         if self.subcommand in self.trains and first:
             self.run_folder.check()
+            if start := options.get("ckpt_path"):
+                self.run_folder.refuse_deleting(Path(start))
             resumed(self.run_folder, self.training(self._run()))
+
+    def _refuse_no_length(self) -> None:
+        trainer = self.config[self.subcommand]["trainer"]
+        for name in ("max_epochs", "max_steps", "limit_train_batches"):
+            if trainer.get(name) == 0:
+                raise GatesError(f"--trainer.{name} 0 trains nothing: give a larger one")
 
     def _portable_config(self) -> str:
         """The configuration as YAML, without the options that belong to one call only."""
@@ -300,15 +310,27 @@ class GatesRunCLI(LightningCLI):
         return run.store("weights", Arrays()).keep(piece, weights, objects=objects)
 
     def after_fit(self) -> None:
-        """Keep what was trained."""
-        whole = self.trainer.state.finished and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if whole and self.trainer.is_global_zero and self.claim.piece is not None:
+        """Keep what was trained.
+
+        Raises:
+            GatesError: Nothing was.
+        """
+        if not self.trainer.is_global_zero or not self.trainer.state.finished:
+            return
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print("a trial run: nothing was kept, and the run folder is as before")
+        elif self.claim.piece is not None:
             self._refuse_no_step()
             path = self.keep(self._run(), self.claim.piece, self.claim.objects)
-            if path is not None:
-                print(path)
+            print(path or f"no network was kept: {self.run_folder.checkpoints} is empty")
 
     def _refuse_no_step(self) -> None:
+        if self.trainer.global_step == 0:
+            self.run_folder.give_back()
+            raise GatesError(
+                "nothing was trained, so there is no network: the training ended before its first "
+                "step; check the limits of --trainer"
+            )
         start = self.config[self.subcommand].get("ckpt_path")
         if start and self.trainer.global_step == int(load_weights(Path(start))["global_step"]):
             self.run_folder.give_back()

@@ -114,6 +114,24 @@ def test_resuming_from_another_run_is_refused(run, other, tmp_path, capsys, exis
     assert contents(tmp_path) == before
 
 
+@pytest.mark.fault("video H2")
+def test_a_run_is_not_overwritten_by_a_training_from_its_own_checkpoint(run, tmp_path, capsys):
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    before = contents(tmp_path)
+    link = tmp_path / "link.ckpt"
+    link.symlink_to("runs/toy/a/checkpoints/last.ckpt")
+    for start in ("runs/toy/a/checkpoints/last.ckpt", str(link)):
+        words = ("--trainer.max_epochs", "2", "--overwrite", "--ckpt_path", start)
+        assert run("fit", *words) == 2
+        assert "lies in the run that --overwrite deletes" in capsys.readouterr().err
+    link.unlink()
+    assert contents(tmp_path) == before
+    copy = tmp_path / "copy.ckpt"
+    copy.write_bytes((tmp_path / "runs/toy/a/checkpoints/last.ckpt").read_bytes())
+    words = ("--trainer.max_epochs", "2", "--overwrite", "--ckpt_path", str(copy))
+    assert run("fit", *words) == 0
+
+
 @pytest.mark.fault("endoscopy A1")
 def test_a_training_knows_what_its_start_was_trained_on(run, other, tmp_path, capsys):
     folder = tmp_path / "runs/toy/a"
@@ -135,6 +153,34 @@ def test_a_start_that_is_complete_leaves_nothing_to_train(run, other, tmp_path, 
     before = contents(tmp_path)
     assert run("fit", "--trainer.max_epochs", "1", "--ckpt_path", str(other)) == 2
     assert "nothing was trained" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.fault("video H3")
+@pytest.mark.parametrize("limit", ["max_epochs", "max_steps", "limit_train_batches"])
+def test_a_training_without_a_step_is_refused_before_a_file_is_touched(
+    run, tmp_path, capsys, limit
+):
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    before = contents(tmp_path)
+    assert run("fit", "--overwrite", f"--trainer.{limit}", "0") == 2
+    assert f"--trainer.{limit} 0 trains nothing" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.fault("video H3")
+def test_a_training_that_ends_without_a_step_says_so(run, tmp_path, capsys):
+    assert run("fit", "--trainer.max_time", "00:00:00:00") == 2
+    assert "nothing was trained" in capsys.readouterr().err
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.fault("video H3")
+def test_a_trial_run_leaves_the_run_folder_as_it_is(run, tmp_path, capsys):
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    before = contents(tmp_path)
+    assert run("fit", "--overwrite", "--trainer.fast_dev_run", "true") == 0
+    assert "nothing was kept" in capsys.readouterr().out
     assert contents(tmp_path) == before
 
 
