@@ -86,6 +86,7 @@ class OwnTable:
         except RowError as error:
             raise located_in(files_of(Path(self.path)), error, missing=self.missing) from error
         if self.test_path:
+            self._refuse_same_files()
             split = split._replace(test=read(self.test_path))
         notes = [f"split by {kind}"]
         if given is None:
@@ -101,6 +102,15 @@ class OwnTable:
             )
             notes += map(str, reasons)
         return RankingTables(Path(self.path).stem, given, *split, tuple(notes))
+
+    def _refuse_same_files(self) -> None:
+        known = {file.resolve() for file in files_of(Path(self.path))}
+        for file in files_of(Path(self.test_path)):
+            if file.resolve() in known:
+                raise GatesError(
+                    f"{self.path} is tested on itself, {file} is read for both: give a test_path "
+                    "with other rows, or none"
+                )
 
     def _known(self) -> FeatureSchema:
         """Return the given schema, or what is known of the drafted one."""
