@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -248,9 +250,16 @@ class GatesRunCLI(LightningCLI):
         options = self.config[self.subcommand].clone()
         for name in OWN_OPTIONS:
             options.pop(name, None)
-        return str(
-            self._parser(self.subcommand).dump(options, skip_none=False, skip_validation=True)
-        )
+        options["trainer"]["callbacks"] = _with_names(options["trainer"].get("callbacks"))
+        try:
+            return str(
+                self._parser(self.subcommand).dump(options, skip_none=False, skip_validation=True)
+            )
+        except yaml.representer.RepresenterError as error:
+            raise GatesError(
+                f"an argument of a class is no plain value, so that config.yaml cannot hold it: "
+                f"{error.args[-1]!r}; give it as a number, a word or null"
+            ) from error
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; a refused value becomes one line.
@@ -387,3 +396,12 @@ class GatesRunCLI(LightningCLI):
             if self.run_folder.resume and last and not kwargs.get("ckpt_path"):
                 kwargs["ckpt_path"] = str(last)
         return kwargs
+
+
+def _with_names(given: Any) -> Any:
+    """Return arguments of callbacks with devices, which some have by default, by their names."""
+    if isinstance(given, Namespace):
+        return Namespace(**{name: _with_names(value) for name, value in vars(given).items()})
+    if isinstance(given, list):
+        return [_with_names(value) for value in given]
+    return str(given) if isinstance(given, torch.device) else given

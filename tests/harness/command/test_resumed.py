@@ -51,6 +51,32 @@ def test_another_training_is_refused_before_a_file_is_touched(run, tmp_path, cap
     assert contents(tmp_path) == before
 
 
+GATHERING = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
+WATCHING = ("--trainer.callbacks+=lightning.pytorch.callbacks.ModelSummary",)
+
+
+@pytest.mark.fault("video H5")
+def test_callbacks_decide_what_is_trained(run, tmp_path, capsys):
+    folder = tmp_path / "runs/toy/a"
+    epochs = ("--trainer.max_epochs", "2")
+    gathering = (f"--trainer.callbacks+={GATHERING}", "--trainer.callbacks.scheduling={0: 2}")
+    assert run("fit", *epochs, *WATCHING) == 0
+    plain = read_record(folder)
+    assert "trainer.callbacks" not in plain.settings
+    before = contents(tmp_path)
+    assert run("fit", *epochs, "--resume", *gathering) == 2
+    assert "trainer.callbacks null, now" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert run("fit", *epochs, "--overwrite", *gathering) == 0
+    gathered = read_record(folder)
+    assert gathered.fingerprint != plain.fingerprint
+    assert gathered.settings["trainer.callbacks"][0]["class_path"] == GATHERING
+    assert run("fit", *epochs, "--resume") == 0
+    other = ("--trainer.callbacks=null",)
+    assert run("fit", *epochs, "--resume", *other) == 2
+    assert "trainer.callbacks" in capsys.readouterr().err
+
+
 @pytest.mark.fault("endoscopy A1")
 def test_other_training_objects_are_refused(run, toy, tmp_path, capsys, monkeypatch):
     assert run("fit", "--trainer.max_epochs", "1") == 0

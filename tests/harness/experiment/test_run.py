@@ -185,6 +185,21 @@ def test_a_training_ticks_after_epochs_or_steps(tmp_path, work, ticks, number):
     assert len(seen) == number
 
 
+@pytest.mark.fault("video H5")
+def test_callbacks_of_settings_take_part_in_a_training(tmp_path, work):
+    path = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
+    given = [{"class_path": path, "init_args": {"scheduling": {0: 2}}}]
+    found = [
+        Job(tmp_path / name).fit(work.Regression(), work.Points(), max_epochs=1, **options)
+        for name, options in {"with": {"callbacks": given}, "without": {}}.items()
+    ]
+    (one, *_), (other, *_) = (list(module.state_dict().values()) for module in found)
+    assert not one.equal(other)
+    wrong = [{"class_path": "no.such.Callback"}]
+    with pytest.raises(GatesError, match="Callback cannot be made for the Trainer"):
+        Job(tmp_path / "wrong").fit(work.Regression(), work.Points(), callbacks=wrong)
+
+
 def test_a_choice_is_found_whatever_its_budget(run, work):
     names = ["inside", "inside@night"]
     made = run.tune({names[0]: {"x": (1.0, 9.0)}}, work.bowl, trials=2, steps=5, rate=1.0)
