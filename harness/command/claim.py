@@ -74,8 +74,9 @@ class FolderClaim(Callback):
             record.write(self.run_folder.training)
             if LENGTHENED in self.piece.settings:
                 print(
-                    "a lengthened training does not count as an uninterrupted one: score it with "
-                    f"--ckpt_path {self.run_folder.checkpoints / 'last.ckpt'}"
+                    "a lengthened training does not count as an uninterrupted one, which "
+                    "evaluate would train; its checkpoint is "
+                    f"{self.run_folder.checkpoints / 'last.ckpt'}"
                 )
         trainer.strategy.barrier("claim")
         trainer.loggers = self.loggers

@@ -388,6 +388,24 @@ class GatesRunCLI(LightningCLI):
             return [log, TensorBoardLogger(path, name="", version="tensorboard")]
         return [log, *(given if isinstance(given, list) else [given])]
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a verb; a checkpoint of another network becomes one line.
+
+        Raises:
+            GatesError: The checkpoint that is started from is of another network.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            start = self.config[subcommand].get("ckpt_path")
+            if not start or "Error(s) in loading state_dict" not in str(error):
+                raise
+            first = str(error).splitlines()[1:2]
+            raise GatesError(
+                f"{start} is a checkpoint of another network: {' '.join(first).strip()}; give "
+                "the settings of the model that it is of, or another checkpoint"
+            ) from error
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "fit":

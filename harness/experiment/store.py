@@ -64,9 +64,8 @@ class Store(Generic[R]):
                 return own
             if record is not None and record.settings.get(LENGTHENED) and not self.overwrite:
                 raise SettingsDiffer(
-                    f"{own} was lengthened with --resume, unlike what is asked for: score its "
-                    "checkpoint with --ckpt_path, or give --name NEW for another run, or "
-                    "--overwrite to train again"
+                    f"{own} was lengthened with --resume, unlike what is asked for: give --name "
+                    "NEW for another run, or --overwrite to train again"
                 )
             if not self.overwrite:
                 raise SettingsDiffer(

@@ -158,6 +158,16 @@ def test_a_run_is_not_overwritten_by_a_training_from_its_own_checkpoint(run, tmp
     assert run("fit", *words) == 0
 
 
+@pytest.mark.fault("video H8")
+def test_the_checkpoint_of_another_network_is_one_line(run, other, tmp_path, capsys):
+    before = contents(tmp_path)
+    assert run("fit", "--ckpt_path", str(other), "--model.dim", "4") == 2
+    error = capsys.readouterr().err
+    assert "is a checkpoint of another network: size mismatch for net.0.weight" in error
+    assert error.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.fault("endoscopy A1")
 def test_a_training_knows_what_its_start_was_trained_on(run, other, tmp_path, capsys):
     folder = tmp_path / "runs/toy/a"
@@ -221,7 +231,7 @@ def test_a_longer_training_goes_on_and_says_so(run, tmp_path, capsys):
     assert run("fit", "--trainer.max_epochs", "1") == 0
     short = read_record(folder)
     assert run("fit", "--resume", "--trainer.max_epochs", "2") == 0
-    assert f"--ckpt_path {folder.relative_to(tmp_path)}/checkpoints" in capsys.readouterr().out
+    assert f"checkpoint is {folder.relative_to(tmp_path)}/checkpoints" in capsys.readouterr().out
     record = read_record(folder)
     assert record.settings["trainer.max_epochs"] == 2
     assert record.settings["lengthened"] is True
