@@ -65,6 +65,8 @@ def prepare(
     folder = Path(output) if output else place.run_folder.path / "prepared"
     refuse_existing(folder, overwrite=overwrite_output)
     require_apart(folder, [source])
+    if folder.is_file():
+        raise GatesError(f"{folder} is a file and no folder: choose another --output")
     if table.labels:
         require_apart(folder, files_of(source))
         draft(source, table, folder)

@@ -184,6 +184,9 @@ class GatesRunCLI(LightningCLI):
             start = {"ckpt_path": START} if verb in LIGHTNING_VERBS else {}
             describe(self._parser(verb), {**COMMON_OPTIONS, **start})
         self.config = parser.parse_args(let_lists_be_plain(self._parser(self._wanted[0]), words))
+        seed = self.config[self.config.subcommand].get("seed_everything")
+        if isinstance(seed, bool):
+            raise GatesError(f"--seed_everything {str(seed).lower()} is no seed: give a number")
 
     def _stored_config(self, words: list[str]) -> Path | None:
         if "--resume" not in words or any(w.split("=")[0] in ("-c", "--config") for w in words):

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import yaml
 
+from apps.main import main
 from apps.video import prepare as verb
 from apps.video.drafting import Columns, plain
 from core_gates.errors import GatesError
@@ -96,6 +97,27 @@ def test_an_output_never_replaces_what_it_is_made_from(release, prepare, tmp_pat
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     prepare(log, output=str(log.parent / "draft"), table=columns)
     assert log.is_file()
+
+
+@pytest.mark.fault("video H9")
+def test_wrong_columns_and_an_output_that_is_a_file_are_refused(prepare, tmp_path):
+    log, file = tmp_path / "log.parquet", tmp_path / "file"
+    table().write_parquet(log)
+    file.touch()
+    with pytest.raises(GatesError, match=r"--table is wrong: .*click"):
+        prepare(log, table=Columns(("click",), time="click"))
+    with pytest.raises(GatesError, match="is a file and no folder: choose another --output"):
+        prepare(log, table=Columns(("click",)), output=str(file), overwrite_output=True)
+    assert file.is_file()
+
+
+@pytest.mark.fault("video H9")
+@pytest.mark.parametrize(
+    "words", [("export", "--formats", ""), ("prepare", "x", "--table.labels=")]
+)
+def test_a_list_without_a_value_is_refused(words, capsys):
+    assert main(["video", *words]) == 2
+    assert "names nothing: give one value or several" in capsys.readouterr().err
 
 
 def test_a_real_log_is_prepared(prepare):

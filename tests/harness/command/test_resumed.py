@@ -161,7 +161,9 @@ def test_a_run_is_not_overwritten_by_a_training_from_its_own_checkpoint(run, tmp
 @pytest.mark.fault("video H8")
 def test_the_checkpoint_of_another_network_is_one_line(run, other, tmp_path, capsys):
     before = contents(tmp_path)
-    assert run("fit", "--ckpt_path", str(other), "--model.dim", "4") == 2
+    assert (
+        run("fit", "--trainer.max_epochs", "2", "--ckpt_path", str(other), "--model.dim", "4") == 2
+    )
     error = capsys.readouterr().err
     assert "is a checkpoint of another network: size mismatch for net.0.weight" in error
     assert error.count("\n") == 1
@@ -218,6 +220,14 @@ def test_a_trial_run_leaves_the_run_folder_as_it_is(run, tmp_path, capsys):
     assert run("fit", "--overwrite", "--trainer.fast_dev_run", "true") == 0
     assert "nothing was kept" in capsys.readouterr().out
     assert contents(tmp_path) == before
+
+
+@pytest.mark.fault("video H9")
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_seed_is_a_number(run, tmp_path, capsys, value):
+    assert run("fit", "--trainer.max_epochs", "1", "--seed_everything", value) == 2
+    assert f"--seed_everything {value} is no seed" in capsys.readouterr().err
+    assert contents(tmp_path) == {}
 
 
 def test_what_decides_nothing_may_differ(run):
