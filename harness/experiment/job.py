@@ -108,11 +108,8 @@ class Job:
         last, best, done = folder / "last.ckpt", folder / "best.ckpt", folder / "done"
         self.last = last
         if not done.is_file():
-            for name in ("callbacks", "plugins"):
-                if given := trainer.pop(name, None):
-                    listed = given if isinstance(given, list | tuple) else [given]
-                    fixed[name] = [_made(one) for one in listed]
-            own = [*fixed.pop("callbacks", []), *callbacks, keeper]
+            fixed["plugins"] = _made(trainer.pop("plugins", None)) or None
+            own = [*_made(trainer.pop("callbacks", None)), *callbacks, keeper]
             fitter = ExactTrainer(**{**fixed, **trainer}, callbacks=own)
             start = str(last) if last.is_file() else None
             fitter.fit(module, data, ckpt_path=start, weights_only=True)
@@ -121,8 +118,13 @@ class Job:
         return module.eval()
 
 
-def _made(given: Any) -> Any:
-    """Return an object of the Trainer from its settings; what is no mapping as it is."""
+def _made(given: Any) -> list[Any]:
+    """Return objects of the Trainer from settings, of one or several; objects as they are."""
+    listed = given if isinstance(given, list | tuple) else [given] if given else []
+    return [_one_made(one) for one in listed]
+
+
+def _one_made(given: Any) -> Any:
     if not isinstance(given, Mapping):
         return given
     path = str(given.get("class_path"))
