@@ -134,6 +134,15 @@ def load_model(folder: Path, *, int8: bool = False) -> LoadedModel:
     return LoadedModel(ranker.eval(), loaded, settings, config["hash"], versions)
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings that were given to :func:`save_model`, without reading the weights.
+
+    Raises:
+        GatesError: The folder is absent, of another kind or version, or damaged.
+    """
+    return dict(_config_of(Path(folder))["settings"])
+
+
 def _config(
     ranker: Ranker, settings: Mapping[str, Any], tables: TableType, net: NetType
 ) -> dict[str, Any]:
@@ -267,6 +276,17 @@ def _modules(ranker: Ranker) -> list[tuple[str, nn.Module]]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """Return the configuration of a folder whose files are as they were written."""
+    config = _config_of(folder)
+    for name, digest in config["files"].items():
+        if not (folder / name).is_file():
+            raise GatesError(f"{folder} lacks {name}: copy the folder again")
+        if sha256(folder / name) != digest:
+            raise GatesError(f"{folder / name} is damaged, its digest is wrong: copy it again")
+    return config
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a folder, which is as it was written."""
     path = folder / CONFIG
     if not path.is_file():
         raise GatesError(f"{folder} is no model folder, it has no {CONFIG}: name one of a training")
@@ -285,11 +305,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
     written = config.get("hash")
     if short_digest({n: value for n, value in config.items() if n != "hash"}, 64) != written:
         raise GatesError(f"{path} was changed after it was written: copy the folder again")
-    for name, digest in config["files"].items():
-        if not (folder / name).is_file():
-            raise GatesError(f"{folder} lacks {name}: copy the folder again")
-        if sha256(folder / name) != digest:
-            raise GatesError(f"{folder / name} is damaged, its digest is wrong: copy it again")
     return cast(dict[str, Any], config)
 
 

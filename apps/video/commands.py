@@ -116,7 +116,7 @@ class VideoTrainer(GatesRunTrainer):
         if study is not None:
             study.finish(run, self.contest, seeds, self.places)
             return
-        split = folds_of(fold_setting, folds)
+        split = folds_of(fold_setting, folds, run.settings)
         contest = Comparison(
             run,
             self.contest,
@@ -151,7 +151,7 @@ class VideoTrainer(GatesRunTrainer):
             folds: Those of ``evaluate``; networks of the first one are drawn.
             fold_setting: That of ``evaluate``.
         """
-        self.shown = (seed,), folds_of(fold_setting, folds)
+        self.shown = (seed,), folds_of(fold_setting, folds, self.run().settings)
         super().report(model, datamodule)
 
     def add_to_report(

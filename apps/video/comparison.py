@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
+from importlib import import_module
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -269,10 +272,12 @@ class Comparison:
             facts: Headline.
 
         Raises:
-            GatesError: There is no seed, or a claim names no method.
+            GatesError: There is no seed, a claim names no method, or two folds have the same test
+                rows.
         """
         if not self.seeds:
             raise GatesError("--seeds names none: give one at least")
+        self._refuse_equal_folds()
         claims.check([*self.contest.entries, *self.contest.baselines])
         further = further or Findings()
         chosen = self.chosen()
@@ -306,6 +311,16 @@ class Comparison:
     def test(self) -> Batch:
         """Return the test rows of all folds."""
         return Batch.cat([self.data(fold).batch("test") for fold in self.folds])
+
+    def _refuse_equal_folds(self) -> None:
+        found: dict[str, Fold] = {}
+        for fold in self.folds if len(self.folds) > 1 else ():
+            other = found.setdefault(table_digest(self.data(fold).table("test")), fold)
+            if other is not fold:
+                raise GatesError(
+                    f"--folds {other.keys['f']} and {fold.keys['f']} have the same test rows: "
+                    "give a --fold_setting that moves them"
+                )
 
     def tasks(self) -> tuple[str, ...]:
         """Return the names of the tasks."""
@@ -385,11 +400,34 @@ class Comparison:
         return partial(function, places=self.places)
 
 
-def folds_of(setting: str, values: Sequence[int]) -> tuple[Fold, ...]:
-    """Return folds that differ in one setting; the data of the configuration without values."""
+def folds_of(setting: str, values: Sequence[int], settings: Mapping[str, Any]) -> tuple[Fold, ...]:
+    """Return folds that differ in one setting; the data of the configuration without values.
+
+    Args:
+        setting: Dotted name of a setting of the data.
+        values: Its values.
+        settings: Those of the configuration.
+
+    Raises:
+        GatesError: There is no such setting of the data.
+    """
     if not values:
         return (Fold(),)
+    known = _known_settings(settings)
+    if setting not in known:
+        close = get_close_matches(setting, known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else f"; known are {', '.join(known)}"
+        raise GatesError(f"--fold_setting {setting!r} is no setting of the data{hint}")
     return tuple(Fold({setting: value}, {"f": value}) for value in dict.fromkeys(values))
+
+
+def _known_settings(settings: Mapping[str, Any]) -> list[str]:
+    """Return the dotted names of all that may be set of the data, by a signature or so far."""
+    source = str(settings.get("data.source.class_path") or "")
+    module, _, name = source.rpartition(".")
+    arguments = signature(getattr(import_module(module), name)).parameters if module else {}
+    found = [n for n in settings if n.startswith("data.")]
+    return list(dict.fromkeys([*found, *(f"data.source.init_args.{n}" for n in arguments)]))
 
 
 def _on_every_fold(pieces: Sequence[Sequence[Piece]]) -> list[list[Piece]]:

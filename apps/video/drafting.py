@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 import yaml
 
+from core_gates.errors import GatesError
 from harness.files import replacing, write_text
 from recsys.columns.column_auc import SUSPICIOUS
 from recsys.data.leaks import find_giveaways, find_leaks, repeated_rows
@@ -53,7 +54,10 @@ def draft(source: Path, columns: Columns, folder: Path) -> None:
     Raises:
         GatesError: The table cannot be read, or no column could be a feature.
     """
-    table = OwnTable(str(source.absolute()), **dataclasses.asdict(columns))
+    try:
+        table = OwnTable(str(source.absolute()), **dataclasses.asdict(columns))
+    except ValueError as error:
+        raise GatesError(f"--table is wrong: {error}") from error
     tables = table.read()
     init = {
         "path": table.path,

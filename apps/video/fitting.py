@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from apps.video.serving.model import MODEL
 from harness.experiment import Arrays, Piece, Run
 from harness.runs.checkpoint import load_weights
 from harness.runs.folder import RunFolder
@@ -12,8 +13,6 @@ from recsys.data.datamodule import TableDataModule
 from recsys.experiments.building import module_of
 from recsys.experiments.predictions import check_finite
 from recsys.model_folder import save_model
-
-MODEL = "model"
 
 
 def keep_model(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from apps.video.serving.model import MODEL, place_of
 from apps.video.shapes import Shape, ShapeOptions, shape_of, shape_of_folder
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
@@ -47,9 +48,8 @@ def plan(
         device: What is assumed of a GPU.
         overlap: Assume that exchange and arithmetic take place at the same time.
     """
-    folder = place.run_folder.path / "model"
-    if model is None and shape == SHAPE and folder.is_dir():
-        model = str(folder)
+    if model is None and shape == SHAPE and (place.run_folder.path / MODEL).is_dir():
+        model = str(place_of(place, None))
     print(f"planned: {model or f'{shape.network} with made-up columns'}")
     found = shape_of_folder(Path(model)) if model else shape_of(shape)
     work = count_work(found.forward, parameters=list(found.ranker.parameters()))

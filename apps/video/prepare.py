@@ -8,6 +8,8 @@ from typing import Literal
 from apps.video.drafting import Columns, draft
 from core_gates.errors import GatesError
 from harness.command.verbs import Place, refuse_existing
+from harness.files import require_apart
+from recsys.data.readers.files import files_of
 from video_multitask.history import PREFIX, UserHistory
 from video_multitask.kuairand.archives import download_release
 from video_multitask.kuairand.folder import KuaiRand
@@ -68,12 +70,17 @@ def prepare(
     source = Path(sources[0])
     folder = Path(output) if output else place.run_folder.path / "prepared"
     refuse_existing(folder, overwrite=overwrite_output)
+    require_apart(folder, [source])
+    if folder.is_file():
+        raise GatesError(f"{folder} is a file and no folder: choose another --output")
     if table.labels:
+        require_apart(folder, files_of(source))
         draft(source, table, folder)
         return
     if download is not None:
         source = download_release(download, source, tell=print)
     data = _opened(source, drop_invalid=drop_invalid)
+    require_apart(folder, data.files)
     _print_counts(data, strict=strict)
     past = UserHistory(history, ("video_id",), means) if history or means else None
     shards = write_release(data, folder, history=past)

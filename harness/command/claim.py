@@ -24,7 +24,8 @@ class FolderClaim(Callback):
 
     ``record.json`` in the folder then states what is trained, and a training run that is resumed
     must be the same. Lightning opens the files of its loggers before it sets up the data, so the
-    Trainer gets them here. Only the first rank claims; the others wait.
+    Trainer gets them here. Only the first rank claims; the others wait. A trial run, of
+    ``--trainer.fast_dev_run``, claims nothing.
 
     Args:
         run_folder: The folder of the run.
@@ -59,7 +60,7 @@ class FolderClaim(Callback):
                 training run.
         """
         release_warnings()
-        if stage != "fit" or self.piece is not None:
+        if stage != "fit" or self.piece is not None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         piece, self.objects = self.describe()
         self.piece = resumed(self.run_folder, piece, self.objects)
@@ -73,12 +74,12 @@ class FolderClaim(Callback):
             record.write(self.run_folder.training)
             if LENGTHENED in self.piece.settings:
                 print(
-                    "a lengthened training does not count as an uninterrupted one: score it with "
-                    f"--ckpt_path {self.run_folder.checkpoints / 'last.ckpt'}"
+                    "a lengthened training does not count as an uninterrupted one, which "
+                    "evaluate would train; its checkpoint is "
+                    f"{self.run_folder.checkpoints / 'last.ckpt'}"
                 )
         trainer.strategy.barrier("claim")
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.loggers = self.loggers
+        trainer.loggers = self.loggers
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint was trained on, see :func:`harness.runs.checkpoint.seen`."""

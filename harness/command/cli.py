@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -184,6 +186,9 @@ class GatesRunCLI(LightningCLI):
             start = {"ckpt_path": START} if verb in LIGHTNING_VERBS else {}
             describe(self._parser(verb), {**COMMON_OPTIONS, **start, **self._unused(verb)})
         self.config = parser.parse_args(let_lists_be_plain(self._parser(self._wanted[0]), words))
+        seed = self.config[self.config.subcommand].get("seed_everything")
+        if isinstance(seed, bool):
+            raise GatesError(f"--seed_everything {str(seed).lower()} is no seed: give a number")
 
     def _unused(self, verb: str) -> dict[str, str]:
         """Hide options of training runs in the help of other verbs, where they change nothing."""
@@ -233,6 +238,8 @@ class GatesRunCLI(LightningCLI):
             overwrite=options["overwrite"],
             verb=self.verb if self.subcommand in self.trains else "fit",
         )
+        if self.subcommand in self.trains:
+            self._refuse_no_length()
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         if self.subcommand in self.trains and options["resume"] and options.get("ckpt_path"):
             raise GatesError(
@@ -241,16 +248,31 @@ class GatesRunCLI(LightningCLI):
             )
         if self.subcommand in self.trains and first:
             self.run_folder.check()
+            if start := options.get("ckpt_path"):
+                self.run_folder.refuse_deleting(Path(start))
             resumed(self.run_folder, self.training(self._run()))
+
+    def _refuse_no_length(self) -> None:
+        trainer = self.config[self.subcommand]["trainer"]
+        for name in ("max_epochs", "max_steps", "limit_train_batches"):
+            if trainer.get(name) == 0:
+                raise GatesError(f"--trainer.{name} 0 trains nothing: give a larger one")
 
     def _portable_config(self) -> str:
         """The configuration as YAML, without the options that belong to one call only."""
         options = self.config[self.subcommand].clone()
         for name in OWN_OPTIONS:
             options.pop(name, None)
-        return str(
-            self._parser(self.subcommand).dump(options, skip_none=False, skip_validation=True)
-        )
+        options["trainer"]["callbacks"] = _with_names(options["trainer"].get("callbacks"))
+        try:
+            return str(
+                self._parser(self.subcommand).dump(options, skip_none=False, skip_validation=True)
+            )
+        except yaml.representer.RepresenterError as error:
+            raise GatesError(
+                f"an argument of a class is no plain value, so that config.yaml cannot hold it: "
+                f"{error.args[-1]!r}; give it as a number, a word or null"
+            ) from error
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; a refused value becomes one line.
@@ -310,15 +332,27 @@ class GatesRunCLI(LightningCLI):
         return run.store("weights", Arrays()).keep(piece, weights, objects=objects)
 
     def after_fit(self) -> None:
-        """Keep what was trained."""
-        whole = self.trainer.state.finished and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if whole and self.trainer.is_global_zero and self.claim.piece is not None:
+        """Keep what was trained.
+
+        Raises:
+            GatesError: Nothing was.
+        """
+        if not self.trainer.is_global_zero or not self.trainer.state.finished:
+            return
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print("a trial run: nothing was kept, and the run folder is as before")
+        elif self.claim.piece is not None:
             self._refuse_no_step()
             path = self.keep(self._run(), self.claim.piece, self.claim.objects)
-            if path is not None:
-                print(path)
+            print(path or f"no network was kept: {self.run_folder.checkpoints} is empty")
 
     def _refuse_no_step(self) -> None:
+        if self.trainer.global_step == 0:
+            self.run_folder.give_back()
+            raise GatesError(
+                "nothing was trained, so there is no network: the training ended before its first "
+                "step; check the limits of --trainer"
+            )
         start = self.config[self.subcommand].get("ckpt_path")
         if start and self.trainer.global_step == int(load_weights(Path(start))["global_step"]):
             self.run_folder.give_back()
@@ -367,6 +401,24 @@ class GatesRunCLI(LightningCLI):
             return [log, TensorBoardLogger(path, name="", version="tensorboard")]
         return [log, *(given if isinstance(given, list) else [given])]
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run a verb; a checkpoint of another network becomes one line.
+
+        Raises:
+            GatesError: The checkpoint that is started from is of another network.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            start = self.config[subcommand].get("ckpt_path")
+            if not start or "Error(s) in loading state_dict" not in str(error):
+                raise
+            first = str(error).splitlines()[1:2]
+            raise GatesError(
+                f"{start} is a checkpoint of another network: {' '.join(first).strip()}; give "
+                "the settings of the model that it is of, or another checkpoint"
+            ) from error
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if subcommand == "fit":
@@ -375,3 +427,12 @@ class GatesRunCLI(LightningCLI):
             if self.run_folder.resume and last and not kwargs.get("ckpt_path"):
                 kwargs["ckpt_path"] = str(last)
         return kwargs
+
+
+def _with_names(given: Any) -> Any:
+    """Return arguments of callbacks with devices, which some have by default, by their names."""
+    if isinstance(given, Namespace):
+        return Namespace(**{name: _with_names(value) for name, value in vars(given).items()})
+    if isinstance(given, list):
+        return [_with_names(value) for value in given]
+    return str(given) if isinstance(given, torch.device) else given

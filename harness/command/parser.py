@@ -3,7 +3,7 @@
 import re
 import sys
 from argparse import SUPPRESS, Action
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ from harness.command.helptext import help_text, is_plain_sequence
 COMMON_OPTIONS = {
     "help": "Show this help and exit.",
     "print_config": "Print the configuration with all other options applied, and exit.",
-    "seed_everything": "Seed of all random numbers; true takes a random one.",
+    "seed_everything": "Seed of all random numbers.",
 }
 """Help in place of that of the libraries."""
 
@@ -119,6 +119,9 @@ def let_lists_be_plain(parser: Any, words: Sequence[str]) -> list[str]:
         if not name.endswith("+")
     }
     found = list(words)
+    for name, value in _values(found, lists):
+        if not value.strip():
+            raise GatesError(f"{name} names nothing: give one value or several, or leave it out")
     for index, word in enumerate(found):
         name, equals, value = word.partition("=")
         if name in lists and equals:
@@ -126,6 +129,16 @@ def let_lists_be_plain(parser: Any, words: Sequence[str]) -> list[str]:
         elif index and found[index - 1] in lists:
             found[index] = _bracketed(word)
     return found
+
+
+def _values(words: Sequence[str], names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield the options of these names with their values."""
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name in names and equals:
+            yield name, value
+        elif word in names and index + 1 < len(words):
+            yield word, words[index + 1]
 
 
 def _bracketed(value: str) -> str:

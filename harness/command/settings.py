@@ -13,9 +13,18 @@ TRAINER = (
     "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches",
     "limit_val_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
     "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision",
-    "reload_dataloaders_every_n_epochs",
+    "reload_dataloaders_every_n_epochs", "callbacks", "plugins", "sync_batchnorm",
 )  # fmt: skip
 """Options of the Trainer that change what is trained; devices, processes and logs do not."""
+
+IF_GIVEN = ("callbacks", "plugins", "sync_batchnorm")
+"""Those that count only where they are given: without them, settings are as they always were."""
+
+WATCHING = (
+    "DeviceStatsMonitor", "LearningRateMonitor", "ModelSummary", "RichModelSummary",
+    "RichProgressBar", "ThroughputMonitor", "TQDMProgressBar",
+)  # fmt: skip
+"""Callbacks of Lightning that change nothing."""
 
 CHECKPOINT = ("monitor", "mode")
 
@@ -30,7 +39,7 @@ def decisive_settings(options: Mapping[str, Any], neutral: Collection[str] = ())
     """
     found = {
         "seed": options.get("seed_everything"),
-        **{f"trainer.{name}": (options.get("trainer") or {}).get(name) for name in TRAINER},
+        **_of_trainer(options.get("trainer") or {}),
         **{
             f"checkpoint.{name}": (options.get("checkpoint") or {}).get(name) for name in CHECKPOINT
         },
@@ -44,6 +53,21 @@ def decisive_settings(options: Mapping[str, Any], neutral: Collection[str] = ())
         if value is not None
         and not any(name == one or name.startswith(f"{one}.") for one in neutral)
     }
+
+
+def _of_trainer(options: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: options.get(name) for name in TRAINER}
+    given = found["callbacks"] or []
+    found["callbacks"] = [
+        one for one in (given if isinstance(given, list) else [given]) if not _watches(one)
+    ]
+    return {f"trainer.{n}": (v or None) if n in IF_GIVEN else v for n, v in found.items()}
+
+
+def _watches(callback: Any) -> bool:
+    path = callback.get("class_path") if isinstance(callback, Mapping) else callback
+    package, _, name = str(path).rpartition(".")
+    return name in WATCHING and package.startswith("lightning.pytorch.callbacks")
 
 
 def start_of(path: str | None) -> str | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from core_gates.errors import GatesError
@@ -72,10 +74,14 @@ class Job:
             mode: Whether the score is to be small or large.
             patience: Validations without a better score after which the training ends.
             ticks: What it ticks after: each epoch, or each step.
-            trainer: Arguments of the Trainer.
+            trainer: Arguments of the Trainer; callbacks and plugins are objects, or settings
+                with a ``class_path``.
 
         Returns:
             The module in evaluation mode.
+
+        Raises:
+            GatesError: There is no such class, or it refuses an argument.
         """
         quiet_lightning()
         folder = self.folder / f"fit{self._fits}"
@@ -90,7 +96,7 @@ class Job:
             if monitor is None:
                 raise ValueError("patience needs a monitor: name a logged validation score")
             callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
-        fixed = {
+        fixed: dict[str, Any] = {
             "accelerator": "auto",
             "devices": 1,
             "logger": False,
@@ -102,13 +108,31 @@ class Job:
         last, best, done = folder / "last.ckpt", folder / "best.ckpt", folder / "done"
         self.last = last
         if not done.is_file():
-            own = trainer.pop("callbacks", None) or []
-            fitter = ExactTrainer(**{**fixed, **trainer}, callbacks=[*own, *callbacks, keeper])
+            fixed["plugins"] = _made(trainer.pop("plugins", None)) or None
+            own = [*_made(trainer.pop("callbacks", None)), *callbacks, keeper]
+            fitter = ExactTrainer(**{**fixed, **trainer}, callbacks=own)
             start = str(last) if last.is_file() else None
             fitter.fit(module, data, ckpt_path=start, weights_only=True)
             done.touch()
         module.load_state_dict(load_weights(best if best.is_file() else last)["state_dict"])
         return module.eval()
+
+
+def _made(given: Any) -> list[Any]:
+    """Return objects of the Trainer from settings, of one or several; objects as they are."""
+    listed = given if isinstance(given, list | tuple) else [given] if given else []
+    return [_one_made(one) for one in listed]
+
+
+def _one_made(given: Any) -> Any:
+    if not isinstance(given, Mapping):
+        return given
+    path = str(given.get("class_path"))
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)(**(given.get("init_args") or {}))
+    except (ImportError, AttributeError, TypeError, ValueError, MisconfigurationException) as error:
+        raise GatesError(f"{path} cannot be made for the Trainer: {error}") from error
 
 
 class _Ticks(Callback):

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from core_gates.errors import GatesError
 from harness.experiment.piece import Piece, Setting, differences
-from harness.files import write_json
+from harness.files import sha256, write_json
 
 RECORD = "record.json"
 LENGTHENED = "lengthened"  # the setting of a training run that was resumed for longer
@@ -30,6 +31,7 @@ class Record(NamedTuple):
         command: Command line.
         package: Package that it may ship with; empty for none.
         configuration: Name of the configuration.
+        files: SHA-256 of the files of the result, by name; empty in records that are older.
     """
 
     fingerprint: str
@@ -43,6 +45,7 @@ class Record(NamedTuple):
     command: str = ""
     package: str = ""
     configuration: str = ""
+    files: Mapping[str, str] = {}
 
     @classmethod
     def of(cls, piece: Piece, **others: Any) -> Record:
@@ -52,6 +55,27 @@ class Record(NamedTuple):
     def write(self, folder: Path) -> Path:
         """Write ``record.json`` into a folder."""
         return write_json(folder / RECORD, self._asdict())
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a result, by name."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in found if p.name != RECORD}
+
+
+def refuse_changed(folder: Path, record: Record) -> None:
+    """Refuse a result whose files are not those that were recorded.
+
+    Raises:
+        GatesError: A file is missing, was changed, or is of another result.
+    """
+    for name, digest in record.files.items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != digest:
+            what = "was changed after" if path.is_file() else "is missing that was there when"
+            raise GatesError(
+                f"{path} {what} {RECORD} was written: delete {folder} to have it made again"
+            )
 
 
 def read_record(folder: Path) -> Record | None:

@@ -13,7 +13,7 @@ import torch
 
 from core_gates.errors import GatesError
 from harness.experiment.forms import Arrays, cast, in_8_bits
-from harness.experiment.record import RECORD, read_record
+from harness.experiment.record import RECORD, digests, read_record, refuse_changed
 from harness.files import replacing
 
 NEVER = ("trials",)  # the choice holds them
@@ -98,6 +98,7 @@ def ship(
         home = package or Path(str(files(record.package)))
         target = home / "weights" / record.configuration / kind / folder.name
         with replacing(target) as temporary:
+            refuse_changed(folder, record)
             shutil.copytree(folder, temporary)
             if (dtype is not None or int8) and (temporary / Arrays.FILE).is_file():
                 arrays = Arrays()
@@ -105,7 +106,8 @@ def ship(
                 arrays.save(temporary, in_8_bits(result) if int8 else result)
                 types = ("int8",) * int8 + (str(dtype).removeprefix("torch."),) * bool(dtype)
                 facts = {**record.facts, ROUNDED: ", ".join(types)}
-                record._replace(facts=facts).write(temporary)
+                record = record._replace(facts=facts)
+            record._replace(files=digests(temporary)).write(temporary)
         shipped.append(target)
     if not shipped:
         raise GatesError(

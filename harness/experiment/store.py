@@ -11,7 +11,7 @@ import torch
 from core_gates.errors import GatesError
 from harness.experiment.forms import Form, cast
 from harness.experiment.piece import Piece
-from harness.experiment.record import LENGTHENED, Record, gap, read_record
+from harness.experiment.record import LENGTHENED, Record, digests, gap, read_record, refuse_changed
 from harness.files import replacing
 
 R = TypeVar("R")
@@ -64,9 +64,8 @@ class Store(Generic[R]):
                 return own
             if record is not None and record.settings.get(LENGTHENED) and not self.overwrite:
                 raise SettingsDiffer(
-                    f"{own} was lengthened with --resume, unlike what is asked for: score its "
-                    "checkpoint with --ckpt_path, or give --name NEW for another run, or "
-                    "--overwrite to train again"
+                    f"{own} was lengthened with --resume, unlike what is asked for: give --name "
+                    "NEW for another run, or --overwrite to train again"
                 )
             if not self.overwrite:
                 raise SettingsDiffer(
@@ -124,7 +123,8 @@ class Store(Generic[R]):
             tested: Short hashes of what the result will be tested on.
 
         Raises:
-            GatesError: It is missing or damaged, or was trained on what it is to be tested on.
+            GatesError: It is missing, damaged or changed, or was trained on what it is to be
+                tested on.
         """
         record = self.record(piece)
         if leaked := set(record.objects) & set(tested):
@@ -134,6 +134,7 @@ class Store(Generic[R]):
             )
         path = self.find(piece)
         assert path is not None
+        refuse_changed(path, record)
         return self.form.load(path)
 
     def keep(self, piece: Piece, result: R, *, objects: Iterable[str] = (), **facts: Any) -> Path:
@@ -152,7 +153,7 @@ class Store(Generic[R]):
         with replacing(target) as temporary:
             temporary.mkdir()
             self.form.save(temporary, result)
-            record.write(temporary)
+            record._replace(files=digests(temporary)).write(temporary)
         return target
 
     def ship(
@@ -170,4 +171,4 @@ class Store(Generic[R]):
             with replacing(package / self.kind / piece.name) as temporary:
                 temporary.mkdir()
                 self.form.save(temporary, cast(result, dtype))
-                record.write(temporary)
+                record._replace(files=digests(temporary)).write(temporary)

@@ -1,16 +1,22 @@
 """Files and folders that are either the old or the new one, never partially written."""
 
+import errno
 import glob
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from core_gates.errors import GatesError
+
+UNWRITABLE = (
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+)  # fmt: skip
+"""Reasons why a place cannot be written; a full disk is none of them."""
 
 
 def require_free(path: Path, *, overwrite: bool) -> None:
@@ -29,6 +35,24 @@ def require_free(path: Path, *, overwrite: bool) -> None:
             )
 
 
+def require_apart(output: Path, inputs: Iterable[Path], option: str = "--output") -> None:
+    """Refuse an output that would replace what is read.
+
+    Args:
+        output: File or folder that is replaced.
+        inputs: Files and folders that are read.
+        option: Option that names the output.
+
+    Raises:
+        GatesError: An input is the output, or lies in it.
+    """
+    for path in inputs:
+        for one in (path.absolute(), path.resolve()):  # a link, and what it points to
+            if any(place in (one, *one.parents) for place in (output.absolute(), output.resolve())):
+                what = "is" if output.resolve() == path.resolve() else "lies in"
+                raise GatesError(f"{path} {what} the output {output}: choose another {option}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path for a new file or folder, which replaces ``path`` when the block succeeds.
@@ -39,7 +63,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Args:
         path: Target; the path that is yielded lies in the same folder and has the same suffix.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     previous = path.with_name(f".{path.name}.previous")
     if previous.exists() and not path.exists():
         previous.rename(path)
@@ -48,13 +73,33 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     remove(temporary)
     try:
-        yield temporary
-        if path.is_dir():
-            path.rename(previous)
-        temporary.replace(path)
+        with _writing(path, temporary):
+            yield temporary
+        with _writing(path):
+            if path.is_dir():
+                path.rename(previous)
+            temporary.replace(path)
         remove(previous)
     finally:
         remove(temporary)
+
+
+@contextmanager
+def _writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Name the place that cannot be written; of a file ``temporary`` and what lies in it, if given.
+
+    Raises:
+        GatesError: The place does not exist, is of another kind, or may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = Path(str(error.filename or ""))
+        own = temporary is None or temporary in (place, *place.parents)
+        if error.errno not in UNWRITABLE or not own:
+            raise
+        reason = errno.ENOTDIR if error.errno == errno.EEXIST else error.errno
+        raise GatesError(f"{path} cannot be written: {os.strerror(reason)}") from error
 
 
 def _clear(path: Path) -> None:

@@ -108,6 +108,29 @@ class RunFolder:
                 "start again, or --name NEW for another run"
             )
 
+    def refuse_deleting(self, needed: Path) -> None:
+        """Refuse to overwrite what the new training needs.
+
+        Args:
+            needed: What it reads, such as the checkpoint that it starts from.
+
+        Raises:
+            GatesError: It would be deleted.
+        """
+        if not self.overwrite:
+            return
+        for path in self._replaced():
+            if path.resolve() in (needed.resolve(), *needed.resolve().parents):
+                raise GatesError(
+                    f"{needed} lies in the run that --overwrite deletes: give --name NEW for "
+                    "another run, or copy it elsewhere first"
+                )
+
+    def _replaced(self) -> list[Path]:
+        """Return what is deleted when the run is overwritten."""
+        training = [self.training / name for name in TRAINING]
+        return [*training, *(self.path / name for name in OUTCOME)]
+
     def open(self) -> "RunFolder":
         """Claim the folder for a new or resumed training and write ``environment.json``.
 
@@ -116,10 +139,8 @@ class RunFolder:
         """
         self.check()
         if self.overwrite:
-            for name in TRAINING:
-                remove(self.training / name)
-            for name in OUTCOME:
-                remove(self.path / name)
+            for path in self._replaced():
+                remove(path)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.environment, environment())
         return self

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from core_gates.errors import GatesError
 from harness.service.client import Connection, Running, running
 
 Kept = Mapping[tuple[int, str], bytes]
@@ -101,7 +102,7 @@ class LoadTest(NamedTuple):
         """Run the main load with a swap in the middle, then slices with and without batching.
 
         Raises:
-            GatesError: A service does not get ready.
+            GatesError: A service does not get ready, or all requests of a load fail.
         """
         settling = max(self.slice_s, self.seconds / 5)  # memory settles
         alone = (2 * self.slices + 1) * self.slice_s
@@ -144,9 +145,13 @@ class LoadTest(NamedTuple):
     def _load(
         self, service: Running, seconds: float, at_half: Callable[[], Any] | None = None
     ) -> Load:
-        return attack(
+        load = attack(
             service.url, self.bodies, clients=self.clients, seconds=seconds, at_half=at_half
         )
+        if not load.latencies:
+            said = f": {load.errors[0]}" if load.errors else ""
+            raise GatesError(f"all requests failed{said}")
+        return load
 
 
 def attack(

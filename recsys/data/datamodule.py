@@ -12,6 +12,7 @@ from harness.files import Data
 from recsys.batch import Batch
 from recsys.data.digest import table_digest
 from recsys.data.loader import EvaluationLoader, Order, TrainingLoader
+from recsys.data.overlap import refuse_seen_rows
 from recsys.data.packed import PackedRows
 from recsys.data.tables import PARTS, Part, RankingTables, StreamSource, TableSource
 from recsys.schema import FeatureSchema
@@ -51,6 +52,7 @@ class TableDataModule(L.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self._transform = transform
         self._tables: RankingTables | None = None
+        self._seen: tuple[str, ...] = ()
         self._packed: dict[Part, PackedRows] = {}
 
     @property
@@ -58,11 +60,13 @@ class TableDataModule(L.LightningDataModule):
         """The tables, read once.
 
         Raises:
-            GatesError: They cannot be read, or there are no training rows.
+            GatesError: They cannot be read, there are no training rows, or most test rows are
+                training rows.
         """
         if self._tables is None:
             source = self.source
             self._tables = source if isinstance(source, RankingTables) else source.read()
+            self._seen = refuse_seen_rows(self._tables)
         return self._tables
 
     @property
@@ -81,7 +85,7 @@ class TableDataModule(L.LightningDataModule):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know about the data."""
-        return self.tables.notes
+        return (*self.tables.notes, *self._seen)
 
     def table(self, part: Part) -> pl.DataFrame:
         """Return the raw rows of a part, in the order of :meth:`rows`."""

@@ -17,6 +17,7 @@ import yaml
 from apps.main import APPS
 from apps.video.commands import FUNCTIONS, VideoCLI, VideoTrainer
 from apps.video.serving.ranking_scorer import loader
+from core_gates.errors import GatesError
 from harness.experiment.piece import flatten
 from harness.service.batching import scored
 from recsys.experiments.building import data_of, module_of
@@ -263,6 +264,37 @@ def test_the_folder_of_a_run_survives_a_failed_fit(feed, gates_in, tmp_path):
     assert failed.code == 2
     assert "absent.csv does not exist" in failed.err
     assert sorted(p for p in (tmp_path / "copy").rglob("*")) == before
+
+
+@pytest.mark.fault("video H3")
+def test_the_model_of_another_training_is_not_used(feed, gates_in, tmp_path, monkeypatch):
+    """One that an overwriting training has not replaced, since it was stopped."""
+
+    def stop(*_):
+        raise GatesError("stopped")
+
+    folder = tmp_path / "copy"
+    shutil.copytree(feed.folder, folder)
+    gates = gates_in(folder)
+    verbs = [("score", folder / "rows.parquet", "--name", "small", "--output", "scored"),
+             ("export", "--name", "small", "--formats", "torch", "--output", "exported"),
+             ("serve", "--name", "small"), ("plan", "--name", "small")]  # fmt: skip
+    model = load_model(folder / "runs/video/small/model")
+    data = data_of({n: v for n, v in model.settings["settings"].items() if n != "data.digest"})
+    data.table("test").write_parquet(folder / "rows.parquet")
+    words = ("video", "fit", "--config", "small", "--model.learning_rate", 0.02)
+    with monkeypatch.context() as stopped:
+        stopped.setattr("apps.video.commands.keep_model", stop)
+        assert gates(*words, "--overwrite").err.endswith("stopped\n")
+    for verb in verbs:
+        refused = gates("video", *verb)
+        assert refused.code == 2
+        assert "is no model of the training in" in refused.err
+        assert "model.learning_rate" in refused.err
+        assert refused.err.count("\n") == 1
+    gates.succeed(*words, "--resume")
+    for verb in (verbs[0], verbs[3]):
+        gates.succeed("video", *verb)
 
 
 def test_sections_of_verbs_hold_their_options():

@@ -81,6 +81,11 @@ class KuaiRand:
         if self.path.is_dir():
             self.release, self._files = find_files(self.path)
 
+    @property
+    def files(self) -> list[Path]:
+        """Every file that is read."""
+        return [path for paths in self._files.values() for path in paths]
+
     def log(self, parts: Sequence[Part] = ALL) -> Iterator[pl.DataFrame]:
         """Yield rows of a log, file after file.
 

@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
-from recsys.model_folder import load_model
+from harness.experiment.piece import differences
+from harness.experiment.record import read_record
+from harness.runs.folder import RunFolder
+from recsys.model_folder import load_model, read_settings
 from recsys.table_scorer import TableScorer
 
+MODEL = "model"
 DIGITS = 12
 
 
@@ -63,13 +67,30 @@ def place_of(place: Place, model: str | None) -> Path:
     """Return where the model is: what was named, else the folder that ``fit`` has left.
 
     Raises:
-        GatesError: There is none.
+        GatesError: There is none, or what is in the run folder is of another training than that
+            which its record names.
     """
-    found = Path(model) if model else place.run_folder.path / "model"
+    found = Path(model) if model else place.run_folder.path / MODEL
     if not found.exists():
         way = "check the path" if model else "run `gates video fit` first, or name one by --model"
         raise GatesError(f"there is no model at {found}: {way}")
+    if not model and (said := of_another_training(place.run_folder, found)):
+        raise GatesError(
+            f"{found} is no model of the training in {place.run_folder.training} ({said}): finish "
+            f"that with `gates video fit`, or name this one by --model {found}"
+        )
     return found
+
+
+def of_another_training(run_folder: RunFolder, model: Path) -> str:
+    """Return where a model's settings differ from those of the last training; empty if nowhere.
+
+    They do where that training was stopped, has failed or was given up.
+    """
+    record = read_record(run_folder.training)
+    if record is None:
+        return "which has no record"
+    return differences(read_settings(model).get("settings"), record.settings)
 
 
 def chosen_tasks(known: Sequence[str], tasks: Sequence[str]) -> list[int]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from apps.video.serving.fusion import Fusion
 from apps.video.serving.model import Model, refuse_infinite
 from core_gates.errors import GatesError
-from harness.files import content_digest, remove, replacing, write_json
+from harness.files import content_digest, remove, replacing, require_apart, write_json
 from recsys.columns.canonical import UNREADABLE, canonical
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
@@ -82,9 +82,7 @@ class Shards:
         Raises:
             GatesError: A file lies in the folder.
         """
-        for part in parts:
-            if self.root.resolve() in part.path.resolve().parents:
-                raise GatesError(f"{part.path} lies in the output {self.root}: choose another")
+        require_apart(self.root, [part.path for part in parts])
 
     def path(self, part: Part) -> Path:
         """Return the place of the predictions of a file."""

@@ -288,7 +288,7 @@ def _trained(
 ) -> DailyState:
     """Train a module for some passes over rows; nothing is validated, the last weights count."""
     few = rows.head(2)
-    tables = RankingTables("days", transform.schema, rows, few, few)
+    tables = RankingTables("days", transform.schema, rows, few, rows.clear())
     like = days.data
     seed = piece.seed or 0
     data = TableDataModule(

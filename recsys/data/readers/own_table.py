@@ -88,6 +88,7 @@ class OwnTable:
         if not len(split.train):
             raise self._nothing_to_train_on(table, kind, given)
         if self.test_path:
+            self._refuse_same_files()
             split = split._replace(test=read(self.test_path))
         notes = [f"split by {kind}"]
         if given is None:
@@ -122,6 +123,15 @@ class OwnTable:
         return GatesError(
             f"{self.path}: a split by {kind} leaves no row to train on, {cause}: {advice}"
         )
+
+    def _refuse_same_files(self) -> None:
+        known = {file.resolve() for file in files_of(Path(self.path))}
+        for file in files_of(Path(self.test_path)):
+            if file.resolve() in known:
+                raise GatesError(
+                    f"{self.path} is tested on itself, {file} is read for both: give a test_path "
+                    "with other rows, or none"
+                )
 
     def _known(self) -> FeatureSchema:
         """Return the given schema, or what is known of the drafted one."""

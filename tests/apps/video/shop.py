@@ -79,7 +79,7 @@ def write_model(folder, seed=0, encoder="mean"):
         for part in range(3):
             batch = transform.batch(rows(200, part))
             ranker(batch.sparse, batch.dense, batch.sequences)
-    return save_model(folder, ranker.eval(), transform)
+    return save_model(folder, ranker.eval(), transform, {"settings": {"seed": seed}})
 
 
 def request(table, **further):

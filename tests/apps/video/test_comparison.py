@@ -237,7 +237,7 @@ def test_a_quick_run_trains_nothing(tmp_path, capsys):
     assert found.bars == []
 
 
-FOLDS = folds_of(f"{SOURCE}seed", [3, 4, 3])
+FOLDS = folds_of(f"{SOURCE}seed", [3, 4, 3], SETTINGS)
 
 
 def test_folds_are_pooled_and_seeds_averaged(tmp_path):
@@ -274,6 +274,16 @@ def test_folds_are_pooled_and_seeds_averaged(tmp_path):
     left = part.predictions({})
     assert [len(own) for own in left.values()] == [1, 1, 1]
     np.testing.assert_array_equal(left["home"][0], predicted["home"][0])
+
+
+@pytest.mark.fault("video H7")
+def test_folds_with_the_same_test_rows_are_refused(tmp_path):
+    with pytest.raises(GatesError, match=r"is no setting of the data \(did you mean .*seed\?"):
+        folds_of(f"{SOURCE}sede", [0, 1], SETTINGS)
+    same = folds_of("data.batch_size", [100, 150], SETTINGS)
+    with pytest.raises(GatesError, match="--folds 100 and 150 have the same test rows"):
+        comparison(tmp_path / "f", folds=same, contest=plain()).finish(Claims())
+    assert not (tmp_path / "f").exists()
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ import pytest
 from apps.video.plan import plan
 from apps.video.shapes import Columns, Events, ShapeOptions
 from core_gates.errors import GatesError
+from harness.experiment import Piece
+from harness.experiment.record import Record
 from harness.planning.price import Device
-from recsys.model_folder import load_model
+from recsys.model_folder import load_model, read_settings
 
 SHAPE = ShapeOptions(
     options={"dim": 8, "hidden_dims": [16], "rank": [4, 4], "tower_dims": [8]},
@@ -22,7 +24,7 @@ SMALL = {"shape": SHAPE}
 
 @pytest.fixture
 def planned(tmp_path):
-    place = SimpleNamespace(run_folder=SimpleNamespace(path=tmp_path))
+    place = SimpleNamespace(run_folder=SimpleNamespace(path=tmp_path, training=tmp_path))
 
     def run(**options):
         plan(place, **options)
@@ -89,6 +91,9 @@ def test_the_model_of_the_run_is_planned_unless_a_shape_is_given(
     planned, model_folder, tmp_path, capsys
 ):
     (tmp_path / "model").symlink_to(model_folder)
+    with pytest.raises(GatesError, match=r"is no model of the training in .*which has no record"):
+        planned(gpus=2)
+    Record.of(Piece("fit", settings=read_settings(model_folder)["settings"])).write(tmp_path)
     of_run, asked = planned(gpus=2), planned(gpus=2, model=str(model_folder))
     assert of_run == asked
     assert planned(gpus=2, **SMALL) != asked

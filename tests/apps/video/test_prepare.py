@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
+from apps.main import main
 from apps.video import prepare as verb
 from apps.video.drafting import Columns, plain
 from core_gates.errors import GatesError
@@ -99,6 +100,52 @@ def test_an_output_is_only_replaced_if_asked_for(release, prepare):
     prepare(release, history=2, overwrite_output=True)
     assert (folder / "manifest.json").read_bytes() != before
     assert len(list(folder.glob(".transforms/*"))) == 1
+
+
+@pytest.mark.fault("video H1")
+def test_an_output_never_replaces_what_it_is_made_from(release, prepare, tmp_path):
+    log, own = tmp_path / "own" / "log.parquet", shutil.copytree(release, tmp_path / "release")
+    log.parent.mkdir()
+    table().write_parquet(log)
+    link = tmp_path / "link"
+    link.symlink_to(own)
+    columns = Columns(("click",))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for source, output, options in [
+        (log, log.parent, {"table": columns}),
+        (log.parent, log.parent, {"table": columns}),
+        (log, log, {"table": columns}),
+        (own, own, {"split": "none"}),
+        (own, own / "data", {"split": "none"}),
+        (own, link, {"split": "none"}),
+        (own / "data", own, {"split": "none"}),
+    ]:
+        with pytest.raises(GatesError, match=r"the output .*: choose another --output"):
+            prepare(source, output=str(output), overwrite_output=True, **options)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    prepare(log, output=str(log.parent / "draft"), table=columns)
+    assert log.is_file()
+
+
+@pytest.mark.fault("video H9")
+def test_wrong_columns_and_an_output_that_is_a_file_are_refused(prepare, tmp_path):
+    log, file = tmp_path / "log.parquet", tmp_path / "file"
+    table().write_parquet(log)
+    file.touch()
+    with pytest.raises(GatesError, match=r"--table is wrong: .*click"):
+        prepare(log, table=Columns(("click",), time="click"))
+    with pytest.raises(GatesError, match="is a file and no folder: choose another --output"):
+        prepare(log, table=Columns(("click",)), output=str(file), overwrite_output=True)
+    assert file.is_file()
+
+
+@pytest.mark.fault("video H9")
+@pytest.mark.parametrize(
+    "words", [("export", "--formats", ""), ("prepare", "x", "--table.labels=")]
+)
+def test_a_list_without_a_value_is_refused(words, capsys):
+    assert main(["video", *words]) == 2
+    assert "names nothing: give one value or several" in capsys.readouterr().err
 
 
 def test_a_real_log_is_prepared(prepare):

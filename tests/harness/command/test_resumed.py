@@ -51,6 +51,32 @@ def test_another_training_is_refused_before_a_file_is_touched(run, tmp_path, cap
     assert contents(tmp_path) == before
 
 
+GATHERING = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
+WATCHING = ("--trainer.callbacks+=lightning.pytorch.callbacks.ModelSummary",)
+
+
+@pytest.mark.fault("video H5")
+def test_callbacks_decide_what_is_trained(run, tmp_path, capsys):
+    folder = tmp_path / "runs/toy/a"
+    epochs = ("--trainer.max_epochs", "2")
+    gathering = (f"--trainer.callbacks+={GATHERING}", "--trainer.callbacks.scheduling={0: 2}")
+    assert run("fit", *epochs, *WATCHING) == 0
+    plain = read_record(folder)
+    assert "trainer.callbacks" not in plain.settings
+    before = contents(tmp_path)
+    assert run("fit", *epochs, "--resume", *gathering) == 2
+    assert "trainer.callbacks null, now" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert run("fit", *epochs, "--overwrite", *gathering) == 0
+    gathered = read_record(folder)
+    assert gathered.fingerprint != plain.fingerprint
+    assert gathered.settings["trainer.callbacks"][0]["class_path"] == GATHERING
+    assert run("fit", *epochs, "--resume") == 0
+    other = ("--trainer.callbacks=null",)
+    assert run("fit", *epochs, "--resume", *other) == 2
+    assert "trainer.callbacks" in capsys.readouterr().err
+
+
 @pytest.mark.fault("endoscopy A1")
 def test_other_training_objects_are_refused(run, toy, tmp_path, capsys, monkeypatch):
     assert run("fit", "--trainer.max_epochs", "1") == 0
@@ -114,6 +140,36 @@ def test_resuming_from_another_run_is_refused(run, other, tmp_path, capsys, exis
     assert contents(tmp_path) == before
 
 
+@pytest.mark.fault("video H2")
+def test_a_run_is_not_overwritten_by_a_training_from_its_own_checkpoint(run, tmp_path, capsys):
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    before = contents(tmp_path)
+    link = tmp_path / "link.ckpt"
+    link.symlink_to("runs/toy/a/checkpoints/last.ckpt")
+    for start in ("runs/toy/a/checkpoints/last.ckpt", str(link)):
+        words = ("--trainer.max_epochs", "2", "--overwrite", "--ckpt_path", start)
+        assert run("fit", *words) == 2
+        assert "lies in the run that --overwrite deletes" in capsys.readouterr().err
+    link.unlink()
+    assert contents(tmp_path) == before
+    copy = tmp_path / "copy.ckpt"
+    copy.write_bytes((tmp_path / "runs/toy/a/checkpoints/last.ckpt").read_bytes())
+    words = ("--trainer.max_epochs", "2", "--overwrite", "--ckpt_path", str(copy))
+    assert run("fit", *words) == 0
+
+
+@pytest.mark.fault("video H8")
+def test_the_checkpoint_of_another_network_is_one_line(run, other, tmp_path, capsys):
+    before = contents(tmp_path)
+    assert (
+        run("fit", "--trainer.max_epochs", "2", "--ckpt_path", str(other), "--model.dim", "4") == 2
+    )
+    error = capsys.readouterr().err
+    assert "is a checkpoint of another network: size mismatch for net.0.weight" in error
+    assert error.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.fault("endoscopy A1")
 def test_a_training_knows_what_its_start_was_trained_on(run, other, tmp_path, capsys):
     folder = tmp_path / "runs/toy/a"
@@ -138,6 +194,42 @@ def test_a_start_that_is_complete_leaves_nothing_to_train(run, other, tmp_path, 
     assert contents(tmp_path) == before
 
 
+@pytest.mark.fault("video H3")
+@pytest.mark.parametrize("limit", ["max_epochs", "max_steps", "limit_train_batches"])
+def test_a_training_without_a_step_is_refused_before_a_file_is_touched(
+    run, tmp_path, capsys, limit
+):
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    before = contents(tmp_path)
+    assert run("fit", "--overwrite", f"--trainer.{limit}", "0") == 2
+    assert f"--trainer.{limit} 0 trains nothing" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.fault("video H3")
+def test_a_training_that_ends_without_a_step_says_so(run, tmp_path, capsys):
+    assert run("fit", "--trainer.max_time", "00:00:00:00") == 2
+    assert "nothing was trained" in capsys.readouterr().err
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.fault("video H3")
+def test_a_trial_run_leaves_the_run_folder_as_it_is(run, tmp_path, capsys):
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    before = contents(tmp_path)
+    assert run("fit", "--overwrite", "--trainer.fast_dev_run", "true") == 0
+    assert "nothing was kept" in capsys.readouterr().out
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.fault("video H9")
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_seed_is_a_number(run, tmp_path, capsys, value):
+    assert run("fit", "--trainer.max_epochs", "1", "--seed_everything", value) == 2
+    assert f"--seed_everything {value} is no seed" in capsys.readouterr().err
+    assert contents(tmp_path) == {}
+
+
 def test_what_decides_nothing_may_differ(run):
     assert run("fit", "--trainer.max_epochs", "1") == 0
     more = ("--data.num_workers", "1", "--trainer.log_every_n_steps", "3")
@@ -149,7 +241,7 @@ def test_a_longer_training_goes_on_and_says_so(run, tmp_path, capsys):
     assert run("fit", "--trainer.max_epochs", "1") == 0
     short = read_record(folder)
     assert run("fit", "--resume", "--trainer.max_epochs", "2") == 0
-    assert f"--ckpt_path {folder.relative_to(tmp_path)}/checkpoints" in capsys.readouterr().out
+    assert f"checkpoint is {folder.relative_to(tmp_path)}/checkpoints" in capsys.readouterr().out
     record = read_record(folder)
     assert record.settings["trainer.max_epochs"] == 2
     assert record.settings["lengthened"] is True

@@ -19,7 +19,8 @@ from harness.experiment import Arrays, Figures, Job, Piece, Run, SettingsDiffer,
 from harness.experiment.forms import cast, in_8_bits
 from harness.experiment.record import read_record
 from harness.experiment.ship import main as ship
-from harness.files import Data
+from harness.experiment.ship import ship as ship_results
+from harness.files import Data, sha256
 
 HERE = Path(__file__).parent
 
@@ -206,6 +207,21 @@ def test_a_training_ticks_after_epochs_or_steps(tmp_path, work, ticks, number):
     job = Job(tmp_path, lambda: seen.append(1))
     job.fit(work.Regression(), work.Points(), max_epochs=3, ticks=ticks)
     assert len(seen) == number
+
+
+@pytest.mark.fault("video H5")
+def test_callbacks_of_settings_take_part_in_a_training(tmp_path, work):
+    path = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
+    given = [{"class_path": path, "init_args": {"scheduling": {0: 2}}}]
+    found = [
+        Job(tmp_path / name).fit(work.Regression(), work.Points(), max_epochs=1, **options)
+        for name, options in {"with": {"callbacks": given}, "without": {}}.items()
+    ]
+    (one, *_), (other, *_) = (list(module.state_dict().values()) for module in found)
+    assert not one.equal(other)
+    wrong = [{"class_path": "no.such.Callback"}]
+    with pytest.raises(GatesError, match="Callback cannot be made for the Trainer"):
+        Job(tmp_path / "wrong").fit(work.Regression(), work.Points(), callbacks=wrong)
 
 
 def test_a_choice_is_found_whatever_its_budget(run, work):
@@ -427,6 +443,42 @@ def test_tables_are_kept(tmp_path):
     (tmp_path / Table.FILE).write_bytes(b"PAR1")
     with pytest.raises(GatesError, match="missing or damaged"):
         Table().load(tmp_path)
+
+
+@pytest.mark.fault("video H6")
+def test_a_result_is_bound_to_its_record(tmp_path):
+    store = Store("weights", Arrays(), tmp_path / "run")
+    one, other = Piece("one", settings={"a": 1}), Piece("other", settings={"a": 2})
+    for number, piece in enumerate((one, other)):
+        store.keep(piece, {"w": torch.full((3,), float(number))})
+    file = tmp_path / "run/weights/one/result.safetensors"
+    before = file.read_bytes()
+    assert store.record(one).files == {"result.safetensors": sha256(file)}
+    file.write_bytes((tmp_path / "run/weights/other/result.safetensors").read_bytes())
+    with pytest.raises(GatesError, match=r"one/result\.safetensors was changed after record"):
+        store.load(one)
+    with pytest.raises(GatesError, match="was changed after"):
+        ship_results(tmp_path / "run", package=tmp_path / "package")
+    file.write_bytes(before)
+    assert store.load(one)["w"].sum() == 0
+
+
+@pytest.mark.fault("video H6")
+def test_a_record_without_digests_is_read_and_ships_with_them(tmp_path):
+    store, piece = Store("weights", Arrays(), tmp_path / "run"), Piece("one", settings={"a": 1})
+    folder = store.keep(piece, {"w": torch.ones(3, 4)})
+    record = json.loads((folder / "record.json").read_text())
+    del record["files"]
+    (folder / "record.json").write_text(json.dumps(record))
+    assert store.load(piece)["w"].sum() == 12
+    assert store.record(piece).fingerprint == record["fingerprint"]
+    for options in ({}, {"dtype": torch.bfloat16}, {"int8": True}):
+        (shipped,) = ship_results(tmp_path / "run", package=tmp_path / "package", **options)
+        assert read_record(shipped).files == {
+            "result.safetensors": sha256(shipped / "result.safetensors")
+        }
+    store.ship([piece], tmp_path / "other")
+    assert read_record(tmp_path / "other/weights/one").files
 
 
 def test_results_ship_with_their_records(tmp_path, work, capsys):

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +82,19 @@ def test_contents_are_told_apart_by_names_and_bytes(tmp_path):
     assert one == two  # names and sizes agree
     assert content_digest(tmp_path / "one" / "a").size == 4
     assert short_digest({"a": 1, "b": 2}) == short_digest({"b": 2, "a": 1}) != short_digest({})
+
+
+@pytest.mark.fault("video H9")
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for place in (Path("/proc/absent.json"), file / "below.json"):
+        with pytest.raises(GatesError, match=f"^{place} cannot be written: [A-Z]"):
+            write_json(place, {})
+
+    def read():
+        with replacing(tmp_path / "new.json"):
+            (tmp_path / "absent.json").read_text()
+
+    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
+        read()

@@ -84,6 +84,15 @@ def test_quantiles_and_throughput():
     assert np.isnan(Load(1.0, [], [], {}, {}).latency_ms(0.5))
 
 
+@pytest.mark.fault("video H9")
+def test_a_load_of_which_nothing_is_answered_is_told_in_one_line(command, monkeypatch):
+    failed = Load(1.0, [], ["400: no such column"], {}, {})
+    monkeypatch.setattr("harness.service.load_test.attack", lambda *_, **__: failed)
+    test = LoadTest(command, [b"{}"], swap=lambda: None, difference=lambda *_: 0.0)
+    with pytest.raises(GatesError, match=r"^all requests failed: 400: no such column$"):
+        test.run()
+
+
 def test_a_service_that_does_not_start_is_told_in_one_line():
     begin = time.monotonic()
     line = "import sys; print('http://127.0.0.1:1', flush=True); sys.exit('no model')"
