@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from core_gates.errors import GatesError
 from recsys.columns.text import split_events, stripped, without_words
-from recsys.table_files import SUFFIXES, TEXT, files_below, not_utf8, read_header
+from recsys.data.table_files import SUFFIXES, TEXT, files_below, not_utf8, read_header
 
 BLOCK_ROWS = 2**15
 CSV_BLOCK = 2**22  # bytes

@@ -51,9 +51,8 @@ def score(
     """
     if threads < 1:
         raise GatesError(f"--threads must be at least 1, found {threads}")
-    for option, names in (("--tasks", tasks), ("--key_columns", key_columns)):
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise GatesError(f"{option} names {twice[0]!r} twice: name it once")
+    _refuse_twice("--tasks", tasks)
+    _refuse_twice("--key_columns", key_columns)
     torch.set_num_threads(threads)
     parts = find_parts(sources)
     found = read_model(place_of(place, model), int8=int8)
@@ -76,6 +75,11 @@ def score(
     writer = ShardWriter(found, chosen, fusion)
     _score_all(missing, shards, writer, copied)
     print(root)
+
+
+def _refuse_twice(option: str, names: tuple[str, ...]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise GatesError(f"{option} names {twice[0]!r} twice: name it once")
 
 
 def _score_all(

@@ -23,6 +23,15 @@ from harness.runs.quiet import quiet_lightning
 from harness.runs.trainer import ExactTrainer
 
 SAVED_EVERY = 60.0  # seconds of steps that a kill may cost
+QUIET = {
+    "accelerator": "auto",
+    "devices": 1,
+    "logger": False,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,
+    "num_sanity_val_steps": 0,
+}
+"""Arguments of the Trainer of a piece of work, unless others are given."""
 
 
 class Job:
@@ -96,26 +105,23 @@ class Job:
             if monitor is None:
                 raise ValueError("patience needs a monitor: name a logged validation score")
             callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
-        fixed: dict[str, Any] = {
-            "accelerator": "auto",
-            "devices": 1,
-            "logger": False,
-            "enable_model_summary": False,
-            "enable_progress_bar": False,
-            "num_sanity_val_steps": 0,
-            "default_root_dir": folder,
-        }
+        fixed: dict[str, Any] = {**QUIET, "default_root_dir": folder}
         last, best, done = folder / "last.ckpt", folder / "best.ckpt", folder / "done"
         self.last = last
         if not done.is_file():
-            fixed["plugins"] = _made(trainer.pop("plugins", None)) or None
-            own = [*_made(trainer.pop("callbacks", None)), *callbacks, keeper]
-            fitter = ExactTrainer(**{**fixed, **trainer}, callbacks=own)
+            fitter = _trainer_of({**fixed, **trainer}, [*callbacks, keeper])
             start = str(last) if last.is_file() else None
             fitter.fit(module, data, ckpt_path=start, weights_only=True)
             done.touch()
         module.load_state_dict(load_weights(best if best.is_file() else last)["state_dict"])
         return module.eval()
+
+
+def _trainer_of(options: dict[str, Any], callbacks: list[Callback]) -> ExactTrainer:
+    """Return a Trainer; callbacks and plugins of the options become objects."""
+    own = [*_made(options.pop("callbacks", None)), *callbacks]
+    plugins = _made(options.pop("plugins", None)) or None
+    return ExactTrainer(**options, plugins=plugins, callbacks=own)
 
 
 def _made(given: Any) -> list[Any]:

@@ -46,7 +46,7 @@ def print_scores(
 ) -> None:
     """Print the rows of a ``scores.json``, what became of its bars, and its path.
 
-    A difference stands beside the figure that it belongs to. Methods are sorted by the first
+    A difference stands next to the figure that it belongs to. Methods are sorted by the first
     metric, where its name tells which way is better. Columns that do not fit are named and counted.
 
     Args:
@@ -181,7 +181,7 @@ def _table(task: str, rows: Sequence[Row], width: int) -> tuple[Table, list[Colu
 
 
 def _columns(rows: Sequence[Row]) -> list[Column]:
-    """Return the columns that hold a figure: every metric, and beside it its differences."""
+    """Return the columns that hold a figure: every metric, each followed by its differences."""
     known = [row for row in rows if math.isfinite(row.value)]
     columns = []
     for metric in dict.fromkeys(row.metric for row in known):

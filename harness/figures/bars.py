@@ -25,7 +25,7 @@ from harness.figures.style import (
 
 ROW = 0.3  # inches
 REACH = 1.0  # margins beyond it are cut, and marked by an arrow
-TINY = 1e-4  # limits below it are no measure of a margin: 0, or hardly more
+TINY = 1e-4  # no margin is a fraction of a limit below it
 COLUMNS, PANEL = 5, (1.75, 0.85)  # panels in a row, inches
 
 
@@ -51,7 +51,7 @@ def limits_figure(limits: Sequence[Limit], *, title: str = "Bars") -> Figure:
 
     Args:
         limits: Bars of an evaluation. Where the limit is 0, or next to it, the margin is a number
-            beside the line.
+            next to the line.
         title: Heading.
 
     Raises:

@@ -127,6 +127,10 @@ def forest_figure(
     return figure
 
 
+ENDS = {None: "", -1: "← better    worse →\n", 1: "← worse    better →\n"}
+"""Above the name of a metric, by the sign of a better difference."""
+
+
 def differences_figure(
     rows: Sequence[DifferenceRow],
     *,
@@ -176,13 +180,8 @@ def differences_figure(
                 for of, method, versus in pairs
                 if of == task
             ]
-        name = {
-            None: metric,
-            -1: f"← better    worse →\n{metric}",
-            1: f"← worse    better →\n{metric}",
-        }
-        limits = _limits(estimates)
-        panels.append(Panel(estimates, name[better], zero=0.0, limits=limits, signed=True))
+        name, limits = f"{ENDS[better]}{metric}", _limits(estimates)
+        panels.append(Panel(estimates, name, zero=0.0, limits=limits, signed=True))
     note = f"minus {', '.join(references)}; " if len(references) == 1 else ""
     counts = [row.n for row in chosen if math.isfinite(row.low)]
     note += f"95 % intervals over {span_of(counts)} {units}" if counts else "no intervals"

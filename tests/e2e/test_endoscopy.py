@@ -122,7 +122,7 @@ def test_evaluate_with_all_weights_builds_the_cache_that_it_reads(sizing, evalua
 
 def test_evaluate_begins_with_the_baselines_and_ends_with_the_path(sizing, evaluated):
     lines = evaluated.out.splitlines()
-    assert "weights missing: 1 of 2, crop-s0; making them now" in lines
+    assert "training 1 missing network of 2: crop-s0" in lines
     (first,) = [line for line in lines if line.startswith("constant: macro F1")]
     assert "area alone" in first
     assert re.search(r"significantly (better|worse) than the constant", first)
@@ -233,8 +233,8 @@ def test_a_checkpoint_is_not_scored_on_what_it_was_trained_on(sizing, evaluated)
 
 
 def test_audit_adds_its_figures_to_the_scores(sizing, audited):
-    assert "weights missing: 2 of 3, shortcut-s0, depth-s0; making them now" in audited.out
-    assert "cues missing: 1 of 1" in audited.out
+    assert "training 2 missing networks of 3: shortcut-s0, depth-s0" in audited.out
+    assert "making 1 missing cue: " in audited.out
     scores = read_scores(sizing)
     tasks = {row["task"] for row in scores["rows"]}
     audits = ("shortcut", "partition", "masks", "boxes", "oracle_scale", "ladder", "ladder_order")
@@ -275,8 +275,8 @@ def test_the_honest_table_runs_only_what_is_missing(sizing):
     }
     words = [*HONEST, "--trials", json.dumps(trials), "--trial_objects", "6"]
     first = sizing.endoscopy("evaluate", *words).out
-    assert "trials missing: 4 of 4" in first
-    assert "runs missing: 8 of 8" in first
+    assert "running 4 missing trials: plain-trial0-s100" in first
+    assert "8 missing runs: " in first
     folder = sizing.folder / "runs/endoscopy/honest"
     runs = sorted(path.name for path in (folder / "runs").iterdir())
     assert runs[0] == "baselines-n6-s0"
@@ -285,7 +285,7 @@ def test_the_honest_table_runs_only_what_is_missing(sizing):
     shutil.rmtree(folder / "runs" / "plain-n8-s1")
     kept = (folder / "runs" / "dual-n6-s0" / "result.parquet").stat().st_mtime_ns
     again = sizing.endoscopy("evaluate", *words).out
-    assert "runs missing: 1 of 8, plain-n8-s1; making them now" in again
+    assert "1 missing run of 8: plain-n8-s1" in again
     assert "trials" not in again
     assert (folder / "runs" / "dual-n6-s0" / "result.parquet").stat().st_mtime_ns == kept
     assert read_scores(sizing, "honest")["rows"] == before
@@ -297,7 +297,7 @@ def test_the_honest_table_runs_only_what_is_missing(sizing):
     assert refused.code == 2
     assert "trainer.max_steps 3, now 5" in refused.err.splitlines()[-1]
     words = [*words, "--steps", "5", "--overwrite"]
-    assert "runs missing: 8 of 8" in sizing.endoscopy("evaluate", *words).out
+    assert "8 missing runs: " in sizing.endoscopy("evaluate", *words).out
     assert "5 optimizer steps" in (folder / "scores.md").read_text()
 
 
@@ -372,7 +372,7 @@ def test_audits_that_the_data_cannot_support_are_left_out_before_training(sizing
     left_out = [line.split()[0] for line in lines[:4]]
     assert left_out == ["shortcut", "masks", "oracle_scale", "ladder"]
     assert all(" left out: it needs " in line for line in lines[:4])
-    assert "weights missing: 1 of 1, configured-f0-s0; making them now" in lines
+    assert "training 1 missing network: configured-f0-s0" in lines
     assert sum("training starts from random weights" in line for line in lines) == 1
     assert {row["task"] for row in read_scores(sizing, "real")["rows"]} == {"audit: boxes"}
     refused = sizing("endoscopy", "audit", "--config", "unit", *words, "--study", "oracle_scale")

@@ -100,8 +100,8 @@ def test_the_report_is_one_page_without_network(feed, scores):
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
     listed = pl.read_csv(feed.folder / "runs/video/small/figures/ranked-list.csv")
     assert len(listed) > 10
-    assert "product of the probabilities of effective_view" in page
-    assert not re.search(r"product of the probabilities of [^.;]*skip", page)
+    assert "product of the predicted probabilities of effective_view" in page
+    assert not re.search(r"product of the predicted probabilities of [^.;]*skip", page)
     fields = pl.read_csv(feed.folder / "runs/video/small/figures/importance.csv")
     assert "duration_ms" in str(fields.to_dicts())
 

@@ -245,13 +245,14 @@ FAULTS = {
     "label as the user": (fit(path="good.csv", user="click"), "the user 'click' is a label"),
     "no label": (fit(path="good.csv", labels="[]"), "name the labels, columns with 0 and 1"),
     "label twice": (fit(path="good.csv", labels="[buy, buy]"), "tasks are named twice: buy"),
-    "list column as text": (
+    "list column of numbers": (
         fit(
-            path="good.csv",
+            path="bad.parquet",
             schema="{tasks: [{name: click}], sparse: [{name: item}], "
-            "sequences: [{name: range, of: item}]}",
+            "sequences: [{name: price, of: item}]}",
         ),
-        "column 'range' has type String, a history needs lists: split it",
+        "column 'price' has type .*, a history needs lists",
+        {"bad.parquet": parquet(GOOD)},
     ),
     "text as a number": (
         fit(path="good.csv", schema="{tasks: [{name: click}], dense: [{name: range}]}"),
@@ -358,7 +359,7 @@ FAULTS = {
         "error: home: model: .*unexpected keyword argument 'lr'",
     ),
     "controls without a simulator": (
-        evaluate("--controls"), "controls need a simulated feed, found data.source OwnTable",
+        evaluate("--controls"), "data.source OwnTable cannot permute its labels or plant a leak",
     ),
     # Scoring and export.
     "score a missing column": (
@@ -394,10 +395,12 @@ FAULTS = {
         score("--tasks", "[like]", source="good.csv"), "the model has no task 'like'",
     ),
     "output below a file": (
-        (*score(source="good.csv"), "--output", "good.csv/x"), "Not a directory: 'good.csv/x'",
+        (*score(source="good.csv"), "--output", "good.csv/x"),
+        "good.csv/x/record.json cannot be written: Not a directory",
     ),
     "output that cannot be written": (
-        (*score(source="good.csv"), "--output", "/proc/none"), "'/proc/none'",
+        (*score(source="good.csv"), "--output", "/proc/none"),
+        "/proc/none/record.json cannot be written",
     ),
     "unknown form of export": (
         ("video", "export", "--name", "own", "--formats", "[tflite]"),

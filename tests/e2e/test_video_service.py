@@ -51,7 +51,7 @@ def test_the_service_answers_what_the_model_says_refuses_and_swaps(shop, models,
             )
             assert found["scores"] == sorted(found["scores"], reverse=True)
             for reader, said in (
-                ("x", "user[0].reader is 'x'"),
+                ("x", "user.reader is 'x'"),
                 (10**9, "has a value that traini"),
             ):
                 user = body["user"] | {"reader": reader}

@@ -179,7 +179,7 @@ FAULTS = {
     ),
     "resumed for less time": (
         ("fit", "--resume", "--trainer.max_epochs", "0"),
-        "was trained with other settings (trainer.max_epochs 1, now 0): resume it with those",
+        "--trainer.max_epochs 0 trains nothing: give a larger one",
     ),
     "member that does not exist": (
         ("observe", "--member", "99", "--output", "new.csv"),

@@ -92,6 +92,8 @@ def _choices(gates):
         shutil.copytree(runs / "refused" / chosen, runs / name / chosen)
     setting = {"setting": {"scale": -1.0, "length_km": -900.0}, "trials": [], "edges": []}
     (runs / "refused" / chosen / "result.json").write_text(json.dumps(setting))
+    path = runs / "refused" / chosen / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": {}}))
     (runs / "cut" / chosen / "result.json").write_text('{"sett')
     record = json.loads((runs / "elsewhere" / chosen / "record.json").read_text())
     record["settings"]["data.source.init_args.world.init_args.seed"] = 9
@@ -231,7 +233,7 @@ FAULTS = {
     ),
     "choice that is damaged": (
         assimilate(*STORE, *TABLE, "--method", "oi", "--name", "cut"),
-        "cut/choices/oi-task-0.1_perfect-s0/result.json is missing or damaged .*: delete",
+        "cut/choices/oi-task-0.1_perfect-s0/result.json was changed after record.json .*: delete",
     ),
     "choice of another world": (
         assimilate(*STORE, *TABLE, "--method", "oi", "--name", "elsewhere"),

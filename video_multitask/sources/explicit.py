@@ -94,10 +94,8 @@ class ExplicitLog:
         Raises:
             GatesError: A file is missing, lacks a column, or has words instead of numbers.
         """
-        users = self._users()
-        table = self.features(self.log()).join(
-            users, on="user_id", how="left", maintain_order="left"
-        )
+        table = self.features(self.log())
+        table = table.join(self._users(), on="user_id", how="left", maintain_order="left")
         splits = rolling_windows(table, "date", test=2, validation=1, windows=self.windows)
         split = next(islice(splits, self.window, None))
         notes = (

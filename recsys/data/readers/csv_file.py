@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from recsys.columns.text import split_events, stripped, truth_of, without_words
-from recsys.table_files import not_utf8, opened, read_header
+from recsys.data.table_files import not_utf8, opened, read_header
 
 CHUNK = 2**24  # bytes
 

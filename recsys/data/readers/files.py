@@ -13,8 +13,8 @@ from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
 from recsys.columns.text import without_words
 from recsys.data.readers.csv_file import line_of, read_csv
+from recsys.data.table_files import SUFFIXES, TEXT, files_below
 from recsys.schema import FeatureSchema
-from recsys.table_files import SUFFIXES, TEXT, files_below
 from recsys.transform.targets import read_targets
 
 

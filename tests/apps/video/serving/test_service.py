@@ -92,7 +92,7 @@ FAULTS = {
     # Too much.
     "a million candidates": (
         lambda good: body(good, candidates=[{}]).replace(b"{}", b"{}," * (MANY - 1) + b"{}"),
-        422, "candidates has 1,000,000 rows, at most 2,000 are taken",
+        413, "the body has 1,000,005 lists and mappings, at most 131,072 are taken",
     ),
     "a million whole candidates": (
         lambda good: body(good, candidates=good["candidates"][:1] * MANY),
