@@ -59,8 +59,9 @@ class ExplicitLog:
             ``none`` to leave them out.
         dim: Features of an embedding.
         permuted: Permute labels and other behaviors of all rows, together, before anything is
-            computed of them: a control in which nothing can be predicted.
-        leak: Name of a task whose label, with noise, becomes an input: a planted leak.
+            computed of them: a control in which nothing can be predicted; None is no.
+        leak: Name of a task whose label, with noise, becomes an input: a planted leak; None is
+            none.
 
     Raises:
         ValueError: There is no such window, or no such task.
@@ -75,8 +76,8 @@ class ExplicitLog:
         events: int = 30,
         encoder: str = "transformer",
         dim: int = 8,
-        permuted: bool = False,
-        leak: str = "",
+        permuted: bool | None = None,
+        leak: str | None = None,
     ) -> None:
         check_at_least(1, windows=windows, events=events)
         if leak:
