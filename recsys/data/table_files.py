@@ -48,14 +48,17 @@ def read_header(path: Path) -> Header:
     except UnicodeDecodeError as error:
         raise not_utf8(path) from error
     except OSError as error:
-        raise GatesError(
-            f"{path} cannot be read: {error.strerror or error}; check the path"
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def opened(path: Path) -> TextIO:
     """Return a text file, open, after its byte order mark."""
     return path.open(encoding="utf-8-sig", newline="")
+
+
+def unreadable(path: Path, error: OSError) -> GatesError:
+    """Return the error of a file that cannot be opened."""
+    return GatesError(f"{path} cannot be read: {error.strerror or error}; check the path")
 
 
 def not_utf8(path: Path) -> GatesError:

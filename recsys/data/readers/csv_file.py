@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from recsys.columns.text import split_events, stripped, truth_of, without_words
-from recsys.data.table_files import not_utf8, opened, read_header
+from recsys.data.table_files import not_utf8, opened, read_header, unreadable
 
 CHUNK = 2**24  # bytes
 
@@ -43,9 +43,7 @@ def read_csv(path: Path, *, missing: Sequence[str] = (), lists: Iterable[str] = 
     except UnicodeDecodeError as error:
         raise not_utf8(path) from error
     except OSError as error:
-        raise GatesError(
-            f"{path} cannot be read: {error.strerror or error}; check the path"
-        ) from error
+        raise unreadable(path, error) from error
     except pl.exceptions.PolarsError as error:
         if "utf-8" in str(error):
             raise not_utf8(path) from error
