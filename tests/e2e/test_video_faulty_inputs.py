@@ -361,6 +361,11 @@ FAULTS = {
     "controls without a simulator": (
         evaluate("--controls"), "data.source OwnTable cannot permute its labels or plant a leak",
     ),
+    "an archive as a log": (
+        ("video", "prepare", "bad.csv", "--output", "archive"),
+        "bad.csv, line 1: byte 2 is not UTF-8: save the file in that encoding",
+        {BAD: b"\x1f\x8b\x9a\xff\n" * 40},
+    ),
     # Scoring and export.
     "score a missing column": (
         score(),

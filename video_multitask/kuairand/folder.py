@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from core_gates.errors import GatesError
+from recsys.data.table_files import not_utf8
 from video_multitask.kuairand.checks import check_keys
 from video_multitask.kuairand.columns import (
     LOG,
@@ -267,5 +268,8 @@ class _Distinct:
 def _header(path: Path) -> list[str]:
     if path.suffix == ".parquet":
         return list(pl.read_parquet_schema(path))
-    with path.open(encoding="utf-8-sig") as file:
-        return file.readline().strip().split(",")
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return file.readline().strip().split(",")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path) from error
