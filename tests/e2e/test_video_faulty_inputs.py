@@ -361,6 +361,11 @@ FAULTS = {
     "controls without a simulator": (
         evaluate("--controls"), "data.source OwnTable cannot permute its labels or plant a leak",
     ),
+    "a truncated Parquet as a log": (
+        ("video", "prepare", "cut.parquet", "--output", "archive"),
+        "cut.parquet cannot be read: .*; repair or remove it",
+        {"cut.parquet": parquet(GOOD, cut=9)},
+    ),
     "an archive as a log": (
         ("video", "prepare", "bad.csv", "--output", "archive"),
         "bad.csv, line 1: byte 2 is not UTF-8: save the file in that encoding",

@@ -267,7 +267,11 @@ class _Distinct:
 
 def _header(path: Path) -> list[str]:
     if path.suffix == ".parquet":
-        return list(pl.read_parquet_schema(path))
+        try:
+            return list(pl.read_parquet_schema(path))
+        except (pl.exceptions.PolarsError, OSError) as error:
+            said = str(error).splitlines()[0]
+            raise GatesError(f"{path} cannot be read: {said}; repair or remove it") from error
     try:
         with path.open(encoding="utf-8-sig") as file:
             return file.readline().strip().split(",")
