@@ -344,6 +344,7 @@ class GatesRunCLI(LightningCLI):
         elif self.claim.piece is not None:
             self._refuse_no_step()
             path = self.keep(self._run(), self.claim.piece, self.claim.objects)
+            self.run_folder.forget_replaced()
             print(path or f"no network was kept: {self.run_folder.checkpoints} is empty")
 
     def _refuse_no_step(self) -> None:

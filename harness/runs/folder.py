@@ -10,6 +10,8 @@ TRAINING = (
     "config.yaml", "environment.json", "record.json", "metrics.csv", "checkpoints", "tensorboard",
 )  # fmt: skip
 OUTCOME = ("scores.json", "scores.md", "report.html", "figures")
+REPLACED = ".replaced"
+"""Folder in a run of what ``overwrite`` replaces, until the new training is complete."""
 
 
 class RunFolder:
@@ -23,7 +25,8 @@ class RunFolder:
         name: Name of the run; a single path component.
         root: Folder of all runs.
         resume: Continue an existing run.
-        overwrite: Delete an existing run first: its training, scores and report.
+        overwrite: Replace an existing run: its training, scores and report. They are back if the
+            new training fails before its first checkpoint.
         verb: Verb that trains; the files of any but ``fit`` lie in a folder of its name.
 
     Raises:
@@ -139,20 +142,44 @@ class RunFolder:
         """
         self.check()
         if self.overwrite:
-            for path in self._replaced():
-                remove(path)
+            self._set_aside()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(self.environment, environment())
         return self
 
     def give_back(self) -> None:
-        """Remove the claim of a training run that has left no checkpoint."""
-        if self.last_checkpoint is None:
-            for name in TRAINING:
-                remove(self.training / name)
-            for folder in (self.training, self.path):
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
+        """Remove the claim of a training run without checkpoint, and put back what it replaced."""
+        if self.last_checkpoint is not None:
+            return
+        for name in TRAINING:
+            remove(self.training / name)
+        for path in self._replaced():
+            if (kept := self._aside(path)).exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                kept.replace(path)
+        self.forget_replaced()
+        for folder in (self.training, self.path):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def forget_replaced(self) -> None:
+        """Delete what the training run has replaced, which is complete now."""
+        remove(self.path / REPLACED)
+
+    def _aside(self, path: Path) -> Path:
+        return self.path / REPLACED / path.relative_to(self.path)
+
+    def _set_aside(self) -> None:
+        """Keep the old run; if it has no checkpoint yet, rather what it has itself replaced."""
+        if self.last_checkpoint is not None:
+            self.forget_replaced()
+        for path in self._replaced():
+            kept = self._aside(path)
+            if kept.exists():
+                remove(path)
+            elif path.exists():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(kept)
 
     def write_config(self, text: str) -> Path:
         """Write ``config.yaml``."""

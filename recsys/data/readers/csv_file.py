@@ -60,6 +60,20 @@ def read_csv(path: Path, *, missing: Sequence[str] = (), lists: Iterable[str] = 
     return table.drop("") if not names[0] else table
 
 
+def read_text(path: Path, name: str, *, missing: Sequence[str] = ()) -> pl.Series:
+    """Return a column as it is written, such as ``007``, though all its values may be numbers.
+
+    Args:
+        path: A file that :func:`read_csv` has read.
+        name: Name of the column.
+        missing: Further words that are null.
+    """
+    names, separator = read_header(path)
+    place = names.index(name)
+    table = pl.read_csv(path, separator=separator, columns=[place], infer_schema=False)
+    return stripped(table.to_series().alias(name), missing)
+
+
 def _without_spaces(column: pl.Series, missing: Sequence[str]) -> pl.Series:
     """Return text without spaces around it; if there were some, of the type that is left."""
     text = stripped(column, missing)

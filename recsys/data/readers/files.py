@@ -12,7 +12,7 @@ from recsys.columns.canonical import canonical, kind_of
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
 from recsys.columns.text import without_words
-from recsys.data.readers.csv_file import line_of, read_csv
+from recsys.data.readers.csv_file import line_of, read_csv, read_text
 from recsys.data.table_files import SUFFIXES, TEXT, files_below
 from recsys.schema import FeatureSchema
 from recsys.transform.targets import read_targets
@@ -30,7 +30,7 @@ def read_table(
 
     Files of a folder are read in the order of their paths, hidden ones passed over. Their columns
     may come in any order; those that are not needed and that some file lacks are left out. Where
-    one file has numbers in a column and another has text, all become text.
+    one file has numbers in a column and another has text, all become text, of CSV as it is written.
 
     Args:
         path: ``*.parquet``, ``*.csv`` or ``*.tsv``, see
@@ -63,7 +63,7 @@ def read_table(
     if not any(len(table) for table in tables):
         raise GatesError(f"{path} has no rows: name a table with some")
     kept = [name for name in tables[0].columns if all(name in t.columns for t in tables)]
-    return _joined(files, [table.select(kept) for table in tables])
+    return _joined(files, [table.select(kept) for table in tables], missing)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -160,13 +160,15 @@ def _check_present(path: Path, table: pl.DataFrame, wanted: Sequence[str], first
         )
 
 
-def _joined(files: Sequence[Path], tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
+def _joined(
+    files: Sequence[Path], tables: Sequence[pl.DataFrame], missing: Sequence[str]
+) -> pl.DataFrame:
     """Return the rows of all tables, with one type per column."""
     columns = []
     for name in tables[0].columns:
         parts = [table[name] for table in tables]
         if any(part.dtype in (pl.String, pl.Categorical, pl.Enum) for part in parts):
-            parts = [_text(part, file) for part, file in zip(parts, files, strict=True)]
+            parts = [_text(*each, missing) for each in zip(parts, files, strict=True)]
         kinds = [_family(part.dtype) for part in parts]
         first = next((kind for kind in kinds if kind), "")
         for kind, part, file in zip(kinds, parts, files, strict=True):
@@ -188,9 +190,11 @@ def _family(dtype: pl.DataType) -> str:
     return "lists" if dtype.is_nested() else str(dtype)
 
 
-def _text(column: pl.Series, path: Path) -> pl.Series:
-    if column.dtype == pl.String:
-        return column
+def _text(column: pl.Series, path: Path, missing: Sequence[str]) -> pl.Series:
+    if column.dtype in (pl.String, pl.Null):
+        return column.cast(pl.String)
+    if path.suffix in TEXT:  # as `score` reads it
+        return read_text(path, column.name, missing=missing).head(len(column))
     try:
         text = canonical(column, "string")
     except GatesError as error:

@@ -170,6 +170,15 @@ def test_the_checkpoint_of_another_network_is_one_line(run, other, tmp_path, cap
     assert contents(tmp_path) == before
 
 
+@pytest.mark.fault("video H8")
+def test_what_the_checkpoint_of_another_network_would_have_replaced_is_kept(run, other, tmp_path):
+    assert run("fit", "--trainer.max_epochs", "1") == 0
+    before = contents(tmp_path)
+    words = ("--trainer.max_epochs", "2", "--ckpt_path", str(other), "--model.dim", "4")
+    assert run("fit", *words, "--overwrite") == 2
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.fault("endoscopy A1")
 def test_a_training_knows_what_its_start_was_trained_on(run, other, tmp_path, capsys):
     folder = tmp_path / "runs/toy/a"

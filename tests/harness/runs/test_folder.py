@@ -27,6 +27,32 @@ def test_prepared_files_neither_bar_a_training_nor_are_deleted(tmp_path):
     assert not folder.scores.exists()
 
 
+def test_what_is_overwritten_is_back_unless_the_new_run_gets_a_checkpoint(tmp_path):
+    def start(name):
+        folder = RunFolder("toy", "a", tmp_path, overwrite=True).open()
+        folder.metrics.write_text(name)
+        return folder
+
+    old = start("old")
+    (old.checkpoints / "last.ckpt").write_text("old")
+    old.scores.write_text("old")
+    start("killed before its first checkpoint")
+    start("failed").give_back()
+    assert {old.metrics.read_text(), old.scores.read_text(), old.last_checkpoint.read_text()} == {
+        "old"
+    }
+    assert not (old.path / ".replaced").exists()
+    new = start("new")
+    (new.checkpoints / "last.ckpt").write_text("new")
+    new.give_back()
+    assert new.metrics.read_text() == "new"
+    assert not new.scores.exists()
+    new.forget_replaced()
+    assert sorted(path.name for path in new.path.iterdir()) == [
+        "checkpoints", "environment.json", "metrics.csv",
+    ]  # fmt: skip
+
+
 def test_nothing_is_touched_before_it_is_opened(tmp_path):
     folder = RunFolder("toy", "a", tmp_path)
     assert not folder.exists()

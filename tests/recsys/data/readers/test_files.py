@@ -45,10 +45,12 @@ def test_files_of_a_folder_join_in_the_order_of_their_names(write):
 
 
 def test_numbers_join_text_as_they_were_written(write):
-    folder = write(a_csv="id,n\n7,1\n8,\n", b_csv="id,n\nx9,2.5\n", c_csv="id,n\n7.0,\n")
-    table = read_table(folder)
-    assert table["id"].to_list() == ["7", "8", "x9", "7"]
-    assert table["n"].to_list() == [1.0, None, 2.5, None]
+    folder = write(
+        a_csv="n,id\n1,7\n,008\n3,-\n\n", b_csv="id,n\nx9,2.5\n", c_csv=" id ,n\n 7.0,\n,4\n"
+    )
+    table = read_table(folder, missing=["-"])
+    assert table["id"].to_list() == ["7", "008", None, "x9", "7.0", None]
+    assert table["n"].to_list() == [1.0, None, 3.0, 2.5, None, 4.0]
 
 
 def test_only_needed_columns_must_be_everywhere(write):
