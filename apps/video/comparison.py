@@ -14,6 +14,7 @@ import numpy as np
 
 from apps.video.training import (
     BASELINE,
+    INTERCEPTS,
     Places,
     baseline_of,
     fit_baseline,
@@ -376,6 +377,7 @@ class Comparison:
         options = dict(self.contest.baselines[name])
         box = options.pop("space", {})
         model = {n: None for n in self.run.settings if n.startswith(("model.", "trainer."))}
+        model.pop(INTERCEPTS, None)
         model |= dict.fromkeys(("checkpoint.monitor", "checkpoint.mode"))
         named = {f"{BASELINE}{option}": value for option, value in options.items()}
         return {**model, **named}, {f"{BASELINE}{n}": (lo, hi) for n, (lo, hi) in box.items()}

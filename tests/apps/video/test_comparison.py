@@ -16,6 +16,7 @@ from harness.experiment import Arrays, Figures, Run
 from harness.experiment.scores import read_scores
 from harness.experiment.store import SettingsDiffer
 from harness.report.tuning import found_choices
+from recsys.baselines import Trees, WithIntercepts
 from recsys.data.digest import table_digest
 from recsys.experiments.claims import SUMMED, Claims
 from recsys.experiments.contest import Contest
@@ -208,6 +209,32 @@ def test_a_setting_of_all_networks_leaves_baselines(done, tmp_path):
     changed = {"model.embedding_learning_rate": 0.1}
     comparison(folder, contest=plain(), settings=changed, overwrite=True).finish(CLAIMS)
     assert made(folder, before) == {f"weights/{m}-s{s}" for m in ("home", "mmoe") for s in (0, 1)}
+
+
+@pytest.mark.fault("video V20")
+def test_baselines_get_the_intercepts_that_networks_get(done, tmp_path):
+    """From validation rows, in trials as in the fit, and only where networks have them."""
+    space = {"learning_rate": [0.02, 0.3]}
+    few = {"kind": "trees", "max_iter": 5, "space": space}
+    contest = plain(methods={"home": {"net": "HoME"}}, baselines={"trees": few})
+    found = comparison(
+        tmp_path / "with", contest=contest, settings={"model.intercepts": "validation"}, seeds=(0,)
+    )
+    chosen = found.chosen()
+    data, rate = found.data(Fold()), chosen["trees"].setting["baseline.learning_rate"]
+    made = WithIntercepts(Trees(max_iter=5, learning_rate=rate))
+    made.fit(data.batch("train"), data.batch("validation"))
+    wanted = made.predict(data.batch("test"))
+    np.testing.assert_allclose(found.predictions(chosen)["trees"][0], wanted, atol=1e-6)
+    own = summed_log_loss_of(data.batch("validation"), made.predict(data.batch("validation")))
+    best = min(trial["score"] for trial in chosen["trees"].trials)
+    assert best == pytest.approx(own, rel=1e-9)
+    without = comparison(tmp_path / "without", contest=contest)
+    assert without.own_of_all()["trees"].get("model.intercepts", None) is None
+    record = json.loads((done / "baselines" / "duration" / "record.json").read_text())
+    assert "model.intercepts" not in record["settings"]
+    record = json.loads((tmp_path / "with/baselines/trees/record.json").read_text())
+    assert record["settings"]["model.intercepts"] == "validation"
 
 
 def copied(done, tmp_path):
