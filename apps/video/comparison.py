@@ -53,6 +53,7 @@ from recsys.experiments.predictions import (
 )
 from recsys.experiments.slices import SLICES, slice_rows, slices_of
 from recsys.metrics.resampled import user_resamples
+from recsys.schema import FeatureSchema
 
 WEIGHTS, BASELINES = "weights", "baselines"
 TRUTH = "truth_"
@@ -127,11 +128,12 @@ class Comparison:
         return found
 
     def own(self, fold: Fold) -> dict[str, dict[str, Any]]:
-        """Return the settings of every network on a fold."""
-        schema = self.data(fold).schema
+        """Return the settings of every network on a fold; sizes are those for its own columns."""
+        schemas = {method: self._schema(method, fold) for method in self.contest.entries}
+        common, first = self.run.settings, schemas[self.contest.reference]
         return {
-            m: {**self.contest.settings(m, self.run.settings, schema), **fold.settings}
-            for m in self.contest.entries
+            method: {**self.contest.settings(method, common, schema, first), **fold.settings}
+            for method, schema in schemas.items()
         }
 
     def own_of_all(self) -> dict[str, dict[str, Any]]:
@@ -354,6 +356,12 @@ class Comparison:
             make(*given)
         except GatesError as error:
             raise GatesError(f"{name}: {error}") from error
+
+    def _schema(self, method: str, fold: Fold) -> FeatureSchema:
+        """Return the schema of the data of a network, which may differ from the others'."""
+        if own := self.contest.own_data(method):
+            return self.data_of({**self.run.settings, **own, **fold.settings}).schema
+        return self.data(fold).schema
 
     def _baselines(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
         store, found = self.run.store(BASELINES, Arrays()), {}

@@ -18,6 +18,7 @@ from harness.experiment.store import SettingsDiffer
 from harness.report.tuning import found_choices
 from recsys.baselines import Trees, WithIntercepts
 from recsys.data.digest import table_digest
+from recsys.experiments.building import module_of
 from recsys.experiments.claims import SUMMED, Claims
 from recsys.experiments.contest import Contest
 from recsys.experiments.predictions import probabilities, summed_log_loss_of
@@ -235,6 +236,30 @@ def test_baselines_get_the_intercepts_that_networks_get(done, tmp_path):
     assert "model.intercepts" not in record["settings"]
     record = json.loads((tmp_path / "with/baselines/trees/record.json").read_text())
     assert record["settings"]["model.intercepts"] == "validation"
+
+
+@pytest.mark.fault("video V15")
+def test_a_method_with_data_of_its_own_is_sized_for_its_columns(tmp_path):
+    """Embeddings of another width: the network that is trained has the size of the reference."""
+    wide = {"net": "MMoE", "options": MMOE, "settings": {f"{SOURCE}dim": 8}}
+    methods = {**CONTEST["methods"], "mmoe_wide": wide}
+    found = comparison(tmp_path / "sizes", contest=plain(methods=methods))
+    sizes = {}
+    for method, own in found.own(Fold()).items():
+        data = found.data_of({**found.run.settings, **own})
+        ranker = module_of(found.run.piece(method, **own).settings).build(data.transform)
+        sizes[method] = sum(weight.numel() for weight in ranker.net.parameters())
+    assert sizes["mmoe"] == pytest.approx(sizes["home"], rel=0.05)
+    assert sizes["mmoe_wide"] == pytest.approx(sizes["home"], rel=0.05)
+    own = found.own(Fold())
+    assert own["mmoe_wide"]["model.options"] != own["mmoe"]["model.options"]
+    reference = {"net": "HoME", "settings": {f"{SOURCE}dim": 8}}
+    swapped = comparison(
+        tmp_path / "swapped", contest=plain(methods={**methods, "home": reference})
+    )
+    assert swapped.own(Fold())["mmoe"]["model.options"] != own["mmoe"]["model.options"]
+    without = comparison(tmp_path / "without", contest=plain()).own(Fold())
+    assert without == {m: own[m] for m in without}  # the others are what they were
 
 
 def copied(done, tmp_path):
