@@ -328,6 +328,24 @@ def test_folds_are_pooled_and_seeds_averaged(tmp_path):
     np.testing.assert_array_equal(left["home"][0], predicted["home"][0])
 
 
+@pytest.mark.fault("video V16")
+def test_users_of_two_worlds_are_two_although_they_have_one_number(tmp_path):
+    found = comparison(
+        tmp_path / "f", folds=FOLDS, contest=plain(methods={"home": {"net": "HoME"}})
+    )
+    each = [found.data(fold).batch("test").user for fold in FOLDS]
+    assert set(each[0].tolist()) & set(each[1].tolist())
+    users = found.test().user
+    assert len(users.unique()) == sum(len(one.unique()) for one in each)
+    first = len(each[0])
+    for own, pooled in zip(each, (users[:first], users[first:]), strict=True):
+        pairs = set(zip(own.tolist(), pooled.tolist(), strict=True))
+        assert len(pairs) == len(own.unique())  # one number for each user
+    wider = folds_of(f"{SOURCE}test_days", [1, 2], SETTINGS)  # days of one world
+    shared = comparison(tmp_path / "d", folds=wider, contest=plain())
+    assert len(shared.test().user.unique()) <= SETTINGS[f"{SOURCE}users"]
+
+
 @pytest.mark.fault("video H7")
 def test_folds_with_the_same_test_rows_are_refused(tmp_path):
     with pytest.raises(GatesError, match=r"is no setting of the data \(did you mean .*seed\?"):
@@ -363,6 +381,22 @@ def test_a_table_of_ones_own_has_no_oracle(table, tmp_path):
     (bar,) = read_scores(tmp_path / "own" / "scores.json", "video").bars
     assert np.isnan(bar.value)
     assert not bar.met
+
+
+@pytest.mark.fault("video V16")
+@pytest.mark.parametrize("user", ["u", ""])
+def test_folds_share_the_users_of_a_column_but_no_row_numbers(user, table, tmp_path):
+    settings = {**table, f"{SOURCE}user": user, f"{SOURCE}split": "row"}
+    folds = folds_of(f"{SOURCE}test", [0.1, 0.3], settings)
+    contest = plain(methods={"home": {"net": "HoME"}}, baselines={})
+    found = comparison(tmp_path / "own", contest=contest, settings=settings, folds=folds)
+    parts = [found.data(fold).table("test") for fold in folds]
+    if user:
+        distinct = len(np.unique(np.concatenate([part["u"].to_numpy() for part in parts])))
+        assert distinct <= 40
+    else:
+        distinct = sum(map(len, parts))
+    assert len(found.test().user.unique()) == distinct
 
 
 def test_weights_that_saw_the_test_rows_are_refused(table, tmp_path):
