@@ -224,6 +224,25 @@ def test_a_table_becomes_a_configuration_with_reasons_and_leaks(prepare, tmp_pat
     assert "0 test rows repeat reader, book, day of a training row" in report
 
 
+@pytest.mark.fault("video V10")
+def test_labels_in_words_are_drafted_as_numbers_are(prepare, tmp_path):
+    """True and False, as pandas writes them."""
+    numbers = table(800)
+    truth = pl.when(pl.col("click") == 1).then(pl.lit("True")).otherwise(pl.lit("False"))
+    words = numbers.with_columns(click=truth)
+    reports = []
+    for name, log in (("numbers", numbers), ("words", words)):
+        (tmp_path / name).mkdir()
+        log.write_parquet(tmp_path / name / "log.parquet")
+        columns = Columns(("click",), user="reader", time="day")
+        folder = prepare(tmp_path / name / "log.parquet", table=columns,
+                         output=str(tmp_path / name / "draft"))  # fmt: skip
+        reports.append((folder / "report.md").read_text())
+    assert reports[0] == reports[1]
+    assert re.search(r"- click: mean 0\.[1-9]", reports[0])
+    assert "predicts 'click' with AUC" in reports[0]
+
+
 def test_a_value_that_implies_a_label_and_a_likely_identifier_are_flagged(prepare, tmp_path):
     rows, draw = table(2000), np.random.default_rng(1)
     bought = rows["buy"].to_numpy() > 0
