@@ -16,6 +16,7 @@ from apps.video.drafting import Columns, plain
 from core_gates.errors import GatesError
 from recsys.data.readers.own_table import OwnTable
 from recsys.schema import FeatureSchema
+from video_multitask.history import add_history
 from video_multitask.simulator.export import export_kuairand
 from video_multitask.simulator.log import simulate
 from video_multitask.sources.kuairand import KuaiRandTables
@@ -62,6 +63,19 @@ def test_a_release_becomes_shards_with_what_they_teach(release, prepare, capsys)
     assert f"user_id {stored.sizes['user_id']}" in said
     tables = KuaiRandTables(str(folder), history=3, means=("is_click",)).read()
     assert len(tables.train) == stored.fitted.rows
+
+
+@pytest.mark.fault("video V21")
+def test_a_past_that_knows_the_future_is_refused(release, prepare, tmp_path, monkeypatch):
+    def leaking(log, length, lists, means):
+        known = log.select(pl.col("is_click").mean().over("user_id").alias("past_mean_is_click"))
+        return add_history(log, length, lists).hstack(known)
+
+    assert verb.add_history is add_history
+    monkeypatch.setattr(verb, "add_history", leaking)
+    with pytest.raises(GatesError, match=r"past_mean_is_click of rows up to time_ms = .* depends"):
+        prepare(release, history=2, means=("is_click",))
+    assert not (tmp_path / "run").exists()
 
 
 def test_further_columns_of_a_log_are_kept(release, prepare, tmp_path, capsys):
