@@ -114,8 +114,7 @@ class VideoTrainer(GatesRunTrainer):
             quick: A quick run: baselines are fitted, no network is tuned or trained, no bars.
         """
         del model, datamodule
-        if wrong := [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]:
-            raise GatesError(f"--seeds names {wrong[0]}: expected 0 to {LARGEST_SEED:,}")
+        check_seeds(seeds)
         run = self.run(quick=quick, only=only, seeds=seeds)
         if study is not None:
             study.finish(run, self.contest, seeds, self.places)
@@ -232,6 +231,16 @@ class VideoCLI(GatesRunCLI):
     def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
         """Keep the weights, and write the model folder that the other verbs read."""
         return keep_model(self.run_folder, run, piece, objects, self.datamodule)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that no generator takes.
+
+    Raises:
+        GatesError: One is negative or too large.
+    """
+    if wrong := [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]:
+        raise GatesError(f"--seeds names {wrong[0]}: expected 0 to {LARGEST_SEED:,}")
 
 
 def run_of_model(options: Mapping[str, Any]) -> str | None:

@@ -88,9 +88,7 @@ def prepare(
     data = _opened(source, drop_invalid=drop_invalid)
     require_apart(folder, data.files)
     _print_counts(data, strict=strict)
-    past = UserHistory(history, PAST, means) if history or means else None
-    if past is not None:
-        _check_causal(data, past)
+    past = _past(data, history, means) if history or means else None
     shards = write_release(data, folder, history=past)
     print(f"{shards.rows:,} rows of {len({file.date for file in shards.files})} days")
     if split != "none":
@@ -125,15 +123,17 @@ def _print_counts(data: KuaiRand, *, strict: bool) -> None:
         )
 
 
-def _check_causal(data: KuaiRand, past: UserHistory) -> None:
-    """Refuse what rows would know of their present and future, on the first rows of the log."""
+def _past(data: KuaiRand, history: int, means: tuple[str, ...]) -> UserHistory:
+    """Return what adds the past to rows; refuse it if it knows their present or future."""
+    past = UserHistory(history, PAST, means)
     log = add_labels(next(data.log()).head(CHECKED)).sort("time_ms", maintain_order=True)
 
     def with_past(log: pl.DataFrame) -> pl.DataFrame:
-        return add_history(log, past.length, PAST, past.means)
+        return add_history(log, history, PAST, means)
 
     if len(log):
         check_causal(with_past, log, past.names)
+    return past
 
 
 def _learn(folder: Path, split: str, history: int, means: tuple[str, ...]) -> None:

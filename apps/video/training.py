@@ -31,7 +31,7 @@ Places = Mapping[str, str]
 
 MONITOR = "val/loss"
 TRAINER = "trainer."
-UNVALIDATED = "Early stopping conditioned on metric"  # as Lightning says it
+UNVALIDATED = "Early stopping conditioned on metric"  # Lightning's error
 BASELINE = "baseline."
 INTERCEPTS = "model.intercepts"
 """The one setting of networks that baselines have, too: all are calibrated, or none."""

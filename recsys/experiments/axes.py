@@ -37,7 +37,7 @@ def check_axes(axes: Mapping[str, object], settings: Mapping[str, Any]) -> None:
     for name in axes:
         if name.startswith(f"{MODEL}options."):
             raise GatesError(
-                f"contest.space names {name}, but every method has options of its own: tune "
+                f"contest.space names {name}, but every method has its own options: tune "
                 "settings of the model, such as model.learning_rate"
             )
         prefix, owner = _owner(name, settings)

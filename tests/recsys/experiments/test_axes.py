@@ -22,7 +22,7 @@ WRONG = {
     "data.order": "takes no numbers with fractions",
     "data.source.init_args.window": "takes no numbers with fractions",
     "model.net": "takes no numbers with fractions",
-    "model.options.dim": "every method has options of its own",
+    "model.options.dim": "every method has its own options",
     "model.learning_rat": "does not exist; what can be tuned there: learning_rate, ",
     "data.source.init_args.y": "does not exist; what can be tuned there: scored",
 }
