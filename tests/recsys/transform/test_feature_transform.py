@@ -294,6 +294,21 @@ def test_growth_keeps_every_row_and_scale(transform, table):
     assert tuple(grown.fitted) == (12, 1, 9)
 
 
+@pytest.mark.fault("video R7")
+def test_numbers_grow_alike_from_text_and_from_numbers():
+    """Text writes 7 in many ways, and words that are no number grow nothing."""
+    schema = FeatureSchema(tasks=(Task("y"),), sparse=(Sparse("item", min_count=2),))
+    first = FeatureTransform(schema).fit(pl.DataFrame({"item": [1, 1, 2, 2]}))
+    numbers = pl.Series("item", [7, 7, 7, 8, 8, 1, 1, 9, None, -1])
+    text = pl.Series("item", ["7", "07", "7.0", "8.0", "8", "1", "true", "9", "x", "-1"])
+    grown = first.grow(text.to_frame())
+    expected = first.grow(numbers.to_frame()).tables["item"]
+    found = grown.tables["item"]
+    assert found.values.to_list() == expected.values.to_list() == [1, 2, 7, 8]
+    assert found.counts.tolist() == expected.counts.tolist() == [4, 2, 3, 2]
+    assert grown.encode(text.to_frame()).sparse[:, 0].tolist() == [4, 4, 4, 5, 5, 2, 2, 0, 0, 1]
+
+
 def test_no_rows_or_no_fit(schema, table, transform):
     with pytest.raises(GatesError, match="no training rows"):
         FeatureTransform(schema).fit(table[:0])
