@@ -118,3 +118,19 @@ def test_more_trees_than_the_validation_rows_want_are_not_grown(world):
     assert all(model.n_iter_ < 400 for model in made.models)
     scores = [-model.validation_score_ for model in made.models]
     assert all(np.argmin(one) >= len(one) - 16 for one in scores)
+
+
+@pytest.mark.fault("video R8")
+def test_trees_of_a_task_without_validation_rows_are_stopped_by_training_rows(world):
+    rows, _ = world
+    train, test = halves(rows)
+    mask = torch.ones_like(test.mask)
+    mask[:, 1] = False
+    made, other = Trees(max_iter=120), Trees(max_iter=120)
+    found, expected = (
+        one.fit(train, part).predict(test)
+        for one, part in ((made, test.replace(mask=mask)), (other, test))
+    )
+    np.testing.assert_array_equal(found[:, 0], expected[:, 0])
+    assert 10 < made.models[1].n_iter_ < 120
+    assert roc_auc_score(test.labels[:, 1], found[:, 1]) > 0.7
