@@ -106,6 +106,15 @@ def test_a_blank_line_of_a_single_column_is_a_missing_value_as_in_training(tmp_p
     assert_frame_equal(pl.concat(read(path, ["a"], ())), read_csv(path).cast(pl.String))
 
 
+@pytest.mark.fault("video R11")
+def test_lists_in_csv_are_those_of_training(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n1,1 | NA|x y \n2, 3\n")
+    (block,) = Part(path, "t").blocks(["a", "b"], ["b"], ["NA"])
+    assert block["b"].to_list() == [["1", None, "x y"], ["3"]]
+    assert_frame_equal(read_csv(path, missing=["NA"], lists=["b"]).select("b"), block.select("b"))
+
+
 def test_a_large_csv_comes_in_several_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(recsys.parts, "CSV_BLOCK", 200)
     (tmp_path / "t.csv").write_text("a\n" + "".join(f"{n}\n" for n in range(500)))

@@ -7,7 +7,7 @@ import torch
 
 from core_gates.errors import GatesError
 from recsys.columns.row_error import RowError
-from recsys.schema import Crossed, Dense, FeatureSchema, Sparse, Task
+from recsys.schema import Crossed, Dense, FeatureSchema, History, Sparse, Task
 from recsys.transform import FeatureTransform
 from recsys.transform.feature_transform import BLOCK
 
@@ -292,6 +292,31 @@ def test_growth_keeps_every_row_and_scale(transform, table):
     assert transform.encode(day).sparse[:, :2].tolist() == [[0, 0]] * 6
     assert grown.sizes["book"] == transform.sizes["book"] + 1
     assert tuple(grown.fitted) == (12, 1, 9)
+
+
+HISTORIES = {
+    "lists": pl.Series([["1", "NA", "2"], ["NA"], ["3"], ["1", "2"], None]),
+    "arrays": pl.Series([["NA", "1", "NA", "2"]], dtype=pl.Array(pl.String, 4)),
+    "text": pl.Series(["1|NA|2", "NA", "3", "1|2", None]),
+    "text with spaces": pl.Series(["1 | NA|2 ", " NA ", " 3", "1| 2", "  "]),
+    "categories": pl.Series(["1|NA|2", "NA", "3", "1|2", None]).cast(pl.Categorical),
+}
+
+
+@pytest.mark.fault("video R11")
+@pytest.mark.parametrize("kind", HISTORIES)
+@pytest.mark.parametrize("strings", [False, True])
+def test_missing_words_in_histories_are_missing_events_in_any_form(kind, strings):
+    schema = FeatureSchema(
+        tasks=(Task("y"),), sparse=(Sparse("i"),), sequences=(History("h", "i", max_length=3),)
+    )
+    items = pl.Series("i", [1, 2, 3]).cast(pl.String if strings else pl.Int64)
+    train = pl.DataFrame({"i": items, "h": ["1", "2", "3"]})
+    transform = FeatureTransform(schema, missing=["NA"]).fit(train)
+    table = pl.DataFrame({"h": HISTORIES[kind]}).with_columns(i=pl.lit("1"))
+    expected = [[2, 1, 3], [1, 1, 1], [1, 1, 4], [1, 2, 3], [1, 1, 1]]
+    found = transform.encode(table).sequences[0].tolist()
+    assert found == expected[: len(table)]
 
 
 @pytest.mark.fault("video R7")
