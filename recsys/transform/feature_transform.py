@@ -18,7 +18,7 @@ from recsys.columns.hashing import bucket, combine, hash_integers
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
 from recsys.columns.text import without_words
-from recsys.schema import FeatureSchema, Sparse
+from recsys.schema import FeatureSchema, Sparse, indicator_of
 from recsys.transform.fitting import Fitted, Fitting, Table
 from recsys.transform.histories import encode_history
 from recsys.transform.scaling import Buckets, Scaler
@@ -114,7 +114,7 @@ class FeatureTransform:
     def dense_names(self) -> tuple[str, ...]:
         """Names of the dense inputs, in order: the columns, then their indicators."""
         names = [f.name for f in self.schema.dense if f.scaling != "buckets"]
-        return (*names, *(f"{name} missing" for name in names))
+        return (*names, *map(indicator_of, names))
 
     @property
     def dense_width(self) -> int:
