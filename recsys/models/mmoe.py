@@ -93,6 +93,8 @@ class MMoE(MultiTaskNet):
                 f"{gate} with gate_feature {gate_feature!r}"
             )
         self.id_feature, self.gate_loss = gate_feature, gate_loss
+        if gate_feature:
+            self.num_ids = (gate_options or {}).get("num_ids")
         self._gate_losses: dict[str, Tensor] = {}
         self.towers = Towers(
             len(self.tasks), dim, tower_dims, norm=tower_norm, activation=tower_activation, **where

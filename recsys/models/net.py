@@ -80,6 +80,7 @@ class MultiTaskNet(nn.Module, ABC):
             as the second argument of ``forward`` (PEPNet); 0 for none.
         id_feature: Sparse feature whose rows the network takes as the third argument of
             ``forward``, for gates that route by identity; empty for none.
+        num_ids: Rows of that feature's table that the gates can route; None for any number.
         shared_rows: Rows of the first dimension of :meth:`shared_parameters` that all tasks share.
 
     Raises:
@@ -89,6 +90,7 @@ class MultiTaskNet(nn.Module, ABC):
     copies: int = 1
     prior_dim: int = 0
     id_feature: str = ""
+    num_ids: int | None = None
     shared_rows: slice = slice(None)
 
     def __init__(self, input_dim: int, tasks: Sequence[Task]) -> None:
