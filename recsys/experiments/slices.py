@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import polars as pl
 
-from harness.evidence import Row, Scores, compare
+from harness.evidence import Row, Scores, SingleUnit, compare
 from recsys.batch import Batch
 from recsys.columns.canonical import canonical, keys_of, kind_of
 from recsys.data.tables import RankingTables
@@ -109,7 +109,9 @@ def _numbered(train: pl.Series, test: pl.Series) -> tuple[np.ndarray, np.ndarray
 def _summed(metric: str, sums: np.ndarray, mass: np.ndarray) -> Scores:
     """Return the sum over tasks of the mean loss, from sums of losses and weights (U, T)."""
     known = mass.sum(0) > 0
-    return partial(_scores, metric, sums[:, known], mass[:, known])
+    scores = partial(_scores, metric, sums[:, known], mass[:, known])
+    alone = int(mass.any(1).sum()) == 1
+    return SingleUnit(scores, [metric] if alone else [])
 
 
 def _scores(

@@ -94,3 +94,13 @@ def test_a_task_that_counts_nowhere_in_a_part_is_left_out(rows):
     one = np.full((300, 2), 0.25)
     made = slice_rows(rows.replace(mask=mask), {"a": part}, {"m": [one]}, reference=None)
     assert np.isfinite([made[0].value, made[0].low, made[0].high]).all()
+
+
+@pytest.mark.fault("video R15")
+def test_a_part_of_which_one_user_counts_has_no_interval(rows):
+    few = rows.replace(mask=rows.mask & (rows.user == 3)[:, None])
+    probs = np.full((300, 2), 0.5)
+    (row, _) = slice_rows(few, {"all": np.ones(300, bool)}, {"m": [probs]}, reference=None)
+    assert np.isfinite(row.value)
+    assert np.isnan(row.low)
+    assert row.n == 1
