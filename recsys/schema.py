@@ -102,8 +102,9 @@ class History:
     side: Side = "user"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown encoder."""
+        """Refuse an unknown encoder or side."""
         check_at_least(1, max_length=self.max_length)
+        check_option("side", self.side, ("user", "item", "context"))
         check_option("encoder", self.encoder, ("mean", "target_attention", "transformer"))
 
 
@@ -124,8 +125,9 @@ class Crossed:
     side: Side = "context"
 
     def __post_init__(self) -> None:
-        """Refuse fewer than two columns."""
+        """Refuse fewer than two columns and an unknown side."""
         object.__setattr__(self, "of", tuple(self.of))
+        check_option("side", self.side, ("user", "item", "context"))
         check_at_least(1, buckets=self.buckets, dim=self.dim)
         if len(self.of) < 2:
             raise ValueError(f"a crossed feature needs two columns or more, got {self.of}")

@@ -12,6 +12,7 @@ from core_gates.errors import GatesError, check_at_least
 from recsys.columns.canonical import keys_of_ids
 from recsys.columns.hashing import bucket, combine, hash_integers
 from recsys.columns.row_error import RowError
+from recsys.columns.times import check_times
 
 DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d\S*)?$"
 """Dates, and times of days, that sort as text."""
@@ -155,6 +156,7 @@ def _cut(table: pl.DataFrame, late: pl.Series, latest: pl.Series) -> Split:
 
 def _times(table: pl.DataFrame, name: str) -> pl.Series:
     column = _column(table, name)
+    check_times(column)
     missing = column.is_null() | (column.is_nan() if column.dtype.is_float() else False)
     if missing.any():
         raise RowError(

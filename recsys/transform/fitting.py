@@ -13,6 +13,7 @@ from recsys.columns.canonical import UNREADABLE, Kind, canonical, kind_of
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
 from recsys.columns.text import without_words
+from recsys.columns.times import check_times
 from recsys.schema import FeatureSchema, Sparse
 from recsys.transform.scaling import Buckets, DenseStatistics, Scaler
 from recsys.vocabulary import HashedValues, Vocabulary, count_values
@@ -56,9 +57,14 @@ class Fitted(NamedTuple):
 
     @classmethod
     def of(cls, table: pl.DataFrame, time: str) -> Fitted:
-        """Describe the rows of a table with, or without, the column ``time``."""
+        """Describe the rows of a table with, or without, the column ``time``.
+
+        Raises:
+            GatesError: Values of the column have no order.
+        """
         if time not in table.columns or not len(table):
             return cls(len(table))
+        check_times(table[time])
         return cls(len(table), _plain(table[time].min()), _plain(table[time].max()))
 
 
