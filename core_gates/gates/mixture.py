@@ -250,9 +250,8 @@ class MaskedMixture(nn.Module):
         """Return the logits of visible experts (..., P), in the order of the masks."""
         if self.reads is None:
             return linear_fp32(x, self.weight, self.bias)
-        inputs = x.movedim(-2, 0).unbind()  # whose gradients are stacked; those of slices are added
+        inputs = x.unbind(-2)  # whose gradients are stacked; those of slices are added
         found = []
-        inputs = x.unbind(-2)
         read = [(i, rows) for i, rows in enumerate(self._rows) if rows]
         for i, rows in read:
             weight = torch.cat([self.weight[part] for part in rows])
