@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from core_gates.collectives import num_ranks
+
 Shared = Sequence[tuple[nn.Parameter, slice]]
 """Parameters that tasks share, each with its shared rows."""
 
@@ -43,6 +45,15 @@ class Balancer(nn.Module, ABC):
 
     def end_epoch(self) -> None:
         """React to the end of an epoch; nothing by default."""
+
+
+def mean_of_ranks(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mean of values over the ranks, a copy without gradient; all ranks must call it."""
+    mean = values.detach().to(dtype, copy=True)
+    if num_ranks() > 1:
+        torch.distributed.all_reduce(mean)
+        mean /= num_ranks()
+    return mean
 
 
 def flat_gradient(loss: Tensor, shared: Shared) -> Tensor:

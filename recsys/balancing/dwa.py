@@ -3,16 +3,17 @@
 import torch
 from torch import Tensor
 
-from core_gates.collectives import num_ranks
 from core_gates.errors import check_at_least, check_positive
-from recsys.balancing.balancer import Balancer, Shared
+from recsys.balancing.balancer import Balancer, Shared, mean_of_ranks
 
 
 class DynamicWeightAverage(Balancer):
     """``Σ_t w_t L_t`` with ``w = T softmax(r / τ)`` and ``r_t = L_t(k-1) / L_t(k-2)`` (DWA).
 
     L(k) is the mean loss in period k; in the first two periods all weights are 1 (Liu et al.,
-    2019). A period is an epoch, or a number of batches where there is one epoch only.
+    2019). A period is an epoch, or a number of batches where there is one epoch only. The losses are
+    those of all ranks, whose buffers are equal after every batch: ``DistributedDataParallel`` gives
+    all ranks the buffers of the first.
 
     Args:
         num_tasks: Number of tasks T.
@@ -43,7 +44,7 @@ class DynamicWeightAverage(Balancer):
         """Return the weighted sum of the losses (T,)."""
         total = self.weights.to(losses) @ losses
         if self.training:
-            self.sums += losses.detach()
+            self.sums += mean_of_ranks(losses, self.sums.dtype)
             self.count += 1
             if self.period and self.count == self.period:
                 self._end_period()
@@ -64,9 +65,6 @@ class DynamicWeightAverage(Balancer):
 
     def _end_period(self) -> None:
         mean = self.sums / self.count
-        if num_ranks() > 1:
-            torch.distributed.all_reduce(mean)
-            mean /= num_ranks()
         self.means.copy_(torch.stack([mean, self.means[0]]))
         self.sums.zero_()
         self.count.zero_()

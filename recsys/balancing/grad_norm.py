@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from core_gates.collectives import num_ranks
 from core_gates.errors import GatesError, check_at_least, check_positive
-from recsys.balancing.balancer import Balancer, Shared, flat_gradient
+from recsys.balancing.balancer import Balancer, Shared, flat_gradient, mean_of_ranks
 
 
 class GradNorm(Balancer):
@@ -70,11 +69,8 @@ class GradNorm(Balancer):
 
     def _move(self, losses: Tensor, last: Shared) -> None:
         gradients = torch.stack([flat_gradient(loss, last) for loss in losses])
-        present = losses.detach().to(self.current)
-        if num_ranks() > 1:
-            for found in (gradients, present):
-                torch.distributed.all_reduce(found)
-                found /= num_ranks()
+        gradients = mean_of_ranks(gradients, gradients.dtype)
+        present = mean_of_ranks(losses, self.current.dtype)
         norms = gradients.norm(dim=1).to(self.current)
         self.first.copy_(torch.where(self.started, self.first, present))
         self.started.fill_(True)
