@@ -185,10 +185,11 @@ class MultiTaskModule(L.LightningModule):
                 "a batch_size that leaves no such rest, or drop the last batch"
             )
         net, logits = self.ranker.net, self(batch)
-        losses = self.loss(logits, batch.labels, batch.mask, batch.weight)
+        losses, counted = self.loss.counted(logits, batch.labels, batch.mask, batch.weight)
         last = [(parameter, net.shared_rows) for parameter in net.shared_parameters()]
         weighted = losses * self.loss.weights.to(losses)
-        total: Tensor = self.balancer(weighted, last, net.all_shared())
+        counted = counted & (self.loss.weights > 0)
+        total: Tensor = self.balancer(weighted, last, net.all_shared(), counted)
         further = net.losses(logits)
         for loss in further.values():
             total = total + loss

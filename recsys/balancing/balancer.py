@@ -29,13 +29,21 @@ class Balancer(nn.Module, ABC):
         self.num_tasks = num_tasks
 
     @abstractmethod
-    def forward(self, losses: Tensor, last: Shared = (), shared: Shared = ()) -> Tensor:
+    def forward(
+        self,
+        losses: Tensor,
+        last: Shared = (),
+        shared: Shared = (),
+        counted: Tensor | None = None,
+    ) -> Tensor:
         """Return the scalar to be minimized.
 
         Args:
             losses: Losses (T,), times the weights of the tasks.
             last: Parameters of the last layer that all tasks share.
             shared: All parameters that tasks share.
+            counted: True (T,) where a task counts in the batch, on any rank; where it does not, a
+                loss of 0 says nothing. None: where the mean loss of the ranks is not 0.
         """
 
     @property
@@ -54,6 +62,11 @@ def mean_of_ranks(values: Tensor, dtype: torch.dtype) -> Tensor:
         torch.distributed.all_reduce(mean)
         mean /= num_ranks()
     return mean
+
+
+def where_counted(losses: Tensor, counted: Tensor | None) -> Tensor:
+    """Return ``counted``, or if that is None where the losses of all ranks (T,) are not 0."""
+    return mean_of_ranks(losses, losses.dtype) != 0 if counted is None else counted
 
 
 def flat_gradient(loss: Tensor, shared: Shared) -> Tensor:

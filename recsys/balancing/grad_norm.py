@@ -46,7 +46,13 @@ class GradNorm(Balancer):
         self.register_buffer("first", torch.ones(num_tasks))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
-    def forward(self, losses: Tensor, last: Shared = (), shared: Shared = ()) -> Tensor:  # noqa: ARG002
+    def forward(
+        self,
+        losses: Tensor,
+        last: Shared = (),
+        shared: Shared = (),  # noqa: ARG002
+        counted: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """Return the weighted sum of the losses (T,) and, in training, move the weights.
 
         Raises:

@@ -26,7 +26,13 @@ class PCGrad(Balancer):
         self.register_buffer("ones", torch.ones(num_tasks), persistent=False)
         self.ones: Tensor
 
-    def forward(self, losses: Tensor, last: Shared = (), shared: Shared = ()) -> Tensor:  # noqa: ARG002
+    def forward(
+        self,
+        losses: Tensor,
+        last: Shared = (),  # noqa: ARG002
+        shared: Shared = (),
+        counted: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """Return the sum of the losses (T,), whose gradient is the projected one.
 
         Raises:

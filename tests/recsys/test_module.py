@@ -136,6 +136,24 @@ def test_the_loss_that_is_followed(trainer):
     assert_close(found, wanted + calibrator)
 
 
+@pytest.mark.fault("video R4")
+def test_balancing_knows_which_tasks_count(trainer):
+    """Tasks without rows in the batch, or of weight 0, do not move their uncertainty."""
+    module = made(balancing="uncertainty")
+    module.trainer = trainer()
+    module.build(Transform())
+    module.log = lambda *_, **__: None
+    batch = rows(16, 3)
+    batch.mask[:, 1] = False
+    module.training_step(batch, 0).backward()
+    grad = module.balancer.log_variance.grad
+    assert (grad != 0).tolist() == [True, False, True]
+    module.loss.weights[2] = 0
+    grad.zero_()
+    module.training_step(batch, 0).backward()
+    assert (grad != 0).tolist() == [True, False, False]
+
+
 KINDS = {
     "fixed": {},
     "uncertainty": {"balancing": "uncertainty"},
