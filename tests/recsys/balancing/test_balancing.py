@@ -170,6 +170,40 @@ def test_gradnorm_evens_out_the_norms_at_the_shared_rows():
     assert torch.equal(made.weights, before)
 
 
+@pytest.mark.fault("video R2")
+@pytest.mark.parametrize("told", [True, False])
+def test_gradnorm_of_tasks_that_do_not_always_count(told):
+    """The others move as if they were alone; L(0) is the first loss that there is."""
+    options = {"alpha": 1.5, "learning_rate": 0.05}
+    made, alone = (balancer("gradnorm", options, n).double() for n in (3, 2))
+    for scales in ((1.0, 4.0, 0.0), (3.0, 1.0, 0.0)):
+        counted = torch.tensor([s > 0 for s in scales]) if told else None
+        w, losses = quadratic(scales)
+        made(losses, [(w, slice(0, 1))], counted=counted)
+        alone(losses[:2], [(w, slice(0, 1))])
+        assert_close(made.weights, torch.cat([alone.weights, torch.ones(1).double()]))
+    assert (made.weights[:2] - 1).abs().min() > 0.01
+    assert made.started.tolist() == [True, True, False]
+    w, losses = quadratic((2.0, 2.0, 5.0))
+    made(losses, [(w, slice(0, 1))])
+    assert_close(made.first.tolist(), [1.0, 4.0, 5.0])
+    assert_close(made.weights.sum().item(), 3.0)
+    before = made.weights.clone()
+    w, losses = quadratic((0.0, 0.0, 0.0))
+    made(losses, [(w, slice(0, 1))])
+    assert torch.equal(made.weights, before)
+
+
+@pytest.mark.fault("video R2")
+@pytest.mark.parametrize("absent", [[], [0], [0, 1, 2, 9]])
+def test_gradnorm_gives_no_task_everything(absent):
+    made = balancer("gradnorm", {}, 3).double()
+    for step in range(200):
+        w, losses = quadratic((1.0, 1.0, 0.0 if step in absent else 1.0))
+        made(losses * 0.99**step, [(w, slice(0, 1))])
+    assert_close(made.weights, torch.ones(3).double(), rtol=0.2, atol=0)
+
+
 def test_pcgrad_of_two_conflicting_vectors():
     g = torch.tensor([[1.0, 0.0], [-1.0, 1.0]], dtype=torch.float64)
     found = project(g)
