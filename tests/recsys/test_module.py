@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from recsys.batch import Batch
-from recsys.schema import Dense, FeatureSchema, Sparse, Task
+from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
 
 pytest.importorskip("recsys.ranker")
 pytest.importorskip("recsys.metrics.auc")
@@ -259,6 +259,36 @@ def test_intercepts_come_from_validation_rows_after_training(trainer):
     with pytest.raises(GatesError, match="gets its intercepts from validation rows, and none"):
         module.served()
     assert not module.served(intercepts=False).intercepts.any()
+
+
+@pytest.mark.fault("video R14")
+def test_normalizations_and_biases_have_no_decay():
+    """Also the normalization in a layer of a transformer, whose name says nothing of it."""
+
+    class WithHistory(Transform):
+        schema = FeatureSchema(
+            tasks=SCHEMA.tasks,
+            sparse=SCHEMA.sparse,
+            sequences=(History("past", of="item", encoder="transformer"),),
+            dim=4,
+        )
+        dense_width = 0
+
+    module = made("PLE", weight_decay=0.1, more={"norm": "batch", "gate_norm": "batch"})
+    ranker = module.build(WithHistory())
+    groups = module.configure_optimizers().param_groups
+    decay = {id(p): group.get("weight_decay", 0) for group in groups for p in group["params"]}
+    found = {
+        (type(owner).__name__, name, decay[id(parameter)])
+        for owner in ranker.modules()
+        for name, parameter in owner.named_parameters(recurse=False)
+        if not isinstance(owner, torch.nn.ParameterList)
+    }
+    kinds = {kind for kind, *_ in found}
+    free = {"LayerNorm", "ExpertNorm", "SyncBatchNorm", "Embedding"}
+    assert free | {"Linear", "GateNetworks", "Towers"} <= kinds
+    for kind, name, value in found:
+        assert value == (0 if name == "bias" or kind in free else 0.1), (kind, name)
 
 
 def test_a_prior_gets_its_width(trainer):
