@@ -193,7 +193,8 @@ class MultiTaskModule(L.LightningModule):
         last = [(parameter, net.shared_rows) for parameter in net.shared_parameters()]
         weighted = losses * self.loss.weights.to(losses)
         counted = counted & (self.loss.weights > 0)
-        total: Tensor = self.balancer(weighted, last, net.all_shared(), counted)
+        shared = self.ranker.all_shared() if self.balancer.needs_shared else ()
+        total: Tensor = self.balancer(weighted, last, shared, counted)
         further = net.losses(logits)
         for loss in further.values():
             total = total + loss

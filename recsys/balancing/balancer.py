@@ -22,7 +22,12 @@ class Balancer(nn.Module, ABC):
 
     Args:
         num_tasks: Number of tasks T.
+
+    Attributes:
+        needs_shared: Whether it reads ``shared``, all parameters that tasks share.
     """
+
+    needs_shared = False
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()

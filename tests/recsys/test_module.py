@@ -6,6 +6,8 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
+from recsys.balancing.balancer import flat_gradient
+from recsys.balancing.pcgrad import project
 from recsys.batch import Batch
 from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
 
@@ -261,19 +263,53 @@ def test_intercepts_come_from_validation_rows_after_training(trainer):
     assert not module.served(intercepts=False).intercepts.any()
 
 
+class WithHistory(Transform):
+    schema = FeatureSchema(
+        tasks=SCHEMA.tasks,
+        sparse=SCHEMA.sparse,
+        sequences=(History("past", of="item", encoder="transformer"),),
+        dim=4,
+    )
+    dense_width = 0
+
+
+@pytest.mark.fault("video R6")
+@pytest.mark.parametrize("net", ["SingleTask", "PEPNet", "AITM", "HoME"])
+def test_pcgrad_projects_what_tasks_share_encoders_included(net, trainer):
+    """The gradient of the shared parameters, as one vector, is projected; tables have the plain."""
+    more = {"tower_norm": None} if net != "HoME" else {"norm": None}
+    prior = {"prior": ["user"]} if net == "PEPNet" else {}
+    module = made(net, balancing="pcgrad", more=more, **prior)
+    module.trainer = trainer()
+    ranker = module.build(WithHistory())
+    module.log = lambda *_, **__: None
+    drawn = rows(16, 3)
+    past = torch.randint(2, 20, (16, 5), generator=torch.Generator().manual_seed(0))
+    targets = drawn.labels, drawn.mask, drawn.weight, drawn.sparse[:, 0]
+    batch = Batch(drawn.sparse, drawn.dense[:, :0], (past,), *targets)
+    losses = module.loss(module(batch), batch.labels, batch.mask, batch.weight)
+    losses = losses * module.loss.weights
+    shared = ranker.all_shared()
+    gradients = torch.stack([flat_gradient(loss, shared) for loss in losses])
+    further = sum(ranker.net.losses(module(batch)).values(), torch.zeros((), requires_grad=True))
+    torch.manual_seed(7)
+    wanted = project(gradients).sum(0)
+    assert (wanted - gradients.sum(0)).norm() > 0.01 * wanted.norm()
+    wanted = wanted + flat_gradient(further, shared)
+    table = ranker.tables()[0]
+    plain = torch.autograd.grad(losses.sum() + further, table)[0].to_dense()
+    torch.manual_seed(7)
+    module.training_step(batch, 0).backward()
+    found = torch.cat([p.grad[rows].flatten() for p, rows in shared])
+    assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    assert_close(table.grad.to_dense(), plain, rtol=1e-4, atol=1e-6)
+    encoders = {id(p) for p in ranker.input_layers[0].encoders.parameters()}
+    assert encoders <= {id(p) for p, _ in shared}
+
+
 @pytest.mark.fault("video R14")
 def test_normalizations_and_biases_have_no_decay():
     """Also the normalization in a layer of a transformer, whose name says nothing of it."""
-
-    class WithHistory(Transform):
-        schema = FeatureSchema(
-            tasks=SCHEMA.tasks,
-            sparse=SCHEMA.sparse,
-            sequences=(History("past", of="item", encoder="transformer"),),
-            dim=4,
-        )
-        dense_width = 0
-
     module = made("PLE", weight_decay=0.1, more={"norm": "batch", "gate_norm": "batch"})
     ranker = module.build(WithHistory())
     groups = module.configure_optimizers().param_groups
