@@ -180,8 +180,8 @@ class FeatureTransform:
                 self._encode_sparse(block, found.sparse[rows])
                 self._encode_dense(block, found.sparse[rows], found.dense[rows])
                 for history, out in zip(self.schema.sequences, found.sequences, strict=True):
-                    column = self._column(block, history.name)
-                    encode_history(column, history, self._table_of(history.of), out[rows])
+                    column, of = _column(block, history.name), self._table_of(history.of)
+                    encode_history(column, history, of, out[rows], self.missing)
             except RowError as error:
                 raise error.shifted(start) from error
         return found
@@ -279,9 +279,7 @@ class FeatureTransform:
 
     def _column(self, table: pl.DataFrame, name: str) -> pl.Series:
         """Return a column, null where it holds a missing word, all null if the table lacks it."""
-        if name in table.columns:
-            return without_words(table[name], self.missing)
-        return pl.Series(name, [None], dtype=pl.Null).new_from_index(0, len(table))
+        return without_words(_column(table, name), self.missing)
 
     def _table_of(self, feature: str) -> Table:
         return self.tables[self.sparse_tables[feature]]
@@ -289,6 +287,12 @@ class FeatureTransform:
     def _check_fitted(self) -> None:
         if not self.fitted.rows:
             raise GatesError("the transform has learned from no rows yet: call fit, or load one")
+
+
+def _column(table: pl.DataFrame, name: str) -> pl.Series:
+    if name in table.columns:
+        return table[name]
+    return pl.Series(name, [None], dtype=pl.Null).new_from_index(0, len(table))
 
 
 def _collected(

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import polars as pl
 
 from core_gates.errors import GatesError
-from recsys.columns.canonical import Kind, kind_of
+from recsys.columns.canonical import UNREADABLE, Kind, canonical, kind_of
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
 from recsys.columns.text import without_words
@@ -160,9 +160,10 @@ class Fitting:
 
 def _as_kind(counts: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     """Return counted values in the form of a vocabulary; those that have none are left out."""
-    dtype = pl.String if kind == "string" else pl.Int64
-    cast = counts.with_columns(pl.col("value").cast(dtype, strict=False)).drop_nulls("value")
-    return cast if kind == "string" else cast.filter(pl.col("value") >= 0)
+    found = counts.with_columns(canonical(counts["value"], kind))
+    if kind == "integer":
+        found = found.filter((pl.col("value") >= 0) & (pl.col("value") != UNREADABLE))
+    return _summed([found])
 
 
 def _summed(parts: list[pl.DataFrame]) -> pl.DataFrame:

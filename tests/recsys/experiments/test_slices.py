@@ -30,6 +30,15 @@ def test_splits_are_cut_one_by_one_and_joined():
     assert found["known users"].tolist() == [False, True, True, True, False]
 
 
+@pytest.mark.fault("video R1")
+@pytest.mark.parametrize("nobody", [None, ""], ids=repr)
+def test_a_row_without_a_user_is_of_no_known_user(nobody):
+    one = tables((["a", nobody, nobody], [1, None, 2]), (["a", nobody, "b"], [None, 1, 2]))
+    found = slices_of([one])
+    assert found["new users"].tolist() == [False, True, True]
+    assert found["new items"].tolist() == [True, False, False]
+
+
 def test_rows_without_user_or_item_have_no_parts():
     schema = FeatureSchema(tasks=SCHEMA.tasks, sparse=SCHEMA.sparse, user="u")
     assert slices_of([tables((["a"], [1]), (["a"], [1]), schema)]) == {}
