@@ -19,6 +19,7 @@ from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.embedding.spreading import spread_names
 from recsys.inputs import Encoded, InputLayer, UserPart, dense_inputs
 from recsys.models.net import MultiTaskNet
+from recsys.models.sharing import whole
 from recsys.schema import FeatureSchema, Task
 
 NetFactory = Callable[[int, Sequence[Task]], MultiTaskNet]
@@ -223,6 +224,14 @@ class Ranker(nn.Module):
         """Return all parameters but the tables, for Adam."""
         tables = {id(table) for table in self.tables()}
         return [parameter for parameter in self.parameters() if id(parameter) not in tables]
+
+    def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
+        """Return every parameter that tasks share with its shared rows, tables aside, for PCGrad.
+
+        These are parameters of the network, and encoders of histories.
+        """
+        layers = [self.input_layers[copy] for copy in self.net.shared_copies]
+        return [*self.net.all_shared(), *whole(*(layer.encoders for layer in layers))]
 
     def count_params(self) -> dict[str, int]:
         """Return the number of weights of ``tables``, ``encoders`` and ``net``."""

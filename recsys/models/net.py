@@ -108,6 +108,11 @@ class MultiTaskNet(nn.Module, ABC):
             ids: Rows (B,) of ``id_feature``, int64, for networks that name one.
         """
 
+    @property
+    def shared_copies(self) -> Sequence[int]:
+        """Sets of embeddings that two or more tasks read; all of them by default."""
+        return range(self.copies)
+
     def losses(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """Return further losses by name, scalars to be added, of the logits (B, T); none here.
 
@@ -123,9 +128,10 @@ class MultiTaskNet(nn.Module, ABC):
         return []
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
-        """Return every parameter that tasks share with its shared rows, for PCGrad.
+        """Return every parameter that two or more tasks share with its shared rows, for PCGrad.
 
-        By default those of the last shared layer.
+        A parameter with several stretches of shared rows occurs once for each. By default those of
+        the last shared layer.
         """
         return [(parameter, self.shared_rows) for parameter in self.shared_parameters()]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import polars as pl
@@ -48,6 +48,9 @@ class SimulatedFeed:
     Raises:
         ValueError: A number is too small, or no day is left to train on.
     """
+
+    OF_WORLD: ClassVar = ("users", "videos", "days", "seed", "groups")
+    """Arguments that make another world, whose users are others under the same numbers."""
 
     def __init__(
         self,
