@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -122,10 +122,12 @@ def infer_schema(
             "no column is left that could be a feature: "
             + "; ".join(map(str, draft.notes.values()))[:300]
         )
-    kinds: dict[str, Any] = {"sparse": Sparse, "dense": Dense, "sequences": History}
     try:
         schema = dataclasses.replace(
-            bare, **{n: tuple(f for f in features if isinstance(f, k)) for n, k in kinds.items()}
+            bare,
+            sparse=tuple(f for f in features if isinstance(f, Sparse)),
+            dense=tuple(f for f in features if isinstance(f, Dense)),
+            sequences=tuple(f for f in features if isinstance(f, History)),
         )
     except ValueError as error:
         raise GatesError(str(error)) from error

@@ -246,7 +246,7 @@ class Ranker(nn.Module):
         """Append rows to the tables; see :meth:`recsys.embedding.bank.EmbeddingBank.grow`.
 
         Raises:
-            GatesError: See there; or the network cannot route so many rows.
+            GatesError: See there; or the network has fewer ids than rows to route.
         """
         self._check_ids(self.sizes | dict(sizes), GatesError)
         for bank in self.banks:

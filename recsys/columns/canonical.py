@@ -84,7 +84,7 @@ def keys_of_ids(column: pl.Series, *, checked: bool = True) -> tuple[Keys, NDArr
 
     Args:
         column: (N,) integers or text.
-        checked: Whether numbers that are no integers are refused; else all of them are one.
+        checked: Whether other numbers than integers are refused; else all of them are one.
 
     Raises:
         RowError: A number has a fraction or exceeds 2^63 - 1.

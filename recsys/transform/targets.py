@@ -71,7 +71,7 @@ def users_of(
         table: N rows.
         user: Column of the user.
         first_row: Rows before these.
-        checked: Whether numbers that are no integers are refused; else all of them are one user.
+        checked: Whether other numbers than integers are refused; else all of them are one user.
 
     Raises:
         RowError: A number has a fraction or exceeds 2^63 - 1.
