@@ -44,11 +44,6 @@ class Part(NamedTuple):
         """Whether it is text, separated by whatever; Parquet otherwise."""
         return self.path.suffix in TEXT
 
-    @property
-    def first_line(self) -> int:
-        """Number of the line, or row, of the first row."""
-        return 2 if self.is_csv else 0
-
     def columns(self) -> list[str]:
         """Return the names of the columns.
 

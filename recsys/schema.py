@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from core_gates.errors import GatesError, check_at_least, check_option
 
@@ -15,6 +15,7 @@ Side = Literal["user", "item", "context"]
 
 Scaling = Literal["log_standardize", "standardize", "buckets", "none"]
 Encoder = Literal["mean", "target_attention", "transformer"]
+ENCODERS: tuple[Encoder, ...] = get_args(Encoder)
 Storage = Literal["plain", "hash", "quotient_remainder"]
 
 
@@ -105,7 +106,7 @@ class History:
         """Refuse an unknown encoder or side."""
         check_at_least(1, max_length=self.max_length)
         check_option("side", self.side, ("user", "item", "context"))
-        check_option("encoder", self.encoder, ("mean", "target_attention", "transformer"))
+        check_option("encoder", self.encoder, ENCODERS)
 
 
 @dataclass(frozen=True)

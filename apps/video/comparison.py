@@ -32,7 +32,7 @@ from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.data.digest import table_digest
 from recsys.diagnosis.expert_report import ExpertReport
-from recsys.experiments.building import class_of, data_of, module_of
+from recsys.experiments.building import class_of, data_of, module_of, require_tables
 from recsys.experiments.claims import (
     AUC,
     AVERAGED,
@@ -276,11 +276,13 @@ class Comparison:
             facts: Headline.
 
         Raises:
-            GatesError: There is no seed, a claim names no method, or two folds have the same test
-                rows.
+            GatesError: There is no seed, a claim names no method, two folds have the same test rows,
+                or slices are asked for of a stream.
         """
         if not self.seeds:
             raise GatesError("--seeds names none: give one at least")
+        if slices:
+            require_tables(self.data(self.folds[0]), "--slices needs", "leave out --slices")
         self._refuse_equal_folds()
         claims.check([*self.contest.entries, *self.contest.baselines])
         further = further or Findings()

@@ -78,6 +78,24 @@ def data_of(settings: Mapping[str, Any], seed: int = 0) -> TableDataModule:
     return _made(DATA, data_module, found, seed=seed, **options)
 
 
+def require_tables(data: object, needs: str, fix: str) -> None:
+    """Refuse data that are read part by part, where all rows are needed at once.
+
+    Args:
+        data: A data module.
+        needs: Who needs the rows, such as ``--slices needs``.
+        fix: What to do.
+
+    Raises:
+        GatesError: The data are a stream.
+    """
+    if not isinstance(data, TableDataModule):
+        raise GatesError(
+            f"{needs} all rows in memory, but data.source is a stream, which reads them part by "
+            f"part: {fix}"
+        )
+
+
 def module_of(settings: Mapping[str, Any]) -> MultiTaskModule:
     """Return the untrained module that settings name.
 
