@@ -276,8 +276,8 @@ class Comparison:
             facts: Headline.
 
         Raises:
-            GatesError: There is no seed, a claim names no method, two folds have the same test rows,
-                or slices are asked for of a stream.
+            GatesError: There is no seed, a claim names no method, two folds have the same test
+                rows, or slices are asked for of a stream.
         """
         if not self.seeds:
             raise GatesError("--seeds names none: give one at least")
