@@ -1,0 +1,71 @@
+"""Write an adapter in a format of choice: atomically, and with the same bytes every time."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from core_gates.errors import check_option
+from diffusion.lora_file.bundle import LoraBundle
+from diffusion.lora_file.config import CONFIG, WEIGHTS
+from diffusion.lora_file.container import serialize
+from diffusion.lora_file.errors import FormatError
+from diffusion.lora_file.writers import FORMATS, Layout
+from diffusion.lora_file.writers.layout import in_storage
+from harness.files.atomic import replacing, write_bytes
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def save_lora(
+    bundle: LoraBundle, path: str | Path, format: str = "diffusers", dtype: str | None = None
+) -> Path:
+    """Write an adapter.
+
+    Args:
+        bundle: The adapter.
+        path: A ``.safetensors`` file; for ``peft`` a folder.
+        format: ``diffusers``, ``peft``, ``kohya`` or ``comfyui``.
+        dtype: ``float32``, ``float16`` or ``bfloat16``, in which factors are rounded; by default
+            that of the file that was read, and float32 where a value would change.
+
+    Raises:
+        FormatError: The format has no way to store some layers; they are named.
+        GatesError: The place cannot be written.
+    """
+    check_option("format", format, FORMATS, FormatError)
+    if dtype is not None:
+        check_option("dtype", dtype, DTYPES, FormatError)
+    place = Path(path)
+    if format != "peft" and place.suffix != ".safetensors":
+        raise FormatError(f"{place.name} must end with .safetensors, as {format} is a single file")
+    layout = FORMATS[format](bundle)
+    raw = _bytes(layout, bundle.storage if dtype is None else DTYPES[dtype], exact=dtype is None)
+    if layout.config is None:
+        return write_bytes(place, raw)
+    with replacing(place) as folder:
+        folder.mkdir()
+        (folder / WEIGHTS).write_bytes(raw)
+        text = json.dumps(layout.config, indent=2, sort_keys=True) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+    return place
+
+
+def _bytes(layout: Layout, dtype: torch.dtype, *, exact: bool) -> bytes:
+    """Return the bytes of the file of weights.
+
+    Raises:
+        FormatError: There is nothing to write, or a value is not finite or too large for the dtype.
+    """
+    if not layout.tensors:
+        raise FormatError("the adapter changes no layer; there is nothing to write")
+    stored = {
+        name: tensor if name in layout.exact else in_storage(tensor, dtype, exact)
+        for name, tensor in layout.tensors.items()
+    }
+    for name, tensor in stored.items():
+        if not torch.isfinite(layout.tensors[name]).all():
+            raise FormatError(f"{name} holds NaN or infinity, which no program can use")
+        if not torch.isfinite(tensor).all():
+            raise FormatError(f"{name} holds values that are too large for {dtype}; use float32")
+    return serialize(stored, layout.metadata)
