@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffusion.lora_file.errors import LoraFileError
 from diffusion.lora_file.factors.change import Factors
-from diffusion.lora_file.lazy import Sizes, sizes_of
+from diffusion.lora_file.factors.kind import Sizes
+from diffusion.lora_file.lazy import sizes_of
 from diffusion.lora_file.report import MappingReport
 
 

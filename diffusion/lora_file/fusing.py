@@ -38,6 +38,8 @@ def split(
     Raises:
         LoraFileError: A DoRA adapter holds norms of columns.
     """
+    if len(sizes) == 1:
+        return [factors]
     parts, start = [], 0
     for number, size in enumerate(sizes):
         part = factors.rows(start, start + size)

@@ -4,14 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from diffusion.lora_file.factors.change import Factors
-
-
-class Sizes(NamedTuple):
-    """Sizes of the factors of a layer."""
-
-    rank: int
-    in_features: int
-    out_features: int
+from diffusion.lora_file.factors.kind import Sizes
 
 
 class Recipe(NamedTuple):

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from diffusion.lora_file.container import SafetensorsFile
 from diffusion.lora_file.entries import Entry
-from diffusion.lora_file.factors import magnitude_matrix
-from diffusion.lora_file.factors.change import Factors
+from diffusion.lora_file.errors import LoraFileError
+from diffusion.lora_file.factors import Sizes, magnitude_matrix, magnitude_shape
+from diffusion.lora_file.factors.change import COLUMNS, Factors
 from diffusion.lora_file.family import Family
 from diffusion.lora_file.fusing import own_components, split
-from diffusion.lora_file.lazy import Recipe, Sizes
+from diffusion.lora_file.lazy import Recipe
 from diffusion.lora_file.names.prefixes import TRANSFORMER
 from diffusion.lora_file.scales import Settings
 
@@ -47,55 +47,88 @@ def recipes_of(entry: Entry, context: Context) -> tuple[dict[str, Recipe], str]:
         ValueError: A shape does not fit, or a value is not finite.
         LoraFileError: The factors cannot be split.
     """
-    shapes = _meta(entry, context.file)
+    shapes = _shapes(entry, context.file)
     rank = entry.kind.rank(shapes)
     if rank is not None and not 1 <= rank <= context.file.limits.rank:
         raise ValueError(f"its rank is {rank}, expected 1 to {context.file.limits.rank}")
+    whole = _whole_sizes(entry, shapes)
     settings, alpha = context.settings.get(entry.component), _alpha(entry, context.file)
     if settings is not None and settings.dora and "magnitude" not in entry.keys:
         raise ValueError("the settings of the adapter state DoRA, but its magnitude is missing")
     scale = _scale(entry, settings, rank, alpha)
-    meta = _build(entry, shapes, scale)
-    sizes = _part_sizes(entry, meta, context)
-    _check_magnitude(meta, len(sizes) > 1)
+    parts = _part_sizes(entry, whole, context)
     components = None
-    if len(sizes) > 1 and entry.kind.name == "lora" and meta.magnitude is None:
-        whole = _load(entry, context.file, scale)
-        components = own_components(whole.up, sizes)
+    if len(parts) > 1 and entry.kind.name == "lora" and "magnitude" not in entry.keys:
+        components = own_components(_load(entry, context.file, scale).up, parts)
 
-    def loader(number: int) -> Recipe:
-        rank = meta.rank if components is None else len(components[number])
+    def recipe(number: int) -> Recipe:
+        rank = whole.rank if components is None else len(components[number])
 
         def load() -> Factors:
-            return split(_load(entry, context.file, scale), sizes, components)[number]
+            return split(_load(entry, context.file, scale), parts, components)[number]
 
-        return Recipe(Sizes(rank, meta.in_features, sizes[number]), load)
+        return Recipe(Sizes(rank, whole.in_features, parts[number]), load)
 
-    recipes = {part: loader(number) for number, part in enumerate(entry.match.parts)}
+    recipes = {part: recipe(number) for number, part in enumerate(entry.match.parts)}
     complaint = "" if alpha is None or alpha > 0 else f"α is {alpha:g}, expected a positive number"
     return {part: r for part, r in recipes.items() if r.sizes.rank}, complaint
 
 
-def _meta(entry: Entry, file: SafetensorsFile) -> dict[str, Tensor]:
-    """Return tensors without data, of the shapes of the file."""
+def _shapes(entry: Entry, file: SafetensorsFile) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the factors and of the magnitude, by role.
+
+    Raises:
+        ValueError: One holds no floating-point numbers.
+    """
     found = {}
     for role, key in entry.keys.items():
         stored = file.tensors[key]
-        if role != "alpha" and (not stored.dtype.is_floating_point or 0 in stored.shape):
+        if role == "alpha":
+            continue
+        if not stored.dtype.is_floating_point or 0 in stored.shape:
             raise ValueError(
-                f"{role} is {stored.dtype} of shape {tuple(stored.shape)}, expected floating-point "
-                "numbers"
+                f"{role} is {stored.dtype} of shape {stored.shape}, expected floating-point numbers"
             )
-        found[role] = torch.empty(stored.shape, device="meta", dtype=torch.float32)
+        found[role] = stored.shape
     return found
 
 
+def _whole_sizes(entry: Entry, shapes: Mapping[str, tuple[int, ...]]) -> Sizes:
+    """Return the sizes of the factors before they are split.
+
+    Raises:
+        ValueError: The factors do not fit each other or the magnitude, or expand to too many.
+        LoraFileError: The magnitude belongs to all parts of a fused layer.
+    """
+    sizes = entry.kind.sizes(shapes)
+    elements = sizes.rank * max(sizes.in_features, sizes.out_features)
+    if elements > MAX_ELEMENTS:
+        raise ValueError(
+            f"its factors expand to {elements} numbers, more than the limit of {MAX_ELEMENTS}"
+        )
+    if "magnitude" in shapes:
+        rows, columns = magnitude_shape(shapes["magnitude"])
+        if (rows, columns) not in ((sizes.out_features, 1), (1, sizes.in_features)):
+            raise ValueError(
+                f"the magnitude of DoRA is {rows}x{columns}, expected {sizes.out_features}x1 or "
+                f"1x{sizes.in_features}"
+            )
+        if columns != 1 and len(entry.match.parts) > 1:
+            raise LoraFileError(COLUMNS)
+    return sizes
+
+
 def _alpha(entry: Entry, file: SafetensorsFile) -> float | None:
+    """Return α if it is stored.
+
+    Raises:
+        ValueError: It is not one finite number.
+    """
     if "alpha" not in entry.keys:
         return None
     stored = file.tensors[entry.keys["alpha"]]
     if math.prod(stored.shape) != 1:
-        raise ValueError(f"α has the shape {tuple(stored.shape)}, expected one number")
+        raise ValueError(f"α has the shape {stored.shape}, expected one number")
     alpha = float(file.tensor(entry.keys["alpha"]).double().reshape(()))
     if not math.isfinite(alpha):
         raise ValueError(f"α is {alpha}, expected a finite number")
@@ -108,35 +141,6 @@ def _scale(entry: Entry, settings: Settings | None, rank: int | None, alpha: flo
     return 1.0 if settings is None else settings.scale(entry.layer, rank)
 
 
-def _build(entry: Entry, stored: Mapping[str, Tensor], scale: float) -> Factors:
-    """Reduce the stored factors to a pair; works on meta tensors, too."""
-    try:
-        pair = entry.kind.build(stored)
-    except RuntimeError as error:
-        shapes = ", ".join(f"{role} {tuple(stored[role].shape)}" for role in sorted(entry.factors))
-        raise ValueError(f"factors of these shapes do not fit each other: {shapes}") from error
-    if pair.down.shape[0] != pair.up.shape[1]:
-        raise ValueError(
-            f"factors of ranks {pair.down.shape[0]} and {pair.up.shape[1]} do not fit each other"
-        )
-    if max(pair.down.numel(), pair.up.numel()) > MAX_ELEMENTS:
-        raise ValueError(
-            f"its factors expand to {max(pair.down.numel(), pair.up.numel())} numbers, more than "
-            f"the limit of {MAX_ELEMENTS}"
-        )
-    magnitude = stored.get("magnitude")
-    factors = Factors(
-        pair.down, pair.up, scale, None if magnitude is None else magnitude_matrix(magnitude)
-    )
-    return factors.swapped() if _is_swapped(entry, factors) else factors
-
-
-def _is_swapped(entry: Entry, factors: Factors) -> bool:
-    if entry.match.swapped == "last":
-        return factors.out_features == 2 * factors.in_features
-    return entry.match.swapped == "always"
-
-
 def _load(entry: Entry, file: SafetensorsFile, scale: float) -> Factors:
     """Read the factors, as float32, or float64 if they are stored so."""
     stored = {}
@@ -144,50 +148,34 @@ def _load(entry: Entry, file: SafetensorsFile, scale: float) -> Factors:
         if role != "alpha":
             tensor = file.tensor(key)
             stored[role] = tensor if tensor.dtype == torch.float64 else tensor.float()
-    return _build(entry, stored, scale)
+    down, up = entry.kind.build(stored)
+    magnitude = stored.get("magnitude")
+    factors = Factors(down, up, scale, None if magnitude is None else magnitude_matrix(magnitude))
+    last = factors.out_features == 2 * factors.in_features
+    swapped = entry.match.swapped == "always" or (entry.match.swapped == "last" and last)
+    return factors.swapped() if swapped else factors
 
 
-def _part_sizes(entry: Entry, factors: Factors, context: Context) -> list[int]:
+def _part_sizes(entry: Entry, whole: Sizes, context: Context) -> list[int]:
     """Return the outputs of each part, those of the base or those that follow from the inputs.
 
     Raises:
         ValueError: They are not those of the factors.
     """
     parts, family = entry.match.parts, context.family
-    if entry.component != TRANSFORMER:
-        return [factors.out_features]
+    if entry.component != TRANSFORMER or (context.base is None and len(parts) == 1):
+        return [whole.out_features]
     if context.base is not None:
         if lacking := [part for part in parts if part not in context.base]:
             raise ValueError(f"the base has no layer {lacking[0]}")
         inputs = {context.base[part][0] for part in parts}
         sizes: list[int] = [context.base[part][1] for part in parts]
     else:
-        inputs = {factors.in_features}
-        wanted = [family.out_features(part, factors.in_features) for part in parts]
-        if len(parts) == 1:
-            return [factors.out_features]
+        inputs = {whole.in_features}
+        wanted = [family.out_features(part, whole.in_features) for part in parts]
         sizes = [size for size in wanted if size is not None]
-    if inputs != {factors.in_features} or sum(sizes) != factors.out_features:
+    if inputs != {whole.in_features} or sum(sizes) != whole.out_features:
         expected = f"{' or '.join(map(str, sorted(inputs)))} → {' + '.join(map(str, sizes))}"
-        found = f"{factors.in_features} → {factors.out_features}"
+        found = f"{whole.in_features} → {whole.out_features}"
         raise ValueError(f"it changes a layer of {found} features, expected {expected}")
     return sizes
-
-
-def _check_magnitude(factors: Factors, fused: bool) -> None:
-    """Refuse a magnitude that is of other sizes than the layer.
-
-    Raises:
-        ValueError: It does not fit.
-        LoraFileError: It belongs to all parts of a fused layer.
-    """
-    if factors.magnitude is None:
-        return
-    shape = tuple(factors.magnitude.shape)
-    if shape not in ((factors.out_features, 1), (1, factors.in_features)):
-        raise ValueError(
-            f"the magnitude of DoRA is {shape[0]}x{shape[1]}, expected {factors.out_features}x1 or "
-            f"1x{factors.in_features}"
-        )
-    if fused:
-        factors.rows(0, 1)

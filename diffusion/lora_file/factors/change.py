@@ -9,6 +9,8 @@ from core_gates.adapters.low_rank import LowRank
 from diffusion.lora_file.errors import LoraFileError
 from diffusion.lora_file.factors.dora import merged_weight
 
+COLUMNS = "norms of columns of a fused layer belong to all of its parts and cannot be split"
+
 
 class Factors(NamedTuple):
     """What an adapter does to one linear layer, whatever the file stored.
@@ -78,10 +80,7 @@ class Factors(NamedTuple):
         magnitude = self.magnitude
         if magnitude is not None:
             if magnitude.shape[1] != 1:
-                raise LoraFileError(
-                    "norms of columns of a fused layer belong to all of its parts and cannot be "
-                    "split"
-                )
+                raise LoraFileError(COLUMNS)
             magnitude = magnitude[start:stop]
         return Factors(self.down, self.up[start:stop], self.scale, magnitude)
 

@@ -1,5 +1,7 @@
 """DoRA: a direction, the weight with its low-rank change, and a magnitude (Liu et al., 2024)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -8,20 +10,24 @@ def magnitude_matrix(stored: Tensor) -> Tensor:
     """Return the magnitudes as (out_features, 1), of rows, or (1, in_features), of columns.
 
     PEFT stores a vector with one entry per row; LyCORIS a matrix of either kind.
+    """
+    return stored.reshape(magnitude_shape(stored.shape))
+
+
+def magnitude_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the shape of magnitudes as a matrix.
 
     Raises:
-        ValueError: The shape is none of them.
+        ValueError: It is neither one row nor one column.
     """
-    if stored.dim() == 4 and stored.shape[2:] == (1, 1):
-        stored = stored[:, :, 0, 0]
-    if stored.dim() == 1:
-        return stored[:, None]
-    if stored.dim() != 2 or 1 not in stored.shape:
-        raise ValueError(
-            f"the magnitude of DoRA is {'x'.join(map(str, stored.shape))}, expected one row or "
-            "one column"
-        )
-    return stored
+    if len(shape) == 4 and tuple(shape[2:]) == (1, 1):
+        shape = shape[:2]
+    if len(shape) == 1:
+        return shape[0], 1
+    if len(shape) != 2 or 1 not in shape:
+        found = "x".join(map(str, shape)) or "a number"
+        raise ValueError(f"the magnitude of DoRA is {found}, expected one row or one column")
+    return shape[0], shape[1]
 
 
 def merged_weight(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:

@@ -6,17 +6,23 @@ Khatri-Rao products of theirs.
 
 from torch import Tensor
 
-from diffusion.lora_file.factors.kind import Kind, Pair, Stored, matrix
+from diffusion.lora_file.factors.kind import (
+    Kind,
+    Pair,
+    Shapes,
+    Sizes,
+    Stored,
+    matrix,
+    matrix_shape,
+    product_sizes,
+)
 
 _PLAIN = frozenset({"w1_a", "w1_b", "w2_a", "w2_b"})
 
 
 def _build(stored: Stored) -> Pair:
     left, right = _half(stored, 1), _half(stored, 2)
-    return Pair(
-        khatri_rao(left.down.T, right.down.T).T,
-        khatri_rao(left.up, right.up),
-    )
+    return Pair(khatri_rao(left.down.T, right.down.T).T, khatri_rao(left.up, right.up))
 
 
 def _half(stored: Stored, number: int) -> Pair:
@@ -27,17 +33,36 @@ def _half(stored: Stored, number: int) -> Pair:
 
 
 def khatri_rao(left: Tensor, right: Tensor) -> Tensor:
-    """Return the products of all pairs of columns, (n, r) and (n, s) to (n, rs).
-
-    Raises:
-        ValueError: The matrices differ in their rows.
-    """
-    if left.shape[0] != right.shape[0]:
-        raise ValueError(
-            f"the matrices of an element-wise product have {left.shape[0]} and {right.shape[0]} "
-            "rows or columns, expected as many"
-        )
+    """Return the products of all pairs of columns, (n, r) and (n, s) to (n, rs)."""
     return (left[:, :, None] * right[:, None, :]).flatten(1)
 
 
-LOHA = Kind("loha", (_PLAIN, _PLAIN | {"t1", "t2"}), _build, lambda stored: stored["w1_b"].shape[0])
+def _sizes(shapes: Shapes) -> Sizes:
+    """Return the sizes of the pair.
+
+    Raises:
+        ValueError: The factors do not fit each other.
+    """
+    left, right = _half_sizes(shapes, 1), _half_sizes(shapes, 2)
+    if left[1:] != right[1:]:
+        raise ValueError(
+            f"an element-wise product needs matrices of one shape, found {left.out_features}x"
+            f"{left.in_features} and {right.out_features}x{right.in_features}"
+        )
+    return left._replace(rank=left.rank * right.rank)
+
+
+def _half_sizes(shapes: Shapes, number: int) -> Sizes:
+    a, b = matrix_shape(shapes[f"w{number}_a"]), shapes[f"w{number}_b"]
+    core = shapes.get(f"t{number}")
+    sizes = product_sizes(a if core is None else a[::-1], b, core)
+    return sizes if core is None else sizes._replace(rank=a[0])
+
+
+LOHA = Kind(
+    "loha",
+    (_PLAIN, _PLAIN | {"t1", "t2"}),
+    _build,
+    _sizes,
+    lambda shapes: shapes["w1_b"][0],
+)

@@ -1,6 +1,6 @@
 """Plain LoRA (Hu et al., 2022), with the core of a Tucker decomposition between its factors."""
 
-from diffusion.lora_file.factors.kind import Kind, Pair, Stored, matrix
+from diffusion.lora_file.factors.kind import Kind, Pair, Stored, matrix, product_sizes
 
 
 def _build(stored: Stored) -> Pair:
@@ -14,5 +14,6 @@ PLAIN = Kind(
     "lora",
     (frozenset({"down", "up"}), frozenset({"down", "up", "mid"})),
     _build,
-    lambda stored: stored["down"].shape[0],
+    lambda shapes: product_sizes(shapes["up"], shapes["down"], shapes.get("mid")),
+    lambda shapes: shapes["down"][0],
 )

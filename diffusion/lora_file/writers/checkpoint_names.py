@@ -9,10 +9,10 @@ from torch import Tensor
 from diffusion.lora_file.bundle import LoraBundle
 from diffusion.lora_file.errors import LoraFileError
 from diffusion.lora_file.factors.change import Factors
+from diffusion.lora_file.factors.kind import Sizes
 from diffusion.lora_file.family import FAMILIES
 from diffusion.lora_file.family.layers import index_of
 from diffusion.lora_file.fusing import fuse
-from diffusion.lora_file.lazy import Sizes
 from diffusion.lora_file.names import NameTable
 from diffusion.lora_file.names.bfl_flux import BFL_FLUX
 from diffusion.lora_file.names.native_sd3 import NATIVE_SD3
