@@ -18,23 +18,29 @@ def locate(path: Path, config: Path | None) -> tuple[Path, Path | None]:
         config: The configuration, if it is elsewhere.
 
     Raises:
-        ContainerError: The folder holds a pickle, or no weights.
+        ContainerError: The folder holds a pickle or no weights, or the path cannot be looked up.
     """
-    if path.is_dir():
-        weights = path / WEIGHTS
-        if not weights.exists():
-            pickle = next((p for p in path.glob("adapter_model.*") if p.suffix == ".bin"), None)
-            found = f"the pickle {pickle.name}" if pickle else "no adapter"
-            raise ContainerError(
-                f"{clean(str(path), 200)} holds {found}, expected {WEIGHTS}; name a file"
-            )
-    else:
-        weights = path
-    if config is None:
-        own = (weights.with_name(f"{weights.stem}.{CONFIG}"), weights.with_name(CONFIG))
-        beside = own if weights.name == WEIGHTS else own[:1]
-        config = next((place for place in beside if place.is_file()), None)
+    try:
+        weights = _weights_of(path) if path.is_dir() else path
+        if config is None:
+            own = (weights.with_name(f"{weights.stem}.{CONFIG}"), weights.with_name(CONFIG))
+            near = own if weights.name == WEIGHTS else own[:1]
+            config = next((place for place in near if place.is_file()), None)
+    except OSError as error:
+        label = clean(str(path), 200)
+        raise ContainerError(f"{label} cannot be opened: {error.strerror}") from error
     return weights, config
+
+
+def _weights_of(folder: Path) -> Path:
+    weights = folder / WEIGHTS
+    if weights.exists():
+        return weights
+    pickle = folder / "adapter_model.bin"
+    found = f"the pickle {pickle.name}" if pickle.exists() else "no adapter"
+    raise ContainerError(
+        f"{clean(str(folder), 200)} holds {found}, expected {WEIGHTS}; name a file"
+    )
 
 
 def config_settings(path: Path) -> Settings:

@@ -48,10 +48,9 @@ def recipes_of(entry: Entry, context: Context) -> tuple[dict[str, Recipe], str]:
         LoraFileError: The factors cannot be split.
     """
     shapes = _shapes(entry, context.file)
-    rank = entry.kind.rank(shapes)
-    if rank is not None and not 1 <= rank <= context.file.limits.rank:
+    whole, rank = _whole_sizes(entry, shapes), entry.kind.rank(shapes)
+    if rank is not None and rank > context.file.limits.rank:
         raise ValueError(f"its rank is {rank}, expected 1 to {context.file.limits.rank}")
-    whole = _whole_sizes(entry, shapes)
     settings, alpha = context.settings.get(entry.component), _alpha(entry, context.file)
     if settings is not None and settings.dora and "magnitude" not in entry.keys:
         raise ValueError("the settings of the adapter state DoRA, but its magnitude is missing")

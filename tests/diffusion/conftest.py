@@ -30,3 +30,19 @@ def relative_error():
         return max(errors)
 
     return measure
+
+
+@pytest.fixture(scope="session")
+def one_line():
+    """Return the message of a typed error, which must be one line of moderate length."""
+
+    def call(kind, function, *args, **options):
+        with pytest.raises(kind) as caught:
+            function(*args, **options)
+        message = str(caught.value)
+        assert message
+        assert message.isprintable()
+        assert len(message) <= 1000
+        return message
+
+    return call

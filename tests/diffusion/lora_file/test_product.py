@@ -1,5 +1,7 @@
 """The product of prefixes, names of layers and factors, written by an independent writer."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -15,9 +17,12 @@ DIALECTS = (
 def read(dialects, tmp_path):
     """Save a file and load it for a base with the layers of every dialect of its family."""
 
+    numbers = itertools.count()
+
     def load(written, **options):
         base = options.pop("base", dialects.base_of(written.family))
-        return load_lora(written.save(tmp_path / "a.safetensors"), base, **options)
+        path = tmp_path / f"{next(numbers)}.safetensors"
+        return load_lora(written.save(path), base, **options)
 
     return load
 
