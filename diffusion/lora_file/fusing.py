@@ -9,24 +9,26 @@ from diffusion.lora_file.errors import LoraFileError
 from diffusion.lora_file.factors.change import Factors
 
 
-def own_components(up: Tensor, sizes: Sequence[int]) -> list[Tensor] | None:
-    """Return the components of each part if no two parts share one, else None.
+def own_components(up: Tensor, sizes: Sequence[int]) -> list[Tensor | None]:
+    """Return which components each part of a fused layer needs.
 
     Args:
         up: B (sum of sizes, r) of a fused layer.
         sizes: Outputs of each part.
 
     Returns:
-        Indices of columns of B, per part; a part without any is not changed.
+        Per part the indices of its columns of B, if no two parts share one. Otherwise None, for all
+        of them, or no indices for a part whose rows are zero while those of others are not.
     """
     used = torch.stack([part.ne(0).any(0) for part in up.split(list(sizes))])
-    if not used.any() or (used.sum(0) > 1).any():
-        return None
-    return [row.nonzero()[:, 0] for row in used]
+    if (used.sum(0) <= 1).all() and used.any():
+        return [row.nonzero()[:, 0] for row in used]
+    nothing = torch.empty(0, dtype=torch.int64)
+    return [None if row.any() or not used.any() else nothing for row in used]
 
 
 def split(
-    factors: Factors, sizes: Sequence[int], components: Sequence[Tensor] | None
+    factors: Factors, sizes: Sequence[int], components: Sequence[Tensor | None] | None = None
 ) -> list[Factors]:
     """Return the factors of the parts of a fused layer.
 
@@ -43,8 +45,8 @@ def split(
     parts, start = [], 0
     for number, size in enumerate(sizes):
         part = factors.rows(start, start + size)
-        if components is not None:
-            own = components[number]
+        own = None if components is None else components[number]
+        if own is not None:
             part = part._replace(down=part.down[own], up=part.up[:, own])
         parts.append(part)
         start += size

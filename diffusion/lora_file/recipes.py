@@ -61,7 +61,8 @@ def recipes_of(entry: Entry, context: Context) -> tuple[dict[str, Recipe], str]:
         components = own_components(_load(entry, context.file, scale).up, parts)
 
     def recipe(number: int) -> Recipe:
-        rank = whole.rank if components is None else len(components[number])
+        own = None if components is None else components[number]
+        rank = whole.rank if own is None else len(own)
 
         def load() -> Factors:
             return split(_load(entry, context.file, scale), parts, components)[number]

@@ -30,7 +30,8 @@ def save_lora(
             that of the file that was read, and float32 where a value would change.
 
     Raises:
-        FormatError: The format has no way to store some layers; they are named.
+        FormatError: There is nothing to write, a value is not finite or too large, or the format
+            has no way to store some layers; they are named.
         GatesError: The place cannot be written.
     """
     check_option("format", format, FORMATS, FormatError)
@@ -39,6 +40,8 @@ def save_lora(
     place = Path(path)
     if format != "peft" and place.suffix != ".safetensors":
         raise FormatError(f"{place.name} must end with .safetensors, as {format} is a single file")
+    if not bundle.modules and not any(bundle.text_encoders.values()):
+        raise FormatError("the adapter changes no layer; there is nothing to write")
     layout = FORMATS[format](bundle)
     raw = _bytes(layout, bundle.storage if dtype is None else DTYPES[dtype], exact=dtype is None)
     if layout.config is None:
@@ -55,10 +58,8 @@ def _bytes(layout: Layout, dtype: torch.dtype, *, exact: bool) -> bytes:
     """Return the bytes of the file of weights.
 
     Raises:
-        FormatError: There is nothing to write, or a value is not finite or too large for the dtype.
+        FormatError: A value is not finite or too large for the dtype.
     """
-    if not layout.tensors:
-        raise FormatError("the adapter changes no layer; there is nothing to write")
     stored = {
         name: tensor if name in layout.exact else in_storage(tensor, dtype, exact)
         for name, tensor in layout.tensors.items()

@@ -22,7 +22,9 @@ def test_rank(seed, rank):
     delta = full.delta_weight()
     singular = torch.linalg.svdvals(delta)
     best = float((singular[rank:].square().sum() / singular.square().sum()).sqrt())
-    found = torch.linalg.matrix_norm(shrunk.delta_weight() - delta) / torch.linalg.matrix_norm(delta)
+    found = torch.linalg.matrix_norm(shrunk.delta_weight() - delta) / torch.linalg.matrix_norm(
+        delta
+    )
     assert shrunk.rank == rank
     assert float(found) == pytest.approx(best, rel=1e-8)
     assert error == pytest.approx(best, rel=1e-8)

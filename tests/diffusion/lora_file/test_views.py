@@ -28,10 +28,12 @@ def close(found, expected):
 
 
 def stacked(parts, inputs=6):
-    return torch.cat([
-        torch.zeros(size, inputs, dtype=torch.float64) if part is None else part.delta_weight()
-        for part, size in zip(parts, SIZES, strict=True)
-    ])
+    return torch.cat(
+        [
+            torch.zeros(size, inputs, dtype=torch.float64) if part is None else part.delta_weight()
+            for part, size in zip(parts, SIZES, strict=True)
+        ]
+    )
 
 
 @given(
@@ -94,8 +96,15 @@ def test_blocks_are_not_seen_where_a_component_is_shared():
     up = torch.block_diag(torch.ones(4, 2), torch.ones(4, 2), torch.ones(4, 2))
     assert [list(part) for part in own_components(up, (4, 4, 4))] == [[0, 1], [2, 3], [4, 5]]
     up[11, 0] = 1
-    assert own_components(up, (4, 4, 4)) is None
-    assert own_components(torch.zeros(12, 6), (4, 4, 4)) is None
+    assert own_components(up, (4, 4, 4)) == [None, None, None]
+    assert own_components(torch.zeros(12, 6), (4, 4, 4)) == [None, None, None]
+
+
+def test_a_part_without_rows_is_left_out_also_where_others_share_a():
+    up = torch.ones(12, 6)
+    up[4:8] = 0
+    first, second, third = own_components(up, (4, 4, 4))
+    assert (first, len(second), third) == (None, 0, None)
 
 
 def test_block_diagonal_file_is_split_into_a_third_of_its_rank(dialects, tmp_path):
@@ -118,7 +127,7 @@ def test_fused_view_of_a_file(dialects, tmp_path):
     written = dialects.write("bfl", "lora_down", seed=1)
     bundle = load_lora(written.save(tmp_path / "a.safetensors"))
     view = FusedView(bundle)
-    assert list(view)[0] == "blocks.0.attn.a_to_qkv"
+    assert next(iter(view)) == "blocks.0.attn.a_to_qkv"
     assert len(view) == 13
     assert {view.layer(name).type for name in view} == {layer.type for layer in FluxShape().fused()}
     for name in view:
@@ -126,9 +135,10 @@ def test_fused_view_of_a_file(dialects, tmp_path):
         torch.testing.assert_close(
             view[name].delta_weight().double(), torch.cat(parts), rtol=1e-5, atol=1e-5
         )
-    assert view["single_blocks.0.to_qkv_mlp"].rank == bundle.ranks()[
-        "single_transformer_blocks.0.proj_mlp"
-    ]
+    assert (
+        view["single_blocks.0.to_qkv_mlp"].rank
+        == bundle.ranks()["single_transformer_blocks.0.proj_mlp"]
+    )
 
 
 def test_fused_view_of_a_model_with_absent_parts():

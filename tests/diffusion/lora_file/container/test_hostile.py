@@ -1,6 +1,7 @@
 """Files made to harm or to mislead: every one ends in one line of a typed error."""
 
 import json
+import os
 import struct
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_a_million_keys(tmp_path, one_line):
 
 def test_metadata_of_20_megabytes(tmp_path, one_line):
     path = tmp_path / "a.safetensors"
-    path.write_bytes(raw({"__metadata__": {"a": "x" * 7_000_000, "b": "x" * 7_000_000, "c": "x" * 7_000_000}}))  # fmt: skip
+    path.write_bytes(raw({"__metadata__": dict.fromkeys("abc", "x" * 7_000_000)}))
     assert "bytes of metadata" in one_line(ContainerError, load_lora, path)
     path.write_bytes(raw({"__metadata__": {"a": "x" * 9_000_000}}))
     assert "bytes of metadata" in one_line(ContainerError, load_lora, path)
@@ -150,8 +151,6 @@ def test_folders_and_pipes(tmp_path, one_line):
     assert "holds no adapter" in one_line(ContainerError, load_lora, tmp_path / "a.safetensors")
     (tmp_path / "adapter_model.bin").touch()
     assert "pickle adapter_model.bin" in one_line(ContainerError, load_lora, tmp_path)
-    import os
-
     os.mkfifo(tmp_path / "b.safetensors")
     assert "is not a file" in one_line(ContainerError, load_lora, tmp_path / "b.safetensors")
 
@@ -185,7 +184,7 @@ LAYERS = {
     ),
     "zero layers": ({"weight": torch.ones(2)}, "no layer of the transformer"),
     "no tensors": ({}, "no layer of the transformer"),
-    "a convolution": ({A: torch.ones(1, 4, 3, 3), B: torch.ones(4, 1, 1, 1)}, "a factor is 1x4x3x3"),
+    "a convolution": ({A: torch.ones(1, 4, 3, 3), B: torch.ones(4, 1, 1, 1)}, "is 1x4x3x3"),
     "a vector": ({A: torch.ones(4), B: torch.ones(4, 1)}, "a factor is 4"),
     "weight difference": (pair(**{f"{KEY[:-6]}.diff": torch.ones(4, 4)}), "weight difference"),
     "bias difference": (pair(**{f"{KEY[:-6]}.diff_b": torch.ones(4)}), "difference of a bias"),
