@@ -10,7 +10,7 @@ from diffusion.lora_file.errors import (
 )
 from diffusion.lora_file.factors.change import Factors
 from diffusion.lora_file.family import FluxShape, SD3Shape
-from diffusion.lora_file.loaders import affected
+from diffusion.lora_file.loaders import Verdict, verdicts
 from diffusion.lora_file.reading import load_lora, recognize_file
 from diffusion.lora_file.report import Dialect, Fate, MappingError, MappingReport
 from diffusion.lora_file.shrink import shrink, shrink_bundle
@@ -33,10 +33,11 @@ __all__ = [
     "MappingReport",
     "SD3Shape",
     "SafetensorsFile",
-    "affected",
+    "Verdict",
     "load_lora",
     "recognize_file",
     "save_lora",
     "shrink",
     "shrink_bundle",
+    "verdicts",
 ]

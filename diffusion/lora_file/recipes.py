@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from diffusion.lora_file.container import SafetensorsFile
 from diffusion.lora_file.entries import Entry
@@ -13,7 +14,7 @@ from diffusion.lora_file.factors import Sizes, magnitude_matrix, magnitude_shape
 from diffusion.lora_file.factors.change import COLUMNS, Factors
 from diffusion.lora_file.family import Family
 from diffusion.lora_file.fusing import own_components, split
-from diffusion.lora_file.lazy import Recipe
+from diffusion.lora_file.lazy import Recipe, Values, are_finite
 from diffusion.lora_file.names.prefixes import TRANSFORMER
 from diffusion.lora_file.scales import Settings
 
@@ -67,7 +68,12 @@ def recipes_of(entry: Entry, context: Context) -> tuple[dict[str, Recipe], str]:
         def load() -> Factors:
             return split(_load(entry, context.file, scale), parts, components)[number]
 
-        return Recipe(Sizes(rank, whole.in_features, parts[number]), load)
+        def examine() -> Values:
+            if entry.kind.name == "lora":
+                return Values.of(load())
+            return _stored_values(entry, context.file, scale)
+
+        return Recipe(Sizes(rank, whole.in_features, parts[number]), load, examine)
 
     recipes = {part: recipe(number) for number, part in enumerate(entry.match.parts)}
     complaint = "" if alpha is None or alpha > 0 else f"α is {alpha:g}, expected a positive number"
@@ -141,13 +147,22 @@ def _scale(entry: Entry, settings: Settings | None, rank: int | None, alpha: flo
     return 1.0 if settings is None else settings.scale(entry.layer, rank)
 
 
+def _read(entry: Entry, file: SafetensorsFile) -> dict[str, Tensor]:
+    """Read what is stored without α, as float32, or float64 if it is stored so."""
+    tensors = {r: file.tensor(key) for r, key in entry.keys.items() if r != "alpha"}
+    return {r: t if t.dtype == torch.float64 else t.float() for r, t in tensors.items()}
+
+
+def _stored_values(entry: Entry, file: SafetensorsFile, scale: float) -> Values:
+    """Return what stored factors show; a product of them is zero if one of them is."""
+    stored = _read(entry, file)
+    zero = scale == 0 or any(not stored[role].any() for role in entry.factors)
+    return Values(are_finite(stored.values()), zero and "magnitude" not in stored)
+
+
 def _load(entry: Entry, file: SafetensorsFile, scale: float) -> Factors:
-    """Read the factors, as float32, or float64 if they are stored so."""
-    stored = {}
-    for role, key in entry.keys.items():
-        if role != "alpha":
-            tensor = file.tensor(key)
-            stored[role] = tensor if tensor.dtype == torch.float64 else tensor.float()
+    """Read the factors and reduce them to a pair."""
+    stored = _read(entry, file)
     down, up = entry.kind.build(stored)
     magnitude = stored.get("magnitude")
     factors = Factors(down, up, scale, None if magnitude is None else magnitude_matrix(magnitude))

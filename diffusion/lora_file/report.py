@@ -13,7 +13,7 @@ class Dialect(NamedTuple):
     Attributes:
         prefix: Such as ``lora_unet_``.
         names: Table of the names of layers, such as ``bfl``.
-        factors: Spelling of the factor, such as ``lora_down``.
+        factors: Spelling of the factor, such as ``lora_down.weight``.
         underscored: Whether underscores replace the dots of the layer.
         kind: Of factors, such as ``loha``; empty where the tensor belongs to none.
     """

@@ -51,7 +51,7 @@ class Factors(NamedTuple):
         Raises:
             LoraFileError: It is a DoRA adapter and no weight is given.
         """
-        delta = self.scale * (self.up @ self.down)
+        delta = self.scale * _product(self.up, self.down)
         if self.magnitude is None:
             return delta
         if weight is None:
@@ -67,6 +67,9 @@ class Factors(NamedTuple):
 
     def norm(self) -> float:
         """Return ‖scale · BA‖ (Frobenius) from the Gram matrices of the factors, in float64."""
+        if _is_identity(self.down) or _is_identity(self.up):
+            product = _product(self.up, self.down).double()
+            return abs(self.scale) * float(torch.linalg.vector_norm(product))
         down, up = self.down.double(), self.up.double()
         square = torch.sum((up.T @ up) * (down @ down.T)).clamp_min(0)
         return abs(self.scale) * float(square.sqrt())
@@ -94,3 +97,17 @@ class Factors(NamedTuple):
         if magnitude is not None and magnitude.shape[1] == 1:
             magnitude = exchange(magnitude)
         return Factors(self.down, exchange(self.up), self.scale, magnitude)
+
+
+def _product(up: Tensor, down: Tensor) -> Tensor:
+    """Return BA; whole matrices of LoKr have the identity as other factor, which costs nothing."""
+    if _is_identity(down):
+        return up
+    return down if _is_identity(up) else up @ down
+
+
+def _is_identity(matrix: Tensor) -> bool:
+    rows, columns = matrix.shape
+    if rows != columns or matrix[0, 0] != 1 or matrix[-1, 0] != (rows == 1):
+        return False
+    return torch.equal(matrix, torch.eye(rows, dtype=matrix.dtype))

@@ -61,7 +61,7 @@ class Spelled(NamedTuple):
     Attributes:
         stem: Prefix and name of the layer.
         role: Of the factor, such as ``down``.
-        spelling: As in the file, such as ``lora_A``.
+        spelling: As in the file, such as ``lora_A.weight``, with ``*`` for the name of an adapter.
         adapter: Name that PEFT gave to the adapter, or empty.
     """
 
@@ -74,10 +74,12 @@ class Spelled(NamedTuple):
 def spell(name: str) -> Spelled | None:
     """Split the factor off a name; None if it ends with none that is known."""
     if match := _PROCESSOR.fullmatch(name):
-        return Spelled(match["stem"], match["spelling"], f"_lora.{match['spelling']}")
+        return Spelled(match["stem"], match["spelling"], f"_lora.{match['spelling']}.weight")
     if match := _FACTOR.fullmatch(name):
-        role = SPELLINGS[match["spelling"]]
-        return Spelled(match["stem"], role, match["spelling"], match["adapter"] or "")
+        stem, spelling, adapter = match["stem"], match["spelling"], match["adapter"] or ""
+        rest = name[len(stem) + 1 + len(spelling) :]
+        rest = rest.replace(f".{adapter}", ".*", 1) if adapter else rest
+        return Spelled(stem, SPELLINGS[spelling], spelling + rest, adapter)
     return None
 
 

@@ -8,10 +8,10 @@ ROOT = Path(__file__).parents[3]
 HEAVY = {"diffusers", "peft", "transformers", "lightning", "torchmetrics", "accelerate", "scipy"}
 PROGRAM = """
 import sys
-from diffusion.lora_file import FusedView, affected, load_lora, save_lora, shrink_bundle
+from diffusion.lora_file import FusedView, load_lora, save_lora, shrink_bundle, verdicts
 bundle = load_lora(sys.argv[1])
 FusedView(bundle)["blocks.0.attn.a_to_qkv"]
-affected(bundle.report)
+verdicts(bundle.report)
 small, _ = shrink_bundle(bundle, rank=1)
 for format in ("diffusers", "kohya", "comfyui"):
     save_lora(small, f"{sys.argv[2]}/{format}.safetensors", format)

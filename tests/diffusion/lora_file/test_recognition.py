@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 
 import pytest
 import torch
@@ -235,7 +236,7 @@ def test_report_of_a_lenient_reading(tmp_path):
     with pytest.raises(MappingError) as caught:
         load_lora(path)
     assert caught.value.report == report
-    assert str(report.dialects[0]) == "no prefix, diffusers names, lora_A"
+    assert str(report.dialects[0]) == "no prefix, diffusers names, lora_A.weight"
 
 
 def test_values_that_do_nothing_are_listed(tmp_path):
@@ -352,3 +353,58 @@ def test_other_kinds_of_peft(kind, config, tmp_path):
     path = stored(tmp_path, tensors)
     (tmp_path / "a.adapter_config.json").write_text(json.dumps({"peft_type": kind, **config}))
     assert load_lora(path).delta_weight("transformer_blocks.0.attn.to_q")[0, 0] == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({"r": 4, "lora_alpha": 8}, 2.0),
+        ({"r": 4, "lora_alpha": 8, "use_rslora": True}, 4.0),
+        ({"r": 2, "rank_pattern": {"attn.to_q": 4}, "lora_alpha": 2}, 0.5),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"to_q": 1, "attn.to_q": 16}}, 0.25),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_settings_in_the_header(prefix, settings, scale, tmp_path):
+    text = json.dumps({f"{prefix}{key}": value for key, value in settings.items()}, indent=2)
+    tensors = pair("transformer.transformer_blocks.0.attn.to_q", rank=4)
+    bundle = load_lora(stored(tmp_path, tensors, {"lora_adapter_metadata": text}))
+    assert bundle.modules["transformer_blocks.0.attn.to_q"].scale == scale
+
+
+def test_stored_alpha_wins_over_settings(tmp_path):
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    tensors = pair(layer, rank=4) | {f"{layer}.alpha": torch.tensor(2.0)}
+    text = json.dumps({"transformer.r": 4, "transformer.lora_alpha": 8})
+    bundle = load_lora(stored(tmp_path, tensors, {"lora_adapter_metadata": text}))
+    assert bundle.modules["transformer_blocks.0.attn.to_q"].scale == 0.5
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr wf", "lokr ww", "lokr fw"])
+def test_values_of_products(kind, dialects, tmp_path, one_line):
+    written = dialects.write("bfl", kind, layers=2, seed=3)
+    names = [name for name in written.tensors if name.endswith(("_a", "_w1", "_w2"))]
+    written.tensors[names[0]].zero_()
+    path = written.save(tmp_path / "a.safetensors")
+    zero = set(load_lora(path).report.zero)
+    assert zero
+    assert zero == {n for n in written.expected if load_lora(path).modules[n].norm() == 0}
+    written.tensors[names[0]].fill_(float("nan"))
+    message = one_line(MappingError, load_lora, written.save(path))
+    assert sorted(zero)[0] in message
+
+
+def test_whole_factors_of_the_largest_layers_cost_no_matmul(tmp_path):
+    w1, w2 = torch.randn(16, 16), torch.randn(768, 192)
+    stem = "lora_unet_double_blocks_0_img_mlp_0"
+    tensors = {f"{stem}.lokr_w1": w1, f"{stem}.lokr_w2": w2}
+    bundle = load_lora(stored(tmp_path, tensors))
+    name = "transformer_blocks.0.ff.net.0.proj"
+    assert bundle.sizes()[name] == (3072, 3072, 12288)
+    start = time.process_time()
+    delta = bundle.delta_weight(name)
+    norm = bundle.modules[name].norm()
+    assert time.process_time() - start < 5  # a matmul of these sizes takes more than a minute
+    assert torch.equal(delta[768:1536, 192:384], w1[1, 1] * w2)
+    expected = torch.linalg.matrix_norm(w1.double()) * torch.linalg.matrix_norm(w2.double())
+    assert norm == pytest.approx(float(expected), rel=1e-5)

@@ -58,7 +58,7 @@ CONTAINERS = {
     "overlap": (raw({A: entry(0, 32), B: entry(16, 48, (4, 2))}, ONES[:48]), "overlaps another"),
     "gap": (raw({A: entry(0, 32), B: entry(40, 72, (4, 2))}, ONES + b"12345678"), "leaves a gap"),
     "first byte skipped": (raw({A: entry(4, 36)}, ONES[:36]), "leaves a gap"),
-    "offset behind the file": (raw({A: entry(2**40, 2**40 + 32)}, ONES), "leaves a gap"),
+    "offset after the end": (raw({A: entry(2**40, 2**40 + 32)}, ONES), "leaves a gap"),
     "negative offset": (raw({A: entry(-32, 0)}, ONES), "offsets"),
     "stop before start": (raw({A: entry(32, 0)}, ONES), "offsets"),
     "offset that is true": (raw({A: entry(False, 32)}, ONES[:32]), "offsets"),

@@ -275,3 +275,18 @@ def test_text_encoders_are_kept(format, family, encoders, tmp_path):
         for name, factors in modules.items():
             found = again.text_encoders[encoder][name]
             torch.testing.assert_close(found.delta_weight(), factors.delta_weight())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_ranks_that_no_reader_takes(format, tmp_path, one_line):
+    high = LoraBundle("flux", {Q: draw(rank=1025)})
+    message = one_line(FormatError, save_lora, high, place(tmp_path, format), format)
+    assert f"rank 1025 of {Q} is above 1024; shrink" in message
+    parts = LoraBundle("flux", {name: draw(rank=400, seed=n) for n, name in enumerate((Q, K, V))})
+    if format in ("kohya", "comfyui"):
+        message = one_line(FormatError, save_lora, parts, place(tmp_path, format), format)
+        assert "rank 1200 of" in message
+    else:
+        same(load_lora(save_lora(parts, place(tmp_path, format), format)), parts)
+    high, _ = shrink_bundle(high, rank=16)
+    same(load_lora(save_lora(high, tmp_path / "b.safetensors")), high)
