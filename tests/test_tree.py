@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
-    "apps", "benchmarks", "core_gates", "endoscopy", "harness", "recsys", "studies",
+    "apps", "benchmarks", "core_gates", "diffusion", "endoscopy", "harness", "recsys", "studies",
     "video_multitask", "weather",
 )  # fmt: skip
 MODULES, LINES, FUNCTION_LINES = 16, 500, 60
