@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
-    "apps", "benchmarks", "core_gates", "endoscopy", "harness", "recsys", "studies",
+    "apps", "benchmarks", "core_gates", "diffusion", "endoscopy", "harness", "recsys", "studies",
     "video_multitask", "weather",
 )  # fmt: skip
 FOLDERS = (*PACKAGES, "docs", "tests", ".ci")

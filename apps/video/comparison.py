@@ -63,6 +63,7 @@ SINGLE = "SingleTask"
 SHOWN = (SUMMED,)
 RANDOM = "is_rand"  # column of rows whose video was drawn at random
 RESAMPLES = 1000
+UNTUNED = "@untuned"
 ARGUMENTS = "data.source.init_args."
 
 
@@ -389,9 +390,11 @@ class Comparison:
             if self.run.only and name not in self.run.only:
                 continue
             options, _ = self._baseline(name)
+            # A quick run may know no setting of a box yet: what it fits is not the method's result.
+            method = f"{name}{UNTUNED}" if name in chosen and not chosen[name].trials else name
             pieces = [
                 self.run.piece(
-                    name, None, f.keys, **{**options, **f.settings, **_setting(chosen, name)}
+                    method, None, f.keys, **{**options, **f.settings, **_setting(chosen, name)}
                 )
                 for f in self.folds
             ]

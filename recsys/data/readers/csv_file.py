@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from core_gates.errors import GatesError
 from recsys.columns.text import split_events, stripped, truth_of, without_words
 from recsys.data.table_files import not_utf8, opened, read_header, unreadable
+from recsys.data.watched_file import blank_line
 
 CHUNK = 2**24  # bytes
 
@@ -130,7 +131,7 @@ class _LineCounter:
                 f"{self.path}, line {line}: it has {fields} fields, the header has {self.width}: "
                 "correct the line, or quote fields that contain the separator"
             )
-        raise GatesError(f"{self.path}, line {line}: it is blank, but not the last: delete it")
+        raise blank_line(self.path, line)
 
     def add(self, line: int, fields: int) -> None:
         """Count one line, blank if it has no fields."""

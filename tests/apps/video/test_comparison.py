@@ -289,6 +289,18 @@ def test_a_quick_run_trains_nothing(tmp_path, capsys):
     assert found.bars == []
 
 
+@pytest.mark.fault("video V1")
+def test_a_whole_evaluation_follows_a_quick_one_that_tuned_nothing(tmp_path):
+    factorization = {"kind": "factorization", "space": {"learning_rate": [0.02, 0.5]}}
+    given = plain(methods={"home": {"net": "HoME"}}, baselines={"fm": factorization}, trials=3)
+    comparison(tmp_path, contest=given, quick=True).finish(Claims())
+    quick = summed(tmp_path)["fm"]
+    comparison(tmp_path, contest=given, seeds=(0,)).finish(Claims())
+    assert summed(tmp_path)["fm"] != quick
+    names = {path.name for path in (tmp_path / "baselines").iterdir()}
+    assert names == {"fm", "fm@untuned"}
+
+
 FOLDS = folds_of(f"{SOURCE}seed", [3, 4, 3], SETTINGS)
 
 

@@ -147,3 +147,19 @@ def test_intercepts_give_a_baseline_the_rates_of_the_validation_rows(kind, world
     assert (abs((counted * plain).sum(0) / wanted - 1) > 0.2).all()  # it was not so before
     shift = np.log(found / (1 - found)) - np.log(plain / (1 - plain))
     np.testing.assert_allclose(shift, np.broadcast_to(shift[:1], shift.shape), atol=1e-6)
+
+
+@pytest.mark.fault("video R8")
+def test_trees_of_a_task_without_validation_rows_are_stopped_by_training_rows(world):
+    rows, _ = world
+    train, test = halves(rows)
+    mask = torch.ones_like(test.mask)
+    mask[:, 1] = False
+    made, other = Trees(max_iter=120), Trees(max_iter=120)
+    found, expected = (
+        one.fit(train, part).predict(test)
+        for one, part in ((made, test.replace(mask=mask)), (other, test))
+    )
+    np.testing.assert_array_equal(found[:, 0], expected[:, 0])
+    assert 10 < made.models[1].n_iter_ < 120
+    assert roc_auc_score(test.labels[:, 1], found[:, 1]) > 0.7

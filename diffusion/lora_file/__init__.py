@@ -1,0 +1,43 @@
+"""Files of low-rank adapters: read in every dialect, checked, converted, shrunk, written."""
+
+from diffusion.lora_file.bundle import LoraBundle
+from diffusion.lora_file.container import Limits, SafetensorsFile
+from diffusion.lora_file.errors import (
+    ContainerError,
+    FamilyError,
+    FormatError,
+    LoraFileError,
+)
+from diffusion.lora_file.factors.change import Factors
+from diffusion.lora_file.family import FluxShape, SD3Shape
+from diffusion.lora_file.loaders import Verdict, verdicts
+from diffusion.lora_file.reading import load_lora, recognize_file
+from diffusion.lora_file.report import Dialect, Fate, MappingError, MappingReport
+from diffusion.lora_file.shrink import shrink, shrink_bundle
+from diffusion.lora_file.views import FusedView
+from diffusion.lora_file.writing import save_lora
+
+__all__ = [
+    "ContainerError",
+    "Dialect",
+    "Factors",
+    "FamilyError",
+    "Fate",
+    "FluxShape",
+    "FormatError",
+    "FusedView",
+    "Limits",
+    "LoraBundle",
+    "LoraFileError",
+    "MappingError",
+    "MappingReport",
+    "SD3Shape",
+    "SafetensorsFile",
+    "Verdict",
+    "load_lora",
+    "recognize_file",
+    "save_lora",
+    "shrink",
+    "shrink_bundle",
+    "verdicts",
+]

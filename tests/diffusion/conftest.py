@@ -1,0 +1,48 @@
+"""Files of adapters that tests of several rooms share."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def dialects():
+    """The independent writer: ``write``, ``product``, ``NAMES``, ``PREFIXES``, ``kinds_of`` …"""
+    return SimpleNamespace(**runpy.run_path(str(FIXTURES / "lora_writer.py")))
+
+
+@pytest.fixture(scope="session")
+def relative_error():
+    """The largest error of the layers of a bundle, relative to the largest entry of each ΔW."""
+
+    def measure(bundle, expected, base=None):
+        assert set(bundle.modules) == set(expected)
+        errors = []
+        for name, delta in expected.items():
+            weight = None if base is None else base[name]
+            found = bundle.delta_weight(name, weight).double().numpy()
+            errors.append(np.abs(found - delta).max() / np.abs(delta).max())
+        return max(errors)
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def one_line():
+    """Return the message of a typed error, which must be one line of moderate length."""
+
+    def call(kind, function, *args, **options):
+        with pytest.raises(kind) as caught:
+            function(*args, **options)
+        message = str(caught.value)
+        assert message
+        assert message.isprintable()
+        assert len(message) <= 1000
+        return message
+
+    return call
