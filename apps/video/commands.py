@@ -114,8 +114,7 @@ class VideoTrainer(GatesRunTrainer):
             quick: A quick run: baselines are fitted, no network is tuned or trained, no bars.
         """
         del model, datamodule
-        check_seeds(seeds)
-        run = self.run(quick=quick, only=only, seeds=seeds)
+        run = self.run(quick=quick, only=only, seeds=checked(seeds))
         if study is not None:
             study.finish(run, self.contest, seeds, self.places)
             return
@@ -233,14 +232,15 @@ class VideoCLI(GatesRunCLI):
         return keep_model(self.run_folder, run, piece, objects, self.datamodule)
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuse seeds that no generator takes.
+def checked(seeds: Sequence[int]) -> Sequence[int]:
+    """Return seeds that a generator takes.
 
     Raises:
         GatesError: One is negative or too large.
     """
     if wrong := [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]:
         raise GatesError(f"--seeds names {wrong[0]}: expected 0 to {LARGEST_SEED:,}")
+    return seeds
 
 
 def run_of_model(options: Mapping[str, Any]) -> str | None:

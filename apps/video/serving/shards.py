@@ -173,7 +173,7 @@ class ShardWriter:
                     table = self._predictions(part, block, keys).to_arrow()
                 except RowError as error:
                     whole = RowError(error.column, error.row + begun, error.problem)
-                    raise located(whole, part.path, skip_blank=True) from error
+                    raise located(whole, part.path) from error
                 except GatesError as error:
                     raise GatesError(f"{part.path}: {error}") from error
                 if written is None:

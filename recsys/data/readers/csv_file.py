@@ -87,24 +87,16 @@ def _without_spaces(column: pl.Series, missing: Sequence[str]) -> pl.Series:
     return truth.cast(pl.Boolean) if truth.null_count() == text.null_count() else text
 
 
-def line_of(path: Path, row: int, *, skip_blank: bool = False) -> int:
-    """Return the line, from 1, on which a row begins.
-
-    Args:
-        path: A text file with a header.
-        row: Number of the row, from 0, as :func:`read_csv` counts.
-        skip_blank: Whether blank lines are no rows, as :class:`recsys.parts.Part` counts.
-    """
+def line_of(path: Path, row: int) -> int:
+    """Return the line, from 1, on which a row begins that :func:`read_csv` has read."""
     _, separator = read_header(path)
     with opened(path) as file:
         reader = csv.reader(file, delimiter=separator)
         next(reader)
-        line, left = reader.line_num + 1, row
-        for fields in reader:
-            if fields or not skip_blank:
-                if not left:
-                    return line
-                left -= 1
+        line = reader.line_num + 1
+        for number, _ in enumerate(reader):
+            if number == row:
+                return line
             line = reader.line_num + 1
     return line
 
