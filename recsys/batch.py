@@ -22,7 +22,8 @@ class Batch(NamedTuple):
         labels: 0 or 1 (B, T), float32.
         mask: True (B, T) where the task counts.
         weight: Sample weights (B,), float32.
-        user: Number of the user of each row (B,), int64, for grouped metrics.
+        user: Number of the user of each row (B,), int64, for grouped metrics; below 0 where there
+            is none, in each row another.
     """
 
     sparse: Tensor
@@ -49,10 +50,12 @@ class Batch(NamedTuple):
 
     @staticmethod
     def cat(batches: Sequence["Batch"]) -> "Batch":
-        """Return batches as one."""
+        """Return batches as one; each row without a user stays its own."""
         first, *others = batches
         rest = [iter([*b.plain(), *b.sequences]) for b in others]
-        return first._each(lambda column: torch.cat([column, *map(next, rest)]))
+        made = first._each(lambda column: torch.cat([column, *map(next, rest)]))
+        own = -1 - torch.arange(len(made), device=made.user.device)
+        return made.replace(user=torch.where(made.user < 0, own, made.user))
 
     def plain(self) -> list[Tensor]:
         """Return all tensors but the sequences, in order."""

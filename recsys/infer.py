@@ -107,8 +107,8 @@ def infer_schema(
         dim: Features of an embedding.
 
     Raises:
-        GatesError: A column that is named is absent, one has numbers with decimal commas, or no
-            feature is left.
+        GatesError: A column that is named is absent, one has numbers with decimal commas, no
+            feature is left, or one is called like the indicator of another.
         RowError: A label is neither 0 nor 1.
     """
     tasks = tasks_of(labels)
@@ -122,12 +122,15 @@ def infer_schema(
             "no column is left that could be a feature: "
             + "; ".join(map(str, draft.notes.values()))[:300]
         )
-    schema = dataclasses.replace(
-        bare,
-        sparse=tuple(f for f in features if isinstance(f, Sparse)),
-        dense=tuple(f for f in features if isinstance(f, Dense)),
-        sequences=tuple(f for f in features if isinstance(f, History)),
-    )
+    try:
+        schema = dataclasses.replace(
+            bare,
+            sparse=tuple(f for f in features if isinstance(f, Sparse)),
+            dense=tuple(f for f in features if isinstance(f, Dense)),
+            sequences=tuple(f for f in features if isinstance(f, History)),
+        )
+    except ValueError as error:
+        raise GatesError(str(error)) from error
     return InferredSchema(schema, tuple(draft.notes[n] for n in table.columns if n in draft.notes))
 
 

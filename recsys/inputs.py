@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core_gates.errors import check_at_least
 from recsys.embedding.bank import EmbeddingBank
 from recsys.embedding.fields import MISSING
-from recsys.schema import FeatureSchema, History, Product, Side
+from recsys.schema import FeatureSchema, History, Product, Side, indicator_of
 from recsys.sequence.building import build_encoder
 from recsys.sequence.encoder import HistoryEncoder
 
@@ -295,5 +295,5 @@ def dense_inputs(schema: FeatureSchema) -> list[tuple[str, Side]]:
     scaled = [feature for feature in schema.dense if feature.scaling != "buckets"]
     return [
         *((feature.name, feature.side) for feature in scaled),
-        *((f"{feature.name} missing", feature.side) for feature in scaled),
+        *((indicator_of(feature.name), feature.side) for feature in scaled),
     ]

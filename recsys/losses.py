@@ -29,6 +29,18 @@ class TaskSums(NamedTuple):
     weights: Tensor
 
 
+class TaskLosses(NamedTuple):
+    """Losses of a batch, and of which tasks they are.
+
+    Attributes:
+        losses: Loss of each task (T,), 0 where it does not count.
+        counted: True (T,) where a task counts in a row of the batch, on any rank.
+    """
+
+    losses: Tensor
+    counted: Tensor
+
+
 class MultiTaskLoss(nn.Module):
     """The binary cross-entropy of every task, on logits.
 
@@ -59,7 +71,11 @@ class MultiTaskLoss(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-        """Return the losses L (T,), without the weights of the tasks.
+        """Return the losses L (T,), without the weights of the tasks; see :meth:`counted`."""
+        return self.counted(logits, labels, mask, weight).losses
+
+    def counted(self, logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor) -> TaskLosses:
+        """Return the losses L (T,), without the weights of the tasks, and which tasks count.
 
         Args:
             logits: Logits (B, T).
@@ -75,7 +91,8 @@ class MultiTaskLoss(nn.Module):
         if num_ranks(self.group) > 1:
             dist.all_reduce(mean, group=self.group)
             mean = mean / num_ranks(self.group)
-        return sums.losses / max(len(logits), 1) / mean.clamp(min=self.eps)
+        losses = sums.losses / max(len(logits), 1) / mean.clamp(min=self.eps)
+        return TaskLosses(losses, mean > 0)
 
     def total(self, losses: Tensor) -> Tensor:
         """Return ``Σ_t w_t L_t`` of the losses (T,)."""

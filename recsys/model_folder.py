@@ -104,8 +104,8 @@ def load_model(folder: Path, *, int8: bool = False) -> LoadedModel:
         int8: Whether tables are 8-bit integers in memory, too, for serving.
 
     Raises:
-        GatesError: The folder is absent, of another kind or version, or damaged, or a weight is
-            not finite.
+        GatesError: The folder is absent, of another kind or version, or damaged, was replaced
+            meanwhile, or a weight is not finite.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -127,6 +127,8 @@ def load_model(folder: Path, *, int8: bool = False) -> LoadedModel:
         _check_finite(ranker)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, GatesError) as error:
         raise GatesError(f"{folder} cannot be loaded: {_told(error)}; {_advice(config)}") from error
+    if _config_of(folder)["hash"] != config["hash"]:
+        raise GatesError(f"{folder} was replaced while it was read: load it again")
     if int8:
         for bank in ranker.banks:
             bank.to_int8()

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, cast
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from core_gates.errors import GatesError, check_at_least, check_fraction, check_positive
 from core_gates.routing.collect import update_gates
@@ -26,6 +27,9 @@ from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
 from recsys.validation import ScoredRows
 from recsys.weight_average import WeightAverage
+
+NORMALIZATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""Kinds of modules whose parameters have no weight decay."""
 
 
 class Transform(Protocol):
@@ -185,10 +189,12 @@ class MultiTaskModule(L.LightningModule):
                 "a batch_size that leaves no such rest, or drop the last batch"
             )
         net, logits = self.ranker.net, self(batch)
-        losses = self.loss(logits, batch.labels, batch.mask, batch.weight)
+        losses, counted = self.loss.counted(logits, batch.labels, batch.mask, batch.weight)
         last = [(parameter, net.shared_rows) for parameter in net.shared_parameters()]
         weighted = losses * self.loss.weights.to(losses)
-        total: Tensor = self.balancer(weighted, last, net.all_shared())
+        counted = counted & (self.loss.weights > 0)
+        shared = self.ranker.all_shared() if self.balancer.needs_shared else ()
+        total: Tensor = self.balancer(weighted, last, shared, counted)
         further = net.losses(logits)
         for loss in further.values():
             total = total + loss
@@ -216,8 +222,15 @@ class MultiTaskModule(L.LightningModule):
         """Return Adam for the network, and row-wise Adagrad for the tables."""
         decayed: list[Tensor] = []
         kept: list[Tensor] = list(self.balancer.parameters())
+        norms = {
+            id(parameter)
+            for module in self.ranker.modules()
+            if isinstance(module, NORMALIZATIONS)
+            for parameter in module.parameters()
+        }
         for name, parameter in self._dense().items():
-            (kept if "bias" in name or "norm" in name else decayed).append(parameter)
+            free = id(parameter) in norms or "bias" in name
+            (kept if free else decayed).append(parameter)
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
         optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(

@@ -13,7 +13,16 @@ import pyarrow.parquet as pq
 
 from core_gates.errors import GatesError
 from recsys.columns.text import split_events, stripped, without_words
-from recsys.data.table_files import SUFFIXES, TEXT, files_below, not_utf8, read_header
+from recsys.data.table_files import (
+    SUFFIXES,
+    TEXT,
+    Header,
+    files_below,
+    not_utf8,
+    read_header,
+    unreadable,
+)
+from recsys.data.watched_file import WatchedFile
 
 BLOCK_ROWS = 2**15
 CSV_BLOCK = 2**22  # bytes
@@ -34,11 +43,6 @@ class Part(NamedTuple):
     def is_csv(self) -> bool:
         """Whether it is text, separated by whatever; Parquet otherwise."""
         return self.path.suffix in TEXT
-
-    @property
-    def first_line(self) -> int:
-        """Number of the line, or row, of the first row."""
-        return 2 if self.is_csv else 0
 
     def columns(self) -> list[str]:
         """Return the names of the columns.
@@ -64,7 +68,7 @@ class Part(NamedTuple):
 
         All columns of CSV are strings, whatever they hold, so that a block cannot decide about a
         type; spaces around them do not count, and an empty field is null. Otherwise text is read
-        as :func:`recsys.data.readers.csv_file.read_csv` does.
+        as :func:`recsys.data.readers.csv_file.read_csv` does, blank lines as well.
 
         Args:
             columns: Those that are read.
@@ -93,7 +97,7 @@ class Part(NamedTuple):
     ) -> Iterator[pl.DataFrame]:
         if self.is_csv:
             split = set(lists)
-            for block in self._reading(iter(self._open_csv(columns))):
+            for block in self._rows_of_csv(columns):
                 texts = {name: stripped(block[name], missing) for name in columns}
                 found = {n: split_events(t) if n in split else t for n, t in texts.items()}
                 yield pl.DataFrame([without_words(c, missing) for c in found.values()])
@@ -119,12 +123,28 @@ class Part(NamedTuple):
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
 
-    def _open_csv(self, columns: Sequence[str]) -> pa_csv.CSVStreamingReader:
-        names, separator = read_header(self.path)
+    def _rows_of_csv(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        try:
+            watched = WatchedFile(self.path)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        header = read_header(self.path)
+        with watched:
+            for block in self._reading(iter(self._open_csv(watched, header, columns))):
+                if len(header.names) > 1:  # else a blank line is a row whose value is missing
+                    watched.check()
+                yield block
+
+    def _open_csv(
+        self, file: WatchedFile, header: Header, columns: Sequence[str]
+    ) -> pa_csv.CSVStreamingReader:
+        names, separator = header
         reading = pa_csv.ReadOptions(
             use_threads=False, block_size=CSV_BLOCK, column_names=names, skip_rows_after_names=1
         )
-        parsing = pa_csv.ParseOptions(newlines_in_values=True, delimiter=separator)
+        parsing = pa_csv.ParseOptions(
+            newlines_in_values=True, delimiter=separator, ignore_empty_lines=len(names) > 1
+        )
         converting = pa_csv.ConvertOptions(
             column_types=dict.fromkeys(columns, pa.string()),
             include_columns=list(columns),
@@ -132,7 +152,7 @@ class Part(NamedTuple):
             null_values=[""],
         )
         try:
-            return pa_csv.open_csv(self.path, reading, parsing, converting)
+            return pa_csv.open_csv(file, reading, parsing, converting)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(error) from error
 

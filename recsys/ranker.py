@@ -13,11 +13,13 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 from torch import Tensor, nn
 
+from core_gates.errors import GatesError
 from recsys.embedding.bank import EmbeddingBank
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.embedding.spreading import spread_names
 from recsys.inputs import Encoded, InputLayer, UserPart, dense_inputs
 from recsys.models.net import MultiTaskNet
+from recsys.models.sharing import whole
 from recsys.schema import FeatureSchema, Task
 
 NetFactory = Callable[[int, Sequence[Task]], MultiTaskNet]
@@ -93,6 +95,7 @@ class Ranker(nn.Module):
                 f"the network routes by {self.net.id_feature!r}, but the features with a table are "
                 f"{', '.join(known)}"
             )
+        self._check_ids(sizes, ValueError)
         start = torch.zeros(len(schema.tasks), device=device) if calibrated else None
         self.register_buffer("intercepts", start)
         columns = torch.tensor(first.columns(self.prior), dtype=torch.int64, device=device)
@@ -222,6 +225,14 @@ class Ranker(nn.Module):
         tables = {id(table) for table in self.tables()}
         return [parameter for parameter in self.parameters() if id(parameter) not in tables]
 
+    def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
+        """Return every parameter that tasks share with its shared rows, tables aside, for PCGrad.
+
+        These are parameters of the network, and encoders of histories.
+        """
+        layers = [self.input_layers[copy] for copy in self.net.shared_copies]
+        return [*self.net.all_shared(), *whole(*(layer.encoders for layer in layers))]
+
     def count_params(self) -> dict[str, int]:
         """Return the number of weights of ``tables``, ``encoders`` and ``net``."""
         of_encoders = [p for layer in self.input_layers for p in layer.encoders.parameters()]
@@ -232,7 +243,12 @@ class Ranker(nn.Module):
         }
 
     def grow(self, sizes: Mapping[str, int], optimizer: RowWiseAdagrad | None = None) -> None:
-        """Append rows to the tables; see :meth:`recsys.embedding.bank.EmbeddingBank.grow`."""
+        """Append rows to the tables; see :meth:`recsys.embedding.bank.EmbeddingBank.grow`.
+
+        Raises:
+            GatesError: See there; or the network has fewer ids than rows to route.
+        """
+        self._check_ids(self.sizes | dict(sizes), GatesError)
         for bank in self.banks:
             bank.grow(sizes, optimizer)
 
@@ -250,6 +266,19 @@ class Ranker(nn.Module):
             if isinstance(table, nn.Embedding):
                 table.sparse = False  # gradients only; compilers have no sparse lookup
         return made.requires_grad_(False).eval()
+
+    def _check_ids(self, sizes: Mapping[str, int], error: type[Exception]) -> None:
+        """Refuse a table with more rows than gates that route by identity have ids."""
+        name, most = self.net.id_feature, self.net.num_ids
+        if not name or most is None:
+            return
+        rows = sizes[self.banks[0].field(name).table]
+        if rows > most:
+            raise error(
+                f"the network routes by {name!r}, whose table has {rows} rows, but its gates know "
+                f"{most} ids: give its gate_options a num_ids of {rows} or more, room for later "
+                "values included"
+            )
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from core_gates.errors import GatesError, check_at_least, check_option
 
@@ -15,6 +15,7 @@ Side = Literal["user", "item", "context"]
 
 Scaling = Literal["log_standardize", "standardize", "buckets", "none"]
 Encoder = Literal["mean", "target_attention", "transformer"]
+ENCODERS: tuple[Encoder, ...] = get_args(Encoder)
 Storage = Literal["plain", "hash", "quotient_remainder"]
 
 
@@ -102,9 +103,10 @@ class History:
     side: Side = "user"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown encoder."""
+        """Refuse an unknown encoder or side."""
         check_at_least(1, max_length=self.max_length)
-        check_option("encoder", self.encoder, ("mean", "target_attention", "transformer"))
+        check_option("side", self.side, ("user", "item", "context"))
+        check_option("encoder", self.encoder, ENCODERS)
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,9 @@ class Crossed:
     side: Side = "context"
 
     def __post_init__(self) -> None:
-        """Refuse fewer than two columns."""
+        """Refuse fewer than two columns and an unknown side."""
         object.__setattr__(self, "of", tuple(self.of))
+        check_option("side", self.side, ("user", "item", "context"))
         check_at_least(1, buckets=self.buckets, dim=self.dim)
         if len(self.of) < 2:
             raise ValueError(f"a crossed feature needs two columns or more, got {self.of}")
@@ -215,8 +218,8 @@ class FeatureSchema:
         time: Column that orders the rows; as they come if empty.
 
     Raises:
-        ValueError: Names repeat, a column is both label and feature or key, or a sequence, cross or
-            product names no sparse feature.
+        ValueError: Names repeat, a feature is called like the indicator of a dense one, a column is
+            both label and feature or key, or a sequence, cross or product names no sparse feature.
     """
 
     tasks: tuple[Task, ...]
@@ -242,6 +245,12 @@ class FeatureSchema:
         features = [*self.features, *(cross.name for cross in self.crossed)]
         features += [product.name for product in self.products]
         _refuse_repeated("features", features)
+        scaled = [feature.name for feature in self.dense if feature.scaling != "buckets"]
+        if clash := [name for name in scaled if indicator_of(name) in features]:
+            raise ValueError(
+                f"the feature {indicator_of(clash[0])!r} is called like the indicator that "
+                f"{clash[0]!r} is missing: rename the column or leave it out"
+            )
         labels = {c for t in self.tasks for c in (t.column, t.mask) if c}
         if both := sorted(labels & set(features)):
             raise ValueError(
@@ -352,6 +361,11 @@ class FeatureSchema:
             return cls(**made)
         except TypeError as error:
             raise ValueError(f"the schema has an entry that is not known: {error}") from error
+
+
+def indicator_of(name: str) -> str:
+    """Return the name of the input that tells where a dense feature is missing."""
+    return f"{name} missing"
 
 
 def _refuse_repeated(what: str, names: Sequence[str]) -> None:

@@ -148,8 +148,8 @@ class VideoTrainer(GatesRunTrainer):
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
             seed: Seed of the networks that are drawn.
-            folds: Those of ``evaluate``; networks of the first one are drawn.
-            fold_setting: That of ``evaluate``.
+            folds: Splits that ``evaluate`` has pooled; networks of the first one are drawn.
+            fold_setting: Setting in which these splits differ.
         """
         self.shown = (seed,), folds_of(fold_setting, folds, self.run().settings)
         super().report(model, datamodule)

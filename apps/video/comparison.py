@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
-from importlib import import_module
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from apps.video.training import (
     BASELINE,
+    INTERCEPTS,
     Places,
     baseline_of,
     fit_baseline,
@@ -32,7 +32,7 @@ from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.data.digest import table_digest
 from recsys.diagnosis.expert_report import ExpertReport
-from recsys.experiments.building import data_of, module_of
+from recsys.experiments.building import class_of, data_of, module_of, require_tables
 from recsys.experiments.claims import (
     AUC,
     AVERAGED,
@@ -52,6 +52,7 @@ from recsys.experiments.predictions import (
 )
 from recsys.experiments.slices import SLICES, slice_rows, slices_of
 from recsys.metrics.resampled import user_resamples
+from recsys.schema import FeatureSchema
 
 WEIGHTS, BASELINES = "weights", "baselines"
 TRUTH = "truth_"
@@ -60,6 +61,8 @@ SINGLE = "SingleTask"
 SHOWN = (SUMMED,)
 RANDOM = "is_rand"  # column of rows whose video was drawn at random
 RESAMPLES = 1000
+UNTUNED = "@untuned"
+ARGUMENTS = "data.source.init_args."
 
 
 class Fold(NamedTuple):
@@ -126,11 +129,12 @@ class Comparison:
         return found
 
     def own(self, fold: Fold) -> dict[str, dict[str, Any]]:
-        """Return the settings of every network on a fold."""
-        schema = self.data(fold).schema
+        """Return the settings of every network on a fold; sizes are those for its own columns."""
+        schemas = {method: self._schema(method, fold) for method in self.contest.entries}
+        common, first = self.run.settings, schemas[self.contest.reference]
         return {
-            m: {**self.contest.settings(m, self.run.settings, schema), **fold.settings}
-            for m in self.contest.entries
+            method: {**self.contest.settings(method, common, schema, first), **fold.settings}
+            for method, schema in schemas.items()
         }
 
     def own_of_all(self) -> dict[str, dict[str, Any]]:
@@ -272,11 +276,13 @@ class Comparison:
             facts: Headline.
 
         Raises:
-            GatesError: There is no seed, a claim names no method, or two folds have the same test
-                rows.
+            GatesError: There is no seed, a claim names no method, two folds have the same test
+                rows, or slices are asked for of a stream.
         """
         if not self.seeds:
             raise GatesError("--seeds names none: give one at least")
+        if slices:
+            require_tables(self.data(self.folds[0]), "--slices needs", "leave out --slices")
         self._refuse_equal_folds()
         claims.check([*self.contest.entries, *self.contest.baselines])
         further = further or Findings()
@@ -309,8 +315,16 @@ class Comparison:
         )
 
     def test(self) -> Batch:
-        """Return the test rows of all folds."""
-        return Batch.cat([self.data(fold).batch("test") for fold in self.folds])
+        """Return the test rows of all folds; users whom two folds share have one number."""
+        parts = [self.data(fold).batch("test") for fold in self.folds]
+        return Batch.cat(parts if self._share_users() else _apart(parts))
+
+    def _share_users(self) -> bool:
+        """Return whether a number of a user means the same user in all folds."""
+        source = class_of(self.run.settings)
+        worlds = [f"{ARGUMENTS}{name}" for name in getattr(source, "OF_WORLD", ())]
+        changed = {name for fold in self.folds for name in fold.settings}
+        return bool(self.data(self.folds[0]).schema.user) and changed.isdisjoint(worlds)
 
     def _refuse_equal_folds(self) -> None:
         found: dict[str, Fold] = {}
@@ -354,15 +368,23 @@ class Comparison:
         except GatesError as error:
             raise GatesError(f"{name}: {error}") from error
 
+    def _schema(self, method: str, fold: Fold) -> FeatureSchema:
+        """Return the schema of the data of a network, which may differ from the others'."""
+        if own := self.contest.own_data(method):
+            return self.data_of({**self.run.settings, **own, **fold.settings}).schema
+        return self.data(fold).schema
+
     def _baselines(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
         store, found = self.run.store(BASELINES, Arrays()), {}
         for name in self.contest.baselines:
             if self.run.only and name not in self.run.only:
                 continue
             options, _ = self._baseline(name)
+            # A quick run may know no setting of a box yet: what it fits is not the method's result.
+            method = f"{name}{UNTUNED}" if name in chosen and not chosen[name].trials else name
             pieces = [
                 self.run.piece(
-                    name, None, f.keys, **{**options, **f.settings, **_setting(chosen, name)}
+                    method, None, f.keys, **{**options, **f.settings, **_setting(chosen, name)}
                 )
                 for f in self.folds
             ]
@@ -376,6 +398,7 @@ class Comparison:
         options = dict(self.contest.baselines[name])
         box = options.pop("space", {})
         model = {n: None for n in self.run.settings if n.startswith(("model.", "trainer."))}
+        model.pop(INTERCEPTS, None)
         model |= dict.fromkeys(("checkpoint.monitor", "checkpoint.mode"))
         named = {f"{BASELINE}{option}": value for option, value in options.items()}
         return {**model, **named}, {f"{BASELINE}{n}": (lo, hi) for n, (lo, hi) in box.items()}
@@ -423,11 +446,20 @@ def folds_of(setting: str, values: Sequence[int], settings: Mapping[str, Any]) -
 
 def _known_settings(settings: Mapping[str, Any]) -> list[str]:
     """Return the dotted names of all that may be set of the data, by a signature or so far."""
-    source = str(settings.get("data.source.class_path") or "")
-    module, _, name = source.rpartition(".")
-    arguments = signature(getattr(import_module(module), name)).parameters if module else {}
+    named = settings.get("data.source.class_path")
+    arguments = signature(class_of(settings)).parameters if named else {}
     found = [n for n in settings if n.startswith("data.")]
-    return list(dict.fromkeys([*found, *(f"data.source.init_args.{n}" for n in arguments)]))
+    return list(dict.fromkeys([*found, *(f"{ARGUMENTS}{n}" for n in arguments)]))
+
+
+def _apart(parts: Sequence[Batch]) -> list[Batch]:
+    """Return rows whose users are numbered on from one part to the next."""
+    found, first = [], 0
+    for part in parts:
+        own, number = part.user.unique(return_inverse=True)
+        found.append(part.replace(user=number + first))
+        first += len(own)
+    return found
 
 
 def _on_every_fold(pieces: Sequence[Sequence[Piece]]) -> list[list[Piece]]:

@@ -34,7 +34,7 @@ def simulate(
         rows: Rows of the log, spread evenly over the days.
         users: Number of users.
         videos: Number of videos.
-        days: Days of the log.
+        days: Days of the log, at most 31.
         seed: Seed of the world and of the log.
         groups: Let interactions depend on other fields than watching does.
         heavy_counts: Add four raw heavy-tailed counts to each row.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.experiment import Job, Piece
-from recsys.baselines import Predictor
+from recsys.baselines import Predictor, WithIntercepts
 from recsys.data.datamodule import TableDataModule
 from recsys.experiments.building import data_of, module_of
 from recsys.experiments.predictions import (
@@ -31,6 +31,8 @@ Places = Mapping[str, str]
 MONITOR = "val/loss"
 TRAINER = "trainer."
 BASELINE = "baseline."
+INTERCEPTS = "model.intercepts"
+"""The one setting of networks that baselines have, too: all are calibrated, or none."""
 
 
 def train(piece: Piece, job: Job, places: Places) -> dict[str, Tensor]:
@@ -73,7 +75,7 @@ def try_baseline(piece: Piece, job: Job, places: Places) -> dict[str, float]:
 
 
 def baseline_of(settings: Mapping[str, Any], transform: FeatureTransform) -> Predictor:
-    """Return the unfitted baseline that settings name.
+    """Return the unfitted baseline that settings name, with intercepts where networks have them.
 
     Raises:
         GatesError: The kind, a column or an argument is unknown, or an argument is wrong.
@@ -83,7 +85,8 @@ def baseline_of(settings: Mapping[str, Any], transform: FeatureTransform) -> Pre
         for name, value in settings.items()
         if name.startswith(BASELINE)
     }
-    return baseline(options, transform)
+    found = baseline(options, transform)
+    return WithIntercepts(found) if settings.get(INTERCEPTS) else found
 
 
 def _fitted(piece: Piece, data: TableDataModule, part: Any) -> Probabilities:

@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from core_gates.adapters.gated_lora import GatedLoraLinear
+from core_gates.adapters.siblings import GatedSiblings, SiblingLinear
 from core_gates.adapters.sparse_lora_linear import SparseLoraLinear
 
-AdaptedLinear = GatedLoraLinear | SparseLoraLinear
+AdaptedLinear = GatedLoraLinear | SparseLoraLinear | SiblingLinear
 
 
 def attach_adapters(
@@ -17,6 +18,7 @@ def attach_adapters(
     adapt: Callable[[nn.Linear], AdaptedLinear] = SparseLoraLinear,
     *,
     where: Sequence[str] = ("*",),
+    transparent: bool = False,
 ) -> dict[str, AdaptedLinear]:
     """Replace linear layers of a model by layers with adapters, in place.
 
@@ -32,6 +34,9 @@ def attach_adapters(
         model: Any module that holds linear layers.
         adapt: Called with each layer; :class:`SparseLoraLinear` or :class:`GatedLoraLinear`.
         where: Patterns of the names of the layers.
+        transparent: Whether the model is saved and loaded as without adapters, under the names of
+            the plain layers, such as by ``save_pretrained``; adapters and gates then go by
+            themselves. For :class:`GatedLoraLinear`.
 
     Returns:
         Name of each layer -> its replacement.
@@ -58,9 +63,45 @@ def attach_adapters(
     shared: dict[int, AdaptedLinear] = {}  # a layer that occurs twice
     for name, linear in chosen.items():
         if id(linear) not in shared:
-            shared[id(linear)] = adapt(linear).train(linear.training)
+            adapted = adapt(linear).train(linear.training)
+            if isinstance(adapted, GatedLoraLinear):
+                adapted.transparent = transparent
+            shared[id(linear)] = adapted
         _put(model, name, shared[id(linear)])
     return {name: shared[id(linear)] for name, linear in chosen.items()}
+
+
+def attach_siblings(
+    model: nn.Module,
+    names: Sequence[str],
+    adapt: Callable[[Sequence[nn.Module]], GatedSiblings] = GatedSiblings,
+) -> GatedSiblings:
+    """Replace layers of one input by layers whose adapters share a gate, in place.
+
+    The model is saved and loaded as without them; :func:`detach_adapters` takes them off.
+
+    Args:
+        model: Any module that holds the layers.
+        names: Names of the layers, in the order of the outputs of the gate.
+        adapt: Called with the layers.
+
+    Returns:
+        What the layers share.
+
+    Raises:
+        ValueError: The layers have unlike inputs, there are fewer than two, one occurs twice, or
+            one has adapters already.
+    """
+    layers = [model.get_submodule(name) for name in names]
+    if len({id(layer) for layer in layers}) < len(layers):
+        raise ValueError(f"siblings {list(names)} must be different layers")
+    for name, layer in zip(names, layers, strict=True):
+        if isinstance(layer, AdaptedLinear):
+            raise ValueError(f"{name} has adapters already: detach them first")
+    shared = adapt(layers).train(layers[0].training)
+    for place, (name, layer) in enumerate(zip(names, layers, strict=True)):
+        _put(model, name, SiblingLinear(layer, shared, place).train(layer.training))
+    return shared
 
 
 def detach_adapters(model: nn.Module) -> nn.Module:
@@ -73,7 +114,7 @@ def detach_adapters(model: nn.Module) -> nn.Module:
         The same model.
     """
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if name and isinstance(module, AdaptedLinear):
+        if name and isinstance(module, AdaptedLinear) and not isinstance(module, GatedSiblings):
             _put(model, name, module.base)
     return model
 

@@ -1,64 +1,74 @@
 """A linear layer with gated low-rank adapters next to it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from core_gates.adapters.lora_gate import LoraGate
-from core_gates.adapters.low_rank import LowRank
-from core_gates.numerics import content_version
+from core_gates.adapters.diffusion_time import DiffusionTime
+from core_gates.adapters.factors import AdapterFactors, Room
+from core_gates.adapters.lora_gate import LoraGate, OpenGate
+from core_gates.adapters.low_rank import LowRank, weight_of
 from core_gates.ops.gated_lora.op import gated_lora
 
 
-class GatedLoraLinear(nn.Module):
+class GatedLoraLinear(AdapterFactors):
     """Add the outputs of K adapters to those of a frozen layer, gated by token and channel.
 
     The weights of the gate do not depend on the adapters (AutoLoRA, 2025), so
-    :meth:`set_adapters` may exchange them for any others. They are buffers, and loading a state
-    dict brings those that were saved; to move a trained gate alone, save and load ``layer.gate``.
-    The side path adds to the output, so the layer may be of any kind,
-    quantized too, and it is left as it is; without adapters its output is returned unchanged.
+    :meth:`set_adapters` may exchange them for any others and :meth:`set_strengths` weigh them. They
+    are buffers, and loading a state dict brings those that were saved; to move a trained gate
+    alone, save and load ``layer.gate``. The side path adds to the output, so the layer may be of
+    any kind, quantized too, and it is left as it is; without adapters its output is returned
+    unchanged.
 
     Args:
         base: The layer, a module from (..., D) to (..., D') with ``in_features`` and
             ``out_features``.
         adapters: Adapters of this layer; those without factors for it are simply left out, as are
-            those of rank 0.
-        gate: Their gate; a :class:`LoraGate` with default options if None.
+            those of rank 0. One with a magnitude (DoRA) is computed in full, not in blocks.
+        gate: Their gate; a :class:`LoraGate` with default options if None, an :class:`OpenGate`
+            for the plain sum.
+        room: Memory for other adapters, which then change neither shapes nor a compiled graph.
         device: Device of a gate made here, by default that of the layer.
         dtype: Floating dtype of a gate made here.
+
+    Attributes:
+        clock: Where a gate with ``time="film"`` reads the diffusion time that it is not given.
+        transparent: Whether the layer is saved and loaded as its base alone, see
+            :func:`core_gates.adapters.attach_adapters`.
 
     Shape:
         ``x`` (..., D) to (..., D').
 
     Raises:
-        ValueError: The factors of an adapter or the gate do not fit the layer.
+        ValueError: The factors of an adapter or the gate do not fit the layer, or it has adapters
+            already.
     """
-
-    down: Tensor
-    up: Tensor
-    adapter_ranks: Tensor
 
     def __init__(
         self,
         base: nn.Module,
         adapters: Sequence[LowRank] = (),
         *,
-        gate: LoraGate | None = None,
+        gate: LoraGate | OpenGate | None = None,
+        room: Room | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        if isinstance(base, AdapterFactors):
+            raise ValueError(
+                "the layer has adapters already: exchange them by set_adapters, or detach them"
+            )
+        super().__init__(cast(int, base.in_features), cast(int, base.out_features), room)
         self.base = base
-        self.in_features = cast(int, base.in_features)
-        self.out_features = cast(int, base.out_features)
         if gate is None:
             gate = LoraGate(self.out_features, device=device or self._device, dtype=dtype)
         self.gate = gate
+        self.clock: DiffusionTime | None = None
+        self.transparent = False
         if self.gate.dim != self.out_features:
             raise ValueError(
                 f"the gate has {self.gate.dim} features, but the layer has"
@@ -66,47 +76,37 @@ class GatedLoraLinear(nn.Module):
             )
         self.set_adapters(adapters)
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the state with adapters and gate, that of the base alone if transparent."""
+        if not self.transparent:
+            return super().state_dict(*args, **kwargs)
+        found: dict[str, Any] = self.base.state_dict(*args, **kwargs)
+        return found
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any
+    ) -> None:
+        if not self.transparent:
+            super()._load_from_state_dict(state_dict, prefix, *rest, **options)
+            return
+        # What follows loads the base from its own names, and the gate from what it holds.
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            state_dict[f"{prefix}base.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+        for name, tensor in self.gate.state_dict().items():
+            state_dict[f"{prefix}gate.{name}"] = tensor
+
     def set_adapters(self, adapters: Sequence[LowRank]) -> None:
-        """Exchange the adapters; the gate stays.
+        """Exchange the adapters; the gate stays, and strengths are 1 again.
 
         Args:
             adapters: The new ones, in any number; they are copied.
 
         Raises:
-            ValueError: The factors of one do not fit the layer.
+            ValueError: The factors of one do not fit the layer, or there is no room for them.
         """
-        for adapter in adapters:
-            adapter.check(self.in_features, self.out_features)
-        given = [adapter for adapter in adapters if adapter.rank > 0]
-        empty = torch.empty(0, self.in_features), torch.empty(0, self.out_features)
-        down = torch.cat([a.down.detach() for a in given]) if given else empty[0]
-        up = torch.cat([a.scale * a.up.detach().mT for a in given]) if given else empty[1]
-        self._set_factors([adapter.rank for adapter in given], down, up)
-
-    def _set_factors(self, ranks: list[int], down: Tensor, up: Tensor) -> None:
-        self.register_buffer("adapter_ranks", torch.tensor(ranks, dtype=torch.int64))  # (K,)
-        self._ranks, self._known_version = ranks, content_version(self.adapter_ranks)
-        self.register_buffer("down", down.to(self._device))  # (R, D)
-        self.register_buffer("up", up.to(self._device))  # (R, D')
-
-    @property
-    def ranks(self) -> list[int]:
-        """Ranks of the adapters: those of the buffer, which may be loaded in place."""
-        if self.adapter_ranks.is_meta or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
-            return self._ranks
-        if torch.compiler.is_compiling():
-            if not torch.compiler.is_exporting():
-                compiled = torch.tensor(self._ranks, device=self.adapter_ranks.device)
-                torch._assert_async(
-                    (self.adapter_ranks == compiled).all(),
-                    "the ranks of the adapters have changed since this graph was compiled; read"
-                    " layer.ranks once, outside of torch.compile, and call again",
-                )
-            return self._ranks
-        version = content_version(self.adapter_ranks)
-        if version is None or version != self._known_version:
-            self._ranks, self._known_version = self.adapter_ranks.tolist(), version
-        return self._ranks
+        device = self._device
+        lost = device is not None and device.type == "meta"
+        self._set(adapters, None if lost else device, self._dense_weight)
 
     def forward(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the layer's output with the gated adapters.
@@ -114,7 +114,7 @@ class GatedLoraLinear(nn.Module):
         Args:
             x: Inputs (..., D).
             time: Diffusion time for a gate with ``time="film"``; one number, or one a sample (B,)
-                of ``x`` (B, ..., D).
+                of ``x`` (B, ..., D). If None, it is that of ``clock``.
 
         Raises:
             ValueError: The gate needs the time and gets none, or gets times that fit no batch.
@@ -122,26 +122,71 @@ class GatedLoraLinear(nn.Module):
         base: Tensor = self.base(x)
         if not self.ranks:
             return base
-        hidden, up = F.linear(x, self.down.to(x.dtype)), self.up
-        mix = partial(gated_lora, eps=self.gate.eps, overwrite_base=self._may_overwrite())
-        time = self.gate.checked_time(time, x)
+        return self._mixed(x, base, time)
+
+    def _mixed(self, x: Tensor, base: Tensor, time: Tensor | None) -> Tensor:
+        hidden, up = self.hidden(x), self.up.to(x.device)
+        if isinstance(self.gate, OpenGate) and self.base_gains is None:
+            return base + (hidden @ up.to(hidden.dtype)).to(base.dtype)
+        if self.base_gains is not None:
+            return self._mixed_in_full(x, base, time)
+        gate = cast(LoraGate, self.gate)
+        mix = partial(gated_lora, eps=gate.eps, overwrite_base=self._may_overwrite())
+        time = gate.checked_time(self._time(time), x)
         if time is None or time.ndim == 0:
-            return mix(base, hidden, up, self.gate.coefficients(time), self.ranks)
-        samples = zip(base, hidden, map(self.gate.coefficients, time), strict=True)
+            return mix(base, hidden, up, gate.coefficients(time), self.ranks)
+        samples = zip(base, hidden, map(gate.coefficients, time), strict=True)
         return torch.stack([mix(o, h, up, c, self.ranks) for o, h, c in samples])
+
+    def _mixed_in_full(self, x: Tensor, base: Tensor, time: Tensor | None) -> Tensor:
+        """Return the mix with one full output at a time."""
+        mixed = base
+        for y in self._outputs(x, base):
+            one = y.unsqueeze(-2)
+            mixed = mixed + (self._gated(base, one, time) - base)
+        return mixed
+
+    def _gated(self, base: Tensor, loras: Tensor, time: Tensor | None) -> Tensor:
+        if isinstance(self.gate, OpenGate):
+            return self.gate(base, loras)  # type: ignore[no-any-return]
+        return self.gate(base, loras, time=self._time(time))  # type: ignore[no-any-return]
 
     def gate_values(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the gates (..., K, D'), which :meth:`forward` never holds at once."""
-        base, loras = self.base(x), self.adapter_outputs(x)
-        return self.gate.gate_values(base, loras, time=time)
+        base = self.base(x)
+        loras = self._stacked(x, base)
+        if isinstance(self.gate, OpenGate):
+            return self.gate.gate_values(base, loras)
+        return self.gate.gate_values(base, loras, time=self._time(time))
 
     def adapter_outputs(self, x: Tensor) -> Tensor:
-        """Return the scaled outputs of the adapters (..., K, D') in full, in order."""
+        """Return the weighted outputs of the adapters (..., K, D') in full, in order."""
+        return self._stacked(x, None)
+
+    def _stacked(self, x: Tensor, base: Tensor | None) -> Tensor:
         if not self.ranks:
             return x.new_zeros(*x.shape[:-1], 0, self.out_features)
-        hidden = torch.split(F.linear(x, self.down.to(x.dtype)), self.ranks, -1)
-        ups = torch.split(self.up.to(x.dtype), self.ranks)
-        return torch.stack([h @ up for h, up in zip(hidden, ups, strict=True)], -2)
+        return torch.stack(list(self._outputs(x, base)), -2)
+
+    def _outputs(self, x: Tensor, base: Tensor | None) -> Iterator[Tensor]:
+        hidden = torch.split(self.hidden(x), self.ranks, -1)
+        ups = torch.split(self.up.to(x.device, x.dtype), self.ranks)
+        if self.base_gains is None:
+            yield from (h @ up for h, up in zip(hidden, ups, strict=True))
+            return
+        base = self.base(x) if base is None else base
+        bias = getattr(self.base, "bias", None)
+        plain = base if bias is None else base - bias
+        strengths = self.strengths.to(x.device, x.dtype)
+        gains = (strengths.unsqueeze(-1) * self.base_gains.to(x.device, x.dtype)).unbind()
+        for h, up, gain in zip(hidden, ups, gains, strict=True):
+            yield h @ up + plain * gain
+
+    def _time(self, time: Tensor | None) -> Tensor | None:
+        return self.clock.time if time is None and self.clock is not None else time
+
+    def _dense_weight(self) -> Tensor:
+        return weight_of(self.base)
 
     def _may_overwrite(self) -> bool:
         """Return whether nothing else can see the output of the layer."""
@@ -157,41 +202,3 @@ class GatedLoraLinear(nn.Module):
     def extra_repr(self) -> str:
         """Show the ranks in ``print(module)``."""
         return f"ranks={self.ranks}"
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Replace the attached adapters by those of the state dict."""
-        names = "adapter_ranks", "down", "up"
-        saved = [state_dict.get(prefix + name) for name in names]
-        if all(isinstance(tensor, Tensor) for tensor in saved):
-            ranks, down, up = cast(list[Tensor], saved)
-            if int(ranks.sum()) == len(down) == len(up):
-                self._set_factors(ranks.tolist(), torch.empty_like(down), torch.empty_like(up))
-            else:
-                error_msgs.append(
-                    f"{prefix or 'layer'}: the ranks of its adapters sum to {int(ranks.sum())}, its"
-                    f" factors to {len(down)}: the checkpoint is damaged, save it again"
-                )
-                return
-        elif strict:
-            error_msgs.append(
-                f"{prefix or 'layer'}: the state dict holds no adapters: load the plain layer into"
-                " .base or a gate into .gate, or attach adapters after loading"
-            )
-        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )

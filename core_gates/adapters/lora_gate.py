@@ -212,6 +212,27 @@ class LoraGate(nn.Module):
         return bias + time_features(time.to(bias.dtype)) @ self.weight_time.to(bias.dtype).mT
 
 
+class OpenGate(nn.Module):
+    """Let all adapters pass: their plain sum, without the cost of a gate.
+
+    Args:
+        dim: Output features of the layer.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, base: Tensor, loras: Tensor) -> Tensor:
+        """Return ``base`` (..., D) plus the outputs of all adapters (..., K, D)."""
+        return base + loras.sum(-2).to(base.dtype)
+
+    def gate_values(self, base: Tensor, loras: Tensor) -> Tensor:
+        """Return ones (..., K, D)."""
+        del base
+        return torch.ones_like(loras)
+
+
 def time_features(time: Tensor) -> Tensor:
     """Return 8 cosines and 8 sines of a diffusion time between 0 and 1000.
 

@@ -1,31 +1,62 @@
 """The factors of a plain low-rank adapter."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+ROWS = 512
+"""Inputs at a time of which the weight of a layer of any kind is read."""
 
 
 class LowRank(NamedTuple):
     """A LoRA of one linear layer: it adds ``scale * up @ down`` to the weight (Hu et al., 2022).
 
+    With a magnitude it is a DoRA (Liu et al., 2024): the rows of the weight, with this added, get
+    the magnitude as their norm.
+
     Attributes:
         down: First factor A (r, in_features).
         up: Second factor B (out_features, r).
         scale: α/r, or α/√r for rank-stabilized adapters.
+        magnitude: Norms of the rows of the weight (out_features,); NaN leaves a row as it is, None
+            all of them.
     """
 
     down: Tensor
     up: Tensor
     scale: float = 1.0
+    magnitude: Tensor | None = None
 
     @property
     def rank(self) -> int:
         """Number of components r."""
         return self.down.shape[0]
 
-    def delta_weight(self) -> Tensor:
-        """Return what the adapter adds to the weight (out_features, in_features)."""
-        return self.scale * (self.up @ self.down)
+    def delta_weight(self, weight: Tensor | None = None) -> Tensor:
+        """Return what the adapter adds to the weight (out_features, in_features).
+
+        Args:
+            weight: That of the layer, which an adapter with a magnitude needs.
+
+        Raises:
+            ValueError: There is a magnitude, but no weight.
+        """
+        delta = self.scale * (self.up @ self.down)
+        if self.magnitude is None:
+            return delta
+        if weight is None:
+            raise ValueError("an adapter with a magnitude changes a weight by its rows: give it")
+        return self.row_gains(weight).unsqueeze(-1) * (weight + delta) - weight
+
+    def row_gains(self, weight: Tensor) -> Tensor:
+        """Return the factors (out_features,) of the rows of the changed weight."""
+        assert self.magnitude is not None
+        changed = torch.addmm(weight.to(self.up.dtype), self.up, self.down, alpha=self.scale)
+        gains = self.magnitude / torch.linalg.vector_norm(changed, dim=-1)
+        return torch.where(self.magnitude.isnan(), torch.ones_like(gains), gains)
 
     def check(self, in_features: int, out_features: int) -> None:
         """Refuse factors that do not belong to a layer of these sizes or to each other.
@@ -40,3 +71,67 @@ class LowRank(NamedTuple):
                 f" {in_features} inputs and {out_features} outputs: expected (r, {in_features}) and"
                 f" ({out_features}, r)"
             )
+        if self.magnitude is not None and self.magnitude.shape != (out_features,):
+            raise ValueError(
+                f"magnitude {tuple(self.magnitude.shape)} does not fit a layer of {out_features}"
+                f" outputs: expected ({out_features},)"
+            )
+
+
+def side_by_side(parts: Sequence[LowRank | None], sizes: Sequence[int]) -> LowRank:
+    """Return one adapter of layers that share their input, for their outputs side by side.
+
+    Args:
+        parts: The adapter of each layer, None where it has none. Where all have the same ``down``,
+            the rank stays; else ranks add up.
+        sizes: Outputs of each layer.
+
+    Raises:
+        ValueError: No layer has an adapter, or factors do not fit.
+    """
+    given = [part for part in parts if part is not None]
+    if not given:
+        raise ValueError("none of the layers has factors of this adapter")
+    for part, size in zip(parts, sizes, strict=True):
+        if part is not None:
+            part.check(given[0].down.shape[1], size)
+    first = given[0].down
+    shared = all(part.down is first or torch.equal(part.down, first) for part in given)
+    down = first if shared else torch.cat([part.down for part in given])
+    rows, start = [], 0
+    for part, size in zip(parts, sizes, strict=True):
+        row = given[0].up.new_zeros(size, len(down))
+        if part is not None:
+            begin = 0 if shared else start
+            row[:, begin : begin + part.rank] = part.scale * part.up
+            start += part.rank
+        rows.append(row)
+    magnitude = None
+    if any(part.magnitude is not None for part in given):
+        magnitude = torch.cat(
+            [
+                rows[k].new_full((size,), math.nan)
+                if part is None or part.magnitude is None
+                else part.magnitude
+                for k, (part, size) in enumerate(zip(parts, sizes, strict=True))
+            ]
+        )
+    return LowRank(down, torch.cat(rows), 1.0, magnitude)
+
+
+@torch.no_grad()
+def weight_of(layer: nn.Module) -> Tensor:
+    """Return the weight (out_features, in_features) of a linear layer of any kind.
+
+    What a quantized layer computes with is read from its outputs for unit vectors.
+
+    Args:
+        layer: A module with ``in_features``.
+    """
+    weight = getattr(layer, "weight", None)
+    if type(layer) is nn.Linear and isinstance(weight, Tensor) and weight.is_floating_point():
+        return weight.detach()
+    some = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
+    units = torch.eye(int(layer.in_features), device=some.device, dtype=some.dtype)  # type: ignore[arg-type]
+    bias = layer(units.new_zeros(1, len(units)))
+    return torch.cat([layer(rows) - bias for rows in torch.split(units, ROWS)]).mT.contiguous()

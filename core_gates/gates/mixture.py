@@ -139,6 +139,9 @@ class MaskedMixture(nn.Module):
         device: Device of parameters and tables.
         dtype: Floating dtype of the parameters; the gates are computed in float32.
 
+    Attributes:
+        gate_of_row: Gate whose logit, or whose self gate's, each row of weight and bias makes.
+
     Shape:
         ``x`` (..., dim), with ``reads`` (..., I, dim); experts (..., E, D); result (..., S, D).
 
@@ -177,7 +180,8 @@ class MaskedMixture(nn.Module):
         self.shape = (mask.shape[0], mask.shape[1])
         self._plan = plan_of(self._tables)
         self._rows = _rows_of_inputs(self._tables, self.reads)
-        width = int(self._tables.sum())
+        self.gate_of_row = tuple(self._tables.nonzero()[:, 1].tolist())
+        width = len(self.gate_of_row)
         where: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(width, dim, **where))
         self.bias = nn.Parameter(torch.empty(width, **where)) if bias else None
@@ -250,9 +254,8 @@ class MaskedMixture(nn.Module):
         """Return the logits of visible experts (..., P), in the order of the masks."""
         if self.reads is None:
             return linear_fp32(x, self.weight, self.bias)
-        inputs = x.movedim(-2, 0).unbind()  # whose gradients are stacked; those of slices are added
+        inputs = x.unbind(-2)  # whose gradients are stacked; those of slices are added
         found = []
-        inputs = x.unbind(-2)
         read = [(i, rows) for i, rows in enumerate(self._rows) if rows]
         for i, rows in read:
             weight = torch.cat([self.weight[part] for part in rows])

@@ -4,7 +4,7 @@ from harness.evidence.bootstrap import Resamples
 from harness.evidence.compare import compare
 from harness.evidence.direction import smaller_is_better
 from harness.evidence.interval import Difference, Interval
-from harness.evidence.moments import Scores, moments, root, root_ratio
+from harness.evidence.moments import Scores, SingleUnit, moments, root, root_ratio, single_of
 from harness.evidence.rows import Bar, Row
 from harness.evidence.significance import holm, sign_test
 
@@ -15,11 +15,13 @@ __all__ = [
     "Resamples",
     "Row",
     "Scores",
+    "SingleUnit",
     "compare",
     "holm",
     "moments",
     "root",
     "root_ratio",
     "sign_test",
+    "single_of",
     "smaller_is_better",
 ]

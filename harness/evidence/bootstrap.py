@@ -8,7 +8,7 @@ import numpy as np
 
 from harness.evidence.draws import draw_blocks, draw_clusters, numbered
 from harness.evidence.interval import Difference, Interval
-from harness.evidence.moments import Scores
+from harness.evidence.moments import Scores, single_of
 
 CHUNK = 4_000_000  # weights held at once
 
@@ -23,11 +23,13 @@ class Sampled(NamedTuple):
         values: Every score, averaged over seeds.
         drawn: Every score under the resamples (R,).
         seeds: Number of seeds.
+        single: Scores that rest on one unit, see :class:`harness.evidence.SingleUnit`.
     """
 
     values: dict[str, float]
     drawn: dict[str, np.ndarray]
     seeds: int
+    single: frozenset[str] = frozenset()
 
 
 class Resamples:
@@ -113,10 +115,11 @@ class Resamples:
         if isinstance(scores, Sampled):
             return scores
         found = _as_list(scores)
-        return Sampled(*self._over_seeds(found), len(found))
+        single = frozenset[str]().union(*map(single_of, found))
+        return Sampled(*self._over_seeds(found), len(found), single)
 
     def intervals(self, scores: Scores | Sequence[Scores] | Sampled) -> dict[str, Interval]:
-        """Return the interval of every score; with a single unit its bounds are NaN.
+        """Return the interval of every score; bounds of one that rests on one unit are NaN.
 
         Args:
             scores: See :meth:`sampled`, or what it returned.
@@ -124,11 +127,12 @@ class Resamples:
         Raises:
             ValueError: Seeds differ in their scores, or there is none.
         """
-        values, drawn, _ = self.sampled(scores)
-        return {
-            name: Interval(values[name], *self._percentiles(drawn[name]), self.units)
-            for name in values
-        }
+        found = self.sampled(scores)
+        result = {}
+        for name, value in found.values.items():
+            units = 1 if name in found.single else self.units
+            result[name] = Interval(value, *self._percentiles(found.drawn[name], units), units)
+        return result
 
     def differences(
         self,
@@ -157,17 +161,18 @@ class Resamples:
             gaps = ours.drawn[name] - theirs.drawn[name]
             gaps = gaps[np.isfinite(gaps)]
             value = ours.values[name] - theirs.values[name]
-            low, high = self._percentiles(gaps)
-            result[name] = Difference(value, low, high, self._probability(gaps), self.units)
+            units = 1 if name in ours.single | theirs.single else self.units
+            low, high = self._percentiles(gaps, units)
+            result[name] = Difference(value, low, high, self._probability(gaps, units), units)
         return result
 
-    def _probability(self, gaps: np.ndarray) -> float:
+    def _probability(self, gaps: np.ndarray, units: int) -> float:
         sides = 1 + min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
-        return min(1.0, max(2 * sides / (1 + len(gaps)), 2.0 ** (1 - self.units)))
+        return min(1.0, max(2 * sides / (1 + len(gaps)), 2.0 ** (1 - units)))
 
-    def _percentiles(self, scores: np.ndarray) -> tuple[float, float]:
+    def _percentiles(self, scores: np.ndarray, units: int) -> tuple[float, float]:
         known = scores[np.isfinite(scores)]
-        if self.units == 1 or known.size == 0:
+        if units == 1 or known.size == 0:
             return float("nan"), float("nan")
         tail = (1 - self.level) / 2
         low, high = np.quantile(known, [tail, 1 - tail])

@@ -1,6 +1,6 @@
 """Scores that are functions of means: errors, roots of mean squares, fractions, ratios."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import cast
 
 import numpy as np
@@ -8,6 +8,33 @@ from numpy.typing import ArrayLike
 
 Scores = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Weights (R, N) of N samples in R resamples -> name of a score -> (R,)."""
+
+
+class SingleUnit:
+    """Scores some of which rest on one of the units that are drawn, whatever the others hold.
+
+    Every resample gives them the same value or none, so their intervals are unknown.
+
+    Args:
+        scores: The function.
+        names: Those that rest on one unit.
+
+    Attributes:
+        single: As ``names``.
+    """
+
+    def __init__(self, scores: Scores, names: Collection[str]) -> None:
+        self._scores, self.single = scores, frozenset(names)
+
+    def __call__(self, weights: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return the scores under weights (R, N)."""
+        return self._scores(weights)
+
+
+def single_of(scores: Scores) -> frozenset[str]:
+    """Return which of some scores rest on one unit, as :class:`SingleUnit` tells."""
+    return scores.single if isinstance(scores, SingleUnit) else frozenset()
+
 
 Transform = Callable[[np.ndarray], np.ndarray]
 """Weighted means (R, M) -> score (R,)."""

@@ -104,8 +104,8 @@ def print_choices(choices: Mapping[str, Choice], console: Console | None = None)
             f"{name} {number(value) if isinstance(value, float) else value}"
             for name, value in choice.setting.items()
         )
-        scores = [float(one["score"]) for one in choice.trials if "score" in one]
-        lowest = min((score for score in scores if not math.isnan(score)), default=math.nan)
+        scores = [one["score"] for one in choice.trials if one.get("score") is not None]
+        lowest = min((float(s) for s in scores if not math.isnan(s)), default=math.nan)
         cells = (method, setting, number(lowest), str(len(choice.trials)))
         table.add_row(*map(escape, cells))
     console.print(table)

@@ -12,6 +12,8 @@ TRAINING = (
 OUTCOME = ("scores.json", "scores.md", "report.html", "figures")
 REPLACED = ".replaced"
 """Folder in a run of what ``overwrite`` replaces, until the new training is complete."""
+MOVING, FORGOTTEN = ".replacing", ".forgotten"
+"""Its names before all is in it, and once it is of no use."""
 
 
 class RunFolder:
@@ -153,34 +155,47 @@ class RunFolder:
             return
         for name in TRAINING:
             remove(self.training / name)
-        for path in self._replaced():
-            if (kept := self._aside(path)).exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                kept.replace(path)
-        self.forget_replaced()
+        if (self.path / REPLACED).exists():
+            (self.path / REPLACED).replace(self.path / MOVING)
+        self._put_back()
         for folder in (self.training, self.path):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
     def forget_replaced(self) -> None:
         """Delete what the training run has replaced, which is complete now."""
-        remove(self.path / REPLACED)
-
-    def _aside(self, path: Path) -> Path:
-        return self.path / REPLACED / path.relative_to(self.path)
+        remove(self.path / FORGOTTEN)
+        if (self.path / REPLACED).exists():
+            (self.path / REPLACED).replace(self.path / FORGOTTEN)
+            remove(self.path / FORGOTTEN)
 
     def _set_aside(self) -> None:
-        """Keep the old run; if it has no checkpoint yet, rather what it has itself replaced."""
-        if self.last_checkpoint is not None:
-            self.forget_replaced()
+        """Keep the old run, or if it is incomplete, rather the complete one that it replaced."""
+        self._put_back()
+        if (self.path / REPLACED).exists():
+            for path in self._replaced():
+                remove(path)
+            return
         for path in self._replaced():
-            kept = self._aside(path)
+            if path.exists():
+                _move(path, self.path / MOVING / path.relative_to(self.path))
+        if (self.path / MOVING).exists():
+            (self.path / MOVING).replace(self.path / REPLACED)
+
+    def _put_back(self) -> None:
+        """Undo a move that has not come to its end."""
+        for path in self._replaced():
+            kept = self.path / MOVING / path.relative_to(self.path)
             if kept.exists():
                 remove(path)
-            elif path.exists():
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(kept)
+                _move(kept, path)
+        remove(self.path / MOVING)
 
     def write_config(self, text: str) -> Path:
         """Write ``config.yaml``."""
         return write_text(self.config, text)
+
+
+def _move(path: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(to)

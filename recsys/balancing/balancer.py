@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from core_gates.collectives import num_ranks
+
 Shared = Sequence[tuple[nn.Parameter, slice]]
 """Parameters that tasks share, each with its shared rows."""
 
@@ -20,20 +22,33 @@ class Balancer(nn.Module, ABC):
 
     Args:
         num_tasks: Number of tasks T.
+
+    Attributes:
+        needs_shared: Whether it reads ``shared``, all parameters that tasks share.
     """
+
+    needs_shared = False
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
         self.num_tasks = num_tasks
 
     @abstractmethod
-    def forward(self, losses: Tensor, last: Shared = (), shared: Shared = ()) -> Tensor:
+    def forward(
+        self,
+        losses: Tensor,
+        last: Shared = (),
+        shared: Shared = (),
+        counted: Tensor | None = None,
+    ) -> Tensor:
         """Return the scalar to be minimized.
 
         Args:
             losses: Losses (T,), times the weights of the tasks.
             last: Parameters of the last layer that all tasks share.
             shared: All parameters that tasks share.
+            counted: True (T,) where a task counts in the batch, on any rank; where it does not, a
+                loss of 0 says nothing. None: where the mean loss of the ranks is not 0.
         """
 
     @property
@@ -43,6 +58,20 @@ class Balancer(nn.Module, ABC):
 
     def end_epoch(self) -> None:
         """React to the end of an epoch; nothing by default."""
+
+
+def mean_of_ranks(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mean of values over the ranks, a copy without gradient; all ranks must call it."""
+    mean = values.detach().to(dtype, copy=True)
+    if num_ranks() > 1:
+        torch.distributed.all_reduce(mean)
+        mean /= num_ranks()
+    return mean
+
+
+def where_counted(losses: Tensor, counted: Tensor | None) -> Tensor:
+    """Return ``counted``, or if that is None where the losses of all ranks (T,) are not 0."""
+    return mean_of_ranks(losses, losses.dtype) != 0 if counted is None else counted
 
 
 def flat_gradient(loss: Tensor, shared: Shared) -> Tensor:

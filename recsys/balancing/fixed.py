@@ -14,7 +14,13 @@ class Fixed(Balancer):
         self.register_buffer("ones", torch.ones(num_tasks), persistent=False)
         self.ones: Tensor
 
-    def forward(self, losses: Tensor, last: Shared = (), shared: Shared = ()) -> Tensor:  # noqa: ARG002
+    def forward(
+        self,
+        losses: Tensor,
+        last: Shared = (),  # noqa: ARG002
+        shared: Shared = (),  # noqa: ARG002
+        counted: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """Return the sum of the losses (T,)."""
         return losses.sum()
 

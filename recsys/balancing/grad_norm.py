@@ -3,9 +3,14 @@
 import torch
 from torch import Tensor
 
-from core_gates.collectives import num_ranks
 from core_gates.errors import GatesError, check_at_least, check_positive
-from recsys.balancing.balancer import Balancer, Shared, flat_gradient
+from recsys.balancing.balancer import (
+    Balancer,
+    Shared,
+    flat_gradient,
+    mean_of_ranks,
+    where_counted,
+)
 
 
 class GradNorm(Balancer):
@@ -16,6 +21,9 @@ class GradNorm(Balancer):
     ``Σ_t |G_t - mean(G) r_t^α|``, whose second term is taken as constant, in units of the mean norm
     ``‖∇ L_t‖``, so that the scale of the losses does not matter; then they are scaled to the sum T.
     A batch is weighed by the weights before it has changed them.
+
+    L_t(0) is the loss of the first batch in which the task counts. A batch in which it does not
+    count says nothing of it: it is left out of all means, and its weight stays as it is.
 
     Args:
         num_tasks: Number of tasks T.
@@ -45,9 +53,15 @@ class GradNorm(Balancer):
         self.alpha, self.learning_rate, self.floor = alpha, learning_rate, floor
         self.register_buffer("current", torch.ones(num_tasks))
         self.register_buffer("first", torch.ones(num_tasks))
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("started", torch.zeros(num_tasks, dtype=torch.bool))
 
-    def forward(self, losses: Tensor, last: Shared = (), shared: Shared = ()) -> Tensor:  # noqa: ARG002
+    def forward(
+        self,
+        losses: Tensor,
+        last: Shared = (),
+        shared: Shared = (),  # noqa: ARG002
+        counted: Tensor | None = None,
+    ) -> Tensor:
         """Return the weighted sum of the losses (T,) and, in training, move the weights.
 
         Raises:
@@ -60,7 +74,7 @@ class GradNorm(Balancer):
                     "GradNorm needs a layer that all tasks share, but this network has none; "
                     "choose another balancing"
                 )
-            self._move(losses, last)
+            self._move(losses, last, where_counted(losses, counted))
         return total
 
     @property
@@ -68,20 +82,24 @@ class GradNorm(Balancer):
         """The weights (T,), of sum T."""
         return self.current.detach()
 
-    def _move(self, losses: Tensor, last: Shared) -> None:
+    def _move(self, losses: Tensor, last: Shared, counted: Tensor) -> None:
         gradients = torch.stack([flat_gradient(loss, last) for loss in losses])
-        present = losses.detach().to(self.current)
-        if num_ranks() > 1:
-            for found in (gradients, present):
-                torch.distributed.all_reduce(found)
-                found /= num_ranks()
+        gradients = mean_of_ranks(gradients, gradients.dtype)
+        present = mean_of_ranks(losses, self.current.dtype)
         norms = gradients.norm(dim=1).to(self.current)
-        self.first.copy_(torch.where(self.started, self.first, present))
-        self.started.fill_(True)
+        self.first.copy_(present.where(counted & ~self.started, self.first))
+        self.started |= counted
         tiny = torch.finfo(present.dtype).tiny
         rates = present / self.first.clamp(min=tiny)
-        rates = rates / rates.mean().clamp(min=tiny)
+        rates = rates / _mean(rates, counted).clamp(min=tiny)
         g = self.current * norms
-        slope = norms / norms.mean().clamp(min=tiny) * (g - g.mean() * rates**self.alpha).sign()
+        sizes = norms / _mean(norms, counted).clamp(min=tiny)
+        slope = sizes * (g - _mean(g, counted) * rates**self.alpha).sign()
         moved = (self.current - self.learning_rate * slope).clamp(min=self.floor)
-        self.current.copy_(moved * (self.num_tasks / moved.sum()))
+        rest = self.num_tasks - self.current.where(~counted, 0).sum()
+        moved = moved * (rest / moved.where(counted, 0).sum().clamp(min=tiny))
+        self.current.copy_(moved.where(counted, self.current))
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    return values.where(counted, 0).sum() / counted.sum().clamp(min=1)

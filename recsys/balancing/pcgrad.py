@@ -14,19 +14,27 @@ class PCGrad(Balancer):
 
     The gradient of each task loses its component along that of every other task that it conflicts
     with, in random order; the results are summed. Each batch costs a backward pass per task.
-    Embedding tables and a task's own parameters get the plain gradient. Every rank projects the
-    gradients of its rows.
+    Embedding tables and a task's own parameters get the plain gradient; encoders of histories that
+    tasks share are projected. Every rank projects the gradients of its rows.
 
     Args:
         num_tasks: Number of tasks T.
     """
+
+    needs_shared = True
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__(num_tasks)
         self.register_buffer("ones", torch.ones(num_tasks), persistent=False)
         self.ones: Tensor
 
-    def forward(self, losses: Tensor, last: Shared = (), shared: Shared = ()) -> Tensor:  # noqa: ARG002
+    def forward(
+        self,
+        losses: Tensor,
+        last: Shared = (),  # noqa: ARG002
+        shared: Shared = (),
+        counted: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """Return the sum of the losses (T,), whose gradient is the projected one.
 
         Raises:

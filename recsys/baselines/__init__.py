@@ -6,8 +6,18 @@ from recsys.baselines.factorization import Factorization
 from recsys.baselines.one_column import OneColumn
 from recsys.baselines.predictor import Predictor
 from recsys.baselines.trees import Trees
+from recsys.baselines.with_intercepts import WithIntercepts
 
-__all__ = ["KINDS", "BaseRates", "Biases", "Factorization", "OneColumn", "Predictor", "Trees"]
+__all__ = [
+    "KINDS",
+    "BaseRates",
+    "Biases",
+    "Factorization",
+    "OneColumn",
+    "Predictor",
+    "Trees",
+    "WithIntercepts",
+]
 
 KINDS = ("base_rates", "one_column", "biases", "factorization", "trees")
 """Names of the baselines in configurations."""

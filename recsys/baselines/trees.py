@@ -49,7 +49,10 @@ class Trees:
         }  # fmt: skip
 
     def fit(self, rows: Batch, validation: Batch) -> Self:
-        """Fit each task to the rows where it counts; validation rows stop it."""
+        """Fit each task to the rows where it counts; validation rows stop it.
+
+        Where a task counts in none of them, a tenth of its training rows stops it instead.
+        """
         from sklearn.ensemble import HistGradientBoostingClassifier  # takes a second
 
         inputs, held, self.rates = self._inputs(rows), self._inputs(validation), rates(rows)
@@ -65,14 +68,15 @@ class Trees:
                 model = HistGradientBoostingClassifier(
                     categorical_features=categories or None, **self.options
                 )
-                model.fit(
-                    inputs[counts],
-                    labels,
-                    sample_weight=rows.weight.numpy()[counts],
-                    X_val=held[seen],
-                    y_val=validation.labels[:, task].numpy()[seen],
-                    sample_weight_val=validation.weight.numpy()[seen],
-                )
+                stopping: dict[str, Any] = {}
+                if seen.any():
+                    stopping = {
+                        "X_val": held[seen],
+                        "y_val": validation.labels[:, task].numpy()[seen],
+                        "sample_weight_val": validation.weight.numpy()[seen],
+                    }
+                weight = rows.weight.numpy()[counts]
+                model.fit(inputs[counts], labels, sample_weight=weight, **stopping)
             self.models.append(model)
         return self
 

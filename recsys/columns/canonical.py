@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
 from recsys.columns.hashing import hash_strings
+from recsys.columns.row_error import RowError
 from recsys.columns.text import truth_of
 
 Kind = Literal["integer", "string"]
@@ -76,6 +77,30 @@ def keys_of(values: pl.Series) -> tuple[Keys, NDArray[np.bool_]]:
         return hash_strings(values).view(np.int64), (values == "").to_numpy()
     keys = values.to_numpy()
     return keys, keys < 0
+
+
+def keys_of_ids(column: pl.Series, *, checked: bool = True) -> tuple[Keys, NDArray[np.bool_]]:
+    """Return :func:`keys_of` a column that tells whose a row is, in the kind of its type.
+
+    Args:
+        column: (N,) integers or text.
+        checked: Whether other numbers than integers are refused; else all of them are one.
+
+    Raises:
+        RowError: A number has a fraction or exceeds 2^63 - 1.
+        GatesError: Values of the type are no categories.
+    """
+    kind = kind_of(column.name, column.dtype) or "integer"
+    keys, missing = keys_of(canonical(column, kind))
+    if checked and kind == "integer" and (wrong := keys == UNREADABLE).any():
+        row = int(wrong.argmax())
+        raise RowError(
+            column.name,
+            row,
+            f"{column[row]} is no whole number below 2^63, as what identifies users and the like "
+            "must be: write it as text or as another number",
+        )
+    return keys, missing
 
 
 def _of_decimals(column: pl.Series) -> pl.Series:

@@ -52,9 +52,13 @@ def stripped(column: pl.Series, words: Sequence[str] = ()) -> pl.Series:
 
 
 def split_events(column: pl.Series) -> pl.Series:
-    """Return text such as ``3|1|4`` (N,) as lists of text, null where it is empty."""
-    text = column.cast(pl.String)
-    return text.set((text == "").fill_null(False), None).str.split(EVENTS)
+    """Return text such as ``3|1|4`` (N,) as lists of text, null where it is empty.
+
+    Spaces around values do not count.
+    """
+    text = column.cast(pl.String).str.strip_chars()
+    lists = text.set((text == "").fill_null(False), None).str.split(EVENTS)
+    return lists.list.eval(pl.element().str.strip_chars())
 
 
 def truth_of(text: pl.Series) -> pl.Series:

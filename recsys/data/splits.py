@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 
 from core_gates.errors import GatesError, check_at_least
-from recsys.columns.canonical import canonical, keys_of, kind_of
+from recsys.columns.canonical import keys_of_ids
 from recsys.columns.hashing import bucket, combine, hash_integers
 from recsys.columns.row_error import RowError
+from recsys.columns.times import check_times
 
 DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d\S*)?$"
 """Dates, and times of days, that sort as text."""
@@ -86,7 +87,8 @@ def split_by_hash(
 ) -> Split:
     """Split at random, rows with equal values in ``columns`` together, such as those of a user.
 
-    A value is in the same part whatever other rows there are, on every machine.
+    A value is in the same part whatever other rows there are, on every machine. A row where it is
+    missing belongs to no other and is split by its number.
 
     Args:
         table: All rows.
@@ -97,14 +99,15 @@ def split_by_hash(
 
     Raises:
         GatesError: Fractions leave nothing to train on, or a column is absent.
+        RowError: A number of a column has a fraction or exceeds 2^63 - 1.
     """
     _check_fractions(validation, test)
     names = [columns] if isinstance(columns, str) else list(columns)
-    hashes = hash_integers(np.arange(len(table)), seed)
+    rows = np.arange(len(table))
+    hashes = hash_integers(rows, seed)
     for number, name in enumerate(names):
-        column = _column(table, name)
-        kind = kind_of(name, column.dtype) or "integer"
-        found = hash_integers(keys_of(canonical(column, kind))[0], seed)
+        keys, missing = keys_of_ids(_column(table, name))
+        found = hash_integers(np.where(missing, -1 - rows, keys), seed)
         hashes = combine(hashes, found) if number else found
     drawn = bucket(hashes, RESOLUTION) / RESOLUTION
     tested, validated = pl.Series(drawn < test), pl.Series(drawn < test + validation)
@@ -153,6 +156,7 @@ def _cut(table: pl.DataFrame, late: pl.Series, latest: pl.Series) -> Split:
 
 def _times(table: pl.DataFrame, name: str) -> pl.Series:
     column = _column(table, name)
+    check_times(column)
     missing = column.is_null() | (column.is_nan() if column.dtype.is_float() else False)
     if missing.any():
         raise RowError(

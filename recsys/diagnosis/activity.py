@@ -18,6 +18,10 @@ class LayerActivity:
         num_gates: Number of gates S.
         expert_of_output: Expert of each output O; one output per expert by default.
         rank_rows: Rows of which the effective rank is computed.
+        visible: Where a gate sees an expert (S, E); where it ever gives one a weight by default.
+
+    Attributes:
+        visible: As given, or as seen so far.
     """
 
     def __init__(
@@ -27,6 +31,7 @@ class LayerActivity:
         *,
         expert_of_output: Sequence[int] | None = None,
         rank_rows: int = 1024,
+        visible: Tensor | None = None,
     ) -> None:
         self.num_experts, self.num_gates = num_experts, num_gates
         self._owners = torch.tensor(
@@ -40,7 +45,9 @@ class LayerActivity:
         self._gates = torch.zeros(num_gates, num_experts, dtype=torch.float64)
         self._residual: Tensor | None = None
         self._entropy = torch.zeros(num_gates, dtype=torch.float64)
-        self.visible = torch.zeros(num_gates, num_experts, dtype=torch.bool)
+        self._masked = visible is not None
+        unseen = torch.zeros(num_gates, num_experts, dtype=torch.bool)
+        self.visible = unseen if visible is None else visible
 
     @property
     def seen(self) -> bool:
@@ -61,7 +68,8 @@ class LayerActivity:
         gates = exact(weights.gates).flatten(0, -3)
         self.weight_rows += len(gates)
         self._gates += gates.sum(0).cpu()
-        self.visible |= (gates != 0).any(0).cpu()
+        if not self._masked:
+            self.visible |= (gates != 0).any(0).cpu()
         fractions = gates.clamp(min=0)
         fractions = fractions / fractions.sum(-1, keepdim=True).clamp(min=1e-300)
         self._entropy += torch.special.entr(fractions).sum((0, -1)).cpu()

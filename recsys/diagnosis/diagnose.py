@@ -11,7 +11,7 @@ from core_gates.errors import GatesError
 from recsys.diagnosis.activity import LayerActivity
 from recsys.diagnosis.expert_report import NO_EXPERTS, ExpertReport
 from recsys.diagnosis.layer_report import LayerReport, shared_experts
-from recsys.diagnosis.observe import observed
+from recsys.diagnosis.observe import observed, visible_experts
 from recsys.diagnosis.task_gradients import TaskGradients, TaskLosses, cross_entropies
 from recsys.models.net import ExpertLayer, MultiTaskNet
 
@@ -96,6 +96,7 @@ def diagnose(
             len(one.gate_names),
             expert_of_output=getattr(one.experts, "expert_of_output", None),
             rank_rows=rank_rows,
+            visible=visible_experts(one.mixture),
         )
         for one in layers
     ]

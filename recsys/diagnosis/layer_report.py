@@ -35,7 +35,8 @@ class LayerReport:
         std: Its standard deviation (E,).
         effective_rank: exp of the entropy of the singular values (E,).
         weights: Mean weight of each gate for each expert (S, E), without residual paths.
-        visible: Where a gate ever gave an expert any weight (S, E).
+        visible: Where a gate sees an expert (S, E), though its weight may be 0 in all rows; for
+            gates without a mask, where it ever gave one any weight.
         row_entropy: Mean over rows of the entropy of a gate (S,), nats.
         residual: Mean weight of self gates or residual paths (S, E); None without.
         gradients: ‖∂L_t/∂θ_e‖ (T, E); None where none were computed.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from core_gates.gates.mixture import MaskedMixture
+from core_gates.gates.mixture import MaskedMixture, MultiGate
 from recsys.models.net import ExpertLayer
 
 
@@ -77,6 +77,27 @@ def gate_weights(mixture: nn.Module, *inputs: Any, **options: Any) -> GateWeight
         gates = own(*inputs, **options)
         return GateWeights(gates, total - gates)
     return GateWeights(total, None)
+
+
+def visible_experts(mixture: nn.Module) -> Tensor | None:
+    """Return where the mask of a mixture lets a gate see an expert (S, E); None without a mask.
+
+    Args:
+        mixture: Its ``expert_of_output`` names the expert of each column of the mask, where an
+            expert has several.
+    """
+    if isinstance(mixture, MultiGate):
+        seen = torch.zeros(mixture.shape, dtype=torch.bool)
+        seen.view(-1)[mixture.places.cpu()] = True
+        return seen
+    if not isinstance(mixture, MaskedMixture):
+        return None
+    seen = mixture.tables[0].cpu()
+    owners: Sequence[int] | None = getattr(mixture, "expert_of_output", None)
+    if owners is None:
+        return seen
+    counts = torch.zeros(len(seen), max(owners) + 1, dtype=torch.int64)
+    return counts.index_add(1, torch.tensor(list(owners)), seen.long()) > 0
 
 
 def _hook(add: Callable[[Tensor], None]) -> Callable[[nn.Module, Any, Tensor], None]:

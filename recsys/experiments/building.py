@@ -20,14 +20,14 @@ Made = TypeVar("Made")
 CACHED = 2  # tables that a process keeps: those of two data sets
 
 
-def source_of(settings: Mapping[str, Any]) -> TableSource | StreamSource:
-    """Return the source of the rows.
+def class_of(settings: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the class of the source of the rows.
 
     Args:
-        settings: With ``data.source.class_path`` and ``data.source.init_args.…``.
+        settings: With ``data.source.class_path``.
 
     Raises:
-        GatesError: No class is named, there is none, or it refuses an argument.
+        GatesError: No class is named, or there is none.
     """
     path = str(settings.get("data.source.class_path") or "")
     module, _, name = path.rpartition(".")
@@ -37,10 +37,25 @@ def source_of(settings: Mapping[str, Any]) -> TableSource | StreamSource:
             "such as recsys.data.readers.own_table.OwnTable"
         )
     try:
-        kind = getattr(importlib.import_module(module), name)
-        return cast(TableSource | StreamSource, kind(**nested(settings, "data.source.init_args.")))
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        return cast(Callable[..., Any], getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError) as error:
         raise GatesError(f"data.source {path}: {error}") from error
+
+
+def source_of(settings: Mapping[str, Any]) -> TableSource | StreamSource:
+    """Return the source of the rows.
+
+    Args:
+        settings: With ``data.source.class_path`` and ``data.source.init_args.…``.
+
+    Raises:
+        GatesError: No class is named, there is none, or it refuses an argument.
+    """
+    kind = class_of(settings)
+    try:
+        return cast(TableSource | StreamSource, kind(**nested(settings, "data.source.init_args.")))
+    except (TypeError, ValueError) as error:
+        raise GatesError(f"data.source {settings['data.source.class_path']}: {error}") from error
 
 
 def data_of(settings: Mapping[str, Any], seed: int = 0) -> TableDataModule:
@@ -61,6 +76,24 @@ def data_of(settings: Mapping[str, Any], seed: int = 0) -> TableDataModule:
     }
     found = _read(json.dumps(source, sort_keys=True), _state(source.values()))
     return _made(DATA, data_module, found, seed=seed, **options)
+
+
+def require_tables(data: object, needs: str, fix: str) -> None:
+    """Refuse data that are read part by part, where all rows are needed at once.
+
+    Args:
+        data: A data module.
+        needs: Who needs the rows, such as ``--slices needs``.
+        fix: What to do.
+
+    Raises:
+        GatesError: The data are a stream.
+    """
+    if not isinstance(data, TableDataModule):
+        raise GatesError(
+            f"{needs} all rows in memory, but data.source is a stream, which reads them part by "
+            f"part: {fix}"
+        )
 
 
 def module_of(settings: Mapping[str, Any]) -> MultiTaskModule:

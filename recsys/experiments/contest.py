@@ -75,6 +75,11 @@ class Contest:
             for setting in entry.get("settings", {}):
                 _check_name(f"method {name!r} sets", setting)
 
+    def own_data(self, method: str) -> dict[str, Any]:
+        """Return the settings of the data that a method has for itself, by dotted name."""
+        own = self.entries[method].get("settings", {})
+        return {name: value for name, value in own.items() if name.startswith("data.")}
+
     @property
     def entries(self) -> Mapping[str, dict[str, Any]]:
         """Return the methods, or the network of the configuration under the reference's name."""
@@ -86,14 +91,19 @@ class Contest:
         return dict.fromkeys(self.entries, box) if box else {}
 
     def settings(
-        self, method: str, common: Mapping[str, Any], schema: FeatureSchema
+        self,
+        method: str,
+        common: Mapping[str, Any],
+        schema: FeatureSchema,
+        reference: FeatureSchema | None = None,
     ) -> dict[str, Any]:
         """Return the settings of a method that differ from those of the configuration.
 
         Args:
             method: Name of the method.
             common: Settings of the configuration, by dotted name.
-            schema: Of the data.
+            schema: Of the data of the method.
+            reference: Of the data of the reference; None where it is the same.
 
         Raises:
             GatesError: The method, its network or an option is unknown, or it cannot have the size
@@ -106,16 +116,14 @@ class Contest:
         made = {**gone, **entry.get("settings", {}), "patience": self.patience}
         net, options = self._net(method, common), self._options(method, common)
         if method != self.reference and entry.get("sized", True):
-            options = self._sized(net, options, common, schema)
+            target = self._target(common, reference or schema)
+            options = sized(net, options, input_width(schema), schema.tasks, target)
         return made | {"model.net": net, "model.options": options}
 
-    def _sized(
-        self, net: str, options: dict[str, Any], common: Mapping[str, Any], schema: FeatureSchema
-    ) -> dict[str, Any]:
-        width, tasks = input_width(schema), schema.tasks
+    def _target(self, common: Mapping[str, Any], schema: FeatureSchema) -> int:
+        """Return the number of weights of the reference."""
         first = self._net(self.reference, common), self._options(self.reference, common)
-        target = num_weights(*first, width, tasks)
-        return sized(net, options, width, tasks, target)
+        return num_weights(*first, input_width(schema), schema.tasks)
 
     def _options(self, method: str, common: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of a method; those of the configuration belong to its network."""

@@ -11,8 +11,9 @@ from functools import partial
 import numpy as np
 import polars as pl
 
-from harness.evidence import Row, Scores, compare
+from harness.evidence import Row, Scores, SingleUnit, compare
 from recsys.batch import Batch
+from recsys.columns.canonical import canonical, keys_of, kind_of
 from recsys.data.tables import RankingTables
 from recsys.experiments.predictions import Probabilities
 from recsys.metrics import per_user_sums, standard_slices, user_resamples
@@ -94,15 +95,23 @@ def _of_split(tables: RankingTables, user: str, item: str, random: str) -> dict[
 
 
 def _numbered(train: pl.Series, test: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Return numbers of the ids of both columns; missing ones share the number 0."""
-    found = pl.concat([train, test]).rank("dense").fill_null(0).to_numpy()
-    return found[: len(train)], found[len(train) :]
+    """Return numbers of the ids of both columns; a test row without an id is of none that is known.
+
+    Missing ones of training rows share the number -1, those of test rows -2.
+    """
+    both = pl.concat([train, test])
+    missing = keys_of(canonical(both, kind_of(both.name, both.dtype) or "integer"))[1]
+    found = both.rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
+    first, count = np.where(missing, -1, found), len(train)
+    return first[:count], np.where(missing, -2, found)[count:]
 
 
 def _summed(metric: str, sums: np.ndarray, mass: np.ndarray) -> Scores:
     """Return the sum over tasks of the mean loss, from sums of losses and weights (U, T)."""
     known = mass.sum(0) > 0
-    return partial(_scores, metric, sums[:, known], mass[:, known])
+    scores = partial(_scores, metric, sums[:, known], mass[:, known])
+    alone = int(mass.any(1).sum()) == 1
+    return SingleUnit(scores, [metric] if alone else [])
 
 
 def _scores(

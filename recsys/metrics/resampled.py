@@ -2,16 +2,17 @@
 
 Resamples draw whole users, so weights are (R, U), one per user. Means and grouped AUC need sums per
 user only; exact AUC needs every row. The resamples are those that drawing the users of rows would
-give: the same seed draws the same users, whatever the score.
+give: the same seed draws the same users, whatever the score. A score to which one user alone
+contributes has no interval.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from core_gates.errors import GatesError
-from harness.evidence import Resamples, Scores
+from harness.evidence import Resamples, Scores, SingleUnit, single_of
 from recsys.metrics.grouped_auc import numbered_users, user_auc
 from recsys.metrics.inputs import binary_rows, probabilities
 from recsys.metrics.log_loss import entropy, losses
@@ -100,7 +101,11 @@ def summed_log_loss(
         losses = ratio(total, mass)
         return {"log_loss": losses.sum(-1)} | dict(zip(names, losses.T, strict=bool(names)))
 
-    return scores
+    counting = sums[..., 1] != 0  # (U, T)
+    single = {*_alone(counting.any(1), ["log_loss"])}
+    for name, own in zip(names, counting.T, strict=bool(names)):
+        single.update(_alone(own, [name]))
+    return SingleUnit(scores, single)
 
 
 def task_scores(
@@ -177,7 +182,7 @@ def combined(*scores: Scores) -> Scores:
     def together(drawn: np.ndarray) -> Mapping[str, np.ndarray]:
         return {name: value for one in scores for name, value in one(drawn).items()}
 
-    return together
+    return SingleUnit(together, frozenset[str]().union(*map(single_of, scores)))
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -218,7 +223,7 @@ def _mean_scores(
             "pcoc": ratio(predicted, positives),
         }
 
-    return scores
+    return SingleUnit(scores, _alone(sums[:, 1] != 0, ["log_loss", "ne", "pcoc"]))
 
 
 def _area_scores(
@@ -234,7 +239,7 @@ def _area_scores(
         weighted, mass, plain, users = np.moveaxis(drawn @ sums, -1, 0)
         return {"gauc": ratio(weighted, mass), "gauc_mean": ratio(plain, users)}
 
-    return scores
+    return SingleUnit(scores, _alone(known, ["gauc", "gauc_mean"]))
 
 
 def _auc_scores(
@@ -262,4 +267,10 @@ def _auc_scores(
             areas[start : start + step] = ratio(wins, own.sum(0) * other[-1])
         return {"auc": areas}
 
-    return scores
+    users = np.unique(owner[given != 0])
+    return SingleUnit(scores, _alone(np.ones(len(users), dtype=bool), ["auc"]))
+
+
+def _alone(counting: np.ndarray, names: Collection[str]) -> Collection[str]:
+    """Return the names if one user alone counts (U,), else none."""
+    return names if counting.sum() == 1 else ()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from core_gates.errors import check_at_least
 from core_gates.gates.mixture import MaskedMixture
 from core_gates.moe.normed_experts import NormedExperts
-from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer, rows_from
+from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer
+from recsys.models.sharing import whole
 from recsys.models.towers import Towers
 from recsys.schema import Task
 
@@ -161,8 +162,9 @@ class AdaTT(MultiTaskNet):
         return [experts.weights[-1], experts.biases[-1]]
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
-        """Return all parameters of the experts."""
-        return [part for layer in self._levels() for part in rows_from(layer.experts, 0)]
+        """Return the experts, and all of the levels below the last: its gates see them."""
+        *below, last = self._levels()
+        return whole(*below, last.experts)
 
     def expert_layers(self) -> list[ExpertLayer]:
         """Return the levels."""

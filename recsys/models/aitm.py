@@ -10,6 +10,7 @@ from core_gates.errors import check_at_least
 from core_gates.features.transfer import TransferGate
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.net import MultiTaskNet
+from recsys.models.sharing import rows_where, whole
 from recsys.models.towers import Towers
 from recsys.schema import Task
 
@@ -91,6 +92,12 @@ class AITM(MultiTaskNet):
             z[task] = transfer(hand_on(z[before])[:, 0], z[task])
         logits: Tensor = self.towers(torch.stack(z, 1))
         return logits
+
+    def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
+        """Return what steps of the chain before the last learn, and hand on to several others."""
+        sources = [task in self.chain[:-1] for task in range(len(self.tasks))]
+        bottoms = rows_where(self.bottoms.parameters(), sources)
+        return [*bottoms, *whole(*self.handed_on[:-1], *self.transfers[:-1])]
 
     def losses(self, logits: Tensor) -> dict[str, Tensor]:
         """Return the penalty of later steps that are more probable than earlier ones."""

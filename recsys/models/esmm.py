@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.net import MultiTaskNet
+from recsys.models.sharing import rows_where
 from recsys.models.towers import Towers
 from recsys.schema import Task
 
@@ -92,6 +93,13 @@ class ESMM(MultiTaskNet):
     ) -> Tensor:
         """Return the logits (B, T) of rows (B, D)."""
         return self.joint(self.conditionals(v))
+
+    def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
+        """Return the networks and towers of tasks that are a condition of others."""
+        conditions = {condition for _, condition in self.order}
+        shared = [task in conditions for task in range(len(self.tasks))]
+        parts = [part for part in (self.bottoms, self.towers) if part is not None]
+        return rows_where([p for part in parts for p in part.parameters()], shared)
 
     def joint(self, conditionals: Tensor) -> Tensor:
         """Return the logits (B, T) of each task, given those under its condition (B, T)."""

@@ -14,6 +14,7 @@ from core_gates.features.low_rank import LowRankFeatureGates, Rank
 from core_gates.gates.mixture import MaskedMixture
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.home_groups import (
+    SHARED,
     Counts,
     Forest,
     counts_of,
@@ -22,6 +23,7 @@ from recsys.models.home_groups import (
     task_masks,
 )
 from recsys.models.net import ExpertLayer, MultiTaskNet
+from recsys.models.sharing import gates_where, rows_where, whole
 from recsys.models.towers import Towers
 from recsys.schema import Task
 
@@ -114,6 +116,7 @@ class HoME(MultiTaskNet):
         )
         self.towers = Towers(len(self.tasks), dim, tower_dims, activation=tower_activation, **where)
         names = self.forest.task_names
+        self._masked = mask
         self._order = [names.index(task.name) for task in self.tasks]
 
     def forward(
@@ -144,10 +147,25 @@ class HoME(MultiTaskNet):
         return slice(self.task_layer.owner.index("shared"), None)
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
-        """Return every parameter that tasks share: the first layer, and shared experts above."""
-        everything = [(p, slice(None)) for p in self.meta_layer.parameters()]
-        own = [(p, self.shared_rows) for p in self.task_layer.experts.parameters()]
-        return [*everything, *own]
+        """Return every parameter that two or more tasks share.
+
+        In the first layer these are experts, feature gates, and the gates of the shared group and
+        of categories of several tasks; those of all categories where the shared experts above are
+        normalized over the inputs of all. In the second layer they are experts and feature gates
+        of the same groups. Without a mask all but the gates of the second layer is shared.
+        """
+        sizes = zip(self.forest.categories, self.forest.tasks, strict=True)
+        of_several = {name for name, tasks in sizes if len(tasks) > 1} | {SHARED}
+        first, second, everything = self.meta_layer, self.task_layer, not self._masked
+        coupled = self.widen is None and bool(second.experts.norms)
+        gates = [everything or coupled or group in of_several for group in first.groups]
+        owners = [everything or group in of_several for group in second.owner]
+        groups = [everything or group in of_several for group in self.forest.task_groups]
+        parts = whole(first.experts, first.feature_gates, self.widen)
+        parts += gates_where(first.mixture, gates) + rows_where(second.experts.parameters(), owners)
+        if second.feature_gates is not None:
+            parts += rows_where(second.feature_gates.parameters(), groups)
+        return parts
 
     def expert_layers(self) -> list[ExpertLayer]:
         """Return both layers of experts."""

@@ -10,7 +10,8 @@ from core_gates.gates.mixture import MultiGate
 from core_gates.moe.normed_experts import NormedExperts
 from core_gates.routing.collect import collect_routing
 from recsys.models.gating import mixture, routed_mixture
-from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer, rows_from
+from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer
+from recsys.models.sharing import whole
 from recsys.models.towers import Towers
 from recsys.schema import Task
 
@@ -93,6 +94,8 @@ class MMoE(MultiTaskNet):
                 f"{gate} with gate_feature {gate_feature!r}"
             )
         self.id_feature, self.gate_loss = gate_feature, gate_loss
+        if gate_feature:
+            self.num_ids = (gate_options or {}).get("num_ids")
         self._gate_losses: dict[str, Tensor] = {}
         self.towers = Towers(
             len(self.tasks), dim, tower_dims, norm=tower_norm, activation=tower_activation, **where
@@ -119,8 +122,8 @@ class MMoE(MultiTaskNet):
         return [self.experts.weights[-1], self.experts.biases[-1]]
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
-        """Return all parameters of the experts."""
-        return rows_from(self.experts, 0)
+        """Return all parameters of the experts, and of the gate if there is one for all tasks."""
+        return whole(self.experts, self.mixture if self.one_gate else None)
 
     def expert_layers(self) -> list[ExpertLayer]:
         """Return the experts and their gates."""

@@ -80,6 +80,7 @@ class MultiTaskNet(nn.Module, ABC):
             as the second argument of ``forward`` (PEPNet); 0 for none.
         id_feature: Sparse feature whose rows the network takes as the third argument of
             ``forward``, for gates that route by identity; empty for none.
+        num_ids: Rows of that feature's table that the gates can route; None for any number.
         shared_rows: Rows of the first dimension of :meth:`shared_parameters` that all tasks share.
 
     Raises:
@@ -89,6 +90,7 @@ class MultiTaskNet(nn.Module, ABC):
     copies: int = 1
     prior_dim: int = 0
     id_feature: str = ""
+    num_ids: int | None = None
     shared_rows: slice = slice(None)
 
     def __init__(self, input_dim: int, tasks: Sequence[Task]) -> None:
@@ -106,6 +108,11 @@ class MultiTaskNet(nn.Module, ABC):
             ids: Rows (B,) of ``id_feature``, int64, for networks that name one.
         """
 
+    @property
+    def shared_copies(self) -> Sequence[int]:
+        """Sets of embeddings that two or more tasks read; all of them by default."""
+        return range(self.copies)
+
     def losses(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """Return further losses by name, scalars to be added, of the logits (B, T); none here.
 
@@ -121,9 +128,10 @@ class MultiTaskNet(nn.Module, ABC):
         return []
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
-        """Return every parameter that tasks share with its shared rows, for PCGrad.
+        """Return every parameter that two or more tasks share with its shared rows, for PCGrad.
 
-        By default those of the last shared layer.
+        A parameter with several stretches of shared rows occurs once for each. By default those of
+        the last shared layer.
         """
         return [(parameter, self.shared_rows) for parameter in self.shared_parameters()]
 

@@ -5,7 +5,7 @@ B rows, T tasks, D inputs, P features of the prior.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from core_gates.errors import check_at_least
 from core_gates.features.prior import PriorGate
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.net import MultiTaskNet
+from recsys.models.sharing import whole
 from recsys.models.towers import Towers
 from recsys.schema import Task
 
@@ -102,3 +103,9 @@ class PEPNet(MultiTaskNet):
             x = gate(units.flatten(1), prior, seen=v).view(units.shape)
         logits: Tensor = self.towers(x)
         return logits
+
+    def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
+        """Return the gate of the inputs, and the hidden layers of the other gates."""
+        gates = [cast(PriorGate, gate) for gate in self.gates]
+        hidden = [p for gate in gates for p in (gate.hidden_weight, gate.hidden_bias)]
+        return [*whole(self.input_gate), *((p, slice(None)) for p in hidden)]

@@ -13,6 +13,7 @@ from core_gates.errors import check_at_least
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.models.gating import mixture
 from recsys.models.net import ExpertLayer, MultiTaskNet, expert_layer, rows_from
+from recsys.models.sharing import gates_where, whole
 from recsys.models.towers import Towers
 from recsys.schema import Task
 
@@ -180,10 +181,18 @@ class PLE(MultiTaskNet):
         return [experts.weights[-1], experts.biases[-1]]
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
-        """Return the shared experts of the last level, and all of those below: a gate sees them."""
-        *below, last = (layer.experts for layer in self._levels())
-        everything = [part for experts in below for part in rows_from(experts, 0)]
-        return [*everything, *rows_from(last, self.shared_rows.start)]
+        """Return what more than one gate or task sees.
+
+        These are the shared experts of the last level, all experts of the level before and the gate
+        over them, and all of the levels below.
+        """
+        *below, last = self._levels()
+        found = rows_from(last.experts, self.shared_rows.start)
+        if below:
+            *lowest, before = below
+            shared = [False] * len(self.tasks) + [True]
+            found += whole(before.experts, *lowest) + gates_where(before.mixture, shared)
+        return found
 
     def expert_layers(self) -> list[ExpertLayer]:
         """Return the levels."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.moe.normed_experts import NormedExperts
-from recsys.models.net import MultiTaskNet, rows_from
+from recsys.models.net import MultiTaskNet
+from recsys.models.sharing import whole
 from recsys.models.towers import Towers
 from recsys.schema import Task
 
@@ -82,4 +83,4 @@ class SharedBottom(MultiTaskNet):
 
     def all_shared(self) -> list[tuple[nn.Parameter, slice]]:
         """Return all parameters of the shared network."""
-        return rows_from(self.bottom, 0)
+        return whole(self.bottom)

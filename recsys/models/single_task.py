@@ -80,3 +80,8 @@ class SingleTask(MultiTaskNet):
         """Return the logits (B, T) of rows (B, D), or (B, T, D) with own embeddings."""
         logits: Tensor = self.towers(self.bottoms(v))
         return logits
+
+    @property
+    def shared_copies(self) -> Sequence[int]:
+        """The only set of embeddings; none with own embeddings."""
+        return range(self.copies == 1)

@@ -58,15 +58,20 @@ def sized(
         return num_weights(name, at(dim), input_dim, tasks)
 
     low, high = 1, 2
-    while weights(high) < target:
+    while (found := weights(high)) < target:
+        if high > target and found == weights(low):
+            raise GatesError(
+                f"{name} cannot have {target:,} weights: it has {found:,} whatever its dim, which "
+                "these options leave without effect; change hidden_dims or tower_dims"
+            )
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if weights(middle) < target else (low, middle)
     best = min((low, high), key=lambda dim: abs(weights(dim) - target))
-    if abs(found := weights(best) - target) > TOLERANCE * target:
+    if abs((found := weights(best)) - target) > TOLERANCE * target:
         raise GatesError(
-            f"{name} cannot have {target:,} weights: at dim={best} it has {found + target:,}; "
+            f"{name} cannot have {target:,} weights: at dim={best} it has {found:,}; "
             "change its number of experts or its tower_dims"
         )
     return at(best)

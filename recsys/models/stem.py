@@ -140,6 +140,11 @@ class STEM(MultiTaskNet):
         """Return the shared experts."""
         return rows_from(self.experts, self.shared_rows.start)
 
+    @property
+    def shared_copies(self) -> Sequence[int]:
+        """The last set of embeddings; gradients do not leave the set of a task."""
+        return (len(self.tasks),)
+
     def expert_layers(self) -> list[ExpertLayer]:
         """Return the experts and their gates."""
         names = [task.name for task in self.tasks]

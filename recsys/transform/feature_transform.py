@@ -18,7 +18,7 @@ from recsys.columns.hashing import bucket, combine, hash_integers
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
 from recsys.columns.text import without_words
-from recsys.schema import FeatureSchema, Sparse
+from recsys.schema import FeatureSchema, Sparse, indicator_of
 from recsys.transform.fitting import Fitted, Fitting, Table
 from recsys.transform.histories import encode_history
 from recsys.transform.scaling import Buckets, Scaler
@@ -114,7 +114,7 @@ class FeatureTransform:
     def dense_names(self) -> tuple[str, ...]:
         """Names of the dense inputs, in order: the columns, then their indicators."""
         names = [f.name for f in self.schema.dense if f.scaling != "buckets"]
-        return (*names, *(f"{name} missing" for name in names))
+        return (*names, *map(indicator_of, names))
 
     @property
     def dense_width(self) -> int:
@@ -180,8 +180,8 @@ class FeatureTransform:
                 self._encode_sparse(block, found.sparse[rows])
                 self._encode_dense(block, found.sparse[rows], found.dense[rows])
                 for history, out in zip(self.schema.sequences, found.sequences, strict=True):
-                    column = self._column(block, history.name)
-                    encode_history(column, history, self._table_of(history.of), out[rows])
+                    column, of = _column(block, history.name), self._table_of(history.of)
+                    encode_history(column, history, of, out[rows], self.missing)
             except RowError as error:
                 raise error.shifted(start) from error
         return found
@@ -279,9 +279,7 @@ class FeatureTransform:
 
     def _column(self, table: pl.DataFrame, name: str) -> pl.Series:
         """Return a column, null where it holds a missing word, all null if the table lacks it."""
-        if name in table.columns:
-            return without_words(table[name], self.missing)
-        return pl.Series(name, [None], dtype=pl.Null).new_from_index(0, len(table))
+        return without_words(_column(table, name), self.missing)
 
     def _table_of(self, feature: str) -> Table:
         return self.tables[self.sparse_tables[feature]]
@@ -289,6 +287,12 @@ class FeatureTransform:
     def _check_fitted(self) -> None:
         if not self.fitted.rows:
             raise GatesError("the transform has learned from no rows yet: call fit, or load one")
+
+
+def _column(table: pl.DataFrame, name: str) -> pl.Series:
+    if name in table.columns:
+        return table[name]
+    return pl.Series(name, [None], dtype=pl.Null).new_from_index(0, len(table))
 
 
 def _collected(

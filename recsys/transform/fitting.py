@@ -9,10 +9,11 @@ from typing import NamedTuple, TypeVar
 import polars as pl
 
 from core_gates.errors import GatesError
-from recsys.columns.canonical import Kind, kind_of
+from recsys.columns.canonical import UNREADABLE, Kind, canonical, kind_of
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
 from recsys.columns.text import without_words
+from recsys.columns.times import check_times
 from recsys.schema import FeatureSchema, Sparse
 from recsys.transform.scaling import Buckets, DenseStatistics, Scaler
 from recsys.vocabulary import HashedValues, Vocabulary, count_values
@@ -56,9 +57,14 @@ class Fitted(NamedTuple):
 
     @classmethod
     def of(cls, table: pl.DataFrame, time: str) -> Fitted:
-        """Describe the rows of a table with, or without, the column ``time``."""
+        """Describe the rows of a table with, or without, the column ``time``.
+
+        Raises:
+            GatesError: Values of the column have no order.
+        """
         if time not in table.columns or not len(table):
             return cls(len(table))
+        check_times(table[time])
         return cls(len(table), _plain(table[time].min()), _plain(table[time].max()))
 
 
@@ -160,9 +166,10 @@ class Fitting:
 
 def _as_kind(counts: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     """Return counted values in the form of a vocabulary; those that have none are left out."""
-    dtype = pl.String if kind == "string" else pl.Int64
-    cast = counts.with_columns(pl.col("value").cast(dtype, strict=False)).drop_nulls("value")
-    return cast if kind == "string" else cast.filter(pl.col("value") >= 0)
+    found = counts.with_columns(canonical(counts["value"], kind))
+    if kind == "integer":
+        found = found.filter((pl.col("value") >= 0) & (pl.col("value") != UNREADABLE))
+    return _summed([found])
 
 
 def _summed(parts: list[pl.DataFrame]) -> pl.DataFrame:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
-from recsys.columns.text import EVENTS, is_text, split_events
+from recsys.columns.text import EVENTS, is_text, split_events, without_words
 from recsys.schema import History
 from recsys.transform.fitting import Table
 from recsys.vocabulary import MISSING
 
 
 def encode_history(
-    column: pl.Series, history: History, table: Table, out: NDArray[np.int64]
+    column: pl.Series,
+    history: History,
+    table: Table,
+    out: NDArray[np.int64],
+    missing: Sequence[str] = (),
 ) -> None:
     """Write the rows of the newest events to ``out`` (N, L), newest last, 1 in front of them.
 
@@ -24,6 +30,7 @@ def encode_history(
         history: Its feature.
         table: Of the feature whose values the lists hold.
         out: (N, L), L the ``max_length`` of the feature.
+        missing: Words in text that stand for missing values; such an event keeps its place.
 
     Raises:
         GatesError: The column holds no lists.
@@ -40,6 +47,7 @@ def encode_history(
             f"column {column.name!r} has type {column.dtype}, a history needs lists, or text with "
             f"{EVENTS!r} between the values"
         )
+    column = without_words(column, missing)
     lengths = column.list.len().fill_null(0).cast(pl.Int64).to_numpy()
     events = column.filter(pl.Series(lengths > 0)).list.tail(history.max_length).explode()
     rows = table.lookup(events.rename(column.name))

@@ -8,12 +8,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recsys.columns.canonical import canonical, keys_of, kind_of
+from recsys.columns.canonical import keys_of_ids
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
 from recsys.schema import FeatureSchema
-
-NO_USER = -1
 
 
 class Targets(NamedTuple):
@@ -23,7 +21,7 @@ class Targets(NamedTuple):
         labels: 0 or 1 (N, T), float32.
         mask: True (N, T) where the task counts.
         weight: Sample weights (N,), float32.
-        user: Number of the user (N,), int64.
+        user: Number of the user (N,), int64; below 0 where there is none, in each row another.
     """
 
     labels: NDArray[np.float32]
@@ -44,8 +42,8 @@ def read_targets(
         first_row: Rows before these; they number the users where no column does.
 
     Raises:
-        RowError: A label or mask is neither 0 nor 1, a label is missing where its task counts, or
-            a weight is negative or missing.
+        RowError: A label or mask is neither 0 nor 1, a label is missing where its task counts, a
+            weight is negative or missing, or a user is no whole number.
     """
     shape = len(table), len(schema.tasks)
     found, mask = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
@@ -57,22 +55,35 @@ def read_targets(
         mask[:, number] = True if counted is None else counted
     if labels and schema.weight:
         weight[:] = _weights(table[schema.weight])
-    return Targets(found, mask, weight, users_of(table, schema.user, first_row))
+    users = users_of(table, schema.user, first_row, checked=labels)
+    return Targets(found, mask, weight, users)
 
 
-def users_of(table: pl.DataFrame, user: str, first_row: int = 0) -> NDArray[np.int64]:
+def users_of(
+    table: pl.DataFrame, user: str, first_row: int = 0, *, checked: bool = True
+) -> NDArray[np.int64]:
     """Return the number of the user of each row (N,).
 
-    Integers number themselves, strings are hashed, so that numbers agree between tables. Missing
-    users are -1; without a column, each row is its own.
+    Integers number themselves, strings are hashed, so that numbers agree between tables. A row
+    whose user is missing is its own: row n has -1 - n. Without a column, each row is its own, too.
+
+    Args:
+        table: N rows.
+        user: Column of the user.
+        first_row: Rows before these.
+        checked: Whether other numbers than integers are refused; else all of them are one user.
+
+    Raises:
+        RowError: A number has a fraction or exceeds 2^63 - 1.
     """
+    rows = np.arange(first_row, first_row + len(table))
     if not user or user not in table.columns:
-        return np.arange(first_row, first_row + len(table))
+        return rows
     column = table[user]
-    kind = kind_of(user, column.dtype) or "integer"
-    keys, missing = keys_of(canonical(column, kind))
-    numbers = keys if kind == "integer" else (keys.view(np.uint64) >> np.uint64(1)).view(np.int64)
-    return np.where(missing, NO_USER, numbers)
+    numbers, missing = keys_of_ids(column, checked=checked)
+    if not column.dtype.is_numeric() and column.dtype != pl.Boolean:
+        numbers = (numbers.view(np.uint64) >> np.uint64(1)).view(np.int64)
+    return np.where(missing, -1 - rows, numbers)
 
 
 def _truth(

@@ -91,7 +91,7 @@ MODULES = {
 }
 # What they hold, other modules were given, or they have no parameters at all.
 WRAPPERS = {"BlockSelector", "CrossLayerPredictor", "ExpertParallel", "MoELayer", "MultiGate"}
-WRAPPERS |= {"PreGate", "TokenBatchNorm"}
+WRAPPERS |= {"GatedSiblings", "OpenGate", "PreGate", "SiblingLinear", "TokenBatchNorm"}
 BASES = {"Gate", "LimitedGate", "StagedGate", "SteppedGate"}
 
 

@@ -143,3 +143,26 @@ def test_a_stream_is_evaluated_and_reported_like_a_table(places, tmp_path):
     page = (tmp_path / "video" / "kuairand_27k" / "report.html").read_text()
     assert "Calibration" in page
     assert "Fields" in page
+
+
+@pytest.mark.fault("video V8")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--slices", "true"], "--slices needs all rows in memory, but data.source is a stream"),
+        (
+            ["--study", "apps.video.studies.progressive.ProgressiveStudy"],
+            "this study needs all rows in memory, but data.source is a stream",
+        ),
+    ],
+    ids=["slices", "progressive"],
+)
+def test_what_needs_tables_refuses_a_stream_before_it_trains(words, line, places, tmp_path, capsys):
+    options = {"trainer.max_epochs": 1, **places["kuairand_27k"]}
+    given = [f"--{name}={value}" for name, value in options.items()]
+    begin = ["video", "evaluate", "--config", "kuairand_27k", "--root", str(tmp_path)]
+    assert main([*begin, *given, *words]) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.rglob("record.json"))

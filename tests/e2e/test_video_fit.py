@@ -237,14 +237,15 @@ def test_every_contest_can_be_held(path, tmp_path):
     changed = small(path, tmp_path)
     if changed is None:
         pytest.skip("its data are absent")
-    data = data_of({**flatten(content["data"], "data."), **changed})
-    schema = data.schema
+    settings = {**flatten(content["data"], "data."), **changed}
+    first = data_of(settings).schema
     model = content["model"]
     common = {"model.net": model["net"]}
     common |= {f"model.options.{n}": v for n, v in model["options"].items()}
     sizes = {}
     for method, entry in contest.entries.items():
-        made = contest.settings(method, common, schema)
+        schema = data_of({**settings, **contest.own_data(method)}).schema
+        made = contest.settings(method, common, schema, first)
         sizes[method] = num_weights(
             made["model.net"], made["model.options"], input_width(schema), schema.tasks
         )

@@ -63,6 +63,18 @@ def test_a_task_that_counts_nowhere_costs_nothing():
     assert torch.isfinite(grad).all()
 
 
+@pytest.mark.fault("video R4")
+def test_which_tasks_count():
+    logits, labels, mask, weight = drawn()
+    mask[:, 1] = False
+    found = MultiTaskLoss(TASKS).counted(logits, labels, mask, weight)
+    assert found.counted.tolist() == [True, False, True]
+    assert torch.equal(found.losses, MultiTaskLoss(TASKS)(logits, labels, mask, weight))
+    weight[mask[:, 2]] = 0  # rows that weigh nothing
+    found = MultiTaskLoss(TASKS).counted(logits, labels, mask, weight)
+    assert not found.counted[2]
+
+
 @given(st.integers(1, 5), st.floats(0.1, 10))
 def test_repeated_rows_and_scaled_weights_change_nothing(times, scale):
     logits, labels, mask, weight = drawn()

@@ -153,6 +153,28 @@ def test_a_failed_save_leaves_the_old_folder(folder, schema_transform, monkeypat
     assert load_model(folder).hash == before
 
 
+@pytest.mark.fault("video V2")
+def test_a_folder_that_is_replaced_while_it_is_read_is_refused(
+    folder, schema_transform, monkeypatch
+):
+    other = ranker()
+    with torch.no_grad():
+        other.net.out.bias += 1
+    read = Transform.load.__func__
+
+    def read_and_replace(cls, path):
+        found = read(cls, path)
+        save_model(folder, other, schema_transform)
+        return found
+
+    with monkeypatch.context() as racing:
+        racing.setattr(Transform, "load", classmethod(read_and_replace))
+        with pytest.raises(GatesError, match="was replaced while it was read: load it again"):
+            load_model(folder)
+    rows = TOY["rows"](20)
+    assert torch.equal(load_model(folder).ranker(*rows), other(*rows))
+
+
 def break_off(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-5])

@@ -6,8 +6,10 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
+from recsys.balancing.balancer import flat_gradient
+from recsys.balancing.pcgrad import project
 from recsys.batch import Batch
-from recsys.schema import Dense, FeatureSchema, Sparse, Task
+from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
 
 pytest.importorskip("recsys.ranker")
 pytest.importorskip("recsys.metrics.auc")
@@ -136,6 +138,24 @@ def test_the_loss_that_is_followed(trainer):
     assert_close(found, wanted + calibrator)
 
 
+@pytest.mark.fault("video R4")
+def test_balancing_knows_which_tasks_count(trainer):
+    """Tasks without rows in the batch, or of weight 0, do not move their uncertainty."""
+    module = made(balancing="uncertainty")
+    module.trainer = trainer()
+    module.build(Transform())
+    module.log = lambda *_, **__: None
+    batch = rows(16, 3)
+    batch.mask[:, 1] = False
+    module.training_step(batch, 0).backward()
+    grad = module.balancer.log_variance.grad
+    assert (grad != 0).tolist() == [True, False, True]
+    module.loss.weights[2] = 0
+    grad.zero_()
+    module.training_step(batch, 0).backward()
+    assert (grad != 0).tolist() == [True, False, False]
+
+
 KINDS = {
     "fixed": {},
     "uncertainty": {"balancing": "uncertainty"},
@@ -241,6 +261,70 @@ def test_intercepts_come_from_validation_rows_after_training(trainer):
     with pytest.raises(GatesError, match="gets its intercepts from validation rows, and none"):
         module.served()
     assert not module.served(intercepts=False).intercepts.any()
+
+
+class WithHistory(Transform):
+    schema = FeatureSchema(
+        tasks=SCHEMA.tasks,
+        sparse=SCHEMA.sparse,
+        sequences=(History("past", of="item", encoder="transformer"),),
+        dim=4,
+    )
+    dense_width = 0
+
+
+@pytest.mark.fault("video R6")
+@pytest.mark.parametrize("net", ["SingleTask", "PEPNet", "AITM", "HoME"])
+def test_pcgrad_projects_what_tasks_share_encoders_included(net, trainer):
+    """The gradient of the shared parameters, as one vector, is projected; tables have the plain."""
+    more = {"tower_norm": None} if net != "HoME" else {"norm": None}
+    prior = {"prior": ["user"]} if net == "PEPNet" else {}
+    module = made(net, balancing="pcgrad", more=more, **prior)
+    module.trainer = trainer()
+    ranker = module.build(WithHistory())
+    module.log = lambda *_, **__: None
+    drawn = rows(16, 3)
+    past = torch.randint(2, 20, (16, 5), generator=torch.Generator().manual_seed(0))
+    targets = drawn.labels, drawn.mask, drawn.weight, drawn.sparse[:, 0]
+    batch = Batch(drawn.sparse, drawn.dense[:, :0], (past,), *targets)
+    losses = module.loss(module(batch), batch.labels, batch.mask, batch.weight)
+    losses = losses * module.loss.weights
+    shared = ranker.all_shared()
+    gradients = torch.stack([flat_gradient(loss, shared) for loss in losses])
+    further = sum(ranker.net.losses(module(batch)).values(), torch.zeros((), requires_grad=True))
+    torch.manual_seed(7)
+    wanted = project(gradients).sum(0)
+    assert (wanted - gradients.sum(0)).norm() > 0.01 * wanted.norm()
+    wanted = wanted + flat_gradient(further, shared)
+    table = ranker.tables()[0]
+    plain = torch.autograd.grad(losses.sum() + further, table)[0].to_dense()
+    torch.manual_seed(7)
+    module.training_step(batch, 0).backward()
+    found = torch.cat([p.grad[rows].flatten() for p, rows in shared])
+    assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    assert_close(table.grad.to_dense(), plain, rtol=1e-4, atol=1e-6)
+    encoders = {id(p) for p in ranker.input_layers[0].encoders.parameters()}
+    assert encoders <= {id(p) for p, _ in shared}
+
+
+@pytest.mark.fault("video R14")
+def test_normalizations_and_biases_have_no_decay():
+    """Also the normalization in a layer of a transformer, whose name says nothing of it."""
+    module = made("PLE", weight_decay=0.1, more={"norm": "batch", "gate_norm": "batch"})
+    ranker = module.build(WithHistory())
+    groups = module.configure_optimizers().param_groups
+    decay = {id(p): group.get("weight_decay", 0) for group in groups for p in group["params"]}
+    found = {
+        (type(owner).__name__, name, decay[id(parameter)])
+        for owner in ranker.modules()
+        for name, parameter in owner.named_parameters(recurse=False)
+        if not isinstance(owner, torch.nn.ParameterList)
+    }
+    kinds = {kind for kind, *_ in found}
+    free = {"LayerNorm", "ExpertNorm", "SyncBatchNorm", "Embedding"}
+    assert free | {"Linear", "GateNetworks", "Towers"} <= kinds
+    for kind, name, value in found:
+        assert value == (0 if name == "bias" or kind in free else 0.1), (kind, name)
 
 
 def test_a_prior_gets_its_width(trainer):

@@ -4,6 +4,8 @@ from polars.testing import assert_frame_equal
 
 import recsys.parts
 from core_gates.errors import GatesError
+from recsys.data.readers.csv_file import read_csv
+from recsys.data.watched_file import WatchedFile
 from recsys.parts import Part, find_parts
 
 TABLE = pl.DataFrame({"a": range(10), "b": [[1, 2], [], None, [3]] * 2 + [[4], [5]]})
@@ -42,6 +44,75 @@ def test_csv_is_text_with_null_where_a_field_is_empty(tmp_path, kind):
     (block,) = read(tmp_path / "t.csv")
     assert block.to_dict(as_series=False) == {"a": ["1", None], "b": [["1", "2"], None]}
     assert Part(tmp_path / "t.csv", "t").num_rows() is None
+
+
+BLANK = {
+    "between rows": (b"a,b\n1,2\n\n3,4\n", 3),
+    "CRLF": (b"a,b\r\n1,2\r\n\r\n3,4\r\n", 3),
+    "after the header": (b"a,b\n\n1,2", 2),
+    "two of them": (b"a,b\n1,2\n\n\n3,4\n", 3),
+    "after lines in quotes": (b'a,b\n1,"2\n\n2"\n\n3,4\n', 5),
+    "at the end": (b"a,b\n1,2\n\n\r\n\n", 0),
+    "in quotes": (b'a,b\n1,"2\n\n2"\n3,4\n', 0),
+    "in doubled quotes": (b'a,b\n1,"2""\n\n""2"\n3,4\n\n', 0),
+}
+
+
+@pytest.mark.fault("video R10")
+@pytest.mark.parametrize("case", BLANK)
+def test_blank_lines_are_refused_where_training_refuses_them(tmp_path, case):
+    """Pyarrow passes over all of them."""
+    content, line = BLANK[case]
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    if line:
+        for call in (read_csv, lambda p: read(p, ["a", "b"], ())):
+            with pytest.raises(GatesError, match=f"t.csv, line {line}: it is blank"):
+                call(path)
+    else:
+        found = pl.concat(read(path, ["a", "b"], ()))
+        assert_frame_equal(found, read_csv(path).cast(pl.String))
+
+
+@pytest.mark.fault("video R10")
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("case", BLANK)
+def test_blank_lines_are_found_however_a_file_is_cut(tmp_path, case, size):
+    content, line = BLANK[case]
+    (tmp_path / "t.csv").write_bytes(content)
+    with WatchedFile(tmp_path / "t.csv") as file:
+        assert b"".join(iter(lambda: file.read(size), b"")) == content
+        if not line:
+            file.check()
+            return
+        with pytest.raises(GatesError, match=f"t.csv, line {line}: it is blank"):
+            file.check()
+
+
+@pytest.mark.fault("video R10")
+def test_a_blank_line_of_a_later_block_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(recsys.parts, "CSV_BLOCK", 200)
+    lines = "".join(f"{n},{n}\n" for n in range(500))
+    (tmp_path / "t.csv").write_text(f"a,b\n{lines}\n1,2\n")
+    with pytest.raises(GatesError, match="line 502: it is blank"):
+        read(tmp_path / "t.csv", ["a"], ())
+
+
+@pytest.mark.fault("video R10")
+@pytest.mark.parametrize("content", [b"a\n1\n\n3\n", b"a\r\n\r\n1\r\n", b"a\nx\n\n\n"])
+def test_a_blank_line_of_a_single_column_is_a_missing_value_as_in_training(tmp_path, content):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    assert_frame_equal(pl.concat(read(path, ["a"], ())), read_csv(path).cast(pl.String))
+
+
+@pytest.mark.fault("video R11")
+def test_lists_in_csv_are_those_of_training(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n1,1 | NA|x y \n2, 3\n")
+    (block,) = Part(path, "t").blocks(["a", "b"], ["b"], ["NA"])
+    assert block["b"].to_list() == [["1", None, "x y"], ["3"]]
+    assert_frame_equal(read_csv(path, missing=["NA"], lists=["b"]).select("b"), block.select("b"))
 
 
 def test_a_large_csv_comes_in_several_blocks(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from core_gates.errors import GatesError
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.inputs import InputLayer, Rows
 from recsys.ranker import Ranker, input_width
@@ -125,6 +126,27 @@ def test_a_network_that_routes_by_identity_gets_the_rows_of_its_feature(feature)
     assert all(torch.equal(ids, rows.sparse[:, column]) for ids in seen)
     with pytest.raises(ValueError, match=r"routes by 'users', but the features .* are video, user"):
         Ranker.build(TOY["schema"](), sizes, 4, "MMoE", {**options, "gate_feature": "users"})
+
+
+@pytest.mark.fault("video R13")
+@pytest.mark.parametrize("feature", ["video", "user"])
+def test_gates_have_an_id_for_each_row_of_their_table(feature):
+    """Known when the ranker is built or grows, not when the last row comes along."""
+    sizes, rows = dict(TOY["SIZES"]), TOY["SIZES"][feature]
+
+    def build(num_ids):
+        options = {"gate": "HashGate", "num_experts": 3, "gate_feature": feature}
+        options["gate_options"] = {"num_ids": num_ids}
+        return Ranker.build(TOY["schema"](), sizes, 4, "MMoE", options)
+
+    words = f"routes by '{feature}', whose table has {rows} rows, but its gates know {rows - 1} ids"
+    with pytest.raises(ValueError, match=words):
+        build(rows - 1)
+    ranker = build(rows + 3)
+    ranker.grow({feature: rows + 3})
+    with pytest.raises(GatesError, match=rf"has {rows + 4} rows, .* num_ids of {rows + 4} or more"):
+        ranker.grow({feature: rows + 4})
+    assert ranker.sizes[feature] == rows + 3
 
 
 def test_a_folded_ranker_gives_the_same_and_leaves_the_original(ranker):

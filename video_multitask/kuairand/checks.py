@@ -80,6 +80,9 @@ def _is_wrong(name: str, column: Column) -> pl.Expr:
         outside = outside | (value < column.low)
     if column.high is not None:
         outside = outside | (value > column.high)
+    if column.date:
+        text = value.cast(pl.Int64, strict=False).cast(pl.String)
+        outside = outside | text.str.to_date("%Y%m%d", strict=False).is_null()
     for code in column.missing:
         outside = outside & (value != code)
     return (wrong | outside.fill_null(False)).alias(name)
@@ -94,6 +97,7 @@ def _kept(name: str, column: Column) -> pl.Expr:
 
 def _wanted(column: Column) -> str:
     what = "a whole number" if column.dtype.is_integer() else "a number"
+    what = "a date" if column.date else what
     if column.dtype == pl.String:
         return "expected text"
     if column.low is None:

@@ -17,6 +17,7 @@ class Column(NamedTuple):
         high: Largest value of a number.
         missing: Codes that mean *missing*; they become null.
         blank: Whether it may be empty.
+        date: Whether it is a day of the calendar, written like 20220408.
     """
 
     dtype: type[pl.DataType]
@@ -24,6 +25,7 @@ class Column(NamedTuple):
     high: int | None = None
     missing: tuple[int, ...] = ()
     blank: bool = False
+    date: bool = False
 
 
 Columns = Mapping[str, Column]
@@ -38,7 +40,7 @@ _FLOAT = Column(pl.Float64, blank=True)
 LOG: Columns = {
     "user_id": _ID,
     "video_id": _ID,
-    "date": Column(pl.Int32, 20220408, 20220508),
+    "date": Column(pl.Int32, 20220408, 20220508, date=True),
     "hourmin": Column(pl.Int32, 0, 2359),
     "time_ms": Column(pl.Int64, 1_600_000_000_000, 1_700_000_000_000),
     "is_click": _FLAG,

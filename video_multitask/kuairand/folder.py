@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -274,6 +275,6 @@ def _header(path: Path) -> list[str]:
             raise GatesError(f"{path} cannot be read: {said}; repair or remove it") from error
     try:
         with path.open(encoding="utf-8-sig") as file:
-            return file.readline().strip().split(",")
+            return [name.strip() for name in next(csv.reader([file.readline()]), [])]
     except UnicodeDecodeError as error:
         raise not_utf8(path) from error

@@ -46,6 +46,9 @@ START_MS = 1_649_347_200_000
 """Midnight of the first day in China (UTC+8)."""
 
 DAY_MS = 86_400_000
+MOST_DAYS = 31
+"""Days that logs in KuaiRand's format can have: 8 April to 8 May 2022."""
+
 BLOCK = 2**14
 """Rows that share a random generator."""
 
@@ -75,8 +78,12 @@ class WorldSettings:
     heavy_counts: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse worlds that are too small."""
+        """Refuse worlds that are too small, or last too long."""
         check_at_least(2, users=self.users)
         check_at_least(CANDIDATES, videos=self.videos)
         check_at_least(1, days=self.days)
         check_at_least(0, seed=self.seed)
+        if self.days > MOST_DAYS:
+            raise ValueError(
+                f"days is {self.days}; choose {MOST_DAYS} at most, those of KuaiRand's month"
+            )

@@ -17,7 +17,7 @@ from recsys.data.leaks import permute_labels
 from recsys.data.readers.files import read_table
 from recsys.data.splits import rolling_windows
 from recsys.data.tables import RankingTables
-from recsys.schema import Dense, FeatureSchema, History, Sparse, Task
+from recsys.schema import ENCODERS, Dense, FeatureSchema, History, Sparse, Task
 from video_multitask.history import add_history
 
 OUTCOMES = ("is_click", "long_view")
@@ -64,7 +64,7 @@ class ExplicitLog:
             none.
 
     Raises:
-        ValueError: There is no such window, or no such task.
+        ValueError: There is no such window, encoder or task, or a number is too small.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class ExplicitLog:
         permuted: bool | None = None,
         leak: str | None = None,
     ) -> None:
-        check_at_least(1, windows=windows, events=events)
+        check_at_least(1, windows=windows, events=events, dim=dim)
+        check_option("encoder", encoder, (*ENCODERS, "none"))
         if leak:
             check_option("leak", leak, OUTCOMES)
         if not 0 <= window < windows:

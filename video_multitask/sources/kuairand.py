@@ -9,7 +9,7 @@ import polars as pl
 
 from core_gates.errors import GatesError, check_at_least, check_option
 from recsys.data.tables import RankingTables
-from recsys.schema import Encoder, FeatureSchema, Task
+from recsys.schema import ENCODERS, Encoder, FeatureSchema, Task
 from video_multitask.fields import kuairand_schema
 from video_multitask.history import UserHistory
 from video_multitask.kuairand.folder import ALL, KuaiRand
@@ -49,7 +49,7 @@ class KuaiRandTables:
         drop_invalid: Leave out rows with wrong values, instead of refusing the file.
 
     Raises:
-        ValueError: A number is negative, or the split or a task is unknown.
+        ValueError: A number is too small, or the split, the encoder or a task is unknown.
     """
 
     def __init__(
@@ -66,7 +66,9 @@ class KuaiRandTables:
         drop_invalid: bool = False,
     ) -> None:
         check_at_least(0, history=history)
+        check_at_least(1, dim=dim)
         check_option("split", split, SPLITS)
+        check_option("encoder", encoder, ENCODERS)
         self.path, self.split, self.strict, self.drop_invalid = path, split, strict, drop_invalid
         self.history, self.encoder, self.means = history, encoder, tuple(means)
         self.ids, self.tasks, self.dim = ids, chosen_tasks(tasks), dim

@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning as L
 
 from core_gates.errors import check_at_least, check_option
-from recsys.schema import Encoder, FeatureSchema
+from recsys.schema import ENCODERS, Encoder, FeatureSchema
 from recsys.transform import FeatureTransform
 from video_multitask.fields import kuairand_schema
 from video_multitask.kuairand.splits import SPLITS, periods_of
@@ -40,7 +40,7 @@ class KuaiRandStream:
             for ``tune`` and ``evaluate``.
 
     Raises:
-        ValueError: A number is out of range, or the split or a task is unknown.
+        ValueError: A number is too small, or the split, the encoder or a task is unknown.
     """
 
     def __init__(
@@ -58,7 +58,9 @@ class KuaiRandStream:
         scored: float = 0.02,
     ) -> None:
         check_at_least(0, history=history, workers=workers, window=window)
+        check_at_least(1, dim=dim)
         check_option("split", split, SPLITS)
+        check_option("encoder", encoder, ENCODERS)
         self.folder, self.split, self.dim, self.ids = folder, split, dim, ids
         self.history, self.encoder, self.means = history, encoder, tuple(means)
         self.workers, self.window, self.scored = workers, window, scored

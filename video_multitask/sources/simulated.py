@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import polars as pl
@@ -31,7 +31,7 @@ class SimulatedFeed:
         rows: Rows of the log, spread evenly over the days.
         users: Number of users.
         videos: Number of videos.
-        days: Days of the log.
+        days: Days of the log, at most 31.
         validation_days: Days before the test days.
         test_days: Last days.
         seed: Of the world.
@@ -46,8 +46,11 @@ class SimulatedFeed:
             is no.
 
     Raises:
-        ValueError: A number is too small, or no day is left to train on.
+        ValueError: A number is too small, there are more than 31 days, or none is left to train on.
     """
+
+    OF_WORLD: ClassVar = ("users", "videos", "days", "seed", "groups")
+    """Arguments that make another world, whose users are others under the same numbers."""
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class SimulatedFeed:
         dim: int = 8,
         products: bool | None = None,
     ) -> None:
-        check_at_least(1, rows=rows, validation_days=validation_days, test_days=test_days)
+        check_at_least(1, rows=rows, validation_days=validation_days, test_days=test_days, dim=dim)
         check_option("heavy_counts", heavy_counts, ("none", "raw", "normalized"))
         if leak:
             check_option("leak", leak, LABELS)
@@ -74,6 +77,7 @@ class SimulatedFeed:
                 f"{validation_days} validation days and {test_days} test days leave none of "
                 f"{days} to train on: give more days"
             )
+        WorldSettings(users, videos, days, seed)  # refuses what no world can have
         self.rows, self.users, self.videos, self.days = rows, users, videos, days
         self.validation_days, self.test_days, self.seed = validation_days, test_days, seed
         self.groups, self.heavy_counts = groups, heavy_counts

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -47,6 +47,9 @@ class SimulatedStream:
     Raises:
         ValueError: A number is too small, or no day is left to train on.
     """
+
+    OF_WORLD: ClassVar = ("users", "videos", "days", "seed")
+    """Arguments that make another world, whose users are others under the same numbers."""
 
     def __init__(
         self,

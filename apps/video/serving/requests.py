@@ -119,7 +119,8 @@ class RequestReader:
         return found
 
     def _tasks(self, given: Mapping[str, Any]) -> list[int]:
-        names = given.get("tasks") or []
+        names = given.get("tasks")
+        names = [] if names is None else names
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise RefusedError("tasks: expected a list of names")
         return chosen_tasks(self.task_names, names)

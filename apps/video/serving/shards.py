@@ -20,6 +20,7 @@ from harness.files import content_digest, remove, replacing, require_apart, writ
 from recsys.columns.canonical import UNREADABLE, canonical
 from recsys.columns.numbers import numbers_of
 from recsys.columns.row_error import RowError
+from recsys.data.readers.files import located
 from recsys.parts import Part
 
 RECORD, ORIGIN = "record.json", b"gates"
@@ -165,15 +166,14 @@ class ShardWriter:
         schema = self.scorer.schema
         columns = list(dict.fromkeys([*schema.features, *keys]))
         lists = [history.name for history in schema.sequences]
-        begun, written = part.first_line, None
+        begun, written = 0, None
         try:
             for block in part.blocks(columns, lists, self.scorer.transform.missing):
                 try:
                     table = self._predictions(part, block, keys).to_arrow()
                 except RowError as error:
-                    line = "line" if part.is_csv else "row"
-                    place, row = str(part.path), error.row + begun
-                    raise RowError(error.column, row, error.problem, place, line) from error
+                    whole = RowError(error.column, error.row + begun, error.problem)
+                    raise located(whole, part.path, skip_blank=True) from error
                 except GatesError as error:
                     raise GatesError(f"{part.path}: {error}") from error
                 if written is None:

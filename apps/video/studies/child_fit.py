@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -15,24 +16,25 @@ from typing import Any, NamedTuple
 import yaml
 
 from core_gates.errors import GatesError
-from harness.files import write_text
+from harness.files import write_json, write_text
 from harness.runs.dependent import dependent
 from harness.runs.folder import RunFolder
 from harness.runs.resident import resident
 from recsys.experiments.contest import nested
 
 POLL = 0.01  # seconds
-SAMPLED = 0.25  # seconds between two samples of memory
+SAMPLED = 0.25  # seconds between two samples of memory, and two notes of what was spent
+SPENT = ".spent.json"
 PROGRAM = ("-m", "apps.main")
 GROUPS = ("model", "data", "trainer", "checkpoint")
 
 
 class Ended(NamedTuple):
-    """How a process has ended.
+    """How a training has ended.
 
     Attributes:
-        seconds: That it took.
-        peak: Most bytes in memory, see :func:`harness.runs.resident.resident`.
+        seconds: That it took, with all attempts that it continues, whoever killed them.
+        peak: Most bytes in memory in any of them, see :func:`harness.runs.resident.resident`.
         killed: Whether it was killed from here.
     """
 
@@ -77,15 +79,16 @@ class ChildFit:
         Raises:
             GatesError: The training failed.
         """
-        log = self.config.with_suffix(".log")
+        log, (spent, peak) = self.config.with_suffix(".log"), self._spent()
         begin = sampled = time.monotonic()
-        peak, killed = 0, False
+        killed = False
         with log.open("wb") as output:
             process = self._started(output)
             try:
                 while process.poll() is None:
                     if time.monotonic() - sampled > SAMPLED:
                         peak, sampled = max(peak, resident(process.pid)), time.monotonic()
+                        self._note(spent + sampled - begin, peak)
                     if stop():
                         killed = process.poll() is None
                         break
@@ -95,7 +98,9 @@ class ChildFit:
         if process.returncode and not killed:
             last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise GatesError(f"the training of {self.config} failed: {' '.join(last)}; see {log}")
-        return Ended(time.monotonic() - begin, peak, killed)
+        seconds = spent + time.monotonic() - begin
+        self._note(seconds, peak)
+        return Ended(seconds, peak, killed)
 
     def losses(self) -> dict[int, str]:
         """Return the logged training loss of each step, as it is written."""
@@ -118,6 +123,18 @@ class ChildFit:
         """Return the number of the file of the log, another after a resume; 0 before the first."""
         path = self.folder.metrics
         return path.stat().st_ino if path.is_file() else 0
+
+    def _spent(self) -> tuple[float, int]:
+        """Return seconds and peak of the attempts that are continued."""
+        path = self.config.with_suffix(SPENT)
+        if not (self.folder.exists() and path.is_file()):
+            return 0.0, 0
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return float(found["seconds"]), int(found["peak"])
+
+    def _note(self, seconds: float, peak: int) -> None:
+        """Keep what was spent so far, for an attempt after a kill of this process, too."""
+        write_json(self.config.with_suffix(SPENT), {"seconds": seconds, "peak": peak})
 
     def _started(self, output: Any) -> subprocess.Popen[bytes]:
         words = ["video", "fit", "--config", str(self.config)]

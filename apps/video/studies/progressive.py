@@ -28,7 +28,7 @@ from recsys.batch import Batch
 from recsys.daily import DailyState, continue_from, restore
 from recsys.data.datamodule import TableDataModule
 from recsys.data.tables import RankingTables
-from recsys.experiments.building import data_of, module_of
+from recsys.experiments.building import data_of, module_of, require_tables
 from recsys.experiments.claims import AUC, SUMMED, summary_rows
 from recsys.experiments.contest import Contest
 from recsys.experiments.predictions import Probabilities, mean_auc, probabilities, scores_of
@@ -187,9 +187,11 @@ def days_of(settings: Mapping[str, Any], column: str) -> Days:
     """Return the rows of a configuration by day.
 
     Raises:
-        GatesError: There is no such column, or there are fewer than two test days.
+        GatesError: There is no such column, there are fewer than two test days, or the rows are a
+            stream.
     """
     data = data_of({n: v for n, v in settings.items() if n.startswith("data.")})
+    require_tables(data, "this study needs", "set data.source to one that reads tables")
     tables = data.tables
     if column not in tables.test.columns:
         raise GatesError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_at_least
 from recsys.data.readers.files import read_table
 from recsys.data.splits import split_by_hash
 from recsys.data.tables import RankingTables
@@ -38,6 +38,10 @@ class AliExpress:
     path: str
     validation: float = 0.1
     dim: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse embeddings without features."""
+        check_at_least(1, dim=self.dim)
 
     def read(self) -> RankingTables:
         """Return the three parts.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from core_gates.errors import GatesError
 from recsys.columns.text import split_events, stripped, truth_of, without_words
 from recsys.data.table_files import not_utf8, opened, read_header, unreadable
+from recsys.data.watched_file import blank_line
 
 CHUNK = 2**24  # bytes
 
@@ -86,16 +87,24 @@ def _without_spaces(column: pl.Series, missing: Sequence[str]) -> pl.Series:
     return truth.cast(pl.Boolean) if truth.null_count() == text.null_count() else text
 
 
-def line_of(path: Path, row: int) -> int:
-    """Return the line, from 1, on which a row begins that :func:`read_csv` has read."""
+def line_of(path: Path, row: int, *, skip_blank: bool = False) -> int:
+    """Return the line, from 1, on which a row begins.
+
+    Args:
+        path: A text file with a header.
+        row: Number of the row, from 0, as :func:`read_csv` counts.
+        skip_blank: Whether blank lines are no rows, as :class:`recsys.parts.Part` counts.
+    """
     _, separator = read_header(path)
     with opened(path) as file:
         reader = csv.reader(file, delimiter=separator)
         next(reader)
-        line = reader.line_num + 1
-        for number, _ in enumerate(reader):
-            if number == row:
-                return line
+        line, left = reader.line_num + 1, row
+        for fields in reader:
+            if fields or not skip_blank:
+                if not left:
+                    return line
+                left -= 1
             line = reader.line_num + 1
     return line
 
@@ -122,7 +131,7 @@ class _LineCounter:
                 f"{self.path}, line {line}: it has {fields} fields, the header has {self.width}: "
                 "correct the line, or quote fields that contain the separator"
             )
-        raise GatesError(f"{self.path}, line {line}: it is blank, but not the last: delete it")
+        raise blank_line(self.path, line)
 
     def add(self, line: int, fields: int) -> None:
         """Count one line, blank if it has no fields."""

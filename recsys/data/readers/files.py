@@ -131,10 +131,16 @@ def check_file(path: Path, table: pl.DataFrame, schema: FeatureSchema, *, labels
         raise GatesError(f"{path}: {error}") from error
 
 
-def located(error: RowError, path: Path) -> RowError:
-    """Return the error with its file, and for text its line instead of its row."""
+def located(error: RowError, path: Path, *, skip_blank: bool = False) -> RowError:
+    """Return the error with its file, and for text its line instead of its row.
+
+    Args:
+        error: With the row of the file.
+        path: The file.
+        skip_blank: See :func:`recsys.data.readers.csv_file.line_of`.
+    """
     if path.suffix in TEXT:
-        line = line_of(path, error.row)
+        line = line_of(path, error.row, skip_blank=skip_blank)
         return RowError(error.column, line, error.problem, str(path), "line")
     return RowError(error.column, error.row, error.problem, str(path))
 

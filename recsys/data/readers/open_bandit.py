@@ -7,7 +7,7 @@ from typing import Literal
 
 import polars as pl
 
-from core_gates.errors import GatesError, check_option
+from core_gates.errors import GatesError, check_at_least, check_option
 from recsys.columns.row_error import RowError
 from recsys.data.readers.files import read_table
 from recsys.data.splits import split_by_time
@@ -44,7 +44,8 @@ class OpenBandit:
     dim: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse an unknown policy."""
+        """Refuse an unknown policy, and embeddings without features."""
+        check_at_least(1, dim=self.dim)
         check_option("policy", self.policy, ("random", "bts", "all"))
 
     def read(self) -> RankingTables:

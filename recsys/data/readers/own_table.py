@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from core_gates.errors import GatesError, check_option
+from core_gates.errors import GatesError, check_at_least, check_option
 from recsys.columns.row_error import RowError
 from recsys.data.readers.files import files_of, located_in, read_table
 from recsys.data.splits import Split, split_by_hash, split_by_time
@@ -61,7 +61,8 @@ class OwnTable:
     dim: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse an unknown split, a wrong schema, labels that are keys, and no labels."""
+        """Refuse an unknown split, a wrong schema or width, labels that are keys, no labels."""
+        check_at_least(1, dim=self.dim)
         if self.split is not None:
             check_option("split", self.split, ("time", "user", "row"))
         if not self.labels and self.schema is None:

@@ -16,7 +16,9 @@ from harness.experiment import Arrays, Figures, Run
 from harness.experiment.scores import read_scores
 from harness.experiment.store import SettingsDiffer
 from harness.report.tuning import found_choices
+from recsys.baselines import Trees, WithIntercepts
 from recsys.data.digest import table_digest
+from recsys.experiments.building import module_of
 from recsys.experiments.claims import SUMMED, Claims
 from recsys.experiments.contest import Contest
 from recsys.experiments.predictions import probabilities, summed_log_loss_of
@@ -210,6 +212,56 @@ def test_a_setting_of_all_networks_leaves_baselines(done, tmp_path):
     assert made(folder, before) == {f"weights/{m}-s{s}" for m in ("home", "mmoe") for s in (0, 1)}
 
 
+@pytest.mark.fault("video V20")
+def test_baselines_get_the_intercepts_that_networks_get(done, tmp_path):
+    """From validation rows, in trials as in the fit, and only where networks have them."""
+    space = {"learning_rate": [0.02, 0.3]}
+    few = {"kind": "trees", "max_iter": 5, "space": space}
+    contest = plain(methods={"home": {"net": "HoME"}}, baselines={"trees": few})
+    found = comparison(
+        tmp_path / "with", contest=contest, settings={"model.intercepts": "validation"}, seeds=(0,)
+    )
+    chosen = found.chosen()
+    data, rate = found.data(Fold()), chosen["trees"].setting["baseline.learning_rate"]
+    made = WithIntercepts(Trees(max_iter=5, learning_rate=rate))
+    made.fit(data.batch("train"), data.batch("validation"))
+    wanted = made.predict(data.batch("test"))
+    np.testing.assert_allclose(found.predictions(chosen)["trees"][0], wanted, atol=1e-6)
+    own = summed_log_loss_of(data.batch("validation"), made.predict(data.batch("validation")))
+    best = min(trial["score"] for trial in chosen["trees"].trials)
+    assert best == pytest.approx(own, rel=1e-9)
+    without = comparison(tmp_path / "without", contest=contest)
+    assert without.own_of_all()["trees"].get("model.intercepts", None) is None
+    record = json.loads((done / "baselines" / "duration" / "record.json").read_text())
+    assert "model.intercepts" not in record["settings"]
+    record = json.loads((tmp_path / "with/baselines/trees/record.json").read_text())
+    assert record["settings"]["model.intercepts"] == "validation"
+
+
+@pytest.mark.fault("video V15")
+def test_a_method_with_data_of_its_own_is_sized_for_its_columns(tmp_path):
+    """Embeddings of another width: the network that is trained has the size of the reference."""
+    wide = {"net": "MMoE", "options": MMOE, "settings": {f"{SOURCE}dim": 8}}
+    methods = {**CONTEST["methods"], "mmoe_wide": wide}
+    found = comparison(tmp_path / "sizes", contest=plain(methods=methods))
+    sizes = {}
+    for method, own in found.own(Fold()).items():
+        data = found.data_of({**found.run.settings, **own})
+        ranker = module_of(found.run.piece(method, **own).settings).build(data.transform)
+        sizes[method] = sum(weight.numel() for weight in ranker.net.parameters())
+    assert sizes["mmoe"] == pytest.approx(sizes["home"], rel=0.05)
+    assert sizes["mmoe_wide"] == pytest.approx(sizes["home"], rel=0.05)
+    own = found.own(Fold())
+    assert own["mmoe_wide"]["model.options"] != own["mmoe"]["model.options"]
+    reference = {"net": "HoME", "settings": {f"{SOURCE}dim": 8}}
+    swapped = comparison(
+        tmp_path / "swapped", contest=plain(methods={**methods, "home": reference})
+    )
+    assert swapped.own(Fold())["mmoe"]["model.options"] != own["mmoe"]["model.options"]
+    without = comparison(tmp_path / "without", contest=plain()).own(Fold())
+    assert without == {m: own[m] for m in without}  # the others are what they were
+
+
 def copied(done, tmp_path):
     return shutil.copytree(done, tmp_path / "copy")
 
@@ -235,6 +287,18 @@ def test_a_quick_run_trains_nothing(tmp_path, capsys):
     found = read_scores(tmp_path / "quick" / "scores.json", "video")
     assert found.quick
     assert found.bars == []
+
+
+@pytest.mark.fault("video V1")
+def test_a_whole_evaluation_follows_a_quick_one_that_tuned_nothing(tmp_path):
+    factorization = {"kind": "factorization", "space": {"learning_rate": [0.02, 0.5]}}
+    given = plain(methods={"home": {"net": "HoME"}}, baselines={"fm": factorization}, trials=3)
+    comparison(tmp_path, contest=given, quick=True).finish(Claims())
+    quick = summed(tmp_path)["fm"]
+    comparison(tmp_path, contest=given, seeds=(0,)).finish(Claims())
+    assert summed(tmp_path)["fm"] != quick
+    names = {path.name for path in (tmp_path / "baselines").iterdir()}
+    assert names == {"fm", "fm@untuned"}
 
 
 FOLDS = folds_of(f"{SOURCE}seed", [3, 4, 3], SETTINGS)
@@ -276,6 +340,24 @@ def test_folds_are_pooled_and_seeds_averaged(tmp_path):
     np.testing.assert_array_equal(left["home"][0], predicted["home"][0])
 
 
+@pytest.mark.fault("video V16")
+def test_users_of_two_worlds_are_two_although_they_have_one_number(tmp_path):
+    found = comparison(
+        tmp_path / "f", folds=FOLDS, contest=plain(methods={"home": {"net": "HoME"}})
+    )
+    each = [found.data(fold).batch("test").user for fold in FOLDS]
+    assert set(each[0].tolist()) & set(each[1].tolist())
+    users = found.test().user
+    assert len(users.unique()) == sum(len(one.unique()) for one in each)
+    first = len(each[0])
+    for own, pooled in zip(each, (users[:first], users[first:]), strict=True):
+        pairs = set(zip(own.tolist(), pooled.tolist(), strict=True))
+        assert len(pairs) == len(own.unique())  # one number for each user
+    wider = folds_of(f"{SOURCE}test_days", [1, 2], SETTINGS)  # days of one world
+    shared = comparison(tmp_path / "d", folds=wider, contest=plain())
+    assert len(shared.test().user.unique()) <= SETTINGS[f"{SOURCE}users"]
+
+
 @pytest.mark.fault("video H7")
 def test_folds_with_the_same_test_rows_are_refused(tmp_path):
     with pytest.raises(GatesError, match=r"is no setting of the data \(did you mean .*seed\?"):
@@ -311,6 +393,22 @@ def test_a_table_of_ones_own_has_no_oracle(table, tmp_path):
     (bar,) = read_scores(tmp_path / "own" / "scores.json", "video").bars
     assert np.isnan(bar.value)
     assert not bar.met
+
+
+@pytest.mark.fault("video V16")
+@pytest.mark.parametrize("user", ["u", ""])
+def test_folds_share_the_users_of_a_column_but_no_row_numbers(user, table, tmp_path):
+    settings = {**table, f"{SOURCE}user": user, f"{SOURCE}split": "row"}
+    folds = folds_of(f"{SOURCE}test", [0.1, 0.3], settings)
+    contest = plain(methods={"home": {"net": "HoME"}}, baselines={})
+    found = comparison(tmp_path / "own", contest=contest, settings=settings, folds=folds)
+    parts = [found.data(fold).table("test") for fold in folds]
+    if user:
+        distinct = len(np.unique(np.concatenate([part["u"].to_numpy() for part in parts])))
+        assert distinct <= 40
+    else:
+        distinct = sum(map(len, parts))
+    assert len(found.test().user.unique()) == distinct
 
 
 def test_weights_that_saw_the_test_rows_are_refused(table, tmp_path):

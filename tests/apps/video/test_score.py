@@ -296,6 +296,21 @@ def test_a_faulty_source_is_one_line_and_leaves_no_predictions(shop, world, faul
     assert not [path for path in out.rglob("*") if path.is_file() and path.name != "record.json"]
 
 
+@pytest.mark.fault("video V13")
+def test_the_line_of_a_wrong_value_is_that_of_the_file(shop, world, monkeypatch):
+    """Fields with line ends, blank lines and blocks before it do not change it."""
+    monkeypatch.setattr(recsys.parts, "CSV_BLOCK", 2**11)
+    table = shop.rows(60, 3).with_columns(pl.lit("two\nlines").alias("city"))
+    lines = csv_of(table) + csv_row(shop)
+    broken_csv(world, shop, lambda _: lines)
+    with pytest.raises(GatesError, match=r"x.csv, line 122, column 'age': 'old' is no number"):
+        world.run(world.tmp / "x.csv")
+    text = csv_of(shop.rows(4)) + "\n\n" + csv_row(shop)
+    (world.tmp / "x.csv").write_text(text)
+    with pytest.raises(GatesError, match=r"x.csv, line 8, column 'age'"):
+        world.run(world.tmp / "x.csv")
+
+
 def test_wrong_options_are_refused(world):
     with pytest.raises(GatesError, match="no task 'like'; it has view, buy, return"):
         world.run(tasks=("like",))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.evidence import Resamples, moments, root, root_ratio
+from harness.evidence import Resamples, SingleUnit, moments, root, root_ratio
 
 COUNT = 40
 
@@ -408,3 +408,25 @@ def one_score(weights):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.fault("video R15")
+def test_a_score_that_rests_on_one_unit_has_no_interval():
+    draws = Resamples.clusters([1, 1, 2, 3], resamples=50)
+
+    def scores(weights):
+        """The mean of the last unit, and of all."""
+        with np.errstate(invalid="ignore"):
+            last = weights[:, 3] * 4.0 / weights[:, 3]
+        return {"last": last, "all": weights @ [1.0, 2, 3, 4] / weights.sum(-1)}
+
+    plain = draws.intervals(scores)
+    found = draws.intervals(SingleUnit(scores, ["last"]))
+    assert plain["last"][1:3] == (4, 4)
+    assert (found["last"].value, found["last"].units) == (4, 1)
+    assert math.isnan(found["last"].low)
+    assert math.isnan(found["last"].high)
+    assert found["all"] == plain["all"]
+    seeds = [scores, SingleUnit(scores, ["last"])]
+    gap = draws.differences(seeds, [scores, scores])
+    assert (gap["last"].p, gap["last"].units, gap["all"].units) == (1, 1, 3)

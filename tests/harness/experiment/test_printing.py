@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from harness.evidence import Row, smaller_is_better
-from harness.experiment.printing import print_scores
+from harness.experiment.printing import print_choices, print_scores
 from harness.experiment.scores import Scores
+from harness.experiment.tuning import Choice
 
 NAN = math.nan
 ROWS = [
@@ -68,3 +69,13 @@ def test_what_does_not_fit_is_named():
 )  # fmt: skip
 def test_the_better_side_is_told_by_the_name(metric, smaller):
     assert smaller_is_better(metric) is smaller
+
+
+@pytest.mark.fault("video V3")
+def test_choices_among_trials_that_diverged():
+    trials = [{"rate": 1e30, "score": None}, {"rate": 0.5, "score": NAN}, {"rate": 0.1}]
+    console = Console(width=120, record=True, file=StringIO())
+    chosen = {"home": Choice({"rate": 0.1}, [*trials, {"rate": 0.1, "score": 2.5}], [])}
+    print_choices({**chosen, "mmoe": Choice({"rate": 0.2}, trials, [])}, console)
+    rows = [cells(line) for line in console.export_text().splitlines() if line.startswith("│")]
+    assert rows == [["home", "rate 0.1000", "2.500", "4"], ["mmoe", "rate 0.2000", "–", "3"]]

@@ -4,6 +4,7 @@ import pytest
 
 from core_gates.errors import GatesError
 from harness.files.atomic import write_bytes, write_json
+from harness.runs import folder as folder_module
 from harness.runs.folder import RunFolder
 
 
@@ -51,6 +52,32 @@ def test_what_is_overwritten_is_back_unless_the_new_run_gets_a_checkpoint(tmp_pa
     assert sorted(path.name for path in new.path.iterdir()) == [
         "checkpoints", "environment.json", "metrics.csv",
     ]  # fmt: skip
+
+
+@pytest.mark.fault("video V5")
+def test_a_complete_run_outlives_an_incomplete_one_and_a_kill_between_two_moves(
+    tmp_path, monkeypatch
+):
+    def start(name):
+        folder = RunFolder("toy", "a", tmp_path, overwrite=True).open()
+        folder.metrics.write_text(name)
+        return folder
+
+    complete = start("complete")
+    complete.config.write_text("complete")
+    (complete.checkpoints / "last.ckpt").write_text("complete")
+    (start("stopped").checkpoints / "last.ckpt").write_text("stopped")
+    start("failed").give_back()
+    assert complete.metrics.read_text() == complete.last_checkpoint.read_text() == "complete"
+    with monkeypatch.context() as killed:
+        moves = iter(range(2))
+        move = folder_module._move
+        killed.setattr(folder_module, "_move", lambda *paths: (next(moves), move(*paths)))
+        with pytest.raises(StopIteration):
+            start("killed")
+    start("failed").give_back()
+    assert complete.config.read_text() == complete.last_checkpoint.read_text() == "complete"
+    assert not [path for path in complete.path.iterdir() if path.name.startswith(".")]
 
 
 def test_nothing_is_touched_before_it_is_opened(tmp_path):

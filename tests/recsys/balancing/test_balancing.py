@@ -80,6 +80,40 @@ def test_dwa_learns_nothing_in_evaluation():
     assert made.periods == 0
 
 
+@pytest.mark.fault("video R4")
+def test_dwa_of_tasks_that_do_not_always_count():
+    """Means are over the batches in which a task counts; an empty period gives the ratio 1."""
+    made = balancer("dwa", {"period": 2}, 3)
+    made(losses_of([0.6, 0.5, 0.4]))
+    made(losses_of([0.4, 0.0, 0.0]), counted=torch.tensor([True, False, False]))
+    for _ in range(2):
+        made(losses_of([0.4, 0.25, 0.0]))  # without being told: a loss of 0 does not count
+    assert_close(made.means[1].tolist(), [0.5, 0.5, 0.4])
+    wanted = torch.tensor([0.8, 0.5, 1.0], dtype=torch.float64)
+    assert_close(made.weights, 3 * (wanted / 2).softmax(0))
+    for _ in range(2):
+        made(losses_of([0.2, 0.25, 0.3]))
+    wanted = torch.tensor([0.5, 1.0, 1.0], dtype=torch.float64)
+    assert_close(made.weights, 3 * (wanted / 2).softmax(0))
+
+
+@pytest.mark.fault("video R4")
+@pytest.mark.parametrize("told", [True, False])
+def test_uncertainty_learns_from_batches_in_which_a_task_counts(told):
+    made = balancer("uncertainty", {}, 3).double()
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.5)
+    for step in range(90):
+        counted = torch.tensor([True, step % 3 == 0, False])
+        losses = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64) * counted
+        optimizer.zero_grad()
+        total = made(losses, counted=counted if told else None)
+        s = made.log_variance[counted]
+        assert_close(total, ((-s).exp() * losses[counted] + s / 2).sum())
+        total.backward()
+        optimizer.step()
+    assert_close(made.log_variance.exp().tolist(), [0.6, 0.6, 1.0], rtol=1e-3, atol=0)
+
+
 def quadratic(scales):
     """Losses ``a_t (w - 1)²`` of one shared weight."""
     w = nn.Parameter(torch.tensor([0.0, 9.0], dtype=torch.float64))
@@ -134,6 +168,40 @@ def test_gradnorm_evens_out_the_norms_at_the_shared_rows():
     before = made.weights.clone()
     made.eval()(losses, [(w, EVERYTHING)])
     assert torch.equal(made.weights, before)
+
+
+@pytest.mark.fault("video R2")
+@pytest.mark.parametrize("told", [True, False])
+def test_gradnorm_of_tasks_that_do_not_always_count(told):
+    """The others move as if they were alone; L(0) is the first loss that there is."""
+    options = {"alpha": 1.5, "learning_rate": 0.05}
+    made, alone = (balancer("gradnorm", options, n).double() for n in (3, 2))
+    for scales in ((1.0, 4.0, 0.0), (3.0, 1.0, 0.0)):
+        counted = torch.tensor([s > 0 for s in scales]) if told else None
+        w, losses = quadratic(scales)
+        made(losses, [(w, slice(0, 1))], counted=counted)
+        alone(losses[:2], [(w, slice(0, 1))])
+        assert_close(made.weights, torch.cat([alone.weights, torch.ones(1).double()]))
+    assert (made.weights[:2] - 1).abs().min() > 0.01
+    assert made.started.tolist() == [True, True, False]
+    w, losses = quadratic((2.0, 2.0, 5.0))
+    made(losses, [(w, slice(0, 1))])
+    assert_close(made.first.tolist(), [1.0, 4.0, 5.0])
+    assert_close(made.weights.sum().item(), 3.0)
+    before = made.weights.clone()
+    w, losses = quadratic((0.0, 0.0, 0.0))
+    made(losses, [(w, slice(0, 1))])
+    assert torch.equal(made.weights, before)
+
+
+@pytest.mark.fault("video R2")
+@pytest.mark.parametrize("absent", [[], [0], [0, 1, 2, 9]])
+def test_gradnorm_gives_no_task_everything(absent):
+    made = balancer("gradnorm", {}, 3).double()
+    for step in range(200):
+        w, losses = quadratic((1.0, 1.0, 0.0 if step in absent else 1.0))
+        made(losses * 0.99**step, [(w, slice(0, 1))])
+    assert_close(made.weights, torch.ones(3).double(), rtol=0.2, atol=0)
 
 
 def test_pcgrad_of_two_conflicting_vectors():

@@ -3,7 +3,14 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from recsys.baselines import BaseRates, Biases, Factorization, OneColumn, Trees
+from recsys.baselines import (
+    BaseRates,
+    Biases,
+    Factorization,
+    OneColumn,
+    Trees,
+    WithIntercepts,
+)
 
 N = 4000
 
@@ -118,3 +125,41 @@ def test_more_trees_than_the_validation_rows_want_are_not_grown(world):
     assert all(model.n_iter_ < 400 for model in made.models)
     scores = [-model.validation_score_ for model in made.models]
     assert all(np.argmin(one) >= len(one) - 16 for one in scores)
+
+
+@pytest.mark.fault("video V20")
+@pytest.mark.parametrize("kind", [lambda: Trees(max_iter=20), lambda: OneColumn(0), BaseRates])
+def test_intercepts_give_a_baseline_the_rates_of_the_validation_rows(kind, world, rows_of):
+    """Weighted, where a row counts, one number for all rows of a task: their order stays."""
+    rows, _ = world
+    train, held = halves(rows)
+    rare = (torch.rand(held.labels.shape, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+    mask = torch.rand(held.labels.shape, generator=torch.Generator().manual_seed(2)) < 0.8
+    weight = torch.linspace(0.5, 2.0, N // 2)
+    later = rows_of(
+        held.labels * rare, sparse=held.sparse, dense=held.dense, mask=mask, weight=weight
+    )
+    plain = kind().fit(train, later).predict(later)
+    found = WithIntercepts(kind()).fit(train, later).predict(later)
+    counted = (mask * weight.unsqueeze(1)).double().numpy()
+    wanted = (counted * later.labels.double().numpy()).sum(0)
+    np.testing.assert_allclose((counted * found).sum(0), wanted, rtol=1e-6)
+    assert (abs((counted * plain).sum(0) / wanted - 1) > 0.2).all()  # it was not so before
+    shift = np.log(found / (1 - found)) - np.log(plain / (1 - plain))
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[:1], shift.shape), atol=1e-6)
+
+
+@pytest.mark.fault("video R8")
+def test_trees_of_a_task_without_validation_rows_are_stopped_by_training_rows(world):
+    rows, _ = world
+    train, test = halves(rows)
+    mask = torch.ones_like(test.mask)
+    mask[:, 1] = False
+    made, other = Trees(max_iter=120), Trees(max_iter=120)
+    found, expected = (
+        one.fit(train, part).predict(test)
+        for one, part in ((made, test.replace(mask=mask)), (other, test))
+    )
+    np.testing.assert_array_equal(found[:, 0], expected[:, 0])
+    assert 10 < made.models[1].n_iter_ < 120
+    assert roc_auc_score(test.labels[:, 1], found[:, 1]) > 0.7

@@ -1,6 +1,7 @@
 from itertools import chain
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -120,3 +121,14 @@ def test_evaluation_keeps_users_on_one_rank(rows, world):
 
 def test_no_rows_to_evaluate(rows):
     assert list(EvaluationLoader(PackedRows(rows.take(slice(0, 0))), 8)) == []
+
+
+@pytest.mark.fault("video R1")
+def test_rows_without_a_user_are_spread_over_ranks(tables):
+    """As one user of 300 rows they would all be evaluated by one rank."""
+    nobody = tables.train.with_columns(user=pl.lit(None, pl.Int64))
+    table = pl.concat([nobody] * 3)
+    rows = PackedRows.of(table, FeatureTransform(tables.schema).fit(tables.train))
+    counts = [len(EvaluationLoader(rows, 500, rank=r, world=3).indices) for r in range(3)]
+    assert sum(counts) == 309
+    assert min(counts) > 60

@@ -54,3 +54,14 @@ def test_chunks_join_without_seams(monkeypatch):
     monkeypatch.setattr(packed, "CHUNK", 2)
     equal(PackedRows.of(table, transform).take(slice(None)), whole)
     assert whole.user.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.fault("video R1")
+def test_rows_without_a_user_stay_apart_where_tables_are_joined(batch):
+    """Row n of each table has the number -1 - n, such as that of each fold of a comparison."""
+    one = batch.replace(user=torch.tensor([7, -2, -3, 8, -5, 7]))
+    joined = Batch.cat([one, one.take(slice(0, 3)), one])
+    known = joined.user[joined.user >= 0]
+    assert known.tolist() == [7, 8, 7, 7, 7, 8, 7]
+    assert len(joined.user[joined.user < 0].unique()) == 3 + 2 + 3
+    equal(Batch.cat([batch, batch]).take(slice(6, 12)), batch)

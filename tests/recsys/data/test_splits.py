@@ -93,6 +93,21 @@ def test_the_type_of_users_changes_nothing():
     assert one.test["u"].to_list() == other.test["u"].cast(pl.Int64).to_list()
 
 
+@pytest.mark.fault("video R1")
+@pytest.mark.parametrize("columns", ["u", ("v", "u")], ids=str)
+@pytest.mark.parametrize("missing", [None, -1, float("nan"), ""], ids=repr)
+def test_rows_without_a_user_are_split_one_by_one(columns, missing):
+    known = ["x" if missing == "" else 1.0 if missing != missing else 1] * 300
+    table = pl.DataFrame({"u": [*known, *[missing] * 9_700], "v": ["x"] * 10_000})
+    split = split_by_hash(table, columns, validation=0.2, test=0.1)
+    of_known = [int((part["u"] == known[0]).sum()) for part in split]
+    assert sorted(of_known) == [0, 0, 300]
+    others = [len(part) - count for part, count in zip(split, of_known, strict=True)]
+    assert [count / 9_700 for count in others] == pytest.approx([0.7, 0.2, 0.1], abs=0.02)
+    again = split_by_hash(table, columns, validation=0.2, test=0.1)
+    assert all(a.equals(b) for a, b in zip(split, again, strict=True))
+
+
 def test_rolling_windows():
     days = [20220408 + k // 3 for k in range(30)]
     windows = list(rolling_windows(with_times(days), "t", test=2, validation=1, windows=3))
@@ -110,6 +125,10 @@ FAULTS = {
     "no column to hash": (lambda t: split_by_hash(t, "x"), "the table has no column 'x'"),
     "all is tested": (lambda t: split_by_time(t, "t", test=1.0), "leave no rows to train on"),
     "negative": (lambda t: split_by_hash(t, test=-0.1), "leave no rows to train on"),
+    "fractions as users": (
+        lambda t: split_by_hash(t.with_columns(u=pl.Series([1.0, 2.5, 3.5])), "u"),
+        "row 1, column 'u': 2.5 is no whole number",
+    ),
     "not ascending": (
         lambda t: split_at(t, "t", validation_from=3, test_from=2),
         "validation begins at 3, after the test part at 2",

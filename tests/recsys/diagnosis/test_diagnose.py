@@ -10,6 +10,7 @@ from core_gates.errors import GatesError
 from core_gates.gates.mixture import MaskedMixture
 from core_gates.moe.normed_experts import NormedExperts
 from recsys.diagnosis import ExpertReport, Rows, diagnose
+from recsys.models.mmoe import MMoE
 from recsys.models.net import ExpertLayer, MultiTaskNet
 from recsys.schema import Task
 
@@ -196,6 +197,25 @@ def test_a_task_that_takes_a_shared_expert_degrades_it():
     layer = diagnose(net, [rows()], losses).layers[0]
     assert layer.occupancy[:, 3].max() < 0.5
     assert layer.degraded.tolist() == [False, False, False, True, True]
+
+
+@pytest.mark.fault("video R5")
+@pytest.mark.parametrize("bias", [50.0, 200.0])
+def test_a_gate_that_is_saturated_degrades_its_expert(bias):
+    """Weights of e^-200 are 0 in float32; the expert stays one that the gate may use."""
+    net = MMoE(6, [Task("a"), Task("b")], num_experts=2, dim=4, hidden_dims=[4])
+    with torch.no_grad():
+        net.mixture.weight.zero_()
+        net.mixture.bias.copy_(torch.tensor([bias, 0, 0, bias]))
+    found = diagnose(net, [rows(tasks=2, dim=6)])
+    layer = found.layers[0]
+    np.testing.assert_allclose(layer.weights, np.eye(2), atol=1e-12)
+    assert layer.visible.all()
+    assert layer.shared.all()
+    assert layer.degraded.all()
+    np.testing.assert_allclose(layer.occupancy, np.eye(2), atol=1e-12)
+    assert found.summary()["degraded"] == 2
+    assert found.summary()["occupancy_max"] == pytest.approx(1)
 
 
 def test_sparse_tasks_that_ignore_their_experts_are_underfitted():

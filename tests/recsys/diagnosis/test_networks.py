@@ -45,6 +45,7 @@ def test_gates_share_one_among_experts_and_paths_add_up(name, options):
     assert [one.name for one in report.layers] == [layer.name for layer in layers]
     for layer, found in zip(layers, report.layers, strict=True):
         assert found.weights.shape == (len(layer.gate_names), len(layer.expert_names))
+        np.testing.assert_array_equal(found.visible, found.weights > 0)
         total = found.weights + (0 if found.residual is None else found.residual)
         np.testing.assert_allclose(total, seen[layer.name].mean(0), atol=1e-5)
         if name != "STEM":

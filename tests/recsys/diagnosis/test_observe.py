@@ -1,9 +1,10 @@
+import pytest
 import torch
 from torch import nn
 
 from core_gates.gates import DSelectKGate, MultiGate
 from core_gates.gates.mixture import MaskedMixture
-from recsys.diagnosis.observe import gate_weights
+from recsys.diagnosis.observe import gate_weights, visible_experts
 
 
 def test_a_mixture_without_self_gates_has_no_residual_path():
@@ -59,3 +60,20 @@ def test_routing_gates_are_measured():
     found = gate_weights(gates, x, ids=None)
     torch.testing.assert_close(found.gates, gates.weights(x))
     assert found.residual is None
+
+
+@pytest.mark.fault("video R5")
+def test_masks_tell_what_gates_see():
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    assert torch.equal(visible_experts(MaskedMixture(3, mask, self_mask=~mask)), mask)
+    gates = MultiGate([DSelectKGate(3, 2, k=1) for _ in range(2)], mask)
+    assert torch.equal(visible_experts(gates), mask)
+    assert visible_experts(WithResidual()) is None
+
+
+@pytest.mark.fault("video R5")
+def test_an_expert_with_several_outputs_is_seen_if_one_of_them_is():
+    mask = torch.tensor([[True, False, False, False], [False, False, True, True]])
+    mixture = MaskedMixture(3, mask)
+    mixture.expert_of_output = [0, 1, 1, 2]
+    assert visible_experts(mixture).tolist() == [[True, False, False], [False, True, True]]

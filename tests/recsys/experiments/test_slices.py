@@ -30,6 +30,15 @@ def test_splits_are_cut_one_by_one_and_joined():
     assert found["known users"].tolist() == [False, True, True, True, False]
 
 
+@pytest.mark.fault("video R1")
+@pytest.mark.parametrize("nobody", [None, ""], ids=repr)
+def test_a_row_without_a_user_is_of_no_known_user(nobody):
+    one = tables((["a", nobody, nobody], [1, None, 2]), (["a", nobody, "b"], [None, 1, 2]))
+    found = slices_of([one])
+    assert found["new users"].tolist() == [False, True, True]
+    assert found["new items"].tolist() == [True, False, False]
+
+
 def test_rows_without_user_or_item_have_no_parts():
     schema = FeatureSchema(tasks=SCHEMA.tasks, sparse=SCHEMA.sparse, user="u")
     assert slices_of([tables((["a"], [1]), (["a"], [1]), schema)]) == {}
@@ -85,3 +94,13 @@ def test_a_task_that_counts_nowhere_in_a_part_is_left_out(rows):
     one = np.full((300, 2), 0.25)
     made = slice_rows(rows.replace(mask=mask), {"a": part}, {"m": [one]}, reference=None)
     assert np.isfinite([made[0].value, made[0].low, made[0].high]).all()
+
+
+@pytest.mark.fault("video R15")
+def test_a_part_of_which_one_user_counts_has_no_interval(rows):
+    few = rows.replace(mask=rows.mask & (rows.user == 3)[:, None])
+    probs = np.full((300, 2), 0.5)
+    (row, _) = slice_rows(few, {"all": np.ones(300, bool)}, {"m": [probs]}, reference=None)
+    assert np.isfinite(row.value)
+    assert np.isnan(row.low)
+    assert row.n == 1

@@ -109,6 +109,37 @@ def test_compare_finds_the_better_model():
     assert found["auc"].n == 200
 
 
+@pytest.mark.fault("video R15")
+def test_a_task_that_counts_for_one_user_has_no_interval():
+    """Resamples weigh its rows alike, so that their spread would be 0 and any gap significant."""
+    rng = np.random.default_rng(0)
+    owner, labels, probs = np.repeat(np.arange(20), 10), *rng.random((2, 200, 2)).round(3)
+    labels = (labels < 0.5).astype(int)
+    mask = np.ones((200, 2), dtype=bool)
+    mask[:, 1] = owner == 0
+    weights = np.where(owner == 0, 1.0, np.arange(200) % 2)
+    draws = user_resamples(owner, resamples=200)
+
+    def scores(probs, mask=mask):
+        summed = summed_log_loss(
+            labels, probs, owner, mask=mask, weights=weights, tasks=["all", "one"]
+        )
+        return combined(summed, auc_scores(probs[:, 1], labels[:, 1], owner, mask=mask[:, 1]))
+
+    found = draws.intervals(scores(probs))
+    assert {name for name, one in found.items() if np.isnan(one.low)} == {"one", "auc"}
+    assert [found[name].units for name in ("log_loss", "all", "one", "auc")] == [20, 20, 1, 1]
+    assert all(np.isfinite(one.value) for one in found.values())
+    gap = draws.differences(scores(probs), scores(probs / 2))["one"]
+    assert np.isnan(gap.low)
+    assert (gap.p, gap.units, gap.significant) == (1, 1, False)
+    alone = draws.intervals(task_scores(labels[:, 1], probs[:, 1], owner, mask=mask[:, 1]))
+    assert len(alone) == 6
+    assert all(np.isnan(one.low) and np.isnan(one.high) for one in alone.values())
+    both = draws.intervals(scores(probs, mask | (owner == 1)[:, None]))
+    assert both["one"].low < both["one"].value < both["one"].high
+
+
 def test_a_task_without_positives_has_no_area():
     found = user_resamples([1, 2, 2]).intervals(task_scores([0, 0, 0], [0.1, 0.2, 0.3], [1, 2, 2]))
     assert np.isnan(found["auc"].value)

@@ -1,7 +1,7 @@
 import pytest
 
 from core_gates.errors import GatesError
-from recsys.models import MODELS, build
+from recsys.models import MODELS, build, sizing
 from recsys.models.sizing import num_weights, sized
 from recsys.schema import Task
 
@@ -42,3 +42,18 @@ def test_a_size_that_no_width_has():
         sized("PLE", {}, 20, TASKS, 500)
     with pytest.raises(GatesError, match="no network"):
         sized("Ple2", {}, 20, TASKS, 500)
+
+
+@pytest.mark.fault("video R9")
+@pytest.mark.parametrize(("target", "words"), [(1, "at dim="), (100_000, "whatever its dim")])
+def test_a_width_without_effect(monkeypatch, target, words):
+    options, tried = {**NEEDED["ESMM"], "hidden_dims": None}, []
+
+    def counted(*given):
+        tried.append(given)
+        assert len(tried) < 100, "the search has no end"
+        return num_weights(*given)
+
+    monkeypatch.setattr(sizing, "num_weights", counted)
+    with pytest.raises(GatesError, match=f"ESMM cannot have .* weights: .*{words}"):
+        sized("ESMM", options, 32, TASKS, target)

@@ -7,7 +7,7 @@ import torch
 
 from core_gates.errors import GatesError
 from recsys.columns.row_error import RowError
-from recsys.schema import Crossed, Dense, FeatureSchema, Sparse, Task
+from recsys.schema import Crossed, Dense, FeatureSchema, History, Sparse, Task
 from recsys.transform import FeatureTransform
 from recsys.transform.feature_transform import BLOCK
 
@@ -94,7 +94,8 @@ def test_batch(transform, table):
     user = batch.user
     assert user[0] == user[2] == user[4]
     assert user[0] != user[1]
-    assert user[3] == user[5] == -1
+    assert user[3] != user[5]
+    assert max(user[3], user[5]) < 0 <= min(user[0], user[1])
     assert [t.dtype for t in batch.plain()] == [
         torch.int64, torch.float32, torch.float32, torch.bool, torch.float32, torch.int64,
     ]  # fmt: skip
@@ -291,6 +292,46 @@ def test_growth_keeps_every_row_and_scale(transform, table):
     assert transform.encode(day).sparse[:, :2].tolist() == [[0, 0]] * 6
     assert grown.sizes["book"] == transform.sizes["book"] + 1
     assert tuple(grown.fitted) == (12, 1, 9)
+
+
+HISTORIES = {
+    "lists": pl.Series([["1", "NA", "2"], ["NA"], ["3"], ["1", "2"], None]),
+    "arrays": pl.Series([["NA", "1", "NA", "2"]], dtype=pl.Array(pl.String, 4)),
+    "text": pl.Series(["1|NA|2", "NA", "3", "1|2", None]),
+    "text with spaces": pl.Series(["1 | NA|2 ", " NA ", " 3", "1| 2", "  "]),
+    "categories": pl.Series(["1|NA|2", "NA", "3", "1|2", None]).cast(pl.Categorical),
+}
+
+
+@pytest.mark.fault("video R11")
+@pytest.mark.parametrize("kind", HISTORIES)
+@pytest.mark.parametrize("strings", [False, True])
+def test_missing_words_in_histories_are_missing_events_in_any_form(kind, strings):
+    schema = FeatureSchema(
+        tasks=(Task("y"),), sparse=(Sparse("i"),), sequences=(History("h", "i", max_length=3),)
+    )
+    items = pl.Series("i", [1, 2, 3]).cast(pl.String if strings else pl.Int64)
+    train = pl.DataFrame({"i": items, "h": ["1", "2", "3"]})
+    transform = FeatureTransform(schema, missing=["NA"]).fit(train)
+    table = pl.DataFrame({"h": HISTORIES[kind]}).with_columns(i=pl.lit("1"))
+    expected = [[2, 1, 3], [1, 1, 1], [1, 1, 4], [1, 2, 3], [1, 1, 1]]
+    found = transform.encode(table).sequences[0].tolist()
+    assert found == expected[: len(table)]
+
+
+@pytest.mark.fault("video R7")
+def test_numbers_grow_alike_from_text_and_from_numbers():
+    """Text writes 7 in many ways, and words that are no number grow nothing."""
+    schema = FeatureSchema(tasks=(Task("y"),), sparse=(Sparse("item", min_count=2),))
+    first = FeatureTransform(schema).fit(pl.DataFrame({"item": [1, 1, 2, 2]}))
+    numbers = pl.Series("item", [7, 7, 7, 8, 8, 1, 1, 9, None, -1])
+    text = pl.Series("item", ["7", "07", "7.0", "8.0", "8", "1", "true", "9", "x", "-1"])
+    grown = first.grow(text.to_frame())
+    expected = first.grow(numbers.to_frame()).tables["item"]
+    found = grown.tables["item"]
+    assert found.values.to_list() == expected.values.to_list() == [1, 2, 7, 8]
+    assert found.counts.tolist() == expected.counts.tolist() == [4, 2, 3, 2]
+    assert grown.encode(text.to_frame()).sparse[:, 0].tolist() == [4, 4, 4, 5, 5, 2, 2, 0, 0, 1]
 
 
 def test_no_rows_or_no_fit(schema, table, transform):

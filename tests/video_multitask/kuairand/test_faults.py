@@ -79,6 +79,17 @@ def test_wrong_rows_can_be_left_out(log):
     assert read(path, drop_invalid=True)["user_id"].to_list() == [3, 5]
 
 
+@pytest.mark.fault("video V7")
+@pytest.mark.parametrize("day", [20220431, 20220499, 20220500])
+def test_days_that_no_calendar_has_are_named_or_left_out(day, log, tmp_path):
+    path = log(ROW, row(date=day), row(date=20220430, user_id=5))
+    wanted = f"line 3, column date: {day}, expected a date from 20220408 to 20220508"
+    with pytest.raises(GatesError, match=wanted):
+        prepare(KuaiRand(path), tmp_path / "shards")
+    shards = prepare(KuaiRand(path, drop_invalid=True), tmp_path / "shards")
+    assert shards.rows == 2
+
+
 def test_files_without_rows_are_refused(tmp_path, log):
     empty = tmp_path / "empty.csv"
     empty.touch()

@@ -91,6 +91,21 @@ def test_names_of_files_are_understood():
     assert parse_name("notes.txt") is None
 
 
+@pytest.mark.fault("video V4")
+def test_further_columns_of_a_quoted_header_are_found(release, tmp_path):
+    """Files of R and many others enclose names in quotes."""
+    first = next((release / "data").glob("log_standard*.csv"))
+    log = pl.read_csv(first).with_columns(note=pl.lit("a,b"))
+    log = log.rename({"note": "a note, with a comma"})
+    for style in ("always", "necessary"):
+        log.write_csv(tmp_path / f"{style}.csv", quote_style=style)
+        free, taken = KuaiRand(tmp_path / f"{style}.csv").further()
+        assert set(free) == set(log.columns) - set(LOG)
+        assert not taken
+        data = KuaiRand(tmp_path / f"{style}.csv", keep=free)
+        assert pl.concat(data.log()).select(free).equals(log.select(free))
+
+
 def test_statistics_come_with_a_warning(release):
     with pytest.warns(UserWarning, match="leak the test period"):
         table = KuaiRand(release).statistics()

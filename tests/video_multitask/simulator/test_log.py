@@ -220,6 +220,6 @@ def test_an_unknown_policy_is_refused():
 
 
 def test_fewer_rows_than_days_are_refused():
-    with pytest.raises(GatesError, match="100 rows are fewer than 200 days: simulate more rows"):
-        simulate(100, 50, 60, 200)
+    with pytest.raises(GatesError, match="25 rows are fewer than 30 days: simulate more rows"):
+        simulate(25, 50, 60, 30)
     assert simulate(20, 50, 60, 20).log["date"].n_unique() == 20

@@ -121,6 +121,14 @@ def test_a_faulty_request_is_refused_by_field_and_row(reader, good, fault):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("video V14")
+@pytest.mark.parametrize("tasks", ["", 0, 0.0, False, {}])
+def test_only_null_stands_for_all_tasks(reader, good, tasks):
+    assert reader.read({**good, "tasks": None}, 10).tasks == [0, 1, 2]
+    with pytest.raises(GatesError, match="tasks: expected a list of names"):
+        reader.read({**good, "tasks": tasks}, 10)
+
+
 def test_the_faulty_row_is_named(reader, good):
     good["candidates"][2]["price"] = "cheap"
     with pytest.raises(GatesError, match=r"candidates\[2\]\.price is 'cheap'"):

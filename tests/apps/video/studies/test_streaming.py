@@ -1,5 +1,6 @@
 import contextlib
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -137,6 +138,38 @@ def test_a_child_that_fails_says_why(settings, tmp_path, monkeypatch):
     line = r"the training of .*child.yaml failed: video fit --config: error: no net HoMME; see"
     with pytest.raises(GatesError, match=line):
         child.run()
+
+
+@pytest.mark.fault("video V6")
+def test_seconds_and_memory_are_those_of_all_attempts(settings, tmp_path, monkeypatch):
+    """Also of one whose watcher was killed with it, and so could not end; not of a removed run."""
+    code = (
+        "import pathlib, sys, time; folder = pathlib.Path(sys.argv[4]).parent / 'video/child'; "
+        "first = not folder.exists(); folder.mkdir(parents=True, exist_ok=True); "
+        "(folder / 'config.yaml').touch(); held = bytearray(80 * 10**6) if first else b''; "
+        "time.sleep(60 if first else 1)"
+    )
+    monkeypatch.setattr(child_fit, "PROGRAM", ("-c", code))
+    monkeypatch.setattr(child_fit, "SAMPLED", 0.05)
+
+    def made():
+        return ChildFit(settings, {}, tmp_path, "child")
+
+    begin = time.monotonic()
+
+    def interrupt():
+        if time.monotonic() - begin > 2:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        made().run(interrupt)
+    ended = made().run()
+    assert 2.9 < ended.seconds < time.monotonic() - begin + 0.1
+    assert ended.peak > 80 * 10**6
+    shutil.rmtree(tmp_path / "video")
+    again = made().run(lambda: made().folder.exists())
+    assert again.seconds < ended.seconds - 1
 
 
 def test_a_child_is_killed_with_all_that_it_has_started(settings, tmp_path, monkeypatch):

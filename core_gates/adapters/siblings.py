@@ -1,0 +1,164 @@
+"""Linear layers of one input whose adapters share a gate over all their outputs.
+
+Gates that were trained on a fused layer, such as the one product that makes queries, keys and
+values, normalize over all of its outputs. Where a model has split that layer, the parts have to be
+mixed together.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.adapters.gated_lora import GatedLoraLinear
+from core_gates.adapters.lora_gate import LoraGate, OpenGate
+from core_gates.adapters.low_rank import LowRank, weight_of
+
+
+class FusedLinears(nn.Module):
+    """Layers of one input, their outputs side by side.
+
+    Args:
+        layers: At least two modules from (..., D) to (..., D_i) with ``in_features`` and
+            ``out_features``.
+
+    Shape:
+        ``x`` (..., D) to (..., Σ D_i).
+
+    Raises:
+        ValueError: There are fewer, or they have unlike inputs.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        inputs = [int(layer.in_features) for layer in layers]  # type: ignore[arg-type]
+        if len(layers) < 2 or len(set(inputs)) > 1:
+            raise ValueError(
+                f"siblings are at least two layers of one input, found inputs {inputs}"
+            )
+        self.layers = tuple(layers)  # held by those that stand in their places, not here
+        self.sizes = [int(layer.out_features) for layer in layers]  # type: ignore[arg-type]
+        self.in_features, self.out_features = inputs[0], sum(self.sizes)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The biases side by side, zeros where a layer has none; None if none has one."""
+        biases = [getattr(layer, "bias", None) for layer in self.layers]
+        some = next((bias for bias in biases if bias is not None), None)
+        if some is None:
+            return None
+        pairs = zip(biases, self.sizes, strict=True)
+        return torch.cat([some.new_zeros(size) if b is None else b for b, size in pairs])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs of all layers."""
+        return torch.cat([layer(x) for layer in self.layers], -1)
+
+
+class GatedSiblings(GatedLoraLinear):
+    """Adapters of :class:`FusedLinears`, whose outputs are taken one by one.
+
+    The first layer that is called with an input computes those of all, the others take theirs.
+
+    Args:
+        layers: The layers.
+        adapters: Adapters of their outputs side by side, see
+            :func:`core_gates.adapters.low_rank.side_by_side`.
+        gate: Their gate, of all outputs.
+        options: As of :class:`GatedLoraLinear`.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        adapters: Sequence[LowRank] = (),
+        *,
+        gate: LoraGate | OpenGate | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(FusedLinears(layers), adapters, gate=gate, **options)
+        self._input: Tensor | None = None
+        self._left: dict[int, Tensor] = {}
+        self._state: tuple[Any, ...] = ()
+
+    @property
+    def _fused(self) -> FusedLinears:
+        return cast(FusedLinears, self.base)
+
+    def part(self, x: Tensor, place: int) -> Tensor:
+        """Return the mixed output of one of the layers (..., D_place) for an input (..., D)."""
+        state = self._what_decides(x)
+        if self._input is not x or place not in self._left or state != self._state:
+            outputs = self(x).split(self._fused.sizes, -1)
+            self._input, self._left, self._state = x, dict(enumerate(outputs)), state
+        found = self._left.pop(place)
+        if not self._left:
+            self._input = None
+        return found
+
+    def _dense_weight(self) -> Tensor:
+        return torch.cat([weight_of(layer) for layer in self._fused.layers])
+
+    def _may_overwrite(self) -> bool:
+        return not torch.is_grad_enabled()  # nothing else sees the outputs side by side
+
+    @property
+    def _device(self) -> torch.device | None:
+        some = next((p for layer in self._fused.layers for p in layer.parameters()), None)
+        return None if some is None else some.device
+
+    def _what_decides(self, x: Tensor) -> tuple[Any, ...]:
+        """Return what changes when the outputs for the same input would."""
+        if torch.compiler.is_compiling() or x.is_inference():
+            return ()
+        tensors = [x, *self.gate.parameters(), self.up, self.down, self.strengths]
+        versions = [None if t.is_inference() else t._version for t in tensors]
+        return torch.is_grad_enabled(), id(self.up), id(self._time(None)), *versions
+
+
+class SiblingLinear(nn.Module):
+    """One of the layers of :class:`GatedSiblings` in place of the layer itself.
+
+    It is saved and loaded as the layer alone. The first one holds what they share.
+
+    Args:
+        base: The layer.
+        siblings: The adapters of all.
+        place: Which of the layers it is.
+    """
+
+    def __init__(self, base: nn.Module, siblings: GatedSiblings, place: int) -> None:
+        super().__init__()
+        self.base, self.place = base, place
+        self.siblings = siblings if place == 0 else None
+        self._shared = (siblings,)
+
+    @property
+    def in_features(self) -> int:
+        """Inputs of the layer."""
+        return int(self.base.in_features)  # type: ignore[arg-type]
+
+    @property
+    def out_features(self) -> int:
+        """Outputs of the layer."""
+        return int(self.base.out_features)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mixed output of this layer."""
+        return self._shared[0].part(x, self.place)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the state of the layer."""
+        found: dict[str, Any] = self.base.state_dict(*args, **kwargs)
+        return found
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any
+    ) -> None:
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            state_dict[f"{prefix}base.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+        if self.siblings is not None:
+            for name, tensor in self.siblings.state_dict().items():
+                state_dict[f"{prefix}siblings.{name}"] = tensor
+        super()._load_from_state_dict(state_dict, prefix, *rest, **options)  # type: ignore[no-untyped-call]

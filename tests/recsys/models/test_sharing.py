@@ -1,0 +1,136 @@
+"""What tasks share, as every network says it and as gradients show it."""
+
+import pytest
+import torch
+
+from recsys.models import MODELS, build
+from recsys.models.gating import mixture
+from recsys.models.sharing import gates_where, rows_where
+from recsys.ranker import Ranker
+from recsys.schema import FeatureSchema, History, Sparse, Task
+
+TASKS = [Task("a", category="w"), Task("b", category="i"), Task("c", category="w")]
+CHAIN = {"b": "a", "c": "b"}
+HOME = [
+    {"layer2_shared_input": "shared_only"},
+    {"meta_experts": {"w": 2}, "task_experts": {"w": 3, "a": 2, "shared": 2}},
+    {"mask": False, "self_gate": False},
+    {"feature_gate": False},
+]
+CASES = [
+    *((name, {}) for name in sorted(set(MODELS) - {"ESMM", "PEPNet"})),
+    ("PEPNet", {"prior_dim": 4}),
+    *(("ESMM", {"conditions": c}) for c in ({"b": "a"}, CHAIN, {"a": "b", "c": "b"})),
+    ("ESMM", {"conditions": CHAIN, "hidden_dims": None}),
+    ("AITM", {"chain": ["c", "a"]}),
+    ("OMoE", {"gate": "NoisyTopKGate", "gate_options": {"k": 8}}),
+    ("OMoE", {"gate_dims": [4], "gate_norm": "batch"}),
+    ("SingleTask", {"own_embeddings": True}),
+    *(("PLE", {"levels": levels}) for levels in (1, 3, 4)),
+    ("PLE", {"levels": 3, "gate_dims": [4], "gate_norm": "batch", "num_shared_experts": 2}),
+    *(("AdaTT", {"num_task_experts": 2, "levels": n, "num_shared_experts": 1}) for n in (1, 3)),
+    *(("HoME", options) for options in HOME),
+]
+
+
+def tasks_of(net, parameters, logits):
+    """Return for each element of the parameters how many tasks send it a gradient."""
+    counts = []
+    grads = [
+        torch.autograd.grad(
+            logits[:, task].square().sum(), parameters, retain_graph=True, allow_unused=True
+        )
+        for task in range(3)
+    ]
+    for parameter, *found in zip(parameters, *grads, strict=True):
+        moved = [torch.zeros_like(parameter) if g is None else g for g in found]
+        counts.append(sum((g.abs() > 1e-9).int() for g in moved))
+    return counts
+
+
+def named(parts, parameters):
+    """Return for each element of the parameters in how many of the parts it lies."""
+    inside = {id(parameter): torch.zeros_like(parameter).int() for parameter in parameters}
+    for parameter, rows in parts:
+        inside[id(parameter)][rows] += 1
+    return [inside[id(parameter)] for parameter in parameters]
+
+
+@pytest.mark.fault("video R6")
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_what_gets_gradients_of_two_tasks_is_shared(name, options, norm):
+    """Exactly that, in training; a bias before a normalization has no gradient."""
+    torch.manual_seed(0)
+    small = {"dim": 6, "hidden_dims": [5], "tower_dims": [4], "activation": "silu"}
+    norms = {} if name == "PEPNet" else {"norm": norm}
+    net = build(name, {**small, **norms, **options}, 10, TASKS).double()
+    parameters = list(net.parameters())
+    for parameter in parameters:
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    v = torch.randn(64, net.copies, 10) if net.copies > 1 else torch.randn(64, 10)
+    prior = [torch.randn(64, 4).double()] if net.prior_dim else []
+    counts = tasks_of(net, parameters, net(v.double(), *prior))
+    inside = named(net.all_shared(), parameters)
+    for (label, _), count, times in zip(net.named_parameters(), counts, inside, strict=True):
+        assert times.max() <= 1 if times.numel() else True, f"{label} is named twice"
+        assert times[count >= 2].all(), f"{label} is shared, but not named"
+        if "biases" not in label and "bias" not in label.rpartition(".")[2]:
+            assert (count >= 2)[times.bool()].all(), f"{label} is named, but not shared"
+
+
+SCHEMA = FeatureSchema(
+    tasks=tuple(TASKS),
+    sparse=(Sparse("user", side="user"), Sparse("item", side="item")),
+    sequences=(History("past", of="item", encoder="target_attention"),),
+    dim=4,
+)
+
+
+@pytest.mark.fault("video R6")
+@pytest.mark.parametrize(
+    ("name", "options", "number"),
+    [
+        ("SharedBottom", {}, 1),
+        ("SingleTask", {}, 1),
+        ("SingleTask", {"own_embeddings": True}, 0),
+        ("STEM", {}, 1),
+    ],
+)
+def test_encoders_of_several_tasks_are_shared(name, options, number):
+    torch.manual_seed(0)
+    small = {"dim": 6, "hidden_dims": [5], "tower_dims": [4], "activation": "silu"}
+    ranker = Ranker.build(SCHEMA, {"user": 9, "item": 9}, 0, name, {**small, **options})
+    rows = torch.randint(2, 9, (16, 2)), torch.zeros(16, 0), (torch.randint(2, 9, (16, 5)),)
+    for table in ranker.tables():
+        table.data.normal_()
+    parameters = [p for layer in ranker.input_layers for p in layer.encoders.parameters()]
+    counts = tasks_of(ranker, parameters, ranker(*rows))
+    shared = {id(parameter) for parameter, _ in ranker.all_shared()}
+    found = [id(parameter) in shared for parameter in parameters]
+    assert found == [bool((count >= 2).any()) for count in counts]
+    assert sum(found) == number * len(parameters) // len(ranker.layers)
+
+
+def test_rows_next_to_each_other_are_one_stretch():
+    parameter = torch.nn.Parameter(torch.arange(6.0))
+    found = rows_where([parameter], [True, True, False, True, False, True])
+    assert [rows for _, rows in found] == [slice(0, 2), slice(3, 4), slice(5, 6)]
+    assert rows_where([parameter], [False] * 6) == []
+
+
+def test_rows_of_a_gate_are_those_that_make_its_weights():
+    """In a mixture whose gates see unlike numbers of experts, with hidden layers."""
+    mask = torch.tensor([[True, False, True], [True, True, True], [False, True, False]])
+    made = mixture(4, mask, hidden_dims=[5], norm="batch").double()
+    x = torch.randn(8, 4).double()
+    chosen = torch.randn(8, 3).double() * mask[1]
+    total = (made.weights(x)[:, 1] * chosen).sum()
+    parameters = dict(made.named_parameters())
+    grads = torch.autograd.grad(total, list(parameters.values()))
+    inside = named(gates_where(made, [False, True, False]), parameters.values())
+    for (label, parameter), grad, times in zip(parameters.items(), grads, inside, strict=True):
+        assert 0 < times.sum() < parameter.numel(), label
+        assert times[grad.abs() > 1e-12].all(), label
+        if "weight" in label:
+            assert torch.equal(grad.abs() > 1e-12, times > 0), label
