@@ -1,6 +1,7 @@
 """The tree: short files and functions, rooms where a folder grows, names that say one thing."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -80,3 +81,10 @@ def test_applications_leave_engines_to_the_harness(app):
     engines = re.compile(r"L\.Trainer\(|ProcessPool|safetensors|importlib\.resources")
     found = [name_of(f) for f in sources(f"apps/{app}") if engines.search(f.read_text())]
     assert found == []
+
+
+def test_shipped_records_name_no_folder_of_a_machine():
+    records = [path for package in PACKAGES for path in (ROOT / package).rglob("record.json")]
+    assert len(records) > 100
+    commands = {json.loads(path.read_text()).get("command", "") for path in records}
+    assert [command for command in commands if "--root" in command or " /" in command] == []

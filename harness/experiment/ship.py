@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -107,7 +108,8 @@ def ship(
                 types = ("int8",) * int8 + (str(dtype).removeprefix("torch."),) * bool(dtype)
                 facts = {**record.facts, ROUNDED: ", ".join(types)}
                 record = record._replace(facts=facts)
-            record._replace(files=digests(temporary)).write(temporary)
+            again = {"command": portable(record.command), "files": digests(temporary)}
+            record._replace(**again).write(temporary)
         shipped.append(target)
     if not shipped:
         raise GatesError(
@@ -115,6 +117,11 @@ def ship(
             "`tune`"
         )
     return shipped
+
+
+def portable(command: str) -> str:
+    """Return a command without the options of one machine or call, such as ``--root``."""
+    return re.sub(r" --(?:(?:root|name|only)[ =]\S+|overwrite|resume)(?= |$)", "", command)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from harness.experiment import Arrays, Figures, Job, Piece, Run, SettingsDiffer,
 from harness.experiment.forms import cast, in_8_bits
 from harness.experiment.record import read_record
 from harness.experiment.ship import main as ship
+from harness.experiment.ship import portable
 from harness.experiment.ship import ship as ship_results
 from harness.files import Data, sha256
 
@@ -479,6 +480,14 @@ def test_a_record_without_digests_is_read_and_ships_with_them(tmp_path):
         }
     store.ship([piece], tmp_path / "other")
     assert read_record(tmp_path / "other/weights/one").files
+
+
+def test_shipped_commands_are_those_of_any_machine():
+    given = (
+        "gates toy evaluate --root /a/runs --config c --overwrite --only=a --seeds 0,1 --resume"
+    )
+    assert portable(given) == "gates toy evaluate --config c --seeds 0,1"
+    assert portable("gates toy tune --config rooted") == "gates toy tune --config rooted"
 
 
 def test_results_ship_with_their_records(tmp_path, work, capsys):

@@ -151,3 +151,31 @@ def test_theirs_in_ours(stabilized, flux, tmp_path):
     for name, layer in layers.items():
         expected = layer.get_delta_weight("default").detach()
         torch.testing.assert_close(bundle.delta_weight(name), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        peft.LoraConfig(r=4, lora_alpha=6, target_modules=["to_q", "proj_mlp"]),
+        peft.LoraConfig(r=4, lora_alpha=6, target_modules=["to_q"], use_rslora=True),
+        peft.LoraConfig(r=4, lora_alpha=6, target_modules=["to_q", "norm.linear"], use_dora=True),
+        peft.LoHaConfig(r=3, alpha=6, target_modules=["to_q", "proj_mlp"]),
+        peft.LoKrConfig(r=2, alpha=6, target_modules=["to_q", "proj_mlp"]),
+        peft.LoKrConfig(r=99, alpha=6, target_modules=["to_q", "proj_mlp"]),
+        peft.LoKrConfig(r=2, alpha=6, target_modules=["to_q"], decompose_both=True),
+        peft.LoHaConfig(r=3, alpha=6, target_modules=["to_q"], rank_pattern={"to_q": 2}),
+    ],
+    ids=lambda settings: f"{settings.peft_type.value} {settings.r}",
+)
+def test_folders_of_peft(settings, flux, tmp_path):
+    model = peft.get_peft_model(copy.deepcopy(flux), settings)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "magnitude" not in name:
+            torch.nn.init.normal_(parameter, generator=generator)
+    model.save_pretrained(str(tmp_path))
+    bundle = load_lora(tmp_path, FLUX_SHAPE.modules())
+    merged = {n: m.weight for n, m in linears(model.merge_and_unload()).items()}
+    changed = {n for n, m in linears(flux).items() if not torch.equal(merged[n], m.weight)}
+    assert set(bundle.modules) == changed
+    compare(merged, flux, bundle)

@@ -184,6 +184,14 @@ def test_stored_precision_is_kept_where_it_is_exact(dtype, dialects, tmp_path):
         same(again, bundle)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_stored_precision_is_given_up_where_values_would_change(format, dialects, tmp_path):
+    written = dialects.write("bfl", "lora_down", dtype=torch.bfloat16)
+    bundle, _ = shrink_bundle(load_lora(written.save(tmp_path / "in.safetensors")), rank=1)
+    assert bundle.storage == torch.bfloat16
+    same(load_lora(save_lora(bundle, place(tmp_path, format), format)), bundle)
+
+
 def test_values_too_large_for_the_dtype(tmp_path):
     bundle = LoraBundle("flux", {Q: Factors(torch.full((1, 4), 1e6), torch.ones(4, 1))})
     with pytest.raises(FormatError, match=r"too large for torch\.float16"):
