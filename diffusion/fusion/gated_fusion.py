@@ -79,6 +79,7 @@ class GatedFusion(nn.Module):
         _refuse_attached(model)
         self._model, self.mode, self.room, self.everywhere = (model,), mode, room, everywhere
         self.family = family_of(model)
+        self._sizes = linear_sizes(model)
         self._sites = sites_of(model, self.family if mode == "gated" else None)
         self._layers: dict[str, AdapterFactors] = {}
         self._clock: DiffusionTime | None = None
@@ -152,9 +153,18 @@ class GatedFusion(nn.Module):
                 f"the new adapters change {listed(lacking)}, which had none when this was attached:"
                 " detach first, or make it with everywhere=True"
             )
-        for site in self._sites:
-            if site.name in self._layers:
-                self._exchange(self._layers[site.name], self._factors(site))
+        found = {s.name: self._factors(s) for s in self._sites if s.name in self._layers}
+        try:
+            for site in self._sites:
+                if site.name in found:
+                    self._check_room(site, found[site.name])
+        except GatesError:
+            self._take(before)
+            raise
+        for name, factors in found.items():
+            layer = self._layers[name]
+            assert isinstance(layer, GatedLoraLinear)
+            layer.set_adapters(factors)
 
     def set_strengths(self, strengths: Mapping[str, float]) -> None:
         """Weigh adapters before the gates see them; others keep their strength, 0 is off.
@@ -178,7 +188,7 @@ class GatedFusion(nn.Module):
         return save_gates(path, {site: self._gate(site).state_dict() for site in self._gated()})
 
     def _take(self, adapters: Mapping[str, LoraBundle]) -> None:
-        sizes = linear_sizes(self.model)
+        sizes = self._sizes
         for name, bundle in adapters.items():
             if self.family is not None and bundle.family != self.family:
                 raise GatesError(
@@ -272,7 +282,8 @@ class GatedFusion(nn.Module):
     def _attach_siblings(self, site: Placed) -> GatedSiblings:
         def adapt(layers: Sequence[nn.Module]) -> GatedSiblings:
             gate = self._gate(site.name)
-            made = GatedSiblings(layers, self._factors(site), gate=gate, room=self.room)  # type: ignore[arg-type]
+            room = self._room(site)
+            made = GatedSiblings(layers, self._factors(site), gate=gate, room=room)  # type: ignore[arg-type]
             made.clock = self._clock
             return made
 
@@ -284,13 +295,19 @@ class GatedFusion(nn.Module):
         made.clock = self._clock
         return made
 
-    @staticmethod
-    def _exchange(layer: AdapterFactors, factors: list[LowRank]) -> None:
-        assert isinstance(layer, GatedLoraLinear)
-        try:
-            layer.set_adapters(factors)
-        except ValueError as error:
-            raise GatesError(str(error)) from error
+    def _room(self, site: Placed) -> Room | None:
+        """Return the room at a site, where the ranks of its parts add up."""
+        return self.room and Room(self.room.adapters, self.room.rank * len(site.parts))
+
+    def _check_room(self, site: Placed, factors: list[LowRank]) -> None:
+        room, given = self._room(site), [one.rank for one in factors if one.rank]
+        if room and (len(given) > room.adapters or max(given, default=0) > room.rank):
+            assert self.room is not None
+            raise GatesError(
+                f"there is room for {self.room.adapters} adapters of rank {self.room.rank}, found"
+                f" {len(factors)} of ranks up to {max(given) // len(site.parts)} at {site.name}:"
+                " make it with more room"
+            )
 
 
 def _refuse_attached(model: nn.Module) -> None:

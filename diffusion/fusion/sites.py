@@ -1,4 +1,4 @@
-"""Where a model takes adapters: its linear layers, those that published gates see fused together."""
+"""Where a model takes adapters: at its linear layers, some of which published gates see fused."""
 
 from collections.abc import Iterable
 

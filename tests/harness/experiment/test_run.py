@@ -483,9 +483,7 @@ def test_a_record_without_digests_is_read_and_ships_with_them(tmp_path):
 
 
 def test_shipped_commands_are_those_of_any_machine():
-    given = (
-        "gates toy evaluate --root /a/runs --config c --overwrite --only=a --seeds 0,1 --resume"
-    )
+    given = "gates toy evaluate --root /a/runs --config c --overwrite --only=a --seeds 0,1 --resume"
     assert portable(given) == "gates toy evaluate --config c --seeds 0,1"
     assert portable("gates toy tune --config rooted") == "gates toy tune --config rooted"
 
