@@ -92,7 +92,7 @@ class GatedFusion(nn.Module):
 
     @property
     def model(self) -> nn.Module:
-        """The model, which is no part of this module."""
+        """The model; it is not a part of this module."""
         return self._model[0]
 
     @property
