@@ -13,12 +13,11 @@ from video_multitask.kuairand.columns import STATISTICS
 from video_multitask.tasks import POST_EXPOSURE
 
 
-def check_features(schema: FeatureSchema, *, statistics: bool = False) -> None:
+def check_features(schema: FeatureSchema) -> None:
     """Refuse features that exist only after the video was shown.
 
     Args:
         schema: Its features and crosses are checked; that labels are none is checked when made.
-        statistics: Allow the statistics of videos, which leak the test period.
 
     Raises:
         GatesError: A feature is a label, a play or stay time, or a statistic.
@@ -29,10 +28,10 @@ def check_features(schema: FeatureSchema, *, statistics: bool = False) -> None:
             f"the features {', '.join(late)} are known only after the video was shown; use their "
             "past values instead, such as past_mean_is_click"
         )
-    if not statistics and (known := sorted(n for n in used if n.startswith(STATISTICS))):
+    if known := sorted(name for name in used if name.startswith(STATISTICS)):
         raise GatesError(
-            f"the features {', '.join(known[:3])} are averages over the test period, too; allow "
-            "statistics explicitly if that is wanted"
+            f"the features {', '.join(known[:3])} are averages over the test period, too: "
+            "leave them out"
         )
 
 

@@ -14,6 +14,7 @@ from apps.video.comparison import Comparison, Fold, folds_of
 from apps.video.controls import OPEN_BANDIT, control_rows_and_bars
 from apps.video.fitting import MODEL, keep_model
 from apps.video.studies.study import Study
+from core_gates.errors import GatesError
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.command.verbs import FunctionVerb, run_verb
 from harness.experiment import Piece, Run
@@ -42,6 +43,7 @@ PLACES = tuple(
     f"data.source.init_args.{name}" for name in ("path", "folder", "test_path", "users_path")
 )
 WINDOW = "data.source.init_args.window"
+LARGEST_SEED = 2**32 - 1
 NEUTRAL = ("data.eval_batch_size", *PLACES)
 """Options of the data that decide no result, or only by the content of files."""
 
@@ -112,6 +114,7 @@ class VideoTrainer(GatesRunTrainer):
             quick: A quick run: baselines are fitted, no network is tuned or trained, no bars.
         """
         del model, datamodule
+        check_seeds(seeds)
         run = self.run(quick=quick, only=only, seeds=seeds)
         if study is not None:
             study.finish(run, self.contest, seeds, self.places)
@@ -228,6 +231,16 @@ class VideoCLI(GatesRunCLI):
     def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
         """Keep the weights, and write the model folder that the other verbs read."""
         return keep_model(self.run_folder, run, piece, objects, self.datamodule)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that no generator takes.
+
+    Raises:
+        GatesError: One is negative or too large.
+    """
+    if wrong := [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]:
+        raise GatesError(f"--seeds names {wrong[0]}: expected 0 to {LARGEST_SEED:,}")
 
 
 def run_of_model(options: Mapping[str, Any]) -> str | None:

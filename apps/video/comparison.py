@@ -28,10 +28,12 @@ from harness.experiment import Arrays, Choice, Job, Piece, Run
 from harness.experiment.record import Record
 from harness.experiment.ship import ROUNDED
 from harness.runs.ticker import stepping, working
+from recsys.baselines import KINDS
 from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
 from recsys.data.digest import table_digest
 from recsys.diagnosis.expert_report import ExpertReport
+from recsys.experiments.axes import check_axes, check_axis
 from recsys.experiments.building import class_of, data_of, module_of, require_tables
 from recsys.experiments.claims import (
     AUC,
@@ -153,13 +155,12 @@ class Comparison:
         """
         self._check_settings()
         first = self.folds[0]
-        epochs = self.run.settings.get("trainer.max_epochs", 1)
         found = self.run.tune(
             self.contest.boxes(),
             self._work(trial),
             trials=self.contest.trials,
             own=self.own(first),
-            ticks=epochs,
+            ticks=self._epochs(),
         )
         boxes = {name: self._baseline(name)[1] for name in self.contest.baselines}
         found |= self.run.tune(
@@ -194,8 +195,7 @@ class Comparison:
         pieces = self.pieces(chosen)
         every = [piece for some in pieces for piece in some]
         store = self.run.store(WEIGHTS, Arrays())
-        epochs = self.run.settings.get("trainer.max_epochs", 1)
-        kept = set(self.run.obtain(store, every, self._work(train), ticks=epochs))
+        kept = set(self.run.obtain(store, every, self._work(train), ticks=self._epochs()))
         return [[piece for piece in some if piece in kept] for some in pieces]
 
     def predictions(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
@@ -350,14 +350,24 @@ class Comparison:
                 "simulates them has changed, or rounds otherwise on this processor"
             ] = None
 
+    def _epochs(self) -> int:
+        """Return the epochs of a training, for its progress; 1 where only steps end it."""
+        return max(1, self.run.settings.get("trainer.max_epochs") or 1)
+
     def _check_settings(self) -> None:
         """Refuse settings that do not exist before anything is trained."""
         first, boxes = self.folds[0], self.contest.boxes()
+        check_axes(self.contest.space, self.run.settings)
+        if self.run.settings.get("trainer.max_epochs") == 0:
+            raise GatesError("trainer.max_epochs is 0, which trains nothing: give 1 or more")
         for name, own in self.own(first).items():
             ends = {axis: low for axis, (low, _) in boxes.get(name, {}).items()}
             self._named(name, module_of, self.run.piece(name, **{**own, **ends}).settings)
         for name in self.contest.baselines:
             options, box = self._baseline(name)
+            for axis in box:
+                kind, argument = options[f"{BASELINE}kind"], axis.removeprefix(BASELINE)
+                check_axis(f"space of the baseline {name!r}", argument, KINDS[kind], argument)
             ends = {axis: low for axis, (low, _) in box.items()}
             self._named(name, baseline_of, {**options, **ends}, self.data(first).transform)
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+import numpy as np
 import yaml
 
 from core_gates.errors import GatesError
 from harness.files import replacing, write_text
 from recsys.columns.column_auc import SUSPICIOUS
+from recsys.columns.numbers import numbers_of
 from recsys.data.leaks import find_giveaways, find_leaks, repeated_rows
 from recsys.data.readers.own_table import OwnTable
 from recsys.data.tables import PARTS, RankingTables
@@ -85,7 +86,7 @@ def report(tables: RankingTables, columns: Columns) -> str:
     sizes = ", ".join(f"{len(tables.part(part)):,} {part}" for part in PARTS)
     lines = [f"# {tables.name}", "", f"Rows: {sizes}; {tables.notes[0]}.", "", "## Labels", ""]
     for task in schema.tasks:
-        rate = train.select(pl.col(task.column).cast(pl.Float64).mean()).item()
+        rate = np.nanmean(numbers_of(train[task.column]))
         lines.append(f"- {task.name}: mean {rate:.4g}")
     lines += ["", "## Columns", "", *(f"- {note}" for note in tables.notes[1:]), "", "## Leaks", ""]
     leaks = [*find_leaks(train, schema, STRONG), *find_giveaways(train, schema)]

@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import polars as pl
+
 from apps.video.drafting import Columns, draft
 from core_gates.errors import GatesError
 from harness.command.verbs import Place, refuse_existing
 from harness.files import require_apart
 from recsys.data.readers.files import files_of
-from video_multitask.history import PREFIX, UserHistory
+from video_multitask.history import PREFIX, UserHistory, add_history
 from video_multitask.kuairand.archives import download_release
 from video_multitask.kuairand.folder import KuaiRand
 from video_multitask.kuairand.prepare import prepare as write_release
 from video_multitask.kuairand.releases import Part
+from video_multitask.labels import add_labels
+from video_multitask.leaks import check_causal
 from video_multitask.sources.kuairand_stream import KuaiRandStream
 from video_multitask.stream.parquet_stream import ParquetStream
 from video_multitask.stream.stored import store
@@ -22,6 +26,8 @@ from video_multitask.stream.stored import store
 Archive = Literal["pure", "1k", "27k"]
 Prepared = Literal["standard", "unbiased", "random_in", "none"]
 NO_TABLE = Columns()
+PAST = ("video_id",)
+CHECKED = 5_000  # first rows, which are computed again with another future
 MADE = (
     "has_duration", "complete", "replay", "skip", "comment_stay",
     "hour", "weekday", "video_age_days", "first_tag",
@@ -82,7 +88,7 @@ def prepare(
     data = _opened(source, drop_invalid=drop_invalid)
     require_apart(folder, data.files)
     _print_counts(data, strict=strict)
-    past = UserHistory(history, ("video_id",), means) if history or means else None
+    past = _past(data, history, means) if history or means else None
     shards = write_release(data, folder, history=past)
     print(f"{shards.rows:,} rows of {len({file.date for file in shards.files})} days")
     if split != "none":
@@ -115,6 +121,19 @@ def _print_counts(data: KuaiRand, *, strict: bool) -> None:
             f"repeated, {found.unordered:,} out of order, {found.without_duration:,} without "
             "duration"
         )
+
+
+def _past(data: KuaiRand, history: int, means: tuple[str, ...]) -> UserHistory:
+    """Return what adds the past to rows; refuse it if it knows their present or future."""
+    past = UserHistory(history, PAST, means)
+    log = add_labels(next(data.log()).head(CHECKED)).sort("time_ms", maintain_order=True)
+
+    def with_past(log: pl.DataFrame) -> pl.DataFrame:
+        return add_history(log, history, PAST, means)
+
+    if len(log):
+        check_causal(with_past, log, past.names)
+    return past
 
 
 def _learn(folder: Path, split: str, history: int, means: tuple[str, ...]) -> None:

@@ -98,13 +98,17 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
     table, schema = data.table("test"), data.schema
     if not schema.user or not schema.item:
         return
-    rows, day = day_of_one_user(table, schema)
     tasks = _shown(data, test.labels.mean(0).numpy())
+    wanted = [task for task in tasks if task not in UNWANTED]
+    page.section("One user's list")
+    if not wanted:
+        page.text(f"None: {' and '.join(tasks)} speak against an item, and order no list.")
+        return
+    rows, day = day_of_one_user(table, schema)
     places = np.array([schema.task_names.index(task) for task in tasks])
     columns = [f"{TRUTH}{task}" for task in tasks]
     known = all(column in table.columns for column in columns)
     truth = table.select(columns).to_numpy()[rows] if known else None
-    wanted = [task for task in tasks if task not in UNWANTED]
     fused = FusedScore(schema.task_names, dict.fromkeys(wanted, 1.0))
     score = fused.log(torch.from_numpy(found[rows])).numpy()
     figure = ranked_list_figure(
@@ -116,7 +120,6 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
         scores=score,
         order=f"ordered by the product of the probabilities of {', '.join(wanted)}",
     )
-    page.section("One user's list")
     source = " True probabilities are those of the simulator." if known else ""
     caption = (
         f"The {len(rows)} distinct videos that one user was shown on {day}, each at its first "

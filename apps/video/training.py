@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core_gates.errors import GatesError
 from harness.experiment import Job, Piece
 from recsys.baselines import Predictor, WithIntercepts
 from recsys.data.datamodule import TableDataModule
@@ -30,6 +31,7 @@ Places = Mapping[str, str]
 
 MONITOR = "val/loss"
 TRAINER = "trainer."
+UNVALIDATED = "Early stopping conditioned on metric"  # Lightning's error
 BASELINE = "baseline."
 INTERCEPTS = "model.intercepts"
 """The one setting of networks that baselines have, too: all are calibrated, or none."""
@@ -105,5 +107,13 @@ def _trained(piece: Piece, job: Job, places: Places) -> tuple[MultiTaskModule, T
         for name, value in piece.settings.items()
         if name.startswith(TRAINER)
     }
-    job.fit(module, data, monitor=MONITOR, patience=piece.get("patience"), **trainer)
+    try:
+        job.fit(module, data, monitor=MONITOR, patience=piece.get("patience"), **trainer)
+    except RuntimeError as error:
+        if UNVALIDATED not in str(error):
+            raise
+        raise GatesError(
+            "the training ends before its first validation, which chooses the weights: raise "
+            "trainer.max_steps, or lower trainer.val_check_interval"
+        ) from error
     return module, data

@@ -6,10 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from core_gates.errors import GatesError
-from harness.experiment.forms import Form, cast
+from harness.experiment.forms import Form
 from harness.experiment.piece import Piece
 from harness.experiment.record import LENGTHENED, Record, digests, gap, read_record, refuse_changed
 from harness.files import replacing
@@ -155,20 +153,3 @@ class Store(Generic[R]):
             self.form.save(temporary, result)
             record._replace(files=digests(temporary)).write(temporary)
         return target
-
-    def ship(
-        self, pieces: Iterable[Piece], package: Path, *, dtype: torch.dtype | None = None
-    ) -> None:
-        """Copy results and records to ``<package>/<kind>/<piece>``.
-
-        Args:
-            pieces: Which.
-            package: Folder of the configuration in the package.
-            dtype: Floating-point type of tensors that are shipped; as they are when None.
-        """
-        for piece in pieces:
-            record, result = self.record(piece), self.load(piece)
-            with replacing(package / self.kind / piece.name) as temporary:
-                temporary.mkdir()
-                self.form.save(temporary, cast(result, dtype))
-                record._replace(files=digests(temporary)).write(temporary)

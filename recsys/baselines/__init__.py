@@ -1,5 +1,7 @@
 """What a network must beat: base rates, one column, biases, factorization, boosted trees."""
 
+from collections.abc import Callable
+
 from recsys.baselines.base_rates import BaseRates
 from recsys.baselines.biases import Biases
 from recsys.baselines.factorization import Factorization
@@ -19,5 +21,11 @@ __all__ = [
     "WithIntercepts",
 ]
 
-KINDS = ("base_rates", "one_column", "biases", "factorization", "trees")
-"""Names of the baselines in configurations."""
+KINDS: dict[str, Callable[..., Predictor]] = {
+    "base_rates": BaseRates,
+    "one_column": OneColumn,
+    "biases": Biases,
+    "factorization": Factorization,
+    "trees": Trees,
+}
+"""Baselines by their names in configurations."""

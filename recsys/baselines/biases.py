@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from core_gates.errors import check_positive
 from recsys.baselines.predictor import rates
 from recsys.batch import Batch
 
@@ -23,11 +24,15 @@ class Biases:
         columns: Places of the columns among the sparse inputs.
         sizes: Rows of their tables.
         penalty: Weight of the squared biases, in rows.
+
+    Raises:
+        ValueError: The penalty is not positive.
     """
 
     def __init__(
         self, columns: Sequence[int], sizes: Sequence[int], *, penalty: float = 1.0
     ) -> None:
+        check_positive(penalty=penalty)
         self.columns, self.sizes, self.penalty = tuple(columns), tuple(sizes), penalty
 
     def fit(self, rows: Batch, validation: Batch) -> Self:  # noqa: ARG002

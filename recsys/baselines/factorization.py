@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from core_gates.errors import check_at_least, check_positive
 from recsys.baselines.predictor import rates
 from recsys.batch import Batch
 from recsys.losses import task_sums
@@ -42,7 +43,7 @@ class Factorization:
         seed: Of factors and of the order of rows.
 
     Raises:
-        ValueError: No column describes users, or none items.
+        ValueError: No column describes users, or none items; a number is too small.
     """
 
     def __init__(
@@ -62,6 +63,9 @@ class Factorization:
     ) -> None:
         if not user or not item:
             raise ValueError("the schema needs a sparse column of users and one of items")
+        check_at_least(1, dim=dim, epochs=epochs, batch_size=batch_size, bins=bins)
+        check_at_least(0, penalty=penalty, patience=patience, seed=seed)
+        check_positive(learning_rate=learning_rate)
         self.sizes, self.user, self.item = tuple(sizes), tuple(user), tuple(item)
         self.dim, self.learning_rate, self.penalty = dim, learning_rate, penalty
         self.epochs, self.batch_size, self.bins = epochs, batch_size, bins

@@ -1,11 +1,14 @@
 """The rate of each task as a function of a single column."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core_gates.errors import check_at_least, check_positive
 from recsys.baselines.predictor import rates
 from recsys.batch import Batch
 
@@ -19,9 +22,14 @@ class OneColumn:
         column: Place of the column among the dense inputs; or a place for each task.
         bins: Number of quantile bins.
         prior: Rows with the overall rate that are added to each bin.
+
+    Raises:
+        ValueError: There is no bin, or the prior is not positive.
     """
 
     def __init__(self, column: int | Sequence[int], *, bins: int = 50, prior: float = 20.0) -> None:
+        check_at_least(1, bins=bins)
+        check_positive(prior=prior)
         self.column = column if isinstance(column, int) else tuple(column)
         self.bins, self.prior = bins, prior
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from core_gates.errors import check_at_least, check_positive
 from recsys.baselines.predictor import rates
 from recsys.batch import Batch
 
@@ -29,6 +30,9 @@ class Trees:
         max_iter: Trees at most; fewer where the validation loss no longer improves.
         l2: Penalty of leaves.
         seed: Of the features that the bins are drawn from.
+
+    Raises:
+        ValueError: A number is too small.
     """
 
     def __init__(
@@ -41,6 +45,10 @@ class Trees:
         l2: float = 1.0,
         seed: int = 0,
     ) -> None:
+        check_positive(learning_rate=learning_rate)
+        check_at_least(1, max_iter=max_iter)
+        check_at_least(2, max_leaf_nodes=max_leaf_nodes)
+        check_at_least(0, l2=l2, seed=seed)
         self.sparse = None if sparse is None else tuple(sparse)
         self.options: dict[str, Any] = {
             "learning_rate": learning_rate, "max_leaf_nodes": max_leaf_nodes,

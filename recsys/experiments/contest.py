@@ -50,14 +50,18 @@ class Contest:
         check_at_least(1, trials=self.trials, patience=self.patience)
         for name, ends in self.space.items():
             _check_name("space has", name)
-            if len(ends) != 2:
-                raise ValueError(
-                    f"space of {name} is {ends}, expected two numbers, the ends of a box"
-                )
+            _check_ends(name, ends)
         for name, entry in self.baselines.items():
             if name in self.methods:
                 raise ValueError(f"{name!r} is a method and a baseline: rename one of them")
             check_option(f"kind of the baseline {name!r}", entry.get("kind", ""), KINDS)
+            if not isinstance(box := entry.get("space", {}), Mapping):
+                raise ValueError(
+                    f"space of the baseline {name!r} is {box!r}, expected names with two numbers "
+                    "each, the ends of a box"
+                )
+            for option, ends in box.items():
+                _check_ends(f"{option} of the baseline {name!r}", ends)
         if self.methods and self.reference not in self.methods:
             raise ValueError(
                 f"reference is {self.reference!r}; choose one of {', '.join(self.methods)}"
@@ -139,6 +143,12 @@ class Contest:
 def _check_name(who: str, name: str) -> None:
     if not name.startswith(GROUPS):
         raise ValueError(f"{who} {name!r}, expected a name that begins with {' or '.join(GROUPS)}")
+
+
+def _check_ends(name: str, ends: Any) -> None:
+    pair = isinstance(ends, list | tuple) and len(ends) == 2
+    if not pair or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in ends):
+        raise ValueError(f"space of {name} is {ends!r}, expected two numbers, the ends of a box")
 
 
 def nested(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:

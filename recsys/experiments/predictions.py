@@ -6,6 +6,7 @@ N rows, T tasks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from recsys.transform import FeatureTransform
 
 Probabilities = NDArray[np.float64]
 ROWS = 8192
+NUMBERS = {"int": "a whole number", "float": "a number"}
 
 
 @torch.no_grad()
@@ -76,6 +78,10 @@ def baseline(options: Mapping[str, Any], transform: FeatureTransform) -> Predict
     rest = dict(options)
     kind = str(rest.pop("kind", ""))
     check_option("kind of a baseline", kind, KINDS, GatesError)
+    known = signature(KINDS[kind]).parameters
+    for name, value in rest.items():
+        if name in known and known[name].annotation in NUMBERS:
+            _check_number(f"{name} of the baseline {kind}", value, str(known[name].annotation))
     try:
         return _baseline(kind, rest, transform)
     except (TypeError, ValueError) as error:
@@ -140,6 +146,12 @@ def mean_auc(rows: Batch, per_seed: Sequence[Probabilities], task: int) -> float
     seen = rows.mask[:, task].numpy()
     labels, weight = rows.labels[:, task].numpy()[seen], rows.weight.numpy()[seen]
     return float(np.mean([auc(one[seen, task], labels, weight).value for one in per_seed]))
+
+
+def _check_number(name: str, value: Any, annotation: str) -> None:
+    right = int if annotation == "int" else int | float
+    if isinstance(value, bool) or not isinstance(value, right):
+        raise GatesError(f"{name} is {value!r}: expected {NUMBERS[annotation]}")
 
 
 def _place(name: str, names: Sequence[str]) -> int:

@@ -24,11 +24,10 @@ def test_what_is_known_after_the_exposure_is_refused(name):
         check_features(crossed)
 
 
-def test_statistics_are_refused_unless_allowed():
+def test_statistics_are_refused():
     schema = FeatureSchema(TASKS, dense=(Dense("stat_show_cnt"),))
     with pytest.raises(GatesError, match="stat_show_cnt are averages over the test period"):
         check_features(schema)
-    check_features(schema, statistics=True)
 
 
 def test_the_history_is_causal_and_other_means_are_not(feed):

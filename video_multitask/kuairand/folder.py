@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +16,8 @@ from video_multitask.kuairand.checks import check_keys
 from video_multitask.kuairand.columns import (
     LOG,
     OPTIONAL,
-    STATISTICS,
     USERS,
     VIDEOS,
-    Column,
     Columns,
 )
 from video_multitask.kuairand.files import find_files
@@ -142,24 +139,6 @@ class KuaiRand:
         """
         return self._side("video_features_basic", read_videos)
 
-    def statistics(self) -> pl.DataFrame | None:
-        """Return the statistics of videos, columns prefixed with ``stat_``, and warn.
-
-        They are daily averages over the whole month, test period included.
-
-        Raises:
-            GatesError: The file has a fault, or a video occurs twice.
-        """
-        paths = self._files.get("video_features_statistic", [])
-        if not paths:
-            return None
-        warnings.warn(
-            "video statistics are averages over the whole month and leak the test period: no "
-            "result with them is comparable",
-            stacklevel=2,
-        )
-        return read_statistics(*paths, drop_invalid=self._drop_invalid)
-
     def overview(self, which: str = "standard", *, strict: bool = False) -> Overview:
         """Read a log once and compare its counts with the published ones.
 
@@ -225,18 +204,6 @@ def read_videos(*paths: Path, drop_invalid: bool = False) -> pl.DataFrame:
         GatesError: A file has a fault, or a video occurs twice.
     """
     return _side_table(paths, VIDEOS, "video_id", drop_invalid)
-
-
-def read_statistics(*paths: Path, drop_invalid: bool = False) -> pl.DataFrame:
-    """Read statistics of videos; all columns but ``video_id`` are prefixed with ``stat_``.
-
-    Raises:
-        GatesError: A file has a fault, or a video occurs twice.
-    """
-    columns = dict.fromkeys(_header(paths[0]), Column(pl.Float64, blank=True))
-    columns["video_id"] = VIDEOS["video_id"]
-    table = _side_table(paths, columns, "video_id", drop_invalid)
-    return table.rename({n: STATISTICS + n for n in table.columns if n != "video_id"})
 
 
 def _side_table(

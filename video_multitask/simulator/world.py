@@ -102,34 +102,6 @@ class World:
         check_at_least(0, draw=draw)
         return self._rechunk(self._blocks(rows, draw, policy), chunk)
 
-    def oracle(self, log: pl.DataFrame) -> NDArray[np.float32]:
-        """Return the true probabilities (n, 14) of any rows, shown or not.
-
-        Args:
-            log: With ``user_id``, ``video_id``, ``date``, ``hourmin``, ``position`` and ``tab``.
-
-        Raises:
-            GatesError: A row names a user, video or day that the world does not have.
-        """
-        names = ("user_id", "video_id", "hourmin", "position", "tab")
-        user, video, hourmin, position, tab = (log[n].cast(pl.Int64).to_numpy() for n in names)
-        dates = pl.date(pl.col("date") // 10_000, pl.col("date") // 100 % 100, pl.col("date") % 100)
-        since = log.select((dates - pl.lit("2022-04-08").str.to_date()).dt.total_days())
-        day = since.to_series().to_numpy()
-        for name, value, size in (
-            ("user_id", user, self.settings.users),
-            ("video_id", video, self.settings.videos),
-            ("day", day, self.settings.days),
-        ):
-            if len(value) and not 0 <= value.min() <= value.max() < size:
-                raise GatesError(f"{name} must lie in 0 … {size - 1}, got {value.max()}")
-        result = np.empty((len(log), 5 + len(BASE_RATES)), dtype=np.float32)
-        for one in np.unique(day):
-            rows = day == one
-            visits = Visits(user[rows], position[rows], hourmin[rows] * 36_000, tab[rows])
-            result[rows] = truth(self._expected(visits, video[rows], int(one)))
-        return result
-
     def _blocks(self, rows: int, draw: int, policy: Policy) -> Iterator[Chunk]:
         settings = self.settings
         for day in range(settings.days):

@@ -134,7 +134,7 @@ class KuaiRandTables:
         return pl.concat(list(logs.values()))
 
     def _prepared(self, path: Path) -> tuple[str, Split]:
-        shards, wanted = open_shards(path), columns_of(self.schema())
+        shards, wanted = open_shards(path, verify=True), columns_of(self.schema())
         check_prepared(path, shards.columns, wanted)
         parts = [period.of(shards).parts(wanted) for period in periods_of(self.split)]
         return str(shards.source.get("release", "")), Split(*map(pl.concat, parts))

@@ -33,7 +33,7 @@ class Ended(NamedTuple):
     """How a training has ended.
 
     Attributes:
-        seconds: That it took, with all attempts that it continues, whoever killed them.
+        seconds: That it took, with all killed attempts that it continues.
         peak: Most bytes in memory in any of them, see :func:`harness.runs.resident.resident`.
         killed: Whether it was killed from here.
     """

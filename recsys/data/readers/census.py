@@ -59,7 +59,8 @@ class Census:
         """Return the three parts.
 
         Raises:
-            GatesError: The file is absent, lacks a column, or has another income.
+            GatesError: The file is absent, lacks a column, has another income, or numbers for
+                the marital status.
         """
         table = read_table(self.path, columns=[*NUMBERS, INCOME, STATUS])
         incomes = table[INCOME].cast(pl.String).str.strip_chars()
@@ -68,9 +69,14 @@ class Census:
                 f"{self.path}: column {INCOME!r} has {strangers[0]!r}, expected "
                 f"{' or '.join(map(repr, INCOMES))}"
             )
+        if table[STATUS].dtype.is_numeric():
+            raise GatesError(
+                f"{self.path}: column {STATUS!r} holds {table[STATUS].dtype}, expected words, such "
+                "as 'Never married'"
+            )
         table = table.with_columns(
             incomes.replace_strict(INCOMES, return_dtype=pl.Int8).alias(INCOME),
-            (pl.col(STATUS).str.strip_chars() == "Never married")
+            (pl.col(STATUS).cast(pl.String).str.strip_chars() == "Never married")
             .cast(pl.Int8)
             .alias("never_married"),
         ).drop(STATUS, WEIGHT, strict=False)

@@ -80,3 +80,72 @@ def test_the_width_of_a_drafted_schema(refused, tmp_path):
 )
 def test_a_simulated_log_has_31_days_at_most(refused, words):
     assert "days is 32; choose 31 at most, those of KuaiRand's month" in refused(*words)
+
+
+FACTORS = "kind: factorization"
+CONTESTS = {
+    "a box of a number": (f"{{b: {{{FACTORS}, space: 3}}}}", "space of the baseline 'b' is 3, exp"),
+    "one end": (
+        f"{{b: {{{FACTORS}, space: {{learning_rate: 0.1}}}}}}",
+        "space of learning_rate of the baseline 'b' is 0.1, expected two numbers",
+    ),
+    "words": (
+        f"{{b: {{{FACTORS}, space: {{learning_rate: [x, y]}}}}}}",
+        "is ['x', 'y'], expected two numbers",
+    ),
+    "a box of whole numbers": (
+        "{b: {kind: trees, space: {max_iter: [10, 20]}}}",
+        "space of the baseline 'b' names max_iter, which takes no numbers with fractions",
+    ),
+    "no trees": ("{b: {kind: trees, max_iter: 0}}", "b: baseline trees: max_iter must be at least"),
+    "half a tree": (
+        "{b: {kind: trees, max_iter: 2.5}}",
+        "max_iter of the baseline trees is 2.5: e",
+    ),
+    "no passes": (f"{{b: {{{FACTORS}, epochs: 0}}}}", "epochs must be at least 1, got 0"),
+    "no bins": ("{b: {kind: one_column, column: duration_ms, bins: 0}}", "bins must be at least 1"),
+    "no penalty": ("{b: {kind: biases, penalty: 0}}", "penalty must be positive, got 0"),
+    "a word": (f"{{b: {{{FACTORS}, penalty: much}}}}", "is 'much': expected a number"),
+}
+SMALL = ("--config", "unit", "--data.source.init_args.rows", "600")
+
+
+@pytest.mark.fault("video V12")
+@pytest.mark.parametrize("given", CONTESTS)
+def test_baselines_of_a_contest(refused, given):
+    value, line = CONTESTS[given]
+    assert line in refused("evaluate", *SMALL, "--contest.baselines", value)
+
+
+@pytest.mark.fault("video V12")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--seeds", "[-1]"), "--seeds names -1: expected 0 to 4,294,967,295"),
+        (("--seeds", "[0, 4294967296]"), "--seeds names 4294967296: expected 0 to 4,294,967,295"),
+        (("--trainer.max_epochs", "0"), "trainer.max_epochs is 0, which trains nothing"),
+        (
+            ("--contest.space", "{trainer.max_epochs: [1, 3]}"),
+            "contest.space names trainer.max_epo",
+        ),
+        (
+            ("--contest.space", "{data.batch_size: [64, 256]}"),
+            "contest.space names data.batch_size",
+        ),
+    ],
+)
+def test_seeds_and_spaces_of_a_contest(refused, words, line):
+    assert line in refused("evaluate", *SMALL, *words)
+
+
+@pytest.mark.fault("video V12")
+def test_a_training_that_is_never_validated(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    steps = ("--trainer.max_epochs", "-1", "--trainer.max_steps")
+    contest = ("--contest.baselines", "{}", "--contest.space", "{}", "--seeds", "[0]")
+    words = ("video", "evaluate", *SMALL, *contest, "--data.batch_size", "100", *steps)
+    assert main([*words, "1"]) == 2
+    said = capsys.readouterr().err
+    assert "the training ends before its first validation" in said
+    assert said.count("\n") == 1
+    assert main([*words, "20"]) == 0

@@ -16,6 +16,7 @@ from apps.video.drafting import Columns, plain
 from core_gates.errors import GatesError
 from recsys.data.readers.own_table import OwnTable
 from recsys.schema import FeatureSchema
+from video_multitask.history import add_history
 from video_multitask.simulator.export import export_kuairand
 from video_multitask.simulator.log import simulate
 from video_multitask.sources.kuairand import KuaiRandTables
@@ -62,6 +63,19 @@ def test_a_release_becomes_shards_with_what_they_teach(release, prepare, capsys)
     assert f"user_id {stored.sizes['user_id']}" in said
     tables = KuaiRandTables(str(folder), history=3, means=("is_click",)).read()
     assert len(tables.train) == stored.fitted.rows
+
+
+@pytest.mark.fault("video V21")
+def test_a_past_that_knows_the_future_is_refused(release, prepare, tmp_path, monkeypatch):
+    def leaking(log, length, lists, means):
+        known = log.select(pl.col("is_click").mean().over("user_id").alias("past_mean_is_click"))
+        return add_history(log, length, lists).hstack(known)
+
+    assert verb.add_history is add_history
+    monkeypatch.setattr(verb, "add_history", leaking)
+    with pytest.raises(GatesError, match=r"past_mean_is_click of rows up to time_ms = .* depends"):
+        prepare(release, history=2, means=("is_click",))
+    assert not (tmp_path / "run").exists()
 
 
 def test_further_columns_of_a_log_are_kept(release, prepare, tmp_path, capsys):
@@ -222,6 +236,25 @@ def test_a_table_becomes_a_configuration_with_reasons_and_leaks(prepare, tmp_pat
     assert "column 'hint' alone predicts 'click' with AUC 0.9" in report
     assert f"- click: mean {drafted.train['click'].mean():.4g}" in report
     assert "0 test rows repeat reader, book, day of a training row" in report
+
+
+@pytest.mark.fault("video V10")
+def test_labels_in_words_are_drafted_as_numbers_are(prepare, tmp_path):
+    """True and False, as pandas writes them."""
+    numbers = table(800)
+    truth = pl.when(pl.col("click") == 1).then(pl.lit("True")).otherwise(pl.lit("False"))
+    words = numbers.with_columns(click=truth)
+    reports = []
+    for name, log in (("numbers", numbers), ("words", words)):
+        (tmp_path / name).mkdir()
+        log.write_parquet(tmp_path / name / "log.parquet")
+        columns = Columns(("click",), user="reader", time="day")
+        folder = prepare(tmp_path / name / "log.parquet", table=columns,
+                         output=str(tmp_path / name / "draft"))  # fmt: skip
+        reports.append((folder / "report.md").read_text())
+    assert reports[0] == reports[1]
+    assert re.search(r"- click: mean 0\.[1-9]", reports[0])
+    assert "predicts 'click' with AUC" in reports[0]
 
 
 def test_a_value_that_implies_a_label_and_a_likely_identifier_are_flagged(prepare, tmp_path):

@@ -2,8 +2,11 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import polars as pl
+import pytest
 
+from apps.main import main
 from apps.video.report import day_of_one_user
 
 
@@ -22,3 +25,21 @@ def test_the_list_holds_each_video_of_one_day_of_one_user_once():
     assert (rows.tolist(), day) == ([4, 5, 6], "20")
     rows, day = day_of_one_user(table.drop("date"), schema)
     assert (rows.tolist(), day) == ([0, 1, 3, 7], "the days of the test")
+
+
+@pytest.mark.fault("video V11")
+def test_a_report_of_unwanted_behavior_alone_has_no_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    rows = {n: draw.integers(0, 20, 600) for n in ("user", "video")}
+    rows |= {"day": np.arange(600) // 60, "skip": draw.integers(0, 2, 600)}
+    pl.DataFrame(rows).write_parquet("log.parquet")
+    given = {"path": "log.parquet", "labels": "[skip]", "user": "user", "item": "video"}
+    options = [f"--data.source.init_args.{n}={v}" for n, v in {**given, "time": "day"}.items()]
+    net = ["--model.net", "SharedBottom", "--model.options", "{hidden_dims: [4], tower_dims: [4]}"]
+    contest = ["--contest", "{methods: {}, baselines: {}, space: {}}", "--trainer.max_epochs", "1"]
+    words = ["--config", "table", *options, *net, *contest]
+    assert main(["video", "evaluate", *words, "--seeds", "[0]"]) == 0
+    assert main(["video", "report", *words]) == 0
+    (page,) = tmp_path.rglob("*.html")
+    assert "skip speak against an item" in page.read_text()

@@ -106,13 +106,6 @@ def test_further_columns_of_a_quoted_header_are_found(release, tmp_path):
         assert pl.concat(data.log()).select(free).equals(log.select(free))
 
 
-def test_statistics_come_with_a_warning(release):
-    with pytest.warns(UserWarning, match="leak the test period"):
-        table = KuaiRand(release).statistics()
-    assert "stat_show_cnt" in table.columns
-    assert table["video_id"].is_unique().all()
-
-
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real rows are not at hand")
 def test_real_files_are_read():
     csv, parquet = (SHARED / f"kuairand1k_random_fixture.{s}" for s in ("csv", "parquet"))

@@ -6,6 +6,7 @@ from core_gates.errors import GatesError
 from recsys.data.datamodule import TableDataModule
 from recsys.data.leaks import find_leaks
 from recsys.data.readers import AliExpress, Census, MovieLens, OpenBandit
+from recsys.data.readers.census import NUMBERS
 
 
 def sizes(tables):
@@ -42,6 +43,21 @@ def test_census_of_another_kind_is_refused(shared, tmp_path):
     table.with_columns(income_50k=pl.lit(">50K")).write_parquet(tmp_path / "b.parquet")
     with pytest.raises(GatesError, match=r"column 'income_50k' has '>50K', expected '- 5"):
         Census(str(tmp_path / "b.parquet")).read()
+
+
+@pytest.mark.fault("video V19")
+def test_a_marital_status_is_a_word(tmp_path):
+    columns = dict.fromkeys(NUMBERS, [1] * 60)
+    columns |= {"income_50k": ["- 50000.", "50000+."] * 30, "marital_stat": [4, 5] * 30}
+    table = pl.DataFrame(columns)
+    table.write_parquet(tmp_path / "numbers.parquet")
+    with pytest.raises(GatesError, match="'marital_stat' holds Int64, expected words, such as 'N"):
+        Census(str(tmp_path / "numbers.parquet")).read()
+    words = pl.Series("marital_stat", ["Never married", " Widowed"] * 30, pl.Categorical)
+    table.with_columns(words).write_parquet(tmp_path / "words.parquet")
+    read = Census(str(tmp_path / "words.parquet")).read()
+    never = pl.concat([read.train, read.validation, read.test])["never_married"]
+    assert sorted(never.to_list()) == [0] * 30 + [1] * 30
 
 
 def test_movielens(shared):
