@@ -113,7 +113,6 @@ class VideoTrainer(GatesRunTrainer):
             only: Methods that take part; all when empty. Bars need all.
             quick: A quick run: baselines are fitted, no network is tuned or trained, no bars.
         """
-        del model, datamodule
         check_seeds(seeds)
         run = self.run(quick=quick, only=only, seeds=seeds)
         if study is not None:
@@ -131,9 +130,9 @@ class VideoTrainer(GatesRunTrainer):
         )
         further = None
         if controls:
-            data = contest.data(split[0])
+            log, data = Path(open_bandit), contest.data(split[0])
             further = control_rows_and_bars(
-                run, self.contest, data, places=self.places, open_bandit=Path(open_bandit)
+                run, self.contest, data, places=self.places, open_bandit=log
             )
         contest.finish(claims or Claims(), experts=experts, slices=slices, further=further)
 
