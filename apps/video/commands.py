@@ -113,8 +113,8 @@ class VideoTrainer(GatesRunTrainer):
             only: Methods that take part; all when empty. Bars need all.
             quick: A quick run: baselines are fitted, no network is tuned or trained, no bars.
         """
-        del model, datamodule
-        run = self.run(quick=quick, only=only, seeds=checked(seeds))
+        check_seeds(seeds)
+        run = self.run(quick=quick, only=only, seeds=seeds)
         if study is not None:
             study.finish(run, self.contest, seeds, self.places)
             return
@@ -130,9 +130,9 @@ class VideoTrainer(GatesRunTrainer):
         )
         further = None
         if controls:
-            data = contest.data(split[0])
+            log, data = Path(open_bandit), contest.data(split[0])
             further = control_rows_and_bars(
-                run, self.contest, data, places=self.places, open_bandit=Path(open_bandit)
+                run, self.contest, data, places=self.places, open_bandit=log
             )
         contest.finish(claims or Claims(), experts=experts, slices=slices, further=further)
 
@@ -232,15 +232,14 @@ class VideoCLI(GatesRunCLI):
         return keep_model(self.run_folder, run, piece, objects, self.datamodule)
 
 
-def checked(seeds: Sequence[int]) -> Sequence[int]:
-    """Return seeds that a generator takes.
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that no generator takes.
 
     Raises:
         GatesError: One is negative or too large.
     """
     if wrong := [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]:
         raise GatesError(f"--seeds names {wrong[0]}: expected 0 to {LARGEST_SEED:,}")
-    return seeds
 
 
 def run_of_model(options: Mapping[str, Any]) -> str | None:

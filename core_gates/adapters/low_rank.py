@@ -55,7 +55,8 @@ class LowRank(NamedTuple):
         """Return the factors (out_features,) of the rows of the changed weight."""
         assert self.magnitude is not None
         changed = torch.addmm(weight.to(self.up.dtype), self.up, self.down, alpha=self.scale)
-        gains = self.magnitude / torch.linalg.vector_norm(changed, dim=-1)
+        norms = torch.linalg.vector_norm(changed, dim=-1)
+        gains = self.magnitude / norms.clamp(min=torch.finfo(norms.dtype).tiny)
         return torch.where(self.magnitude.isnan(), torch.ones_like(gains), gains)
 
     def check(self, in_features: int, out_features: int) -> None:

@@ -108,8 +108,8 @@ def ship(
                 types = ("int8",) * int8 + (str(dtype).removeprefix("torch."),) * bool(dtype)
                 facts = {**record.facts, ROUNDED: ", ".join(types)}
                 record = record._replace(facts=facts)
-            again = {"command": portable(record.command), "files": digests(temporary)}
-            record._replace(**again).write(temporary)
+            record = record._replace(command=portable(record.command))
+            record._replace(files=digests(temporary)).write(temporary)
         shipped.append(target)
     if not shipped:
         raise GatesError(

@@ -1,0 +1,74 @@
+"""Files of trained gates: ours, and those that DiffSynth-Studio writes."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffusion.lora_file.container import SafetensorsFile
+from diffusion.lora_file.container.text import listed
+from diffusion.lora_file.errors import LoraFileError
+from harness.files.atomic import replacing
+
+PREFIX = "model_dict."
+DOT = "___"
+"""Stands for a dot in the name of a layer."""
+
+
+def gate_key(site: str, parameter: str) -> str:
+    """Return the name of a parameter of a gate in a file."""
+    return f"{PREFIX}{site.replace('.', DOT)}.{parameter}"
+
+
+def save_gates(path: str | Path, gates: Mapping[str, Mapping[str, Tensor]]) -> Path:
+    """Write gates as DiffSynth-Studio names them, whole or not at all.
+
+    Args:
+        path: A ``.safetensors`` file.
+        gates: Site -> parameters.
+    """
+    path = Path(path)
+    tensors = {
+        gate_key(site, name): tensor.detach().cpu().contiguous()
+        for site, parameters in gates.items()
+        for name, tensor in parameters.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
+    return path
+
+
+def load_gates(path: str | Path, sites: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """Read gates, of which every one must belong to a site.
+
+    Args:
+        path: A ``.safetensors`` file.
+        sites: Names of the sites of the model.
+
+    Returns:
+        Site -> parameters.
+
+    Raises:
+        ContainerError: The file is unsafe or damaged.
+        LoraFileError: It holds no gates, some of another model, or a number that is not finite.
+    """
+    file = SafetensorsFile(Path(path))
+    names = {site.replace(".", DOT): site for site in sites}
+    found: dict[str, dict[str, Tensor]] = {}
+    unknown = []
+    for key in file.tensors:
+        escaped, _, parameter = key.removeprefix(PREFIX).partition(".")
+        if escaped not in names or not parameter:
+            unknown.append(key)
+            continue
+        tensor = file.tensor(key)
+        if not torch.isfinite(tensor.float()).all():
+            raise LoraFileError(f"{file.label}: {key} is not finite; get the file again")
+        found.setdefault(names[escaped], {})[parameter] = tensor
+    if unknown or not found:
+        what = f"gates of layers that the model lacks, {listed(unknown)}" if unknown else "no gates"
+        raise LoraFileError(f"{file.label} holds {what}: give gates of this model")
+    return found

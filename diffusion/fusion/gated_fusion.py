@@ -1,0 +1,355 @@
+"""Several adapters on a model at once, each weighed by a gate in every layer (AutoLoRA, 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.adapters import (
+    DiffusionTime,
+    GatedLoraLinear,
+    GatedSiblings,
+    LoraGate,
+    LowRank,
+    OpenGate,
+    Room,
+    SiblingLinear,
+    attach_adapters,
+    attach_siblings,
+    detach_adapters,
+    side_by_side,
+)
+from core_gates.adapters.factors import AdapterFactors
+from core_gates.errors import GatesError, check_option
+from diffusion.fusion.gate_file import DOT, load_gates, save_gates
+from diffusion.fusion.sites import TIME_SCALES, family_of, linear_sizes, sites_of
+from diffusion.lora_file import LoraBundle
+from diffusion.lora_file.container.text import listed
+from diffusion.lora_file.factors.change import Factors
+from diffusion.lora_file.family import Placed
+
+Mode = Literal["gated", "sum"]
+
+
+class GatedFusion(nn.Module):
+    """Adapters of a model, in force while attached; the model itself never changes.
+
+    Example:
+        >>> with GatedFusion(pipe.transformer, {"a": load_lora(a), "b": load_lora(b)}) as fused:
+        ...     fused.set_strengths({"b": 0.8})
+        ...     image = pipe(prompt).images[0]
+
+    The gates are the only parameters, and stay from one attachment to the next. Where a family is
+    known, layers that published gates see fused share one; saving the model while adapters are
+    attached saves the model alone.
+
+    Args:
+        model: A ``FluxTransformer2DModel``, ``SD3Transformer2DModel``, or any with linear layers.
+        adapters: Name -> adapter.
+        mode: ``gated``, or ``sum``: the plain sum, without gates.
+        gates: File of trained gates, see :mod:`diffusion.fusion.gate_file`; without it they begin
+            as the plain sum, or by ``options``.
+        everywhere: Make a gate for every linear layer in the blocks of the model, to be trained;
+            else for the layers that an adapter changes.
+        room: Memory for adapters that are exchanged later without compiling again.
+        options: Further options of :class:`core_gates.adapters.LoraGate`.
+
+    Raises:
+        GatesError: An adapter is of another family or does not fit the model, or gates do not.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapters: Mapping[str, LoraBundle],
+        *,
+        mode: Mode = "gated",
+        gates: str | Path | None = None,
+        everywhere: bool = False,
+        room: Room | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        check_option("mode", mode, ("gated", "sum"))
+        _refuse_attached(model)
+        self._model, self.mode, self.room, self.everywhere = (model,), mode, room, everywhere
+        self.family = family_of(model)
+        self._sizes = linear_sizes(model)
+        self._sites = sites_of(model, self.family if mode == "gated" else None)
+        self._layers: dict[str, AdapterFactors] = {}
+        self._clock: DiffusionTime | None = None
+        self.adapters: dict[str, LoraBundle] = {}
+        self.strengths: dict[str, float] = {}
+        self.gates = nn.ModuleDict()
+        self._take(adapters)
+        if mode == "gated":
+            self._make_gates(gates, options)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; it is not a part of this module."""
+        return self._model[0]
+
+    @property
+    def attached(self) -> bool:
+        """Whether the adapters are in force."""
+        return bool(self._layers)
+
+    def attach(self) -> Self:
+        """Put the adapters in force.
+
+        Raises:
+            GatesError: They are, or the model has others.
+        """
+        _refuse_attached(self.model)
+        try:
+            self._attach()
+        except BaseException:
+            self.detach()
+            raise
+        return self
+
+    def detach(self) -> None:
+        """Leave the model with its own layers, the same objects with the same bits."""
+        detach_adapters(self.model)
+        self._layers = {}
+        if self._clock is not None:
+            self._clock.stop()
+            self._clock = None
+
+    def __enter__(self) -> Self:
+        """Attach."""
+        return self.attach()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Detach, whatever happened."""
+        self.detach()
+
+    def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
+        """Exchange the adapters for others; strengths are 1 again, gates stay.
+
+        Args:
+            adapters: Name -> adapter. While attached, those change no layer that has no gate yet.
+
+        Raises:
+            GatesError: One does not fit the model, or there is no room for it.
+        """
+        before = self.adapters
+        self._take(adapters)
+        lacking = [site.name for site in self._changed() if site.name not in self._layers]
+        if self.attached and lacking:
+            self._take(before)
+            raise GatesError(
+                f"the new adapters change {listed(lacking)}, which had none when this was attached:"
+                " detach first, or make it with everywhere=True"
+            )
+        found = {s.name: self._factors(s) for s in self._sites if s.name in self._layers}
+        try:
+            for site in self._sites:
+                if site.name in found:
+                    self._check_room(site, found[site.name])
+        except GatesError:
+            self._take(before)
+            raise
+        for name, factors in found.items():
+            layer = self._layers[name]
+            assert isinstance(layer, GatedLoraLinear)
+            layer.set_adapters(factors)
+
+    def set_strengths(self, strengths: Mapping[str, float]) -> None:
+        """Weigh adapters before the gates see them; others keep their strength, 0 is off.
+
+        Raises:
+            GatesError: There is no adapter of a name, or a strength is not finite.
+        """
+        if unknown := sorted(strengths.keys() - self.adapters.keys()):
+            raise GatesError(
+                f"no adapter is named {unknown[0]!r}; there are {', '.join(self.adapters)}"
+            )
+        found = self.strengths | {name: float(value) for name, value in strengths.items()}
+        if not torch.tensor(list(found.values())).isfinite().all():
+            raise GatesError(f"strengths {dict(strengths)} must be finite numbers")
+        self.strengths = found
+        for layer in self._layers.values():
+            layer.set_strengths(list(found.values()))
+
+    def save_gates(self, path: str | Path) -> Path:
+        """Write the gates, in the names of DiffSynth-Studio."""
+        return save_gates(path, {site: self._gate(site).state_dict() for site in self._gated()})
+
+    def _take(self, adapters: Mapping[str, LoraBundle]) -> None:
+        sizes = self._sizes
+        for name, bundle in adapters.items():
+            if self.family is not None and bundle.family != self.family:
+                raise GatesError(
+                    f"adapter {name!r} is for {bundle.family}, the model is {self.family}"
+                )
+            for module, found in bundle.sizes().items():
+                if sizes.get(module) != (found.in_features, found.out_features):
+                    has = sizes.get(module)
+                    raise GatesError(
+                        f"adapter {name!r} changes {module} of {found.in_features} to"
+                        f" {found.out_features} features, the model has"
+                        f" {'none' if has is None else f'{has[0]} to {has[1]}'}"
+                    )
+        self.adapters = dict(adapters)
+        self.strengths = dict.fromkeys(adapters, 1.0)
+
+    def _changed(self) -> list[Placed]:
+        """Return the sites that an adapter changes, or all in blocks where wanted everywhere."""
+        changed = {module for bundle in self.adapters.values() for module in bundle.modules}
+        inside = self.everywhere or self.room is not None
+        return [
+            site
+            for site in self._sites
+            if changed.intersection(site.parts) or (inside and self._in_block(site))
+        ]
+
+    def _in_block(self, site: Placed) -> bool:
+        return self.family is None or site.name not in site.parts
+
+    def _make_gates(self, path: str | Path | None, options: dict[str, Any]) -> None:
+        sites = {site.name: site for site in self._changed()}
+        state: dict[str, dict[str, Tensor]] = {}
+        if path is not None:
+            state = load_gates(path, [site.name for site in self._sites])
+            options = options | _options_of(next(iter(state.values())))
+            if lacking := [name for name in sites if name not in state]:
+                raise GatesError(f"{path} holds no gates for {listed(lacking)}: give others")
+            sites = {site.name: site for site in self._sites if site.name in state}
+        devices = {name: p.device for name, p in self.model.named_parameters()}
+        for name, site in sites.items():
+            device = devices.get(f"{site.parts[0]}.weight")
+            gate = LoraGate(site.out_features, device=device, **options)
+            if name in state:
+                _load(gate, state[name], name)
+            self.gates[name.replace(".", DOT)] = gate
+
+    def _gated(self) -> list[str]:
+        return [name.replace(DOT, ".") for name in self.gates]
+
+    def _gate(self, site: str) -> nn.Module:
+        return self.gates[site.replace(".", DOT)]
+
+    def _factors(self, site: Placed) -> list[LowRank]:
+        """Return what each adapter does at a site, in order; rank 0 where it does nothing."""
+        found = []
+        for bundle in self.adapters.values():
+            parts = [bundle.modules.get(part) for part in site.parts]
+            if not any(part is not None for part in parts):
+                found.append(
+                    LowRank(torch.empty(0, site.in_features), torch.empty(site.out_features, 0))
+                )
+            else:
+                found.append(side_by_side([_low_rank(part) for part in parts], site.sizes))
+        return found
+
+    def _attach(self) -> None:
+        if self.mode == "gated" and any(
+            getattr(gate, "time", None) == "film" for gate in self.gates.values()
+        ):
+            self._clock = DiffusionTime(self.model, scale=TIME_SCALES.get(self.family or "", 1.0))
+        alone: dict[int, Placed] = {}
+        for site in self._changed():
+            if len(site.parts) == 1:
+                alone[id(self.model.get_submodule(site.parts[0]))] = site
+            else:
+                self._layers[site.name] = self._attach_siblings(site)
+        if alone:
+            names = [site.parts[0] for site in alone.values()]
+            attached = attach_adapters(
+                self.model,
+                lambda linear: self._adapted(linear, alone[id(linear)]),
+                where=names,
+                transparent=True,
+            )
+            sites = {site.parts[0]: site.name for site in alone.values()}
+            for name, layer in attached.items():
+                assert isinstance(layer, AdapterFactors)
+                self._layers[sites[name]] = layer
+        self.set_strengths(self.strengths)
+
+    def _attach_siblings(self, site: Placed) -> GatedSiblings:
+        def adapt(layers: Sequence[nn.Module]) -> GatedSiblings:
+            gate = self._gate(site.name)
+            room = self._room(site)
+            made = GatedSiblings(layers, self._factors(site), gate=gate, room=room)  # type: ignore[arg-type]
+            made.clock = self._clock
+            return made
+
+        return attach_siblings(self.model, site.parts, adapt)
+
+    def _adapted(self, linear: nn.Linear, site: Placed) -> GatedLoraLinear:
+        gate = self._gate(site.name) if self.mode == "gated" else OpenGate(site.out_features)
+        made = GatedLoraLinear(linear, self._factors(site), gate=gate, room=self.room)  # type: ignore[arg-type]
+        made.clock = self._clock
+        return made
+
+    def _room(self, site: Placed) -> Room | None:
+        """Return the room at a site, where the ranks of its parts add up."""
+        return self.room and Room(self.room.adapters, self.room.rank * len(site.parts))
+
+    def _check_room(self, site: Placed, factors: list[LowRank]) -> None:
+        room, given = self._room(site), [one.rank for one in factors if one.rank]
+        if room and (len(given) > room.adapters or max(given, default=0) > room.rank):
+            assert self.room is not None
+            raise GatesError(
+                f"there is room for {self.room.adapters} adapters of rank {self.room.rank}, found"
+                f" {len(factors)} of ranks up to {max(given) // len(site.parts)} at {site.name}:"
+                " make it with more room"
+            )
+
+
+def _refuse_attached(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, AdapterFactors | SiblingLinear):
+            raise GatesError(f"{name} has adapters already: detach them before others are attached")
+
+
+def _low_rank(factors: Factors | None) -> LowRank | None:
+    """Return the factors of a layer.
+
+    Raises:
+        GatesError: They change norms of columns, which no output of the layer shows.
+    """
+    if factors is None:
+        return None
+    magnitude = factors.magnitude
+    if magnitude is not None and magnitude.shape[1] != 1:
+        raise GatesError(
+            "a DoRA adapter with norms of columns cannot be fused: convert it with a base first"
+        )
+    return LowRank(
+        factors.down,
+        factors.up,
+        factors.scale,
+        None if magnitude is None else magnitude.squeeze(1),
+    )
+
+
+def _options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the options of the gate that a state is of."""
+    variant = "full"
+    if "weight_lora" not in state:
+        variant = "no_lora"
+    elif "weight_base" not in state:
+        variant = "no_base" if "weight_cross" in state else "no_cross"
+    return {"variant": variant, "time": "film" if "weight_time" in state else "implicit"}
+
+
+def _load(gate: LoraGate, state: Mapping[str, Tensor], site: str) -> None:
+    try:
+        gate.load_state_dict(state, assign=gate.bias.is_meta)
+    except RuntimeError as error:
+        first = " ".join(str(error).splitlines()[1:2]).strip()
+        raise GatesError(f"the gate of {site} does not fit the model: {first}") from error

@@ -1,0 +1,208 @@
+"""Adapters on a model: in force while attached, gone without a trace, weighed, exchanged."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.testing import assert_close
+
+from core_gates.adapters import GatedSiblings, Room
+from core_gates.errors import GatesError
+from diffusion.fusion import GatedFusion
+from diffusion.fusion.sites import sites_of
+
+
+def merged(model, adapters, strengths=None):
+    """The model with adapters added to its weights."""
+    made = deepcopy(model)
+    for name, adapter in adapters.items():
+        for module in adapter.modules:
+            delta = (strengths or {}).get(name, 1.0) * adapter.delta_weight(module)
+            made.get_submodule(module).weight += delta
+    return made
+
+
+def trained(fusion):
+    torch.manual_seed(3)
+    for parameter in fusion.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return fusion
+
+
+@pytest.fixture
+def adapters(bundle):
+    return {"a": bundle(1), "b": bundle(2, rank=3, where="attn")}
+
+
+@pytest.mark.parametrize("mode", ["gated", "sum"])
+def test_untrained_gates_are_the_sum(model, inputs, adapters, mode):
+    plain = model(**inputs)[0]
+    with GatedFusion(model, adapters, mode=mode, dtype=torch.float64) as fused:
+        found = model(**inputs)[0]
+        assert_close(found, merged(model_of(fused), adapters)(**inputs)[0])
+        assert not torch.allclose(found, plain)
+        fused.set_strengths({"b": 0.3})
+        expected = merged(model_of(fused), adapters, {"b": 0.3})(**inputs)[0]
+        assert_close(model(**inputs)[0], expected)
+        fused.set_strengths({"a": 0, "b": 0})
+        assert_close(model(**inputs)[0], plain)
+
+
+def model_of(fused):
+    """The model without adapters; they are attached again."""
+    fused.detach()
+    plain = deepcopy(fused.model)
+    fused.attach()
+    return plain
+
+
+def test_split_layers_share_the_gate_of_their_fused_width(model, adapters):
+    fused = GatedFusion(model, adapters)
+    widths = {name: gate.dim for name, gate in fused.gates.items()}
+    assert widths["blocks___0___attn___a_to_qkv"] == 24
+    assert widths["single_blocks___0___to_qkv_mlp"] == 8 * 7
+    with fused:
+        shared = [m for m in model.modules() if isinstance(m, GatedSiblings)]
+    assert len(shared) == 3
+    assert [site.name for site in sites_of(model, "flux")][:3] == [
+        "blocks.0.attn.a_to_qkv", "blocks.0.attn.a_to_out", "blocks.0.ff_a.0",
+    ]  # fmt: skip
+
+
+def test_nothing_is_left_behind_even_by_an_error(model, inputs, adapters):
+    before, names = deepcopy(model.state_dict()), [name for name, _ in model.named_modules()]
+    layers, expected = dict(model.named_modules()), model(**inputs)[0]
+    fused = trained(GatedFusion(model, adapters, time="film", dtype=torch.float64))
+
+    def fail():
+        with fused:
+            assert not torch.allclose(model(**inputs)[0], expected)
+            assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+            raise RuntimeError("on the way")
+
+    with pytest.raises(RuntimeError, match="on the way"):
+        fail()
+    assert [name for name, _ in model.named_modules()] == names
+    assert all(module is layers[name] for name, module in model.named_modules())
+    assert torch.equal(model(**inputs)[0], expected)
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_nested_use_is_refused(model, inputs, adapters):
+    fused, other = GatedFusion(model, adapters), GatedFusion(model, adapters)
+    with fused:
+        for attempt in (fused.attach, other.attach, lambda: GatedFusion(model, adapters)):
+            with pytest.raises(GatesError, match="has adapters already: detach them"):
+                attempt()
+        assert fused.attached
+        model(**{name: tensor.double() for name, tensor in inputs.items()})
+    assert not fused.attached
+
+
+def test_gates_train_alone_know_the_time_and_stay_between_attachments(model, inputs, adapters):
+    fused = GatedFusion(model, adapters, time="film", dtype=torch.float64)
+    assert not any(name.startswith("model") for name, _ in fused.named_parameters())
+    target = torch.randn(2, 5, 4, dtype=torch.float64)
+    optimizer = torch.optim.Adam(fused.parameters(), lr=0.05)
+    losses = []
+    for _ in range(25):
+        with fused:
+            loss = (model(**inputs)[0] - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with fused:
+        early, late = (
+            model(**inputs | {"timestep": torch.full((2,), t)})[0] for t in (0.2, 0.2001)
+        )
+        assert not torch.allclose(early, late, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["full", "no_base", "no_cross", "no_lora"])
+def test_gates_are_saved_and_loaded_by_their_layers(model, inputs, adapters, tmp_path, variant):
+    fused = trained(GatedFusion(model, adapters, variant=variant, dtype=torch.float64))
+    with fused:
+        expected = model(**inputs)[0]
+    path = fused.save_gates(tmp_path / "gates.safetensors")
+    assert "model_dict.blocks___0___attn___a_to_qkv.weight_out" in load_file(path)
+    loaded = GatedFusion(model, adapters, gates=path, dtype=torch.float64)
+    with loaded:
+        assert_close(model(**inputs)[0], expected, rtol=0, atol=0)
+    assert {gate.variant for gate in loaded.gates.values()} == {variant}
+
+
+def test_wrong_gates_are_refused(model, adapters, bundle, tmp_path):
+    path = GatedFusion(model, {"b": bundle(2, where="attn")}).save_gates(tmp_path / "g.safetensors")
+    with pytest.raises(GatesError, match=r"holds no gates for .*: give others"):
+        GatedFusion(model, adapters, gates=path)
+    state = load_file(path)
+    first = next(iter(state))
+    for change, message in (
+        ({first: state[first][:-1]}, "does not fit the model"),
+        ({first: state[first] * torch.nan}, "is not finite; get the file again"),
+        ({"model_dict.other.bias": torch.ones(3)}, "gates of layers that the model lacks"),
+    ):
+        save_file(state | change, path)
+        with pytest.raises(GatesError, match=message):
+            GatedFusion(model, {"b": bundle(2, where="attn")}, gates=path)
+
+
+def test_adapters_are_exchanged_and_their_order_does_not_matter(model, inputs, adapters, bundle):
+    fused = trained(GatedFusion(model, adapters, room=Room(3, 4), dtype=torch.float64))
+    three, large = {**adapters, "c": bundle(7, rank=4, where="ff")}, bundle(8, rank=5)
+    everywhere = bundle(1)
+    with fused:
+        fused.set_adapters(three)
+        found = model(**inputs)[0]
+        fused.set_adapters(dict(reversed(three.items())))
+        assert_close(model(**inputs)[0], found)
+        with pytest.raises(GatesError, match="there is room for 3 adapters of rank 4"):
+            fused.set_adapters({"d": large})
+        assert list(fused.adapters) == list(reversed(three))
+        assert_close(model(**inputs)[0], found)
+    with GatedFusion(model, {"b": bundle(2, where="attn")}) as narrow:
+        with pytest.raises(GatesError, match="detach first, or make it with everywhere=True"):
+            narrow.set_adapters({"a": everywhere})
+        assert list(narrow.adapters) == ["b"]
+
+
+def test_misfits_are_refused_in_one_line(model, adapters, bundle):
+    for given, message in (
+        (bundle(1, family="sd3"), "adapter 'x' is for sd3, the model is flux"),
+        (bundle(1).select(["proj_out"]), None),
+    ):
+        if message is None:
+            factors = given.modules["proj_out"]
+            given.modules["proj_out"] = factors._replace(down=factors.down[:, :-1])
+            message = r"changes proj_out of 7 to 4 features, the model has 8 to 4"
+        with pytest.raises(GatesError, match=message):
+            GatedFusion(model, {"x": given})
+    fused = GatedFusion(model, adapters)
+    with pytest.raises(GatesError, match="no adapter is named 'z'; there are a, b"):
+        fused.set_strengths({"z": 1.0})
+    with pytest.raises(GatesError, match="must be finite numbers"):
+        fused.set_strengths({"a": float("nan")})
+    with pytest.raises(ValueError, match="mode is 'summ'; choose one of gated, sum"):
+        GatedFusion(model, adapters, mode="summ")
+
+
+def test_any_model_of_linear_layers(bundle, inputs):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).double()
+    given = bundle(1).select([])
+    modules = {"0": torch.randn(2, 4), "2": torch.randn(2, 8)}
+    given.modules.update(
+        {n: bundle(1).modules["proj_out"]._replace(
+            down=d.double(), up=torch.randn(8 if n == "0" else 4, 2).double()
+        ) for n, d in modules.items()}
+    )  # fmt: skip
+    x = torch.randn(3, 4, dtype=torch.float64)
+    expected = merged(model.requires_grad_(False), {"a": given})(x)
+    with GatedFusion(model, {"a": given}, dtype=torch.float64) as fused:
+        assert_close(model(x), expected)
+        assert sorted(fused.gates) == ["0", "2"]
