@@ -35,6 +35,7 @@ from recsys.data.digest import table_digest
 from recsys.diagnosis.expert_report import ExpertReport
 from recsys.experiments.axes import check_axes, check_axis
 from recsys.experiments.building import class_of, data_of, module_of, require_tables
+from recsys.experiments.category_losses import category_rows
 from recsys.experiments.claims import (
     AUC,
     AVERAGED,
@@ -227,6 +228,8 @@ class Comparison:
         summed = {m: [_renamed(one[""], SUMMED) for one in own] for m, own in scores.items()}
         with working("resampling users"):
             rows = compare(summed, draws, task="test", reference=reference)
+            schema = self.data(self.folds[0]).schema
+            rows += category_rows(test, found, schema, draws, reference=reference)
         against = reference if self.exact_auc else None
         per_task: list[Row] = []
         for number, task in enumerate(stepping("resampling users for", tasks)):
@@ -236,7 +239,7 @@ class Comparison:
                 per_task += [
                     Row(m, task, AUC, mean_auc(test, own, number)) for m, own in found.items()
                 ]
-        categories = {t.name: t.category for t in self.data(self.folds[0]).schema.tasks}
+        categories = {t.name: t.category for t in schema.tasks}
         singles = [m for m, entry in self.contest.entries.items() if entry.get("net") == SINGLE]
         gains = [row for single in singles[:1] for row in gain_rows(per_task, single)]
         return [*rows, *summary_rows(per_task, categories), *gains, *per_task]
