@@ -125,9 +125,12 @@ def test_all_are_scored_on_the_same_rows_between_chance_and_the_oracle(done):
     assert {(r.method, r.versus) for r in differences} == {
         (m, "home") for m in ("mmoe", "duration", ORACLE)
     }
-    for row in differences:
-        gap = scores[row.method] - scores["home"]
-        assert row.value == pytest.approx(gap, abs=1e-9)
+    for method in ("mmoe", "duration", ORACLE):
+        gap = pytest.approx(scores[method] - scores["home"], abs=1e-9)
+        own = {r.metric: r.value for r in differences if r.method == method}
+        assert own.pop(SUMMED) == gap
+        assert own.keys() == {f"{SUMMED} watch", f"{SUMMED} inter"}
+        assert sum(own.values()) == gap
     per_task = {r.task for r in rows if r.method == "mmoe" and r.metric == "auc"}
     assert per_task == set(found.tasks())
     assert {"home", "mmoe"} == {r.method for r in rows if r.task == "experts"}

@@ -24,8 +24,7 @@ from core_gates import (
     attention,
     features,
 )
-from core_gates.adapters import LoraGate, SoftThreshold
-from core_gates.adapters.low_rank import LowRank
+from core_gates.adapters import GatedSiblings, LoraGate, LowRank, OpenGate, SoftThreshold
 from core_gates.attention import HeadGate, SparseModularActivation
 
 D, E, T = 8, 3, 6
@@ -63,8 +62,16 @@ CASES = {
     "GatedConv": (lambda: GatedConv(4, 4, 3), STREAMS, {}),
     "GatedCrossAttention": (lambda: GatedCrossAttention(4, 2, (1, 2, 2)), STREAMS, {}),
     "GatedLoraLinear": (lora, (TOKENS,), {}),
+    "GatedSiblings": (
+        lambda: GatedSiblings(
+            [nn.Linear(D, D), nn.Linear(D, 4)], [LowRank(draw(2, D), draw(D + 4, 2))] * E
+        ),
+        (TOKENS,),
+        {},
+    ),
     "HeadGate": (lambda: HeadGate(D, 2, 4), (TOKENS, HEADS[0]), {}),
     "LoraGate": (lambda: LoraGate(D), (TOKENS, draw(2, T, E, D)), {}),
+    "OpenGate": (lambda: OpenGate(D), (TOKENS, draw(2, T, E, D)), {}),
     "LowRankFeatureGate": (lambda: LowRankFeatureGate(D, rank=2), (draw(5, D),), {}),
     "LowRankFeatureGates": (
         lambda: features.LowRankFeatureGates(D, 3, 2, reads=[[0], [1], [0, 1]]),
