@@ -31,11 +31,14 @@ def _add(found: "hashlib._Hash", column: pl.Series) -> None:
         column = column.arr.to_list()
     if isinstance(column.dtype, pl.List):
         found.update(column.list.len().fill_null(0).cast(pl.Int64).to_numpy().tobytes())
-        _add(found, column.explode().drop_nulls())
+        _add(found, column.filter(column.list.len() > 0).explode())
     elif column.dtype.is_float():
         found.update(column.cast(pl.Float64).fill_null(0.0).to_numpy().tobytes())
     elif column.dtype.is_integer() or column.dtype == pl.Boolean or column.dtype.is_temporal():
-        whole = column.to_physical().cast(pl.Int64, strict=False).fill_null(0).to_numpy()
+        bits = column.to_physical()
+        if bits.dtype == pl.UInt64:
+            bits = bits.reinterpret(signed=True)
+        whole = bits.cast(pl.Int64, strict=False).fill_null(0).to_numpy()
         found.update(hash_integers(whole).tobytes())
     else:
         found.update(hash_strings(column.cast(pl.String)).tobytes())

@@ -32,6 +32,35 @@ CHANGES = {
 }
 
 
+@pytest.mark.fault("video V18")
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([[1, None, 2], [3]], [[1, 2, None], [3]]),
+        ([[None], []], [[], [None]]),
+        ([["a", None], ["b"]], [["a"], [None, "b"]]),
+    ],
+)
+def test_nulls_in_lists_have_places(one, other):
+    tables = [pl.DataFrame({"a": pl.Series(rows)}) for rows in (one, other)]
+    assert table_digest(tables[0]) != table_digest(tables[1])
+
+
+@pytest.mark.fault("video V18")
+def test_integers_beyond_63_bits_are_told_apart_and_smaller_ones_stay():
+    def digest(*values):
+        return table_digest(pl.DataFrame({"a": pl.Series(values, dtype=pl.UInt64)}))
+
+    found = [digest(value) for value in (0, 2**63, 2**63 + 5, 2**64 - 1, None)]
+    assert len(set(found)) == 5
+    assert digest(7, 2**62, None, 2**63 - 1)[:16] == "a19cf32d932ab501"
+
+
+def test_digests_of_lists_without_nulls_stay():
+    table = pl.DataFrame({"a": [[1, 2], None, [], [3]], "b": [["x"], [], None, ["", "y"]]})
+    assert table_digest(table)[:16] == "341be2777d44b423"
+
+
 @pytest.mark.parametrize("case", CHANGES)
 def test_every_change_is_seen(case):
     assert table_digest(CHANGES[case]) != table_digest(TABLE)
