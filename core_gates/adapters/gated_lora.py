@@ -11,6 +11,7 @@ from core_gates.adapters.diffusion_time import DiffusionTime
 from core_gates.adapters.factors import AdapterFactors, Room
 from core_gates.adapters.lora_gate import LoraGate, OpenGate
 from core_gates.adapters.low_rank import LowRank, weight_of
+from core_gates.numerics import accumulation_dtype
 from core_gates.ops.gated_lora.op import gated_lora
 
 
@@ -125,39 +126,37 @@ class GatedLoraLinear(AdapterFactors):
         return self._mixed(x, base, time)
 
     def _mixed(self, x: Tensor, base: Tensor, time: Tensor | None) -> Tensor:
-        hidden, up = self.hidden(x), self.up.to(x.device)
-        if isinstance(self.gate, OpenGate) and self.base_gains is None:
-            return base + (hidden @ up.to(hidden.dtype)).to(base.dtype)
         if self.base_gains is not None:
             return self._mixed_in_full(x, base, time)
-        gate = cast(LoraGate, self.gate)
-        mix = partial(gated_lora, eps=gate.eps, overwrite_base=self._may_overwrite())
-        time = gate.checked_time(self._time(time), x)
+        hidden, up = self.hidden(x), self.up.to(x.device)
+        if isinstance(self.gate, OpenGate):
+            return base + (hidden @ up.to(hidden.dtype)).to(base.dtype)
+        mix = partial(gated_lora, eps=self.gate.eps, overwrite_base=self._may_overwrite())
+        time = self.gate.checked_time(self._time(time), x)
         if time is None or time.ndim == 0:
-            return mix(base, hidden, up, gate.coefficients(time), self.ranks)
-        samples = zip(base, hidden, map(gate.coefficients, time), strict=True)
+            return mix(base, hidden, up, self.gate.coefficients(time), self.ranks)
+        samples = zip(base, hidden, map(self.gate.coefficients, time), strict=True)
         return torch.stack([mix(o, h, up, c, self.ranks) for o, h, c in samples])
 
     def _mixed_in_full(self, x: Tensor, base: Tensor, time: Tensor | None) -> Tensor:
-        """Return the mix with one full output at a time."""
-        mixed = base
+        """Return the mix with the full output of one adapter at a time."""
+        total = torch.zeros_like(base, dtype=accumulation_dtype(base))
         for y in self._outputs(x, base):
-            one = y.unsqueeze(-2)
-            mixed = mixed + (self._gated(base, one, time) - base)
-        return mixed
+            gate = self._gates(base, y.unsqueeze(-2), time).squeeze(-2)
+            total = total.addcmul(gate.to(total.dtype), y.to(total.dtype))
+        if isinstance(self.gate, LoraGate):
+            total = total * self.gate.weight_out.to(total.dtype)
+        return (base.to(total.dtype) + total).to(base.dtype)
 
-    def _gated(self, base: Tensor, loras: Tensor, time: Tensor | None) -> Tensor:
+    def _gates(self, base: Tensor, loras: Tensor, time: Tensor | None) -> Tensor:
         if isinstance(self.gate, OpenGate):
-            return self.gate(base, loras)  # type: ignore[no-any-return]
-        return self.gate(base, loras, time=self._time(time))  # type: ignore[no-any-return]
+            return self.gate.gate_values(base, loras)
+        return self.gate.gate_values(base, loras, time=self._time(time))
 
     def gate_values(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the gates (..., K, D'), which :meth:`forward` never holds at once."""
         base = self.base(x)
-        loras = self._stacked(x, base)
-        if isinstance(self.gate, OpenGate):
-            return self.gate.gate_values(base, loras)
-        return self.gate.gate_values(base, loras, time=self._time(time))
+        return self._gates(base, self._stacked(x, base), time)
 
     def adapter_outputs(self, x: Tensor) -> Tensor:
         """Return the weighted outputs of the adapters (..., K, D') in full, in order."""

@@ -84,7 +84,8 @@ def side_by_side(parts: Sequence[LowRank | None], sizes: Sequence[int]) -> LowRa
 
     Args:
         parts: The adapter of each layer, None where it has none. Where all have the same ``down``,
-            the rank stays; else ranks add up.
+            the rank stays; else ranks add up and ``up`` is block-diagonal. A scale that all have
+            stays, too.
         sizes: Outputs of each layer.
 
     Raises:
@@ -99,12 +100,14 @@ def side_by_side(parts: Sequence[LowRank | None], sizes: Sequence[int]) -> LowRa
     first = given[0].down
     shared = all(part.down is first or torch.equal(part.down, first) for part in given)
     down = first if shared else torch.cat([part.down for part in given])
+    scale = given[0].scale if len({part.scale for part in given}) == 1 else 1.0
     rows, start = [], 0
     for part, size in zip(parts, sizes, strict=True):
         row = given[0].up.new_zeros(size, len(down))
         if part is not None:
             begin = 0 if shared else start
-            row[:, begin : begin + part.rank] = part.scale * part.up
+            up = part.up if part.scale == scale else part.scale / scale * part.up
+            row[:, begin : begin + part.rank] = up
             start += part.rank
         rows.append(row)
     magnitude = None
@@ -117,7 +120,7 @@ def side_by_side(parts: Sequence[LowRank | None], sizes: Sequence[int]) -> LowRa
                 for k, (part, size) in enumerate(zip(parts, sizes, strict=True))
             ]
         )
-    return LowRank(down, torch.cat(rows), 1.0, magnitude)
+    return LowRank(down, torch.cat(rows), scale, magnitude)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from core_gates.adapters.low_rank import side_by_side
 from diffusion.lora_file.errors import LoraFileError
 from diffusion.lora_file.factors.change import Factors
 
@@ -79,25 +80,10 @@ def fuse(parts: Sequence[Factors | None], sizes: Sequence[int]) -> Factors:
     given = [part for part in parts if part is not None]
     if len(parts) == 1 and given:
         return given[0]
-    scale = given[0].scale if len({part.scale for part in given}) == 1 else None
-    ups = [_scaled(part, scale) for part in given]
-    downs = [part.down for part in given]
-    shared = all(torch.equal(down, downs[0]) for down in downs)
-    rank = downs[0].shape[0] if shared else sum(down.shape[0] for down in downs)
-    rows, start = [], 0
-    for part, size in zip(parts, sizes, strict=True):
-        row = downs[0].new_zeros(size, rank)
-        if part is not None:
-            up = ups.pop(0)
-            row[:, start : start + part.rank] = up
-            start += 0 if shared else part.rank
-        rows.append(row)
-    down = downs[0] if shared else torch.cat(downs)
-    return Factors(down, torch.cat(rows), 1.0 if scale is None else scale, _magnitude(parts))
-
-
-def _scaled(part: Factors, common: float | None) -> Tensor:
-    return part.up if common is not None else part.scale * part.up
+    magnitude = _magnitude(parts)
+    pairs = [None if part is None else part.low_rank() for part in parts]
+    down, up, scale, _ = side_by_side(pairs, sizes)
+    return Factors(down, up, scale, magnitude)
 
 
 def _magnitude(parts: Sequence[Factors | None]) -> Tensor | None:

@@ -217,3 +217,17 @@ def test_the_gate_is_no_part_of_what_a_transparent_model_loads():
     model.load_state_dict(model_of().state_dict())
     assert torch.equal(gate.bias, kept)
     assert model[0].ranks == [2]
+
+
+def test_small_changes_add_up_beside_a_large_output_in_half_precision():
+    """Eight DoRAs that add a half each to 256, between whose neighbors in bfloat16 lies 2."""
+    base = nn.Linear(IN, OUT, dtype=torch.bfloat16)
+    nn.init.constant_(base.weight, 256 / IN)
+    nn.init.zeros_(base.bias)
+    norm = base.weight.detach().float().norm(dim=1)
+    nothing = torch.zeros(1, IN), torch.zeros(OUT, 1)
+    one = LowRank(*nothing, magnitude=norm * (1 + 0.5 / 256))
+    layer = GatedLoraLinear(base, [one] * 8, gate=OpenGate(OUT))
+    x = torch.ones(2, IN, dtype=torch.bfloat16)
+    assert_close(base(x), torch.full((2, OUT), 256.0, dtype=torch.bfloat16))
+    assert_close(layer(x), torch.full((2, OUT), 260.0, dtype=torch.bfloat16), rtol=0, atol=0)
