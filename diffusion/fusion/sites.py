@@ -1,12 +1,10 @@
 """Where a model takes adapters: at its linear layers, some of which published gates see fused."""
 
-from collections.abc import Iterable
-
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from diffusion.lora_file.family import FAMILIES, Placed
-from diffusion.lora_file.family.layers import index_of
+from diffusion.lora_file.family.layers import index_of, place
 
 KINDS = {"FluxTransformer2DModel": "flux", "SD3Transformer2DModel": "sd3"}
 """Class of a model of diffusers -> its family."""
@@ -39,7 +37,7 @@ def sites_of(model: nn.Module, family: str | None) -> list[Placed]:
         family: ``flux``, ``sd3``, or None: every layer is alone.
     """
     sizes = linear_sizes(model)
-    fused = [] if family is None else _fused(family, sizes)
+    fused = [] if family is None else place(FAMILIES[family], _blocks(family, sizes), sizes)
     taken = {part for site in fused for part in site.parts}
     alone = [
         Placed(name, name, (name,), inputs, (outputs,))
@@ -49,29 +47,11 @@ def sites_of(model: nn.Module, family: str | None) -> list[Placed]:
     return [*fused, *alone]
 
 
-def _fused(family: str, sizes: dict[str, tuple[int, int]]) -> list[Placed]:
-    known, placed = FAMILIES[family], []
-    lists = dict.fromkeys(layer.name.partition(".")[0] for layer in known.fused)
-    for prefix in lists:
-        own = [layer for layer in known.fused if layer.name.startswith(f"{prefix}.")]
-        for i in _blocks((part for layer in own for part in layer.parts), sizes):
-            for layer in own:
-                parts = tuple(part.format(i=i) for part in layer.parts)
-                parts = tuple(part for part in parts if part in sizes)
-                if parts:
-                    outputs = tuple(sizes[part][1] for part in parts)
-                    name = layer.name.format(i=i)
-                    placed.append(Placed(name, layer.type, parts, sizes[parts[0]][0], outputs))
-    return placed
-
-
-def _blocks(templates: Iterable[str], sizes: Iterable[str]) -> list[int]:
-    """Return the numbers of the blocks of a list."""
-    starts = {template.partition("{i}")[0] for template in templates}
-    found = {
-        index
-        for name in sizes
-        for start in starts
-        if name.startswith(start) and (index := index_of(name)) is not None
-    }
-    return sorted(found)
+def _blocks(family: str, sizes: dict[str, tuple[int, int]]) -> dict[str, int]:
+    """Return the number of blocks of a model, by the first part of the fused names."""
+    counts: dict[str, int] = {}
+    for layer in FAMILIES[family].fused:
+        prefix, start = layer.name.partition(".")[0], layer.parts[0].partition("{i}")[0]
+        found = [index_of(name) for name in sizes if name.startswith(start)]
+        counts[prefix] = max((index + 1 for index in found if index is not None), default=0)
+    return counts
