@@ -276,6 +276,16 @@ def test_metrics_count_requests_batches_rows_and_the_model(client_of):
     assert found["process_resident_memory_bytes",] > 1e6
 
 
+async def refused(http):
+    """The counters as soon as a model has been refused, or after 30 seconds."""
+    for _ in range(600):
+        counted = samples((await http.get("/metrics")).text)
+        if counted["gates_swaps_total", "refused"]:
+            break
+        await asyncio.sleep(0.05)
+    return counted
+
+
 def test_the_model_is_swapped_while_requests_are_answered(client_of, toy):
     client = client_of()
     folder = client.service.models.place
@@ -292,11 +302,11 @@ def test_the_model_is_swapped_while_requests_are_answered(client_of, toy):
         asked = asyncio.create_task(ask())
         await asyncio.sleep(0.1)
         toy.write_model(folder, 5.0)
-        await asyncio.wait_for(asked, 10)
+        await asyncio.wait_for(asked, 60)
         toy.write_model(folder, float("nan"))
-        await asyncio.sleep(0.2)
+        counted = await refused(http)
         assert (await http.post("/score", content=items(1))).json()["y"] == [5.0]
-        return values, samples((await http.get("/metrics")).text)
+        return values, counted
 
     values, metrics = client.run(talk)
     assert sorted(values) == values
