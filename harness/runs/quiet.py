@@ -16,6 +16,7 @@ UNWANTED = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # see harness.runs.loops
     "`isinstance\\(treespec, LeafSpec\\)`",  # Lightning's use of torch
     "isinstance\\(treespec, LeafSpec\\)",
+    "Mismatch dtype between input and weight",  # RMS norms of diffusers under autocast
 )
 
 

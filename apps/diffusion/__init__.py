@@ -1,0 +1,1 @@
+"""``gates diffusion``: adapters found by their weights and fused by gates."""

@@ -1,0 +1,70 @@
+"""``gates diffusion train-base``: the embedded base, from nothing."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from apps.diffusion.works import BaseForm, train_base
+from diffusion.data.drawings import Drawings
+from diffusion.models.text import text_encoder
+from harness.command.verbs import Place
+from harness.experiment import Piece, Run
+
+BASE: dict[str, Any] = {
+    "shape": "tiny",
+    "steps": 8000,
+    "batch_size": 64,
+    "learning_rate": 1.5e-3,
+    "text_encoder": "minilm",
+}
+"""How the shipped base was trained."""
+
+
+def base_piece(run: Run, seed: int, drawings: Drawings, **changes: Any) -> Piece:
+    """Return the piece that an embedded base is."""
+    settings = BASE | changes
+    found = text_encoder(settings["text_encoder"]).fingerprint
+    return run.piece(
+        "base", seed, **settings, **{"text_encoder.fingerprint": found, "data": drawings.digest}
+    )
+
+
+def train(
+    place: Place,
+    shape: str = "tiny",
+    steps: int = 8000,
+    batch_size: int = 64,
+    learning_rate: float = 1.5e-3,
+    text_encoder: str = "minilm",
+    drawings: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Train the embedded base on the drawings of OpenMoji; a killed training continues.
+
+    Args:
+        place: Filled in by the command line.
+        shape: Shape of the transformer, ``tiny`` or ``unit``.
+        steps: Steps of the training, over which the learning rate falls to 0.
+        batch_size: Drawings of a step.
+        learning_rate: Learning rate after the warm-up.
+        text_encoder: Text encoder, ``minilm`` or, for tests, ``ngrams``.
+        drawings: Folder of the drawings; those of the package if null.
+        seed: Seed of the weights and of all that is drawn.
+        overwrite: Replace a base in the run folder that was trained with other settings.
+    """
+    run = Run(place.run_folder.path, app="diffusion", package="diffusion", overwrite=overwrite)
+    piece = base_piece(
+        run,
+        seed,
+        Drawings.load(drawings),
+        shape=shape,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        text_encoder=text_encoder,
+    )
+    store = run.store("bases", BaseForm())
+    run.obtain(store, [piece], partial(train_base, drawings_folder=drawings), ticks=steps)
+    print(store.find(piece))
