@@ -1,0 +1,146 @@
+"""The embedded world: one base, the zoo of its adapters, the judge of its images.
+
+All configurations share it, in the run folder ``embedded`` and among what ships.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.diffusion.train_base import base_piece
+from apps.diffusion.works import AdapterForm, BaseForm, train_adapter, train_base
+from diffusion.data.concepts import Concept, concepts
+from diffusion.data.drawings import Drawings
+from diffusion.models.adapters import layers_of
+from diffusion.models.base import EmbeddedBase
+from diffusion.models.text import TextEncoder, text_encoder
+from harness.experiment import Piece, Run
+
+EMBEDDED = "embedded"
+ADAPTER: dict[str, Any] = {
+    "rank": 2,
+    "parts": ["attention", "mlp"],
+    "steps": 100,
+    "batch_size": 32,
+    "learning_rate": 5e-3,
+    "warmup_steps": 5,
+}
+"""How adapters of seed 0 are trained."""
+
+RANKS, STEPS, KEPT = (1, 8), (60, 160), (0.5, 1.0)
+"""What adapters of seed 1 draw: rank, steps, and the share of layers that they change."""
+
+
+class World:
+    """What all configurations stand on.
+
+    Args:
+        root: Folder of all runs.
+        drawings: Folder of the drawings; those of the package if None.
+        shipped: Whether what ships is used.
+        overwrite: Whether what was made with other settings is replaced.
+        quick: Whether nothing is trained.
+        base: Settings of the base, in place of those of the shipped one.
+        adapter: Settings of adapters, likewise.
+    """
+
+    def __init__(
+        self,
+        root: str | Path = "runs",
+        *,
+        drawings: str | None = None,
+        shipped: bool = True,
+        overwrite: bool = False,
+        quick: bool = False,
+        base: dict[str, Any] | None = None,
+        adapter: dict[str, Any] | None = None,
+    ) -> None:
+        self.run = Run(
+            Path(root) / "diffusion" / EMBEDDED,
+            app="diffusion",
+            config_path=Path(f"{EMBEDDED}.yaml"),
+            package="diffusion",
+            shipped=shipped,
+            overwrite=overwrite,
+        )
+        self.run.quick = quick
+        self.drawings_folder, self._base, self._adapter = drawings, base or {}, adapter or {}
+        self.bases = self.run.store("bases", BaseForm())
+        self.adapters = self.run.store("adapters", AdapterForm())
+
+    @cached_property
+    def drawings(self) -> Drawings:
+        """All drawings."""
+        return Drawings.load(self.drawings_folder)
+
+    @cached_property
+    def base_folder(self) -> Path:
+        """Folder of the base, which is trained if it is missing."""
+        piece = base_piece(self.run, 0, self.drawings, **self._base)
+        work = partial(train_base, drawings_folder=self.drawings_folder)
+        self.run.obtain(self.bases, [piece], work, ticks=piece["steps"])
+        found = self.bases.find(piece)
+        assert found is not None
+        return found
+
+    @cached_property
+    def base(self) -> EmbeddedBase:
+        """The base."""
+        return EmbeddedBase.load(self.base_folder)
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        """The text encoder of the base."""
+        found = text_encoder(self.base.text_encoder["name"])
+        self.base.check_text_encoder(found)
+        return found
+
+    def zoo(self, seed: int, chosen: Sequence[Concept] | None = None) -> dict[str, Path]:
+        """Return concept -> LoRA file of a seed; what is missing is trained.
+
+        Args:
+            seed: 0, or 1: trained independently, with another rank, layers and length.
+            chosen: Concepts; all if None.
+        """
+        named = {one.name: self.adapter_piece(one, seed) for one in chosen or concepts()}
+        work = partial(
+            train_adapter, base_folder=self.base_folder, drawings_folder=self.drawings_folder
+        )
+        made = self.run.obtain(
+            self.adapters, named.values(), work, ticks=lambda piece: int(piece["steps"])
+        )
+        found = {piece.method: self.adapters.find(piece) for piece in made}
+        return {name: _file(path) for name, path in found.items() if path is not None}
+
+    def adapter_piece(self, concept: Concept, seed: int) -> Piece:
+        """Return the piece that an adapter is."""
+        settings = {**ADAPTER, **self._adapter, "start": self.base_fingerprint}
+        if seed:
+            settings |= self._drawn(concept, seed)
+        return self.run.piece(concept.name, seed, kind=concept.kind, **settings)
+
+    @cached_property
+    def base_fingerprint(self) -> str:
+        """Of the piece of the base."""
+        return base_piece(self.run, 0, self.drawings, **self._base).fingerprint
+
+    def _drawn(self, concept: Concept, seed: int) -> dict[str, Any]:
+        digest = hashlib.sha256(f"{concept.name} {seed}".encode()).digest()
+        random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+        layers = layers_of(self.base.transformer, ADAPTER["parts"])
+        kept = random.random(len(layers)) < random.uniform(*KEPT)
+        return {
+            "rank": int(random.integers(RANKS[0], RANKS[1] + 1)),
+            "steps": int(random.integers(STEPS[0], STEPS[1] + 1)),
+            "layers": [name for name, keep in zip(layers, kept, strict=True) if keep],
+        }
+
+
+def _file(folder: Path) -> Path:
+    return next(iter(sorted(folder.glob("*.safetensors"))))

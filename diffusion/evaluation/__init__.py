@@ -1,0 +1,1 @@
+"""How good found adapters, fused adapters and images are."""
