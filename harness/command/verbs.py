@@ -63,11 +63,12 @@ class FunctionVerb(NamedTuple):
     Attributes:
         target: ``module:function``, imported only for this verb. The function takes a
             :class:`Place` first; its other arguments, typed and documented, are the options.
-        positional: Argument that stands without an option; a list of one path or several.
+        positional: Argument that stands without an option, a list of one path or several; or names
+            of several such arguments, each of one path.
     """
 
     target: str
-    positional: str | None = None
+    positional: str | tuple[str, ...] = ()
 
     def load(self) -> Callable[..., None]:
         """Return the function."""
@@ -105,9 +106,11 @@ def run_verb(
         "-c", "--config", action=OwnSection, help="Configuration: a path, or a packaged name."
     )
     skip: set[str | int] = {"place"}
-    if positional is not None:
-        skip.add(positional)
-        parser.add_argument(positional, nargs="+", type=str, help="Paths, see above.")
+    for name in (positional,) if isinstance(positional, str) else positional:
+        skip.add(name)
+        many: dict[str, Any] = {"nargs": "+"} if name == positional else {}
+        text = f"{'Paths' if many else 'A path'}, see above."
+        parser.add_argument(name, type=str, help=text, **many)
     parser.add_argument("--name", type=str | None, help=NAME if name_of is None else NAME_OF_PATH)
     parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
     parser.add_function_arguments(function, skip=skip, as_group=False)
