@@ -87,7 +87,7 @@ APPS: Mapping[str, App] = {
     ),
     "diffusion": App(
         "apps.diffusion.commands",
-        "find adapters (LoRA) of image models, see what is in them, convert and fuse them: AutoLoRA",
+        "find, inspect, convert and fuse adapters (LoRA) of image models: AutoLoRA",
         {
             "inspect": "say what an adapter holds, who reads it, and why it may do nothing",
             "convert": "write an adapter in the format of another program, smaller if wanted",

@@ -62,7 +62,9 @@ class FunctionVerb(NamedTuple):
 
     Attributes:
         target: ``module:function``, imported only for this verb. The function takes a
-            :class:`Place` first; its other arguments, typed and documented, are the options.
+            :class:`Place` named ``place`` if it reads or writes a run, which gives the verb the
+            options ``--name`` and ``--root``; its other arguments, typed and documented, are the
+            options.
         positional: Argument that stands without an option, a list of one path or several; or names
             of several such arguments, each of one path.
     """
@@ -100,6 +102,7 @@ def run_verb(
     quiet_lightning()
     verb, *words = arguments
     function, positional = verbs[verb].load(), verbs[verb].positional
+    placed = "place" in inspect.signature(function).parameters
     parser = GatesParser(prog=f"gates {app} {verb}", app=app, verb=verb)
     parser.description = _summary(function)
     parser.add_argument(
@@ -111,8 +114,10 @@ def run_verb(
         many: dict[str, Any] = {"nargs": "+"} if name == positional else {}
         text = f"{'Paths' if many else 'A path'}, see above."
         parser.add_argument(name, type=str, help=text, **many)
-    parser.add_argument("--name", type=str | None, help=NAME if name_of is None else NAME_OF_PATH)
-    parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
+    if placed:
+        text = NAME if name_of is None else NAME_OF_PATH
+        parser.add_argument("--name", type=str | None, help=text)
+        parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
     parser.add_function_arguments(function, skip=skip, as_group=False)
     let_switches_stand_alone(parser)
     describe(parser, COMMON_OPTIONS)
@@ -121,13 +126,14 @@ def run_verb(
         options = vars(parser.instantiate_classes(parsed))
     except ValueError as error:  # of the constructor of a dataclass
         raise GatesError(f"an option is wrong: {error}") from error
-    stem = parser.config_path.stem if parser.config_path else config
-    name = options.pop("name")
-    if name is None and parser.config_path is None and name_of is not None:
-        name = name_of(options)
-    folder = RunFolder(app, name or stem, options.pop("root"))
     options.pop("config")
-    function(Place(folder, stem), **options)
+    if placed:
+        name, root = options.pop("name"), options.pop("root")
+        if name is None and parser.config_path is None and name_of is not None:
+            name = name_of(options)
+        stem = parser.config_path.stem if parser.config_path else config
+        options["place"] = Place(RunFolder(app, name or stem, root), stem)
+    function(**options)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion.lora_file import load_lora, save_lora, shrink_bundle
-from harness.command.verbs import Place
 from harness.files import require_apart, require_free
 
 
 def convert(
-    place: Place,
     file: str,
     output: str,
     to: str = "diffusers",
@@ -23,7 +21,6 @@ def convert(
     """Write FILE as OUTPUT in the format of another program.
 
     Args:
-        place: Filled in by the command line.
         file: Filled in by the command line.
         output: Filled in by the command line.
         to: Format, one of diffusers, peft, kohya, comfyui.

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion.lora_file import load_lora, verdicts
-from harness.command.verbs import Place
 from harness.files import write_json
 
 
 def inspect(
-    place: Place,
     paths: list[str],
     base: str | None = None,
     layers: bool = False,
@@ -21,7 +19,6 @@ def inspect(
     """Say what PATHS hold, files of adapters or folders of them, and what other programs read.
 
     Args:
-        place: Filled in by the command line.
         paths: Filled in by the command line.
         base: Family of the model, flux or sd3, where the names fit both.
         layers: List every layer, with its rank and the norm of its change.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from core_gates.errors import GatesError
-from harness.command.verbs import Place
 
 
 def merge(
-    place: Place,
     files: list[str],
     output: str,
     method: str = "sum",
@@ -18,7 +16,6 @@ def merge(
     """Make one adapter of FILES.
 
     Args:
-        place: Filled in by the command line.
         files: Filled in by the command line.
         output: File or folder of the merged adapter.
         method: How they are merged: sum, mean or weighted.
