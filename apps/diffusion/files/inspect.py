@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
 from apps.diffusion.files.answer import Answer, answer
+from apps.diffusion.files.base import base_of
 from apps.diffusion.files.showing import show_contents, show_summary
 from apps.diffusion.files.sources import find_files
 from core_gates.errors import GatesError
 from diffusion.lora_file.inspection import Contents, examine
+from diffusion.lora_file.reading import Base
 from harness.files import require_apart, require_free, write_json
 
 Found = tuple[Contents, Answer] | str
@@ -20,7 +22,7 @@ Found = tuple[Contents, Answer] | str
 
 def inspect(
     paths: list[str],
-    base: Literal["flux", "sd3"] | None = None,
+    base: str | None = None,
     layers: bool = False,
     hashes: bool = True,
     json: str | None = None,
@@ -32,7 +34,8 @@ def inspect(
 
     Args:
         paths: Filled in by the command line.
-        base: Family of the model, flux or sd3, where the names of a file fit both.
+        base: What the files are for: flux, sd3 or a folder of diffusers, whose layers they must
+            fit; by default each file decides.
         layers: List every layer, with its size, rank, scale and the norm of its change.
         hashes: Compute the hashes AutoV2 and AutoV3, for which each file is read twice more.
         json: File to which everything is written as JSON, too.
@@ -42,7 +45,8 @@ def inspect(
     if json is not None:
         require_free(Path(json), overwrite=overwrite_output)
         require_apart(Path(json), files, "--json")
-    found = {path: _examine(path, base, hashes=hashes) for path in files}
+    model = base_of(base)
+    found = {path: _examine(path, model, hashes=hashes) for path in files}
     reasons = [one for one in found.values() if isinstance(one, str)]
     if len(reasons) == len(found):
         others = f", and {len(reasons) - 1} more files are refused" if len(reasons) > 1 else ""
@@ -57,7 +61,7 @@ def inspect(
         show_summary(console, found, hashes=hashes)
 
 
-def _examine(path: Path, base: str | None, *, hashes: bool) -> Found:
+def _examine(path: Path, base: Base | None, *, hashes: bool) -> Found:
     """Examine a file; what is wrong with one is no reason not to show the others."""
     try:
         contents = examine(path, base, hashes=hashes)

@@ -74,14 +74,15 @@ def facts(contents: Contents) -> dict[str, str]:
 
 def dialects(found: Sequence[Dialect]) -> list[str]:
     """Return each way of naming layers, with the spellings of its factors."""
-    spellings: dict[tuple[str, str, bool], list[str]] = {}
+    groups: dict[tuple[str, str], list[Dialect]] = {}
     for one in found:
-        spellings.setdefault((one.prefix, one.names, one.underscored), []).append(one.factors)
-    return [
-        f"{prefix or 'no prefix'}, {names} names{' with underscores' if underscored else ''} "
-        f"({', '.join(own)})"
-        for (prefix, names, underscored), own in spellings.items()
-    ]
+        groups.setdefault((one.prefix, one.names), []).append(one)
+    lines = []
+    for (prefix, names), own in groups.items():
+        underscored = " with underscores" if any(one.underscored for one in own) else ""
+        spellings = ", ".join(dict.fromkeys(one.factors for one in own))
+        lines.append(f"{prefix or 'no prefix'}, {names} names{underscored} ({spellings})")
+    return lines
 
 
 def _counts(contents: Contents) -> str:
@@ -171,4 +172,3 @@ def show_summary(
     for path, found in rows.items():
         if not isinstance(found, str) and found[1].effect != "whole":
             console.print(f"[yellow]{escape(clean(path.name, 60))}[/]: {escape(found[1].text)}")
-
