@@ -9,7 +9,7 @@ from errno import EDQUOT, ENOSPC
 from typing import Any, NamedTuple
 
 PACKAGES = (
-    "apps", "benchmarks", "core_gates", "endoscopy", "harness", "recsys", "studies",
+    "apps", "benchmarks", "core_gates", "diffusion", "endoscopy", "harness", "recsys", "studies",
     "video_multitask", "weather",
 )  # fmt: skip
 
@@ -84,6 +84,16 @@ APPS: Mapping[str, App] = {
         },
         stop="apps.video.tour:tour",
         extras=("recsys", "serve", "export"),
+    ),
+    "diffusion": App(
+        "apps.diffusion.commands",
+        "find, inspect, convert and fuse adapters (LoRA) of image models: AutoLoRA",
+        {
+            "inspect": "say what an adapter holds, who reads it, and why it may do nothing",
+            "convert": "write an adapter in the format of another program, smaller if wanted",
+            "merge": "make one adapter of several",
+        },
+        extras=("diffusion", "demo"),
     ),
     "tour": App(
         "apps.tour",

@@ -1,1 +1,1 @@
-"""``gates diffusion``: adapters found by their weights and fused by gates."""
+"""``gates diffusion``: adapters of image models, found by a prompt and fused by a gate."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from core_gates.adapters import (
 from core_gates.adapters.factors import AdapterFactors
 from core_gates.errors import GatesError, check_option
 from diffusion.fusion.gate_file import DOT, load_gates, save_gates
-from diffusion.fusion.sites import TIME_SCALES, family_of, linear_sizes, sites_of
+from diffusion.fusion.sites import TIME_SCALES, family_of, linear_sizes, refuse_misfits, sites_of
 from diffusion.lora_file import LoraBundle
 from diffusion.lora_file.container.text import listed
 from diffusion.lora_file.factors.change import Factors
@@ -81,7 +81,7 @@ class GatedFusion(nn.Module):
         self.family = family_of(model)
         self._sizes = linear_sizes(model)
         self._sites = sites_of(model, self.family if mode == "gated" else None)
-        self._layers: dict[str, AdapterFactors] = {}
+        self._layers: dict[str, GatedLoraLinear] = {}
         self._clock: DiffusionTime | None = None
         self.adapters: dict[str, LoraBundle] = {}
         self.strengths: dict[str, float] = {}
@@ -99,6 +99,16 @@ class GatedFusion(nn.Module):
     def attached(self) -> bool:
         """Whether the adapters are in force."""
         return bool(self._layers)
+
+    @property
+    def sites(self) -> list[Placed]:
+        """Where the adapters change the model, or may, in its order."""
+        return self._changed()
+
+    @property
+    def layers(self) -> Mapping[str, GatedLoraLinear]:
+        """Site -> layer with adapters, while attached."""
+        return self._layers
 
     def attach(self) -> Self:
         """Put the adapters in force.
@@ -144,11 +154,11 @@ class GatedFusion(nn.Module):
         Raises:
             GatesError: One does not fit the model, or there is no room for it.
         """
-        before = self.adapters
+        before, strengths = self.adapters, self.strengths
         self._take(adapters)
         lacking = [site.name for site in self._changed() if site.name not in self._layers]
         if self.attached and lacking:
-            self._take(before)
+            self.adapters, self.strengths = before, strengths
             raise GatesError(
                 f"the new adapters change {listed(lacking)}, which had none when this was attached:"
                 " detach first, or make it with everywhere=True"
@@ -159,12 +169,11 @@ class GatedFusion(nn.Module):
                 if site.name in found:
                     self._check_room(site, found[site.name])
         except GatesError:
-            self._take(before)
+            self.adapters, self.strengths = before, strengths
             raise
         for name, factors in found.items():
-            layer = self._layers[name]
-            assert isinstance(layer, GatedLoraLinear)
-            layer.set_adapters(factors)
+            self._layers[name].set_adapters(factors)
+        self._weigh()
 
     def set_strengths(self, strengths: Mapping[str, float]) -> None:
         """Weigh adapters before the gates see them; others keep their strength, 0 is off.
@@ -180,28 +189,36 @@ class GatedFusion(nn.Module):
         if not torch.tensor(list(found.values())).isfinite().all():
             raise GatesError(f"strengths {dict(strengths)} must be finite numbers")
         self.strengths = found
-        for layer in self._layers.values():
-            layer.set_strengths(list(found.values()))
+        self._weigh()
+
+    def at(self, step: int, steps: int) -> None:
+        """Learn which denoising step follows; gates see it in their inputs, and nothing changes.
+
+        Args:
+            step: Its number, from 0.
+            steps: Number of steps of the run.
+        """
 
     def save_gates(self, path: str | Path) -> Path:
         """Write the gates, in the names of DiffSynth-Studio."""
-        return save_gates(path, {site: self._gate(site).state_dict() for site in self._gated()})
+        return save_gates(path, {site: self.gate(site).state_dict() for site in self._gated()})
+
+    def gate(self, site: str) -> LoraGate | OpenGate:
+        """Return the gate of a site, by its name."""
+        if self.mode == "sum":
+            return OpenGate(next(s.out_features for s in self._sites if s.name == site))
+        return cast(LoraGate, self.gates[site.replace(".", DOT)])
+
+    def _weights(self) -> Sequence[float]:
+        """Return the factor of each adapter, in order."""
+        return list(self.strengths.values())
+
+    def _weigh(self) -> None:
+        for layer in self._layers.values():
+            layer.set_strengths(self._weights())
 
     def _take(self, adapters: Mapping[str, LoraBundle]) -> None:
-        sizes = self._sizes
-        for name, bundle in adapters.items():
-            if self.family is not None and bundle.family != self.family:
-                raise GatesError(
-                    f"adapter {name!r} is for {bundle.family}, the model is {self.family}"
-                )
-            for module, found in bundle.sizes().items():
-                if sizes.get(module) != (found.in_features, found.out_features):
-                    has = sizes.get(module)
-                    raise GatesError(
-                        f"adapter {name!r} changes {module} of {found.in_features} to"
-                        f" {found.out_features} features, the model has"
-                        f" {'none' if has is None else f'{has[0]} to {has[1]}'}"
-                    )
+        refuse_misfits(adapters, self.family, self._sizes)
         self.adapters = dict(adapters)
         self.strengths = dict.fromkeys(adapters, 1.0)
 
@@ -238,9 +255,6 @@ class GatedFusion(nn.Module):
     def _gated(self) -> list[str]:
         return [name.replace(DOT, ".") for name in self.gates]
 
-    def _gate(self, site: str) -> nn.Module:
-        return self.gates[site.replace(".", DOT)]
-
     def _factors(self, site: Placed) -> list[LowRank]:
         """Return what each adapter does at a site, in order; rank 0 where it does nothing."""
         found = []
@@ -275,23 +289,22 @@ class GatedFusion(nn.Module):
             )
             sites = {site.parts[0]: site.name for site in alone.values()}
             for name, layer in attached.items():
-                assert isinstance(layer, AdapterFactors)
+                assert isinstance(layer, GatedLoraLinear)
                 self._layers[sites[name]] = layer
-        self.set_strengths(self.strengths)
+        self._weigh()
 
     def _attach_siblings(self, site: Placed) -> GatedSiblings:
         def adapt(layers: Sequence[nn.Module]) -> GatedSiblings:
-            gate = self._gate(site.name)
-            room = self._room(site)
-            made = GatedSiblings(layers, self._factors(site), gate=gate, room=room)  # type: ignore[arg-type]
+            gate, room = self.gate(site.name), self._room(site)
+            made = GatedSiblings(layers, self._factors(site), gate=gate, room=room)
             made.clock = self._clock
             return made
 
         return attach_siblings(self.model, site.parts, adapt)
 
     def _adapted(self, linear: nn.Linear, site: Placed) -> GatedLoraLinear:
-        gate = self._gate(site.name) if self.mode == "gated" else OpenGate(site.out_features)
-        made = GatedLoraLinear(linear, self._factors(site), gate=gate, room=self.room)  # type: ignore[arg-type]
+        gate = self.gate(site.name)
+        made = GatedLoraLinear(linear, self._factors(site), gate=gate, room=self.room)
         made.clock = self._clock
         return made
 

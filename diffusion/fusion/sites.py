@@ -1,8 +1,12 @@
 """Where a model takes adapters: at its linear layers, some of which published gates see fused."""
 
+from collections.abc import Mapping
+
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from core_gates.errors import GatesError
+from diffusion.lora_file import LoraBundle
 from diffusion.lora_file.family import FAMILIES, Placed
 from diffusion.lora_file.family.layers import index_of, place
 
@@ -45,6 +49,32 @@ def sites_of(model: nn.Module, family: str | None) -> list[Placed]:
         if name not in taken
     ]
     return [*fused, *alone]
+
+
+def refuse_misfits(
+    adapters: Mapping[str, LoraBundle], family: str | None, sizes: Mapping[str, tuple[int, int]]
+) -> None:
+    """Refuse adapters of other models.
+
+    Args:
+        adapters: Name -> adapter.
+        family: That of the model, None for any.
+        sizes: Inputs and outputs of its linear layers.
+
+    Raises:
+        GatesError: An adapter is of another family, or has a layer that the model lacks.
+    """
+    for name, bundle in adapters.items():
+        if family is not None and bundle.family != family:
+            raise GatesError(f"adapter {name!r} is for {bundle.family}, the model is {family}")
+        for module, found in bundle.sizes().items():
+            if sizes.get(module) != (found.in_features, found.out_features):
+                has = sizes.get(module)
+                raise GatesError(
+                    f"adapter {name!r} changes {module} of {found.in_features} to"
+                    f" {found.out_features} features, the model has"
+                    f" {'none' if has is None else f'{has[0]} to {has[1]}'}"
+                )
 
 
 def _blocks(family: str, sizes: dict[str, tuple[int, int]]) -> dict[str, int]:

@@ -145,7 +145,8 @@ def _read(keys: list[Key], evidence: str, context: Context) -> LoraBundle:
     fates = _fates(keys, family, left, owners)
     notes = [evidence] if evidence.endswith("assumed") else []
     if assumed:
-        notes.append(f"{assumed} layers state no α, α = r is assumed")
+        states = "layer states" if assumed == 1 else "layers state"
+        notes.append(f"{assumed} {states} no α, α = r is assumed")
     report = MappingReport(fates, family, evidence, notes=tuple(notes))
     return _reported(bundle, report, complaints, keys)
 

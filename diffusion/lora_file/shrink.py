@@ -9,6 +9,8 @@ import torch
 from diffusion.lora_file.bundle import LoraBundle
 from diffusion.lora_file.errors import LoraFileError
 from diffusion.lora_file.factors.change import Factors
+from diffusion.lora_file.fusing import split
+from diffusion.lora_file.views import FusedView
 
 
 class Shrunk(NamedTuple):
@@ -62,7 +64,11 @@ def shrink(factors: Factors, rank: int | None = None, energy: float | None = Non
 
 
 def shrink_bundle(
-    bundle: LoraBundle, rank: int | None = None, energy: float | None = None
+    bundle: LoraBundle,
+    rank: int | None = None,
+    energy: float | None = None,
+    *,
+    fused: bool = False,
 ) -> tuple[LoraBundle, dict[str, float]]:
     """Shrink every layer, those of text encoders included.
 
@@ -70,6 +76,8 @@ def shrink_bundle(
         bundle: An adapter.
         rank: See :func:`shrink`.
         energy: See :func:`shrink`.
+        fused: Whether layers are shrunk together that are one layer in published checkpoints, and
+            in the formats with their names; shrunk one by one, their ranks would add up there.
 
     Returns:
         The adapter, and the relative error of each layer of the transformer.
@@ -78,7 +86,10 @@ def shrink_bundle(
         LoraFileError: See :func:`shrink`.
     """
     _check(rank, energy)
-    own = {name: shrink(bundle.modules[name], rank, energy) for name in bundle.modules}
+    if fused:
+        own = _shrink_fused(bundle, rank, energy)
+    else:
+        own = {name: shrink(bundle.modules[name], rank, energy) for name in bundle.modules}
     encoders = {
         component: {name: shrink(modules[name], rank, energy).factors for name in modules}
         for component, modules in bundle.text_encoders.items()
@@ -86,6 +97,32 @@ def shrink_bundle(
     modules = {name: shrunk.factors for name, shrunk in own.items()}
     result = dataclasses.replace(bundle, modules=modules, text_encoders=encoders)
     return result, {name: shrunk.error for name, shrunk in own.items()}
+
+
+def _shrink_fused(bundle: LoraBundle, rank: int | None, energy: float | None) -> dict[str, Shrunk]:
+    """Shrink fused layers; their parts share A then. All others are shrunk one by one."""
+    view = FusedView(bundle)
+    found: dict[str, Shrunk] = {}
+    for fused in view:
+        layer = view.layer(fused)
+        whole = view[fused]
+        small = shrink(whole, rank, energy).factors
+        if small is whole:
+            continue
+        for part, factors in zip(layer.parts, split(small, layer.sizes), strict=True):
+            if part in bundle.modules:
+                found[part] = Shrunk(factors, _error(bundle.modules[part], factors))
+    alone = (name for name in bundle.modules if name not in found)
+    found |= {name: shrink(bundle.modules[name], rank, energy) for name in alone}
+    return {name: found[name] for name in bundle.modules}
+
+
+def _error(one: Factors, other: Factors) -> float:
+    """Return ‖ΔW − ΔW'‖ / ‖ΔW‖ of two pairs of factors, without their products."""
+    down = torch.cat([one.down, other.down])
+    up = torch.cat([one.scale * one.up, -other.scale * other.up], dim=1)
+    norm = one.norm()
+    return Factors(down, up).norm() / norm if norm > 0 else 0.0
 
 
 def _check(rank: int | None, energy: float | None) -> None:

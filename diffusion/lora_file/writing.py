@@ -28,7 +28,7 @@ def save_lora(
     Args:
         bundle: The adapter.
         path: A ``.safetensors`` file; for ``peft`` a folder.
-        format: ``diffusers``, ``peft``, ``kohya`` or ``comfyui``.
+        format: ``diffusers``, ``peft``, ``kohya``, ``bfl`` or ``comfyui``.
         dtype: ``float32``, ``float16`` or ``bfloat16``, in which factors are rounded; by default
             that of the file that was read, and float32 where a value would change.
 

@@ -1,6 +1,8 @@
-"""The command line of an application."""
+"""The command line of an application.
 
-from harness.command.cli import GatesRunCLI
-from harness.command.trainer import GatesRunTrainer
+Names are imported when they are first used: verbs that are functions never wait for Lightning.
+"""
 
-__all__ = ["GatesRunCLI", "GatesRunTrainer"]
+from core_gates.lazy import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

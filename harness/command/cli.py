@@ -47,6 +47,10 @@ LIGHTNING_KEYS = {"pytorch-lightning_version", "state_dict"}
 OWN_OPTIONS = ("config", "resume", "overwrite", "shipped", "ckpt_path")
 
 
+class TrainerParser(GatesParser, LightningArgumentParser):
+    """The parser of verbs that have a Trainer."""
+
+
 class GatesRunCLI(LightningCLI):
     """LightningCLI with run folders, resuming, packaged configurations and one-line errors.
 
@@ -104,7 +108,7 @@ class GatesRunCLI(LightningCLI):
         self.arguments[:1] = [verb] if self.arguments else []
         # Building the parser of a verb costs half a second, so only the wanted one is built.
         self._wanted = (verb,) if self.verb in self.verbs else self.verbs
-        kwargs.setdefault("parser_class", GatesParser)
+        kwargs.setdefault("parser_class", TrainerParser)
         kwargs.setdefault("seed_everything_default", 0)
         kwargs.setdefault("auto_configure_optimizers", False)
         sections = (*self.verbs, *self.other_verbs)

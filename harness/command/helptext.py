@@ -100,7 +100,8 @@ def _shown(action: Action) -> bool:
 
 
 def _usage(parser: Any) -> str:
-    places = [a.dest.upper() + " ..." for a in parser._actions if not a.option_strings]
+    given = [a for a in parser._actions if not a.option_strings]
+    places = [a.dest.upper() + (" ..." if a.nargs == "+" else "") for a in given]
     words = [parser.prog, *places, "[--config FILE] [--key value ...]"]
     return "usage: " + " ".join(" ".join(words).replace("[options]", "").split())
 

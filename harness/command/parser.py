@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser
 
 from core_gates.errors import GatesError
 from harness.command.configfile import packaged_configs
@@ -22,14 +22,14 @@ COMMON_OPTIONS = {
 """Help in place of that of the libraries."""
 
 
-class GatesParser(LightningArgumentParser):
-    """LightningArgumentParser with one-line errors and exit code 2.
+class GatesParser(ArgumentParser):
+    """ArgumentParser of jsonargparse with one-line errors and exit code 2.
 
     Args:
         app: Application, for the lookup of configurations.
         verb: The verb that this parser reads; empty for the parser above the verbs.
         verbs: Every verb of the application: names of sections in a configuration.
-        kwargs: Passed on to ``LightningArgumentParser``.
+        kwargs: Passed on to ``ArgumentParser``.
     """
 
     config_path: Path | None = None

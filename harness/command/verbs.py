@@ -62,12 +62,15 @@ class FunctionVerb(NamedTuple):
 
     Attributes:
         target: ``module:function``, imported only for this verb. The function takes a
-            :class:`Place` first; its other arguments, typed and documented, are the options.
-        positional: Argument that stands without an option; a list of one path or several.
+            :class:`Place` named ``place`` if it reads or writes a run, which gives the verb the
+            options ``--name`` and ``--root``; its other arguments, typed and documented, are the
+            options.
+        positional: Argument that stands without an option, a list of one path or several; or names
+            of several such arguments, each of one path.
     """
 
     target: str
-    positional: str | None = None
+    positional: str | tuple[str, ...] = ()
 
     def load(self) -> Callable[..., None]:
         """Return the function."""
@@ -99,17 +102,22 @@ def run_verb(
     quiet_lightning()
     verb, *words = arguments
     function, positional = verbs[verb].load(), verbs[verb].positional
+    placed = "place" in inspect.signature(function).parameters
     parser = GatesParser(prog=f"gates {app} {verb}", app=app, verb=verb)
     parser.description = _summary(function)
     parser.add_argument(
         "-c", "--config", action=OwnSection, help="Configuration: a path, or a packaged name."
     )
     skip: set[str | int] = {"place"}
-    if positional is not None:
-        skip.add(positional)
-        parser.add_argument(positional, nargs="+", type=str, help="Paths, see above.")
-    parser.add_argument("--name", type=str | None, help=NAME if name_of is None else NAME_OF_PATH)
-    parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
+    for name in (positional,) if isinstance(positional, str) else positional:
+        skip.add(name)
+        many: dict[str, Any] = {"nargs": "+"} if name == positional else {}
+        text = f"{'Paths' if many else 'A path'}, see above."
+        parser.add_argument(name, type=str, help=text, **many)
+    if placed:
+        text = NAME if name_of is None else NAME_OF_PATH
+        parser.add_argument("--name", type=str | None, help=text)
+        parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
     parser.add_function_arguments(function, skip=skip, as_group=False)
     let_switches_stand_alone(parser)
     describe(parser, COMMON_OPTIONS)
@@ -118,13 +126,14 @@ def run_verb(
         options = vars(parser.instantiate_classes(parsed))
     except ValueError as error:  # of the constructor of a dataclass
         raise GatesError(f"an option is wrong: {error}") from error
-    stem = parser.config_path.stem if parser.config_path else config
-    name = options.pop("name")
-    if name is None and parser.config_path is None and name_of is not None:
-        name = name_of(options)
-    folder = RunFolder(app, name or stem, options.pop("root"))
     options.pop("config")
-    function(Place(folder, stem), **options)
+    if placed:
+        name, root = options.pop("name"), options.pop("root")
+        if name is None and parser.config_path is None and name_of is not None:
+            name = name_of(options)
+        stem = parser.config_path.stem if parser.config_path else config
+        options["place"] = Place(RunFolder(app, name or stem, root), stem)
+    function(**options)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:

@@ -1,5 +1,6 @@
 """Families of models: the names and sizes of their linear layers, derived from a few numbers."""
 
+from diffusion.lora_file.family.config import modules_in
 from diffusion.lora_file.family.flux import FLUX, FluxShape
 from diffusion.lora_file.family.layers import (
     Family,
@@ -21,6 +22,7 @@ __all__ = [
     "FusedLayer",
     "Placed",
     "SD3Shape",
+    "modules_in",
     "recognize",
     "template_of",
 ]

@@ -1,4 +1,4 @@
-"""Formats with the names of a family's own checkpoints: kohya's, and that of ComfyUI."""
+"""Formats with the names of a family's own checkpoints: kohya's, ComfyUI's and the plain one."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -37,6 +37,7 @@ class _Style(NamedTuple):
         down: Spelling of A.
         up: Spelling of B.
         underscored: Whether underscores replace the dots of layers.
+        alpha: Whether α is stored; otherwise the scale is multiplied into B.
     """
 
     name: str
@@ -45,6 +46,7 @@ class _Style(NamedTuple):
     down: str
     up: str
     underscored: bool
+    alpha: bool = True
 
 
 _KOHYA = _Style(
@@ -76,6 +78,13 @@ _COMFYUI = _Style(
     "lora_B",
     False,
 )
+_BFL = _Style("bfl", "", {}, "lora_A", "lora_B", False, alpha=False)
+_STYLES = {style.name: style for style in (_KOHYA, _COMFYUI, _BFL)}
+
+
+def encoders_of(format: str, family: str) -> Mapping[str, str]:
+    """Return the text encoders that a format has names for, each with its prefix."""
+    return _STYLES[format].encoders.get(family, {}) if format in _STYLES else {}
 
 
 def kohya(bundle: LoraBundle) -> Layout:
@@ -101,10 +110,22 @@ def comfyui(bundle: LoraBundle) -> Layout:
     return _layout(bundle, _COMFYUI)
 
 
+def bfl(bundle: LoraBundle) -> Layout:
+    """Lay an adapter for FLUX.1 out as Black Forest Labs do, with names that have no prefix.
+
+    Raises:
+        FormatError: It is for another family, has parts for text encoders, or only some parts of a
+            fused layer are DoRA adapters.
+    """
+    if bundle.family != "flux":
+        refuse("bfl", sorted(bundle.modules), "it has names for the layers of FLUX.1 alone")
+    return _layout(bundle, _BFL)
+
+
 def _layout(bundle: LoraBundle, style: _Style) -> Layout:
     layers = {style.prefix + _spelled(n, style): f for n, f in _native(bundle, style).items()}
     for component, modules in bundle.text_encoders.items():
-        prefix = style.encoders[bundle.family].get(component)
+        prefix = encoders_of(style.name, bundle.family).get(component)
         if prefix is None:
             refuse(style.name, [f"{component}.{n}" for n in modules], "it has no name for them")
             continue
@@ -113,9 +134,11 @@ def _layout(bundle: LoraBundle, style: _Style) -> Layout:
     exact = set()
     for name, factors in layers.items():
         tensors[f"{name}.{style.down}.weight"] = factors.down
-        tensors[f"{name}.{style.up}.weight"] = factors.up
-        tensors[f"{name}.alpha"] = torch.tensor(alpha_of(factors), dtype=torch.float32)
-        exact.add(f"{name}.alpha")
+        scaled = factors.up if style.alpha else factors.scale * factors.up
+        tensors[f"{name}.{style.up}.weight"] = scaled
+        if style.alpha:
+            tensors[f"{name}.alpha"] = torch.tensor(alpha_of(factors), dtype=torch.float32)
+            exact.add(f"{name}.alpha")
         if factors.magnitude is not None:
             tensors[f"{name}.dora_scale"] = factors.magnitude
     return Layout(tensors, kept_metadata(bundle.metadata), exact=frozenset(exact))

@@ -10,7 +10,7 @@ from diffusion.lora_file.scales import HEADER_KEY
 from diffusion.lora_file.writers.layout import Layout, kept_metadata, refuse
 from diffusion.lora_file.writers.peft_settings import settings_of, tensors_of
 
-_LOADED = {"flux": {"text_encoder"}, "sd3": {"text_encoder", "text_encoder_2"}}
+LOADED = {"flux": {"text_encoder"}, "sd3": {"text_encoder", "text_encoder_2"}}
 """Text encoders whose adapters ``load_lora_weights`` reads."""
 
 
@@ -23,7 +23,7 @@ def diffusers_file(bundle: LoraBundle) -> Layout:
     ignored = [
         f"{component}.{name}"
         for component, modules in bundle.text_encoders.items()
-        if component not in _LOADED[bundle.family]
+        if component not in LOADED[bundle.family]
         for name in modules
     ]
     refuse("diffusers", ignored, f"diffusers reads no adapters of it for {bundle.family}")

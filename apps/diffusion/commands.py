@@ -1,0 +1,20 @@
+"""``gates diffusion``: adapters of image models: read, converted, merged, found, fused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.command.verbs import FunctionVerb, run_verb
+
+DEFAULT_CONFIG = "tiny"  # of verbs that need no configuration
+FUNCTIONS = {
+    "inspect": FunctionVerb("apps.diffusion.files.inspect:inspect", "paths"),
+    "convert": FunctionVerb("apps.diffusion.files.convert:convert", ("file", "output")),
+    "merge": FunctionVerb("apps.diffusion.files.merge:merge", "files"),
+}
+"""Verbs without a Trainer, each imported only when it is called."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one verb."""
+    run_verb("diffusion", FUNCTIONS, arguments, config=DEFAULT_CONFIG)

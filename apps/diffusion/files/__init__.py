@@ -1,0 +1,1 @@
+"""Verbs on files of adapters; they import no library of models."""

@@ -1,0 +1,149 @@
+"""All rivals by name, with what is tuned of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from core_gates.errors import GatesError, check_option
+from diffusion.fusion.protocol import Fusion
+from diffusion.lora_file import LoraBundle
+from diffusion.rivals.baked import Baked
+from diffusion.rivals.composite import Composite
+from diffusion.rivals.k_lora import KLora
+from diffusion.rivals.lora_hub import LoraHub
+from diffusion.rivals.mean import Mean
+from diffusion.rivals.merged import Merged
+from diffusion.rivals.merging import METHODS, merge
+from diffusion.rivals.sum import Sum
+from diffusion.rivals.switch import Switch
+from diffusion.rivals.weighted import Weighted
+from diffusion.rivals.x_lora import XLora
+from diffusion.rivals.zip_lora import ZipLora
+
+Box = Mapping[str, tuple[float, float] | list[Any]]
+"""Setting -> lowest and highest value, or the values that it may have."""
+
+
+class Rival(NamedTuple):
+    """A way to use several adapters at once.
+
+    Attributes:
+        factory: Called with a model, adapters by name, and settings.
+        box: Settings that are tuned.
+        trainable: Whether it has parameters, which have to be trained.
+        sees_pair: Whether it learns from examples of the very adapters that it combines.
+        static: Whether it is one adapter that can be written to a file.
+        summary: One line.
+    """
+
+    factory: Callable[..., Fusion]
+    box: Box
+    trainable: bool
+    sees_pair: bool
+    static: bool
+    summary: str
+
+
+def make_rival(
+    name: str, model: nn.Module, adapters: Mapping[str, LoraBundle], **settings: Any
+) -> Fusion:
+    """Return a rival for adapters of a model, not attached.
+
+    Args:
+        name: One of :data:`RIVALS`.
+        model: The model.
+        adapters: Name -> adapter; by convention the subject is first.
+        settings: Of the rival.
+
+    Raises:
+        GatesError: There is no such rival, or the adapters do not suit it.
+    """
+    check_option("rival", name, RIVALS, GatesError)
+    return RIVALS[name].factory(model, adapters, **settings)
+
+
+def _merge(
+    method: str,
+    model: nn.Module,
+    adapters: Mapping[str, LoraBundle],
+    *,
+    weight: float = 1.0,
+    **options: Any,
+) -> Merged:
+    """Return adapters merged by a method of PEFT, each with a weight times its strength."""
+
+    def merged(on: Mapping[str, LoraBundle], strengths: Mapping[str, float]) -> LoraBundle:
+        weights = {name: weight * strength for name, strength in strengths.items()}
+        return merge(on, weights, method, **options)
+
+    if not abs(weight) < float("inf"):
+        raise GatesError(f"weight is {weight}, expected a finite number")
+    return Merged(model, adapters, merged)
+
+
+_WEIGHT, _DENSITY = {"weight": (0.3, 1.5)}, {"density": (0.1, 0.9)}
+_SUMMARIES = {
+    "cat": "factors side by side, exact",
+    "svd": "best approximation of the sum, of the largest rank",
+    "linear": "A and B added separately",
+    "ties": "largest entries of A and B that agree in sign",
+    "dare_linear": "random entries of A and B, added",
+    "dare_ties": "random entries of A and B that agree in sign",
+    "magnitude_prune": "largest entries of A and B, added",
+    "ties_svd": "largest entries of ΔW that agree in sign, approximated",
+    "dare_linear_svd": "random entries of ΔW, added and approximated",
+    "dare_ties_svd": "random entries of ΔW that agree in sign, approximated",
+    "magnitude_prune_svd": "largest entries of ΔW, added and approximated",
+}
+
+
+def _rival(
+    factory: Callable[..., Fusion], summary: str, box: Box | None = None, **marks: bool
+) -> Rival:
+    plain = {"trainable": False, "sees_pair": False, "static": False}
+    return Rival(factory, box or {}, summary=summary, **plain | marks)
+
+
+RIVALS: dict[str, Rival] = {
+    "sum": _rival(Sum, "sum of all adapters", static=True),
+    "mean": _rival(Mean, "mean of all adapters", static=True),
+    "weighted": _rival(
+        Weighted,
+        "sum with one tuned factor for the subject and one for styles",
+        {"first": (0.0, 1.5), "others": (0.0, 1.5)},
+        static=True,
+    ),
+    **{
+        method: _rival(
+            partial(_merge, method),
+            _SUMMARIES[method],
+            _WEIGHT if method in ("cat", "svd", "linear") else {**_WEIGHT, **_DENSITY},
+            static=True,
+        )
+        for method in METHODS
+    },
+    "switch": _rival(Switch, "one adapter after another, some steps each", {"tau": [1, 2, 3, 5]}),
+    "composite": _rival(Composite, "mean of the predictions with each adapter alone"),
+    "k_lora": _rival(
+        KLora,
+        "in each layer the adapter with the largest entries, by a schedule over the run",
+        {"alpha": (0.5, 3.0), "beta": (0.0, 1.5)},
+    ),
+    "x_lora": _rival(
+        XLora, "a classifier of the last hidden state weighs adapters by token", trainable=True
+    ),
+    "baked": _rival(Baked, "mean of trained gates folded into one adapter", static=True),
+    "lora_hub": _rival(
+        LoraHub, "one factor per adapter, searched on examples of the pair", sees_pair=True
+    ),
+    "zip_lora": _rival(
+        ZipLora,
+        "a learned factor for each column of two adapters",
+        trainable=True,
+        sees_pair=True,
+    ),
+}

@@ -1,0 +1,58 @@
+"""Verbs on the sample files of known content."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.main import main
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "autolora" / "formats"
+
+
+@pytest.fixture
+def samples(tmp_path, monkeypatch):
+    """A working folder with all sample files in ``samples``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    shutil.copytree(GOLDEN, tmp_path / "samples")
+    for path in (tmp_path / "samples").glob("*.npz"):
+        path.unlink()
+    return tmp_path / "samples"
+
+
+@pytest.fixture
+def gates(samples, capsys):
+    """Run ``gates diffusion ...`` and return what it prints."""
+
+    def run(*words):
+        assert main(["diffusion", *map(str, words)]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def expected():
+    """Return ΔW by layer of a sample, computed by the definitions of the formats."""
+
+    def read(name):
+        with np.load(GOLDEN / f"{name}.expected.npz") as arrays:
+            return dict(arrays)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def worst():
+    """Return the worst relative error of the layers of an adapter."""
+
+    def measure(bundle, deltas):
+        assert set(bundle.modules) == set(deltas)
+        return max(
+            np.abs(bundle.delta_weight(name).double().numpy() - delta).max() / np.abs(delta).max()
+            for name, delta in deltas.items()
+        )
+
+    return measure

@@ -1,0 +1,197 @@
+"""What ``gates diffusion inspect`` finds in files of known content."""
+
+import hashlib
+import json
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffusion.lora_file import load_lora, verdicts
+
+SAMPLES = {
+    "bfl_plain": "nothing",
+    "diffusers_peft_metadata": "whole",
+    "kohya_flux_full": "part",
+    "kohya_sd3": "nothing",
+    "lycoris_loha": "nothing",
+    "old_attn_processor": "whole",
+    "peft_raw_rslora": "error",
+    "xlabs": "whole",
+}
+Q = "transformer.transformer_blocks.0.attn.to_q"
+
+
+@pytest.fixture
+def inspect(gates, tmp_path):
+    """Return what is written as JSON, one entry per file, and what is printed."""
+
+    def run(*words):
+        printed = gates("inspect", *words, "--json", "found.json", "--overwrite_output")
+        return json.loads((tmp_path / "found.json").read_text())["files"], printed
+
+    return run
+
+
+def plain(**changes):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        f"{Q}.lora_A.weight": torch.randn(2, 16, generator=generator),
+        f"{Q}.lora_B.weight": torch.randn(16, 2, generator=generator),
+    }
+    return {**tensors, **changes}
+
+
+def test_every_sample_has_its_effect_and_its_norms(inspect, samples, expected):
+    found, printed = inspect(samples)
+    named = {entry["file"].removesuffix(".safetensors"): entry for entry in found}
+    assert {name: entry["answer"]["effect"] for name, entry in named.items()} == SAMPLES
+    for name, entry in named.items():
+        norms = {layer: np.linalg.norm(delta) for layer, delta in expected(name).items()}
+        assert set(entry["layers"]) == set(norms)
+        for layer, norm in norms.items():
+            assert entry["layers"][layer]["norm"] == pytest.approx(norm, rel=1e-5)
+        total = math.sqrt(sum(norm**2 for norm in norms.values()))
+        assert entry["norm"] == pytest.approx(total, rel=1e-5)
+        blocks = math.sqrt(sum(norm**2 for norm in entry["norms"].values()))
+        assert blocks == pytest.approx(total, rel=1e-5)
+        assert f"{name}.safetensors" in printed
+    assert printed.count("changes no layer and reports no error") == 3
+
+
+def test_hashes_are_those_of_file_and_tensors(inspect, samples):
+    (entry,), printed = inspect(samples / "kohya_flux_full.safetensors")
+    raw = (samples / "kohya_flux_full.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    whole, tensors = hashlib.sha256(raw), hashlib.sha256(raw[8 + length :])
+    assert entry["sha256"] == whole.hexdigest()
+    assert entry["auto_v2"] == whole.hexdigest()[:10]
+    assert entry["auto_v3"] == tensors.hexdigest()[:12]
+    assert entry["auto_v2"] in printed
+    assert entry["auto_v3"] in printed
+    (entry,), printed = inspect(samples / "kohya_flux_full.safetensors", "--hashes", "false")
+    assert entry["sha256"] is entry["auto_v2"] is entry["auto_v3"] is None
+
+
+def test_one_file_is_shown_with_its_blocks(gates, samples):
+    printed = gates("inspect", samples / "kohya_flux_full.safetensors")
+    for words in (
+        "lora_unet_, bfl names with underscores",
+        "2 to 4",
+        "'demo style'",
+        "none stated",
+    ):
+        assert words in printed
+    rows = [line for line in printed.splitlines() if "transformer_blocks.0" in line]
+    assert len(rows) == 2
+    assert "diffusers 0.42.1 applies a part of it" in printed
+    layers = gates("inspect", samples / "kohya_flux_full.safetensors", "--layers")
+    assert "transformer_blocks.0.norm1_context.linear" in layers
+    assert "16 → 96" in layers
+
+
+@pytest.mark.parametrize("name", [name for name, effect in SAMPLES.items() if effect != "whole"])
+def test_the_fix_is_a_command_that_helps(name, inspect, gates, samples, expected, worst):
+    (entry,), printed = inspect(samples / f"{name}.safetensors")
+    fix = entry["answer"]["fix"]
+    assert f"fix: {fix}" in printed
+    words = fix.split()
+    assert words[:3] == ["gates", "diffusion", "convert"]
+    gates(*words[2:])
+    bundle = load_lora(samples / f"{name}.diffusers.safetensors")
+    assert [verdict.effect for verdict in verdicts(bundle.report)] == ["whole"]
+    assert worst(bundle, expected(name)) <= 1e-5
+    (entry,), _ = inspect(samples / f"{name}.diffusers.safetensors")
+    assert entry["answer"]["fix"] == ""
+
+
+def test_triggers_are_named_where_the_file_is_applied(inspect, samples):
+    save_file(plain(), "a.safetensors", {"modelspec.trigger_phrase": "sks, in oil"})
+    (entry,), printed = inspect("a.safetensors")
+    assert entry["answer"]["effect"] == "whole"
+    assert "its prompt needs 'sks', 'in oil'" in printed
+
+
+@pytest.mark.parametrize(
+    ("tensors", "effect", "words"),
+    [
+        (plain(**{f"{Q}.lora_B.weight": torch.zeros(16, 2)}), "zero", "every layer is zero"),
+        (plain(**{f"{Q}.lora_B.weight": torch.full((16, 2), math.nan)}), "broken", "NaN"),
+        (
+            {
+                f"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_{end}.weight": t
+                for end, t in (("A", torch.ones(2, 8)), ("B", torch.ones(8, 2)))
+            },
+            "text",
+            "text_encoder alone",
+        ),
+        (
+            {f"blocks.0.self_attn.q.lora_{end}.weight": torch.ones(4, 4) for end in "AB"},
+            "family",
+            "adapter for wan",
+        ),
+    ],
+    ids=["zero", "NaN", "text encoder", "other family"],
+)
+def test_why_it_does_nothing(tensors, effect, words, inspect, samples):
+    save_file(tensors, "a.safetensors")
+    (entry,), printed = inspect("a.safetensors")
+    assert entry["answer"]["effect"] == effect
+    assert words in entry["answer"]["text"]
+    assert words in " ".join(printed.split())
+    assert entry["answer"]["fix"] == ""
+
+
+def test_what_is_odd_is_listed(inspect, samples):
+    tensors = load_file(samples / "xlabs.safetensors")
+    tensors |= {"strange.thing": torch.ones(3)}
+    save_file(tensors, "a.safetensors", {"sshs_model_hash": "0" * 64})
+    (entry,), printed = inspect("a.safetensors")
+    assert entry["left_out"] == {"strange.thing": "its name ends with no known factor"}
+    assert any("changed after training" in odd for odd in entry["odd"])
+    assert "left out: strange.thing" in printed
+    tensors = load_file(samples / "kohya_sd3.safetensors")
+    alpha = next(name for name in tensors if name.endswith("alpha"))
+    save_file(tensors | {alpha: torch.tensor(-1.0)}, "b.safetensors")
+    (entry,), printed = inspect("b.safetensors")
+    assert any("α is -1" in odd for odd in entry["odd"])
+    assert "α is -1" in printed
+
+
+def test_control_characters_and_markup_stay_out(inspect, samples):
+    title = "\x1b[31mred\x1b[0m [bold]b[/bold] \u202etxt\nnext"
+    save_file(plain(), "a.safetensors", {"modelspec.title": title, "ss_tag_frequency": "{broken"})
+    (entry,), printed = inspect("a.safetensors")
+    assert entry["title"] == "[31mred[0m [bold]b[/bold] txt next"
+    assert "[bold]b[/bold]" in printed
+    assert "\x1b" not in printed
+    assert "\u202e" not in printed
+
+
+def test_a_folder_shows_what_it_can(inspect, samples):
+    (samples / "broken.safetensors").write_bytes(b"\xff" * 64)
+    (samples / "old.ckpt").write_bytes(b"PK\x03\x04")
+    (samples / "deep" / "peft").mkdir(parents=True)
+    for end, name in (("safetensors", "adapter_model"), ("adapter_config.json", "adapter_config")):
+        target = samples / "deep" / "peft" / f"{name}.{end.rpartition('.')[2]}"
+        target.write_bytes((samples / f"peft_raw_rslora.{end}").read_bytes())
+    found, printed = inspect(samples)
+    refused = {entry["path"]: entry["refused"] for entry in found if entry["refused"]}
+    assert {path.rpartition("/")[2] for path in refused} == {"broken.safetensors", "old.ckpt"}
+    assert "header" in refused[str(samples / "broken.safetensors")]
+    assert "pickle" in refused[str(samples / "old.ckpt")]
+    assert printed.count("refused") == 2
+    (peft,) = [entry for entry in found if entry["path"] == str(samples / "deep" / "peft")]
+    (twin,) = [e for e in found if not e["refused"] and e["file"] == "peft_raw_rslora.safetensors"]
+    assert peft["norm"] == twin["norm"]
+
+
+def test_base_decides_where_names_fit_two_families(inspect, samples):
+    (entry,), _ = inspect(samples / "old_attn_processor.safetensors")
+    assert entry["family"] == "flux"
+    assert any("flux is assumed" in odd for odd in entry["odd"])
+    (entry,), _ = inspect(samples / "old_attn_processor.safetensors", "--base", "sd3")
+    assert entry["family"] == "sd3"
