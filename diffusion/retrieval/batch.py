@@ -31,7 +31,7 @@ class AdapterBatch(NamedTuple):
             self.present[index],
         )
 
-    def to(self, like: Tensor) -> "AdapterBatch":
+    def like(self, like: Tensor) -> "AdapterBatch":
         """Return the batch with the dtype and on the device of a tensor."""
         return AdapterBatch(
             {name: factor.to(like) for name, factor in self.down.items()},

@@ -21,6 +21,10 @@ OPTIONS = {
     "missing": ("mask", "token", "refuse"),
 }
 
+COUNTS = ("num_layers", "num_single_layers")
+MOST_LAYERS = 1024
+"""Blocks of a base, or layers of the transformer, that a file of settings may ask for."""
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -134,11 +138,15 @@ def _options(state: dict[str, Any]) -> dict[str, Any]:
     kind, numbers = SHAPES[state.pop("family")], dict(state.pop("shape"))
     defaults = kind()._asdict()
     sizes = {
-        name: tuple(map(_whole, v)) if isinstance(defaults[name], tuple) else _like(defaults[name], v)
-        for name, v in numbers.items()
+        name: tuple(map(_whole, value))
+        if isinstance(defaults[name], tuple)
+        else _like(defaults[name], value)
+        for name, value in numbers.items()
     }
+    if any(size > MOST_LAYERS for name, size in sizes.items() if name in COUNTS):
+        raise ValueError(f"a base has more than {MOST_LAYERS} blocks")
     types = state.pop("types")
-    if types is not None and not all(isinstance(one, str) for one in types):
+    if isinstance(types, str) or not all(isinstance(one, str) for one in types or ()):
         raise TypeError("types are not names")
     fields = {f.name: f for f in dataclasses.fields(EncoderConfig)}
     for name, value in state.items():
@@ -146,6 +154,8 @@ def _options(state: dict[str, Any]) -> dict[str, Any]:
             state[name] = None if value is None else _whole(value)
         elif name not in OPTIONS:
             state[name] = _like(fields[name].default, value)
+    if state["depth"] > MOST_LAYERS:
+        raise ValueError(f"the transformer has more than {MOST_LAYERS} layers")
     return {**state, "shape": kind(**sizes), "types": None if types is None else tuple(types)}
 
 
