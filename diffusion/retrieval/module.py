@@ -1,0 +1,112 @@
+"""Training of an encoder of adapters on captions of images that were made with them."""
+
+import math
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from core_gates.errors import check_at_least, check_option, check_positive
+from diffusion.retrieval.augmentation import Augmentation
+from diffusion.retrieval.config import EncoderConfig
+from diffusion.retrieval.data import Pairs
+from diffusion.retrieval.encoder import LoraWeightEncoder
+from diffusion.retrieval.losses import ContrastiveLoss, PublishedLoss
+from diffusion.retrieval.trained import TrainedEncoder
+
+LossName = Literal["contrastive", "published"]
+
+
+class LoraRetriever(L.LightningModule):
+    """An encoder that is trained so that adapters lie where their captions lie.
+
+    Args:
+        config: Of the encoder; the published one is ``EncoderConfig.published(shape)``.
+        loss: ``contrastive``: learned temperature, several positives, negatives of all ranks.
+            ``published``: ten times both cross-entropies at temperature 1.
+        learning_rate: Largest learning rate of AdamW.
+        weight_decay: Decoupled decay of matrices; biases, norms and the temperature have none.
+        warmup: Fraction of the steps in which the learning rate rises; then it falls along a
+            cosine to 0.
+        clip: Largest norm of the gradient; None for no limit.
+        augmentation: Random changes of the adapters; None for none.
+
+    Raises:
+        ValueError: A rate is not positive, or there is no such loss.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        loss: LossName = "contrastive",
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.01,
+        warmup: float = 0.1,
+        clip: float | None = 1.0,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(learning_rate=learning_rate, clip=clip)
+        check_at_least(0, weight_decay=weight_decay, warmup=warmup)
+        check_option("loss", loss, ("contrastive", "published"))
+        self.encoder = LoraWeightEncoder(config)
+        self.loss = ContrastiveLoss() if loss == "contrastive" else PublishedLoss()
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.warmup, self.clip = warmup, clip
+        self.augmentation = augmentation
+
+    def forward(self, pairs: Pairs) -> Tensor:
+        """Return the vectors (n, out_dim) of adapters, of unit length."""
+        return F.normalize(self.encoder(pairs.adapters), dim=-1)
+
+    def training_step(self, pairs: Pairs, _: int) -> Tensor:
+        """Return the loss of a batch."""
+        adapters = pairs.adapters
+        if self.augmentation is not None:
+            adapters = self.augmentation(adapters, self.encoder.modules_read)
+        vectors = self.encoder(adapters)
+        loss: Tensor = self.loss(pairs.text, vectors, pairs.numbers, pairs.concepts)
+        self.log("train_loss", loss, batch_size=len(vectors))
+        return loss
+
+    def validation_step(self, pairs: Pairs, _: int) -> None:
+        """Search all adapters of validation by each of their captions."""
+        similarity = pairs.text @ self(pairs).mT
+        own = similarity.gather(1, pairs.owners[:, None])
+        rank = (similarity > own).sum(1) + 1
+        values = {"val_recall@1": (rank == 1).float().mean(), "val_mrr": (1 / rank).mean()}
+        self.log_dict(values, batch_size=len(rank))
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Limit the norm of the gradient."""
+        if self.clip is not None:
+            self.clip_gradients(optimizer, self.clip, "norm")
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW, and a learning rate that rises linearly and falls along a cosine."""
+        named = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+        decayed = [p for _, p in named if p.ndim == 2]
+        others = [p for _, p in named if p.ndim != 2]
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        rising = max(1, round(self.warmup * steps))
+
+        def factor(step: int) -> float:
+            if step < rising:
+                return (step + 1) / rising
+            done = min(1.0, (step - rising) / max(1, steps - rising))
+            return (1 + math.cos(math.pi * done)) / 2
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def trained(self, text_fingerprint: str = "") -> TrainedEncoder:
+        """Return the encoder for searching, see ``diffusion.retrieval.save_encoder``."""
+        return TrainedEncoder(self.encoder, text_fingerprint)
