@@ -1,0 +1,227 @@
+"""Files of a library: those below its root, by names that hold whatever a disk allows."""
+
+import contextlib
+import hashlib
+import os
+import re
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusion.library.errors import LibraryError
+from diffusion.lora_file.config import CONFIG, WEIGHTS
+from diffusion.lora_file.container import clean
+
+SUFFIX = ".safetensors"
+UNTELLING = {"adapter_model", "pytorch_lora_weights"}
+"""Names that PEFT and diffusers give to every file: that of the folder is meant."""
+
+_SLUG = re.compile(r"[^A-Za-z0-9._-]+")
+_LONGEST = 128
+_OUTSIDE = "it leads out of the library"
+
+
+class Found(NamedTuple):
+    """A file as it lies on the disk.
+
+    Attributes:
+        location: Path below the root, as bytes.
+        target: Where it is read from: links are followed.
+        size: Bytes.
+        mtime_ns: When its content changed.
+        ctime_ns: When its content or its permissions changed.
+        config: Size and time of the configuration of PEFT next to it; empty if there is none.
+    """
+
+    location: bytes
+    target: Path
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    config: str = ""
+
+
+class Refused(NamedTuple):
+    """A file that is left out, or found by its metadata alone, and why.
+
+    Attributes:
+        path: Below the root, as text.
+        reason: In a few words.
+    """
+
+    path: str
+    reason: str
+
+
+def shown(location: bytes) -> str:
+    """Return a location as text in one line."""
+    return clean(location.decode("utf-8", "backslashreplace"), 400)
+
+
+def walk(root: Path) -> tuple[list[Found], list[Refused]]:
+    """Return all adapters below a folder in the order of their locations, and what is refused.
+
+    Hidden files and folders are passed over, links to folders are not followed.
+
+    Raises:
+        LibraryError: The folder cannot be read.
+    """
+    top = real_root(root)
+    found: list[Found] = []
+    refused: list[Refused] = []
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(top / folder) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
+        except OSError as error:
+            if not folder:
+                raise LibraryError(f"{_label(root)} cannot be read: {error.strerror}") from error
+            refused.append(Refused(_shown(folder), f"it cannot be read: {error.strerror}"))
+            continue
+        names = {entry.name for entry in entries}
+        for entry in entries:
+            place = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(place)
+            elif entry.name.lower().endswith(SUFFIX):
+                one = _look(top, place, names if not entry.is_symlink() else None)
+                (found.append if isinstance(one, Found) else refused.append)(one)  # type: ignore
+            elif entry.is_symlink() and entry.is_dir() and _target(top, place) is None:
+                refused.append(Refused(_shown(place), _OUTSIDE))
+    return sorted(found), sorted(refused)
+
+
+def look(root: Path, location: bytes) -> Found:
+    """Return a file of a library as it lies now.
+
+    Raises:
+        LibraryError: It is missing, leads outside of the library, or is no file.
+    """
+    one = _look(real_root(root), os.fsdecode(location), None)
+    if isinstance(one, Refused):
+        raise LibraryError(f"{one.path} is refused: {one.reason}")
+    return one
+
+
+def location_of(root: Path, path: Path) -> bytes:
+    """Return where a file lies in a library.
+
+    Args:
+        root: Of the library.
+        path: Of the file, below the root or relative to it.
+
+    Raises:
+        LibraryError: It is missing, lies outside of the library, or has another suffix.
+    """
+    top = real_root(root)
+    label = clean(str(path), 200)
+    try:
+        place = top / path if not path.is_absolute() and (top / path).exists() else path
+        place = place.parent.resolve(strict=True) / place.name
+        location = os.fsencode(place.relative_to(top))
+    except OSError as error:
+        raise LibraryError(f"{label} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise LibraryError(
+            f"{label} lies outside of the library {_label(root)}: move it there"
+        ) from error
+    if path.suffix.lower() != SUFFIX:
+        raise LibraryError(f"{label} must end with {SUFFIX}")
+    return location
+
+
+def real_root(root: Path) -> Path:
+    """Return the folder of a library with all links followed.
+
+    Raises:
+        LibraryError: There is none.
+    """
+    try:
+        if root.is_dir():
+            return root.resolve(strict=True)
+    except (OSError, ValueError) as error:
+        raise LibraryError(f"{_label(root)} cannot be read: {error}") from error
+    what = "a file" if root.exists() else "missing"
+    raise LibraryError(f"the library {_label(root)} is {what}: name a folder of adapters")
+
+
+def gone(root: Path, location: bytes) -> bool:
+    """Return whether a location certainly holds no adapter of the library any more."""
+    name = os.fsdecode(location)
+    try:
+        top = real_root(root)
+        status = (top / name).stat()
+        inside = _target(top, name) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, RuntimeError):
+        return False
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return hidden or not inside or not stat.S_ISREG(status.st_mode)
+
+
+def names_of(location: bytes) -> tuple[str, ...]:
+    """Return names for a file, from the shortest to one that no other file has.
+
+    Each has 1 to 128 letters, digits, dots, dashes and underscores, and starts with no dot.
+    """
+    path = Path(location.decode("utf-8", "replace"))
+    stem = path.parent.name if path.stem in UNTELLING and path.parent.name else path.stem
+    whole = str(path.with_suffix("")).replace("/", "-")
+    unique = f"{_slug(stem)[:100]}-{hashlib.sha256(location).hexdigest()[:16]}"
+    return _slug(stem), _slug(whole), unique
+
+
+def _slug(text: str) -> str:
+    return _SLUG.sub("-", text).strip("-").lstrip(".-")[:_LONGEST] or "adapter"
+
+
+def _look(top: Path, name: str, names: set[str] | None) -> Found | Refused:
+    """Return what a file is.
+
+    Args:
+        top: Folder of the library, with all links followed.
+        name: Path below it.
+        names: Those of all files of its folder, if no part of the path is a link.
+    """
+    target: Path | None = top / name
+    try:
+        if names is None:
+            target = _target(top, name)
+        if target is None:
+            return Refused(_shown(name), _OUTSIDE)
+        status = target.stat()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "its link is a circle"
+        return Refused(_shown(name), f"it cannot be read: {reason}")
+    if not stat.S_ISREG(status.st_mode):
+        return Refused(_shown(name), "it is not a file")
+    config = _config(target, names)
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    return Found(os.fsencode(name), target, status.st_size, *times, config)
+
+
+def _config(target: Path, names: set[str] | None) -> str:
+    """Return size and time of the configuration that the reader takes; empty if there is none."""
+    for name in (f"{target.stem}.{CONFIG}", *([CONFIG] if target.name == WEIGHTS else [])):
+        if names is None or name in names:
+            with contextlib.suppress(OSError):
+                status = target.with_name(name).stat()
+                return f"{status.st_size} {status.st_mtime_ns}"
+    return ""
+
+
+def _target(top: Path, name: str) -> Path | None:
+    """Return a path with all links followed; None if it leads out of the library."""
+    target = (top / name).resolve(strict=True)
+    return target if top in target.parents else None
+
+
+def _shown(name: str) -> str:
+    return shown(os.fsencode(name))
+
+
+def _label(root: Path) -> str:
+    return clean(str(root), 200)

@@ -1,0 +1,1 @@
+"""The index on the disk: rows in SQLite, embeddings in a file next to it."""
