@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from apps.diffusion.works import BaseForm, train_base
+from apps.diffusion.works.base import BaseForm, train_base
 from diffusion.data.drawings import Drawings
 from diffusion.models.text import text_encoder
 from harness.command.verbs import Place

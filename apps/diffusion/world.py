@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from apps.diffusion.train_base import base_piece
-from apps.diffusion.works import AdapterForm, BaseForm, train_adapter, train_base
+from apps.diffusion.works.adapter import AdapterForm, train_adapter
+from apps.diffusion.works.base import BaseForm, train_base
+from apps.diffusion.works.judge import train_judge
 from diffusion.data.concepts import Concept, concepts
 from diffusion.data.drawings import Drawings
 from diffusion.models.adapters import layers_of
 from diffusion.models.base import EmbeddedBase
 from diffusion.models.text import TextEncoder, text_encoder
-from harness.experiment import Piece, Run
+from harness.experiment import Arrays, Piece, Run
 
 EMBEDDED = "embedded"
 ADAPTER: dict[str, Any] = {
@@ -32,6 +35,9 @@ ADAPTER: dict[str, Any] = {
     "warmup_steps": 5,
 }
 """How adapters of seed 0 are trained."""
+
+JUDGE = {"steps": 600, "batch_size": 128}
+"""How the judge of images is trained."""
 
 RANKS, STEPS, KEPT = (1, 8), (60, 160), (0.5, 1.0)
 """What adapters of seed 1 draw: rank, steps, and the share of layers that they change."""
@@ -100,6 +106,14 @@ class World:
         found = text_encoder(self.base.text_encoder["name"])
         self.base.check_text_encoder(found)
         return found
+
+    def judge(self) -> dict[str, Tensor]:
+        """Return the weights of the judge of images, which is trained if it is missing."""
+        store = self.run.store("judges", Arrays())
+        piece = self.run.piece("judge", 0, **JUDGE, data=self.drawings.digest)
+        work = partial(train_judge, drawings_folder=self.drawings_folder)
+        self.run.obtain(store, [piece], work, ticks=JUDGE["steps"])
+        return store.load(piece)
 
     def zoo(self, seed: int, chosen: Sequence[Concept] | None = None) -> dict[str, Path]:
         """Return concept -> LoRA file of a seed; what is missing is trained.

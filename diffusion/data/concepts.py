@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from diffusion.data.drawings import Drawings
-from diffusion.data.styles import STYLES, Style
+from diffusion.data.styles import STYLES
 
 SUBJECTS = (
     "animal-bird", "animal-bug", "animal-mammal", "clothing", "drink", "food-fruit",
@@ -35,8 +35,17 @@ class Concept(NamedTuple):
 
 def concepts() -> list[Concept]:
     """Return all 40 concepts: subjects, then styles."""
-    subjects = [Concept(name, "subject") for name in SUBJECTS]
-    return [*subjects, *(Concept(name, "style") for name in STYLES)]
+    return [*map(subject, SUBJECTS), *map(style, STYLES)]
+
+
+def subject(name: str) -> Concept:
+    """Return the concept of a subgroup."""
+    return Concept(name, "subject")
+
+
+def style(name: str) -> Concept:
+    """Return the concept of a style."""
+    return Concept(name, "style")
 
 
 def caption_of(annotation: str, styles: tuple[str, ...] = ()) -> str:
@@ -78,9 +87,3 @@ def rows_of(drawings: Drawings, concept: Concept, part: Part) -> np.ndarray:
 def styles_of(concept: Concept) -> tuple[str, ...]:
     """Return the styles that the drawings of a concept are in."""
     return () if concept.kind == "subject" else (concept.name,)
-
-
-__all__ = [
-    "PARTS", "SUBJECTS", "Concept", "Kind", "Part", "Style", "base_rows", "caption_of", "concepts",
-    "parts_of", "rows_of", "styles_of",
-]  # fmt: skip

@@ -39,8 +39,8 @@ class Judge(L.LightningModule):
         styles: int,
         subjects: int,
         *,
-        width: int = 24,
-        steps: int = 800,
+        width: int = 16,
+        steps: int = 600,
         learning_rate: float = 3e-3,
     ) -> None:
         super().__init__()

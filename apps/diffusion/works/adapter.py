@@ -1,42 +1,24 @@
-"""What ``gates diffusion`` trains, as pieces of work."""
+"""Adapters of the zoo as pieces of work."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
-from torch import Tensor
 
+from apps.diffusion.works.base import trainer_of
+from apps.diffusion.works.pictures import images_of
 from core_gates.errors import GatesError
-from diffusion.data.concepts import (
-    Concept,
-    base_rows,
-    caption_of,
-    concepts,
-    rows_of,
-    styles_of,
-)
+from diffusion.data.concepts import Concept, caption_of, concepts, rows_of, styles_of
 from diffusion.data.drawings import Drawings
-from diffusion.data.styles import STYLES, drawn
+from diffusion.data.styles import STYLES
 from diffusion.lora_file import LoraBundle, load_lora, save_lora
 from diffusion.models.adapters import bundle_of, layers_of, trainable_factors
-from diffusion.models.autoencoder import PatchAutoencoder
 from diffusion.models.base import EmbeddedBase
 from diffusion.models.text import text_encoder
-from diffusion.models.tiny_flux import transformer_of
 from diffusion.models.training import FlowMatchingModule, LatentDataModule
 from harness.experiment import Job, Piece
-
-Places = Mapping[str, str]
-"""Where files are on this machine: no part of what decides a result."""
-
-MIXED = {"precision": "bf16-mixed", "gradient_clip_val": 1.0}
-
 
 LICENSES = {
     "openmoji": "CC-BY-SA-4.0",
@@ -44,53 +26,6 @@ LICENSES = {
     "twemoji": "CC-BY-SA-4.0, trained on Twemoji (CC-BY-4.0)",
 }
 """Of adapters: the captions and the base come with OpenMoji."""
-
-
-class BaseForm:
-    """The folder of an embedded base."""
-
-    def save(self, folder: Path, result: EmbeddedBase) -> None:
-        """Write it."""
-        result.save(folder)
-
-    def load(self, folder: Path) -> EmbeddedBase:
-        """Read it."""
-        return EmbeddedBase.load(folder)
-
-
-def images_of(drawings: Drawings, rows: np.ndarray, styles: tuple[str, ...] = ()) -> Tensor:
-    """Return drawings (N, 3, H, W) from -1 to 1."""
-    return torch.from_numpy(drawn(drawings, rows, styles)).permute(0, 3, 1, 2) * 2 - 1
-
-
-def train_base(piece: Piece, job: Job, drawings_folder: str | None = None) -> EmbeddedBase:
-    """Train the embedded base on the colored drawings that no subject adapter shares."""
-    L.seed_everything(piece.seed, verbose=False)
-    drawings, encoder = Drawings.load(drawings_folder), text_encoder(piece["text_encoder"])
-    rows = base_rows(drawings)
-    if limit := piece.get("drawings"):
-        rows = rows[:limit]
-    images = images_of(drawings, rows)
-    vae = PatchAutoencoder.fitted(images)
-    transformer = transformer_of(piece["shape"])
-    named = {"name": piece["text_encoder"], "fingerprint": encoder.fingerprint}
-    base = EmbeddedBase(transformer, vae, named)
-    captions = [caption_of(str(caption)) for caption in drawings.captions[rows]]
-    data = LatentDataModule(base.latents(images), encoder.encode(captions), piece["batch_size"])
-    module = FlowMatchingModule(
-        transformer,
-        encoder.encode([""]),
-        steps=piece["steps"],
-        learning_rate=piece["learning_rate"],
-    )
-    job.note(objects=[str(code) for code in drawings.hexcodes[rows]], drawings=len(rows))
-    job.fit(module, data, ticks="steps", max_steps=piece["steps"], **trainer_of(piece))
-    return base
-
-
-def trainer_of(piece: Piece) -> dict[str, Any]:
-    """Return the arguments of the Trainer that a piece asks for."""
-    return {**MIXED, "precision": piece.get("precision", "bf16-mixed")}
 
 
 class AdapterForm:

@@ -1,0 +1,1 @@
+"""What ``gates diffusion evaluate`` shows, a configuration a file."""

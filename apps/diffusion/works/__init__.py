@@ -1,0 +1,1 @@
+"""What ``gates diffusion`` trains and makes, as pieces of work."""
