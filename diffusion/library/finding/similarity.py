@@ -21,8 +21,8 @@ NEAR = 0.98
 
 _HELD = 2**27
 """Numbers of factors that are held in memory; those of a larger adapter are read each time."""
-_ROUNDING = 1e-6
-"""Norms in the index are float32."""
+_ROUNDING = 1e-9
+"""Of cosines in float64."""
 
 
 class Likeness(NamedTuple):
