@@ -47,37 +47,34 @@ def continued(base, index):
     return index
 
 
-def stepwise(limit, begin=None):
-    """Count the steps that change something on the disk, and kill this process at one of them."""
+def stepwise(limit, note=None):
+    """Number the steps that change something on the disk, and kill this process at one of them."""
     steps = 0
 
-    def step():
+    def step(of_matrix=False):
         nonlocal steps
         steps += 1
-        if begin is not None:
-            begin(steps)
+        if note is not None:
+            note(steps, of_matrix)
         if steps == limit:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    write, flush, run, many = os.pwrite, os.fsync, Database.run, Database.run_many
+    write, run, many = os.pwrite, Database.run, Database.run_many
 
     def partial_write(descriptor, raw, place):
-        step()
+        step(True)
         write(descriptor, raw[: len(raw) // 2], place)
-        step()
+        step(True)
         return write(descriptor, raw, place)
 
     def stepping(function):
         def call(*args):
             step()
-            done = function(*args)
-            step()
-            return done
+            return function(*args)
 
         return call
 
-    os.pwrite, os.fsync = partial_write, stepping(flush)
-    Database.run, Database.run_many = stepping(run), stepping(many)
+    os.pwrite, Database.run, Database.run_many = partial_write, stepping(run), stepping(many)
 
 
 def start(work):
@@ -110,14 +107,17 @@ def main():
     whole, both, other = (continued(base, scratch / n) for n in ("whole", "both", "counted"))
 
     def count():
-        stepwise(-1, lambda steps: counted.write_text(str(steps)))
+        noted = []
+        stepwise(-1, lambda number, of_matrix: noted.append((number, of_matrix)))
         scan(root, other)
+        counted.write_text(json.dumps(noted))
 
     begin = time.monotonic()
     assert fork(lambda: scan(root, whole)) == 0
     seconds = time.monotonic() - begin
     assert fork(count) == 0
-    steps = int(counted.read_text())
+    steps = json.loads(counted.read_text())
+    limits = (steps, [pair for pair in steps if pair[1]])
     finished, killed = [], 0
     while killed < KILLS:
         number = len(finished)
@@ -125,7 +125,7 @@ def main():
         if number % 3 == 0:
             status = fork(lambda index=index: scan(root, index), rng.uniform(0, 0.7 * seconds))
         else:
-            limit = rng.randint(1, steps)
+            limit, _ = rng.choice(limits[number % 3 - 1])
             status = fork(lambda index=index, n=limit: (stepwise(n), scan(root, index)))
         killed += status == signal.SIGKILL
         assert fork(lambda index=index: scan(root, index)) == 0
