@@ -216,7 +216,7 @@ def _config(target: Path, names: set[str] | None) -> str:
 def _target(top: Path, name: str) -> Path | None:
     """Return a path with all links followed; None if it leads out of the library."""
     target = (top / name).resolve(strict=True)
-    return target if top in target.parents else None
+    return target if top in (target, *target.parents) else None
 
 
 def _shown(name: str) -> str:

@@ -42,7 +42,8 @@ class Record:
     Attributes:
         found: Where it lies, and its size and times.
         sha256: Of the file, with its configuration if it has one; empty if it cannot be read.
-        digest: Of its content, whatever dialect, metadata and precision; see ``LoraBundle``.
+        digest: Of its content, whatever dialect, metadata and precision, see ``LoraBundle``; of
+            the bytes of its tensors if some of them are unknown.
         family: Such as ``flux``.
         dialect: How most tensors are named.
         ranks: Smallest, mean and largest rank.
@@ -89,12 +90,14 @@ def read_record(found: Found, limits: Limits, known: Callable[[str], Record | No
         base = Record(found, sha256, family=family, description=describe(file.metadata))
         if family not in READ_IN_FULL:
             return dataclasses.replace(base, digest=_raw_digest(file))
-        return _of_bundle(base, load_lora(found.target, strict=False, limits=limits))
+        bundle = load_lora(found.target, strict=False, limits=limits)
+        whole = bundle.report is not None and not bundle.report.unused
+        return _of_bundle(base, bundle, bundle.digest() if whole else _raw_digest(file))
     except (LoraFileError, OSError, ValueError, RuntimeError) as error:
         return Record(found, error=clean(_reason(error, found.target), _LINE))
 
 
-def _of_bundle(base: Record, bundle: LoraBundle) -> Record:
+def _of_bundle(base: Record, bundle: LoraBundle, digest: str) -> Record:
     norms = bundle.norms()
     ranks = list(bundle.ranks().values()) or [0]
     values = find(bundle)
@@ -110,7 +113,7 @@ def _of_bundle(base: Record, bundle: LoraBundle) -> Record:
     dialects = () if report is None else report.dialects
     return dataclasses.replace(
         base,
-        digest=bundle.digest(),
+        digest=digest,
         family=bundle.family,
         dialect=clean(str(dialects[0]), _LINE) if dialects else "",
         ranks=(min(ranks), sum(ranks) / len(ranks), max(ranks)),

@@ -18,6 +18,7 @@ from diffusion.library.result import Match, Results
 from diffusion.library.store.catalog import Catalog
 from diffusion.library.store.matrix import Vectors, unit_vector
 from diffusion.library.store.schema import WORD_WEIGHTS
+from diffusion.lora_file.container import clean
 
 MODES = ("weights", "metadata", "hybrid")
 NO_ENCODER = "no encoder is given"
@@ -73,7 +74,7 @@ class Searcher:
                 is unknown, nothing is indexed, or the prompt is encoded into another space.
         """
         check_option("mode", mode, MODES, LibraryError)
-        if not prompt.strip():
+        if not (prompt := clean(prompt).strip()):
             raise LibraryError("the prompt is empty: describe what the adapter should do")
         if k < 1:
             raise LibraryError(f"k is {k}, expected 1 or more")

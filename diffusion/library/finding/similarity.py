@@ -21,8 +21,8 @@ NEAR = 0.98
 
 _HELD = 2**27
 """Numbers of factors that are held in memory; those of a larger adapter are read each time."""
-_ROUNDING = 1e-6
-"""Norms in the index are float32."""
+_ROUNDING = 1e-9
+"""Of cosines in float64."""
 
 
 class Likeness(NamedTuple):
@@ -127,8 +127,8 @@ def nearest(
         if (found := known[one.digest]) is None:
             others += 1
         else:
-            heapq.heappush(best, (found[0], -one.id, found[1]))
-            del best[: len(best) - k]
+            entry = (found[0], -one.id, found[1])
+            (heapq.heappush if len(best) < k else heapq.heappushpop)(best, entry)
         done(number)
     return [Likeness(-negative, c, n) for c, negative, n in sorted(best)[::-1]], others, unread
 

@@ -14,7 +14,7 @@ from diffusion.library.paths import Found, shown
 from diffusion.library.record import READER, REASONS, Record
 from diffusion.library.store.schema import COLUMNS
 
-_ID, _NORM = np.dtype("<i4"), np.dtype("<f4")
+_ID, _NORM = np.dtype("<i4"), np.dtype("<f8")
 
 
 def row_of(record: Record, name: str, number: Callable[[str], int]) -> tuple[Any, ...]:

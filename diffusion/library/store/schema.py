@@ -54,7 +54,7 @@ CREATE VIRTUAL TABLE words USING fts5 (
     title, triggers, tags, text, name, tokenize = 'porter unicode61 remove_diacritics 2'
 );
 """
-"""``modules`` and ``norms`` hold 32-bit ids and float32 numbers, in the order of the ids. Contents,
+"""``modules`` and ``norms`` hold 32-bit ids and float64 numbers, in the order of the ids. Contents,
 not files, have encodings; one without a row is a refusal."""
 
 COLUMNS = (

@@ -1,0 +1,209 @@
+"""Searches by weights, by metadata and by both, against their definitions in numpy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from core_gates.errors import GatesError
+from diffusion.library import LibraryError, LoraLibrary
+
+TITLES = ("red fox", "blue heart", "a fox and a heart", "", "night sky")
+
+
+@pytest.fixture
+def filled(library, root, put):
+    for seed, title in enumerate(TITLES):
+        told = {"modelspec.title": title, "modelspec.license": ("CC0-1.0", "MIT")[seed % 2]}
+        told["modelspec.tags"] = ("animal, Style", "sky", "")[seed % 3]
+        put(root / f"{seed}.safetensors", seed, told)
+    library.scan()
+    return library
+
+
+def cosines(library, prompt):
+    """By name, from the definition."""
+    query = library.text_encoder.embed([prompt])[0].double()
+    names = [adapter.name for adapter in library.adapters()]
+    vectors = {name: library.encoder.encode(library.load(name)).double() for name in names}
+    return {name: float(vector @ query) for name, vector in vectors.items()}
+
+
+def test_weights(filled):
+    for prompt in ("a red fox", "x", "fox OR heart"):
+        expected = cosines(filled, prompt)
+        found = filled.search(prompt, 5)
+        assert (found.mode, found.notice) == ("weights", "")
+        assert [m.name for m in found] == sorted(expected, key=expected.get, reverse=True)
+        for match in found:
+            assert match.score == match.weights == pytest.approx(expected[match.name], abs=1e-6)
+            assert match.metadata is None
+        assert [m.name for m in filled.search(prompt, 2)] == [m.name for m in found[:2]]
+        assert len(filled.search(prompt, 100)) == 5
+
+
+def test_metadata(filled):
+    found = filled.search("fox", 5, "metadata")
+    assert [m.name for m in found] == ["0", "2"]  # the shorter title first
+    assert found[0].score == found[0].metadata == 1
+    assert 0 < found[1].score < 1
+    assert found[0].weights is None
+    assert [m.name for m in filled.search("foxes", 5, "metadata")] == ["0", "2"]
+    assert [m.name for m in filled.search("SKY", 5, "metadata")][0] == "4"
+    nothing = filled.search("submarine", 5, "metadata")
+    assert (len(nothing), nothing.notice) == (0, "no metadata holds a word of the prompt")
+
+
+def test_hybrid_weighs_both(filled):
+    prompt = "red heart"
+    by_weights = {m.name: m.score for m in filled.search(prompt, 9)}
+    by_words = {m.name: m.score for m in filled.search(prompt, 9, "metadata")}
+    assert set(by_words) == {"0", "1", "2"}
+    for a, b in ((1, 0), (0, 1), (1, 1), (0.3, -2.5), (-1, 0.5)):
+        found = filled.search(prompt, 9, "hybrid", weights=a, metadata=b)
+        expected = {n: a * by_weights[n] + b * by_words.get(n, 0) for n in by_weights}
+        ties_to_first = sorted(expected, key=lambda name: (-expected[name], name))
+        assert [m.name for m in found] == ties_to_first
+        for match in found:
+            assert match.score == pytest.approx(expected[match.name], abs=1e-6)
+            assert match.weights == pytest.approx(by_weights[match.name])
+            assert match.metadata == pytest.approx(by_words.get(match.name, 0))
+    free = filled.search(prompt, 9, "hybrid")
+    assert [m.name for m in free] == [m.name for m in filled.search(prompt, 9)]
+
+
+def test_hybrid_reaches_other_families_by_their_metadata(filled, root, put_sdxl):
+    put_sdxl(root / "x.safetensors", {"modelspec.title": "red heart"})
+    filled.scan()
+    found = filled.search("red heart", 9, "hybrid", metadata=5)
+    assert found[0].name == "x"
+    assert (found[0].weights, found[0].metadata, found[0].score) == (None, 1, 5)
+    assert len(found) == 6
+    assert found.notice == "1 of 6 adapters have no embedding of this encoder, which serves flux (1 sdxl)"
+    assert "x" not in {m.name for m in filled.search("red heart", 9, "hybrid")}
+    assert "x" not in {m.name for m in filled.search("red heart", 9)}
+
+
+@pytest.mark.parametrize("mode", ["weights", "metadata", "hybrid"])
+def test_filters(mode, filled, root, put_sdxl):
+    put_sdxl(root / "x.safetensors", {"modelspec.title": "fox", "modelspec.license": "mit"})
+    filled.scan()
+
+    def names(**options):
+        return {m.name for m in filled.search("fox heart sky", 9, mode, metadata=1, **options)}
+
+    everything = names()
+    assert names(family="FLUX") == everything - {"x"}
+    assert names(license="cc0-1.0") == everything & {"0", "2", "4"}
+    assert names(license="MIT") == everything & {"1", "3", "x"}
+    assert names(tag="STYLE ") == everything & {"0", "3"}
+    assert names(tag="animal", license="MIT") == everything & {"3"}
+    assert names(tag="' OR 1 --") == names(family="%") == names(license="") == set()
+    assert filled.search("fox", 3, mode, tag="none").notice
+
+
+def test_what_an_encoder_does_not_serve_is_searched_by_metadata(root, put, put_sdxl, encoders):
+    put_sdxl(root / "a.safetensors", {"modelspec.title": "fox"})
+    put_sdxl(root / "b.safetensors", {"modelspec.title": "heart"}, seed=1)
+    for probes in (encoders.Probes(), None):
+        with LoraLibrary(root, probes, encoders.Words()) as library:
+            library.scan()
+            for mode in ("weights", "hybrid"):
+                found = library.search("fox", 5, mode)
+                assert found.mode == "metadata"
+                assert [m.name for m in found] == ["a"]
+                why = "serves flux (2 sdxl)" if probes else "no encoder is given"
+                assert f"{why}: only metadata is searched" in found.notice
+    with LoraLibrary(root, encoders.Probes()) as library:
+        assert "no encoder" in library.search("fox").notice
+
+
+def test_flagged_adapters_are_found_by_metadata_alone(library, root, put, put_sdxl):
+    put(root / "zero.safetensors", 1, {"modelspec.title": "fox"}, alpha=False)
+    raw = bytearray((root / "zero.safetensors").read_bytes())
+    length = int.from_bytes(raw[:8], "little")
+    (root / "zero.safetensors").write_bytes(raw[: 8 + length] + bytes(len(raw) - 8 - length))
+    put(root / "good.safetensors", 2)
+    library.scan()
+    assert [m.name for m in library.search("fox", 9)] == ["good"]
+    assert [m.name for m in library.search("fox", 9, "hybrid", metadata=9)] == ["good"]
+    (match,) = library.search("fox", 9, "metadata")
+    assert (match.name, match.adapter.flags) == ("zero", ("zero",))
+
+
+def test_equal_scores_go_to_the_lowest_id(library, root, put):
+    for seed in range(30):
+        put(root / f"{seed:02}.safetensors", seed, layers=1)
+    library.encoder.encode = lambda bundle: torch.full((16,), 0.25)
+    library.scan()
+    for k in (1, 7, 30):
+        assert [m.name for m in library.search("x", k)] == [f"{n:02}" for n in range(k)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompt": " \n"}, "prompt is empty"),
+        ({"k": 0}, "k is 0"),
+        ({"k": -3}, "k is -3"),
+        ({"mode": "magic"}, "mode is 'magic'; choose one of weights, metadata, hybrid"),
+        ({"mode": "hybrid", "weights": math.nan}, "expected finite"),
+        ({"mode": "hybrid", "metadata": math.inf}, "expected finite"),
+    ],
+)
+def test_wrong_arguments(arguments, words, filled, one_line):
+    options = {"prompt": "a fox"} | arguments
+    assert words in one_line(LibraryError, filled.search, **options)
+
+
+def test_an_empty_library_and_a_text_encoder_of_another_space(library, root, put, encoders, one_line):
+    library.scan()
+    assert "holds no adapter" in one_line(GatesError, library.search, "a fox")
+    put(root / "a.safetensors", 1)
+    library.scan()
+    library.text_encoder.dim = 5
+    assert "expected (16,)" in one_line(GatesError, library.search, "a fox")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        '"fox" OR title:heart',
+        "fox AND NOT heart",
+        "NEAR(fox heart, 5)",
+        "fox*",
+        '"; DROP TABLE adapter; --',
+        "{title text} : fox",
+        "^fox -heart +sky",
+        "'\"`\x00\x1b[31m",
+        "💥 " * 500 + "fox",
+        " ".join(map(str, range(5_000))),
+        "f_o_x",
+        "\ud800 fox",
+    ],
+)
+def test_nothing_in_a_prompt_is_an_operator(prompt, filled):
+    before = len(filled.adapters())
+    for mode in ("metadata", "hybrid"):
+        found = filled.search(prompt, 9, mode)
+        if "heart" in prompt and mode == "metadata":
+            assert {m.name for m in found} >= {"1", "2"}  # not excluded by NOT or -
+    assert len(filled.adapters()) == before
+
+
+def test_another_process_may_write_while_one_searches(filled, root, encoders, monkeypatch):
+    other = LoraLibrary(root, encoders.Probes(), encoders.Words())
+    filled.search("fox")  # the map of rows is in memory now
+    (root / "0.safetensors").unlink()
+    calls = []
+    search = type(filled._searcher)._search
+
+    def interrupted(self, *args):
+        if not calls:
+            calls.append(other.scan())
+        return search(self, *args)
+
+    monkeypatch.setattr(type(filled._searcher), "_search", interrupted)
+    assert "0" not in {m.name for m in filled.search("fox", 9)}
+    other.close()
