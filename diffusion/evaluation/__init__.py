@@ -1,0 +1,1 @@
+"""What retrieval and fusion of adapters are judged by."""
