@@ -1,1 +1,1 @@
-"""How good found adapters, fused adapters and images are."""
+"""What retrieval and fusion of adapters are judged by."""

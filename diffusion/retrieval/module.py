@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core_gates.errors import check_at_least, check_option, check_positive
+from core_gates.errors import GatesError, check_at_least, check_option, check_positive
 from diffusion.retrieval.augmentation import Augmentation
 from diffusion.retrieval.config import EncoderConfig
-from diffusion.retrieval.data import Pairs
+from diffusion.retrieval.data import Pairs, RetrieverData
 from diffusion.retrieval.encoder import LoraWeightEncoder
 from diffusion.retrieval.losses import ContrastiveLoss, PublishedLoss
 from diffusion.retrieval.trained import TrainedEncoder
@@ -95,7 +95,7 @@ class LoraRetriever(L.LightningModule):
             lr=self.learning_rate,
             weight_decay=self.weight_decay,
         )
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self._all_steps()
         rising = max(1, round(self.warmup * steps))
 
         def factor(step: int) -> float:
@@ -106,6 +106,25 @@ class LoraRetriever(L.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def _all_steps(self) -> int:
+        """Return the optimizer steps of the whole run.
+
+        Lightning's own estimate builds the loaders before a checkpoint is read, after which it no
+        longer tells them where to resume.
+
+        Raises:
+            GatesError: The run has no end.
+        """
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        data = getattr(self.trainer, "datamodule", None)
+        if steps > 0:
+            return steps
+        if epochs is not None and epochs > 0 and isinstance(data, RetrieverData):
+            return -(-data.steps * epochs // self.trainer.accumulate_grad_batches)
+        raise GatesError(
+            "the learning rate needs an end: set max_steps, or max_epochs with a RetrieverData"
+        )
 
     def trained(self, text_fingerprint: str = "") -> TrainedEncoder:
         """Return the encoder for searching, see ``diffusion.retrieval.save_encoder``."""

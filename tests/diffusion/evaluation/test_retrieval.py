@@ -1,0 +1,97 @@
+"""Measures of retrieval: closed forms and invariants."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.evaluation.retrieval import by_captions, chance, concept_cosines, search_values
+
+seeds = st.integers(0, 2**31)
+
+
+def test_one_right_adapter():
+    scores = np.array([[0.9, 0.5, 0.1, 0.3], [0.1, 0.5, 0.9, 0.3]])
+    relevant = np.array([[0, 1, 0, 0], [0, 0, 1, 0]], bool)
+    values = search_values(scores, relevant, ks=(1, 2, 10))
+    assert values["recall@1"].tolist() == [0, 1]
+    assert values["recall@2"].tolist() == [1, 1]
+    assert values["recall@10"].tolist() == [1, 1]
+    assert values["mrr"].tolist() == [0.5, 1]
+    np.testing.assert_allclose(values["ndcg"], [1 / math.log2(3), 1])
+
+
+def test_several_right_adapters():
+    scores, relevant = np.array([[4.0, 3, 2, 1]]), np.array([[0, 1, 0, 1]], bool)
+    values = search_values(scores, relevant, ks=(1, 2, 4))
+    assert [values[f"recall@{k}"][0] for k in (1, 2, 4)] == [0, 0.5, 1]
+    ideal = 1 + 1 / math.log2(3)
+    assert values["ndcg"][0] == pytest.approx((1 / math.log2(3) + 1 / math.log2(5)) / ideal)
+
+
+def test_equal_scores_are_at_chance():
+    relevant = np.eye(20, dtype=bool)
+    values = search_values(np.zeros((20, 20)), relevant)
+    expected = chance(relevant)
+    for name in values:
+        assert values[name].mean() == pytest.approx(expected[name].mean(), abs=0.05)
+    assert expected["recall@1"].tolist() == [0.05] * 20
+
+
+@given(seed=seeds, count=st.integers(2, 7), right=st.integers(1, 3))
+@settings(max_examples=20)
+def test_chance_is_the_mean_over_random_orders(seed, count, right):
+    generator = np.random.default_rng(seed)
+    relevant = np.tile(np.arange(count) < min(right, count), (4000, 1))
+    found = search_values(generator.random(relevant.shape), relevant, ks=(1, 3))
+    for name, value in chance(relevant[:1], ks=(1, 3)).items():
+        assert found[name].mean() == pytest.approx(value[0], abs=0.035)
+
+
+@given(seed=seeds)
+@settings(max_examples=20)
+def test_the_order_of_adapters_and_a_larger_scale_do_not_matter(seed):
+    generator = np.random.default_rng(seed)
+    scores, relevant = generator.normal(size=(5, 8)), generator.random((5, 8)) < 0.3
+    relevant[:, 0] = True
+    order = generator.permutation(8)
+    values = search_values(scores, relevant)
+    for other in (
+        search_values(scores[:, order], relevant[:, order]),
+        search_values(3 * scores - 1, relevant),
+        search_values(torch.from_numpy(scores), torch.from_numpy(relevant)),
+    ):
+        for name in values:
+            np.testing.assert_allclose(other[name], values[name])
+
+
+def test_scores_that_say_nothing(one_line):
+    right = np.eye(2, dtype=bool)
+    assert "NaN" in one_line(ValueError, search_values, np.full((2, 2), np.nan), right)
+    assert "no right" in one_line(ValueError, search_values, np.ones((2, 2)), ~right & False)
+    assert "one (Q, N)" in one_line(ValueError, search_values, np.ones((2, 3)), right)
+
+
+def test_cosines_within_and_between_concepts():
+    vectors = torch.tensor([[1.0, 0], [2.0, 0], [0, 1.0], [1.0, 1.0]])
+    found = concept_cosines(vectors, ["a", "a", "b", "c"])
+    half = math.sqrt(0.5)
+    assert found.concepts == ["a", "b", "c"]
+    assert found.intra[0] == pytest.approx(1)
+    assert np.isnan(found.intra[1:]).all()
+    np.testing.assert_allclose(found.inter, [half / 2, half / 3, half], rtol=1e-6)
+    pairs = concept_cosines(vectors[:2], ["a", "b"], vectors[1:3], ["a", "b"])
+    np.testing.assert_allclose(pairs.intra, [1, 0], atol=1e-12)
+    np.testing.assert_allclose(pairs.inter, [0, 1], atol=1e-12)
+    np.testing.assert_allclose(pairs.gap, [1, -1], atol=1e-12)
+
+
+def test_the_nearest_caption_leads_to_its_adapter():
+    captions = torch.eye(3)
+    owners = torch.tensor([1, 1, 0])
+    affinity = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
+    text = torch.tensor([[0.9, 0.1, 0.2], [0.1, 0.2, 0.7]])
+    assert torch.equal(by_captions(text, captions, owners, affinity), affinity[[1, 0]])

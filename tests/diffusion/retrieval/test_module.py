@@ -1,0 +1,149 @@
+"""Training of the retriever on made-up adapters."""
+
+import warnings
+
+import pytest
+import torch
+from lightning import seed_everything
+from torch.nn import functional as F
+
+from diffusion.evaluation.affinity import sketches
+from diffusion.evaluation.retrieval import by_captions, search_values
+from diffusion.lora_file import LoraFileError
+from diffusion.retrieval import Augmentation, Example, load_encoder, save_encoder
+from diffusion.retrieval.data import RetrieverData, Rounds
+from diffusion.retrieval.module import LoraRetriever
+from harness.runs.checkpoint import RunCheckpoint
+from harness.runs.quiet import UNWANTED
+from harness.runs.trainer import ExactTrainer
+
+
+class Killed(Exception):
+    pass
+
+
+def trainer(folder, epochs=1, **options):
+    for message in UNWANTED:
+        warnings.filterwarnings("ignore", message=message)
+    return ExactTrainer(
+        max_epochs=epochs, accelerator="cpu", devices=1, default_root_dir=folder, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        **{"callbacks": [RunCheckpoint(every_n_steps=1)], **options},
+    )  # fmt: skip
+
+
+def test_rounds_go_through_all_adapters():
+    torch.manual_seed(0)
+    batches = list(Rounds(5, 2, 5))
+    assert sorted(sum(batches, [])) == sorted([0, 1, 2, 3, 4] * 2)
+    assert sorted(sum(batches, [])[:5]) == [0, 1, 2, 3, 4]
+    assert [sorted(batch) for batch in Rounds(3, None, 2)] == [[0, 1, 2]] * 2
+    assert len(next(iter(Rounds(3, 7, 1)))) == 7
+
+
+def test_data_in_memory_and_from_files_are_the_same(examples, config, words):
+    found = []
+    for in_memory in (True, False):
+        data = RetrieverData(
+            examples, config(), words, batch_size=3, steps_per_epoch=2, in_memory=in_memory
+        )
+        torch.manual_seed(0)
+        found.append(list(data.train_dataloader()))
+    assert len(found[0]) == 2
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first.text, second.text)
+        assert torch.equal(first.numbers, second.numbers)
+        name = "transformer_blocks.0.attn.to_q"
+        assert torch.equal(first.adapters.down[name], second.adapters.down[name])
+        near = [F.cosine_similarity(words.direction(f"c{n}"), text, dim=0)
+                for n, text in zip(first.numbers, first.text, strict=True)]  # fmt: skip
+        assert min(near) > 0.5
+
+
+def test_what_cannot_be_trained(examples, config, words, adapter, one_line):
+    def refused(given, settings):
+        return one_line(LoraFileError, RetrieverData, given, settings, words)
+
+    assert "there is no adapter" in refused([], config())
+    assert "set text_dim to 24" in refused(examples, config(text_dim=32))
+    other = Example(adapter(0, types=("proj_out",)), ["c0 1"], "odd")
+    message = refused([*examples, other], config(types=("ff_a.0",)))
+    assert "adapter 9 (odd)" in message
+    with pytest.raises(ValueError, match="batch_size"):
+        RetrieverData(examples, config(), words, batch_size=0)
+
+
+def test_a_killed_and_resumed_run_has_the_same_bits(examples, config, words, tmp_path):
+    from lightning import Callback
+
+    class Kill(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 5:
+                raise Killed
+
+    def run(folder, *, kill=False, resume=None):
+        seed_everything(0, verbose=False)
+        settings = config(missing="mask")
+        data = RetrieverData(examples, settings, words, batch_size=3, steps_per_epoch=4)
+        module = LoraRetriever(settings, augmentation=Augmentation())
+        callbacks = [RunCheckpoint(every_n_steps=1), *([Kill()] if kill else [])]
+        fitter = trainer(folder, epochs=2, callbacks=callbacks)
+        fitter.fit(module, data, ckpt_path=resume, weights_only=True)
+        return module.state_dict()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", kill=True)
+    last = tmp_path / "killed/checkpoints/last.ckpt"
+    resumed = run(tmp_path / "killed", resume=str(last))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    other = run(tmp_path / "other", resume=None)
+    assert all(torch.equal(whole[name], other[name]) for name in whole)
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "published"])
+def test_unseen_adapters_of_known_concepts_are_found(loss, zoo, config, words, tmp_path):
+    seed_everything(0, verbose=False)
+    known, unseen = zoo(12, 2)
+    examples = [
+        Example(bundle, [f"c{c} {k}" for k in range(8)], f"c{c}") for c, bundle in enumerate(known)
+    ]
+    held_out = [
+        Example(bundle, [f"c{c} new{k}" for k in range(8)], f"c{c}")
+        for c, bundle in enumerate(unseen)
+    ]
+    settings = config()
+    data = RetrieverData(examples, settings, words, validation=held_out, steps_per_epoch=60)
+    module = LoraRetriever(settings, loss=loss, learning_rate=5e-3)
+    fitter = trainer(tmp_path)
+    before = recall(module, data)
+    fitter.fit(module.train(), data)
+    after = recall(module, data)
+    assert before < 0.3
+    assert after > (0.9 if loss == "contrastive" else 0.6)
+    assert fitter.callback_metrics["val_recall@1"].item() == pytest.approx(after, abs=1e-6)
+    assert after > recall_of_sketch(data) - 0.3
+    folder = save_encoder(tmp_path / "encoder", module.encoder, dtype=torch.bfloat16)
+    stored = load_encoder(folder)
+    vectors = torch.stack([stored.encode(example.bundle) for example in held_out])
+    text, owners = data.validation.captions.all()
+    hits = (text @ vectors.mT).argmax(1) == owners
+    assert hits.float().mean() > after - 0.1
+
+
+def recall(module, data):
+    module.eval()
+    pairs = data.validation.whole()
+    with torch.no_grad():
+        scores = pairs.text @ module(pairs).mT
+    relevant = pairs.owners[:, None] == torch.arange(scores.shape[1])
+    return search_values(scores, relevant)["recall@1"].mean()
+
+
+def recall_of_sketch(data):
+    known, unseen = data.training.whole(), data.validation.whole()
+    modules = data.training.modules
+    affinity = sketches(known.adapters, modules) @ sketches(unseen.adapters, modules).mT
+    scores = by_captions(unseen.text, known.text, known.owners, affinity)
+    relevant = unseen.owners[:, None] == torch.arange(scores.shape[1])
+    return search_values(scores, relevant)["recall@1"].mean()
