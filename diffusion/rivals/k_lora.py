@@ -12,6 +12,7 @@ from torch import nn
 
 from core_gates.adapters import GatedLoraLinear
 from core_gates.errors import GatesError
+from core_gates.numerics import accumulation_dtype
 from diffusion.fusion.stacking import modules_of, plain_factors
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.rivals.weighing import Weighing
@@ -157,6 +158,8 @@ def _entries(adapters: Mapping[str, LoraBundle], module: str) -> dict[str, Entri
 def _sums(factors: Factors, wanted: int) -> Entries:
     """Return the sum of the largest entries of ΔW and of all, which is formed row by row."""
     top, total = torch.empty(0, dtype=torch.float64), 0.0
+    dtype = accumulation_dtype(factors.up)
+    factors = factors._replace(down=factors.down.to(dtype), up=factors.up.to(dtype))
     for start in range(0, factors.out_features, ROWS):
         rows = factors.rows(start, min(start + ROWS, factors.out_features))
         entries = rows.delta_weight().abs().flatten()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from core_gates.errors import GatesError, check_option
+from core_gates.errors import GatesError
 from diffusion.lora_file import LoraBundle
 from diffusion.rivals.sum import Sum
 
@@ -60,17 +60,13 @@ class LoraHub(Sum):
             self.learned = before
             raise
 
-    def search(
-        self, loss: Callable[[], float], budget: int = 40, method: str = "COBYLA"
-    ) -> dict[str, float]:
-        """Learn the factors; the best that were tried stay in force.
+    def search(self, loss: Callable[[], float], budget: int = 40) -> dict[str, float]:
+        """Learn the factors by COBYLA (Powell, 1994); the best that were tried stay in force.
 
         Args:
             loss: Runs the model on the examples and returns their loss; it is called while this is
                 attached, and should return the same for the same factors.
             budget: Number of calls.
-            method: ``COBYLA``, linear approximations in a trust region, which LoraHub's optimizer
-                chooses for few numbers as well, or ``Nelder-Mead``.
 
         Returns:
             Name -> factor.
@@ -78,7 +74,6 @@ class LoraHub(Sum):
         Raises:
             GatesError: This is not attached, there is no budget, or a loss is not finite.
         """
-        check_option("method", method, ("COBYLA", "Nelder-Mead"), GatesError)
         if not self.attached or budget < 1:
             what = f"the budget is {budget}" if self.attached else "adapters are not attached"
             raise GatesError(f"{what}: attach them, and allow at least one evaluation")
@@ -101,8 +96,8 @@ class LoraHub(Sum):
         try:
             bounds = [(-BOUND, BOUND)] * len(self.adapters)
             start = np.zeros(len(self.adapters))
-            options = {"maxiter": budget} | ({"rhobeg": 0.5} if method == "COBYLA" else {})
-            minimize(value, start, method=method, bounds=bounds, options=options)
+            options = {"maxiter": budget, "rhobeg": 0.5}
+            minimize(value, start, method="COBYLA", bounds=bounds, options=options)
         except _SpentError:
             pass
         except BaseException:

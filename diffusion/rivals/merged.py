@@ -37,7 +37,7 @@ class Merged(nn.Module):
     def __init__(self, model: nn.Module, adapters: Mapping[str, LoraBundle], merge: Merge) -> None:
         super().__init__()
         self._merge = merge
-        self._fusion = GatedFusion(model, {}, mode="sum")
+        self._fusion, self._attached = GatedFusion(model, {}, mode="sum"), False
         self._use(dict(adapters), dict.fromkeys(adapters, 1.0))
 
     @property
@@ -47,8 +47,8 @@ class Merged(nn.Module):
 
     @property
     def attached(self) -> bool:
-        """Whether the adapter is in force."""
-        return self._fusion.attached
+        """Whether the adapter is in force, also one that changes nothing."""
+        return self._attached
 
     def attach(self) -> Self:
         """Put the adapter in force.
@@ -56,12 +56,16 @@ class Merged(nn.Module):
         Raises:
             GatesError: It is, or the model has others.
         """
+        if self._attached:
+            raise GatesError("the model has adapters already, those of this: detach them first")
         self._fusion.attach()
+        self._attached = True
         return self
 
     def detach(self) -> None:
         """Leave the model with its own layers, the same objects with the same bits."""
         self._fusion.detach()
+        self._attached = False
 
     def __enter__(self) -> Self:
         """Attach."""
@@ -103,19 +107,18 @@ class Merged(nn.Module):
         """Nothing changes from one step to the next."""
 
     def _use(self, adapters: dict[str, LoraBundle], strengths: dict[str, float]) -> None:
-        attached = self.attached
-        if attached:
+        if self._attached:
             self._fusion.detach()
         try:
             bundle = self._merged(adapters, strengths)
             made = GatedFusion(self.model, {"merged": bundle}, mode="sum")
         except BaseException:
-            if attached:
+            if self._attached:
                 self._fusion.attach()
             raise
         self._fusion, self.bundle = made, bundle
         self.adapters, self.strengths = adapters, strengths
-        if attached:
+        if self._attached:
             self._fusion.attach()
 
     def _merged(

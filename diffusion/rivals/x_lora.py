@@ -80,6 +80,9 @@ class XLora(Weighing):
     vector per image, as modulations do, they take the mean of the scalings over the image. In
     layers of both, the tokens of the image are the last.
 
+    The classifier weighs adapters by their place, so one that was trained on many pairs with the
+    subject first serves others in that order.
+
     Args:
         model: A transformer of diffusers, or any model with a module ``state``.
         adapters: Name -> adapter; no DoRA.

@@ -162,9 +162,12 @@ def test_adapters_are_exchanged_and_their_order_does_not_matter(model, inputs, a
         found = model(**inputs)[0]
         fused.set_adapters(dict(reversed(three.items())))
         assert_close(model(**inputs)[0], found)
+        fused.set_strengths({"a": 0.5})
+        found = model(**inputs)[0]
         with pytest.raises(GatesError, match="there is room for 3 adapters of rank 4"):
             fused.set_adapters({"d": large})
         assert list(fused.adapters) == list(reversed(three))
+        assert fused.strengths == {"c": 1.0, "b": 1.0, "a": 0.5}
         assert_close(model(**inputs)[0], found)
     with GatedFusion(model, {"b": bundle(2, where="attn")}) as narrow:
         with pytest.raises(GatesError, match="detach first, or make it with everywhere=True"):

@@ -1,0 +1,188 @@
+"""Merges next to PEFT's: golden vectors, its functions, and closed forms."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from core_gates.errors import GatesError
+from diffusion.lora_file import Factors, LoraBundle
+from diffusion.rivals.merging import METHODS, merge
+from diffusion.rivals.merging.tasks import truncate
+
+GOLDEN = Path(__file__).parents[3] / "golden" / "autolora" / "peft_weighted_a.npz"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as found:
+        return dict(found)
+
+
+def adapters_of(golden, tag):
+    meta = json.loads(str(golden["meta"]))
+    ranks = [meta["ranks"][0]] * 3 if tag == "same" else meta["ranks"]
+    made = {}
+    for k, (rank, alpha) in enumerate(zip(ranks, meta["alphas"], strict=True)):
+        modules = {}
+        for layer in ("l1", "l2"):
+            factors = [golden[f"{tag}.{layer}.lora_{x}.a{k}.weight"] for x in "AB"]
+            assert factors[0].shape[0] == rank
+            modules[layer] = Factors(*map(torch.from_numpy, factors), alpha / rank)
+        made[f"a{k}"] = LoraBundle("flux", modules)
+    return made, dict(zip(made, meta["weights"], strict=True)), meta["density"]
+
+
+CASES = [
+    *[("same", m) for m in ("cat", "svd", "linear", "ties", "ties_svd", "magnitude_prune")],
+    ("mixed", "cat"), ("mixed", "svd"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tag", "method"), CASES)
+def test_golden(golden, tag, method):
+    adapters, weights, density = adapters_of(golden, tag)
+    made = merge(adapters, weights, method, density=density)
+    for layer in ("l1", "l2"):
+        expected = torch.from_numpy(golden[f"{tag}.{method}.{layer}.deltaW"])
+        # PEFT rounds weights to float32 before it multiplies by them
+        assert_close(made.delta_weight(layer), expected, rtol=1e-6, atol=1e-7)
+    w1, w2, b2, x = (
+        torch.from_numpy(golden[n]) for n in ("w.l1.weight", "w.l2.weight", "w.l2.bias", "x")
+    )
+    y = F.gelu(x @ (w1 + made.delta_weight("l1")).T) @ (w2 + made.delta_weight("l2")).T + b2
+    assert_close(y, torch.from_numpy(golden[f"{tag}.{method}.y"]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dare_linear", "dare_ties"])
+@pytest.mark.parametrize("on_changes", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_dare_drops_what_peft_drops(golden, kind, on_changes):
+    functions = pytest.importorskip("peft.utils.merge_utils")
+    adapters, weights, _ = adapters_of(golden, "same")
+    own = list(adapters.values())
+    made = merge(adapters, weights, kind + "_svd" * on_changes, density=0.6, rank=16, seed=7)
+    torch.manual_seed(7)
+    for layer in ("l1", "l2"):
+        each = [bundle.modules[layer] for bundle in own]
+        given = torch.tensor(list(weights.values()), dtype=torch.float64)
+        if on_changes:
+            deltas = [f.delta_weight() for f in each]
+            expected = getattr(functions, kind)(deltas, given, 0.6)
+        else:
+            scaled = given * torch.tensor([f.scale for f in each])
+            roots = scaled.abs().sqrt()
+            pairs = ([f.down for f in each], scaled.sign() * roots), ([f.up for f in each], roots)
+            down, up = (getattr(functions, kind)(tensors, w, 0.6) for tensors, w in pairs)
+            expected = up @ down
+        assert_close(made.delta_weight(layer), expected)
+
+
+def test_what_dare_drops_is_drawn_once(golden):
+    adapters, weights, _ = adapters_of(golden, "same")
+    state = torch.get_rng_state()
+    one, two, other = (merge(adapters, weights, "dare_ties", seed=s) for s in (1, 1, 2))
+    assert one.digest() == two.digest() != other.digest()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dare_keeps_the_expectation(golden):
+    adapters, weights, _ = adapters_of(golden, "same")
+    drawn = [
+        merge(adapters, weights, "dare_linear_svd", density=0.5, rank=16, seed=s).delta_weight("l1")
+        for s in range(300)
+    ]
+    found, expected = torch.stack(drawn), merge(adapters, weights).delta_weight("l1")
+    error = found.std(0) / len(drawn) ** 0.5
+    assert ((found.mean(0) - expected).abs() < 5 * error).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_adapter_stays_itself(golden, method):
+    adapters, _, _ = adapters_of(golden, "same")
+    made = merge({"a0": adapters["a0"]}, {"a0": -0.4}, method)
+    for layer in ("l1", "l2"):
+        assert_close(made.delta_weight(layer), -0.4 * adapters["a0"].delta_weight(layer))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_full_density_and_layers_of_one_adapter(golden, method):
+    adapters, weights, _ = adapters_of(golden, "same")
+    adapters["a2"] = adapters["a2"].select(["l2"])
+    adapters["a1"] = adapters["a1"].select(["l2"])
+    made = merge(adapters, weights, method, density=1.0, rank=9)
+    expected = weights["a0"] * adapters["a0"].delta_weight("l1")
+    assert_close(made.delta_weight("l1"), expected)
+    if method in ("cat", "svd", "dare_linear_svd", "magnitude_prune_svd"):
+        total = sum(w * adapters[n].delta_weight("l2") for n, w in weights.items())
+        assert_close(made.delta_weight("l2"), total)
+
+
+def test_ranks(golden):
+    mixed, weights, _ = adapters_of(golden, "mixed")
+    assert merge(mixed, weights, "svd").ranks() == {"l1": 4, "l2": 4}
+    assert merge(mixed, weights, "ties_svd", rank=2).ranks() == {"l1": 2, "l2": 2}
+    assert merge(mixed, weights, "cat").ranks() == {"l1": 9, "l2": 9}
+    for method in ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"):
+        with pytest.raises(GatesError, match=r"needs equal ranks, but l1 has 3 in 'a0', 2 in 'a1'"):
+            merge(mixed, weights, method)
+
+
+def test_svd_of_large_layers_forms_no_change():
+    generator = torch.Generator().manual_seed(0)
+    n = 60_000  # ΔW would take 14 GB
+    adapters = {
+        name: LoraBundle(
+            "flux",
+            {"x": Factors(*(torch.randn(*s, generator=generator) for s in ((2, n), (n, 2))))},
+        )
+        for name in "ab"
+    }
+    made = merge(adapters, None, "svd", rank=3)
+    assert made.ranks() == {"x": 3}
+    assert 0.8 < made.norms()["x"] / merge(adapters).norms()["x"] < 1
+
+
+def test_iterations_find_the_best_approximation(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(90, 70, generator=generator, dtype=torch.float64)
+    matrix = matrix @ torch.diag(0.8 ** torch.arange(70.0, dtype=torch.float64))
+    exact = torch.matmul(*truncate(matrix, 5, generator))
+    monkeypatch.setattr("diffusion.rivals.merging.tasks.LARGE", 60)
+    found = torch.matmul(*truncate(matrix, 5, generator))
+    assert_close(found, exact, rtol=1e-5, atol=1e-6)
+    sizes = torch.linalg.svdvals(matrix)
+    assert_close(torch.linalg.matrix_norm(matrix - exact), sizes[5:].norm())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "tie"}, "method is 'tie'; choose one of cat, svd"),
+        ({"density": 0}, "density is 0, expected a fraction above 0"),
+        ({"density": float("nan")}, "density is nan"),
+        ({"rank": 0}, "rank is 0, expected 1 or more"),
+    ],
+)
+def test_options_are_checked(golden, options, message):
+    with pytest.raises(GatesError, match=message):
+        merge(adapters_of(golden, "same")[0], **options)
+
+
+def test_adapters_that_do_not_fit_each_other(golden):
+    adapters, _, _ = adapters_of(golden, "same")
+    other = LoraBundle("sd3", adapters["a1"].modules)
+    with pytest.raises(GatesError, match="found 'a0' for flux, 'b' for sd3"):
+        merge({"a0": adapters["a0"], "b": other})
+    with pytest.raises(GatesError, match="found no adapter"):
+        merge({})
+    dora = adapters["a1"].modules["l1"]._replace(magnitude=torch.ones(16, 1))
+    with pytest.raises(GatesError, match="adapter 'd' is a DoRA at l1"):
+        merge({"a": adapters["a0"], "d": LoraBundle("flux", {"l1": dora})})
+    narrow = LoraBundle("flux", {"l1": adapters["a1"].modules["l2"]})
+    with pytest.raises(GatesError, match="l1 has 12 to 16 features in 'a', 16 to 7 features in"):
+        merge({"a": adapters["a0"], "n": narrow})

@@ -1,0 +1,113 @@
+"""Sum, mean, tuned strengths, Switch and Composite next to the model with changed weights."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from core_gates.errors import GatesError
+from diffusion.rivals.composite import Composite
+from diffusion.rivals.mean import Mean
+from diffusion.rivals.sum import Sum
+from diffusion.rivals.switch import Switch
+from diffusion.rivals.weighted import Weighted
+
+
+def first(adapters, count):
+    return dict(list(adapters.items())[:count])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_sum_mean_and_tuned_strengths(flux, inputs, adapters, dense, count):
+    given = first(adapters, count)
+    cases = (
+        (Sum, {}, dict.fromkeys(given, 1.0)),
+        (Mean, {}, dict.fromkeys(given, 1 / count)),
+        (Weighted, {"first": 0.7, "others": 0.4}, {"a": 0.7, "b": 0.4, "c": 0.4}),
+    )
+    for kind, settings, weights in cases:
+        with kind(flux, given, **settings) as rival:
+            found = flux(**inputs)[0]
+            rival.at(3, 28)
+            assert torch.equal(flux(**inputs)[0], found)
+            rival.set_strengths({"a": 0.5})
+            weaker = flux(**inputs)[0]
+            made = rival.bundle
+        assert_close(found, dense(given, weights))
+        assert_close(weaker, dense(given, weights | {"a": 0.5 * weights["a"]}))
+        assert_close(dense({"made": made}), weaker)
+
+
+def test_an_adapter_that_is_off_does_not_count(flux, inputs, adapters, dense):
+    with Mean(flux, adapters) as rival:
+        rival.set_strengths({"b": 0})
+        assert_close(flux(**inputs)[0], dense(adapters, {"a": 0.5, "c": 0.5}))
+    with Composite(flux, adapters) as rival:
+        rival.set_strengths({"b": 0})
+        found = flux(**inputs)[0]
+        rival.set_strengths(dict.fromkeys(adapters, 0))
+        nothing = flux(**inputs)[0]
+    alone = [dense({name: adapters[name]}) for name in ("a", "c")]
+    assert_close(found, sum(alone) / 2)
+    assert torch.equal(nothing, flux(**inputs)[0])
+    with Switch(flux, adapters, tau=1) as rival:
+        rival.set_strengths({"a": 0})
+        rival.at(1, 4)
+        assert_close(flux(**inputs)[0], dense({"c": adapters["c"]}))
+        rival.set_strengths({"b": 0, "c": 0})
+        assert_close(flux(**inputs)[0], nothing)
+
+
+def test_exchanged_adapters_are_weighed_at_once(flux, inputs, adapters, bundle, dense):
+    with Mean(flux, adapters) as rival:
+        rival.set_strengths({"a": 0.1})
+        two = {"d": bundle(8), "e": bundle(9, rank=1)}
+        rival.set_adapters(two)
+        assert_close(flux(**inputs)[0], dense(two, {"d": 0.5, "e": 0.5}))
+        assert rival.strengths == {"d": 1.0, "e": 1.0}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_switch_takes_each_adapter_for_some_steps(flux, inputs, adapters, dense, count):
+    given = first(adapters, count)
+    alone = [dense({name: adapter}, {name: 0.8}) for name, adapter in given.items()]
+    with Switch(flux, given) as rival:
+        rival.set_strengths(dict.fromkeys(given, 0.8))
+        assert_close(flux(**inputs)[0], alone[0])
+        for step in range(0, 28, 3):
+            rival.at(step, 28)
+            assert_close(flux(**inputs)[0], alone[step // 5 % count])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_composite_averages_predictions_and_guided_ones(flux, inputs, adapters, dense, count):
+    given = first(adapters, count)
+    other = inputs | {"encoder_hidden_states": -inputs["encoder_hidden_states"]}
+    with Composite(flux, given) as rival:
+        rival.set_strengths({"a": 0.6})
+        with torch.no_grad():
+            found, negative = flux(**inputs)[0], flux(**other)[0]
+            named = flux(**inputs | {"return_dict": True})
+    weights = {"a": 0.6, "b": 1.0, "c": 1.0}
+    pairs = [
+        [dense({name: one}, weights, given=i) for i in (inputs, other)]
+        for name, one in given.items()
+    ]
+    assert_close(found, sum(c for c, _ in pairs) / count)
+    guided = sum(u + 4.0 * (c - u) for c, u in pairs) / count
+    assert_close(negative + 4.0 * (found - negative), guided)
+    assert_close(named.sample, found)
+    if count > 1:
+        assert not torch.allclose(found, dense(given, {n: w / count for n, w in weights.items()}))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda m, a: Switch(m, a, tau=0), "tau is 0, expected at least one step"),
+        (lambda m, a: Weighted(m, a, first=float("nan")), "must be finite numbers"),
+        (lambda m, a: Sum(m, a).set_strengths({"z": 1}), "no adapter is named 'z'"),
+    ],
+)
+def test_refusals(flux, adapters, make, message):
+    with pytest.raises(GatesError, match=message):
+        make(flux, adapters)
