@@ -31,7 +31,7 @@ def test_keys_of_modelspec_and_of_trainers():
         "Dog",
         ("sks dog", "a photo"),
         {"lawn": 11, "sks dog": 9, "animal": 0},
-        ("sks dog", "reg"),
+        ("sks dog",),
         "CC0-1.0",
         "flux1",
         "A dog.",
