@@ -1,26 +1,142 @@
-"""``gates diffusion merge``: one adapter of several."""
+"""``gates diffusion merge``: one static adapter of several, for any program."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from apps.diffusion.files.base import base_of
+from apps.diffusion.files.methods import EXACT, Name, Settings, merged
+from apps.diffusion.files.strengths import named_files, strengths_of
+from apps.diffusion.files.writing import Format, Numbers, require_place, shrunk, storable, write
 from core_gates.errors import GatesError
+from diffusion.lora_file import LoraBundle, load_lora
+from diffusion.lora_file.inspection import describe, sums_of_squares
+from harness.files import require_apart
 
 
 def merge(
     files: list[str],
     output: str,
-    method: str = "sum",
+    method: Name = "sum",
     weights: str | None = None,
-    to: str = "diffusers",
+    density: float | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
+    seed: int = 0,
+    to: Format = "diffusers",
+    dtype: Numbers | None = None,
+    base: str | None = None,
+    lenient: bool = False,
     overwrite_output: bool = False,
 ) -> None:
-    """Make one adapter of FILES.
+    """Make one adapter of FILES, which any program loads like one of them.
+
+    FILES are .safetensors files in any dialect, or folders of PEFT, of one family of models; the
+    stem of a file is the name of its adapter, NAME=PATH gives it another.
 
     Args:
         files: Filled in by the command line.
-        output: File or folder of the merged adapter.
-        method: How they are merged: sum, mean or weighted.
-        weights: Strengths by the name of a file, such as a:0.8,b:0.5.
-        to: Format, one of diffusers, peft, kohya, comfyui.
-        overwrite_output: Replace an output that exists.
+        output: File of the merged adapter, a folder for peft.
+        method: Way to merge. sum, mean, weighted and cat add changes exactly, and ranks add up;
+            svd is their best approximation; the others are those of PEFT, on A and B, or on whole
+            changes where the name ends with svd.
+        weights: Strengths by name, such as a:0.8,b:0.5, or one number per file in their order.
+        density: Fraction of the entries that sparse methods keep; 0.5 by default.
+        rank: Components per layer that are kept at most; the largest of the files for svd.
+        energy: Fraction of the squared norm of each change that is kept at least, in (0, 1].
+        seed: Seed of the entries that DARE drops.
+        to: Format of the output.
+        dtype: Numbers of the output; by default those of the files, where they are exact.
+        base: What the files are for: flux, sd3 or a folder of diffusers, whose layers they must
+            fit; by default each file decides.
+        lenient: Leave out what cannot be used, merged or written, and list it.
+        overwrite_output: Replace the output if it exists.
     """
-    raise GatesError(f"the method {method} is not there yet")
+    places, target = named_files(files), Path(output)
+    if len(places) < 2:
+        raise GatesError("one file is nothing to merge: name two or more")
+    given = None if weights is None else strengths_of(weights, list(places))
+    settings = Settings(method, given, density, rank, seed)
+    settings.check()
+    require_place(target, to, overwrite=overwrite_output)
+    require_apart(target, places.values())
+    model = base_of(base)
+    adapters = {name: load_lora(p, model, strict=not lenient) for name, p in places.items()}
+    console = Console()
+    _without_text(console, adapters, method, lenient=lenient)
+    whole, lost = storable(merged(adapters, settings), to, lenient=lenient)
+    for name, count in lost.items():
+        console.print(f"left out: {count} layers of {name}: {to} cannot hold them")
+    if method == "svd" and rank is None and energy is None:
+        rank = max(r for bundle in adapters.values() for r in bundle.ranks().values())
+    small, losses = shrunk(whole, to, rank, energy)
+    strengths = settings.strengths(adapters)
+    console.print(_norms(adapters, strengths, small))
+    if losses is not None:
+        console.print(losses.table())
+    metadata = _metadata(adapters, strengths, method)
+    storages = {bundle.storage for bundle in adapters.values()}
+    storage = storages.pop() if len(storages) == 1 else whole.storage
+    write(
+        console, dataclasses.replace(small, metadata=metadata, storage=storage), target, to, dtype
+    )
+
+
+def _without_text(
+    console: Console, adapters: Mapping[str, LoraBundle], method: str, *, lenient: bool
+) -> None:
+    """Name the parts for text encoders that a method leaves out, or refuse to.
+
+    Raises:
+        GatesError: There are some, and ``lenient`` is not asked for.
+    """
+    if method in EXACT:
+        return
+    for name, bundle in adapters.items():
+        for component, own in bundle.text_encoders.items():
+            what = f"{len(own)} layers of {component} in {name!r}"
+            if not lenient:
+                raise GatesError(
+                    f"{method} cannot merge {what}: choose sum, mean, cat or svd, or add "
+                    "--lenient to leave them out"
+                )
+            console.print(escape(f"left out: {what}: {method} cannot merge them"))
+
+
+def _norms(
+    adapters: Mapping[str, LoraBundle], strengths: Mapping[str, float], result: LoraBundle
+) -> Table:
+    """Return ‖ΔW‖ of each adapter, with its strength, and of the result, by block."""
+    columns = {name: sums_of_squares(bundle.norms()) for name, bundle in adapters.items()}
+    last = sums_of_squares(result.norms())
+    heads = [f"{name} × {strengths[name]:.4g}" for name in columns]
+    table = Table("‖ΔW‖", *map(escape, heads), "merged")
+    for block, norm in last.items():
+        cells = [f"{abs(strengths[n]) * own.get(block, 0):.4g}" for n, own in columns.items()]
+        table.add_row(block, *cells, f"{norm:.4g}")
+    return table
+
+
+def _metadata(
+    adapters: Mapping[str, LoraBundle], strengths: Mapping[str, float], method: str
+) -> dict[str, str]:
+    """Return what the header of the result tells: where it comes from, and all licenses."""
+    told = {name: describe(bundle.metadata) for name, bundle in adapters.items()}
+    titles = {name: one.title or name for name, one in told.items()}
+    triggers = dict.fromkeys(word for one in told.values() for word in one.triggers)
+    licenses = dict.fromkeys(one.license for one in told.values() if one.license)
+    found = {
+        "modelspec.title": " + ".join(titles.values()),
+        "modelspec.merged_from": ", ".join(titles.values()),
+        "modelspec.trigger_phrase": ", ".join(triggers),
+        "modelspec.license": "; ".join(licenses),
+        "gates.merge": json.dumps({"method": method, "strengths": dict(strengths)}),
+    }
+    return {key: text for key, text in found.items() if text}

@@ -16,6 +16,7 @@ from diffusion.lora_file.report import Dialect
 from harness.planning.table import readable
 
 SHOWN = 8  # tags, tensors left out
+COMMENT = 300  # letters
 BAR = 20  # letters of the longest norm
 COLORS = {"whole": "green", "part": "yellow"}
 
@@ -66,7 +67,7 @@ def facts(contents: Contents) -> dict[str, str]:
         "tags": ", ".join(tags) + (" ..." if len(told.tags) > SHOWN else ""),
         "license": told.license or "none stated",
         "trained on": told.base,
-        "comment": told.comment,
+        "comment": clean(told.comment, COMMENT),
         "AutoV2": contents.auto_v2,
         "AutoV3": contents.auto_v3,
     }

@@ -21,10 +21,10 @@ _LICENSES = ("modelspec.license", "license")
 _BASES = ("modelspec.architecture", "ss_base_model_version", "ss_sd_model_name")
 _COMMENTS = ("modelspec.description", "ss_training_comment", "description")
 _AUTHORS = ("modelspec.author", "author")
-_REPEATS = re.compile(r"\d+_(?=\S)")
+_REPEATS = re.compile(r"\d+_(.+)", re.DOTALL)
 _FREQUENCIES, _TAGS = "ss_tag_frequency", "modelspec.tags"
 _NOTHING = {"", "none", "null", "undefined"}
-MAX_TEXT, MAX_TAGS = 400, 1_000
+MAX_TEXT, MAX_COMMENT, MAX_TAGS = 400, 2_000, 1_000
 
 
 class Description(NamedTuple):
@@ -35,11 +35,11 @@ class Description(NamedTuple):
         triggers: Words that belong into a prompt.
         tags: Tag to the number of training images with it, the most frequent first; 0 for a tag
             that is given without a number.
-        folders: Names of folders of training images, without repeats; kohya's trainers take them as
-            captions where there are no others.
+        folders: Names of folders of training images, such as ``sks dog`` of ``10_sks dog``; kohya's
+            trainers take them as captions where there are no others.
         license: As stated.
         base: What it was trained on, as stated.
-        comment: Of the author or the trainer.
+        comment: What the author and the trainer say about it.
         author: Who made it.
     """
 
@@ -63,7 +63,8 @@ def describe(metadata: Mapping[str, str]) -> Description:
     tags: Counter[str] = Counter()
     folders = []
     for folder, counts in frequencies.items() if isinstance(frequencies, dict) else ():
-        folders.append(_REPEATS.sub("", clean(folder, MAX_TEXT), count=1).strip())
+        if kohya := _REPEATS.match(folder):
+            folders.append(clean(kohya[1], MAX_TEXT).strip())
         if isinstance(counts, dict):
             tags.update(_counted(counts))
     stated = dict.fromkeys(_words(metadata.get(_TAGS, "")), 0)
@@ -75,7 +76,7 @@ def describe(metadata: Mapping[str, str]) -> Description:
         tuple(dict.fromkeys(folder for folder in folders if folder)),
         _first(metadata, _LICENSES),
         _first(metadata, _BASES),
-        _first(metadata, _COMMENTS),
+        " ".join(_stated(metadata, _COMMENTS))[:MAX_COMMENT],
         _first(metadata, _AUTHORS),
     )
 
@@ -99,8 +100,12 @@ def _words(text: str) -> list[str]:
 
 
 def _first(metadata: Mapping[str, str], keys: tuple[str, ...]) -> str:
-    found = (clean(metadata.get(key, ""), MAX_TEXT).strip() for key in keys)
-    return next((text for text in found if text.lower() not in _NOTHING), "")
+    return next(iter(_stated(metadata, keys)), "")[:MAX_TEXT].strip()
+
+
+def _stated(metadata: Mapping[str, str], keys: tuple[str, ...]) -> list[str]:
+    found = (clean(metadata.get(key, "")).strip() for key in keys)
+    return list(dict.fromkeys(text for text in found if text.lower() not in _NOTHING))
 
 
 def _json(text: str) -> Any:

@@ -105,3 +105,48 @@ def test_bundle():
     assert small.text_encoders["text_encoder"][text].rank == 2
     assert set(errors) == {name}
     assert 0 < errors[name] < 1
+
+
+def parts_of(shared, seed=0):
+    """The three parts of a fused layer, with one A or with one each."""
+    one = factors(seed)
+    names = [f"transformer_blocks.0.attn.to_{part}" for part in "qkv"]
+    generator = torch.Generator().manual_seed(seed + 1)
+    modules = {}
+    for number, name in enumerate(names):
+        down = one.down if shared else factors(seed + number).down
+        up = torch.randn(10, 6, generator=generator, dtype=torch.float64)
+        modules[name] = Factors(down, up, (0.5, -2.0, 1.0)[number])
+    modules["proj_out"] = factors(9)
+    return LoraBundle("flux", modules)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_layers_that_are_fused_elsewhere_are_shrunk_together(shared):
+    bundle = parts_of(shared)
+    small, errors = shrink_bundle(bundle, rank=2, fused=True)
+    own = [name for name in bundle.modules if name != "proj_out"]
+    assert {id(small.modules[name].down) for name in own} == {id(small.modules[own[0]].down)}
+    assert small.ranks() == dict.fromkeys(sorted(bundle.modules), 2)
+    before, after = (torch.cat([b.delta_weight(name) for name in own]) for b in (bundle, small))
+    values = torch.linalg.svdvals(before)
+    best = float(values[2:].square().sum().sqrt())
+    assert float((before - after).norm()) == pytest.approx(best, rel=1e-8)
+    for name in bundle.modules:
+        one, two = bundle.delta_weight(name), small.delta_weight(name)
+        assert errors[name] == pytest.approx(float((one - two).norm() / one.norm()), rel=1e-6)
+
+
+def test_fused_layers_of_a_lower_rank_stay_as_they_are():
+    bundle = parts_of(shared=True)
+    small, errors = shrink_bundle(bundle, rank=6, fused=True)
+    for name, one in bundle.modules.items():
+        assert torch.equal(small.modules[name].up, one.up)
+    assert set(errors.values()) == {0.0}
+
+
+def test_a_part_of_a_fused_layer_that_is_not_changed_stays_so():
+    bundle = parts_of(shared=True)
+    some = bundle.select(name for name in bundle.modules if not name.endswith("to_k"))
+    small, _ = shrink_bundle(some, rank=1, fused=True)
+    assert set(small.modules) == set(some.modules)

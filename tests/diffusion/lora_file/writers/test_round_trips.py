@@ -17,6 +17,8 @@ from diffusion.lora_file import (
     save_lora,
     shrink_bundle,
 )
+from diffusion.lora_file.writers import FORMATS as FORMATTERS
+from diffusion.lora_file.writers import text_encoders
 
 SINGLE_FILES = ("diffusers", "kohya", "comfyui")
 FORMATS = (*SINGLE_FILES, "peft")
@@ -111,6 +113,42 @@ def test_names_of_each_format(dialects, tmp_path):
     assert "transformer.single_transformer_blocks.0.proj_mlp.lora_A.weight" in diffusers
     assert f"text_encoder.{TEXT}.lora_B.weight" in diffusers
     assert not any("alpha" in name for name in diffusers)
+
+
+@pytest.mark.parametrize("kind", ["lora_down", "loha", "dora rows", "tucker"])
+def test_plain_names_have_the_scale_in_b(kind, dialects, tmp_path):
+    written = dialects.write("bfl", kind)
+    bundle = load_lora(written.save(tmp_path / "in.safetensors"))
+    tensors = load_file(save_lora(bundle, tmp_path / "out.safetensors", "bfl"))
+    assert not any("alpha" in name for name in tensors)
+    assert all(name.startswith(("double", "single", "img", "txt", "time", "vector", "guidance",
+                                "final")) for name in tensors)  # fmt: skip
+    same(load_lora(tmp_path / "out.safetensors"), bundle, written.base)
+
+
+@pytest.mark.parametrize(
+    ("family", "encoders", "words"),
+    [("sd3", {}, f"{Q}: it has names for the layers of FLUX.1 alone"),
+     ("flux", {"text_encoder": {TEXT: draw()}}, f"text_encoder.{TEXT}: it has no name for them")],
+)  # fmt: skip
+def test_plain_names_are_those_of_flux(family, encoders, words, tmp_path, one_line):
+    bundle = LoraBundle(family, {Q: draw()}, encoders)
+    assert words in one_line(FormatError, save_lora, bundle, tmp_path / "a.safetensors", "bfl")
+
+
+def test_which_text_encoders_a_format_holds():
+    every = {"text_encoder", "text_encoder_2", "text_encoder_3"}
+    for format in ("diffusers", "peft", "kohya", "bfl", "comfyui"):
+        for family in ("flux", "sd3"):
+            held = text_encoders(format, family)
+            for encoder in every:
+                bundle = LoraBundle(family, {Q: draw()}, {encoder: {TEXT: draw()}})
+                try:
+                    FORMATTERS[format](bundle)
+                except FormatError:
+                    assert encoder not in held
+                else:
+                    assert encoder in held
 
 
 def test_halves_of_the_last_layer_are_exchanged(tmp_path):
@@ -231,7 +269,11 @@ def test_dora_of_columns(format, tmp_path, one_line):
 @pytest.mark.parametrize(
     ("path", "options", "words"),
     [
-        ("a.safetensors", {"format": "lycoris"}, "choose one of diffusers, peft, kohya, comfyui"),
+        (
+            "a.safetensors",
+            {"format": "lycoris"},
+            "choose one of diffusers, peft, kohya, bfl, comfyui",
+        ),
         ("a.safetensors", {"dtype": "int8"}, "choose one of float32"),
         ("a.bin", {}, "must end with .safetensors"),
         ("file/a.safetensors", {}, "cannot be written"),
