@@ -103,7 +103,7 @@ def flow_losses(module):
     return float(torch.stack(losses).mean())
 
 
-class Stop(Exception):
+class StopError(Exception):
     """A process that is killed."""
 
 
@@ -113,7 +113,7 @@ class Killed(L.Callback):
 
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == self.step:
-            raise Stop
+            raise StopError
 
 
 @pytest.mark.parametrize("options", [{}, {"contrast": True, "gates": {"time": "film"}}])
@@ -122,7 +122,7 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path, monkeypatch, option
     monkeypatch.setattr("harness.experiment.job.SAVED_EVERY", 0.0)
     for step in (2, 5):
         module = build(**options)
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             Job(tmp_path / "killed").fit(module, data(), max_epochs=1, callbacks=[Killed(step)])
         assert not module.fusion.attached
     resumed = Job(tmp_path / "killed").fit(build(**options), data(), max_epochs=1)
