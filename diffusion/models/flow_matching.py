@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from core_gates.numerics import accumulation_dtype
 from diffusion.models.text import TextStates
 
 
@@ -92,4 +93,5 @@ def image_ids(height: int, width: int, like: Tensor) -> Tensor:
 def flow_matching_losses(transformer: nn.Module, at: Noised, text: TextStates) -> Tensor:
     """Return the mean squared error of the velocity of each latent (B,)."""
     found = velocity(transformer, at.x, at.t, text)
-    return (found.float() - at.target.float()).square().flatten(1).mean(1)
+    dtype = accumulation_dtype(found, at.target)
+    return (found.to(dtype) - at.target.to(dtype)).square().flatten(1).mean(1)

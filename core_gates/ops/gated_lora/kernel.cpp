@@ -1,59 +1,17 @@
 // The output of K gated adapters for tokens whose statistics are known: low-rank matmuls, gates
-// and sums stay in registers. Vectors are written in the extension that GCC and Clang share.
+// and sums stay in registers.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "../vectors.h"
 
 namespace {
 
-#ifdef __AVX512F__
-constexpr int LANES = 16, PARTS = 4;
-#elif defined(__AVX__)
-constexpr int LANES = 8, PARTS = 2;
-#else
-constexpr int LANES = 4, PARTS = 4;
-#endif
+constexpr int PARTS = LANES == 8 ? 2 : 4;
 constexpr int TOKENS = 4, BLOCK = LANES * PARTS;  // a tile: tokens and features
 constexpr int FEATURES = 64;                      // of a packed piece of ``up``
-
-typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
-typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(int32_t))));
-
-inline Vector load(const float* from) {
-    Vector value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-
-inline void store(float* to, Vector value) { std::memcpy(to, &value, sizeof value); }
-
-// exp for |x| <= LARGEST, with a relative error of 2e-7 (Cephes): 2^n times a polynomial.
-constexpr float LARGEST = 40;
-
-inline Vector exponential(Vector x) {
-    const Vector shifted = x * 1.44269504f + 12582912.f;  // rounds to an integer in the low bits
-    const Vector n = shifted - 12582912.f;
-    const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.f;
-    Integers bits, power;
-    std::memcpy(&bits, &p, sizeof bits);
-    std::memcpy(&power, &shifted, sizeof power);
-    bits += power << 23;
-    std::memcpy(&p, &bits, sizeof p);
-    return x == x ? p : x;  // what is not a number stays so
-}
-
-inline Vector clamp(Vector x) {
-    x = x > LARGEST ? Vector{} + LARGEST : x;
-    return x < -LARGEST ? Vector{} - LARGEST : x;
-}
 
 // Mean and inverse standard deviation of a multiple of BLOCK values.
 void statistics(const float* values, int64_t dim, float eps, float& mean, float& rstd) {

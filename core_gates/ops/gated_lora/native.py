@@ -1,4 +1,4 @@
-"""The forward pass of ``gated_lora`` in C++ for float32 on the CPU."""
+"""``gated_lora`` in C++ for float32 on the CPU, and its gradients for frozen adapters."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -11,15 +11,19 @@ from core_gates.ops._native import library, run_rows
 from core_gates.ops.gated_lora import reference
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
+BACKWARD = Path(__file__).with_name("backward.cpp")
 CHUNK = 16
 """Tokens of a chunk, for which a block of features of all adapters stays in the cache."""
+
+BACKWARD_CHUNK = 256
+"""The same in the backward pass, where each chunk has gradients of the coefficients of its own."""
 
 FEATURES = 64
 """The number of features must be a multiple of this one."""
 
 
 def possible(base: Tensor) -> bool:
-    """Return whether the kernel takes this number of features."""
+    """Return whether the kernels take this number of features."""
     return base.shape[-1] % FEATURES == 0
 
 
@@ -44,3 +48,38 @@ def forward(
     arguments = [*inputs, ends, target, len(ranks), base.shape[1], float(eps)]
     run_rows(library(SOURCE).mix, arguments, len(base), CHUNK)
     return out if target is out else out.copy_(target)
+
+
+def backward(
+    grad: Tensor,
+    base: Tensor,
+    hidden: Tensor,
+    up: Tensor,
+    coefficients: Tensor,
+    ranks: Sequence[int],
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what ``reference.backward`` returns for ``base``, ``hidden`` and ``coefficients``.
+
+    With ``g`` the gradient of the normalized output ``z`` of an adapter, that of its hidden
+    activations is ``(direct + rstd g) U^T - rstd (Σ g m + Σ g z · rstd h G)``: the part that the
+    norm removes follows from the row means ``m`` and the Gram matrix ``G`` of ``U``.
+    """
+    mean, rstd = reference.statistics(hidden, up, ranks, eps)
+    tokens, dim = base.shape
+    packed = up.view(len(up), -1, FEATURES).transpose(0, 1)
+    inputs = [t.contiguous() for t in (grad, base, hidden, mean, rstd, packed, coefficients)]
+    ends = torch.tensor(list(accumulate(ranks)), dtype=torch.int64, device="cpu")
+    grad_base = torch.empty_like(inputs[1])
+    along, sums = torch.empty_like(inputs[2]), base.new_empty(tokens, len(ranks), 2)
+    shared = base.new_zeros(-(-tokens // BACKWARD_CHUNK), *coefficients.shape)
+    arguments = [*inputs, ends, grad_base, along, sums, shared]
+    sizes = [len(ranks), dim, BACKWARD_CHUNK, float(eps)]
+    run_rows(library(BACKWARD).mix_backward, [*arguments, *sizes], tokens, BACKWARD_CHUNK)
+    pieces = zip(torch.split(inputs[2], list(ranks), -1), torch.split(up, list(ranks)), strict=True)
+    for k, (h, u) in enumerate(pieces):
+        row_mean, gram = reference.moments(u)
+        own = along[:, sum(ranks[:k]) : sum(ranks[: k + 1])]
+        removed = sums[:, k, :1] * row_mean.mT + sums[:, k, 1:] * rstd[:, k : k + 1] * (h @ gram)
+        own -= rstd[:, k : k + 1] * removed
+    return grad_base, along, shared.sum(0)

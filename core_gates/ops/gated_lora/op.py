@@ -100,10 +100,23 @@ def _run_streamed(
     if out is None:
         out = torch.empty_like(base, memory_format=torch.contiguous_format)
     with autocast_off(base):
-        if use_cpp(base, hidden, up, coefficients) and native.possible(base):
-            return native.forward(base, hidden, up, coefficients, ranks, eps, out)
+        if _native(base, hidden, up, coefficients):
+            exact = (
+                out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+            )
+            native.forward(base.float(), hidden.float(), up, coefficients, ranks, eps, exact)
+            return out if exact is out else out.copy_(exact)
         mix = definition(reference.mix)
         return streamed.forward(mix, base, hidden, up, coefficients, ranks, eps, out)
+
+
+def _native(base: Tensor, hidden: Tensor, up: Tensor, coefficients: Tensor) -> bool:
+    """Return whether C++ computes these; activations of half precision are made float32 first."""
+    half = torch.float16, torch.bfloat16
+    activations = [
+        t.new_empty(0, dtype=torch.float32) if t.dtype in half else t for t in (base, hidden)
+    ]
+    return use_cpp(*activations, up, coefficients) and native.possible(base)
 
 
 class _Streamed(torch.autograd.Function):
@@ -119,12 +132,20 @@ class _Streamed(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         ctx.save_for_backward(*inputs[:4])
         ctx.ranks, ctx.eps = inputs[4:]
+        ctx.native = _native(*inputs[:4])
         ctx.mix_backward = definition(reference.mix_backward)  # by the mode of the forward pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         with autocast_off(grad):
             base, hidden, up, coefficients = ctx.saved_tensors
+            if ctx.native and not ctx.needs_input_grad[2] and not torch.is_grad_enabled():
+                exact = [t.float() for t in (grad, base, hidden)]
+                of_base, of_hidden, of_coefficients = native.backward(
+                    *exact, up, coefficients, ctx.ranks, ctx.eps
+                )
+                found = of_base.to(base.dtype), of_hidden.to(hidden.dtype)
+                return *found, None, of_coefficients, None, None
             grads = streamed.backward(
                 ctx.mix_backward, grad, base, hidden, up, coefficients, ctx.ranks, ctx.eps
             )

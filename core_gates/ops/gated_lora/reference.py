@@ -52,13 +52,18 @@ def statistics(
     acc = accumulation_dtype(hidden, up)
     means, variances = [], []
     for h, u in _adapters(hidden.to(acc), up.to(acc), ranks):
-        row_mean = u.mean(-1, keepdim=True)
-        centered = u - row_mean
-        gram = centered @ centered.mT / u.shape[-1]
+        row_mean, gram = moments(u)
         means.append(h @ row_mean)
         variances.append(((h @ gram) * h).sum(-1, keepdim=True))
     # Rounding can make a variance of nearly zero negative.
     return torch.cat(means, -1), torch.rsqrt(torch.cat(variances, -1).clamp(min=0) + eps)
+
+
+def moments(up: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row means (R, 1) and the Gram matrix (R, R) of the second factor of an adapter."""
+    row_mean = up.mean(-1, keepdim=True)
+    centered = up - row_mean
+    return row_mean, centered @ centered.mT / up.shape[-1]
 
 
 def mix(

@@ -419,3 +419,44 @@ def test_what_cpp_does_not_compute_is_left_to_the_definition(dim, dtype, cpp, mo
     found = gated_lora(*tensors, [2, 3])
     with kernels("reference"):
         assert torch.equal(found, gated_lora(*tensors, [2, 3]))
+
+
+def frozen_gradients(tensors, ranks, grad, dtype=torch.float32, half=None):
+    """Gradients of all but the second factors of the adapters."""
+    given = [t.detach().to(dtype) for t in tensors]
+    if half is not None:
+        given[:2] = [t.to(half) for t in given[:2]]
+    wanted = [given[i].requires_grad_() for i in (0, 1, 3)]
+    out = gated_lora(*given, ranks)
+    return torch.autograd.grad(out, wanted, grad.to(out.dtype))
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 6, 300])
+@pytest.mark.parametrize("ranks", [[1], [4, 1, 2], [16] * 8], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_cpp_gradients_of_frozen_adapters(tokens, ranks, scale, cpp, poisoned_empty, monkeypatch):
+    tensors = operands(tokens, 192, ranks)
+    with torch.no_grad():
+        tensors[3][:4] *= scale
+    grad = torch.randn(tokens, 192, generator=torch.Generator().manual_seed(3))
+    expected = frozen_gradients(tensors, ranks, grad, torch.float64)
+    monkeypatch.setattr(streamed, "backward", lambda *_: pytest.fail("the definition was called"))
+    found = frozen_gradients(tensors, ranks, grad)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(
+            one.double(),
+            other,
+            rtol=1e-4,
+            atol=1e-4 * max(1.0, float(other.abs().amax()) if tokens else 0.0),
+        )
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_cpp_activations_of_half_precision_are_computed_in_float32(half, cpp):
+    ranks, tensors = [2, 3], operands(9, 64, [2, 3])
+    grad = torch.randn(9, 64, generator=torch.Generator().manual_seed(3)).to(half)
+    found = frozen_gradients(tensors, ranks, grad, half=half)
+    assert [t.dtype for t in found] == [half, half, torch.float32]
+    with kernels("reference"):
+        expected = frozen_gradients(tensors, ranks, grad, half=half)
+    assert_close(found, expected, rtol=2e-2, atol=2e-2)

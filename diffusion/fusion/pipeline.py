@@ -1,0 +1,301 @@
+"""From a prompt to an image: find adapters, fuse them, generate (AutoLoRA, 2025)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from core_gates.errors import GatesError, check_option
+from diffusion.fusion.gated_fusion import GatedFusion
+from diffusion.fusion.protocol import Fusion
+from diffusion.fusion.recording import GateMap, GateRecorder, records_of
+from diffusion.fusion.sites import family_of, linear_sizes, refuse_misfits
+from diffusion.lora_file import LoraBundle, LoraFileError
+from diffusion.models.text import TextEncoder
+
+Make = Callable[[nn.Module, Mapping[str, LoraBundle]], Fusion]
+
+GUIDANCE = 3.0
+"""Scale of classifier-free guidance of the embedded base."""
+
+
+class Match(Protocol):
+    """An adapter that a search has found."""
+
+    @property
+    def name(self) -> str:
+        """Unique in the library."""
+        ...
+
+    @property
+    def score(self) -> float:
+        """What it is ranked by."""
+        ...
+
+
+class Library(Protocol):
+    """Where adapters are found, such as :class:`diffusion.library.LoraLibrary`."""
+
+    def search(self, prompt: str, k: int = 3) -> Sequence[Match]:
+        """Return the adapters that suit a prompt best, the best first."""
+        ...
+
+    def load(self, name: str) -> LoraBundle:
+        """Read an adapter."""
+        ...
+
+
+@dataclass(frozen=True)
+class Used:
+    """An adapter that took part.
+
+    Attributes:
+        name: Of the adapter.
+        strength: What it was weighed by.
+        score: Of the search; None if it was named.
+    """
+
+    name: str
+    strength: float
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Images, and what made them.
+
+    Attributes:
+        images: As the pipeline returns them.
+        prompt: What was asked for.
+        seed: Of the noise.
+        mode: How the adapters were combined.
+        adapters: Those that took part.
+        skipped: Name -> why an adapter that was found took no part.
+        gates: Mean gates by step, layer and adapter, where recorded.
+        options: Of the pipeline.
+    """
+
+    images: Any
+    prompt: str
+    seed: int
+    mode: str
+    adapters: tuple[Used, ...]
+    skipped: Mapping[str, str]
+    gates: GateMap | None
+    options: Mapping[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """Return it without the images, as :func:`diffusion.data.pictures.save_picture` takes it."""
+        plain = {k: v for k, v in self.options.items() if isinstance(v, int | float | str)}
+        guidance = plain.get("true_cfg_scale", plain.get("guidance_scale"))
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": plain.pop("negative_prompt", ""),
+            "seed": self.seed,
+            "steps": plain.get("num_inference_steps"),
+            "guidance": guidance,
+            "mode": self.mode,
+            "adapters": [
+                {"name": one.name, "strength": one.strength, "score": one.score}
+                for one in self.adapters
+            ],
+            "skipped": dict(self.skipped),
+            "gates": None if self.gates is None else dict(records_of(self.gates)),
+            "options": plain,
+        }
+
+
+class AutoLoraPipeline:
+    """Generate images with the adapters that suit a prompt, each weighed by its gates.
+
+    Example:
+        >>> found = AutoLoraPipeline(pipe, LoraLibrary("~/loras"), "gates.safetensors")("a red heart")
+        >>> found.images[0], found.adapters
+
+    The pipeline of diffusers stays as it is: adapters are attached to its transformer for a call
+    and gone after it, also after an error.
+
+    Args:
+        pipe: A ``FluxPipeline`` or ``StableDiffusion3Pipeline``.
+        library: Where adapters are found; None if they are always given.
+        gates: File of trained gates; without it they begin as the plain sum.
+        text: Encodes prompts for the embedded base; None where the pipeline does it.
+        defaults: Options of every call of the pipeline, such as ``height`` and ``width``.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        library: Library | None = None,
+        gates: str | Path | None = None,
+        text: TextEncoder | None = None,
+        **defaults: Any,
+    ) -> None:
+        self.pipe, self.library, self.gates, self.text = pipe, library, gates, text
+        self.defaults = defaults
+        self.family = family_of(pipe.transformer)
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        k: int = 3,
+        adapters: Sequence[str] | Mapping[str, LoraBundle] | None = None,
+        strengths: Mapping[str, float] | None = None,
+        seed: int = 0,
+        mode: str | Make = "gated",
+        record_gates: bool = False,
+        **options: Any,
+    ) -> Generated:
+        """Return images of a prompt.
+
+        Args:
+            prompt: What to show; adapters are found by it.
+            k: Adapters to find. Those of other models are passed over for the next best.
+            adapters: Names of adapters of the library, or adapters by name, instead of a search;
+                none for the model alone.
+            strengths: Name -> factor of an adapter before its gates; 1 by default.
+            seed: Of the noise; the same one gives the same pixels.
+            mode: ``gated``, ``sum``, or what makes a fusion, such as a rival.
+            record_gates: Whether to record mean gates by step and layer.
+            options: Of the pipeline.
+
+        Raises:
+            GatesError: The prompt is empty, no adapter fits, or an argument is wrong.
+        """
+        if not prompt.strip():
+            raise GatesError("the prompt is empty: say what the image is to show")
+        found, scores, skipped = self._adapters(prompt, k, adapters)
+        fusion, name = self._fusion(found, mode)
+        if fusion is not None and strengths:
+            fusion.set_strengths(strengths)
+        options = self.defaults | options
+        images, gates = self._run(prompt, fusion, seed, record_gates, options)
+        used = tuple(
+            Used(one, 1.0 if fusion is None else fusion.strengths[one], scores.get(one))
+            for one in found
+        )
+        return Generated(images, prompt, seed, name, used, skipped, gates, options)
+
+    def _adapters(
+        self, prompt: str, k: int, given: Sequence[str] | Mapping[str, LoraBundle] | None
+    ) -> tuple[dict[str, LoraBundle], dict[str, float], dict[str, str]]:
+        if isinstance(given, Mapping):
+            return dict(given), {}, {}
+        if self.library is None:
+            raise GatesError("there is no library to find adapters in: give one, or the adapters")
+        if given is not None:
+            return {name: self.library.load(name) for name in given}, {}, {}
+        if k < 1:
+            raise GatesError(f"k={k} adapters are wanted: give 1 or more, or adapters=[] for none")
+        return self._search(self.library, prompt, k)
+
+    def _search(
+        self, library: Library, prompt: str, k: int
+    ) -> tuple[dict[str, LoraBundle], dict[str, float], dict[str, str]]:
+        """Return the best adapters that fit the model, looking further for those that do not."""
+        loaded: dict[str, LoraBundle] = {}
+        skipped: dict[str, str] = {}
+        sizes, wanted = linear_sizes(self.pipe.transformer), k
+        while True:
+            matches = library.search(prompt, k=wanted)
+            for match in matches:
+                if match.name in loaded or match.name in skipped:
+                    continue
+                try:
+                    bundle = library.load(match.name)
+                    refuse_misfits({match.name: bundle}, self.family, sizes)
+                    loaded[match.name] = bundle
+                except (GatesError, LoraFileError) as error:
+                    skipped[match.name] = str(error)
+            if len(loaded) >= k or len(matches) < wanted:
+                break
+            wanted = k + len(skipped)
+        if not loaded:
+            reasons = "; ".join(list(skipped.values())[:3]) or "it found none"
+            raise GatesError(f"no adapter of the library fits the model: {reasons}")
+        names = list(loaded)[:k]
+        scores = {match.name: float(match.score) for match in matches}
+        return {name: loaded[name] for name in names}, scores, skipped
+
+    def _fusion(
+        self, found: Mapping[str, LoraBundle], mode: str | Make
+    ) -> tuple[Fusion | None, str]:
+        model = self.pipe.transformer
+        if not found:
+            return None, "none"
+        if callable(mode):
+            fusion = mode(model, found)
+            return fusion, type(fusion).__name__
+        check_option("mode", mode, ("gated", "sum"), GatesError)
+        if mode == "sum":
+            return GatedFusion(model, found, mode="sum"), mode
+        return GatedFusion(model, found, gates=self.gates), mode
+
+    def _run(
+        self,
+        prompt: str,
+        fusion: Fusion | None,
+        seed: int,
+        record_gates: bool,
+        options: Mapping[str, Any],
+    ) -> tuple[Any, GateMap | None]:
+        """Return images and gates of one call of the pipeline."""
+        given = dict(options)
+        if "generator" in given or "latents" in given:
+            raise GatesError("the noise follows from the seed: leave generator and latents out")
+        steps = int(given.get("num_inference_steps") or _default_steps(self.pipe))
+        recorder = None
+        with ExitStack() as stack:
+            if fusion is not None:
+                stack.enter_context(fusion)
+                fusion.at(0, steps)
+                if record_gates and isinstance(fusion, GatedFusion) and fusion.mode == "gated":
+                    recorder = stack.enter_context(GateRecorder(fusion))
+            after = _after_step(fusion, recorder, steps, given.pop("callback_on_step_end", None))
+            generator = torch.Generator().manual_seed(seed)
+            words = self._words(prompt, given)
+            made = self.pipe(**words, **given, generator=generator, callback_on_step_end=after)
+        return made.images, None if recorder is None else recorder.gates
+
+    def _words(self, prompt: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Return what the pipeline is told about the prompt."""
+        if self.text is None:
+            return {"prompt": prompt}
+        right = self.text.encode([prompt])
+        wrong = self.text.encode([options.pop("negative_prompt", None) or ""])
+        if self.family == "flux":
+            options.setdefault("true_cfg_scale", GUIDANCE)
+        return {
+            "prompt_embeds": right.tokens,
+            "pooled_prompt_embeds": right.pooled,
+            "negative_prompt_embeds": wrong.tokens,
+            "negative_pooled_prompt_embeds": wrong.pooled,
+        }
+
+
+def _after_step(
+    fusion: Fusion | None, recorder: GateRecorder | None, steps: int, own: Any
+) -> Callable[..., dict[str, Any]]:
+    """Return what the pipeline calls after each step: the fusion learns which one follows."""
+
+    def call(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if fusion is not None and step + 1 < steps:
+            fusion.at(step + 1, steps)
+        if recorder is not None:
+            recorder.step = step + 1
+        found: dict[str, Any] = tensors if own is None else own(pipe, step, time, tensors)
+        return found
+
+    return call
+
+
+def _default_steps(pipe: Any) -> int:
+    return int(inspect.signature(pipe.__call__).parameters["num_inference_steps"].default)

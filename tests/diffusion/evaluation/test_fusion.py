@@ -1,0 +1,99 @@
+"""Losses at fixed times with fixed noise, and what is left of an adapter among others."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from core_gates.errors import GatesError
+from diffusion.evaluation import fusion as measured
+from diffusion.evaluation.fusion import Retention, fixed_losses, retention
+from diffusion.fusion import GatedFusion
+from diffusion.lora_file import Factors, LoraBundle
+from diffusion.models.flow_matching import velocity
+from diffusion.models.text import TextStates
+from diffusion.models.tiny_flux import transformer_of
+from diffusion.rivals import make_rival
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return transformer_of("unit").eval().requires_grad_(False)
+
+
+@pytest.fixture
+def task():
+    torch.manual_seed(1)
+    text = TextStates(torch.randn(3, 5, 384), torch.randn(3, 384))
+    return torch.randn(3, 16, 4, 4), text
+
+
+def adapter(model, seed):
+    draw = torch.Generator().manual_seed(seed)
+    return LoraBundle("flux", {
+        n: Factors(
+            torch.randn(2, m.in_features, generator=draw) * 0.3,
+            torch.randn(m.out_features, 2, generator=draw) * 0.3,
+            1.0,
+        )
+        for n, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks" in n
+    })  # fmt: skip
+
+
+def test_the_loss_is_a_mean_over_midpoints_of_the_schedule(model, task, monkeypatch):
+    latents, text = task
+    found = fixed_losses(model, None, latents, text, steps=4, seed=7)
+    draw, expected = torch.Generator().manual_seed(7), torch.zeros(3)
+    for t in (0.875, 0.625, 0.375, 0.125):
+        noise = torch.randn(latents.shape, generator=draw)
+        x, times = (1 - t) * latents + t * noise, torch.full((3,), t)
+        off = velocity(model, x, times, text) - (noise - latents)
+        expected += off.square().mean((1, 2, 3)) / 4
+    assert_close(found, expected)
+    monkeypatch.setattr(measured, "BATCH", 2)
+    assert_close(fixed_losses(model, None, latents, text, steps=4, seed=7), expected)
+    other = fixed_losses(model, None, latents, text, steps=4, seed=8)
+    assert not torch.allclose(other, expected, rtol=1e-3)
+
+
+def test_a_fusion_is_told_its_step_and_let_go(model, task):
+    adapters = {"a": adapter(model, 1), "b": adapter(model, 2)}
+    fusion, told = GatedFusion(model, adapters), []
+    plain = fixed_losses(model, None, *task, steps=2)
+    fusion.at = lambda step, steps: told.append((step, steps))
+    found = fixed_losses(model, fusion, *task, steps=2)
+    assert told == [(0, 2), (1, 2)]
+    assert not fusion.attached
+    assert not torch.allclose(found, plain, rtol=1e-3)
+    with fusion:
+        assert_close(fixed_losses(model, fusion, *task, steps=2), found)
+        assert fusion.attached
+    switch = make_rival("switch", model, adapters)
+    taken = fixed_losses(model, switch, *task, steps=1)
+    assert_close(
+        taken, fixed_losses(model, GatedFusion(model, {"a": adapters["a"]}), *task, steps=1)
+    )
+
+
+def test_what_is_left_of_an_adapter(model, task):
+    adapters = {"a": adapter(model, 1), "b": adapter(model, 2)}
+    fusion = GatedFusion(model, adapters)
+    fusion.set_strengths({"b": 0.0})
+    found = retention(fusion, {"a": task, "b": task}, steps=2)
+    assert found["a"].fused == pytest.approx(found["a"].alone, rel=1e-6)
+    assert found["a"].kept == pytest.approx(1, rel=1e-5)
+    assert found["b"].base == found["a"].base
+    assert found["b"].alone != pytest.approx(found["a"].alone, rel=1e-4)
+    assert found["b"].fused == found["a"].fused
+    assert Retention(2.0, 1.0, 1.5).kept == 0.5
+
+
+def test_faults_are_one_line(model, task, one_line):
+    fusion = GatedFusion(model, {"a": adapter(model, 1)})
+    assert "0 steps" in one_line(GatesError, fixed_losses, model, None, *task, steps=0)
+    fewer = task[0][:2], task[1]
+    assert "2 latents and 3" in one_line(GatesError, fixed_losses, model, None, *fewer)
+    assert "no adapter is named 'z'" in one_line(GatesError, retention, fusion, {"z": task})
+    with fusion:
+        assert "detach it first" in one_line(GatesError, retention, fusion, {"a": task})

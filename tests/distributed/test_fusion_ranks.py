@@ -1,0 +1,81 @@
+"""Gates trained on two processes, the model whole or sharded, against one process."""
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed import is_initialized
+
+from core_gates.adapters import Room
+from diffusion.fusion import GatedFusion
+from diffusion.fusion.data import FusionTask, PairDataModule
+from diffusion.fusion.module import FusionModule
+from diffusion.lora_file import Factors, LoraBundle
+from diffusion.models.text import TextStates
+from diffusion.models.tiny_flux import transformer_of
+from harness.runs.quiet import quiet_lightning
+
+STEPS = 4
+
+
+def normal(*sizes, scale=1.0):
+    return scale * torch.randn(*sizes, dtype=torch.float64)
+
+
+def states(count):
+    return TextStates(normal(count, 5, 384), normal(count, 384))
+
+
+def build():
+    """Two adapters of a small FLUX, two tasks of five latents."""
+    torch.manual_seed(0)
+    model = transformer_of("unit").double().eval()
+    layers = [
+        (n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks" in n
+    ]
+    library = {
+        name: LoraBundle("flux", {
+            n: Factors(
+                normal(2, m.in_features, scale=0.2), normal(m.out_features, 2, scale=0.2), 1.0
+            )
+            for n, m in layers
+        })
+        for name in "abc"
+    }  # fmt: skip
+    tasks = [
+        FusionTask(pair, normal(5, 16, 4, 4), states(5), states(2)) for pair in (("a", "b"), ("c",))
+    ]
+    fusion = GatedFusion(model, {}, room=Room(2, 2), time="film", dtype=torch.float64)
+    module = FusionModule(fusion, library, steps=STEPS, contrast=True, margin=2.0)
+    return module, PairDataModule(tasks, states(1), steps=STEPS, batch_size=4)
+
+
+def fit(strategy):
+    """Train on all processes that there are; return the gates."""
+    options = {"devices": 1}
+    if is_initialized():
+        sharded = ModelParallelStrategy(
+            data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False,
+            process_group_backend="gloo",
+        )  # fmt: skip
+        options = {"devices": 2, "strategy": sharded if strategy == "fsdp2" else "ddp"}
+    module, data = build()
+    L.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        **options,
+    ).fit(module, data)  # fmt: skip
+    weight = module.fusion.model.transformer_blocks[0].norm1.linear.weight
+    assert hasattr(weight, "full_tensor") == (strategy == "fsdp2" and is_initialized())
+    return dict(module.fusion.state_dict())
+
+
+def train(_parallel):
+    quiet_lightning()
+    return {strategy: fit(strategy) for strategy in ("ddp", "fsdp2")}
+
+
+def test_two_ranks_train_the_gates_of_one_process(two_ranks):
+    found = two_ranks(train, tolerance=1e-6)
+    start = build()[0].fusion.state_dict()
+    assert sum(not torch.equal(found["ddp"][name], tensor) for name, tensor in start.items()) > 50
