@@ -13,6 +13,7 @@ from harness.experiment import Run
 
 STUDIES = {
     "base": "apps.diffusion.studies.base:base_study",
+    "retrieval": "apps.diffusion.studies.retrieval:retrieval_study",
 }
 """Study -> what shows it."""
 

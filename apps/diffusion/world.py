@@ -6,10 +6,10 @@ All configurations share it, in the run folder ``embedded`` and among what ships
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +24,10 @@ from diffusion.models.adapters import layers_of
 from diffusion.models.base import EmbeddedBase
 from diffusion.models.text import TextEncoder, text_encoder
 from harness.experiment import Arrays, Piece, Run
+from harness.files.digest import short_digest
+
+if TYPE_CHECKING:
+    from diffusion.retrieval import TrainedEncoder
 
 EMBEDDED = "embedded"
 ADAPTER: dict[str, Any] = {
@@ -131,6 +135,38 @@ class World:
         )
         found = {piece.method: self.adapters.find(piece) for piece in made}
         return {name: _file(path) for name, path in found.items() if path is not None}
+
+    def encoders(
+        self, methods: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], **settings: Any
+    ) -> dict[str, list[TrainedEncoder]]:
+        """Return method -> encoders, one a seed, trained on adapters of seed 0.
+
+        Args:
+            methods: Settings of each method.
+            seeds: Of the encoders.
+            settings: Of all methods, among them the ``concepts``.
+        """
+        from apps.diffusion.works.encoder import EncoderForm, train_encoder
+
+        store = self.run.store("encoders", EncoderForm())
+        zoo = self.zoo(0)
+        start = [self.adapter_piece(one, 0).fingerprint for one in concepts()]
+        pieces = [
+            self.run.piece(name, seed, start=short_digest(start), **settings, **own)
+            for name, own in methods.items()
+            for seed in seeds
+        ]
+        work = partial(
+            train_encoder,
+            base_folder=self.base_folder,
+            files=zoo,
+            drawings_folder=self.drawings_folder,
+        )
+        made = self.run.obtain(store, pieces, work, ticks=lambda piece: int(piece["steps"]))
+        found: dict[str, list[TrainedEncoder]] = {}
+        for piece in made:
+            found.setdefault(piece.method, []).append(store.load(piece))
+        return found
 
     def adapter_piece(self, concept: Concept, seed: int) -> Piece:
         """Return the piece that an adapter is."""

@@ -110,12 +110,12 @@ class EmbeddedBase:
         return made.images
 
     def save(self, folder: Path) -> None:
-        """Write ``config.json`` and ``result.safetensors``."""
+        """Write ``config.json`` and ``result.safetensors``, rounded to bfloat16."""
         transformer, vae = self.transformer.config, self.vae.config
         shape = {name: transformer[name] for name in SHAPE}
         scaling = {name: vae[name] for name in ("stride", "latent_channels", "scaling_factor")}
         tensors = {
-            f"{part}.{name}": tensor.detach().cpu().contiguous()
+            f"{part}.{name}": tensor.detach().cpu().bfloat16().contiguous()
             for part, model in (("transformer", self.transformer), ("vae", self.vae))
             for name, tensor in model.state_dict().items()
         }

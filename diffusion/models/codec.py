@@ -1,4 +1,4 @@
-"""Images and captions as a model sees them, for the embedded base and for pipelines of diffusers."""
+"""Images and captions as a model sees them, for the embedded base and pipelines of diffusers."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -29,6 +29,10 @@ class Codec(Protocol):
 
     def states(self, captions: Sequence[str]) -> TextStates:
         """Return the states of captions."""
+
+
+FAMILIES = {"FluxPipeline": "flux", "StableDiffusion3Pipeline": "sd3"}
+"""Pipeline -> family."""
 
 
 class EmbeddedCodec:
@@ -70,16 +74,16 @@ class PipelineCodec:
         GatesError: It is another pipeline, or lacks a part.
     """
 
-    FAMILIES = {"FluxPipeline": "flux", "StableDiffusion3Pipeline": "sd3"}
-
     def __init__(self, pipeline: Any, size: int = 1024) -> None:
         name = type(pipeline).__name__
-        if name not in self.FAMILIES:
-            raise GatesError(f"{name} is no pipeline of {' or '.join(self.FAMILIES)}")
-        lacking = [part for part in ("vae", "text_encoder") if getattr(pipeline, part, None) is None]
+        if name not in FAMILIES:
+            raise GatesError(f"{name} is no pipeline of {' or '.join(FAMILIES)}")
+        lacking = [
+            part for part in ("vae", "text_encoder") if getattr(pipeline, part, None) is None
+        ]
         if lacking:
             raise GatesError(f"the pipeline has no {lacking[0]}: give one with all its parts")
-        self.pipeline, self.family, self.size = pipeline, self.FAMILIES[name], size
+        self.pipeline, self.family, self.size = pipeline, FAMILIES[name], size
         self.transformer: nn.Module = pipeline.transformer
 
     @torch.no_grad()
