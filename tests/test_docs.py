@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = [f"core_gates.{room}" for room in ("adapters", "attention", "features", "gates")]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = (
-    "apps|benchmarks|core_gates|docs|endoscopy|harness|recsys|studies|tests|video_multitask|weather"
+    "apps|benchmarks|core_gates|diffusion|docs|endoscopy|harness|recsys|studies|tests|"
+    "video_multitask|weather"
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
