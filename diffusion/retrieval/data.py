@@ -186,7 +186,9 @@ class RetrieverData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Pairs] | list[DataLoader[Pairs]]:
         """Return all adapters of validation in one batch; nothing if there are none."""
-        return [] if self.validation is None else DataLoader(_Whole(self.validation), batch_size=None)
+        return (
+            [] if self.validation is None else DataLoader(_Whole(self.validation), batch_size=None)
+        )
 
 
 def _check(example: Example, config: EncoderConfig, label: str) -> None:
