@@ -122,13 +122,18 @@ class Rounds:
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Draw the batches of an epoch from the global random number generator."""
+        """Draw the batches of an epoch.
+
+        Only its seed comes from the global random number generator, so that a resumed run, which
+        skips batches without training on them, gets the same ones.
+        """
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         ranks, rank = num_ranks(), rank_in()
         own = max(1, self.count // ranks) if self.size is None else self.size
         waiting: list[int] = []
         for _ in range(self.steps):
             while len(waiting) < own * ranks:
-                waiting += torch.randperm(self.count).tolist()
+                waiting += torch.randperm(self.count, generator=generator).tolist()
             batch, waiting = waiting[: own * ranks], waiting[own * ranks :]
             yield batch[rank * own : (rank + 1) * own]
 
@@ -179,16 +184,20 @@ class RetrieverData(L.LightningDataModule):
             Adapters(validation, config, text_encoder, in_memory=in_memory) if validation else None
         )
 
+    def setup(self, stage: str) -> None:
+        """Switch validation off where there is nothing to validate with."""
+        if self.validation is None and self.trainer is not None:
+            self.trainer.limit_val_batches = 0
+
     def train_dataloader(self) -> DataLoader[Pairs]:
         """Return batches without end in sight, ``steps_per_epoch`` an epoch."""
         rounds = Rounds(len(self.training), self.batch_size, self.steps)
         return DataLoader(self.training, sampler=rounds, batch_size=None)
 
-    def val_dataloader(self) -> DataLoader[Pairs] | list[DataLoader[Pairs]]:
-        """Return all adapters of validation in one batch; nothing if there are none."""
-        return (
-            [] if self.validation is None else DataLoader(_Whole(self.validation), batch_size=None)
-        )
+    def val_dataloader(self) -> DataLoader[Pairs]:
+        """Return all adapters of validation in one batch."""
+        assert self.validation is not None
+        return DataLoader(_Whole(self.validation), batch_size=None)
 
 
 def _check(example: Example, config: EncoderConfig, label: str) -> None:
