@@ -27,7 +27,11 @@ class WeightEncoder(Protocol):
         """Return why it cannot encode an adapter, in a few words; None if it can."""
 
     def encode(self, bundle: LoraBundle) -> Tensor:
-        """Return the embedding (dim,) of unit length."""
+        """Return the embedding (dim,) of unit length.
+
+        Raises:
+            LoraFileError: It cannot encode the adapter after all.
+        """
 
 
 class TextEncoder(Protocol):

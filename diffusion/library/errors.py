@@ -5,7 +5,3 @@ from core_gates.errors import GatesError
 
 class LibraryError(GatesError):
     """A library, its index or a search is not as expected."""
-
-
-class WrongVectorError(LibraryError):
-    """An encoder gives vectors of another size, or none of a length."""

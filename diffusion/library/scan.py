@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from diffusion.library.encoders import WeightEncoder
-from diffusion.library.errors import LibraryError, WrongVectorError
+from diffusion.library.errors import LibraryError
 from diffusion.library.paths import Found, Refused, gone, look, shown, walk
 from diffusion.library.record import REASONS, Record, read_record
 from diffusion.library.store.catalog import Catalog, Encoded
@@ -154,14 +154,15 @@ class Scanner:
             if not self.catalog.is_unchanged(found):
                 return None
             bundle = load_lora(found.target, strict=False, limits=self.limits)
-            if (refusal := encoder.refusal(bundle)) is not None:
-                return Encoded(digest, None, clean(refusal, 300) or "the encoder refuses it")
-            with torch.no_grad():
-                return Encoded(digest, unit_vector(encoder.encode(bundle), encoder.dim))
-        except (LibraryError, LoraFileError) as error:
-            if isinstance(error, WrongVectorError):
-                raise
+        except (LibraryError, LoraFileError):
             return None
+        try:
+            if (refusal := encoder.refusal(bundle)) is None:
+                with torch.no_grad():
+                    return Encoded(digest, unit_vector(encoder.encode(bundle), encoder.dim))
+        except LoraFileError as error:
+            refusal = str(error)
+        return Encoded(digest, None, clean(refusal, 300) or "the encoder refuses it")
 
     def _unencoded(self) -> Iterator[Refused]:
         """Yield files that the encoder has not encoded, and why."""

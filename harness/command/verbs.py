@@ -65,8 +65,8 @@ class FunctionVerb(NamedTuple):
             :class:`Place` named ``place`` if it reads or writes a run, which gives the verb the
             options ``--name`` and ``--root``; its other arguments, typed and documented, are the
             options.
-        positional: Argument that stands without an option, a list of one path or several; or names
-            of several such arguments, each of one path.
+        positional: Argument that stands without an option, a list of one path or several, or of
+            none if it has a default; or names of several such arguments, each of one path.
     """
 
     target: str
@@ -102,7 +102,8 @@ def run_verb(
     quiet_lightning()
     verb, *words = arguments
     function, positional = verbs[verb].load(), verbs[verb].positional
-    placed = "place" in inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters
+    placed = "place" in parameters
     parser = GatesParser(prog=f"gates {app} {verb}", app=app, verb=verb)
     parser.description = _summary(function)
     parser.add_argument(
@@ -111,7 +112,8 @@ def run_verb(
     skip: set[str | int] = {"place"}
     for name in (positional,) if isinstance(positional, str) else positional:
         skip.add(name)
-        many: dict[str, Any] = {"nargs": "+"} if name == positional else {}
+        optional = parameters[name].default is not inspect.Parameter.empty
+        many: dict[str, Any] = {"nargs": "*" if optional else "+"} if name == positional else {}
         text = f"{'Paths' if many else 'A path'}, see above."
         parser.add_argument(name, type=str, help=text, **many)
     if placed:

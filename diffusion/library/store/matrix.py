@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffusion.library.errors import WrongVectorError
+from diffusion.library.errors import LibraryError
 
 Vectors = NDArray[np.float32]
 
@@ -70,12 +70,12 @@ def unit_vector(vector: Tensor, dim: int) -> Vectors:
     """Return an embedding as float32 numbers (dim,) of unit length.
 
     Raises:
-        WrongVectorError: It has another size, is not finite, or is zero.
+        LibraryError: It has another size, is not finite, or is zero.
     """
     values = vector.detach().double().cpu().numpy()
     length = float(np.linalg.norm(values))
     if values.shape != (dim,) or not np.isfinite(length) or length == 0:
-        raise WrongVectorError(
+        raise LibraryError(
             f"an encoder gives a vector of shape {values.shape} and length {length:g}, expected "
             f"({dim},) and 1: choose another encoder"
         )

@@ -171,7 +171,10 @@ def test_files_of_no_use(library, root, put):
         "negative": {f"{q}.{k}": t for k, t in pair.items()} | {f"{q}.alpha": torch.tensor(-1.0)},
         "infinite": {f"{q}.{k}": t / 0 for k, t in pair.items()},
         "misfit": {f"{q}.lora_A.weight": torch.ones(2, 8), f"{q}.lora_B.weight": torch.ones(8, 3)},
-        "rank": {f"{q}.lora_A.weight": torch.ones(1500, 8), f"{q}.lora_B.weight": torch.ones(8, 1500)},
+        "rank": {
+            f"{q}.lora_A.weight": torch.ones(1500, 8),
+            f"{q}.lora_B.weight": torch.ones(8, 1500),
+        },
     }
     told = {"ss_base_model_version": "flux1", "modelspec.title": "useless"}
     for name, tensors in files.items():
@@ -225,7 +228,9 @@ def test_tags_by_frequency(library, root, put):
     assert adapter.title == "t"
 
 
-def test_an_index_that_may_not_be_written_can_be_searched(library, root, put, encoders, monkeypatch):
+def test_an_index_that_may_not_be_written_can_be_searched(
+    library, root, put, encoders, monkeypatch
+):
     put(root / "a.safetensors", 1)
     library.scan()
     expected = list(library.search("anything"))

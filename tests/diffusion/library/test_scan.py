@@ -60,7 +60,9 @@ def test_only_what_has_changed_is_read(library, root, put, opened, state):
     assert state(library) != before
 
 
-def test_an_index_that_was_kept_up_to_date_is_like_a_new_one(library, root, put, encoders, tmp_path):
+def test_an_index_that_was_kept_up_to_date_is_like_a_new_one(
+    library, root, put, encoders, tmp_path
+):
     for seed in range(6):
         put(root / f"{seed}.safetensors", seed)
     library.scan()

@@ -80,7 +80,10 @@ def test_hybrid_reaches_other_families_by_their_metadata(filled, root, put_sdxl)
     assert found[0].name == "x"
     assert (found[0].weights, found[0].metadata, found[0].score) == (None, 1, 5)
     assert len(found) == 6
-    assert found.notice == "1 of 6 adapters have no embedding of this encoder, which serves flux (1 sdxl)"
+    assert (
+        found.notice
+        == "1 of 6 adapters have no embedding of this encoder, which serves flux (1 sdxl)"
+    )
     assert "x" not in {m.name for m in filled.search("red heart", 9, "hybrid")}
     assert "x" not in {m.name for m in filled.search("red heart", 9)}
 
@@ -157,7 +160,9 @@ def test_wrong_arguments(arguments, words, filled, one_line):
     assert words in one_line(LibraryError, filled.search, **options)
 
 
-def test_an_empty_library_and_a_text_encoder_of_another_space(library, root, put, encoders, one_line):
+def test_an_empty_library_and_a_text_encoder_of_another_space(
+    library, root, put, encoders, one_line
+):
     library.scan()
     assert "holds no adapter" in one_line(GatesError, library.search, "a fox")
     put(root / "a.safetensors", 1)

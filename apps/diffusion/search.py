@@ -1,0 +1,130 @@
+"""``gates diffusion search``: adapters for a prompt, or like another one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from apps.diffusion.index import read_encoder
+from core_gates.errors import GatesError
+from diffusion.library import Adapter, LoraLibrary, Match, Neighbor, Results
+from harness.runs.ticker import counting
+
+SHOWN = 3  # triggers of an adapter
+
+
+def search(
+    prompt: list[str] | None = None,
+    folder: str = ".",
+    k: int = 3,
+    mode: Literal["weights", "metadata", "hybrid"] = "weights",
+    like: str | None = None,
+    encoder: str | None = None,
+    text_encoder: str = "minilm",
+    weights: float = 1.0,
+    metadata: float = 0.0,
+    family: str | None = None,
+    license: str | None = None,
+    tag: str | None = None,
+    index: str | None = None,
+    lenient: bool = False,
+) -> None:
+    """Find the adapters of an indexed folder that suit PROMPT, or whose change is like a file's.
+
+    Without an encoder, or for families of models that it does not serve, metadata is searched.
+
+    Args:
+        prompt: Filled in by the command line.
+        folder: Folder that was indexed.
+        k: Number of adapters.
+        mode: What is compared with the prompt: weights, metadata or, with hybrid, both.
+        like: Adapter of the folder or any other file, with whose change of the weights all others
+            are compared, in place of a prompt.
+        encoder: Folder of the encoder that the folder was indexed with.
+        text_encoder: Text encoder that the encoder was trained with.
+        weights: Weight of the cosine of prompt and weights in a hybrid search.
+        metadata: Weight of BM25 of prompt and metadata in a hybrid search.
+        family: Only adapters for this family of models, such as flux.
+        license: Only adapters with this license.
+        tag: Only adapters with this tag.
+        index: Folder of the index; .gates-index in the folder if null.
+        lenient: Find files with unknown tensors by their weights, too.
+    """
+    words = " ".join(prompt or [])
+    if bool(words.strip()) == (like is not None):
+        raise GatesError("expected a prompt or --like, and not both: describe what you look for")
+    if like is not None:
+        with LoraLibrary(folder, index=index, lenient=lenient) as library:
+            with counting("comparing") as count:
+                neighbors = library.like(like, k, count)
+        _show_neighbors(Console(), neighbors)
+        return
+    found, text = None, None
+    if mode != "metadata" and encoder is not None:
+        from diffusion.models.text import text_encoder as named
+
+        text = named(text_encoder)
+        found = read_encoder(encoder, text.fingerprint)
+    with LoraLibrary(folder, found, text, index=index, lenient=lenient) as library:
+        matches = library.search(
+            words,
+            k,
+            mode,
+            family=family,
+            license=license,
+            tag=tag,
+            weights=weights,
+            metadata=metadata,
+        )
+    _show_matches(Console(), matches)
+
+
+def _show_matches(console: Console, matches: Results[Match]) -> None:
+    table = _table(f"by {matches.mode}", "score", "weights", "metadata")
+    for rank, match in enumerate(matches, 1):
+        parts = ("" if part is None else f"{part:.3f}" for part in (match.weights, match.metadata))
+        notes = [f"copy: {path}" for path in match.duplicates]
+        _add(table, rank, match.adapter, (f"{match.score:.3f}", *parts), notes)
+    _print(console, table, matches.notice, found=len(matches))
+
+
+def _show_neighbors(console: Console, neighbors: Results[Neighbor]) -> None:
+    table = _table("by the change of the weights", "cosine", "layers")
+    for rank, one in enumerate(neighbors, 1):
+        figures = (f"{one.cosine:.3f}", str(one.shared))
+        notes = ["near-duplicate"] if one.near_duplicate else []
+        _add(table, rank, one.adapter, figures, notes)
+    _print(console, table, neighbors.notice, found=len(neighbors))
+
+
+def _table(title: str, *figures: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("", justify="right")
+    table.add_column("adapter")
+    for figure in figures:
+        table.add_column(figure, justify="right", no_wrap=True)
+    for text in ("title", "triggers", "for", "license", "note"):
+        table.add_column(text)
+    return table
+
+
+def _add(
+    table: Table, rank: int, adapter: Adapter, figures: tuple[str, ...], notes: list[str]
+) -> None:
+    triggers = ", ".join(adapter.triggers[:SHOWN])
+    title = "" if adapter.title == adapter.name else adapter.title
+    told = (title, triggers, adapter.family, adapter.license)
+    note = "; ".join([*adapter.flags, *notes])
+    table.add_row(str(rank), escape(adapter.name), *figures, *map(escape, (*told, note)))
+
+
+def _print(console: Console, table: Table, notice: str, *, found: int) -> None:
+    if found:
+        console.print(table)
+    else:
+        console.print("no adapter is found")
+    if notice:
+        console.print(f"[yellow]note[/]: {escape(notice)}", soft_wrap=True)

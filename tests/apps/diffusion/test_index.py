@@ -1,0 +1,194 @@
+"""Folders that are indexed, and what searches of them print."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from core_gates.errors import GatesError
+from diffusion.library import LoraLibrary
+from diffusion.models.text import text_encoder
+from harness.command.verbs import FunctionVerb, run_verb
+
+VERBS = {
+    "index": FunctionVerb("apps.diffusion.index:index", ("folder",)),
+    "search": FunctionVerb("apps.diffusion.search:search", "prompt"),
+}
+
+
+class Encoder:
+    """Points where the title of an adapter does."""
+
+    family, fingerprint, dim = "flux", "titles", 384
+
+    def refusal(self, bundle):
+        return None
+
+    def encode(self, bundle):
+        return text_encoder("ngrams").embed([bundle.metadata["modelspec.title"]])[0]
+
+
+@pytest.fixture
+def call(samples, capsys):
+    """Run a verb and return what it prints."""
+
+    def run(*words):
+        capsys.readouterr()
+        run_verb("diffusion", VERBS, list(map(str, words)), config="tiny")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refusal(call):
+    """Run a verb that is refused, and return why, in one line."""
+
+    def run(*words):
+        with pytest.raises(GatesError) as caught:
+            call(*words)
+        assert str(caught.value).isprintable()
+        return str(caught.value)
+
+    return run
+
+
+@pytest.fixture
+def titled(samples, monkeypatch):
+    """Files with titles, and a folder of an encoder."""
+    for name, title in (("bfl_plain", "red fox"), ("xlabs", "night [bold]sky")):
+        path = samples / f"{name}.safetensors"
+        metadata = {"modelspec.title": title, "modelspec.license": "CC0-1.0"}
+        save_file(load_file(path), path, metadata)
+    for path in samples.glob("*.safetensors"):
+        if path.stem not in ("bfl_plain", "xlabs", "kohya_sd3"):
+            path.unlink()
+    asked = []
+
+    def read(folder, text_fingerprint=None):
+        asked.append((folder, text_fingerprint))
+        return Encoder()
+
+    monkeypatch.setattr("apps.diffusion.index.read_encoder", read)
+    monkeypatch.setattr("apps.diffusion.search.read_encoder", read)
+    return asked
+
+
+def row(text, name):
+    """The cells of the row of an adapter or figure."""
+    (line,) = [line for line in text.splitlines() if name in line and line.startswith("│")]
+    return [cell.strip() for cell in line.strip("│┃ ").split("│")]
+
+
+def test_a_folder_is_indexed_and_searched(call, samples, titled):
+    told = call("index", "samples", "--encoder", "some/folder")
+    assert row(told, "adapters") == ["adapters", "3"]
+    assert row(told, "encoded now") == ["encoded now", "2"]
+    assert row(told, "kohya_sd3") == [
+        "kohya_sd3.safetensors",
+        "it is for sd3, the encoder serves flux",
+    ]
+    assert told.splitlines()[-1] == "samples/.gates-index"
+    again = call("index", "samples", "--encoder", "some/folder")
+    assert row(again, "unchanged") == ["unchanged", "3"]
+    assert row(again, "encoded now") == ["encoded now", "0"]
+
+    options = ("--folder", "samples", "--text_encoder", "ngrams")
+    told = call("search", "red", "foxes", *options, "--encoder", "e", "--k", "1")
+    assert titled[-1] == ("e", text_encoder("ngrams").fingerprint)
+    assert "by weights" in told
+    assert row(told, "bfl_plain")[:2] == ["1", "bfl_plain"]
+    assert float(row(told, "bfl_plain")[2]) > 0.5
+    assert "red fox" in told
+    assert "CC0-1.0" in told
+    assert "xlabs" not in told
+    assert "1 of 3 adapters have no embedding of this encoder" in told
+
+    told = call("search", "sky", *options, "--encoder", "e", "--mode", "hybrid", "--metadata", "1")
+    rank, name, score, weights, metadata, title, *_ = row(told, "xlabs")
+    assert (rank, name, metadata, title) == ("1", "xlabs", "1.000", "night [bold]sky")
+    assert float(score) == pytest.approx(float(weights) + 1, abs=2e-3)
+
+    told = call("search", "fox", *options)
+    assert "by metadata" in told
+    assert "no encoder is given: only metadata is searched" in told
+    assert "no adapter is found" in call("search", "fox", *options, "--license", "MIT")
+
+
+def test_likeness(call, samples):
+    told = call("index", "samples", "--no_encode")
+    assert row(told, "encoded now") == ["encoded now", "0"]
+    assert "--encoder" not in told
+    told = call("search", "--folder", "samples", "--like", "samples/bfl_plain.safetensors")
+    assert row(told, "bfl_plain")[2] == "1.000"
+    assert "near-duplicate" in row(told, "bfl_plain")[-1]
+    told = call("search", "--folder", "samples", "--like", "bfl_plain", "--k", "2")
+    assert "bfl_plain" not in told
+    assert "near-duplicate" not in told
+
+
+def test_refused_files_are_listed(call, samples):
+    for number in range(25):
+        (samples / f"broken {number:02}.safetensors").write_bytes(b"[red]no")
+    told = call("index", "samples")
+    assert row(told, "refused   ")[1] == "25"
+    assert row(told, "broken 19")[0] == "broken 19.safetensors"
+    assert "too few for a" in told
+    assert "broken 20" not in told
+    assert "and 5 more: --every_file lists them" in told
+    assert "no --encoder is given" in told
+    assert "broken 24" in call("index", "samples", "--every_file")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("index", "none"), "missing"),
+        (("index", "samples/bfl_plain.safetensors"), "a file"),
+        (("index", "samples", "--no_encode", "--encoder", "e"), "exclude each other"),
+        (("index", "samples", "--encoder", "none"), "none"),
+        (("index", "samples", "--index", "samples/bfl_plain.safetensors"), "cannot be used"),
+        (("search", "fox", "--folder", "samples"), "no index"),
+        (("search", "--folder", "samples"), "expected a prompt or --like"),
+        (("search", " ", "--folder", "samples"), "expected a prompt or --like"),
+        (("search", "fox", "--like", "x", "--folder", "samples"), "not both"),
+        (("search", "--like", "x", "--folder", "samples"), "no index"),
+        (("search", "fox", "--folder", "empty"), "no index"),
+        (("search", "fox", "--folder", "samples", "--text_encoder", "x", "--encoder", "e"), "'x'"),
+    ],
+)
+def test_faulty_calls(words, expected, refusal):
+    assert expected in refusal(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--k", "0"), "k is 0"),
+        (("--like", "bfl_plain", "--k", "-1"), "k is -1"),
+        (("--like", "bfl_plai"), "did you mean bfl_plain"),
+    ],
+)
+def test_faulty_searches(words, expected, call, refusal):
+    call("index", "samples", "--no_encode")
+    prompt = () if "--like" in words else ("fox",)
+    options = (*prompt, "--folder", "samples", "--text_encoder", "ngrams", *words)
+    assert expected in refusal("search", *options)
+
+
+def test_an_index_of_metadata_imports_no_library_of_models(samples):
+    program = (
+        "import sys; from apps.diffusion.index import index; index('samples', no_encode=True); "
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    command = [sys.executable, "-c", program]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "torch" in loaded
+    assert not loaded & {"diffusers", "peft", "transformers", "lightning", "torchmetrics"}
+    with LoraLibrary("samples") as library:
+        assert len(library.adapters()) == 8
