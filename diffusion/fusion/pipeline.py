@@ -92,7 +92,7 @@ class Generated:
     options: Mapping[str, Any]
 
     def record(self) -> dict[str, Any]:
-        """Return it without the images, as :func:`diffusion.data.pictures.save_picture` takes it."""
+        """Return it without the images, for :func:`diffusion.data.pictures.save_picture`."""
         plain = {k: v for k, v in self.options.items() if isinstance(v, int | float | str)}
         guidance = plain.get("true_cfg_scale", plain.get("guidance_scale"))
         return {
@@ -116,7 +116,8 @@ class AutoLoraPipeline:
     """Generate images with the adapters that suit a prompt, each weighed by its gates.
 
     Example:
-        >>> found = AutoLoraPipeline(pipe, LoraLibrary("~/loras"), "gates.safetensors")("a red heart")
+        >>> generate = AutoLoraPipeline(pipe, LoraLibrary("~/loras"), "gates.safetensors")
+        >>> found = generate("a red heart", k=3)
         >>> found.images[0], found.adapters
 
     The pipeline of diffusers stays as it is: adapters are attached to its transformer for a call

@@ -46,3 +46,26 @@ def one_line():
         return message
 
     return call
+
+
+@pytest.fixture(scope="session")
+def write_gguf():
+    """``write_gguf(model, path)``: its matrices in Q8_0 where their rows allow it."""
+    import gguf
+
+    def write(model, path):
+        eight = gguf.GGMLQuantizationType.Q8_0
+        writer = gguf.GGUFWriter(str(path), "flux")
+        for name, tensor in model.state_dict().items():
+            values = tensor.float().numpy()
+            if values.ndim == 2 and values.shape[1] % 32 == 0:
+                writer.add_tensor(name, gguf.quants.quantize(values, eight), raw_dtype=eight)
+            else:
+                writer.add_tensor(name, values)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write

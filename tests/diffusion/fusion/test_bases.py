@@ -1,0 +1,216 @@
+"""Adapters on quantized and offloaded bases, and the largest tensor of an inference."""
+
+from copy import deepcopy
+
+import accelerate
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers.hooks import apply_group_offloading
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from diffusion.fusion import GatedFusion
+from diffusion.fusion.sites import linear_sizes
+from diffusion.lora_file import Factors, LoraBundle, SD3Shape
+from diffusion.models.flow_matching import velocity
+from diffusion.models.loading import read_gguf
+from diffusion.models.text import TextStates
+from diffusion.models.tiny_flux import UNIT, transformer_of
+
+
+def adapter(model, seed, family="flux", rank=2):
+    draw = torch.Generator().manual_seed(seed)
+    return LoraBundle(family, {
+        n: Factors(
+            torch.randn(rank, m[0], generator=draw) * 0.2,
+            torch.randn(m[1], rank, generator=draw) * 0.2,
+            1.0,
+        )
+        for n, m in linear_sizes(model).items() if "blocks" in n
+    })  # fmt: skip
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return transformer_of("unit").eval().requires_grad_(False)
+
+
+@pytest.fixture
+def inputs():
+    torch.manual_seed(1)
+    text = TextStates(torch.randn(2, 5, 384), torch.randn(2, 384))
+    return torch.randn(2, 16, 4, 4), torch.tensor([0.2, 0.9]), text
+
+
+class EightBits(nn.Linear):
+    """A layer whose weight is stored in eight bits, with a scale a row."""
+
+    @classmethod
+    def of(cls, layer):
+        made = cls(layer.in_features, layer.out_features, layer.bias is not None)
+        scale = layer.weight.abs().amax(1, keepdim=True) / 127
+        made.weight = nn.Parameter((layer.weight / scale).round().to(torch.int8), False)
+        made.bias = layer.bias
+        made.register_buffer("scale", scale)
+        return made
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+def replaced(model):
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, EightBits.of(layer))
+    return model
+
+
+@pytest.fixture(params=["gguf", "int8", "float8"])
+def quantized(request, model, tmp_path, write_gguf):
+    """A quantized model, and one in float32 of the same weights."""
+    if request.param == "int8":
+        made = replaced(deepcopy(model))
+    elif request.param == "gguf":
+        model.save_config(tmp_path)
+        made = read_gguf(write_gguf(model, tmp_path / "m.gguf"), tmp_path, torch.float32)
+    else:
+        made = deepcopy(model)
+        made.enable_layerwise_casting(
+            storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
+        )
+    exact = deepcopy(model)
+    for name in linear_sizes(model):
+        layer, target = made.get_submodule(name), exact.get_submodule(name)
+        eye = torch.eye(layer.in_features)
+        bias = layer(torch.zeros(1, layer.in_features))
+        target.weight.copy_((layer(eye) - bias).T)
+        if target.bias is not None:
+            target.bias.copy_(bias[0])
+    return made.requires_grad_(False), exact
+
+
+def merged(model, adapters):
+    for bundle in adapters.values():
+        for name in bundle.modules:
+            model.get_submodule(name).weight += bundle.delta_weight(name)
+    return model
+
+
+@torch.no_grad()
+def test_neutral_gates_on_a_quantized_base_are_that_base_plus_adapters(quantized, inputs, model):
+    base, exact = quantized
+    assert linear_sizes(base) == linear_sizes(model)
+    adapters = {"a": adapter(model, 1), "b": adapter(model, 2, rank=3)}
+    before = velocity(base, *inputs)
+    assert_close(before, velocity(exact, *inputs), rtol=1e-5, atol=1e-5)
+    assert (before - velocity(model, *inputs)).abs().max() > 1e-4
+    for mode in ("gated", "sum"):
+        with GatedFusion(base, adapters, mode=mode):
+            found = velocity(base, *inputs)
+        expected = velocity(merged(deepcopy(exact), adapters), *inputs)
+        assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert (found - before).abs().max() > 1e-2
+        assert torch.equal(velocity(base, *inputs), before)
+
+
+@pytest.mark.parametrize(
+    ("how", "first"),
+    [("sequential", "offload")]  # accelerate names what it moves once, without adapters
+    + [(how, first) for how in ("model", "group", "blocks") for first in ("adapters", "offload")],
+)
+@torch.no_grad()
+def test_an_offloaded_model_takes_adapters(how, first, model, inputs):
+    adapters = {"a": adapter(model, 1), "b": adapter(model, 2)}
+    with GatedFusion(model, adapters, time="film") as fusion:
+        expected = velocity(model, *inputs)
+    plain = velocity(model, *inputs)
+    cpu = torch.device("cpu")
+
+    def offload():
+        if how == "model":
+            accelerate.cpu_offload_with_hook(model, cpu)
+        elif how == "sequential":
+            accelerate.cpu_offload(model, cpu)
+        else:
+            level = {"offload_type": "leaf_level"}
+            if how == "blocks":
+                level = {"offload_type": "block_level", "num_blocks_per_group": 1}
+            apply_group_offloading(model, onload_device=cpu, offload_device=cpu, **level)
+
+    if first == "offload":
+        offload()
+    fusion.attach()
+    if first == "adapters":
+        offload()
+    assert_close(velocity(model, *inputs), expected)
+    fusion.detach()
+    assert_close(velocity(model, *inputs), plain)
+
+
+class Largest(TorchDispatchMode):
+    """Note the size of the largest tensor that any operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        sizes = [one.numel() for one in tree_leaves(found) if isinstance(one, torch.Tensor)]
+        self.numel = max([self.numel, *sizes])
+        return found
+
+
+@torch.no_grad()
+def test_no_tensor_of_all_adapters_exists(model, inputs):
+    """With eight adapters the largest tensor is no larger than one output of the model."""
+    images = torch.randn(8, 16, 16, 16)
+    text = TextStates(torch.randn(8, 5, 384), torch.randn(8, 384))
+    with Largest() as plain:
+        velocity(model, images, torch.rand(8), text)
+    adapters = {f"a{k}": adapter(model, k) for k in range(8)}
+    for mode in ("gated", "sum"):
+        with GatedFusion(model, adapters, mode=mode), Largest() as fused:
+            velocity(model, images, torch.rand(8), text)
+        widest = max(sum(site.sizes) for site in GatedFusion(model, adapters).sites)
+        tokens = 8 * (64 + 5)
+        assert fused.numel <= max(plain.numel, tokens * widest)
+        assert fused.numel < 2 * plain.numel
+        assert fused.numel < 8 * tokens * 4 * 32 / 2
+
+
+def test_a_tensor_of_all_adapters_would_be_seen():
+    with Largest() as seen:
+        torch.stack([torch.ones(10, 3)] * 8, -2).sum(-2)
+    assert seen.numel == 240
+
+
+def test_sizes_of_sd3_medium():
+    with torch.device("meta"):
+        model = SD3Transformer2DModel(
+            sample_size=128, patch_size=2, in_channels=16, num_layers=24, attention_head_dim=64,
+            num_attention_heads=24, joint_attention_dim=4096, caption_projection_dim=1536,
+            pooled_projection_dim=2048, out_channels=16, pos_embed_max_size=192,
+        )  # fmt: skip
+    fused, sites = GatedFusion(model, {}, everywhere=True), SD3Shape().fused()
+    found = {name.replace("___", "."): gate.dim for name, gate in fused.gates.items()}
+    assert found == {site.name: sum(site.sizes) for site in sites}
+    assert all(parameter.is_meta for parameter in fused.parameters())
+    whole = 3 + 1 + 4 + 1 + 6  # of qkv, out, mlp and modulation, in widths, for each stream
+    assert sum(found.values()) == 1536 * (24 * whole + 23 * whole + 3 + 2)
+
+
+def test_flux_dev_is_flux_on_meta():
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(**UNIT | {
+            "num_layers": 19, "num_single_layers": 38, "attention_head_dim": 128,
+            "num_attention_heads": 24, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+            "guidance_embeds": True, "axes_dims_rope": (16, 56, 56),
+        })  # fmt: skip
+    fused = GatedFusion(model, {}, everywhere=True)
+    assert len(fused.gates) == 304
+    assert sum(p.numel() for p in fused.parameters()) == 27_316_224
