@@ -27,6 +27,7 @@ def fixed_losses(
     text: TextStates,
     *,
     steps: int = 8,
+    run: int | None = None,
     seed: int = 0,
 ) -> Tensor:
     """Return the flow-matching loss of each latent (N,), its mean over fixed times.
@@ -41,6 +42,8 @@ def fixed_losses(
         latents: (N, C, h, w).
         text: Of their N captions.
         steps: Number of times.
+        run: Steps of the sampling run, of which the nearest to each time is told; ``steps`` if
+            None.
         seed: Of the noise.
 
     Raises:
@@ -52,11 +55,11 @@ def fixed_losses(
             f" {len(latents)} latents and {len(text.pooled)} captions"
         )
     draw = torch.Generator().manual_seed(seed)
-    total = latents.new_zeros(len(latents))
+    total, length = latents.new_zeros(len(latents)), run or steps
     with _in_force(fusion):
         for step in range(steps):
             if fusion is not None:
-                fusion.at(step, steps)
+                fusion.at(int((step + 0.5) * length / steps), length)
             noise = torch.randn(latents.shape, generator=draw).to(latents)
             time = latents.new_full((len(latents),), 1 - (step + 0.5) / steps)
             for start in range(0, len(latents), BATCH):

@@ -13,19 +13,17 @@ Positions = NDArray[np.int64]
 SLACK = 1e-5
 """More than float32 products of unit vectors are off; what is that close is computed again."""
 
-_ROWS, _EXACT_ROWS = 1 << 14, 1 << 12
+_EXACT_ROWS = 1 << 12
 
 
 def dots(matrix: Vectors, query: Vectors) -> Vectors:
-    """Return the product of each row (n, dim) with a vector (dim,), a block of rows at a time.
+    """Return the product of each row (n, dim) with a vector (dim,).
 
-    Rows that are not in use may hold anything, NaN included.
+    The matrix may lie on the disk: nothing of it is copied. Rows that are not in use may hold
+    anything, NaN included.
     """
-    scores = np.empty(len(matrix), np.float32)
     with np.errstate(all="ignore"):
-        for start in range(0, len(matrix), _ROWS):
-            np.dot(matrix[start : start + _ROWS], query, out=scores[start : start + _ROWS])
-    return scores
+        return matrix @ query
 
 
 def exact_dots(matrix: Vectors, rows: Positions, query: Vectors) -> NDArray[np.float64]:

@@ -111,6 +111,7 @@ def test_tokens_of_flux(flux, untouched, inputs, adapters, count, equal):
         assert_close(found, naive(untouched, given, inputs, scalings, strengths))
         rival.set_strengths(dict.fromkeys(given, 0))
         assert torch.equal(flux(**inputs)[0], plain)
+        assert rival.scalings is None
     assert torch.equal(flux(**inputs)[0], plain)
 
 

@@ -23,7 +23,9 @@ class Dense(LoraBundle):
         return super().delta_weight(module, weight) * self.metadata["columns"](module)
 
 
-def test_columns_are_weighed(flux, inputs, two, dense):
+@pytest.mark.parametrize("first", ["c", "s"])  # s lacks layers
+def test_columns_are_weighed(flux, inputs, two, dense, first):
+    two = two if first == "c" else dict(reversed(two.items()))
     rival = ZipLora(flux, two).double()
     with rival:
         assert_close(flux(**inputs)[0], dense(two))  # ones at the start

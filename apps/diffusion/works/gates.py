@@ -1,0 +1,116 @@
+"""Gates, and rivals that are trained like them, as pieces of work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from apps.diffusion.works.tasks import Bench, combinations
+from core_gates.adapters import Room
+from core_gates.errors import GatesError
+from diffusion.fusion.data import PairDataModule
+from diffusion.fusion.gated_fusion import GatedFusion
+from diffusion.fusion.global_lora import global_lora
+from diffusion.fusion.module import FusionModule
+from diffusion.lora_file import LoraBundle, load_lora
+from diffusion.rivals.registry import make_rival
+from harness.experiment import Job, Piece
+
+FILE = "gates.safetensors"
+MOST = 4
+"""Drawings of a combination in training."""
+
+GATE_OPTIONS = ("variant", "time")
+
+
+class GatesForm:
+    """A file of trained gates, or of another fusion that is trained, in bfloat16."""
+
+    def save(self, folder: Path, result: Mapping[str, torch.Tensor]) -> None:
+        """Write it."""
+        save_file({n: t.detach().bfloat16().contiguous() for n, t in result.items()}, folder / FILE)
+
+    def load(self, folder: Path) -> dict[str, torch.Tensor]:
+        """Read it.
+
+        Raises:
+            GatesError: It is missing or damaged.
+        """
+        try:
+            return load_file(folder / FILE)
+        except Exception as error:
+            raise GatesError(f"{folder / FILE} is missing or damaged: train it again") from error
+
+
+def is_gated(settings: Mapping[str, Any]) -> bool:
+    """Return whether settings are of gates, not of a rival."""
+    return "variant" in settings
+
+
+def with_common(adapters: Mapping[str, LoraBundle], rank: int | None) -> dict[str, LoraBundle]:
+    """Return adapters with what they have in common as one more, where a rank is given."""
+    return dict(adapters) | ({"common": global_lora(adapters, rank)} if rank else {})
+
+
+def untrained(
+    piece: Piece, model: nn.Module, adapters: Mapping[str, LoraBundle], room: Room | None
+) -> Any:
+    """Return the fusion of a piece before it is trained."""
+    if is_gated(piece.settings):
+        options = {name: piece[name] for name in GATE_OPTIONS}
+        return GatedFusion(model, adapters, everywhere=True, room=room, **options)
+    return make_rival(piece.method, model, adapters)
+
+
+def trained_parameters(fusion: nn.Module, piece: Piece, folder: Path) -> dict[str, torch.Tensor]:
+    """Return what was trained, by the names of its file."""
+    if isinstance(fusion, GatedFusion):
+        path = fusion.save_gates(folder / "made.safetensors")
+        return load_file(path)
+    del piece
+    return dict(fusion.state_dict())
+
+
+def train_gates(
+    piece: Piece,
+    job: Job,
+    base_folder: Path,
+    files: Mapping[str, Path],
+    drawings_folder: str | None = None,
+) -> dict[str, torch.Tensor]:
+    """Train gates on the training pairs and triples."""
+    L.seed_everything(piece.seed, verbose=False)
+    bench = Bench.load(base_folder, drawings_folder)
+    group = combinations("train")
+    tasks = bench.tasks(group, "gate", MOST)
+    library = {name: load_lora(file) for name, file in files.items()}
+    rank = piece.get("global_rank")
+    first = with_common({name: library[name] for name in group[0].adapters}, rank)
+    widest = max(max(bundle.ranks().values()) for bundle in library.values())
+    room = Room(3 + bool(rank), max(widest, rank or 0))
+    fusion = untrained(piece, bench.base.transformer, first, room)
+    module = FusionModule(
+        fusion,
+        library,
+        steps=piece["steps"],
+        learning_rate=piece["learning_rate"],
+        common=partial(global_lora, rank=rank) if rank else None,
+    )
+    data = PairDataModule(
+        tasks,
+        bench.empty(),
+        steps=piece["steps"],
+        batch_size=piece["batch_size"],
+        caption_dropout=piece["caption_dropout"],
+        seed=piece.seed or 0,
+    )
+    job.note(combinations=len(group))
+    job.fit(module, data, ticks="steps", max_steps=piece["steps"], precision="bf16-mixed")
+    return trained_parameters(fusion, piece, job.folder)

@@ -1,0 +1,82 @@
+"""Combinations of adapters with the images that they should make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from apps.diffusion.works.pictures import images_of
+from diffusion.data.concepts import Part, rows_of, subject
+from diffusion.data.drawings import Drawings
+from diffusion.data.pairs import Combination, test_pairs, training_pairs, with_second_style
+from diffusion.fusion.data import FusionTask
+from diffusion.models.base import EmbeddedBase
+from diffusion.models.text import TextEncoder, TextStates, text_encoder
+
+TRIED = 24
+"""Training pairs, and as many triples, that settings are chosen on."""
+
+
+class Bench(NamedTuple):
+    """What every work on combinations needs.
+
+    Attributes:
+        drawings: All.
+        base: The base.
+        text: Its text encoder.
+    """
+
+    drawings: Drawings
+    base: EmbeddedBase
+    text: TextEncoder
+
+    @classmethod
+    def load(cls, base_folder: Path, drawings_folder: str | None) -> Self:
+        """Read the base and the drawings."""
+        base = EmbeddedBase.load(base_folder)
+        text = text_encoder(base.text_encoder["name"])
+        base.check_text_encoder(text)
+        return cls(Drawings.load(drawings_folder), base, text)
+
+    def tasks(self, combinations: Sequence[Combination], part: Part, most: int) -> list[FusionTask]:
+        """Return tasks of combinations, with at most so many drawings of a part each."""
+        rows = [rows_of(self.drawings, subject(one.subject), part)[:most] for one in combinations]
+        captions = [
+            one.caption(str(self.drawings.captions[row]))
+            for one, own in zip(combinations, rows, strict=True)
+            for row in own
+        ]
+        states, found, start = self.text.encode(captions), [], 0
+        for one, own in zip(combinations, rows, strict=True):
+            latents = self.base.latents(images_of(self.drawings, own, one.styles))
+            found.append(FusionTask(one.adapters, latents, states[start : start + len(own)]))
+            start += len(own)
+        return found
+
+    def empty(self) -> TextStates:
+        """Return the states of the empty caption."""
+        return self.text.encode([""])
+
+
+def combinations(group: str) -> list[Combination]:
+    """Return combinations: ``train``, ``tried``, ``test2``, ``test3``, ``trained2``.
+
+    ``train`` are the pairs and triples that gates are trained on, none of which holds a test pair;
+    ``tried`` are some of them, which settings are chosen on; ``trained2`` are as many of the pairs
+    as there are test pairs.
+    """
+    tested, pairs = set(test_pairs()), training_pairs()
+    triples = [
+        one
+        for one in with_second_style(pairs)
+        if Combination(one.subject, one.styles[1:]) not in tested
+    ]
+    step2, step3 = len(pairs) // TRIED, len(triples) // TRIED
+    return {
+        "train": [*pairs, *triples],
+        "tried": [*pairs[::step2][:TRIED], *triples[::step3][:TRIED]],
+        "test2": test_pairs(),
+        "test3": with_second_style(test_pairs(), shift=3),
+        "trained2": pairs[:: len(pairs) // len(tested)][: len(tested)],
+    }[group]
