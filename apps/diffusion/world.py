@@ -84,6 +84,8 @@ class World:
         self.bases = self.run.store("bases", BaseForm())
         self.adapters = self.run.store("adapters", AdapterForm())
 
+    concepts = concepts()
+
     @cached_property
     def drawings(self) -> Drawings:
         """All drawings."""

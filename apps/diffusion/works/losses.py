@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apps.diffusion.works.gates import FILE, GATE_OPTIONS, is_gated, with_common
+from apps.diffusion.works.gates import (
+    FILE,
+    GATE_OPTIONS,
+    GatesForm,
+    is_gated,
+    train_gates,
+    with_common,
+)
 from apps.diffusion.works.tasks import Bench, combinations
 from core_gates.errors import GatesError
 from diffusion.evaluation.fusion import fixed_losses
@@ -189,3 +196,32 @@ def trial(
     except GatesError:
         return {"score": math.nan}
     return {"score": float(found.nanmean(1).log().mean())}
+
+
+def trial_gates(
+    piece: Piece,
+    job: Job,
+    base_folder: Path,
+    files: Mapping[str, Path],
+    drawings_folder: str | None = None,
+) -> dict[str, float]:
+    """Return the mean logarithm of the losses of training combinations under trained gates."""
+    trained = train_gates(piece, job, base_folder, files, drawings_folder)
+    folder = job.folder / "trained"
+    folder.mkdir(exist_ok=True)
+    GatesForm().save(folder, trained)
+    asked = Piece(
+        piece.method,
+        piece.seed,
+        None,
+        {
+            "rival": piece.method,
+            "settings": dict(piece.settings) if is_gated(piece.settings) else {},
+            "group": "tried",
+            "part": "gate",
+            "times": TRIED_TIMES,
+            "most": TRIED_MOST,
+        },
+    )
+    found = losses(asked, job, base_folder, files, {asked.name: folder}, drawings_folder)
+    return {"score": float(found["losses"].nanmean(1).log().mean())}

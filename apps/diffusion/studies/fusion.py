@@ -1,0 +1,293 @@
+"""Do gates help? Fused adapters on combinations that no gate was trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from apps.diffusion.studies.study import Asked
+from apps.diffusion.works.gates import GatesForm, train_gates
+from apps.diffusion.works.losses import (
+    FIRST,
+    MOST,
+    OTHERS,
+    TIMES,
+    losses,
+    trial,
+    trial_gates,
+)
+from apps.diffusion.works.tasks import combinations
+from apps.diffusion.world import World
+from harness.evidence import Bar, Resamples, Row, compare, moments
+from harness.experiment import Arrays, Piece, Run
+from harness.experiment.tuning import Choice
+from harness.files import Data
+from harness.files.digest import short_digest
+
+TRIALS = 12
+GATES: dict[str, Any] = {
+    "variant": "full",
+    "time": "implicit",
+    "steps": 600,
+    "batch_size": 32,
+    "caption_dropout": 0.1,
+}
+"""How gates are trained, apart from the learning rate."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gates": GATES,
+    "gates no_base": GATES | {"variant": "no_base"},
+    "gates no_cross": GATES | {"variant": "no_cross"},
+    "gates film": GATES | {"time": "film"},
+    "gates + global LoRA": GATES | {"global_rank": 2},
+    "x_lora": {name: GATES[name] for name in ("steps", "batch_size", "caption_dropout")},
+}
+"""What is trained on the training combinations."""
+
+TRIED_STEPS = 150
+RATES = {"learning_rate": (2e-3, 6e-2)}
+
+PLAIN: dict[str, dict[str, Any]] = {
+    "none": {},
+    "alone0": {},
+    "alone1": {},
+    "sum": {},
+    "mean": {},
+    "svd": {"weight": 1.0},
+    "linear": {"weight": 1.0},
+    "ties": {"weight": 1.0, "density": 0.2},
+    "dare_linear": {"weight": 1.0, "density": 0.5},
+    "dare_ties": {"weight": 1.0, "density": 0.5},
+    "magnitude_prune": {"weight": 1.0, "density": 0.5},
+    "switch": {"tau": 5},
+    "composite": {},
+    "k_lora": {},
+}
+"""The base, each adapter of a pair alone, and rivals as published."""
+
+STRENGTHS = {FIRST: (0.3, 1.6), OTHERS: (0.3, 1.6)}
+WEIGHT, DENSITY = {"weight": (0.3, 1.6)}, {"density": (0.1, 0.9)}
+SPACES: dict[str, dict[str, tuple[float, float]]] = {
+    "sum": STRENGTHS,
+    "svd": WEIGHT,
+    "linear": WEIGHT,
+    "ties": WEIGHT | DENSITY,
+    "dare_linear": WEIGHT | DENSITY,
+    "dare_ties": WEIGHT | DENSITY,
+    "magnitude_prune": WEIGHT | DENSITY,
+    "switch": STRENGTHS | {"tau": (1.0, 6.0)},
+    "composite": STRENGTHS,
+    "k_lora": STRENGTHS | {"alpha": (0.5, 3.0), "beta": (0.1, 1.5)},
+}
+"""What is tuned of rivals; ``sum`` with tuned strengths is their plainest."""
+
+PUBLISHED = ("sum", "mean", "ties", "dare_linear", "switch", "k_lora")
+GROUPS = {
+    "test2": "48 unseen pairs",
+    "test3": "48 unseen triples",
+    "trained2": "48 trained pairs",
+}
+METRIC = "log_loss_ratio"
+NO_TRIPLES = ("k_lora", "alone0", "alone1")
+"""Methods for two adapters."""
+
+
+class Method(NamedTuple):
+    """A row of the tables.
+
+    Attributes:
+        name: In tables.
+        rival: What computes it.
+        settings: Of it.
+        trained: Folders of what was trained, by seed; empty if nothing is trained.
+    """
+
+    name: str
+    rival: str
+    settings: Mapping[str, Any]
+    trained: Mapping[int, Path] = {}
+
+
+class Fused:
+    """The comparison in a run folder.
+
+    Args:
+        run: Of the comparison.
+        world: Base, zoo and drawings.
+        seeds: Of what is trained.
+    """
+
+    def __init__(self, run: Run, world: World, seeds: Sequence[int]) -> None:
+        self.run, self.world, self.seeds = run, world, tuple(seeds)
+        self.files = world.zoo(0)
+        digests = [world.adapters.record(world.adapter_piece(one, 0)).fingerprint
+                   for one in world.concepts]  # fmt: skip
+        self.start = short_digest([world.base_fingerprint, *digests])
+        self.places: dict[str, Any] = {
+            "base_folder": world.base_folder,
+            "files": self.files,
+            "drawings_folder": world.drawings_folder,
+        }
+
+    def chosen(self) -> dict[str, Choice]:
+        """Return the settings of all that is tuned, by equally many trials."""
+        rates = self.run.tune(
+            dict.fromkeys(VARIANTS, RATES),
+            partial(trial_gates, **self.places),
+            trials=TRIALS,
+            ticks=TRIED_STEPS,
+            own={name: own | {"steps": TRIED_STEPS} for name, own in VARIANTS.items()},
+            start=self.start,
+        )
+        rivals = self.run.tune(
+            SPACES,
+            partial(trial, **self.places),
+            trials=TRIALS,
+            ticks=len(combinations("tried")),
+            own={name: {"tuned": list(box)} for name, box in SPACES.items()},
+            start=self.start,
+        )
+        return rates | rivals
+
+    def methods(self) -> list[Method]:
+        """Return all methods, after what is missing was tuned and trained."""
+        chosen = self.chosen()
+        found = [Method(name, name, own) for name, own in PLAIN.items()]
+        found += [
+            Method(f"{name} tuned", name, dict(chosen[name].setting))
+            for name in SPACES
+            if name in chosen
+        ]
+        store = self.world.run.store("gates", GatesForm())
+        pieces = {
+            name: [
+                self.world.run.piece(name, seed, start=self.start, **own, **chosen[name].setting)
+                for seed in self.seeds
+            ]
+            for name, own in VARIANTS.items()
+            if name in chosen
+        }
+        every = [piece for own in pieces.values() for piece in own]
+        work = partial(train_gates, **self.places)
+        self.world.run.obtain(store, every, work, ticks=GATES["steps"])
+        for name, own in pieces.items():
+            folders = {p.seed or 0: f for p in own if (f := store.find(p)) is not None}
+            rival, settings = name, VARIANTS[name] if name != "x_lora" else {}
+            found.append(Method(name, rival, settings, folders))
+            if name == "gates":
+                found.append(Method("baked", "baked", {}, folders))
+        return found
+
+    def losses(self, methods: Sequence[Method], group: str) -> dict[str, list[np.ndarray]]:
+        """Return method -> mean losses (P,) of combinations, one array a seed."""
+        store, pieces, trained = self.run.store("losses", Arrays()), {}, {}
+        for method in methods:
+            if group == "test3" and method.rival in NO_TRIPLES:
+                continue
+            for seed in method.trained or (None,):
+                piece = self._piece(method, group, seed)
+                pieces.setdefault(method.name, []).append(piece)
+                if seed is not None:
+                    trained[piece.name] = method.trained[seed]
+        work = partial(losses, trained=trained, **self.places)
+        every = [piece for own in pieces.values() for piece in own]
+        self.run.obtain(store, every, work, ticks=len(combinations(group)), scoring=True)
+        return {
+            name: [np.nanmean(store.load(piece)["losses"].numpy(), axis=1) for piece in own]
+            for name, own in pieces.items()
+        }
+
+    def _piece(self, method: Method, group: str, seed: int | None) -> Piece:
+        return self.run.piece(
+            method.name,
+            seed,
+            {"of": group},
+            rival=method.rival,
+            settings=dict(method.settings),
+            group=group,
+            part="test",
+            times=TIMES,
+            most=MOST,
+            start=self.start,
+            trained=None if seed is None else method.trained[seed].name,
+        )
+
+
+def fusion_study(asked: Asked, world: World) -> None:
+    """Compare gates with all rivals on unseen pairs, unseen triples and trained pairs."""
+    fused = Fused(asked.run, world, asked.seeds)
+    chosen = fused.chosen()
+    methods = fused.methods()
+    rows: list[Row] = []
+    for group, task in GROUPS.items():
+        rows += compared(fused.losses(methods, group), group, task)
+    best = min(SPACES, key=lambda name: best_score(chosen[name]))
+    asked.run.finish(
+        rows,
+        bars_of(rows, f"{best} tuned"),
+        seeds=asked.seeds,
+        data=[Data("drawings", "all", world.drawings.digest, len(world.drawings), "drawings")],
+        headline=headline_of(rows, f"{best} tuned"),
+    )
+
+
+def compared(found: Mapping[str, list[np.ndarray]], group: str, task: str) -> list[Row]:
+    """Return mean logarithms of losses over that of the base, and differences from the gates."""
+    none = np.log(found["none"][0])
+    scores = {
+        name: [moments(np.log(one) - none, name=METRIC) for one in own]
+        for name, own in found.items()
+        if name != "none"
+    }
+    draws = Resamples.clusters(range(len(combinations(group))))
+    return compare(scores, draws, task=task, reference="gates")
+
+
+def best_score(choice: Choice) -> float:
+    """Return the best score of the trials."""
+    scores = [float(one.get("score", math.nan)) for one in choice.trials]
+    return float(np.nanmin(scores)) if scores else math.inf
+
+
+def upper(rows: Sequence[Row], method: str, task: str) -> float:
+    """Return the upper end of the logarithm of the losses of the gates over those of a method."""
+    found = [r for r in rows if (r.method, r.task, r.versus) == (method, task, "gates")]
+    return -found[0].low if found else math.nan
+
+
+def bars_of(rows: Sequence[Row], best: str) -> list[Bar]:
+    """Return what must hold: against rivals as published, and against the best tuned one."""
+    bars = []
+    for group in ("test2", "test3"):
+        task = GROUPS[group]
+        for name in PUBLISHED:
+            if group == "test3" and name in NO_TRIPLES:
+                continue
+            bars.append(
+                Bar(f"{task}: gates / {name}, upper end", upper(rows, name, task), "<=", -0.002)
+            )
+        bars.append(Bar(f"{task}: gates / {best}, upper end", upper(rows, best, task), "<=", 0.01))
+    task = GROUPS["trained2"]
+    bars.append(Bar(f"{task}: gates / {best}, upper end", upper(rows, best, task), "<=", -0.002))
+    return bars
+
+
+def headline_of(rows: Sequence[Row], best: str) -> str:
+    """Return the verdict in one sentence, whichever way it goes."""
+    task = GROUPS["test2"]
+    row = next(r for r in rows if (r.method, r.task, r.versus) == (best, task, "gates"))
+    if row.significant:
+        word = "lower" if row.value > 0 else "higher"
+        return (
+            f"On unseen pairs the loss of gates is {abs(math.expm1(-row.value)):.1%} {word} than "
+            f"that of the best tuned rival, {best}."
+        )
+    return (
+        f"On unseen pairs gates are level with the best tuned rival, {best}: its loss is "
+        f"{math.expm1(row.value):+.1%} [{math.expm1(row.low):+.1%}, {math.expm1(row.high):+.1%}]."
+    )
