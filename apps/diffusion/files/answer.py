@@ -44,7 +44,7 @@ def answer(path: Path, contents: Contents) -> Answer:
         return Answer(
             "family",
             f"it is an adapter for {contents.family}: programs pass it over or refuse it where the "
-            "model is FLUX.1 or SD3; load it into a model of its own family",
+            "model is FLUX.1 or SD3; load it into a model of that family",
         )
     if not layers and contents.text_encoders:
         named = " and ".join(contents.text_encoders)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -33,6 +34,9 @@ def merge(
     to: Format = "diffusers",
     dtype: Numbers | None = None,
     base: str | None = None,
+    gates: str | None = None,
+    prompts: str | None = None,
+    steps: int = 20,
     lenient: bool = False,
     overwrite_output: bool = False,
 ) -> None:
@@ -46,47 +50,89 @@ def merge(
         output: File of the merged adapter, a folder for peft.
         method: Way to merge. sum, mean, weighted and cat add changes exactly, and ranks add up;
             svd is their best approximation; the others are those of PEFT, on A and B, or on whole
-            changes where the name ends with svd.
+            changes where the name ends with svd; baked folds the mean of trained gates into one
+            adapter.
         weights: Strengths by name, such as a:0.8,b:0.5, or one number per file in their order.
         density: Fraction of the entries that sparse methods keep; 0.5 by default.
         rank: Components per layer that are kept at most; the largest of the files for svd.
         energy: Fraction of the squared norm of each change that is kept at least, in (0, 1].
-        seed: Seed of the entries that DARE drops.
+        seed: Seed of the entries that DARE drops, and of the images of baked.
         to: Format of the output.
         dtype: Numbers of the output; by default those of the files, where they are exact.
         base: What the files are for: flux, sd3 or a folder of diffusers, whose layers they must
             fit; by default each file decides.
+        gates: File of trained gates, for baked, which runs them in the base.
+        prompts: Prompts on which baked observes the gates, divided by semicolons.
+        steps: Denoising steps of each prompt of baked.
         lenient: Leave out what cannot be used, merged or written, and list it.
         overwrite_output: Replace the output if it exists.
     """
-    places, target = named_files(files), Path(output)
+    places = named_files(files)
+    given = None if weights is None else strengths_of(weights, list(places))
+    settings = Settings(method, given, density, rank, seed, *_baking(base, gates, prompts), steps)
+    form = Form(Path(output), to, energy, dtype, lenient)
+    _check(places, settings, form, overwrite=overwrite_output)
+    adapters = {n: load_lora(p, base_of(base), strict=not lenient) for n, p in places.items()}
+    _merge(Console(), adapters, settings, form)
+
+
+class Form(NamedTuple):
+    """How the merged adapter is written.
+
+    Attributes:
+        path: Where to.
+        to: Its format.
+        energy: Fraction of the squared norm of each change that is kept at least; all if None.
+        dtype: Its numbers.
+        lenient: Whether what cannot be merged or written is left out.
+    """
+
+    path: Path
+    to: Format
+    energy: float | None
+    dtype: Numbers | None
+    lenient: bool
+
+
+def _check(places: Mapping[str, Path], settings: Settings, form: Form, *, overwrite: bool) -> None:
+    """Refuse wrong options before a file is read."""
     if len(places) < 2:
         raise GatesError("one file is nothing to merge: name two or more")
-    given = None if weights is None else strengths_of(weights, list(places))
-    settings = Settings(method, given, density, rank, seed)
     settings.check()
-    require_place(target, to, overwrite=overwrite_output)
-    require_apart(target, places.values())
-    model = base_of(base)
-    adapters = {name: load_lora(p, model, strict=not lenient) for name, p in places.items()}
-    console = Console()
-    _without_text(console, adapters, method, lenient=lenient)
-    whole, lost = storable(merged(adapters, settings), to, lenient=lenient)
+    require_place(form.path, form.to, overwrite=overwrite)
+    require_apart(form.path, places.values())
+
+
+def _merge(
+    console: Console, adapters: Mapping[str, LoraBundle], settings: Settings, form: Form
+) -> None:
+    """Merge adapters, print their norms and what is lost, and write the result."""
+    _without_text(console, adapters, settings.method, lenient=form.lenient)
+    whole, lost = storable(merged(adapters, settings), form.to, lenient=form.lenient)
     for name, count in lost.items():
-        console.print(f"left out: {count} layers of {name}: {to} cannot hold them")
-    if method == "svd" and rank is None and energy is None:
+        console.print(f"left out: {count} layers of {name}: {form.to} cannot hold them")
+    rank = settings.rank
+    if settings.method == "svd" and rank is None and form.energy is None:
         rank = max(r for bundle in adapters.values() for r in bundle.ranks().values())
-    small, losses = shrunk(whole, to, rank, energy)
+    small, losses = shrunk(whole, form.to, rank, form.energy)
     strengths = settings.strengths(adapters)
     console.print(_norms(adapters, strengths, small))
     if losses is not None:
         console.print(losses.table())
-    metadata = _metadata(adapters, strengths, method)
     storages = {bundle.storage for bundle in adapters.values()}
     storage = storages.pop() if len(storages) == 1 else whole.storage
-    write(
-        console, dataclasses.replace(small, metadata=metadata, storage=storage), target, to, dtype
-    )
+    metadata = _metadata(adapters, strengths, settings.method)
+    result = dataclasses.replace(small, metadata=metadata, storage=storage)
+    write(console, result, form.path, form.to, form.dtype)
+
+
+def _baking(
+    base: str | None, gates: str | None, prompts: str | None
+) -> tuple[Path | None, Path | None, tuple[str, ...]]:
+    """Return folder, file and prompts of gates that are observed."""
+    folder = Path(base) if base is not None and Path(base).is_dir() else None
+    parts = (part.strip() for part in (prompts or "").split(";"))
+    return folder, None if gates is None else Path(gates), tuple(part for part in parts if part)
 
 
 def _without_text(

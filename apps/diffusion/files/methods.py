@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from core_gates.errors import GatesError
@@ -11,12 +12,14 @@ from diffusion.lora_file import Factors, LoraBundle
 Name = Literal[
     "sum", "mean", "weighted", "cat", "svd", "linear", "ties", "dare_linear", "dare_ties",
     "magnitude_prune", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd",
+    "baked",
 ]  # fmt: skip
-"""The names of all methods. Those of one ``_svd`` combine ΔW itself, the others A and B."""
+"""All methods. Sparse ones combine ΔW itself if they end with ``_svd``, else A and B; ``baked`` has
+the mean gates of runs of a base."""
 
 EXACT = ("sum", "mean", "weighted", "cat", "svd")
 UNWEIGHTED = ("sum", "mean")
-DENSE = (*EXACT, "linear")
+DENSE = (*EXACT, "linear", "baked")
 
 
 class Settings(NamedTuple):
@@ -27,14 +30,22 @@ class Settings(NamedTuple):
         weights: Strength of each adapter; None if none are given.
         density: Fraction of the entries that sparse methods keep; None for their default.
         rank: Components per layer that are kept at most; None for no limit.
-        seed: Of what DARE drops.
+        seed: Of what DARE drops, and of images on which gates are observed.
+        base: Folder of the base that gates are observed in.
+        gates: File of trained gates.
+        prompts: What the base generates while gates are observed.
+        steps: Denoising steps of each image.
     """
 
     method: Name
-    weights: Mapping[str, float] | None
-    density: float | None
-    rank: int | None
-    seed: int
+    weights: Mapping[str, float] | None = None
+    density: float | None = None
+    rank: int | None = None
+    seed: int = 0
+    base: Path | None = None
+    gates: Path | None = None
+    prompts: tuple[str, ...] = ()
+    steps: int = 20
 
     def check(self) -> None:
         """Refuse options that the method does not use.
@@ -55,6 +66,22 @@ class Settings(NamedTuple):
             raise GatesError(f"--density is {self.density}, expected a fraction in (0, 1]")
         if self.weights is not None and not any(self.weights.values()):
             raise GatesError("--weights gives every adapter the strength 0: nothing is left")
+        self._check_baking()
+
+    def _check_baking(self) -> None:
+        if self.method != "baked":
+            if self.gates is not None or self.prompts:
+                raise GatesError(f"--gates and --prompts have no meaning for {self.method}")
+            return
+        if self.base is None or self.gates is None or not self.prompts:
+            raise GatesError(
+                "--method baked needs a base that runs with the gates: give --base FOLDER, "
+                "--gates FILE and --prompts 'one; another'"
+            )
+        if not self.gates.is_file():
+            raise GatesError(f"{self.gates} does not exist: name a file of gates")
+        if self.steps < 1:
+            raise GatesError(f"--steps is {self.steps}, expected at least one")
 
     def strengths(self, names: Mapping[str, object]) -> dict[str, float]:
         """Return the factor of each adapter."""
@@ -80,6 +107,8 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
 
     settings.check()
     strengths = settings.strengths(adapters)
+    if settings.method == "baked":
+        return _baked(adapters, strengths, settings)
     if settings.method not in EXACT:
         options = {} if settings.density is None else {"density": settings.density}
         return merge(
@@ -97,6 +126,17 @@ def merged(adapters: Mapping[str, LoraBundle], settings: Settings) -> LoraBundle
         whole.modules,
         {name: _encoder(adapters, strengths, name) for name in encoders},
     )
+
+
+def _baked(
+    adapters: Mapping[str, LoraBundle], strengths: Mapping[str, float], settings: Settings
+) -> LoraBundle:
+    from apps.diffusion.baking import Baking, baked
+
+    assert settings.base is not None
+    assert settings.gates is not None
+    baking = Baking(settings.base, settings.gates, settings.prompts, settings.steps, settings.seed)
+    return baked(adapters, strengths, baking)
 
 
 def _encoder(

@@ -20,13 +20,14 @@ _COMMON = {
 }
 _PLACES = ("transformer/config.json", "config.json")
 _MAX_BYTES = 2**20
+_EMBEDDED = "gatesuite embedded base"
 
 
 def modules_in(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return the linear layers of the model in a folder of diffusers; no weight is read.
+    """Return the linear layers of the model in a folder; no weight is read.
 
     Args:
-        folder: Of a pipeline, or of its transformer.
+        folder: Of a pipeline of diffusers, of its transformer, or of an embedded base.
 
     Returns:
         diffusers name to inputs and outputs.
@@ -35,7 +36,25 @@ def modules_in(folder: Path) -> dict[str, tuple[int, int]]:
         FamilyError: There is no configuration, or it is that of another model.
         ContainerError: The configuration is damaged.
     """
-    label = clean(str(folder), 200)
+    content, source = _config(folder)
+    if content.get("kind") == _EMBEDDED:
+        shape = content.get("transformer")
+        content = {_CLASS: _FLUX, **(shape if isinstance(shape, dict) else {})}
+    return shape_of(content, source).modules()
+
+
+def is_embedded(folder: Path) -> bool:
+    """Return whether a folder holds an embedded base instead of a model of diffusers.
+
+    Raises:
+        FamilyError: There is no configuration.
+        ContainerError: It is damaged.
+    """
+    return bool(_config(folder)[0].get("kind") == _EMBEDDED)
+
+
+def _config(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the configuration of a model, and what it is."""
     for place in (folder / name for name in _PLACES):
         if not place.is_file():
             continue
@@ -44,7 +63,8 @@ def modules_in(folder: Path) -> dict[str, tuple[int, int]]:
         source = clean(str(place), 200)
         if len(raw) > _MAX_BYTES:
             raise FamilyError(f"{source} is larger than the limit of {_MAX_BYTES} bytes")
-        return shape_of(parse_json(raw, source), source).modules()
+        return parse_json(raw, source), source
+    label = clean(str(folder), 200)
     raise FamilyError(f"{label} holds no model of diffusers: expected {' or '.join(_PLACES)} in it")
 
 

@@ -1,0 +1,121 @@
+"""``gates diffusion merge --method baked`` with an embedded base of random weights."""
+
+import pytest
+import torch
+
+from diffusion.fusion import GatedFusion
+from diffusion.fusion.baking import MeanGates, bake
+from diffusion.lora_file import Factors, LoraBundle, load_lora, save_lora
+from diffusion.models.autoencoder import PatchAutoencoder
+from diffusion.models.base import EmbeddedBase
+from diffusion.models.text import text_encoder
+from diffusion.models.tiny_flux import transformer_of
+
+LAYERS = {
+    "transformer_blocks.0.attn.to_q": (32, 32),
+    "transformer_blocks.0.ff.net.2": (128, 32),
+    "single_transformer_blocks.0.proj_out": (160, 32),
+}
+PROMPTS = ("a red heart", "a house")
+
+
+@pytest.fixture
+def world(samples, tmp_path):
+    """A base, two adapters and gates, as files; and the base."""
+    torch.manual_seed(0)
+    encoder = text_encoder("ngrams")
+    named = {"name": "ngrams", "fingerprint": encoder.fingerprint}
+    base = EmbeddedBase(transformer_of("unit").eval(), PatchAutoencoder(), named)
+    (tmp_path / "base").mkdir()
+    base.save(tmp_path / "base")
+    for name in "ab":
+        modules = {
+            layer: Factors(torch.randn(2, inputs) / 4, torch.randn(outputs, 2) / 4)
+            for layer, (inputs, outputs) in LAYERS.items()
+        }
+        save_lora(LoraBundle("flux", modules), tmp_path / f"{name}.safetensors")
+    adapters = {name: load_lora(tmp_path / f"{name}.safetensors") for name in "ab"}
+    fusion = GatedFusion(base.transformer, adapters)
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    fusion.save_gates(tmp_path / "gates.safetensors")
+    return base, adapters, fusion
+
+
+def test_the_mean_gates_of_the_prompts_are_baked(world, gates, tmp_path):
+    printed = gates(
+        "merge", "a.safetensors", "b.safetensors", "--output", "out.safetensors",
+        "--method", "baked", "--base", "base", "--gates", "gates.safetensors", "--steps", 2,
+        "--prompts", "; ".join(PROMPTS), "--weights", "a:0.5", "--seed", 3,
+    )  # fmt: skip
+    assert printed.splitlines()[-1] == "out.safetensors"
+    base, _, fusion = world
+    fusion.set_strengths({"a": 0.5})
+    encoder = text_encoder("ngrams")
+    text, empty = encoder.encode(list(PROMPTS)), encoder.encode([""])
+    with fusion, MeanGates(fusion) as observed:
+        base.images(text, empty, seeds=[3, 4], steps=2)
+    expected = bake(fusion, observed.means)
+    found = load_lora("out.safetensors")
+    assert set(found.modules) == set(LAYERS)
+    for name in LAYERS:
+        torch.testing.assert_close(
+            found.delta_weight(name), expected.delta_weight(name), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_baked_gates_are_no_plain_sum(world, gates):
+    _, adapters, _ = world
+    gates(
+        "merge", "a.safetensors", "b.safetensors", "--output", "out.safetensors",
+        "--method", "baked", "--base", "base", "--gates", "gates.safetensors", "--steps", 1,
+        "--prompts", PROMPTS[0],
+    )  # fmt: skip
+    found = load_lora("out.safetensors")
+    for name in LAYERS:
+        total = sum(bundle.delta_weight(name) for bundle in adapters.values())
+        assert float((found.delta_weight(name) - total).norm() / total.norm()) > 0.05
+
+
+def test_adapters_must_fit_the_embedded_base(world, gates, tmp_path):
+    printed = gates("inspect", "a.safetensors", "--base", "base")
+    assert "left out" not in printed
+    wide = {"transformer_blocks.0.attn.to_q": Factors(torch.ones(2, 16), torch.ones(16, 2))}
+    save_lora(LoraBundle("flux", wide), tmp_path / "c.safetensors")
+    assert "left out: transformer.transformer_blocks.0.attn.to_q" in gates(
+        "inspect", "c.safetensors", "--base", "base"
+    )
+
+
+BAKED = ("--method", "baked", "--base", "base", "--gates", "gates.safetensors", "--prompts", "a")
+
+
+def test_faulty_calls(world, faulty_inputs, tmp_path):
+    def call(*words, without=()):
+        pairs = [BAKED[i : i + 2] for i in range(0, len(BAKED), 2) if BAKED[i] not in without]
+        given = [word for pair in pairs for word in pair]
+        return (
+            "diffusion", "merge", "a.safetensors", "b.safetensors", "--output", "o.safetensors",
+            *given, *words,
+        )  # fmt: skip
+
+    other = call("--method", "sum")
+    faulty_inputs(
+        {
+            "no base": (call(without=["--base"]), "needs a base that runs with the gates"),
+            "a family as base": (call("--base", "flux"), "needs a base that runs with the gates"),
+            "no gates": (call(without=["--gates"]), "needs a base that runs with the gates"),
+            "no prompts": (call("--prompts", " ; "), "needs a base that runs with the gates"),
+            "gates that are missing": (call("--gates", "x.safetensors"), "x.safetensors does not"),
+            "gates that are an adapter": (call("--gates", "a.safetensors"), "gates of layers that"),
+            "gates of a sum": (other, "--gates and --prompts have no meaning for sum"),
+            "no steps": (call("--steps", "0"), "--steps is 0, expected at least one"),
+            "a base that is damaged": (
+                call("--base", "bad"),
+                "bad.* is class|is of class None",
+                {"bad/config.json": "{}"},
+            ),
+        },
+        folder=tmp_path,
+    )
