@@ -59,7 +59,8 @@ def _measures(ranked: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
     """Return the measures of queries, given whether each place (Q, N) holds a right adapter."""
     counts = ranked.sum(1)
     values = {
-        f"recall@{k}": ranked[:, :k].sum(1) / np.minimum(min(k, ranked.shape[1]), counts) for k in ks
+        f"recall@{k}": ranked[:, :k].sum(1) / np.minimum(min(k, ranked.shape[1]), counts)
+        for k in ks
     }
     values["mrr"] = 1 / (ranked.argmax(1) + 1)
     discounts = _discounts(ranked.shape[1])

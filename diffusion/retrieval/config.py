@@ -137,13 +137,13 @@ def _options(state: dict[str, Any]) -> dict[str, Any]:
     """
     kind, numbers = SHAPES[state.pop("family")], dict(state.pop("shape"))
     defaults = kind()._asdict()
-    sizes = {
+    sizes: dict[str, Any] = {
         name: tuple(map(_whole, value))
         if isinstance(defaults[name], tuple)
         else _like(defaults[name], value)
         for name, value in numbers.items()
     }
-    if any(size > MOST_LAYERS for name, size in sizes.items() if name in COUNTS):
+    if any(sizes[name] > MOST_LAYERS for name in COUNTS if name in sizes):
         raise ValueError(f"a base has more than {MOST_LAYERS} blocks")
     types = state.pop("types")
     if isinstance(types, str) or not all(isinstance(one, str) for one in types or ()):

@@ -89,7 +89,14 @@ class Adapters(Dataset[Pairs]):
         return Pairs(self.batch(index), text, index, self.concepts, owners)
 
     def _collated(self, numbers: Sequence[int]) -> AdapterBatch:
-        return collate([self.examples[number].bundle for number in numbers], self.modules)
+        batch = collate([self.examples[number].bundle for number in numbers], self.modules)
+        if not batch.present.any(1).all():
+            number = numbers[int(batch.present.any(1).int().argmin())]
+            raise LoraFileError(
+                f"adapter {number + 1} ({self.examples[number].concept}): all of its changes that "
+                "the encoder reads are zero; leave it out"
+            )
+        return batch
 
 
 class _Whole(Dataset[Pairs]):
@@ -186,7 +193,7 @@ class RetrieverData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Switch validation off where there is nothing to validate with."""
-        if self.validation is None and self.trainer is not None:
+        if stage == "fit" and self.validation is None and self.trainer is not None:
             self.trainer.limit_val_batches = 0
 
     def train_dataloader(self) -> DataLoader[Pairs]:

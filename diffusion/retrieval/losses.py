@@ -65,6 +65,11 @@ class ContrastiveLoss(nn.Module):
         """Inverse temperature, at most 100."""
         return self.log_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
 
+    @torch.no_grad()
+    def limit(self) -> None:
+        """Bring the temperature back into its range; to be called after an optimizer step."""
+        self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
+
     def forward(self, text: Tensor, lora: Tensor, adapters: Tensor, concepts: Tensor) -> Tensor:
         """Return the mean loss of the pairs of this rank.
 

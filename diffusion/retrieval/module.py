@@ -72,6 +72,11 @@ class LoraRetriever(L.LightningModule):
         self.log("train_loss", loss, batch_size=len(vectors))
         return loss
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Keep the temperature in its range."""
+        if isinstance(self.loss, ContrastiveLoss):
+            self.loss.limit()
+
     def validation_step(self, pairs: Pairs, _: int) -> None:
         """Search all adapters of validation by each of their captions."""
         similarity = pairs.text @ self(pairs).mT
@@ -90,11 +95,11 @@ class LoraRetriever(L.LightningModule):
         named = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
         decayed = [p for _, p in named if p.ndim == 2]
         others = [p for _, p in named if p.ndim != 2]
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": others, "weight_decay": 0.0}],
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
         steps = self._all_steps()
         rising = max(1, round(self.warmup * steps))
 

@@ -39,7 +39,7 @@ def modules_of(shape: Shape, types: Sequence[str] | None = None) -> tuple[Placed
         placed.append(module)
     known = dict.fromkeys(module.type for module in placed)
     unknown = [] if types is None else [kind for kind in types if kind not in known]
-    if unknown or types is not None and not types:
+    if unknown or (types is not None and not types):
         found = f"{', '.join(unknown)}, which this base lacks" if unknown else "none"
         raise LoraFileError(f"the types of layers name {found}; choose from {', '.join(known)}")
     return tuple(module for module in placed if types is None or module.type in types)
@@ -78,7 +78,8 @@ class Fit(NamedTuple):
 def fit(bundle: LoraBundle, modules: Sequence[Placed]) -> Fit:
     """Compare the layers of an adapter with those that an encoder reads, by their sizes alone."""
     sizes = bundle.sizes()
-    known, missing, misfits = set(), [], []
+    known: set[str] = set()
+    missing, misfits = [], []
     for module in modules:
         parts = [(part, out) for part, out in zip(module.parts, module.sizes, strict=True)]
         known.update(module.parts)

@@ -6,6 +6,7 @@ nor on a rank padded with zeros.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,20 +88,20 @@ class ModuleTokens(nn.Module):
 
     def response(self, module: Placed, batch: AdapterBatch) -> Tensor:
         """Return u (n, L, out_features) of a layer, zero where it is not changed."""
-        probe = self.model_dict[escaped(module.name)].x[0]
-        assert isinstance(probe, Tensor)
+        probe = cast(Probe, self.model_dict[escaped(module.name)]).x[0]
+        zero = 0 * probe.sum()  # DDP wants every parameter to take part
         parts = []
         for part, size in zip(module.parts, module.sizes, strict=True):
             if part in batch.down:
                 inner = torch.matmul(batch.down[part], probe.mT)  # (n, r, L)
                 parts.append(torch.matmul(batch.up[part], inner).mT)
             else:
-                parts.append(probe.new_zeros(len(batch.present), self.probes, size))
+                parts.append(zero.expand(len(batch.present), self.probes, size))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def _normalized(self, module: Placed, u: Tensor) -> Tensor:
         if self.normalization == "layer":
-            norm: Tensor = self.model_dict[escaped(module.name)].layer_norm(u)
+            norm: Tensor = cast(Probe, self.model_dict[escaped(module.name)]).layer_norm(u)
             return norm
         if self.normalization == "token":
             return F.normalize(u, dim=-1, eps=torch.finfo(u.dtype).tiny) * u.shape[-1] ** 0.5

@@ -38,7 +38,9 @@ def test_delta_cosine_is_that_of_the_matrices():
     first, second = collate(BUNDLES, MODULES), collate(BUNDLES[::-1], MODULES)
     flat = torch.stack([stacked(bundle) for bundle in BUNDLES])
     flat = flat / flat.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(delta_cosine(first, second), flat @ flat.flip(0).mT, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        delta_cosine(first, second), flat @ flat.flip(0).mT, atol=1e-6, rtol=0
+    )
 
 
 def test_sketches_estimate_it():

@@ -48,7 +48,7 @@ def random_adapter(seed, shape=SHAPE, rank=2, types=None, dtype=torch.float32, f
 
 
 def concept_adapters(concepts, seeds, signal=0.75, shape=SHAPE):
-    """Adapters ``[seed][concept]``: one direction per concept and layer, and another per adapter."""
+    """Adapters ``[seed][concept]``: a direction per concept and layer, plus noise."""
     directions = [random_adapter(100 + c, shape) for c in range(concepts)]
     found = []
     for seed in range(seeds):
@@ -101,6 +101,4 @@ def zoo():
 def examples(zoo):
     """Eight adapters with six captions each."""
     captions = [[f"c{c} {k}" for k in range(6)] for c in range(8)]
-    return [
-        Example(bundle, captions[c], f"c{c}") for c, bundle in enumerate(zoo(8, 1)[0])
-    ]
+    return [Example(bundle, captions[c], f"c{c}") for c, bundle in enumerate(zoo(8, 1)[0])]

@@ -6,7 +6,13 @@ import torch
 from diffusion.retrieval import Augmentation, collate, modules_of
 from diffusion.retrieval.augmentation import rotated
 
-STILL = {"smallest_scale": 1.0, "largest_scale": 1.0, "dropped": 0.0, "kept_rank": 1.0, "noise": 0.0}
+STILL = {
+    "smallest_scale": 1.0,
+    "largest_scale": 1.0,
+    "dropped": 0.0,
+    "kept_rank": 1.0,
+    "noise": 0.0,
+}
 
 
 @pytest.fixture
@@ -41,7 +47,9 @@ def test_without_options_nothing_but_the_factors_changes(batch, modules):
 
 def test_each_option_does_what_it_is_named_for(batch, modules):
     torch.manual_seed(0)
-    scaled = deltas(Augmentation(**{**STILL, "largest_scale": 1.3, "smallest_scale": 0.7})(batch, modules))
+    scaled = deltas(
+        Augmentation(**{**STILL, "largest_scale": 1.3, "smallest_scale": 0.7})(batch, modules)
+    )
     name = "transformer_blocks.0.ff.net.0.proj"
     ratios = scaled[name].norm(dim=(1, 2)) / deltas(batch)[name].norm(dim=(1, 2))
     assert ((ratios > 0.7) & (ratios < 1.3)).all()
@@ -95,7 +103,13 @@ def test_it_draws_from_the_global_generator_alone(batch, modules):
 
 @pytest.mark.parametrize(
     "options",
-    [{"kept_rank": 0}, {"dropped": 1}, {"noise": -1}, {"smallest_scale": 2.0}, {"noise": float("nan")}],
+    [
+        {"kept_rank": 0},
+        {"dropped": 1},
+        {"noise": -1},
+        {"smallest_scale": 2.0},
+        {"noise": float("nan")},
+    ],
 )
 def test_numbers_out_of_range(options):
     with pytest.raises(ValueError, match="must"):

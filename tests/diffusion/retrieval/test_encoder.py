@@ -147,7 +147,7 @@ def test_gradients_reach_all_parameters(adapter, config):
     torch.manual_seed(0)
     for form in FORMS.values():
         encoder = LoraWeightEncoder(config(**form))
-        bundles = [adapter(0), adapter(1, types=("ff_a.0",)), adapter(2, types=("proj_out",))]
+        bundles = [adapter(1, types=("ff_a.0",)), adapter(2, types=("proj_out",))]
         encoder(collate(bundles, encoder.modules_read)).square().sum().backward()
         still = [n for n, p in encoder.named_parameters() if p.grad is None]
         assert still == []
@@ -165,12 +165,27 @@ def test_file_normalization_forgets_the_strength_and_none_does_not(adapter, conf
 def test_published_sizes():
     with torch.device("meta"):
         published = LoraWeightEncoder(EncoderConfig.published())
-        sd3 = LoraWeightEncoder(EncoderConfig(SD3Shape()))
     assert sum(p.numel() for p in published.parameters()) == pytest.approx(112.9e6, rel=1e-3)
     projections = published.embedder.proj_dict.parameters()
     assert sum(p.numel() for p in projections) == pytest.approx(96.7e6, rel=1e-3)
     probes = published.embedder.model_dict.parameters()
     assert sum(p.numel() for p in probes) == pytest.approx(1.75e6, rel=1e-2)
+
+
+def test_the_encoder_of_the_small_flux_fits_into_1300_kb():
+    shape = FluxShape(2, 4, 6, 32, context_dim=384, pooled_dim=384, guidance=False)
+    types = [kind for kind in dict.fromkeys(m.type for m in shape.fused()) if "norm" not in kind]
+    with torch.device("meta"):
+        whole = LoraWeightEncoder(EncoderConfig(shape))
+        small = LoraWeightEncoder(EncoderConfig(shape, tuple(types)))
+    sizes = [2 * sum(p.numel() for p in encoder.parameters()) for encoder in (small, whole)]
+    assert sizes[0] < 0.95e6
+    assert sizes[1] < 1.3e6
+
+
+def test_published_sizes_of_sd3():
+    with torch.device("meta"):
+        sd3 = LoraWeightEncoder(EncoderConfig(SD3Shape()))
     assert len(sd3.modules_read) == 24 * 10 - 3
 
 

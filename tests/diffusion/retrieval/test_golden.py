@@ -43,7 +43,7 @@ def encoder(golden):
 @pytest.fixture(scope="module")
 def batch(golden, encoder):
     """The adapters of the vectors, split into the layers of diffusers."""
-    arrays, meta = golden
+    arrays, _ = golden
     bundles = []
     for k in range(len(arrays["emb"])):
         layers = {}

@@ -43,5 +43,9 @@ def test_training_imports_no_library_of_models():
     source = [path.read_text() for path in (ROOT / "diffusion/retrieval").glob("*.py")]
     assert not any(f"import {name}" in text or f"from {name}" in text
                    for text in source for name in MODELS)  # fmt: skip
-    users = [p.stem for p in (ROOT / "diffusion/retrieval").glob("*.py") if "import lightning" in p.read_text()]
+    users = [
+        p.stem
+        for p in (ROOT / "diffusion/retrieval").glob("*.py")
+        if "import lightning" in p.read_text()
+    ]
     assert sorted(users) == ["data", "module"]

@@ -60,6 +60,8 @@ def test_the_scale_starts_at_its_value_and_stays_below_100():
     with torch.no_grad():
         loss.log_scale.fill_(10.0)
     assert loss.scale.item() == pytest.approx(100)
+    loss.limit()
+    assert loss.log_scale.item() == pytest.approx(math.log(100))
     with pytest.raises(ValueError, match="scale"):
         ContrastiveLoss(scale=0)
 

@@ -97,4 +97,6 @@ def test_captions_that_are_refused(adapter, words, one_line):
         def embed(self, texts):
             return torch.ones(len(texts), 24)
 
-    assert "unit length" in one_line(LoraFileError, Captions, [Example(adapter(0), ["a"], "x")], Long())
+    assert "unit length" in one_line(
+        LoraFileError, Captions, [Example(adapter(0), ["a"], "x")], Long()
+    )
