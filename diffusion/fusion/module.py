@@ -11,11 +11,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from core_gates.errors import GatesError, check_option
 from diffusion.fusion.data import FusionBatch
+from diffusion.fusion.parallel import average_gradients, shard
 from diffusion.lora_file import LoraBundle
 from diffusion.models.flow_matching import flow_matching_losses
 
@@ -182,35 +183,6 @@ class _DetachesAfterErrors(Callback):
         """Detach."""
         assert isinstance(pl_module, FusionModule)
         pl_module.release()
-
-
-def shard(model: nn.Module, mesh: Any) -> None:
-    """Shard each block of a transformer, then what is left, over a mesh of devices (FSDP2).
-
-    Args:
-        model: A transformer, without adapters.
-        mesh: One-dimensional.
-    """
-    from torch.distributed.fsdp import FSDPModule, fully_shard
-
-    if isinstance(model, FSDPModule):
-        return
-    for blocks in (one for one in model.children() if isinstance(one, nn.ModuleList)):
-        for block in blocks:
-            fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-
-def average_gradients(module: nn.Module) -> None:
-    """Average the gradients of a module over all processes, in one message."""
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
-    if not grads or not distributed.is_initialized():
-        return
-    flat = torch.cat([grad.flatten() for grad in grads])
-    distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
-    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(mean.view_as(grad))
 
 
 def _in_memory(bundle: LoraBundle) -> LoraBundle:

@@ -2,7 +2,6 @@
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed import is_initialized
 
@@ -10,6 +9,7 @@ from core_gates.adapters import Room
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.data import FusionTask, PairDataModule
 from diffusion.fusion.module import FusionModule
+from diffusion.fusion.parallel import strategy_of
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.text import TextStates
 from diffusion.models.tiny_flux import transformer_of
@@ -54,11 +54,7 @@ def fit(strategy):
     """Train on all processes that there are; return the gates."""
     options = {"devices": 1}
     if is_initialized():
-        sharded = ModelParallelStrategy(
-            data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False,
-            process_group_backend="gloo",
-        )  # fmt: skip
-        options = {"devices": 2, "strategy": sharded if strategy == "fsdp2" else "ddp"}
+        options = {"devices": 2, "strategy": strategy_of(strategy, 2, "gloo")}
     module, data = build()
     L.Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,

@@ -1,0 +1,72 @@
+"""The files that start the training of gates on many processes."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import apps.diffusion
+
+FOLDER = Path(apps.diffusion.__file__).parent / "launch"
+TOOLS = ("torchrun", "srun", "nvidia-smi")
+
+
+@pytest.fixture
+def words(tmp_path):
+    """Return the words that a file hands to torchrun or srun."""
+    for tool in TOOLS:
+        path = tmp_path / tool
+        printed = "printf 'GPU 0\\nGPU 1\\nGPU 2\\n'" if tool == "nvidia-smi" else 'echo "$0 $@"'
+        path.write_text(f"#!/bin/sh\n{printed}\n")
+        path.chmod(0o755)
+
+    def run(name, *options, **environment):
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["sh", str(FOLDER / name), *options],
+            env={**path, **environment}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.split()
+
+    return run
+
+
+def value(words, option):
+    return words[words.index(option) + 1]
+
+
+def test_torchrun_starts_a_process_on_each_gpu(words):
+    found = words("torchrun.sh", "--name", "a")
+    assert found[0].endswith("/torchrun")
+    assert value(found, "--nproc_per_node") == value(found, "--devices") == "3"
+    assert value(found, "--accelerator") == "gpu"
+    assert value(found, "--strategy") == "ddp"
+    place = found.index("apps.main")
+    assert found[place - 1 : place + 5] == [
+        "-m", "apps.main", "diffusion", "train-gates", "--name", "a",
+    ]  # fmt: skip
+
+
+def test_torchrun_spans_machines_and_runs_without_gpu(words):
+    found = words(
+        "torchrun.sh", NODES="2", NODE_RANK="1", HEAD="10.0.0.7", GPUS="0", STRATEGY="fsdp2"
+    )
+    assert value(found, "--nnodes") == value(found, "--num_nodes") == "2"
+    assert value(found, "--node_rank") == "1"
+    assert value(found, "--master_addr") == "10.0.0.7"
+    assert value(found, "--accelerator") == "cpu"
+    assert value(found, "--nproc_per_node") == value(found, "--devices") == "2"
+    assert value(found, "--strategy") == "fsdp2"
+
+
+def test_slurm_starts_a_task_on_each_gpu(words):
+    job = {"SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_NUM_NODES": "4"}
+    found = words("slurm.sh", "--name", "a", **job)
+    assert found[0].endswith("/srun")
+    assert value(found, "--devices") == "8"
+    assert value(found, "--num_nodes") == "4"
+    lines = (FOLDER / "slurm.sh").read_text().splitlines()
+    asked = dict(line.removeprefix("#SBATCH --").split("=") for line in lines
+                 if line.startswith("#SBATCH") and "=" in line)  # fmt: skip
+    assert asked["ntasks-per-node"] == asked["gpus-per-node"]
