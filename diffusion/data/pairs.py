@@ -41,7 +41,7 @@ class Combination(NamedTuple):
         return caption_of(annotation, self.styles)
 
 
-def test_pairs() -> list[Combination]:
+def held_out_pairs() -> list[Combination]:
     """Return 48 pairs for tests: each subject in three of them, each style in two."""
     names = list(STYLES)
     return [
@@ -53,7 +53,7 @@ def test_pairs() -> list[Combination]:
 
 def training_pairs() -> list[Combination]:
     """Return the other 336 pairs."""
-    tested = set(test_pairs())
+    tested = set(held_out_pairs())
     every = [Combination(subject, (style,)) for subject in SUBJECTS for style in STYLES]
     return [pair for pair in every if pair not in tested]
 

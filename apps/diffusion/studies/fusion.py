@@ -93,7 +93,7 @@ GROUPS = {
     "trained2": "48 trained pairs",
 }
 METRIC = "log_loss_ratio"
-NO_TRIPLES = ("k_lora", "alone0", "alone1")
+NO_TRIPLES = ("alone0", "alone1")
 """Methods for two adapters."""
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 from apps.diffusion.works.pictures import images_of
 from diffusion.data.concepts import Part, rows_of, subject
 from diffusion.data.drawings import Drawings
-from diffusion.data.pairs import Combination, test_pairs, training_pairs, with_second_style
+from diffusion.data.pairs import Combination, held_out_pairs, training_pairs, with_second_style
 from diffusion.fusion.data import FusionTask
 from diffusion.models.base import EmbeddedBase
 from diffusion.models.text import TextEncoder, TextStates, text_encoder
@@ -66,7 +66,7 @@ def combinations(group: str) -> list[Combination]:
     ``tried`` are some of them, which settings are chosen on; ``trained2`` are as many of the pairs
     as there are test pairs.
     """
-    tested, pairs = set(test_pairs()), training_pairs()
+    tested, pairs = set(held_out_pairs()), training_pairs()
     triples = [
         one
         for one in with_second_style(pairs)
@@ -76,7 +76,7 @@ def combinations(group: str) -> list[Combination]:
     return {
         "train": [*pairs, *triples],
         "tried": [*pairs[::step2][:TRIED], *triples[::step3][:TRIED]],
-        "test2": test_pairs(),
-        "test3": with_second_style(test_pairs(), shift=3),
+        "test2": held_out_pairs(),
+        "test3": with_second_style(held_out_pairs(), shift=3),
         "trained2": pairs[:: len(pairs) // len(tested)][: len(tested)],
     }[group]
