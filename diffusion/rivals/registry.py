@@ -36,7 +36,8 @@ class Rival(NamedTuple):
         box: Settings that are tuned.
         trainable: Whether it has parameters, which have to be trained.
         sees_pair: Whether it learns from examples of the very adapters that it combines.
-        static: Whether it is one adapter that can be written to a file.
+        static: Whether it adds the same to the weights in every call; its ``bundle`` is that one
+            adapter, which can be written to a file.
         summary: One line.
     """
 
@@ -138,12 +139,16 @@ RIVALS: dict[str, Rival] = {
     ),
     "baked": _rival(Baked, "mean of trained gates folded into one adapter", static=True),
     "lora_hub": _rival(
-        LoraHub, "one factor per adapter, searched on examples of the pair", sees_pair=True
+        LoraHub,
+        "one factor per adapter, searched on examples of the pair",
+        sees_pair=True,
+        static=True,
     ),
     "zip_lora": _rival(
         ZipLora,
         "a learned factor for each column of two adapters",
         trainable=True,
         sees_pair=True,
+        static=True,
     ),
 }

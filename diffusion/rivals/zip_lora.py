@@ -108,9 +108,10 @@ class ZipLora(Weighing):
         cosines = [F.cosine_similarity(pair[0], pair[1], dim=0).abs() for pair in vectors]
         return torch.stack(cosines).sum()
 
+    @property
     @torch.no_grad()
-    def merged(self) -> LoraBundle:
-        """Return one static adapter that does the same, strengths included."""
+    def bundle(self) -> LoraBundle:
+        """One static adapter that does the same, strengths included."""
         modules = {}
         for module in modules_of(self.adapters):
             found = plain_factors(self.adapters, module)

@@ -45,8 +45,8 @@ def test_columns_are_weighed(flux, inputs, two, dense, first):
     with rival:
         rival.set_strengths({"c": 0.6})
         assert_close(flux(**inputs)[0].detach(), truth)
-    assert_close(dense({"one": rival.merged()}), truth)
-    assert rival.merged().ranks()["transformer_blocks.0.attn.to_q"] == 5
+    assert_close(dense({"one": rival.bundle}), truth)
+    assert rival.bundle.ranks()["transformer_blocks.0.attn.to_q"] == 5
 
 
 def test_the_penalty_is_the_cosine_of_shared_layers(flux, two):
