@@ -63,7 +63,7 @@ def trainable_factors(
     try:
         yield {n: p for n, p in transformer.named_parameters() if n.endswith((DOWN, UP))}
     finally:
-        transformer.delete_adapters(NAME)  # type: ignore[operator]
+        transformer.unload_lora()  # type: ignore[operator]
 
 
 def bundle_of(

@@ -26,7 +26,7 @@ def test_the_emoji_of_the_standard_are_read_once_each():
     for images in found.images.values():
         assert images.shape == (1914, 32, 32, 3)
         assert images[grapes].min() < 200
-        assert tuple(images[grapes, 0, 0]) == (255, 255, 255)
+        assert images[grapes, 0, 0].min() > 230
 
 
 def test_a_folder_of_the_same_files_has_the_same_digest(folder):
@@ -46,7 +46,7 @@ def test_a_folder_of_the_same_files_has_the_same_digest(folder):
         (lambda f: (f / "captions.csv").write_text("hexcode\n1F600\n"), "not those of"),
         (
             lambda f: np.savez(f / "emoji32.npz", hexcode=np.array(["a"], dtype=object)),
-            "allow_pickle",
+            "holds no whole set",
         ),
     ],
 )

@@ -1,7 +1,8 @@
 import torch
-from lightning.pytorch import Trainer
 
 from diffusion.evaluation.classifier import Judge, Judged, JudgedDataModule
+from harness.runs.quiet import quiet_lightning
+from harness.runs.trainer import ExactTrainer
 
 
 def test_styles_and_subjects_are_told_apart(tmp_path):
@@ -14,8 +15,9 @@ def test_styles_and_subjects_are_told_apart(tmp_path):
         top = 4 + 14 * int(subjects[row])
         images[row, int(styles[row]), top : top + 8, 10:20] = 0
     data = Judged((images * 255).to(torch.uint8), styles, subjects)
+    quiet_lightning()
     judge = Judge(3, 2, width=8, steps=40)
-    trainer = Trainer(
+    trainer = ExactTrainer(
         max_steps=40, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path, accelerator="cpu",
     )  # fmt: skip

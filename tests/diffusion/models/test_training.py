@@ -1,6 +1,5 @@
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
 from core_gates.errors import GatesError
 from diffusion.fusion.gated_fusion import GatedFusion
@@ -9,6 +8,8 @@ from diffusion.models.flow_matching import flow_matching_losses, noised
 from diffusion.models.text import HashedNgrams, TextStates
 from diffusion.models.tiny_flux import transformer_of
 from diffusion.models.training import FlowMatchingModule, LatentDataModule
+from harness.runs.quiet import quiet_lightning
+from harness.runs.trainer import ExactTrainer
 
 
 @pytest.fixture
@@ -20,7 +21,8 @@ def data():
 
 @pytest.fixture
 def trainer(tmp_path):
-    return Trainer(
+    quiet_lightning()
+    return ExactTrainer(
         max_steps=30, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path, accelerator="cpu",
     )  # fmt: skip
