@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 ADAPTER: dict[str, Any] = {
     "rank": 2,
-    "parts": ["attention", "mlp"],
-    "steps": 100,
+    "parts": ["attention", "modulation"],
+    "steps": 150,
     "batch_size": 32,
-    "learning_rate": 5e-3,
+    "learning_rate": 1e-2,
     "warmup_steps": 5,
 }
 """How adapters of seed 0 are trained."""
@@ -43,7 +43,7 @@ ADAPTER: dict[str, Any] = {
 JUDGE = {"steps": 600, "batch_size": 128}
 """How the judge of images is trained."""
 
-RANKS, STEPS, KEPT = (1, 8), (60, 160), (0.5, 1.0)
+RANKS, STEPS, KEPT = (1, 8), (100, 200), (0.5, 1.0)
 """What adapters of seed 1 draw: rank, steps, and the share of layers that they change."""
 
 
