@@ -10,7 +10,15 @@ from rich.table import Table
 
 from apps.diffusion.index import read_encoder
 from core_gates.errors import GatesError
-from diffusion.library import Adapter, LoraLibrary, Match, Neighbor, Results
+from diffusion.library import (
+    Adapter,
+    LoraLibrary,
+    Match,
+    Neighbor,
+    Results,
+    TextEncoder,
+    WeightEncoder,
+)
 from harness.runs.ticker import counting
 
 SHOWN = 3  # triggers of an adapter
@@ -58,28 +66,27 @@ def search(
         raise GatesError("expected a prompt or --like, and not both: describe what you look for")
     if like is not None:
         with LoraLibrary(folder, index=index, lenient=lenient) as library:
-            with counting("comparing") as count:
-                neighbors = library.like(like, k, count)
-        _show_neighbors(Console(), neighbors)
+            _show_neighbors(Console(), _alike(library, like, k))
         return
-    found, text = None, None
-    if mode != "metadata" and encoder is not None:
-        from diffusion.models.text import text_encoder as named
-
-        text = named(text_encoder)
-        found = read_encoder(encoder, text.fingerprint)
+    used = None if mode == "metadata" else encoder
+    found, text = (None, None) if used is None else _encoders(used, text_encoder)
+    mix = {"weights": weights, "metadata": metadata}
+    only = {"family": family, "license": license, "tag": tag}
     with LoraLibrary(folder, found, text, index=index, lenient=lenient) as library:
-        matches = library.search(
-            words,
-            k,
-            mode,
-            family=family,
-            license=license,
-            tag=tag,
-            weights=weights,
-            metadata=metadata,
-        )
-    _show_matches(Console(), matches)
+        _show_matches(Console(), library.search(words, k, mode, **only, **mix))
+
+
+def _alike(library: LoraLibrary, like: str, k: int) -> Results[Neighbor]:
+    with counting("comparing") as count:
+        return library.like(like, k, count)
+
+
+def _encoders(folder: str, name: str) -> tuple[WeightEncoder, TextEncoder]:
+    """Return the encoder in a folder, and the text encoder that it was trained with."""
+    from diffusion.models.text import text_encoder
+
+    text = text_encoder(name)
+    return read_encoder(folder, text.fingerprint), text
 
 
 def _show_matches(console: Console, matches: Results[Match]) -> None:
