@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from rich.console import Console
@@ -22,6 +23,7 @@ from diffusion.library import (
 from harness.runs.ticker import counting
 
 SHOWN = 3  # triggers of an adapter
+FIGURES = ("score", "weights", "metadata", "cosine", "layers")
 
 
 def search(
@@ -70,10 +72,9 @@ def search(
         return
     used = None if mode == "metadata" else encoder
     found, text = (None, None) if used is None else _encoders(used, text_encoder)
-    mix = {"weights": weights, "metadata": metadata}
-    only = {"family": family, "license": license, "tag": tag}
     with LoraLibrary(folder, found, text, index=index, lenient=lenient) as library:
-        _show_matches(Console(), library.search(words, k, mode, **only, **mix))
+        look = partial(library.search, family=family, license=license, tag=tag)
+        _show_matches(Console(), look(words, k, mode, weights=weights, metadata=metadata))
 
 
 def _alike(library: LoraLibrary, like: str, k: int) -> Results[Neighbor]:
@@ -90,48 +91,57 @@ def _encoders(folder: str, name: str) -> tuple[WeightEncoder, TextEncoder]:
 
 
 def _show_matches(console: Console, matches: Results[Match]) -> None:
-    table = _table(f"by {matches.mode}", "score", "weights", "metadata")
-    for rank, match in enumerate(matches, 1):
-        parts = ("" if part is None else f"{part:.3f}" for part in (match.weights, match.metadata))
+    rows = []
+    for match in matches:
+        parts = {"score": match.score, "weights": match.weights, "metadata": match.metadata}
+        figures = {n: "" if part is None else f"{part:.3f}" for n, part in parts.items()}
+        if len(set(figures.values()) - {""}) == 1:  # the score is one of its parts
+            figures = {"score": figures["score"]}
         notes = [f"copy: {path}" for path in match.duplicates]
-        _add(table, rank, match.adapter, (f"{match.score:.3f}", *parts), notes)
-    _print(console, table, matches.notice, found=len(matches))
+        rows.append(_row(match.adapter, figures, notes))
+    _print(console, f"by {matches.mode}", rows, matches.notice)
 
 
 def _show_neighbors(console: Console, neighbors: Results[Neighbor]) -> None:
-    table = _table("by the change of the weights", "cosine", "layers")
-    for rank, one in enumerate(neighbors, 1):
-        figures = (f"{one.cosine:.3f}", str(one.shared))
+    rows = []
+    for one in neighbors:
+        figures = {"cosine": f"{one.cosine:.3f}", "layers": str(one.shared)}
         notes = ["near-duplicate"] if one.near_duplicate else []
-        _add(table, rank, one.adapter, figures, notes)
-    _print(console, table, neighbors.notice, found=len(neighbors))
+        rows.append(_row(one.adapter, figures, notes))
+    _print(console, "by the change of the weights", rows, neighbors.notice)
 
 
-def _table(title: str, *figures: str) -> Table:
+def _row(adapter: Adapter, figures: dict[str, str], notes: list[str]) -> dict[str, str]:
+    return {
+        "adapter": adapter.name,
+        **figures,
+        "title": "" if adapter.title == adapter.name else adapter.title,
+        "triggers": ", ".join(adapter.triggers[:SHOWN]),
+        "for": adapter.family,
+        "license": adapter.license,
+        "note": "; ".join([*adapter.flags, *notes]),
+    }
+
+
+def _print(console: Console, title: str, rows: list[dict[str, str]], notice: str) -> None:
+    """Print the columns in which a row has something, and what the reader has to know."""
     table = Table(title=title, title_justify="left")
-    table.add_column("", justify="right")
-    table.add_column("adapter")
-    for figure in figures:
-        table.add_column(figure, justify="right", no_wrap=True)
-    for text in ("title", "triggers", "for", "license", "note"):
-        table.add_column(text)
-    return table
-
-
-def _add(
-    table: Table, rank: int, adapter: Adapter, figures: tuple[str, ...], notes: list[str]
-) -> None:
-    triggers = ", ".join(adapter.triggers[:SHOWN])
-    title = "" if adapter.title == adapter.name else adapter.title
-    told = (title, triggers, adapter.family, adapter.license)
-    note = "; ".join([*adapter.flags, *notes])
-    table.add_row(str(rank), escape(adapter.name), *figures, *map(escape, (*told, note)))
-
-
-def _print(console: Console, table: Table, notice: str, *, found: int) -> None:
-    if found:
+    table.add_column("", justify="right", no_wrap=True)
+    used = [name for name in dict.fromkeys(n for row in rows for n in row) if _any(rows, name)]
+    for name in used:
+        figure = name in FIGURES
+        table.add_column(
+            name, justify="right" if figure else "left", no_wrap=figure, overflow="fold"
+        )
+    for rank, row in enumerate(rows, 1):
+        table.add_row(str(rank), *(escape(row.get(name, "")) for name in used))
+    if rows:
         console.print(table)
     else:
         console.print("no adapter is found")
     if notice:
         console.print(f"[yellow]note[/]: {escape(notice)}", soft_wrap=True)
+
+
+def _any(rows: list[dict[str, str]], name: str) -> bool:
+    return any(row.get(name) for row in rows)
