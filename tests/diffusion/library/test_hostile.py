@@ -240,3 +240,22 @@ def test_an_index_that_may_not_be_written_can_be_searched(
         database = reader._catalog().database
         with pytest.raises(LibraryError, match="cannot be written"), database.writing():
             pytest.fail("the block is entered")
+
+
+@pytest.mark.parametrize(
+    "text", ["\udcff", "\ud800 x", "x" * 5_000, "a\x00b", "", "~nobody/x", "../.."]
+)
+def test_words_that_name_nothing(text, library, root, put, one_line):
+    put(root / "a.safetensors", 1)
+    library.scan()
+    for option in ("family", "license", "tag"):
+        found = library.search("fox", 9, **{option: text})
+        assert len(found) == (option == "license" and text == "")
+        assert found.notice.isprintable()
+    for method in (library.find, library.remove, library.load, library.like, library.add):
+        one_line((LibraryError, LoraFileError), method, text)
+    assert len(library.adapters()) == 1
+
+
+def test_a_home_of_no_user(one_line):
+    assert "home of no user" in one_line(LibraryError, LoraLibrary, "~nobody-at-all/x")
