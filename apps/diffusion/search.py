@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from rich.console import Console
@@ -10,10 +11,19 @@ from rich.table import Table
 
 from apps.diffusion.index import read_encoder
 from core_gates.errors import GatesError
-from diffusion.library import Adapter, LoraLibrary, Match, Neighbor, Results
+from diffusion.library import (
+    Adapter,
+    LoraLibrary,
+    Match,
+    Neighbor,
+    Results,
+    TextEncoder,
+    WeightEncoder,
+)
 from harness.runs.ticker import counting
 
 SHOWN = 3  # triggers of an adapter
+FIGURES = ("score", "weights", "metadata", "cosine", "layers")
 
 
 def search(
@@ -58,73 +68,80 @@ def search(
         raise GatesError("expected a prompt or --like, and not both: describe what you look for")
     if like is not None:
         with LoraLibrary(folder, index=index, lenient=lenient) as library:
-            with counting("comparing") as count:
-                neighbors = library.like(like, k, count)
-        _show_neighbors(Console(), neighbors)
+            _show_neighbors(Console(), _alike(library, like, k))
         return
-    found, text = None, None
-    if mode != "metadata" and encoder is not None:
-        from diffusion.models.text import text_encoder as named
-
-        text = named(text_encoder)
-        found = read_encoder(encoder, text.fingerprint)
+    used = None if mode == "metadata" else encoder
+    found, text = (None, None) if used is None else _encoders(used, text_encoder)
     with LoraLibrary(folder, found, text, index=index, lenient=lenient) as library:
-        matches = library.search(
-            words,
-            k,
-            mode,
-            family=family,
-            license=license,
-            tag=tag,
-            weights=weights,
-            metadata=metadata,
-        )
-    _show_matches(Console(), matches)
+        look = partial(library.search, family=family, license=license, tag=tag)
+        _show_matches(Console(), look(words, k, mode, weights=weights, metadata=metadata))
+
+
+def _alike(library: LoraLibrary, like: str, k: int) -> Results[Neighbor]:
+    with counting("comparing") as count:
+        return library.like(like, k, count)
+
+
+def _encoders(folder: str, name: str) -> tuple[WeightEncoder, TextEncoder]:
+    """Return the encoder in a folder, and the text encoder that it was trained with."""
+    from diffusion.models.text import text_encoder
+
+    text = text_encoder(name)
+    return read_encoder(folder, text.fingerprint), text
 
 
 def _show_matches(console: Console, matches: Results[Match]) -> None:
-    table = _table(f"by {matches.mode}", "score", "weights", "metadata")
-    for rank, match in enumerate(matches, 1):
-        parts = ("" if part is None else f"{part:.3f}" for part in (match.weights, match.metadata))
+    rows = []
+    for match in matches:
+        parts = {"score": match.score, "weights": match.weights, "metadata": match.metadata}
+        figures = {n: "" if part is None else f"{part:.3f}" for n, part in parts.items()}
+        if len(set(figures.values()) - {""}) == 1:  # the score is one of its parts
+            figures = {"score": figures["score"]}
         notes = [f"copy: {path}" for path in match.duplicates]
-        _add(table, rank, match.adapter, (f"{match.score:.3f}", *parts), notes)
-    _print(console, table, matches.notice, found=len(matches))
+        rows.append(_row(match.adapter, figures, notes))
+    _print(console, f"by {matches.mode}", rows, matches.notice)
 
 
 def _show_neighbors(console: Console, neighbors: Results[Neighbor]) -> None:
-    table = _table("by the change of the weights", "cosine", "layers")
-    for rank, one in enumerate(neighbors, 1):
-        figures = (f"{one.cosine:.3f}", str(one.shared))
+    rows = []
+    for one in neighbors:
+        figures = {"cosine": f"{one.cosine:.3f}", "layers": str(one.shared)}
         notes = ["near-duplicate"] if one.near_duplicate else []
-        _add(table, rank, one.adapter, figures, notes)
-    _print(console, table, neighbors.notice, found=len(neighbors))
+        rows.append(_row(one.adapter, figures, notes))
+    _print(console, "by the change of the weights", rows, neighbors.notice)
 
 
-def _table(title: str, *figures: str) -> Table:
+def _row(adapter: Adapter, figures: dict[str, str], notes: list[str]) -> dict[str, str]:
+    return {
+        "adapter": adapter.name,
+        **figures,
+        "title": "" if adapter.title == adapter.name else adapter.title,
+        "triggers": ", ".join(adapter.triggers[:SHOWN]),
+        "for": adapter.family,
+        "license": adapter.license,
+        "note": "; ".join([*adapter.flags, *notes]),
+    }
+
+
+def _print(console: Console, title: str, rows: list[dict[str, str]], notice: str) -> None:
+    """Print the columns in which a row has something, and what the reader has to know."""
     table = Table(title=title, title_justify="left")
-    table.add_column("", justify="right")
-    table.add_column("adapter")
-    for figure in figures:
-        table.add_column(figure, justify="right", no_wrap=True)
-    for text in ("title", "triggers", "for", "license", "note"):
-        table.add_column(text)
-    return table
-
-
-def _add(
-    table: Table, rank: int, adapter: Adapter, figures: tuple[str, ...], notes: list[str]
-) -> None:
-    triggers = ", ".join(adapter.triggers[:SHOWN])
-    title = "" if adapter.title == adapter.name else adapter.title
-    told = (title, triggers, adapter.family, adapter.license)
-    note = "; ".join([*adapter.flags, *notes])
-    table.add_row(str(rank), escape(adapter.name), *figures, *map(escape, (*told, note)))
-
-
-def _print(console: Console, table: Table, notice: str, *, found: int) -> None:
-    if found:
+    table.add_column("", justify="right", no_wrap=True)
+    used = [name for name in dict.fromkeys(n for row in rows for n in row) if _any(rows, name)]
+    for name in used:
+        figure = name in FIGURES
+        table.add_column(
+            name, justify="right" if figure else "left", no_wrap=figure, overflow="fold"
+        )
+    for rank, row in enumerate(rows, 1):
+        table.add_row(str(rank), *(escape(row.get(name, "")) for name in used))
+    if rows:
         console.print(table)
     else:
         console.print("no adapter is found")
     if notice:
         console.print(f"[yellow]note[/]: {escape(notice)}", soft_wrap=True)
+
+
+def _any(rows: list[dict[str, str]], name: str) -> bool:
+    return any(row.get(name) for row in rows)

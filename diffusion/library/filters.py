@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from diffusion.lora_file.container import clean
+
 
 class Filters(NamedTuple):
     """Conditions that all hold; those that are None do not count. Case does not matter.
@@ -22,13 +24,19 @@ class Filters(NamedTuple):
         for column in ("family", "license"):
             if (wanted := getattr(self, column)) is not None:
                 parts.append(f"fold(a.{column}) = :{column}")
-                values[column] = wanted.casefold()
+                values[column] = _folded(wanted)
         if self.tag is not None:
             parts.append("EXISTS (SELECT 1 FROM tag t WHERE t.adapter = a.id AND t.tag = :tag)")
-            values["tag"] = self.tag.strip().casefold()
+            values["tag"] = _folded(self.tag)
         return " AND ".join(parts), values
 
     def __str__(self) -> str:
         """Return the conditions in a few words."""
-        given = [f"{name} {value!r}" for name, value in self._asdict().items() if value is not None]
+        stated = self._asdict().items()
+        given = [f"{name} {clean(value, 80)!r}" for name, value in stated if value is not None]
         return " and ".join(given)
+
+
+def _folded(text: str) -> str:
+    """Return a text for comparisons; what is no text, such as a surrogate, becomes a mark."""
+    return text.encode("utf-8", "replace").decode().strip().casefold()

@@ -1,5 +1,6 @@
 """A folder of adapters with an index that finds them."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +11,7 @@ from diffusion.library.errors import LibraryError
 from diffusion.library.filters import Filters
 from diffusion.library.finding.search import Mix, Searcher
 from diffusion.library.finding.similarity import NEAR, Subject, nearest
-from diffusion.library.paths import location_of, look, real_root
+from diffusion.library.paths import location_of, look, place_of, real_root
 from diffusion.library.result import Match, Neighbor, Results
 from diffusion.library.scan import Progress, Scanner, ScanReport
 from diffusion.library.store.catalog import Catalog
@@ -35,6 +36,9 @@ class LoraLibrary:
         index: Folder of the index; ``.gates-index`` in the library if None.
         limits: What a file may cost.
         lenient: Find files that the strict reader refuses by their weights, too.
+
+    Raises:
+        LibraryError: A path starts with the home of a user who does not exist.
     """
 
     def __init__(
@@ -47,10 +51,10 @@ class LoraLibrary:
         limits: Limits = LIMITS,
         lenient: bool = False,
     ) -> None:
-        self.root = Path(root).expanduser()
+        self.root = place_of(root)
         self.encoder = encoder
         self.text_encoder = text_encoder
-        self.index = Path(index).expanduser() if index is not None else self.root / INDEX
+        self.index = self.root / INDEX if index is None else place_of(index)
         self.limits = limits
         self.lenient = lenient
         self._opened: Catalog | None = None
@@ -217,8 +221,8 @@ class LoraLibrary:
             raise LibraryError(f"k is {k}, expected 1 or more")
         catalog = self._catalog()
         own = catalog.named(str(file))
-        place = Path(file).expanduser() if own is None else self.path(own.name)
-        if own is None and not place.exists():
+        place = place_of(file) if own is None else self.path(own.name)
+        if own is None and not os.path.lexists(place):
             required(None, str(file), catalog.names)
         subject = Subject(load_lora(place, strict=False, limits=self.limits))
         found = [

@@ -53,6 +53,18 @@ class Refused(NamedTuple):
     reason: str
 
 
+def place_of(path: str | Path) -> Path:
+    """Return a path with ``~`` replaced.
+
+    Raises:
+        LibraryError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise LibraryError(f"{clean(str(path), 200)} is in the home of no user") from error
+
+
 def shown(location: bytes) -> str:
     """Return a location as text in one line."""
     return clean(location.decode("utf-8", "backslashreplace"), 400)

@@ -100,7 +100,12 @@ class Catalog:
     def named(self, name: str) -> Adapter | None:
         """Return an adapter by its name, or by its path below the root."""
         row = self.database.one(self._select("a.name = ?"), (clean(name),))
-        return self.at(os.fsencode(name)) if row is None else adapter_of(self._by_column(row))
+        if row is not None:
+            return adapter_of(self._by_column(row))
+        try:
+            return self.at(os.fsencode(name))
+        except UnicodeEncodeError:  # no file has such a name
+            return None
 
     def at(self, location: bytes) -> Adapter | None:
         """Return an adapter by its location."""

@@ -6,11 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+import apps.diffusion.index
+import apps.diffusion.search
 from core_gates.errors import GatesError
 from diffusion.library import LoraLibrary
+from diffusion.lora_file import FluxShape
 from diffusion.models.text import text_encoder
+from diffusion.retrieval.checkpoint import save_encoder
+from diffusion.retrieval.config import EncoderConfig
+from diffusion.retrieval.encoder import LoraWeightEncoder
 from harness.command.verbs import FunctionVerb, run_verb
 
 VERBS = {
@@ -72,8 +79,8 @@ def titled(samples, monkeypatch):
         asked.append((folder, text_fingerprint))
         return Encoder()
 
-    monkeypatch.setattr("apps.diffusion.index.read_encoder", read)
-    monkeypatch.setattr("apps.diffusion.search.read_encoder", read)
+    monkeypatch.setattr(apps.diffusion.index, "read_encoder", read)
+    monkeypatch.setattr(apps.diffusion.search, "read_encoder", read)
     return asked
 
 
@@ -192,3 +199,19 @@ def test_an_index_of_metadata_imports_no_library_of_models(samples):
     assert not loaded & {"diffusers", "peft", "transformers", "lightning", "torchmetrics"}
     with LoraLibrary("samples") as library:
         assert len(library.adapters()) == 8
+
+
+def test_an_encoder_of_the_retriever(call, samples, refusal):
+    shape = FluxShape(num_layers=2, num_single_layers=2, num_heads=2, head_dim=8)
+    torch.manual_seed(0)
+    text = text_encoder("ngrams").fingerprint
+    save_encoder("encoder", LoraWeightEncoder(EncoderConfig(shape)), text_fingerprint=text)
+    told = call("index", "samples", "--encoder", "encoder")
+    assert int(row(told, "encoded now")[1]) >= 4
+    options = ("--folder", "samples", "--encoder", "encoder")
+    told = call("search", "a fox", *options, "--text_encoder", "ngrams", "--k", "9")
+    assert "by weights" in told
+    assert "bfl_plain" in told
+    save_encoder("other", LoraWeightEncoder(EncoderConfig(shape)), text_fingerprint="other")
+    words = ("--folder", "samples", "--encoder", "other", "--text_encoder", "ngrams")
+    assert "was trained with the text encoder other" in refusal("search", "a fox", *words)

@@ -133,7 +133,7 @@ def main():
     children = [start(lambda: scan(root, both)) for _ in range(2)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
     result = {"whole": str(whole), "killed": killed, "finished": finished, "both": str(both)}
-    print(json.dumps(result))
+    sys.stdout.write(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -37,9 +37,8 @@ def raw(header, data=b""):
 def test_names(library, root, put):
     for seed, name in enumerate(NAMES):
         put(root / f"{name}.safetensors", seed)
-    bytes_name = os.path.join(os.fsencode(root), b"\xff\xfe.safetensors")
-    put(root / "plain.safetensors", 99)
-    os.rename(root / "plain.safetensors", bytes_name)
+    undecodable = root / os.fsdecode(b"\xff\xfe.safetensors")
+    put(root / "plain.safetensors", 99).rename(undecodable)
     report = library.scan()
     assert report.added == report.encoded == len(NAMES)  # one name is hidden
     adapters = library.adapters()
@@ -97,7 +96,7 @@ def test_links(library, root, put, tmp_path):
     assert {path for path, why in reasons.items() if why == "it leads out of the library"} == out
     assert set(reasons) - out == {"self.safetensors", "nothing.safetensors", "pipe.safetensors"}
     for name in ("secret.safetensors", "relative.safetensors", "away/secret.safetensors"):
-        with pytest.raises(LibraryError, match="out of the library|outside"):
+        with pytest.raises(LibraryError, match=r"out of the library|outside"):
             library.add(root / name)
     with pytest.raises(LibraryError, match="outside"):
         library.add("../outside/secret.safetensors")
@@ -238,6 +237,25 @@ def test_an_index_that_may_not_be_written_can_be_searched(
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     with LoraLibrary(root, encoders.Probes(), encoders.Words()) as reader:
         assert list(reader.search("anything")) == expected
-        with pytest.raises(LibraryError, match="cannot be written"):
-            with reader._catalog().database.writing():
-                pass
+        database = reader._catalog().database
+        with pytest.raises(LibraryError, match="cannot be written"), database.writing():
+            pytest.fail("the block is entered")
+
+
+@pytest.mark.parametrize(
+    "text", ["\udcff", "\ud800 x", "x" * 5_000, "a\x00b", "", "~nobody/x", "../.."]
+)
+def test_words_that_name_nothing(text, library, root, put, one_line):
+    put(root / "a.safetensors", 1)
+    library.scan()
+    for option in ("family", "license", "tag"):
+        found = library.search("fox", 9, **{option: text})
+        assert len(found) == (option == "license" and text == "")
+        assert found.notice.isprintable()
+    for method in (library.find, library.remove, library.load, library.like, library.add):
+        one_line((LibraryError, LoraFileError), method, text)
+    assert len(library.adapters()) == 1
+
+
+def test_a_home_of_no_user(one_line):
+    assert "home of no user" in one_line(LibraryError, LoraLibrary, "~nobody-at-all/x")

@@ -221,7 +221,7 @@ def test_broken_files_are_kept_with_their_reason_and_not_opened_again(library, r
     assert counts(again) == (0, 0, 1, 0, 0)
     assert again.refused == report.refused
     assert opened == []
-    os.chmod(root / "broken.safetensors", 0o600)  # permissions may have been the reason
+    (root / "broken.safetensors").chmod(0o600)  # permissions may have been the reason
     library.scan()
     assert opened == ["broken.safetensors"]
     put(root / "broken.safetensors", 3)

@@ -47,7 +47,7 @@ def filled(library, root, put):
 
 
 def test_cosines(filled, root):
-    flux = [a for a in filled.adapters(family="flux")]
+    flux = filled.adapters(family="flux")
     assert len(flux) == 7
     explicit = {a.name: changes(root / a.path) for a in flux}
     for one in flux:
