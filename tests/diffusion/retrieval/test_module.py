@@ -106,7 +106,7 @@ def test_a_killed_and_resumed_run_has_the_same_bits(examples, config, words, tmp
 @pytest.mark.parametrize("loss", ["contrastive", "published"])
 def test_unseen_adapters_of_known_concepts_are_found(loss, zoo, config, words, tmp_path):
     seed_everything(0, verbose=False)
-    known, unseen = zoo(12, 2)
+    known, unseen = zoo(8, 2)
     examples = [
         Example(bundle, [f"c{c} {k}" for k in range(8)], f"c{c}") for c, bundle in enumerate(known)
     ]
@@ -115,13 +115,13 @@ def test_unseen_adapters_of_known_concepts_are_found(loss, zoo, config, words, t
         for c, bundle in enumerate(unseen)
     ]
     settings = config()
-    data = RetrieverData(examples, settings, words, validation=held_out, steps_per_epoch=60)
+    data = RetrieverData(examples, settings, words, validation=held_out, steps_per_epoch=40)
     module = LoraRetriever(settings, loss=loss, learning_rate=5e-3)
     fitter = trainer(tmp_path)
     before = recall(module, data)
     fitter.fit(module.train(), data)
     after = recall(module, data)
-    assert before < 0.3
+    assert before < 0.4
     assert after > (0.9 if loss == "contrastive" else 0.6)
     assert fitter.callback_metrics["val_recall@1"].item() == pytest.approx(after, abs=1e-6)
     assert after > recall_of_sketch(data) - 0.3
