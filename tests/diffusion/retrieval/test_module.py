@@ -41,6 +41,20 @@ def test_rounds_go_through_all_adapters():
     assert len(next(iter(Rounds(3, 7, 1)))) == 7
 
 
+def test_ranks_share_each_batch(monkeypatch):
+    batches = []
+    for rank in range(2):
+        monkeypatch.setattr("diffusion.retrieval.data.num_ranks", lambda: 2)
+        monkeypatch.setattr("diffusion.retrieval.data.rank_in", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        batches.append(list(Rounds(7, None, 7)))
+    joined = [first + second for first, second in zip(*batches, strict=True)]
+    assert {len(batch) for batch in joined} == {6}
+    assert len(set(joined[0])) == 6
+    drawn = [number for batch in joined for number in batch]
+    assert sorted(drawn) == sorted([*range(7)] * 6)
+
+
 def test_data_in_memory_and_from_files_are_the_same(examples, config, words):
     found = []
     for in_memory in (True, False):
