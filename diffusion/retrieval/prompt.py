@@ -13,7 +13,7 @@ def with_adapters(prompt: Tensor, tokens: Tensor, strength: float = 1.0) -> Tens
 
     Args:
         prompt: Embedded prompt (B, S, D).
-        tokens: Results (K, D) of an encoder with ``pooling="token"``, not normalized.
+        tokens: (K, D), see :meth:`diffusion.retrieval.TrainedEncoder.token`.
         strength: Factor of the tokens.
 
     Returns:

@@ -52,12 +52,20 @@ class TrainedEncoder:
         """Return one line about layers of an adapter that are ignored; empty if there are none."""
         return fit(bundle, self.encoder.modules_read).note()
 
-    @torch.no_grad()
     def encode(self, bundle: LoraBundle) -> Tensor:
         """Return the vector (dim,) of an adapter, of unit length, in float32.
 
         Raises:
             LoraFileError: It does not fit, is not finite, or changes nothing.
+        """
+        return F.normalize(self.token(bundle), dim=0)
+
+    @torch.no_grad()
+    def token(self, bundle: LoraBundle) -> Tensor:
+        """Return the vector (dim,) as it is, for :func:`diffusion.retrieval.with_adapters`.
+
+        Raises:
+            LoraFileError: The adapter does not fit, is not finite, or changes nothing.
         """
         reason = self.refusal(bundle)
         if reason:
@@ -68,4 +76,4 @@ class TrainedEncoder:
         vector = self.encoder(batch.like(self.encoder.final_layer_norm.weight))[0].float().cpu()
         if not torch.isfinite(vector).all():
             raise LoraFileError("the adapter cannot be encoded: its values are too large")
-        return F.normalize(vector, dim=0)
+        return vector

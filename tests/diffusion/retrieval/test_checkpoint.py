@@ -155,6 +155,9 @@ def test_the_file_of_diffsynth_studio_loads(tmp_path, config, adapter):
     assert loaded.config.pooling == "token"
     expected = TrainedEncoder(encoder).encode(adapter(0))
     assert torch.equal(loaded.encode(adapter(0)), expected)
+    token = loaded.token(adapter(0))
+    assert token.norm() > 1.1
+    torch.testing.assert_close(token / token.norm(), expected)
 
 
 def test_other_files_are_no_encoders(tmp_path, folder, one_line):

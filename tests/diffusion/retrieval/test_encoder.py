@@ -21,7 +21,7 @@ FORMS = {
     "causal": {"attention_mask": "causal", "normalization": "none"},
 }
 seeds = st.integers(0, 2**31)
-FEW = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=FORMS)

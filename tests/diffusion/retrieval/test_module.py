@@ -41,6 +41,20 @@ def test_rounds_go_through_all_adapters():
     assert len(next(iter(Rounds(3, 7, 1)))) == 7
 
 
+def test_ranks_share_each_batch(monkeypatch):
+    batches = []
+    for rank in range(2):
+        monkeypatch.setattr("diffusion.retrieval.data.num_ranks", lambda: 2)
+        monkeypatch.setattr("diffusion.retrieval.data.rank_in", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        batches.append(list(Rounds(7, None, 7)))
+    joined = [first + second for first, second in zip(*batches, strict=True)]
+    assert {len(batch) for batch in joined} == {6}
+    assert len(set(joined[0])) == 6
+    drawn = [number for batch in joined for number in batch]
+    assert sorted(drawn) == sorted([*range(7)] * 6)
+
+
 def test_data_in_memory_and_from_files_are_the_same(examples, config, words):
     found = []
     for in_memory in (True, False):
@@ -106,7 +120,7 @@ def test_a_killed_and_resumed_run_has_the_same_bits(examples, config, words, tmp
 @pytest.mark.parametrize("loss", ["contrastive", "published"])
 def test_unseen_adapters_of_known_concepts_are_found(loss, zoo, config, words, tmp_path):
     seed_everything(0, verbose=False)
-    known, unseen = zoo(12, 2)
+    known, unseen = zoo(8, 2)
     examples = [
         Example(bundle, [f"c{c} {k}" for k in range(8)], f"c{c}") for c, bundle in enumerate(known)
     ]
@@ -115,13 +129,13 @@ def test_unseen_adapters_of_known_concepts_are_found(loss, zoo, config, words, t
         for c, bundle in enumerate(unseen)
     ]
     settings = config()
-    data = RetrieverData(examples, settings, words, validation=held_out, steps_per_epoch=60)
+    data = RetrieverData(examples, settings, words, validation=held_out, steps_per_epoch=40)
     module = LoraRetriever(settings, loss=loss, learning_rate=5e-3)
     fitter = trainer(tmp_path)
     before = recall(module, data)
     fitter.fit(module.train(), data)
     after = recall(module, data)
-    assert before < 0.3
+    assert before < 0.4
     assert after > (0.9 if loss == "contrastive" else 0.6)
     assert fitter.callback_metrics["val_recall@1"].item() == pytest.approx(after, abs=1e-6)
     assert after > recall_of_sketch(data) - 0.3
