@@ -114,8 +114,7 @@ def run_verb(
         skip.add(name)
         optional = parameters[name].default is not inspect.Parameter.empty
         many: dict[str, Any] = {"nargs": "*" if optional else "+"} if name == positional else {}
-        text = f"{'Paths' if many else 'A path'}, see above."
-        parser.add_argument(name, type=str, help=text, **many)
+        parser.add_argument(name, type=str, help="See above.", **many)
     if placed:
         text = NAME if name_of is None else NAME_OF_PATH
         parser.add_argument("--name", type=str | None, help=text)
