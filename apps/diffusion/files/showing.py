@@ -51,7 +51,7 @@ def show_answer(console: Console, said: Answer) -> None:
     color = COLORS.get(said.effect, "red")
     console.print(f"[{color}]answer[/]: {escape(said.text)}")
     if said.fix:
-        console.print(f"fix: {escape(said.fix)}", soft_wrap=True)
+        console.print(f"fix: {escape(clean(said.fix))}", soft_wrap=True)
 
 
 def facts(contents: Contents) -> dict[str, str]:
