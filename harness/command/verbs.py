@@ -129,11 +129,11 @@ def run_verb(
         raise GatesError(f"an option is wrong: {error}") from error
     options.pop("config")
     if placed:
-        name, root = options.pop("name"), options.pop("root")
-        if name is None and parser.config_path is None and name_of is not None:
-            name = name_of(options)
+        run, root = options.pop("name"), options.pop("root")
+        if run is None and parser.config_path is None and name_of is not None:
+            run = name_of(options)
         stem = parser.config_path.stem if parser.config_path else config
-        options["place"] = Place(RunFolder(app, name or stem, root), stem)
+        options["place"] = Place(RunFolder(app, run or stem, root), stem)
     function(**options)
 
 
