@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import MeanGates, bake
@@ -46,7 +46,8 @@ def baked(
         GatesError: The base cannot be read, or gates or adapters do not fit it.
     """
     pipe, base = load_pipeline(baking.base)
-    text, options = None, {"num_inference_steps": baking.steps}
+    text = None
+    options: dict[str, Any] = {"num_inference_steps": baking.steps}
     if base is not None:
         text = text_encoder(base.text_encoder["name"])
         base.check_text_encoder(text)
