@@ -89,6 +89,8 @@ APPS: Mapping[str, App] = {
         "apps.diffusion.commands",
         "find, inspect, convert and fuse adapters (LoRA) of image models: AutoLoRA",
         {
+            "index": "index a folder of adapters, so that prompts find them",
+            "search": "find the adapters that suit a prompt, or are like another one",
             "inspect": "say what an adapter holds, who reads it, and why it may do nothing",
             "convert": "write an adapter in the format of another program, smaller if wanted",
             "merge": "make one adapter of several",

@@ -8,6 +8,8 @@ from harness.command.verbs import FunctionVerb, run_verb
 
 DEFAULT_CONFIG = "tiny"  # of verbs that need no configuration
 FUNCTIONS = {
+    "index": FunctionVerb("apps.diffusion.index:index", ("folder",)),
+    "search": FunctionVerb("apps.diffusion.search:search", "prompt"),
     "inspect": FunctionVerb("apps.diffusion.files.inspect:inspect", "paths"),
     "convert": FunctionVerb("apps.diffusion.files.convert:convert", ("file", "output")),
     "merge": FunctionVerb("apps.diffusion.files.merge:merge", "files"),

@@ -15,6 +15,7 @@ MOST_CLASSES = 8
 ORDER = ("data", "model", "")  # "" is what the verb itself takes; then other groups
 LAST = ("options", "checkpoint", "trainer")
 SHORT = {int: "INT", float: "FLOAT", str: "TEXT", bool: "{true,false}", Path: "PATH"}
+PLACES = {"+": "{} ...", "*": "[{} ...]"}  # of arguments without an option
 GLUE = "\N{NO-BREAK SPACE}"  # keeps a note on one line
 
 
@@ -101,7 +102,7 @@ def _shown(action: Action) -> bool:
 
 def _usage(parser: Any) -> str:
     given = [a for a in parser._actions if not a.option_strings]
-    places = [a.dest.upper() + (" ..." if a.nargs == "+" else "") for a in given]
+    places = [PLACES.get(a.nargs, "{}").format(a.dest.upper()) for a in given]
     words = [parser.prog, *places, "[--config FILE] [--key value ...]"]
     return "usage: " + " ".join(" ".join(words).replace("[options]", "").split())
 
@@ -167,7 +168,7 @@ def is_plain_sequence(hint: Any) -> bool:
 
 
 def _notes(action: Action, required: Collection[str]) -> list[str]:
-    needed = action.required or action.dest in required
+    needed = (action.required or action.dest in required) and action.nargs != "*"
     notes = ["required"] if needed else []
     if known := _classes(action):
         notes.append(f"known: {', '.join(known)}")

@@ -114,8 +114,7 @@ def run_verb(
         skip.add(name)
         optional = parameters[name].default is not inspect.Parameter.empty
         many: dict[str, Any] = {"nargs": "*" if optional else "+"} if name == positional else {}
-        text = f"{'Paths' if many else 'A path'}, see above."
-        parser.add_argument(name, type=str, help=text, **many)
+        parser.add_argument(name, type=str, help="See above.", **many)
     if placed:
         text = NAME if name_of is None else NAME_OF_PATH
         parser.add_argument("--name", type=str | None, help=text)
@@ -130,11 +129,11 @@ def run_verb(
         raise GatesError(f"an option is wrong: {error}") from error
     options.pop("config")
     if placed:
-        name, root = options.pop("name"), options.pop("root")
-        if name is None and parser.config_path is None and name_of is not None:
-            name = name_of(options)
+        run, root = options.pop("name"), options.pop("root")
+        if run is None and parser.config_path is None and name_of is not None:
+            run = name_of(options)
         stem = parser.config_path.stem if parser.config_path else config
-        options["place"] = Place(RunFolder(app, name or stem, root), stem)
+        options["place"] = Place(RunFolder(app, run or stem, root), stem)
     function(**options)
 
 

@@ -61,10 +61,14 @@ def answer(path: Path, contents: Contents) -> Answer:
 def _of_loaders(path: Path, contents: Contents) -> Answer:
     worst = min(contents.verdicts, key=lambda verdict: WORST.index(verdict.effect))
     text = SAID[worst.effect].format(worst.loader)
+    lost = sorted(set(contents.text_encoders) - text_encoders("diffusers", contents.family))
+    aside = f"; it reads no adapters of {' and '.join(lost)}" if lost else ""
     if worst.effect == "whole":
         hint = listed_triggers(contents.description.triggers)
-        return Answer("whole", text + (f"; its prompt needs {hint}" if hint else ""))
-    return Answer(worst.effect, f"{text}: {_causes(contents.verdicts)}", fix_of(path, contents))
+        text = text.replace("all of it", "all layers of the transformer") if lost else text
+        return Answer("whole", text + aside + (f"; its prompt needs {hint}" if hint else ""))
+    causes = _causes(contents.verdicts) + aside
+    return Answer(worst.effect, f"{text}: {causes}", fix_of(path, contents))
 
 
 def _causes(verdicts: Sequence[Verdict]) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from apps.diffusion.files.base import base_of
-from apps.diffusion.files.showing import SHOWN, dialects
+from apps.diffusion.files.showing import SHOWN, dialects, plain_console
 from apps.diffusion.files.writing import Format, Numbers, require_place, shrunk, storable, write
 from core_gates.errors import GatesError
 from diffusion.lora_file import LoraBundle, load_lora
@@ -52,7 +52,7 @@ def convert(
     bundle = load_lora(source, base_of(base), strict=not lenient)
     kept, lost = storable(bundle, to, lenient=lenient)
     small, losses = shrunk(kept, to, rank, energy)
-    console = Console()
+    console = plain_console()
     _print_mapping(console, source, bundle)
     for name, count in lost.items():
         console.print(f"left out: {count} layers of {name}: {to} cannot hold them")

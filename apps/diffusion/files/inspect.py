@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from apps.diffusion.files.answer import Answer, answer
 from apps.diffusion.files.base import base_of
-from apps.diffusion.files.showing import show_contents, show_summary
+from apps.diffusion.files.showing import plain_console, show_contents, show_summary
 from apps.diffusion.files.sources import find_files
 from core_gates.errors import GatesError
 from diffusion.lora_file.inspection import Contents, examine
@@ -53,7 +51,7 @@ def inspect(
         raise GatesError(reasons[0] + others)
     if json is not None:
         write_json(Path(json), {"files": [_state(path, one) for path, one in found.items()]})
-    console = Console()
+    console = plain_console()
     (first, *_) = found.values()
     if len(found) == 1 and not isinstance(first, str):
         show_contents(console, *first, layers=layers)

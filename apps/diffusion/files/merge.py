@@ -14,6 +14,7 @@ from rich.table import Table
 
 from apps.diffusion.files.base import base_of
 from apps.diffusion.files.methods import EXACT, Name, Settings, merged
+from apps.diffusion.files.showing import plain_console
 from apps.diffusion.files.strengths import named_files, strengths_of
 from apps.diffusion.files.writing import Format, Numbers, require_place, shrunk, storable, write
 from core_gates.errors import GatesError
@@ -73,7 +74,7 @@ def merge(
     form = Form(Path(output), to, energy, dtype, lenient)
     _check(places, settings, form, overwrite=overwrite_output)
     adapters = {n: load_lora(p, base_of(base), strict=not lenient) for n, p in places.items()}
-    _merge(Console(), adapters, settings, form)
+    _merge(plain_console(), adapters, settings, form)
 
 
 class Form(NamedTuple):

@@ -21,6 +21,11 @@ BAR = 20  # letters of the longest norm
 COLORS = {"whole": "green", "part": "yellow"}
 
 
+def plain_console() -> Console:
+    """Return a console that prints text of unknown origin as it is, ``:smile:`` included."""
+    return Console(emoji=False, highlight=False)
+
+
 def show_contents(console: Console, contents: Contents, said: Answer, *, layers: bool) -> None:
     """Print what a file holds, its blocks or layers, and what becomes of it."""
     table = Table(title=escape(clean(str(contents.path))), title_justify="left", show_header=False)
@@ -46,7 +51,7 @@ def show_answer(console: Console, said: Answer) -> None:
     color = COLORS.get(said.effect, "red")
     console.print(f"[{color}]answer[/]: {escape(said.text)}")
     if said.fix:
-        console.print(f"fix: {escape(said.fix)}", soft_wrap=True)
+        console.print(f"fix: {escape(clean(said.fix))}", soft_wrap=True)
 
 
 def facts(contents: Contents) -> dict[str, str]:

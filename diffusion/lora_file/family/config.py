@@ -43,16 +43,6 @@ def modules_in(folder: Path) -> dict[str, tuple[int, int]]:
     return shape_of(content, source).modules()
 
 
-def is_embedded(folder: Path) -> bool:
-    """Return whether a folder holds an embedded base instead of a model of diffusers.
-
-    Raises:
-        FamilyError: There is no configuration.
-        ContainerError: It is damaged.
-    """
-    return bool(_config(folder)[0].get("kind") == _EMBEDDED)
-
-
 def _config(folder: Path) -> tuple[dict[str, Any], str]:
     """Return the configuration of a model, and what it is."""
     for place in (folder / name for name in _PLACES):

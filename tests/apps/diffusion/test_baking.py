@@ -28,6 +28,7 @@ def world(samples, tmp_path):
     base = EmbeddedBase(transformer_of("unit").eval(), PatchAutoencoder(), named)
     (tmp_path / "base").mkdir()
     base.save(tmp_path / "base")
+    base = EmbeddedBase.load(tmp_path / "base")
     for name in "ab":
         modules = {
             layer: Factors(torch.randn(2, inputs) / 4, torch.randn(outputs, 2) / 4)
@@ -53,9 +54,9 @@ def test_the_mean_gates_of_the_prompts_are_baked(world, gates, tmp_path):
     base, _, fusion = world
     fusion.set_strengths({"a": 0.5})
     encoder = text_encoder("ngrams")
-    text, empty = encoder.encode(list(PROMPTS)), encoder.encode([""])
     with fusion, MeanGates(fusion) as observed:
-        base.images(text, empty, seeds=[3, 4], steps=2)
+        for number, prompt in enumerate(PROMPTS):
+            base.images(encoder.encode([prompt]), encoder.encode([""]), seeds=[3 + number], steps=2)
     expected = bake(fusion, observed.means)
     found = load_lora("out.safetensors")
     assert set(found.modules) == set(LAYERS)

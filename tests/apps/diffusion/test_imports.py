@@ -20,6 +20,9 @@ convert = ["diffusion", "convert", sample, "a.safetensors", "--to", "kohya", "--
 assert main(convert) == 0
 merge = ["diffusion", "merge", sample, other, "--output", "b.safetensors"]
 assert main([*merge, "--method", "ties_svd"]) == 0
+assert main(["diffusion", "index", ".", "--no_encode"]) == 0
+assert main(["diffusion", "search", "xlabs", "--mode", "metadata"]) == 0
+assert main(["diffusion", "search", "--like", sample]) == 0
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
@@ -37,4 +40,4 @@ def test_no_library_of_models_is_imported(tmp_path):
     loaded = set(done.stdout.splitlines()[-1].split())
     assert {"torch", "diffusion"} <= loaded
     assert loaded & HEAVY == set()
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4

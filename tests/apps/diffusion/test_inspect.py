@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shlex
 import struct
 
 import numpy as np
@@ -162,11 +163,11 @@ def test_what_is_odd_is_listed(inspect, samples):
 
 
 def test_control_characters_and_markup_stay_out(inspect, samples):
-    title = "\x1b[31mred\x1b[0m [bold]b[/bold] \u202etxt\nnext"
+    title = "\x1b[31mred\x1b[0m [bold]b[/bold] :smile: \u202etxt\nnext"
     save_file(plain(), "a.safetensors", {"modelspec.title": title, "ss_tag_frequency": "{broken"})
     (entry,), printed = inspect("a.safetensors")
-    assert entry["title"] == "[31mred[0m [bold]b[/bold] txt next"
-    assert "[bold]b[/bold]" in printed
+    assert entry["title"] == "[31mred[0m [bold]b[/bold] :smile: txt next"
+    assert "[bold]b[/bold] :smile:" in printed
     assert "\x1b" not in printed
     assert "\u202e" not in printed
 
@@ -195,3 +196,40 @@ def test_base_decides_where_names_fit_two_families(inspect, samples):
     assert any("flux is assumed" in odd for odd in entry["odd"])
     (entry,), _ = inspect(samples / "old_attn_processor.safetensors", "--base", "sd3")
     assert entry["family"] == "sd3"
+
+
+def test_text_encoders_that_diffusers_does_not_read_are_named(inspect, samples):
+    text = {
+        f"text_encoder_2.encoder.block.0.layer.0.SelfAttention.q.lora_{end}.weight": tensor
+        for end, tensor in (("A", torch.ones(2, 8)), ("B", torch.ones(8, 2)))
+    }
+    save_file(plain(**text), "a.safetensors")
+    (entry,), _ = inspect("a.safetensors")
+    assert entry["answer"]["text"] == (
+        "diffusers 0.42.1 applies all layers of the transformer; it reads no adapters of "
+        "text_encoder_2"
+    )
+
+
+def test_names_of_files_are_text_of_unknown_origin(inspect, samples, tmp_path):
+    name = "a\x1b[31m[red]\n.safetensors"
+    (tmp_path / "loras").mkdir()
+    (samples / "bfl_plain.safetensors").rename(tmp_path / "loras" / name)
+    for _ in range(2):
+        _, printed = inspect("loras")
+        assert "[31m[red]" in printed
+        assert "\x1b" not in printed
+        (tmp_path / "loras" / f"b{name}").write_text("broken")
+    assert printed.count("refused") == 1
+
+
+def test_the_fix_of_a_folder_of_peft(inspect, gates, samples, tmp_path, expected, worst):
+    (tmp_path / "my peft").mkdir()
+    for end, name in (("safetensors", "adapter_model"), ("adapter_config.json", "adapter_config")):
+        source = samples / f"peft_raw_rslora.{end}"
+        source.rename(tmp_path / "my peft" / f"{name}.{end.rpartition('.')[2]}")
+    (entry,), _ = inspect("my peft")
+    words = shlex.split(entry["answer"]["fix"])
+    assert words[3:5] == ["my peft", "my peft.diffusers.safetensors"]
+    gates(*words[2:])
+    assert worst(load_lora("my peft.diffusers.safetensors"), expected("peft_raw_rslora")) <= 1e-5

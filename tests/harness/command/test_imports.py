@@ -29,7 +29,16 @@ def turn(left: str, right: str, often: int = 1) -> None:
     \"\"\"
     print(left, right, often)
 
+def say(words: list[str] | None = None) -> None:
+    \"\"\"Say WORDS.
+
+    Args:
+        words: Filled in by the command line.
+    \"\"\"
+    print(words or [])
+
 verbs = {
+    "say": FunctionVerb("__main__:say", "words"),
     "go": FunctionVerb("__main__:go", "paths"),
     "turn": FunctionVerb("__main__:turn", ("left", "right")),
 }
@@ -54,6 +63,14 @@ def test_a_verb_takes_paths_by_name_and_needs_no_run():
     assert text.startswith("usage: gates toy turn LEFT RIGHT [--config FILE]")
     assert "--root" not in text
     assert "--root" in run("go", "--help").stdout
+
+
+def test_words_may_be_left_out():
+    assert run("say").stdout.splitlines()[0] == "[]"
+    assert run("say", "a", "b").stdout.splitlines()[0] == "['a', 'b']"
+    text = run("say", "--help").stdout
+    assert text.startswith("usage: gates toy say [WORDS ...] [--config FILE]")
+    assert "required" not in text
 
 
 def test_a_path_that_is_missing_is_named():
