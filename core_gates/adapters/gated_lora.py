@@ -133,10 +133,7 @@ class GatedLoraLinear(AdapterFactors):
             return base + (hidden @ up.to(hidden.dtype)).to(base.dtype)
         mix = partial(gated_lora, eps=self.gate.eps, overwrite_base=self._may_overwrite())
         time = self.gate.checked_time(self._time(time), x)
-        if time is None or time.ndim == 0:
-            return mix(base, hidden, up, self.gate.coefficients(time), self.ranks)
-        samples = zip(base, hidden, map(self.gate.coefficients, time), strict=True)
-        return torch.stack([mix(o, h, up, c, self.ranks) for o, h, c in samples])
+        return mix(base, hidden, up, self.gate.coefficients(time), self.ranks)
 
     def _mixed_in_full(self, x: Tensor, base: Tensor, time: Tensor | None) -> Tensor:
         """Return the mix with the full output of one adapter at a time."""

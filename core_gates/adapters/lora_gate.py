@@ -145,20 +145,21 @@ class LoraGate(nn.Module):
         return logits.sigmoid()
 
     def coefficients(self, time: Tensor | None = None) -> Tensor:
-        """Fold the parameters into the rows (5, D) that the op ``gated_lora`` takes.
+        """Fold the parameters into the rows that the op ``gated_lora`` takes.
 
         Args:
-            time: Diffusion time, one number, for ``film``.
+            time: Diffusion time for ``film``: one number, or one a sample (B,).
+
+        Returns:
+            Rows (5, D), or (B, 5, D) for times of samples.
 
         Raises:
-            ValueError: The gate needs the time and gets none, or gets more than one.
+            ValueError: The gate needs the time and gets none.
         """
         constant = self._bias(time)
-        if constant.ndim != 1:
-            raise ValueError("coefficients exist for one time; call sample by sample")
         acc = constant.dtype
         gain, offset = self.norm_lora.weight.to(acc), self.norm_lora.bias.to(acc)
-        slope, along_z, cross = (torch.zeros_like(constant) for _ in range(3))
+        slope, along_z, cross = (torch.zeros_like(gain) for _ in range(3))
         # Each term as a multiple of n and z before their affine maps.
         if self.weight_lora is not None:
             constant = constant + offset * self.weight_lora
@@ -173,7 +174,8 @@ class LoraGate(nn.Module):
                 slope = slope + base_gain * offset * self.weight_cross
                 along_z = along_z + base_offset * gain * self.weight_cross
                 cross = cross + base_gain * gain * self.weight_cross
-        return torch.stack([constant, slope, along_z, cross, self.weight_out.to(acc)])
+        rows = slope, along_z, cross, self.weight_out.to(acc)
+        return torch.stack([constant, *(row.expand_as(constant) for row in rows)], -2)
 
     def checked_time(self, time: Tensor | None, x: Tensor) -> Tensor | None:
         """Return the time of a batch: None if the gate takes none, one number, or one a sample.

@@ -109,13 +109,15 @@ void normalize(const float* values, int64_t dim, float eps, float& mean, float& 
 }  // namespace
 
 // grad, base and grad_base (N, dim) with dim a multiple of 64, hidden (N, R), mean and rstd (N, K),
-// up (dim / 64, R, 64), coefficients (5, dim), along (N, R), sums (N, K, 2), and shared
-// (N / chunk, 5, dim), of which every call adds to the piece of its rows.
+// up (dim / 64, R, 64), coefficients (groups, 5, dim) for every ``group`` tokens, along (N, R), sums
+// (N, K, 2), and shared (N / chunk, 5, dim), of which every call adds to the piece of its rows.
 extern "C" void mix_backward(const float* grad, const float* base, const float* hidden,
                              const float* mean, const float* rstd, const float* up,
                              const float* coefficients, const int64_t* ends, float* grad_base,
                              float* along, float* sums_out, float* shared, int64_t count,
-                             int64_t dim, int64_t chunk, float eps, int64_t start, int64_t end) {
+                             int64_t dim, int64_t group, int64_t chunk, float eps, int64_t start,
+                             int64_t end) {
+    coefficients += start / group * 5 * dim;
     const int64_t ranks = ends[count - 1];
     const Adapters adapters{ends, count, ranks, dim, up, coefficients};
     Sums sums(count, ranks);

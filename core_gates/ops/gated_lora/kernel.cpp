@@ -95,10 +95,12 @@ void tile(const Tokens& tokens, const Adapters& adapters, int64_t d) {
 }  // namespace
 
 // base and out (N, dim) with dim a multiple of 64, hidden (N, R), mean and rstd (N, K),
-// up (dim / 64, R, 64), coefficients (5, dim).
+// up (dim / 64, R, 64), coefficients (groups, 5, dim) for every ``group`` tokens; a call has one.
 extern "C" void mix(const float* base, const float* hidden, const float* mean, const float* rstd,
                     const float* up, const float* coefficients, const int64_t* ends, float* out,
-                    int64_t count, int64_t dim, float eps, int64_t start, int64_t end) {
+                    int64_t count, int64_t dim, int64_t group, float eps, int64_t start,
+                    int64_t end) {
+    coefficients += start / group * 5 * dim;
     const int64_t ranks = ends[count - 1], tiles = (end - start + TOKENS - 1) / TOKENS;
     std::vector<Tokens> tokens(tiles);
     for (int64_t i = 0; i < tiles * TOKENS; ++i) {

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from core_gates.ops._native import library, run_rows
 from core_gates.ops.gated_lora import reference
+from core_gates.ops.gated_lora.streamed import group_size
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 BACKWARD = Path(__file__).with_name("backward.cpp")
@@ -45,8 +46,10 @@ def forward(
     packed = up.view(len(up), -1, FEATURES).transpose(0, 1)
     inputs = [t.contiguous() for t in (base, hidden, mean, rstd, packed, coefficients)]
     target = out if out.is_contiguous() else out.contiguous()
-    arguments = [*inputs, ends, target, len(ranks), base.shape[1], float(eps)]
-    run_rows(library(SOURCE).mix, arguments, len(base), CHUNK)
+    group = group_size(base, coefficients)
+    arguments = [*inputs, ends, target, len(ranks), base.shape[1], group, float(eps)]
+    chunk = CHUNK if coefficients.ndim == 2 else group
+    run_rows(library(SOURCE).mix, arguments, len(base), chunk)
     return out if target is out else out.copy_(target)
 
 
@@ -72,14 +75,19 @@ def backward(
     ends = torch.tensor(list(accumulate(ranks)), dtype=torch.int64, device="cpu")
     grad_base = torch.empty_like(inputs[1])
     along, sums = torch.empty_like(inputs[2]), base.new_empty(tokens, len(ranks), 2)
-    shared = base.new_zeros(-(-tokens // BACKWARD_CHUNK), *coefficients.shape)
+    group = group_size(base, coefficients)
+    chunk = BACKWARD_CHUNK if coefficients.ndim == 2 else group
+    pieces = -(-tokens // chunk) if coefficients.ndim == 2 else len(coefficients)
+    shared = base.new_zeros(pieces, *coefficients.shape[-2:])
     arguments = [*inputs, ends, grad_base, along, sums, shared]
-    sizes = [len(ranks), dim, BACKWARD_CHUNK, float(eps)]
-    run_rows(library(BACKWARD).mix_backward, [*arguments, *sizes], tokens, BACKWARD_CHUNK)
-    pieces = zip(torch.split(inputs[2], list(ranks), -1), torch.split(up, list(ranks)), strict=True)
-    for k, (h, u) in enumerate(pieces):
+    sizes = [len(ranks), dim, group, chunk, float(eps)]
+    run_rows(library(BACKWARD).mix_backward, [*arguments, *sizes], tokens, chunk)
+    adapters = zip(
+        torch.split(inputs[2], list(ranks), -1), torch.split(up, list(ranks)), strict=True
+    )
+    for k, (h, u) in enumerate(adapters):
         row_mean, gram = reference.moments(u)
         own = along[:, sum(ranks[:k]) : sum(ranks[: k + 1])]
         removed = sums[:, k, :1] * row_mean.mT + sums[:, k, 1:] * rstd[:, k : k + 1] * (h @ gram)
         own -= rstd[:, k : k + 1] * removed
-    return grad_base, along, shared.sum(0)
+    return grad_base, along, shared.sum(0) if coefficients.ndim == 2 else shared

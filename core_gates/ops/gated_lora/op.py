@@ -38,7 +38,8 @@ def gated_lora(
         base: Output of the layer (..., D).
         hidden: Inputs of the second factors of all adapters, side by side (..., R).
         up: Second factors of all adapters, stacked (R, D).
-        coefficients: The five rows (5, D): constant, base, adapter, cross and output.
+        coefficients: The five rows (5, D): constant, base, adapter, cross and output; or those of
+            every sample (B, 5, D) of ``base`` (B, ..., D).
         ranks: Rank of every adapter; they sum to R.
         eps: What is added to the variances.
         overwrite_base: Whether the result may take the memory of ``base``, which spares the system
@@ -56,9 +57,13 @@ def gated_lora(
         raise ValueError("base can be overwritten under torch.no_grad() only")
     tokens = base.reshape(-1, base.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
     arguments = *tokens, up, coefficients, list(ranks), eps
-    if torch.compiler.is_exporting():  # other runtimes do not know the operator
-        return reference.forward(*arguments).view(base.shape)
     kernel = use_kernel(base, hidden, up, coefficients) and max(ranks) <= LARGEST_KERNEL_RANK
+    exporting = torch.compiler.is_exporting()
+    if coefficients.ndim == 3 and (exporting or kernel):  # these take one sample at a time
+        samples = zip(base, hidden, coefficients, strict=True)
+        return torch.stack([gated_lora(o, h, up, c, ranks, eps=eps) for o, h, c in samples])
+    if exporting:  # other runtimes do not know the operator
+        return reference.forward(*arguments).view(base.shape)
     # Dynamo would unroll the loop over blocks, hence the opaque operator while compiling.
     opaque = kernel or torch.compiler.is_compiling()
     if opaque:
@@ -75,10 +80,11 @@ def _check(
 ) -> None:
     if not ranks or min(ranks) < 1:
         raise ValueError(f"ranks must name at least one adapter, each of rank >= 1, got {ranks}")
+    samples = base.shape[:1] if coefficients.ndim == 3 and base.ndim > 1 else ()
     expected = {
         "hidden": (hidden, (*base.shape[:-1], sum(ranks))),
         "up": (up, (sum(ranks), base.shape[-1])),
-        "coefficients": (coefficients, (5, base.shape[-1])),
+        "coefficients": (coefficients, (*samples, 5, base.shape[-1])),
     }
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != tuple(shape):

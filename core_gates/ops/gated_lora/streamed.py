@@ -4,7 +4,7 @@ The full-size output of an adapter exists for the tokens of one block only, in t
 the backward pass, so that memory does not grow with the number of adapters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -30,12 +30,10 @@ def forward(
     ``mix`` is that of the reference, perhaps compiled.
     """
     mean, rstd = reference.statistics(hidden, up, ranks, eps)
-    size = block_size(base)
     up, coefficients = up.to(mean.dtype), coefficients.to(mean.dtype)
-    for start in range(0, len(base), size):
-        rows = slice(start, start + size)
+    for rows, group in _blocks(base, coefficients):
         block = [t[rows] for t in (base, hidden, mean, rstd)]
-        out[rows] = mix(*block, up, coefficients, ranks, eps)
+        out[rows] = mix(*block, up, coefficients[group], ranks, eps)
     return out
 
 
@@ -51,20 +49,38 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return what ``reference.backward`` returns, by its own or a compiled ``mix_backward``."""
     mean, rstd = reference.statistics(hidden, up, ranks, eps)
-    size = block_size(base)
     exact = up.to(mean.dtype), coefficients.to(mean.dtype)
     grad_base, grad_hidden = (
         torch.empty_like(t, memory_format=torch.contiguous_format) for t in (base, hidden)
     )
-    grad_up, grad_coefficients = (torch.zeros_like(t) for t in exact)
-    for start in range(0, len(base), size):
-        rows = slice(start, start + size)
+    grad_up = torch.zeros_like(exact[0])
+    sums = [torch.zeros_like(one) for one in exact[1].reshape(-1, *exact[1].shape[-2:])]
+    for rows, group in _blocks(base, coefficients):
         block = [t[rows] for t in (grad, base, hidden, mean, rstd)]
-        of_base, of_hidden, of_up, of_coefficients = mix_backward(*block, *exact, ranks, eps)
-        grad_base[rows], grad_hidden[rows] = of_base, of_hidden
-        grad_up = grad_up + of_up
-        grad_coefficients = grad_coefficients + of_coefficients
-    return grad_base, grad_hidden, grad_up.to(up.dtype), grad_coefficients.to(coefficients.dtype)
+        found = mix_backward(*block, exact[0], exact[1][group], ranks, eps)
+        grad_base[rows], grad_hidden[rows] = found[:2]
+        grad_up = grad_up + found[2]
+        number = group if isinstance(group, int) else 0
+        sums[number] = sums[number] + found[3]
+    shared = torch.stack(sums) if sums else torch.zeros_like(exact[1])
+    shared = shared.view(coefficients.shape)
+    return grad_base, grad_hidden, grad_up.to(up.dtype), shared.to(coefficients.dtype)
+
+
+def _blocks(base: Tensor, coefficients: Tensor) -> Iterator[tuple[slice, int | slice]]:
+    """Return rows of tokens, and which coefficients are theirs."""
+    size, group = block_size(base), group_size(base, coefficients)
+    for first in range(0, len(base), group):
+        end = min(first + group, len(base))
+        own = slice(None) if coefficients.ndim == 2 else first // group
+        for start in range(first, end, size):
+            yield slice(start, min(start + size, end)), own
+
+
+def group_size(base: Tensor, coefficients: Tensor) -> int:
+    """Return how many tokens (N, D) in a row share the coefficients (5, D) or (groups, 5, D)."""
+    groups = 1 if coefficients.ndim == 2 else len(coefficients)
+    return max(1, len(base) // max(1, groups))
 
 
 def block_size(base: Tensor) -> int:

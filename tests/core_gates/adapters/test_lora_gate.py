@@ -139,8 +139,16 @@ def test_the_time_must_be_given():
     gate = LoraGate(8, time="film")
     with pytest.raises(ValueError, match="needs the diffusion time: pass time="):
         gate(torch.zeros(2, 8), torch.zeros(2, 1, 8))
-    with pytest.raises(ValueError, match="coefficients exist for one time"):
-        gate.coefficients(torch.zeros(2))
+    with pytest.raises(ValueError, match="needs the diffusion time: pass time="):
+        gate.coefficients()
+
+
+def test_coefficients_of_several_times_are_those_of_each():
+    gate, times = random_gate(8, time="film"), torch.tensor([3.0, 700.0], dtype=torch.float64)
+    expected = torch.stack([gate.coefficients(time) for time in times])
+    assert expected.shape == (2, 5, 8)
+    assert not torch.allclose(expected[0, 0], expected[1, 0])
+    assert_close(gate.coefficients(times), expected)
 
 
 def test_gradients():

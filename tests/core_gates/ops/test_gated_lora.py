@@ -460,3 +460,40 @@ def test_cpp_activations_of_half_precision_are_computed_in_float32(half, cpp):
     with kernels("reference"):
         expected = frozen_gradients(tensors, ranks, grad, half=half)
     assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("mode", ["reference", "cpp"])
+@pytest.mark.parametrize("shape", [(3, 5), (4, 2, 3), (6,), (0, 3), (2, 0)], ids=str)
+def test_coefficients_of_samples(shape, mode, cpp, small_blocks, poisoned_empty):
+    ranks, dim = [2, 3], 64
+    draw = torch.Generator().manual_seed(0)
+    base, hidden = (torch.randn(*shape, size, generator=draw) for size in (dim, 5))
+    up, coefficients = (
+        torch.randn(5, dim, generator=draw),
+        torch.randn(shape[0], 5, dim, generator=draw),
+    )
+    grad = torch.randn(base.shape, generator=draw)
+    given = [t.requires_grad_() for t in (base, hidden, coefficients)]
+
+    def gradients_of(function):
+        out = function()
+        return out, *torch.autograd.grad(out, given, grad)
+
+    def one_by_one():
+        samples = zip(base, hidden, coefficients, strict=True)
+        found = [gated_lora(o, h, up, c, ranks) for o, h, c in samples]
+        return torch.stack(found) if found else base + 0 * (hidden.sum() + coefficients.sum())
+
+    with kernels("reference"):
+        expected = gradients_of(one_by_one)
+    with kernels(mode):
+        found = gradients_of(lambda: gated_lora(base, hidden, up, coefficients, ranks))
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_coefficients_of_another_number_of_samples():
+    base, hidden, up, coefficients = (t.detach() for t in operands(3, 8, [2]))
+    with pytest.raises(
+        ValueError, match=r"coefficients \(2, 5, 8\) must have the shape \(3, 5, 8\)"
+    ):
+        gated_lora(base, hidden, up, coefficients.expand(2, -1, -1), [2])
