@@ -1,19 +1,18 @@
 """Files of adapters that tests of several rooms share."""
 
-import runpy
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+from diffusion.evaluation.parity.files import dialects as names
+from diffusion.evaluation.parity.files import factors, writer
 
 
 @pytest.fixture(scope="session")
 def dialects():
     """The independent writer: ``write``, ``product``, ``NAMES``, ``PREFIXES``, ``kinds_of`` …"""
-    return SimpleNamespace(**runpy.run_path(str(FIXTURES / "lora_writer.py")))
+    return SimpleNamespace(**vars(names) | vars(factors) | vars(writer))
 
 
 @pytest.fixture(scope="session")

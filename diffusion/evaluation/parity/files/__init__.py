@@ -1,0 +1,1 @@
+"""Files of adapters by an independent writer, and what is made of them."""

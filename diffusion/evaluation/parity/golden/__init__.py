@@ -1,0 +1,1 @@
+"""Values that reference implementations computed, in float64."""

@@ -1,0 +1,1 @@
+"""Adapters on models: as other libraries compute them, and gone without a trace."""
