@@ -89,6 +89,9 @@ APPS: Mapping[str, App] = {
         "apps.diffusion.commands",
         "find, inspect, convert and fuse adapters (LoRA) of image models: AutoLoRA",
         {
+            "train-base": "train the embedded base on the drawings of OpenMoji",
+            "train-lora": "train an adapter on a folder of captioned images",
+            "evaluate": "compare with rivals by the study of a configuration",
             "index": "index a folder of adapters, so that prompts find them",
             "search": "find the adapters that suit a prompt, or are like another one",
             "inspect": "say what an adapter holds, who reads it, and why it may do nothing",

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from harness.command.verbs import FunctionVerb, run_verb
 
-DEFAULT_CONFIG = "tiny"  # of verbs that need no configuration
+DEFAULT_CONFIG = "embedded"  # of verbs that need no configuration
 FUNCTIONS = {
+    "train-base": FunctionVerb("apps.diffusion.train_base:train"),
+    "train-lora": FunctionVerb("apps.diffusion.train_lora:train", "images"),
+    "evaluate": FunctionVerb("apps.diffusion.evaluate:evaluate"),
     "index": FunctionVerb("apps.diffusion.index:index", ("folder",)),
     "search": FunctionVerb("apps.diffusion.search:search", "prompt"),
     "inspect": FunctionVerb("apps.diffusion.files.inspect:inspect", "paths"),
