@@ -1,4 +1,4 @@
-"""``gates diffusion train-lora``: an adapter of one's own images, or one of the zoo."""
+"""``gates diffusion train-lora``: an adapter of a folder of captioned images."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def train(
         steps: Steps of the training, over which the learning rate falls to 0.
         batch_size: Images of a step.
         learning_rate: Learning rate after the warm-up.
-        caption_dropout: Share of captions that are left empty.
+        caption_dropout: Fraction of captions that are left empty.
         license: License of the adapter, for its file.
         seed: Seed of the weights and of all that is drawn.
         overwrite: Replace an adapter in the run folder that was trained with other settings.

@@ -44,7 +44,7 @@ JUDGE = {"steps": 600, "batch_size": 128}
 """How the judge of images is trained."""
 
 RANKS, STEPS, KEPT = (1, 8), (100, 200), (0.5, 1.0)
-"""What adapters of seed 1 draw: rank, steps, and the share of layers that they change."""
+"""What adapters of seed 1 draw: rank, steps, and the fraction of layers that they change."""
 
 
 class World:

@@ -14,7 +14,7 @@ from harness.files.digest import sha256, short_digest
 IMAGES, CAPTIONS = "emoji32.npz", "captions.csv"
 DRAWN = ("openmoji_color", "openmoji_black", "noto", "twemoji")
 EXTRAS = ("extras-openmoji", "extras-unicode", "component")
-"""Groups that are no emoji of the standard."""
+"""Groups outside of the standard."""
 
 SIZE = 32
 

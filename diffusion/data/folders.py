@@ -62,7 +62,7 @@ def read_image(path: Path, size: int) -> Tensor:
     """Return an image (3, size, size) from -1 to 1, its middle square, on white.
 
     Raises:
-        GatesError: It is no image, damaged or too large.
+        GatesError: It is not an image, damaged or too large.
     """
     try:
         with Image.open(path) as opened:
@@ -90,7 +90,7 @@ def _of_table(place: Path, table: Path) -> Iterator[Captioned]:
             name, text = row["file_name"], row.get("text", row.get("prompt"))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise GatesError(
-                f'{table}, line {number} is no {{"file_name": ..., "text": ...}}: mend or remove it'
+                f'{table}, line {number} is no {{"file_name": ..., "text": ...}}: fix or remove it'
             ) from error
         path = (place / str(name)).resolve()
         if not path.is_relative_to(place.resolve()) or not path.is_file():

@@ -100,7 +100,7 @@ def retention(
 
     Args:
         fusion: Adapters with their strengths, not attached.
-        own: Name of an adapter -> latents and captions of its own concept that it has not seen.
+        own: Name of an adapter -> latents and captions of the concept of the adapter that it has not seen.
         steps: As of :func:`fixed_losses`.
         seed: As of :func:`fixed_losses`.
 

@@ -75,7 +75,7 @@ class FusionDraws:
         empty: States of the empty caption, of batch size 1.
         steps: Number of batches.
         batch_size: Latents of a batch over all processes; drawn again where a task has fewer.
-        caption_dropout: Share of captions that are left empty.
+        caption_dropout: Fraction of captions that are left empty.
         seed: Of all that is drawn.
         rank: Number of this process.
         world_size: Number of processes.
@@ -159,7 +159,7 @@ class PairDataModule(L.LightningDataModule):
         empty: States of the empty caption, of batch size 1.
         steps: Steps of the training.
         batch_size: Latents of a step over all processes; drawn again where a task has fewer.
-        caption_dropout: Share of captions that are left empty.
+        caption_dropout: Fraction of captions that are left empty.
         seed: Of tasks, latents, times and noise.
     """
 

@@ -31,15 +31,15 @@ class FusionModule(L.LightningModule):
     """Trains the parameters of a fusion by the loss of flow matching.
 
     The loss of a batch is the mean squared error of the velocity for the right captions, and with
-    ``contrast`` also ``max(0, margin - error)`` of each latent for a wrong one, at times and noise
-    of its own. A checkpoint holds the parameters of the fusion alone. While it trains the fusion is
+    ``contrast`` also ``max(0, margin - error)`` of each latent for a wrong one, at other times
+    with other noise. A checkpoint holds the parameters of the fusion alone. While it trains the fusion is
     attached; its model is frozen from the start.
 
     Under ``ModelParallelStrategy`` the blocks of the model are sharded (FSDP2), while each process
     has all gates.
 
     Args:
-        fusion: A ``GatedFusion``, or any with parameters of its own that can be attached, detached
+        fusion: A ``GatedFusion``, or any with trainable parameters that can be attached, detached
             and given other adapters, see :class:`diffusion.fusion.protocol.Fusion`. Give it room
             for as many adapters as a task has.
         library: Name -> adapter, all that tasks name.

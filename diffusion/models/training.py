@@ -77,7 +77,7 @@ class FlowMatchingModule(L.LightningModule):
         warmup_steps: Steps over which the learning rate rises.
         weight_decay: Of AdamW.
         betas: Of AdamW.
-        caption_dropout: Share of captions that are left empty, for classifier-free guidance.
+        caption_dropout: Fraction of captions that are left empty, for classifier-free guidance.
     """
 
     def __init__(

@@ -81,7 +81,7 @@ def obtained(world: World) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def recall(world: World) -> tuple[list[Row], list[Bar]]:
-    """Return how often the right drawing is nearest, beside that of its own reconstruction."""
+    """Return how often the right drawing is nearest, next to that of its reconstruction."""
     images, _ = obtained(world)
     wanted = torch.from_numpy(chosen_rows(world))
     drawings = images_of(world.drawings, np.arange(len(world.drawings)))
@@ -107,7 +107,7 @@ def recall(world: World) -> tuple[list[Row], list[Bar]]:
 
 
 def styled(world: World) -> tuple[list[Row], Bar]:
-    """Return how often the judge names the style of an adapter, beside real drawings."""
+    """Return how often the judge names the style of an adapter, next to real drawings."""
     _, images = obtained(world)
     judge = judge_of(world.judge())
     real = judged(world.drawings, "test")

@@ -191,7 +191,7 @@ def cosines(
         draws = Resamples.clusters(found[0].concepts)
         for name in ("intra", "inter", "gap"):
             scores = [moments(getattr(one, name), name=f"{name} cosine") for one in found]
-            rows += compare({method: scores}, draws, task="cosines across trainings")
+            rows += compare({method: scores}, draws, task="cosines across training runs")
         gaps[method] = float(np.mean([one.gap.mean() for one in found]))
     return rows, gaps["encoder"]
 
