@@ -1,7 +1,7 @@
 """The embedded base: what it is made of, and the folder that holds it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ class EmbeddedBase:
         seeds: Sequence[int],
         steps: int = 20,
         guidance: float = 3.0,
+        before_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Return images (N, 3, H, W) from 0 to 1 of captions, through the pipeline.
 
@@ -85,6 +86,7 @@ class EmbeddedBase:
             seeds: N seeds, one of the noise of each image.
             steps: Of denoising.
             guidance: Scale of classifier-free guidance; 1 is without.
+            before_step: Called with the number of each step, from 0, and that of all steps.
         """
         count, channels = len(text.pooled), self.transformer.config.in_channels // 4
         side = self.size // self.vae.config.stride
@@ -95,6 +97,14 @@ class EmbeddedBase:
             ]
         )
         pipeline = self.pipeline()
+
+        def after(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if before_step is not None and step + 1 < steps:
+                before_step(step + 1, steps)
+            return tensors
+
+        if before_step is not None:
+            before_step(0, steps)
         made = pipeline(
             prompt_embeds=text.tokens,
             pooled_prompt_embeds=text.pooled,
@@ -106,6 +116,7 @@ class EmbeddedBase:
             width=self.size,
             latents=pipeline._pack_latents(noise, count, channels, side, side),
             output_type="pt",
+            callback_on_step_end=after,
         )
         return made.images
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from apps.diffusion.works.gates import (
     train_gates,
     with_common,
 )
+from apps.diffusion.works.pictures import images_of
 from apps.diffusion.works.tasks import Bench, combinations
 from core_gates.errors import GatesError
+from diffusion.data.concepts import rows_of, subject
+from diffusion.data.pairs import Combination
 from diffusion.evaluation.fusion import fixed_losses
 from diffusion.fusion.data import FusionTask
 from diffusion.fusion.gated_fusion import GatedFusion
@@ -110,6 +113,21 @@ def observe(bench: Bench, task: FusionTask) -> None:
         velocity(bench.base.transformer, at.x, at.t, task.text)
 
 
+def observed_by(
+    piece: Piece, bench: Bench, group: Sequence[Combination]
+) -> Sequence[FusionTask | None]:
+    """Return what baked gates are averaged over: plain drawings with captions of the combination."""
+    if piece["rival"] != "baked":
+        return [None] * len(group)
+    found = []
+    for one in group:
+        rows = rows_of(bench.drawings, subject(one.subject), "gate")[:MOST]
+        latents = bench.base.latents(images_of(bench.drawings, rows))
+        captions = [one.caption(str(text)) for text in bench.drawings.captions[rows]]
+        found.append(FusionTask(one.adapters, latents, bench.text.encode(captions)))
+    return found
+
+
 def seed_of(name: str) -> int:
     """Return the seed of the noise of a combination, the same for all methods."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
@@ -136,22 +154,18 @@ def losses(
     bench = Bench.load(base_folder, drawings_folder)
     group = combinations(piece["group"])
     tasks = bench.tasks(group, piece["part"], piece["most"])
-    plain: list[FusionTask | None] = [None] * len(group)
-    if piece.method == "baked":
-        plain = [*bench.tasks([one._replace(styles=()) for one in group], "gate", piece["most"])]
+    observed = observed_by(piece, bench, group)
     library = {name: load_lora(file) for name, file in files.items()}
     found = torch.full((len(group), piece["most"]), torch.nan)
-    for place, (one, task, own) in enumerate(zip(group, tasks, plain, strict=True)):
+    for place, (one, task) in enumerate(zip(group, tasks, strict=True)):
         adapters = {name: library[name] for name in one.adapters}
-        if own is not None:
-            own = FusionTask(own.adapters, own.latents, task.text[: len(own.latents)])
         fusion = fusion_of(
             bench,
             piece["rival"],
             piece["settings"],
             adapters,
             trained.get(piece.name),
-            own,
+            observed[place],
         )
         found[place, : len(task.latents)] = fixed_losses(
             bench.base.transformer,
