@@ -38,5 +38,5 @@ class Filters(NamedTuple):
 
 
 def _folded(text: str) -> str:
-    """Return a text for comparisons; what is not text, such as a surrogate, becomes a mark."""
+    """Return a text for comparisons; characters that cannot be written become marks."""
     return text.encode("utf-8", "replace").decode().strip().casefold()

@@ -116,7 +116,7 @@ def observe(bench: Bench, task: FusionTask) -> None:
 def observed_by(
     piece: Piece, bench: Bench, group: Sequence[Combination]
 ) -> Sequence[FusionTask | None]:
-    """Return what baked gates are averaged over: plain drawings with captions of the combination."""
+    """Return what baked gates are averaged over: plain drawings, captions of the combination."""
     if piece["rival"] != "baked":
         return [None] * len(group)
     found = []

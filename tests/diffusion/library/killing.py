@@ -21,7 +21,7 @@ from diffusion.library import LoraLibrary
 from diffusion.library.store.database import Database
 
 ENCODERS = runpy.run_path(str(Path(__file__).with_name("encoders.py")))
-scanning._BATCH = 4
+scanning._BATCH = 3
 KILLS = 20
 
 
