@@ -65,7 +65,8 @@ def fixed_losses(
             for start in range(0, len(latents), BATCH):
                 rows = slice(start, start + BATCH)
                 at = noised(latents[rows], time[rows], noise[rows])
-                total[rows] += flow_matching_losses(transformer, at, text[rows])
+                own = TextStates(text.tokens[rows], text.pooled[rows])
+                total[rows] += flow_matching_losses(transformer, at, own)
     return total / steps
 
 
@@ -100,7 +101,7 @@ def retention(
 
     Args:
         fusion: Adapters with their strengths, not attached.
-        own: Name of an adapter -> latents and captions of the concept of the adapter that it has not seen.
+        own: Name of an adapter -> unseen latents and captions of its concept.
         steps: As of :func:`fixed_losses`.
         seed: As of :func:`fixed_losses`.
 

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -31,15 +32,15 @@ class FusionModule(L.LightningModule):
     """Trains the parameters of a fusion by the loss of flow matching.
 
     The loss of a batch is the mean squared error of the velocity for the right captions, and with
-    ``contrast`` also ``max(0, margin - error)`` of each latent for a wrong one, at other times
-    with other noise. A checkpoint holds the parameters of the fusion alone. While it trains the fusion is
-    attached; its model is frozen from the start.
+    ``contrast`` also ``max(0, margin - error)`` of each latent for a wrong one, with independent
+    times and noise. A checkpoint holds the parameters of the fusion alone. While it trains the
+    fusion is attached; its model is frozen from the start.
 
     Under ``ModelParallelStrategy`` the blocks of the model are sharded (FSDP2), while each process
     has all gates.
 
     Args:
-        fusion: A ``GatedFusion``, or any with trainable parameters that can be attached, detached
+        fusion: A ``GatedFusion``, or any with parameters that can be attached, detached
             and given other adapters, see :class:`diffusion.fusion.protocol.Fusion`. Give it room
             for as many adapters as a task has.
         library: Name -> adapter, all that tasks name.
@@ -157,7 +158,7 @@ class FusionModule(L.LightningModule):
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             average_gradients(self.fusion)
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW and a learning rate that falls to 0."""
         optimizer = torch.optim.AdamW(
             self.fusion.parameters(), self.learning_rate, weight_decay=self.weight_decay
@@ -167,8 +168,10 @@ class FusionModule(L.LightningModule):
             done = min(1.0, step / self.steps)
             return 1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
-        schedule = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
 
 
 class _DetachesAfterErrors(Callback):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from diffusers import (
@@ -17,9 +17,12 @@ from diffusers import (
 )
 from diffusers.utils.logging import disable_progress_bar
 from safetensors import SafetensorError
+from torch import nn
 
 from core_gates.errors import GatesError, MissingExtraError, check_option
 from diffusion.models.base import CONFIG, KIND, EmbeddedBase
+from diffusion.models.codec import Codec, EmbeddedCodec, PipelineCodec
+from diffusion.models.text import text_encoder
 
 Offload = Literal["none", "model", "sequential", "group"]
 
@@ -80,8 +83,8 @@ def load_pipeline(
         pipe = _with_gguf(path, components, dtype)
     elif _is_embedded(path):
         base = EmbeddedBase.load(path)
-        base.transformer.to(dtype)
-        base.vae.to(dtype)
+        for part in (base.transformer, base.vae):
+            nn.Module.to(cast(nn.Module, part), dtype)  # its own warns of parts in float32
         pipe = base.pipeline()
     else:
         pipe = _from_folder(path, dtype)
@@ -89,6 +92,22 @@ def load_pipeline(
     pipe.transformer.requires_grad_(False)
     place(pipe, offload, torch.device(device) if device is not None else _accelerator())
     return LoadedPipeline(pipe, base)
+
+
+def load_codec(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Codec:
+    """Read what stands between images, captions and a transformer, for training adapters of it.
+
+    Args:
+        path: As of :func:`load_pipeline`.
+        dtype: Of the parameters.
+
+    Raises:
+        GatesError: There is no such pipeline, or it lacks a part.
+    """
+    pipe, base = load_pipeline(path, dtype=dtype)
+    if base is None:
+        return PipelineCodec(pipe)
+    return EmbeddedCodec(base, text_encoder(base.text_encoder["name"]))
 
 
 def place(pipe: Any, offload: Offload, device: torch.device) -> None:

@@ -17,7 +17,7 @@ CHUNK = 16
 """Tokens of a chunk, for which a block of features of all adapters stays in the cache."""
 
 BACKWARD_CHUNK = 256
-"""The same in the backward pass, where each chunk has its own gradients of the coefficients."""
+"""Tokens of a chunk of the backward pass, each with its own gradients of the coefficients."""
 
 FEATURES = 64
 """The number of features must be a multiple of this one."""

@@ -146,7 +146,7 @@ class _Streamed(torch.autograd.Function):
         with autocast_off(grad):
             base, hidden, up, coefficients = ctx.saved_tensors
             if ctx.native and not ctx.needs_input_grad[2] and not torch.is_grad_enabled():
-                exact = [t.float() for t in (grad, base, hidden)]
+                exact = grad.float(), base.float(), hidden.float()
                 of_base, of_hidden, of_coefficients = native.backward(
                     *exact, up, coefficients, ctx.ranks, ctx.eps
                 )

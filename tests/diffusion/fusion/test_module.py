@@ -18,6 +18,7 @@ from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.flow_matching import flow_matching_losses
 from diffusion.models.text import TextStates
 from diffusion.models.tiny_flux import transformer_of
+from diffusion.rivals import make_rival
 from harness.experiment.job import Job
 from harness.runs.quiet import quiet_lightning
 
@@ -90,6 +91,20 @@ def test_gates_train_alone_and_the_model_is_left_as_it_was():
     assert not any(isinstance(m, GatedLoraLinear) for m in model.modules())
     assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
     assert flow_losses(module) < 0.993 * fixed
+
+
+@pytest.mark.parametrize("name", ["x_lora", "zip_lora"])
+def test_rivals_train_by_the_same_module(name):
+    model = transformer_of("unit").eval()
+    library = {"a": adapter(model, 1), "b": adapter(model, 2)}
+    rival = make_rival(name, model, library)
+    module = FusionModule(rival, library, steps=3, learning_rate=0.05)
+    start = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    fit(module, PairDataModule(tasks()[:1], states(1, 99), steps=3, batch_size=2))
+    assert not rival.attached
+    assert start.keys() == module.state_dict().keys()
+    assert any(not torch.equal(start[key], found) for key, found in module.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def flow_losses(module):

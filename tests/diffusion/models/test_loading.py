@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from diffusion.models.autoencoder import PatchAutoencoder
 from diffusion.models.base import EmbeddedBase
-from diffusion.models.loading import load_pipeline
+from diffusion.models.loading import load_codec, load_pipeline
 from diffusion.models.text import HashedNgrams
 from diffusion.models.tiny_flux import transformer_of
 
@@ -87,10 +87,24 @@ def test_an_embedded_base(tmp_path):
     vae = PatchAutoencoder.fitted(torch.rand(20, 3, 32, 32) * 2 - 1)
     made = EmbeddedBase(transformer_of("unit"), vae, {"name": "ngrams", "fingerprint": "0"})
     made.save(tmp_path)
-    loaded = load_pipeline(tmp_path)
+    loaded, made = load_pipeline(tmp_path), EmbeddedBase.load(tmp_path)
     assert loaded.base.size == 32
     assert loaded.pipe.transformer is loaded.base.transformer
     assert_close(image(loaded.pipe), image(made.pipeline()))
+    assert load_pipeline(tmp_path, dtype=torch.bfloat16).pipe.transformer.dtype == torch.bfloat16
+
+
+def test_images_and_captions_as_a_base_sees_them(tmp_path, folder, one_line):
+    vae, text = PatchAutoencoder.fitted(torch.rand(20, 3, 32, 32) * 2 - 1), HashedNgrams()
+    found = {"name": "ngrams", "fingerprint": text.fingerprint}
+    made = EmbeddedBase(transformer_of("unit"), vae, found)
+    made.save(tmp_path)
+    made, codec = EmbeddedBase.load(tmp_path), load_codec(tmp_path)
+    images = torch.rand(2, 3, 32, 32)
+    assert (codec.family, codec.size) == ("flux", 32)
+    assert_close(codec.latents(images), made.latents(images))
+    assert_close(codec.states(["a dog"])._asdict(), text.encode(["a dog"])._asdict())
+    assert "has no text_encoder" in one_line(GatesError, load_codec, folder)
 
 
 def test_what_is_wrong_is_said_in_one_line(folder, tmp_path, one_line, write_gguf):
