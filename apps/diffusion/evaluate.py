@@ -13,6 +13,7 @@ from harness.experiment import Run
 
 STUDIES = {
     "base": "apps.diffusion.studies.base:base_study",
+    "parity": "apps.diffusion.studies.parity:parity_study",
     "retrieval": "apps.diffusion.studies.retrieval:retrieval_study",
     "fusion": "apps.diffusion.studies.fusion:fusion_study",
 }
