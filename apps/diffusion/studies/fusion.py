@@ -70,7 +70,7 @@ PLAIN: dict[str, dict[str, Any]] = {
 }
 """The base, each adapter of a pair alone, and rivals as published."""
 
-STRENGTHS = {FIRST: (0.3, 1.6), OTHERS: (0.3, 1.6)}
+STRENGTHS = {FIRST: (0.05, 1.6), OTHERS: (0.05, 1.6)}
 WEIGHT, DENSITY = {"weight": (0.3, 1.6)}, {"density": (0.1, 0.9)}
 SPACES: dict[str, dict[str, tuple[float, float]]] = {
     "sum": STRENGTHS,
