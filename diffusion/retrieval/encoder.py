@@ -70,9 +70,14 @@ class LoraWeightEncoder(nn.Module):
         return self._pooled(tokens, present)
 
     def tokens(self, batch: AdapterBatch) -> tuple[Tensor, Tensor]:
-        """Return the tokens (n, M · L, dim) before positions, and whether each is of a change."""
+        """Return the tokens (n, M · L, dim) before positions, and whether each counts.
+
+        In the published form all of them do, also that of a layer whose change is zero.
+        """
         tokens = self.embedder(batch)
         present = batch.present.repeat_interleave(self.config.probes, 1)
+        if self.config.missing == "refuse":
+            present = torch.ones_like(present)
         if self.config.missing == "token":
             absent = torch.stack([self.absent[escaped(m.type)] for m in self.modules_read])
             absent = absent.repeat_interleave(self.config.probes, 0).to(tokens.dtype)

@@ -228,6 +228,21 @@ def test_a_layer_without_change_counts_as_missing(adapter, config):
     close(trained.encode(padded), trained.encode(part))
 
 
+def test_the_published_form_counts_a_layer_without_change(adapter, config):
+    torch.manual_seed(0)
+    encoder = LoraWeightEncoder(config(missing="refuse", normalization="none", depth=0))
+    name = "transformer_blocks.0.ff.net.2"
+    layers = {n: f._replace(scale=0.0) if n == name else f for n, f in adapter(0).modules.items()}
+    batch = collate([dataclasses.replace(adapter(0), modules=layers)], encoder.modules_read)
+    tokens, present = encoder.tokens(batch)
+    assert present.all()
+    assert batch.present.sum() == 15
+    number = [m.name for m in encoder.modules_read].index("blocks.0.ff_a.2")
+    assert torch.equal(tokens[0, number], encoder.embedder.proj_dict["ff_a___2"].bias)
+    mean = encoder.final_layer_norm(tokens).mean(1)
+    torch.testing.assert_close(encoder(batch), encoder.final_linear(mean))
+
+
 def test_a_dora_is_read_by_its_direction(adapter, config):
     torch.manual_seed(0)
     trained = TrainedEncoder(LoraWeightEncoder(config()))
