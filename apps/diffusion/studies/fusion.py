@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from apps.diffusion.studies.fused_views import cost_rows, pictured, retention_rows
 from apps.diffusion.studies.study import Asked
 from apps.diffusion.works.gates import GatesForm, train_gates
 from apps.diffusion.works.losses import (
@@ -48,6 +49,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "x_lora": {name: GATES[name] for name in ("steps", "batch_size", "caption_dropout")},
 }
 """What is trained on the training combinations."""
+
+TUNED = ("gates", "x_lora")
+"""Whose learning rate is tuned; variants of gates take that of the gates."""
 
 TRIED_STEPS = 150
 RATES = {"learning_rate": (2e-3, 6e-2)}
@@ -93,6 +97,9 @@ GROUPS = {
     "trained2": "48 trained pairs",
 }
 METRIC = "log_loss_ratio"
+SHOWN = ("none", "alone1", "sum", "mean", "ties", "switch", "composite", "k_lora", "gates", "baked")
+"""Methods whose images, retention and cost are shown, with the best tuned rival."""
+
 NO_TRIPLES = ("alone0", "alone1")
 """Methods for two adapters."""
 
@@ -190,7 +197,7 @@ class Fused:
             if group == "test3" and method.rival in NO_TRIPLES:
                 continue
             for seed in method.trained or (None,):
-                piece = self._piece(method, group, seed)
+                piece = self.piece(method, group, seed)
                 pieces.setdefault(method.name, []).append(piece)
                 if seed is not None:
                     trained[piece.name] = method.trained[seed]
@@ -202,7 +209,9 @@ class Fused:
             for name, own in pieces.items()
         }
 
-    def _piece(self, method: Method, group: str, seed: int | None) -> Piece:
+    def piece(self, method: Method, group: str, seed: int | None, **changes: Any) -> Piece:
+        """Return the piece that a figure of a method on the test drawings of a group is."""
+        settings = {"part": "test", "times": TIMES, "most": MOST, **changes}
         return self.run.piece(
             method.name,
             seed,
@@ -210,11 +219,9 @@ class Fused:
             rival=method.rival,
             settings=dict(method.settings),
             group=group,
-            part="test",
-            times=TIMES,
-            most=MOST,
             start=self.start,
             trained=None if seed is None else method.trained[seed].name,
+            **settings,
         )
 
 
@@ -227,6 +234,8 @@ def fusion_study(asked: Asked, world: World) -> None:
     for group, task in GROUPS.items():
         rows += compared(fused.losses(methods, group), group, task)
     best = min(SPACES, key=lambda name: best_score(chosen[name]))
+    if not asked.run.quick:
+        rows += views(fused, methods, f"{best} tuned")
     asked.run.finish(
         rows,
         bars_of(rows, f"{best} tuned"),
@@ -234,6 +243,20 @@ def fusion_study(asked: Asked, world: World) -> None:
         data=[Data("drawings", "all", world.drawings.digest, len(world.drawings), "drawings")],
         headline=headline_of(rows, f"{best} tuned"),
     )
+
+
+def views(fused: Fused, methods: Sequence[Method], best: str) -> list[Row]:
+    """Return what images, retention and cost of some methods show."""
+    shown = {*SHOWN, best}
+    chosen = [method for method in methods if method.name in shown]
+    drawn = [method for method in chosen if method.name != "none"]
+    triples = [method for method in drawn if method.rival not in NO_TRIPLES]
+    return [
+        *pictured(fused, drawn, "test2", GROUPS["test2"]),
+        *pictured(fused, triples, "test3", GROUPS["test3"]),
+        *retention_rows(fused, drawn),
+        *cost_rows(fused, chosen),
+    ]
 
 
 def compared(found: Mapping[str, list[np.ndarray]], group: str, task: str) -> list[Row]:

@@ -4,7 +4,6 @@ It imports nothing of the package that reads them.
 """
 
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 

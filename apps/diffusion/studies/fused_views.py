@@ -1,0 +1,146 @@
+"""Images, retention and cost of ways to use several adapters: what losses do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from apps.diffusion.works.fused_images import fused_images
+from apps.diffusion.works.judge import STYLE_NAMES, SUBJECT_NAMES, judge_of
+from apps.diffusion.works.losses import fusion_of
+from apps.diffusion.works.retained import retained
+from apps.diffusion.works.tasks import Bench, combinations
+from diffusion.evaluation.cost import interleaved_seconds, peak_bytes
+from diffusion.evaluation.nearest import pixel_errors
+from diffusion.lora_file import load_lora
+from diffusion.models.flow_matching import velocity
+from diffusion.models.text import TextStates
+from harness.evidence import Resamples, Row, compare, moments
+from harness.experiment import Arrays
+
+if TYPE_CHECKING:
+    from apps.diffusion.studies.fusion import Fused, Method
+
+DRAWN = 2
+"""Images of a combination."""
+
+SAMPLER = {"steps": 20, "guidance": 3.0}
+COSTED = 32
+"""Images of the batch that is timed."""
+
+
+def pictured(fused: Fused, methods: Sequence[Method], group: str, task: str) -> list[Row]:
+    """Return pixel errors of images, and for pairs how often style and subject are both right."""
+    found = images(fused, methods, group)
+    judge = judge_of(fused.world.judge())
+    some = next(iter(found.values()))
+    draws = Resamples.clusters(some["combination"].tolist())
+    every: dict[str, dict[str, np.ndarray]] = {}
+    for name, made in found.items():
+        scores = {"pixel_rmse": pixel_errors(made["made"] / 255, made["true"] / 255).numpy()}
+        if group != "test3":
+            scores |= judged_right(judge, made["made"], made["combination"], group)
+        every[name] = scores
+    truth = {"drawings": judged_right(judge, some["true"], some["combination"], group)}
+    rows: list[Row] = []
+    for metric in next(iter(every.values())):
+        values = {
+            name: [moments(own[metric], name=metric)]
+            for name, own in (every | truth).items()
+            if metric in own
+        }
+        reference = "gates" if "gates" in values else None
+        rows += compare(values, draws, task=f"images of {task}", reference=reference)
+    return rows
+
+
+def images(fused: Fused, methods: Sequence[Method], group: str) -> dict[str, dict[str, Any]]:
+    """Return method -> made and true images with their combinations; the first seed of gates."""
+    store = fused.run.store("images", Arrays())
+    trained, pieces = {}, {}
+    for method in methods:
+        seed = next(iter(method.trained), None)
+        piece = fused.piece(method, group, seed, most=DRAWN, **SAMPLER)
+        pieces[method.name] = piece
+        if seed is not None:
+            trained[piece.name] = method.trained[seed]
+    work = partial(fused_images, trained=trained, **fused.places)
+    fused.run.obtain(store, pieces.values(), work, ticks=len(combinations(group)), scoring=True)
+    return {name: store.load(piece) for name, piece in pieces.items() if store.find(piece)}
+
+
+def judged_right(
+    judge: Any, made: torch.Tensor, places: torch.Tensor, group: str
+) -> dict[str, np.ndarray]:
+    """Return whether the judge names the style, the subject, and both of each image."""
+    style, subject = judge.named(made.float() / 255)
+    pairs = [combinations(group)[place] for place in places.tolist()]
+    wanted = torch.tensor([STYLE_NAMES.index(pair.styles[0]) for pair in pairs])
+    shown = torch.tensor([SUBJECT_NAMES.index(pair.subject) for pair in pairs])
+    right = {"style_right": style == wanted, "subject_right": subject == shown}
+    right["both_right"] = right["style_right"] & right["subject_right"]
+    return {name: value.double().numpy() for name, value in right.items()}
+
+
+def retention_rows(fused: Fused, methods: Sequence[Method]) -> list[Row]:
+    """Return how much of the gain of each adapter of a pair is left for its own concept."""
+    store, pieces, trained = fused.run.store("retained", Arrays()), {}, {}
+    for method in methods:
+        seed = next(iter(method.trained), None)
+        piece = fused.piece(method, "test2", seed, what="retention")
+        pieces[method.name] = piece
+        if seed is not None:
+            trained[piece.name] = method.trained[seed]
+    work = partial(retained, trained=trained, **fused.places)
+    fused.run.obtain(store, pieces.values(), work, ticks=len(combinations("test2")), scoring=True)
+    draws = Resamples.clusters(range(len(combinations("test2"))))
+    rows: list[Row] = []
+    for place, kind in enumerate(("subject", "style")):
+        metric = f"{kind}_log_loss_over_alone"
+        scores = {
+            name: [moments(store.load(piece)["ratios"][:, place].numpy(), name=metric)]
+            for name, piece in pieces.items()
+            if store.find(piece)
+        }
+        rows += compare(scores, draws, task="retention in unseen pairs")
+    return rows
+
+
+def cost_rows(fused: Fused, methods: Sequence[Method]) -> list[Row]:
+    """Return seconds and memory of a step with two adapters, over those of the base alone.
+
+    Each method has a copy of the base; all are timed in turn.
+    """
+    pair = combinations("test2")[0]
+    adapters = {name: load_lora(fused.files[name]) for name in pair.adapters}
+    functions: dict[str, Callable[[], Any]] = {}
+    for method in methods:
+        bench = Bench.load(fused.world.base_folder, fused.world.drawings_folder)
+        task = bench.tasks([pair], "test", COSTED)[0]
+        trained = next(iter(method.trained.values()), None)
+        fusion = fusion_of(bench, method.rival, method.settings, adapters, trained, task)
+        if fusion is not None:
+            fusion.attach()
+        repeat = torch.arange(COSTED) % len(task.latents)
+        functions[method.name] = partial(
+            step, bench.base.transformer, task.latents[repeat], task.text[repeat]
+        )
+    seconds = interleaved_seconds(functions)
+    memory = {name: peak_bytes(function) for name, function in functions.items()}
+    title = f"cost of a step, {COSTED} images, two adapters"
+    return [
+        Row(name, title, f"{what}_over_none", own / found["none"])
+        for what, found in (("seconds", seconds), ("memory", memory))
+        for name, own in found.items()
+        if name != "none"
+    ]
+
+
+@torch.no_grad()
+def step(model: Any, x: torch.Tensor, text: TextStates) -> torch.Tensor:
+    """Return the velocity of a batch."""
+    return velocity(model, x, torch.full((len(x),), 0.5), text)

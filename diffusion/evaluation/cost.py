@@ -1,0 +1,45 @@
+"""What a way to use several adapters costs: seconds and memory of a step."""
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+from torch.profiler import ProfilerActivity, profile
+
+ROUNDS = 5
+
+
+def interleaved_seconds(
+    functions: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
+) -> dict[str, float]:
+    """Return the median seconds of each function, all called in turn, after one call each.
+
+    Args:
+        functions: Name -> function.
+        rounds: Calls of each.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for function in functions.values():
+        function()
+    for _ in range(rounds):
+        for name, function in functions.items():
+            begin = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - begin)
+    return {name: median(found) for name, found in times.items()}
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Return the most memory of tensors on the CPU that a call holds above what there was."""
+    function()
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        function()
+    events = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = [(one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]"]
+    held = most = 0
+    for _, change in sorted(changes):
+        held += change
+        most = max(most, held)
+    return most
