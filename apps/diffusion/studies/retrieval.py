@@ -29,7 +29,7 @@ QUERIES = 12
 
 ENCODER: dict[str, Any] = {
     "encoder": {"dim": 64, "depth": 2, "heads": 4, "head_dim": 16, "hidden_dim": 256},
-    "steps": 1500,
+    "steps": 600,
     "learning_rate": 2e-3,
     "loss": "contrastive",
     "augmented": True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -47,7 +48,8 @@ class Bench(NamedTuple):
             for one, own in zip(combinations, rows, strict=True)
             for row in own
         ]
-        states, found, start = self.text.encode(captions), [], 0
+        states = _states(self.base.text_encoder["name"], tuple(captions))
+        found, start = [], 0
         for one, own in zip(combinations, rows, strict=True):
             latents = self.base.latents(images_of(self.drawings, own, one.styles))
             found.append(FusionTask(one.adapters, latents, states[start : start + len(own)]))
@@ -57,6 +59,12 @@ class Bench(NamedTuple):
     def empty(self) -> TextStates:
         """Return the states of the empty caption."""
         return self.text.encode([""])
+
+
+@lru_cache(maxsize=8)
+def _states(encoder: str, captions: tuple[str, ...]) -> TextStates:
+    """Return the states of captions, which the pieces that a process works on share."""
+    return text_encoder(encoder).encode(captions)
 
 
 def combinations(group: str) -> list[Combination]:
