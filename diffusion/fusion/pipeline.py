@@ -188,8 +188,10 @@ class AutoLoraPipeline:
     def _adapters(
         self, prompt: str, k: int, given: Sequence[str] | Mapping[str, LoraBundle] | None
     ) -> tuple[dict[str, LoraBundle], dict[str, float], dict[str, str]]:
-        if given is not None and (not given or isinstance(given, Mapping)):
+        if isinstance(given, Mapping):
             return dict(given), {}, {}
+        if given is not None and not given:
+            return {}, {}, {}
         if self.library is None:
             raise GatesError("there is no library to find adapters in: give one, or the adapters")
         if given is not None:
