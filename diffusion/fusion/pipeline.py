@@ -177,7 +177,7 @@ class AutoLoraPipeline:
         fusion, name = self._fusion(found, mode)
         if fusion is not None and strengths:
             fusion.set_strengths(strengths)
-        options = self.defaults | options
+        options = self._options(options)
         images, gates = self._run(prompt, fusion, seed, record_gates, options)
         used = tuple(
             Used(one, 1.0 if fusion is None else fusion.strengths[one], scores.get(one))
@@ -190,6 +190,8 @@ class AutoLoraPipeline:
     ) -> tuple[dict[str, LoraBundle], dict[str, float], dict[str, str]]:
         if isinstance(given, Mapping):
             return dict(given), {}, {}
+        if given is not None and not given:
+            return {}, {}, {}
         if self.library is None:
             raise GatesError("there is no library to find adapters in: give one, or the adapters")
         if given is not None:
@@ -252,7 +254,7 @@ class AutoLoraPipeline:
         given = dict(options)
         if "generator" in given or "latents" in given:
             raise GatesError("the noise follows from the seed: leave generator and latents out")
-        steps = int(given.get("num_inference_steps") or _default_steps(self.pipe))
+        steps = int(given["num_inference_steps"])
         recorder = None
         with ExitStack() as stack:
             if fusion is not None:
@@ -266,14 +268,19 @@ class AutoLoraPipeline:
             made = self.pipe(**words, **given, generator=generator, callback_on_step_end=after)
         return made.images, None if recorder is None else recorder.gates
 
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the pipeline is called with, what follows from the seed and prompt aside."""
+        embedded = self.text is not None and self.family == "flux"
+        guided = {"true_cfg_scale": GUIDANCE} if embedded else {}
+        steps = {"num_inference_steps": _default_steps(self.pipe)}
+        return {**steps, **guided, **self.defaults, **given}
+
     def _words(self, prompt: str, options: dict[str, Any]) -> dict[str, Any]:
         """Return what the pipeline is told about the prompt."""
         if self.text is None:
             return {"prompt": prompt}
         right = self.text.encode([prompt])
         wrong = self.text.encode([options.pop("negative_prompt", None) or ""])
-        if self.family == "flux":
-            options.setdefault("true_cfg_scale", GUIDANCE)
         return {
             "prompt_embeds": right.tokens,
             "pooled_prompt_embeds": right.pooled,

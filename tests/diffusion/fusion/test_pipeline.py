@@ -110,7 +110,9 @@ def test_the_same_seed_gives_the_same_pixels_and_the_model_is_left_alone(auto, b
     one, same, other = (auto("a dog", k=1, seed=seed).images for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+    library, auto.library = auto.library, None
     plain = auto("a dog", adapters=[], seed=1)
+    auto.library = library
     assert plain.mode == "none"
     assert not torch.equal(plain.images, one)
     assert all(torch.equal(before[n], t) for n, t in base.transformer.state_dict().items())
@@ -158,7 +160,7 @@ def test_recorded_gates_are_the_true_means_by_step(auto, base, library, tmp_path
             lambda layer, args, _: seen.append(layer.gate_values(args[0]).mean((0, 1, 3)))
         )
         auto.pipe.transformer = base.transformer
-        words = auto._words("a dog", options := dict(auto.defaults))
+        words = auto._words("a dog", options := auto._options({}))
         auto.pipe(**words, **options, generator=torch.Generator().manual_seed(0))
     assert len(seen) == 2 * STEPS
     expected = torch.stack(seen).view(STEPS, 2, 2).mean(1)
@@ -189,6 +191,8 @@ def test_a_picture_with_its_record(auto, tmp_path):
     other = save_picture(again.images[0], tmp_path / "b.png", again.record())
     assert path.read_bytes() == other.read_bytes()
     assert '"negative_prompt": "red"' in path.with_suffix(".json").read_text()
+    assert found.record()["guidance"] == 3.0
+    assert found.record()["steps"] == STEPS
 
 
 def test_faults_are_one_line(auto, base, library, one_line):
@@ -205,6 +209,7 @@ def test_faults_are_one_line(auto, base, library, one_line):
     assert "it found none" in call("a")
     alone = AutoLoraPipeline(base.pipeline())
     assert "there is no library" in one_line(GatesError, alone, "a")
+    assert "there is no library" in one_line(GatesError, alone, "a", adapters=["first"])
 
 
 @pytest.fixture
