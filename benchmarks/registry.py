@@ -27,6 +27,21 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Peaks:
+    """What variants need of memory at once beyond the baseline, on the CPU.
+
+    Attributes:
+        bars: Variant -> largest extra peak over ``whole``; None for a figure without a bar.
+        whole: Bytes that the extra peak is compared with.
+        name: What these bytes are.
+    """
+
+    bars: Mapping[str, float | None]
+    whole: float
+    name: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Variants of one computation, timed alternately.
 
@@ -50,6 +65,8 @@ class Comparison:
         tails: Variants whose 99th percentile of the times is compared with their median, name to
             highest ratio; with ``single_calls``, so that there are enough of them.
         mixtures: Further variants, name to the weight of each variant that their time is made of.
+        also: Variants whose ratio to another variant is reported, too, without a bar.
+        peaks: Memory of variants; None if it is not measured.
     """
 
     name: str
@@ -67,6 +84,8 @@ class Comparison:
     single_calls: int = 0
     tails: Mapping[str, float] = field(default_factory=dict)
     mixtures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    also: Mapping[str, str] = field(default_factory=dict)
+    peaks: Peaks | None = None
 
 
 @dataclass(frozen=True)

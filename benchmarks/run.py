@@ -18,7 +18,8 @@ from rich.console import Console
 
 from benchmarks.base import BaseTree, load_head
 from benchmarks.output import Result, Row, tables, write_csv
-from benchmarks.registry import Call, Comparison, Suite, find_op, load_suite, suite_names
+from benchmarks.memory import peak_bytes
+from benchmarks.registry import Call, Comparison, Peaks, Suite, find_op, load_suite, suite_names
 from benchmarks.timing import (
     ROUNDS,
     SAMPLE_SECONDS,
@@ -175,6 +176,10 @@ def measure(
     compiled = [name for name in comparison.first_calls if name in timings]
     rows += [_plain(comparison, f"{n}, first call", 1e3 * timings[n].first, "ms") for n in compiled]
     rows += [_tail(comparison, name, timings[name]) for name in comparison.tails]
+    for name, other in comparison.also.items():
+        rows.append(_row(comparison, name, other, timings, None, f"{name}, over {other}"))
+    if comparison.peaks is not None:
+        rows += peak_rows(comparison, comparison.peaks, calls)
     absent = [f"{name}: {reason}" for name, reason in comparison.absent.items()]
     return rows + [_plain(comparison, name, None, f"ms/{comparison.unit}") for name in absent]
 
@@ -196,6 +201,7 @@ def _row(
     reference: str | None,
     timings: Mapping[str, Timing],
     floor: float | None,
+    title: str = "",
 ) -> Row:
     units = _units(comparison, name)
     relative = None
@@ -204,7 +210,7 @@ def _row(
     bar = comparison.bars.get(name) if reference in (None, comparison.baseline) else None
     seconds = timings[name].median
     return {
-        "name": f"{comparison.name} · {name}",
+        "name": f"{comparison.name} · {title or name}",
         "value": 1e3 * seconds / units,
         "unit": f"ms/{comparison.unit}",
         "baseline": reference,
@@ -214,6 +220,21 @@ def _row(
         "bar": bar,
         "met": None if bar is None or relative is None else relative <= bar,
     }
+
+
+def peak_rows(
+    comparison: Comparison, peaks: Peaks, calls: Mapping[str, Call]
+) -> list[Row]:
+    """Return a row per variant whose memory is measured: what it needs beyond the baseline."""
+    base = peak_bytes(calls[comparison.baseline])
+    rows = []
+    for name, bar in peaks.bars.items():
+        extra = peak_bytes(calls[name]) - base
+        row = _plain(comparison, f"{name}, extra peak memory", extra / 1e6, "MB")
+        found = extra / peaks.whole
+        met = None if bar is None else found <= bar
+        rows.append(row | {"baseline": peaks.name, "ratio": found, "bar": bar, "met": met})
+    return rows
 
 
 def _units(comparison: Comparison, name: str) -> float:

@@ -49,7 +49,7 @@ def evaluate(
     run = Run(
         place.run_folder.path,
         app="diffusion",
-        config_path=Path(f"{place.config}.yaml"),
+        config_path=place.config_path,
         package="diffusion",
         shipped=shipped,
         overwrite=overwrite,

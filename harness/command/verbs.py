@@ -32,10 +32,12 @@ class Place(NamedTuple):
     Attributes:
         run_folder: Folder of the run.
         config: Name of the configuration, under which weights are shipped.
+        config_path: Its file; None where none is named.
     """
 
     run_folder: RunFolder
     config: str
+    config_path: Path | None = None
 
 
 class OwnSection(ConfigFile):
@@ -133,7 +135,7 @@ def run_verb(
         if run is None and parser.config_path is None and name_of is not None:
             run = name_of(options)
         stem = parser.config_path.stem if parser.config_path else config
-        options["place"] = Place(RunFolder(app, run or stem, root), stem)
+        options["place"] = Place(RunFolder(app, run or stem, root), stem, parser.config_path)
     function(**options)
 
 

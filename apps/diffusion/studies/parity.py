@@ -61,7 +61,9 @@ def scored(found: dict[str, dict[str, Any]]) -> tuple[list[Row], list[Bar]]:
         for name, check in figures.items():
             rows.append(Row(name, group, "worst", float(check["value"]), n=int(check["n"])))
             bound = BOUNDS[name]
-            away = round(abs(float(check["value"]) - bound.target), 12)
+            away = float(check["value"])
+            if bound.target:
+                away = round(abs(away - bound.target), 6)
             title = f"{name} − {bound.target:g}" if bound.target else name
             bars.append(Bar(title, away, "<=", bound.tolerance))
     return rows, bars
