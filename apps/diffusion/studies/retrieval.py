@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apps.diffusion.studies.study import Asked
-from apps.diffusion.works.encoder import captions_of, shape_of
+from apps.diffusion.works.encoder import captions_of, shape_of, spread
 from apps.diffusion.world import World
 from diffusion.data.concepts import concepts
 from diffusion.evaluation.affinity import delta_cosine, sketches
@@ -30,6 +30,7 @@ QUERIES = 12
 ENCODER: dict[str, Any] = {
     "encoder": {"dim": 64, "depth": 2, "heads": 4, "head_dim": 16, "hidden_dim": 256},
     "steps": 600,
+    "captions": 96,
     "learning_rate": 2e-3,
     "loss": "contrastive",
     "augmented": True,
@@ -104,7 +105,7 @@ def searched_of(world: World, files: dict[str, Any]) -> Searched:
     """Return captions of the test part and the anonymous adapters of seed 1."""
     captions, owners = [], []
     for name in files:
-        own = captions_of(world.drawings, name, "test")[:QUERIES]
+        own = spread(captions_of(world.drawings, name, "test"), QUERIES)
         captions += own
         owners += [name] * len(own)
     bundles = [load_lora(file) for file in files.values()]
@@ -123,7 +124,9 @@ def rivals(
     with_metadata = BM25([_metadata(load_lora(first[name])) for name in searched.names])
     without = BM25([""] * len(searched.names))
     known = [load_lora(file) for file in first.values()]
-    texts = [captions_of(world.drawings, name, "adapter") for name in first]
+    texts = [
+        spread(captions_of(world.drawings, name, "adapter"), ENCODER["captions"]) for name in first
+    ]
     embedded = world.text.embed([text for own in texts for text in own])
     owners = torch.tensor([place for place, own in enumerate(texts) for _ in own])
     modules = modules_of(shape_of(world.base))

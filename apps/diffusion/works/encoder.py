@@ -54,12 +54,19 @@ def captions_of(drawings: Drawings, name: str, part: Any) -> list[str]:
     return [caption_of(str(text), styles_of(concept)) for text in drawings.captions[rows]]
 
 
-def examples_of(drawings: Drawings, files: Mapping[str, Path], part: Any) -> list[Example]:
-    """Return adapters with the captions of one part."""
+def examples_of(
+    drawings: Drawings, files: Mapping[str, Path], part: Any, most: int
+) -> list[Example]:
+    """Return adapters with at most so many captions of one part, evenly spread."""
     return [
-        Example(load_lora(file), captions_of(drawings, name, part), name)
+        Example(load_lora(file), spread(captions_of(drawings, name, part), most), name)
         for name, file in files.items()
     ]
+
+
+def spread(captions: list[str], most: int) -> list[str]:
+    """Return at most so many captions, evenly spread over all."""
+    return captions[:: -(-len(captions) // most)]
 
 
 def shape_of(base: EmbeddedBase) -> FluxShape:
@@ -88,7 +95,8 @@ def train_encoder(
     L.seed_everything(piece.seed, verbose=False)
     drawings, base = Drawings.load(drawings_folder), EmbeddedBase.load(base_folder)
     text = text_encoder(base.text_encoder["name"])
-    examples = examples_of(drawings, {name: files[name] for name in piece["concepts"]}, "adapter")
+    known = {name: files[name] for name in piece["concepts"]}
+    examples = examples_of(drawings, known, "adapter", piece["captions"])
     shape = shape_of(base)
     used = types_used(shape, [one.bundle for one in examples])
     config = EncoderConfig(shape, types=used, text_dim=text.dim, **piece["encoder"])
