@@ -98,7 +98,28 @@ def retrieval_study(asked: Asked, world: World) -> None:
             f"By its weights alone the right one of {len(second)} anonymous adapters of another "
             f"training comes first for {recall['recall@1']:.0%} of unseen captions."
         ),
+        notes=notes_of(rows),
     )
+
+
+def notes_of(rows: Sequence[Row]) -> list[str]:
+    """Return what speaks against the encoder."""
+
+    def recall(method: str, task: str) -> float:
+        return next(
+            row.value
+            for row in rows
+            if (row.method, row.task, row.metric, row.versus) == (method, task, "recall@1", "")
+        )
+
+    nearest = "nearest caption, then ΔW of seed 0"
+    return [
+        f"Captions of the {len(UNSEEN)} concepts that no encoder was trained on find their adapter "
+        f"first in {recall('encoder', TASKS['unseen']):.1%}, by chance in "
+        f"{recall('chance', TASKS['unseen']):.1%}: the encoder does not know new concepts.",
+        f"Where a zoo of known captions is at hand, {nearest} finds "
+        f"{recall(nearest, TASKS['seen']):.1%}, the encoder {recall('encoder', TASKS['seen']):.1%}.",
+    ]
 
 
 def searched_of(world: World, files: dict[str, Any]) -> Searched:
