@@ -34,8 +34,8 @@ TRIALS = 12
 GATES: dict[str, Any] = {
     "variant": "full",
     "time": "implicit",
-    "steps": 600,
-    "batch_size": 32,
+    "steps": 500,
+    "batch_size": 16,
     "caption_dropout": 0.1,
 }
 """How gates are trained, apart from the learning rate."""

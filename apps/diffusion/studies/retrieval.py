@@ -118,7 +118,8 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
         f"first in {recall('encoder', TASKS['unseen']):.1%}, by chance in "
         f"{recall('chance', TASKS['unseen']):.1%}: the encoder does not know new concepts.",
         f"Where a zoo of known captions is at hand, {nearest} finds "
-        f"{recall(nearest, TASKS['seen']):.1%}, the encoder {recall('encoder', TASKS['seen']):.1%}.",
+        f"{recall(nearest, TASKS['seen']):.1%}, the encoder "
+        f"{recall('encoder', TASKS['seen']):.1%}.",
     ]
 
 
