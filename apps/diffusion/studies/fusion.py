@@ -144,13 +144,15 @@ class Fused:
     def chosen(self) -> dict[str, Choice]:
         """Return the settings of all that is tuned, by equally many trials."""
         rates = self.run.tune(
-            dict.fromkeys(VARIANTS, RATES),
+            dict.fromkeys(TUNED, RATES),
             partial(trial_gates, **self.places),
             trials=TRIALS,
             ticks=TRIED_STEPS,
-            own={name: own | {"steps": TRIED_STEPS} for name, own in VARIANTS.items()},
+            own={name: VARIANTS[name] | {"steps": TRIED_STEPS} for name in TUNED},
             start=self.start,
         )
+        if "gates" in rates:
+            rates |= {name: rates["gates"] for name in VARIANTS if name not in TUNED}
         rivals = self.run.tune(
             SPACES,
             partial(trial, **self.places),
