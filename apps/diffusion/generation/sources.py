@@ -228,8 +228,18 @@ def _scan(library: LoraLibrary, progress: Progress) -> None:
     Raises:
         GatesError: No file of the library is an adapter.
     """
-    report = library.scan(progress)
+    if library.root.is_dir() and not any(library.root.rglob("*.safetensors")):
+        raise GatesError(
+            f"{library.root} holds no adapter: give a folder of .safetensors files, or of folders "
+            "with some"
+        )
+    try:
+        report = library.scan(progress)
+    except BaseException:
+        library.close()
+        raise
     if not report.kept:
+        library.close()
         reason = f", {report.refused[0].path}: {report.refused[0].reason}" if report.refused else ""
         raise GatesError(
             f"{library.root} holds no adapter{reason}: give a folder of .safetensors files"
