@@ -56,7 +56,7 @@ def gate_map_figure(gates: GateMap, *, title: str = "Mean gates", note: str = ""
     bar = figure.colorbar(shown, cax=place(figure, at, 0.55, 0.12, LINE * layers))
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(labelsize=TEXT_SIZE - 1.5, color=MUTED, labelcolor=INK)
-    head(figure, title, note)
+    head(figure, title, note.replace("$", r"\$"))  # a prompt is no formula
     return figure
 
 

@@ -99,4 +99,5 @@ def _montage(
 
 
 def _short(caption: str) -> str:
-    return caption if len(caption) <= LETTERS else f"{caption[: LETTERS - 1]}…"
+    text = caption if len(caption) <= LETTERS else f"{caption[: LETTERS - 1]}…"
+    return text.replace("$", r"\$")

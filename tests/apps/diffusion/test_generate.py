@@ -25,7 +25,9 @@ def made(small_world, gates):
 
     def call(output, *words):
         printed = gates("generate", *words, "--output", output)
-        records = {p.stem: json.loads(p.read_text()) for p in sorted((small_world / output).glob("*.json"))}
+        records = {
+            p.stem: json.loads(p.read_text()) for p in sorted((small_world / output).glob("*.json"))
+        }
         return records, printed
 
     return call
@@ -38,7 +40,10 @@ def test_the_same_seed_gives_the_same_bytes(made, small_world):
         one, two = ((small_world / f / f"{first}{suffix}").read_bytes() for f in ("one", "two"))
         assert one == two
     other, _ = made("three", "a red fox", "--k", "2", *GATED, "--seed", "1")
-    pixels = {(small_world / "one" / f"{first}.png").read_bytes(), (small_world / "three" / f"{next(iter(other))}.png").read_bytes()}
+    pixels = {
+        (small_world / "one" / f"{first}.png").read_bytes(),
+        (small_world / "three" / f"{next(iter(other))}.png").read_bytes(),
+    }
     assert len(pixels) == 2
     assert first.startswith("a-red-fox-s0-")
     assert "only metadata is searched" in printed
@@ -53,7 +58,10 @@ def test_chunk_and_record_hold_what_made_the_image(made, small_world):
     with Image.open(small_world / "out" / f"{name}.png") as image:
         assert image.size == (32, 32)
         assert image.text["parameters"] == parameters_of(record)
-    assert "night sky <lora:night:0.5> <lora:snow:1>\nSteps: 2, Sampler: Euler, CFG scale: 2.0" in image.text["parameters"]
+    assert (
+        "night sky <lora:night:0.5> <lora:snow:1>\nSteps: 2, Sampler: Euler, CFG scale: 2.0"
+        in image.text["parameters"]
+    )
     assert (record["seed"], record["mode"], record["model"]) == (0, "gated", "base")
     night, snow = record["adapters"]
     assert (night["strength"], night["score"], night["why"]) == (0.5, None, "it was named")
@@ -64,13 +72,19 @@ def test_chunk_and_record_hold_what_made_the_image(made, small_world):
     assert f"{night['mean_gate']:.3f}" in printed
     assert len(record["gates"]["night"]["by_step"]) == 2
     assert "blocks.0.ff_a.2" in record["gates"]["night"]["by_layer"]
-    assert {n: len(d or "") for n, d in record["hashes"].items()} == {"base": 16, "gates": 16, "encoder": 0}
+    assert {n: len(d or "") for n, d in record["hashes"].items()} == {
+        "base": 16,
+        "gates": 16,
+        "encoder": 0,
+    }
 
 
 def test_modes_make_different_images(made, small_world):
     seen = {}
     for mode in ("gated", "sum", "mean", "switch", "k_lora"):
-        ((name, record),) = made(mode, "snow", "--adapters", "fox,snow", *GATED, "--mode", mode)[0].items()
+        ((name, record),) = made(mode, "snow", "--adapters", "fox,snow", *GATED, "--mode", mode)[
+            0
+        ].items()
         assert record["mode"] == mode
         assert (record["gates"] is None) == (mode != "gated")
         with Image.open(small_world / mode / f"{name}.png") as image:
@@ -112,7 +126,12 @@ def test_the_encoder_finds_by_weights(made, small_world):
 
 
 def test_adapters_of_other_models_are_left_out(made, small_world, write):
-    write.adapter(small_world / "loras/wide.safetensors", "snow snow", 9, {"transformer_blocks.0.attn.to_q": (16, 16)})
+    write.adapter(
+        small_world / "loras/wide.safetensors",
+        "snow snow",
+        9,
+        {"transformer_blocks.0.attn.to_q": (16, 16)},
+    )
     records, printed = made("out", "snow", "--k", "1", *GATED)
     (record,) = records.values()
     assert [one["name"] for one in record["adapters"]] == ["snow"]
@@ -132,8 +151,12 @@ def test_faulty_calls(small_world, gates, faulty_inputs, write):
     shape = FluxShape(num_layers=2, num_single_layers=1, **UNIT)
     same = FluxShape(num_layers=1, num_single_layers=1, **UNIT)
     text = text_encoder("ngrams").fingerprint
-    save_encoder("deeper", LoraWeightEncoder(EncoderConfig(shape, text_dim=384)), text_fingerprint=text)
-    save_encoder("worded", LoraWeightEncoder(EncoderConfig(same, text_dim=384)), text_fingerprint="0" * 16)
+    save_encoder(
+        "deeper", LoraWeightEncoder(EncoderConfig(shape, text_dim=384)), text_fingerprint=text
+    )
+    save_encoder(
+        "worded", LoraWeightEncoder(EncoderConfig(same, text_dim=384)), text_fingerprint="0" * 16
+    )
     (small_world / "empty").mkdir()
     (small_world / "other").mkdir()
     save_file(load_file("gates.safetensors"), "other/gates.safetensors")
