@@ -94,7 +94,7 @@ class World:
     @cached_property
     def base_folder(self) -> Path:
         """Folder of the base, which is trained if it is missing."""
-        piece = base_piece(self.run, 0, self.drawings, **self._base)
+        piece = self.base_piece
         work = partial(train_base, drawings_folder=self.drawings_folder)
         self.run.obtain(self.bases, [piece], work, ticks=piece["steps"])
         found = self.bases.find(piece)
@@ -152,9 +152,8 @@ class World:
 
         store = self.run.store("encoders", EncoderForm())
         zoo = self.zoo(0)
-        start = [self.adapter_piece(one, 0).fingerprint for one in concepts()]
         pieces = [
-            self.run.piece(name, seed, start=short_digest(start), **settings, **own)
+            self.encoder_piece(name, seed, **settings, **own)
             for name, own in methods.items()
             for seed in seeds
         ]
@@ -170,6 +169,11 @@ class World:
             found.setdefault(piece.method, []).append(store.load(piece))
         return found
 
+    def encoder_piece(self, method: str, seed: int, **settings: Any) -> Piece:
+        """Return the piece that an encoder of the adapters of seed 0 is."""
+        start = [self.adapter_piece(one, 0).fingerprint for one in concepts()]
+        return self.run.piece(method, seed, start=short_digest(start), **settings)
+
     def adapter_piece(self, concept: Concept, seed: int) -> Piece:
         """Return the piece that an adapter is."""
         settings = {**ADAPTER, **self._adapter, "start": self.base_fingerprint}
@@ -180,7 +184,12 @@ class World:
     @cached_property
     def base_fingerprint(self) -> str:
         """Of the piece of the base."""
-        return base_piece(self.run, 0, self.drawings, **self._base).fingerprint
+        return self.base_piece.fingerprint
+
+    @cached_property
+    def base_piece(self) -> Piece:
+        """The piece that the base is."""
+        return base_piece(self.run, 0, self.drawings, **self._base)
 
     def _drawn(self, concept: Concept, seed: int) -> dict[str, Any]:
         digest = hashlib.sha256(f"{concept.name} {seed}".encode()).digest()

@@ -25,6 +25,7 @@ from harness.runs.ticker import working
 MOST_PANELS = 3  # metrics that share a figure
 MOST_VALUES = 4  # of a setting
 SHORT = 12  # digits of a hash
+RESULTS = ("results", "method", "number", "seconds", "origin", "revision")
 GATES = "What every gate did, measured by `evaluate`."
 
 
@@ -36,6 +37,7 @@ def run_page(
     own: Mapping[str, Setting] | None = None,
     units: str = UNITS,
     score: str = "score",
+    others: Sequence[Path] = (),
 ) -> Page:
     """Return the page of a run.
 
@@ -46,6 +48,7 @@ def run_page(
         own: Settings of a method, by its name, that differ from those of the run.
         units: What intervals are drawn from.
         score: What trials are judged by; after a comma, which way it is better.
+        others: Folders of other runs, whose results the scores are based on, too.
 
     Raises:
         GatesError: There are no scores yet, or a file of the run folder is damaged.
@@ -65,7 +68,7 @@ def run_page(
         gate_section(page, run.folder, GATES)
         add_curves(page, run.folder)
         add_tuning(page, run, own, score=score)
-    add_data(page, run, scores)
+    add_data(page, run, scores, others)
     return page
 
 
@@ -140,7 +143,7 @@ def add_curves(page: Page, folder: Path) -> None:
     )
 
 
-def add_data(page: Page, run: Run, scores: Scores) -> None:
+def add_data(page: Page, run: Run, scores: Scores, others: Sequence[Path] = ()) -> None:
     """Add what the figures rest on: data, seeds, results and the settings that they have."""
     page.section("Data and settings")
     if scores.data:
@@ -154,8 +157,11 @@ def add_data(page: Page, run: Run, scores: Scores) -> None:
     page.text(f"Configuration `{run.config}`, seeds {seeds}.")
     results = _results(run.folder)
     if results:
-        header = ["results", "method", "number", "seconds", "origin", "revision"]
-        page.table(header, _groups(results), "What was made in this run folder")
+        page.table(RESULTS, _groups(results), "What was made in this run folder")
+    for folder in others:
+        if found := _results(folder):
+            caption = f"What was made in the run folder {folder.name}, which is used here"
+            page.table(RESULTS, _groups(found), caption)
     settings = [one.settings for kind, one in results if kind != CHOICES] or [run.settings]
     page.table(["setting", "value"], _settings(settings), "Settings, with all values that they had")
 

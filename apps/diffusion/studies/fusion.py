@@ -132,9 +132,7 @@ class Fused:
     def __init__(self, run: Run, world: World, seeds: Sequence[int]) -> None:
         self.run, self.world, self.seeds = run, world, tuple(seeds)
         self.files = world.zoo(0)
-        digests = [world.adapters.record(world.adapter_piece(one, 0)).fingerprint
-                   for one in world.concepts]  # fmt: skip
-        self.start = short_digest([world.base_fingerprint, *digests])
+        self.start = start_of(world)
         self.places: dict[str, Any] = {
             "base_folder": world.base_folder,
             "files": self.files,
@@ -225,6 +223,13 @@ class Fused:
             trained=None if seed is None else method.trained[seed].name,
             **settings,
         )
+
+
+def start_of(world: World) -> str:
+    """Return what distinguishes a base with its zoo, which gates are trained on, from others."""
+    digests = [world.adapters.record(world.adapter_piece(one, 0)).fingerprint
+               for one in world.concepts]  # fmt: skip
+    return short_digest([world.base_fingerprint, *digests])
 
 
 def fusion_study(asked: Asked, world: World) -> None:

@@ -11,11 +11,12 @@ from apps.diffusion.works.pictures import images_of
 from diffusion.data.concepts import base_rows, caption_of
 from diffusion.data.drawings import Drawings
 from diffusion.models.autoencoder import PatchAutoencoder
-from diffusion.models.base import EmbeddedBase
+from diffusion.models.base import WEIGHTS, EmbeddedBase
 from diffusion.models.text import text_encoder
 from diffusion.models.tiny_flux import transformer_of
 from diffusion.models.training import FlowMatchingModule, LatentDataModule
 from harness.experiment import Job, Piece
+from harness.files.digest import sha256
 
 MIXED = {"precision": "bf16-mixed", "gradient_clip_val": 1.0}
 
@@ -55,6 +56,11 @@ def train_base(piece: Piece, job: Job, drawings_folder: str | None = None) -> Em
     job.note(objects=[str(code) for code in drawings.hexcodes[rows]], drawings=len(rows))
     job.fit(module, data, ticks="steps", max_steps=piece["steps"], **trainer_of(piece))
     return base
+
+
+def weights_digest(folder: Path) -> str:
+    """Return 16 hexadecimal digits that distinguish the weights of an embedded base."""
+    return sha256(folder / WEIGHTS)[:16]
 
 
 def trainer_of(piece: Piece) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from apps.diffusion.works.base import weights_digest
 from apps.diffusion.works.tasks import Bench, combinations
 from core_gates.adapters import Room
 from core_gates.errors import GatesError
@@ -111,6 +112,6 @@ def train_gates(
         caption_dropout=piece["caption_dropout"],
         seed=piece.seed or 0,
     )
-    job.note(combinations=len(group))
+    job.note(combinations=len(group), base=weights_digest(base_folder))
     job.fit(module, data, ticks="steps", max_steps=piece["steps"], precision="bf16-mixed")
     return trained_parameters(fusion, piece, job.folder)

@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import tempfile
-from pathlib import Path
-from threading import Event
-
 from apps.endoscopy.weights import find_bundle, find_segmenter
-from core_gates.errors import GatesError, MissingExtraError
 from harness.command.verbs import Place
-
-LOCAL = "127.0.0.1"
-ENDS = (signal.SIGINT, signal.SIGTERM)
-PRIVATE = {
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "GRADIO_RUN_HISTORY": "False",
-    "GRADIO_SHARE": "False",
-    "GRADIO_MCP_SERVER": "False",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",
-}
-"""No telemetry, no stored files, no network access."""
+from harness.service.local_page import check_port, private_folder, serve
 
 
 def demo(
@@ -45,60 +26,16 @@ def demo(
         port: Port of the page; 0 takes a free one.
         browser: Open a browser, too.
     """
-    if not 0 <= port <= 65535:
-        raise GatesError(f"--port must lie between 0 and 65535, found {port}")
+    check_port(port)
     found = find_bundle(place, weights)
     network = find_segmenter(segmenter)
-    with tempfile.TemporaryDirectory(prefix="gates-demo-") as folder:
-        os.environ.update(PRIVATE | {"GRADIO_TEMP_DIR": str(Path(folder) / "uploads")})
-        try:
-            import gradio
-        except ImportError as error:
-            raise MissingExtraError("demo", "gradio") from error
-        from apps.endoscopy.demo.page import STYLE, build_page, look
+    with private_folder() as folder:
+        from apps.endoscopy.demo.page import STYLE, build_page
 
-        page = build_page(found, network, Path(folder))
-        page.launch(
-            server_name=LOCAL,
-            server_port=free_port(port),
-            inbrowser=browser,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            ssr_mode=False,
-            footer_links=[],
-            theme=look(gradio),
+        serve(
+            lambda: build_page(found, network, folder),
+            port=port,
+            browser=browser,
             css=STYLE,
+            lines=[f"weights: {found.name}"],
         )
-        print(f"weights: {found.name}")
-        print(f"http://{LOCAL}:{page.server_port} (Ctrl-C ends it)", flush=True)
-        try:
-            _wait_for_the_end()
-        finally:
-            page.close(verbose=False)
-
-
-def _wait_for_the_end() -> None:
-    """Wait for Ctrl-C, which shell jobs ignore without a handler, or for SIGTERM."""
-    ended = Event()
-    kept = {one: signal.signal(one, lambda *_: ended.set()) for one in ENDS}
-    try:
-        ended.wait()
-    finally:
-        for one, handler in kept.items():
-            signal.signal(one, handler)
-
-
-def free_port(port: int) -> int:
-    """Return the port, or a free one instead of 0.
-
-    Raises:
-        GatesError: It is taken.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOCAL, port))
-        except OSError as error:
-            raise GatesError(f"port {port} is taken: give another --port, or 0") from error
-        return int(probe.getsockname()[1])

@@ -21,15 +21,6 @@ KINDS = [".jpg", ".jpeg", ".png", ".bmp", ".tif", ".mp4", ".avi", ".mov", ".mkv"
 EXPIRY = 1800  # seconds after which the frames of a closed page are deleted
 
 
-def look(gradio: Any) -> Any:
-    """Return a theme without fonts from the network."""
-    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    return gradio.themes.Soft(
-        primary_hue="blue", neutral_hue="slate", radius_size="md", font=fonts,
-        font_mono=["ui-monospace", "monospace"],
-    )  # fmt: skip
-
-
 def build_page(found: NamedBundle, segmenter: Segmenter, root: Path) -> gr.Blocks:
     """Return the page.
 

@@ -1,7 +1,9 @@
 """Verbs on the sample files of known content."""
 
+import runpy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +33,31 @@ def gates(samples, capsys):
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture(scope="session")
+def write():
+    """The functions of ``small.py``: ``write.base``, ``adapter``, ``library``, ``gates``."""
+    found = runpy.run_path(str(Path(__file__).with_name("small.py")))
+    named = {n.removeprefix("write_"): f for n, f in found.items() if n.startswith("write_")}
+    return SimpleNamespace(**named)
+
+
+@pytest.fixture(scope="session")
+def _small_world(write, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    base = write.base(folder / "base")
+    write.library(folder / "loras")
+    write.gates(folder / "gates.safetensors", base, folder / "loras")
+    return folder
+
+
+@pytest.fixture
+def small_world(_small_world, samples, tmp_path):
+    """A working folder with a base, adapters ``fox``, ``night`` and ``snow``, and gates."""
+    shutil.rmtree(samples)
+    shutil.copytree(_small_world, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""``gates diffusion demo``: a page from a prompt to adapters, images and gates."""

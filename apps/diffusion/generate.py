@@ -1,0 +1,182 @@
+"""``gates diffusion generate``: from a prompt to images, with the adapters that suit it."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from apps.diffusion.files.strengths import strengths_of
+from apps.diffusion.generation.modes import GATED, maker
+from apps.diffusion.generation.pictures import record_of, require_writable, save, save_sheet
+from apps.diffusion.generation.sources import Sources, studio
+from apps.diffusion.world import World
+from core_gates.errors import GatesError
+from diffusion.fusion.pipeline import GUIDANCE
+from harness.command.verbs import Place
+from harness.runs.ticker import counting, ticking
+
+IMAGES = "images"
+K = 3
+LARGEST_SEED = 2**63 - 1
+MOST = 1000  # images of a call
+
+
+def generate(
+    place: Place,
+    prompt: list[str] | None = None,
+    k: int | None = None,
+    adapters: str | None = None,
+    library: str | None = None,
+    base: str | None = None,
+    gates: str | None = None,
+    mode: str = GATED,
+    seed: int = 0,
+    steps: int = 20,
+    guidance: float = GUIDANCE,
+    count: int = 1,
+    negative_prompt: str = "",
+    size: int | None = None,
+    output: str | None = None,
+    encoder: str | None = None,
+    index: str | None = None,
+    components: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    offload: Literal["none", "model", "sequential", "group"] = "none",
+) -> None:
+    """Make images of PROMPT with the adapters that suit it, each weighed by its gates.
+
+    Each image is a PNG with its parameters, next to a JSON file with the adapters, their scores,
+    their mean gates by layer and by step, and the hashes of all that took part. The same seed gives
+    the same bytes.
+
+    Args:
+        place: Filled in by the command line.
+        prompt: Filled in by the command line.
+        k: Number of adapters that are found by the prompt; 3 if null.
+        adapters: Names of adapters of the library instead of a search, with strengths, such as
+            a:0.8,b; none for the base alone.
+        library: Folder of adapters, which is indexed; those that ship if null.
+        base: Folder of a pipeline of diffusers or of an embedded base, or a GGUF file; the embedded
+            base that ships if null.
+        gates: File of trained gates; those that ship for the embedded base, and none for others, if
+            null.
+        mode: How adapters are combined: gated, sum, or a rival such as mean, switch or k_lora.
+        seed: Seed of the noise of the first image; the others follow.
+        steps: Number of denoising steps.
+        guidance: Scale of the guidance by the prompt.
+        count: Number of images.
+        negative_prompt: What the images should not show.
+        size: Side of images in pixels, for other bases than the embedded one.
+        output: Folder of the images; that of the run if null.
+        encoder: Folder of the encoder of adapters; the shipped one for the embedded base if null.
+        index: Folder of the index; .gates-index in the library if null.
+        components: Folder of a pipeline with all other parts, for a GGUF file.
+        dtype: Type of the parameters of other bases than the embedded one.
+        offload: What keeps the memory of a device low.
+    """
+    words = " ".join(prompt or [])
+    named = _named(adapters)
+    _check(words, k, named, mode, seed, steps, guidance, count)
+    folder = Path(output) if output is not None else place.run_folder.path / IMAGES
+    require_writable(folder)
+    console = Console()
+    sources = Sources(base, library, gates, encoder, index, components, dtype, offload)
+    world = partial(World, place.run_folder.path.parents[1])
+    with counting("indexing") as progress:
+        opening = studio(sources, world, progress)
+    with opening as found:
+        options = found.options(steps, guidance, size)
+        if negative_prompt:
+            options["negative_prompt"] = negative_prompt
+        made, records = [], []
+        with ticking("making images", count) as tick:
+            for number in range(count):
+                one = found.make(
+                    words,
+                    mode=mode,
+                    k=k or K,
+                    adapters=None if named is None else list(named),
+                    strengths=named or None,
+                    seed=seed + number,
+                    **options,
+                )
+                made.append(one.images[0])
+                records.append(record_of(found, one, mode))
+                tick()
+        _show(console, records[0], [*found.notices, found.finder.notice])
+        paths = [save(image, one, folder) for image, one in zip(made, records, strict=True)]
+        if count > 1:
+            paths.append(save_sheet(made, records, folder))
+    for path in paths:
+        console.print(escape(str(path)), soft_wrap=True, highlight=False)
+
+
+def _named(text: str | None) -> dict[str, float] | None:
+    """Return the strengths of named adapters; None where adapters are to be found.
+
+    Raises:
+        GatesError: A name is empty or occurs twice, or a strength is no finite number.
+    """
+    if text is None:
+        return None
+    if text.strip() == "none":
+        return {}
+    names = [part.partition(":")[0].strip() for part in text.split(",")]
+    if not all(names):
+        raise GatesError(f"--adapters is {text!r}, expected names such as a:0.8,b, or none")
+    return strengths_of(text, names, "--adapters")
+
+
+def _check(
+    prompt: str,
+    k: int | None,
+    named: dict[str, float] | None,
+    mode: str,
+    seed: int,
+    steps: int,
+    guidance: float,
+    count: int,
+) -> None:
+    """Refuse options that make no sense, before anything is read."""
+    if not prompt.strip():
+        raise GatesError("the prompt is empty: describe what the image is to show")
+    if k is not None and named is not None:
+        raise GatesError("--k and --adapters exclude each other: adapters are found, or named")
+    if k is not None and k < 1:
+        raise GatesError(f"--k is {k}, expected 1 or more; --adapters none is the base alone")
+    maker(mode)
+    if not 0 <= seed <= LARGEST_SEED - count:
+        raise GatesError(f"--seed is {seed}, expected a number from 0 to 2^63")
+    if steps < 1:
+        raise GatesError(f"--steps is {steps}, expected 1 or more")
+    if not math.isfinite(guidance) or guidance < 0:
+        raise GatesError(f"--guidance is {guidance}, expected a number from 0; 1 is without")
+    if not 1 <= count <= MOST:
+        raise GatesError(f"--count is {count}, expected 1 to {MOST}")
+
+
+def _show(console: Console, record: dict[str, Any], notices: list[str]) -> None:
+    """Print the adapters, what they were found by, and what was left out."""
+    if record["adapters"]:
+        table = Table(title=f"adapters, {record['mode']}", title_justify="left")
+        table.add_column("adapter", overflow="fold")
+        for name in ("score", "strength", "mean gate"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("why", overflow="fold")
+        for one in record["adapters"]:
+            figures = [one["score"], one["strength"], one["mean_gate"]]
+            cells = ["" if value is None else f"{value:.3f}" for value in figures]
+            table.add_row(escape(one["name"]), *cells, escape(one["why"]))
+        console.print(table)
+    else:
+        console.print("no adapters: the base alone")
+    for name, why in record["skipped"].items():
+        console.print(escape(f"left out: {name}: {why}"), soft_wrap=True)
+    for notice in filter(None, notices):
+        console.print(escape(f"note: {notice}"), soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What reports of ``gates diffusion`` show besides scores, a file per study."""

@@ -1,0 +1,219 @@
+"""``gates diffusion generate`` on a small base of random weights."""
+
+import json
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from diffusion.data.pictures import parameters_of
+from diffusion.lora_file import FluxShape
+from diffusion.models.text import text_encoder
+from diffusion.retrieval.checkpoint import save_encoder
+from diffusion.retrieval.config import EncoderConfig
+from diffusion.retrieval.encoder import LoraWeightEncoder
+
+HERE = ("--base", "base", "--library", "loras", "--steps", "2")
+GATED = (*HERE, "--gates", "gates.safetensors")
+UNIT = {"num_heads": 2, "head_dim": 16, "in_channels": 64, "context_dim": 384, "pooled_dim": 384}
+UNIT["guidance"] = False
+
+
+@pytest.fixture
+def made(small_world, gates):
+    """Make images and return the folder's records by name, and what was printed."""
+
+    def call(output, *words):
+        printed = gates("generate", *words, "--output", output)
+        records = {
+            p.stem: json.loads(p.read_text()) for p in sorted((small_world / output).glob("*.json"))
+        }
+        return records, printed
+
+    return call
+
+
+def test_the_same_seed_gives_the_same_bytes(made, small_world):
+    (first,), printed = made("one", "a", "red", "fox", "--k", "2", *GATED)
+    made("two", "a", "red", "fox", "--k", "2", *GATED)
+    for suffix in (".png", ".json"):
+        one, two = ((small_world / f / f"{first}{suffix}").read_bytes() for f in ("one", "two"))
+        assert one == two
+    other, _ = made("three", "a red fox", "--k", "2", *GATED, "--seed", "1")
+    pixels = {
+        (small_world / "one" / f"{first}.png").read_bytes(),
+        (small_world / "three" / f"{next(iter(other))}.png").read_bytes(),
+    }
+    assert len(pixels) == 2
+    assert first.startswith("a-red-fox-s0-")
+    assert "only metadata is searched" in printed
+    assert "words: red, fox" in printed
+
+
+def test_chunk_and_record_hold_what_made_the_image(made, small_world):
+    records, printed = made(
+        "out", "night sky", "--adapters", "night:0.5,snow", *GATED, "--guidance", "2"
+    )
+    ((name, record),) = records.items()
+    with Image.open(small_world / "out" / f"{name}.png") as image:
+        assert image.size == (32, 32)
+        assert image.text["parameters"] == parameters_of(record)
+    assert (
+        "night sky <lora:night:0.5> <lora:snow:1>\nSteps: 2, Sampler: Euler, CFG scale: 2.0"
+        in image.text["parameters"]
+    )
+    assert (record["seed"], record["mode"], record["model"]) == (0, "gated", "base")
+    night, snow = record["adapters"]
+    assert (night["strength"], night["score"], night["why"]) == (0.5, None, "it was named")
+    assert snow["title"] == "deep snow"
+    assert len(snow["sha256"]) == 64
+    assert set(record["gates"]) == {"night", "snow"}
+    assert 0 < night["mean_gate"] < 1
+    assert f"{night['mean_gate']:.3f}" in printed
+    assert len(record["gates"]["night"]["by_step"]) == 2
+    assert "blocks.0.ff_a.2" in record["gates"]["night"]["by_layer"]
+    assert {n: len(d or "") for n, d in record["hashes"].items()} == {
+        "base": 16,
+        "gates": 16,
+        "encoder": 0,
+    }
+
+
+def test_modes_make_different_images(made, small_world):
+    seen = {}
+    for mode in ("gated", "sum", "mean", "switch", "k_lora"):
+        ((name, record),) = made(mode, "snow", "--adapters", "fox,snow", *GATED, "--mode", mode)[
+            0
+        ].items()
+        assert record["mode"] == mode
+        assert (record["gates"] is None) == (mode != "gated")
+        with Image.open(small_world / mode / f"{name}.png") as image:
+            seen[mode] = image.tobytes()
+    ((name, record),) = made("none", "snow", "--adapters", "none", *GATED)[0].items()
+    assert record["adapters"] == []
+    with Image.open(small_world / "none" / f"{name}.png") as image:
+        seen["none"] = image.tobytes()
+    assert len(set(seen.values())) == len(seen)
+
+
+def test_without_gates_it_is_the_plain_sum_with_a_notice(made, small_world):
+    records, printed = made("out", "snow", "--adapters", "snow", *HERE)
+    (record,) = records.values()
+    assert record["mode"] == "sum"
+    assert "no gates are given: adapters are combined by the plain sum" in printed
+
+
+def test_many_images_have_a_sheet(made, small_world):
+    records, printed = made("out", "snow", "--k", "1", *GATED, "--count", "3", "--seed", "5")
+    sheet = next(name for name in records if name.endswith("-sheet"))
+    assert sorted(r["seed"] for n, r in records.items() if n != sheet) == [5, 6, 7]
+    assert records[sheet]["seeds"] == [5, 6, 7]
+    assert {f"{name}.png" for name in records if name != sheet} == set(records[sheet]["files"])
+    with Image.open(small_world / "out" / f"{sheet}.png") as image:
+        assert image.size == (260, 260)
+    assert printed.splitlines()[-1] == f"out/{sheet}.png"
+
+
+def test_the_encoder_finds_by_weights(made, small_world):
+    shape = FluxShape(num_layers=1, num_single_layers=1, **UNIT)
+    encoder = LoraWeightEncoder(EncoderConfig(shape, text_dim=384))
+    save_encoder("encoder", encoder, text_fingerprint=text_encoder("ngrams").fingerprint)
+    records, printed = made("out", "snow", "--k", "3", *GATED, "--encoder", "encoder")
+    (record,) = records.values()
+    assert all(one["score"] == one["weights"] for one in record["adapters"])
+    assert record["hashes"]["encoder"]
+    assert "cosine of its weights and the prompt" in printed
+
+
+def test_adapters_of_other_models_are_left_out(made, small_world, write):
+    write.adapter(
+        small_world / "loras/wide.safetensors",
+        "snow snow",
+        9,
+        {"transformer_blocks.0.attn.to_q": (16, 16)},
+    )
+    records, printed = made("out", "snow", "--k", "1", *GATED)
+    (record,) = records.values()
+    assert [one["name"] for one in record["adapters"]] == ["snow"]
+    assert "has 32 to 32" in record["skipped"]["wide"]
+    assert "left out: wide" in printed
+
+
+def call(*words, prompt="snow", given=GATED):
+    return ("diffusion", "generate", *prompt.split(), *given, *words)
+
+
+def test_faulty_calls(small_world, gates, faulty_inputs, write):
+    (small_world / "broken").mkdir()
+    (small_world / "broken/a.safetensors").write_text("no")
+    for folder in ("loras", "broken"):
+        gates("index", folder)
+    shape = FluxShape(num_layers=2, num_single_layers=1, **UNIT)
+    same = FluxShape(num_layers=1, num_single_layers=1, **UNIT)
+    text = text_encoder("ngrams").fingerprint
+    save_encoder(
+        "deeper", LoraWeightEncoder(EncoderConfig(shape, text_dim=384)), text_fingerprint=text
+    )
+    save_encoder(
+        "worded", LoraWeightEncoder(EncoderConfig(same, text_dim=384)), text_fingerprint="0" * 16
+    )
+    (small_world / "empty").mkdir()
+    (small_world / "other").mkdir()
+    save_file(load_file("gates.safetensors"), "other/gates.safetensors")
+    record = {"fingerprint": "", "identity": {}, "settings": {}, "facts": {"base": "f" * 16}}
+    (small_world / "other/record.json").write_text(json.dumps(record))
+    without = ("--base", "base", "--steps", "2")
+    faulty_inputs(
+        {
+            "an empty prompt": (call(prompt=""), "the prompt is empty"),
+            "a blank prompt": (("diffusion", "generate", " ", *GATED), "the prompt is empty"),
+            "an empty library": (call("--library", "empty"), "empty holds no adapter"),
+            "a library of other files": (
+                call("--library", "broken"), "broken holds no adapter, a.safetensors",
+            ),
+            "no library": (call("--library", "nowhere"), "nowhere"),
+            "a library for another base": (call(given=without), "give --library FOLDER for base"),
+            "an unknown adapter": (call("--adapters", "foxx"), "did you mean fox"),
+            "adapters twice": (call("--adapters", "fox,fox"), "names 'fox' twice"),
+            "adapters without a name": (call("--adapters", "fox,,"), "expected names such as"),
+            "k of 0": (call("--k", "0"), "--k is 0, expected 1 or more"),
+            "k and adapters": (call("--k", "1", "--adapters", "fox"), "exclude each other"),
+            "a strength that is no number": (call("--adapters", "fox:nan"), "strength 'nan'"),
+            "gates of other layers": (call("--gates", "loras/fox.safetensors"), "gates of layers"),
+            "no gates": (call("--gates", "nowhere.safetensors"), "nowhere.safetensors cannot be opened"),
+            "gates of another base": (call("--gates", "other/gates.safetensors"), "another base"),
+            "an encoder of another base": (call("--encoder", "deeper"), "adapters of another base"),
+            "an encoder of other texts": (call("--encoder", "worded"), "was trained with the text"),
+            "no encoder": (call("--encoder", "nowhere"), "nowhere"),
+            "an output below a file": (call("--output", "gates.safetensors/a"), "is a file"),
+            "an unknown mode": (call("--mode", "best"), "--mode is 'best'"),
+            "a mode that is trained": (call("--mode", "x_lora"), "needs a training of its own"),
+            "steps of 0": (call("--steps", "0"), "--steps is 0"),
+            "a negative seed": (call("--seed", "-1"), "--seed is -1"),
+            "guidance that is no number": (call("--guidance", "nan"), "expected float, found 'nan'"),
+            "negative guidance": (call("--guidance", "-1"), "--guidance is -1.0"),
+            "no images": (call("--count", "0"), "--count is 0"),
+            "no base": (call("--base", "nowhere"), "nowhere holds no pipeline"),
+        },
+        folder=small_world,
+    )  # fmt: skip
+
+
+def test_an_output_that_may_not_be_written(small_world, faulty_inputs, monkeypatch):
+    monkeypatch.setattr("apps.diffusion.generation.pictures.os.access", lambda *_: False)
+    words = "out cannot be written: choose another --output"
+    faulty_inputs({"a folder": (call("--output", "out"), words)}, folder=small_world)
+
+
+def test_what_ships_is_named_where_it_is_missing(small_world, faulty_inputs, monkeypatch):
+    from apps.diffusion.generation import sources
+    from apps.diffusion.generation.shipped import Shipped
+
+    monkeypatch.setattr(sources, "shipped", lambda world: Shipped(None, {}, None, None))
+    monkeypatch.setattr("apps.diffusion.generate.World", lambda root: None)
+    words = "the embedded base is missing"
+    faulty_inputs({"nothing ships": (call(given=()), words)}, folder=small_world)
+    found = Shipped(small_world / "base", {}, None, None)
+    monkeypatch.setattr(sources, "shipped", lambda world: found)
+    words = "the shipped adapters are missing"
+    faulty_inputs({"no zoo ships": (call(given=()), words)}, folder=small_world)
