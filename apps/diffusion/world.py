@@ -18,6 +18,7 @@ from apps.diffusion.train_base import base_piece
 from apps.diffusion.works.adapter import AdapterForm, train_adapter
 from apps.diffusion.works.base import BaseForm, train_base
 from apps.diffusion.works.judge import train_judge
+from core_gates.errors import GatesError
 from diffusion.data.concepts import Concept, concepts
 from diffusion.data.drawings import Drawings
 from diffusion.models.adapters import layers_of
@@ -152,9 +153,8 @@ class World:
 
         store = self.run.store("encoders", EncoderForm())
         zoo = self.zoo(0)
-        start = [self.adapter_piece(one, 0).fingerprint for one in concepts()]
         pieces = [
-            self.run.piece(name, seed, start=short_digest(start), **settings, **own)
+            self.run.piece(name, seed, start=self.zoo_digest, **settings, **own)
             for name, own in methods.items()
             for seed in seeds
         ]
@@ -168,6 +168,30 @@ class World:
         found: dict[str, list[TrainedEncoder]] = {}
         for piece in made:
             found.setdefault(piece.method, []).append(store.load(piece))
+        return found
+
+    @property
+    def zoo_digest(self) -> str:
+        """Of the pieces of the adapters of seed 0."""
+        return short_digest([self.adapter_piece(one, 0).fingerprint for one in self.concepts])
+
+    @property
+    def gates_start(self) -> str:
+        """Of the pieces that gates are trained on: the base and the adapters of seed 0."""
+        pieces = [self.adapter_piece(one, 0).fingerprint for one in self.concepts]
+        return short_digest([self.base_fingerprint, *pieces])
+
+    def present_base(self) -> Path:
+        """Return the folder of the base.
+
+        Raises:
+            GatesError: It was never trained and does not ship.
+        """
+        found = self.bases.find(base_piece(self.run, 0, self.drawings, **self._base))
+        if found is None:
+            raise GatesError(
+                "there is no embedded base: run `gates diffusion train-base` first, or give --base"
+            )
         return found
 
     def adapter_piece(self, concept: Concept, seed: int) -> Piece:

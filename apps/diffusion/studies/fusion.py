@@ -27,7 +27,6 @@ from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run
 from harness.experiment.tuning import Choice
 from harness.files import Data
-from harness.files.digest import short_digest
 
 TRIALS = 12
 GATES: dict[str, Any] = {
@@ -125,9 +124,7 @@ class Fused:
     def __init__(self, run: Run, world: World, seeds: Sequence[int]) -> None:
         self.run, self.world, self.seeds = run, world, tuple(seeds)
         self.files = world.zoo(0)
-        digests = [world.adapters.record(world.adapter_piece(one, 0)).fingerprint
-                   for one in world.concepts]  # fmt: skip
-        self.start = short_digest([world.base_fingerprint, *digests])
+        self.start = world.gates_start
         self.places: dict[str, Any] = {
             "base_folder": world.base_folder,
             "files": self.files,
