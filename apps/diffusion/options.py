@@ -69,10 +69,6 @@ class Machine:
             )
 
 
-ONE = Machine()
-"""One process."""
-
-
 def refuse_below(least: int, **numbers: int | None) -> None:
     """Refuse numbers that are too small.
 
@@ -104,3 +100,7 @@ def refuse_unless_share(**numbers: float) -> None:
     for name, number in numbers.items():
         if not 0 <= number < 1:
             raise GatesError(f"--{name} is {number}, expected a share from 0 to below 1")
+
+
+ONE = Machine()
+"""One process."""
