@@ -151,6 +151,7 @@ def train(
         overwrite: Replace gates in the run folder that were trained with other settings.
     """
     machine.check_share(training.batch_size)
+    refuse_below(1, size=size)
     if csv is None and (base is not None or size is not None):
         raise GatesError("--base and --size need --csv: the zoo is of the embedded base")
     run = run_of(place, overwrite=overwrite)

@@ -109,6 +109,7 @@ def train(
     """
     if len(images) != 1:
         raise GatesError(f"expected one folder of images, found {len(images)}: {' '.join(images)}")
+    refuse_below(1, size=size)
     folder = Path(images[0])
     found, start = captioned_images(folder), base_at(base, place)
     title = card.title or folder.resolve().name
