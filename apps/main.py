@@ -91,6 +91,8 @@ APPS: Mapping[str, App] = {
         {
             "train-base": "train the embedded base on the drawings of OpenMoji",
             "train-lora": "train an adapter on a folder of captioned images",
+            "train-retriever": "train the encoder that finds adapters by their weights",
+            "train-gates": "train the gates that weigh several adapters at once",
             "evaluate": "compare with rivals by the study of a configuration",
             "generate": "make images of a prompt with the adapters that suit it, fused by gates",
             "demo": "open a page that does the same, on this machine only",

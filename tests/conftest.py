@@ -1,6 +1,7 @@
 import os
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -42,6 +43,12 @@ def _harness():
 def kill_and_resume(tmp_path, _harness):
     """Kill a ``fit``, resume it, and compare it bit for bit with an uninterrupted run."""
     return _harness["harness"](tmp_path)
+
+
+@pytest.fixture(scope="session")
+def forked():
+    """``Forked`` commands and ``finished`` ones, without the time that imports take."""
+    return SimpleNamespace(**runpy.run_path(str(HERE / "fixtures" / "forked.py")))
 
 
 @pytest.fixture

@@ -9,7 +9,15 @@ from harness.command.verbs import FunctionVerb, run_verb
 DEFAULT_CONFIG = "embedded"  # of verbs that need no configuration
 FUNCTIONS = {
     "train-base": FunctionVerb("apps.diffusion.train_base:train"),
-    "train-lora": FunctionVerb("apps.diffusion.train_lora:train", "images"),
+    "train-lora": FunctionVerb(
+        "apps.diffusion.train_lora:train", "images", flat=("card", "training")
+    ),
+    "train-retriever": FunctionVerb(
+        "apps.diffusion.train_retriever:train", flat=("training", "machine")
+    ),
+    "train-gates": FunctionVerb(
+        "apps.diffusion.train_gates:train", flat=("gates", "training", "machine")
+    ),
     "evaluate": FunctionVerb("apps.diffusion.evaluate:evaluate"),
     "generate": FunctionVerb("apps.diffusion.generate:generate", "prompt"),
     "demo": FunctionVerb("apps.diffusion.demo.command:demo"),

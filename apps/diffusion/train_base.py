@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from apps.diffusion.options import refuse_below, refuse_unless_positive
 from apps.diffusion.works.base import BaseForm, train_base
+from core_gates.errors import GatesError, check_option
 from diffusion.data.drawings import Drawings
 from diffusion.models.text import text_encoder
+from diffusion.models.tiny_flux import SHAPES
 from harness.command.verbs import Place
 from harness.experiment import Piece, Run
 
@@ -54,7 +58,16 @@ def train(
         seed: Seed of the weights and of all that is drawn.
         overwrite: Replace a base in the run folder that was trained with other settings.
     """
-    run = Run(place.run_folder.path, app="diffusion", package="diffusion", overwrite=overwrite)
+    check_option("--shape", shape, SHAPES, GatesError)
+    refuse_below(1, steps=steps, batch_size=batch_size)
+    refuse_unless_positive(learning_rate=learning_rate)
+    run = Run(
+        place.run_folder.path,
+        app="diffusion",
+        config_path=Path(f"{place.config}.yaml"),
+        package="diffusion",
+        overwrite=overwrite,
+    )
     piece = base_piece(
         run,
         seed,
@@ -66,5 +79,6 @@ def train(
         text_encoder=text_encoder,
     )
     store = run.store("bases", BaseForm())
-    run.obtain(store, [piece], partial(train_base, drawings_folder=drawings), ticks=steps)
-    print(store.find(piece))
+    for made in run.obtain(store, [piece], partial(train_base, drawings_folder=drawings),
+                           ticks=steps):  # fmt: skip
+        print(store.find(made))

@@ -2,141 +2,134 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
-
-from apps.diffusion.works.adapter import AdapterForm
-from apps.diffusion.works.base import trainer_of
-from apps.diffusion.world import World
+from apps.diffusion.options import (
+    Precision,
+    refuse_below,
+    refuse_unless_positive,
+    refuse_unless_share,
+)
+from apps.diffusion.places import base_at, digest_of, run_of
+from apps.diffusion.works.adapter import AdapterForm, file_in
+from apps.diffusion.works.own_adapter import train_own_adapter
 from core_gates.errors import GatesError
-from diffusion.data.folders import captioned_images, read_image
-from diffusion.lora_file import LoraBundle
-from diffusion.lora_file.container.text import plain_name
-from diffusion.models.adapters import bundle_of, layers_of, trainable_factors
-from diffusion.models.codec import Codec, EmbeddedCodec
-from diffusion.models.training import FlowMatchingModule, LatentDataModule
+from diffusion.data.folders import captioned_images
+from diffusion.library.paths import slug
+from diffusion.models.adapters import PARTS
 from harness.command.verbs import Place
-from harness.experiment import Job, Piece, Run
-from harness.files import content_digest
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the file of an adapter says of it.
+
+    Attributes:
+        title: Title of the adapter, which names its file; that of the folder if null.
+        trigger: Words that switch it on; captions that lack them begin with them.
+        tags: Tags under which it is found.
+        license: License of the adapter, such as CC-BY-4.0.
+    """
+
+    title: str | None = None
+    trigger: str = ""
+    tags: tuple[str, ...] = ()
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an adapter is trained.
+
+    Attributes:
+        rank: Rank of the adapter.
+        parts: Parts of each block that it changes: ``attention``, ``mlp``, ``modulation``.
+        steps: Steps of the training, over which the learning rate falls to 0.
+        batch_size: Images of a step.
+        learning_rate: Learning rate after the warm-up.
+        caption_dropout: Share of captions that are left empty.
+        precision: Numbers that are computed with.
+    """
+
+    rank: int = 4
+    parts: tuple[str, ...] = ("attention", "mlp", "modulation")
+    steps: int = 100
+    batch_size: int = 32
+    learning_rate: float = 5e-3
+    caption_dropout: float = 0.1
+    precision: Precision = "bf16-mixed"
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            GatesError: One makes no sense, or there is no such part of a block.
+        """
+        refuse_below(1, rank=self.rank, steps=self.steps, batch_size=self.batch_size)
+        refuse_unless_positive(learning_rate=self.learning_rate)
+        refuse_unless_share(caption_dropout=self.caption_dropout)
+        if unknown := sorted(set(self.parts) - PARTS.keys()):
+            raise GatesError(f"no part of a block is named {unknown[0]!r}: {', '.join(PARTS)}")
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that decides the result."""
+        usual = self.precision == "bf16-mixed"
+        return {**vars(self), "parts": list(self.parts),
+                "precision": None if usual else self.precision}  # fmt: skip
 
 
 def train(
     place: Place,
-    images: str,
-    title: str | None = None,
+    images: list[str],
+    card: Card,
+    training: Training,
     base: str | None = None,
-    rank: int = 4,
-    parts: tuple[str, ...] = ("attention", "mlp", "modulation"),
-    steps: int = 100,
-    batch_size: int = 32,
-    learning_rate: float = 5e-3,
-    caption_dropout: float = 0.1,
-    license: str = "",
+    size: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Train an adapter on a folder of captioned images; a killed training continues.
+    """Train an adapter on a folder of captioned IMAGES; a killed training continues.
 
     The folder holds images with ``.txt`` files of the same name, in folders such as ``10_fruit``
     where they are to be seen ten times an epoch, or a ``metadata.jsonl``.
 
     Args:
         place: Filled in by the command line.
-        images: Folder of the images.
-        title: Title of the adapter, which names its file; that of the folder if null.
-        base: Folder of the base; the embedded one if null.
-        rank: Rank of the adapter.
-        parts: Parts of each block that it changes: ``attention``, ``mlp``, ``modulation``.
-        steps: Steps of the training, over which the learning rate falls to 0.
-        batch_size: Images of a step.
-        learning_rate: Learning rate after the warm-up.
-        caption_dropout: Fraction of captions that are left empty.
-        license: License of the adapter, for its file.
+        images: Filled in by the command line.
+        card: What the file says of the adapter.
+        training: How it is trained.
+        base: Folder of a FLUX or SD3 pipeline of diffusers, or of an embedded base; the one of the
+            package if null.
+        size: Side of images in pixels; 1024 for pipelines if null.
         seed: Seed of the weights and of all that is drawn.
         overwrite: Replace an adapter in the run folder that was trained with other settings.
     """
-    if rank < 1 or steps < 1 or batch_size < 1:
-        raise GatesError(f"rank {rank}, steps {steps}, batch_size {batch_size} must be at least 1")
-    folder = Path(images)
-    found = captioned_images(folder)
-    run = Run(place.run_folder.path, app="diffusion", package="diffusion", overwrite=overwrite)
-    named = plain_name(title or folder.resolve().name)
+    if len(images) != 1:
+        raise GatesError(f"expected one folder of images, found {len(images)}: {' '.join(images)}")
+    refuse_below(1, size=size)
+    folder = Path(images[0])
+    found, start = captioned_images(folder), base_at(base, place)
+    title = card.title or folder.resolve().name
+    run = run_of(place, overwrite=overwrite)
     piece = run.piece(
-        named,
+        slug(title),
         seed,
-        images=content_digest(folder).sha256[:16],
+        title=title,
+        trigger=card.trigger or None,
+        tags=list(card.tags) or None,
+        license=card.license or None,
+        images=digest_of(folder),
         count=len(found),
-        start=base_digest(base, place),
-        rank=rank,
-        parts=list(parts),
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        caption_dropout=caption_dropout,
-        license=license or None,
+        start=start.digest,
+        size=size,
+        **training.settings(),
     )
-    store = run.store("adapters", AdapterForm())
-    root = str(place.run_folder.path.parents[1])
-    run.obtain(store, [piece], partial(train_on_folder, images=folder, base=base, root=root),
-               ticks=steps)  # fmt: skip
-    path = store.find(piece)
-    assert path is not None
-    print(next(iter(sorted(path.glob("*.safetensors")))))
-
-
-def base_digest(base: str | None, place: Place) -> str:
-    """Return what tells a base from others: the embedded one by its piece, another by its files."""
-    if base is None:
-        return World(place.run_folder.path.parents[1]).base_fingerprint
-    return content_digest(Path(base)).sha256[:16]
-
-
-def codec_of(base: str | None, root: str) -> Codec:
-    """Return images and captions as a base sees them."""
-    if base is None:
-        world = World(root)
-        return EmbeddedCodec(world.base, world.text)
-    from diffusion.models.loading import load_codec
-
-    return load_codec(base)
-
-
-def train_on_folder(
-    piece: Piece, job: Job, images: Path, base: str | None, root: str
-) -> LoraBundle:
-    """Train an adapter on a folder."""
-    L.seed_everything(piece.seed, verbose=False)
-    found, codec = captioned_images(images), codec_of(base, root)
-    rows = [number for number, one in enumerate(found) for _ in range(one.repeats)]
-    pixels = torch.stack([read_image(one.path, codec.size) for one in found])
-    text = codec.states([one.caption for one in found])
-    data = LatentDataModule(codec.latents(pixels)[rows], text[rows], piece["batch_size"])
-    layers = layers_of(codec.transformer, piece["parts"])
-    with trainable_factors(codec.transformer, layers, piece["rank"]) as factors:
-        module = FlowMatchingModule(
-            codec.transformer,
-            codec.states([""]),
-            factors,
-            steps=piece["steps"],
-            learning_rate=piece["learning_rate"],
-            warmup_steps=5,
-            caption_dropout=piece["caption_dropout"],
-        )
-        job.fit(module, data, ticks="steps", max_steps=piece["steps"], **trainer_of(piece))
-        return bundle_of(factors, codec.family, _card(piece, [one.caption for one in found]))
-
-
-def _card(piece: Piece, captions: list[str]) -> dict[str, Any]:
-    counts = {caption: captions.count(caption) for caption in captions[:200]}
-    found = {
-        "modelspec.title": piece.method,
-        "modelspec.architecture": "flux/lora",
-        "modelspec.license": piece.get("license", ""),
-        "ss_tag_frequency": json.dumps({piece.method: counts}),
-    }
-    return {name: value for name, value in found.items() if value}
+    store = run.store("loras", AdapterForm())
+    work = partial(train_own_adapter, images=folder, base_folder=start.folder, size=size)
+    for made in run.obtain(store, [piece], work, ticks=training.steps):
+        path = store.find(made)
+        assert path is not None
+        print(file_in(path))

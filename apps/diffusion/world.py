@@ -18,6 +18,7 @@ from apps.diffusion.train_base import base_piece
 from apps.diffusion.works.adapter import AdapterForm, train_adapter
 from apps.diffusion.works.base import BaseForm, train_base
 from apps.diffusion.works.judge import train_judge
+from core_gates.errors import GatesError
 from diffusion.data.concepts import Concept, concepts
 from diffusion.data.drawings import Drawings
 from diffusion.models.adapters import layers_of
@@ -171,8 +172,31 @@ class World:
 
     def encoder_piece(self, method: str, seed: int, **settings: Any) -> Piece:
         """Return the piece that an encoder of the adapters of seed 0 is."""
-        start = [self.adapter_piece(one, 0).fingerprint for one in concepts()]
-        return self.run.piece(method, seed, start=short_digest(start), **settings)
+        return self.run.piece(method, seed, start=self.zoo_digest, **settings)
+
+    @property
+    def zoo_digest(self) -> str:
+        """Of the pieces of the adapters of seed 0."""
+        return short_digest([self.adapter_piece(one, 0).fingerprint for one in self.concepts])
+
+    @property
+    def gates_start(self) -> str:
+        """Of the pieces that gates are trained on: the base and the adapters of seed 0."""
+        pieces = [self.adapter_piece(one, 0).fingerprint for one in self.concepts]
+        return short_digest([self.base_fingerprint, *pieces])
+
+    def present_base(self) -> Path:
+        """Return the folder of the base.
+
+        Raises:
+            GatesError: It was never trained and does not ship.
+        """
+        found = self.bases.find(base_piece(self.run, 0, self.drawings, **self._base))
+        if found is None:
+            raise GatesError(
+                "there is no embedded base: run `gates diffusion train-base` first, or give --base"
+            )
+        return found
 
     def adapter_piece(self, concept: Concept, seed: int) -> Piece:
         """Return the piece that an adapter is."""

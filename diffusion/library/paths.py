@@ -182,11 +182,12 @@ def names_of(location: bytes) -> tuple[str, ...]:
     path = Path(location.decode("utf-8", "replace"))
     stem = path.parent.name if path.stem in UNTELLING and path.parent.name else path.stem
     whole = str(path.with_suffix("")).replace("/", "-")
-    unique = f"{_slug(stem)[:100]}-{hashlib.sha256(location).hexdigest()[:16]}"
-    return _slug(stem), _slug(whole), unique
+    unique = f"{slug(stem)[:100]}-{hashlib.sha256(location).hexdigest()[:16]}"
+    return slug(stem), slug(whole), unique
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """Return a text as a name: 1 to 128 letters, digits, dots, dashes and underscores."""
     return _SLUG.sub("-", text).strip("-").lstrip(".-")[:_LONGEST] or "adapter"
 
 

@@ -61,7 +61,10 @@ def trainable_factors(
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers))
     transformer.add_adapter(config, adapter_name=NAME)  # type: ignore[operator]
     try:
-        yield {n: p for n, p in transformer.named_parameters() if n.endswith((DOWN, UP))}
+        factors = {n: p for n, p in transformer.named_parameters() if n.endswith((DOWN, UP))}
+        for factor in factors.values():
+            factor.data = factor.data.float()  # also in a base of bfloat16
+        yield factors
     finally:
         transformer.unload_lora()  # type: ignore[operator]
 

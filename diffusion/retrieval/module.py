@@ -57,6 +57,7 @@ class LoraRetriever(L.LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup, self.clip = warmup, clip
         self.augmentation = augmentation
+        self._validated: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, pairs: Pairs) -> Tensor:
         """Return the vectors (n, out_dim) of adapters, of unit length."""
@@ -77,13 +78,23 @@ class LoraRetriever(L.LightningModule):
         if isinstance(self.loss, ContrastiveLoss):
             self.loss.limit()
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget the vectors of the last validation."""
+        self._validated.clear()
+
     def validation_step(self, pairs: Pairs, _: int) -> None:
+        """Encode some adapters of validation."""
+        self._validated.append((self(pairs), pairs.text, pairs.numbers[pairs.owners]))
+
+    def on_validation_epoch_end(self) -> None:
         """Search all adapters of validation by each of their captions."""
-        similarity = pairs.text @ self(pairs).mT
-        own = similarity.gather(1, pairs.owners[:, None])
+        vectors, text, owners = (torch.cat(parts) for parts in zip(*self._validated, strict=True))
+        similarity = text @ vectors.mT
+        own = similarity.gather(1, owners[:, None])
         rank = (similarity > own).sum(1) + 1
         values = {"val_recall@1": (rank == 1).float().mean(), "val_mrr": (1 / rank).mean()}
         self.log_dict(values, batch_size=len(rank))
+        self._validated.clear()
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Limit the norm of the gradient."""

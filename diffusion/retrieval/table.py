@@ -1,25 +1,17 @@
 """The table of adapters, images and captions that the published retriever is trained from."""
 
-import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from diffusion.data.table import TableRow, held_out_rows, inside, read_rows
 from diffusion.lora_file import LoraBundle, load_lora
-from diffusion.lora_file.container.text import clean
-from diffusion.lora_file.errors import LoraFileError
 from diffusion.retrieval.captions import Example
 
-COLUMNS = ("model_file", "image_file", "text", "text_short", "text_medium")
-DESCRIPTION, CONCEPT = "description_en", "concept"
-DESCRIBED = 0.5
-"""How often a description of the adapter precedes the short caption, where there is one."""
+Load = Callable[[Path], LoraBundle]
 
 
 def read_table(
-    path: str | Path,
-    *,
-    root: str | Path | None = None,
-    load: Callable[[Path], LoraBundle] = load_lora,
+    path: str | Path, *, root: str | Path | None = None, load: Load = load_lora
 ) -> list[Example]:
     """Read a CSV with a row per image and group its rows by adapter.
 
@@ -27,9 +19,7 @@ def read_table(
     it is the description of the adapter with the short form, if there is one.
 
     Args:
-        path: UTF-8, with the columns ``model_file``, ``image_file``, ``text``, ``text_short`` and
-            ``text_medium``; ``description_en`` and ``concept`` are optional. An adapter without
-            concept is its own.
+        path: See :func:`diffusion.data.table.read_rows`. An adapter without concept is its own.
         root: Folder that ``model_file`` is relative to; that of the table if None. No file outside
             of it is read.
         load: Reads an adapter.
@@ -38,62 +28,49 @@ def read_table(
         LoraFileError: The table cannot be read, lacks a column or a caption, or names a file
             outside of the folder.
     """
-    path = Path(path)
-    folder = (Path(root) if root is not None else path.parent).resolve()
-    captions: dict[str, list[dict[str, float]]] = {}
-    concepts: dict[str, str] = {}
-    for number, row in _rows(path):
-        name = row["model_file"]
-        weighted = _weighted(row)
-        if not name or not weighted:
-            what = "caption" if name else "model_file"
-            raise LoraFileError(f"line {number} of {_label(path)} has no {what}: fill it in")
-        captions.setdefault(name, []).append(weighted)
-        concepts.setdefault(name, row.get(CONCEPT) or name)
-    if not captions:
-        raise LoraFileError(f"{_label(path)} has no rows: give one per image")
-    return [
-        Example(load(_inside(folder, name)), *_joined(images, concepts[name]))
-        for name, images in captions.items()
-    ]
+    return split_table(path, 0.0, root=root, load=load)[0]
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows with their lines.
+def split_table(
+    path: str | Path,
+    held_out: float,
+    *,
+    root: str | Path | None = None,
+    load: Load = load_lora,
+) -> tuple[list[Example], list[Example]]:
+    """Return the adapters of a table with the captions of training, and with those held out.
+
+    Args:
+        path: See :func:`read_table`.
+        held_out: Share of the rows of each adapter that is held out.
+        root: See :func:`read_table`.
+        load: Reads an adapter, each once.
 
     Raises:
-        LoraFileError: The table cannot be read, or lacks a column.
+        LoraFileError: See :func:`read_table`.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise LoraFileError(
-                    f"{_label(path)} lacks the columns {', '.join(missing)}: expected "
-                    f"{', '.join(COLUMNS)}"
-                )
-            return [
-                (reader.line_num, {k: (v or "").strip() for k, v in row.items() if k is not None})
-                for row in reader
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise LoraFileError(f"{_label(path)} cannot be read: {clean(reason, 200)}") from error
+    path = Path(path)
+    folder = (Path(root) if root is not None else path.parent).resolve()
+    rows = read_rows(path)
+    bundles: dict[str, LoraBundle] = {}
+    for row in rows:
+        if row.model_file not in bundles:
+            bundles[row.model_file] = load(inside(folder, row.model_file))
+    parts = held_out_rows(rows, held_out)
+    return _examples(parts[0], bundles), _examples(parts[1], bundles)
 
 
-def _weighted(row: dict[str, str]) -> dict[str, float]:
-    """Return the captions of an image and how often each is drawn."""
-    forms = [row[name] for name in ("text", "text_short", "text_medium") if row[name]]
-    description = row.get(DESCRIPTION, "")
-    found: dict[str, float] = {}
-    if description:
-        text = f"{description} {row['text_short']}".strip()
-        found[text] = DESCRIBED if forms else 1.0
-    for text in forms:
-        share = (1 - DESCRIBED if description else 1.0) / len(forms)
-        found[text] = found.get(text, 0.0) + share
-    return found
+def _examples(rows: Sequence[TableRow], bundles: dict[str, LoraBundle]) -> list[Example]:
+    """Return adapters, with what describes them."""
+    captions: dict[str, list[dict[str, float]]] = {}
+    concepts: dict[str, str] = {}
+    for row in rows:
+        captions.setdefault(row.model_file, []).append(row.captions)
+        concepts.setdefault(row.model_file, row.concept)
+    return [
+        Example(bundles[name], *_joined(images, concepts[name]))
+        for name, images in captions.items()
+    ]
 
 
 def _joined(images: list[dict[str, float]], concept: str) -> tuple[list[str], str, list[float]]:
@@ -103,22 +80,3 @@ def _joined(images: list[dict[str, float]], concept: str) -> tuple[list[str], st
         for text, weight in weighted.items():
             total[text] = total.get(text, 0.0) + weight / len(images)
     return list(total), concept, list(total.values())
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """Return the path of an adapter.
-
-    Raises:
-        LoraFileError: It lies outside of the folder.
-    """
-    try:
-        path = (folder / name).resolve()
-    except (OSError, ValueError) as error:
-        raise LoraFileError(f"{clean(name, 200)!r} is not the name of a file") from error
-    if not path.is_relative_to(folder):
-        raise LoraFileError(f"{clean(name, 200)} lies outside of {_label(folder)}: move it there")
-    return path
-
-
-def _label(path: Path) -> str:
-    return clean(str(path), 200)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_type_hints
 
 import yaml
 
@@ -69,10 +70,12 @@ class FunctionVerb(NamedTuple):
             options.
         positional: Argument that stands without an option, a list of one path or several, or of
             none if it has a default; or names of several such arguments, each of one path.
+        flat: Arguments that are documented dataclasses, whose fields are options of their own.
     """
 
     target: str
     positional: str | tuple[str, ...] = ()
+    flat: tuple[str, ...] = ()
 
     def load(self) -> Callable[..., None]:
         """Return the function."""
@@ -121,12 +124,16 @@ def run_verb(
         text = NAME if name_of is None else NAME_OF_PATH
         parser.add_argument("--name", type=str | None, help=text)
         parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
-    parser.add_function_arguments(function, skip=skip, as_group=False)
+    grouped = {name: _kind(function, name) for name in verbs[verb].flat}
+    parser.add_function_arguments(function, skip=skip | set(grouped), as_group=False)
+    for kind in grouped.values():
+        parser.add_class_arguments(kind, as_group=False)
     let_switches_stand_alone(parser)
     describe(parser, COMMON_OPTIONS)
     parsed = parser.parse_args(let_lists_be_plain(parser, words))
     try:
         options = vars(parser.instantiate_classes(parsed))
+        options |= {name: _taken(kind, options) for name, kind in grouped.items()}
     except ValueError as error:  # of the constructor of a dataclass
         raise GatesError(f"an option is wrong: {error}") from error
     options.pop("config")
@@ -147,6 +154,16 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite:
         raise GatesError(f"{path} exists: choose another --output or add --overwrite_output")
+
+
+def _kind(function: Callable[..., None], name: str) -> type[Any]:
+    """Return the dataclass that an argument of a function is of."""
+    return cast(type[Any], get_type_hints(function)[name])
+
+
+def _taken(kind: type[Any], options: dict[str, Any]) -> Any:
+    """Return a dataclass of its fields, which are taken out of the options."""
+    return kind(**{field.name: options.pop(field.name) for field in dataclasses.fields(kind)})
 
 
 def _summary(function: Callable[..., None]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
@@ -20,9 +21,12 @@ from harness.experiment.record import Record, gap, read_record
 from harness.files import remove
 from harness.runs.checkpoint import RunCheckpoint, load_weights
 from harness.runs.quiet import quiet_lightning
+from harness.runs.random_state import capture, restore
 from harness.runs.trainer import ExactTrainer
 
 SAVED_EVERY = 60.0  # seconds of steps that a kill may cost
+SAVED_STEPS = 100  # steps that it may cost on several ranks, which would not agree on the time
+DONE = "done"
 QUIET = {
     "accelerator": "auto",
     "devices": 1,
@@ -40,6 +44,8 @@ class Job:
     Args:
         folder: Survives a kill, and goes when the result is whole.
         tick: To be called as the work proceeds.
+        first: Folder of the first rank, where this one is another that takes part in the training
+            and keeps nothing.
 
     Attributes:
         objects: Short hashes of what was trained on.
@@ -48,8 +54,14 @@ class Job:
             before the first one.
     """
 
-    def __init__(self, folder: Path, tick: Callable[[], None] = lambda: None) -> None:
-        self.folder, self.tick = folder, tick
+    def __init__(
+        self,
+        folder: Path,
+        tick: Callable[[], None] = lambda: None,
+        *,
+        first: Path | None = None,
+    ) -> None:
+        self.folder, self.tick, self.first = folder, tick, first
         self.objects: set[str] = set()
         self.facts: dict[str, Any] = {}
         self.last: Path | None = None
@@ -73,7 +85,8 @@ class Job:
     ) -> L.LightningModule:
         """Train a module, from the last checkpoint of a killed attempt where there is one.
 
-        The result has the same bits as that of an uninterrupted one.
+        The result has the same bits as that of an uninterrupted one. Several ranks train together;
+        the first one writes checkpoints, and says what the others start from.
 
         Args:
             module: Is trained in place.
@@ -93,28 +106,48 @@ class Job:
             GatesError: There is no such class, or it refuses an argument.
         """
         quiet_lightning()
-        folder = self.folder / f"fit{self._fits}"
+        folder = (self.first or self.folder) / f"fit{self._fits}"
         self._fits += 1
-        folder.mkdir(parents=True, exist_ok=True)
+        if self.first is None:
+            folder.mkdir(parents=True, exist_ok=True)
         keeper = RunCheckpoint(
             every_n_steps=None, every_seconds=SAVED_EVERY, monitor=monitor, mode=mode,
             folder=str(folder),
         )  # fmt: skip
-        callbacks: list[Callback] = [_Ticks(self.tick, ticks)]
+        callbacks: list[Callback] = [_Ticks(self.tick, ticks), _SameDraws()]
         if patience is not None:
             if monitor is None:
                 raise ValueError("patience needs a monitor: name a logged validation score")
             callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
         fixed: dict[str, Any] = {**QUIET, "default_root_dir": folder}
-        last, best, done = folder / "last.ckpt", folder / "best.ckpt", folder / "done"
+        last, best, done = folder / "last.ckpt", folder / "best.ckpt", folder / DONE
         self.last = last
-        if not done.is_file():
-            fitter = _trainer_of({**fixed, **trainer}, [*callbacks, keeper])
-            start = str(last) if last.is_file() else None
+        fitter = _trainer_of({**fixed, **trainer}, [*callbacks, keeper])
+        if fitter.world_size > 1:
+            keeper.every_n_steps, keeper.every_seconds = SAVED_STEPS, None
+        start = DONE if done.is_file() else str(last) if last.is_file() else None
+        start = _agreed(fitter, module, start)
+        if start != DONE:
             fitter.fit(module, data, ckpt_path=start, weights_only=True)
-            done.touch()
+        if self.first is not None:
+            return module.eval()
+        done.touch()
         module.load_state_dict(load_weights(best if best.is_file() else last)["state_dict"])
         return module.eval()
+
+
+def _agreed(fitter: L.Trainer, module: L.LightningModule, start: str | None) -> str | None:
+    """Return where the first rank starts, for all ranks that began at the same time.
+
+    Processes that Lightning starts itself begin when the first one has found its start.
+    """
+    strategy = fitter.strategy
+    environment = getattr(strategy, "cluster_environment", None)
+    if fitter.world_size == 1 or isinstance(environment, LightningEnvironment):
+        return start
+    strategy.connect(module)
+    strategy.setup_environment()
+    return strategy.broadcast(start)
 
 
 def _trainer_of(options: dict[str, Any], callbacks: list[Callback]) -> ExactTrainer:
@@ -139,6 +172,18 @@ def _one_made(given: Any) -> Any:
         return getattr(importlib.import_module(module), name)(**(given.get("init_args") or {}))
     except (ImportError, AttributeError, TypeError, ValueError, MisconfigurationException) as error:
         raise GatesError(f"{path} cannot be made for the Trainer: {error}") from error
+
+
+class _SameDraws(Callback):
+    """Draw on several ranks what one process would draw, where Lightning seeds them again."""
+
+    def __init__(self) -> None:
+        self.states = capture()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take up the random states that the training was begun with."""
+        if trainer.world_size > 1:
+            restore(self.states)
 
 
 class _Ticks(Callback):
@@ -177,7 +222,7 @@ def claimed(folder: Path, piece: Piece) -> Iterator[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / f".{piece.name}.lock", piece):
-        partial = folder / f".{piece.name}.partial"
+        partial = partial_of(folder, piece)
         if partial.exists() and gap(read_record(partial), piece):
             remove(partial)
         partial.mkdir(exist_ok=True)
@@ -187,9 +232,14 @@ def claimed(folder: Path, piece: Piece) -> Iterator[Path]:
         remove(partial)
 
 
+def partial_of(folder: Path, piece: Piece) -> Path:
+    """Return where the work on a piece keeps what survives a kill."""
+    return folder / f".{piece.name}.partial"
+
+
 def sweep(folder: Path, piece: Piece) -> None:
     """Remove the partial folder of a whole piece, left by a process killed at the last moment."""
-    partial = folder / f".{piece.name}.partial"
+    partial = partial_of(folder, piece)
     if partial.exists():
         with suppress(GatesError), _locked(folder / f".{piece.name}.lock", piece):
             remove(partial)

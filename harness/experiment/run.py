@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,11 +10,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import tuning
 from harness.experiment.forms import Figures, Form
-from harness.experiment.job import Job, claimed, sweep
+from harness.experiment.job import sweep
 from harness.experiment.markdown import write_markdown
 from harness.experiment.piece import Piece, Setting
 from harness.experiment.printing import print_scores
@@ -23,14 +24,14 @@ from harness.experiment.record import read_record
 from harness.experiment.scores import Scores, read_scores, replace_part, write_scores
 from harness.experiment.store import Store
 from harness.experiment.tuning import Choice, Choose, Space, lowest
+from harness.experiment.work import Work, compute, take_part
 from harness.files import Data
 from harness.runs.environment import git_revision
 from harness.runs.folder import RunFolder
-from harness.runs.processes import Pool, Tick
+from harness.runs.processes import Pool
 from harness.runs.ticker import ticking
 
 R = TypeVar("R")
-Work = Callable[[Piece, Job], R]
 TRIALS, CHOICES = "trials", "choices"
 WORDS = {
     "weights": ("training", "networks"),
@@ -145,6 +146,9 @@ class Run:
         way; of those, what they keep in their folder is resumed. Nothing is computed in a quick
         run.
 
+        Where a training has several ranks, which all call this, the first one claims, keeps and
+        prints; the others take part in it and have no results.
+
         Args:
             store: Where results are kept.
             pieces: All that are wanted; those of other methods than ``only`` are left out.
@@ -160,6 +164,8 @@ class Run:
         """
         wanted = [p for p in dict.fromkeys(pieces) if not self.only or p.method in self.only]
         missing = store.missing(wanted)
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            return [] if self.quick and not scoring else take_part(store, missing, work)
         for piece in set(wanted) - set(missing):
             sweep(store.folder, piece)
         if missing:
@@ -172,10 +178,10 @@ class Run:
         missing.sort(key=lengths.__getitem__, reverse=True)
         if missing:
             revision = git_revision()
-            compute = partial(_compute, store, work, revision)
+            computed = partial(compute, store, work, revision)
             label = " ".join(_words(store.kind))
             with ticking(label, sum(lengths.values())) as tick, self._pooled():
-                self._pool.run(compute, [(piece, lengths[piece]) for piece in missing], tick)
+                self._pool.run(computed, [(piece, lengths[piece]) for piece in missing], tick)
         return wanted
 
     def tune(
@@ -450,49 +456,3 @@ def _print_missing(
 def _listed(names: Sequence[str], shown: int) -> str:
     more = [f"{len(names) - shown} more"] if shown < len(names) else []
     return ", ".join([*names[:shown], *more])
-
-
-def _compute(
-    store: Store[Any],
-    work: Work[Any],
-    revision: str | None,
-    piece: Piece,
-    length: int,
-    *,
-    tick: Tick,
-) -> None:
-    """Compute the result of a piece and keep it; an error names the piece.
-
-    It ticks ``length`` times at least, also where the work ends early or is done already.
-    """
-    done = 0
-
-    def counted() -> None:
-        nonlocal done
-        done += 1
-        tick()
-
-    _compute_one(store, work, revision, piece, counted)
-    for _ in range(done, length):
-        tick()
-
-
-def _compute_one(
-    store: Store[Any], work: Work[Any], revision: str | None, piece: Piece, tick: Tick
-) -> None:
-    begin = time.monotonic()
-    try:
-        with claimed(store.folder, piece) as folder:
-            if store.find(piece) is not None:  # made by another process in the meantime
-                return
-            job = Job(folder, tick)
-            result = work(piece, job)
-            seconds = round(time.monotonic() - begin, 1)
-            store.keep(
-                piece, result, objects=job.objects, seconds=seconds, revision=revision, **job.facts
-            )
-    except GatesError as error:
-        raise type(error)(f"{piece.name}: {error}") from error
-    except Exception as error:
-        error.add_note(f"while working on {store.kind}/{piece.name}")
-        raise

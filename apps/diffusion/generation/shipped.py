@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from apps.diffusion.studies.fusion import start_of
 from apps.diffusion.studies.retrieval import ENCODER, UNSEEN
 from apps.diffusion.works.adapter import file_in
 from apps.diffusion.works.encoder import FOLDER, EncoderForm
@@ -112,7 +111,7 @@ def _gates(world: World) -> Path | None:
     store = world.run.store("gates", GatesForm())
     for place in (store.folder, store.shipped):
         record = None if place is None else read_record(place / GATES)
-        if record is not None and record.settings.get("start") == start_of(world):
+        if record is not None and record.settings.get("start") == world.gates_start:
             assert place is not None
             return place / GATES / FILE
     return None

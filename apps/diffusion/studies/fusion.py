@@ -28,7 +28,6 @@ from harness.evidence import Bar, Resamples, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run
 from harness.experiment.tuning import Choice
 from harness.files import Data
-from harness.files.digest import short_digest
 
 TRIALS = 12
 GATES: dict[str, Any] = {
@@ -132,7 +131,7 @@ class Fused:
     def __init__(self, run: Run, world: World, seeds: Sequence[int]) -> None:
         self.run, self.world, self.seeds = run, world, tuple(seeds)
         self.files = world.zoo(0)
-        self.start = start_of(world)
+        self.start = world.gates_start
         self.places: dict[str, Any] = {
             "base_folder": world.base_folder,
             "files": self.files,
@@ -223,13 +222,6 @@ class Fused:
             trained=None if seed is None else method.trained[seed].name,
             **settings,
         )
-
-
-def start_of(world: World) -> str:
-    """Return what distinguishes a base with its zoo, which gates are trained on, from others."""
-    digests = [world.adapters.record(world.adapter_piece(one, 0)).fingerprint
-               for one in world.concepts]  # fmt: skip
-    return short_digest([world.base_fingerprint, *digests])
 
 
 def fusion_study(asked: Asked, world: World) -> None:

@@ -13,6 +13,7 @@ from core_gates.errors import GatesError
 from diffusion.data.concepts import Concept, caption_of, concepts, rows_of, styles_of
 from diffusion.data.drawings import Drawings
 from diffusion.data.styles import STYLES
+from diffusion.library.paths import slug
 from diffusion.lora_file import LoraBundle, load_lora, save_lora
 from diffusion.models.adapters import bundle_of, layers_of, trainable_factors
 from diffusion.models.base import EmbeddedBase
@@ -33,7 +34,8 @@ class AdapterForm:
 
     def save(self, folder: Path, result: LoraBundle) -> None:
         """Write it."""
-        save_lora(result, folder / f"{result.metadata['modelspec.title']}.safetensors")
+        name = slug(result.metadata["modelspec.title"])
+        save_lora(result, folder / f"{name}.safetensors")
 
     def load(self, folder: Path) -> LoraBundle:
         """Read it.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
+from apps.diffusion.options import ONE, Machine
 from diffusion.data.concepts import caption_of, concepts, rows_of, styles_of
 from diffusion.data.drawings import Drawings
 from diffusion.lora_file import FluxShape, load_lora
@@ -25,9 +28,13 @@ from diffusion.retrieval import (
 )
 from diffusion.retrieval.data import RetrieverData
 from diffusion.retrieval.module import LoraRetriever
+from diffusion.retrieval.modules import Shape
+from diffusion.retrieval.table import Load, split_table
 from harness.experiment import Job, Piece
 
 FOLDER = "encoder"
+STEPS_PER_EPOCH = 50
+"""Steps after which adapters of a table are validated."""
 
 
 class EncoderForm:
@@ -90,6 +97,7 @@ def train_encoder(
     base_folder: Path,
     files: Mapping[str, Path],
     drawings_folder: str | None = None,
+    machine: Machine = ONE,
 ) -> TrainedEncoder:
     """Train an encoder on adapters of the zoo and captions that these have seen."""
     L.seed_everything(piece.seed, verbose=False)
@@ -100,14 +108,65 @@ def train_encoder(
     shape = shape_of(base)
     used = types_used(shape, [one.bundle for one in examples])
     config = EncoderConfig(shape, types=used, text_dim=text.dim, **piece["encoder"])
-    augmentation = Augmentation() if piece["augmented"] else None
+    data = RetrieverData(examples, config, text, steps_per_epoch=piece["steps"])
+    job.note(objects=[f"{name}-s0" for name in piece["concepts"]])
+    return fitted(piece, job, config, data, machine)
+
+
+def train_own_encoder(
+    piece: Piece, job: Job, csv: Path, shape: Shape, text_name: str, machine: Machine = ONE
+) -> TrainedEncoder:
+    """Train an encoder on the adapters of a table; the weights with the best validation stay."""
+    L.seed_everything(piece.seed, verbose=False)
+    text = text_encoder(text_name)
+    training, validation = split_table(csv, piece["held_out"], load=reader_of(shape))
+    config = config_of(piece, shape, training, text.dim)
+    epoch = min(piece["steps"], STEPS_PER_EPOCH)
+    data = RetrieverData(
+        training,
+        config,
+        text,
+        validation=validation,
+        batch_size=piece.get("batch_size"),
+        steps_per_epoch=epoch,
+        in_memory=bool(piece.get("in_memory", True)),
+    )
+    job.note(adapters=len(training), validated=len(validation))
+    monitor = "val_mrr" if validation else None
+    return fitted(piece, job, config, data, machine, monitor=monitor, mode="max")
+
+
+def config_of(piece: Piece, shape: Shape, examples: Sequence[Example], dim: int) -> EncoderConfig:
+    """Return the encoder that a piece asks for, on adapters of one's own."""
+    if piece["recipe"] == "published":
+        own = EncoderConfig.published(shape)
+        return own if own.out_dim == dim else EncoderConfig.published(shape, text_dim=dim)
+    used = types_used(shape, [one.bundle for one in examples])
+    return EncoderConfig(shape, types=used, text_dim=dim, **piece["encoder"])
+
+
+def reader_of(shape: Shape) -> Load:
+    """Return what reads adapters of a base, and refuses those of others."""
+    return partial(load_lora, base=shape.modules())
+
+
+def fitted(
+    piece: Piece,
+    job: Job,
+    config: EncoderConfig,
+    data: RetrieverData,
+    machine: Machine,
+    **options: Any,
+) -> TrainedEncoder:
+    """Return the encoder that is trained on some data."""
     module = LoraRetriever(
         config,
         loss=piece["loss"],
         learning_rate=piece["learning_rate"],
-        augmentation=augmentation,
+        augmentation=Augmentation() if piece["augmented"] else None,
     )
-    data = RetrieverData(examples, config, text, steps_per_epoch=piece["steps"])
-    job.note(objects=[f"{name}-s0" for name in piece["concepts"]])
-    job.fit(module, data, ticks="steps", max_steps=piece["steps"], use_distributed_sampler=False)
-    return module.trained(text.fingerprint)
+    options |= machine.trainer() | {"precision": piece.get("precision", "32-true")}
+    if machine.processes > 1:
+        options["strategy"] = DDPStrategy(find_unused_parameters=True)
+    job.fit(module, data, ticks="steps", max_steps=piece["steps"], **options)
+    return module.trained(data.text_fingerprint)

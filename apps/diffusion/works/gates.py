@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from apps.diffusion.options import ONE, Machine
 from apps.diffusion.works.base import weights_digest
 from apps.diffusion.works.tasks import Bench, combinations
 from core_gates.adapters import Room
 from core_gates.errors import GatesError
-from diffusion.fusion.data import PairDataModule
+from diffusion.data.table import inside
+from diffusion.fusion.data import FusionTask, PairDataModule
 from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.global_lora import global_lora
 from diffusion.fusion.module import FusionModule
+from diffusion.fusion.parallel import strategy_of
+from diffusion.fusion.sites import linear_sizes
+from diffusion.fusion.table import Shown, read_shown, tasks_of
 from diffusion.lora_file import LoraBundle, load_lora
+from diffusion.lora_file.reading import Base
+from diffusion.models.codec import load_codec
+from diffusion.models.text import TextStates
 from diffusion.rivals.registry import make_rival
 from harness.experiment import Job, Piece
 
@@ -66,6 +75,8 @@ def untrained(
     """Return the fusion of a piece before it is trained."""
     if is_gated(piece.settings):
         options = {name: piece[name] for name in GATE_OPTIONS}
+        if begin := piece.get("initialization"):
+            options["initialization"] = begin
         return GatedFusion(model, adapters, everywhere=True, room=room, **options)
     return make_rival(piece.method, model, adapters)
 
@@ -85,33 +96,92 @@ def train_gates(
     base_folder: Path,
     files: Mapping[str, Path],
     drawings_folder: str | None = None,
+    machine: Machine = ONE,
 ) -> dict[str, torch.Tensor]:
     """Train gates on the training pairs and triples."""
     L.seed_everything(piece.seed, verbose=False)
     bench = Bench.load(base_folder, drawings_folder)
     group = combinations("train")
     tasks = bench.tasks(group, "gate", MOST)
+    if piece.get("contrast"):
+        plain = bench.tasks([one._replace(styles=()) for one in group], "gate", MOST)
+        tasks = [replace(one, wrong=own.text) for one, own in zip(tasks, plain, strict=True)]
+    job.note(combinations=len(group), base=weights_digest(base_folder))
     library = {name: load_lora(file) for name, file in files.items()}
+    return fitted(piece, job, bench.base.transformer, library, tasks, bench.empty(), machine)
+
+
+def train_own_gates(
+    piece: Piece,
+    job: Job,
+    csv: Path,
+    base_folder: Path,
+    size: int | None,
+    machine: Machine = ONE,
+) -> dict[str, torch.Tensor]:
+    """Train gates on the images of a table."""
+    L.seed_everything(piece.seed, verbose=False)
+    shown, codec = read_shown(csv), load_codec(base_folder, size)
+    contrast = bool(piece.get("contrast"))
+    tasks = tasks_of(
+        shown, codec, partners=piece["partners"], contrast=contrast, seed=piece.seed or 0
+    )
+    library = library_of(shown, csv, linear_sizes(codec.transformer))
+    empty = codec.states([""])
+    codec.release()
+    job.note(combinations=len(tasks))
+    return fitted(piece, job, codec.transformer, library, tasks, empty, machine)
+
+
+def library_of(shown: Sequence[Shown], csv: Path, base: Base) -> dict[str, LoraBundle]:
+    """Return the adapters that a table names.
+
+    Raises:
+        GatesError: One is missing or damaged, or belongs to another base.
+    """
+    names = dict.fromkeys(name for one in shown for name in one.adapters)
+    return {name: load_lora(inside(csv.parent, name), base) for name in names}
+
+
+def fitted(
+    piece: Piece,
+    job: Job,
+    model: nn.Module,
+    library: Mapping[str, LoraBundle],
+    tasks: Sequence[FusionTask],
+    empty: TextStates,
+    machine: Machine,
+) -> dict[str, torch.Tensor]:
+    """Return what is trained on tasks, by the names of its file."""
     rank = piece.get("global_rank")
-    first = with_common({name: library[name] for name in group[0].adapters}, rank)
+    first = with_common({name: library[name] for name in tasks[0].adapters}, rank)
     widest = max(max(bundle.ranks().values()) for bundle in library.values())
-    room = Room(3 + bool(rank), max(widest, rank or 0))
-    fusion = untrained(piece, bench.base.transformer, first, room)
+    most = max(len(task.adapters) for task in tasks)
+    room = Room(most + bool(rank), max(widest, rank or 0))
+    fusion = untrained(piece, model, first, room)
     module = FusionModule(
         fusion,
         library,
         steps=piece["steps"],
         learning_rate=piece["learning_rate"],
+        schedule=piece.get("schedule", "linear"),
+        weight_decay=piece.get("weight_decay", 0.0),
+        contrast=bool(piece.get("contrast")),
+        margin=piece.get("margin", 0.5),
         common=partial(global_lora, rank=rank) if rank else None,
+        checkpointing=machine.checkpointing,
     )
     data = PairDataModule(
         tasks,
-        bench.empty(),
+        empty,
         steps=piece["steps"],
         batch_size=piece["batch_size"],
         caption_dropout=piece["caption_dropout"],
         seed=piece.seed or 0,
     )
-    job.note(combinations=len(group), base=weights_digest(base_folder))
-    job.fit(module, data, ticks="steps", max_steps=piece["steps"], precision="bf16-mixed")
+    precision = piece.get("precision", "bf16-mixed")
+    options = machine.trainer()
+    if machine.processes > 1:
+        options["strategy"] = strategy_of(machine.strategy, machine.processes)
+    job.fit(module, data, ticks="steps", max_steps=piece["steps"], precision=precision, **options)
     return trained_parameters(fusion, piece, job.folder)

@@ -1,6 +1,6 @@
 """Families of models: the names and sizes of their linear layers, derived from a few numbers."""
 
-from diffusion.lora_file.family.config import modules_in
+from diffusion.lora_file.family.config import modules_in, shape_in
 from diffusion.lora_file.family.flux import FLUX, FluxShape
 from diffusion.lora_file.family.layers import (
     Family,
@@ -24,5 +24,6 @@ __all__ = [
     "SD3Shape",
     "modules_in",
     "recognize",
+    "shape_in",
     "template_of",
 ]

@@ -36,11 +36,24 @@ def modules_in(folder: Path) -> dict[str, tuple[int, int]]:
         FamilyError: There is no configuration, or it is that of another model.
         ContainerError: The configuration is damaged.
     """
+    return shape_in(folder).modules()
+
+
+def shape_in(folder: Path) -> FluxShape | SD3Shape:
+    """Return the shape of the model in a folder; no weight is read.
+
+    Args:
+        folder: As of :func:`modules_in`.
+
+    Raises:
+        FamilyError: There is no configuration, or it is that of another model.
+        ContainerError: The configuration is damaged.
+    """
     content, source = _config(folder)
     if content.get("kind") == _EMBEDDED:
         shape = content.get("transformer")
         content = {_CLASS: _FLUX, **(shape if isinstance(shape, dict) else {})}
-    return shape_of(content, source).modules()
+    return shape_of(content, source)
 
 
 def _config(folder: Path) -> tuple[dict[str, Any], str]:

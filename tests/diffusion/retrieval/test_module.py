@@ -42,17 +42,44 @@ def test_rounds_go_through_all_adapters():
 
 
 def test_ranks_share_each_batch(monkeypatch):
-    batches = []
+    monkeypatch.setattr("diffusion.retrieval.data.num_ranks", lambda: 2)
+    torch.manual_seed(0)
+    batches = list(Rounds(7, None, 7))
+    assert {len(batch) for batch in batches} == {6}
+    assert len(set(batches[0])) == 6
+    drawn = [number for batch in batches for number in batch]
+    assert sorted(drawn) == sorted([*range(7)] * 6)
+
+
+def test_parts_of_ranks_make_up_the_batch_of_one(examples, config, words, monkeypatch):
+    adapters = RetrieverData(examples, config(), words).training
+    torch.manual_seed(0)
+    whole = adapters[[3, 1, 0, 2]]
+    monkeypatch.setattr("diffusion.retrieval.data.num_ranks", lambda: 2)
     for rank in range(2):
-        monkeypatch.setattr("diffusion.retrieval.data.num_ranks", lambda: 2)
         monkeypatch.setattr("diffusion.retrieval.data.rank_in", lambda rank=rank: rank)
         torch.manual_seed(0)
-        batches.append(list(Rounds(7, None, 7)))
-    joined = [first + second for first, second in zip(*batches, strict=True)]
-    assert {len(batch) for batch in joined} == {6}
-    assert len(set(joined[0])) == 6
-    drawn = [number for batch in joined for number in batch]
-    assert sorted(drawn) == sorted([*range(7)] * 6)
+        part, own = adapters[[3, 1, 0, 2]], slice(2 * rank, 2 * rank + 2)
+        assert torch.equal(part.numbers, whole.numbers[own])
+        assert torch.equal(part.text, whole.text[own])
+        assert torch.equal(part.adapters.present, whole.adapters.present[own])
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_validation_in_parts_is_that_of_all(examples, config, words, in_memory):
+    torch.manual_seed(0)
+    data = RetrieverData(
+        examples, config(), words, validation=examples, batch_size=3, in_memory=in_memory
+    )
+    module, logged = LoraRetriever(config()).eval(), {}
+    module.log_dict = lambda values, **_: logged.update(values)
+    loader = data.val_dataloader()
+    assert len(loader) == (1 if in_memory else -(-len(examples) // 3))
+    module.on_validation_epoch_start()
+    for number, pairs in enumerate(loader):
+        module.validation_step(pairs, number)
+    module.on_validation_epoch_end()
+    assert float(logged["val_recall@1"]) == pytest.approx(recall(module, data), abs=1e-6)
 
 
 def test_data_in_memory_and_from_files_are_the_same(examples, config, words):
