@@ -180,10 +180,16 @@ class AdapterFactors(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """Return the weighted inputs of the second factors (..., R)."""
+        return self._hidden(x, self.ranks)
+
+    def _hidden(self, x: Tensor, ranks: Sequence[int]) -> Tensor:
         strengths = self.strengths.to(x.device, x.dtype)
-        weights = [s.expand(rank) for s, rank in zip(strengths.unbind(), self.ranks, strict=True)]
-        down = self.down.to(x.device, x.dtype)
-        return nn.functional.linear(x, down) * torch.cat(weights)
+        found = nn.functional.linear(x, self.down.to(x.device, x.dtype))
+        if len(set(ranks)) == 1:
+            each = found.unflatten(-1, (-1, ranks[0])) * strengths.unsqueeze(-1)
+            return each.flatten(-2)
+        weights = [s.expand(rank) for s, rank in zip(strengths.unbind(), ranks, strict=True)]
+        return found * torch.cat(weights)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the factors with the module, unless that would drop their values."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from core_gates.adapters.diffusion_time import DiffusionTime
 from core_gates.adapters.factors import AdapterFactors, Room
 from core_gates.adapters.lora_gate import LoraGate, OpenGate
-from core_gates.adapters.low_rank import LowRank, weight_of
+from core_gates.adapters.low_rank import LowRank, is_unwatched, weight_of
 from core_gates.numerics import accumulation_dtype
 from core_gates.ops.gated_lora.op import gated_lora
 
@@ -121,19 +121,20 @@ class GatedLoraLinear(AdapterFactors):
             ValueError: The gate needs the time and gets none, or gets times that fit no batch.
         """
         base: Tensor = self.base(x)
-        if not self.ranks:
-            return base
-        return self._mixed(x, base, time)
+        ranks = self.ranks
+        return self._mixed(x, base, time, ranks) if ranks else base
 
-    def _mixed(self, x: Tensor, base: Tensor, time: Tensor | None) -> Tensor:
+    def _mixed(
+        self, x: Tensor, base: Tensor, time: Tensor | None, ranks: Sequence[int]
+    ) -> Tensor:
         if self.base_gains is not None:
             return self._mixed_in_full(x, base, time)
-        hidden, up = self.hidden(x), self.up.to(x.device)
+        hidden, up = self._hidden(x, ranks), self.up.to(x.device)
         if isinstance(self.gate, OpenGate):
             return base + (hidden @ up.to(hidden.dtype)).to(base.dtype)
         mix = partial(gated_lora, eps=self.gate.eps, overwrite_base=self._may_overwrite())
         time = self.gate.checked_time(self._time(time), x)
-        return mix(base, hidden, up, self.gate.coefficients(time), self.ranks)
+        return mix(base, hidden, up, self.gate.coefficients(time), ranks)
 
     def _mixed_in_full(self, x: Tensor, base: Tensor, time: Tensor | None) -> Tensor:
         """Return the mix with the full output of one adapter at a time."""
@@ -186,9 +187,7 @@ class GatedLoraLinear(AdapterFactors):
 
     def _may_overwrite(self) -> bool:
         """Return whether nothing else can see the output of the layer."""
-        hooks = self.base._forward_hooks or nn.modules.module._global_forward_hooks
-        plain = type(self.base) is nn.Linear and "forward" not in vars(self.base)
-        return plain and not hooks and not torch.is_grad_enabled()
+        return is_unwatched(self.base) and not torch.is_grad_enabled()
 
     @property
     def _device(self) -> torch.device | None:

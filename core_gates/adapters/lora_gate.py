@@ -159,22 +159,25 @@ class LoraGate(nn.Module):
         constant = self._bias(time)
         acc = constant.dtype
         gain, offset = self.norm_lora.weight.to(acc), self.norm_lora.bias.to(acc)
-        slope, along_z, cross = (torch.zeros_like(gain) for _ in range(3))
+        along, slope = (None if w is None else w.to(acc) for w in (self.weight_lora, self.weight_base))
         # Each term as a multiple of n and z before their affine maps.
-        if self.weight_lora is not None:
-            constant = constant + offset * self.weight_lora
-            along_z = along_z + gain * self.weight_lora
+        cross = None
         if self.norm_base is not None:
             base_gain, base_offset = self.norm_base.weight.to(acc), self.norm_base.bias.to(acc)
-            if self.weight_base is not None:
-                constant = constant + base_offset * self.weight_base
-                slope = slope + base_gain * self.weight_base
+            if slope is not None:
+                constant = torch.addcmul(constant, base_offset, slope)
             if self.weight_cross is not None:
-                constant = constant + base_offset * offset * self.weight_cross
-                slope = slope + base_gain * offset * self.weight_cross
-                along_z = along_z + base_offset * gain * self.weight_cross
-                cross = cross + base_gain * gain * self.weight_cross
-        rows = slope, along_z, cross, self.weight_out.to(acc)
+                both = self.weight_cross.to(acc)
+                cross = base_gain * gain * both
+                along = _plus_product(along, base_offset, both)
+                slope = _plus_product(slope, offset, both)
+            slope = None if slope is None else base_gain * slope
+        if along is not None:
+            constant = torch.addcmul(constant, offset, along)
+            along = gain * along
+        zero = torch.zeros_like(gain)
+        terms = [zero if term is None else term for term in (slope, along, cross)]
+        rows = *terms, self.weight_out.to(acc)
         return torch.stack([constant, *(row.expand_as(constant) for row in rows)], -2)
 
     def checked_time(self, time: Tensor | None, x: Tensor) -> Tensor | None:
@@ -250,6 +253,10 @@ def time_features(time: Tensor) -> Tensor:
     steps = torch.arange(half, device=time.device, dtype=time.dtype)
     angles = time.unsqueeze(-1) * torch.exp(-math.log(10000.0) / half * steps)
     return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def _plus_product(total: Tensor | None, one: Tensor, other: Tensor) -> Tensor:
+    return one * other if total is None else torch.addcmul(total, one, other)
 
 
 def _normalize(value: Tensor, norm: nn.LayerNorm) -> Tensor:

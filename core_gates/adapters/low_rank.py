@@ -123,6 +123,12 @@ def side_by_side(parts: Sequence[LowRank | None], sizes: Sequence[int]) -> LowRa
     return LowRank(down, torch.cat(rows), scale, magnitude)
 
 
+def is_unwatched(layer: nn.Module) -> bool:
+    """Return whether nothing but its caller sees the outputs of a plain linear layer."""
+    hooks = layer._forward_hooks or nn.modules.module._global_forward_hooks
+    return type(layer) is nn.Linear and "forward" not in vars(layer) and not hooks
+
+
 @torch.no_grad()
 def weight_of(layer: nn.Module) -> Tensor:
     """Return the weight (out_features, in_features) of a linear layer of any kind.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from core_gates.adapters.gated_lora import GatedLoraLinear
 from core_gates.adapters.lora_gate import LoraGate, OpenGate
-from core_gates.adapters.low_rank import LowRank, weight_of
+from core_gates.adapters.low_rank import LowRank, is_unwatched, weight_of
 
 
 class FusedLinears(nn.Module):
@@ -53,7 +53,32 @@ class FusedLinears(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of all layers."""
+        if self._in_place(x):
+            return self._written(x)
         return torch.cat([layer(x) for layer in self.layers], -1)
+
+    def _in_place(self, x: Tensor) -> bool:
+        """Return whether the layers may write into one tensor, unseen by anything else."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not x.is_cpu:
+            return False
+        if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+            return False
+        return type(x) is Tensor and all(
+            is_unwatched(layer)
+            and not layer._forward_pre_hooks
+            and type(layer.weight) is nn.Parameter
+            and layer.weight.dtype == x.dtype
+            and layer.bias is not None
+            for layer in self.layers
+        ) and not nn.modules.module._global_forward_pre_hooks
+
+    def _written(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        out = x.new_empty(len(rows), self.out_features)
+        for layer, part in zip(self.layers, out.split(self.sizes, -1), strict=True):
+            bias, weight = cast(Tensor, layer.bias), cast(Tensor, layer.weight)
+            torch.addmm(bias, rows, weight.mT, out=part)
+        return out.view(*x.shape[:-1], self.out_features)
 
 
 class GatedSiblings(GatedLoraLinear):
@@ -112,7 +137,8 @@ class GatedSiblings(GatedLoraLinear):
         """Return what changes when the outputs for the same input would."""
         if torch.compiler.is_compiling() or x.is_inference():
             return ()
-        tensors = [x, *self.gate.parameters(), self.up, self.down, self.strengths]
+        parameters = [p for m in (self.gate, *self.gate.children()) for p in m._parameters.values()]
+        tensors = [x, *(p for p in parameters if p is not None), self.up, self.down, self.strengths]
         versions = [None if t.is_inference() else t._version for t in tensors]
         return torch.is_grad_enabled(), id(self.up), id(self._time(None)), *versions
 

@@ -16,6 +16,9 @@ BACKWARD = Path(__file__).with_name("backward.cpp")
 CHUNK = 16
 """Tokens of a chunk, for which a block of features of all adapters stays in the cache."""
 
+ELEMENTS = 2**15
+"""Numbers of a chunk of narrow layers, which would else be many calls."""
+
 BACKWARD_CHUNK = 256
 """Tokens of a chunk of the backward pass, each with its own gradients of the coefficients."""
 
@@ -26,6 +29,11 @@ FEATURES = 64
 def possible(base: Tensor) -> bool:
     """Return whether the kernels take this number of features."""
     return base.shape[-1] % FEATURES == 0
+
+
+def chunk_size(dim: int) -> int:
+    """Return the tokens of a chunk, more of them where they have few features."""
+    return max(CHUNK, ELEMENTS // dim // CHUNK * CHUNK)
 
 
 def forward(
@@ -48,7 +56,7 @@ def forward(
     target = out if out.is_contiguous() else out.contiguous()
     group = group_size(base, coefficients)
     arguments = [*inputs, ends, target, len(ranks), base.shape[1], group, float(eps)]
-    chunk = CHUNK if coefficients.ndim == 2 else group
+    chunk = chunk_size(base.shape[1]) if coefficients.ndim == 2 else group
     run_rows(library(SOURCE).mix, arguments, len(base), chunk)
     return out if target is out else out.copy_(target)
 

@@ -50,6 +50,8 @@ def statistics(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean and the inverse standard deviation (N, K) of every adapter's output."""
     acc = accumulation_dtype(hidden, up)
+    if len(set(ranks)) == 1:
+        return _statistics_of_one_rank(hidden.to(acc), up.to(acc), ranks[0], eps)
     means, variances = [], []
     for h, u in _adapters(hidden.to(acc), up.to(acc), ranks):
         row_mean, gram = moments(u)
@@ -59,8 +61,19 @@ def statistics(
     return torch.cat(means, -1), torch.rsqrt(torch.cat(variances, -1).clamp(min=0) + eps)
 
 
+def _statistics_of_one_rank(
+    hidden: Tensor, up: Tensor, rank: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return the same for adapters of one rank, all of them together."""
+    each = hidden.unflatten(-1, (-1, rank)).transpose(0, 1)  # (K, N, r)
+    row_mean, gram = moments(up.unflatten(0, (-1, rank)))
+    mean = (each @ row_mean).squeeze(-1).mT
+    variance = ((each @ gram) * each).sum(-1).mT
+    return mean, torch.rsqrt(variance.clamp(min=0) + eps)
+
+
 def moments(up: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row means (R, 1) and the Gram matrix (R, R) of the second factor of an adapter."""
+    """Return the row means (..., R, 1) and the Gram matrix (..., R, R) of second factors."""
     row_mean = up.mean(-1, keepdim=True)
     centered = up - row_mean
     return row_mean, centered @ centered.mT / up.shape[-1]
