@@ -15,7 +15,7 @@ from rich.table import Table
 
 from core_gates.errors import GatesError, MissingExtraError
 from harness.report.page import Page, Tile
-from harness.report.stop import TourStop
+from harness.report.stop import StopSkippedError, TourStop
 
 if TYPE_CHECKING:
     from apps.main import App
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str], apps: Mapping[str, App]) -> int:
 
     A stop is a function ``(folder: Path, say: Callable[[str], None]) -> TourStop`` named in the
     table; it may write into the folder and tell its progress with ``say``. A stop whose extra is
-    not installed is skipped with the line that installs it.
+    not installed is skipped with the line that installs it, one without weights with the reason.
 
     Args:
         arguments: ``--root`` and ``--only``.
@@ -60,7 +60,7 @@ def _tour(wanted: Mapping[str, str], folder: Path) -> int:
         console.print(f"[bold]{name}[/]")
         try:
             shown.append(_stop(name, target)(folder / name, _speaker(console)))
-        except MissingExtraError as error:
+        except (MissingExtraError, StopSkippedError) as error:
             skipped.append(str(error))
             console.print(f"  skipped: {escape(str(error))}")
     if not shown:
@@ -110,8 +110,8 @@ def _page(stops: Sequence[TourStop], skipped: Sequence[str], seconds: float) -> 
     claims = [row.good for row in rows if row.good is not None]
     page = Page(
         "Tour of the gatesuite",
-        "Learned gates on ERA5 fields, rendered frames and a simulated feed, against what they "
-        "must beat.",
+        "Learned gates on ERA5 fields, rendered frames, a simulated feed and small images, against "
+        "what they must beat.",
     )
     tiles = [
         Tile(

@@ -3,7 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from core_gates.errors import GatesError
 from harness.report.page import Page
+
+
+class StopSkippedError(GatesError):
+    """A stop has nothing to show, for the reason that the message gives."""
 
 
 class TourRow(NamedTuple):

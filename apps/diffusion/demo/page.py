@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -37,7 +37,7 @@ def build_page(studio: Studio, *, steps: int = 20, size: int | None = None) -> g
     act = Actions(studio, steps, size)
     with gr.Blocks(title="Adapters by prompt", analytics_enabled=False) as page:
         gr.HTML(header(studio), elem_id="head")
-        names = gr.State([])
+        asked = gr.State(None)
         with gr.Row(equal_height=True):
             prompt = gr.Textbox(
                 label="Prompt", placeholder="red apple, inverted colors", elem_id="prompt", scale=6
@@ -59,10 +59,18 @@ def build_page(studio: Studio, *, steps: int = 20, size: int | None = None) -> g
         plot = gr.Plot(label="Gates by layer and step", visible=False, elem_id="map")
         results = [card, *images, plot]
         for event in (go.click, prompt.submit):
-            event(act.find, [prompt, k, seed], [names, *sliders, *results])
+            event(act.find, [prompt, k, seed], [asked, *sliders, *results])
         for slider in sliders:
-            slider.release(act.weigh, [names, prompt, seed, *sliders], results)
+            slider.release(act.weigh, [asked, *sliders], results)
     return page
+
+
+class Asked(NamedTuple):
+    """What images are made of: a prompt, a seed, and the names of what was found by it."""
+
+    prompt: str
+    seed: int
+    names: list[str]
 
 
 class Actions:
@@ -82,28 +90,30 @@ class Actions:
         """Find adapters by a prompt, and make images."""
         hidden = [gr.update(visible=False)] * MOST
         try:
-            with self.lock:
-                made = self.studio.make(prompt, k=int(k), seed=int(seed or 0), **self.options)
-                shown = self._shown(made)
+            made, shown = self._make(prompt, int(k), int(seed or 0), None)
         except GatesError as error:
-            return [[], *hidden, *_failed(error)]
-        found = [one.name for one in made.adapters]
-        sliders = [gr.update(visible=True, label=f"Strength of {n}", value=1.0) for n in found]
-        return [found, *sliders, *hidden[len(found) :], *shown]
+            return [None, *hidden, *_failed(error)]
+        names = [one.name for one in made.adapters]
+        sliders = [gr.update(visible=True, label=f"Strength of {n}", value=1.0) for n in names]
+        return [Asked(prompt, made.seed, names), *sliders, *hidden[len(names) :], *shown]
 
-    def weigh(self, names: list[str], prompt: str, seed: float, *strengths: float) -> list[Any]:
+    def weigh(self, asked: Asked | None, *strengths: float) -> list[Any]:
         """Make images with other strengths of the same adapters."""
-        if not names:
+        if asked is None:
             return _failed(GatesError("no adapters are found yet: give a prompt"))
-        weights = dict(zip(names, strengths, strict=False))
+        weights = dict(zip(asked.names, strengths, strict=False))
         try:
-            with self.lock:
-                made = self.studio.make(
-                    prompt, adapters=names, strengths=weights, seed=int(seed or 0), **self.options
-                )
-                return self._shown(made)
+            return self._make(asked.prompt, len(asked.names), asked.seed, weights)[1]
         except GatesError as error:
             return _failed(error)
+
+    def _make(
+        self, prompt: str, k: int, seed: int, strengths: dict[str, float] | None
+    ) -> tuple[Generated, list[Any]]:
+        """Return an image, and what is shown of it."""
+        with self.lock:
+            made = self.studio.make(prompt, k=k, seed=seed, strengths=strengths, **self.options)
+            return made, self._shown(made)
 
     def _shown(self, made: Generated) -> list[Any]:
         """Return the card, both images and the gates."""

@@ -40,7 +40,7 @@ def write():
     """The functions of ``small.py``: ``write.base``, ``adapter``, ``library``, ``gates``."""
     found = runpy.run_path(str(Path(__file__).with_name("small.py")))
     named = {n.removeprefix("write_"): f for n, f in found.items() if n.startswith("write_")}
-    return SimpleNamespace(**named)
+    return SimpleNamespace(**named, world_of=found["world_of"])
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +50,14 @@ def _small_world(write, tmp_path_factory):
     write.library(folder / "loras")
     write.gates(folder / "gates.safetensors", base, folder / "loras")
     return folder
+
+
+@pytest.fixture(scope="session")
+def zoo_root(write, tmp_path_factory):
+    """A folder of runs with a whole embedded world of random weights; not to be changed."""
+    root = tmp_path_factory.mktemp("zoo")
+    write.world(root)
+    return root
 
 
 @pytest.fixture

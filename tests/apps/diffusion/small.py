@@ -1,13 +1,22 @@
 """A small embedded base of random weights, adapters of it, and gates, as files."""
 
 import torch
+from safetensors.torch import load_file
 
+from apps.diffusion.studies.fusion import start_of
+from apps.diffusion.studies.retrieval import ENCODER, UNSEEN
+from apps.diffusion.works.encoder import EncoderForm, shape_of
+from apps.diffusion.works.gates import GatesForm
+from apps.diffusion.world import World
+from diffusion.data.concepts import concepts
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import Factors, LoraBundle, load_lora, save_lora
 from diffusion.models.autoencoder import PatchAutoencoder
 from diffusion.models.base import EmbeddedBase
 from diffusion.models.text import text_encoder
 from diffusion.models.tiny_flux import transformer_of
+from diffusion.retrieval import EncoderConfig, TrainedEncoder
+from diffusion.retrieval.encoder import LoraWeightEncoder
 
 LAYERS = {
     "transformer_blocks.0.attn.to_q": (32, 32),
@@ -56,3 +65,44 @@ def write_gates(path, base, library):
         for parameter in fusion.parameters():
             parameter.add_(0.4 * torch.randn_like(parameter))
     fusion.save_gates(path)
+
+
+def world_of(root):
+    """Return the embedded world at unit size, in which nothing is trained."""
+    return World(root, quick=True, base={"shape": "unit", "text_encoder": "ngrams"})
+
+
+def write_world(root):
+    """Write what a whole world trains, with random weights: base, both zoos, encoder, gates."""
+    world = world_of(root)
+    write_base(root / "made")
+    world.bases.keep(world.base_piece, EmbeddedBase.load(root / "made"))
+    world = world_of(root)
+    draw = torch.Generator().manual_seed(3)
+    for number, concept in enumerate(concepts()):
+        for seed in (0, 1):
+            torch.manual_seed(2 * number + seed)
+            modules = {
+                layer: Factors(
+                    torch.randn(1, inputs, generator=draw) / 4,
+                    torch.randn(outputs, 1, generator=draw) / 4,
+                )
+                for layer, (inputs, outputs) in LAYERS.items()
+            }
+            bundle = LoraBundle("flux", modules, metadata={"modelspec.title": concept.name})
+            world.adapters.keep(world.adapter_piece(concept, seed), bundle)
+    trained = [one.name for one in concepts() if one.name not in UNSEEN]
+    piece = world.encoder_piece("encoder", 0, concepts=trained, **ENCODER)
+    config = EncoderConfig(shape_of(world.base), text_dim=384, **ENCODER["encoder"])
+    encoder = TrainedEncoder(LoraWeightEncoder(config), world.text.fingerprint)
+    world.run.store("encoders", EncoderForm()).keep(piece, encoder)
+    files = [world.adapters.find(world.adapter_piece(one, 0)) for one in concepts()[:2]]
+    adapters = {f.name: load_lora(next(f.glob("*.safetensors"))) for f in files}
+    fusion = GatedFusion(world.base.transformer, adapters, everywhere=True)
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            parameter.add_(0.4 * torch.randn_like(parameter))
+    fusion.save_gates(root / "made.safetensors")
+    piece = world.run.piece("gates", 0, start=start_of(world), learning_rate=0.01)
+    gates = world.run.store("gates", GatesForm())
+    gates.keep(piece, load_file(root / "made.safetensors"))

@@ -1,0 +1,156 @@
+"""The diffusion stop of the tour: prompts, the adapters that they lead to, and images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.diffusion.generation.modes import GATED, SUM
+from apps.diffusion.generation.pairs import PairImages, pair_images
+from apps.diffusion.generation.shipped import shipped
+from apps.diffusion.generation.sources import Sources, studio
+from apps.diffusion.world import World
+from diffusion.data.pairs import held_out_pairs
+from diffusion.evaluation.figures import gate_map_figure, gate_table, sheet_figure
+from harness.report.page import Page
+from harness.report.stop import StopSkippedError, TourRow, TourStop
+
+SHOWN = 8
+"""Pairs of a subject and a style that no gate was trained on together."""
+
+K = 3
+RESAMPLES = 2000
+SYSTEM = "AutoLoRA, embedded base"
+
+
+@dataclass
+class Found:
+    """What prompts have led to.
+
+    Attributes:
+        names: The adapters that were found for each prompt, the best first.
+        scores: Their scores.
+        wanted: The two adapters that each prompt describes.
+        zoo: Number of adapters that were searched.
+    """
+
+    names: list[list[str]]
+    scores: list[list[float]]
+    wanted: list[tuple[str, ...]]
+    zoo: int
+
+    @property
+    def hits(self) -> int:
+        """The number of wanted adapters among those that were found."""
+        pairs = zip(self.wanted, self.names, strict=True)
+        return sum(len(set(wanted) & set(names)) for wanted, names in pairs)
+
+
+def tour(folder: Path, say: Callable[[str], None], *, world: World | None = None) -> TourStop:
+    """Find adapters by prompts, and make images with gates and with the plain sum.
+
+    Args:
+        folder: For the index of the adapters.
+        say: Tells the progress.
+        world: In which nothing is trained; that of the folder if None.
+
+    Raises:
+        StopSkippedError: Weights are missing.
+    """
+    world = world or World(folder, quick=True)
+    if lacking := shipped(world).lacking:
+        raise StopSkippedError(
+            f"diffusion: weights are missing ({', '.join(lacking)}): `gates diffusion evaluate "
+            "--config fusion` trains them"
+        )
+    say("reading the base, and indexing adapters by their weights")
+    pairs = held_out_pairs()
+    chosen = pairs[:: len(pairs) // SHOWN][:SHOWN]
+    with studio(Sources(), lambda: world, lambda done, total: None) as found:
+        say(f"making images of {len(chosen)} prompts, with gates and with the plain sum")
+        made = pair_images(found, world.drawings, chosen)
+        say("searching")
+        matches = [found.finder.search(caption, K) for caption in made.captions]
+        zoo = len(found.finder.library.adapters())
+    searched = Found(
+        [[match.name for match in own] for own in matches],
+        [[match.score for match in own] for own in matches],
+        [pair.adapters for pair in chosen],
+        zoo,
+    )
+
+    def draw(page: Page) -> None:
+        _draw(page, searched, made)
+
+    return TourStop("Image models: adapters by prompt", rows_of(searched, made), draw)
+
+
+def rows_of(found: Found, made: PairImages) -> list[TourRow]:
+    """Return what was found, and how far images are from what is true."""
+    wanted = sum(map(len, found.wanted))
+    chance = wanted * K / found.zoo
+    gap = made.errors(GATED) - made.errors(SUM)
+    low, high = _interval(gap)
+    verdict = "closer" if high < 0 else "farther" if low > 0 else "not distinguishable"
+    return [
+        TourRow(
+            SYSTEM,
+            f"right adapters among the {K} found of {found.zoo}",
+            f"{found.hits} of {wanted}",
+            f"chance {chance:.1f}",
+            "by weights alone, no metadata",
+            found.hits > 2 * chance,
+        ),
+        TourRow(
+            SYSTEM,
+            "pixel error to the true drawing, unseen pairs",
+            f"{made.errors(GATED).mean():.3f}",
+            f"plain sum {made.errors(SUM).mean():.3f}",
+            f"{verdict}: {gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]",
+            high < 0,
+        ),
+    ]
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """Return a 95 % bootstrap interval of a mean."""
+    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _draw(page: Page, found: Found, made: PairImages) -> None:
+    page.text(
+        f"Every prompt describes a subject in a style, which two of {found.zoo} adapters were "
+        "trained on, each alone. They are found by their weights: titles and other metadata are "
+        "not read. Gates were trained on other pairs; drawings and captions are unseen."
+    )
+    page.table(
+        ["prompt", "found", "wanted"],
+        [[caption, _listed(names, scores), ", ".join(wanted)]
+         for caption, names, scores, wanted in zip(
+             made.captions, found.names, found.scores, found.wanted, strict=True)],
+    )  # fmt: skip
+    rows = made.rows()
+    page.figure(
+        sheet_figure(rows, title="Unseen pairs", note="the same noise for gates and the sum"),
+        "The true drawing, the image with gates, and that of the plain sum of the two wanted "
+        "adapters.",
+        name="pairs",
+        table=(("caption", "column"), [[c, name] for c, row in rows.items() for name in row]),
+    )
+    if made.gates is not None:
+        page.figure(
+            gate_map_figure(made.gates, note=made.captions[0]),
+            "Mean gates of the first image by layer and step, over tokens and channels; 1 is open.",
+            name="gates",
+            table=gate_table(made.gates),
+        )
+
+
+def _listed(names: Sequence[str], scores: Sequence[Any]) -> str:
+    return ", ".join(f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True))

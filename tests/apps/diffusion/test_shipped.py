@@ -1,0 +1,80 @@
+"""What ships is used where nothing else is given, and nothing is ever trained for an image."""
+
+import json
+import shutil
+
+import pytest
+
+from apps.diffusion.generation.shipped import GATES, collected, shipped
+from core_gates.errors import GatesError
+from diffusion.data.concepts import concepts
+
+
+@pytest.fixture
+def root(zoo_root, tmp_path):
+    """A copy of a whole world."""
+    shutil.copytree(zoo_root, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_all_that_is_needed_is_found(zoo_root, write):
+    found = shipped(write.world_of(zoo_root))
+    assert found.lacking == []
+    assert list(found.adapters) == [one.name for one in concepts()]
+    assert {path.parent.name for path in found.adapters.values()} == {
+        f"{one.name}-s0" for one in concepts()
+    }
+
+
+@pytest.mark.parametrize(
+    ("place", "lacking"),
+    [
+        ("bases/base-s0", ["base"]),
+        ("adapters/noto-s0", ["adapters", "encoder", "gates"]),
+        ("encoders/encoder-s0", ["encoder"]),
+        ("gates/gates-s0", ["gates"]),
+    ],
+)
+def test_what_is_missing_is_named(root, place, lacking, write):
+    world = write.world_of(root)
+    world.base  # noqa: B018 (adapters of seed 1 need it)
+    shutil.rmtree(root / "diffusion" / "embedded" / place)
+    world = write.world_of(root)
+    world.run.package = None
+    assert shipped(world).lacking == lacking
+
+
+def test_gates_of_another_zoo_are_not_used(root, write):
+    record = root / "diffusion" / "embedded" / "gates" / GATES / "record.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content | {"settings": {"start": "another"}}))
+    assert shipped(write.world_of(root)).gates is None
+
+
+def test_adapters_are_collected_and_kept(zoo_root, tmp_path, write):
+    files = shipped(write.world_of(zoo_root)).adapters
+    folder = collected(files, tmp_path / "library")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(before) == 40
+    (folder / "gone.safetensors").write_text("an adapter of an older zoo")
+    (folder / "noto.safetensors").write_bytes(b"older")
+    collected(files, folder)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    (tmp_path / "file").touch()
+    with pytest.raises(GatesError, match="give another --root"):
+        collected(files, tmp_path / "file" / "library")
+
+
+def test_a_prompt_alone_is_enough(root, write, gates, monkeypatch):
+    monkeypatch.setattr("apps.diffusion.generate.World", write.world_of)
+    printed = gates("generate", "red apple, inverted colors", "--root", root, "--steps", 1)
+    assert "adapters, gated" in printed
+    assert "cosine of its weights and the prompt" in printed
+    (path,) = (root / "diffusion" / "embedded" / "images").glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["mode"] == "gated"
+    assert len(record["adapters"]) == 3
+    assert all(record["hashes"].values())
+    assert record["model"] == "base-s0"
+    gates("generate", "red apple, inverted colors", "--root", root, "--steps", 1)
+    assert json.loads(path.read_text()) == record

@@ -1,0 +1,74 @@
+"""The diffusion stop of the tour, on a world of random weights, and where weights are missing."""
+
+import re
+
+import numpy as np
+import pytest
+
+from apps.diffusion import tour as module
+from apps.diffusion.generation.pairs import TRUE, PairImages
+from apps.diffusion.generation.shipped import Shipped
+from apps.diffusion.tour import Found, rows_of, tour
+from apps.main import App, main
+from diffusion.data.pairs import held_out_pairs
+from harness.report.page import Page
+from harness.report.stop import StopSkippedError
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(module, "SHOWN", 2)
+    monkeypatch.setattr("apps.diffusion.generation.pairs.STEPS", 1)
+
+
+def test_the_stop_shows_prompts_adapters_and_images(zoo_root, write, few, tmp_path):
+    said = []
+    stop = tour(zoo_root, said.append, world=write.world_of(zoo_root))
+    search, images = stop.rows
+    assert re.fullmatch(r"[0-4] of 4", search.value)
+    assert search.metric == "right adapters among the 3 found of 40"
+    assert search.baseline == "chance 0.3"
+    assert float(images.value) > 0
+    assert images.baseline.startswith("plain sum 0.")
+    page = Page("Tour").section(stop.title)
+    stop.draw(page)
+    html = page.html()
+    assert html.count("<figure>") == 2
+    assert "animal-bird, noto" in html
+    assert any("2 prompts" in text for text in said)
+
+
+def made(gated, plain):
+    pairs = held_out_pairs()[: len(gated)]
+    images = {
+        name: np.stack([np.full((4, 4, 3), value, np.uint8) for value in values])
+        for name, values in ((TRUE, [0] * len(gated)), ("gated", gated), ("sum", plain))
+    }
+    return PairImages(pairs, ["a"] * len(pairs), images, None)
+
+
+@pytest.mark.parametrize(
+    ("gated", "plain", "word", "good"),
+    [
+        ([51] * 4, [102] * 4, "closer", True),
+        ([102] * 4, [51] * 4, "farther", False),
+        ([51, 102, 51, 102], [102, 51, 102, 51], "not distinguishable", False),
+    ],
+)
+def test_verdicts_follow_the_figures(gated, plain, word, good):
+    found = Found([["a", "b", "c"]] * 4, [[1.0] * 3] * 4, [("a", "c")] * 4, 40)
+    search, images = rows_of(found, made(gated, plain))
+    assert (search.value, search.good) == ("8 of 8", True)
+    assert images.verdict.startswith(word)
+    assert images.good is good
+
+
+def test_missing_weights_are_a_reason_not_a_training(zoo_root, write, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(module, "shipped", lambda world: Shipped(None, {}, None, None))
+    with pytest.raises(StopSkippedError, match=r"weights are missing \(base, adapters, encoder, g"):
+        tour(tmp_path / "a", print, world=write.world_of(zoo_root))
+    monkeypatch.setattr(module, "World", lambda folder, quick: write.world_of(zoo_root))
+    table = {"tour": App("apps.tour", "x"), "diffusion": App("", "x", stop="apps.diffusion.tour:tour")}
+    assert main(["tour", "--root", str(tmp_path)], table) == 1
+    assert "skipped: diffusion: weights are missing" in capsys.readouterr().out
+    assert not (tmp_path / "tour" / "report.html").exists()

@@ -1,0 +1,159 @@
+"""The page of ``gates diffusion demo`` in a real browser; text of files never runs there."""
+
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SMALL = Path(__file__).parents[1] / "apps" / "diffusion" / "small.py"
+EVIL = (
+    "<img src=x onerror=\"document.title='run'\"> snow <script>document.title='run'</script> $\\frac"
+)
+WORDS = ("--base", "base", "--library", "loras", "--gates", "gates.safetensors", "--steps", "2")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    pytest.importorskip("playwright")
+    pytest.importorskip("gradio")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A base, adapters, one of which has HTML in its metadata, and gates."""
+    here = tmp_path_factory.mktemp("demo")
+    small = runpy.run_path(str(SMALL))
+    base = small["write_base"](here / "base")
+    small["write_library"](here / "loras")
+    small["write_gates"](here / "gates.safetensors", base, here / "loras")
+    metadata = {"modelspec.license": "<b>CC0</b>", "modelspec.trigger_phrase": EVIL}
+    small["write_adapter"](here / "loras" / "evil.safetensors", EVIL, 9, **metadata)
+    (here / "tmp").mkdir()
+    return here
+
+
+@pytest.fixture(scope="module")
+def server(folder, chromium):
+    """The command in a separate process; yields its address."""
+    environment = os.environ | {"TMPDIR": str(folder / "tmp")}
+    command = [sys.executable, "-m", "apps.main", "diffusion", "demo", *WORDS, "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    ) as process:  # fmt: skip
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("http://127.0.0.1:"):
+                break
+        else:
+            pytest.fail("".join(said))
+        yield line.split()[0]
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        assert process.returncode == 0
+        assert not list((folder / "tmp").glob("gates-demo-*"))
+
+
+@pytest.fixture(scope="module")
+def page(server, chromium):
+    """The page in a headless browser, with the addresses that it asked for in ``page.asked``."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
+        page.asked = []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.set_default_timeout(60_000)
+        page.goto(server)
+        yield page
+        browser.close()
+
+
+def make(page, prompt):
+    before = source(page, "gated")
+    page.fill("#prompt textarea, #prompt input", prompt)
+    page.click("#go")
+    return changed(page, "gated", before)
+
+
+def source(page, name):
+    image = page.query_selector(f"#{name} img")
+    return image.get_attribute("src") if image else None
+
+
+def changed(page, name, before):
+    page.wait_for_function(
+        "([name, old]) => { const i = document.querySelector(`#${name} img`);"
+        " return i && i.complete && i.src !== old }",
+        arg=[name, before],
+    )
+    return source(page, name)
+
+
+def test_a_prompt_gives_adapters_both_images_and_gates(page):
+    gated = make(page, "a red fox")
+    text = page.inner_text("#found")
+    assert "a red fox" in text
+    assert "words: red, fox" in text
+    assert re.search(r"fox\s+a red fox\s+1\.000\s+0\.\d{3}", text)
+    assert source(page, "sum") != gated
+    page.wait_for_selector("#map img")
+    assert page.is_visible("#strength0")
+    assert "Strength of fox" in page.inner_text("#strength0")
+
+
+def test_a_strength_changes_the_image(page):
+    before = make(page, "night sky"), source(page, "sum")
+    page.fill("#strength0 input[type=number]", "0.2")
+    page.press("#strength0 input[type=number]", "Tab")
+    slider = page.locator("#strength0 input[type=range]")
+    slider.focus()
+    slider.press("ArrowLeft")
+    slider.dispatch_event("pointerup")
+    assert changed(page, "gated", before[0]) != before[0]
+    assert changed(page, "sum", before[1]) != before[1]
+    assert "Strength of night" in page.inner_text("#strength0")
+
+
+def test_text_of_files_is_inert(page):
+    make(page, "$\\frac snow script img")
+    page.get_by_text("<img src=x onerror=").first.wait_for()
+    assert "<b>CC0</b>" in page.inner_text("#found")
+    assert page.query_selector("#found td img, #found td script, #found td b") is None
+    page.wait_for_timeout(300)
+    assert page.title() != "run"
+
+
+def test_an_empty_prompt_gives_a_message(page):
+    page.fill("#prompt textarea, #prompt input", " ")
+    page.click("#go")
+    page.wait_for_selector("#found .warned")
+    assert "the prompt is empty" in page.inner_text("#found")
+    assert not page.is_visible("#strength0")
+
+
+def test_nothing_leaves_the_machine(server, page):
+    local = re.compile(rf"^(data:|blob:|{re.escape(server)})")
+    assert page.asked
+    assert not [url for url in page.asked if not local.match(url)]
+
+
+def test_small_images_are_enlarged(page, tmp_path):
+    make(page, "deep snow")
+    page.locator("#gated img").screenshot(path=str(tmp_path / "a.png"))
+    with Image.open(tmp_path / "a.png") as image:
+        assert min(image.size) >= 200
