@@ -21,7 +21,6 @@ from torch import nn
 
 from core_gates.errors import GatesError, MissingExtraError, check_option
 from diffusion.models.base import CONFIG, KIND, EmbeddedBase
-from diffusion.models.codec import Codec, EmbeddedCodec, PipelineCodec
 from diffusion.models.text import text_encoder
 
 Offload = Literal["none", "model", "sequential", "group"]
@@ -92,22 +91,6 @@ def load_pipeline(
     pipe.transformer.requires_grad_(False)
     place(pipe, offload, torch.device(device) if device is not None else _accelerator())
     return LoadedPipeline(pipe, base)
-
-
-def load_codec(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Codec:
-    """Read what stands between images, captions and a transformer, for training adapters of it.
-
-    Args:
-        path: As of :func:`load_pipeline`.
-        dtype: Of the parameters.
-
-    Raises:
-        GatesError: There is no such pipeline, or it lacks a part.
-    """
-    pipe, base = load_pipeline(path, dtype=dtype)
-    if base is None:
-        return PipelineCodec(pipe)
-    return EmbeddedCodec(base, text_encoder(base.text_encoder["name"]))
 
 
 def place(pipe: Any, offload: Offload, device: torch.device) -> None:

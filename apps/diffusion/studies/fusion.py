@@ -45,7 +45,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gates no_cross": GATES | {"variant": "no_cross"},
     "gates film": GATES | {"time": "film"},
     "gates + global LoRA": GATES | {"global_rank": 2},
-    "x_lora": {name: GATES[name] for name in ("steps", "batch_size", "caption_dropout")},
+    "x_lora": {
+        **{name: GATES[name] for name in ("steps", "batch_size", "caption_dropout")},
+        "group": "train2",
+    },
 }
 """What is trained on the training combinations."""
 
@@ -99,7 +102,7 @@ METRIC = "log_loss_ratio"
 SHOWN = ("none", "alone1", "sum", "mean", "ties", "switch", "composite", "k_lora", "gates", "baked")
 """Methods whose images, retention and cost are shown, with the best tuned rival."""
 
-NO_TRIPLES = ("alone0", "alone1")
+NO_TRIPLES = ("alone0", "alone1", "x_lora")
 """Methods for two adapters."""
 
 

@@ -101,7 +101,7 @@ def train_gates(
     """Train gates on the training pairs and triples."""
     L.seed_everything(piece.seed, verbose=False)
     bench = Bench.load(base_folder, drawings_folder)
-    group = combinations("train")
+    group = combinations(piece.get("group", "train"))
     tasks = bench.tasks(group, "gate", MOST)
     if piece.get("contrast"):
         plain = bench.tasks([one._replace(styles=()) for one in group], "gate", MOST)

@@ -231,7 +231,7 @@ def trial_gates(
         {
             "rival": piece.method,
             "settings": dict(piece.settings) if is_gated(piece.settings) else {},
-            "group": "tried",
+            "group": "tried2" if piece.get("group") == "train2" else "tried",
             "part": "gate",
             "times": TRIED_TIMES,
             "most": TRIED_MOST,

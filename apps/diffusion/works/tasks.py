@@ -68,11 +68,12 @@ def _states(encoder: str, captions: tuple[str, ...]) -> TextStates:
 
 
 def combinations(group: str) -> list[Combination]:
-    """Return combinations: ``train``, ``tried``, ``test2``, ``test3``, ``trained2``.
+    """Return combinations: ``train``, ``train2``, ``tried``, ``tried2``, ``test2``, ...
 
     ``train`` are the pairs and triples that gates are trained on, none of which holds a test pair;
-    ``tried`` are some of them, which settings are chosen on; ``trained2`` are as many of the pairs
-    as there are test pairs.
+    ``tried`` are some of them, which settings are chosen on; ``train2`` and ``tried2`` are their
+    pairs, for methods for two adapters. ``test2`` are the test pairs, ``test3`` the same with a
+    second style, ``trained2`` as many of the training pairs.
     """
     tested, pairs = set(held_out_pairs()), training_pairs()
     triples = [
@@ -83,7 +84,9 @@ def combinations(group: str) -> list[Combination]:
     step2, step3 = len(pairs) // TRIED, len(triples) // TRIED
     return {
         "train": [*pairs, *triples],
+        "train2": pairs,
         "tried": [*pairs[::step2][:TRIED], *triples[::step3][:TRIED]],
+        "tried2": pairs[::step2][:TRIED],
         "test2": held_out_pairs(),
         "test3": with_second_style(held_out_pairs(), shift=3),
         "trained2": pairs[:: len(pairs) // len(tested)][: len(tested)],

@@ -3,7 +3,6 @@
 import torch
 from safetensors.torch import load_file
 
-from apps.diffusion.studies.fusion import start_of
 from apps.diffusion.studies.retrieval import ENCODER, UNSEEN
 from apps.diffusion.works.encoder import EncoderForm, shape_of
 from apps.diffusion.works.gates import GatesForm
@@ -103,6 +102,6 @@ def write_world(root):
         for parameter in fusion.parameters():
             parameter.add_(0.4 * torch.randn_like(parameter))
     fusion.save_gates(root / "made.safetensors")
-    piece = world.run.piece("gates", 0, start=start_of(world), learning_rate=0.01)
+    piece = world.run.piece("gates", 0, start=world.gates_start, learning_rate=0.01)
     gates = world.run.store("gates", GatesForm())
     gates.keep(piece, load_file(root / "made.safetensors"))

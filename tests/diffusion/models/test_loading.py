@@ -13,7 +13,8 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from diffusion.models.autoencoder import PatchAutoencoder
 from diffusion.models.base import EmbeddedBase
-from diffusion.models.loading import load_codec, load_pipeline
+from diffusion.models.codec import load_codec
+from diffusion.models.loading import load_pipeline
 from diffusion.models.text import HashedNgrams
 from diffusion.models.tiny_flux import transformer_of
 

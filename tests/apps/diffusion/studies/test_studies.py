@@ -1,0 +1,130 @@
+"""Whole studies on a world of random weights, a few combinations and steps of each."""
+
+import json
+import shutil
+
+import pytest
+
+import apps.diffusion.studies.base as base
+import apps.diffusion.studies.fused_views as views
+import apps.diffusion.studies.fusion as fusion
+import apps.diffusion.studies.retrieval as retrieval
+import apps.diffusion.works.fused_images as fused_images
+import apps.diffusion.works.gates as gates
+import apps.diffusion.works.judge as judge
+import apps.diffusion.works.losses as losses
+import apps.diffusion.works.retained as retained
+import apps.diffusion.works.tasks as tasks
+import apps.diffusion.world as worlds
+from apps.diffusion.studies.study import Asked
+from harness.experiment import Run
+from harness.runs.quiet import quiet_lightning
+
+
+@pytest.fixture
+def world(zoo_root, write, tmp_path, monkeypatch):
+    """A world in which everything but the judge is made, and the judge sees few drawings."""
+    quiet_lightning()
+    monkeypatch.setenv("COLUMNS", "160")
+    shutil.copytree(zoo_root, tmp_path / "runs")
+    found = write.world_of(tmp_path / "runs")
+    found.run.quick = False
+    monkeypatch.setattr(worlds, "JUDGE", {"steps": 2, "batch_size": 8})
+    every = judge.judged_rows
+
+    def few(drawings, part):
+        rows = every(drawings, part)
+        return judge.JudgedRows(rows.rows[::40], rows.subjects[::40])
+
+    monkeypatch.setattr(judge, "judged_rows", few)
+    return found
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Ask for one study, in the folder of its name."""
+
+    def ask(name, seeds=(0,)):
+        return Asked(Run(tmp_path / "runs" / "diffusion" / name, app="diffusion"), seeds)
+
+    return ask
+
+
+def scores_of(asked):
+    return json.loads(asked.run.scores.read_text())
+
+
+def test_base(world, asked, monkeypatch):
+    monkeypatch.setattr(base, "CAPTIONS", 6)
+    monkeypatch.setattr(base, "STYLED", 1)
+    monkeypatch.setattr(base, "SAMPLER", {"steps": 1, "guidance": 2.0})
+    base.base_study(asked("base"), world)
+    found = scores_of(asked("base"))
+    assert len(found["bars"]) == 3
+    recall = {r["method"]: r["value"] for r in found["rows"] if r["metric"] == "recall@1"}
+    assert recall["autoencoder alone"] >= recall["base"]
+    assert recall["mean drawing"] == 0
+    styles = [row["method"] for row in found["rows"] if row["task"] == "images of styles"]
+    assert len(styles) == 26
+
+
+def test_retrieval(world, asked, monkeypatch):
+    for name, own in retrieval.METHODS.items():
+        monkeypatch.setitem(retrieval.METHODS, name, own | {"steps": 2, "captions": 4})
+    monkeypatch.setattr(retrieval, "QUERIES", 2)
+    shutil.rmtree(world.run.folder / "encoders")
+    retrieval.retrieval_study(asked("retrieval"), world)
+    found = scores_of(asked("retrieval"))
+    assert len(found["bars"]) == 3
+    rows = {(r["method"], r["task"], r["metric"]): r for r in found["rows"] if not r["versus"]}
+    chance = rows["chance", "36 trained concepts", "recall@1"]["value"]
+    assert chance == pytest.approx(1 / 40)
+    assert rows["encoder", "36 trained concepts", "recall@1"]["n"] == 36
+    assert len(found["notes"]) == 2
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two combinations of each group, few steps and trials, two variants and three rivals."""
+    every = tasks.combinations
+    for module in (tasks, losses, gates, fused_images, retained, fusion, views):
+        monkeypatch.setattr(module, "combinations", lambda group: every(group)[:2])
+    for name, own in list(fusion.VARIANTS.items()):
+        if name in ("gates", "x_lora"):
+            monkeypatch.setitem(fusion.VARIANTS, name, own | {"steps": 1, "batch_size": 2})
+        else:
+            monkeypatch.delitem(fusion.VARIANTS, name)
+    for name in list(fusion.SPACES):
+        if name not in ("sum", "switch"):
+            monkeypatch.delitem(fusion.SPACES, name)
+    for name in list(fusion.PLAIN):
+        if name not in ("none", "alone0", "alone1", "sum", "mean", "ties", "switch", "k_lora"):
+            monkeypatch.delitem(fusion.PLAIN, name)
+    monkeypatch.setattr(fusion, "TRIALS", 3)
+    monkeypatch.setattr(fusion, "TRIED_STEPS", 1)
+    monkeypatch.setattr(fusion, "TIMES", 2)
+    monkeypatch.setattr(fusion, "MOST", 2)
+    monkeypatch.setattr(losses, "TRIED_TIMES", 2)
+    monkeypatch.setattr(retained, "TIMES", 2)
+    monkeypatch.setattr(views, "SAMPLER", {"steps": 2, "guidance": 2.0})
+    monkeypatch.setattr(views, "COSTED", 2)
+
+
+def test_fusion(world, asked, few):
+    fusion.fusion_study(asked("fusion", (0, 1)), world)
+    found = scores_of(asked("fusion"))
+    tasks_found = {row["task"] for row in found["rows"]}
+    assert {*fusion.GROUPS.values(), "retention in unseen pairs"} <= tasks_found
+    names = {row["method"] for row in found["rows"]}
+    assert {"sum", "sum tuned", "switch tuned", "k_lora", "gates", "baked", "x_lora"} <= names
+    gates_rows = {(r["method"], r["metric"]): r["value"] for r in found["rows"]
+                  if r["task"].startswith("cost")}  # fmt: skip
+    assert gates_rows["gates", "seconds_over_none"] > 0
+    before = asked("fusion").run.scores.read_text()
+    made = sorted(p.stat().st_mtime_ns for p in asked("fusion").run.folder.rglob("result.*"))
+    fusion.fusion_study(asked("fusion", (0, 1)), world)
+    after = sorted(p.stat().st_mtime_ns for p in asked("fusion").run.folder.rglob("result.*"))
+    assert made == after
+    losses_of = [r for r in json.loads(before)["rows"] if r["metric"] == fusion.METRIC]
+    again = [r for r in scores_of(asked("fusion"))["rows"] if r["metric"] == fusion.METRIC]
+    assert losses_of == again

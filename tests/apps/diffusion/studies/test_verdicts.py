@@ -1,0 +1,69 @@
+"""Signs, intervals and words of the verdicts, on losses of known answer."""
+
+import math
+
+import numpy as np
+import pytest
+
+from apps.diffusion.studies.fusion import GROUPS, bars_of, best_score, compared, headline_of
+from harness.experiment.tuning import Choice
+
+
+def losses(factor, spread=0.02, pairs=48):
+    random = np.random.default_rng(0)
+    noise = np.random.default_rng(int(1000 * factor)).normal(0, spread, pairs)
+    return factor * random.uniform(0.5, 2, pairs) * np.exp(noise)
+
+
+@pytest.fixture
+def rows():
+    found = {
+        "none": [losses(3.0)],
+        "sum": [losses(1.0)],
+        "mean": [losses(0.95)],
+        "ties tuned": [losses(0.9)],
+        "gates": [losses(0.801), losses(0.8), losses(0.799)],
+    }
+    return [row for group, task in GROUPS.items() for row in compared(found, group, task)]
+
+
+def test_ratios_are_logarithms_over_the_base(rows):
+    value = next(r.value for r in rows if (r.method, r.task, r.versus) == (
+        "gates", GROUPS["test2"], ""))  # fmt: skip
+    assert value == pytest.approx(math.log(0.8 / 3), abs=0.01)
+    difference = next(r for r in rows if (r.method, r.versus) == ("sum", "gates"))
+    assert difference.value == pytest.approx(math.log(1 / 0.8), abs=0.01)
+    assert difference.n == 48
+
+
+def test_bars_are_upper_ends_of_gates_over_rivals(rows):
+    bars = {bar.name: bar for bar in bars_of(rows, "ties tuned")}
+    summed = bars["48 unseen pairs: gates / sum, upper end"]
+    assert math.log(0.8) < summed.value < math.log(0.8) + 0.02
+    assert summed.met
+    assert bars["48 unseen pairs: gates / ties tuned, upper end"].bar == 0.01
+    assert bars["48 trained pairs: gates / ties tuned, upper end"].bar == -0.002
+    missing = bars["48 unseen pairs: gates / switch, upper end"]
+    assert math.isnan(missing.value)
+    assert not missing.met
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(0.8, "loss of gates is 11.* lower"), (1.0, "loss of gates is 11.* higher"),
+     (0.9, "gates are level")],
+)  # fmt: skip
+def test_the_headline_says_who_is_ahead(factor, words):
+    found = {
+        "none": [losses(3.0)],
+        "ties tuned": [losses(0.9)],
+        "gates": [losses(factor), losses(factor * 1.0001)],
+    }
+    rows = compared(found, "test2", GROUPS["test2"])
+    assert __import__("re").search(words, headline_of(rows, "ties tuned"))
+
+
+def test_the_best_trial_is_the_lowest_that_has_a_score():
+    trials = [{"score": math.nan}, {"score": 0.3}, {"score": -0.2}]
+    assert best_score(Choice({}, trials, [])) == -0.2
+    assert best_score(Choice({}, [], [])) == math.inf
