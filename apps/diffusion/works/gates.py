@@ -83,10 +83,9 @@ def untrained(
 
 def trained_parameters(fusion: nn.Module, piece: Piece, folder: Path) -> dict[str, torch.Tensor]:
     """Return what was trained, by the names of its file."""
-    if isinstance(fusion, GatedFusion):
-        path = fusion.save_gates(folder / "made.safetensors")
-        return load_file(path)
-    del piece
+    if is_gated(piece.settings):
+        assert isinstance(fusion, GatedFusion)
+        return load_file(fusion.save_gates(folder / "made.safetensors"))
     return dict(fusion.state_dict())
 
 
