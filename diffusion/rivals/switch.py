@@ -26,7 +26,7 @@ class Switch(Weighing):
     """
 
     def __init__(
-        self, model: nn.Module, adapters: Mapping[str, LoraBundle], *, tau: int = 5
+        self, model: nn.Module, adapters: Mapping[str, LoraBundle], *, tau: float = 5
     ) -> None:
         if tau < 1:
             raise GatesError(f"tau is {tau}, expected at least one step")
@@ -41,4 +41,4 @@ class Switch(Weighing):
 
     def _weights(self) -> list[float]:
         on = self.on
-        return self._only(on[self._step // self.tau % len(on)] if on else None)
+        return self._only(on[int(self._step // self.tau) % len(on)] if on else None)
