@@ -275,8 +275,8 @@ def compared(found: Mapping[str, list[np.ndarray]], group: str, task: str) -> li
 
 def best_score(choice: Choice) -> float:
     """Return the best score of the trials."""
-    scores = [float(one.get("score", math.nan)) for one in choice.trials]
-    return float(np.nanmin(scores)) if scores else math.inf
+    scores = [one["score"] for one in choice.trials if one.get("score") is not None]
+    return min((float(score) for score in scores if not math.isnan(score)), default=math.inf)
 
 
 def upper(rows: Sequence[Row], method: str, task: str) -> float:

@@ -111,6 +111,7 @@ def few(monkeypatch):
 
 
 def test_fusion(world, asked, few):
+    shutil.rmtree(world.run.folder / "gates")
     fusion.fusion_study(asked("fusion", (0, 1)), world)
     found = scores_of(asked("fusion"))
     tasks_found = {row["task"] for row in found["rows"]}
