@@ -1,5 +1,6 @@
 """The page of ``gates diffusion demo`` in a real browser; text of files never runs there."""
 
+import json
 import os
 import re
 import runpy
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from PIL import Image
@@ -22,7 +24,6 @@ WORDS = ("--base", "base", "--library", "loras", "--gates", "gates.safetensors",
 @pytest.fixture(scope="module")
 def chromium():
     pytest.importorskip("playwright")
-    pytest.importorskip("gradio")
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("no chromium: apt-get install chromium")
@@ -44,8 +45,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(folder, chromium):
+def server(folder):
     """The command in a separate process; yields its address."""
+    pytest.importorskip("playwright")  # of the same extra as gradio, which this process spares
     environment = os.environ | {"TMPDIR": str(folder / "tmp")}
     command = [sys.executable, "-m", "apps.main", "diffusion", "demo", *WORDS, "--port", "0"]
     with subprocess.Popen(
@@ -81,6 +83,39 @@ def page(server, chromium):
         page.goto(server)
         yield page
         browser.close()
+
+
+def test_the_page_is_served(server):
+    with urlopen(server, timeout=60) as answer:
+        text = answer.read().decode()
+    assert "Adapters by prompt" in text
+    with urlopen(f"{server}/config", timeout=60) as answer:
+        parts = json.load(answer)["components"]
+    names = {part["props"].get("elem_id") for part in parts}
+    assert {"head", "prompt", "go", "found", "gated", "sum", "map", "strength4"} <= names
+
+
+def test_a_call_of_the_page_makes_images(server):
+    with urlopen(f"{server}/config", timeout=60) as answer:
+        config = json.load(answer)
+    (number,) = {d["id"] for d in config["dependencies"] if len(d["inputs"]) == 3 and "click" in str(d["targets"])}
+    call = {"data": ["snow", 2, 0], "fn_index": number, "session_hash": "s"}
+    request = Request(f"{server}/gradio_api/queue/join", json.dumps(call).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=60) as answer:
+        assert json.load(answer)["event_id"]
+    with urlopen(f"{server}/gradio_api/queue/data?session_hash=s", timeout=120) as stream:
+        for line in stream:
+            if b"process_completed" in line:
+                break
+    done = json.loads(line.removeprefix(b"data: "))
+    assert done["success"], done
+    _, first, *_, card, gated, plain, gates = done["output"]["data"]
+    assert first["label"].startswith("Strength of ")
+    assert "deep snow" in card
+    assert "&lt;img src=x onerror=" in card
+    assert "<img" not in card
+    assert gated["url"] != plain["url"]
+    assert gates["value"]["plot"].startswith("data:image/")
 
 
 def make(page, prompt):

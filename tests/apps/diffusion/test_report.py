@@ -1,0 +1,157 @@
+"""Reports of runs whose results have random numbers: pages, figures and their numbers."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from apps.diffusion.pages.fusion import losses_of
+from apps.diffusion.report import write_report
+from apps.diffusion.studies.base import image_pieces
+from apps.diffusion.studies.fusion import MOST
+from apps.diffusion.works.tasks import combinations
+from core_gates.errors import GatesError
+from harness.evidence import Bar, Row
+from harness.experiment import Arrays, Run
+
+METHODS = {"gates": 0.8, "sum": 1.0, "mean": 0.9, "ties tuned": 0.7, "mean tuned": 0.85}
+
+
+@pytest.fixture
+def root(zoo_root, tmp_path):
+    shutil.copytree(zoo_root, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def run_of(root, capsys):
+    """Return the run of a study with scores of one row."""
+
+    def make(study):
+        run = Run(root / "diffusion" / study, app="diffusion", package=None)
+        rows = [Row("gates", study, "loss", 1.0, 0.9, 1.1, 12)]
+        run.finish(rows, [Bar("a figure", 1.0, "<=", 2.0)], seeds=[0], headline="A headline.")
+        return run
+
+    return make
+
+
+def numbers(run, name):
+    with (run.folder / "figures" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def figures(run):
+    found = {path.name for path in (run.folder / "figures").iterdir()}
+    assert {f"{name.rpartition('.')[0]}.csv" for name in found} <= found
+    return {name.removesuffix(".png") for name in found if name.endswith(".png")}
+
+
+def test_images_of_the_base(run_of, root, write):
+    world = write.world_of(root)
+    plain, pieces = image_pieces(world)
+    store = world.run.store("images", Arrays())
+    draw = torch.Generator().manual_seed(0)
+    for piece in (plain, *pieces[:3]):
+        size = (len(piece["captions"]), 3, 32, 32)
+        images = torch.randint(0, 256, size, generator=draw, dtype=torch.uint8)
+        store.keep(piece, {"images": images})
+    run = run_of("base")
+    path = write_report(run, world, "base")
+    assert figures(run) == {"bars", "base", "base-2", "styles"}
+    assert {row["style"] for row in numbers(run, "styles")} == {"noto", "twemoji", "outline"}
+    assert "A headline." in path.read_text()
+    assert "What was made in the run folder embedded" in path.read_text()
+
+
+def test_captions_and_adapters(run_of, root, write):
+    world = write.world_of(root)
+    run = run_of("retrieval")
+    write_report(run, world, "retrieval")
+    rows = numbers(run, "retrieval")
+    assert len(rows) == 1600
+    assert all(abs(float(row["mean cosine"])) <= 1 for row in rows)
+    piece = next((root / "diffusion/embedded/adapters").glob("tool-s1"))
+    shutil.rmtree(piece)
+    page = write_report(run, write.world_of(root), "retrieval").read_text()
+    assert "adapters of seed 1 are missing" in page
+
+
+def keep_losses(run, group="test2"):
+    draw = np.random.default_rng(0)
+    pairs = len(combinations(group))
+    found = {}
+    for method, level in METHODS.items():
+        for seed in (0, 1):
+            losses = level * np.exp(draw.normal(0, 0.05, (pairs, MOST))).astype(np.float32)
+            losses[0, -1] = np.nan
+            found.setdefault(method, []).append(losses)
+            piece = run.piece(method, seed, {"of": group})
+            run.store("losses", Arrays()).keep(piece, {"losses": torch.from_numpy(losses)})
+    return found
+
+
+def test_differences_by_pair_and_gates(run_of, root, write, monkeypatch):
+    monkeypatch.setattr("apps.diffusion.generation.pairs.STEPS", 2)
+    run = run_of("fusion")
+    kept = keep_losses(run)
+    pairs = combinations("test2")
+    images = torch.randint(0, 256, (2 * len(pairs), 3, 32, 32), dtype=torch.uint8)
+    places = torch.arange(len(pairs)).repeat_interleave(2)
+    for method in ("gates", "sum"):
+        made = {"made": images, "true": images, "combination": places}
+        run.store("images", Arrays()).keep(run.piece(method, 0, {"of": "test2"}), made)
+    page = write_report(run, write.world_of(root), "fusion").read_text()
+    assert figures(run) == {"bars", "pairs-test2", "pairs", "gates"}
+    rows = numbers(run, "pairs-test2")
+    assert {row["rival"] for row in rows} == {"sum", "mean", "ties tuned"}
+    assert {row["column"] for row in numbers(run, "pairs")} == {"true drawing", "gates", "sum"}
+    steps = {row["step"] for row in numbers(run, "gates")}
+    assert steps == {"1", "2"}
+    own, other = (np.mean([np.nanmean(one, 1) for one in kept[m]], 0) for m in ("gates", "sum"))
+    expected = np.log(own[0] / other[0])
+    assert float(rows[0]["log_loss_ratio"]) == pytest.approx(expected, abs=1e-5)
+    assert rows[0]["combination"] == pairs[0].name
+    assert "Gates are not shown" not in page
+
+
+def test_what_is_missing_is_said(run_of, root, write):
+    shutil.rmtree(root / "diffusion" / "embedded" / "gates")
+    world = write.world_of(root)
+    world.run.package = None
+    page = write_report(run_of("fusion"), world, "fusion").read_text()
+    for text in ("no losses of gates yet", "no images yet", "Gates are not shown: gates are miss"):
+        assert text in page
+    assert losses_of(root / "diffusion" / "fusion", "test2") == {}
+    page = write_report(run_of("base"), world, "base").read_text()
+    assert "No images of style adapters were made yet" in page
+
+
+def test_a_report_needs_scores(root, write):
+    run = Run(root / "diffusion" / "base", app="diffusion")
+    with pytest.raises(GatesError, match="evaluate"):
+        write_report(run, write.world_of(root), "base")
+
+
+def test_the_verb_takes_the_study_of_the_configuration(run_of, root, write, gates, monkeypatch):
+    monkeypatch.setattr("apps.diffusion.report.World", lambda root, **_: write.world_of(root))
+    run = run_of("retrieval")
+    run.scores.rename(root / "scores.json")
+    (root / "diffusion" / "mine").mkdir()
+    (root / "scores.json").rename(root / "diffusion" / "mine" / "scores.json")
+    printed = gates("report", "--config", "retrieval", "--name", "mine", "--root", root)
+    assert printed.splitlines()[-1] == str(root / "diffusion" / "mine" / "report.html")
+    assert (root / "diffusion" / "mine" / "figures" / "retrieval.png").exists()
+
+
+def test_faulty_calls(root, faulty_inputs):
+    call = ("diffusion", "report", "--root", "runs")
+    faulty_inputs(
+        {
+            "no scores": ((*call, "--config", "base"), "evaluate"),
+            "an unknown study": ((*call, "--study", "all"), "--study is 'all'"),
+        },
+        folder=root.parent,
+    )
