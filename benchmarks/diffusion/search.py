@@ -1,6 +1,7 @@
 """Search by vectors in a library of 10⁵ adapters, against the bare matmul and its k best scores."""
 
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ BAR = 1.5
 class Encoder:
     """Stands for an encoder of adapters, and for one of prompts."""
 
-    family, fingerprint, dim = "flux", "random", DIM
+    family, fingerprint = "flux", "random"
 
     def __init__(self, query: Tensor) -> None:
-        self.query = query
+        self.query, self.dim = query, len(query)
 
     def refusal(self, bundle: object) -> str | None:
         """Return that any adapter fits."""
@@ -81,7 +82,11 @@ def _variants(load: Load) -> Mapping[str, Call]:
     def whole() -> object:
         return library.search("a prompt", K)
 
-    whole.holds = folder  # type: ignore[attr-defined]
+    def end() -> None:
+        library.close()
+        folder.cleanup()
+
+    weakref.finalize(whole, end)
     return {"matmul and top-k": bare, "search": whole}
 
 
