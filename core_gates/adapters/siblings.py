@@ -63,14 +63,18 @@ class FusedLinears(nn.Module):
             return False
         if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             return False
-        return type(x) is Tensor and all(
-            is_unwatched(layer)
-            and not layer._forward_pre_hooks
-            and type(layer.weight) is nn.Parameter
-            and layer.weight.dtype == x.dtype
-            and layer.bias is not None
-            for layer in self.layers
-        ) and not nn.modules.module._global_forward_pre_hooks
+        return (
+            type(x) is Tensor
+            and all(
+                is_unwatched(layer)
+                and not layer._forward_pre_hooks
+                and type(layer.weight) is nn.Parameter
+                and layer.weight.dtype == x.dtype
+                and layer.bias is not None
+                for layer in self.layers
+            )
+            and not nn.modules.module._global_forward_pre_hooks
+        )
 
     def _written(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)

@@ -182,5 +182,3 @@ def write(
         name = layer.name.replace(".", "_") if prefix.endswith("_") else layer.name
         writer.layer(prefix + name, layer, kind)
     return Written(family, writer.tensors, writer.expected, writer.base, {names})
-
-
