@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 
 from benchmarks.base import BaseTree, load_head
-from benchmarks.output import Result, Row, tables, write_csv
 from benchmarks.memory import peak_bytes
+from benchmarks.output import Result, Row, tables, write_csv
 from benchmarks.registry import Call, Comparison, Peaks, Suite, find_op, load_suite, suite_names
 from benchmarks.timing import (
     ROUNDS,
@@ -222,9 +222,7 @@ def _row(
     }
 
 
-def peak_rows(
-    comparison: Comparison, peaks: Peaks, calls: Mapping[str, Call]
-) -> list[Row]:
+def peak_rows(comparison: Comparison, peaks: Peaks, calls: Mapping[str, Call]) -> list[Row]:
     """Return a row per variant whose memory is measured: what it needs beyond the baseline."""
     base = peak_bytes(calls[comparison.baseline])
     rows = []

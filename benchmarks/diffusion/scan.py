@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,4 +47,12 @@ def _variants(load: Load) -> Mapping[str, Call]:
         shutil.rmtree(index)
         return found
 
-    return {"first scan": first, "unchanged": library.scan}
+    def again() -> object:
+        return library.scan()
+
+    def end() -> None:
+        library.close()
+        folder.cleanup()
+
+    weakref.finalize(again, end)
+    return {"first scan": first, "unchanged": again}

@@ -1,6 +1,7 @@
 """Search by vectors in a library of 10⁵ adapters, against the bare matmul and its k best scores."""
 
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ BAR = 1.5
 class Encoder:
     """Stands for an encoder of adapters, and for one of prompts."""
 
-    family, fingerprint, dim = "flux", "random", DIM
+    family, fingerprint = "flux", "random"
 
     def __init__(self, query: Tensor) -> None:
-        self.query = query
+        self.query, self.dim = query, len(query)
 
     def refusal(self, bundle: object) -> str | None:
         """Return that any adapter fits."""
@@ -45,7 +46,7 @@ class Encoder:
 
 
 def search() -> Comparison:
-    """Compare the whole search by a prompt, names and scores included, with what it cannot spare."""
+    """Compare a search by a prompt, names and scores included, with what it cannot spare."""
     return Comparison(
         name=f"search in {ADAPTERS} x {DIM}, k={K}",
         op="library_search",
@@ -68,9 +69,11 @@ def _variants(load: Load) -> Mapping[str, Call]:
     write("bfl", "lora_down", "lora_unet_", layers=1).save(root / "a1.safetensors")
     library.scan()
     _fill(load, library, vectors)
-    view = load("diffusion.library.store.matrix").Matrix(
-        library.index, encoder.fingerprint, DIM
-    ).view()
+    view = (
+        load("diffusion.library.store.matrix")
+        .Matrix(library.index, encoder.fingerprint, DIM)
+        .view()
+    )
     wanted = encoder.query.numpy()
 
     def bare() -> object:
@@ -81,7 +84,11 @@ def _variants(load: Load) -> Mapping[str, Call]:
     def whole() -> object:
         return library.search("a prompt", K)
 
-    whole.holds = folder  # type: ignore[attr-defined]
+    def end() -> None:
+        library.close()
+        folder.cleanup()
+
+    weakref.finalize(whole, end)
     return {"matmul and top-k": bare, "search": whole}
 
 
@@ -102,14 +109,13 @@ def _fill(load: Load, library: Any, vectors: np.ndarray[Any, Any]) -> None:
     )
     with catalog.database.writing():
         catalog.database.run(
-            f"{numbers} INSERT INTO adapter ({columns}) SELECT {values} FROM adapter, n WHERE id = 1"
+            f"{numbers} INSERT INTO adapter ({columns}) "
+            f"SELECT {values} FROM adapter, n WHERE id = 1"
         )
         catalog.database.run(
             f"{numbers} INSERT INTO encoding (fingerprint, digest, row, refusal) "
             "SELECT fingerprint, 'd' || i, i - 1, '' FROM encoding, n WHERE row = 0"
         )
-    matrix = load("diffusion.library.store.matrix").Matrix(
-        library.index, Encoder.fingerprint, DIM
-    )
+    matrix = load("diffusion.library.store.matrix").Matrix(library.index, Encoder.fingerprint, DIM)
     matrix.write(dict(enumerate(vectors)))
     catalog.database.close()

@@ -65,9 +65,7 @@ def _variants(load: Load, num_adapters: int) -> Mapping[str, Call]:
 
 
 def _adapters(model: Any, number: int) -> dict[str, LoraBundle]:
-    layers = {
-        n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks" in n
-    }
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks" in n}
     return {
         f"a{k}": LoraBundle(
             "flux",

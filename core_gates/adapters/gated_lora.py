@@ -124,9 +124,7 @@ class GatedLoraLinear(AdapterFactors):
         ranks = self.ranks
         return self._mixed(x, base, time, ranks) if ranks else base
 
-    def _mixed(
-        self, x: Tensor, base: Tensor, time: Tensor | None, ranks: Sequence[int]
-    ) -> Tensor:
+    def _mixed(self, x: Tensor, base: Tensor, time: Tensor | None, ranks: Sequence[int]) -> Tensor:
         if self.base_gains is not None:
             return self._mixed_in_full(x, base, time)
         hidden, up = self._hidden(x, ranks), self.up.to(x.device)

@@ -159,7 +159,9 @@ class LoraGate(nn.Module):
         constant = self._bias(time)
         acc = constant.dtype
         gain, offset = self.norm_lora.weight.to(acc), self.norm_lora.bias.to(acc)
-        along, slope = (None if w is None else w.to(acc) for w in (self.weight_lora, self.weight_base))
+        along, slope = (
+            None if w is None else w.to(acc) for w in (self.weight_lora, self.weight_base)
+        )
         # Each term as a multiple of n and z before their affine maps.
         cross = None
         if self.norm_base is not None:

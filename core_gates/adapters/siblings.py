@@ -63,14 +63,18 @@ class FusedLinears(nn.Module):
             return False
         if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             return False
-        return type(x) is Tensor and all(
-            is_unwatched(layer)
-            and not layer._forward_pre_hooks
-            and type(layer.weight) is nn.Parameter
-            and layer.weight.dtype == x.dtype
-            and layer.bias is not None
-            for layer in self.layers
-        ) and not nn.modules.module._global_forward_pre_hooks
+        return (
+            type(x) is Tensor
+            and all(
+                is_unwatched(layer)
+                and not layer._forward_pre_hooks
+                and type(layer.weight) is nn.Parameter
+                and layer.weight.dtype == x.dtype
+                and layer.bias is not None
+                for layer in self.layers
+            )
+            and not nn.modules.module._global_forward_pre_hooks
+        )
 
     def _written(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
@@ -117,7 +121,7 @@ class GatedSiblings(GatedLoraLinear):
         if self._input is not x or place not in self._left or state != self._state:
             outputs = self(x).split(self._fused.sizes, -1)
             self._input, self._left, self._state = x, dict(enumerate(outputs)), state
-        found = self._left.pop(place)
+        found = self._left.pop(place).contiguous()
         if not self._left:
             self._input = None
         return found

@@ -2,11 +2,11 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from diffusion.evaluation.parity.files import dialects as names
 from diffusion.evaluation.parity.files import factors, writer
+from diffusion.evaluation.parity.files.reading import delta_error
 
 
 @pytest.fixture(scope="session")
@@ -18,17 +18,7 @@ def dialects():
 @pytest.fixture(scope="session")
 def relative_error():
     """The largest error of the layers of a bundle, relative to the largest entry of each ΔW."""
-
-    def measure(bundle, expected, base=None):
-        assert set(bundle.modules) == set(expected)
-        errors = []
-        for name, delta in expected.items():
-            weight = None if base is None else base[name]
-            found = bundle.delta_weight(name, weight).double().numpy()
-            errors.append(np.abs(found - delta).max() / np.abs(delta).max())
-        return max(errors)
-
-    return measure
+    return delta_error
 
 
 @pytest.fixture(scope="session")
@@ -50,21 +40,6 @@ def one_line():
 @pytest.fixture(scope="session")
 def write_gguf():
     """``write_gguf(model, path)``: its matrices in Q8_0 where their rows allow it."""
-    import gguf
+    from diffusion.evaluation.parity.models import quantized
 
-    def write(model, path):
-        eight = gguf.GGMLQuantizationType.Q8_0
-        writer = gguf.GGUFWriter(str(path), "flux")
-        for name, tensor in model.state_dict().items():
-            values = tensor.float().numpy()
-            if values.ndim == 2 and values.shape[1] % 32 == 0:
-                writer.add_tensor(name, gguf.quants.quantize(values, eight), raw_dtype=eight)
-            else:
-                writer.add_tensor(name, values)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path
-
-    return write
+    return quantized.write_gguf

@@ -1,1 +1,1 @@
-"""Numbers that must come out as elsewhere: golden vectors, formats, other libraries, closed forms."""
+"""Numbers that must come out as elsewhere: golden vectors, formats, other libraries."""

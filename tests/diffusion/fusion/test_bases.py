@@ -1,37 +1,22 @@
 """Adapters on quantized and offloaded bases, and the largest tensor of an inference."""
 
-from copy import deepcopy
-
 import accelerate
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from diffusers.hooks import apply_group_offloading
-from torch import nn
-from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from diffusion.evaluation.parity.models.quantized import KINDS, quantized
+from diffusion.evaluation.parity.models.subjects import merged_into, random_adapter
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.sites import linear_sizes
-from diffusion.lora_file import Factors, LoraBundle, SD3Shape
+from diffusion.lora_file import SD3Shape
 from diffusion.models.flow_matching import velocity
-from diffusion.models.loading import read_gguf
 from diffusion.models.text import TextStates
 from diffusion.models.tiny_flux import UNIT, transformer_of
-
-
-def adapter(model, seed, family="flux", rank=2):
-    draw = torch.Generator().manual_seed(seed)
-    return LoraBundle(family, {
-        n: Factors(
-            torch.randn(rank, m[0], generator=draw) * 0.2,
-            torch.randn(m[1], rank, generator=draw) * 0.2,
-            1.0,
-        )
-        for n, m in linear_sizes(model).items() if "blocks" in n
-    })  # fmt: skip
 
 
 @pytest.fixture
@@ -47,73 +32,24 @@ def inputs():
     return torch.randn(2, 16, 4, 4), torch.tensor([0.2, 0.9]), text
 
 
-class EightBits(nn.Linear):
-    """A layer whose weight is stored in eight bits, with a scale a row."""
-
-    @classmethod
-    def of(cls, layer):
-        made = cls(layer.in_features, layer.out_features, layer.bias is not None)
-        scale = layer.weight.abs().amax(1, keepdim=True) / 127
-        made.weight = nn.Parameter((layer.weight / scale).round().to(torch.int8), False)
-        made.bias = layer.bias
-        made.register_buffer("scale", scale)
-        return made
-
-    def forward(self, x):
-        return F.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
-
-
-def replaced(model):
-    for name, layer in list(model.named_modules()):
-        if type(layer) is nn.Linear:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, EightBits.of(layer))
-    return model
-
-
-@pytest.fixture(params=["gguf", "int8", "float8"])
-def quantized(request, model, tmp_path, write_gguf):
+@pytest.fixture(params=KINDS)
+def pair(request, model, tmp_path):
     """A quantized model, and one in float32 of the same weights."""
-    if request.param == "int8":
-        made = replaced(deepcopy(model))
-    elif request.param == "gguf":
-        model.save_config(tmp_path)
-        made = read_gguf(write_gguf(model, tmp_path / "m.gguf"), tmp_path, torch.float32)
-    else:
-        made = deepcopy(model)
-        made.enable_layerwise_casting(
-            storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
-        )
-    exact = deepcopy(model)
-    for name in linear_sizes(model):
-        layer, target = made.get_submodule(name), exact.get_submodule(name)
-        eye = torch.eye(layer.in_features)
-        bias = layer(torch.zeros(1, layer.in_features))
-        target.weight.copy_((layer(eye) - bias).T)
-        if target.bias is not None:
-            target.bias.copy_(bias[0])
-    return made.requires_grad_(False), exact
-
-
-def merged(model, adapters):
-    for bundle in adapters.values():
-        for name in bundle.modules:
-            model.get_submodule(name).weight += bundle.delta_weight(name)
-    return model
+    return quantized(request.param, model, tmp_path)
 
 
 @torch.no_grad()
-def test_neutral_gates_on_a_quantized_base_are_that_base_plus_adapters(quantized, inputs, model):
-    base, exact = quantized
+def test_neutral_gates_on_a_quantized_base_are_that_base_plus_adapters(pair, inputs, model):
+    base, exact = pair
     assert linear_sizes(base) == linear_sizes(model)
-    adapters = {"a": adapter(model, 1), "b": adapter(model, 2, rank=3)}
+    adapters = {"a": random_adapter(model, 1), "b": random_adapter(model, 2, rank=3)}
     before = velocity(base, *inputs)
     assert_close(before, velocity(exact, *inputs), rtol=1e-5, atol=1e-5)
     assert (before - velocity(model, *inputs)).abs().max() > 1e-4
     for mode in ("gated", "sum"):
         with GatedFusion(base, adapters, mode=mode):
             found = velocity(base, *inputs)
-        expected = velocity(merged(deepcopy(exact), adapters), *inputs)
+        expected = velocity(merged_into(exact, adapters), *inputs)
         assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert (found - before).abs().max() > 1e-2
         assert torch.equal(velocity(base, *inputs), before)
@@ -126,7 +62,7 @@ def test_neutral_gates_on_a_quantized_base_are_that_base_plus_adapters(quantized
 )
 @torch.no_grad()
 def test_an_offloaded_model_takes_adapters(how, first, model, inputs):
-    adapters = {"a": adapter(model, 1), "b": adapter(model, 2)}
+    adapters = {"a": random_adapter(model, 1), "b": random_adapter(model, 2)}
     with GatedFusion(model, adapters, time="film") as fusion:
         expected = velocity(model, *inputs)
     plain = velocity(model, *inputs)
@@ -172,7 +108,7 @@ def test_no_tensor_of_all_adapters_exists(model, inputs):
     text = TextStates(torch.randn(8, 5, 384), torch.randn(8, 384))
     with Largest() as plain:
         velocity(model, images, torch.rand(8), text)
-    adapters = {f"a{k}": adapter(model, k) for k in range(8)}
+    adapters = {f"a{k}": random_adapter(model, k) for k in range(8)}
     for mode in ("gated", "sum"):
         with GatedFusion(model, adapters, mode=mode), Largest() as fused:
             velocity(model, images, torch.rand(8), text)

@@ -3,53 +3,25 @@
 from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from core_gates.adapters import LowRank
 from core_gates.errors import GatesError
+from diffusion.evaluation.parity.golden.vectors import read_vectors
+from diffusion.evaluation.parity.golden.x_lora import CASES, x_lora_errors
 from diffusion.lora_file import Factors, LoraBundle
-from diffusion.rivals.scalings import Scalings
-from diffusion.rivals.x_lora import TokenWeightedLora, XLora
+from diffusion.rivals.x_lora import XLora
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "autolora" / "xlora_a.npz"
-OPTIONS = {
-    "softmax": {},
-    "topk": {"top_k": 2, "normalize": "kept"},
-    "layerwise": {"layerwise": True, "depth": 2, "width": 6, "temperature": 0.7},
-}
+GOLDEN = Path(__file__).parents[2] / "golden" / "autolora"
 
 
-@pytest.fixture(params=OPTIONS)
-def golden(request):
-    with np.load(GOLDEN) as found:
-        arrays = {
-            name.partition(".")[2]: torch.from_numpy(found[name])
-            for name in found.files
-            if name.startswith(f"{request.param}.")
-        }
-    return request.param, arrays
-
-
-def test_golden(golden):
-    case, arrays = golden
-    features, count = arrays["hidden"].shape[-1], arrays["scalings"].shape[-1]
-    made = Scalings(features, count, 2, dtype=torch.float64, **OPTIONS[case])
-    made.load_state_dict({k.removeprefix("cls."): v for k, v in arrays.items() if "cls." in k})
-    found, layer = made(arrays["hidden"]), int(arrays["layer"])
-    if case != "topk":  # there PEFT hands out logits, and selects in every layer
-        assert_close(found, arrays["scalings"], rtol=1e-6, atol=0)
-    base = nn.Linear(*arrays["W"].T.shape).double()
-    base.load_state_dict({"weight": arrays["W"], "bias": arrays["b"]})
-    adapters = [
-        LowRank(arrays[f"A{k}"], arrays[f"B{k}"], float(arrays[f"scaling{k}"]))
-        for k in range(count)
-    ]
-    adapted = TokenWeightedLora(base, adapters, lambda _: 1.3 * found[:, :, layer])
-    assert_close(adapted(arrays["x"]), arrays["y"], rtol=1e-6, atol=1e-7)
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case):
+    errors = dict(x_lora_errors(read_vectors(GOLDEN, "xlora_a.npz").arrays, case))
+    assert f"{case}: y" in errors
+    assert max(errors.values()) <= 1e-6
 
 
 IMAGES, TEXTS = 5, 3

@@ -49,7 +49,7 @@ def read_vectors(folder: str | Path, name: str) -> Vectors:
     """
     path = Path(folder) / name
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             meta = json.loads(str(found["meta"])) if "meta" in found.files else {}
             arrays = {
                 key: torch.from_numpy(np.array(found[key])) for key in found.files if key != "meta"

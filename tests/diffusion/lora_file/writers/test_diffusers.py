@@ -5,10 +5,16 @@ import copy
 import pytest
 import torch
 
+from diffusion.evaluation.parity.files.exports import (
+    drawn,
+    linears,
+    merged_by_diffusers,
+    small_flux,
+    small_sd3,
+    weight_errors,
+)
 from diffusion.lora_file import (
-    Factors,
     FluxShape,
-    LoraBundle,
     SD3Shape,
     load_lora,
     save_lora,
@@ -22,28 +28,14 @@ FLUX_SHAPE = FluxShape(2, 2, 2, 16, 64, 24, 20)
 SD3_SHAPE = SD3Shape(3, 2, 16, 24, 20, dual_attention=(0,))
 
 
-def linears(model):
-    return {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-
-
 @pytest.fixture(scope="module")
 def flux():
-    torch.manual_seed(0)
-    return diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=24, pooled_projection_dim=20,
-        guidance_embeds=True, axes_dims_rope=(4, 6, 6),
-    )  # fmt: skip
+    return small_flux()
 
 
 @pytest.fixture(scope="module")
 def sd3():
-    torch.manual_seed(0)
-    return diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=16, num_layers=3, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=24, caption_projection_dim=32,
-        pooled_projection_dim=20, out_channels=16, dual_attention_layers=(0,), qk_norm="rms_norm",
-    )  # fmt: skip
+    return small_sd3()
 
 
 def test_names_and_sizes_are_those_of_diffusers(flux, sd3):
@@ -52,45 +44,10 @@ def test_names_and_sizes_are_those_of_diffusers(flux, sd3):
         assert shape.modules() == sizes
 
 
-def draw(family, model, names, dora=False):
-    generator = torch.Generator().manual_seed(0)
-    modules = {}
-    for number, name in enumerate(names):
-        outputs, inputs = linears(model)[name].weight.shape
-        rank, scale = 1 + number % 4, (1.0, 0.5, 1 / 3, 2.0)[number // 3 % 4]
-        magnitude = torch.rand(outputs, 1, generator=generator) + 1 if dora else None
-        down = torch.randn(rank, inputs, generator=generator) / 4
-        up = torch.randn(outputs, rank, generator=generator) / 4
-        modules[name] = Factors(down, up, scale, magnitude)
-    return LoraBundle(family, modules)
-
-
-def loaded(model, family, path):
-    """The model with the file merged by diffusers."""
-    model = copy.deepcopy(model)
-    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    kind = diffusers.FluxPipeline
-    if family == "sd3":
-        kind = diffusers.StableDiffusion3Pipeline
-        parts |= {"text_encoder_3": None, "tokenizer_3": None}
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    pipe = kind(transformer=model, scheduler=scheduler, **parts)
-    pipe.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
-    pipe.fuse_lora(components=["transformer"])
-    return {n.removesuffix(".base_layer"): m.weight for n, m in linears(model).items()
-            if ".lora_" not in n}  # fmt: skip
-
-
 def compare(weights, model, bundle):
-    for name, layer in linears(model).items():
-        change = (weights[name] - layer.weight).detach()
-        if name not in bundle.modules:
-            assert not change.any(), name
-            continue
-        expected = bundle.delta_weight(name, layer.weight.detach())
-        assert torch.linalg.matrix_norm(change - expected) <= 1e-5 * torch.linalg.matrix_norm(
-            expected
-        )
+    errors = dict(weight_errors(weights, model, bundle))
+    assert set(bundle.modules) <= errors.keys()
+    assert {name: error for name, error in errors.items() if not error <= 1e-5} == {}
 
 
 @pytest.mark.parametrize(
@@ -99,34 +56,34 @@ def compare(weights, model, bundle):
 )
 def test_flux_in_diffusers(chosen, dora, flux, tmp_path):
     names = [name for name in linears(flux) if chosen in name]
-    bundle = draw("flux", flux, names, dora)
+    bundle = drawn("flux", flux, names, dora=dora)
     path = save_lora(bundle, tmp_path / "a.safetensors", "diffusers")
-    compare(loaded(flux, "flux", path), flux, bundle)
+    compare(merged_by_diffusers(flux, "flux", path), flux, bundle)
 
 
 @pytest.mark.parametrize(
     "names", [["proj_out"], ["proj_out", "single_transformer_blocks.1.proj_out", "x_embedder"]]
 )
 def test_a_name_that_ends_others(names, flux, tmp_path):
-    bundle = draw("flux", flux, names)
+    bundle = drawn("flux", flux, names)
     path = save_lora(bundle, tmp_path / "a.safetensors", "diffusers")
-    compare(loaded(flux, "flux", path), flux, bundle)
+    compare(merged_by_diffusers(flux, "flux", path), flux, bundle)
     folder = save_lora(bundle, tmp_path / "folder", "peft")
     merged = peft.PeftModel.from_pretrained(copy.deepcopy(flux), str(folder)).merge_and_unload()
     compare({n: m.weight for n, m in linears(merged).items()}, flux, bundle)
 
 
 def test_sd3_in_diffusers(sd3, tmp_path):
-    bundle = draw("sd3", sd3, list(linears(sd3)))
+    bundle = drawn("sd3", sd3, list(linears(sd3)))
     path = save_lora(bundle, tmp_path / "a.safetensors", "diffusers")
-    compare(loaded(sd3, "sd3", path), sd3, bundle)
+    compare(merged_by_diffusers(sd3, "sd3", path), sd3, bundle)
 
 
 def test_kohya_in_diffusers(flux, tmp_path):
     names = [n for n in linears(flux) if n.startswith("transformer_blocks.")]
-    bundle = draw("flux", flux, names)
+    bundle = drawn("flux", flux, names)
     path = save_lora(bundle, tmp_path / "a.safetensors", "kohya")
-    compare(loaded(flux, "flux", path), flux, bundle)
+    compare(merged_by_diffusers(flux, "flux", path), flux, bundle)
 
 
 @pytest.mark.parametrize("stabilized", [False, True])

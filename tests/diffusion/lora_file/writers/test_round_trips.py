@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from core_gates.errors import GatesError
+from diffusion.evaluation.parity.files.round_trips import change_error, place
 from diffusion.lora_file import (
     Factors,
     FormatError,
@@ -26,10 +27,6 @@ TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
 Q, K, V = (f"transformer_blocks.0.attn.to_{c}" for c in "qkv")
 
 
-def place(folder, format):
-    return folder / ("out" if format == "peft" else "out.safetensors")
-
-
 def draw(outputs=16, rank=2, inputs=16, scale=1.0, magnitude=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
     down, up = torch.randn(rank, inputs, generator=generator), torch.randn(outputs, rank)
@@ -37,12 +34,7 @@ def draw(outputs=16, rank=2, inputs=16, scale=1.0, magnitude=None, seed=0):
 
 
 def same(found, expected, base=None):
-    assert set(found.modules) == set(expected.modules)
-    for name in expected.modules:
-        weight = None if base is None else base[name].float()
-        one, two = found.delta_weight(name, weight), expected.delta_weight(name, weight)
-        error = torch.linalg.matrix_norm(one - two) / torch.linalg.matrix_norm(two)
-        assert float(error) <= 1e-6, name
+    assert change_error(found, expected, base) <= 1e-6
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -1,61 +1,36 @@
 """Merges next to PEFT's: golden vectors, its functions, and closed forms."""
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
+from diffusion.evaluation.parity.golden.merges import CASES, merge_errors, merged_adapters
+from diffusion.evaluation.parity.golden.vectors import read_vectors
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.rivals.merging import METHODS, merge
 from diffusion.rivals.merging.tasks import truncate
 
-GOLDEN = Path(__file__).parents[3] / "golden" / "autolora" / "peft_weighted_a.npz"
+GOLDEN = Path(__file__).parents[3] / "golden" / "autolora"
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDEN) as found:
-        return dict(found)
+    return read_vectors(GOLDEN, "peft_weighted_a.npz")
 
 
 def adapters_of(golden, tag):
-    meta = json.loads(str(golden["meta"]))
-    ranks = [meta["ranks"][0]] * 3 if tag == "same" else meta["ranks"]
-    made = {}
-    for k, (rank, alpha) in enumerate(zip(ranks, meta["alphas"], strict=True)):
-        modules = {}
-        for layer in ("l1", "l2"):
-            factors = [golden[f"{tag}.{layer}.lora_{x}.a{k}.weight"] for x in "AB"]
-            assert factors[0].shape[0] == rank
-            modules[layer] = Factors(*map(torch.from_numpy, factors), alpha / rank)
-        made[f"a{k}"] = LoraBundle("flux", modules)
-    return made, dict(zip(made, meta["weights"], strict=True)), meta["density"]
-
-
-CASES = [
-    *[("same", m) for m in ("cat", "svd", "linear", "ties", "ties_svd", "magnitude_prune")],
-    ("mixed", "cat"), ("mixed", "svd"),
-]  # fmt: skip
+    return merged_adapters(golden, tag)
 
 
 @pytest.mark.parametrize(("tag", "method"), CASES)
 def test_golden(golden, tag, method):
-    adapters, weights, density = adapters_of(golden, tag)
-    made = merge(adapters, weights, method, density=density)
-    for layer in ("l1", "l2"):
-        expected = torch.from_numpy(golden[f"{tag}.{method}.{layer}.deltaW"])
-        # PEFT rounds weights to float32 before it multiplies by them
-        assert_close(made.delta_weight(layer), expected, rtol=1e-6, atol=1e-7)
-    w1, w2, b2, x = (
-        torch.from_numpy(golden[n]) for n in ("w.l1.weight", "w.l2.weight", "w.l2.bias", "x")
-    )
-    y = F.gelu(x @ (w1 + made.delta_weight("l1")).T) @ (w2 + made.delta_weight("l2")).T + b2
-    assert_close(y, torch.from_numpy(golden[f"{tag}.{method}.y"]), rtol=1e-6, atol=1e-6)
+    # PEFT rounds weights to float32 before it multiplies by them
+    errors = dict(merge_errors(golden, tag, method))
+    assert len(errors) == 3
+    assert max(errors.values()) <= 1e-6
 
 
 @pytest.mark.parametrize("kind", ["dare_linear", "dare_ties"])

@@ -1,0 +1,106 @@
+"""The suite ``diffusion``: variants compute what they should, and bars belong to variants."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from benchmarks.diffusion import block, peers, scan, search, tiny_flux
+from benchmarks.memory import peak_bytes
+from benchmarks.registry import Comparison, Peaks, load_suite
+from benchmarks.run import load_head, measure
+
+pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    for module, sizes in {
+        block: {"TOKENS": 6, "TEXTS": 2, "WIDTH": 64, "HEADS": 2, "RANK": 2},
+        tiny_flux: {"BATCH": 2, "TEXTS": 3, "RANK": 2, "SHAPE": "unit"},
+        search: {"ADAPTERS": 50, "DIM": 8, "K": 3},
+        scan: {"FILES": 6, "FIRST": 2},
+    }.items():
+        for name, value in sizes.items():
+            monkeypatch.setattr(module, name, value)
+
+
+def test_every_bar_belongs_to_a_variant(small):
+    suite, bars = load_suite("diffusion"), {}
+    assert suite.threads == 1
+    for comparison in suite.comparisons():
+        variants = comparison.build(load_head).keys()
+        assert comparison.baseline in variants
+        assert comparison.bars.keys() | comparison.also.keys() <= variants
+        bars |= {(comparison.op, comparison.name[-3:], n): b for n, b in comparison.bars.items()}
+        if comparison.peaks is not None:
+            assert comparison.peaks.bars.keys() <= variants
+    assert sorted(bars.values()) == [0.1, 1.0, 1.1, 1.1, 1.2, 1.5]
+    assert bars["gated_flux", "K=8", "cpp"] == 1.0
+    assert bars["gated_block", "K=8", "cpp"] == 1.2
+
+
+def test_sizes_are_those_of_the_bars():
+    assert (block.TOKENS, block.WIDTH, block.RANK) == (512, 3072, 16)
+    assert (tiny_flux.BATCH, tiny_flux.SHAPE) == (32, "tiny")
+    assert (search.ADAPTERS, search.DIM, scan.FILES) == (100_000, 768, 10_000)
+    assert block.MOST_MEMORY == 0.1
+
+
+@pytest.mark.parametrize("kind", [block.block, tiny_flux.tiny_flux])
+def test_gates_are_no_sum_and_stay_out_of_other_variants(kind, small):
+    calls = kind(3).build(load_head)
+    found = {name: call() for name, call in calls.items()}
+    found = {n: torch.cat(f, 1) if isinstance(f, tuple) else f for n, f in found.items()}
+    for one in found:
+        for other in found:
+            if one < other:
+                assert not torch.allclose(found[one], found[other], rtol=1e-3, atol=1e-3)
+
+
+def test_peft_has_the_same_adapters(small):
+    from diffusion.fusion import GatedFusion
+
+    torch.manual_seed(0)
+    module = block._block()
+    adapters, given = block._adapters(module, 2), block._inputs()
+    with torch.no_grad():
+        with GatedFusion(module, adapters, mode="sum"):
+            expected = torch.cat(module(**given), 1)
+        assert_close(torch.cat(peers.with_peft(module, adapters)(**given), 1), expected)
+
+
+def test_search_finds_what_the_product_finds(small):
+    calls = search.search().build(load_head)
+    near, found = calls["matmul and top-k"](), calls["search"]()
+    assert [match.adapter.name for match in found] == [f"a{place + 1}" for place in near]
+
+
+def test_unchanged_files_are_not_read_again(small):
+    calls = scan.rescan().build(load_head)
+    first, again = calls["first scan"](), calls["unchanged"]()
+    assert (first.added, again.added, again.unchanged) == (2, 0, 6)
+
+
+def test_memory_at_once():
+    def call():
+        one = torch.ones(1000)
+        two = one + 1
+        del one
+        return two * 2
+
+    assert 8000 <= peak_bytes(call) < 8200
+
+
+def test_extra_memory_is_a_row():
+    def of(size):
+        return lambda: torch.ones(size).sum()
+
+    comparison = Comparison(
+        "c", "o", lambda _: {"plain": of(1000), "large": of(3000)}, "plain",
+        also={"large": "plain"}, peaks=Peaks({"large": 0.5, "plain": None}, 10_000, "whole"),
+    )  # fmt: skip
+    rows = {row["name"]: row for row in measure(comparison, rounds=2)}
+    row = rows["c · large, extra peak memory"]
+    assert (row["value"], row["ratio"], row["met"]) == (pytest.approx(0.008, rel=0.01), 0.8, False)
+    assert rows["c · plain, extra peak memory"]["met"] is None
+    assert rows["c · large, over plain"]["ratio"] > 0
