@@ -13,7 +13,7 @@ ROUNDS = 5
 def interleaved_seconds(
     functions: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
 ) -> dict[str, float]:
-    """Return the median seconds of each function, all called in turn, after one call each.
+    """Return the median seconds of each function, interleaved, after one call each.
 
     Args:
         functions: Name -> function.

@@ -113,7 +113,7 @@ def retention_rows(fused: Fused, methods: Sequence[Method]) -> list[Row]:
 def cost_rows(fused: Fused, methods: Sequence[Method]) -> list[Row]:
     """Return seconds and memory of a step with two adapters, over those of the base alone.
 
-    Each method has a copy of the base; all are timed in turn.
+    Each method has a copy of the base; all are timed interleaved.
     """
     pair = combinations("test2")[0]
     adapters = {name: load_lora(fused.files[name]) for name in pair.adapters}
