@@ -80,8 +80,9 @@ def load_pipeline(
         pipe = _with_gguf(path, components, dtype)
     elif _is_embedded(path):
         base = EmbeddedBase.load(path)
-        base.transformer.to(dtype)
-        base.vae.to(dtype)
+        if dtype != torch.float32:  # as it is
+            base.transformer.to(dtype)
+            base.vae.to(dtype)
         pipe = base.pipeline()
     else:
         pipe = _from_folder(path, dtype)
