@@ -7,10 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 COLUMNS = "model_file,image_file,text,text_short,text_medium\n"
-ROWS = (
-    "a0.safetensors,images/0.png,a red apple,,\n"
-    "a1.safetensors,images/1.png,a blue boat,,\n"
-)
+ROWS = "a0.safetensors,images/0.png,a red apple,,\na1.safetensors,images/1.png,a blue boat,,\n"
 
 
 def lora(*words, images="images", base="base"):

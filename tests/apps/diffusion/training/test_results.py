@@ -1,0 +1,150 @@
+"""What trainings leave is what other verbs and programs take."""
+
+import json
+
+import pytest
+import torch
+
+from apps.main import main
+from diffusion.fusion import GatedFusion
+from diffusion.lora_file import load_lora
+from diffusion.models.base import EmbeddedBase
+from diffusion.models.text import text_encoder
+from diffusion.retrieval import load_encoder
+
+
+@pytest.fixture
+def gates(place, capsys):
+    """Run ``gates`` and return what it prints."""
+    del place
+
+    def run(*words):
+        assert main([*map(str, words)]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def last(printed):
+    return printed.strip().splitlines()[-1]
+
+
+def test_an_adapter_is_read_by_us_and_by_diffusers(gates, command, place):
+    words = command("train-lora", "--trigger", "zyx", "--tags", "fruit,toy", "--license", "CC0-1.0")
+    path = last(gates(*words))
+    assert path.endswith("loras/My-fruit-s0/My-fruit.safetensors")
+    bundle, base = load_lora(path), EmbeddedBase.load("base")
+    assert bundle.family == "flux"
+    assert set(bundle.ranks().values()) == {2}
+    found = bundle.metadata
+    assert found["modelspec.title"] == "My fruit"
+    assert found["modelspec.architecture"] == "flux-tiny/lora"
+    assert (found["modelspec.trigger_phrase"], found["modelspec.license"]) == ("zyx", "CC0-1.0")
+    counts = json.loads(found["ss_tag_frequency"])["My-fruit"]
+    assert counts["zyx"] == 8
+    shown = gates("diffusion", "inspect", path)
+    assert all(word in shown for word in ("zyx", "CC0-1.0", "My fruit"))
+    pipe = base.pipeline()
+    layer = pipe.transformer.transformer_blocks[0].attn.to_q
+    x, before = torch.randn(3, 32), layer.weight.clone()
+    with GatedFusion(pipe.transformer, {"a": bundle}, mode="sum"):
+        expected = pipe.transformer.transformer_blocks[0].attn.to_q(x)
+    pipe.load_lora_weights(path)
+    found = pipe.transformer.transformer_blocks[0].attn.to_q(x)
+    assert not torch.allclose(found, x @ before.mT + layer.bias, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_an_adapter_lowers_its_loss(gates, command, place):
+    from diffusion.data.folders import captioned_images
+    from diffusion.models.codec import latents_of, load_codec
+    from diffusion.models.flow_matching import flow_matching_losses, noised
+
+    path = last(gates(*command("train-lora", "--learning_rate", "0.02", steps=40)))
+    codec, images = load_codec("base"), captioned_images("images")
+    latents = latents_of(codec, [one.path for one in images])
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    at = noised(latents, torch.full((8,), 0.5), noise)
+    text, model, losses = codec.states([one.caption for one in images]), codec.transformer, []
+    with torch.no_grad():
+        losses.append(flow_matching_losses(model, at, text).mean())
+        with GatedFusion(model, {"a": load_lora(path)}, mode="sum"):
+            losses.append(flow_matching_losses(model, at, text).mean())
+    assert losses[1] < 0.9 * losses[0]
+    del place
+
+
+@pytest.mark.parametrize("recipe", ["ours", "published"])
+def test_an_encoder_indexes_and_finds(recipe, gates, command, place):
+    more = ["--recipe", recipe]
+    if recipe == "published":
+        everything(place)
+    folder = last(gates(*command("train-retriever", *more, "--batch_size", "2", steps=4)))
+    encoder = load_encoder(folder, text_fingerprint=text_encoder("ngrams").fingerprint)
+    assert encoder.family == "flux"
+    shown = gates("diffusion", "index", ".", "--encoder", folder)
+    assert "4" in next(line for line in shown.splitlines() if "encoded now" in line)
+    shown = gates(
+        "diffusion", "search", "a red apple", "--encoder", folder, "--text_encoder", "ngrams"
+    )
+    assert "by weights" in shown
+
+
+def everything(place):
+    """Adapters of all layers that the published encoder asks for."""
+    from diffusion.lora_file import Factors, LoraBundle, save_lora
+    from diffusion.lora_file.family import shape_in
+
+    draw = torch.Generator().manual_seed(0)
+    for number in range(4):
+        modules = {
+            name: Factors(torch.randn(1, i, generator=draw), torch.randn(o, 1, generator=draw))
+            for name, (i, o) in shape_in(place / "base").modules().items()
+        }
+        save_lora(LoraBundle("flux", modules), place / f"a{number}.safetensors")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--variant", "no_base", "--initialization", "published", "--schedule", "cosine"),
+        ("--time", "film", "--global_rank", "1", "--weight_decay", "0.01"),
+    ],
+)
+def test_gates_are_loaded_and_baked(options, gates, command, place):
+    path = last(gates(*command("train-gates", *options, steps=3)))
+    base = EmbeddedBase.load("base")
+    adapters = {name: load_lora(f"{name}.safetensors") for name in ("a0", "a1")}
+    trained = GatedFusion(base.transformer, adapters, gates=path)
+    plain = GatedFusion(base.transformer, adapters, mode="sum")
+    text = text_encoder("ngrams").encode(["a red apple"])
+    empty, images = text_encoder("ngrams").encode([""]), []
+    for fusion in (trained, plain):
+        with fusion:
+            images.append(base.images(text, empty, seeds=[0], steps=2))
+    assert not torch.equal(*images)
+    gates(
+        "diffusion", "merge", "a0.safetensors", "a1.safetensors", "--method", "baked", "--gates",
+        path, "--base", "base", "--output", "baked.safetensors", "--prompts", "a red apple",
+        "--steps", "1",
+    )  # fmt: skip
+    assert load_lora("baked.safetensors").modules
+    del place
+
+
+def test_a_table_may_name_several_adapters(gates, command, place, table, made):
+    rows = [["a0.safetensors; a1.safetensors", *made.rows[0][1:]], *made.rows[1:4]]
+    table(place / "table.csv", rows)
+    printed = gates(*command("train-gates", "--partners", "1", steps=2))
+    record = json.loads((place / last(printed)).with_name("record.json").read_text())
+    assert record["facts"]["combinations"] == 4
+
+
+def test_other_settings_need_another_name(gates, command, place, capsys):
+    first = last(gates(*command("train-lora", steps=2)))
+    assert main(command("train-lora", steps=3)) == 2
+    assert "was made with other settings (steps 2, now 3)" in capsys.readouterr().err
+    assert last(gates(*command("train-lora", "--name", "new", steps=3))) != first
+    assert last(gates(*command("train-lora", "--overwrite", steps=3))) == first
+    del place
