@@ -19,8 +19,8 @@ FUNCTIONS = {
         "apps.diffusion.train_gates:train", flat=("gates", "training", "machine")
     ),
     "evaluate": FunctionVerb("apps.diffusion.evaluate:evaluate"),
-    "generate": FunctionVerb("apps.diffusion.generate:generate", "prompt"),
-    "demo": FunctionVerb("apps.diffusion.demo.command:demo"),
+    "generate": FunctionVerb("apps.diffusion.generate:generate", "prompt", flat=("sources",)),
+    "demo": FunctionVerb("apps.diffusion.demo.command:demo", flat=("sources",)),
     "report": FunctionVerb("apps.diffusion.report:report"),
     "index": FunctionVerb("apps.diffusion.index:index", ("folder",)),
     "search": FunctionVerb("apps.diffusion.search:search", "prompt"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -29,12 +29,10 @@ MOST = 1000  # images of a call
 
 def generate(
     place: Place,
+    sources: Sources,
     prompt: list[str] | None = None,
     k: int | None = None,
     adapters: str | None = None,
-    library: str | None = None,
-    base: str | None = None,
-    gates: str | None = None,
     mode: str = GATED,
     seed: int = 0,
     steps: int = 20,
@@ -43,11 +41,6 @@ def generate(
     negative_prompt: str = "",
     size: int | None = None,
     output: str | None = None,
-    encoder: str | None = None,
-    index: str | None = None,
-    components: str | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    offload: Literal["none", "model", "sequential", "group"] = "none",
 ) -> None:
     """Make images of PROMPT with the adapters that suit it, each weighed by its gates.
 
@@ -57,15 +50,11 @@ def generate(
 
     Args:
         place: Filled in by the command line.
+        sources: Base, library and gates.
         prompt: Filled in by the command line.
         k: Number of adapters that are found by the prompt; 3 if null.
         adapters: Names of adapters of the library instead of a search, with strengths, such as
             a:0.8,b; none for the base alone.
-        library: Folder of adapters, which is indexed; those that ship if null.
-        base: Folder of a pipeline of diffusers or of an embedded base, or a GGUF file; the embedded
-            base that ships if null.
-        gates: File of trained gates; those that ship for the embedded base, and none for others, if
-            null.
         mode: How adapters are combined: gated, sum, or a rival such as mean, switch or k_lora.
         seed: Seed of the noise of the first image; the others follow.
         steps: Number of denoising steps.
@@ -74,11 +63,6 @@ def generate(
         negative_prompt: What the images should not show.
         size: Side of images in pixels, for other bases than the embedded one.
         output: Folder of the images; that of the run if null.
-        encoder: Folder of the encoder of adapters; the shipped one for the embedded base if null.
-        index: Folder of the index; .gates-index in the library if null.
-        components: Folder of a pipeline with all other parts, for a GGUF file.
-        dtype: Type of the parameters of other bases than the embedded one.
-        offload: What keeps the memory of a device low.
     """
     words = " ".join(prompt or [])
     named = _named(adapters)
@@ -86,7 +70,6 @@ def generate(
     folder = Path(output) if output is not None else place.run_folder.path / IMAGES
     require_writable(folder)
     console = Console()
-    sources = Sources(base, library, gates, encoder, index, components, dtype, offload)
     world = partial(World, place.run_folder.path.parents[1])
     with counting("indexing") as progress:
         opening = studio(sources, world, progress)

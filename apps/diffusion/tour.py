@@ -70,7 +70,7 @@ def tour(folder: Path, say: Callable[[str], None], *, world: World | None = None
     say("reading the base, and indexing adapters by their weights")
     pairs = held_out_pairs()
     chosen = pairs[:: len(pairs) // SHOWN][:SHOWN]
-    with studio(Sources(), lambda: world, lambda done, total: None) as found:
+    with studio(Sources(), lambda: world, lambda *_: None) as found:
         say(f"making images of {len(chosen)} prompts, with gates and with the plain sum")
         made = pair_images(found, world.drawings, chosen)
         say("searching")

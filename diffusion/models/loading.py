@@ -21,7 +21,6 @@ from torch import nn
 
 from core_gates.errors import GatesError, MissingExtraError, check_option
 from diffusion.models.base import CONFIG, KIND, EmbeddedBase
-from diffusion.models.text import text_encoder
 
 Offload = Literal["none", "model", "sequential", "group"]
 

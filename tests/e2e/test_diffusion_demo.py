@@ -15,9 +15,8 @@ import pytest
 from PIL import Image
 
 SMALL = Path(__file__).parents[1] / "apps" / "diffusion" / "small.py"
-EVIL = (
-    "<img src=x onerror=\"document.title='run'\"> snow <script>document.title='run'</script> $\\frac"
-)
+SCRIPT = "document.title='run'"
+EVIL = f'<img src=x onerror="{SCRIPT}"> snow <script>{SCRIPT}</script> $\\frac'
 WORDS = ("--base", "base", "--library", "loras", "--gates", "gates.safetensors", "--steps", "2")
 
 
@@ -98,9 +97,17 @@ def test_the_page_is_served(server):
 def test_a_call_of_the_page_makes_images(server):
     with urlopen(f"{server}/config", timeout=60) as answer:
         config = json.load(answer)
-    (number,) = {d["id"] for d in config["dependencies"] if len(d["inputs"]) == 3 and "click" in str(d["targets"])}
+    (number,) = {
+        d["id"]
+        for d in config["dependencies"]
+        if len(d["inputs"]) == 3 and "click" in str(d["targets"])
+    }
     call = {"data": ["snow", 2, 0], "fn_index": number, "session_hash": "s"}
-    request = Request(f"{server}/gradio_api/queue/join", json.dumps(call).encode(), {"Content-Type": "application/json"})
+    request = Request(
+        f"{server}/gradio_api/queue/join",
+        json.dumps(call).encode(),
+        {"Content-Type": "application/json"},
+    )
     with urlopen(request, timeout=60) as answer:
         assert json.load(answer)["event_id"]
     with urlopen(f"{server}/gradio_api/queue/data?session_hash=s", timeout=120) as stream:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
 
@@ -23,7 +23,7 @@ from diffusion.fusion.pipeline import AutoLoraPipeline, Generated
 from diffusion.fusion.sites import family_of, sites_of
 from diffusion.library import LoraLibrary
 from diffusion.models.base import EmbeddedBase
-from diffusion.models.loading import Offload, load_pipeline
+from diffusion.models.loading import load_pipeline
 from diffusion.models.text import TextEncoder, text_encoder
 from diffusion.retrieval import TrainedEncoder
 from harness.experiment.record import read_record
@@ -37,28 +37,31 @@ NO_GATES = "no gates are given: adapters are combined by the plain sum"
 DIGITS = 16
 
 
-class Sources(NamedTuple):
+@dataclass(frozen=True)
+class Sources:
     """Where everything is read from.
 
     Attributes:
-        base: Folder of the base, or GGUF file; the embedded one if None.
-        library: Folder of adapters; those that ship if None.
-        gates: File of gates; for the embedded base those that ship if None.
-        encoder: Folder of the encoder of adapters; for the embedded base the shipped one if None.
-        index: Folder of the index; in the library, or for shipped adapters in the run folder.
-        components: For a GGUF file: folder of a pipeline with all other parts.
-        dtype: Of the parameters of a base that is not embedded.
-        offload: See :func:`diffusion.models.loading.load_pipeline`.
+        library: Folder of adapters, which is indexed; those that ship if null.
+        base: Folder of a pipeline of diffusers or of an embedded base, or a GGUF file; the embedded
+            base that ships if null.
+        gates: File of trained gates; those that ship for the embedded base, and none for others, if
+            null.
+        encoder: Folder of the encoder of adapters; the shipped one for the embedded base if null.
+        index: Folder of the index; .gates-index in the library if null.
+        components: Folder of a pipeline with all other parts, for a GGUF file.
+        dtype: Type of the parameters of other bases than the embedded one.
+        offload: What is moved to a device at a time, where its memory is small.
     """
 
-    base: str | None = None
     library: str | None = None
+    base: str | None = None
     gates: str | None = None
     encoder: str | None = None
     index: str | None = None
     components: str | None = None
-    dtype: str = "float32"
-    offload: Offload = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    offload: Literal["none", "model", "sequential", "group"] = "none"
 
 
 @dataclass
@@ -162,8 +165,11 @@ def _filled(sources: Sources, world: Callable[[], World]) -> Sources:
             "the embedded base is missing: train it by `gates diffusion train-base`, or give --base"
         )
     encoder, gates = found.encoder and str(found.encoder), found.gates and str(found.gates)
-    sources = sources._replace(
-        base=str(found.base), encoder=sources.encoder or encoder, gates=sources.gates or gates
+    sources = replace(
+        sources,
+        base=str(found.base),
+        encoder=sources.encoder or encoder,
+        gates=sources.gates or gates,
     )
     if sources.library is not None:
         return sources
@@ -173,7 +179,7 @@ def _filled(sources: Sources, world: Callable[[], World]) -> Sources:
             "base`, or give --library FOLDER"
         )
     folder = collected(found.adapters, root.run.folder / LIBRARY)
-    return sources._replace(library=str(folder))
+    return replace(sources, library=str(folder))
 
 
 def _text_of(base: EmbeddedBase) -> TextEncoder:

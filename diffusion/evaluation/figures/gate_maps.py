@@ -46,8 +46,10 @@ def gate_map_figure(gates: GateMap, *, title: str = "Mean gates", note: str = ""
     colors = colormaps[SHARES].with_extremes(bad=GRID)
     for number, name in enumerate(gates.adapters):
         axes = place(figure, left + number * (wide + 0.25), 0.55, wide, LINE * layers)
-        shown = axes.imshow(means[:, :, number].T, cmap=colors, vmin=0, vmax=1, aspect="auto",
-                            interpolation="nearest", extent=(0.5, steps + 0.5, layers, 0))  # fmt: skip
+        shown = axes.imshow(
+            means[:, :, number].T, cmap=colors, vmin=0, vmax=1, aspect="auto",
+            interpolation="nearest", extent=(0.5, steps + 0.5, layers, 0),
+        )  # fmt: skip
         dress(axes, title=f"{name}: {np.nanmean(means[:, :, number]):.2f}", x="step", grid=False)
         axes.set_yticks(np.arange(layers) + 0.5, list(gates.sites) if number == 0 else [],
                         fontsize=TEXT_SIZE - 2, color=INK)  # fmt: skip

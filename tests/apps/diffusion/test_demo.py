@@ -34,7 +34,7 @@ def acting(small_world, write):
     write.adapter(
         small_world / "loras/evil.safetensors", f"snow {EVIL}", 9, **{"modelspec.license": EVIL}
     )
-    sources = Sources("base", "loras", "gates.safetensors")
+    sources = Sources("loras", "base", "gates.safetensors")
     with studio(sources, lambda: None, lambda *_: None) as found:
         yield Actions(found, 2, None)
 

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 from safetensors.torch import save_file
+
+from diffusion.models.base import EmbeddedBase
+from diffusion.models.text import text_encoder
 
 PAGE = Path(__file__).parents[3] / "docs" / "diffusion.md"
 ROWS = re.findall(r"^\| (.+?) \| `(.+?)` \| (\w+)(?:: (.+?))? \|$", PAGE.read_text(), re.MULTILINE)
@@ -74,7 +78,7 @@ def test_every_command_of_the_page_runs(reader, tmp_path):
     lines = [line for block in BLOCKS for line in block.splitlines() if "gates diffusion" in line]
     commands = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
     commands = [words for words in commands if words[0] == "gates"]
-    assert {words[2] for words in commands} >= {"inspect", "convert", "merge"}
+    assert {words[2] for words in commands} >= {"generate", "index", "inspect", "convert", "merge"}
     for words in commands:
         assert reader(*words[2:])
     outputs = [
@@ -82,6 +86,38 @@ def test_every_command_of_the_page_runs(reader, tmp_path):
     ]
     assert len(outputs) == 6
     assert all((tmp_path / output).exists() for output in outputs)
+
+
+class Pipe:
+    """A FLUX.1 that is given prompts, and is small."""
+
+    def __init__(self, base):
+        self.inner, self.transformer = base.pipeline(), base.transformer
+
+    def __call__(self, prompt, num_inference_steps=2, **options):
+        words = text_encoder("ngrams").encode([prompt])
+        return self.inner(
+            prompt_embeds=words.tokens, pooled_prompt_embeds=words.pooled, height=32, width=32,
+            num_inference_steps=num_inference_steps, **options,
+        )  # fmt: skip
+
+
+def test_adapters_and_gates_on_an_ordinary_pipeline(small_world, monkeypatch, capsys):
+    base = EmbeddedBase.load(small_world / "base")
+    monkeypatch.setattr(FluxPipeline, "from_pretrained", lambda *_, **options: Pipe(base))
+    for name, sample in (("subject", "fox"), ("style", "snow")):
+        shutil.copy(small_world / f"loras/{sample}.safetensors", f"{name}.safetensors")
+    shutil.copy(small_world / "gates.safetensors", "flux_gates.safetensors")
+    first, second = [body for kind, body in FENCE.findall(PAGE.read_text()) if kind == "py"]
+    names = {}
+    before = {name: t.clone() for name, t in base.transformer.state_dict().items()}
+    exec(compile(first, "first", "exec"), names)
+    assert names["image"].size == (32, 32)
+    assert names["fused"].strengths == {"subject": 1.0, "style": 0.8}
+    assert names["image"].tobytes() != names["pipe"]("a red fox in snow").images[0].tobytes()
+    assert all(torch.equal(before[name], t) for name, t in base.transformer.state_dict().items())
+    exec(compile(second, "second", "exec"), names)
+    assert capsys.readouterr().out.startswith("[('fox', 1.0)] {'fox': 0.")
 
 
 def test_the_printed_answer_is_what_is_printed(reader):

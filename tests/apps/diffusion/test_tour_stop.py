@@ -63,12 +63,17 @@ def test_verdicts_follow_the_figures(gated, plain, word, good):
     assert images.good is good
 
 
-def test_missing_weights_are_a_reason_not_a_training(zoo_root, write, monkeypatch, tmp_path, capsys):
+def test_missing_weights_are_a_reason_not_a_training(
+    zoo_root, write, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setattr(module, "shipped", lambda world: Shipped(None, {}, None, None))
     with pytest.raises(StopSkippedError, match=r"weights are missing \(base, adapters, encoder, g"):
         tour(tmp_path / "a", print, world=write.world_of(zoo_root))
     monkeypatch.setattr(module, "World", lambda folder, quick: write.world_of(zoo_root))
-    table = {"tour": App("apps.tour", "x"), "diffusion": App("", "x", stop="apps.diffusion.tour:tour")}
+    table = {
+        "tour": App("apps.tour", "x"),
+        "diffusion": App("", "x", stop="apps.diffusion.tour:tour"),
+    }
     assert main(["tour", "--root", str(tmp_path)], table) == 1
     assert "skipped: diffusion: weights are missing" in capsys.readouterr().out
     assert not (tmp_path / "tour" / "report.html").exists()
