@@ -95,7 +95,7 @@ class World:
     @cached_property
     def base_folder(self) -> Path:
         """Folder of the base, which is trained if it is missing."""
-        piece = base_piece(self.run, 0, self.drawings, **self._base)
+        piece = self.piece_of_base()
         work = partial(train_base, drawings_folder=self.drawings_folder)
         self.run.obtain(self.bases, [piece], work, ticks=piece["steps"])
         found = self.bases.find(piece)
@@ -187,7 +187,7 @@ class World:
         Raises:
             GatesError: It was never trained and does not ship.
         """
-        found = self.bases.find(base_piece(self.run, 0, self.drawings, **self._base))
+        found = self.bases.find(self.piece_of_base())
         if found is None:
             raise GatesError(
                 "there is no embedded base: run `gates diffusion train-base` first, or give --base"
@@ -204,7 +204,11 @@ class World:
     @cached_property
     def base_fingerprint(self) -> str:
         """Of the piece of the base."""
-        return base_piece(self.run, 0, self.drawings, **self._base).fingerprint
+        return self.piece_of_base().fingerprint
+
+    def piece_of_base(self) -> Piece:
+        """Return the piece that the base is."""
+        return base_piece(self.run, 0, self.drawings, **self._base)
 
     def _drawn(self, concept: Concept, seed: int) -> dict[str, Any]:
         digest = hashlib.sha256(f"{concept.name} {seed}".encode()).digest()
