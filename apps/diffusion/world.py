@@ -191,7 +191,7 @@ class World:
         Raises:
             GatesError: It was never trained and does not ship.
         """
-        found = self.bases.find(base_piece(self.run, 0, self.drawings, **self._base))
+        found = self.bases.find(self.base_piece)
         if found is None:
             raise GatesError(
                 "there is no embedded base: run `gates diffusion train-base` first, or give --base"

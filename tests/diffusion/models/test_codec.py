@@ -60,8 +60,8 @@ def t5_tokenizer():
 
 def clip(kind, dim):
     config = CLIPTextConfig(
-        vocab_size=54, hidden_size=dim, intermediate_size=16, num_hidden_layers=2, projection_dim=dim,
-        num_attention_heads=2, max_position_embeddings=12, bos_token_id=52, eos_token_id=53,
+        vocab_size=54, hidden_size=dim, intermediate_size=16, num_hidden_layers=2,
+        projection_dim=dim, num_attention_heads=2, max_position_embeddings=12, bos_token_id=52, eos_token_id=53,
     )  # fmt: skip
     return kind(config).eval()
 
@@ -176,7 +176,7 @@ def test_an_adapter_is_trained_in_place_of_the_model(codec, images):
         for _ in range(12):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = flow_matching_losses(model, at, text).mean()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -74,12 +74,8 @@ def test_training_an_adapter_lowers_its_loss(gates, command, place):
     del place
 
 
-@pytest.mark.parametrize("recipe", ["ours", "published"])
-def test_an_encoder_indexes_and_finds(recipe, gates, command, place):
-    more = ["--recipe", recipe]
-    if recipe == "published":
-        everything(place)
-    folder = last(gates(*command("train-retriever", *more, "--batch_size", "2", steps=4)))
+def test_an_encoder_indexes_and_finds(gates, command):
+    folder = last(gates(*command("train-retriever", "--batch_size", "2", steps=4)))
     encoder = load_encoder(folder, text_fingerprint=text_encoder("ngrams").fingerprint)
     assert encoder.family == "flux"
     shown = gates("diffusion", "index", ".", "--encoder", folder)
@@ -88,20 +84,6 @@ def test_an_encoder_indexes_and_finds(recipe, gates, command, place):
         "diffusion", "search", "a red apple", "--encoder", folder, "--text_encoder", "ngrams"
     )
     assert "by weights" in shown
-
-
-def everything(place):
-    """Adapters of all layers that the published encoder asks for."""
-    from diffusion.lora_file import Factors, LoraBundle, save_lora
-    from diffusion.lora_file.family import shape_in
-
-    draw = torch.Generator().manual_seed(0)
-    for number in range(4):
-        modules = {
-            name: Factors(torch.randn(1, i, generator=draw), torch.randn(o, 1, generator=draw))
-            for name, (i, o) in shape_in(place / "base").modules().items()
-        }
-        save_lora(LoraBundle("flux", modules), place / f"a{number}.safetensors")
 
 
 @pytest.mark.parametrize(
