@@ -77,18 +77,14 @@ def generate(
         options = found.options(steps, guidance, size)
         if negative_prompt:
             options["negative_prompt"] = negative_prompt
+        asked = partial(
+            found.make, words, mode=mode, k=k or K, adapters=None if named is None else list(named),
+            strengths=named or None, **options,
+        )  # fmt: skip
         made, records = [], []
         with ticking("making images", count) as tick:
             for number in range(count):
-                one = found.make(
-                    words,
-                    mode=mode,
-                    k=k or K,
-                    adapters=None if named is None else list(named),
-                    strengths=named or None,
-                    seed=seed + number,
-                    **options,
-                )
+                one = asked(seed=seed + number)
                 made.append(one.images[0])
                 records.append(record_of(found, one, mode))
                 tick()

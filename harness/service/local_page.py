@@ -46,7 +46,7 @@ def private_folder() -> Iterator[Path]:
 
 
 def check_port(port: int) -> None:
-    """Refuse a number that is no port.
+    """Refuse a number outside of those of ports.
 
     Raises:
         GatesError: It is none.

@@ -26,7 +26,7 @@ def maker(mode: str) -> Any:
         GatesError: There is no such mode, or it needs more than adapters and gates.
     """
     if mode in RIVALS and mode not in MODES:
-        raise GatesError(f"--mode {mode} needs a training of its own: choose from {list(MODES)}")
+        raise GatesError(f"--mode {mode} has to be trained first: choose from {list(MODES)}")
     check_option("--mode", mode, MODES, GatesError)
     return mode if mode in (GATED, SUM) else partial(_made, mode)
 

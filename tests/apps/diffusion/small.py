@@ -56,7 +56,7 @@ def write_library(folder):
 
 
 def write_gates(path, base, library):
-    """Write gates that are no plain sum."""
+    """Write gates that differ from the plain sum."""
     adapters = {name: load_lora(library / f"{name}.safetensors") for name in TITLES}
     fusion = GatedFusion(base.transformer, adapters, everywhere=True)
     torch.manual_seed(7)

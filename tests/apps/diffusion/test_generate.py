@@ -187,7 +187,7 @@ def test_faulty_calls(small_world, gates, faulty_inputs, write):
             "no encoder": (call("--encoder", "nowhere"), "nowhere"),
             "an output below a file": (call("--output", "gates.safetensors/a"), "is a file"),
             "an unknown mode": (call("--mode", "best"), "--mode is 'best'"),
-            "a mode that is trained": (call("--mode", "x_lora"), "needs a training of its own"),
+            "a mode that is trained": (call("--mode", "x_lora"), "has to be trained first"),
             "steps of 0": (call("--steps", "0"), "--steps is 0"),
             "a negative seed": (call("--seed", "-1"), "--seed is -1"),
             "guidance that is no number": (call("--guidance", "nan"), "expected float"),
