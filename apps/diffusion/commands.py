@@ -19,7 +19,9 @@ FUNCTIONS = {
         "apps.diffusion.train_gates:train", flat=("gates", "training", "machine")
     ),
     "evaluate": FunctionVerb("apps.diffusion.evaluate:evaluate"),
-    "generate": FunctionVerb("apps.diffusion.generate:generate", "prompt", flat=("sources",)),
+    "generate": FunctionVerb(
+        "apps.diffusion.generate:generate", "prompt", flat=("sources", "sampling")
+    ),
     "demo": FunctionVerb("apps.diffusion.demo.command:demo", flat=("sources",)),
     "report": FunctionVerb("apps.diffusion.report:report"),
     "index": FunctionVerb("apps.diffusion.index:index", ("folder",)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,32 +13,25 @@ from rich.table import Table
 from apps.diffusion.files.strengths import strengths_of
 from apps.diffusion.generation.modes import GATED, maker
 from apps.diffusion.generation.pictures import record_of, require_writable, save, save_sheet
+from apps.diffusion.generation.sampling import Sampling
 from apps.diffusion.generation.sources import Sources, studio
 from apps.diffusion.world import World
 from core_gates.errors import GatesError
-from diffusion.fusion.pipeline import GUIDANCE
 from harness.command.verbs import Place
 from harness.runs.ticker import counting, ticking
 
 IMAGES = "images"
 K = 3
-LARGEST_SEED = 2**63 - 1
-MOST = 1000  # images of a call
 
 
 def generate(
     place: Place,
     sources: Sources,
+    sampling: Sampling,
     prompt: list[str] | None = None,
     k: int | None = None,
     adapters: str | None = None,
     mode: str = GATED,
-    seed: int = 0,
-    steps: int = 20,
-    guidance: float = GUIDANCE,
-    count: int = 1,
-    negative_prompt: str = "",
-    size: int | None = None,
     output: str | None = None,
 ) -> None:
     """Make images of PROMPT with the adapters that suit it, each weighed by its gates.
@@ -51,22 +43,17 @@ def generate(
     Args:
         place: Filled in by the command line.
         sources: Base, library and gates.
+        sampling: Seeds, steps and guidance.
         prompt: Filled in by the command line.
         k: Number of adapters that are found by the prompt; 3 if null.
         adapters: Names of adapters of the library instead of a search, with strengths, such as
             a:0.8,b; none for the base alone.
         mode: How adapters are combined: gated, sum, or a rival such as mean, switch or k_lora.
-        seed: Seed of the noise of the first image; the others follow.
-        steps: Number of denoising steps.
-        guidance: Scale of the guidance by the prompt.
-        count: Number of images.
-        negative_prompt: What the images should not show.
-        size: Side of images in pixels, for other bases than the embedded one.
         output: Folder of the images; that of the run if null.
     """
     words = " ".join(prompt or [])
     named = _named(adapters)
-    _check(words, k, named, mode, seed, steps, guidance, count)
+    _check(words, k, named, mode)
     folder = Path(output) if output is not None else place.run_folder.path / IMAGES
     require_writable(folder)
     console = Console()
@@ -74,23 +61,20 @@ def generate(
     with counting("indexing") as progress:
         opening = studio(sources, world, progress)
     with opening as found:
-        options = found.options(steps, guidance, size)
-        if negative_prompt:
-            options["negative_prompt"] = negative_prompt
         asked = partial(
             found.make, words, mode=mode, k=k or K, adapters=None if named is None else list(named),
-            strengths=named or None, **options,
+            strengths=named or None, **sampling.options(found),
         )  # fmt: skip
         made, records = [], []
-        with ticking("making images", count) as tick:
-            for number in range(count):
-                one = asked(seed=seed + number)
+        with ticking("making images", sampling.count) as tick:
+            for number in range(sampling.count):
+                one = asked(seed=sampling.seed + number)
                 made.append(one.images[0])
                 records.append(record_of(found, one, mode))
                 tick()
         _show(console, records[0], [*found.notices, found.finder.notice])
         paths = [save(image, one, folder) for image, one in zip(made, records, strict=True)]
-        if count > 1:
+        if sampling.count > 1:
             paths.append(save_sheet(made, records, folder))
     for path in paths:
         console.print(escape(str(path)), soft_wrap=True, highlight=False)
@@ -112,16 +96,7 @@ def _named(text: str | None) -> dict[str, float] | None:
     return strengths_of(text, names, "--adapters")
 
 
-def _check(
-    prompt: str,
-    k: int | None,
-    named: dict[str, float] | None,
-    mode: str,
-    seed: int,
-    steps: int,
-    guidance: float,
-    count: int,
-) -> None:
+def _check(prompt: str, k: int | None, named: dict[str, float] | None, mode: str) -> None:
     """Refuse options that make no sense, before anything is read."""
     if not prompt.strip():
         raise GatesError("the prompt is empty: describe what the image is to show")
@@ -130,14 +105,6 @@ def _check(
     if k is not None and k < 1:
         raise GatesError(f"--k is {k}, expected 1 or more; --adapters none is the base alone")
     maker(mode)
-    if not 0 <= seed <= LARGEST_SEED - count:
-        raise GatesError(f"--seed is {seed}, expected a number from 0 to 2^63")
-    if steps < 1:
-        raise GatesError(f"--steps is {steps}, expected 1 or more")
-    if not math.isfinite(guidance) or guidance < 0:
-        raise GatesError(f"--guidance is {guidance}, expected a number from 0; 1 is without")
-    if not 1 <= count <= MOST:
-        raise GatesError(f"--count is {count}, expected 1 to {MOST}")
 
 
 def _show(console: Console, record: dict[str, Any], notices: list[str]) -> None:
