@@ -164,7 +164,7 @@ def _filled(sources: Sources, world: Callable[[], World]) -> Sources:
         raise GatesError(
             "the embedded base is missing: train it by `gates diffusion train-base`, or give --base"
         )
-    encoder, gates = found.encoder and str(found.encoder), found.gates and str(found.gates)
+    encoder, gates = (None if p is None else str(p) for p in (found.encoder, found.gates))
     sources = replace(
         sources,
         base=str(found.base),
