@@ -53,6 +53,12 @@ def sheet_figure(
         raise ValueError(f"rows must have the same groups of images, found {shapes}")
     sheet, columns, lines, groups = _montage(rows)
     size = next(iter(first.values()))[1]
+    if not captions and any(
+        1.2 * INCHES_PER_LETTER * len(n) > CELL * s[0] for n, s in first.items()
+    ):
+        captions, groups = list(first), {"": 0}  # names are wider than what they are of
+        columns = [c for c, n in zip(columns, [k == 0 for s in first.values() for k in range(s[0])],
+                                     strict=True) if n]  # fmt: skip
     scale = CELL / size
     left = 0.3 + INCHES_PER_LETTER * max(map(len, rows))
     top = 0.95 + (0.054 * min(LETTERS, max(map(len, captions))) if captions else 0)
