@@ -65,7 +65,7 @@ def fixed_losses(
             for start in range(0, len(latents), BATCH):
                 rows = slice(start, start + BATCH)
                 at = noised(latents[rows], time[rows], noise[rows])
-                total[rows] += flow_matching_losses(transformer, at, text[rows])
+                total[rows] += flow_matching_losses(transformer, at, text.of(rows))
     return total / steps
 
 

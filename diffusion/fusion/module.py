@@ -157,7 +157,7 @@ class FusionModule(L.LightningModule):
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             average_gradients(self.fusion)
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> Any:
         """Return AdamW and a learning rate that falls to 0."""
         optimizer = torch.optim.AdamW(
             self.fusion.parameters(), self.learning_rate, weight_decay=self.weight_decay

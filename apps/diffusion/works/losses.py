@@ -88,7 +88,8 @@ def fusion_of(
     made = make_rival(method, model, adapters, **options)
     if FIRST in settings:
         names = list(adapters)
-        strengths = dict.fromkeys(names, settings[OTHERS]) | {names[0]: settings[FIRST]}
+        strengths: dict[str, float] = dict.fromkeys(names, float(settings[OTHERS]))
+        strengths[names[0]] = float(settings[FIRST])
         made.set_strengths(strengths)
     if trained is not None:
         from safetensors.torch import load_file
@@ -144,7 +145,7 @@ def losses(
     for place, (one, task, own) in enumerate(zip(group, tasks, plain, strict=True)):
         adapters = {name: library[name] for name in one.adapters}
         if own is not None:
-            own = FusionTask(own.adapters, own.latents, task.text[: len(own.latents)])
+            own = FusionTask(own.adapters, own.latents, task.text.of(slice(len(own.latents))))
         fusion = fusion_of(
             bench,
             piece["rival"],
