@@ -29,9 +29,8 @@ def base_piece(run: Run, seed: int, drawings: Drawings, **changes: Any) -> Piece
     """Return the piece that an embedded base is."""
     settings = BASE | changes
     found = text_encoder(settings["text_encoder"]).fingerprint
-    return run.piece(
-        "base", seed, **settings, **{"text_encoder.fingerprint": found, "data": drawings.digest}
-    )
+    settings |= {"text_encoder.fingerprint": found, "data": drawings.digest}
+    return run.piece("base", seed, **settings)
 
 
 def train(

@@ -160,14 +160,15 @@ def train(
         world = World(root_of(place), drawings=drawings)
         files, folder = zoo_of(world, machine), world.present_base()
         work = partial(train_gates, base_folder=folder, files=files, drawings_folder=drawings)
-        own = {"start": world.gates_start}
+        settings |= {"start": world.gates_start}
     else:
         found = base_at(base, place)
         table = Path(csv)
         digest = table_digest(table, checked(table, found.folder))
         work = partial(train_own_gates, csv=table, base_folder=found.folder, size=size)
-        own = {"start": found.digest, "table": digest, "size": size, "partners": training.partners}
-    piece = run.piece(gates.name, seed, **settings | own)
+        settings |= {"start": found.digest, "table": digest, "size": size}
+        settings["partners"] = training.partners
+    piece = run.piece(gates.name, seed, **settings)
     obtain(run, piece, partial(work, machine=machine))
 
 

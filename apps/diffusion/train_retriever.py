@@ -140,7 +140,7 @@ def train(
         **training.settings(RECIPES[training.recipe]),
     )
     files, folder = zoo_of(world, machine), world.present_base()
-    places = {"base_folder": folder, "files": files, "drawings_folder": drawings}
+    places: dict[str, Any] = {"base_folder": folder, "files": files, "drawings_folder": drawings}
     obtain(run, piece, partial(train_encoder, machine=machine, **places))
 
 

@@ -41,7 +41,7 @@ ADAPTER: dict[str, Any] = {
 }
 """How adapters of seed 0 are trained."""
 
-JUDGE = {"steps": 600, "batch_size": 128}
+JUDGE: dict[str, Any] = {"steps": 600, "batch_size": 128}
 """How the judge of images is trained."""
 
 RANKS, STEPS, KEPT = (1, 8), (100, 200), (0.5, 1.0)

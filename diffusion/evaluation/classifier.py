@@ -1,7 +1,7 @@
 """A judge of images: which style a drawing is in, and which subject it shows."""
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -72,7 +72,7 @@ class Judge(L.LightningModule):
         entropy = nn.functional.cross_entropy
         return entropy(style, batch.styles) + entropy(subject, batch.subjects)
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> Any:
         """Return AdamW and a learning rate that falls linearly to 0."""
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.LambdaLR(

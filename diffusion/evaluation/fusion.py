@@ -65,8 +65,7 @@ def fixed_losses(
             for start in range(0, len(latents), BATCH):
                 rows = slice(start, start + BATCH)
                 at = noised(latents[rows], time[rows], noise[rows])
-                own = TextStates(text.tokens[rows], text.pooled[rows])
-                total[rows] += flow_matching_losses(transformer, at, own)
+                total[rows] += flow_matching_losses(transformer, at, text.of(rows))
     return total / steps
 
 

@@ -127,13 +127,12 @@ class FusionDraws:
         rows = _rows(len(task.latents), count, draw)
         dropped = torch.rand(count, generator=draw) < self.caption_dropout
         right = self._at(task.latents[rows], draw)
-        text = self._dropped(_states(task.text, rows[self._own]), dropped[self._own])
+        text = self._dropped(task.text.of(rows[self._own]), dropped[self._own])
         if task.wrong is None:
             return FusionBatch(task.adapters, right, text)
         wrong = self._at(task.latents[rows], draw)
         captions = torch.randint(len(task.wrong.pooled), (count,), generator=draw)
-        others = _states(task.wrong, captions[self._own])
-        return FusionBatch(task.adapters, right, text, wrong, others)
+        return FusionBatch(task.adapters, right, text, wrong, task.wrong.of(captions[self._own]))
 
     def _at(self, latents: Tensor, draw: torch.Generator) -> Noised:
         t = torch.randn(len(latents), generator=draw).sigmoid().to(latents)
@@ -191,10 +190,6 @@ class PairDataModule(L.LightningDataModule):
             rank=0 if trainer is None else trainer.global_rank,
             world_size=1 if trainer is None else trainer.world_size,
         )
-
-
-def _states(text: TextStates, rows: Tensor) -> TextStates:
-    return TextStates(text.tokens[rows], text.pooled[rows])
 
 
 def _rows(available: int, count: int, draw: torch.Generator) -> Tensor:

@@ -43,9 +43,15 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
         self.components = nn.Parameter(torch.eye(latent_channels, size), requires_grad=False)
 
+    @property
+    def stride(self) -> int:
+        """Pixels of a side of a patch."""
+        config: Any = self.config
+        return int(config.stride)
+
     def encode(self, images: Tensor) -> Tensor:
         """Return latents (B, C, h, w), not scaled, of images (B, 3, H, W) from -1 to 1."""
-        stride = self.config.stride
+        stride = self.stride
         patches = nn.functional.unfold(images, stride, stride=stride).transpose(1, 2)
         found = ((patches - self.mean) @ self.components.T).transpose(1, 2)
         return found.unflatten(2, (images.shape[2] // stride, images.shape[3] // stride))
@@ -55,7 +61,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ) -> DecoderOutput | tuple[Tensor]:
         """Return images (B, 3, H, W) of latents (B, C, h, w), as a ``DecoderOutput`` or a tuple."""
         del unused
-        stride = self.config.stride
+        stride = self.stride
         patches = z.flatten(2).transpose(1, 2) @ self.components + self.mean
         size = (z.shape[2] * stride, z.shape[3] * stride)
         images = nn.functional.fold(patches.transpose(1, 2), size, stride, stride=stride)

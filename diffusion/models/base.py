@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,13 +30,13 @@ class EmbeddedBase:
     """A small FLUX, its autoencoder and the text encoder that it was trained with.
 
     Attributes:
-        transformer: Of FLUX.
+        transformer: A ``FluxTransformer2DModel``, whose base classes type checkers do not see.
         vae: Autoencoder of small images.
         text_encoder: Name and fingerprint of its text encoder.
         size: Side of its images, in pixels.
     """
 
-    transformer: FluxTransformer2DModel
+    transformer: Any
     vae: PatchAutoencoder
     text_encoder: dict[str, str]
     size: int = 32
@@ -47,10 +47,10 @@ class EmbeddedBase:
         Args:
             images: (B, 3, H, W) from -1 to 1.
         """
-        config = self.vae.config
+        config: Any = self.vae.config
         return (self.vae.encode(images) - config.shift_factor) * config.scaling_factor
 
-    def pipeline(self) -> FluxPipeline:
+    def pipeline(self) -> Any:
         """Return the unmodified pipeline of diffusers with these parts."""
         return pipeline_of(self.transformer, self.vae)
 
@@ -89,7 +89,7 @@ class EmbeddedBase:
             before_step: Called with the number of each step, from 0, and that of all steps.
         """
         count, channels = len(text.pooled), self.transformer.config.in_channels // 4
-        side = self.size // self.vae.config.stride
+        side = self.size // self.vae.stride
         noise = torch.stack(
             [
                 torch.randn(channels, side, side, generator=torch.Generator().manual_seed(seed))
@@ -145,7 +145,7 @@ class EmbeddedBase:
         config = _config_of(folder)
         try:
             tensors = load_file(folder / WEIGHTS)
-            transformer = FluxTransformer2DModel(**config["transformer"])
+            transformer: Any = FluxTransformer2DModel(**config["transformer"])
             vae = PatchAutoencoder(**config["vae"])
             for part, model in (("transformer", transformer), ("vae", vae)):
                 state = {

@@ -28,9 +28,13 @@ class TextStates(NamedTuple):
     tokens: Tensor
     pooled: Tensor
 
-    def __getitem__(self, rows: object) -> "TextStates":  # type: ignore[override]
+    def __getitem__(self, rows: Any) -> "TextStates":  # type: ignore[override]
         """Return the states of some captions."""
-        return TextStates(self.tokens[rows], self.pooled[rows])  # type: ignore[index]
+        return self.of(rows)
+
+    def of(self, rows: Any) -> "TextStates":
+        """Return the states of some captions, where types are checked."""
+        return TextStates(self.tokens[rows], self.pooled[rows])
 
 
 class TextEncoder(Protocol):

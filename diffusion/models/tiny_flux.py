@@ -36,18 +36,18 @@ UNIT: dict[str, Any] = TINY | {
 SHAPES = {"tiny": TINY, "unit": UNIT}
 
 
-def transformer_of(shape: str) -> FluxTransformer2DModel:
+def transformer_of(shape: str) -> Any:
     """Return an untrained transformer of a named shape."""
     return FluxTransformer2DModel(**SHAPES[shape])
 
 
-def pipeline_of(transformer: FluxTransformer2DModel, vae: PatchAutoencoder) -> FluxPipeline:
+def pipeline_of(transformer: Any, vae: PatchAutoencoder) -> Any:
     """Return the unmodified pipeline of diffusers, which is given states of captions.
 
     Its prompts are ``prompt_embeds`` and ``pooled_prompt_embeds``, and those of the empty caption
     as negative ones, see :class:`diffusion.models.text.TextEncoder`.
     """
-    pipeline = FluxPipeline(
+    pipeline: Any = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=vae,
         text_encoder=None,

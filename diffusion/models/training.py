@@ -1,7 +1,7 @@
 """Training of a transformer, or of what is attached to one, by flow matching."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -120,7 +120,7 @@ class FlowMatchingModule(L.LightningModule):
         self.log("train/loss", loss)
         return loss
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> Any:
         """Return AdamW and a learning rate that rises, then falls linearly to 0."""
         optimizer = torch.optim.AdamW(
             list(self._trained()),

@@ -84,7 +84,8 @@ class LoraRetriever(L.LightningModule):
 
     def validation_step(self, pairs: Pairs, _: int) -> None:
         """Encode some adapters of validation."""
-        self._validated.append((self(pairs), pairs.text, pairs.numbers[pairs.owners]))
+        vectors = self(pairs).float()
+        self._validated.append((vectors, pairs.text, pairs.numbers[pairs.owners]))
 
     def on_validation_epoch_end(self) -> None:
         """Search all adapters of validation by each of their captions."""

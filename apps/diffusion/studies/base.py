@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def chosen_rows(world: World) -> np.ndarray:
 def image_pieces(world: World) -> tuple[Piece, list[Piece]]:
     """Return the piece of images of the base, and those of each style adapter."""
     captions = world.drawings.captions
-    made = {**SAMPLER, "start": world.base_fingerprint}
+    made: dict[str, Any] = {**SAMPLER, "start": world.base_fingerprint}
     plain = world.run.piece(
         "none", captions=[str(one) for one in captions[chosen_rows(world)]], **made
     )

@@ -194,7 +194,9 @@ class Fused:
 
     def losses(self, methods: Sequence[Method], group: str) -> dict[str, list[np.ndarray]]:
         """Return method -> mean losses (P,) of combinations, one array a seed."""
-        store, pieces, trained = self.run.store("losses", Arrays()), {}, {}
+        store = self.run.store("losses", Arrays())
+        pieces: dict[str, list[Piece]] = {}
+        trained: dict[str, Path] = {}
         for method in methods:
             if group == "test3" and method.rival in NO_TRIPLES:
                 continue

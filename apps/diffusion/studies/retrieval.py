@@ -73,7 +73,7 @@ def retrieval_study(asked: Asked, world: World) -> None:
     encoders = world.encoders(METHODS, asked.seeds, concepts=trained)
     first, second = world.zoo(0), world.zoo(1)
     searched = searched_of(world, second)
-    found = {
+    found: dict[str, list[Any]] = {
         name: [searched.text @ vectors(one, searched.bundles).T for one in own]
         for name, own in encoders.items()
     }

@@ -38,7 +38,7 @@ def make_images(
         for start in range(0, len(piece["captions"]), BATCH):
             rows = slice(start, start + BATCH)
             images = base.images(
-                states[rows],
+                states.of(rows),
                 empty,
                 seeds=range(start, min(start + BATCH, len(piece["captions"]))),
                 steps=piece["steps"],

@@ -91,7 +91,8 @@ def fusion_of(
     made = make_rival(method, model, adapters, **options)
     if FIRST in settings:
         names = list(adapters)
-        strengths = dict.fromkeys(names, settings[OTHERS]) | {names[0]: settings[FIRST]}
+        strengths: dict[str, float] = dict.fromkeys(names, float(settings[OTHERS]))
+        strengths[names[0]] = float(settings[FIRST])
         made.set_strengths(strengths)
     if trained is not None:
         from safetensors.torch import load_file

@@ -52,7 +52,9 @@ class Bench(NamedTuple):
         found, start = [], 0
         for one, own in zip(combinations, rows, strict=True):
             latents = self.base.latents(images_of(self.drawings, own, one.styles))
-            found.append(FusionTask(one.adapters, latents, states[start : start + len(own)]))
+            found.append(
+                FusionTask(one.adapters, latents, states.of(slice(start, start + len(own))))
+            )
             start += len(own)
         return found
 

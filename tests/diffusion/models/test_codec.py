@@ -61,7 +61,8 @@ def t5_tokenizer():
 def clip(kind, dim):
     config = CLIPTextConfig(
         vocab_size=54, hidden_size=dim, intermediate_size=16, num_hidden_layers=2,
-        projection_dim=dim, num_attention_heads=2, max_position_embeddings=12, bos_token_id=52, eos_token_id=53,
+        projection_dim=dim, num_attention_heads=2, max_position_embeddings=12, bos_token_id=52,
+        eos_token_id=53,
     )  # fmt: skip
     return kind(config).eval()
 

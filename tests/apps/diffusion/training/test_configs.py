@@ -54,7 +54,7 @@ def test_published_recipes_run_a_step(name, place, capsys):
             }
             save_lora(LoraBundle("flux", modules), place / f"a{number}.safetensors")
     verb, *words = RUNS[name]
-    assert main(["diffusion", verb, *words, "--config", name]) == 0, capsys.readouterr().err
+    assert main(["diffusion", verb, "--config", name, *words]) == 0, capsys.readouterr().err
     made = Path(capsys.readouterr().out.strip().splitlines()[-1])
     assert made.exists()
     assert made.parts[2] == name
