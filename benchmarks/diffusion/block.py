@@ -131,4 +131,4 @@ def _adapters(module: nn.Module, number: int) -> dict[str, LoraBundle]:
 def _draw(fusion: nn.Module) -> None:
     """Draw the parameters of gates, which are then no plain sum."""
     for parameter in fusion.parameters():
-        parameter += 0.5 * torch.randn_like(parameter)
+        parameter.add_(0.5 * torch.randn_like(parameter))

@@ -186,8 +186,8 @@ class AdapterFactors(nn.Module):
         strengths = self.strengths.to(x.device, x.dtype)
         found = nn.functional.linear(x, self.down.to(x.device, x.dtype))
         if len(set(ranks)) == 1:
-            each = found.unflatten(-1, (-1, ranks[0])) * strengths.unsqueeze(-1)
-            return each.flatten(-2)
+            each = found.reshape(*found.shape[:-1], len(ranks), ranks[0])
+            return (each * strengths.unsqueeze(-1)).flatten(-2)
         weights = [s.expand(rank) for s, rank in zip(strengths.unbind(), ranks, strict=True)]
         return found * torch.cat(weights)
 

@@ -79,7 +79,7 @@ class FusedLinears(nn.Module):
     def _written(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
         out = x.new_empty(len(rows), self.out_features)
-        for layer, part in zip(self.layers, out.split(self.sizes, -1), strict=True):
+        for layer, part in zip(self.layers, torch.split(out, self.sizes, -1), strict=True):
             bias, weight = cast(Tensor, layer.bias), cast(Tensor, layer.weight)
             torch.addmm(bias, rows, weight.mT, out=part)
         return out.view(*x.shape[:-1], self.out_features)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from diffusion.models.text import BATCH, TextStates
+from diffusion.models.states import BATCH, TextStates
 
 
 class ClipText:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from apps.diffusion.studies.study import Comparison, Method
 from apps.diffusion.works.fused_images import fused_images
 from apps.diffusion.works.judge import STYLE_NAMES, SUBJECT_NAMES, judge_of
 from apps.diffusion.works.losses import fusion_of
@@ -22,9 +23,6 @@ from diffusion.models.text import TextStates
 from harness.evidence import Resamples, Row, compare, moments
 from harness.experiment import Arrays
 
-if TYPE_CHECKING:
-    from apps.diffusion.studies.fusion import Fused, Method
-
 DRAWN = 2
 """Images of a combination."""
 
@@ -33,7 +31,7 @@ COSTED = 32
 """Images of the batch that is timed."""
 
 
-def pictured(fused: Fused, methods: Sequence[Method], group: str, task: str) -> list[Row]:
+def pictured(fused: Comparison, methods: Sequence[Method], group: str, task: str) -> list[Row]:
     """Return pixel errors of images, and for pairs how often style and subject are both right."""
     found = images(fused, methods, group)
     judge = judge_of(fused.world.judge())
@@ -58,7 +56,7 @@ def pictured(fused: Fused, methods: Sequence[Method], group: str, task: str) -> 
     return rows
 
 
-def images(fused: Fused, methods: Sequence[Method], group: str) -> dict[str, dict[str, Any]]:
+def images(fused: Comparison, methods: Sequence[Method], group: str) -> dict[str, dict[str, Any]]:
     """Return method -> made and true images with their combinations; the first seed of gates."""
     store = fused.run.store("images", Arrays())
     trained, pieces = {}, {}
@@ -86,7 +84,7 @@ def judged_right(
     return {name: value.double().numpy() for name, value in right.items()}
 
 
-def retention_rows(fused: Fused, methods: Sequence[Method]) -> list[Row]:
+def retention_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
     """Return how much of the gain of each adapter of a pair is left for its own concept."""
     store, pieces, trained = fused.run.store("retained", Arrays()), {}, {}
     for method in methods:
@@ -110,7 +108,7 @@ def retention_rows(fused: Fused, methods: Sequence[Method]) -> list[Row]:
     return rows
 
 
-def cost_rows(fused: Fused, methods: Sequence[Method]) -> list[Row]:
+def cost_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
     """Return seconds and memory of a step with two adapters, over those of the base alone.
 
     Each method has a copy of the base; all are timed interleaved.
@@ -127,7 +125,7 @@ def cost_rows(fused: Fused, methods: Sequence[Method]) -> list[Row]:
             fusion.attach()
         repeat = torch.arange(COSTED) % len(task.latents)
         functions[method.name] = partial(
-            step, bench.base.transformer, task.latents[repeat], task.text[repeat]
+            step, bench.base.transformer, task.latents[repeat], task.text.of(repeat)
         )
     seconds = interleaved_seconds(functions)
     memory = {name: peak_bytes(function) for name, function in functions.items()}

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from apps.diffusion.studies.fused_views import cost_rows, pictured, retention_rows
-from apps.diffusion.studies.study import Asked
+from apps.diffusion.studies.study import Asked, Method
 from apps.diffusion.works.gates import GatesForm, train_gates
 from apps.diffusion.works.losses import (
     FIRST,
@@ -104,22 +104,6 @@ SHOWN = ("none", "alone1", "sum", "mean", "ties", "switch", "composite", "k_lora
 
 NO_TRIPLES = ("alone0", "alone1", "x_lora")
 """Methods for two adapters."""
-
-
-class Method(NamedTuple):
-    """A row of the tables.
-
-    Attributes:
-        name: In tables.
-        rival: What computes it.
-        settings: Of it.
-        trained: Folders of what was trained, by seed; empty if nothing is trained.
-    """
-
-    name: str
-    rival: str
-    settings: Mapping[str, Any]
-    trained: Mapping[int, Path] = {}
 
 
 class Fused:

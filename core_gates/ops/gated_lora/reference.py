@@ -65,8 +65,9 @@ def _statistics_of_one_rank(
     hidden: Tensor, up: Tensor, rank: int, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Return the same for adapters of one rank, all of them together."""
-    each = hidden.unflatten(-1, (-1, rank)).transpose(0, 1)  # (K, N, r)
-    row_mean, gram = moments(up.unflatten(0, (-1, rank)))
+    count = up.shape[0] // rank
+    each = hidden.reshape(*hidden.shape[:-1], count, rank).transpose(0, 1)  # (K, N, r)
+    row_mean, gram = moments(up.reshape(count, rank, *up.shape[1:]))
     mean = (each @ row_mean).squeeze(-1).mT
     variance = ((each @ gram) * each).sum(-1).mT
     return mean, torch.rsqrt(variance.clamp(min=0) + eps)

@@ -41,7 +41,7 @@ def small_encoder(form: str) -> TrainedEncoder:
     encoder = LoraWeightEncoder(EncoderConfig(SHAPE, **SMALL, **FORMS[form]))
     with torch.no_grad():
         for parameter in encoder.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return TrainedEncoder(encoder)
 
 

@@ -52,7 +52,8 @@ def delta_error(
 def lost(bundle: LoraBundle, expected: Mapping[str, Any]) -> int:
     """Return how many layers a file should change but does not, plus tensors without an effect."""
     layers = [n for n in expected if n not in bundle.modules or not bundle.modules[n].norm() > 0]
-    return len(layers) + sum(not fate.modules for fate in bundle.report.fates)
+    fates = bundle.report.fates if bundle.report is not None else ()
+    return len(layers) + sum(not fate.modules for fate in fates)
 
 
 def samples(folder: str | Path) -> Iterator[tuple[str, float, int]]:

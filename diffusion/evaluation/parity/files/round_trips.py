@@ -56,8 +56,8 @@ def round_trip(written: Written, format: str) -> tuple[float | None, str]:
         bundle = load_lora(written.save(folder / "in.safetensors"), base)
         try:
             out = save_lora(bundle, place(folder, format), format)
-        except FormatError as error:
-            return None, str(error)
+        except FormatError as refusal:
+            return None, str(refusal)
         again = load_lora(out, base)
     error = change_error(again, bundle, written.base)
     return (error if again.family == bundle.family else math.inf), ""

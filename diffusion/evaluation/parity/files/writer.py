@@ -69,7 +69,8 @@ class Writer:
         """
         outputs, rank = sum(layer.parts.values()), int(self.rng.integers(1, 4))
         method = self._loha if "loha" in kind else self._lokr if "lokr" in kind else self._pair
-        change, divisor = method(name, kind, outputs, layer.inputs, rank)
+        found, divisor = method(name, kind, outputs, layer.inputs, rank)
+        change: Any = found
         if self.alpha:
             value = float(self.rng.integers(1, 9)) / 2
             self.tensors[f"{name}.alpha"] = torch.tensor(value)
@@ -134,7 +135,8 @@ class Writer:
                 a = self._put(f"{name}.lokr_w{n}_a", (r, rows)).T
                 a = a @ self._put(f"{name}.lokr_t{n}", (r, r), (1, 1))
             halves.append(a @ self._put(f"{name}.lokr_w{n}_b", (r, columns)))
-        return np.kron(*halves), divisor
+        product: Any = np.kron(*halves)
+        return product, divisor
 
     def _dora(self, name: str, kind: str, weight: Array, change: Array) -> Array:
         axis = 0 if kind == "dora columns" else 1

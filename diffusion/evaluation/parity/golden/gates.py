@@ -67,7 +67,7 @@ def gated_layer(arrays: dict[str, Tensor], chosen: Sequence[int], *, gated: bool
 
 def check_gates(folder: str | Path) -> dict[str, Check]:
     """Compare with ``gate_a.npz``, ``gate_b.npz`` and ``gated_linear_a.npz``."""
-    errors = {}
+    errors: dict[str, float] = {}
     for file in ("gate_a", "gate_b"):
         arrays = read_vectors(folder, f"{file}.npz").arrays
         for variant in VARIANTS:

@@ -17,7 +17,8 @@ from diffusion.rivals.k_lora import KLora
 @torch.no_grad()
 def plain_layer(weight: Tensor, bias: Tensor) -> nn.Sequential:
     """Return a model of one frozen layer."""
-    layer = nn.Linear(*weight.T.shape, dtype=weight.dtype).requires_grad_(False)
+    outputs, inputs = weight.shape
+    layer = nn.Linear(inputs, outputs, dtype=weight.dtype).requires_grad_(False)
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
     return nn.Sequential(layer)

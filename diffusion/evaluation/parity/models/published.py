@@ -97,7 +97,7 @@ def check_published(folder: str | Path) -> dict[str, Check]:
     """Load published gates and encoders of FLUX.1-dev strictly, the models without memory."""
     del folder
     with torch.device("meta"):
-        model = FluxTransformer2DModel(**DEV)
+        model: Any = FluxTransformer2DModel(**DEV)
         encoder = LoraWeightEncoder(EncoderConfig.published())
     shapes = dict(published_gates())
     with TemporaryDirectory() as place:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ def check_recompiling(folder: str | Path) -> dict[str, Check]:
     errors, exchanged = [], list(others(model))
     torch._dynamo.reset()
     with fusion:
-        compiled = torch.compile(model, backend=counted)
+        compiled: Any = torch.compile(model, backend=counted)
         predicted(compiled, inputs)
         first = counted.frame_count
         for number, adapters in enumerate(exchanged):

@@ -81,5 +81,5 @@ def with_drawn_gates(fusion: GatedFusion, seed: int = 3) -> GatedFusion:
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in fusion.parameters():
-            parameter += 0.5 * torch.randn(parameter.shape, generator=draw)
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=draw))
     return fusion
