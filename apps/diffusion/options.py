@@ -1,4 +1,4 @@
-"""Options that several trainings share."""
+"""Options that several training runs share."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def refuse_unless_positive(**numbers: float | None) -> None:
 
 
 def refuse_unless_share(**numbers: float) -> None:
-    """Refuse numbers that are no share.
+    """Refuse numbers that are not a fraction.
 
     Raises:
         GatesError: One does not lie from 0 to below 1.
     """
     for name, number in numbers.items():
         if not 0 <= number < 1:
-            raise GatesError(f"--{name} is {number}, expected a share from 0 to below 1")
+            raise GatesError(f"--{name} is {number}, expected a fraction from 0 to below 1")
 
 
 ONE = Machine()

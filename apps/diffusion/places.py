@@ -1,4 +1,4 @@
-"""What trainings begin with, told apart by its content: a base, the zoo, the run of a verb."""
+"""What training runs begin with, identified by its content: a base, the zoo, the run of a verb."""
 
 from __future__ import annotations
 

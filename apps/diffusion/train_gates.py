@@ -38,7 +38,7 @@ class Gates:
         variant: Terms of a gate: ``full``, or without those of the base (``no_base``, as
             published), of the adapter (``no_lora``) or of both together (``no_cross``).
         time: How gates learn of the denoising time: by their inputs (``implicit``, as published),
-            or by a shift of their own (``film``).
+            or by a learned shift as well (``film``).
         initialization: Gates begin as the plain sum of all adapters (``sum``), or at random
             (``published``).
         global_rank: Rank of one more adapter, which is what the others have in common; 0 for none.
@@ -81,7 +81,7 @@ class Training:
         learning_rate: Learning rate of AdamW at the start.
         schedule: How the learning rate falls: ``linear``, or ``cosine`` as published.
         weight_decay: Decoupled decay of the weights of gates.
-        caption_dropout: Share of captions that are left empty.
+        caption_dropout: Fraction of captions that are left empty.
         contrast: Captions of other adapters are to be off, as published.
         margin: Loss that is wanted of them at least; it depends on the scale of latents.
         partners: Other adapters that each adapter of a table is combined with.

@@ -50,7 +50,7 @@ class Training:
         steps: Steps of the training, over which the learning rate falls to 0.
         batch_size: Images of a step.
         learning_rate: Learning rate after the warm-up.
-        caption_dropout: Share of captions that are left empty.
+        caption_dropout: Fraction of captions that are left empty.
         precision: Numbers that are computed with.
     """
 

@@ -56,7 +56,7 @@ class Training:
         learning_rate: Largest learning rate of AdamW; that of the recipe if null.
         batch_size: Adapters of a step on each process, for a table; all of them if null.
         augmented: Change adapters at random in training; as the recipe says if null.
-        held_out: Share of the rows of each adapter of a table that validates; 0 for none.
+        held_out: Fraction of the rows of each adapter of a table that validates; 0 for none.
         in_memory: Keep all adapters in memory; else files are read at each step.
         precision: Numbers that are computed with.
     """

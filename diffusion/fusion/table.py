@@ -99,7 +99,7 @@ def tasks_of(
 
 
 def _others(names: tuple[str, ...], text: dict[tuple[str, ...], TextStates]) -> TextStates | None:
-    """Return captions of images of other adapters; those of its own adapters alone, if any."""
+    """Return captions of images of other adapters; those of single adapters among these, if any."""
     own = [states for other, states in text.items() if set(other) < set(names)]
     found = own or [states for other, states in text.items() if other != names]
     if not found:

@@ -42,7 +42,7 @@ def split_table(
 
     Args:
         path: See :func:`read_table`.
-        held_out: Share of the rows of each adapter that is held out.
+        held_out: Fraction of the rows of each adapter that is held out.
         root: See :func:`read_table`.
         load: Reads an adapter, each once.
 

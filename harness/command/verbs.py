@@ -70,7 +70,7 @@ class FunctionVerb(NamedTuple):
             options.
         positional: Argument that stands without an option, a list of one path or several, or of
             none if it has a default; or names of several such arguments, each of one path.
-        flat: Arguments that are documented dataclasses, whose fields are options of their own.
+        flat: Arguments that are documented dataclasses, whose fields are options.
     """
 
     target: str
@@ -124,10 +124,7 @@ def run_verb(
         text = NAME if name_of is None else NAME_OF_PATH
         parser.add_argument("--name", type=str | None, help=text)
         parser.add_argument("--root", type=str, default="runs", help="Folder of all runs.")
-    grouped = {name: _kind(function, name) for name in verbs[verb].flat}
-    parser.add_function_arguments(function, skip=skip | set(grouped), as_group=False)
-    for kind in grouped.values():
-        parser.add_class_arguments(kind, as_group=False)
+    grouped = _add_options(parser, function, skip, verbs[verb].flat)
     let_switches_stand_alone(parser)
     describe(parser, COMMON_OPTIONS)
     parsed = parser.parse_args(let_lists_be_plain(parser, words))
@@ -156,9 +153,15 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise GatesError(f"{path} exists: choose another --output or add --overwrite_output")
 
 
-def _kind(function: Callable[..., None], name: str) -> type[Any]:
-    """Return the dataclass that an argument of a function is of."""
-    return cast(type[Any], get_type_hints(function)[name])
+def _add_options(
+    parser: GatesParser, function: Callable[..., None], skip: set[str | int], flat: Sequence[str]
+) -> dict[str, type[Any]]:
+    """Add the options of a function; return the dataclasses of its flat arguments, by name."""
+    grouped: dict[str, type[Any]] = {name: get_type_hints(function)[name] for name in flat}
+    parser.add_function_arguments(function, skip=skip | set(grouped), as_group=False)
+    for kind in grouped.values():
+        parser.add_class_arguments(kind, as_group=False)
+    return grouped
 
 
 def _taken(kind: type[Any], options: dict[str, Any]) -> Any:

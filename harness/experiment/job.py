@@ -114,11 +114,7 @@ class Job:
             every_n_steps=None, every_seconds=SAVED_EVERY, monitor=monitor, mode=mode,
             folder=str(folder),
         )  # fmt: skip
-        callbacks: list[Callback] = [_Ticks(self.tick, ticks), _SameDraws()]
-        if patience is not None:
-            if monitor is None:
-                raise ValueError("patience needs a monitor: name a logged validation score")
-            callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience))
+        callbacks = [_Ticks(self.tick, ticks), _SameDraws(), *_stopping(monitor, mode, patience)]
         fixed: dict[str, Any] = {**QUIET, "default_root_dir": folder}
         last, best, done = folder / "last.ckpt", folder / "best.ckpt", folder / DONE
         self.last = last
@@ -134,6 +130,17 @@ class Job:
         done.touch()
         module.load_state_dict(load_weights(best if best.is_file() else last)["state_dict"])
         return module.eval()
+
+
+def _stopping(
+    monitor: str | None, mode: Literal["min", "max"], patience: int | None
+) -> list[Callback]:
+    """Return what ends a training whose score no longer improves."""
+    if patience is None:
+        return []
+    if monitor is None:
+        raise ValueError("patience needs a monitor: name a logged validation score")
+    return [EarlyStopping(monitor, mode=mode, patience=patience)]
 
 
 def _agreed(fitter: L.Trainer, module: L.LightningModule, start: str | None) -> str | None:

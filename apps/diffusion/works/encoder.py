@@ -137,7 +137,7 @@ def train_own_encoder(
 
 
 def config_of(piece: Piece, shape: Shape, examples: Sequence[Example], dim: int) -> EncoderConfig:
-    """Return the encoder that a piece asks for, on adapters of one's own."""
+    """Return the encoder that a piece asks for, on adapters of a table."""
     if piece["recipe"] == "published":
         own = EncoderConfig.published(shape)
         return own if own.out_dim == dim else EncoderConfig.published(shape, text_dim=dim)

@@ -1,4 +1,4 @@
-"""Adapters of one's own images as pieces of work."""
+"""Adapters of a folder of images as pieces of work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faulty calls of the trainings: one line, exit code 2, and nothing is written."""
+"""Faulty calls of the verbs that train: one line, exit code 2, and nothing is written."""
 
 import shutil
 
@@ -67,7 +67,7 @@ FAULTS = {
     "rank 0": (lora("--rank", "0"), "--rank is 0, expected 1 or more"),
     "NaN learning rate": (lora("--learning_rate", "nan"), "learning_rate"),
     "negative learning rate": (lora("--learning_rate", "-1"), "expected a positive number"),
-    "caption dropout of 1": (lora("--caption_dropout", "1"), "expected a share from 0 to below 1"),
+    "caption dropout of 1": (lora("--caption_dropout", "1"), "expected a fraction from 0 to below 1"),
     "unknown part": (lora("--parts", "head"), "no part of a block is named 'head'"),
     "no base": (lora(base="none"), "--base is none, which is no folder"),
     "base of another kind": (lora(base="images"), "holds no model of diffusers"),
@@ -98,7 +98,7 @@ FAULTS = {
     "no text encoder": (retriever(base="flux"), "--base flux has no text encoder"),
     "steps 0": (retriever("--steps", "0"), "--steps is 0, expected 1 or more"),
     "unknown recipe": (retriever("--recipe", "mine"), "recipe: expected"),
-    "all held out": (retriever("--held_out", "1"), "expected a share from 0 to below 1"),
+    "all held out": (retriever("--held_out", "1"), "expected a fraction from 0 to below 1"),
     "sharded retriever": (
         retriever("--devices", "2", "--strategy", "fsdp2"), "the retriever has none",
     ),

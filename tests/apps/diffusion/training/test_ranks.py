@@ -1,4 +1,4 @@
-"""Trainings on two processes are those of one: started by the command, or by torchrun."""
+"""Training runs on two processes are those of one: started by the command, or by torchrun."""
 
 import socket
 

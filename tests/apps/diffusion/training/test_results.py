@@ -1,4 +1,4 @@
-"""What trainings leave is what other verbs and programs take."""
+"""What training runs leave is what other verbs and programs take."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""All four trainings: killed at any moment, resumed bit for bit, found again."""
+"""All four verbs that train: killed at any moment, resumed bit for bit, found again."""
 
 import pytest
 
