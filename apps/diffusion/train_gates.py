@@ -88,8 +88,8 @@ class Training:
         precision: Numbers that are computed with.
     """
 
-    steps: int = 600
-    batch_size: int = 32
+    steps: int = 500
+    batch_size: int = 16
     learning_rate: float = 2e-2
     schedule: Literal["linear", "cosine"] = "linear"
     weight_decay: float = 0.0

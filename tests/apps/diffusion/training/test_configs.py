@@ -12,6 +12,7 @@ import apps.diffusion
 from apps.diffusion.commands import FUNCTIONS
 from apps.diffusion.studies.fusion import GATES
 from apps.diffusion.studies.retrieval import ENCODER, UNSEEN
+from apps.diffusion.train_gates import Gates, Training
 from apps.diffusion.world import World
 from apps.main import main
 from diffusion.data.concepts import concepts
@@ -41,6 +42,17 @@ def test_sections_are_of_verbs_and_name_their_options(path):
             known |= set(inspect.get_annotations(inspect.signature(
                 function, eval_str=True).parameters[name].annotation))  # fmt: skip
         assert set(section) <= known
+
+
+def test_what_ships_is_trained_by_default_and_by_its_configuration():
+    section = yaml.safe_load(next(p for p in CONFIGS if p.stem == "embedded").read_text())
+    assert section["train-gates"] == GATES
+    assert {**Gates().settings(), **Training().settings()} == {
+        **dict.fromkeys({**Gates().settings(), **Training().settings()}),
+        **GATES,
+        "learning_rate": 2e-2,
+    }
+    assert section["train-retriever"]["steps"] == ENCODER["steps"]
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -67,7 +67,7 @@ FAULTS = {
     "rank 0": (lora("--rank", "0"), "--rank is 0, expected 1 or more"),
     "NaN learning rate": (lora("--learning_rate", "nan"), "learning_rate"),
     "negative learning rate": (lora("--learning_rate", "-1"), "expected a positive number"),
-    "caption dropout of 1": (lora("--caption_dropout", "1"), "expected a fraction from 0 to below 1"),
+    "caption dropout of 1": (lora("--caption_dropout", "1"), "expected a fraction from 0 to"),
     "unknown part": (lora("--parts", "head"), "no part of a block is named 'head'"),
     "no base": (lora(base="none"), "--base is none, which is no folder"),
     "base of another kind": (lora(base="images"), "holds no model of diffusers"),
