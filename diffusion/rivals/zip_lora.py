@@ -43,10 +43,9 @@ class ColumnWeightedLora(GatedLoraLinear):
         super().set_adapters(adapters)
         self.owners = owners([adapter.rank for adapter in adapters])
 
-    def hidden(self, x: Tensor) -> Tensor:
-        """Return the weighted inputs of the second factors (..., R)."""
+    def _hidden(self, x: Tensor, ranks: Sequence[int]) -> Tensor:
         columns = self._columns[0][self.owners].to(x.device, x.dtype)
-        given = owners(self.ranks)
+        given = owners(ranks)
         strengths = self.strengths.to(x.device, x.dtype)[given]
         down = self.down.to(x.device, x.dtype)
         return F.linear(x, down * columns) * strengths
