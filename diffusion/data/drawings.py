@@ -54,7 +54,10 @@ class Drawings(NamedTuple):
         """
         place = Path(str(files("diffusion.data") / "openmoji")) if folder is None else Path(folder)
         try:
-            with np.load(place / IMAGES, allow_pickle=False) as arrays:
+            with (
+                (place / IMAGES).open("rb") as images,
+                np.load(images, allow_pickle=False) as arrays,
+            ):
                 found = {name: arrays[name] for name in arrays.files}
             with (place / CAPTIONS).open(encoding="utf-8", newline="") as stream:
                 rows = list(csv.DictReader(stream))
