@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 
 from benchmarks.base import BaseTree, load_head
-from benchmarks.memory import peak_bytes
 from benchmarks.output import Result, Row, tables, write_csv
 from benchmarks.registry import Call, Comparison, Peaks, Suite, find_op, load_suite, suite_names
 from benchmarks.timing import (
@@ -31,6 +30,7 @@ from benchmarks.timing import (
 )
 from core_gates.errors import GatesError
 from harness.files.atomic import write_json
+from harness.runs.cost import peak_bytes
 from harness.runs.environment import device_name, processor_name
 
 ROOT = Path(__file__).parent

@@ -5,9 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks.diffusion import block, peers, scan, search, tiny_flux
-from benchmarks.memory import peak_bytes
 from benchmarks.registry import Comparison, Peaks, load_suite
 from benchmarks.run import load_head, measure
+from harness.runs.cost import peak_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 

@@ -15,13 +15,13 @@ from apps.diffusion.works.judge import STYLE_NAMES, SUBJECT_NAMES, judge_of
 from apps.diffusion.works.losses import fusion_of
 from apps.diffusion.works.retained import retained
 from apps.diffusion.works.tasks import Bench, combinations
-from diffusion.evaluation.cost import interleaved_seconds, peak_bytes
 from diffusion.evaluation.nearest import pixel_errors
 from diffusion.lora_file import load_lora
 from diffusion.models.flow_matching import velocity
 from diffusion.models.text import TextStates
 from harness.evidence import Resamples, Row, compare, moments
 from harness.experiment import Arrays
+from harness.runs.cost import interleaved_seconds, peak_bytes
 
 DRAWN = 2
 """Images of a combination."""

@@ -2,7 +2,7 @@ import time
 
 import torch
 
-from diffusion.evaluation.cost import interleaved_seconds, peak_bytes
+from harness.runs.cost import interleaved_seconds, peak_bytes
 
 
 def test_peaks_are_what_is_held_at_once():
