@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from core_gates.adapters import GatedLoraLinear, LoraGate
 from core_gates.errors import GatesError
 from diffusion.fusion.gated_fusion import GatedFusion
+from diffusion.fusion.observing import Observer
 from diffusion.fusion.stacking import plain_factors, stacked
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.lora_file.family import Placed
@@ -25,7 +23,7 @@ Means = Mapping[str, Mapping[str, Tensor]]
 """Site -> name of an adapter -> mean gate of each output (D,)."""
 
 
-class MeanGates:
+class MeanGates(Observer):
     """Observe the gates of a fusion while the model runs, each token of each call alike.
 
     The gates of all adapters exist for a block of tokens at a time. The base output is computed a
@@ -42,55 +40,25 @@ class MeanGates:
     """
 
     def __init__(self, fusion: GatedFusion, block: int = BLOCK) -> None:
-        self._fusion, self._block = fusion, block
+        super().__init__(fusion)
+        self._block = block
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._handles: list[RemovableHandle] = []
-        self._names: dict[str, list[str]] = {}
 
     @property
     def means(self) -> dict[str, dict[str, Tensor]]:
         """Site -> name of an adapter -> mean gate of each output (D,), in float64."""
         return {
-            site: dict(zip(self._names[site], total / self._counts[site], strict=True))
+            site: dict(zip(self.held[site], total / self._counts[site], strict=True))
             for site, total in self._sums.items()
         }
 
-    def __enter__(self) -> Self:
-        """Begin to observe; what was seen before still counts.
-
-        Raises:
-            GatesError: The fusion is not attached.
-        """
-        if not self._fusion.attached:
-            raise GatesError("the fusion is not attached, so there are no gates: attach it first")
-        for site in self._fusion.sites:
-            names = [
-                name
-                for name, bundle in self._fusion.adapters.items()
-                if any(part in bundle.modules for part in site.parts)
-            ]
-            if names:
-                self._names[site.name] = names
-                layer = self._fusion.layers[site.name]
-                hook = partial(self._see, site.name)
-                self._handles.append(layer.register_forward_hook(hook))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop observing."""
-        while self._handles:
-            self._handles.pop().remove()
-
     @torch.no_grad()
-    def _see(self, site: str, layer: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+    def see(self, site: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Add the gates of a call."""
+        del output
         assert isinstance(layer, GatedLoraLinear)
-        x, known = args[0], len(self._names[site])
+        x, known = args[0], len(self.held[site])
         for part, time in self._blocks(layer, x):
             gates = layer.gate_values(part, time=time)[..., :known, :]
             total = gates.double().flatten(0, -3).sum(0)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from core_gates.adapters import GatedLoraLinear
 from core_gates.errors import GatesError
 from diffusion.fusion.gated_fusion import GatedFusion
+from diffusion.fusion.observing import Observer
 
 TOKENS = 64
 """Tokens of a call whose gates are computed."""
@@ -39,7 +37,7 @@ class GateMap(NamedTuple):
         return dict(zip(self.adapters, found, strict=False))
 
 
-class GateRecorder:
+class GateRecorder(Observer):
     """Record the mean gates of a fusion while the model runs.
 
     It computes the gates of some evenly spaced tokens of the first sample of a call a second time,
@@ -54,17 +52,9 @@ class GateRecorder:
     """
 
     def __init__(self, fusion: GatedFusion, tokens: int = TOKENS) -> None:
-        self._fusion, self._tokens, self.step = fusion, tokens, 0
+        super().__init__(fusion)
+        self._tokens, self.step = tokens, 0
         self._seen: dict[tuple[int, str], list[Tensor]] = {}
-        self._handles: list[RemovableHandle] = []
-        self._held = {
-            site.name: [
-                place
-                for place, bundle in enumerate(fusion.adapters.values())
-                if any(part in bundle.modules for part in site.parts)
-            ]
-            for site in fusion.sites
-        }
 
     def __enter__(self) -> Self:
         """Begin to record.
@@ -72,26 +62,14 @@ class GateRecorder:
         Raises:
             GatesError: The fusion is not attached, or has no gates.
         """
-        if not self._fusion.attached or self._fusion.mode != "gated":
-            raise GatesError("gates are recorded of an attached fusion with mode='gated' only")
-        for name, layer in self._fusion.layers.items():
-            if self._held[name]:
-                hook = partial(self._see, name)
-                self._handles.append(layer.register_forward_hook(hook))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop recording."""
-        while self._handles:
-            self._handles.pop().remove()
+        if self.fusion.mode != "gated":
+            raise GatesError("gates are recorded of a fusion with mode='gated' only")
+        return super().__enter__()
 
     @torch.no_grad()
-    def _see(self, site: str, layer: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+    def see(self, site: str, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Keep the mean gates of a call."""
+        del output
         assert isinstance(layer, GatedLoraLinear)
         first = args[0][:1] if args[0].ndim > 1 else args[0]
         if first.ndim > 2:
@@ -101,18 +79,19 @@ class GateRecorder:
         time = None if layer.clock is None else layer.clock.time
         time = time if time is None or time.numel() == 1 else time[:1]
         gates = layer.gate_values(first, time=time)
-        means = gates.float().mean(-1).flatten(0, -2).mean(0)[: len(self._held[site])]
+        means = gates.float().mean(-1).flatten(0, -2).mean(0)[: len(self.held[site])]
         self._seen.setdefault((self.step, site), []).append(means.cpu())
 
     @property
     def gates(self) -> GateMap:
         """What has been recorded."""
-        sites = tuple(name for name, held in self._held.items() if held)
+        sites = tuple(self.held)
         steps = 1 + max((step for step, _ in self._seen), default=-1)
-        names = tuple(self._fusion.adapters)
+        names = tuple(self.fusion.adapters)
         means = torch.full((steps, len(sites), len(names)), float("nan"))
         for (step, site), found in self._seen.items():
-            means[step, sites.index(site), self._held[site]] = torch.stack(found).mean(0)
+            held = [names.index(name) for name in self.held[site]]
+            means[step, sites.index(site), held] = torch.stack(found).mean(0)
         return GateMap(sites, names, means)
 
 
