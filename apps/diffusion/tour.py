@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from apps.diffusion.generation.modes import GATED, SUM
 from apps.diffusion.generation.pairs import PairImages, pair_images
 from apps.diffusion.generation.shipped import shipped
@@ -16,6 +14,7 @@ from apps.diffusion.generation.sources import Sources, studio
 from apps.diffusion.world import World
 from diffusion.data.pairs import held_out_pairs
 from diffusion.evaluation.figures import gate_map_figure, gate_table, sheet_figure
+from harness.evidence import Resamples, moments
 from harness.report.page import Page
 from harness.report.stop import StopSkippedError, TourRow, TourStop
 
@@ -23,7 +22,6 @@ SHOWN = 8
 """Pairs of a subject and a style that no gate was trained on together."""
 
 K = 3
-RESAMPLES = 2000
 SYSTEM = "AutoLoRA, embedded base"
 
 
@@ -94,7 +92,8 @@ def rows_of(found: Found, made: PairImages) -> list[TourRow]:
     wanted = sum(map(len, found.wanted))
     chance = wanted * K / found.zoo
     gap = made.errors(GATED) - made.errors(SUM)
-    low, high = _interval(gap)
+    draws = Resamples.clusters(range(len(gap)))
+    _, low, high, _ = draws.intervals(moments(gap, name="gap"))["gap"]
     verdict = "closer" if high < 0 else "farther" if low > 0 else "not distinguishable"
     return [
         TourRow(
@@ -109,18 +108,11 @@ def rows_of(found: Found, made: PairImages) -> list[TourRow]:
             SYSTEM,
             "pixel error to the true drawing, unseen pairs",
             f"{made.errors(GATED).mean():.3f}",
-            f"plain sum {made.errors(SUM).mean():.3f}",
+            f"plain sum {made.errors(SUM).mean():.3f}, white {made.white_errors().mean():.3f}",
             f"{verdict}: {gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]",
             high < 0,
         ),
     ]
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Return a 95 % bootstrap interval of a mean."""
-    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(1), (0.025, 0.975))
-    return float(low), float(high)
 
 
 def _draw(page: Page, found: Found, made: PairImages) -> None:

@@ -36,7 +36,14 @@ class PairImages(NamedTuple):
 
     def errors(self, mode: str) -> np.ndarray:
         """Return the root mean square error (P,) of the pixels of a mode, from 0 to 1."""
-        gap = (self.images[mode].astype(float) - self.images[TRUE]) / 255
+        return self._errors(self.images[mode].astype(float))
+
+    def white_errors(self) -> np.ndarray:
+        """Return the same of a white image: what paleness alone is worth."""
+        return self._errors(np.full(3, 255.0))
+
+    def _errors(self, images: np.ndarray) -> np.ndarray:
+        gap = (images - self.images[TRUE]) / 255
         return np.sqrt((gap**2).mean((1, 2, 3)))
 
     def rows(self) -> dict[str, dict[str, np.ndarray]]:

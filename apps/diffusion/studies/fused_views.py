@@ -43,6 +43,10 @@ def pictured(fused: Comparison, methods: Sequence[Method], group: str, task: str
         if group != "test3":
             scores |= judged_right(judge, made["made"], made["combination"], group)
         every[name] = scores
+    white = torch.ones_like(some["true"][:1]) * 1.0
+    every["white image"] = {
+        "pixel_rmse": pixel_errors(white.expand(some["true"].shape), some["true"] / 255).numpy()
+    }
     truth = {"drawings": judged_right(judge, some["true"], some["combination"], group)}
     rows: list[Row] = []
     for metric in next(iter(every.values())):

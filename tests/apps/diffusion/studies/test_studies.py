@@ -118,6 +118,9 @@ def test_fusion(world, asked, few):
     assert {*fusion.GROUPS.values(), "retention in unseen pairs"} <= tasks_found
     names = {row["method"] for row in found["rows"]}
     assert {"sum", "sum tuned", "switch tuned", "k_lora", "gates", "baked", "x_lora"} <= names
+    white = [r["value"] for r in found["rows"] if r["method"] == "white image" and not r["versus"]]
+    assert len(white) == 2
+    assert all(0.1 < value < 0.9 for value in white)
     gates_rows = {(r["method"], r["metric"]): r["value"] for r in found["rows"]
                   if r["task"].startswith("cost")}  # fmt: skip
     assert gates_rows["gates", "seconds_over_none"] > 0

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 import apps.diffusion
+import diffusion
 from apps.diffusion.commands import FUNCTIONS
 from apps.diffusion.studies.fusion import GATES
 from apps.diffusion.studies.retrieval import ENCODER, UNSEEN
@@ -21,6 +22,7 @@ from diffusion.lora_file.family import shape_in
 from diffusion.models.base import EmbeddedBase
 
 CONFIGS = sorted((Path(apps.diffusion.__file__).parent / "configs").glob("*.yaml"))
+SHIPPED_GATES = Path(diffusion.__file__).parent / "weights/embedded/gates/gates-s0/record.json"
 SMALL = ("--base", "base", "--devices", "1", "--steps", "1")
 RUNS = {
     "flux_gates": ("train-gates", "--csv", "table.csv", *SMALL),
@@ -46,7 +48,8 @@ def test_sections_are_of_verbs_and_name_their_options(path):
 
 def test_what_ships_is_trained_by_default_and_by_its_configuration():
     section = yaml.safe_load(next(p for p in CONFIGS if p.stem == "embedded").read_text())
-    assert section["train-gates"] == GATES
+    shipped = json.loads(SHIPPED_GATES.read_text())["settings"]
+    assert section["train-gates"] == GATES | {"learning_rate": shipped["learning_rate"]}
     assert {**Gates().settings(), **Training().settings()} == {
         **dict.fromkeys({**Gates().settings(), **Training().settings()}),
         **GATES,
@@ -99,8 +102,10 @@ def test_the_zoo_is_trained_on_as_the_studies_do(zoo, capsys):
     trained = [one.name for one in concepts() if one.name not in UNSEEN]
     own = {"start": zoo.zoo_digest, "concepts": trained, "steps": 2}
     assert settings["train-retriever"] == ENCODER | own
-    own = {"start": zoo.gates_start, "learning_rate": 2e-2, "steps": 2}
+    shipped = json.loads(SHIPPED_GATES.read_text())["settings"]
+    own = {"start": zoo.gates_start, "learning_rate": shipped["learning_rate"], "steps": 2}
     assert settings["train-gates"] == GATES | own
+    assert shipped == settings["train-gates"] | {"start": shipped["start"], "steps": 500}
 
 
 def test_several_processes_want_a_whole_zoo(zoo, capsys):
