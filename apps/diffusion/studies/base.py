@@ -58,7 +58,8 @@ def image_pieces(world: World) -> tuple[Piece, list[Piece]]:
     )
     pieces = []
     for name in STYLES:
-        rows = rows_of(world.drawings, style(name), "test")[:STYLED]
+        unseen = rows_of(world.drawings, style(name), "test")
+        rows = unseen[:: len(unseen) // STYLED][:STYLED]
         pieces.append(
             world.run.piece(
                 name,
