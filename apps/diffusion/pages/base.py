@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from apps.diffusion.generation.pairs import in_bytes
-from apps.diffusion.studies.base import chosen_rows, image_pieces
+from apps.diffusion.studies.base import chosen_rows, image_pieces, styled_rows
 from apps.diffusion.world import World
-from diffusion.data.concepts import rows_of, style
 from diffusion.data.styles import drawn
 from diffusion.evaluation.figures import sheet_figure
 from harness.experiment import Arrays
@@ -65,7 +64,7 @@ def _plain(page: Page, world: World, made: np.ndarray) -> None:
 
 
 def _styles(page: Page, world: World, made: dict[str, np.ndarray]) -> None:
-    rows = {name: rows_of(world.drawings, style(name), "test")[:STYLED] for name in made}
+    rows = {name: styled_rows(world, name)[:STYLED] for name in made}
     sheet = {
         name: {REAL: in_bytes(drawn(world.drawings, rows[name], (name,))), MADE: own[:STYLED]}
         for name, own in made.items()

@@ -49,6 +49,12 @@ def chosen_rows(world: World) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(rows, CAPTIONS, replace=False))
 
 
+def styled_rows(world: World, name: str) -> np.ndarray:
+    """Return the drawings whose captions the adapter of a style draws, evenly spread."""
+    unseen = rows_of(world.drawings, style(name), "test")
+    return unseen[:: len(unseen) // STYLED][:STYLED]
+
+
 def image_pieces(world: World) -> tuple[Piece, list[Piece]]:
     """Return the piece of images of the base, and those of each style adapter."""
     captions = world.drawings.captions
@@ -58,8 +64,7 @@ def image_pieces(world: World) -> tuple[Piece, list[Piece]]:
     )
     pieces = []
     for name in STYLES:
-        unseen = rows_of(world.drawings, style(name), "test")
-        rows = unseen[:: len(unseen) // STYLED][:STYLED]
+        rows = styled_rows(world, name)
         pieces.append(
             world.run.piece(
                 name,
