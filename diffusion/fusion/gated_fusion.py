@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -26,6 +25,7 @@ from core_gates.adapters import (
 )
 from core_gates.adapters.factors import AdapterFactors
 from core_gates.errors import GatesError, check_option
+from diffusion.fusion.attachable import Attachable
 from diffusion.fusion.gate_file import DOT, load_gates, save_gates
 from diffusion.fusion.sites import TIME_SCALES, family_of, linear_sizes, refuse_misfits, sites_of
 from diffusion.lora_file import LoraBundle
@@ -36,7 +36,7 @@ from diffusion.lora_file.family import Placed
 Mode = Literal["gated", "sum"]
 
 
-class GatedFusion(nn.Module):
+class GatedFusion(Attachable, nn.Module):
     """Adapters of a model, in force while attached; the model itself never changes.
 
     Example:
@@ -131,19 +131,6 @@ class GatedFusion(nn.Module):
         if self._clock is not None:
             self._clock.stop()
             self._clock = None
-
-    def __enter__(self) -> Self:
-        """Attach."""
-        return self.attach()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Detach, whatever happened."""
-        self.detach()
 
     def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
         """Exchange the adapters for others; strengths are 1 again, gates stay.

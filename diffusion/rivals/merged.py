@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Self
 
 import torch
 from torch import nn
 
 from core_gates.errors import GatesError
+from diffusion.fusion.attachable import Attachable
 from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.sites import family_of, linear_sizes, refuse_misfits
 from diffusion.fusion.stacking import one_family
@@ -19,7 +19,7 @@ Merge = Callable[[Mapping[str, LoraBundle], Mapping[str, float]], LoraBundle]
 """Makes one adapter of those whose strength is not 0, and their strengths."""
 
 
-class Merged(nn.Module):
+class Merged(Attachable, nn.Module):
     """One static adapter made of several.
 
     Args:
@@ -66,19 +66,6 @@ class Merged(nn.Module):
         """Leave the model with its own layers, the same objects with the same bits."""
         self._fusion.detach()
         self._attached = False
-
-    def __enter__(self) -> Self:
-        """Attach."""
-        return self.attach()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Detach, whatever happened."""
-        self.detach()
 
     def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
         """Merge other adapters; strengths are 1 again.
