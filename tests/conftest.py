@@ -52,6 +52,13 @@ def forked():
 
 
 @pytest.fixture
+def launch_files(tmp_path):
+    """``launch_files(folder)``: what the launch files of an application hand to torchrun, srun."""
+    found = runpy.run_path(str(HERE / "fixtures" / "launch_files.py"))
+    return lambda folder: found["LaunchFiles"](folder, tmp_path)
+
+
+@pytest.fixture
 def same_checkpoint(_harness):
     """Assert that two checkpoints hold the same bits."""
     return _harness["assert_same_checkpoint"]

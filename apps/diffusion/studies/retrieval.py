@@ -45,7 +45,11 @@ PUBLISHED = ENCODER | {
 }
 """The published loss and mask at the same size."""
 
-METHODS = {"encoder": ENCODER, "published loss and mask": PUBLISHED}
+METHODS = {
+    "encoder": ENCODER,
+    "published loss and mask": PUBLISHED,
+    "published loss and mask, augmented": PUBLISHED | {"augmented": True},
+}
 TASKS = {"seen": "36 trained concepts", "unseen": "four unseen concepts"}
 
 

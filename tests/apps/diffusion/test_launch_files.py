@@ -1,7 +1,5 @@
 """The files that start the training of gates on many processes."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,27 +7,16 @@ import pytest
 import apps.diffusion
 
 FOLDER = Path(apps.diffusion.__file__).parent / "launch"
-TOOLS = ("torchrun", "srun", "nvidia-smi")
 
 
 @pytest.fixture
-def words(tmp_path):
-    """Return the words that a file hands to torchrun or srun."""
-    for tool in TOOLS:
-        path = tmp_path / tool
-        printed = "printf 'GPU 0\\nGPU 1\\nGPU 2\\n'" if tool == "nvidia-smi" else 'echo "$0 $@"'
-        path.write_text(f"#!/bin/sh\n{printed}\n")
-        path.chmod(0o755)
+def files(launch_files):
+    return launch_files(FOLDER)
 
-    def run(name, *options, **environment):
-        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        done = subprocess.run(
-            ["sh", str(FOLDER / name), *options],
-            env={**path, **environment}, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return done.stdout.split()
 
-    return run
+@pytest.fixture
+def words(files):
+    return files.words
 
 
 def value(words, option):
@@ -60,13 +47,11 @@ def test_torchrun_spans_machines_and_runs_without_gpu(words):
     assert value(found, "--strategy") == "fsdp2"
 
 
-def test_slurm_starts_a_task_on_each_gpu(words):
+def test_slurm_starts_a_task_on_each_gpu(words, files):
     job = {"SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_NUM_NODES": "4"}
     found = words("slurm.sh", "--name", "a", **job)
     assert found[0].endswith("/srun")
     assert value(found, "--devices") == "8"
     assert value(found, "--num_nodes") == "4"
-    lines = (FOLDER / "slurm.sh").read_text().splitlines()
-    asked = dict(line.removeprefix("#SBATCH --").split("=") for line in lines
-                 if line.startswith("#SBATCH") and "=" in line)  # fmt: skip
+    asked = files.asked()
     assert asked["ntasks-per-node"] == asked["gpus-per-node"]

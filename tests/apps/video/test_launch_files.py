@@ -1,5 +1,5 @@
-import os
-import subprocess
+"""The files that start ``gates video fit`` on many processes."""
+
 from pathlib import Path
 
 import pytest
@@ -7,27 +7,16 @@ import pytest
 import apps.video
 
 FOLDER = Path(apps.video.__file__).parent / "launch"
-TOOLS = ("torchrun", "srun", "nvidia-smi")
 
 
 @pytest.fixture
-def words(tmp_path):
-    """Return the words that a file hands to torchrun or srun."""
-    for tool in TOOLS:
-        path = tmp_path / tool
-        printed = "printf 'GPU 0\\nGPU 1\\nGPU 2\\n'" if tool == "nvidia-smi" else 'echo "$0 $@"'
-        path.write_text(f"#!/bin/sh\n{printed}\n")
-        path.chmod(0o755)
+def files(launch_files):
+    return launch_files(FOLDER)
 
-    def run(name, *options, **environment):
-        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        done = subprocess.run(
-            ["sh", str(FOLDER / name), *options],
-            env={**path, **environment}, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return done.stdout.split()
 
-    return run
+@pytest.fixture
+def words(files):
+    return files.words
 
 
 def value(words, option):
@@ -66,9 +55,7 @@ def test_a_slurm_job_that_was_requeued_resumes(words, restarts, resumes):
     assert value(found, "--trainer.num_nodes") == "4"
 
 
-def test_slurm_asks_for_as_many_tasks_as_gpus():
-    lines = (FOLDER / "slurm.sh").read_text().splitlines()
-    asked = dict(line.removeprefix("#SBATCH --").split("=") for line in lines
-                 if line.startswith("#SBATCH") and "=" in line)  # fmt: skip
+def test_slurm_asks_for_as_many_tasks_as_gpus(files):
+    asked = files.asked()
     assert asked["ntasks-per-node"] == asked["gpus-per-node"]
     assert "signal" not in asked  # Lightning would requeue by itself, from its own checkpoint
