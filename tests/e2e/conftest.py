@@ -112,6 +112,17 @@ def gates_in():
 
 
 @pytest.fixture(scope="session")
+def demo_pages():
+    """``served`` a ``demo`` command and ``opened`` its page in a browser."""
+    return SimpleNamespace(**runpy.run_path(str(HERE.parent / "fixtures" / "demo_page.py")))
+
+
+@pytest.fixture(scope="session")
+def chromium(demo_pages):
+    return demo_pages.browser_path()
+
+
+@pytest.fixture(scope="session")
 def write():
     """``write.images``, ``write.video`` and the like make sources of frames; ``write.weights``."""
     made = runpy.run_path(str(HERE.parent / "endoscopy" / "inputs" / "conftest.py"))

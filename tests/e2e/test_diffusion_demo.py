@@ -4,9 +4,6 @@ import json
 import os
 import re
 import runpy
-import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -21,15 +18,6 @@ WORDS = ("--base", "base", "--library", "loras", "--gates", "gates.safetensors",
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    pytest.importorskip("playwright")
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    return path
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A base, adapters, one of which has HTML in its metadata, and gates."""
     here = tmp_path_factory.mktemp("demo")
@@ -39,49 +27,25 @@ def folder(tmp_path_factory):
     small["write_gates"](here / "gates.safetensors", base, here / "loras")
     metadata = {"modelspec.license": "<b>CC0</b>", "modelspec.trigger_phrase": EVIL}
     small["write_adapter"](here / "loras" / "evil.safetensors", EVIL, 9, **metadata)
-    (here / "tmp").mkdir()
     return here
 
 
 @pytest.fixture(scope="module")
-def server(folder):
+def server(folder, demo_pages):
     """The command in a separate process; yields its address."""
     pytest.importorskip("playwright")  # of the same extra as gradio, which this process spares
-    environment = os.environ | {"TMPDIR": str(folder / "tmp")}
-    command = [sys.executable, "-m", "apps.main", "diffusion", "demo", *WORDS, "--port", "0"]
-    with subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    ) as process:  # fmt: skip
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if line.startswith("http://127.0.0.1:"):
-                break
-        else:
-            pytest.fail("".join(said))
-        yield line.split()[0]
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-        assert process.returncode == 0
-        assert not list((folder / "tmp").glob("gates-demo-*"))
+    paths = os.pathsep.join(filter(None, sys.path))
+    with demo_pages.served(
+        folder, os.environ | {"PYTHONPATH": paths}, "diffusion", "demo", *WORDS
+    ) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
-def page(server, chromium):
-    """The page in a headless browser, with the addresses that it asked for in ``page.asked``."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1400})
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.set_default_timeout(60_000)
-        page.goto(server)
+def page(server, chromium, demo_pages):
+    """The page in a headless browser."""
+    with demo_pages.opened(server, chromium, 1400) as page:
         yield page
-        browser.close()
 
 
 def test_the_page_is_served(server):

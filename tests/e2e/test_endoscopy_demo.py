@@ -2,10 +2,6 @@
 
 import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -44,16 +40,6 @@ BOX = (150, 250, 110, 190)  # xmin, xmax, ymin, ymax
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    pytest.importorskip("playwright")
-    pytest.importorskip("gradio")
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    return path
-
-
-@pytest.fixture(scope="module")
 def run(tmp_path_factory, gates_in, write):
     """A folder with weights, a segmenter, a frame and a clip."""
     gates = gates_in(tmp_path_factory.mktemp("demo"))
@@ -64,52 +50,28 @@ def run(tmp_path_factory, gates_in, write):
     write.images(here, pictures[:1], ["frame"])
     write.video(here / "clip.mp4", write.padded(pictures[1:]))
     (here / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n rubbish")
-    (here / "tmp").mkdir()
     return gates
 
 
 @pytest.fixture(scope="module")
-def server(run, chromium):
+def server(run, chromium, demo_pages):
     """The command in a separate process; yields its address."""
     here = run.folder
     (here / "site").mkdir()
     (here / "site/sitecustomize.py").write_text(WATCH.format(log=str(here / "asked.txt")))
     paths = os.pathsep.join([str(here / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": paths, "TMPDIR": str(here / "tmp")}
-    words = ["--weights", "ward", "--segmenter", "segmenter.safetensors", "--port", "0"]
-    command = [sys.executable, "-m", "apps.main", "endoscopy", "demo", *words]
-    with subprocess.Popen(
-        command, cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    ) as process:  # fmt: skip
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if line.startswith("http://127.0.0.1:"):
-                break
-        else:
-            pytest.fail("".join(said))
-        yield line.split()[0]
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-        assert process.returncode == 0
-        assert not list((here / "tmp").glob("gates-demo-*"))
+    words = ["--weights", "ward", "--segmenter", "segmenter.safetensors"]
+    with demo_pages.served(
+        here, os.environ | {"PYTHONPATH": paths}, "endoscopy", "demo", *words
+    ) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
-def page(server, chromium):
-    """The page in a headless browser, with the addresses that it asked for in ``page.asked``."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.set_default_timeout(60_000)
-        page.goto(server)
+def page(server, chromium, demo_pages):
+    """The page in a headless browser."""
+    with demo_pages.opened(server, chromium, 1000) as page:
         yield page
-        browser.close()
 
 
 def drop(page, path):
