@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.evidence.draws import draw_blocks, draw_clusters, numbered
+from harness.evidence.draws import draw_blocks, draw_clusters, draw_crossed, numbered
 from harness.evidence.interval import Difference, Interval
 from harness.evidence.moments import Scores, single_of
 
@@ -35,7 +35,7 @@ class Sampled(NamedTuple):
 class Resamples:
     """One set of resamples: all scores computed on it are paired.
 
-    Made by :meth:`clusters` or :meth:`blocks`. Every score sees the same resamples, which makes
+    Made by :meth:`clusters`, :meth:`crossed` or :meth:`blocks`. Every score sees the same resamples, which makes
     differences paired. Where scores of S seeds are given, a resample also takes S - 1 of them, with
     replacement: this keeps the variance over few seeds unbiased (McCarthy and Snowden, 1985).
 
@@ -80,6 +80,39 @@ class Resamples:
         index, units = numbered(ids)
         draw = partial(draw_clusters, index, units)
         return cls(draw, len(index), units, resamples=resamples, level=level, seed=seed)
+
+    @classmethod
+    def crossed(
+        cls,
+        *ids: Iterable[object],
+        resamples: int = 2000,
+        level: float = 0.95,
+        seed: int = 0,
+    ) -> "Resamples":
+        """Draw clusters of several kinds at once, where each sample is in one of each kind.
+
+        Samples are pairs, such as of a subject and a style, and those that have either in common
+        are not independent. Intervals are somewhat too wide, never too narrow, where samples with
+        something in common are independent after all (Owen, 2007).
+
+        Args:
+            ids: For each kind, (N,) cluster of each sample, see :meth:`clusters`.
+            resamples: Number of resamples.
+            level: Coverage of intervals.
+            seed: Of the resampling.
+
+        Raises:
+            ValueError: There is no kind or no sample, or kinds differ in the number of samples.
+        """
+        found = [numbered(one) for one in ids]
+        sizes = {len(index) for index, _ in found}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"kinds of clusters have {sorted(sizes)} samples, expected one id each a sample"
+            )
+        draw = partial(draw_crossed, [i for i, _ in found], [units for _, units in found])
+        few = min(units for _, units in found)
+        return cls(draw, sizes.pop(), few, resamples=resamples, level=level, seed=seed)
 
     @classmethod
     def blocks(

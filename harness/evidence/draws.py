@@ -1,6 +1,6 @@
 """Weights of samples that are drawn in whole clusters, or in blocks of a series."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import numpy as np
@@ -20,6 +20,29 @@ def draw_clusters(
     drawn = generator.integers(units, size=(count, units)) + units * np.arange(count)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=count * units).reshape(count, units)
     return cast(np.ndarray, counts.astype(float)[:, index])
+
+
+def draw_crossed(
+    indices: Sequence[np.ndarray],
+    units: Sequence[int],
+    generator: np.random.Generator,
+    count: int,
+) -> np.ndarray:
+    """Return how often each sample is drawn, (count, N), if clusters of several kinds are drawn.
+
+    Each kind of clusters is drawn for itself; a sample is drawn as often as the product of its
+    clusters (the pigeonhole bootstrap of Owen, 2007).
+
+    Args:
+        indices: For each kind, (N,) number of the cluster of each sample.
+        units: For each kind, number of its clusters.
+        generator: Of random numbers.
+        count: Number of resamples.
+    """
+    drawn = np.ones((count, len(indices[0])))
+    for index, own in zip(indices, units, strict=True):
+        drawn *= draw_clusters(index, own, generator, count)
+    return drawn
 
 
 def draw_blocks(length: int, block: int, generator: np.random.Generator, count: int) -> np.ndarray:

@@ -1,0 +1,72 @@
+"""Resamples of samples that are pairs: both kinds of clusters are drawn."""
+
+import numpy as np
+import pytest
+
+from harness.evidence import Resamples, moments
+
+FIRST = np.repeat(np.arange(16), 3)
+SECOND = np.arange(48) % 24
+"""48 pairs: each of 16 is in three, each of 24 in two."""
+
+
+def interval(draws, values):
+    return draws.intervals(moments(values))["value"]
+
+
+def world(random, first=1.0, second=1.0, own=0.3):
+    """Return values of the pairs, whose expectation is 0."""
+    return (
+        first * random.normal(size=16)[FIRST]
+        + second * random.normal(size=24)[SECOND]
+        + own * random.normal(size=48)
+    )
+
+
+def test_a_pair_is_drawn_as_often_as_both_of_its_clusters():
+    rows, columns = np.repeat(np.arange(6), 5), np.tile(np.arange(5), 6)
+    draws = Resamples.crossed(rows, columns, resamples=300)
+    weights = np.concatenate(list(draws._weights())).reshape(300, 6, 5)
+    assert np.allclose(weights.sum((1, 2)), 30)
+    margins = weights.sum(2, keepdims=True) * weights.sum(1, keepdims=True) / 30
+    assert np.allclose(weights, margins)  # of rank one: a product
+    assert np.isclose(weights.sum(2) / 5, (weights.sum(2) / 5).round()).all()
+    assert weights.sum(2).std() > 1
+    assert weights.sum(1).std() > 1
+
+
+def test_one_kind_is_a_plain_draw_of_clusters():
+    values = world(np.random.default_rng(0))
+    one, plain = Resamples.crossed(FIRST), Resamples.clusters(FIRST)
+    assert interval(one, values) == pytest.approx(interval(plain, values))
+
+
+def test_a_whole_table_has_the_deviation_of_theory():
+    random = np.random.default_rng(1)
+    rows, columns = np.repeat(np.arange(40), 50), np.tile(np.arange(50), 40)
+    a, b = random.normal(size=40), 2 * random.normal(size=50)
+    found = interval(Resamples.crossed(rows, columns, resamples=4000), a[rows] + b[columns])
+    deviation = np.sqrt(a.var() / 40 + b.var() / 50)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * deviation, rel=0.06)
+    assert found.units == 40
+
+
+def test_coverage_of_pairs_that_have_clusters_in_common():
+    random = np.random.default_rng(2)
+    drawn = Resamples.crossed(FIRST, SECOND, resamples=500)
+    plain = Resamples.clusters(range(48), resamples=500)
+    covered = {"crossed": 0, "pairs": 0}
+    for _ in range(200):
+        values = world(random)
+        for name, draws in (("crossed", drawn), ("pairs", plain)):
+            found = interval(draws, values)
+            covered[name] += found.low <= 0 <= found.high
+    assert covered["crossed"] >= 180
+    assert covered["pairs"] <= 165  # as if pairs were independent: too narrow
+
+
+def test_kinds_belong_to_the_same_samples():
+    with pytest.raises(ValueError, match="one id each a sample"):
+        Resamples.crossed(FIRST, SECOND[:-1])
+    with pytest.raises(ValueError, match="one id each a sample"):
+        Resamples.crossed()
