@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core_gates.errors import GatesError
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.protocol import Fusion
-from diffusion.models.flow_matching import flow_matching_losses, noised
+from diffusion.models.flow_matching import Noised, flow_matching_losses, noised
 from diffusion.models.text import TextStates
 
 BATCH = 64
@@ -54,19 +54,31 @@ def fixed_losses(
             f"losses need a step and a caption for each latent, found {steps} steps,"
             f" {len(latents)} latents and {len(text.pooled)} captions"
         )
-    draw = torch.Generator().manual_seed(seed)
     total, length = latents.new_zeros(len(latents)), run or steps
     with _in_force(fusion):
-        for step in range(steps):
+        for step, found in enumerate(fixed_draws(latents, steps, seed)):
             if fusion is not None:
                 fusion.at(int((step + 0.5) * length / steps), length)
-            noise = torch.randn(latents.shape, generator=draw).to(latents)
-            time = latents.new_full((len(latents),), 1 - (step + 0.5) / steps)
             for start in range(0, len(latents), BATCH):
                 rows = slice(start, start + BATCH)
-                at = noised(latents[rows], time[rows], noise[rows])
+                at = Noised(*(part[rows] for part in found))
                 total[rows] += flow_matching_losses(transformer, at, text.of(rows))
     return total / steps
+
+
+def fixed_draws(latents: Tensor, steps: int, seed: int) -> Iterator[Noised]:
+    """Yield the noised latents of fixed times, from noise to image.
+
+    Args:
+        latents: (N, C, h, w).
+        steps: Number of times.
+        seed: Of the noise.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        noise = torch.randn(latents.shape, generator=draw).to(latents)
+        time = latents.new_full((len(latents),), 1 - (step + 0.5) / steps)
+        yield noised(latents, time, noise)
 
 
 class Retention(NamedTuple):

@@ -14,6 +14,7 @@ from diffusion.lora_file import LoraBundle
 from diffusion.rivals.baked import Baked
 from diffusion.rivals.composite import Composite
 from diffusion.rivals.k_lora import KLora
+from diffusion.rivals.layer_strengths import LayerStrengths
 from diffusion.rivals.lora_hub import LoraHub
 from diffusion.rivals.mean import Mean
 from diffusion.rivals.merged import Merged
@@ -136,6 +137,12 @@ RIVALS: dict[str, Rival] = {
     ),
     "x_lora": _rival(
         XLora, "a classifier of the last hidden state weighs adapters by token", trainable=True
+    ),
+    "layer_strengths": _rival(
+        LayerStrengths,
+        "a trained strength for each layer, one for the subject and one for styles",
+        trainable=True,
+        static=True,
     ),
     "baked": _rival(Baked, "mean of trained gates folded into one adapter", static=True),
     "lora_hub": _rival(

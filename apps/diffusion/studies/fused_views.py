@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from apps.diffusion.studies.scoring import crossed, score
 from apps.diffusion.studies.study import Comparison, Method
 from apps.diffusion.works.fused_images import fused_images
 from apps.diffusion.works.judge import STYLE_NAMES, SUBJECT_NAMES, judge_of
@@ -19,7 +20,7 @@ from diffusion.evaluation.nearest import pixel_errors
 from diffusion.lora_file import load_lora
 from diffusion.models.flow_matching import velocity
 from diffusion.models.text import TextStates
-from harness.evidence import Resamples, Row, compare, moments
+from harness.evidence import Row, compare, moments
 from harness.experiment import Arrays
 from harness.runs.cost import interleaved_seconds, peak_bytes
 
@@ -36,7 +37,8 @@ def pictured(fused: Comparison, methods: Sequence[Method], group: str, task: str
     found = images(fused, methods, group)
     judge = judge_of(fused.world.judge())
     some = next(iter(found.values()))
-    draws = Resamples.clusters(some["combination"].tolist())
+    group_of = combinations(group)
+    draws = crossed([group_of[place] for place in some["combination"].tolist()])
     every: dict[str, dict[str, np.ndarray]] = {}
     for name, made in found.items():
         scores = {"pixel_rmse": pixel_errors(made["made"] / 255, made["true"] / 255).numpy()}
@@ -71,7 +73,8 @@ def images(fused: Comparison, methods: Sequence[Method], group: str) -> dict[str
         if seed is not None:
             trained[piece.name] = method.trained[seed]
     work = partial(fused_images, trained=trained, **fused.places)
-    fused.run.obtain(store, pieces.values(), work, ticks=len(combinations(group)), scoring=True)
+    ticks = len(combinations(group))
+    score(fused.run, store, list(pieces.values()), work, trained=trained, ticks=ticks)
     return {name: store.load(piece) for name, piece in pieces.items() if store.find(piece)}
 
 
@@ -98,8 +101,9 @@ def retention_rows(fused: Comparison, methods: Sequence[Method]) -> list[Row]:
         if seed is not None:
             trained[piece.name] = method.trained[seed]
     work = partial(retained, trained=trained, **fused.places)
-    fused.run.obtain(store, pieces.values(), work, ticks=len(combinations("test2")), scoring=True)
-    draws = Resamples.clusters(range(len(combinations("test2"))))
+    ticks = len(combinations("test2"))
+    score(fused.run, store, list(pieces.values()), work, trained=trained, ticks=ticks)
+    draws = crossed(combinations("test2"))
     rows: list[Row] = []
     for place, kind in enumerate(("subject", "style")):
         metric = f"{kind}_log_loss_over_alone"

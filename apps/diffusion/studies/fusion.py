@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from apps.diffusion.studies.fused_views import cost_rows, pictured, retention_rows
+from apps.diffusion.studies.scoring import crossed, score
 from apps.diffusion.studies.study import Asked, Method
-from apps.diffusion.works.gates import GatesForm, train_gates
+from apps.diffusion.works.denoiser import denoiser_losses
+from apps.diffusion.works.gates import GatesForm, is_gated, train_gates
 from apps.diffusion.works.losses import (
     FIRST,
     MOST,
@@ -24,7 +26,7 @@ from apps.diffusion.works.losses import (
 )
 from apps.diffusion.works.tasks import combinations
 from apps.diffusion.world import World
-from harness.evidence import Bar, Resamples, Row, compare, moments
+from harness.evidence import Bar, Row, compare, moments
 from harness.experiment import Arrays, Piece, Run
 from harness.experiment.tuning import Choice
 from harness.files import Data
@@ -39,20 +41,24 @@ GATES: dict[str, Any] = {
 }
 """How gates are trained, apart from the learning rate."""
 
+LIKE_GATES = {name: GATES[name] for name in ("steps", "batch_size", "caption_dropout")}
+"""How rivals are trained that have parameters."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "gates": GATES,
     "gates no_base": GATES | {"variant": "no_base"},
     "gates no_cross": GATES | {"variant": "no_cross"},
     "gates film": GATES | {"time": "film"},
     "gates + global LoRA": GATES | {"global_rank": 2},
-    "x_lora": {
-        **{name: GATES[name] for name in ("steps", "batch_size", "caption_dropout")},
-        "group": "train2",
-    },
+    "x_lora": LIKE_GATES | {"group": "train2"},
+    "layer_strengths": LIKE_GATES,
 }
 """What is trained on the training combinations."""
 
-TUNED = ("gates", "x_lora")
+BLIND = "layer_strengths"
+"""The rival that is trained on all that gates are trained on, but does not look at the input."""
+
+TUNED = ("gates", "x_lora", BLIND)
 """Whose learning rate is tuned; variants of gates take that of the gates."""
 
 TRIED_STEPS = 150
@@ -99,8 +105,12 @@ GROUPS = {
     "trained2": "48 trained pairs",
 }
 METRIC = "log_loss_ratio"
-SHOWN = ("none", "alone1", "sum", "mean", "ties", "switch", "composite", "k_lora", "gates", "baked")
+SHOWN = ("none", "alone1", "sum", "mean", "ties", "switch", "composite", "k_lora", "gates", "baked",
+         BLIND)  # fmt: skip
 """Methods whose images, retention and cost are shown, with the best tuned rival."""
+
+LINEAR = "linear_denoiser"
+"""No model: the mean and the covariance of drawings in the styles."""
 
 NO_TRIPLES = ("alone0", "alone1", "x_lora")
 """Methods for two adapters."""
@@ -170,8 +180,8 @@ class Fused:
         self.world.run.obtain(store, every, work, ticks=GATES["steps"])
         for name, own in pieces.items():
             folders = {p.seed or 0: f for p in own if (f := store.find(p)) is not None}
-            rival, settings = name, VARIANTS[name] if name != "x_lora" else {}
-            found.append(Method(name, rival, settings, folders))
+            settings = VARIANTS[name] if is_gated(VARIANTS[name]) else {}
+            found.append(Method(name, name, settings, folders))
             if name == "gates":
                 found.append(Method("baked", "baked", {}, folders))
         return found
@@ -190,8 +200,14 @@ class Fused:
                 if seed is not None:
                     trained[piece.name] = method.trained[seed]
         work = partial(losses, trained=trained, **self.places)
+        ticks = len(combinations(group))
         every = [piece for own in pieces.values() for piece in own]
-        self.run.obtain(store, every, work, ticks=len(combinations(group)), scoring=True)
+        score(self.run, store, every, work, trained=trained, ticks=ticks)
+        places = {name: place for name, place in self.places.items() if name != "files"}
+        simple = [self.piece(Method(LINEAR, LINEAR, {}), group, None)]
+        linear = partial(denoiser_losses, **places)
+        if made := self.run.obtain(store, simple, linear, ticks=ticks, scoring=True):
+            pieces[LINEAR] = made
         return {
             name: [np.nanmean(store.load(piece)["losses"].numpy(), axis=1) for piece in own]
             for name, own in pieces.items()
@@ -221,15 +237,16 @@ def fusion_study(asked: Asked, world: World) -> None:
     rows: list[Row] = []
     for group, task in GROUPS.items():
         rows += compared(fused.losses(methods, group), group, task)
-    best = min(SPACES, key=lambda name: best_score(chosen[name]))
+    best = best_rival(chosen)
     if not asked.run.quick:
-        rows += views(fused, methods, f"{best} tuned")
+        rows += views(fused, methods, best)
     asked.run.finish(
         rows,
-        bars_of(rows, f"{best} tuned"),
+        bars_of(rows, best),
         seeds=asked.seeds,
         data=[Data("drawings", "all", world.drawings.digest, len(world.drawings), "drawings")],
-        headline=headline_of(rows, f"{best} tuned"),
+        headline=headline_of(rows, best),
+        notes=notes_of(rows),
     )
 
 
@@ -255,14 +272,37 @@ def compared(found: Mapping[str, list[np.ndarray]], group: str, task: str) -> li
         for name, own in found.items()
         if name != "none"
     }
-    draws = Resamples.clusters(range(len(combinations(group))))
-    return compare(scores, draws, task=task, reference="gates")
+    return compare(scores, crossed(combinations(group)), task=task, reference="gates")
 
 
 def best_score(choice: Choice) -> float:
     """Return the best score of the trials."""
     scores = [one["score"] for one in choice.trials if one.get("score") is not None]
     return min((float(score) for score in scores if not math.isnan(score)), default=math.inf)
+
+
+def best_rival(chosen: Mapping[str, Choice]) -> str:
+    """Return the method with the best trial on training combinations, gates aside.
+
+    It is a rival whose settings are tuned, or the trained one that sees what gates see.
+    """
+    rivals = [name for name in (*SPACES, BLIND) if name in chosen]
+    best = min(rivals, key=lambda name: best_score(chosen[name]))
+    return best if best == BLIND else f"{best} tuned"
+
+
+def notes_of(rows: Sequence[Row]) -> list[str]:
+    """Return how the loss of gates compares with that of no model at all."""
+    task = GROUPS["test2"]
+    found = [r for r in rows if (r.method, r.task, r.versus) == (LINEAR, task, "gates")]
+    if not found:
+        return []
+    row = found[0]
+    return [
+        "The mean and the covariance of drawings in a style, without model and prompt, have "
+        f"{math.expm1(row.value):+.1%} [{math.expm1(row.low):+.1%}, {math.expm1(row.high):+.1%}] "
+        "of the loss of gates on unseen pairs: a low loss is no proof of a good image."
+    ]
 
 
 def upper(rows: Sequence[Row], method: str, task: str) -> float:

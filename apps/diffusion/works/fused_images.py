@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apps.diffusion.works.losses import fusion_of, observed_by, seed_of
+from apps.diffusion.works.losses import fusion_of, note_trained, observed_by, seed_of
 from apps.diffusion.works.pictures import images_of
 from apps.diffusion.works.tasks import Bench, combinations
 from diffusion.data.concepts import rows_of, subject
@@ -39,6 +39,7 @@ def fused_images(
     Returns:
         ``made`` and ``true`` (P · most, 3, H, W), and ``combination`` (P · most,).
     """
+    note_trained(job, trained.get(piece.name))
     bench = Bench.load(base_folder, drawings_folder)
     group, empty = combinations(piece["group"]), bench.empty()
     library = {name: load_lora(file) for name, file in files.items()}

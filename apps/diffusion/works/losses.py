@@ -32,6 +32,7 @@ from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.models.flow_matching import noised, velocity
 from diffusion.rivals.registry import make_rival
 from harness.experiment import Job, Piece
+from harness.experiment.record import read_record
 
 TIMES, MOST = 8, 6
 """Times of a loss, and drawings of a combination."""
@@ -129,6 +130,13 @@ def observed_by(
     return found
 
 
+def note_trained(job: Job, folder: Path | None) -> None:
+    """Keep for the record which training a result was made with."""
+    record = None if folder is None else read_record(folder)
+    if record is not None:
+        job.note(trained=record.fingerprint)
+
+
 def seed_of(name: str) -> int:
     """Return the seed of the noise of a combination, the same for all methods."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
@@ -152,6 +160,7 @@ def losses(
         trained: Name of a piece -> folder of what was trained for it.
         drawings_folder: Of the drawings.
     """
+    note_trained(job, trained.get(piece.name))
     bench = Bench.load(base_folder, drawings_folder)
     group = combinations(piece["group"])
     tasks = bench.tasks(group, piece["part"], piece["most"])

@@ -8,7 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apps.diffusion.works.losses import MOST, RUN, TIMES, fusion_of, observed_by, seed_of
+from apps.diffusion.works.losses import (
+    MOST,
+    RUN,
+    TIMES,
+    fusion_of,
+    note_trained,
+    observed_by,
+    seed_of,
+)
 from apps.diffusion.works.pictures import images_of
 from apps.diffusion.works.tasks import Bench, combinations
 from diffusion.data.concepts import caption_of, rows_of, style, styles_of, subject
@@ -32,6 +40,7 @@ def retained(
         ``ratios`` (P, 2): logarithm of the loss in the fused model over that with the adapter
         alone, of unseen drawings of the subject, then of the style.
     """
+    note_trained(job, trained.get(piece.name))
     bench = Bench.load(base_folder, drawings_folder)
     group, model = combinations(piece["group"]), bench.base.transformer
     library = {name: load_lora(file) for name, file in files.items()}

@@ -90,7 +90,7 @@ def few(monkeypatch):
     for module in (tasks, losses, gates, fused_images, retained, fusion, views):
         monkeypatch.setattr(module, "combinations", lambda group: every(group)[:2])
     for name, own in list(fusion.VARIANTS.items()):
-        if name in ("gates", "x_lora"):
+        if name in ("gates", "x_lora", "layer_strengths"):
             monkeypatch.setitem(fusion.VARIANTS, name, own | {"steps": 1, "batch_size": 2})
         else:
             monkeypatch.delitem(fusion.VARIANTS, name)
@@ -118,6 +118,8 @@ def test_fusion(world, asked, few):
     assert {*fusion.GROUPS.values(), "retention in unseen pairs"} <= tasks_found
     names = {row["method"] for row in found["rows"]}
     assert {"sum", "sum tuned", "switch tuned", "k_lora", "gates", "baked", "x_lora"} <= names
+    assert {"layer_strengths", "linear_denoiser"} <= names
+    assert len(found["notes"]) == 1
     white = [r["value"] for r in found["rows"] if r["method"] == "white image" and not r["versus"]]
     assert len(white) == 2
     assert all(0.1 < value < 0.9 for value in white)

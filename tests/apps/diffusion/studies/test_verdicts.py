@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from apps.diffusion.studies.fusion import GROUPS, bars_of, best_score, compared, headline_of
+from apps.diffusion.studies.fusion import (
+    GROUPS,
+    bars_of,
+    best_rival,
+    best_score,
+    compared,
+    headline_of,
+    notes_of,
+)
 from harness.experiment.tuning import Choice
 
 
@@ -33,7 +41,7 @@ def test_ratios_are_logarithms_over_the_base(rows):
     assert value == pytest.approx(math.log(0.8 / 3), abs=0.01)
     difference = next(r for r in rows if (r.method, r.versus) == ("sum", "gates"))
     assert difference.value == pytest.approx(math.log(1 / 0.8), abs=0.01)
-    assert difference.n == 48
+    assert difference.n == 16  # subjects: pairs of one have its adapter and drawings in common
 
 
 def test_bars_are_upper_ends_of_gates_over_rivals(rows):
@@ -67,3 +75,25 @@ def test_the_best_trial_is_the_lowest_that_has_a_score():
     trials = [{"score": math.nan}, {"score": 0.3}, {"score": -0.2}]
     assert best_score(Choice({}, trials, [])) == -0.2
     assert best_score(Choice({}, [], [])) == math.inf
+
+
+def choice(score):
+    return Choice({}, [{"score": score}, {"score": 1.0}], [])
+
+
+def test_the_best_rival_is_chosen_by_trials_and_may_be_a_trained_one():
+    chosen = {"sum": choice(-0.2), "ties": choice(0.3), "gates": choice(-0.9), "x_lora": choice(-2)}
+    assert best_rival(chosen) == "sum tuned"  # x_lora is for pairs, on which it was tuned alone
+    assert best_rival(chosen | {"layer_strengths": choice(-0.1)}) == "sum tuned"
+    assert best_rival(chosen | {"layer_strengths": choice(-0.3)}) == "layer_strengths"
+
+
+def test_a_note_tells_the_loss_without_a_model():
+    found = {
+        "none": [losses(3.0)],
+        "linear_denoiser": [losses(0.9)],
+        "gates": [losses(0.8), losses(0.801)],
+    }
+    rows = compared(found, "test2", GROUPS["test2"])
+    assert "+12." in notes_of(rows)[0]
+    assert notes_of([row for row in rows if row.method != "linear_denoiser"]) == []
