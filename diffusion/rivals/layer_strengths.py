@@ -25,10 +25,12 @@ class KindWeightedLora(GatedLoraLinear):
     Args:
         base: The layer.
         adapters: Its adapters, in order, without magnitudes; rank 0 where one does nothing.
-        factors: Of the first adapter and of the others (2,), which stay outside of this module.
+        factors: Of the first adapter and of the others (2, 2), those of two adapters and those of
+            more, which stay outside of this module.
     """
 
     kinds: Tensor
+    many: int
 
     def __init__(self, base: nn.Module, adapters: Sequence[LowRank], factors: Tensor) -> None:
         super().__init__(base, adapters, gate=OpenGate(cast(int, base.out_features)))
@@ -42,6 +44,7 @@ class KindWeightedLora(GatedLoraLinear):
         """
         super().set_adapters(adapters)
         self.kinds = owners([adapter.rank for adapter in adapters]).clamp(max=1)
+        self.many = int(len(adapters) > 2)
 
     def forward(self, x: Tensor, *, time: Tensor | None = None) -> Tensor:
         """Return the output (..., D') of the layer with the weighed adapters."""
@@ -50,7 +53,7 @@ class KindWeightedLora(GatedLoraLinear):
         if not self.ranks:
             return base
         hidden = self.hidden(x)
-        hidden = hidden * self._factors[0][self.kinds].to(x.device, hidden.dtype)
+        hidden = hidden * self._factors[0][self.many, self.kinds].to(x.device, hidden.dtype)
         return base + (hidden @ self.up.to(x.device, hidden.dtype)).to(base.dtype)
 
 
@@ -58,8 +61,9 @@ class LayerStrengths(Weighing):
     """Add the outputs of adapters with factors that are trained as gates are: ``o + Σ c y_k``.
 
     In every layer the first adapter, by convention the subject, has its factor ``c``, and all
-    others have theirs; all are 1 at the start. They serve any adapters in that order, and do not
-    depend on the input, the time, the place or the feature: one static adapter does the same.
+    others have theirs; there are other factors where there are more than two adapters, and all are
+    1 at the start. They serve any adapters in that order, and do not depend on the input, the time,
+    the place or the feature: one static adapter does the same.
 
     Args:
         model: See :class:`diffusion.fusion.GatedFusion`.
@@ -73,7 +77,7 @@ class LayerStrengths(Weighing):
         _refuse_magnitudes(adapters)
         super().__init__(model, adapters)
         self.factors = nn.ParameterDict(
-            {site.name.replace(".", DOT): nn.Parameter(torch.ones(2)) for site in self.sites}
+            {site.name.replace(".", DOT): nn.Parameter(torch.ones(2, 2)) for site in self.sites}
         )
 
     def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
@@ -95,7 +99,7 @@ class LayerStrengths(Weighing):
         modules, first = {}, next(iter(self.adapters))
         for module in modules_of(self.adapters):
             found = plain_factors(self.adapters, module)
-            own = self.factors[module.replace(".", DOT)].tolist()
+            own = self.factors[module.replace(".", DOT)][int(len(self.adapters) > 2)].tolist()
             weights = [self.strengths[name] * own[int(name != first)] for name in found]
             modules[module] = stacked(list(found.values()), weights)
         return LoraBundle(next(iter(self.adapters.values())).family, modules)

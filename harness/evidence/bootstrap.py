@@ -35,9 +35,10 @@ class Sampled(NamedTuple):
 class Resamples:
     """One set of resamples: all scores computed on it are paired.
 
-    Made by :meth:`clusters`, :meth:`crossed` or :meth:`blocks`. Every score sees the same resamples, which makes
-    differences paired. Where scores of S seeds are given, a resample also takes S - 1 of them, with
-    replacement: this keeps the variance over few seeds unbiased (McCarthy and Snowden, 1985).
+    Made by :meth:`clusters`, :meth:`crossed` or :meth:`blocks`. Every score sees the same
+    resamples, which makes differences paired. Where scores of S seeds are given, a resample also
+    takes S - 1 of them, with replacement: this keeps the variance over few seeds unbiased (McCarthy
+    and Snowden, 1985).
 
     Args:
         draw: Makes weights of samples.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 from apps.diffusion.generation.pairs import TRUE, pair_images
 from apps.diffusion.generation.shipped import shipped
 from apps.diffusion.generation.sources import Sources, studio
-from apps.diffusion.studies.fusion import GROUPS
+from apps.diffusion.studies.fusion import BLIND, GROUPS, SPACES, best_rival
 from apps.diffusion.works.tasks import combinations
 from apps.diffusion.world import World
 from diffusion.data.concepts import rows_of, subject
@@ -22,11 +21,14 @@ from diffusion.evaluation.figures import (
     sheet_figure,
 )
 from harness.experiment import Arrays
+from harness.experiment.forms import Figures
 from harness.experiment.record import read_record
+from harness.experiment.run import CHOICES
+from harness.experiment.tuning import Choice
 from harness.report.page import Page
 from harness.runs.ticker import counting, working
 
-OWN, TUNED = "gates", " tuned"
+OWN = "gates"
 RIVALS = ("sum", "mean", "ties", "k_lora")
 """Rivals as published that figures show, besides the best tuned one."""
 
@@ -82,10 +84,14 @@ def _stored(folder: Path, group: str) -> dict[str, list[dict[str, Tensor]]]:
     return found
 
 
-def _best_tuned(losses: Mapping[str, np.ndarray]) -> list[str]:
-    """Return the tuned rival with the lowest losses, if there is one."""
-    tuned = {name: float(loss.mean()) for name, loss in losses.items() if name.endswith(TUNED)}
-    return [min(tuned, key=tuned.__getitem__)] if tuned else []
+def _best_rival(folder: Path) -> list[str]:
+    """Return the rival that scores call the best: by its trials, never by what is tested."""
+    chosen = {}
+    for place in sorted((folder / CHOICES).glob("*")):
+        if (record := read_record(place)) is not None:
+            chosen[str(record.identity["method"])] = Choice(**Figures().load(place))
+    rivals = chosen.keys() & {*SPACES, BLIND}
+    return [best_rival(chosen)] if rivals else []
 
 
 def _differences(page: Page, folder: Path, group: str) -> bool:
@@ -93,7 +99,7 @@ def _differences(page: Page, folder: Path, group: str) -> bool:
     own = losses.pop(OWN, None)
     if own is None:
         return False
-    shown = {name: own - losses[name] for name in (*RIVALS, *_best_tuned(losses)) if name in losses}
+    shown = {name: own - losses[name] for name in (*RIVALS, *_best_rival(folder)) if name in losses}
     if not shown:
         return False
     names = [one.name for one in combinations(group)]
@@ -116,7 +122,7 @@ def _differences(page: Page, folder: Path, group: str) -> bool:
 def _images(page: Page, folder: Path, world: World) -> bool:
     """Add what each way makes of some unseen pairs, next to what is true."""
     made = {name: own[0] for name, own in _stored(folder / "images", PAIRS).items()}
-    ways = [OWN, *RIVALS, *_best_tuned(losses_of(folder, PAIRS))]
+    ways = [OWN, *RIVALS, *_best_rival(folder)]
     ways = [name for name in ways if name in made]
     if not ways:
         return False

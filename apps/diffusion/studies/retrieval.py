@@ -153,6 +153,7 @@ def rivals(
     texts = [
         spread(captions_of(world.drawings, name, "adapter"), ENCODER["captions"]) for name in first
     ]
+    by_words = BM25([" ".join(own) for own in texts])
     embedded = world.text.embed([text for own in texts for text in own])
     owners = torch.tensor([place for place, own in enumerate(texts) for _ in own])
     modules = modules_of(shape_of(world.base))
@@ -161,6 +162,7 @@ def rivals(
     sketch = (sketches(old, modules) @ sketches(new, modules).T).float()
     return {
         "BM25 of the metadata of seed 0": [_bm25(with_metadata, searched)],
+        "BM25 of the captions of seed 0": [_bm25(by_words, searched)],
         "BM25 without metadata": [_bm25(without, searched)],
         "nearest caption, then ΔW of seed 0": [by_captions(searched.text, embedded, owners, delta)],
         "nearest caption, then untrained sketch": [

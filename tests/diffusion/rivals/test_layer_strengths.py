@@ -28,7 +28,7 @@ def test_the_first_and_the_others_are_weighed_layer_by_layer(flux, inputs, adapt
         nn.init.normal_(parameter)
 
     def factor(kind):
-        return {"factor": lambda module: rival.factors[module.replace(".", "___")][kind]}
+        return {"factor": lambda module: rival.factors[module.replace(".", "___")][1, kind]}
 
     expected = {
         name: Dense(b.family, b.modules, metadata=factor(int(name != first)))
@@ -46,9 +46,10 @@ def test_what_was_learned_serves_other_adapters(flux, inputs, adapters, bundle, 
     rival = LayerStrengths(flux, adapters).double()
     with torch.no_grad():
         for parameter in rival.parameters():
-            parameter.copy_(torch.tensor([0.5, 2.0]))
-    rival.set_adapters({"x": bundle(7), "y": bundle(8)})
+            parameter.copy_(torch.tensor([[0.5, 2.0], [3.0, 4.0]]))
+    rival.set_adapters({"x": bundle(7), "y": bundle(8)})  # two: the first row
     truth = dense({"x": bundle(7), "y": bundle(8)}, {"x": 0.5, "y": 2.0})
+    assert_close(dense({"one": rival.bundle}), truth)
     with rival:
         assert_close(flux(**inputs)[0].detach(), truth)
         rival.set_adapters({"y": bundle(8), "x": bundle(7)})

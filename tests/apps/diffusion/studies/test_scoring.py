@@ -44,7 +44,7 @@ def asked(tmp_path):
 def test_scores_of_other_weights_are_not_taken(asked):
     assert asked(0.1)
     assert not asked(0.1)
-    with pytest.raises(SettingsDiffer, match="gates-s0 of other settings .*--overwrite"):
+    with pytest.raises(SettingsDiffer, match=r"gates-s0 of other settings .*--overwrite"):
         asked(0.2)
     assert asked(0.2, overwrite=True)
     assert not asked(0.2)
