@@ -51,6 +51,8 @@ def test_bars_are_upper_ends_of_gates_over_rivals(rows):
     assert summed.met
     assert bars["48 unseen pairs: gates / ties tuned, upper end"].bar == 0.01
     assert bars["48 trained pairs: gates / ties tuned, upper end"].bar == -0.002
+    for group, limit in (("test2", 0.01), ("test3", 0.01), ("trained2", -0.002)):
+        assert bars[f"{GROUPS[group]}: gates / layer_strengths, upper end"].bar == limit
     missing = bars["48 unseen pairs: gates / switch, upper end"]
     assert math.isnan(missing.value)
     assert not missing.met
