@@ -1,0 +1,188 @@
+"""From reports as instruments make them to the canonical table, with counts of what is rejected.
+
+Every reader of files ends here, so that wind, humidity and pressure are converted, and soundings
+checked, in one way for all formats.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from weather.observations import conversions
+from weather.observations.errors import observation_error
+from weather.observations.hydrostatic import inconsistent_levels
+from weather.variables import GRAVITY, VARIABLES
+
+HIGHEST_REDUCED_M = 500.0  # of a station whose pressure is reduced to sea level
+LOWEST_HUMIDITY_HPA = 300.0  # above, the humidity of common radiosondes is not reliable
+SUPERSATURATION_K = 0.5  # of a dewpoint: temperature and dewpoint are rounded separately
+
+PLACE = ("time", "latitude", "longitude", "station", "elevation_m", "level_hpa", "sounding")
+QUANTITIES = (
+    "temperature", "dewpoint", "relative_humidity", "humidity", "wind_speed", "wind_direction",
+    "u", "v", "height", "station_pressure", "altimeter", "sea_level_pressure",
+)  # fmt: skip
+"""Columns of `Decoded.wide`: K, K, of 1, kg kg-1, m s-1, degrees, m s-1, geopotential m, Pa."""
+
+PROFILE = (
+    "temperature", "dewpoint", "relative_humidity", "humidity", "wind_speed", "wind_direction",
+    "u", "v", "height",
+)  # fmt: skip
+"""Those of a level."""
+
+
+@dataclass
+class Decoded:
+    """Reports of one file, one a row, in SI units.
+
+    Attributes:
+        kind: What reports, such as ``metar`` or ``radiosonde``.
+        wide: Columns of `PLACE`, of `QUANTITIES`, and ``error_temperature``, ``error_u`` and so on
+            where the file states errors; any may be absent, a missing value is NaN. A report
+            without ``level_hpa`` is one of the surface; levels of one ascent have one number
+            ``sounding``.
+        rejected: Values that were rejected so far, by reason.
+    """
+
+    kind: str
+    wide: pd.DataFrame
+    rejected: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.wide = self.wide.reset_index(drop=True)
+        for name in (*PLACE, *QUANTITIES):
+            if name not in self.wide:
+                self.wide[name] = "" if name == "station" else np.nan
+
+    def reject(self, where: np.ndarray | pd.Series, names: Sequence[str], reason: str) -> None:
+        """Delete values and count them.
+
+        Args:
+            where: (N,) rows.
+            names: Quantities.
+            reason: Why.
+        """
+        rows = np.asarray(where, dtype=bool)
+        values = self.wide.loc[rows, list(names)]
+        if count := int(values.notna().to_numpy().sum()):
+            self.rejected[reason] += count
+            self.wide.loc[rows, list(names)] = np.nan
+
+    def canonical(self) -> pd.DataFrame:
+        """Convert and check the reports, and return a value per row, as in `COLUMNS` of the table.
+
+        What is rejected on the way is counted in ``rejected``.
+        """
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            self._convert_wind()
+            self._convert_pressure()
+            self._convert_humidity()
+            self._check_soundings()
+        return self._long()
+
+    def _convert_wind(self) -> None:
+        wide, pair = self.wide, ["wind_speed", "wind_direction"]
+        speed, direction = wide["wind_speed"], wide["wind_direction"]
+        odd = (speed < 0) | (direction < 0) | (direction > 360)
+        self.reject(odd, pair, "impossible wind")
+        calm = wide["wind_speed"] == 0
+        wide.loc[calm & wide["wind_direction"].isna(), "wind_direction"] = 0.0
+        self.reject(wide[pair].isna().any(axis=1), pair, "wind without direction or speed")
+        u, v = conversions.wind_components(wide["wind_speed"], wide["wind_direction"])
+        absent = wide[["u", "v"]].isna().any(axis=1) & np.isfinite(u)
+        wide.loc[absent, "u"], wide.loc[absent, "v"] = u[absent], v[absent]
+
+    def _convert_pressure(self) -> None:
+        """Derive the pressure at a station from its altimeter setting, and at sea level from it."""
+        wide = self.wide
+        unknown = wide["elevation_m"].isna() & wide["station_pressure"].isna()
+        needed = unknown & wide["sea_level_pressure"].isna()
+        self.reject(needed, ["altimeter"], "altimeter setting without elevation")
+        derived = conversions.station_pressure(wide["altimeter"], wide["elevation_m"])
+        wide["station_pressure"] = wide["station_pressure"].fillna(pd.Series(derived))
+        reduced = conversions.sea_level_pressure(
+            wide["station_pressure"], wide["temperature"], wide["elevation_m"]
+        )
+        low = wide["elevation_m"].abs() < HIGHEST_REDUCED_M
+        missing = wide["sea_level_pressure"].isna()
+        wide["sea_level_pressure"] = wide["sea_level_pressure"].where(~(missing & low), reduced)
+
+    def _convert_humidity(self) -> None:
+        wide = self.wide
+        excess = wide["dewpoint"] - wide["temperature"]
+        self.reject(excess > SUPERSATURATION_K, ["dewpoint"], "dewpoint above temperature")
+        relative = wide["relative_humidity"]
+        self.reject((relative < 0) | (relative > 1.1), ["relative_humidity"], "impossible humidity")
+        dewpoint = conversions.saturation_pressure(wide["dewpoint"])
+        vapour = wide["relative_humidity"] * conversions.saturation_pressure(wide["temperature"])
+        vapour = pd.Series(dewpoint).fillna(vapour)
+        pressure = (100 * wide["level_hpa"]).fillna(wide["station_pressure"])
+        stated = wide["dewpoint"].fillna(wide["relative_humidity"])
+        wide["dewpoint"], wide["relative_humidity"] = stated, np.nan  # one value of humidity
+        derived = pd.Series(conversions.specific_humidity(vapour, pressure))
+        wide["humidity"] = wide["humidity"].fillna(derived)
+        lost = wide["humidity"].isna()
+        self.reject(lost, ["dewpoint"], "humidity without pressure or temperature")
+        thin = wide["level_hpa"] < LOWEST_HUMIDITY_HPA
+        self.reject(thin, ["humidity"], f"humidity above {LOWEST_HUMIDITY_HPA:g} hPa")
+
+    def _check_soundings(self) -> None:
+        wide = self.wide
+        measured = wide["level_hpa"].where(wide["temperature"].notna())
+        ground = measured.groupby(wide["sounding"]).transform("max")
+        self.reject(wide["level_hpa"] > ground, ["height"], "height below the ground")
+        warm = wide["temperature"].where(
+            wide["temperature"].between(VARIABLES["temperature"].low, VARIABLES["temperature"].high)
+        )
+        virtual = conversions.virtual_temperature(warm, wide["humidity"])
+        bad = np.zeros((2, len(wide)), dtype=bool)
+        rows_of = wide.groupby("sounding").indices
+        for rows in rows_of.values():
+            columns = (wide[name].to_numpy()[rows] for name in ("level_hpa", "height"))
+            bad[:, rows] = inconsistent_levels(*columns, virtual[rows])
+        for wrong, name in zip(bad, ("height", "temperature"), strict=True):
+            self.reject(wrong, [name], "hydrostatic check")
+
+    def _long(self) -> pd.DataFrame:
+        surface = self.wide["level_hpa"].isna()
+        parts = []
+        for name, upper, ground, factor in (
+            ("temperature", "temperature", "2m_temperature", 1.0),
+            ("u", "u_component_of_wind", "10m_u_component_of_wind", 1.0),
+            ("v", "v_component_of_wind", "10m_v_component_of_wind", 1.0),
+            ("humidity", "specific_humidity", "specific_humidity", 1.0),
+            ("height", "geopotential", "", GRAVITY),
+            ("station_pressure", "", "surface_pressure", 1.0),
+            ("sea_level_pressure", "", "mean_sea_level_pressure", 1.0),
+        ):
+            for variable, rows in ((upper, ~surface), (ground, surface)):
+                found = rows & self.wide[name].notna()
+                if variable and found.any():
+                    parts.append(self._values(name, variable, self.wide[found], factor))
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    def _values(
+        self, name: str, variable: str, rows: pd.DataFrame, factor: float
+    ) -> pd.DataFrame:
+        level = rows["level_hpa"].to_numpy()
+        default = observation_error(variable, level, rows["temperature"].to_numpy())
+        stated = f"error_{name}"
+        error = rows[stated] * factor if stated in rows else pd.Series(np.nan, rows.index)
+        ground = rows["height"].where(rows["level_hpa"].notna(), rows["elevation_m"])
+        return pd.DataFrame(
+            {
+                "time": rows["time"],
+                "latitude": rows["latitude"],
+                "longitude": rows["longitude"],
+                "level_hpa": level,
+                "height_m": ground,
+                "variable": variable,
+                "value": rows[name] * factor,
+                "error": error.where(error > 0, default),
+                "station": rows["station"],
+                "source": self.kind,
+            }
+        )

@@ -1,0 +1,210 @@
+"""Observation files of any format -> one checked table, with an account of every file."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from core_gates.errors import GatesError
+from weather.observations.period import Period
+from weather.observations.readers.formats import NoReports, read_file
+from weather.observations.readers.result import Found
+from weather.observations.table import OUT_OF_RANGE, ObservationTable
+from weather.progress import Progress, silent
+
+SAME = ["time", "latitude", "longitude", "level_hpa", "variable", "station", "source"]
+"""Columns in which two values of one report agree."""
+
+
+class Account(NamedTuple):
+    """What became of one file.
+
+    Attributes:
+        path: The file.
+        format: Its format, empty if none was found.
+        reports: Reports that it holds: of a station at a time, or a level of a sounding.
+        kept: Values stored.
+        rejected: Values that were not, by reason.
+        note: Why nothing was read, or what else is to be said.
+        failed: Whether it should have been read and could not.
+    """
+
+    path: Path
+    format: str = ""
+    reports: int = 0
+    kept: int = 0
+    rejected: Counter[str] = Counter()
+    note: str = ""
+    failed: bool = False
+
+    @property
+    def why(self) -> str:
+        """Reasons in one line, the most frequent first."""
+        listed = [f"{count:,} {reason}" for reason, count in self.rejected.most_common()]
+        return "; ".join([*listed, self.note] if self.note else listed)
+
+
+class Ingested(NamedTuple):
+    """The table of all files, in the order of time, and the account of each."""
+
+    table: ObservationTable
+    files: list[Account]
+
+
+def ingest(
+    paths: Sequence[Path], period: Period | None = None, progress: Progress = silent
+) -> Ingested:
+    """Read files of any format; one that cannot be read costs itself alone.
+
+    Args:
+        paths: Files.
+        period: Values of other times are rejected.
+        progress: Called with the number of files.
+
+    Raises:
+        GatesError: No value of any file is left.
+    """
+    period = period or Period()
+    tables: list[pd.DataFrame] = []
+    files: list[Account] = []
+    spans: list[pd.Series] = []
+    with progress("reading", len(paths)) as tick:
+        for path in paths:
+            frame, account, span = _read(path, period)
+            tables.append(frame.assign(file=len(files)))
+            files.append(account)
+            spans.append(span)
+            tick()
+    joined, files = _without_copies(tables, files)
+    if joined.empty:
+        raise GatesError(_nothing(files, period, pd.concat(spans) if spans else None))
+    return Ingested(ObservationTable.from_frame(joined), files)
+
+
+def files_in(places: Iterable[Path], *, leave_out: Path | None = None) -> list[Path]:
+    """Return the files of folders and their subfolders, sorted; hidden ones are passed over.
+
+    Args:
+        places: Folders or files.
+        leave_out: File that is to be written, which may lie in a folder.
+
+    Raises:
+        GatesError: A place does not exist, or there is no file.
+    """
+    found: list[Path] = []
+    for place in places:
+        if not place.exists():
+            raise GatesError(f"{place} does not exist: give a folder of observation files")
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
+        found += [path for path in files if path.is_file() and not _hidden(path, place)]
+    left = leave_out.resolve() if leave_out else None
+    found = [path for path in dict.fromkeys(found) if path.resolve() != left]
+    if not found:
+        raise GatesError(f"{', '.join(map(str, places))} holds no file: give observation files")
+    return found
+
+
+def _hidden(path: Path, place: Path) -> bool:
+    parts = path.relative_to(place).parts
+    return any(part.startswith(".") or part.endswith(".zarr") for part in parts)
+
+
+def _read(path: Path, period: Period) -> tuple[pd.DataFrame, Account, pd.Series]:
+    """Return the good values of a file, its account, and the first and last time in it."""
+    nothing, span = ObservationTable.empty().frame, pd.Series([], dtype="datetime64[ns]")
+    try:
+        kind, found = read_file(path, period)
+        checked, rejected, span = _checked(found, period)
+    except NoReports as error:
+        return nothing, Account(path, note=f"passed over: {error}"), span
+    except GatesError as error:
+        return nothing, Account(path, note=_one_line(error), failed=True), span
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # hostile content fails in ways that no reader foresees
+        reason = f"{type(error).__name__} while reading: {_one_line(error)}"
+        return nothing, Account(path, note=f"{reason}; copy it again", failed=True), span
+    account = Account(path, kind, found.reports, len(checked), rejected, found.note)
+    if not len(checked):
+        account = account._replace(note=found.note or "nothing is left")
+    return checked.frame, account, span
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _checked(
+    found: Found, period: Period
+) -> tuple[ObservationTable, Counter[str], pd.Series]:
+    """Reject values without time, place or number, of another time, or out of range.
+
+    Raises:
+        GatesError: The whole file is in a wrong unit or of an unknown variable.
+    """
+    frame, rejected = found.frame, Counter(found.rejected)
+    if frame.empty:
+        return ObservationTable.empty(), rejected, pd.Series([], dtype="datetime64[ns]")
+    frame = frame.reset_index(drop=True)
+    times = pd.to_datetime(frame["time"], utc=True, format="ISO8601", errors="coerce")
+    frame = frame.assign(time=times.dt.tz_localize(None).astype("datetime64[ns]"))
+    level = frame["level_hpa"] if "level_hpa" in frame else pd.Series(np.nan, frame.index)
+    for good, reason in (
+        (frame["time"].notna(), "without time"),
+        (frame["latitude"].between(-90, 90), "without latitude"),
+        (frame["longitude"].between(-180, 360), "without longitude"),
+        (np.isfinite(frame["value"]), "without value"),
+        (np.isfinite(frame["error"]) & (frame["error"] > 0), "without error"),
+        (~(level <= 0), "of impossible pressure"),
+    ):
+        frame = _keep(frame, good, reason, rejected)
+    span = frame["time"].agg(["min", "max"]) if len(frame) else frame["time"]
+    held = pd.Series(period.holds(frame["time"]), frame.index, dtype=bool)
+    frame = _keep(frame, held, "of another time", rejected)
+    table = ObservationTable.from_frame(frame, flag_out_of_range=True)
+    outside = table.frame["qc"] == OUT_OF_RANGE
+    rejected["out of range"] += int(outside.sum())
+    return ObservationTable.from_frame(table.frame[~outside]), +rejected, span
+
+
+def _keep(
+    frame: pd.DataFrame, good: pd.Series, reason: str, rejected: Counter[str]
+) -> pd.DataFrame:
+    """Return the rows of a frame that are good, by their labels, and count the others."""
+    good = good.reindex(frame.index)
+    rejected[reason] += int((~good).sum())
+    return frame[good]
+
+
+def _without_copies(
+    tables: Sequence[pd.DataFrame], files: Sequence[Account]
+) -> tuple[pd.DataFrame, list[Account]]:
+    """Join the values of all files; of several of one report the last stays, a correction."""
+    if not tables:
+        return pd.DataFrame(), list(files)
+    joined = pd.concat(tables, ignore_index=True)
+    copies = joined.duplicated(SAME, keep="last")
+    counts = joined["file"][copies].value_counts()
+    accounted = []
+    for number, account in enumerate(files):
+        copied = int(counts.get(number, 0))
+        rejected = account.rejected + Counter({"reported again": copied})
+        accounted.append(account._replace(kept=account.kept - copied, rejected=rejected))
+    left = joined[~copies].sort_values(["time", "station", "variable"], kind="stable")
+    return left.drop(columns="file").reset_index(drop=True), accounted
+
+
+def _nothing(files: Sequence[Account], period: Period, times: pd.Series | None) -> str:
+    """Say why no value is left."""
+    timely = times.dropna() if times is not None else pd.Series([], dtype="datetime64[ns]")
+    if len(timely):
+        return (
+            f"no value of {len(files)} files is left; they are of {timely.min():%Y-%m-%dT%H:%M} "
+            f"to {timely.max():%Y-%m-%dT%H:%M}, asked for is {period}: nothing is written, give "
+            "other files or another period"
+        )
+    reasons = "; ".join(f"{one.path.name}: {one.why}" for one in files[:3])
+    return f"no file holds an observation ({reasons}): nothing is written, give other files"

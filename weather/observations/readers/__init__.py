@@ -1,0 +1,1 @@
+"""Readers of observation files, one format a file."""

@@ -1,0 +1,136 @@
+"""Which format a file has, by its content; names decide nothing but between CSV and other text."""
+
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from core_gates.errors import GatesError
+from weather.observations.period import Period
+from weather.observations.readers.bufr import SEARCHED, START, read_bufr
+from weather.observations.readers.igra import is_igra_line, read_igra
+from weather.observations.readers.metar_parquet import is_metar, read_metar_parquet
+from weather.observations.readers.metar_text import is_metar_line, read_metar_text
+from weather.observations.readers.result import Found
+from weather.observations.readers.sonde_text import is_sonde_line, read_sonde_text
+from weather.observations.readers.tables import read_csv_table, read_parquet_table
+
+FIRST_LINES = 20
+FIELDS = "model fields on a grid, no reports"
+
+
+class Content(NamedTuple):
+    """A format and what was read."""
+
+    format: str
+    found: Found
+
+
+class NoReports(GatesError):
+    """A file is sound, but of a kind that holds no observations."""
+
+
+def read_file(path: Path, period: Period) -> Content:
+    """Find the format of a file, and read it.
+
+    Args:
+        path: The file.
+        period: Soundings of other times may be left out; all else is read.
+
+    Raises:
+        NoReports: The file holds something else than observations.
+        GatesError: It is empty, damaged or unknown; without its name, which the caller adds.
+    """
+    start = _start(path)
+    if not start.strip():
+        raise GatesError("empty file")
+    if start.startswith(b"PAR1"):
+        return _parquet(path)
+    if start.startswith(b"\x89HDF"):
+        return _hdf(path)
+    if start.startswith(b"CDF"):
+        raise NoReports(f"NetCDF-3: {FIELDS}; IODA is NetCDF-4")
+    if start.startswith(b"GRIB"):
+        raise NoReports(f"GRIB: {FIELDS}")
+    if START in start:
+        return Content("BUFR", read_bufr(path))
+    if start.startswith(b"PK"):
+        return _archive(path, period)
+    return _text(path, start, period)
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(SEARCHED)
+    except OSError as error:
+        raise GatesError(f"cannot be opened: {error.strerror}") from error
+
+
+def _parquet(path: Path) -> Content:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        columns = pq.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        raise GatesError("damaged or truncated Parquet; copy it again") from error
+    if is_metar(columns):
+        return Content("METAR parquet", read_metar_parquet(path))
+    return Content("table", read_parquet_table(path))
+
+
+def _hdf(path: Path) -> Content:
+    import h5py
+
+    from weather.observations.readers.ioda import is_ioda, read_ioda
+
+    try:
+        with h5py.File(path) as file:
+            known, names = is_ioda(file), list(file)
+    except (OSError, RuntimeError) as error:
+        raise GatesError("damaged or truncated NetCDF or HDF5; copy it again") from error
+    if not known:
+        if {"latitude", "longitude"} <= set(names) or {"lat", "lon"} <= set(names):
+            raise NoReports(f"NetCDF: {FIELDS}")
+        raise GatesError("NetCDF or HDF5 without the groups MetaData and ObsValue of IODA")
+    return Content("IODA", read_ioda(path))
+
+
+def _archive(path: Path, period: Period) -> Content:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise GatesError("damaged archive; copy it again") from error
+    if len(names) == 1 and names[0].endswith(".txt"):
+        return Content("IGRA-2", read_igra(path, period))
+    if names and all(name.endswith(".npy") for name in names):
+        raise NoReports(f"NumPy arrays: {FIELDS}")
+    raise GatesError(f"archive of {len(names)} files, expected one of IGRA-2; unpack it")
+
+
+def _text(path: Path, start: bytes, period: Period) -> Content:
+    if b"\0" in start:
+        raise GatesError("unknown binary format; see docs/weather.md for those that are read")
+    lines = start.decode("utf-8", errors="replace").splitlines()
+    lines = [line for line in lines if line.strip()][:FIRST_LINES]
+    if is_igra_line(lines[0]):
+        return Content("IGRA-2", read_igra(path, period))
+    if any(is_sonde_line(line) for line in lines):
+        return Content("sonde text", read_sonde_text(path))
+    if any(is_metar_line(line) for line in lines):
+        return Content("METAR text", read_metar_text(path))
+    if path.suffix.lower() == ".csv":
+        return Content("table", read_csv_table(path))
+    if all(_is_site(line) for line in lines) or path.suffix.lower() in (".md", ".html", ".pdf"):
+        raise NoReports("text without reports")
+    raise GatesError("unknown format; see docs/weather.md for those that are read")
+
+
+def _is_site(line: str) -> bool:
+    """Return whether a line is number, name and place of a site."""
+    words = line.split()
+    try:
+        return len(words) == 4 and words[0].isdigit() and abs(float(words[2])) <= 90
+    except ValueError:
+        return False
