@@ -40,6 +40,7 @@ APPS: Mapping[str, App] = {
         {
             "prepare": "write the nature run or unpack the ERA5 ensemble sample",
             "observe": "simulate an observing network and its noisy observations",
+            "ingest": "read observation files of any format into one checked table",
             "tune": "choose the settings of every method with one budget of trials",
             "fit": "train the network, resumable at any step",
             "assimilate": "cycle a forecast model with observations and write the analyses",
@@ -47,7 +48,7 @@ APPS: Mapping[str, App] = {
             "report": "write the report of a run as one HTML page",
         },
         stop="apps.weather.tour:tour",
-        extras=("weather",),
+        extras=("weather", "bufr"),
     ),
     "endoscopy": App(
         "apps.endoscopy.commands",

@@ -29,6 +29,7 @@ from apps.weather.pieces import NEUTRAL, fit_piece, form_of
 from apps.weather.report import add_to_page
 from apps.weather.scoring import score
 from harness.command import GatesRunCLI, GatesRunTrainer
+from harness.command.verbs import FunctionVerb, run_verb
 from harness.experiment import Piece, Run
 from harness.experiment.run import CHOICES
 from harness.files.atomic import require_free
@@ -41,6 +42,9 @@ from weather.training.module import AdasModule
 from weather.training.stream import AssimilationDataModule
 
 DEFAULT_BUDGET = Budget()
+DEFAULT_CONFIG = "era5_ensemble"  # of verbs that need none
+FUNCTIONS = {"ingest": FunctionVerb("apps.weather.ingest:ingest", "sources")}
+"""Verbs that need neither a network nor a Trainer."""
 
 
 class WeatherTrainer(GatesRunTrainer):
@@ -287,6 +291,7 @@ class WeatherCLI(GatesRunCLI):
 
     app = "weather"
     verbs = ("prepare", "observe", "tune", "fit", "assimilate", "evaluate", "report")
+    other_verbs = tuple(FUNCTIONS)
     package = "weather"
     neutral = NEUTRAL
 
@@ -314,6 +319,9 @@ class WeatherCLI(GatesRunCLI):
 
 def main(arguments: Sequence[str]) -> None:
     """Run one verb."""
+    if arguments[0] in FUNCTIONS:
+        run_verb("weather", FUNCTIONS, arguments, config=DEFAULT_CONFIG)
+        return
     WeatherCLI(
         AdasModule,
         AssimilationDataModule,

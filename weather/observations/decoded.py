@@ -162,7 +162,9 @@ class Decoded:
                 found = rows & self.wide[name].notna()
                 if variable and found.any():
                     parts.append(self._values(name, variable, self.wide[found], factor))
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        if not parts:
+            return self._values("temperature", "temperature", self.wide[:0], 1.0)
+        return pd.concat(parts, ignore_index=True)
 
     def _values(
         self, name: str, variable: str, rows: pd.DataFrame, factor: float

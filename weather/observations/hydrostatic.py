@@ -11,7 +11,7 @@ import numpy as np
 from weather.observations.conversions import DRY_AIR, heights_above_first
 from weather.variables import GRAVITY
 
-TOLERANCE = 0.01  # of the thickness
+TOLERANCE, GAP_TOLERANCE = 0.01, 0.02  # of the thickness: always, and per gap in ln(pressure)
 ROUNDING_M = 10.0
 ROUNDING_HPA, FINE_ROUNDING_HPA, FINE_HPA = 0.5, 0.05, 100.0
 THINNEST = 0.05  # of a checked layer, in ln(pressure): thinner ones are dominated by rounding
@@ -41,7 +41,8 @@ def inconsistent_levels(
 
     Checked are layers of at least `THINNEST` between levels that have height and temperature; the
     temperatures of all levels within take part. A layer fails where its thickness departs by more
-    than 1 %, 10 m and what rounded pressures leave open. A level whose height, moved by one distance, would reconcile both of its
+    than 10 m, what rounded pressures leave open, and 1 % plus 2 % per scale height of the widest gap
+    between temperatures, which are not linear there. A level whose height, moved by one distance, would reconcile both of its
     layers has a wrong height. A layer that fails otherwise cannot be attributed: heights and
     temperatures at both ends, and temperatures within, are rejected.
 
@@ -66,7 +67,10 @@ def inconsistent_levels(
     expected = np.diff(climb[ends])
     departure = np.diff(height[warm[ends]]) - expected
     rounding = open_height[ends[1:]] + open_height[ends[:-1]]
-    failed = np.abs(departure) > TOLERANCE * expected + ROUNDING_M + rounding
+    logarithm = -np.log(pressure[warm])
+    gaps = np.maximum.reduceat(np.diff(logarithm)[: ends[-1]], ends[:-1])
+    fraction = TOLERANCE + GAP_TOLERANCE * gaps
+    failed = np.abs(departure) > fraction * expected + ROUNDING_M + rounding
     for layer in np.flatnonzero(failed):
         if _one_height(departure, failed, layer):
             bad_height[warm[ends[layer + 1]]] = True
@@ -74,7 +78,7 @@ def inconsistent_levels(
             bad_height[warm[ends[layer : layer + 2]]] = True
             bad_temperature[warm[ends[layer] : ends[layer + 1] + 1]] = True
     good = ends[~bad_height[warm[ends]]]
-    bad_height[warm[_away(height[warm] - climb, climb, good, open_height)]] = True
+    bad_height[warm[_away(height[warm] - climb, climb, good, open_height, logarithm)]] = True
     return bad_height, bad_temperature
 
 
@@ -85,7 +89,11 @@ def _rounding(pressure: np.ndarray, virtual: np.ndarray) -> np.ndarray:
 
 
 def _away(
-    offset: np.ndarray, climb: np.ndarray, good: np.ndarray, rounding: np.ndarray
+    offset: np.ndarray,
+    climb: np.ndarray,
+    good: np.ndarray,
+    rounding: np.ndarray,
+    logarithm: np.ndarray,
 ) -> np.ndarray:
     """Return levels whose height agrees with neither of the nearest checked levels around them.
 
@@ -94,18 +102,20 @@ def _away(
         climb: (N,) hydrostatic height.
         good: Levels that have passed, ascending.
         rounding: (N,) height that rounded pressures leave open.
+        logarithm: (N,) -ln(pressure).
     """
     if not len(good):
         return np.zeros(0, dtype=int)
     level = np.arange(len(offset))
     place = np.searchsorted(good, level)
     below, above = good[np.maximum(place - 1, 0)], good[np.minimum(place, len(good) - 1)]
-    near = [
-        np.abs(offset - offset[end])
-        <= TOLERANCE * np.abs(climb - climb[end]) + ROUNDING_M + rounding + rounding[end]
-        for end in (below, above)
-    ]
-    return np.flatnonzero(np.isfinite(offset) & ~near[0] & ~near[1])
+
+    def near(end: np.ndarray) -> np.ndarray:
+        fraction = TOLERANCE + GAP_TOLERANCE * np.abs(logarithm - logarithm[end])
+        most = fraction * np.abs(climb - climb[end]) + ROUNDING_M + rounding + rounding[end]
+        return np.abs(offset - offset[end]) <= most
+
+    return np.flatnonzero(np.isfinite(offset) & ~near(below) & ~near(above))
 
 
 def _one_height(departure: np.ndarray, failed: np.ndarray, layer: int) -> bool:

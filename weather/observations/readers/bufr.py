@@ -4,9 +4,11 @@ Messages are decoded one by one by ecCodes through pdbufr (extra ``bufr``), so t
 costs itself alone. NCEP prepBUFR describes its contents by tables of its own and is refused.
 """
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -85,7 +87,8 @@ def read_bufr(path: Path) -> Found:
             lost[f"messages of category {message.category}"] += 1
             continue
         try:
-            rows = _decode(message, decoder)
+            with _library_silent():
+                rows = _decode(message, decoder)
         except GatesError:
             lost["messages that cannot be decoded"] += 1
             continue
@@ -131,6 +134,19 @@ def _decoder() -> Callable[..., pd.DataFrame]:
     except RuntimeError as error:  # ecCodes without its library
         raise MissingExtraError("bufr", "eccodes") from error
     return cast(Callable[..., pd.DataFrame], decode)
+
+
+@contextmanager
+def _library_silent() -> Iterator[None]:
+    """Discard what ecCodes writes to the standard error of the process about damaged messages."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _decode(message: Message, decode: Callable[..., pd.DataFrame]) -> pd.DataFrame:

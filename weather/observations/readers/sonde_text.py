@@ -15,6 +15,7 @@ import pandas as pd
 from core_gates.errors import GatesError
 from weather.observations.decoded import PROFILE, Decoded
 from weather.observations.readers.result import Found, read_lines
+from weather.variables import standard_height
 
 NAME = re.compile(r"(?P<date>\d{10})_\d+_(?P<station>\w+?)_raob", re.IGNORECASE)
 COLUMNS = {
@@ -24,8 +25,8 @@ COLUMNS = {
 FLAGS = {
     16: ("temperature",),
     17: ("dewpoint", "relative_humidity"),
-    18: ("u", "wind_speed"),
-    19: ("v", "wind_direction"),
+    18: ("u", "v", "wind_speed", "wind_direction"),
+    19: ("u", "v", "wind_speed", "wind_direction"),
 }
 """Quantities that the flags of temperature, humidity and wind speak about; the first is of
 pressure, the last of ascent."""
@@ -33,6 +34,8 @@ pressure, the last of ascent."""
 NUM_COLUMNS = 21
 MISSING = (999.0, 9999.0, 99999.0)
 POOR = (2.0, 3.0)
+PRESSURE, ALTITUDE = 1, 14
+SOUND_HPA, UNLIKE_STANDARD_M = 1200.0, 1000.0
 
 
 def is_sonde_line(line: str) -> bool:
@@ -61,7 +64,7 @@ def read_sonde_text(path: Path) -> Found:
     good = [line for line in lines if is_sonde_line(line)]
     values = np.array([line.split() for line in good], dtype=np.float64).reshape(-1, NUM_COLUMNS)
     data, flags = values[:, :15].copy(), values[:, 15:]
-    data[:, 1:][np.isin(data[:, 1:], MISSING)] = np.nan
+    data[_missing(data)] = np.nan
     wide = pd.DataFrame({name: data[:, column] for column, name in COLUMNS.items()})
     wide["temperature"] += 273.15
     wide["dewpoint"] += 273.15
@@ -72,6 +75,16 @@ def read_sonde_text(path: Path) -> Found:
         decoded.rejected["partially written lines"] += other
     _check_levels(decoded, flags)
     return Found.of(decoded)
+
+
+def _missing(data: np.ndarray) -> np.ndarray:
+    """Return which values stand for missing ones; 999 hPa and some heights are sound."""
+    missing = np.isin(data, MISSING)
+    missing[:, PRESSURE] &= data[:, PRESSURE] > SOUND_HPA
+    with np.errstate(invalid="ignore"):
+        standard = standard_height(np.clip(data[:, PRESSURE], 1.0, SOUND_HPA))
+    missing[:, ALTITUDE] &= np.abs(data[:, ALTITUDE] - standard) > UNLIKE_STANDARD_M
+    return missing
 
 
 def _check_levels(decoded: Decoded, flags: np.ndarray) -> None:
