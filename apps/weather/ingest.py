@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from core_gates.errors import GatesError
 from harness.files import require_free, sha256
 from harness.runs.ticker import ticking
 from weather.observations.ingest import Account, Ingested, files_in
@@ -44,8 +43,6 @@ def ingest(
     table_format(target)
     period = Period.parse(start, end)
     files = files_in(map(Path, sources), leave_out=target)
-    if target.resolve() in {Path(place).resolve() for place in sources}:
-        raise GatesError(f"{target} is the output and a source: choose another --output")
     found = ingest_files(files, period, ticking)
     _print_accounts(found.files)
     found.table.frame.attrs["files"] = {
@@ -59,7 +56,7 @@ def ingest(
 
 
 def _print_accounts(accounts: Sequence[Account]) -> None:
-    """Print numbers in a row per file, then a line for every file of which something is left out."""
+    """Print a row of numbers per file, then a line for each of which something is left out."""
     names = _names(accounts)
     rows = [HEADS] + [
         (name, one.format or "-", f"{one.reports:,}", f"{one.kept:,}", f"{one.rejected.total():,}")

@@ -166,9 +166,7 @@ class Decoded:
             return self._values("temperature", "temperature", self.wide[:0], 1.0)
         return pd.concat(parts, ignore_index=True)
 
-    def _values(
-        self, name: str, variable: str, rows: pd.DataFrame, factor: float
-    ) -> pd.DataFrame:
+    def _values(self, name: str, variable: str, rows: pd.DataFrame, factor: float) -> pd.DataFrame:
         level = rows["level_hpa"].to_numpy()
         default = observation_error(variable, level, rows["temperature"].to_numpy())
         stated = f"error_{name}"

@@ -2,8 +2,8 @@
 
 The hypsometric equation turns the temperatures of a layer into its thickness. Sound radiosondes
 depart from it by less than .6 % between mandatory levels, most of which is rounding: of heights to
-10 m, and of pressures to 1 hPa, from 100 hPa upwards to .1 hPa. A wrong digit, sign or level departs
-by more.
+10 m, and of pressures to 1 hPa, from 100 hPa upwards to .1 hPa. A wrong digit, sign or level
+departs by more.
 """
 
 import numpy as np
@@ -41,10 +41,11 @@ def inconsistent_levels(
 
     Checked are layers of at least `THINNEST` between levels that have height and temperature; the
     temperatures of all levels within take part. A layer fails where its thickness departs by more
-    than 10 m, what rounded pressures leave open, and 1 % plus 2 % per scale height of the widest gap
-    between temperatures, which are not linear there. A level whose height, moved by one distance, would reconcile both of its
-    layers has a wrong height. A layer that fails otherwise cannot be attributed: heights and
-    temperatures at both ends, and temperatures within, are rejected.
+    than 10 m, what rounded pressures leave open, and 1 % plus 2 % per scale height of the widest
+    gap between temperatures, in which they need not be linear. A level whose height, moved by one
+    distance, would reconcile both of its layers has a wrong height. A layer that fails otherwise
+    cannot be attributed: heights and temperatures at both ends, and temperatures within, are
+    rejected.
 
     Args:
         pressure: (N,) hPa, in any order.

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from core_gates.errors import GatesError
 from weather.observations.period import Period
-from weather.observations.readers.formats import NoReports, read_file
+from weather.observations.readers.formats import NoReportsError, read_file
 from weather.observations.readers.result import Found
 from weather.observations.table import OUT_OF_RANGE, ObservationTable
 from weather.progress import Progress, silent
@@ -19,7 +20,8 @@ SAME = ["time", "latitude", "longitude", "level_hpa", "variable", "station", "so
 """Columns in which two values of one report agree."""
 
 
-class Account(NamedTuple):
+@dataclass(frozen=True)
+class Account:
     """What became of one file.
 
     Attributes:
@@ -36,7 +38,7 @@ class Account(NamedTuple):
     format: str = ""
     reports: int = 0
     kept: int = 0
-    rejected: Counter[str] = Counter()
+    rejected: Counter[str] = field(default_factory=Counter)
     note: str = ""
     failed: bool = False
 
@@ -94,7 +96,7 @@ def files_in(places: Iterable[Path], *, leave_out: Path | None = None) -> list[P
     Raises:
         GatesError: A place does not exist, or there is no file.
     """
-    found: list[Path] = []
+    places, found = list(places), list[Path]()
     for place in places:
         if not place.exists():
             raise GatesError(f"{place} does not exist: give a folder of observation files")
@@ -118,7 +120,7 @@ def _read(path: Path, period: Period) -> tuple[pd.DataFrame, Account, pd.Series]
     try:
         kind, found = read_file(path, period)
         checked, rejected, span = _checked(found, period)
-    except NoReports as error:
+    except NoReportsError as error:
         return nothing, Account(path, note=f"passed over: {error}"), span
     except GatesError as error:
         return nothing, Account(path, note=_one_line(error), failed=True), span
@@ -129,7 +131,7 @@ def _read(path: Path, period: Period) -> tuple[pd.DataFrame, Account, pd.Series]
         return nothing, Account(path, note=f"{reason}; copy it again", failed=True), span
     account = Account(path, kind, found.reports, len(checked), rejected, found.note)
     if not len(checked):
-        account = account._replace(note=found.note or "nothing is left")
+        account = replace(account, note=found.note or "nothing is left")
     return checked.frame, account, span
 
 
@@ -137,9 +139,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _checked(
-    found: Found, period: Period
-) -> tuple[ObservationTable, Counter[str], pd.Series]:
+def _checked(found: Found, period: Period) -> tuple[ObservationTable, Counter[str], pd.Series]:
     """Reject values without time, place or number, of another time, or out of range.
 
     Raises:
@@ -192,7 +192,7 @@ def _without_copies(
     for number, account in enumerate(files):
         copied = int(counts.get(number, 0))
         rejected = account.rejected + Counter({"reported again": copied})
-        accounted.append(account._replace(kept=account.kept - copied, rejected=rejected))
+        accounted.append(replace(account, kept=account.kept - copied, rejected=rejected))
     left = joined[~copies].sort_values(["time", "station", "variable"], kind="stable")
     return left.drop(columns="file").reset_index(drop=True), accounted
 

@@ -25,7 +25,7 @@ class Content(NamedTuple):
     found: Found
 
 
-class NoReports(GatesError):
+class NoReportsError(GatesError):
     """A file is sound, but of a kind that holds no observations."""
 
 
@@ -37,7 +37,7 @@ def read_file(path: Path, period: Period) -> Content:
         period: Soundings of other times may be left out; all else is read.
 
     Raises:
-        NoReports: The file holds something else than observations.
+        NoReportsError: The file holds something else than observations.
         GatesError: It is empty, damaged or unknown; without its name, which the caller adds.
     """
     start = _start(path)
@@ -48,9 +48,9 @@ def read_file(path: Path, period: Period) -> Content:
     if start.startswith(b"\x89HDF"):
         return _hdf(path)
     if start.startswith(b"CDF"):
-        raise NoReports(f"NetCDF-3: {FIELDS}; IODA is NetCDF-4")
+        raise NoReportsError(f"NetCDF-3: {FIELDS}; IODA is NetCDF-4")
     if start.startswith(b"GRIB"):
-        raise NoReports(f"GRIB: {FIELDS}")
+        raise NoReportsError(f"GRIB: {FIELDS}")
     if START in start:
         return Content("BUFR", read_bufr(path))
     if start.startswith(b"PK"):
@@ -91,7 +91,7 @@ def _hdf(path: Path) -> Content:
         raise GatesError("damaged or truncated NetCDF or HDF5; copy it again") from error
     if not known:
         if {"latitude", "longitude"} <= set(names) or {"lat", "lon"} <= set(names):
-            raise NoReports(f"NetCDF: {FIELDS}")
+            raise NoReportsError(f"NetCDF: {FIELDS}")
         raise GatesError("NetCDF or HDF5 without the groups MetaData and ObsValue of IODA")
     return Content("IODA", read_ioda(path))
 
@@ -105,7 +105,7 @@ def _archive(path: Path, period: Period) -> Content:
     if len(names) == 1 and names[0].endswith(".txt"):
         return Content("IGRA-2", read_igra(path, period))
     if names and all(name.endswith(".npy") for name in names):
-        raise NoReports(f"NumPy arrays: {FIELDS}")
+        raise NoReportsError(f"NumPy arrays: {FIELDS}")
     raise GatesError(f"archive of {len(names)} files, expected one of IGRA-2; unpack it")
 
 
@@ -123,7 +123,7 @@ def _text(path: Path, start: bytes, period: Period) -> Content:
     if path.suffix.lower() == ".csv":
         return Content("table", read_csv_table(path))
     if all(_is_site(line) for line in lines) or path.suffix.lower() in (".md", ".html", ".pdf"):
-        raise NoReports("text without reports")
+        raise NoReportsError("text without reports")
     raise GatesError("unknown format; see docs/weather.md for those that are read")
 
 

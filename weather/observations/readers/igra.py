@@ -114,9 +114,7 @@ def _minutes(hour: int, release: int) -> np.timedelta64:
     return np.timedelta64(60 * (24 * day + hours) + minutes, "m")
 
 
-def _soundings(
-    lines: Sequence[str], period: Period
-) -> tuple[pd.DataFrame, list[str], int, int]:
+def _soundings(lines: Sequence[str], period: Period) -> tuple[pd.DataFrame, list[str], int, int]:
     """Return place and time of every level, its line, and numbers of soundings left out, cut."""
     headers: list[Header] = []
     counts: list[int] = []

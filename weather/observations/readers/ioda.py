@@ -237,4 +237,3 @@ def _converted(
             "correct its attribute units"
         )
     return values * factors[0] + (factors[1] if offset else 0.0)
-

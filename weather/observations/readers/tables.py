@@ -45,7 +45,9 @@ def _checked(frame: pd.DataFrame) -> Found:
     for name in ("latitude", "longitude", "value", "level_hpa", "error"):
         if name in frame and not pd.api.types.is_numeric_dtype(frame[name]):
             numbers = pd.to_numeric(frame[name], errors="coerce")
-            rejected["text in place of a number"] += int((numbers.isna() & frame[name].notna()).sum())
+            rejected["text in place of a number"] += int(
+                (numbers.isna() & frame[name].notna()).sum()
+            )
             frame = frame[numbers.notna() | frame[name].isna()].assign(**{name: numbers})
     if "qc" in frame:
         flagged = pd.to_numeric(frame["qc"], errors="coerce").fillna(0) != 0
@@ -62,7 +64,9 @@ def _with_errors(frame: pd.DataFrame) -> pd.DataFrame:
     level = frame["level_hpa"] if "level_hpa" in frame else pd.Series(np.nan, frame.index)
     units = frame["units"] if "units" in frame else pd.Series("", frame.index)
     error = stated.astype(np.float64).copy()
-    for (name, unit), rows in frame.groupby(["variable", units.fillna("").astype(str)]).groups.items():
+    for (name, unit), rows in frame.groupby(
+        ["variable", units.fillna("").astype(str)]
+    ).groups.items():
         if name in VARIABLES and stated[rows].isna().any():
             factor = (VARIABLES[name].conversion(unit) if unit.strip() else None) or (1.0, 0.0)
             default = observation_error(name, level[rows].to_numpy(np.float64)) / factor[0]

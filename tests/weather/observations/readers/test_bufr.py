@@ -180,7 +180,11 @@ def test_nothing_but_a_part_of_a_message_is_refused(read):
 def test_section_1_is_read_in_both_editions():
     (new,) = split_messages(temp(bufrHeaderCentre=7, localTablesVersionNumber=0))
     handle = eccodes.codes_bufr_new_from_samples("BUFR3")
-    for key, value in {"bufrHeaderCentre": 7, "dataCategory": 2, "localTablesVersionNumber": 0}.items():
+    for key, value in {
+        "bufrHeaderCentre": 7,
+        "dataCategory": 2,
+        "localTablesVersionNumber": 0,
+    }.items():
         eccodes.codes_set(handle, key, value)
     (old,) = split_messages(eccodes.codes_get_message(handle))
     eccodes.codes_release(handle)
@@ -203,7 +207,9 @@ def test_prepbufr_is_refused_with_advice(read):
 
 def test_messages_of_satellites_are_refused(read):
     other = message(309052, 5, {"year": 2020}, factors=[0], extended=[1])
-    with pytest.raises(GatesError, match=r"no message could be read: 1 messages of category 5; give"):
+    with pytest.raises(
+        GatesError, match=r"no message could be read: 1 messages of category 5; give"
+    ):
         read(other)
 
 

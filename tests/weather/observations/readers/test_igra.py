@@ -80,7 +80,9 @@ def test_a_header_is_71_columns_and_a_level_51():
     assert {len(line) for line in SOUNDING[1:]} == {51}
     assert is_igra_line(header())
     assert not is_igra_line(SOUNDING[1])
-    assert not is_igra_line("# a comment of a text file that is as long as the header of a sounding")
+    assert not is_igra_line(
+        "# a comment of a text file that is as long as the header of a sounding"
+    )
 
 
 def test_values_levels_and_places_are_exact_to_coded_precision(read):

@@ -72,7 +72,10 @@ def test_values_errors_times_and_places_are_exact(write):
     assert temperature["value"].tolist() == [271.25, 249.5]
     assert temperature["error"].tolist() == [0.75, 1.25]
     assert temperature["level_hpa"].tolist() == [850.0, 500.0]
-    assert temperature["time"].astype(str).tolist() == ["2017-01-02 12:00:00", "2017-01-02 12:05:30"]
+    assert temperature["time"].astype(str).tolist() == [
+        "2017-01-02 12:00:00",
+        "2017-01-02 12:05:30",
+    ]
     assert temperature["latitude"].tolist() == [42.5, 42.25]
     assert temperature["longitude"].tolist() == [-73.75, 286.5]
     assert temperature["station"].tolist() == ["72518", "72518"]
@@ -169,7 +172,9 @@ def test_virtual_temperatures_are_dried(write):
 
 
 def test_damaged_files_are_refused(write, path):
-    content = write(ObsValue={"airTemperature": (np.array([270.0, 260.0, 230.0]), "K")}).read_bytes()
+    content = write(
+        ObsValue={"airTemperature": (np.array([270.0, 260.0, 230.0]), "K")}
+    ).read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(GatesError, match="damaged or truncated NetCDF"):
         read_ioda(path)

@@ -1,4 +1,4 @@
-"""METAR reports, as text of 2009 and as Parquet of 2020: real files, and small ones of known values."""
+"""METAR reports, as text of 2009 and as Parquet of 2020, and small files of known values."""
 
 import os
 from pathlib import Path
@@ -183,7 +183,9 @@ def test_the_real_month_has_the_counts_of_its_readme(real):
 def test_damaged_and_incomplete_tables_are_refused(tmp_path):
     path = tmp_path / "metar.parquet"
     table().drop(columns=["latitude", "elevation"]).to_parquet(path)
-    with pytest.raises(GatesError, match="METAR table lacks the column latitude, elevation; add it"):
+    with pytest.raises(
+        GatesError, match="METAR table lacks the column latitude, elevation; add it"
+    ):
         read_metar_parquet(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(GatesError, match="damaged or truncated Parquet"):

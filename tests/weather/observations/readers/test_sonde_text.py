@@ -24,8 +24,8 @@ def real():
 def level(pressure=850.0, **changes):
     """A line of the 21 columns; 999 and 99 are missing."""
     columns = {
-        "record": 1.0, "pressure": pressure, "temperature": 6.0, "dewpoint": -11.0, "humidity": 28.3,
-        "u": -6.6, "v": 1.2, "speed": 6.7, "direction": 100.0, "ascent": 99.0, "longitude": -93.4,
+        "record": 1.0, "pressure": pressure, "temperature": 6.0, "dewpoint": -11.0,
+        "humidity": 28.3, "u": -6.6, "v": 1.2, "speed": 6.7, "direction": 100.0, "ascent": 99.0, "longitude": -93.4,
         "latitude": 37.2, "range": 999.0, "angle": 999.0, "altitude": 1453.0, "flag_p": 99.0,
         "flag_t": 99.0, "flag_rh": 99.0, "flag_u": 99.0, "flag_v": 99.0, "flag_w": 99.0,
     }  # fmt: skip
@@ -103,7 +103,9 @@ def test_real_soundings_have_their_levels_and_are_hydrostatic(site, real):
     assert found.reports == LEVELS[site]
     assert "hydrostatic check" not in found.rejected
     frame = found.frame
-    profiles = {name: rows.set_index("level_hpa")["value"] for name, rows in frame.groupby("variable")}
+    profiles = {
+        name: rows.set_index("level_hpa")["value"] for name, rows in frame.groupby("variable")
+    }
     reported = profiles["geopotential"][500.0] - profiles["geopotential"][850.0]
     dry = profiles["temperature"]
     humidity = profiles["specific_humidity"].reindex(dry.index).fillna(0)
@@ -114,7 +116,7 @@ def test_real_soundings_have_their_levels_and_are_hydrostatic(site, real):
 
 
 def test_names_and_lines_that_are_not_those_of_a_sounding(read):
-    with pytest.raises(GatesError, match="its name holds no date and station.*rename it"):
+    with pytest.raises(GatesError, match=r"its name holds no date and station.*rename it"):
         read(level(), name="sounding.txt")
     with pytest.raises(GatesError, match="2009133800 in its name is no date"):
         read(level(), name="2009133800_001_KSGF_raob.txt")

@@ -57,7 +57,7 @@ def test_flagged_and_textual_rows_are_rejected(read):
 def test_other_columns_are_named(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("when,where\n1,2\n")
-    with pytest.raises(GatesError, match="lacks the column time, latitude, .*, found when, where"):
+    with pytest.raises(GatesError, match=r"lacks the column time, latitude, .*, found when, where"):
         read_csv_table(path)
     path.write_text('a,b\n"1\n')
     with pytest.raises(GatesError, match="unreadable CSV"):

@@ -1,0 +1,236 @@
+"""Mixed files become one table; a bad file costs itself alone."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from core_gates.errors import GatesError
+from weather.observations.ingest import files_in, ingest
+from weather.observations.period import Period
+from weather.observations.table import COLUMNS
+
+ROOT = Path(__file__).parents[3]
+DATA = Path(os.environ.get("GATES_SHARED", ROOT.parent / "shared")) / "data" / "weather"
+
+
+def good(**columns):
+    frame = {
+        "time": "2017-01-02T12:00", "latitude": 50.0, "longitude": 8.0, "level_hpa": 500.0,
+        "variable": "temperature", "value": [250.0, 251.0, 252.0], "error": 1.0,
+        "station": ["A", "B", "C"],
+    }  # fmt: skip
+    return pd.DataFrame(frame | columns)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Write files by name: tables, or bytes."""
+
+    def write(**files):
+        for name, content in files.items():
+            path = tmp_path / name.replace("__", ".")
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                content.to_csv(path, index=False)
+        return tmp_path
+
+    return write
+
+
+def accounts(folder, period=None):
+    found = ingest(files_in([folder]), period)
+    return found.table.frame, {one.path.name: one for one in found.files}
+
+
+def test_the_good_one_of_five_is_stored_and_the_others_have_a_reason_each(folder, tmp_path):
+    truncated = tmp_path / "x.parquet"
+    good().to_parquet(truncated)
+    content = truncated.read_bytes()
+    truncated.unlink()
+    frame, files = accounts(
+        folder(
+            good__csv=good(),
+            empty__txt=b"",
+            truncated__parquet=content[: len(content) // 2],
+            unit__csv=good(value=[-23.0, -22.0, -21.0]),
+            garbage__dat=bytes(range(256)) * 20,
+        )
+    )
+    assert frame["value"].tolist() == [250.0, 251.0, 252.0]
+    assert (files["good.csv"].kept, files["good.csv"].failed) == (3, False)
+    reasons = {
+        "empty.txt": "empty file",
+        "truncated.parquet": "damaged or truncated Parquet; copy it again",
+        "unit.csv": "looks like degrees Celsius: add 273.15",
+        "garbage.dat": "unknown binary format",
+    }
+    for name, words in reasons.items():
+        assert files[name].failed, name
+        assert words in files[name].why, name
+        assert "\n" not in files[name].why, name
+        assert files[name].kept == 0, name
+
+
+@pytest.mark.parametrize(
+    ("column", "bad", "reason"),
+    [
+        ("time", "noon", "without time"),
+        ("time", None, "without time"),
+        ("latitude", 91.0, "without latitude"),
+        ("longitude", np.nan, "without longitude"),
+        ("value", np.nan, "without value"),
+        ("error", -1.0, "without error"),
+        ("level_hpa", -5.0, "of impossible pressure"),
+        ("value", 500.0, "out of range"),
+        ("value", np.inf, "without value"),
+    ],
+)
+def test_a_bad_row_costs_itself_alone(column, bad, reason, folder):
+    table = good()
+    table[column] = [table[column][0], bad, table[column][2]]
+    frame, files = accounts(folder(t__csv=table))
+    assert frame["station"].tolist() == ["A", "C"]
+    assert files["t.csv"].rejected == {reason: 1}
+    assert files["t.csv"].kept == 2
+
+
+def test_values_reported_again_are_stored_once_the_last_of_them(folder):
+    first, second = good(), good(value=[250.0, 260.0, 252.0])
+    frame, files = accounts(folder(a__csv=first, b__csv=second))
+    assert frame["value"].tolist() == [250.0, 260.0, 252.0]
+    assert files["a.csv"].rejected == {"reported again": 3}
+    assert (files["a.csv"].kept, files["b.csv"].kept) == (0, 3)
+
+
+def test_another_time_is_rejected_by_the_half_open_period(folder):
+    times = ["2017-01-02T08:59", "2017-01-02T09:00", "2017-01-02T15:00"]
+    period = Period.parse("2017-01-02T09:00", "2017-01-02T15:00Z")
+    frame, files = accounts(folder(t__csv=good(time=times)), period)
+    assert frame["station"].tolist() == ["B"]
+    assert files["t.csv"].rejected == {"of another time": 2}
+
+
+def test_nothing_left_is_refused_with_the_times_that_were_found(folder):
+    place = folder(t__csv=good(), u__csv=good(time="2018-01-01"))
+    period = Period.parse("1999-01-01", "1999-02-01")
+    with pytest.raises(GatesError) as caught:
+        ingest(files_in([place]), period)
+    assert str(caught.value) == (
+        "no value of 2 files is left; they are of 2017-01-02T12:00 to 2018-01-01T00:00, asked for "
+        "is 1999-01-01T00:00 to 1999-02-01T00:00: nothing is written, give other files or another "
+        "period"
+    )
+
+
+def test_files_without_observations_are_refused_with_reasons(folder):
+    place = folder(a__csv=b"", b__grib=b"GRIB" + bytes(90), c__csv=good().head(0))
+    with pytest.raises(GatesError) as caught:
+        ingest(files_in([place]))
+    assert str(caught.value) == (
+        "no file holds an observation (a.csv: empty file; b.grib: passed over: GRIB: model fields "
+        "on a grid, no reports; c.csv: nothing is left): nothing is written, give other files"
+    )
+
+
+def test_files_are_found_in_subfolders_but_for_hidden_ones_and_stores(tmp_path):
+    for name in ("b/one.csv", "a.csv", ".hidden", "store.zarr/c/0", "b/.git/x", "out.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = files_in([tmp_path, tmp_path / "a.csv"], leave_out=tmp_path / "out.parquet")
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.csv", "b/one.csv"]
+    with pytest.raises(GatesError, match="nowhere does not exist"):
+        files_in([tmp_path / "nowhere"])
+    with pytest.raises(GatesError, match=r"x?\.git holds no file"):
+        files_in([tmp_path / "b" / ".git"], leave_out=tmp_path / "b" / ".git" / "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"CDF\x01" + bytes(60), "NetCDF-3: model fields"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(60), "damaged or truncated NetCDF or HDF5"),
+        (b"PK\x03\x04" + bytes(60), "damaged archive"),
+        (b"BUFR\x00\x10\x00\x04" + bytes(60), "truncated BUFR"),
+        (b"Dear colleague,\n", "unknown format; see docs/weather.md"),
+        (b"   \n\n", "empty file"),
+        ("\u00e9t\u00e9".encode("latin-1") * 9, "unknown format"),
+    ],
+)
+def test_other_content_is_named(content, words, folder):
+    _, files = accounts(folder(good__csv=good(), x__dat=content))
+    assert words in files["x.dat"].why
+    assert files["good.csv"].kept == 3
+
+
+def test_a_reader_that_fails_unforeseen_costs_its_file_alone(folder, monkeypatch):
+    def fail(path, period):
+        if path.suffix == ".dat":
+            raise ZeroDivisionError("by\nzero")
+        return original(path, period)
+
+    from weather.observations import ingest as module
+
+    original = module.read_file
+    monkeypatch.setattr(module, "read_file", fail)
+    _, files = accounts(folder(good__csv=good(), x__dat=b"x"))
+    assert files["x.dat"].why == "ZeroDivisionError while reading: by zero; copy it again"
+    assert files["good.csv"].kept == 3
+
+
+def test_times_of_a_period_are_checked():
+    for start, end, words in (
+        ("yesterday", None, "--start 'yesterday' is no time, write it as"),
+        (None, "2017-13-01", "--end '2017-13-01' is no time"),
+        ("2017-01-02", "2017-01-02", "--end 2017-01-02 is not after --start"),
+    ):
+        with pytest.raises(GatesError, match=words):
+            Period.parse(start, end)
+    zone = Period.parse("2017-01-02T12:00+02:00", None)
+    assert zone.holds(np.datetime64("2017-01-02T10:00"))
+    assert not zone.holds(np.datetime64("2017-01-02T09:59"))
+    assert str(zone) == "2017-01-02T10:00 to any time"
+
+
+@pytest.fixture(scope="module")
+def real():
+    if not DATA.exists():
+        pytest.skip("the real files are not on this machine")
+    return ingest(files_in([DATA]))
+
+
+def test_the_real_files_have_the_counts_of_their_readme(real):
+    files = {one.path.name: one for one in real.files}
+    assert len(files) == 11
+    assert not any(one.failed for one in real.files)
+    assert files["metar_2020-01.parquet"].reports == 12_549
+    sondes = [one for name, one in files.items() if name.endswith("_raob.txt")]
+    assert [one.reports for one in sondes] == [100, 100, 78, 86]
+    assert files["2009022800_metar.txt"].reports == 314
+    frame = real.table.frame
+    assert len(frame) == sum(one.kept for one in real.files)
+    month = frame[frame["time"] >= "2019-12-31"]
+    assert month["station"].nunique() == 12
+    assert len(month) == files["metar_2020-01.parquet"].kept
+    text = files["2009022800_metar.txt"]
+    lines = (DATA / "2009022800_metar.txt").read_text().splitlines()
+    sites = Counter(line.split(" METAR ")[-1].split(" SPECI ")[-1] for line in lines)
+    temperatures = frame[(frame["variable"] == "2m_temperature") & (frame["time"] < "2010")]
+    assert len(temperatures) == len(sites) == 250
+    assert text.rejected["reported again"] > 0
+
+
+def test_the_store_has_what_an_observation_operator_needs(real):
+    frame = real.table.frame
+    assert list(frame) == list(COLUMNS)
+    assert frame["time"].is_monotonic_increasing
+    assert (frame["error"] > 0).all()
+    assert set(frame["source"]) == {"metar", "radiosonde"}
+    assert (frame["station"] != "").all()
+    upper = frame["source"] == "radiosonde"
+    assert frame.loc[upper, "level_hpa"].notna().all()
+    assert frame.loc[~upper, "level_hpa"].isna().all()
