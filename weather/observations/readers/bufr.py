@@ -1,7 +1,7 @@
 """WMO BUFR: soundings, stations, ships and aircraft in the templates of the WMO.
 
 Messages are decoded one by one by ecCodes through pdbufr (extra ``bufr``), so that a damaged one
-costs itself alone. NCEP prepBUFR describes its contents by tables of its own and is refused.
+costs itself alone. NCEP prepBUFR describes its contents by embedded tables and is refused.
 """
 
 import os
@@ -48,7 +48,7 @@ LEVEL = ("pressure", "timePeriod", "latitudeDisplacement", "longitudeDisplacemen
          "height")  # fmt: skip
 KEYS = (*NAMES, *CLOCK, *STATIONS, *LEVEL)
 ADVICE = (
-    "it is NCEP prepBUFR, or has NCEP tables of its own, which ecCodes cannot decode; convert it "
+    "it is NCEP prepBUFR, or has embedded tables of NCEP, which ecCodes cannot decode; convert it "
     "to IODA NetCDF (ioda-converters) or to a table, such as those of the NNJA archive"
 )
 

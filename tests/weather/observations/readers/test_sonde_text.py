@@ -25,7 +25,8 @@ def level(pressure=850.0, **changes):
     """A line of the 21 columns; 999 and 99 are missing."""
     columns = {
         "record": 1.0, "pressure": pressure, "temperature": 6.0, "dewpoint": -11.0,
-        "humidity": 28.3, "u": -6.6, "v": 1.2, "speed": 6.7, "direction": 100.0, "ascent": 99.0, "longitude": -93.4,
+        "humidity": 28.3, "u": -6.6, "v": 1.2, "speed": 6.7, "direction": 100.0, "ascent": 99.0,
+        "longitude": -93.4,
         "latitude": 37.2, "range": 999.0, "angle": 999.0, "altitude": 1453.0, "flag_p": 99.0,
         "flag_t": 99.0, "flag_rh": 99.0, "flag_u": 99.0, "flag_v": 99.0, "flag_w": 99.0,
     }  # fmt: skip
