@@ -141,8 +141,8 @@ class Decoded:
         bad = np.zeros((2, len(wide)), dtype=bool)
         rows_of = wide.groupby("sounding").indices
         for rows in rows_of.values():
-            columns = (wide[name].to_numpy()[rows] for name in ("level_hpa", "height"))
-            bad[:, rows] = inconsistent_levels(*columns, virtual[rows])
+            level, height = (wide[name].to_numpy()[rows] for name in ("level_hpa", "height"))
+            bad[:, rows] = inconsistent_levels(level, height, virtual[rows])
         for wrong, name in zip(bad, ("height", "temperature"), strict=True):
             self.reject(wrong, [name], "hydrostatic check")
 

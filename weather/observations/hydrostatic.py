@@ -72,7 +72,7 @@ def inconsistent_levels(
     gaps = np.maximum.reduceat(np.diff(logarithm)[: ends[-1]], ends[:-1])
     fraction = TOLERANCE + GAP_TOLERANCE * gaps
     failed = np.abs(departure) > fraction * expected + ROUNDING_M + rounding
-    for layer in np.flatnonzero(failed):
+    for layer in map(int, np.flatnonzero(failed)):
         if _one_height(departure, failed, layer):
             bad_height[warm[ends[layer + 1]]] = True
         elif not (layer and _one_height(departure, failed, layer - 1)):
@@ -130,7 +130,7 @@ def _one_height(departure: np.ndarray, failed: np.ndarray, layer: int) -> bool:
 def _ends(pressure: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Return levels with a height that are at least the thinnest layer apart, from below."""
     ends: list[int] = []
-    for level in np.flatnonzero(high):
+    for level in map(int, np.flatnonzero(high)):
         if not ends or np.log(pressure[ends[-1]] / pressure[level]) >= THINNEST:
             ends.append(level)
     return np.array(ends, dtype=int)

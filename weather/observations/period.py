@@ -57,4 +57,4 @@ def _time(text: str | None, option: str) -> np.datetime64 | None:
         raise GatesError(f"--{option} {text!r} is no time, write it as 2017-01-01T00:00") from error
     if stamp is pd.NaT:
         raise GatesError(f"--{option} {text!r} is no time, write it as 2017-01-01T00:00")
-    return np.datetime64(stamp.tz_localize(None).to_datetime64(), "ns")
+    return np.datetime64(stamp.tz_localize(None).isoformat(), "ns")

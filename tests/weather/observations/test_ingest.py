@@ -115,6 +115,15 @@ def test_another_time_is_rejected_by_the_half_open_period(folder):
     assert files["t.csv"].rejected == {"of another time": 2}
 
 
+def test_stations_at_seam_and_pole_and_times_in_any_order_are_sound(folder):
+    times = ["2017-01-02T12:00", "2017-01-02T06:00", "2017-01-02T09:00Z"]
+    table = good(time=times, latitude=[90.0, -90.0, 0.0], longitude=[360.0, -180.0, -0.25])
+    frame, files = accounts(folder(t__csv=table))
+    assert frame["station"].tolist() == ["B", "C", "A"]
+    assert frame["longitude"].tolist() == [180.0, 359.75, 0.0]
+    assert not files["t.csv"].rejected
+
+
 def test_nothing_left_is_refused_with_the_times_that_were_found(folder):
     place = folder(t__csv=good(), u__csv=good(time="2018-01-01"))
     period = Period.parse("1999-01-01", "1999-02-01")

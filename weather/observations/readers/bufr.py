@@ -46,6 +46,7 @@ STATIONS = (
 )  # fmt: skip
 LEVEL = ("pressure", "timePeriod", "latitudeDisplacement", "longitudeDisplacement", "flightLevel",
          "height")  # fmt: skip
+MEASURED = ("temperature", "dewpoint", "wind_speed", "height")
 KEYS = (*NAMES, *CLOCK, *STATIONS, *LEVEL)
 ADVICE = (
     "it is NCEP prepBUFR, or has embedded tables of NCEP, which ecCodes cannot decode; convert it "
@@ -190,7 +191,8 @@ def _wide(rows: pd.DataFrame, category: int) -> pd.DataFrame:
         wide["latitude"] += numbers["latitudeDisplacement"].fillna(0)
         wide["longitude"] += numbers["longitudeDisplacement"].fillna(0)
         wide["level_hpa"] = numbers["pressure"] / 100
-        return wide.drop(columns=["station_pressure", "sea_level_pressure"])
+        measured = wide[list(MEASURED)].notna().any(axis=1)  # the rest describes layers of shear
+        return wide[measured].drop(columns=["station_pressure", "sea_level_pressure"])
     wide["sounding"] = np.nan
     if KINDS[category] == "aircraft":
         altitude = numbers["flightLevel"].fillna(numbers["height"])

@@ -92,6 +92,7 @@ def _decode(file: h5py.File) -> tuple[Decoded, list[str]]:
     if "pressure" in meta:
         pressure = _converted(meta["pressure"], _numbers(meta["pressure"]), PRESSURES)
         wide["level_hpa"] = np.where(_of_surface(file, values), np.nan, pressure / 100)
+        wide["sounding"] = _soundings(wide, meta)
     decoded = Decoded("ioda", wide)
     unknown = [name for plain, name in _original(file["ObsValue"]) if plain not in NAMES]
     for plain, (quantity, variable) in NAMES.items():
@@ -143,6 +144,16 @@ def _of_surface(file: h5py.File, values: Mapping[str, h5py.Dataset]) -> np.ndarr
         for low, high in SURFACE_TYPES:
             found |= (low <= kind) & (kind <= high)
     return found
+
+
+def _soundings(wide: pd.DataFrame, meta: Mapping[str, h5py.Dataset]) -> np.ndarray:
+    """Return a number per sounding: that of the file, else one for each station and time."""
+    for name in ("sequencenumber", "recordnumber"):
+        if name in meta:
+            return _numbers(meta[name])
+    station = wide["station"] if "station" in wide else wide["latitude"].astype(str)
+    key = station + wide["time"].astype(str)
+    return pd.factorize(key)[0].astype(np.float64)
 
 
 def _original(group: h5py.Group) -> list[tuple[str, str]]:

@@ -63,12 +63,11 @@ def _with_errors(frame: pd.DataFrame) -> pd.DataFrame:
     stated = frame["error"] if "error" in frame else pd.Series(np.nan, frame.index)
     level = frame["level_hpa"] if "level_hpa" in frame else pd.Series(np.nan, frame.index)
     units = frame["units"] if "units" in frame else pd.Series("", frame.index)
+    names, units = frame["variable"].astype(str), units.fillna("").astype(str)
     error = stated.astype(np.float64).copy()
-    for (name, unit), rows in frame.groupby(
-        ["variable", units.fillna("").astype(str)]
-    ).groups.items():
-        if name in VARIABLES and stated[rows].isna().any():
+    for name, unit in set(zip(names, units, strict=True)):
+        rows = (names == name) & (units == unit) & stated.isna()
+        if name in VARIABLES and rows.any():
             factor = (VARIABLES[name].conversion(unit) if unit.strip() else None) or (1.0, 0.0)
-            default = observation_error(name, level[rows].to_numpy(np.float64)) / factor[0]
-            error[rows] = stated[rows].where(stated[rows].notna(), default)
+            error[rows] = observation_error(name, level[rows].to_numpy(np.float64)) / factor[0]
     return frame.assign(error=error)

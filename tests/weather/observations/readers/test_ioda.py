@@ -171,6 +171,33 @@ def test_virtual_temperatures_are_dried(write):
     assert found.note == "not converted: rainfall"
 
 
+@pytest.mark.parametrize("numbered", [True, False])
+def test_soundings_are_hydrostatic(numbered, write, path):
+    values = {
+        "airTemperature": (np.array([283.0, 272.0, 230.0]), "K"),
+        "height": (np.array([1457.0, 3512.0, 10_000.0]), "m"),  # 500 m too high at 700 hPa
+    }
+    times = TIMES if numbered else TIMES[[0, 0, 2]]
+    write(times, pressure=(85_000.0, 70_000.0, 50_000.0), ObsValue=values)
+    if numbered:
+        with h5py.File(path, "a") as file:
+            file["MetaData/sequenceNumber"] = np.array([7, 7, 8])
+    found = read_ioda(path)
+    assert found.rejected == {"hydrostatic check": 4}
+    assert rows(found, "geopotential")["level_hpa"].tolist() == [500.0]
+
+
+def test_masked_integers_and_empty_variables_are_missing(write):
+    values = {
+        "airTemperature": (np.array([270, -999, 230], np.int32), "K", -999),
+        "windEastward": (np.full(3, np.nan), "m s-1"),
+    }
+    found = read_ioda(write(ObsValue=values))
+    assert rows(found, "temperature")["value"].tolist() == [270.0, 230.0]
+    assert len(found.frame) == 2
+    assert not found.rejected
+
+
 def test_damaged_files_are_refused(write, path):
     content = write(
         ObsValue={"airTemperature": (np.array([270.0, 260.0, 230.0]), "K")}
