@@ -9,6 +9,7 @@ import apps.diffusion.studies.base as base
 import apps.diffusion.studies.fused_views as views
 import apps.diffusion.studies.fusion as fusion
 import apps.diffusion.studies.retrieval as retrieval
+import apps.diffusion.works.denoiser as denoiser
 import apps.diffusion.works.fused_images as fused_images
 import apps.diffusion.works.gates as gates
 import apps.diffusion.works.judge as judge
@@ -87,7 +88,7 @@ def test_retrieval(world, asked, monkeypatch):
 def few(monkeypatch):
     """Two combinations of each group, few steps and trials, two variants and three rivals."""
     every = tasks.combinations
-    for module in (tasks, losses, gates, fused_images, retained, fusion, views):
+    for module in (tasks, losses, denoiser, gates, fused_images, retained, fusion, views):
         monkeypatch.setattr(module, "combinations", lambda group: every(group)[:2])
     for name, own in list(fusion.VARIANTS.items()):
         if name in ("gates", "x_lora", "layer_strengths"):
