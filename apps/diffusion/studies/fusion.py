@@ -98,6 +98,12 @@ SPACES: dict[str, dict[str, tuple[float, float]]] = {
 }
 """What is tuned of rivals; ``sum`` with tuned strengths is their plainest."""
 
+SCHEDULED = ("switch", "k_lora")
+"""Rivals that follow the steps of a run: they are tuned at all times that they are tested at.
+
+At half as many times, a period of steps is only seen where it happens to be seen.
+"""
+
 PUBLISHED = ("sum", "mean", "ties", "dare_linear", "switch", "k_lora")
 GROUPS = {
     "test2": "48 unseen pairs",
@@ -152,7 +158,10 @@ class Fused:
             partial(trial, **self.places),
             trials=TRIALS,
             ticks=len(combinations("tried")),
-            own={name: {"tuned": list(box)} for name, box in SPACES.items()},
+            own={
+                name: {"tuned": list(box), "times": TIMES if name in SCHEDULED else None}
+                for name, box in SPACES.items()
+            },
             start=self.start,
         )
         return rates | rivals

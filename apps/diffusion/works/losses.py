@@ -211,7 +211,7 @@ def trial(
             "settings": settings,
             "group": "tried",
             "part": "gate",
-            "times": TRIED_TIMES,
+            "times": piece.get("times", TRIED_TIMES),
             "most": TRIED_MOST,
         },
     )

@@ -1,12 +1,15 @@
 """Signs, intervals and words of the verdicts, on losses of known answer."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from apps.diffusion.studies.fusion import (
     GROUPS,
+    TIMES,
+    Fused,
     bars_of,
     best_rival,
     best_score,
@@ -99,3 +102,19 @@ def test_a_note_tells_the_loss_without_a_model():
     rows = compared(found, "test2", GROUPS["test2"])
     assert "+12." in notes_of(rows)[0]
     assert notes_of([row for row in rows if row.method != "linear_denoiser"]) == []
+
+
+def test_schedules_are_tuned_at_the_times_of_the_test():
+    asked = []
+
+    def tune(spaces, work, *, own, **options):
+        asked.append(own)
+        return {name: Choice({}, [], []) for name in spaces}
+
+    world = SimpleNamespace(
+        zoo=lambda seed: {}, gates_start="", base_folder="", drawings_folder=None
+    )
+    Fused(SimpleNamespace(tune=tune), world, (0,)).chosen()
+    times = {name: settings.get("times") for name, settings in asked[1].items()}
+    assert {name for name, found in times.items() if found is not None} == {"switch", "k_lora"}
+    assert times["switch"] == times["k_lora"] == TIMES
