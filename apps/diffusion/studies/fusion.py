@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ GROUPS = {
 METRIC = "log_loss_ratio"
 SHOWN = ("none", "alone1", "sum", "mean", "ties", "switch", "composite", "k_lora", "gates", "baked",
          BLIND)  # fmt: skip
-"""Methods whose images, retention and cost are shown, with the best tuned rival."""
+"""Methods whose images, retention and cost are shown, with the best rivals."""
 
 LINEAR = "linear_denoiser"
 """No model: the mean and the covariance of drawings in the styles."""
@@ -246,12 +246,12 @@ def fusion_study(asked: Asked, world: World) -> None:
     rows: list[Row] = []
     for group, task in GROUPS.items():
         rows += compared(fused.losses(methods, group), group, task)
-    best = best_rival(chosen)
+    best, tuned = best_rival(chosen), best_rival(chosen, SPACES)
     if not asked.run.quick:
-        rows += views(fused, methods, best)
+        rows += views(fused, methods, {best, tuned})
     asked.run.finish(
         rows,
-        bars_of(rows, best),
+        bars_of(rows, tuned),
         seeds=asked.seeds,
         data=[Data("drawings", "all", world.drawings.digest, len(world.drawings), "drawings")],
         headline=headline_of(rows, best),
@@ -259,9 +259,9 @@ def fusion_study(asked: Asked, world: World) -> None:
     )
 
 
-def views(fused: Fused, methods: Sequence[Method], best: str) -> list[Row]:
+def views(fused: Fused, methods: Sequence[Method], best: set[str]) -> list[Row]:
     """Return what images, retention and cost of some methods show."""
-    shown = {*SHOWN, best}
+    shown = {*SHOWN, *best}
     chosen = [method for method in methods if method.name in shown]
     drawn = [method for method in chosen if method.name != "none"]
     triples = [method for method in drawn if method.rival not in NO_TRIPLES]
@@ -290,12 +290,14 @@ def best_score(choice: Choice) -> float:
     return min((float(score) for score in scores if not math.isnan(score)), default=math.inf)
 
 
-def best_rival(chosen: Mapping[str, Choice]) -> str:
+def best_rival(chosen: Mapping[str, Choice], among: Iterable[str] = (*SPACES, BLIND)) -> str:
     """Return the method with the best trial on training combinations, gates aside.
 
-    It is a rival whose settings are tuned, or the trained one that sees what gates see.
+    Args:
+        chosen: Method -> its trials.
+        among: Rivals whose settings are tuned, and the trained one that sees what gates see.
     """
-    rivals = [name for name in (*SPACES, BLIND) if name in chosen]
+    rivals = [name for name in among if name in chosen]
     best = min(rivals, key=lambda name: best_score(chosen[name]))
     return best if best == BLIND else f"{best} tuned"
 
@@ -352,9 +354,9 @@ def headline_of(rows: Sequence[Row], best: str) -> str:
         word = "lower" if row.value > 0 else "higher"
         return (
             f"On unseen pairs the loss of gates is {abs(math.expm1(-row.value)):.1%} {word} than "
-            f"that of the best tuned rival, {best}."
+            f"that of the best rival, {best}."
         )
     return (
-        f"On unseen pairs gates are level with the best tuned rival, {best}: its loss is "
+        f"On unseen pairs gates are level with the best rival, {best}: its loss is "
         f"{math.expm1(row.value):+.1%} [{math.expm1(row.low):+.1%}, {math.expm1(row.high):+.1%}]."
     )
