@@ -24,7 +24,9 @@ LARGEST = 64 * 2**20
 MOST_LEVELS = 2**16 - 1
 """White of an image of 16 bits."""
 
-REPEATS = re.compile(r"(\d+)_.*")
+REPEATS = re.compile(r"([0-9]+)_.*")
+MOST_DIGITS = 4
+"""Of repeats: a longer number, such as that of a day, was not meant so."""
 
 
 class Captioned(NamedTuple):
@@ -149,5 +151,9 @@ def _of_texts(place: Path) -> Iterator[Captioned]:
         if not text.is_file():
             raise GatesError(f"{path} has no caption: write one to {text.name}, empty if need be")
         match = REPEATS.fullmatch(path.parent.name) if path.parent != place else None
+        if match and len(match[1].lstrip("0")) > MOST_DIGITS:
+            raise GatesError(
+                f"{path.parent} would be seen {match[1]} times in an epoch: give it another name"
+            )
         caption = " ".join(text.read_text(encoding="utf-8", errors="replace").split())
         yield Captioned(path, caption, max(1, int(match[1])) if match else 1)

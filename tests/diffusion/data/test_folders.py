@@ -94,6 +94,12 @@ def test_a_table_in_another_encoding_is_one_line(tmp_path):
     assert captioned_images(tmp_path)[0].caption == "caf\u00e9 \u2028 bar"
 
 
+def test_a_day_is_no_number_of_repeats(tmp_path):
+    image(tmp_path / "20240131_garden" / "a.png").with_suffix(".txt").write_text("one")
+    with pytest.raises(GatesError, match="20240131 times in an epoch: give it another name"):
+        captioned_images(tmp_path)
+
+
 def test_images_that_are_not_read_are_named(tmp_path):
     image(tmp_path / "a.png").with_suffix(".txt").write_text("one")
     image(tmp_path / "b.gif").with_suffix(".txt").write_text("two")

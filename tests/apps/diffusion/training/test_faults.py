@@ -64,6 +64,7 @@ FAULTS = {
     "two folders": (("diffusion", "train-lora", "images", "base"), "expected one folder"),
     "empty folder": (lora(images="empty"), "holds no image", {"empty": folder}),
     "image without caption": (lora(images="bare"), "has no caption", {"bare": uncaptioned}),
+    "rank that is not read": (lora("--rank", "2000"), "--rank is 2000, expected 1024 or less"),
     "rank 0": (lora("--rank", "0"), "--rank is 0, expected 1 or more"),
     "NaN learning rate": (lora("--learning_rate", "nan"), "learning_rate"),
     "negative learning rate": (lora("--learning_rate", "-1"), "expected a positive number"),
