@@ -15,6 +15,7 @@ from apps.diffusion.generation.modes import GATED, maker
 from apps.diffusion.generation.pictures import record_of, require_writable, save, save_sheet
 from apps.diffusion.generation.sampling import Sampling
 from apps.diffusion.generation.sources import Sources, studio
+from apps.diffusion.options import refuse_unless_text
 from apps.diffusion.world import World
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
@@ -54,6 +55,7 @@ def generate(
     words = " ".join(prompt or [])
     named = _named(adapters)
     _check(words, k, named, mode)
+    refuse_unless_text(sampling.negative_prompt)
     folder = Path(output) if output is not None else place.run_folder.path / IMAGES
     require_writable(folder)
     console = Console()
@@ -100,6 +102,7 @@ def _check(prompt: str, k: int | None, named: dict[str, float] | None, mode: str
     """Refuse options that make no sense, before anything is read."""
     if not prompt.strip():
         raise GatesError("the prompt is empty: describe what the image is to show")
+    refuse_unless_text(prompt)
     if k is not None and named is not None:
         raise GatesError("--k and --adapters exclude each other: adapters are found, or named")
     if k is not None and k < 1:

@@ -102,5 +102,19 @@ def refuse_unless_share(**numbers: float) -> None:
             raise GatesError(f"--{name} is {number}, expected a fraction from 0 to below 1")
 
 
+def refuse_unless_text(prompt: str) -> None:
+    """Refuse a prompt with bytes that are no text, which no text encoder takes.
+
+    Raises:
+        GatesError: There are some.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise GatesError(
+            f"the prompt is not in UTF-8 at letter {error.start + 1}: write it in UTF-8"
+        ) from error
+
+
 ONE = Machine()
 """One process."""

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apps.diffusion.index import read_encoder
+from apps.diffusion.options import refuse_unless_text
 from core_gates.errors import GatesError
 from diffusion.library import (
     Adapter,
@@ -66,6 +67,7 @@ def search(
     words = " ".join(prompt or [])
     if bool(words.strip()) == (like is not None):
         raise GatesError("expected a prompt or --like, and not both: describe what you look for")
+    refuse_unless_text(words)
     if like is not None:
         with LoraLibrary(folder, index=index, lenient=lenient) as library:
             _show_neighbors(Console(), _alike(library, like, k))

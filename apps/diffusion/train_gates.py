@@ -29,6 +29,9 @@ from diffusion.lora_file.family import modules_in
 from harness.command.verbs import Place
 from harness.experiment import Piece, Run
 
+OF_TABLES = "table_gates"
+"""Folder of gates of tables, apart from those of the zoo that studies look for."""
+
 
 @dataclass(frozen=True)
 class Gates:
@@ -169,7 +172,7 @@ def train(
         settings |= {"start": found.digest, "table": digest, "size": size}
         settings["partners"] = training.partners
     piece = run.piece(gates.name, seed, **settings)
-    obtain(run, piece, partial(work, machine=machine))
+    obtain(run, piece, partial(work, machine=machine), "gates" if csv is None else OF_TABLES)
 
 
 def checked(csv: Path, base: Path) -> list[str]:
@@ -185,9 +188,9 @@ def checked(csv: Path, base: Path) -> list[str]:
     return [*library, *sorted(images)]
 
 
-def obtain(run: Run, piece: Piece, work: Any) -> None:
+def obtain(run: Run, piece: Piece, work: Any, kind: str) -> None:
     """Train what is missing, and print its file."""
-    store = run.store("gates", GatesForm())
+    store = run.store(kind, GatesForm())
     for made in run.obtain(store, [piece], work, ticks=piece["steps"]):
         path = store.find(made)
         assert path is not None

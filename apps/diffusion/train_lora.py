@@ -19,6 +19,7 @@ from apps.diffusion.works.own_adapter import train_own_adapter
 from core_gates.errors import GatesError
 from diffusion.data.folders import captioned_images
 from diffusion.library.paths import slug
+from diffusion.lora_file.container.header import LIMITS
 from diffusion.models.adapters import PARTS
 from harness.command.verbs import Place
 
@@ -69,6 +70,8 @@ class Training:
             GatesError: One makes no sense, or there is no such part of a block.
         """
         refuse_below(1, rank=self.rank, steps=self.steps, batch_size=self.batch_size)
+        if self.rank > LIMITS.rank:
+            raise GatesError(f"--rank is {self.rank}, expected {LIMITS.rank} or less")
         refuse_unless_positive(learning_rate=self.learning_rate)
         refuse_unless_share(caption_dropout=self.caption_dropout)
         if unknown := sorted(set(self.parts) - PARTS.keys()):

@@ -45,6 +45,9 @@ TABLE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """How encoders are trained on a table; the published one has its own sizes."""
 
+OF_TABLES = "table_encoders"
+"""Folder of encoders of tables, apart from those of the zoo that studies look for."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -124,7 +127,7 @@ def train(
     run = run_of(place, overwrite=overwrite)
     if csv is not None:
         own = own_piece(run, place, training, machine, Path(csv), base, text_encoder, seed)
-        obtain(run, *own)
+        obtain(run, *own, OF_TABLES)
         return
     if base is not None or text_encoder is not None or training.batch_size is not None:
         raise GatesError("--base, --text_encoder and --batch_size need --csv")
@@ -141,7 +144,7 @@ def train(
     )
     files, folder = zoo_of(world, machine), world.present_base()
     places: dict[str, Any] = {"base_folder": folder, "files": files, "drawings_folder": drawings}
-    obtain(run, piece, partial(train_encoder, machine=machine, **places))
+    obtain(run, piece, partial(train_encoder, machine=machine, **places), "encoders")
 
 
 def own_piece(
@@ -162,7 +165,12 @@ def own_piece(
     found = None if base in SHAPES else base_at(base, place)
     shape = SHAPES[base or ""]() if found is None else shape_in(found.folder)
     name = text or text_of(found, str(base))
-    split_table(csv, training.held_out, load=reader_of(shape))
+    examples, _ = split_table(csv, training.held_out, load=reader_of(shape))
+    if len({one.concept for one in examples}) < 2:
+        raise GatesError(
+            f"{csv} has adapters of one concept: an encoder learns to tell concepts apart, so give "
+            "rows of two at least"
+        )
     files = {row.model_file for row in read_rows(csv)}
     several = machine.processes if training.batch_size is not None else 1
     piece = run.piece(
@@ -195,9 +203,9 @@ def text_of(base: Base | None, name: str) -> str:
     raise GatesError(f"--base {name} has no text encoder: give --text_encoder")
 
 
-def obtain(run: Run, piece: Piece, work: Any) -> None:
+def obtain(run: Run, piece: Piece, work: Any, kind: str) -> None:
     """Train what is missing, and print its folder."""
-    store = run.store("encoders", EncoderForm())
+    store = run.store(kind, EncoderForm())
     for made in run.obtain(store, [piece], work, ticks=piece["steps"]):
         path = store.find(made)
         assert path is not None

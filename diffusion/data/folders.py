@@ -8,17 +8,25 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from core_gates.errors import GatesError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TABLE = "metadata.jsonl"
+UNREAD = (".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl")
+"""Images that are not read, and named where a folder holds them."""
+
 LARGEST = 64 * 2**20
 """Pixels of an image that is read."""
 
-REPEATS = re.compile(r"(\d+)_.*")
+MOST_LEVELS = 2**16 - 1
+"""White of an image of 16 bits."""
+
+REPEATS = re.compile(r"([0-9]+)_.*")
+MOST_DIGITS = 4
+"""Of repeats: a longer number, such as that of a day, was not meant so."""
 
 
 class Captioned(NamedTuple):
@@ -59,16 +67,16 @@ def captioned_images(folder: str | Path) -> list[Captioned]:
 
 
 def read_image(path: Path, size: int) -> Tensor:
-    """Return an image (3, size, size) from -1 to 1, its middle square, on white.
+    """Return an image (3, size, size) from -1 to 1, its middle square, upright and on white.
 
     Raises:
-        GatesError: It is not an image, damaged or too large.
+        GatesError: It is not an image, damaged or too large, or its levels have no known white.
     """
     try:
         with Image.open(path) as opened:
             if opened.width * opened.height > LARGEST:
                 raise ValueError(f"{opened.width} by {opened.height} pixels are too many")
-            image = opened.convert("RGBA")
+            image = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise GatesError(f"{path} cannot be read as an image: {error}") from error
     white = Image.new("RGBA", image.size, "white")
@@ -81,8 +89,22 @@ def read_image(path: Path, size: int) -> Tensor:
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 127.5 - 1
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return an image with levels from 0 to 255; those of 16 bits would be cut off otherwise.
+
+    Raises:
+        ValueError: Its levels are floating-point numbers, or integers beyond 16 bits.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    levels = np.asarray(image)
+    if image.mode == "F" or levels.min() < 0 or levels.max() > MOST_LEVELS:
+        raise ValueError("its levels are no integers of 8 or 16 bits: save it as one of these")
+    return Image.fromarray((levels / (MOST_LEVELS / 255)).round().astype(np.uint8))
+
+
 def _of_table(place: Path, table: Path) -> Iterator[Captioned]:
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_read(table).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -92,21 +114,46 @@ def _of_table(place: Path, table: Path) -> Iterator[Captioned]:
             raise GatesError(
                 f'{table}, line {number} is no {{"file_name": ..., "text": ...}}: fix or remove it'
             ) from error
-        path = (place / str(name)).resolve()
-        if not path.is_relative_to(place.resolve()) or not path.is_file():
+        path = place / str(name)
+        if "\0" in str(name) or not _is_in(path, place):
             raise GatesError(f"{table}, line {number} names {name!r}, which is not in the folder")
         if not isinstance(text, str):
             raise GatesError(f"{table}, line {number} has no text: give the caption of {name!r}")
-        yield Captioned(path, text)
+        yield Captioned(path.resolve(), text)
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    """Return whether a path is a file in a folder, or below."""
+    return path.resolve().is_relative_to(folder.resolve()) and path.is_file()
+
+
+def _read(table: Path) -> str:
+    """Return the text of a table.
+
+    Raises:
+        GatesError: It cannot be read, or is not in UTF-8.
+    """
+    try:
+        return table.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise GatesError(f"{table} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise GatesError(f"{table} is not in UTF-8: save it with that encoding") from error
 
 
 def _of_texts(place: Path) -> Iterator[Captioned]:
-    for path in sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES):
+    for path in sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES + UNREAD):
         if any(part.startswith(".") for part in path.relative_to(place).parts):
             continue
+        if path.suffix.lower() in UNREAD:
+            raise GatesError(f"{path} is not read, only {', '.join(SUFFIXES)}: convert or move it")
         text = path.with_suffix(".txt")
         if not text.is_file():
             raise GatesError(f"{path} has no caption: write one to {text.name}, empty if need be")
         match = REPEATS.fullmatch(path.parent.name) if path.parent != place else None
+        if match and len(match[1].lstrip("0")) > MOST_DIGITS:
+            raise GatesError(
+                f"{path.parent} would be seen {match[1]} times in an epoch: give it another name"
+            )
         caption = " ".join(text.read_text(encoding="utf-8", errors="replace").split())
         yield Captioned(path, caption, max(1, int(match[1])) if match else 1)

@@ -64,14 +64,14 @@ def held_out_rows(rows: Sequence[TableRow], share: float) -> tuple[list[TableRow
     """Return the rows of training, and those that are held out.
 
     Of each adapter with two rows or more a share is held out, at least one, which depends on the
-    content of its rows alone.
+    content of its rows alone; a row that is there twice counts once, so that it is in one part.
 
     Args:
         rows: Of a table.
         share: From 0, for none, to below 1.
     """
     own: dict[str, list[TableRow]] = {}
-    for row in rows:
+    for row in dict(zip(map(_key, rows), rows, strict=True)).values():
         own.setdefault(row.model_file, []).append(row)
     kept: list[TableRow] = []
     held: list[TableRow] = []

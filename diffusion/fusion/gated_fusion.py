@@ -76,6 +76,9 @@ class GatedFusion(Attachable, nn.Module):
     ) -> None:
         super().__init__()
         check_option("mode", mode, ("gated", "sum"))
+        idle = sorted(options.keys() - {"dtype", "device"}) + ["gates"] * (gates is not None)
+        if mode == "sum" and idle:
+            raise GatesError(f"mode='sum' has no gates: leave {', '.join(idle)} out")
         _refuse_attached(model)
         self._model, self.mode, self.room, self.everywhere = (model,), mode, room, everywhere
         self.family = family_of(model)
@@ -120,13 +123,18 @@ class GatedFusion(Attachable, nn.Module):
         try:
             self._attach()
         except BaseException:
+            detach_adapters(self.model)
             self.detach()
             raise
         return self
 
     def detach(self) -> None:
-        """Leave the model with its own layers, the same objects with the same bits."""
-        detach_adapters(self.model)
+        """Leave the model with its own layers, the same objects with the same bits.
+
+        Adapters that something else has attached stay in force.
+        """
+        if self.attached:
+            detach_adapters(self.model)
         self._layers = {}
         if self._clock is not None:
             self._clock.stop()
@@ -227,7 +235,7 @@ class GatedFusion(Attachable, nn.Module):
         state: dict[str, dict[str, Tensor]] = {}
         if path is not None:
             state = load_gates(path, [site.name for site in self._sites])
-            options = options | _options_of(next(iter(state.values())))
+            options = _agreed(options, _options_of(next(iter(state.values()))), path)
             if lacking := [name for name in sites if name not in state]:
                 raise GatesError(f"{path} holds no gates for {listed(lacking)}: give others")
             sites = {site.name: site for site in self._sites if site.name in state}
@@ -345,6 +353,22 @@ def _options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     elif "weight_base" not in state:
         variant = "no_base" if "weight_cross" in state else "no_cross"
     return {"variant": variant, "time": "film" if "weight_time" in state else "implicit"}
+
+
+def _agreed(
+    given: Mapping[str, Any], found: Mapping[str, Any], path: str | Path
+) -> dict[str, Any]:
+    """Return the options of gates, those of their file included.
+
+    Raises:
+        GatesError: The file holds other gates than those that are asked for.
+    """
+    for name, value in found.items():
+        if name in given and given[name] != value:
+            raise GatesError(
+                f"{path} holds gates with {name}={value!r}, not {given[name]!r}: leave {name} out"
+            )
+    return {**given, **found}
 
 
 def _load(gate: LoraGate, state: Mapping[str, Tensor], site: str) -> None:

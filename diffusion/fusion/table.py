@@ -45,18 +45,17 @@ def read_shown(path: Path) -> list[Shown]:
     found: dict[tuple[str, ...], Shown] = {}
     for row in read_rows(path):
         names = tuple(name.strip() for name in row.model_file.split(SEPARATOR) if name.strip())
-        if len(set(names)) < len(names):
-            raise GatesError(
-                f"line {row.line} of {label(path)} names an adapter twice: give each once"
-            )
+        if not names or len({inside(path.parent, name) for name in names}) < len(names):
+            what = "names an adapter twice: give each once" if names else "names no adapter"
+            raise GatesError(f"line {row.line} of {label(path)} {what}")
         one = found.setdefault(names, Shown(names, [], []))
         one.images.append(_image(path, row))
         one.captions.append(row.forms[0] if row.forms else next(iter(row.captions)))
     alone = [names for names in found if len(names) == 1]
-    if len(alone) == len(found) < 2:
+    if len(alone) == 1:
         raise GatesError(
-            f"{label(path)} has images of one adapter: gates weigh several, so give rows of two "
-            "adapters at least"
+            f"{label(path)} has images of {'one adapter' if len(found) == 1 else alone[0][0]}"
+            " alone: gates weigh several, so give rows of two such adapters, or none"
         )
     return list(found.values())
 

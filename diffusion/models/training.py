@@ -1,6 +1,6 @@
 """Training of a transformer, or of what is attached to one, by flow matching."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -27,18 +27,28 @@ class LatentBatch(NamedTuple):
 
 
 class Latents(Dataset[LatentBatch]):
-    """Latents in memory, which are looked up a batch at a time."""
+    """Latents in memory, which are looked up a batch at a time.
 
-    def __init__(self, latents: Tensor, text: TextStates) -> None:
+    Args:
+        latents: (N, C, h, w), scaled as the model sees them.
+        text: Of their captions.
+        rows: Those of an epoch, some of them several times; all once if None.
+    """
+
+    def __init__(
+        self, latents: Tensor, text: TextStates, rows: Sequence[int] | None = None
+    ) -> None:
         if len(latents) != len(text.pooled):
             raise ValueError(f"{len(latents)} latents have {len(text.pooled)} captions")
         self.latents, self.text = latents, text
+        self.rows = torch.arange(len(latents)) if rows is None else torch.as_tensor(rows)
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.rows)
 
-    def __getitem__(self, rows: list[int]) -> LatentBatch:
-        """Return the latents of some rows."""
+    def __getitem__(self, places: list[int]) -> LatentBatch:
+        """Return the latents of some places of an epoch."""
+        rows = self.rows[places]
         return LatentBatch(self.latents[rows], self.text.tokens[rows], self.text.pooled[rows])
 
 
@@ -49,11 +59,18 @@ class LatentDataModule(L.LightningDataModule):
         latents: (N, C, h, w), scaled as the model sees them.
         text: Of their captions.
         batch_size: Of training; fewer where there are fewer latents.
+        rows: Those of an epoch, some of them several times; all once if None.
     """
 
-    def __init__(self, latents: Tensor, text: TextStates, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        latents: Tensor,
+        text: TextStates,
+        batch_size: int = 64,
+        rows: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        self.data = Latents(latents, text)
+        self.data = Latents(latents, text, rows)
         self.batch_size = min(batch_size, len(self.data))
 
     def train_dataloader(self) -> DataLoader[LatentBatch]:

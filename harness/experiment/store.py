@@ -52,10 +52,11 @@ class Store(Generic[R]):
         """Return the folder of a result with these settings: of the run, else of the package.
 
         Raises:
-            SettingsDiffer: That of the run folder has others, and may not be overwritten.
+            SettingsDiffer: That of the run folder has others, may not be overwritten, and the
+                package has none.
         """
-        own = self.folder / piece.name
-        if own.is_dir():
+        own, packaged = self.folder / piece.name, self._packaged(piece)
+        if own.is_dir() and (packaged is None or self.holds(piece)):
             record = read_record(own)
             found = gap(record, piece)
             if not found:
@@ -70,11 +71,13 @@ class Store(Generic[R]):
                     f"{own} was made with other settings ({found}): give those, or --name NEW for "
                     "another run, or --overwrite to replace it"
                 )
-        if self.shipped is not None:
-            path = self.shipped / piece.name
-            if path.is_dir() and not gap(read_record(path), piece):
-                return path
-        return None
+        return packaged
+
+    def _packaged(self, piece: Piece) -> Path | None:
+        """Return the folder of a result of the package with these settings."""
+        if self.shipped is None or not (path := self.shipped / piece.name).is_dir():
+            return None
+        return None if gap(read_record(path), piece) else path
 
     def holds(self, piece: Piece) -> bool:
         """Return whether the run folder itself has a result with these settings."""

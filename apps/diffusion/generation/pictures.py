@@ -39,6 +39,8 @@ def record_of(studio: Studio, found: Generated, mode: str) -> dict[str, Any]:
         for one in record["adapters"]
     ]
     named = {} if found.mode in ("gated", "sum", "none") else {"mode": mode}
+    if studio.dtype is not None:
+        named["dtype"] = studio.dtype
     return {
         **record,
         **named,

@@ -52,6 +52,18 @@ class Sampling:
             raise GatesError(f"--size is {self.size}, expected 1 or more")
 
     def options(self, studio: Studio) -> dict[str, Any]:
-        """Return the options of the pipeline of diffusers."""
+        """Return the options of the pipeline of diffusers.
+
+        Raises:
+            GatesError: One would do nothing with this base.
+        """
+        if studio.guided and self.guidance < 1:
+            raise GatesError(
+                f"--guidance is {self.guidance}, which this base takes for 1, no guidance: give 1,"
+                " or more"
+            )
+        if self.negative_prompt and not (studio.guided and self.guidance > 1):
+            way = "give --guidance above 1" if studio.guided else "this base has none"
+            raise GatesError(f"--negative_prompt does nothing without such guidance: {way}")
         found = studio.options(self.steps, self.guidance, self.size)
         return found | ({"negative_prompt": self.negative_prompt} if self.negative_prompt else {})

@@ -75,6 +75,7 @@ class Studio:
         gates: File of gates; None if there are none.
         hashes: Of base, gates and encoder.
         model: Name of the base.
+        dtype: Type of the parameters of the base; None for the embedded one, which has its own.
         notices: What a user has to know.
     """
 
@@ -84,10 +85,25 @@ class Studio:
     gates: Path | None
     hashes: dict[str, str | None]
     model: str
+    dtype: str | None = None
     notices: list[str] = field(default_factory=list)
 
+    @property
+    def guided(self) -> bool:
+        """Whether images are guided away from those of another prompt; FLUX.1 knows its scale."""
+        return self.base is not None or self.pipe.family != "flux"
+
     def options(self, steps: int, guidance: float | None, size: int | None) -> dict[str, Any]:
-        """Return the options of the pipeline of diffusers."""
+        """Return the options of the pipeline of diffusers.
+
+        Raises:
+            GatesError: The base cannot make images of this size.
+        """
+        if self.base is not None and size not in (None, self.base.size):
+            raise GatesError(
+                f"--size is {size}, the embedded base makes images of {self.base.size} pixels:"
+                " leave it out"
+            )
         scale = "guidance_scale" if self.base is None else "true_cfg_scale"
         found: dict[str, Any] = {"num_inference_steps": steps}
         if guidance is not None:
@@ -128,6 +144,10 @@ def opened(sources: Sources, world: Callable[[], World], progress: Progress) -> 
         dtype=getattr(torch, given.dtype),
         offload=given.offload,
     )
+    if base is not None and given.dtype != "float32":
+        raise GatesError(
+            f"--dtype is {given.dtype}, the embedded base computes in float32: leave it out"
+        )
     text = None if base is None else _text_of(base)
     encoder = None if given.encoder is None else _encoder(given.encoder, base, text)
     gates = None if given.gates is None else Path(given.gates)
@@ -137,12 +157,15 @@ def opened(sources: Sources, world: Callable[[], World], progress: Progress) -> 
         hashes["gates"] = content_digest(gates).sha256[:DIGITS]
     if encoder is not None:
         hashes["encoder"] = encoder.fingerprint
+    if given.components is not None:
+        hashes["components"] = content_digest(Path(given.components)).sha256[:DIGITS]
     library = LoraLibrary(given.library, encoder, text, index=given.index)
     _scan(library, progress)
     finder = Finder(library)
     auto = AutoLoraPipeline(pipe, finder, gates, text)
-    notices = [] if gates is not None else [NO_GATES]
-    return Studio(auto, finder, base, gates, hashes, place.stem, notices)
+    notices = [NO_GATES] if gates is None else _lacking(gates)
+    dtype = given.dtype if base is None else None
+    return Studio(auto, finder, base, gates, hashes, place.stem, dtype, notices)
 
 
 def studio(sources: Sources, world: Callable[[], World], progress: Progress) -> closing[Studio]:
@@ -222,6 +245,18 @@ def _check_gates(path: Path, model: torch.nn.Module, digest: str | None) -> None
             f"{path} was trained on another base ({trained}), found {digest}: give the gates of "
             "this one"
         )
+
+
+def _lacking(gates: Path) -> list[str]:
+    """Return what gates were trained with and images are made without, in words."""
+    record = read_record(gates.parent)
+    rank = None if record is None else record.settings.get("global_rank")
+    if not rank:
+        return []
+    return [
+        f"the gates were trained with one more adapter, what all have in common in rank {rank}: it"
+        " takes no part here"
+    ]
 
 
 def _digest(place: Path, base: EmbeddedBase | None) -> str:

@@ -28,7 +28,7 @@ from diffusion.fusion.sites import linear_sizes
 from diffusion.fusion.table import Shown, read_shown, tasks_of
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.reading import Base
-from diffusion.models.codec import load_codec
+from diffusion.models.codec import EmbeddedCodec, load_codec
 from diffusion.models.text import TextStates
 from diffusion.rivals.registry import make_rival
 from harness.experiment import Job, Piece
@@ -128,7 +128,8 @@ def train_own_gates(
     library = library_of(shown, csv, linear_sizes(codec.transformer))
     empty = codec.states([""])
     codec.release()
-    job.note(combinations=len(tasks))
+    embedded = isinstance(codec, EmbeddedCodec)
+    job.note(combinations=len(tasks), base=weights_digest(base_folder) if embedded else None)
     return fitted(piece, job, codec.transformer, library, tasks, empty, machine)
 
 

@@ -34,7 +34,7 @@ def train_own_adapter(
     latents = latents_of(codec, [one.path for one in found])
     empty = codec.states([""])
     codec.release()
-    data = LatentDataModule(latents[rows], text.of(rows), piece["batch_size"])
+    data = LatentDataModule(latents, text, piece["batch_size"], rows)
     layers = layers_of(codec.transformer, piece["parts"])
     kind = EMBEDDED if isinstance(codec, EmbeddedCodec) else ARCHITECTURES[codec.family]
     job.note(images=len(found))

@@ -1,12 +1,19 @@
 """``gates diffusion generate`` on a small base of random weights."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from apps.diffusion.generation.pictures import name_of, record_of
+from apps.diffusion.generation.sampling import Sampling
+from apps.diffusion.generation.sources import Studio
+from core_gates.errors import GatesError
 from diffusion.data.pictures import parameters_of
+from diffusion.fusion.pipeline import Generated
 from diffusion.lora_file import FluxShape
 from diffusion.models.text import text_encoder
 from diffusion.retrieval.checkpoint import save_encoder
@@ -193,10 +200,55 @@ def test_faulty_calls(small_world, gates, faulty_inputs, write):
             "guidance that is no number": (call("--guidance", "nan"), "expected float"),
             "negative guidance": (call("--guidance", "-1"), "--guidance is -1.0"),
             "no images": (call("--count", "0"), "--count is 0"),
+            "guidance that does nothing": (call("--guidance", "0.5"), "takes for 1"),
+            "a negative prompt that does nothing": (
+                call("--guidance", "1", "--negative_prompt", "rain"), "give --guidance above 1",
+            ),
+            "a size of the embedded base": (call("--size", "64"), "images of 32 pixels"),
+            "a dtype of the embedded base": (call("--dtype", "bfloat16"), "computes in float32"),
+            "a prompt of bytes": (call(prompt="caf\udcff"), "not in UTF-8 at letter 4"),
             "no base": (call("--base", "nowhere"), "nowhere holds no pipeline"),
         },
         folder=small_world,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "guided"), [("flux", False), ("sd3", True)])
+def test_options_that_a_base_ignores_are_refused(family, guided):
+    pipe = SimpleNamespace(family=family)
+    studio = Studio(pipe, None, None, None, {}, "other", "bfloat16")
+    assert Sampling(guidance=3.5, size=64).options(studio)["guidance_scale"] == 3.5
+    assert studio.guided == guided
+    given = {"guidance": 3.5, "negative_prompt": "rain"}
+    if guided:
+        assert Sampling(**given).options(studio)["negative_prompt"] == "rain"
+        with pytest.raises(GatesError, match="takes for 1"):
+            Sampling(guidance=0).options(studio)
+        return
+    assert Sampling(guidance=0).options(studio)["guidance_scale"] == 0
+    with pytest.raises(GatesError, match="this base has none"):
+        Sampling(**given).options(studio)
+
+
+def test_numbers_of_other_bases_are_in_the_record():
+    finder = SimpleNamespace(described=lambda name, prompt: {})
+    made = Generated([], "snow", 0, "sum", (), {}, None, {})
+    records = [
+        record_of(Studio(None, finder, None, None, {}, "other", dtype), made, "sum")
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert [one["dtype"] for one in records] == ["float32", "bfloat16"]
+    assert name_of(records[0]) != name_of(records[1])
+
+
+def test_gates_that_lack_their_common_adapter_say_so(made, small_world):
+    (small_world / "common").mkdir()
+    shutil.copy(small_world / "gates.safetensors", small_world / "common")
+    record = {"fingerprint": "", "identity": {}, "settings": {"global_rank": 2}, "facts": {}}
+    (small_world / "common" / "record.json").write_text(json.dumps(record))
+    _, printed = made("out", "snow", *HERE, "--gates", "common/gates.safetensors")
+    assert "one more adapter, what all have in common in rank 2" in printed
+    assert "one more adapter" not in made("out", "snow", *GATED)[1]
 
 
 def test_an_output_that_may_not_be_written(small_world, faulty_inputs, monkeypatch):

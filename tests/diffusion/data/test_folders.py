@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -42,6 +43,7 @@ def test_a_table_names_images(tmp_path):
         ('{"file_name": "b.png", "text": "a"}', "not in the folder"),
         ('{"file_name": "a.png"}', "no text"),
         ('{"file_name": "a.png", "text": 3}', "no text"),
+        ('{"file_name": "a.png\\u0000", "text": "a"}', "not in the folder"),
     ],
 )
 def test_a_damaged_table_is_one_line(tmp_path, line, words):
@@ -80,3 +82,49 @@ def test_what_is_no_image_is_one_line(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(GatesError, match="cannot be read as an image"):
         read_image(path, 32)
+
+
+def test_a_table_in_another_encoding_is_one_line(tmp_path):
+    image(tmp_path / "a.png")
+    line = '{"file_name": "a.png", "text": "caf\u00e9 \u2028 bar"}'
+    (tmp_path / "metadata.jsonl").write_bytes(line.replace("\u2028", "").encode("latin-1"))
+    with pytest.raises(GatesError, match="is not in UTF-8"):
+        captioned_images(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text(line, encoding="utf-8-sig")
+    assert captioned_images(tmp_path)[0].caption == "caf\u00e9 \u2028 bar"
+
+
+def test_a_day_is_no_number_of_repeats(tmp_path):
+    image(tmp_path / "20240131_garden" / "a.png").with_suffix(".txt").write_text("one")
+    with pytest.raises(GatesError, match="20240131 times in an epoch: give it another name"):
+        captioned_images(tmp_path)
+
+
+def test_images_that_are_not_read_are_named(tmp_path):
+    image(tmp_path / "a.png").with_suffix(".txt").write_text("one")
+    image(tmp_path / "b.gif").with_suffix(".txt").write_text("two")
+    with pytest.raises(GatesError, match=r"b\.gif is not read"):
+        captioned_images(tmp_path)
+
+
+def test_the_levels_of_an_image_do_not_depend_on_its_bits(tmp_path):
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "8.png")
+    Image.fromarray(levels.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    found = [read_image(tmp_path / name, 16) for name in ("8.png", "16.png")]
+    assert torch.equal(*found)
+    assert torch.equal(((found[0][0] + 1) * 127.5).round(), torch.arange(256.0).reshape(16, 16))
+    Image.fromarray(levels.astype(np.float32) / 255).save(tmp_path / "f.tiff")
+    with pytest.raises(GatesError, match="8 or 16 bits"):
+        read_image(tmp_path / "f.tiff", 16)
+
+
+def test_an_image_is_upright(tmp_path):
+    picture = Image.new("RGB", (32, 32), "black")
+    picture.paste("white", (0, 0, 32, 16))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned right
+    picture.save(tmp_path / "a.png", exif=turned)
+    found = read_image(tmp_path / "a.png", 32)
+    assert found[:, :, :16].eq(-1).all()
+    assert found[:, :, 16:].eq(1).all()

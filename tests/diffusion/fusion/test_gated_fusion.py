@@ -98,8 +98,11 @@ def test_nested_use_is_refused(model, inputs, adapters):
             with pytest.raises(GatesError, match="has adapters already: detach them"):
                 attempt()
         assert fused.attached
-        model(**{name: tensor.double() for name, tensor in inputs.items()})
+        expected = model(**inputs)[0]
+        other.detach()
+        assert torch.equal(model(**inputs)[0], expected)
     assert not fused.attached
+    assert not torch.allclose(model(**inputs)[0], expected)
 
 
 def test_gates_train_alone_know_the_time_and_stay_between_attachments(model, inputs, adapters):
@@ -135,6 +138,16 @@ def test_gates_are_saved_and_loaded_by_their_layers(model, inputs, adapters, tmp
     with loaded:
         assert_close(model(**inputs)[0], expected, rtol=0, atol=0)
     assert {gate.variant for gate in loaded.gates.values()} == {variant}
+
+
+def test_options_that_would_do_nothing_are_refused(model, adapters, tmp_path):
+    path = GatedFusion(model, adapters, variant="no_base").save_gates(tmp_path / "g.safetensors")
+    with pytest.raises(GatesError, match="variant='no_base', not 'full': leave variant out"):
+        GatedFusion(model, adapters, gates=path, variant="full")
+    assert GatedFusion(model, adapters, gates=path, variant="no_base", time="implicit").gates
+    for options in ({"gates": path}, {"variant": "full"}):
+        with pytest.raises(GatesError, match="mode='sum' has no gates"):
+            GatedFusion(model, adapters, mode="sum", **options)
 
 
 def test_wrong_gates_are_refused(model, adapters, bundle, tmp_path):

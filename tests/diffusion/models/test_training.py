@@ -47,6 +47,20 @@ def test_batches_hold_latents_with_their_captions(data):
         LatentDataModule(data.data.latents, data.data.text[:7])
 
 
+def test_repeated_latents_are_not_copied(data):
+    rows = [0, 0, 0, 5]
+    torch.manual_seed(0)
+    often = LatentDataModule(data.data.latents, data.data.text, 2, rows)
+    copied = LatentDataModule(data.data.latents[rows], data.data.text.of(rows), 2)
+    assert often.data.latents is data.data.latents
+    found = []
+    for module in (often, copied):
+        torch.manual_seed(1)
+        found.append(list(module.train_dataloader()))
+    assert len(found[0]) == 2
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 def test_the_loss_falls_and_the_rate_ends_at_zero(data, trainer):
     torch.manual_seed(0)
     model = transformer_of("unit")

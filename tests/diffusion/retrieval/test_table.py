@@ -6,6 +6,7 @@ import torch
 from diffusion.lora_file import LoraFileError, save_lora
 from diffusion.retrieval import Example, read_table
 from diffusion.retrieval.captions import Captions
+from diffusion.retrieval.table import split_table
 
 HEADER = "model_file,image_file,text,text_short,text_medium"
 
@@ -100,3 +101,12 @@ def test_captions_that_are_refused(adapter, words, one_line):
     assert "unit length" in one_line(
         LoraFileError, Captions, [Example(adapter(0), ["a"], "x")], Long()
     )
+
+
+def test_a_row_that_is_there_twice_is_in_one_part(folder):
+    rows = [f"a.safetensors,{n}.png,caption {n},," for n in range(5)]
+    path = write(folder, "\n".join([HEADER, *rows, *rows, "b.safetensors,9.png,x,,"]))
+    training, validation = split_table(path, 0.4)
+    seen, held = ({text for one in part for text in one.captions} for part in (training, validation))
+    assert (len(seen), len(held)) == (4, 2)
+    assert not seen & held

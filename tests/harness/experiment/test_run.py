@@ -98,6 +98,19 @@ def test_nothing_scored_is_said(run):
     assert not run.scores.exists()
 
 
+def test_what_ships_is_found_next_to_a_result_of_other_settings(tmp_path):
+    package, own = tmp_path / "package", tmp_path / "run"
+    piece, other, third = (Piece("square", 1, {}, {"rate": rate}) for rate in (0.1, 0.2, 0.3))
+    shipped = Store("squares", Figures(), package).keep(piece, {"score": 1.0})
+    store = Store("squares", Figures(), own, package)
+    mine = store.keep(other, {"score": 2.0})
+    assert (store.find(piece), store.find(other)) == (shipped, mine)
+    assert (store.load(piece)["score"], store.load(other)["score"]) == (1.0, 2.0)
+    assert not store.holds(piece)
+    with pytest.raises(SettingsDiffer, match=r"rate 0\.2, now 0\.3"):
+        store.find(third)
+
+
 @pytest.mark.fault("endoscopy A1")
 def test_results_of_other_settings_are_refused_by_name(run, work):
     store = run.store("squares", Figures())

@@ -64,6 +64,7 @@ FAULTS = {
     "two folders": (("diffusion", "train-lora", "images", "base"), "expected one folder"),
     "empty folder": (lora(images="empty"), "holds no image", {"empty": folder}),
     "image without caption": (lora(images="bare"), "has no caption", {"bare": uncaptioned}),
+    "rank that is not read": (lora("--rank", "2000"), "--rank is 2000, expected 1024 or less"),
     "rank 0": (lora("--rank", "0"), "--rank is 0, expected 1 or more"),
     "NaN learning rate": (lora("--learning_rate", "nan"), "learning_rate"),
     "negative learning rate": (lora("--learning_rate", "-1"), "expected a positive number"),
@@ -95,6 +96,10 @@ FAULTS = {
     "adapter outside": (
         retriever(csv="bad.csv"), "lies outside of", csv(COLUMNS + "../a.safetensors,0.png,x,,\n"),
     ),
+    "one concept": (
+        retriever(csv="bad.csv"), "adapters of one concept",
+        csv(COLUMNS + "a0.safetensors,images/0.png,x,,\n"),
+    ),
     "no text encoder": (retriever(base="flux"), "--base flux has no text encoder"),
     "steps 0": (retriever("--steps", "0"), "--steps is 0, expected 1 or more"),
     "unknown recipe": (retriever("--recipe", "mine"), "recipe: expected"),
@@ -122,6 +127,20 @@ FAULTS = {
     "adapter twice": (
         gates(csv="bad.csv"), "names an adapter twice",
         csv(COLUMNS + ROWS + "a2.safetensors;a2.safetensors,images/2.png,x,,\n"),
+    ),
+    "adapter twice, in other words": (
+        gates(csv="bad.csv"), "names an adapter twice",
+        csv(COLUMNS + ROWS + "a2.safetensors;./a2.safetensors,images/2.png,x,,\n"),
+    ),
+    "no adapter": (
+        gates(csv="bad.csv"), "names no adapter", csv(COLUMNS + ROWS + ";,images/2.png,x,,\n"),
+    ),
+    "adapter without partners": (
+        gates(csv="bad.csv"), "has images of a2.safetensors alone",
+        csv(
+            COLUMNS + "a0.safetensors;a1.safetensors,images/0.png,x,,\n"
+            "a2.safetensors,images/2.png,x,,\n"
+        ),
     ),
     "shares that differ": (
         gates("--devices", "3"), "cannot be shared equally by 3 processes",

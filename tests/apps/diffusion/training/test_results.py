@@ -1,9 +1,12 @@
 """What training runs leave is what other verbs and programs take."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from apps.main import main
 from diffusion.fusion import GatedFusion
@@ -121,6 +124,27 @@ def test_a_table_may_name_several_adapters(gates, command, place, table, made):
     printed = gates(*command("train-gates", "--partners", "1", steps=2))
     record = json.loads((place / last(printed)).with_name("record.json").read_text())
     assert record["facts"]["combinations"] == 4
+
+
+def test_results_of_tables_are_apart_from_those_of_the_zoo(gates, command, place):
+    for verb, kind in (("train-gates", "gates"), ("train-retriever", "encoders")):
+        path = Path(last(gates(*command(verb, steps=2))))
+        run = next(one for one in path.parents if one.parent.name == "diffusion")
+        assert sorted(one.name for one in run.iterdir() if kind in one.name) == [f"table_{kind}"]
+    del place
+
+
+def test_gates_of_a_table_know_their_base(gates, command, place, capsys):
+    path = last(gates(*command("train-gates", steps=2)))
+    made = ("diffusion", "generate", "a red apple", "--library", ".", "--steps", "1",
+            "--output", "out", "--adapters", "a0,a1", "--gates", path)  # fmt: skip
+    gates(*made, "--base", "base")
+    shutil.copytree("base", "other")
+    weights = load_file("other/result.safetensors")
+    save_file({name: one * 1.01 for name, one in weights.items()}, "other/result.safetensors")
+    assert main([*made, "--base", "other"]) == 2
+    assert "was trained on another base" in capsys.readouterr().err
+    del place
 
 
 def test_other_settings_need_another_name(gates, command, place, capsys):
