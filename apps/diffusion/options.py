@@ -103,7 +103,7 @@ def refuse_unless_share(**numbers: float) -> None:
 
 
 def refuse_unless_text(prompt: str) -> None:
-    """Refuse a prompt with bytes that are no text, which no text encoder takes.
+    """Refuse a prompt that is not in UTF-8, which no text encoder takes.
 
     Raises:
         GatesError: There are some.

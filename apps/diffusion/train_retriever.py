@@ -168,7 +168,7 @@ def own_piece(
     examples, _ = split_table(csv, training.held_out, load=reader_of(shape))
     if len({one.concept for one in examples}) < 2:
         raise GatesError(
-            f"{csv} has adapters of one concept: an encoder learns to tell concepts apart, so give "
+            f"{csv} has adapters of one concept: an encoder learns to distinguish them, so give "
             "rows of two at least"
         )
     files = {row.model_file for row in read_rows(csv)}

@@ -355,9 +355,7 @@ def _options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"variant": variant, "time": "film" if "weight_time" in state else "implicit"}
 
 
-def _agreed(
-    given: Mapping[str, Any], found: Mapping[str, Any], path: str | Path
-) -> dict[str, Any]:
+def _agreed(given: Mapping[str, Any], found: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
     """Return the options of gates, those of their file included.
 
     Raises:

@@ -107,6 +107,8 @@ def test_a_row_that_is_there_twice_is_in_one_part(folder):
     rows = [f"a.safetensors,{n}.png,caption {n},," for n in range(5)]
     path = write(folder, "\n".join([HEADER, *rows, *rows, "b.safetensors,9.png,x,,"]))
     training, validation = split_table(path, 0.4)
-    seen, held = ({text for one in part for text in one.captions} for part in (training, validation))
+    seen, held = (
+        {text for one in part for text in one.captions} for part in (training, validation)
+    )
     assert (len(seen), len(held)) == (4, 2)
     assert not seen & held
