@@ -96,7 +96,8 @@ class LoraHub(Sum):
         try:
             bounds = [(-BOUND, BOUND)] * len(self.adapters)
             start = np.zeros(len(self.adapters))
-            options = {"maxiter": budget, "rhobeg": 0.5}
+            least = len(self.adapters) + 2  # COBYLA warns of fewer; the budget ends it before
+            options = {"maxiter": max(budget, least), "rhobeg": 0.5}
             minimize(value, start, method="COBYLA", bounds=bounds, options=options)
         except _SpentError:
             pass

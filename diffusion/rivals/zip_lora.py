@@ -56,7 +56,8 @@ class ZipLora(Weighing):
 
     In every layer ``ΔW = ΔW_1 diag(m_1) + ΔW_2 diag(m_2)`` with vectors ``m`` over the inputs, 1 at
     the start. The paper trains them to reproduce what each adapter predicts alone for its own
-    prompt, plus ``λ`` times :meth:`penalty`. They are learned for one pair, which it has to see.
+    prompt, plus ``λ`` times :meth:`penalty`, as :func:`diffusion.rivals.distillation.distill` does.
+    They are learned for one pair, which it has to see.
 
     Args:
         model: See :class:`diffusion.fusion.GatedFusion`.

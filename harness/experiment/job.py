@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning as L
 from lightning.fabric.plugins.environments import LightningEnvironment
@@ -16,14 +16,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from core_gates.errors import GatesError
+from harness.experiment.forms import Form
 from harness.experiment.piece import Piece
 from harness.experiment.record import Record, gap, read_record
-from harness.files import remove
+from harness.files import remove, replacing
 from harness.runs.checkpoint import RunCheckpoint, load_weights
 from harness.runs.quiet import quiet_lightning
 from harness.runs.random_state import capture, restore
 from harness.runs.trainer import ExactTrainer
 
+R = TypeVar("R")
 SAVED_EVERY = 60.0  # seconds of steps that a kill may cost
 SAVED_STEPS = 100  # steps that it may cost on several ranks, which would not agree on the time
 DONE = "done"
@@ -71,6 +73,26 @@ class Job:
         """Keep for the record what was trained on, and other facts."""
         self.objects |= set(objects)
         self.facts |= facts
+
+    def part(self, name: str, form: Form[R], make: Callable[[], R]) -> R:
+        """Return a part of the result, which a killed attempt may have made already.
+
+        Args:
+            name: Of the part, different from that of every other one.
+            form: How it is saved.
+            make: Makes the part; it has to seed itself.
+
+        Raises:
+            GatesError: What was saved is damaged; or what ``make`` raises.
+        """
+        folder = self.folder / f"part-{name}"
+        if folder.is_dir():
+            return form.load(folder)
+        made = make()
+        with replacing(folder) as temporary:
+            temporary.mkdir()
+            form.save(temporary, made)
+        return made
 
     def fit(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 
 from apps.diffusion.studies.fused_views import cost_rows, pictured, retention_rows
 from apps.diffusion.studies.scoring import crossed, score
+from apps.diffusion.studies.seen_pairs import PAIRS, losses_of_seeing
 from apps.diffusion.studies.study import Asked, Method
 from apps.diffusion.works.denoiser import denoiser_losses
 from apps.diffusion.works.gates import GatesForm, is_gated, train_gates
@@ -245,7 +246,10 @@ def fusion_study(asked: Asked, world: World) -> None:
     methods = fused.methods()
     rows: list[Row] = []
     for group, task in GROUPS.items():
-        rows += compared(fused.losses(methods, group), group, task)
+        found = fused.losses(methods, group)
+        if group == PAIRS:
+            found |= losses_of_seeing(fused)
+        rows += compared(found, group, task)
     best, tuned = best_rival(chosen), best_rival(chosen, SPACES)
     if not asked.run.quick:
         rows += views(fused, methods, {best, tuned})

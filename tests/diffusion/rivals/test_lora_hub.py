@@ -44,6 +44,13 @@ def test_the_best_that_was_tried_stays(flux, bundle):
         assert all(abs(value) <= 1.5 for one in tried for value in one.values())
 
 
+def test_a_budget_of_one_is_the_start(flux, bundle):
+    with LoraHub(flux, {"a": bundle(1), "b": bundle(2)}) as rival:
+        calls = []
+        assert rival.search(lambda: calls.append(1) or 1.0, budget=1) == {"a": 0.0, "b": 0.0}
+        assert calls == [1]
+
+
 def test_regularization_draws_towards_zero(flux, bundle):
     with LoraHub(flux, {"a": bundle(1)}, regularization=0.5) as rival:
         assert rival.search(lambda: 1.0, budget=30) == pytest.approx({"a": 0.0}, abs=1e-3)

@@ -223,6 +223,29 @@ def test_a_training_ticks_after_epochs_or_steps(tmp_path, work, ticks, number):
     assert len(seen) == number
 
 
+def test_parts_of_a_result_survive_a_kill(tmp_path):
+    made = []
+
+    def make(name):
+        if name == "fails":
+            raise ValueError
+        made.append(name)
+        return {"score": float(len(made)), "nan": math.nan}
+
+    def part(name):
+        return Job(tmp_path).part(name, Figures(), lambda: make(name))
+
+    first = part("a")
+    with pytest.raises(ValueError):  # noqa: PT011
+        part("fails")
+    assert part("b")["score"] == 2
+    again = part("a")
+    assert made == ["a", "b"]
+    assert again["score"] == first["score"] == 1
+    assert math.isnan(again["nan"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-a", "part-b"]
+
+
 @pytest.mark.fault("video H5")
 def test_callbacks_of_settings_take_part_in_a_training(tmp_path, work):
     path = "lightning.pytorch.callbacks.GradientAccumulationScheduler"

@@ -9,12 +9,14 @@ import apps.diffusion.studies.base as base
 import apps.diffusion.studies.fused_views as views
 import apps.diffusion.studies.fusion as fusion
 import apps.diffusion.studies.retrieval as retrieval
+import apps.diffusion.studies.seen_pairs as seeing
 import apps.diffusion.works.denoiser as denoiser
 import apps.diffusion.works.fused_images as fused_images
 import apps.diffusion.works.gates as gates
 import apps.diffusion.works.judge as judge
 import apps.diffusion.works.losses as losses
 import apps.diffusion.works.retained as retained
+import apps.diffusion.works.seen_pairs as seen_pairs
 import apps.diffusion.works.tasks as tasks
 import apps.diffusion.world as worlds
 from apps.diffusion.studies.study import Asked
@@ -88,7 +90,9 @@ def test_retrieval(world, asked, monkeypatch):
 def few(monkeypatch):
     """Two combinations of each group, few steps and trials, two variants and three rivals."""
     every = tasks.combinations
-    for module in (tasks, losses, denoiser, gates, fused_images, retained, fusion, views):
+    for module in (
+        tasks, losses, denoiser, gates, fused_images, retained, fusion, views, seen_pairs, seeing,
+    ):  # fmt: skip
         monkeypatch.setattr(module, "combinations", lambda group: every(group)[:2])
     for name, own in list(fusion.VARIANTS.items()):
         if name in ("gates", "x_lora", "layer_strengths"):
@@ -101,6 +105,9 @@ def few(monkeypatch):
     for name in list(fusion.PLAIN):
         if name not in ("none", "alone0", "alone1", "sum", "mean", "ties", "switch", "k_lora"):
             monkeypatch.delitem(fusion.PLAIN, name)
+    for rival, own in seen_pairs.FITTING.items():
+        less = {name: 2 for name in ("drawings", "times", "evaluations", "steps") if name in own}
+        monkeypatch.setitem(seen_pairs.FITTING, rival, own | less)
     monkeypatch.setattr(fusion, "TRIALS", 3)
     monkeypatch.setattr(fusion, "TRIED_STEPS", 1)
     monkeypatch.setattr(fusion, "TIMES", 2)
@@ -121,6 +128,10 @@ def test_fusion(world, asked, few):
     assert {"sum", "sum tuned", "switch tuned", "k_lora", "gates", "baked", "x_lora"} <= names
     assert {"layer_strengths", "linear_denoiser"} <= names
     assert len(found["notes"]) == 1
+    seen = [row for row in found["rows"] if row["method"] in seeing.SEEING]
+    assert {row["task"] for row in seen} == {fusion.GROUPS["test2"]}
+    assert sorted(row["versus"] or "" for row in seen) == ["", "", "gates", "gates"]
+    assert not any("sees" in bar["name"] for bar in found["bars"])
     white = [r["value"] for r in found["rows"] if r["method"] == "white image" and not r["versus"]]
     assert len(white) == 2
     assert all(0.1 < value < 0.9 for value in white)
