@@ -18,7 +18,7 @@ from weather.models.adas.network import Adas
 from weather.state import Normalizer
 from weather.training.batch import AssimilationBatch
 from weather.training.losses import log_loss, normalized_rmse, unify_loss
-from weather.training.one_cycle import OneCycle
+from weather.training.optimization import adamw_one_cycle, schedule_steps
 from weather.training.stream import AssimilationDataModule, ProblemSource
 
 LOSSES = {
@@ -270,39 +270,12 @@ class AdasModule(L.LightningModule):
         self.carried["train"] = carried
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW under a one-cycle schedule with a cosine (FengWu-Adas training options)."""
-        optimizer = torch.optim.AdamW(
+        """AdamW under a one-cycle schedule."""
+        return adamw_one_cycle(
             self.analysis.parameters(),
-            lr=self.learning_rate,
+            schedule_steps(self.trainer, self._data.steps),
+            learning_rate=self.learning_rate,
             betas=self.betas,
             weight_decay=self.weight_decay,
+            warmup=self.warmup,
         )
-        schedule = OneCycle(
-            optimizer,
-            max_lr=self.learning_rate,
-            total_steps=self._schedule_steps(),
-            pct_start=self.warmup,
-            div_factor=100,
-            final_div_factor=1e4,
-            cycle_momentum=False,
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def _schedule_steps(self) -> int:
-        """Return the optimizer steps of the whole run, were it not stopped.
-
-        Lightning's own estimate builds the loaders before a checkpoint is read, after which it no
-        longer tells them where to resume.
-
-        Raises:
-            GatesError: The run has no end.
-        """
-        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
-        if epochs is not None and epochs > 0:
-            return -(-self._data.steps * epochs // self.trainer.accumulate_grad_batches)
-        if steps > 0:
-            return steps
-        raise GatesError("the learning rate needs an end: set trainer.max_epochs or max_steps")
