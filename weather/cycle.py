@@ -12,7 +12,6 @@ Forecast = Callable[[Tensor, float], Tensor]
 """A forecast model: states (N, C, H, W) and hours to states of the same shape."""
 
 
-
 @runtime_checkable
 class FramesForecast(Protocol):
     """A forecast model that starts from two successive states, such as FengWu.

@@ -94,9 +94,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
             facts = json.loads((file.metadata() or {}).get("forecast", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise GatesError(
-            f"{path}: not readable as a forecast model ({error}); {ADVICE}"
-        ) from error
+        raise GatesError(f"{path}: not readable as a forecast model ({error}); {ADVICE}") from error
     if not isinstance(facts, dict) or facts.get("kind") != KIND:
         raise GatesError(f"{path}: weights of something else than a forecast model; {ADVICE}")
     return facts, tensors

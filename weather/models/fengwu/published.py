@@ -144,7 +144,7 @@ class PublishedForecast:
             try:
                 check_range(name, low[channel], high[channel])
             except GatesError as error:
-                raise GatesError(f"{self.path} {what} a state whose {label}: {error}") from error
+                raise GatesError(f"{self.path} {what} an impossible {label}: {error}") from error
             if average[channel] > FARTHEST:
                 raise GatesError(
                     f"{self.path} {what} a {label} that averages {average[channel]:.3g} standard "
@@ -217,9 +217,7 @@ def _session(path: Path) -> Any:
         )
     except Exception as error:  # onnxruntime raises many types
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise GatesError(
-            f"{path} cannot be loaded: {line}; download or export it again"
-        ) from error
+        raise GatesError(f"{path} cannot be loaded: {line}; download or export it again") from error
 
 
 def _may_be(extent: object, expected: int) -> bool:
