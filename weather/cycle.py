@@ -107,8 +107,8 @@ class Cycle:
     ) -> Iterator[CycleStep]:
         """Yield one step for each set of observations.
 
-        To go on where a cycle was left, forecast its last analysis with :func:`advance` and give
-        that analysis as ``previous``.
+        To continue a cycle that was stopped, forecast its last analysis with :func:`advance` and
+        give that analysis as ``previous``.
 
         Args:
             background: (B, M, C, H, W) at the time of the first observations.

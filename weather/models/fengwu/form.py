@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,8 @@ ADVICE = "give a file that `gates weather train-forecast` has written, or train 
 class ForecastForm:
     """Keeps a forecast model as ``forecast.safetensors``, see :func:`save_forecast`."""
 
-    FILE = "forecast.safetensors"
+    SUFFIX = ".safetensors"
+    FILE = f"forecast{SUFFIX}"
 
     def save(self, folder: Path, result: FengWuForecast) -> None:
         """Write the weights as bfloat16, with what the network is."""
@@ -86,6 +87,28 @@ def load_forecast(path: str | Path) -> FengWuForecast:
         )
     forecast.load_state_dict({name: tensors[name].to(value.dtype) for name, value in own.items()})
     return forecast.eval().requires_grad_(False)
+
+
+class TrainedForecast(FengWuForecast):
+    """A forecast model that was trained before, for configurations.
+
+    Args:
+        path: File of :func:`save_forecast`.
+
+    Raises:
+        GatesError: The file is missing or damaged, or holds something else.
+    """
+
+    def __init__(self, path: str) -> None:
+        found = load_forecast(path)
+        super().__init__(
+            found.network, found.normalizer, found.increment_sd, step_hours=found.step_hours
+        )
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """Stay in evaluation mode: a cycle trains the assimilation alone."""
+        return super().train(False)
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:

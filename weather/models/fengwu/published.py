@@ -125,7 +125,7 @@ class PublishedForecast:
         if following.shape != current.shape:
             raise GatesError(
                 f"{self.path} returned {tuple(following.shape)} from states "
-                f"{tuple(current.shape)}: it is no file in the layout of FengWu"
+                f"{tuple(current.shape)}: it is not in the layout of FengWu"
             )
         return following
 

@@ -44,9 +44,9 @@ class Start(NamedTuple):
 class FengWuModule(L.LightningModule):
     """Gaussian likelihood of the next state, from the data and from a replay buffer.
 
-    The first ``one_step`` steps start from the data alone. After them a fraction of the rows goes
-    on with a forecast that the model has made before, against the true state of that time. Frames
-    in the buffer are part of the checkpoint: a training that is resumed takes the same steps.
+    The first ``one_step`` steps start from the data alone. After them a fraction of the rows
+    continues a forecast that the model has made before, against the true state of that time. The
+    buffer is part of the checkpoint: a training that is resumed takes the same steps.
 
     Args:
         network: The network.
@@ -247,7 +247,7 @@ class FengWuModule(L.LightningModule):
         return torch.stack(rows)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give every rank all rows: it goes on with its own.
+        """Give every rank all rows: it continues its own.
 
         Raises:
             GatesError: The run has another number of rows or slots.

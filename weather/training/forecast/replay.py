@@ -1,4 +1,4 @@
-"""The replay buffer of FengWu: forecasts under way, from which training goes on."""
+"""The replay buffer of FengWu: forecasts under way, which training continues."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Underway(NamedTuple):
 
 
 class ReplayBuffer:
-    """Keep the model's own forecasts and let training go on from them, one step at a time.
+    """Keep the model's own forecasts and let training continue them, one step at a time.
 
     Every row of the global batch has slots, each of which holds one forecast under way. A training
     step of a row starts from one of its slots, or from the data; the forecast that it makes
     replaces the one it started from, or begins a new one. So errors of many steps are trained on
     without a gradient through more than one (FengWu, arXiv 2304.02948). Rows do not exchange
-    forecasts: whatever rank holds a row, its draws depend on seed, step and row alone. States are
-    kept in the memory of the host.
+    forecasts: whatever rank holds a row, what it takes depends on seed, step and row alone. The
+    states are kept in the memory of the host.
 
     Args:
         rows: Rows of the global batch.
@@ -45,7 +45,7 @@ class ReplayBuffer:
         shape: (C, H, W) of a state.
         max_lead: Steps after which a forecast is given up.
         fraction: Fraction of the steps that start from the buffer once it holds something.
-        seed: Of the draws.
+        seed: Decides which slots are taken.
 
     Attributes:
         lead: (rows, slots) steps since the data, 0 where a slot is empty.

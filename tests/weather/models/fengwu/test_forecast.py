@@ -8,7 +8,12 @@ from torch.testing import assert_close
 from core_gates.errors import GatesError
 from weather.cycle import FramesForecast
 from weather.models.fengwu.forecast import FengWuForecast
-from weather.models.fengwu.form import ForecastForm, load_forecast, save_forecast
+from weather.models.fengwu.form import (
+    ForecastForm,
+    TrainedForecast,
+    load_forecast,
+    save_forecast,
+)
 from weather.state import Normalizer
 
 from .conftest import INCREMENT, MEAN, STD
@@ -165,3 +170,12 @@ def test_networks_that_cannot_be_built(stored, facts):
     save_file(tensors, stored, metadata={"forecast": facts})
     with pytest.raises(GatesError, match="cannot be built"):
         load_forecast(stored)
+
+
+def test_a_configuration_takes_a_trained_model(stored, states):
+    model = TrainedForecast(str(stored)).train()
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(
+        model(states[1], 6.0, states[0]), load_forecast(stored)(states[1], 6.0, states[0])
+    )
