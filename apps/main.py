@@ -46,9 +46,11 @@ APPS: Mapping[str, App] = {
             "assimilate": "cycle a forecast model with observations and write the analyses",
             "evaluate": "score every method of a configuration and write scores.json",
             "report": "write the report of a run as one HTML page",
+            "train-forecast": "train a forecast model on a nature run and its own forecasts",
+            "plan": "estimate weights, arithmetic, memory and exchange on many GPUs",
         },
         stop="apps.weather.tour:tour",
-        extras=("weather", "bufr"),
+        extras=("weather", "bufr", "export"),
     ),
     "endoscopy": App(
         "apps.endoscopy.commands",

@@ -1,7 +1,7 @@
 """The assimilation cycle: forecast, observe, analyse, and again."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -10,6 +10,47 @@ from weather.observations.gridded import GriddedObservations
 
 Forecast = Callable[[Tensor, float], Tensor]
 """A forecast model: states (N, C, H, W) and hours to states of the same shape."""
+
+
+@runtime_checkable
+class FramesForecast(Protocol):
+    """A forecast model that starts from two successive states, such as FengWu.
+
+    Attributes:
+        frames: 2.
+        step_hours: Hours between the two.
+    """
+
+    frames: int
+    step_hours: float
+
+    def __call__(self, states: Tensor, hours: float, previous: Tensor | None = None) -> Tensor:
+        """Return the states some hours later; ``previous`` are those one step earlier, if known."""
+
+
+def advance(
+    forecast: Forecast,
+    states: Tensor,
+    hours: float,
+    previous: Tensor | None = None,
+) -> Tensor:
+    """Forecast states, from two frames if the model takes them.
+
+    Args:
+        forecast: The forecast model.
+        states: (N, C, H, W).
+        hours: Length of the forecast.
+        previous: The states ``hours`` earlier, where they are known. A model whose frames lie
+            otherwise apart does not get them.
+
+    Returns:
+        (N, C, H, W).
+    """
+    if isinstance(forecast, FramesForecast):
+        fits = previous is not None and forecast.step_hours == hours
+        return forecast(states, hours, previous if fits else None)
+    return forecast(states, hours)
+
 
 QualityControl = Callable[[GriddedObservations, Tensor], GriddedObservations]
 """Observations and the mean background, both (B, C, H, W), to the observations that pass."""
@@ -33,7 +74,8 @@ class CycleStep(NamedTuple):
 class Cycle:
     """Alternate forecast and assimilation over independent timelines.
 
-    The analysis, never the background, starts the next forecast. An outage is a set of
+    The analysis, never the background, starts the next forecast; a model of two frames gets the
+    last two analyses, and the very first one alone. An outage is a set of
     observations in which nothing is present.
 
     Args:
@@ -58,13 +100,20 @@ class Cycle:
         self.quality_control = quality_control
 
     def run(
-        self, background: Tensor, observations: Iterable[GriddedObservations]
+        self,
+        background: Tensor,
+        observations: Iterable[GriddedObservations],
+        previous: Tensor | None = None,
     ) -> Iterator[CycleStep]:
         """Yield one step for each set of observations.
+
+        To continue a cycle that was stopped, forecast its last analysis with :func:`advance` and
+        give that analysis as ``previous``.
 
         Args:
             background: (B, M, C, H, W) at the time of the first observations.
             observations: Sets of fields (B, C, H, W), ``hours`` apart.
+            previous: (B, M, C, H, W), the analysis one cycle before, if there was one.
 
         Raises:
             ValueError: The background does not have the ensemble size of the assimilator.
@@ -78,8 +127,9 @@ class Cycle:
         analysis = None
         for available in observations:
             if analysis is not None:
-                flat = self.forecast(analysis.flatten(0, 1), self.hours)
-                background = flat.reshape(analysis.shape)
+                before = None if previous is None else previous.flatten(0, 1)
+                flat = advance(self.forecast, analysis.flatten(0, 1), self.hours, before)
+                background, previous = flat.reshape(analysis.shape), analysis
             accepted = available
             if self.quality_control is not None:
                 accepted = self.quality_control(available, background.mean(1))

@@ -117,7 +117,7 @@ class Assimilation:
         if forecast is None:
             found = reports.analyze(assimilator, states, times, ticking)
         else:
-            model = find_forecast(forecast, self.model)
+            model = find_forecast(forecast, self.model, self.experiment.channels)
             found = reports.cycle(assimilator, model, states[-1], times, self.model.hours, ticking)
         reports.require_plausible()
         for line in (left_out_line(table, self.experiment.channels, times), reports.warning()):

@@ -16,6 +16,8 @@ from apps.weather.checks import (
     truth_store,
 )
 from apps.weather.choices import Budget, Tuning, settings_of
+from apps.weather.forecasting import VERB as TRAIN_FORECAST
+from apps.weather.forecasting import ForecastCLI
 from apps.weather.networks import (
     WEIGHTS,
     Networks,
@@ -38,13 +40,19 @@ from harness.runs.ticker import ticking
 from weather.experiments.experiment import experiment_of
 from weather.models.adas.analysis_form import AnalysisForm
 from weather.models.adas.forms import COMPARED
+from weather.training.forecast.module import FengWuModule
+from weather.training.forecast.trajectories import ForecastDataModule
 from weather.training.module import AdasModule
 from weather.training.stream import AssimilationDataModule
 
 DEFAULT_BUDGET = Budget()
 DEFAULT_CONFIG = "era5_ensemble"  # of verbs that need none
-FUNCTIONS = {"ingest": FunctionVerb("apps.weather.ingest:ingest", "sources")}
-"""Verbs that need neither a network nor a Trainer."""
+SIZES = "official"  # configuration of `plan`
+FUNCTIONS = {
+    "ingest": FunctionVerb("apps.weather.ingest:ingest", "sources"),
+    "plan": FunctionVerb("apps.weather.plan:plan"),
+}
+"""Verbs that need neither data nor a Trainer, each imported only when it is called."""
 
 
 class WeatherTrainer(GatesRunTrainer):
@@ -172,7 +180,8 @@ class WeatherTrainer(GatesRunTrainer):
             task: Task whose stored settings and background error are used; by default the first.
             weights: Weights or checkpoint of the network; if not given those of the run folder,
                 else the shipped ones.
-            forecast: ``model`` for the forecast model of the configuration, or any callable
+            forecast: ``model`` for the forecast model of the configuration, a file of
+                ``train-forecast`` or an ONNX file in the layout of FengWu, or any callable
                 ``(states, hours) -> states`` as ``package.module.Model`` or ``my_model.py:Model``.
             cycles: Analyses in a cycle, six hours apart.
             gross_check: Departure from the background, in standard deviations, beyond which an
@@ -291,7 +300,7 @@ class WeatherCLI(GatesRunCLI):
 
     app = "weather"
     verbs = ("prepare", "observe", "tune", "fit", "assimilate", "evaluate", "report")
-    other_verbs = tuple(FUNCTIONS)
+    other_verbs = (TRAIN_FORECAST, *FUNCTIONS)
     package = "weather"
     neutral = NEUTRAL
 
@@ -320,12 +329,23 @@ class WeatherCLI(GatesRunCLI):
 def main(arguments: Sequence[str]) -> None:
     """Run one verb."""
     if arguments[0] in FUNCTIONS:
-        run_verb("weather", FUNCTIONS, arguments, config=DEFAULT_CONFIG)
+        config = SIZES if arguments[0] == "plan" else DEFAULT_CONFIG
+        run_verb("weather", FUNCTIONS, arguments, config=config)
+        return
+    defaults = {"enable_model_summary": False}
+    if arguments[0] == TRAIN_FORECAST:
+        ForecastCLI(
+            FengWuModule,
+            ForecastDataModule,
+            WeatherTrainer,
+            list(arguments),
+            trainer_defaults=defaults,
+        )
         return
     WeatherCLI(
         AdasModule,
         AssimilationDataModule,
         WeatherTrainer,
         list(arguments),
-        trainer_defaults={"enable_model_summary": False},
+        trainer_defaults=defaults,
     )

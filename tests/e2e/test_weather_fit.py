@@ -11,14 +11,17 @@ import yaml
 from safetensors.torch import load_file
 
 from apps.main import APPS
-from apps.weather.commands import WeatherCLI, WeatherTrainer
+from apps.weather.commands import FUNCTIONS, WeatherCLI, WeatherTrainer
+from apps.weather.forecasting import VERB as TRAIN_FORECAST
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "apps" / "weather" / "configs").glob("*.yaml"))
+TRAININGS = [path for path in CONFIGS if "data" in yaml.safe_load(path.read_text())]
 
 
 def test_the_table_of_the_front_door_lists_the_verbs():
-    assert tuple(APPS["weather"].verbs) == WeatherCLI.verbs
+    assert set(APPS["weather"].verbs) == {*WeatherCLI.verbs, *WeatherCLI.other_verbs}
+    assert set(WeatherCLI.other_verbs) == {TRAIN_FORECAST, *FUNCTIONS}
 
 
 def test_fit_leaves_a_run_and_weights(gates):
@@ -32,18 +35,26 @@ def test_fit_leaves_a_run_and_weights(gates):
     assert torch.equal(kept[name], best[f"analysis.{name}"].bfloat16())
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.stem)
 def test_every_configuration_trains_a_step(path, gates):
     words = ["--name", f"step-{path.stem}", "--data.steps", 1, "--data.timelines", 1]
     words += ["--data.validation_steps", 1, "--data.validation_timelines", 1]
     words += ["--trainer.val_check_interval", 1, "--trainer.enable_model_summary", "false"]
-    if "TwinSource" in path.read_text():
+    forecast = "NatureTrajectories" in path.read_text()
+    if forecast or "TwinSource" in path.read_text():
         source = "--data.source.init_args"
         world = f"{source}.world.init_args"
         small = {"cycles": 6, "spin_up_days": 1, "num_tests": 1, "num_tuning": 1}
         small |= {"num_validation": 1, "num_training": 4, "path": f"small/{path.stem}.zarr"}
         for name, value in small.items():
             words += [f"{world}.{name}", value]
+    if forecast:
+        result = gates.weather(TRAIN_FORECAST, *words, config=path.stem)
+        assert "nature run  " in result.out
+        forecasts = gates.folder / f"runs/weather/step-{path.stem}/forecasts"
+        assert (forecasts / "fengwu-s0" / "forecast.safetensors").is_file()
+        return
+    if "TwinSource" in path.read_text():
         words += [f"{source}.recording", f"small/{path.stem}.safetensors"]
         words += [f"{source}.block", 2]
     result = gates.weather("fit", *words, config=path.stem)

@@ -4,11 +4,11 @@ import numpy as np
 import xarray as xr
 
 from core_gates.errors import GatesError
-from weather.variables import GRAVITY, VARIABLES, Variable, standard_height
+from weather.ranges import check_range
+from weather.variables import GRAVITY, standard_height
 
 BUDGET_BYTES = 64 * 2**20  # read of each variable
 SAMPLED_TIMES = 3
-FILL_VALUE_SIZE = 1e15  # nothing physical is as large; fill values are 1e20 or 9.97e36
 
 
 def check_values(dataset: xr.Dataset, *, allow_missing: bool = False) -> xr.Dataset:
@@ -42,7 +42,7 @@ def check_values(dataset: xr.Dataset, *, allow_missing: bool = False) -> xr.Data
                 "them or choose another period"
             )
         if finite.size:
-            _check_range(str(name), float(finite.min()), float(finite.max()))
+            check_range(str(name), float(finite.min()), float(finite.max()))
         if name == "geopotential" and "level" in array.dims:
             _check_geopotential(array["level"].values, values, array.dims.index("level"))
         checked[name] = array.assign_attrs(missing_fraction=missing)
@@ -72,29 +72,6 @@ def read_values(array: xr.DataArray) -> np.ndarray:
         raise GatesError(
             f"{array.name} cannot be read: {reason}; a chunk is damaged, copy the store again"
         ) from error
-
-
-def _check_range(name: str, low: float, high: float) -> None:
-    found = f"{name} ranges from {low:.6g} to {high:.6g}"
-    if max(abs(low), abs(high)) > FILL_VALUE_SIZE:
-        raise GatesError(
-            f"{found}, which is a fill value; set the attribute _FillValue so that it is masked"
-        )
-    variable = VARIABLES.get(name)
-    if variable is None:
-        return
-    expected = f"{found}, expected {variable.low:g} to {variable.high:g} {variable.unit}"
-    other = variable.wrong_unit(low, high)
-    if other is not None:
-        raise GatesError(f"{expected}; it looks like {other.name}: {other.fix}")
-    if not _within_twice(variable, low, high):
-        raise GatesError(f"{expected}; check its unit and its scale_factor")
-
-
-def _within_twice(variable: Variable, low: float, high: float) -> bool:
-    """Fields may exceed the plausible range of single values by half its width on each side."""
-    margin = (variable.high - variable.low) / 2
-    return variable.low - margin <= low and high <= variable.high + margin
 
 
 def _check_geopotential(levels: np.ndarray, values: np.ndarray, axis: int) -> None:

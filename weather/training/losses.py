@@ -109,6 +109,37 @@ def log_loss(
     return (errors + epsilon).log().mean()
 
 
+def gaussian_loss(
+    mean: Tensor, log_variance: Tensor, target: Tensor, *, area_weights: Tensor | None = None
+) -> Tensor:
+    """Mean negative log-likelihood of independent normal distributions, less ``log(2 pi) / 2``.
+
+    ``(log s^2 + (x - mu)^2 / s^2) / 2``: channels and places that are hard to predict weigh less,
+    as the network learns where they are (the uncertainty loss of FengWu, arXiv 2304.02948).
+
+    Args:
+        mean: ``(B, C, H, W)``.
+        log_variance: Logarithm of the variance, of the same shape.
+        target: Of the same shape.
+        area_weights: Weight of each latitude row ``(H,)``, mean 1; equal weights if absent.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if not mean.shape == log_variance.shape == target.shape or mean.ndim != 4:
+        raise ValueError(
+            "mean, log_variance and target must all be (B, C, H, W), found "
+            f"{tuple(mean.shape)}, {tuple(log_variance.shape)} and {tuple(target.shape)}"
+        )
+    loss = (log_variance + (target - mean).square() * (-log_variance).exp()) / 2
+    if area_weights is not None:
+        loss = loss * area_weights.to(loss)[:, None]
+    return loss.mean()
+
+
 def normalized_rmse(error: Tensor, std: Tensor, area_weights: Tensor | None = None) -> Tensor:
     """Score a forecast or analysis by the mean over channels of RMSE over standard deviation.
 

@@ -12,13 +12,14 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
+from weather.cycle import FramesForecast, advance
 from weather.models.adas.analysis import AdasAnalysis, BackgroundError
 from weather.models.adas.forms import FORMS
 from weather.models.adas.network import Adas
 from weather.state import Normalizer
 from weather.training.batch import AssimilationBatch
 from weather.training.losses import log_loss, normalized_rmse, unify_loss
-from weather.training.one_cycle import OneCycle
+from weather.training.optimization import adamw_one_cycle, schedule_steps
 from weather.training.stream import AssimilationDataModule, ProblemSource
 
 LOSSES = {
@@ -35,7 +36,8 @@ class AdasModule(L.LightningModule):
     A problem with ``reset`` brings its own recorded background (stage 1, and the first cycle of
     every block of stage 2). Without it, the background is the 6-hour forecast from the analysis
     that this module made one step before on the same timeline, detached (stage 2, cyclic
-    training). The carried analyses of all ranks are part of the checkpoint.
+    training); a model of two frames gets the analysis before that, too. The carried analyses of all
+    ranks are part of the checkpoint.
 
     Args:
         network: The assimilation network.
@@ -99,6 +101,7 @@ class AdasModule(L.LightningModule):
         self.betas, self.warmup = betas, warmup
         self.divergence_limit, self.hours = divergence_limit, hours
         self.carried: dict[str, Tensor] = {}
+        self.before: dict[str, Tensor] = {}  # the analyses before them, for models of two frames
 
     def variant(
         self, form: str, *, learning_rate: float | None = None, weight_decay: float | None = None
@@ -176,6 +179,7 @@ class AdasModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget the carried analyses of the last validation pass."""
         self.carried.pop("val", None)
+        self.before.pop("val", None)
 
     def validation_step(self, batch: AssimilationBatch, batch_idx: int) -> None:  # noqa: ARG002
         """Score the analysis by its mean normalized RMSE over *all* channels.
@@ -209,10 +213,12 @@ class AdasModule(L.LightningModule):
             )
         background = background.clone()
         carried = self.carried[period].to(background)
+        before = self.before.get(period, carried).to(background)
         for number, forecast in enumerate(self.forecasts):
             rows = cycled & (batch.model == number)
             if bool(rows.any()):
-                background[rows] = forecast(carried[batch.timeline[rows]], self.hours)
+                own = batch.timeline[rows]
+                background[rows] = advance(forecast, carried[own], self.hours, before[own])
         return self._guard(background, batch.truth)[0]
 
     def _guard(self, states: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,10 +237,18 @@ class AdasModule(L.LightningModule):
         if carried is None:
             carried = guarded.new_zeros(self._num_timelines(period), *guarded.shape[1:])
         carried = carried.to(guarded)  # a checkpoint is loaded before the module finds its device
+        lost = ~(score <= self.divergence_limit)
+        if any(isinstance(forecast, FramesForecast) for forecast in self.forecasts):
+            # Where a timeline begins, or began again from the truth, no earlier state is known.
+            begun = (lost | batch.reset)[:, None, None, None]
+            before = self.before.get(period, torch.zeros_like(carried)).to(guarded)
+            before[batch.timeline] = torch.where(begun, guarded, carried[batch.timeline])
+            self.before[period] = before
         carried[batch.timeline] = guarded
         self.carried[period] = carried
-        lost = (~(score <= self.divergence_limit)).float().mean()
-        self.log(f"{period}/lost", lost, batch_size=len(score), sync_dist=period == "val")
+        self.log(
+            f"{period}/lost", lost.float().mean(), batch_size=len(score), sync_dist=period == "val"
+        )
         return score
 
     def _num_timelines(self, period: str) -> int:
@@ -243,9 +257,10 @@ class AdasModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Gather the carried analyses of all ranks; each rank holds zeros elsewhere."""
-        if "train" in self.carried:
-            carried = self._owned_rows(self.carried["train"])
-            checkpoint["carried"] = self.trainer.strategy.reduce(carried, reduce_op="sum")
+        for name, states in (("carried", self.carried), ("before", self.before)):
+            if "train" in states:
+                owned = self._owned_rows(states["train"])
+                checkpoint[name] = self.trainer.strategy.reduce(owned, reduce_op="sum")
 
     def _owned_rows(self, carried: Tensor) -> Tensor:
         rows = torch.arange(len(carried), device=carried.device)
@@ -260,49 +275,23 @@ class AdasModule(L.LightningModule):
         """
         if "carried" not in checkpoint:
             return
-        carried: Tensor = checkpoint["carried"].clone()
-        trainer = self._trainer
-        if trainer is not None and len(carried) != self._data.timelines:
+        count = len(checkpoint["carried"])
+        if self._trainer is not None and count != self._data.timelines:
             raise GatesError(
-                f"the checkpoint carries {len(carried)} timelines, the data has "
-                f"{self._data.timelines}: resume with data.timelines {len(carried)}"
+                f"the checkpoint carries {count} timelines, the data has {self._data.timelines}: "
+                f"resume with data.timelines {count}"
             )
-        self.carried["train"] = carried
+        for name, states in (("carried", self.carried), ("before", self.before)):
+            if name in checkpoint:
+                states["train"] = checkpoint[name].clone()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW under a one-cycle schedule with a cosine (FengWu-Adas training options)."""
-        optimizer = torch.optim.AdamW(
+        """AdamW under a one-cycle schedule."""
+        return adamw_one_cycle(
             self.analysis.parameters(),
-            lr=self.learning_rate,
+            schedule_steps(self.trainer, self._data.steps),
+            learning_rate=self.learning_rate,
             betas=self.betas,
             weight_decay=self.weight_decay,
+            warmup=self.warmup,
         )
-        schedule = OneCycle(
-            optimizer,
-            max_lr=self.learning_rate,
-            total_steps=self._schedule_steps(),
-            pct_start=self.warmup,
-            div_factor=100,
-            final_div_factor=1e4,
-            cycle_momentum=False,
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
-
-    def _schedule_steps(self) -> int:
-        """Return the optimizer steps of the whole run, were it not stopped.
-
-        Lightning's own estimate builds the loaders before a checkpoint is read, after which it no
-        longer tells them where to resume.
-
-        Raises:
-            GatesError: The run has no end.
-        """
-        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
-        if epochs is not None and epochs > 0:
-            return -(-self._data.steps * epochs // self.trainer.accumulate_grad_batches)
-        if steps > 0:
-            return steps
-        raise GatesError("the learning rate needs an end: set trainer.max_epochs or max_steps")

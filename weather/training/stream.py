@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -49,14 +49,15 @@ def stack(problems: Sequence[AssimilationBatch]) -> AssimilationBatch:
     return AssimilationBatch(observations=observations, **columns)
 
 
-class TimelineStream(IterableDataset[AssimilationBatch]):
+class TimelineStream(IterableDataset[Any]):
     """Yield for every step the batch of the timelines that this rank owns.
 
     Args:
-        source: Where the problems come from.
+        source: Where the problems come from, by step and timeline.
         steps: Steps of the whole run; ``len`` says this even after a resume.
         timelines: Global numbers of the timelines of this rank.
         validation: Ask the source for its validation period.
+        collate: Stacks problems to a batch.
 
     Attributes:
         position: The step that comes next in the pass that runs, or ran last.
@@ -65,30 +66,31 @@ class TimelineStream(IterableDataset[AssimilationBatch]):
 
     def __init__(
         self,
-        source: ProblemSource,
+        source: Any,
         steps: int,
         timelines: Sequence[int],
         *,
         validation: bool = False,
+        collate: Callable[[Sequence[Any]], Any] = stack,
     ) -> None:
         self.source, self.steps, self.timelines = source, steps, tuple(timelines)
-        self.validation = validation
+        self.validation, self.collate = validation, collate
         self.position = self.start = 0
 
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[AssimilationBatch]:
+    def __iter__(self) -> Iterator[Any]:
         self.position, self.start = self.start, 0
         for step in range(self.position, self.steps):
             problems = [
                 self.source.problem(step, k, validation=self.validation) for k in self.timelines
             ]
             self.position = step + 1
-            yield stack(problems)
+            yield self.collate(problems)
 
 
-class TimelineLoader(DataLoader[AssimilationBatch]):
+class TimelineLoader(DataLoader[Any]):
     """A loader that resumes at a step without drawing the steps before it."""
 
     def __init__(self, stream: TimelineStream) -> None:
@@ -104,15 +106,8 @@ class TimelineLoader(DataLoader[AssimilationBatch]):
         self.stream.position = self.stream.start = state["position"] % self.stream.steps
 
 
-class AssimilationDataModule(L.LightningDataModule):
-    """Training and validation problems for :class:`weather.training.module.AdasModule`.
-
-    Args:
-        source: Where the problems come from.
-        steps: Optimizer steps of the whole run (one epoch).
-        timelines: Timelines over all ranks, the global batch size.
-        validation_steps: Cycles of one validation pass.
-        validation_timelines: Timelines of the validation pass over all ranks.
+class TimelineDataModule(L.LightningDataModule):
+    """Training and validation samples by step and timeline, see :class:`AssimilationDataModule`.
 
     Attributes:
         progress: Reports how far missing data have been made; silent at first.
@@ -121,13 +116,15 @@ class AssimilationDataModule(L.LightningDataModule):
         ValueError: A number is not positive.
     """
 
+    collate: Callable[[Sequence[Any]], Any] = staticmethod(stack)
+
     def __init__(
         self,
-        source: ProblemSource,
-        steps: int = 1000,
-        timelines: int = 16,
-        validation_steps: int = 24,
-        validation_timelines: int = 8,
+        source: Any,
+        steps: int,
+        timelines: int,
+        validation_steps: int,
+        validation_timelines: int,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -171,12 +168,38 @@ class AssimilationDataModule(L.LightningDataModule):
             )
         return range(rank, timelines, world)
 
-    def train_dataloader(self) -> DataLoader[AssimilationBatch]:
-        """Return the training problems of this rank."""
-        return TimelineLoader(TimelineStream(self.source, self.steps, self._owned(self.timelines)))
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the training samples of this rank."""
+        owned = self._owned(self.timelines)
+        stream = TimelineStream(self.source, self.steps, owned, collate=self.collate)
+        return TimelineLoader(stream)
 
-    def val_dataloader(self) -> DataLoader[AssimilationBatch]:
-        """Return the validation cycles of this rank."""
-        owned = self._owned(self.validation_timelines)
-        stream = TimelineStream(self.source, self.validation_steps, owned, validation=True)
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation samples of this rank."""
+        owned, collate = self._owned(self.validation_timelines), self.collate
+        stream = TimelineStream(
+            self.source, self.validation_steps, owned, validation=True, collate=collate
+        )
         return DataLoader(stream, batch_size=None)
+
+
+class AssimilationDataModule(TimelineDataModule):
+    """Training and validation problems for :class:`weather.training.module.AdasModule`.
+
+    Args:
+        source: Where the problems come from.
+        steps: Optimizer steps of the whole run (one epoch).
+        timelines: Timelines over all ranks, the global batch size.
+        validation_steps: Cycles of one validation pass.
+        validation_timelines: Timelines of the validation pass over all ranks.
+    """
+
+    def __init__(
+        self,
+        source: ProblemSource,
+        steps: int = 1000,
+        timelines: int = 16,
+        validation_steps: int = 24,
+        validation_timelines: int = 8,
+    ) -> None:
+        super().__init__(source, steps, timelines, validation_steps, validation_timelines)

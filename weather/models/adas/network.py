@@ -7,12 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from core_gates.attention import SwinBlock, WindowLayout
 from core_gates.attention.constants import INIT_STD
 from core_gates.conv import SameConv
 from core_gates.conv.gated import Streams
 from weather.models.adas.embedding import GridPatches, PatchEmbedding, PatchRecovery
 from weather.models.adas.stage import STREAM_NAMES, AdasStage, join_features
+from weather.models.window_blocks import WindowBlocks
 
 Kernel = tuple[int, int, int]
 
@@ -116,7 +116,9 @@ class Adas(nn.Module):
         self.stages = _stages(dim, kernel_sizes, num_heads, window_size, **trunk)
         self.fusion = SameConv(3 * dim, dim, kernel_sizes[0], circular=circular_longitude)
         largest = 0.0 if increment_mode else drop_path
-        self.decoder = _decoder(dim, num_heads, window_size, decoder_depth, largest, **attention)
+        self.decoder = WindowBlocks(
+            dim, num_heads, window_size, decoder_depth, drop_path=largest, **attention
+        )
         self.recovery = PatchRecovery(num_surface, num_upper, dim, patches)
         nn.init.trunc_normal_(self.position, std=INIT_STD)
         if output == "increment":
@@ -154,7 +156,7 @@ class Adas(nn.Module):
         middle = self.stages[1](fine)
         streams = self.stages[3](self.stages[2](middle), middle)
         streams = self.stages[4](streams, fine)
-        x = self._decode(self.fusion(join_features(*streams)))
+        x = self.decoder(self.fusion(join_features(*streams)))
         result: Tensor = self.recovery(x)
         return result
 
@@ -171,13 +173,6 @@ class Adas(nn.Module):
         shape = (x.shape[0], self.num_upper, self.num_levels, *x.shape[2:])
         return x[:, : self.num_surface], upper.reshape(shape)
 
-    def _decode(self, x: Tensor) -> Tensor:
-        size = (x.shape[2], x.shape[3], x.shape[4])
-        for index, block in enumerate(self.decoder):
-            layout = WindowLayout.of(size, self.window_size, shifted=bool(index % 2))
-            x = layout.reverse(block(layout.partition(x), None, layout))
-        return x
-
 
 def _stages(
     dim: int,
@@ -191,22 +186,6 @@ def _stages(
             dim * 2**scale, kernel_sizes[scale], num_heads, window_size, sample=sample, **options
         )
         for scale, sample in SCALES
-    )
-
-
-def _decoder(
-    dim: int,
-    num_heads: int,
-    window_size: tuple[int, int, int],
-    depth: int,
-    drop_path: float,
-    **options: Any,
-) -> nn.ModuleList:
-    """Return windowed self-attention whose stochastic depth grows linearly to ``drop_path``."""
-    rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
-    return nn.ModuleList(
-        SwinBlock(dim, num_heads, window_size, cross=False, drop_path=rate, **options)
-        for rate in rates
     )
 
 

@@ -1,0 +1,183 @@
+"""``gates weather plan``: what training and use cost on many GPUs, before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from core_gates.errors import GatesError, check_option
+from harness.command.verbs import Place
+from harness.planning.counting import count_weights
+from harness.planning.memory import ADAM, WEIGHT, exchange_of_rank
+from harness.planning.price import Device, rate_of
+from harness.planning.step import StepCost, cost_of_step
+from harness.planning.table import Line, Sections, print_plan, write_plan
+from weather.models.adas.network import Adas
+from weather.models.adas.presets import PRESETS as ADAS_SIZES
+from weather.models.adas.presets import adas_preset
+from weather.models.fengwu.network import FengWu
+from weather.models.fengwu.presets import PRESETS as FENGWU_SIZES
+from weather.models.fengwu.presets import fengwu_preset
+from weather.training.losses import gaussian_loss
+
+Precision = Literal["bf16", "fp32"]
+Network = Literal["adas", "fengwu"]
+NETWORKS: tuple[Network, ...] = ("adas", "fengwu")
+SIZES = {"adas": ADAS_SIZES, "fengwu": FENGWU_SIZES}
+DEVICE = Device(flops=5e14)  # of matmuls in TF32
+
+
+def plan(
+    place: Place,
+    size: str = "official",
+    networks: tuple[str, ...] = NETWORKS,
+    gpus: int = 8,
+    batch_size: int = 1,
+    precision: Precision = "fp32",
+    sharded: bool = False,
+    device: Device = DEVICE,
+) -> None:
+    """Estimate weights, arithmetic, memory, exchange and price of the networks on many GPUs.
+
+    The networks are built on the meta device: shapes without values. A whole training step is run
+    there; its arithmetic is counted, and the memory of every tensor is followed from its creation
+    to its end. Rates and prices follow from the figures of the device, which are assumptions.
+
+    Args:
+        place: Filled in by the command line.
+        size: ``official``, the published 0.25 degrees, ``small``, ``tiny`` or another preset of
+            the networks.
+        networks: ``adas``, the assimilation, ``fengwu``, the forecast, or both.
+        gpus: Number of GPUs.
+        batch_size: Samples of a GPU in a step.
+        precision: Type of the activations; weights and optimizers are in fp32.
+        sharded: Spread weights, gradients and moments over the GPUs (FSDP2) instead of keeping
+            them on each (DDP).
+        device: What is assumed of a GPU.
+    """
+    for name, value in (("gpus", gpus), ("batch_size", batch_size)):
+        if value < 1:
+            raise GatesError(f"--{name} is {value}, expected 1 or more")
+    sections: dict[str, Any] = {}
+    for network in networks:
+        check_option("--networks", network, NETWORKS, GatesError)
+        check_option(f"--size of {network}", size, SIZES[network], GatesError)
+        found = network_cost(network, size, batch_size=batch_size, precision=precision)
+        sections |= _sections(network, *found, device, gpus, batch_size, sharded)
+    print(f"planned: {size}, {batch_size} samples a GPU, {precision}")
+    print_plan(sections)
+    print(write_plan(place.run_folder.path / "plan.json", sections))
+
+
+def network_cost(
+    network: str,
+    size: str,
+    *,
+    batch_size: int = 1,
+    precision: Precision = "fp32",
+    where: str = "meta",
+) -> tuple[nn.Module, StepCost]:
+    """Build a network and count a training step of it.
+
+    Args:
+        network: ``adas`` or ``fengwu``.
+        size: One of its presets.
+        batch_size: Samples of the step.
+        precision: Type of activations and weights.
+        where: Device; on another one than ``meta`` the step is really computed.
+    """
+    with torch.device(where):
+        module = adas_preset(size) if network == "adas" else fengwu_preset(size)
+        states = torch.randn(batch_size, module.num_channels, *module.grid_shape)
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    module, states = module.to(kind).train(), states.to(kind)
+    loss = step_of(module, states)
+    return module, cost_of_step(loss, module.parameters(), [states])
+
+
+def step_of(network: Adas | FengWu, states: Tensor) -> Callable[[], Tensor]:
+    """Return a function that runs the forward pass on made-up states and returns a loss."""
+    if isinstance(network, Adas):
+        return lambda: network(states, states, states).abs().mean()
+
+    def loss() -> Tensor:
+        change = network(states, states)
+        return gaussian_loss(change.mean, change.log_variance, states)
+
+    return loss
+
+
+def _sections(
+    name: str,
+    network: nn.Module,
+    cost: StepCost,
+    device: Device,
+    gpus: int,
+    batch_size: int,
+    sharded: bool,
+) -> Sections:
+    weights, _ = count_weights(network)
+    sent = exchange_of_rank(weights, [], ranks=gpus, batch_size=batch_size).dense
+    sent *= 1.5 if sharded else 1  # two gathers and a scatter, for one reduction
+    rate = rate_of(cost.training / batch_size, sent, device, ranks=gpus, batch_size=batch_size)
+    return {
+        f"{name}: network": [Line("parameters", weights, note=f"{weights:,}")],
+        f"{name}: arithmetic of a sample": [
+            Line("forward", cost.forward / batch_size, "FLOP", "a multiply-add is two"),
+            Line("training", cost.training / batch_size, "FLOP", "with what is computed again"),
+        ],
+        f"{name}: memory of each of {gpus} GPUs": _memory(
+            network, cost, device, gpus, sharded=sharded
+        ),
+        f"{name}: memory of a forward pass": [
+            Line("weights", WEIGHT * weights, "bytes", "fp32"),
+            Line("activations", cost.inference, "bytes"),
+            Line("total", WEIGHT * weights + cost.inference, "bytes"),
+        ],
+        f"{name}: rate, if the device is as assumed": [
+            Line("arithmetic of a step", rate.compute_s, "s"),
+            Line("exchange of a step", rate.exchange_s, "s", f"{sent / 1e9:.3g} GB from each GPU"),
+            Line("samples a second", rate.rows, note=f"of all GPUs, bound by {rate.bound}"),
+            Line("peak", device.flops, "FLOP/s", f"reached to {device.utilization:.0%}"),
+        ],
+    }
+
+
+def _memory(
+    network: nn.Module, cost: StepCost, device: Device, gpus: int, *, sharded: bool
+) -> list[Line]:
+    """Return the memory of a GPU in training."""
+    weights, _ = count_weights(network)
+    gradients, note = WEIGHT * weights, "buckets of DDP, which stay"
+    parts = 1
+    if gpus == 1:
+        size = next(network.parameters()).element_size()
+        gradients = (cost.with_gradients - cost.activations) * WEIGHT // size
+        note = "those at the fullest moment"
+    elif sharded:
+        gradients, note, parts = WEIGHT * weights // gpus, f"1/{gpus}", gpus
+    lines = [
+        Line("weights", WEIGHT * weights / parts, "bytes", "fp32"),
+        Line("their gradients", gradients, "bytes", note),
+        Line("their Adam moments", ADAM * weights / parts, "bytes"),
+        Line("activations", cost.activations, "bytes", "at the fullest moment"),
+    ]
+    if parts > 1:
+        unit = max(count_weights(child)[0] for child in _units(network))
+        gathered = Line("gathered weights", 2 * WEIGHT * unit, "bytes", "the largest unit, twice")
+        lines.insert(3, gathered)
+    total = sum(line.value for line in lines)
+    part = total / device.memory
+    fit = f"{part:.0%} of the memory" + ("" if part <= 1 else ": does not fit")
+    return [*lines, Line("total", total, "bytes", fit)]
+
+
+def _units(network: nn.Module) -> list[nn.Module]:
+    """Return the parts that FSDP2 gathers one after another: children, those of lists apart."""
+    parts: list[nn.Module] = []
+    for child in network.children():
+        parts += list(child.children()) if isinstance(child, nn.ModuleList) else [child]
+    return parts

@@ -1,0 +1,202 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from weather.models.fengwu.network import FengWu
+from weather.models.fengwu.presets import PRESETS, fengwu_preset
+from weather.models.fengwu.skip import SkipJoin
+
+FRAME = (2, 5, 8, 16)
+
+
+def frames(seed=0, shape=FRAME):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=draw), torch.randn(shape, generator=draw)
+
+
+def counted(name):
+    with torch.device("meta"):
+        network = fengwu_preset(name)
+    assert all(parameter.is_meta for parameter in network.parameters())
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def block(dim, num_heads, window):
+    """Parameters of a windowed transformer block with an MLP of four times its features."""
+    cells = 1
+    for extent in window:
+        cells *= 2 * extent - 1
+    norms, attention = 4 * dim, 4 * dim * dim + 4 * dim
+    return norms + attention + 8 * dim * dim + 5 * dim + cells * num_heads
+
+
+def expected_parameters(preset):
+    """Count by hand, from the description of the network alone."""
+    d, (h1, h2) = preset["dim"], preset["num_heads"]
+    rows, columns = preset["grid_shape"]
+    p1, p2 = preset.get("patch_size", (2, 2))
+    window = preset["window_size"]
+    n1, n2 = preset["depths"]
+    fields = [preset["num_surface"]] * bool(preset["num_surface"])
+    fields += [preset["num_levels"]] * preset["num_upper"]
+    kernel = (p1 + rows % 2) * p2
+    places = (rows // p1) * (columns // p2 if preset.get("position") == "full" else 1)
+    fine, coarse = n1 * block(d, h1, (1, *window)), n2 * block(2 * d, h2, (1, *window))
+    total = 0
+    for count in fields:
+        embedding = 2 * count * d * kernel + d + 2 * d + places * d
+        down = 2 * 4 * d + 4 * d * 2 * d
+        up = 2 * 2 * d + 2 * d * 4 * d
+        skip = 2 * d * d + d + (d * d + d) * preset.get("gated_skip", True)
+        recovery = 2 * d + d * 2 * count * kernel + 2 * count
+        total += embedding + down + up + skip + recovery + 2 * (fine + coarse)
+    fuser = preset["fuser_depth"] * block(2 * d, h2, (len(fields), *window))
+    return total + fuser + 2 * d * len(fields)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameters_are_those_of_the_description(name):
+    assert counted(name) == expected_parameters(PRESETS[name])
+
+
+def test_the_official_shape():
+    with torch.device("meta"):
+        network = fengwu_preset("official")
+        x = torch.zeros(1, 69, 721, 1440)
+        prediction = network(x, x)
+    assert round(counted("official") / 1e6, 1) == 229.3
+    assert prediction.mean.shape == prediction.log_variance.shape == x.shape
+    assert network.encoders[0].position.shape == (1, 180, 360, 192)
+    assert len(network.encoders) == len(network.decoders) == 6
+
+
+def test_it_starts_as_persistence_with_unit_spread():
+    torch.manual_seed(0)
+    network = fengwu_preset("unit")
+    prediction = network(*frames(shape=(1, 3, 16, 32)))
+    assert not prediction.mean.any()
+    assert not prediction.log_variance.any()
+
+
+def test_every_channel_of_both_frames_matters_to_every_output(small_fengwu):
+    """One encoder a modality would not do this: the fuser does."""
+    network = small_fengwu().double()
+    previous, current = (x.double().requires_grad_() for x in frames())
+    prediction = network(previous, current)
+    for output in prediction:
+        for channel in range(5):
+            gradients = torch.autograd.grad(
+                output[:, channel].sum(), (previous, current), retain_graph=True
+            )
+            for gradient in gradients:
+                assert (gradient.abs().amax((0, 2, 3)) > 0).all()
+
+
+def test_without_the_fuser_modalities_are_separate(small_fengwu):
+    network = small_fengwu(fuser_depth=0)
+    previous, current = frames()
+    before = network(previous, current)
+    current = current.clone()
+    current[:, 3:] += 1  # the last modality
+    after = network(previous, current)
+    for one, other in zip(before, after, strict=True):
+        assert_close(one[:, :3], other[:, :3], rtol=0, atol=0)
+        assert not torch.allclose(one[:, 3:], other[:, 3:])
+
+
+def test_the_order_of_frames_matters(small_fengwu):
+    network, (previous, current) = small_fengwu(), frames()
+    assert not torch.allclose(network(previous, current).mean, network(current, previous).mean)
+
+
+def test_rolling_the_globe_rolls_the_forecast(small_fengwu):
+    network, shift = small_fengwu(), 2 * 2 * 2  # patch, coarse scale, window
+    previous, current = frames()
+    expected = network(previous, current)
+    rolled = network(previous.roll(shift, -1), current.roll(shift, -1))
+    for one, other in zip(expected, rolled, strict=True):
+        assert_close(one.roll(shift, -1), other, rtol=1e-5, atol=1e-5)
+    full = small_fengwu(position="full")
+    rolled = full(previous.roll(shift, -1), current.roll(shift, -1)).mean
+    assert not torch.allclose(full(previous, current).mean.roll(shift, -1), rolled, atol=1e-4)
+
+
+def test_samples_do_not_mix(small_fengwu):
+    network, (previous, current) = small_fengwu(), frames()
+    both = network(previous, current).mean
+    assert_close(both[1:], network(previous[1:], current[1:]).mean)
+
+
+def test_grids_with_both_poles_and_odd_scales(small_fengwu):
+    network = small_fengwu(grid_shape=(11, 20))  # 5 x 10 patches, 3 x 5 at the coarse scale
+    x = torch.randn(1, 5, 11, 20)
+    assert network(x, x).mean.shape == x.shape
+
+
+def test_log_variance_is_bounded(small_fengwu):
+    network = small_fengwu()
+    for decoder in network.decoders:
+        decoder.recovery.bias.data.fill_(1e4)
+    prediction = network(*frames())
+    assert prediction.log_variance.max() == 10
+    assert prediction.mean.max() > 1e3
+
+
+def test_recomputing_changes_no_gradient(small_fengwu):
+    gradients = []
+    for recompute in (False, True):
+        network = small_fengwu(recompute=recompute).double()
+        mean, log_variance = network(*(x.double() for x in frames()))
+        (mean.square().sum() + log_variance.sum()).backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert_close(one, other)
+
+
+def test_gates_of_the_skip():
+    torch.manual_seed(0)
+    join = SkipJoin(4).double()
+    x, skip = torch.randn(2, 1, 4, 1, 2, 3, dtype=torch.float64).unbind(0)
+    gates = join.gate_values(x, skip).detach()
+    assert 0.8 < float(gates.mean()) < 0.95
+    tokens = torch.cat((x, skip * gates), dim=1).movedim(1, -1)
+    assert_close(join(x, skip), join.join(tokens).movedim(-1, 1))
+    with torch.no_grad():
+        join.gate.bias.fill_(-1e3)
+    assert_close(join(x, skip), join(x, torch.zeros_like(skip)))
+    plain = SkipJoin(4, gated=False)
+    assert plain.gate is None
+    assert bool((plain.gate_values(x, skip) == 1).all())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_levels": 0}, "num_levels=0"),
+        ({"num_surface": 0, "num_upper": 0, "num_levels": 0}, "num_surface=0"),
+        ({"position": "row"}, "position is 'row'; choose one of full, latitude"),
+        ({"grid_shape": (8, 15)}, "do not cover a grid of 8 x 15"),
+        ({"num_heads": (3, 2)}, "dim must be a multiple of num_heads=3"),
+    ],
+)
+def test_impossible_arguments(small_fengwu, changes, message):
+    with pytest.raises(ValueError, match=message):
+        small_fengwu(**changes)
+
+
+def test_states_of_another_shape(small_fengwu):
+    network = small_fengwu()
+    x = torch.zeros(FRAME)
+    with pytest.raises(ValueError, match=r"previous must be \(2, 5, 8, 16\), found \(1, 5"):
+        network(x[:1], x)
+    with pytest.raises(ValueError, match=r"current must be .* found \(2, 4, 8, 16\)"):
+        network(x, x[:, :4])
+    with pytest.raises(ValueError, match="preset is 'huge'; choose one of official, small"):
+        fengwu_preset("huge")
+
+
+def test_arguments_make_the_same_network(small_fengwu):
+    network = small_fengwu()
+    again = FengWu(**network.arguments)
+    again.load_state_dict(network.state_dict())
+    assert torch.equal(again.eval()(*frames()).mean, network(*frames()).mean)

@@ -1,0 +1,1 @@
+"""FengWu: a forecast model with an encoder and a decoder for every kind of field."""

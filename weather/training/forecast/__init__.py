@@ -1,0 +1,1 @@
+"""Training of forecast models: one step, then from their own forecasts."""
