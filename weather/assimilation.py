@@ -26,7 +26,7 @@ SUSPICIOUS_SHARE = 0.05  # rejected of observed cells; of Gaussian errors none i
 SUSPICIOUS_COUNT, HOPELESS_COUNT = 3, 10
 
 
-ObservedBy = Literal["nearest_cell", "interpolation"]
+ObservedBy = Literal["nearest_cell", "interpolation", "interpolation_in_time"]
 """How the background at a report is found."""
 
 
@@ -50,10 +50,9 @@ class Reports:
         factor: Departure in standard deviations beyond which an observation is rejected.
         representativeness: (C,) standard deviation of what a cell cannot resolve, none if None.
         observation_operator: ``nearest_cell`` compares a report with the cell and level that it
-            lies in; ``interpolation`` with the background interpolated to its place and pressure.
-        own_time: Compare every report with the background at its own time instead of that of the
-            analysis (first guess at appropriate time, FGAT). Needs ``interpolation``, and
-            backgrounds at several times or a cycle.
+            lies in; ``interpolation`` with the background interpolated to its place and pressure;
+            ``interpolation_in_time`` also to its time (first guess at appropriate time, FGAT),
+            which takes backgrounds at several times or a cycle.
 
     Attributes:
         observed: Cells observed at each time so far.
@@ -62,7 +61,7 @@ class Reports:
 
     Raises:
         GatesError: The background error or the factor is not positive, or the observation operator
-            is unknown or does not know times.
+            is unknown.
     """
 
     def __init__(
@@ -75,19 +74,13 @@ class Reports:
         factor: float = 5.0,
         representativeness: Tensor | None = None,
         observation_operator: ObservedBy = "nearest_cell",
-        own_time: bool = False,
     ) -> None:
         if not factor > 0:
             raise GatesError(f"--gross_check must be positive, found {factor:g}")
         if observation_operator not in get_args(ObservedBy):
             raise GatesError(
                 f"the observation operator {observation_operator!r} is unknown, expected "
-                f"{' or '.join(get_args(ObservedBy))}"
-            )
-        if own_time and observation_operator != "interpolation":
-            raise GatesError(
-                "backgrounds at the time of each report need the observation operator "
-                f"interpolation, found {observation_operator}: choose that one"
+                f"{', '.join(get_args(ObservedBy))}"
             )
         if not (background_sd.isfinite() & (background_sd > 0)).all():
             raise GatesError(
@@ -97,7 +90,8 @@ class Reports:
         self.table, self.grid, self.channels = table, grid, channels
         self.background_sd, self.factor = background_sd, factor
         self.representativeness = representativeness
-        self.interpolates, self.own_time = observation_operator == "interpolation", own_time
+        self.interpolates = observation_operator != "nearest_cell"
+        self.own_time = observation_operator == "interpolation_in_time"
         self.observed: list[int] = []
         self.rejected: list[int] = []
         self.flipped = 0

@@ -173,14 +173,14 @@ def test_reports_are_compared_at_their_own_time():
     made = reports(soundings(), observation_operator="interpolation")
     expected = torch.tensor([-1.0, 0.0, 1.0])
     assert_close(innovations(made), expected, rtol=0, atol=1e-4)
-    timely = reports(soundings(), observation_operator="interpolation", own_time=True)
+    timely = reports(soundings(), observation_operator="interpolation_in_time")
     assert_close(innovations(timely, frames), torch.zeros(3), rtol=0, atol=1e-4)
 
 
 def test_backgrounds_of_other_times_are_found_around_each():
     times = NOON + np.array([-6, 0, 6, 36]) * np.timedelta64(1, "h")
     states = torch.stack([ramp(h) for h in (-6, 0, 6, 36)])
-    made = reports(soundings(), observation_operator="interpolation", own_time=True)
+    made = reports(soundings(), observation_operator="interpolation_in_time")
     analyses = made.analyze(InverseDistance(GRID), states[:3], times[:3])
     assert_close(analyses.states, states[:3], rtol=0, atol=1e-4)
     untimely = reports(soundings(), observation_operator="interpolation")
@@ -201,18 +201,16 @@ def test_in_a_cycle_the_model_fills_the_window():
     both = pd.concat((soundings(), late))
     found = {}
     for own_time in (True, False):
-        made = reports(both, observation_operator="interpolation", own_time=own_time)
+        made = reports(both, observation_operator="interpolation" + "_in_time" * own_time)
         found[own_time] = made.cycle(InverseDistance(GRID), model, ramp(), times, 6.0).states
     # The first window has no forecast before noon: its frame of noon is the earliest.
     assert (found[True][0] - ramp()).abs().max() > 0.5
-    kept = reports(late, observation_operator="interpolation", own_time=True)
+    kept = reports(late, observation_operator="interpolation_in_time")
     second = kept.cycle(InverseDistance(GRID), model, ramp(), times, 6.0).states[1]
     assert_close(second, ramp(6), rtol=0, atol=1e-4)
     assert (found[False][1] - ramp(6)).abs().max() > 0.5
 
 
 def test_operators_that_do_not_fit_are_refused():
-    with pytest.raises(GatesError, match="'nearest' is unknown, expected nearest_cell or interp"):
+    with pytest.raises(GatesError, match="'nearest' is unknown, expected nearest_cell, interp"):
         reports(soundings(), observation_operator="nearest")
-    with pytest.raises(GatesError, match="need the observation operator interpolation"):
-        reports(soundings(), own_time=True)

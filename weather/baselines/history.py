@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from weather.cycle import Forecast
 from weather.observations.gridded import GriddedObservations
+
+Model = Callable[[Tensor, float], Tensor]
+"""States (N, C, H, W) and hours to the states at the end of that time."""
 
 SAME = 1e-4
 """Largest difference of a background from the forecast of the last analysis, of the largest value
@@ -38,7 +41,7 @@ class AnalysisHistory:
         length: Cycles that are kept.
     """
 
-    def __init__(self, forecast: Forecast, hours: float, length: int) -> None:
+    def __init__(self, forecast: Model, hours: float, length: int) -> None:
         self.forecast, self.hours = forecast, hours
         self._past: deque[Past] = deque(maxlen=max(length, 1))
         self._ages = torch.zeros(0, dtype=torch.long)

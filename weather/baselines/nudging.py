@@ -7,8 +7,7 @@ from torch import Tensor
 
 from weather.baselines.assimilator import check_shapes
 from weather.baselines.geometry import DistanceWeights, GaspariCohnTaper
-from weather.baselines.history import AnalysisHistory
-from weather.cycle import Forecast
+from weather.baselines.history import AnalysisHistory, Model
 from weather.grid import Grid
 from weather.observations.gridded import GriddedObservations
 
@@ -42,7 +41,7 @@ class Nudging:
     def __init__(
         self,
         grid: Grid,
-        forecast: Forecast,
+        forecast: Model,
         *,
         relaxation_hours: float = 6.0,
         radius_km: float = 1500.0,

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from weather.baselines.history import Model
 from weather.baselines.variational.control import ControlVariable
 from weather.baselines.variational.minimizer import minimize_each
-from weather.cycle import Forecast
 from weather.observations.gridded import GriddedObservations
 
 
@@ -70,7 +70,7 @@ class WindowCost:
         scale: float,
         start: Tensor,
         observed: Sequence[Timed],
-        forecast: Forecast | None = None,
+        forecast: Model | None = None,
     ) -> None:
         self.control, self.scale, self.start = control, scale, start.double()
         self.observed = [(hours, fields.to(torch.float64)) for hours, fields in observed]

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from weather.baselines.assimilator import check_shapes
-from weather.baselines.history import AnalysisHistory
+from weather.baselines.history import AnalysisHistory, Model
 from weather.baselines.variational.control import ControlVariable
 from weather.baselines.variational.cost import Settings, Timed, WindowCost
 from weather.baselines.variational.three_d_var import finite_or, to_analyze
-from weather.cycle import Forecast
 from weather.observations.gridded import GriddedObservations
 
 
@@ -44,7 +43,7 @@ class FourDVar:
     def __init__(
         self,
         control: ControlVariable,
-        forecast: Forecast,
+        forecast: Model,
         *,
         window_hours: float = 6.0,
         hours: float = 6.0,

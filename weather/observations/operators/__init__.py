@@ -1,1 +1,1 @@
-"""Observation operators that interpolate, and stations off the grid."""
+"""Observation operators that interpolate."""

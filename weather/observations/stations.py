@@ -81,7 +81,11 @@ class Stations:
         return values + self.errors * noise
 
     def gridded(
-        self, values: Tensor, background: BackgroundFrames | None = None
+        self,
+        values: Tensor,
+        background: BackgroundFrames | None = None,
+        *,
+        representativeness_sd: Tensor | None = None,
     ) -> GriddedObservations:
         """Return reports (C p,) as cells (C, H, W), see `weather.observations.superob`.
 
@@ -89,6 +93,7 @@ class Stations:
             values: The reports.
             background: Frames that the observation operator interpolates; None for the nearest
                 cell.
+            representativeness_sd: (C,) standard deviation that is added to the errors of cells.
         """
         operator = None
         if background is not None:
@@ -106,4 +111,5 @@ class Stations:
             self.errors,
             background=background,
             operator=operator,
+            representativeness_sd=representativeness_sd,
         )

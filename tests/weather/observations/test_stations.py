@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from weather.observations.operators.interpolation import BackgroundFrames
-from weather.observations.operators.stations import Stations
+from weather.observations.stations import Stations
 from weather.spectral_state import FieldLayout, PointEvaluation, to_coefficients, to_states
 from weather.spherical import SphericalTransform
 from weather.state import SHALLOW_WATER, ChannelSpec
