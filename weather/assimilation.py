@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -14,14 +14,20 @@ from weather.baselines.assimilator import Assimilator
 from weather.cycle import Cycle, Forecast
 from weather.grid import Grid
 from weather.observations.gridded import GriddedObservations, gross_check
+from weather.observations.operators.interpolation import BackgroundFrames
 from weather.observations.superob import grid_table
 from weather.observations.table import ObservationTable
 from weather.progress import Progress, silent
 from weather.state import ChannelSpec
 
 WINDOW_HOURS = 3.0
+FRAMES_APART_HOURS = 12.0  # farther apart, backgrounds say nothing about the time between them
 SUSPICIOUS_SHARE = 0.05  # rejected of observed cells; of Gaussian errors none in a million is
 SUSPICIOUS_COUNT, HOPELESS_COUNT = 3, 10
+
+
+ObservedBy = Literal["nearest_cell", "interpolation", "interpolation_in_time"]
+"""How the background at a report is found."""
 
 
 class Analyses(NamedTuple):
@@ -43,6 +49,10 @@ class Reports:
         background_sd: (C,) standard deviation of the background error.
         factor: Departure in standard deviations beyond which an observation is rejected.
         representativeness: (C,) standard deviation of what a cell cannot resolve, none if None.
+        observation_operator: ``nearest_cell`` compares a report with the cell and level that it
+            lies in; ``interpolation`` with the background interpolated to its place and pressure;
+            ``interpolation_in_time`` also to its time (first guess at appropriate time, FGAT),
+            which takes backgrounds at several times or a cycle.
 
     Attributes:
         observed: Cells observed at each time so far.
@@ -50,7 +60,8 @@ class Reports:
         flipped: Those that it would reject, were the latitudes of the reports negative.
 
     Raises:
-        GatesError: The background error or the factor is not positive.
+        GatesError: The background error or the factor is not positive, or the observation operator
+            is unknown.
     """
 
     def __init__(
@@ -62,9 +73,15 @@ class Reports:
         *,
         factor: float = 5.0,
         representativeness: Tensor | None = None,
+        observation_operator: ObservedBy = "nearest_cell",
     ) -> None:
         if not factor > 0:
             raise GatesError(f"--gross_check must be positive, found {factor:g}")
+        if observation_operator not in get_args(ObservedBy):
+            raise GatesError(
+                f"the observation operator {observation_operator!r} is unknown, expected "
+                f"{', '.join(get_args(ObservedBy))}"
+            )
         if not (background_sd.isfinite() & (background_sd > 0)).all():
             raise GatesError(
                 f"the background error is {background_sd.tolist()}, expected positive numbers: "
@@ -73,19 +90,25 @@ class Reports:
         self.table, self.grid, self.channels = table, grid, channels
         self.background_sd, self.factor = background_sd, factor
         self.representativeness = representativeness
+        self.interpolates = observation_operator != "nearest_cell"
+        self.own_time = observation_operator == "interpolation_in_time"
         self.observed: list[int] = []
         self.rejected: list[int] = []
         self.flipped = 0
         self._by_channel = torch.zeros(2, channels.num_channels, dtype=torch.long)
 
-    def at(self, time: np.datetime64, background: Tensor) -> GriddedObservations:
+    def at(
+        self, time: np.datetime64, background: Tensor, around: BackgroundFrames | None = None
+    ) -> GriddedObservations:
         """Return the observations (1,C,H,W) at a time that pass the gross check.
 
         Args:
             time: Center of the window.
             background: (C,H,W).
+            around: The background at other times, too; that of the analysis alone if None.
         """
-        found, passed = self._checked(self.table, time, background)
+        frames = around or BackgroundFrames.single(background)
+        found, passed = self._checked(self.table, time, frames)
         self.observed.append(int(found.mask.sum()))
         self.rejected.append(int(found.mask.sum() - passed.mask.sum()))
         for count, seen in zip(self._by_channel, (found.mask, passed.mask), strict=True):
@@ -93,12 +116,12 @@ class Reports:
         if self.rejected[-1]:
             frame = self.table.frame
             mirrored = ObservationTable(frame.assign(latitude=-frame["latitude"]))
-            all_of_them, plausible = self._checked(mirrored, time, background)
+            all_of_them, plausible = self._checked(mirrored, time, frames)
             self.flipped += int(all_of_them.mask.sum() - plausible.mask.sum())
         return GriddedObservations.stack([passed])
 
     def _checked(
-        self, table: ObservationTable, time: np.datetime64, background: Tensor
+        self, table: ObservationTable, time: np.datetime64, frames: BackgroundFrames
     ) -> tuple[GriddedObservations, GriddedObservations]:
         found = grid_table(
             table,
@@ -107,8 +130,9 @@ class Reports:
             time,
             window_hours=WINDOW_HOURS,
             representativeness_sd=self.representativeness,
+            background=frames if self.interpolates else None,
         )
-        return found, gross_check(found, background, self.background_sd, self.factor)
+        return found, gross_check(found, frames.current, self.background_sd, self.factor)
 
     def require_plausible(self) -> None:
         """Refuse reports of which one channel has lost every observation to the gross check.
@@ -145,12 +169,19 @@ class Reports:
         times: np.ndarray,
         progress: Progress = silent,
     ) -> Analyses:
-        """Analyze every background (T,C,H,W) independently."""
+        """Analyze every background (T,C,H,W) independently.
+
+        Raises:
+            GatesError: Reports are to be compared at their own time with a single background, or
+                an analysis is not finite.
+        """
         analyses = []
         method = WhereObserved(assimilator)
         with progress("analyzing", len(times)) as tick:
-            for state, time in zip(states, times, strict=True):
-                analyses.append(method.analyse(state[None, None], self.at(time, state))[0, 0])
+            for number, (state, time) in enumerate(zip(states, times, strict=True)):
+                around = neighbors(states, times, number) if self.own_time else None
+                seen = self.at(time, state, around)
+                analyses.append(method.analyse(state[None, None], seen)[0, 0])
                 tick()
         return self._done(torch.stack(analyses), times)
 
@@ -165,11 +196,13 @@ class Reports:
     ) -> Analyses:
         """Start a cycle from a background (C,H,W); every analysis starts the next forecast."""
         current = iter(times)
+        model = _Remembering(forecast)
 
         def check(_: GriddedObservations, background: Tensor) -> GriddedObservations:
-            return self.at(next(current), background[0])
+            around = model.around(background[0], hours) if self.own_time else None
+            return self.at(next(current), background[0], around)
 
-        cycle = Cycle(forecast, WhereObserved(assimilator), hours, quality_control=check)
+        cycle = Cycle(model, WhereObserved(assimilator), hours, quality_control=check)
         nothing = GriddedObservations.absent((1, *state.shape))
         analyses = []
         with progress("cycling", len(times)) as tick, torch.no_grad():
@@ -192,6 +225,55 @@ class Reports:
                 "check the weights, the forecast model and the observation errors"
             )
         return Analyses(states, times, self.observed, self.rejected)
+
+
+class _Remembering:
+    """A forecast model that knows what its last forecast started from."""
+
+    def __init__(self, forecast: Forecast) -> None:
+        self._forecast = forecast
+        self._start: Tensor | None = None
+
+    def __call__(self, states: Tensor, hours: float) -> Tensor:
+        self._start = states
+        return self._forecast(states, hours)
+
+    def around(self, background: Tensor, hours: float) -> BackgroundFrames:
+        """Return frames at both ends of the window of reports, and between them.
+
+        Args:
+            background: (C,H,W), the last forecast, or what a cycle starts from.
+            hours: Length of that forecast.
+        """
+        frames = {0.0: background}
+        frames[WINDOW_HOURS] = self._forecast(background[None], WINDOW_HOURS)[0]
+        if self._start is not None and hours >= WINDOW_HOURS:
+            frames[-WINDOW_HOURS] = self._forecast(self._start, hours - WINDOW_HOURS)[0]
+        order = sorted(frames)
+        return BackgroundFrames(torch.stack([frames[hour] for hour in order]), tuple(order))
+
+
+def neighbors(states: Tensor, times: np.ndarray, number: int) -> BackgroundFrames:
+    """Return one of T backgrounds with the ones just before and after it.
+
+    Args:
+        states: (T,C,H,W).
+        times: (T,), ascending.
+        number: Which one.
+
+    Raises:
+        GatesError: There is none within 12 hours.
+    """
+    hours = (times - times[number]) / np.timedelta64(1, "h")
+    near = [n for n in (number - 1, number, number + 1) if 0 <= n < len(times)]
+    near = [n for n in near if abs(hours[n]) <= FRAMES_APART_HOURS]
+    if len(near) < 2:
+        raise GatesError(
+            f"no other background lies within {FRAMES_APART_HOURS:g} h of "
+            f"{np.datetime_as_string(times[number], unit='m')}, expected one so that reports can "
+            "be compared at their own time: give more times, or compare at that of the analysis"
+        )
+    return BackgroundFrames(states[near], tuple(float(hours[n]) for n in near))
 
 
 class WhereObserved:

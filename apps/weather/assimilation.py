@@ -21,7 +21,7 @@ from core_gates.errors import GatesError
 from harness.experiment import Run
 from harness.files import sha256
 from harness.runs.ticker import ticking
-from weather.assimilation import WINDOW_HOURS, Analyses, Reports, by_channel
+from weather.assimilation import WINDOW_HOURS, Analyses, ObservedBy, Reports, by_channel
 from weather.baselines.assimilator import Assimilator
 from weather.data.store import naming
 from weather.data.tensors import dataset_grid, to_dataset, to_tensor
@@ -50,6 +50,7 @@ class Inputs(NamedTuple):
         gross_check: Departure in standard deviations beyond which an observation is rejected.
         representativeness: Standard deviation within a cell, by variable.
         background_error: Standard deviation of the background error, by variable.
+        observation_operator: How the background at a report is found.
     """
 
     background: str
@@ -59,6 +60,7 @@ class Inputs(NamedTuple):
     gross_check: float = 5.0
     representativeness: Mapping[str, float] | None = None
     background_error: Mapping[str, float] | None = None
+    observation_operator: ObservedBy = "nearest_cell"
 
 
 class Assimilation:
@@ -142,6 +144,7 @@ class Assimilation:
             "observations_sha256": sha256(Path(inputs.observations)),
             "window_hours": WINDOW_HOURS,
             "gross_check": inputs.gross_check,
+            "observation_operator": inputs.observation_operator,
             "observed_cells": analyses.observed,
             "rejected_cells": analyses.rejected,
         }
@@ -206,6 +209,7 @@ class Assimilation:
             background_sd,
             factor=self.inputs.gross_check,
             representativeness=representativeness,
+            observation_operator=self.inputs.observation_operator,
         )
 
     def _method(self, name: str, weights: str | None) -> tuple[Assimilator, Tensor]:

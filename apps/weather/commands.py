@@ -37,6 +37,7 @@ from harness.experiment.run import CHOICES
 from harness.files.atomic import require_free
 from harness.report.sections import run_page
 from harness.runs.ticker import ticking
+from weather.assimilation import ObservedBy
 from weather.experiments.experiment import experiment_of
 from weather.models.adas.analysis_form import AnalysisForm
 from weather.models.adas.forms import COMPARED
@@ -163,6 +164,7 @@ class WeatherTrainer(GatesRunTrainer):
         gross_check: float = 5.0,
         representativeness: dict[str, float] | None = None,
         background_error: dict[str, float] | None = None,
+        observation_operator: ObservedBy = "nearest_cell",
         output: str = "analysis.zarr",
         overwrite_output: bool = False,
     ) -> None:
@@ -190,19 +192,18 @@ class WeatherTrainer(GatesRunTrainer):
                 that is added to the errors of its observations, ``{"temperature": 0.5}``.
             background_error: Standard deviation of the background error by variable, in place of
                 that of the task, for the gross check and the networks.
+            observation_operator: ``nearest_cell`` compares a report with the cell and level that it
+                lies in, ``interpolation`` with the background interpolated to its place and
+                pressure, ``interpolation_in_time`` also to its time, between the times of the
+                background store or along the forecast.
             output: Store to write.
             overwrite_output: Replace an existing store.
         """
         require_free(Path(output), overwrite=overwrite_output)
         experiment = experiment_of(datamodule.source)
+        errors = (representativeness, background_error)
         inputs = Inputs(
-            background,
-            observations,
-            method,
-            weights,
-            gross_check,
-            representativeness,
-            background_error,
+            background, observations, method, weights, gross_check, *errors, observation_operator
         )
         job = Assimilation(model, experiment, self._begin(datamodule), inputs, task)
         analyses = job.run(forecast, cycles)

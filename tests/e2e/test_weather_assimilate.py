@@ -140,6 +140,18 @@ def test_an_output_says_what_it_is_made_of(gates):
     assert not np.array_equal(plain["height"], found["height"])
 
 
+def test_the_observation_operator_is_chosen(gates):
+    reports = shifted_reports(gates, "off.csv")
+    _, plain = analysis(gates, reports, "nearest.zarr")
+    _, found = analysis(
+        gates, reports, "interpolated.zarr", "--observation_operator", "interpolation"
+    )
+    assert plain.attrs["observation_operator"] == "nearest_cell"
+    assert found.attrs["observation_operator"] == "interpolation"
+    assert found.attrs["observed_cells"] == plain.attrs["observed_cells"]
+    assert not np.array_equal(plain["height"], found["height"])
+
+
 MODEL = """
 import torch
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from weather.assimilation import Reports, WhereObserved, by_channel
@@ -11,6 +12,7 @@ from weather.baselines.constant import Climatology
 from weather.baselines.inverse_distance import InverseDistance
 from weather.grid import regular_grid
 from weather.observations.gridded import GriddedObservations
+from weather.observations.operators.interpolation import BackgroundFrames
 from weather.observations.simulation import simulate_table
 from weather.observations.table import ObservationTable
 from weather.state import ERA5_SAMPLE, ChannelSpec
@@ -134,3 +136,81 @@ def test_a_gross_check_needs_positive_numbers(sd, factor):
     empty = ObservationTable.from_frame(pd.DataFrame(table(truth()).frame))
     with pytest.raises(GatesError, match="positive"):
         Reports(empty, GRID, CHANNELS, torch.tensor([sd]), factor=factor)
+
+
+def ramp(hours=0.0):
+    """A field that is linear in longitude away from the seam, and in time."""
+    field = 250 + 0.1 * GRID.longitude.float() + 0.5 * hours
+    return field.expand(1, 12, 24).clone()
+
+
+def soundings(**columns):
+    """Three reports off the centers of their cells, before, at and after noon."""
+    longitude = [31.0, 91.0, 151.0]
+    offsets = pd.to_timedelta([-2, 0, 2], unit="h")
+    frame = pd.DataFrame({"longitude": longitude, "time": pd.Timestamp(NOON) + offsets})
+    rows = frame.assign(latitude=22.5, variable="temperature", level_hpa=500.0, error=0.1)
+    hours = np.array([-2.0, 0.0, 2.0])
+    rows = rows.assign(value=250 + 0.1 * frame["longitude"] + 0.5 * hours)
+    return rows.assign(**columns)
+
+
+def innovations(made, around=None):
+    seen = made.at(NOON, ramp(), around)
+    return (seen.values[0] - ramp())[seen.mask[0]]
+
+
+def test_the_operator_that_interpolates_is_a_switch():
+    """Exact reports off the grid: the nearest cell is off by the slope, interpolation is not."""
+    exact = soundings(time=pd.Timestamp(NOON), value=250 + 0.1 * soundings()["longitude"])
+    assert_close(innovations(reports(exact)), torch.full((3,), 0.1), rtol=0, atol=1e-4)
+    interpolating = reports(exact, observation_operator="interpolation")
+    assert_close(innovations(interpolating), torch.zeros(3), rtol=0, atol=1e-4)
+
+
+def test_reports_are_compared_at_their_own_time():
+    frames = BackgroundFrames(torch.stack([ramp(h) for h in (-3, 0, 3)]), (-3.0, 0.0, 3.0))
+    made = reports(soundings(), observation_operator="interpolation")
+    expected = torch.tensor([-1.0, 0.0, 1.0])
+    assert_close(innovations(made), expected, rtol=0, atol=1e-4)
+    timely = reports(soundings(), observation_operator="interpolation_in_time")
+    assert_close(innovations(timely, frames), torch.zeros(3), rtol=0, atol=1e-4)
+
+
+def test_backgrounds_of_other_times_are_found_around_each():
+    times = NOON + np.array([-6, 0, 6, 36]) * np.timedelta64(1, "h")
+    states = torch.stack([ramp(h) for h in (-6, 0, 6, 36)])
+    made = reports(soundings(), observation_operator="interpolation_in_time")
+    analyses = made.analyze(InverseDistance(GRID), states[:3], times[:3])
+    assert_close(analyses.states, states[:3], rtol=0, atol=1e-4)
+    untimely = reports(soundings(), observation_operator="interpolation")
+    moved = untimely.analyze(InverseDistance(GRID), states[:3], times[:3]).states
+    assert (moved - states[:3]).abs().max() > 0.5
+    with pytest.raises(GatesError, match=r"no other background lies within 12 h of 2020-01-03T00"):
+        made.analyze(InverseDistance(GRID), states, times)
+
+
+def test_in_a_cycle_the_model_fills_the_window():
+    """Truth warms by .5 K/h and so does the model: no report at its own time moves anything."""
+
+    def model(states, hours):
+        return states + 0.5 * hours
+
+    times = NOON + np.array([0, 6]) * np.timedelta64(1, "h")
+    late = soundings(time=soundings()["time"] + pd.Timedelta("6h"), value=soundings()["value"] + 3)
+    both = pd.concat((soundings(), late))
+    found = {}
+    for own_time in (True, False):
+        made = reports(both, observation_operator="interpolation" + "_in_time" * own_time)
+        found[own_time] = made.cycle(InverseDistance(GRID), model, ramp(), times, 6.0).states
+    # The first window has no forecast before noon: its frame of noon is the earliest.
+    assert (found[True][0] - ramp()).abs().max() > 0.5
+    kept = reports(late, observation_operator="interpolation_in_time")
+    second = kept.cycle(InverseDistance(GRID), model, ramp(), times, 6.0).states[1]
+    assert_close(second, ramp(6), rtol=0, atol=1e-4)
+    assert (found[False][1] - ramp(6)).abs().max() > 0.5
+
+
+def test_operators_that_do_not_fit_are_refused():
+    with pytest.raises(GatesError, match="'nearest' is unknown, expected nearest_cell, interp"):
+        reports(soundings(), observation_operator="nearest")

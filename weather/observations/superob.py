@@ -11,6 +11,11 @@ from torch import Tensor
 from weather.grid import Grid
 from weather.observations.cells import cell_of
 from weather.observations.gridded import GriddedObservations, per_channel
+from weather.observations.operators.interpolation import (
+    BackgroundFrames,
+    ObservationOperator,
+    Places,
+)
 from weather.observations.table import ObservationTable
 from weather.state import ChannelSpec
 
@@ -40,12 +45,9 @@ def grid_table(
     window_hours: float = 3.0,
     representativeness_sd: Tensor | None = None,
     level_tolerance: float = LEVEL_TOLERANCE,
+    background: BackgroundFrames | None = None,
 ) -> GriddedObservations:
-    """Average the reports of a time window in every cell and channel.
-
-    With weights w = 1 / error**2, the value of a cell is ``sum(w y) / sum(w)`` and its error
-    variance ``1 / sum(w) + representativeness_sd**2``: that of n equal, independent reports is
-    ``error**2 / n``, while what a cell cannot resolve does not average out.
+    """Average the reports of a time window in every cell and channel, see `grid_reports`.
 
     Args:
         table: Rows with a quality flag other than 0, of other variables, or away from the levels
@@ -57,6 +59,9 @@ def grid_table(
         window_hours: Half width; a report exactly at the end belongs to the next window.
         representativeness_sd: (C,) standard deviation within a cell, 0 if not given.
         level_tolerance: Accepted distance to the nearest level, as a fraction of its pressure.
+        background: Frames of a background that the observation operator interpolates to place,
+            pressure and time of each report; None compares reports with the nearest cell and level
+            at the time of the analysis.
 
     Returns:
         float32 (C, H, W), all absent if no report qualifies.
@@ -64,18 +69,72 @@ def grid_table(
     rows = _in_window(table.frame, time, window_hours)
     channel = _channel_of(rows, channels, level_tolerance)
     rows, channel = rows[channel >= 0], channel[channel >= 0]
-    position = [
-        torch.from_numpy(rows[name].to_numpy(copy=True)) for name in ("latitude", "longitude")
-    ]
-    row, column = cell_of(grid, *position)
+    latitude, longitude, pressure, values, errors = (
+        torch.from_numpy(rows[name].to_numpy(copy=True))
+        for name in ("latitude", "longitude", "level_hpa", "value", "error")
+    )
+    hours = (rows["time"] - pd.Timestamp(time)).dt.total_seconds().to_numpy(copy=True) / 3600
+    places = Places(
+        latitude, longitude, torch.from_numpy(channel), pressure, torch.from_numpy(hours)
+    )
+    return grid_reports(
+        grid,
+        channels,
+        places,
+        values,
+        errors,
+        background=background,
+        representativeness_sd=representativeness_sd,
+    )
+
+
+def grid_reports(
+    grid: Grid,
+    channels: ChannelSpec,
+    places: Places,
+    values: Tensor,
+    errors: Tensor,
+    *,
+    background: BackgroundFrames | None = None,
+    operator: ObservationOperator | None = None,
+    representativeness_sd: Tensor | None = None,
+) -> GriddedObservations:
+    """Average reports in every cell and channel.
+
+    With weights w = 1 / error**2, the value of a cell is ``sum(w y) / sum(w)`` and its error
+    variance ``1 / sum(w) + representativeness_sd**2``: that of n equal, independent reports is
+    ``error**2 / n``, while what a cell cannot resolve does not average out. With a background, the
+    value is instead ``x_b(cell) + sum(w (y - H x_b)) / sum(w)``: every method that compares cells
+    with that background sees the innovations of an H that interpolates.
+
+    Args:
+        grid: Target cells.
+        channels: The C channels.
+        places: Where and when the p reports were made.
+        values: (p,) in the units of the channels.
+        errors: (p,) standard deviations.
+        background: The background; None for the values themselves.
+        operator: H of these places and frames, where it is known already.
+        representativeness_sd: (C,) standard deviation within a cell, 0 if not given.
+
+    Returns:
+        float32 (C, H, W).
+    """
+    row, column = cell_of(grid, places.latitude, places.longitude)
     num_rows, num_columns = grid.shape
-    cell = (torch.from_numpy(channel) * num_rows + row) * num_columns + column
+    cell = (places.channel * num_rows + row) * num_columns + column
     shape = (channels.num_channels, num_rows, num_columns)
-    values, variance = _superobs(rows, cell, int(np.prod(shape)))
-    errors = variance.view(shape)
+    values = values.double()
+    if background is not None:
+        if operator is None:
+            operator = ObservationOperator(grid, channels, places, background.hours)
+        current = background.current.flatten().double()
+        values = values - operator(background.states) + current[cell]
+    mean, variance = _superobs(values, errors.double(), cell, int(np.prod(shape)))
+    variance = variance.view(shape)
     if representativeness_sd is not None:
-        errors = errors + per_channel(representativeness_sd.double()) ** 2
-    return GriddedObservations(values.view(shape).float(), errors.sqrt().float())
+        variance = variance + per_channel(representativeness_sd.double()) ** 2
+    return GriddedObservations(mean.view(shape).float(), variance.sqrt().float())
 
 
 def left_out(
@@ -96,10 +155,9 @@ def left_out(
     return LeftOut(rows[~timely], rows[timely & ~known], rows[timely & known & ~placed])
 
 
-def _superobs(rows: pd.DataFrame, cell: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
+def _superobs(value: Tensor, error: Tensor, cell: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
     """Return the weighted mean of every cell, 0 where empty, and its variance, inf where empty."""
-    weight = torch.from_numpy(rows["error"].to_numpy(copy=True)) ** -2
-    value = torch.from_numpy(rows["value"].to_numpy(copy=True))
+    weight = error**-2
     total = torch.zeros(num_cells, dtype=torch.float64).index_add_(0, cell, weight)
     summed = torch.zeros(num_cells, dtype=torch.float64).index_add_(0, cell, weight * value)
     mean = torch.where(total > 0, summed / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
