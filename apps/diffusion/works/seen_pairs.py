@@ -1,7 +1,7 @@
 """Losses of rivals that are fitted on drawings of the very pair, as pieces of work.
 
-Budget: at the sizes of the embedded base LoraHub takes about 2.5 CPU-seconds a pair and ZipLoRA 3.8,
-the losses of the test drawings included: 5 CPU-minutes for both and all 48 pairs, and less than 6.
+Budget: at the sizes of the embedded base LoraHub takes about 2.5 CPU-seconds a pair and ZipLoRA
+3.8, the losses of the test drawings included: 5 CPU-minutes for both and all 48 pairs.
 """
 
 from __future__ import annotations
