@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def seen_losses(
 
     parts = []
     for place in range(len(group)):
-        parts.append(job.part(str(place), Arrays(), lambda place=place: make(place)))
+        parts.append(job.part(str(place), Arrays(), partial(make, place)))
         job.tick()
     return {name: torch.stack([one[name] for one in parts]) for name in parts[0]}
 
