@@ -127,6 +127,7 @@ def run_verb(
     grouped = _add_options(parser, function, skip, verbs[verb].flat)
     let_switches_stand_alone(parser)
     describe(parser, COMMON_OPTIONS)
+    words = [_with_two_dashes(parser, word) for word in words]
     parsed = parser.parse_args(let_lists_be_plain(parser, words))
     try:
         options = vars(parser.instantiate_classes(parsed))
@@ -162,6 +163,13 @@ def _add_options(
     for kind in grouped.values():
         parser.add_class_arguments(kind, as_group=False)
     return grouped
+
+
+def _with_two_dashes(parser: GatesParser, word: str) -> str:
+    """Return ``-k`` as ``--k`` where an option has a name of one letter."""
+    known = parser._option_string_actions
+    short = word.partition("=")[0]
+    return f"-{word}" if len(short) == 2 and f"-{short}" in known and short not in known else word
 
 
 def _taken(kind: type[Any], options: dict[str, Any]) -> Any:

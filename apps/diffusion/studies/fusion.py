@@ -314,10 +314,10 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
         return []
     row = found[0]
     return [
-        "Without model and prompt, the mean and the covariance of drawings in a style have the "
-        f"loss of gates on unseen pairs {math.expm1(row.value):+.1%} "
-        f"[{math.expm1(row.low):+.1%}, {math.expm1(row.high):+.1%}]: a low loss is no proof "
-        "of a good image."
+        "What the mean and the covariance of drawings in a style predict, without model and "
+        f"prompt, has a loss that differs from that of gates by {math.expm1(row.value):+.1%} "
+        f"[{math.expm1(row.low):+.1%}, {math.expm1(row.high):+.1%}] on unseen pairs: a low loss is "
+        "no proof of a good image."
     ]
 
 

@@ -132,7 +132,7 @@ def test_likeness(call, samples):
     told = call("search", "--folder", "samples", "--like", "samples/bfl_plain.safetensors")
     assert row(told, "bfl_plain")[2] == "1.000"
     assert "near-duplicate" in row(told, "bfl_plain")[-1]
-    told = call("search", "--folder", "samples", "--like", "bfl_plain", "--k", "2")
+    told = call("search", "--folder", "samples", "--like", "bfl_plain", "-k", "2")
     assert "bfl_plain" not in told
     assert "near-duplicate" not in told
 
