@@ -56,7 +56,7 @@ def test_lorahub_is_never_worse_than_its_start(made):
     first = made("lora_hub", evaluations=1)
     assert_close(first["after"], first["before"])
     assert (first["factors"] == 0).all()
-    # without adapters it is the base, on the draws that the base is measured by
+    # without adapters it is the base, on the noise that the base is measured by
     assert_close(first["losses"], made("none")["losses"])
 
 
@@ -67,7 +67,7 @@ def test_ziplora_learns_something_else_than_the_sum(made):
     still = made("zip_lora", learning_rate=0.0)
     assert_close(still["after"], still["before"])
     assert_close(still["factors"], torch.ones(2, 2))
-    assert_close(still["losses"], summed)  # on the draws that the sum is measured by
+    assert_close(still["losses"], summed)  # on the noise that the sum is measured by
 
 
 @pytest.mark.parametrize("rival", SMALL)
