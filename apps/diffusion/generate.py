@@ -74,7 +74,7 @@ def generate(
                 made.append(one.images[0])
                 records.append(record_of(found, one, mode))
                 tick()
-        _show(console, records[0], [*found.notices, found.finder.notice])
+        _show(console, records[0], [*found.notices, found.unread(words), found.finder.notice])
         paths = [save(image, one, folder) for image, one in zip(made, records, strict=True)]
         if sampling.count > 1:
             paths.append(save_sheet(made, records, folder))

@@ -54,12 +54,12 @@ def write_report(run: Run, world: World, study: str) -> Path:
         GatesError: There are no scores yet, or a file of the run folder is damaged.
     """
     others = [] if world.run.folder == run.folder else [world.run.folder]
-    draw = drawing(study, run.folder, world)
+    draw = drawing(study, run, world)
     page = run_page(run, draw, units=UNITS.get(study, "cases"), others=others)
     return page.write(run.folder / "report.html")
 
 
-def drawing(study: str, folder: Path, world: World) -> Callable[[Page], None] | None:
+def drawing(study: str, run: Run, world: World) -> Callable[[Page], None] | None:
     """Return what adds the figures of a study to its page; None if there are none."""
     if study == "base":
         from apps.diffusion.pages.base import add_base
@@ -72,7 +72,7 @@ def drawing(study: str, folder: Path, world: World) -> Callable[[Page], None] | 
     if study == "fusion":
         from apps.diffusion.pages.fusion import add_fusion
 
-        return partial(add_fusion, folder=folder, world=world)
+        return partial(add_fusion, run=run, world=world)
     return None
 
 
@@ -83,4 +83,9 @@ def _study(place: Place) -> str:
     except GatesError:
         return place.config
     section = content.get("evaluate") or {}
-    return str(section.get("study", place.config))
+    if "study" not in section:
+        raise GatesError(
+            f"the configuration {place.config} shows nothing: give --config with "
+            f"{', '.join(STUDIES)}"
+        )
+    return str(section["study"])

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from apps.diffusion.index import read_encoder
 from apps.diffusion.options import refuse_unless_text
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_option
 from diffusion.library import (
     Adapter,
     LoraLibrary,
@@ -21,6 +21,7 @@ from diffusion.library import (
     TextEncoder,
     WeightEncoder,
 )
+from diffusion.lora_file.family.recognition import RECOGNIZED
 from harness.runs.ticker import counting
 
 SHOWN = 3  # triggers of an adapter
@@ -68,6 +69,8 @@ def search(
     if bool(words.strip()) == (like is not None):
         raise GatesError("expected a prompt or --like, and not both: describe what you look for")
     refuse_unless_text(words)
+    if family is not None:
+        check_option("--family", family, RECOGNIZED, GatesError)
     if like is not None:
         with LoraLibrary(folder, index=index, lenient=lenient) as library:
             _show_neighbors(Console(), _alike(library, like, k))

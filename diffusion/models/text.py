@@ -58,6 +58,12 @@ class MiniLM:
         """Return the pooled states (N, D) of captions, of length 1."""
         return self.encode(captions).pooled
 
+    def unread(self, caption: str) -> str:
+        """Return the end of a caption that is cut off; empty if all of it is read."""
+        places = self.tokenizer(caption, return_offsets_mapping=True)["offset_mapping"]
+        last = self.length - 1  # the last token ends the caption
+        return caption[places[last][0] :] if len(places) > self.length else ""
+
 
 class HashedNgrams:
     """Sums of random vectors of the groups of three letters of each word: for tests.

@@ -24,7 +24,7 @@ from diffusion.fusion.sites import family_of, sites_of
 from diffusion.library import LoraLibrary
 from diffusion.models.base import EmbeddedBase
 from diffusion.models.loading import load_pipeline
-from diffusion.models.text import TextEncoder, text_encoder
+from diffusion.models.text import MiniLM, TextEncoder, text_encoder
 from diffusion.retrieval import TrainedEncoder
 from harness.experiment.record import read_record
 from harness.files import content_digest
@@ -112,6 +112,11 @@ class Studio:
         if side is not None:
             found |= {"height": side, "width": side}
         return found
+
+    def unread(self, prompt: str) -> str:
+        """Return what a user has to know of a prompt that is too long; empty if it is read."""
+        rest = self.pipe.text.unread(prompt) if isinstance(self.pipe.text, MiniLM) else ""
+        return f"the prompt is too long for this base, which does not read {rest!r}" if rest else ""
 
     def make(self, prompt: str, *, mode: str = GATED, **options: Any) -> Generated:
         """Return an image, and what made it; without gates, ``gated`` is the plain sum."""

@@ -20,7 +20,7 @@ from diffusion.evaluation.figures import (
     pair_differences_figure,
     sheet_figure,
 )
-from harness.experiment import Arrays
+from harness.experiment import Arrays, Run
 from harness.experiment.forms import Figures
 from harness.experiment.record import read_record
 from harness.experiment.run import CHOICES
@@ -38,20 +38,20 @@ SHOWN = 16
 PAIRS = "test2"
 
 
-def add_fusion(page: Page, folder: Path, world: World) -> None:
+def add_fusion(page: Page, run: Run, world: World) -> None:
     """Add differences by pair, and images and gates of some unseen pairs.
 
     Args:
         page: The report.
-        folder: Of the run.
+        run: Of the study.
         world: In which nothing is trained.
     """
     page.section("Pair by pair")
-    drawn = [_differences(page, folder, group) for group in GROUPS]
+    drawn = [_differences(page, run, group) for group in GROUPS]
     if not any(drawn):
         page.text("There are no losses of gates yet: run `evaluate` first.")
     page.section("Images of unseen pairs")
-    if not _images(page, folder, world):
+    if not _images(page, run, world):
         page.text("There are no images yet: run `evaluate` first.")
     lacking = shipped(world).lacking
     if lacking:
@@ -84,22 +84,23 @@ def _stored(folder: Path, group: str) -> dict[str, list[dict[str, Tensor]]]:
     return found
 
 
-def _best_rival(folder: Path) -> list[str]:
+def _best_rival(run: Run) -> list[str]:
     """Return the rival that scores call the best: by its trials, never by what is tested."""
-    chosen = {}
-    for place in sorted((folder / CHOICES).glob("*")):
+    chosen, store = {}, run.store(CHOICES, Figures())
+    folders = [folder for folder in (store.shipped, store.folder) if folder is not None]
+    for place in (place for folder in folders for place in sorted(folder.glob("*"))):
         if (record := read_record(place)) is not None:
             chosen[str(record.identity["method"])] = Choice(**Figures().load(place))
     rivals = chosen.keys() & {*SPACES, BLIND}
     return [best_rival(chosen)] if rivals else []
 
 
-def _differences(page: Page, folder: Path, group: str) -> bool:
-    losses = losses_of(folder, group)
+def _differences(page: Page, run: Run, group: str) -> bool:
+    losses = losses_of(run.folder, group)
     own = losses.pop(OWN, None)
     if own is None:
         return False
-    shown = {name: own - losses[name] for name in (*RIVALS, *_best_rival(folder)) if name in losses}
+    shown = {name: own - losses[name] for name in (*RIVALS, *_best_rival(run)) if name in losses}
     if not shown:
         return False
     names = [one.name for one in combinations(group)]
@@ -119,10 +120,10 @@ def _differences(page: Page, folder: Path, group: str) -> bool:
     return True
 
 
-def _images(page: Page, folder: Path, world: World) -> bool:
+def _images(page: Page, run: Run, world: World) -> bool:
     """Add what each way makes of some unseen pairs, next to what is true."""
-    made = {name: own[0] for name, own in _stored(folder / "images", PAIRS).items()}
-    ways = [OWN, *RIVALS, *_best_rival(folder)]
+    made = {name: own[0] for name, own in _stored(run.folder / "images", PAIRS).items()}
+    ways = [OWN, *RIVALS, *_best_rival(run)]
     ways = [name for name in ways if name in made]
     if not ways:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import lightning as L
@@ -53,8 +54,8 @@ def train_own_adapter(
 
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """Return a caption that holds the trigger, which it begins with where it lacks it."""
-    if trigger.lower() in caption.lower():
+    """Return a caption with the words of the trigger, which it begins with where it lacks them."""
+    if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
         return caption
     return ", ".join(part for part in (trigger, caption) if part)
 

@@ -38,6 +38,9 @@ _METADATA = (
     ("chroma", r"chroma"),
     ("lumina2", r"lumina"),
 )
+RECOGNIZED = tuple(dict.fromkeys(name for name, _ in (*_METADATA, *OTHERS)))
+"""Families that files are told apart by."""
+
 METADATA_KEYS = (
     "modelspec.architecture",
     "ss_base_model_version",

@@ -176,6 +176,7 @@ def test_faulty_calls(words, expected, refusal):
     [
         (("--k", "0"), "k is 0"),
         (("--like", "bfl_plain", "--k", "-1"), "k is -1"),
+        (("--family", "typo"), "--family is 'typo'"),
         (("--like", "bfl_plai"), "did you mean bfl_plain"),
     ],
 )

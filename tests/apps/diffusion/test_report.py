@@ -15,6 +15,9 @@ from apps.diffusion.works.tasks import combinations
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
 from harness.experiment import Arrays, Run
+from harness.experiment.forms import Figures
+from harness.experiment.run import CHOICES
+from harness.experiment.tuning import Choice
 
 METHODS = {"gates": 0.8, "sum": 1.0, "mean": 0.9, "ties tuned": 0.7, "mean tuned": 0.85}
 
@@ -97,6 +100,8 @@ def test_differences_by_pair_and_gates(run_of, root, write, monkeypatch):
     monkeypatch.setattr("apps.diffusion.generation.pairs.STEPS", 2)
     run = run_of("fusion")
     kept = keep_losses(run)
+    choice = Choice({"weight": 1.0, "density": 0.5}, [{"score": 0.1}], [])
+    run.store(CHOICES, Figures()).keep(run.piece("ties", 100), choice._asdict())
     pairs = combinations("test2")
     images = torch.randint(0, 256, (2 * len(pairs), 3, 32, 32), dtype=torch.uint8)
     places = torch.arange(len(pairs)).repeat_interleave(2)
@@ -151,6 +156,7 @@ def test_faulty_calls(root, faulty_inputs):
     faulty_inputs(
         {
             "no scores": ((*call, "--config", "base"), "evaluate"),
+            "no study": (("diffusion", "report"), "give --config with base,"),
             "an unknown study": ((*call, "--study", "all"), "--study is 'all'"),
         },
         folder=root.parent,

