@@ -49,7 +49,7 @@ class FengWuModule(L.LightningModule):
     buffer is part of the checkpoint: a training that is resumed takes the same steps.
 
     Args:
-        network: The network.
+        network: The network that is trained.
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: Weight decay of AdamW.
         betas: Both betas of AdamW.
