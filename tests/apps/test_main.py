@@ -70,7 +70,7 @@ def test_the_table_lists_the_verbs_that_exist(name):
     of_functions = set(getattr(module, "FUNCTIONS", {}))
     of_trainers = {verb for cli in clis for verb in (*cli.verbs, *cli.other_verbs)}
     assert of_functions | of_trainers == set(APPS[name].verbs)
-    whole = [cli for cli in clis if "report" in cli.verbs]  # others are trainings of another module
+    whole = [cli for cli in clis if "report" in cli.verbs]  # others only train, another module
     assert len(whole) == 1 or (of_functions and not clis)
     assert all(cli.verbs == ("fit",) for cli in clis - set(whole))
 
