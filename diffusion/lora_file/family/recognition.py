@@ -39,7 +39,7 @@ _METADATA = (
     ("lumina2", r"lumina"),
 )
 RECOGNIZED = tuple(dict.fromkeys(name for name, _ in (*_METADATA, *OTHERS)))
-"""Families that files are told apart by."""
+"""Families that files are recognized as."""
 
 METADATA_KEYS = (
     "modelspec.architecture",
