@@ -55,8 +55,8 @@ def test_gates_by_the_command(forked, command, alone, place):
     said = forked.finished(two, {"KEPT": str(place / "two.ckpt"), "GLOO_SOCKET_IFNAME": "lo"})
     assert worst(place / "two.ckpt", expected) <= TOLERANCE
     assert said.count("gates.safetensors") == 1
-    assert len(list(place.glob("two/diffusion/*/gates/*/record.json"))) == 1
-    assert not list(place.glob("two/diffusion/*/gates/.*"))
+    assert len(list(place.glob("two/diffusion/*/table_gates/*/record.json"))) == 1
+    assert not list(place.glob("two/diffusion/*/table_gates/.*"))
 
 
 @pytest.mark.distributed

@@ -5,8 +5,8 @@ import pytest
 RESULTS = {
     "train-base": "bases/*/result.safetensors",
     "train-lora": "loras/*/My-fruit.safetensors",
-    "train-retriever": "encoders/*/encoder/encoder.safetensors",
-    "train-gates": "gates/*/gates.safetensors",
+    "train-retriever": "table_encoders/*/encoder/encoder.safetensors",
+    "train-gates": "table_gates/*/gates.safetensors",
 }
 
 
