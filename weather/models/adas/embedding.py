@@ -6,6 +6,20 @@ import torch
 from torch import Tensor, nn
 
 
+def check_channels(num_surface: int, num_upper: int, num_levels: int) -> None:
+    """Refuse numbers of channels that no state has.
+
+    Raises:
+        ValueError: There is no channel, or there are upper variables without levels, or the other
+            way around.
+    """
+    if bool(num_upper) != bool(num_levels) or num_surface + num_upper < 1:
+        raise ValueError(
+            "a state needs surface channels, or upper variables with levels; found num_surface="
+            f"{num_surface}, num_upper={num_upper}, num_levels={num_levels}"
+        )
+
+
 class GridPatches:
     """How Adas cuts a grid into patches of rows and columns.
 

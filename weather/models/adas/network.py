@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from core_gates.attention.constants import INIT_STD
 from core_gates.conv import SameConv
 from core_gates.conv.gated import Streams
-from weather.models.adas.embedding import GridPatches, PatchEmbedding, PatchRecovery
+from weather.models.adas.embedding import GridPatches, PatchEmbedding, PatchRecovery, check_channels
 from weather.models.adas.stage import STREAM_NAMES, AdasStage, join_features
 from weather.models.window_blocks import WindowBlocks
 
@@ -190,11 +190,7 @@ def _stages(
 
 
 def _check(num_surface: int, num_upper: int, num_levels: int, position: str, output: str) -> None:
-    if bool(num_upper) != bool(num_levels) or num_surface + num_upper < 1:
-        raise ValueError(
-            "a state needs surface channels, or upper variables with levels; found num_surface="
-            f"{num_surface}, num_upper={num_upper}, num_levels={num_levels}"
-        )
+    check_channels(num_surface, num_upper, num_levels)
     if position not in ("full", "latitude"):
         raise ValueError(f"position must be 'full' or 'latitude', found {position!r}")
     if output not in ("analysis", "increment"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates.errors import check_option
-from weather.models.adas.embedding import GridPatches
+from weather.models.adas.embedding import GridPatches, check_channels
 from weather.models.fengwu.decoder import ModalityDecoder
 from weather.models.fengwu.encoder import ModalityEncoder
 from weather.models.fengwu.fuser import Fuser
@@ -86,11 +86,7 @@ class FengWu(nn.Module):
         recompute: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        if bool(num_upper) != bool(num_levels) or num_surface + num_upper < 1:
-            raise ValueError(
-                "a state needs surface channels, or upper variables with levels; found num_surface="
-                f"{num_surface}, num_upper={num_upper}, num_levels={num_levels}"
-            )
+        check_channels(num_surface, num_upper, num_levels)
         check_option("position", position, ("full", "latitude"))
         super().__init__()
         self.arguments = arguments
