@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from core_gates.errors import GatesError
 from harness.command.claim import FolderClaim, resumed
-from harness.command.configfile import ConfigFile
+from harness.command.configfile import ConfigFile, chain
 from harness.command.parser import (
     COMMON_OPTIONS,
     GatesParser,
@@ -374,6 +374,7 @@ class GatesRunCLI(LightningCLI):
             "settings": self.settings(),
             "package": self.package,
             "shipped": self.config[self.subcommand]["shipped"],
+            "extended": [p.stem for p in chain(self.config_path)[1:]] if self.config_path else [],
             "command": self.command,
         }
 

@@ -42,12 +42,44 @@ def _packaged(app: str) -> Path:
     return Path(str(files("apps"))) / app / "configs"
 
 
+EXTENDS = "extends"
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
+    """Read a YAML mapping, on top of the configuration that it extends.
+
+    ``extends: NAME`` at the top names a file of the same folder, whose keys hold unless they are
+    given again.
 
     Raises:
-        GatesError: The file is not text, not YAML or not a mapping.
+        GatesError: The file is not text, not YAML or not a mapping, or extends what is not there.
     """
+    merged: dict[str, Any] = {}
+    for one in reversed(chain(path)):
+        merged = _merge(merged, _read_mapping(one))
+    merged.pop(EXTENDS, None)
+    return merged
+
+
+def chain(path: Path) -> list[Path]:
+    """Return a configuration file and those that it extends, the nearest first.
+
+    Raises:
+        GatesError: One of them is missing or not readable, or extends itself.
+    """
+    found = [path]
+    while (name := _read_mapping(found[-1]).get(EXTENDS)) is not None:
+        base = found[-1].with_name(f"{str(name).removesuffix('.yaml')}.yaml")
+        if not base.is_file() or base in found:
+            reason = "which extends it" if base in found else "which is not there"
+            raise GatesError(
+                f"{found[-1]} extends {base}, {reason}: name another configuration of that folder"
+            )
+        found.append(base)
+    return found
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = get_loader("yaml")(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

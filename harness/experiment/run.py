@@ -53,6 +53,8 @@ class Run:
         settings: All that decides results, by name; pieces add theirs.
         package: Package with shipped results in ``weights/<configuration>``; None for none.
         shipped: Whether results of the package are used.
+        extended: Names of the configurations that this one extends, whose results are used where
+            their settings agree.
         overwrite: Replace results of the run folder that have other settings, one by one.
         quick: A quick run: nothing is trained but what scores are made of, such as simple
             baselines, and scores have no bars.
@@ -74,6 +76,7 @@ class Run:
         settings: Setting | None = None,
         package: str | None = None,
         shipped: bool = True,
+        extended: Sequence[str] = (),
         overwrite: bool = False,
         quick: bool = False,
         only: Collection[str] = (),
@@ -85,6 +88,7 @@ class Run:
         self.settings = dict(settings or {})
         self.package, self.shipped, self.overwrite = package, shipped, overwrite
         self.quick, self.only, self.command = quick, tuple(only), command
+        self.extended = tuple(extended)
         self._pool = Pool()
         weakref.finalize(self, self._pool.close)
         if quick or seeds is not None:
@@ -119,15 +123,25 @@ class Run:
 
     def store(self, kind: str, form: Form[R]) -> Store[R]:
         """Return the results of one kind, of the run folder and the package."""
-        shipped = None
+        shipped, others = None, [self.folder.with_name(name) for name in self.extended]
         if self.package is not None and self.shipped:
-            shipped = Path(str(files(self.package))) / "weights" / self.config
+            packaged = Path(str(files(self.package))) / "weights"
+            shipped = packaged / self.config
+            others += [packaged / name for name in self.extended]
         origin = {
             "package": self.package or "",
             "configuration": self.config,
             "command": self.command,
         }
-        return Store(kind, form, self.folder, shipped, overwrite=self.overwrite, origin=origin)
+        return Store(
+            kind,
+            form,
+            self.folder,
+            shipped,
+            others=others,
+            overwrite=self.overwrite,
+            origin=origin,
+        )
 
     def obtain(
         self,
@@ -267,9 +281,9 @@ class Run:
         store, any_of = self.store(CHOICES, Figures()), {"space", "trials", *budget}
         found = {}
         for name in names:
-            for folder in (store.folder, store.shipped):
+            for folder in (store.folder, *store.read_only):
                 wanted = self._trial(name, None, seed=seed, **settings)
-                record = None if folder is None else read_record(folder / wanted.name)
+                record = read_record(folder / wanted.name)
                 if record is not None:
                     free = {n: v for n, v in record.settings.items() if n in any_of}
                     wanted = self._trial(name, None, seed=seed, **{**settings, **free})

@@ -29,6 +29,8 @@ class Store(Generic[R]):
         form: How they are saved.
         folder: Run folder.
         shipped: Folder of the configuration in the package; None to pass it over.
+        others: Folders of the configurations that this one extends: their runs, then in the
+            package. They are read after those before, and never written.
         overwrite: Whether results of the run folder with other settings are replaced.
         origin: Package, configuration and command, for records.
     """
@@ -40,10 +42,12 @@ class Store(Generic[R]):
         folder: Path,
         shipped: Path | None = None,
         *,
+        others: Sequence[Path] = (),
         overwrite: bool = False,
         origin: dict[str, Any] | None = None,
     ) -> None:
         self.kind, self.form = kind, form
+        self.others = [other / kind for other in others]
         self.folder = folder / kind
         self.shipped = None if shipped is None else shipped / kind
         self.overwrite, self.origin = overwrite, origin or {}
@@ -74,10 +78,17 @@ class Store(Generic[R]):
         return packaged
 
     def _packaged(self, piece: Piece) -> Path | None:
-        """Return the folder of a result of the package with these settings."""
-        if self.shipped is None or not (path := self.shipped / piece.name).is_dir():
-            return None
-        return None if gap(read_record(path), piece) else path
+        """Return the folder of a result of the package, or of others, with these settings."""
+        for place in self.read_only:
+            path = place / piece.name
+            if path.is_dir() and not gap(read_record(path), piece):
+                return path
+        return None
+
+    @property
+    def read_only(self) -> list[Path]:
+        """Folders that are read but never written, the package first."""
+        return [*([] if self.shipped is None else [self.shipped]), *self.others]
 
     def holds(self, piece: Piece) -> bool:
         """Return whether the run folder itself has a result with these settings."""
@@ -96,9 +107,7 @@ class Store(Generic[R]):
         """Return why existing results of some of the first pieces do not qualify, a line each."""
         found = []
         for piece in pieces[:NAMED]:
-            places = [self.folder / piece.name]
-            if self.shipped is not None:
-                places.append(self.shipped / piece.name)
+            places = [folder / piece.name for folder in (self.folder, *self.read_only)]
             gaps = [(place, gap(read_record(place), piece)) for place in places if place.is_dir()]
             if gaps:
                 found.append(f"{gaps[0][0]} has {gaps[0][1]}")

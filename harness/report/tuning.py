@@ -72,8 +72,8 @@ def found_choices(run: Run, own: Mapping[str, Setting] | None = None) -> dict[st
     """
     store = run.store(CHOICES, Figures())
     found: dict[str, Choice] = {}
-    for folder in (store.folder, store.shipped):
-        for path in sorted(folder.iterdir()) if folder and folder.is_dir() else ():
+    for folder in (store.folder, *store.read_only):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             record = read_record(path)
             if record is None or path.name.startswith("."):
                 continue
