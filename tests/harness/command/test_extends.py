@@ -16,7 +16,7 @@ def folder(tmp_path):
         "top": "extends: middle.yaml\nevaluate: {seeds: [1, 2]}\n",
         "loop": "extends: pool\n",
         "pool": "extends: loop\n",
-        "orphan": "extends: nobody\n",
+        "orphan": "extends: absent\n",
     }
     for name, text in texts.items():
         (tmp_path / f"{name}.yaml").write_text(text)
@@ -33,7 +33,7 @@ def test_keys_of_the_nearest_file_hold(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("loop", "which extends it"), ("orphan", "nobody.yaml, which is not")]
+    ("name", "message"), [("loop", "which extends it"), ("orphan", "absent.yaml, which is not")]
 )
 def test_a_chain_without_end_is_refused(folder, name, message):
     with pytest.raises(GatesError, match=message):
