@@ -148,7 +148,7 @@ def day_of_one_user(table: pl.DataFrame, schema: FeatureSchema) -> tuple[np.ndar
 
 def _experts(page: Page, comparison: Comparison, pieces: Sequence[Piece], own: Piece) -> None:
     reports = {}
-    for piece in stepping("measuring experts of", pieces):
+    for piece in stepping("measuring experts", pieces):
         data, ranker = _ranker(comparison, piece)
         reports[piece.method] = report_of(ranker, data.batch("test"))
     if not any(report.layers for report in reports.values()):
