@@ -46,7 +46,7 @@ from recsys.experiments.claims import (
     summary_rows,
 )
 from recsys.experiments.contest import Contest
-from recsys.experiments.faults import fault_bars, fault_rows, report_of
+from recsys.experiments.faults import CLAIMED, fault_bars, fault_rows, report_of
 from recsys.experiments.predictions import (
     Probabilities,
     mean_auc,
@@ -313,6 +313,7 @@ class Comparison:
                 *SHOWN,
                 *(f"{m} {c}" for m in ("auc", "gauc") for c in data.schema.categories),
                 *dict.fromkeys(row.metric for row in sliced),
+                *(CLAIMED if claims.collapsed or claims.healthy else ()),
                 *further.shown,
             ),
             unprinted=(SLICES,),

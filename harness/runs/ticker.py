@@ -1,6 +1,6 @@
 """Progress of work that is not a training run: a bar on a terminal, plain lines elsewhere.
 
-Plain lines come while the work goes on, also where a piece of it takes long: nothing is silent.
+Plain lines come at regular times, also while a single piece takes long: nothing is silent.
 """
 
 import sys

@@ -15,8 +15,9 @@ import torch
 import yaml
 
 from apps.main import APPS
-from apps.video.commands import FUNCTIONS, VideoCLI, VideoTrainer
+from apps.video.commands import FUNCTIONS
 from apps.video.serving.ranking_scorer import loader
+from apps.video.training_verbs import VideoCLI, VideoTrainer
 from core_gates.errors import GatesError
 from harness.experiment.piece import flatten
 from harness.service.batching import scored
@@ -285,7 +286,7 @@ def test_the_model_of_another_training_is_not_used(feed, gates_in, tmp_path, mon
     data.table("test").write_parquet(folder / "rows.parquet")
     words = ("video", "fit", "--config", "small", "--model.learning_rate", 0.02)
     with monkeypatch.context() as stopped:
-        stopped.setattr("apps.video.commands.keep_model", stop)
+        stopped.setattr("apps.video.training_verbs.keep_model", stop)
         assert gates(*words, "--overwrite").err.endswith("stopped\n")
     for verb in verbs:
         refused = gates("video", *verb)
