@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from apps.video.commands import FUNCTIONS
+from apps.main import APPS
 from apps.video.comparison import Comparison, Fold, folds_of
 from apps.video.controls import OPEN_BANDIT, control_rows_and_bars
 from apps.video.serving.model import MODEL
@@ -187,7 +187,7 @@ class VideoCLI(GatesRunCLI):
 
     app = "video"
     verbs = ("fit", "tune", "evaluate", "report")
-    other_verbs = tuple(FUNCTIONS)
+    other_verbs = tuple(sorted(APPS["video"].verbs.keys() - set(verbs)))
     package = "video_multitask"
     neutral = NEUTRAL
 
@@ -287,5 +287,8 @@ def keep_model(
     ranker = module.served(rows)
     check_finite(ranker, rows)
     run.store("weights", Arrays()).keep(piece, ranker.state_dict(), objects=objects)
+    count = ranker.count_params()
+    dense = count["net"] + count["encoders"]
+    print(f"weights: {dense:,} of the network, {count['tables']:,} of embedding tables")
     settings = {"settings": piece.settings, "training_objects": list(objects)}
     return save_model(run.folder / MODEL, ranker, data.transform, settings)
