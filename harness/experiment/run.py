@@ -258,10 +258,8 @@ class Run:
                          of_method=of_method)  # fmt: skip
         found = {}
         for name, piece in named.items():
-            if choices.find(piece) is None:
-                found[name] = Choice(tuning.middle(spaces[name]), [], [])
-                continue
-            found[name] = Choice(**choices.load(piece))
+            middle = Choice(tuning.middle(spaces[name]), [], [])
+            found[name] = middle if choices.find(piece) is None else Choice(**choices.load(piece))
             _print_edges(name, found[name])
         return found
 
