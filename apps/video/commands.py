@@ -1,31 +1,16 @@
-"""``gates video``: HoME and its rivals on logs of short video, from tables to a service."""
+"""``gates video``: HoME and its rivals on logs of short video, from tables to a service.
+
+Verbs that are functions do not wait for Lightning and what only comparisons need.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-from lightning.pytorch.cli import LightningArgumentParser
-
-from apps.video.comparison import Comparison, Fold, folds_of
-from apps.video.controls import OPEN_BANDIT, control_rows_and_bars
-from apps.video.fitting import MODEL, keep_model
-from apps.video.studies.study import Study
-from core_gates.errors import GatesError
-from harness.command import GatesRunCLI, GatesRunTrainer
+from apps.video.serving.model import MODEL
 from harness.command.verbs import FunctionVerb, run_verb
-from harness.experiment import Piece, Run
-from harness.experiment.piece import flatten
-from harness.experiment.printing import print_choices
-from harness.files import content_digest
-from harness.report.page import Page
-from recsys.data.datamodule import TableDataModule, data_module
-from recsys.experiments.claims import Claims
-from recsys.experiments.contest import Contest
-from recsys.module import MultiTaskModule
 
 DEFAULT_CONFIG = "tiny"  # of verbs that need no data
 FUNCTIONS = {
@@ -38,208 +23,6 @@ FUNCTIONS = {
     "plan": FunctionVerb("apps.video.plan:plan"),
 }
 """Verbs that need neither data nor a Trainer."""
-
-PLACES = tuple(
-    f"data.source.init_args.{name}" for name in ("path", "folder", "test_path", "users_path")
-)
-WINDOW = "data.source.init_args.window"
-LARGEST_SEED = 2**32 - 1
-NEUTRAL = ("data.eval_batch_size", *PLACES)
-"""Options of the data that decide no result, or only by the content of files."""
-
-
-class VideoTrainer(GatesRunTrainer):
-    """The verbs of ``gates video``; ``fit`` is Lightning's own.
-
-    Attributes:
-        contest: Networks and baselines of the configuration.
-        places: Where its files are, by dotted name.
-        shown: Seeds and folds of the networks that the report draws.
-    """
-
-    contest: Contest
-    places: Mapping[str, str]
-    shown: tuple[tuple[int, ...], tuple[Fold, ...]]
-
-    def tune(
-        self, model: MultiTaskModule, datamodule: TableDataModule, only: tuple[str, ...] = ()
-    ) -> None:
-        """Choose the settings of every network and baseline by equally many trials.
-
-        Args:
-            model: Filled in by the command line.
-            datamodule: Filled in by the command line.
-            only: Methods that take part; all when empty.
-        """
-        del model, datamodule
-        run = self.run(only=only)
-        print_choices(Comparison(run, self.contest, (), places=self.places).chosen())
-
-    def evaluate(
-        self,
-        model: MultiTaskModule,
-        datamodule: TableDataModule,
-        seeds: tuple[int, ...] = (0, 1, 2),
-        folds: tuple[int, ...] = (),
-        fold_setting: str = WINDOW,
-        claims: Claims | None = None,
-        exact_auc: bool = False,
-        averaged: bool = False,
-        experts: bool = False,
-        slices: bool = False,
-        controls: bool = False,
-        open_bandit: str = OPEN_BANDIT,
-        study: Study | None = None,
-        only: tuple[str, ...] = (),
-        quick: bool = False,
-    ) -> None:
-        """Tune all methods, train what is missing, and score them next to simple baselines.
-
-        Args:
-            model: Filled in by the command line.
-            datamodule: Filled in by the command line.
-            seeds: Seeds of every network.
-            folds: Values of ``fold_setting``: the test rows of all these splits are pooled.
-            fold_setting: Setting in which the splits differ.
-            claims: What must hold.
-            exact_auc: Whether AUC gets intervals and paired differences.
-            averaged: Whether the mean prediction of the seeds is scored, too.
-            experts: Whether the three faults of experts are measured in every network.
-            slices: Whether new users, new videos, activity and exposure are scored by themselves.
-            controls: Whether permuted labels and a planted leak are checked, where the source has
-                both, and the rates and off-policy estimates of a simulated feed.
-            open_bandit: Open Bandit log on which policies estimate each other, if it is there.
-            study: Another question than which method is best, instead of all above but the seeds.
-            only: Methods that take part; all when empty. Bars need all.
-            quick: A quick run: baselines are fitted, no network is tuned or trained, no bars.
-        """
-        check_seeds(seeds)
-        run = self.run(quick=quick, only=only, seeds=seeds)
-        if study is not None:
-            study.finish(run, self.contest, seeds, self.places)
-            return
-        split = folds_of(fold_setting, folds, run.settings)
-        contest = Comparison(
-            run,
-            self.contest,
-            seeds,
-            split,
-            exact_auc=exact_auc,
-            averaged=averaged,
-            places=self.places,
-        )
-        further = None
-        if controls:
-            log, data = Path(open_bandit), contest.data(split[0])
-            further = control_rows_and_bars(
-                run, self.contest, data, places=self.places, open_bandit=log
-            )
-        contest.finish(claims or Claims(), experts=experts, slices=slices, further=further)
-
-    def report(
-        self,
-        model: MultiTaskModule,
-        datamodule: TableDataModule,
-        seed: int = 0,
-        folds: tuple[int, ...] = (),
-        fold_setting: str = WINDOW,
-    ) -> None:
-        """Write the report of a run as one HTML page, and its figures as PNG with their numbers.
-
-        Args:
-            model: Filled in by the command line.
-            datamodule: Filled in by the command line.
-            seed: Seed of the networks that are drawn.
-            folds: Splits that ``evaluate`` has pooled; networks of the first one are drawn.
-            fold_setting: Setting in which these splits differ.
-        """
-        self.shown = (seed,), folds_of(fold_setting, folds, self.run().settings)
-        super().report(model, datamodule)
-
-    def add_to_report(
-        self, page: Page, model: MultiTaskModule, datamodule: TableDataModule
-    ) -> None:
-        """Add calibration, one user's list, experts, gates and the importance of fields.
-
-        Args:
-            page: The report.
-            model: Filled in by the command line.
-            datamodule: Filled in by the command line.
-        """
-        from apps.video.report import add_figures
-
-        del model, datamodule
-        add_figures(page, self._drawn)
-
-    def report_options(self) -> dict[str, Any]:
-        """Return what methods set by themselves, and how intervals and trials are named."""
-        shown = self._drawn
-        user = shown.data(shown.folds[0]).schema.user
-        return {
-            "own": shown.own_of_all(),
-            "units": "users" if user else "rows",
-            "score": "validation log-loss, lower is better",
-        }
-
-    @cached_property
-    def _drawn(self) -> Comparison:
-        """The comparison that the report draws; it reads its data once."""
-        return Comparison(self.run(), self.contest, *self.shown, places=self.places)
-
-
-class VideoCLI(GatesRunCLI):
-    """The command line of ``gates video``."""
-
-    app = "video"
-    verbs = ("fit", "tune", "evaluate", "report")
-    other_verbs = tuple(FUNCTIONS)
-    package = "video_multitask"
-    neutral = NEUTRAL
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the contest; the order of training rows follows the seed."""
-        super().add_arguments_to_parser(parser)
-        parser.add_class_arguments(Contest, "contest")
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-
-    def after_instantiate_classes(self) -> None:
-        """Pass the contest to the trainer."""
-        assert isinstance(self.trainer, VideoTrainer)
-        self.trainer.contest = self.config_init[self.subcommand]["contest"]
-        self.trainer.places = self._places()
-        super().after_instantiate_classes()
-
-    def settings(self) -> dict[str, Any]:
-        """Add a hash of the files that the data come from."""
-        found = {name: Path(place) for name, place in self._places().items()}
-        hashes = {
-            f"content.{name.rpartition('.')[2]}": content_digest(path).sha256[:16]
-            for name, path in found.items()
-            if path.exists()
-        }
-        return super().settings() | hashes
-
-    def _places(self) -> dict[str, str]:
-        options = flatten(yaml.safe_load(self._portable_config())["data"], "data.")
-        return {name: str(options[name]) for name in PLACES if options.get(name)}
-
-    def training(self, run: Run) -> Piece:
-        """Return the piece that ``fit`` makes."""
-        return run.piece("fit", run.settings["seed"])
-
-    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
-        """Keep the weights, and write the model folder that the other verbs read."""
-        return keep_model(self.run_folder, run, piece, objects, self.datamodule)
-
-
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuse seeds that no generator takes.
-
-    Raises:
-        GatesError: One is negative or too large.
-    """
-    if wrong := [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]:
-        raise GatesError(f"--seeds names {wrong[0]}: expected 0 to {LARGEST_SEED:,}")
 
 
 def run_of_model(options: Mapping[str, Any]) -> str | None:
@@ -255,5 +38,6 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[0] in FUNCTIONS:
         run_verb("video", FUNCTIONS, arguments, config=DEFAULT_CONFIG, name_of=run_of_model)
         return
-    defaults: dict[str, Any] = {"enable_model_summary": False, "max_epochs": 10}
-    VideoCLI(MultiTaskModule, data_module, VideoTrainer, list(arguments), trainer_defaults=defaults)
+    from apps.video.training_verbs import run_training_verb
+
+    run_training_verb(arguments)

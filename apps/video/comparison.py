@@ -46,7 +46,7 @@ from recsys.experiments.claims import (
     summary_rows,
 )
 from recsys.experiments.contest import Contest
-from recsys.experiments.faults import fault_bars, fault_rows, report_of
+from recsys.experiments.faults import CLAIMED, fault_bars, fault_rows, report_of
 from recsys.experiments.predictions import (
     Probabilities,
     mean_auc,
@@ -65,6 +65,7 @@ SHOWN = (SUMMED,)
 RANDOM = "is_rand"  # column of rows whose video was drawn at random
 RESAMPLES = 1000
 UNTUNED = "@untuned"
+EPOCHS = "epochs"
 ARGUMENTS = "data.source.init_args."
 
 
@@ -162,6 +163,7 @@ class Comparison:
             trials=self.contest.trials,
             own=self.own(first),
             ticks=self._epochs(),
+            unit=EPOCHS,
         )
         boxes = {name: self._baseline(name)[1] for name in self.contest.baselines}
         found |= self.run.tune(
@@ -196,7 +198,8 @@ class Comparison:
         pieces = self.pieces(chosen)
         every = [piece for some in pieces for piece in some]
         store = self.run.store(WEIGHTS, Arrays())
-        kept = set(self.run.obtain(store, every, self._work(train), ticks=self._epochs()))
+        ticks = self._epochs()
+        kept = set(self.run.obtain(store, every, self._work(train), ticks=ticks, unit=EPOCHS))
         return [[piece for piece in some if piece in kept] for some in pieces]
 
     def predictions(self, chosen: Mapping[str, Choice]) -> dict[str, list[Probabilities]]:
@@ -232,7 +235,7 @@ class Comparison:
             rows += category_rows(test, found, schema, draws, reference=reference)
         against = reference if self.exact_auc else None
         per_task: list[Row] = []
-        for number, task in enumerate(stepping("resampling users for", tasks)):
+        for number, task in enumerate(stepping("resampling users", tasks)):
             of_task = {m: [one[task] for one in own] for m, own in scores.items()}
             per_task += compare(of_task, draws, task=task, reference=against)
             if not self.exact_auc:
@@ -248,7 +251,7 @@ class Comparison:
         """Return what the experts of every network show, on the first fold."""
         store = self.run.store(WEIGHTS, Arrays())
         reports: dict[str, list[ExpertReport]] = {}
-        for piece in stepping("measuring experts of", self.networks(chosen)[0]):
+        for piece in stepping("measuring experts", self.networks(chosen)[0]):
             data = self.data_of(piece.settings)
             ranker = ranker_of(piece, store.load(piece), data)
             reports.setdefault(piece.method, []).append(report_of(ranker, data.batch("test")))
@@ -310,6 +313,7 @@ class Comparison:
                 *SHOWN,
                 *(f"{m} {c}" for m in ("auc", "gauc") for c in data.schema.categories),
                 *dict.fromkeys(row.metric for row in sliced),
+                *(CLAIMED if claims.collapsed or claims.healthy else ()),
                 *further.shown,
             ),
             unprinted=(SLICES,),

@@ -160,7 +160,7 @@ def _redrawn(run: Run, store: Store[Any]) -> Findings:
     options = {"tasks": ESTIMATED, "logs": LOGS, "rows": ROWS, "truth_rows": TRUTH_ROWS}
     named = {f"{_REDRAWN}{name}": value for name, value in options.items()}
     piece = Piece(OFF_POLICY, settings={**source, **named})
-    for made in run.obtain(store, [piece], estimate_uniform, ticks=LOGS):
+    for made in run.obtain(store, [piece], estimate_uniform, ticks=LOGS, unit="logs"):
         found = Redrawn.of(store.load(made))
         return Findings(redrawn_rows(found, group=CONTROLS), redrawn_bars(found))
     return Findings()

@@ -15,11 +15,13 @@ from harness.report.page import Page
 from harness.runs.ticker import stepping, working
 from recsys.batch import Batch
 from recsys.data.datamodule import TableDataModule
+from recsys.diagnosis.expert_report import ExpertReport
 from recsys.diagnosis.importance import permutation_importance
 from recsys.experiments.faults import report_of
 from recsys.experiments.predictions import probabilities
 from recsys.figures import (
     activations_figure,
+    cosines_figure,
     gates_figure,
     importance_figure,
     ranked_list_figure,
@@ -39,6 +41,37 @@ DAY = "date"
 """Column of KuaiRand that names the day."""
 
 PER_CATEGORY = 3
+DRAWN = (
+    (
+        "activations",
+        activations_figure,
+        "Activations of the experts of",
+        "Left, the standard deviation of the outputs of each expert: in a healthy layer all are "
+        "alike. Right, the fraction of them that is 0 or nearly so: an expert of zeros is dead.",
+    ),
+    (
+        "gates",
+        gates_figure,
+        "Mean weights of the gates of",
+        "A row is a gate, and a column an expert; rows sum to 1. Gray: the mask hides the expert. "
+        "Framed: one expert gets over 80 %, and the others are hardly used.",
+    ),
+    (
+        "sharing",
+        sharing_figure,
+        "Who uses the shared experts of",
+        "A column is a shared expert, and sums to 1 over its users: by the weights of gates, and "
+        "by the size of the gradients of tasks. Framed: a single user has over 80 %.",
+    ),
+    (
+        "cosines",
+        cosines_figure,
+        "Which tasks conflict at the shared experts of",
+        "The cosine between the gradients of two tasks: below 0 they pull the shared experts in "
+        "opposite directions.",
+    ),
+)
+"""Figures of the experts of one network: name, function, heading and caption."""
 
 
 def add_figures(page: Page, comparison: Comparison) -> None:
@@ -90,7 +123,11 @@ def _calibration(
         if 0 < labels.sum() < len(labels):
             bins[task] = reliability(found[seen, number], labels)
     page.section("Calibration")
-    page.figure(reliability_figure(bins), f"Test rows, {method}, first seed.", name="calibration")
+    caption = (
+        f"Test rows, {method}, first seed. Marks below the dashed line: predictions are too high. "
+        "PCOC: mean prediction over observed rate, 1 is right; ECE: mean distance from the line."
+    )
+    page.figure(reliability_figure(bins), caption, name="calibration")
 
 
 def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> None:
@@ -148,7 +185,7 @@ def day_of_one_user(table: pl.DataFrame, schema: FeatureSchema) -> tuple[np.ndar
 
 def _experts(page: Page, comparison: Comparison, pieces: Sequence[Piece], own: Piece) -> None:
     reports = {}
-    for piece in stepping("measuring experts of", pieces):
+    for piece in stepping("measuring experts", pieces):
         data, ranker = _ranker(comparison, piece)
         reports[piece.method] = report_of(ranker, data.batch("test"))
     if not any(report.layers for report in reports.values()):
@@ -156,21 +193,24 @@ def _experts(page: Page, comparison: Comparison, pieces: Sequence[Piece], own: P
     page.section("Experts")
     page.figure(
         scales_figure(reports),
-        "Standard deviation of the outputs of every expert: collapse spreads them.",
+        "A mark is an expert, at the standard deviation of its outputs: in a healthy layer all are "
+        "alike, and collapse spreads them.",
         name="expert-scales",
     )
     report = reports[own.method]
     if report.layers:
         who = own.method
-        for name, draw, title, caption in (
-            ("activations", activations_figure, "Activations of the experts of", "by expert"),
-            ("gates", gates_figure, "Mean weights of the gates of", "mean weight of each gate"),
-            ("sharing", sharing_figure, "Who uses the shared experts of", "use of shared experts"),
-        ):
-            figure = draw(report, title=f"{title} {who}")
-            page.figure(figure, f"{who}: {caption}, first seed.", name=name)
+        for name, draw, title, caption in DRAWN:
+            if name != "cosines" or _has_cosines(report):
+                figure = draw(report, title=f"{title} {who}")
+                page.figure(figure, f"{who}, first seed. {caption}", name=name)
     for note in report.notes:
         page.text(note)
+
+
+def _has_cosines(report: ExpertReport) -> bool:
+    """Return whether two tasks at least have gradients at shared experts."""
+    return any(one.cosines is not None and np.isfinite(one.cosines).any() for one in report.layers)
 
 
 def _fields(page: Page, data: TableDataModule, ranker: Ranker) -> None:
@@ -196,7 +236,8 @@ def _fields(page: Page, data: TableDataModule, ranker: Ranker) -> None:
     page.section("Fields")
     page.figure(
         importance_figure(found, units="users" if data.schema.user else "rows"),
-        f"What the summed log-loss gains if a field is permuted over {len(table):,} test rows.",
+        f"By how much the summed log-loss rises if a field is permuted over {len(table):,} test "
+        "rows: the network relies most on what stands above.",
         name="importance",
     )
 

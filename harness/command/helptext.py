@@ -186,7 +186,8 @@ def _default(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list | tuple):
         return ",".join(map(_default, value)) or "[]"
-    return textwrap.shorten(str(value), 40, placeholder=" ...")
+    text = str(value)
+    return textwrap.shorten(text, 40, placeholder=" ...") if " " in text else text
 
 
 def _classes(action: Action) -> list[str]:

@@ -1,26 +1,8 @@
-"""Experiments: pieces of work, their results, tuning, scores; see ``harness.experiment.run``."""
+"""Experiments: pieces of work, their results, tuning, scores; see ``harness.experiment.run``.
 
-from harness.experiment.forms import Arrays, Figures, Form, Table
-from harness.experiment.job import Job
-from harness.experiment.piece import Piece, Setting
-from harness.experiment.run import Run
-from harness.experiment.store import SettingsDiffer, Store
-from harness.experiment.tuning import Choice, Space, lowest
-from harness.experiment.work import Work
+Names are imported when they are first used: who only reads records never waits for Lightning.
+"""
 
-__all__ = [
-    "Arrays",
-    "Choice",
-    "Figures",
-    "Form",
-    "Job",
-    "Piece",
-    "Run",
-    "Setting",
-    "SettingsDiffer",
-    "Space",
-    "Store",
-    "Table",
-    "Work",
-    "lowest",
-]
+from core_gates.lazy import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -40,6 +40,7 @@ WORDS = {
 }
 """Kind of results -> what is done, and with what."""
 
+PARTS = "parts"
 LINE = 100  # characters of what is said to be missing
 
 
@@ -150,6 +151,7 @@ class Run:
         work: Work[R],
         *,
         ticks: int | Callable[[Piece], int] = 1,
+        unit: str = "",
         prepare: Callable[[], object] | None = None,
         scoring: bool = False,
     ) -> list[Piece]:
@@ -168,6 +170,7 @@ class Run:
             pieces: All that are wanted; those of other methods than ``only`` are left out.
             work: An importable function that seeds itself.
             ticks: Ticks of a piece; the longest pieces are begun first.
+            unit: What ticks count, in the plural, such as epochs; parts of pieces when empty.
             prepare: Called once in this process if anything is missing, before the work begins,
                 such as to build caches that the pieces share.
             scoring: The work is no training but what scores are made of: a quick run computes it.
@@ -193,8 +196,9 @@ class Run:
         if missing:
             revision = git_revision()
             computed = partial(compute, store, work, revision)
-            label = " ".join(_words(store.kind))
-            with ticking(label, sum(lengths.values())) as tick, self._pooled():
+            label, total = " ".join(_words(store.kind)), sum(lengths.values())
+            of = unit or PARTS if total > len(missing) else ""
+            with ticking(label, total, unit=of) as tick, self._pooled():
                 self._pool.run(computed, [(piece, lengths[piece]) for piece in missing], tick)
         return wanted
 
@@ -207,6 +211,7 @@ class Run:
         seed: int = 100,
         choose: Choose = lowest,
         ticks: int | Callable[[Piece], int] = 1,
+        unit: str = "",
         prepare: Callable[[], object] | None = None,
         own: Mapping[str, Setting] | None = None,
         **settings: Any,
@@ -223,6 +228,7 @@ class Run:
             seed: Of trials and of the points in a box.
             choose: Returns the place of the best figures.
             ticks: Ticks of a trial.
+            unit: What ticks count, see :meth:`obtain`.
             prepare: See :meth:`obtain`.
             own: Settings of the trials of a method, by its name, such as its network.
             settings: Of every trial.
@@ -248,14 +254,12 @@ class Run:
             print(f"never tuned: {', '.join(unknown.values())}; the middle of what is searched")
         elif unknown:
             self._search({n: spaces[n] for n in unknown.values()}, named, work, trials=trials,
-                         seed=seed, choose=choose, ticks=ticks, prepare=prepare,
+                         seed=seed, choose=choose, ticks=ticks, unit=unit, prepare=prepare,
                          of_method=of_method)  # fmt: skip
         found = {}
         for name, piece in named.items():
-            if choices.find(piece) is None:
-                found[name] = Choice(tuning.middle(spaces[name]), [], [])
-                continue
-            found[name] = Choice(**choices.load(piece))
+            middle = Choice(tuning.middle(spaces[name]), [], [])
+            found[name] = middle if choices.find(piece) is None else Choice(**choices.load(piece))
             _print_edges(name, found[name])
         return found
 
@@ -367,6 +371,7 @@ class Run:
         seed: int,
         choose: Choose,
         ticks: int | Callable[[Piece], int],
+        unit: str,
         prepare: Callable[[], object] | None,
         of_method: Mapping[str, Setting],
     ) -> None:
@@ -383,7 +388,7 @@ class Run:
                 for name, points in tried.items()
             }
             every = [piece for name in pieces for piece in pieces[name]]
-            self.obtain(store, every, work, ticks=ticks, prepare=prepare)
+            self.obtain(store, every, work, ticks=ticks, unit=unit, prepare=prepare)
             figures = {name: [store.load(piece) for piece in pieces[name]] for name in pieces}
             for name, space in spaces.items():
                 if len(tried[name]) < trials:

@@ -1,6 +1,10 @@
-"""Progress of work that is not a training run: a bar on a terminal, plain lines elsewhere."""
+"""Progress of work that is not a training run: a bar on a terminal, plain lines elsewhere.
+
+Plain lines come at regular times, also while a single piece takes long: nothing is silent.
+"""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,20 +22,25 @@ from rich.progress import (
 
 T = TypeVar("T")
 STEPS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-SHORT = 10.0  # seconds of steps that plain lines pass over
+SHORT = 10.0  # seconds until the first plain line; shorter work needs none at its end
+EVERY = 15.0  # seconds between two plain lines
 
 
 @contextmanager
-def ticking(label: str, total: int, *, seconds: float = 15.0) -> Iterator[Callable[[], None]]:
+def ticking(
+    label: str, total: int, *, unit: str = "", seconds: float = EVERY
+) -> Iterator[Callable[[], None]]:
     """Yield a function to be called after each of ``total`` pieces of work.
 
     Args:
         label: What is being done.
         total: Number of calls.
-        seconds: Least time between two plain lines.
+        unit: What is counted, in the plural, where it is not what the label names.
+        seconds: Between two plain lines.
     """
     done = 0
-    with counting(label, seconds=seconds) as count:
+    with counting(label, unit=unit, seconds=seconds) as count:
+        count(0, total)
 
         def tick() -> None:
             nonlocal done
@@ -42,65 +51,69 @@ def ticking(label: str, total: int, *, seconds: float = 15.0) -> Iterator[Callab
 
 
 @contextmanager
-def counting(label: str, *, seconds: float = 15.0) -> Iterator[Callable[[int, int | None], None]]:
+def counting(
+    label: str, *, unit: str = "", seconds: float = EVERY
+) -> Iterator[Callable[[int, int | None], None]]:
     """Yield a function to be called with the pieces that are done, and all of them if known.
 
     Args:
         label: What is being done.
-        seconds: Least time between two plain lines.
+        unit: What is counted, in the plural, where it is not what the label names.
+        seconds: Between two plain lines.
     """
     if sys.stdout.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        with Progress(*columns) as bar:
+        named = TextColumn(f"{{task.completed}} of {{task.total}} {unit}") if unit else None
+        columns = (TextColumn("{task.description}"), BarColumn(), named, TimeRemainingColumn())
+        with Progress(*filter(None, columns)) as bar:
             task = bar.add_task(label, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    begin = last = time.monotonic()
+    begin = time.monotonic()
+    state: tuple[int, int | None] = (0, None)
 
     def count(done: int, total: int | None) -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            of = f" of {total}" if total else ""
-            print(f"{label}  {done}{of}  {last - begin:.0f} s", flush=True)
+        nonlocal state
+        state = done, total
 
-    yield count
+    with _speaking(lambda took: f"{label}{_place(*state, unit, took)}", seconds):
+        yield count
     print(f"{label}  {time.monotonic() - begin:.1f} s", flush=True)
 
 
-def stepping(label: str, items: Iterable[T], *, seconds: float = 15.0) -> Iterator[T]:
+def stepping(label: str, items: Iterable[T], *, seconds: float = EVERY) -> Iterator[T]:
     """Yield items one by one, and show which of them is at work.
 
     Args:
         label: What is being done with each.
         items: Shown by their ``name``, or as text.
-        seconds: Least time between two plain lines.
+        seconds: Between two plain lines.
     """
     every = list(items)
-    begin = last = time.monotonic()
+    begin = time.monotonic()
     if sys.stdout.isatty():
         with Progress(*STEPS) as bar:
             task = bar.add_task(label, total=len(every))
             for number, item in enumerate(every):
-                bar.update(task, completed=number, description=f"{label} {_name(item)}")
+                bar.update(task, completed=number, description=f"{label}: {_name(item)}")
                 yield item
             bar.update(task, completed=len(every), description=label)
         return
-    for number, item in enumerate(every, 1):
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            place = f"{number} of {len(every)}  {last - begin:.0f} s"
-            print(f"{label} {_name(item)}  {place}", flush=True)
-        yield item
+    state = label
+
+    with _speaking(lambda took: f"{state}  {took:.0f} s", seconds):
+        for number, item in enumerate(every, 1):
+            state = f"{label}: {_name(item)}  {number} of {len(every)}"
+            yield item
     _print_end(label, begin)
 
 
 @contextmanager
-def working(label: str) -> Iterator[None]:
+def working(label: str, *, seconds: float = EVERY) -> Iterator[None]:
     """Show that one long step is at work.
 
     Args:
         label: What is being done.
+        seconds: Between two plain lines.
     """
     begin = time.monotonic()
     if sys.stdout.isatty():
@@ -111,8 +124,44 @@ def working(label: str) -> Iterator[None]:
             yield
             bar.update(task, completed=1)
         return
-    yield
+    with _speaking(lambda took: f"{label}  {took:.0f} s", seconds):
+        yield
     _print_end(label, begin)
+
+
+@contextmanager
+def _speaking(line: Callable[[float], str], seconds: float) -> Iterator[None]:
+    """Print a line from time to time, given the seconds so far, whatever this thread does."""
+    begin, ended = time.monotonic(), threading.Event()
+
+    def speak() -> None:
+        wait = min(SHORT, seconds)
+        while not ended.wait(wait):
+            print(line(time.monotonic() - begin), flush=True)
+            wait = seconds
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _place(done: int, total: int | None, unit: str, took: float) -> str:
+    """Return what is done of what, since when, and about how long the rest takes."""
+    counted = f"  {done} of {total}" if total else f"  {done}" if done else ""
+    counted += f" {unit}" if counted and unit else ""
+    left = took * (total - done) / done if total and done else 0.0
+    return f"{counted}  {took:.0f} s" + (f", about {_rounded(left)} left" if left else "")
+
+
+def _rounded(seconds: float) -> str:
+    minutes = seconds / 60
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
 
 
 def _print_end(label: str, begin: float) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
-import lightning as L
 import polars as pl
 
 from core_gates.errors import GatesError
 from recsys.schema import FeatureSchema
 from recsys.transform import FeatureTransform
+
+if TYPE_CHECKING:  # who only reads tables does not wait for Lightning
+    import lightning as L
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")

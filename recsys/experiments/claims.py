@@ -152,7 +152,7 @@ def gain_rows(per_task: Sequence[Row], single: str) -> list[Row]:
 
 
 def summary_rows(per_task: Sequence[Row], categories: Mapping[str, str]) -> list[Row]:
-    """Return the mean AUC and GAUC of every method over the tasks of each category.
+    """Return the mean AUC and GAUC of every method over the tasks of each category, AUC first.
 
     Args:
         per_task: Rows of tasks; differences are left out.
@@ -165,5 +165,5 @@ def summary_rows(per_task: Sequence[Row], categories: Mapping[str, str]) -> list
             values.setdefault(key, []).append(row.value)
     return [
         Row(method, "test", f"{metric} {category}", float(np.mean(found)))
-        for (method, metric, category), found in values.items()
+        for (method, metric, category), found in sorted(values.items(), key=lambda v: v[0][1])
     ]

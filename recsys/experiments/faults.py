@@ -35,6 +35,9 @@ IN_WORDS = {
 }
 """What it means that a figure of ``HEALTHY`` is out of bounds."""
 
+CLAIMED = tuple(COLLAPSED | HEALTHY)
+"""Figures that claims of collapse and health are about."""
+
 
 def report_of(ranker: Ranker, rows: Batch) -> ExpertReport:
     """Return the report of the experts of a network on the first test rows."""

@@ -43,7 +43,7 @@ def activations_figure(report: ExpertReport, *, title: str = "Activations of exp
     names = [name for layer in layers for name in layer.expert_names]
     rows = len(names) + len(layers)
     left = 0.35 + INCHES_PER_LETTER * max(map(len, [*names, *(one.name for one in layers)]))
-    note = f"{report.rows} rows; {_ratios(layers)}; dashed: a deviation of 1"
+    note = f"{report.rows} rows; {_ratios(layers)}{_note_of_one(layers)}"
     width = max(left + 2 * (WIDTH + 0.4), width_of_head(title, note))
     figure = new_figure(width, 1.25 + ROW * rows)
     scale = place(figure, left, 0.5, WIDTH, ROW * rows)
@@ -95,10 +95,8 @@ def scales_figure(
     texts = [f"{_times(layer.scale_ratio)}, {layer.zero_rate.max():.2f}" for _, layer in strips]
     left = 0.3 + INCHES_PER_LETTER * max(map(len, names))
     right = 0.3 + INCHES_PER_LETTER * max(map(len, texts))
-    note = (
-        "right: largest over smallest, largest zero rate; orange, hollow: zero rate > .75; "
-        "dashed: a deviation of 1"
-    )
+    note = "right: largest over smallest, largest zero rate; orange, hollow: zero rate > .75"
+    note += _note_of_one([layer for _, layer in strips])
     width = max(left + 3.4 + right, width_of_head(title, note))
     figure = new_figure(width, 1.25 + STRIP * len(strips))
     axes = place(figure, left, 0.5, 3.4, STRIP * len(strips))
@@ -131,16 +129,28 @@ def _layers(report: ExpertReport) -> tuple[LayerReport, ...]:
 
 def _std_axis(axes: Axes, layers: Sequence[LayerReport]) -> float:
     """Set the axis of standard deviations and return where it begins."""
-    stds = np.concatenate([layer.std for layer in layers])
-    known = stds[np.isfinite(stds) & (stds > 0)]
-    if len(known) and known.max() > 10 * known.min():
-        axes.set_xlim(known.min() / 2, known.max() * 2)
+    low, high = _std_limits(layers)
+    axes.set_xlim(low, high)
+    if low > 0:
         logarithmic(axes, axes.xaxis)
-    else:
-        axes.set_xlim(0, 1.15 * float(known.max(initial=0.1)))
     axes.axvline(1, color=MUTED, linewidth=0.8, linestyle="--", zorder=0)
     dress(axes, x="standard deviation of an expert's output")
     return float(axes.get_xlim()[0])
+
+
+def _std_limits(layers: Sequence[LayerReport]) -> tuple[float, float]:
+    """Return the ends of the axis of standard deviations, which is logarithmic if 0 is outside."""
+    stds = np.concatenate([layer.std for layer in layers])
+    known = stds[np.isfinite(stds) & (stds > 0)]
+    if len(known) and known.max() > 10 * known.min():
+        return float(known.min() / 2), float(known.max() * 2)
+    return 0.0, 1.15 * float(known.max(initial=0.1))
+
+
+def _note_of_one(layers: Sequence[LayerReport]) -> str:
+    """Return what the dashed line is, if the axis reaches it."""
+    low, high = _std_limits(layers)
+    return "; dashed: a deviation of 1" if low <= 1 <= high else ""
 
 
 def _ratios(layers: tuple[LayerReport, ...]) -> str:

@@ -146,7 +146,7 @@ def task_scores(
     areas = _area_scores(*rows, index[counted], len(names))
     if not exact_auc:
         return combined(means, areas)
-    return combined(means, areas, _auc_scores(*rows, index[counted]))
+    return combined(means, areas, auc_scores(guess, truth, index, mask=counted, weights=given))
 
 
 def auc_scores(

@@ -149,7 +149,7 @@ FAULTS = {
     # Tables.
     "empty file": (fit(), "bad.csv is empty: a line with the names of the columns", {BAD: ""}),
     "header alone": (fit(), "bad.csv has no rows: name a table", {BAD: f"{LINES[0]}\n"}),
-    "missing file": (fit(), "bad.csv does not exist: name a file or a folder of .parquet"),
+    "missing file": (fit(), "by --data.source.init_args.path"),
     "other format": (fit(path="bad.xls"), "bad.xls is no table that can be read", {"bad.xls": "a"}),
     "folder without tables": (
         fit(path="bad"), "bad holds no .parquet", {"bad": folder_of(notes_txt="a")},

@@ -3,6 +3,7 @@ settings, also after kills."""
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ import torch
 import yaml
 
 from apps.main import APPS
-from apps.video.commands import FUNCTIONS, VideoCLI, VideoTrainer
+from apps.video.commands import FUNCTIONS
 from apps.video.serving.ranking_scorer import loader
+from apps.video.training_verbs import VideoCLI, VideoTrainer
 from core_gates.errors import GatesError
 from harness.experiment.piece import flatten
 from harness.service.batching import scored
@@ -285,7 +287,7 @@ def test_the_model_of_another_training_is_not_used(feed, gates_in, tmp_path, mon
     data.table("test").write_parquet(folder / "rows.parquet")
     words = ("video", "fit", "--config", "small", "--model.learning_rate", 0.02)
     with monkeypatch.context() as stopped:
-        stopped.setattr("apps.video.commands.keep_model", stop)
+        stopped.setattr("apps.video.training_verbs.keep_model", stop)
         assert gates(*words, "--overwrite").err.endswith("stopped\n")
     for verb in verbs:
         refused = gates("video", *verb)
@@ -293,7 +295,12 @@ def test_the_model_of_another_training_is_not_used(feed, gates_in, tmp_path, mon
         assert "is no model of the training in" in refused.err
         assert "model.learning_rate" in refused.err
         assert refused.err.count("\n") == 1
-    gates.succeed(*words, "--resume")
+    said = gates.succeed(*words, "--resume").out
+    counts = re.search(r"weights: ([\d,]+) of the network, ([\d,]+) of embedding tables", said)
+    dense, tables = (int(number.replace(",", "")) for number in counts.groups())
+    kept = load_model(folder / "runs/video/small/model").ranker
+    assert dense + tables == sum(parameter.numel() for parameter in kept.parameters())
+    assert tables == sum(table.numel() for table in kept.tables())
     for verb in (verbs[0], verbs[3]):
         gates.succeed("video", *verb)
 

@@ -195,13 +195,18 @@ def test_progress_is_whole_where_work_ends_early(run, work, monkeypatch):
     ticked = []
 
     @contextmanager
-    def counted(label, total):
-        yield lambda: ticked.append(total)
+    def counted(label, total, unit):
+        yield lambda: ticked.append((total, unit))
 
     monkeypatch.setattr("harness.experiment.run.ticking", counted)
     pieces = [run.piece("square", seed) for seed in range(3)]
-    run.obtain(run.store("squares", Figures()), pieces, work.square, ticks=5)
-    assert ticked == [15] * 15
+    store = run.store("squares", Figures())
+    run.obtain(store, pieces[1:], work.square, ticks=5)
+    assert ticked == [(10, "parts")] * 10
+    run.obtain(store, pieces, work.square, ticks=5, unit="epochs")
+    assert ticked[10:] == [(5, "epochs")] * 5
+    run.obtain(store, [run.piece("square", 3)], work.square)
+    assert ticked[15:] == [(1, "")]
 
 
 def test_the_run_folder_alone_holds_a_result(tmp_path):

@@ -139,6 +139,7 @@ def test_means_over_categories_leave_out_differences():
         ("mmoe", "auc watch"): 0.1,
     }
     assert {r.task for r in found} == {"test"}
+    assert [r.metric for r in found] == ["auc watch", "auc inter", "auc watch", "gauc watch"]
 
 
 def test_gains_are_those_over_networks_of_single_tasks():
