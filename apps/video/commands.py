@@ -25,6 +25,7 @@ from harness.report.page import Page
 from recsys.data.datamodule import TableDataModule, data_module
 from recsys.experiments.claims import Claims
 from recsys.experiments.contest import Contest
+from recsys.experiments.mappings import with_whole_mappings
 from recsys.module import MultiTaskModule
 
 DEFAULT_CONFIG = "tiny"  # of verbs that need no data
@@ -39,10 +40,9 @@ FUNCTIONS = {
 }
 """Verbs that need neither data nor a Trainer."""
 
-PLACES = tuple(
-    f"data.source.init_args.{name}" for name in ("path", "folder", "test_path", "users_path")
-)
-WINDOW = "data.source.init_args.window"
+SOURCE = "data.source.init_args."
+PLACES = tuple(f"{SOURCE}{name}" for name in ("path", "folder", "test_path", "users_path"))
+WINDOW = f"{SOURCE}window"
 LARGEST_SEED = 2**32 - 1
 NEUTRAL = ("data.eval_batch_size", *PLACES)
 """Options of the data that decide no result, or only by the content of files."""
@@ -210,14 +210,18 @@ class VideoCLI(GatesRunCLI):
         super().after_instantiate_classes()
 
     def settings(self) -> dict[str, Any]:
-        """Add a hash of the files that the data come from."""
+        """Add a hash of the files that the data come from; options stay as they were given."""
         found = {name: Path(place) for name, place in self._places().items()}
         hashes = {
             f"content.{name.rpartition('.')[2]}": content_digest(path).sha256[:16]
             for name, path in found.items()
             if path.exists()
         }
-        return super().settings() | hashes
+        options = yaml.safe_load(self._portable_config())
+        source = options["data"].get("source")
+        arguments = source.get("init_args") if isinstance(source, dict) else None
+        found = with_whole_mappings(super().settings(), "model.", options["model"])
+        return with_whole_mappings(found, SOURCE, arguments or {}) | hashes
 
     def _places(self) -> dict[str, str]:
         options = flatten(yaml.safe_load(self._portable_config())["data"], "data.")
