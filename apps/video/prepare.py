@@ -81,9 +81,7 @@ def prepare(
     if folder.is_file():
         raise GatesError(f"{folder} is a file and no folder: choose another --output")
     if table.labels:
-        require_apart(folder, files_of(source))
-        refuse_strangers(folder, (CONFIG, REPORT))
-        draft(source, table, folder)
+        _draft(source, table, folder)
         return
     if download is not None:
         source = download_release(download, source, tell=print)
@@ -97,6 +95,13 @@ def prepare(
     if split != "none":
         _learn(folder, split, history, means)
     print(folder)
+
+
+def _draft(source: Path, table: Columns, folder: Path) -> None:
+    """Draft the schema of a table into a folder that can be replaced."""
+    require_apart(folder, files_of(source))
+    refuse_strangers(folder, (CONFIG, REPORT))
+    draft(source, table, folder)
 
 
 def _opened(source: Path, *, drop_invalid: bool) -> KuaiRand:

@@ -50,7 +50,10 @@ def add_figures(page: Page, comparison: Comparison) -> None:
     """
     pieces = _trained(comparison)
     if not pieces:
-        page.text("No network of this run is trained yet: run `evaluate` first.")
+        page.text(
+            "No network of this run is trained yet: run `evaluate` first. Those of the seed "
+            f"{comparison.seeds[0]} would be shown."
+        )
         return
     reference = comparison.contest.reference
     own = next((p for p in pieces if p.method == reference), pieces[0])

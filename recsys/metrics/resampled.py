@@ -86,9 +86,10 @@ def summed_log_loss(
         raise GatesError(f"mask has shape {counted.shape}, expected {truth.shape}")
     if len(tasks) not in (0, truth.shape[1]):
         raise GatesError(f"{len(tasks)} names for {truth.shape[1]} tasks, expected one for each")
-    heavy = np.ones(len(truth)) if weights is None else np.asarray(weights, dtype=float)
-    heavy = heavy != 0 if heavy.shape == truth.shape[:1] else np.ones(len(truth), dtype=bool)
-    known = [task for task in range(truth.shape[1]) if counted[heavy, task].any()]
+    given = np.ones(len(truth)) if weights is None else np.asarray(weights, dtype=float)
+    if given.shape != truth.shape[:1]:
+        raise GatesError(f"weights have shape {given.shape}, expected {truth.shape[:1]}")
+    known = [task for task in range(truth.shape[1]) if counted[given != 0, task].any()]
     if not known:
         raise GatesError("no task has a row that counts")
     parts = [
