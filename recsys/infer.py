@@ -26,6 +26,7 @@ LARGEST = 1e150  # number whose square is in the range of floats
 SPREAD = 10.0  # standard deviations from the mean, from which a tail is heavy
 STRONG = 0.9  # AUC of a column alone that is worth a question
 REPEATED = 5  # rows per whole number, from which it may be an identifier
+SPARSEST = 2.0  # rows of the log for each training row, up to which its row numbers are known
 ROWS_PER_KEY = 1.5  # of a user, from which it can be seen what is a property of the user
 
 _ID = re.compile(
@@ -149,7 +150,7 @@ class _Draft:
 
     def __init__(self, table: pl.DataFrame, schema: FeatureSchema, drop: set[str]) -> None:
         self.schema, self.drop = schema, drop
-        self.targets = read_targets(table, schema)
+        self.targets, self.count = read_targets(table, schema), len(table)
         every = -(-len(table) // MOST_ROWS)
         self.rows = np.arange(0, len(table), every)
         self.table = _without_decimals(table if every == 1 else table[self.rows])
@@ -258,7 +259,7 @@ class _Draft:
             return "text of dates: derive hour, weekday or age from it"
         if unique and not dtype.is_numeric():
             return "text that is different in nearly every row"
-        if unique and dtype.is_integer() and known.diff().drop_nulls().n_unique() == 1:
+        if unique and dtype.is_integer() and _numbers_rows(known, self.count):
             return "it numbers the rows"
         return ""
 
@@ -363,6 +364,15 @@ def _overlap(events: pl.Series, column: pl.Series) -> float:
     except GatesError:
         return 0.0
     return float(values.is_in(known.implode()).mean() or 0.0)  # type: ignore[arg-type]
+
+
+def _numbers_rows(known: pl.Series, count: int) -> bool:
+    """Return whether integers count rows of which some may be in another part of the split."""
+    steps = known.cast(pl.Float64).diff().drop_nulls()
+    if steps.n_unique() == 1:
+        return True
+    one_way = bool((steps > 0).all() or (steps < 0).all())
+    return one_way and abs(float(steps.sum())) < SPARSEST * count
 
 
 def _heavy_tailed(column: pl.Series) -> bool:

@@ -22,7 +22,7 @@ from recsys.embedding.spreading import Spread, spread, spread_names
 from recsys.inputs import InputLayer
 from recsys.joined_optimizer import JoinedOptimizer
 from recsys.losses import MultiTaskLoss
-from recsys.models import check_options
+from recsys.models import check_options, options_of
 from recsys.ranker import Ranker
 from recsys.schema import FeatureSchema
 from recsys.validation import ScoredRows
@@ -128,6 +128,7 @@ class MultiTaskModule(L.LightningModule):
         Raises:
             GatesError: There is no DataModule with a ``transform``.
         """
+        self._swap.close()  # of an evaluation that was interrupted
         if not hasattr(self, "ranker"):
             self._build_for_data()
         if self.trainer.world_size > 1 and not any(b.is_spread for b in self.ranker.banks):
@@ -344,6 +345,11 @@ class MultiTaskModule(L.LightningModule):
         """Return the option that a network with a prior needs, if it is not given."""
         if not self.prior or "prior_dim" in self.options:
             return {}
+        if "prior_dim" not in options_of(self.net):
+            raise GatesError(
+                f"{self.net} takes no prior, but prior names {', '.join(self.prior)}: leave it "
+                "out, or choose a network that does, such as PEPNet"
+            )
         sizes = transform.schema, transform.sizes, transform.dense_width
         layer = InputLayer(*sizes, encoders=self.encoders, device="meta")
         return {"prior_dim": len(layer.columns(self.prior))}

@@ -31,8 +31,9 @@ class ScoredRows:
 
     def add(self, logits: Tensor, batch: Batch) -> None:
         """Keep the logits (B, T), labels, masks and weights of a batch, on the host."""
-        columns = (logits.detach().float(), batch.labels, batch.mask, batch.weight)
-        self._parts.append(tuple(column.cpu() for column in columns))  # type: ignore[arg-type]
+        numbers = [column.detach().float() for column in (logits, batch.labels, batch.weight)]
+        logits, labels, weight = (column.cpu() for column in numbers)
+        self._parts.append((logits, labels, batch.mask.cpu(), weight))
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics over the rows of all ranks; every rank must call this.

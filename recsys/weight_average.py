@@ -1,12 +1,14 @@
 """A moving average of weights, with which a network is evaluated and served."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from core_gates.errors import check_fraction
+from core_gates.numerics import unrounded
 
 
 class WeightAverage(nn.Module):
@@ -44,6 +46,10 @@ class WeightAverage(nn.Module):
         for name, parameter in parameters.items():
             average = self.average(name)
             average.lerp_(parameter.detach().to(average.dtype), 1 - d)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move between devices; averages are not rounded to half precision with the weights."""
+        return super()._apply(unrounded(fn), recurse)  # type: ignore[no-untyped-call,no-any-return]
 
     def average(self, name: str) -> Tensor:
         """Return the average of a weight."""

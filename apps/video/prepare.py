@@ -7,9 +7,9 @@ from typing import Literal
 
 import polars as pl
 
-from apps.video.drafting import Columns, draft
+from apps.video.drafting import CONFIG, REPORT, Columns, draft
 from core_gates.errors import GatesError
-from harness.command.verbs import Place, refuse_existing
+from harness.command.verbs import Place, refuse_existing, refuse_strangers
 from harness.files import require_apart
 from recsys.data.readers.files import files_of
 from video_multitask.history import PREFIX, UserHistory, add_history
@@ -21,6 +21,7 @@ from video_multitask.labels import add_labels
 from video_multitask.leaks import check_causal
 from video_multitask.sources.kuairand_stream import KuaiRandStream
 from video_multitask.stream.parquet_stream import ParquetStream
+from video_multitask.stream.shards import MANIFEST
 from video_multitask.stream.stored import store
 
 Archive = Literal["pure", "1k", "27k"]
@@ -69,7 +70,7 @@ def prepare(
         strict: Refuse a release whose counts are not those published, instead of a warning.
         drop_invalid: Leave out rows with wrong values, instead of refusing the file.
         table: Columns of your table.
-        overwrite_output: Replace the folder if it exists.
+        overwrite_output: Replace the folder if it exists and holds an older output, nothing else.
     """
     if len(sources) > 1:
         raise GatesError(f"prepare takes one folder or table at a time, found {len(sources)}")
@@ -80,13 +81,13 @@ def prepare(
     if folder.is_file():
         raise GatesError(f"{folder} is a file and no folder: choose another --output")
     if table.labels:
-        require_apart(folder, files_of(source))
-        draft(source, table, folder)
+        _draft(source, table, folder)
         return
     if download is not None:
         source = download_release(download, source, tell=print)
     data = _opened(source, drop_invalid=drop_invalid)
     require_apart(folder, data.files)
+    refuse_strangers(folder, (MANIFEST, "*.parquet"))
     _print_counts(data, strict=strict)
     past = _past(data, history, means) if history or means else None
     shards = write_release(data, folder, history=past)
@@ -94,6 +95,13 @@ def prepare(
     if split != "none":
         _learn(folder, split, history, means)
     print(folder)
+
+
+def _draft(source: Path, table: Columns, folder: Path) -> None:
+    """Draft the schema of a table into a folder that can be replaced."""
+    require_apart(folder, files_of(source))
+    refuse_strangers(folder, (CONFIG, REPORT))
+    draft(source, table, folder)
 
 
 def _opened(source: Path, *, drop_invalid: bool) -> KuaiRand:

@@ -83,7 +83,10 @@ def add_figures(page: Page, comparison: Comparison) -> None:
     """
     pieces = _trained(comparison)
     if not pieces:
-        page.text("No network of this run is trained yet: run `evaluate` first.")
+        page.text(
+            "No network of this run is trained yet: run `evaluate` first. Those of the seed "
+            f"{comparison.seeds[0]} would be shown."
+        )
         return
     reference = comparison.contest.reference
     own = next((p for p in pieces if p.method == reference), pieces[0])
@@ -121,7 +124,7 @@ def _calibration(
         seen = test.mask[:, number].numpy()
         labels = test.labels[:, number].numpy()[seen]
         if 0 < labels.sum() < len(labels):
-            bins[task] = reliability(found[seen, number], labels)
+            bins[task] = reliability(found[seen, number], labels, test.weight.numpy()[seen])
     page.section("Calibration")
     caption = (
         f"Test rows, {method}, first seed. Marks below the dashed line: predictions are too high. "
@@ -142,6 +145,9 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
         page.text(f"None: {' and '.join(tasks)} speak against an item, and order no list.")
         return
     rows, day = day_of_one_user(table, schema)
+    if not len(rows):
+        page.text("None: no test row has a user and an item.")
+        return
     places = np.array([schema.task_names.index(task) for task in tasks])
     columns = [f"{TRUTH}{task}" for task in tasks]
     known = all(column in table.columns for column in columns)
@@ -169,6 +175,8 @@ def _list(page: Page, data: TableDataModule, test: Batch, found: np.ndarray) -> 
 def day_of_one_user(table: pl.DataFrame, schema: FeatureSchema) -> tuple[np.ndarray, str]:
     """Return rows of the distinct items of one user on one day, the most that there are, and when.
 
+    There are none where user or item is missing in all rows.
+
     Args:
         table: Test rows; without a column ``date``, all of them are one day.
         schema: Names user and item.
@@ -177,6 +185,8 @@ def day_of_one_user(table: pl.DataFrame, schema: FeatureSchema) -> tuple[np.ndar
     rows = table.select(pl.col(schema.user).alias("user"), pl.col(schema.item).alias("item"),
                         day.alias("day")).with_row_index("row")  # fmt: skip
     rows = rows.drop_nulls().unique(["user", "item", "day"], keep="first", maintain_order=True)
+    if not len(rows):
+        return np.empty(0, int), ""
     counts = rows.group_by("user", "day").len().sort("len", "user", "day")
     _, when, _ = counts.row(-1)
     own = rows.join(counts[-1:], on=["user", "day"], maintain_order="left")
@@ -230,6 +240,7 @@ def _fields(page: Page, data: TableDataModule, ranker: Ranker) -> None:
         batch.labels.numpy(),
         batch.user.numpy(),
         mask=batch.mask.numpy(),
+        weights=batch.weight.numpy(),
         repeats=1,
         draws=user_resamples(batch.user.numpy(), resamples=200),
     )

@@ -7,12 +7,14 @@ from pathlib import Path
 import polars as pl
 
 from core_gates.errors import GatesError
-from harness.command.verbs import Place, refuse_existing
+from harness.command.verbs import Place, refuse_existing, refuse_strangers
 from harness.files import replacing
 from harness.runs.ticker import working
 from video_multitask.simulator.export import export_kuairand
 from video_multitask.simulator.log import simulate as simulate_feed
 from video_multitask.tasks import LABELS
+
+TRUTH = "truth.parquet"
 
 
 def simulate(
@@ -39,10 +41,11 @@ def simulate(
         groups: Let interactions depend on other fields than watching does.
         heavy_counts: Add four raw heavy-tailed counts to each row.
         output: Folder that is written; the folder ``simulated`` of the run if null.
-        overwrite_output: Replace the folder if it exists.
+        overwrite_output: Replace the folder if it exists and holds an older output, nothing else.
     """
     folder = Path(output) if output else place.run_folder.path / "simulated"
     refuse_existing(folder, overwrite=overwrite_output)
+    refuse_strangers(folder, (TRUTH, "data"))
     try:
         with working(f"simulating {rows:,} rows"):
             found = simulate_feed(
@@ -54,7 +57,7 @@ def simulate(
         temporary.mkdir(parents=True)
         export_kuairand(found, temporary)
         truth = pl.DataFrame(found.truth, schema=list(LABELS))
-        truth.write_parquet(temporary / "truth.parquet")
+        truth.write_parquet(temporary / TRUTH)
     rates = dict(zip(LABELS, found.truth.mean(0), strict=True))
     print(f"{len(found.log):,} rows; mean true probabilities:")
     print("  " + "  ".join(f"{task} {rate:.3g}" for task, rate in rates.items()))

@@ -29,14 +29,14 @@ from recsys.data.table_files import SUFFIXES
 from recsys.experiments.building import module_of
 from recsys.experiments.claims import Claims
 from recsys.experiments.contest import Contest
+from recsys.experiments.mappings import with_whole_mappings
 from recsys.experiments.predictions import check_finite
 from recsys.model_folder import save_model
 from recsys.module import MultiTaskModule
 
-PLACES = tuple(
-    f"data.source.init_args.{name}" for name in ("path", "folder", "test_path", "users_path")
-)
-WINDOW = "data.source.init_args.window"
+SOURCE = "data.source.init_args."
+PLACES = tuple(f"{SOURCE}{name}" for name in ("path", "folder", "test_path", "users_path"))
+WINDOW = f"{SOURCE}window"
 LARGEST_SEED = 2**32 - 1
 KUAIRAND = ".kuairand"  # in the names of classes that read the folders of a release
 NEUTRAL = ("data.eval_batch_size", *PLACES)
@@ -205,7 +205,7 @@ class VideoCLI(GatesRunCLI):
         super().after_instantiate_classes()
 
     def settings(self) -> dict[str, Any]:
-        """Add a hash of the files that the data come from.
+        """Add a hash of the files that the data come from; options stay as they were given.
 
         Raises:
             GatesError: One does not exist.
@@ -217,7 +217,11 @@ class VideoCLI(GatesRunCLI):
             for name, path in found.items()
             if path.exists()
         }
-        return super().settings() | hashes
+        options = yaml.safe_load(self._portable_config())
+        source = options["data"].get("source")
+        arguments = source.get("init_args") if isinstance(source, dict) else None
+        settings = with_whole_mappings(super().settings(), "model.", options["model"])
+        return with_whole_mappings(settings, SOURCE, arguments or {}) | hashes
 
     def _refuse_absent(self, places: Mapping[str, Path]) -> None:
         """Name the option of a file that is absent; readers of KuaiRand say how to get theirs."""

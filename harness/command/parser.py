@@ -14,6 +14,7 @@ from core_gates.errors import GatesError
 from harness.command.configfile import packaged_configs
 from harness.command.helptext import help_text, is_plain_sequence
 
+LIST = "a list, such as [a, b]"
 COMMON_OPTIONS = {
     "help": "Show this help and exit.",
     "print_config": "Print the configuration with all other options applied, and exit.",
@@ -229,7 +230,9 @@ def _types(text: str) -> str:
     text = re.sub(r"<class '([\w.]+)'>", lambda m: m.group(1), text).replace("typing.", "")
     text = re.sub(r"Literal\[([^\]]*)\]", lambda m: m.group(1).replace(", ", " | "), text)
     text = re.sub(r"(?:\w+\.)+(\w+)", lambda m: m.group(1), text)
-    return text.replace("NoneType", "null").replace(", ", " or ").replace(" | ", ", ")
+    kinds = re.split(r", (?![^\[]*\])", text.replace("NoneType", "null"))  # not of dict[str, int]
+    named = (LIST if kind in ("tuple", "list") else kind for kind in kinds)
+    return " or ".join(named).replace(" | ", ", ")
 
 
 def _prog(parser: Any) -> str:

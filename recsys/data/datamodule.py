@@ -95,7 +95,7 @@ class TableDataModule(L.LightningDataModule):
         """Return the encoded rows of a part.
 
         Raises:
-            GatesError: The part is empty, or a value cannot be read.
+            GatesError: The part is empty, none of its rows counts, or a value cannot be read.
         """
         if part not in self._packed:
             table = self.table(part)
@@ -105,7 +105,18 @@ class TableDataModule(L.LightningDataModule):
                 self._packed[part] = PackedRows.of(table, self.transform)
             except GatesError as error:
                 raise GatesError(f"{self.tables.name}, {part}: {error}") from error
+            self._require_counted(part)
         return self._packed[part]
+
+    def _require_counted(self, part: Part) -> None:
+        """Refuse rows that teach or tell nothing, with which every loss would be 0."""
+        if self._packed[part].counts:
+            return
+        del self._packed[part]
+        raise GatesError(
+            f"no row of the {part} part of {self.tables.name} counts for any task: all weights or "
+            "masks are 0; give it rows with a weight"
+        )
 
     def batch(self, part: Part) -> Batch:
         """Return all rows of a part as one batch."""

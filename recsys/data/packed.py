@@ -59,6 +59,11 @@ class PackedRows:
         return self._stored.user
 
     @property
+    def counts(self) -> bool:
+        """Whether a row has a weight above 0 and counts for a task."""
+        return bool(self._stored.mask[self._stored.weight > 0].any())
+
+    @property
     def bytes(self) -> int:
         """Bytes of all columns."""
         columns = [*self._stored.plain(), *self._stored.sequences]

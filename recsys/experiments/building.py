@@ -12,7 +12,8 @@ from typing import Any, TypeVar, cast
 from core_gates.errors import GatesError
 from recsys.data.datamodule import TableDataModule, data_module
 from recsys.data.tables import RankingTables, StreamSource, TableSource
-from recsys.experiments.contest import MODEL, nested
+from recsys.experiments.contest import MODEL
+from recsys.experiments.mappings import mapping_in, nested
 from recsys.module import MultiTaskModule
 
 DATA = "data."
@@ -102,13 +103,9 @@ def module_of(settings: Mapping[str, Any]) -> MultiTaskModule:
     Raises:
         GatesError: A setting is unknown or wrong.
     """
-    options = {
-        n.removeprefix(MODEL): v
-        for n, v in settings.items()
-        if n.startswith(MODEL) and not n.startswith(f"{MODEL}options")
-    }
-    chosen = settings.get(f"{MODEL}options") or nested(settings, f"{MODEL}options.")
-    return _made(MODEL, MultiTaskModule, **options, options=dict(chosen))
+    chosen = mapping_in(settings, f"{MODEL}options")
+    others = {n: v for n, v in settings.items() if not n.startswith(f"{MODEL}options")}
+    return _made(MODEL, MultiTaskModule, **nested(others, MODEL), options=chosen)
 
 
 def _made(group: str, kind: Callable[..., Made], *args: Any, **options: Any) -> Made:

@@ -8,6 +8,7 @@ from typing import Any
 
 from core_gates.errors import GatesError, check_at_least, check_option
 from recsys.baselines import KINDS
+from recsys.experiments.mappings import mapping_in
 from recsys.models.sizing import num_weights, sized
 from recsys.ranker import input_width
 from recsys.schema import FeatureSchema
@@ -116,8 +117,10 @@ class Contest:
         if method not in self.entries:
             raise GatesError(f"there is no method {method!r}; known are {', '.join(self.entries)}")
         entry = self.entries[method]
-        gone = dict.fromkeys(n for n in common if n.startswith(f"{MODEL}options"))
-        made = {**gone, **entry.get("settings", {}), "patience": self.patience}
+        own = entry.get("settings", {})
+        replaced = (f"{MODEL}options", *(f"{name}." for name in own))
+        gone = dict.fromkeys(n for n in common if n.startswith(replaced))
+        made = {**gone, **own, "patience": self.patience}
         net, options = self._net(method, common), self._options(method, common)
         if method != self.reference and entry.get("sized", True):
             target = self._target(common, reference or schema)
@@ -133,7 +136,7 @@ class Contest:
         """Return the options of a method; those of the configuration belong to its network."""
         same = self._net(method, common) == common.get("model.net")
         own = self.entries[method].get("options", {})
-        return {**(nested(common, f"{MODEL}options.") if same else {}), **own}
+        return {**(mapping_in(common, f"{MODEL}options") if same else {}), **own}
 
     def _net(self, method: str, common: Mapping[str, Any]) -> str:
         """Return the network of a method, that of the configuration if it names none."""
@@ -149,17 +152,3 @@ def _check_ends(name: str, ends: Any) -> None:
     pair = isinstance(ends, list | tuple) and len(ends) == 2
     if not pair or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in ends):
         raise ValueError(f"space of {name} is {ends!r}, expected two numbers, the ends of a box")
-
-
-def nested(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Return the settings below a prefix as nested mappings, such as options of a network."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if not name.startswith(prefix):
-            continue
-        *path, last = name.removeprefix(prefix).split(".")
-        place = found
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return found

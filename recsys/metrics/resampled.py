@@ -70,8 +70,8 @@ def summed_log_loss(
         labels: (N, T), 0 or 1; anything where masked.
         probs: (N, T) predicted probabilities.
         users: (N,).
-        mask: (N, T) true where a task counts; everywhere by default. A task without any row is
-            left out.
+        mask: (N, T) true where a task counts; everywhere by default. A task without any row, or
+            any of weight above 0, is left out.
         weights: (N,) sample weights; 1 by default.
         tasks: T names; with them the log-loss of each task is returned as well, under its name.
 
@@ -86,7 +86,10 @@ def summed_log_loss(
         raise GatesError(f"mask has shape {counted.shape}, expected {truth.shape}")
     if len(tasks) not in (0, truth.shape[1]):
         raise GatesError(f"{len(tasks)} names for {truth.shape[1]} tasks, expected one for each")
-    known = [task for task in range(truth.shape[1]) if counted[:, task].any()]
+    given = np.ones(len(truth)) if weights is None else np.asarray(weights, dtype=float)
+    if given.shape != truth.shape[:1]:
+        raise GatesError(f"weights have shape {given.shape}, expected {truth.shape[:1]}")
+    known = [task for task in range(truth.shape[1]) if counted[given != 0, task].any()]
     if not known:
         raise GatesError("no task has a row that counts")
     parts = [

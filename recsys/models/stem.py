@@ -54,7 +54,7 @@ class GuardedMixture(MaskedMixture):
 
     def forward(self, x: Tensor, experts: Tensor) -> Tensor:
         """Return the mixtures (B, S, F) of the outputs of the experts (B, E, F)."""
-        weights = self.weights(x)
+        weights = self.weights(x).to(experts.dtype)
         taught = weights.masked_fill(~self.taught, 0) @ experts
         return taught + weights.masked_fill(self.taught, 0) @ experts.detach()
 

@@ -107,5 +107,6 @@ def _weights(column: pl.Series) -> NDArray[np.float64]:
     wrong = ~(numbers >= 0)
     if wrong.any():
         row = int(wrong.argmax())
-        raise RowError(column.name, row, f"it is {column[row]}, a weight must not be negative")
+        what = "missing" if np.isnan(numbers[row]) else f"{numbers[row]:g}"
+        raise RowError(column.name, row, f"it is {what}, a weight must be 0 or more")
     return numbers

@@ -209,3 +209,17 @@ def test_decimals_and_huge_numbers_are_numbers(table):
     scalings = {feature.name: feature.scaling for feature in drafted.schema.dense}
     assert scalings["temperature"] == "standardize"
     assert scalings["price"] == "log_standardize"
+
+
+@pytest.mark.fault("video V27")
+@pytest.mark.parametrize("part", [1.0, 0.8, 0.6])
+@pytest.mark.parametrize("down", [False, True])
+def test_row_numbers_are_known_where_some_rows_are_in_another_part(part, down):
+    draw = np.random.default_rng(3)
+    kept = draw.random(2000) < part
+    numbers = np.arange(2000)[:: -1 if down else 1] + 7
+    rows = {"row": numbers, "c": draw.integers(9, size=2000), "y": draw.integers(2, size=2000)}
+    rows |= {"size": draw.permutation(numbers), "grown": np.cumsum(draw.integers(1, 99, 2000))}
+    drafted = infer_schema(pl.DataFrame(rows).filter(pl.Series(kept)), ["y"])
+    assert set(drafted.schema.features) == {"c", "size", "grown"}
+    assert "row: left out, it numbers the rows" in map(str, drafted.notes)

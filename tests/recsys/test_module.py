@@ -246,6 +246,35 @@ def test_evaluation_uses_the_average_and_training_does_not(trainer):
     assert_equal(dict(module.ranker.named_parameters()), weights)
 
 
+@pytest.mark.fault("video V28")
+def test_an_interrupted_evaluation_does_not_undo_later_training(trainer, monkeypatch):
+    """As Ctrl-C in a notebook: the module lives on, and is trained further."""
+    module = made(ema=0.9, learning_rate=1e-2)
+    fit(trainer, module, max_epochs=1)
+    weights = {name: p.clone() for name, p in module.ranker.named_parameters()}
+    with monkeypatch.context() as patched:
+
+        def fails(*_):
+            raise RuntimeError("interrupted")
+
+        patched.setattr(module, "validation_step", fails)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            trainer().validate(module, datamodule=Data(), verbose=False)
+    trainer().validate(module, datamodule=Data(), verbose=False)
+    assert_equal(dict(module.ranker.named_parameters()), weights)
+    own = trainer(max_epochs=1)
+    ends = []
+    step = module.optimizer_step
+
+    def noted(*args, **kwargs):
+        step(*args, **kwargs)
+        ends.append({name: p.clone() for name, p in module.ranker.named_parameters()})
+
+    monkeypatch.setattr(module, "optimizer_step", noted)
+    own.fit(module, datamodule=Data())
+    assert_equal(dict(module.ranker.named_parameters()), ends[-1])
+
+
 def test_intercepts_come_from_validation_rows_after_training(trainer):
     module = made(ema=0.5, intercepts="validation")
     fit(trainer, module, max_epochs=1)
@@ -325,6 +354,11 @@ def test_normalizations_and_biases_have_no_decay():
     assert free | {"Linear", "GateNetworks", "Towers"} <= kinds
     for kind, name, value in found:
         assert value == (0 if name == "bias" or kind in free else 0.1), (kind, name)
+
+
+def test_a_network_without_prior_refuses_one():
+    with pytest.raises(GatesError, match="MMoE takes no prior, but prior names user: leave it"):
+        made(prior=["user"]).build(Transform())
 
 
 def test_a_prior_gets_its_width(trainer):

@@ -57,3 +57,14 @@ def metrics_of_shares(parallel):
 def test_two_ranks_have_the_metrics_of_all_rows(two_ranks):
     found = two_ranks(metrics_of_shares, tolerance=1e-12)
     assert 0 < found["auc_click"] < 1
+
+
+@pytest.mark.fault("video V24")
+def test_rows_in_half_precision():
+    """The labels of a batch are cast, too, by a Trainer of precision bf16-true."""
+    batch, logits = rows(60, 5), torch.randn(60, 3, generator=torch.Generator().manual_seed(2))
+    halves = [column.bfloat16() for column in (logits, batch.labels, batch.weight)]
+    exact, half = ScoredRows(TASKS), ScoredRows(TASKS)
+    half.add(halves[0], batch.replace(labels=halves[1], weight=halves[2]))
+    exact.add(halves[0].float(), batch.replace(weight=halves[2].float()))
+    assert half.metrics() == exact.metrics()

@@ -20,7 +20,7 @@ from harness.files import write_json, write_text
 from harness.runs.dependent import dependent
 from harness.runs.folder import RunFolder
 from harness.runs.resident import resident
-from recsys.experiments.contest import nested
+from recsys.experiments.mappings import nested
 
 POLL = 0.01  # seconds
 SAMPLED = 0.25  # seconds between two samples of memory, and two notes of what was spent

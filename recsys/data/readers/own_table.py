@@ -92,6 +92,8 @@ class OwnTable:
             self._refuse_same_files()
             split = split._replace(test=read(self.test_path))
         notes = [f"split by {kind}"]
+        if self.test_path:
+            notes += _not_later(split, given.time if given else self.time)
         if given is None:
             given, reasons = infer_schema(
                 split.train,
@@ -162,3 +164,22 @@ class OwnTable:
         return split_by_hash(
             table, user if kind == "user" else (), validation=self.validation, test=test
         )
+
+
+def _not_later(split: Split, time: str) -> list[str]:
+    """Return a note if rows of another table, which test, are not later than all others."""
+    if not time or time not in split.test.columns:
+        return []
+    known = pl.concat([split.train[time], split.validation[time]])
+    tested = split.test[time]
+    if known.dtype.is_numeric() and tested.dtype.is_numeric():
+        known, tested = known.cast(pl.Float64), tested.cast(pl.Float64)
+    if known.dtype != tested.dtype:
+        return [f"{time!r} has type {tested.dtype} in the test rows, {known.dtype} in all others"]
+    count = int((tested <= known.max()).sum())
+    if not count:
+        return []
+    return [
+        f"{count:,} of {len(tested):,} test rows are not later than all training and validation "
+        "rows: what is trained on may know their future"
+    ]

@@ -153,6 +153,28 @@ def test_wrong_columns_and_an_output_that_is_a_file_are_refused(prepare, tmp_pat
     assert file.is_file()
 
 
+@pytest.mark.fault("video V32")
+@pytest.mark.parametrize("kept", ["thesis.tex", "rows.parquet", "data"])
+def test_a_folder_with_other_files_is_not_replaced(release, prepare, tmp_path, kept):
+    """--overwrite_output replaces an older output, and deletes nothing that is of value."""
+    log, other = tmp_path / "log.parquet", tmp_path / "other"
+    table().write_parquet(log)
+    (other / kept).mkdir(parents=True) if kept == "data" else other.mkdir()
+    if kept != "data":
+        (other / kept).write_text("ten years of work")
+    columns = Columns(("click",))
+    for source, options in [(log, {"table": columns}), (release, {"split": "none"})]:
+        with pytest.raises(GatesError, match=f"other holds '{kept}', which is no older output"):
+            prepare(source, output=str(other), overwrite_output=True, **options)
+    line = ("--output", str(other), "--overwrite_output", "--rows", "100", "--root", str(tmp_path))
+    assert main(["video", "simulate", *line]) == 2
+    assert (other / kept).exists()
+    (other / kept).rmdir() if kept == "data" else (other / kept).unlink()
+    for _ in range(2):
+        prepare(log, output=str(other), overwrite_output=True, table=columns)
+    assert sorted(path.name for path in other.iterdir()) == ["report.md", "table.yaml"]
+
+
 @pytest.mark.fault("video H9")
 @pytest.mark.parametrize(
     "words", [("export", "--formats", ""), ("prepare", "x", "--table.labels=")]

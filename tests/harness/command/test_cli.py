@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from apps.main import App, main
+from harness.command.parser import one_line
 
 QUICK = ["--trainer.max_steps", "2", "--trainer.enable_model_summary", "false"]
 QUICK += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
@@ -344,3 +345,18 @@ def test_a_call_without_configuration_is_told_their_names(
     code, err = gates("fit", *words.split())
     assert code == 2
     assert err == f"gates toy fit: error: {expected}\n"
+
+
+@pytest.mark.fault("video V30")
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        ("[dict[str, float], <class 'NoneType'>]", "expected dict[str, float] or null, found 'x'"),
+        ("[tuple, <class 'NoneType'>]", "expected a list, such as [a, b] or null, found 'x'"),
+        ("[<class 'int'>, <class 'str'>]", "expected int or str, found 'x'"),
+        ("[typing.Literal['a', 'b'], <class 'NoneType'>]", "expected 'a', 'b' or null, found 'x'"),
+    ],
+)
+def test_types_are_told_as_they_are_written(kinds, told):
+    said = f'Parser key "fused": Does not validate: Subtypes: {kinds} Errors: many Given value: x'
+    assert one_line(said, ()) == f"fused: {told}"

@@ -1,6 +1,9 @@
+import dataclasses
 from itertools import chain
 
 import lightning as L
+import numpy as np
+import polars as pl
 import pytest
 import torch
 from lightning.pytorch import seed_everything
@@ -139,3 +142,27 @@ def test_faults_name_the_part(tables):
         wrong.setup("test")
     with pytest.raises(ValueError, match="order is 'random'"):
         TableDataModule(tables, order="random")
+
+
+@pytest.mark.fault("video V25")
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_rows_without_any_weight_are_refused(tables, part):
+    """Their loss would be 0, and the network that has learned nothing the best."""
+    schema = dataclasses.replace(tables.schema, weight="w")
+    weights = {"train": 1, "validation": 1, "test": 1} | {part: 0}
+    parts = {n: tables.part(n).with_columns(w=weight) for n, weight in weights.items()}
+    data = TableDataModule(tables._replace(schema=schema, **parts))
+    for name in weights:
+        if name != part:
+            assert len(data.rows(name)) == len(tables.part(name))
+    for _ in range(2):
+        with pytest.raises(GatesError, match=f"no row of the {part} part of toy counts for any"):
+            data.rows(part)
+
+
+def test_one_row_with_a_weight_is_enough(tables):
+    schema = dataclasses.replace(tables.schema, weight="w")
+    places = np.arange(len(tables.train))
+    train = tables.train.with_columns(w=pl.Series(places == 50))
+    data = TableDataModule(tables._replace(schema=schema, train=train))
+    assert len(data.rows("train")) == 103

@@ -178,3 +178,23 @@ def test_faults():
         task_scores(labels[:, 0], 2 * probs[:, 0], owner, mask=mask[:, 0])
     with pytest.raises(GatesError, match="expected one for each of 10 rows"):
         task_scores(labels[:, 0], probs[:, 0], owner[:5], mask=mask[:, 0])
+
+
+@pytest.mark.fault("video V31")
+def test_a_task_that_counts_in_rows_without_weight_alone_is_left_out():
+    """Its mean is 0 / 0, and was so the sum of all."""
+    labels, probs, owner, mask, weights = rows()
+    mask[:, 1] = weights < 0.2
+    weights[weights < 0.2] = 0
+    found = summed_log_loss(labels, probs, owner, mask=mask, weights=weights, tasks="abc")
+    draws = np.ones((1, len(np.unique(owner))))
+    two = [0, 2]
+    alone = summed_log_loss(
+        labels[:, two], probs[:, two], owner, mask=mask[:, two], weights=weights
+    )
+    assert set(found(draws)) == {"log_loss", "a", "c"}
+    assert found(draws)["log_loss"] == alone(draws)["log_loss"]
+    with pytest.raises(GatesError, match="no task has a row that counts"):
+        summed_log_loss(labels, probs, owner, mask=mask, weights=0 * weights)
+    with pytest.raises(GatesError, match=r"weights have shape \(599,\), expected \(600,\)"):
+        summed_log_loss(labels, probs, owner, mask=mask, weights=weights[:-1])

@@ -1,6 +1,7 @@
 """What every network keeps to: shapes, options, and where gradients may go."""
 
 import json
+from copy import deepcopy
 
 import polars as pl
 import pytest
@@ -65,6 +66,20 @@ def test_gradients_are_those_of_the_outputs(name, norm):
     net = made(name, norm=norm, activation="silu", tower_norm=norm)
     v, _ = inputs(net, rows=4)
     assert torch.autograd.gradcheck(net, (v,))
+
+
+@pytest.mark.fault("video V24")
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_half_precision_gives_nearly_the_same(name):
+    exact = made(name).eval()
+    for parameter in exact.parameters():
+        parameter.data.mul_(0.5)
+    v, prior = inputs(exact)
+    half = deepcopy(exact).bfloat16()
+    logits = half(v.bfloat16(), None if prior is None else prior.bfloat16())
+    assert logits.dtype == torch.bfloat16
+    logits.float().sum().backward()
+    assert_close(logits.double(), exact(v, prior), rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -187,7 +187,7 @@ FAULTS = {
     "masked label of 5": ({"liked": [1, 0, 5, 0, 1, 1]}, "row 2, column 'liked': it is 5"),
     "label missing where it counts": ({"liked": [1, 0, None, 0, 1, 1]}, "row 2, column 'liked'"),
     "negative weight": ({"weight": [1.0, -1.0, 1, 1, 1, 1]}, "row 1, column 'weight': it is -1"),
-    "missing weight": ({"weight": [1.0, 1, 1, None, 1, 1]}, "row 3, column 'weight': it is None"),
+    "missing weight": ({"weight": [1.0, 1, 1, None, 1, 1]}, "row 3, column 'weight': it is miss"),
 }
 
 

@@ -117,3 +117,26 @@ def test_labels_may_be_the_words_true_and_false(path, tmp_path):
     rows = data.table("train").join(table, on=table.columns[:6], how="left", maintain_order="left")
     assert data.batch("train").labels[:, 0].tolist() == rows["bought_right"].to_list()
     assert data.digest()
+
+
+@pytest.mark.fault("video V26")
+@pytest.mark.parametrize(
+    ("days", "note"),
+    [
+        (["2024-01-09", "2024-01-10"], "1 of 2 test rows are not later than all training and"),
+        (["2023-12-31", "2023-12-31"], "2 of 2 test rows are not later than all training and"),
+        (["2024-01-10", "2024-02-01"], None),
+        ([20240110, 20240201], "'day' has type Int64 in the test rows, String in all others"),
+    ],
+)
+def test_another_table_of_test_rows_that_are_not_later_is_noted(path, tmp_path, days, note):
+    log = pl.read_csv(path)
+    log.filter(pl.col("day") < "2024-01-10").write_csv(tmp_path / "early.csv")
+    pl.concat([log[:2].drop("day"), pl.DataFrame({"day": days})], how="horizontal").write_csv(
+        tmp_path / "late.csv"
+    )
+    places = str(tmp_path / "early.csv"), str(tmp_path / "late.csv")
+    source = OwnTable(places[0], labels=["bought"], time="day", test_path=places[1])
+    noted = [one for one in source.read().notes if "test rows" in one]
+    assert len(noted) == (note is not None)
+    assert all(one.startswith(note) for one in noted)
