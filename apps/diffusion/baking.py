@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from apps.diffusion.works.gates_base import refuse_gates_of_another
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import MeanGates, bake
 from diffusion.fusion.pipeline import AutoLoraPipeline
@@ -45,6 +46,7 @@ def baked(
     Raises:
         GatesError: The base cannot be read, or gates or adapters do not fit it.
     """
+    refuse_gates_of_another(baking.base, baking.gates)
     pipe, base = load_pipeline(baking.base)
     text = None
     options: dict[str, Any] = {"num_inference_steps": baking.steps}

@@ -5,11 +5,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from apps.diffusion.studies.study import Asked
-from apps.diffusion.world import World
 from core_gates.errors import GatesError, check_option
 from harness.command.verbs import Place
-from harness.experiment import Run
 
 STUDIES = {
     "base": "apps.diffusion.studies.base:base_study",
@@ -45,6 +42,10 @@ def evaluate(
         overwrite: Replace what was made with other settings.
     """
     check_option("study", study, STUDIES, GatesError)
+    from apps.diffusion.studies.study import Asked
+    from apps.diffusion.world import World
+    from harness.experiment import Run
+
     root = place.run_folder.path.parents[1]
     run = Run(
         place.run_folder.path,

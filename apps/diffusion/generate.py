@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from apps.diffusion.files.strengths import strengths_of
-from apps.diffusion.generation.modes import GATED, maker
-from apps.diffusion.generation.pictures import record_of, require_writable, save, save_sheet
 from apps.diffusion.generation.sampling import Sampling
-from apps.diffusion.generation.sources import Sources, studio
+from apps.diffusion.generation.sources import Sources
 from apps.diffusion.options import refuse_unless_text
-from apps.diffusion.world import World
 from core_gates.errors import GatesError
 from harness.command.verbs import Place
 from harness.runs.ticker import counting, ticking
+
+if TYPE_CHECKING:
+    from diffusion.fusion.pipeline import Generated
 
 IMAGES = "images"
 K = 3
@@ -32,7 +33,7 @@ def generate(
     prompt: list[str] | None = None,
     k: int | None = None,
     adapters: str | None = None,
-    mode: str = GATED,
+    mode: str = "gated",
     output: str | None = None,
 ) -> None:
     """Make images of PROMPT with the adapters that suit it, each weighed by its gates.
@@ -52,14 +53,22 @@ def generate(
         mode: How adapters are combined: gated, sum, or a rival such as mean, switch or k_lora.
         output: Folder of the images; that of the run if null.
     """
+    from apps.diffusion.generation.modes import maker
+    from apps.diffusion.generation.pictures import record_of, require_writable, save, save_sheet
+    from apps.diffusion.generation.studio import studio
+    from apps.diffusion.world import World
+
     words = " ".join(prompt or [])
     named = _named(adapters)
-    _check(words, k, named, mode)
+    _check(words, k, named)
+    maker(mode)
     refuse_unless_text(sampling.negative_prompt)
     folder = Path(output) if output is not None else place.run_folder.path / IMAGES
     require_writable(folder)
     console = Console()
     world = partial(World, place.run_folder.path.parents[1])
+    if sources.base is not None:
+        console.print(escape(f"reading the base {sources.base}"), soft_wrap=True)
     with counting("indexing") as progress:
         opening = studio(sources, world, progress)
     with opening as found:
@@ -67,19 +76,35 @@ def generate(
             found.make, words, mode=mode, k=k or K, adapters=None if named is None else list(named),
             strengths=named or None, **sampling.options(found),
         )  # fmt: skip
-        made, records = [], []
-        with ticking("making images", sampling.count) as tick:
-            for number in range(sampling.count):
-                one = asked(seed=sampling.seed + number)
-                made.append(one.images[0])
-                records.append(record_of(found, one, mode))
-                tick()
+        made = _made(asked, sampling)
+        records = [record_of(found, one, mode) for one in made]
+        images = [one.images[0] for one in made]
         _show(console, records[0], [*found.notices, found.unread(words), found.finder.notice])
-        paths = [save(image, one, folder) for image, one in zip(made, records, strict=True)]
+        paths = [save(image, one, folder) for image, one in zip(images, records, strict=True)]
         if sampling.count > 1:
-            paths.append(save_sheet(made, records, folder))
+            paths.append(save_sheet(images, records, folder))
     for path in paths:
         console.print(escape(str(path)), soft_wrap=True, highlight=False)
+
+
+def _made(asked: Callable[..., Generated], sampling: Sampling) -> list[Generated]:
+    """Return all images, with what made them."""
+    with ticking("denoising steps", sampling.count * sampling.steps) as tick:
+        return [
+            asked(seed=sampling.seed + number, callback_on_step_end=_after(tick))
+            for number in range(sampling.count)
+        ]
+
+
+def _after(tick: Callable[[], None]) -> Callable[..., dict[str, Any]]:
+    """Return what the pipeline calls after each denoising step."""
+
+    def call(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        del pipe, step, time
+        tick()
+        return tensors
+
+    return call
 
 
 def _named(text: str | None) -> dict[str, float] | None:
@@ -98,7 +123,7 @@ def _named(text: str | None) -> dict[str, float] | None:
     return strengths_of(text, names, "--adapters")
 
 
-def _check(prompt: str, k: int | None, named: dict[str, float] | None, mode: str) -> None:
+def _check(prompt: str, k: int | None, named: dict[str, float] | None) -> None:
     """Refuse options that make no sense, before anything is read."""
     if not prompt.strip():
         raise GatesError("the prompt is empty: describe what the image is to show")
@@ -107,7 +132,6 @@ def _check(prompt: str, k: int | None, named: dict[str, float] | None, mode: str
         raise GatesError("--k and --adapters exclude each other: adapters are found, or named")
     if k is not None and k < 1:
         raise GatesError(f"--k is {k}, expected 1 or more; --adapters none is the base alone")
-    maker(mode)
 
 
 def _show(console: Console, record: dict[str, Any], notices: list[str]) -> None:

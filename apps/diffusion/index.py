@@ -35,7 +35,8 @@ def index(
 
     Args:
         folder: Filled in by the command line.
-        encoder: Folder of the encoder of adapters, as the training of the retriever leaves it.
+        encoder: Folder of the encoder of adapters, as the training of the retriever leaves it, or a
+            file as AutoLoRA and DiffSynth-Studio publish it.
         no_encode: Keep metadata only, without loading an encoder.
         index: Folder of the index; .gates-index in FOLDER if null.
         lenient: Encode files with unknown tensors, too.
@@ -57,17 +58,20 @@ def index(
 
 
 def read_encoder(folder: str, text_fingerprint: str | None = None) -> TrainedEncoder:
-    """Return the encoder in a folder.
+    """Return the encoder in a folder, or in a file as AutoLoRA or DiffSynth-Studio publish it.
 
     Args:
-        folder: As the training of the retriever leaves it.
-        text_fingerprint: Of the text encoder that prompts are encoded with; None for no check.
+        folder: As the training of the retriever leaves it, or the file.
+        text_fingerprint: Of the text encoder that prompts are encoded with; None for no check. A
+            published file does not name its own.
 
     Raises:
         GatesError: There is none, or it belongs to another text encoder.
     """
-    from diffusion.retrieval.checkpoint import load_encoder
+    from diffusion.retrieval.checkpoint import load_encoder, load_published
 
+    if Path(folder).is_file():
+        return load_published(folder)
     return load_encoder(Path(folder), text_fingerprint=text_fingerprint)
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apps.diffusion.evaluate import STUDIES
-from apps.diffusion.world import World
 from core_gates.errors import GatesError, check_option
 from harness.command.configfile import find_config, read_config
 from harness.command.verbs import Place
-from harness.experiment import Run
-from harness.report.page import Page
-from harness.report.sections import run_page
+
+if TYPE_CHECKING:
+    from apps.diffusion.world import World
+    from harness.experiment import Run
+    from harness.report.page import Page
+
+Draw = Callable[["Page"], None]
 
 UNITS = {
     "base": "captions or styles",
@@ -36,6 +40,9 @@ def report(place: Place, study: str | None = None, drawings: str | None = None) 
     """
     chosen = study or _study(place)
     check_option("--study", chosen, STUDIES, GatesError)
+    from apps.diffusion.world import World
+    from harness.experiment import Run
+
     world = World(place.run_folder.path.parents[1], drawings=drawings, quick=True)
     path = Path(f"{place.config}.yaml")
     run = Run(place.run_folder.path, app="diffusion", config_path=path, package="diffusion")
@@ -53,27 +60,30 @@ def write_report(run: Run, world: World, study: str) -> Path:
     Raises:
         GatesError: There are no scores yet, or a file of the run folder is damaged.
     """
+    from harness.report.sections import run_page
+
     others = [] if world.run.folder == run.folder else [world.run.folder]
-    draw = drawing(study, run, world)
-    page = run_page(run, draw, units=UNITS.get(study, "cases"), others=others)
+    first, draw = drawing(study, run, world)
+    page = run_page(run, draw, first=first, units=UNITS.get(study, "cases"), others=others)
     return page.write(run.folder / "report.html")
 
 
-def drawing(study: str, run: Run, world: World) -> Callable[[Page], None] | None:
-    """Return what adds the figures of a study to its page; None if there are none."""
+def drawing(study: str, run: Run, world: World) -> tuple[Draw | None, Draw | None]:
+    """Return what adds the figures of a study above its scores and below them, if there are any."""
     if study == "base":
         from apps.diffusion.pages.base import add_base
 
-        return partial(add_base, world=world)
+        return partial(add_base, world=world), None
     if study == "retrieval":
         from apps.diffusion.pages.retrieval import add_retrieval
 
-        return partial(add_retrieval, world=world)
+        return None, partial(add_retrieval, world=world)
     if study == "fusion":
-        from apps.diffusion.pages.fusion import add_fusion
+        from apps.diffusion.pages.fusion import add_fusion, add_images
 
-        return partial(add_fusion, run=run, world=world)
-    return None
+        images = partial(add_images, run=run, world=world)
+        return images, partial(add_fusion, run=run, world=world)
+    return None, None
 
 
 def _study(place: Place) -> str:

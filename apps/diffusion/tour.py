@@ -10,7 +10,8 @@ from typing import Any
 from apps.diffusion.generation.modes import GATED, SUM
 from apps.diffusion.generation.pairs import PairImages, pair_images
 from apps.diffusion.generation.shipped import shipped
-from apps.diffusion.generation.sources import Sources, studio
+from apps.diffusion.generation.sources import Sources
+from apps.diffusion.generation.studio import studio
 from apps.diffusion.world import World
 from diffusion.data.pairs import held_out_pairs
 from diffusion.evaluation.figures import gate_map_figure, gate_table, sheet_figure

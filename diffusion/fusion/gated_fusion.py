@@ -27,7 +27,15 @@ from core_gates.adapters.factors import AdapterFactors
 from core_gates.errors import GatesError, check_option
 from diffusion.fusion.attachable import Attachable
 from diffusion.fusion.gate_file import DOT, load_gates, save_gates
-from diffusion.fusion.sites import TIME_SCALES, family_of, linear_sizes, refuse_misfits, sites_of
+from diffusion.fusion.naming import Adapters, by_name
+from diffusion.fusion.sites import (
+    TIME_SCALES,
+    family_of,
+    linear_sizes,
+    refuse_misfits,
+    sites_of,
+    uncompiled,
+)
 from diffusion.lora_file import LoraBundle
 from diffusion.lora_file.container.text import listed
 from diffusion.lora_file.factors.change import Factors
@@ -40,8 +48,9 @@ class GatedFusion(Attachable, nn.Module):
     """Adapters of a model, in force while attached; the model itself never changes.
 
     Example:
-        >>> with GatedFusion(pipe.transformer, {"a": load_lora(a), "b": load_lora(b)}) as fused:
-        ...     fused.set_strengths({"b": 0.8})
+        >>> adapters = [load_lora("subject.safetensors"), load_lora("style.safetensors")]
+        >>> with GatedFusion(pipe.transformer, adapters) as fused:
+        ...     fused.set_strengths({"style": 0.8})
         ...     image = pipe(prompt).images[0]
 
     The gates are the only parameters, and stay from one attachment to the next. Where a family is
@@ -49,8 +58,11 @@ class GatedFusion(Attachable, nn.Module):
     attached saves the model alone.
 
     Args:
-        model: A ``FluxTransformer2DModel``, ``SD3Transformer2DModel``, or any with linear layers.
-        adapters: Name -> adapter.
+        model: A ``FluxTransformer2DModel``, ``SD3Transformer2DModel``, or any with linear layers,
+            which may be compiled by ``torch.compile`` before or after; it is compiled again where
+            adapters change other layers.
+        adapters: Name -> adapter, or a list; its adapters are named by their files, see
+            :func:`diffusion.fusion.naming.by_name`.
         mode: ``gated``, or ``sum``: the plain sum, without gates.
         gates: File of trained gates, see :mod:`diffusion.fusion.gate_file`; without it they begin
             as the plain sum, or by ``options``.
@@ -66,7 +78,7 @@ class GatedFusion(Attachable, nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        adapters: Mapping[str, LoraBundle],
+        adapters: Adapters,
         *,
         mode: Mode = "gated",
         gates: str | Path | None = None,
@@ -79,6 +91,7 @@ class GatedFusion(Attachable, nn.Module):
         idle = sorted(options.keys() - {"dtype", "device"}) + ["gates"] * (gates is not None)
         if mode == "sum" and idle:
             raise GatesError(f"mode='sum' has no gates: leave {', '.join(idle)} out")
+        model = uncompiled(model)
         _refuse_attached(model)
         self._model, self.mode, self.room, self.everywhere = (model,), mode, room, everywhere
         self.family = family_of(model)
@@ -140,11 +153,11 @@ class GatedFusion(Attachable, nn.Module):
             self._clock.stop()
             self._clock = None
 
-    def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
+    def set_adapters(self, adapters: Adapters) -> None:
         """Exchange the adapters for others; strengths are 1 again, gates stay.
 
         Args:
-            adapters: Name -> adapter. While attached, those change no layer that has no gate yet.
+            adapters: As at first. While attached, those change no layer that has no gate yet.
 
         Raises:
             GatesError: One does not fit the model, or there is no room for it.
@@ -212,10 +225,11 @@ class GatedFusion(Attachable, nn.Module):
         for layer in self._layers.values():
             layer.set_strengths(self._weights())
 
-    def _take(self, adapters: Mapping[str, LoraBundle]) -> None:
-        refuse_misfits(adapters, self.family, self._sizes)
-        self.adapters = dict(adapters)
-        self.strengths = dict.fromkeys(adapters, 1.0)
+    def _take(self, adapters: Adapters) -> None:
+        found = by_name(adapters)
+        refuse_misfits(found, self.family, self._sizes)
+        self.adapters = found
+        self.strengths = dict.fromkeys(found, 1.0)
 
     def _changed(self) -> list[Placed]:
         """Return the sites that an adapter changes, or all in blocks where wanted everywhere."""

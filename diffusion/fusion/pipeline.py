@@ -16,14 +16,12 @@ from core_gates.errors import GatesError, check_option
 from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.protocol import Fusion
 from diffusion.fusion.recording import GateMap, GateRecorder, records_of
-from diffusion.fusion.sites import family_of, linear_sizes, refuse_misfits
+from diffusion.fusion.sites import family_of, linear_sizes, refuse_misfits, uncompiled
 from diffusion.lora_file import LoraBundle, LoraFileError
+from diffusion.models.flow_matching import GUIDANCE
 from diffusion.models.text import TextEncoder
 
 Make = Callable[[nn.Module, Mapping[str, LoraBundle]], Fusion]
-
-GUIDANCE = 3.0
-"""Scale of classifier-free guidance of the embedded base."""
 
 
 class Match(Protocol):
@@ -141,7 +139,16 @@ class AutoLoraPipeline:
     ) -> None:
         self.pipe, self.library, self.gates, self.text = pipe, library, gates, text
         self.defaults = defaults
-        self.family = family_of(pipe.transformer)
+
+    @property
+    def model(self) -> nn.Module:
+        """The transformer, which the pipeline may call compiled."""
+        return uncompiled(self.pipe.transformer)
+
+    @property
+    def family(self) -> str | None:
+        """Of the transformer."""
+        return family_of(self.model)
 
     def __call__(
         self,
@@ -206,7 +213,7 @@ class AutoLoraPipeline:
         """Return the best adapters that fit the model, looking further for those that do not."""
         loaded: dict[str, LoraBundle] = {}
         skipped: dict[str, str] = {}
-        sizes, wanted = linear_sizes(self.pipe.transformer), k
+        sizes, wanted = linear_sizes(self.model), k
         while True:
             matches = library.search(prompt, k=wanted)
             for match in matches:
@@ -222,8 +229,11 @@ class AutoLoraPipeline:
                 break
             wanted = k + len(skipped)
         if not loaded:
-            reasons = "; ".join(list(skipped.values())[:3]) or "it found none"
-            raise GatesError(f"no adapter of the library fits the model: {reasons}")
+            reasons = "; ".join(list(skipped.values())[:3]) or "the search found none of this base"
+            raise GatesError(
+                f"no adapter of the library fits the model: {reasons}; give the base that they were"
+                " trained for"
+            )
         names = list(loaded)[:k]
         scores = {match.name: float(match.score) for match in matches}
         return {name: loaded[name] for name in names}, scores, skipped
@@ -231,7 +241,7 @@ class AutoLoraPipeline:
     def _fusion(
         self, found: Mapping[str, LoraBundle], mode: str | Make
     ) -> tuple[Fusion | None, str]:
-        model = self.pipe.transformer
+        model = self.model
         if not found:
             return None, "none"
         if callable(mode):

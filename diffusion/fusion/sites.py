@@ -17,6 +17,12 @@ TIME_SCALES = {"flux": 1000.0, "sd3": 1.0}
 """Times of gates, from 0 to 1000, by those that models of a family are called with."""
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the model that ``torch.compile`` was given, whose layers the compiled one shares."""
+    found = getattr(model, "_orig_mod", model)
+    return found if isinstance(found, nn.Module) else model
+
+
 def family_of(model: nn.Module) -> str | None:
     """Return the family of a model; None for any other, whose layers have a gate each."""
     return next((KINDS[c.__name__] for c in type(model).__mro__ if c.__name__ in KINDS), None)

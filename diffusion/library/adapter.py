@@ -8,6 +8,8 @@ from typing import NamedTuple
 from diffusion.library.errors import LibraryError
 from diffusion.lora_file.container import clean
 
+SHOWN = 10  # names of a message
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -89,6 +91,12 @@ def required(
     """
     if adapter is not None:
         return adapter
-    near = difflib.get_close_matches(name, list(names())[:10_000])
-    hint = f"did you mean {' or '.join(near)}?" if near else "scan the folder of the library first"
+    known = list(names())[:10_000]
+    near = difflib.get_close_matches(name, known)
+    hint = "scan the folder of the library first"
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    elif known:
+        hint = f"there are {', '.join(sorted(known)[:SHOWN])}"
+        hint += f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
     raise LibraryError(f"the library has no adapter {clean(name, 200)!r}: {hint}")

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion.library.errors import LibraryError
-from diffusion.lora_file.config import CONFIG, WEIGHTS
+from diffusion.lora_file.config import CONFIG, UNTELLING, WEIGHTS
 from diffusion.lora_file.container import clean
 
 SUFFIX = ".safetensors"
-UNTELLING = {"adapter_model", "pytorch_lora_weights"}
-"""Names that PEFT and diffusers give to every file: that of the folder is meant."""
 
 _SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 _LONGEST = 128

@@ -26,6 +26,8 @@ class LoraBundle:
         metadata: Text of the header of the file.
         report: What became of every tensor of the file.
         storage: Dtype of most factors in the file; float32 if there is none.
+        name: Stem of the file, or that of its folder where programs call every file alike; empty if
+            there is none.
     """
 
     family: str
@@ -34,6 +36,7 @@ class LoraBundle:
     metadata: Mapping[str, str] = field(default_factory=dict)
     report: MappingReport | None = None
     storage: torch.dtype = torch.float32
+    name: str = ""
 
     def delta_weight(self, module: str, weight: Tensor | None = None) -> Tensor:
         """Return what is added to the weight of a layer (out_features, in_features).

@@ -7,6 +7,9 @@ from diffusion.lora_file.errors import ContainerError
 from diffusion.lora_file.scales import Settings, settings_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+UNTELLING = {"adapter_model", "pytorch_lora_weights"}
+"""Stems that PEFT and diffusers give to every file: that of the folder is meant."""
+
 _MAX_BYTES = 2**20
 
 
@@ -30,6 +33,12 @@ def locate(path: Path, config: Path | None) -> tuple[Path, Path | None]:
         label = clean(str(path), 200)
         raise ContainerError(f"{label} cannot be opened: {error.strerror}") from error
     return weights, config
+
+
+def name_of(weights: Path) -> str:
+    """Return what a file is called: its stem, or the folder where every file has that stem."""
+    folder = weights.absolute().parent.name if weights.stem in UNTELLING else ""
+    return folder or weights.stem
 
 
 def _weights_of(folder: Path) -> Path:

@@ -54,16 +54,6 @@ def split(
     return parts
 
 
-def split_blocks(factors: Factors, sizes: Sequence[int]) -> list[Factors]:
-    """Return the parts of a fused layer, each with its own components if B is block-diagonal.
-
-    Raises:
-        LoraFileError: A DoRA adapter holds norms of columns.
-    """
-    whole = factors.magnitude is not None
-    return split(factors, sizes, None if whole else own_components(factors.up, sizes))
-
-
 def fuse(parts: Sequence[Factors | None], sizes: Sequence[int]) -> Factors:
     """Return the factors of a fused layer.
 

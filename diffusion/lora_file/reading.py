@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from diffusion.lora_file.bundle import LoraBundle
-from diffusion.lora_file.config import config_settings, locate
+from diffusion.lora_file.config import config_settings, locate, name_of
 from diffusion.lora_file.container import LIMITS, Limits, SafetensorsFile
 from diffusion.lora_file.container.text import listed
 from diffusion.lora_file.entries import Entry, component_of, gather
@@ -62,7 +62,7 @@ def load_lora(
     report = bundle.report
     if strict and report is not None and (summary := report.summary()):
         raise MappingError(f"{file.label}: {summary}; strict=False or --lenient skips it", report)
-    return bundle
+    return dataclasses.replace(bundle, name=name_of(place))
 
 
 def recognize_file(file: SafetensorsFile) -> tuple[str, str]:

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from core_gates.numerics import accumulation_dtype
 from diffusion.models.text import TextStates
 
+GUIDANCE = 3.0
+"""Scale of classifier-free guidance of the embedded base."""
+
 
 class Noised(NamedTuple):
     """Latents on the way to noise.

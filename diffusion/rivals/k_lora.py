@@ -13,6 +13,7 @@ from torch import nn
 from core_gates.adapters import GatedLoraLinear
 from core_gates.errors import GatesError
 from core_gates.numerics import accumulation_dtype
+from diffusion.fusion.naming import Adapters, by_name
 from diffusion.fusion.stacking import modules_of, plain_factors
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.rivals.weighing import Weighing
@@ -86,12 +87,13 @@ class KLora(Weighing):
         """Set the progress of the run."""
         self._step, self._steps = step, steps
 
-    def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
+    def set_adapters(self, adapters: Adapters) -> None:
         """Exchange the adapters, the content first; strengths are 1 again.
 
         Raises:
             GatesError: One does not fit the model or is a DoRA; the old ones stay.
         """
+        adapters = by_name(adapters)
         scores = self._scored(adapters)
         super().set_adapters(adapters)
         self._scores = scores

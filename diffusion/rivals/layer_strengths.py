@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from core_gates.adapters import GatedLoraLinear, LowRank, OpenGate
 from core_gates.errors import GatesError
 from diffusion.fusion.gate_file import DOT
+from diffusion.fusion.naming import Adapters, by_name
 from diffusion.fusion.stacking import modules_of, plain_factors, stacked
 from diffusion.lora_file import LoraBundle
 from diffusion.lora_file.container.text import listed
@@ -80,12 +81,13 @@ class LayerStrengths(Weighing):
             {site.name.replace(".", DOT): nn.Parameter(torch.ones(2, 2)) for site in self.sites}
         )
 
-    def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
+    def set_adapters(self, adapters: Adapters) -> None:
         """Exchange the adapters, the subject first; what was learned stays, strengths are 1 again.
 
         Raises:
             GatesError: One does not fit the model, is a DoRA or changes other layers.
         """
+        adapters = by_name(adapters)
         _refuse_magnitudes(adapters)
         known = {name.replace(DOT, ".") for name in self.factors}
         if unknown := sorted(set(modules_of(adapters)) - known):

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from core_gates.errors import GatesError
+from diffusion.fusion.naming import Adapters, by_name
 from diffusion.lora_file import LoraBundle
 from diffusion.rivals.sum import Sum
 
@@ -51,8 +52,9 @@ class LoraHub(Sum):
         self.regularization = regularization
         self.learned = dict.fromkeys(adapters, 1.0)
 
-    def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
+    def set_adapters(self, adapters: Adapters) -> None:
         """Exchange the adapters; what was learned is forgotten, strengths are 1 again."""
+        adapters = by_name(adapters)
         before, self.learned = self.learned, dict.fromkeys(adapters, 1.0)
         try:
             super().set_adapters(adapters)

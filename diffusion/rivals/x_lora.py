@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from core_gates.adapters import GatedLoraLinear, LowRank, OpenGate
 from core_gates.errors import GatesError
+from diffusion.fusion.naming import Adapters, by_name
 from diffusion.fusion.stacking import modules_of, plain_factors
 from diffusion.lora_file import LoraBundle
 from diffusion.lora_file.container.text import listed
@@ -125,13 +126,14 @@ class XLora(Weighing):
         super().detach()
         self.scalings = None
 
-    def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
+    def set_adapters(self, adapters: Adapters) -> None:
         """Exchange the adapters for as many others; strengths are 1 again.
 
         Raises:
             GatesError: The classifier is for another number of them or for other layers, or one
                 does not fit the model.
         """
+        adapters = by_name(adapters)
         if len(adapters) != self.classifier.adapters:
             raise GatesError(
                 f"the classifier is for {self.classifier.adapters} adapters, found {len(adapters)}:"

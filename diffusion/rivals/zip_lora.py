@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from core_gates.adapters import GatedLoraLinear, LowRank, OpenGate
 from core_gates.errors import GatesError
 from diffusion.fusion.gate_file import DOT
+from diffusion.fusion.naming import Adapters, by_name
 from diffusion.fusion.stacking import modules_of, plain_factors, stacked
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.lora_file.family import Placed
@@ -82,12 +83,13 @@ class ZipLora(Weighing):
             }
         )
 
-    def set_adapters(self, adapters: Mapping[str, LoraBundle]) -> None:
+    def set_adapters(self, adapters: Adapters) -> None:
         """Exchange the two adapters; what was learned stays, strengths are 1 again.
 
         Raises:
             GatesError: There are not two, or one does not fit the model or changes other layers.
         """
+        adapters = by_name(adapters)
         _refuse_others(adapters)
         for module in modules_of(adapters):
             plain_factors(adapters, module)

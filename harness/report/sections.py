@@ -33,6 +33,7 @@ def run_page(
     run: Run,
     draw: Callable[[Page], None] | None = None,
     *,
+    first: Callable[[Page], None] | None = None,
     metrics: Collection[str] = (),
     own: Mapping[str, Setting] | None = None,
     units: str = UNITS,
@@ -44,6 +45,7 @@ def run_page(
     Args:
         run: The run.
         draw: Adds what only the domain can show, between the scores and the gates; nothing if None.
+        first: Adds what is to be seen at once, such as images, above the scores; nothing if None.
         metrics: Those of tables and figures; all when empty.
         own: Settings of a method, by its name, that differ from those of the run.
         units: What intervals are drawn from.
@@ -60,6 +62,8 @@ def run_page(
         page.text("**A quick run**: small samples, nothing trained for it, no bars.")
     for note in scores.notes:
         page.text(note)
+    if first is not None:
+        first(page)
     with working("drawing scores"):
         add_scores(page, scores, metrics, units)
     if draw is not None:

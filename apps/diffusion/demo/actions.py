@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from apps.diffusion.demo.cards import found_card, message_card
 from apps.diffusion.generation.modes import SUM
 from apps.diffusion.generation.pictures import record_of
-from apps.diffusion.generation.sources import Studio
+from apps.diffusion.generation.studio import Studio
 from core_gates.errors import GatesError
 from diffusion.data.contact_sheet import enlarged
 from diffusion.evaluation.figures import gate_map_figure

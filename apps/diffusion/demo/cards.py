@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from apps.diffusion.generation.sources import Studio
+from apps.diffusion.generation.studio import Studio
+
+COLUMNS = ("adapter", "title", "score", "mean gate", "why", "license")
 
 
 def header(studio: Studio) -> str:
@@ -43,25 +45,24 @@ def found_card(adapters: Sequence[dict[str, Any]], notes: Sequence[str]) -> str:
         adapters: As in the record of an image.
         notes: Lines below them.
     """
-    rows = "".join(_row(one) for one in adapters)
+    cells = [_cells(one) for one in adapters]
+    columns = [name for name in COLUMNS if name != "title" or any(row[name] for row in cells)]
+    heads = "".join(f"<th>{name}</th>" for name in columns)
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{escape(row[name])}</td>' for name in columns)}</tr>" for row in cells
+    )
     lines = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return (
-        '<div class="card"><table><thead><tr><th>adapter</th><th>title</th><th>score</th>'
-        "<th>mean gate</th><th>why</th><th>license</th></tr></thead>"
+        f'<div class="card"><table><thead><tr>{heads}</tr></thead>'
         f'<tbody>{rows}</tbody></table><ul class="notes">{lines}</ul></div>'
     )
 
 
-def _row(one: dict[str, Any]) -> str:
-    cells = [
-        one["name"],
-        one["title"] if one["title"] != one["name"] else "",
-        _figure(one["score"]),
-        _figure(one["mean_gate"]),
-        one["why"],
-        one["license"],
-    ]
-    return f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}</tr>"
+def _cells(one: dict[str, Any]) -> dict[str, str]:
+    title = one["title"] if one["title"] != one["name"] else ""
+    figures = _figure(one["score"]), _figure(one["mean_gate"])
+    found = (one["name"], title, *figures, one["why"], one["license"])
+    return dict(zip(COLUMNS, map(str, found), strict=True))
 
 
 def _figure(value: float | None) -> str:

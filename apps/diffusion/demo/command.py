@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from apps.diffusion.generation.sources import Sources, studio
-from apps.diffusion.world import World
+from apps.diffusion.generation.sources import Sources
 from harness.command.verbs import Place
 from harness.runs.ticker import counting
 from harness.service.local_page import check_port, private_folder, serve
@@ -32,10 +31,12 @@ def demo(
         browser: Open a browser, too.
     """
     check_port(port)
-    world = partial(World, place.run_folder.path.parents[1])
     with private_folder():
         from apps.diffusion.demo.page import STYLE, build_page
+        from apps.diffusion.generation.studio import studio
+        from apps.diffusion.world import World
 
+        world = partial(World, place.run_folder.path.parents[1])
         with counting("indexing") as progress:
             opening = studio(sources, world, progress)
         with opening as found:

@@ -10,7 +10,7 @@ import gradio as gr
 from apps.diffusion.demo.actions import Actions, Asked, Shown
 from apps.diffusion.demo.cards import header, hint
 from apps.diffusion.generation.modes import GATED, SUM
-from apps.diffusion.generation.sources import Studio
+from apps.diffusion.generation.studio import Studio
 
 STYLE = (Path(__file__).with_name("demo.css")).read_text(encoding="utf-8")
 MOST = 5

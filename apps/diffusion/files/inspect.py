@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from core_gates.errors import GatesError
 from diffusion.lora_file.inspection import Contents, examine
 from diffusion.lora_file.reading import Base
 from harness.files import require_apart, require_free, write_json
+from harness.runs.ticker import counting
 
 Found = tuple[Contents, Answer] | str
 """What a file holds and what becomes of it, or why it is refused."""
@@ -44,7 +46,12 @@ def inspect(
         require_free(Path(json), overwrite=overwrite_output)
         require_apart(Path(json), files, "--json")
     model = base_of(base)
-    found = {path: _examine(path, model, hashes=hashes) for path in files}
+    found: dict[Path, Found] = {}
+    with counting("inspecting") if len(files) > 1 else nullcontext() as count:
+        for path in files:
+            found[path] = _examine(path, model, hashes=hashes)
+            if count is not None:
+                count(len(found), len(files))
     reasons = [one for one in found.values() if isinstance(one, str)]
     if len(reasons) == len(found):
         others = f", and {len(reasons) - 1} more files are refused" if len(reasons) > 1 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apps.diffusion.files.answer import Answer, listed_triggers
+from apps.diffusion.files.sources import SUFFIX
 from diffusion.lora_file.container import clean
 from diffusion.lora_file.inspection import Contents
 from diffusion.lora_file.report import Dialect
@@ -17,6 +19,7 @@ from harness.planning.table import readable
 
 SHOWN = 8  # tags, tensors left out
 COMMENT = 300  # letters
+NAME = 120  # letters of a path
 BAR = 20  # letters of the longest norm
 COLORS = {"whole": "green", "part": "yellow"}
 
@@ -128,7 +131,10 @@ def _blocks(contents: Contents) -> Table:
 
 def _layers(contents: Contents) -> Table:
     norms = {name: layer.norm for name, layer in contents.layers.items()}
-    table = Table("layer", "size", "rank", "scale", "‖ΔW‖", "")
+    table = Table()
+    table.add_column("layer", overflow="fold")
+    for column in ("size", "rank", "scale", "‖ΔW‖", ""):
+        table.add_column(column, no_wrap=True)
     for names in contents.blocks().values():
         for name in names:
             layer = contents.layers[name]
@@ -152,10 +158,14 @@ def show_summary(
     console: Console, rows: Mapping[Path, tuple[Contents, Answer] | str], *, hashes: bool
 ) -> None:
     """Print one row per file; what could not be read is told below."""
-    columns = ["file", "family", "layers", "rank", "‖ΔW‖", "triggers", "diffusers"]
-    table = Table(*columns, *(["AutoV3"] if hashes else []))
+    names = names_of(rows)
+    table = Table()
+    table.add_column("file", overflow="fold")
+    columns = ["family", "layers", "rank", "‖ΔW‖", "triggers", "diffusers"]
+    for column in [*columns, *(["AutoV3"] if hashes else [])]:
+        table.add_column(column, no_wrap=column != "triggers")
     for path, found in rows.items():
-        name = escape(clean(path.name, 60))
+        name = names[path].removesuffix(SUFFIX)
         if isinstance(found, str):
             table.add_row(name, "[red]refused[/]")
             continue
@@ -174,7 +184,14 @@ def show_summary(
     console.print(table)
     for path, found in rows.items():
         if isinstance(found, str):
-            console.print(f"[red]{escape(clean(path.name, 60))}[/]: {escape(found)}")
+            console.print(f"[red]{names[path]}[/]: {escape(found)}", soft_wrap=True)
     for path, found in rows.items():
         if not isinstance(found, str) and found[1].effect != "whole":
-            console.print(f"[yellow]{escape(clean(path.name, 60))}[/]: {escape(found[1].text)}")
+            console.print(f"[yellow]{names[path]}[/]: {escape(found[1].text)}", soft_wrap=True)
+
+
+def names_of(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return paths without the folder that all lie in, as markup; many files are called alike."""
+    found = list(paths)
+    common = Path(os.path.commonpath([path.absolute().parent for path in found]))
+    return {path: escape(clean(str(path.absolute().relative_to(common)), NAME)) for path in found}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from apps.diffusion.generation.modes import GATED, SUM
-from apps.diffusion.generation.sources import Studio
+from apps.diffusion.generation.studio import Studio
 from diffusion.data.concepts import rows_of, subject
 from diffusion.data.drawings import Drawings
 from diffusion.data.pairs import Combination

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from apps.diffusion.generation.sources import Studio
+from apps.diffusion.generation.studio import Studio
 from core_gates.errors import GatesError
 from diffusion.data.contact_sheet import contact_sheet
 from diffusion.data.pictures import save_picture

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from apps.diffusion.generation.sources import Studio
 from core_gates.errors import GatesError
-from diffusion.fusion.pipeline import GUIDANCE
+from diffusion.models.flow_matching import GUIDANCE
+
+if TYPE_CHECKING:
+    from apps.diffusion.generation.studio import Studio
 
 LARGEST_SEED = 2**63 - 1
 MOST = 1000  # images of a call

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from apps.diffusion.generation.pairs import TRUE, pair_images
 from apps.diffusion.generation.shipped import shipped
-from apps.diffusion.generation.sources import Sources, studio
+from apps.diffusion.generation.sources import Sources
+from apps.diffusion.generation.studio import studio
 from apps.diffusion.studies.fusion import BLIND, GROUPS, SPACES, best_rival
 from apps.diffusion.works.tasks import combinations
 from apps.diffusion.world import World
@@ -38,8 +39,30 @@ SHOWN = 16
 PAIRS = "test2"
 
 
+HOW_TO_READ = (
+    "Scores are natural logarithms of losses over that of the base alone: 0 is the base, less is"
+    " better, and a difference of 0.1 is a loss about 10 % higher. The adapter of the subject alone"
+    " is *alone0*, that of the style *alone1*; *tuned* is a rival with the settings of its best"
+    " trial, *baked* has the mean gates in one file, *layer_strengths* one trained number a layer."
+)
+
+
+def add_images(page: Page, run: Run, world: World) -> None:
+    """Add images of some unseen pairs, and how to read the scores.
+
+    Args:
+        page: The report.
+        run: Of the study.
+        world: In which nothing is trained.
+    """
+    page.section("Images of unseen pairs")
+    if not _images(page, run, world):
+        page.text("There are no images yet: run `evaluate` first.")
+    page.text(HOW_TO_READ)
+
+
 def add_fusion(page: Page, run: Run, world: World) -> None:
-    """Add differences by pair, and images and gates of some unseen pairs.
+    """Add differences by pair, and gates of an unseen pair.
 
     Args:
         page: The report.
@@ -50,9 +73,7 @@ def add_fusion(page: Page, run: Run, world: World) -> None:
     drawn = [_differences(page, run, group) for group in GROUPS]
     if not any(drawn):
         page.text("There are no losses of gates yet: run `evaluate` first.")
-    page.section("Images of unseen pairs")
-    if not _images(page, run, world):
-        page.text("There are no images yet: run `evaluate` first.")
+    page.section("Gates of an unseen pair")
     lacking = shipped(world).lacking
     if lacking:
         page.text(f"Gates are not shown: {', '.join(lacking)} are missing.")
@@ -109,7 +130,8 @@ def _differences(page: Page, run: Run, group: str) -> bool:
             names, shown, title=f"Gates and rivals: {GROUPS[group]}",
             note="flow-matching loss on drawings that no adapter and no gate has seen",
         ),
-        f"{GROUPS[group]}: how much lower or higher the loss of gates is than that of rivals.",
+        f"{GROUPS[group]}: how much lower or higher the loss of gates is than that of rivals."
+        " Each row is a combination, each mark a rival.",
         name=f"pairs-{group}",
         table=(
             ("combination", "rival", "log_loss_ratio"),
@@ -140,7 +162,8 @@ def _images(page: Page, run: Run, world: World) -> bool:
     note = "subjects in styles that no gate was trained on together; the same noise for all"
     page.figure(
         sheet_figure(rows, title="Unseen pairs", note=note),
-        "What is true, and what gates and rivals make of captions that none has seen.",
+        "One row per caption, which no adapter and no gate has seen: the drawing as it should be,"
+        " then what gates and rivals make of it.",
         name="pairs",
         table=(("caption", "column"), [[c, n] for c, row in rows.items() for n in row]),
     )
@@ -157,7 +180,8 @@ def _gates(page: Page, world: World) -> None:
         return
     page.figure(
         gate_map_figure(made.gates, note=made.captions[0]),
-        "Mean gates of one image by layer and step, over tokens and channels; 1 is open.",
+        "Mean gates of one image by layer and step, over tokens and channels; 1 is open, 0"
+        " closed. A row of one color is a gate that is the same in all steps.",
         name="gates",
         table=gate_table(made.gates),
     )

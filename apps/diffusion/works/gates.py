@@ -15,6 +15,7 @@ from torch import nn
 
 from apps.diffusion.options import ONE, Machine
 from apps.diffusion.works.base import weights_digest
+from apps.diffusion.works.gates_base import base_digest
 from apps.diffusion.works.tasks import Bench, combinations
 from core_gates.adapters import Room
 from core_gates.errors import GatesError
@@ -28,7 +29,7 @@ from diffusion.fusion.sites import linear_sizes
 from diffusion.fusion.table import Shown, read_shown, tasks_of
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.reading import Base
-from diffusion.models.codec import EmbeddedCodec, load_codec
+from diffusion.models.codec import load_codec
 from diffusion.models.text import TextStates
 from diffusion.rivals.registry import make_rival
 from harness.experiment import Job, Piece
@@ -128,8 +129,7 @@ def train_own_gates(
     library = library_of(shown, csv, linear_sizes(codec.transformer))
     empty = codec.states([""])
     codec.release()
-    embedded = isinstance(codec, EmbeddedCodec)
-    job.note(combinations=len(tasks), base=weights_digest(base_folder) if embedded else None)
+    job.note(combinations=len(tasks), base=base_digest(base_folder))
     return fitted(piece, job, codec.transformer, library, tasks, empty, machine)
 
 

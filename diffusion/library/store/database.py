@@ -42,7 +42,8 @@ class Database:
                 folder.mkdir(parents=True, exist_ok=True)
             elif not (folder / FILE).is_file():
                 raise LibraryError(
-                    f"there is no index in {self.label}: index the library, or name its index"
+                    f"there is no index in {self.label}: run `gates diffusion index FOLDER` first,"
+                    " or name its index"
                 )
             self.writable = create or os.access(folder, os.W_OK)
             self._connection = self._connect()

@@ -7,7 +7,8 @@ import pytest
 
 from apps.diffusion.demo.actions import SIDE, Actions
 from apps.diffusion.demo.cards import found_card, header, message_card
-from apps.diffusion.generation.sources import Sources, studio
+from apps.diffusion.generation.sources import Sources
+from apps.diffusion.generation.studio import studio
 
 EVIL = "<img src=x onerror=alert(1)><script>alert(1)</script>"
 KNOWN = {"div", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "span", "h1", "p"}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from apps.diffusion.generation.pictures import name_of, record_of
 from apps.diffusion.generation.sampling import Sampling
-from apps.diffusion.generation.sources import Studio
+from apps.diffusion.generation.studio import Studio
 from core_gates.errors import GatesError
 from diffusion.data.pictures import parameters_of
 from diffusion.fusion.pipeline import Generated
@@ -181,6 +181,9 @@ def test_faulty_calls(small_world, gates, faulty_inputs, write):
             "no library": (call("--library", "nowhere"), "nowhere"),
             "a library for another base": (call(given=without), "give --library FOLDER for base"),
             "an unknown adapter": (call("--adapters", "foxx"), "did you mean fox"),
+            "an adapter of no such name": (
+                call("--adapters", "zzz"), "has no adapter 'zzz': there are fox, ",
+            ),
             "adapters twice": (call("--adapters", "fox,fox"), "names 'fox' twice"),
             "adapters without a name": (call("--adapters", "fox,,"), "expected names such as"),
             "k of 0": (call("--k", "0"), "--k is 0, expected 1 or more"),
@@ -258,14 +261,14 @@ def test_an_output_that_may_not_be_written(small_world, faulty_inputs, monkeypat
 
 
 def test_what_ships_is_named_where_it_is_missing(small_world, faulty_inputs, monkeypatch):
-    from apps.diffusion.generation import sources
+    from apps.diffusion.generation import studio
     from apps.diffusion.generation.shipped import Shipped
 
-    monkeypatch.setattr(sources, "shipped", lambda world: Shipped(None, {}, None, None))
-    monkeypatch.setattr("apps.diffusion.generate.World", lambda root: None)
+    monkeypatch.setattr(studio, "shipped", lambda world: Shipped(None, {}, None, None))
+    monkeypatch.setattr("apps.diffusion.world.World", lambda root: None)
     words = "the embedded base is missing"
     faulty_inputs({"nothing ships": (call(given=()), words)}, folder=small_world)
     found = Shipped(small_world / "base", {}, None, None)
-    monkeypatch.setattr(sources, "shipped", lambda world: found)
+    monkeypatch.setattr(studio, "shipped", lambda world: found)
     words = "the shipped adapters are missing"
     faulty_inputs({"no zoo ships": (call(given=()), words)}, folder=small_world)

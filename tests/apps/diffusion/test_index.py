@@ -125,6 +125,17 @@ def test_a_folder_is_indexed_and_searched(call, samples, titled):
     assert "no adapter is found" in call("search", "fox", *options, "--license", "MIT")
 
 
+def test_a_published_encoder_is_read_from_its_file(tmp_path):
+    shape = FluxShape(1, 1, num_heads=1, head_dim=16)
+    sizes = {"dim": 16, "heads": 1, "hidden_dim": 32, "probes": 3}
+    torch.manual_seed(0)
+    made = LoraWeightEncoder(EncoderConfig.prompt_token(shape, text_dim=16, **sizes))
+    save_file(made.state_dict(), tmp_path / "published.safetensors")
+    found = apps.diffusion.index.read_encoder(str(tmp_path / "published.safetensors"), "any")
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(found.encoder.state_dict()[name], tensor)
+
+
 def test_likeness(call, samples):
     told = call("index", "samples", "--no_encode")
     assert row(told, "encoded now") == ["encoded now", "0"]

@@ -59,7 +59,7 @@ def test_every_sample_has_its_effect_and_its_norms(inspect, samples, expected):
         assert entry["norm"] == pytest.approx(total, rel=1e-5)
         blocks = math.sqrt(sum(norm**2 for norm in entry["norms"].values()))
         assert blocks == pytest.approx(total, rel=1e-5)
-        assert f"{name}.safetensors" in printed
+        assert f"│ {name} " in printed
     assert printed.count("changes no layer and reports no error") == 3
 
 
@@ -221,6 +221,19 @@ def test_names_of_files_are_text_of_unknown_origin(inspect, samples, tmp_path):
         assert "\x1b" not in printed
         (tmp_path / "loras" / f"b{name}").write_text("broken")
     assert printed.count("refused") == 1
+
+
+def test_files_that_are_called_alike_are_told_apart(gates, samples, tmp_path, monkeypatch):
+    for name in ("bfl_plain", "xlabs"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        file = tmp_path / "mine" / name / "pytorch_lora_weights.safetensors"
+        (samples / f"{name}.safetensors").rename(file)
+    monkeypatch.setenv("COLUMNS", "100")
+    printed = gates("inspect", "mine")
+    assert "bfl_plain/pytorch_lora_weights.safetensors: diffusers" in printed
+    assert "…" not in printed
+    assert [line for line in printed.splitlines() if line.startswith("│ xlabs/pytorch_")]
+    assert "inspecting  0" in printed
 
 
 def test_the_fix_of_a_folder_of_peft(inspect, gates, samples, tmp_path, expected, worst):

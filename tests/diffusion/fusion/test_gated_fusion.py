@@ -1,6 +1,7 @@
 """Adapters on a model: in force while attached, gone without a trace, weighed, exchanged."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from core_gates.adapters import GatedSiblings, Room
 from core_gates.errors import GatesError
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.sites import sites_of
+from diffusion.lora_file import load_lora, save_lora
 
 
 def merged(model, adapters, strengths=None):
@@ -206,6 +208,39 @@ def test_misfits_are_refused_in_one_line(model, adapters, bundle):
         fused.set_strengths({"a": float("nan")})
     with pytest.raises(ValueError, match="mode is 'summ'; choose one of gated, sum"):
         GatedFusion(model, adapters, mode="summ")
+
+
+def test_a_list_of_adapters_is_named_by_files_titles_or_numbers(model, inputs, bundle, tmp_path):
+    given = [bundle(1), bundle(2, where="attn"), bundle(3, where="ff"), bundle(4), bundle(5)]
+    (tmp_path / "night").mkdir()
+    paths = [tmp_path / "fox.safetensors", tmp_path / "night" / "adapter_model.safetensors"]
+    read = [load_lora(save_lora(g, p)) for g, p in zip(given, paths, strict=False)]
+    titled = replace(given[2], metadata={"modelspec.title": "fox"})
+    fused = GatedFusion(model, [*read, titled, *given[3:]], dtype=torch.float64)
+    names = ["fox", "night", "fox-2", "adapter", "adapter-2"]
+    assert list(fused.adapters) == names
+    mapped = GatedFusion(model, dict(fused.adapters), dtype=torch.float64)
+    with fused:
+        fused.set_strengths({"fox-2": 0.5})
+        found = model(**inputs)[0]
+    with mapped:
+        mapped.set_strengths({"fox-2": 0.5})
+        assert torch.equal(model(**inputs)[0], found)
+    fused.set_adapters(read[1:])
+    assert list(fused.adapters) == ["night"]
+
+
+def test_what_is_no_adapter_is_refused_in_one_line(model, bundle):
+    one = bundle(1)
+    for given, message in (
+        ([one, "a.safetensors"], "'adapter-2' is 'a.safetensors': read its file by load_lora"),
+        ({"a": "a.safetensors"}, "adapter 'a' is 'a.safetensors': read its file by load_lora"),
+        ([one, one], "an adapter is given twice: give it once"),
+        (one, "a LoraBundle is given, expected a list or a mapping of adapters"),
+        ("loras", "'loras' is given, expected a list or a mapping"),
+    ):
+        with pytest.raises(GatesError, match=message):
+            GatedFusion(model, given)
 
 
 def test_any_model_of_linear_layers(bundle, inputs):

@@ -206,7 +206,7 @@ def test_faults_are_one_line(auto, base, library, one_line):
     library.adapters = {"sd3-style": library.adapters["sd3-style"]}
     assert "no adapter of the library fits the model: adapter 'sd3-style'" in call("a")
     library.adapters = {}
-    assert "it found none" in call("a")
+    assert "the search found none of this base; give the base" in call("a")
     alone = AutoLoraPipeline(base.pipeline())
     assert "there is no library" in one_line(GatesError, alone, "a")
     assert "there is no library" in one_line(GatesError, alone, "a", adapters=["first"])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.lora_file import Factors, FluxShape, FusedView, LoraBundle, LoraFileError, load_lora
-from diffusion.lora_file.fusing import fuse, own_components, split_blocks
+from diffusion.lora_file.fusing import fuse, own_components, split
 
 SIZES = (4, 4, 4, 16)
 seeds = st.integers(0, 2**31)
@@ -52,7 +52,7 @@ def test_fusing_keeps_the_change_and_splitting_undoes_it(seed, ranks, scales):
     fused = fuse(parts, SIZES)
     assert fused.rank == sum(rank or 0 for rank in ranks)
     close(fused.delta_weight(), stacked(parts))
-    again = split_blocks(fused, SIZES)
+    again = split(fused, SIZES, own_components(fused.up, SIZES))
     assert [part.rank for part in again] == [rank or 0 for rank in ranks]
     for part, before in zip(again, parts, strict=True):
         if before is not None:
@@ -63,7 +63,7 @@ def test_fusing_keeps_the_change_and_splitting_undoes_it(seed, ranks, scales):
 @settings(max_examples=20)
 def test_splitting_shares_a_and_fusing_finds_it_again(seed, rank, scale):
     whole = factors(seed, sum(SIZES), rank, scale=scale)
-    parts = split_blocks(whole, SIZES)
+    parts = split(whole, SIZES, own_components(whole.up, SIZES))
     assert all(part.down is whole.down for part in parts)
     close(stacked(parts), whole.delta_weight())
     fused = fuse(parts, SIZES)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from apps.diffusion.works.gates_base import base_digest, refuse_gates_of_another
 from apps.main import main
+from core_gates.errors import GatesError
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import load_lora
 from diffusion.models.base import EmbeddedBase
@@ -144,7 +146,29 @@ def test_gates_of_a_table_know_their_base(gates, command, place, capsys):
     save_file({name: one * 1.01 for name, one in weights.items()}, "other/result.safetensors")
     assert main([*made, "--base", "other"]) == 2
     assert "was trained on another base" in capsys.readouterr().err
+    made = (
+        "diffusion", "merge", "a0.safetensors", "a1.safetensors", "--method", "baked",
+        "--gates", path, "--base", "other", "--output", "b.safetensors", "--prompts", "a",
+    )  # fmt: skip
+    assert main(made) == 2
+    assert "was trained on another base" in capsys.readouterr().err
     del place
+
+
+def test_gates_of_a_pipeline_know_its_transformer(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "transformer").mkdir(parents=True)
+        (tmp_path / name / "model_index.json").write_text(name)
+        (tmp_path / name / "transformer" / "weights.safetensors").write_text(name)
+    one, two, gates = tmp_path / "one", tmp_path / "two", tmp_path / "gates.safetensors"
+    facts = {"base": base_digest(one)}
+    record = {"fingerprint": "", "identity": {}, "settings": {}, "facts": facts}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    (one / "model_index.json").write_text("a pipeline of the same transformer")
+    refuse_gates_of_another(one, gates)
+    refuse_gates_of_another(tmp_path / "flux.gguf", gates)
+    with pytest.raises(GatesError, match=r"was trained on another base .*: give the gates of"):
+        refuse_gates_of_another(two, gates)
 
 
 def test_other_settings_need_another_name(gates, command, place, capsys):

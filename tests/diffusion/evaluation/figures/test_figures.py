@@ -91,7 +91,7 @@ def test_pairs_are_ordered_by_what_gates_gain():
     found = axes.collections[0].get_offsets()[:, 0]
     np.testing.assert_allclose(found, [-20, 0, 10], atol=1e-9)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["sum: better in 33%", "mean: better in 67%"]
+    assert labels == ["than sum in 33 %", "than mean in 67 %"]
     for wrong in ({}, {"sum": np.zeros(2)}):
         with pytest.raises(ValueError, match="3 pairs"):
             pair_differences_figure(["p", "q", "r"], wrong)
