@@ -35,12 +35,13 @@ class App(NamedTuple):
 
 APPS: Mapping[str, App] = {
     "weather": App(
-        "apps.weather.commands",
+        "apps.weather.verbs",
         "assimilate observations into weather fields: FengWu-Adas, OI and LETKF",
         {
             "prepare": "write the nature run or unpack the ERA5 ensemble sample",
             "observe": "simulate an observing network and its noisy observations",
             "ingest": "read observation files of any format into one checked table",
+            "regrid": "bring a store to another grid",
             "tune": "choose the settings of every method with one budget of trials",
             "fit": "train the network, resumable at any step",
             "assimilate": "cycle a forecast model with observations and write the analyses",

@@ -42,6 +42,25 @@ class Peaks:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """What else is measured once, such as an error or the memory of a process.
+
+    Attributes:
+        measure: Returns the figure.
+        unit: Its unit.
+        bar: Largest figure over ``whole``.
+        whole: What the figure is compared with, in its unit.
+        name: What this is.
+    """
+
+    measure: Callable[[], float]
+    unit: str
+    bar: float
+    whole: float = 1.0
+    name: str = "1"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Variants of one computation, timed alternately.
 
@@ -67,6 +86,8 @@ class Comparison:
         mixtures: Further variants, name to the weight of each variant that their time is made of.
         also: Variants whose ratio to another variant is reported, too, without a bar.
         peaks: Memory of variants; None if it is not measured.
+        seconds: Variants whose time is limited, name to the most seconds of a unit of work.
+        figures: What else is measured after the times, by name.
     """
 
     name: str
@@ -86,6 +107,8 @@ class Comparison:
     mixtures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     also: Mapping[str, str] = field(default_factory=dict)
     peaks: Peaks | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

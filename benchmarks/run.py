@@ -18,7 +18,16 @@ from rich.console import Console
 
 from benchmarks.base import BaseTree, load_head
 from benchmarks.output import Result, Row, tables, write_csv
-from benchmarks.registry import Call, Comparison, Peaks, Suite, find_op, load_suite, suite_names
+from benchmarks.registry import (
+    Call,
+    Comparison,
+    Figure,
+    Peaks,
+    Suite,
+    find_op,
+    load_suite,
+    suite_names,
+)
 from benchmarks.timing import (
     ROUNDS,
     SAMPLE_SECONDS,
@@ -175,11 +184,13 @@ def measure(
             rows.append(_plain(comparison, f"{name}, rate", rate, comparison.rate))
     compiled = [name for name in comparison.first_calls if name in timings]
     rows += [_plain(comparison, f"{n}, first call", 1e3 * timings[n].first, "ms") for n in compiled]
+    rows += [_limited(comparison, name, timings[name]) for name in comparison.seconds]
     rows += [_tail(comparison, name, timings[name]) for name in comparison.tails]
     for name, other in comparison.also.items():
         rows.append(_row(comparison, name, other, timings, None, f"{name}, over {other}"))
     if comparison.peaks is not None:
         rows += peak_rows(comparison, comparison.peaks, calls)
+    rows += [_figure(comparison, name, one) for name, one in comparison.figures.items()]
     absent = [f"{name}: {reason}" for name, reason in comparison.absent.items()]
     return rows + [_plain(comparison, name, None, f"ms/{comparison.unit}") for name in absent]
 
@@ -245,6 +256,23 @@ def _tail(comparison: Comparison, name: str, timing: Timing) -> Row:
     bar, found = comparison.tails[name], late / timing.median
     row = _plain(comparison, f"{name}, 99th percentile", 1e3 * late, f"ms/{comparison.unit}")
     return row | {"baseline": name, "ratio": found, "bar": bar, "met": found <= bar}
+
+
+def _limited(comparison: Comparison, name: str, timing: Timing) -> Row:
+    """Return the time of a unit of work over the most that it may take."""
+    most = comparison.seconds[name]
+    found = timing.median / _units(comparison, name) / most
+    row = _plain(comparison, f"{name}, a {comparison.unit}", 1e3 * found * most, "ms")
+    return row | {"baseline": f"{most:g} s", "ratio": found, "bar": 1.0, "met": found <= 1}
+
+
+def _figure(comparison: Comparison, name: str, figure: Figure) -> Row:
+    """Return a figure that is not a time."""
+    value = figure.measure()
+    found = value / figure.whole
+    row = _plain(comparison, name, value, figure.unit)
+    return row | {"baseline": figure.name, "ratio": found, "bar": figure.bar,
+                  "met": found <= figure.bar}  # fmt: skip
 
 
 def _plain(comparison: Comparison, title: str, value: float | None, unit: str) -> Row:

@@ -1,7 +1,9 @@
 """Regridding between latitude-longitude grids, conservative or bilinear."""
 
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,8 @@ class Regridder(nn.Module):
     longitude; beyond the outermost rows it takes the outermost row.
 
     A value that is not finite makes NaN of the target points to which it contributes, and of no
-    others.
+    others. On the CPU, without gradients, the matrices are sparse and sums are formed in float64,
+    so that a field in float32 keeps its mean; elsewhere they are dense, in the dtype of the field.
 
     Args:
         source: Grid of the input (H, W).
@@ -52,6 +55,7 @@ class Regridder(nn.Module):
         self.method = method
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
+        self._sparse: list[Any] = [scipy.sparse.csr_array(one.numpy()) for one in (rows, columns)]
 
     def forward(self, field: Tensor) -> Tensor:
         """Return the field ``(..., H, W)`` on the target grid ``(..., H', W')``, in its dtype.
@@ -63,13 +67,24 @@ class Regridder(nn.Module):
             raise ValueError(
                 f"expected (..., H, W) on {self.source.shape}, found {tuple(field.shape)}"
             )
-        rows, columns = self.rows.to(field), self.columns.to(field)
+        regridded = self._weighted(field)
+        if regridded.isfinite().all():  # what is not finite stays so in every sum
+            return regridded
         missing = ~field.isfinite()
-        if not missing.any():
-            return rows @ (field @ columns.T)
-        spoiled = rows @ (missing.to(field) @ columns.T) > NEGLIGIBLE
-        regridded = rows @ (field.masked_fill(missing, 0) @ columns.T)
-        return regridded.masked_fill(spoiled, torch.nan)
+        spoiled = self._weighted(missing.to(regridded)) > NEGLIGIBLE
+        return self._weighted(field.masked_fill(missing, 0)).masked_fill(spoiled, torch.nan)
+
+    def _weighted(self, field: Tensor) -> Tensor:
+        """Return the weighted sums, of which none passes over a value that is not finite."""
+        if field.device.type != "cpu" or field.requires_grad:
+            return self.rows.to(field) @ (field @ self.columns.to(field).T)
+        rows, columns = self._sparse
+        plain = field.detach()
+        layers = plain.to(torch.promote_types(plain.dtype, torch.float32)).numpy()
+        found = np.empty((*field.shape[:-2], *self.target.shape), layers.dtype)
+        for index in np.ndindex(*field.shape[:-2]):
+            found[index] = (columns @ (rows @ layers[index]).T).T
+        return torch.from_numpy(found).to(field.dtype)
 
 
 def _latitude_overlaps(source: Grid, target: Grid) -> Tensor:

@@ -317,5 +317,5 @@ def _require_grid(path: str, found: Grid, expected: Grid) -> None:
         f"{found.shape[1]} longitudes, expected {expected.shape[0]} from "
         f"{float(expected.latitude[0]):g} and {expected.shape[1]}"
         f"{largest if difference < math.inf else ''}: bring it to the grid of the configuration "
-        "with weather.regrid.Regridder"
+        "with `gates weather regrid`"
     )

@@ -30,8 +30,8 @@ from apps.weather.observing import observe_store
 from apps.weather.pieces import NEUTRAL, fit_piece, form_of
 from apps.weather.report import add_to_page
 from apps.weather.scoring import score
+from apps.weather.verbs import FUNCTIONS
 from harness.command import GatesRunCLI, GatesRunTrainer
-from harness.command.verbs import FunctionVerb, run_verb
 from harness.experiment import Piece, Run
 from harness.experiment.run import CHOICES
 from harness.files.atomic import require_free
@@ -47,13 +47,6 @@ from weather.training.module import AdasModule
 from weather.training.stream import AssimilationDataModule
 
 DEFAULT_BUDGET = Budget()
-DEFAULT_CONFIG = "era5_ensemble"  # of verbs that need none
-SIZES = "official"  # configuration of `plan`
-FUNCTIONS = {
-    "ingest": FunctionVerb("apps.weather.ingest:ingest", "sources"),
-    "plan": FunctionVerb("apps.weather.plan:plan"),
-}
-"""Verbs that need neither data nor a Trainer, each imported only when it is called."""
 
 
 class WeatherTrainer(GatesRunTrainer):
@@ -327,12 +320,8 @@ class WeatherCLI(GatesRunCLI):
         return store.keep(piece, self.model.analysis, objects=objects) / AnalysisForm.FILE
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run one verb."""
-    if arguments[0] in FUNCTIONS:
-        config = SIZES if arguments[0] == "plan" else DEFAULT_CONFIG
-        run_verb("weather", FUNCTIONS, arguments, config=config)
-        return
+def run(arguments: Sequence[str]) -> None:
+    """Run one verb that has a Trainer."""
     defaults = {"enable_model_summary": False}
     if arguments[0] == TRAIN_FORECAST:
         ForecastCLI(

@@ -1,9 +1,9 @@
-"""Weather: what a member of a batch costs, analyses against forecasts, and the convolutions."""
+"""Weather: members of a batch, analyses against forecasts, whole stores, and the convolutions."""
 
 from collections.abc import Iterator
 
 from benchmarks.registry import Comparison
-from benchmarks.weather import analyses, convolutions, forecasts
+from benchmarks.weather import analyses, convolutions, forecasts, regridding
 
 TESTS = (
     "tests/weather/test_spherical.py",
@@ -11,6 +11,8 @@ TESTS = (
     "tests/weather/models/held_suarez/test_model.py",
     "tests/weather/models/adas/test_network.py",
     "tests/weather/models/adas/test_analysis.py",
+    "tests/weather/test_regrid.py",
+    "tests/weather/operations/test_regridding.py",
     "tests/weather/baselines/test_letkf.py",
     "tests/weather/baselines/test_optimal_interpolation.py",
     "tests/core_gates/conv/test_gated.py",
@@ -21,11 +23,12 @@ THREADS = 1
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Forecasts, analyses, then convolutions; all on one CPU thread."""
+    """Forecasts, analyses, regridding, then convolutions; all on one CPU thread."""
     yield forecasts.shallow_water()
     yield forecasts.held_suarez()
     yield analyses.multiples()
     yield analyses.cycles()
+    yield regridding.comparison()
     yield convolutions.silu_gate()
     yield convolutions.conv_backward()
     for scale in convolutions.SCALES:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +18,7 @@ from harness.experiment.forms import Form
 from harness.experiment.piece import Piece
 from harness.experiment.record import Record, gap, read_record
 from harness.files import remove, replacing
+from harness.files.lock import locked
 from harness.runs.checkpoint import RunCheckpoint, load_weights
 from harness.runs.quiet import quiet_lightning
 from harness.runs.random_state import capture, restore
@@ -274,19 +273,6 @@ def sweep(folder: Path, piece: Piece) -> None:
             remove(partial)
 
 
-@contextmanager
-def _locked(path: Path, piece: Piece) -> Iterator[None]:
+def _locked(path: Path, piece: Piece) -> AbstractContextManager[None]:
     """Hold the lock of a piece, which is released when the process ends, in any way."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            gone = not path.exists() or os.fstat(lock.fileno()).st_ino != path.stat().st_ino
-        except OSError:
-            gone = True
-        if gone:
-            raise GatesError(
-                f"another process is at work on {path.parent / piece.name}: wait for it, or give "
-                "--name NEW"
-            )
-        yield
-        path.unlink()
+    return locked(path, path.parent / piece.name, "give --name NEW")

@@ -11,16 +11,19 @@ from harness.files.atomic import (
     write_text,
 )
 from harness.files.digest import Content, Data, content_digest, sha256, short_digest
+from harness.files.resumable import Partial, resuming
 
 __all__ = [
     "Content",
     "Data",
+    "Partial",
     "content_digest",
     "finite",
     "remove",
     "replacing",
     "require_apart",
     "require_free",
+    "resuming",
     "sha256",
     "short_digest",
     "write_bytes",

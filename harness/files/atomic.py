@@ -63,7 +63,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Args:
         path: Target; the path that is yielded lies in the same folder and has the same suffix.
     """
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     previous = path.with_name(f".{path.name}.previous")
     if previous.exists() and not path.exists():
@@ -73,9 +73,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     remove(temporary)
     try:
-        with _writing(path, temporary):
+        with writing(path, temporary):
             yield temporary
-        with _writing(path):
+        with writing(path):
             if path.is_dir():
                 path.rename(previous)
             temporary.replace(path)
@@ -85,7 +85,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
+def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """Name the place that cannot be written; of a file ``temporary`` and what lies in it, if given.
 
     Raises:

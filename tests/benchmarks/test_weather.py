@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from benchmarks.registry import load_suite
 from benchmarks.run import load_head, measure
-from benchmarks.weather import analyses, convolutions, dinosaur, forecasts
+from benchmarks.weather import analyses, convolutions, dinosaur, forecasts, regridding
 from weather.models.held_suarez.model import HeldSuarez
 from weather.models.shallow_water.model import ShallowWater
 
@@ -143,3 +143,26 @@ def test_the_eager_gate_is_the_gate(short):
     calls = build(convolutions.silu_gate())
     assert_close(calls["silu_gate"](), calls["eager"]())
     assert calls.keys() == {"eager", "silu_gate", "torch.compile"}
+
+
+def test_regridding_is_timed_from_store_to_store(monkeypatch):
+    """Limits of time and of the area mean are rows with bars."""
+    monkeypatch.setattr(regridding, "ROWS", 37)
+    monkeypatch.setattr(regridding, "COLUMNS", 72)
+    monkeypatch.setattr(regridding, "TARGET", "12x8")
+    monkeypatch.setattr(regridding, "_area_mean", lambda values: values.mean((-2, -1)))
+    found = regridding.comparison()
+    peak = found.figures["peak memory of the command"]
+    half = dataclasses.replace(peak, measure=lambda: 2.0**30 * 1.5)
+    figures = {**found.figures, "peak memory of the command": half}
+    comparison = dataclasses.replace(found, figures=figures)
+    rows = {row["name"].partition(" · ")[2]: row for row in measure(comparison, rounds=1)}
+    assert rows["conservative"]["unit"] == "ms/frame"
+    limited = rows["conservative, a frame"]
+    assert limited["ratio"] == pytest.approx(rows["conservative"]["value"] / 1000)
+    assert (limited["baseline"], limited["bar"]) == ("1 s", 1.0)
+    assert limited["met"] == (limited["ratio"] <= 1)
+    memory = rows["peak memory of the command"]
+    assert (memory["baseline"], memory["ratio"], memory["met"]) == ("1 GiB", 1.5, False)
+    assert rows["change of the area mean"]["bar"] == 1e-6
+    assert 0 < rows["change of the area mean"]["ratio"] < 1

@@ -11,7 +11,8 @@ import yaml
 from safetensors.torch import load_file
 
 from apps.main import APPS
-from apps.weather.commands import FUNCTIONS, WeatherCLI, WeatherTrainer
+from apps.weather.commands import WeatherCLI, WeatherTrainer
+from apps.weather.verbs import FUNCTIONS
 from apps.weather.forecasting import VERB as TRAIN_FORECAST
 
 ROOT = Path(__file__).parents[2]

@@ -66,6 +66,23 @@ def canonical_axes(dataset: xr.Dataset, *, drop_duplicate_times: bool = False) -
     return dataset.drop_vars([name for name in dataset.coords if name not in DIMENSIONS])
 
 
+def horizontal_axes(dataset: xr.Dataset) -> xr.Dataset:
+    """Check and sort latitudes and longitudes alone, whatever the other dimensions are.
+
+    Raises:
+        GatesError: Without the name of the store; the caller adds it.
+    """
+    for name in ("latitude", "longitude"):
+        if name not in dataset.dims:
+            raise GatesError(_absent(dataset, name))
+        if name not in dataset.coords:
+            raise GatesError(f"dimension {name} has no values; write its coordinate")
+        if dataset.sizes[name] == 0:
+            raise GatesError(f"{name} is empty; choose a store with data")
+        dataset = CHECKS[name](dataset)
+    return dataset
+
+
 def require_step(dataset: xr.Dataset, hours: float) -> None:
     """Raise unless the times follow each other every ``hours``."""
     times = dataset["time"].values

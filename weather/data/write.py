@@ -17,6 +17,8 @@ from weather.variables import attributes_of
 
 BLOCK_BYTES = 256 * 2**20  # held in memory at a time
 CONVENTIONS = "CF-1.11"
+HORIZONTAL = ("latitude", "longitude")
+WHOLE = ("level", *HORIZONTAL)  # dimensions that a chunk holds whole
 EPOCH = "seconds since 1970-01-01"
 ATTRIBUTES = {
     "latitude": {"units": "degrees_north", "standard_name": "latitude", "axis": "Y"},
@@ -59,17 +61,17 @@ def write_wb2(
     if "://" in str(path):
         raise GatesError(f"{path} is a URL, expected a local folder; write there and copy it")
     target = Path(path)
-    canonical = _canonical(dataset)
+    checked = canonical(dataset)
     with replacing(target) as partial:
         if target.exists() and not overwrite:
             raise GatesError(f"{target} exists; choose another path or overwrite it")
-        for block in _blocks(canonical):
+        for block in _blocks(checked):
             _append(block, partial, zarr_format)
-        _consolidate(partial, zarr_format)
+        consolidate(partial, zarr_format)
     return target
 
 
-def _canonical(dataset: xr.Dataset) -> xr.Dataset:
+def canonical(dataset: xr.Dataset) -> xr.Dataset:
     """Check the dimensions, order them, and set types and attributes."""
     absent = [name for name in ("time", "latitude", "longitude") if name not in dataset.dims]
     unknown = [str(name) for name in dataset.dims if name not in DIMENSIONS]
@@ -118,19 +120,30 @@ def _append(block: xr.Dataset, path: Path, zarr_format: Literal[2, 3]) -> None:
     if path.exists():
         block.to_zarr(path, append_dim="time", consolidated=False, zarr_format=zarr_format)
         return
-    encoding: dict[str, dict[str, Any]] = {
-        "time": {"units": EPOCH, "dtype": "int64", "calendar": "proleptic_gregorian"},
-    }
-    if "prediction_timedelta" in block.dims:
-        encoding["prediction_timedelta"] = {"units": "nanoseconds", "dtype": "int64"}
-    for name, array in block.items():
-        single = ("time", "prediction_timedelta", "number")
-        chunks = [1 if dim in single else size for dim, size in array.sizes.items()]
-        encoding[str(name)] = {"chunks": tuple(chunks), "_FillValue": np.float32(np.nan)}
+    encoding = encoding_of(block)
     block.to_zarr(path, mode="w-", encoding=encoding, consolidated=False, zarr_format=zarr_format)
 
 
-def _consolidate(path: Path, zarr_format: Literal[2, 3]) -> None:
+def encoding_of(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Return types and chunks of a store: one horizontal field, all levels, to a chunk."""
+    encoding: dict[str, dict[str, Any]] = {}
+    for name, array in dataset.coords.items():
+        if np.issubdtype(array.dtype, np.datetime64):
+            encoding[str(name)] = {
+                "units": EPOCH,
+                "dtype": "int64",
+                "calendar": "proleptic_gregorian",
+            }
+        elif np.issubdtype(array.dtype, np.timedelta64):
+            encoding[str(name)] = {"units": "nanoseconds", "dtype": "int64"}
+    for name, array in dataset.items():
+        chunks = [size if dim in WHOLE else 1 for dim, size in array.sizes.items()]
+        if set(HORIZONTAL) <= set(array.dims):
+            encoding[str(name)] = {"chunks": tuple(chunks), "_FillValue": np.float32(np.nan)}
+    return encoding
+
+
+def consolidate(path: Path, zarr_format: Literal[2, 3] = 2) -> None:
     """Copy all metadata to one place; zarr warns that format 3 does not specify where."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Consolidated metadata", UserWarning)

@@ -1,0 +1,1 @@
+"""Verbs that make stores of stores: regrid, forecast, cycle."""

@@ -1,0 +1,1 @@
+"""What runs over whole stores: regridding, forecasts, cycles."""
