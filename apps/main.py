@@ -42,6 +42,7 @@ APPS: Mapping[str, App] = {
             "observe": "simulate an observing network and its noisy observations",
             "ingest": "read observation files of any format into one checked table",
             "regrid": "bring a store to another grid",
+            "forecast": "forecast from analyses, with a model of any kind, to a store",
             "tune": "choose the settings of every method with one budget of trials",
             "fit": "train the network, resumable at any step",
             "assimilate": "cycle a forecast model with observations and write the analyses",

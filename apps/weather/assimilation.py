@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from apps.weather.choices import chosen_methods, chosen_networks, settings_of, tuned
 from apps.weather.forecast import find_forecast
 from apps.weather.networks import Networks, fitted, load_trained, optimizers_of
+from apps.weather.operations.grids import require_grid
 from core_gates.errors import GatesError
 from harness.experiment import Run
 from harness.files import sha256
@@ -29,14 +29,11 @@ from weather.data.wb2 import open_wb2
 from weather.data.write import write_wb2
 from weather.experiments.experiment import Experiment, expecting
 from weather.experiments.method import choice_name
-from weather.grid import Grid
 from weather.models.adas.forms import FORMS
 from weather.observations.superob import left_out
 from weather.observations.table import OUT_OF_RANGE, ObservationTable
 from weather.state import ChannelSpec
 from weather.training.module import AdasModule
-
-GRID_TOLERANCE = 1e-4  # degrees; coordinates in float32 differ by 2e-5
 
 
 class Inputs(NamedTuple):
@@ -186,7 +183,7 @@ class Assimilation:
 
     def _background(self, path: str) -> tuple[Tensor, np.ndarray]:
         with open_wb2(path, self.experiment.channels) as dataset:
-            _require_grid(path, dataset_grid(dataset), self.experiment.grid)
+            require_grid(path, dataset_grid(dataset), self.experiment.grid)
             if "prediction_timedelta" in dataset.dims:
                 raise GatesError(f"{path} holds forecasts: select one prediction_timedelta")
             with naming(path):
@@ -304,18 +301,3 @@ def _levels(rows: pd.DataFrame) -> str:
     found = sorted(set(rows["level_hpa"].dropna()))
     shown = [f"{level:g}" for level in found[:5]] + ["..."] * (len(found) > 5)
     return ", ".join(shown + ["none given"] * bool(rows["level_hpa"].isna().any()))
-
-
-def _require_grid(path: str, found: Grid, expected: Grid) -> None:
-    """Refuse a grid that is not that of the configuration."""
-    difference = found.difference(expected)
-    if difference <= GRID_TOLERANCE:
-        return
-    largest = f", whose coordinates differ by up to {difference:.3g} degrees"
-    raise GatesError(
-        f"{path} has {found.shape[0]} latitudes from {float(found.latitude[0]):g} and "
-        f"{found.shape[1]} longitudes, expected {expected.shape[0]} from "
-        f"{float(expected.latitude[0]):g} and {expected.shape[1]}"
-        f"{largest if difference < math.inf else ''}: bring it to the grid of the configuration "
-        "with `gates weather regrid`"
-    )

@@ -42,5 +42,6 @@ class ForecastCLI(GatesRunCLI):
         if path is None:
             return None
         self.model.load_state_dict(load_weights(path)["state_dict"])
+        self.model.forecast.channels = self.datamodule.source.channels
         store = run.store(FORECASTS, ForecastForm())
         return store.keep(piece, self.model.forecast, objects=objects) / ForecastForm.FILE

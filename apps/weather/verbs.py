@@ -11,6 +11,7 @@ SIZES = "official"  # configuration of `plan`
 FUNCTIONS = {
     "ingest": FunctionVerb("apps.weather.ingest:ingest", "sources"),
     "plan": FunctionVerb("apps.weather.plan:plan"),
+    "forecast": FunctionVerb("apps.weather.operations.forecast:forecast", ("analyses",)),
     "regrid": FunctionVerb(
         "apps.weather.operations.regrid:regrid", ("source", "target_grid", "output")
     ),

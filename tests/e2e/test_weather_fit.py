@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from apps.main import APPS
 from apps.weather.commands import WeatherCLI, WeatherTrainer
-from apps.weather.verbs import FUNCTIONS
 from apps.weather.forecasting import VERB as TRAIN_FORECAST
+from apps.weather.verbs import FUNCTIONS
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "apps" / "weather" / "configs").glob("*.yaml"))

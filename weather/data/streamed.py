@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 import zarr
+from torch import Tensor
 
-from weather.data.write import consolidate, encoding_of
+from weather.data.tensors import to_dataset
+from weather.data.write import canonical, consolidate, encoding_of
+from weather.grid import Grid
+from weather.state import ChannelSpec
+from weather.variables import attributes_of
 
 
 class StreamedStore:
@@ -26,6 +32,7 @@ class StreamedStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._group = zarr.open_group(path, mode="r+", zarr_format=2, use_consolidated=False)
+        self._arrays = dict(self._group.arrays())
 
     @classmethod
     def create(
@@ -74,18 +81,40 @@ class StreamedStore:
             values: In the shape of the block.
             where: Index or slice of each dimension before latitude and longitude, from the first.
         """
-        self._group[name][tuple(where)] = values.astype(np.float32, copy=False)
+        self._arrays[name][tuple(where)] = values.astype(np.float32, copy=False)
+
+    def write_states(
+        self, states: Tensor, channels: ChannelSpec, where: Sequence[int | slice]
+    ) -> None:
+        """Write states as the fields of their channels.
+
+        Args:
+            states: (..., C, H, W), in the shape of the block before the channels.
+            channels: The C channels.
+            where: Index or slice of each dimension before the level.
+        """
+        surface, upper = channels.split(states.detach().cpu().float())
+        for index, name in enumerate(channels.surface):
+            self.write(name, surface[..., index, :, :].numpy(), where)
+        for index, name in enumerate(channels.upper):
+            self.write(name, upper[..., index, :, :, :].numpy(), where)
+
+    def read_states(self, channels: ChannelSpec, where: Sequence[int | slice]) -> Tensor:
+        """Return what :meth:`write_states` wrote, float32."""
+        surface = [self.read(name, where)[..., None, :, :] for name in channels.surface]
+        upper = [self.read(name, where) for name in channels.upper]
+        return torch.from_numpy(np.concatenate([*surface, *upper], axis=-3))
 
     def read(self, name: str, where: Sequence[int | slice]) -> np.ndarray:
         """Return a block of a field."""
-        return np.asarray(self._group[name][tuple(where)])
+        return np.asarray(self._arrays[name][tuple(where)])
 
     def resize(self, times: np.ndarray) -> None:
         """Give the store other times; of fields that are there, those of the first times stay."""
         seconds = times.astype("datetime64[s]").astype(np.int64)
-        for name, array in self._group.arrays():
-            dimensions = array.attrs.get("_ARRAY_DIMENSIONS", [])
-            if dimensions and dimensions[0] == "time":
+        for name, array in self._arrays.items():
+            dimensions = array.attrs.get("_ARRAY_DIMENSIONS")
+            if isinstance(dimensions, list) and dimensions[:1] == ["time"]:
                 array.resize((len(times), *array.shape[1:]))
                 if name == "time":
                     array[:] = seconds
@@ -95,3 +124,34 @@ class StreamedStore:
         """Add attributes to those of the store."""
         self._group.attrs.update(attributes)
         consolidate(self.path)
+
+
+def create_states(
+    path: Path,
+    channels: ChannelSpec,
+    grid: Grid,
+    *,
+    times: np.ndarray,
+    leads: np.ndarray | None = None,
+    members: int | None = None,
+    attributes: Mapping[str, Any],
+) -> StreamedStore:
+    """Return a store with room for states, in the schema of `weather.data.write.write_wb2`.
+
+    Args:
+        path: Folder, which must not exist.
+        channels: Variables and levels.
+        grid: Of the fields.
+        times: (T,) datetime64, of the analyses or the starts of the forecasts.
+        leads: (lead,) timedelta64 if the states are forecasts.
+        members: Size of the ensemble; None for no dimension ``number``.
+        attributes: Of the store.
+    """
+    leading = [len(times), *([] if leads is None else [len(leads)])]
+    leading += [] if members is None else [members]
+    empty = torch.zeros(()).expand(*leading, channels.num_channels, *grid.shape)
+    shapes = canonical(to_dataset(empty, channels, grid, times=times, leads=leads))
+    fields = {str(name): [str(dim) for dim in array.dims] for name, array in shapes.items()}
+    scalars = {name: ((), 0.0, dict(attributes_of(name))) for name in fields}
+    dataset = xr.Dataset(scalars, shapes.coords, {**shapes.attrs, **attributes})
+    return StreamedStore.create(path, dataset, fields)

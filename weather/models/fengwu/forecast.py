@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core_gates.errors import check_positive
 from weather.models.fengwu.network import FRAMES, FengWu, Prediction
 from weather.models.steps import num_steps
-from weather.state import Normalizer
+from weather.state import ChannelSpec, Normalizer
 
 
 class NextState(NamedTuple):
@@ -40,6 +40,9 @@ class FengWuForecast(nn.Module):
         increment_sd: (C,) standard deviation of the change of every channel in one step.
         step_hours: Hours of one step, and between the two frames.
 
+    Attributes:
+        channels: Channels of the states, where they are known.
+
     Raises:
         ValueError: The step is not positive, or the statistics are those of other channels.
     """
@@ -63,6 +66,7 @@ class FengWuForecast(nn.Module):
         self.network = network
         self.normalizer = normalizer
         self.step_hours = step_hours
+        self.channels: ChannelSpec | None = None
         self.register_buffer("increment_sd", increment_sd.detach().clone())
         self.increment_sd: Tensor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from core_gates.errors import GatesError
 from harness.files import replacing
 from weather.models.fengwu.forecast import FengWuForecast
 from weather.models.fengwu.network import FengWu
-from weather.state import Normalizer
+from weather.state import ChannelSpec, Normalizer
 
 KIND = "fengwu"
 ADVICE = "give a file that `gates weather train-forecast` has written, or train again"
@@ -52,6 +53,8 @@ def save_forecast(path: str | Path, forecast: FengWuForecast) -> None:
         "network": forecast.network.arguments,
         "step_hours": forecast.step_hours,
     }
+    if forecast.channels is not None:
+        facts["channels"] = dataclasses.asdict(forecast.channels)
     with replacing(Path(path)) as partial:
         # One entry gives the same bytes every time: safetensors writes several in random order.
         save_file(tensors, partial, metadata={"forecast": json.dumps(facts, sort_keys=True)})
@@ -70,6 +73,8 @@ def load_forecast(path: str | Path) -> FengWuForecast:
         units = Normalizer(torch.zeros(count), torch.ones(count))
         step_hours = float(facts["step_hours"])
         forecast = FengWuForecast(network, units, torch.ones(count), step_hours=step_hours)
+        if facts.get("channels"):
+            forecast.channels = ChannelSpec(**facts["channels"])
     except (KeyError, TypeError, ValueError) as error:
         raise GatesError(
             f"{path}: a forecast model that cannot be built ({error}); {ADVICE}"
@@ -104,6 +109,7 @@ class TrainedForecast(FengWuForecast):
         super().__init__(
             found.network, found.normalizer, found.increment_sd, step_hours=found.step_hours
         )
+        self.channels = found.channels
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002

@@ -1,0 +1,215 @@
+"""Forecasts from analyses, streamed to a store."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import zarr
+
+from core_gates.errors import GatesError
+from weather.data.tensors import to_dataset, to_tensor
+from weather.data.wb2 import open_wb2
+from weather.data.write import write_wb2
+from weather.grid import regular_grid
+from weather.operations.forecasts import (
+    Leads,
+    choose_starts,
+    store_channels,
+    write_forecasts,
+)
+from weather.state import ChannelSpec
+
+GRID = regular_grid(6, 8, poles=False)
+CHANNELS = ChannelSpec(("2m_temperature",), ("geopotential", "temperature"), (850, 500))
+TIMES = np.datetime64("2020-02-28T18", "ns") + np.arange(3) * np.timedelta64(6, "h")
+
+
+def states(*leading):
+    base = torch.tensor([280.0, 15000, 55000, 280, 250])[:, None, None]
+    noise = torch.randn(*leading, 5, 6, 8, generator=torch.Generator().manual_seed(0))
+    return base + noise
+
+
+@pytest.fixture(params=[None, 2], ids=["single", "members"])
+def analyses(request, tmp_path):
+    leading = (3,) if request.param is None else (3, request.param)
+    data = to_dataset(states(*leading), CHANNELS, GRID, times=TIMES)
+    with open_wb2(write_wb2(data, tmp_path / "a.zarr"), CHANNELS) as opened:
+        yield opened
+
+
+class Roll:
+    """Shift by a column every three hours."""
+
+    def __call__(self, x, hours):
+        return x.roll(int(hours) // 3, -1)
+
+
+class Linear:
+    """The trend of two frames, 6 hours apart; a single one stays."""
+
+    frames, step_hours = 2, 6.0
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, x, hours, previous=None):
+        assert hours == 6
+        self.seen.append(previous is not None)
+        return x if previous is None else 2 * x - previous
+
+
+A_DAY = Leads(24, 6)
+
+
+def run(analyses, forecast, path, *, leads=A_DAY, starts=TIMES[1:], **options):
+    return write_forecasts(
+        analyses, CHANNELS, forecast, leads, path,
+        starts=starts, settings={"model": "m"}, attributes={"method": "forecast"}, **options,
+    )  # fmt: skip
+
+
+def test_every_lead_of_every_start(analyses, tmp_path):
+    assert run(analyses, Roll(), tmp_path / "f.zarr") == []
+    first = to_tensor(analyses, CHANNELS)
+    with open_wb2(tmp_path / "f.zarr", CHANNELS) as opened:
+        found = to_tensor(opened, CHANNELS)
+        np.testing.assert_array_equal(opened["time"], TIMES[1:])
+        hours = opened["prediction_timedelta"].values / np.timedelta64(1, "h")
+        assert hours.tolist() == [0, 6, 12, 18, 24]
+    for lead in range(5):
+        assert torch.equal(found[:, lead], first[1:].roll(2 * lead, -1))
+    group = zarr.open_consolidated(tmp_path / "f.zarr", zarr_format=2)
+    single = "number" not in analyses.dims
+    chunks = (1, 1, 2, 6, 8) if single else (1, 1, 1, 2, 6, 8)
+    assert group["temperature"].chunks == chunks
+    assert group["temperature"].dtype == np.float32
+    assert group["temperature"].attrs["units"] == "K"
+    for name, units in (
+        ("time", "seconds since 1970-01-01"),
+        ("prediction_timedelta", "nanoseconds"),
+    ):
+        assert (group[name].dtype, group[name].attrs["units"]) == (np.int64, units)
+    dims = group["temperature"].attrs["_ARRAY_DIMENSIONS"]
+    assert dims[:2] == ["time", "prediction_timedelta"]
+    assert dims[-3:] == ["level", "latitude", "longitude"]
+
+
+def test_it_is_what_writing_all_at_once_gives(analyses, tmp_path):
+    """The same arrays, types and attributes as `write_wb2`."""
+    run(analyses, Roll(), tmp_path / "f.zarr")
+    with xr.open_zarr(tmp_path / "f.zarr", decode_timedelta=True) as streamed:
+        write_wb2(streamed.load(), tmp_path / "once.zarr")
+    names = ("f.zarr", "once.zarr")
+    groups = [zarr.open_consolidated(tmp_path / name, zarr_format=2) for name in names]
+    arrays = [dict(group.arrays()) for group in groups]
+    assert arrays[0].keys() == arrays[1].keys()
+    for name, one in arrays[0].items():
+        other = arrays[1][name]
+        assert one.metadata.to_dict() == other.metadata.to_dict(), name
+        np.testing.assert_array_equal(one[:], other[:])
+    assert dict(groups[0].attrs) == dict(groups[1].attrs)
+
+
+def test_a_model_of_two_frames_gets_them(analyses, tmp_path):
+    model = Linear()
+    alone = run(analyses, model, tmp_path / "f.zarr", leads=Leads(24, 12), starts=TIMES[:2])
+    assert alone == [TIMES[0]]
+    assert model.seen == [False, True, True, True] + 4 * [True]
+    first = to_tensor(analyses, CHANNELS)
+    with open_wb2(tmp_path / "f.zarr", CHANNELS, check=False) as opened:
+        found = to_tensor(opened, CHANNELS)
+    assert torch.equal(found[0, 2], first[0])
+    trend = first[1] - first[0]
+    torch.testing.assert_close(found[1, 1], first[1] + 2 * trend, rtol=0, atol=0.02)
+    torch.testing.assert_close(found[1, 2], first[1] + 4 * trend, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("calls", [2, 5, 7])
+def test_a_killed_call_is_continued(analyses, tmp_path, calls):
+    """Killed within the first start, within the second, and at its end."""
+    run(analyses, Roll(), tmp_path / "whole.zarr")
+
+    class Dying(Roll):
+        count = 0
+
+        def __call__(self, x, hours):
+            Dying.count += 1
+            if Dying.count == calls:
+                os._exit(9)
+            return super().__call__(x, hours)
+
+    child = os.fork()
+    if not child:
+        run(analyses, Dying(), tmp_path / "f.zarr")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not (tmp_path / "f.zarr").exists()
+
+    class Counting(Roll):
+        count = 0
+
+        def __call__(self, x, hours):
+            Counting.count += 1
+            return super().__call__(x, hours)
+
+    run(analyses, Counting(), tmp_path / "f.zarr")
+    assert Counting.count == (8 if calls <= 4 else 4)
+    assert contents(tmp_path / "f.zarr") == contents(tmp_path / "whole.zarr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "f.zarr", "whole.zarr"]
+
+
+def contents(path):
+    return {p.relative_to(path): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def test_a_forecast_that_fails_is_named_and_nothing_is_written(analyses, tmp_path):
+    class Failing(Roll):
+        def __call__(self, x, hours):
+            raise GatesError("not finite")
+
+    with pytest.raises(GatesError, match=r"forecast of 2020-02-29T00:00:00, hour 0 to 6: not fin"):
+        run(analyses, Failing(), tmp_path / "f.zarr")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("leads", "model", "words"),
+    [
+        (Leads(24, 5), Roll(), "--hours 24 --every 5 cannot be used: give positive hours"),
+        (Leads(0, 6), Roll(), "cannot be used"),
+        (Leads(24, -6), Roll(), "cannot be used"),
+        (Leads(float("nan"), 6), Roll(), "cannot be used"),
+        (Leads(24, 4), Linear(), "--every 4 is no multiple of the 6 h that the model steps"),
+    ],
+)
+def test_leads_that_do_not_fit(leads, model, words):
+    with pytest.raises(GatesError, match=words):
+        leads.check(model)
+
+
+def test_starts(analyses):
+    def starts(*wanted):
+        return choose_starts(analyses, wanted, "a.zarr")
+
+    assert starts("all") == list(TIMES)
+    assert starts("first", "2020-02-29T00") == list(TIMES[:2])
+    assert starts("last") == list(TIMES[2:])
+    for wanted, words in (
+        (["2020-03-01"], r"^a.zarr: has no analysis of 2020-03-01, 3 from 2020-02-28T18:00 to"),
+        (["noon"], "--start 'noon' is no time, write it as"),
+        (["last", "last"], "names a time twice"),
+        ([], "or none"),
+    ):
+        with pytest.raises(GatesError, match=words):
+            starts(*wanted)
+
+
+def test_all_fields_of_a_store_are_channels_in_a_known_order(tmp_path):
+    extra = ChannelSpec(("zeta", "2m_temperature"), ("temperature", "geopotential"), (850, 500))
+    data = to_dataset(torch.full((1, 6, 6, 8), 280.0), extra, GRID, times=TIMES[:1])
+    with open_wb2(write_wb2(data, tmp_path / "b.zarr"), check=False) as opened:
+        found = store_channels(opened)
+    assert found == ChannelSpec(("2m_temperature", "zeta"), CHANNELS.upper, (500, 850))
