@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from weather.baselines.assimilator import Assimilator
-from weather.cycle import Cycle, Forecast
+from weather.cycle import Cycle, Forecast, FramesForecast, advance
 from weather.grid import Grid
 from weather.observations.gridded import GriddedObservations, gross_check
 from weather.observations.operators.interpolation import BackgroundFrames
@@ -43,7 +44,7 @@ class Reports:
     """A table gridded for a background at successive times, with counts of what was rejected.
 
     Args:
-        table: The reports.
+        table: The reports, or a function that returns those around a time.
         grid: Grid of the backgrounds.
         channels: Their C channels.
         background_sd: (C,) standard deviation of the background error.
@@ -58,6 +59,7 @@ class Reports:
         observed: Cells observed at each time so far.
         rejected: Those of them that the gross check rejected.
         flipped: Those that it would reject, were the latitudes of the reports negative.
+        latest: (2,C), cells observed and passed at the last time.
 
     Raises:
         GatesError: The background error or the factor is not positive, or the observation operator
@@ -66,7 +68,7 @@ class Reports:
 
     def __init__(
         self,
-        table: ObservationTable,
+        table: ObservationTable | Callable[[np.datetime64], ObservationTable],
         grid: Grid,
         channels: ChannelSpec,
         background_sd: Tensor,
@@ -96,6 +98,7 @@ class Reports:
         self.rejected: list[int] = []
         self.flipped = 0
         self._by_channel = torch.zeros(2, channels.num_channels, dtype=torch.long)
+        self.latest = torch.zeros_like(self._by_channel)
 
     def at(
         self, time: np.datetime64, background: Tensor, around: BackgroundFrames | None = None
@@ -108,17 +111,43 @@ class Reports:
             around: The background at other times, too; that of the analysis alone if None.
         """
         frames = around or BackgroundFrames.single(background)
-        found, passed = self._checked(self.table, time, frames)
+        table = self.table if isinstance(self.table, ObservationTable) else self.table(time)
+        found, passed = self._checked(table, time, frames)
         self.observed.append(int(found.mask.sum()))
         self.rejected.append(int(found.mask.sum() - passed.mask.sum()))
-        for count, seen in zip(self._by_channel, (found.mask, passed.mask), strict=True):
-            count += seen.sum((-2, -1))
+        self.latest = torch.stack([seen.mask.sum((-2, -1)) for seen in (found, passed)])
+        self._by_channel += self.latest
         if self.rejected[-1]:
-            frame = self.table.frame
+            frame = table.frame
             mirrored = ObservationTable(frame.assign(latitude=-frame["latitude"]))
             all_of_them, plausible = self._checked(mirrored, time, frames)
             self.flipped += int(all_of_them.mask.sum() - plausible.mask.sum())
         return GriddedObservations.stack([passed])
+
+    def counts(self) -> dict[str, list[int]]:
+        """Return the numbers of cells at each time by the names of attributes."""
+        pairs = zip(self.observed, self.rejected, strict=True)
+        used = [observed - rejected for observed, rejected in pairs]
+        return {
+            "observed_cells": self.observed,
+            "used_cells": used,
+            "rejected_cells": self.rejected,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return all counts as plain values, for :meth:`restore`."""
+        return {
+            "observed": list(self.observed),
+            "rejected": list(self.rejected),
+            "flipped": self.flipped,
+            "by_channel": self._by_channel.tolist(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue with the counts of :meth:`state`."""
+        self.observed, self.rejected = list(state["observed"]), list(state["rejected"])
+        self.flipped = state["flipped"]
+        self._by_channel = torch.tensor(state["by_channel"])
 
     def _checked(
         self, table: ObservationTable, time: np.datetime64, frames: BackgroundFrames
@@ -196,11 +225,10 @@ class Reports:
     ) -> Analyses:
         """Start a cycle from a background (C,H,W); every analysis starts the next forecast."""
         current = iter(times)
-        model = _Remembering(forecast)
+        model = remembering(forecast)
 
         def check(_: GriddedObservations, background: Tensor) -> GriddedObservations:
-            around = model.around(background[0], hours) if self.own_time else None
-            return self.at(next(current), background[0], around)
+            return self.against(model, next(current), background[0], hours)
 
         cycle = Cycle(model, WhereObserved(assimilator), hours, quality_control=check)
         nothing = GriddedObservations.absent((1, *state.shape))
@@ -210,6 +238,13 @@ class Reports:
                 analyses.append(step.analysis[0, 0].clone())
                 tick()
         return self._done(torch.stack(analyses), times)
+
+    def against(
+        self, model: Remembering, time: np.datetime64, background: Tensor, hours: float
+    ) -> GriddedObservations:
+        """Return :meth:`at` for the last forecast (C,H,W) of a model, a cycle of hours long."""
+        around = model.around(background, hours) if self.own_time else None
+        return self.at(time, background, around)
 
     def _done(self, states: Tensor, times: np.ndarray) -> Analyses:
         """Return the analyses.
@@ -227,30 +262,63 @@ class Reports:
         return Analyses(states, times, self.observed, self.rejected)
 
 
-class _Remembering:
-    """A forecast model that knows what its last forecast started from."""
+class Remembering:
+    """A forecast model that knows what its last forecast started from.
+
+    Args:
+        forecast: The model.
+    """
 
     def __init__(self, forecast: Forecast) -> None:
         self._forecast = forecast
         self._start: Tensor | None = None
+        self._before: Tensor | None = None
 
-    def __call__(self, states: Tensor, hours: float) -> Tensor:
-        self._start = states
-        return self._forecast(states, hours)
+    def __call__(self, states: Tensor, hours: float, previous: Tensor | None = None) -> Tensor:
+        """Return the states (N,C,H,W) some hours later."""
+        self._start, self._before = states, previous
+        return advance(self._forecast, states, hours, previous)
 
     def around(self, background: Tensor, hours: float) -> BackgroundFrames:
         """Return frames at both ends of the window of reports, and between them.
+
+        A model that steps over the end of the window is asked for the end of its step.
 
         Args:
             background: (C,H,W), the last forecast, or what a cycle starts from.
             hours: Length of that forecast.
         """
+        ahead = WINDOW_HOURS
+        if isinstance(self._forecast, FramesForecast) and ahead % self._forecast.step_hours:
+            ahead = self._forecast.step_hours * math.ceil(ahead / self._forecast.step_hours)
         frames = {0.0: background}
-        frames[WINDOW_HOURS] = self._forecast(background[None], WINDOW_HOURS)[0]
-        if self._start is not None and hours >= WINDOW_HOURS:
-            frames[-WINDOW_HOURS] = self._forecast(self._start, hours - WINDOW_HOURS)[0]
+        frames[ahead] = advance(self._forecast, background[None], ahead, self._start)[0]
+        if self._start is not None and ahead == WINDOW_HOURS <= hours:
+            earlier = advance(self._forecast, self._start, hours - ahead, self._before)
+            frames[-ahead] = earlier[0]
+        elif self._start is not None and ahead > WINDOW_HOURS:
+            frames[-hours] = self._start[0]
         order = sorted(frames)
         return BackgroundFrames(torch.stack([frames[hour] for hour in order]), tuple(order))
+
+
+class RememberingFrames(Remembering):
+    """The same for a model that starts from two states.
+
+    Args:
+        forecast: The model.
+    """
+
+    def __init__(self, forecast: FramesForecast) -> None:
+        super().__init__(forecast)
+        self.frames, self.step_hours = forecast.frames, forecast.step_hours
+
+
+def remembering(forecast: Forecast) -> Remembering:
+    """Return the model with a memory, as one of as many frames."""
+    if isinstance(forecast, FramesForecast):
+        return RememberingFrames(forecast)
+    return Remembering(forecast)
 
 
 def neighbors(states: Tensor, times: np.ndarray, number: int) -> BackgroundFrames:
@@ -290,7 +358,7 @@ class WhereObserved:
         """Return the analysis (B,M,C,H,W); the background if no timeline has an observation."""
         if not bool(observations.mask.any()):
             return background.clone()
-        return self.assimilator.analyse(background, observations)
+        return self.assimilator.analyse(background, observations).to(background)
 
 
 def by_channel(

@@ -29,8 +29,9 @@ class NamedGrid(NamedTuple):
 def named_grid(name: str) -> NamedGrid | None:
     """Return the grid of a name such as ``240x121_equiangular_with_poles_conservative``.
 
-    Columns come first. An equiangular grid has rows on the poles if the name says so, or if it does
-    not say ``equiangular`` and the number of rows is odd: ``1440x721`` has them, ``64x32`` not.
+    Columns come first. An equiangular grid has rows on the poles if the name has ``_with_poles``,
+    or if it lacks ``equiangular`` and the number of rows is odd: ``1440x721`` has them, ``64x32``
+    not.
 
     Args:
         name: Any text.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from apps.weather.choices import chosen_methods, chosen_networks, settings_of, tuned
-from apps.weather.forecast import find_forecast
+from apps.weather.forecast import NamedForecast, find_named
 from apps.weather.networks import Networks, fitted, load_trained, optimizers_of
 from apps.weather.operations.grids import require_grid
+from apps.weather.operations.origin import made_by
 from core_gates.errors import GatesError
 from harness.experiment import Run
 from harness.files import sha256
@@ -32,6 +33,7 @@ from weather.experiments.method import choice_name
 from weather.models.adas.forms import FORMS
 from weather.observations.superob import left_out
 from weather.observations.table import OUT_OF_RANGE, ObservationTable
+from weather.operations.forecasts import choose_starts
 from weather.state import ChannelSpec
 from weather.training.module import AdasModule
 
@@ -116,7 +118,7 @@ class Assimilation:
         if forecast is None:
             found = reports.analyze(assimilator, states, times, ticking)
         else:
-            model = find_forecast(forecast, self.model, self.experiment.channels)
+            model = self._forecast(forecast).forecast
             found = reports.cycle(assimilator, model, states[-1], times, self.model.hours, ticking)
         reports.require_plausible()
         for line in (left_out_line(table, self.experiment.channels, times), reports.warning()):
@@ -143,7 +145,12 @@ class Assimilation:
             "gross_check": inputs.gross_check,
             "observation_operator": inputs.observation_operator,
             "observed_cells": analyses.observed,
+            "used_cells": [
+                observed - rejected
+                for observed, rejected in zip(analyses.observed, analyses.rejected, strict=True)
+            ],
             "rejected_cells": analyses.rejected,
+            **made_by(),
         }
         return write_wb2(dataset, path, overwrite=overwrite)
 
@@ -181,24 +188,37 @@ class Assimilation:
             "that time"
         )
 
-    def _background(self, path: str) -> tuple[Tensor, np.ndarray]:
+    def _background(self, path: str, start: str | None = None) -> tuple[Tensor, np.ndarray]:
+        """Return all states (T,C,H,W) of a store with their times, or the one of a start."""
         with open_wb2(path, self.experiment.channels) as dataset:
             require_grid(path, dataset_grid(dataset), self.experiment.grid)
             if "prediction_timedelta" in dataset.dims:
                 raise GatesError(f"{path} holds forecasts: select one prediction_timedelta")
+            if start is not None:
+                dataset = dataset.sel(time=choose_starts(dataset, [start], path))
             with naming(path):
                 states = to_tensor(dataset, self.experiment.channels)
             if states.ndim == 5:
                 states = states.mean(1)  # the mean of an ensemble is its best single state
             return states, dataset["time"].values
 
-    def _reports(self, table: ObservationTable, background_sd: Tensor) -> Reports:
+    def _reports(
+        self,
+        table: ObservationTable | Callable[[np.datetime64], ObservationTable],
+        background_sd: Tensor,
+    ) -> Reports:
         channels, given = self.experiment.channels, self.inputs.representativeness
         representativeness = None
         if given:
             zero = torch.zeros(channels.num_channels)
             representativeness = by_channel(given, channels, zero, "representativeness")
             self.attributes["representativeness"] = json.dumps(dict(given), sort_keys=True)
+        self.attributes["background_error_sd"] = json.dumps(
+            {
+                label: float(f"{sd:.6g}")
+                for label, sd in zip(channels.labels, background_sd.tolist(), strict=True)
+            }
+        )
         return Reports(
             table,
             self.experiment.grid,
@@ -208,6 +228,16 @@ class Assimilation:
             representativeness=representativeness,
             observation_operator=self.inputs.observation_operator,
         )
+
+    def _forecast(self, name: str) -> NamedForecast:
+        """Return the forecast model, and name it in the attributes."""
+        found = find_named(name, self.model, self.experiment.channels)
+        if found.grid is not None:
+            require_grid(
+                "the configuration", self.experiment.grid, found.grid, f"--forecast {name}"
+            )
+        self.attributes |= found.facts
+        return found
 
     def _method(self, name: str, weights: str | None) -> tuple[Assimilator, Tensor]:
         """Return the method and the background error (C,) that it and the gross check expect.
@@ -264,18 +294,59 @@ class Assimilation:
 
 def left_out_line(table: ObservationTable, channels: ChannelSpec, times: np.ndarray) -> str:
     """Return how many reports no analysis at ``times`` uses, and why; empty if there are none."""
-    time, variable, level = left_out(table, channels, times, window_hours=WINDOW_HOURS)
-    reasons = []
-    if len(time):
-        span = f"{time['time'].min()} to {time['time'].max()}"
-        reasons.append(f"{len(time)} not within {WINDOW_HOURS:g} h of an analysis ({span})")
-    if len(variable):
-        names = ", ".join(sorted(set(variable["variable"])))
-        reasons.append(f"{len(variable)} of variables that the configuration lacks ({names})")
-    if len(level):
-        reasons.append(f"{len(level)} of levels that it lacks ({_levels(level)})")
-    total = len(time) + len(variable) + len(level)
-    return f"{total} of {len(table)} reports are left out: {'; '.join(reasons)}" if reasons else ""
+    tally = LeftOutTally()
+    tally.add(table, channels, times)
+    return tally.line()
+
+
+class LeftOutTally:
+    """How many reports of some tables no analysis uses, and why.
+
+    Attributes:
+        count: Reports.
+        unused: Those that are left out, flagged ones not counted.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.unused = 0
+        self._parts = [0, 0, 0]
+        self._span: list[pd.Timestamp] = []
+        self._names: set[str] = set()
+        self._levels: set[float] = set()
+
+    def add(self, table: ObservationTable, channels: ChannelSpec, times: np.ndarray) -> None:
+        """Count the reports of a table that belong to none of the times, or to no channel."""
+        parts = left_out(table, channels, times, window_hours=WINDOW_HOURS)
+        self.count += len(table)
+        self.unused += sum(map(len, parts))
+        self._parts = [n + len(part) for n, part in zip(self._parts, parts, strict=True)]
+        if len(parts.time):
+            ends = [parts.time["time"].min(), parts.time["time"].max(), *self._span]
+            self._span = [min(ends), max(ends)]
+        self._names |= set(parts.variable["variable"])
+        self._levels |= set(parts.level["level_hpa"].fillna(np.inf))
+
+    def line(self) -> str:
+        """Return one line; empty if none is left out."""
+        time, variable, level = self._parts
+        reasons = []
+        if time:
+            span = f"{self._span[0]} to {self._span[1]}"
+            reasons.append(f"{time} not within {WINDOW_HOURS:g} h of an analysis ({span})")
+        if variable:
+            names = ", ".join(sorted(self._names))
+            reasons.append(f"{variable} of variables that the configuration lacks ({names})")
+        if level:
+            reasons.append(f"{level} of levels that it lacks ({self._shown_levels()})")
+        if not reasons:
+            return ""
+        return f"{self.unused} of {self.count} reports are left out: {'; '.join(reasons)}"
+
+    def _shown_levels(self) -> str:
+        """Return the first levels as text; infinity stands for none."""
+        found = sorted(level for level in self._levels if level < np.inf)
+        shown = [f"{level:g}" for level in found[:5]] + ["..."] * (len(found) > 5)
+        return ", ".join(shown + ["none given"] * (np.inf in self._levels))
 
 
 def _known_task(experiment: Experiment, task: str | None) -> str:
@@ -294,10 +365,3 @@ def _known_task(experiment: Experiment, task: str | None) -> str:
     raise GatesError(
         f"--task {task!r} is unknown: choose from {', '.join(known)}, or one of another density"
     )
-
-
-def _levels(rows: pd.DataFrame) -> str:
-    """Return the first levels of some reports as text."""
-    found = sorted(set(rows["level_hpa"].dropna()))
-    shown = [f"{level:g}" for level in found[:5]] + ["..."] * (len(found) > 5)
-    return ", ".join(shown + ["none given"] * bool(rows["level_hpa"].isna().any()))

@@ -27,6 +27,7 @@ from apps.weather.networks import (
     pinned_network,
 )
 from apps.weather.observing import observe_store
+from apps.weather.operations.cycle import CycleCommand, Period, summary
 from apps.weather.pieces import NEUTRAL, fit_piece, form_of
 from apps.weather.report import add_to_page
 from apps.weather.scoring import score
@@ -175,8 +176,8 @@ class WeatherTrainer(GatesRunTrainer):
             task: Task whose stored settings and background error are used; by default the first.
             weights: Weights or checkpoint of the network; if not given those of the run folder,
                 else the shipped ones.
-            forecast: ``model`` for the forecast model of the configuration, a file of
-                ``train-forecast`` or an ONNX file in the layout of FengWu, or any callable
+            forecast: ``model`` for that of the configuration, ``shallow_water``, ``held_suarez``, a
+                file or run folder of ``train-forecast``, an ONNX file of FengWu, or any callable
                 ``(states, hours) -> states`` as ``package.module.Model`` or ``my_model.py:Model``.
             cycles: Analyses in a cycle, six hours apart.
             gross_check: Departure from the background, in standard deviations, beyond which an
@@ -201,6 +202,64 @@ class WeatherTrainer(GatesRunTrainer):
         job = Assimilation(model, experiment, self._begin(datamodule), inputs, task)
         analyses = job.run(forecast, cycles)
         print(job.write(analyses, Path(output), overwrite=overwrite_output))
+
+    def cycle(
+        self,
+        model: AdasModule,
+        datamodule: AssimilationDataModule,
+        background: str,
+        observations: str,
+        forecast: str = "model",
+        method: str = "adas_increment",
+        task: str | None = None,
+        weights: str | None = None,
+        start: str = "last",
+        cycles: int | None = None,
+        gross_check: float = 5.0,
+        representativeness: dict[str, float] | None = None,
+        background_error: dict[str, float] | None = None,
+        observation_operator: ObservedBy = "nearest_cell",
+        divergence_limit: float = 3.0,
+        output: str = "cycle",
+        overwrite_output: bool = False,
+    ) -> None:
+        """Cycle a forecast model with observations of a long period, resumable at any moment.
+
+        Writes a folder of analyses.zarr, backgrounds.zarr and departures.csv. A call that is killed
+        is continued by the same call, to the same bits. Without observations a background stays.
+
+        Args:
+            model: Filled in by the command line.
+            datamodule: Filled in by the command line.
+            background: WeatherBench-2 store with the channels and the grid of the configuration.
+            observations: Table of observations, Parquet or CSV, or a folder of such tables.
+            forecast: As for ``assimilate``.
+            method: As for ``assimilate``, such as ``oi`` or ``free_run``.
+            task: As for ``assimilate``.
+            weights: As for ``assimilate``.
+            start: Time of the background that the cycle starts from, or first or last.
+            cycles: Number of analyses, up to the last report if null; may differ when continued.
+            gross_check: As for ``assimilate``.
+            representativeness: As for ``assimilate``.
+            background_error: As for ``assimilate``.
+            observation_operator: As for ``assimilate``.
+            divergence_limit: Root mean square departure from the climatological mean, in standard
+                deviations, beyond which the cycle has diverged and ends.
+            output: Folder to write.
+            overwrite_output: Replace an existing folder.
+        """
+        require_free(Path(output), overwrite=overwrite_output)
+        errors = (representativeness, background_error)
+        given = (background, observations, method, weights, gross_check, *errors)
+        inputs = Inputs(*given, observation_operator)
+        experiment = experiment_of(datamodule.source)
+        job = CycleCommand(model, experiment, self._begin(datamodule), inputs, task)
+        period = Period(start, cycles)
+        options = {"limit": divergence_limit, "overwrite": overwrite_output}
+        found = job.cycle(forecast, period, Path(output), **options)
+        for line in summary(Path(output), found):
+            print(line)
+        print(output)
 
     def evaluate(
         self,
@@ -293,7 +352,7 @@ class WeatherCLI(GatesRunCLI):
     """The command line of ``gates weather``."""
 
     app = "weather"
-    verbs = ("prepare", "observe", "tune", "fit", "assimilate", "evaluate", "report")
+    verbs = ("prepare", "observe", "tune", "fit", "assimilate", "cycle", "evaluate", "report")
     other_verbs = (TRAIN_FORECAST, *FUNCTIONS)
     package = "weather"
     neutral = NEUTRAL

@@ -103,9 +103,9 @@ def named_forecast(
     if path.suffix in (ForecastForm.SUFFIX, ".onnx"):
         if arguments:
             raise GatesError(f"--forecast_arguments belong to a class, {name} is a file")
-        published = path.suffix == ".onnx"
-        model = PublishedForecast(path, channels or FENGWU) if published else load_forecast(path)
-        return described(model, name, path)
+        if path.suffix == ".onnx":
+            return described(PublishedForecast(path, channels or FENGWU), name, path)
+        return described(load_forecast(path), name, path)
     file, colon, _ = name.rpartition(":")
     model = _imported(BUILT_IN.get(name, name), dict(arguments or {}))
     return described(model, name, Path(file) if colon else None)

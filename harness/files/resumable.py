@@ -14,7 +14,7 @@ SETTINGS, STATE, CONTENT = "settings.json", "state.json", "content"
 
 
 class Partial:
-    """What is there of a file or folder that is being made.
+    """A file or folder that is being made.
 
     Args:
         folder: ``.NAME.partial``, next to what is made.

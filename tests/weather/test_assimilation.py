@@ -214,3 +214,37 @@ def test_in_a_cycle_the_model_fills_the_window():
 def test_operators_that_do_not_fit_are_refused():
     with pytest.raises(GatesError, match="'nearest' is unknown, expected nearest_cell, interp"):
         reports(soundings(), observation_operator="nearest")
+
+
+class Steps:
+    """A model of two frames, six hours apart, that cannot take less."""
+
+    frames, step_hours = 2, 6.0
+
+    def __init__(self):
+        self.given = []
+
+    def __call__(self, states, hours, previous=None):
+        assert hours == 6
+        self.given.append(previous)
+        return states + 3.0
+
+
+@pytest.mark.parametrize("own_time", [False, True])
+def test_a_model_of_two_frames_is_given_the_last_two_analyses(own_time):
+    """And a window that ends within its step is filled from both ends of the step."""
+    model, times = Steps(), NOON + np.array([0, 6, 12]) * np.timedelta64(1, "h")
+    later = [
+        soundings(time=soundings()["time"] + pd.Timedelta(6 * n, "h"),
+                  value=soundings()["value"] + 3 * n) for n in (1, 2)
+    ]  # fmt: skip
+    operator = "interpolation_in_time" if own_time else "interpolation"
+    made = reports(pd.concat(later), observation_operator=operator)
+    found = made.cycle(InverseDistance(GRID), model, ramp(), times, 6.0).states
+    assert torch.equal(found[0], ramp())
+    given = [previous for previous in model.given if previous is not None]
+    assert any(torch.equal(previous[0], found[0]) for previous in given)
+    off = (found[2] - ramp(12)).abs().max()  # the truth warms by .5 K/h and so does the model
+    assert off < 1e-3 if own_time else off > 0.1
+    if not own_time:
+        assert [previous is None for previous in model.given] == [True, False]

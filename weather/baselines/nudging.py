@@ -34,6 +34,9 @@ class Nudging:
         steps: Parts n of a cycle; the model must be able to forecast ``hours / steps``.
         members: Ensemble size M; each member is nudged towards the same observations.
 
+    Attributes:
+        history: The last analyses; a cycle that continues after a stop fills it again.
+
     Raises:
         ValueError: A setting is not positive.
     """
@@ -60,7 +63,7 @@ class Nudging:
         self.forecast, self.relaxation_hours = forecast, relaxation_hours
         self.hours, self.steps, self.members = hours, steps, members
         self._taper = DistanceWeights(grid, GaspariCohnTaper(radius_km))
-        self._history = AnalysisHistory(forecast, hours, 1)
+        self.history = AnalysisHistory(forecast, hours, 1)
 
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
@@ -71,18 +74,18 @@ class Nudging:
             ValueError: Shapes differ.
         """
         check_shapes(background, observations, math.prod(background.shape[2:]), self.members)
-        ages = self._history.ages(background)
+        ages = self.history.ages(background)
         seen = observations.mask.flatten(1).any(1)
         analysis = background.clone()
         for continued in (True, False):
             rows = seen & ((ages > 0) == continued)
             if bool(rows.any()):
-                start = self._history.back(1).analysis if continued else background
+                start = self.history.back(1).analysis if continued else background
                 fields = GriddedObservations(*(part[rows] for part in observations))
                 analysis[rows] = self._nudged(start[rows], fields, continued=continued)
         found = analysis.flatten(2).isfinite().all(2)[:, :, None, None, None]
         analysis = torch.where(found, analysis, background)
-        self._history.remember(analysis, observations, ages)
+        self.history.remember(analysis, observations, ages)
         return analysis
 
     def _nudged(

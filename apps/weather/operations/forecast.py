@@ -55,10 +55,10 @@ def forecast(
         place: Filled in by the command line.
         analyses: Filled in by the command line.
         forecast: ``model`` for the first forecast model of the configuration; ``shallow_water`` or
-            ``held_suarez``; a run folder or a file of ``train-forecast``; an ONNX file in the layout
-            of FengWu; or any callable ``(states, hours) -> states`` as ``package.module.Model`` or
-            ``my_model.py:Model``. Its attribute ``channels`` names the fields that it takes; without
-            it, it is given all of the store.
+            ``held_suarez``; a run folder or a file of ``train-forecast``; an ONNX file in the
+            layout of FengWu; or any callable ``(states, hours) -> states`` as
+            ``package.module.Model`` or ``my_model.py:Model``. Its attribute ``channels`` names the
+            fields that it takes; without it, it is given all of the store.
         forecast_arguments: Arguments of the class of the model, ``{"truncation": 42}``.
         start: Times of the analyses from which forecasts start, such as 2017-01-01T00, or first,
             last or all.

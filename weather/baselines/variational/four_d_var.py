@@ -36,6 +36,9 @@ class FourDVar:
         tolerance: The largest component of the gradient falls by this factor.
         max_iterations: Iterations after which a minimisation stops in any case.
 
+    Attributes:
+        history: The last analyses; a cycle that continues after a stop fills it again.
+
     Raises:
         ValueError: A setting is out of range.
     """
@@ -61,7 +64,7 @@ class FourDVar:
             )
         self.control, self.forecast = control, forecast
         self.hours, self.members = hours, members
-        self._history = AnalysisHistory(forecast, hours, cycles)
+        self.history = AnalysisHistory(forecast, hours, cycles)
 
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
@@ -72,13 +75,13 @@ class FourDVar:
             ValueError: Shapes differ.
         """
         check_shapes(background, observations, self.control.size, self.members)
-        ages = self._history.ages(background)
+        ages = self.history.ages(background)
         analysis = background.clone()
         rows, members = to_analyze(background, observations)
         for age in ages[rows].unique().tolist():
             here = ages[rows] == age
             where = (rows[here], members[here])
-            start = self._history.back(age).analysis if age else background
+            start = self.history.back(age).analysis if age else background
             cost = WindowCost(
                 self.control,
                 self.settings.scale,
@@ -88,12 +91,12 @@ class FourDVar:
             )
             found = cost.analyze(age * self.hours, self.settings)
             analysis[where] = finite_or(background[where], found)
-        self._history.remember(analysis, observations, ages)
+        self.history.remember(analysis, observations, ages)
         return analysis
 
     def _observed(self, rows: Tensor, age: int, observations: GriddedObservations) -> list[Timed]:
         """Return the observations of some timelines after the start of a window of some cycles."""
-        past = [self._history.back(cycles).observations for cycles in range(age - 1, 0, -1)]
+        past = [self.history.back(cycles).observations for cycles in range(age - 1, 0, -1)]
         return [
             Timed(
                 (age - len(past) + number) * self.hours,

@@ -1,0 +1,273 @@
+"""A cycle of forecasts and analyses, streamed to stores and continued after a kill."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from harness.files import Partial, remove, resuming
+from weather.assimilation import Remembering, Reports, WhereObserved, remembering
+from weather.baselines.assimilator import Assimilator
+from weather.baselines.history import AnalysisHistory
+from weather.cycle import Cycle, CycleStep, Forecast, advance, diverged
+from weather.data.streamed import StreamedStore, create_states
+from weather.metrics import DepartureSums
+from weather.observations.gridded import GriddedObservations
+from weather.progress import Progress, silent
+from weather.state import Normalizer
+
+ANALYSES, BACKGROUNDS, DEPARTURES = "analyses.zarr", "backgrounds.zarr", "departures.csv"
+COLUMNS = ("time", "channel", "used", "rejected", "ob_bias", "ob_rms", "oa_bias", "oa_rms")
+
+
+class CycleParts(NamedTuple):
+    """What a cycle is made of.
+
+    Attributes:
+        reports: Observations, gridded and checked time by time.
+        assimilator: The method, of one member.
+        forecast: The forecast model; refuses what is not finite.
+        hours: Length of a cycle.
+        units: Mean and standard deviation of every channel in the climate.
+        limit: Root mean square departure from that mean, in those standard deviations, of any
+            channel, beyond which a cycle has diverged.
+    """
+
+    reports: Reports
+    assimilator: Assimilator
+    forecast: Forecast
+    hours: float
+    units: Normalizer
+    limit: float
+
+
+def run_cycle(
+    parts: CycleParts,
+    first: Tensor,
+    times: np.ndarray,
+    path: Path,
+    *,
+    settings: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Reports:
+    """Cycle from a first background and write a folder of backgrounds, analyses and departures.
+
+    ``backgrounds.zarr`` and ``analyses.zarr`` are stores in the schema of WeatherBench 2,
+    ``departures.csv`` has one row for every cycle and channel: cells used and rejected, mean and
+    root mean square of observation minus background and minus analysis. A time without
+    observations keeps its background. All that a cycle depends on is on disk when the next one
+    begins: a call that is killed is continued by the same call, to the same bits, also with another
+    number of cycles.
+
+    Args:
+        parts: Observations, method and model.
+        first: (C,H,W), the background at the first time.
+        times: (T,) datetime64, ``hours`` apart.
+        path: Folder that is written.
+        settings: All that decides the result but the number of cycles.
+        attributes: Of both stores.
+        overwrite: Replace an existing folder.
+        progress: Shows how far the work is.
+
+    Returns:
+        The reports, with the counts of all cycles.
+
+    Raises:
+        GatesError: A background or an analysis has diverged or is not finite, the gross check
+            rejects all that the first cycle observes of a channel, or the path is taken.
+    """
+    with resuming(path, settings, overwrite=overwrite) as partial:
+        work = _Work(parts, partial, first, times, attributes)
+        with torch.no_grad():
+            work.run(progress)
+        work.finish(attributes)
+    return parts.reports
+
+
+class _Work:
+    """The cycles of one folder."""
+
+    def __init__(
+        self,
+        parts: CycleParts,
+        partial: Partial,
+        first: Tensor,
+        times: np.ndarray,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        self.parts, self.partial, self.times, self.first = parts, partial, times, first
+        self.channels = parts.reports.channels
+        folder = partial.content
+        if not partial.state:
+            remove(folder)
+            folder.mkdir()
+            for name in (ANALYSES, BACKGROUNDS):
+                create_states(folder / name, self.channels, parts.reports.grid, times=times,
+                              attributes=attributes)  # fmt: skip
+            (folder / DEPARTURES).write_text(_line(COLUMNS), encoding="utf-8")
+        else:
+            parts.reports.restore(partial.state["reports"])
+            os.truncate(folder / DEPARTURES, partial.state["bytes"])
+        self.analyses, self.backgrounds = (
+            StreamedStore(folder / name) for name in (ANALYSES, BACKGROUNDS)
+        )
+        self.done = int(partial.state.get("cycles", 0))
+        for store in (self.analyses, self.backgrounds):
+            store.resize(times)
+        if self.done > len(times):
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Drop cycles that are no longer wanted."""
+        self.done, reports = len(self.times), self.parts.reports
+        del reports.observed[self.done :], reports.rejected[self.done :]
+        path = self.partial.content / DEPARTURES
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(lines[: 1 + self.done * self.channels.num_channels]), "utf-8")
+        self._save()
+
+    def run(self, progress: Progress) -> None:
+        """Take the cycles that are missing."""
+        model = remembering(self.parts.forecast)
+        cycle = Cycle(
+            model,
+            WhereObserved(self.parts.assimilator),
+            self.parts.hours,
+            quality_control=lambda _, background: self._observed(model, background),
+        )
+        with progress("cycling", len(self.times)) as tick:
+            for _ in range(self.done):
+                tick()
+            steps = self._steps(cycle, model)
+            while self.done < len(self.times):
+                try:
+                    step = next(steps)
+                    self._check(step)
+                except GatesError as error:
+                    raise GatesError(f"{self._when()}: {error}{self._advice()}") from error
+                self._keep(step)
+                tick()
+
+    def _steps(self, cycle: Cycle, model: Remembering) -> Iterator[CycleStep]:
+        """Yield the cycles that are missing, from the analyses on disk."""
+        background, last = self.first[None], None
+        for number in range(max(self.done - _memory(self.parts.assimilator), 0), self.done):
+            if number:
+                background = self._forecast(model, number)
+            self._recall(model, background, number)
+        if self.done:
+            last = self._analysis(self.done - 1)
+            background = self._forecast(model, self.done)
+        nothing = GriddedObservations.absent((1, *self.first.shape))
+        previous = None if last is None else last[None]
+        left = len(self.times) - self.done
+        yield from cycle.run(background[None], [nothing] * left, previous)
+
+    def _forecast(self, model: Remembering, number: int) -> Tensor:
+        """Return the background (1,C,H,W) of a cycle, from the analyses before it."""
+        before = self._analysis(number - 2) if number > 1 else None
+        return advance(model, self._analysis(number - 1), self.parts.hours, before)
+
+    def _recall(self, model: Remembering, background: Tensor, number: int) -> None:
+        """Let a method that remembers its analyses remember one of them again."""
+        counts = self.parts.reports.state()
+        time = self.times[number]
+        seen = self.parts.reports.against(model, time, background[0], self.parts.hours)
+        self.parts.reports.restore(counts)
+        history = getattr(self.parts.assimilator, "history", None)
+        if isinstance(history, AnalysisHistory) and bool(seen.mask.any()):
+            ages = history.ages(background[None])
+            history.remember(self._analysis(number)[None], seen, ages)
+
+    def _analysis(self, number: int) -> Tensor:
+        """Return an analysis (1,C,H,W) from disk."""
+        return self.analyses.read_states(self.channels, (number,))[None]
+
+    def _observed(self, model: Remembering, background: Tensor) -> GriddedObservations:
+        reports = self.parts.reports
+        seen = reports.against(model, self.times[self.done], background[0], self.parts.hours)
+        if not self.done:
+            reports.require_plausible()
+        return seen
+
+    def _check(self, step: CycleStep) -> None:
+        """Refuse states that are not finite or have left the climate."""
+        mean = self.parts.units.mean.to(step.analysis)[:, None, None]
+        sd = self.parts.units.std.to(step.analysis)
+        for what, states in (("background", step.background), ("analysis", step.analysis)):
+            away = states[0, 0] - mean
+            if not bool(diverged(away, sd, self.parts.limit)):
+                continue
+            size = away.square().mean((-2, -1)).sqrt() / sd
+            worst = int(torch.where(size.isfinite(), size, torch.inf).argmax())
+            raise GatesError(
+                f"the {what} has diverged: {self.channels.labels[worst]} departs from its mean by "
+                f"{float(size[worst]):.3g} standard deviations, expected at most "
+                f"{self.parts.limit:g}; check units, weights and errors"
+            )
+
+    def _when(self) -> str:
+        stamp = np.datetime_as_string(self.times[self.done], unit="m")
+        return f"cycle {self.done + 1} of {len(self.times)}, {stamp}"
+
+    def _advice(self) -> str:
+        if not self.done:
+            return ""
+        return f"; {self.done} cycles are kept, --cycles {self.done} finishes with them"
+
+    def _keep(self, step: CycleStep) -> None:
+        """Write one cycle, and then that it is there."""
+        for store, states in ((self.backgrounds, step.background), (self.analyses, step.analysis)):
+            store.write_states(states[0, 0], self.channels, (self.done,))
+        rows = "".join(map(_line, self._rows(step)))
+        with (self.partial.content / DEPARTURES).open("a", encoding="utf-8") as file:
+            file.write(rows)
+        self.done += 1
+        self._save()
+
+    def _save(self) -> None:
+        size = (self.partial.content / DEPARTURES).stat().st_size
+        counts = self.parts.reports.state()
+        self.partial.save({"cycles": self.done, "bytes": size, "reports": counts})
+
+    def _rows(self, step: CycleStep) -> Iterator[tuple[str, ...]]:
+        """Yield what the observations of a cycle say of background and analysis."""
+        sums = DepartureSums.of(step.background[:, 0], step.analysis[:, 0], step.observations)
+        observed, passed = self.parts.reports.latest.tolist()
+        stamp = np.datetime_as_string(self.times[self.done], unit="m")
+        figures = (sums.background_bias(), sums.background_rms(),
+                   sums.analysis_bias(), sums.analysis_rms())  # fmt: skip
+        for channel, label in enumerate(self.channels.labels):
+            numbers = [float(one[channel]) for one in figures]
+            shown = [f"{number:.9g}" if passed[channel] else "" for number in numbers]
+            used = passed[channel]
+            yield (stamp, label, str(used), str(observed[channel] - used), *shown)
+
+    def finish(self, attributes: Mapping[str, Any]) -> None:
+        """Add to both stores what was used."""
+        reports = self.parts.reports
+        for store in (self.analyses, self.backgrounds):
+            store.set_attributes({**attributes, **reports.counts()})
+
+
+def _memory(assimilator: Assimilator) -> int:
+    """Return of how many cycles a method remembers something, with those that it is known from."""
+    history = getattr(assimilator, "history", None)
+    return history.length + 1 if isinstance(history, AnalysisHistory) else 0
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
