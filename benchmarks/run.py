@@ -184,12 +184,11 @@ def measure(
             rows.append(_plain(comparison, f"{name}, rate", rate, comparison.rate))
     compiled = [name for name in comparison.first_calls if name in timings]
     rows += [_plain(comparison, f"{n}, first call", 1e3 * timings[n].first, "ms") for n in compiled]
-    rows += [_limited(comparison, name, timings[name]) for name in comparison.seconds]
-    rows += [_tail(comparison, name, timings[name]) for name in comparison.tails]
+    for make, some in ((_limited, comparison.seconds), (_tail, comparison.tails)):
+        rows += [make(comparison, name, timings[name]) for name in some]
     for name, other in comparison.also.items():
         rows.append(_row(comparison, name, other, timings, None, f"{name}, over {other}"))
-    if comparison.peaks is not None:
-        rows += peak_rows(comparison, comparison.peaks, calls)
+    rows += peak_rows(comparison, comparison.peaks, calls) if comparison.peaks else []
     rows += [_figure(comparison, name, one) for name, one in comparison.figures.items()]
     absent = [f"{name}: {reason}" for name, reason in comparison.absent.items()]
     return rows + [_plain(comparison, name, None, f"ms/{comparison.unit}") for name in absent]

@@ -16,14 +16,14 @@ from torch import Tensor
 from apps.weather.choices import chosen_methods, chosen_networks, settings_of, tuned
 from apps.weather.forecast import NamedForecast, find_named
 from apps.weather.networks import Networks, fitted, load_trained, optimizers_of
-from apps.weather.operations.grids import require_grid
-from apps.weather.operations.origin import made_by
 from core_gates.errors import GatesError
 from harness.experiment import Run
 from harness.files import sha256
+from harness.runs.environment import made_by
 from harness.runs.ticker import ticking
 from weather.assimilation import WINDOW_HOURS, Analyses, ObservedBy, Reports, by_channel
 from weather.baselines.assimilator import Assimilator
+from weather.data.grids import require_grid
 from weather.data.store import naming
 from weather.data.tensors import dataset_grid, to_dataset, to_tensor
 from weather.data.wb2 import open_wb2

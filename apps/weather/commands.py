@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from apps.weather.assimilation import Assimilation, Inputs
 from apps.weather.checks import (
@@ -255,7 +256,7 @@ class WeatherTrainer(GatesRunTrainer):
         experiment = experiment_of(datamodule.source)
         job = CycleCommand(model, experiment, self._begin(datamodule), inputs, task)
         period = Period(start, cycles)
-        options = {"limit": divergence_limit, "overwrite": overwrite_output}
+        options: dict[str, Any] = {"limit": divergence_limit, "overwrite": overwrite_output}
         found = job.cycle(forecast, period, Path(output), **options)
         for line in summary(Path(output), found):
             print(line)

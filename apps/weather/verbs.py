@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 from harness.command.verbs import FunctionVerb, run_verb
@@ -25,6 +26,4 @@ def main(arguments: Sequence[str]) -> None:
         config = SIZES if arguments[0] == "plan" else DEFAULT_CONFIG
         run_verb("weather", FUNCTIONS, arguments, config=config)
         return
-    from apps.weather.commands import run  # imports Lightning
-
-    run(arguments)
+    importlib.import_module("apps.weather.commands").run(arguments)  # imports Lightning

@@ -91,10 +91,8 @@ def write_forecasts(
 ) -> list[np.datetime64]:
     """Forecast from every start and write each state as it is made.
 
-    The store has the dimensions time (the start), prediction_timedelta, number where the analyses
-    are an ensemble, level, latitude and longitude; the state at lead 0 is the analysis. A model of
-    two frames is given the analysis one step earlier where the store has it. A call that is killed
-    is continued by the same call, from the start that was under way.
+    The state at lead 0 is the analysis. A model of two frames is given the analysis one step
+    earlier where the store has it. A call that is killed is continued by the same call.
 
     Args:
         analyses: Opened by `weather.data.wb2.open_wb2` with these channels.
@@ -103,7 +101,7 @@ def write_forecasts(
         leads: Length and interval.
         path: Store that is written.
         starts: Times of the analyses.
-        settings: What else decides the forecasts: the store and the model.
+        settings: What else decides the forecasts.
         attributes: Of the store.
         overwrite: Replace an existing store.
         progress: Shows how far the work is.
@@ -115,11 +113,10 @@ def write_forecasts(
         GatesError: The leads do not fit the model, a state is not finite, or the path is taken.
     """
     leads.check(forecast)
-    stamps = [np.datetime_as_string(start, unit="s") for start in starts]
-    settings = {**settings, "starts": stamps, **leads._asdict(), "channels": list(channels.labels)}
     times, deltas = np.array(starts, "datetime64[ns]"), leads.deltas
-    members = analyses.sizes.get("number")
-    with resuming(path, settings, overwrite=overwrite) as partial:
+    stamps, members = np.datetime_as_string(times, unit="s"), analyses.sizes.get("number")
+    made = {"starts": stamps.tolist(), **leads._asdict(), "channels": list(channels.labels)}
+    with resuming(path, {**settings, **made}, overwrite=overwrite) as partial:
         if not partial.state:
             remove(partial.content)
             grid = dataset_grid(analyses)
@@ -128,17 +125,17 @@ def write_forecasts(
         done = partial.state.get("starts", 0)
         store = StreamedStore(partial.content)
         with progress("forecasting", len(starts) * len(deltas)) as tick, torch.no_grad():
-            _tick(tick, done * len(deltas))
-            for number in range(done, len(starts)):
+            for number in range(len(starts)):
+                if number < done:
+                    _tick(tick, len(deltas))
+                    continue
                 frames = _frames(analyses, channels, forecast, times[number])
                 for lead, states in enumerate(_rollout(forecast, leads, *frames, stamps[number])):
-                    found = states if members is not None else states[0]
-                    store.write_states(found, channels, (number, lead))
+                    store.write_states(states if members else states[0], channels, (number, lead))
                     tick()
                 partial.save({"starts": number + 1})
-    if not isinstance(forecast, FramesForecast):
-        return []
-    return [start for start in times if _earlier(analyses, forecast, start) is None]
+    two = isinstance(forecast, FramesForecast)
+    return [start for start in times if two and _earlier(analyses, forecast, start) is None]
 
 
 def _frames(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from apps.weather.assimilation import Assimilation, LeftOutTally
-from apps.weather.operations.origin import made_by
 from core_gates.errors import GatesError
 from harness.files import short_digest
+from harness.runs.environment import made_by
 from harness.runs.ticker import ticking
 from weather.assimilation import WINDOW_HOURS, Reports
 from weather.experiments.experiment import shown

@@ -6,19 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 from apps.weather.forecast import (
     CONFIGURED,
     NO_FORECAST,
     NamedForecast,
     named_forecast,
 )
-from apps.weather.operations.grids import require_grid
-from apps.weather.operations.origin import made_by
 from core_gates.errors import GatesError
 from harness.command.configfile import read_config
 from harness.command.verbs import Place
 from harness.files import require_apart, require_free
+from harness.runs.environment import made_by
 from harness.runs.ticker import ticking
+from weather.data.grids import require_grid
 from weather.data.tensors import dataset_grid
 from weather.data.wb2 import open_wb2
 from weather.operations.forecasts import (
@@ -27,6 +29,7 @@ from weather.operations.forecasts import (
     store_channels,
     write_forecasts,
 )
+from weather.state import ChannelSpec
 
 OF_ANALYSES = (
     "method", "weights_sha256", "background_error", "used_cells", "rejected_cells", "revision",
@@ -75,41 +78,44 @@ def forecast(
     leads = Leads(hours, every)
     leads.check(model.forecast)
     with open_wb2(analyses, model.channels) as dataset:
-        if "prediction_timedelta" in dataset.dims:
-            raise GatesError(f"{analyses} holds forecasts: select one prediction_timedelta")
-        if model.grid is not None:
-            require_grid(analyses, dataset_grid(dataset), model.grid, "the forecast model")
-        channels = model.channels or store_channels(dataset)
+        channels = _channels(dataset, analyses, model)
         starts = choose_starts(dataset, start, analyses)
-        first, last = str(dataset["time"].values[0]), str(dataset["time"].values[-1])
-        kept = {f"analysis_{n}": dataset.attrs[n] for n in OF_ANALYSES if n in dataset.attrs}
+        period = [str(dataset["time"].values[n]) for n in (0, -1)]
         source = {"analyses": analyses, **model.facts}
         alone = write_forecasts(
-            dataset,
-            channels,
-            model.forecast,
-            leads,
-            path,
-            starts=starts,
-            settings={**source, "arguments": forecast_arguments, "period": [first, last]},
-            attributes={
-                "title": "Forecasts by gates weather forecast",
-                "method": "forecast",
-                **source,
-                **kept,
-                **made_by(),
-            },
-            overwrite=overwrite_output,
+            dataset, channels, model.forecast, leads, path, starts=starts,
+            settings={**source, "arguments": forecast_arguments, "period": period},
+            attributes=_attributes(dataset, source), overwrite=overwrite_output,
             progress=ticking,
-        )
+        )  # fmt: skip
     if alone:
-        print(
-            f"{len(alone)} of {len(starts)} forecasts start from one state, since {analyses} has "
-            "none one step earlier"
-        )
+        print(f"{len(alone)} of {len(starts)} forecasts start from one state, since {analyses} has "
+              "none one step earlier")  # fmt: skip
     shown = ", ".join(channels.labels[:8]) + (", ..." if channels.num_channels > 8 else "")
     print(f"{len(starts)} forecasts of {len(leads.deltas)} states of {shown}")
     print(path)
+
+
+def _channels(dataset: xr.Dataset, analyses: str, model: NamedForecast) -> ChannelSpec:
+    """Return the channels that the model is given.
+
+    Raises:
+        GatesError: The store holds forecasts, or is on another grid than the model.
+    """
+    if "prediction_timedelta" in dataset.dims:
+        raise GatesError(f"{analyses} holds forecasts: select one prediction_timedelta")
+    if model.grid is not None:
+        require_grid(analyses, dataset_grid(dataset), model.grid, "the forecast model")
+    return model.channels or store_channels(dataset)
+
+
+def _attributes(dataset: xr.Dataset, source: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the store says of model and analyses."""
+    kept = {
+        f"analysis_{name}": dataset.attrs[name] for name in OF_ANALYSES if name in dataset.attrs
+    }
+    title = {"title": "Forecasts by gates weather forecast", "method": "forecast"}
+    return {**title, **source, **kept, **made_by()}
 
 
 def _model(place: Place, name: str, arguments: Mapping[str, Any] | None) -> NamedForecast:

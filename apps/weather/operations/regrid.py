@@ -6,9 +6,9 @@ import difflib
 from pathlib import Path
 from typing import Literal
 
-from apps.weather.operations.origin import made_by
 from core_gates.errors import GatesError
 from harness.files import require_apart, require_free
+from harness.runs.environment import made_by
 from harness.runs.ticker import ticking
 from weather.grid import Grid
 from weather.grid_names import EXAMPLES, named_grid
