@@ -28,7 +28,7 @@ OUTAGE = (3, 4)
 
 
 def truth(number):
-    """A wave that moves eastwards by one column a cycle."""
+    """A wave that moves eastwards by a column in every cycle."""
     wave = (2 * torch.pi * torch.arange(12) / 12).sin().roll(number) * 5
     base = torch.tensor([285.0, 280.0, 255.0])[:, None, None]
     return (base + wave).expand(3, 8, 12).float()
