@@ -1,0 +1,161 @@
+"""Reading a training cache frame by frame, the next ones in advance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from weather.data.cache.blocks import contiguous_block
+from weather.data.cache.layout import Shards, open_frames
+from weather.state import Normalizer
+
+
+class FrameCache:
+    """The frames of a cache, read one by one; a thread reads ahead what will be asked for.
+
+    Processes that get a copy open the files themselves.
+
+    Args:
+        path: Folder that :func:`weather.data.cache.writing.write_cache` wrote.
+
+    Attributes:
+        channels: Its C channels.
+        grid: Its H latitudes and W longitudes.
+        times: (T,) datetime64, ascending.
+        identity: What the frames are made of.
+
+    Raises:
+        GatesError: It is missing or damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._open()
+
+    def _open(self) -> None:
+        self._frames, layout = open_frames(self.path)
+        self._shards = Shards(self.path, self._frames)
+        self.channels, self.grid, self.times, self.identity = layout
+        self._reader: ThreadPoolExecutor | None = None
+        self._waiting: dict[int, Future[Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path = state["path"]
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getitem__(self, position: int) -> Tensor:
+        """Return a frame (C,H,W), float32.
+
+        Raises:
+            GatesError: It is missing or damaged.
+        """
+        waiting = self._waiting.pop(position, None)
+        return self._read(position) if waiting is None else waiting.result()
+
+    def ahead(self, positions: Iterable[int]) -> None:
+        """Begin to read frames that will be asked for next, and forget all others read ahead."""
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="frames")
+        wanted = dict.fromkeys(positions)
+        for position in self._waiting.keys() - wanted.keys():
+            self._waiting.pop(position).cancel()
+        for position in wanted.keys() - self._waiting.keys():
+            self._waiting[position] = self._reader.submit(self._read, position)
+
+    def normalizer(self) -> Normalizer:
+        """Return mean and standard deviation of every channel.
+
+        Raises:
+            GatesError: The cache was written without them.
+        """
+        found = [self._frames.attrs.get(name) for name in ("mean", "sd")]
+        if None in found:
+            raise GatesError(f"{self.path} has no statistics: delete it, so that it is made again")
+        return Normalizer(*(torch.tensor(values, dtype=torch.float32) for values in found))
+
+    def positions(self, times: np.ndarray) -> np.ndarray:
+        """Return the positions (N,) of some times, -1 where the cache lacks one."""
+        own = self.times.astype("datetime64[s]")
+        wanted = np.asarray(times).astype("datetime64[s]")
+        places = np.searchsorted(own, wanted).clip(max=max(len(own) - 1, 0))
+        return np.where(own[places] == wanted, places, -1)
+
+    def _read(self, position: int) -> Tensor:
+        try:
+            frame = self._shards.read(int(position))
+        except (OSError, ValueError) as error:
+            raise self._damaged(position, str(error)) from error
+        if not bool(frame.flatten(1).sum(1).isfinite().all()):
+            raise self._damaged(position, "values that are not finite")
+        return frame
+
+    def _damaged(self, position: int, reason: str) -> GatesError:
+        stamp = np.datetime_as_string(self.times[position], unit="m")
+        return GatesError(
+            f"{self.path}: the frame of {stamp} is damaged ({reason}): delete the cache, so that "
+            "it is made again"
+        )
+
+
+class FrameLoader:
+    """Frames in order of time, each read while the one before it is in use.
+
+    Every worker of every rank gets a contiguous block of the positions. A loader that is restored
+    continues with the frame after the last one that it gave.
+
+    Args:
+        cache: The frames.
+        positions: Which of them, in order; all if None.
+        parts: Workers of all ranks.
+        part: Number of this one.
+
+    Attributes:
+        position: Frames given in the present pass.
+    """
+
+    def __init__(
+        self,
+        cache: FrameCache,
+        positions: Iterable[int] | None = None,
+        *,
+        parts: int = 1,
+        part: int = 0,
+    ) -> None:
+        every = list(range(len(cache)) if positions is None else positions)
+        own = contiguous_block(len(every), parts, part)
+        self.cache, self.positions = cache, every[own.start : own.stop]
+        self.position = 0
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield tensors (C,H,W) from the position on; the next pass begins at the first again."""
+        self.position %= max(len(self), 1)
+        while self.position < len(self):
+            frame = self.cache[self.positions[self.position]]
+            self.position += 1
+            self.cache.ahead(self.positions[self.position : self.position + 1])
+            yield frame
+            del frame  # whoever iterates has it now
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position, for a checkpoint."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at the position of a checkpoint."""
+        self.position = state["position"]

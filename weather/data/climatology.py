@@ -1,0 +1,245 @@
+"""Climatology by day of the year and hour, of states that do not fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dask.array
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from harness.files import replacing
+from weather.grid import Grid
+from weather.progress import Tick, no_tick
+from weather.state import ChannelSpec
+from weather.variables import attributes_of
+
+DAYS = 366  # day 60 is 29 February in leap years, and day 366 exists in them alone
+WINDOW_DAYS = 61
+
+
+class Calendar(NamedTuple):
+    """Where the times of a series belong.
+
+    Attributes:
+        hours: Hours of the day that occur, ascending.
+        hour: (T,) index in ``hours``.
+        day: (T,) day of the year, from 0.
+    """
+
+    hours: tuple[int, ...]
+    hour: np.ndarray
+    day: np.ndarray
+
+    @classmethod
+    def of(cls, times: np.ndarray) -> Calendar:
+        """Return the calendar of times (T,), datetime64."""
+        days = times.astype("datetime64[D]")
+        day = (days - times.astype("datetime64[Y]").astype("datetime64[D]")).astype(int)
+        hour = (times.astype("datetime64[h]") - days.astype("datetime64[h]")).astype(int)
+        hours, index = np.unique(hour, return_inverse=True)
+        return cls(tuple(hours.tolist()), index, day)
+
+
+def daily_climatology(
+    frames: Any,
+    times: np.ndarray,
+    positions: Sequence[int] | None = None,
+    *,
+    window_days: int = WINDOW_DAYS,
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield the climatology of every hour and day of the year: the weighted mean of days around.
+
+    The weight falls linearly from 1 on the day itself to 0 beyond half a window, around the end of
+    the year; every frame of these days counts alike, whatever its year. Sums run from day to day: a
+    triangle moves by one day when what lies ahead of it is added and what it has passed is taken
+    away, so that few frames are in memory at a time, and each is read three times.
+
+    Args:
+        frames: (T,C,H,W), a Zarr or a NumPy array.
+        times: (T,) datetime64.
+        positions: Times that count, all if None.
+        window_days: Odd number of days.
+
+    Yields:
+        Hour of the day, day of the year from 0, mean (C,H,W) in float64. A day without any frame in
+        its window is left out.
+
+    Raises:
+        ValueError: The window is even, negative or longer than a year, or there is no frame.
+    """
+    if not (window_days % 2 and 0 < window_days < DAYS):
+        raise ValueError(f"window_days is {window_days}, expected an odd number of days below 366")
+    every = np.arange(len(times)) if positions is None else np.asarray(positions)
+    if not len(every):
+        raise ValueError("cannot compute a climatology: there is no frame")
+    calendar = Calendar.of(times[every])
+    for number, hour in enumerate(calendar.hours):
+        own = calendar.hour == number
+
+        def bin_of(day: int, own: np.ndarray = own) -> tuple[np.ndarray, int]:
+            found = every[own & (calendar.day == day % DAYS)]
+            return _total(frames, found), len(found)
+
+        for day, mean in _running(bin_of, window_days // 2):
+            yield hour, day, mean
+
+
+def _total(frames: Any, positions: np.ndarray) -> np.ndarray:
+    """Return the sum (C,H,W) of some frames in float64."""
+    total = np.zeros(frames.shape[1:])
+    for position in positions.tolist():
+        total += np.asarray(frames[position])
+    return total
+
+
+class _Sum:
+    """A sum of frames and their number that grows and shrinks."""
+
+    def __init__(self, total: np.ndarray, count: int) -> None:
+        self.total, self.count = total, count
+
+    def add(self, other: tuple[np.ndarray, int], sign: int = 1) -> None:
+        self.total += other[0] if sign > 0 else -other[0]
+        self.count += sign * other[1]
+
+
+def _running(
+    bin_of: Callable[[int], tuple[np.ndarray, int]], half: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the mean of each day under a triangle of ``half`` days on either side.
+
+    With S(d) the sum of day d and h = half + 1, the triangle T(d) = sum (1 - |k| / h) S(d + k)
+    obeys h (T(d + 1) - T(d)) = sum of S from d + 1 to d + h, minus sum from d - half to d.
+    """
+    reach = half + 1
+    triangle = _Sum(*(np.zeros_like(bin_of(0)[0]), 0))
+    ahead, passed = (_Sum(np.zeros_like(triangle.total), 0) for _ in range(2))
+    for offset in range(-half, reach + 1):
+        found = bin_of(offset)
+        weight = reach - abs(offset)
+        triangle.add((weight * found[0], weight * found[1]))
+        (ahead if offset > 0 else passed).add(found)
+    for day in range(DAYS):
+        if triangle.count > 0:
+            yield day, triangle.total / triangle.count
+        triangle.add((ahead.total, ahead.count))
+        triangle.add((passed.total, passed.count), -1)
+        nearest, oldest = bin_of(day + 1), bin_of(day - half)
+        ahead.add(nearest, -1)
+        ahead.add(bin_of(day + reach + 1))
+        passed.add(nearest)
+        passed.add(oldest, -1)
+
+
+def write_climatology(
+    path: Path,
+    frames: Any,
+    channels: ChannelSpec,
+    grid: Grid,
+    times: np.ndarray,
+    positions: Sequence[int] | None = None,
+    *,
+    window_days: int = WINDOW_DAYS,
+    attributes: dict[str, Any] | None = None,
+    tick: Tick = no_tick,
+) -> Path:
+    """Write :func:`daily_climatology` in the layout of WeatherBench 2, whole or not at all.
+
+    Variables (hour, dayofyear[, level], latitude, longitude), float32, under the names of the data,
+    days of the year from 1; days without data are NaN.
+
+    Args:
+        path: Folder of the Zarr store.
+        frames: (T,C,H,W).
+        channels: The C channels.
+        grid: The H latitudes and W longitudes.
+        times: (T,) datetime64.
+        positions: Times that count, all if None.
+        window_days: Odd number of days.
+        attributes: Of the store.
+        tick: Called for every hour and day.
+    """
+    chosen = times if positions is None else times[np.asarray(positions)]
+    hours = Calendar.of(chosen).hours
+    with replacing(path) as partial:
+        _empty(channels, grid, hours, attributes or {}).to_zarr(
+            partial, compute=False, zarr_format=2, consolidated=True,
+            encoding={name: {"_FillValue": np.float32(np.nan)} for name in _names(channels)},
+        )  # fmt: skip
+        for hour, day, mean in daily_climatology(frames, times, positions, window_days=window_days):
+            surface, upper = channels.split(torch.from_numpy(mean.astype(np.float32)))
+            field = {name: surface[number] for number, name in enumerate(channels.surface)}
+            field |= {name: upper[number] for number, name in enumerate(channels.upper)}
+            block = xr.Dataset(
+                {name: (_dims(channels, name), value[None, None].numpy())
+                 for name, value in field.items()}
+            )  # fmt: skip
+            index = hours.index(hour)
+            region = {"hour": slice(index, index + 1), "dayofyear": slice(day, day + 1)}
+            block.to_zarr(partial, region=region)
+            tick()
+    return path
+
+
+def read_climatology(path: Path, channels: ChannelSpec, time: np.datetime64) -> Tensor:
+    """Return the climatology (C,H,W) of a time, float32.
+
+    Raises:
+        GatesError: The store is missing or damaged, or has no data of that day and hour.
+    """
+    calendar = Calendar.of(np.asarray([time]))
+    try:
+        with xr.open_zarr(path, chunks=None, consolidated=True) as dataset:
+            found = dataset.sel(hour=calendar.hours[0], dayofyear=int(calendar.day[0]) + 1)
+            fields = [found[name].values for name in channels.surface]
+            fields += [level for name in channels.upper for level in found[name].values]
+    except Exception as error:  # readers raise errors of many types
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise GatesError(
+            f"{path}: no climatology of {np.datetime_as_string(time, unit='m')} can be read "
+            f"({reason}): delete it, so that it is made again"
+        ) from error
+    mean = torch.from_numpy(np.stack(fields))
+    if not bool(mean.isfinite().all()):
+        raise GatesError(
+            f"{path} has no data of {np.datetime_as_string(time, unit='m')}, a day and hour far "
+            "from all training times: give more training times or a longer window_days"
+        )
+    return mean
+
+
+def _names(channels: ChannelSpec) -> tuple[str, ...]:
+    return (*channels.surface, *channels.upper)
+
+
+def _dims(channels: ChannelSpec, name: str) -> tuple[str, ...]:
+    level = ("level",) if name in channels.upper else ()
+    return ("hour", "dayofyear", *level, "latitude", "longitude")
+
+
+def _empty(
+    channels: ChannelSpec, grid: Grid, hours: tuple[int, ...], attributes: dict[str, Any]
+) -> xr.Dataset:
+    """Return the store without its values."""
+    coordinates: dict[str, Any] = {
+        "hour": np.asarray(hours, dtype=np.int64),
+        "dayofyear": np.arange(1, DAYS + 1),
+        "latitude": grid.latitude.numpy(),
+        "longitude": grid.longitude.numpy(),
+    }
+    if channels.levels:
+        coordinates["level"] = np.asarray(channels.levels, dtype=np.int64)
+    variables = {}
+    for name in _names(channels):
+        dims = _dims(channels, name)
+        shape = [len(coordinates[dim]) for dim in dims]
+        chunks = [1, 1, *shape[2:]]
+        values = dask.array.full(shape, np.nan, dtype=np.float32, chunks=chunks)
+        variables[name] = (dims, values, attributes_of(name))
+    return xr.Dataset(variables, coordinates, attributes)
