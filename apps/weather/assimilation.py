@@ -30,6 +30,7 @@ from weather.data.wb2 import open_wb2
 from weather.data.write import write_wb2
 from weather.experiments.experiment import Experiment, expecting
 from weather.experiments.method import choice_name
+from weather.experiments.reanalysis.data import ReanalysisData
 from weather.models.adas.forms import FORMS
 from weather.observations.superob import left_out
 from weather.observations.table import OUT_OF_RANGE, ObservationTable
@@ -37,12 +38,14 @@ from weather.operations.forecasts import choose_starts
 from weather.state import ChannelSpec
 from weather.training.module import AdasModule
 
+LARGE_BYTES = 2**28  # of a background store; more are not read as a whole
+
 
 class Inputs(NamedTuple):
     """What the analyses are made of.
 
     Attributes:
-        background: WeatherBench-2 store.
+        background: WeatherBench-2 store; None for the backgrounds of the experiment.
         observations: Table of reports.
         method: Name of the method.
         weights: File of the network; None for that of the run folder or the package.
@@ -52,7 +55,7 @@ class Inputs(NamedTuple):
         observation_operator: How the background at a report is found.
     """
 
-    background: str
+    background: str | None
     observations: str
     method: str
     weights: str | None = None
@@ -108,7 +111,9 @@ class Assimilation:
                 "or the class path of another one"
             )
         table = self._table()
-        states, times = self._background(self.inputs.background)
+        states, times = self._background(
+            self.inputs.background, table=table, last=forecast is not None
+        )
         if forecast is not None:
             step = np.timedelta64(round(self.model.hours * 3600), "s")
             times = times[-1] + np.arange(cycles) * step
@@ -137,8 +142,8 @@ class Assimilation:
         )
         dataset.attrs = {
             "title": "Analyses by gates weather assimilate",
+            "background": inputs.background or "",
             **self.attributes,
-            "background": inputs.background,
             "observations": inputs.observations,
             "observations_sha256": sha256(Path(inputs.observations)),
             "window_hours": WINDOW_HOURS,
@@ -188,19 +193,70 @@ class Assimilation:
             "that time"
         )
 
-    def _background(self, path: str, start: str | None = None) -> tuple[Tensor, np.ndarray]:
-        """Return all states (T,C,H,W) of a store with their times, or the one of a start."""
+    def _background(
+        self,
+        path: str | None,
+        start: str | None = None,
+        table: ObservationTable | None = None,
+        *,
+        last: bool = False,
+    ) -> tuple[Tensor, np.ndarray]:
+        """Return states (T,C,H,W) of a store with their times, or the one of a start.
+
+        Args:
+            path: The store; None for the backgrounds of the experiment.
+            start: The only time that is wanted.
+            table: Of a large store, only the times that have reports are wanted.
+            last: Of a large store, only the last time is wanted, where a cycle begins.
+        """
+        if path is None:
+            return self._own_background(table, last=last)
         with open_wb2(path, self.experiment.channels) as dataset:
             require_grid(path, dataset_grid(dataset), self.experiment.grid)
             if "prediction_timedelta" in dataset.dims:
                 raise GatesError(f"{path} holds forecasts: select one prediction_timedelta")
             if start is not None:
                 dataset = dataset.sel(time=choose_starts(dataset, [start], path))
+            elif table is not None and dataset.nbytes > LARGE_BYTES:
+                dataset = dataset.isel(time=self._wanted(dataset["time"].values, table, last))
             with naming(path):
                 states = to_tensor(dataset, self.experiment.channels)
             if states.ndim == 5:
                 states = states.mean(1)  # the mean of an ensemble is its best single state
             return states, dataset["time"].values
+
+    def _own_background(self, table: ObservationTable | None, *, last: bool) -> tuple[Tensor, np.ndarray]:
+        """Return those of the experiment that have reports, or the last one.
+
+        Raises:
+            GatesError: The experiment has none.
+        """
+        experiment = self.experiment
+        if table is None or not isinstance(experiment, ReanalysisData):
+            raise GatesError(
+                "--background is missing: give a store in the schema of WeatherBench 2 with the "
+                "channels and the grid of the configuration"
+            )
+        experiment.prepare(ticking)
+        times = experiment.background_times
+        chosen = times[self._wanted(times, table, last)]
+        self.attributes["background"] = f"{experiment.background.name}, of {experiment.store_path}"
+        return experiment.background_states(chosen), chosen
+
+    def _wanted(self, times: np.ndarray, table: ObservationTable, last: bool) -> np.ndarray:
+        """Return the positions of the times that have reports, or of the last time alone."""
+        if last:
+            return np.asarray([len(times) - 1])
+        self._require_reports(table, times)
+        window = np.timedelta64(round(3600 * WINDOW_HOURS), "s")
+        reports = np.sort(table.frame["time"].to_numpy(dtype="datetime64[s]"))
+        starts = np.searchsorted(reports, times - window)
+        ends = np.searchsorted(reports, times + window, side="right")
+        near = ends > starts
+        if self.inputs.observation_operator == "interpolation_in_time":
+            near[:-1] |= (ends > starts)[1:]
+            near[1:] |= (ends > starts)[:-1]
+        return np.flatnonzero(near)
 
     def _reports(
         self,

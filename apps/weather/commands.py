@@ -17,6 +17,7 @@ from apps.weather.checks import (
     truth_store,
 )
 from apps.weather.choices import Budget, Tuning, settings_of
+from apps.weather.forecast import find_forecast
 from apps.weather.forecasting import VERB as TRAIN_FORECAST
 from apps.weather.forecasting import ForecastCLI
 from apps.weather.networks import (
@@ -29,6 +30,7 @@ from apps.weather.networks import (
 )
 from apps.weather.observing import observe_store
 from apps.weather.operations.cycle import CycleCommand, Period, summary
+from apps.weather.own_store import fill_cache, fill_network, is_own_store, lengthened
 from apps.weather.pieces import NEUTRAL, fit_piece, form_of
 from apps.weather.report import add_to_page
 from apps.weather.scoring import score
@@ -139,7 +141,7 @@ class WeatherTrainer(GatesRunTrainer):
         run = self._begin(datamodule, only=only)
         experiment.make_truth(ticking)
         tuning = Tuning(experiment, Training(model, datamodule), densities, budget)
-        choices = tuning.classical(run) | tuning.networks(run, COMPARED, ())
+        choices = tuning.classical(run) | tuning.networks(run, experiment.forms, ())
         for name, choice in choices.items():
             setting = "  ".join(f"{key} {value:.3g}" for key, value in choice.setting.items())
             print(f"{name}  {setting}")
@@ -149,8 +151,8 @@ class WeatherTrainer(GatesRunTrainer):
         self,
         model: AdasModule,
         datamodule: AssimilationDataModule,
-        background: str,
         observations: str,
+        background: str | None = None,
         method: str = "adas_increment",
         task: str | None = None,
         weights: str | None = None,
@@ -171,8 +173,9 @@ class WeatherTrainer(GatesRunTrainer):
         Args:
             model: Filled in by the command line.
             datamodule: Filled in by the command line.
-            background: WeatherBench-2 store with the channels and the grid of the configuration.
             observations: Table of observations, Parquet or CSV.
+            background: WeatherBench-2 store with the channels and the grid of the configuration; of
+                `reanalysis`, that of its `data.background` if not given.
             method: ``adas_increment``, ``adas_official``, ``oi``, ``inverse_distance`` or another.
             task: Task whose stored settings and background error are used; by default the first.
             weights: Weights or checkpoint of the network; if not given those of the run folder,
@@ -298,9 +301,8 @@ class WeatherTrainer(GatesRunTrainer):
             check_tuning(experiment, tuning)
         part = (*only, *experiment.base) if only else ()
         run = self._begin(datamodule, quick=not full, only=part, seeds=seeds)
-        forms = tuple(form for form in (*COMPARED, "open_gate") if not only or form in only)
-        if not open_gate and "open_gate" not in only:
-            forms = tuple(form for form in forms if form in COMPARED)
+        asked = only or (*experiment.forms, *(["open_gate"] if open_gate else []))
+        forms = tuple(form for form in (*COMPARED, "open_gate") if form in asked)
         pinned = None
         if ckpt_path:
             form = form_of(run.settings)
@@ -358,8 +360,28 @@ class WeatherCLI(GatesRunCLI):
     package = "weather"
     neutral = NEUTRAL
 
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse; ``--data.store X`` and the like are short for options of the user's own store."""
+        super().parse_arguments(parser, lengthened(args) if isinstance(args, list) else args)
+
+    def before_instantiate_classes(self) -> None:
+        """Take the shape of the network from the user's own store."""
+        options = self.config[self.subcommand]
+        own = is_own_store(options)
+        if own:
+            fill_network(options)
+        super().before_instantiate_classes()
+        if own:
+            fill_cache(options, self.run_folder.path)
+
     def after_instantiate_classes(self) -> None:
         """Refuse data that is damaged, or not that of the model, before a run folder is claimed."""
+        source = self.datamodule.source
+        if is_own_store(self.config[self.subcommand]):
+            source.find_model = partial(
+                find_forecast, model=self.model, channels=source.channels,
+                option="--data.background",
+            )  # fmt: skip
         if self.subcommand == "fit":
             self.model.check_source(self.datamodule.source)
             check_prepared(self.datamodule.source)

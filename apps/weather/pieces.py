@@ -11,8 +11,11 @@ from weather.experiments.method import Setting
 from weather.models.adas.forms import FORMS
 
 NETWORK, SOURCE = "model.network.init_args", "data.source.init_args"
-NEUTRAL = (f"{SOURCE}.recording", f"{SOURCE}.world.init_args.path", f"{NETWORK}.recompute")
-"""Options that decide no result: paths of data that the settings determine, and memory."""
+NEUTRAL = (
+    f"{SOURCE}.recording", f"{SOURCE}.world.init_args.path", f"{SOURCE}.store", f"{SOURCE}.cache",
+    f"{NETWORK}.recompute",
+)  # fmt: skip
+"""Options that decide no result: paths of data whose content or settings count, and memory."""
 
 SOURCE_SEED = f"{SOURCE}.seed"
 BUDGET = ("cycles", "steps", "densities")

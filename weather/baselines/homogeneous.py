@@ -59,6 +59,7 @@ class HomogeneousCovariance:
         self._deviation = standard_deviation.flatten().to(self.dtype)
         self._correlation = channel_correlation.to(self.dtype)
         self._points = GridPoints(grid)
+        self.grid = grid
         self.length_km = length_km
         self.size = len(self._deviation)
 
@@ -81,6 +82,20 @@ class HomogeneousCovariance:
         root = covariance.diagonal().sqrt()
         deviation = by_row[:, :, None].expand(-1, -1, grid.shape[1])
         return cls(deviation, covariance / root[:, None] / root, grid, length_km=length_km)
+
+    @property
+    def deviation(self) -> Tensor:
+        """(C,H,W) of the background error."""
+        return self._deviation.view(-1, *self.grid.shape)
+
+    @property
+    def channel_correlation(self) -> Tensor:
+        """(C,C)."""
+        return self._correlation
+
+    def with_length(self, length_km: float) -> Self:
+        """Return the same covariance with another half width of the correlation."""
+        return type(self)(self.deviation, self.channel_correlation, self.grid, length_km=length_km)
 
     def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
         """Return B at some rows (R,) and columns (K,), or all columns if None."""

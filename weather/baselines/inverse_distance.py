@@ -8,10 +8,12 @@ from torch import Tensor
 
 from weather.baselines.assimilator import check_shapes
 from weather.baselines.geometry import DistanceWeights
+from weather.baselines.zonal import ZonalFunction, has_equal_steps
 from weather.grid import Grid
 from weather.observations.gridded import GriddedObservations
 
 _NEAREST_KM = 1e-3  # shorter distances count as this one: an observed point keeps its value
+_MATRIX_BYTES = 128 * 2**20  # of weights in float64; larger ones are applied piece by piece
 
 
 class InverseDistance:
@@ -54,7 +56,12 @@ class InverseDistance:
         self.of = of
         self.members = members
         self._background_weight = background_km**-power
-        self._weights = DistanceWeights(grid, lambda km: km.clamp(min=_NEAREST_KM) ** -power)
+        self._grid, self._power = grid, power
+        self._weights = DistanceWeights(grid, self._weight)
+        self._zonal: ZonalFunction | None = None
+
+    def _weight(self, km: Tensor) -> Tensor:
+        return km.clamp(min=_NEAREST_KM) ** -self._power
 
     def analyse(self, background: Tensor, observations: GriddedObservations) -> Tensor:
         """Return the analysis; see `weather.baselines.assimilator.Assimilator`.
@@ -74,12 +81,21 @@ class InverseDistance:
     def _timeline(self, states: Tensor, values: Tensor, present: Tensor) -> Tensor:
         """Analyse (M, C, P) with observations and mask (C, P)."""
         seen = present.any(0).nonzero().flatten()
-        weights = self._weights.at(seen, states.dtype)
         present = present[:, seen]
-        total = present.to(states) @ weights  # (C, P)
         if self.of == "observations":
-            spread = (values[:, seen] * present) @ weights / total
-            return torch.where(present.any(1)[:, None], spread, states)
+            total, spread = self._sums(seen, present.to(states), values[:, seen] * present)
+            return torch.where(present.any(1)[:, None], spread / total, states)
         innovation = torch.where(present, values[:, seen] - states[:, :, seen], 0.0)
-        increment = innovation @ weights / (total + self._background_weight)
+        total, increment = self._sums(seen, present.to(states), innovation)
+        increment = increment / (total + self._background_weight)
         return states + torch.where(present.any(1)[:, None], increment, 0.0)
+
+    def _sums(self, seen: Tensor, *values: Tensor) -> list[Tensor]:
+        """Return the sums (..., P) of values (..., R) at the points ``seen``, by distance."""
+        large = 8 * len(seen) * math.prod(self._grid.shape) > _MATRIX_BYTES
+        if large and has_equal_steps(self._grid):
+            if self._zonal is None:
+                self._zonal = ZonalFunction(self._grid, self._weight)
+            return self._zonal.weighted(seen, *values)
+        weights = self._weights.at(seen, values[0].dtype)
+        return [value @ weights for value in values]

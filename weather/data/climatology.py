@@ -10,6 +10,7 @@ import dask.array
 import numpy as np
 import torch
 import xarray as xr
+import zarr
 from torch import Tensor
 
 from core_gates.errors import GatesError
@@ -172,17 +173,15 @@ def write_climatology(
             partial, compute=False, zarr_format=2, consolidated=True,
             encoding={name: {"_FillValue": np.float32(np.nan)} for name in _names(channels)},
         )  # fmt: skip
+        group = zarr.open_group(partial, mode="r+", use_consolidated=False)
+        arrays: dict[str, Any] = {name: group[name] for name in _names(channels)}
         for hour, day, mean in daily_climatology(frames, times, positions, window_days=window_days):
             surface, upper = channels.split(torch.from_numpy(mean.astype(np.float32)))
-            field = {name: surface[number] for number, name in enumerate(channels.surface)}
-            field |= {name: upper[number] for number, name in enumerate(channels.upper)}
-            block = xr.Dataset(
-                {name: (_dims(channels, name), value[None, None].numpy())
-                 for name, value in field.items()}
-            )  # fmt: skip
-            index = hours.index(hour)
-            region = {"hour": slice(index, index + 1), "dayofyear": slice(day, day + 1)}
-            block.to_zarr(partial, region=region)
+            place = hours.index(hour), day
+            for number, name in enumerate(channels.surface):
+                arrays[name][place] = surface[number].numpy()
+            for number, name in enumerate(channels.upper):
+                arrays[name][place] = upper[number].numpy()
             tick()
     return path
 

@@ -126,6 +126,7 @@ class Experiment(ProblemSource, Protocol):
     """A source of training problems whose truth is known for tuning and testing, too.
 
     Attributes:
+        forms: Forms of Adas that take part unless others are asked for.
         reference: Method that others are compared with in figures.
         base: Methods that the figures of all others need.
         decisive: Arguments of the source that decide truth, classical methods and scores; the
@@ -135,6 +136,7 @@ class Experiment(ProblemSource, Protocol):
         attribution: Who made the data; empty if they are our own.
     """
 
+    forms: tuple[str, ...]
     reference: str
     base: tuple[str, ...]
     decisive: tuple[str, ...]

@@ -16,6 +16,8 @@ from weather.data.cache.blocks import contiguous_block
 from weather.data.cache.layout import Shards, open_frames
 from weather.state import Normalizer
 
+AHEAD_BYTES = 256 * 2**20
+
 
 class FrameCache:
     """The frames of a cache, read one by one; a thread reads ahead what will be asked for.
@@ -43,6 +45,7 @@ class FrameCache:
         self._frames, layout = open_frames(self.path)
         self._shards = Shards(self.path, self._frames)
         self.channels, self.grid, self.times, self.identity = layout
+        self._most = max(1, AHEAD_BYTES // layout.frame_bytes)
         self._reader: ThreadPoolExecutor | None = None
         self._waiting: dict[int, Future[Tensor]] = {}
 
@@ -66,14 +69,17 @@ class FrameCache:
         return self._read(position) if waiting is None else waiting.result()
 
     def ahead(self, positions: Iterable[int]) -> None:
-        """Begin to read frames that will be asked for next, and forget all others read ahead."""
+        """Begin to read frames that will be asked for soon.
+
+        At most 256 MiB of them wait, and one at least; the oldest are forgotten first.
+        """
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="frames")
-        wanted = dict.fromkeys(positions)
-        for position in self._waiting.keys() - wanted.keys():
+        for position in positions:
+            if position not in self._waiting:
+                self._waiting[position] = self._reader.submit(self._read, position)
+        for position in list(self._waiting)[: max(0, len(self._waiting) - self._most)]:
             self._waiting.pop(position).cancel()
-        for position in wanted.keys() - self._waiting.keys():
-            self._waiting[position] = self._reader.submit(self._read, position)
 
     def normalizer(self) -> Normalizer:
         """Return mean and standard deviation of every channel.
@@ -85,6 +91,11 @@ class FrameCache:
         if None in found:
             raise GatesError(f"{self.path} has no statistics: delete it, so that it is made again")
         return Normalizer(*(torch.tensor(values, dtype=torch.float32) for values in found))
+
+    @property
+    def frames(self) -> Any:
+        """The Zarr array (T,C,H,W), for what needs all frames."""
+        return self._frames
 
     def positions(self, times: np.ndarray) -> np.ndarray:
         """Return the positions (N,) of some times, -1 where the cache lacks one."""

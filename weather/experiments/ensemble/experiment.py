@@ -38,6 +38,7 @@ STORE = "era5_ensemble.zarr"
 class EnsembleExperiment(EnsembleSample):
     """Tasks, methods, tuning and scores of the sample, see :class:`~..experiment.Experiment`."""
 
+    forms = COMPARED
     reference = REFERENCE
     base = (REFERENCE,)
     decisive = ("seed",)

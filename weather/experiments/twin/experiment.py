@@ -35,6 +35,7 @@ class TwinExperiment:
         world: Nature, forecast models and observation errors.
     """
 
+    forms = COMPARED
     reference = REFERENCE
     base = ("free_run",)
     decisive = ("world",)

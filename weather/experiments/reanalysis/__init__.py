@@ -1,0 +1,1 @@
+"""The user's own reanalysis as an experiment."""
