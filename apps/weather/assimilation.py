@@ -225,7 +225,9 @@ class Assimilation:
                 states = states.mean(1)  # the mean of an ensemble is its best single state
             return states, dataset["time"].values
 
-    def _own_background(self, table: ObservationTable | None, *, last: bool) -> tuple[Tensor, np.ndarray]:
+    def _own_background(
+        self, table: ObservationTable | None, *, last: bool
+    ) -> tuple[Tensor, np.ndarray]:
         """Return those of the experiment that have reports, or the last one.
 
         Raises:

@@ -17,7 +17,6 @@ from apps.weather.checks import (
     truth_store,
 )
 from apps.weather.choices import Budget, Tuning, settings_of
-from apps.weather.forecast import find_forecast
 from apps.weather.forecasting import VERB as TRAIN_FORECAST
 from apps.weather.forecasting import ForecastCLI
 from apps.weather.networks import (
@@ -30,12 +29,20 @@ from apps.weather.networks import (
 )
 from apps.weather.observing import observe_store
 from apps.weather.operations.cycle import CycleCommand, Period, summary
-from apps.weather.own_store import fill_cache, fill_network, is_own_store, lengthened
+from apps.weather.own_store import (
+    SOURCE_HELP,
+    fill_cache,
+    fill_network,
+    is_own_store,
+    lengthened,
+    named_background,
+)
 from apps.weather.pieces import NEUTRAL, fit_piece, form_of
 from apps.weather.report import add_to_page
 from apps.weather.scoring import score
 from apps.weather.verbs import FUNCTIONS
 from harness.command import GatesRunCLI, GatesRunTrainer
+from harness.command.parser import describe
 from harness.experiment import Piece, Run
 from harness.experiment.run import CHOICES
 from harness.files.atomic import require_free
@@ -362,6 +369,8 @@ class WeatherCLI(GatesRunCLI):
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse; ``--data.store X`` and the like are short for options of the user's own store."""
+        for verb in self._wanted:
+            describe(self._parser(verb), {"data.source": SOURCE_HELP})
         super().parse_arguments(parser, lengthened(args) if isinstance(args, list) else args)
 
     def before_instantiate_classes(self) -> None:
@@ -379,9 +388,8 @@ class WeatherCLI(GatesRunCLI):
         source = self.datamodule.source
         if is_own_store(self.config[self.subcommand]):
             source.find_model = partial(
-                find_forecast, model=self.model, channels=source.channels,
-                option="--data.background",
-            )  # fmt: skip
+                named_background, model=self.model, channels=source.channels
+            )
         if self.subcommand == "fit":
             self.model.check_source(self.datamodule.source)
             check_prepared(self.datamodule.source)

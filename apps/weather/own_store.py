@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from apps.weather.forecast import find_forecast
 from core_gates.errors import GatesError
+from weather.cycle import Forecast
 from weather.experiments.reanalysis.source import ReanalysisSource
 from weather.models.adas.shape import network_shape
+from weather.state import ChannelSpec
+from weather.training.module import AdasModule
 from weather.training.stream import AssimilationDataModule
 
 CLASS_PATH = f"{ReanalysisSource.__module__}.{ReanalysisSource.__qualname__}"
@@ -21,6 +25,12 @@ def short_options() -> dict[str, str]:
     own = inspect.signature(AssimilationDataModule).parameters
     names = [name for name in inspect.signature(ReanalysisSource).parameters if name not in own]
     return {f"--data.{name}": f"--data.source.init_args.{name}" for name in names}
+
+
+SOURCE_HELP = (
+    "Where the problems come from. Options of --config reanalysis, a store in the schema of "
+    f"WeatherBench 2: {', '.join(short_options())}."
+)
 
 
 def lengthened(words: Sequence[str]) -> list[str]:
@@ -71,6 +81,18 @@ def fill_cache(options: Any, folder: Path) -> None:
     source = options["data"]["source"]["init_args"]
     if source.get("cache") is None:
         source["cache"] = str(folder / "cache")
+
+
+def named_background(name: str, model: AdasModule, channels: ChannelSpec) -> Forecast:
+    """Return the forecast model that makes backgrounds, see `apps.weather.forecast.find_forecast`.
+
+    Raises:
+        GatesError: There is no such model, or it cannot be made.
+    """
+    try:
+        return find_forecast(name, model, channels)
+    except GatesError as error:
+        raise GatesError(str(error).replace("--forecast", "--data.background", 1)) from error
 
 
 def _is_zero(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.registry import Comparison
-from benchmarks.weather import analyses, convolutions, forecasts, regridding
+from benchmarks.weather import analyses, convolutions, forecasts, loading, regridding
 
 TESTS = (
     "tests/weather/test_spherical.py",
@@ -13,6 +13,7 @@ TESTS = (
     "tests/weather/models/adas/test_analysis.py",
     "tests/weather/test_regrid.py",
     "tests/weather/operations/test_regridding.py",
+    "tests/weather/data/cache/test_frames.py",
     "tests/weather/baselines/test_letkf.py",
     "tests/weather/baselines/test_optimal_interpolation.py",
     "tests/core_gates/conv/test_gated.py",
@@ -23,12 +24,13 @@ THREADS = 1
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Forecasts, analyses, regridding, then convolutions; all on one CPU thread."""
+    """Forecasts, analyses, regridding, frames from disk, then convolutions; all on one CPU thread."""
     yield forecasts.shallow_water()
     yield forecasts.held_suarez()
     yield analyses.multiples()
     yield analyses.cycles()
     yield regridding.comparison()
+    yield loading.frames()
     yield convolutions.silu_gate()
     yield convolutions.conv_backward()
     for scale in convolutions.SCALES:

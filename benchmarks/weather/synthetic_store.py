@@ -74,7 +74,7 @@ def fields(latitude: np.ndarray, day: float, waves: tuple[Waves, Waves]) -> dict
     mean = {name: np.asarray(values)[:, None, None] for name, values in MEANS.items()}
     return {
         "geopotential": mean["geopotential"] + 3500 * TOP[:, None, None] * warm + 900 * stream,
-        "temperature": mean["temperature"] + 22 * (warm - 0.5) + 4 * deep - 5 * low * TOP[:, None, None],
+        "temperature": mean["temperature"] + 22 * (warm - 0.5) + 4 * deep - 5 * stream,
         "u_component_of_wind": 18 * TOP[:, None, None] * (1 - sine**4) - 3 * south,
         "v_component_of_wind": 3 * east,
         "10m_u_component_of_wind": 3 - 1.2 * south[-1] + 0 * deep,

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from benchmarks.registry import load_suite
 from benchmarks.run import load_head, measure
-from benchmarks.weather import analyses, convolutions, dinosaur, forecasts, regridding
+from benchmarks.weather import analyses, convolutions, dinosaur, forecasts, loading, regridding
 from weather.models.held_suarez.model import HeldSuarez
 from weather.models.shallow_water.model import ShallowWater
 
@@ -23,7 +23,9 @@ def without_peer(monkeypatch):
 
 @pytest.fixture
 def short(monkeypatch):
-    """Make the gated convolutions small."""
+    """Make the gated convolutions and the frames small."""
+    monkeypatch.setattr(loading, "ROWS", 9)
+    monkeypatch.setattr(loading, "COLUMNS", 16)
     monkeypatch.setattr(convolutions, "BATCH", 1)
     scales = [(dim, (2, 5, 11), kernel) for dim, _, kernel in convolutions.SCALES]
     monkeypatch.setattr(convolutions, "SCALES", scales)
@@ -166,3 +168,18 @@ def test_regridding_is_timed_from_store_to_store(monkeypatch):
     assert (memory["baseline"], memory["ratio"], memory["met"]) == ("1 GiB", 1.5, False)
     assert rows["change of the area mean"]["bar"] == 1e-6
     assert 0 < rows["change of the area mean"]["ratio"] < 1
+
+
+def test_frames_are_read_in_limits_of_time_and_memory(short):
+    comparison = loading.frames()
+    rows = {row["name"].partition(" · ")[2]: row for row in measure(comparison, rounds=1)}
+    assert rows["read ahead"]["unit"] == "ms/frame"
+    assert (rows["read ahead, a frame"]["baseline"], rows["read ahead, a frame"]["met"]) == (
+        "1 s",
+        True,
+    )
+    memory = rows["resident memory"]
+    assert (memory["baseline"], memory["bar"]) == ("a frame", 3.0)
+    assert memory["ratio"] == pytest.approx(memory["value"] / (4 * 69 * 9 * 16))
+    calls = build(loading.frames())
+    assert calls["read ahead"]() == pytest.approx(calls["zarr"]())

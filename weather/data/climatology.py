@@ -50,7 +50,7 @@ class Calendar(NamedTuple):
 def daily_climatology(
     frames: Any,
     times: np.ndarray,
-    positions: Sequence[int] | None = None,
+    positions: Sequence[int] | np.ndarray | None = None,
     *,
     window_days: int = WINDOW_DAYS,
 ) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -144,7 +144,7 @@ def write_climatology(
     channels: ChannelSpec,
     grid: Grid,
     times: np.ndarray,
-    positions: Sequence[int] | None = None,
+    positions: Sequence[int] | np.ndarray | None = None,
     *,
     window_days: int = WINDOW_DAYS,
     attributes: dict[str, Any] | None = None,

@@ -22,7 +22,7 @@ class Statistics(NamedTuple):
 
 
 def channel_statistics(
-    frames: Any, area_weights: Tensor, positions: Sequence[int] | None = None
+    frames: Any, area_weights: Tensor, positions: Sequence[int] | np.ndarray | None = None
 ) -> Statistics:
     """Return area-weighted mean and standard deviation, from moments of every frame.
 
@@ -44,7 +44,7 @@ def root_mean_square_difference(
     frames: Any,
     others: Any,
     area_weights: Tensor,
-    pairs: tuple[Sequence[int], Sequence[int]],
+    pairs: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
     """Return the root mean square (C,) of the differences of frames, such as background errors.
 
@@ -93,7 +93,7 @@ class _SquareDifference:
         return found
 
 
-def _lazy(frames: Any, positions: Sequence[int] | None) -> dask.array.Array:
+def _lazy(frames: Any, positions: Sequence[int] | np.ndarray | None) -> dask.array.Array:
     """Return frames as a Dask array, a frame to a chunk."""
     whole = dask.array.from_array(frames, chunks=(1, *frames.shape[1:]))
     return whole if positions is None else whole[np.asarray(positions)]

@@ -5,8 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from weather.baselines.inverse_distance import InverseDistance
-from weather.grid import great_circle_km
+from weather.grid import great_circle_km, regular_grid
 from weather.observations.gridded import GriddedObservations
+from weather.observations.network import observe
 
 
 @pytest.mark.parametrize("of", ["innovations", "observations"])
@@ -75,3 +76,19 @@ def test_bad_arguments(grid, options, message):
     assert InverseDistance(grid, of="observations", background_km=math.inf).members == 1
     with pytest.raises(ValueError, match=message):
         InverseDistance(grid, **options)
+
+
+@pytest.mark.parametrize("of", ["innovations", "observations"])
+def test_weights_that_are_applied_piece_by_piece_are_the_same(of, monkeypatch):
+    grid = regular_grid(8, 12, poles=True)
+    draw = torch.Generator().manual_seed(0)
+    truth = torch.randn(1, 2, 8, 12, generator=draw)
+    network = torch.rand(2, 8, 12, generator=draw) < 0.4
+    observations = observe(truth, network, torch.ones(2), generator=draw)
+    background = torch.randn(1, 1, 2, 8, 12, generator=draw)
+    options = {} if of == "observations" else {"background_km": 800.0}
+    whole = InverseDistance(grid, of=of, **options).analyse(background, observations)
+    monkeypatch.setattr("weather.baselines.inverse_distance._MATRIX_BYTES", 0)
+    method = InverseDistance(grid, of=of, **options)
+    torch.testing.assert_close(method.analyse(background, observations), whole)
+    assert method._zonal is not None

@@ -82,10 +82,10 @@ def test_what_cannot_be_computed_or_read_is_refused(series, tmp_path):
         next(daily_climatology(states, times, window_days=60))
     with pytest.raises(ValueError, match="there is no frame"):
         next(daily_climatology(states, times, []))
-    with pytest.raises(GatesError, match="no climatology of 2020-01-01T00:00.*delete it"):
+    with pytest.raises(GatesError, match=r"no climatology of 2020-01-01T00:00.*delete it"):
         read_climatology(tmp_path / "none.zarr", CHANNELS, np.datetime64("2020-01-01"))
     path = write_climatology(
         tmp_path / "short.zarr", states, CHANNELS, GRID, times, range(9), window_days=3
     )
-    with pytest.raises(GatesError, match="has no data of 2020-06-01T00:00.*window_days"):
+    with pytest.raises(GatesError, match=r"has no data of 2020-06-01T00:00.*window_days"):
         read_climatology(path, CHANNELS, np.datetime64("2020-06-01"))

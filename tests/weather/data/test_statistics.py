@@ -28,7 +28,7 @@ def test_moments_are_those_in_memory():
 
 def test_root_mean_squares_are_those_in_memory():
     truth, background = states(20, 0), states(9, 1)
-    pairs = [3, 4, 9], [8, 0, 1]
+    pairs = np.array([3, 4, 9]), np.array([8, 0, 1])
     found = root_mean_square_difference(
         truth.numpy(), background.numpy(), GRID.area_weights(), pairs
     )

@@ -139,7 +139,7 @@ class Shards:
             if size != frame.nbytes:
                 raise ValueError("the shard lacks it")
             file.seek(offset)
-            rest = memoryview(frame.numpy()).cast("B")
+            rest = frame.numpy().data.cast("B")
             while len(rest):
                 count = file.readinto(rest)
                 if not count:

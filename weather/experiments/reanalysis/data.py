@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -172,17 +173,20 @@ class ReanalysisData:
             if path.exists():
                 self._require_own(name, path)
             else:
-                self._make(name, path, progress)
+                with _without_trace(path.parent):
+                    self._make(name, path, progress)
             yield path
 
     def prepare(self, progress: Progress = silent) -> None:
-        """Write what is missing."""
-        for _ in self.make(Path(), progress):
-            pass
+        """Write what is missing for training: all but the climatology."""
+        for path in self.make(Path(), progress):
+            if path.name == ERRORS:
+                return
 
     def make_truth(self, progress: Progress = silent) -> None:
         """Write what is missing."""
-        self.prepare(progress)
+        for _ in self.make(Path(), progress):
+            pass
 
     def check(self) -> None:
         """Refuse a cache that was made of something else."""
@@ -326,6 +330,19 @@ class ReanalysisData:
             sd = float(self.normalizer.std[channel])
             found.append(given.get(name, min(usual, sd)))
         return torch.tensor(found)
+
+
+@contextmanager
+def _without_trace(folder: Path) -> Iterator[None]:
+    """Remove folders that were made for something that failed."""
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        yield
+    except BaseException:
+        for one in new:
+            with suppress(OSError):
+                one.rmdir()
+        raise
 
 
 def _described(path: str, role: str, times: np.ndarray) -> Data:

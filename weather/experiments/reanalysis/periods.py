@@ -89,9 +89,7 @@ def _given(
             if not inside.any():
                 raise GatesError(f"the period {text} holds no time of the store: choose another")
             if (roles[inside] != TRAINING).any() and (roles[inside] != role).any():
-                raise GatesError(
-                    f"the period {text} overlaps one of the other kind: choose another"
-                )
+                raise GatesError(f"the period {text} overlaps one that validates: choose another")
             roles[inside] = role
     return roles
 

@@ -48,7 +48,7 @@ class GridPatches:
                 f"patches of {patch_size[0]} x {patch_size[1]} do not cover a grid of {rows} x "
                 f"{columns}: choose divisors of {rows - rows % 2} and {columns}"
             )
-        self.shape = (rows // patch_size[0], columns // patch_size[1])
+        self.shape = ((rows - rows % 2) // patch_size[0], columns // patch_size[1])
 
 
 class PatchEmbedding(nn.Module):
