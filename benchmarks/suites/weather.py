@@ -24,7 +24,7 @@ THREADS = 1
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Forecasts, analyses, regridding, frames from disk, then convolutions; all on one CPU thread."""
+    """Forecasts, analyses, stores and frames, then convolutions; all on one CPU thread."""
     yield forecasts.shallow_water()
     yield forecasts.held_suarez()
     yield analyses.multiples()

@@ -14,6 +14,7 @@ from apps.main import APPS
 from apps.weather.commands import WeatherCLI, WeatherTrainer
 from apps.weather.forecasting import VERB as TRAIN_FORECAST
 from apps.weather.verbs import FUNCTIONS
+from benchmarks.weather.synthetic_store import write_synthetic_store
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "apps" / "weather" / "configs").glob("*.yaml"))
@@ -41,6 +42,9 @@ def test_every_configuration_trains_a_step(path, gates):
     words = ["--name", f"step-{path.stem}", "--data.steps", 1, "--data.timelines", 1]
     words += ["--data.validation_steps", 1, "--data.validation_timelines", 1]
     words += ["--trainer.val_check_interval", 1, "--trainer.enable_model_summary", "false"]
+    if "ReanalysisSource" in path.read_text():
+        write_synthetic_store(gates.folder / "small/own.zarr", frames=40, rows=9, columns=16)
+        words += ["--data.store", "small/own.zarr", "--data.background", "6h"]
     forecast = "NatureTrajectories" in path.read_text()
     if forecast or "TwinSource" in path.read_text():
         source = "--data.source.init_args"

@@ -161,7 +161,7 @@ class FrameLoader:
             self.position += 1
             self.cache.ahead(self.positions[self.position : self.position + 1])
             yield frame
-            del frame  # whoever iterates has it now
+            del frame  # the caller has it now
 
     def state_dict(self) -> dict[str, int]:
         """Return the position, for a checkpoint."""

@@ -14,7 +14,7 @@ from weather.baselines.assimilator import Assimilator
 from weather.baselines.free_run import FreeRun
 from weather.baselines.homogeneous import HomogeneousCovariance
 from weather.baselines.inverse_distance import InverseDistance
-from weather.baselines.iterative import IterativeInterpolation
+from weather.baselines.variational.iterative import IterativeInterpolation
 from weather.baselines.zonal import has_equal_steps
 from weather.data.climatology import read_climatology
 from weather.experiments.experiment import DENSITIES

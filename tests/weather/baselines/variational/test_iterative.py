@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from weather.baselines.homogeneous import HomogeneousCovariance
-from weather.baselines.iterative import IterativeInterpolation
 from weather.baselines.optimal_interpolation import OptimalInterpolation
+from weather.baselines.variational.iterative import IterativeInterpolation
 from weather.grid import Grid, regular_grid
 from weather.observations.gridded import GriddedObservations
 from weather.observations.network import observe
