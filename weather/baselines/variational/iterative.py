@@ -20,8 +20,8 @@ class IterativeInterpolation:
     ``(R^-1/2 H B H' R^-1/2 + I) z = R^-1/2 (y - H x_b)`` and ``x_a = x_b + B H' R^-1/2 z`` (Da
     Silva et al. 1995). B is the covariance of classical optimal interpolation, of which nothing is
     held as a matrix: in longitude it is a convolution, done by Fourier transforms. The result is
-    that of `weather.baselines.optimal_interpolation.OptimalInterpolation` up to the tolerance, at a cost
-    that hardly depends on the number of observations.
+    that of `weather.baselines.OptimalInterpolation` up to the tolerance, at a cost that hardly
+    depends on the number of observations.
 
     Args:
         covariance: Shape of B, on a grid of equal longitude steps.
