@@ -181,5 +181,5 @@ def test_frames_are_read_in_limits_of_time_and_memory(short):
     memory = rows["resident memory"]
     assert (memory["baseline"], memory["bar"]) == ("a frame", 3.0)
     assert memory["ratio"] == pytest.approx(memory["value"] / (4 * 69 * 9 * 16))
-    calls = build(loading.frames())
+    calls = build(comparison)  # whose cache goes with it
     assert calls["read ahead"]() == pytest.approx(calls["zarr"]())
