@@ -5,6 +5,7 @@ Verbs that are functions do not wait for Lightning and what only comparisons nee
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from apps.video.serving.model import MODEL
 from harness.command.verbs import FunctionVerb, run_verb
 
 DEFAULT_CONFIG = "tiny"  # of verbs that need no data
+TRAINERS = "apps.video.training_verbs"  # of the other verbs: it imports Lightning
 FUNCTIONS = {
     "prepare": FunctionVerb("apps.video.prepare:prepare", "sources"),
     "simulate": FunctionVerb("apps.video.simulate:simulate"),
@@ -38,6 +40,4 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[0] in FUNCTIONS:
         run_verb("video", FUNCTIONS, arguments, config=DEFAULT_CONFIG, name_of=run_of_model)
         return
-    from apps.video.training_verbs import run_training_verb
-
-    run_training_verb(arguments)
+    importlib.import_module(TRAINERS).run_training_verb(arguments)

@@ -9,6 +9,7 @@ from harness.command.verbs import FunctionVerb, run_verb
 
 DEFAULT_CONFIG = "era5_ensemble"  # of verbs that need none
 SIZES = "official"  # configuration of `plan`
+TRAINERS = "apps.weather.commands"  # of the other verbs: it imports Lightning
 FUNCTIONS = {
     "ingest": FunctionVerb("apps.weather.ingest:ingest", "sources"),
     "plan": FunctionVerb("apps.weather.plan:plan"),
@@ -26,4 +27,4 @@ def main(arguments: Sequence[str]) -> None:
         config = SIZES if arguments[0] == "plan" else DEFAULT_CONFIG
         run_verb("weather", FUNCTIONS, arguments, config=config)
         return
-    importlib.import_module("apps.weather.commands").run(arguments)  # imports Lightning
+    importlib.import_module(TRAINERS).run(arguments)

@@ -62,9 +62,10 @@ def test_every_word_of_the_table_is_in_the_help(capsys):
 @pytest.mark.parametrize("name", [name for name, app in APPS.items() if app.verbs])
 def test_the_table_lists_the_verbs_that_exist(name):
     module = importlib.import_module(APPS[name].module)
+    trainers = importlib.import_module(getattr(module, "TRAINERS", module.__name__))
     clis = {
         item
-        for item in vars(module).values()
+        for item in vars(trainers).values()
         if isinstance(item, type) and issubclass(item, GatesRunCLI) and item.app == name
     }
     of_functions = set(getattr(module, "FUNCTIONS", {}))
