@@ -55,8 +55,11 @@ def refused(tmp_path, monkeypatch, capsys):
         ((f"{READERS}.open_bandit.OpenBandit", FILE), "dim", "0", NARROW),
     ],
 )
-def test_arguments_of_a_source(refused, verb, source, argument, value, line):
+def test_arguments_of_a_source(refused, tmp_path, verb, source, argument, value, line):
     kind, given = source
+    for name in given:
+        if name.endswith("path"):
+            (tmp_path / given[name]).touch()  # absent, it would be named first
     options = [f"--data.source.init_args.{n}={v}" for n, v in {**given, argument: value}.items()]
     said = refused(verb, "--config", "table", "--data.source.class_path", kind, *options)
     assert said.startswith(f"gates video {verb}: error: ")
