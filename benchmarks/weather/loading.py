@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import shutil
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import mkdtemp
@@ -43,7 +43,7 @@ def frames() -> Comparison:
 
 
 class _Cache:
-    """A cache of random frames, made at the first call, in a folder that goes with this object."""
+    """A cache of random frames, made at the first call, in a folder that goes with this process."""
 
     def __init__(self) -> None:
         self._calls: Mapping[str, Call] = {}
@@ -51,7 +51,7 @@ class _Cache:
     def build(self, load: Load) -> Mapping[str, Call]:
         """Return a call for our reader and one for that of Zarr."""
         folder = mkdtemp(prefix="gatesuite-frames-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         times = np.datetime64("2020-01-01", "s") + np.arange(FRAMES) * np.timedelta64(6, "h")
         grid = load("weather.grid").regular_grid(ROWS, COLUMNS, poles=True)
         channels = load("weather.state").FENGWU

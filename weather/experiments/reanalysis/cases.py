@@ -26,6 +26,7 @@ from weather.training.batch import generator
 
 REFERENCE = "background"  # what all others are compared with
 TUNING_CASES = 4
+TOLERANCE = 1e-3  # of optimal interpolation: its errors are those of 1e-5 to four digits
 PAIR_BYTES, MOST_PAIRS = 128 * 2**20, 64  # of background errors that covariances are estimated from
 TABLE_BYTES = 2**30  # of the correlations between rows
 
@@ -98,7 +99,7 @@ class ReanalysisCases(ReanalysisData):
 
     def _interpolation(self, setting: Setting) -> Assimilator:
         covariance = self.covariance.with_length(setting["length_km"])
-        return IterativeInterpolation(covariance, scale=setting["scale"])
+        return IterativeInterpolation(covariance, scale=setting["scale"], tolerance=TOLERANCE)
 
     @cached_property
     def covariance(self) -> HomogeneousCovariance:
