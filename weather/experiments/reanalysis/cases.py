@@ -27,7 +27,7 @@ from weather.training.batch import generator
 REFERENCE = "background"  # what all others are compared with
 TUNING_CASES = 4
 TOLERANCE = 1e-3  # of optimal interpolation: its errors are those of 1e-5 to four digits
-PAIR_BYTES, MOST_PAIRS = 128 * 2**20, 64  # of background errors that covariances are estimated from
+PAIR_BYTES, MOST_PAIRS = 64 * 2**20, 64  # of background errors that covariances are estimated from
 TABLE_BYTES = 2**30  # of the correlations between rows
 
 
