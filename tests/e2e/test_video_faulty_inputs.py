@@ -280,7 +280,7 @@ FAULTS = {
         "learning_rate must be positive, got -1.0",
     ),
     "prior of no feature": (
-        fit("--model.prior", "[nope]", path="good.csv"),
+        fit("--model.net", "PEPNet", "--model.prior", "[nope]", path="good.csv"),
         "model: nope are no inputs; known are",
     ),
     "word as a number": (
@@ -457,7 +457,7 @@ FAULTS = {
         known("movielens", path="bad.parquet"), "bad.parquet", {"bad.parquet": b""},
     ),
     "explicit log of another table": (
-        known("explicit", path="bad.parquet"),
+        known("explicit", path="bad.parquet", users_path="bad.parquet"),
         "bad.parquet lacks the column 'user_id'",
         {"bad.parquet": parquet(GOOD)},
     ),

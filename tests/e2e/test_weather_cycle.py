@@ -146,9 +146,9 @@ def test_a_killed_command_ends_with_the_same_bits(here, monkeypatch):
 FAULTS = {
     "empty folder": (("--observations", "bare"), "bare holds no table", {"bare/notes.txt": "x"}),
     "other time": (
-        ("--observations", "late.csv"),
-        "late.csv: no report belongs to an analysis of .* 2 of 2 reports are left out: 2 not",
-        {"late.csv": "time,latitude,longitude,variable,value,error\n"
+        ("--observations", "afterwards.csv"),
+        "afterwards.csv: no report belongs to an analysis of .* 2 of 2 reports are left out: 2 not",
+        {"afterwards.csv": "time,latitude,longitude,variable,value,error\n"
                      "1999-01-01,10,20,height,9000,10\n1999-01-02,10,20,height,9000,10\n"},
     ),
     "faulty table in the folder": (
