@@ -121,7 +121,7 @@ class GatedSiblings(GatedLoraLinear):
         if self._input is not x or place not in self._left or state != self._state:
             outputs = self(x).split(self._fused.sizes, -1)
             self._input, self._left, self._state = x, dict(enumerate(outputs)), state
-        found = self._left.pop(place)
+        found = self._left.pop(place).contiguous()
         if not self._left:
             self._input = None
         return found
