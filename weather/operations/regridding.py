@@ -154,6 +154,15 @@ class _Work:
         self.blocks = [one for name, dims in fields.items() for one in _blocks(dataset, name, dims)]
 
     def run(self, partial: Partial, progress: Progress) -> None:
+        """Write every block that a run that was stopped has not saved, and count what is missing.
+
+        Args:
+            partial: The unfinished store, with the number of blocks that it holds for good.
+            progress: A tick a block.
+
+        Raises:
+            GatesError: A value is missing where that is to be refused.
+        """
         store = StreamedStore(partial.content)
         done = partial.state.get("blocks", 0)
         counts = {one.name: [0, 0] for one in self.blocks} | partial.state.get("missing", {})

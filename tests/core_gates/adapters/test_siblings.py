@@ -173,3 +173,17 @@ def test_misfits_are_refused(fused):
     attach(model, adapters, gate)
     with pytest.raises(ValueError, match="to_k has adapters already: detach them first"):
         attach_siblings(model, ["to_k", "to_v"])
+
+
+def test_an_activation_in_place_may_follow(fused):
+    """Outputs are tensors like those of a linear layer, not views of what the layers share."""
+    model, adapters, gate, _ = fused
+    x = torch.randn(4, IN, dtype=torch.float64, requires_grad=True)
+    found = {}
+    for inplace in (False, True):
+        own = deepcopy(model)
+        attach(own, adapters, deepcopy(gate))
+        outputs = [nn.functional.relu(getattr(own, name)(x), inplace=inplace) for name in NAMES]
+        assert all(output.is_contiguous() for output in outputs)
+        found[inplace] = torch.autograd.grad(sum(o.square().sum() for o in outputs), x)[0]
+    assert_close(found[True], found[False])
