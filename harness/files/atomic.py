@@ -75,13 +75,31 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with writing(path, temporary):
             yield temporary
-        with writing(path):
+        with writing(path), _alone(path):
             if path.is_dir():
                 path.rename(previous)
             temporary.replace(path)
         remove(previous)
     finally:
         remove(temporary)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Refuse to swap a folder that another process is swapping.
+
+    Raises:
+        GatesError: It is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise GatesError(
+            f"{path} was written by another process at the same time: run one command after the "
+            "other, or give each its own folder"
+        ) from error
 
 
 @contextmanager
