@@ -103,12 +103,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 def test_two_processes_that_swap_one_folder_are_told_apart(tmp_path):
     """Another one has moved its folder aside, and put its new one here, while this one wrote."""
     path, aside = tmp_path / "store.zarr", tmp_path / ".store.zarr.previous"
-    with (
-        pytest.raises(GatesError, match="another process at the same time: run one command after"),
-        replacing(path) as temporary,
-    ):
-        for folder in (temporary, path, aside):
-            folder.mkdir()
-            (folder / "array").write_text(folder.name)
+
+    def swap():
+        with replacing(path) as temporary:
+            for folder in (temporary, path, aside):
+                folder.mkdir()
+                (folder / "array").write_text(folder.name)
+
+    with pytest.raises(GatesError, match="another process at the same time: run one command after"):
+        swap()
     assert (path / "array").read_text() == "store.zarr"
     assert {one.name for one in tmp_path.iterdir()} == {path.name, aside.name}
