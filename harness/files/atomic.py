@@ -62,6 +62,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: Target; the path that is yielded lies in the same folder and has the same suffix.
+
+    Raises:
+        GatesError: It cannot be written, or another process replaces the same folder.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
