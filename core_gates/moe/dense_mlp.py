@@ -1,9 +1,12 @@
 """The dense feed-forward network, and reading one whatever its layers are called."""
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+
+from core_gates.routing.repeated import probing
 
 _NAMES = (
     ("gate_proj", "up_proj", "down_proj"),
@@ -11,7 +14,8 @@ _NAMES = (
     (None, "fc1", "fc2"),
     (None, "w1", "w2"),
 )
-_ACTIVATION_OF = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu", nn.Identity: "identity"}
+_ACTIVATION_OF = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu"}
+_TOKENS = 16
 
 
 class GatedMlp(nn.Module):
@@ -61,6 +65,13 @@ class DenseMlp(NamedTuple):
     down_bias: Tensor | None = None
     gate_bias: Tensor | None = None
 
+    @property
+    def form(self) -> str:
+        """What all experts of a stack have in common."""
+        gate = "" if self.gate is None else "gated "
+        bias = "without" if self.up_bias is None else "with"
+        return f"{gate}{self.activation} of {tuple(self.up.shape)} {bias} biases"
+
     def stacked(self) -> dict[str, Tensor]:
         """Return the parameters of one of the stacked experts by name."""
         first, bias, name = self.up, self.up_bias, "up_proj"
@@ -74,25 +85,83 @@ class DenseMlp(NamedTuple):
         return found
 
 
-def read_mlp(mlp: nn.Module, activation: str | None = None) -> DenseMlp:
-    """Take a dense network apart.
+def read_mlps(networks: Sequence[nn.Module], activation: str | None = None) -> list[DenseMlp]:
+    """Take dense networks of one form apart.
 
     Args:
-        mlp: The network; see :meth:`StackedExperts.from_dense` for the names of its layers.
-        activation: Name of its activation, needed where no submodule shows it.
+        networks: At least one; see :meth:`StackedExperts.from_dense` for the names of the layers.
+        activation: Name of their activation, needed where no submodule shows it.
 
     Raises:
-        ValueError: The layers are not found, some have biases and others none, or the activation
-            is not found.
+        ValueError: The layers are not found or do not fit, some have biases and others none, the
+            activation is not found, there is another submodule, or the networks are unlike.
     """
+    parts = [_read(network, activation) for network in networks]
+    first, *others = (part.form for part in parts)
+    for form in others:
+        if form != first:
+            raise ValueError(f"the networks of one stack must be alike, found {first} and {form}")
+    return parts
+
+
+def check_copy(mlp: nn.Module, part: DenseMlp, expert: Callable[[Tensor], Tensor]) -> None:
+    """Compare an expert with the network that it copies, on random tokens in evaluation mode.
+
+    The network is as before afterwards. On the device ``meta`` nothing is compared.
+
+    Args:
+        mlp: The network.
+        part: What was read from it.
+        expert: The expert, from tokens (N, D) to (N, D).
+
+    Raises:
+        ValueError: The network does not map tokens to tokens, or to others than the expert.
+    """
+    if part.down.is_meta:
+        return
+    name, generator = type(mlp).__name__, torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(_TOKENS, len(part.down), generator=generator, device="cpu")
+    with probing(mlp, part.down.device):
+        found = expert(x.to(part.down))
+        try:
+            expected = mlp(x.to(part.up))
+        except Exception as failure:
+            reason = " ".join(f"{type(failure).__name__}: {failure}".split())
+            raise ValueError(f"{name} cannot be called with tokens (N, D): {reason}") from failure
+    if not isinstance(expected, Tensor) or expected.shape != x.shape:
+        what = tuple(expected.shape) if isinstance(expected, Tensor) else type(expected).__name__
+        raise ValueError(f"{name} returns {what} for tokens, expected a tensor {tuple(x.shape)}")
+    known = expected.isfinite()
+    largest = expected.where(known, 0).abs().max().item()
+    error = (found.to(expected) - expected).where(known, 0).abs().max().item()
+    eps = max(torch.finfo(found.dtype).eps, torch.finfo(expected.dtype).eps)
+    if not error <= eps ** (2 / 3) * largest:
+        act = part.activation
+        form = f"down({act}(up(x)))" if part.gate is None else f"down({act}(gate(x)) * up(x))"
+        raise ValueError(
+            f"experts that copy {name} differ from it by {error:.2g} where its outputs reach"
+            f" {largest:.2g}: expected {form}; pass another activation=, or apply the rest before"
+            " or after the experts"
+        )
+
+
+def _read(mlp: nn.Module, activation: str | None) -> DenseMlp:
     gate, up, down = _layers(mlp)
     layers = [layer for layer in (gate, up, down) if layer is not None]
     if len({layer.bias is None for layer in layers}) > 1:
         raise ValueError("either all layers of the network must have a bias, or none")
+    weights = [layer.weight for layer in layers]
+    shapes = [tuple(weight.shape) for weight in weights]
+    if {*shapes[:-1]} != {shapes[-1][::-1]} or not all(w.is_floating_point() for w in weights):
+        found = ", ".join(f"{tuple(weight.shape)} {weight.dtype}" for weight in weights)
+        raise ValueError(
+            f"the weights of {type(mlp).__name__} are {found}, expected (F, D) and at last (D, F)"
+            " of a floating dtype"
+        )
     return DenseMlp(
         up.weight,
         down.weight,
-        activation or _activation(mlp),
+        _activation(mlp, activation),
         None if gate is None else gate.weight,
         up.bias,
         down.bias,
@@ -116,13 +185,43 @@ def _layers(mlp: nn.Module) -> tuple[nn.Linear | None, nn.Linear, nn.Linear]:
     )
 
 
-def _activation(mlp: nn.Module) -> str:
-    found = [module for module in mlp.modules() if type(module) in _ACTIVATION_OF]
-    if len(found) != 1:
-        raise ValueError(
-            f"the activation of {type(mlp).__name__} is not evident from its submodules; pass"
-            " activation="
-        )
-    if isinstance(found[0], nn.GELU) and found[0].approximate == "tanh":
-        return "gelu_tanh"
-    return _ACTIVATION_OF[type(found[0])]
+def _others(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
+    """Yield what a network has next to its linear layers, by name."""
+    yield from ((f"{path}{name}", one) for name, one in module.named_parameters(recurse=False))
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            yield from _others(child, f"{path}{name}.")
+        elif path or not isinstance(child, nn.Linear):
+            yield f"{path}{name}", child
+
+
+def _activation(mlp: nn.Module, given: str | None) -> str:
+    """Return the activation.
+
+    Raises:
+        ValueError: It is not evident, or the network has more than that.
+    """
+    found = dict(_others(mlp))
+    others = {n: m for n, m in found.items() if not isinstance(m, nn.Dropout | nn.Identity)}
+    shown = [name for name, module in others.items() if type(module) in _ACTIVATION_OF]
+    unseen = [n for n, m in others.items() if isinstance(m, nn.Module) and not [*m.parameters()]]
+    place = next(iter(shown or unseen), None)
+    for name, module in others.items():
+        if name != place:
+            raise ValueError(
+                f"{type(mlp).__name__} has {name!r} ({type(module).__name__}), which experts cannot"
+                " copy: expected linear layers, one activation, Dropout and Identity; leave it out,"
+                " or apply it before or after the experts"
+            )
+    if given is not None:
+        return given
+    if shown:
+        module = others[shown[0]]
+        tanh = isinstance(module, nn.GELU) and module.approximate == "tanh"
+        return "gelu_tanh" if tanh else _ACTIVATION_OF[type(module)]
+    if not unseen and any(isinstance(module, nn.Identity) for module in found.values()):
+        return "identity"
+    raise ValueError(
+        f"the activation of {type(mlp).__name__} is not evident from its submodules; pass"
+        " activation="
+    )

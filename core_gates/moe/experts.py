@@ -1,6 +1,7 @@
 """Experts whose weights are stacked, so that all of them are one module and one op."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from core_gates.activations import activate, check_activation
 from core_gates.errors import GatesError, check_at_least
 from core_gates.moe.checkpoint_layouts import merge_experts
-from core_gates.moe.dense_mlp import read_mlp
+from core_gates.moe.dense_mlp import check_copy, read_mlps
 from core_gates.ops.grouped_linear.segments import WEIGHT_FIRST
 from core_gates.ops.grouped_mlp.op import grouped_mlp
 
@@ -97,12 +98,14 @@ class StackedExperts(nn.Module):
         Args:
             mlp: One network that all experts copy, or one for each expert. Its linear layers are
                 named ``gate_proj up_proj down_proj``, ``w1 w3 w2``, ``fc1 fc2`` or ``w1 w2``, or it
-                is ``nn.Sequential(linear, activation, linear)``.
+                is ``nn.Sequential(linear, activation, linear)``. Dropout, which experts have none
+                of, is passed over. Random tokens show that the experts compute what it does.
             num_experts: Number of copies of one network.
             activation: Needed where no submodule of the network shows it.
 
         Raises:
-            ValueError: The network is of another form, or the number of experts is unclear.
+            ValueError: The network is of another form, such as with a normalization, or computes
+                something else, or the number of experts is unclear.
         """
         if isinstance(mlp, nn.Module):
             if num_experts is None:
@@ -112,7 +115,7 @@ class StackedExperts(nn.Module):
             networks = list(mlp)
             if not networks or num_experts not in (None, len(networks)):
                 raise ValueError(f"{num_experts} experts cannot copy {len(networks)} networks")
-        parts = [read_mlp(network, activation) for network in networks]
+        parts = read_mlps(networks, activation)
         first = parts[0]
         experts = cls(
             len(parts),
@@ -128,6 +131,8 @@ class StackedExperts(nn.Module):
             for e, part in enumerate(parts):
                 for name, value in part.stacked().items():
                     experts.get_parameter(name)[e] = value
+        for e, network in enumerate(networks[:1] if isinstance(mlp, nn.Module) else networks):
+            check_copy(network, parts[e], partial(experts.single, expert=e))
         return experts
 
     def run(

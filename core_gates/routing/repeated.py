@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.library import custom_op
 from torch.utils.module_tracker import ModuleTracker
 
@@ -26,6 +26,34 @@ def unobserved() -> Iterator[None]:
         yield
     finally:
         _hidden.reset(token)
+
+
+@contextmanager
+def probing(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluate a module inside the ``with`` block without a trace of its calls.
+
+    There are no gradients and all of it is in evaluation mode. Afterwards modes, buffers and random
+    generators are as before, and no monitor counts the calls.
+
+    Args:
+        module: Any module.
+        device: Where it computes.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    places = [(p._buffers, name, b) for p, _ in modes for name, b in p._buffers.items()]
+    devices = [device] if device.type == "cuda" else []
+    try:
+        for part, _ in modes:
+            part.training = False
+        for buffers, name, buffer in places:
+            buffers[name] = None if buffer is None else buffer.clone()
+        with torch.no_grad(), unobserved(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for buffers, name, buffer in places:
+            buffers[name] = buffer
 
 
 def in_backward() -> bool:

@@ -78,6 +78,9 @@ NETWORKS = {
     "mixtral": lambda: mixtral_style(nn.GELU()),
     "transformer": lambda: two_layers(nn.GELU(approximate="tanh")),
     "sequential": lambda: nn.Sequential(nn.Linear(DIM, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, DIM)),
+    "identity": lambda: nn.Sequential(
+        nn.Linear(DIM, HIDDEN), nn.Identity(), nn.Linear(HIDDEN, DIM)
+    ),
 }
 
 
@@ -123,9 +126,212 @@ def test_what_cannot_be_copied(arguments, message):
         StackedExperts.from_dense(*arguments)
 
 
+class Swish(nn.Module):
+    """What ``silu`` computes, as a module of an unknown kind."""
+
+    def forward(self, x):
+        return x * x.sigmoid()
+
+
 def test_an_unseen_activation_can_be_named():
-    mlp = GatedMlp(DIM, HIDDEN, activation=torch.nn.Hardswish())
-    assert StackedExperts.from_dense(mlp, 2, activation="silu").activation == "silu"
+    mlp, x = GatedMlp(DIM, HIDDEN, activation=Swish()), torch.randn(7, DIM)
+    experts = StackedExperts.from_dense(mlp, 2, activation="silu")
+    assert experts.activation == "silu"
+    assert_close(experts.single(x, 1), mlp(x))
+
+
+class OfFunctions(nn.Module):
+    """Two layers, with what a function computes between them."""
+
+    def __init__(self, function, **others):
+        super().__init__()
+        self.function = function
+        self.fc1, self.fc2 = nn.Linear(DIM, HIDDEN), nn.Linear(HIDDEN, DIM)
+        for name, module in others.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.fc2(self.function(self.fc1(x)))
+
+
+def layers(*between, first=()):
+    return nn.Sequential(*first, nn.Linear(DIM, HIDDEN), *between, nn.Linear(HIDDEN, DIM))
+
+
+@pytest.mark.fault("dense copies")
+@pytest.mark.parametrize(
+    ("mlp", "options", "refused"),
+    [
+        (layers(nn.GELU(), first=[nn.LayerNorm(DIM)]), {}, r"Sequential has '0' \(LayerNorm\)"),
+        (layers(nn.ReLU(), nn.Softplus()), {}, r"Sequential has '2' \(Softplus\)"),
+        (layers(nn.ReLU(), nn.GELU()), {"activation": "relu"}, r"Sequential has '2' \(GELU\)"),
+        (layers(nn.PReLU()), {"activation": "relu"}, r"Sequential has '1' \(PReLU\)"),
+        (
+            layers(nn.Sequential(nn.ReLU(), nn.Linear(HIDDEN, HIDDEN))),
+            {},
+            r"Sequential has '1.1' \(Linear\)",
+        ),
+        (
+            OfFunctions(F.relu, gamma=nn.Parameter(torch.ones(1))),
+            {"activation": "relu"},
+            r"OfFunctions has 'gamma' \(Parameter\)",
+        ),
+    ],
+)
+def test_what_experts_cannot_copy_is_refused_by_name(mlp, options, refused):
+    message = (
+        f"^{refused}, which experts cannot copy: expected linear layers, one activation, Dropout "
+        "and Identity; leave it out, or apply it before or after the experts$"
+    )
+    for device in ("cpu", "meta"):
+        with pytest.raises(ValueError, match=message):
+            StackedExperts.from_dense(mlp.to(device), 2, **options)
+
+
+@pytest.mark.fault("dense copies")
+@pytest.mark.parametrize(
+    ("mlp", "activation"),
+    [
+        (OfFunctions(lambda x: F.relu(x) ** 2), "relu"),
+        (OfFunctions(F.relu, norm=nn.Identity()), None),
+        (OfFunctions(F.gelu), "gelu_tanh"),
+        (GatedMlp(DIM, HIDDEN, activation=nn.Hardswish()), "silu"),
+        (nn.Sequential(nn.Linear(DIM, HIDDEN), nn.Linear(HIDDEN, DIM), nn.ReLU()), None),
+    ],
+)
+def test_another_function_than_that_of_experts_is_refused(mlp, activation):
+    message = (
+        rf"^experts that copy {type(mlp).__name__} differ from it by \S+ where its outputs reach "
+        r"\S+: expected down\(\w+\((up\(x\)\)|gate\(x\)\) \* up\(x\))\); pass another "
+        r"activation=, or apply the rest before or after the experts$"
+    )
+    with pytest.raises(ValueError, match=message):
+        StackedExperts.from_dense(mlp, 2, activation=activation)
+
+
+@pytest.mark.fault("dense copies")
+def test_each_of_several_networks_is_compared():
+    networks = [layers(nn.ReLU()) for _ in range(3)]
+    networks[2].register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(ValueError, match="experts that copy Sequential differ from it by"):
+        StackedExperts.from_dense(networks)
+
+
+@pytest.mark.fault("dense copies")
+@pytest.mark.parametrize(
+    "other",
+    [
+        layers(nn.GELU()),
+        GatedMlp(DIM, HIDDEN, activation=nn.ReLU(), bias=True),
+        nn.Sequential(nn.Linear(DIM, 3), nn.ReLU(), nn.Linear(3, DIM)),
+        nn.Sequential(
+            nn.Linear(DIM, HIDDEN, bias=False), nn.ReLU(), nn.Linear(HIDDEN, DIM, bias=False)
+        ),
+    ],
+)
+def test_experts_are_of_one_form(other):
+    with pytest.raises(ValueError, match="the networks of one stack must be alike, found "):
+        StackedExperts.from_dense([layers(nn.ReLU()), other])
+
+
+class Odd(OfFunctions):
+    def forward(self, x):
+        return self.function(self, x)
+
+
+@pytest.mark.fault("dense copies")
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda mlp, x: x[0, 0, 0, 0], r"Odd cannot be called with tokens \(N, D\): IndexErr"),
+        (lambda mlp, x: (x, None), r"returns tuple for tokens, expected a tensor \(16, 6\)"),
+        (
+            lambda mlp, x: mlp.fc1(x),
+            r"returns \(16, 10\) for tokens, expected a tensor \(16, 6\)",
+        ),
+    ],
+)
+def test_what_does_not_map_tokens_to_tokens_is_refused(function, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        StackedExperts.from_dense(Odd(function), 2, activation="relu")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [(nn.Linear(DIM, 2 * HIDDEN), nn.Linear(HIDDEN, DIM)), (nn.Linear(DIM, 4), nn.Linear(4, 5))],
+)
+def test_layers_that_do_not_fit_are_refused(first, last):
+    with pytest.raises(
+        ValueError, match=r"the weights of Sequential are \(\d+, 6\) .*, expected \(F"
+    ):
+        StackedExperts.from_dense(nn.Sequential(first, nn.ReLU(), last), 2)
+
+
+class Noted(nn.Module):
+    """ReLU that counts its calls, draws random numbers and keeps its modes in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("modes", torch.zeros(2))
+
+    def forward(self, x):
+        self.calls += 1
+        self.modes = self.modes + torch.rand(2)
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        return x.clamp(min=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_comparison_leaves_no_trace(training):
+    mlp = layers(Noted(), nn.Dropout(0.5)).train(training)
+    mlp[2].eval()
+    before = copy.deepcopy(mlp.state_dict())
+    buffers, modes = list(mlp.buffers()), [module.training for module in mlp.modules()]
+    torch.manual_seed(3)
+    StackedExperts(2, DIM, HIDDEN, activation="relu", gated=False, bias=True)
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    StackedExperts.from_dense(mlp, 2, activation="relu")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in mlp.modules()] == modes
+    assert_close(mlp.state_dict(), before, rtol=0, atol=0)
+    assert all(one is other for one, other in zip(mlp.buffers(), buffers, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gated", [True, False])
+def test_networks_of_many_features_in_any_dtype_are_copied(gated, dtype):
+    first = nn.Sequential(nn.Linear(192, 768), nn.SiLU(), nn.Dropout(), nn.Linear(768, 192))
+    mlp = (GatedMlp(192, 768) if gated else first).to(dtype).eval()
+    x = torch.randn(5, 192, dtype=dtype)
+    experts = StackedExperts.from_dense(mlp, 3)
+    assert_close(experts.single(x, 2), mlp(x))
+
+
+@pytest.mark.fault("dense copies")
+def test_networks_of_timm():
+    layers = pytest.importorskip("timm.layers")
+    mlp, x = layers.Mlp(DIM, HIDDEN, drop=0.1), torch.randn(7, DIM)
+    experts = StackedExperts.from_dense(mlp, 2)
+    assert_close(experts.single(x, 1), mlp.eval()(x))
+    with pytest.raises(ValueError, match=r"^Mlp has 'norm' \(LayerNorm\), which experts cannot"):
+        StackedExperts.from_dense(layers.Mlp(DIM, HIDDEN, norm_layer=nn.LayerNorm), 2)
+    with pytest.raises(ValueError, match=r"^the weights of GluMlp are \(20, 6\) \S+, \(6, 10\)"):
+        StackedExperts.from_dense(layers.GluMlp(DIM, 2 * HIDDEN), 2)
+
+
+def test_networks_without_memory_are_copied():
+    mlp = two_layers(nn.GELU()).to("meta")
+    assert StackedExperts.from_dense(mlp, 2).up_proj.is_meta
+
+
+def test_parametrized_layers_are_copied():
+    mlp, x = layers(nn.ReLU()), torch.randn(7, DIM)
+    nn.utils.parametrizations.weight_norm(mlp[0])
+    assert_close(StackedExperts.from_dense(mlp, 2).single(x, 0), mlp(x))
 
 
 @pytest.mark.parametrize(
