@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from core_gates.adapters.diffusion_time import DiffusionTime
 from core_gates.adapters.factors import AdapterFactors, Room
 from core_gates.adapters.lora_gate import LoraGate, OpenGate
-from core_gates.adapters.low_rank import LowRank, is_unwatched, weight_of
+from core_gates.adapters.low_rank import LowRank, bias_of, is_unwatched, weight_of
 from core_gates.numerics import accumulation_dtype
 from core_gates.ops.gated_lora.op import gated_lora
 
@@ -29,7 +29,8 @@ class GatedLoraLinear(AdapterFactors):
         base: The layer, a module from (..., D) to (..., D') with ``in_features`` and
             ``out_features``.
         adapters: Adapters of this layer; those without factors for it are simply left out, as are
-            those of rank 0. One with a magnitude (DoRA) is computed in full, not in blocks.
+            those of rank 0. One with a magnitude (DoRA) is computed in full, not in blocks; the
+            layer must be linear but for a bias, which is read from it at each call.
         gate: Their gate; a :class:`LoraGate` with default options if None, an :class:`OpenGate`
             for the plain sum.
         room: Memory for other adapters, which then change neither shapes nor a compiled graph.
@@ -45,8 +46,8 @@ class GatedLoraLinear(AdapterFactors):
         ``x`` (..., D) to (..., D').
 
     Raises:
-        ValueError: The factors of an adapter or the gate do not fit the layer, or it has adapters
-            already.
+        ValueError: The factors of an adapter or the gate do not fit the layer, it has adapters
+            already, or a magnitude needs its weight and it has none.
     """
 
     def __init__(
@@ -103,7 +104,8 @@ class GatedLoraLinear(AdapterFactors):
             adapters: The new ones, in any number; they are copied.
 
         Raises:
-            ValueError: The factors of one do not fit the layer, or there is no room for them.
+            ValueError: The factors of one do not fit the layer, there is no room for them, or a
+                magnitude needs the weight of the layer and it has none.
         """
         device = self._device
         lost = device is not None and device.type == "meta"
@@ -170,7 +172,7 @@ class GatedLoraLinear(AdapterFactors):
             yield from (h @ up for h, up in zip(hidden, ups, strict=True))
             return
         base = self.base(x) if base is None else base
-        bias = getattr(self.base, "bias", None)
+        bias = bias_of(self.base, x)
         plain = base if bias is None else base - bias
         strengths = self.strengths.to(x.device, x.dtype)
         gains = (strengths.unsqueeze(-1) * self.base_gains.to(x.device, x.dtype)).unbind()

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+
+from core_gates.routing.repeated import probing
 
 ROWS = 512
 """Inputs at a time of which the weight of a layer of any kind is read."""
@@ -133,15 +135,59 @@ def is_unwatched(layer: nn.Module) -> bool:
 def weight_of(layer: nn.Module) -> Tensor:
     """Return the weight (out_features, in_features) of a linear layer of any kind.
 
-    What a quantized layer computes with is read from its outputs for unit vectors.
+    What any other than a plain ``nn.Linear`` computes with is read from its outputs for unit
+    vectors, in evaluation mode and without a trace of the calls.
 
     Args:
         layer: A module with ``in_features``.
+
+    Raises:
+        ValueError: It has no memory, or is not called with inputs alone, or is not linear but for a
+            bias.
     """
-    weight = getattr(layer, "weight", None)
-    if type(layer) is nn.Linear and isinstance(weight, Tensor) and weight.is_floating_point():
-        return weight.detach()
-    some = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
-    units = torch.eye(int(layer.in_features), device=some.device, dtype=some.dtype)  # type: ignore[arg-type]
-    bias = layer(units.new_zeros(1, len(units)))
-    return torch.cat([layer(rows) - bias for rows in torch.split(units, ROWS)]).mT.contiguous()
+    name, tensors = type(layer).__name__, [*layer.parameters(), *layer.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        raise ValueError(
+            f"{name} is on the device meta, where an adapter with a magnitude (DoRA) finds no"
+            " weight: attach it after loading"
+        )
+    weight, hooks = getattr(layer, "weight", None), layer._forward_hooks or layer._forward_pre_hooks
+    if type(layer) is nn.Linear and type(weight) in (Tensor, nn.Parameter) and not hooks:
+        stored = cast(Tensor, weight).detach()
+        if stored.is_floating_point():
+            return stored
+    device = tensors[0].device if tensors else torch.device("cpu")
+    wide = (t.dtype for t in tensors if t.is_floating_point() and t.dtype.itemsize > 1)
+    dtype, size = next(wide, torch.get_default_dtype()), int(layer.in_features)  # type: ignore[arg-type]
+    units = torch.eye(size, device=device, dtype=dtype)
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = 8 * torch.randn(2, size, generator=generator, device="cpu").to(units)
+    try:
+        with probing(layer, device):
+            bias, y = layer(units.new_zeros(1, size)), layer(x)
+            found = torch.cat([layer(rows) - bias for rows in torch.split(units, ROWS)])
+    except Exception as failure:
+        reason = " ".join(f"{type(failure).__name__}: {failure}".split())
+        raise ValueError(f"{name} cannot be called with inputs (N, {size}): {reason}") from failure
+    eps, linear = torch.finfo(y.dtype).eps, x @ found
+    error, least, most = (t.float().norm() for t in (y - bias - linear, linear, y))
+    if not error <= least / 4 + 16 * eps * most:  # inputs may be rounded to few bits
+        raise ValueError(
+            f"{name} does not compute a weight times its input plus a bias, which an adapter with a"
+            " magnitude (DoRA) needs: give it the linear layer alone"
+        )
+    return found.mT.contiguous()
+
+
+def bias_of(layer: nn.Module, x: Tensor) -> Tensor | None:
+    """Return the bias (..., out_features) of a linear layer of any kind, as it is at this call.
+
+    That of any other than a plain ``nn.Linear`` is its output for zeros, whatever its name.
+
+    Args:
+        layer: The layer.
+        x: Inputs (..., in_features) of it.
+    """
+    if is_unwatched(layer) and not layer._forward_pre_hooks:
+        return cast(Tensor | None, layer.bias)
+    return cast(Tensor, layer(x.new_zeros(*[1] * (x.ndim - 1), x.shape[-1])))

@@ -41,16 +41,6 @@ class FusedLinears(nn.Module):
         self.sizes = [int(layer.out_features) for layer in layers]  # type: ignore[arg-type]
         self.in_features, self.out_features = inputs[0], sum(self.sizes)
 
-    @property
-    def bias(self) -> Tensor | None:
-        """The biases side by side, zeros where a layer has none; None if none has one."""
-        biases = [getattr(layer, "bias", None) for layer in self.layers]
-        some = next((bias for bias in biases if bias is not None), None)
-        if some is None:
-            return None
-        pairs = zip(biases, self.sizes, strict=True)
-        return torch.cat([some.new_zeros(size) if b is None else b for b, size in pairs])
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of all layers."""
         if self._in_place(x):

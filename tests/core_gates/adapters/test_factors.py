@@ -11,12 +11,14 @@ from torch.testing import assert_close
 
 from core_gates.adapters import (
     GatedLoraLinear,
+    GatedSiblings,
     LoraGate,
     LowRank,
     OpenGate,
     Room,
     attach_adapters,
     detach_adapters,
+    side_by_side,
 )
 
 IN, OUT = 6, 8
@@ -125,22 +127,198 @@ class Coded(nn.Module):
         return x @ (self.codes.to(x.dtype) * self.step).mT + self.bias
 
 
-@pytest.mark.parametrize("kind", ["linear", "coded"])
-def test_magnitudes_are_the_norms_of_the_rows(kind):
-    """DoRA: W' = m (W + s B A) / |W + s B A|, row by row."""
+class Wrapped(nn.Module):
+    """A layer in another module, with dropout of its inputs."""
+
+    in_features, out_features = IN, OUT
+
+    def __init__(self, linear):
+        super().__init__()
+        self.inner, self.dropout = linear, nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.inner(self.dropout(x))
+
+
+class OffsetLinear(nn.Linear):
+    """A linear layer whose bias has another name."""
+
+    def __init__(self, linear):
+        super().__init__(IN, OUT, bias=False, dtype=torch.float64)
+        self.weight = linear.weight
+        self.offset = nn.Parameter(linear.bias.detach().clone())
+
+    def forward(self, x):
+        return super().forward(x) + self.offset
+
+
+class OfBuffers(nn.Module):
+    """A frozen layer without parameters."""
+
+    in_features, out_features = IN, OUT
+
+    def __init__(self, linear):
+        super().__init__()
+        self.register_buffer("matrix", linear.weight.detach().clone())
+        self.register_buffer("shift", linear.bias.detach().clone())
+
+    def forward(self, x):
+        return x @ self.matrix.mT + self.shift
+
+
+def hooked(linear):
+    linear.register_forward_hook(lambda module, inputs, output: 2 * output + 1)
+    return linear
+
+
+BASES = {
+    "linear": lambda linear: linear,
+    "without bias": lambda linear: nn.Linear(IN, OUT, bias=False, dtype=torch.float64),
+    "coded": Coded,
+    "wrapped": Wrapped,
+    "wrapped twice": lambda linear: Wrapped(OffsetLinear(linear)),
+    "bias of another name": OffsetLinear,
+    "buffers": OfBuffers,
+    "hooked": hooked,
+    "parametrized": nn.utils.parametrizations.weight_norm,
+}
+
+
+def dense(base):
+    """Return the weight and the bias that a layer computes with."""
+    unit, was = torch.eye(IN, dtype=torch.float64), base.training
+    bias = base.eval()(torch.zeros(1, IN, dtype=torch.float64)).detach()
+    weight = (base(unit) - bias).mT.detach()
+    base.train(was)
+    return weight, bias
+
+
+@pytest.mark.fault("bias of DoRA")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", BASES)
+def test_magnitudes_are_the_norms_of_the_rows(kind, training):
+    """DoRA: W' = m (W + s B A) / |W + s B A|, row by row, whatever kind of layer W is in."""
     given, x = adapters(2, magnitude=True), tokens(2, 5)
-    base = nn.Linear(IN, OUT, dtype=torch.float64)
-    weight = base.weight.detach()
-    if kind == "coded":
-        base = Coded(base)
-        weight = base.codes.double() * base.step
+    base = BASES[kind](nn.Linear(IN, OUT, dtype=torch.float64)).train(training)
+    weight, bias = dense(base)
     layer = GatedLoraLinear(base, given, gate=OpenGate(OUT))
+    assert base.training is training
+    base.eval()
     changed = weight + given[0].scale * given[0].up @ given[0].down
     changed = given[0].magnitude.unsqueeze(-1) * changed / changed.norm(dim=1, keepdim=True)
-    assert_close(layer(x), x @ changed.mT + base.bias, rtol=1e-6, atol=1e-6)
+    assert_close(layer(x), x @ changed.mT + bias)
+    assert_close(layer(x[0, 0]), x[0, 0] @ changed.mT + bias[0])
+    assert_close(layer.adapter_outputs(x)[..., 0, :], x @ (changed - weight).mT)
     assert_close(given[0].delta_weight(weight), changed - weight)
     layer.set_strengths([0.25])
-    assert_close(layer(x), base(x) + 0.25 * x @ (changed - weight).mT, rtol=1e-6, atol=1e-6)
+    assert_close(layer(x), base(x) + 0.25 * x @ (changed - weight).mT)
+
+
+@pytest.mark.fault("bias of DoRA")
+@pytest.mark.parametrize("kind", ["wrapped", "bias of another name"])
+def test_the_bias_of_a_layer_may_be_trained_and_loaded(kind):
+    """It is read at each call, with its gradient, also in a compiled graph."""
+    given, x = adapters(2, magnitude=True), tokens(5)
+    base = BASES[kind](nn.Linear(IN, OUT, dtype=torch.float64)).eval()
+    layer = GatedLoraLinear(base, given, gate=OpenGate(OUT))
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    before, bias = layer(x), next(p for p in base.parameters() if p.ndim == 1)
+    with torch.no_grad():
+        bias += 3
+    assert_close(layer(x), before + 3)
+    assert_close(compiled(x), before + 3)
+    (gradient,) = torch.autograd.grad(layer(x).sum(), bias)
+    assert_close(gradient, torch.full_like(bias, 5.0))
+    other = BASES[kind](nn.Linear(IN, OUT, dtype=torch.float64)).eval()
+    restored = GatedLoraLinear(other, gate=OpenGate(OUT))
+    restored.load_state_dict(layer.state_dict())
+    assert_close(restored(x), before + 3)
+
+
+@pytest.mark.fault("bias of DoRA")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quantized tensor creation")
+@pytest.mark.parametrize("bias", [True, False])
+def test_magnitudes_on_a_layer_that_is_quantized_dynamically(bias):
+    """Its weight and bias are methods. Inputs of two values are quantized exactly."""
+    linear, x = nn.Linear(IN, OUT, bias=bias), (tokens(2, 5) > 0).float()
+    (base,) = torch.ao.quantization.quantize_dynamic(nn.Sequential(linear), {nn.Linear})
+    weight = base.weight().dequantize()
+    given = [
+        LowRank(*(t.float() if isinstance(t, torch.Tensor) else t for t in one))
+        for one in adapters(2, magnitude=True)
+    ]
+    layer = GatedLoraLinear(base, given, gate=OpenGate(OUT))
+    expected = x @ (weight + given[0].delta_weight(weight)).mT
+    assert_close(layer(x), expected + linear.bias if bias else expected)
+    siblings = GatedSiblings([base, nn.Linear(IN, 3)], gate=OpenGate(OUT + 3))
+    siblings.set_adapters([side_by_side([given[0], None], (OUT, 3))])
+    assert_close(siblings(x)[..., :OUT], layer(x))
+
+
+@pytest.mark.fault("bias of DoRA")
+def test_magnitudes_on_a_layer_that_is_stored_in_eight_bits():
+    """Hooks of diffusers cast its weight and bias for each call."""
+    hooks = pytest.importorskip("diffusers.hooks")
+    base, x = nn.Linear(IN, OUT), tokens(5).float()
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.copy_(parameter.to(torch.float8_e4m3fn))
+    weight, bias = base.weight.detach().clone(), base.bias.detach().clone()
+    hooks.apply_layerwise_casting(base, torch.float8_e4m3fn, torch.float32)
+    given = [
+        LowRank(*(t.float() if isinstance(t, torch.Tensor) else t for t in one))
+        for one in adapters(2, magnitude=True)
+    ]
+    layer = GatedLoraLinear(base, given, gate=OpenGate(OUT))
+    assert base.bias.dtype == torch.float8_e4m3fn
+    assert_close(layer(x), x @ (weight + given[0].delta_weight(weight)).mT + bias)
+
+
+class Bent(Wrapped):
+    """A layer with an activation."""
+
+    def forward(self, x):
+        return self.inner(x).relu()
+
+
+class OfTwo(Wrapped):
+    """A layer of two inputs."""
+
+    def forward(self, x, scale):
+        return self.inner(x) * scale
+
+
+@pytest.mark.fault("bias of DoRA")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Bent, "Bent does not compute a weight times its input plus a bias, which an adapter with"),
+        (OfTwo, r"OfTwo cannot be called with inputs \(N, 6\): TypeError: "),
+        (
+            lambda linear: linear.to("meta"),
+            r"Linear is on the device meta, where an adapter with a magnitude \(DoRA\) finds no w",
+        ),
+        (lambda linear: Wrapped(linear).to("meta"), "Wrapped is on the device meta, where an adap"),
+    ],
+)
+def test_a_layer_whose_bias_cannot_be_known_is_refused(kind, message):
+    base, given = kind(nn.Linear(IN, OUT, dtype=torch.float64)), adapters(2, magnitude=True)
+    with pytest.raises(ValueError, match=f"^{message}") as refused:
+        GatedLoraLinear(base, given, gate=OpenGate(OUT))
+    assert "\n" not in str(refused.value)
+    GatedLoraLinear(base, adapters(2), gate=OpenGate(OUT))
+
+
+def test_reading_a_weight_leaves_no_trace():
+    base = Wrapped(nn.Linear(IN, OUT, dtype=torch.float64)).train()
+    base.inner.eval()
+    base.register_buffer("calls", torch.zeros(()))
+    base.register_forward_pre_hook(lambda module, inputs: module.calls.add_(1) and None)
+    state = torch.get_rng_state()
+    GatedLoraLinear(base, adapters(2, magnitude=True), gate=OpenGate(OUT))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert base.calls == 0
+    assert [module.training for module in base.modules()] == [True, False, True]
 
 
 def test_magnitudes_under_a_gate_beside_plain_adapters():
