@@ -21,6 +21,7 @@ from harness.command.parser import (
     COMMON_OPTIONS,
     GatesParser,
     TrainerHelp,
+    constructing,
     describe,
     let_lists_be_plain,
     let_switches_stand_alone,
@@ -279,15 +280,16 @@ class GatesRunCLI(LightningCLI):
             ) from error
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer; a refused value becomes one line.
+        """Build model, data and trainer; whatever a constructor raises becomes one line.
 
         Raises:
-            GatesError: A constructor refused a value.
+            GatesError: A constructor refused a value or failed.
         """
-        try:
-            super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
-            raise GatesError(one_line(str(error), ())) from error
+        with constructing():
+            try:
+                super().instantiate_classes()
+            except (ValueError, MisconfigurationException) as error:
+                raise GatesError(one_line(str(error), ())) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the claim of the run folder, the log and the progress; tell the Trainer its run."""

@@ -4,8 +4,12 @@ import re
 import sys
 from argparse import SUPPRESS, Action
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
+from errno import EDQUOT, ENOSPC
+from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
@@ -195,6 +199,29 @@ def one_line(message: str, options: Iterable[str], config: Path | None = None) -
     if found := re.search(r"unrecognized arguments: (--?[\w.\-]+)", text):
         return text + _hint(found.group(1), options)
     return text
+
+
+@contextmanager
+def constructing() -> Iterator[None]:
+    """Turn what a constructor raises inside the ``with`` block into one line.
+
+    What the front door has a line for passes: a file or a package that is missing, a full disk.
+
+    Raises:
+        GatesError: A constructor raised something else.
+    """
+    try:
+        yield
+    except Exception as error:
+        name = (isinstance(error, ModuleNotFoundError) and error.name) or "sys"
+        absent = find_spec(name.partition(".")[0]) is None
+        full = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)
+        missing = isinstance(error, OSError) and error.filename is not None
+        if isinstance(error, GatesError) or absent or full or missing:
+            raise
+        kind, text = type(error).__name__, shorten(str(error), 300)
+        reason = f"{kind}: {text}" if text else kind
+        raise GatesError(f"a constructor raised {reason}; --debug shows where") from error
 
 
 def _reason_of_class(message: str) -> str:

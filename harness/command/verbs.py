@@ -17,6 +17,7 @@ from harness.command.configfile import ConfigFile, find_config, read_config
 from harness.command.parser import (
     COMMON_OPTIONS,
     GatesParser,
+    constructing,
     describe,
     let_lists_be_plain,
     let_switches_stand_alone,
@@ -130,11 +131,12 @@ def run_verb(
     describe(parser, COMMON_OPTIONS)
     words = [_with_two_dashes(parser, word) for word in words]
     parsed = parser.parse_args(let_lists_be_plain(parser, words))
-    try:
-        options = vars(parser.instantiate_classes(parsed))
-        options |= {name: _taken(kind, options) for name, kind in grouped.items()}
-    except ValueError as error:  # of the constructor of a dataclass
-        raise GatesError(f"an option is wrong: {error}") from error
+    with constructing():
+        try:
+            options = vars(parser.instantiate_classes(parsed))
+            options |= {name: _taken(kind, options) for name, kind in grouped.items()}
+        except ValueError as error:  # of the constructor of a dataclass
+            raise GatesError(f"an option is wrong: {error}") from error
     options.pop("config")
     if placed:
         run, root = options.pop("name"), options.pop("root")

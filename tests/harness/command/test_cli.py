@@ -1,13 +1,24 @@
+import abc
+import dataclasses
+import functools
+import importlib
 import json
+import sys
 from collections.abc import Sequence
+from errno import ENOSPC
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
 import yaml
 
 from apps.main import App, main
+from core_gates import GatesError, SoftmaxGate
 from harness.command.parser import one_line
+from harness.command.verbs import FunctionVerb, run_verb
 
+MOST_LETTERS = 500
 QUICK = ["--trainer.max_steps", "2", "--trainer.enable_model_summary", "false"]
 QUICK += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 
@@ -345,6 +356,125 @@ def test_a_call_without_configuration_is_told_their_names(
     code, err = gates("fit", *words.split())
     assert code == 2
     assert err == f"gates toy fit: error: {expected}\n"
+
+
+class Unfinished(SoftmaxGate, abc.ABC):
+    """A gate without its ``reset_parameters``."""
+
+    @abc.abstractmethod
+    def reset_parameters(self) -> None: ...
+
+
+def raising(error):
+    def construct():
+        raise error
+
+    return construct
+
+
+SHOWS = "; --debug shows where\n"
+ABSTRACT = "TypeError: Can't instantiate abstract class Unfinished "
+
+
+@pytest.mark.fault("constructors")
+@pytest.mark.parametrize(
+    ("place", "construct", "start", "end"),
+    [
+        ("Module", lambda: Unfinished(4, 2), f"a constructor raised {ABSTRACT}", SHOWS),
+        ("Module", raising(AssertionError()), "a constructor raised AssertionError", SHOWS),
+        ("Data", raising(KeyError("a")), "a constructor raised KeyError: 'a'", SHOWS),
+        (
+            "Data",
+            raising(RuntimeError("a\n  b " * 300)),
+            "a constructor raised RuntimeError: a b a b",
+            SHOWS,
+        ),
+        (
+            "Trainer",
+            raising(OSError("no file is named")),
+            "a constructor raised OSError: no file is n",
+            SHOWS,
+        ),
+        (
+            "Module",
+            lambda: importlib.import_module("harness.none"),
+            "a constructor raised ModuleNot",
+            SHOWS,
+        ),
+        (
+            "Trainer",
+            lambda: importlib.import_module("no_package"),
+            "toy needs no_package: pip inst",
+            "]'\n",
+        ),
+        (
+            "Data",
+            lambda: Path("none.csv").read_text(),
+            "[Errno 2] No such file or directory: 'none.csv'",
+            "'\n",
+        ),
+        (
+            "Trainer",
+            raising(OSError(ENOSPC, "full")),
+            "No space left on device: free some",
+            "--root\n",
+        ),
+        ("Data", raising(GatesError("found 3")), "found 3", "3\n"),
+        ("Trainer", raising(ValueError("found 3")), "found 3", "3\n"),
+    ],
+)
+def test_what_a_constructor_raises_is_one_line(
+    gates, toy, monkeypatch, place, construct, start, end
+):
+    one = getattr(toy, f"Toy{place}")
+
+    class Raising(one):
+        @functools.wraps(one.__init__)
+        def __init__(self, *args, **kwargs):
+            construct()
+
+    monkeypatch.setattr(toy, f"Toy{place}", Raising)
+    code, err = gates("fit")
+    assert code == 2
+    assert err.startswith(f"gates toy fit: error: {start}")
+    assert err.endswith(end)
+    assert err.count("\n") == 1
+    assert len(err) < MOST_LETTERS
+    with pytest.raises((GatesError, OSError, ModuleNotFoundError)) as shown:
+        gates("fit", "--debug")
+    assert end != SHOWS or shown.value.__cause__.__traceback__ is not None
+
+
+@dataclasses.dataclass
+class Sized:
+    """Options.
+
+    Args:
+        size: A size.
+    """
+
+    size: int = 3
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError("size is negative")
+        self.part = 1 / self.size
+
+
+def plan(sized: Sized) -> None:
+    """Plan."""
+
+
+@pytest.mark.fault("constructors")
+def test_what_the_options_of_a_function_raise_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "planning", SimpleNamespace(plan=plan))
+    verbs = {"plan": FunctionVerb("planning:plan", flat=("sized",))}
+    for size, line in {
+        "0": "^a constructor raised ZeroDivisionError: .*; --debug shows where$",
+        "-1": "^an option is wrong: size is negative$",
+    }.items():
+        with pytest.raises(GatesError, match=line):
+            run_verb("toy", verbs, ["plan", "--size", size], config="default")
 
 
 @pytest.mark.fault("video V30")
