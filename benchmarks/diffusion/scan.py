@@ -6,8 +6,10 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
 from benchmarks.registry import Call, Comparison, Load
-from diffusion.evaluation.parity.files.writer import write
 
 FILES, FIRST = 10_000, 500
 """Files of the second scan and of the first, whose times are given per file."""
@@ -28,14 +30,24 @@ def rescan() -> Comparison:
     )
 
 
+def write_adapter(path: Path, seed: int = 0, layers: int = 3) -> None:
+    """Write a random file with the names of kohya, of layers of width 16."""
+    draw, tensors = torch.Generator().manual_seed(seed), {}
+    for number in range(layers):
+        name = f"lora_unet_double_blocks_{number}_img_attn_proj"
+        tensors[f"{name}.lora_down.weight"] = torch.randn(2, 16, generator=draw)
+        tensors[f"{name}.lora_up.weight"] = torch.randn(16, 2, generator=draw)
+        tensors[f"{name}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, path)
+
+
 def _variants(load: Load) -> Mapping[str, Call]:
     folder = tempfile.TemporaryDirectory()
     root, few = Path(folder.name) / "many", Path(folder.name) / "few"
     for place, number in ((root, FILES), (few, FIRST)):
         place.mkdir()
         for seed in range(number):
-            file = write("bfl", "lora_down", "lora_unet_", layers=3, seed=seed)
-            file.save(place / f"{seed}.safetensors")
+            write_adapter(place / f"{seed}.safetensors", seed)
     kind = load("diffusion.library").LoraLibrary
     library = kind(root)
     library.scan()

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.diffusion.scan import write_adapter
 from benchmarks.registry import Call, Comparison, Load, Work
-from diffusion.evaluation.parity.files.writer import write
 
 ADAPTERS, DIM, K = 100_000, 768, 10
 BAR = 1.5
@@ -66,7 +66,7 @@ def _variants(load: Load) -> Mapping[str, Call]:
     query = torch.from_numpy(vectors[0] + 0.05 * vectors[1])
     encoder = Encoder(query / query.norm())
     library = load("diffusion.library").LoraLibrary(root, encoder, encoder)
-    write("bfl", "lora_down", "lora_unet_", layers=1).save(root / "a1.safetensors")
+    write_adapter(root / "a1.safetensors", layers=1)
     library.scan()
     _fill(load, library, vectors)
     view = (

@@ -1,23 +1,23 @@
 """Files of adapters that tests of several rooms share."""
 
+import runpy
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-from diffusion.evaluation.parity.files import dialects as names
-from diffusion.evaluation.parity.files import factors, writer
-from diffusion.evaluation.parity.files.reading import delta_error
 
 
 @pytest.fixture(scope="session")
 def dialects():
     """The independent writer: ``write``, ``product``, ``NAMES``, ``PREFIXES``, ``kinds_of`` …"""
-    return SimpleNamespace(**vars(names) | vars(factors) | vars(writer))
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("adapter_files.py"))))
 
 
 @pytest.fixture(scope="session")
 def relative_error():
     """The largest error of the layers of a bundle, relative to the largest entry of each ΔW."""
+    from diffusion.evaluation.parity import delta_error
+
     return delta_error
 
 
@@ -40,6 +40,20 @@ def one_line():
 @pytest.fixture(scope="session")
 def write_gguf():
     """``write_gguf(model, path)``: its matrices in Q8_0 where their rows allow it."""
-    from diffusion.evaluation.parity.models import quantized
+    import gguf
 
-    return quantized.write_gguf
+    def write(model, path):
+        eight = gguf.GGMLQuantizationType.Q8_0
+        writer = gguf.GGUFWriter(str(path), "flux")
+        for name, tensor in model.state_dict().items():
+            values, stored = tensor.float().numpy(), None
+            if values.ndim == 2 and values.shape[1] % 32 == 0:
+                values, stored = gguf.quants.quantize(values, eight), eight
+            writer.add_tensor(name, values, raw_dtype=stored)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write

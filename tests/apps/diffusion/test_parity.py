@@ -1,59 +1,48 @@
-"""``gates diffusion evaluate --config parity`` with two groups of checks."""
+"""``gates diffusion evaluate --config parity``: a bar per comparison with golden vectors."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from apps.diffusion.studies import parity
 from apps.main import main
+from diffusion.evaluation.parity import COMPARISONS
+from diffusion.rivals.k_lora import KLora
 
 VECTORS = Path(__file__).parents[2] / "golden" / "autolora"
-GROUPS = ("golden vectors", "published sizes")
-COMMAND = ["diffusion", "evaluate", "--config", "parity"]
+COMMAND = ["diffusion", "evaluate", "--config", "parity", "--vectors"]
 
 
 @pytest.fixture
-def few(tmp_path, monkeypatch):
+def scores(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr(parity, "GROUPS", {name: parity.GROUPS[name] for name in GROUPS})
-    return tmp_path / "runs" / "diffusion" / "parity"
+    return tmp_path / "runs" / "diffusion" / "parity" / "scores.json"
 
 
-def test_worst_cases_are_bars_and_a_second_run_computes_nothing(few, capsys, monkeypatch):
-    assert main([*COMMAND, "--vectors", str(VECTORS)]) == 0
-    first = json.loads((few / "scores.json").read_text())
-    assert {bar["met"] for bar in first["bars"]} == {True}
-    named = {bar["name"]: bar for bar in first["bars"]}
-    assert len(named) == 11
-    assert 0 < named["PEFT: merges"]["value"] <= named["PEFT: merges"]["bar"] == 1e-6
-    assert named["fused modules of FLUX.1-dev − 304"]["value"] == 0
-    assert {row["value"] for row in first["rows"] if row["method"].startswith("millions")} == {
-        27.3, 112.9,
-    }  # fmt: skip
-    assert "11 of 11 figures" in capsys.readouterr().out
-    monkeypatch.setattr(parity, "run_checks", lambda *_: pytest.fail("computed again"))
-    assert main([*COMMAND, "--vectors", str(VECTORS)]) == 0
-    assert json.loads((few / "scores.json").read_text())["bars"] == first["bars"]
+def test_every_comparison_is_a_bar(scores, capsys):
+    assert main([*COMMAND, str(VECTORS)]) == 0
+    bars = json.loads(scores.read_text())["bars"]
+    assert [bar["name"] for bar in bars] == list(COMPARISONS)
+    assert all(0 < bar["value"] <= bar["bar"] == 1e-6 for bar in bars)
+    assert "6 of 6 figures of 159 comparisons agree" in capsys.readouterr().out
 
 
-def test_results_are_of_the_vectors(few, tmp_path, capsys):
-    assert parity.digest_of(VECTORS, "*") != parity.digest_of(VECTORS, "*.npz")
-    assert main(COMMAND) == 2
-    line = capsys.readouterr().err
-    assert "parity needs the folder of the golden vectors: give --vectors" in line
-    assert main([*COMMAND, "--vectors", str(tmp_path)]) == 2
-    line = capsys.readouterr().err
-    assert "lacks encoder_a.npz" in line
-    assert line.count("\n") == 1
+def test_a_deviation_is_a_bar_that_is_missed_and_named(scores, monkeypatch):
+    monkeypatch.setattr(KLora, "choice", lambda *_: "1")
+    assert main([*COMMAND, str(VECTORS)]) == 0
+    found = json.loads(scores.read_text())
+    assert [bar["name"] for bar in found["bars"] if not bar["met"]] == ["K-LoRA: choices"]
+    assert found["headline"].startswith("5 of 6 figures")
+    assert [note.partition(" at ")[0] for note in found["notes"]] == ["K-LoRA: choices: worst"]
 
 
-def test_a_figure_that_is_off_is_a_bar_that_is_missed():
-    check = {"value": 2e-6, "n": 4, "at": "loss"}
-    rows, bars = parity.scored(
-        {"golden vectors": {"X-LoRA": check, "fused modules of FLUX.1-dev": check | {"value": 303}}}
-    )
-    assert [bar.met for bar in bars] == [False, False]
-    assert bars[1].value == 1
-    assert rows[0].n == 4
+def test_a_folder_without_vectors_is_one_line(scores, tmp_path, capsys):
+    for words, message in (
+        (COMMAND[:-1], "parity compares with golden vectors: give the folder"),
+        ([*COMMAND, str(tmp_path)], "encoder_a.npz is missing or damaged (FileNotFoundError)"),
+    ):
+        assert main(words) == 2
+        line = capsys.readouterr().err
+        assert message in line
+        assert line.count("\n") == 1

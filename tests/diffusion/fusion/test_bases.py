@@ -1,20 +1,29 @@
-"""Adapters on quantized and offloaded bases, and the largest tensor of an inference."""
+"""Adapters on a FLUX of diffusers: next to PEFT, saved, quantized, offloaded, without memory."""
+
+from copy import deepcopy
 
 import accelerate
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+)
 from diffusers.hooks import apply_group_offloading
+from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffusion.evaluation.parity.models.quantized import KINDS, quantized
-from diffusion.evaluation.parity.models.subjects import merged_into, random_adapter
+from diffusion.evaluation.parity import relative_error
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.sites import linear_sizes
-from diffusion.lora_file import SD3Shape
+from diffusion.lora_file import Factors, LoraBundle, SD3Shape, save_lora
 from diffusion.models.flow_matching import velocity
+from diffusion.models.loading import read_gguf
 from diffusion.models.text import TextStates
 from diffusion.models.tiny_flux import UNIT, transformer_of
 
@@ -32,10 +41,101 @@ def inputs():
     return torch.randn(2, 16, 4, 4), torch.tensor([0.2, 0.9]), text
 
 
-@pytest.fixture(params=KINDS)
-def pair(request, model, tmp_path):
+def random_adapter(model, seed, rank=2, where="blocks"):
+    draw = torch.Generator().manual_seed(seed)
+    modules = {}
+    for name, (inputs, outputs) in linear_sizes(model).items():
+        if where in name:
+            down, up = (torch.randn(*s, generator=draw) for s in ((rank, inputs), (outputs, rank)))
+            modules[name] = Factors(0.2 * down, 0.2 * up, 1.0)
+    return LoraBundle("flux", modules)
+
+
+@pytest.fixture
+def adapters(model):
+    """Of three ranks; two change some layers only."""
+    return {
+        "a": random_adapter(model, 1),
+        "b": random_adapter(model, 2, rank=3, where="attn"),
+        "c": random_adapter(model, 3, rank=1, where="single_transformer_blocks"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # those of the libraries
+@pytest.mark.parametrize(
+    "strengths",
+    [{"a": 1, "b": 1, "c": 1}, {"a": 0.7, "b": 1, "c": -0.4}, {"a": 0.7}, {"b": 1}, {"c": -0.4}],
+)
+@torch.no_grad()
+def test_neutral_gates_are_what_peft_adds_and_diffusers_fuses(
+    strengths, model, inputs, adapters, tmp_path
+):
+    parts = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    pipe = FluxPipeline(scheduler, transformer=deepcopy(model), **dict.fromkeys(parts))
+    for name in strengths:
+        path = save_lora(adapters[name], tmp_path / f"{name}.safetensors")
+        pipe.load_lora_weights(str(tmp_path), weight_name=path.name, adapter_name=name)
+    if len(strengths) > 1:
+        pipe.set_adapters(list(strengths), list(strengths.values()))
+    else:
+        pipe.fuse_lora(components=["transformer"], lora_scale=next(iter(strengths.values())))
+        pipe.unload_lora_weights()
+    expected = velocity(pipe.transformer, *inputs)
+    assert relative_error(expected, velocity(model, *inputs)) > 1e-2
+    for mode in ("gated", "sum"):
+        with GatedFusion(model, {n: adapters[n] for n in strengths}, mode=mode) as fusion:
+            fusion.set_strengths(strengths)
+            assert relative_error(velocity(model, *inputs), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"time": "film"}, {"mode": "sum"}])
+@torch.no_grad()
+def test_a_model_has_the_same_bits_on_disk_with_adapters_and_after_them(
+    options, model, inputs, adapters, tmp_path
+):
+    def saved():
+        model.save_pretrained(tmp_path)
+        return (tmp_path / "diffusion_pytorch_model.safetensors").read_bytes()
+
+    before, plain = saved(), velocity(model, *inputs)
+    with GatedFusion(model, adapters, **options):
+        assert saved() == before
+        assert not torch.equal(velocity(model, *inputs), plain)
+    assert saved() == before
+    assert torch.equal(velocity(model, *inputs), plain)
+
+
+class EightBits(nn.Linear):
+    """A layer whose weight is stored in eight bits, with a scale per row."""
+
+    def __init__(self, layer):
+        super().__init__(layer.in_features, layer.out_features)
+        self.scale = layer.weight.abs().amax(1, keepdim=True) / 127
+        self.weight = nn.Parameter((layer.weight / self.scale).round().to(torch.int8), False)
+        self.bias = layer.bias
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+@pytest.fixture(params=["gguf", "int8", "float8"])
+@torch.no_grad()
+def pair(request, model, write_gguf, tmp_path):
     """A quantized model, and one in float32 of the same weights."""
-    return quantized(request.param, model, tmp_path)
+    base, exact = deepcopy(model), deepcopy(model)
+    if request.param == "gguf":
+        model.save_config(tmp_path)
+        base = read_gguf(write_gguf(model, tmp_path / "m.gguf"), tmp_path, torch.float32)
+    elif request.param == "float8":
+        base.enable_layerwise_casting(torch.float8_e4m3fn, compute_dtype=torch.float32)
+    for name, (inputs, _) in linear_sizes(model).items():
+        if request.param == "int8":
+            base.set_submodule(name, EightBits(base.get_submodule(name)))
+        layer, target = base.get_submodule(name), exact.get_submodule(name)
+        target.bias.copy_(layer(torch.zeros(inputs)))
+        target.weight.copy_((layer(torch.eye(inputs)) - target.bias).T)
+    return base.requires_grad_(False), exact
 
 
 @torch.no_grad()
@@ -44,13 +144,16 @@ def test_neutral_gates_on_a_quantized_base_are_that_base_plus_adapters(pair, inp
     assert linear_sizes(base) == linear_sizes(model)
     adapters = {"a": random_adapter(model, 1), "b": random_adapter(model, 2, rank=3)}
     before = velocity(base, *inputs)
-    assert_close(before, velocity(exact, *inputs), rtol=1e-5, atol=1e-5)
+    assert relative_error(before, velocity(exact, *inputs)) <= 1e-5
     assert (before - velocity(model, *inputs)).abs().max() > 1e-4
+    for name in linear_sizes(model):
+        changes = [b.delta_weight(name) for b in adapters.values() if name in b.modules]
+        exact.get_submodule(name).weight += sum(changes)
+    expected = velocity(exact, *inputs)
     for mode in ("gated", "sum"):
         with GatedFusion(base, adapters, mode=mode):
             found = velocity(base, *inputs)
-        expected = velocity(merged_into(exact, adapters), *inputs)
-        assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert relative_error(found, expected) <= 1e-5
         assert (found - before).abs().max() > 1e-2
         assert torch.equal(velocity(base, *inputs), before)
 

@@ -3,7 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from core_gates.adapters import Room
+from diffusion.evaluation.parity import relative_error
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.tiny_flux import UNIT, transformer_of
@@ -36,31 +39,32 @@ def call():
     return run
 
 
+def adapter(model, seed, rank=2, where="blocks"):
+    draw = torch.Generator().manual_seed(seed)
+    modules = {
+        name: Factors(
+            torch.randn(rank, layer.in_features, generator=draw),
+            0.2 * torch.randn(layer.out_features, rank, generator=draw),
+            0.5,
+        )
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and where in name
+    }
+    return LoraBundle("flux", modules)
+
+
+def drawn(fusion):
+    """With gates that are far from open."""
+    torch.manual_seed(2)
+    for parameter in fusion.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return fusion
+
+
 @pytest.fixture(scope="module")
 def fusion(flux):
-    """Of two adapters, with gates that are far from open."""
-    adapters = []
-    for seed in (1, 2):
-        draw = torch.Generator().manual_seed(seed)
-        adapters.append(
-            LoraBundle(
-                "flux",
-                {
-                    name: Factors(
-                        torch.randn(2, layer.in_features, generator=draw),
-                        0.2 * torch.randn(layer.out_features, 2, generator=draw),
-                        0.5,
-                    )
-                    for name, layer in flux.named_modules()
-                    if isinstance(layer, nn.Linear) and "blocks" in name
-                },
-            )
-        )
-    made = GatedFusion(flux, adapters)
-    torch.manual_seed(2)
-    for parameter in made.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return made
+    """Of two adapters."""
+    return drawn(GatedFusion(flux, [adapter(flux, seed) for seed in (1, 2)]))
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +113,22 @@ def test_the_compiled_model_itself_may_be_given(flux, fusion, call):
     with other:
         assert torch.equal(call(model), fused)
     assert not other.attached
+
+
+def test_adapters_are_exchanged_without_compiling_again(flux, call):
+    given = {"a": adapter(flux, 1), "b": adapter(flux, 2, rank=3, where="attn")}
+    fewer = {"d": adapter(flux, 4, rank=4)}
+    other = {"e": adapter(flux, 5, rank=1, where="attn"), "d": adapter(flux, 6)}
+    more = {name: adapter(flux, 7 + k, rank=k + 1) for k, name in enumerate("xyz")}
+    counted = CompileCounterWithBackend("aot_eager")
+    model = torch.compile(flux, backend=counted)
+    with drawn(GatedFusion(flux, given, room=Room(3, 4))) as fusion:
+        found = call(model)
+        first = counted.frame_count
+        for number, adapters in enumerate((fewer, other, more)):
+            fusion.set_adapters(adapters)
+            fusion.set_strengths(dict.fromkeys(adapters, 0.5 + number))
+            last, found = found, call(model)
+            assert relative_error(found, call(flux)) <= 1e-5
+            assert relative_error(found, last) > 1e-3
+    assert counted.frame_count == first > 0

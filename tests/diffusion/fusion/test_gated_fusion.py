@@ -1,5 +1,6 @@
 """Adapters on a model: in force while attached, gone without a trace, weighed, exchanged."""
 
+import itertools
 from copy import deepcopy
 from dataclasses import replace
 
@@ -73,10 +74,30 @@ def test_split_layers_share_the_gate_of_their_fused_width(model, adapters):
     ]  # fmt: skip
 
 
-def test_nothing_is_left_behind_even_by_an_error(model, inputs, adapters):
+@torch.no_grad()
+def test_split_layers_are_the_fused_one_under_its_gate(model, adapters):
+    fused = trained(GatedFusion(model, adapters, dtype=torch.float64))
+    sites = [site for site in fused.sites if len(site.parts) > 1]
+    assert len(sites) == 3
+    for site in sites:
+        x = torch.randn(7, site.in_features, dtype=torch.float64)
+        parts = list(zip(site.parts, site.sizes, strict=True))
+        whole = torch.cat([model.get_submodule(part)(x) for part in site.parts], -1)
+        changes = [
+            [x @ b.delta_weight(p).mT if p in b.modules else x.new_zeros(7, n) for p, n in parts]
+            for b in adapters.values()
+        ]
+        expected = fused.gate(site.name)(whole, torch.stack([torch.cat(c, -1) for c in changes], 1))
+        with fused:
+            found = torch.cat([model.get_submodule(part)(x) for part in site.parts], -1)
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"time": "film"}, {"mode": "sum"}])
+def test_nothing_is_left_behind_even_by_an_error(options, model, inputs, adapters):
     before, names = deepcopy(model.state_dict()), [name for name, _ in model.named_modules()]
     layers, expected = dict(model.named_modules()), model(**inputs)[0]
-    fused = trained(GatedFusion(model, adapters, time="film", dtype=torch.float64))
+    fused = trained(GatedFusion(model, adapters, dtype=torch.float64, **options))
 
     def fail():
         with fused:
@@ -175,8 +196,9 @@ def test_adapters_are_exchanged_and_their_order_does_not_matter(model, inputs, a
     with fused:
         fused.set_adapters(three)
         found = model(**inputs)[0]
-        fused.set_adapters(dict(reversed(three.items())))
-        assert_close(model(**inputs)[0], found)
+        for order in itertools.permutations(three):
+            fused.set_adapters({name: three[name] for name in order})
+            assert_close(model(**inputs)[0], found)
         fused.set_strengths({"a": 0.5})
         found = model(**inputs)[0]
         with pytest.raises(GatesError, match="there is room for 3 adapters of rank 4"):

@@ -115,7 +115,7 @@ def test_block_diagonal_file_is_split_into_a_third_of_its_rank(dialects, tmp_pat
         f"{name}lora_up.weight": up,
         f"{name}alpha": torch.tensor(3.0),
     }
-    written = dialects.Written("flux", tensors, {}, {}, set())
+    written = dialects.Written("flux", tensors, {}, {})
     bundle = load_lora(written.save(tmp_path / "a.safetensors"))
     assert set(bundle.ranks().values()) == {2}
     whole = torch.cat([bundle.delta_weight(n) for n in

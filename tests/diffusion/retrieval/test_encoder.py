@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from diffusion.lora_file import Factors, FluxShape, LoraFileError, SD3Shape, load_lora
+from diffusion.evaluation.parity import relative_error
+from diffusion.lora_file import Factors, FluxShape, LoraFileError, SD3Shape, load_lora, save_lora
 from diffusion.retrieval import EncoderConfig, LoraWeightEncoder, TrainedEncoder, collate
 from diffusion.retrieval.modules import fit
 
@@ -40,7 +41,7 @@ def changed(bundle, change):
 
 
 def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert relative_error(found, expected) <= 1e-5
 
 
 @given(seed=seeds, rank=st.integers(1, 4))
@@ -88,19 +89,13 @@ def test_a_batch_of_ranks_and_layers_equals_single_adapters_in_any_order(encoder
     close(F.normalize(encoder.encoder(batch.rows(order)), dim=1), single[order][order])
 
 
-@pytest.mark.parametrize("dialects_of", [("diffusers", "kohya", "bfl", "peft")])
-def test_dialects_names_and_metadata_do_not_matter(dialects_of, tmp_path, adapter):
-    from diffusion.lora_file import save_lora
-
-    shape = FluxShape(1, 2, num_heads=2, head_dim=8)
-    torch.manual_seed(1)
-    encoder = TrainedEncoder(LoraWeightEncoder(EncoderConfig(shape, text_dim=8, dim=16, heads=2)))
-    bundle = dataclasses.replace(adapter(3), metadata={"ss_output_name": "secret"})
+@pytest.mark.parametrize("rank", [1, 3, 4])
+def test_dialects_names_and_metadata_do_not_matter(encoder, rank, tmp_path, adapter):
+    bundle = dataclasses.replace(adapter(3, rank=rank), metadata={"ss_output_name": "secret"})
     vector = encoder.encode(bundle)
-    for number, format in enumerate(dialects_of):
+    for number, format in enumerate(("diffusers", "kohya", "bfl", "comfyui", "peft")):
         path = tmp_path / ("folder" if format == "peft" else f"{number}.safetensors")
-        save_lora(bundle, path, "comfyui" if format == "bfl" else format)
-        close(encoder.encode(load_lora(path)), vector)
+        close(encoder.encode(load_lora(save_lora(bundle, path, format))), vector)
     close(encoder.encode(dataclasses.replace(bundle, metadata={})), vector)
 
 
@@ -165,7 +160,7 @@ def test_file_normalization_forgets_the_strength_and_none_does_not(adapter, conf
 def test_published_sizes():
     with torch.device("meta"):
         published = LoraWeightEncoder(EncoderConfig.published())
-    assert sum(p.numel() for p in published.parameters()) == pytest.approx(112.9e6, rel=1e-3)
+    assert round(sum(p.numel() for p in published.parameters()) / 1e6, 1) == 112.9
     projections = published.embedder.proj_dict.parameters()
     assert sum(p.numel() for p in projections) == pytest.approx(96.7e6, rel=1e-3)
     probes = published.embedder.model_dict.parameters()

@@ -8,8 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from diffusion.evaluation.parity.golden.k_lora import choice_errors
-from diffusion.evaluation.parity.golden.vectors import read_vectors
+from diffusion.evaluation.parity import choice_errors, read_vectors
 from diffusion.rivals import k_lora
 from diffusion.rivals.k_lora import KLora
 
@@ -17,9 +16,9 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "autolora"
 
 
 def test_golden_choices():
-    arrays = read_vectors(GOLDEN, "gated_linear_a.npz").arrays
+    arrays, _ = read_vectors(GOLDEN, "gated_linear_a.npz")
     assert set(arrays["klora.choice"].tolist()) == {0, 1}
-    errors = dict(choice_errors(arrays))
+    errors = dict(choice_errors(GOLDEN))
     assert len(errors) == 2 * len(arrays["klora.t"]) + 1
     assert max(errors.values()) <= 1e-7
 

@@ -1,1 +1,0 @@
-"""Numbers that must come out as elsewhere: golden vectors, formats, other libraries."""

@@ -1,1 +1,0 @@
-"""Files of adapters by an independent writer, and what is made of them."""

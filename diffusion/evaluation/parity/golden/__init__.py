@@ -1,1 +1,0 @@
-"""Values that reference implementations computed, in float64."""
