@@ -1,10 +1,10 @@
 """Locks between processes, which end with the process in any way."""
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from core_gates.errors import GatesError
 
@@ -12,6 +12,8 @@ from core_gates.errors import GatesError
 @contextmanager
 def locked(path: Path, place: Path, remedy: str) -> Iterator[None]:
     """Hold a lock, whose file goes when the block ends.
+
+    A process that is killed lets it go at once, even if processes that it forked live on.
 
     Args:
         path: File of the lock.
@@ -21,15 +23,15 @@ def locked(path: Path, place: Path, remedy: str) -> Iterator[None]:
     Raises:
         GatesError: Another process holds it.
     """
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            gone = not path.exists() or os.fstat(lock.fileno()).st_ino != path.stat().st_ino
-        except OSError:
-            gone = True
-        if gone:
-            raise GatesError(f"another process is at work on {place}: wait for it, or {remedy}")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise GatesError(
+            f"another process is at work on {place}: wait for it, or {remedy}"
+        ) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
