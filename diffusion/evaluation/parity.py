@@ -234,10 +234,10 @@ def sample_errors(folder: str | Path) -> Errors:
 
 
 COMPARISONS: Mapping[str, Callable[[str | Path], Errors]] = {
-    "encoder: values, loss and gradients": encoder_errors,
-    "gate: four variants with gradients": gate_errors,
-    "gated layer, also without some adapters": layer_errors,
-    "K-LoRA: choices": choice_errors,
-    "PEFT: merges": merge_errors,
+    "encoder and loss": encoder_errors,
+    "gate in four variants": gate_errors,
+    "gated layer": layer_errors,
+    "choices of K-LoRA": choice_errors,
+    "merges of PEFT": merge_errors,
     "ΔW of sample files": sample_errors,
 }  # each is within the tolerance
