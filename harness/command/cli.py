@@ -137,6 +137,10 @@ class GatesRunCLI(LightningCLI):
                 **kwargs,
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What other ranks get that are spawned; the run folder stays held by this process."""
+        return {name: value for name, value in vars(self).items() if name != "_held"}
+
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Verbs and the arguments that are not options, being filled in by the command line."""
         filled = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}

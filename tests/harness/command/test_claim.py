@@ -1,6 +1,7 @@
 """A training claims its run folder when its data are ready, not before, and it alone."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -185,6 +186,11 @@ def test_a_training_that_is_killed_is_resumed_at_once(alone, waiting, tmp_path, 
     Path("go").touch()
     assert main(["toy", "fit", *QUICK, "--name", "same", "--resume"], TABLE) == 0
     assert_one_model(alone, tmp_path / "runs/toy/same")
+
+
+def test_a_training_whose_folder_is_held_can_be_spawned(toy, monkeypatch):
+    monkeypatch.setattr(toy.ToyCLI, "before_fit", lambda cli: pickle.dumps(cli.trainer), False)
+    assert main(["toy", "fit", *QUICK, "--name", "a"], TABLE) == 0
 
 
 def test_a_place_that_cannot_be_written_is_one_line(toy, tmp_path, capsys):
