@@ -94,10 +94,6 @@ class MultiTaskLoss(nn.Module):
         losses = sums.losses / max(len(logits), 1) / mean.clamp(min=self.eps)
         return TaskLosses(losses, mean > 0)
 
-    def total(self, losses: Tensor) -> Tensor:
-        """Return ``Σ_t w_t L_t`` of the losses (T,)."""
-        return self.weights.to(losses) @ losses
-
 
 def task_sums(logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor) -> TaskSums:
     """Return the sums of weighted losses and of weights of each task, in float32 at least.

@@ -148,11 +148,6 @@ class Ranker(nn.Module):
         """Rows by name of the table."""
         return dict(self.banks[0].sizes)
 
-    @property
-    def slices(self) -> dict[str, slice]:
-        """Inputs of the network that each feature takes, by name."""
-        return dict(self.input_layers[0].slices)
-
     def inputs(self, sparse: Tensor, dense: Tensor, sequences: Sequence[Tensor] = ()) -> Tensor:
         """Return the inputs of the network (B, D); (B, copies, D) if it wants several sets.
 

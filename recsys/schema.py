@@ -322,18 +322,6 @@ class FeatureSchema:
             f"{', '.join(found[:12])}{' …' if len(found) > 12 else ''}"
         )
 
-    def without(self, names: Iterable[str]) -> FeatureSchema:
-        """Return the schema without some features, and without what is made of them."""
-        gone = set(names)
-        return dataclasses.replace(
-            self,
-            sparse=tuple(f for f in self.sparse if f.name not in gone),
-            dense=tuple(f for f in self.dense if f.name not in gone),
-            sequences=tuple(f for f in self.sequences if not {f.name, f.of} & gone),
-            crossed=tuple(f for f in self.crossed if not {f.name, *f.of} & gone),
-            products=tuple(f for f in self.products if not {f.name, *f.of} & gone),
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """Return the schema as plain values of JSON."""
         return dataclasses.asdict(self)

@@ -3,7 +3,10 @@
 import ast
 import json
 import re
+from collections import Counter
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,6 +18,35 @@ PACKAGES = (
 MODULES, LINES, FUNCTION_LINES = 16, 500, 60
 LARGE = {"core_gates/gates"}  # one gate per file: the list of gates is what `ls` shows
 NAMELESS = {"utils", "helpers", "common", "misc"}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+DOTTED = re.compile(r"(?:\w+[.:])+\w+")
+WORDS = re.compile(r"[A-Za-z_]\w*")
+TABLE = "for a row of the weather table to come"
+KEPT = {
+    "endoscopy.models.presets.tiny_vit": "a benchmark takes it by its plain name",
+    "weather.baselines.nudging.Nudging": TABLE,
+    "weather.baselines.variational.control.DenseControl": TABLE,
+    "weather.baselines.variational.four_d_var.FourDVar": TABLE,
+    "weather.baselines.variational.four_d_var.gradient_error": TABLE,
+    "weather.baselines.variational.spectral.SpectralCovariance": TABLE,
+    "weather.baselines.variational.three_d_var.ThreeDVar": TABLE,
+    "weather.metrics.cycling.recovery_time": TABLE,
+}
+"""Definitions that only tests use, with the reason why they stay."""
+
+
+class Module(NamedTuple):
+    """What the checks read of a file, which is parsed once.
+
+    Attributes:
+        long: Functions that are too long, docstrings included.
+        statements: Names that each statement defines, and all names that it contains.
+        references: ``module.name`` of imports, of attributes of imported modules, and of strings.
+    """
+
+    long: list
+    statements: list
+    references: set
 
 
 def sources(package):
@@ -27,11 +59,87 @@ def name_of(path):
     return path.relative_to(ROOT).as_posix()
 
 
-def long_functions(source):
-    """The functions of a module that are too long, docstrings included."""
-    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, functions)]
-    return [f.name for f in found if f.end_lineno - f.lineno + 1 > FUNCTION_LINES]
+def read(source, is_package=False):
+    """The facts of a file. What a package imports is a reference only where its code uses it."""
+    long, statements, imports, attributes, references = [], [], {}, [], set()
+    for statement in ast.parse(source).body:
+        names = set()
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                attributes.append((node.value.id, node.attr))
+            elif isinstance(node, ast.Attribute) and loads_module(node.value):
+                references.add(f"*.{node.attr}")
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                if DOTTED.fullmatch(node.value):
+                    references.add(node.value.replace(":", "."))
+            elif isinstance(node, ast.ImportFrom):
+                imports |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+            elif isinstance(node, FUNCTIONS) and node.end_lineno - node.lineno >= FUNCTION_LINES:
+                long.append(node.name)
+        statements.append((defined(statement), names))
+    used = set().union(*(names for _, names in statements))
+    references |= {f"{imports[name]}.{attr}" for name, attr in attributes if name in imports}
+    references |= {imports[name] for name in imports if name in used or not is_package}
+    return Module(long, statements, references)
+
+
+@cache
+def module(path):
+    return read(path.read_text(), path.name == "__init__.py")
+
+
+def loads_module(node):
+    """Whether an expression is ``import_module(...)``, or ``load(...)`` of a benchmark."""
+    function = getattr(node, "func", None)
+    return getattr(function, "attr", getattr(function, "id", "")) in {"import_module", "load"}
+
+
+def defined(statement):
+    """The names that a statement of a file defines, those like ``__all__`` aside."""
+    if isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
+        return {statement.name}
+    if not isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        return set()
+    targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+    nodes = [node for target in targets for node in ast.walk(target)]
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return {name for name in names if not name.startswith("__")}
+
+
+def dead(modules, words):
+    """Yield ``module.name`` of what no other statement of its file, no file and no text names.
+
+    Args:
+        modules: Dotted name of each file to its facts.
+        words: Of pages and configurations.
+    """
+    references = set().union(*(facts.references for facts in modules.values()))
+    relative = {".".join(reference.split(".")[-2:]) for reference in references}
+    for path, (_, statements, _) in modules.items():
+        count = Counter(name for _, names in statements for name in names)
+        parts = path.split(".")
+        places = ["*", *(".".join(parts[: end + 1]) for end in range(len(parts)))]
+        for names, contained in statements:
+            named = any(
+                count[name] > (name in contained)
+                or name in words
+                or f"{parts[-1]}.{name}" in relative
+                or any(f"{place}.{name}" in references for place in places)
+                for name in names
+            )
+            if not named:
+                yield from (f"{path}.{name}" for name in names)
+
+
+def words_of_pages():
+    """Names in the code of pages, and all words of configurations."""
+    pages = "".join(page.read_text() for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    texts = re.findall(r"```.*?```|`[^`]+`", pages, re.DOTALL)
+    files = [ROOT / "pyproject.toml", ROOT / "mkdocs.yml"]
+    files += [file for package in PACKAGES for file in (ROOT / package).rglob("*.yaml")]
+    return set(WORDS.findall("\n".join([*texts, *(file.read_text() for file in files)])))
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -62,13 +170,41 @@ def test_functions_are_short(package):
     long = {
         f"{name_of(file)}: {function}"
         for file in sources(package)
-        for function in long_functions(file.read_text())
+        for function in module(file).long
     }
     assert long == set()
 
 
 def test_a_long_function_is_found():
-    assert long_functions("def f():\n" + "    x = 1\n" * FUNCTION_LINES) == ["f"]
+    assert read("def f():\n" + "    x = 1\n" * FUNCTION_LINES).long == ["f"]
+
+
+def test_nothing_is_there_for_tests_alone():
+    modules = {
+        name_of(file).removesuffix(".py").removesuffix("/__init__").replace("/", "."): module(file)
+        for package in PACKAGES
+        if package != "core_gates"
+        for file in sources(package)
+    }
+    found = set(dead(modules, words_of_pages()))
+    suites = {name for name in found if name.startswith("benchmarks.suites.")}  # loaded by name
+    assert found - suites == set(KEPT)
+
+
+def test_what_only_a_package_passes_on_is_dead():
+    room = "from a.b import f, g, run\n__all__ = ['f', 'g', 'run']\nrun()"
+    code = "X = 1\ndef f(): return f\ndef g(): return X\ndef run(): pass\ndef of_text(): pass"
+    modules = {"a": read(room, is_package=True), "a.b": read(code)}
+    assert set(dead(modules, {"of_text"})) == {"a.b.f", "a.b.g"}
+    users = [
+        "from a import f",
+        "from a import b\nb.f()",
+        "x = 'a.b:f'",
+        "x = {'f': 'b:f'}",
+        "load('a.b').f",
+    ]
+    for user in users:
+        assert set(dead({**modules, "c": read(user)}, {"of_text", "x"})) == {"a.b.g"}
 
 
 def test_the_harness_knows_no_domain():

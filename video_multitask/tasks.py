@@ -44,27 +44,23 @@ def category(behaviour: str) -> str:
     return NEGATIVE if behaviour == "hate" else INTERACTION
 
 
-def simulated_tasks(*, negative: bool = False) -> tuple[Task, ...]:
-    """Return the 14 tasks of the simulator.
+def simulated_tasks() -> tuple[Task, ...]:
+    """Return the 14 tasks of the simulator; ``hate`` is an interaction."""
+    kinds = {behaviour: category(behaviour) for behaviour in LABELS} | {"hate": INTERACTION}
+    return tuple(Task(name, label=LABELS[name], category=kinds[name]) for name in LABELS)
 
-    Args:
-        negative: Put ``hate`` into a category for itself; it is an interaction otherwise.
+
+def kuairand_tasks() -> tuple[Task, ...]:
+    """Return the ten tasks of KuaiRand, ``hate`` in a category for itself.
+
+    Those that need the duration, such as ``complete``, count only where it is known.
     """
-    return tuple(_task(behaviour, negative, masked=False) for behaviour in LABELS)
-
-
-def kuairand_tasks(*, negative: bool = True) -> tuple[Task, ...]:
-    """Return the ten tasks of KuaiRand; ``complete`` counts only where the duration is known.
-
-    Args:
-        negative: Put ``hate`` into a category for itself; it is an interaction otherwise.
-    """
-    return tuple(_task(behaviour, negative, masked=True) for behaviour in KUAIRAND)
-
-
-def _task(behaviour: str, negative: bool, *, masked: bool) -> Task:
-    kind = category(behaviour)
-    if kind == NEGATIVE and not negative:
-        kind = INTERACTION
-    mask = "has_duration" if masked and behaviour in NEEDS_DURATION else ""
-    return Task(behaviour, label=LABELS[behaviour], category=kind, mask=mask)
+    return tuple(
+        Task(
+            name,
+            label=LABELS[name],
+            category=category(name),
+            mask="has_duration" if name in NEEDS_DURATION else "",
+        )
+        for name in KUAIRAND
+    )

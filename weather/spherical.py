@@ -109,43 +109,6 @@ class SphericalTransform(nn.Module):
         """M = L = T + 1, the extent of both spectral dimensions."""
         return self.truncation + 1
 
-    # Plain layout
-
-    def analyze(self, field: Tensor) -> Tensor:
-        """Return the complex coefficients ``(..., M, L)`` of a grid field ``(..., H, W)``."""
-        return self.unpack_coefficients(self.analysis(self.pack_grid(field)), field.shape[:-2])
-
-    def synthesize(self, coefficients: Tensor) -> Tensor:
-        """Return the grid field ``(..., H, W)`` of complex coefficients ``(..., M, L)``."""
-        packed = self.pack_coefficients(coefficients)
-        return self.unpack_grid(self.synthesis(packed), coefficients.shape[:-2])
-
-    def vorticity_divergence(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return complex coefficients of vorticity and divergence, s-1, of a wind.
-
-        Args:
-            u: Eastward wind (..., H, W), m/s.
-            v: Northward wind (..., H, W), m/s.
-        """
-        x, y = self.fourier(self.pack_grid(u)), self.fourier(self.pack_grid(v))
-        shape = u.shape[:-2]
-        curl, divergence = self.curl(x, y), self.divergence(x, y)
-        return self.unpack_coefficients(curl, shape), self.unpack_coefficients(divergence, shape)
-
-    def wind(self, vorticity: Tensor, divergence: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (u, v), each ``(..., H, W)``, m/s, of complex vorticity and divergence, s-1."""
-        u, v = self.wind_synthesis(
-            self.pack_coefficients(vorticity), self.pack_coefficients(divergence)
-        )
-        shape = vorticity.shape[:-2]
-        return self.unpack_grid(u, shape), self.unpack_grid(v, shape)
-
-    def gradient(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the eastward and northward derivative ``(..., H, W)``, per m, of a scalar."""
-        x, y = self.gradient_synthesis(self.pack_coefficients(coefficients))
-        shape = coefficients.shape[:-2]
-        return self.unpack_grid(x, shape), self.unpack_grid(y, shape)
-
     def pack_grid(self, field: Tensor) -> Tensor:
         """Turn ``(..., H, W)`` into float64 ``(W, H, K)``.
 
@@ -170,11 +133,6 @@ class SphericalTransform(nn.Module):
         """Turn complex ``(..., M, L)`` into float64 ``(2, M, L, K)``."""
         flat = coefficients.to(torch.complex128).reshape(-1, self.size, self.size)
         return torch.view_as_real(flat).permute(3, 1, 2, 0).contiguous()
-
-    def unpack_coefficients(self, packed: Tensor, shape: torch.Size) -> Tensor:
-        """Undo `pack_coefficients` for the leading ``shape``."""
-        pairs = packed.permute(3, 1, 2, 0).reshape(*shape, self.size, self.size, 2)
-        return torch.view_as_complex(pairs.contiguous())
 
     # Packed layout
 

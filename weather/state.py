@@ -122,10 +122,6 @@ class ChannelSpec:
         shape = (*x.shape[:-3], len(self.upper), len(self.levels), *x.shape[-2:])
         return surface, upper.reshape(shape)
 
-    def merge(self, surface: Tensor, upper: Tensor) -> Tensor:
-        """Undo `split`: ``(..., S, H, W)`` and ``(..., V, L, H, W)`` become ``(..., C, H, W)``."""
-        return torch.cat((surface, upper.flatten(-4, -3)), dim=-3)
-
 
 FENGWU = ChannelSpec(
     surface=(
@@ -147,13 +143,6 @@ FENGWU = ChannelSpec(
 
 SHALLOW_WATER = ChannelSpec(surface=("height", "u_component_of_wind", "v_component_of_wind"))
 """State of the shallow-water model; m and m/s."""
-
-HELD_SUAREZ = ChannelSpec(
-    surface=("surface_pressure",),
-    upper=("temperature", "u_component_of_wind", "v_component_of_wind"),
-    levels=tuple(range(1, 9)),
-)
-"""State of the dry primitive-equation model; Pa, K, m/s; levels count sigma layers from the top."""
 
 ERA5_SAMPLE = ChannelSpec(upper=("geopotential", "temperature"), levels=(850, 500))
 """The shipped ERA5 ensemble sample; m2 s-2 and K; levels in hPa, in the order of the file."""

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from core_gates.errors import GatesError, check_option
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 Strategy = Literal["ddp", "fsdp2"]
 STRATEGIES = ("ddp", "fsdp2")
 

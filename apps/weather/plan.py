@@ -78,7 +78,6 @@ def network_cost(
     *,
     batch_size: int = 1,
     precision: Precision = "fp32",
-    where: str = "meta",
 ) -> tuple[nn.Module, StepCost]:
     """Build a network and count a training step of it.
 
@@ -87,9 +86,8 @@ def network_cost(
         size: One of its presets.
         batch_size: Samples of the step.
         precision: Type of activations and weights.
-        where: Device; on another one than ``meta`` the step is really computed.
     """
-    with torch.device(where):
+    with torch.device("meta"):
         module = adas_preset(size) if network == "adas" else fengwu_preset(size)
         states = torch.randn(batch_size, module.num_channels, *module.grid_shape)
     kind = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -30,11 +30,6 @@ class Encoder:
         del bundle
         return None
 
-    def note(self, bundle: object) -> str:
-        """Return that nothing is ignored."""
-        del bundle
-        return ""
-
     def encode(self, bundle: object) -> Tensor:
         """Return the query."""
         del bundle

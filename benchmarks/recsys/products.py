@@ -52,14 +52,6 @@ class Product(NamedTuple):
     right: Layout
     one_dnn: bool = False
 
-    @property
-    def flops(self) -> float:
-        """Floating-point operations."""
-        size = 2.0 * self.right.shape[-1]
-        for length in self.left.shape:
-            size *= length
-        return size
-
 
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
-from diffusion.fusion import GatedFusion
 from diffusion.fusion.protocol import Fusion
 from diffusion.models.flow_matching import Noised, flow_matching_losses, noised
 from diffusion.models.text import TextStates
@@ -79,61 +77,6 @@ def fixed_draws(latents: Tensor, steps: int, seed: int) -> Iterator[Noised]:
         noise = torch.randn(latents.shape, generator=draw).to(latents)
         time = latents.new_full((len(latents),), 1 - (step + 0.5) / steps)
         yield noised(latents, time, noise)
-
-
-class Retention(NamedTuple):
-    """What is left of an adapter among others: mean losses of what it was trained for.
-
-    Attributes:
-        base: Of the model without adapters.
-        alone: With this adapter alone, as a plain one.
-        fused: With all adapters.
-    """
-
-    base: float
-    alone: float
-    fused: float
-
-    @property
-    def kept(self) -> float:
-        """The part of its gain that is left: 1 all of it, 0 none, negative below the model."""
-        gain = self.base - self.alone
-        return (self.base - self.fused) / gain if gain else float("nan")
-
-
-def retention(
-    fusion: Fusion,
-    own: Mapping[str, tuple[Tensor, TextStates]],
-    *,
-    steps: int = 8,
-    seed: int = 0,
-) -> dict[str, Retention]:
-    """Return what is left of each adapter of a fusion.
-
-    Args:
-        fusion: Adapters with their strengths, not attached.
-        own: Name of an adapter -> unseen latents and captions of its concept.
-        steps: As of :func:`fixed_losses`.
-        seed: As of :func:`fixed_losses`.
-
-    Raises:
-        GatesError: The fusion is attached, or has no adapter of a name.
-    """
-    if fusion.attached:
-        raise GatesError("the fusion is attached, so none can act alone: detach it first")
-    if unknown := sorted(own.keys() - fusion.adapters.keys()):
-        raise GatesError(
-            f"no adapter is named {unknown[0]!r}; there are {', '.join(fusion.adapters)}"
-        )
-    found = {}
-    for name, (latents, text) in own.items():
-        alone = GatedFusion(fusion.model, {name: fusion.adapters[name]}, mode="sum")
-        given: dict[str, Any] = {"latents": latents, "text": text, "steps": steps, "seed": seed}
-        losses = [
-            float(fixed_losses(fusion.model, one, **given).mean()) for one in (None, alone, fusion)
-        ]
-        found[name] = Retention(*losses)
-    return found
 
 
 def _in_force(fusion: Fusion | None) -> AbstractContextManager[object]:

@@ -12,8 +12,6 @@ from diffusion.retrieval.config import EncoderConfig
 from diffusion.retrieval.encoder import LoraWeightEncoder
 from diffusion.retrieval.losses import ContrastiveLoss, PublishedLoss
 from diffusion.retrieval.modules import modules_of, types_used
-from diffusion.retrieval.prompt import with_adapters
-from diffusion.retrieval.table import read_table
 from diffusion.retrieval.trained import TrainedEncoder
 
 __all__ = [
@@ -30,8 +28,6 @@ __all__ = [
     "load_encoder",
     "load_published",
     "modules_of",
-    "read_table",
     "save_encoder",
     "types_used",
-    "with_adapters",
 ]

@@ -87,12 +87,6 @@ class Adapters(Dataset[Pairs]):
         """Return some adapters."""
         return self._collated(index.tolist()) if self._kept is None else self._kept.rows(index)
 
-    def whole(self) -> Pairs:
-        """Return all adapters with all of their captions."""
-        text, owners = self.captions.all()
-        index = torch.arange(len(self))
-        return Pairs(self.batch(index), text, index, self.concepts, owners)
-
     def part(self, numbers: Sequence[int]) -> Pairs:
         """Return some adapters with all of their captions."""
         index = torch.tensor(list(numbers))
@@ -169,7 +163,7 @@ class RetrieverData(L.LightningDataModule):
     Trainers on several ranks need ``use_distributed_sampler=False``, since batches know their rank.
 
     Args:
-        training: Adapters with captions, see :func:`diffusion.retrieval.table.read_table`.
+        training: Adapters with captions, see :func:`diffusion.retrieval.table.split_table`.
         config: Of the encoder.
         text_encoder: Embeds every different caption once.
         validation: Adapters that are searched by their captions after an epoch.

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from diffusion.lora_file import FluxShape, LoraBundle, SD3Shape
-from diffusion.lora_file.container.text import listed
 from diffusion.lora_file.errors import LoraFileError
 from diffusion.lora_file.family import Placed
 
@@ -58,31 +57,20 @@ class Fit(NamedTuple):
     Attributes:
         read: Number of fused layers that are read.
         missing: Fused layers that the adapter does not change.
-        ignored: Layers of the adapter that the encoder does not read.
         misfits: Layers of another size, each with what was expected.
     """
 
     read: int
     missing: tuple[str, ...]
-    ignored: tuple[str, ...]
     misfits: tuple[str, ...]
-
-    def note(self) -> str:
-        """Return one line about the layers that are ignored; empty if there are none."""
-        if not self.ignored:
-            return ""
-        layers = "layer is" if len(self.ignored) == 1 else "layers are"
-        return f"{len(self.ignored)} {layers} ignored by the encoder: {listed(list(self.ignored))}"
 
 
 def fit(bundle: LoraBundle, modules: Sequence[Placed]) -> Fit:
     """Compare the layers of an adapter with those that an encoder reads, by their sizes alone."""
     sizes = bundle.sizes()
-    known: set[str] = set()
     missing, misfits = [], []
     for module in modules:
         parts = [(part, out) for part, out in zip(module.parts, module.sizes, strict=True)]
-        known.update(module.parts)
         if not any(part in sizes for part in module.parts):
             missing.append(module.name)
         for part, out in parts:
@@ -92,5 +80,4 @@ def fit(bundle: LoraBundle, modules: Sequence[Placed]) -> Fit:
                     f"{part} is {found.in_features} → {found.out_features}, "
                     f"expected {module.in_features} → {out}"
                 )
-    ignored = tuple(name for name in sizes if name not in known)
-    return Fit(len(modules) - len(missing), tuple(missing), ignored, tuple(misfits))
+    return Fit(len(modules) - len(missing), tuple(missing), tuple(misfits))

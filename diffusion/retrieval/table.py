@@ -10,27 +10,6 @@ from diffusion.retrieval.captions import Example
 Load = Callable[[Path], LoraBundle]
 
 
-def read_table(
-    path: str | Path, *, root: str | Path | None = None, load: Load = load_lora
-) -> list[Example]:
-    """Read a CSV with a row per image and group its rows by adapter.
-
-    A caption is drawn by image first, then from its long, short and medium form; half of the time
-    it is the description of the adapter with the short form, if there is one.
-
-    Args:
-        path: See :func:`diffusion.data.table.read_rows`. An adapter without concept is its own.
-        root: Folder that ``model_file`` is relative to; that of the table if None. No file outside
-            of it is read.
-        load: Reads an adapter.
-
-    Raises:
-        LoraFileError: The table cannot be read, lacks a column or a caption, or names a file
-            outside of the folder.
-    """
-    return split_table(path, 0.0, root=root, load=load)[0]
-
-
 def split_table(
     path: str | Path,
     held_out: float,
@@ -40,14 +19,20 @@ def split_table(
 ) -> tuple[list[Example], list[Example]]:
     """Return the adapters of a table with the captions of training, and with those held out.
 
+    The table is a CSV with a row per image; its rows are grouped by adapter. A caption is drawn by
+    image first, then from its long, short and medium form; half of the time it is the description
+    of the adapter with the short form, if there is one.
+
     Args:
-        path: See :func:`read_table`.
+        path: See :func:`diffusion.data.table.read_rows`. An adapter without concept is its own.
         held_out: Fraction of the rows of each adapter that is held out.
-        root: See :func:`read_table`.
+        root: Folder that ``model_file`` is relative to; that of the table if None. No file outside
+            of it is read.
         load: Reads an adapter, each once.
 
     Raises:
-        LoraFileError: See :func:`read_table`.
+        LoraFileError: The table cannot be read, lacks a column or a caption, or names a file
+            outside of the folder.
     """
     path = Path(path)
     folder = (Path(root) if root is not None else path.parent).resolve()

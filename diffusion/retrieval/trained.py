@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from diffusion.lora_file import LoraBundle, LoraFileError
 from diffusion.retrieval.batch import collate
 from diffusion.retrieval.encoder import LoraWeightEncoder
-from diffusion.retrieval.modules import family_of, fit
+from diffusion.retrieval.modules import family_of
 from diffusion.retrieval.refusal import refusal_of
 
 
@@ -48,10 +48,6 @@ class TrainedEncoder:
         """Return one line about why an adapter cannot be encoded; None if its layers fit."""
         return refusal_of(bundle, self.config)
 
-    def note(self, bundle: LoraBundle) -> str:
-        """Return one line about layers of an adapter that are ignored; empty if there are none."""
-        return fit(bundle, self.encoder.modules_read).note()
-
     def encode(self, bundle: LoraBundle) -> Tensor:
         """Return the vector (dim,) of an adapter, of unit length, in float32.
 
@@ -62,7 +58,7 @@ class TrainedEncoder:
 
     @torch.no_grad()
     def token(self, bundle: LoraBundle) -> Tensor:
-        """Return the vector (dim,) as it is, for :func:`diffusion.retrieval.with_adapters`.
+        """Return the vector (dim,) as it is, of any length.
 
         Raises:
             LoraFileError: The adapter does not fit, is not finite, or changes nothing.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,12 +147,6 @@ def export_onnx(
 
     _check(model, example, run, "onnxruntime")
     return write_bytes(Path(path), content)
-
-
-def operators(program: ExportedProgram) -> Counter[str]:
-    """Count the operators of an exported program, for comparing two networks."""
-    nodes = (node for node in program.graph.nodes if node.op == "call_function")
-    return Counter(str(node.target) for node in nodes)
 
 
 def _check(model: nn.Module, example: Sequence[Tensor], run: Any, name: str) -> None:

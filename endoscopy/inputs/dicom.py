@@ -66,7 +66,7 @@ def read_dicom(
         for number, image in _images(file, header, report, max_unreadable):
             report.read += 1
             key = uid if count == 1 else f"{uid}#{number + 1}"
-            yield SourceFrame(image, key, index + number, number, uid)
+            yield SourceFrame(image, key, index + number, number)
         index += count
     report.finish(max_unreadable)
 

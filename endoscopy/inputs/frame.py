@@ -18,14 +18,12 @@ class SourceFrame:
             name of the video and the frame number, or the DICOM instance UID.
         index: Position in the source, from 0, counting unreadable frames too.
         number: Frame number in a video or a DICOM instance, from 0; 0 for single images.
-        uid: SOP instance UID of a DICOM source.
     """
 
     image: np.ndarray
     key: str
     index: int
     number: int = 0
-    uid: str | None = None
 
 
 @dataclass

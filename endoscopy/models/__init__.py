@@ -3,7 +3,6 @@
 from endoscopy.models.folding import fold
 from endoscopy.models.gate_kinds import GateKind, gate_parameters, gates_of, weight_parameters
 from endoscopy.models.presets import (
-    fsg_efficientnet_b0,
     fsg_resnet18,
     fsg_vit,
     fsg_vit_tiny_patch16_384,
@@ -17,7 +16,6 @@ __all__ = [
     "GateKind",
     "MultiStreamSizer",
     "fold",
-    "fsg_efficientnet_b0",
     "fsg_resnet18",
     "fsg_vit",
     "fsg_vit_tiny_patch16_384",

@@ -64,23 +64,6 @@ def fsg_resnet18(
     )
 
 
-def fsg_efficientnet_b0(
-    streams: Streams = ("rgb",),
-    outputs: int = 1,
-    gates: GateKind = "fsg",
-    hidden_dim: int = 128,
-    geometry: bool = False,
-    trunk_options: dict[str, Any] | None = None,
-) -> MultiStreamSizer:
-    """Return an EfficientNet-B0 for each stream, with gates L1 and L2 in the head alone.
-
-    See :class:`MultiStreamSizer` for the arguments; ``se`` has no place.
-    """
-    return MultiStreamSizer(
-        "efficientnet_b0", streams, outputs, gates, hidden_dim, geometry, trunk_options
-    )
-
-
 def tiny_resnet(
     streams: Streams = ("rgb_mask",),
     outputs: int = 1,

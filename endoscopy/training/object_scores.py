@@ -11,8 +11,6 @@ from endoscopy.metrics.classification import macro_f1
 from endoscopy.metrics.confusion import confusion_matrix
 from endoscopy.metrics.size_classes import TRUTH, CutOffs, has_known_class
 
-COLUMNS = ("object", "frame", "size_mm", "censored", "predicted_mm")
-
 
 class ObjectScores(NamedTuple):
     """Scores of the median prediction of each object.
@@ -30,8 +28,8 @@ def object_scores(rows: Tensor, cut_offs: CutOffs) -> ObjectScores:
     """Score the median of each object's frames.
 
     Args:
-        rows: One per frame (N, 5), with the columns ``COLUMNS``; a repeated frame counts once,
-            since a sampler repeats frames to fill up a rank.
+        rows: One per frame (N, 5): object, frame, size_mm, censored, predicted_mm; a repeated
+            frame counts once, since a sampler repeats frames to fill up a rank.
         cut_offs: Those of the predictions.
 
     Returns:

@@ -6,7 +6,7 @@ from harness.evidence.direction import smaller_is_better
 from harness.evidence.interval import Difference, Interval
 from harness.evidence.moments import Scores, SingleUnit, moments, root, root_ratio, single_of
 from harness.evidence.rows import Bar, Row
-from harness.evidence.significance import holm, sign_test
+from harness.evidence.significance import holm
 
 __all__ = [
     "Bar",
@@ -21,7 +21,6 @@ __all__ = [
     "moments",
     "root",
     "root_ratio",
-    "sign_test",
     "single_of",
     "smaller_is_better",
 ]

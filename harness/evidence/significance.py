@@ -1,30 +1,7 @@
-"""Probabilities of differences: a test of signs, and what many comparisons do to a p."""
-
-import math
+"""Probabilities of differences: what many comparisons do to a p."""
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-
-def sign_test(differences: ArrayLike) -> float:
-    """Return the exact two-sided p of as many differences of one sign, were both equally likely.
-
-    Args:
-        differences: (N,) of independent units; zeros tell nothing and are left out.
-
-    Returns:
-        p, at least 2^(1 - N); 1 without a difference.
-
-    Raises:
-        ValueError: A difference is NaN.
-    """
-    signs = np.sign(np.asarray(differences, dtype=float).ravel())
-    if np.isnan(signs).any():
-        raise ValueError("differences hold NaN; leave out units without a difference")
-    positive, negative = int((signs > 0).sum()), int((signs < 0).sum())
-    count = positive + negative
-    as_extreme = sum(math.comb(count, k) for k in range(min(positive, negative) + 1))
-    return min(1.0, as_extreme / 2 ** (count - 1)) if count else 1.0
 
 
 def holm(p: ArrayLike) -> np.ndarray:

@@ -16,7 +16,6 @@ Hashes = NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _HALF = np.uint64(32)
-MOST_BUCKETS = 2**31
 
 
 def mix(values: Hashes) -> Hashes:

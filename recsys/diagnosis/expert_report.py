@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,28 +118,6 @@ class ExpertReport:
         rows = [row for layer in self.layers for row in self._gate_rows(layer)]
         return pl.DataFrame(rows, schema=_GATE_COLUMNS).with_columns(
             pl.col(pl.Float64).fill_nan(None)
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values of JSON, the summary among them."""
-        return {
-            "summary": {k: v if np.isfinite(v) else None for k, v in self.summary().items()},
-            "tasks": list(self.tasks),
-            "positives": list(self.positives),
-            "rows": self.rows,
-            "notes": list(self.notes),
-            "layers": [layer.to_dict() for layer in self.layers],
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ExpertReport:
-        """Return the report of :meth:`to_dict`."""
-        return cls(
-            tuple(LayerReport.from_dict(layer) for layer in values["layers"]),
-            tuple(values["tasks"]),
-            tuple(values["positives"]),
-            values["rows"],
-            tuple(values["notes"]),
         )
 
     def _gate_rows(self, layer: LayerReport) -> list[dict[str, Any]]:

@@ -5,10 +5,7 @@ E experts, S gates, T tasks.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -144,24 +141,6 @@ class LayerReport:
             found, total, out=np.full(len(total), np.nan), where=(total > 0) & own.any(1)
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values of JSON; what is not finite becomes None."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: _plain(value) for name, value in fields.items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LayerReport:
-        """Return the report of :meth:`to_dict`."""
-        made: dict[str, Any] = {}
-        for name, value in values.items():
-            if name in ("name", "residual", "gradients", "cosines") and not isinstance(value, list):
-                made[name] = value
-            elif name in ("tasks", "expert_names", "expert_groups", "gate_names"):
-                made[name] = tuple(value)
-            else:
-                made[name] = np.array(value, dtype=bool if name == "visible" else float)
-        return cls(**made)
-
 
 def shared_experts(
     groups: tuple[str, ...], gate_names: tuple[str, ...], visible: np.ndarray
@@ -188,11 +167,3 @@ def _fractions(values: np.ndarray, axis: int) -> np.ndarray:
 def _largest(fractions: np.ndarray) -> np.ndarray:
     """Return the largest of each column (E,), 0 where all are NaN."""
     return np.where(np.isnan(fractions), 0.0, fractions).max(0)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -9,7 +9,6 @@ from recsys.metrics.calibration import (
 )
 from recsys.metrics.gains import Gains, gains_over_single
 from recsys.metrics.grouped_auc import GroupedAUC, UserAUC, gauc, user_auc
-from recsys.metrics.histogram_auc import BoundedAUC, HistogramAUC
 from recsys.metrics.inputs import Measured
 from recsys.metrics.log_loss import log_loss, normalized_entropy
 from recsys.metrics.off_policy import (
@@ -18,7 +17,6 @@ from recsys.metrics.off_policy import (
     off_policy,
 )
 from recsys.metrics.play_time import gxauc, mean_absolute_error, user_xauc, xauc
-from recsys.metrics.ranked_lists import ListScore, ndcg_at, recall_at
 from recsys.metrics.resampled import (
     auc_scores,
     combined,
@@ -27,16 +25,11 @@ from recsys.metrics.resampled import (
     task_scores,
     user_resamples,
 )
-from recsys.metrics.sharded import gathered_auc, gathered_rows, routed_by_user, sharded_gauc
 from recsys.metrics.slices import counts_of, quantile_slices, standard_slices
-from recsys.metrics.task_table import task_table
 
 __all__ = [
-    "BoundedAUC",
     "Gains",
     "GroupedAUC",
-    "HistogramAUC",
-    "ListScore",
     "Measured",
     "OffPolicy",
     "Reliability",
@@ -47,27 +40,20 @@ __all__ = [
     "counts_of",
     "expected_calibration_error",
     "gains_over_single",
-    "gathered_auc",
-    "gathered_rows",
     "gauc",
     "gxauc",
     "importance_weights",
     "log_loss",
     "mean_absolute_error",
-    "ndcg_at",
     "normalized_entropy",
     "off_policy",
     "per_user_sums",
     "predicted_over_observed",
     "quantile_slices",
-    "recall_at",
     "reliability",
-    "routed_by_user",
-    "sharded_gauc",
     "standard_slices",
     "summed_log_loss",
     "task_scores",
-    "task_table",
     "user_auc",
     "user_resamples",
     "user_xauc",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import polars as pl
 
@@ -20,7 +20,6 @@ from recsys.vocabulary import HashedValues, Vocabulary, count_values
 
 Table = Vocabulary | HashedValues
 Time = int | float | str
-_T = TypeVar("_T", int, float, str)
 
 COMPACTED_FROM = 2**20  # counted values
 

@@ -6,14 +6,14 @@ import warnings
 import numpy as np
 import polars as pl
 import torch
-from torch.distributed import is_initialized
+from torch.distributed import all_gather_object, is_initialized
 
 from harness.runs.trainer import ExactTrainer
 from recsys.data.datamodule import TableDataModule
 from recsys.data.tables import RankingTables
 from recsys.embedding.row_wise_adagrad import RowWiseAdagrad
 from recsys.joined_optimizer import JoinedOptimizer
-from recsys.metrics.sharded import gathered_auc, sharded_gauc
+from recsys.metrics import auc, gauc
 from recsys.module import MultiTaskModule
 from recsys.schema import Dense, FeatureSchema, Sparse, Task
 
@@ -54,6 +54,15 @@ class Plain(MultiTaskModule):
         return JoinedOptimizer([sgd, RowWiseAdagrad(self.ranker.tables(), 0.05)])
 
 
+def of_all_ranks(values):
+    """The rows of both processes, or of the one there is."""
+    if not is_initialized():
+        return values
+    found = [None, None]
+    all_gather_object(found, values)
+    return torch.cat(found)
+
+
 def train(how, precision, folder):
     """Return the state after five steps, what validation says, and how many rows were seen."""
     torch.manual_seed(0)
@@ -83,12 +92,13 @@ def train(how, precision, folder):
     with torch.no_grad():
         found = [(module(b.to("cpu")), b) for b in doubled(data.val_dataloader(), precision)]
     logits, labels = (torch.cat(c) for c in ([f for f, _ in found], [b.labels for _, b in found]))
-    users = torch.cat([b.user for _, b in found])
+    logits, labels, users = map(
+        of_all_ranks, (logits, labels, torch.cat([b.user for _, b in found]))
+    )
     single = precision == "32-true"
     if single:  # rows whose logits differ by rounding count as ties
         logits = logits.double().round(decimals=4)
     pairs = [(logits[:, t], labels[:, t]) for t in range(3)]
-    gauc = [list(sharded_gauc(*pair, users)[:4]) for pair in pairs]
     optimizer = trainer.optimizers[0].state_dict()["optimizers"][1]["state"]
     return {
         "state": {name: t.clone() for name, t in module.ranker.state_dict().items()},
@@ -98,8 +108,8 @@ def train(how, precision, folder):
             for n, v in trainer.callback_metrics.items()
             if n.startswith("val/loss" if single else "val/")
         },
-        "auc": [gathered_auc(*pair).value for pair in pairs],
-        "gauc": gauc,
+        "auc": [auc(*pair).value for pair in pairs],
+        "gauc": [list(gauc(*pair, users)[:4]) for pair in pairs],
     }
 
 

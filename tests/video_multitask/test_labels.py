@@ -80,5 +80,4 @@ def test_tasks_have_the_categories_of_their_behaviors():
     simulated = simulated_tasks()
     assert [task.name for task in simulated] == list(LABELS)
     assert {task.category for task in simulated} == {"watch", "inter"}
-    assert {task.category for task in simulated_tasks(negative=True)} == {"watch", "inter", "neg"}
     assert {task.column for task in simulated} < POST_EXPOSURE

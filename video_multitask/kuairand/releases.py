@@ -13,7 +13,6 @@ from harness.files.manifest import RemoteFile
 Part = Literal["first", "second", "random"]
 
 URL = "https://zenodo.org/records/10439422/files"
-LICENSE = "CC BY-SA 4.0"
 
 
 class Count(NamedTuple):

@@ -7,7 +7,6 @@ from weather.baselines.covariance import (
     DenseCovariance,
     SampleCovariance,
 )
-from weather.baselines.ensemble_optimal_interpolation import EnsembleOptimalInterpolation
 from weather.baselines.free_run import FreeRun
 from weather.baselines.inverse_distance import InverseDistance
 from weather.baselines.letkf import LETKF
@@ -26,7 +25,6 @@ __all__ = [
     "Covariance",
     "DenseControl",
     "DenseCovariance",
-    "EnsembleOptimalInterpolation",
     "FourDVar",
     "FreeRun",
     "InverseDistance",

@@ -26,10 +26,6 @@ class Covariance(Protocol):
         """Return B at some rows (R,) and columns (K,), or all columns if None."""
         ...
 
-    def variance(self) -> Tensor:
-        """Return the diagonal (n,)."""
-        ...
-
 
 class DenseCovariance:
     """A covariance held as a matrix, for states of some thousand values.
@@ -51,10 +47,6 @@ class DenseCovariance:
     def block(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
         """Return (R, K), or (R, n) for all columns."""
         return self.matrix[rows] if columns is None else self.matrix[rows[:, None], columns]
-
-    def variance(self) -> Tensor:
-        """Return the diagonal (n,)."""
-        return self.matrix.diagonal()
 
 
 class SampleCovariance:
@@ -111,10 +103,6 @@ class SampleCovariance:
             taper = gaspari_cohn(self._points.distances(points, targets) / self.localization_km)
             covariance *= taper.to(self.dtype)[row[:, None], column]
         return covariance
-
-    def variance(self) -> Tensor:
-        """Return the diagonal (n,)."""
-        return self._anomalies.square().sum(0)
 
     def dense(self) -> DenseCovariance:
         """Return the same covariance as a matrix: faster to read for many different networks."""

@@ -23,14 +23,6 @@ class EnsembleWeights(NamedTuple):
     shift: Tensor
     shrink: Tensor
 
-    def mean_weights(self) -> Tensor:
-        """Return w (..., M) of Hunt et al. (2007), equation 21."""
-        return (self.vectors @ self.shift.unsqueeze(-1)).squeeze(-1)
-
-    def transform(self) -> Tensor:
-        """Return the symmetric W (..., M, M) of Hunt et al. (2007), equation 24."""
-        return (self.vectors * self.shrink.unsqueeze(-2)) @ self.vectors.mT
-
     def update(self, mean: Tensor, anomalies: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean (..., C) and anomalies (..., C, M) of the analysis."""
         rotated = anomalies @ self.vectors.to(anomalies)
@@ -63,31 +55,3 @@ def ensemble_weights(signal: Tensor, projection: Tensor, inflation: float) -> En
     return EnsembleWeights(
         vectors, turned / precision, (math.sqrt(num_members - 1) / precision.sqrt())
     )
-
-
-def etkf(
-    states: Tensor,
-    observed: Tensor,
-    values: Tensor,
-    errors: Tensor,
-    *,
-    inflation: float = 1.0,
-) -> Tensor:
-    """Analyse an ensemble globally (Bishop et al. 2001, in the form of Hunt et al. 2007).
-
-    Args:
-        states: Background ensemble (M, n).
-        observed: The ensemble as the observations would see it (M, p).
-        values: Observed values (p,).
-        errors: Observation error standard deviations (p,), positive or infinite.
-        inflation: Factor on the background covariance.
-
-    Returns:
-        Analysis ensemble (M, n).
-    """
-    mean, seen = states.mean(0), observed.mean(0)
-    scaled = (observed - seen) / errors
-    innovation = torch.where(errors.isfinite(), (values - seen) / errors, 0.0)
-    weights = ensemble_weights(scaled @ scaled.T, scaled @ innovation, inflation)
-    moved, anomalies = weights.update(mean, (states - mean).T)
-    return (moved[:, None] + anomalies).T

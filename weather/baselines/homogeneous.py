@@ -107,7 +107,3 @@ class HomogeneousCovariance:
         taper = gaspari_cohn(distance / self.length_km).to(self.dtype)[row[:, None], column]
         taper *= self._correlation[(rows // count)[:, None], columns // count]
         return taper * self._deviation[rows, None] * self._deviation[columns]
-
-    def variance(self) -> Tensor:
-        """Return the diagonal (n,)."""
-        return self._deviation.square()

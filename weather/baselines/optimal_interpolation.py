@@ -86,38 +86,6 @@ class OptimalInterpolation:
                 analysis[timeline] += increment.view_as(analysis[timeline]).to(analysis)
         return analysis
 
-    def gain(self, errors: Tensor) -> Tensor:
-        """Return the gain (n, p) of one network, float64.
-
-        Args:
-            errors: Observation error standard deviations (C, H, W), infinite where absent.
-        """
-        factor = self._factor(errors.flatten())
-        return torch.cholesky_solve(self._cross(factor).double(), factor.cholesky).T
-
-    def analysis_variance(self, errors: Tensor) -> Tensor:
-        """Return the error variance of the analysis (C, H, W) if B and R are right, float64.
-
-        Args:
-            errors: Observation error standard deviations (C, H, W), infinite where absent.
-        """
-        factor = self._factor(errors.flatten())
-        cross = self._cross(factor).double()
-        half: Tensor = torch.linalg.solve_triangular(factor.cholesky, cross, upper=False)
-        prior = self.scale**2 * self.covariance.variance().double()
-        return (prior - half.square().sum(0)).view_as(errors)
-
-    def degrees_of_freedom(self, errors: Tensor) -> float:
-        """Return the degrees of freedom for signal of one network, trace(H K).
-
-        Args:
-            errors: Observation error standard deviations (C, H, W), infinite where absent.
-        """
-        factor = self._factor(errors.flatten())
-        inverse = torch.cholesky_inverse(factor.cholesky).diagonal()
-        noise = errors.flatten()[factor.indices].double().square()
-        return float(len(noise) - (noise * inverse).sum())
-
     def _factor(self, errors: Tensor) -> Factor:
         key = (errors.contiguous().numpy().tobytes(), self.scale)
         if key in self._factors:
@@ -139,11 +107,6 @@ class OptimalInterpolation:
             part = slice(start, start + _STREAM_ROWS)
             total += weights[:, part] @ self.covariance.block(factor.indices[part])
         return total * self.scale**2
-
-    def _cross(self, factor: Factor) -> Tensor:
-        if factor.cross is not None:
-            return factor.cross
-        return self.covariance.block(factor.indices) * self.scale**2
 
 
 def factorize(

@@ -55,25 +55,3 @@ def recovery_time(
     accepted = errors[stop:] <= tolerance * level
     first = accepted.int().argmax(0) * hours
     return torch.where(accepted.any(0), first, torch.inf)
-
-
-def skilful_lead_time(correlation: Tensor, leads: Tensor, *, threshold: float = 0.6) -> Tensor:
-    """Return the lead at which the anomaly correlation first falls below a threshold.
-
-    Args:
-        correlation: (L, ...) at increasing leads.
-        leads: (L,) in any unit.
-        threshold: Least correlation of a useful forecast.
-
-    Returns:
-        (...,) in the unit of the leads, interpolated linearly; the first lead if that is below
-        already, infinite if none is below.
-    """
-    below = correlation < threshold
-    last = below.int().argmax(0)
-    first = (last - 1).clamp(min=0)
-    low = correlation.gather(0, last[None])[0]
-    high = correlation.gather(0, first[None])[0]
-    share = torch.where(last > 0, (high - threshold) / (high - low), 0.0)
-    lead = leads[first] + share * (leads[last] - leads[first])
-    return torch.where(below.any(0), lead, torch.inf)

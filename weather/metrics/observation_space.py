@@ -12,7 +12,7 @@ from weather.observations.gridded import GriddedObservations
 class DepartureSums(NamedTuple):
     """Sums over observations, (C,) float64 each, that add over cycles and processes.
 
-    With ``b = y - H x_b``, ``a = y - H x_a`` and the stated error sd s of every observation.
+    With ``b = y - H x_b`` and ``a = y - H x_a`` of every observation.
 
     Attributes:
         number: Number of observations.
@@ -20,8 +20,6 @@ class DepartureSums(NamedTuple):
         background_square: Sum of b**2.
         analysis: Sum of a.
         analysis_square: Sum of a**2.
-        product: Sum of a b / s**2.
-        cost: Sum of a**2 / s**2.
     """
 
     number: Tensor
@@ -29,8 +27,6 @@ class DepartureSums(NamedTuple):
     background_square: Tensor
     analysis: Tensor
     analysis_square: Tensor
-    product: Tensor
-    cost: Tensor
 
     @classmethod
     def of(cls, background: Tensor, analysis: Tensor, observations: GriddedObservations) -> Self:
@@ -45,9 +41,7 @@ class DepartureSums(NamedTuple):
         mask = observations.mask
         b = torch.where(mask, observations.values - background, 0.0).double()
         a = torch.where(mask, observations.values - analysis, 0.0).double()
-        precision = observations.errors.double() ** -2  # 0 where absent
-        squares = (a * b * precision, a.square() * precision)
-        terms = (mask.double(), b, b.square(), a, a.square(), *squares)
+        terms = (mask.double(), b, b.square(), a, a.square())
         return cls(*(term.movedim(-3, 0).flatten(1).sum(1) for term in terms))
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
@@ -80,33 +74,3 @@ class DepartureSums(NamedTuple):
     def analysis_rms(self) -> Tensor:
         """Return the root mean square (C,) of O-A."""
         return (self.analysis_square / self.number).sqrt()
-
-    def desroziers_ratio(self) -> Tensor:
-        """Return the diagnosed over the stated observation error variance (C,).
-
-        It is 1 if the assimilated errors are right, since E[(O-A)(O-B)] = R in an optimal analysis
-        (Desroziers et al. 2005, equation 3).
-        """
-        return self.product / self.number
-
-    def signal(self) -> Tensor:
-        """Return the degrees of freedom for signal (C,) that the residuals diagnose.
-
-        ``p - sum((O-A)**2 / s**2)``, which is trace(HK) on average over optimal analyses, because
-        E[(O-A)(O-A)'] = R (HBH'+R)^-1 R; summed over the channels it is the total.
-        """
-        return self.number - self.cost
-
-
-def ensemble_signal(analysis: Tensor, observations: GriddedObservations) -> Tensor:
-    """Return the degrees of freedom for signal (..., C) of an ensemble analysis.
-
-    ``trace(H A H' R^-1)`` with the sample covariance A of the analysis, which is trace(HK) for a
-    consistent filter.
-
-    Args:
-        analysis: (..., M, C, H, W), before any relaxation of the spread if there is a choice.
-        observations: The assimilated fields (..., C, H, W).
-    """
-    precision = observations.errors**-2
-    return (analysis.var(-4) * precision).sum((-2, -1))

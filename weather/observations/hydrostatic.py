@@ -17,23 +17,6 @@ ROUNDING_HPA, FINE_ROUNDING_HPA, FINE_HPA = 0.5, 0.05, 100.0
 THINNEST = 0.05  # of a checked layer, in ln(pressure): thinner ones are dominated by rounding
 
 
-def thickness_departures(
-    pressure: np.ndarray, height: np.ndarray, virtual: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return reported minus hydrostatic thickness of the layers between levels, and the latter.
-
-    Args:
-        pressure: (N,) decreasing, any unit.
-        height: (N,) geopotential m.
-        virtual: (N,) virtual temperature, K.
-
-    Returns:
-        Two arrays (N - 1,), geopotential m.
-    """
-    hydrostatic = np.diff(heights_above_first(pressure, virtual))
-    return np.diff(height) - hydrostatic, hydrostatic
-
-
 def inconsistent_levels(
     pressure: np.ndarray, height: np.ndarray, virtual: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

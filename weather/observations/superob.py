@@ -51,8 +51,7 @@ def grid_table(
 
     Args:
         table: Rows with a quality flag other than 0, of other variables, or away from the levels
-            are left out. Profiles may be brought to the levels before, see
-            `weather.observations.profile.interpolate_profiles`.
+            are left out.
         grid: Target cells.
         channels: Target variables and levels; surface variables take rows at any level.
         time: Center of the window, UTC.

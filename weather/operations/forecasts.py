@@ -21,8 +21,6 @@ from weather.data.tensors import dataset_grid, to_tensor
 from weather.progress import Progress, Tick, silent
 from weather.state import SHORT_NAMES, ChannelSpec
 
-HOUR = np.timedelta64(3_600_000_000_000, "ns")
-
 
 class Leads(NamedTuple):
     """Hours of forecasts: 0, ``every``, and so on up to ``hours``.

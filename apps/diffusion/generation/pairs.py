@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,13 +23,11 @@ class PairImages(NamedTuple):
     """Images of P combinations.
 
     Attributes:
-        combinations: Subjects and styles.
         captions: Of drawings that no adapter and no gate has seen.
         images: ``true drawing``, ``gated`` and ``sum`` -> (P, H, W, 3) uint8.
         gates: Mean gates of the first.
     """
 
-    combinations: list[Combination]
     captions: list[str]
     images: dict[str, np.ndarray]
     gates: GateMap | None
@@ -58,7 +56,6 @@ def pair_images(
     studio: Studio,
     drawings: Drawings,
     combinations: Sequence[Combination],
-    tick: Callable[[], object] = lambda: None,
 ) -> PairImages:
     """Make images of combinations with gates and with the plain sum, from the same noise.
 
@@ -66,7 +63,6 @@ def pair_images(
         studio: Of the embedded base.
         drawings: All.
         combinations: Subjects and styles.
-        tick: Called after each of them.
     """
     captions: list[str] = []
     images: dict[str, list[np.ndarray]] = {TRUE: [], GATED: [], SUM: []}
@@ -80,9 +76,8 @@ def pair_images(
             made = studio.make(captions[-1], mode=mode, adapters=list(one.adapters), **options)
             images[mode].append(np.asarray(made.images[0].convert("RGB")))
             gates = made.gates if gates is None else gates
-        tick()
     found = {name: np.stack(own) for name, own in images.items()}
-    return PairImages(list(combinations), captions, found, gates)
+    return PairImages(captions, found, gates)
 
 
 def in_bytes(image: np.ndarray) -> np.ndarray:

@@ -17,7 +17,6 @@ from core_gates.errors import GatesError
 from endoscopy.segmentation.segmenter import Segmenter
 
 STYLE = (Path(__file__).with_name("demo.css")).read_text(encoding="utf-8")
-KINDS = [".jpg", ".jpeg", ".png", ".bmp", ".tif", ".mp4", ".avi", ".mov", ".mkv", ".webm", ".dcm"]
 EXPIRY = 1800  # seconds after which the frames of a closed page are deleted
 
 

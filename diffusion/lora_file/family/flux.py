@@ -81,7 +81,6 @@ FLUX = Family(
         *fused_layers(_FUSED_DOUBLE, "blocks", DOUBLE),
         *fused_layers(_FUSED_SINGLE, "single_blocks", SINGLE),
     ),
-    {DOUBLE: 19, SINGLE: 38},
 )
 
 

@@ -55,13 +55,11 @@ class Family(NamedTuple):
         name: Such as ``flux``.
         layers: Template of a diffusers name to inputs and outputs.
         fused: What published checkpoints fuse; all other layers are alone.
-        num_blocks: Largest number of blocks of a released model, by the name of their list.
     """
 
     name: str
     layers: Mapping[str, tuple[Widths, Widths]]
     fused: tuple[FusedLayer, ...]
-    num_blocks: Mapping[str, int]
 
     def width(self, shapes: Mapping[str, tuple[int, int]]) -> int | None:
         """Infer the width of the model that most of the given layers agree on.

@@ -66,7 +66,6 @@ SD3 = Family(
     "sd3",
     {f"{JOINT}.{{i}}.{name}": sizes for name, sizes in _LAYERS.items()} | OUTER,
     fused_layers(_FUSED, "blocks", JOINT),
-    {JOINT: 38},
 )
 
 

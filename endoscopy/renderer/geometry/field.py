@@ -22,17 +22,11 @@ class Wall(NamedTuple):
         value: Radius of the wall in this direction minus distance from the center line.
         x: Position relative to the center line.
         y: Position relative to the center line.
-        rho: Distance from the center line.
-        fold_cosine: Cosine of the phase of the folds, one on their crests.
-        lobes: Height of the folds in this direction, 0.3 to 1.
     """
 
     value: Tensor
     x: Tensor
     y: Tensor
-    rho: Tensor
-    fold_cosine: Tensor
-    lobes: Tensor
 
 
 def wall(scene: Scene, x: Tensor, y: Tensor, z: Tensor) -> Wall:
@@ -55,7 +49,7 @@ def wall(scene: Scene, x: Tensor, y: Tensor, z: Tensor) -> Wall:
     from_polyp = (x - scene.radius).square() + y.square() + z.square()
     fade = 1 - torch.exp(from_polyp * (-0.5 / scene.fold_fade**2))
     value = scene.radius - (scene.radius * scene.fold_height) * folds * lobes * fade - rho
-    return Wall(value, across, up, rho, cosine, lobes)
+    return Wall(value, across, up)
 
 
 def polyp(scene: Scene, x: Tensor, y: Tensor, z: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ def read_table(
     *,
     schema: FeatureSchema | None = None,
     columns: Sequence[str] | None = None,
-    labels: bool = True,
     missing: Sequence[str] = (),
 ) -> pl.DataFrame:
     """Read a table and check every file of it.
@@ -38,7 +37,6 @@ def read_table(
         schema: What columns are needed and what they hold; each cell of theirs is checked.
             Histories in text are split at ``|``.
         columns: What columns are needed; all of the first file by default.
-        labels: Whether labels and weights of the schema are needed, too.
         missing: Words in text that are null, besides the empty field.
 
     Returns:
@@ -57,7 +55,7 @@ def read_table(
     for file in files:
         table = read_file(file, missing=missing, lists=lists)
         if schema is not None:
-            check_file(file, table, schema, labels=labels)
+            check_file(file, table, schema)
         _check_present(file, table, wanted or (tables[0].columns if tables else []), files[0])
         tables.append(table)
     if not any(len(table) for table in tables):
@@ -110,7 +108,7 @@ def read_file(
     return table.with_columns(without_words(column, missing) for column in table if missing)
 
 
-def check_file(path: Path, table: pl.DataFrame, schema: FeatureSchema, *, labels: bool) -> None:
+def check_file(path: Path, table: pl.DataFrame, schema: FeatureSchema) -> None:
     """Check the columns and cells of a file that a schema names.
 
     Raises:
@@ -118,13 +116,13 @@ def check_file(path: Path, table: pl.DataFrame, schema: FeatureSchema, *, labels
         RowError: A cell cannot be read; with the file and, for text, the line.
     """
     try:
-        schema.check_columns(table.columns, labels=labels)
+        schema.check_columns(table.columns)
         for sparse in schema.sparse:
             kind = kind_of(sparse.name, table[sparse.name].dtype)
             canonical(table[sparse.name], kind or "integer")
         for dense in schema.dense:
             numbers_of(table[dense.name])
-        read_targets(table, schema, labels=labels)
+        read_targets(table, schema)
     except RowError as error:
         raise located(error, path) from error
     except GatesError as error:

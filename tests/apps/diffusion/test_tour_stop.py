@@ -44,7 +44,7 @@ def made(gated, plain):
         name: np.stack([np.full((4, 4, 3), value, np.uint8) for value in values])
         for name, values in ((TRUE, [0] * len(gated)), ("gated", gated), ("sum", plain))
     }
-    return PairImages(pairs, ["a"] * len(pairs), images, None)
+    return PairImages(["a"] * len(pairs), images, None)
 
 
 @pytest.mark.parametrize(

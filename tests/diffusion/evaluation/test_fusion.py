@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from diffusion.evaluation import fusion as measured
-from diffusion.evaluation.fusion import Retention, fixed_losses, retention
+from diffusion.evaluation.fusion import fixed_losses
 from diffusion.fusion import GatedFusion
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.models.flow_matching import velocity
@@ -76,24 +76,7 @@ def test_a_fusion_is_told_its_step_and_let_go(model, task):
     )
 
 
-def test_what_is_left_of_an_adapter(model, task):
-    adapters = {"a": adapter(model, 1), "b": adapter(model, 2)}
-    fusion = GatedFusion(model, adapters)
-    fusion.set_strengths({"b": 0.0})
-    found = retention(fusion, {"a": task, "b": task}, steps=2)
-    assert found["a"].fused == pytest.approx(found["a"].alone, rel=1e-6)
-    assert found["a"].kept == pytest.approx(1, rel=1e-5)
-    assert found["b"].base == found["a"].base
-    assert found["b"].alone != pytest.approx(found["a"].alone, rel=1e-4)
-    assert found["b"].fused == found["a"].fused
-    assert Retention(2.0, 1.0, 1.5).kept == 0.5
-
-
 def test_faults_are_one_line(model, task, one_line):
-    fusion = GatedFusion(model, {"a": adapter(model, 1)})
     assert "0 steps" in one_line(GatesError, fixed_losses, model, None, *task, steps=0)
     fewer = task[0][:2], task[1]
     assert "2 latents and 3" in one_line(GatesError, fixed_losses, model, None, *fewer)
-    assert "no adapter is named 'z'" in one_line(GatesError, retention, fusion, {"z": task})
-    with fusion:
-        assert "detach it first" in one_line(GatesError, retention, fusion, {"a": task})

@@ -174,9 +174,14 @@ def test_unseen_adapters_of_known_concepts_are_found(loss, zoo, config, words, t
     assert hits.float().mean() > after - 0.1
 
 
+def whole(adapters):
+    """All adapters with all of their captions."""
+    return adapters.part(range(len(adapters)))
+
+
 def recall(module, data):
     module.eval()
-    pairs = data.validation.whole()
+    pairs = whole(data.validation)
     with torch.no_grad():
         scores = pairs.text @ module(pairs).mT
     relevant = pairs.owners[:, None] == torch.arange(scores.shape[1])
@@ -184,7 +189,7 @@ def recall(module, data):
 
 
 def recall_of_sketch(data):
-    known, unseen = data.training.whole(), data.validation.whole()
+    known, unseen = whole(data.training), whole(data.validation)
     modules = data.training.modules
     affinity = sketches(known.adapters, modules) @ sketches(unseen.adapters, modules).mT
     scores = by_captions(unseen.text, known.text, known.owners, affinity)

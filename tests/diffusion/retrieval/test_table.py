@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion.lora_file import LoraFileError, save_lora
-from diffusion.retrieval import Example, read_table
+from diffusion.retrieval import Example
 from diffusion.retrieval.captions import Captions
 from diffusion.retrieval.table import split_table
 
@@ -31,7 +31,7 @@ def test_rows_are_grouped_by_adapter(folder):
         "b.safetensors,2.png,a dog on grass,dog,,Crayon drawings.,",
         "a.safetensors,3.png,,kitten,,,",
     ]
-    first, second = read_table(write(folder, "\n".join(rows)))
+    (first, second), _ = split_table(write(folder, "\n".join(rows)), 0.0)
     assert (first.concept, second.concept) == ("cats", "b.safetensors")
     assert len(first.bundle.modules) == 26
     weights = dict(zip(first.captions, first.weights, strict=True))
@@ -59,12 +59,12 @@ def test_rows_are_grouped_by_adapter(folder):
 def test_tables_that_are_refused(folder, text, word, one_line):
     import re
 
-    message = one_line(LoraFileError, read_table, write(folder, text))
+    message = one_line(LoraFileError, split_table, write(folder, text), 0.0)
     assert re.search(word, message)
 
 
 def test_a_table_that_is_not_there(tmp_path, one_line):
-    assert "No such file" in one_line(LoraFileError, read_table, tmp_path / "none.csv")
+    assert "No such file" in one_line(LoraFileError, split_table, tmp_path / "none.csv", 0.0)
 
 
 def test_each_caption_is_embedded_once_and_drawn_by_its_weight(adapter, words):

@@ -69,7 +69,7 @@ def test_boxes_find_frames_by_name_and_number(tmp_path, pictures, sources):
         )
         (tmp_path / "boxes.csv").write_text(shuffled)
         assert_same(located(video, CsvLocations(tmp_path / "boxes.csv")), pictures)
-    uid = next(frames(dicom)).uid
+    uid = next(frames(dicom)).key.partition("#")[0]
     (tmp_path / "boxes.csv").write_text(csv_text(pictures, [f"{uid}#{n}" for n in (1, 2, 3)]))
     assert_same(located(dicom, CsvLocations(tmp_path / "boxes.csv")), pictures)
 

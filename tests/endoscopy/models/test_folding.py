@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from endoscopy.models import (
+    MultiStreamSizer,
     fold,
-    fsg_efficientnet_b0,
     fsg_resnet18,
     fsg_vit,
     gate_parameters,
@@ -36,7 +36,7 @@ NETWORKS = {
         lambda **k: fsg_resnet18(("rgb", "loc", "depth"), geometry=True, hidden_dim=16, **k),
         32,
     ),
-    "efficientnet": (lambda **k: fsg_efficientnet_b0(hidden_dim=16, **k), 32),
+    "efficientnet": (lambda **k: MultiStreamSizer("efficientnet_b0", hidden_dim=16, **k), 32),
     "tiny resnet": (lambda **k: tiny_resnet(("rgb", "depth"), **k), 32),
     "tiny vit": (lambda **k: tiny_vit(("rgb",), geometry=True, **k), 64),
 }

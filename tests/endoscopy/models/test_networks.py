@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,6 @@ from core_gates.features.selection import FeatureSelectionGate
 from endoscopy.data.frames.streams import STREAMS
 from endoscopy.models import (
     MultiStreamSizer,
-    fsg_efficientnet_b0,
     fsg_resnet18,
     fsg_vit,
     fsg_vit_tiny_patch16_384,
@@ -20,7 +21,7 @@ from endoscopy.models import (
 PUBLISHED = {
     fsg_vit_tiny_patch16_384: (5_597_569, 24 * 192),
     fsg_resnet18: (11_242_305, 960 + 512 + 128),
-    fsg_efficientnet_b0: (4_171_645, 1280 + 128),
+    partial(MultiStreamSizer, "efficientnet_b0", hidden_dim=128): (4_171_645, 1280 + 128),
     tiny_resnet: (223_617, 16 + 32 + 64 + 96),
     tiny_vit: (478_657, 8 * 96),
 }

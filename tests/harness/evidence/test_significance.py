@@ -1,25 +1,9 @@
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.evidence import holm, sign_test
-
-
-@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 5))
-def test_the_sign_test_is_the_binomial_test(positive, negative, zero):
-    differences = [0.3] * positive + [-2.0] * negative + [0.0] * zero
-    count = positive + negative
-    expected = scipy.stats.binomtest(positive, count).pvalue if count else 1.0
-    assert sign_test(differences) == pytest.approx(expected)
-
-
-def test_five_units_of_one_sign():
-    assert sign_test([1, 2, 3, 4, 5]) == 0.0625
-    assert sign_test(np.array([np.inf, 1, 1, 1, 1, 1])) == 0.03125
-    with pytest.raises(ValueError, match="NaN"):
-        sign_test([1, np.nan])
+from harness.evidence import holm
 
 
 def test_holm_of_a_known_example():

@@ -1,4 +1,3 @@
-import json
 import math
 
 import numpy as np
@@ -323,19 +322,6 @@ def test_frozen_experts_have_no_gradients():
     net = toy()
     net.experts.requires_grad_(False)
     assert diagnose(net, [rows()]).layers[0].gradients is None
-
-
-def test_it_comes_back_from_json():
-    found = diagnose(toy(self_gates=True), [rows()])
-    text = json.dumps(found.to_dict(), allow_nan=False)
-    again = ExpertReport.from_dict(json.loads(text))
-    assert again.summary() == pytest.approx(found.summary())
-    assert again.table().equals(found.table())
-    assert again.gate_table().equals(found.gate_table())
-    assert json.dumps(again.to_dict()) == text
-    bare = diagnose(toy(), [rows()], gradients=False)
-    again = ExpertReport.from_dict(json.loads(json.dumps(bare.to_dict())))
-    assert again.layers[0].gradients is again.layers[0].residual is None
 
 
 def test_tables():

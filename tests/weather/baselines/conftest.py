@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from weather.baselines.etkf import ensemble_weights
 from weather.data.era5_sample import load_era5_sample
 from weather.grid import Grid, gaussian_grid
 from weather.observations.gridded import GriddedObservations
@@ -29,6 +30,21 @@ def golden_filter():
     errors[vectors["obs_index"]] = vectors["R_diag"].sqrt()
     shape = (1, 1, 6, 10)
     return vectors, grid, GriddedObservations(values.view(shape), errors.view(shape))
+
+
+@pytest.fixture
+def etkf():
+    """The global filter (Bishop et al. 2001): states (M, n), seen as (M, p), values and errors."""
+
+    def analyse(states, observed, values, errors, *, inflation=1.0):
+        mean, seen = states.mean(0), observed.mean(0)
+        scaled = (observed - seen) / errors
+        innovation = torch.where(errors.isfinite(), (values - seen) / errors, 0.0)
+        weights = ensemble_weights(scaled @ scaled.T, scaled @ innovation, inflation)
+        moved, anomalies = weights.update(mean, (states - mean).T)
+        return (moved[:, None] + anomalies).T
+
+    return analyse
 
 
 @pytest.fixture

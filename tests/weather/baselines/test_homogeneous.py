@@ -47,7 +47,6 @@ def test_symmetric_with_the_stated_variance_and_positive_definite_with_errors(le
     matrix = everything(b)
     assert_close(matrix, matrix.T, rtol=1e-5, atol=1e-6)
     assert_close(matrix.diagonal(), deviation().flatten().square())
-    assert_close(b.variance(), deviation().flatten().square())
     smallest = torch.linalg.eigvalsh(matrix.double()).min()
     assert smallest > -1e-4 * float(matrix.diagonal().max())
     errors = 0.1 * deviation().flatten()
@@ -75,17 +74,17 @@ def test_estimates_of_samples_drawn_from_it():
     variance = deviation()[:, :, 0].square()
     padded = torch.nn.functional.pad(variance[None], (2, 2), mode="replicate")[0]
     smooth = padded.unfold(1, 5, 1).mean(-1)
-    assert_close(found.variance().view(2, 9, 16)[..., 0], smooth, rtol=0.06, atol=0)
-    assert_close(found.variance().view(2, 9, 16)[..., 5], found.variance().view(2, 9, 16)[..., 0])
+    assert_close(found.deviation.square()[..., 0], smooth, rtol=0.06, atol=0)
+    assert_close(found.deviation.square()[..., 5], found.deviation.square()[..., 0])
     one = found.block(torch.tensor([70]), torch.tensor([70, 70 + COUNT]))
-    product = found.variance()[[70]] * found.variance()[[70 + COUNT]]
-    assert_close(one[0, 1] / product.sqrt()[0], torch.tensor(0.6), rtol=0, atol=0.03)
+    product = found.deviation.flatten()[[70, 70 + COUNT]].square().prod()
+    assert_close(one[0, 1] / product.sqrt(), torch.tensor(0.6), rtol=0, atol=0.03)
 
 
 def test_the_mean_of_the_samples_is_taken_for_zero():
     samples = torch.ones(4, 1, 9, 16)
     found = HomogeneousCovariance.from_samples(samples, GRID, length_km=1500.0)
-    assert_close(found.variance(), torch.ones(COUNT))
+    assert_close(found.deviation, torch.ones(1, 9, 16))
 
 
 def test_a_single_observation_moves_the_analysis_by_the_textbook_increment():

@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from weather.baselines.etkf import etkf
 from weather.baselines.letkf import LETKF, relax_to_prior_spread
 from weather.grid import gaussian_grid, great_circle_km
 from weather.metrics import rmse
@@ -27,7 +26,7 @@ def test_golden(golden_filter):
     assert_close(analysis.reshape(8, 60).T, vectors["letkf_Xa"], **EXACT)
 
 
-def test_without_localization_it_is_the_global_filter(problem, grid):
+def test_without_localization_it_is_the_global_filter(problem, grid, etkf):
     background, observations = problem(timelines=2, members=5)
     analysis = LETKF(grid, 5, inflation=1.2).analyse(background, observations)
     for line in range(2):

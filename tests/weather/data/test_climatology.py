@@ -8,7 +8,6 @@ import xarray as xr
 from core_gates.errors import GatesError
 from weather.data.climatology import daily_climatology, read_climatology, write_climatology
 from weather.grid import regular_grid
-from weather.metrics.climatology import climatology_at
 from weather.state import ChannelSpec
 
 GRID = regular_grid(4, 8, poles=False)
@@ -71,9 +70,10 @@ def test_the_store_has_the_layout_of_weatherbench(series, tmp_path):
         assert stored["dayofyear"].values.tolist() == list(range(1, 367))
         assert stored["geopotential"].dtype == np.float32
         np.testing.assert_allclose(stored["geopotential"].values, expected[:, :, 1:], rtol=1e-6)
-    one = np.datetime64("2020-12-31T12:00")
-    picked = climatology_at(torch.from_numpy(expected), np.asarray([one]), hours=(0, 12))[0]
-    torch.testing.assert_close(read_climatology(path, CHANNELS, one), picked.float())
+    for time, day in (("2020-12-31T12:00", 365), ("2019-03-01T12:00", 59)):
+        picked = torch.from_numpy(expected[1, day]).float()
+        found = read_climatology(path, CHANNELS, np.datetime64(time))
+        torch.testing.assert_close(found, picked)
 
 
 def test_what_cannot_be_computed_or_read_is_refused(series, tmp_path):

@@ -7,7 +7,8 @@ from weather.experiments.ensemble.source import Era5EnsembleSource
 from weather.experiments.experiment import Experiment, classical, experiment_of, shown
 from weather.experiments.method import OPTIMIZER_BOX
 from weather.models.adas.forms import COMPARED
-from weather.state import ERA5_SAMPLE, HELD_SUAREZ, SHALLOW_WATER
+from weather.models.held_suarez.model import HeldSuarez
+from weather.state import ERA5_SAMPLE, SHALLOW_WATER
 
 
 @pytest.fixture(scope="module")
@@ -125,5 +126,5 @@ def test_members_at_one_time_are_one_unit(sample):
 
 def test_of_many_levels_the_middle_one_is_shown():
     assert shown(ERA5_SAMPLE, "rmse") == {"rmse_z850", "rmse_z500", "rmse_t850", "rmse_t500"}
-    assert shown(HELD_SUAREZ, "rmse") == {"rmse_sp", "rmse_t5", "rmse_u5", "rmse_v5"}
+    assert shown(HeldSuarez().channels, "rmse") == {"rmse_sp", "rmse_t5", "rmse_u5", "rmse_v5"}
     assert shown(SHALLOW_WATER, "ob", "oa") == {f"{o}_{x}" for o in ("ob", "oa") for x in "huv"}

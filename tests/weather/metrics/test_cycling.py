@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.metrics import drift, recovery_time, skilful_lead_time, trend
+from weather.metrics import drift, recovery_time, trend
 
 
 def test_drift_is_the_relative_change_over_the_last_half():
@@ -34,12 +34,3 @@ def test_recovery_counts_from_the_first_observations():
     assert recovery_time(errors, (3, 5), hours=6.0, tolerance=1.2)[0] == 6.0
     with pytest.raises(ValueError, match="outage"):
         recovery_time(errors, (3, 9))
-
-
-def test_skilful_lead_time_interpolates():
-    leads = torch.tensor([1.0, 3.0, 5.0, 7.0])
-    correlation = torch.tensor(
-        [[0.9, 0.9, 0.5, 0.7], [0.8, 0.8, 0.4, 0.7], [0.4, 0.7, 0.3, 0.7], [0.7, 0.5, 0.2, 0.7]]
-    )
-    assert_close(skilful_lead_time(correlation, leads), torch.tensor([4.0, 6.0, 1.0, math.inf]))
-    assert skilful_lead_time(correlation, leads, threshold=0.85)[0] == pytest.approx(2.0)

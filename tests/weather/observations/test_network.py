@@ -5,14 +5,7 @@ import torch
 
 from weather.data.coastline import land_mask
 from weather.grid import gaussian_grid, regular_grid
-from weather.observations.network import (
-    aircraft_network,
-    bernoulli_network,
-    observe,
-    radiosonde_network,
-    station_network,
-)
-from weather.state import FENGWU, SHALLOW_WATER
+from weather.observations.network import bernoulli_network, observe, station_network
 
 GRID = regular_grid(60, 120, poles=False)
 
@@ -39,8 +32,6 @@ def test_impossible_densities_are_refused(density):
 NETWORKS = {
     "bernoulli": lambda seed: bernoulli_network(GRID, 0.1, seed=seed),
     "stations": lambda seed: station_network(GRID, 200, seed=seed),
-    "radiosondes": lambda seed: radiosonde_network(GRID, FENGWU, 40, seed=seed),
-    "aircraft": lambda seed: aircraft_network(GRID, FENGWU, 20, seed=seed),
 }
 
 
@@ -85,50 +76,6 @@ def test_all_points_may_be_stations():
         station_network(grid, 33, seed=0)
 
 
-def test_radiosondes_observe_whole_columns_of_upper_variables():
-    network = radiosonde_network(GRID, FENGWU, 40, seed=0)
-    assert network.shape == (69, *GRID.shape)
-    upper = network[4:]
-    assert (upper == upper[0]).all()
-    assert upper[0].sum() == 40
-    assert not network[:4].any()
-    with pytest.raises(ValueError, match="has no upper-air variable"):
-        radiosonde_network(GRID, SHALLOW_WATER, 4, seed=0)
-
-
-def test_aircraft_observe_wind_and_temperature_along_tracks():
-    network = aircraft_network(GRID, FENGWU, 30, seed=0)
-    variables = [*FENGWU]
-    observed = {variables[channel] for channel in network.any((1, 2)).nonzero().flatten()}
-    cruise = {200, 250, 300}
-    assert {name for name, _ in observed} == {
-        "temperature",
-        "u_component_of_wind",
-        "v_component_of_wind",
-    }
-    assert {level for _, level in observed} == cruise
-    u, t = FENGWU.index("u_component_of_wind", 250), FENGWU.index("temperature", 250)
-    assert torch.equal(network[u], network[t])
-    share = network.any(0).float().mean()
-    assert 0.02 < share < 0.3
-
-
-def test_no_aircraft_are_refused():
-    with pytest.raises(ValueError, match="count is 0, expected at least one aircraft"):
-        aircraft_network(GRID, FENGWU, 0, seed=0)
-
-
-def test_tracks_are_connected():
-    """Every cell of the only track touches another one, across the date line too."""
-    for seed in range(5):
-        track = aircraft_network(GRID, FENGWU, 1, seed=seed).any(0)
-        assert track.sum() > 3
-        padded = torch.nn.functional.pad(track.float()[None], (1, 1), mode="circular")
-        padded = torch.nn.functional.pad(padded, (0, 0, 1, 1))
-        neighbors = torch.nn.functional.conv2d(padded[None], torch.ones(1, 1, 3, 3))[0, 0] - 1
-        assert (neighbors[track] >= 1).all()
-
-
 def test_observations_carry_noise_of_the_stated_size():
     truth = torch.randn(20, 2, *GRID.shape, generator=generator())
     network = bernoulli_network(GRID, 0.2, seed=0)
@@ -154,17 +101,9 @@ def test_noise_follows_the_generator():
     assert not torch.equal(first, other)
 
 
-def test_noise_free_observations_keep_their_error():
-    truth = torch.randn(2, *GRID.shape, generator=generator())
-    network = bernoulli_network(GRID, 0.5, seed=0)
-    observations = observe(truth, network, torch.tensor([1.0, 2.0]), noise=False)
-    assert torch.equal(observations.values[:, network], truth[:, network])
-    assert (observations.errors[1, network] == 2).all()
-
-
 def test_each_channel_may_have_its_own_points_and_errors():
-    truth = torch.zeros(3, 69, *GRID.shape)
-    network = radiosonde_network(GRID, FENGWU, 10, seed=0)
+    truth = torch.zeros(3, 2, *GRID.shape)
+    network = torch.stack([station_network(GRID, 10, seed=seed) for seed in range(2)])
     errors = torch.rand(truth.shape, generator=generator()) + 0.1
     observations = observe(truth, network, errors, generator=generator())
     assert torch.equal(observations.mask[2], network)

@@ -170,15 +170,6 @@ class SpectralCovariance:
             found.append(lines if columns is None else lines[:, columns])
         return torch.cat(found) if found else torch.zeros(0, self.size, dtype=self.dtype)
 
-    def variance(self) -> Tensor:
-        """Return the diagonal (n,)."""
-        found = []
-        for part in torch.arange(self.size).split(_ROWS):
-            units = torch.zeros(len(part), self.size, dtype=self.dtype)
-            units[torch.arange(len(part)), part] = 1.0
-            found.append(adjoint_increment(self, units).square().sum(1))
-        return torch.cat(found)
-
 
 def correlation_spectrum(correlation: Callable[[Tensor], Tensor], truncation: int) -> Tensor:
     """Return the spectrum g (L,) of an isotropic correlation, ``sum of (2 l + 1) g_l = 1``.

@@ -1,10 +1,8 @@
-"""Which times a process reads: contiguous blocks, so that neighbors in time stay together."""
+"""Which times are read together: contiguous blocks, so that neighbors in time stay together."""
 
 
 def contiguous_block(count: int, parts: int, part: int) -> range:
     """Return the positions of one of ``parts`` blocks of nearly equal length.
-
-    Ranks and the workers of each of them are parts: worker w of W on rank r is part r W + w.
 
     Args:
         count: Positions to be dealt.

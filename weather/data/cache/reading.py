@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from weather.data.cache.blocks import contiguous_block
 from weather.data.cache.layout import Shards, open_frames
 from weather.state import Normalizer
 
@@ -124,49 +123,22 @@ class FrameCache:
 class FrameLoader:
     """Frames in order of time, each read while the one before it is in use.
 
-    Every worker of every rank gets a contiguous block of the positions. A loader that is restored
-    continues with the frame after the last one that it gave.
-
     Args:
         cache: The frames.
         positions: Which of them, in order; all if None.
-        parts: Workers of all ranks.
-        part: Number of this one.
-
-    Attributes:
-        position: Frames given in the present pass.
     """
 
-    def __init__(
-        self,
-        cache: FrameCache,
-        positions: Iterable[int] | None = None,
-        *,
-        parts: int = 1,
-        part: int = 0,
-    ) -> None:
-        every = list(range(len(cache)) if positions is None else positions)
-        own = contiguous_block(len(every), parts, part)
-        self.cache, self.positions = cache, every[own.start : own.stop]
-        self.position = 0
+    def __init__(self, cache: FrameCache, positions: Iterable[int] | None = None) -> None:
+        self.cache = cache
+        self.positions = list(range(len(cache)) if positions is None else positions)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Yield tensors (C,H,W) from the position on; the next pass begins at the first again."""
-        self.position %= max(len(self), 1)
-        while self.position < len(self):
-            frame = self.cache[self.positions[self.position]]
-            self.position += 1
-            self.cache.ahead(self.positions[self.position : self.position + 1])
+        """Yield tensors (C,H,W)."""
+        for number, position in enumerate(self.positions, 1):
+            frame = self.cache[position]
+            self.cache.ahead(self.positions[number : number + 1])
             yield frame
             del frame  # the caller has it now
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the position, for a checkpoint."""
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue at the position of a checkpoint."""
-        self.position = state["position"]

@@ -69,35 +69,6 @@ def nature_run(
         yield state
 
 
-def spin_up(
-    model: NatureModel,
-    *,
-    members: int,
-    days: float,
-    seed: int,
-    hours: float = 6.0,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Return states (N, C, H, W), float32, after the model has forgotten how it started.
-
-    Args:
-        model: The model.
-        members: N, independent trajectories.
-        days: Length, rounded up to whole calls.
-        seed: Seed of the initial states.
-        hours: Length of one call.
-        progress: Reports after every call.
-    """
-    calls = math.ceil(days * 24 / hours)
-    states = nature_run(model, model.initial_state(members, seed=seed), calls + 1, hours=hours)
-    state = next(states)
-    for call in range(1, calls + 1):
-        state = next(states)
-        if progress is not None:
-            progress(call, calls)
-    return state
-
-
 def write_nature_run(
     path: str | Path,
     model: NatureModel,

@@ -17,7 +17,6 @@ from weather.models.steps import num_steps
 from weather.ranges import check_range
 from weather.state import FENGWU, ChannelSpec, Normalizer
 
-INPUT = "input"
 MEAN_FILE, STD_FILE = "data_mean.npy", "data_std.npy"
 FARTHEST = 8.0
 """Standard deviations by which the average over a field may differ from the climatological mean."""

@@ -4,9 +4,6 @@ Semi-implicit spectral model of relative vorticity, divergence and height of the
 (Hoskins and Simmons, 1975, reduced to one layer), with the triangular truncation of `spherical`.
 """
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -116,17 +113,6 @@ class ShallowWater(LeapfrogModel):
             for span in (1, 2)
         )
         self.register_buffer("_jets", jets, persistent=False)
-
-    @classmethod
-    def unforced(cls, **arguments: Any) -> "ShallowWater":
-        """Return the bare equations over a flat bottom: no stirring, relaxation, drag or diffusion.
-
-        Args:
-            **arguments: Arguments of the constructor that differ from this.
-        """
-        off: dict[str, Any] = {"stirring": 0.0, "mountains": 0.0}
-        off |= dict.fromkeys(("relaxation_days", "drag_days", "diffusion_hours"), math.inf)
-        return cls(**(off | arguments))
 
     def initial_state(self, members: int, *, seed: int) -> Tensor:
         """Return the balanced jets plus balanced vorticity noise, (N, 3, H, W), float32."""

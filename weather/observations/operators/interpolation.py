@@ -71,7 +71,7 @@ class Places(NamedTuple):
 
 
 class ObservationOperator:
-    """H as a sparse linear map from F frames of a state to p values, with its adjoint.
+    """H as a sparse linear map from F frames of a state to p values.
 
     H is bilinear in latitude and longitude, around the globe in longitude, linear in ln(pressure)
     and linear in time between frames (first guess at appropriate time, FGAT). Beyond the outermost
@@ -127,10 +127,3 @@ class ObservationOperator:
             )
         near = frames.flatten(-4)[..., self.weights.indices].double()
         return torch.where(self.weights.values == 0, 0.0, near * self.weights.values).sum(-1)
-
-    def adjoint(self, values: Tensor) -> Tensor:
-        """Return ``H' y`` (..., F, C, H, W), float64, of values (..., p)."""
-        spread = (values.double()[..., None] * self.weights.values).flatten(-2)
-        frames = spread.new_zeros(*values.shape[:-1], torch.Size(self.shape).numel())
-        frames = frames.index_add(-1, self.weights.indices.flatten(), spread)
-        return frames.view(*values.shape[:-1], *self.shape)

@@ -77,7 +77,7 @@ def test_a_looser_tolerance_ends_earlier_and_near(covariance, monkeypatch):
 def test_another_length_is_another_covariance(covariance):
     shorter = covariance.with_length(500.0)
     assert shorter.length_km == 500.0
-    torch.testing.assert_close(shorter.variance(), covariance.variance())
+    torch.testing.assert_close(shorter.deviation, covariance.deviation)
     assert shorter.block(torch.tensor([20]))[0, 21] < covariance.block(torch.tensor([20]))[0, 21]
 
 

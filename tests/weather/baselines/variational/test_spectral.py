@@ -24,6 +24,11 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def variance_of(b):
+    """The diagonal of B (n,), in blocks."""
+    return torch.cat([b.block(rows, rows).diagonal() for rows in torch.arange(b.size).split(256)])
+
+
 def legendre(cosine, truncation):
     """Polynomials P_0 to P_T by the recurrence of Bonnet."""
     found = [torch.ones_like(cosine), cosine]
@@ -44,14 +49,14 @@ def test_a_scalar_has_the_covariance_of_its_spectrum():
     assert_close(b.block(rows), expected, rtol=0, atol=1e-11)
     assert_close(b.block(rows, rows), expected[:, rows], rtol=0, atol=1e-11)
     total = ((2 * torch.arange(11) + 1) * spectrum).sum().expand(POINTS)
-    assert_close(b.variance(), total, rtol=1e-12, atol=0)
+    assert_close(variance_of(b), total, rtol=1e-12, atol=0)
 
 
 def test_winds_have_the_stated_deviation_and_no_preferred_direction():
     b = SpectralCovariance.univariate(
         TRANSFORM, SHALLOW_WATER, torch.tensor([20.0, 3.0, 3.0]), length_km=3000.0
     )
-    variance = b.variance().view(3, POINTS)
+    variance = variance_of(b).view(3, POINTS)
     expected = torch.tensor([400.0, 9.0, 9.0], dtype=torch.float64)[:, None]
     assert_close(variance, expected.expand(3, POINTS))
 
@@ -83,7 +88,6 @@ def test_the_adjoint_of_u(balance):
     )
     rows = torch.tensor([5, POINTS + 70, 2 * POINTS + 300])
     assert_close(b.block(rows, rows), b.block(rows, rows).T)
-    assert_close(b.block(rows, rows).diagonal(), b.variance()[rows])
 
 
 def test_samples_drawn_from_it_give_the_spectra_back():
@@ -95,11 +99,12 @@ def test_samples_drawn_from_it_give_the_spectra_back():
         samples = truth.increment(random(2000, truth.num_controls, seed=5)).view(2000, 3, 10, 20)
     found = SpectralCovariance.from_samples(samples, SMALL, SHALLOW_WATER, balanced=True)
     assert_close(found.balance[1:], balance[1:], rtol=0.05, atol=0)
-    assert_close(found.variance(), truth.variance(), rtol=0.1, atol=0)
+    variance = variance_of(truth)
+    assert_close(variance_of(found), variance, rtol=0.1, atol=0)
     rows = torch.tensor([70, 270, 470])
     sample = samples.flatten(1)
     expected = sample[:, rows].T @ sample / 2000
-    deviation = truth.variance().sqrt()
+    deviation = variance.sqrt()
     error = (found.block(rows) - expected) / deviation[rows, None] / deviation
     assert error.abs().max() < 0.1
     free = SpectralCovariance.from_samples(samples, SMALL, SHALLOW_WATER)

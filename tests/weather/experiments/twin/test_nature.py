@@ -14,7 +14,7 @@ import xarray as xr
 import zarr
 
 from core_gates.errors import GatesError
-from weather.experiments.twin.nature import nature_run, spin_up, write_nature_run
+from weather.experiments.twin.nature import nature_run, write_nature_run
 from weather.experiments.twin.nature_store import CHUNK
 from weather.grid import regular_grid
 from weather.models.shallow_water.model import ShallowWater
@@ -70,18 +70,10 @@ def test_generator_rounds_to_float32_and_starts_with_the_given_state():
 
 def test_perfect_forecasts_equal_nature_exactly():
     model = ShallowWater()
-    start = spin_up(model, members=3, days=2.0, seed=0)
+    start = model(model.initial_state(3, seed=0), 48.0)
     nature = list(nature_run(model, start, 5))
     assert torch.equal(model(start, 24.0), nature[4])
     assert torch.equal(model(nature[2], 12.0), nature[4])
-
-
-def test_spin_up_takes_whole_calls_and_reports():
-    model, seen = Counting(), []
-    state = spin_up(model, members=2, days=0.9, seed=5, progress=lambda *done: seen.append(done))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    expected = list(nature_run(model, model.initial_state(2, seed=5), 5))[-1]
-    assert torch.equal(state, expected)
 
 
 def test_divergence_is_an_error_that_says_when():
@@ -107,8 +99,8 @@ def test_store_follows_the_schema(tmp_path):
     assert raw.dtype == np.int64
     assert raw.attrs["units"] == "seconds since 2000-01-01"
     assert (np.diff(data["time"].values) == np.timedelta64(6, "h")).all()
-    spun = spin_up(Counting(), members=3, days=7.0, seed=1)
-    states = torch.stack(list(nature_run(Counting(), spun, 47)))
+    start = Counting().initial_state(3, seed=1)
+    states = torch.stack(list(nature_run(Counting(), start, 28 + 47))[28:])  # seven days spin up
     np.testing.assert_array_equal(data["surface_pressure"], states[:, :, 0])
     np.testing.assert_array_equal(data["geopotential"], states[:, :, 3:])
 

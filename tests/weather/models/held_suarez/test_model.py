@@ -19,7 +19,6 @@ from weather.models.held_suarez.forcing import (
 )
 from weather.models.held_suarez.model import REFERENCE_TEMPERATURE, HeldSuarez
 from weather.models.held_suarez.sigma_levels import SigmaLevels
-from weather.state import HELD_SUAREZ
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "weather" / "held_suarez_T21_L8_stats.npz"
 SHARED = Path(os.environ.get("GATES_SHARED", Path(__file__).parents[5] / "shared"))
@@ -234,7 +233,8 @@ def test_initial_states():
     state = model.initial_state(3, seed=7)
     assert state.shape == (3, 25, 32, 64)
     assert state.dtype == torch.float32
-    assert model.channels == HELD_SUAREZ
+    assert model.channels.num_channels == 25
+    assert model.channels.labels[:2] == ("sp", "t1")
     assert (state[:, 9:] == 0).all()
     assert_close(state[:, 0], torch.full((3, 32, 64), 1e5))
     noise = state[:, 1:9].double() - REFERENCE_TEMPERATURE
