@@ -10,8 +10,16 @@ Progress = Callable[[str, int], AbstractContextManager[Tick]]
 """Called with what is done and the number of ticks that there will be."""
 
 
+Say = Callable[[str], None]
+"""Called with a line for the user."""
+
+
 def no_tick() -> None:
     """Report nothing."""
+
+
+def unsaid(line: str) -> None:
+    """Keep a line from the user."""
 
 
 @contextmanager

@@ -1,63 +1,51 @@
 """``gates weather``: assimilate observations into weather fields, next to the classical methods."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apps.weather.assimilation import Assimilation, Inputs
-from apps.weather.checks import (
+from apps.weather.command_line import ForecastCLI, WeatherCLI
+from apps.weather.networks import Networks, Training, form_of, optimizers_of, pinned_network
+from apps.weather.scoring import add_to_page, score
+from apps.weather.tuning import (
+    Budget,
+    KeptByRun,
+    Tuning,
     check_densities,
     check_only,
-    check_prepared,
     check_seeds,
     check_tuning,
-    truth_store,
+    settings_of,
 )
-from apps.weather.choices import Budget, Tuning, settings_of
-from apps.weather.forecasting import VERB as TRAIN_FORECAST
-from apps.weather.forecasting import ForecastCLI
-from apps.weather.networks import (
-    WEIGHTS,
-    Networks,
-    Training,
-    load_trained,
-    optimizers_of,
-    pinned_network,
-)
-from apps.weather.observing import observe_store
-from apps.weather.operations.cycle import CycleCommand, Period, summary
-from apps.weather.own_store import (
-    SOURCE_HELP,
-    fill_cache,
-    fill_network,
-    is_own_store,
-    lengthened,
-    named_background,
-)
-from apps.weather.pieces import NEUTRAL, fit_piece, form_of
-from apps.weather.report import add_to_page
-from apps.weather.scoring import score
-from apps.weather.verbs import FUNCTIONS
-from harness.command import GatesRunCLI, GatesRunTrainer
-from harness.command.parser import describe
-from harness.experiment import Piece, Run
+from apps.weather.verbs import TRAIN_FORECAST
+from core_gates.errors import GatesError
+from harness.command import GatesRunTrainer
+from harness.experiment import Run
 from harness.experiment.run import CHOICES
-from harness.files.atomic import require_free
+from harness.files import require_free
 from harness.report.sections import run_page
+from harness.runs.environment import made_by
 from harness.runs.ticker import ticking
 from weather.assimilation import ObservedBy
-from weather.experiments.experiment import experiment_of
-from weather.models.adas.analysis_form import AnalysisForm
+from weather.experiments.experiment import Experiment, experiment_of
 from weather.models.adas.forms import COMPARED
+from weather.operations.analyses import AnalysisOptions, Assimilation
+from weather.operations.long_cycle import LongCycle, cycle_summary
+from weather.operations.report_tables import simulate_reports
 from weather.training.forecast.module import FengWuModule
 from weather.training.forecast.trajectories import ForecastDataModule
 from weather.training.module import AdasModule
 from weather.training.stream import AssimilationDataModule
 
 DEFAULT_BUDGET = Budget()
+say = partial(print, flush=True)
+
+
+def analysis_options(given: Mapping[str, Any]) -> AnalysisOptions:
+    """Return those of the arguments of a verb that describe its analyses."""
+    return AnalysisOptions(**{field.name: given[field.name] for field in fields(AnalysisOptions)})
 
 
 class WeatherTrainer(GatesRunTrainer):
@@ -103,9 +91,12 @@ class WeatherTrainer(GatesRunTrainer):
         """
         del model
         source = experiment_of(datamodule.source)
-        table = observe_store(
+        own = source.store(self.run_folder.path)
+        if not truth and not own.exists():
+            raise GatesError(f"{own} does not exist: run `gates weather prepare`, or give --truth")
+        table = simulate_reports(
             source,
-            truth or truth_store(source, self.run_folder.path),
+            truth or own,
             Path(output),
             stations=stations,
             member=member,
@@ -204,15 +195,11 @@ class WeatherTrainer(GatesRunTrainer):
             output: Store to write.
             overwrite_output: Replace an existing store.
         """
+        options = analysis_options(locals())
         require_free(Path(output), overwrite=overwrite_output)
-        experiment = experiment_of(datamodule.source)
-        errors = (representativeness, background_error)
-        inputs = Inputs(
-            background, observations, method, weights, gross_check, *errors, observation_operator
-        )
-        job = Assimilation(model, experiment, self._begin(datamodule), inputs, task)
-        analyses = job.run(forecast, cycles)
-        print(job.write(analyses, Path(output), overwrite=overwrite_output))
+        job = Assimilation(model, *self._found(datamodule), options, progress=ticking, say=say)
+        analyses = job.analyze(cycles)
+        print(job.write(analyses, Path(output), overwrite=overwrite_output, made_by=made_by()))
 
     def cycle(
         self,
@@ -259,16 +246,18 @@ class WeatherTrainer(GatesRunTrainer):
             output: Folder to write.
             overwrite_output: Replace an existing folder.
         """
+        options = analysis_options(locals())
         require_free(Path(output), overwrite=overwrite_output)
-        errors = (representativeness, background_error)
-        given = (background, observations, method, weights, gross_check, *errors)
-        inputs = Inputs(*given, observation_operator)
-        experiment = experiment_of(datamodule.source)
-        job = CycleCommand(model, experiment, self._begin(datamodule), inputs, task)
-        period = Period(start, cycles)
-        options: dict[str, Any] = {"limit": divergence_limit, "overwrite": overwrite_output}
-        found = job.cycle(forecast, period, Path(output), **options)
-        for line in summary(Path(output), found):
+        job = LongCycle(model, *self._found(datamodule), options, progress=ticking, say=say)
+        reports = job.run(
+            Path(output),
+            start=start,
+            cycles=cycles,
+            limit=divergence_limit,
+            overwrite=overwrite_output,
+            made_by=made_by(),
+        )
+        for line in cycle_summary(Path(output), reports):
             print(line)
         print(output)
 
@@ -357,57 +346,10 @@ class WeatherTrainer(GatesRunTrainer):
         run.settings["data.digest"] = [one.sha256 for one in datamodule.digest()] or None
         return run
 
-
-class WeatherCLI(GatesRunCLI):
-    """The command line of ``gates weather``."""
-
-    app = "weather"
-    verbs = ("prepare", "observe", "tune", "fit", "assimilate", "cycle", "evaluate", "report")
-    other_verbs = (TRAIN_FORECAST, *FUNCTIONS)
-    package = "weather"
-    neutral = NEUTRAL
-
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse; ``--data.store X`` and the like are short for options of the user's own store."""
-        for verb in self._wanted:
-            describe(self._parser(verb), {"data.source": SOURCE_HELP})
-        super().parse_arguments(parser, lengthened(args) if isinstance(args, list) else args)
-
-    def before_instantiate_classes(self) -> None:
-        """Take the shape of the network from the user's own store."""
-        options = self.config[self.subcommand]
-        own = is_own_store(options)
-        if own:
-            fill_network(options)
-        super().before_instantiate_classes()
-        if own:
-            fill_cache(options, self.run_folder.path)
-
-    def after_instantiate_classes(self) -> None:
-        """Refuse data that is damaged, or not that of the model, before a run folder is claimed."""
-        source = self.datamodule.source
-        if is_own_store(self.config[self.subcommand]):
-            source.find_model = partial(
-                named_background, model=self.model, channels=source.channels
-            )
-        if self.subcommand == "fit":
-            self.model.check_source(self.datamodule.source)
-            check_prepared(self.datamodule.source)
-            self.datamodule.progress = ticking
-        super().after_instantiate_classes()
-
-    def training(self, run: Run) -> Piece:
-        """Return the network of a form and a seed, or a separate piece for any other."""
-        return fit_piece(run) or super().training(run)
-
-    def keep(self, run: Run, piece: Piece, objects: Sequence[str]) -> Path | None:
-        """Keep the best or last weights where ``evaluate`` and ``assimilate`` find them."""
-        path = self.run_folder.best_checkpoint or self.run_folder.last_checkpoint
-        if path is None:
-            return None
-        load_trained(path, self.model.analysis)
-        store = run.store(WEIGHTS, AnalysisForm())
-        return store.keep(piece, self.model.analysis, objects=objects) / AnalysisForm.FILE
+    def _found(self, datamodule: AssimilationDataModule) -> tuple[Experiment, KeptByRun]:
+        """Return the experiment of the data, and what training and tuning left for it."""
+        experiment = experiment_of(datamodule.source)
+        return experiment, KeptByRun(self._begin(datamodule), experiment)
 
 
 def run(arguments: Sequence[str]) -> None:

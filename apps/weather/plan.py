@@ -1,7 +1,5 @@
 """``gates weather plan``: what training and use cost on many GPUs, before anything is built."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -164,18 +162,13 @@ def _memory(
         Line("activations", cost.activations, "bytes", "at the fullest moment"),
     ]
     if parts > 1:
-        unit = max(count_weights(child)[0] for child in _units(network))
+        units: list[nn.Module] = []  # which FSDP2 gathers one after another
+        for child in network.children():
+            units += list(child.children()) if isinstance(child, nn.ModuleList) else [child]
+        unit = max(count_weights(child)[0] for child in units)
         gathered = Line("gathered weights", 2 * WEIGHT * unit, "bytes", "the largest unit, twice")
         lines.insert(3, gathered)
     total = sum(line.value for line in lines)
     part = total / device.memory
     fit = f"{part:.0%} of the memory" + ("" if part <= 1 else ": does not fit")
     return [*lines, Line("total", total, "bytes", fit)]
-
-
-def _units(network: nn.Module) -> list[nn.Module]:
-    """Return the parts that FSDP2 gathers one after another: children, those of lists apart."""
-    parts: list[nn.Module] = []
-    for child in network.children():
-        parts += list(child.children()) if isinstance(child, nn.ModuleList) else [child]
-    return parts

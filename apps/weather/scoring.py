@@ -1,25 +1,47 @@
-"""``gates weather evaluate``: score every method, piece by piece."""
-
-from __future__ import annotations
+"""Scores of every method, computed piece by piece, and what the report shows of them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from apps.weather.networks import Networks
-from apps.weather.pieces import work_piece
+from apps.weather.networks import Networks, work_piece
 from core_gates.monitor.hooks import GateMonitor
 from harness.evidence import Row
 from harness.experiment import Arrays, Job, Piece, Run
+from harness.experiment.scores import read_scores
 from harness.report.gates import save_gates
-from weather.experiments.experiment import Checks, Example, Experiment, Scores
+from harness.report.page import Page
+from weather.experiments.experiment import Checks, Experiment, Scores, shown
 from weather.experiments.method import Settings, choice_name
-from weather.experiments.pictures import save_pictures
+from weather.experiments.pictures import load_pictures, save_pictures
 from weather.models.adas.forms import FORMS
+from weather.plots import scorecard_figure
 from weather.plots.labels import channel_unit, units_note
 
 CYCLES = "cycles"
+DEPARTURES = ("ob_rms", "oa_rms", "withheld_rmse")
+METRICS = """
+Errors are root mean squares against the known truth, weighted by area. `ratio` is the error over
+that of the background; below 1 the observations helped. `lost` counts the timelines that lost the
+truth; they are scored as the free run.
+
+`crossed`: the networks of all seeds on the timelines of all seeds. `redrawn`: the observing network
+changes in every cycle. `corrupted`: half of the reports have five times their errors, and the error
+of the analysis is divided by that of an analysis without this half; `declared`: the larger errors
+are stated, `denied`: the usual ones are, `forced`: the confidence in this half is set to one.
+"""
+DEPARTED = """
+Root mean squares of observation minus background (`ob_rms`), of observation minus analysis
+(`oa_rms`), and of withheld observations minus an analysis made without them (`withheld_rmse`). All
+contain the observation errors, in the units of the fields.
+"""
+GATED = """
+The gates below are those of the increment form, or of the first form that was scored, during one
+analysis at the largest density. A value below 0.1 counts as closed, one above 0.9 as open.
+"""
 
 
 class Computing:
@@ -87,7 +109,10 @@ def score(
         Computing(run, experiment, check, networks, settings).obtain(run)
         rows, bars = rows + check.rows(), bars + check.bars()
     if scores.forms:
-        _watch_gates(scores.example(), run.folder)
+        network, background, observations, background_sd = scores.example()
+        with GateMonitor(network) as monitor:
+            network.analyse(background, observations, background_sd)
+            save_gates(monitor, run.folder)
     return run.finish(
         rows,
         bars,
@@ -112,9 +137,43 @@ def _headline(rows: Sequence[Row], experiment: Experiment, forms: Sequence[str])
     return f"{metric} on {task}: {figures} ({unit})."
 
 
-def _watch_gates(example: Example, folder: Path) -> None:
-    """Keep the gate values of one analysis."""
-    network, background, observations, background_sd = example
-    with GateMonitor(network) as monitor:
-        network.analyse(background, observations, background_sd)
-        save_gates(monitor, folder)
+def add_to_page(page: Page, folder: Path, experiment: Experiment) -> None:
+    """Add what the metrics mean, the scorecard, departures from observations, and pictures.
+
+    Args:
+        page: The report.
+        folder: The run folder, with what ``evaluate`` left in it.
+        experiment: Of the configuration.
+
+    Raises:
+        GatesError: A file of the run folder is damaged.
+    """
+    scores = read_scores(folder / "scores.json", "weather")
+    pictures = load_pictures(folder / experiment.pictures_file)
+    page.section("What the metrics mean").text(METRICS)
+    rows = [row for row in scores.rows if not row.versus]
+    if card := scorecard(rows, experiment):
+        page.figure(card, "The same errors at a glance: blue is better than the reference.")
+    departures = shown(experiment.channels, *DEPARTURES)
+    if found := [row for row in rows if row.metric in departures]:
+        page.section("Departures from the observations").text(DEPARTED)
+        page.scores(scores._replace(rows=found, bars=()))
+    figures = experiment.figures(pictures)
+    if figures:
+        page.section("Analyses").text(experiment.attribution)
+    for caption, figure in figures:
+        page.figure(figure, caption)
+    page.text(GATED)
+
+
+def scorecard(rows: list[Row], experiment: Experiment) -> Figure | None:
+    """Return the errors of the main field by method and task; None without the reference."""
+    label, reference = experiment.field, experiment.reference
+    found = {(row.method, row.task): row.value for row in rows if row.metric == f"rmse_{label}"}
+    complete = [task for method, task in found if method == reference]
+    methods = list(dict.fromkeys(method for method, _ in found))
+    if not complete:
+        return None
+    values = np.array([[found.get((m, t), np.nan) for t in complete] for m in methods])
+    title = f"RMSE of {label} in {channel_unit(experiment.channels, label)}"
+    return scorecard_figure(methods, complete, values, reference=reference, title=title)

@@ -1,7 +1,5 @@
 """The weather stop of the tour: assimilate into real ERA5 fields with the shipped network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +39,10 @@ def tour(folder: Path, say: Callable[[str], None], *, truths: int = 9) -> TourSt
     run = Run(folder, app="weather", config_path=CONFIG, package="weather")
     source = Era5EnsembleSource()
     methods = _classical(source, run)
-    methods[FORM] = _network(source, run)
+    store = run.store(WEIGHTS, AnalysisForm())
+    assert store.shipped is not None
+    network = store.form.load(store.shipped / f"{FORM}-s0")
+    methods[FORM] = network.expecting(source.task_background_sd["persistence"])
     cases = source.cases("persistence")[-truths:]  # of the nine members at 12 UTC
     errors: dict[str, Tensor] = {}
     example: dict[str, Tensor] = {}
@@ -79,14 +80,6 @@ def _classical(source: Era5EnsembleSource, run: Run) -> dict[str, Assimilator]:
         choice = store.form.load(store.shipped / f"{name}-task-{TASK.replace('/', '_')}-s0")
         settings[choice_name(name, TASK)] = choice["setting"]
     return {name: found[name].build(stored(settings, found[name], TASK)) for name in METHODS}
-
-
-def _network(source: Era5EnsembleSource, run: Run) -> Assimilator:
-    """Return the shipped increment form of the configuration."""
-    store = run.store(WEIGHTS, AnalysisForm())
-    assert store.shipped is not None
-    analysis = store.form.load(store.shipped / f"{FORM}-s0")
-    return analysis.expecting(source.task_background_sd["persistence"])
 
 
 def _row(source: Era5EnsembleSource, errors: dict[str, Tensor], field: tuple[str, int]) -> TourRow:

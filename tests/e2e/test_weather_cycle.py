@@ -116,12 +116,12 @@ def test_the_first_analyses_are_those_of_assimilate(here):
 
 
 def test_a_killed_command_ends_with_the_same_bits(here, monkeypatch):
-    from weather.operations import cycling
+    from weather.operations import long_cycle
 
     cycle(here, "whole", "--method", "adas_increment")
     child = os.fork()
     if not child:
-        save, calls = cycling.Partial.save, []
+        save, calls = long_cycle.Partial.save, []
 
         def dying(self, state):
             calls.append(state)
@@ -129,7 +129,7 @@ def test_a_killed_command_ends_with_the_same_bits(here, monkeypatch):
                 os._exit(9)
             save(self, state)
 
-        cycling.Partial.save = dying
+        long_cycle.Partial.save = dying
         here.weather("cycle", *CALL, "--output", "broken")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9

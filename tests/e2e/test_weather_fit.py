@@ -11,9 +11,9 @@ import yaml
 from safetensors.torch import load_file
 
 from apps.main import APPS
-from apps.weather.commands import WeatherCLI, WeatherTrainer
-from apps.weather.forecasting import VERB as TRAIN_FORECAST
-from apps.weather.verbs import FUNCTIONS
+from apps.weather.command_line import WeatherCLI
+from apps.weather.commands import WeatherTrainer
+from apps.weather.verbs import FUNCTIONS, TRAIN_FORECAST
 from benchmarks.weather.synthetic_store import write_synthetic_store
 
 ROOT = Path(__file__).parents[2]

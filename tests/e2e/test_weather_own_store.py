@@ -82,7 +82,7 @@ def test_what_fit_made_assimilates_reports(own):
 
 
 def test_of_a_large_background_only_what_has_reports_is_read(own, monkeypatch):
-    monkeypatch.setattr("apps.weather.assimilation.LARGE_BYTES", 1)
+    monkeypatch.setattr("weather.operations.analyses.LARGE_BYTES", 1)
     own.weather("observe", *OWN, *SHORT, "--time", "-3", "--stations", 80, "--output", "few.csv",
                 config=CONFIG)  # fmt: skip
     words = [*OWN, *SHORT, "--observations", "few.csv", "--background", "own.zarr", "--output"]

@@ -15,11 +15,19 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from harness.files import remove, resuming
 from weather.cycle import Forecast, FramesForecast, advance
+from weather.data.grids import require_grid
 from weather.data.store import naming
 from weather.data.streamed import StreamedStore, create_states
 from weather.data.tensors import dataset_grid, to_tensor
-from weather.progress import Progress, Tick, silent
+from weather.data.wb2 import open_wb2
+from weather.operations.named_forecasts import NamedForecast
+from weather.progress import Progress, silent
 from weather.state import SHORT_NAMES, ChannelSpec
+
+OF_ANALYSES = (
+    "method", "weights_sha256", "background_error", "used_cells", "rejected_cells", "revision",
+)  # fmt: skip
+"""Attributes of the analyses that their forecasts keep."""
 
 
 class Leads(NamedTuple):
@@ -56,6 +64,70 @@ class Leads(NamedTuple):
         count = round(self.hours / self.every) + 1
         nanoseconds = np.rint(np.arange(count) * self.every * 3.6e12).astype(np.int64)
         return nanoseconds.astype("timedelta64[ns]")
+
+
+class Forecasts(NamedTuple):
+    """What was written.
+
+    Attributes:
+        channels: Channels of the states.
+        starts: Times of the analyses.
+        alone: Those of them of which a model of two frames had one alone.
+    """
+
+    channels: ChannelSpec
+    starts: list[np.datetime64]
+    alone: list[np.datetime64]
+
+
+def forecast_store(
+    analyses: str,
+    model: NamedForecast,
+    leads: Leads,
+    path: Path,
+    *,
+    start: Sequence[str] = ("last",),
+    settings: Mapping[str, Any] | None = None,
+    made_by: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Forecasts:
+    """Forecast from analyses of a store, see :func:`write_forecasts`.
+
+    Args:
+        analyses: WeatherBench-2 store.
+        model: The model; one that names no channels is given all fields of the store.
+        leads: Length and interval.
+        path: Store that is written.
+        start: Times of the analyses, ``first``, ``last`` or ``all``.
+        settings: What else decides the forecasts, such as arguments of the model.
+        made_by: Further attributes of the store.
+        overwrite: Replace an existing store.
+        progress: Shows how far the work is.
+
+    Raises:
+        GatesError: The store holds forecasts, is on another grid than the model or lacks a start,
+            or see :func:`write_forecasts`.
+    """
+    leads.check(model.forecast)
+    with open_wb2(analyses, model.channels) as dataset:
+        if "prediction_timedelta" in dataset.dims:
+            raise GatesError(f"{analyses} holds forecasts: select one prediction_timedelta")
+        if model.grid is not None:
+            require_grid(analyses, dataset_grid(dataset), model.grid, "the forecast model")
+        channels = model.channels or store_channels(dataset)
+        starts = choose_starts(dataset, start, analyses)
+        period = [str(dataset["time"].values[n]) for n in (0, -1)]
+        source = {"analyses": analyses, **model.facts}
+        kept = {f"analysis_{n}": dataset.attrs[n] for n in OF_ANALYSES if n in dataset.attrs}
+        title = {"title": "Forecasts by gates weather forecast", "method": "forecast"}
+        alone = write_forecasts(
+            dataset, channels, model.forecast, leads, path, starts=starts,
+            settings={**source, **(settings or {}), "period": period},
+            attributes={**title, **source, **kept, **(made_by or {})},
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    return Forecasts(channels, starts, alone)
 
 
 def store_channels(dataset: xr.Dataset) -> ChannelSpec:
@@ -123,10 +195,9 @@ def write_forecasts(
         done = partial.state.get("starts", 0)
         store = StreamedStore(partial.content)
         with progress("forecasting", len(starts) * len(deltas)) as tick, torch.no_grad():
-            for number in range(len(starts)):
-                if number < done:
-                    _tick(tick, len(deltas))
-                    continue
+            for _ in range(done * len(deltas)):
+                tick()
+            for number in range(done, len(starts)):
                 frames = _frames(analyses, channels, forecast, times[number])
                 for lead, states in enumerate(_rollout(forecast, leads, *frames, stamps[number])):
                     store.write_states(states if members else states[0], channels, (number, lead))
@@ -191,26 +262,22 @@ def choose_starts(
     found: list[np.datetime64] = []
     with naming(source):
         for text in wanted:
-            found += list(words[text]) if text in words else [_time(text, times)]
+            if text in words:
+                found += list(words[text])
+                continue
+            try:
+                time = np.datetime64(text.rstrip("Z"), "ns")
+            except ValueError as error:
+                raise GatesError(
+                    f"--start {text!r} is no time, write it as 2017-01-01T00:00"
+                ) from error
+            if time not in times:
+                first, last = (np.datetime_as_string(times[n], unit="m") for n in (0, -1))
+                raise GatesError(
+                    f"has no analysis of {text}, {len(times)} from {first} to {last}: give one of "
+                    "them with --start, or first, last or all"
+                )
+            found.append(time)
     if len(set(found)) < len(found) or not found:
         raise GatesError(f"--start {list(wanted)} names a time twice, or none: give each once")
     return found
-
-
-def _time(text: str, times: np.ndarray) -> np.datetime64:
-    try:
-        time = np.datetime64(text.rstrip("Z"), "ns")
-    except ValueError as error:
-        raise GatesError(f"--start {text!r} is no time, write it as 2017-01-01T00:00") from error
-    if time not in times:
-        first, last = (np.datetime_as_string(one, unit="m") for one in (times[0], times[-1]))
-        raise GatesError(
-            f"has no analysis of {text}, {len(times)} from {first} to {last}: give one of them "
-            "with --start, or first, last or all"
-        )
-    return time
-
-
-def _tick(tick: Tick, times: int) -> None:
-    for _ in range(times):
-        tick()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import os
@@ -23,6 +24,7 @@ from weather.data.streamed import StreamedStore
 from weather.data.tensors import dataset_grid
 from weather.data.write import ATTRIBUTES, HORIZONTAL, WHOLE
 from weather.grid import Grid
+from weather.grid_names import EXAMPLES, named_grid
 from weather.progress import Progress, silent
 from weather.regrid import Method, Regridder
 
@@ -70,6 +72,26 @@ def read_grid(source: str | os.PathLike[str]) -> Grid:
         return Grid(*map(torch.from_numpy, with_own_order))
     except ValueError:  # longitudes such as 0 to 179, then -180 to -1
         return grid
+
+
+def find_grid(text: str) -> tuple[Grid, Method | None]:
+    """Return a grid by its name or of a store, and the method that the name states.
+
+    Args:
+        text: Such as ``240x121_equiangular_with_poles``, or a store whose grid is taken.
+
+    Raises:
+        GatesError: It is neither, or the coordinates of the store are not those of a global grid.
+    """
+    named = named_grid(text)
+    if named is not None:
+        return named
+    if "://" not in text and not Path(text).exists():
+        known = [*EXAMPLES.split(", "), *map(str, Path().glob("*.zarr"))]
+        close = difflib.get_close_matches(text, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"give such as {EXAMPLES}"
+        raise GatesError(f"{text!r} is neither the name of a grid nor a store: {hint}")
+    return read_grid(text), None
 
 
 def regrid_store(

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from apps.weather.commands import WeatherCLI, WeatherTrainer
+from apps.weather.command_line import WeatherCLI
+from apps.weather.commands import WeatherTrainer
 from weather.training.module import AdasModule
 from weather.training.stream import AssimilationDataModule
 

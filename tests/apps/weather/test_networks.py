@@ -8,10 +8,18 @@ import torch
 from safetensors.torch import load_file
 
 from apps.main import main
-from apps.weather.choices import Tuning
-from apps.weather.commands import DEFAULT_BUDGET, Budget
-from apps.weather.networks import Networks, Training, fitted, optimizers_of, pinned_network
-from apps.weather.pieces import fit_piece, form_of, network_piece
+from apps.weather.commands import DEFAULT_BUDGET
+from apps.weather.networks import (
+    Networks,
+    Training,
+    fit_piece,
+    fitted,
+    form_of,
+    network_piece,
+    optimizers_of,
+    pinned_network,
+)
+from apps.weather.tuning import Budget, Tuning
 from core_gates.errors import GatesError
 from harness.experiment import Choice, Job, SettingsDiffer
 from harness.experiment.run import CHOICES
@@ -36,7 +44,7 @@ def test_a_packaged_configuration_finds_all_its_shipped_results(
     if config.startswith("osse"):  # nature takes minutes, and decides no name
         world = found.source.world
         world._nature = torch.randn(12, world.num_members, 3, 32, 64)
-    monkeypatch.setattr("apps.weather.choices.Tuning.trial", never)
+    monkeypatch.setattr("apps.weather.tuning.Tuning.trial", never)
     training = Training(found.model, found.data)
     tuning = Tuning(found.source, training, budget.densities, budget)
     classical = tuning.classical(found.run)

@@ -1,28 +1,27 @@
 """What ``gates weather`` refuses before it begins: options, settings, checkpoints, places."""
 
+import dataclasses
+import inspect
 import math
 from types import SimpleNamespace
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from apps.weather.assimilation import left_out_line
-from apps.weather.checks import check_densities, check_only, check_seeds, check_tuning
-from apps.weather.choices import Budget
+from apps.weather.commands import WeatherTrainer
 from apps.weather.networks import load_trained
+from apps.weather.tuning import Budget, check_densities, check_only, check_seeds, check_tuning
 from core_gates.errors import GatesError
 from harness.files.atomic import require_free
+from weather.assimilation import ObservedBy
 from weather.baselines.homogeneous import HomogeneousCovariance
 from weather.experiments.experiment import experiment_of
 from weather.experiments.method import Method, built
 from weather.experiments.pictures import load_pictures
 from weather.experiments.twin.source import TwinSource
 from weather.grid import regular_grid
-from weather.observations.table import ObservationTable
-from weather.state import ChannelSpec
+from weather.operations.analyses import AnalysisOptions
 
 WORLD = SimpleNamespace(cycles=24, members={"test": range(2)})
 
@@ -33,6 +32,24 @@ def source():
     made = object.__new__(TwinSource)
     made.world = WORLD
     return made
+
+
+def test_verbs_that_analyze_have_the_options_of_every_analysis():
+    shared = dataclasses.fields(AnalysisOptions)
+    required = {"assimilate": {"observations"}, "cycle": {"observations", "background"}}
+    for verb, needed in required.items():
+        options = inspect.signature(getattr(WeatherTrainer, verb)).parameters
+        assert {f.name for f in shared if options[f.name].default is inspect.Parameter.empty} == (
+            needed
+        )
+        other = {
+            field.name: options[field.name].default
+            for field in shared
+            if field.name not in needed and options[field.name].default != field.default
+        }
+        assert other == ({"forecast": "model"} if verb == "cycle" else {})
+        kinds = {f.name: options[f.name].annotation for f in shared}
+        assert kinds["observation_operator"] == ObservedBy
 
 
 def test_densities_are_shares_of_grid_points():
@@ -117,23 +134,3 @@ def test_damaged_pictures_are_named(tmp_path):
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(GatesError, match=r"damaged .*: run `gates weather evaluate` again"):
         load_pictures(path)
-
-
-def test_reports_that_count_nowhere_are_explained():
-    channels = ChannelSpec((), ("temperature",), (850,))
-    noon = np.datetime64("2020-01-01T12", "ns")
-    rows = {
-        "time": [noon, noon, noon, noon, noon + np.timedelta64(9, "h")],
-        "variable": ["temperature", "geopotential", "temperature", "temperature", "temperature"],
-        "value": [280.0, 15000.0, 260.0, 250.0, 280.0],
-        "level_hpa": [850.0, 850.0, 700.0, np.nan, 850.0],
-    }
-    frame = pd.DataFrame(rows).assign(latitude=0.0, longitude=0.0, error=1.0)
-    table = ObservationTable.from_frame(frame)
-    assert left_out_line(table, channels, np.array([noon])) == (
-        "4 of 5 reports are left out: 1 not within 3 h of an analysis (2020-01-01 21:00:00 to "
-        "2020-01-01 21:00:00); 1 of variables that the configuration lacks (geopotential); 2 of "
-        "levels that it lacks (700, none given)"
-    )
-    good = ObservationTable.from_frame(frame.head(1))
-    assert left_out_line(good, channels, np.array([noon])) == ""

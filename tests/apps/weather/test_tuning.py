@@ -5,16 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from apps.weather.choices import (
-    Budget,
-    Tuning,
-    chosen_methods,
-    settings_of,
-    tuned,
-)
-from apps.weather.pieces import NEUTRAL, without_training, world_alone
+from apps.weather.networks import NEUTRAL, without_training, world_alone
+from apps.weather.tuning import Budget, Tuning, chosen_methods, settings_of
 from harness.experiment import Run, SettingsDiffer
-from weather.baselines.free_run import FreeRun
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.experiments.experiment import Trial
 from weather.experiments.method import Method, choice_name, stored
@@ -49,22 +42,6 @@ class Bowl:
 @pytest.fixture
 def run(tmp_path):
     return Run(tmp_path / "a", app="weather", settings=SETTINGS)
-
-
-def test_a_stored_setting_is_taken_in_silence(capsys):
-    assert tuned({"oi@0.1": {"scale": 0.3}}, METHOD, "0.1").scale == 0.3
-    assert capsys.readouterr().out == ""
-
-
-def test_a_setting_that_is_missing_or_of_another_box_is_named(capsys):
-    for settings in ({}, {"oi@0.1": {"inflation": 0.3}}):
-        assert abs(tuned(settings, METHOD, "0.1").scale - 0.1) < 1e-12
-        assert "oi@0.1 was never tuned" in capsys.readouterr().out
-
-
-def test_a_method_without_settings_needs_none(capsys):
-    assert tuned({}, Method("free_run", lambda _: FreeRun()), "0.1").members == 1
-    assert capsys.readouterr().out == ""
 
 
 def test_an_optimum_beyond_the_box_is_reached_and_refused_settings_never_win(run, capsys):

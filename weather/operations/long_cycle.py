@@ -1,4 +1,4 @@
-"""A cycle of forecasts and analyses, streamed to stores and continued after a kill."""
+"""A cycle of forecasts and analyses over a long period, streamed to stores, resumable."""
 
 from __future__ import annotations
 
@@ -10,23 +10,162 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from harness.files import Partial, remove, resuming
-from weather.assimilation import Remembering, Reports, WhereObserved, remembering
+from harness.files import Partial, remove, resuming, short_digest
+from weather.assimilation import WINDOW_HOURS, Remembering, Reports, WhereObserved, remembering
 from weather.baselines.assimilator import Assimilator
 from weather.baselines.history import AnalysisHistory
 from weather.cycle import Cycle, CycleStep, Forecast, advance, diverged
 from weather.data.streamed import StreamedStore, create_states
+from weather.experiments.experiment import shown
 from weather.metrics import DepartureSums
+from weather.observations.archive import ReportArchive
 from weather.observations.gridded import GriddedObservations
+from weather.operations.analyses import Assimilation
+from weather.operations.named_forecasts import CONFIGURED
+from weather.operations.report_tables import LeftOut
 from weather.progress import Progress, silent
 from weather.state import Normalizer
 
 ANALYSES, BACKGROUNDS, DEPARTURES = "analyses.zarr", "backgrounds.zarr", "departures.csv"
 COLUMNS = ("time", "channel", "used", "rejected", "ob_bias", "ob_rms", "oa_bias", "oa_rms")
+WITHOUT_EFFECT = ("weights", "background", "observations")
+"""Attributes whose content is identified by others."""
+
+
+class LongCycle(Assimilation):
+    """A cycle of a forecast model with the reports of a long period."""
+
+    def run(
+        self,
+        path: Path,
+        *,
+        start: str = "last",
+        cycles: int | None = None,
+        limit: float = 3.0,
+        overwrite: bool = False,
+        made_by: Mapping[str, Any] | None = None,
+    ) -> Reports:
+        """Write the cycle into a folder, see :func:`run_cycle`.
+
+        Args:
+            path: Folder that is written.
+            start: Time of the first background in its store, or first or last.
+            cycles: Number of analyses; None for all that the reports last.
+            limit: Root mean square departure from the climatological mean, in standard deviations,
+                beyond which the cycle has diverged.
+            overwrite: Replace an existing folder.
+            made_by: Further attributes of the stores.
+
+        Raises:
+            GatesError: An input is missing, damaged or does not fit the configuration, no report
+                belongs to an analysis, or the cycle diverges.
+        """
+        if cycles is not None and cycles < 1:
+            raise GatesError(f"--cycles must be at least 1, found {cycles}")
+        if not limit > 0:
+            raise GatesError(f"--divergence_limit must be positive, found {limit:g}")
+        states, found = self._background(start)
+        if len(found) > 1:
+            raise GatesError(f"--start {start} names {len(found)} times: give one")
+        archive = ReportArchive(Path(self.options.observations), self.progress)
+        times = self._times(archive, found[0], cycles)
+        line = self._require_any(archive, times)
+        assimilator, sd = self._method()
+        reports = self._reports(lambda time: archive.around(time, WINDOW_HOURS), sd)
+        model = self._forecast(self.options.forecast or CONFIGURED).forecast
+        facts = {**self.attributes, **self._facts(archive, states[0], found[0])}
+        facts["divergence_limit"] = limit
+        settings = {name: facts[name] for name in facts if name not in WITHOUT_EFFECT}
+        settings["options"] = short_digest(self.kept.settings)
+        units = getattr(getattr(assimilator, "network", assimilator), "normalizer", None)
+        units = units if isinstance(units, Normalizer) else self.experiment.normalizer
+        parts = CycleParts(reports, assimilator, model, self.model.hours, units, limit)
+        title = {"title": "A cycle by gates weather cycle"}
+        run_cycle(
+            parts, states[0], times, path, settings=settings,
+            attributes={**title, **facts, **(made_by or {})}, overwrite=overwrite,
+            progress=self.progress,
+        )  # fmt: skip
+        for text in (line, reports.warning()):
+            if text:
+                self.say(text)
+        return reports
+
+    def _times(
+        self, archive: ReportArchive, start: np.datetime64, cycles: int | None
+    ) -> np.ndarray:
+        """Return the times of all analyses (T,)."""
+        step = np.timedelta64(round(self.model.hours * 3600), "s")
+        if cycles is None:
+            half = np.timedelta64(round(WINDOW_HOURS * 3600), "s")
+            cycles = max(1, int((archive.last + half - start) // step) + 1)
+        return start + np.arange(cycles) * step
+
+    def _require_any(self, archive: ReportArchive, times: np.ndarray) -> str:
+        """Return which reports are left out.
+
+        Raises:
+            GatesError: All of them are.
+        """
+        unused, half = LeftOut(), np.timedelta64(round(WINDOW_HOURS * 3600), "s")
+        for table in archive.tables():
+            first, last = table.frame["time"].min(), table.frame["time"].max()
+            near = (times >= np.datetime64(first) - half) & (times <= np.datetime64(last) + half)
+            unused.add(table, self.experiment.channels, times[near])
+        if archive.flagged:
+            self.say(
+                f"{archive.flagged} of {archive.count} reports are out of range or flagged, "
+                "left out"
+            )
+        advice = "give reports of that time or another --start"
+        unused.require_used(self.options.observations, times, advice)
+        return unused.line()
+
+    def _facts(self, archive: ReportArchive, first: Tensor, start: np.datetime64) -> dict[str, Any]:
+        options = self.options
+        return {
+            "background": options.background,
+            "background_digest": short_digest(first.flatten().tolist(), 64),
+            "start": np.datetime_as_string(start, unit="s"),
+            "observations": options.observations,
+            "observations_sha256": archive.digest,
+            "window_hours": WINDOW_HOURS,
+            "cycle_hours": self.model.hours,
+            "gross_check": options.gross_check,
+            "observation_operator": options.observation_operator,
+        }
+
+
+def cycle_summary(path: Path, reports: Reports) -> list[str]:
+    """Return what a cycle has used, and how far it lies from it, as lines.
+
+    Args:
+        path: Folder of the cycle.
+        reports: With the counts of all cycles.
+    """
+    counts = reports.counts()
+    used, rejected = sum(counts["used_cells"]), sum(counts["rejected_cells"])
+    outages = sum(not one for one in counts["used_cells"])
+    lines = [
+        f"{len(reports.observed)} cycles, {used} cells used, {rejected} rejected by the gross "
+        f"check, {outages} cycles without observations"
+    ]
+    table = pd.read_csv(path / DEPARTURES)
+    labels = {name.removeprefix("ob_rms_") for name in shown(reports.channels, "ob_rms")}
+    for label, rows in table[table["used"] > 0].groupby("channel", sort=False):
+        if label in labels:
+            weights = torch.from_numpy(rows["used"].to_numpy(float))
+            squares = (torch.from_numpy(rows[n].to_numpy(float) ** 2) for n in ("ob_rms", "oa_rms"))
+            ob, oa = (float((one * weights).sum() / weights.sum()) ** 0.5 for one in squares)
+            lines.append(
+                f"{label!s}  O-B {ob:.4g}  O-A {oa:.4g}  rms of {int(weights.sum())} cells"
+            )
+    return lines
 
 
 class CycleParts(NamedTuple):

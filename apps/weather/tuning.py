@@ -1,29 +1,31 @@
-"""Tuning: what is searched, and what a trial is."""
-
-from __future__ import annotations
+"""Tuning: what is searched, what a trial is, and what is refused before anything begins."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
-from apps.weather.networks import Training, fitted
-from apps.weather.pieces import BUDGET, without_training, world_alone
-from harness.experiment import Choice, Job, Piece, Run
-from weather.baselines.assimilator import Assimilator
-from weather.experiments.experiment import Experiment
-from weather.experiments.method import (
-    Method,
-    Setting,
-    Settings,
-    built,
-    choice_name,
-    is_stored,
+from apps.weather.networks import (
+    BUDGET,
+    Networks,
+    Training,
+    fitted,
+    load_trained,
+    optimizers_of,
+    without_training,
+    world_alone,
 )
+from core_gates.errors import GatesError
+from harness.experiment import Choice, Job, Piece, Run
+from weather.experiments.experiment import Experiment
+from weather.experiments.method import Setting, Settings, choice_name
 from weather.models.adas.analysis import AdasAnalysis
-from weather.models.adas.forms import COMPARED
+from weather.models.adas.forms import COMPARED, FORMS
+from weather.operations.analyses import Kept
 
 SEED = 0  # of the trials
+MAX_SEED = 2**32  # what Lightning and NumPy take
 
 
 @dataclass(frozen=True)
@@ -128,20 +130,100 @@ def settings_of(choices: Mapping[str, Choice]) -> Settings:
     return {name: choice.setting for name, choice in choices.items()}
 
 
-def tuned(settings: Settings, method: Method, task: str) -> Assimilator:
-    """Return a method with its tuned setting, or, with a warning, with the middle of its box.
+class KeptByRun(Kept):
+    """What training and tuning left in a run folder or in the package.
 
-    Raises:
-        GatesError: It refuses the setting.
+    Args:
+        run: The run.
+        experiment: Its truth and methods.
     """
-    if method.box and not is_stored(settings, method, task):
-        print(
-            f"{choice_name(method.name, task)} was never tuned and uses the middle of its range; "
-            "`gates weather tune` finds a better setting",
-            flush=True,
-        )
-    return built(settings, method, task)
+
+    def __init__(self, run: Run, experiment: Experiment) -> None:
+        super().__init__(run.config, run.settings)
+        self.run, self.experiment = run, experiment
+
+    def weights(self, form: str) -> Path | None:
+        """Return the weights of the first seed of a form, or None where there are none."""
+        own = "adas_increment" if form == "open_gate" else form
+        choices = {} if fitted(self.run, [form], [0]) else chosen_networks(self.run, [own])
+        optimizers = optimizers_of(self.run, [form], [0], choices)
+        return Networks(self.run, optimizers, [0]).path(form, 0)
+
+    def read(self, path: Path, analysis: AdasAnalysis) -> None:
+        """Read weights or a checkpoint into a network, see :func:`load_trained`."""
+        load_trained(path, analysis)
+
+    def chosen(self, name: str) -> Settings:
+        """Return the tuned setting of a ``<method>@<task>`` by this name; empty if none is."""
+        return settings_of(chosen_methods(self.run, self.experiment, [name]))
 
 
 def _refuse(form: str, setting: Setting) -> NoReturn:
     raise AssertionError(f"{form} is not to be trained with {setting}")
+
+
+def check_densities(densities: Sequence[float]) -> None:
+    """Refuse densities that are out of range, or that give two tasks the same name.
+
+    Raises:
+        GatesError: There is none, one is out of range, or two have one name.
+    """
+    names = {f"{density:.3g}" for density in densities}
+    shares = all(0 < density <= 1 for density in densities)  # false for NaN
+    if not densities or not shares or len(names) < len(densities):
+        raise GatesError(
+            f"--densities {list(densities)} cannot be used: give one or more fractions of the grid "
+            "points above 0 and up to 1, no two alike"
+        )
+
+
+def check_only(experiment: Experiment, densities: Sequence[float], only: Sequence[str]) -> None:
+    """Refuse methods that do not exist.
+
+    Raises:
+        GatesError: One of them is unknown.
+    """
+    if not only:
+        return
+    tasks = [task.name for task in experiment.tasks(densities)]
+    methods = [method.name for task in tasks for method in experiment.methods(task)]
+    known = dict.fromkeys([*FORMS, *methods])
+    if unknown := [name for name in only if name not in known]:
+        raise GatesError(f"--only {', '.join(unknown)} is unknown: choose from {', '.join(known)}")
+
+
+def check_tuning(experiment: Experiment, budget: Budget) -> None:
+    """Refuse a tuning budget of nothing, or one longer than the timelines of a twin world.
+
+    Raises:
+        GatesError: A number is too small or too large.
+    """
+    cycles = budget.cycles
+    for name in ("trials", "cycles", "trial_steps"):
+        value = getattr(budget, name)
+        if value < 1:
+            raise GatesError(f"--{name} must be at least 1, found {value}")
+    if experiment.max_cycles is not None and cycles > experiment.max_cycles:
+        raise GatesError(
+            f"--cycles {cycles} is more than the {experiment.max_cycles} cycles of the world: take "
+            "fewer or set cycles of the world"
+        )
+
+
+def check_seeds(experiment: Experiment, seeds: Sequence[int]) -> None:
+    """Refuse seeds that are out of range or repeated, or more than there are test timelines.
+
+    Raises:
+        GatesError: There is no seed, one is out of range or given twice, or there are too many.
+    """
+    valid = all(0 <= seed < MAX_SEED for seed in seeds)
+    if not seeds or not valid or len(set(seeds)) < len(seeds):
+        raise GatesError(
+            f"--seeds {list(seeds)} cannot be used: give one or more numbers from 0 to "
+            f"{MAX_SEED - 1}, no two alike"
+        )
+    if experiment.max_seeds is not None and len(seeds) > experiment.max_seeds:
+        raise GatesError(
+            f"{len(seeds)} seeds need as many test timelines, the world has "
+            f"{experiment.max_seeds}: take fewer seeds or set num_tests"
+        )

@@ -16,8 +16,8 @@ from weather.baselines.inverse_distance import InverseDistance
 from weather.baselines.nudging import Nudging
 from weather.grid import regular_grid
 from weather.observations.table import ObservationTable
-from weather.operations import cycling
-from weather.operations.cycling import CycleParts, run_cycle
+from weather.operations import long_cycle
+from weather.operations.long_cycle import CycleParts, run_cycle
 from weather.state import ChannelSpec, Normalizer
 
 GRID = regular_grid(8, 12, poles=False)
@@ -112,9 +112,9 @@ def opened(path, name):
 
 def assert_same(path, other):
     """Hold folders that began with another number of cycles to the same values."""
-    for name in (cycling.ANALYSES, cycling.BACKGROUNDS):
+    for name in (long_cycle.ANALYSES, long_cycle.BACKGROUNDS):
         xr.testing.assert_identical(opened(path, name), opened(other, name))
-    tables = [(one / cycling.DEPARTURES).read_text() for one in (path, other)]
+    tables = [(one / long_cycle.DEPARTURES).read_text() for one in (path, other)]
     assert tables[0] == tables[1]
 
 
@@ -179,7 +179,7 @@ def killed(path, case, target, at):
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    owner = getattr(cycling, target.split(".")[0])
+    owner = getattr(long_cycle, target.split(".")[0])
     name, calls = target.split(".")[1], []
     original = getattr(owner, name)
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from apps.weather.forecast import find_forecast
 from core_gates.errors import GatesError
 from weather.cycle import FramesForecast, advance
 from weather.models.fengwu.forecast import FengWuForecast
 from weather.models.fengwu.form import save_forecast
 from weather.models.fengwu.presets import fengwu_preset
+from weather.operations.named_forecasts import find_forecast
 from weather.state import SHALLOW_WATER, Normalizer
 
 SHAPE = (2, 3, 16, 32)
@@ -27,7 +27,7 @@ def file(tmp_path_factory):
 
 
 def found(name):
-    return find_forecast(str(name), None, SHALLOW_WATER)
+    return find_forecast(str(name), None, SHALLOW_WATER).forecast
 
 
 def test_a_trained_forecast_takes_both_frames(file):

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
@@ -47,8 +46,8 @@ class NamedForecast(NamedTuple):
     facts: dict[str, str]
 
 
-def find_forecast(name: str, model: AdasModule | None, channels: ChannelSpec) -> Forecast:
-    """Return a forecast model ``(states (N,C,H,W), hours) -> states`` whose results are checked.
+def find_forecast(name: str, model: AdasModule | None, channels: ChannelSpec) -> NamedForecast:
+    """Return a forecast model of some channels.
 
     Args:
         name: ``model`` for the first forecast model of the configuration, or see
@@ -60,11 +59,6 @@ def find_forecast(name: str, model: AdasModule | None, channels: ChannelSpec) ->
         GatesError: There is no such model, it cannot be made or called, or is made for other
             channels.
     """
-    return find_named(name, model, channels).forecast
-
-
-def find_named(name: str, model: AdasModule | None, channels: ChannelSpec) -> NamedForecast:
-    """Return the same with what is known of the model."""
     if name == CONFIGURED:
         if model is None or not len(model.forecasts):
             raise GatesError(NO_FORECAST)
@@ -99,7 +93,15 @@ def named_forecast(
     """
     path = Path(name)
     if path.is_dir():
-        path = _of_run(path)
+        own = path / ForecastForm.FILE
+        files = [own] if own.is_file() else sorted(path.glob(f"forecasts/*/{ForecastForm.FILE}"))
+        if len(files) != 1:
+            what = f"{len(files)} forecast models" if files else "no forecast model"
+            raise GatesError(
+                f"{path} holds {what}, expected one of `gates weather train-forecast`: name the "
+                f"file {ForecastForm.FILE} itself"
+            )
+        path = files[0]
     if path.suffix in (ForecastForm.SUFFIX, ".onnx"):
         if arguments:
             raise GatesError(f"--forecast_arguments belong to a class, {name} is a file")
@@ -119,25 +121,13 @@ def described(model: Any, name: str, path: Path | None = None) -> NamedForecast:
     if path is not None:
         facts["forecast_sha256"] = sha256(path)
     channels, grid = (getattr(model, part, None) for part in ("channels", "grid"))
+    checked = _CheckedFrames if isinstance(model, FramesForecast) else _Checked
     return NamedForecast(
-        _checked(model, name),
+        checked(model, name),
         channels if isinstance(channels, ChannelSpec) else None,
         grid if isinstance(grid, Grid) else None,
         facts,
     )
-
-
-def _of_run(folder: Path) -> Path:
-    """Return the file that ``train-forecast`` left in a run folder."""
-    found = [p for p in (folder / ForecastForm.FILE,) if p.is_file()]
-    found = found or sorted(folder.glob(f"forecasts/*/{ForecastForm.FILE}"))
-    if len(found) != 1:
-        what = f"{len(found)} forecast models" if found else "no forecast model"
-        raise GatesError(
-            f"{folder} holds {what}, expected one of `gates weather train-forecast`: name the "
-            f"file {ForecastForm.FILE} itself"
-        )
-    return found[0]
 
 
 def _imported(name: str, arguments: dict[str, Any]) -> Forecast:
@@ -145,7 +135,11 @@ def _imported(name: str, arguments: dict[str, Any]) -> Forecast:
     file, colon, attribute = name.rpartition(":")
     try:
         if colon:
-            module = _from_file(Path(file))
+            spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+            if spec is None or spec.loader is None:
+                raise ImportError(f"{file} is no Python file")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
         else:
             file, _, attribute = name.rpartition(".")
             module = importlib.import_module(file)
@@ -159,24 +153,6 @@ def _imported(name: str, arguments: dict[str, Any]) -> Forecast:
     if not callable(forecast):
         raise GatesError(f"--forecast {name!r} is no callable (states, hours) -> states: name one")
     return forecast
-
-
-def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _checked(forecast: Forecast, name: str) -> Forecast:
-    """Return the same model, of one frame or of two, with results that are checked."""
-    return (
-        _CheckedFrames(forecast, name)
-        if isinstance(forecast, FramesForecast)
-        else _Checked(forecast, name)
-    )
 
 
 class _Checked:

@@ -1,1 +1,0 @@
-"""Verbs that make stores of stores: regrid, forecast, cycle."""

@@ -1,0 +1,397 @@
+"""Analyses of backgrounds with a table of reports, by a method of an experiment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core_gates.errors import GatesError
+from harness.files import sha256
+from weather.assimilation import WINDOW_HOURS, Analyses, ObservedBy, Reports, by_channel
+from weather.baselines.assimilator import Assimilator
+from weather.data.grids import require_grid
+from weather.data.store import naming
+from weather.data.tensors import dataset_grid, to_dataset, to_tensor
+from weather.data.wb2 import open_wb2
+from weather.data.write import write_wb2
+from weather.experiments.experiment import Experiment, expecting
+from weather.experiments.method import Method, Settings, built, choice_name, is_stored
+from weather.experiments.reanalysis.data import ReanalysisData
+from weather.models.adas.analysis import AdasAnalysis, load_weights
+from weather.models.adas.forms import FORMS
+from weather.observations.table import ObservationTable
+from weather.operations.forecasts import choose_starts
+from weather.operations.named_forecasts import NamedForecast, find_forecast
+from weather.operations.report_tables import LeftOut, read_reports
+from weather.progress import Progress, Say, silent, unsaid
+from weather.training.module import AdasModule
+
+LARGE_BYTES = 2**28  # of a background store; more are not read as a whole
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """What analyses are made of, whether independent or in a cycle.
+
+    Args:
+        observations: Table of reports; of a long cycle also a folder of such tables.
+        background: WeatherBench-2 store with the channels and the grid of the experiment; None for
+            the backgrounds of the experiment.
+        forecast: Name of the forecast model of a cycle, ``model`` for the first one of the
+            configuration, else see `weather.operations.named_forecasts.named_forecast`.
+        method: Name of a method of the experiment or of a form of the network.
+        task: Task whose settings and background error are used; the first one if None.
+        weights: File of the network; None for what is kept.
+        gross_check: Departure in standard deviations beyond which an observation is rejected.
+        representativeness: Standard deviation within a cell, by variable; none if None.
+        background_error: Standard deviation of the background error, by variable; where it is not
+            given, that of the task.
+        observation_operator: How the background at a report is found.
+    """
+
+    observations: str
+    background: str | None = None
+    forecast: str | None = None
+    method: str = "adas_increment"
+    task: str | None = None
+    weights: str | None = None
+    gross_check: float = 5.0
+    representativeness: Mapping[str, float] | None = None
+    background_error: Mapping[str, float] | None = None
+    observation_operator: ObservedBy = "nearest_cell"
+
+
+class Kept:
+    """What training and tuning left; here nothing, a subclass knows a place.
+
+    Args:
+        configuration: Name of the configuration, which outputs state.
+        settings: All that decides a result, by name.
+    """
+
+    def __init__(self, configuration: str = "", settings: Mapping[str, Any] | None = None) -> None:
+        self.configuration, self.settings = configuration, dict(settings or {})
+
+    def weights(self, form: str) -> Path | None:  # noqa: ARG002
+        """Return the file of a network of a form; None where there is none."""
+        return None
+
+    def read(self, path: Path, analysis: AdasAnalysis) -> None:
+        """Read the weights of a file into a network.
+
+        Raises:
+            GatesError: The file is missing, damaged, or belongs to another configuration.
+        """
+        load_weights(path, analysis)
+
+    def chosen(self, name: str) -> Settings:  # noqa: ARG002
+        """Return the tuned setting of a ``<method>@<task>`` by this name; empty if none is."""
+        return {}
+
+
+class Assimilation:
+    """Assimilates reports into backgrounds.
+
+    Args:
+        model: The module of the configuration.
+        experiment: Its channels, grid, methods and units.
+        kept: Where weights and tuned settings are found; ``Kept()`` for nowhere.
+        options: What the analyses are made of.
+        progress: Shows how far the work is.
+        say: Called with every line for the user.
+
+    Attributes:
+        attributes: What was used, for the attributes of stores.
+
+    Raises:
+        GatesError: There is no such task.
+    """
+
+    def __init__(
+        self,
+        model: AdasModule,
+        experiment: Experiment,
+        kept: Kept,
+        options: AnalysisOptions,
+        *,
+        progress: Progress = silent,
+        say: Say = unsaid,
+    ) -> None:
+        self.model, self.experiment, self.options = model, experiment, options
+        self.kept, self.progress, self.say = kept, progress, say
+        self.task = _known_task(experiment, options.task)
+        self.attributes: dict[str, Any] = {
+            "method": options.method,
+            "task": self.task,
+            "configuration": self.kept.configuration,
+        }
+
+    def analyze(self, cycles: int = 1) -> Analyses:
+        """Return the analyses: of every background, or of a cycle if there is a forecast model.
+
+        Args:
+            cycles: Analyses in a cycle, which starts from the last background.
+
+        Raises:
+            GatesError: An input is missing, damaged or does not fit the configuration, no report
+                belongs to an analysis, or an analysis is not finite.
+        """
+        options, forecast = self.options, self.options.forecast
+        if cycles < 1:
+            raise GatesError(f"--cycles must be at least 1, found {cycles}")
+        if forecast is None and cycles > 1:
+            raise GatesError(
+                f"--cycles {cycles} needs --forecast: give `model` for that of the configuration, "
+                "or the class path of another one"
+            )
+        table = read_reports(options.observations, self.say)
+        states, times = self._background(table=table, last=forecast is not None)
+        if forecast is not None:
+            step = np.timedelta64(round(self.model.hours * 3600), "s")
+            times = times[-1] + np.arange(cycles) * step
+        unused = self._require_reports(table, times)
+        assimilator, sd = self._method()
+        reports = self._reports(table, sd)
+        if forecast is None:
+            found = reports.analyze(assimilator, states, times, self.progress)
+        else:
+            model = self._forecast(forecast).forecast
+            found = reports.cycle(
+                assimilator, model, states[-1], times, self.model.hours, self.progress
+            )
+        reports.require_plausible()
+        for line in (unused.line(), reports.warning()):
+            if line:
+                self.say(line)
+        return found
+
+    def write(
+        self,
+        analyses: Analyses,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        made_by: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write the analyses as a WeatherBench-2 store whose attributes list their inputs.
+
+        Args:
+            analyses: Of :meth:`analyze`.
+            path: Store to write.
+            overwrite: Replace an existing store.
+            made_by: Further attributes.
+        """
+        for time, observed, rejected in zip(*analyses[1:], strict=True):
+            stamp = np.datetime_as_string(time, unit="m")
+            self.say(f"{stamp}  {observed} cells observed, {rejected} rejected by the gross check")
+        experiment, options = self.experiment, self.options
+        dataset = to_dataset(
+            analyses.states, experiment.channels, experiment.grid, times=analyses.times
+        )
+        dataset.attrs = {
+            "title": "Analyses by gates weather assimilate",
+            "background": options.background or "",
+            **self.attributes,
+            "observations": options.observations,
+            "observations_sha256": sha256(Path(options.observations)),
+            "window_hours": WINDOW_HOURS,
+            "gross_check": options.gross_check,
+            "observation_operator": options.observation_operator,
+            "observed_cells": analyses.observed,
+            "used_cells": [
+                observed - rejected
+                for observed, rejected in zip(analyses.observed, analyses.rejected, strict=True)
+            ],
+            "rejected_cells": analyses.rejected,
+            **(made_by or {}),
+        }
+        return write_wb2(dataset, path, overwrite=overwrite)
+
+    def _require_reports(self, table: ObservationTable, times: np.ndarray) -> LeftOut:
+        """Refuse a table of which no report belongs to an analysis; return which do not."""
+        unused = LeftOut.of(table, self.experiment.channels, times)
+        advice = "give reports or a background of that time"
+        unused.require_used(self.options.observations, times, advice)
+        return unused
+
+    def _background(
+        self,
+        start: str | None = None,
+        table: ObservationTable | None = None,
+        *,
+        last: bool = False,
+    ) -> tuple[Tensor, np.ndarray]:
+        """Return states (T,C,H,W) of the background with their times, or the one of a start.
+
+        Args:
+            start: The only time that is wanted.
+            table: Of a large store, only the times that have reports are wanted.
+            last: Of a large store, only the last time is wanted, where a cycle begins.
+
+        Raises:
+            GatesError: There is no background, or it does not fit the configuration.
+        """
+        path, experiment = self.options.background, self.experiment
+        if path is not None:
+            with open_wb2(path, experiment.channels) as dataset:
+                require_grid(path, dataset_grid(dataset), experiment.grid)
+                if "prediction_timedelta" in dataset.dims:
+                    raise GatesError(f"{path} holds forecasts: select one prediction_timedelta")
+                if start is not None:
+                    dataset = dataset.sel(time=choose_starts(dataset, [start], path))
+                elif table is not None and dataset.nbytes > LARGE_BYTES:
+                    dataset = dataset.isel(time=self._wanted(dataset["time"].values, table, last))
+                with naming(path):
+                    states = to_tensor(dataset, experiment.channels)
+                if states.ndim == 5:
+                    states = states.mean(1)  # the mean of an ensemble is its best single state
+                return states, dataset["time"].values
+        if table is None or not isinstance(experiment, ReanalysisData):
+            raise GatesError(
+                "--background is missing: give a store in the schema of WeatherBench 2 with the "
+                "channels and the grid of the configuration"
+            )
+        experiment.prepare(self.progress)
+        times = experiment.background_times
+        chosen = times[self._wanted(times, table, last)]
+        self.attributes["background"] = f"{experiment.background.name}, of {experiment.store_path}"
+        return experiment.background_states(chosen), chosen
+
+    def _wanted(self, times: np.ndarray, table: ObservationTable, last: bool) -> np.ndarray:
+        """Return the positions of the times that have reports, or of the last time alone."""
+        if last:
+            return np.asarray([len(times) - 1])
+        self._require_reports(table, times)
+        window = np.timedelta64(round(3600 * WINDOW_HOURS), "s")
+        reports = np.sort(table.frame["time"].to_numpy(dtype="datetime64[s]"))
+        starts = np.searchsorted(reports, times - window)
+        ends = np.searchsorted(reports, times + window, side="right")
+        near = ends > starts
+        if self.options.observation_operator == "interpolation_in_time":
+            near[:-1] |= (ends > starts)[1:]
+            near[1:] |= (ends > starts)[:-1]
+        return np.flatnonzero(near)
+
+    def _reports(
+        self,
+        table: ObservationTable | Callable[[np.datetime64], ObservationTable],
+        background_sd: Tensor,
+    ) -> Reports:
+        channels, given = self.experiment.channels, self.options.representativeness
+        representativeness = None
+        if given:
+            zero = torch.zeros(channels.num_channels)
+            representativeness = by_channel(given, channels, zero, "representativeness")
+            self.attributes["representativeness"] = json.dumps(dict(given), sort_keys=True)
+        self.attributes["background_error_sd"] = json.dumps(
+            {
+                label: float(f"{sd:.6g}")
+                for label, sd in zip(channels.labels, background_sd.tolist(), strict=True)
+            }
+        )
+        return Reports(
+            table,
+            self.experiment.grid,
+            channels,
+            background_sd,
+            factor=self.options.gross_check,
+            representativeness=representativeness,
+            observation_operator=self.options.observation_operator,
+        )
+
+    def _forecast(self, name: str) -> NamedForecast:
+        """Return the forecast model, and name it in the attributes."""
+        found = find_forecast(name, self.model, self.experiment.channels)
+        if found.grid is not None:
+            require_grid(
+                "the configuration", self.experiment.grid, found.grid, f"--forecast {name}"
+            )
+        self.attributes |= found.facts
+        return found
+
+    def _method(self) -> tuple[Assimilator, Tensor]:
+        """Return the method and the background error (C,) that it and the gross check expect.
+
+        Raises:
+            GatesError: It is unknown, or has no usable weights or settings.
+        """
+        name, experiment = self.options.method, self.experiment
+        if name in FORMS:
+            analysis = self.model.variant(name).analysis
+            path = self.options.weights or self.kept.weights(name)
+            if path is None:
+                raise GatesError(
+                    f"there are no weights of {name}: train them with `gates weather fit` or "
+                    "`gates weather evaluate`, or give --weights"
+                )
+            self.kept.read(Path(path), analysis)
+            self.attributes |= {"weights": str(path), "weights_sha256": sha256(Path(path))}
+            sd = experiment.background_error(self.task)
+            sd = self._stated_error(analysis.background_sd if sd is None else sd)
+            return expecting(analysis.eval(), sd), sd
+        experiment.setup()
+        stated = experiment.background_error(self.task)
+        sd = experiment.background_sd if stated is None else stated
+        methods = {m.name: m for m in experiment.methods(self.task) if m.members == 1}
+        if name not in methods:
+            known = ", ".join([*FORMS, *methods])
+            raise GatesError(f"--method {name!r} is unknown: choose from {known}")
+        choice = choice_name(name, self.task)
+        settings = self.kept.chosen(choice)
+        method = tuned(settings, methods[name], self.task, self.say)
+        self.attributes["settings"] = json.dumps(dict(settings.get(choice, {})))
+        return method, self._stated_error(sd)
+
+    def _stated_error(self, background_sd: Tensor) -> Tensor:
+        """Return the background error of the user where one is given."""
+        given = self.options.background_error
+        if not given:
+            return background_sd
+        self.attributes["background_error"] = json.dumps(dict(given), sort_keys=True)
+        return by_channel(given, self.experiment.channels, background_sd, "background_error")
+
+
+def tuned(settings: Settings, method: Method, task: str, say: Say = unsaid) -> Assimilator:
+    """Return a method with its tuned setting, or, with a warning, with the middle of its box.
+
+    Args:
+        settings: Those that were chosen.
+        method: Method with its box.
+        task: Name of the task.
+        say: Called with the warning.
+
+    Raises:
+        GatesError: It refuses the setting.
+    """
+    if method.box and not is_stored(settings, method, task):
+        say(
+            f"{choice_name(method.name, task)} was never tuned and uses the middle of its range; "
+            "`gates weather tune` finds a better setting"
+        )
+    return built(settings, method, task)
+
+
+def _known_task(experiment: Experiment, task: str | None) -> str:
+    """Return a task by its name, the first one if None; any density has tasks.
+
+    Raises:
+        GatesError: There is none of this name.
+    """
+    known = [one.name for one in experiment.tasks()]
+    if task is None or task in known:
+        return task or known[0]
+    for part in task.split("/"):
+        with suppress(ValueError):
+            if task in (one.name for one in experiment.tasks([float(part)])):
+                return task
+    raise GatesError(
+        f"--task {task!r} is unknown: choose from {', '.join(known)}, or one of another density"
+    )
