@@ -25,12 +25,12 @@ TABLE = "for a row of the weather table to come"
 KEPT = {
     "endoscopy.models.presets.tiny_vit": "a benchmark takes it by its plain name",
     "weather.baselines.nudging.Nudging": TABLE,
-    "weather.baselines.variational.control.DenseControl": TABLE,
-    "weather.baselines.variational.four_d_var.FourDVar": TABLE,
-    "weather.baselines.variational.four_d_var.gradient_error": TABLE,
-    "weather.baselines.variational.spectral.SpectralCovariance": TABLE,
-    "weather.baselines.variational.three_d_var.ThreeDVar": TABLE,
-    "weather.metrics.cycling.recovery_time": TABLE,
+    "weather.baselines.minimizer.DenseControl": TABLE,
+    "weather.baselines.variational.FourDVar": TABLE,
+    "weather.baselines.variational.gradient_error": TABLE,
+    "weather.baselines.spectral_covariance.SpectralCovariance": TABLE,
+    "weather.baselines.variational.ThreeDVar": TABLE,
+    "weather.metrics.recovery_time": TABLE,
 }
 """Definitions that only tests use, with the reason why they stay."""
 

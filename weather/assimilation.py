@@ -14,10 +14,9 @@ from core_gates.errors import GatesError
 from weather.baselines.assimilator import Assimilator
 from weather.cycle import Cycle, Forecast, FramesForecast, advance
 from weather.grid import Grid
-from weather.observations.gridded import GriddedObservations, gross_check
-from weather.observations.operators.interpolation import BackgroundFrames
-from weather.observations.superob import grid_table
-from weather.observations.table import ObservationTable
+from weather.observations.gridded import GriddedObservations, grid_table, gross_check
+from weather.observations.operators import BackgroundFrames
+from weather.observations.report_table import ObservationTable
 from weather.progress import Progress, silent
 from weather.state import ChannelSpec
 

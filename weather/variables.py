@@ -1,8 +1,12 @@
 """Physical variables: their unit, plausible range, and the units that they are confused with."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
+
+from core_gates.errors import GatesError
 
 GRAVITY = 9.80665  # m s-2, of geopotential meters
 
@@ -135,3 +139,39 @@ def attributes_of(name: str) -> dict[str, str]:
 def standard_height(pressure_hpa: np.ndarray | float) -> np.ndarray:
     """Return the height in the standard atmosphere, m, of pressures in the troposphere, hPa."""
     return np.asarray(44_330.8 * (1 - (np.asarray(pressure_hpa) / 1013.25) ** 0.190263))
+
+
+FILL_VALUE_SIZE = 1e15  # nothing physical is as large; fill values are 1e20 or 9.97e36
+
+
+def check_range(name: str, low: float, high: float) -> None:
+    """Refuse a field whose values are those of another unit, or of nothing physical.
+
+    Args:
+        name: WeatherBench-2 name; of other names only fill values are refused.
+        low: Its smallest value.
+        high: Its largest value.
+
+    Raises:
+        GatesError: The range is impossible.
+    """
+    found = f"{name} ranges from {low:.6g} to {high:.6g}"
+    if max(abs(low), abs(high)) > FILL_VALUE_SIZE:
+        raise GatesError(
+            f"{found}, which is a fill value; set the attribute _FillValue so that it is masked"
+        )
+    variable = VARIABLES.get(name)
+    if variable is None:
+        return
+    expected = f"{found}, expected {variable.low:g} to {variable.high:g} {variable.unit}"
+    other = variable.wrong_unit(low, high)
+    if other is not None:
+        raise GatesError(f"{expected}; it looks like {other.name}: {other.fix}")
+    if not _within_twice(variable, low, high):
+        raise GatesError(f"{expected}; check its unit and its scale_factor")
+
+
+def _within_twice(variable: Variable, low: float, high: float) -> bool:
+    """Fields may exceed the plausible range of single values by half its width on each side."""
+    margin = (variable.high - variable.low) / 2
+    return variable.low - margin <= low and high <= variable.high + margin

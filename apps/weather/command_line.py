@@ -17,9 +17,9 @@ from harness.runs.checkpoint import load_weights
 from harness.runs.ticker import ticking
 from weather.cycle import Forecast
 from weather.experiments.reanalysis.source import ReanalysisSource
-from weather.models.adas.analysis_form import AnalysisForm
-from weather.models.adas.shape import network_shape
-from weather.models.fengwu.form import ForecastForm
+from weather.models.adas.analysis import AnalysisForm
+from weather.models.adas.presets import network_shape
+from weather.models.fengwu.trained_forecast import ForecastForm
 from weather.operations.named_forecasts import find_forecast
 from weather.training.stream import AssimilationDataModule
 

@@ -30,13 +30,13 @@ from harness.runs.environment import made_by
 from harness.runs.ticker import ticking
 from weather.assimilation import ObservedBy
 from weather.experiments.experiment import Experiment, experiment_of
-from weather.models.adas.forms import COMPARED
+from weather.models.adas.presets import COMPARED
 from weather.operations.analyses import AnalysisOptions, Assimilation
 from weather.operations.long_cycle import LongCycle, cycle_summary
 from weather.operations.report_tables import simulate_reports
-from weather.training.forecast.module import FengWuModule
-from weather.training.forecast.trajectories import ForecastDataModule
-from weather.training.module import AdasModule
+from weather.training.adas_module import AdasModule
+from weather.training.forecast_data import ForecastDataModule
+from weather.training.forecast_module import FengWuModule
 from weather.training.stream import AssimilationDataModule
 
 DEFAULT_BUDGET = Budget()

@@ -14,12 +14,10 @@ from harness.experiment.record import read_record
 from harness.runs.checkpoint import load_weights as load_checkpoint
 from harness.runs.checkpoint import seen
 from harness.runs.ticker import ticking
-from weather.experiments.experiment import Experiment, Work
-from weather.experiments.method import OPTIMIZER_BOX, Setting
-from weather.models.adas.analysis import AdasAnalysis, load_weights, take_weights
-from weather.models.adas.analysis_form import AnalysisForm
-from weather.models.adas.forms import FORMS
-from weather.training.module import AdasModule
+from weather.experiments.experiment import OPTIMIZER_BOX, Experiment, Setting, Work
+from weather.models.adas.analysis import AdasAnalysis, AnalysisForm, load_weights, take_weights
+from weather.models.adas.presets import FORMS
+from weather.training.adas_module import AdasModule
 from weather.training.stream import AssimilationDataModule
 
 NETWORK, SOURCE = "model.network.init_args", "data.source.init_args"

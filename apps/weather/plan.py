@@ -16,10 +16,9 @@ from harness.planning.table import Line, Sections, print_plan, write_plan
 from weather.models.adas.network import Adas
 from weather.models.adas.presets import PRESETS as ADAS_SIZES
 from weather.models.adas.presets import adas_preset
-from weather.models.fengwu.network import FengWu
-from weather.models.fengwu.presets import PRESETS as FENGWU_SIZES
-from weather.models.fengwu.presets import fengwu_preset
-from weather.training.losses import gaussian_loss
+from weather.models.fengwu.network import PRESETS as FENGWU_SIZES
+from weather.models.fengwu.network import FengWu, fengwu_preset
+from weather.training.optimization import gaussian_loss
 
 Precision = Literal["bf16", "fp32"]
 Network = Literal["adas", "fengwu"]

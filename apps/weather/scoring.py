@@ -14,12 +14,18 @@ from harness.experiment import Arrays, Job, Piece, Run
 from harness.experiment.scores import read_scores
 from harness.report.gates import save_gates
 from harness.report.page import Page
-from weather.experiments.experiment import Checks, Experiment, Scores, shown
-from weather.experiments.method import Settings, choice_name
-from weather.experiments.pictures import load_pictures, save_pictures
-from weather.models.adas.forms import FORMS
-from weather.plots import scorecard_figure
-from weather.plots.labels import channel_unit, units_note
+from weather.experiments.experiment import (
+    Checks,
+    Experiment,
+    Scores,
+    Settings,
+    choice_name,
+    load_pictures,
+    save_pictures,
+    shown,
+)
+from weather.models.adas.presets import FORMS
+from weather.plots import channel_unit, scorecard_figure, units_note
 
 CYCLES = "cycles"
 DEPARTURES = ("ob_rms", "oa_rms", "withheld_rmse")

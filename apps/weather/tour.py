@@ -14,12 +14,12 @@ from harness.experiment.run import CHOICES
 from harness.report.page import Page
 from harness.report.stop import TourRow, TourStop
 from weather.baselines.assimilator import Assimilator
-from weather.data.era5_sample import ATTRIBUTION
-from weather.experiments.ensemble.cases import analyze_case
-from weather.experiments.ensemble.methods import ensemble_methods
+from weather.data.shipped import ATTRIBUTION
+from weather.experiments.ensemble.ensemble_sample import ensemble_methods
+from weather.experiments.ensemble.era5_ensemble import analyze_case
 from weather.experiments.ensemble.source import Era5EnsembleSource
-from weather.experiments.method import choice_name, stored
-from weather.models.adas.analysis_form import AnalysisForm
+from weather.experiments.experiment import choice_name, stored
+from weather.models.adas.analysis import AnalysisForm
 from weather.plots import analysis_figure
 
 CONFIG, DENSITY, TASK = Path("era5_ensemble.yaml"), 0.1, "persistence/0.1"

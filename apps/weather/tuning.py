@@ -18,10 +18,9 @@ from apps.weather.networks import (
 )
 from core_gates.errors import GatesError
 from harness.experiment import Choice, Job, Piece, Run
-from weather.experiments.experiment import Experiment
-from weather.experiments.method import Setting, Settings, choice_name
+from weather.experiments.experiment import Experiment, Setting, Settings, choice_name
 from weather.models.adas.analysis import AdasAnalysis
-from weather.models.adas.forms import COMPARED, FORMS
+from weather.models.adas.presets import COMPARED, FORMS
 from weather.operations.analyses import Kept
 
 SEED = 0  # of the trials

@@ -69,8 +69,7 @@ def ingest(
     """
     from weather.observations.ingest import files_in
     from weather.observations.ingest import ingest as ingest_files
-    from weather.observations.period import Period
-    from weather.observations.table import table_format
+    from weather.observations.report_table import Period, table_format
 
     target = Path(output)
     require_free(target, overwrite=overwrite_output)

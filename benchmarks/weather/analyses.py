@@ -49,7 +49,7 @@ class _TwinWorld:
         with torch.no_grad():
             states = self.model(self.model.initial_state(MEMBERS + 1, seed=0), 24.0)
         self.ensemble = states[None, 1:]  # (1, M, 3, H, W)
-        network = load("weather.observations.network")
+        network = load("weather.observations.simulated")
         self.observations = network.observe(
             states[:1],
             network.bernoulli_network(self.model.grid, DENSITY, seed=0),

@@ -55,11 +55,11 @@ class _Cache:
         times = np.datetime64("2020-01-01", "s") + np.arange(FRAMES) * np.timedelta64(6, "h")
         grid = load("weather.grid").regular_grid(ROWS, COLUMNS, poles=True)
         channels = load("weather.state").FENGWU
-        layout = load("weather.data.cache.layout").Layout(channels, grid, times, {})
+        layout = load("weather.data.training_cache").Layout(channels, grid, times, {})
         path = Path(folder) / "frames.zarr"
         one = torch.randn(layout.shape[1:], generator=torch.Generator().manual_seed(0))
-        load("weather.data.cache.writing").write_cache(path, layout, (one for _ in range(FRAMES)))
-        reading: Any = load("weather.data.cache.reading")
+        load("weather.data.training_cache").write_cache(path, layout, (one for _ in range(FRAMES)))
+        reading: Any = load("weather.data.training_cache")
         cache = reading.FrameCache(path)
 
         def ahead() -> float:

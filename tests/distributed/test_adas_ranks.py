@@ -14,9 +14,8 @@ from weather.grid import gaussian_grid
 from weather.models.adas.network import Adas
 from weather.observations.gridded import GriddedObservations
 from weather.state import SHALLOW_WATER, Normalizer
-from weather.training.batch import AssimilationBatch, generator
-from weather.training.module import AdasModule
-from weather.training.stream import AssimilationDataModule
+from weather.training.adas_module import AdasModule
+from weather.training.stream import AssimilationBatch, AssimilationDataModule, generator
 
 STEPS, TIMELINES, BLOCK = 8, 4, 4
 UNIMPORTANT = (

@@ -158,8 +158,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from harness.experiment import job
-from weather.experiments.twin.scores import TwinScores
-from weather.training.module import AdasModule
+from weather.experiments.twin.twin_scores import TwinScores
+from weather.training.adas_module import AdasModule
 from apps.main import main
 
 job.SAVED_EVERY = 0.0

@@ -322,7 +322,7 @@ def test_a_store_is_replaced_only_when_asked(gates, folder):
             "1 of 2 analyses are not finite, the first of .*: check the weights",
         ),
         (
-            "weather.experiments.twin.experiment.TwinExperiment.background_error",
+            "weather.experiments.twin.twin_experiment.TwinExperiment.background_error",
             lambda source, task: torch.tensor([1.0, torch.nan, 0.0]),
             "the background error is .*nan, 0.0.*, expected positive numbers: give",
         ),

@@ -7,9 +7,8 @@ import pytest
 import torch
 import xarray as xr
 
-from weather.models.fengwu.forecast import FengWuForecast
-from weather.models.fengwu.form import save_forecast
-from weather.models.fengwu.presets import fengwu_preset
+from weather.models.fengwu.network import fengwu_preset
+from weather.models.fengwu.trained_forecast import FengWuForecast, save_forecast
 from weather.models.shallow_water.model import ShallowWater
 from weather.state import SHALLOW_WATER, Normalizer
 

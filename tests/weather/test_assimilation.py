@@ -8,13 +8,13 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from weather.assimilation import Reports, WhereObserved, by_channel
-from weather.baselines.constant import Climatology
+from weather.baselines.assimilator import Climatology
 from weather.baselines.inverse_distance import InverseDistance
 from weather.grid import regular_grid
 from weather.observations.gridded import GriddedObservations
-from weather.observations.operators.interpolation import BackgroundFrames
-from weather.observations.simulation import simulate_table
-from weather.observations.table import ObservationTable
+from weather.observations.operators import BackgroundFrames
+from weather.observations.report_table import ObservationTable
+from weather.observations.simulated import simulate_table
 from weather.state import ERA5_SAMPLE, ChannelSpec
 
 GRID = regular_grid(12, 24, poles=False)

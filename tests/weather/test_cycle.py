@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from weather.baselines.assimilator import FreeRun
 from weather.baselines.covariance import SampleCovariance
-from weather.baselines.free_run import FreeRun
 from weather.baselines.inverse_distance import InverseDistance
 from weather.baselines.letkf import LETKF
 from weather.baselines.optimal_interpolation import OptimalInterpolation
 from weather.cycle import Cycle, diverged
 from weather.grid import gaussian_grid
 from weather.observations.gridded import GriddedObservations, gross_check
-from weather.observations.network import bernoulli_network, observe
+from weather.observations.simulated import bernoulli_network, observe
 
 GRID = gaussian_grid(6, 12)
 

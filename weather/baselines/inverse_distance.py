@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from weather.baselines.assimilator import check_shapes
-from weather.baselines.geometry import DistanceWeights
-from weather.baselines.zonal import ZonalFunction, has_equal_steps
+from weather.baselines.covariance import DistanceWeights, ZonalFunction, has_equal_steps
 from weather.grid import Grid
 from weather.observations.gridded import GriddedObservations
 

@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from weather.baselines.assimilator import check_shapes
-from weather.baselines.geometry import DistanceWeights, GaspariCohnTaper
-from weather.baselines.history import AnalysisHistory, Model
+from weather.baselines.assimilator import AnalysisHistory, Model, check_shapes
+from weather.baselines.covariance import DistanceWeights, GaspariCohnTaper
 from weather.grid import Grid
 from weather.observations.gridded import GriddedObservations
 

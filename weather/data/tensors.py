@@ -8,8 +8,7 @@ import xarray as xr
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from weather.data.axes import level_positions
-from weather.data.quality import read_values
+from weather.data.axes import level_positions, read_values
 from weather.grid import Grid
 from weather.state import ChannelSpec
 

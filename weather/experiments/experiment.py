@@ -1,28 +1,143 @@
-"""What an experiment offers: tasks, methods, tuning and scores against a truth that is known.
-
-Twin worlds and the ERA5 ensemble sample are experiments. A new one is a class with what
-:class:`Experiment` lists, named as the data source of a configuration.
-"""
+"""What an experiment offers: tasks, methods, tuning and scores against a truth that is known."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, cast
 
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core_gates.errors import GatesError
 from harness.evidence import Bar, Row
-from harness.files import Data
+from harness.files import Data, replacing
 from weather.baselines.assimilator import Assimilator
-from weather.experiments.method import Box, Method, Setting, Settings
 from weather.models.adas.analysis import AdasAnalysis
 from weather.observations.gridded import GriddedObservations
 from weather.progress import Progress, Tick, no_tick, silent
 from weather.state import ChannelSpec
 from weather.training.stream import ProblemSource
+
+
+def differences(found: str, expected: str) -> str:
+    """Return which facts differ, such as ``cycles 24 instead of 420``.
+
+    Args:
+        found: JSON object, as read from a file; anything else is named as it is.
+        expected: JSON object.
+    """
+    try:
+        left, right = _facts(json.loads(found)), _facts(json.loads(expected))
+    except (ValueError, AttributeError):
+        return f"{found} instead of {expected}"
+    names = [name for name in sorted({*left, *right}) if left.get(name) != right.get(name)]
+    return ", ".join(
+        f"{name} {left.get(name, 'absent')} instead of {right.get(name, 'absent')}"
+        for name in names
+    )
+
+
+def _facts(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts, the arguments of a description ``Name(a=1, b=2)`` one by one."""
+    facts: dict[str, Any] = {}
+    for name, value in content.items():
+        described = re.fullmatch(r"(\w+)\((.*)\)", value) if isinstance(value, str) else None
+        if described is None:
+            facts[name] = value
+            continue
+        facts[name] = described[1]
+        for argument in described[2].split(", "):
+            key, _, setting = argument.partition("=")
+            facts[f"{name}.{key}"] = setting
+    return facts
+
+
+Box = Mapping[str, tuple[float, float]]
+Setting = dict[str, float]
+
+OPTIMIZER_BOX: Box = {"learning_rate": (5e-4, 1e-2), "weight_decay": (1e-3, 1e-1)}
+"""Box of the optimizer of every network."""
+
+
+class Method(NamedTuple):
+    """A method of an experiment.
+
+    Attributes:
+        name: Its name in tables and settings.
+        build: Returns the assimilator for a setting.
+        box: Bounds of the settings; empty where there is nothing to tune.
+        members: Ensemble size.
+    """
+
+    name: str
+    build: Callable[[Setting], Assimilator]
+    box: Box = MappingProxyType({})
+    members: int = 1
+
+
+Settings = Mapping[str, Mapping[str, float]]
+"""Tuned settings: ``"<method>@<task>"`` to the values of the method's box."""
+
+
+def choice_name(method: str, task: str) -> str:
+    """Return the name of what is tuned: a method for a task."""
+    return f"{method}@{task}"
+
+
+def is_stored(settings: Settings, method: Method, task: str) -> bool:
+    """Return whether every value of the method's box is stored for a task."""
+    return set(settings.get(choice_name(method.name, task), {})) == set(method.box)
+
+
+def stored(settings: Settings, method: Method, task: str) -> Setting:
+    """Return the setting of a method for a task, the middle of its box where none is stored."""
+    if is_stored(settings, method, task):
+        return dict(settings.get(choice_name(method.name, task), {}))
+    return {name: (low * high) ** 0.5 for name, (low, high) in method.box.items()}
+
+
+def built(settings: Settings, method: Method, task: str) -> Assimilator:
+    """Return a method with its stored setting, or with the middle of its box.
+
+    Raises:
+        GatesError: It refuses the setting.
+    """
+    try:
+        return method.build(stored(settings, method, task))
+    except ValueError as error:
+        raise GatesError(
+            f"the setting of {choice_name(method.name, task)} cannot be used ({error}): run "
+            "`gates weather tune --overwrite`"
+        ) from error
+
+
+def save_pictures(path: Path, pictures: Mapping[str, Tensor]) -> None:
+    """Write tensors by name, atomically."""
+    with replacing(path) as partial:
+        save_file({name: t.contiguous().clone() for name, t in pictures.items()}, partial)
+
+
+def load_pictures(path: Path) -> dict[str, Tensor]:
+    """Read what :func:`save_pictures` wrote; nothing where there is no file.
+
+    Raises:
+        GatesError: The file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise GatesError(
+            f"{path} is damaged ({error}): run `gates weather evaluate` again"
+        ) from error
+
 
 DENSITIES = (0.1, 0.01)
 

@@ -1,4 +1,4 @@
-"""Time stepping shared by the spectral models."""
+"""What the spectral models share: the planet's constants, random fields, and time stepping."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -8,7 +8,72 @@ import torch
 from torch import Tensor, nn
 
 from weather.grid import Grid
+from weather.spherical import SphericalTransform
 from weather.state import ChannelSpec
+
+GRAVITY = 9.80616
+"""m s-2."""
+
+ROTATION = 7.292e-5
+"""Angular velocity, s-1."""
+
+GAS_CONSTANT = 287.0
+"""Gas constant of dry air, J kg-1 K-1."""
+
+KAPPA = 2 / 7
+"""Gas constant over heat capacity at constant pressure."""
+
+DAY = 86400.0
+"""Seconds of a day."""
+
+
+def random_coefficients(
+    transform: SphericalTransform, degrees: tuple[int, int], generator: torch.Generator
+) -> Tensor:
+    """Return white Gaussian coefficients (M, L) in a band, scaled to mean square 1.
+
+    Args:
+        transform: The spherical transform.
+        degrees: Smallest and largest total wavenumber.
+        generator: Source of the numbers, which depend on the band alone, so that a pattern is
+            the same at every truncation that holds the band.
+
+    Raises:
+        ValueError: The band does not fit into the truncation.
+    """
+    first, last = degrees
+    if not 0 < first <= last <= transform.truncation:
+        raise ValueError(
+            f"total wavenumbers {first} to {last} do not fit into truncation {transform.truncation}"
+        )
+    draws = torch.randn(last + 1, last + 1, 2, generator=generator, dtype=torch.float64)
+    draws[0, :, 1] = 0.0  # zonal means are real
+    order = torch.arange(last + 1)[:, None]
+    degree = torch.arange(last + 1)
+    inside = (degree >= first) & (degree >= order)
+    band = torch.view_as_complex(draws) * inside
+    power = band.abs().square()
+    power = power[0].sum() + 2 * power[1:].sum()
+    coefficients = torch.zeros(transform.size, transform.size, dtype=torch.complex128)
+    coefficients[: last + 1, : last + 1] = band / power.sqrt()
+    return coefficients.to(transform.degree.device)
+
+
+def num_steps(hours: float, step_hours: float) -> int:
+    """Return the number of steps of a forecast.
+
+    Args:
+        hours: Length of the forecast.
+        step_hours: Length of a step.
+
+    Raises:
+        ValueError: The hours are negative, or no multiple of the step.
+    """
+    steps = round(hours / step_hours)
+    if hours < 0 or abs(steps * step_hours - hours) > 1e-6:
+        raise ValueError(f"hours must be a multiple of the step of {step_hours:g} h, got {hours} h")
+    return steps
+
 
 REUSED_BYTES = 31 * 2**20
 """Below the 32 MiB up to which glibc adapts its thresholds."""

@@ -1,19 +1,17 @@
-"""From reports as instruments make them to the canonical table, with counts of what is rejected.
-
-Every reader of files ends here, so that wind, humidity and pressure are converted, and soundings
-checked, in one way for all formats.
-"""
+"""From reports as instruments make them to the canonical table, with counts of rejects."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 
 from weather.observations import conversions
-from weather.observations.errors import observation_error
-from weather.observations.hydrostatic import inconsistent_levels
+from weather.observations.conversions import inconsistent_levels
+from weather.observations.report_table import observation_error
 from weather.variables import GRAVITY, VARIABLES
 
 HIGHEST_REDUCED_M = 500.0  # of a station whose pressure is reduced to sea level
@@ -186,3 +184,30 @@ class Decoded:
                 "source": self.kind,
             }
         )
+
+
+class Found(NamedTuple):
+    """The content of one file.
+
+    Attributes:
+        frame: A value per row, with columns of `weather.observations.report_table.COLUMNS`.
+        reports: Reports in the file: stations at a time, or levels of soundings.
+        rejected: Values that were rejected, by reason.
+        note: What else is to be said, empty if nothing.
+    """
+
+    frame: pd.DataFrame
+    reports: int
+    rejected: Counter[str]
+    note: str = ""
+
+    @classmethod
+    def of(cls, decoded: Decoded, note: str = "") -> Self:
+        """Convert reports, all of which count."""
+        reports = len(decoded.wide)
+        return cls(decoded.canonical(), reports, decoded.rejected, note)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, with what is no UTF-8 replaced."""
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -17,22 +17,27 @@ from core_gates.errors import GatesError
 from harness.files import sha256
 from weather.assimilation import WINDOW_HOURS, Analyses, ObservedBy, Reports, by_channel
 from weather.baselines.assimilator import Assimilator
-from weather.data.grids import require_grid
-from weather.data.store import naming
+from weather.data.store import naming, open_wb2, require_grid
 from weather.data.tensors import dataset_grid, to_dataset, to_tensor
-from weather.data.wb2 import open_wb2
-from weather.data.write import write_wb2
-from weather.experiments.experiment import Experiment, expecting
-from weather.experiments.method import Method, Settings, built, choice_name, is_stored
-from weather.experiments.reanalysis.data import ReanalysisData
+from weather.data.writing import write_wb2
+from weather.experiments.experiment import (
+    Experiment,
+    Method,
+    Settings,
+    built,
+    choice_name,
+    expecting,
+    is_stored,
+)
+from weather.experiments.reanalysis.store_data import ReanalysisData
 from weather.models.adas.analysis import AdasAnalysis, load_weights
-from weather.models.adas.forms import FORMS
-from weather.observations.table import ObservationTable
+from weather.models.adas.presets import FORMS
+from weather.observations.report_table import ObservationTable
 from weather.operations.forecasts import choose_starts
 from weather.operations.named_forecasts import NamedForecast, find_forecast
 from weather.operations.report_tables import LeftOut, read_reports
 from weather.progress import Progress, Say, silent, unsaid
-from weather.training.module import AdasModule
+from weather.training.adas_module import AdasModule
 
 LARGE_BYTES = 2**28  # of a background store; more are not read as a whole
 

@@ -15,11 +15,9 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from harness.files import remove, resuming
 from weather.cycle import Forecast, FramesForecast, advance
-from weather.data.grids import require_grid
-from weather.data.store import naming
-from weather.data.streamed import StreamedStore, create_states
+from weather.data.store import naming, open_wb2, require_grid
 from weather.data.tensors import dataset_grid, to_tensor
-from weather.data.wb2 import open_wb2
+from weather.data.writing import StreamedStore, create_states
 from weather.operations.named_forecasts import NamedForecast
 from weather.progress import Progress, silent
 from weather.state import SHORT_NAMES, ChannelSpec
@@ -137,7 +135,7 @@ def store_channels(dataset: xr.Dataset) -> ChannelSpec:
     ascend.
 
     Args:
-        dataset: Opened by `weather.data.wb2.open_wb2`.
+        dataset: Opened by `weather.data.store.open_wb2`.
     """
     known = [name for name in SHORT_NAMES if name in dataset]
     names = known + sorted(str(name) for name in dataset.data_vars if name not in known)
@@ -165,7 +163,7 @@ def write_forecasts(
     earlier where the store has it. A call that is killed is continued by the same call.
 
     Args:
-        analyses: Opened by `weather.data.wb2.open_wb2` with these channels.
+        analyses: Opened by `weather.data.store.open_wb2` with these channels.
         channels: Channels of the model.
         forecast: The model; refuses what is not finite.
         leads: Length and interval.

@@ -17,14 +17,13 @@ from torch import Tensor
 from core_gates.errors import GatesError
 from harness.files import Partial, remove, resuming, short_digest
 from weather.assimilation import WINDOW_HOURS, Remembering, Reports, WhereObserved, remembering
-from weather.baselines.assimilator import Assimilator
-from weather.baselines.history import AnalysisHistory
+from weather.baselines.assimilator import AnalysisHistory, Assimilator
 from weather.cycle import Cycle, CycleStep, Forecast, advance, diverged
-from weather.data.streamed import StreamedStore, create_states
+from weather.data.writing import StreamedStore, create_states
 from weather.experiments.experiment import shown
 from weather.metrics import DepartureSums
-from weather.observations.archive import ReportArchive
 from weather.observations.gridded import GriddedObservations
+from weather.observations.ingest import ReportArchive
 from weather.operations.analyses import Assimilation
 from weather.operations.named_forecasts import CONFIGURED
 from weather.operations.report_tables import LeftOut

@@ -14,12 +14,12 @@ from core_gates.errors import GatesError
 from harness.files import sha256
 from weather.cycle import Forecast, FramesForecast, advance
 from weather.grid import Grid
-from weather.models.fengwu.form import ForecastForm, load_forecast
 from weather.models.fengwu.published import PublishedForecast
+from weather.models.fengwu.trained_forecast import ForecastForm, load_forecast
 from weather.state import FENGWU, ChannelSpec
 
 if TYPE_CHECKING:
-    from weather.training.module import AdasModule
+    from weather.training.adas_module import AdasModule
 
 
 BUILT_IN = {

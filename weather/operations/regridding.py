@@ -17,16 +17,13 @@ import xarray as xr
 
 from core_gates.errors import GatesError
 from harness.files import Partial, remove, resuming, short_digest
-from weather.data.axes import DIMENSIONS, horizontal_axes, rename_axes
-from weather.data.quality import read_values
+from weather.data.axes import DIMENSIONS, horizontal_axes, read_values, rename_axes
 from weather.data.store import naming, open_store
-from weather.data.streamed import StreamedStore
 from weather.data.tensors import dataset_grid
-from weather.data.write import ATTRIBUTES, HORIZONTAL, WHOLE
+from weather.data.writing import ATTRIBUTES, HORIZONTAL, WHOLE, StreamedStore
 from weather.grid import Grid
-from weather.grid_names import EXAMPLES, named_grid
 from weather.progress import Progress, silent
-from weather.regrid import Method, Regridder
+from weather.regrid import EXAMPLES, Method, Regridder, named_grid
 
 BLOCK_BYTES = 64 * 2**20  # read at a time, as float32
 SAVED_EVERY = 2.0  # seconds of work that a kill may cost

@@ -9,13 +9,12 @@ import xarray as xr
 from core_gates.errors import GatesError
 from harness.files import require_free
 from weather.assimilation import WINDOW_HOURS
-from weather.data.store import naming
+from weather.data.store import naming, open_wb2
 from weather.data.tensors import dataset_grid, to_tensor
-from weather.data.wb2 import open_wb2
 from weather.experiments.experiment import Experiment
-from weather.observations.simulation import simulate_table
-from weather.observations.superob import left_out
-from weather.observations.table import OUT_OF_RANGE, ObservationTable, table_format
+from weather.observations.gridded import left_out
+from weather.observations.report_table import OUT_OF_RANGE, ObservationTable, table_format
+from weather.observations.simulated import simulate_table
 from weather.progress import Say, unsaid
 from weather.state import ChannelSpec
 

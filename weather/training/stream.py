@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -16,7 +17,39 @@ from weather.grid import Grid
 from weather.observations.gridded import GriddedObservations
 from weather.progress import Progress, silent
 from weather.state import ChannelSpec, Normalizer
-from weather.training.batch import AssimilationBatch
+
+
+class AssimilationBatch(NamedTuple):
+    """B assimilation problems, one for each timeline.
+
+    Attributes:
+        timeline: (B,) global numbers of the timelines, whatever rank holds them.
+        reset: (B,) True where ``background`` is to be used; elsewhere the background is the
+            forecast from the timeline's last analysis.
+        background: (B,C,H,W) recorded background.
+        truth: (B,C,H,W) the state to be found.
+        observations: values and errors (B,C,H,W).
+        background_sd: (B,C) expected standard deviation of the background error.
+        model: (B,) number of the forecast model that carries the timeline.
+    """
+
+    timeline: Tensor
+    reset: Tensor
+    background: Tensor
+    truth: Tensor
+    observations: GriddedObservations
+    background_sd: Tensor
+    model: Tensor
+
+
+def generator(*keys: int) -> torch.Generator:
+    """Return a generator that depends on ``keys`` alone: a sample never depends on its neighbours.
+
+    Every random draw of the data is a function of (seed, step, timeline), hence the same on one
+    process and on many, and after a resume.
+    """
+    state = np.random.SeedSequence(keys).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 class ProblemSource(Protocol):
@@ -184,7 +217,7 @@ class TimelineDataModule(L.LightningDataModule):
 
 
 class AssimilationDataModule(TimelineDataModule):
-    """Training and validation problems for :class:`weather.training.module.AdasModule`.
+    """Training and validation problems for :class:`weather.training.adas_module.AdasModule`.
 
     Args:
         source: Where the problems come from.

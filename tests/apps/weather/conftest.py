@@ -6,7 +6,7 @@ import pytest
 
 from apps.weather.command_line import WeatherCLI
 from apps.weather.commands import WeatherTrainer
-from weather.training.module import AdasModule
+from weather.training.adas_module import AdasModule
 from weather.training.stream import AssimilationDataModule
 
 

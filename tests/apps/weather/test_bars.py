@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from harness.evidence import Resamples, moments, root_ratio
-from weather.experiments.ensemble.scores import EnsembleScores
-from weather.experiments.twin.checks import TwinChecks
-from weather.experiments.twin.corruption import Corruption
-from weather.experiments.twin.evaluation import TwinTask
-from weather.experiments.twin.scores import TwinScores
+from weather.experiments.ensemble.era5_ensemble import EnsembleScores
+from weather.experiments.twin.twin_experiment import Corruption, TwinChecks
+from weather.experiments.twin.twin_scores import TwinScores
+from weather.experiments.twin.twin_tasks import TwinTask
 
 SPARSE = ("0.01/perfect", "0.01/error")
 LABELS = ("h", "u")

@@ -23,8 +23,8 @@ from apps.weather.tuning import Budget, Tuning
 from core_gates.errors import GatesError
 from harness.experiment import Choice, Job, SettingsDiffer
 from harness.experiment.run import CHOICES
-from weather.models.adas.analysis_form import AnalysisForm
-from weather.models.adas.forms import COMPARED, FORMS
+from weather.models.adas.analysis import AnalysisForm
+from weather.models.adas.presets import COMPARED, FORMS
 
 PATHS = "--data.source.init_args.recording", "--data.source.init_args.world.init_args.path"
 

@@ -15,10 +15,8 @@ from apps.weather.tuning import Budget, check_densities, check_only, check_seeds
 from core_gates.errors import GatesError
 from harness.files.atomic import require_free
 from weather.assimilation import ObservedBy
-from weather.baselines.homogeneous import HomogeneousCovariance
-from weather.experiments.experiment import experiment_of
-from weather.experiments.method import Method, built
-from weather.experiments.pictures import load_pictures
+from weather.baselines.covariance import HomogeneousCovariance
+from weather.experiments.experiment import Method, built, experiment_of, load_pictures
 from weather.experiments.twin.source import TwinSource
 from weather.grid import regular_grid
 from weather.operations.analyses import AnalysisOptions

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from apps.weather.plan import network_cost, plan, step_of
 from core_gates.errors import GatesError
 from weather.models.adas.presets import adas_preset
-from weather.models.fengwu.presets import fengwu_preset
+from weather.models.fengwu.network import fengwu_preset
 
 MAKE = {"adas": adas_preset, "fengwu": fengwu_preset}
 

@@ -9,8 +9,7 @@ from apps.weather.networks import NEUTRAL, without_training, world_alone
 from apps.weather.tuning import Budget, Tuning, chosen_methods, settings_of
 from harness.experiment import Run, SettingsDiffer
 from weather.baselines.optimal_interpolation import OptimalInterpolation
-from weather.experiments.experiment import Trial
-from weather.experiments.method import Method, choice_name, stored
+from weather.experiments.experiment import Method, Trial, choice_name, stored
 
 METHOD = Method("oi", lambda s: OptimalInterpolation(None, scale=s["scale"]), {"scale": (0.01, 1)})
 SETTINGS = {

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from weather.baselines.etkf import ensemble_weights
-from weather.data.era5_sample import load_era5_sample
+from weather.baselines.letkf import ensemble_weights
+from weather.data.shipped import load_era5_sample
 from weather.grid import Grid, gaussian_grid
 from weather.observations.gridded import GriddedObservations
-from weather.observations.network import bernoulli_network, observe
+from weather.observations.simulated import bernoulli_network, observe
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "weather"
 

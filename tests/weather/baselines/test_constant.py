@@ -1,7 +1,6 @@
 import torch
 
-from weather.baselines.constant import Climatology, Persistence
-from weather.baselines.free_run import FreeRun
+from weather.baselines.assimilator import Climatology, FreeRun, Persistence
 
 
 def test_what_they_return(problem):

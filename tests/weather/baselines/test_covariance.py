@@ -3,8 +3,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.baselines.covariance import DenseCovariance, SampleCovariance
-from weather.baselines.geometry import gaspari_cohn
+from weather.baselines.covariance import DenseCovariance, SampleCovariance, gaspari_cohn
 from weather.grid import great_circle_km
 
 COUPLING = torch.tensor([[1.0, 0.3], [0.3, 1.0]], dtype=torch.float64)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.baselines.etkf import ensemble_weights
+from weather.baselines.letkf import ensemble_weights
 
 EXACT = {"rtol": 0, "atol": 1e-9}
 

@@ -3,7 +3,7 @@ import math
 import torch
 from torch.testing import assert_close
 
-from weather.baselines.geometry import DistanceWeights, GaspariCohnTaper, GridPoints, gaspari_cohn
+from weather.baselines.covariance import DistanceWeights, GaspariCohnTaper, GridPoints, gaspari_cohn
 from weather.grid import EARTH_RADIUS_KM, regular_grid
 
 

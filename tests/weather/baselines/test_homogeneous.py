@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.baselines.geometry import gaspari_cohn
-from weather.baselines.homogeneous import HomogeneousCovariance
+from weather.baselines.covariance import HomogeneousCovariance, gaspari_cohn
 from weather.baselines.optimal_interpolation import OptimalInterpolation, factorize
 from weather.grid import great_circle_km, regular_grid
 from weather.observations.gridded import GriddedObservations

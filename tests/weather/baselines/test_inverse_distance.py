@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from weather.baselines.inverse_distance import InverseDistance
 from weather.grid import great_circle_km, regular_grid
 from weather.observations.gridded import GriddedObservations
-from weather.observations.network import observe
+from weather.observations.simulated import observe
 
 
 @pytest.mark.parametrize("of", ["innovations", "observations"])

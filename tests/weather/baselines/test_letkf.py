@@ -8,7 +8,7 @@ from weather.baselines.letkf import LETKF, relax_to_prior_spread
 from weather.grid import gaussian_grid, great_circle_km
 from weather.metrics import rmse
 from weather.observations.gridded import GriddedObservations
-from weather.observations.network import observe
+from weather.observations.simulated import observe
 
 EXACT = {"rtol": 0, "atol": 1e-9}
 

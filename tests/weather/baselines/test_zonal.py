@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from weather.baselines.geometry import GridPoints
-from weather.baselines.zonal import ZonalFunction, has_equal_steps
+from weather.baselines.covariance import GridPoints, ZonalFunction, has_equal_steps
 from weather.grid import Grid, regular_grid
 
 
@@ -27,7 +26,7 @@ def test_pieces_of_points_add_up(monkeypatch):
     grid = regular_grid(6, 8, poles=False)
     points, values = torch.arange(0, 48, 3), torch.arange(16.0).double()
     whole = ZonalFunction(grid, decay, torch.float64).weighted(points, values)[0]
-    monkeypatch.setattr("weather.baselines.zonal.ROWS", 5)
+    monkeypatch.setattr("weather.baselines.covariance.ROWS", 5)
     pieces = ZonalFunction(grid, decay, torch.float64).weighted(points, values)[0]
     torch.testing.assert_close(pieces, whole)
 

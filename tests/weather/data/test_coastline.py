@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from weather.data.coastline import coastline, land_mask, land_rings
+from weather.data.shipped import coastline, land_mask, land_rings
 from weather.grid import Grid, gaussian_grid, regular_grid
 
 LAND = {

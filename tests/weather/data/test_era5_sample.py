@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from weather.data.era5_sample import ATTRIBUTION, load_era5_sample
+from weather.data.shipped import ATTRIBUTION, load_era5_sample
 
 
 def test_layout():

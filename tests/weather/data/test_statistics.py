@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from weather.data.statistics import channel_statistics, root_mean_square_difference
+from weather.data.climatology import channel_statistics, root_mean_square_difference
 from weather.grid import regular_grid
 from weather.state import Normalizer
 

@@ -9,8 +9,8 @@ import torch
 import xarray as xr
 
 from core_gates.errors import GatesError
+from weather.data.store import open_wb2
 from weather.data.tensors import dataset_grid, to_tensor
-from weather.data.wb2 import open_wb2
 from weather.state import ChannelSpec
 
 spec = spec_from_file_location("make", Path(__file__).parents[2] / "data/weatherbench2/make.py")
@@ -150,7 +150,7 @@ def test_missing_value_outside_the_sample_is_found_when_read(tmp_path):
 
 
 def test_large_forecasts_are_sampled_at_their_ends(monkeypatch):
-    monkeypatch.setattr("weather.data.quality.BUDGET_BYTES", 5 * 16 * 8 * 4)
+    monkeypatch.setattr("weather.data.axes.BUDGET_BYTES", 5 * 16 * 8 * 4)
     leads = np.arange(5).astype("timedelta64[h]").astype("timedelta64[ns]")
     dataset = make.official().expand_dims(lead_time=leads, axis=1).copy(deep=True)
     dataset["temperature"][0, 2] = np.nan

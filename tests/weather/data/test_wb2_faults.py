@@ -8,10 +8,9 @@ import pytest
 import xarray as xr
 
 from core_gates.errors import GatesError
-from weather.data.store import naming
+from weather.data.store import naming, open_wb2
 from weather.data.tensors import to_tensor
-from weather.data.wb2 import open_wb2
-from weather.data.write import write_wb2
+from weather.data.writing import write_wb2
 
 spec = spec_from_file_location("make", Path(__file__).parents[2] / "data/weatherbench2/make.py")
 make = module_from_spec(spec)
@@ -308,7 +307,7 @@ def test_faulty_stores_are_refused_by_name(fault, tmp_path):
 
 
 def test_grib_names_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr("weather.data.store.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert_refused(written(tmp_path, b"GRIB...."), "pip install cfgrib")
 
 

@@ -9,10 +9,10 @@ import xarray as xr
 import zarr
 
 from core_gates.errors import GatesError
-from weather.data import write
+from weather.data import writing
+from weather.data.store import open_wb2
 from weather.data.tensors import to_dataset, to_tensor
-from weather.data.wb2 import open_wb2
-from weather.data.write import write_wb2
+from weather.data.writing import write_wb2
 from weather.grid import regular_grid
 from weather.state import ChannelSpec
 
@@ -86,7 +86,7 @@ def test_schema_on_disk(zarr_format, tmp_path):
 
 
 def test_blocks_join_without_a_seam(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "BLOCK_BYTES", 2 * analyses().nbytes // 3)
+    monkeypatch.setattr(writing, "BLOCK_BYTES", 2 * analyses().nbytes // 3)
     path = write_wb2(analyses(), tmp_path / "out.zarr")
     with open_wb2(path, CHANNELS) as opened:
         assert torch.equal(to_tensor(opened, CHANNELS), states(3))
@@ -122,15 +122,15 @@ def test_urls_are_refused(tmp_path):
 
 def test_failed_write_leaves_the_old_store(tmp_path, monkeypatch):
     path = write_wb2(analyses(), tmp_path / "out.zarr")
-    monkeypatch.setattr(write, "BLOCK_BYTES", 1)
-    appended = write._append
+    monkeypatch.setattr(writing, "BLOCK_BYTES", 1)
+    appended = writing._append
 
     def fail_at_second(block, *rest):
         if block["time"].values[0] != TIMES[0]:
             raise OSError("disk full")
         appended(block, *rest)
 
-    monkeypatch.setattr(write, "_append", fail_at_second)
+    monkeypatch.setattr(writing, "_append", fail_at_second)
     with pytest.raises(OSError, match="disk full"):
         write_wb2(analyses(1), path, overwrite=True)
     with open_wb2(path, CHANNELS) as opened:

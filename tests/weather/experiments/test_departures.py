@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from weather.baselines.free_run import FreeRun
+from weather.baselines.assimilator import FreeRun
 from weather.cycle import CycleStep
-from weather.experiments.departures import Departures, figures, withheld_points
 from weather.grid import regular_grid
+from weather.metrics import Departures, figures, withheld_points
 from weather.observations.gridded import GriddedObservations
 
 GRID = regular_grid(16, 32, poles=False)

@@ -5,11 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from weather.experiments.ensemble.scores import EnsembleScores
-from weather.experiments.twin.checks import TwinChecks
-from weather.experiments.twin.cycle_scores import CycleScores, settled
-from weather.experiments.twin.evaluation import TwinTask
-from weather.experiments.twin.scores import TwinScores
+from weather.experiments.ensemble.era5_ensemble import EnsembleScores
+from weather.experiments.twin.twin_experiment import TwinChecks
+from weather.experiments.twin.twin_scores import TwinScores
+from weather.experiments.twin.twin_tasks import CycleScores, TwinTask, settled
 
 TASK = TwinTask(0.1, "perfect")
 CYCLES = 90

@@ -4,9 +4,14 @@ import pytest
 import torch
 
 from weather.experiments.ensemble.source import Era5EnsembleSource
-from weather.experiments.experiment import Experiment, classical, experiment_of, shown
-from weather.experiments.method import OPTIMIZER_BOX
-from weather.models.adas.forms import COMPARED
+from weather.experiments.experiment import (
+    OPTIMIZER_BOX,
+    Experiment,
+    classical,
+    experiment_of,
+    shown,
+)
+from weather.models.adas.presets import COMPARED
 from weather.models.held_suarez.model import HeldSuarez
 from weather.state import ERA5_SAMPLE, SHALLOW_WATER
 

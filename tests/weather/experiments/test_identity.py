@@ -1,6 +1,6 @@
 import json
 
-from weather.experiments.identity import differences
+from weather.experiments.experiment import differences
 
 
 def described(stirring, **facts):

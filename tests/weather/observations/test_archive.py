@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
-from weather.observations import archive
-from weather.observations.archive import ReportArchive
-from weather.observations.table import ObservationTable
+from weather.observations import ingest
+from weather.observations.ingest import ReportArchive
+from weather.observations.report_table import ObservationTable
 
 START = pd.Timestamp("2020-01-01")
 
@@ -43,9 +43,9 @@ def test_only_tables_around_a_time_are_taken(folder, monkeypatch):
     assert times(found.around(np.datetime64("2020-01-02T12", "ns"), 3)) == [24, 30, 36, 42]
     assert times(found.around(np.datetime64("2020-01-02T00", "ns"), 7)) == [*range(0, 48, 6)]
     assert len(found.around(np.datetime64("2021-01-02", "ns"), 3)) == 0
-    read, original = [], archive.ObservationTable.read
+    read, original = [], ingest.ObservationTable.read
     monkeypatch.setattr(
-        archive.ObservationTable,
+        ingest.ObservationTable,
         "read",
         lambda path, **k: read.append(path.name) or original(path, **k),
     )
@@ -53,7 +53,7 @@ def test_only_tables_around_a_time_are_taken(folder, monkeypatch):
         found.around(np.datetime64(f"2020-01-0{day}T06", "ns"), 3)
         found.around(np.datetime64(f"2020-01-0{day}T12", "ns"), 3)
     assert 0 < len(read) == len(set(read)) < 6  # four were kept, and none is read twice
-    assert len(found._kept) == archive.KEPT
+    assert len(found._kept) == ingest.KEPT
 
 
 def test_one_table_and_its_hash(folder):

@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.observations.background_error import innovation_sd
-from weather.observations.gridded import GriddedObservations
+from weather.observations.gridded import GriddedObservations, innovation_sd
 
 FIRST = torch.tensor([100.0, 9.0, 8.0])
 UNIT = FIRST[:, None, None]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 
 from weather.grid import Grid, gaussian_grid, regular_grid
-from weather.observations.cells import cell_of
+from weather.observations.gridded import cell_of
 
 GRIDS = {
     "gaussian": gaussian_grid(8, 16),

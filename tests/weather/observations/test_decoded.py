@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from weather.observations.decoded import Decoded
-from weather.observations.table import COLUMNS, ObservationTable
+from weather.observations.report_table import COLUMNS, ObservationTable
 from weather.variables import GRAVITY
 
 

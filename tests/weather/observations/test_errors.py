@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from weather.observations.errors import observation_error
+from weather.observations.report_table import observation_error
 
 LEVELS = np.array([1000.0, 850.0, 500.0, 250.0, 10.0])
 

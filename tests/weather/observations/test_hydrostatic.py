@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from weather.observations.conversions import heights_above_first
-from weather.observations.hydrostatic import inconsistent_levels
+from weather.observations.conversions import heights_above_first, inconsistent_levels
 
 MANDATORY = np.array([1000.0, 925, 850, 700, 500, 400, 300, 250, 200, 150, 100])
 

@@ -10,8 +10,7 @@ import pytest
 
 from core_gates.errors import GatesError
 from weather.observations.ingest import files_in, ingest
-from weather.observations.period import Period
-from weather.observations.table import COLUMNS
+from weather.observations.report_table import COLUMNS, Period
 
 ROOT = Path(__file__).parents[3]
 DATA = Path(os.environ.get("GATES_SHARED", ROOT.parent / "shared")) / "data" / "weather"

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from weather.data.coastline import land_mask
+from weather.data.shipped import land_mask
 from weather.grid import gaussian_grid, regular_grid
-from weather.observations.network import bernoulli_network, observe, station_network
+from weather.observations.simulated import bernoulli_network, observe, station_network
 
 GRID = regular_grid(60, 120, poles=False)
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from weather.grid import Grid, gaussian_grid
-from weather.observations.simulation import simulate_table
-from weather.observations.superob import grid_table
+from weather.observations.gridded import grid_table
+from weather.observations.simulated import simulate_table
 from weather.state import ERA5_SAMPLE
 
 GRID = gaussian_grid(16, 32)

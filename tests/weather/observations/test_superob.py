@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 
 from weather.grid import gaussian_grid, regular_grid
-from weather.observations.superob import grid_table, left_out
-from weather.observations.table import ObservationTable
+from weather.observations.gridded import grid_table, left_out
+from weather.observations.report_table import ObservationTable
 from weather.state import ChannelSpec
 
 GRID = regular_grid(6, 12, poles=False)  # rows at 75, 45, 15, ...; columns every 30 degrees

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
-from weather.observations.table import COLUMNS, OUT_OF_RANGE, ObservationTable
+from weather.observations.report_table import COLUMNS, OUT_OF_RANGE, ObservationTable
 
 
 def reports(**columns):

@@ -8,9 +8,9 @@ import torch
 import xarray as xr
 
 from core_gates.errors import GatesError
-from weather.baselines.free_run import FreeRun
+from weather.baselines.assimilator import FreeRun
 from weather.baselines.optimal_interpolation import OptimalInterpolation
-from weather.experiments.method import Method
+from weather.experiments.experiment import Method
 from weather.operations.analyses import AnalysisOptions, Assimilation, Kept, tuned
 from weather.operations.report_tables import simulate_reports
 

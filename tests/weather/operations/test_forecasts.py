@@ -9,9 +9,9 @@ import xarray as xr
 import zarr
 
 from core_gates.errors import GatesError
+from weather.data.store import open_wb2
 from weather.data.tensors import to_dataset, to_tensor
-from weather.data.wb2 import open_wb2
-from weather.data.write import write_wb2
+from weather.data.writing import write_wb2
 from weather.grid import regular_grid
 from weather.operations.forecasts import (
     Leads,

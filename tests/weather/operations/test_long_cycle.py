@@ -11,11 +11,11 @@ import xarray as xr
 
 from core_gates.errors import GatesError
 from weather.assimilation import Reports
-from weather.baselines.free_run import FreeRun
+from weather.baselines.assimilator import FreeRun
 from weather.baselines.inverse_distance import InverseDistance
 from weather.baselines.nudging import Nudging
 from weather.grid import regular_grid
-from weather.observations.table import ObservationTable
+from weather.observations.report_table import ObservationTable
 from weather.operations import long_cycle
 from weather.operations.long_cycle import CycleParts, run_cycle
 from weather.state import ChannelSpec, Normalizer

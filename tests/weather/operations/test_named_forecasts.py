@@ -5,9 +5,8 @@ import torch
 
 from core_gates.errors import GatesError
 from weather.cycle import FramesForecast, advance
-from weather.models.fengwu.forecast import FengWuForecast
-from weather.models.fengwu.form import save_forecast
-from weather.models.fengwu.presets import fengwu_preset
+from weather.models.fengwu.network import fengwu_preset
+from weather.models.fengwu.trained_forecast import FengWuForecast, save_forecast
 from weather.operations.named_forecasts import find_forecast
 from weather.state import SHALLOW_WATER, Normalizer
 

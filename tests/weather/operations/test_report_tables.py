@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
-from weather.observations.table import ObservationTable
+from weather.observations.report_table import ObservationTable
 from weather.operations.report_tables import LeftOut, read_reports
 from weather.state import ChannelSpec
 

@@ -9,10 +9,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
 from weather.grid import Grid, gaussian_grid, regular_grid
-from weather.plots import analysis_figure, cycle_figure, scorecard_figure
-from weather.plots.labels import method_colors
-from weather.plots.maps import draw_map, symmetric_levels
-from weather.plots.projection import equal_earth, outline
+from weather.plots import (
+    analysis_figure,
+    cycle_figure,
+    draw_map,
+    equal_earth,
+    method_colors,
+    outline,
+    scorecard_figure,
+    symmetric_levels,
+)
 
 GRID = regular_grid(31, 60, poles=True)
 METHODS = ("background", "inverse distance", "optimal interpolation", "LETKF", "Adas", "ungated")

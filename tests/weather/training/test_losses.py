@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.training.losses import channel_errors, log_loss, normalized_rmse, unify_loss
+from weather.training.optimization import channel_errors, log_loss, normalized_rmse, unify_loss
 
 KINDS = ["mae", "mse"]
 

@@ -8,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from weather.training.losses import normalized_rmse, unify_loss
-from weather.training.module import LOSSES, AdasModule
+from weather.training.adas_module import LOSSES, AdasModule
+from weather.training.optimization import normalized_rmse, unify_loss
 from weather.training.stream import AssimilationDataModule
 
 pytestmark = [

@@ -8,8 +8,14 @@ from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
 from weather.observations.gridded import GriddedObservations
-from weather.training.batch import AssimilationBatch, generator
-from weather.training.stream import AssimilationDataModule, TimelineLoader, TimelineStream, stack
+from weather.training.stream import (
+    AssimilationBatch,
+    AssimilationDataModule,
+    TimelineLoader,
+    TimelineStream,
+    generator,
+    stack,
+)
 
 
 class Source:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from weather.training.module import AdasModule
+from weather.training.adas_module import AdasModule
 from weather.training.stream import AssimilationDataModule
 
 pytestmark = [

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from weather.experiments.ensemble.experiment import EnsembleExperiment
-from weather.experiments.ensemble.sample import TASKS
+from weather.experiments.ensemble.ensemble_sample import TASKS
+from weather.experiments.ensemble.era5_ensemble import EnsembleExperiment
 from weather.progress import Progress, silent
-from weather.training.batch import AssimilationBatch, generator
+from weather.training.stream import AssimilationBatch, generator
 
 
 class Era5EnsembleSource(EnsembleExperiment):

@@ -1,13 +1,24 @@
-"""Disjoint periods for training, validation and testing."""
+"""Disjoint periods for training, validation and testing, and the backgrounds of their times."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
 
 from core_gates.errors import GatesError
+from weather.cycle import Forecast, advance
+from weather.data.store import naming, open_wb2
+from weather.data.tensors import dataset_grid
+from weather.data.training_cache import FrameCache, FrameLoader, store_frames
+from weather.grid import Grid
+from weather.state import ChannelSpec
 
 TRAINING, VALIDATION, HELD_OUT, UNUSED = range(4)
 PATTERN = (TRAINING, TRAINING, VALIDATION, TRAINING, TRAINING, HELD_OUT)
@@ -121,3 +132,138 @@ def _dealt(times: np.ndarray) -> tuple[np.ndarray, float]:
     else:
         number, block = np.arange(len(times)) * len(PATTERN) // len(times), span / len(PATTERN)
     return np.asarray(PATTERN)[number % len(PATTERN)], block
+
+
+Kind = Literal["earlier", "store", "model"]
+FindModel = Callable[[str], Forecast]
+"""Returns a forecast model by its name."""
+
+HOURS = re.compile(r"(\d+(?:\.\d+)?) ?h")
+STORES = (".zarr", ".nc", ".nc4", ".grib", ".grb")
+GRID_TOLERANCE = 1e-4  # degrees
+
+
+class Background(NamedTuple):
+    """What ``data.background`` asks for.
+
+    Attributes:
+        kind: The state some hours ``earlier``, a ``store``, or a forecast ``model``.
+        name: As it was given.
+        hours: Between the state that the background starts from and its time; None for a store
+            without leads, or its shortest one.
+    """
+
+    kind: Kind
+    name: str
+    hours: float | None
+
+    @classmethod
+    def of(cls, name: str, lead_hours: float | None) -> Background:
+        """Return what a name asks for: ``24h``, a store, or a model.
+
+        Raises:
+            GatesError: The hours are not positive, or are given twice.
+        """
+        found = HOURS.fullmatch(name.strip())
+        hours = float(found[1]) if found else lead_hours
+        if (found and lead_hours is not None) or (hours is not None and not 0 < hours < np.inf):
+            raise GatesError(
+                f"found --data.background {name} with lead_hours {lead_hours}, expected hours once "
+                "and positive: give --data.background 24h, or a store or a model with lead_hours"
+            )
+        if found:
+            return cls("earlier", name, hours)
+        if "://" in name or name.endswith(STORES) or Path(name).is_dir():
+            return cls("store", name, hours)
+        return cls("model", name, 24.0 if hours is None else hours)
+
+    def starts(self, times: np.ndarray, roles: np.ndarray | None = None) -> np.ndarray:
+        """Return the position (T,) of the state that each time's background starts from.
+
+        Args:
+            times: (T,), ascending.
+            roles: (T,) number of the period of each time; both must lie in the same one.
+
+        Returns:
+            -1 where there is none.
+        """
+        assert self.hours is not None
+        wanted = times - np.timedelta64(round(self.hours * 3600), "s")
+        places = np.searchsorted(times, wanted).clip(max=len(times) - 1)
+        there = times[places] == wanted
+        if roles is not None:
+            there &= roles[places] == roles
+        return np.where(there, places, -1)
+
+
+class ForecastStore:
+    """A store of forecasts, or of other fields, with a background for each valid time.
+
+    Args:
+        background: Of kind ``store``.
+        channels: The C channels of the truth.
+        grid: Its grid.
+
+    Attributes:
+        times: (T,) valid times, ascending.
+
+    Raises:
+        GatesError: It is missing or damaged, lacks a channel or the lead, or has another grid.
+    """
+
+    def __init__(self, background: Background, channels: ChannelSpec, grid: Grid) -> None:
+        self.background, self.channels = background, channels
+        with self._opened() as dataset:
+            found = dataset_grid(dataset)
+            if not found.difference(grid) <= GRID_TOLERANCE:
+                raise GatesError(
+                    f"{background.name} has {found.shape[0]} latitudes and {found.shape[1]} "
+                    f"longitudes from {found.latitude[0]:g} and {found.longitude[0]:g} degrees, "
+                    f"expected {grid.shape[0]} and {grid.shape[1]} from {grid.latitude[0]:g} and "
+                    f"{grid.longitude[0]:g}, as in --data.store: bring both to one grid"
+                )
+            self.times = dataset["time"].values.astype("datetime64[s]")
+
+    def frames(self, positions: Sequence[int]) -> Iterator[Tensor]:
+        """Yield blocks (N,C,H,W) of the backgrounds at some positions."""
+        with self._opened() as dataset, naming(self.background.name):
+            yield from store_frames(dataset, self.channels, positions)
+
+    def _opened(self) -> xr.Dataset:
+        """Open the store with valid times in place of initial ones."""
+        name, hours = self.background.name, self.background.hours
+        dataset = open_wb2(name, self.channels)
+        with naming(name):
+            if "number" in dataset.dims:
+                raise GatesError("holds an ensemble, expected one state a time: select a member")
+            if "prediction_timedelta" not in dataset.dims:
+                if hours is not None:
+                    raise GatesError("holds no forecasts: leave out --data.lead_hours")
+                return dataset
+            leads = dataset["prediction_timedelta"].values / np.timedelta64(1, "h")
+            known = ", ".join(f"{lead:g}" for lead in leads[leads > 0])
+            wanted = min(leads[leads > 0], default=0.0) if hours is None else hours
+            if wanted not in leads or not wanted:
+                raise GatesError(
+                    f"has no forecast of {wanted:g} h, found {known or 'none'} h: choose one of "
+                    "them by --data.lead_hours"
+                )
+            one = dataset.isel(prediction_timedelta=int(np.flatnonzero(leads == wanted)[0]))
+            valid = one["time"].values + np.timedelta64(round(wanted * 3600), "s")
+            return one.drop_vars("prediction_timedelta").assign_coords(time=valid)
+
+
+def model_frames(
+    model: Forecast, truth: FrameCache, starts: Sequence[int], hours: float
+) -> Iterator[Tensor]:
+    """Yield the forecasts (C,H,W) from some states of the truth, in order.
+
+    A model of two frames gets the state that is as much earlier, if that is its step and the truth
+    has it.
+    """
+    step = np.timedelta64(round(3600 * hours), "s")
+    before = truth.positions(truth.times[np.asarray(starts)] - step).tolist()
+    with torch.no_grad():
+        for state, previous in zip(FrameLoader(truth, starts), before, strict=True):
+            earlier = truth[previous][None] if previous >= 0 else None
+            yield advance(model, state[None], hours, earlier)[0]

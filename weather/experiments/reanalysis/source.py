@@ -1,4 +1,4 @@
-"""Assimilation problems from a user's store."""
+"""The user's own store as an experiment: its held-out cases, and assimilation problems from it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from weather.data.cache.blocks import contiguous_block
-from weather.experiments.reanalysis.experiment import ReanalysisExperiment
+from weather.data.training_cache import contiguous_block
+from weather.experiments.reanalysis.own_store import ReanalysisExperiment
 from weather.observations.gridded import GriddedObservations
-from weather.observations.network import bernoulli_network, observe
-from weather.training.batch import AssimilationBatch, generator
+from weather.observations.simulated import bernoulli_network, observe
+from weather.training.stream import AssimilationBatch, generator
 
 WITHOUT_REPORTS = 0.05  # of the training problems
 ERROR_FACTORS = (0.5, 10.0)

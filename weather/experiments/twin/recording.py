@@ -15,10 +15,10 @@ from core_gates.errors import GatesError
 from harness.files import replacing
 from weather.baselines.assimilator import Assimilator
 from weather.cycle import Cycle, diverged
-from weather.experiments.identity import differences
+from weather.experiments.experiment import differences
 from weather.experiments.twin.world import TwinWorld
-from weather.observations.network import bernoulli_network, observe
-from weather.training.batch import generator
+from weather.observations.simulated import bernoulli_network, observe
+from weather.training.stream import generator
 
 TRANSIENT = 40  # first cycles, all recorded: a cycle must also find its way to the truth
 STRIDE = 3  # cycles between two recorded ones after that

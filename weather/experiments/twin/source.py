@@ -12,16 +12,16 @@ from torch import Tensor
 
 from core_gates.errors import GatesError
 from weather.baselines.optimal_interpolation import OptimalInterpolation
-from weather.experiments.twin.experiment import TwinExperiment
 from weather.experiments.twin.recording import TRANSIENT, load_recording, record, save_recording
+from weather.experiments.twin.twin_experiment import TwinExperiment
 from weather.experiments.twin.world import LEAD, TwinWorld
-from weather.observations.network import bernoulli_network, observe
+from weather.observations.simulated import bernoulli_network, observe
 from weather.progress import Progress, silent
-from weather.training.batch import AssimilationBatch, generator
+from weather.training.stream import AssimilationBatch, generator
 
 
 class TwinSource(TwinExperiment):
-    """Problems for :class:`weather.training.module.AdasModule` from a :class:`TwinWorld`.
+    """Problems for :class:`weather.training.adas_module.AdasModule` from a :class:`TwinWorld`.
 
     Stage 1 draws recorded backgrounds of a tuned OI cycle at random. Stage 2 deals every timeline
     contiguous blocks: the first background is recorded, the others are the module's own forecasts.

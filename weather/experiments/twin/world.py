@@ -18,9 +18,9 @@ from weather.data.tensors import to_tensor
 from weather.experiments.twin.nature import write_nature_run
 from weather.models.leapfrog import LeapfrogModel
 from weather.observations.gridded import GriddedObservations
-from weather.observations.network import bernoulli_network, observe
+from weather.observations.simulated import bernoulli_network, observe
 from weather.state import ChannelSpec, Normalizer
-from weather.training.batch import generator
+from weather.training.stream import generator
 
 Period = Literal["test", "tuning", "validation", "training"]
 DENSE_SIZE = 8192  # largest state whose covariance is held as a matrix

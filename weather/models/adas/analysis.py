@@ -1,4 +1,4 @@
-"""The network as an assimilation method: physical fields in, physical analysis out."""
+"""The network as an assimilation method, physical fields in and out, and how it is stored."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from core_gates.errors import GatesError
 from harness.files import replacing
 from weather.models.adas.network import Adas
-from weather.observations.background_error import innovation_sd
-from weather.observations.gridded import GriddedObservations, confidence
+from weather.observations.gridded import GriddedObservations, confidence, innovation_sd
 from weather.state import Normalizer
 
 BackgroundError = Literal["training", "innovation"]
@@ -256,3 +255,37 @@ def _require_same_form(
                 f"{path}: weights of another configuration ({name} is {found[name]}, expected "
                 f"{expected[name]}); give the configuration that they were trained with"
             )
+
+
+OWN = ("confidence_kind", "confidence_scale", "background_error")
+
+
+class AnalysisForm:
+    """Keeps an analysis as ``weights.safetensors``, see :func:`~.analysis.save_weights`."""
+
+    FILE = "weights.safetensors"
+
+    def save(self, folder: Path, result: AdasAnalysis) -> None:
+        """Write the weights as bfloat16, with what the network is."""
+        save_weights(folder / self.FILE, result)
+
+    def load(self, folder: Path) -> AdasAnalysis:
+        """Return the network in evaluation mode.
+
+        Raises:
+            GatesError: The file is missing or damaged.
+        """
+        path = folder / self.FILE
+        arguments = read_header(path)["form"]
+        own = {name: arguments.pop(name) for name in OWN if name in arguments}
+        try:
+            network = Adas(**arguments)
+        except (TypeError, ValueError) as error:
+            raise GatesError(
+                f"{path}: a network that cannot be built ({error}); train again"
+            ) from error
+        channels = network.num_channels
+        units = Normalizer(torch.zeros(channels), torch.ones(channels))
+        analysis = AdasAnalysis(network, units, torch.ones(channels), **own)
+        load_weights(path, analysis)
+        return analysis.eval()

@@ -1,18 +1,277 @@
-"""Adas, the assimilation network of FengWu-Adas (arXiv 2312.12462), for any grid and channels."""
+"""Adas, the assimilation network of FengWu-Adas (arXiv 2312.12462), for any grid and channels.
+
+Tokens on levels; at each scale gated convolution, gated cross-attention and a residual.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core_gates import GatedConv, GatedCrossAttention
 from core_gates.attention.constants import INIT_STD
 from core_gates.conv import SameConv
 from core_gates.conv.gated import Streams
-from weather.models.adas.embedding import GridPatches, PatchEmbedding, PatchRecovery, check_channels
-from weather.models.adas.stage import STREAM_NAMES, AdasStage, join_features
 from weather.models.window_blocks import WindowBlocks
+
+
+def check_channels(num_surface: int, num_upper: int, num_levels: int) -> None:
+    """Refuse numbers of channels that no state has.
+
+    Raises:
+        ValueError: There is no channel, or there are upper variables without levels, or the other
+            way around.
+    """
+    if bool(num_upper) != bool(num_levels) or num_surface + num_upper < 1:
+        raise ValueError(
+            "a state needs surface channels, or upper variables with levels; found num_surface="
+            f"{num_surface}, num_upper={num_upper}, num_levels={num_levels}"
+        )
+
+
+class GridPatches:
+    """How Adas cuts a grid into patches of rows and columns.
+
+    Patches tile the grid; on a grid with an odd number of rows, which holds both poles, they are
+    one row taller than their stride, so that neighbors share a row.
+
+    Args:
+        grid_shape: Latitude rows and longitude columns of the grid.
+        patch_size: Rows and columns between patches.
+
+    Attributes:
+        kernel: Rows and columns of a patch.
+        stride: Rows and columns between patches.
+        shape: Rows and columns of patches.
+
+    Raises:
+        ValueError: The patches do not cover the grid exactly.
+    """
+
+    def __init__(self, grid_shape: tuple[int, int], patch_size: tuple[int, int]) -> None:
+        rows, columns = grid_shape
+        self.stride = (patch_size[0], patch_size[1])
+        self.kernel = (patch_size[0] + rows % 2, patch_size[1])
+        if (rows - rows % 2) % patch_size[0] or columns % patch_size[1]:
+            raise ValueError(
+                f"patches of {patch_size[0]} x {patch_size[1]} do not cover a grid of {rows} x "
+                f"{columns}: choose divisors of {rows - rows % 2} and {columns}"
+            )
+        self.shape = ((rows - rows % 2) // patch_size[0], columns // patch_size[1])
+
+
+class PatchEmbedding(nn.Module):
+    """Embed surface fields and fields on levels as one volume of tokens (FengWu-Adas).
+
+    Args:
+        num_surface: S, channels without a level; 0 leaves the surface out.
+        num_upper: V, variables on levels; 0 leaves the levels out.
+        dim: Features d of a token.
+        patches: The cut of the grid.
+
+    Shape:
+        Surface (B, S, H, W) and upper (B, V, L, H, W) to (B, d, D, H', W') with D = L levels, then
+        one for the surface; channels-last strides.
+    """
+
+    def __init__(self, num_surface: int, num_upper: int, dim: int, patches: GridPatches) -> None:
+        super().__init__()
+        cut = (patches.kernel, patches.stride)
+        self.upper = nn.Conv2d(num_upper, dim, *cut) if num_upper else None
+        self.surface = nn.Conv2d(num_surface, dim, *cut) if num_surface else None
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, surface: Tensor, upper: Tensor) -> Tensor:
+        """Return the tokens, normalised over their features."""
+        slices = []
+        if self.upper is not None:
+            levels = self.upper(upper.transpose(1, 2).flatten(0, 1))
+            slices.append(levels.view(upper.shape[0], upper.shape[2], *levels.shape[1:]))
+        if self.surface is not None:
+            slices.append(self.surface(surface)[:, None])
+        tokens = torch.cat([part.movedim(2, -1) for part in slices], dim=1)
+        normalized: Tensor = self.norm(tokens)
+        return normalized.movedim(-1, 1)
+
+
+class PatchRecovery(nn.Module):
+    """Undo `PatchEmbedding` by transposed convolutions of the same patches.
+
+    Args:
+        num_surface: S, channels without a level.
+        num_upper: V, variables on levels.
+        dim: Features d of a token.
+        patches: The cut of the grid.
+
+    Shape:
+        (B, d, D, H', W') to (B, S + V * L, H, W), surface channels first.
+    """
+
+    def __init__(self, num_surface: int, num_upper: int, dim: int, patches: GridPatches) -> None:
+        super().__init__()
+        cut = (patches.kernel, patches.stride)
+        self.upper = nn.ConvTranspose2d(dim, num_upper, *cut) if num_upper else None
+        self.surface = nn.ConvTranspose2d(dim, num_surface, *cut) if num_surface else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the fields on the grid."""
+        fields = []
+        if self.surface is not None:
+            fields.append(self.surface(x[:, :, -1]))
+            x = x[:, :, :-1]
+        if self.upper is not None:
+            levels = self.upper(x.transpose(1, 2).flatten(0, 1))
+            levels = levels.view(x.shape[0], x.shape[2], *levels.shape[1:])
+            fields.append(levels.transpose(1, 2).flatten(1, 2))
+        return torch.cat(fields, dim=1)
+
+    def zero(self) -> None:
+        """Let every output be zero, for a network that starts without an increment."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+class Downsample(nn.Module):
+    """Merge 2 x 2 neighbors into one token of twice the features (Swin patch merging).
+
+    Odd extents are padded with zeros at the bottom and the right.
+
+    Args:
+        dim: Features d of an input token.
+
+    Shape:
+        (B, d, D, H, W) to (B, 2d, D, ceil(H/2), ceil(W/2)), channels-last strides.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.linear = nn.Linear(4 * dim, 2 * dim, bias=False)
+        nn.init.trunc_normal_(self.linear.weight, std=INIT_STD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the coarser tokens; neighbors are joined row by row."""
+        x = x.movedim(1, -1)
+        if x.shape[2] % 2 or x.shape[3] % 2:
+            x = F.pad(x, (0, 0, 0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        batch, levels, rows, columns, dim = x.shape
+        x = x.reshape(batch, levels, rows // 2, 2, columns // 2, 2, dim).transpose(3, 4)
+        merged: Tensor = self.linear(self.norm(x.flatten(4)))
+        return merged.movedim(-1, 1)
+
+
+class Upsample(nn.Module):
+    """Split a token into 2 x 2 of half the features.
+
+    Args:
+        dim: Features d of an input token, even.
+
+    Shape:
+        (B, d, D, H, W) to (B, d/2, D, 2H, 2W), channels-last strides.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.linear = nn.Linear(dim, 2 * dim, bias=False)
+        nn.init.trunc_normal_(self.linear.weight, std=INIT_STD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the finer tokens."""
+        batch, dim, levels, rows, columns = x.shape
+        x = self.linear(self.norm(x.movedim(1, -1)))
+        x = x.view(batch, levels, rows, columns, 2, 2, dim // 2).transpose(3, 4)
+        return x.reshape(batch, levels, 2 * rows, 2 * columns, dim // 2).movedim(-1, 1)
+
+
+STREAM_NAMES = ("background", "observation", "confidence")
+
+
+class AdasStage(nn.Module):
+    """A stage of the U-shaped trunk of FengWu-Adas over three streams.
+
+    Args:
+        dim: Features of the output streams.
+        kernel_size: Odd extents of the gated convolution in depth, latitude, longitude.
+        num_heads: Attention heads.
+        window: Extents of an attention window.
+        sample: ``"down"`` or ``"up"`` changes the resolution first; an up stage also takes the
+            streams of the stage on its scale. None keeps the resolution.
+        circular: Pad longitude periodically in the convolutions.
+        bound_gate: Clip the outgoing gate stream to [0, 1].
+        gated: False gives the control that adds instead of gating.
+        open_gate: True gives the control whose gates are all one.
+        legacy_clip: See `core_gates.attention.WindowAttention`.
+        recompute: Recompute attention branches in the backward pass instead of storing them.
+
+    Shape:
+        Three streams (B, C, D, H, W) to three streams (B, dim, D, H', W').
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: tuple[int, int, int],
+        num_heads: int,
+        window: tuple[int, int, int],
+        *,
+        sample: Literal["down", "up"] | None = None,
+        circular: bool = False,
+        bound_gate: bool = False,
+        gated: bool = True,
+        open_gate: bool = False,
+        legacy_clip: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        self.bound_gate = bound_gate
+        self.resample = None
+        if sample is not None:
+            self.resample = nn.ModuleDict(
+                {
+                    name: Downsample(dim // 2) if sample == "down" else Upsample(2 * dim)
+                    for name in STREAM_NAMES
+                }
+            )
+        in_dim = 2 * dim if sample == "up" else dim
+        self.conv = GatedConv(
+            in_dim, dim, kernel_size, circular=circular, gated=gated, open_gate=open_gate
+        )
+        self.cross = GatedCrossAttention(
+            dim, num_heads, window, gated=gated, legacy_clip=legacy_clip, recompute=recompute
+        )
+
+    def forward(self, streams: Streams, skip: Streams | None = None) -> Streams:
+        """Return the next streams; ``skip`` are the streams that an up stage is joined with."""
+        x, o, g = self._resampled(streams)
+        if skip is None:
+            inputs = x, o, g
+        else:
+            rows, columns = skip[0].shape[-2:]
+            x, o, g = (stream[..., :rows, :columns] for stream in (x, o, g))
+            inputs = tuple(  # type: ignore[assignment]
+                join_features(stream, other) for stream, other in zip((x, o, g), skip, strict=True)
+            )
+        x2, o2, g2 = self.cross(*self.conv(*inputs))
+        gate = g2 + g
+        return x2 + x, o2 + o, gate.clamp(0, 1) if self.bound_gate else gate
+
+    def _resampled(self, streams: Streams) -> Streams:
+        if self.resample is None:
+            return streams
+        x, o, g = (
+            self.resample[name](stream) for name, stream in zip(STREAM_NAMES, streams, strict=True)
+        )
+        return x, o, g.sigmoid()
+
+
+def join_features(*volumes: Tensor) -> Tensor:
+    """Concatenate the features of volumes (B, C, D, H, W), with channels-last strides."""
+    return torch.cat([x.movedim(1, -1) for x in volumes], dim=-1).movedim(-1, 1)
+
 
 Kernel = tuple[int, int, int]
 

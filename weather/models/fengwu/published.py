@@ -13,9 +13,9 @@ from torch import Tensor
 
 from core_gates.errors import GatesError, MissingExtraError
 from weather.models.fengwu.network import FRAMES
-from weather.models.steps import num_steps
-from weather.ranges import check_range
+from weather.models.leapfrog import num_steps
 from weather.state import FENGWU, ChannelSpec, Normalizer
+from weather.variables import check_range
 
 MEAN_FILE, STD_FILE = "data_mean.npy", "data_std.npy"
 FARTHEST = 8.0

@@ -1,28 +1,144 @@
-"""Stirred shallow water on the rotating sphere: a fast chaotic stand-in for the atmosphere.
+"""Stirred shallow water on the rotating sphere: a fast chaotic stand-in for the atmosphere."""
 
-Semi-implicit spectral model of relative vorticity, divergence and height of the free surface
-(Hoskins and Simmons, 1975, reduced to one layer), with the triangular truncation of `spherical`.
-"""
+import math
 
 import torch
 from torch import Tensor, nn
 
-from weather.models.earth import GRAVITY, ROTATION
-from weather.models.leapfrog import LeapfrogModel
-from weather.models.noise import random_coefficients
-from weather.models.shallow_water.forcing import (
-    jet_profile,
-    mountain_heights,
-    stirring_pattern,
-)
-from weather.models.shallow_water.step import (
-    DIVERGENCE,
-    GEOPOTENTIAL,
-    VORTICITY,
-    SemiImplicitStep,
-)
+from weather.grid import EARTH_RADIUS_KM, Grid, great_circle_km
+from weather.models.leapfrog import DAY, GRAVITY, ROTATION, LeapfrogModel, random_coefficients
 from weather.spherical import SphericalTransform
 from weather.state import SHALLOW_WATER
+
+JETS = ((45.0, 60.0), (-45.0, 54.0))
+"""Center (degrees) and peak (m/s) of the jets that the flow relaxes to."""
+
+JET_HALF_WIDTH = math.pi / 7.5
+"""Distance in latitude, rad, at which a jet vanishes."""
+
+MOUNTAINS = ((45.0, 90.0, 1000.0, 15.0), (40.0, 250.0, 800.0, 12.0), (-25.0, 290.0, 600.0, 10.0))
+"""Latitude, longitude (degrees), height (m) and e-folding radius (degrees) of the mountains."""
+
+STIRRED_DEGREES = (5, 12)
+"""Smallest and largest total wavenumber that is stirred."""
+
+
+def jet_profile(grid: Grid) -> Tensor:
+    """Return the eastward wind (H, W), m/s, of the jets, smooth and of compact support.
+
+    A jet is ``peak exp(1 - 1 / (1 - x**2))`` for ``|x| < 1``, where x is the distance in latitude
+    from its center over the half width (the profile of Galewsky et al., 2004).
+    """
+    wind = torch.zeros_like(grid.latitude)
+    for center, peak in JETS:
+        distance = (grid.latitude - center).deg2rad() / JET_HALF_WIDTH
+        inside = (1 - distance.square()).clamp(min=1e-6)
+        wind += torch.where(distance.abs() < 1, peak * torch.exp(1 - 1 / inside), 0.0)
+    return wind[:, None].expand(grid.shape)
+
+
+def mountain_heights(grid: Grid) -> Tensor:
+    """Return the height (H, W), m, of the Gaussian mountains."""
+    heights = torch.zeros(grid.shape, dtype=torch.float64)
+    for latitude, longitude, peak, radius in MOUNTAINS:
+        place = grid.latitude.new_tensor([latitude, longitude])
+        distance = great_circle_km(grid.latitude[:, None], grid.longitude, place[0], place[1])
+        degrees = (distance / EARTH_RADIUS_KM).rad2deg()
+        heights += peak * torch.exp(-(degrees / radius).square())
+    return heights
+
+
+def stirring_pattern(transform: SphericalTransform, seed: int) -> Tensor:
+    """Return a fixed random pattern (1, M, L), complex coefficients, of mean square 1."""
+    generator = torch.Generator().manual_seed(seed)
+    return random_coefficients(transform, STIRRED_DEGREES, generator)[None]
+
+
+DIVERGENCE, VORTICITY, GEOPOTENTIAL = 0, 1, 2
+"""Order of the prognostic fields in the spectral state (2, M, L, 3, N)."""
+
+
+class SemiImplicitStep(nn.Module):
+    """Advance the coefficients by a time interval with given nonlinear tendencies.
+
+    Gravity waves are averaged over both ends of the interval (Robert, 1969), linear damping is
+    taken at its start, and diffusion multiplies the result by an exponential filter of order 8.
+    With k = l (l + 1) / a**2, mean geopotential G and half interval s, the implicit part is
+    ``d+ = d- + ... + s k (p+ + p-)`` and ``p+ = p- + ... - s G (d+ + d-)``.
+
+    Args:
+        transform: The spherical transform.
+        interval: Seconds from the old to the new state: one or two time steps.
+        mean_geopotential: G, gravity times the mean depth, m2 s-2.
+        relaxation_days: Time scale of vorticity and geopotential.
+        drag_days: Time scale of divergence.
+        diffusion_hours: E-folding time of the smallest scale.
+        target: Spectral state (2, M, L, 3, 1) that the flow relaxes to.
+        stirring: Vorticity tendency (2, M, L, 1), s-2.
+    """
+
+    keep: Tensor
+    gain: Tensor
+    forcing: Tensor
+    mass: Tensor
+    wave_new: Tensor
+    wave_old: Tensor
+
+    def __init__(
+        self,
+        transform: SphericalTransform,
+        interval: float,
+        *,
+        mean_geopotential: float,
+        relaxation_days: float,
+        drag_days: float,
+        diffusion_hours: float,
+        target: Tensor,
+        stirring: Tensor,
+    ) -> None:
+        super().__init__()
+        degree, truncation = transform.degree, transform.truncation
+        scale = (degree * (degree + 1) / (truncation * (truncation + 1))) ** 4
+        diffusion = torch.exp(-interval / (diffusion_hours * 3600) * scale)
+        rates = torch.zeros(len(degree), 3, dtype=torch.float64)  # (L, 3)
+        rates[:, DIVERGENCE] = 1 / (drag_days * DAY)
+        rates[:, VORTICITY] = 1 / (relaxation_days * DAY)
+        rates[1:, GEOPOTENTIAL] = 1 / (relaxation_days * DAY)  # the mean is mass: not relaxed
+        half = interval / 2
+        wave = -transform.laplacian * half
+        implicit = 1 / (1 + wave * half * mean_geopotential)
+        scaling = diffusion[:, None].repeat(1, 3)
+        scaling[:, DIVERGENCE] *= implicit
+        sources = rates[:, :, None] * target
+        sources[..., VORTICITY, :] += stirring
+        self.pressure = half * mean_geopotential
+        coefficients = {
+            "keep": ((1 - interval * rates) * scaling)[..., None],
+            "gain": (interval * scaling)[..., None],
+            "forcing": interval * scaling[..., None] * sources,
+            "mass": (-self.pressure * diffusion)[:, None],
+            "wave_new": (wave * implicit)[:, None],
+            "wave_old": (wave * implicit * diffusion)[:, None],
+        }
+        for name, value in coefficients.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, previous: Tensor, tendency: Tensor) -> Tensor:
+        """Return the state at the end of the interval.
+
+        Args:
+            previous: State at the start (2, M, L, 3, N).
+            tendency: Tendencies without gravity waves and damping (2, M, L, 3, N).
+        """
+        explicit = torch.addcmul(self.forcing, previous, self.keep)
+        explicit = torch.addcmul(explicit, tendency, self.gain)
+        old_divergence = previous[..., DIVERGENCE, :]
+        partial = torch.addcmul(explicit[..., GEOPOTENTIAL, :], old_divergence, self.mass)
+        divergence = torch.addcmul(explicit[..., DIVERGENCE, :], partial, self.wave_new)
+        divergence = torch.addcmul(divergence, previous[..., GEOPOTENTIAL, :], self.wave_old)
+        geopotential = torch.add(partial, divergence, alpha=-self.pressure)
+        return torch.stack((divergence, explicit[..., VORTICITY, :], geopotential), dim=-2)
+
 
 MEMBER_NOISE = 5e-6
 """Root mean square of the vorticity noise by which initial members differ, s-1."""

@@ -17,8 +17,7 @@ import pandas as pd
 
 from core_gates.errors import GatesError, MissingExtraError
 from weather.observations.conversions import flight_level_pressure
-from weather.observations.decoded import Decoded
-from weather.observations.readers.result import Found
+from weather.observations.decoded import Decoded, Found
 
 START, END = b"BUFR", b"7777"
 SEARCHED = 2**16  # bytes in which the first message begins

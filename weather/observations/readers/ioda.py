@@ -15,8 +15,7 @@ import pandas as pd
 
 from core_gates.errors import GatesError
 from weather.observations.conversions import VIRTUAL
-from weather.observations.decoded import Decoded
-from weather.observations.readers.result import Found
+from weather.observations.decoded import Decoded, Found
 from weather.variables import VARIABLES
 
 PRESSURES, SPEEDS, TEMPERATURES = "surface_pressure", "u_component_of_wind", "temperature"

@@ -3,16 +3,14 @@ import torch
 from torch.testing import assert_close
 
 from weather.baselines.covariance import DenseCovariance
+from weather.baselines.minimizer import DenseControl, Timed, WindowCost
 from weather.baselines.optimal_interpolation import OptimalInterpolation
-from weather.baselines.variational.control import DenseControl
-from weather.baselines.variational.cost import Timed, WindowCost
-from weather.baselines.variational.four_d_var import FourDVar, gradient_error
-from weather.baselines.variational.spectral import SpectralCovariance
-from weather.baselines.variational.three_d_var import ThreeDVar
+from weather.baselines.spectral_covariance import SpectralCovariance
+from weather.baselines.variational import FourDVar, ThreeDVar, gradient_error
 from weather.cycle import Cycle
 from weather.models.shallow_water.model import ShallowWater
 from weather.observations.gridded import GriddedObservations
-from weather.observations.network import bernoulli_network, observe
+from weather.observations.simulated import bernoulli_network, observe
 
 SD = torch.tensor([10.0, 1.0, 1.0])
 

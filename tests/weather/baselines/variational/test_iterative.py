@@ -1,12 +1,11 @@
 import pytest
 import torch
 
-from weather.baselines.homogeneous import HomogeneousCovariance
-from weather.baselines.optimal_interpolation import OptimalInterpolation
-from weather.baselines.variational.iterative import IterativeInterpolation
+from weather.baselines.covariance import HomogeneousCovariance
+from weather.baselines.optimal_interpolation import IterativeInterpolation, OptimalInterpolation
 from weather.grid import Grid, regular_grid
 from weather.observations.gridded import GriddedObservations
-from weather.observations.network import observe
+from weather.observations.simulated import observe
 
 GRID = regular_grid(9, 16, poles=True)
 SHAPE = (3, *GRID.shape)

@@ -4,13 +4,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.baselines.geometry import gaspari_cohn
-from weather.baselines.variational.balance import LinearBalance
-from weather.baselines.variational.control import DenseControl, adjoint_increment
-from weather.baselines.variational.spectral import SpectralCovariance, correlation_spectrum
+from weather.baselines.covariance import gaspari_cohn
+from weather.baselines.minimizer import DenseControl, adjoint_increment
+from weather.baselines.spectral_covariance import (
+    LinearBalance,
+    SpectralCovariance,
+    correlation_spectrum,
+)
 from weather.grid import great_circle_km
-from weather.models.earth import GRAVITY, RADIUS, ROTATION
-from weather.spherical import SphericalTransform
+from weather.models.leapfrog import GRAVITY, ROTATION
+from weather.spherical import EARTH_RADIUS_M, SphericalTransform
 from weather.state import SHALLOW_WATER, ChannelSpec
 
 TRANSFORM = SphericalTransform(10, 16, 32)
@@ -119,7 +122,7 @@ def test_linear_balance_in_closed_form():
     sine = GRID.latitude.deg2rad().sin()[:, None].expand(16, 32)
     vorticity = TRANSFORM.analysis(TRANSFORM.pack_grid(2 * rate * sine[None]))
     height = TRANSFORM.synthesis(LinearBalance(TRANSFORM).height(vorticity))
-    expected = -rate * RADIUS**2 * ROTATION * (sine.square() - 1 / 3) / GRAVITY
+    expected = -rate * EARTH_RADIUS_M**2 * ROTATION * (sine.square() - 1 / 3) / GRAVITY
     assert_close(TRANSFORM.unpack_grid(height, torch.Size([1]))[0], expected, rtol=1e-10, atol=1e-9)
 
 

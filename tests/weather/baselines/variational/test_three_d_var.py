@@ -3,13 +3,12 @@ import torch
 from torch.testing import assert_close
 
 from weather.baselines.covariance import DenseCovariance
+from weather.baselines.minimizer import DenseControl, minimize_each
 from weather.baselines.optimal_interpolation import OptimalInterpolation
-from weather.baselines.variational.control import DenseControl
-from weather.baselines.variational.minimizer import minimize_each
-from weather.baselines.variational.spectral import SpectralCovariance
-from weather.baselines.variational.three_d_var import ThreeDVar
+from weather.baselines.spectral_covariance import SpectralCovariance
+from weather.baselines.variational import ThreeDVar
 from weather.observations.gridded import GriddedObservations
-from weather.observations.network import bernoulli_network, observe
+from weather.observations.simulated import bernoulli_network, observe
 from weather.spherical import SphericalTransform
 from weather.state import SHALLOW_WATER
 

@@ -10,12 +10,17 @@ import xarray as xr
 import zarr
 
 from core_gates.errors import GatesError
-from weather.data.cache.blocks import contiguous_block
-from weather.data.cache.layout import SHARD_BYTES, Layout
-from weather.data.cache.reading import FrameCache, FrameLoader
-from weather.data.cache.writing import store_frames, write_cache
+from weather.data.store import open_wb2
 from weather.data.tensors import to_dataset, to_tensor
-from weather.data.wb2 import open_wb2
+from weather.data.training_cache import (
+    SHARD_BYTES,
+    FrameCache,
+    FrameLoader,
+    Layout,
+    contiguous_block,
+    store_frames,
+    write_cache,
+)
 from weather.grid import regular_grid
 from weather.state import FENGWU, ChannelSpec, Normalizer
 
@@ -40,7 +45,7 @@ def written(path, states=None, **changes):
 def path(tmp_path_factory):
     """In shards of four frames."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("weather.data.cache.layout.SHARD_BYTES", 4 * 4 * 5 * 9 * 16)
+        patch.setattr("weather.data.training_cache.SHARD_BYTES", 4 * 4 * 5 * 9 * 16)
         return written(tmp_path_factory.mktemp("cache") / "truth.zarr")
 
 
@@ -106,7 +111,7 @@ def test_a_loader_gives_every_frame_or_some_in_order(path):
 
 
 def test_a_store_is_read_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("weather.data.cache.writing.BLOCK_BYTES", 8 * 5 * 9 * 16 * 4)
+    monkeypatch.setattr("weather.data.training_cache.BLOCK_BYTES", 8 * 5 * 9 * 16 * 4)
     dataset = to_dataset(fields(), CHANNELS, GRID, times=TIMES)
     dataset = dataset.isel(time=[3, 0, 1, 2, *range(4, 11)])  # not in order
     dataset.to_netcdf(tmp_path / "store.nc", engine="h5netcdf")

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.baselines.free_run import FreeRun
-from weather.experiments.ensemble.cases import analyze_case, case_errors, worst_case
-from weather.experiments.ensemble.methods import ensemble_methods
+from weather.baselines.assimilator import FreeRun
+from weather.experiments.ensemble.ensemble_sample import ensemble_methods
+from weather.experiments.ensemble.era5_ensemble import analyze_case, case_errors, worst_case
 from weather.experiments.ensemble.source import TASKS, Era5EnsembleSource, _augment
-from weather.experiments.method import stored
+from weather.experiments.experiment import stored
 
 PERSISTENCE, ENSEMBLE = TASKS
 DENSITY = 0.1

@@ -11,12 +11,12 @@ import torch
 import xarray as xr
 
 from core_gates.errors import GatesError
-from weather.data.cache.reading import FrameCache
+from weather.data.store import open_wb2
 from weather.data.tensors import to_dataset, to_tensor
-from weather.data.wb2 import open_wb2
-from weather.data.write import write_wb2
+from weather.data.training_cache import FrameCache
+from weather.data.writing import write_wb2
 from weather.experiments.experiment import experiment_of
-from weather.experiments.reanalysis.background import Background
+from weather.experiments.reanalysis.periods import Background
 from weather.experiments.reanalysis.source import ReanalysisSource
 from weather.state import Normalizer
 

@@ -7,11 +7,11 @@ from torch.testing import assert_close
 
 import apps
 import weather
-from weather.baselines.free_run import FreeRun
-from weather.experiments.twin.corruption import _variants, corrupt_half
-from weather.experiments.twin.evaluation import TwinEvaluation, TwinTask
+from weather.baselines.assimilator import FreeRun
+from weather.experiments.twin.twin_experiment import _variants, corrupt_half
+from weather.experiments.twin.twin_tasks import TwinEvaluation, TwinTask
 from weather.experiments.twin.world import TwinWorld
-from weather.models.adas.analysis_form import AnalysisForm
+from weather.models.adas.analysis import AnalysisForm
 from weather.models.shallow_water.model import ShallowWater
 from weather.observations.gridded import GriddedObservations
 

@@ -3,10 +3,14 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.errors import GatesError
-from weather.baselines.free_run import FreeRun
-from weather.baselines.side_by_side import SideBySide
-from weather.experiments.twin.cycle_scores import CycleScores, score_cycle, settled
-from weather.experiments.twin.evaluation import TwinEvaluation, TwinTask
+from weather.baselines.assimilator import FreeRun, SideBySide
+from weather.experiments.twin.twin_tasks import (
+    CycleScores,
+    TwinEvaluation,
+    TwinTask,
+    score_cycle,
+    settled,
+)
 from weather.metrics import rmse
 from weather.observations.gridded import GriddedObservations
 

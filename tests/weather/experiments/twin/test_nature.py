@@ -14,8 +14,7 @@ import xarray as xr
 import zarr
 
 from core_gates.errors import GatesError
-from weather.experiments.twin.nature import nature_run, write_nature_run
-from weather.experiments.twin.nature_store import CHUNK
+from weather.experiments.twin.nature import CHUNK, nature_run, write_nature_run
 from weather.grid import regular_grid
 from weather.models.shallow_water.model import ShallowWater
 from weather.state import ChannelSpec
@@ -134,7 +133,7 @@ import os, signal, sys
 import torch
 from weather.models.shallow_water.model import ShallowWater
 from weather.experiments.twin.nature import write_nature_run
-from weather.experiments.twin.nature_store import NatureStore
+from weather.experiments.twin.nature import NatureStore
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)

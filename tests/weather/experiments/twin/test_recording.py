@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from core_gates.errors import GatesError
-from weather.baselines.free_run import FreeRun
+from weather.baselines.assimilator import FreeRun
 from weather.experiments.twin.recording import load_recording, record, save_recording
 
 ORIGIN = '{"world_seed": 1}'

@@ -9,8 +9,7 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from weather.models.adas.analysis import AdasAnalysis, load_weights, save_weights
-from weather.observations.background_error import innovation_sd
-from weather.observations.gridded import GriddedObservations
+from weather.observations.gridded import GriddedObservations, innovation_sd
 from weather.state import Normalizer
 
 SHAPE = (2, 3, 16, 32)

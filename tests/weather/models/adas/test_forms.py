@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from weather.experiments.method import Method, stored
-from weather.models.adas.forms import COMPARED, FORMS
+from weather.experiments.experiment import Method, stored
 from weather.models.adas.network import Adas
+from weather.models.adas.presets import COMPARED, FORMS
 
 
 @pytest.fixture

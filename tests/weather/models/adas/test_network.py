@@ -6,13 +6,17 @@ import torch
 from torch.testing import assert_close
 
 from core_gates.attention.window.drop_path import DropPath
-from weather.models.adas.embedding import GridPatches, PatchEmbedding, PatchRecovery
-from weather.models.adas.network import Adas
-from weather.models.adas.official import convert_official_state_dict
-from weather.models.adas.presets import adas_preset
-from weather.models.adas.resample import Downsample, Upsample
-from weather.models.adas.stage import AdasStage
-from weather.training.losses import unify_loss
+from weather.models.adas.network import (
+    Adas,
+    AdasStage,
+    Downsample,
+    GridPatches,
+    PatchEmbedding,
+    PatchRecovery,
+    Upsample,
+)
+from weather.models.adas.presets import adas_preset, convert_official_state_dict
+from weather.training.optimization import unify_loss
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "weather"
 EXACT = {"rtol": 0, "atol": 1e-10}

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from weather.models.adas.network import Adas
-from weather.models.adas.shape import MOST_COLUMNS, network_shape
+from weather.models.adas.presets import MOST_COLUMNS, network_shape
 
 
 @pytest.mark.parametrize(

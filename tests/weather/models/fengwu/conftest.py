@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from weather.models.fengwu.forecast import FengWuForecast
 from weather.models.fengwu.network import FengWu
+from weather.models.fengwu.trained_forecast import FengWuForecast
 from weather.state import ChannelSpec, Normalizer
 
 CHANNELS = ChannelSpec(

@@ -7,8 +7,8 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from weather.cycle import FramesForecast
-from weather.models.fengwu.forecast import FengWuForecast
-from weather.models.fengwu.form import (
+from weather.models.fengwu.trained_forecast import (
+    FengWuForecast,
     ForecastForm,
     TrainedForecast,
     load_forecast,

@@ -2,9 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.models.fengwu.network import FengWu
-from weather.models.fengwu.presets import PRESETS, fengwu_preset
-from weather.models.fengwu.skip import SkipJoin
+from weather.models.fengwu.network import PRESETS, FengWu, SkipJoin, fengwu_preset
 
 FRAME = (2, 5, 8, 16)
 

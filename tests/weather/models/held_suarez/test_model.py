@@ -10,15 +10,16 @@ import torch
 from torch.testing import assert_close
 
 from weather.grid import gaussian_nodes
-from weather.models.earth import DAY, GAS_CONSTANT, KAPPA, RADIUS, ROTATION
-from weather.models.held_suarez.columns import subtract_vertical_advection
-from weather.models.held_suarez.forcing import (
+from weather.models.held_suarez.model import (
+    REFERENCE_TEMPERATURE,
+    HeldSuarez,
     equilibrium_temperature,
     friction_rates,
     relaxation_rates,
 )
-from weather.models.held_suarez.model import REFERENCE_TEMPERATURE, HeldSuarez
-from weather.models.held_suarez.sigma_levels import SigmaLevels
+from weather.models.held_suarez.primitive_equations import SigmaLevels, subtract_vertical_advection
+from weather.models.leapfrog import DAY, GAS_CONSTANT, KAPPA, ROTATION
+from weather.spherical import EARTH_RADIUS_M
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "weather" / "held_suarez_T21_L8_stats.npz"
 SHARED = Path(os.environ.get("GATES_SHARED", Path(__file__).parents[5] / "shared"))
@@ -104,7 +105,7 @@ def test_gravity_waves_have_the_frequency_of_the_semi_implicit_scheme(time_step,
     start = 1e-6 * torch.cat((divergence @ heating, divergence.sum()[None] / 8))
     spectral[0, order, degree, 16:] = start
     later = model.integrate(spectral, round(6 * 3600 / time_step))[0, order, degree, 16:]
-    frequency = math.sqrt(degree * (degree + 1)) / RADIUS * speed.item()
+    frequency = math.sqrt(degree * (degree + 1)) / EARTH_RADIUS_M * speed.item()
     phase = 6 * 3600 / time_step * math.atan(frequency * time_step)
     assert_close(later, start * math.cos(phase), rtol=0, atol=1e-5 * start.abs().max().item())
 
@@ -176,7 +177,7 @@ def angular_momentum(model, state):
     """Return the axial angular momentum times gravity over area, and the torque of friction."""
     pressure, _, u, _ = parts(model, state)
     cosine = model.grid.latitude.deg2rad().cos()[:, None]
-    arm = RADIUS * cosine
+    arm = EARTH_RADIUS_M * cosine
     relative = pressure * (u * arm).mean(1)
     planetary = pressure * ROTATION * arm.square()
     friction = friction_rates(model.levels.centers)[:, None, None]
@@ -191,7 +192,7 @@ def test_angular_momentum_changes_by_the_torque_of_friction(weather):
     _, middle_torque = angular_momentum(model, middle)
     after, last_torque = angular_momentum(model, model(middle, 12.0))
     expected = (first_torque + 4 * middle_torque + last_torque) / 6 * DAY
-    kinetic_part = mean(model, state[:, 0] * 10 * RADIUS)  # of 10 m/s everywhere
+    kinetic_part = mean(model, state[:, 0] * 10 * EARTH_RADIUS_M)  # of 10 m/s everywhere
     assert ((after - before - expected).abs() / kinetic_part).max() < 2e-3
     bare = HeldSuarez(**SMALL, forcing=0.0)
     unchanged, _ = angular_momentum(bare, bare(state, 24.0))

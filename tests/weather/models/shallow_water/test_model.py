@@ -6,9 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from weather.models.earth import GRAVITY, RADIUS, ROTATION
-from weather.models.shallow_water.forcing import jet_profile, mountain_heights, stirring_pattern
-from weather.models.shallow_water.model import ShallowWater
+from weather.models.leapfrog import GRAVITY, ROTATION
+from weather.models.shallow_water.model import (
+    ShallowWater,
+    jet_profile,
+    mountain_heights,
+    stirring_pattern,
+)
+from weather.spherical import EARTH_RADIUS_M
 from weather.state import SHALLOW_WATER
 
 DAYS = 24.0
@@ -43,8 +48,8 @@ def sphere_norm(grid, field):
 
 def steady_zonal_flow(tilt, time_step):
     """Williamson test 2: solid-body flow in balance, its axis tilted; returns model and state."""
-    speed, height = 2 * math.pi * RADIUS / (12 * 86400), 2.94e4 / GRAVITY
-    drop = (RADIUS * ROTATION * speed + speed**2 / 2) / GRAVITY
+    speed, height = 2 * math.pi * EARTH_RADIUS_M / (12 * 86400), 2.94e4 / GRAVITY
+    drop = (EARTH_RADIUS_M * ROTATION * speed + speed**2 / 2) / GRAVITY
     model = unforced(mean_depth=height - drop / 3, time_step=time_step)
     lat, lon = model.grid.latitude.deg2rad()[:, None], model.grid.longitude.deg2rad()
     sine = -lon.cos() * lat.cos() * math.sin(tilt) + lat.sin() * math.cos(tilt)
@@ -143,7 +148,7 @@ def test_gravity_wave_has_the_frequency_of_the_semi_implicit_scheme(time_step):
     spectral[0, 3, degree, 2] = GRAVITY * 1e-3
     state = model.to_state(spectral)
     later = model.to_spectral(model(state, 6.0))[0, 3, degree, 2].item() / (GRAVITY * 1e-3)
-    frequency = math.sqrt(degree * (degree + 1) * GRAVITY * depth) / RADIUS
+    frequency = math.sqrt(degree * (degree + 1) * GRAVITY * depth) / EARTH_RADIUS_M
     phase = 6 * 3600 / time_step * math.atan(frequency * time_step)
     assert later == pytest.approx(math.cos(phase), abs=1e-6)
 

@@ -7,11 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from weather.grid import Grid, gaussian_grid, regular_grid
-from weather.observations.operators.interpolation import (
-    BackgroundFrames,
-    ObservationOperator,
-    Places,
-)
+from weather.observations.operators import BackgroundFrames, ObservationOperator, Places
 from weather.state import ChannelSpec
 
 CHANNELS = ChannelSpec(

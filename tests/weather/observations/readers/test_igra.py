@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from core_gates.errors import GatesError
-from weather.observations.period import Period
-from weather.observations.readers.igra import is_igra_line, read_igra
+from weather.observations.readers.soundings import is_igra_line, read_igra
+from weather.observations.report_table import Period
 from weather.variables import GRAVITY
 
 HEADER = {

@@ -8,8 +8,12 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
-from weather.observations.readers.metar_parquet import read_metar_parquet
-from weather.observations.readers.metar_text import decode, is_metar_line, read_metar_text
+from weather.observations.readers.metar import (
+    decode,
+    is_metar_line,
+    read_metar_parquet,
+    read_metar_text,
+)
 
 ROOT = Path(__file__).parents[4]
 DATA = Path(os.environ.get("GATES_SHARED", ROOT.parent / "shared")) / "data" / "weather"

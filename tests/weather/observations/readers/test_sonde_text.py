@@ -6,7 +6,7 @@ import pytest
 
 from core_gates.errors import GatesError
 from weather.observations.conversions import DRY_AIR
-from weather.observations.readers.sonde_text import is_sonde_line, read_sonde_text
+from weather.observations.readers.soundings import is_sonde_line, read_sonde_text
 from weather.variables import GRAVITY
 
 ROOT = Path(__file__).parents[4]

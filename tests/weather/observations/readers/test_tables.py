@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
-from weather.observations.readers.tables import read_csv_table, read_parquet_table
+from weather.observations.readers.formats import read_csv_table, read_parquet_table
 
 
 def table(**columns):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from core_gates.errors import GatesError
-from weather.training.forecast.replay import ReplayBuffer, Underway
+from weather.training.forecast_module import ReplayBuffer, Underway
 
 SHAPE = (1, 2, 2)
 

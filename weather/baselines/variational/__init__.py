@@ -1,1 +1,0 @@
-"""Analyses that minimise a cost: 3D-Var and strong-constraint 4D-Var."""

@@ -1,1 +1,0 @@
-"""Observation operators that interpolate."""

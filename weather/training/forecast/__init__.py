@@ -1,1 +1,0 @@
-"""Training of forecast models: one step, then from their own forecasts."""
