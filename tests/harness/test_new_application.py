@@ -85,10 +85,6 @@ def run_folder(folder, gates):
     return folder / "runs" / "digits" / "default"
 
 
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_it_is_as_short_and_tidy_as_the_page_says():
     code = block()
     assert len(code.splitlines()) <= 140

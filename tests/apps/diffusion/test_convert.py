@@ -12,7 +12,6 @@ from apps.main import main
 from diffusion.lora_file import load_lora
 
 TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
-QKV = ("to_q", "to_k", "to_v")
 
 
 def place(format):

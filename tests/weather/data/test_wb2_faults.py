@@ -35,7 +35,6 @@ def spoil(ds, name, value):
 
 
 DAY = np.datetime64("2017-01-01", "ns")
-CURVED = {"lat2": (("latitude", "longitude"), np.zeros((8, 16)))}
 
 # what is wrong -> (how a sound dataset gets it, words of the error: the fault and the fix)
 FAULTY_DATASETS = {

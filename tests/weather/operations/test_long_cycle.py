@@ -171,9 +171,6 @@ def test_departures_are_those_of_the_stores(tmp_path):
     assert rows.loc[rows["used"] == 0, ["ob_bias", "oa_rms"]].isna().all(axis=None)
 
 
-DYING = {"write": "StreamedStore.write", "save": "Partial.save"}
-
-
 def killed(path, case, target, at):
     """Run in a process that dies at the n-th call of a function, before or after its work."""
     child = os.fork()
