@@ -14,8 +14,8 @@ import pandas as pd
 from apps.endoscopy.scoring import STUDY, keep_table
 from apps.endoscopy.training import Trainings
 from core_gates.errors import GatesError
-from endoscopy.evaluation.audits.rows import table_rows
-from endoscopy.evaluation.rendered import rendered_features
+from endoscopy.evaluation.audits import table_rows
+from endoscopy.evaluation.rendered_frames import rendered_features
 from endoscopy.experiments.audit import (
     AUDIT,
     AUDITS,
@@ -23,9 +23,9 @@ from endoscopy.experiments.audit import (
     Audit,
     sets_of,
 )
-from endoscopy.experiments.settings import rendering_settings
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.segmentation.segmenter import shipped_segmenter
+from endoscopy.experiments.sizers import rendering_settings
+from endoscopy.renderer.scene import RendererConfig
+from endoscopy.segmenter import shipped_segmenter
 from harness.experiment import Job, Piece, Run, Table
 from harness.runs.ticker import ticking
 from studies import (

@@ -9,30 +9,36 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.endoscopy.audit import Study, run_audit
-from apps.endoscopy.honest import score_honest
-from apps.endoscopy.preparing import download_real_colon, prepare_data
-from apps.endoscopy.rendering import render, render_missing
 from apps.endoscopy.report import endoscopy_report
-from apps.endoscopy.scoring import Wanted, score
+from apps.endoscopy.scoring import Wanted, score, score_honest
 from apps.endoscopy.training import (
     WEIGHTS,
     Trainings,
     decisive,
+    download_real_colon,
     facts,
     load_checkpoint,
     piece_of,
+    prepare_data,
     print_random_start,
+    render,
+    render_missing,
 )
-from endoscopy.bundles.building import bundle_of
-from endoscopy.bundles.form import Bundles
+from endoscopy.bundles.building import Bundles, bundle_of
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.evaluation.size_evaluation import Bars
-from endoscopy.experiments.honest import Budget
-from endoscopy.experiments.rendered_sets import MAIN, SHIFTS, Rendering
-from endoscopy.experiments.settings import file_hash
-from endoscopy.experiments.sizers import Sizers, Training, taking_part
+from endoscopy.experiments.comparison import Budget
+from endoscopy.experiments.sizers import (
+    MAIN,
+    SHIFTS,
+    Rendering,
+    Sizers,
+    Training,
+    file_hash,
+    taking_part,
+)
 from endoscopy.models import load_timm_weights
-from endoscopy.training.module import SizingModule
+from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.variants import CONFIGURED
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.command.claim import LENGTHENED
@@ -41,9 +47,9 @@ from harness.experiment import Piece, Run
 
 DEFAULT_CONFIG = "synthetic"  # of verbs that need no data
 FUNCTIONS = {
-    "predict": FunctionVerb("apps.endoscopy.predict.command:predict", "sources"),
+    "predict": FunctionVerb("apps.endoscopy.predict:predict", "sources"),
     "export": FunctionVerb("apps.endoscopy.export:export"),
-    "demo": FunctionVerb("apps.endoscopy.demo.command:demo"),
+    "demo": FunctionVerb("apps.endoscopy.demo_page:demo"),
 }
 """Verbs that need neither data nor a Trainer."""
 

@@ -9,16 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from apps.endoscopy.audit import FOLDER
-from apps.endoscopy.honest import HONEST
-from apps.endoscopy.scoring import OTHERS, PREDICTIONS, STUDY, SUBGROUPS
+from apps.endoscopy.scoring import HONEST, OTHERS, PREDICTIONS, STUDY, SUBGROUPS
 from apps.endoscopy.training import Trainings
 from core_gates.errors import GatesError
 from endoscopy.evaluation.size_evaluation import ACCURACY, CERTAINTY, SECONDARY, TEST
 from endoscopy.experiments.audit import AUDIT, QUESTIONS, SHOWN
 from endoscopy.experiments.sizers import Training
-from endoscopy.explain.pictures import picture_figures
-from endoscopy.plots import ladder_figure, subgroup_figure
-from endoscopy.plots.captioned import agreement_figures
+from endoscopy.explain.strips import picture_figures
+from endoscopy.plots import agreement_figures, ladder_figure, subgroup_figure
 from endoscopy.training.variants import CONFIGURED, VARIANTS
 from harness.evidence import Row
 from harness.experiment.printing import number

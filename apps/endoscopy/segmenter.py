@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from endoscopy.segmentation.module import train_segmenter
-from endoscopy.segmentation.rendered import rendered_masks, rendered_scores
-from endoscopy.segmentation.segmenter import SHIPPED, Segmenter, Segmenters
+from endoscopy.segmenter import SHIPPED, Segmenter, Segmenters
+from endoscopy.training.segmenter_module import rendered_masks, rendered_scores, train_segmenter
 from harness.experiment import Job, Piece, Run
 
 SIZE = 96  # pixels of a side that the segmenter works on

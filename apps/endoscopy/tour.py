@@ -8,24 +8,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from endoscopy.bundles.contents import load_bundle
-from endoscopy.bundles.form import shipped_folder
-from endoscopy.evaluation.baselines import fit_log_linear
-from endoscopy.evaluation.coverage import coverage_interval
-from endoscopy.evaluation.cue_baselines import PHOTOMETRY
-from endoscopy.evaluation.features import frame_features
-from endoscopy.evaluation.frames import FrameStack, predictions_of
-from endoscopy.evaluation.headline import verdict
-from endoscopy.evaluation.rendered import rendered_frames
-from endoscopy.evaluation.scores import score_intervals
-from endoscopy.explain.gate_bars import gate_figure
-from endoscopy.explain.strip import Track, strip_figure
-from endoscopy.inference.in_memory import predictor_of
+from endoscopy.bundles.building import shipped_folder
+from endoscopy.bundles.bundle import load_bundle
+from endoscopy.evaluation.baselines import PHOTOMETRY, fit_log_linear
+from endoscopy.evaluation.conformal import coverage_interval
+from endoscopy.evaluation.rendered_frames import (
+    FrameStack,
+    frame_features,
+    predictions_of,
+    rendered_frames,
+)
+from endoscopy.evaluation.size_evaluation import verdict
+from endoscopy.evaluation.size_scores import score_intervals
+from endoscopy.explain.saliency import gate_figure
+from endoscopy.explain.strips import Track, strip_figure
 from endoscopy.metrics import object_table
 from endoscopy.models import gates_of
 from endoscopy.plots import size_figure
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.objects import render_objects
+from endoscopy.prediction import predictor_of
+from endoscopy.renderer.render import render_objects
+from endoscopy.renderer.scene import RendererConfig
 from harness.evidence import Interval
 from harness.report.page import Page
 from harness.report.stop import TourRow, TourStop

@@ -1,4 +1,4 @@
-"""Training runs of sizing networks as pieces of work: named, found, trained, kept."""
+"""Training runs of sizing networks as pieces of work: prepared, named, found, trained, kept."""
 
 from __future__ import annotations
 
@@ -6,23 +6,131 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 
-from apps.endoscopy.rendering import render_missing
 from core_gates.errors import GatesError
-from endoscopy.bundles.building import bundle_of
-from endoscopy.bundles.contents import SizingBundle
-from endoscopy.bundles.form import Bundles
+from endoscopy.bundles.building import Bundles, bundle_of, shipped_folder
+from endoscopy.bundles.bundle import SizingBundle, load_bundle
 from endoscopy.data.datamodule import REAL, PolypSizingDataModule
 from endoscopy.data.provenance import Provenance
-from endoscopy.experiments.rendered_sets import MAIN
-from endoscopy.experiments.sizers import Sizers, Training
-from endoscopy.training.module import SizingModule
+from endoscopy.experiments.sizers import MAIN, RenderedSet, Rendering, Sizers, Training
+from endoscopy.metrics import TRUTH, count_on_cut_offs
+from endoscopy.renderer.rendered_dataset import claim_dataset, finish_dataset, write_objects
+from endoscopy.segmenter import Segmenter, load_segmenter, shipped_segmenter
+from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.variants import CONFIGURED, VARIANTS
+from harness.command.verbs import Place
 from harness.experiment import Job, Piece, Run, Store
+from harness.files.atomic import write_json
+from harness.files.manifest import figshare_manifest, read_manifest, total_bytes
+from harness.files.unpack import download_and_unpack
 from harness.runs.checkpoint import load_weights, seen
+from harness.runs.processes import Tick, in_processes
+from harness.runs.ticker import ticking
+
+REAL_COLON = 22202866  # article on figshare
+TABLE, REPORT = "frames.parquet", "read_report.json"
+
+
+def prepare_data(data: PolypSizingDataModule, folder: Path) -> Path:
+    """Read and check everything, build the cache, and write the frame table.
+
+    Prints what was read, left out and repaired, the split, and the size of the cache before it
+    is built.
+
+    Args:
+        data: Names sources, split and cache.
+        folder: Where ``frames.parquet`` and ``read_report.json`` go.
+
+    Returns:
+        The frame table.
+    """
+    table = data.load()
+    print("\n".join(data.report.lines()))
+    sizes = table.objects["gt"].to_numpy(float)
+    exact = ", ".join(f"{count} on {cut:g} mm" for cut, count in count_on_cut_offs(sizes).items())
+    classes = TRUTH.classes(sizes)
+    counts = ", ".join(f"{int((classes == k).sum())} {name}" for k, name in enumerate(CLASSES))
+    print(f"{len(table)} frames of {len(sizes)} objects: {counts}; {exact} exactly")
+    assert data.parts is not None
+    codes = table.object_codes
+    parts = [
+        f"{name} {len(set(codes[rows]))} objects, {len(rows)} frames"
+        for name, rows in data.parts._asdict().items()
+    ]
+    print(f"split {data.folds.name if data.folds else data.split_kind}: {'; '.join(parts)}")
+    cache = data.plan_cache()
+    if cache is not None and not cache.is_complete():
+        print(cache.summary())
+        with ticking("caching", len(cache)) as tick:
+            found = cache.build(lambda *_: tick())
+        if found.unreadable:
+            print("\n".join(found.lines()))
+    if cache is not None:
+        print(cache.folder)
+    write_json(folder / REPORT, data.report.to_dict())
+    return table.write_parquet(folder / TABLE)
+
+
+def download_real_colon(data: PolypSizingDataModule, folder: str, manifest: str | None) -> None:
+    """Download and unpack REAL-Colon, the total size printed first, and let the data read it.
+
+    Args:
+        data: Of a configuration that reads REAL-Colon.
+        folder: Where it goes.
+        manifest: JSON list of files; figshare is asked where it is None.
+
+    Raises:
+        GatesError: The configuration reads something else, or the download fails.
+    """
+    if "real_colon" not in data.sources:
+        raise GatesError(
+            f"--download brings REAL-Colon, and the data are {', '.join(data.sources)}: take a "
+            "configuration of REAL-Colon, such as real_colon"
+        )
+    files = figshare_manifest(REAL_COLON) if manifest is None else read_manifest(manifest)
+    print(f"{len(files)} files of {total_bytes(files) / 1e9:.2f} GB into {folder}", flush=True)
+    data.sources["real_colon"] = str(download_and_unpack(files, folder, tell=print))
+
+
+CLASSES = ("diminutive", "small", "large")
+
+
+CHUNK = 20
+
+
+def render(
+    data: PolypSizingDataModule, rendering: Rendering, names: Sequence[str]
+) -> list[RenderedSet]:
+    """Render what is missing, and return the sets."""
+    for one in rendering.missing(data, names):
+        claim_dataset(one.folder, one.config, one.objects)
+        starts = range(0, one.objects, CHUNK)
+        chunks = [(one, start, min(start + CHUNK, one.objects)) for start in starts]
+        with ticking(f"rendering {one.name}", one.objects) as tick:
+            in_processes(write_chunk, chunks, tick)
+        finish_dataset(one.folder, one.config, one.objects)
+    return [rendering.set(data, name) for name in names]
+
+
+def render_missing(data: PolypSizingDataModule, rendering: Rendering, names: Sequence[str]) -> None:
+    """Announce and render the missing sets; do nothing for other kinds of data."""
+    if "synthetic" not in data.sources:
+        return
+    missing = rendering.missing(data, names)
+    if missing:
+        sets = ", ".join(f"{one.name} of {one.objects} objects" for one in missing)
+        print(f"rendered sets missing: {sets}; rendering them now", flush=True)
+        render(data, rendering, names)
+
+
+def write_chunk(one: RenderedSet, start: int, stop: int, *, tick: Tick) -> None:
+    """Write some objects of a set."""
+    for _ in write_objects(one.folder, one.config, range(start, stop)):
+        tick()
+
 
 WEIGHTS = "weights"
 TRAINER, CHECKPOINT = "trainer.", "checkpoint."
@@ -212,3 +320,62 @@ def load_checkpoint(path: Path, module: SizingModule) -> tuple[str, ...]:
 
 def _epochs(piece: Piece) -> int:
     return int(piece.get("trainer.max_epochs") or 1)
+
+
+NAME, FOLDS = f"{CONFIGURED}-s0", f"{CONFIGURED}-f[0-9]*-s0"
+
+
+class NamedBundle(NamedTuple):
+    """A trained network and where it came from.
+
+    Attributes:
+        name: For people: a folder, perhaps one of several folds, or ``shipped synthetic/...``.
+        bundle: The network.
+    """
+
+    name: str
+    bundle: SizingBundle
+
+
+def find_bundle(place: Place, weights: str | None) -> NamedBundle:
+    """Return the network of ``weights``, or of the run folder, or the shipped one, in this order.
+
+    Of a run with several folds it is that of the lowest, and its name states it: networks of
+    several folds have no common intervals.
+
+    Args:
+        place: Run folder and configuration.
+        weights: A folder of weights.
+
+    Raises:
+        GatesError: There is none, or it is damaged.
+    """
+    if weights is not None:
+        return NamedBundle(weights, load_bundle(weights))
+    folder = place.run_folder.path / WEIGHTS
+    folds = sorted(folder.glob(FOLDS), key=lambda path: int(path.name.split("-")[1][1:]))
+    for own in (folder / NAME, *folds):
+        if own.is_dir():
+            others = f" (one of {len(folds)} folds; --weights takes another)"
+            said = others if own in folds and len(folds) > 1 else ""
+            return NamedBundle(f"{own}{said}", load_bundle(own))
+    shipped = shipped_folder(place.config, NAME)
+    if shipped.is_dir():
+        return NamedBundle(f"shipped {place.config}/{NAME}", load_bundle(shipped))
+    raise GatesError(
+        f"there are no weights in {folder} and none are shipped for the configuration "
+        f"{place.config!r}: train them with `gates endoscopy fit --config {place.config}`, or "
+        "give --weights"
+    )
+
+
+def find_segmenter(path: str | None = None) -> Segmenter:
+    """Return the segmenter of a file, or the shipped one.
+
+    Raises:
+        GatesError: There is none, or it is damaged.
+    """
+    segmenter = shipped_segmenter() if path is None else load_segmenter(path)
+    if segmenter is None:
+        raise GatesError("no segmenter is shipped: give the polyps with --boxes or --masks")
+    return segmenter

@@ -12,26 +12,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core_gates.errors import GatesError
-from endoscopy.data.frames.cache import FrameCache
-from endoscopy.data.frames.dataset import BatchDataset, LesionDataset
-from endoscopy.data.frames.loader import BatchOrder, FrameLoader
-from endoscopy.data.frames.network_input import WITH_MASK, InputForm, Outline
-from endoscopy.data.frames.reader import FrameReader
-from endoscopy.data.frames.samplers import EpochSampler, ObjectBalancedSampler, WeightedFrameSampler
-from endoscopy.data.frames.store import StoreForm
-from endoscopy.data.frames.streams import NEEDS_DEPTH, check_streams
-from endoscopy.data.frames.transforms import Augmentation, train_pipeline
+from endoscopy.data.frame_cache import FrameCache, FrameReader, StoreForm
+from endoscopy.data.frame_table import FrameTable, concatenate
 from endoscopy.data.options import check_option
 from endoscopy.data.provenance import object_keys
+from endoscopy.data.readers.cleaning import ReadReport
 from endoscopy.data.readers.real_colon import DOWNLOAD, read_real_colon
-from endoscopy.data.readers.report import ReadReport
 from endoscopy.data.readers.sun import read_sun
 from endoscopy.data.readers.table import read_frame_table
-from endoscopy.data.splits.folds import Folds, Level, Split
-from endoscopy.data.splits.published import audit5, make_folds, official_hag6, read_folds
-from endoscopy.data.splits.random import draw_objects, split_by_counts
-from endoscopy.data.tables.frame_table import FrameTable, concatenate
-from endoscopy.metrics.size_classes import TRUTH
+from endoscopy.data.samples import (
+    BatchDataset,
+    BatchOrder,
+    EpochSampler,
+    FrameLoader,
+    LesionDataset,
+    ObjectBalancedSampler,
+    WeightedFrameSampler,
+)
+from endoscopy.data.splits import (
+    Folds,
+    Level,
+    Split,
+    audit5,
+    draw_objects,
+    make_folds,
+    official_hag6,
+    read_folds,
+    split_by_counts,
+)
+from endoscopy.data.streams import NEEDS_DEPTH, WITH_MASK, InputForm, Outline, check_streams
+from endoscopy.data.transforms import Augmentation, train_pipeline
+from endoscopy.metrics.classification import TRUTH
 from harness.files import Data
 
 Part = Literal["train", "validation", "test", "calibration"]
@@ -48,10 +59,10 @@ AT_LEAST_ONE = ("size", "batch_size", "frames_per_object", "eval_frames_per_obje
 
 
 class PolypSizingDataModule(L.LightningDataModule):
-    """Frames of lesions with their sizes, for :class:`endoscopy.training.module.SizingModule`.
+    """Frames of lesions with their sizes, for :class:`endoscopy.training.sizing_module.SizingModule`.
 
     Name one source or several, which are joined. Evaluation parts take the first frames of every
-    object, in order. A batch is what :func:`endoscopy.data.frames.dataset.collate` returns.
+    object, in order. A batch is what :func:`endoscopy.data.samples.collate` returns.
 
     Args:
         table: Parquet file, CSV file or folder of CSV parts, see
@@ -70,7 +81,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         validation_objects: Objects to validate on, where split is ``counts``.
         calibration_objects: Objects to calibrate intervals on, where split is ``counts``.
         test_objects: Objects to test on, where split is ``counts``.
-        streams: Inputs of the network, see :data:`endoscopy.data.frames.streams.STREAMS`.
+        streams: Inputs of the network, see :data:`endoscopy.data.streams.STREAMS`.
         size: Side length in pixels.
         aperture: Radius of a round aperture, in half sides; none by default.
         batch_size: Frames per step over all ranks.
@@ -78,7 +89,7 @@ class PolypSizingDataModule(L.LightningDataModule):
             draw by weights.
         frames_per_object: Frames drawn from each object in a training epoch.
         eval_frames_per_object: Maximum number of frames per object in the other parts.
-        augmentation: Augmentation of :func:`endoscopy.data.frames.transforms.train_pipeline`.
+        augmentation: Augmentation of :func:`endoscopy.data.transforms.train_pipeline`.
         cache_folder: Parent of the cache of decoded frames; none by default.
         cache_form: How the cache stores a frame: ``raw`` or as ``jpeg``.
         cache_epochs: Epochs whose training frames the cache holds; others are decoded.

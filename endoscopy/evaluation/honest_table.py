@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.cue_baselines import REGRESSION
-from endoscopy.evaluation.headline import headline
-from endoscopy.evaluation.scores import score_differences, score_intervals
+from endoscopy.evaluation.baselines import REGRESSION
+from endoscopy.evaluation.size_evaluation import headline
+from endoscopy.evaluation.size_scores import score_differences, score_intervals
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 from harness.evidence import Row, holm
 

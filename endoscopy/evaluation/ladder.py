@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from endoscopy.evaluation.baselines import fit_log_linear
-from endoscopy.evaluation.scores import score_differences, score_intervals
+from endoscopy.evaluation.size_scores import score_differences, score_intervals
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 
 SCORES = ("mape", "mae_mm", "macro_f1", "f1_5mm", "f1_10mm")

@@ -11,28 +11,28 @@ import pandas as pd
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.building import part_predictions
-from endoscopy.data.frames.dataset import LesionDataset
+from endoscopy.data.samples import LesionDataset
 from endoscopy.evaluation.audits import (
+    PLAIN,
     box_audit,
     fit_scale,
+    ladder_bars,
     mask_audit,
     oracle_scale_audit,
     partition_audit,
+    relative_depths,
     shortcut_audit,
     size_proxy,
+    table_rows,
 )
-from endoscopy.evaluation.audits.oracle_scale import relative_depths
-from endoscopy.evaluation.audits.rows import PLAIN, ladder_bars, table_rows
-from endoscopy.evaluation.frames import FrameStack
 from endoscopy.evaluation.ladder import ladder, ladder_order, ladder_predictions
-from endoscopy.evaluation.rendered import rendered_features
+from endoscopy.evaluation.rendered_frames import FrameStack, rendered_features
 from endoscopy.evaluation.size_evaluation import nothing
-from endoscopy.experiments.rendered_sets import MAIN, RHOS, SHORTCUT
-from endoscopy.experiments.sizers import Networks, Sizers, Training
-from endoscopy.inference.in_memory import frames_of, predictor_of, without_mask
+from endoscopy.experiments.sizers import MAIN, RHOS, SHORTCUT, Networks, Sizers, Training
 from endoscopy.metrics import CutOffs
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.segmentation.segmenter import Segmenter
+from endoscopy.prediction import frames_of, predictor_of, without_mask
+from endoscopy.renderer.scene import RendererConfig
+from endoscopy.segmenter import Segmenter
 from endoscopy.training.variants import CONFIGURED
 from harness.evidence import Bar, Row
 

@@ -1,6 +1,5 @@
 """Sizing networks: trunks of timm or small ones, with gates, for one to several streams."""
 
-from endoscopy.models.folding import fold
 from endoscopy.models.gate_kinds import GateKind, gate_parameters, gates_of, weight_parameters
 from endoscopy.models.presets import (
     fsg_efficientnet_b0,
@@ -10,7 +9,7 @@ from endoscopy.models.presets import (
     tiny_resnet,
     tiny_vit,
 )
-from endoscopy.models.sizer import MultiStreamSizer
+from endoscopy.models.sizer import MultiStreamSizer, fold
 from endoscopy.models.timm_weights import load_timm_weights
 
 __all__ = [

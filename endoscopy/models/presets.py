@@ -92,7 +92,7 @@ def tiny_resnet(
     """Return a ResNet of 0.2 M weights for frames of 64 pixels, gates after each stage.
 
     See :class:`MultiStreamSizer` for the arguments and
-    :class:`endoscopy.models.tiny_resnet.TinyResNet` for ``trunk_options``.
+    :class:`endoscopy.models.trunks.TinyResNet` for ``trunk_options``.
     """
     return MultiStreamSizer(
         TINY_RESNET, streams, outputs, gates, hidden_dim, geometry, trunk_options

@@ -1,17 +1,101 @@
-"""A network of one to several streams that sizes the polyp in a frame."""
+"""A network of one to several streams that sizes the polyp in a frame: trunks, then a head."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from core_gates import FeatureSelectionGate, fold_gates
 from core_gates.errors import GatesError
-from endoscopy.data.frames.streams import STREAMS
-from endoscopy.models.gate_kinds import GateKind, gate_trunk
-from endoscopy.models.heads import NUM_GEOMETRY, GatedHead, LinearHead
+from core_gates.features.folding import scale_inputs
+from core_gates.surgery import gate_hosts
+from endoscopy.data.streams import STREAMS
+from endoscopy.models.gate_kinds import GateKind, gate_trunk, head_gate
 from endoscopy.models.trunks import build_trunk
+
+NUM_GEOMETRY = 4
+"""Log width and height of the box relative to the frame, and its center."""
+
+
+class LinearHead(nn.Module):
+    """One linear map, as a ViT has it.
+
+    Args:
+        dim: Features of all streams together.
+        outputs: Numbers that the network returns.
+        num_geometry: Further inputs, which no gate precedes.
+
+    Shape:
+        Features (B, dim) and geometry (B, num_geometry) to (B, outputs).
+    """
+
+    def __init__(self, dim: int, outputs: int, num_geometry: int = 0) -> None:
+        super().__init__()
+        self.fc = nn.Linear(dim + num_geometry, outputs)
+
+    def forward(self, features: Tensor, geometry: Tensor | None = None) -> Tensor:
+        """Return the output, without activation."""
+        out: Tensor = self.fc(_join(features, geometry))
+        return out
+
+    def fold_(self, scores: Tensor) -> None:
+        """Multiply scores (dim,) of the features into the weights."""
+        scale_inputs(self.fc, _extend(scores, self.fc))
+
+
+class GatedHead(nn.Module):
+    """The gated fusion of streams (arXiv 2407.04400).
+
+    ``W3 (s(L2) * relu(W2 (s(L1) * e) + b2)) + b3`` with gates L1 and L2.
+
+    Args:
+        dim: Features e of all streams together.
+        hidden_dim: Features between the two layers.
+        outputs: Numbers that the network returns.
+        gates: Kind of the gates L1 and L2.
+        num_geometry: Further inputs of the first layer, which no gate precedes.
+
+    Shape:
+        Features (B, dim) and geometry (B, num_geometry) to (B, outputs).
+    """
+
+    def __init__(
+        self, dim: int, hidden_dim: int, outputs: int, gates: GateKind, num_geometry: int = 0
+    ) -> None:
+        super().__init__()
+        self.gate1 = head_gate(gates, dim)
+        self.fc2 = nn.Linear(dim + num_geometry, hidden_dim)
+        self.gate2 = head_gate(gates, hidden_dim)
+        self.fc3 = nn.Linear(hidden_dim, outputs)
+
+    def forward(self, features: Tensor, geometry: Tensor | None = None) -> Tensor:
+        """Return the output, without activation."""
+        hidden = F.relu(self.fc2(_join(self.gate1(features), geometry)))
+        out: Tensor = self.fc3(self.gate2(hidden))
+        return out
+
+    def fold_(self, scores: Tensor) -> None:
+        """Multiply scores (dim,) of the features and both gates into the weights."""
+        if isinstance(self.gate1, FeatureSelectionGate):
+            scores = scores * self.gate1.scores()
+        if isinstance(self.gate2, FeatureSelectionGate):
+            self.gate2.fold_into(self.fc3, "input")
+        scale_inputs(self.fc2, _extend(scores, self.fc2))
+        self.gate1, self.gate2 = nn.Identity(), nn.Identity()
+
+
+def _join(features: Tensor, geometry: Tensor | None) -> Tensor:
+    return features if geometry is None else torch.cat([features, geometry.to(features)], 1)
+
+
+def _extend(scores: Tensor, layer: nn.Linear) -> Tensor:
+    """Return the scores with ones for the geometry, which has no gate."""
+    return torch.cat([scores, scores.new_ones(layer.in_features - len(scores))])
+
 
 Streams = Sequence[str | tuple[str, int]] | Mapping[str, int]
 
@@ -22,7 +106,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
     Args:
         trunk: ``tiny_resnet`` or any model of timm, built for each stream.
         streams: Names of the streams, in the order in which their features are joined; those that
-            :data:`~endoscopy.data.frames.streams.STREAMS` does not know with their number of
+            :data:`~endoscopy.data.streams.STREAMS` does not know with their number of
             channels, as pairs or all in a mapping.
         outputs: Numbers that the network returns: 1 for millimeters, more for ordinal or classes.
         gates: Kind of the gates, see :func:`endoscopy.models.gate_kinds.gate_trunk`.
@@ -128,3 +212,43 @@ def channels_of(streams: Streams) -> dict[str, int]:
     if not channels or len(channels) < len(streams):
         raise ValueError(f"streams must name at least one, each once; found {list(streams)}")
     return channels
+
+
+STATIC = ("fsg", "l0", "layer_scale")
+
+
+@torch.no_grad()
+def fold(model: MultiStreamSizer) -> MultiStreamSizer:
+    """Return the network with its static gates multiplied into the weights, in evaluation.
+
+    It computes what ``model.eval()`` computes, up to rounding, with the operations of a network
+    built with ``gates="none"``, which it is. The gates of the last stage of a ResNet and L1 go into
+    the columns of the first layer of the head, L2 into those of the second. Attention that depends
+    on the image (``se``) stays as it is.
+
+    Args:
+        model: Any sizing network; it is not changed.
+    """
+    twin = copy.deepcopy(model).eval()
+    if model.arguments["gates"] not in STATIC:
+        return twin
+    twin.head.fold_(torch.cat([_fold_trunk(trunk, twin) for trunk in twin.branches.values()]))
+    twin.arguments["gates"] = "none"  # the form in which it is saved
+    return twin
+
+
+def _fold_trunk(trunk: nn.Module, model: MultiStreamSizer) -> Tensor:
+    """Fold all gates that precede weights; return what the head must absorb."""
+    hosts = gate_hosts(trunk)
+    stages = [name for name, host in hosts.items() if isinstance(host.module, nn.Sequential)]
+    if not stages:
+        fold_gates(trunk)
+        width = next(model.head.parameters())
+        dim = int(trunk.num_features)  # type: ignore[arg-type]
+        return torch.ones(dim, device=width.device, dtype=width.dtype)
+    fold_gates(trunk, where=stages[:-1])
+    last = trunk.get_submodule(stages[-1])
+    gate = last.gate
+    assert isinstance(gate, FeatureSelectionGate)
+    del last.gate
+    return gate.scores()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from endoscopy.metrics.size_classes import TRUTH
+from endoscopy.metrics.classification import TRUTH
 from endoscopy.training.losses import CensoredSmoothL1, SizeWeightedLoss
 
 

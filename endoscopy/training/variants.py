@@ -9,7 +9,7 @@ from core_gates.training.gradient_routing import Mode
 from endoscopy.models.gate_kinds import GateKind
 from endoscopy.models.sizer import MultiStreamSizer
 from endoscopy.training.losses import SizeWeightedLoss
-from endoscopy.training.module import SizingModule
+from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.targets import ScaledMillimeters, SizeTarget
 
 L0_WEIGHT = 1e-4  # of a gate; some hundred gates then cost about as much as the loss at its end

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
-from endoscopy.data.tables.frame_table import FrameTable
+from endoscopy.data.frame_table import FrameTable
 from endoscopy.models import tiny_resnet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "endoscopy"

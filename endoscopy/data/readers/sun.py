@@ -12,10 +12,9 @@ from typing import Any
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.data.readers.clean import clean
-from endoscopy.data.readers.report import ReadReport
+from endoscopy.data.frame_table import FrameTable
+from endoscopy.data.readers.cleaning import ReadReport, clean
 from endoscopy.data.readers.table import read_csv
-from endoscopy.data.tables.frame_table import FrameTable
 
 IMAGES = {".jpg", ".jpeg", ".png"}
 BAD_LINE = "line of the annotation cannot be read"

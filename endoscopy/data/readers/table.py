@@ -12,9 +12,8 @@ import pandas as pd
 import pyarrow as pa
 
 from core_gates.errors import GatesError
-from endoscopy.data.readers.clean import clean
-from endoscopy.data.readers.report import ReadReport
-from endoscopy.data.tables.frame_table import BOX, REQUIRED, FrameTable
+from endoscopy.data.frame_table import BOX, REQUIRED, FrameTable
+from endoscopy.data.readers.cleaning import ReadReport, clean
 
 PATHS = ("frame_path", "mask_path", "depth_path")
 NUMBERS = (*BOX, "width", "height", "gt_minor", "distance_mm")

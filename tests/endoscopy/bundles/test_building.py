@@ -10,18 +10,17 @@ from endoscopy.bundles.building import (
     refuse_trained,
     rounded_bundle,
 )
-from endoscopy.bundles.contents import load_bundle
-from endoscopy.bundles.model_card import model_card
+from endoscopy.bundles.bundle import load_bundle, model_card
 from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.data.provenance import Provenance
-from endoscopy.evaluation.frames import predictions_of
-from endoscopy.inference.in_memory import frames_of, predictor_of, without_mask
+from endoscopy.evaluation.rendered_frames import predictions_of
 from endoscopy.metrics import object_table
 from endoscopy.models import tiny_resnet
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.dataset import render_dataset
-from endoscopy.segmentation.segmenter import Segmenter
-from endoscopy.training.module import SizingModule
+from endoscopy.prediction import frames_of, predictor_of, without_mask
+from endoscopy.renderer.rendered_dataset import render_dataset
+from endoscopy.renderer.scene import RendererConfig
+from endoscopy.segmenter import Segmenter
+from endoscopy.training.sizing_module import SizingModule
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def test_millimeters_are_calibrated_only_where_a_constant_is_beaten(
         mm = table["gt"] * (1 + error) if error else 6.5 + 0 * table["gt"]
         return table.assign(predicted_mm=mm)
 
-    monkeypatch.setattr("endoscopy.bundles.calibration._sized", planted)
+    monkeypatch.setattr("endoscopy.bundles.building._sized", planted)
     bundle = bundle_of(module, data)
     assert bundle.scope.calibrated_for == calibrated
     assert bundle.scope.trained_on == "synthetic"
@@ -120,13 +119,13 @@ def test_millimeters_are_calibrated_only_where_a_constant_is_beaten(
 
 def test_intervals_need_calibration_objects_enough(module, data, monkeypatch):
     assert bundle_of(module, data).intervals == {}
-    monkeypatch.setattr("endoscopy.bundles.calibration.MINIMUM", 5)
+    monkeypatch.setattr("endoscopy.evaluation.conformal.MINIMUM", 5)
     assert bundle_of(module, data).intervals == {}
 
 
 @pytest.mark.fault("endoscopy A3")
 def test_every_way_of_locating_lesions_has_intervals_of_its_own(module, folder, monkeypatch):
-    monkeypatch.setattr("endoscopy.bundles.calibration.MINIMUM", 10)
+    monkeypatch.setattr("endoscopy.evaluation.conformal.MINIMUM", 10)
     data = data_of(folder, train_objects=2, validation_objects=1, test_objects=1,
                    calibration_objects=12)  # fmt: skip
     segmenter = Segmenter(32)
@@ -144,7 +143,7 @@ def test_every_way_of_locating_lesions_has_intervals_of_its_own(module, folder, 
 
 @pytest.mark.fault("endoscopy A3")
 def test_a_network_of_boxes_has_one_interval_for_masks_and_boxes(folder, monkeypatch):
-    monkeypatch.setattr("endoscopy.bundles.calibration.MINIMUM", 10)
+    monkeypatch.setattr("endoscopy.evaluation.conformal.MINIMUM", 10)
     data = data_of(folder, train_objects=2, validation_objects=1, test_objects=1,
                    calibration_objects=12, streams=["crop"])  # fmt: skip
     torch.manual_seed(0)

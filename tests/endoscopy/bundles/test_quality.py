@@ -21,8 +21,8 @@ from endoscopy.bundles.quality import (
     fit_quality,
     frame_statistics,
 )
-from endoscopy.renderer.config import RendererConfig
 from endoscopy.renderer.render import render_object
+from endoscopy.renderer.scene import RendererConfig
 
 SIZE = 48
 

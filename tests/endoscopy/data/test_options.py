@@ -3,12 +3,9 @@
 import pytest
 
 from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.data.frames.reader import FrameReader
-from endoscopy.data.frames.store import FrameStore
-from endoscopy.data.splits.folds import Folds, check_leakage
-from endoscopy.data.splits.published import make_folds, read_folds
-from endoscopy.data.splits.random import split_by_counts
-from endoscopy.renderer.config import RendererConfig
+from endoscopy.data.frame_cache import FrameReader, FrameStore
+from endoscopy.data.splits import Folds, check_leakage, make_folds, read_folds, split_by_counts
+from endoscopy.renderer.scene import RendererConfig
 
 SIZES = {f"{case}_{i}": 3.0 * i + 1 for case in range(9) for i in range(3)}
 

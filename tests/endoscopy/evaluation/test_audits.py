@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from endoscopy.data.frames.outlines import box_masks, boxes_of, ellipse_masks
+from endoscopy.data.streams import box_masks, boxes_of, ellipse_masks
 from endoscopy.evaluation.audits import (
     box_audit,
     fit_scale,
@@ -12,14 +12,13 @@ from endoscopy.evaluation.audits import (
     oracle_scale_audit,
     oracle_scales,
     partition_audit,
+    perturbed_boxes,
     shortcut_audit,
     size_proxy,
+    table_rows,
 )
-from endoscopy.evaluation.audits.masks import perturbed_boxes
-from endoscopy.evaluation.audits.rows import table_rows
 from endoscopy.evaluation.baselines import fit_log_linear, fit_pinhole
-from endoscopy.evaluation.features import masked_median
-from endoscopy.evaluation.frames import FrameStack, predictions_of
+from endoscopy.evaluation.rendered_frames import FrameStack, masked_median, predictions_of
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from endoscopy.evaluation.baselines import (
     fit_log_linear,
     fit_pinhole,
 )
-from endoscopy.evaluation.headline import cut_off_note, headline, verdict
+from endoscopy.evaluation.size_evaluation import cut_off_note, headline, verdict
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 
 

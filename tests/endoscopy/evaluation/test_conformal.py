@@ -11,9 +11,9 @@ from endoscopy.evaluation.conformal import (
     SplitConformal,
     calibrate,
     calibrate_few_frames,
+    coverage_table,
     draw_frames,
 )
-from endoscopy.evaluation.coverage import coverage_table
 from endoscopy.metrics import TRUTH, expected_calibration_error, object_table
 
 

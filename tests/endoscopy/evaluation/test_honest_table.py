@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.cue_baselines import REGRESSION
+from endoscopy.evaluation.baselines import REGRESSION
 from endoscopy.evaluation.honest_table import HonestComparison, honest_headline, honest_table
 
 COUNT = 150

@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.cue_baselines import cue_baselines
-from endoscopy.evaluation.features import frame_features, masked_median
-from endoscopy.evaluation.frames import FrameStack
+from endoscopy.evaluation.baselines import cue_baselines
 from endoscopy.evaluation.ladder import (
     AREA,
     FRAME_AGC,
@@ -15,6 +13,7 @@ from endoscopy.evaluation.ladder import (
     ladder_order,
     ladder_predictions,
 )
+from endoscopy.evaluation.rendered_frames import FrameStack, frame_features, masked_median
 
 
 def radiance(images):

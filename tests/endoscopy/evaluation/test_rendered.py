@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from endoscopy.data.frames.outlines import boxes_of
+from endoscopy.data.streams import boxes_of
 from endoscopy.evaluation.ladder import AREA, LOCAL_FIXED, METRIC, ladder
-from endoscopy.evaluation.rendered import rendered_features, rendered_frames
+from endoscopy.evaluation.rendered_frames import rendered_features, rendered_frames
 from endoscopy.renderer import RendererConfig, render_objects
 
 CONFIG = RendererConfig(seed=5, side=32, frames=2)

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.scores import score_differences, score_intervals, size_scores
+from endoscopy.evaluation.size_scores import score_differences, score_intervals, size_scores
 from endoscopy.metrics import CutOffs, auroc, confusion_matrix, macro_f1
 
 

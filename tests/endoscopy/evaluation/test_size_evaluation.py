@@ -3,18 +3,11 @@
 import numpy as np
 import pytest
 
-from endoscopy.evaluation.conformal import SplitConformal
-from endoscopy.evaluation.coverage import coverage_interval, coverage_note
-from endoscopy.evaluation.cue_baselines import REGRESSION
-from endoscopy.evaluation.frames import predictions_of
-from endoscopy.evaluation.scores import score_differences
-from endoscopy.evaluation.size_evaluation import (
-    ACCURACY,
-    CERTAINTY,
-    HEADLINE,
-    Bars,
-    SizeEvaluation,
-)
+from endoscopy.evaluation.baselines import REGRESSION
+from endoscopy.evaluation.conformal import SplitConformal, coverage_interval, coverage_note
+from endoscopy.evaluation.rendered_frames import predictions_of
+from endoscopy.evaluation.size_evaluation import ACCURACY, CERTAINTY, HEADLINE, Bars, SizeEvaluation
+from endoscopy.evaluation.size_scores import score_differences
 
 
 def nearly_right(error, seed):

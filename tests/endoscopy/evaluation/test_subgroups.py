@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.abstention import abstention_table
-from endoscopy.evaluation.subgroups import subgroup_table
+from endoscopy.evaluation.conformal import abstention_table
+from endoscopy.evaluation.size_scores import subgroup_table
 
 
 def test_a_weak_subgroup_shows(noisy_objects):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from endoscopy.explain.gate_bars import gate_figure
-from endoscopy.explain.strip import Track, drawn_frames, strip_figure
+from endoscopy.explain.saliency import gate_figure
+from endoscopy.explain.strips import Track, drawn_frames, strip_figure
 from endoscopy.models.gate_kinds import gates_of
 from endoscopy.models.presets import tiny_vit
 

@@ -6,13 +6,18 @@ import torch
 from torch import nn
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.contents import SizingBundle
-from endoscopy.data.frames.transforms import Frame
-from endoscopy.explain import rollout
-from endoscopy.explain.attention import attention_maps, inside
-from endoscopy.explain.grad_cam import grad_cam
-from endoscopy.explain.overlay import attention_figure, overlay
-from endoscopy.explain.rollout import attention_rollout, attention_weights
+from endoscopy.bundles.bundle import SizingBundle
+from endoscopy.data.transforms import Frame
+from endoscopy.explain import saliency
+from endoscopy.explain.saliency import (
+    attention_figure,
+    attention_maps,
+    attention_rollout,
+    attention_weights,
+    grad_cam,
+    inside,
+    overlay,
+)
 from endoscopy.models.presets import fsg_vit, tiny_resnet, tiny_vit
 from endoscopy.training.targets import LogSize
 
@@ -86,7 +91,7 @@ def test_rollout_multiplies_the_blocks_in_order(monkeypatch):
     for weights in chain:
         weights[:, :, 7] += 0.8
     queue = list(chain)
-    monkeypatch.setattr(rollout, "attention_weights", lambda *_: queue.pop(0))
+    monkeypatch.setattr(saliency, "attention_weights", lambda *_: queue.pop(0))
     heat = attention_rollout(model, {"rgb_mask": images(1)})
     joined = torch.eye(65)
     for weights in chain:

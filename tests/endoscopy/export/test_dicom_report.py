@@ -10,11 +10,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from core_gates.errors import GatesError, MissingExtraError
-from endoscopy.bundles.scope import Scope
-from endoscopy.data.readers.report import ReadReport
-from endoscopy.export.dicom_report import LENGTH, write_dicom_report
-from endoscopy.inference.prediction import Prediction
-from endoscopy.inputs.frame import InputReport
+from endoscopy.bundles.bundle import Scope
+from endoscopy.data.readers.cleaning import ReadReport
+from endoscopy.dicom_report import LENGTH, write_dicom_report
+from endoscopy.inputs.image_files import InputReport
+from endoscopy.prediction import Prediction
 
 highdicom = pytest.importorskip("highdicom")
 NUMERIC_VALUE = 0x0040A30A

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from core_gates.errors import GatesError, MissingExtraError
-from endoscopy.bundles.contents import SizingBundle
-from endoscopy.export.network import (
+from endoscopy.bundles.bundle import SizingBundle
+from endoscopy.models.presets import fsg_resnet18, fsg_vit, tiny_resnet, tiny_vit
+from endoscopy.models.sizer import fold
+from endoscopy.runtimes import (
     PositionalSizer,
     export_onnx,
     export_program,
@@ -19,8 +21,6 @@ from endoscopy.export.network import (
     operators,
     save_program,
 )
-from endoscopy.models.folding import fold
-from endoscopy.models.presets import fsg_resnet18, fsg_vit, tiny_resnet, tiny_vit
 from endoscopy.training.targets import LogSize
 
 STREAMS = {"rgb_mask": 4, "crop": 3, "rgb": 3, "loc": 3, "depth": 1}

@@ -7,13 +7,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from core_gates.errors import GatesError
-from endoscopy.data.readers.voc import VocAnnotation, VocObject, write_voc
-from endoscopy.inputs.boxes_csv import CsvLocations
-from endoscopy.inputs.content import stated_part, trim_black
-from endoscopy.inputs.frame import InputReport
-from endoscopy.inputs.kind import frames
-from endoscopy.inputs.mask_files import MaskLocations, lesions_of
-from endoscopy.inputs.voc_folder import VocLocations
+from endoscopy.data.readers.real_colon import VocAnnotation, VocObject, write_voc
+from endoscopy.inputs.boxes import CsvLocations, VocLocations
+from endoscopy.inputs.image_files import InputReport, stated_part, trim_black
+from endoscopy.inputs.locations import MaskLocations, lesions_of
+from endoscopy.inputs.sources import frames
 
 BOXES = [(10.0, 30.0, 5.0, 25.0), (3.0, 20.0, 8.0, 31.0), (20.0, 44.0, 2.0, 30.0)]
 

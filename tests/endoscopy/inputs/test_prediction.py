@@ -12,17 +12,16 @@ from PIL import Image
 from torch import nn
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.contents import SizingBundle, load_bundle
+from endoscopy.bundles.bundle import Scope, SizingBundle, load_bundle
 from endoscopy.bundles.quality import fit_quality
-from endoscopy.bundles.scope import Scope
 from endoscopy.evaluation.conformal import SplitConformal
-from endoscopy.explain.tracks import tracks_of
-from endoscopy.inference.prediction import objects_of, predict
-from endoscopy.inputs.boxes_csv import CsvLocations
-from endoscopy.inputs.mask_files import MaskLocations
-from endoscopy.metrics.size_classes import CutOffs
+from endoscopy.explain.strips import tracks_of
+from endoscopy.inputs.boxes import CsvLocations
+from endoscopy.inputs.locations import MaskLocations
+from endoscopy.metrics.classification import CutOffs
 from endoscopy.models.presets import tiny_resnet
-from endoscopy.segmentation.segmenter import AutomaticLocations, Segmenter
+from endoscopy.prediction import objects_of, predict
+from endoscopy.segmenter import AutomaticLocations, Segmenter
 from endoscopy.training.targets import Classes, LogSize, Ordinal, ScaledMillimeters
 
 NUMBERS = ["predicted_mm", "sharpness", "bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax"]

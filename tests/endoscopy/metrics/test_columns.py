@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
-from endoscopy.data.tables.frame_table import FrameTable, concatenate
-from endoscopy.evaluation.scores import score_intervals, size_scores
+from endoscopy.data.frame_table import FrameTable, concatenate
+from endoscopy.evaluation.size_scores import score_intervals, size_scores
 from endoscopy.metrics import clusters_of, object_table, patient_table
 
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from core_gates.errors import GatesError
 from core_gates.features.selection import FeatureSelectionGate
-from endoscopy.data.frames.streams import STREAMS
+from endoscopy.data.streams import STREAMS
 from endoscopy.models import (
     MultiStreamSizer,
     fsg_efficientnet_b0,

@@ -4,9 +4,8 @@ import torch
 from torch.testing import assert_close
 
 from endoscopy.renderer.camera import CLEARANCE, draw_track
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.geometry.field import field
-from endoscopy.renderer.scene import draw_scene
+from endoscopy.renderer.lumen import field
+from endoscopy.renderer.scene import RendererConfig, draw_scene
 
 
 def tracks(count, **settings):

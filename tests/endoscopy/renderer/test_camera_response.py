@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from endoscopy.renderer import camera_response
-from endoscopy.renderer.brand import BRANDS
-from endoscopy.renderer.camera_response import expose, gains, mean_luminance, tone, vignetting
-from endoscopy.renderer.geometry.rays import fisheye
+from endoscopy.renderer import camera
+from endoscopy.renderer.camera import expose, gains, mean_luminance, tone, vignetting
+from endoscopy.renderer.lumen import fisheye
+from endoscopy.renderer.scene import BRANDS
 
 SIDE = 48
 LENS = fisheye(SIDE, 140.0)
@@ -68,7 +68,7 @@ def test_motion_blur_spreads_a_point_by_at_most_a_pixel_and_keeps_its_light():
     middle = int(LENS.angle.argmin())
     seen[:, :, middle] = 1e-3  # too weak for the knee of the tone curve
     generator = torch.Generator().manual_seed(3)
-    blurred = torch.stack(camera_response._blur(list(seen), LENS, SIDE, generator))
+    blurred = torch.stack(camera._blur(list(seen), LENS, SIDE, generator))
     assert_close(blurred.sum(2), seen.sum(2))
     assert (blurred > 0).sum(2).max() <= 9
     assert ((blurred > 0).sum(2) > 1).any()

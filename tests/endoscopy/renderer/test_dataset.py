@@ -9,9 +9,9 @@ from PIL import Image
 
 from core_gates.errors import GatesError
 from endoscopy.renderer import RendererConfig, render_dataset
-from endoscopy.renderer import dataset as module
-from endoscopy.renderer.dataset import video_name
+from endoscopy.renderer import rendered_dataset as module
 from endoscopy.renderer.render import render_object
+from endoscopy.renderer.rendered_dataset import video_name
 
 CONFIG = RendererConfig(seed=9, side=40, frames=2)
 OBJECTS = 3

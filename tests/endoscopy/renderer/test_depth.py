@@ -1,8 +1,8 @@
 import torch
 from torch.testing import assert_close
 
-from endoscopy.renderer import depth as depths
-from endoscopy.renderer.depth import degrade
+from endoscopy.renderer import light as depths
+from endoscopy.renderer.light import degrade
 
 
 def _depth():

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from benchmarks.endoscopy.eager_renderer import eager_radiance
 from endoscopy.renderer import RendererConfig, render_objects
-from endoscopy.renderer.geometry.rays import FAR
+from endoscopy.renderer.lumen import FAR
 from endoscopy.renderer.render import render_object
 from endoscopy.renderer.scene import SHAPES
 

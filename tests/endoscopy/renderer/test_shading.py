@@ -3,12 +3,11 @@ import math
 import torch
 from torch.testing import assert_close
 
-from endoscopy.renderer.brand import BRANDS
 from endoscopy.renderer.camera import CameraPath
-from endoscopy.renderer.geometry.march import march
-from endoscopy.renderer.geometry.rays import FAR, camera_rays, fisheye
-from endoscopy.renderer.radiance import render_radiance
-from endoscopy.renderer.shading import LIGHT_POWER, shade
+from endoscopy.renderer.light import LIGHT_POWER, render_radiance, shade
+from endoscopy.renderer.lumen import FAR, camera_rays, fisheye
+from endoscopy.renderer.march import march
+from endoscopy.renderer.scene import BRANDS
 
 
 def _facing_wall(heights):

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from core_gates.errors import GatesError
-from endoscopy.inputs.frame import SourceFrame
-from endoscopy.segmentation.module import (
+from endoscopy.inputs.image_files import SourceFrame
+from endoscopy.segmenter import AutomaticLocations, Segmenter, load_segmenter
+from endoscopy.training.segmenter_module import (
     SegmenterModule,
     augmented,
     intersection_over_union,
     segmentation_loss,
     train_segmenter,
 )
-from endoscopy.segmentation.segmenter import AutomaticLocations, Segmenter, load_segmenter
 
 
 def planted(count, size=48, seed=0):

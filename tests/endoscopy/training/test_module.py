@@ -12,10 +12,10 @@ from torch.testing import assert_close
 
 from core_gates.errors import GatesError
 from endoscopy.metrics import confusion_matrix, macro_f1, object_table
-from endoscopy.metrics.size_classes import TRUTH
+from endoscopy.metrics.classification import TRUTH
 from endoscopy.models import gate_parameters, tiny_resnet, tiny_vit
 from endoscopy.training.losses import SizeWeightedLoss
-from endoscopy.training.module import SizingModule, split
+from endoscopy.training.sizing_module import SizingModule, split
 from endoscopy.training.targets import Classes, LogSize, Ordinal, ScaledMillimeters
 
 pytestmark = [

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from endoscopy.models import fsg_vit
 from endoscopy.training.losses import SizeWeightedLoss
-from endoscopy.training.module import SizingModule
+from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.targets import ScaledMillimeters, SizeTarget
 
 pytestmark = [

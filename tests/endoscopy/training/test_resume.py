@@ -8,7 +8,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader
 
 from endoscopy.models import tiny_resnet
-from endoscopy.training.module import SizingModule
+from endoscopy.training.sizing_module import SizingModule
 from harness.command import GatesRunTrainer
 from harness.runs.checkpoint import RunCheckpoint
 from harness.runs.logger import ResumableCSVLogger

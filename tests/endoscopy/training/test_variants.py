@@ -3,7 +3,7 @@ import torch
 
 from endoscopy.models import gate_parameters, tiny_resnet
 from endoscopy.models.sizer import channels_of
-from endoscopy.training.module import SizingModule
+from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.targets import LogSize, ScaledMillimeters
 from endoscopy.training.variants import VARIANTS, variant_of
 

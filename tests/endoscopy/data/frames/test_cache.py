@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from core_gates.errors import GatesError
-from endoscopy.data.frames.cache import FrameCache
-from endoscopy.data.frames.reader import FrameReader
+from endoscopy.data.frame_cache import FrameCache, FrameReader
 from endoscopy.data.readers.real_colon import read_real_colon
 
 SIZE = 32

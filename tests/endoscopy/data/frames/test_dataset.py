@@ -4,14 +4,18 @@ import pytest
 import torch
 
 from core_gates.errors import GatesError
-from endoscopy.data.frames.dataset import BatchDataset, LesionDataset, collate
-from endoscopy.data.frames.loader import BatchOrder, FrameLoader
-from endoscopy.data.frames.network_input import InputForm
-from endoscopy.data.frames.reader import FrameReader
-from endoscopy.data.frames.samplers import ObjectBalancedSampler
-from endoscopy.data.frames.streams import STREAMS, normalize
-from endoscopy.data.frames.transforms import Pipeline, train_pipeline
+from endoscopy.data.frame_cache import FrameReader
 from endoscopy.data.readers.real_colon import read_real_colon
+from endoscopy.data.samples import (
+    BatchDataset,
+    BatchOrder,
+    FrameLoader,
+    LesionDataset,
+    ObjectBalancedSampler,
+    collate,
+)
+from endoscopy.data.streams import STREAMS, InputForm, normalize
+from endoscopy.data.transforms import Pipeline, train_pipeline
 
 SIZE = 32
 

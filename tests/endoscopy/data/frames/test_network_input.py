@@ -8,17 +8,15 @@ import torch
 
 from endoscopy.bundles.building import frame_predictions, rounded_bundle
 from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.data.frames.network_input import InputForm, network_input, outline_of
-from endoscopy.data.frames.outlines import box_masks, ellipse_masks
-from endoscopy.data.frames.transforms import Frame
-from endoscopy.inference.in_memory import frames_of, predictor_of
-from endoscopy.inference.prediction import predict
-from endoscopy.inputs.mask_files import MaskLocations
-from endoscopy.inputs.voc_folder import VocLocations
+from endoscopy.data.streams import InputForm, box_masks, ellipse_masks, network_input, outline_of
+from endoscopy.data.transforms import Frame
+from endoscopy.inputs.boxes import VocLocations
+from endoscopy.inputs.locations import MaskLocations
 from endoscopy.models import tiny_resnet
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.dataset import render_dataset
-from endoscopy.training.module import SizingModule
+from endoscopy.prediction import frames_of, predict, predictor_of
+from endoscopy.renderer.rendered_dataset import render_dataset
+from endoscopy.renderer.scene import RendererConfig
+from endoscopy.training.sizing_module import SizingModule
 
 SIZE = 32
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from endoscopy.data.frames.samplers import ObjectBalancedSampler, WeightedFrameSampler
+from endoscopy.data.samples import ObjectBalancedSampler, WeightedFrameSampler
 
 counts = st.lists(st.integers(1, 9), min_size=1, max_size=7)
 

@@ -7,19 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from endoscopy.data.frames.outlines import boxes_of
-from endoscopy.data.frames.streams import (
+from endoscopy.data.splits import make_folds
+from endoscopy.data.streams import (
     ENDOSCOPY,
     STREAMS,
     aperture_mask,
     box_geometry,
+    boxes_of,
     build_streams,
     crop_to_boxes,
     fill_boxes,
     normalize,
     relative_inverse,
 )
-from endoscopy.data.splits.published import make_folds
 
 
 @pytest.mark.parametrize("seed", [81, 82, 84])

@@ -5,13 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from endoscopy.data.frames.transforms import (
-    Frame,
-    Pipeline,
-    resize_frame,
-    resizing,
-    train_pipeline,
-)
+from endoscopy.data.transforms import Frame, Pipeline, resize_frame, resizing, train_pipeline
 
 SIZE = 64
 

@@ -98,9 +98,9 @@ def test_sun_sizes_may_come_from_a_file(sun, tmp_path):
 def test_published_facts_of_sun():
     import pandas as pd
 
+    from endoscopy.data.frame_table import parse_size
     from endoscopy.data.readers import sun as module
-    from endoscopy.data.tables.sizes import parse_size
-    from endoscopy.metrics.size_classes import TRUTH
+    from endoscopy.metrics.classification import TRUTH
 
     objects = module._read_objects(None)
     sizes = [parse_size(text) for text in objects["gt"]]

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from core_gates.errors import GatesError
+from endoscopy.data.frame_table import repair_boxes
 from endoscopy.data.images import probe, read_mask, read_rgb
-from endoscopy.data.readers.voc import VocAnnotation, VocObject, read_voc, write_voc
-from endoscopy.data.tables.boxes import repair_boxes
+from endoscopy.data.readers.real_colon import VocAnnotation, VocObject, read_voc, write_voc
 
 number = st.floats(0, 5000, allow_nan=False).map(lambda v: round(v, 2))
 word = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=12)

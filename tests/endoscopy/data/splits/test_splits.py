@@ -10,12 +10,19 @@ from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
 from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.data.frame_table import FrameTable
 from endoscopy.data.readers.table import read_frame_table
-from endoscopy.data.splits.folds import Folds, Split, check_leakage
-from endoscopy.data.splits.published import audit5, make_folds, official_hag6, read_folds
-from endoscopy.data.splits.random import split_by_counts
-from endoscopy.data.tables.frame_table import FrameTable
-from endoscopy.metrics.size_classes import TRUTH
+from endoscopy.data.splits import (
+    Folds,
+    Split,
+    audit5,
+    check_leakage,
+    make_folds,
+    official_hag6,
+    read_folds,
+    split_by_counts,
+)
+from endoscopy.metrics.classification import TRUTH
 
 COUNTS = {  # objects of each fold: diminutive, small, large (figures of arXiv 2407.04400)
     0: (29, 5, 5), 1: (30, 6, 3), 2: (30, 6, 3), 3: (30, 5, 4), 4: (29, 6, 3), 5: (29, 4, 5),

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from endoscopy.data.tables.boxes import repair_boxes
+from endoscopy.data.frame_table import repair_boxes
 
 FRAME = [[100.0, 80.0]]
 corner = st.floats(-300, 300, allow_nan=False)

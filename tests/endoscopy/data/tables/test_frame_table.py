@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
+from endoscopy.data.frame_table import REQUIRED, FrameTable, concatenate
 from endoscopy.data.readers.real_colon import read_real_colon
 from endoscopy.data.readers.sun import read_sun
 from endoscopy.data.readers.table import read_frame_table
-from endoscopy.data.tables.frame_table import REQUIRED, FrameTable, concatenate
 
 
 def test_objects_come_numbers_first(make_table):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from endoscopy.data.tables.sizes import look_like_centimeters, parse_size
+from endoscopy.data.frame_table import look_like_centimeters, parse_size
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from endoscopy.renderer.geometry import crossing
-from endoscopy.renderer.geometry.crossing import Bracket, close_in, first_crossing
+from endoscopy.renderer import march
+from endoscopy.renderer.march import Bracket, close_in, first_crossing
 
 
 class Line:
@@ -48,7 +48,7 @@ def test_the_first_crossing_is_found(table):
 
 
 def test_many_samples_are_taken_in_blocks(monkeypatch):
-    monkeypatch.setattr(crossing, "BLOCK", 4)
+    monkeypatch.setattr(march, "BLOCK", 4)
     values = torch.tensor([[1.0, 1, -1, 1, 1], [1, 1, 1, 1, -1], [1, 1, 1, 1, 1]]).t()
     origin, extent = torch.zeros(3), torch.full((3,), 4.0)
     crossed, bracket = first_crossing(Table(values), origin, extent, torch.linspace(0, 1, 5))

@@ -6,11 +6,9 @@ from torch.testing import assert_close
 
 from benchmarks.endoscopy.fixed_march import fixed_march
 from endoscopy.renderer.camera import draw_track
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.geometry.field import field
-from endoscopy.renderer.geometry.march import march
-from endoscopy.renderer.geometry.rays import FAR, Rays, camera_rays, fisheye
-from endoscopy.renderer.scene import SHAPES, draw_scene
+from endoscopy.renderer.lumen import FAR, Rays, camera_rays, field, fisheye
+from endoscopy.renderer.march import march
+from endoscopy.renderer.scene import SHAPES, RendererConfig, draw_scene
 
 
 def cylinder(rays, radius):

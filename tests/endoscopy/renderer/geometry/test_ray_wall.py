@@ -3,11 +3,9 @@ import torch
 from torch.testing import assert_close
 
 from endoscopy.renderer.camera import draw_track
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.geometry.field import wall
-from endoscopy.renderer.geometry.ray_wall import RayWall, leave_open_tube
-from endoscopy.renderer.geometry.rays import camera_rays, fisheye
-from endoscopy.renderer.scene import draw_scene
+from endoscopy.renderer.lumen import camera_rays, fisheye, wall
+from endoscopy.renderer.march import RayWall, leave_open_tube
+from endoscopy.renderer.scene import RendererConfig, draw_scene
 
 CASES = range(8, 14)
 

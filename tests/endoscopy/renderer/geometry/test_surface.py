@@ -4,12 +4,19 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from endoscopy.renderer.camera import draw_track
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.geometry.field import field, polyp, wall
-from endoscopy.renderer.geometry.march import march
-from endoscopy.renderer.geometry.rays import FAR, camera_rays, fisheye
-from endoscopy.renderer.geometry.surface import polyp_ball, surface, wall_gradient
-from endoscopy.renderer.scene import draw_scene
+from endoscopy.renderer.lumen import (
+    FAR,
+    camera_rays,
+    field,
+    fisheye,
+    polyp,
+    polyp_ball,
+    surface,
+    wall,
+    wall_gradient,
+)
+from endoscopy.renderer.march import march
+from endoscopy.renderer.scene import RendererConfig, draw_scene
 
 
 @pytest.fixture(params=range(5))
