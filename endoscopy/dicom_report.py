@@ -14,8 +14,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from core_gates.errors import GatesError, MissingExtraError
-from endoscopy.bundles.bundle import NO_CALIBRATION, RESEARCH_ONLY, Scope
-from endoscopy.inputs.sources import dicom_headers
+from endoscopy.bundles.sizing_bundle import NO_CALIBRATION, RESEARCH_ONLY, Scope
+from endoscopy.inputs.frame_sources import dicom_headers
 from endoscopy.prediction import Prediction
 from harness.files.atomic import replacing
 
@@ -78,7 +78,7 @@ def require_reportable(source: str | Path, kind: str, named: str | None, scope: 
 
     Args:
         source: For messages.
-        kind: Of the source, see :func:`endoscopy.inputs.sources.source_kind`.
+        kind: Of the source, see :func:`endoscopy.inputs.frame_sources.source_kind`.
         named: Scope of the source, None if unknown.
         scope: Of the model.
 

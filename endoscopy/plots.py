@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from endoscopy.bundles.bundle import SizingBundle
+from endoscopy.bundles.sizing_bundle import SizingBundle
 from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.metrics import (
     CLASS_NAMES,
@@ -239,7 +239,7 @@ NAMES = {
 
 
 def ladder_figure(table: pd.DataFrame, *, title: str = "Which cues determine the size") -> Figure:
-    """Plot MAPE and macro F1 of every rung of :func:`endoscopy.evaluation.ladder.ladder`."""
+    """Plot MAPE and macro F1 of every rung of :func:`endoscopy.evaluation.baselines.ladder`."""
     panels = []
     for score in ("mape", "macro_f1"):
         estimates = [

@@ -13,19 +13,19 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.building import BATCH, CARRIED
-from endoscopy.bundles.bundle import SizingBundle, source_scope
-from endoscopy.bundles.quality import frame_statistics
-from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.data.readers.cleaning import ReadReport
+from endoscopy.bundles.bundle_fitting import BATCH, CARRIED
+from endoscopy.bundles.frame_quality import frame_statistics
+from endoscopy.bundles.sizing_bundle import SizingBundle, source_scope
+from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.data.samples import LesionDataset
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.data.streams import Outline, check_streams, outline_of
 from endoscopy.data.transforms import Frame, resize_frame
 from endoscopy.evaluation.conformal import crossed
 from endoscopy.evaluation.rendered_frames import FrameStack, Predictor
+from endoscopy.inputs.frame_sources import frames
 from endoscopy.inputs.image_files import InputReport, SourceFrame
 from endoscopy.inputs.locations import Lesion, Located, Locator
-from endoscopy.inputs.sources import frames
 from endoscopy.metrics.aggregation import PROBABILITIES, Level, object_table
 from endoscopy.metrics.classification import CLASS_NAMES
 from endoscopy.segmenter import NO_POLYP
@@ -83,7 +83,7 @@ def predict(
         locator: Finds the lesions.
         bundle: Trained network.
         scope: Scope of the source as the user states it, see
-            :func:`endoscopy.bundles.bundle.source_scope`.
+            :func:`endoscopy.bundles.sizing_bundle.source_scope`.
         objects: Identity of unnamed lesions: ``frame``, another one on every frame; ``source``, the
             same on all frames; ``auto``, the latter in videos and DICOM.
         batch_size: Lesions at a time.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from core_gates.errors import GatesError, MissingExtraError
-from endoscopy.bundles.bundle import NO_CALIBRATION, RESEARCH_ONLY, SizingBundle
+from endoscopy.bundles.sizing_bundle import NO_CALIBRATION, RESEARCH_ONLY, SizingBundle
 from endoscopy.data.streams import ENDOSCOPY
 from endoscopy.models.sizer import NUM_GEOMETRY, channels_of, fold
 from harness.files.atomic import replacing, write_bytes

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from apps.endoscopy.scoring import STUDY, keep_table
-from apps.endoscopy.training import Trainings
+from apps.endoscopy.size_scoring import STUDY, keep_table
+from apps.endoscopy.training_runs import Trainings
 from core_gates.errors import GatesError
 from endoscopy.evaluation.audits import table_rows
 from endoscopy.evaluation.rendered_frames import rendered_features

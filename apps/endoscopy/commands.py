@@ -10,8 +10,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.endoscopy.audit import Study, run_audit
 from apps.endoscopy.report import endoscopy_report
-from apps.endoscopy.scoring import Wanted, score, score_honest
-from apps.endoscopy.training import (
+from apps.endoscopy.size_scoring import Wanted, score, score_honest
+from apps.endoscopy.training_runs import (
     WEIGHTS,
     Trainings,
     decisive,
@@ -24,10 +24,10 @@ from apps.endoscopy.training import (
     render,
     render_missing,
 )
-from endoscopy.bundles.building import Bundles, bundle_of
-from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.bundles.bundle_fitting import Bundles, bundle_of
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.evaluation.size_evaluation import Bars
-from endoscopy.experiments.comparison import Budget
+from endoscopy.experiments.scored_predictions import Budget
 from endoscopy.experiments.sizers import (
     MAIN,
     SHIFTS,
@@ -48,7 +48,7 @@ from harness.experiment import Piece, Run
 DEFAULT_CONFIG = "synthetic"  # of verbs that need no data
 FUNCTIONS = {
     "predict": FunctionVerb("apps.endoscopy.predict:predict", "sources"),
-    "export": FunctionVerb("apps.endoscopy.export:export"),
+    "export": FunctionVerb("apps.endoscopy.export_network:export"),
     "demo": FunctionVerb("apps.endoscopy.demo_page:demo"),
 }
 """Verbs that need neither data nor a Trainer."""

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.bundle import SizingBundle
+from endoscopy.bundles.sizing_bundle import SizingBundle
 from endoscopy.data.frame_table import SYNTHETIC
 from endoscopy.explain.strips import (
     Mark,
@@ -22,9 +22,9 @@ from endoscopy.explain.strips import (
     strip_figure,
     tracks_of,
 )
+from endoscopy.inputs.frame_sources import frames
 from endoscopy.inputs.image_files import SourceFrame
 from endoscopy.inputs.locations import Box, DrawnLocations, Locator
-from endoscopy.inputs.sources import frames
 from endoscopy.prediction import objects_of, predict
 from endoscopy.segmenter import AutomaticLocations, Segmenter
 from harness.files.atomic import write_json

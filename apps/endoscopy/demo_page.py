@@ -13,9 +13,9 @@ import gradio as gr
 import numpy as np
 
 from apps.endoscopy.demo_clip import Clip, Measured, measure, read_clip, rendered_clip
-from apps.endoscopy.training import NamedBundle, find_bundle, find_segmenter
+from apps.endoscopy.training_runs import NamedBundle, find_bundle, find_segmenter
 from core_gates.errors import GatesError
-from endoscopy.bundles.bundle import NO_CALIBRATION, RESEARCH_ONLY, SizingBundle
+from endoscopy.bundles.sizing_bundle import NO_CALIBRATION, RESEARCH_ONLY, SizingBundle
 from endoscopy.segmenter import Segmenter
 from harness.command.verbs import Place
 from harness.service.local_page import check_port, private_folder, serve

@@ -21,16 +21,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from apps.endoscopy.training import NamedBundle, find_bundle, find_segmenter
+from apps.endoscopy.training_runs import NamedBundle, find_bundle, find_segmenter
 from core_gates.errors import GatesError
-from endoscopy.bundles.bundle import SizingBundle, source_scope
-from endoscopy.data.readers.cleaning import ReadReport
+from endoscopy.bundles.sizing_bundle import SizingBundle, source_scope
+from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.dicom_report import require_reportable, write_dicom_report
 from endoscopy.explain.strips import annotated_frames, strip_figure, tracks_of
 from endoscopy.inputs.boxes import annotated_locations
+from endoscopy.inputs.frame_sources import frames, source_kind
 from endoscopy.inputs.image_files import InputReport
 from endoscopy.inputs.locations import Locator
-from endoscopy.inputs.sources import frames, source_kind
 from endoscopy.metrics.aggregation import Level
 from endoscopy.prediction import Objects, Prediction, objects_of
 from endoscopy.prediction import predict as predict_sizes

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from apps.endoscopy.audit import FOLDER
-from apps.endoscopy.scoring import HONEST, OTHERS, PREDICTIONS, STUDY, SUBGROUPS
-from apps.endoscopy.training import Trainings
+from apps.endoscopy.size_scoring import HONEST, OTHERS, PREDICTIONS, STUDY, SUBGROUPS
+from apps.endoscopy.training_runs import Trainings
 from core_gates.errors import GatesError
 from endoscopy.evaluation.size_evaluation import ACCURACY, CERTAINTY, SECONDARY, TEST
 from endoscopy.experiments.audit import AUDIT, QUESTIONS, SHOWN

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from endoscopy.bundles.building import shipped_folder
-from endoscopy.bundles.bundle import load_bundle
+from endoscopy.bundles.bundle_fitting import shipped_folder
+from endoscopy.bundles.sizing_bundle import load_bundle
 from endoscopy.evaluation.baselines import PHOTOMETRY, fit_log_linear
 from endoscopy.evaluation.conformal import coverage_interval
 from endoscopy.evaluation.rendered_frames import (

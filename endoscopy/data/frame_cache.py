@@ -17,9 +17,9 @@ from PIL import Image
 
 from core_gates.errors import GatesError
 from endoscopy.data.frame_table import FrameTable
-from endoscopy.data.images import DEPTH_UNITS, read_depth, read_mask, read_rgb
+from endoscopy.data.image_reading import DEPTH_UNITS, read_depth, read_mask, read_rgb
 from endoscopy.data.options import check_option
-from endoscopy.data.readers.cleaning import ReadReport
+from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.data.transforms import Frame, resize_frame
 
 StoreForm = Literal["raw", "jpeg"]

@@ -4,7 +4,13 @@ Audits are in :mod:`endoscopy.evaluation.audits`,
 frames of the renderer in :mod:`endoscopy.evaluation.rendered_frames`.
 """
 
-from endoscopy.evaluation.baselines import baseline_predictions, cue_baselines
+from endoscopy.evaluation.baselines import (
+    baseline_predictions,
+    cue_baselines,
+    ladder,
+    ladder_order,
+    ladder_predictions,
+)
 from endoscopy.evaluation.conformal import (
     SplitConformal,
     abstention_table,
@@ -13,7 +19,6 @@ from endoscopy.evaluation.conformal import (
     coverage_table,
 )
 from endoscopy.evaluation.honest_table import HonestComparison, honest_headline, honest_table
-from endoscopy.evaluation.ladder import ladder, ladder_order, ladder_predictions
 from endoscopy.evaluation.rendered_frames import (
     FrameStack,
     Predictor,

@@ -435,8 +435,8 @@ def ladder_bars(table: pd.DataFrame, order: pd.DataFrame, *, prefix: str = "") -
     """Return how far the ladder is from the published one, except for the constant.
 
     Args:
-        table: Of :func:`endoscopy.evaluation.ladder.ladder`.
-        order: Of :func:`endoscopy.evaluation.ladder.ladder_order`.
+        table: Of :func:`endoscopy.evaluation.baselines.ladder`.
+        order: Of :func:`endoscopy.evaluation.baselines.ladder_order`.
         prefix: Put before the names of the bars.
     """
     table = table[table["features"] != "constant"]

@@ -204,7 +204,7 @@ def rendered_features(
         tick: Called repeatedly with the number of finished objects.
 
     Returns:
-        Exposure -> :func:`frame_features`, what :func:`endoscopy.evaluation.ladder.ladder` takes.
+        Exposure -> :func:`frame_features`, what :func:`endoscopy.evaluation.baselines.ladder` takes.
     """
     kept: dict[str, list[pd.DataFrame]] = {exposure: [] for exposure in exposures}
     for start in range(0, len(indices), CHUNK):

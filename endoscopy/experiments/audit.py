@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.building import part_predictions
+from endoscopy.bundles.bundle_fitting import part_predictions
 from endoscopy.data.samples import LesionDataset
 from endoscopy.evaluation.audits import (
     PLAIN,
@@ -25,7 +25,7 @@ from endoscopy.evaluation.audits import (
     size_proxy,
     table_rows,
 )
-from endoscopy.evaluation.ladder import ladder, ladder_order, ladder_predictions
+from endoscopy.evaluation.baselines import ladder, ladder_order, ladder_predictions
 from endoscopy.evaluation.rendered_frames import FrameStack, rendered_features
 from endoscopy.evaluation.size_evaluation import nothing
 from endoscopy.experiments.sizers import MAIN, RHOS, SHORTCUT, Networks, Sizers, Training

@@ -11,12 +11,12 @@ import torch
 
 from core_gates.errors import GatesError
 from core_gates.training import recalibrate_batch_norm
-from endoscopy.bundles.building import refuse_trained
-from endoscopy.bundles.bundle import SizingBundle
-from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.bundles.bundle_fitting import refuse_trained
+from endoscopy.bundles.sizing_bundle import SizingBundle
 from endoscopy.data.frame_cache import FrameReader
 from endoscopy.data.readers.real_colon import read_real_colon
 from endoscopy.data.samples import LesionDataset
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.models import load_timm_weights
 from endoscopy.renderer.rendered_dataset import is_complete
 from endoscopy.renderer.scene import BrandName, Exposure, Frequencies, RendererConfig

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.bundle import SizingBundle
+from endoscopy.bundles.sizing_bundle import SizingBundle
 from endoscopy.data.streams import network_input
 from endoscopy.data.transforms import Frame, resize_frame
 from endoscopy.inputs.image_files import BLACK, LUMA

@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.bundle import NO_CALIBRATION, Scope, SizingBundle
-from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.bundles.sizing_bundle import NO_CALIBRATION, Scope, SizingBundle
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.evaluation.conformal import bounds
 from endoscopy.explain.saliency import (
     GRAD_CAM,
@@ -25,8 +25,8 @@ from endoscopy.explain.saliency import (
     gate_figure,
     overlay,
 )
+from endoscopy.inputs.frame_sources import frames
 from endoscopy.inputs.locations import Locator
-from endoscopy.inputs.sources import frames
 from endoscopy.metrics import TRUTH, object_table
 from endoscopy.models import gates_of
 from endoscopy.prediction import Prediction

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from core_gates.errors import GatesError
-from endoscopy.data.images import MOST_PIXELS
+from endoscopy.data.image_reading import MOST_PIXELS
 
 
 @dataclass(frozen=True)

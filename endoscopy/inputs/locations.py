@@ -16,8 +16,8 @@ from scipy import ndimage
 
 from core_gates.errors import GatesError
 from endoscopy.data.frame_table import SMALLEST_AREA, SMALLEST_RENDERED, SYNTHETIC, repair_boxes
-from endoscopy.data.images import read_mask
-from endoscopy.data.readers.cleaning import ReadReport
+from endoscopy.data.image_reading import read_mask
+from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.data.transforms import Frame
 from endoscopy.inputs.image_files import (
     ImageFiles,

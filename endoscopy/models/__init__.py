@@ -1,7 +1,9 @@
 """Sizing networks: trunks of timm or small ones, with gates, for one to several streams."""
 
 from endoscopy.models.gate_kinds import GateKind, gate_parameters, gates_of, weight_parameters
-from endoscopy.models.presets import (
+from endoscopy.models.sizer import (
+    MultiStreamSizer,
+    fold,
     fsg_efficientnet_b0,
     fsg_resnet18,
     fsg_vit,
@@ -9,7 +11,6 @@ from endoscopy.models.presets import (
     tiny_resnet,
     tiny_vit,
 )
-from endoscopy.models.sizer import MultiStreamSizer, fold
 from endoscopy.models.timm_weights import load_timm_weights
 
 __all__ = [

@@ -19,7 +19,7 @@ import yaml
 
 from apps.endoscopy.commands import FUNCTIONS, EndoscopyCLI, EndoscopyTrainer
 from apps.main import APPS
-from endoscopy.bundles.bundle import load_bundle
+from endoscopy.bundles.sizing_bundle import load_bundle
 from endoscopy.data.frame_table import REQUIRED
 from endoscopy.data.readers.real_colon import read_real_colon
 from endoscopy.data.readers.sun import read_sun

@@ -12,7 +12,7 @@ from PIL import Image
 
 from apps.endoscopy.demo_clip import MOST_FRAMES, Clip, measure, read_clip, rendered_clip
 from core_gates.errors import GatesError
-from endoscopy.bundles.bundle import Scope, load_bundle
+from endoscopy.bundles.sizing_bundle import Scope, load_bundle
 from endoscopy.segmenter import SHIPPED, Segmenter, load_segmenter
 
 WEIGHTS = Path(str(files("endoscopy"))) / "weights"

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from endoscopy.bundles.bundle import Scope
+from endoscopy.bundles.sizing_bundle import Scope
 from endoscopy.segmenter import Segmenter
 
 OBJECTS, FRAMES = 12, 12

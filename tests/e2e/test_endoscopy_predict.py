@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from endoscopy.bundles.bundle import Scope, load_bundle
-from endoscopy.bundles.quality import fit_quality
+from endoscopy.bundles.frame_quality import fit_quality
+from endoscopy.bundles.sizing_bundle import Scope, load_bundle
 from endoscopy.segmenter import Segmenter
 
 WARD = Scope("our ward", ("ward",), 6.0)

@@ -21,8 +21,7 @@ import pandas as pd
 
 from core_gates.errors import GatesError
 from endoscopy.data.frame_table import MACROS, SYNTHETIC, FrameTable
-from endoscopy.data.readers.cleaning import ReadReport, clean
-from endoscopy.data.readers.table import read_csv
+from endoscopy.data.readers.tabular import ReadReport, clean, read_csv
 from harness.files.atomic import replacing
 
 LARGEST_FILE = 2**20

@@ -13,8 +13,7 @@ import pandas as pd
 
 from core_gates.errors import GatesError
 from endoscopy.data.frame_table import FrameTable
-from endoscopy.data.readers.cleaning import ReadReport, clean
-from endoscopy.data.readers.table import read_csv
+from endoscopy.data.readers.tabular import ReadReport, clean, read_csv
 
 IMAGES = {".jpg", ".jpeg", ".png"}
 BAD_LINE = "line of the annotation cannot be read"

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from apps.endoscopy import commands as endoscopy
-from apps.endoscopy.training import Trainings, find_bundle, render, trained, training_of
+from apps.endoscopy.training_runs import Trainings, find_bundle, render, trained, training_of
 from core_gates.errors import GatesError
-from endoscopy.bundles.building import bundle_of, part_predictions, shipped_folder
-from endoscopy.bundles.bundle import load_bundle
-from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.bundles.bundle_fitting import bundle_of, part_predictions, shipped_folder
+from endoscopy.bundles.sizing_bundle import load_bundle
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.experiments.sizers import MAIN, Rendering, Sizers, Training, taking_part
 from endoscopy.models import tiny_resnet
 from endoscopy.renderer.rendered_dataset import render_dataset

@@ -3,16 +3,16 @@ import pytest
 import torch
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.building import (
+from endoscopy.bundles.bundle_fitting import (
     bundle_of,
     frame_predictions,
     part_predictions,
     refuse_trained,
     rounded_bundle,
 )
-from endoscopy.bundles.bundle import load_bundle, model_card
-from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.bundles.sizing_bundle import load_bundle, model_card
 from endoscopy.data.provenance import Provenance
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.evaluation.rendered_frames import predictions_of
 from endoscopy.metrics import object_table
 from endoscopy.models import tiny_resnet
@@ -106,7 +106,7 @@ def test_millimeters_are_calibrated_only_where_a_constant_is_beaten(
         mm = table["gt"] * (1 + error) if error else 6.5 + 0 * table["gt"]
         return table.assign(predicted_mm=mm)
 
-    monkeypatch.setattr("endoscopy.bundles.building._sized", planted)
+    monkeypatch.setattr("endoscopy.bundles.bundle_fitting._sized", planted)
     bundle = bundle_of(module, data)
     assert bundle.scope.calibrated_for == calibrated
     assert bundle.scope.trained_on == "synthetic"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from endoscopy.bundles.quality import (
+from endoscopy.bundles.frame_quality import (
     BLURRED,
     CLIPPED_EXPOSURE,
     CLIPPED_FRAME,

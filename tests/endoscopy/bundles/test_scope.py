@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.bundle import NO_CALIBRATION, Scope, source_scope
+from endoscopy.bundles.sizing_bundle import NO_CALIBRATION, Scope, source_scope
 
 TABLE = pd.DataFrame({"predicted_mm": [4.0, 12.0], "lower_mm": [3.0, 9.0], "upper_mm": [5.0, 16.0]})
 

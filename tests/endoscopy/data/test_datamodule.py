@@ -8,7 +8,7 @@ import torch
 from torch.utils.data.distributed import DistributedSampler
 
 from core_gates.errors import GatesError
-from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from harness.files import Data
 
 OBJECTS = 14

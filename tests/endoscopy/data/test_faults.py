@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from core_gates.errors import GatesError
-from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.data.frame_table import FrameTable
+from endoscopy.data.object_splits import official_hag6, read_folds
 from endoscopy.data.readers.real_colon import read_real_colon
 from endoscopy.data.readers.sun import read_sun
-from endoscopy.data.readers.table import read_frame_table
-from endoscopy.data.splits import official_hag6, read_folds
+from endoscopy.data.readers.tabular import read_frame_table
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 
 FRAMES = 40  # 4 lesions on 39 frames each: one bad file in 240 is below 1 %
 ROWS = 4 * (FRAMES - 1)

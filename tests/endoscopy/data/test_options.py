@@ -2,9 +2,15 @@
 
 import pytest
 
-from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.data.frame_cache import FrameReader, FrameStore
-from endoscopy.data.splits import Folds, check_leakage, make_folds, read_folds, split_by_counts
+from endoscopy.data.object_splits import (
+    Folds,
+    check_leakage,
+    make_folds,
+    read_folds,
+    split_by_counts,
+)
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.renderer.scene import RendererConfig
 
 SIZES = {f"{case}_{i}": 3.0 * i + 1 for case in range(9) for i in range(3)}

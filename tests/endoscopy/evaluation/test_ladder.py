@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.baselines import cue_baselines
-from endoscopy.evaluation.ladder import (
+from endoscopy.evaluation.baselines import (
     AREA,
     FRAME_AGC,
     LOCAL_AGC,
     LOCAL_FIXED,
     METRIC,
+    cue_baselines,
     ladder,
     ladder_order,
     ladder_predictions,

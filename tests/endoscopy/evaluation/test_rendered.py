@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from endoscopy.data.streams import boxes_of
-from endoscopy.evaluation.ladder import AREA, LOCAL_FIXED, METRIC, ladder
+from endoscopy.evaluation.baselines import AREA, LOCAL_FIXED, METRIC, ladder
 from endoscopy.evaluation.rendered_frames import rendered_features, rendered_frames
 from endoscopy.renderer import RendererConfig, render_objects
 

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from endoscopy.explain.saliency import gate_figure
 from endoscopy.explain.strips import Track, drawn_frames, strip_figure
 from endoscopy.models.gate_kinds import gates_of
-from endoscopy.models.presets import tiny_vit
+from endoscopy.models.sizer import tiny_vit
 
 
 def texts(figure):

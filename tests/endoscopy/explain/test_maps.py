@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.bundle import SizingBundle
+from endoscopy.bundles.sizing_bundle import SizingBundle
 from endoscopy.data.transforms import Frame
 from endoscopy.explain import saliency
 from endoscopy.explain.saliency import (
@@ -18,7 +18,7 @@ from endoscopy.explain.saliency import (
     inside,
     overlay,
 )
-from endoscopy.models.presets import fsg_vit, tiny_resnet, tiny_vit
+from endoscopy.models.sizer import fsg_vit, tiny_resnet, tiny_vit
 from endoscopy.training.targets import LogSize
 
 

@@ -10,8 +10,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from core_gates.errors import GatesError, MissingExtraError
-from endoscopy.bundles.bundle import Scope
-from endoscopy.data.readers.cleaning import ReadReport
+from endoscopy.bundles.sizing_bundle import Scope
+from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.dicom_report import LENGTH, write_dicom_report
 from endoscopy.inputs.image_files import InputReport
 from endoscopy.prediction import Prediction

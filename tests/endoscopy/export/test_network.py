@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from core_gates.errors import GatesError, MissingExtraError
-from endoscopy.bundles.bundle import SizingBundle
-from endoscopy.models.presets import fsg_resnet18, fsg_vit, tiny_resnet, tiny_vit
-from endoscopy.models.sizer import fold
+from endoscopy.bundles.sizing_bundle import SizingBundle
+from endoscopy.models.sizer import fold, fsg_resnet18, fsg_vit, tiny_resnet, tiny_vit
 from endoscopy.runtimes import (
     PositionalSizer,
     export_onnx,

@@ -12,9 +12,9 @@ from pydicom.uid import generate_uid
 
 from core_gates.errors import GatesError
 from endoscopy.inputs.boxes import CsvLocations, VocLocations
+from endoscopy.inputs.frame_sources import frames
 from endoscopy.inputs.image_files import InputReport
 from endoscopy.inputs.locations import MaskLocations
-from endoscopy.inputs.sources import frames
 
 BOMB = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><annotation>&b;</annotation>'
 OUTSIDE = '<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation>&a;</annotation>'
@@ -274,7 +274,7 @@ def test_a_video_damaged_in_the_middle_is_counted(tmp_path, write):
 
 
 def test_missing_pydicom_names_the_extra():
-    script = "import sys; sys.modules['pydicom'] = None; import endoscopy.inputs.sources"
+    script = "import sys; sys.modules['pydicom'] = None; import endoscopy.inputs.frame_sources"
     command = [sys.executable, "-c", script]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     last = finished.stderr.strip().splitlines()[-1]

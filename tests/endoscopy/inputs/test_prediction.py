@@ -12,14 +12,14 @@ from PIL import Image
 from torch import nn
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.bundle import Scope, SizingBundle, load_bundle
-from endoscopy.bundles.quality import fit_quality
+from endoscopy.bundles.frame_quality import fit_quality
+from endoscopy.bundles.sizing_bundle import Scope, SizingBundle, load_bundle
 from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.explain.strips import tracks_of
 from endoscopy.inputs.boxes import CsvLocations
 from endoscopy.inputs.locations import MaskLocations
 from endoscopy.metrics.classification import CutOffs
-from endoscopy.models.presets import tiny_resnet
+from endoscopy.models.sizer import tiny_resnet
 from endoscopy.prediction import objects_of, predict
 from endoscopy.segmenter import AutomaticLocations, Segmenter
 from endoscopy.training.targets import Classes, LogSize, Ordinal, ScaledMillimeters

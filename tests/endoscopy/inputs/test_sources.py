@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from endoscopy.inputs.frame_sources import frames, source_kind
 from endoscopy.inputs.image_files import InputReport, natural_key
-from endoscopy.inputs.sources import frames, source_kind
 
 BT709 = 1
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from endoscopy.bundles.building import frame_predictions, rounded_bundle
-from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.bundles.bundle_fitting import frame_predictions, rounded_bundle
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.data.streams import InputForm, box_masks, ellipse_masks, network_input, outline_of
 from endoscopy.data.transforms import Frame
 from endoscopy.inputs.boxes import VocLocations

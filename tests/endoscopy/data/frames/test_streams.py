@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from endoscopy.data.splits import make_folds
+from endoscopy.data.object_splits import make_folds
 from endoscopy.data.streams import (
     ENDOSCOPY,
     STREAMS,

@@ -8,7 +8,7 @@ from PIL import Image
 
 from core_gates.errors import GatesError
 from endoscopy.data.frame_table import repair_boxes
-from endoscopy.data.images import probe, read_mask, read_rgb
+from endoscopy.data.image_reading import probe, read_mask, read_rgb
 from endoscopy.data.readers.real_colon import VocAnnotation, VocObject, read_voc, write_voc
 
 number = st.floats(0, 5000, allow_nan=False).map(lambda v: round(v, 2))

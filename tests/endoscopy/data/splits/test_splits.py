@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from endoscopy.data.datamodule import PolypSizingDataModule
 from endoscopy.data.frame_table import FrameTable
-from endoscopy.data.readers.table import read_frame_table
-from endoscopy.data.splits import (
+from endoscopy.data.object_splits import (
     Folds,
     Split,
     audit5,
@@ -22,6 +20,8 @@ from endoscopy.data.splits import (
     read_folds,
     split_by_counts,
 )
+from endoscopy.data.readers.tabular import read_frame_table
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.metrics.classification import TRUTH
 
 COUNTS = {  # objects of each fold: diminutive, small, large (figures of arXiv 2407.04400)

@@ -8,7 +8,7 @@ from core_gates.errors import GatesError
 from endoscopy.data.frame_table import REQUIRED, FrameTable, concatenate
 from endoscopy.data.readers.real_colon import read_real_colon
 from endoscopy.data.readers.sun import read_sun
-from endoscopy.data.readers.table import read_frame_table
+from endoscopy.data.readers.tabular import read_frame_table
 
 
 def test_objects_come_numbers_first(make_table):

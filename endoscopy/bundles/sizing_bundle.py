@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.quality import QualityLimits
+from endoscopy.bundles.frame_quality import QualityLimits
 from endoscopy.data.frame_table import SYNTHETIC
 from endoscopy.data.provenance import Provenance
 from endoscopy.data.streams import InputForm, Outline, network_input
@@ -177,7 +177,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     """Return a model card in Markdown.
 
     Args:
-        config: Of :meth:`endoscopy.bundles.bundle.SizingBundle.config`.
+        config: Of :meth:`endoscopy.bundles.sizing_bundle.SizingBundle.config`.
     """
     scope, model, fitted = config["scope"], config["model"], config["intervals"]
     masks = LOCATIONS[config["outline"]]

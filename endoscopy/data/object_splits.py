@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedKFold
 from core_gates.errors import GatesError
 from endoscopy.data.frame_table import FrameTable, object_order
 from endoscopy.data.options import check_option
-from endoscopy.data.readers.table import read_csv
+from endoscopy.data.readers.tabular import read_csv
 from endoscopy.metrics.classification import TRUTH
 
 Level = Literal["object", "patient"]

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.bundle import Scope, SizingBundle, load_bundle
-from endoscopy.bundles.quality import QualityLimits, fit_quality, frame_statistics
-from endoscopy.data.datamodule import Part, PolypSizingDataModule
+from endoscopy.bundles.frame_quality import QualityLimits, fit_quality, frame_statistics
+from endoscopy.bundles.sizing_bundle import Scope, SizingBundle, load_bundle
 from endoscopy.data.frame_table import SYNTHETIC
-from endoscopy.data.images import read_rgb
+from endoscopy.data.image_reading import read_rgb
 from endoscopy.data.provenance import Provenance, object_keys
 from endoscopy.data.samples import LesionDataset, Sample
+from endoscopy.data.sizing_datamodule import Part, PolypSizingDataModule
 from endoscopy.data.transforms import Frame
 from endoscopy.evaluation.baselines import constant_size
 from endoscopy.evaluation.conformal import MINIMUM, SplitConformal, calibrate, calibrate_few_frames
@@ -183,7 +183,7 @@ def bundle_of(
     """Round the weights to bfloat16 and fit everything that a prediction needs.
 
     Intervals are fitted to the calibration part, see
-    :func:`endoscopy.bundles.building.calibrate_locations`. Millimeters count as calibrated for
+    :func:`endoscopy.bundles.bundle_fitting.calibrate_locations`. Millimeters count as calibrated for
     the scope of the data only if held-out objects are sized better than by a constant.
 
     Args:

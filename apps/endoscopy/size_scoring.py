@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from apps.endoscopy.training import (
+from apps.endoscopy.training_runs import (
     Trainings,
     checkpoint_bundle,
     decisive,
@@ -20,13 +20,13 @@ from apps.endoscopy.training import (
 )
 from core_gates.errors import GatesError
 from core_gates.monitor.hooks import GateMonitor
-from endoscopy.bundles.building import frame_predictions
-from endoscopy.data.datamodule import Part, PolypSizingDataModule
+from endoscopy.bundles.bundle_fitting import frame_predictions
 from endoscopy.data.provenance import RENDERED, object_keys
+from endoscopy.data.sizing_datamodule import Part, PolypSizingDataModule
 from endoscopy.evaluation.honest_table import REFERENCE, HonestComparison
 from endoscopy.evaluation.size_evaluation import HEADLINE, Bars
 from endoscopy.experiments.audit import AUDIT
-from endoscopy.experiments.comparison import (
+from endoscopy.experiments.scored_predictions import (
     Budget,
     Evaluation,
     baseline_objects,

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import lightning as L
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.building import Bundles, bundle_of, shipped_folder
-from endoscopy.bundles.bundle import SizingBundle, load_bundle
-from endoscopy.data.datamodule import REAL, PolypSizingDataModule
+from endoscopy.bundles.bundle_fitting import Bundles, bundle_of, shipped_folder
+from endoscopy.bundles.sizing_bundle import SizingBundle, load_bundle
 from endoscopy.data.provenance import Provenance
+from endoscopy.data.sizing_datamodule import REAL, PolypSizingDataModule
 from endoscopy.experiments.sizers import MAIN, RenderedSet, Rendering, Sizers, Training
 from endoscopy.metrics import TRUTH, count_on_cut_offs
 from endoscopy.renderer.rendered_dataset import claim_dataset, finish_dataset, write_objects

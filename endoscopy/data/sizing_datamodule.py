@@ -14,22 +14,7 @@ from numpy.typing import NDArray
 from core_gates.errors import GatesError
 from endoscopy.data.frame_cache import FrameCache, FrameReader, StoreForm
 from endoscopy.data.frame_table import FrameTable, concatenate
-from endoscopy.data.options import check_option
-from endoscopy.data.provenance import object_keys
-from endoscopy.data.readers.cleaning import ReadReport
-from endoscopy.data.readers.real_colon import DOWNLOAD, read_real_colon
-from endoscopy.data.readers.sun import read_sun
-from endoscopy.data.readers.table import read_frame_table
-from endoscopy.data.samples import (
-    BatchDataset,
-    BatchOrder,
-    EpochSampler,
-    FrameLoader,
-    LesionDataset,
-    ObjectBalancedSampler,
-    WeightedFrameSampler,
-)
-from endoscopy.data.splits import (
+from endoscopy.data.object_splits import (
     Folds,
     Level,
     Split,
@@ -39,6 +24,20 @@ from endoscopy.data.splits import (
     official_hag6,
     read_folds,
     split_by_counts,
+)
+from endoscopy.data.options import check_option
+from endoscopy.data.provenance import object_keys
+from endoscopy.data.readers.real_colon import DOWNLOAD, read_real_colon
+from endoscopy.data.readers.sun import read_sun
+from endoscopy.data.readers.tabular import ReadReport, read_frame_table
+from endoscopy.data.samples import (
+    BatchDataset,
+    BatchOrder,
+    EpochSampler,
+    FrameLoader,
+    LesionDataset,
+    ObjectBalancedSampler,
+    WeightedFrameSampler,
 )
 from endoscopy.data.streams import NEEDS_DEPTH, WITH_MASK, InputForm, Outline, check_streams
 from endoscopy.data.transforms import Augmentation, train_pipeline
@@ -66,7 +65,7 @@ class PolypSizingDataModule(L.LightningDataModule):
 
     Args:
         table: Parquet file, CSV file or folder of CSV parts, see
-            :func:`endoscopy.data.readers.table.read_frame_table`.
+            :func:`endoscopy.data.readers.tabular.read_frame_table`.
         real_colon: Folder in the layout of REAL-Colon.
         sun: Folder in the layout of SUN.
         synthetic: Folder of rendered data.

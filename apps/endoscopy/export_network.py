@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from apps.endoscopy.training import find_bundle
+from apps.endoscopy.training_runs import find_bundle
 from core_gates.errors import GatesError
-from endoscopy.bundles.bundle import model_card
+from endoscopy.bundles.sizing_bundle import model_card
 from endoscopy.runtimes import CHECKED, export_onnx, export_program, exportable, save_program
 from harness.command.verbs import Place, refuse_existing
 from harness.files.atomic import replacing, write_json, write_text

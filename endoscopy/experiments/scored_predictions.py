@@ -9,10 +9,15 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.building import CARRIED, frame_predictions, part_predictions, rounded_bundle
-from endoscopy.bundles.bundle import SizingBundle
-from endoscopy.data.datamodule import Part, PolypSizingDataModule
+from endoscopy.bundles.bundle_fitting import (
+    CARRIED,
+    frame_predictions,
+    part_predictions,
+    rounded_bundle,
+)
+from endoscopy.bundles.sizing_bundle import SizingBundle
 from endoscopy.data.samples import LesionDataset
+from endoscopy.data.sizing_datamodule import Part, PolypSizingDataModule
 from endoscopy.evaluation.baselines import REGRESSION, baseline_predictions, cue_baselines
 from endoscopy.evaluation.honest_table import REFERENCE
 from endoscopy.evaluation.rendered_frames import frame_features
