@@ -1,7 +1,5 @@
 """A DICOM structured report of sizes; the only output that carries patient tags."""
 
-from __future__ import annotations
-
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,11 +18,6 @@ from endoscopy.prediction import Prediction
 from harness.files.atomic import replacing
 
 COLONOSCOPY = Code("73761001", "SCT", "Colonoscopy")
-POLYP = Code("41329004", "SCT", "Polyp")
-LENGTH = Code("410668003", "SCT", "Length")
-MEDIAN = Code("373099004", "SCT", "Median")
-MILLIMETER = Code("mm", "UCUM", "mm")
-ABSTENTION = Code("ABSTENTION", "99GATES", "Reason for giving no size")
 MAKER = "Gatesuite"
 
 
@@ -89,7 +82,10 @@ def require_reportable(source: str | Path, kind: str, named: str | None, scope: 
         GatesError: The source is not DICOM, or its scope has no calibration.
         MissingExtraError: highdicom is not installed.
     """
-    highdicom = _highdicom()
+    try:
+        import highdicom
+    except ImportError as error:
+        raise MissingExtraError("dicom-sr", "highdicom") from error
     if kind != "dicom":
         raise GatesError(f"{source}: is no DICOM source; a structured report needs its study")
     if not scope.is_calibrated(named):
@@ -139,12 +135,13 @@ def _group(sr: Any, row: pd.Series, frames: pd.DataFrame, headers: dict[str, Any
     abstained = bool(row["abstained"])
     reason = str(best["reasons"]).split("; ")[0]
     evaluation = sr.QualitativeEvaluation(
-        name=ABSTENTION, value=Code(reason.upper().replace(" ", "_")[:16], "99GATES", reason)
+        name=Code("ABSTENTION", "99GATES", "Reason for giving no size"),
+        value=Code(reason.upper().replace(" ", "_")[:16], "99GATES", reason),
     ) if abstained else None  # fmt: skip
     return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=generate_uid(), identifier=row["unique_id"]),
         referenced_region=_region(sr, best, headers),
-        finding_type=POLYP,
+        finding_type=Code("41329004", "SCT", "Polyp"),
         algorithm_id=sr.AlgorithmIdentification(
             name=f"{MAKER} polyp sizing", version=_version(), parameters=[RESEARCH_ONLY]
         ),
@@ -159,11 +156,15 @@ def _length(sr: Any, row: pd.Series) -> Any:
     properties = None
     if np.isfinite(low) and np.isfinite(high):
         properties = sr.MeasurementProperties(
-            lower_measurement_uncertainty=_decimal(size - low),
-            upper_measurement_uncertainty=_decimal(high - size),
+            lower_measurement_uncertainty=round(size - low, 2),
+            upper_measurement_uncertainty=round(high - size, 2),
         )
     return sr.Measurement(
-        name=LENGTH, value=_decimal(size), unit=MILLIMETER, derivation=MEDIAN, properties=properties
+        name=Code("410668003", "SCT", "Length"),
+        value=round(size, 2),  # fits a decimal string of DICOM
+        unit=Code("mm", "UCUM", "mm"),
+        derivation=Code("373099004", "SCT", "Median"),
+        properties=properties,
     )
 
 
@@ -181,21 +182,8 @@ def _region(sr: Any, best: pd.Series, headers: dict[str, Any]) -> Any:
     return sr.ImageRegion("POLYLINE", np.array(corners), image)
 
 
-def _decimal(value: float) -> float:
-    """Round to what fits a DICOM decimal string and is readable."""
-    return round(value, 2)
-
-
 def _version() -> str:
     try:
         return version("gatesuite")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _highdicom() -> Any:
-    try:
-        import highdicom
-    except ImportError as error:
-        raise MissingExtraError("dicom-sr", "highdicom") from error
-    return highdicom

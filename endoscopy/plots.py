@@ -1,7 +1,5 @@
 """Figures of the evaluation of polyp sizing: agreement of sizes, classes, forests of its tables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import matplotlib as mpl
@@ -77,9 +75,11 @@ def bland_altman_figure(objects: pd.DataFrame, *, title: str = "Agreement with t
     axes.axhline(1, color=MUTED, linewidth=0.9)
     _points(axes, gt, predicted / gt)
     limits = ratio_limits(gt, predicted)
-    named = ("mean ratio", "lower limit", "upper limit")
-    for name, value in zip(named, (limits.bias, limits.low, limits.high), strict=True):
-        style = "-" if name == "mean ratio" else "--"
+    for name, value, style in (
+        ("mean ratio", limits.bias, "-"),
+        ("lower limit", limits.low, "--"),
+        ("upper limit", limits.high, "--"),
+    ):
         axes.axhline(float(value), color=INK, linewidth=1.2, linestyle=style)
         axes.annotate(
             f"{name} {value:.2f}", (1.015, float(value)), va="center",
@@ -311,8 +311,7 @@ def agreement_figures(
         bland_altman_figure(objects),
         "Predicted over true size; dashed: 95 % limits of agreement of the ratios.",
     )
-    known = has_known_class(objects["gt"].to_numpy(float), flags_of(objects, "censored"))
-    objects = objects[known]
+    objects = objects[has_known_class(objects["gt"], flags_of(objects, "censored"))]
     truth = TRUTH.classes(objects["gt"])
     matrix = confusion_matrix(truth, cut_offs.classes(objects["predicted_mm"]))
     yield confusion_figure(matrix), f"Size classes; cut-offs of predictions: {cut_offs}."

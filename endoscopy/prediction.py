@@ -1,7 +1,5 @@
 """Sizes of the lesions on the frames of a source, equal for every container, or in memory."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +12,7 @@ import pandas as pd
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.bundle_fitting import BATCH, CARRIED
-from endoscopy.bundles.frame_quality import frame_statistics
+from endoscopy.bundles.frame_quality import frame_statistics, stacked
 from endoscopy.bundles.sizing_bundle import SizingBundle, source_scope
 from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.data.samples import LesionDataset
@@ -32,7 +30,7 @@ from endoscopy.segmenter import NO_POLYP
 
 Objects = Literal["auto", "frame", "source"]
 NOTHING = Lesion((math.nan, math.nan, math.nan, math.nan))
-"""Reason of a frame on which the segmenter finds no polyp."""
+"""Stands for the lesion of a frame on which the segmenter finds none."""
 
 
 @dataclass
@@ -168,17 +166,13 @@ def _items(
         part = locator.locate(frame, trim=trim)
         if progress is not None:
             progress(report.read, report.expected)
-        found = part.lesions
-        if not found and locator.origin == "automatic":
-            found = [NOTHING]
-        for number, lesion in enumerate(found):
+        missed = [NOTHING] if locator.origin == "automatic" else []
+        for number, lesion in enumerate(part.lesions or missed):
             identity = lesion.name or _identity(frame, report, objects, number)
-            yield _Item(
-                _row(frame, part, lesion, identity, locator.origin),
-                None
-                if lesion is NOTHING
-                else resize_frame(lesion.on(part.image), bundle.image_size),
-            )
+            shown = None
+            if lesion is not NOTHING:
+                shown = resize_frame(lesion.on(part.image), bundle.image_size)
+            yield _Item(_row(frame, part, lesion, identity, locator.origin), shown)
 
 
 def _identity(frame: SourceFrame, report: InputReport, objects: Objects, number: int) -> str:
@@ -216,15 +210,11 @@ def _sized(items: list[_Item], bundle: SizingBundle) -> list[dict[str, Any]]:
     known = {i: item.frame for i, item in enumerate(items) if item.frame is not None}
     if not known:
         return rows
-    raw = bundle.raw(list(known.values()))
-    sizes = bundle.target.decode(raw).numpy()
-    probabilities = bundle.target.probabilities(raw)
-    images = np.stack([frame.image for frame in known.values()])
-    boxes = np.array([frame.box for frame in known.values()])
-    measured = frame_statistics(images, boxes)
-    reasons = [""] * len(known)
-    if bundle.quality is not None:
-        reasons = bundle.quality.reasons(measured)
+    shown = list(known.values())
+    raw = bundle.raw(shown)
+    sizes, probabilities = bundle.target.decode(raw).numpy(), bundle.target.probabilities(raw)
+    measured = frame_statistics(*stacked(shown))
+    reasons = bundle.quality.reasons(measured) if bundle.quality else [""] * len(shown)
     for place, i in enumerate(known):
         rows[i] |= {
             "predicted_mm": float(sizes[place]),
@@ -246,14 +236,12 @@ def frames_of(source: LesionDataset, rows: np.ndarray, outline: Outline = "mask"
             :func:`endoscopy.data.streams.outline_of`.
     """
     read = [source.sample(int(row)).frame for row in rows]
-    boxes = np.array([frame.box for frame in read], dtype=float).reshape(-1, 4)
-    masks = [outline_of(frame, outline) > 0 for frame in read]
     depths = [frame.depth for frame in read if frame.depth is not None]
     table = source.reader.table.frames
     return FrameStack(
         images=np.stack([frame.image for frame in read]),
-        masks=np.stack(masks),
-        boxes=boxes,
+        masks=np.stack([outline_of(frame, outline) > 0 for frame in read]),
+        boxes=np.array([frame.box for frame in read], dtype=float).reshape(-1, 4),
         table=table.loc[rows, [c for c in CARRIED if c in table]].reset_index(drop=True),
         depths=np.stack(depths) if len(depths) == len(read) else None,
     )
@@ -288,9 +276,8 @@ def predictor_of(bundle: SizingBundle, depth_factor: float = 1.0) -> Predictor:
             )
         sizes = []
         for start in range(0, len(frames), BATCH):
-            stop = min(start + BATCH, len(frames))
-            part = [_frame(frames, row, depth_factor) for row in range(start, stop)]
-            raw = bundle.raw(part)
+            rows = range(start, min(start + BATCH, len(frames)))
+            raw = bundle.raw([_frame(frames, row, depth_factor) for row in rows])
             sizes.append(bundle.target.decode(raw).double().numpy())
         return np.concatenate(sizes)
 
@@ -299,8 +286,8 @@ def predictor_of(bundle: SizingBundle, depth_factor: float = 1.0) -> Predictor:
 
 def _frame(frames: FrameStack, row: int, depth_factor: float) -> Frame:
     xmin, ymin, xmax, ymax = (float(side) for side in frames.boxes[row])
-    mask = frames.masks[row].astype(np.uint8)
     depth = None
     if frames.depths is not None:
         depth = (frames.depths[row] * depth_factor).astype(np.float32)
+    mask = frames.masks[row].astype(np.uint8)
     return Frame(frames.images[row], (xmin, ymin, xmax, ymax), mask, depth)

@@ -1,7 +1,5 @@
 """Sizing networks for other runtimes: ONNX and torch.export, checked against PyTorch."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections import Counter
@@ -22,7 +20,6 @@ from harness.files.atomic import replacing, write_bytes
 
 RTOL, ATOL = 1e-4, 1e-5  # of raw outputs, which are of order one
 CHECKED = (1, 2, 5)  # numbers of frames
-GEOMETRY = "geometry"
 
 
 class PositionalSizer(nn.Module):
@@ -41,13 +38,12 @@ class PositionalSizer(nn.Module):
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the tensors that forward takes."""
-        return (*self.streams, GEOMETRY) if self.geometry else self.streams
+        return (*self.streams, "geometry") if self.geometry else self.streams
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Return the raw output (B, outputs)."""
         streams = dict(zip(self.streams, tensors, strict=False))
-        out: Tensor = self.model(streams, tensors[-1] if self.geometry else None)
-        return out
+        return self.model(streams, tensors[-1] if self.geometry else None)
 
 
 def exportable(bundle: SizingBundle) -> tuple[PositionalSizer, list[Tensor], dict[str, Any]]:

@@ -1,7 +1,5 @@
 """A small U-Net that finds polyps where no location is given."""
 
-from __future__ import annotations
-
 import functools
 import json
 from importlib.resources import files
@@ -65,8 +63,7 @@ class Segmenter(nn.Module):
             skips.append(x)
         for stage, skip in zip(self.up, skips[-2::-1], strict=True):
             x = stage(torch.cat([F.interpolate(x, scale_factor=2.0), skip], dim=1))
-        logits: Tensor = self.head(x)
-        return logits
+        return self.head(x)
 
     @torch.no_grad()
     def probability(self, image: np.ndarray) -> np.ndarray:
@@ -74,10 +71,10 @@ class Segmenter(nn.Module):
         device = self.head.weight.device
         writable = np.require(image, requirements=["C", "W"])  # PyTorch warns of others
         pixels = torch.from_numpy(writable).to(device).permute(2, 0, 1)[None]
-        size = (self.size, self.size)
-        small = F.interpolate(pixels / 255.0, size, mode="bilinear", antialias=True)
-        logits = self(small)
-        large = F.interpolate(logits, image.shape[:2], mode="bilinear")
+        small = F.interpolate(
+            pixels / 255.0, (self.size, self.size), mode="bilinear", antialias=True
+        )
+        large = F.interpolate(self(small), image.shape[:2], mode="bilinear")
         return large[0, 0].sigmoid().cpu().numpy()
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -156,11 +153,11 @@ class AutomaticLocations(Locator):
 
 
 def _double_conv(in_dim: int, dim: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for channels in (in_dim, dim):
-        layers += [
-            nn.Conv2d(channels, dim, 3, padding=1, bias=False),
-            nn.GroupNorm(8, dim),
-            nn.SiLU(),
-        ]
-    return nn.Sequential(*layers)
+    return nn.Sequential(
+        nn.Conv2d(in_dim, dim, 3, padding=1, bias=False),
+        nn.GroupNorm(8, dim),
+        nn.SiLU(),
+        nn.Conv2d(dim, dim, 3, padding=1, bias=False),
+        nn.GroupNorm(8, dim),
+        nn.SiLU(),
+    )

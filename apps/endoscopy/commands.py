@@ -1,7 +1,5 @@
 """``gates endoscopy``: polyp sizing with feature-selection gates and gradient routing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -149,8 +147,7 @@ class EndoscopyTrainer(GatesRunTrainer):
             ckpt_path: A checkpoint to score instead of all seeds; no bars.
         """
         sizers = self.sizers(model, datamodule)
-        scored = seeds[:1] if ckpt_path else seeds
-        run = self.run(quick=quick, only=only, seeds=scored)
+        run = self.run(quick=quick, only=only, seeds=seeds[:1] if ckpt_path else seeds)
         variants = taking_part(variants, only)
         if train_objects:
             budget = Budget(variants, seeds, train_objects, steps, trials or {}, trial_objects)
@@ -265,8 +262,7 @@ class EndoscopyCLI(GatesRunCLI):
         sizers.settle(CONFIGURED, module, data)
         training = Training(seed=data.seed)
         kept = piece_of(run, sizers, training, lengthened=piece.get(LENGTHENED))
-        card = facts(kept, run.config)
-        bundle = bundle_of(module, data, facts=card, settings=kept.settings)
+        bundle = bundle_of(module, data, facts=facts(kept, run.config), settings=kept.settings)
         return run.store(WEIGHTS, Bundles()).keep(kept, bundle, objects=objects)
 
     @property

@@ -1,7 +1,5 @@
 """Frames dropped on the page, their boxes, and the polyp found on them."""
 
-from __future__ import annotations
-
 import shutil
 import uuid
 from dataclasses import dataclass, field
@@ -182,8 +180,8 @@ def measure(clip: Clip, index: int, bundle: SizingBundle, segmenter: Segmenter) 
         found.frames[found.frames["frame_index"] == shown], found.scope, found.input,
         found.locations,
     )  # fmt: skip
-    drawn = annotated_frames(one, clip.source, clip.locator(segmenter), bundle, most=1)
-    _, overlay = next(drawn)
+    locator = clip.locator(segmenter)
+    _, overlay = next(annotated_frames(one, clip.source, locator, bundle, most=1))
     return Measured(
         track.size,
         track.low,

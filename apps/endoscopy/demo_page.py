@@ -1,7 +1,5 @@
 """``gates endoscopy demo``: a local page that sizes the polyps on dropped files."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable
@@ -69,42 +67,32 @@ def message_card(text: str) -> str:
 
 def result_card(result: Measured, bundle: SizingBundle, truth: float | None) -> str:
     """Return the card of a size."""
-    kind = " warned" if result.reasons else ""
+    kind, label = "", "Size" if result.calibrated else "Size index"
+    if result.reasons:
+        kind, label = " warned", f"Abstains: {escape(result.reasons)}"
+    size = f"{result.size:.2f}"
+    if result.calibrated:
+        size = f'{result.size:.1f}<span class="unit">mm</span>'
     return (
-        f'<div class="card{kind}"><div class="label">{_label(result)}</div>{_value(result)}'
+        f'<div class="card{kind}"><div class="label">{label}</div><div class="value">{size}</div>'
         f"{_interval(result, bundle)}{_ruler(result, truth) if result.calibrated else ''}"
         f"{_notes(result, bundle, truth)}</div>"
     )
 
 
-def _label(result: Measured) -> str:
-    if result.reasons:
-        return f"Abstains: {escape(result.reasons)}"
-    return "Size" if result.calibrated else "Size index"
-
-
-def _value(result: Measured) -> str:
-    unit = '<span class="unit">mm</span>' if result.calibrated else ""
-    digits = 1 if result.calibrated else 2
-    return f'<div class="value">{result.size:.{digits}f}{unit}</div>'
-
-
 def _interval(result: Measured, bundle: SizingBundle) -> str:
     conformal = bundle.intervals.get("automatic" if result.origin == "automatic" else "boxes")
     if conformal is None or not math.isfinite(result.low):
-        return f'<div class="interval">no interval: {_why_none(result)}</div>'
+        why = f"these weights have none for {result.origin} boxes"
+        if not result.calibrated:
+            why = "out of the scope of these weights"
+        elif result.reasons:
+            why = "the polyp abstains"
+        return f'<div class="interval">no interval: {why}</div>'
     return (
         f'<div class="interval">{conformal.coverage:.0%} interval '
         f"{result.low:.3g} to {result.high:.3g} mm</div>"
     )
-
-
-def _why_none(result: Measured) -> str:
-    if not result.calibrated:
-        return "out of the scope of these weights"
-    if result.reasons:
-        return "the polyp abstains"
-    return f"these weights have none for {result.origin} boxes"
 
 
 def _notes(result: Measured, bundle: SizingBundle, truth: float | None) -> str:

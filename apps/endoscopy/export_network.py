@@ -1,7 +1,5 @@
 """``gates endoscopy export``: the folded network for other runtimes, with its model card."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 
@@ -50,8 +48,7 @@ def export(
                 export_onnx(model, example, path, metadata)
             else:
                 save_program(export_program(model, example), path)
-            counts = ", ".join(map(str, CHECKED))
-            size = path.stat().st_size / 1e6
+            size, counts = path.stat().st_size / 1e6, ", ".join(map(str, CHECKED))
             print(f"{path.name}: {size:.2f} MB, agrees with PyTorch on {counts} frames")
         write_json(partial / "config.json", metadata)
         write_text(partial / "README.md", model_card(found.bundle.config()))

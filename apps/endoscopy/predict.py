@@ -3,8 +3,6 @@
 One folder a source, complete or absent.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -24,6 +22,7 @@ from rich.table import Column, Table
 from apps.endoscopy.training_runs import NamedBundle, find_bundle, find_segmenter
 from core_gates.errors import GatesError
 from endoscopy.bundles.sizing_bundle import SizingBundle, source_scope
+from endoscopy.data.frame_table import BOX
 from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.dicom_report import require_reportable, write_dicom_report
 from endoscopy.explain.strips import annotated_frames, strip_figure, tracks_of
@@ -42,7 +41,6 @@ from harness.runs.ticker import counting
 FRAMES, OBJECTS, REPORT, RAW = "predictions", "objects", "report.json", ".raw.parquet"
 SHOWN = 20  # polyps in the table on the screen
 OF_FRAMES = ("censored", "frame_id", "frame_index", "left", "top", "sharpness", "width", "height")
-CORNERS = ("bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax")
 
 
 class Options(NamedTuple):
@@ -95,12 +93,12 @@ class Outputs:
         objects = objects.drop(columns=[name for name in OF_FRAMES if name in objects])
         for name, table in (
             (FRAMES, prediction.frames),
-            (OBJECTS, objects.drop(columns=list(CORNERS))),
+            (OBJECTS, objects.drop(columns=list(BOX))),
         ):
             shown = scope.express(table, prediction.scope)
             write_text(self.partial / f"{name}.csv", shown.to_csv(index=False))
-            write_parquet(self.partial / f"{name}.parquet", shown)
-        write_parquet(self.partial / RAW, prediction.frames)
+            write_bytes(self.partial / f"{name}.parquet", shown.to_parquet(index=False))
+        write_bytes(self.partial / RAW, prediction.frames.to_parquet(index=False))
         write_json(self.partial / REPORT, self._report(prediction, objects, weights))
 
     def write_overlays(
@@ -114,10 +112,8 @@ class Outputs:
         """Write the missing frames."""
         folder = self.partial / "overlays"
         done = {path.stem for path in folder.glob("*.png")}
-        keys = {key for key in prediction.frames["frame_id"] if file_name(key) in done}
-        drawn = annotated_frames(
-            prediction, source, locator, bundle, most=most, skip=frozenset(keys)
-        )
+        kept = frozenset(key for key in prediction.frames["frame_id"] if file_name(key) in done)
+        drawn = annotated_frames(prediction, source, locator, bundle, most=most, skip=kept)
         total = min(most, prediction.frames["frame_index"].nunique())
         with counting("drawing frames") as count:
             for number, (key, image) in enumerate(drawn, len(done) + 1):
@@ -235,20 +231,13 @@ def abstentions(prediction: Prediction, objects: pd.DataFrame) -> str:
 
 def reasons_of(reasons: pd.Series) -> dict[str, int]:
     """Count the reasons, the most frequent first."""
-    single = (reason for text in reasons if text for reason in text.split("; "))
-    return dict(Counter(single).most_common())
+    single = Counter(reason for text in reasons if text for reason in text.split("; "))
+    return dict(single.most_common())
 
 
 def file_name(key: str) -> str:
     """Return a key as a name of a file."""
     return key.replace("/", "__").replace("#", "_")
-
-
-def write_parquet(path: Path, table: pd.DataFrame) -> Path:
-    """Write a table as Parquet, atomically."""
-    content = io.BytesIO()
-    table.to_parquet(content, index=False)
-    return write_bytes(path, content.getvalue())
 
 
 def _stamps(path: str | None) -> list[tuple[str, int, int]]:
@@ -257,8 +246,7 @@ def _stamps(path: str | None) -> list[tuple[str, int, int]]:
         return []
     place = Path(path)
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    stats = ((file, file.stat()) for file in files)
-    return [(str(file.absolute()), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    return [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -357,11 +345,21 @@ class Job(NamedTuple):
         """Predict one source and write everything that was asked for."""
         bundle, options = self.found.bundle, self.options
         prediction = outputs.kept() if self.resume else None
-        new = prediction is None
+        kept = prediction is not None
         if prediction is None:
-            prediction = self._predicted(source)
+            with counting("sizing frames") as count:
+                prediction = predict_sizes(
+                    source,
+                    self.locate(),
+                    bundle,
+                    scope=options.scope,
+                    objects=options.objects,
+                    batch_size=self.batch_size,
+                    max_unreadable=self.max_unreadable,
+                    progress=count,
+                )
         table = objects_of(prediction, bundle, options.level)
-        if new:
+        if not kept:
             outputs.write_tables(prediction, table, self.found)
         outputs.tell(prediction, table, bundle)
         if options.overlays:
@@ -372,19 +370,6 @@ class Job(NamedTuple):
             path = Path(self.dicom_report)
             print(write_dicom_report(path, source, prediction, table, bundle.scope))
         print(outputs.finish())
-
-    def _predicted(self, source: str) -> Prediction:
-        with counting("sizing frames") as count:
-            return predict_sizes(
-                source,
-                self.locate(),
-                self.found.bundle,
-                scope=self.options.scope,
-                objects=self.options.objects,
-                batch_size=self.batch_size,
-                max_unreadable=self.max_unreadable,
-                progress=count,
-            )
 
 
 def _missing(wanted: dict[str, Outputs], *, resume: bool, overwrite: bool) -> dict[str, Outputs]:
@@ -406,8 +391,11 @@ def _missing(wanted: dict[str, Outputs], *, resume: bool, overwrite: bool) -> di
 
 
 def _check_counts(batch_size: int, overlays: int, strips: int) -> None:
-    numbers = (("batch_size", batch_size, 1), ("overlays", overlays, 0), ("strips", strips, 0))
-    for name, number, least in numbers:
+    for name, number, least in (
+        ("batch_size", batch_size, 1),
+        ("overlays", overlays, 0),
+        ("strips", strips, 0),
+    ):
         if number < least:
             raise GatesError(f"--{name} must be at least {least}, found {number}")
 

@@ -5,8 +5,6 @@ masks of 60 new polyps. The same command gives the same weights; it takes 25
 minutes on one core. ``python -m harness.experiment.ship`` puts them into the package.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

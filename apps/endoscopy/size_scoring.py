@@ -1,7 +1,5 @@
 """``gates endoscopy evaluate``: make what is missing, score, write, print; the honest table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,7 @@ from apps.endoscopy.training_runs import (
 from core_gates.errors import GatesError
 from core_gates.monitor.hooks import GateMonitor
 from endoscopy.bundles.bundle_fitting import frame_predictions
-from endoscopy.data.provenance import RENDERED, object_keys
+from endoscopy.data.frame_table import RENDERED, object_keys
 from endoscopy.data.sizing_datamodule import Part, PolypSizingDataModule
 from endoscopy.evaluation.honest_table import REFERENCE, HonestComparison
 from endoscopy.evaluation.size_evaluation import HEADLINE, Bars
@@ -84,8 +82,7 @@ def score(run: Run, sizers: Sizers, wanted: Wanted, *, pinned: str | None) -> Pa
     if pinned:
         make_ready(sizers, sets)
         networks = sizers.pinned(checkpoint_bundle(sizers, Path(pinned)))
-        first = wanted.variants[:1]
-        wanted = wanted._replace(variants=first, seeds=wanted.seeds[:1], bars=Bars())
+        wanted = wanted._replace(variants=wanted.variants[:1], seeds=wanted.seeds[:1], bars=Bars())
         evaluation = _evaluation(run, sizers, networks, wanted)
     else:
         trainings = Trainings(run, sizers)
@@ -126,9 +123,8 @@ def keep_table(table: pd.DataFrame | None, path: Path) -> None:
 def watch_gates(evaluation: Evaluation, folder: Path) -> None:
     """Keep the values of the gates of the first seed on some test frames."""
     bundle, data = evaluation.bundles()[0], evaluation.sizers.datamodule
-    rows = data.evaluation_rows("test")[:64]
     with GateMonitor(bundle.model) as monitor:
-        frame_predictions(bundle, data.frames(), rows)
+        frame_predictions(bundle, data.frames(), data.evaluation_rows("test")[:64])
         save_gates(monitor, folder)
 
 
@@ -150,9 +146,10 @@ def _complete(evaluation: Evaluation, wanted: Wanted, found: Sequence[Training])
     Raises:
         GatesError: There are none of the first variant.
     """
-    resolved = evaluation.sizers.resolved
     lacking = {
-        (one.variant, one.seed) for one in evaluation.trainings() if resolved(one) not in found
+        (one.variant, one.seed)
+        for one in evaluation.trainings()
+        if evaluation.sizers.resolved(one) not in found
     }
     seeds = [s for s in wanted.seeds if (evaluation.main, s) not in lacking]
     if not seeds:
@@ -201,8 +198,11 @@ def baseline_pieces(sizers: Sizers, budget: Budget) -> list[Piece]:
     settings = split_settings(sizers.datamodule)
     if sizers.rendering is not None and "synthetic" in sizers.datamodule.sources:
         settings |= rendering_settings(sizers.rendering.config)
-    numbers = [(size, seed) for size in budget.sizes for seed in budget.seeds]
-    return [Piece(BASELINES, seed, {"n": size}, settings) for size, seed in numbers]
+    return [
+        Piece(BASELINES, seed, {"n": size}, settings)
+        for size in budget.sizes
+        for seed in budget.seeds
+    ]
 
 
 def score_honest(run: Run, sizers: Sizers, budget: Budget) -> Path:

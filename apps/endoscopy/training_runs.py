@@ -1,7 +1,5 @@
 """Training runs of sizing networks as pieces of work: prepared, named, found, trained, kept."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from inspect import signature
@@ -12,11 +10,10 @@ import lightning as L
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.bundle_fitting import Bundles, bundle_of, shipped_folder
-from endoscopy.bundles.sizing_bundle import SizingBundle, load_bundle
-from endoscopy.data.provenance import Provenance
+from endoscopy.bundles.sizing_bundle import Provenance, SizingBundle, load_bundle
 from endoscopy.data.sizing_datamodule import REAL, PolypSizingDataModule
 from endoscopy.experiments.sizers import MAIN, RenderedSet, Rendering, Sizers, Training
-from endoscopy.metrics import TRUTH, count_on_cut_offs
+from endoscopy.metrics import CLASS_NAMES, TRUTH, count_on_cut_offs
 from endoscopy.renderer.rendered_dataset import claim_dataset, finish_dataset, write_objects
 from endoscopy.segmenter import Segmenter, load_segmenter, shipped_segmenter
 from endoscopy.training.sizing_module import SizingModule
@@ -52,12 +49,11 @@ def prepare_data(data: PolypSizingDataModule, folder: Path) -> Path:
     sizes = table.objects["gt"].to_numpy(float)
     exact = ", ".join(f"{count} on {cut:g} mm" for cut, count in count_on_cut_offs(sizes).items())
     classes = TRUTH.classes(sizes)
-    counts = ", ".join(f"{int((classes == k).sum())} {name}" for k, name in enumerate(CLASSES))
+    counts = ", ".join(f"{(classes == k).sum()} {name}" for k, name in enumerate(CLASS_NAMES))
     print(f"{len(table)} frames of {len(sizes)} objects: {counts}; {exact} exactly")
     assert data.parts is not None
-    codes = table.object_codes
     parts = [
-        f"{name} {len(set(codes[rows]))} objects, {len(rows)} frames"
+        f"{name} {len(set(table.object_codes[rows]))} objects, {len(rows)} frames"
         for name, rows in data.parts._asdict().items()
     ]
     print(f"split {data.folds.name if data.folds else data.split_kind}: {'; '.join(parts)}")
@@ -95,10 +91,7 @@ def download_real_colon(data: PolypSizingDataModule, folder: str, manifest: str 
     data.sources["real_colon"] = str(download_and_unpack(files, folder, tell=print))
 
 
-CLASSES = ("diminutive", "small", "large")
-
-
-CHUNK = 20
+CHUNK = 20  # objects that a process renders at a time
 
 
 def render(
@@ -107,8 +100,9 @@ def render(
     """Render what is missing, and return the sets."""
     for one in rendering.missing(data, names):
         claim_dataset(one.folder, one.config, one.objects)
-        starts = range(0, one.objects, CHUNK)
-        chunks = [(one, start, min(start + CHUNK, one.objects)) for start in starts]
+        chunks = [
+            (one, start, min(start + CHUNK, one.objects)) for start in range(0, one.objects, CHUNK)
+        ]
         with ticking(f"rendering {one.name}", one.objects) as tick:
             in_processes(write_chunk, chunks, tick)
         finish_dataset(one.folder, one.config, one.objects)
@@ -119,8 +113,7 @@ def render_missing(data: PolypSizingDataModule, rendering: Rendering, names: Seq
     """Announce and render the missing sets; do nothing for other kinds of data."""
     if "synthetic" not in data.sources:
         return
-    missing = rendering.missing(data, names)
-    if missing:
+    if missing := rendering.missing(data, names):
         sets = ", ".join(f"{one.name} of {one.objects} objects" for one in missing)
         print(f"rendered sets missing: {sets}; rendering them now", flush=True)
         render(data, rendering, names)
@@ -161,12 +154,10 @@ def piece_of(run: Run, sizers: Sizers, training: Training, **settings: Any) -> P
 
 def training_of(piece: Piece) -> Training:
     """Return the training run of a piece."""
-    seed, keys = piece.seed or 0, piece.keys
-    objects = keys.get("n", piece.get("objects"))
-    fold = keys.get("f")
+    objects, fold = piece.keys.get("n", piece.get("objects")), piece.keys.get("f")
     return Training(
         piece.method,
-        seed,
+        piece.seed or 0,
         None if objects is None else int(objects),
         None if fold is None else int(fold),
     )
@@ -189,7 +180,7 @@ def trained(
     module = sizers.untrained(training, **changed)
     data = sizers.data(training)
     job.note(objects=data.training_objects())
-    monitor = piece.get("checkpoint.monitor")
+    monitor, mode = piece.get("checkpoint.monitor"), piece.get("checkpoint.mode", "min")
     options = trainer | {
         name.removeprefix(TRAINER): value
         for name, value in piece.settings.items()
@@ -197,7 +188,6 @@ def trained(
     }
     if monitor is None:
         options["limit_val_batches"] = 0
-    mode = piece.get("checkpoint.mode", "min")
     job.fit(module, data, monitor=monitor, mode=mode, **options)
     sizers.settle(training.variant, module, data)
     return module, data
@@ -357,8 +347,8 @@ def find_bundle(place: Place, weights: str | None) -> NamedBundle:
     for own in (folder / NAME, *folds):
         if own.is_dir():
             others = f" (one of {len(folds)} folds; --weights takes another)"
-            said = others if own in folds and len(folds) > 1 else ""
-            return NamedBundle(f"{own}{said}", load_bundle(own))
+            shown = f"{own}{others}" if own in folds and len(folds) > 1 else str(own)
+            return NamedBundle(shown, load_bundle(own))
     shipped = shipped_folder(place.config, NAME)
     if shipped.is_dir():
         return NamedBundle(f"shipped {place.config}/{NAME}", load_bundle(shipped))

@@ -1,7 +1,5 @@
 """From a trained module to its bundle: limits, intervals and scope, fitted to held-out objects."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from itertools import islice
@@ -14,12 +12,16 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.frame_quality import QualityLimits, fit_quality, frame_statistics
-from endoscopy.bundles.sizing_bundle import Scope, SizingBundle, load_bundle
-from endoscopy.data.frame_table import SYNTHETIC
+from endoscopy.bundles.frame_quality import (
+    QualityLimits,
+    fit_quality,
+    frame_statistics,
+    stacked,
+)
+from endoscopy.bundles.sizing_bundle import Provenance, Scope, SizingBundle, load_bundle
+from endoscopy.data.frame_table import RENDERED, SYNTHETIC, object_keys
 from endoscopy.data.image_reading import read_rgb
-from endoscopy.data.provenance import Provenance, object_keys
-from endoscopy.data.samples import LesionDataset, Sample
+from endoscopy.data.samples import LesionDataset
 from endoscopy.data.sizing_datamodule import Part, PolypSizingDataModule
 from endoscopy.data.transforms import Frame
 from endoscopy.evaluation.baselines import constant_size
@@ -72,11 +74,9 @@ def held_out(bundle: SizingBundle, data: PolypSizingDataModule) -> HeldOut:
     frames = data.load().frames
     rows = data.evaluation_rows(part)
     first = frames.iloc[rows].groupby("unique_id", sort=False).cumcount().to_numpy() < FEW_FRAMES
-    sizes = _sized(bundle, data.frames(), _as_given(data.frames(), rows[first]))
-    ours = object_table(sizes)
+    ours = object_table(_sized(bundle, data.frames(), _as_given(data.frames(), rows[first])))
     constant = constant_size(frames.iloc[data.rows("train")])
-    others = ours.assign(predicted_mm=constant)
-    gap = score_differences(ours, others, only=("mape",))["mape"]
+    gap = score_differences(ours, ours.assign(predicted_mm=constant), only=("mape",))["mape"]
     exact = ours[~ours["censored"]]
     gt = exact["gt"].to_numpy(float)
     mape, constant_mape = (
@@ -162,10 +162,9 @@ def _sized(bundle: SizingBundle, frames: LesionDataset, located: Located) -> pd.
     return table.loc[rows, names].reset_index(drop=True).assign(predicted_mm=sizes)
 
 
-SCOPES = {"SYNTH": SYNTHETIC, "REALC": "real_colon", "SUN": "sun"}
+SCOPES = {RENDERED: SYNTHETIC, "REALC": "real_colon", "SUN": "sun"}
 """Database to the scope in which millimeters learned from it are given."""
 
-MOST_QUALITY_FRAMES = 3000
 CARRIED = (
     "unique_id", "frame_id", "patient", "gt", "censored", "brand", "shape", "site", "distance_mm",
     "exposure", "bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax", "width", "height", "frame_path",
@@ -183,8 +182,8 @@ def bundle_of(
     """Round the weights to bfloat16 and fit everything that a prediction needs.
 
     Intervals are fitted to the calibration part, see
-    :func:`endoscopy.bundles.bundle_fitting.calibrate_locations`. Millimeters count as calibrated for
-    the scope of the data only if held-out objects are sized better than by a constant.
+    :func:`calibrate_locations`. Millimeters count as calibrated for the scope of the data only if
+    held-out objects are sized better than by a constant.
 
     Args:
         module: Trained.
@@ -198,9 +197,12 @@ def bundle_of(
     sizes = train.drop_duplicates("unique_id")["gt"].to_numpy(float)
     names = [SCOPES.get(name, name) for name in sorted(set(table.frames["database"]))]
     bundle = rounded_bundle(module, data)
-    mean_size = float(np.exp(np.log(sizes).mean()))
     compared = held_out(bundle, data)
-    bundle.scope = Scope(", ".join(names), tuple(names) if compared.better else (), mean_size)
+    bundle.scope = Scope(
+        ", ".join(names),
+        tuple(names) if compared.better else (),
+        float(np.exp(np.log(sizes).mean())),
+    )
     bundle.quality = _quality(data)
     bundle.facts = {"training objects": len(sizes), "held out": str(compared)} | (facts or {})
     bundle.training = Provenance(settings or {}, tuple(object_keys(train)))
@@ -220,8 +222,7 @@ def refuse_trained(bundle: SizingBundle, data: PolypSizingDataModule) -> None:
     parts: tuple[Part, ...] = ("test", "calibration")
     for part in parts:
         held = data.object_keys(part)
-        shared = set(bundle.training.objects) & set(held)
-        if shared:
+        if shared := set(bundle.training.objects) & set(held):
             raise GatesError(
                 f"the network was trained on {len(shared)} of {len(held)} {part} objects: give the "
                 "split and the fold that it was trained with, or train again under another --name"
@@ -265,8 +266,7 @@ def part_predictions(
     """
     if part == "test":
         refuse_trained(bundle, data)
-    rows = data.evaluation_rows(part)
-    return frame_predictions(bundle, data.frames(), rows, reasons=reasons)
+    return frame_predictions(bundle, data.frames(), data.evaluation_rows(part), reasons=reasons)
 
 
 def frame_predictions(
@@ -276,11 +276,11 @@ def frame_predictions(
     raws: list[Tensor] = []
     sharpness: list[float] = []
     why: list[str] = []
-    for samples in _chunks(frames, rows):
-        raws.append(bundle.raw([sample.frame for sample in samples]))
+    for start in range(0, len(rows), BATCH):
+        part = [frames.sample(int(row)).frame for row in rows[start : start + BATCH]]
+        raws.append(bundle.raw(part))
         if reasons and bundle.quality is not None:
-            images = np.stack([sample.frame.image for sample in samples])
-            measured = frame_statistics(images, np.array([s.frame.box for s in samples]))
+            measured = frame_statistics(*stacked(part))
             sharpness += measured["sharpness"].tolist()
             why += bundle.quality.reasons(measured)
     raw = torch.cat(raws)
@@ -293,19 +293,12 @@ def frame_predictions(
     return found.assign(sharpness=sharpness, reasons=why) if why else found
 
 
-def _chunks(frames: LesionDataset, rows: np.ndarray) -> Iterator[list[Sample]]:
-    for start in range(0, len(rows), BATCH):
-        yield [frames.sample(int(row)) for row in rows[start : start + BATCH]]
-
-
 def _quality(data: PolypSizingDataModule) -> QualityLimits | None:
     """Fit the limits to training frames as they are, evenly spaced if there are many."""
     rows = data.rows("train")
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_QUALITY_FRAMES)).astype(int)]
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), 3000)).astype(int)]
     frames = data.frames()
-    samples = [frames.sample(int(row)).frame for row in rows]
-    images = np.stack([frame.image for frame in samples])
-    boxes = np.array([frame.box for frame in samples])
+    images, boxes = stacked([frames.sample(int(row)).frame for row in rows])
     try:
         return fit_quality(images, boxes)
     except ValueError:  # too few frames

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
+
+from endoscopy.data.transforms import Frame
 
 OUT_OF_DISTRIBUTION = "out of distribution"
 BLURRED = "blurred"
@@ -23,6 +25,7 @@ BLACK = 16.0  # of 255; below, ratios of colors depend on the coding of the file
 NOISE = 4.0  # variance of luminance, of 255², that every frame has
 SLACK = {"clipped": 0.05, "cut": 0.02}  # fractions that are harmless whatever the training frames
 SHRINKAGE = 0.05
+NUMBERS = ("distance", "sharpness", "clipped", "cut")  # of limits
 
 
 @dataclass(frozen=True)
@@ -69,25 +72,21 @@ class QualityLimits:
     def distances(self, statistics: np.ndarray) -> np.ndarray:
         """Return the Mahalanobis distances (N,) of statistics (N, K) from the training frames."""
         difference = statistics - self.mean
-        squared = np.einsum("nk,kj,nj->n", difference, self.precision, difference)
-        return np.sqrt(squared.clip(min=0))
+        return np.sqrt(np.einsum("nk,kj,nj->n", difference, self.precision, difference).clip(min=0))
 
     def state(self) -> dict[str, Any]:
         """Return plain numbers for a JSON file."""
-        numbers = {
-            name: getattr(self, name) for name in ("distance", "sharpness", "clipped", "cut")
-        }
         return {
             "mean": self.mean.tolist(),
             "precision": self.precision.tolist(),
             "area": list(self.area),
-            **numbers,
+            **{name: getattr(self, name) for name in NUMBERS},
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> QualityLimits:
         """Build it from :meth:`state`."""
-        numbers = {name: float(state[name]) for name in ("distance", "sharpness", "clipped", "cut")}
+        numbers = {name: float(state[name]) for name in NUMBERS}
         low, high = state["area"]
         mean, precision = np.asarray(state["mean"]), np.asarray(state["precision"])
         return cls(mean, precision, area=(float(low), float(high)), **numbers)
@@ -151,14 +150,21 @@ def frame_statistics(images: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndar
         sharpness = laplacian.var() / (luminance.var() + NOISE)
         darkest, brightest = part.max(axis=2), part.min(axis=2)
         clipped = ((darkest <= DARK) | (brightest >= BRIGHT)).mean()
-        share = (box[2] - box[0]) * (box[3] - box[1]) / (height * width)
-        rows.append([sharpness, clipped, _cut(box, height, width), share])
-        inside = _colors(part)
-        statistics.append(np.concatenate([_colors(image), inside, [np.log(sharpness + 1e-3)]]))
+        wide, high = box[2:] - box[:2]
+        at_side = (box[0] < 0.5) + (box[2] > width - 0.5)
+        at_end = (box[1] < 0.5) + (box[3] > height - 0.5)
+        cut = (at_side * high + at_end * wide) / max(2 * (wide + high), 1e-6)
+        rows.append([sharpness, clipped, cut, wide * high / (height * width)])
+        logarithm = [np.log(sharpness + 1e-3)]
+        statistics.append(np.concatenate([_colors(image), _colors(part), logarithm]))
     values = np.array(rows, dtype=np.float64).reshape(-1, 4)
-    names = ("sharpness", "clipped", "cut", "area")
-    measured = {name: values[:, k] for k, name in enumerate(names)}
+    measured = dict(zip(("sharpness", "clipped", "cut", "area"), values.T, strict=True))
     return measured | {"statistics": np.array(statistics, dtype=np.float64)}
+
+
+def stacked(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray]:
+    """Return images (N, H, W, 3) and boxes (N, 4) of frames of one size, to be measured."""
+    return np.stack([frame.image for frame in frames]), np.array([frame.box for frame in frames])
 
 
 def _around(box: np.ndarray, height: int, width: int) -> tuple[slice, slice]:
@@ -178,10 +184,3 @@ def _colors(pixels: np.ndarray) -> np.ndarray:
         [pixels.reshape(-1, 3) @ LUMINANCE / 255, *np.log([red / green, green / blue])]
     )
     return np.concatenate([values.mean(axis=1), values.std(axis=1)])
-
-
-def _cut(box: np.ndarray, height: int, width: int) -> float:
-    sides = (box[2] - box[0], box[3] - box[1])
-    touching = (box[0] < 0.5) + (box[2] > width - 0.5), (box[1] < 0.5) + (box[3] > height - 0.5)
-    length = touching[0] * sides[1] + touching[1] * sides[0]
-    return float(length / max(2 * sum(sides), 1e-6))

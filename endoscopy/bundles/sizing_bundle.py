@@ -7,25 +7,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from safetensors.torch import load, save
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_positive
 from endoscopy.bundles.frame_quality import QualityLimits
 from endoscopy.data.frame_table import SYNTHETIC
-from endoscopy.data.provenance import Provenance
-from endoscopy.data.streams import InputForm, Outline, network_input
+from endoscopy.data.streams import InputForm, NetworkInput, Outline, network_input
 from endoscopy.data.transforms import Frame
 from endoscopy.evaluation.conformal import SplitConformal
 from endoscopy.inputs.locations import Origin
-from endoscopy.metrics.aggregation import PROBABILITIES
-from endoscopy.metrics.classification import CONTINUOUS, CutOffs
+from endoscopy.metrics import CONTINUOUS, PROBABILITIES, CutOffs
 from endoscopy.models.sizer import MultiStreamSizer, channels_of
 from endoscopy.training.targets import Classes, LogSize, Ordinal, ScaledMillimeters, SizeTarget
-from harness.files.atomic import write_bytes, write_text
+from harness.files import short_digest, write_bytes, write_text
 
 NO_CALIBRATION = "no millimeter calibration for this scope"
 RESEARCH_ONLY = "research only"
@@ -55,8 +53,7 @@ class Scope:
     reference_mm: float = 6.3
 
     def __post_init__(self) -> None:
-        if not self.reference_mm > 0:
-            raise ValueError(f"reference_mm must be positive, got {self.reference_mm}")
+        check_positive(reference_mm=self.reference_mm)
 
     def is_calibrated(self, source: str | None) -> bool:
         """Return whether sizes on a source of this scope may be given in millimeters."""
@@ -86,10 +83,8 @@ class Scope:
         """Return a size as it may be shown for a source, in millimeters with a finite interval."""
         if not self.is_calibrated(source):
             return f"size index {size_mm / self.reference_mm:.2f}"
-        interval = ""
-        if math.isfinite(low) and math.isfinite(high):
-            interval = f" ({low:.3g} to {high:.3g})"
-        return f"{size_mm:.1f} mm{interval}"
+        bounded = math.isfinite(low) and math.isfinite(high)
+        return f"{size_mm:.1f} mm" + (f" ({low:.3g} to {high:.3g})" if bounded else "")
 
     def lines(self, source: str | None) -> list[str]:
         """Return the lines that must accompany every number."""
@@ -111,10 +106,8 @@ def source_scope(source: str | Path, stated: str | None = None) -> str | None:
         GatesError: The statement contradicts the manifest, or claims synthetic frames without one.
     """
     path = Path(source).absolute()
-    folders = [path, *path.parents][: 3 if path.is_dir() else 4]
-    for folder in folders:
-        named = _named_in(folder / MANIFEST)
-        if named is not None:
+    for folder in [path, *path.parents][: 3 if path.is_dir() else 4]:
+        if (named := _named_in(folder / MANIFEST)) is not None:
             if stated not in (None, named):
                 raise GatesError(
                     f"{source}: its manifest names the scope {named!r}, not {stated!r}; leave the "
@@ -177,10 +170,9 @@ def model_card(config: Mapping[str, Any]) -> str:
     """Return a model card in Markdown.
 
     Args:
-        config: Of :meth:`endoscopy.bundles.sizing_bundle.SizingBundle.config`.
+        config: Of :meth:`SizingBundle.config`.
     """
     scope, model, fitted = config["scope"], config["model"], config["intervals"]
-    masks = LOCATIONS[config["outline"]]
     intervals = "none"
     if fitted:
         counts = ", ".join(f"{name} {len(one['residuals'])}" for name, one in fitted.items())
@@ -190,6 +182,7 @@ def model_card(config: Mapping[str, Any]) -> str:
             f" to each way of locating lesions (objects: {counts}); they hold for exchangeable"
             " objects located in the same way only"
         )
+    facts = [f"- {name}: {value}" for name, value in config["facts"].items()]
     return TEMPLATE.format(
         trunk=model["trunk"],
         gates=model["gates"],
@@ -199,23 +192,46 @@ def model_card(config: Mapping[str, Any]) -> str:
         note=NO_CALIBRATION,
         streams=", ".join(channels_of(model["streams"])),
         image_size=config["image_size"],
-        location=masks,
+        location=LOCATIONS[config["outline"]],
         target=config["target"]["name"],
         quality="none" if config["quality"] is None else "limits fitted to the training frames",
         intervals=intervals,
-        facts=_facts(config["facts"]),
+        facts="\n".join(["", "## Facts", "", *facts, ""]) if facts else "",
     )
-
-
-def _facts(facts: Mapping[str, Any]) -> str:
-    if not facts:
-        return ""
-    lines = [f"- {name}: {value}" for name, value in facts.items()]
-    return "\n".join(["", "## Facts", "", *lines, ""])
 
 
 FORMAT = 3  # 3: intervals by location, and the outline
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+class Provenance(NamedTuple):
+    """What decided a training, and which objects it saw.
+
+    Attributes:
+        settings: Everything that decides the weights, by name; plain values for JSON.
+        objects: Keys of the training objects, of :func:`~endoscopy.data.frame_table.object_key`.
+    """
+
+    settings: Mapping[str, Any]
+    objects: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the settings."""
+        return short_digest(dict(self.settings))
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "fingerprint": self.fingerprint,
+            "settings": dict(self.settings),
+            "objects": list(self.objects),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Provenance:
+        """Restore what :meth:`state` returned."""
+        return cls(dict(state["settings"]), tuple(state["objects"]))
 
 
 @dataclass
@@ -259,19 +275,22 @@ class SizingBundle:
         """Intervals of lesions that are located as in training; None without any."""
         return self.intervals.get("boxes" if self.outline == "box" else "masks")
 
-    @torch.no_grad()
-    def raw(self, frames: Sequence[Frame]) -> torch.Tensor:
-        """Return the raw outputs (B, outputs) for frames of any size, on the CPU."""
-        device = next(self.model.parameters()).device
-        inputs = network_input(frames, self.form)
-        streams = {name: value.to(device) for name, value in inputs.streams.items()}
-        outputs: torch.Tensor = self.model(streams, inputs.geometry.to(device))
-        return outputs.cpu()
-
     @property
     def form(self) -> InputForm:
         """What the network is fed."""
         return InputForm(self.streams, self.image_size, self.aperture, self.outline)
+
+    def inputs(self, frames: Sequence[Frame]) -> NetworkInput:
+        """Return what the network reads of frames of any size, on its device."""
+        device = next(self.model.parameters()).device
+        streams, geometry = network_input(frames, self.form)
+        streams = {name: value.to(device) for name, value in streams.items()}
+        return NetworkInput(streams, geometry.to(device))
+
+    @torch.no_grad()
+    def raw(self, frames: Sequence[Frame]) -> torch.Tensor:
+        """Return the raw outputs (B, outputs) for frames of any size, on the CPU."""
+        return self.model(*self.inputs(frames)).cpu()
 
     def config(self) -> dict[str, Any]:
         """Return everything but the weights as plain values for JSON."""
@@ -329,7 +348,21 @@ def load_bundle(folder: str | Path) -> SizingBundle:
         like = model.state_dict()
         stored = load((folder / WEIGHTS).read_bytes())
         model.load_state_dict({name: value.to(like[name]) for name, value in stored.items()})
-        return _assembled(model.eval(), config)
+        scope, quality = config["scope"], config["quality"]
+        training = config.get("training")  # absent from weights of earlier versions
+        return SizingBundle(
+            model.eval(),
+            build_target(config["target"]),
+            config["image_size"],
+            Scope(scope["trained_on"], tuple(scope["calibrated_for"]), scope["reference_mm"]),
+            config["outline"],
+            config["aperture"],
+            None if quality is None else QualityLimits.from_state(quality),
+            {name: SplitConformal.from_state(one) for name, one in config["intervals"].items()},
+            CutOffs(*config["cut_offs_mm"]),
+            config["facts"],
+            None if training is None else Provenance.from_state(training),
+        )
     except GatesError:
         raise
     except OSError as error:
@@ -358,8 +391,10 @@ def describe_target(target: SizeTarget) -> dict[str, Any]:
             edges = list(target.edges)
             arguments = {"thresholds_mm": edges[1:-1], "limits_mm": [edges[0], edges[-1]]}
         case Classes():
-            thresholds, typical = list(target.thresholds_mm), list(target.typical_mm)
-            arguments = {"thresholds_mm": thresholds, "typical_mm": typical}
+            arguments = {
+                "thresholds_mm": list(target.thresholds_mm),
+                "typical_mm": list(target.typical_mm),
+            }
         case _:
             raise ValueError(f"no description for a target of class {type(target).__name__}")
     return {"name": type(target).__name__, "arguments": arguments}
@@ -374,30 +409,7 @@ def build_target(description: Mapping[str, Any]) -> SizeTarget:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in description["arguments"].items()
     }
-    target: SizeTarget = known[description["name"]](**arguments)
-    return target
-
-
-def _assembled(model: MultiStreamSizer, config: dict[str, Any]) -> SizingBundle:
-    scope, quality = config["scope"], config["quality"]
-    return SizingBundle(
-        model,
-        build_target(config["target"]),
-        config["image_size"],
-        Scope(scope["trained_on"], tuple(scope["calibrated_for"]), scope["reference_mm"]),
-        config["outline"],
-        config["aperture"],
-        None if quality is None else QualityLimits.from_state(quality),
-        {name: SplitConformal.from_state(one) for name, one in config["intervals"].items()},
-        CutOffs(*config["cut_offs_mm"]),
-        config["facts"],
-        _training(config),
-    )
-
-
-def _training(config: Mapping[str, Any]) -> Provenance | None:
-    state = config.get("training")  # absent from weights of earlier versions
-    return None if state is None else Provenance.from_state(state)
+    return known[description["name"]](**arguments)
 
 
 def _stored(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """Decoded, resized frames: files that hold them, the cache of a table, the reader of its rows."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -9,16 +7,15 @@ import shutil
 from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from core_gates.errors import GatesError
-from endoscopy.data.frame_table import FrameTable
+from core_gates.errors import GatesError, check_at_least, check_option
+from endoscopy.data.frame_table import PATHS, FrameTable
 from endoscopy.data.image_reading import DEPTH_UNITS, read_depth, read_mask, read_rgb
-from endoscopy.data.options import check_option
 from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.data.transforms import Frame, resize_frame
 
@@ -55,7 +52,7 @@ class FrameStore:
         masks: bool = False,
         depths: bool = False,
     ) -> None:
-        check_option("form", form, StoreForm)
+        check_option("form", form, get_args(StoreForm))
         self.folder, self.number, self.size, self.form = folder, number, size, form
         self.shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             "state": ((number,), np.uint8)
@@ -134,21 +131,18 @@ class FrameStore:
             return np.array(self._array("image")[slot])
         offset, length = self._array("index")[slot].tolist()
         if "bin" not in self._arrays:
-            path = self.folder / "image.bin"
-            self._arrays["bin"] = np.memmap(path, dtype=np.uint8, mode="r")
+            self._arrays["bin"] = np.memmap(self.folder / "image.bin", dtype=np.uint8, mode="r")
         content = self._arrays["bin"][offset : offset + length]
         return np.array(Image.open(BytesIO(content.tobytes())))
 
     def mask(self, slot: int) -> NDArray[np.uint8]:
         """Return (S,S) uint8."""
-        pixels = self.size * self.size
-        bits = np.unpackbits(self._array("mask")[slot], count=pixels)
+        bits = np.unpackbits(self._array("mask")[slot], count=self.size * self.size)
         return bits.reshape(self.size, self.size)
 
     def depth(self, slot: int) -> NDArray[np.float32]:
         """Return (S,S) float32 in mm."""
-        stored: NDArray[np.float32] = self._array("depth")[slot].astype(np.float32)
-        return stored / np.float32(DEPTH_UNITS)
+        return self._array("depth")[slot].astype(np.float32) / np.float32(DEPTH_UNITS)
 
     def _array(self, name: str) -> NDArray[Any]:
         if name not in self._arrays:
@@ -176,15 +170,13 @@ class FrameReader:
     def __init__(
         self, table: FrameTable, size: int, *, masks: bool = False, depths: bool = False
     ) -> None:
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+        check_at_least(1, size=size)
         self.table, self.size, self.masks, self.depths = table, size, masks, depths
         columns = ["bbox_xmin", "bbox_ymin", "bbox_xmax", "bbox_ymax"]
         sides = table.frames[["width", "height"]].to_numpy(float)
-        boxes = table.frames[columns].to_numpy(float, copy=True)
-        boxes[:, 0::2] *= size / sides[:, :1]
-        boxes[:, 1::2] *= size / sides[:, 1:]
-        self.boxes = boxes
+        self.boxes = table.frames[columns].to_numpy(float, copy=True)
+        self.boxes[:, 0::2] *= size / sides[:, :1]
+        self.boxes[:, 1::2] *= size / sides[:, 1:]
 
     def box(self, row: int) -> tuple[float, float, float, float]:
         """Return xmin, ymin, xmax, ymax in pixels of the result."""
@@ -215,9 +207,7 @@ class FrameReader:
         return frame._replace(box=self.box(row))
 
 
-SAMPLED = 8
-PATHS = ("frame_path", "mask_path", "depth_path")
-_LAYOUT = 1
+SAMPLED = 8  # frames whose encoded size is measured
 
 
 class FrameCache:
@@ -272,8 +262,7 @@ class FrameCache:
         """Return the size on disk, exact for ``raw``, from a sample of frames for ``jpeg``."""
         lengths = []
         if self.store.form == "jpeg":
-            sample = np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int)
-            for slot in sample:
+            for slot in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):
                 try:
                     lengths.append(len(encode(self.reader.read(self.owners[slot]).image)))
                 except GatesError:
@@ -328,8 +317,9 @@ class FrameCache:
     def unreadable_rows(self) -> NDArray[np.int64]:
         """Return the rows whose frame could not be read."""
         state = self.store.state
-        rows = [row for row, slot in self.slots.items() if state[slot] == UNREADABLE]
-        return np.array(rows, dtype=np.int64)
+        return np.array(
+            [row for row, slot in self.slots.items() if state[slot] == UNREADABLE], dtype=np.int64
+        )
 
     def read(self, row: int) -> Frame:
         """Return a frame as ``reader.read`` does.
@@ -352,8 +342,9 @@ class FrameCache:
         )
 
     def _store(self, folder: Path, form: StoreForm) -> FrameStore:
-        size = self.reader.size
-        return FrameStore(folder, len(self), size, form, masks=self.masks, depths=self.depths)
+        return FrameStore(
+            folder, len(self), self.reader.size, form, masks=self.masks, depths=self.depths
+        )
 
     def _paths(self, row: int) -> tuple[Path | None, ...]:
         return tuple(self.reader.table.path(row, column) for column in PATHS)
@@ -385,7 +376,7 @@ class FrameCache:
             except OSError:
                 files.append((str(path), -1, 0))
         content = {
-            "layout": _LAYOUT,
+            "layout": 1,
             "size": self.reader.size,
             "form": [form, QUALITY],
             "holds": [self.masks, self.depths],

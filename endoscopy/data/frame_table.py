@@ -54,8 +54,9 @@ TEXT = frozenset(
     | {"brand", "shape", "site", "exposure", "histology"}
 )
 BOX = ("bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax")
-SYNTHETIC = "synthetic"
-"""Scope of rendered frames, as their manifest names it."""
+PATHS = ("frame_path", "mask_path", "depth_path")
+SYNTHETIC, RENDERED = "synthetic", "SYNTH"
+"""Scope of rendered frames, as their manifest names it, and their database."""
 
 MACROS = {"SUN": "SUN_DATA_PATH", "REALC": "REAL_COLON_PATH", "SYNTH": "SYNTHETIC_PATH"}
 """Database to the variable for its folder in paths."""
@@ -79,8 +80,7 @@ class FrameTable:
     roots: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        missing = [name for name in REQUIRED if name not in self.frames]
-        if missing:
+        if missing := [name for name in REQUIRED if name not in self.frames]:
             raise ValueError(f"frames lack the columns {', '.join(missing)}; add them")
         if self.frames.empty:
             raise ValueError("frames hold no row, expected at least one")
@@ -99,8 +99,7 @@ class FrameTable:
     def object_codes(self) -> NDArray[np.int64]:
         """(N,) position of every row's object in :attr:`unique_ids`."""
         position = {name: code for code, name in enumerate(self.unique_ids)}
-        codes = self.frames["unique_id"].map(position)
-        return np.asarray(codes, dtype=np.int64)
+        return np.asarray(self.frames["unique_id"].map(position), dtype=np.int64)
 
     @cached_property
     def objects(self) -> pd.DataFrame:
@@ -197,6 +196,23 @@ def object_order(unique_id: str) -> tuple[int, int, str]:
     return (0, int(unique_id), "") if number else (1, 0, unique_id)
 
 
+def object_key(database: str, unique_id: str, size_mm: float) -> str:
+    """Return a short hash that identifies an object without naming it.
+
+    Names of rendered objects repeat from set to set, so their sizes are hashed too; sizes of real
+    ones are left out, since the hash of a whole number of millimeters reveals the number.
+    """
+    size = f"/{size_mm:.4f}" if database == RENDERED else ""
+    return hashlib.sha256(f"{database}/{unique_id}{size}".encode()).hexdigest()[:12]
+
+
+def object_keys(frames: pd.DataFrame) -> list[str]:
+    """Return the keys of the objects of a frame table, sorted; see :func:`object_key`."""
+    one = frames.drop_duplicates("unique_id")
+    columns = zip(one["database"], one["unique_id"], one["gt"], strict=True)
+    return sorted(object_key(*values) for values in columns)
+
+
 LARGEST_MM = 200.0
 FEWEST = 5  # objects whose sizes reveal their unit
 IMPOSSIBLE = f"size is not between 0 and {LARGEST_MM:g} mm"
@@ -242,8 +258,7 @@ def parse_size(value: object) -> Size:
     mm = float(match["number"].replace(",", ".")) * (10.0 if match["unit"] == "cm" else 1.0)
     if not 0.0 < mm <= LARGEST_MM:
         return Size(math.nan, fault=IMPOSSIBLE)
-    open_ended = bool(match["open"] or match["above"])
-    return Size(mm, censored=open_ended, has_unit=match["unit"] is not None)
+    return Size(mm, bool(match["open"] or match["above"]), has_unit=match["unit"] is not None)
 
 
 def look_like_centimeters(mm: Sequence[float]) -> bool:

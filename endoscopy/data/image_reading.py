@@ -1,8 +1,7 @@
 """Reading frames, masks and depths of any bit depth; a truncated file is an error, never gray."""
 
-from __future__ import annotations
-
 import os
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -20,8 +19,14 @@ DEPTH_UNITS = 256.0
 """Steps of a stored depth per millimeter."""
 
 MOST_PIXELS = 64_000_000
-_TAIL = 1024
-_FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+FAULTS = (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""What decoders raise besides OSError."""
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Return a sort key under which ``a_2`` comes before ``a_10``."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]
 
 
 class ImageHeader(NamedTuple):
@@ -45,7 +50,7 @@ def probe(path: str | os.PathLike[str]) -> ImageHeader:
     with _one_line(path), path.open("rb") as stream:
         head = stream.read(32)
         stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, stream.tell() - _TAIL))
+        stream.seek(max(0, stream.tell() - 1024))
         tail = stream.read()
         stream.seek(0)
         with Image.open(stream) as image:
@@ -55,8 +60,8 @@ def probe(path: str | os.PathLike[str]) -> ImageHeader:
     ends = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
     if kind in ends and ends[kind] not in tail:
         raise GatesError(f"{path} is truncated; copy it again")
-    bits = head[24] if kind == "PNG" else 16 if mode.startswith("I") else 8
-    return ImageHeader(width, height, bits)
+    deep = 16 if mode.startswith("I") else 8
+    return ImageHeader(width, height, head[24] if kind == "PNG" else deep)
 
 
 def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
@@ -69,7 +74,11 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         GatesError: The image cannot be read to its end.
     """
-    image = _decode(path)
+    return rgb_of(_decode(path))
+
+
+def rgb_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels (H,W,3) uint8 of a decoded image, as :func:`read_rgb` does."""
     if image.mode.startswith("I"):
         gray = (np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)
@@ -127,6 +136,6 @@ def _one_line(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except _FAULTS as error:
+    except (OSError, *FAULTS) as error:
         what = getattr(error, "strerror", None) or str(error).partition("\n")[0] or "damaged"
         raise GatesError(f"{path} cannot be read: {what}; copy it again") from error

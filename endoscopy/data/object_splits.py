@@ -1,24 +1,21 @@
 """Folds and splits, published and at random, that refuse leakage."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_option
 from endoscopy.data.frame_table import FrameTable, object_order
-from endoscopy.data.options import check_option
-from endoscopy.data.readers.tabular import read_csv
+from endoscopy.data.readers.tabular import read_csv, require_columns
 from endoscopy.metrics.classification import TRUTH
 
 Level = Literal["object", "patient"]
@@ -65,7 +62,7 @@ class Folds:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_option("level", self.level, Level)
+        check_option("level", self.level, get_args(Level))
 
     def split(self, table: FrameTable, fold: int) -> Split:
         """Return the rows of one fold's experiment, joined by object id.
@@ -78,7 +75,8 @@ class Folds:
         """
         if not 0 <= fold < self.num_folds:
             raise GatesError(f"fold {fold} of {self.name}: choose one of 0 to {self.num_folds - 1}")
-        folds = self._rows(table)
+        codes = np.array([self.assignment.get(name, -1) for name in table.unique_ids])
+        folds = codes[table.object_codes]
         if (folds < 0).all():
             raise GatesError(
                 f"{self.name} assigns none of the {len(table.unique_ids)} objects, such as "
@@ -94,10 +92,6 @@ class Folds:
         """Return the objects of the table that have no fold."""
         return [name for name in table.unique_ids if name not in self.assignment]
 
-    def _rows(self, table: FrameTable) -> Rows:
-        codes = np.array([self.assignment.get(name, -1) for name in table.unique_ids])
-        return codes[table.object_codes].astype(np.int64)
-
 
 def check_leakage(table: FrameTable, split: Split, level: Level = "patient") -> None:
     """Refuse a split that shares objects or, at patient level, patients or frames between parts.
@@ -106,15 +100,16 @@ def check_leakage(table: FrameTable, split: Split, level: Level = "patient") -> 
         GatesError: A part but calibration is empty, or something is in two parts.
         ValueError: There is no such level.
     """
-    check_option("level", level, Level)
+    check_option("level", level, get_args(Level))
     for name, rows in split._asdict().items():
         if rows.size == 0 and name != "calibration":
             raise GatesError(f"the {name} part of the split is empty; add objects or other folds")
-    kinds = {"object": table.object_codes}
+    kinds: dict[str, tuple[Rows, Any]] = {"object": (table.object_codes, table.frames["unique_id"])}
     if level == "patient":
-        kinds["patient"] = np.unique(table.patients, return_inverse=True)[1]
-        kinds["frame"] = table.frames["frame_path"].factorize()[0]
-    for kind, codes in kinds.items():
+        paths, patients = table.frames["frame_path"], table.patients
+        kinds["patient"] = (np.unique(patients, return_inverse=True)[1], patients)
+        kinds["frame"] = (paths.factorize()[0], paths)
+    for kind, (codes, names) in kinds.items():
         owner = np.full(int(codes.max()) + 1, -1)
         for number, rows in enumerate(split):
             mine = np.unique(codes[rows])
@@ -122,17 +117,10 @@ def check_leakage(table: FrameTable, split: Split, level: Level = "patient") -> 
                 code = mine[owner[mine] >= 0][0]
                 row = int(np.flatnonzero(codes == code)[0])
                 raise GatesError(
-                    f"{kind} {_name(table, kind, row)} is in the {Split._fields[owner[code]]} and "
+                    f"{kind} {names[row]} is in the {Split._fields[owner[code]]} and "
                     f"the {Split._fields[number]} part, which leaks; keep it in one"
                 )
             owner[mine] = number
-
-
-def _name(table: FrameTable, kind: str, row: int) -> str:
-    if kind == "patient":
-        return str(table.patients[row])
-    column = "unique_id" if kind == "object" else "frame_path"
-    return str(table.frames[column].iat[row])
 
 
 CLASSES = ("D", "S", "L")
@@ -165,8 +153,8 @@ def official_hag6(path: str | os.PathLike[str]) -> Folds:
     differences = []
     for fold, row in expected.set_index("fold").iterrows():
         for group in CLASSES:
-            mine = (objects["fold"] == fold) & (objects["group"] == group)
-            found, wanted = int(mine.sum()), int(row[f"objects_{group}"])
+            found = int(((objects["fold"] == fold) & (objects["group"] == group)).sum())
+            wanted = int(row[f"objects_{group}"])
             if found != wanted:
                 differences.append(
                     f"fold {fold} has {found} {CLASS_NAMES[group]} objects, expected {wanted}"
@@ -183,7 +171,6 @@ def official_hag6(path: str | os.PathLike[str]) -> Folds:
             f"{path} is not the official split: {what} ({len(differences)} counts differ); get the "
             "authors' file, or read it as your folds with read_folds"
         )
-    frames_note = f"{len(table)} frames agree with the figure within {FRAME_TOLERANCE} each"
     return Folds(
         name="official HAG 6-fold",
         num_folds=6,
@@ -192,7 +179,9 @@ def official_hag6(path: str | os.PathLike[str]) -> Folds:
         official=True,
         notes=(
             f"verified: {len(objects)} objects in the 18 published counts of fold and class",
-            f"verified: {frames_note}" if has_frames else "not verified: frames, objects alone",
+            f"verified: {len(table)} frames agree with the figure within {FRAME_TOLERANCE} each"
+            if has_frames
+            else "not verified: frames, objects alone",
             "object-level: polyps of one patient may be in different folds",
         ),
     )
@@ -271,23 +260,22 @@ def make_folds(
         GatesError: There are fewer units than folds.
         ValueError: There is no such level.
     """
-    check_option("level", level, Level)
+    check_option("level", level, get_args(Level))
     objects = table.objects
     mm = objects["gt"].to_numpy(np.float64)
     owners = objects["unique_id"]
     if level == "patient":
-        patient = dict(zip(table.frames["unique_id"], table.patients, strict=True))
-        owners = owners.map(patient)
+        owners = owners.map(dict(zip(table.frames["unique_id"], table.patients, strict=True)))
     largest = pd.Series(mm).groupby(owners.to_numpy()).max()
     units = sorted(largest.index, key=object_order)
     if len(units) < num_folds or num_folds < 2:
         raise GatesError(f"{len(units)} {level}s cannot make {num_folds} folds; choose 2 or more")
     classes = TRUTH.classes(largest.loc[units])
-    folder = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
     fold_of: dict[str, int] = {}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            folder = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
             for fold, (_, test) in enumerate(folder.split(classes, classes)):
                 fold_of |= {units[position]: fold for position in test}
     except ValueError as error:
@@ -307,13 +295,11 @@ def make_folds(
 def _read_folds(path: Path, groups: bool = True) -> pd.DataFrame:
     """Return ``unique_id``, ``fold`` and, if asked, the letter of the class as ``group``."""
     raw = read_csv(path)
-    needed = ["unique_id", "kfold_id"] + ["gt_group"] * groups
-    missing = [name for name in needed if name not in raw]
-    if missing:
-        raise GatesError(f"{path} lacks the columns {', '.join(missing)}; add them")
+    require_columns(raw, ["unique_id", "kfold_id"] + ["gt_group"] * groups, path)
     folds = pd.to_numeric(raw["kfold_id"], errors="coerce")
-    if folds.isna().any() or (folds % 1 != 0).any() or (folds < 0).any():
-        row = int(np.flatnonzero(folds.isna() | (folds % 1 != 0) | (folds < 0))[0])
+    wrong = folds.isna() | (folds % 1 != 0) | (folds < 0)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
         raise GatesError(f"{path}: kfold_id {raw['kfold_id'][row]!r} is no fold; correct row {row}")
     ids = raw["unique_id"].str.strip().str.replace(r"^(\d+)\.0+$", r"\1", regex=True)
     table = pd.DataFrame({"unique_id": ids, "fold": folds.astype(np.int64)})
@@ -349,8 +335,8 @@ def split_by_counts(
             f"{len(table.unique_ids)} objects cannot give {train} for training, {validation} for "
             f"validation, {calibration} for calibration and {test} for the test; ask for fewer"
         )
-    order = np.random.default_rng(seed).permutation(len(groups))
-    waiting = [list(groups.values())[position] for position in order]
+    objects = list(groups.values())
+    waiting = [objects[k] for k in np.random.default_rng(seed).permutation(len(objects))]
     part_of = np.full(len(table.unique_ids), -1)
     for name, count in wanted.items():
         left: list[list[int]] = []

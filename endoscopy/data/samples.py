@@ -12,13 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.distributed import DistributedSampler
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_at_least
 from endoscopy.data.frame_cache import FrameCache, FrameReader
 from endoscopy.data.streams import NEEDS_DEPTH, InputForm, network_input
 from endoscopy.data.transforms import Frame, Pipeline
 
 LEAST_SHARE = 0.5
 Batch = dict[str, Any]
+Rows = NDArray[np.int64]
 
 
 class Sample(NamedTuple):
@@ -75,8 +76,8 @@ class LesionDataset(Dataset[Sample]):
         Raises:
             GatesError: A file cannot be read.
         """
-        held = self.cache is not None and row in self.cache
-        frame = self.cache.read(row) if self.cache and held else self.reader.read(row)
+        reader = self.cache if self.cache and row in self.cache else self.reader
+        frame = reader.read(row)
         if self.pipeline is not None:
             moved = self.pipeline(frame, self.seed, epoch, row)
             if _area(moved.box) >= LEAST_SHARE * _area(frame.box):
@@ -112,8 +113,8 @@ def collate(samples: Sequence[Sample], form: InputForm) -> Batch:
 
     Returns:
         ``streams``: name to (B,C,H,W) float32, and ``geometry`` (B,4) float32, see
-        :func:`~.network_input.network_input`; ``size_mm`` (B,) float32; ``censored`` (B,) bool;
-        ``object`` and ``frame`` (B,) int64, the latter rows of the frame table.
+        :func:`endoscopy.data.streams.network_input`; ``size_mm`` (B,) float32; ``censored`` (B,)
+        bool; ``object`` and ``frame`` (B,) int64, the latter rows of the frame table.
 
     Raises:
         GatesError: A stream needs a depth that a sample lacks.
@@ -138,9 +139,6 @@ def collate(samples: Sequence[Sample], form: InputForm) -> Batch:
 def _area(box: tuple[float, float, float, float]) -> float:
     xmin, ymin, xmax, ymax = box
     return (xmax - xmin) * (ymax - ymin)
-
-
-Rows = NDArray[np.int64]
 
 
 class EpochSampler(Sampler[int]):
@@ -170,8 +168,7 @@ class EpochSampler(Sampler[int]):
         if num_rows < num_replicas:
             raise ValueError(f"{num_rows} rows cannot be shared by {num_replicas} ranks")
         self.num_rows = num_rows - (num_rows % num_replicas if even else 0)
-        self.seed, self.num_replicas, self.rank = seed, num_replicas, rank
-        self.epoch = 0
+        self.seed, self.num_replicas, self.rank, self.epoch = seed, num_replicas, rank, 0
 
     @abstractmethod
     def draw(self, epoch: int) -> Rows:
@@ -233,8 +230,7 @@ class ObjectBalancedSampler(EpochSampler):
         rank: int = 0,
         even: bool = False,
     ) -> None:
-        if frames_per_object < 1:
-            raise ValueError(f"frames_per_object must be at least 1, got {frames_per_object}")
+        check_at_least(1, frames_per_object=frames_per_object)
         codes = np.asarray(objects)
         chosen = np.arange(len(codes)) if rows is None else np.asarray(rows, dtype=np.int64)
         self.groups = group_rows(codes, chosen)
@@ -350,10 +346,8 @@ class BatchOrder(DistributedSampler[tuple[int, list[int]]]):
     """
 
     def __init__(self, sampler: EpochSampler, batch_size: int, *, even: bool = False) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.rows, self.batch_size, self.even = sampler, batch_size, even
-        self.start = 0
+        check_at_least(1, batch_size=batch_size)
+        self.rows, self.batch_size, self.even, self.start = sampler, batch_size, even, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
 from numpy.typing import NDArray
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_at_least, check_option
 from endoscopy.data.frame_cache import FrameCache, FrameReader, StoreForm
-from endoscopy.data.frame_table import FrameTable, concatenate
+from endoscopy.data.frame_table import FrameTable, concatenate, object_keys
 from endoscopy.data.object_splits import (
     Folds,
     Level,
@@ -25,8 +25,6 @@ from endoscopy.data.object_splits import (
     read_folds,
     split_by_counts,
 )
-from endoscopy.data.options import check_option
-from endoscopy.data.provenance import object_keys
 from endoscopy.data.readers.real_colon import DOWNLOAD, read_real_colon
 from endoscopy.data.readers.sun import read_sun
 from endoscopy.data.readers.tabular import ReadReport, read_frame_table
@@ -58,7 +56,7 @@ AT_LEAST_ONE = ("size", "batch_size", "frames_per_object", "eval_frames_per_obje
 
 
 class PolypSizingDataModule(L.LightningDataModule):
-    """Frames of lesions with their sizes, for :class:`endoscopy.training.sizing_module.SizingModule`.
+    """Frames of lesions with their sizes, for ``endoscopy.training.sizing_module.SizingModule``.
 
     Name one source or several, which are joined. Evaluation parts take the first frames of every
     object, in order. A batch is what :func:`endoscopy.data.samples.collate` returns.
@@ -164,12 +162,10 @@ class PolypSizingDataModule(L.LightningDataModule):
         self._check_options()
 
     def _check_options(self) -> None:
-        for name in AT_LEAST_ONE:
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        check_option("split", self.split_kind, SplitKind)
+        check_at_least(1, **{name: getattr(self, name) for name in AT_LEAST_ONE})
+        check_option("split", self.split_kind, get_args(SplitKind))
         for name, kind in CHOICES.items():
-            check_option(name, getattr(self, name), kind)
+            check_option(name, getattr(self, name), get_args(kind))
         if self.split_kind in ("hag6", "file") and self.split_file is None:
             raise ValueError(f"split {self.split_kind} needs split_file, the CSV with the folds")
 
@@ -207,28 +203,22 @@ class PolypSizingDataModule(L.LightningDataModule):
             "sun": read_sun,
             "synthetic": read_real_colon,
         }
-        tables: dict[str, FrameTable] = {}
+        self._tables = {}
         for name, path in self.sources.items():
             if name == "synthetic" and not Path(path).exists():
                 raise GatesError(f"{path} does not exist: run `gates endoscopy render` first")
-            tables[name], report = read[name](path)
+            self._tables[name], report = read[name](path)
             self.report.merge(report)
-        self._tables = tables
-        joined = concatenate(tables.values()) if len(tables) > 1 else tables[name]
+        tables = list(self._tables.values())
+        joined = concatenate(tables) if len(tables) > 1 else tables[0]
         try:
             self.parts = self._split(joined)
         except GatesError as error:
-            raise GatesError(f"{error}{self._left_out()}") from error
+            count, why = self.report.total("excluded"), ", ".join(self.report.reasons("excluded"))
+            before = f" (before, {count} of {self.report.found} rows were left out: {why})"
+            raise GatesError(f"{error}{before if count else ''}") from error
         self.frame_table = joined
         return joined
-
-    def _left_out(self) -> str:
-        """Return what the readers left out, for a message about what is left; empty if nothing."""
-        count = self.report.total("excluded")
-        if not count:
-            return ""
-        reasons = ", ".join(self.report.reasons("excluded"))
-        return f" (before, {count} of {self.report.found} rows were left out: {reasons})"
 
     def variant(
         self,
@@ -350,10 +340,11 @@ class PolypSizingDataModule(L.LightningDataModule):
             if name in REAL:
                 self.load()
                 table = self._tables[name]
-                found = Data(name, "frames", table.digest(), len(table), "rows", listing=True)
+                self._digests[path] = Data(
+                    name, "frames", table.digest(), len(table), "rows", listing=True
+                )
             else:
-                found = Data.of(name, "frames", Path(path))
-            self._digests[path] = found
+                self._digests[path] = Data.of(name, "frames", Path(path))
         return [self._digests[path] for path in paths.values() if path in self._digests]
 
     def rows(self, part: Part) -> NDArray[np.int64]:
@@ -365,9 +356,8 @@ class PolypSizingDataModule(L.LightningDataModule):
         """
         if self.parts is None:
             raise GatesError("the data is not loaded; call setup first")
-        check_option("part", part, Part)
-        rows: NDArray[np.int64] = getattr(self.parts, part)
-        return rows
+        check_option("part", part, get_args(Part))
+        return getattr(self.parts, part)
 
     def evaluation_rows(self, part: Part) -> NDArray[np.int64]:
         """Return the rows of a part that are evaluated: the first of every object, in order.
@@ -383,7 +373,12 @@ class PolypSizingDataModule(L.LightningDataModule):
     @property
     def form(self) -> InputForm:
         """The input of a network that learns from the training part."""
-        return InputForm(self.streams, self.size, self.aperture, self._outline())
+        outline: Outline = "box"
+        frames = self.load().frames
+        if "mask_path" in frames and WITH_MASK & set(self.streams):
+            known = frames["mask_path"].iloc[self.rows("train")].fillna("") != ""
+            outline = "mask" if known.all() else "either" if known.any() else "box"
+        return InputForm(self.streams, self.size, self.aperture, outline)
 
     def frames(self) -> LesionDataset:
         """Return the lesions of all rows, not augmented."""
@@ -391,7 +386,9 @@ class PolypSizingDataModule(L.LightningDataModule):
 
     def loader(self, part: Part) -> FrameLoader:
         """Return the frames of a part: shuffled and augmented for training, in order otherwise."""
-        rank, world = self._rank()
+        rank, world = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        )
         trains = part == "train"
         if self.batch_size % world:
             raise GatesError(
@@ -403,8 +400,7 @@ class PolypSizingDataModule(L.LightningDataModule):
         order = BatchOrder(
             self._sampler(part, rank, world), self.batch_size // world, even=not trains
         )
-        batches = BatchDataset(frames, self.form)
-        return FrameLoader.over(batches, order, self.num_workers)
+        return FrameLoader.over(BatchDataset(frames, self.form), order, self.num_workers)
 
     def train_dataloader(self) -> FrameLoader:
         """Return the training frames of this rank."""
@@ -424,10 +420,7 @@ class PolypSizingDataModule(L.LightningDataModule):
 
     def _split(self, table: FrameTable) -> Split:
         if self.split_kind == "counts":
-            train, validation, test, calibration = self.counts
-            return split_by_counts(
-                table, train, validation, test, calibration, seed=self.split_seed
-            )
+            return split_by_counts(table, *self.counts, seed=self.split_seed)
         match self.split_kind:
             case "audit5":
                 folds = audit5(table)
@@ -443,18 +436,13 @@ class PolypSizingDataModule(L.LightningDataModule):
         self.report.notes += [f"{folds.name}: {note}" for note in folds.notes]
         return folds.split(table, self.fold)
 
-    def _outline(self) -> Outline:
-        """Return where the outline of lesions comes from in the training part."""
-        frames = self.load().frames
-        if "mask_path" not in frames or not WITH_MASK & set(self.streams):
-            return "box"
-        known = frames["mask_path"].iloc[self.rows("train")].fillna("") != ""
-        return "mask" if known.all() else "either" if known.any() else "box"
-
     def _reader(self) -> FrameReader:
-        depths = bool(NEEDS_DEPTH & set(self.streams))
-        masks = bool(WITH_MASK & set(self.streams))
-        return FrameReader(self.load(), self.size, masks=masks, depths=depths)
+        return FrameReader(
+            self.load(),
+            self.size,
+            masks=bool(WITH_MASK & set(self.streams)),
+            depths=bool(NEEDS_DEPTH & set(self.streams)),
+        )
 
     def _sampler(self, part: Part, rank: int, world: int) -> EpochSampler:
         table, rows = self.load(), self.rows(part)
@@ -483,6 +471,3 @@ class PolypSizingDataModule(L.LightningDataModule):
             rank=rank,
             even=True,
         )
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

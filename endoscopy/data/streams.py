@@ -1,7 +1,5 @@
 """The input of a network: streams of frame, mask, depth and box, in training as afterwards."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -25,6 +23,10 @@ STREAMS = {
 """Name to channels."""
 
 NEEDS_DEPTH = frozenset({"depth", "relative_depth", "rgb_mask_depth"})
+WITH_MASK = frozenset({"rgb_mask", "rgb_mask_depth"})
+"""Streams that use the outline of the lesion."""
+
+Outline = Literal["mask", "box", "either"]
 DEPTH_SCALE_MM = 30.0
 GROWTH = 0.5
 ENDOSCOPY = ((0.3224, 0.2263, 0.1750), (0.3178, 0.2406, 0.1933))
@@ -209,8 +211,7 @@ def box_masks(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
         (N, height, width) boolean: every pixel that a box touches.
     """
     corners = torch.from_numpy(np.asarray(boxes, dtype=np.float32).reshape(-1, 4))
-    filled: np.ndarray = fill_boxes(corners, height, width)[:, 0].numpy() > 0
-    return filled
+    return fill_boxes(corners, height, width)[:, 0].numpy() > 0
 
 
 def ellipse_masks(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -222,8 +223,7 @@ def ellipse_masks(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     xmin, ymin, xmax, ymax = (side[:, None] for side in boxes.T)
     across = ((2 * x - xmin - xmax) / np.maximum(xmax - xmin, 1e-6)) ** 2
     down = ((2 * y - ymin - ymax) / np.maximum(ymax - ymin, 1e-6)) ** 2
-    inside: np.ndarray = across[:, None, :] + down[:, :, None] < 1
-    return inside
+    return across[:, None, :] + down[:, :, None] < 1
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
@@ -237,19 +237,13 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
     return result
 
 
-WITH_MASK = frozenset({"rgb_mask", "rgb_mask_depth"})
-"""Streams that use the outline of the lesion."""
-
-Outline = Literal["mask", "box", "either"]
-
-
 class InputForm(NamedTuple):
     """The input of a network.
 
     Attributes:
-        streams: Names, see :data:`endoscopy.data.streams.STREAMS`.
+        streams: Names, see :data:`STREAMS`.
         size: Side length in pixels.
-        aperture: Of :func:`endoscopy.data.streams.build_streams`.
+        aperture: Of :func:`build_streams`.
         outline: Where the outline of lesions came from in training, see :func:`outline_of`.
     """
 
@@ -264,7 +258,7 @@ class NetworkInput(NamedTuple):
 
     Attributes:
         streams: Name to (B,C,S,S) float32.
-        geometry: (B,4) float32, see :func:`endoscopy.data.streams.box_geometry`.
+        geometry: (B,4) float32, see :func:`box_geometry`.
     """
 
     streams: dict[str, Tensor]
@@ -292,15 +286,9 @@ def network_input(frames: Sequence[Frame], form: InputForm) -> NetworkInput:
         depths = torch.stack([torch.from_numpy(frame.depth) for frame in frames])[:, None]
     masks = None
     if WITH_MASK & set(form.streams):
-        masks = torch.from_numpy(np.stack([outline_of(frame, form.outline) for frame in frames]))
-    streams = build_streams(
-        images,
-        None if masks is None else masks[:, None],
-        depths,
-        boxes,
-        form.streams,
-        aperture=form.aperture,
-    )
+        outlines = np.stack([outline_of(frame, form.outline) for frame in frames])
+        masks = torch.from_numpy(outlines)[:, None]
+    streams = build_streams(images, masks, depths, boxes, form.streams, aperture=form.aperture)
     return NetworkInput(streams, box_geometry(boxes, form.size, form.size))
 
 

@@ -1,7 +1,5 @@
 """Albumentations pipelines that move frame, mask, depth and box together and keep the scale."""
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Sequence
@@ -110,18 +108,17 @@ def resize_frame(frame: Frame, size: int) -> Frame:
     height, width = frame.image.shape[:2]
     if (height, width) == (size, size):
         return frame
-    shrinks = size < height or size < width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    nearest = cv2.INTER_NEAREST
+    method = cv2.INTER_AREA if size < height or size < width else cv2.INTER_LINEAR
     x, y = size / width, size / height
     xmin, ymin, xmax, ymax = frame.box
-    mask: Any = frame.mask
-    depth: Any = frame.depth
+    targets: list[Any] = [
+        None if one is None else cv2.resize(one, (size, size), interpolation=cv2.INTER_NEAREST)
+        for one in (frame.mask, frame.depth)
+    ]
     return Frame(
         cv2.resize(frame.image, (size, size), interpolation=method),
         (xmin * x, ymin * y, xmax * x, ymax * y),
-        None if mask is None else cv2.resize(mask, (size, size), interpolation=nearest),
-        None if depth is None else cv2.resize(depth, (size, size), interpolation=nearest),
+        *targets,
     )
 
 

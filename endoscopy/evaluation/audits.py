@@ -17,7 +17,7 @@ from endoscopy.evaluation.rendered_frames import (
     masked_median,
     predictions_of,
 )
-from endoscopy.evaluation.size_scores import score_differences, score_intervals
+from endoscopy.evaluation.size_scores import columns_of, score_differences, score_intervals
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 from harness.evidence import Bar, Row, holm
 
@@ -57,19 +57,15 @@ def condition_rows(
             gaps = score_differences(table, base, cut_offs, only=scores, resamples=resamples)
         row: dict[str, object] = {"condition": name, "objects": len(table), "paired": paired}
         for score in scores:
-            row |= _named(score, values[score][:3])
+            row |= columns_of(score, values[score])
             if score in gaps:
-                row |= _named(f"{score}_change", gaps[score][:3])
+                row |= columns_of(f"{score}_change", gaps[score])
                 row[f"{score}_p_value"] = gaps[score].p
             elif name != reference:
                 change = _independent(values[score][:3], of_base[score][:3])
-                row |= _named(f"{score}_change", change)
+                row |= columns_of(f"{score}_change", change)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _named(name: str, values: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def _independent(
@@ -80,9 +76,6 @@ def _independent(
     down = np.hypot(value[0] - value[1], other[2] - other[0])
     up = np.hypot(value[2] - value[0], other[0] - other[1])
     return gap, float(gap - down), float(gap + up)
-
-
-ERROR = 0.2
 
 
 def mask_audit(
@@ -134,7 +127,7 @@ def box_audit(
     predict: Predictor,
     frames: FrameStack,
     *,
-    error: float = ERROR,
+    error: float = 0.2,
     cut_offs: CutOffs = CONTINUOUS,
     resamples: int = 2000,
 ) -> pd.DataFrame:
@@ -168,7 +161,8 @@ def box_audit(
         changed = frames.with_(boxes=boxes, masks=ellipse_masks(boxes, height, width))
         conditions[name] = predictions_of(predict, changed)
     rows = condition_rows(conditions, reference="right box", cut_offs=cut_offs, resamples=resamples)
-    return rows.assign(log_change=_log_changes(list(conditions.values())))
+    logs = [np.log(one["predicted_mm"].to_numpy(float)) for one in conditions.values()]
+    return rows.assign(log_change=[float(np.abs(one - logs[0]).mean()) for one in logs])
 
 
 def perturbed_boxes(
@@ -200,11 +194,6 @@ def perturbed_boxes(
     return np.concatenate([low, high], 1)
 
 
-def _log_changes(predictions: Sequence[pd.DataFrame]) -> list[float]:
-    logs = [np.log(one["predicted_mm"].to_numpy(float)) for one in predictions]
-    return [float(np.abs(one - logs[0]).mean()) for one in logs]
-
-
 def _overlap(masks: np.ndarray, true: np.ndarray) -> float:
     both, either = (masks & true).sum((1, 2)), (masks | true).sum((1, 2))
     return float((both / np.maximum(either, 1)).mean())
@@ -221,8 +210,7 @@ def size_proxy(masks: np.ndarray, depths: np.ndarray) -> np.ndarray:
 def relative_depths(depths: np.ndarray) -> np.ndarray:
     """Return each frame's depth over its median, which loses the scale; 0 where unknown."""
     medians = np.array([np.median(depth[depth > 0]) for depth in depths])
-    relative: np.ndarray = depths / medians[:, None, None]
-    return relative
+    return depths / medians[:, None, None]
 
 
 def fit_scale(proxy: np.ndarray, gt: np.ndarray) -> float:
@@ -279,8 +267,12 @@ def oracle_scale_audit(
     proxy = size_proxy(frames.masks, relative_depths)
     scales = {"one scale": np.full(len(frames), global_scale)}
     for per in ("polyp", "frame"):
-        found = oracle_scales(proxy, frames.gt, frames.objects, per)  # type: ignore[arg-type]
-        scales[f"true scale of each {per}"] = found
+        scales[f"true scale of each {per}"] = oracle_scales(
+            proxy,
+            frames.gt,
+            frames.objects,
+            per,  # type: ignore[arg-type]
+        )
     conditions = {}
     for mask_name, mask in ({"": frames.masks} | dict(masks or {})).items():
         for name, scale in scales.items():
@@ -318,9 +310,11 @@ def shortcut_audit(
     if trained_rho not in tests:
         raise GatesError(f"the tests have rho {sorted(tests)}, expected the trained {trained_rho}"
                          " among them")  # fmt: skip
-    order = sorted(tests, key=lambda rho: abs(rho - trained_rho))
     return condition_rows(
-        {f"rho {rho:g}": predictions_of(predict, tests[rho]) for rho in order},
+        {
+            f"rho {rho:g}": predictions_of(predict, tests[rho])
+            for rho in sorted(tests, key=lambda rho: abs(rho - trained_rho))
+        },
         reference=f"rho {trained_rho:g}",
         cut_offs=cut_offs,
         resamples=resamples,
@@ -389,17 +383,17 @@ def table_rows(name: str, table: pd.DataFrame, *, task: str) -> list[Row]:
         table: One row per condition, method or claim.
         task: Of the rows.
     """
-    rows: list[Row] = []
     if name == "ladder_order":
-        for _, one in table.iterrows():
-            claim = f"{one['lower']} {one['relation']} {one['upper']}"
-            rows.append(Row(claim, task, "holds", float(one["holds"])))
-        return rows
+        claims = table["lower"] + " " + table["relation"] + " " + table["upper"]
+        held = zip(claims, table["holds"], strict=True)
+        return [Row(claim, task, "holds", float(holds)) for claim, holds in held]
+    rows: list[Row] = []
     label = NAMES.get(name.partition("_")[0], "condition")
     figures = [c for c in table.columns if f"{c}_low" in table or c in PLAIN]
     for figure in figures:
-        metric = None if figure in PLAIN else _compared(figure)
-        if metric is None:
+        metric = figure.removesuffix("_change").removesuffix("_difference")
+        metric = "ranking_auc" if figure == "gain" else metric
+        if figure in PLAIN or metric == figure:  # compares nothing
             rows += _rows(table, label, figure, Row("", task, figure, np.nan))
             continue
         paired = table.get("paired", pd.Series(True, table.index))
@@ -407,14 +401,6 @@ def table_rows(name: str, table: pd.DataFrame, *, task: str) -> list[Row]:
         rows += _rows(table[~paired], label, figure, Row("", task, figure, np.nan))
         rows += _rows(table[paired], label, figure, Row("", task, metric, np.nan, versus=reference))
     return rows
-
-
-def _compared(figure: str) -> str | None:
-    """Return the metric that a column of differences compares; None if it is a metric itself."""
-    if figure == "gain":
-        return "ranking_auc"
-    metric = figure.removesuffix("_change").removesuffix("_difference")
-    return metric if metric != figure else None
 
 
 def _rows(table: pd.DataFrame, label: str, figure: str, form: Row) -> list[Row]:
@@ -445,6 +431,5 @@ def ladder_bars(table: pd.DataFrame, order: pd.DataFrame, *, prefix: str = "") -
         gap = float((table[score] - table[f"{score}_published"]).abs().max())
         name = f"{prefix}ladder, largest distance of {score} from the prototype"
         bars.append(Bar(name, gap, "<=", most))
-    holds = float(order["holds"].mean())
-    bars.append(Bar(f"{prefix}ladder, fraction of the claimed order that holds", holds, ">=", 1.0))
-    return bars
+    name = f"{prefix}ladder, fraction of the claimed order that holds"
+    return [*bars, Bar(name, float(order["holds"].mean()), ">=", 1.0)]

@@ -7,10 +7,14 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.size_scores import score_differences, score_intervals
+from endoscopy.data.frame_table import BOX
+from endoscopy.evaluation.size_scores import columns_of, score_differences, score_intervals
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 
-BOXES = ("bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax", "width", "height")
+REGRESSION = "mask area + photometry"
+"""The regression on three numbers, which explain most of a rendered size."""
+
+PHOTOMETRY = ("log_extent", "local_brightness", "frame_brightness")
 
 
 class LogLinear(NamedTuple):
@@ -101,8 +105,7 @@ def box_features(frames: pd.DataFrame) -> np.ndarray:
     Raises:
         GatesError: A column of the frame table is missing, or a box is empty.
     """
-    missing = [name for name in BOXES if name not in frames]
-    if missing:
+    if missing := [name for name in (*BOX, "width", "height") if name not in frames]:
         raise GatesError(f"the frame table lacks {', '.join(missing)} for the area baseline")
     wide = frames["bbox_xmax"] - frames["bbox_xmin"]
     high = frames["bbox_ymax"] - frames["bbox_ymin"]
@@ -130,12 +133,6 @@ def baseline_predictions(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, p
         "constant": test.assign(predicted_mm=constant_size(train)),
         "area": test.assign(predicted_mm=regression.predict(box_features(test))),
     }
-
-
-REGRESSION = "mask area + photometry"
-"""The regression on three numbers, which explain most of a rendered size."""
-
-PHOTOMETRY = ("log_extent", "local_brightness", "frame_brightness")
 
 
 def cue_baselines(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -270,8 +267,7 @@ def ladder(
         }  # fmt: skip
         intervals = score_intervals(table, cut_offs, only=SCORES, resamples=resamples)
         for score in SCORES:
-            value, low, high, _ = intervals[score]
-            row |= {score: value, f"{score}_low": low, f"{score}_high": high}
+            row |= columns_of(score, intervals[score])
         row |= {"mape_published": rung.mape, "macro_f1_published": rung.macro_f1}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -320,7 +316,5 @@ def ladder_order(
             "≈": max(abs(mape.low), abs(mape.high)) < NEGLIGIBLE * -full["mape"].value,
         }[relation]
         row = {"lower": lower, "relation": relation, "upper": upper, "holds": bool(holds)}
-        for name, gap in (("mape", mape), ("macro_f1", f1)):
-            row |= {name: gap.value, f"{name}_low": gap.low, f"{name}_high": gap.high}
-        rows.append(row)
+        rows.append(row | columns_of("mape", mape) | columns_of("macro_f1", f1))
     return pd.DataFrame(rows)

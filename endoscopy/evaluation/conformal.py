@@ -13,8 +13,8 @@ from scipy.stats import beta
 
 from core_gates.errors import GatesError
 from endoscopy.evaluation.size_scores import size_scores
-from endoscopy.metrics import CONTINUOUS, TRUTH, CutOffs, clusters_of, flags_of, object_table
-from harness.evidence import Interval, Resamples, Scores, moments
+from endoscopy.metrics import CONTINUOUS, TRUTH, CutOffs, flags_of, object_table, patients_of
+from harness.evidence import Interval, Resamples, moments
 
 MINIMUM = 200
 SHORT_TRACKS = 0.1
@@ -152,8 +152,7 @@ def calibrate(
     Raises:
         GatesError: There are fewer objects, or the model was trained on some.
     """
-    seen = set(objects["unique_id"]) & set(training_ids)
-    if seen:
+    if seen := set(objects["unique_id"]) & set(training_ids):
         raise GatesError(
             f"{len(seen)} of {len(objects)} calibration objects were trained on, such as"
             f" {min(map(str, seen))}; calibrate on others"
@@ -223,8 +222,7 @@ def is_covered(objects: pd.DataFrame, conformal: SplitConformal) -> np.ndarray:
     low, high = bounds(objects, conformal)
     gt = objects["gt"].to_numpy(float)
     censored = flags_of(objects, "censored")
-    covered: np.ndarray = np.where(censored, gt <= high, (low <= gt) & (gt <= high))
-    return covered
+    return np.where(censored, gt <= high, (low <= gt) & (gt <= high))
 
 
 def coverage_interval(
@@ -246,12 +244,11 @@ def coverage_interval(
         conformals: Intervals of each seed.
         resamples: Number of bootstrap resamples.
     """
-
-    def score(table: pd.DataFrame, conformal: SplitConformal) -> Scores:
-        return moments(is_covered(table, conformal), name="coverage")
-
-    scores = [score(table, one) for table, one in zip(objects, conformals, strict=True)]
-    draws = Resamples.clusters(clusters_of(objects[0]), resamples=resamples)
+    scores = [
+        moments(is_covered(table, one), name="coverage")
+        for table, one in zip(objects, conformals, strict=True)
+    ]
+    draws = Resamples.clusters(patients_of(objects[0]), resamples=resamples)
     found = draws.intervals(scores)["coverage"]
     down, up = max(one.calibration_spread() for one in conformals)
     low = found.value - np.hypot(found.value - found.low, down)
@@ -321,9 +318,6 @@ def coverage_table(
     return pd.DataFrame(rows)
 
 
-SEPARATOR = ";"
-
-
 def abstention_table(predictions: pd.DataFrame, *, cut_offs: CutOffs = CONTINUOUS) -> pd.DataFrame:
     """Tabulate abstentions of frames and of objects, all of whose frames abstain.
 
@@ -337,7 +331,7 @@ def abstention_table(predictions: pd.DataFrame, *, cut_offs: CutOffs = CONTINUOU
         frames, frame_rate, objects, object_rate, and MAPE and macro F1 of those objects.
     """
     reasons = predictions["reasons"].fillna("").astype(str)
-    lists = reasons.str.split(SEPARATOR).map(lambda parts: {p.strip() for p in parts} - {""})
+    lists = reasons.str.split(";").map(lambda parts: {p.strip() for p in parts} - {""})
     objects = object_table(predictions)
     every = predictions["unique_id"].to_numpy()
     counts = pd.Series([r for found in lists for r in found], dtype=str).value_counts()

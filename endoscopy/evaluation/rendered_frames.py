@@ -41,8 +41,7 @@ class FrameStack:
             lengths.add(len(self.depths))
         if len(lengths) > 1:
             raise ValueError(f"images, masks, boxes, depths and table have lengths {lengths}")
-        missing = {"unique_id", "gt"} - set(self.table.columns)
-        if missing:
+        if missing := {"unique_id", "gt"} - set(self.table.columns):
             raise ValueError(f"the table of frames lacks {', '.join(sorted(missing))}")
 
     def __len__(self) -> int:
@@ -204,7 +203,7 @@ def rendered_features(
         tick: Called repeatedly with the number of finished objects.
 
     Returns:
-        Exposure -> :func:`frame_features`, what :func:`endoscopy.evaluation.baselines.ladder` takes.
+        Exposure -> :func:`frame_features`, which the ladder of cues takes.
     """
     kept: dict[str, list[pd.DataFrame]] = {exposure: [] for exposure in exposures}
     for start in range(0, len(indices), CHUNK):

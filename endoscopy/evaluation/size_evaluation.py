@@ -1,7 +1,5 @@
 """All scores of an evaluation of sizing networks, from tables of predictions, and its headline."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -97,8 +95,8 @@ def verdict(
 
 def cut_off_note(objects: pd.DataFrame, cut_offs: CutOffs) -> str:
     """Return which cut-offs were used and how many objects lie exactly on those of the truth."""
-    on = count_on_cut_offs(objects["gt"].to_numpy(float))
-    exact = ", ".join(f"{count} on {cut:g} mm" for cut, count in on.items())
+    on = count_on_cut_offs(objects["gt"].to_numpy(float)).items()
+    exact = ", ".join(f"{count} on {cut:g} mm" for cut, count in on)
     return (
         f"classes of the truth at {TRUTH}, of predictions at {cut_offs}; of {len(objects)} objects"
         f" {exact} exactly."
@@ -115,9 +113,9 @@ CERTAINTY = (
 """Scores of the intervals and of abstention, which only the main network has."""
 
 HEADLINE = (*ACCURACY, *CERTAINTY)
-OTHER_CUT_OFFS = tuple(f"macro_f1 at {c.small:g}/{c.large:g}" for c in (CONTINUOUS, PUBLISHED))
 SECONDARY = (
-    *OTHER_CUT_OFFS, "weighted_f1_10mm", "balanced_accuracy", "quadratic_kappa",
+    *(f"macro_f1 at {cuts.small:g}/{cuts.large:g}" for cuts in (CONTINUOUS, PUBLISHED)),
+    *("weighted_f1_10mm", "balanced_accuracy", "quadratic_kappa"),
     *("auroc_5mm", "auroc_10mm", *(f"sensitivity_{name}" for name in CLASS_NAMES)),
     *("rmse_mm", "limit_low_ratio", "limit_high_ratio"),
 )  # fmt: skip
@@ -268,7 +266,12 @@ class SizeEvaluation:
         if self._rows is None:
             rows: list[Row] = []
             for task, method in self.pairs():
-                rows += self._rows_of(task, method)
+                tables = self.objects(task, method)
+                rows += self._score(method, task, tables)
+                if task == TEST:
+                    rows += self._other_cut_offs(method, tables) + self._levels(method, tables)
+                if method == self.main:
+                    rows += self._coverages(task, tables) + self._abstentions(task)
                 tick()
             order = {metric: place for place, metric in enumerate(HEADLINE)}
             rows += self._differences()
@@ -294,31 +297,20 @@ class SizeEvaluation:
 
     def bars(self, bars: Bars) -> list[Bar]:
         """Return the bars, met or missed, of the methods that were compared."""
-        found: list[Bar] = []
-        if bars.macro_f1 is not None:
-            value = self._value(self.main, "macro_f1")
-            found.append(Bar("macro F1 of objects, mean over seeds", value, ">=", bars.macro_f1))
-        if bars.mape is not None:
-            value = self._value(self.main, "mape")
-            found.append(Bar("MAPE of objects, mean over seeds", value, "<=", bars.mape))
-        if bars.crop_macro_f1 is not None and (TEST, "crop") in self.pairs():
-            value = self._value("crop", "macro_f1")
-            found.append(Bar("macro F1 of the crop only", value, "<=", bars.crop_macro_f1))
-        if bars.coverage is not None:
-            value, (low, high) = self._value(self.main, "coverage"), bars.coverage
-            found.append(Bar("coverage of 90 % intervals, at least", value, ">=", low))
-            found.append(Bar("coverage of 90 % intervals, at most", value, "<=", high))
-        return found
-
-    def _rows_of(self, task: str, method: str) -> list[Row]:
-        tables = self.objects(task, method)
-        rows = self._score(method, task, tables)
-        if task == TEST:
-            rows += self._other_cut_offs(method, tables)
-            rows += self._levels(method, tables)
-        if method == self.main:
-            rows += self._coverages(task, tables) + self._abstentions(task)
-        return rows
+        main, crop = self.main, bars.crop_macro_f1 if (TEST, "crop") in self.pairs() else None
+        low, high = bars.coverage or (None, None)
+        wanted = (
+            ("macro F1 of objects, mean over seeds", main, "macro_f1", ">=", bars.macro_f1),
+            ("MAPE of objects, mean over seeds", main, "mape", "<=", bars.mape),
+            ("macro F1 of the crop only", "crop", "macro_f1", "<=", crop),
+            ("coverage of 90 % intervals, at least", main, "coverage", ">=", low),
+            ("coverage of 90 % intervals, at most", main, "coverage", "<=", high),
+        )
+        return [
+            Bar(name, self._value(method, metric), side, limit)
+            for name, method, metric, side, limit in wanted
+            if limit is not None
+        ]
 
     def _score(
         self,
@@ -333,8 +325,7 @@ class SizeEvaluation:
     def _other_cut_offs(self, method: str, tables: list[pd.DataFrame]) -> list[Row]:
         rows = []
         for other in {CONTINUOUS, PUBLISHED} - {self.cut_offs}:
-            only = ("macro_f1",)
-            found = score_intervals(tables, other, only=only, resamples=self.resamples)
+            found = score_intervals(tables, other, only=("macro_f1",), resamples=self.resamples)
             name = f"macro_f1 at {other.small:g}/{other.large:g}"
             rows.append(Row(method, TEST, name, *found["macro_f1"]))
         return sorted(rows, key=lambda row: row.metric)
@@ -399,10 +390,9 @@ class SizeEvaluation:
         if not frames:
             return []
         table = abstention_table(frames[0], cut_offs=self.cut_offs).set_index("reason")
-        count = int(frames[0]["unique_id"].nunique())
         rows = [
             Row(self.main, task, "abstained" if reason == "any" else f"abstained: {reason}",
-                float(row["frame_rate"]), n=count)
+                float(row["frame_rate"]), n=frames[0]["unique_id"].nunique())
             for reason, row in table.iterrows() if reason != "accepted"
         ]  # fmt: skip
         for reason, name in (("accepted", "mape_accepted"), ("any", "mape_abstained")):
@@ -412,5 +402,5 @@ class SizeEvaluation:
         return rows
 
     def _value(self, method: str, metric: str) -> float:
-        values = [r.value for r in self.rows() if r[:3] == (method, TEST, metric)]
-        return values[0] if values else float("nan")
+        values = (r.value for r in self.rows() if r[:3] == (method, TEST, metric))
+        return next(values, float("nan"))

@@ -16,7 +16,6 @@ from endoscopy.metrics import (
     at_cut_off,
     balanced_accuracy,
     bias,
-    clusters_of,
     confusion_matrix,
     expected_calibration_error,
     flags_of,
@@ -26,6 +25,7 @@ from endoscopy.metrics import (
     mean_absolute_error,
     mean_relative_error,
     negative_predictive_value,
+    patients_of,
     positive_predictive_value,
     quadratic_kappa,
     ratio_limits,
@@ -81,7 +81,10 @@ def size_scores(
             if only is None or f"auroc_{cut}mm" in only:
                 result[f"auroc_{cut}mm"] = size_auroc(gt[known], predicted[known], cut, of_known)
         if chances is not None:
-            result |= _probability_scores(chances, truth, of_known)
+            matrix = confusion_matrix(truth, chances.argmax(1), weights=of_known)
+            result["ece"] = expected_calibration_error(chances, truth, weights=of_known)
+            result["macro_f1_probability"] = macro_f1(matrix)
+            result["weighted_f1_probability"] = weighted_f1(matrix)
         result |= _millimeter_scores(gt[exact], predicted[exact], of_exact)
         return result if only is None else {k: v for k, v in result.items() if k in only}
 
@@ -109,8 +112,18 @@ def score_intervals(
         GatesError: Tables of seeds hold different rows.
     """
     tables = _aligned([table] if isinstance(table, pd.DataFrame) else list(table))
-    draws = Resamples.clusters(clusters_of(tables[0]), resamples=resamples, seed=seed)
+    draws = Resamples.clusters(patients_of(tables[0]), resamples=resamples, seed=seed)
     return draws.intervals([size_scores(one, cut_offs, only=only) for one in tables])
+
+
+def columns_of(name: str, found: Sequence[float]) -> dict[str, float]:
+    """Return a score and the ends of its interval as columns ``name``, with ``_low``, ``_high``.
+
+    Args:
+        name: Of the score.
+        found: Value, lower and upper end, and perhaps more.
+    """
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found[:3], strict=True))
 
 
 def score_differences(
@@ -141,14 +154,15 @@ def score_differences(
     ours = [table] if isinstance(table, pd.DataFrame) else list(table)
     theirs = [other] if isinstance(other, pd.DataFrame) else list(other)
     tables = _aligned([*ours, *theirs])
-    draws = Resamples.clusters(clusters_of(tables[0]), resamples=resamples, seed=seed)
+    draws = Resamples.clusters(patients_of(tables[0]), resamples=resamples, seed=seed)
     functions = [size_scores(one, cut_offs, only=only) for one in tables]
     return draws.differences(functions[: len(ours)], functions[len(ours) :])
 
 
 def _aligned(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
     """Return the tables with their rows in the order of the first; compare its keys and sizes."""
-    keys = ["unique_id", "frame_id"] if all(_has_frames(t) for t in tables) else ["unique_id"]
+    of_frames = all("frame_id" in table and "num_frames" not in table for table in tables)
+    keys = ["unique_id", "frame_id"] if of_frames else ["unique_id"]
     indexed = [table.set_index(keys) for table in tables]
     for one in indexed:
         if not one.index.is_unique:
@@ -163,10 +177,6 @@ def _aligned(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
         if not np.allclose(one["gt"].to_numpy(float), ordered[0]["gt"].to_numpy(float)):
             raise GatesError("predictions to compare have different true sizes; check their data")
     return [one.reset_index() for one in ordered]
-
-
-def _has_frames(table: pd.DataFrame) -> bool:
-    return "frame_id" in table and "num_frames" not in table
 
 
 def _class_scores(matrix: np.ndarray) -> dict[str, np.ndarray]:
@@ -184,17 +194,6 @@ def _class_scores(matrix: np.ndarray) -> dict[str, np.ndarray]:
         for k, values in enumerate(np.moveaxis(score(matrix), -1, 0)):
             result[f"{name}_{CLASS_NAMES[k]}"] = values
     return result
-
-
-def _probability_scores(
-    chances: np.ndarray, truth: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    matrix = confusion_matrix(truth, chances.argmax(1), weights=weights)
-    return {
-        "ece": expected_calibration_error(chances, truth, weights=weights),
-        "macro_f1_probability": macro_f1(matrix),
-        "weighted_f1_probability": weighted_f1(matrix),
-    }
 
 
 def _millimeter_scores(
@@ -256,8 +255,7 @@ def subgroup_table(
         if inside.sum() >= minimum:
             intervals = score_intervals(objects[inside], cut_offs, only=scores, resamples=resamples)
             for score in scores:
-                value, low, high, _ = intervals[score]
-                row |= {score: value, f"{score}_low": low, f"{score}_high": high}
+                row |= columns_of(score, intervals[score])
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -1,7 +1,5 @@
 """Predictions that an evaluation scores: of networks, of baselines, and for the honest table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -81,7 +79,17 @@ class Evaluation:
             tick: Called as often as :meth:`ticks` says.
         """
         for training in self.trainings():
-            self._predict_test(training)
+            bundle, data = self.networks(training), self.sizers.data(training)
+            main = training.variant == self.main
+            found = part_predictions(bundle, data, "test", reasons=main)
+            self.scores.add(TEST, training.variant, training.seed, found)
+            if main and len(self.folds) == 1 and bundle.conformal is not None:
+                self.scores.intervals[training.seed] = bundle.conformal
+            if main and training.seed == self.seeds[0]:
+                train = data.load().frames.iloc[data.rows("train")]
+                self.scores.add_baselines(TEST, train, found)
+                if "synthetic" in data.sources:
+                    self.scores.add_cues(*cue_frames(data), found)
             tick()
         rendering = self.sizers.rendering
         for shift in shifts:
@@ -96,24 +104,9 @@ class Evaluation:
         """Return the networks of the main variant, one per seed, of the first fold."""
         return [self.networks(Training(self.main, seed, fold=self.folds[0])) for seed in self.seeds]
 
-    def _predict_test(self, training: Training) -> None:
-        bundle, data = self.networks(training), self.sizers.data(training)
-        main = training.variant == self.main
-        found = part_predictions(bundle, data, "test", reasons=main)
-        self.scores.add(TEST, training.variant, training.seed, found)
-        if main and len(self.folds) == 1 and bundle.conformal is not None:
-            self.scores.intervals[training.seed] = bundle.conformal
-        if main and training.seed == self.seeds[0]:
-            train = data.load().frames.iloc[data.rows("train")]
-            self.scores.add_baselines(TEST, train, found)
-            if "synthetic" in data.sources:
-                self.scores.add_cues(*cue_frames(data), found)
-
     def _predict_shift(self, shift: str, frames: LesionDataset, tick: Callable[[], None]) -> None:
-        rows = np.arange(len(frames))
-        for seed in self.seeds:
-            bundle = self.networks(Training(self.main, seed, fold=self.folds[0]))
-            found = frame_predictions(bundle, frames, rows, reasons=True)
+        for seed, bundle in zip(self.seeds, self.bundles(), strict=True):
+            found = frame_predictions(bundle, frames, np.arange(len(frames)), reasons=True)
             self.scores.add(shift, self.main, seed, found)
             tick()
         trained = self.sizers.data(Training(self.main, self.seeds[0], fold=self.folds[0]))
@@ -195,5 +188,4 @@ def kept_columns(objects: pd.DataFrame) -> pd.DataFrame:
 
 def mean_log_error(objects: pd.DataFrame) -> float:
     """Return the mean absolute error of the logarithm of the size."""
-    error = np.log(objects["predicted_mm"]) - np.log(objects["gt"])
-    return float(error.abs().mean())
+    return float((np.log(objects["predicted_mm"]) - np.log(objects["gt"])).abs().mean())

@@ -1,7 +1,5 @@
 """The sizing networks of a configuration: what determines them, and the data of each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,14 +22,13 @@ from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.variants import CONFIGURED, VARIANTS, variant_arguments, variant_of
 from harness.files import sha256
 
-SCORED = ("cut_offs_mm",)  # of validation alone
-
 
 def module_settings(module: SizingModule) -> dict[str, Any]:
     """Return network, targets and optimization."""
     network, options = variant_arguments(module, CONFIGURED)
     named = {f"model.model.{name}": value for name, value in network.items()}
-    return named | {f"model.{n}": value for n, value in options.items() if n not in SCORED}
+    del options["cut_offs_mm"]  # of validation alone
+    return named | {f"model.{name}": value for name, value in options.items()}
 
 
 def data_settings(data: PolypSizingDataModule) -> dict[str, Any]:
@@ -155,16 +152,17 @@ class Rendering:
             return RenderedSet(name, Path(main), config, sum(data.counts))
         folder = Path(f"{main}-{name.replace(', ', '-').replace(' ', '_')}")
         if name in SHIFTS:
-            config = replace(config, seed=config.seed + 1, **SHIFTS[name])
-            return RenderedSet(name, folder, config, self.shift_objects)
-        if name in RHOS:
-            config = replace(config, seed=config.seed + 2, **RHOS[name])
-            return RenderedSet(name, folder, config, self.shift_objects)
-        if name == SHORTCUT:
-            config = replace(config, seed=config.seed + 3, **RHOS["rho 0.8"])
-            return RenderedSet(name, folder, config, data.counts[0] + 2)
-        known = ", ".join((MAIN, *SHIFTS, *RHOS, SHORTCUT))
-        raise GatesError(f"no rendered set {name!r}: choose from {known}")
+            offset, looks, objects = 1, SHIFTS[name], self.shift_objects
+        elif name in RHOS:
+            offset, looks, objects = 2, RHOS[name], self.shift_objects
+        elif name == SHORTCUT:
+            offset, looks, objects = 3, RHOS["rho 0.8"], data.counts[0] + 2
+        else:
+            known = ", ".join((MAIN, *SHIFTS, *RHOS, SHORTCUT))
+            raise GatesError(f"no rendered set {name!r}: choose from {known}")
+        return RenderedSet(
+            name, folder, replace(config, seed=config.seed + offset, **looks), objects
+        )
 
     def missing(self, data: PolypSizingDataModule, names: Sequence[str]) -> list[RenderedSet]:
         """Return the sets that must be rendered, wholly or in part.
@@ -180,9 +178,6 @@ class Rendering:
         """Return all frames of a rendered set, at the size of the data."""
         table, _ = read_real_colon(self.set(data, name).folder, check_images=False)
         return LesionDataset(FrameReader(table, data.size, masks=True, depths=True))
-
-
-NOISY = ("l0",)  # kinds of gates with noise in training
 
 
 class Training(NamedTuple):
@@ -242,7 +237,7 @@ class Sizers:
 
         Version 1 of noisy gates was scored with the running statistics of training.
         """
-        return {"version": 2} if self._gates(variant) in NOISY else {}
+        return {"version": 2} if self._is_noisy(variant) else {}
 
     def untrained(self, training: Training, **settings: Any) -> SizingModule:
         """Return a new module, its weights drawn from the global generator or those of timm.
@@ -258,21 +253,20 @@ class Sizers:
 
     def data(self, training: Training) -> PolypSizingDataModule:
         """Return the data of a training."""
-        streams = VARIANTS[training.variant].streams
         data = self.datamodule
         if training.variant == "shortcut" and self.rendering is not None:
             folder = self.rendering.set(data, SHORTCUT).folder
             data = data.elsewhere(str(folder), data.counts[0])
         return data.variant(
             seed=training.seed,
-            streams=streams,
+            streams=VARIANTS[training.variant].streams,
             fold=training.fold,
             train_objects=training.objects,
         )
 
     def settle(self, variant: str, module: SizingModule, data: PolypSizingDataModule) -> None:
         """Estimate the statistics after noisy gates again, with gates as in evaluation."""
-        if self._gates(variant) in NOISY:
+        if self._is_noisy(variant):
             recalibrate_batch_norm(module.model, data.loader("train"), run=_run)
 
     def epochs(self, steps: int, objects: int) -> int:
@@ -292,8 +286,8 @@ class Sizers:
 
         return network
 
-    def _gates(self, variant: str) -> str:
-        return str(variant_arguments(self.module, variant)[0]["gates"])
+    def _is_noisy(self, variant: str) -> bool:
+        return variant_arguments(self.module, variant)[0]["gates"] == "l0"
 
 
 def taking_part(variants: Sequence[str], only: Sequence[str] = ()) -> tuple[str, ...]:

@@ -1,7 +1,5 @@
 """What a network attends to: Grad-CAM, attention roll-out, overlays, bars of gate scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +15,6 @@ from torch.nn import functional as F
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.sizing_bundle import SizingBundle
-from endoscopy.data.streams import network_input
 from endoscopy.data.transforms import Frame, resize_frame
 from endoscopy.inputs.image_files import BLACK, LUMA
 from endoscopy.models.sizer import MultiStreamSizer
@@ -48,10 +45,19 @@ def grad_cam(
     Raises:
         GatesError: The branch has no convolutional stages, or does not exist.
     """
-    name = stream or next(iter(model.branches))
-    stage = _last_stage(model, name)
+    name, trunk = _branch(model, stream)
+    stages = [
+        module
+        for key, module in trunk.named_children()
+        if key.startswith("layer") and isinstance(module, nn.Sequential)
+    ]
+    if not stages:
+        raise GatesError(
+            f"Grad-CAM needs the stages of a ResNet, which stream {name!r} has not; use attention "
+            "roll-out for a transformer"
+        )
     held: list[Tensor] = []
-    handle = stage.register_forward_hook(lambda _module, _inputs, out: held.append(out))
+    handle = stages[-1].register_forward_hook(lambda _module, _inputs, out: held.append(out))
     try:
         with torch.enable_grad():
             inputs = {key: value.detach() for key, value in streams.items()}
@@ -65,23 +71,6 @@ def grad_cam(
     heat = F.relu((weights * maps).sum(1, keepdim=True)).detach()
     heat = F.interpolate(heat, streams[name].shape[2:], mode="bilinear")[:, 0]
     return heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)
-
-
-def _last_stage(model: MultiStreamSizer, name: str) -> nn.Module:
-    if name not in model.branches:
-        known = ", ".join(model.branches)
-        raise GatesError(f"the network has no stream {name!r}; choose one of {known}")
-    stages = [
-        module
-        for key, module in model.branches[name].named_children()
-        if key.startswith("layer") and isinstance(module, nn.Sequential)
-    ]
-    if not stages:
-        raise GatesError(
-            f"Grad-CAM needs the stages of a ResNet, which stream {name!r} has not; use attention "
-            "roll-out for a transformer"
-        )
-    return stages[-1]
 
 
 def attention_rollout(
@@ -110,8 +99,8 @@ def attention_rollout(
     Raises:
         GatesError: The branch is not a plain ViT, or does not exist.
     """
-    name = stream or next(iter(model.branches))
-    trunk = _vit(model, name)
+    name, trunk = _branch(model, stream)
+    _require_vit(name, trunk)
     maps: list[Tensor] = []
     handles = [
         block.attn.register_forward_pre_hook(
@@ -130,11 +119,10 @@ def attention_rollout(
         joined = (0.5 * weights + 0.5 * torch.eye(weights.shape[-1]).to(weights)) @ joined
     prefix = int(trunk.num_prefix_tokens)
     read = joined[:, 0] if trunk.cls_token is not None else joined[:, prefix:].mean(1)
-    grid = trunk.patch_embed.grid_size
     shares = read[:, prefix:] / read[:, prefix:].sum(1, keepdim=True)
     excess = (shares * shares.shape[1] - 1).clamp(min=0)
     excess = excess / excess.amax(1, keepdim=True).clamp(min=1)
-    heat = excess.reshape(-1, 1, *grid)
+    heat = excess.reshape(-1, 1, *trunk.patch_embed.grid_size)
     return F.interpolate(heat, streams[name].shape[2:], mode="bilinear")[:, 0]
 
 
@@ -147,11 +135,16 @@ def attention_weights(attention: Any, x: Tensor) -> Tensor:
     return logits.softmax(-1).mean(1)
 
 
-def _vit(model: MultiStreamSizer, name: str) -> Any:
+def _branch(model: MultiStreamSizer, stream: str | None) -> tuple[str, Any]:
+    """Return the name and the trunk of a stream, the first one by default."""
+    name = stream or next(iter(model.branches))
     if name not in model.branches:
         known = ", ".join(model.branches)
         raise GatesError(f"the network has no stream {name!r}; choose one of {known}")
-    trunk = model.branches[name]
+    return name, model.branches[name]
+
+
+def _require_vit(name: str, trunk: nn.Module) -> None:
     blocks = getattr(trunk, "blocks", None)
     plain = isinstance(blocks, nn.Sequential) and all(
         hasattr(getattr(block, "attn", None), "qkv") for block in blocks
@@ -161,7 +154,6 @@ def _vit(model: MultiStreamSizer, name: str) -> Any:
             f"attention roll-out needs a plain ViT, which stream {name!r} is not; use Grad-CAM for "
             "a ResNet"
         )
-    return trunk
 
 
 GRAD_CAM, ROLLOUT = "Grad-CAM", "attention roll-out"
@@ -178,10 +170,7 @@ def attention_maps(bundle: SizingBundle, frames: Sequence[Frame]) -> tuple[np.nd
         (N, S, S) float32 in [0, 1] and its name, 0 in black corners; None for networks that have
         neither.
     """
-    inputs = network_input(frames, bundle.form)
-    device = next(bundle.model.parameters()).device
-    streams = {name: value.to(device) for name, value in inputs.streams.items()}
-    geometry = inputs.geometry.to(device)
+    streams, geometry = bundle.inputs(frames)
     for method, name in ((grad_cam, GRAD_CAM), (attention_rollout, ROLLOUT)):
         try:
             maps = method(bundle.model, streams, geometry).detach().float().cpu().numpy()
@@ -211,12 +200,10 @@ def inside(heat: np.ndarray, image: np.ndarray) -> np.ndarray:
     return kept / max(float(kept.max()), 1e-12)
 
 
-COLORS = "inferno"
-STRENGTH = 0.6  # opacity where the map is 1
 FRAME = 1.55  # inches
 
 
-def overlay(image: np.ndarray, heat: np.ndarray, strength: float = STRENGTH) -> np.ndarray:
+def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
     """Overlay a map on a frame, opaque in proportion to its values.
 
     Args:
@@ -230,7 +217,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, strength: float = STRENGTH) -> 
     height, width = image.shape[:2]
     scaled = Image.fromarray(np.clip(heat, 0, 1).astype(np.float32))
     large = np.asarray(scaled.resize((width, height), Image.Resampling.BILINEAR))
-    colors = mpl.colormaps[COLORS](large)[..., :3]
+    colors = mpl.colormaps["inferno"](large)[..., :3]
     opacity = strength * large[..., None]
     mixed = (1 - opacity) * image / 255.0 + opacity * colors
     return np.rint(255 * mixed).astype(np.uint8)
@@ -278,7 +265,6 @@ def attention_figure(
 
 COLUMNS = 4
 WIDTH, HEIGHT = 2.05, 1.0  # inches of a panel
-START = 0.5  # where sigmoid gates start
 NEARLY_CLOSED = 0.1
 
 
@@ -324,7 +310,7 @@ def _bars(axes: Axes, name: str, values: np.ndarray, top: float, *, first: bool)
     where = np.arange(len(ordered))
     axes.bar(where[: len(open_)], open_, width=1.0, color=BLUE, linewidth=0)
     axes.bar(where[len(open_) :], closed.clip(min=0.01), width=1.0, color=ORANGE, linewidth=0)
-    axes.axhline(START, color=INK, linewidth=0.6)
+    axes.axhline(0.5, color=INK, linewidth=0.6)
     axes.set_xlim(-0.5, len(ordered) - 0.5)
     axes.set_ylim(0, 1.02 * top)
     axes.set_xticks([])
@@ -335,12 +321,8 @@ def _bars(axes: Axes, name: str, values: np.ndarray, top: float, *, first: bool)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(GRID)
     note = f"mean {values.mean():.2f}" + (f", {len(closed)} closed" if len(closed) else "")
-    axes.set_title(_short(name), loc="left", fontsize=TEXT_SIZE - 1, color=INK, pad=10)
+    short = name.removeprefix("branches.").removesuffix(".gate")  # what names do not share
+    short = short if len(short) <= 30 else f"…{short[-29:]}"
+    axes.set_title(short, loc="left", fontsize=TEXT_SIZE - 1, color=INK, pad=10)
     axes.text(0, 1.03, f"{len(ordered)} features, {note}", fontsize=TEXT_SIZE - 2.5, color=MUTED,
               transform=axes.transAxes)  # fmt: skip
-
-
-def _short(name: str) -> str:
-    """Drop the part that all names have in common, and cut to the width of a panel."""
-    name = name.removeprefix("branches.").removesuffix(".gate")
-    return name if len(name) <= 30 else f"…{name[-29:]}"

@@ -1,7 +1,5 @@
 """Frames with the boxes and sizes of their lesions, and strips of the tracks of one lesion."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from core_gates.errors import GatesError
 from endoscopy.bundles.sizing_bundle import NO_CALIBRATION, Scope, SizingBundle
+from endoscopy.data.frame_table import BOX
 from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.evaluation.conformal import bounds
 from endoscopy.explain.saliency import (
@@ -133,9 +132,8 @@ def _frame(figure: Figure, track: Track, index: int, left: float, bottom: float)
     axes.add_patch(Rectangle(box.get_xy(), xmax - xmin, ymax - ymin, fill=False, edgecolor=color,
                              linewidth=1.3, linestyle=style))  # fmt: skip
     axes.set_axis_off()
-    note = f"{index + 1}"
-    if track.reasons[index]:
-        note += f": {track.reasons[index].split(';')[0]}"
+    reason = track.reasons[index].split(";")[0]
+    note = f"{index + 1}: {reason}" if reason else f"{index + 1}"
     axes.text(0, -0.02, note, transform=axes.transAxes, fontsize=TEXT_SIZE - 2, va="top",
               color=ORANGE if track.reasons[index] else MUTED)  # fmt: skip
 
@@ -167,7 +165,6 @@ def _sizes(figure: Figure, track: Track, width: float) -> None:
 
 
 SIDE = 480  # pixels; smaller frames are enlarged to about that
-CORNERS = ["bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax"]
 
 
 class Mark(NamedTuple):
@@ -272,13 +269,13 @@ def mark_of(row: pd.Series, bundle: SizingBundle, scope: str | None) -> Mark | N
     """Return how a row of a prediction is drawn, None where there is no lesion."""
     if not np.isfinite(row["predicted_mm"]):
         return None
-    xmin, xmax, ymin, ymax = (float(row[name]) for name in CORNERS)
-    size = float(row["predicted_mm"])
-    text = bundle.scope.text(size, scope)
+    xmin, xmax, ymin, ymax = (float(row[name]) for name in BOX)
+    text = bundle.scope.text(float(row["predicted_mm"]), scope)
     if row["reasons"]:
         text = str(row["reasons"]).split("; ")[0]
-    box = (xmin, xmax, ymin, ymax)
-    return Mark(box, text, bool(row["reasons"]), row["location"] == "automatic")
+    return Mark(
+        (xmin, xmax, ymin, ymax), text, bool(row["reasons"]), row["location"] == "automatic"
+    )
 
 
 def _rectangle(
@@ -352,8 +349,10 @@ def tracks_of(
     images = _images(source, needed)
     calibrated = scope.is_calibrated(prediction.scope)
     unit = 1.0 if calibrated else scope.reference_mm
-    rows = (row for _, row in chosen.iterrows())
-    return [_track(row, parts[row["unique_id"]], images, unit, calibrated) for row in rows]
+    return [
+        _track(row, parts[row["unique_id"]], images, unit, calibrated)
+        for _, row in chosen.iterrows()
+    ]
 
 
 def _images(source: str | Path, needed: set[int]) -> dict[int, np.ndarray]:
@@ -373,10 +372,9 @@ def _track(
     unit: float,
     calibrated: bool,
 ) -> Track:
-    corners = ["bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax"]
     return Track(
         images=[images.get(int(index)) for index in part["frame_index"]],
-        boxes=part[corners].to_numpy(float),
+        boxes=part[list(BOX)].to_numpy(float),
         sizes=part["predicted_mm"].to_numpy(float) / unit,
         reasons=part["reasons"].tolist(),
         size=float(row["predicted_mm"]) / unit,
@@ -402,13 +400,11 @@ def picture_figures(
         bundle: The network that made them.
         data: Loaded; pictures are left out where its frames cannot be read.
     """
-    gates = gates_of(bundle.model)
-    if gates:
+    if gates := gates_of(bundle.model):
         scores = {name: gate.scores().detach() for name, gate in gates.items()}
         yield gate_figure(scores), "Every feature of every gate, the most open ones first."
-    examples = _examples(object_table(frames))
     try:
-        rows = _rows(frames, examples, data)
+        rows = _rows(frames, _examples(object_table(frames)), data)
         for example, of_object in rows.items():
             track = _track_figure(frames[frames["unique_id"] == example], of_object, bundle, data)
             yield strip_figure(track), "Frames of a test object with the size read from each."
@@ -449,18 +445,15 @@ def _track_figure(
 ) -> Track:
     source = data.frames()
     read = [source.sample(int(row)).frame for row in rows]
-    sizes = own["predicted_mm"].to_numpy(float)
-    reasons = own["reasons"].fillna("").tolist() if "reasons" in own else [""] * len(own)
     objects = object_table(own)
     low = high = float("nan")
     if bundle.conformal is not None:
         low, high = (float(bound[0]) for bound in bounds(objects, bundle.conformal))
-    boxes = np.array([frame.box for frame in read])[:, [0, 2, 1, 3]]
     return Track(
         images=[frame.image for frame in read],
-        boxes=boxes,
-        sizes=sizes,
-        reasons=reasons,
+        boxes=np.array([frame.box for frame in read])[:, [0, 2, 1, 3]],
+        sizes=own["predicted_mm"].to_numpy(float),
+        reasons=own["reasons"].fillna("").tolist() if "reasons" in own else [""] * len(own),
         size=float(objects["predicted_mm"].iloc[0]),
         low=low,
         high=high,
@@ -478,10 +471,13 @@ def _overlay(rows: list[int], bundle: SizingBundle, data: PolypSizingDataModule)
     if found is None:
         raise GatesError("the network has neither maps nor attention")
     maps, name = found
-    images = [sample.frame.image for sample in samples]
-    captions = [f"{sample.size_mm:.1f} mm" for sample in samples]
-    title = name[0].upper() + name[1:]
-    return attention_figure(images, list(maps), captions=captions, title=title), (
+    figure = attention_figure(
+        [sample.frame.image for sample in samples],
+        list(maps),
+        captions=[f"{sample.size_mm:.1f} mm" for sample in samples],
+        title=name[0].upper() + name[1:],
+    )
+    return figure, (
         "Where the network sees evidence for a larger lesion."
         if name == GRAD_CAM
         else "Attention roll-out to the token that the head reads."

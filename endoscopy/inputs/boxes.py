@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from core_gates.errors import GatesError
-from endoscopy.data.readers.real_colon import read_voc
+from endoscopy.data.readers.real_colon import number_of, read_voc
 from endoscopy.inputs.image_files import stem
 from endoscopy.inputs.locations import AnnotatedLocations, Annotation, Lesion, MaskLocations
 
@@ -39,20 +39,19 @@ class CsvLocations(AnnotatedLocations):
         faults = []
         for line, row in rows:
             name = _frame_name(row[columns["frame"]] or "")
-            box = tuple(_number(row[columns[corner]]) for corner in CORNERS)
+            box = tuple(number_of(row[columns[corner]]) for corner in CORNERS)
             if not name or not all(map(math.isfinite, box)):
                 faults.append(f"line {line}")
                 continue
             label = (row.get(columns["lesion"]) or "").strip() if "lesion" in columns else ""
             lesions[name].append(Lesion((box[0], box[1], box[2], box[3]), label))
-            width, height = (_number(row.get(columns.get(size, ""))) for size in SIZES)
+            width, height = (number_of(row.get(columns.get(size, ""))) for size in SIZES)
             if width > 0 and height > 0:
                 sizes[name] = (round(width), round(height))
         super().__init__(str(path), "boxes", list(lesions))
         self.report.found += len(faults)
-        self.report.add(
-            "excluded", "row without a frame or with a corner that is no number", faults
-        )
+        fault = "row without a frame or with a corner that is no number"
+        self.report.add("excluded", fault, faults)
         if not lesions:
             raise GatesError(f"{path}: none of its {len(rows)} rows is a box; correct the numbers")
         for name, found in lesions.items():
@@ -68,8 +67,7 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], dict[str, str]]
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            header = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = header
+            reader.fieldnames = header = [name.strip() for name in reader.fieldnames or []]
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise GatesError(f"{path}: cannot be read as CSV: {error}; save it as UTF-8") from error
@@ -77,8 +75,7 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], dict[str, str]]
     known |= {corner: (corner, f"bbox_{corner}") for corner in CORNERS}
     matches = {key: [name for name in names if name in header] for key, names in known.items()}
     columns = {key: names[0] for key, names in matches.items() if names}
-    missing = [name for name in ("frame", *CORNERS) if name not in columns]
-    if missing:
+    if missing := [name for name in ("frame", *CORNERS) if name not in columns]:
         raise GatesError(
             f"{path}: lacks the columns {', '.join(missing)}; found {', '.join(header) or 'none'}"
         )
@@ -92,13 +89,6 @@ def _frame_name(text: str) -> str:
         name = name.partition("/")[2]
     ending = name.rpartition(".")[2].lower()
     return stem(name) if ending in ("jpg", "jpeg", "png", "bmp", "tif", "tiff", "dcm") else name
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
 
 
 class VocLocations(AnnotatedLocations):
@@ -127,8 +117,8 @@ class VocLocations(AnnotatedLocations):
             content = read_voc(self._files[name])
         except GatesError as error:
             return self.unreadable(self._files[name], error)
-        stated = math.isfinite(content.width) and math.isfinite(content.height)
-        stated = stated and content.width > 0 and content.height > 0
+        sides = (content.width, content.height)
+        stated = all(math.isfinite(side) and side > 0 for side in sides)
         size = (round(content.width), round(content.height)) if stated else None
         return Annotation(tuple(Lesion(item.box, item.unique_id) for item in content.objects), size)
 

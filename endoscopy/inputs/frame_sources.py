@@ -18,7 +18,8 @@ from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import UID
 
 from core_gates.errors import GatesError
-from endoscopy.inputs.image_files import ENDINGS, InputReport, SourceFrame, natural_key, read_folder
+from endoscopy.data.image_reading import natural_key
+from endoscopy.inputs.image_files import ENDINGS, InputReport, SourceFrame, read_folder
 
 
 def read_video(
@@ -123,13 +124,11 @@ def read_dicom(
             is damaged.
     """
     headers = dicom_headers(path)
-    report.kind = "dicom"
-    report.source = str(headers[0][1].SOPInstanceUID)
+    report.kind, report.source = "dicom", str(headers[0][1].SOPInstanceUID)
     report.expected = sum(_num_frames(header) for _, header in headers)
     index = 0
     for file, header in headers:
-        uid = str(header.SOPInstanceUID)
-        count = _num_frames(header)
+        uid, count = str(header.SOPInstanceUID), _num_frames(header)
         for number, image in _images(file, header, report, max_unreadable):
             report.read += 1
             key = uid if count == 1 else f"{uid}#{number + 1}"
@@ -161,9 +160,7 @@ def _header(path: Path) -> tuple[Path, FileDataset]:
         header = pydicom.dcmread(path, stop_before_pixels=True)
     except (InvalidDicomError, OSError, EOFError, ValueError) as error:
         raise GatesError(f"{path}: cannot be read as DICOM: {_first_line(error)}") from error
-    needed = ("SOPClassUID", "SOPInstanceUID")
-    missing = [name for name in needed if name not in header]
-    if missing:
+    if missing := [name for name in ("SOPClassUID", "SOPInstanceUID") if name not in header]:
         raise GatesError(f"{path}: lacks {', '.join(missing)}; export it again")
     if header.SOPClassUID not in IMAGE_CLASSES:
         raise GatesError(
@@ -202,8 +199,7 @@ def _images(
     uid = str(dataset.SOPInstanceUID)
     for number in range(_num_frames(dataset)):
         try:
-            pixels = pixel_array(dataset, index=number)
-            image = _eight_bit_rgb(pixels, dataset, report)
+            image = _eight_bit_rgb(pixel_array(dataset, index=number), dataset, report)
         except Exception as error:  # decoders raise errors of many types
             report.skip(f"{uid}#{number + 1}", _first_line(error), max_unreadable)
             continue
@@ -212,8 +208,7 @@ def _images(
 
 def _eight_bit_rgb(pixels: np.ndarray, dataset: FileDataset, report: InputReport) -> np.ndarray:
     """Return (H, W, 3) uint8; pydicom has turned YBR into RGB already."""
-    kind = dataset.PhotometricInterpretation
-    bits = dataset.BitsStored
+    kind, bits = dataset.PhotometricInterpretation, dataset.BitsStored
     if kind == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
         bits = 8 * pixels.itemsize
@@ -259,8 +254,8 @@ def frames(
     """
     if not 0 <= max_unreadable <= 1:
         raise GatesError(f"max_unreadable is {max_unreadable}, expected a fraction from 0 to 1")
-    reader = READERS[source_kind(source)]
-    return reader(source, InputReport() if report is None else report, max_unreadable)
+    report = InputReport() if report is None else report
+    return READERS[source_kind(source)](source, report, max_unreadable)
 
 
 def source_kind(source: str | Path) -> Kind:

@@ -1,8 +1,6 @@
 """Frames from image files of a folder, of a zip archive, or a single one, in natural order."""
 
 import io
-import re
-import struct
 import warnings
 import zipfile
 from collections import Counter
@@ -14,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from core_gates.errors import GatesError
-from endoscopy.data.image_reading import MOST_PIXELS
+from endoscopy.data.image_reading import FAULTS, MOST_PIXELS, natural_key, rgb_of
 
 
 @dataclass(frozen=True)
@@ -169,12 +167,6 @@ ZIP = b"PK\x03\x04"
 MAX_BYTES = 512 * 2**20  # more than any frame needs; a guard against decompression bombs
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Return a sort key under which ``a_2`` comes before ``a_10``."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p]
-
-
 class ImageFiles:
     """Files below a folder or in a zip archive, or one file.
 
@@ -203,7 +195,12 @@ class ImageFiles:
         else:
             self.names = [self.path.name]
             return
-        kept = (name for name in names if not _is_hidden(name) and _has_ending(name, endings))
+        kept = (
+            name
+            for name in names
+            if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+            and (not endings or PurePosixPath(name).suffix.lower() in endings)
+        )
         self.names = sorted(kept, key=natural_key)
 
     def read(self, name: str) -> bytes:
@@ -244,18 +241,9 @@ def stem(name: str) -> str:
     return PurePosixPath(name).with_suffix("").as_posix()
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
-
-
-def _has_ending(name: str, endings: tuple[str, ...]) -> bool:
-    return not endings or PurePosixPath(name).suffix.lower() in endings
-
-
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASKS = ("_masks", "_depths")  # endings of folders in the layout of prepared data
 NAMES = {"L": "grayscale", "P": "palette"}
-FAULTS = (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 PNG, PNG_DEPTH = b"\x89PNG", 24  # byte with the bits per channel
 
 
@@ -273,7 +261,11 @@ def read_folder(
         GatesError: There is no image, or too many are unreadable.
     """
     files = ImageFiles(path, ENDINGS)
-    names = [name for name in files.names if not _is_label(name)]
+    names = [
+        name
+        for name in files.names
+        if not any(part.endswith(MASKS) for part in PurePosixPath(name).parts[:-1])
+    ]
     report.kind, report.source, report.expected = "images", Path(path).stem, len(names)
     if not names:
         raise GatesError(
@@ -293,10 +285,6 @@ def read_folder(
     report.finish(max_unreadable)
 
 
-def _is_label(name: str) -> bool:
-    return any(part.endswith(MASKS) for part in PurePosixPath(name).parts[:-1])
-
-
 def decode_image(content: bytes) -> tuple[np.ndarray, str]:
     """Decode a JPEG or PNG.
 
@@ -313,17 +301,6 @@ def decode_image(content: bytes) -> tuple[np.ndarray, str]:
     """
     if not content:
         raise OSError("the file is empty")
-    image = _loaded(content)
-    if image.mode.startswith("I"):
-        gray = (np.asarray(image, dtype=np.uint32) // 257).astype(np.uint8)
-        return np.repeat(gray[..., None], 3, axis=2), "16-bit to 8-bit"
-    if content.startswith(PNG) and content[PNG_DEPTH] == 16:
-        return np.array(image.convert("RGB")), "16-bit to 8-bit"
-    conversion = "" if image.mode == "RGB" else f"{NAMES.get(image.mode, image.mode)} to RGB"
-    return np.array(image.convert("RGB")), conversion
-
-
-def _loaded(content: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -331,8 +308,10 @@ def _loaded(content: bytes) -> Image.Image:
             if image.width * image.height > MOST_PIXELS:
                 raise OSError(f"{image.width} x {image.height} pixels are more than any frame has")
             image.load()
-            return image
     except UnidentifiedImageError as error:
         raise OSError("is no image") from error
     except FAULTS as error:
         raise OSError(str(error).partition("\n")[0] or "is damaged") from error
+    deep = image.mode.startswith("I") or (content.startswith(PNG) and content[PNG_DEPTH] == 16)
+    named = "" if image.mode == "RGB" else f"{NAMES.get(image.mode, image.mode)} to RGB"
+    return rgb_of(image), "16-bit to 8-bit" if deep else named

@@ -1,7 +1,5 @@
 """Where the lesions of a frame are: annotations, mask images, boxes drawn by hand."""
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -16,14 +14,13 @@ from scipy import ndimage
 
 from core_gates.errors import GatesError
 from endoscopy.data.frame_table import SMALLEST_AREA, SMALLEST_RENDERED, SYNTHETIC, repair_boxes
-from endoscopy.data.image_reading import read_mask
+from endoscopy.data.image_reading import natural_key, read_mask
 from endoscopy.data.readers.tabular import ReadReport
 from endoscopy.data.transforms import Frame
 from endoscopy.inputs.image_files import (
     ImageFiles,
     InputReport,
     SourceFrame,
-    natural_key,
     stated_part,
     stem,
     trim_black,
@@ -126,7 +123,10 @@ class AnnotatedLocations(Locator):
     def __init__(self, path: str, origin: Origin, names: list[str]) -> None:
         super().__init__(path, origin)
         self.names = sorted(names, key=natural_key)
-        self._by_name = _last_parts(self.names) | {name: name for name in self.names}
+        last = {name: PurePosixPath(name).name for name in self.names}
+        count = Counter(last.values())
+        self._by_name = {part: name for name, part in last.items() if count[part] == 1}
+        self._by_name |= {name: name for name in self.names}
         self._numbered = all(name.isdecimal() for name in self.names)
         self._ordered, self._smallest = False, SMALLEST_AREA
         self._found: set[str] = set()
@@ -227,8 +227,8 @@ class AnnotatedLocations(Locator):
                     self.report.add(action, reason, [key])  # type: ignore[arg-type]
             if not (repaired.invalid[0] or repaired.small[0]):
                 xmin, xmax, ymin, ymax = map(float, repaired.boxes[0])
-                mask = _resized(lesion.mask, shape)
-                kept.append(Lesion((xmin, xmax, ymin, ymax), lesion.name, mask))
+                box, mask = (xmin, xmax, ymin, ymax), _resized(lesion.mask, shape)
+                kept.append(Lesion(box, lesion.name, mask))
         return kept
 
     def _check_number(self, source: str, frames: int) -> None:
@@ -245,13 +245,6 @@ def trimmed(image: np.ndarray, *, trim: bool) -> Located:
         return Located(image, [])
     part, (left, top) = trim_black(image)
     return Located(part, [], left, top)
-
-
-def _last_parts(names: list[str]) -> dict[str, str]:
-    """Return the last part of every path for which it is unique."""
-    last = Counter(PurePosixPath(name).name for name in names)
-    parts = ((PurePosixPath(name).name, name) for name in names)
-    return {part: name for part, name in parts if last[part] == 1}
 
 
 def _moved(lesion: Lesion, x: int, y: int) -> Lesion:

@@ -2,7 +2,6 @@
 
 from endoscopy.metrics.aggregation import (
     PROBABILITIES,
-    clusters_of,
     flags_of,
     object_table,
     patient_table,
@@ -56,7 +55,6 @@ __all__ = [
     "auroc",
     "balanced_accuracy",
     "bias",
-    "clusters_of",
     "confusion_matrix",
     "count_on_cut_offs",
     "expected_calibration_error",

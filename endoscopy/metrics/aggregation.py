@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_option
 
 PROBABILITIES = ("p_diminutive", "p_small", "p_large")
 """Probabilities of the three size classes."""
@@ -34,33 +34,22 @@ def flags_of(table: pd.DataFrame, name: str) -> np.ndarray:
     return text.isin(list(_TRUE)).to_numpy(dtype=bool)
 
 
-def has_patient(table: pd.DataFrame) -> np.ndarray:
-    """Return (N,) whether the patient of each row is known: neither missing nor blank."""
-    if "patient" not in table:
-        return np.zeros(len(table), dtype=bool)
-    column = table["patient"]
-    blank = column.astype("object").where(column.notna(), "").astype(str).str.strip() == ""
-    return ~blank.to_numpy(dtype=bool)
-
-
 def patients_of(table: pd.DataFrame) -> np.ndarray:
     """Return the patient (N,) of each row; an object without one is a separate patient.
 
-    Such a patient is named by the ``unique_id``, after ``object`` where a patient has that name
-    already.
+    A missing or blank patient is named by the ``unique_id``, after ``object`` where a patient has
+    that name already.
     """
-    own, known = table["unique_id"].astype(str).to_numpy(dtype=object), has_patient(table)
-    if not known.any():
+    own = table["unique_id"].astype(str).to_numpy(dtype=object)
+    if "patient" not in table:
         return own.astype(str)
-    patients = np.where(known, table["patient"].astype(str).to_numpy(dtype=object), "")
+    column = table["patient"]
+    text = column.astype("object").where(column.notna(), "").astype(str)
+    known = (text.str.strip() != "").to_numpy(dtype=bool)
+    patients = text.to_numpy(dtype=object)
     taken = set(patients[known])
     own = np.array([f"object {name}" if name in taken else name for name in own], dtype=object)
     return np.where(known, patients, own).astype(str)
-
-
-def clusters_of(table: pd.DataFrame) -> np.ndarray:
-    """Return what samples (N,) depend on: the patient where known, else the object."""
-    return patients_of(table)
 
 
 Level = Literal["median", "mean", "best_k"]
@@ -87,13 +76,11 @@ def object_table(predictions: pd.DataFrame, level: Level = "median", *, k: int =
     Raises:
         GatesError: A column is missing, a prediction is not finite, or an object has two sizes.
     """
-    if level not in get_args(Level):
-        raise ValueError(f"level is {level!r}; choose one of {', '.join(get_args(Level))}")
-    needed = (*REQUIRED, "sharpness") if level == "best_k" else REQUIRED
-    _check(predictions, needed)
+    check_option("level", level, get_args(Level))
+    _check(predictions, (*REQUIRED, "sharpness") if level == "best_k" else REQUIRED)
+    reasons = predictions.get("reasons", pd.Series("", predictions.index))
     frames = predictions.assign(
-        censored=flags_of(predictions, "censored"),
-        reasons=_column(predictions, "reasons", "").fillna("").astype(str),
+        censored=flags_of(predictions, "censored"), reasons=reasons.fillna("").astype(str)
     )
     abstains = frames["reasons"] != ""
     all_abstain = abstains.groupby(frames["unique_id"]).transform("all")
@@ -101,13 +88,12 @@ def object_table(predictions: pd.DataFrame, level: Level = "median", *, k: int =
     if level == "best_k":
         sharp = counting.sort_values("sharpness", ascending=False, kind="stable")
         counting = sharp.groupby("unique_id", sort=False).head(k)
-    how = "mean" if level == "mean" else "median"
-    order = frames["unique_id"].drop_duplicates()
     grouped = counting.groupby("unique_id", sort=False)
-    columns = {"gt": grouped["gt"].first(), "predicted_mm": grouped["predicted_mm"].agg(how)}
+    sizes = grouped["predicted_mm"].agg("mean" if level == "mean" else "median")
+    columns = {"gt": grouped["gt"].first(), "predicted_mm": sizes}
     for name in counting.columns.difference(["unique_id", *columns], sort=False):
         columns[name] = _summary(counting, name)
-    table = pd.DataFrame(columns).loc[order]
+    table = pd.DataFrame(columns).loc[frames["unique_id"].drop_duplicates()]
     table["num_frames"] = grouped.size()
     table["abstained"] = table["reasons"] != ""
     return table.rename_axis("unique_id").reset_index()
@@ -144,24 +130,18 @@ def patient_table(objects: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check(table: pd.DataFrame, needed: tuple[str, ...]) -> None:
-    missing = [name for name in needed if name not in table]
-    if missing:
+    if missing := [name for name in needed if name not in table]:
         raise GatesError(
             f"predictions lack {', '.join(missing)}; found {', '.join(map(str, table.columns))}"
         )
     if table.empty:
         raise GatesError("predictions are empty; expected one row per frame")
-    broken = int((~np.isfinite(table["predicted_mm"].to_numpy(dtype=float))).sum())
-    if broken:
+    if broken := int((~np.isfinite(table["predicted_mm"].to_numpy(dtype=float))).sum()):
         raise GatesError(f"{broken} of {len(table)} predictions are not finite; expected mm")
     sizes = table.groupby("unique_id")["gt"].nunique(dropna=False)
     if (sizes > 1).any():
         name = sizes.index[sizes > 1][0]
         raise GatesError(f"object {name} has {sizes[name]} true sizes; expected one per object")
-
-
-def _column(table: pd.DataFrame, name: str, default: object) -> pd.Series:
-    return table[name] if name in table else pd.Series(default, table.index, dtype=object)
 
 
 def _summary(frames: pd.DataFrame, name: str) -> pd.Series:

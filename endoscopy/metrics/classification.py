@@ -49,8 +49,7 @@ class CutOffs:
             GatesError: A size is not a number.
         """
         mm = np.asarray(mm, dtype=float)
-        unknown = int(np.isnan(mm).sum())
-        if unknown:
+        if unknown := int(np.isnan(mm).sum()):
             raise GatesError(f"{unknown} of {mm.size} sizes are NaN; leave out rows without a size")
         return (mm > self.small).astype(np.int64) + (mm >= self.large)
 
@@ -136,7 +135,8 @@ def at_cut_off(matrix: np.ndarray, cut: Literal[5, 10]) -> np.ndarray:
     return groups.T @ matrix @ groups
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Return numerator over denominator, NaN where the denominator is not positive."""
     result = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), np.nan)
     return np.divide(numerator, denominator, out=result, where=denominator > 0)
 
@@ -146,54 +146,50 @@ def _hits(matrix: np.ndarray) -> np.ndarray:
 
 
 def _mean_where(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    return _ratio(np.where(present, values, 0).sum(-1), present.sum(-1))
-
-
-def _occurs(matrix: np.ndarray) -> np.ndarray:
-    return (matrix.sum(-1) + matrix.sum(-2)) > 0
+    return ratio(np.where(present, values, 0).sum(-1), present.sum(-1))
 
 
 def accuracy(matrix: np.ndarray) -> np.ndarray:
     """Return the accuracy, the fraction of correct classes."""
-    return _ratio(_hits(matrix).sum(-1), matrix.sum((-2, -1)))
+    return ratio(_hits(matrix).sum(-1), matrix.sum((-2, -1)))
 
 
 def sensitivity(matrix: np.ndarray) -> np.ndarray:
     """Return, for each class, the fraction of its samples that are found (recall), (..., K)."""
-    return _ratio(_hits(matrix), matrix.sum(-1))
+    return ratio(_hits(matrix), matrix.sum(-1))
 
 
 def specificity(matrix: np.ndarray) -> np.ndarray:
     """Return, for each class, the fraction of other samples not assigned to it, (..., K)."""
     others = matrix.sum((-2, -1))[..., None] - matrix.sum(-1)
-    return _ratio(others - (matrix.sum(-2) - _hits(matrix)), others)
+    return ratio(others - (matrix.sum(-2) - _hits(matrix)), others)
 
 
 def positive_predictive_value(matrix: np.ndarray) -> np.ndarray:
     """Return, for each class, the fraction of its calls that are correct (precision), (..., K)."""
-    return _ratio(_hits(matrix), matrix.sum(-2))
+    return ratio(_hits(matrix), matrix.sum(-2))
 
 
 def negative_predictive_value(matrix: np.ndarray) -> np.ndarray:
     """Return, for each class, the fraction of samples not called it that are not, (..., K)."""
     not_called = matrix.sum((-2, -1))[..., None] - matrix.sum(-2)
-    return _ratio(not_called - (matrix.sum(-1) - _hits(matrix)), not_called)
+    return ratio(not_called - (matrix.sum(-1) - _hits(matrix)), not_called)
 
 
 def f1(matrix: np.ndarray) -> np.ndarray:
     """Return the F1 of each class, 2 TP / (2 TP + FP + FN), (..., K)."""
-    return _ratio(2 * _hits(matrix), matrix.sum(-1) + matrix.sum(-2))
+    return ratio(2 * _hits(matrix), matrix.sum(-1) + matrix.sum(-2))
 
 
 def macro_f1(matrix: np.ndarray) -> np.ndarray:
     """Return the plain mean of the F1 of classes."""
-    return _mean_where(f1(matrix), _occurs(matrix))
+    return _mean_where(f1(matrix), matrix.sum(-1) + matrix.sum(-2) > 0)
 
 
 def weighted_f1(matrix: np.ndarray) -> np.ndarray:
     """Return the mean of the F1 of classes, weighted by their true samples."""
     support = matrix.sum(-1)
-    return _ratio((np.nan_to_num(f1(matrix)) * support).sum(-1), support.sum(-1))
+    return ratio((np.nan_to_num(f1(matrix)) * support).sum(-1), support.sum(-1))
 
 
 def balanced_accuracy(matrix: np.ndarray) -> np.ndarray:
@@ -207,7 +203,7 @@ def quadratic_kappa(matrix: np.ndarray) -> np.ndarray:
     cost = (classes[:, None] - classes) ** 2
     chance = matrix.sum(-1)[..., :, None] * matrix.sum(-2)[..., None, :]
     observed = (cost * matrix).sum((-2, -1))
-    return 1 - _ratio(observed * matrix.sum((-2, -1)), (cost * chance).sum((-2, -1)))
+    return 1 - ratio(observed * matrix.sum((-2, -1)), (cost * chance).sum((-2, -1)))
 
 
 def expected_calibration_error(

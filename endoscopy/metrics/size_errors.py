@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from core_gates.errors import GatesError
-from endoscopy.metrics.classification import TRUTH
+from endoscopy.metrics.classification import TRUTH, ratio
 
 NORMAL_95 = 1.959963984540054
 
@@ -29,8 +29,7 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.n
     """Return the mean of values (N,) under weights (..., N); NaN without weight."""
     if weights is None:
         weights = np.ones(len(values))
-    total = weights.sum(-1)
-    return np.divide(weights @ values, total, out=np.full(total.shape, np.nan), where=total > 0)
+    return ratio(weights @ values, weights.sum(-1))
 
 
 def mean_absolute_error(
@@ -74,8 +73,7 @@ def limits_of_agreement(
         weights = np.ones(len(error))
     mean, total = weighted_mean(error, weights), weights.sum(-1)
     square = np.maximum(weighted_mean(error**2, weights) - mean**2, 0)
-    freedom = np.divide(total, total - 1, out=np.full(total.shape, np.nan), where=total > 1)
-    half = NORMAL_95 * np.sqrt(square * freedom)
+    half = NORMAL_95 * np.sqrt(square * ratio(total, total - 1))
     return LimitsOfAgreement(mean, mean - half, mean + half)
 
 
@@ -98,8 +96,7 @@ def ratio_limits(
 
 def _errors(gt: ArrayLike, predicted: ArrayLike) -> np.ndarray:
     """Return predicted minus true sizes (N,), float64."""
-    errors: np.ndarray = np.asarray(predicted, dtype=float) - np.asarray(gt, dtype=float)
-    return errors
+    return np.asarray(predicted, dtype=float) - np.asarray(gt, dtype=float)
 
 
 def auroc(score: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = None) -> np.ndarray:
@@ -122,8 +119,7 @@ def auroc(score: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = No
     score, positive = np.asarray(score, dtype=float), np.asarray(positive, dtype=bool)
     if score.shape != positive.shape or score.ndim != 1:
         raise ValueError(f"score {score.shape} and positive {positive.shape} must have one length")
-    unknown = int(np.isnan(score).sum())
-    if unknown:
+    if unknown := int(np.isnan(score).sum()):
         raise GatesError(f"{unknown} of {score.size} scores are NaN; leave out rows without one")
     if weights is None:
         weights = np.ones(len(score))
@@ -135,9 +131,7 @@ def auroc(score: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = No
     positives = np.add.reduceat(ranked * is_positive, starts, axis=-1)
     negatives = np.add.reduceat(ranked * (1 - is_positive), starts, axis=-1)
     below = negatives.cumsum(-1) - negatives / 2
-    pairs = positives.sum(-1) * negatives.sum(-1)
-    wins = (positives * below).sum(-1)
-    return np.divide(wins, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0)
+    return ratio((positives * below).sum(-1), positives.sum(-1) * negatives.sum(-1))
 
 
 def size_auroc(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core_gates import FeatureSelectionGate, inject_gates
+from core_gates.errors import check_option
 from core_gates.surgery import gate_hosts
 
 
@@ -53,9 +54,6 @@ class LayerScale(FeatureSelectionGate):
         return int(self.kept.sum())
 
 
-REDUCTION = 1 / 16
-
-
 class Recalibration(nn.Module):
     """Squeeze-and-excitation (Hu et al., 2018, reduction 16), as timm builds it.
 
@@ -70,14 +68,13 @@ class Recalibration(nn.Module):
         super().__init__()
         from timm.layers import create_attn  # see endoscopy.models.trunks
 
-        self.attention = create_attn("se", dim, rd_ratio=REDUCTION)
+        self.attention = create_attn("se", dim, rd_ratio=1 / 16)
         self.feature_dim = feature_dim
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` (B, C, H, W), (B, H, W, C) or (B, N, D) with its features rescaled."""
         if self.feature_dim == 1:
-            y: Tensor = self.attention(x)
-            return y
+            return self.attention(x)
         column = x.flatten(1, -2).mT.unsqueeze(-1)
         return self.attention(column).squeeze(-1).mT.reshape(x.shape)
 
@@ -100,15 +97,12 @@ def recalibrate(model: nn.Module) -> dict[str, Recalibration]:
     return placed
 
 
-def _attend(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-    attention = module.attention
-    assert isinstance(attention, Recalibration)
-    result: Tensor = attention(output)
-    return result
+def _attend(module: Any, _inputs: Any, output: Tensor) -> Tensor:
+    return module.attention(output)
 
 
 GateKind = Literal["fsg", "none", "layer_scale", "se", "l0"]
-
+STATIC = ("fsg", "l0", "layer_scale")  # kinds that do not depend on the image
 GateMaker = Callable[..., FeatureSelectionGate]
 
 L0_START = 2.2
@@ -130,8 +124,7 @@ def gate_trunk(trunk: nn.Module, kind: GateKind) -> int:
     Raises:
         ValueError: The kind is unknown or does not fit the trunk.
     """
-    if kind not in get_args(GateKind):
-        raise ValueError(f"gates is {kind!r}; choose one of {', '.join(get_args(GateKind))}")
+    check_option("gates", kind, get_args(GateKind))
     hosts = gate_hosts(trunk)
     if kind == "none" or not hosts:
         return 0
@@ -156,9 +149,7 @@ def static_gate(kind: GateKind) -> GateMaker:
 
 def head_gate(kind: GateKind, dim: int) -> nn.Module:
     """Return a gate on ``dim`` pooled features; none for kinds that pool an image themselves."""
-    if kind in ("fsg", "l0", "layer_scale"):
-        return static_gate(kind)(dim)
-    return nn.Identity()
+    return static_gate(kind)(dim) if kind in STATIC else nn.Identity()
 
 
 def gates_of(model: nn.Module) -> dict[str, FeatureSelectionGate]:

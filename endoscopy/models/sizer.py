@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core_gates import FeatureSelectionGate, fold_gates
-from core_gates.errors import GatesError
+from core_gates.errors import GatesError, check_at_least
 from core_gates.features.folding import scale_inputs
 from core_gates.surgery import gate_hosts
 from endoscopy.data.streams import STREAMS
-from endoscopy.models.gate_kinds import GateKind, gate_trunk, head_gate
+from endoscopy.models.gate_kinds import STATIC, GateKind, gate_trunk, head_gate
 from endoscopy.models.trunks import TINY_RESNET, build_trunk
 
 NUM_GEOMETRY = 4
@@ -39,8 +39,7 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Tensor, geometry: Tensor | None = None) -> Tensor:
         """Return the output, without activation."""
-        out: Tensor = self.fc(_join(features, geometry))
-        return out
+        return self.fc(_join(features, geometry))
 
     def fold_(self, scores: Tensor) -> None:
         """Multiply scores (dim,) of the features into the weights."""
@@ -75,8 +74,7 @@ class GatedHead(nn.Module):
     def forward(self, features: Tensor, geometry: Tensor | None = None) -> Tensor:
         """Return the output, without activation."""
         hidden = F.relu(self.fc2(_join(self.gate1(features), geometry)))
-        out: Tensor = self.fc3(self.gate2(hidden))
-        return out
+        return self.fc3(self.gate2(hidden))
 
     def fold_(self, scores: Tensor) -> None:
         """Multiply scores (dim,) of the features and both gates into the weights."""
@@ -136,9 +134,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
     ) -> None:
         super().__init__()
         channels = channels_of(streams)
-        for name, value in (("outputs", outputs), ("hidden_dim", hidden_dim)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(1, outputs=outputs, hidden_dim=hidden_dim)
         self.arguments: dict[str, Any] = {
             "trunk": trunk,
             "streams": [
@@ -164,7 +160,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
             self.head = LinearHead(dim, outputs, extra)
         else:
             self.head = GatedHead(dim, hidden_dim, outputs, gates, extra)
-        in_head = hidden_dim is not None and gates in ("fsg", "l0", "layer_scale")
+        in_head = hidden_dim is not None and gates in STATIC
         if gates != "none" and not num_gates and not in_head:
             raise ValueError(f"trunk {trunk!r} has no place for gates {gates!r}; choose 'none'")
 
@@ -180,8 +176,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
         Raises:
             GatesError: A stream or the geometry is missing.
         """
-        missing = [name for name in self.branches if name not in streams]
-        if missing:
+        if missing := [name for name in self.branches if name not in streams]:
             raise GatesError(
                 f"the data make the streams {', '.join(streams)} and the network also reads"
                 f" {', '.join(missing)}: set --data.streams to [{', '.join(self.branches)}]"
@@ -190,8 +185,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
             raise GatesError("the network reads the geometry of the box, but the batch has none")
         features = [trunk(streams[name]) for name, trunk in self.branches.items()]
         joined = features[0] if len(features) == 1 else torch.cat(features, 1)
-        out: Tensor = self.head(joined, geometry if self.geometry else None)
-        return out
+        return self.head(joined, geometry if self.geometry else None)
 
 
 def channels_of(streams: Streams) -> dict[str, int]:
@@ -202,9 +196,8 @@ def channels_of(streams: Streams) -> dict[str, int]:
     """
     if isinstance(streams, str):
         raise ValueError(f"streams is {streams!r}; expected a list such as ['{streams}']")
-    pairs = streams.items() if isinstance(streams, Mapping) else streams
     channels: dict[str, int] = {}
-    for pair in pairs:
+    for pair in streams.items() if isinstance(streams, Mapping) else streams:
         name, count = (pair, STREAMS.get(pair, 0)) if isinstance(pair, str) else pair
         if count < 1:
             raise ValueError(f"unknown stream {name!r}; choose from {', '.join(STREAMS)}")
@@ -212,9 +205,6 @@ def channels_of(streams: Streams) -> dict[str, int]:
     if not channels or len(channels) < len(streams):
         raise ValueError(f"streams must name at least one, each once; found {list(streams)}")
     return channels
-
-
-STATIC = ("fsg", "l0", "layer_scale")
 
 
 @torch.no_grad()
@@ -247,11 +237,10 @@ def _fold_trunk(trunk: nn.Module, model: MultiStreamSizer) -> Tensor:
         dim = int(trunk.num_features)  # type: ignore[arg-type]
         return torch.ones(dim, device=width.device, dtype=width.dtype)
     fold_gates(trunk, where=stages[:-1])
-    last = trunk.get_submodule(stages[-1])
-    gate = last.gate
-    assert isinstance(gate, FeatureSelectionGate)
+    last: Any = trunk.get_submodule(stages[-1])
+    scores: Tensor = last.gate.scores()
     del last.gate
-    return gate.scores()
+    return scores
 
 
 def fsg_vit(

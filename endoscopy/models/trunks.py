@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
-WIDTHS = (16, 16, 32, 64, 96)
+TINY_RESNET = "tiny_resnet"
 
 
 class TinyResNet(nn.Module):
@@ -30,7 +30,7 @@ class TinyResNet(nn.Module):
     def __init__(
         self,
         in_channels: int = 3,
-        widths: Sequence[int] = WIDTHS,
+        widths: Sequence[int] = (16, 16, 32, 64, 96),
         depths: Sequence[int] = (1, 1, 1, 1),
     ) -> None:
         super().__init__()
@@ -39,8 +39,7 @@ class TinyResNet(nn.Module):
                 f"widths has {len(widths)} entries and depths {len(depths)}: expected one of widths"
                 " more, for the stem"
             )
-        self.num_features = widths[-1]
-        self.num_stages = len(depths)
+        self.num_features, self.num_stages = widths[-1], len(depths)
         self.conv1 = nn.Conv2d(in_channels, widths[0], 5, stride=2, padding=2, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         for k, depth in enumerate(depths, 1):
@@ -67,9 +66,6 @@ def _stage(in_dim: int, dim: int, depth: int, stride: int) -> nn.Sequential:
     blocks = [BasicBlock(in_dim, dim, stride, shortcut)]
     blocks += [BasicBlock(dim, dim) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
-
-
-TINY_RESNET = "tiny_resnet"
 
 
 def build_trunk(name: str, in_channels: int, options: Mapping[str, Any]) -> tuple[nn.Module, int]:

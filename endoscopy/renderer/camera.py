@@ -23,7 +23,6 @@ CLEARANCE = 2.0
 
 NEAREST, FARTHEST = 9.0, 30.0
 CENTER_SIZE = math.sqrt(2 * 20)  # at this size the shortcut leaves the distance unchanged
-CANDIDATES = 1
 ROUNDS = 256
 RETREAT = 0.01  # per round, in the second half of the rounds
 SHELL_POINTS = 48
@@ -60,17 +59,11 @@ def draw_track(config: RendererConfig, index: int, scene: Scene) -> CameraPath:
         # A shortcut may put the camera closer than the head of a pedunculated polyp: back away.
         retreat = 1 + RETREAT * max(0, attempt - ROUNDS // 2)
         distance = retreat * _draw_distances(rng, config, scene)
-        positions = [_draw_positions(rng, scene, distance) for _ in range(CANDIDATES)]
-        free = _is_free(scene, torch.from_numpy(np.stack(positions)).float())
-        if free.any():
-            position = positions[int(free.int().argmax())]
+        position = _draw_positions(rng, scene, distance)
+        if _is_free(scene, torch.from_numpy(position).float()):
             axes = _look(rng, scene, position)
-            return CameraPath(
-                torch.from_numpy(position).float(),
-                torch.from_numpy(axes).float(),
-                torch.from_numpy(distance).float(),
-                BRANDS[name],
-            )
+            poses = (torch.from_numpy(part).float() for part in (position, axes, distance))
+            return CameraPath(*poses, BRANDS[name])
     raise RuntimeError(f"no free track for object {index} of seed {config.seed}")
 
 
@@ -98,15 +91,14 @@ def _draw_positions(rng: np.random.Generator, scene: Scene, distance: Array) -> 
     return np.array([scene.radius, 0.0, 0.0]) + distance[:, None] * offset
 
 
-def _is_free(scene: Scene, position: Tensor) -> Tensor:
-    """Return which of the candidates (K, T, 3) keep their clearance and see the polyp."""
+def _is_free(scene: Scene, position: Tensor) -> bool:
+    """Return whether positions (T, 3) keep their clearance and see the polyp."""
     shell = position.unsqueeze(-2) + (1.1 * CLEARANCE) * _sphere(SHELL_POINTS)
     apex = torch.tensor([scene.radius - scene.apex - 0.15 * scene.size, 0.0, 0.0])
     share = torch.linspace(0, 1, SIGHT_POINTS).unsqueeze(1)
     sight = position.unsqueeze(-2) * (1 - share) + apex * share
-    points = torch.cat([shell, sight], -2)
-    inside = field(scene, *(component.contiguous() for component in points.unbind(-1))) > 0
-    return inside.flatten(1).all(1)
+    points = torch.cat([shell, sight], -2).unbind(-1)
+    return bool((field(scene, *(component.contiguous() for component in points)) > 0).all())
 
 
 def _look(rng: np.random.Generator, scene: Scene, position: Array) -> Array:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from core_gates.errors import check_at_least
+from endoscopy.data.streams import boxes_of
 from endoscopy.renderer.camera import CameraPath, draw_track, expose
 from endoscopy.renderer.light import Radiance, degrade, render_radiance
 from endoscopy.renderer.lumen import FAR, Lens, fisheye
@@ -52,8 +54,7 @@ def render_object(
     Raises:
         ValueError: The index is negative.
     """
-    if index < 0:
-        raise ValueError(f"index must not be negative, got {index}")
+    check_at_least(0, index=index)
     scene = draw_scene(config, index)
     track = draw_track(config, index, scene)
     return render_scene(config, index, scene, track, radiance)
@@ -67,40 +68,21 @@ def render_scene(
     radiance: MakeRadiance = render_radiance,
 ) -> RenderedObject:
     """Render a given scene from given poses; ``index`` decides the noise."""
-    lens = fisheye(config.side, track.brand.field_of_view)
-    with torch.inference_mode():  # smaller arrays for every operation
-        images, depths, masks, boxes, gains = _render(config, index, scene, track, lens, radiance)
-    return RenderedObject(
-        index,
-        scene,
-        track,
-        images.clone(),
-        depths.clone(),
-        masks.clone(),
-        boxes.clone(),
-        gains.clone(),
-    )
-
-
-def _render(
-    config: RendererConfig,
-    index: int,
-    scene: Scene,
-    track: CameraPath,
-    lens: Lens,
-    radiance: MakeRadiance,
-) -> tuple[Tensor, ...]:
     side = config.side
-    seen = radiance(scene, track, lens)
-    sensor = torch_generator(config.seed, index, Purpose.SENSOR)
-    images, gains = expose(seen.radiance, lens, side, track.brand, config.exposure, sensor)
-    depths = _frames(seen.depth.masked_fill(seen.depth >= FAR, 0.0), lens, side)
-    if config.depth == "relative":
-        depths = degrade(depths, torch_generator(config.seed, index, Purpose.DEPTH))
-    elif config.depth == "none":
-        depths = torch.zeros_like(depths)
-    masks = _frames(seen.mask | _projected(scene, track, lens, seen.mask), lens, side)
-    return images, depths, masks, _boxes(masks), gains
+    lens = fisheye(side, track.brand.field_of_view)
+    with torch.inference_mode():  # smaller arrays for every operation
+        seen = radiance(scene, track, lens)
+        sensor = torch_generator(config.seed, index, Purpose.SENSOR)
+        images, gains = expose(seen.radiance, lens, side, track.brand, config.exposure, sensor)
+        depths = _frames(seen.depth.masked_fill(seen.depth >= FAR, 0.0), lens, side)
+        if config.depth == "relative":
+            depths = degrade(depths, torch_generator(config.seed, index, Purpose.DEPTH))
+        elif config.depth == "none":
+            depths = torch.zeros_like(depths)
+        masks = _frames(seen.mask | _projected(scene, track, lens, seen.mask), lens, side)
+    boxes = torch.from_numpy(boxes_of(masks.numpy())).long()
+    recorded = (one.clone() for one in (images, depths, masks, boxes, gains))
+    return RenderedObject(index, scene, track, *recorded)
 
 
 def _projected(scene: Scene, track: CameraPath, lens: Lens, mask: Tensor) -> Tensor:
@@ -120,21 +102,6 @@ def _frames(values: Tensor, lens: Lens, side: int) -> Tensor:
     """Put values (T, P) into frames (T, side, side), zero outside the aperture."""
     frames = values.new_zeros(len(values), side * side)
     return frames.index_copy_(1, lens.pixels, values).view(-1, side, side)
-
-
-def _boxes(masks: Tensor) -> Tensor:
-    """Return the boxes (T, 4) of masks (T, H, W)."""
-    height, width = masks.shape[1:]
-    columns, rows = masks.any(1).int(), masks.any(2).int()
-    return torch.stack(
-        [
-            columns.argmax(1),
-            rows.argmax(1),
-            width - columns.flip(1).argmax(1),
-            height - rows.flip(1).argmax(1),
-        ],
-        dim=1,
-    )
 
 
 class RenderedObjects(NamedTuple):

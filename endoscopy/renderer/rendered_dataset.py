@@ -14,17 +14,13 @@ import numpy as np
 from PIL import Image
 
 from core_gates.errors import GatesError
+from endoscopy.data.image_reading import DEPTH_UNITS
 from endoscopy.data.readers.real_colon import VocAnnotation, VocObject, write_voc
-from endoscopy.renderer.camera import CameraPath, draw_track
+from endoscopy.renderer.camera import draw_track
 from endoscopy.renderer.render import RenderedObject, render_object
-from endoscopy.renderer.scene import SHAPES, RendererConfig, Scene, draw_scene
+from endoscopy.renderer.scene import SHAPES, RendererConfig, draw_scene
 from harness.files.atomic import replacing, write_text
 
-DEPTH_UNITS = 256.0
-"""Steps of a stored depth per millimeter."""
-
-VERSION = 1
-QUALITY = 95
 VIDEOS_PER_COHORT = 999
 FOLDERS = ("annotations", "masks", "depths", "frames")
 VIDEO_COLUMNS = (
@@ -79,12 +75,25 @@ def claim_dataset(
     """Claim a folder before objects are written to it; return whether it is complete already.
 
     For :func:`write_objects` in several processes; arguments and errors of :func:`render_dataset`.
+    A folder that an earlier call with the same arguments claimed stays claimed.
     """
     if num_objects < 1 or first < 0:
         raise ValueError(
             f"num_objects must be at least 1 and first at least 0, got {num_objects} and {first}"
         )
-    return _claim(Path(root), _manifest(config, num_objects, first))
+    root, manifest = Path(root), _manifest(config, num_objects, first)
+    path = root / "manifest.json"
+    complete = False
+    if path.exists():
+        complete = _is_complete(path, manifest)
+    elif root.exists() and any(root.iterdir()):
+        raise GatesError(f"{root} holds other files, expected an empty folder; name another one")
+    else:
+        root.mkdir(parents=True, exist_ok=True)
+        write_text(path, _json(manifest))
+    for left in root.glob(".partial*"):
+        shutil.rmtree(left)
+    return complete
 
 
 def write_objects(
@@ -108,7 +117,19 @@ def finish_dataset(
 ) -> None:
     """Write the tables and mark all objects as complete in the manifest."""
     root = Path(root)
-    _write_tables(root, config, range(first, first + num_objects))
+    videos, lesions = [], []
+    for index in range(first, first + num_objects):
+        scene = draw_scene(config, index)
+        track = draw_track(config, index, scene)
+        video = video_name(index)
+        videos.append([video, "", "", track.brand.name, 10, config.frames, 1, ""])
+        lesions.append([
+            f"{video}_1", video, f"{scene.size:.4f}", "", "synthetic", "OTHER",
+            f"{scene.size_minor:.4f}", SHAPES[scene.shape], f"{float(track.distance.median()):.4f}",
+            config.exposure,
+        ])  # fmt: skip
+    write_text(root / "video_info.csv", _table(VIDEO_COLUMNS, videos))
+    write_text(root / "lesion_info.csv", _table(LESION_COLUMNS, lesions))
     manifest = _manifest(config, num_objects, first)
     write_text(root / "manifest.json", _json(manifest | {"complete": True}))
 
@@ -128,7 +149,7 @@ def is_complete(
 def _manifest(config: RendererConfig, num_objects: int, first: int) -> dict[str, Any]:
     return {
         "scope": "synthetic",
-        "renderer": VERSION,
+        "renderer": 1,  # version
         "config": asdict(config),
         "num_objects": num_objects,
         "first": first,
@@ -136,22 +157,6 @@ def _manifest(config: RendererConfig, num_objects: int, first: int) -> dict[str,
         "depth": config.depth,
         "complete": False,
     }
-
-
-def _claim(root: Path, manifest: dict[str, Any]) -> bool:
-    """Claim the folder, unless an earlier call with the same arguments did."""
-    path = root / "manifest.json"
-    complete = False
-    if path.exists():
-        complete = _is_complete(path, manifest)
-    elif root.exists() and any(root.iterdir()):
-        raise GatesError(f"{root} holds other files, expected an empty folder; name another one")
-    else:
-        root.mkdir(parents=True, exist_ok=True)
-        write_text(path, _json(manifest))
-    for left in root.glob(".partial*"):
-        shutil.rmtree(left)
-    return complete
 
 
 def _is_complete(path: Path, manifest: dict[str, Any]) -> bool:
@@ -176,8 +181,8 @@ def _write_object(root: Path, video: str, item: RenderedObject, config: Renderer
         (aside / name).mkdir(parents=True)
     for t, image in enumerate(item.images.permute(0, 2, 3, 1).numpy()):
         stem = f"{video}_{t}"
-        picture = Image.fromarray(image)
-        picture.save(aside / "frames" / f"{stem}.jpg", quality=QUALITY, subsampling=0)
+        path = aside / "frames" / f"{stem}.jpg"
+        Image.fromarray(image).save(path, quality=95, subsampling=0)
         mask = item.masks[t].numpy().astype(np.uint8) * 255
         Image.fromarray(mask).save(aside / "masks" / f"{stem}.png")
         if "depths" in folders:
@@ -208,26 +213,6 @@ def _cameras(item: RenderedObject) -> str:
         pose = [*track.position[t].tolist(), *track.axes[t].t().flatten().tolist()]
         rows.append([t, *(f"{value:.6g}" for value in (float(track.distance[t]), gain, *pose))])
     return _table(header, rows)
-
-
-def _write_tables(root: Path, config: RendererConfig, indices: range) -> None:
-    videos, lesions = [], []
-    for index in indices:
-        scene = draw_scene(config, index)
-        track = draw_track(config, index, scene)
-        video = video_name(index)
-        videos.append([video, "", "", track.brand.name, 10, config.frames, 1, ""])
-        lesions.append(_lesion(video, scene, track, config))
-    write_text(root / "video_info.csv", _table(VIDEO_COLUMNS, videos))
-    write_text(root / "lesion_info.csv", _table(LESION_COLUMNS, lesions))
-
-
-def _lesion(video: str, scene: Scene, track: CameraPath, config: RendererConfig) -> list[Any]:
-    distance = float(track.distance.median())
-    return [
-        f"{video}_1", video, f"{scene.size:.4f}", "", "synthetic", "OTHER",
-        f"{scene.size_minor:.4f}", SHAPES[scene.shape], f"{distance:.4f}", config.exposure,
-    ]  # fmt: skip
 
 
 def _table(header: Any, rows: list[list[Any]]) -> str:

@@ -3,13 +3,13 @@
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from endoscopy.data.options import check_option
+from core_gates.errors import check_at_least, check_option
 
 
 class Brand(NamedTuple):
@@ -74,21 +74,16 @@ class RendererConfig:
     brand: BrandName = "A"
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_at_least(0, seed=self.seed)
         if not MIN_SIDE <= self.side <= MAX_SIDE:
             raise ValueError(f"side must lie in {MIN_SIDE}-{MAX_SIDE} pixels, got {self.side}")
-        if self.frames < 1:
-            raise ValueError(f"frames must be at least 1, got {self.frames}")
+        check_at_least(1, frames=self.frames)
         if not -2 <= self.shortcut_rho <= 2:
             raise ValueError(f"shortcut_rho must lie between -2 and 2, got {self.shortcut_rho}")
-        for name, kind in (
-            ("exposure", Exposure),
-            ("depth", DepthMode),
-            ("frequencies", Frequencies),
-            ("brand", BrandName),
-        ):
-            check_option(name, getattr(self, name), kind)
+        check_option("exposure", self.exposure, get_args(Exposure))
+        check_option("depth", self.depth, get_args(DepthMode))
+        check_option("frequencies", self.frequencies, get_args(Frequencies))
+        check_option("brand", self.brand, get_args(BrandName))
 
 
 class Purpose(IntEnum):

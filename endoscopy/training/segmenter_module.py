@@ -1,7 +1,5 @@
 """Training of the segmenter on rendered frames, whole ones and crops."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import lightning as L

@@ -1,7 +1,5 @@
 """Train a sizing network with gradient routing; validation scores of objects on all ranks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -15,9 +13,8 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
-from core_gates import GradientRouting
 from core_gates.errors import GatesError
-from core_gates.training import RoutedStep, SyncBatchNorm
+from core_gates.training import GradientRouting, RoutedStep, SyncBatchNorm
 from core_gates.training.gradient_routing import Loss, Mode
 from endoscopy.metrics.classification import (
     TRUTH,
@@ -26,8 +23,7 @@ from endoscopy.metrics.classification import (
     has_known_class,
     macro_f1,
 )
-from endoscopy.models.gate_kinds import gate_parameters, gates_of, weight_parameters
-from endoscopy.models.sizer import MultiStreamSizer
+from endoscopy.models import MultiStreamSizer, gate_parameters, gates_of, weight_parameters
 from endoscopy.training.targets import LogSize, SizeTarget
 
 
@@ -225,8 +221,7 @@ class SizingModule(L.LightningModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the raw output (B, outputs) of a batch."""
-        out: Tensor = self.model(batch["streams"], batch.get("geometry"))
-        return out
+        return self.model(batch["streams"], batch.get("geometry"))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take one step of gates and weights."""
@@ -239,8 +234,11 @@ class SizingModule(L.LightningModule):
             self.model, self._losses(parts, self.target), self._losses(parts, self.gate_target)
         )
         progress.increment_completed()
+        batches = self.trainer.num_training_batches
+        if not isinstance(batches, int):
+            raise GatesError("the learning rate schedule needs a data loader of known length")
         schedule: Any = self.lr_schedulers()
-        schedule.step(self.trainer.current_epoch + batch_idx / self._batches_per_epoch())
+        schedule.step(self.trainer.current_epoch + batch_idx / batches)
         self._log_step(step, len(batch["size_mm"]))
 
     def _log_step(self, step: RoutedStep, size: int) -> None:
@@ -250,8 +248,7 @@ class SizingModule(L.LightningModule):
             step = step._replace(gate_loss=nothing, gate_grad_norm=norm)
         self.log("train/loss", step.loss, prog_bar=True, batch_size=size)
         for name in ("gate_loss", "grad_norm", "gate_grad_norm"):
-            value = getattr(step, name)
-            if value is not None:
+            if (value := getattr(step, name)) is not None:
                 self.log(f"train/{name}", value, batch_size=size)
 
     def _losses(self, parts: list[Batch], target: SizeTarget) -> list[Loss]:
@@ -270,12 +267,6 @@ class SizingModule(L.LightningModule):
 
     def _penalty(self, model: nn.Module) -> Tensor:
         return torch.stack([gate.l0_penalty() for gate in gates_of(model).values()]).sum()
-
-    def _batches_per_epoch(self) -> int:
-        count = self.trainer.num_training_batches
-        if not isinstance(count, int):
-            raise GatesError("the learning rate schedule needs a data loader of known length")
-        return count
 
     def on_train_epoch_end(self) -> None:
         """Log the spread of the gate scores."""
@@ -299,8 +290,7 @@ class SizingModule(L.LightningModule):
         censored = batch.get("censored", torch.zeros_like(mm, dtype=torch.bool))
         loss = self.target.loss(raw, mm, censored)
         self.log("val/loss", loss, sync_dist=True, batch_size=len(mm))
-        predicted = self.target.decode(raw)
-        columns = (batch["object"], batch["frame"], mm, censored, predicted)
+        columns = (batch["object"], batch["frame"], mm, censored, self.target.decode(raw))
         self._rows.append(torch.stack([column.double() for column in columns], 1))
 
     def on_validation_epoch_end(self) -> None:
@@ -335,14 +325,9 @@ class SizingModule(L.LightningModule):
         if gates:
             optimizers.append(make(gates, lr=self.gate_learning_rate, weight_decay=0.0))
         schedule = warm_restarts(optimizers[0], epochs, self.cycles, self.min_learning_rate)
-        self.routing = self._route(*optimizers)
-        return optimizers, [schedule]
-
-    def _route(self, optimizer: Optimizer, gate_optimizer: Optimizer | None = None) -> Any:
         distributed = isinstance(self.trainer.strategy, DDPStrategy)
-        routing = GradientRouting(
-            optimizer,
-            gate_optimizer,
+        self.routing = GradientRouting(
+            *optimizers,
             mode=self.gradient_routing,
             clip=self.clip,
             gate_clip=self.gate_clip,
@@ -352,8 +337,8 @@ class SizingModule(L.LightningModule):
             backward=self.manual_backward if distributed else None,
         )
         if self._resumed is not None:
-            routing.load_state_dict(self._resumed)
-        return routing
+            self.routing.load_state_dict(self._resumed)
+        return optimizers, [schedule]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the count of steps; the Trainer saves optimizers, schedule and scaler."""

@@ -3,8 +3,6 @@
 Its Pascal VOC annotations are read defensively.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -20,12 +18,11 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.data.frame_table import MACROS, SYNTHETIC, FrameTable
+from endoscopy.data.frame_table import BOX, MACROS, RENDERED, SYNTHETIC, FrameTable
 from endoscopy.data.readers.tabular import ReadReport, clean, read_csv
 from harness.files.atomic import replacing
 
-LARGEST_FILE = 2**20
-DEEPEST = 32
+DEEPEST = 32  # nested elements of an annotation
 
 
 class VocObject(NamedTuple):
@@ -71,7 +68,7 @@ def read_voc(path: str | os.PathLike[str]) -> VocAnnotation:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > LARGEST_FILE:
+        if path.stat().st_size > 2**20:
             raise GatesError(f"{path} has {path.stat().st_size} bytes, expected an annotation")
         content = path.read_bytes()
     except OSError as error:
@@ -80,8 +77,8 @@ def read_voc(path: str | os.PathLike[str]) -> VocAnnotation:
     if root.tag != "annotation":
         raise GatesError(f"{path} holds <{root.tag}>, expected a Pascal VOC <annotation>")
     return VocAnnotation(
-        width=_number(root, "size/width"),
-        height=_number(root, "size/height"),
+        width=number_of(root.findtext("size/width")),
+        height=number_of(root.findtext("size/height")),
         objects=tuple(_object(element) for element in root.iterfind("object")),
         filename=_text(root, "filename"),
         database=_text(root, "source/database"),
@@ -147,7 +144,7 @@ def _parse(content: bytes, path: Path) -> ElementTree.Element:
 
 def _object(element: ElementTree.Element) -> VocObject:
     xmin, xmax, ymin, ymax = (
-        _number(element, f"bndbox/{tag}") for tag in ("xmin", "xmax", "ymin", "ymax")
+        number_of(element.findtext(f"bndbox/{tag}")) for tag in ("xmin", "xmax", "ymin", "ymax")
     )
     return VocObject(
         name=_text(element, "name"),
@@ -161,9 +158,10 @@ def _text(element: ElementTree.Element, tag: str) -> str:
     return (element.findtext(tag) or "").strip()
 
 
-def _number(element: ElementTree.Element, tag: str) -> float:
+def number_of(text: str | None) -> float:
+    """Return the number that a text holds, NaN if it holds none."""
     try:
-        return float(_text(element, tag))
+        return float(text or "nan")
     except ValueError:
         return math.nan
 
@@ -177,11 +175,7 @@ OBJECT_COLUMNS = {
     "shape": "shape",
     "exposure": "exposure",
 }
-OBJECT_NUMBERS = ("gt_minor", "distance_mm")
-LESION_COLUMNS = ("unique_object_id", "unique_video_name", SIZE)
-UNKNOWN_LESION = "object is not in lesion_info.csv"
-BAD_ANNOTATION = "annotation cannot be read"
-NO_MASK, NO_DEPTH = "frame has no mask", "frame has no depth"
+"""Column of lesion_info.csv to that of the frame table."""
 
 
 def read_real_colon(
@@ -220,7 +214,8 @@ def read_real_colon(
     for video in _videos(root):
         for row in _read_video(root, video, report):
             if row["unique_id"] not in lesions.index:
-                report.add("excluded", UNKNOWN_LESION, [f"{row['unique_id']} of {row['place']}"])
+                place = f"{row['unique_id']} of {row['place']}"
+                report.add("excluded", "object is not in lesion_info.csv", [place])
                 continue
             rows.append(row | {"brand": brands.get(video, ""), "patient": video})
     report.require_readable()
@@ -243,8 +238,8 @@ def read_real_colon(
 def _read_lesions(path: Path) -> pd.DataFrame:
     """Return one row for each object, by id, with the columns of the frame table."""
     table = read_csv(path)
-    missing = [name for name in LESION_COLUMNS if name not in table]
-    if missing:
+    needed = ("unique_object_id", "unique_video_name", SIZE)
+    if missing := [name for name in needed if name not in table]:
         raise GatesError(
             f"{path} lacks {', '.join(missing)}, found {', '.join(table.columns)}; name the "
             "columns as REAL-Colon does"
@@ -257,7 +252,7 @@ def _read_lesions(path: Path) -> pd.DataFrame:
     for name, column in OBJECT_COLUMNS.items():
         if name in table:
             lesions[column] = table[name].str.strip()
-    for name in OBJECT_NUMBERS:
+    for name in ("gt_minor", "distance_mm"):
         if name in table:
             lesions[name] = pd.to_numeric(table[name], errors="coerce").astype(np.float64)
     return lesions.set_index(table["unique_object_id"])
@@ -283,11 +278,10 @@ def _database(root: Path) -> str:
     if not manifest.exists():
         return "REALC"
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        scope = content.get("scope")
+        scope = json.loads(manifest.read_text(encoding="utf-8")).get("scope")
     except (OSError, ValueError, AttributeError) as error:
         raise GatesError(f"{manifest} is no JSON object: {error}; render the data again") from error
-    return "SYNTH" if scope == SYNTHETIC else "REALC"
+    return RENDERED if scope == SYNTHETIC else "REALC"
 
 
 def _videos(root: Path) -> list[str]:
@@ -314,37 +308,24 @@ def _read_video(root: Path, video: str, report: ReadReport) -> Iterator[dict[str
             annotation = read_voc(path)
         except GatesError:
             report.found += 1
-            report.skip_unreadable(path, BAD_ANNOTATION)
+            report.skip_unreadable(path, "annotation cannot be read")
             continue
         report.found += len(annotation.objects)
-        if not annotation.objects:
-            continue
         image = f"{stem}.png"
-        for names, reason in ((masks, NO_MASK), (depths, NO_DEPTH)):
+        for names, kind in ((masks, "mask"), (depths, "depth")):
             if names and image not in names:
-                report.add("noted", reason, [stem] * len(annotation.objects))
-        paths = {
+                report.add("noted", f"frame has no {kind}", [stem] * len(annotation.objects))
+        common = {
             "frame_path": f"{video}_frames/{stem}.jpg",
             "mask_path": f"{video}_masks/{image}" if image in masks else "",
             "depth_path": f"{video}_depths/{image}" if image in depths else "",
             "frame_id": number,
             "place": str(path),
-        }
-        yield from (paths | row for row in _rows(annotation))
-
-
-def _rows(annotation: VocAnnotation) -> Iterator[dict[str, Any]]:
-    for item in annotation.objects:
-        xmin, xmax, ymin, ymax = item.box
-        yield {
-            "unique_id": item.unique_id,
             "width": annotation.width,
             "height": annotation.height,
-            "bbox_xmin": xmin,
-            "bbox_xmax": xmax,
-            "bbox_ymin": ymin,
-            "bbox_ymax": ymax,
         }
+        for item in annotation.objects:
+            yield common | {"unique_id": item.unique_id} | dict(zip(BOX, item.box, strict=True))
 
 
 def _names(folder: Path) -> frozenset[str]:

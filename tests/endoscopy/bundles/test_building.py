@@ -10,8 +10,7 @@ from endoscopy.bundles.bundle_fitting import (
     refuse_trained,
     rounded_bundle,
 )
-from endoscopy.bundles.sizing_bundle import load_bundle, model_card
-from endoscopy.data.provenance import Provenance
+from endoscopy.bundles.sizing_bundle import Provenance, load_bundle, model_card
 from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.evaluation.rendered_frames import predictions_of
 from endoscopy.metrics import object_table
@@ -119,13 +118,13 @@ def test_millimeters_are_calibrated_only_where_a_constant_is_beaten(
 
 def test_intervals_need_calibration_objects_enough(module, data, monkeypatch):
     assert bundle_of(module, data).intervals == {}
-    monkeypatch.setattr("endoscopy.evaluation.conformal.MINIMUM", 5)
+    monkeypatch.setattr("endoscopy.bundles.bundle_fitting.MINIMUM", 5)
     assert bundle_of(module, data).intervals == {}
 
 
 @pytest.mark.fault("endoscopy A3")
 def test_every_way_of_locating_lesions_has_intervals_of_its_own(module, folder, monkeypatch):
-    monkeypatch.setattr("endoscopy.evaluation.conformal.MINIMUM", 10)
+    monkeypatch.setattr("endoscopy.bundles.bundle_fitting.MINIMUM", 10)
     data = data_of(folder, train_objects=2, validation_objects=1, test_objects=1,
                    calibration_objects=12)  # fmt: skip
     segmenter = Segmenter(32)
@@ -143,7 +142,7 @@ def test_every_way_of_locating_lesions_has_intervals_of_its_own(module, folder, 
 
 @pytest.mark.fault("endoscopy A3")
 def test_a_network_of_boxes_has_one_interval_for_masks_and_boxes(folder, monkeypatch):
-    monkeypatch.setattr("endoscopy.evaluation.conformal.MINIMUM", 10)
+    monkeypatch.setattr("endoscopy.bundles.bundle_fitting.MINIMUM", 10)
     data = data_of(folder, train_objects=2, validation_objects=1, test_objects=1,
                    calibration_objects=12, streams=["crop"])  # fmt: skip
     torch.manual_seed(0)
