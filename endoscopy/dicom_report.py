@@ -18,6 +18,7 @@ from endoscopy.prediction import Prediction
 from harness.files.atomic import replacing
 
 COLONOSCOPY = Code("73761001", "SCT", "Colonoscopy")
+LENGTH = Code("410668003", "SCT", "Length")
 MAKER = "Gatesuite"
 
 
@@ -160,7 +161,7 @@ def _length(sr: Any, row: pd.Series) -> Any:
             upper_measurement_uncertainty=round(high - size, 2),
         )
     return sr.Measurement(
-        name=Code("410668003", "SCT", "Length"),
+        name=LENGTH,
         value=round(size, 2),  # fits a decimal string of DICOM
         unit=Code("mm", "UCUM", "mm"),
         derivation=Code("373099004", "SCT", "Median"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from endoscopy.metrics import clusters_of, object_table, patient_table
+from endoscopy.metrics import patients_of, object_table, patient_table
 
 
 def frames(**columns):
@@ -83,11 +83,11 @@ def test_the_order_of_frames_does_not_matter(order):
 
 def test_clusters_are_patients_where_known():
     table = pd.DataFrame({"unique_id": ["a", "b", "c"], "patient": ["p", "p", None]})
-    first, second, third = clusters_of(table)
+    first, second, third = patients_of(table)
     assert first == second != third
-    assert len(set(clusters_of(table[["unique_id"]]))) == 3
+    assert len(set(patients_of(table[["unique_id"]]))) == 3
     same_name = pd.DataFrame({"unique_id": ["a", "b"], "patient": ["b", None]})
-    assert len(set(clusters_of(same_name))) == 2
+    assert len(set(patients_of(same_name))) == 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from core_gates.errors import GatesError
 from endoscopy.data.frame_table import FrameTable, concatenate
 from endoscopy.evaluation.size_scores import score_intervals, size_scores
-from endoscopy.metrics import clusters_of, object_table, patient_table
+from endoscopy.metrics import patients_of, object_table, patient_table
 
 
 def objects(patients, error=1.0):
@@ -27,7 +27,7 @@ def objects(patients, error=1.0):
 @pytest.mark.parametrize("unknown", ["", None, float("nan"), "  "])
 def test_a_polyp_without_a_patient_is_its_own_patient(unknown):
     table = objects(["p1", "p1", unknown, unknown, unknown])
-    clusters = clusters_of(table)
+    clusters = patients_of(table)
     assert clusters[0] == clusters[1]
     assert len(set(clusters)) == 4
     patients = patient_table(table)
@@ -39,7 +39,7 @@ def test_a_polyp_without_a_patient_is_its_own_patient(unknown):
 @pytest.mark.fault("faults 1")
 def test_an_own_patient_is_not_another_patient_of_that_name():
     table = objects(["o1", ""])
-    assert len(set(clusters_of(table))) == 2
+    assert len(set(patients_of(table))) == 2
     assert len(patient_table(table)) == 2
 
 
