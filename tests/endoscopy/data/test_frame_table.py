@@ -1,11 +1,21 @@
 import json
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from endoscopy.data.frame_table import REQUIRED, FrameTable, concatenate
+from endoscopy.data.frame_table import (
+    REQUIRED,
+    FrameTable,
+    concatenate,
+    look_like_centimeters,
+    parse_size,
+    repair_boxes,
+)
 from endoscopy.data.readers.real_colon import read_real_colon
 from endoscopy.data.readers.sun import read_sun
 from endoscopy.data.readers.tabular import read_frame_table
@@ -178,3 +188,137 @@ def test_files_that_are_no_table_are_refused(name, content, words, tmp_path):
 def test_a_folder_without_parts_is_refused(tmp_path):
     with pytest.raises(GatesError, match="holds no polypsizing"):
         read_frame_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "mm", "censored"),
+    [
+        ("6mm", 6.0, False),
+        ("15mm-", 15.0, True),
+        ("15 mm -", 15.0, True),
+        ("≥15", 15.0, True),
+        (">= 15mm", 15.0, True),
+        ("20+", 20.0, True),
+        (" 4.5 MM ", 4.5, False),
+        ("4,5", 4.5, False),
+        ("1.2 cm", 12.0, False),
+        (7, 7.0, False),
+        (2.25, 2.25, False),
+    ],
+)
+def test_sizes_as_data_sets_write_them(text, mm, censored):
+    size = parse_size(text)
+    assert (size.mm, size.censored, size.fault) == (pytest.approx(mm), censored, "")
+
+
+@pytest.mark.parametrize("value", [None, "", "NaN", math.nan, " n/a", "-", "None", "unknown"])
+def test_a_missing_size_is_no_size(value):
+    size = parse_size(value)
+    assert math.isnan(size.mm)
+    assert size.fault == "size is missing"
+
+
+@pytest.mark.parametrize("value", ["large", "3-5mm", "6mm8", "- x", "1e1", "inf", "mm", "5 5"])
+def test_what_is_no_size_is_refused(value):
+    assert parse_size(value).fault == "size cannot be read"
+
+
+@pytest.mark.fault("endoscopy D21")
+@pytest.mark.parametrize("value", ["0", "0mm", 201, "99cm", -3, "-3mm", "-4"])
+def test_impossible_sizes_are_refused(value):
+    assert "not between 0 and 200 mm" in parse_size(value).fault
+
+
+@given(st.floats(0.01, 200, allow_nan=False).map(lambda v: round(v, 3)), st.booleans())
+def test_any_size_survives_its_text(mm, censored):
+    size = parse_size(f"{mm}mm{'-' if censored else ''}")
+    assert (size.mm, size.censored, size.fault) == (mm, censored, "")
+
+
+@pytest.mark.fault("endoscopy D21")
+@pytest.mark.parametrize(
+    ("sizes", "centimeters"),
+    [
+        ([0.3, 0.5, 0.6, 1.0, 2.0, 4.5], True),
+        ([2.0, 3.0, 4.0, 6.0, 12.0], False),
+        ([1.0, 1.0, 1.5, 2.0, 7.0], False),
+        ([0.4, 0.6], False),
+        ([2.0, 2.5, 3.0, 3.0, 4.0], False),
+    ],
+)
+def test_sizes_in_centimeters_are_known_by_their_looks(sizes, centimeters):
+    assert look_like_centimeters(sizes) == centimeters
+
+
+FRAME = [[100.0, 80.0]]
+corner = st.floats(-300, 300, allow_nan=False)
+
+
+def repair(*box, annotated=FRAME, actual=FRAME):
+    return repair_boxes(np.array([box]), np.array(annotated), np.array(actual))
+
+
+def test_a_good_box_is_left_alone():
+    repaired = repair(10, 20, 30, 50)
+    assert repaired.boxes.tolist() == [[10, 20, 30, 50]]
+    assert not any(flags.any() for flags in repaired[1:])
+
+
+def test_swapped_corners_come_into_order():
+    repaired = repair(20, 10, 50, 30)
+    assert repaired.boxes.tolist() == [[10, 20, 30, 50]]
+    assert repaired.swapped.tolist() == [True]
+
+
+def test_a_box_is_clipped_at_every_side():
+    repaired = repair(-5, 120, -1, 81)
+    assert repaired.boxes.tolist() == [[0, 100, 0, 80]]
+    assert repaired.clipped.tolist() == [True]
+    assert not repaired.small.any()
+
+
+@pytest.mark.parametrize(
+    ("box", "small"),
+    [
+        ((0, 4, 0, 4), False),
+        ((0, 4, 0, 3.99), True),
+        ((99, 140, 0, 80), False),
+        ((100, 140, 0, 80), True),
+        ((97, 140, 0, 5), True),
+    ],
+)
+def test_sixteen_square_pixels_must_be_inside(box, small):
+    assert repair(*box).small.tolist() == [small]
+
+
+def test_a_box_is_rescaled_to_the_image_before_it_is_clipped():
+    repaired = repair(100, 200, 60, 160, annotated=[[200.0, 160.0]], actual=FRAME)
+    assert repaired.boxes.tolist() == [[50, 100, 30, 80]]
+    assert repaired.rescaled.tolist() == [True]
+    assert not repaired.clipped.any()
+
+
+@pytest.mark.parametrize("annotated", [[[np.nan, np.nan]], [[0.0, 0.0]]])
+def test_an_annotation_without_a_size_is_taken_as_pixels(annotated):
+    repaired = repair(10, 20, 30, 50, annotated=annotated)
+    assert repaired.boxes.tolist() == [[10, 20, 30, 50]]
+    assert not repaired.rescaled.any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_corners_that_are_no_numbers_are_invalid_not_small(bad):
+    repaired = repair(10, bad, 30, 50)
+    assert repaired.invalid.tolist() == [True]
+    assert not repaired.small.any()
+
+
+@given(st.tuples(corner, corner, corner, corner))
+def test_repaired_boxes_are_ordered_inside_and_stable(box):
+    repaired = repair(*box)
+    xmin, xmax, ymin, ymax = repaired.boxes[0]
+    assert 0 <= xmin <= xmax <= 100
+    assert 0 <= ymin <= ymax <= 80
+    assert repaired.small[0] == ((xmax - xmin) * (ymax - ymin) < 16)
+    again = repair(*repaired.boxes[0])
+    assert again.boxes.tolist() == repaired.boxes.tolist()
+    assert not (again.swapped | again.clipped).any()
