@@ -15,10 +15,24 @@ from pydicom.uid import MPEG4HP41, ExplicitVRLittleEndian, generate_uid
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
+from core_gates.errors import GatesError
 from endoscopy.data.frame_table import FrameTable
 from endoscopy.models import tiny_resnet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "endoscopy"
+
+
+@pytest.fixture(scope="session")
+def refused():
+    """``refused(words, call, ...)``: the message of its GatesError, one line that matches."""
+
+    def check(words, call, *given, **options):
+        with pytest.raises(GatesError, match=words) as caught:
+            call(*given, **options)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return check
 
 
 @pytest.fixture(scope="session")
@@ -139,7 +153,7 @@ def make_table():
     return build
 
 
-SHARED = Path(os.environ.get("GATES_SHARED", Path(__file__).parents[3].parent / "shared"))
+SHARED = Path(os.environ.get("GATES_SHARED", Path(__file__).parents[2].parent / "shared"))
 VL_ENDOSCOPIC = "1.2.840.10008.5.1.4.1.1.77.1.1"
 VIDEO_ENDOSCOPIC = "1.2.840.10008.5.1.4.1.1.77.1.1.1"
 LOSSLESS = ("libx264rgb", "rgb24", {"qp": "0"})
@@ -147,12 +161,18 @@ CRF_18 = ("libx264", "yuv420p", {"crf": "18"})
 
 
 @pytest.fixture(scope="session")
-def real_frames():
-    """The folder of real frames."""
-    folder = SHARED / "data" / "endoscopy" / "real_frames"
-    if not folder.exists():
-        pytest.skip(f"no real frames in {folder}; set GATES_SHARED")
+def shared():
+    """The shared data of endoscopy; skips where it is absent."""
+    folder = SHARED / "data" / "endoscopy"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: set GATES_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_frames(shared):
+    """The folder of real frames."""
+    return shared / "real_frames"
 
 
 @pytest.fixture(scope="session")

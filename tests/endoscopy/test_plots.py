@@ -131,8 +131,7 @@ def test_limits_of_agreement_are_those_of_ratios():
     table = pd.DataFrame(
         {"gt": gt, "predicted_mm": gt * np.exp(0.1 + 0.2 * draws.normal(size=4000))}
     )
-    figure = bland_altman_figure(table)
-    (axes,) = figure.axes
+    (axes,) = bland_altman_figure(table).axes
     lines = sorted(float(line.get_ydata()[0]) for line in axes.lines)
     expected = np.exp([0.1 - 1.96 * 0.2, 0.0, 0.1, 0.1 + 1.96 * 0.2])
     np.testing.assert_allclose(lines, expected, rtol=0.02)

@@ -68,8 +68,7 @@ def test_predictions_carry_the_rows_of_the_test_objects(module, data):
     bundle = bundle_of(module, data, facts={"seed": 3})
     found = part_predictions(bundle, data, "test", reasons=True)
     assert len(found) == 8
-    table = data.load().frames
-    expected = table.iloc[data.evaluation_rows("test")]
+    expected = data.load().frames.iloc[data.evaluation_rows("test")]
     assert found["unique_id"].tolist() == expected["unique_id"].tolist()
     assert found["gt"].tolist() == expected["gt"].tolist()
     rows = data.evaluation_rows("test")[[5, 2]]
@@ -108,8 +107,7 @@ def test_millimeters_are_calibrated_only_where_a_constant_is_beaten(
     data = data_of(folder, train_objects=4, test_objects=2, calibration_objects=objects)
 
     def planted(bundle, frames, located):
-        rows = [row for row, _ in located]
-        table = data.load().frames.loc[rows].reset_index(drop=True)
+        table = data.load().frames.loc[[row for row, _ in located]].reset_index(drop=True)
         mm = table["gt"] * (1 + error) if error else 6.5 + 0 * table["gt"]
         return table.assign(predicted_mm=mm)
 
@@ -144,8 +142,7 @@ def test_every_way_of_locating_lesions_has_intervals_of_its_own(module, folder, 
     np.testing.assert_allclose(bundle.intervals["masks"].residuals, np.sort(errors), rtol=1e-4)
     assert bundle.conformal == bundle.intervals["masks"]
     assert len({one.residuals for one in bundle.intervals.values()}) == 3
-    again = load_bundle(bundle.save(folder.parent / "bundle"))
-    assert again.intervals == bundle.intervals
+    assert load_bundle(bundle.save(folder.parent / "bundle")).intervals == bundle.intervals
 
 
 @pytest.mark.fault("endoscopy A3")
@@ -162,8 +159,7 @@ def test_a_network_of_boxes_has_one_interval_for_masks_and_boxes(folder, monkeyp
 def test_frames_in_memory_are_predicted_as_those_on_disk(module, data):
     bundle = rounded_bundle(module, data)
     source = data.variant(streams=["rgb_mask_depth"]).frames()
-    rows = data.evaluation_rows("test")
-    frames = frames_of(source, rows)
+    frames = frames_of(source, data.evaluation_rows("test"))
     found = predictions_of(predictor_of(bundle), frames)
     expected = part_predictions(bundle, data, "test")
     assert np.allclose(found["predicted_mm"], expected["predicted_mm"], rtol=1e-5)

@@ -40,8 +40,7 @@ def scenes(count, seed=0):
         lesion = ((2 * x - 2 * left - width) / width) ** 2 + (
             (2 * y - 2 * top - height) / height
         ) ** 2 < 1
-        shade = 1 + 0.25 * lesion + texture / 60
-        images.append((color * shade[..., None]).clip(0, 245))
+        images.append((color * (1 + 0.25 * lesion + texture / 60)[..., None]).clip(0, 245))
         boxes.append((left, top, left + width, top + height))
     return np.stack(images).astype(np.uint8), np.array(boxes)
 

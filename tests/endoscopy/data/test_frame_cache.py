@@ -33,8 +33,7 @@ def test_raw_frames_are_those_of_the_reader(reader, tmp_path):
     rows = range(0, len(reader.table), 3)
     cache = FrameCache(reader, rows, tmp_path / "cache")
     steps = []
-    report = cache.build(lambda done, total: steps.append((done, total)))
-    assert report.findings == {}
+    assert cache.build(lambda done, total: steps.append((done, total))).findings == {}
     assert steps == [(k + 1, len(cache)) for k in range(len(cache))]
     for row in rows:
         assert row in cache
@@ -146,14 +145,10 @@ def test_a_complete_cache_is_not_built_again(reader, tmp_path, monkeypatch):
     cache.read(3)
 
 
-def test_an_unreadable_frame_is_reported_and_skipped(colon, tmp_path):
+def test_an_unreadable_frame_is_reported_and_skipped(colon, tmp_path, damage):
     path = colon.path(4)
-    content = bytearray(path.read_bytes())
-    start = content.index(b"\xff\xc4")
-    content[start + 5 : start + 21] = b"\xff" * 16
-    reader = FrameReader(colon, SIZE)
-    path.write_bytes(bytes(content))
-    cache = FrameCache(reader, range(len(colon)), tmp_path)
+    damage(path)
+    cache = FrameCache(FrameReader(colon, SIZE), range(len(colon)), tmp_path)
     with pytest.raises(GatesError, match=f"1 of 87 files cannot be read, more than 1 %.*{path}"):
         cache.build()
     assert list(tmp_path.glob("*frames-*")) == []

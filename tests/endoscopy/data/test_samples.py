@@ -65,8 +65,7 @@ def test_a_batch_holds_what_the_table_says(colon, real_colon):
     torch.testing.assert_close(batch["streams"]["rgb"][1:2], normalize(image))
     depth = batch["streams"]["depth"] * 30
     assert {round(float(v), 4) for v in depth.unique()} == {5.0, 10.0}
-    mask = batch["streams"]["rgb_mask"][:, 3:]
-    assert torch.equal(mask == 1, depth < 7)
+    assert torch.equal(batch["streams"]["rgb_mask"][:, 3:] == 1, depth < 7)
 
 
 def test_a_sample_depends_on_seed_epoch_and_row_alone(colon):
@@ -94,8 +93,7 @@ def test_a_polyp_is_never_moved_out_of_the_frame(colon):
 
 def test_mixed_pixels_and_masks_join_in_a_batch(colon):
     """A frame that was given back unmoved is uint8 among floats, and one may lack its mask."""
-    data = frames(colon)
-    plain = data[3]
+    plain = frames(colon)[3]
     as_float = plain.frame._replace(image=plain.frame.image.astype(np.float32) / 255, mask=None)
     batch = collate([plain, plain._replace(frame=as_float)], FORM)["streams"]["rgb_mask"]
     torch.testing.assert_close(batch[0, :3], batch[1, :3])
@@ -262,8 +260,7 @@ def test_shards_are_disjoint_and_complete(sizes, n, ranks, epoch, frozen):
         drawn.append(mine)
     lengths = [len(mine) for mine in drawn]
     assert max(lengths) - min(lengths) <= 1
-    interleaved = [drawn[i % ranks][i // ranks] for i in range(len(order))]
-    assert interleaved == order
+    assert [drawn[i % ranks][i // ranks] for i in range(len(order))] == order
 
 
 @given(counts, st.integers(1, 4))
@@ -314,8 +311,7 @@ def test_drawable_rows_are_what_the_epochs_draw():
 
 def test_rows_restrict_what_is_drawn():
     objects = np.repeat(np.arange(4), 10)
-    rows = np.array([3, 4, 25])
-    drawn = list(ObjectBalancedSampler(objects, 2, rows=rows))
+    drawn = list(ObjectBalancedSampler(objects, 2, rows=np.array([3, 4, 25])))
     assert sorted(drawn) == [3, 4, 25]
 
 
@@ -341,16 +337,14 @@ def test_effective_number_lies_between_objects_and_classes():
 
     np.testing.assert_allclose(mass(sampler(0.0), OBJECTS), 1 / 12)
     np.testing.assert_allclose(mass(sampler(1 - 1e-9), CLASSES), 1 / 3, rtol=1e-6)
-    weights = np.array([(1 - 0.9) / (1 - 0.9**n) for n in (8, 3, 1)])
-    expected = weights * [8, 3, 1]
+    expected = np.array([(1 - 0.9) / (1 - 0.9**n) for n in (8, 3, 1)]) * [8, 3, 1]
     np.testing.assert_allclose(mass(sampler(0.9), CLASSES), expected / expected.sum())
 
 
 def test_weighted_draws_have_the_frequencies_of_their_weights():
     sampler = WeightedFrameSampler(OBJECTS, CLASSES, 30_000, seed=5)
     drawn = np.array(list(sampler))
-    share = np.bincount(CLASSES[drawn]) / len(drawn)
-    np.testing.assert_allclose(share, 1 / 3, atol=0.015)
+    np.testing.assert_allclose(np.bincount(CLASSES[drawn]) / len(drawn), 1 / 3, atol=0.015)
     sampler.set_epoch(1)
     assert drawn.tolist() != list(sampler)
 
@@ -365,15 +359,17 @@ def test_weighted_shards_join_to_the_whole():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="frames_per_object must be at least 1, got 0"):
-        ObjectBalancedSampler([1, 2], 0)
-    with pytest.raises(ValueError, match="rank must lie between 0 and 1, got 2"):
-        ObjectBalancedSampler([1, 2], num_replicas=2, rank=2)
-    with pytest.raises(ValueError, match="2 rows cannot be shared by 3 ranks"):
-        ObjectBalancedSampler([1, 2], num_replicas=3)
-    with pytest.raises(ValueError, match="no rows to draw from"):
-        ObjectBalancedSampler([1, 2], rows=[])
-    with pytest.raises(ValueError, match="balance must be class or effective"):
-        WeightedFrameSampler([1], [1], 1, balance="object")
-    with pytest.raises(ValueError, match="beta must be at least 0 and below 1"):
-        WeightedFrameSampler([1], [1], 1, balance="effective", beta=1.0)
+    for words, options in (
+        ("frames_per_object must be at least 1, got 0", {"frames_per_object": 0}),
+        ("rank must lie between 0 and 1, got 2", {"num_replicas": 2, "rank": 2}),
+        ("2 rows cannot be shared by 3 ranks", {"num_replicas": 3}),
+        ("no rows to draw from", {"rows": []}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ObjectBalancedSampler([1, 2], **options)
+    for words, options in (
+        ("balance must be class or effective", {"balance": "object"}),
+        ("beta must be at least 0 and below 1", {"balance": "effective", "beta": 1.0}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            WeightedFrameSampler([1], [1], 1, **options)

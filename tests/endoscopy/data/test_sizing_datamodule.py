@@ -190,8 +190,7 @@ def test_data_are_described_once_and_real_folders_are_not_listed(
     assert (first.name, first.role, first.unit) == ("synthetic", "frames", "bytes")
     assert data.variant(seed=3).digest() == data.digest() == [first]
     assert described == ["synthetic"]
-    real = module(None, synthetic=None, real_colon=str(rendered))
-    (found,) = real.digest()
+    (found,) = module(None, synthetic=None, real_colon=str(rendered)).digest()
     assert described == ["synthetic"]
     assert (found.size, found.unit, found.listing) == (6 * OBJECTS, "rows", True)
     other = tmp_path / "other"
@@ -227,7 +226,7 @@ def test_a_cache_changes_nothing_and_holds_drawable_rows_only(rendered, tmp_path
                 assert torch.equal(found["streams"][name], stream)
 
 
-def test_a_frame_that_the_cache_cannot_read_is_left_out_and_reported(real_colon, tmp_path):
+def test_a_frame_that_the_cache_cannot_read_is_left_out_and_reported(real_colon, tmp_path, damage):
     root = real_colon.official(tmp_path / "colon", frames=60)
     folds = tmp_path / "f.csv"
     folds.write_text("unique_id,kfold_id\n001-001_1,2\n001-001_2,2\n001-002_1,1\n002-001_1,0\n")
@@ -241,10 +240,7 @@ def test_a_frame_that_the_cache_cannot_read_is_left_out_and_reported(real_colon,
     table = data.load()
     row = int(data.parts.train[3])
     path = table.path(row)
-    content = bytearray(path.read_bytes())
-    start = content.index(b"\xff\xc4")
-    content[start + 5 : start + 21] = b"\xff" * 16
-    path.write_bytes(bytes(content))
+    damage(path)
     before = len(data.parts.train)
     data.eval_frames_per_object = data.frames_per_object = 60
     data.prepare_data()
@@ -310,16 +306,19 @@ def test_objects_without_a_fold_are_noted(real_colon, tmp_path):
 def test_wrong_arguments_are_refused(rendered):
     with pytest.raises(ValueError, match="no source is named: give one of table, real_colon"):
         PolypSizingDataModule()
-    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
-        module(rendered, size=0)
-    with pytest.raises(ValueError, match="split hag6 needs split_file"):
-        module(rendered, split="hag6")
-    with pytest.raises(GatesError, match="stream 'nbi' is unknown"):
-        module(rendered, streams=("nbi",))
-    with pytest.raises(GatesError, match="14 objects cannot give 90"):
-        module(rendered, train_objects=90).setup("fit")
-    with pytest.raises(GatesError, match="covers REAL-Colon and SUN, found SYNTH"):
-        module(rendered, split="audit5").setup("fit")
+    for error, words, options in (
+        (ValueError, "size must be at least 1, got 0", {"size": 0}),
+        (ValueError, "split hag6 needs split_file", {"split": "hag6"}),
+        (GatesError, "stream 'nbi' is unknown", {"streams": ("nbi",)}),
+    ):
+        with pytest.raises(error, match=words):
+            module(rendered, **options)
+    for words, options in (
+        ("14 objects cannot give 90", {"train_objects": 90}),
+        ("covers REAL-Colon and SUN, found SYNTH", {"split": "audit5"}),
+    ):
+        with pytest.raises(GatesError, match=words):
+            module(rendered, **options).setup("fit")
     data = module(rendered, calibration_objects=0)
     data.setup("fit")
     with pytest.raises(GatesError, match="the calibration part is empty"):

@@ -110,8 +110,7 @@ def test_a_crop_loses_the_apparent_size():
     boxes = torch.tensor([[30.0, 30.0, 42.0, 42.0], [20.0, 20.0, 44.0, 44.0]])
     for image, (x0, y0, x1, y1) in zip(images, boxes.int().tolist(), strict=True):
         image[:, y0:y1, x0:x1] = 1
-    crops = crop_to_boxes(images, boxes)
-    area = crops.mean((1, 2, 3))
+    area = crop_to_boxes(images, boxes).mean((1, 2, 3))
     assert area[0] == pytest.approx(float(area[1]), rel=0.2)
     assert images.mean((1, 2, 3))[1] == 4 * images.mean((1, 2, 3))[0]
 
@@ -126,8 +125,7 @@ def test_boxes_and_masks_are_inverse(corners):
     ).float()
     masks = fill_boxes(boxes, 20, 20)
     assert boxes_of(masks[:, 0].numpy() > 0).tolist() == boxes.tolist()
-    sides = boxes[:, 2:] - boxes[:, :2]
-    assert torch.equal(masks.sum((1, 2, 3)), sides.prod(1))
+    assert torch.equal(masks.sum((1, 2, 3)), (boxes[:, 2:] - boxes[:, :2]).prod(1))
 
 
 def test_a_box_fills_every_pixel_it_touches():

@@ -27,8 +27,7 @@ from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 
 
 def test_power_laws_are_fitted_exactly():
-    draws = np.random.default_rng(0)
-    features = draws.normal(size=(80, 2))
+    features = np.random.default_rng(0).normal(size=(80, 2))
     gt = np.exp(0.3 + features @ [1.0, -0.5])
     fit = fit_log_linear(features, gt, np.arange(80), ridge=0)
     np.testing.assert_allclose(fit.predict(features), gt)
@@ -162,8 +161,7 @@ def test_cues_are_proportional_to_the_size(disks):
     table = frame_features(frames)
     distance = np.log(frames.table["distance_mm"].to_numpy())
     np.testing.assert_allclose(table["log_depth"], distance, atol=1e-5)
-    extent = table["log_extent"] + distance - np.log(table["gt"])
-    assert extent.std() < 0.12  # 48 pixels
+    assert (table["log_extent"] + distance - np.log(table["gt"])).std() < 0.12  # 48 pixels
     assert np.corrcoef(table["local_brightness"], distance)[0, 1] < -0.98
 
 
@@ -194,8 +192,7 @@ def test_the_order_is_judged_by_paired_differences(features):
     assert claims.loc[("constant", AREA), "holds"]
     assert claims.loc[(LOCAL_FIXED, METRIC), "holds"]
     swapped = tables | {METRIC: tables[LOCAL_FIXED], LOCAL_FIXED: tables["constant"]}
-    broken = ladder_order(swapped, resamples=300)
-    assert not broken["holds"].all()
+    assert not ladder_order(swapped, resamples=300)["holds"].all()
     same = ladder_order(tables | {LOCAL_AGC: tables[AREA]}, resamples=300)
     assert same.set_index(["lower", "upper"]).loc[(AREA, LOCAL_AGC), "holds"]
 
@@ -204,8 +201,7 @@ def test_empty_masks_are_refused(disks):
     frames = disks(2)
     with pytest.raises(GatesError, match="8 of 8 masks are empty"):
         frame_features(frames.with_(masks=np.zeros_like(frames.masks)))
-    without = frame_features(frames.with_(depths=None))
-    assert without["log_depth"].isna().all()
+    assert frame_features(frames.with_(depths=None))["log_depth"].isna().all()
 
 
 def test_baselines_of_masks_and_depth(features):
@@ -217,5 +213,4 @@ def test_baselines_of_masks_and_depth(features):
     assert errors["mask area × depth"] < 0.1
     assert errors["mask area + photometry"] < 0.15
     assert 0.15 < errors["mask area"] < 0.6 * errors["constant"]
-    without = cue_baselines(train, test.assign(log_depth=np.nan))
-    assert "mask area × depth" not in without
+    assert "mask area × depth" not in cue_baselines(train, test.assign(log_depth=np.nan))

@@ -115,12 +115,13 @@ def test_more_seeds_narrow_nothing_that_objects_cause(noisy_objects):
 
 def test_models_are_compared_on_the_same_objects(noisy_objects):
     table = noisy_objects(20, 0.1)
-    with pytest.raises(GatesError, match="19 and 20 rows hold different unique"):
-        score_differences(table, table.iloc[1:])
-    with pytest.raises(GatesError, match="different true sizes"):
-        score_differences(table, table.assign(gt=table["gt"] + 1))
-    with pytest.raises(GatesError, match="repeat"):
-        score_differences(table, pd.concat([table, table.iloc[:1]]))
+    for words, other in (
+        ("19 and 20 rows hold different unique", table.iloc[1:]),
+        ("different true sizes", table.assign(gt=table["gt"] + 1)),
+        ("repeat", pd.concat([table, table.iloc[:1]])),
+    ):
+        with pytest.raises(GatesError, match=words):
+            score_differences(table, other)
 
 
 def test_a_weak_subgroup_shows(noisy_objects):
@@ -159,5 +160,4 @@ def test_abstention_by_reason(noisy_objects):
     assert table.loc["any", "frame_rate"] == 21 / 80
     assert table.loc["accepted", "object_rate"] == 0.75
     assert table.loc["accepted", "mape"] < 0.1 < table.loc["any", "mape"]
-    none = abstention_table(frames.assign(reasons=""))
-    assert none["objects"].tolist() == [0, 40]
+    assert abstention_table(frames.assign(reasons=""))["objects"].tolist() == [0, 40]

@@ -54,8 +54,7 @@ class Planted(nn.Module):
         self.branches = nn.ModuleDict({"rgb": trunk})
 
     def forward(self, streams, geometry=None):
-        maps = self.branches["rgb"].layer1(streams["rgb"])
-        return maps[:, :, -1].mean((1, 2))[:, None]
+        return self.branches["rgb"].layer1(streams["rgb"])[:, :, -1].mean((1, 2))[:, None]
 
 
 def test_grad_cam_shows_bright_places_of_the_channel_that_counts():

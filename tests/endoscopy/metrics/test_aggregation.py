@@ -101,10 +101,8 @@ def test_clusters_are_patients_where_known():
         (frames(gt=[4.0, 5.0, 4.0, 12.0, 12.0]), "object b has 2 true sizes"),
     ],
 )
-def test_faulty_tables_are_refused_in_one_line(table, message):
-    with pytest.raises(GatesError, match=message) as caught:
-        object_table(table)
-    assert "\n" not in str(caught.value)
+def test_faulty_tables_are_refused_in_one_line(table, message, refused):
+    refused(message, object_table, table)
 
 
 def objects(patients, error=1.0):
@@ -156,8 +154,7 @@ def test_a_size_is_exact_where_nothing_says_that_it_is_a_lower_bound(make_table)
     flagged = make_table({"c": 15.0, "d": 6.0}, censored=[True] * 3 + [False] * 3)
     joined = concatenate([plain, flagged])
     assert joined.censored.tolist() == [False] * 6 + [True] * 3 + [False] * 3
-    frames = joined.frames.assign(predicted_mm=joined.frames["gt"] + 1.0)
-    table = object_table(frames)
+    table = object_table(joined.frames.assign(predicted_mm=joined.frames["gt"] + 1.0))
     assert table["censored"].tolist() == [False, False, True, False]
     weights = np.array([[1.0, 1.0, 0.0, 1.0]])
     assert size_scores(table)(weights)["mae_mm"][0] == pytest.approx(1.0)

@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import numpy as np
@@ -34,22 +33,11 @@ from endoscopy.metrics import (
     weighted_f1,
 )
 
-SHARED = Path(os.environ.get("GATES_SHARED", Path(__file__).parents[3].parent / "shared"))
-
 MIDPOINTS = CutOffs(5.5, 9.5)  # of sizes in whole millimeters
 
 
-@pytest.fixture
-def facts():
-    folder = SHARED / "data" / "endoscopy"
-    if not (folder / "sun_objects.csv").is_file():
-        pytest.skip(f"no tables of SUN and the official folds in {folder}; set GATES_SHARED")
-    return folder
-
-
 def test_the_cut_offs_belong_to_the_outer_classes():
-    sizes = [0.5, 5, 5.0001, 9.9999, 10, 30]
-    assert TRUTH.classes(sizes).tolist() == [0, 0, 1, 1, 2, 2]
+    assert TRUTH.classes([0.5, 5, 5.0001, 9.9999, 10, 30]).tolist() == [0, 0, 1, 1, 2, 2]
     assert MIDPOINTS.classes([5, 5.5, 6, 9, 9.5, 10]).tolist() == [0, 0, 1, 1, 2, 2]
     assert CutOffs(5, 10).classes([[4], [20]]).tolist() == [[0], [2]]
 
@@ -77,9 +65,9 @@ def test_a_size_that_is_no_number_is_not_large():
 @pytest.mark.parametrize(
     ("cut_offs", "expected"), [(CONTINUOUS, 0.879), (PUBLISHED, 0.827), (MIDPOINTS, 0.980)]
 )
-def test_an_unbiased_regressor_on_whole_millimeters(facts, cut_offs, expected):
+def test_an_unbiased_regressor_on_whole_millimeters(shared, cut_offs, expected):
     """Errors of 5 % throw exact 5 mm over the cut-off half of the time; midpoints do not."""
-    gt = pd.read_csv(facts / "sun_objects.csv")["size_mm"].to_numpy()
+    gt = pd.read_csv(shared / "sun_objects.csv")["size_mm"].to_numpy()
     assert count_on_cut_offs(gt) == {5: 19, 10: 4}
     below, above = norm.cdf(np.log(cut_offs.small / gt) / 0.05), norm.sf(
         np.log(cut_offs.large / gt) / 0.05
@@ -95,8 +83,8 @@ def test_an_unbiased_regressor_on_whole_millimeters(facts, cut_offs, expected):
     assert np.mean(simulated) == pytest.approx(expected, abs=0.01)
 
 
-def test_a_constant_scores_high_on_the_official_folds(facts):
-    frames = pd.read_csv(facts / "hag6_official_fold_counts.csv")
+def test_a_constant_scores_high_on_the_official_folds(shared):
+    frames = pd.read_csv(shared / "hag6_official_fold_counts.csv")
     counts = frames[["frames_D_approx", "frames_S_approx", "frames_L_approx"]].to_numpy()
     binary = np.stack([counts[:, :2].sum(1), counts[:, 2]], 1)
     for support, mean, pooled in ((binary, 0.864, 0.837), (counts, 0.742, 0.707)):

@@ -75,8 +75,7 @@ def test_the_box_reaches_the_head():
     model = tiny_resnet(geometry=True).eval()
     streams, box = {"rgb_mask": torch.randn(2, 4, 32, 32)}, torch.randn(2, 4)
     moved = model(streams, box + torch.tensor([1.0, 0, 0, 0])) - model(streams, box)
-    weight = model.head.fc.weight[:, 96]
-    assert torch.allclose(moved, weight.expand(2, 1), atol=1e-6)
+    assert torch.allclose(moved, model.head.fc.weight[:, 96].expand(2, 1), atol=1e-6)
     with pytest.raises(GatesError, match="reads the geometry of the box"):
         model(streams)
     plain = tiny_resnet().eval()
@@ -110,8 +109,7 @@ def test_the_family_of_vision_transformers(name):
     trunk = model.branches["rgb"]
     gates = [m for m in trunk.modules() if isinstance(m, FeatureSelectionGate)]
     blocks = getattr(trunk, "blocks", [b for s in getattr(trunk, "layers", []) for b in s.blocks])
-    per_block = 4 if "18x2" in name else 2
-    assert len(gates) == per_block * len(blocks) > 0
+    assert len(gates) == (4 if "18x2" in name else 2) * len(blocks) > 0
 
 
 def test_layer_scale_and_stochastic_depth_stay_beside_gates():

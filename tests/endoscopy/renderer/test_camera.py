@@ -42,8 +42,7 @@ def test_distances_are_those_from_the_base_and_keep_their_bounds():
         assert_close((track.position - base).norm(dim=1), track.distance, atol=1e-3, rtol=0)
         assert (track.distance >= 0.9 * scene.size + 4 - 1e-4).all()
         assert (track.distance < 30 * 1.2).all()
-        step = track.distance.log().diff().abs()
-        assert 0 <= step.max() < 0.2
+        assert 0 <= track.distance.log().diff().abs().max() < 0.2
 
 
 def test_axes_are_right_handed_and_the_polyp_is_in_view():
@@ -75,8 +74,7 @@ def test_large_polyps_on_stalks_are_seen_against_the_shortcut():
     config = RendererConfig(seed=3, shortcut_rho=-0.8)
     for index in (1022, 1112, 1387):  # no room at the distances that the shortcut asks for
         scene = draw_scene(config, index)
-        track = draw_track(config, index, scene)
-        assert (track.distance > 0.9 * scene.size + 4).all()
+        assert (draw_track(config, index, scene).distance > 0.9 * scene.size + 4).all()
 
 
 def test_brands():
@@ -139,14 +137,12 @@ def test_frames_are_dark_outside_the_aperture_only():
 
 def test_tone_is_the_curve_of_the_specification():
     x = torch.tensor([0.0, 0.1, 0.35, 1.0, 100.0])
-    expected = (1.15 * x / (0.35 + x)).clamp(max=1) ** (1 / 1.4)
-    assert_close(tone(x), expected)
+    assert_close(tone(x), (1.15 * x / (0.35 + x)).clamp(max=1) ** (1 / 1.4))
     assert tone(x)[-1] == 1
 
 
 def test_the_lens_dims_toward_its_edge():
-    dimming = vignetting(LENS)
-    assert_close(dimming, torch.cos(0.6 * LENS.angle) ** 2)
+    assert_close(vignetting(LENS), torch.cos(0.6 * LENS.angle) ** 2)
     edge = LENS.angle.argmax()
     frames, _ = record(torch.ones(3, 1, len(LENS.pixels)))
     assert frames[0, 0, SIDE // 2, SIDE // 2] > frames.flatten(2)[0, 0, LENS.pixels[edge]] + 10
@@ -154,10 +150,8 @@ def test_the_lens_dims_toward_its_edge():
 
 def test_motion_blur_spreads_a_point_by_at_most_a_pixel_and_keeps_its_light():
     seen = torch.zeros(3, 8, len(LENS.pixels))
-    middle = int(LENS.angle.argmin())
-    seen[:, :, middle] = 1e-3  # too weak for the knee of the tone curve
-    generator = torch.Generator().manual_seed(3)
-    blurred = torch.stack(_blur(list(seen), LENS, SIDE, generator))
+    seen[:, :, int(LENS.angle.argmin())] = 1e-3  # too weak for the knee of the tone curve
+    blurred = torch.stack(_blur(list(seen), LENS, SIDE, torch.Generator().manual_seed(3)))
     assert_close(blurred.sum(2), seen.sum(2))
     assert (blurred > 0).sum(2).max() <= 9
     assert ((blurred > 0).sum(2) > 1).any()

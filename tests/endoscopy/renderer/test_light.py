@@ -33,8 +33,7 @@ def test_radiance_falls_with_the_square_of_the_distance(tube):
     facing = torch.tensor(heights) / offset.sqrt()
     expected = torch.tensor(scene.albedo).unsqueeze(1) * LIGHT_POWER * facing / offset
     assert_close(lit, expected, rtol=0.01, atol=0)
-    fall = lit[0, 1:] / lit[0, :-1]
-    assert_close(fall[-1].item(), 0.25, rtol=0.01, atol=0)
+    assert_close((lit[0, 1:] / lit[0, :-1])[-1].item(), 0.25, rtol=0.01, atol=0)
 
 
 def test_every_pixel_obeys_the_law_of_a_lambertian_cylinder(tube):
@@ -42,8 +41,7 @@ def test_every_pixel_obeys_the_law_of_a_lambertian_cylinder(tube):
     track = _facing_wall([5.0])._replace(
         position=torch.tensor([[-3.0, 4.0, -60.0]]), axes=torch.eye(3).unsqueeze(0)
     )
-    lens = fisheye(48, 140.0)
-    rays = camera_rays(lens, track.position, track.axes)
+    rays = camera_rays(fisheye(48, 140.0), track.position, track.axes)
     distance = march(scene, rays)
     light = tuple(torch.full_like(rays.x, v) for v in (-1.0, 4.0, -60.0))
     radiance, polypous = shade(scene, rays, light, distance)
@@ -62,8 +60,7 @@ def test_nothing_is_lit_where_there_is_nothing(tube):
     lens = fisheye(24, 140.0)
     rays = camera_rays(lens, torch.tensor([[0.0, 0.0, 5.0]]), torch.eye(3).unsqueeze(0))
     distance = march(tube(), rays)
-    light = (rays.x + 2, rays.y, rays.z)
-    radiance, _ = shade(tube(specular=1.0), rays, light, distance)
+    radiance, _ = shade(tube(specular=1.0), rays, (rays.x + 2, rays.y, rays.z), distance)
     gone = distance >= FAR
     assert gone.any()
     assert (radiance[:, gone] == 0).all()

@@ -67,5 +67,4 @@ def test_outside_the_ball_there_is_only_wall(seen):
     x, y, z = points
     outside = (((x - ball.x) ** 2 + y**2 + z**2).sqrt() > ball.radius) | (x < ball.top)
     assert outside.any()
-    folded = wall(scene, *points)
-    assert_close(field(scene, *points)[outside], folded.value[outside])
+    assert_close(field(scene, *points)[outside], wall(scene, *points).value[outside])

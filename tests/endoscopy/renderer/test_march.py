@@ -64,8 +64,7 @@ def test_a_sphere_subtends_what_it_must(tube, fan, size, distance):
     )  # fmt: skip
     center = scene.radius - scene.stalk - size / 2
     degrees = torch.linspace(0, 60, 6001)
-    rays = fan((center, 0.0, -distance), (0, 0, 1), (0, 1, 0), degrees)
-    hit = march(scene, rays)
+    hit = march(scene, fan((center, 0.0, -distance), (0, 0, 1), (0, 1, 0), degrees))
     sphere = hit < distance  # the near half; the wall lies behind
     edge = 2 * degrees[sphere].max()
     assert_close(edge.item(), math.degrees(2 * math.asin(size / (2 * distance))), atol=0.15, rtol=0)
@@ -75,10 +74,8 @@ def test_a_sphere_subtends_what_it_must(tube, fan, size, distance):
 def _first_crossing(scene, rays):
     """Distance to the surface by samples every 0.02 mm."""
     samples = torch.arange(0, 150, 0.02).unsqueeze(1)
-    value = torch.cat([field(scene, *rays.at(part)) for part in samples.split(500)])
-    inside = value < 0
-    first = inside.int().argmax(0)
-    return torch.where(inside.any(0), samples[first, 0], torch.inf)
+    inside = torch.cat([field(scene, *rays.at(part)) for part in samples.split(500)]) < 0
+    return torch.where(inside.any(0), samples[inside.int().argmax(0), 0], torch.inf)
 
 
 def test_folds_and_polyps_are_met_first_and_exactly():
@@ -106,8 +103,7 @@ def test_rays_end_on_the_surface():
         track = draw_track(config, index, scene)
         rays = camera_rays(fisheye(48, 140.0), track.position, track.axes)
         distance = march(scene, rays)
-        left = field(scene, *rays.at(distance)).abs()[distance < FAR]
-        assert left.quantile(0.99) < 0.02
+        assert field(scene, *rays.at(distance)).abs()[distance < FAR].quantile(0.99) < 0.02
         assert (distance > 1.5).all()
 
 
@@ -158,8 +154,7 @@ def test_safe_steps_meet_no_wall_and_get_somewhere(case):
         step = tube.safe_step(distance)
         assert _lowest(scene, rays, distance, step).min() > -2e-3
         before, distance = distance, distance + step
-    left = tube.value(distance)
-    assert left.median() < 0.4 * start.median()
+    assert tube.value(distance).median() < 0.4 * start.median()
     assert (distance >= before).all()
 
 

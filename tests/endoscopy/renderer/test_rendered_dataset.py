@@ -129,8 +129,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(written, tmp_path, monkeypatch, 
         except Killed:
             killed = True
     assert killed == (seen >= call)
-    cameras = sorted(root.glob("*_cameras.csv"))
-    for path in cameras:  # what counts as written is complete
+    for path in sorted(root.glob("*_cameras.csv")):  # what counts as written is complete
         video = path.name.removesuffix("_cameras.csv")
         assert all(len(list((root / f"{video}_{name}").iterdir())) == 2 for name in module.FOLDERS)
     assert write(root)[-1] == OBJECTS

@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.testing import assert_close
-from torch.utils.data import DataLoader
 
 from core_gates.errors import GatesError
 from endoscopy.metrics import confusion_matrix, macro_f1, object_table
@@ -132,8 +131,7 @@ def test_every_mode_learns_and_counts_one_step_a_batch(fit, frames, small_sizer,
     assert watch.trainer.global_step == 12 * 4 == module.routing.num_steps
     losses = [row["train/loss"] for row in watch.logged]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
-    moved = changed(before, state_of(module)) & gates
-    assert bool(moved) == (mode != "off")
+    assert bool(changed(before, state_of(module)) & gates) == (mode != "off")
     passes = [name for name, _, _ in watch.steps].count("gates")
     assert passes == {"every_k": 24, "off": 0}.get(mode, 48)
 
@@ -362,31 +360,6 @@ def test_what_cannot_be_trained_is_refused(fit, small_sizer):
         fit(SizingModule(small_sizer(), cycles=3))
 
 
-class SizingData(L.LightningDataModule):
-    """Random frames, two of each of twelve objects, whose brightness tells the size."""
-
-    def __init__(self):
-        super().__init__()
-        draw = torch.Generator().manual_seed(1)
-        mm = torch.linspace(2, 20, 12).repeat_interleave(2)
-        noise = torch.randn(len(mm), 3, 32, 32, generator=draw)
-        self.frames = [
-            {
-                "streams": {"rgb": 0.5 * noise[i] + (mm[i] / 8).log()},
-                "size_mm": mm[i],
-                "object": torch.tensor(i // 2),
-                "frame": torch.tensor(i),
-            }
-            for i in range(len(mm))
-        ]
-
-    def train_dataloader(self):
-        return DataLoader(self.frames, batch_size=4, shuffle=True)
-
-    def val_dataloader(self):
-        return DataLoader(self.frames, batch_size=8)
-
-
 class SmallSizing(SizingModule):
     """A network of few weights with dropout, gates in its trunk and head."""
 
@@ -398,7 +371,7 @@ class SmallSizing(SizingModule):
 
 
 @pytest.fixture
-def fit_resumable(tmp_path):
+def fit_resumable(frames, tmp_path):
     """Train in ``tmp_path/name``; a second call of that name resumes it."""
     from harness.runs.quiet import quiet_lightning
 
@@ -427,8 +400,8 @@ def fit_resumable(tmp_path):
         )
         last = folder / "checkpoints" / "last.ckpt"
         resume = str(last) if last.is_file() else None
-        module = SmallSizing(mode)
-        trainer.fit(module, SizingData(), ckpt_path=resume, weights_only=True)
+        data = frames(batch_size=4, shuffle=True)
+        trainer.fit(SmallSizing(mode), data, ckpt_path=resume, weights_only=True)
         return folder
 
     return run

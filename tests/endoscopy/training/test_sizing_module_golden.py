@@ -126,8 +126,7 @@ def test_canonical(name, vectors, own_name, tmp_path):
     seen = train(module, batches, check, tmp_path, max_epochs=1, precision="64-true")
     assert len(seen["gates"]) == len(batches) > 0
     for i, grads in enumerate(seen["gates"]):
-        norm = float(tensors[f"s{i}.gate_norm"])
-        factor = min(1.0, config["clip_gate"] / (norm + 1e-6))
+        factor = min(1.0, config["clip_gate"] / (float(tensors[f"s{i}.gate_norm"]) + 1e-6))
         assert_holds(grads, tensors, f"s{i}.ggate.", own_name, factor, **exact)
 
 

@@ -89,14 +89,11 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("fault", HOSTILE)
-def test_hostile_files_are_refused_in_one_line(fault, tmp_path):
+def test_hostile_files_are_refused_in_one_line(fault, tmp_path, refused):
     content, words = HOSTILE[fault]
     path = tmp_path / "a.xml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(GatesError, match=words) as caught:
-        read_voc(path)
-    assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
+    assert str(path) in refused(words, read_voc, path)
 
 
 def test_an_absent_file_is_named(tmp_path):
@@ -115,8 +112,7 @@ def test_real_annotations_survive_a_round_trip(shared, tmp_path):
         assert len(annotation.objects) >= 1
         boxes = np.array([o.box for o in annotation.objects])
         size = np.array([[header.width, header.height]] * len(boxes), float)
-        repaired = repair_boxes(boxes, size, size)
-        assert not any(flags.any() for flags in repaired[1:])
+        assert not any(flags.any() for flags in repair_boxes(boxes, size, size)[1:])
         write_voc(tmp_path / path.name, annotation)
         assert read_voc(tmp_path / path.name) == annotation
         assert read_rgb(path.with_suffix(".jpg")).shape == (header.height, header.width, 3)
@@ -142,8 +138,7 @@ def test_real_masks_survive_a_round_trip(shared, tmp_path):
 
 
 def test_real_colon_in_numerical_order_with_several_lesions(real_colon, tmp_path):
-    root = real_colon.official(tmp_path / "colon")
-    table, report = read_real_colon(root)
+    table, report = read_real_colon(real_colon.official(tmp_path / "colon"))
     frames = table.frames
     assert table.unique_ids == tuple(real_colon.LESIONS)
     for name in real_colon.LESIONS:
@@ -238,24 +233,19 @@ def test_published_facts_of_sun():
     from endoscopy.data.readers import sun as module
     from endoscopy.metrics.classification import TRUTH
 
-    objects = module._read_objects(None)
-    sizes = [parse_size(text) for text in objects["gt"]]
+    sizes = [parse_size(text) for text in module._read_objects(None)["gt"]]
     assert len(sizes) == 100
     assert sum(size.censored for size in sizes) == 7
-    classes = TRUTH.classes([size.mm for size in sizes])
-    assert np.bincount(classes).tolist() == [60, 20, 20]
+    assert np.bincount(TRUTH.classes([size.mm for size in sizes])).tolist() == [60, 20, 20]
     path = module.files("endoscopy.data") / "assets/sun_objects.csv"
     assert pd.read_csv(str(path))["n_frames"].sum() == 49_136
 
 
 @pytest.mark.parametrize("decode", [False, True])
-def test_decoding_finds_damage_in_the_middle(real_colon, tmp_path, decode):
+def test_decoding_finds_damage_in_the_middle(real_colon, tmp_path, damage, decode):
     root = real_colon.official(tmp_path / "colon", frames=80)
     path = root / "002-001_frames/002-001_5.jpg"
-    content = bytearray(path.read_bytes())
-    start = content.index(b"\xff\xc4")  # the table of Huffman codes
-    content[start + 5 : start + 21] = b"\xff" * 16
-    path.write_bytes(bytes(content))
+    damage(path)
     table, report = read_real_colon(root, decode=decode)
     assert report.unreadable == ([str(path)] if decode else [])
     assert report.found == len(table) + report.total("excluded")
