@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from core_gates import FeatureSelectionGate, fold_gates
 from core_gates.errors import GatesError, check_at_least
@@ -73,7 +72,7 @@ class GatedHead(nn.Module):
 
     def forward(self, features: Tensor, geometry: Tensor | None = None) -> Tensor:
         """Return the output, without activation."""
-        hidden = F.relu(self.fc2(_join(self.gate1(features), geometry)))
+        hidden = torch.relu(self.fc2(_join(self.gate1(features), geometry)))
         return self.fc3(self.gate2(hidden))
 
     def fold_(self, scores: Tensor) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 TINY_RESNET = "tiny_resnet"
@@ -51,7 +50,7 @@ class TinyResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the pooled features of the last stage."""
         x = x.contiguous(memory_format=torch.channels_last)  # a quarter faster on a CPU
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn1(self.conv1(x)))
         for k in range(1, self.num_stages + 1):
             x = self.get_submodule(f"layer{k}")(x)
         return x.mean((2, 3))
