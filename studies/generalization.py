@@ -15,7 +15,7 @@ from core_gates import GradientRouting
 from core_gates.training.gradient_routing import Mode
 from endoscopy.metrics import confusion_matrix, macro_f1
 from endoscopy.models.gate_kinds import GateKind, gate_parameters, gate_trunk, weight_parameters
-from endoscopy.models.tiny_resnet import TinyResNet
+from endoscopy.models.trunks import TinyResNet
 from harness.evidence import Resamples, Scores
 from studies.image_sets import LabeledImages
 

@@ -1,9 +1,6 @@
 """``gates endoscopy audit``: what a trained network relies on, and studies of gates."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -11,21 +8,15 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from apps.endoscopy.scoring import STUDY, keep_table
-from apps.endoscopy.training import Trainings
+from apps.endoscopy.size_scoring import STUDY, keep_table
+from apps.endoscopy.training_runs import Trainings
 from core_gates.errors import GatesError
-from endoscopy.evaluation.audits.rows import table_rows
-from endoscopy.evaluation.rendered import rendered_features
-from endoscopy.experiments.audit import (
-    AUDIT,
-    AUDITS,
-    SHOWN,
-    Audit,
-    sets_of,
-)
-from endoscopy.experiments.settings import rendering_settings
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.segmentation.segmenter import shipped_segmenter
+from endoscopy.evaluation.audits import table_rows
+from endoscopy.evaluation.rendered_frames import rendered_features
+from endoscopy.experiments.audit import AUDIT, AUDITS, SHOWN, Audit, sets_of
+from endoscopy.experiments.sizers import rendering_settings
+from endoscopy.renderer.scene import RendererConfig
+from endoscopy.segmenter import shipped_segmenter
 from harness.experiment import Job, Piece, Run, Table
 from harness.runs.ticker import ticking
 from studies import (
@@ -59,8 +50,13 @@ def run_audit(networks: Trainings, study: Study, *, images: str, **options: Any)
     run = networks.run
     if study in STUDIES:
         return run_study(run, study, images)
-    cues = partial(rendered_cues, run)
-    audit = Audit(networks.sizers, networks.load, shipped_segmenter(), cues=cues, **options)
+    audit = Audit(
+        networks.sizers,
+        networks.load,
+        shipped_segmenter(),
+        cues=partial(rendered_cues, run),
+        **options,
+    )
     names = supported(audit, AUDITS if study == "audits" else (study,))
     if needs := audit.needs(names):
         networks.obtain(needs, sets_of(names))
@@ -98,10 +94,9 @@ def supported(audit: Audit, names: tuple[str, ...]) -> tuple[str, ...]:
 def rendered_cues(run: Run, config: RendererConfig, objects: range) -> dict[str, pd.DataFrame]:
     """Return the cues of objects by exposure, rendered once and then kept, without the frames."""
     settings = rendering_settings(config) | {"rendering.side": config.side}
-    ends = [*objects[::CHUNK], objects.stop]
     pieces = [
         Piece(CUES, config.seed, {"from": first, "to": end}, settings)
-        for first, end in pairwise(ends)
+        for first, end in pairwise([*objects[::CHUNK], objects.stop])
     ]
     store = run.store(CUES, Table())
     run.obtain(store, pieces, partial(cues, config=config))
@@ -118,32 +113,24 @@ def cues(piece: Piece, job: Job, *, config: RendererConfig) -> pd.DataFrame:
 
 def run_study(run: Run, study: str, images: str) -> Path:
     """Run a study of gates, which needs no data of this application."""
-    studies: dict[str, Callable[[str], tuple[str, pd.DataFrame, str]]] = {
-        "planted": _planted,
-        "generalization": _generalization,
-    }
-    name, table, note = studies[study](images)
+    if study == "planted":
+        name, table = study, planted_features_table(planted_features_study())
+        print(planted_features_headline(table))
+    else:
+        name, table = _generalization(images)
     keep_table(table, run.folder / FOLDER / f"{name}.parquet")
-    if note:
-        print(note)
     task = f"{STUDY}{name}"
     rows = table_rows(name, table, task=task)
     return run.finish(rows, seeds=range(int(table["seeds"].max())), part=task, metrics=SHOWN)
 
 
-def _planted(images: str) -> tuple[str, pd.DataFrame, str]:
-    del images
-    table = planted_features_table(planted_features_study())
-    return "planted", table, planted_features_headline(table)
-
-
-def _generalization(images: str) -> tuple[str, pd.DataFrame, str]:
+def _generalization(images: str) -> tuple[str, pd.DataFrame]:
     data, name = _images(images), re.sub(r"\W+", "_", Path(images).absolute().name)
     budget = Budget(num_train=FASHION_IMAGES) if len(data.train[0]) > FASHION_IMAGES else None
     seeds = range(STUDY_SEEDS)
     with ticking(f"training on {name}", len(seeds) * len(VARIANTS)) as tick:
         found = generalization_study(data, seeds=seeds, budget=budget, tick=tick)
-    return f"generalization_{name}", generalization_table(found), ""
+    return f"generalization_{name}", generalization_table(found)
 
 
 def _images(images: str) -> LabeledImages:

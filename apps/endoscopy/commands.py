@@ -1,7 +1,5 @@
 """``gates endoscopy``: polyp sizing with feature-selection gates and gradient routing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,30 +7,36 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from apps.endoscopy.audit import Study, run_audit
-from apps.endoscopy.honest import score_honest
-from apps.endoscopy.preparing import download_real_colon, prepare_data
-from apps.endoscopy.rendering import render, render_missing
 from apps.endoscopy.report import endoscopy_report
-from apps.endoscopy.scoring import Wanted, score
-from apps.endoscopy.training import (
+from apps.endoscopy.size_scoring import Wanted, score, score_honest
+from apps.endoscopy.training_runs import (
     WEIGHTS,
     Trainings,
     decisive,
+    download_real_colon,
     facts,
     load_checkpoint,
     piece_of,
+    prepare_data,
     print_random_start,
+    render,
+    render_missing,
 )
-from endoscopy.bundles.building import bundle_of
-from endoscopy.bundles.form import Bundles
-from endoscopy.data.datamodule import PolypSizingDataModule
+from endoscopy.bundles.bundle_fitting import Bundles, bundle_of
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.evaluation.size_evaluation import Bars
-from endoscopy.experiments.honest import Budget
-from endoscopy.experiments.rendered_sets import MAIN, SHIFTS, Rendering
-from endoscopy.experiments.settings import file_hash
-from endoscopy.experiments.sizers import Sizers, Training, taking_part
+from endoscopy.experiments.scored_predictions import Budget
+from endoscopy.experiments.sizers import (
+    MAIN,
+    SHIFTS,
+    Rendering,
+    Sizers,
+    Training,
+    file_hash,
+    taking_part,
+)
 from endoscopy.models import load_timm_weights
-from endoscopy.training.module import SizingModule
+from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.variants import CONFIGURED
 from harness.command import GatesRunCLI, GatesRunTrainer
 from harness.command.claim import LENGTHENED
@@ -41,9 +45,9 @@ from harness.experiment import Piece, Run
 
 DEFAULT_CONFIG = "synthetic"  # of verbs that need no data
 FUNCTIONS = {
-    "predict": FunctionVerb("apps.endoscopy.predict.command:predict", "sources"),
-    "export": FunctionVerb("apps.endoscopy.export:export"),
-    "demo": FunctionVerb("apps.endoscopy.demo.command:demo"),
+    "predict": FunctionVerb("apps.endoscopy.predict:predict", "sources"),
+    "export": FunctionVerb("apps.endoscopy.export_network:export"),
+    "demo": FunctionVerb("apps.endoscopy.demo_page:demo"),
 }
 """Verbs that need neither data nor a Trainer."""
 
@@ -143,8 +147,7 @@ class EndoscopyTrainer(GatesRunTrainer):
             ckpt_path: A checkpoint to score instead of all seeds; no bars.
         """
         sizers = self.sizers(model, datamodule)
-        scored = seeds[:1] if ckpt_path else seeds
-        run = self.run(quick=quick, only=only, seeds=scored)
+        run = self.run(quick=quick, only=only, seeds=seeds[:1] if ckpt_path else seeds)
         variants = taking_part(variants, only)
         if train_objects:
             budget = Budget(variants, seeds, train_objects, steps, trials or {}, trial_objects)
@@ -259,8 +262,7 @@ class EndoscopyCLI(GatesRunCLI):
         sizers.settle(CONFIGURED, module, data)
         training = Training(seed=data.seed)
         kept = piece_of(run, sizers, training, lengthened=piece.get(LENGTHENED))
-        card = facts(kept, run.config)
-        bundle = bundle_of(module, data, facts=card, settings=kept.settings)
+        bundle = bundle_of(module, data, facts=facts(kept, run.config), settings=kept.settings)
         return run.store(WEIGHTS, Bundles()).keep(kept, bundle, objects=objects)
 
     @property

@@ -1,7 +1,5 @@
 """The report of an endoscopy run: the page of every application, with endoscopy's additions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,16 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from apps.endoscopy.audit import FOLDER
-from apps.endoscopy.honest import HONEST
-from apps.endoscopy.scoring import OTHERS, PREDICTIONS, STUDY, SUBGROUPS
-from apps.endoscopy.training import Trainings
+from apps.endoscopy.size_scoring import HONEST, OTHERS, PREDICTIONS, STUDY, SUBGROUPS
+from apps.endoscopy.training_runs import Trainings
 from core_gates.errors import GatesError
 from endoscopy.evaluation.size_evaluation import ACCURACY, CERTAINTY, SECONDARY, TEST
 from endoscopy.experiments.audit import AUDIT, QUESTIONS, SHOWN
 from endoscopy.experiments.sizers import Training
-from endoscopy.explain.pictures import picture_figures
-from endoscopy.plots import ladder_figure, subgroup_figure
-from endoscopy.plots.captioned import agreement_figures
+from endoscopy.explain.strips import picture_figures
+from endoscopy.plots import agreement_figures, ladder_figure, subgroup_figure
 from endoscopy.training.variants import CONFIGURED, VARIANTS
 from harness.evidence import Row
 from harness.experiment.printing import number
@@ -36,7 +32,6 @@ CERTAIN = """
 frames from which no size should be read; `accepted` are the objects with other frames, `abstained`
 those without.
 """
-RESEARCH = "**Research only.** Not a medical device; not for any decision about a patient."
 COLUMNS = 6  # metrics of a table
 
 
@@ -56,7 +51,8 @@ def endoscopy_report(trainings: Trainings) -> Path:
     if (run.folder / HONEST).is_file():
         run.settings.pop("trainer.max_steps", None)  # that of `fit`, not of the trials
     page = run_page(run, partial(_draw, trainings, scores.rows), metrics=ACCURACY)
-    page.subtitle = f"{scores.headline} {RESEARCH}"
+    warning = "**Research only.** Not a medical device; not for any decision about a patient."
+    page.subtitle = f"{scores.headline} {warning}"
     return page.write(run.folder / "report.html")
 
 
@@ -64,20 +60,17 @@ def _draw(trainings: Trainings, rows: Sequence[Row], page: Page) -> None:
     folder = trainings.run.folder
     own = [row for row in rows if not row.task.startswith(OTHERS)]
     compared = [m for m in dict.fromkeys(row.method for row in own) if m in VARIANTS]
-    named = [f"`{m}`: {VARIANTS[m].summary}" for m in compared if m != CONFIGURED]
     page.section("What the scores mean").text(EXPLANATION)
-    if named:
+    if named := [f"`{m}`: {VARIANTS[m].summary}" for m in compared if m != CONFIGURED]:
         page.text(f"{'; '.join(named)}.")
-    certain = [row for row in own if row.metric in CERTAINTY]
-    if certain:
+    if certain := [row for row in own if row.metric in CERTAINTY]:
         page.section("Intervals and abstention").text(CERTAIN).scores(Scores(certain))
     _add_others(page, [row for row in own if row.task == TEST and not row.versus])
     _add_subgroups(page, folder / SUBGROUPS)
     if (folder / PREDICTIONS).is_file():
         _add_predictions(page, trainings, pd.read_parquet(folder / PREDICTIONS))
     _add_audits(page, rows, folder / FOLDER / "ladder.parquet")
-    studied = [row for row in rows if row.task.startswith(STUDY) and row.metric in SHOWN]
-    if studied:
+    if studied := [row for row in rows if row.task.startswith(STUDY) and row.metric in SHOWN]:
         page.section("Studies of gates").text("The same small network with and without gates.")
         add_differences(page.scores(Scores(studied)), studied)
 
@@ -85,8 +78,7 @@ def _draw(trainings: Trainings, rows: Sequence[Row], page: Page) -> None:
 def _add_others(page: Page, rows: Sequence[Row]) -> None:
     """Add the metrics that the first tables leave out, a few in each table."""
     known = {row.metric for row in rows}
-    metrics = [metric for metric in SECONDARY if metric in known]
-    if metrics:
+    if metrics := [metric for metric in SECONDARY if metric in known]:
         page.section("Other scores").text("Of the same test objects.")
     for start in range(0, len(metrics), COLUMNS):
         shown = metrics[start : start + COLUMNS]

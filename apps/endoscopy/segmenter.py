@@ -5,16 +5,13 @@ masks of 60 new polyps. The same command gives the same weights; it takes 25
 minutes on one core. ``python -m harness.experiment.ship`` puts them into the package.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from endoscopy.segmentation.module import train_segmenter
-from endoscopy.segmentation.rendered import rendered_masks, rendered_scores
-from endoscopy.segmentation.segmenter import SHIPPED, Segmenter, Segmenters
+from endoscopy.segmenter import SHIPPED, Segmenter, Segmenters
+from endoscopy.training.segmenter_module import rendered_masks, rendered_scores, train_segmenter
 from harness.experiment import Job, Piece, Run
 
 SIZE = 96  # pixels of a side that the segmenter works on

@@ -1,31 +1,30 @@
 """The endoscopy stop of the tour: size rendered polyps of known truth with the shipped network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from endoscopy.bundles.contents import load_bundle
-from endoscopy.bundles.form import shipped_folder
-from endoscopy.evaluation.baselines import fit_log_linear
-from endoscopy.evaluation.coverage import coverage_interval
-from endoscopy.evaluation.cue_baselines import PHOTOMETRY
-from endoscopy.evaluation.features import frame_features
-from endoscopy.evaluation.frames import FrameStack, predictions_of
-from endoscopy.evaluation.headline import verdict
-from endoscopy.evaluation.rendered import rendered_frames
-from endoscopy.evaluation.scores import score_intervals
-from endoscopy.explain.gate_bars import gate_figure
-from endoscopy.explain.strip import Track, strip_figure
-from endoscopy.inference.in_memory import predictor_of
+from endoscopy.bundles.bundle_fitting import shipped_folder
+from endoscopy.bundles.sizing_bundle import load_bundle
+from endoscopy.evaluation.baselines import PHOTOMETRY, fit_log_linear
+from endoscopy.evaluation.conformal import coverage_interval
+from endoscopy.evaluation.rendered_frames import (
+    FrameStack,
+    frame_features,
+    predictions_of,
+    rendered_frames,
+)
+from endoscopy.evaluation.size_evaluation import verdict
+from endoscopy.evaluation.size_scores import score_intervals
+from endoscopy.explain.saliency import gate_figure
+from endoscopy.explain.strips import Track, strip_figure
 from endoscopy.metrics import object_table
 from endoscopy.models import gates_of
 from endoscopy.plots import size_figure
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.objects import render_objects
+from endoscopy.prediction import predictor_of
+from endoscopy.renderer import RendererConfig, render_objects
 from harness.evidence import Interval
 from harness.report.page import Page
 from harness.report.stop import TourRow, TourStop
@@ -68,8 +67,8 @@ def tour(folder: Path, say: Callable[[str], None]) -> TourStop:
             "and two brightnesses stands in the table, too. Truth is known to the micrometer; "
             "nothing here says anything about real polyps. **Research only.**"
         )
-        header = ["method", *SCORES]
-        page.table(header, [[n, *(s[k].value for k in SCORES)] for n, s in scores.items()])
+        cells = [[name, *(found[k].value for k in SCORES)] for name, found in scores.items()]
+        page.table(["method", *SCORES], cells)
         page.figure(size_figure(tables["network"], bundle.conformal), "Median over six frames.")
         page.figure(strip_figure(_track(test, frames)), "One polyp, frame by frame.")
         gates = {name: gate.scores().detach() for name, gate in gates_of(bundle.model).items()}
@@ -83,18 +82,18 @@ def _baselines(train: FrameStack, test: FrameStack) -> dict[str, pd.DataFrame]:
     features = {name: frame_features(one) for name, one in (("train", train), ("test", test))}
     tables = {}
     for name, cues in CUES.items():
-        known = features["train"][cues].to_numpy(float)
-        fit = fit_log_linear(known, train.gt, train.objects)
+        fit = fit_log_linear(features["train"][cues].to_numpy(float), train.gt, train.objects)
         sizes = fit.predict(features["test"][cues].to_numpy(float))
-        sizes = np.broadcast_to(sizes, len(test))
-        tables[name] = object_table(test.table.assign(predicted_mm=sizes))
+        table = test.table.assign(predicted_mm=np.broadcast_to(sizes, len(test)))
+        tables[name] = object_table(table)
     return tables
 
 
 def _row(tables: dict[str, pd.DataFrame], scores: dict[str, dict[str, Interval]]) -> TourRow:
     mape = {name: found["mape"] for name, found in scores.items()}
     own = mape["network"]
-    better = [name for name in CUES if _beats(tables, name)]
+    verdicts = {name: verdict(tables["network"], tables[name], resamples=500) for name in CUES}
+    better = [name for name, found in verdicts.items() if found == "significantly better"]
     rest = [name for name in CUES if name not in better]
     return TourRow(
         "Feature-selection gates, gradient routing",
@@ -106,10 +105,6 @@ def _row(tables: dict[str, pd.DataFrame], scores: dict[str, dict[str, Interval]]
         f"{', '.join(rest)}",
         not rest,
     )
-
-
-def _beats(tables: dict[str, pd.DataFrame], name: str) -> bool:
-    return verdict(tables["network"], tables[name], resamples=500) == "significantly better"
 
 
 def _coverage(found: Interval) -> TourRow:
@@ -127,13 +122,12 @@ def _track(test: FrameStack, frames: pd.DataFrame) -> Track:
     """Return the frames of the object with the median size."""
     sizes = frames.drop_duplicates("unique_id").sort_values("gt")["unique_id"]
     own = (frames["unique_id"] == sizes.iloc[len(sizes) // 2]).to_numpy()
-    size = float(frames.loc[own, "predicted_mm"].median())
     return Track(
         images=list(test.images[own]),
         boxes=test.boxes[own][:, [0, 2, 1, 3]],
         sizes=frames.loc[own, "predicted_mm"].to_numpy(float),
         reasons=[""] * int(own.sum()),
-        size=size,
+        size=float(frames.loc[own, "predicted_mm"].median()),
         low=float("nan"),
         high=float("nan"),
         calibrated=True,

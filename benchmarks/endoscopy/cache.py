@@ -29,8 +29,8 @@ def cached_read() -> Comparison:
         folder = tempfile.TemporaryDirectory(prefix="gates-cache-")
         root = Path(folder.name)
         table = _table(load, root)
-        reader = load("endoscopy.data.frames.reader").FrameReader(table, SIZE)
-        build_cache = load("endoscopy.data.frames.cache").FrameCache
+        reader = load("endoscopy.data.frame_cache").FrameReader(table, SIZE)
+        build_cache = load("endoscopy.data.frame_cache").FrameCache
         sources: dict[str, Any] = {"decode + resize": reader}
         for form in ("raw", "jpeg"):
             cache = build_cache(reader, range(FRAMES), root, form)
@@ -89,4 +89,4 @@ def _table(load: Load, root: Path) -> Any:
                 "gt": 5.0,
             }
         )
-    return load("endoscopy.data.tables.frame_table").FrameTable(pd.DataFrame(rows))
+    return load("endoscopy.data.frame_table").FrameTable(pd.DataFrame(rows))

@@ -1,4 +1,4 @@
-"""Radiance in its plainest form: the definition that `endoscopy.renderer.radiance` replaces.
+"""Radiance in its plainest form: the definition that `endoscopy.renderer.light` replaces.
 
 The same operations on every pixel of the frame: `fixed_march` in 26 steps, normals by four taps of
 the field, then light, texture and highlight as formulas.
@@ -11,12 +11,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.endoscopy.fixed_march import fixed_march
-from endoscopy.renderer import shading
+from endoscopy.renderer import light as shading
 from endoscopy.renderer.camera import CameraPath
-from endoscopy.renderer.geometry.field import field, polyp, wall
-from endoscopy.renderer.geometry.rays import FAR, Lens, Rays, camera_rays
-from endoscopy.renderer.geometry.surface import TAP, TETRAHEDRON
-from endoscopy.renderer.radiance import Radiance
+from endoscopy.renderer.light import Radiance
+from endoscopy.renderer.lumen import (
+    FAR,
+    TAP,
+    TETRAHEDRON,
+    Lens,
+    Rays,
+    camera_rays,
+    field,
+    polyp,
+    wall,
+)
 from endoscopy.renderer.scene import Scene
 
 

@@ -7,8 +7,7 @@ of a plain cylinder at 10 degrees off its axis, 69 mm at 5 degrees.
 import torch
 from torch import Tensor
 
-from endoscopy.renderer.geometry.field import field
-from endoscopy.renderer.geometry.rays import FAR, Rays
+from endoscopy.renderer.lumen import FAR, Rays, field
 from endoscopy.renderer.scene import Scene
 
 STEPS = 26

@@ -16,7 +16,7 @@ class Case(NamedTuple):
     """A network and how long its step may take.
 
     Attributes:
-        preset: Function of `endoscopy.models.presets`.
+        preset: Function of `endoscopy.models`.
         stream: What it reads.
         channels: Channels of the stream.
         size: Pixels of a side.
@@ -68,7 +68,7 @@ class _Training:
     def __init__(self, load: Load, case: Case, gates: str = "fsg") -> None:
         torch.manual_seed(0)
         self.load = load
-        preset = getattr(load("endoscopy.models.presets"), case.preset)
+        preset = getattr(load("endoscopy.models"), case.preset)
         self.model: Any = preset((case.stream,), gates=gates)
         images = torch.randn(case.batch, case.channels, case.size, case.size)
         self.streams = {case.stream: images}

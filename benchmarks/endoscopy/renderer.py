@@ -21,7 +21,7 @@ def frames() -> Comparison:
     """Return one object of six frames; ours may take half of the eager renderer's time."""
 
     def build(load: Load) -> Mapping[str, Call]:
-        config = load("endoscopy.renderer.config").RendererConfig(side=SIDE, frames=FRAMES)
+        config = load("endoscopy.renderer.scene").RendererConfig(side=SIDE, frames=FRAMES)
         render = load("endoscopy.renderer.render").render_object
         eager = load("benchmarks.endoscopy.eager_renderer").eager_radiance
         variants = {
@@ -50,8 +50,6 @@ def frames() -> Comparison:
 
 def _square(load: Load, scene: Any, track: Any, lens: Any) -> Any:
     """Render the whole square and keep the pixels of the lens."""
-    whole = load("endoscopy.renderer.geometry.rays").fisheye(
-        SIDE, track.brand.field_of_view, whole=True
-    )
+    whole = load("endoscopy.renderer.lumen").fisheye(SIDE, track.brand.field_of_view, whole=True)
     seen = load("benchmarks.endoscopy.eager_renderer").eager_radiance(scene, track, whole)
     return type(seen)(*(part[..., lens.pixels] for part in seen))

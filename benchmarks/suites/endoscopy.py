@@ -9,10 +9,10 @@ TESTS = (
     "tests/core_gates/training/test_gradient_routing.py",
     "tests/core_gates/training/test_gradient_routing_state.py",
     "tests/endoscopy/training/test_targets.py",
-    "tests/endoscopy/data/frames/test_cache.py",
+    "tests/endoscopy/data/test_frame_cache.py",
     "tests/core_gates/ops/test_gated_residual_norm.py",
     "tests/benchmarks/test_eager_renderer.py",
-    "tests/endoscopy/renderer/geometry/test_march.py",
+    "tests/endoscopy/renderer/test_march.py",
 )
 THREADS = 1
 

@@ -1,13 +1,20 @@
-"""What every model must beat: a constant, the apparent area, and regressions on hand-made cues."""
+"""What every model must beat: a constant, and regressions on hand-made cues, rung by rung."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
+from endoscopy.data.frame_table import BOX
+from endoscopy.evaluation.size_scores import columns_of, score_differences, score_intervals
+from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 
-BOXES = ("bbox_xmin", "bbox_xmax", "bbox_ymin", "bbox_ymax", "width", "height")
+REGRESSION = "mask area + photometry"
+"""The regression on three numbers, which explain most of a rendered size."""
+
+PHOTOMETRY = ("log_extent", "local_brightness", "frame_brightness")
 
 
 class LogLinear(NamedTuple):
@@ -98,8 +105,7 @@ def box_features(frames: pd.DataFrame) -> np.ndarray:
     Raises:
         GatesError: A column of the frame table is missing, or a box is empty.
     """
-    missing = [name for name in BOXES if name not in frames]
-    if missing:
+    if missing := [name for name in (*BOX, "width", "height") if name not in frames]:
         raise GatesError(f"the frame table lacks {', '.join(missing)} for the area baseline")
     wide = frames["bbox_xmax"] - frames["bbox_xmin"]
     high = frames["bbox_ymax"] - frames["bbox_ymin"]
@@ -127,3 +133,188 @@ def baseline_predictions(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, p
         "constant": test.assign(predicted_mm=constant_size(train)),
         "area": test.assign(predicted_mm=regression.predict(box_features(test))),
     }
+
+
+def cue_baselines(train: pd.DataFrame, test: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Predict the test frames from hand-made cues.
+
+    Args:
+        train: :func:`endoscopy.evaluation.rendered_frames.frame_features` of the training frames.
+        test: The same of the test frames.
+
+    Returns:
+        Predicted sizes (N,) in mm of ``constant``; ``mask area``, a log-linear regression;
+        ``mask area × depth``, a pinhole camera, where depth is known; ``mask area + photometry``,
+        a log-linear regression on the area and the brightness of the lesion and of the frame.
+    """
+    gt, objects = train["gt"].to_numpy(float), train["unique_id"].to_numpy()
+    result = {"constant": np.full(len(test), constant_size(train))}
+    for name, cues in (("mask area", ("log_extent",)), (REGRESSION, PHOTOMETRY)):
+        columns = list(cues)
+        fit = fit_log_linear(train[columns].to_numpy(float), gt, objects)
+        result[name] = fit.predict(test[columns].to_numpy(float))
+    if train["log_depth"].notna().all() and test["log_depth"].notna().all():
+        fitted, tested = (np.exp(one[["log_extent", "log_depth"]].to_numpy(float))
+                          for one in (train, test))  # fmt: skip
+        pinhole = fit_pinhole(fitted[:, 0], fitted[:, 1], gt)
+        result["mask area × depth"] = pinhole.predict(tested[:, 0], tested[:, 1])
+    return result
+
+
+SCORES = ("mape", "mae_mm", "macro_f1", "f1_5mm", "f1_10mm")
+COMPARED = ("macro_f1", "mape")
+
+
+class Rung(NamedTuple):
+    """A set of features, measured under one exposure.
+
+    Attributes:
+        name: Of the row.
+        exposure: ``fixed`` or ``agc``.
+        features: Columns of :func:`frame_features`.
+        mape: Published prototype, for comparison.
+        macro_f1: The same.
+    """
+
+    name: str
+    exposure: str
+    features: tuple[str, ...]
+    mape: float
+    macro_f1: float
+
+
+AREA, MIN_MAX, LOCAL_FIXED, LOCAL_AGC, FRAME_AGC, METRIC = (
+    "apparent area",
+    "area + per-frame min-max depth",
+    "area + local brightness, fixed gain",
+    "area + local brightness, AGC",
+    "area + local brightness + frame mean, AGC",
+    "area + metric depth",
+)
+RUNGS = (
+    Rung("constant", "fixed", (), 0.612, 0.156),
+    Rung(AREA, "fixed", ("log_extent",), 0.319, 0.692),
+    Rung(MIN_MAX, "fixed", ("log_extent", "relative_depth"), 0.306, 0.730),
+    Rung(LOCAL_FIXED, "fixed", ("log_extent", "local_brightness"), 0.138, 0.872),
+    Rung(LOCAL_AGC, "agc", ("log_extent", "local_brightness"), 0.286, 0.746),
+    Rung(FRAME_AGC, "agc", ("log_extent", "local_brightness", "frame_brightness"), 0.187, 0.864),
+    Rung(METRIC, "fixed", ("log_extent", "log_depth"), 0.129, 0.900),
+)
+
+NEGLIGIBLE = 0.3
+"""A cue adds almost nothing if it gains less than this fraction of what metric depth gains."""
+
+
+def ladder_predictions(
+    train: Mapping[str, pd.DataFrame],
+    test: Mapping[str, pd.DataFrame],
+    rungs: Sequence[Rung] = RUNGS,
+) -> dict[str, pd.DataFrame]:
+    """Fit every rung on the training objects and predict the test objects.
+
+    Args:
+        train: Exposure -> :func:`frame_features` of the training frames.
+        test: The same of the test frames.
+        rungs: What to fit.
+
+    Returns:
+        Name of the rung -> object table, the median over frames.
+    """
+    result = {}
+    for rung in rungs:
+        fitted, tested = train[rung.exposure], test[rung.exposure]
+        columns = list(rung.features)
+        model = fit_log_linear(
+            fitted[columns].to_numpy(float),
+            fitted["gt"].to_numpy(float),
+            fitted["unique_id"].to_numpy(),
+        )
+        sizes = model.predict(tested[columns].to_numpy(float))
+        result[rung.name] = object_table(
+            tested[["unique_id", "gt"]].assign(predicted_mm=np.broadcast_to(sizes, len(tested)))
+        )
+    return result
+
+
+def ladder(
+    train: Mapping[str, pd.DataFrame],
+    test: Mapping[str, pd.DataFrame],
+    *,
+    rungs: Sequence[Rung] = RUNGS,
+    cut_offs: CutOffs = CONTINUOUS,
+    resamples: int = 2000,
+) -> pd.DataFrame:
+    """Tabulate the rungs.
+
+    Args:
+        train: Exposure -> :func:`frame_features` of the training frames, 700 objects.
+        test: The same of the test frames, 3,000 objects.
+        rungs: What to fit.
+        cut_offs: Of the predictions.
+        resamples: Number of bootstrap resamples of objects.
+
+    Returns:
+        One row per rung: features, exposure, objects; mape, mae_mm, macro_f1, f1_5mm and f1_10mm
+        with ``_low`` and ``_high``; the prototype's mape and macro_f1 with the suffix
+        ``_published``.
+    """
+    rows = []
+    tables = ladder_predictions(train, test, rungs)
+    for rung in rungs:
+        table = tables[rung.name]
+        row: dict[str, object] = {
+            "features": rung.name, "exposure": rung.exposure, "objects": len(table)
+        }  # fmt: skip
+        intervals = score_intervals(table, cut_offs, only=SCORES, resamples=resamples)
+        for score in SCORES:
+            row |= columns_of(score, intervals[score])
+        row |= {"mape_published": rung.mape, "macro_f1_published": rung.macro_f1}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def ladder_order(
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    cut_offs: CutOffs = CONTINUOUS,
+    resamples: int = 2000,
+) -> pd.DataFrame:
+    """Check the order of the rungs by paired differences.
+
+    ``A < B``: B is significantly better in MAPE and macro F1. ``A ≤ B``: A is not significantly
+    better in macro F1. ``A ≈ B``: in MAPE, B gains less than 30 % of what metric depth gains over
+    the area, with the whole interval.
+
+    Args:
+        tables: Of :func:`ladder_predictions`.
+        cut_offs: Of the predictions.
+        resamples: Number of bootstrap resamples of objects.
+
+    Returns:
+        One row per claim: lower, relation, upper, holds, and the differences upper - lower of mape
+        and macro_f1 with ``_low`` and ``_high``.
+    """
+    claims = [
+        ("constant", "<", AREA),
+        (AREA, "≈", MIN_MAX),
+        (MIN_MAX, "<", LOCAL_FIXED),
+        (LOCAL_FIXED, "≤", METRIC),
+        (AREA, "≈", LOCAL_AGC),
+    ]
+    full = score_differences(
+        tables[METRIC], tables[AREA], cut_offs, only=COMPARED, resamples=resamples
+    )
+    rows = []
+    for lower, relation, upper in claims:
+        gaps = score_differences(
+            tables[upper], tables[lower], cut_offs, only=COMPARED, resamples=resamples
+        )
+        f1, mape = gaps["macro_f1"], gaps["mape"]
+        holds = {
+            "<": f1.significant and mape.significant and mape.value < 0 < f1.value,
+            "≤": f1.high >= 0,
+            "≈": max(abs(mape.low), abs(mape.high)) < NEGLIGIBLE * -full["mape"].value,
+        }[relation]
+        row = {"lower": lower, "relation": relation, "upper": upper, "holds": bool(holds)}
+        rows.append(row | columns_of("mape", mape) | columns_of("macro_f1", f1))
+    return pd.DataFrame(rows)

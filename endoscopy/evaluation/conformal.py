@@ -1,6 +1,9 @@
-"""Split-conformal intervals of sizes, and the probabilities of classes that follow from them."""
+"""Split-conformal intervals of sizes, the classes that follow from them, and abstention.
 
-from collections.abc import Collection
+Tables show whether intervals hold in groups, under shifts and after abstention.
+"""
+
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +12,9 @@ import pandas as pd
 from scipy.stats import beta
 
 from core_gates.errors import GatesError
-from endoscopy.metrics import TRUTH, CutOffs, flags_of, object_table
+from endoscopy.evaluation.size_scores import size_scores
+from endoscopy.metrics import CONTINUOUS, TRUTH, CutOffs, flags_of, object_table, patients_of
+from harness.evidence import Interval, Resamples, moments
 
 MINIMUM = 200
 SHORT_TRACKS = 0.1
@@ -147,8 +152,7 @@ def calibrate(
     Raises:
         GatesError: There are fewer objects, or the model was trained on some.
     """
-    seen = set(objects["unique_id"]) & set(training_ids)
-    if seen:
+    if seen := set(objects["unique_id"]) & set(training_ids):
         raise GatesError(
             f"{len(seen)} of {len(objects)} calibration objects were trained on, such as"
             f" {min(map(str, seen))}; calibrate on others"
@@ -191,3 +195,173 @@ def calibrate_few_frames(conformal: SplitConformal, frames: pd.DataFrame) -> Spl
         widest = max(widest, few.half_width)
         widths.append((k, widest))
     return replace(conformal, few_frames=tuple(reversed(widths)), usual_frames=usual)
+
+
+def bounds(objects: pd.DataFrame, conformal: SplitConformal) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounds (N,) of each object, mm, by its ``num_frames`` if the table has them."""
+    num_frames = objects["num_frames"].to_numpy() if "num_frames" in objects else None
+    return conformal.interval(objects["predicted_mm"].to_numpy(float), num_frames)
+
+
+def crossed(low: np.ndarray, high: np.ndarray) -> list[str]:
+    """Return the cut-offs of the true classes inside each interval, as ``5 and 10 mm``; or empty.
+
+    Args:
+        low: Lower bounds (N,), mm.
+        high: Upper bounds (N,), mm.
+    """
+    small = (low <= TRUTH.small) & (high > TRUTH.small)
+    large = (low < TRUTH.large) & (high >= TRUTH.large)
+    names = {0: "", 1: f"{TRUTH.small:g} mm", 2: f"{TRUTH.large:g} mm",
+             3: f"{TRUTH.small:g} and {TRUTH.large:g} mm"}  # fmt: skip
+    return [names[int(key)] for key in small + 2 * large]
+
+
+def is_covered(objects: pd.DataFrame, conformal: SplitConformal) -> np.ndarray:
+    """Return whether the interval of each object (N,) covers its size or reaches its bound."""
+    low, high = bounds(objects, conformal)
+    gt = objects["gt"].to_numpy(float)
+    censored = flags_of(objects, "censored")
+    return np.where(censored, gt <= high, (low <= gt) & (gt <= high))
+
+
+def coverage_interval(
+    objects: Sequence[pd.DataFrame],
+    conformals: Sequence[SplitConformal],
+    *,
+    resamples: int = 2000,
+) -> Interval:
+    """Return the coverage, the mean over seeds, with a 95 % interval.
+
+    The interval counts the sampling of the test patients, by a bootstrap, and that of the
+    calibration objects: the coverage of split-conformal intervals varies from calibration set to
+    calibration set as Beta(k, n + 1 - k), with k the rank of the half width among n (Vovk, 2012).
+    Seeds share their calibration objects, so that their variation does not average out. Both add in
+    quadrature.
+
+    Args:
+        objects: Object table of each seed, the same objects in the same order.
+        conformals: Intervals of each seed.
+        resamples: Number of bootstrap resamples.
+    """
+    scores = [
+        moments(is_covered(table, one), name="coverage")
+        for table, one in zip(objects, conformals, strict=True)
+    ]
+    draws = Resamples.clusters(patients_of(objects[0]), resamples=resamples)
+    found = draws.intervals(scores)["coverage"]
+    down, up = max(one.calibration_spread() for one in conformals)
+    low = found.value - np.hypot(found.value - found.low, down)
+    high = found.value + np.hypot(found.high - found.value, up)
+    return found._replace(low=float(np.maximum(low, 0.0)), high=float(np.minimum(high, 1.0)))
+
+
+def coverage_note(task: str, found: tuple[float, float, float], nominal: float) -> str:
+    """Return a sentence if the interval of the coverage excludes the nominal one, else nothing.
+
+    Args:
+        task: What was scored.
+        found: Coverage, and the ends of its interval.
+        nominal: Nominal coverage of the intervals.
+    """
+    value, low, high = found
+    if low <= nominal <= high or not np.isfinite([low, high]).all():
+        return ""
+    side = "fewer" if value < nominal else "more"
+    return (
+        f"{task}: the {nominal:.0%} intervals cover {value:.3f} [{low:.3f}, {high:.3f}] of the true"
+        f" sizes, {side} than they promise."
+    )
+
+
+def coverage_table(
+    objects: pd.DataFrame,
+    conformal: SplitConformal,
+    *,
+    by: str | None = None,
+    resamples: int = 2000,
+) -> pd.DataFrame:
+    """Tabulate coverage with 95 % intervals over patients.
+
+    An interval covers a size that is a lower bound if it reaches it. A size is undecided if its
+    interval crosses 5 or 10 mm.
+
+    Args:
+        objects: Object table, optional ``abstained``.
+        conformal: Calibrated on other objects.
+        by: A column, such as brand or exposure, for rows of its values next to those of all.
+        resamples: Number of bootstrap resamples.
+
+    Returns:
+        Rows: all; accepted and abstained, if objects abstain; every value of ``by``. Columns group,
+        objects, coverage, low, high, nominal, undecided.
+    """
+    low, high = bounds(objects, conformal)
+    undecided = TRUTH.classes(low) != TRUTH.classes(high)
+    groups = {"all": np.ones(len(objects), dtype=bool)}
+    if "abstained" in objects and objects["abstained"].any():
+        abstained = flags_of(objects, "abstained")
+        groups |= {"accepted": ~abstained, "abstained": abstained}
+    if by is not None:
+        values = objects[by].astype(str)
+        groups |= {f"{by} {v}": (values == v).to_numpy() for v in sorted(values.unique())}
+    rows = []
+    for name, inside in groups.items():
+        if not inside.any():
+            continue
+        share = coverage_interval([objects[inside]], [conformal], resamples=resamples)
+        rows.append(
+            {"group": name, "objects": int(inside.sum())}
+            | dict(zip(("coverage", "low", "high"), share[:3], strict=True))
+            | {"nominal": conformal.coverage, "undecided": float(undecided[inside].mean())}
+        )
+    return pd.DataFrame(rows)
+
+
+def abstention_table(predictions: pd.DataFrame, *, cut_offs: CutOffs = CONTINUOUS) -> pd.DataFrame:
+    """Tabulate abstentions of frames and of objects, all of whose frames abstain.
+
+    Args:
+        predictions: One row per frame with a column ``reasons``: empty, or reasons separated by
+            semicolons.
+        cut_offs: Of the predictions.
+
+    Returns:
+        Rows ``any`` and every reason, by number of frames, then ``accepted``. Columns reason,
+        frames, frame_rate, objects, object_rate, and MAPE and macro F1 of those objects.
+    """
+    reasons = predictions["reasons"].fillna("").astype(str)
+    lists = reasons.str.split(";").map(lambda parts: {p.strip() for p in parts} - {""})
+    objects = object_table(predictions)
+    every = predictions["unique_id"].to_numpy()
+    counts = pd.Series([r for found in lists for r in found], dtype=str).value_counts()
+    frames_of = {"any": (lists.map(len) > 0).to_numpy()} | {
+        str(reason): lists.map(lambda found, r=reason: r in found).to_numpy()
+        for reason in counts.index
+    }
+    abstained = set(objects.loc[objects["abstained"], "unique_id"])
+    rows = []
+    for reason, frames in frames_of.items():
+        hit = objects["unique_id"].isin(abstained & set(every[frames])).to_numpy()
+        rows.append(_row(reason, frames, objects, hit, cut_offs))
+    accepted = ~objects["abstained"].to_numpy()
+    rows.append(_row("accepted", ~frames_of["any"], objects, accepted, cut_offs))
+    return pd.DataFrame(rows)
+
+
+def _row(
+    reason: str, frames: np.ndarray, objects: pd.DataFrame, hit: np.ndarray, cut_offs: CutOffs
+) -> dict[str, object]:
+    row = {
+        "reason": reason,
+        "frames": int(frames.sum()),
+        "frame_rate": float(frames.mean()),
+        "objects": int(hit.sum()),
+        "object_rate": float(hit.mean()),
+        "mape": float("nan"),
+        "macro_f1": float("nan"),
+    }
+    if hit.any():
+        scores = size_scores(objects[hit], cut_offs)(np.ones((1, int(hit.sum()))))
+        row |= {name: float(scores[name][0]) for name in ("mape", "macro_f1")}
+    return row

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.cue_baselines import REGRESSION
-from endoscopy.evaluation.headline import headline
-from endoscopy.evaluation.scores import score_differences, score_intervals
+from endoscopy.evaluation.baselines import REGRESSION
+from endoscopy.evaluation.size_evaluation import headline
+from endoscopy.evaluation.size_scores import score_differences, score_intervals
 from endoscopy.metrics import CONTINUOUS, CutOffs, object_table
 from harness.evidence import Row, holm
 
@@ -61,8 +61,7 @@ def honest_table(
     Raises:
         GatesError: A column or the reference is missing, or a variant lacks seeds of the reference.
     """
-    missing = [name for name in DESIGN if name not in predictions]
-    if missing:
+    if missing := [name for name in DESIGN if name not in predictions]:
         raise GatesError(f"predictions lack {', '.join(missing)}; expected {', '.join(DESIGN)}")
     rows = []
     for size, trained in predictions.groupby(DESIGN.objects, sort=True):
@@ -70,8 +69,13 @@ def honest_table(
         if reference not in tables:
             raise GatesError(f"at {size} objects there is no {reference!r}, only {sorted(tables)}")
         for variant in [reference, *(name for name in tables if name != reference)]:
-            seeds = _matched(tables, variant, reference, size)
-            rows += _rows(tables, variant, reference, seeds, scores, cut_offs, resamples,
+            ours, theirs = set(tables[variant]), set(tables[reference])
+            if ours != theirs:
+                raise GatesError(
+                    f"at {size} objects {variant} has seeds {sorted(ours)} and {reference}"
+                    f" {sorted(theirs)}; run the same seeds of both"
+                )
+            rows += _rows(tables, variant, reference, sorted(ours), scores, cut_offs, resamples,
                           {DESIGN.objects: size})  # fmt: skip
     return _with_verdicts(pd.DataFrame(rows))
 
@@ -106,7 +110,10 @@ def baseline_table(
 def seed_tables(predictions: pd.DataFrame) -> dict[str, dict[int, pd.DataFrame]]:
     """Return the object table of every variant and seed of one number of training objects."""
     return {
-        str(variant): _by_seed(group)
+        str(variant): {
+            int(str(seed)): object_table(one.drop(columns=list(DESIGN)))
+            for seed, one in group.groupby(DESIGN.seed, sort=True)
+        }
         for variant, group in predictions.groupby(DESIGN.variant, sort=False)
     }
 
@@ -199,25 +206,6 @@ class HonestComparison:
                 named = (one["variant"], task, one["score"])
                 rows.append(Row(*named, *gap, units, REFERENCE, one["p_holm"]))
         return rows
-
-
-def _by_seed(group: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    return {
-        int(str(seed)): object_table(one.drop(columns=list(DESIGN)))
-        for seed, one in group.groupby(DESIGN.seed, sort=True)
-    }
-
-
-def _matched(
-    tables: dict[str, dict[int, pd.DataFrame]], variant: str, reference: str, size: object
-) -> list[int]:
-    ours, theirs = set(tables[variant]), set(tables[reference])
-    if ours != theirs:
-        raise GatesError(
-            f"at {size} objects {variant} has seeds {sorted(ours)} and {reference}"
-            f" {sorted(theirs)}; run the same seeds of both"
-        )
-    return sorted(ours)
 
 
 def _rows(

@@ -1,6 +1,4 @@
-"""All scores of an evaluation of sizing networks, from tables of predictions alone."""
-
-from __future__ import annotations
+"""All scores of an evaluation of sizing networks, from tables of predictions, and its headline."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,26 +6,102 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from endoscopy.evaluation.abstention import abstention_table
-from endoscopy.evaluation.baselines import baseline_predictions
-from endoscopy.evaluation.conformal import SplitConformal, draw_frames
-from endoscopy.evaluation.coverage import coverage_interval, coverage_note, coverage_table
-from endoscopy.evaluation.cue_baselines import REGRESSION, cue_baselines
-from endoscopy.evaluation.features import frame_features
-from endoscopy.evaluation.frames import FrameStack
-from endoscopy.evaluation.headline import cut_off_note, headline
-from endoscopy.evaluation.scores import score_differences, score_intervals
-from endoscopy.evaluation.subgroups import COLUMNS, subgroup_table
+from endoscopy.evaluation.baselines import REGRESSION, baseline_predictions, cue_baselines
+from endoscopy.evaluation.conformal import (
+    SplitConformal,
+    abstention_table,
+    coverage_interval,
+    coverage_note,
+    coverage_table,
+    draw_frames,
+)
+from endoscopy.evaluation.rendered_frames import FrameStack, frame_features
+from endoscopy.evaluation.size_scores import (
+    COLUMNS,
+    score_differences,
+    score_intervals,
+    subgroup_table,
+)
 from endoscopy.metrics import (
     CLASS_NAMES,
     CONTINUOUS,
     PUBLISHED,
+    TRUTH,
     CutOffs,
+    count_on_cut_offs,
     object_table,
     patient_table,
     patients_of,
 )
 from harness.evidence import Bar, Row, holm
+
+SCORES = ("macro_f1", "mape")
+Tables = pd.DataFrame | Sequence[pd.DataFrame]
+
+
+def headline(
+    model: Tables,
+    constant: Tables,
+    area: Tables,
+    *,
+    regression: Tables | None = None,
+    name: str = "model",
+    cut_offs: CutOffs = CONTINUOUS,
+    resamples: int = 2000,
+) -> str:
+    """Summarize in one line what is reached without a network, and whether the model is better.
+
+    The model is called significantly better than the constant only if both paired differences, in
+    macro F1 and in MAPE, are significant and have the right sign.
+
+    Args:
+        model: Object table of the model, or one for each seed.
+        constant: Object table of the constant baseline, same objects, or one for each seed.
+        area: That of the area baseline.
+        regression: That of a regression on the area and two brightnesses, where there is one.
+        name: Of the model.
+        cut_offs: Of the predictions.
+        resamples: Number of bootstrap resamples.
+    """
+    parts = []
+    others = [("constant", constant), ("area alone", area)]
+    others += [("area and brightness", regression)] if regression is not None else []
+    for title, one in (*others, (name, model)):
+        scores = score_intervals(one, cut_offs, only=SCORES, resamples=resamples)
+        f1, mape = scores["macro_f1"], scores["mape"]
+        parts.append(f"{title}: macro F1 {f1.value:.3f} [{f1.low:.3f}, {f1.high:.3f}], "
+                     f"MAPE {mape.value:.3f}")  # fmt: skip
+    names = ("the constant", "the area", "the regression on area and brightness")
+    verdicts = [
+        f"{verdict(model, one, cut_offs=cut_offs, resamples=resamples)} than {title}"
+        for title, (_, one) in zip(names, others, strict=False)
+    ]
+    return f"{'; '.join(parts)}; the {name} is {', '.join(verdicts[:-1])} and {verdicts[-1]}."
+
+
+def verdict(
+    model: Tables, baseline: Tables, *, cut_offs: CutOffs = CONTINUOUS, resamples: int = 2000
+) -> str:
+    """Return ``significantly better``, ``significantly worse`` or ``NOT significantly better``."""
+    gaps = score_differences(model, baseline, cut_offs, only=SCORES, resamples=resamples)
+    f1, mape = gaps["macro_f1"], gaps["mape"]
+    if f1.significant and mape.significant:
+        if mape.value < 0 < f1.value:
+            return "significantly better"
+        if f1.value < 0 < mape.value:
+            return "significantly worse"
+    return "NOT significantly better"
+
+
+def cut_off_note(objects: pd.DataFrame, cut_offs: CutOffs) -> str:
+    """Return which cut-offs were used and how many objects lie exactly on those of the truth."""
+    on = count_on_cut_offs(objects["gt"].to_numpy(float)).items()
+    exact = ", ".join(f"{count} on {cut:g} mm" for cut, count in on)
+    return (
+        f"classes of the truth at {TRUTH}, of predictions at {cut_offs}; of {len(objects)} objects"
+        f" {exact} exactly."
+    )
+
 
 TEST = "test"
 BASELINES = ("constant", "area")
@@ -39,9 +113,9 @@ CERTAINTY = (
 """Scores of the intervals and of abstention, which only the main network has."""
 
 HEADLINE = (*ACCURACY, *CERTAINTY)
-OTHER_CUT_OFFS = tuple(f"macro_f1 at {c.small:g}/{c.large:g}" for c in (CONTINUOUS, PUBLISHED))
 SECONDARY = (
-    *OTHER_CUT_OFFS, "weighted_f1_10mm", "balanced_accuracy", "quadratic_kappa",
+    *(f"macro_f1 at {cuts.small:g}/{cuts.large:g}" for cuts in (CONTINUOUS, PUBLISHED)),
+    *("weighted_f1_10mm", "balanced_accuracy", "quadratic_kappa"),
     *("auroc_5mm", "auroc_10mm", *(f"sensitivity_{name}" for name in CLASS_NAMES)),
     *("rmse_mm", "limit_low_ratio", "limit_high_ratio"),
 )  # fmt: skip
@@ -192,7 +266,12 @@ class SizeEvaluation:
         if self._rows is None:
             rows: list[Row] = []
             for task, method in self.pairs():
-                rows += self._rows_of(task, method)
+                tables = self.objects(task, method)
+                rows += self._score(method, task, tables)
+                if task == TEST:
+                    rows += self._other_cut_offs(method, tables) + self._levels(method, tables)
+                if method == self.main:
+                    rows += self._coverages(task, tables) + self._abstentions(task)
                 tick()
             order = {metric: place for place, metric in enumerate(HEADLINE)}
             rows += self._differences()
@@ -218,31 +297,20 @@ class SizeEvaluation:
 
     def bars(self, bars: Bars) -> list[Bar]:
         """Return the bars, met or missed, of the methods that were compared."""
-        found: list[Bar] = []
-        if bars.macro_f1 is not None:
-            value = self._value(self.main, "macro_f1")
-            found.append(Bar("macro F1 of objects, mean over seeds", value, ">=", bars.macro_f1))
-        if bars.mape is not None:
-            value = self._value(self.main, "mape")
-            found.append(Bar("MAPE of objects, mean over seeds", value, "<=", bars.mape))
-        if bars.crop_macro_f1 is not None and (TEST, "crop") in self.pairs():
-            value = self._value("crop", "macro_f1")
-            found.append(Bar("macro F1 of the crop only", value, "<=", bars.crop_macro_f1))
-        if bars.coverage is not None:
-            value, (low, high) = self._value(self.main, "coverage"), bars.coverage
-            found.append(Bar("coverage of 90 % intervals, at least", value, ">=", low))
-            found.append(Bar("coverage of 90 % intervals, at most", value, "<=", high))
-        return found
-
-    def _rows_of(self, task: str, method: str) -> list[Row]:
-        tables = self.objects(task, method)
-        rows = self._score(method, task, tables)
-        if task == TEST:
-            rows += self._other_cut_offs(method, tables)
-            rows += self._levels(method, tables)
-        if method == self.main:
-            rows += self._coverages(task, tables) + self._abstentions(task)
-        return rows
+        main, crop = self.main, bars.crop_macro_f1 if (TEST, "crop") in self.pairs() else None
+        low, high = bars.coverage or (None, None)
+        wanted = (
+            ("macro F1 of objects, mean over seeds", main, "macro_f1", ">=", bars.macro_f1),
+            ("MAPE of objects, mean over seeds", main, "mape", "<=", bars.mape),
+            ("macro F1 of the crop only", "crop", "macro_f1", "<=", crop),
+            ("coverage of 90 % intervals, at least", main, "coverage", ">=", low),
+            ("coverage of 90 % intervals, at most", main, "coverage", "<=", high),
+        )
+        return [
+            Bar(name, self._value(method, metric), side, limit)
+            for name, method, metric, side, limit in wanted
+            if limit is not None
+        ]
 
     def _score(
         self,
@@ -257,8 +325,7 @@ class SizeEvaluation:
     def _other_cut_offs(self, method: str, tables: list[pd.DataFrame]) -> list[Row]:
         rows = []
         for other in {CONTINUOUS, PUBLISHED} - {self.cut_offs}:
-            only = ("macro_f1",)
-            found = score_intervals(tables, other, only=only, resamples=self.resamples)
+            found = score_intervals(tables, other, only=("macro_f1",), resamples=self.resamples)
             name = f"macro_f1 at {other.small:g}/{other.large:g}"
             rows.append(Row(method, TEST, name, *found["macro_f1"]))
         return sorted(rows, key=lambda row: row.metric)
@@ -323,10 +390,9 @@ class SizeEvaluation:
         if not frames:
             return []
         table = abstention_table(frames[0], cut_offs=self.cut_offs).set_index("reason")
-        count = int(frames[0]["unique_id"].nunique())
         rows = [
             Row(self.main, task, "abstained" if reason == "any" else f"abstained: {reason}",
-                float(row["frame_rate"]), n=count)
+                float(row["frame_rate"]), n=frames[0]["unique_id"].nunique())
             for reason, row in table.iterrows() if reason != "accepted"
         ]  # fmt: skip
         for reason, name in (("accepted", "mape_accepted"), ("any", "mape_abstained")):
@@ -336,5 +402,5 @@ class SizeEvaluation:
         return rows
 
     def _value(self, method: str, metric: str) -> float:
-        values = [r.value for r in self.rows() if r[:3] == (method, TEST, metric)]
-        return values[0] if values else float("nan")
+        values = (r.value for r in self.rows() if r[:3] == (method, TEST, metric))
+        return next(values, float("nan"))

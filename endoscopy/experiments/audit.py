@@ -1,7 +1,5 @@
 """What a trained network relies on: audits and the ladder, as tables."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,29 +8,29 @@ import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.bundles.building import part_predictions
-from endoscopy.data.frames.dataset import LesionDataset
+from endoscopy.bundles.bundle_fitting import part_predictions
+from endoscopy.data.samples import LesionDataset
 from endoscopy.evaluation.audits import (
+    PLAIN,
     box_audit,
     fit_scale,
+    ladder_bars,
     mask_audit,
     oracle_scale_audit,
     partition_audit,
+    relative_depths,
     shortcut_audit,
     size_proxy,
+    table_rows,
 )
-from endoscopy.evaluation.audits.oracle_scale import relative_depths
-from endoscopy.evaluation.audits.rows import PLAIN, ladder_bars, table_rows
-from endoscopy.evaluation.frames import FrameStack
-from endoscopy.evaluation.ladder import ladder, ladder_order, ladder_predictions
-from endoscopy.evaluation.rendered import rendered_features
+from endoscopy.evaluation.baselines import ladder, ladder_order, ladder_predictions
+from endoscopy.evaluation.rendered_frames import FrameStack, rendered_features
 from endoscopy.evaluation.size_evaluation import nothing
-from endoscopy.experiments.rendered_sets import MAIN, RHOS, SHORTCUT
-from endoscopy.experiments.sizers import Networks, Sizers, Training
-from endoscopy.inference.in_memory import frames_of, predictor_of, without_mask
+from endoscopy.experiments.sizers import MAIN, RHOS, SHORTCUT, Networks, Sizers, Training
 from endoscopy.metrics import CutOffs
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.segmentation.segmenter import Segmenter
+from endoscopy.prediction import frames_of, predictor_of, without_mask
+from endoscopy.renderer.scene import RendererConfig
+from endoscopy.segmenter import Segmenter
 from endoscopy.training.variants import CONFIGURED
 from harness.evidence import Bar, Row
 
@@ -56,9 +54,13 @@ OF_TRUTH = {
 }
 """Columns of the frame table that audits need, and what they contain."""
 
-TRAINED_RHO, TESTED_RHOS = 0.8, (0.8, 0.0, -0.8)
-LADDER_SEED = 10  # added to that of the main set
+SHOWN = {
+    *("macro_f1", "macro_f1_change", "mape", "mape_change", *PLAIN, "holds"),
+    *("ranking_auc", "open_rest", "r2", "accuracy"),
+}
+"""Scores that are printed; all are in the file."""
 
+TRAINED_RHO, TESTED_RHOS = 0.8, (0.8, 0.0, -0.8)
 
 Cues = Callable[[RendererConfig, range], dict[str, pd.DataFrame]]
 
@@ -139,8 +141,8 @@ class Audit:
             "boxes": (CONFIGURED,),
             "oracle_scale": (CONFIGURED, "depth"),
         }
-        wanted = dict.fromkeys(v for name in names for v in variants.get(name, ()))
-        return [Training(variant, self.seed) for variant in wanted]
+        wanted = (variant for name in names for variant in variants.get(name, ()))
+        return [Training(variant, self.seed) for variant in dict.fromkeys(wanted)]
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -184,8 +186,9 @@ class Audit:
     def _masks(self) -> None:
         frames = self._test_frames()
         predict = predictor_of(self.networks(Training(seed=self.seed)))
-        masks = self._predicted_masks(frames)
-        self.tables["masks"] = mask_audit(predict, frames, predicted=masks, **self._options)
+        self.tables["masks"] = mask_audit(
+            predict, frames, predicted=self._predicted_masks(frames), **self._options
+        )
 
     def _boxes(self) -> None:
         predict = predictor_of(self.networks(Training(seed=self.seed)))
@@ -200,9 +203,8 @@ class Audit:
             raise GatesError("the data has no depths: render them, or leave this audit out")
         metric = fit_scale(size_proxy(train.masks, train.depths), train.gt)
         scale = fit_scale(size_proxy(train.masks, relative_depths(train.depths)), train.gt)
-        bundle = self.networks(Training("depth", self.seed))
         self.tables["oracle_scale"] = oracle_scale_audit(
-            predictor_of(bundle, depth_factor=1 / metric),
+            predictor_of(self.networks(Training("depth", self.seed)), depth_factor=1 / metric),
             test,
             relative_depths(test.depths),
             global_scale=scale,
@@ -214,7 +216,7 @@ class Audit:
         rendering, count = self.sizers.rendering, self.ladder_objects[0]
         assert rendering is not None
         main = rendering.set(self.sizers.datamodule, MAIN).config
-        config = replace(main, seed=main.seed + LADDER_SEED)
+        config = replace(main, seed=main.seed + 10)  # other objects
         train = self.cues(config, range(count))
         test = self.cues(config, range(count, sum(self.ladder_objects)))
         self.tables["ladder"] = ladder(train, test, **self._options)
@@ -233,13 +235,6 @@ class Audit:
         if "ladder" not in self.tables:
             return []
         return ladder_bars(self.tables["ladder"], self.tables["ladder_order"], prefix=AUDIT)
-
-
-SHOWN = {
-    *("macro_f1", "macro_f1_change", "mape", "mape_change", *PLAIN, "holds"),
-    *("ranking_auc", "open_rest", "r2", "accuracy"),
-}
-"""Scores that are printed; all are in the file."""
 
 
 def sets_of(names: Sequence[str]) -> tuple[str, ...]:

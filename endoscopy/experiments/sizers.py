@@ -1,29 +1,183 @@
-"""The sizing networks of a configuration, each with the data that it is trained on."""
-
-from __future__ import annotations
+"""The sizing networks of a configuration: what determines them, and the data of each."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from core_gates.errors import GatesError
 from core_gates.training import recalibrate_batch_norm
-from endoscopy.bundles.building import refuse_trained
-from endoscopy.bundles.contents import SizingBundle
-from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.experiments.rendered_sets import SHORTCUT, Rendering
-from endoscopy.experiments.settings import (
-    data_settings,
-    file_hash,
-    module_settings,
-    rendering_settings,
-)
+from endoscopy.bundles.bundle_fitting import refuse_trained
+from endoscopy.bundles.sizing_bundle import SizingBundle
+from endoscopy.data.frame_cache import FrameReader
+from endoscopy.data.readers.real_colon import read_real_colon
+from endoscopy.data.samples import LesionDataset
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
 from endoscopy.models import load_timm_weights
-from endoscopy.training.module import SizingModule
+from endoscopy.renderer.rendered_dataset import is_complete
+from endoscopy.renderer.scene import BrandName, Exposure, Frequencies, RendererConfig
+from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.variants import CONFIGURED, VARIANTS, variant_arguments, variant_of
+from harness.files import sha256
 
-NOISY = ("l0",)  # kinds of gates with noise in training
+
+def module_settings(module: SizingModule) -> dict[str, Any]:
+    """Return network, targets and optimization."""
+    network, options = variant_arguments(module, CONFIGURED)
+    named = {f"model.model.{name}": value for name, value in network.items()}
+    del options["cut_offs_mm"]  # of validation alone
+    return named | {f"model.{name}": value for name, value in options.items()}
+
+
+def data_settings(data: PolypSizingDataModule) -> dict[str, Any]:
+    """Return what determines samples and images: neither folders nor processes."""
+    found = {
+        "streams": list(data.streams),
+        "size": data.size,
+        "aperture": data.aperture,
+        "batch_size": data.batch_size,
+        "sampler": data.sampler,
+        "frames_per_object": data.frames_per_object,
+        "augmentation": data.augmentation,
+        "cache_form": data.cache_form if data.cache_folder is not None else "raw",
+    }
+    return {f"data.{name}": value for name, value in found.items()} | split_settings(data)
+
+
+def split_settings(data: PolypSizingDataModule) -> dict[str, Any]:
+    """Return what determines the training and test objects."""
+    found: dict[str, Any] = {"sources": sorted(data.sources), "split": data.split_kind}
+    if data.split_kind == "counts":
+        names = ("train", "validation", "test", "calibration")
+        found |= {f"{name}_objects": n for name, n in zip(names, data.counts, strict=True)}
+    if data.split_kind in ("counts", "made"):
+        found["split_seed"] = data.split_seed
+    if data.split_kind == "made":
+        found |= {"num_folds": data.num_folds, "level": data.level}
+    if data.split_kind in ("hag6", "file"):
+        found["split_file"] = file_hash(data.split_file)
+    return {f"data.{name}": value for name, value in found.items()}
+
+
+def rendering_settings(config: RendererConfig) -> dict[str, Any]:
+    """Return the appearance of rendered frames, without their size, which is that of the data."""
+    values = asdict(config)
+    del values["side"], values["depth"]  # depth is always metric
+    return {f"rendering.{name}": value for name, value in values.items()}
+
+
+def file_hash(path: str | None) -> str | None:
+    """Return a short hash of the content of a file, whatever its path; None without one."""
+    if path is None:
+        return None
+    return sha256(Path(path))[:16] if Path(path).is_file() else "no file"
+
+
+MAIN, SHORTCUT = "main", "rho 0.8, training"
+SHIFTS: dict[str, dict[str, Any]] = {"agc": {"exposure": "agc"}, "brand_b": {"brand": "B"}}
+RHOS: dict[str, dict[str, Any]] = {
+    f"rho {rho:g}": {"shortcut_rho": rho} for rho in (0.8, 0.0, -0.8)
+}
+
+
+class RenderedSet(NamedTuple):
+    """A set of rendered objects on disk.
+
+    Attributes:
+        name: Of the set, for messages.
+        folder: Where it is.
+        config: What its objects look like.
+        objects: Number of objects, from 0 on.
+    """
+
+    name: str
+    folder: Path
+    config: RendererConfig
+    objects: int
+
+
+class Rendering:
+    """What the rendered data of a configuration look like.
+
+    The training set is in ``data.synthetic``, the others next to it. Sets of one kind hold the
+    same objects under other conditions.
+
+    Args:
+        seed: Seed of all sets.
+        frames: Frames per object.
+        exposure: Exposure of the main set: ``fixed`` gain, or ``agc``.
+        frequencies: Distribution of sizes: ``balanced``, or the ``real`` 76, 14 and 10 % of the
+            three classes.
+        brand: Endoscope of the main set: ``A``, ``B`` or ``mixed``.
+        shortcut_rho: How strongly the distance of the camera follows the size in the main set.
+        shift_objects: Number of objects in every other set.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        frames: int = 6,
+        exposure: Exposure = "fixed",
+        frequencies: Frequencies = "balanced",
+        brand: BrandName = "A",
+        shortcut_rho: float = 0.0,
+        shift_objects: int = 500,
+    ) -> None:
+        self.config = RendererConfig(
+            seed=seed,
+            frames=frames,
+            exposure=exposure,
+            frequencies=frequencies,
+            brand=brand,
+            shortcut_rho=shortcut_rho,
+        )
+        self.shift_objects = shift_objects
+
+    def set(self, data: PolypSizingDataModule, name: str = MAIN) -> RenderedSet:
+        """Return one of the sets.
+
+        Raises:
+            GatesError: The name is unknown, or the configuration has no rendered data.
+        """
+        main = data.sources.get("synthetic")
+        if main is None:
+            raise GatesError(
+                "this configuration has no rendered data: set data.synthetic to a folder, or take "
+                "the configuration synthetic"
+            )
+        config = replace(self.config, side=data.size)
+        if name == MAIN:
+            return RenderedSet(name, Path(main), config, sum(data.counts))
+        folder = Path(f"{main}-{name.replace(', ', '-').replace(' ', '_')}")
+        if name in SHIFTS:
+            offset, looks, objects = 1, SHIFTS[name], self.shift_objects
+        elif name in RHOS:
+            offset, looks, objects = 2, RHOS[name], self.shift_objects
+        elif name == SHORTCUT:
+            offset, looks, objects = 3, RHOS["rho 0.8"], data.counts[0] + 2
+        else:
+            known = ", ".join((MAIN, *SHIFTS, *RHOS, SHORTCUT))
+            raise GatesError(f"no rendered set {name!r}: choose from {known}")
+        return RenderedSet(
+            name, folder, replace(config, seed=config.seed + offset, **looks), objects
+        )
+
+    def missing(self, data: PolypSizingDataModule, names: Sequence[str]) -> list[RenderedSet]:
+        """Return the sets that must be rendered, wholly or in part.
+
+        Raises:
+            GatesError: A folder holds another set, or a source to be joined to them is absent.
+        """
+        data.check_sources()
+        sets = [self.set(data, name) for name in names]
+        return [one for one in sets if not is_complete(one.folder, one.config, one.objects)]
+
+    def shifted(self, data: PolypSizingDataModule, name: str) -> LesionDataset:
+        """Return all frames of a rendered set, at the size of the data."""
+        table, _ = read_real_colon(self.set(data, name).folder, check_images=False)
+        return LesionDataset(FrameReader(table, data.size, masks=True, depths=True))
 
 
 class Training(NamedTuple):
@@ -83,7 +237,7 @@ class Sizers:
 
         Version 1 of noisy gates was scored with the running statistics of training.
         """
-        return {"version": 2} if self._gates(variant) in NOISY else {}
+        return {"version": 2} if self._is_noisy(variant) else {}
 
     def untrained(self, training: Training, **settings: Any) -> SizingModule:
         """Return a new module, its weights drawn from the global generator or those of timm.
@@ -99,21 +253,20 @@ class Sizers:
 
     def data(self, training: Training) -> PolypSizingDataModule:
         """Return the data of a training."""
-        streams = VARIANTS[training.variant].streams
         data = self.datamodule
         if training.variant == "shortcut" and self.rendering is not None:
             folder = self.rendering.set(data, SHORTCUT).folder
             data = data.elsewhere(str(folder), data.counts[0])
         return data.variant(
             seed=training.seed,
-            streams=streams,
+            streams=VARIANTS[training.variant].streams,
             fold=training.fold,
             train_objects=training.objects,
         )
 
     def settle(self, variant: str, module: SizingModule, data: PolypSizingDataModule) -> None:
         """Estimate the statistics after noisy gates again, with gates as in evaluation."""
-        if self._gates(variant) in NOISY:
+        if self._is_noisy(variant):
             recalibrate_batch_norm(module.model, data.loader("train"), run=_run)
 
     def epochs(self, steps: int, objects: int) -> int:
@@ -133,8 +286,8 @@ class Sizers:
 
         return network
 
-    def _gates(self, variant: str) -> str:
-        return str(variant_arguments(self.module, variant)[0]["gates"])
+    def _is_noisy(self, variant: str) -> bool:
+        return variant_arguments(self.module, variant)[0]["gates"] == "l0"
 
 
 def taking_part(variants: Sequence[str], only: Sequence[str] = ()) -> tuple[str, ...]:

@@ -1,25 +1,30 @@
-"""Where the lesions of a frame are, and how annotations find their frames."""
-
-from __future__ import annotations
+"""Where the lesions of a frame are: annotations, mask images, boxes drawn by hand."""
 
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from core_gates.errors import GatesError
-from endoscopy.data.frames.transforms import Frame
-from endoscopy.data.readers.report import ReadReport
-from endoscopy.data.tables.boxes import SMALLEST_AREA, SMALLEST_RENDERED, repair_boxes
-from endoscopy.data.tables.frame_table import SYNTHETIC
-from endoscopy.inputs.content import stated_part, trim_black
-from endoscopy.inputs.frame import InputReport, SourceFrame
-from endoscopy.inputs.image_files import natural_key
+from endoscopy.data.frame_table import SMALLEST_AREA, SMALLEST_RENDERED, SYNTHETIC, repair_boxes
+from endoscopy.data.image_reading import natural_key, read_mask
+from endoscopy.data.readers.tabular import ReadReport
+from endoscopy.data.transforms import Frame
+from endoscopy.inputs.image_files import (
+    ImageFiles,
+    InputReport,
+    SourceFrame,
+    stated_part,
+    stem,
+    trim_black,
+)
 
 Box = tuple[float, float, float, float]
 Origin = Literal["masks", "boxes", "automatic"]
@@ -118,7 +123,10 @@ class AnnotatedLocations(Locator):
     def __init__(self, path: str, origin: Origin, names: list[str]) -> None:
         super().__init__(path, origin)
         self.names = sorted(names, key=natural_key)
-        self._by_name = _last_parts(self.names) | {name: name for name in self.names}
+        last = {name: PurePosixPath(name).name for name in self.names}
+        count = Counter(last.values())
+        self._by_name = {part: name for name, part in last.items() if count[part] == 1}
+        self._by_name |= {name: name for name in self.names}
         self._numbered = all(name.isdecimal() for name in self.names)
         self._ordered, self._smallest = False, SMALLEST_AREA
         self._found: set[str] = set()
@@ -219,8 +227,8 @@ class AnnotatedLocations(Locator):
                     self.report.add(action, reason, [key])  # type: ignore[arg-type]
             if not (repaired.invalid[0] or repaired.small[0]):
                 xmin, xmax, ymin, ymax = map(float, repaired.boxes[0])
-                mask = _resized(lesion.mask, shape)
-                kept.append(Lesion((xmin, xmax, ymin, ymax), lesion.name, mask))
+                box, mask = (xmin, xmax, ymin, ymax), _resized(lesion.mask, shape)
+                kept.append(Lesion(box, lesion.name, mask))
         return kept
 
     def _check_number(self, source: str, frames: int) -> None:
@@ -239,13 +247,6 @@ def trimmed(image: np.ndarray, *, trim: bool) -> Located:
     return Located(part, [], left, top)
 
 
-def _last_parts(names: list[str]) -> dict[str, str]:
-    """Return the last part of every path for which it is unique."""
-    last = Counter(PurePosixPath(name).name for name in names)
-    parts = ((PurePosixPath(name).name, name) for name in names)
-    return {part: name for part, name in parts if last[part] == 1}
-
-
 def _moved(lesion: Lesion, x: int, y: int) -> Lesion:
     xmin, xmax, ymin, ymax = lesion.box
     return replace(lesion, box=(xmin + x, xmax + x, ymin + y, ymax + y))
@@ -256,3 +257,81 @@ def _resized(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | No
         return mask
     size = (shape[1], shape[0])
     return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+MIN_AREA = 16  # pixels; smaller parts are noise, unless nothing else was drawn
+
+
+class MaskLocations(AnnotatedLocations):
+    """Lesions from masks named like their frames; every connected part is a lesion.
+
+    Parts below 16 pixels are left out if there is a larger one: a distant polyp on a small frame
+    may have no more pixels.
+
+    A pixel belongs to a lesion if it is above the middle of the range, or, in a file without
+    values above 1, if it is 1.
+
+    Args:
+        path: Folder of PNG files, searched to any depth; JPEG works too.
+
+    Raises:
+        GatesError: It holds no mask. Files that cannot be read are counted, and their frames have
+            no location.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        files = ImageFiles(path, ENDINGS)
+        if not files.names or not Path(path).is_dir():
+            raise GatesError(
+                f"{path}: holds no mask; name a folder of .png files named like frames"
+            )
+        self._files = {stem(name): Path(path) / name for name in files.names}
+        super().__init__(str(path), "masks", list(self._files))
+
+    def annotation(self, name: str) -> Annotation:
+        """Read the mask of a frame."""
+        self.report.files += 1
+        try:
+            mask = read_mask(self._files[name]) > 0
+        except GatesError as error:
+            return self.unreadable(self._files[name], error)
+        return Annotation(
+            tuple(lesions_of(mask, keep_largest=True)), (mask.shape[1], mask.shape[0])
+        )
+
+
+def lesions_of(mask: np.ndarray, *, keep_largest: bool = False) -> list[Lesion]:
+    """Return the connected parts (8 neighbors) of at least 16 pixels, the largest first.
+
+    Args:
+        mask: Boolean (H, W).
+        keep_largest: Keep the largest parts however small they are.
+    """
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    areas = np.bincount(labels.ravel())[1:]
+    least = min(MIN_AREA, areas.max(initial=0)) if keep_largest else MIN_AREA
+    order = [i for i in np.argsort(-areas, kind="stable") if areas[i] >= least]
+    slices = ndimage.find_objects(labels)
+    return [Lesion(_box(slices[i]), mask=labels == i + 1) for i in order]
+
+
+def _box(part: tuple[slice, slice]) -> Box:
+    rows, columns = part
+    return float(columns.start), float(columns.stop), float(rows.start), float(rows.stop)
+
+
+class DrawnLocations(AnnotatedLocations):
+    """One lesion on some frames.
+
+    Args:
+        boxes: Key of the frame to xmin, xmax, ymin, ymax in its pixels.
+    """
+
+    def __init__(self, boxes: Mapping[str, Box]) -> None:
+        super().__init__("drawn boxes", "boxes", list(boxes))
+        self.boxes = dict(boxes)
+
+    def annotation(self, name: str) -> Annotation:
+        """Return the box of a frame."""
+        return Annotation((Lesion(self.boxes[name]),))

@@ -1,39 +1,45 @@
 """Metrics of polyp sizing: classes, errors in millimeters, ranking, calibration, aggregation."""
 
-from endoscopy.metrics.aggregation import object_table, patient_table
-from endoscopy.metrics.calibration import expected_calibration_error, reliability
-from endoscopy.metrics.classification import (
-    accuracy,
-    balanced_accuracy,
-    f1,
-    macro_f1,
-    negative_predictive_value,
-    positive_predictive_value,
-    quadratic_kappa,
-    sensitivity,
-    specificity,
-    weighted_f1,
+from endoscopy.metrics.aggregation import (
+    PROBABILITIES,
+    flags_of,
+    object_table,
+    patient_table,
+    patients_of,
 )
-from endoscopy.metrics.columns import PROBABILITIES, clusters_of, flags_of, patients_of
-from endoscopy.metrics.confusion import at_cut_off, confusion_matrix
-from endoscopy.metrics.ranking import auroc, size_auroc
-from endoscopy.metrics.size_classes import (
+from endoscopy.metrics.classification import (
     CLASS_NAMES,
     CONTINUOUS,
     PUBLISHED,
     TRUTH,
     CutOffs,
+    accuracy,
+    at_cut_off,
+    balanced_accuracy,
+    confusion_matrix,
     count_on_cut_offs,
+    expected_calibration_error,
+    f1,
     has_known_class,
+    macro_f1,
+    negative_predictive_value,
+    positive_predictive_value,
+    quadratic_kappa,
+    reliability,
+    sensitivity,
+    specificity,
+    weighted_f1,
 )
 from endoscopy.metrics.size_errors import (
     LimitsOfAgreement,
+    auroc,
     bias,
     limits_of_agreement,
     mean_absolute_error,
     mean_relative_error,
     ratio_limits,
     root_mean_square_error,
+    size_auroc,
 )
 
 __all__ = [
@@ -49,7 +55,6 @@ __all__ = [
     "auroc",
     "balanced_accuracy",
     "bias",
-    "clusters_of",
     "confusion_matrix",
     "count_on_cut_offs",
     "expected_calibration_error",

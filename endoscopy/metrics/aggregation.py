@@ -1,12 +1,56 @@
-"""From predictions of frames to one per object, and one per patient."""
+"""From predictions of frames to one per object and one per patient; columns with gaps."""
 
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
-from core_gates.errors import GatesError
-from endoscopy.metrics.columns import PROBABILITIES, flags_of, patients_of
+from core_gates.errors import GatesError, check_option
+
+PROBABILITIES = ("p_diminutive", "p_small", "p_large")
+"""Probabilities of the three size classes."""
+
+_TRUE, _FALSE = frozenset({"true", "1", "1.0", "yes"}), frozenset({"false", "0", "0.0", "no", ""})
+
+
+def flags_of(table: pd.DataFrame, name: str) -> np.ndarray:
+    """Return a column of flags (N,) as booleans; False where it has no value or is absent.
+
+    Text is parsed: ``true``, ``1``, ``yes``, or ``false``, ``0``, ``no``.
+
+    Raises:
+        GatesError: A value is neither.
+    """
+    if name not in table:
+        return np.zeros(len(table), dtype=bool)
+    column = table[name]
+    if pd.api.types.is_bool_dtype(column) and not column.isna().any():
+        return column.to_numpy(dtype=bool)
+    text = column.astype("object").where(column.notna(), "").astype(str).str.strip().str.lower()
+    known = text.isin([*_TRUE, *_FALSE]).to_numpy(dtype=bool)
+    if not known.all():
+        row = int(np.flatnonzero(~known)[0])
+        raise GatesError(f"{name} is {column.iloc[row]!r} in row {row}: write true or false")
+    return text.isin(list(_TRUE)).to_numpy(dtype=bool)
+
+
+def patients_of(table: pd.DataFrame) -> np.ndarray:
+    """Return the patient (N,) of each row; an object without one is a separate patient.
+
+    A missing or blank patient is named by the ``unique_id``, after ``object`` where a patient has
+    that name already.
+    """
+    own = table["unique_id"].astype(str).to_numpy(dtype=object)
+    if "patient" not in table:
+        return own.astype(str)
+    column = table["patient"]
+    text = column.astype("object").where(column.notna(), "").astype(str)
+    known = (text.str.strip() != "").to_numpy(dtype=bool)
+    patients = text.to_numpy(dtype=object)
+    taken = set(patients[known])
+    own = np.array([f"object {name}" if name in taken else name for name in own], dtype=object)
+    return np.where(known, patients, own).astype(str)
+
 
 Level = Literal["median", "mean", "best_k"]
 REQUIRED = ("unique_id", "gt", "predicted_mm")
@@ -32,13 +76,11 @@ def object_table(predictions: pd.DataFrame, level: Level = "median", *, k: int =
     Raises:
         GatesError: A column is missing, a prediction is not finite, or an object has two sizes.
     """
-    if level not in get_args(Level):
-        raise ValueError(f"level is {level!r}; choose one of {', '.join(get_args(Level))}")
-    needed = (*REQUIRED, "sharpness") if level == "best_k" else REQUIRED
-    _check(predictions, needed)
+    check_option("level", level, get_args(Level))
+    _check(predictions, (*REQUIRED, "sharpness") if level == "best_k" else REQUIRED)
+    reasons = predictions.get("reasons", pd.Series("", predictions.index))
     frames = predictions.assign(
-        censored=flags_of(predictions, "censored"),
-        reasons=_column(predictions, "reasons", "").fillna("").astype(str),
+        censored=flags_of(predictions, "censored"), reasons=reasons.fillna("").astype(str)
     )
     abstains = frames["reasons"] != ""
     all_abstain = abstains.groupby(frames["unique_id"]).transform("all")
@@ -46,13 +88,12 @@ def object_table(predictions: pd.DataFrame, level: Level = "median", *, k: int =
     if level == "best_k":
         sharp = counting.sort_values("sharpness", ascending=False, kind="stable")
         counting = sharp.groupby("unique_id", sort=False).head(k)
-    how = "mean" if level == "mean" else "median"
-    order = frames["unique_id"].drop_duplicates()
     grouped = counting.groupby("unique_id", sort=False)
-    columns = {"gt": grouped["gt"].first(), "predicted_mm": grouped["predicted_mm"].agg(how)}
+    sizes = grouped["predicted_mm"].agg("mean" if level == "mean" else "median")
+    columns = {"gt": grouped["gt"].first(), "predicted_mm": sizes}
     for name in counting.columns.difference(["unique_id", *columns], sort=False):
         columns[name] = _summary(counting, name)
-    table = pd.DataFrame(columns).loc[order]
+    table = pd.DataFrame(columns).loc[frames["unique_id"].drop_duplicates()]
     table["num_frames"] = grouped.size()
     table["abstained"] = table["reasons"] != ""
     return table.rename_axis("unique_id").reset_index()
@@ -89,24 +130,18 @@ def patient_table(objects: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check(table: pd.DataFrame, needed: tuple[str, ...]) -> None:
-    missing = [name for name in needed if name not in table]
-    if missing:
+    if missing := [name for name in needed if name not in table]:
         raise GatesError(
             f"predictions lack {', '.join(missing)}; found {', '.join(map(str, table.columns))}"
         )
     if table.empty:
         raise GatesError("predictions are empty; expected one row per frame")
-    broken = int((~np.isfinite(table["predicted_mm"].to_numpy(dtype=float))).sum())
-    if broken:
+    if broken := int((~np.isfinite(table["predicted_mm"].to_numpy(dtype=float))).sum()):
         raise GatesError(f"{broken} of {len(table)} predictions are not finite; expected mm")
     sizes = table.groupby("unique_id")["gt"].nunique(dropna=False)
     if (sizes > 1).any():
         name = sizes.index[sizes > 1][0]
         raise GatesError(f"object {name} has {sizes[name]} true sizes; expected one per object")
-
-
-def _column(table: pd.DataFrame, name: str, default: object) -> pd.Series:
-    return table[name] if name in table else pd.Series(default, table.index, dtype=object)
 
 
 def _summary(frames: pd.DataFrame, name: str) -> pd.Series:

@@ -1,12 +1,12 @@
-"""Errors of sizes in millimeters, also of many weighted samples at once.
+"""Errors of sizes in millimeters, of many weighted samples at once, and how sizes rank objects."""
 
-The error is predicted minus true. Sizes that are lower bounds have no error: leave them out.
-"""
-
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from core_gates.errors import GatesError
+from endoscopy.metrics.classification import TRUTH, ratio
 
 NORMAL_95 = 1.959963984540054
 
@@ -29,8 +29,7 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.n
     """Return the mean of values (N,) under weights (..., N); NaN without weight."""
     if weights is None:
         weights = np.ones(len(values))
-    total = weights.sum(-1)
-    return np.divide(weights @ values, total, out=np.full(total.shape, np.nan), where=total > 0)
+    return ratio(weights @ values, weights.sum(-1))
 
 
 def mean_absolute_error(
@@ -74,8 +73,7 @@ def limits_of_agreement(
         weights = np.ones(len(error))
     mean, total = weighted_mean(error, weights), weights.sum(-1)
     square = np.maximum(weighted_mean(error**2, weights) - mean**2, 0)
-    freedom = np.divide(total, total - 1, out=np.full(total.shape, np.nan), where=total > 1)
-    half = NORMAL_95 * np.sqrt(square * freedom)
+    half = NORMAL_95 * np.sqrt(square * ratio(total, total - 1))
     return LimitsOfAgreement(mean, mean - half, mean + half)
 
 
@@ -98,5 +96,47 @@ def ratio_limits(
 
 def _errors(gt: ArrayLike, predicted: ArrayLike) -> np.ndarray:
     """Return predicted minus true sizes (N,), float64."""
-    errors: np.ndarray = np.asarray(predicted, dtype=float) - np.asarray(gt, dtype=float)
-    return errors
+    return np.asarray(predicted, dtype=float) - np.asarray(gt, dtype=float)
+
+
+def auroc(score: ArrayLike, positive: ArrayLike, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return the area under the ROC curve, also of many weighted samples at once.
+
+    It is the probability that a positive sample has the higher score, ties counting half.
+
+    Args:
+        score: (N,).
+        positive: (N,) boolean.
+        weights: (..., N), all one by default.
+
+    Returns:
+        (...); NaN where one of the two classes has no weight.
+
+    Raises:
+        GatesError: A score is NaN, which has no rank.
+        ValueError: The lengths differ.
+    """
+    score, positive = np.asarray(score, dtype=float), np.asarray(positive, dtype=bool)
+    if score.shape != positive.shape or score.ndim != 1:
+        raise ValueError(f"score {score.shape} and positive {positive.shape} must have one length")
+    if unknown := int(np.isnan(score).sum()):
+        raise GatesError(f"{unknown} of {score.size} scores are NaN; leave out rows without one")
+    if weights is None:
+        weights = np.ones(len(score))
+    if not score.size:
+        return np.full(weights.shape[:-1], np.nan)
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))
+    ranked, is_positive = weights[..., order], positive[order].astype(float)
+    positives = np.add.reduceat(ranked * is_positive, starts, axis=-1)
+    negatives = np.add.reduceat(ranked * (1 - is_positive), starts, axis=-1)
+    below = negatives.cumsum(-1) - negatives / 2
+    return ratio((positives * below).sum(-1), positives.sum(-1) * negatives.sum(-1))
+
+
+def size_auroc(
+    gt: ArrayLike, predicted: ArrayLike, cut: Literal[5, 10], weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the AUROC of the predicted size for > 5 mm, or ≥ 10 mm; see auroc."""
+    positive = TRUTH.classes(gt) >= (1 if cut == 5 else 2)
+    return auroc(predicted, positive, weights)

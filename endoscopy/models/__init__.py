@@ -1,15 +1,15 @@
 """Sizing networks: trunks of timm or small ones, with gates, for one to several streams."""
 
-from endoscopy.models.folding import fold
 from endoscopy.models.gate_kinds import GateKind, gate_parameters, gates_of, weight_parameters
-from endoscopy.models.presets import (
+from endoscopy.models.sizer import (
+    MultiStreamSizer,
+    fold,
     fsg_resnet18,
     fsg_vit,
     fsg_vit_tiny_patch16_384,
     tiny_resnet,
     tiny_vit,
 )
-from endoscopy.models.sizer import MultiStreamSizer
 from endoscopy.models.timm_weights import load_timm_weights
 
 __all__ = [

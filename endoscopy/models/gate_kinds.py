@@ -1,18 +1,108 @@
-"""The gates that a sizing network can have, and their parameters."""
+"""The gates that a sizing network can have.
+
+Feature selection, LayerScale without a sigmoid, and channel attention that depends on the image.
+"""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from core_gates import FeatureSelectionGate, inject_gates
+from core_gates.errors import check_option
 from core_gates.surgery import gate_hosts
-from endoscopy.models.layer_scale import LayerScale
-from endoscopy.models.recalibration import recalibrate
+
+
+class LayerScale(FeatureSelectionGate):
+    """Scale every feature by a learned factor of any sign (Touvron et al., 2021, equation 3).
+
+    ``y = g * x``: a feature-selection gate without its sigmoid, an ordinary weight otherwise, so
+    that it belongs to the main optimizer. It folds like a gate.
+
+    Args:
+        dim: Number of features.
+        init: Factor of all features at the start; 1e-5 in a deep residual branch, 1 elsewhere.
+        feature_dim: Dimension of the features: -1 for tokens, 1 for images (B, C, H, W).
+        device: Device of the factors.
+        dtype: Floating dtype of the factors.
+
+    Shape:
+        ``x`` and the result (..., dim, ...).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        init: float = 1e-5,
+        feature_dim: int = -1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, init=init, feature_dim=feature_dim, device=device, dtype=dtype)
+
+    def scores(self) -> Tensor:
+        """Return the factors (dim,), zero where pruned."""
+        return torch.where(self.kept, self._exact_logits(), 0)
+
+    @torch.no_grad()
+    def prune_(self, threshold: float = 0.0) -> int:
+        """Close for good the factors of at most this size; return how many remain."""
+        self.kept &= self.scores().abs() > threshold
+        return int(self.kept.sum())
+
+
+class Recalibration(nn.Module):
+    """Squeeze-and-excitation (Hu et al., 2018, reduction 16), as timm builds it.
+
+    Tokens are read as a column of pixels.
+
+    Args:
+        dim: Number of features.
+        feature_dim: Dimension of the features: -1 for tokens (B, N, D), 1 for images (B, C, H, W).
+    """
+
+    def __init__(self, dim: int, feature_dim: int) -> None:
+        super().__init__()
+        from timm.layers import create_attn  # see endoscopy.models.trunks
+
+        self.attention = create_attn("se", dim, rd_ratio=1 / 16)
+        self.feature_dim = feature_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` (B, C, H, W), (B, H, W, C) or (B, N, D) with its features rescaled."""
+        if self.feature_dim == 1:
+            return self.attention(x)
+        column = x.flatten(1, -2).mT.unsqueeze(-1)
+        return self.attention(column).squeeze(-1).mT.reshape(x.shape)
+
+
+def recalibrate(model: nn.Module) -> dict[str, Recalibration]:
+    """Put channel attention where :func:`core_gates.inject_gates` puts gates, in place.
+
+    Args:
+        model: A ViT, Swin, ConvNeXt or ResNet as timm builds it.
+
+    Returns:
+        Name of each module -> the attention that follows it.
+    """
+    placed = {}
+    for name, host in gate_hosts(model).items():
+        placed[name] = Recalibration(host.dim, host.feature_dim)
+        host.module.add_module("attention", placed[name])  # the last step of a stage
+        if not isinstance(host.module, nn.Sequential):
+            host.module.register_forward_hook(_attend)
+    return placed
+
+
+def _attend(module: Any, _inputs: Any, output: Tensor) -> Tensor:
+    return module.attention(output)
+
 
 GateKind = Literal["fsg", "none", "layer_scale", "se", "l0"]
-
+STATIC = ("fsg", "l0", "layer_scale")  # kinds that do not depend on the image
 GateMaker = Callable[..., FeatureSelectionGate]
 
 L0_START = 2.2
@@ -34,8 +124,7 @@ def gate_trunk(trunk: nn.Module, kind: GateKind) -> int:
     Raises:
         ValueError: The kind is unknown or does not fit the trunk.
     """
-    if kind not in get_args(GateKind):
-        raise ValueError(f"gates is {kind!r}; choose one of {', '.join(get_args(GateKind))}")
+    check_option("gates", kind, get_args(GateKind))
     hosts = gate_hosts(trunk)
     if kind == "none" or not hosts:
         return 0
@@ -60,9 +149,7 @@ def static_gate(kind: GateKind) -> GateMaker:
 
 def head_gate(kind: GateKind, dim: int) -> nn.Module:
     """Return a gate on ``dim`` pooled features; none for kinds that pool an image themselves."""
-    if kind in ("fsg", "l0", "layer_scale"):
-        return static_gate(kind)(dim)
-    return nn.Identity()
+    return static_gate(kind)(dim) if kind in STATIC else nn.Identity()
 
 
 def gates_of(model: nn.Module) -> dict[str, FeatureSelectionGate]:

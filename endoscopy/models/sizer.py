@@ -1,5 +1,6 @@
-"""A network of one to several streams that sizes the polyp in a frame."""
+"""Networks of one to several streams that size the polyp in a frame: published and tiny ones."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,11 +8,91 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from core_gates.errors import GatesError
-from endoscopy.data.frames.streams import STREAMS
-from endoscopy.models.gate_kinds import GateKind, gate_trunk
-from endoscopy.models.heads import NUM_GEOMETRY, GatedHead, LinearHead
-from endoscopy.models.trunks import build_trunk
+from core_gates import FeatureSelectionGate, fold_gates
+from core_gates.errors import GatesError, check_at_least
+from core_gates.features.folding import scale_inputs
+from core_gates.surgery import gate_hosts
+from endoscopy.data.streams import STREAMS
+from endoscopy.models.gate_kinds import STATIC, GateKind, gate_trunk, head_gate
+from endoscopy.models.trunks import TINY_RESNET, build_trunk
+
+NUM_GEOMETRY = 4
+"""Log width and height of the box relative to the frame, and its center."""
+
+
+class LinearHead(nn.Module):
+    """One linear map, as a ViT has it.
+
+    Args:
+        dim: Features of all streams together.
+        outputs: Numbers that the network returns.
+        num_geometry: Further inputs, which no gate precedes.
+
+    Shape:
+        Features (B, dim) and geometry (B, num_geometry) to (B, outputs).
+    """
+
+    def __init__(self, dim: int, outputs: int, num_geometry: int = 0) -> None:
+        super().__init__()
+        self.fc = nn.Linear(dim + num_geometry, outputs)
+
+    def forward(self, features: Tensor, geometry: Tensor | None = None) -> Tensor:
+        """Return the output, without activation."""
+        return self.fc(_join(features, geometry))
+
+    def fold_(self, scores: Tensor) -> None:
+        """Multiply scores (dim,) of the features into the weights."""
+        scale_inputs(self.fc, _extend(scores, self.fc))
+
+
+class GatedHead(nn.Module):
+    """The gated fusion of streams (arXiv 2407.04400).
+
+    ``W3 (s(L2) * relu(W2 (s(L1) * e) + b2)) + b3`` with gates L1 and L2.
+
+    Args:
+        dim: Features e of all streams together.
+        hidden_dim: Features between the two layers.
+        outputs: Numbers that the network returns.
+        gates: Kind of the gates L1 and L2.
+        num_geometry: Further inputs of the first layer, which no gate precedes.
+
+    Shape:
+        Features (B, dim) and geometry (B, num_geometry) to (B, outputs).
+    """
+
+    def __init__(
+        self, dim: int, hidden_dim: int, outputs: int, gates: GateKind, num_geometry: int = 0
+    ) -> None:
+        super().__init__()
+        self.gate1 = head_gate(gates, dim)
+        self.fc2 = nn.Linear(dim + num_geometry, hidden_dim)
+        self.gate2 = head_gate(gates, hidden_dim)
+        self.fc3 = nn.Linear(hidden_dim, outputs)
+
+    def forward(self, features: Tensor, geometry: Tensor | None = None) -> Tensor:
+        """Return the output, without activation."""
+        hidden = torch.relu(self.fc2(_join(self.gate1(features), geometry)))
+        return self.fc3(self.gate2(hidden))
+
+    def fold_(self, scores: Tensor) -> None:
+        """Multiply scores (dim,) of the features and both gates into the weights."""
+        if isinstance(self.gate1, FeatureSelectionGate):
+            scores = scores * self.gate1.scores()
+        if isinstance(self.gate2, FeatureSelectionGate):
+            self.gate2.fold_into(self.fc3, "input")
+        scale_inputs(self.fc2, _extend(scores, self.fc2))
+        self.gate1, self.gate2 = nn.Identity(), nn.Identity()
+
+
+def _join(features: Tensor, geometry: Tensor | None) -> Tensor:
+    return features if geometry is None else torch.cat([features, geometry.to(features)], 1)
+
+
+def _extend(scores: Tensor, layer: nn.Linear) -> Tensor:
+    """Return the scores with ones for the geometry, which has no gate."""
+    return torch.cat([scores, scores.new_ones(layer.in_features - len(scores))])
+
 
 Streams = Sequence[str | tuple[str, int]] | Mapping[str, int]
 
@@ -22,7 +103,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
     Args:
         trunk: ``tiny_resnet`` or any model of timm, built for each stream.
         streams: Names of the streams, in the order in which their features are joined; those that
-            :data:`~endoscopy.data.frames.streams.STREAMS` does not know with their number of
+            :data:`~endoscopy.data.streams.STREAMS` does not know with their number of
             channels, as pairs or all in a mapping.
         outputs: Numbers that the network returns: 1 for millimeters, more for ordinal or classes.
         gates: Kind of the gates, see :func:`endoscopy.models.gate_kinds.gate_trunk`.
@@ -52,9 +133,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
     ) -> None:
         super().__init__()
         channels = channels_of(streams)
-        for name, value in (("outputs", outputs), ("hidden_dim", hidden_dim)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(1, outputs=outputs, hidden_dim=hidden_dim)
         self.arguments: dict[str, Any] = {
             "trunk": trunk,
             "streams": [
@@ -80,7 +159,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
             self.head = LinearHead(dim, outputs, extra)
         else:
             self.head = GatedHead(dim, hidden_dim, outputs, gates, extra)
-        in_head = hidden_dim is not None and gates in ("fsg", "l0", "layer_scale")
+        in_head = hidden_dim is not None and gates in STATIC
         if gates != "none" and not num_gates and not in_head:
             raise ValueError(f"trunk {trunk!r} has no place for gates {gates!r}; choose 'none'")
 
@@ -96,8 +175,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
         Raises:
             GatesError: A stream or the geometry is missing.
         """
-        missing = [name for name in self.branches if name not in streams]
-        if missing:
+        if missing := [name for name in self.branches if name not in streams]:
             raise GatesError(
                 f"the data make the streams {', '.join(streams)} and the network also reads"
                 f" {', '.join(missing)}: set --data.streams to [{', '.join(self.branches)}]"
@@ -106,8 +184,7 @@ class MultiStreamSizer(nn.Module, PyTorchModelHubMixin):
             raise GatesError("the network reads the geometry of the box, but the batch has none")
         features = [trunk(streams[name]) for name, trunk in self.branches.items()]
         joined = features[0] if len(features) == 1 else torch.cat(features, 1)
-        out: Tensor = self.head(joined, geometry if self.geometry else None)
-        return out
+        return self.head(joined, geometry if self.geometry else None)
 
 
 def channels_of(streams: Streams) -> dict[str, int]:
@@ -118,9 +195,8 @@ def channels_of(streams: Streams) -> dict[str, int]:
     """
     if isinstance(streams, str):
         raise ValueError(f"streams is {streams!r}; expected a list such as ['{streams}']")
-    pairs = streams.items() if isinstance(streams, Mapping) else streams
     channels: dict[str, int] = {}
-    for pair in pairs:
+    for pair in streams.items() if isinstance(streams, Mapping) else streams:
         name, count = (pair, STREAMS.get(pair, 0)) if isinstance(pair, str) else pair
         if count < 1:
             raise ValueError(f"unknown stream {name!r}; choose from {', '.join(STREAMS)}")
@@ -128,3 +204,130 @@ def channels_of(streams: Streams) -> dict[str, int]:
     if not channels or len(channels) < len(streams):
         raise ValueError(f"streams must name at least one, each once; found {list(streams)}")
     return channels
+
+
+@torch.no_grad()
+def fold(model: MultiStreamSizer) -> MultiStreamSizer:
+    """Return the network with its static gates multiplied into the weights, in evaluation.
+
+    It computes what ``model.eval()`` computes, up to rounding, with the operations of a network
+    built with ``gates="none"``, which it is. The gates of the last stage of a ResNet and L1 go into
+    the columns of the first layer of the head, L2 into those of the second. Attention that depends
+    on the image (``se``) stays as it is.
+
+    Args:
+        model: Any sizing network; it is not changed.
+    """
+    twin = copy.deepcopy(model).eval()
+    if model.arguments["gates"] not in STATIC:
+        return twin
+    twin.head.fold_(torch.cat([_fold_trunk(trunk, twin) for trunk in twin.branches.values()]))
+    twin.arguments["gates"] = "none"  # the form in which it is saved
+    return twin
+
+
+def _fold_trunk(trunk: nn.Module, model: MultiStreamSizer) -> Tensor:
+    """Fold all gates that precede weights; return what the head must absorb."""
+    hosts = gate_hosts(trunk)
+    stages = [name for name, host in hosts.items() if isinstance(host.module, nn.Sequential)]
+    if not stages:
+        fold_gates(trunk)
+        width = next(model.head.parameters())
+        dim = int(trunk.num_features)  # type: ignore[arg-type]
+        return torch.ones(dim, device=width.device, dtype=width.dtype)
+    fold_gates(trunk, where=stages[:-1])
+    last: Any = trunk.get_submodule(stages[-1])
+    scores: Tensor = last.gate.scores()
+    del last.gate
+    return scores
+
+
+def fsg_vit(
+    name: str = "vit_tiny_patch16_384",
+    streams: Streams = ("rgb",),
+    outputs: int = 1,
+    gates: GateKind = "fsg",
+    geometry: bool = False,
+    trunk_options: dict[str, Any] | None = None,
+) -> MultiStreamSizer:
+    """Return any vision transformer of timm with gates on its residual branches.
+
+    Args:
+        name: A ViT, DeiT, BEiT, EVA, Swin or ConvNeXt of timm.
+        streams: See :class:`MultiStreamSizer`.
+        outputs: Numbers that the network returns.
+        gates: Kind of the gates.
+        geometry: Whether the head also reads the box.
+        trunk_options: Arguments of the timm model, e.g. ``img_size``, ``drop_path_rate`` or
+            ``init_values``, the LayerScale in front of the gates.
+
+    Raises:
+        ValueError: timm has no such model, or there is no place for such gates.
+    """
+    return MultiStreamSizer(name, streams, outputs, gates, None, geometry, trunk_options)
+
+
+def fsg_vit_tiny_patch16_384(
+    streams: Streams = ("rgb",),
+    outputs: int = 1,
+    gates: GateKind = "fsg",
+    geometry: bool = False,
+    trunk_options: dict[str, Any] | None = None,
+) -> MultiStreamSizer:
+    """Return ViT-Ti/16 at 384 pixels, 24 gates of 192 features (arXiv 2407.04400).
+
+    See :func:`fsg_vit` for the arguments.
+    """
+    return fsg_vit("vit_tiny_patch16_384", streams, outputs, gates, geometry, trunk_options)
+
+
+def fsg_resnet18(
+    streams: Streams = ("rgb",),
+    outputs: int = 1,
+    gates: GateKind = "fsg",
+    hidden_dim: int = 128,
+    geometry: bool = False,
+    trunk_options: dict[str, Any] | None = None,
+) -> MultiStreamSizer:
+    """Return a ResNet-18 for each stream, gates after each stage and in the head.
+
+    The published multi-stream network (arXiv 2407.04400); its streams are ``rgb``, ``loc`` and
+    ``depth``, in this order. See :class:`MultiStreamSizer` for the arguments.
+    """
+    return MultiStreamSizer(
+        "resnet18", streams, outputs, gates, hidden_dim, geometry, trunk_options
+    )
+
+
+def tiny_resnet(
+    streams: Streams = ("rgb_mask",),
+    outputs: int = 1,
+    gates: GateKind = "fsg",
+    hidden_dim: int | None = None,
+    geometry: bool = False,
+    trunk_options: dict[str, Any] | None = None,
+) -> MultiStreamSizer:
+    """Return a ResNet of 0.2 M weights for frames of 64 pixels, gates after each stage.
+
+    See :class:`MultiStreamSizer` for the arguments and
+    :class:`endoscopy.models.trunks.TinyResNet` for ``trunk_options``.
+    """
+    return MultiStreamSizer(
+        TINY_RESNET, streams, outputs, gates, hidden_dim, geometry, trunk_options
+    )
+
+
+def tiny_vit(
+    streams: Streams = ("rgb_mask",),
+    outputs: int = 1,
+    gates: GateKind = "fsg",
+    geometry: bool = False,
+    trunk_options: dict[str, Any] | None = None,
+) -> MultiStreamSizer:
+    """Return a ViT of 0.5 M weights for frames of 64 pixels: 96 features, depth 4, patches of 8.
+
+    See :func:`fsg_vit` for the arguments.
+    """
+    sizes = {"img_size": 64, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 4}
+    options = sizes | (trunk_options or {})
+    return fsg_vit("vit_tiny_patch16_224", streams, outputs, gates, geometry, options)

@@ -51,12 +51,12 @@ def load_timm_weights(
             changed.
     """
     state = _read(Path(path))
-    unknown = [name for name in streams or () if name not in model.branches]
-    if unknown:
+    if unknown := [name for name in streams or () if name not in model.branches]:
         raise GatesError(f"no stream {unknown}: the network has {', '.join(model.branches)}")
-    fitted = {}
-    for name in streams or model.branches:
-        fitted[name] = _fit(model.branches[name], state, Path(path).name)
+    fitted = {
+        name: _fit(model.branches[name], state, Path(path).name)
+        for name in streams or model.branches
+    }
     for name, (tensors, _) in fitted.items():
         model.branches[name].load_state_dict(tensors, strict=False)
     return {name: report for name, (_, report) in fitted.items()}
@@ -70,9 +70,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        kind = type(error).__name__
         raise GatesError(
-            f"{path} is damaged or holds more than tensors ({kind}): expected a state dict"
+            f"{path} is damaged or holds more than tensors ({type(error).__name__}): expected a"
+            " state dict"
         ) from error
     for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -1,4 +1,4 @@
-"""The track of the camera: its position and direction, frame by frame."""
+"""The camera: its track, frame by frame, and what it records of the radiance."""
 
 import math
 from typing import NamedTuple
@@ -7,18 +7,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from endoscopy.renderer.brand import BRANDS, Brand
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.geometry.field import field
-from endoscopy.renderer.randomness import Purpose, numpy_generator
-from endoscopy.renderer.scene import Scene
+from endoscopy.renderer.lumen import Lens, field
+from endoscopy.renderer.scene import (
+    BRANDS,
+    Brand,
+    Exposure,
+    Purpose,
+    RendererConfig,
+    Scene,
+    numpy_generator,
+)
 
 CLEARANCE = 2.0
 """Smallest distance in mm of the camera from any surface."""
 
 NEAREST, FARTHEST = 9.0, 30.0
 CENTER_SIZE = math.sqrt(2 * 20)  # at this size the shortcut leaves the distance unchanged
-CANDIDATES = 1
 ROUNDS = 256
 RETREAT = 0.01  # per round, in the second half of the rounds
 SHELL_POINTS = 48
@@ -55,17 +59,11 @@ def draw_track(config: RendererConfig, index: int, scene: Scene) -> CameraPath:
         # A shortcut may put the camera closer than the head of a pedunculated polyp: back away.
         retreat = 1 + RETREAT * max(0, attempt - ROUNDS // 2)
         distance = retreat * _draw_distances(rng, config, scene)
-        positions = [_draw_positions(rng, scene, distance) for _ in range(CANDIDATES)]
-        free = _is_free(scene, torch.from_numpy(np.stack(positions)).float())
-        if free.any():
-            position = positions[int(free.int().argmax())]
+        position = _draw_positions(rng, scene, distance)
+        if _is_free(scene, torch.from_numpy(position).float()):
             axes = _look(rng, scene, position)
-            return CameraPath(
-                torch.from_numpy(position).float(),
-                torch.from_numpy(axes).float(),
-                torch.from_numpy(distance).float(),
-                BRANDS[name],
-            )
+            poses = (torch.from_numpy(part).float() for part in (position, axes, distance))
+            return CameraPath(*poses, BRANDS[name])
     raise RuntimeError(f"no free track for object {index} of seed {config.seed}")
 
 
@@ -93,15 +91,14 @@ def _draw_positions(rng: np.random.Generator, scene: Scene, distance: Array) -> 
     return np.array([scene.radius, 0.0, 0.0]) + distance[:, None] * offset
 
 
-def _is_free(scene: Scene, position: Tensor) -> Tensor:
-    """Return which of the candidates (K, T, 3) keep their clearance and see the polyp."""
+def _is_free(scene: Scene, position: Tensor) -> bool:
+    """Return whether positions (T, 3) keep their clearance and see the polyp."""
     shell = position.unsqueeze(-2) + (1.1 * CLEARANCE) * _sphere(SHELL_POINTS)
     apex = torch.tensor([scene.radius - scene.apex - 0.15 * scene.size, 0.0, 0.0])
     share = torch.linspace(0, 1, SIGHT_POINTS).unsqueeze(1)
     sight = position.unsqueeze(-2) * (1 - share) + apex * share
-    points = torch.cat([shell, sight], -2)
-    inside = field(scene, *(component.contiguous() for component in points.unbind(-1))) > 0
-    return inside.flatten(1).all(1)
+    points = torch.cat([shell, sight], -2).unbind(-1)
+    return bool((field(scene, *(component.contiguous() for component in points)) > 0).all())
 
 
 def _look(rng: np.random.Generator, scene: Scene, position: Array) -> Array:
@@ -141,3 +138,95 @@ def _sphere(count: int) -> Tensor:
 
 def _unit(vectors: Array) -> Array:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
+
+
+LUMINANCE = (0.2126, 0.7152, 0.0722)
+TARGET_LUMINANCE = 0.22
+SHOT_NOISE = 4e-4
+READ_NOISE = 0.004
+MAX_BLUR = 2.0  # pixels
+Channels = Tensor | list[Tensor]
+
+
+def vignetting(lens: Lens) -> Tensor:
+    """Return the transmission (P,) of the lens, cos²(0.6 angle)."""
+    return torch.cos(0.6 * lens.angle).square()
+
+
+def gains(radiance: Channels, exposure: Exposure) -> Tensor:
+    """Return the gain (T,) of every frame; three channels (T, P) inside the aperture."""
+    if exposure == "fixed":
+        return torch.ones(len(radiance[0]))
+    return TARGET_LUMINANCE / mean_luminance(radiance).clamp(min=1e-6)
+
+
+def mean_luminance(radiance: Channels) -> Tensor:
+    """Return the mean luminance (T,) of three channels (T, P)."""
+    red, green, blue = radiance
+    return (LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue).mean(1)
+
+
+def expose(
+    radiance: Tensor, lens: Lens, side: int, brand: Brand, exposure: Exposure, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return the frames that the camera records.
+
+    Args:
+        radiance: (3, T, P) linear, before the lens.
+        lens: The P pixels inside the aperture.
+        side: Height and width of the frame.
+        brand: Gain and color.
+        exposure: Fixed gain or automatic gain control.
+        rng: For blur and noise.
+
+    Returns:
+        Frames (T, 3, side, side) uint8, black outside the aperture, and the gains (T,).
+    """
+    dimming = vignetting(lens)
+    seen = [
+        channel * (dimming * (brand.gain * factor))
+        for channel, factor in zip(radiance, brand.color, strict=True)
+    ]
+    seen = _blur(seen, lens, side, rng)
+    gain = gains(seen, exposure)
+    frames = torch.zeros(gain.shape[0], 3, side * side, dtype=torch.uint8)
+    for row, channel in enumerate(seen):
+        deviation = (channel * SHOT_NOISE).add_(READ_NOISE**2).sqrt_()
+        noise = torch.randn(channel.shape, generator=rng)
+        display = tone(torch.addcmul(channel, deviation, noise).mul_(gain.unsqueeze(1)))
+        levels = display.mul_(255).add_(0.5).to(torch.uint8)
+        frames[:, row].index_copy_(1, lens.pixels, levels)
+    return frames.view(-1, 3, side, side), gain
+
+
+def tone(linear: Tensor) -> Tensor:
+    """Return the display value of linear light: a soft knee, then gamma 1 / 1.4."""
+    linear = linear.clamp(min=0)
+    return (linear * 1.15).div_(linear + 0.35).clamp_(max=1).pow_(1 / 1.4)
+
+
+def _blur(channels: list[Tensor], lens: Lens, side: int, rng: torch.Generator) -> list[Tensor]:
+    """Average every frame along a line of up to two pixels in a random direction."""
+    num_frames = len(channels[0])
+    length, angle = torch.rand(2, num_frames, generator=rng)
+    length, angle = length * MAX_BLUR / 2, angle * (2 * math.pi)
+    cell = torch.tensor([-1.0, 0.0, 1.0])
+    right = (length * angle.cos()).unsqueeze(1) * cell
+    down = (length * angle.sin()).unsqueeze(1) * cell
+    columns = (1 - (cell - right.unsqueeze(2)).abs()).clamp(min=0)  # frame, sample, cell
+    rows = (1 - (cell - down.unsqueeze(2)).abs()).clamp(min=0)
+    kernel = (rows.unsqueeze(3) * columns.unsqueeze(2)).mean(1).flatten(1)  # frame, cell
+    width = side + 2
+    place = (lens.pixels // side + 1) * width + lens.pixels % side + 1
+    span, result = width**2 - 2 * width - 2, []
+    for channel in channels:
+        frame = torch.zeros(num_frames, width**2).index_copy_(1, place, channel)
+        blurred = torch.zeros_like(frame)
+        middle = blurred[:, width + 1 : -width - 1]
+        for row in range(3):
+            for column in range(3):
+                start = row * width + column
+                weight = kernel[:, 3 * row + column].unsqueeze(1)
+                middle.addcmul_(frame[:, start : start + span], weight)
+        result.append(blurred.index_select(1, place))
+    return result

@@ -1,17 +1,110 @@
-"""The scene of one object: a bent tube with haustral folds and a polyp on its wall.
-
-Lengths in mm. The axis of the tube runs along z; the polyp sits on the wall at (R, 0, 0).
-"""
+"""What determines the frames of an object: configuration, random numbers, endoscope and scene."""
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from endoscopy.renderer.config import Frequencies, RendererConfig
-from endoscopy.renderer.randomness import Purpose, numpy_generator
+from core_gates.errors import check_at_least, check_option
+
+
+class Brand(NamedTuple):
+    """An endoscope.
+
+    Attributes:
+        name: Its name, ``endoscope_brand`` on disk.
+        field_of_view: Full angle of the equidistant fisheye in degrees.
+        gain: Factor on the radiance.
+        color: Factors on red, green and blue.
+    """
+
+    name: str
+    field_of_view: float
+    gain: float
+    color: tuple[float, float, float]
+
+
+BRANDS = {
+    "A": Brand("A", 140.0, 1.0, (1.0, 1.0, 1.0)),
+    "B": Brand("B", 165.0, 0.7, (0.95, 1.0, 1.12)),
+}
+
+
+Exposure = Literal["fixed", "agc"]
+DepthMode = Literal["none", "relative", "metric"]
+Frequencies = Literal["balanced", "real"]
+BrandName = Literal["A", "B", "mixed"]
+
+MIN_SIDE, MAX_SIDE = 16, 2048
+
+
+@dataclass(frozen=True)
+class RendererConfig:
+    """Settings of the renderer.
+
+    Args:
+        seed: Object ``i`` depends only on the pair (seed, i).
+        side: Height and width of a frame in pixels.
+        frames: Frames per object.
+        exposure: ``fixed`` gain, or ``agc``: mean luminance of every frame brought to 0.22.
+        depth: ``metric``: distance along the ray in mm; ``relative``: what a monocular network
+            returns, blurred, noisy, inverse depth known up to an affine map only; ``none``.
+        frequencies: ``balanced``: sizes log-uniform over 2-20 mm; ``real``: 76 % up to 5 mm, 14 %
+            below 10 mm, 10 % above, log-uniform within each class.
+        shortcut_rho: The logarithm of the distance of the camera shifts by ``rho`` times the
+            logarithm of the size, so that a network can guess the size from the view.
+        brand: Endoscope ``A``, the shifted ``B`` (wider field, less gain, another color), or
+            ``mixed``: either one by chance.
+
+    Raises:
+        ValueError: A setting lies outside its range.
+    """
+
+    seed: int = 0
+    side: int = 64
+    frames: int = 6
+    exposure: Exposure = "fixed"
+    depth: DepthMode = "metric"
+    frequencies: Frequencies = "balanced"
+    shortcut_rho: float = 0.0
+    brand: BrandName = "A"
+
+    def __post_init__(self) -> None:
+        check_at_least(0, seed=self.seed)
+        if not MIN_SIDE <= self.side <= MAX_SIDE:
+            raise ValueError(f"side must lie in {MIN_SIDE}-{MAX_SIDE} pixels, got {self.side}")
+        check_at_least(1, frames=self.frames)
+        if not -2 <= self.shortcut_rho <= 2:
+            raise ValueError(f"shortcut_rho must lie between -2 and 2, got {self.shortcut_rho}")
+        check_option("exposure", self.exposure, get_args(Exposure))
+        check_option("depth", self.depth, get_args(DepthMode))
+        check_option("frequencies", self.frequencies, get_args(Frequencies))
+        check_option("brand", self.brand, get_args(BrandName))
+
+
+class Purpose(IntEnum):
+    """Independent streams of one object, so that an additional draw never shifts the others."""
+
+    SCENE = 0
+    CAMERA = 1
+    SENSOR = 2
+    DEPTH = 3
+
+
+def numpy_generator(seed: int, index: int, purpose: Purpose) -> np.random.Generator:
+    """Return the generator of one object for one purpose."""
+    return np.random.default_rng([seed, index, purpose])
+
+
+def torch_generator(seed: int, index: int, purpose: Purpose) -> torch.Generator:
+    """Return the same for tensors."""
+    state = np.random.SeedSequence([seed, index, purpose]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
 
 SHAPES = ("sessile", "flat", "pedunculated")
 SHAPE_FREQUENCIES = (0.45, 0.35, 0.20)

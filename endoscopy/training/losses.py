@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from core_gates.errors import check_positive
+
 
 def one_sided_error(prediction: Tensor, target: Tensor, censored: Tensor | None) -> Tensor:
     """Return ``prediction - target``, zero where a censored target is exceeded.
@@ -39,8 +41,7 @@ class CensoredSmoothL1:
     """
 
     def __init__(self, beta: float = 0.1) -> None:
-        if not beta > 0:
-            raise ValueError(f"beta must be positive, got {beta}")
+        check_positive(beta=beta)
         self.beta = beta
 
     def __call__(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from endoscopy.metrics.size_classes import TRUTH
+from endoscopy.metrics.classification import TRUTH
 from endoscopy.training.losses import CensoredSmoothL1, SizeWeightedLoss
 
 
@@ -79,8 +79,7 @@ class LogSize(SizeTarget):
 
     def loss(self, raw: Tensor, mm: Tensor, censored: Tensor | None = None) -> Tensor:
         """Return the smooth L1 loss of the logarithm."""
-        target = self.encode(_exact(mm, raw))
-        return self.smooth_l1(_exact(raw[:, 0]), target, censored)
+        return self.smooth_l1(_exact(raw[:, 0]), self.encode(_exact(mm, raw)), censored)
 
 
 class ScaledMillimeters(SizeTarget):
@@ -233,8 +232,7 @@ class Classes(SizeTarget):
 
 def _exact(x: Tensor, like: Tensor | None = None) -> Tensor:
     """Return ``x`` in float32 at least, or float64 if it or ``like`` is: losses need precision."""
-    dtype = torch.promote_types((x if like is None else like).dtype, torch.float32)
-    return x.to(dtype)
+    return x.to(torch.promote_types((x if like is None else like).dtype, torch.float32))
 
 
 def _rising(sizes: Sequence[float]) -> tuple[float, ...]:
@@ -245,5 +243,4 @@ def _rising(sizes: Sequence[float]) -> tuple[float, ...]:
 
 def _passed(mm: Tensor, thresholds: Sequence[float]) -> Tensor:
     """Count the thresholds that each size (B,) passes; one of 10 mm or more is passed at once."""
-    passed = [mm >= cut if cut >= TRUTH.large else mm > cut for cut in thresholds]
-    return torch.stack(passed).sum(0)
+    return torch.stack([mm >= t if t >= TRUTH.large else mm > t for t in thresholds]).sum(0)

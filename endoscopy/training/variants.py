@@ -1,15 +1,12 @@
 """Networks and training runs to be compared with the configured one."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, NamedTuple
 
 from core_gates.training.gradient_routing import Mode
-from endoscopy.models.gate_kinds import GateKind
-from endoscopy.models.sizer import MultiStreamSizer
+from endoscopy.models import GateKind, MultiStreamSizer
 from endoscopy.training.losses import SizeWeightedLoss
-from endoscopy.training.module import SizingModule
+from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.targets import ScaledMillimeters, SizeTarget
 
 L0_WEIGHT = 1e-4  # of a gate; some hundred gates then cost about as much as the loss at its end
@@ -91,9 +88,8 @@ def variant_arguments(
         arguments["outputs"] = 1
     target, gate_target = _targets(module, variant)
     options = _options(module) | {"target": target, "gate_target": gate_target}
-    for field in ("gradient_routing", "l0_weight"):
-        if getattr(variant, field) is not None:
-            options[field] = getattr(variant, field)
+    changed = {"gradient_routing": variant.gradient_routing, "l0_weight": variant.l0_weight}
+    options |= {name: value for name, value in changed.items() if value is not None}
     return arguments, options | settings
 
 
@@ -105,8 +101,11 @@ def _options(module: SizingModule) -> dict[str, Any]:
         "sync_batch_norm",
     )  # fmt: skip
     cut_offs = (module.cut_offs.small, module.cut_offs.large)
-    options: dict[str, Any] = {name: getattr(module, name) for name in kept}
-    return options | {"optimizer": module.optimizer_name, "cut_offs_mm": cut_offs}
+    return {
+        **{name: getattr(module, name) for name in kept},
+        "optimizer": module.optimizer_name,
+        "cut_offs_mm": cut_offs,
+    }
 
 
 def _targets(module: SizingModule, variant: Variant) -> tuple[SizeTarget, SizeTarget]:

@@ -4,11 +4,10 @@ from torch.testing import assert_close
 
 from benchmarks.endoscopy.eager_renderer import eager_radiance
 from endoscopy.renderer.camera import draw_track
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.geometry.march import march
-from endoscopy.renderer.geometry.rays import FAR, fisheye
-from endoscopy.renderer.radiance import render_radiance
-from endoscopy.renderer.scene import SHAPES, draw_scene
+from endoscopy.renderer.light import render_radiance
+from endoscopy.renderer.lumen import FAR, fisheye
+from endoscopy.renderer.march import march
+from endoscopy.renderer.scene import SHAPES, RendererConfig, draw_scene
 
 CONFIG = RendererConfig(seed=12, frames=2)
 

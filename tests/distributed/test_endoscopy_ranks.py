@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from core_gates.training.sync_batch_norm import SyncBatchNorm
 from endoscopy.models import tiny_resnet
-from endoscopy.training.module import SizingModule
+from endoscopy.training.sizing_module import SizingModule
 
 UNIMPORTANT = (".*does not have many workers", ".*LeafSpec")
 STEPS, BATCH = 5, 8

@@ -136,9 +136,9 @@ def write():
 
 def write_weights(folder, **changes):
     """Write an untrained sizing network for 64 pixels with intervals."""
-    from endoscopy.bundles.contents import SizingBundle
+    from endoscopy.bundles.sizing_bundle import SizingBundle
     from endoscopy.evaluation.conformal import SplitConformal
-    from endoscopy.models.presets import tiny_resnet
+    from endoscopy.models.sizer import tiny_resnet
     from endoscopy.training.targets import LogSize
 
     with torch.random.fork_rng():

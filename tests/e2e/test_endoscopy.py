@@ -19,10 +19,10 @@ import yaml
 
 from apps.endoscopy.commands import FUNCTIONS, EndoscopyCLI, EndoscopyTrainer
 from apps.main import APPS
-from endoscopy.bundles.contents import load_bundle
+from endoscopy.bundles.sizing_bundle import load_bundle
+from endoscopy.data.frame_table import REQUIRED
 from endoscopy.data.readers.real_colon import read_real_colon
 from endoscopy.data.readers.sun import read_sun
-from endoscopy.data.tables.frame_table import REQUIRED
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "apps" / "endoscopy" / "configs").glob("*.yaml"))
@@ -471,7 +471,7 @@ KILLED = """
 import os, sys
 from lightning.pytorch import Trainer
 from apps.main import main
-from endoscopy.training.module import SizingModule
+from endoscopy.training.sizing_module import SizingModule
 from harness.experiment import job
 
 job.SAVED_EVERY = 0.0

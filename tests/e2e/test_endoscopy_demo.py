@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from apps.endoscopy.demo.clip import MOST_FRAMES, Clip, measure, read_clip, rendered_clip
+from apps.endoscopy.demo_clip import MOST_FRAMES, Clip, measure, read_clip, rendered_clip
 from core_gates.errors import GatesError
-from endoscopy.bundles.contents import load_bundle
-from endoscopy.bundles.scope import Scope
-from endoscopy.segmentation.segmenter import SHIPPED, Segmenter, load_segmenter
+from endoscopy.bundles.sizing_bundle import Scope, load_bundle
+from endoscopy.segmenter import SHIPPED, Segmenter, load_segmenter
 
 WEIGHTS = Path(str(files("endoscopy"))) / "weights"
 

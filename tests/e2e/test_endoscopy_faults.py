@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from endoscopy.bundles.scope import Scope
-from endoscopy.segmentation.segmenter import Segmenter
+from endoscopy.bundles.sizing_bundle import Scope
+from endoscopy.segmenter import Segmenter
 
 OBJECTS, FRAMES = 12, 12
 BOMB = '<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><annotation>&b;</annotation>'

@@ -15,10 +15,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from endoscopy.bundles.contents import load_bundle
-from endoscopy.bundles.quality import fit_quality
-from endoscopy.bundles.scope import Scope
-from endoscopy.segmentation.segmenter import Segmenter
+from endoscopy.bundles.frame_quality import fit_quality
+from endoscopy.bundles.sizing_bundle import Scope, load_bundle
+from endoscopy.segmenter import Segmenter
 
 WARD = Scope("our ward", ("ward",), 6.0)
 SHIPPED = Path(str(files("endoscopy"))) / "weights/synthetic/weights/configured-s0"
@@ -242,7 +241,7 @@ def test_outputs_are_kept_resumed_or_replaced_as_asked(run):
 
 def test_a_killed_prediction_goes_on_with_its_pictures(run, monkeypatch):
     words = ("--overlays", 4, "--strips", 4)
-    monkeypatch.setattr("apps.endoscopy.predict.outputs.Outputs.write_strips", interrupt)
+    monkeypatch.setattr("apps.endoscopy.predict.Outputs.write_strips", interrupt)
     stopped = run(
         "endoscopy", "predict", "frames", "--weights", "ward", "--boxes", "boxes.csv",
         "--output", "killed", *words,

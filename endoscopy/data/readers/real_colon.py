@@ -1,23 +1,170 @@
-"""The layout of REAL-Colon (Biffi et al., Scientific Data 2024), which rendered data shares."""
+"""The layout of REAL-Colon (Biffi et al., Scientific Data 2024), which rendered data shares.
 
-from __future__ import annotations
+Its Pascal VOC annotations are read defensively.
+"""
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+from xml.parsers import expat
+from xml.sax.saxutils import escape
 
 import numpy as np
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.data.readers.clean import clean
-from endoscopy.data.readers.report import ReadReport
-from endoscopy.data.readers.table import read_csv
-from endoscopy.data.readers.voc import VocAnnotation, read_voc
-from endoscopy.data.tables.frame_table import MACROS, SYNTHETIC, FrameTable
+from endoscopy.data.frame_table import BOX, MACROS, RENDERED, SYNTHETIC, FrameTable
+from endoscopy.data.readers.tabular import ReadReport, clean, read_csv
+from harness.files.atomic import replacing
+
+DEEPEST = 32  # nested elements of an annotation
+
+
+class VocObject(NamedTuple):
+    """A lesion on a frame.
+
+    Attributes:
+        name: Class, ``lesion`` in REAL-Colon.
+        unique_id: The lesion over all frames; empty if the file gives none.
+        box_id: The box over all files; empty if the file gives none.
+        box: xmin, xmax, ymin, ymax in pixels; NaN where the file holds no number.
+    """
+
+    name: str
+    unique_id: str
+    box_id: str
+    box: tuple[float, float, float, float]
+
+
+class VocAnnotation(NamedTuple):
+    """One file.
+
+    Attributes:
+        width: Pixels; NaN if not stated.
+        height: Pixels; NaN if not stated.
+        objects: In the order of the file; none on a frame without lesions.
+        filename: Name of the image; may be empty.
+        database: ``source/database``; may be empty.
+    """
+
+    width: float
+    height: float
+    objects: tuple[VocObject, ...]
+    filename: str = ""
+    database: str = ""
+
+
+def read_voc(path: str | os.PathLike[str]) -> VocAnnotation:
+    """Read an annotation by the names of its tags, whatever their order.
+
+    Raises:
+        GatesError: The file is absent, above 1 MB, not well-formed, has a document type (which
+            could define entities that expand without limit), or is not an annotation.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > 2**20:
+            raise GatesError(f"{path} has {path.stat().st_size} bytes, expected an annotation")
+        content = path.read_bytes()
+    except OSError as error:
+        raise GatesError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    root = _parse(content, path)
+    if root.tag != "annotation":
+        raise GatesError(f"{path} holds <{root.tag}>, expected a Pascal VOC <annotation>")
+    return VocAnnotation(
+        width=number_of(root.findtext("size/width")),
+        height=number_of(root.findtext("size/height")),
+        objects=tuple(_object(element) for element in root.iterfind("object")),
+        filename=_text(root, "filename"),
+        database=_text(root, "source/database"),
+    )
+
+
+def write_voc(path: str | os.PathLike[str], annotation: VocAnnotation) -> None:
+    """Write an annotation in the layout of REAL-Colon; it is complete or absent."""
+    objects = [
+        "  <object>\n"
+        f"    <name>{escape(item.name)}</name>\n"
+        f"    <unique_id>{escape(item.unique_id)}</unique_id>\n"
+        f"    <box_id>{escape(item.box_id)}</box_id>\n"
+        "    <bndbox>\n"
+        + "".join(
+            f"      <{tag}>{value:.10g}</{tag}>\n"
+            for tag, value in zip(("xmin", "xmax", "ymin", "ymax"), item.box, strict=True)
+        )
+        + "    </bndbox>\n  </object>\n"
+        for item in annotation.objects
+    ]
+    text = (
+        "<annotation>\n"
+        f"  <filename>{escape(annotation.filename)}</filename>\n"
+        f"  <source><database>{escape(annotation.database)}</database></source>\n"
+        f"  <size><width>{annotation.width:.10g}</width><height>{annotation.height:.10g}</height>"
+        f"<depth>3</depth></size>\n{''.join(objects)}</annotation>\n"
+    )
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _parse(content: bytes, path: Path) -> ElementTree.Element:
+    """Build the tree with a parser that refuses any document type."""
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate()
+    depth = 0
+
+    def refuse(*_: object) -> None:
+        raise GatesError(f"{path} declares a document type, which no annotation needs; remove it")
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > DEEPEST:
+            raise GatesError(f"{path} nests {depth} elements, expected an annotation")
+        builder.start(tag, attributes)
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag)
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = builder.data
+    try:
+        parser.Parse(content, True)
+    except (expat.ExpatError, ValueError, LookupError) as error:
+        raise GatesError(f"{path} is no XML: {error}; copy it again") from error
+    return builder.close()
+
+
+def _object(element: ElementTree.Element) -> VocObject:
+    xmin, xmax, ymin, ymax = (
+        number_of(element.findtext(f"bndbox/{tag}")) for tag in ("xmin", "xmax", "ymin", "ymax")
+    )
+    return VocObject(
+        name=_text(element, "name"),
+        unique_id=_text(element, "unique_id"),
+        box_id=_text(element, "box_id"),
+        box=(xmin, xmax, ymin, ymax),
+    )
+
+
+def _text(element: ElementTree.Element, tag: str) -> str:
+    return (element.findtext(tag) or "").strip()
+
+
+def number_of(text: str | None) -> float:
+    """Return the number that a text holds, NaN if it holds none."""
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
 
 DOWNLOAD = ", or get it with `gates endoscopy prepare --config real_colon --download FOLDER`"
 LESIONS = "lesion_info.csv"
@@ -28,11 +175,7 @@ OBJECT_COLUMNS = {
     "shape": "shape",
     "exposure": "exposure",
 }
-OBJECT_NUMBERS = ("gt_minor", "distance_mm")
-LESION_COLUMNS = ("unique_object_id", "unique_video_name", SIZE)
-UNKNOWN_LESION = "object is not in lesion_info.csv"
-BAD_ANNOTATION = "annotation cannot be read"
-NO_MASK, NO_DEPTH = "frame has no mask", "frame has no depth"
+"""Column of lesion_info.csv to that of the frame table."""
 
 
 def read_real_colon(
@@ -71,7 +214,8 @@ def read_real_colon(
     for video in _videos(root):
         for row in _read_video(root, video, report):
             if row["unique_id"] not in lesions.index:
-                report.add("excluded", UNKNOWN_LESION, [f"{row['unique_id']} of {row['place']}"])
+                place = f"{row['unique_id']} of {row['place']}"
+                report.add("excluded", "object is not in lesion_info.csv", [place])
                 continue
             rows.append(row | {"brand": brands.get(video, ""), "patient": video})
     report.require_readable()
@@ -94,8 +238,8 @@ def read_real_colon(
 def _read_lesions(path: Path) -> pd.DataFrame:
     """Return one row for each object, by id, with the columns of the frame table."""
     table = read_csv(path)
-    missing = [name for name in LESION_COLUMNS if name not in table]
-    if missing:
+    needed = ("unique_object_id", "unique_video_name", SIZE)
+    if missing := [name for name in needed if name not in table]:
         raise GatesError(
             f"{path} lacks {', '.join(missing)}, found {', '.join(table.columns)}; name the "
             "columns as REAL-Colon does"
@@ -108,7 +252,7 @@ def _read_lesions(path: Path) -> pd.DataFrame:
     for name, column in OBJECT_COLUMNS.items():
         if name in table:
             lesions[column] = table[name].str.strip()
-    for name in OBJECT_NUMBERS:
+    for name in ("gt_minor", "distance_mm"):
         if name in table:
             lesions[name] = pd.to_numeric(table[name], errors="coerce").astype(np.float64)
     return lesions.set_index(table["unique_object_id"])
@@ -134,11 +278,10 @@ def _database(root: Path) -> str:
     if not manifest.exists():
         return "REALC"
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        scope = content.get("scope")
+        scope = json.loads(manifest.read_text(encoding="utf-8")).get("scope")
     except (OSError, ValueError, AttributeError) as error:
         raise GatesError(f"{manifest} is no JSON object: {error}; render the data again") from error
-    return "SYNTH" if scope == SYNTHETIC else "REALC"
+    return RENDERED if scope == SYNTHETIC else "REALC"
 
 
 def _videos(root: Path) -> list[str]:
@@ -165,37 +308,24 @@ def _read_video(root: Path, video: str, report: ReadReport) -> Iterator[dict[str
             annotation = read_voc(path)
         except GatesError:
             report.found += 1
-            report.skip_unreadable(path, BAD_ANNOTATION)
+            report.skip_unreadable(path, "annotation cannot be read")
             continue
         report.found += len(annotation.objects)
-        if not annotation.objects:
-            continue
         image = f"{stem}.png"
-        for names, reason in ((masks, NO_MASK), (depths, NO_DEPTH)):
+        for names, kind in ((masks, "mask"), (depths, "depth")):
             if names and image not in names:
-                report.add("noted", reason, [stem] * len(annotation.objects))
-        paths = {
+                report.add("noted", f"frame has no {kind}", [stem] * len(annotation.objects))
+        common = {
             "frame_path": f"{video}_frames/{stem}.jpg",
             "mask_path": f"{video}_masks/{image}" if image in masks else "",
             "depth_path": f"{video}_depths/{image}" if image in depths else "",
             "frame_id": number,
             "place": str(path),
-        }
-        yield from (paths | row for row in _rows(annotation))
-
-
-def _rows(annotation: VocAnnotation) -> Iterator[dict[str, Any]]:
-    for item in annotation.objects:
-        xmin, xmax, ymin, ymax = item.box
-        yield {
-            "unique_id": item.unique_id,
             "width": annotation.width,
             "height": annotation.height,
-            "bbox_xmin": xmin,
-            "bbox_xmax": xmax,
-            "bbox_ymin": ymin,
-            "bbox_ymax": ymax,
         }
+        for item in annotation.objects:
+            yield common | {"unique_id": item.unique_id} | dict(zip(BOX, item.box, strict=True))
 
 
 def _names(folder: Path) -> frozenset[str]:

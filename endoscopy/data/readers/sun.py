@@ -1,9 +1,6 @@
 """The SUN Colonoscopy Video Database (Misawa et al., GIE 2021), original and renamed frames."""
 
-from __future__ import annotations
-
 import os
-import re
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -12,15 +9,11 @@ from typing import Any
 import pandas as pd
 
 from core_gates.errors import GatesError
-from endoscopy.data.readers.clean import clean
-from endoscopy.data.readers.report import ReadReport
-from endoscopy.data.readers.table import read_csv
-from endoscopy.data.tables.frame_table import FrameTable
+from endoscopy.data.frame_table import FrameTable
+from endoscopy.data.image_reading import natural_key
+from endoscopy.data.readers.tabular import ReadReport, clean, read_csv, require_columns
 
 IMAGES = {".jpg", ".jpeg", ".png"}
-BAD_LINE = "line of the annotation cannot be read"
-NOT_A_POLYP = "box is of another class than 0, polyp"
-UNKNOWN_CASE = "case is not in the table of sizes"
 
 
 def read_sun(
@@ -60,22 +53,22 @@ def read_sun(
             if case in objects.index:
                 rows.append(row)
             else:
-                report.add("excluded", UNKNOWN_CASE, [f"case {case} frame {row['frame_id']}"])
+                place = f"case {case} frame {row['frame_id']}"
+                report.add("excluded", "case is not in the table of sizes", [place])
     if not rows:
         raise GatesError(f"{root} holds no frame of a case of known size; check the layout")
     report.notes.append("two of the 100 cases are of one patient; which ones is not published")
     frames = pd.DataFrame(rows).join(objects, on="unique_id")
     frames["database"], frames["patient"] = "SUN", "SUN " + frames["unique_id"]
-    roots = {"SUN_DATA_PATH": str(root)}
-    return clean(frames, report, roots, check_images=check_images, decode=decode), report
+    return clean(
+        frames, report, {"SUN_DATA_PATH": str(root)}, check_images=check_images, decode=decode
+    ), report
 
 
 def _read_objects(path: str | os.PathLike[str] | None) -> pd.DataFrame:
     asset = files("endoscopy.data") / "assets" / "sun_objects.csv"
-    table = read_csv(Path(path) if path is not None else Path(str(asset)))
-    missing = [name for name in ("case", "size_raw") if name not in table]
-    if missing:
-        raise GatesError(f"{path} lacks the columns {', '.join(missing)}; add them")
+    table = read_csv(Path(path if path is not None else str(asset)))
+    require_columns(table, ("case", "size_raw"), path)
     if table["case"].duplicated().any():
         raise GatesError(
             f"{path} lists case {table['case'][table['case'].duplicated()].iloc[0]} twice"
@@ -99,18 +92,20 @@ def _annotations(root: Path) -> list[Path]:
 def _read_case(root: Path, path: Path, case: str, report: ReadReport) -> Iterator[dict[str, Any]]:
     """Yield a raw row for each box, frames in the numerical order of their names."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    entries = sorted((line.split() for line in lines if line.strip()), key=lambda e: _natural(e[0]))
+    entries = sorted(filter(None, map(str.split, lines)), key=lambda entry: natural_key(entry[0]))
     frames = {name: number for number, name in enumerate(dict.fromkeys(e[0] for e in entries))}
     folder, mapping = _frames(root, case, list(frames))
     for name, *boxes in entries:
         for text in boxes or [""]:
             report.found += 1
             numbers = _numbers(text)
+            fault = ""
             if len(numbers) not in (4, 5):
-                report.add("excluded", BAD_LINE, [f"{path}: {name} {text}".rstrip()])
-                continue
-            if len(numbers) == 5 and numbers[4] != 0:
-                report.add("excluded", NOT_A_POLYP, [f"{path}: {name} {text}"])
+                fault = "line of the annotation cannot be read"
+            elif len(numbers) == 5 and numbers[4] != 0:
+                fault = "box is of another class than 0, polyp"
+            if fault:
+                report.add("excluded", fault, [f"{path}: {name} {text}".rstrip()])
                 continue
             yield {
                 "unique_id": case,
@@ -140,7 +135,7 @@ def _frames(root: Path, case: str, names: list[str]) -> tuple[str, dict[str, str
             f"{root / renamed} holds {len(found)} frames and its annotation {len(names)}, so that "
             "renamed frames cannot be assigned; copy the case again"
         )
-    return renamed, dict(zip(names, sorted(found, key=_natural), strict=True))
+    return renamed, dict(zip(names, sorted(found, key=natural_key), strict=True))
 
 
 def _numbers(text: str) -> list[float]:
@@ -148,9 +143,3 @@ def _numbers(text: str) -> list[float]:
         return [float(value) for value in text.split(",")]
     except ValueError:
         return []
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key by which ``image_10`` follows ``image_9``."""
-    parts = re.findall(r"\d+|\D+", name)
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from apps.endoscopy import commands as endoscopy
-from apps.endoscopy import honest
-from apps.endoscopy.honest import (
+from apps.endoscopy import size_scoring
+from apps.endoscopy.size_scoring import (
     BASELINES,
     RUNS,
     baseline_pieces,
@@ -19,14 +19,14 @@ from apps.endoscopy.honest import (
     spaces,
 )
 from core_gates.errors import GatesError
-from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.evaluation.cue_baselines import REGRESSION
-from endoscopy.experiments.honest import Budget
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
+from endoscopy.evaluation.baselines import REGRESSION
+from endoscopy.experiments.scored_predictions import Budget
 from endoscopy.experiments.sizers import Sizers
 from endoscopy.models import tiny_resnet
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.dataset import render_dataset
-from endoscopy.training.module import SizingModule
+from endoscopy.renderer.rendered_dataset import render_dataset
+from endoscopy.renderer.scene import RendererConfig
+from endoscopy.training.sizing_module import SizingModule
 from harness.experiment import Run, SettingsDiffer, Table
 from harness.experiment.record import read_record
 from harness.experiment.scores import read_scores
@@ -62,8 +62,8 @@ def fake_run(piece, job, *, sizers):
 @pytest.fixture
 def make(rendered, tmp_path, monkeypatch):
     """``make(steps, trials)``: run, networks and budget of two variants, sizes and seeds."""
-    monkeypatch.setattr(honest, "trial", fake_trial)
-    monkeypatch.setattr(honest, "predicted", fake_run)
+    monkeypatch.setattr(size_scoring, "trial", fake_trial)
+    monkeypatch.setattr(size_scoring, "predicted", fake_run)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
     def build(steps=3, trials=TRIALS, variants=("plain", "dual"), quick=False, overwrite=False,
@@ -93,7 +93,7 @@ def test_what_is_finished_is_found(make, capsys):
     assert settings["trainer.max_steps"] == 3
     assert settings["learning_rate"] == 2e-3
     assert "trainer.max_epochs" not in settings
-    table = pd.read_parquet(path.parent / honest.TUNING)
+    table = pd.read_parquet(path.parent / size_scoring.TUNING)
     assert table["learning_rate"].tolist() == [2e-3, 2e-3]
     assert table["trials"].tolist() == [2, 2]
 
@@ -142,7 +142,9 @@ def test_a_training_on_test_objects_is_never_compared(make):
     folder = run.folder / RUNS / "dual-n6-s1"
     record, (test, *_) = read_record(folder), sizers.datamodule.object_keys("test")
     assert test not in record.objects
-    assert test in honest.tested_objects(sizers.datamodule, pd.read_parquet(folder / Table.FILE))
+    assert test in size_scoring.tested_objects(
+        sizers.datamodule, pd.read_parquet(folder / Table.FILE)
+    )
     record._replace(objects=[test]).write(folder)
     with pytest.raises(GatesError, match="dual-n6-s1 was trained on 1 of the 12 objects"):
         score_honest(*make())
@@ -189,7 +191,7 @@ def shipped(tmp_path_factory):
         patch.setattr(endoscopy, "score_honest", lambda *given: seen.append(given))
         endoscopy.main(["evaluate", "--config", "honest"])
         run, sizers, budget = seen.pop()
-        run.settings = honest.decisive(run.settings, sizers)
+        run.settings = size_scoring.decisive(run.settings, sizers)
     return run, sizers, budget
 
 
@@ -198,7 +200,7 @@ def test_shipped_runs_of_the_honest_table_fit_its_configuration(shipped):
     run.quick = True  # nothing is tuned
     chosen = run.tune(
         spaces(budget, sizers),
-        partial(honest.trial, sizers=sizers),
+        partial(size_scoring.trial, sizers=sizers),
         trials=4,
         objects=150,
         **fixed(budget),

@@ -7,9 +7,8 @@ import torch
 
 import endoscopy
 from apps.endoscopy.segmenter import main
-from endoscopy.segmentation.module import intersection_over_union
-from endoscopy.segmentation.rendered import rendered_masks
-from endoscopy.segmentation.segmenter import FILE, SHIPPED, load_segmenter, shipped_segmenter
+from endoscopy.segmenter import FILE, SHIPPED, load_segmenter, shipped_segmenter
+from endoscopy.training.segmenter_module import intersection_over_union, rendered_masks
 from harness.experiment import Piece
 from harness.experiment.record import read_record
 

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from apps.endoscopy import audit
-from endoscopy.renderer.config import RendererConfig
+from endoscopy.renderer.scene import RendererConfig
 from harness.experiment import Run
 from harness.experiment.scores import read_scores
 

@@ -9,20 +9,16 @@ import pytest
 import torch
 
 from apps.endoscopy import commands as endoscopy
-from apps.endoscopy.rendering import render
-from apps.endoscopy.training import Trainings, trained, training_of
-from apps.endoscopy.weights import find_bundle
+from apps.endoscopy.training_runs import Trainings, find_bundle, render, trained, training_of
 from core_gates.errors import GatesError
-from endoscopy.bundles.building import bundle_of, part_predictions
-from endoscopy.bundles.contents import load_bundle
-from endoscopy.bundles.form import shipped_folder
-from endoscopy.data.datamodule import PolypSizingDataModule
-from endoscopy.experiments.rendered_sets import MAIN, Rendering
-from endoscopy.experiments.sizers import Sizers, Training, taking_part
+from endoscopy.bundles.bundle_fitting import bundle_of, part_predictions, shipped_folder
+from endoscopy.bundles.sizing_bundle import load_bundle
+from endoscopy.data.sizing_datamodule import PolypSizingDataModule
+from endoscopy.experiments.sizers import MAIN, Rendering, Sizers, Training, taking_part
 from endoscopy.models import tiny_resnet
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.dataset import render_dataset
-from endoscopy.training.module import SizingModule
+from endoscopy.renderer.rendered_dataset import render_dataset
+from endoscopy.renderer.scene import RendererConfig
+from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.targets import LogSize
 from harness.command.verbs import Place
 from harness.experiment import Job, Run, SettingsDiffer

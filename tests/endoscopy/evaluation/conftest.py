@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from endoscopy.data.frames.outlines import boxes_of
-from endoscopy.evaluation.frames import FrameStack
+from endoscopy.data.streams import boxes_of
+from endoscopy.evaluation.rendered_frames import FrameStack
 
 SIDE = 48
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core_gates.errors import GatesError
-from endoscopy.data.frames.outlines import box_masks, boxes_of, ellipse_masks
+from endoscopy.data.streams import box_masks, boxes_of, ellipse_masks
 from endoscopy.evaluation.audits import (
     box_audit,
     fit_scale,
@@ -12,14 +12,13 @@ from endoscopy.evaluation.audits import (
     oracle_scale_audit,
     oracle_scales,
     partition_audit,
+    perturbed_boxes,
     shortcut_audit,
     size_proxy,
+    table_rows,
 )
-from endoscopy.evaluation.audits.masks import perturbed_boxes
-from endoscopy.evaluation.audits.rows import table_rows
 from endoscopy.evaluation.baselines import fit_log_linear, fit_pinhole
-from endoscopy.evaluation.features import masked_median
-from endoscopy.evaluation.frames import FrameStack, predictions_of
+from endoscopy.evaluation.rendered_frames import masked_median, predictions_of
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +113,7 @@ def test_masks_of_disks(disks, pinhole):
 def test_a_box_that_is_wrong_by_a_fifth(disks, pinhole):
     def by_mask(frames):
         true_depth = masked_median(original.depths, original.masks)
-        extent = np.sqrt(frames.masks.mean((1, 2)))
-        return 1.26 * extent * true_depth
+        return 1.26 * np.sqrt(frames.masks.mean((1, 2))) * true_depth
 
     original = disks(60, seed=7)
     rows = box_audit(by_mask, original, resamples=300).set_index("condition")
@@ -161,8 +159,7 @@ def test_oracle_scales_absorb_any_unit(unit):
         sizes = oracle_scales(proxy, gt, objects, per) * proxy
         again = oracle_scales(unit * proxy, gt, objects, per) * unit * proxy
         np.testing.assert_allclose(sizes, again)
-        errors = np.abs(sizes - gt)
-        assert (errors.max() < 1e-9) == (per == "frame")
+        assert (np.abs(sizes - gt).max() < 1e-9) == (per == "frame")
     one_object = oracle_scales(proxy, gt, np.zeros(30), "polyp")
     np.testing.assert_allclose(one_object, oracle_scales(proxy, gt, objects, "all"))
 
@@ -187,10 +184,12 @@ def test_boxes_and_masks(box, scale, shift):
 
 def test_frames_must_fit_together(disks):
     frames = disks(3)
-    with pytest.raises(ValueError, match="lengths"):
-        frames.with_(masks=frames.masks[1:])
-    with pytest.raises(ValueError, match="lacks gt"):
-        FrameStack(frames.images, frames.masks, frames.boxes, frames.table.drop(columns="gt"))
+    for words, changes in (
+        ("lengths", {"masks": frames.masks[1:]}),
+        ("lacks gt", {"table": frames.table.drop(columns="gt")}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            frames.with_(**changes)
     with pytest.raises(ValueError, match="returned"):
         predictions_of(lambda f: np.ones(2), frames)
     part = frames.take(frames.objects == "o1")

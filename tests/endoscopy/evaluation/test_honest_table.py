@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from core_gates.errors import GatesError
-from endoscopy.evaluation.cue_baselines import REGRESSION
+from endoscopy.evaluation.baselines import REGRESSION
 from endoscopy.evaluation.honest_table import HonestComparison, honest_headline, honest_table
 
 COUNT = 150
@@ -17,8 +17,7 @@ def trainings(effects, *, sizes=(50, 150), seeds=range(3), frames=2):
     tables = []
     for size in sizes:
         for seed in seeds:
-            of_seed = np.random.default_rng((size, seed))
-            error = hard + 0.3 * of_seed.normal(size=COUNT)
+            error = hard + 0.3 * np.random.default_rng((size, seed)).normal(size=COUNT)
             for variant, effect in effects.items():
                 own = np.random.default_rng((size, seed, len(variant))).normal(size=COUNT)
                 sizes_mm = gt * np.exp(0.2 * effect * (error + 0.3 * own))
@@ -43,8 +42,7 @@ def test_no_difference_is_said_to_be_none():
 
 
 def test_a_real_gain_is_found_and_signed():
-    predictions = trainings({"plain": 1.0, "good": 0.4, "bad!": 2.0})
-    table = honest_table(predictions, resamples=400)
+    table = honest_table(trainings({"plain": 1.0, "good": 0.4, "bad!": 2.0}), resamples=400)
     verdicts = table.set_index(["train_objects", "variant", "score"])["verdict"]
     for size in (50, 150):
         assert verdicts[size, "plain", "mape"] == ""

@@ -3,18 +3,11 @@
 import numpy as np
 import pytest
 
-from endoscopy.evaluation.conformal import SplitConformal
-from endoscopy.evaluation.coverage import coverage_interval, coverage_note
-from endoscopy.evaluation.cue_baselines import REGRESSION
-from endoscopy.evaluation.frames import predictions_of
-from endoscopy.evaluation.scores import score_differences
-from endoscopy.evaluation.size_evaluation import (
-    ACCURACY,
-    CERTAINTY,
-    HEADLINE,
-    Bars,
-    SizeEvaluation,
-)
+from endoscopy.evaluation.baselines import REGRESSION
+from endoscopy.evaluation.conformal import SplitConformal, coverage_interval, coverage_note
+from endoscopy.evaluation.rendered_frames import predictions_of
+from endoscopy.evaluation.size_evaluation import ACCURACY, CERTAINTY, HEADLINE, Bars, SizeEvaluation
+from endoscopy.evaluation.size_scores import score_differences
 
 
 def nearly_right(error, seed):
@@ -110,8 +103,7 @@ def test_what_abstention_gains_stands_in_the_table(evaluated):
         assert 0 <= row.value <= 1
     rows = [figure(evaluated, "ours", f"coverage_{name}") for name in ("accepted", "abstained")]
     assert sum(row.n for row in rows) == 80
-    share = sum(row.n * row.value for row in rows) / 80
-    assert 0 < share < 1
+    assert 0 < sum(row.n * row.value for row in rows) / 80 < 1
 
 
 def test_bars_are_judged_by_the_mean_over_seeds(evaluated):
@@ -130,8 +122,7 @@ def test_methods_are_compared_and_all_predictions_are_kept(evaluated):
     )  # fmt: skip
     p = figure(evaluated, "other", "mape", versus="ours").p
     assert alone["mape"].p <= p <= 1  # corrected for the number of methods
-    others = len({row.method for row in gaps})
-    assert others * alone["mape"].p >= p
+    assert len({row.method for row in gaps}) * alone["mape"].p >= p
     table = evaluated.table()
     assert set(table["variant"]) >= {"ours", "other", "constant", "area", REGRESSION}
     assert len(table[(table["variant"] == "ours") & (table["task"] == "test")]) == 2 * 80 * 4

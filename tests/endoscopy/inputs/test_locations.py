@@ -7,13 +7,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from core_gates.errors import GatesError
-from endoscopy.data.readers.voc import VocAnnotation, VocObject, write_voc
-from endoscopy.inputs.boxes_csv import CsvLocations
-from endoscopy.inputs.content import stated_part, trim_black
-from endoscopy.inputs.frame import InputReport
-from endoscopy.inputs.kind import frames
-from endoscopy.inputs.mask_files import MaskLocations, lesions_of
-from endoscopy.inputs.voc_folder import VocLocations
+from endoscopy.data.readers.real_colon import VocAnnotation, VocObject, write_voc
+from endoscopy.inputs.boxes import CsvLocations, VocLocations
+from endoscopy.inputs.frame_sources import frames
+from endoscopy.inputs.image_files import InputReport, stated_part, trim_black
+from endoscopy.inputs.locations import MaskLocations, lesions_of
 
 BOXES = [(10.0, 30.0, 5.0, 25.0), (3.0, 20.0, 8.0, 31.0), (20.0, 44.0, 2.0, 30.0)]
 
@@ -43,8 +41,7 @@ def sources(tmp_path, pictures, write):
     folder = write.images(tmp_path / "folder", pictures)
     images = write.padded(pictures)
     video = write.video(tmp_path / "video.mp4", images)
-    dicom = write.dicom(tmp_path / "image.dcm", images)
-    return [folder, video, dicom]
+    return [folder, video, write.dicom(tmp_path / "image.dcm", images)]
 
 
 def assert_same(found, pictures, boxes=BOXES):
@@ -101,16 +98,14 @@ def test_boxes_move_with_what_is_trimmed(tmp_path, pictures, write):
     framed = [np.pad(image, ((3, 4), (7, 2), (0, 0))) for image in pictures[:1]]
     folder = write.images(tmp_path / "folder", framed)
     (tmp_path / "boxes.csv").write_text("frame,xmin,xmax,ymin,ymax\nframe_0,17,37,8,28\n")
-    locations = CsvLocations(tmp_path / "boxes.csv")
-    part = locations.locate(next(frames(folder)), trim=True)
+    part = CsvLocations(tmp_path / "boxes.csv").locate(next(frames(folder)), trim=True)
     assert np.array_equal(part.image, pictures[0])
     assert part.lesions[0].box == BOXES[0]
     assert (part.left, part.top) == (7, 3)
 
 
 def test_boxes_that_cannot_be_matched_in_order_are_refused(tmp_path, pictures, sources):
-    names = ["a", "b"]
-    (tmp_path / "boxes.csv").write_text(csv_text(pictures[:2], names, BOXES[:2]))
+    (tmp_path / "boxes.csv").write_text(csv_text(pictures[:2], ["a", "b"], BOXES[:2]))
     with pytest.raises(GatesError, match="names 2 frames, none of them of video, which has 3"):
         located(sources[1], CsvLocations(tmp_path / "boxes.csv"))
     with pytest.raises(GatesError, match=r"none of its 2 frames is in folder \(for one, .* 'a'\)"):
@@ -139,8 +134,7 @@ def test_faulty_boxes_are_counted_and_repaired(tmp_path, pictures, write):
     rows += ["gone,1,10,5,10,56,40"]
     (tmp_path / "boxes.csv").write_text("\n".join(rows))
     locations = CsvLocations(tmp_path / "boxes.csv")
-    found = located(folder, locations)
-    boxes = [lesion.box for _, lesions in found for lesion in lesions]
+    boxes = [lesion.box for _, lesions in located(folder, locations) for lesion in lesions]
     assert boxes == [(10, 30, 5, 25), (0, 10, 5, 40), (3, 20, 8, 31)]
     counts = {reason: len(places) for (_, reason), places in locations.report.findings.items()}
     assert counts == {
@@ -152,8 +146,7 @@ def test_faulty_boxes_are_counted_and_repaired(tmp_path, pictures, write):
         "frame without a location": 1,
         "annotation without a frame": 1,
     }
-    kept = locations.report.found - locations.report.total("excluded")
-    assert kept == len(boxes)
+    assert locations.report.found - locations.report.total("excluded") == len(boxes)
 
 
 def test_voc_round_trip(tmp_path, pictures, sources):
@@ -172,20 +165,18 @@ def test_voc_round_trip(tmp_path, pictures, sources):
 def test_real_voc_files_fit_their_frames(real_frames):
     folder = real_frames / "gastric_polyp_original"
     locations = VocLocations(folder)
-    found = located(folder, locations)
-    assert all(lesions for _, lesions in found)
+    assert all(lesions for _, lesions in located(folder, locations))
     assert not any(action == "excluded" for action, _ in locations.report.findings)
 
 
-def test_masks_round_trip(tmp_path, pictures, sources):
+def test_masks_round_trip(tmp_path, pictures, sources, write):
     masks = []
-    for number, (image, (xmin, xmax, ymin, ymax)) in enumerate(zip(pictures, BOXES, strict=True)):
+    for image, (xmin, xmax, ymin, ymax) in zip(pictures, BOXES, strict=True):
         mask = np.zeros(image.shape[:2], dtype=bool)
         mask[int(ymin) : int(ymax), int(xmin) : int(xmax)] = True
         mask[int(ymin), int(xmin)] = False  # not only a box
         masks.append(mask)
-        (tmp_path / "masks").mkdir(exist_ok=True)
-        Image.fromarray(mask).convert("L").save(tmp_path / "masks" / f"frame_{number}.png")
+    write.images(tmp_path / "masks", [255 * mask.astype(np.uint8) for mask in masks])
     for source in sources:
         found = located(source, MaskLocations(tmp_path / "masks"))
         assert_same(found, pictures)
@@ -195,11 +186,9 @@ def test_masks_round_trip(tmp_path, pictures, sources):
 
 def test_a_mask_of_another_size_is_rescaled_and_counted(tmp_path, pictures, write):
     folder = write.images(tmp_path / "folder", pictures[:1])
-    (tmp_path / "masks").mkdir()
     mask = np.zeros((80, 112), dtype=np.uint8)
     mask[20:40, 30:60] = 255
-    Image.fromarray(mask).save(tmp_path / "masks" / "frame_0.png")
-    locations = MaskLocations(tmp_path / "masks")
+    locations = MaskLocations(write.images(tmp_path / "masks", [mask]))
     [(_, [lesion])] = located(folder, locations)
     assert lesion.box == (15, 30, 10, 20)
     assert np.array_equal(lesion.mask, mask[::2, ::2] > 0)

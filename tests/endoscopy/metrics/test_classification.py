@@ -1,24 +1,100 @@
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import norm
 from sklearn import metrics as sk
 
+from core_gates.errors import GatesError
 from endoscopy.metrics import (
+    CONTINUOUS,
+    PUBLISHED,
+    TRUTH,
+    CutOffs,
     accuracy,
     at_cut_off,
     balanced_accuracy,
     confusion_matrix,
+    count_on_cut_offs,
+    expected_calibration_error,
     f1,
+    has_known_class,
     macro_f1,
     negative_predictive_value,
     positive_predictive_value,
     quadratic_kappa,
+    reliability,
     sensitivity,
     specificity,
     weighted_f1,
 )
+
+MIDPOINTS = CutOffs(5.5, 9.5)  # of sizes in whole millimeters
+
+
+def test_the_cut_offs_belong_to_the_outer_classes():
+    assert TRUTH.classes([0.5, 5, 5.0001, 9.9999, 10, 30]).tolist() == [0, 0, 1, 1, 2, 2]
+    assert MIDPOINTS.classes([5, 5.5, 6, 9, 9.5, 10]).tolist() == [0, 0, 1, 1, 2, 2]
+    assert CutOffs(5, 10).classes([[4], [20]]).tolist() == [[0], [2]]
+
+
+def test_objects_on_the_cut_offs_are_counted():
+    assert count_on_cut_offs([5, 5, 4.99, 10, 9.9, 3]) == {5: 2, 10: 1}
+
+
+def test_a_lower_bound_tells_the_class_only_when_large():
+    known = has_known_class([3, 3, 10, 15, 9.5], [False, True, True, True, False])
+    assert known.tolist() == [True, False, True, True, True]
+
+
+@pytest.mark.parametrize("bad", [(0, 10), (10, 5), (5, 5), (5, np.inf), (np.nan, 10)])
+def test_bad_cut_offs(bad):
+    with pytest.raises(ValueError, match="ascending"):
+        CutOffs(*bad)
+
+
+def test_a_size_that_is_no_number_is_not_large():
+    with pytest.raises(GatesError, match="1 of 3 sizes are NaN"):
+        TRUTH.classes([1, np.nan, 3])
+
+
+@pytest.mark.parametrize(
+    ("cut_offs", "expected"), [(CONTINUOUS, 0.879), (PUBLISHED, 0.827), (MIDPOINTS, 0.980)]
+)
+def test_an_unbiased_regressor_on_whole_millimeters(shared, cut_offs, expected):
+    """Errors of 5 % throw exact 5 mm over the cut-off half of the time; midpoints do not."""
+    gt = pd.read_csv(shared / "sun_objects.csv")["size_mm"].to_numpy()
+    assert count_on_cut_offs(gt) == {5: 19, 10: 4}
+    below, above = norm.cdf(np.log(cut_offs.small / gt) / 0.05), norm.sf(
+        np.log(cut_offs.large / gt) / 0.05
+    )  # fmt: skip
+    chances = np.stack([below, 1 - below - above, above], 1)
+    expected_matrix = np.eye(3)[TRUTH.classes(gt)].T @ chances
+    assert macro_f1(expected_matrix) == pytest.approx(expected, abs=6e-4)
+    draws = np.random.default_rng(0).normal(size=(400, len(gt)))
+    simulated = [
+        macro_f1(confusion_matrix(TRUTH.classes(gt), cut_offs.classes(gt * np.exp(0.05 * draw))))
+        for draw in draws
+    ]
+    assert np.mean(simulated) == pytest.approx(expected, abs=0.01)
+
+
+def test_a_constant_scores_high_on_the_official_folds(shared):
+    frames = pd.read_csv(shared / "hag6_official_fold_counts.csv")
+    counts = frames[["frames_D_approx", "frames_S_approx", "frames_L_approx"]].to_numpy()
+    binary = np.stack([counts[:, :2].sum(1), counts[:, 2]], 1)
+    for support, mean, pooled in ((binary, 0.864, 0.837), (counts, 0.742, 0.707)):
+        all_first = np.zeros((len(support) + 1, support.shape[1], support.shape[1]))
+        all_first[:, :, 0] = np.vstack([support, support.sum(0)])
+        scores = weighted_f1(all_first)
+        assert scores[:-1].mean() == pytest.approx(mean, abs=6e-4)
+        assert scores[-1] == pytest.approx(pooled, abs=6e-4)
+        assert macro_f1(all_first)[-1] < 0.5
+
 
 classes = arrays(np.int64, 40, elements=st.integers(0, 2))
 
@@ -86,3 +162,90 @@ def test_far_mistakes_cost_more_in_kappa():
 def test_bad_classes(predicted):
     with pytest.raises(ValueError, match=r"one length|expected"):
         confusion_matrix(np.array([0, 1, 2]), np.array(predicted))
+
+
+def sample(size, sharpen=1.0, seed=0):
+    draws = np.random.default_rng(seed)
+    chances = draws.dirichlet([1, 1, 1], size)
+    truth = (draws.random(size)[:, None] > chances.cumsum(1)).sum(1)
+    shown = chances**sharpen
+    return shown / shown.sum(1, keepdims=True), truth
+
+
+def test_true_probabilities_are_calibrated():
+    probabilities, truth = sample(40_000)
+    assert expected_calibration_error(probabilities, truth) < 0.01
+    table = reliability(probabilities, truth)
+    assert table["count"].sum() == 40_000
+    assert (table["accuracy"] - table["confidence"]).abs().max() < 0.03
+
+
+def test_overconfidence_shows():
+    probabilities, truth = sample(40_000, sharpen=3)
+    table = reliability(probabilities, truth)
+    assert (table["confidence"] > table["accuracy"])[table["low"] > 0.5].all()
+    assert expected_calibration_error(probabilities, truth) > 0.1
+
+
+def test_closed_form():
+    probabilities = np.array([[0.8, 0.2, 0.0]] * 10 + [[0.0, 0.4, 0.6]] * 10)
+    truth = np.array([0] * 8 + [1] * 2 + [2] * 10)
+    assert expected_calibration_error(probabilities, truth) == pytest.approx(0.5 * 0.4)
+    only_first = np.repeat([1.0, 0.0], 10)
+    weighted = expected_calibration_error(probabilities, truth, weights=only_first)
+    assert weighted == pytest.approx(0)
+
+
+def test_rows_must_be_distributions():
+    with pytest.raises(ValueError, match="sum to one"):
+        reliability(np.full((3, 3), 0.5), np.zeros(3))
+
+
+GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "endoscopy" / "metrics_s71.npz")
+GT, PREDICTED = GOLDEN["gt_mm"], GOLDEN["pred_mm"]
+
+
+def published_scores(matrix):
+    """The eight numbers of the published evaluation; its specificity is the mean precision."""
+    precision, support = np.nan_to_num(positive_predictive_value(matrix)), matrix.sum(-1)
+    recall = balanced_accuracy(matrix)
+    as_coded = precision[(support + matrix.sum(-2)) > 0].mean()
+    return {
+        "sensitivity": recall,
+        "specificity_as_coded": as_coded,
+        "balanced_perf": (recall + as_coded) / 2,
+        "precision_weighted": (precision * support).sum() / support.sum(),
+        "recall_weighted": accuracy(matrix),
+        "f1_weighted": weighted_f1(matrix),
+        "balanced_accuracy": recall,
+        "accuracy": accuracy(matrix),
+    }
+
+
+def test_classes_match_the_published_strings():
+    names = np.array(["Dim", "Small", "Large"])
+    assert (names[TRUTH.classes(GT)] == GOLDEN["tri_gt"]).all()
+    assert (names[PUBLISHED.classes(PREDICTED)] == GOLDEN["tri_pred_475"]).all()
+    assert ((TRUTH.classes(GT) == 2) == (GOLDEN["bin_gt"] == "Large")).all()
+
+
+@pytest.mark.parametrize(("key", "cut_offs"), [("tri_475", PUBLISHED), ("tri_5", CONTINUOUS)])
+def test_three_classes(key, cut_offs):
+    scores = published_scores(confusion_matrix(TRUTH.classes(GT), cut_offs.classes(PREDICTED)))
+    assert list(scores) == GOLDEN["names"].tolist()
+    np.testing.assert_allclose(list(scores.values()), GOLDEN[key], rtol=1e-9)
+
+
+def test_two_classes():
+    matrix = confusion_matrix(TRUTH.classes(GT), CONTINUOUS.classes(PREDICTED))
+    scores = published_scores(at_cut_off(matrix, 10))
+    np.testing.assert_allclose(list(scores.values()), GOLDEN["binary"], rtol=1e-9)
+
+
+def test_what_was_published_as_specificity_is_mean_precision():
+    matrix = at_cut_off(confusion_matrix(TRUTH.classes(GT), CONTINUOUS.classes(PREDICTED)), 10)
+    as_coded = published_scores(matrix)["specificity_as_coded"]
+    assert as_coded == pytest.approx(positive_predictive_value(matrix).mean())
+    true_specificity = specificity(matrix)[1]
+    assert true_specificity == pytest.approx(sensitivity(matrix)[0])
+    assert abs(true_specificity - as_coded) > 0.01

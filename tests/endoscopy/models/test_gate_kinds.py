@@ -5,8 +5,7 @@ from torch.testing import assert_close
 from core_gates.features.selection import FeatureSelectionGate
 from core_gates.surgery import gate_hosts
 from endoscopy.models import gate_parameters, gates_of, tiny_resnet, tiny_vit, weight_parameters
-from endoscopy.models.layer_scale import LayerScale
-from endoscopy.models.recalibration import Recalibration
+from endoscopy.models.gate_kinds import LayerScale, Recalibration
 
 
 def test_gates_and_weights_split_the_parameters():
@@ -81,8 +80,7 @@ def test_squeeze_and_excitation_is_its_equation():
     attention = Recalibration(32, 1)
     x = torch.randn(2, 32, 4, 4)
     first, second = attention.attention.fc1, attention.attention.fc2
-    squeezed = x.mean((2, 3))
-    hidden = (squeezed @ first.weight.flatten(1).mT + first.bias).relu()
+    hidden = (x.mean((2, 3)) @ first.weight.flatten(1).mT + first.bias).relu()
     scores = (hidden @ second.weight.flatten(1).mT + second.bias).sigmoid()
     assert_close(attention(x), x * scores[..., None, None])
 

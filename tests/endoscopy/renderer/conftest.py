@@ -3,9 +3,8 @@ import math
 import pytest
 import torch
 
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.geometry.rays import Rays
-from endoscopy.renderer.scene import SHAPES, draw_scene
+from endoscopy.renderer.lumen import Rays
+from endoscopy.renderer.scene import SHAPES, RendererConfig, draw_scene
 
 
 @pytest.fixture

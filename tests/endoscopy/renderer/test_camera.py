@@ -3,10 +3,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from endoscopy.renderer.camera import CLEARANCE, draw_track
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.geometry.field import field
-from endoscopy.renderer.scene import draw_scene
+from endoscopy.renderer.camera import (
+    CLEARANCE,
+    _blur,
+    draw_track,
+    expose,
+    gains,
+    mean_luminance,
+    tone,
+    vignetting,
+)
+from endoscopy.renderer.lumen import field, fisheye
+from endoscopy.renderer.scene import BRANDS, RendererConfig, draw_scene
 
 
 def tracks(count, **settings):
@@ -34,8 +42,7 @@ def test_distances_are_those_from_the_base_and_keep_their_bounds():
         assert_close((track.position - base).norm(dim=1), track.distance, atol=1e-3, rtol=0)
         assert (track.distance >= 0.9 * scene.size + 4 - 1e-4).all()
         assert (track.distance < 30 * 1.2).all()
-        step = track.distance.log().diff().abs()
-        assert 0 <= step.max() < 0.2
+        assert 0 <= track.distance.log().diff().abs().max() < 0.2
 
 
 def test_axes_are_right_handed_and_the_polyp_is_in_view():
@@ -67,8 +74,7 @@ def test_large_polyps_on_stalks_are_seen_against_the_shortcut():
     config = RendererConfig(seed=3, shortcut_rho=-0.8)
     for index in (1022, 1112, 1387):  # no room at the distances that the shortcut asks for
         scene = draw_scene(config, index)
-        track = draw_track(config, index, scene)
-        assert (track.distance > 0.9 * scene.size + 4).all()
+        assert (draw_track(config, index, scene).distance > 0.9 * scene.size + 4).all()
 
 
 def test_brands():
@@ -86,3 +92,84 @@ def test_a_scene_without_room_is_reported(tube):
     scene = tube(radius=2.0)
     with pytest.raises(RuntimeError, match="no free track for object 0 of seed 0"):
         draw_track(RendererConfig(), 0, scene)
+
+
+SIDE = 48
+LENS = fisheye(SIDE, 140.0)
+
+
+def radiance(seed=0, frames=3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(3, frames, len(LENS.pixels), generator=generator) * 2
+
+
+def record(seen, brand="A", exposure="fixed", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return expose(seen, LENS, SIDE, BRANDS[brand], exposure, generator)
+
+
+def test_automatic_gain_brings_the_mean_luminance_to_its_target():
+    seen = radiance() * torch.tensor([0.1, 1.0, 7.0]).view(1, 3, 1)
+    gain = gains(seen, "agc")
+    assert gain.max() / gain.min() > 50
+    assert_close(mean_luminance(seen * gain.view(1, 3, 1)), torch.full((3,), 0.22))
+    assert (gains(seen, "fixed") == 1).all()
+
+
+def test_under_automatic_gain_the_light_no_longer_matters():
+    dim, bright = (record(radiance() * level, exposure="agc")[0].float() for level in (0.3, 3.0))
+    assert abs(dim.mean() - bright.mean()) < 2
+    dim, bright = (record(radiance() * level)[0].float() for level in (0.3, 3.0))
+    assert bright.mean() - dim.mean() > 40
+
+
+def test_frames_are_dark_outside_the_aperture_only():
+    frames, _ = record(torch.ones(3, 2, len(LENS.pixels)))
+    inside = torch.zeros(SIDE * SIDE, dtype=torch.bool)
+    inside[LENS.pixels] = True
+    assert frames.dtype == torch.uint8
+    assert frames.shape == (2, 3, SIDE, SIDE)
+    flat = frames.flatten(2)
+    assert (flat[..., ~inside] == 0).all()
+    assert (flat[..., inside] > 0).all()
+    assert 0.7 < inside.float().mean() < 0.8
+
+
+def test_tone_is_the_curve_of_the_specification():
+    x = torch.tensor([0.0, 0.1, 0.35, 1.0, 100.0])
+    assert_close(tone(x), (1.15 * x / (0.35 + x)).clamp(max=1) ** (1 / 1.4))
+    assert tone(x)[-1] == 1
+
+
+def test_the_lens_dims_toward_its_edge():
+    assert_close(vignetting(LENS), torch.cos(0.6 * LENS.angle) ** 2)
+    edge = LENS.angle.argmax()
+    frames, _ = record(torch.ones(3, 1, len(LENS.pixels)))
+    assert frames[0, 0, SIDE // 2, SIDE // 2] > frames.flatten(2)[0, 0, LENS.pixels[edge]] + 10
+
+
+def test_motion_blur_spreads_a_point_by_at_most_a_pixel_and_keeps_its_light():
+    seen = torch.zeros(3, 8, len(LENS.pixels))
+    seen[:, :, int(LENS.angle.argmin())] = 1e-3  # too weak for the knee of the tone curve
+    blurred = torch.stack(_blur(list(seen), LENS, SIDE, torch.Generator().manual_seed(3)))
+    assert_close(blurred.sum(2), seen.sum(2))
+    assert (blurred > 0).sum(2).max() <= 9
+    assert ((blurred > 0).sum(2) > 1).any()
+
+
+@pytest.mark.parametrize("level", [0.02, 1.0])
+def test_noise_grows_with_light_and_repeats_with_its_seed(level):
+    seen = torch.full((3, 1, len(LENS.pixels)), level)
+    first, again, other = (record(seen, seed=seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    center = first[0, :, SIDE // 2 - 8 : SIDE // 2 + 8, SIDE // 2 - 8 : SIDE // 2 + 8].float()
+    assert 0.5 < center.std() < 12
+
+
+def test_brands_differ_in_gain_and_color():
+    seen = torch.full((3, 1, len(LENS.pixels)), 0.4)
+    (a, _), (b, _) = record(seen, "A"), record(seen, "B")
+    shift = b.float().mean((0, 2, 3)) - a.float().mean((0, 2, 3))
+    assert (shift < -3).all()
+    assert shift[0] < shift[2]

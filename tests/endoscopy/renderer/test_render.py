@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from benchmarks.endoscopy.eager_renderer import eager_radiance
 from endoscopy.renderer import RendererConfig, render_objects
-from endoscopy.renderer.geometry.rays import FAR
+from endoscopy.renderer.lumen import FAR
 from endoscopy.renderer.render import render_object
 from endoscopy.renderer.scene import SHAPES
 
@@ -101,16 +101,14 @@ def test_a_polyp_too_small_for_a_pixel_keeps_one():
 
 def test_the_eager_renderer_draws_about_the_same_picture(rendered):
     plain = render_object(CONFIG, 3, eager_radiance)
-    difference = (plain.images.float() - rendered.images[3].float()).abs()
-    assert difference.median() <= 2
+    assert (plain.images.float() - rendered.images[3].float()).abs().median() <= 2
     assert (plain.masks ^ rendered.masks[3]).sum() < 0.1 * plain.masks.sum()
     assert not torch.equal(plain.depths, rendered.depths[3])
 
 
 def test_the_picture_is_one_of_a_colon(rendered):
     inside = rendered.depths > 0
-    colors = rendered.images.float().transpose(2, 0)[:, :, :].flatten(1)
-    red, green, blue = colors.mean(1)
+    red, green, blue = rendered.images.float().transpose(2, 0)[:, :, :].flatten(1).mean(1)
     assert red > 1.1 * green > 1.1 * blue
     gray = rendered.images.float().mean(2)
     assert gray[inside & (rendered.depths < 20)].mean() > 1.5 * gray[rendered.depths > 60].mean()

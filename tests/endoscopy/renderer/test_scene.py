@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from endoscopy.renderer.config import RendererConfig
-from endoscopy.renderer.geometry.field import polyp, smooth_minimum, wall
-from endoscopy.renderer.scene import SHAPES, draw_scene
+from endoscopy.renderer.lumen import polyp, smooth_minimum, wall
+from endoscopy.renderer.scene import SHAPES, RendererConfig, draw_scene
 
 
 def scenes(count, **settings):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from endoscopy.metrics.size_classes import TRUTH
+from endoscopy.metrics.classification import TRUTH
 from endoscopy.training.targets import Classes, LogSize, Ordinal, ScaledMillimeters
 
 SIZES = torch.tensor([1.0, 4.9, 5.0, 5.1, 9.9, 10.0, 15.0, 21.0])

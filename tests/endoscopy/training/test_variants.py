@@ -3,7 +3,7 @@ import torch
 
 from endoscopy.models import gate_parameters, tiny_resnet
 from endoscopy.models.sizer import channels_of
-from endoscopy.training.module import SizingModule
+from endoscopy.training.sizing_module import SizingModule
 from endoscopy.training.targets import LogSize, ScaledMillimeters
 from endoscopy.training.variants import VARIANTS, variant_of
 
@@ -28,8 +28,7 @@ def test_every_variant_can_learn_and_keeps_the_configuration(name, module):
         stream: torch.randn(2, channels, 16, 16)
         for stream, channels in channels_of(made.model.arguments["streams"]).items()
     }
-    sizes = torch.tensor([4.0, 12.0])
-    made.target.loss(made.model(streams), sizes).backward()
+    made.target.loss(made.model(streams), torch.tensor([4.0, 12.0])).backward()
     learning = {n: p for n, p in made.named_parameters() if p.requires_grad}
     assert all(p.grad is not None for p in learning.values())
     assert bool(gate_parameters(made.model)) == (made.model.arguments["gates"] in ("fsg", "l0"))

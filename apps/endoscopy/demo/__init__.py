@@ -1,1 +1,0 @@
-"""``gates endoscopy demo``: a page that sizes the polyps on dropped files."""

@@ -1,1 +1,0 @@
-"""``gates endoscopy predict``: size the polyps on images, videos or DICOM."""

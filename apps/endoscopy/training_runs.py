@@ -1,0 +1,371 @@
+"""Training runs of sizing networks as pieces of work: prepared, named, found, trained, kept."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+
+from core_gates.errors import GatesError
+from endoscopy.bundles.bundle_fitting import Bundles, bundle_of, shipped_folder
+from endoscopy.bundles.sizing_bundle import Provenance, SizingBundle, load_bundle
+from endoscopy.data.sizing_datamodule import REAL, PolypSizingDataModule
+from endoscopy.experiments.sizers import MAIN, RenderedSet, Rendering, Sizers, Training
+from endoscopy.metrics import CLASS_NAMES, TRUTH, count_on_cut_offs
+from endoscopy.renderer.rendered_dataset import claim_dataset, finish_dataset, write_objects
+from endoscopy.segmenter import Segmenter, load_segmenter, shipped_segmenter
+from endoscopy.training.sizing_module import SizingModule
+from endoscopy.training.variants import CONFIGURED, VARIANTS
+from harness.command.verbs import Place
+from harness.experiment import Job, Piece, Run, Store
+from harness.files.atomic import write_json
+from harness.files.manifest import figshare_manifest, read_manifest, total_bytes
+from harness.files.unpack import download_and_unpack
+from harness.runs.checkpoint import load_weights, seen
+from harness.runs.processes import Tick, in_processes
+from harness.runs.ticker import ticking
+
+REAL_COLON = 22202866  # article on figshare
+TABLE, REPORT = "frames.parquet", "read_report.json"
+
+
+def prepare_data(data: PolypSizingDataModule, folder: Path) -> Path:
+    """Read and check everything, build the cache, and write the frame table.
+
+    Prints what was read, left out and repaired, the split, and the size of the cache before it
+    is built.
+
+    Args:
+        data: Names sources, split and cache.
+        folder: Where ``frames.parquet`` and ``read_report.json`` go.
+
+    Returns:
+        The frame table.
+    """
+    table = data.load()
+    print("\n".join(data.report.lines()))
+    sizes = table.objects["gt"].to_numpy(float)
+    exact = ", ".join(f"{count} on {cut:g} mm" for cut, count in count_on_cut_offs(sizes).items())
+    classes = TRUTH.classes(sizes)
+    counts = ", ".join(f"{(classes == k).sum()} {name}" for k, name in enumerate(CLASS_NAMES))
+    print(f"{len(table)} frames of {len(sizes)} objects: {counts}; {exact} exactly")
+    assert data.parts is not None
+    parts = [
+        f"{name} {len(set(table.object_codes[rows]))} objects, {len(rows)} frames"
+        for name, rows in data.parts._asdict().items()
+    ]
+    print(f"split {data.folds.name if data.folds else data.split_kind}: {'; '.join(parts)}")
+    cache = data.plan_cache()
+    if cache is not None and not cache.is_complete():
+        print(cache.summary())
+        with ticking("caching", len(cache)) as tick:
+            found = cache.build(lambda *_: tick())
+        if found.unreadable:
+            print("\n".join(found.lines()))
+    if cache is not None:
+        print(cache.folder)
+    write_json(folder / REPORT, data.report.to_dict())
+    return table.write_parquet(folder / TABLE)
+
+
+def download_real_colon(data: PolypSizingDataModule, folder: str, manifest: str | None) -> None:
+    """Download and unpack REAL-Colon, the total size printed first, and let the data read it.
+
+    Args:
+        data: Of a configuration that reads REAL-Colon.
+        folder: Where it goes.
+        manifest: JSON list of files; figshare is asked where it is None.
+
+    Raises:
+        GatesError: The configuration reads something else, or the download fails.
+    """
+    if "real_colon" not in data.sources:
+        raise GatesError(
+            f"--download brings REAL-Colon, and the data are {', '.join(data.sources)}: take a "
+            "configuration of REAL-Colon, such as real_colon"
+        )
+    files = figshare_manifest(REAL_COLON) if manifest is None else read_manifest(manifest)
+    print(f"{len(files)} files of {total_bytes(files) / 1e9:.2f} GB into {folder}", flush=True)
+    data.sources["real_colon"] = str(download_and_unpack(files, folder, tell=print))
+
+
+CHUNK = 20  # objects that a process renders at a time
+
+
+def render(
+    data: PolypSizingDataModule, rendering: Rendering, names: Sequence[str]
+) -> list[RenderedSet]:
+    """Render what is missing, and return the sets."""
+    for one in rendering.missing(data, names):
+        claim_dataset(one.folder, one.config, one.objects)
+        chunks = [
+            (one, start, min(start + CHUNK, one.objects)) for start in range(0, one.objects, CHUNK)
+        ]
+        with ticking(f"rendering {one.name}", one.objects) as tick:
+            in_processes(write_chunk, chunks, tick)
+        finish_dataset(one.folder, one.config, one.objects)
+    return [rendering.set(data, name) for name in names]
+
+
+def render_missing(data: PolypSizingDataModule, rendering: Rendering, names: Sequence[str]) -> None:
+    """Announce and render the missing sets; do nothing for other kinds of data."""
+    if "synthetic" not in data.sources:
+        return
+    if missing := rendering.missing(data, names):
+        sets = ", ".join(f"{one.name} of {one.objects} objects" for one in missing)
+        print(f"rendered sets missing: {sets}; rendering them now", flush=True)
+        render(data, rendering, names)
+
+
+def write_chunk(one: RenderedSet, start: int, stop: int, *, tick: Tick) -> None:
+    """Write some objects of a set."""
+    for _ in write_objects(one.folder, one.config, range(start, stop)):
+        tick()
+
+
+WEIGHTS = "weights"
+TRAINER, CHECKPOINT = "trainer.", "checkpoint."
+OPTIONS = signature(SizingModule).parameters
+
+
+def decisive(settings: Mapping[str, Any], sizers: Sizers) -> dict[str, Any]:
+    """Return what determines a network: settings of the Trainer and of the domain."""
+    trained = {n: v for n, v in settings.items() if n.startswith((TRAINER, CHECKPOINT))}
+    return trained | sizers.settings()
+
+
+def piece_of(run: Run, sizers: Sizers, training: Training, **settings: Any) -> Piece:
+    """Return the piece of a training run.
+
+    Args:
+        run: With the settings of :func:`decisive`.
+        sizers: The networks.
+        training: Which.
+        settings: Arguments of :class:`SizingModule`, or others that differ.
+    """
+    training = sizers.resolved(training)
+    numbers = {"n": training.objects, "f": training.fold}
+    keys = {name: number for name, number in numbers.items() if number is not None}
+    changed = sizers.version(training.variant) | settings
+    return run.piece(training.variant, training.seed, keys, **changed)
+
+
+def training_of(piece: Piece) -> Training:
+    """Return the training run of a piece."""
+    objects, fold = piece.keys.get("n", piece.get("objects")), piece.keys.get("f")
+    return Training(
+        piece.method,
+        piece.seed or 0,
+        None if objects is None else int(objects),
+        None if fold is None else int(fold),
+    )
+
+
+def trained(
+    piece: Piece, job: Job, sizers: Sizers, **trainer: Any
+) -> tuple[SizingModule, PolypSizingDataModule]:
+    """Return the trained module of a piece and the data that it was trained on.
+
+    Args:
+        piece: With ``trainer.`` options, and options of the module without a prefix.
+        job: Trains.
+        sizers: The networks.
+        trainer: Options of the Trainer that are not in the piece.
+    """
+    training = training_of(piece)
+    L.seed_everything(training.seed, verbose=False)
+    changed = {name: value for name, value in piece.settings.items() if name in OPTIONS}
+    module = sizers.untrained(training, **changed)
+    data = sizers.data(training)
+    job.note(objects=data.training_objects())
+    monitor, mode = piece.get("checkpoint.monitor"), piece.get("checkpoint.mode", "min")
+    options = trainer | {
+        name.removeprefix(TRAINER): value
+        for name, value in piece.settings.items()
+        if name.startswith(TRAINER)
+    }
+    if monitor is None:
+        options["limit_val_batches"] = 0
+    job.fit(module, data, monitor=monitor, mode=mode, **options)
+    sizers.settle(training.variant, module, data)
+    return module, data
+
+
+def train(piece: Piece, job: Job, *, sizers: Sizers, config: str) -> SizingBundle:
+    """Train one network and fit all that predictions need."""
+    module, data = trained(piece, job, sizers)
+    return bundle_of(module, data, facts=facts(piece, config), settings=piece.settings)
+
+
+def facts(piece: Piece, config: str) -> dict[str, Any]:
+    """Return the facts of a training run for its model card."""
+    return {
+        "configuration": config,
+        "variant": VARIANTS[piece.method].summary,
+        "seed": piece.seed,
+        "epochs": piece.get("trainer.max_epochs"),
+    }
+
+
+class Trainings:
+    """The networks of a run: existing ones, and those to be trained.
+
+    Args:
+        run: Where they are kept; its settings become those of :func:`decisive`.
+        sizers: The networks.
+    """
+
+    def __init__(self, run: Run, sizers: Sizers) -> None:
+        run.settings = decisive(run.settings, sizers)
+        self.run, self.sizers = run, sizers
+        self.store: Store[SizingBundle] = run.store(WEIGHTS, Bundles())
+
+    def pieces(self, trainings: Iterable[Training]) -> list[Piece]:
+        """Return the pieces of training runs."""
+        return [piece_of(self.run, self.sizers, one) for one in trainings]
+
+    def obtain(self, wanted: Sequence[Training], sets: Sequence[str] = (MAIN,)) -> list[Training]:
+        """Render and cache what training and prediction read, and train what is missing.
+
+        Args:
+            wanted: Training runs.
+            sets: Names of rendered sets.
+
+        Returns:
+            Those with results.
+        """
+        pieces = self.pieces(wanted)
+        self.store.missing(pieces)  # refuses before anything is rendered
+        make_ready(self.sizers, sets)
+        for training in wanted:
+            self.sizers.data(training).prepare_data()
+        work = partial(train, sizers=self.sizers, config=self.run.config)
+        found = self.run.obtain(self.store, pieces, work, ticks=_epochs)
+        return [training_of(piece) for piece in found]
+
+    def load(self, training: Training) -> SizingBundle:
+        """Return a trained network.
+
+        Raises:
+            GatesError: It is missing or damaged, or was trained on test objects.
+        """
+        data = self.sizers.data(training)
+        tested = {key for part in ("test", "calibration") for key in data.object_keys(part)}
+        (piece,) = self.pieces([training])
+        return self.store.load(piece, tested=tested)
+
+
+def make_ready(sizers: Sizers, sets: Sequence[str] = (MAIN,)) -> None:
+    """Render and cache what is missing, and read the data; only one process may do so."""
+    if sizers.rendering is not None:
+        render_missing(sizers.datamodule, sizers.rendering, sets)
+    sizers.datamodule.check_sources()
+    print_random_start(sizers.datamodule, sizers.timm_weights)
+    sizers.datamodule.prepare_data()
+    sizers.datamodule.setup("fit")
+
+
+def print_random_start(data: PolypSizingDataModule, timm_weights: str | None) -> None:
+    """Say that training on real frames starts from random weights, if it does."""
+    if timm_weights is None and set(REAL) & data.sources.keys():
+        print(
+            "training starts from random weights, the published one from those of ImageNet: give "
+            "--timm_weights FILE"
+        )
+
+
+def checkpoint_bundle(sizers: Sizers, path: Path) -> SizingBundle:
+    """Return the network of a checkpoint, its intervals fitted to the present data.
+
+    Raises:
+        GatesError: It is damaged or belongs to another configuration.
+    """
+    module, data = sizers.untrained(Training()), sizers.datamodule
+    objects = load_checkpoint(path, module)
+    data.setup("test")
+    sizers.settle(CONFIGURED, module, data)
+    bundle = bundle_of(module, data, facts={"checkpoint": str(path)})
+    bundle.training = Provenance({}, objects)
+    return bundle
+
+
+def load_checkpoint(path: Path, module: SizingModule) -> tuple[str, ...]:
+    """Read the weights of a checkpoint into a module; return the keys of its training objects.
+
+    Raises:
+        GatesError: It is damaged or belongs to another configuration.
+    """
+    checkpoint = load_weights(path)
+    try:
+        module.load_state_dict(checkpoint.get("state_dict", {}))
+    except RuntimeError as error:
+        raise GatesError(
+            f"{path} is a checkpoint of another configuration: give the one it was trained with"
+        ) from error
+    own = checkpoint.get(PolypSizingDataModule.__name__, {}).get("trained_on", ())
+    return tuple(sorted({*own, *seen(checkpoint)}))
+
+
+def _epochs(piece: Piece) -> int:
+    return int(piece.get("trainer.max_epochs") or 1)
+
+
+NAME, FOLDS = f"{CONFIGURED}-s0", f"{CONFIGURED}-f[0-9]*-s0"
+
+
+class NamedBundle(NamedTuple):
+    """A trained network and where it came from.
+
+    Attributes:
+        name: For people: a folder, perhaps one of several folds, or ``shipped synthetic/...``.
+        bundle: The network.
+    """
+
+    name: str
+    bundle: SizingBundle
+
+
+def find_bundle(place: Place, weights: str | None) -> NamedBundle:
+    """Return the network of ``weights``, or of the run folder, or the shipped one, in this order.
+
+    Of a run with several folds it is that of the lowest, and its name states it: networks of
+    several folds have no common intervals.
+
+    Args:
+        place: Run folder and configuration.
+        weights: A folder of weights.
+
+    Raises:
+        GatesError: There is none, or it is damaged.
+    """
+    if weights is not None:
+        return NamedBundle(weights, load_bundle(weights))
+    folder = place.run_folder.path / WEIGHTS
+    folds = sorted(folder.glob(FOLDS), key=lambda path: int(path.name.split("-")[1][1:]))
+    for own in (folder / NAME, *folds):
+        if own.is_dir():
+            others = f" (one of {len(folds)} folds; --weights takes another)"
+            shown = f"{own}{others}" if own in folds and len(folds) > 1 else str(own)
+            return NamedBundle(shown, load_bundle(own))
+    shipped = shipped_folder(place.config, NAME)
+    if shipped.is_dir():
+        return NamedBundle(f"shipped {place.config}/{NAME}", load_bundle(shipped))
+    raise GatesError(
+        f"there are no weights in {folder} and none are shipped for the configuration "
+        f"{place.config!r}: train them with `gates endoscopy fit --config {place.config}`, or "
+        "give --weights"
+    )
+
+
+def find_segmenter(path: str | None = None) -> Segmenter:
+    """Return the segmenter of a file, or the shipped one.
+
+    Raises:
+        GatesError: There is none, or it is damaged.
+    """
+    segmenter = shipped_segmenter() if path is None else load_segmenter(path)
+    if segmenter is None:
+        raise GatesError("no segmenter is shipped: give the polyps with --boxes or --masks")
+    return segmenter

@@ -1,1 +1,0 @@
-"""Frames as arrays: reading, caching, streams, samplers."""

@@ -1,1 +1,0 @@
-"""Folds and splits that refuse leakage."""

@@ -1,1 +1,0 @@
-"""The frame table, and the sizes and boxes in it."""

@@ -1,0 +1,190 @@
+"""Albumentations pipelines that move frame, mask, depth and box together and keep the scale."""
+
+import os
+import random
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import albumentations as A
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from core_gates.errors import GatesError
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it accesses the network when imported
+
+Augmentation = Literal["published", "dihedral", "cifar", "none"]
+KEEPS_SCALE = (
+    A.Resize,
+    A.Rotate,
+    A.RandomRotate90,
+    A.HorizontalFlip,
+    A.VerticalFlip,
+    A.Transpose,
+    A.D4,
+    A.SquareSymmetry,
+    A.Pad,
+    A.PadIfNeeded,
+    A.NoOp,
+    A.CoarseDropout,
+    A.GridDropout,
+)
+"""Geometric transforms that every policy allows; those of colors alone are always allowed."""
+
+
+class Frame(NamedTuple):
+    """One frame with its targets.
+
+    Attributes:
+        image: (H,W,3) uint8, or float32 in [0, 1] after a pipeline that changes colors.
+        box: xmin, ymin, xmax, ymax in pixels, edges not centers.
+        mask: (H,W) uint8, 1 on the polyp; None without one.
+        depth: (H,W) float32 in mm, 0 where unknown; None without one.
+    """
+
+    image: NDArray[Any]
+    box: tuple[float, float, float, float]
+    mask: NDArray[np.uint8] | None = None
+    depth: NDArray[np.float32] | None = None
+
+
+class Pipeline:
+    """A Compose whose result depends on the frame and the keys it is called with alone.
+
+    Args:
+        steps: Transforms of albumentations, in order.
+        scale_changes: ``refuse`` those that change how large a polyp appears, since its size in mm
+            would no longer be right; ``allow`` them for tasks without a size.
+
+    Raises:
+        ValueError: A step changes the scale, or the policy is unknown.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[A.BasicTransform | A.BaseCompose],
+        scale_changes: Literal["refuse", "allow"] = "refuse",
+    ) -> None:
+        if scale_changes not in ("refuse", "allow"):
+            raise ValueError(f"scale_changes must be refuse or allow, got {scale_changes!r}")
+        if scale_changes == "refuse":
+            refuse_scale_changes(steps)
+        self.compose = A.Compose(
+            list(steps),
+            bbox_params=A.BboxParams(
+                "pascal_voc", label_fields=["labels"], clip=True, check_each_transform=False
+            ),
+            additional_targets={"depth": "mask"},
+        )
+
+    def __call__(self, frame: Frame, *keys: int) -> Frame:
+        """Transform a frame by random numbers that depend on ``keys`` alone.
+
+        Returns:
+            The new frame; its box has no area if the polyp left the frame.
+        """
+        generator = np.random.default_rng(keys)
+        self.compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        targets: dict[str, Any] = {"image": frame.image, "bboxes": [frame.box], "labels": [0]}
+        if frame.mask is not None:
+            targets["mask"] = frame.mask
+        if frame.depth is not None:
+            targets["depth"] = frame.depth
+        moved = self.compose(**targets)
+        boxes = np.asarray(moved["bboxes"], dtype=np.float64).reshape(-1, 4)
+        xmin, ymin, xmax, ymax = (float(v) for v in boxes[0]) if len(boxes) else (0.0,) * 4
+        return Frame(
+            moved["image"], (xmin, ymin, xmax, ymax), moved.get("mask"), moved.get("depth")
+        )
+
+
+def resize_frame(frame: Frame, size: int) -> Frame:
+    """Return a frame of (size, size) pixels, the aspect not kept; what pipelines begin with.
+
+    Frames are averaged where they shrink and bilinear where they grow; masks and depths take the
+    nearest pixel.
+    """
+    height, width = frame.image.shape[:2]
+    if (height, width) == (size, size):
+        return frame
+    method = cv2.INTER_AREA if size < height or size < width else cv2.INTER_LINEAR
+    x, y = size / width, size / height
+    xmin, ymin, xmax, ymax = frame.box
+    targets: list[Any] = [
+        None if one is None else cv2.resize(one, (size, size), interpolation=cv2.INTER_NEAREST)
+        for one in (frame.mask, frame.depth)
+    ]
+    return Frame(
+        cv2.resize(frame.image, (size, size), interpolation=method),
+        (xmin * x, ymin * y, xmax * x, ymax * y),
+        *targets,
+    )
+
+
+def resizing(size: int) -> A.Resize:
+    """Return the step that does in a pipeline what :func:`resize_frame` does."""
+    return A.Resize(size, size, interpolation=cv2.INTER_LINEAR, area_for_downscale="image")
+
+
+def train_pipeline(size: int, recipe: Augmentation = "published") -> Pipeline:
+    """Return the pipeline of a recipe; ``streams.normalize`` comes after it.
+
+    - ``published`` (arXiv 2407.04400, code): rotation up to 30 degrees, flips, color jitter .15,
+      .15, .15, hue .01, noise of .01; boxes turn with the ellipse they enclose, so that they do
+      not grow;
+    - ``dihedral``: one of the eight symmetries of the square, no change of color or brightness,
+      which carry the distance;
+    - ``cifar``: a flip, color jitter .1, .1, .1, hue .008, noise of .002, for small photographs;
+    - ``none``: as in evaluation.
+
+    Args:
+        size: Side length in pixels.
+        recipe: One of the above.
+
+    Raises:
+        GatesError: The recipe is unknown.
+    """
+    flips = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
+    rotation = A.Rotate((-30, 30), rotate_method="ellipse", p=1.0)
+    recipes = {
+        "published": [rotation, *flips, *_colors(0.15, 0.01, 0.01)],
+        "dihedral": [A.SquareSymmetry(p=1.0)],
+        "cifar": [flips[0], *_colors(0.1, 0.008, 0.002)],
+        "none": [],
+    }
+    if recipe not in recipes:
+        raise GatesError(f"recipe {recipe!r} is unknown: choose one of {', '.join(recipes)}")
+    return Pipeline([resizing(size), *recipes[recipe]])
+
+
+def refuse_scale_changes(steps: Sequence[Any]) -> None:
+    """Raise ValueError for the first transform that may change how large things appear."""
+    for step in steps:
+        if isinstance(step, A.BaseCompose):
+            refuse_scale_changes(step.transforms)
+        elif isinstance(step, A.DualTransform) and not (
+            isinstance(step, KEEPS_SCALE) or _is_isometric(step)
+        ):
+            raise ValueError(
+                f"{type(step).__name__} may change the scale, which makes sizes in mm wrong; leave "
+                "it out, or allow scale changes where no size is learned"
+            )
+
+
+def _is_isometric(step: Any) -> bool:
+    """Whether an affine step only turns and moves."""
+    if not isinstance(step, A.Affine):  # ShiftScaleRotate is one
+        return False
+    scales = np.asarray([step.scale[axis] for axis in ("x", "y")], dtype=float)
+    shears = np.asarray([step.shear[axis] for axis in ("x", "y")], dtype=float)
+    return bool((scales == 1.0).all() and (shears == 0.0).all() and not step.fit_output)
+
+
+def _colors(jitter: float, hue: float, noise: float) -> list[A.BasicTransform]:
+    around = (1.0 - jitter, 1.0 + jitter)
+    return [
+        A.ToFloat(255.0),
+        A.ColorJitter(around, around, around, (-hue, hue), p=1.0),
+        A.GaussNoise(std_range=(noise, noise), p=1.0),
+    ]

@@ -1,1 +1,0 @@
-"""Sizing the polyps of images, videos and DICOM with a trained network."""

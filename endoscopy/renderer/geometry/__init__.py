@@ -1,1 +1,0 @@
-"""Where the rays of the camera meet the wall of a rendered colon."""

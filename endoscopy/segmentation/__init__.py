@@ -1,1 +1,0 @@
-"""The segmenter that locates polyps, and its training on rendered frames."""
