@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from apps.diffusion.works.gates_base import refuse_gates_of_another
+from apps.diffusion.works.trained_gates import refuse_gates_of_another
 from diffusion.fusion import GatedFusion
 from diffusion.fusion.baking import MeanGates, bake
 from diffusion.fusion.pipeline import AutoLoraPipeline
 from diffusion.lora_file import LoraBundle
-from diffusion.models.loading import load_pipeline
-from diffusion.models.text import text_encoder
+from diffusion.models.pipelines import load_pipeline
+from diffusion.models.text_encoders import text_encoder
 
 
 class Baking(NamedTuple):

@@ -15,7 +15,7 @@ from diffusion.library import LoraLibrary, Refused, ScanReport
 from harness.runs.ticker import counting
 
 if TYPE_CHECKING:
-    from diffusion.retrieval.trained import TrainedEncoder
+    from diffusion.retrieval.encoder_folder import TrainedEncoder
 
 SHOWN = 20  # files of a table
 NO_ENCODER = "no --encoder is given: adapters are found by their metadata alone"
@@ -68,7 +68,7 @@ def read_encoder(folder: str, text_fingerprint: str | None = None) -> TrainedEnc
     Raises:
         GatesError: There is none, or it belongs to another text encoder.
     """
-    from diffusion.retrieval.checkpoint import load_encoder, load_published
+    from diffusion.retrieval.encoder_folder import load_encoder, load_published
 
     if Path(folder).is_file():
         return load_published(folder)

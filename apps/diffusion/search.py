@@ -21,7 +21,7 @@ from diffusion.library import (
     TextEncoder,
     WeightEncoder,
 )
-from diffusion.lora_file.family.recognition import RECOGNIZED
+from diffusion.lora_file.recognition import RECOGNIZED
 from harness.runs.ticker import counting
 
 SHOWN = 3  # triggers of an adapter
@@ -89,7 +89,7 @@ def _alike(library: LoraLibrary, like: str, k: int) -> Results[Neighbor]:
 
 def _encoders(folder: str, name: str) -> tuple[WeightEncoder, TextEncoder]:
     """Return the encoder in a folder, and the text encoder that it was trained with."""
-    from diffusion.models.text import text_encoder
+    from diffusion.models.text_encoders import text_encoder
 
     text = text_encoder(name)
     return read_encoder(folder, text.fingerprint), text

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.diffusion.generation.modes import GATED, SUM
-from apps.diffusion.generation.pairs import PairImages, pair_images
-from apps.diffusion.generation.shipped import shipped
-from apps.diffusion.generation.sources import Sources
-from apps.diffusion.generation.studio import studio
+from apps.diffusion.sampling import PairImages, pair_images
+from apps.diffusion.studio import GATED, SUM, Sources, shipped, studio
 from apps.diffusion.world import World
-from diffusion.data.pairs import held_out_pairs
+from diffusion.data.concepts import held_out_pairs
 from diffusion.evaluation.figures import gate_map_figure, gate_table, sheet_figure
 from harness.evidence import Resamples, moments
 from harness.report.page import Page

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from apps.diffusion.options import refuse_below, refuse_unless_positive
-from apps.diffusion.works.base import BaseForm, train_base
+from apps.diffusion.works.zoo import BaseForm, train_base
 from core_gates.errors import GatesError, check_option
 from diffusion.data.drawings import Drawings
-from diffusion.models.text import text_encoder
-from diffusion.models.tiny_flux import SHAPES
+from diffusion.models.embedded_base import SHAPES
+from diffusion.models.text_encoders import text_encoder
 from harness.command.verbs import Place
 from harness.experiment import Piece, Run
 

@@ -14,18 +14,17 @@ from apps.diffusion.options import (
     refuse_unless_positive,
     refuse_unless_share,
 )
-from apps.diffusion.places import base_at, root_of, run_of, table_digest, zoo_of
-from apps.diffusion.works.gates import (
+from apps.diffusion.works.trained_gates import (
     FILE,
     GatesForm,
     library_of,
     train_gates,
     train_own_gates,
 )
-from apps.diffusion.world import World
+from apps.diffusion.world import World, base_at, root_of, run_of, table_digest, zoo_of
 from core_gates.errors import GatesError
-from diffusion.fusion.table import read_shown
-from diffusion.lora_file.family import modules_in
+from diffusion.fusion.fusion_tasks import read_shown
+from diffusion.lora_file.recognition import modules_in
 from harness.command.verbs import Place
 from harness.experiment import Piece, Run
 

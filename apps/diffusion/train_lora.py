@@ -13,14 +13,13 @@ from apps.diffusion.options import (
     refuse_unless_positive,
     refuse_unless_share,
 )
-from apps.diffusion.places import base_at, digest_of, run_of
-from apps.diffusion.works.adapter import AdapterForm, file_in
-from apps.diffusion.works.own_adapter import train_own_adapter
+from apps.diffusion.works.zoo import AdapterForm, file_in, train_own_adapter
+from apps.diffusion.world import base_at, digest_of, run_of
 from core_gates.errors import GatesError
-from diffusion.data.folders import captioned_images
+from diffusion.data.pictures import captioned_images
 from diffusion.library.paths import slug
-from diffusion.lora_file.container.header import LIMITS
-from diffusion.models.adapters import PARTS
+from diffusion.lora_file.container import LIMITS
+from diffusion.models.flow_matching import PARTS
 from harness.command.verbs import Place
 
 

@@ -14,23 +14,21 @@ from apps.diffusion.options import (
     refuse_unless_positive,
     refuse_unless_share,
 )
-from apps.diffusion.places import Base, base_at, root_of, run_of, table_digest, zoo_of
-from apps.diffusion.studies.retrieval import ENCODER, PUBLISHED, UNSEEN
-from apps.diffusion.works.encoder import (
+from apps.diffusion.studies.retrieval_study import ENCODER, PUBLISHED, UNSEEN
+from apps.diffusion.works.trained_encoders import (
     FOLDER,
     EncoderForm,
     reader_of,
     train_encoder,
     train_own_encoder,
 )
-from apps.diffusion.world import World
+from apps.diffusion.world import Base, World, base_at, root_of, run_of, table_digest, zoo_of
 from core_gates.errors import GatesError
-from diffusion.data.table import read_rows
-from diffusion.lora_file.family import shape_in
-from diffusion.models.base import CONFIG, EmbeddedBase
-from diffusion.models.text import text_encoder as encoder_of_texts
-from diffusion.retrieval.modules import SHAPES
-from diffusion.retrieval.table import split_table
+from diffusion.data.published_table import read_rows, split_table
+from diffusion.lora_file.recognition import shape_in
+from diffusion.models.embedded_base import CONFIG, EmbeddedBase
+from diffusion.models.text_encoders import text_encoder as encoder_of_texts
+from diffusion.retrieval.encoder_config import SHAPES
 from harness.command.verbs import Place
 from harness.experiment import Piece, Run
 

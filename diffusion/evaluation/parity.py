@@ -30,7 +30,7 @@ from diffusion.retrieval import (
     collate,
 )
 from diffusion.rivals.k_lora import KLora
-from diffusion.rivals.merging import merge
+from diffusion.rivals.merged import merge
 
 ADVICE = "give the folder of the golden vectors, such as tests/golden/autolora"
 TOLERANCE = 1e-6  # largest relative error of a comparison

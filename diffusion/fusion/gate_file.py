@@ -1,4 +1,4 @@
-"""Files of trained gates: ours, and those that DiffSynth-Studio writes."""
+"""Files of trained gates, ours and those of DiffSynth-Studio, and what adapters share."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffusion.lora_file.container import SafetensorsFile
-from diffusion.lora_file.container.text import listed
-from diffusion.lora_file.errors import LoraFileError
+from core_gates.errors import GatesError
+from diffusion.fusion.protocol import weighted_sum
+from diffusion.lora_file import LoraBundle, shrink_bundle
+from diffusion.lora_file.container import LoraFileError, SafetensorsFile, listed
 from harness.files.atomic import replacing
 
 PREFIX = "model_dict."
@@ -72,3 +73,23 @@ def load_gates(path: str | Path, sites: Iterable[str]) -> dict[str, dict[str, Te
         what = f"gates of layers that the model lacks, {listed(unknown)}" if unknown else "no gates"
         raise LoraFileError(f"{file.label} holds {what}: give gates of this model")
     return found
+
+
+def global_lora(adapters: Mapping[str, LoraBundle], rank: int) -> LoraBundle:
+    """Return the best approximation of a rank to the mean of all changes, layer by layer.
+
+    The mean ``Σ ΔW_k / K`` has the factors of all adapters side by side; QR decompositions of both
+    leave a core of Kr × Kr numbers, whose singular value decomposition gives the approximation
+    (Eckart and Young, 1936). No ΔW is formed. An adapter without a layer counts as zero there.
+
+    Args:
+        adapters: Name -> adapter.
+        rank: That of the result; a layer whose ranks add up to less keeps their sum.
+
+    Raises:
+        GatesError: There is no adapter, they do not fit each other, or the rank is below 1.
+    """
+    if not adapters:
+        raise GatesError("there are no adapters to approximate: give at least one")
+    mean = weighted_sum(adapters, dict.fromkeys(adapters, 1 / len(adapters)))
+    return shrink_bundle(mean, rank)[0]

@@ -25,11 +25,12 @@ from core_gates.adapters import (
 )
 from core_gates.adapters.factors import AdapterFactors
 from core_gates.errors import GatesError, check_option
-from diffusion.fusion.attachable import Attachable
 from diffusion.fusion.gate_file import DOT, load_gates, save_gates
-from diffusion.fusion.naming import Adapters, by_name
-from diffusion.fusion.sites import (
+from diffusion.fusion.protocol import (
     TIME_SCALES,
+    Adapters,
+    Attachable,
+    by_name,
     family_of,
     linear_sizes,
     refuse_misfits,
@@ -37,8 +38,8 @@ from diffusion.fusion.sites import (
     uncompiled,
 )
 from diffusion.lora_file import LoraBundle
-from diffusion.lora_file.container.text import listed
-from diffusion.lora_file.factors.change import Factors
+from diffusion.lora_file.container import listed
+from diffusion.lora_file.factors import Factors
 from diffusion.lora_file.family import Placed
 
 Mode = Literal["gated", "sum"]
@@ -62,7 +63,7 @@ class GatedFusion(Attachable, nn.Module):
             which may be compiled by ``torch.compile`` before or after; it is compiled again where
             adapters change other layers.
         adapters: Name -> adapter, or a list; its adapters are named by their files, see
-            :func:`diffusion.fusion.naming.by_name`.
+            :func:`diffusion.fusion.protocol.by_name`.
         mode: ``gated``, or ``sum``: the plain sum, without gates.
         gates: File of trained gates, see :mod:`diffusion.fusion.gate_file`; without it they begin
             as the plain sum, or by ``options``.

@@ -13,13 +13,12 @@ import torch
 from torch import nn
 
 from core_gates.errors import GatesError, check_option
+from diffusion.fusion.baking import GateMap, GateRecorder, records_of
 from diffusion.fusion.gated_fusion import GatedFusion
-from diffusion.fusion.protocol import Fusion
-from diffusion.fusion.recording import GateMap, GateRecorder, records_of
-from diffusion.fusion.sites import family_of, linear_sizes, refuse_misfits, uncompiled
+from diffusion.fusion.protocol import Fusion, family_of, linear_sizes, refuse_misfits, uncompiled
 from diffusion.lora_file import LoraBundle, LoraFileError
 from diffusion.models.flow_matching import GUIDANCE
-from diffusion.models.text import TextEncoder
+from diffusion.models.text_encoders import TextEncoder
 
 Make = Callable[[nn.Module, Mapping[str, LoraBundle]], Fusion]
 

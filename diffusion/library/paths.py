@@ -8,9 +8,14 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion.library.errors import LibraryError
-from diffusion.lora_file.config import CONFIG, UNTELLING, WEIGHTS
+from core_gates.errors import GatesError
 from diffusion.lora_file.container import clean
+from diffusion.lora_file.scales import CONFIG, UNTELLING, WEIGHTS
+
+
+class LibraryError(GatesError):
+    """A library, its index or a search is not as expected."""
+
 
 SUFFIX = ".safetensors"
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffusion.lora_file.errors import LoraFileError
+from diffusion.lora_file.container import LoraFileError
 
 
 def with_adapters(prompt: Tensor, tokens: Tensor, strength: float = 1.0) -> Tensor:

@@ -13,8 +13,7 @@ from torch import nn
 from core_gates.adapters import GatedLoraLinear
 from core_gates.errors import GatesError
 from core_gates.numerics import accumulation_dtype
-from diffusion.fusion.naming import Adapters, by_name
-from diffusion.fusion.stacking import modules_of, plain_factors
+from diffusion.fusion.protocol import Adapters, by_name, modules_of, plain_factors
 from diffusion.lora_file import Factors, LoraBundle
 from diffusion.rivals.weighing import Weighing
 

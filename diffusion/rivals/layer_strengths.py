@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from core_gates.adapters import GatedLoraLinear, LowRank, OpenGate
 from core_gates.errors import GatesError
 from diffusion.fusion.gate_file import DOT
-from diffusion.fusion.naming import Adapters, by_name
-from diffusion.fusion.stacking import modules_of, plain_factors, stacked
+from diffusion.fusion.protocol import Adapters, by_name, modules_of, plain_factors, stacked
 from diffusion.lora_file import LoraBundle
-from diffusion.lora_file.container.text import listed
+from diffusion.lora_file.container import listed
 from diffusion.lora_file.family import Placed
-from diffusion.rivals.scalings import owners
 from diffusion.rivals.weighing import Weighing
+from diffusion.rivals.x_lora import owners
 
 
 class KindWeightedLora(GatedLoraLinear):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apps.diffusion.studies.study import Asked
+from apps.diffusion.studies.base_study import Asked
 from apps.diffusion.world import World
 from core_gates.errors import GatesError
 from diffusion.evaluation.parity import ADVICE, COMPARISONS, TOLERANCE

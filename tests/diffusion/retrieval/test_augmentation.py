@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion.retrieval import Augmentation, collate, modules_of
-from diffusion.retrieval.augmentation import rotated
+from diffusion.retrieval.retriever_data import rotated
 
 STILL = {
     "smallest_scale": 1.0,

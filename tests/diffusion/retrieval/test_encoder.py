@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from diffusion.evaluation.parity import relative_error
 from diffusion.lora_file import Factors, FluxShape, LoraFileError, SD3Shape, load_lora, save_lora
 from diffusion.retrieval import EncoderConfig, LoraWeightEncoder, TrainedEncoder, collate
-from diffusion.retrieval.modules import fit
+from diffusion.retrieval.encoder_config import fit
 
 FORMS = {
     "default": {},

@@ -15,7 +15,7 @@ ENCODE = """
 import sys
 from diffusion.lora_file import load_lora
 from diffusion.retrieval import load_encoder
-import diffusion.evaluation.retrieval
+import diffusion.evaluation.retrieval_scores
 encoder = load_encoder(sys.argv[1])
 encoder.encode(load_lora(sys.argv[2]))
 print(*sorted({name.partition(".")[0] for name in sys.modules}))

@@ -14,7 +14,7 @@ from diffusion.retrieval import (
     PublishedLoss,
     collate,
 )
-from diffusion.retrieval.losses import positives
+from diffusion.retrieval.retriever import positives
 
 DIFFERENT = torch.arange(4)
 
