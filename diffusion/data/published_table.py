@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.container import LoraFileError, clean
-from diffusion.retrieval.retriever_data import Example
 
 COLUMNS = ("model_file", "image_file", "text", "text_short", "text_medium")
 FORMS = ("text", "text_short", "text_medium")
@@ -35,6 +34,22 @@ class TableRow(NamedTuple):
     forms: tuple[str, ...]
     captions: dict[str, float]
     concept: str
+
+
+class Example(NamedTuple):
+    """An adapter with what describes images that are made with it.
+
+    Attributes:
+        bundle: The adapter.
+        captions: Texts, at least one.
+        concept: What it was trained for; adapters of one concept are no negatives of each other.
+        weights: How often each caption is drawn, relative to the others; equally often if None.
+    """
+
+    bundle: LoraBundle
+    captions: Sequence[str]
+    concept: str
+    weights: Sequence[float] | None = None
 
 
 def read_rows(path: Path) -> list[TableRow]:
@@ -160,7 +175,7 @@ def read_table(
     it is the description of the adapter with the short form, if there is one.
 
     Args:
-        path: See :func:`diffusion.data.published_table.read_rows`. An adapter without concept is its own.
+        path: See :func:`read_rows`. An adapter without concept is its own.
         root: Folder that ``model_file`` is relative to; that of the table if None. No file outside
             of it is read.
         load: Reads an adapter.

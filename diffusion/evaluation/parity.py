@@ -22,13 +22,8 @@ from torch.nn import functional as F
 from core_gates.adapters import GatedLoraLinear, LoraGate, LowRank
 from core_gates.errors import GatesError
 from diffusion.lora_file import Factors, FluxShape, LoraBundle, load_lora
-from diffusion.retrieval import (
-    AdapterBatch,
-    EncoderConfig,
-    LoraWeightEncoder,
-    PublishedLoss,
-    collate,
-)
+from diffusion.retrieval import AdapterBatch, EncoderConfig, LoraWeightEncoder, collate
+from diffusion.retrieval.retriever import PublishedLoss
 from diffusion.rivals.k_lora import KLora
 from diffusion.rivals.merged import merge
 

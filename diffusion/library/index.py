@@ -39,7 +39,7 @@ from diffusion.library.record import (
 )
 from diffusion.library.searcher import Mix, Searcher
 from diffusion.library.similarity import NEAR, Subject, nearest
-from diffusion.lora_file import Limits, LoraBundle, LoraFileError, load_lora
+from diffusion.lora_file import LoraBundle, LoraFileError, load_lora
 from diffusion.lora_file.container import LIMITS, Limits, clean
 
 Progress = Callable[[int, int], object]

@@ -1,10 +1,10 @@
 """Finding adapters by their weights: an encoder into the space of captions (arXiv 2508.02107).
 
-What trains it, ``diffusion.retrieval.retriever`` and ``diffusion.retrieval.retriever_data``, needs Lightning and
-is imported from there.
+What trains it, :mod:`diffusion.retrieval.retriever` and :mod:`diffusion.retrieval.retriever_data`,
+needs Lightning and is imported from there.
 """
 
-from diffusion.data.published_table import read_table
+from diffusion.data.published_table import Example, read_table
 from diffusion.retrieval.encoder import AdapterBatch, LoraWeightEncoder, collate
 from diffusion.retrieval.encoder_config import EncoderConfig, modules_of, types_used
 from diffusion.retrieval.encoder_folder import (
@@ -14,18 +14,12 @@ from diffusion.retrieval.encoder_folder import (
     save_encoder,
 )
 from diffusion.retrieval.prompt import with_adapters
-from diffusion.retrieval.retriever import ContrastiveLoss, PublishedLoss
-from diffusion.retrieval.retriever_data import Augmentation, Example, TextEncoder
 
 __all__ = [
     "AdapterBatch",
-    "Augmentation",
-    "ContrastiveLoss",
     "EncoderConfig",
     "Example",
     "LoraWeightEncoder",
-    "PublishedLoss",
-    "TextEncoder",
     "TrainedEncoder",
     "collate",
     "load_encoder",

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from core_gates.collectives import num_ranks, rank_in
 from core_gates.errors import check_at_least, check_fraction
-from diffusion.lora_file import LoraBundle
+from diffusion.data.published_table import Example
 from diffusion.lora_file.container import LoraFileError, clean
 from diffusion.lora_file.family import Placed
 from diffusion.retrieval.encoder import AdapterBatch, collate
@@ -29,22 +29,6 @@ class TextEncoder(Protocol):
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Return vectors of unit length (n, text_dim)."""
-
-
-class Example(NamedTuple):
-    """An adapter with what describes images that are made with it.
-
-    Attributes:
-        bundle: The adapter.
-        captions: Texts, at least one.
-        concept: What it was trained for; adapters of one concept are no negatives of each other.
-        weights: How often each caption is drawn, relative to the others; equally often if None.
-    """
-
-    bundle: LoraBundle
-    captions: Sequence[str]
-    concept: str
-    weights: Sequence[float] | None = None
 
 
 class Captions:

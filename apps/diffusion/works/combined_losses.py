@@ -394,7 +394,7 @@ FITS = {"lora_hub": fitted_hub, "zip_lora": fitted_zip}
 def denoiser_losses(
     piece: Piece, job: Job, base_folder: Path, drawings_folder: str | None = None
 ) -> dict[str, Tensor]:
-    """Return losses as :func:`apps.diffusion.works.combined_losses.losses` does, with the same noise.
+    """Return losses as :func:`losses` does, with the same noise.
 
     It knows the mean and the covariance of drawings in the styles of a combination: those drawings
     that adapters of styles are trained on, of no subject. It has no prompt and no network.

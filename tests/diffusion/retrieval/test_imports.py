@@ -48,4 +48,4 @@ def test_training_imports_no_library_of_models():
         for p in (ROOT / "diffusion/retrieval").glob("*.py")
         if "import lightning" in p.read_text()
     ]
-    assert sorted(users) == ["data", "module"]
+    assert sorted(users) == ["retriever", "retriever_data"]

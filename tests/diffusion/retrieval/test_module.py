@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from diffusion.evaluation.retrieval_scores import by_captions, search_values, sketches
 from diffusion.lora_file import LoraBundle, LoraFileError
-from diffusion.retrieval import Augmentation, Example, load_encoder, save_encoder
+from diffusion.retrieval import Example, load_encoder, save_encoder
 from diffusion.retrieval.retriever import LoraRetriever
-from diffusion.retrieval.retriever_data import RetrieverData, Rounds
+from diffusion.retrieval.retriever_data import Augmentation, RetrieverData, Rounds
 from harness.runs.checkpoint import RunCheckpoint
 from harness.runs.quiet import UNWANTED
 from harness.runs.trainer import ExactTrainer
