@@ -1,7 +1,5 @@
 """Files of adapters on the command line: which are meant, their strengths, how they are written."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

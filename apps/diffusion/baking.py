@@ -1,7 +1,5 @@
 """Gates folded into one static adapter, from runs of a base on some prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """``gates diffusion``: adapters of image models: read, converted, merged, found, fused."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from harness.command.verbs import FunctionVerb, run_verb

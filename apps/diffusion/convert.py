@@ -1,7 +1,5 @@
 """``gates diffusion convert``: an adapter in the format of another program."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.console import Console

@@ -1,7 +1,5 @@
 """``gates diffusion demo``: a local page from a prompt to adapters, images and gates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from html import escape

@@ -1,7 +1,5 @@
 """``gates diffusion evaluate``: one study a configuration."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """``gates diffusion generate``: from a prompt to images, with the adapters that suit it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -86,7 +84,7 @@ def generate(
         console.print(escape(str(path)), soft_wrap=True, highlight=False)
 
 
-def _made(asked: Callable[..., Generated], sampling: Sampling) -> list[Generated]:
+def _made(asked: Callable[..., "Generated"], sampling: Sampling) -> list["Generated"]:
     """Return all images, with what made them."""
     with ticking("denoising steps", sampling.count * sampling.steps) as tick:
         return [

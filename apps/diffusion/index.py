@@ -1,7 +1,5 @@
 """``gates diffusion index``: a folder of adapters, so that prompts find them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +55,7 @@ def index(
     console.print(escape(str(place)), soft_wrap=True)
 
 
-def read_encoder(folder: str, text_fingerprint: str | None = None) -> TrainedEncoder:
+def read_encoder(folder: str, text_fingerprint: str | None = None) -> "TrainedEncoder":
     """Return the encoder in a folder, or in a file as AutoLoRA or DiffSynth-Studio publish it.
 
     Args:

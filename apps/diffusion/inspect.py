@@ -1,7 +1,5 @@
 """``gates diffusion inspect``: what is in a file of adapters, and why it may do nothing."""
 
-from __future__ import annotations
-
 import math
 import os
 import shlex

@@ -1,7 +1,5 @@
 """``gates diffusion merge``: one static adapter of several, for any program."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

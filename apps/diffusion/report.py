@@ -1,7 +1,5 @@
 """``gates diffusion report``: the page of a run, with images, gates and scores of its study."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How images are sampled, and images as files with all that decided them."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """``gates diffusion search``: adapters for a prompt, or like another one."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """What makes images: a base, a library of adapters and gates, found, read and checked."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Callable, Sequence

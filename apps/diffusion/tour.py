@@ -1,7 +1,5 @@
 """The diffusion stop of the tour: prompts, the adapters that they lead to, and images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

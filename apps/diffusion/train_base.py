@@ -1,7 +1,5 @@
 """``gates diffusion train-base``: the embedded base, from nothing."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """``gates diffusion train-gates``: the gates of several adapters at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

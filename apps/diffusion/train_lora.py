@@ -1,7 +1,5 @@
 """``gates diffusion train-lora``: an adapter of a folder of captioned images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

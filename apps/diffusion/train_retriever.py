@@ -1,7 +1,5 @@
 """``gates diffusion train-retriever``: the encoder that finds adapters by their weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The embedded world: one base, the zoo of its adapters, the judge of its images."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -142,7 +140,7 @@ class World:
 
     def encoders(
         self, methods: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], **settings: Any
-    ) -> dict[str, list[TrainedEncoder]]:
+    ) -> dict[str, list["TrainedEncoder"]]:
         """Return method -> encoders, one a seed, trained on adapters of seed 0.
 
         Args:

@@ -1,7 +1,5 @@
 """How well several adapters work together, and what flow matching can do without a network."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Self

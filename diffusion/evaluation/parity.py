@@ -4,8 +4,6 @@ Each comparison takes the folder of the vectors and yields the name and the rela
 everything that it compares; it raises a ``GatesError`` where a file is missing or damaged.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import zipfile

@@ -1,7 +1,5 @@
 """Hooks on the layers of a fusion, mean gates of a run, and gates folded into a static adapter."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import TracebackType

@@ -1,7 +1,5 @@
 """Training of the gates of a fusion, the model and its adapters frozen (AutoLoRA, 2025)."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Tasks of a fusion, from pairs or a table, and the batches that gates are trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

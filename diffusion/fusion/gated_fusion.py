@@ -1,7 +1,5 @@
 """Several adapters on a model at once, each weighed by a gate in every layer (AutoLoRA, 2025)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast

@@ -1,7 +1,5 @@
 """From a prompt to an image: find adapters, fuse them, generate (AutoLoRA, 2025)."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """What every way to use several adapters at once offers, gated or not, on any model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable

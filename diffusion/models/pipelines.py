@@ -1,7 +1,5 @@
 """Pipelines from local files, and images and captions as a model sees them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """One adapter per layer, chosen by the largest entries of its change and the progress of a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from functools import partial

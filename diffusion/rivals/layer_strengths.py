@@ -1,7 +1,5 @@
 """Strengths of adapters in every layer, learned as gates are: what gates are without looking."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Adapters merged into one by their weights alone, or with gates folded in."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """All rivals by name, with what is tuned of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Methods that add outputs of adapters, each with a number: fixed, tuned, searched, switched."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Adapters weighed for each token by what a first pass of the model ends with (X-LoRA)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise

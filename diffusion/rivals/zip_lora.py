@@ -1,7 +1,5 @@
 """Two adapters with a learned factor for every column of their changes (ZipLoRA)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 

@@ -1,7 +1,5 @@
 """Does the embedded base draw what it is told, and does each style adapter draw in its style?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path

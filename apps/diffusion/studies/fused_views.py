@@ -1,7 +1,5 @@
 """How combinations are scored, and their images, retention and cost: what losses do not show."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Do gates help? Fused adapters on combinations that no gate was trained on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial

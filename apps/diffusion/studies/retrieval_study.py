@@ -1,7 +1,5 @@
 """Are adapters found by their weights alone, also those of a training that was never seen?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Losses of combinations under one way to use several adapters, as pieces of work."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping, Sequence

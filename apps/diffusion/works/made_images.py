@@ -1,7 +1,5 @@
 """Images that a base makes with adapters, and their judge, as pieces of work."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Encoders of adapters as pieces of work."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,6 @@ from diffusion.lora_file import FluxShape, load_lora
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.text_encoders import text_encoder
 from diffusion.retrieval import (
-    Augmentation,
     EncoderConfig,
     Example,
     TrainedEncoder,
@@ -29,7 +26,7 @@ from diffusion.retrieval import (
 )
 from diffusion.retrieval.encoder_config import Shape
 from diffusion.retrieval.retriever import LoraRetriever
-from diffusion.retrieval.retriever_data import RetrieverData
+from diffusion.retrieval.retriever_data import Augmentation, RetrieverData
 from harness.experiment import Job, Piece
 
 FOLDER = "encoder"

@@ -1,7 +1,5 @@
 """Gates, and rivals that are trained like them, as pieces of work, and what they are trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial

@@ -1,7 +1,5 @@
 """The embedded base and adapters, of its zoo and of folders of images, as pieces of work."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
