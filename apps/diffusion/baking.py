@@ -10,7 +10,6 @@ from diffusion.fusion.baking import MeanGates, bake
 from diffusion.fusion.pipeline import AutoLoraPipeline
 from diffusion.lora_file import LoraBundle
 from diffusion.models.pipelines import load_pipeline
-from diffusion.models.text_encoders import text_encoder
 
 
 class Baking(NamedTuple):
@@ -46,13 +45,10 @@ def baked(
     """
     refuse_gates_of_another(baking.base, baking.gates)
     pipe, base = load_pipeline(baking.base)
-    text = None
     options: dict[str, Any] = {"num_inference_steps": baking.steps}
     if base is not None:
-        text = text_encoder(base.text_encoder["name"])
-        base.check_text_encoder(text)
-        options |= {"height": base.size, "width": base.size}
-    generate = AutoLoraPipeline(pipe, text=text, **options)
+        options |= {"text": base.encoder(), "height": base.size, "width": base.size}
+    generate = AutoLoraPipeline(pipe, **options)
     fusion = GatedFusion(pipe.transformer, adapters, gates=baking.gates)
     fusion.set_strengths(strengths)
     with fusion, MeanGates(fusion) as observed:

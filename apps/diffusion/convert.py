@@ -14,7 +14,7 @@ from apps.diffusion.adapter_files import (
     storable,
     write,
 )
-from apps.diffusion.inspect import SHOWN, dialects, plain_console
+from apps.diffusion.inspect import dialects, plain_console, show_notes
 from core_gates.errors import GatesError
 from diffusion.lora_file import LoraBundle, load_lora
 from diffusion.lora_file.container import clean
@@ -77,9 +77,5 @@ def _print_mapping(console: Console, source: Path, bundle: LoraBundle) -> None:
     console.print(
         f"used: {len(report.used)} of {len(report.fates)} tensors, for {', '.join(changed)}"
     )
-    for fate in report.unused[:SHOWN]:
-        console.print(escape(f"left out: {clean(fate.key, 160)}: {fate.reason}"))
-    if (more := len(report.unused) - SHOWN) > 0:
-        console.print(f"left out: {more} more tensors")
-    for note in (*report.problems, *report.notes):
-        console.print(f"[yellow]note[/]: {escape(note)}")
+    left_out = {fate.key: fate.reason for fate in report.unused}
+    show_notes(console, left_out, (*report.problems, *report.notes))

@@ -26,10 +26,9 @@ COLUMNS = ("adapter", "title", "score", "mean gate", "why", "license")
 
 def header(studio: Studio) -> str:
     """Return the head of the page."""
-    adapters = len(studio.finder.library.adapters())
     badges = [
         f"base: {studio.model}",
-        f"{adapters} adapters",
+        f"{len(studio.finder.library.adapters())} adapters",
         "gates" if studio.gates is not None else "no gates: the plain sum",
         "nothing leaves this machine",
     ]

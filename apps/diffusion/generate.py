@@ -87,21 +87,13 @@ def generate(
 def _made(asked: Callable[..., "Generated"], sampling: Sampling) -> list["Generated"]:
     """Return all images, with what made them."""
     with ticking("denoising steps", sampling.count * sampling.steps) as tick:
-        return [
-            asked(seed=sampling.seed + number, callback_on_step_end=_after(tick))
-            for number in range(sampling.count)
-        ]
 
+        def after(_pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            tick()
+            return tensors
 
-def _after(tick: Callable[[], None]) -> Callable[..., dict[str, Any]]:
-    """Return what the pipeline calls after each denoising step."""
-
-    def call(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        del pipe, step, time
-        tick()
-        return tensors
-
-    return call
+        seeds = range(sampling.seed, sampling.seed + sampling.count)
+        return [asked(seed=seed, callback_on_step_end=after) for seed in seeds]
 
 
 def _named(text: str | None) -> dict[str, float] | None:

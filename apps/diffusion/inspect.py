@@ -128,13 +128,18 @@ def show_contents(console: Console, contents: Contents, said: Answer, *, layers:
     console.print(table)
     if contents.layers:
         console.print(_layers(contents) if layers else _blocks(contents))
-    for name, reason in list(contents.left_out.items())[:SHOWN]:
-        console.print(f"left out: {escape(clean(name, 160))}: {escape(reason)}")
-    if (more := len(contents.left_out) - SHOWN) > 0:
-        console.print(f"left out: {more} more tensors")
-    for odd in contents.odd:
-        console.print(f"[yellow]note[/]: {escape(odd)}")
+    show_notes(console, contents.left_out, contents.odd)
     show_answer(console, said)
+
+
+def show_notes(console: Console, left_out: Mapping[str, str], notes: Iterable[str]) -> None:
+    """Print the first tensors that are left out, each with the reason, and what is unusual."""
+    for name, reason in list(left_out.items())[:SHOWN]:
+        console.print(f"left out: {escape(clean(name, 160))}: {escape(reason)}")
+    if (more := len(left_out) - SHOWN) > 0:
+        console.print(f"left out: {more} more tensors")
+    for note in notes:
+        console.print(f"[yellow]note[/]: {escape(note)}")
 
 
 def show_answer(console: Console, said: Answer) -> None:

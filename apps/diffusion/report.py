@@ -28,10 +28,9 @@ from diffusion.evaluation.figures import (
 )
 from harness.command.configfile import find_config, read_config
 from harness.command.verbs import Place
-from harness.experiment import Arrays, Run
-from harness.experiment.forms import Figures
+from harness.experiment.forms import Arrays, Figures
 from harness.experiment.record import read_record
-from harness.experiment.run import CHOICES
+from harness.experiment.run import CHOICES, Run
 from harness.experiment.tuning import Choice
 from harness.report.page import Page
 from harness.runs.ticker import counting, working
@@ -71,8 +70,7 @@ def _plain(page: Page, world: World, made: np.ndarray) -> None:
     places = np.arange(BASE_SHOWN) * step
     real = in_bytes(drawn(world.drawings, rows[places], ()))
     captions = [str(caption) for caption in world.drawings.captions[rows[places]]]
-    halves = (range(BASE_SHOWN // 2), range(BASE_SHOWN // 2, BASE_SHOWN))
-    for half in halves:
+    for half in (range(BASE_SHOWN // 2), range(BASE_SHOWN // 2, BASE_SHOWN)):
         figure = sheet_figure(
             {captions[i]: {REAL: real[[i]], MADE: made[[places[i]]]} for i in half},
             title="Training captions",
@@ -100,13 +98,12 @@ def _styles(page: Page, world: World, made: dict[str, np.ndarray]) -> None:
         title="Style adapters, one at a time",
         note="captions of drawings that no adapter has seen",
     )
-    table = [[name, caption] for name in made for caption in captions]
     page.figure(
         figure,
         "Every style adapter on the same captions: real drawings at the left, made ones at the "
         "right.",
         name="styles",
-        table=(("style", "caption"), table),
+        table=(("style", "caption"), [[name, caption] for name in made for caption in captions]),
     )
 
 
@@ -193,8 +190,7 @@ def _best_rival(run: Run) -> list[str]:
     for place in (place for folder in folders for place in sorted(folder.glob("*"))):
         if (record := read_record(place)) is not None:
             chosen[str(record.identity["method"])] = Choice(**Figures().load(place))
-    rivals = chosen.keys() & {*SPACES, BLIND}
-    return [best_rival(chosen)] if rivals else []
+    return [best_rival(chosen)] if chosen.keys() & {*SPACES, BLIND} else []
 
 
 def _differences(page: Page, run: Run, group: str) -> bool:
@@ -360,8 +356,7 @@ def drawing(study: str, run: Run, world: World) -> tuple[Draw | None, Draw | Non
     if study == "retrieval":
         return None, partial(add_retrieval, world=world)
     if study == "fusion":
-        images = partial(add_images, run=run, world=world)
-        return images, partial(add_fusion, run=run, world=world)
+        return partial(add_images, run=run, world=world), partial(add_fusion, run=run, world=world)
     return None, None
 
 

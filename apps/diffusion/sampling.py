@@ -122,9 +122,8 @@ def save(image: Image.Image, record: dict[str, Any], folder: Path) -> Path:
 
 def save_sheet(images: list[Image.Image], records: list[dict[str, Any]], folder: Path) -> Path:
     """Write many images on one sheet, with the names of their files."""
-    first = records[0]
     record = {
-        **first,
+        **records[0],
         "seeds": [one["seed"] for one in records],
         "files": [f"{name_of(one)}.png" for one in records],
     }

@@ -26,12 +26,11 @@ from diffusion.library import LoraLibrary, Match, Results
 from diffusion.lora_file import LoraBundle
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.pipelines import load_pipeline
-from diffusion.models.text_encoders import MiniLM, TextEncoder, text_encoder
+from diffusion.models.text_encoders import MiniLM, TextEncoder
 from diffusion.retrieval import TrainedEncoder
 from diffusion.rivals import RIVALS, make_rival
 from harness.experiment.record import read_record
-from harness.files import content_digest
-from harness.files.atomic import replacing
+from harness.files import content_digest, replacing
 
 
 @dataclass(frozen=True)
@@ -156,11 +155,7 @@ def maker(mode: str) -> Any:
     if mode in RIVALS and mode not in MODES:
         raise GatesError(f"--mode {mode} has to be trained first: choose from {list(MODES)}")
     check_option("--mode", mode, MODES, GatesError)
-    return mode if mode in (GATED, SUM) else partial(_made, mode)
-
-
-def _made(name: str, model: Any, adapters: Any) -> Any:
-    return make_rival(name, model, adapters)
+    return mode if mode in (GATED, SUM) else partial(make_rival, mode)
 
 
 GATES = "gates-s0"
@@ -361,10 +356,11 @@ def opened(sources: Sources, world: Callable[[], World], progress: Progress) -> 
         raise GatesError(
             f"--dtype is {given.dtype}, the embedded base computes in float32: leave it out"
         )
-    text = None if base is None else _text_of(base)
+    text = None if base is None else base.encoder()
     encoder = None if given.encoder is None else _encoder(given.encoder, base, text)
     gates = None if given.gates is None else Path(given.gates)
-    hashes: dict[str, str | None] = {"base": _digest(place, base), "gates": None, "encoder": None}
+    weights = content_digest(place).sha256[:DIGITS] if base is None else weights_digest(place)
+    hashes: dict[str, str | None] = {"base": weights, "gates": None, "encoder": None}
     if gates is not None:
         _check_gates(gates, pipe.transformer, place)
         hashes["gates"] = content_digest(gates).sha256[:DIGITS]
@@ -414,14 +410,7 @@ def _filled(sources: Sources, world: Callable[[], World]) -> Sources:
             "the shipped adapters are missing: train them by `gates diffusion evaluate --config "
             "base`, or give --library FOLDER"
         )
-    folder = collected(found.adapters, root.run.folder / LIBRARY)
-    return replace(sources, library=str(folder))
-
-
-def _text_of(base: EmbeddedBase) -> TextEncoder:
-    text = text_encoder(base.text_encoder["name"])
-    base.check_text_encoder(text)
-    return text
+    return replace(sources, library=str(collected(found.adapters, root.run.folder / LIBRARY)))
 
 
 def _encoder(folder: str, base: EmbeddedBase | None, text: TextEncoder | None) -> TrainedEncoder:
@@ -464,10 +453,6 @@ def _lacking(gates: Path) -> list[str]:
         f"the gates were trained with one more adapter, what all have in common in rank {rank}: it"
         " takes no part here"
     ]
-
-
-def _digest(place: Path, base: EmbeddedBase | None) -> str:
-    return content_digest(place).sha256[:DIGITS] if base is None else weights_digest(place)
 
 
 def _scan(library: LoraLibrary, progress: Progress) -> None:

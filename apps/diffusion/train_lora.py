@@ -12,7 +12,7 @@ from apps.diffusion.options import (
     refuse_unless_share,
 )
 from apps.diffusion.works.zoo import AdapterForm, file_in, train_own_adapter
-from apps.diffusion.world import base_at, digest_of, run_of
+from apps.diffusion.world import base_at, digest_of, obtained, run_of
 from core_gates.errors import GatesError
 from diffusion.data.pictures import captioned_images
 from diffusion.library.paths import slug
@@ -76,9 +76,8 @@ class Training:
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides the result."""
-        usual = self.precision == "bf16-mixed"
-        return {**vars(self), "parts": list(self.parts),
-                "precision": None if usual else self.precision}  # fmt: skip
+        precision = None if self.precision == "bf16-mixed" else self.precision
+        return {**vars(self), "parts": list(self.parts), "precision": precision}
 
 
 def train(
@@ -127,9 +126,6 @@ def train(
         size=size,
         **training.settings(),
     )
-    store = run.store("loras", AdapterForm())
     work = partial(train_own_adapter, images=folder, base_folder=start.folder, size=size)
-    for made in run.obtain(store, [piece], work, ticks=training.steps):
-        path = store.find(made)
-        assert path is not None
+    for path in obtained(run, "loras", AdapterForm(), piece, work):
         print(file_in(path))

@@ -1,7 +1,7 @@
 """The embedded world: one base, the zoo of its adapters, the judge of its images."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,20 +10,25 @@ import numpy as np
 from torch import Tensor
 
 from apps.diffusion.options import Machine
-from apps.diffusion.train_base import base_piece
 from apps.diffusion.works.made_images import train_judge
-from apps.diffusion.works.zoo import AdapterForm, BaseForm, train_adapter, train_base
+from apps.diffusion.works.zoo import (
+    AdapterForm,
+    BaseForm,
+    base_piece,
+    file_in,
+    train_adapter,
+    train_base,
+)
 from core_gates.errors import GatesError
 from diffusion.data.concepts import Concept, concepts
 from diffusion.data.drawings import Drawings
 from diffusion.lora_file.recognition import shape_in
 from diffusion.models.embedded_base import EmbeddedBase
 from diffusion.models.flow_matching import layers_of
-from diffusion.models.text_encoders import TextEncoder, text_encoder
+from diffusion.models.text_encoders import TextEncoder
 from harness.command.verbs import Place
-from harness.experiment import Arrays, Piece, Run
-from harness.files import content_digest
-from harness.files.digest import short_digest
+from harness.experiment import Arrays, Form, Piece, Run, Work
+from harness.files.digest import content_digest, short_digest
 
 if TYPE_CHECKING:
     from diffusion.retrieval import TrainedEncoder
@@ -109,9 +114,7 @@ class World:
     @cached_property
     def text(self) -> TextEncoder:
         """The text encoder of the base."""
-        found = text_encoder(self.base.text_encoder["name"])
-        self.base.check_text_encoder(found)
-        return found
+        return self.base.encoder()
 
     def judge(self) -> dict[str, Tensor]:
         """Return the weights of the judge of images, which is trained if it is missing."""
@@ -136,7 +139,7 @@ class World:
             self.adapters, named.values(), work, ticks=lambda piece: int(piece["steps"])
         )
         found = {piece.method: self.adapters.find(piece) for piece in made}
-        return {name: _file(path) for name, path in found.items() if path is not None}
+        return {name: file_in(path) for name, path in found.items() if path is not None}
 
     def encoders(
         self, methods: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], **settings: Any
@@ -226,10 +229,6 @@ class World:
         }
 
 
-def _file(folder: Path) -> Path:
-    return next(iter(sorted(folder.glob("*.safetensors"))))
-
-
 class Base(NamedTuple):
     """A base.
 
@@ -256,6 +255,23 @@ def run_of(place: Place, *, overwrite: bool) -> Run:
         package="diffusion",
         overwrite=overwrite,
     )
+
+
+def obtained(run: Run, kind: str, form: Form[Any], piece: Piece, work: Work[Any]) -> Iterator[Path]:
+    """Train what is missing, and yield its folder.
+
+    Args:
+        run: Of a training verb.
+        kind: Folder of results like it.
+        form: How it is stored.
+        piece: What is trained, for so many ``steps``.
+        work: Trains it.
+    """
+    store = run.store(kind, form)
+    for made in run.obtain(store, [piece], work, ticks=piece["steps"]):
+        path = store.find(made)
+        assert path is not None
+        yield path
 
 
 def base_at(base: str | None, place: Place) -> Base:

@@ -136,8 +136,7 @@ def blurred(image: Image) -> Image:
 
 def edges(image: Image) -> Image:
     """Return (..., 32, 32, 1) the steepness of the luminance, 0 to 1."""
-    light = image @ LUMINANCE
-    down, right = np.gradient(light, axis=(-2, -1))
+    down, right = np.gradient(image @ LUMINANCE, axis=(-2, -1))
     return np.clip(np.hypot(down, right) * 3, 0, 1)[..., None]
 
 

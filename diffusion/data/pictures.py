@@ -81,8 +81,7 @@ def read_image(path: Path, size: int) -> Tensor:
             image = _eight_bits(ImageOps.exif_transpose(opened)).convert("RGBA")
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise GatesError(f"{path} cannot be read as an image: {error}") from error
-    white = Image.new("RGBA", image.size, "white")
-    flat = Image.alpha_composite(white, image).convert("RGB")
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     side = min(flat.size)
     left, top = (flat.width - side) // 2, (flat.height - side) // 2
     square = flat.crop((left, top, left + side, top + side)).resize(
@@ -117,16 +116,12 @@ def _of_table(place: Path, table: Path) -> Iterator[Captioned]:
                 f'{table}, line {number} is no {{"file_name": ..., "text": ...}}: fix or remove it'
             ) from error
         path = place / str(name)
-        if "\0" in str(name) or not _is_in(path, place):
+        inside = "\0" not in str(name) and path.resolve().is_relative_to(place.resolve())
+        if not inside or not path.is_file():
             raise GatesError(f"{table}, line {number} names {name!r}, which is not in the folder")
         if not isinstance(text, str):
             raise GatesError(f"{table}, line {number} has no text: give the caption of {name!r}")
         yield Captioned(path.resolve(), text)
-
-
-def _is_in(path: Path, folder: Path) -> bool:
-    """Return whether a path is a file in a folder, or below."""
-    return path.resolve().is_relative_to(folder.resolve()) and path.is_file()
 
 
 def _read(table: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion.lora_file import LoraBundle, load_lora
-from diffusion.lora_file.container import LoraFileError, clean
+from diffusion.lora_file.container import LoraFileError, clean, label
 
 COLUMNS = ("model_file", "image_file", "text", "text_short", "text_medium")
 FORMS = ("text", "text_short", "text_medium")
@@ -113,11 +113,6 @@ def inside(folder: Path, name: str) -> Path:
     if not path.is_relative_to(folder.resolve()):
         raise LoraFileError(f"{clean(name, 200)} lies outside of {label(folder)}: move it there")
     return path
-
-
-def label(path: Path) -> str:
-    """Return a path for messages."""
-    return clean(str(path), 200)
 
 
 def _key(row: TableRow) -> str:

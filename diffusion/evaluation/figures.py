@@ -82,8 +82,8 @@ def sheet_figure(
     axes.tick_params(length=0, pad=3)
     axes.spines[:].set_visible(False)
     for name, start in groups.items():
-        x = (left + start * scale) / total
-        figure.text(x, 1 - 0.68 / (height + top + 0.15), name, fontsize=TEXT_SIZE + 0.5,
+        figure.text((left + start * scale) / total, 1 - 0.68 / (height + top + 0.15), name,
+                    fontsize=TEXT_SIZE + 0.5,
                     fontweight="bold", color=INK, va="top")  # fmt: skip
     head(figure, title, note)
     return figure
@@ -203,9 +203,8 @@ def pair_differences_figure(
     lines = np.arange(len(pairs))
     for (name, color), mark in zip(colors_of(percent).items(), MARKS * len(percent), strict=False):
         values = percent[name]
-        better = float((values < 0).mean())
         axes.scatter(values[order], lines, s=17, color=color, marker=mark, linewidths=0,
-                     label=f"than {name} in {100 * better:.0f} %")  # fmt: skip
+                     label=f"than {name} in {100 * float((values < 0).mean()):.0f} %")  # fmt: skip
     axes.axvline(0, color=INK, linewidth=1.0)
     axes.set_yticks(lines, [pairs[place] for place in order])
     axes.set_ylim(len(pairs) - 0.4, -0.6)

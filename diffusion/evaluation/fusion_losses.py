@@ -1,7 +1,7 @@
 """How well several adapters work together, and what flow matching can do without a network."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -53,7 +53,7 @@ def fixed_losses(
             f" {len(latents)} latents and {len(text.pooled)} captions"
         )
     total, length = latents.new_zeros(len(latents)), run or steps
-    with _in_force(fusion):
+    with nullcontext() if fusion is None or fusion.attached else fusion:
         for step, found in enumerate(fixed_draws(latents, steps, seed)):
             if fusion is not None:
                 fusion.at(int((step + 0.5) * length / steps), length)
@@ -132,10 +132,6 @@ def retention(
         ]
         found[name] = Retention(*losses)
     return found
-
-
-def _in_force(fusion: Fusion | None) -> AbstractContextManager[object]:
-    return nullcontext() if fusion is None or fusion.attached else fusion
 
 
 SHRINKAGE = 0.02

@@ -131,8 +131,7 @@ def ranks_of(images: Tensor, drawings: Tensor, wanted: Tensor) -> Tensor:
         wanted: (N,) places of the drawings that the images should show.
     """
     distances = torch.cdist(images.flatten(1).double(), drawings.flatten(1).double())
-    own = distances.gather(1, wanted.view(-1, 1))
-    return (distances < own).sum(1) + 1
+    return (distances < distances.gather(1, wanted.view(-1, 1))).sum(1) + 1
 
 
 def pixel_errors(images: Tensor, drawings: Tensor) -> Tensor:

@@ -269,5 +269,4 @@ def by_captions(text: Tensor, captions: Tensor, owners: Tensor, affinity: Tensor
     Returns:
         Scores (Q, N).
     """
-    nearest = torch.argmax(text @ captions.mT, dim=1)
-    return affinity[owners[nearest]]
+    return affinity[owners[torch.argmax(text @ captions.mT, dim=1)]]

@@ -228,8 +228,7 @@ class MeanGates(Observer):
     def _blocks(self, layer: GatedLoraLinear, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Return some tokens of one sample after another, with their time."""
         time = None if layer.clock is None else layer.clock.time
-        samples = x.unsqueeze(0) if x.ndim == 1 else x
-        for index, sample in enumerate(samples):
+        for index, sample in enumerate(x.unsqueeze(0) if x.ndim == 1 else x):
             own = time if time is None or time.numel() == 1 else time[index : index + 1]
             for part in sample.reshape(-1, x.shape[-1]).split(self._block):
                 yield part.unsqueeze(0), own

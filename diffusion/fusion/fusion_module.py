@@ -130,7 +130,10 @@ class FusionModule(L.LightningModule):
             )
         self.fusion: Any = fusion
         self.fusion.model.requires_grad_(False)
-        self._library = {name: _in_memory(bundle) for name, bundle in library.items()}
+        self._library = {  # none reads its file at every step
+            name: dataclasses.replace(bundle, modules=dict(bundle.modules))
+            for name, bundle in library.items()
+        }
         self._sets: dict[tuple[str, ...], dict[str, LoraBundle]] = {}
         self.steps, self.learning_rate, self.schedule = steps, learning_rate, schedule
         self.weight_decay, self.contrast, self.margin = weight_decay, contrast, margin
@@ -235,8 +238,3 @@ class _DetachesAfterErrors(Callback):
         """Detach."""
         assert isinstance(pl_module, FusionModule)
         pl_module.release()
-
-
-def _in_memory(bundle: LoraBundle) -> LoraBundle:
-    """Return an adapter that no longer reads its file."""
-    return dataclasses.replace(bundle, modules=dict(bundle.modules))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from core_gates.errors import GatesError
-from diffusion.data.published_table import TableRow, inside, label, read_rows
+from diffusion.data.published_table import TableRow, inside, read_rows
+from diffusion.lora_file.container import label
 from diffusion.models.flow_matching import Noised, noised
 from diffusion.models.pipelines import Codec, latents_of
 from diffusion.models.text_encoders import TextStates
@@ -128,7 +129,7 @@ class FusionDraws:
         rows = _rows(len(task.latents), count, draw)
         dropped = torch.rand(count, generator=draw) < self.caption_dropout
         right = self._at(task.latents[rows], draw)
-        text = self._dropped(task.text.of(rows[self._own]), dropped[self._own])
+        text = task.text.of(rows[self._own]).where(dropped[self._own], self.empty)
         if task.wrong is None:
             return FusionBatch(task.adapters, right, text)
         wrong = self._at(task.latents[rows], draw)
@@ -139,12 +140,6 @@ class FusionDraws:
         t = torch.randn(len(latents), generator=draw).sigmoid().to(latents)
         noise = torch.randn(latents.shape, generator=draw).to(latents)
         return noised(latents[self._own], t[self._own], noise[self._own])
-
-    def _dropped(self, text: TextStates, dropped: Tensor) -> TextStates:
-        return TextStates(
-            torch.where(dropped.view(-1, 1, 1), self.empty.tokens.to(text.tokens), text.tokens),
-            torch.where(dropped.view(-1, 1), self.empty.pooled.to(text.pooled), text.pooled),
-        )
 
     def _generator(self, number: int, what: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed * 2 + what) * 1_000_000_007 + number)
@@ -196,8 +191,7 @@ class PairDataModule(L.LightningDataModule):
 def _rows(available: int, count: int, draw: torch.Generator) -> Tensor:
     """Return rows (count,) without repeating one before all have been drawn."""
     rounds = -(-count // available)
-    found = [torch.randperm(available, generator=draw) for _ in range(rounds)]
-    return torch.cat(found)[:count]
+    return torch.cat([torch.randperm(available, generator=draw) for _ in range(rounds)])[:count]
 
 
 SEPARATOR = ";"

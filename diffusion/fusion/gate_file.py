@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core_gates.errors import GatesError
@@ -23,6 +23,37 @@ def gate_key(site: str, parameter: str) -> str:
     return f"{PREFIX}{site.replace('.', DOT)}.{parameter}"
 
 
+def gate_tensors(gates: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the parameters of gates, site -> parameters, by their names in a file."""
+    return {
+        gate_key(site, name): tensor
+        for site, parameters in gates.items()
+        for name, tensor in parameters.items()
+    }
+
+
+def save_trained(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write what was trained, gates or another fusion, in bfloat16.
+
+    Args:
+        path: A ``.safetensors`` file.
+        tensors: By their names in the file.
+    """
+    save_file({n: t.detach().bfloat16().contiguous() for n, t in tensors.items()}, path)
+
+
+def load_trained(path: Path) -> dict[str, Tensor]:
+    """Read what :func:`save_trained` wrote.
+
+    Raises:
+        GatesError: It is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise GatesError(f"{path} is missing or damaged: train it again") from error
+
+
 def save_gates(path: str | Path, gates: Mapping[str, Mapping[str, Tensor]]) -> Path:
     """Write gates as DiffSynth-Studio names them, whole or not at all.
 
@@ -31,11 +62,7 @@ def save_gates(path: str | Path, gates: Mapping[str, Mapping[str, Tensor]]) -> P
         gates: Site -> parameters.
     """
     path = Path(path)
-    tensors = {
-        gate_key(site, name): tensor.detach().cpu().contiguous()
-        for site, parameters in gates.items()
-        for name, tensor in parameters.items()
-    }
+    tensors = {n: tensor.detach().cpu().contiguous() for n, tensor in gate_tensors(gates).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         save_file(tensors, temporary)

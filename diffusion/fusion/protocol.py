@@ -140,6 +140,22 @@ def sites_of(model: nn.Module, family: str | None) -> list[Placed]:
     return [*fused, *alone]
 
 
+def with_strengths(
+    strengths: Mapping[str, float], changes: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the strengths of adapters after some were changed.
+
+    Raises:
+        GatesError: There is no adapter of a name, or a strength is not finite.
+    """
+    if unknown := sorted(changes.keys() - strengths.keys()):
+        raise GatesError(f"no adapter is named {unknown[0]!r}; there are {', '.join(strengths)}")
+    found = {**strengths, **{name: float(value) for name, value in changes.items()}}
+    if not torch.tensor(list(found.values())).isfinite().all():
+        raise GatesError(f"strengths {dict(changes)} must be finite numbers")
+    return found
+
+
 def refuse_misfits(
     adapters: Mapping[str, LoraBundle], family: str | None, sizes: Mapping[str, tuple[int, int]]
 ) -> None:

@@ -181,10 +181,7 @@ class Catalog:
         """Return the record of a file that could be read, by its SHA-256."""
         query = self._select("sha256 = ? AND error = '' AND reader = ? LIMIT 1")
         row = self.database.one(query, (sha256, READER))
-        if row is None:
-            return None
-        columns = self._by_column(row)
-        return record_of(columns, self.module_names())
+        return None if row is None else record_of(self._by_column(row), self.module_names())
 
     def module_names(self) -> dict[int, str]:
         """Return the names of layers by id."""
@@ -374,8 +371,7 @@ class Catalog:
         self.database.run("DELETE FROM words WHERE rowid = ?", (identity,))
 
     def _name(self, location: bytes) -> str:
-        names = names_of(location)
-        for name in names:
+        for name in names_of(location):
             if not self.database.one("SELECT 1 FROM adapter WHERE name = ?", (name,)):
                 return name
         raise LibraryError(f"{shown(location)} has the name of another file: rename it")

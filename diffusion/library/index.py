@@ -98,10 +98,7 @@ class Scanner:
         limits: Limits,
         lenient: bool,
     ) -> None:
-        self.root = root
-        self.catalog = catalog
-        self.encoder = encoder
-        self.limits = limits
+        self.root, self.catalog, self.encoder, self.limits = root, catalog, encoder, limits
         self.lenient = lenient
 
     def scan(self, progress: Progress) -> ScanReport:
@@ -253,11 +250,9 @@ class LoraLibrary:
         lenient: bool = False,
     ) -> None:
         self.root = place_of(root)
-        self.encoder = encoder
-        self.text_encoder = text_encoder
+        self.encoder, self.text_encoder = encoder, text_encoder
         self.index = self.root / INDEX if index is None else place_of(index)
-        self.limits = limits
-        self.lenient = lenient
+        self.limits, self.lenient = limits, lenient
         self._opened: Catalog | None = None
         self._searcher: Searcher | None = None
 

@@ -225,9 +225,7 @@ def _sha256(file: SafetensorsFile) -> str:
     """Return the SHA-256 of a file, and of the configuration that decides its scales."""
     own = file.content_sha256()
     _, config = locate(file.path, None)
-    if config is None:
-        return own
-    return hashlib.sha256(own.encode() + config.read_bytes()).hexdigest()
+    return own if config is None else hashlib.sha256(own.encode() + config.read_bytes()).hexdigest()
 
 
 def _raw_digest(file: SafetensorsFile) -> str:
@@ -240,8 +238,7 @@ def _raw_digest(file: SafetensorsFile) -> str:
 
 def _reason(error: Exception, path: Path) -> str:
     """Return the message of an error without the folder of the file."""
-    text = str(error) or type(error).__name__
-    return text.replace(str(path), path.name)
+    return (str(error) or type(error).__name__).replace(str(path), path.name)
 
 
 SHOWN = 10  # names of a message

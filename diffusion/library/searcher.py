@@ -101,9 +101,7 @@ class Serving:
     """
 
     def __init__(self, catalog: Catalog, encoder: WeightEncoder, lenient: bool) -> None:
-        self._catalog = catalog
-        self._encoder = encoder
-        self._lenient = lenient
+        self._catalog, self._encoder, self._lenient = catalog, encoder, lenient
         self._version: tuple[int, int] | None = None
         self._known: dict[Filters, Served] = {}
 
@@ -192,9 +190,7 @@ class Searcher:
         text_encoder: TextEncoder | None,
         lenient: bool,
     ) -> None:
-        self.catalog = catalog
-        self.encoder = encoder
-        self.text_encoder = text_encoder
+        self.catalog, self.encoder, self.text_encoder = catalog, encoder, text_encoder
         self._serving = None if encoder is None else Serving(catalog, encoder, lenient)
 
     def search(self, prompt: str, k: int, mode: str, mix: Mix, filters: Filters) -> Results[Match]:
@@ -248,8 +244,7 @@ class Searcher:
         if mode == "weights":
             ranked = self._ranked(query, k, served, {}, Mix())
         else:
-            words = self._words(prompt, filters)
-            ranked = self._ranked(query, k, served, words, mix)
+            ranked = self._ranked(query, k, served, self._words(prompt, filters), mix)
         return Results(self._matches(ranked, k), mode, served.lacking)
 
     def _by_metadata(

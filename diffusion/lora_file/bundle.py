@@ -95,9 +95,7 @@ class LazyFactors(Mapping[str, Factors]):
 
 def values_of(modules: Mapping[str, Factors], name: str) -> Values:
     """Return what the values of a layer show."""
-    if isinstance(modules, LazyFactors):
-        return modules.examine(name)
-    return Values.of(modules[name])
+    return modules.examine(name) if isinstance(modules, LazyFactors) else Values.of(modules[name])
 
 
 def sizes_of(modules: Mapping[str, Factors]) -> dict[str, Sizes]:

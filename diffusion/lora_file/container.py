@@ -52,9 +52,12 @@ def clean(text: str, limit: int | None = None) -> str:
         limit: Characters that are kept; all of them if None.
     """
     line = _CONTROLS.sub("", _BLANKS.sub(" ", text))
-    if limit is not None and len(line) > limit:
-        return line[: limit - 1] + "…"
-    return line
+    return line[: limit - 1] + "…" if limit is not None and len(line) > limit else line
+
+
+def label(path: Path) -> str:
+    """Return a path for messages."""
+    return clean(str(path), 200)
 
 
 def listed(names: list[str], shown: int = 3) -> str:

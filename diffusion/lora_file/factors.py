@@ -111,19 +111,33 @@ PLAIN = Kind(
 )
 
 
-_PLAIN = frozenset({"w1_a", "w1_b", "w2_a", "w2_b"})
+def _half(stored: Stored, name: str, core: str) -> Pair:
+    """Return one of two factored matrices, with the core of a Tucker decomposition if it has one.
+
+    With a core, the first factor is (r, out_features).
+    """
+    a, b = matrix(stored[f"{name}_a"]), matrix(stored[f"{name}_b"])
+    return Pair(matrix(stored[core]) @ b, a.T) if core in stored else Pair(b, a)
+
+
+def _half_sizes(shapes: Shapes, name: str, core: str) -> Sizes:
+    """Return the sizes of such a matrix.
+
+    Raises:
+        ValueError: The factors do not fit each other.
+    """
+    a, b = matrix_shape(shapes[f"{name}_a"]), shapes[f"{name}_b"]
+    if core not in shapes:
+        return product_sizes(a, b, None)
+    return product_sizes(a[::-1], b, shapes[core])._replace(rank=a[0])
+
+
+_FACTORED = frozenset({"w1_a", "w1_b", "w2_a", "w2_b"})
 
 
 def _loha_build(stored: Stored) -> Pair:
-    left, right = _loha_half(stored, 1), _loha_half(stored, 2)
+    left, right = _half(stored, "w1", "t1"), _half(stored, "w2", "t2")
     return Pair(khatri_rao(left.down.T, right.down.T).T, khatri_rao(left.up, right.up))
-
-
-def _loha_half(stored: Stored, number: int) -> Pair:
-    a, b = matrix(stored[f"w{number}_a"]), matrix(stored[f"w{number}_b"])
-    if f"t{number}" in stored:  # Tucker: a is (r, out_features)
-        return Pair(matrix(stored[f"t{number}"]) @ b, a.T)
-    return Pair(b, a)
 
 
 def khatri_rao(left: Tensor, right: Tensor) -> Tensor:
@@ -137,7 +151,7 @@ def _loha_sizes(shapes: Shapes) -> Sizes:
     Raises:
         ValueError: The factors do not fit each other.
     """
-    left, right = _loha_half_sizes(shapes, 1), _loha_half_sizes(shapes, 2)
+    left, right = _half_sizes(shapes, "w1", "t1"), _half_sizes(shapes, "w2", "t2")
     if left[1:] != right[1:]:
         raise ValueError(
             f"an element-wise product needs matrices of one shape, found {left.out_features}x"
@@ -146,16 +160,9 @@ def _loha_sizes(shapes: Shapes) -> Sizes:
     return left._replace(rank=left.rank * right.rank)
 
 
-def _loha_half_sizes(shapes: Shapes, number: int) -> Sizes:
-    a, b = matrix_shape(shapes[f"w{number}_a"]), shapes[f"w{number}_b"]
-    core = shapes.get(f"t{number}")
-    sizes = product_sizes(a if core is None else a[::-1], b, core)
-    return sizes if core is None else sizes._replace(rank=a[0])
-
-
 LOHA = Kind(
     "loha",
-    (_PLAIN, _PLAIN | {"t1", "t2"}),
+    (_FACTORED, _FACTORED | {"t1", "t2"}),
     _loha_build,
     _loha_sizes,
     lambda shapes: shapes["w1_b"][0],
@@ -174,10 +181,7 @@ def _lokr_build(stored: Stored) -> Pair:
 def _lokr_half(stored: Stored, name: str) -> Pair:
     if name in stored:
         return whole(matrix(stored[name]))
-    a, b = matrix(stored[f"{name}_a"]), matrix(stored[f"{name}_b"])
-    if f"{name}_t" in stored:  # Tucker: a is (r, out_features)
-        return Pair(matrix(stored[f"{name}_t"]) @ b, a.T)
-    return Pair(b, a)
+    return _half(stored, name, f"{name}_t")
 
 
 def kronecker(left: Tensor, right: Tensor) -> Tensor:
@@ -207,10 +211,7 @@ def _lokr_half_sizes(shapes: Shapes, name: str) -> Sizes:
     if name in shapes:
         outputs, inputs = matrix_shape(shapes[name])
         return Sizes(min(outputs, inputs), inputs, outputs)
-    a, b = matrix_shape(shapes[f"{name}_a"]), shapes[f"{name}_b"]
-    core = shapes.get(f"{name}_t")
-    sizes = product_sizes(a if core is None else a[::-1], b, core)
-    return sizes if core is None else sizes._replace(rank=a[0])
+    return _half_sizes(shapes, name, f"{name}_t")
 
 
 def _rank(shapes: Shapes) -> int | None:

@@ -96,9 +96,15 @@ class Family(NamedTuple):
             factors = self.layers.get(template_of(name))
             if factors is None or width is None:
                 continue
-            wanted = [_options(factor, width) for factor in factors]
+            wanted = [
+                None
+                if factor is None
+                else [f * width for f in (factor if isinstance(factor, tuple) else (factor,))]
+                for factor in factors
+            ]
             if any(w is not None and size not in w for size, w in zip(sizes, wanted, strict=True)):
-                found[name] = " → ".join("any" if w is None else _either(w) for w in wanted)
+                texts = ("any" if w is None else " or ".join(map(str, w)) for w in wanted)
+                found[name] = " → ".join(texts)
         return found
 
 
@@ -164,16 +170,6 @@ def place(
                     inputs = modules[parts[0]][0]
                     placed.append(Placed(name, layer.type, tuple(parts), inputs, sizes))
     return placed
-
-
-def _options(factor: Widths, width: int) -> tuple[int, ...] | None:
-    if factor is None:
-        return None
-    return tuple(f * width for f in (factor if isinstance(factor, tuple) else (factor,)))
-
-
-def _either(sizes: tuple[int, ...]) -> str:
-    return " or ".join(map(str, sizes))
 
 
 DOUBLE, SINGLE = "transformer_blocks", "single_transformer_blocks"
@@ -393,8 +389,12 @@ class SD3Shape(NamedTuple):
         """Return the inputs and outputs of every linear layer, by diffusers name."""
         last = f"{JOINT}.{self.num_layers - 1}."
         lacking = {last + name for name in _LAST_LACKS}
-        names = expand(SD3.layers, JOINT, self.num_layers)
-        names = [name for name in names if name not in lacking and self._has(name)]
+        names = [
+            name
+            for name in expand(SD3.layers, JOINT, self.num_layers)
+            if name not in lacking
+            and (".attn2." not in name or int(name.split(".")[1]) in self.dual_attention)
+        ]
         free = {
             "context_embedder": self.context_dim,
             "time_text_embed.timestep_embedder.linear_1": self.time_dim,
@@ -411,9 +411,6 @@ class SD3Shape(NamedTuple):
     def fused(self) -> list[Placed]:
         """Return the fused layers of all blocks, in order."""
         return place(SD3, {"blocks": self.num_layers}, self.modules())
-
-    def _has(self, name: str) -> bool:
-        return ".attn2." not in name or int(name.split(".")[1]) in self.dual_attention
 
 
 FAMILIES = {family.name: family for family in (FLUX, SD3)}

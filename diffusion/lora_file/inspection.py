@@ -63,9 +63,7 @@ def relative_errors(errors: Mapping[str, float], norms: Mapping[str, float]) -> 
 def _place(block: str) -> tuple[int, int]:
     """Sort double blocks before single ones, and both before the layers outside."""
     kind, _, number = block.partition(".")
-    if block == OUTSIDE:
-        return 2, 0
-    return int(kind.startswith("single")), int(number)
+    return (2, 0) if block == OUTSIDE else (int(kind.startswith("single")), int(number))
 
 
 _TITLES = ("modelspec.title", "ss_output_name", "name")
@@ -128,10 +126,9 @@ def describe(metadata: Mapping[str, str]) -> Description:
         if isinstance(counts, dict):
             tags.update(_counted(counts))
     stated = dict.fromkeys(_words(metadata.get(_TAGS, "")), 0)
-    triggers = [word for key in _TRIGGERS for word in _words(metadata.get(key, ""))]
     return Description(
         _first(metadata, _TITLES),
-        tuple(dict.fromkeys(triggers)),
+        tuple(dict.fromkeys([word for key in _TRIGGERS for word in _words(metadata.get(key, ""))])),
         dict(tags.most_common(MAX_TAGS)) | {t: n for t, n in stated.items() if t not in tags},
         tuple(dict.fromkeys(folder for folder in folders if folder)),
         _first(metadata, _LICENSES),

@@ -45,8 +45,7 @@ class NameTable:
     """
 
     def __init__(self, name: str, family: str, rows: Mapping[str, Row]) -> None:
-        self.name = name
-        self.family = family
+        self.name, self.family = name, family
         self.rows = dict(rows)
         self._underscored = {template.replace(".", "_"): row for template, row in rows.items()}
 
@@ -144,8 +143,8 @@ _DOUBLE, _SINGLE, _TIME_TEXT = (
 )
 
 
-def _double(*layers: str) -> Row:
-    return Row(tuple(_DOUBLE + layer for layer in layers))
+def _double(*layers: str, swapped: str = "never") -> Row:
+    return Row(tuple(_DOUBLE + layer for layer in layers), swapped)
 
 
 def _single(*layers: str) -> Row:
@@ -185,91 +184,64 @@ BFL_FLUX = NameTable(
 )
 
 
-_DIFFSYNTH_TIME_TEXT = "time_text_embed."
-
 DIFFSYNTH_FLUX = NameTable(
     "diffsynth",
     "flux",
     {layer.name: Row(layer.parts) for layer in FLUX.fused}
     | {
-        "time_embedder.timestep_embedder.0": Row(
-            (_DIFFSYNTH_TIME_TEXT + "timestep_embedder.linear_1",)
-        ),
-        "time_embedder.timestep_embedder.2": Row(
-            (_DIFFSYNTH_TIME_TEXT + "timestep_embedder.linear_2",)
-        ),
-        "guidance_embedder.timestep_embedder.0": Row(
-            (_DIFFSYNTH_TIME_TEXT + "guidance_embedder.linear_1",)
-        ),
-        "guidance_embedder.timestep_embedder.2": Row(
-            (_DIFFSYNTH_TIME_TEXT + "guidance_embedder.linear_2",)
-        ),
-        "pooled_text_embedder.0": Row((_DIFFSYNTH_TIME_TEXT + "text_embedder.linear_1",)),
-        "pooled_text_embedder.2": Row((_DIFFSYNTH_TIME_TEXT + "text_embedder.linear_2",)),
+        "time_embedder.timestep_embedder.0": Row((_TIME_TEXT + "timestep_embedder.linear_1",)),
+        "time_embedder.timestep_embedder.2": Row((_TIME_TEXT + "timestep_embedder.linear_2",)),
+        "guidance_embedder.timestep_embedder.0": Row((_TIME_TEXT + "guidance_embedder.linear_1",)),
+        "guidance_embedder.timestep_embedder.2": Row((_TIME_TEXT + "guidance_embedder.linear_2",)),
+        "pooled_text_embedder.0": Row((_TIME_TEXT + "text_embedder.linear_1",)),
+        "pooled_text_embedder.2": Row((_TIME_TEXT + "text_embedder.linear_2",)),
         "final_norm_out.linear": Row(("norm_out.linear",)),
         "final_proj_out": Row(("proj_out",)),
     },
 )
 
 
-_XLABS_DOUBLE, _XLABS_SINGLE = "transformer_blocks.{i}.attn.", "single_transformer_blocks.{i}."
-
 XLABS_FLUX = NameTable(
     "xlabs",
     "flux",
     {
-        "double_blocks.{i}.processor.qkv_lora1": Row(
-            (_XLABS_DOUBLE + "to_q", _XLABS_DOUBLE + "to_k", _XLABS_DOUBLE + "to_v")
+        "double_blocks.{i}.processor.qkv_lora1": _double("attn.to_q", "attn.to_k", "attn.to_v"),
+        "double_blocks.{i}.processor.qkv_lora2": _double(
+            "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"
         ),
-        "double_blocks.{i}.processor.qkv_lora2": Row(
-            (
-                _XLABS_DOUBLE + "add_q_proj",
-                _XLABS_DOUBLE + "add_k_proj",
-                _XLABS_DOUBLE + "add_v_proj",
-            )
-        ),
-        "double_blocks.{i}.processor.proj_lora1": Row((_XLABS_DOUBLE + "to_out.0",)),
-        "double_blocks.{i}.processor.proj_lora2": Row((_XLABS_DOUBLE + "to_add_out",)),
-        "single_blocks.{i}.processor.qkv_lora": Row(
-            (_XLABS_SINGLE + "attn.to_q", _XLABS_SINGLE + "attn.to_k", _XLABS_SINGLE + "attn.to_v")
-        ),
-        "single_blocks.{i}.processor.proj_lora": Row((_XLABS_SINGLE + "proj_out",)),
+        "double_blocks.{i}.processor.proj_lora1": _double("attn.to_out.0"),
+        "double_blocks.{i}.processor.proj_lora2": _double("attn.to_add_out"),
+        "single_blocks.{i}.processor.qkv_lora": _single("attn.to_q", "attn.to_k", "attn.to_v"),
+        "single_blocks.{i}.processor.proj_lora": _single("proj_out"),
     },
 )
-
-
-_B, _SD3_TIME_TEXT = "transformer_blocks.{i}.", "time_text_embed."
-
-
-def _block(*layers: str, swapped: str = "never") -> Row:
-    return Row(tuple(_B + layer for layer in layers), swapped)
 
 
 NATIVE_SD3 = NameTable(
     "sd3",
     "sd3",
     {
-        "joint_blocks.{i}.x_block.attn.qkv": _block("attn.to_q", "attn.to_k", "attn.to_v"),
-        "joint_blocks.{i}.x_block.attn.proj": _block("attn.to_out.0"),
-        "joint_blocks.{i}.x_block.attn2.qkv": _block("attn2.to_q", "attn2.to_k", "attn2.to_v"),
-        "joint_blocks.{i}.x_block.attn2.proj": _block("attn2.to_out.0"),
-        "joint_blocks.{i}.x_block.mlp.fc1": _block("ff.net.0.proj"),
-        "joint_blocks.{i}.x_block.mlp.fc2": _block("ff.net.2"),
-        "joint_blocks.{i}.x_block.adaLN_modulation.1": _block("norm1.linear"),
-        "joint_blocks.{i}.context_block.attn.qkv": _block(
+        "joint_blocks.{i}.x_block.attn.qkv": _double("attn.to_q", "attn.to_k", "attn.to_v"),
+        "joint_blocks.{i}.x_block.attn.proj": _double("attn.to_out.0"),
+        "joint_blocks.{i}.x_block.attn2.qkv": _double("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+        "joint_blocks.{i}.x_block.attn2.proj": _double("attn2.to_out.0"),
+        "joint_blocks.{i}.x_block.mlp.fc1": _double("ff.net.0.proj"),
+        "joint_blocks.{i}.x_block.mlp.fc2": _double("ff.net.2"),
+        "joint_blocks.{i}.x_block.adaLN_modulation.1": _double("norm1.linear"),
+        "joint_blocks.{i}.context_block.attn.qkv": _double(
             "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"
         ),
-        "joint_blocks.{i}.context_block.attn.proj": _block("attn.to_add_out"),
-        "joint_blocks.{i}.context_block.mlp.fc1": _block("ff_context.net.0.proj"),
-        "joint_blocks.{i}.context_block.mlp.fc2": _block("ff_context.net.2"),
-        "joint_blocks.{i}.context_block.adaLN_modulation.1": _block(
+        "joint_blocks.{i}.context_block.attn.proj": _double("attn.to_add_out"),
+        "joint_blocks.{i}.context_block.mlp.fc1": _double("ff_context.net.0.proj"),
+        "joint_blocks.{i}.context_block.mlp.fc2": _double("ff_context.net.2"),
+        "joint_blocks.{i}.context_block.adaLN_modulation.1": _double(
             "norm1_context.linear", swapped="last"
         ),
         "context_embedder": Row(("context_embedder",)),
-        "t_embedder.mlp.0": Row((_SD3_TIME_TEXT + "timestep_embedder.linear_1",)),
-        "t_embedder.mlp.2": Row((_SD3_TIME_TEXT + "timestep_embedder.linear_2",)),
-        "y_embedder.mlp.0": Row((_SD3_TIME_TEXT + "text_embedder.linear_1",)),
-        "y_embedder.mlp.2": Row((_SD3_TIME_TEXT + "text_embedder.linear_2",)),
+        "t_embedder.mlp.0": Row((_TIME_TEXT + "timestep_embedder.linear_1",)),
+        "t_embedder.mlp.2": Row((_TIME_TEXT + "timestep_embedder.linear_2",)),
+        "y_embedder.mlp.0": Row((_TIME_TEXT + "text_embedder.linear_1",)),
+        "y_embedder.mlp.2": Row((_TIME_TEXT + "text_embedder.linear_2",)),
         "final_layer.linear": Row(("proj_out",)),
         "final_layer.adaLN_modulation.1": Row(("norm_out.linear",), "always"),
     },

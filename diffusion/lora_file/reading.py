@@ -138,8 +138,7 @@ def _family_of(base: Mapping[str, tuple[int, int]]) -> str | None:
     """Return the family of a base by its layers; None if it holds none that decides."""
     if any(name == "x_embedder" or name.startswith("single_transformer_blocks.") for name in base):
         return "flux"
-    decides = any(name == "context_embedder" or ".attn2." in name for name in base)
-    return "sd3" if decides else None
+    return "sd3" if any(name == "context_embedder" or ".attn2." in name for name in base) else None
 
 
 def _read(keys: list[Key], evidence: str, context: Context) -> LoraBundle:

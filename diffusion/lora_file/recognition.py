@@ -88,12 +88,11 @@ def shape_of(config: Mapping[str, Any], source: str) -> FluxShape | SD3Shape:
         raise FamilyError(f"{source} is of class {kind!r}, expected {_FLUX} or {_SD3}")
     numbers = {name: _number(config, key, source) for name, key in _COMMON.items()}
     if kind == _SD3:
-        dual = config.get("dual_attention_layers") or ()
         return SD3Shape(
             **numbers,
             out_channels=_number(config, "out_channels", source),
             patch_size=_number(config, "patch_size", source),
-            dual_attention=tuple(int(index) for index in dual),
+            dual_attention=tuple(int(index) for index in config.get("dual_attention_layers") or ()),
         )
     channels = _number(config, "in_channels", source)
     given = config.get("out_channels")
@@ -260,22 +259,16 @@ def recognize(
         return fitting[0], "names of tensors"
     if told and (not fitting or told in fitting or told not in ("flux", "sd3")):
         return told, "metadata"
-    if not fitting:
-        return "unknown", "no name and no metadata is known"
-    return _by_size(shapes)
+    return ("unknown", "no name and no metadata is known") if not fitting else _by_size(shapes)
 
 
 def _other(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     for name, pattern in OTHERS:
         found = re.compile(pattern)
-        hits = [key for key in shapes if found.search(key) and not _of_text(key)]
-        if hits:
+        texts = ("lora_te", "text_encoder")
+        if any(found.search(key) and not key.startswith(texts) for key in shapes):
             return _unet(shapes) if name == "unet" else name
     return None
-
-
-def _of_text(key: str) -> bool:
-    return key.startswith(("lora_te", "text_encoder"))
 
 
 def _unet(shapes: Mapping[str, tuple[int, ...]]) -> str:

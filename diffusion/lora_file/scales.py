@@ -171,8 +171,7 @@ def locate(path: Path, config: Path | None) -> tuple[Path, Path | None]:
 
 def name_of(weights: Path) -> str:
     """Return what a file is called: its stem, or the folder where every file has that stem."""
-    folder = weights.absolute().parent.name if weights.stem in UNTELLING else ""
-    return folder or weights.stem
+    return (weights.absolute().parent.name if weights.stem in UNTELLING else "") or weights.stem
 
 
 def _weights_of(folder: Path) -> Path:

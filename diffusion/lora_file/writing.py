@@ -125,7 +125,8 @@ def settings_of(modules: Mapping[str, Factors]) -> dict[str, Any]:
     alphas, ranks, dora = {}, {}, False
     for name in modules:
         factors = modules[name]
-        ranks[name], alphas[name] = factors.rank, _plain(alpha_of(factors))
+        alpha = alpha_of(factors)
+        ranks[name], alphas[name] = factors.rank, int(alpha) if alpha == int(alpha) else alpha
         dora = dora or factors.magnitude is not None
     rank, alpha = int(most_common(ranks.values())), most_common(alphas.values())
     return {
@@ -138,10 +139,6 @@ def settings_of(modules: Mapping[str, Factors]) -> dict[str, Any]:
         "use_rslora": False,
         "bias": "none",
     }
-
-
-def _plain(alpha: float) -> float:
-    return int(alpha) if alpha == int(alpha) else alpha
 
 
 def _anchored(name: str) -> str:
@@ -195,8 +192,7 @@ def diffusers_file(bundle: LoraBundle) -> Layout:
     for component, modules in {"transformer": bundle.modules, **bundle.text_encoders}.items():
         if modules:
             tensors |= tensors_of(modules, f"{component}.", "diffusers")
-            own = settings_of(modules)
-            settings |= {f"{component}.{key}": value for key, value in own.items()}
+            settings |= {f"{component}.{key}": value for key, value in settings_of(modules).items()}
     metadata = kept_metadata(bundle.metadata)
     metadata[HEADER_KEY] = json.dumps(settings, sort_keys=True)
     return Layout(tensors, metadata)

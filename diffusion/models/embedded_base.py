@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from core_gates.errors import GatesError
-from diffusion.models.text_encoders import TextEncoder, TextStates
+from diffusion.models.text_encoders import TextEncoder, TextStates, text_encoder
 from harness.files.atomic import write_json
 
 
@@ -97,8 +97,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         kept = vectors[:, -latent_channels:].flip(1).T
         signs = kept.gather(1, kept.abs().argmax(1, keepdim=True)).sign()
         scale = float(values[-latent_channels:].mean().rsqrt())
-        blocks = (1,) * stride.bit_length()
-        made = cls(stride, latent_channels, scale, 0.0, blocks)
+        made = cls(stride, latent_channels, scale, 0.0, (1,) * stride.bit_length())
         made.mean.data = mean.float()
         made.components.data = (kept * signs).float()
         return made
@@ -189,6 +188,16 @@ class EmbeddedBase:
     def pipeline(self) -> Any:
         """Return the unmodified pipeline of diffusers with these parts."""
         return pipeline_of(self.transformer, self.vae)
+
+    def encoder(self) -> TextEncoder:
+        """Return its text encoder.
+
+        Raises:
+            GatesError: A package is missing, or holds another text encoder.
+        """
+        found = text_encoder(self.text_encoder["name"])
+        self.check_text_encoder(found)
+        return found
 
     def check_text_encoder(self, found: TextEncoder) -> None:
         """Refuse a text encoder that the base was not trained with.

@@ -40,8 +40,7 @@ def logit_normal(count: int, device: torch.device | None = None) -> Tensor:
 
 def noised(latents: Tensor, t: Tensor, noise: Tensor) -> Noised:
     """Return latents (B, C, h, w) at times (B,) on the way to noise of their shape."""
-    at = t.view(-1, 1, 1, 1)
-    return Noised(torch.lerp(latents, noise, at), t, noise - latents)
+    return Noised(torch.lerp(latents, noise, t.view(-1, 1, 1, 1)), t, noise - latents)
 
 
 def packed(latents: Tensor) -> Tensor:
@@ -218,12 +217,9 @@ class FlowMatchingModule(L.LightningModule):
     def training_step(self, batch: LatentBatch, batch_index: int) -> Tensor:
         """Return the loss of a batch, at logit-normal times."""
         del batch_index
-        text, count = batch.text, len(batch.latents)
+        count = len(batch.latents)
         dropped = torch.rand(count, device=self.device) < self.caption_dropout
-        text = TextStates(
-            torch.where(dropped.view(-1, 1, 1), self.empty.tokens.to(text.tokens), text.tokens),
-            torch.where(dropped.view(-1, 1), self.empty.pooled.to(text.pooled), text.pooled),
-        )
+        text = batch.text.where(dropped, self.empty)
         at = noised(
             batch.latents, logit_normal(count, self.device), torch.randn_like(batch.latents)
         )
@@ -234,7 +230,7 @@ class FlowMatchingModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW and a learning rate that rises, then falls linearly to 0."""
         optimizer = torch.optim.AdamW(
-            list(self._trained()),
+            [parameter for parameter in self.parameters() if parameter.requires_grad],
             self.learning_rate,
             betas=self.betas,
             weight_decay=self.weight_decay,
@@ -246,9 +242,6 @@ class FlowMatchingModule(L.LightningModule):
 
         schedule = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    def _trained(self) -> Iterator[nn.Parameter]:
-        return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
 
 NAME = "trained"
@@ -329,7 +322,6 @@ def bundle_of(
     for name, down in factors.items():
         if name.endswith(DOWN):
             layer = name.removesuffix(DOWN)
-            up = factors[f"{layer}{UP}"]
-            rounded = [t.detach().cpu().to(dtype).float() for t in (down, up)]
+            rounded = [t.detach().cpu().to(dtype).float() for t in (down, factors[f"{layer}{UP}"])]
             modules[layer] = Factors(rounded[0], rounded[1])
     return LoraBundle(family, modules, metadata=dict(metadata), storage=dtype)

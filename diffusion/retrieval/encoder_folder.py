@@ -20,7 +20,7 @@ from diffusion.lora_file import (
     LoraFileError,
     SafetensorsFile,
 )
-from diffusion.lora_file.container import clean, listed, parse_json
+from diffusion.lora_file.container import clean, label, listed, parse_json
 from diffusion.retrieval.encoder import LoraWeightEncoder, collate
 from diffusion.retrieval.encoder_config import EncoderConfig, family_of, fit, refusal_of
 from harness.files.atomic import replacing, write_json
@@ -147,7 +147,7 @@ def load_encoder(folder: str | Path, *, text_fingerprint: str | None = None) -> 
     text = str(settings.get("text_encoder") or "")
     if text_fingerprint is not None and text != text_fingerprint:
         raise LoraFileError(
-            f"{_label(folder)} was trained with the text encoder {clean(text, 40) or 'unknown'}, "
+            f"{label(folder)} was trained with the text encoder {clean(text, 40) or 'unknown'}, "
             f"found {text_fingerprint}: use that one, or train the retriever again"
         )
     return TrainedEncoder(_filled(config, SafetensorsFile(folder / WEIGHTS)), text)
@@ -255,22 +255,18 @@ def _settings(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > LARGEST_SETTINGS:
-            raise ContainerError(f"{_label(path)} is too large to be the settings of an encoder")
-        settings = parse_json(path.read_bytes(), _label(path))
+            raise ContainerError(f"{label(path)} is too large to be the settings of an encoder")
+        settings = parse_json(path.read_bytes(), label(path))
     except OSError as error:
         raise LoraFileError(
-            f"{_label(path)} cannot be read: {error.strerror}; give a folder that an encoder was "
+            f"{label(path)} cannot be read: {error.strerror}; give a folder that an encoder was "
             "saved in"
         ) from error
     if settings.get("format") != FORMAT:
         raise LoraFileError(
-            f"{_label(path)} is not of format {FORMAT} of encoders: use the version that wrote it"
+            f"{label(path)} is not of format {FORMAT} of encoders: use the version that wrote it"
         )
     return settings
-
-
-def _label(path: Path) -> str:
-    return clean(str(path), 200)
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -44,8 +44,7 @@ def positives(adapters: Tensor, concepts: Tensor, own: slice) -> Tensor:
     Returns:
         Boolean (n, m).
     """
-    same = adapters[own, None] == adapters
-    return same | (concepts[own, None] == concepts)
+    return (adapters[own, None] == adapters) | (concepts[own, None] == concepts)
 
 
 class ContrastiveLoss(nn.Module):
@@ -178,8 +177,7 @@ class LoraRetriever(L.LightningModule):
 
     def validation_step(self, pairs: Pairs, _: int) -> None:
         """Encode some adapters of validation."""
-        vectors = self(pairs).float()
-        self._validated.append((vectors, pairs.text, pairs.numbers[pairs.owners]))
+        self._validated.append((self(pairs).float(), pairs.text, pairs.numbers[pairs.owners]))
 
     def on_validation_epoch_end(self) -> None:
         """Search all adapters of validation by each of their captions."""
@@ -199,11 +197,9 @@ class LoraRetriever(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW, and a learning rate that rises linearly and falls along a cosine."""
         named = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
-        decayed = [p for _, p in named if p.ndim == 2]
-        others = [p for _, p in named if p.ndim != 2]
         groups: list[dict[str, Any]] = [
-            {"params": decayed},
-            {"params": others, "weight_decay": 0.0},
+            {"params": [p for _, p in named if p.ndim == 2]},
+            {"params": [p for _, p in named if p.ndim != 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
         steps = self._all_steps()
@@ -212,8 +208,7 @@ class LoraRetriever(L.LightningModule):
         def factor(step: int) -> float:
             if step < rising:
                 return (step + 1) / rising
-            done = min(1.0, (step - rising) / max(1, steps - rising))
-            return (1 + math.cos(math.pi * done)) / 2
+            return (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising)))) / 2
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]

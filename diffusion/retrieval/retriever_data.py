@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -12,23 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 from core_gates.collectives import num_ranks, rank_in
 from core_gates.errors import check_at_least, check_fraction
 from diffusion.data.published_table import Example
+from diffusion.library import TextEncoder
 from diffusion.lora_file.container import LoraFileError, clean
 from diffusion.lora_file.family import Placed
 from diffusion.retrieval.encoder import AdapterBatch, collate
 from diffusion.retrieval.encoder_config import EncoderConfig, modules_of, refusal_of
 
 AT_A_TIME = 256
-
-
-class TextEncoder(Protocol):
-    """A frozen encoder of texts, whose space adapters are put into."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Digits that decide whether two encoders give the same vectors."""
-
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """Return vectors of unit length (n, text_dim)."""
 
 
 class Captions:
@@ -234,8 +224,9 @@ class Adapters(Dataset[Pairs]):
         if not examples:
             raise LoraFileError("there is no adapter to train from: give at least two")
         self.examples, self.modules = list(examples), modules_of(config.shape, config.types)
-        for number, example in enumerate(examples):
-            _check(example, config, f"adapter {number + 1}")
+        for number, example in enumerate(examples, 1):
+            if reason := refusal_of(example.bundle, config):
+                raise LoraFileError(f"adapter {number} ({example.concept}): {reason}")
         self.captions = Captions(examples, encoder)
         concepts = list(dict.fromkeys(example.concept for example in examples))
         self.concepts = torch.tensor([concepts.index(example.concept) for example in examples])
@@ -254,8 +245,7 @@ class Adapters(Dataset[Pairs]):
         size = len(whole) // num_ranks()
         part = slice(rank_in() * size, (rank_in() + 1) * size)
         index, text = whole[part], self.captions.draw(whole)[part]
-        own = torch.arange(len(index))
-        return Pairs(self.batch(index), text, index, self.concepts[index], own)
+        return Pairs(self.batch(index), text, index, self.concepts[index], torch.arange(len(index)))
 
     def batch(self, index: Tensor) -> AdapterBatch:
         """Return some adapters."""
@@ -398,14 +388,3 @@ class RetrieverData(L.LightningDataModule):
         assert self.validation is not None
         size = len(self.validation) if self.in_memory else self.batch_size or 1
         return DataLoader(_Parts(self.validation, size), batch_size=None)
-
-
-def _check(example: Example, config: EncoderConfig, label: str) -> None:
-    """Refuse an adapter that the encoder cannot read.
-
-    Raises:
-        LoraFileError: It does not fit.
-    """
-    reason = refusal_of(example.bundle, config)
-    if reason:
-        raise LoraFileError(f"{label} ({example.concept}): {reason}")

@@ -132,8 +132,7 @@ class KLora(Weighing):
         super()._attach()
         self._handles.append(self.model.register_forward_pre_hook(self._begin))
         for site, layer in self.layers.items():
-            hook = partial(self._choose, site)
-            self._handles.append(layer.register_forward_pre_hook(hook))
+            self._handles.append(layer.register_forward_pre_hook(partial(self._choose, site)))
 
     def _begin(self, _model: nn.Module, _args: tuple[Any, ...]) -> None:
         self._calls = 0
@@ -163,7 +162,6 @@ def _sums(factors: Factors, wanted: int) -> Entries:
         rows = factors.rows(start, min(start + ROWS, factors.out_features))
         entries = rows.delta_weight().abs().flatten()
         total += float(entries.double().sum())
-        best = entries.topk(min(wanted, len(entries))).values.double().cpu()
-        top = torch.cat([top, best])
+        top = torch.cat([top, entries.topk(min(wanted, len(entries))).values.double().cpu()])
         top = top.topk(min(wanted, len(top))).values
     return Entries(float(top.sum()), total, factors.out_features * factors.in_features)

@@ -21,6 +21,7 @@ from diffusion.fusion.protocol import (
     plain_factors,
     refuse_misfits,
     stacked,
+    with_strengths,
 )
 from diffusion.lora_file import Factors, LoraBundle, shrink
 
@@ -71,8 +72,7 @@ def _drop(tensor: Tensor, density: float, generator: torch.Generator) -> Tensor:
     if density >= 1:
         return tensor
     chances = torch.full(tensor.shape, density, dtype=tensor.dtype)
-    mask = torch.bernoulli(chances, generator=generator).to(tensor.device)
-    return tensor * mask / density
+    return tensor * torch.bernoulli(chances, generator=generator).to(tensor.device) / density
 
 
 def truncate(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -271,14 +271,7 @@ class Merged(Attachable, nn.Module):
         Raises:
             GatesError: There is no adapter of a name, or a strength is not finite.
         """
-        if unknown := sorted(strengths.keys() - self.adapters.keys()):
-            raise GatesError(
-                f"no adapter is named {unknown[0]!r}; there are {', '.join(self.adapters)}"
-            )
-        found = self.strengths | {name: float(value) for name, value in strengths.items()}
-        if not torch.tensor(list(found.values())).isfinite().all():
-            raise GatesError(f"strengths {dict(strengths)} must be finite numbers")
-        self._use(self.adapters, found)
+        self._use(self.adapters, with_strengths(self.strengths, strengths))
 
     def at(self, step: int, steps: int) -> None:
         """Nothing changes from one step to the next."""

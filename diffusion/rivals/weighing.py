@@ -147,8 +147,7 @@ class Composite(Weighing):
     def _attach(self) -> None:
         super()._attach()
         before = self.model.register_forward_pre_hook(self._begin)
-        after = self.model.register_forward_hook(self._average, with_kwargs=True)
-        self._handles += [before, after]
+        self._handles += [before, self.model.register_forward_hook(self._average, with_kwargs=True)]
 
     def _begin(self, _model: nn.Module, _args: tuple[Any, ...]) -> None:
         self._alone(next(iter(self.on), None))

@@ -102,6 +102,16 @@ def owners(ranks: Sequence[int]) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(ranks)), torch.tensor(ranks))
 
 
+def refuse_magnitudes(adapters: Mapping[str, LoraBundle]) -> None:
+    """Refuse DoRA adapters, which do more than their factors.
+
+    Raises:
+        GatesError: There is one, or sizes of a layer differ.
+    """
+    for module in modules_of(adapters):
+        plain_factors(adapters, module)
+
+
 TEXT = (
     "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out", "ff_context.",
     "norm1_context.", "context_embedder",
@@ -127,8 +137,7 @@ class TokenWeightedLora(GatedLoraLinear):
         adapters: Sequence[LowRank],
         scalings: Callable[[Tensor], Tensor | None],
     ) -> None:
-        out_features = cast(int, base.out_features)
-        super().__init__(base, adapters, gate=OpenGate(out_features))
+        super().__init__(base, adapters, gate=OpenGate(cast(int, base.out_features)))
         self.scalings = scalings
 
     def set_adapters(self, adapters: Sequence[LowRank]) -> None:
@@ -189,7 +198,7 @@ class XLora(Weighing):
         weight: float = 1.0,
         **options: Any,
     ) -> None:
-        _refuse_magnitudes(adapters)
+        refuse_magnitudes(adapters)
         super().__init__(model, adapters)
         if state not in dict(model.named_modules()):
             raise GatesError(
@@ -222,7 +231,7 @@ class XLora(Weighing):
                 f"the classifier is for {self.classifier.adapters} adapters, found {len(adapters)}:"
                 " train another"
             )
-        _refuse_magnitudes(adapters)
+        refuse_magnitudes(adapters)
         unknown = sorted(set(modules_of(adapters)) - self._numbers.keys())
         if self.classifier.layerwise and unknown:
             raise GatesError(f"the classifier has no scalings for {listed(unknown)}: train another")
@@ -253,8 +262,7 @@ class XLora(Weighing):
             handle.remove()
         hidden = found[-1]
         hidden = hidden.unsqueeze(1) if hidden.ndim == 2 else hidden
-        dtype = next(self.classifier.parameters()).dtype
-        self.scalings = self.classifier(hidden.to(dtype))
+        self.scalings = self.classifier(hidden.to(next(self.classifier.parameters()).dtype))
 
     def _of_tokens(self, site: str, x: Tensor) -> Tensor | None:
         """Return what the tokens of the input of a layer take of each adapter (B, N or 1, K)."""
@@ -268,9 +276,3 @@ class XLora(Weighing):
         if tokens < images or any(part in site for part in TEXT):
             return mean
         return torch.cat([mean.expand(-1, tokens - images, -1), own], 1)
-
-
-def _refuse_magnitudes(adapters: Mapping[str, LoraBundle]) -> None:
-    """Refuse DoRA adapters, which do more than their factors."""
-    for module in modules_of(adapters):
-        plain_factors(adapters, module)

@@ -17,7 +17,7 @@ from diffusion.lora_file.family import Placed
 from diffusion.models.flow_matching import Noised, flow_matching_losses, noised, velocity
 from diffusion.models.text_encoders import TextStates
 from diffusion.rivals.weighing import Sum, Weighing
-from diffusion.rivals.x_lora import owners
+from diffusion.rivals.x_lora import owners, refuse_magnitudes
 
 
 class ColumnWeightedLora(GatedLoraLinear):
@@ -46,10 +46,8 @@ class ColumnWeightedLora(GatedLoraLinear):
 
     def _hidden(self, x: Tensor, ranks: Sequence[int]) -> Tensor:
         columns = self._columns[0][self.owners].to(x.device, x.dtype)
-        given = owners(ranks)
-        strengths = self.strengths.to(x.device, x.dtype)[given]
-        down = self.down.to(x.device, x.dtype)
-        return F.linear(x, down * columns) * strengths
+        strengths = self.strengths.to(x.device, x.dtype)[owners(ranks)]
+        return F.linear(x, self.down.to(x.device, x.dtype) * columns) * strengths
 
 
 class ZipLora(Weighing):
@@ -74,8 +72,7 @@ class ZipLora(Weighing):
     def __init__(self, model: nn.Module, adapters: Mapping[str, LoraBundle]) -> None:
         _refuse_others(adapters)
         super().__init__(model, adapters)
-        for module in modules_of(adapters):
-            plain_factors(adapters, module)
+        refuse_magnitudes(adapters)
         self.columns = nn.ParameterDict(
             {
                 site.name.replace(".", DOT): nn.Parameter(torch.ones(2, site.in_features))

@@ -143,11 +143,10 @@ def recall(world: World) -> tuple[list[Row], list[Bar]]:
     drawings = images_of(world.drawings, np.arange(len(world.drawings)))
     own = drawings[wanted]
     ceiling = world.base.vae.decode(world.base.vae.encode(own), return_dict=False)[0].clamp(-1, 1)
-    blank = drawings.mean(0, keepdim=True).expand(len(own), -1, -1, -1)
     found = {
         "base": images.float() / 127.5 - 1,
         "autoencoder alone": ceiling,
-        "mean drawing": blank,
+        "mean drawing": drawings.mean(0, keepdim=True).expand(len(own), -1, -1, -1),
     }
     rows: list[Row] = []
     ranks = {name: ranks_of(made, drawings, wanted).numpy() for name, made in found.items()}

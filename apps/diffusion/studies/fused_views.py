@@ -24,10 +24,8 @@ from diffusion.lora_file import load_lora
 from diffusion.models.flow_matching import velocity
 from diffusion.models.text_encoders import TextStates
 from harness.evidence import Resamples, Row, compare, moments
-from harness.experiment import Arrays, Piece, Run
+from harness.experiment import Arrays, Piece, Run, SettingsDiffer, Store, Work
 from harness.experiment.record import read_record
-from harness.experiment.store import SettingsDiffer, Store
-from harness.experiment.work import Work
 from harness.files import remove
 from harness.runs.cost import interleaved_seconds, peak_bytes
 

@@ -31,8 +31,7 @@ from apps.diffusion.works.combined_losses import (
 from apps.diffusion.works.trained_gates import GatesForm, combinations, is_gated, train_gates
 from apps.diffusion.world import World
 from harness.evidence import Bar, Row, compare, moments
-from harness.experiment import Arrays, Piece, Run
-from harness.experiment.tuning import Choice
+from harness.experiment import Arrays, Choice, Piece, Run
 from harness.files import Data
 
 TRIALS = 12
@@ -228,7 +227,6 @@ class Fused:
 
     def piece(self, method: Method, group: str, seed: int | None, **changes: Any) -> Piece:
         """Return the piece that a figure of a method on the test drawings of a group is."""
-        settings = {"part": "test", "times": TIMES, "most": MOST, **changes}
         return self.run.piece(
             method.name,
             seed,
@@ -238,7 +236,7 @@ class Fused:
             group=group,
             start=self.start,
             trained=None if seed is None else method.trained[seed].name,
-            **settings,
+            **{"part": "test", "times": TIMES, "most": MOST, **changes},
         )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from core_gates.errors import GatesError
 from diffusion.data.concepts import Combination, rows_of, style, subject
 from diffusion.evaluation.fusion_losses import LinearDenoiser, fixed_draws, fixed_losses
 from diffusion.fusion.fusion_tasks import FusionTask
+from diffusion.fusion.gate_file import load_trained
 from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.protocol import Fusion
 from diffusion.lora_file import LoraBundle, load_lora
@@ -97,10 +98,8 @@ def fusion_of(
         strengths[names[0]] = float(settings[FIRST])
         made.set_strengths(strengths)
     if trained is not None:
-        from safetensors.torch import load_file
-
         made.load_state_dict(  # type: ignore[attr-defined]
-            {name: value.float() for name, value in load_file(trained / FILE).items()}
+            {name: value.float() for name, value in load_trained(trained / FILE).items()}
         )
     return made
 
@@ -111,8 +110,7 @@ def observe(bench: Bench, task: FusionTask) -> None:
     draw = torch.Generator().manual_seed(0)
     for step in range(TIMES):
         t = torch.full((len(task.latents),), (step + 0.5) / TIMES)
-        noise = torch.randn(task.latents.shape, generator=draw)
-        at = noised(task.latents, t, noise)
+        at = noised(task.latents, t, torch.randn(task.latents.shape, generator=draw))
         velocity(bench.base.transformer, at.x, at.t, task.text)
 
 
@@ -129,6 +127,25 @@ def observed_by(
         captions = [one.caption(str(text)) for text in bench.drawings.captions[rows]]
         found.append(FusionTask(one.adapters, latents, bench.text.encode(captions)))
     return found
+
+
+def fused(
+    piece: Piece, bench: Bench, files: Mapping[str, Path], trained: Mapping[str, Path]
+) -> Iterator[tuple[Combination, Fusion | None]]:
+    """Yield each combination of the group of a piece with its adapters, under its method.
+
+    Args:
+        piece: Its method with ``settings`` and ``group``.
+        bench: Base and drawings.
+        files: Concept -> LoRA file.
+        trained: Name of a piece -> folder of what was trained for it.
+    """
+    group, folder = combinations(piece["group"]), trained.get(piece.name)
+    library = {name: load_lora(file) for name, file in files.items()}
+    for one, observed in zip(group, observed_by(piece, bench, group), strict=True):
+        adapters = {name: library[name] for name in one.adapters}
+        settings = piece["settings"]
+        yield one, fusion_of(bench, piece["rival"], settings, adapters, folder, observed)
 
 
 def note_trained(job: Job, folder: Path | None) -> None:
@@ -165,19 +182,9 @@ def losses(
     bench = Bench.load(base_folder, drawings_folder)
     group = combinations(piece["group"])
     tasks = bench.tasks(group, piece["part"], piece["most"])
-    observed = observed_by(piece, bench, group)
-    library = {name: load_lora(file) for name, file in files.items()}
     found = torch.full((len(group), piece["most"]), torch.nan)
-    for place, (one, task) in enumerate(zip(group, tasks, strict=True)):
-        adapters = {name: library[name] for name in one.adapters}
-        fusion = fusion_of(
-            bench,
-            piece["rival"],
-            piece["settings"],
-            adapters,
-            trained.get(piece.name),
-            observed[place],
-        )
+    for place, (one, fusion) in enumerate(fused(piece, bench, files, trained)):
+        task = tasks[place]
         found[place, : len(task.latents)] = fixed_losses(
             bench.base.transformer,
             fusion,
@@ -202,14 +209,13 @@ def trial(
 
     A setting that a rival refuses, as beyond the end of a range, has none.
     """
-    settings = {name: piece[name] for name in piece["tuned"]}
     asked = Piece(
         piece.method,
         piece.seed,
         None,
         {
             "rival": piece.method,
-            "settings": settings,
+            "settings": {name: piece[name] for name in piece["tuned"]},
             "group": "tried",
             "part": "gate",
             "times": piece.get("times", TRIED_TIMES),

@@ -14,12 +14,11 @@ from apps.diffusion.works.combined_losses import (
     MOST,
     RUN,
     TIMES,
-    fusion_of,
+    fused,
     note_trained,
-    observed_by,
     seed_of,
 )
-from apps.diffusion.works.trained_gates import Bench, combinations
+from apps.diffusion.works.trained_gates import Bench
 from apps.diffusion.works.zoo import images_of
 from diffusion.data.concepts import (
     SUBJECTS,
@@ -38,7 +37,6 @@ from diffusion.evaluation.judge import OTHER, PLAIN, Judge, Judged, JudgedDataMo
 from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.lora_file import load_lora
 from diffusion.models.embedded_base import EmbeddedBase
-from diffusion.models.text_encoders import text_encoder
 from diffusion.rivals.registry import make_rival
 from harness.experiment import Job, Piece
 
@@ -54,8 +52,7 @@ def make_images(
         ``images`` (N, 3, H, W) uint8.
     """
     base = EmbeddedBase.load(base_folder)
-    text = text_encoder(base.text_encoder["name"])
-    base.check_text_encoder(text)
+    text = base.encoder()
     states, empty = text.encode(piece["captions"]), text.encode([""])
     file = adapters.get(piece.method)
     fusion = nullcontext() if file is None else GatedFusion(
@@ -64,9 +61,8 @@ def make_images(
     found = []
     with fusion:
         for start in range(0, len(piece["captions"]), BATCH):
-            rows = slice(start, start + BATCH)
             images = base.images(
-                states.of(rows),
+                states.of(slice(start, start + BATCH)),
                 empty,
                 seeds=range(start, min(start + BATCH, len(piece["captions"]))),
                 steps=piece["steps"],
@@ -101,21 +97,11 @@ def fused_images(
     """
     note_trained(job, trained.get(piece.name))
     bench = Bench.load(base_folder, drawings_folder)
-    group, empty = combinations(piece["group"]), bench.empty()
-    library = {name: load_lora(file) for name, file in files.items()}
+    empty = bench.empty()
     made, true, places = [], [], []
-    observed = observed_by(piece, bench, group)
-    for place, one in enumerate(group):
+    for place, (one, fusion) in enumerate(fused(piece, bench, files, trained)):
         rows = rows_of(bench.drawings, subject(one.subject), piece["part"])[: piece["most"]]
         states = bench.text.encode([one.caption(str(c)) for c in bench.drawings.captions[rows]])
-        fusion = fusion_of(
-            bench,
-            piece["rival"],
-            piece["settings"],
-            {name: library[name] for name in one.adapters},
-            trained.get(piece.name),
-            observed[place],
-        )
         with nullcontext() if fusion is None else fusion:
             images = bench.base.images(
                 states,
@@ -210,30 +196,24 @@ def retained(
     """
     note_trained(job, trained.get(piece.name))
     bench = Bench.load(base_folder, drawings_folder)
-    group, model = combinations(piece["group"]), bench.base.transformer
-    library = {name: load_lora(file) for name, file in files.items()}
-    observed = observed_by(piece, bench, group)
-    found = torch.empty(len(group), 2)
-    for place, one in enumerate(group):
-        adapters = {name: library[name] for name in one.adapters}
-        fusion = fusion_of(
-            bench, piece["rival"], piece["settings"], adapters, trained.get(piece.name),
-            observed[place],
-        )  # fmt: skip
-        for number, concept in enumerate((subject(one.subject), style(one.styles[0]))):
+    model, found = bench.base.transformer, []
+    for one, fusion in fused(piece, bench, files, trained):
+        ratios = []
+        for concept in (subject(one.subject), style(one.styles[0])):
             rows = rows_of(bench.drawings, concept, "test")[:MOST]
             styles = styles_of(concept)
             latents = bench.base.latents(images_of(bench.drawings, rows, styles))
             text = bench.text.encode(
                 [caption_of(str(caption), styles) for caption in bench.drawings.captions[rows]]
             )
-            alone = make_rival("sum", model, {concept.name: library[concept.name]})
-            own, fused = (
+            alone = make_rival("sum", model, {concept.name: load_lora(files[concept.name])})
+            own, both = (
                 fixed_losses(
                     model, way, latents, text, steps=TIMES, run=RUN, seed=seed_of(one.name)
                 )
                 for way in (alone, fusion)
             )
-            found[place, number] = (fused.mean() / own.mean()).log()
+            ratios.append((both.mean() / own.mean()).log())
+        found.append(torch.stack(ratios))
         job.tick()
-    return {"ratios": found}
+    return {"ratios": torch.stack(found)}

@@ -118,14 +118,13 @@ def train_own_encoder(
     text = text_encoder(text_name)
     training, validation = split_table(csv, piece["held_out"], load=reader_of(shape))
     config = config_of(piece, shape, training, text.dim)
-    epoch = min(piece["steps"], STEPS_PER_EPOCH)
     data = RetrieverData(
         training,
         config,
         text,
         validation=validation,
         batch_size=piece.get("batch_size"),
-        steps_per_epoch=epoch,
+        steps_per_epoch=min(piece["steps"], STEPS_PER_EPOCH),
         in_memory=bool(piece.get("in_memory", True)),
     )
     job.note(adapters=len(training), validated=len(validation))

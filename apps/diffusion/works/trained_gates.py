@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Self
 
 import lightning as L
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from apps.diffusion.options import ONE, Machine
@@ -28,7 +27,7 @@ from diffusion.data.drawings import Drawings
 from diffusion.data.published_table import inside
 from diffusion.fusion.fusion_module import FusionModule, strategy_of
 from diffusion.fusion.fusion_tasks import FusionTask, PairDataModule, Shown, read_shown, tasks_of
-from diffusion.fusion.gate_file import global_lora
+from diffusion.fusion.gate_file import gate_tensors, global_lora, load_trained, save_trained
 from diffusion.fusion.gated_fusion import GatedFusion
 from diffusion.fusion.protocol import linear_sizes
 from diffusion.lora_file import LoraBundle, load_lora
@@ -62,9 +61,7 @@ class Bench(NamedTuple):
     def load(cls, base_folder: Path, drawings_folder: str | None) -> Self:
         """Read the base and the drawings."""
         base = EmbeddedBase.load(base_folder)
-        text = text_encoder(base.text_encoder["name"])
-        base.check_text_encoder(text)
-        return cls(Drawings.load(drawings_folder), base, text)
+        return cls(Drawings.load(drawings_folder), base, base.encoder())
 
     def tasks(self, combinations: Sequence[Combination], part: Part, most: int) -> list[FusionTask]:
         """Return tasks of combinations, with at most so many drawings of a part each."""
@@ -172,7 +169,7 @@ class GatesForm:
 
     def save(self, folder: Path, result: Mapping[str, torch.Tensor]) -> None:
         """Write it."""
-        save_file({n: t.detach().bfloat16().contiguous() for n, t in result.items()}, folder / FILE)
+        save_trained(folder / FILE, result)
 
     def load(self, folder: Path) -> dict[str, torch.Tensor]:
         """Read it.
@@ -180,10 +177,7 @@ class GatesForm:
         Raises:
             GatesError: It is missing or damaged.
         """
-        try:
-            return load_file(folder / FILE)
-        except Exception as error:
-            raise GatesError(f"{folder / FILE} is missing or damaged: train it again") from error
+        return load_trained(folder / FILE)
 
 
 def is_gated(settings: Mapping[str, Any]) -> bool:
@@ -206,14 +200,6 @@ def untrained(
             options["initialization"] = begin
         return GatedFusion(model, adapters, everywhere=True, room=room, **options)
     return make_rival(piece.method, model, adapters)
-
-
-def trained_parameters(fusion: nn.Module, piece: Piece, folder: Path) -> dict[str, torch.Tensor]:
-    """Return what was trained, by the names of its file."""
-    if is_gated(piece.settings):
-        assert isinstance(fusion, GatedFusion)
-        return load_file(fusion.save_gates(folder / "made.safetensors"))
-    return dict(fusion.state_dict())
 
 
 def train_gates(
@@ -282,8 +268,7 @@ def fitted(
     rank = piece.get("global_rank")
     first = with_common({name: library[name] for name in tasks[0].adapters}, rank)
     widest = max(max(bundle.ranks().values()) for bundle in library.values())
-    most = max(len(task.adapters) for task in tasks)
-    room = Room(most + bool(rank), max(widest, rank or 0))
+    room = Room(max(len(task.adapters) for task in tasks) + bool(rank), max(widest, rank or 0))
     fusion = untrained(piece, model, first, room)
     module = FusionModule(
         fusion,
@@ -310,4 +295,5 @@ def fitted(
     if machine.processes > 1:
         options["strategy"] = strategy_of(machine.strategy, machine.processes)
     job.fit(module, data, ticks="steps", max_steps=piece["steps"], precision=precision, **options)
-    return trained_parameters(fusion, piece, job.folder)
+    gated = is_gated(piece.settings)
+    return gate_tensors(fusion.gate_states()) if gated else dict(fusion.state_dict())

@@ -26,7 +26,7 @@ from diffusion.models.flow_matching import (
 )
 from diffusion.models.pipelines import EmbeddedCodec, latents_of, load_codec
 from diffusion.models.text_encoders import text_encoder
-from harness.experiment import Job, Piece
+from harness.experiment import Job, Piece, Run
 from harness.files.digest import sha256
 
 
@@ -48,6 +48,24 @@ class BaseForm:
     def load(self, folder: Path) -> EmbeddedBase:
         """Read it."""
         return EmbeddedBase.load(folder)
+
+
+BASE: dict[str, Any] = {
+    "shape": "tiny",
+    "steps": 8000,
+    "batch_size": 64,
+    "learning_rate": 1.5e-3,
+    "text_encoder": "minilm",
+}
+"""How the shipped base was trained."""
+
+
+def base_piece(run: Run, seed: int, drawings: Drawings, **changes: Any) -> Piece:
+    """Return the piece that an embedded base is."""
+    settings = BASE | changes
+    found = text_encoder(settings["text_encoder"]).fingerprint
+    settings |= {"text_encoder.fingerprint": found, "data": drawings.digest}
+    return run.piece("base", seed, **settings)
 
 
 def train_base(piece: Piece, job: Job, drawings_folder: str | None = None) -> EmbeddedBase:
@@ -128,8 +146,7 @@ def train_adapter(
     """Train the adapter of a concept of the zoo."""
     L.seed_everything(piece.seed, verbose=False)
     drawings, base = Drawings.load(drawings_folder), EmbeddedBase.load(base_folder)
-    encoder = text_encoder(base.text_encoder["name"])
-    base.check_text_encoder(encoder)
+    encoder = base.encoder()
     concept = next(one for one in concepts() if one.name == piece.method)
     rows, styles = rows_of(drawings, concept, "adapter"), styles_of(concept)
     captions = [caption_of(str(caption), styles) for caption in drawings.captions[rows]]
